@@ -1,0 +1,190 @@
+"""MessagePack bytes to and from the structs in ``messages``.
+
+Untrusted bytes enter through the functions named ``decode_untrusted_…``; they raise :class:`RemoteProtocolError`
+and nothing else. The encoders raise :class:`ValueUnsupported` for values that the wire can't carry.
+
+A tensor inside a reading's value is MessagePack extension 1 whose payload is the array ``[dtype, shape, data]``.
+"""
+
+from math import prod
+from typing import Any, TypeVar
+
+import msgspec
+
+from protocols import limits
+from protocols.errors import InvalidName, RemoteProtocolError, UnknownFrame, ValueUnsupported
+from protocols.ids import node_id
+from protocols.messages import Batch, Hello, InferAnswer, InferRequest, NodeFrame, Reading, RelayFrame, Tensor
+
+_T = TypeVar("_T")
+
+TENSOR_EXTENSION = 1
+_READINGS_TAG = 6
+KNOWN_TYPES = frozenset((*range(1, 11), 64, 65, 66))
+
+_DTYPES = {
+    "?": "b1", "b": "i1", "B": "u1", "h": "i2", "H": "u2", "i": "i4", "I": "u4", "q": "i8", "Q": "u8",
+    "l": "i8", "L": "u8", "e": "f2", "f": "f4", "d": "f8",
+}  # fmt: skip
+"""Buffer-protocol format characters (``struct`` module) on the platforms in question, all LP64 and little-endian."""
+
+
+def tensor_of(array: Any) -> Tensor:
+    """Describe anything with the buffer protocol (a NumPy array, ``array.array``, bytes) as a tensor, without a copy
+    when it is contiguous.
+
+    :raises ValueUnsupported: for object arrays, other byte orders or other element types.
+    """
+    try:
+        view = memoryview(array)
+    except (TypeError, ValueError, BufferError) as error:
+        raise ValueUnsupported(f"a value of type {type(array).__name__} can't travel: {error}") from error
+    dtype = _DTYPES.get(view.format.lstrip("<@="))
+    if dtype is None or view.format.startswith((">", "!")):
+        raise ValueUnsupported(f"elements of format {view.format!r} can't travel: convert to one of b1 i1…i8 u1…u8 f2 f4 f8")
+    if view.ndim > limits.MAX_TENSOR_DIMENSIONS:
+        raise ValueUnsupported(f"a tensor of {view.ndim} dimensions can't travel: use at most {limits.MAX_TENSOR_DIMENSIONS}")
+    shape = tuple(view.shape or ())
+    if not view.c_contiguous or 0 in shape:
+        return Tensor(dtype, shape, memoryview(view.tobytes()))  # type: ignore[arg-type]
+    return Tensor(dtype, shape, view.cast("B") if view.ndim else memoryview(view.tobytes()))  # type: ignore[arg-type]
+
+
+def _encode_other(value: Any) -> Any:
+    return msgspec.msgpack.Ext(TENSOR_EXTENSION, _encoder.encode(tensor_of(value)))
+
+
+def _decode_extension(code: int, data: memoryview) -> Any:
+    if code != TENSOR_EXTENSION:
+        raise ValueError(f"unknown MessagePack extension {code}")
+    tensor = _tensor_decoder.decode(data)
+    _check_untrusted_tensor(tensor)
+    return tensor
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_other)
+_tensor_decoder = msgspec.msgpack.Decoder(Tensor)
+_node_decoder: msgspec.msgpack.Decoder[NodeFrame] = msgspec.msgpack.Decoder(NodeFrame, ext_hook=_decode_extension)
+_relay_decoder: msgspec.msgpack.Decoder[RelayFrame] = msgspec.msgpack.Decoder(RelayFrame, ext_hook=_decode_extension)
+_reading_decoder = msgspec.msgpack.Decoder(Reading, ext_hook=_decode_extension)
+
+
+# --- encoding ------------------------------------------------------------------------------------------------------
+def encode_frame(frame: NodeFrame | RelayFrame) -> bytes:
+    """One frame as bytes.
+
+    :raises ValueUnsupported: when a value in it can't travel, or the frame is larger than ``MAX_FRAME_BYTES``.
+    """
+    return _bounded(_encode(frame))
+
+
+def encode_reading(reading: Reading) -> bytes:
+    """One reading as it stands inside a frame, so that it is encoded once for all neighbours.
+
+    :raises ValueUnsupported: when its value can't travel or is too large.
+    """
+    if type(reading.value) is Tensor:
+        reading = msgspec.structs.replace(
+            reading, value=msgspec.msgpack.Ext(TENSOR_EXTENSION, _encoder.encode(reading.value))
+        )
+    return _bounded(_encode(reading))
+
+
+def frame_of_encoded_readings(encoded: list[bytes]) -> bytes:
+    """The ``Readings`` frame of 1 to ``MAX_READINGS_PER_FRAME`` results of :func:`encode_reading`."""
+    count = len(encoded)
+    head = bytes((0x92, _READINGS_TAG, 0x90 | count)) if count < 16 else bytes((0x92, _READINGS_TAG, 0xDC, 0, count))
+    return head + (encoded[0] if count == 1 else b"".join(encoded))
+
+
+def _encode(value: Any) -> bytes:
+    try:
+        return _encoder.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError, UnicodeEncodeError) as error:
+        raise ValueUnsupported(
+            f"the value can't travel: {error}. Use None, bool, int below 2^64, float, text, bytes, lists, "
+            "dicts with text keys, or arrays"
+        ) from error
+
+
+def _bounded(data: bytes) -> bytes:
+    if len(data) > limits.MAX_FRAME_BYTES - 16:
+        raise ValueUnsupported(f"{len(data)} bytes are too large for a frame of {limits.MAX_FRAME_BYTES}: split or shrink it")
+    return data
+
+
+# --- decoding ------------------------------------------------------------------------------------------------------
+def decode_untrusted_node_frame(data: bytes) -> NodeFrame:
+    """Parse a frame from a neighbour.
+
+    Tensors in the result look into ``data`` and keep it alive.
+
+    :raises UnknownFrame: for a type of a newer minor version.
+    :raises RemoteProtocolError: for anything else that is not a frame.
+    """
+    frame = _decode_untrusted(_node_decoder, data)
+    if type(frame) is Hello:
+        _check_untrusted_id(frame.node)
+    elif type(frame) is InferRequest:
+        for named in frame.inputs:
+            _check_untrusted_tensor(named.tensor)
+    elif type(frame) is InferAnswer:
+        for named in frame.outputs:
+            _check_untrusted_tensor(named.tensor)
+    return frame
+
+
+def decode_untrusted_relay_frame(data: bytes) -> RelayFrame:
+    """Parse a frame between node and relay. :raises RemoteProtocolError: for anything that is not one."""
+    frame = _decode_untrusted(_relay_decoder, data)
+    if type(frame) is Batch:
+        _check_untrusted_id(frame.node)
+        if any(fate.last < fate.first for fate in frame.fates):
+            raise RemoteProtocolError("a fate ends before it begins")
+    return frame
+
+
+def decode_untrusted_reading(data: bytes) -> Reading:
+    """Parse one encoded reading. :raises RemoteProtocolError: for anything that is not one."""
+    return _decode_untrusted(_reading_decoder, data)
+
+
+def _decode_untrusted(decoder: msgspec.msgpack.Decoder[_T], data: bytes) -> _T:
+    if len(data) > limits.MAX_FRAME_BYTES:
+        raise RemoteProtocolError(f"a frame of {len(data)} bytes is larger than {limits.MAX_FRAME_BYTES}")
+    try:
+        return decoder.decode(data)
+    except RecursionError as error:
+        raise RemoteProtocolError("a frame is nested too deeply") from error
+    except (msgspec.DecodeError, ValueError, OverflowError) as error:
+        frame_type = _untrusted_frame_type(data)
+        if frame_type is not None and frame_type not in KNOWN_TYPES:
+            raise UnknownFrame(frame_type) from error
+        raise RemoteProtocolError(f"a frame is malformed: {str(error)[:200]}") from error
+
+
+def _untrusted_frame_type(data: bytes) -> int | None:
+    """The type of a frame whose head is well formed: a fixarray or array 16 and a positive fixint or uint 8."""
+    if not data:
+        return None
+    at = 1 if 0x91 <= data[0] <= 0x9F else 3 if data[0] == 0xDC else 0
+    if not at or len(data) <= at:
+        return None
+    if data[at] < 0x80:
+        return data[at]
+    return data[at + 1] if data[at] == 0xCC and len(data) > at + 1 else None
+
+
+def _check_untrusted_id(text: str) -> None:
+    try:
+        node_id(text)
+    except InvalidName as error:
+        raise RemoteProtocolError(str(error)) from error
+
+
+def _check_untrusted_tensor(tensor: Tensor) -> None:
+    size_bytes = prod(tensor.shape) * int(tensor.dtype[1])
+    if size_bytes != len(tensor.data):
+        raise RemoteProtocolError(
+            f"a tensor of {tensor.dtype} {list(tensor.shape)} has {len(tensor.data)} bytes instead of {size_bytes}"
+        )
