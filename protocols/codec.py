@@ -41,9 +41,13 @@ def tensor_of(array: Any) -> Tensor:
         raise ValueUnsupported(f"a value of type {type(array).__name__} can't travel: {error}") from error
     dtype = _DTYPES.get(view.format.lstrip("<@="))
     if dtype is None or view.format.startswith((">", "!")):
-        raise ValueUnsupported(f"elements of format {view.format!r} can't travel: convert to one of b1 i1…i8 u1…u8 f2 f4 f8")
+        raise ValueUnsupported(
+            f"elements of format {view.format!r} can't travel: convert to one of b1 i1…i8 u1…u8 f2 f4 f8"
+        )
     if view.ndim > limits.MAX_TENSOR_DIMENSIONS:
-        raise ValueUnsupported(f"a tensor of {view.ndim} dimensions can't travel: use at most {limits.MAX_TENSOR_DIMENSIONS}")
+        raise ValueUnsupported(
+            f"a tensor of {view.ndim} dimensions can't travel: use at most {limits.MAX_TENSOR_DIMENSIONS}"
+        )
     shape = tuple(view.shape or ())
     if not view.c_contiguous or 0 in shape:
         return Tensor(dtype, shape, memoryview(view.tobytes()))  # type: ignore[arg-type]
@@ -109,7 +113,9 @@ def _encode(value: Any) -> bytes:
 
 def _bounded(data: bytes) -> bytes:
     if len(data) > limits.MAX_FRAME_BYTES - 16:
-        raise ValueUnsupported(f"{len(data)} bytes are too large for a frame of {limits.MAX_FRAME_BYTES}: split or shrink it")
+        raise ValueUnsupported(
+            f"{len(data)} bytes are too large for a frame of {limits.MAX_FRAME_BYTES}: split or shrink it"
+        )
     return data
 
 

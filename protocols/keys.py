@@ -64,9 +64,7 @@ def matches(expression: str, key: str) -> bool:
             for j in range(1, len(reachable)):
                 reachable[j] = reachable[j] or reachable[j - 1]
         else:
-            reachable = [False] + [
-                reachable[j] and (part == "*" or part == text[j]) for j in range(len(text))
-            ]
+            reachable = [False] + [reachable[j] and (part == "*" or part == text[j]) for j in range(len(text))]
     return reachable[-1]
 
 

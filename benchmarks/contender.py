@@ -1,0 +1,73 @@
+"""What a contender has to offer: the one surface through which all of them are measured.
+
+A contender is a pair of processes, *near* and *far*. The measures run at near; far echoes, counts or computes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from protocols.errors import MeshError
+
+End = Literal["near", "far"]
+ENDS: tuple[End, End] = ("near", "far")
+NAMES = ("ours", "pynng", "zenoh", "ssl")
+PEERS = ("pynng", "zenoh", "ssl")
+
+
+class BenchmarkFailed(MeshError):
+    """A measure has no result: something stalled, was lost or came back wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What one end needs to open: who it is and where its PEM files and the model lie."""
+
+    end: End
+    certificate: Path
+    key: Path
+    authority: Path
+    model: Path
+    state: Path
+    """An own folder of this end, empty at the start."""
+
+    @property
+    def node(self) -> str:
+        """The node id in its certificate."""
+        return f"bench-{self.end}"
+
+
+class Contender(Protocol):
+    """One end of a mutually authenticated TLS 1.3 connection that carries readings and requests both ways.
+
+    Readings of one key arrive in the order they were put. Callbacks run on the receiving thread of the contender.
+    """
+
+    def listen(self, port: int) -> int:
+        """Open; ``port`` is where the far end listens, 0 at the far end itself. Returns the own port, 0 for none."""
+
+    def connect(self, port: int) -> None:
+        """Connect to the other end, which listens on ``port`` (0: it doesn't). May return before it is done."""
+
+    def subscribe(self, key: str, callback: Callable[[Any], None]) -> None:
+        """Call ``callback(reading)`` for readings of ``key``; ``reading.value`` is what was put."""
+
+    def publisher(self, key: str, *, batched: bool) -> Callable[[Any], None]:
+        """A function that puts a value (float, bytes or float32 array) and waits only when the way is full.
+
+        ``batched`` trades latency for throughput where the contender has that choice.
+        """
+
+    def infer(self, array: Any, seconds: float) -> list[int]:
+        """Have ``array`` computed by the far end again and again, one at a time, for ``seconds``.
+
+        Returns for each request its whole duration without the model's own compute time, in nanoseconds.
+        :raises BenchmarkFailed: for a wrong answer or none.
+        """
+
+    def versions(self) -> dict[str, str]:
+        """The libraries at work, by name."""
+
+    def close(self) -> None:
+        """Close in peace."""

@@ -1,0 +1,116 @@
+"""Bare ``ssl`` sockets: one TCP connection each way, blocking calls, frames with a length in front.
+
+Close to what this machine can do from Python: no routing, no queue, no second connection attempt, no idea of who
+else is there. One connection each way, because one TLS object must not be read and written by two threads at once.
+"""
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+
+from benchmarks.contender import Setting
+from benchmarks.peer import Peer
+from protocols.ids import SERVER_NAME
+
+LENGTH_BYTES = 4
+CHUNK_BYTES = 256 * 1024
+"""Read at once; a larger frame is read straight into its own buffer."""
+TIMEOUT_S = 5.0
+
+
+class SslPeer(Peer):
+    """See the module."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._outgoing: ssl.SSLSocket | None = None
+
+    def listen(self, port: int) -> int:
+        """Open the listener and await one connection in a thread."""
+        threading.Thread(target=self._receive, name="receive", daemon=True).start()
+        own: int = self._listener.getsockname()[1]
+        return own
+
+    def connect(self, port: int) -> None:
+        """Connect for sending."""
+        raw = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # the time-out stays for the handshake; sending blocks, as a bare user writes it
+        outgoing = _context(self.setting, ssl.PROTOCOL_TLS_CLIENT).wrap_socket(raw, server_hostname=SERVER_NAME)
+        outgoing.settimeout(None)
+        self._outgoing = outgoing
+
+    def sender(self, *, batched: bool) -> Callable[[bytes], object]:
+        """A frame is a TLS record, or several when it is long."""
+        outgoing = self._outgoing
+        assert outgoing is not None, "connect first"
+
+        def send(frame: bytes) -> None:
+            outgoing.sendall(len(frame).to_bytes(LENGTH_BYTES, "big") + frame)
+
+        return send
+
+    def versions(self) -> dict[str, str]:
+        """Of OpenSSL."""
+        return {"openssl": ssl.OPENSSL_VERSION.split()[1]}
+
+    def close(self) -> None:
+        """Close the sending side and the listener."""
+        self._listener.close()
+        if self._outgoing is not None:
+            self._outgoing.close()
+
+    def _receive(self) -> None:
+        with contextlib.suppress(OSError):
+            raw, _ = self._listener.accept()
+            raw.settimeout(TIMEOUT_S)
+            incoming = _context(self.setting, ssl.PROTOCOL_TLS_SERVER).wrap_socket(raw, server_side=True)
+            incoming.settimeout(None)
+            with incoming:
+                self._read_frames(incoming)
+
+    def _read_frames(self, incoming: ssl.SSLSocket) -> None:
+        handle = self.inbox.receive
+        chunk = memoryview(bytearray(CHUNK_BYTES))
+        start = end = 0
+        while got := incoming.recv_into(chunk[end:]):
+            end += got
+            while end - start >= LENGTH_BYTES:
+                size = int.from_bytes(chunk[start : start + LENGTH_BYTES], "big")
+                start += LENGTH_BYTES
+                if end - start >= size:
+                    handle(chunk[start : start + size])
+                elif size <= CHUNK_BYTES - LENGTH_BYTES:
+                    start -= LENGTH_BYTES
+                    break
+                else:
+                    # a frame of its own memory: whoever receives an array may keep it
+                    frame = memoryview(bytearray(size))
+                    have = end - start
+                    frame[:have] = chunk[start:end]
+                    while have < size:
+                        got = incoming.recv_into(frame[have:])
+                        if not got:
+                            return
+                        have += got
+                    handle(frame)
+                    start = end = 0
+                    continue
+                start += size
+            if start == end:
+                start = end = 0
+            elif end == CHUNK_BYTES:
+                chunk[: end - start] = chunk[start:end]
+                start, end = 0, end - start
+
+
+def _context(setting: Setting, protocol: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(setting.authority)
+    context.load_cert_chain(setting.certificate, setting.key)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context

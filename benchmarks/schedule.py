@@ -1,0 +1,138 @@
+"""One run of everything: who is measured when, and what came out.
+
+Machines are noisy, and their noise drifts. So the contenders take turns within each measure (A B C D, then the next
+measure), the first of them changes from round to round, and all rounds are repeated with new processes
+(*generations*), because addresses in memory and placement on cores are drawn once a process.
+"""
+
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.contender import ENDS, BenchmarkFailed, End, Setting
+from benchmarks.ends import Pair
+from benchmarks.measures import RUNS
+from benchmarks.model import write_model
+from meshnode.identity import create_mesh, issue
+from protocols.ids import Role
+
+SECONDS = {
+    "reading_64B": 1.0,
+    "reading_16KiB": 0.6,
+    "readings_per_s": 0.8,
+    "tensor_1MB_bytes_per_s": 0.7,
+    "remote_inference_overhead": 0.5,
+}
+"""Relative lengths of the runs; the 64 B run has to fill a p99."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much to measure."""
+
+    contenders: tuple[str, ...]
+    runs: tuple[str, ...] = RUNS
+    generations: int = 1
+    rounds: int = 3
+    pace: float = 0.7
+    """Length of the runs as a multiple of ``SECONDS``."""
+    budget_s: float = math.inf
+    """Time for everything, set-up included: runs are shortened when the set-up took long."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came out, by measure and contender."""
+
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, measure: str, contender: str, value: float) -> None:
+        """Note the result of one run."""
+        self.values.setdefault(measure, {}).setdefault(contender, []).append(value)
+
+    def median(self, measure: str, contender: str) -> float | None:
+        """Median over the runs; None when there was none."""
+        values = self.values.get(measure, {}).get(contender)
+        return statistics.median(values) if values else None
+
+
+def carry_out(plan: Plan, say: Callable[[str], None]) -> Outcome:
+    """Measure. A contender that fails is told in ``failures`` and left out for the rest of its generation.
+
+    :raises BenchmarkFailed: never for a single contender.
+    """
+    begin_s = time.monotonic()
+    outcome = Outcome()
+    with tempfile.TemporaryDirectory(prefix="mesh-bench-") as name:
+        folder = Path(name)
+        write_model(folder / "add.onnx")
+        create_mesh(folder / "authority", "bench")
+        for end in ENDS:
+            issue(folder / "authority", Role.VEHICLE, f"bench-{end}", folder / end)
+        for generation in range(plan.generations):
+            left_s = plan.budget_s - (time.monotonic() - begin_s)
+            _run_generation(plan, folder, generation, left_s, outcome, say)
+    return outcome
+
+
+def _run_generation(
+    plan: Plan, folder: Path, generation: int, left_s: float, outcome: Outcome, say: Callable[[str], None]
+) -> None:
+    begin_s = time.monotonic()
+    pairs: dict[str, Pair] = {}
+    try:
+        for name in plan.contenders:
+            pairs[name] = Pair(name, _settings(folder, name, generation))
+        for name in plan.contenders:
+            _attempt(pairs, name, "open", outcome, lambda pair: outcome.versions.update(pair.open()))
+        pace = plan.pace
+        planned_s = plan.rounds * len(pairs) * sum(SECONDS[run] for run in plan.runs) * pace
+        if planned_s:
+            pace *= min(1.0, max(0.1, (left_s - (time.monotonic() - begin_s)) / planned_s))
+        for turn in range(plan.rounds):
+            say(f"generation {generation + 1}/{plan.generations}, round {turn + 1}/{plan.rounds}")
+            for run in plan.runs:
+                for name in _rotated(plan.contenders, turn):
+                    _attempt(pairs, name, run, outcome, lambda pair, run=run: _note(outcome, pair, run, pace))  # type: ignore[misc]
+    finally:
+        for pair in pairs.values():
+            pair.close()
+
+
+def _note(outcome: Outcome, pair: Pair, run: str, pace: float) -> None:
+    for measure, value in pair.run(run, SECONDS[run] * pace).items():
+        outcome.add(measure, pair.name, value)
+
+
+def _attempt(pairs: dict[str, Pair], name: str, what: str, outcome: Outcome, act: Callable[[Pair], None]) -> None:
+    if name not in pairs:
+        return
+    try:
+        act(pairs[name])
+    except BenchmarkFailed as error:
+        # a pair whose ends disagree about where they are would hand its confusion on to its next measure
+        outcome.failures.append(f"{name}, {what}: {error}")
+        pairs.pop(name).kill()
+
+
+def _rotated(names: Sequence[str], turn: int) -> tuple[str, ...]:
+    at = turn % len(names)
+    return (*names[at:], *names[:at])
+
+
+def _settings(folder: Path, contender: str, generation: int) -> dict[End, Setting]:
+    settings: dict[End, Setting] = {}
+    for end in ENDS:
+        state = folder / f"{contender}-{end}-{generation}"
+        state.mkdir()
+        own = folder / end
+        settings[end] = Setting(
+            end, own / f"bench-{end}.crt", own / f"bench-{end}.key", own / "authority.crt", folder / "add.onnx", state
+        )
+    return settings

@@ -1,0 +1,438 @@
+"""The configuration of a node: TOML in, one frozen ``NodeConfig`` out, checked once and wholly.
+
+Invariants: a ``NodeConfig`` that exists is valid; durations and sizes carry their unit in their name; paths from a file
+are relative to that file. ``docs/reference/configuration.md`` is made from the declarations here (see
+``config_reference``).
+"""
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from msgspec import Meta
+
+from meshnode.config_parsing import HOST, UNREADABLE, Problem, Section, TableReader, problem_report, shown
+from meshnode.net.transport import Address, Credentials
+from protocols import limits
+from protocols.access import Rule
+from protocols.errors import ConfigError, InvalidKey
+from protocols.ids import NodeId
+from protocols.keys import checked_expression
+from protocols.messages import Position
+
+MAX_CONFIG_BYTES: Final = 1024 * 1024
+"""Largest configuration file: a wrong path could name a disk image."""
+_ISSUE: Final = "create it with 'meshnode mesh issue', or correct the path"
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _check_host(value: str) -> str | None:
+    return None if HOST.fullmatch(value) else "is not a host: use an IP address or a host name"
+
+
+def _check_loopback(value: str) -> str | None:
+    try:
+        loopback = ipaddress.ip_address(value).is_loopback
+    except ValueError:
+        loopback = value == "localhost"
+    way_out = (
+        "is not this host alone, and HTTP is unauthenticated: use '127.0.0.1', and put a proxy before it for others"
+    )
+    return None if loopback else way_out
+
+
+def _check_announced(value: str) -> str | None:
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        return "is not an IP address: announce numbers, a neighbour may have no DNS"
+    if address.is_unspecified or address.is_multicast:
+        return "can't be dialled: announce an address that neighbours reach"
+    return None
+
+
+def _check_interface(value: str) -> str | None:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return "is not an IP address: name an interface by one of its addresses"
+    return None
+
+
+def _check_expression(value: str) -> str | None:
+    try:
+        checked_expression(value)
+    except InvalidKey as error:
+        return str(error)
+    return None
+
+
+Bound = Annotated[str, Meta(extra={"check": _check_host})]
+Announced = Annotated[str, Meta(extra={"check": _check_announced})]
+Interface = Annotated[str, Meta(extra={"check": _check_interface})]
+
+
+class NodeSection(Section, frozen=True, kw_only=True):
+    """Who the node is."""
+
+    id: Annotated[
+        NodeId, Meta(description="Name of the node, unique in its mesh; must equal the one in its certificate.")
+    ]
+    state_dir: Annotated[Path, Meta(description="Folder for what must survive a restart: outbox, incarnation.")] = Path(
+        "state"
+    )
+    position: Annotated[
+        Position | None,
+        Meta(
+            description="Fixed position of a node that does not move, WGS 84: `{ latitude_deg, longitude_deg, accuracy_m, "
+            "altitude_m, heading_deg }`, the last two optional. A moving node gets it from a sensor.",
+        ),
+    ] = None
+    clock_uncertainty_ms: Annotated[
+        float,
+        Meta(ge=0, le=3_600_000, description="Half width of the interval around this clock that holds the true time."),
+    ] = 10.0
+
+
+class IdentitySection(Section, frozen=True, kw_only=True):
+    """The files that prove who the node is, PEM."""
+
+    certificate: Annotated[
+        Path,
+        Meta(description="The node's certificate.", extra={"file": _ISSUE, "default": "`<id>.crt` beside the file"}),
+    ]
+    key: Annotated[
+        Path,
+        Meta(
+            description="Its private key, mode 0600.", extra={"file": _ISSUE, "default": "`<id>.key` beside the file"}
+        ),
+    ]
+    authority: Annotated[
+        Path,
+        Meta(
+            description="The certificate of the mesh's authority.",
+            extra={"file": _ISSUE, "default": "`authority.crt` beside the file"},
+        ),
+    ]
+
+    @classmethod
+    def in_folder(cls, folder: Path, node: str) -> "IdentitySection":
+        """The files that ``meshnode.identity.issue`` writes for ``node`` into ``folder``."""
+        names = _identity_names(node)
+        return cls(**{key: folder / name for key, name in names.items()})
+
+    @property
+    def credentials(self) -> Credentials:
+        """The same three files, as the transport takes them."""
+        return Credentials(certificate=self.certificate, key=self.key, authority=self.authority)
+
+
+class ListenSection(Section, frozen=True, kw_only=True):
+    """Where neighbours reach the node. TLS 1.3 with certificates on both sides, always."""
+
+    host: Annotated[Bound, Meta(description="Address to listen on; `0.0.0.0` or `::` for all of the host.")] = "0.0.0.0"
+    port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port of the inbox; 0 takes any free one.")] = 0
+    advertise: Annotated[
+        tuple[Announced, ...],
+        Meta(
+            max_length=limits.MAX_ADVERT_ADDRESSES,
+            description="IP addresses announced to neighbours; empty: those of the host.",
+        ),
+    ] = ()
+
+
+class DiscoverySection(Section, frozen=True, kw_only=True):
+    """How the node finds neighbours."""
+
+    mdns: Annotated[bool, Meta(description="Announce and listen by mDNS.")] = True
+    interfaces: Annotated[
+        tuple[Interface, ...], Meta(description="IP addresses of the interfaces that mDNS uses; empty: all.")
+    ] = ()
+    seeds: Annotated[
+        tuple[Address, ...],
+        Meta(max_length=limits.MAX_ADVERTS, description="Neighbours to dial without mDNS: `host:port`."),
+    ] = ()
+
+    def conflicts(self) -> Iterator[Problem]:
+        if self.interfaces and not self.mdns:
+            yield Problem("interfaces", None, "is given but mdns = false: remove it, or set mdns = true")
+
+
+class HttpSection(Section, frozen=True, kw_only=True):
+    """Health, metrics and inference for programs on the same host."""
+
+    enabled: Annotated[bool, Meta(description="Serve HTTP.")] = True
+    host: Annotated[str, Meta(description="Loopback address to listen on.", extra={"check": _check_loopback})] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port; 0 takes any free one.")] = 8470
+
+
+class MembershipSection(Section, frozen=True, kw_only=True):
+    """How fast a silent neighbour is given up. Lower is a faster fail-over and more false alarms on busy computers."""
+
+    heartbeat_interval_ms: Annotated[int, Meta(ge=50, le=10_000, description="Time between heartbeats.")] = (
+        limits.HEARTBEAT_INTERVAL_NS // limits.MS
+    )
+    suspect_after_silence_ms: Annotated[
+        int,
+        Meta(ge=100, le=120_000, description="Silence on an open link until suspicion; at least twice the heartbeat."),
+    ] = limits.SUSPECT_AFTER_SILENCE_NS // limits.MS
+    suspicion_min_ms: Annotated[
+        int, Meta(ge=10, le=120_000, description="From suspect to dead when every other neighbour agrees.")
+    ] = limits.SUSPICION_MIN_NS // limits.MS
+    suspicion_max_ms: Annotated[
+        int, Meta(ge=10, le=120_000, description="From suspect to dead when nobody agrees.")
+    ] = limits.SUSPICION_MAX_NS // limits.MS
+    lost_link_suspicion_ms: Annotated[
+        int, Meta(ge=10, le=120_000, description="From suspect to dead when the neighbour's connections are gone too.")
+    ] = limits.LOST_LINK_SUSPICION_NS // limits.MS
+    dial_timeout_ms: Annotated[
+        int, Meta(ge=100, le=60_000, description="A dialled neighbour that has not answered by then is given up.")
+    ] = limits.DIAL_TIMEOUT_NS // limits.MS
+    max_neighbours: Annotated[
+        int, Meta(ge=1, le=limits.MAX_NEIGHBOURS, description="Neighbours at once; further ones are refused.")
+    ] = limits.MAX_NEIGHBOURS
+
+    def conflicts(self) -> Iterator[Problem]:
+        if self.suspect_after_silence_ms < 2 * self.heartbeat_interval_ms:
+            yield Problem(
+                "suspect_after_silence_ms",
+                shown(self.suspect_after_silence_ms),
+                "one late heartbeat would raise suspicion: use at least twice heartbeat_interval_ms "
+                f"({2 * self.heartbeat_interval_ms})",
+            )
+        if self.suspicion_min_ms > self.suspicion_max_ms:
+            yield Problem(
+                "suspicion_min_ms",
+                shown(self.suspicion_min_ms),
+                f"is above suspicion_max_ms ({self.suspicion_max_ms}): lower it, or raise the other",
+            )
+
+
+class AccessSection(Section, frozen=True, kw_only=True):
+    """Who may do what. What no rule allows is denied."""
+
+    rules: Annotated[
+        tuple[Rule, ...] | None,
+        Meta(
+            max_length=1_000,
+            description='Rules `{ role = "vehicle", verb = "publish", keys = "veh/{id}/**" }`; verbs `publish`, '
+            "`subscribe`, `infer`; `{id}` stands for the node that asks. Replaces the built-in table.",
+            extra={"default": "built-in table"},
+        ),
+    ] = None
+
+    def conflicts(self) -> Iterator[Problem]:
+        for index, rule in enumerate(self.rules or ()):
+            # braces in place of {id} fail the same check as any other wrong expression
+            if complaint := _check_expression(rule.keys.replace("{id}", "x")):
+                yield Problem(f"rules[{index}].keys", shown(rule.keys), complaint)
+
+
+class ModelSection(Section, frozen=True, kw_only=True):
+    """A model that the node can run."""
+
+    path: Annotated[
+        Path, Meta(description="The ONNX file.", extra={"file": "copy the ONNX file there, or correct the path"})
+    ]
+    threads: Annotated[int, Meta(ge=1, le=256, description="Threads that one run uses.")] = 1
+    serve: Annotated[bool, Meta(description="Compute it for neighbours too.")] = True
+    optimisation: Annotated[
+        Literal["disabled", "basic", "extended", "all"],
+        Meta(
+            description="ONNX Runtime's graph optimisation. Nodes that share a model use the same level: answers of "
+            "different levels differ in the last digits."
+        ),
+    ] = "basic"
+
+
+class InferenceSection(Section, frozen=True, kw_only=True):
+    """How the node computes, and when it lets others."""
+
+    workers: Annotated[int, Meta(ge=1, le=64, description="Runs at the same time.")] = 1
+    local: Annotated[
+        bool, Meta(description="Compute own requests here when that is fastest; false: neighbours only.")
+    ] = True
+    hedge: Annotated[bool, Meta(description="Ask a second neighbour when the first is late.")] = True
+    deadline_ms: Annotated[
+        int, Meta(ge=1, le=limits.MAX_BUDGET_MS, description="Deadline of requests that name none.")
+    ] = 1_000
+    emulate_slowdown: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=1_000,
+            description="Each run takes this many times longer: emulates a slower device class in tests.",
+        ),
+    ] = 1.0
+
+
+class SensorSection(Section, frozen=True, kw_only=True):
+    """A source of readings. Keys other than `driver` go to the driver, which checks them."""
+
+    free_keys: ClassVar[str | None] = "options"
+
+    driver: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=100,
+            description="Name of the driver: an entry point of the group `meshnode.sensors`.",
+        ),
+    ]
+    options: Annotated[Mapping[str, Any], Meta(description="All other keys of the table.")] = {}
+
+
+class CurationRule(Section, frozen=True, kw_only=True):
+    """Which readings become records for the relay."""
+
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=limits.MAX_TEXT_CHARS,
+            description="Name of the rule, unique; stands in each record.",
+        ),
+    ]
+    keys: Annotated[str, Meta(description="Key expression of the readings.", extra={"check": _check_expression})]
+    min_interval_ms: Annotated[
+        int, Meta(ge=0, le=86_400_000, description="At most one record of a key in this time; 0: every reading.")
+    ] = 0
+    source: Annotated[
+        Literal["own", "any"], Meta(description="`own`: readings of this node; `any`: those of neighbours too.")
+    ] = "own"
+    lifespan_s: Annotated[
+        int,
+        Meta(ge=1, le=366 * 86_400, description="A record not delivered by then is dropped and counted as expired."),
+    ] = 86_400
+    priority: Annotated[
+        int, Meta(ge=0, le=7, description="7 is the most urgent; a full outbox drops the lowest first.")
+    ] = 3
+
+
+class OutboxSection(Section, frozen=True, kw_only=True):
+    """The records that wait for the relay, on disk."""
+
+    max_records: Annotated[int, Meta(ge=1, le=100_000_000, description="Records kept at most.")] = 100_000
+    max_mib: Annotated[int, Meta(ge=1, le=1_048_576, description="Size kept at most.")] = 256
+
+    @property
+    def max_bytes(self) -> int:
+        """``max_mib`` in bytes."""
+        return self.max_mib * 1024 * 1024
+
+
+class RelaySection(Section, frozen=True, kw_only=True):
+    """Where records go. Without this table they stay in the outbox."""
+
+    address: Annotated[Address, Meta(description="`host:port` of the relay.")]
+    id: Annotated[
+        NodeId | None,
+        Meta(description="Node id that its certificate must carry.", extra={"default": "any relay of the mesh"}),
+    ] = None
+
+
+class LogSection(Section, frozen=True, kw_only=True):
+    """What the node writes to standard error."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least severity written.")] = "info"
+
+
+class NodeConfig(Section, frozen=True, kw_only=True):
+    """Everything a node needs to know before it starts. For embedding and tests it can be constructed in Python."""
+
+    node: NodeSection
+    identity: IdentitySection
+    listen: ListenSection = ListenSection()
+    discovery: DiscoverySection = DiscoverySection()
+    http: HttpSection = HttpSection()
+    membership: MembershipSection = MembershipSection()
+    access: AccessSection = AccessSection()
+    models: Annotated[Mapping[str, ModelSection], Meta(max_length=limits.MAX_OFFERS)] = {}
+    inference: InferenceSection = InferenceSection()
+    sensors: Annotated[Mapping[str, SensorSection], Meta(max_length=64)] = {}
+    curation: Annotated[tuple[CurationRule, ...], Meta(max_length=256)] = ()
+    outbox: OutboxSection = OutboxSection()
+    relay: RelaySection | None = None
+    log: LogSection = LogSection()
+
+    def conflicts(self) -> Iterator[Problem]:
+        for table, names in (("models", self.models), ("sensors", self.sensors)):
+            for name in names:
+                if not _NAME.fullmatch(name):
+                    yield Problem(
+                        f"{table}.{shown(name)}", None, "is not a name: use up to 100 letters, digits and inner . _ -"
+                    )
+        seen: set[str] = set()
+        for index, rule in enumerate(self.curation):
+            if rule.name in seen:
+                yield Problem(f"curation[{index}].name", shown(rule.name), "is used twice: give each rule its own name")
+            seen.add(rule.name)
+        if not self.inference.local and self.inference.emulate_slowdown != 1 and not self.models:
+            yield Problem(
+                "inference.emulate_slowdown",
+                shown(self.inference.emulate_slowdown),
+                "has nothing to slow down: remove it",
+            )
+
+
+def load(path: Path | str) -> NodeConfig:
+    """Read and check a configuration file. Relative paths in it become relative to its folder.
+
+    :raises ConfigError: the file can't be read, or everything that is wrong in it, one line each with key, value and
+        the way out.
+    """
+    path = Path(path)
+    table = _read_toml(path)
+    reader = TableReader(folder=path.parent)
+    config = reader.read_table(NodeConfig, _with_identity(table), "")
+    if reader.problems:
+        raise ConfigError(problem_report(str(path), tuple(reader.problems)))
+    assert config is not UNREADABLE, "a table without problems is readable"
+    loaded: NodeConfig = config
+    return loaded
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is not a file: name the TOML file itself")
+        with path.open("rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f'{path} does not exist: correct the path, or write it (two lines are enough: [node] and id = "…")'
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(f"{path} can't be read ({reason}): check its path, owner and mode") from error
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES:,} bytes: name the TOML file itself")
+    try:
+        return tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}, line {line} is not UTF-8 text: save the file as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}; correct that line") from error
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"{path} is not valid TOML: a value is nested too deep or too long; simplify it") from error
+
+
+def _identity_names(node: str) -> dict[str, str]:
+    return {"certificate": f"{node}.crt", "key": f"{node}.key", "authority": "authority.crt"}
+
+
+def _with_identity(table: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of ``[identity]`` depend on ``[node] id``; without a usable id that problem alone is reported."""
+    node, identity = table.get("node"), table.get("identity", {})
+    name = node.get("id") if isinstance(node, dict) else None
+    if not isinstance(identity, dict):
+        return table
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        return table if identity else {**table, "identity": IdentitySection.in_folder(Path(), "unknown")}
+    return {**table, "identity": {**_identity_names(name), **identity}}

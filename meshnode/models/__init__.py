@@ -1,0 +1,29 @@
+"""Models on this node: ONNX Runtime behind a small surface, and the threads that run it.
+
+Importing this package costs no memory to speak of: NumPy and ONNX Runtime are imported when a model is loaded.
+"""
+
+from meshnode.models.elements import ELEMENTS, Element, element_of_onnx, element_of_open_inference, element_of_short
+from meshnode.models.model import Cancellation, Inputs, LoadedModel, ModelSpec, load_model
+from meshnode.models.runner import Callback, Done, Failed, Job, Outcome, Runner
+from meshnode.models.signature import TensorSignature
+
+__all__ = [
+    "ELEMENTS",
+    "Callback",
+    "Cancellation",
+    "Done",
+    "Element",
+    "Failed",
+    "Inputs",
+    "Job",
+    "LoadedModel",
+    "ModelSpec",
+    "Outcome",
+    "Runner",
+    "TensorSignature",
+    "element_of_onnx",
+    "element_of_open_inference",
+    "element_of_short",
+    "load_model",
+]

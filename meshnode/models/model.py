@@ -1,0 +1,261 @@
+"""One ONNX model, loaded: its digest, its signature, and a run that another thread can end.
+
+Invariants:
+
+- The bytes that were hashed are the bytes that were loaded.
+- Every session optimises at the same level (``ORT_ENABLE_BASIC``). Parts and whole of a model give equal bits only
+  then: between levels, outputs differed by up to 1.2e-4.
+- Each run has ``RunOptions`` of its own, so that ending one doesn't end another.
+- Only this module imports ONNX Runtime, and only inside ``load_model``.
+"""
+
+import hashlib
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from meshnode.models.elements import element_of_onnx
+from meshnode.models.signature import TensorSignature, check_inputs, check_outputs, described
+from protocols.errors import InferenceError, InputInvalid, ModelInvalid
+from protocols.ids import ModelDigest
+from protocols.limits import MAX_TENSOR_DIMENSIONS, MAX_TENSORS, MAX_TEXT_CHARS
+from protocols.messages import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Inputs = Mapping[str, Tensor | NDArray[Any]]
+    """Arrays or wire tensors by name of the input."""
+else:
+    Inputs = Mapping
+
+MAX_MODEL_BYTES: Final = 2**31 - 1
+"""A protobuf message can't be larger."""
+MAX_THREADS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model as the configuration names it."""
+
+    name: str
+    path: Path
+    threads: int = 1
+    """Threads that compute one run."""
+    serve: bool = True
+    """Whether neighbours may have it computed here."""
+    warm_up: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shapes, by input, of the zeros it is measured with; needed only where the model leaves a size open."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise ModelInvalid(f"model {self.name!r} wants {self.threads} threads: give it 1 to {MAX_THREADS}")
+        if not 1 <= len(self.name) <= MAX_TEXT_CHARS:
+            raise ModelInvalid(f"model name {self.name[:40]!r} has {len(self.name)} characters: 1 to {MAX_TEXT_CHARS}")
+
+
+class Cancellation:
+    """A one-way switch that ends a run from another thread. One run at a time, all methods from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._event = threading.Event()
+        self._options: Any = None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether :meth:`cancel` was called."""
+        return self._event.is_set()
+
+    def cancel(self) -> None:
+        """End the run under way within one operator of the model, or keep it from starting. Idempotent."""
+        with self._lock:
+            self._event.set()
+            if self._options is not None:
+                self._options.terminate = True
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until cancelled or ``timeout_s`` is over; whether cancelled."""
+        return self._event.wait(timeout_s)
+
+    def _watch(self, options: Any) -> None:
+        with self._lock:
+            self._options = options
+            if options is not None and self._event.is_set():
+                options.terminate = True
+
+
+class LoadedModel:
+    """A model that is ready to run. Safe for use by several threads at once."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        digest: ModelDigest,
+        session: Any,
+        inputs: tuple[TensorSignature, ...],
+        outputs: tuple[TensorSignature, ...],
+    ) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.digest = digest
+        self.inputs = inputs
+        self.outputs = outputs
+        self._session = session
+
+    def check(self, inputs: Inputs) -> None:
+        """Hold ``inputs`` against the signature. :raises InputInvalid: names the input, expected and given."""
+        check_inputs(self.name, self.inputs, inputs)
+
+    def run(
+        self, inputs: Inputs, outputs: Iterable[str] = (), cancel: Cancellation | None = None
+    ) -> list[tuple[str, "NDArray[Any]"]]:
+        """Compute, blocking, and return the wanted outputs (none named: all of them) in the order asked for.
+
+        :raises InputInvalid: inputs that don't fit the signature, or an output that the model doesn't have.
+        :raises InferenceError: the model failed on these values, or ``cancel`` ended it.
+        """
+        import numpy
+
+        wanted = tuple(outputs) or tuple(signature.name for signature in self.outputs)
+        check_outputs(self.name, self.outputs, wanted)
+        self.check(inputs)
+        cancel = cancel or Cancellation()
+        try:
+            # A tensor from the wire lies in its frame at any address; operators may load it by aligned instructions.
+            feeds = {name: numpy.require(value, requirements=("C", "A")) for name, value in inputs.items()}
+        except (TypeError, ValueError) as error:
+            raise InputInvalid(f"inputs of model {self.name!r} are not arrays of their own shape: {error}") from error
+        return list(zip(wanted, self._compute(feeds, wanted, cancel), strict=True))
+
+    def _compute(self, feeds: dict[str, Any], wanted: tuple[str, ...], cancel: Cancellation) -> list[Any]:
+        import onnxruntime  # type: ignore[import-untyped]
+
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = _LOG_FATAL
+        cancel._watch(options)
+        try:
+            if cancel.cancelled:
+                raise InferenceError(f"the run of model {self.name!r} was cancelled before it started")
+            arrays: list[Any] = self._session.run(wanted, feeds, options)
+            return arrays
+        except InferenceError:
+            raise
+        except Exception as error:  # ONNX Runtime's own classes share no base but Exception
+            if cancel.cancelled:
+                raise InferenceError(f"the run of model {self.name!r} was cancelled") from error
+            if type(error).__name__ == "InvalidArgument":
+                raise InputInvalid(f"model {self.name!r} refused its inputs: {_one_line(error)}") from error
+            raise InferenceError(f"model {self.name!r} failed on these inputs: {_one_line(error)}") from error
+        finally:
+            cancel._watch(None)
+
+    def zeros(self) -> dict[str, "NDArray[Any]"] | None:
+        """Inputs of zeros to measure the model with, or None when it leaves sizes open that ``warm_up`` doesn't give.
+
+        An open first dimension is taken as a batch of 1.
+
+        :raises ModelInvalid: ``warm_up`` names no input of the model, or gives a shape that doesn't fit.
+        """
+        import numpy
+
+        zeros: dict[str, NDArray[Any]] = {}
+        for signature in self.inputs:
+            given = self.spec.warm_up.get(signature.name)
+            leading = tuple(1 if size is None else size for size in signature.shape[:1])
+            shape = given if given is not None else (*leading, *signature.shape[1:])
+            if None in shape:
+                return None
+            zeros[signature.name] = numpy.zeros(shape, signature.dtype)  # type: ignore[arg-type]
+        try:
+            self.check({**zeros, **dict.fromkeys(self.spec.warm_up.keys() - zeros.keys(), next(iter(zeros.values()), 0))})
+        except InputInvalid as error:
+            raise ModelInvalid(f"'warm_up' of model {self.name!r} doesn't fit it: {error}") from error
+        return zeros
+
+    def __repr__(self) -> str:
+        takes = ", ".join(map(str, self.inputs))
+        gives = ", ".join(map(str, self.outputs))
+        return f"<model {self.name!r} {self.digest[:12]}: ({takes}) -> ({gives})>"
+
+
+def load_model(spec: ModelSpec) -> LoadedModel:
+    """Read, hash and prepare a model; takes from milliseconds to seconds, and memory of about twice the file.
+
+    :raises ModelInvalid: the file is missing, unreadable, not ONNX, or needs what this node can't do; says which.
+    """
+    content = _read(spec)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.intra_op_num_threads = spec.threads
+    options.inter_op_num_threads = 1
+    # Spinning threads took a whole core between two runs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = _LOG_FATAL
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own classes share no base but Exception
+        raise _explained(spec, error) from error
+    inputs = _signatures(spec, "input", session.get_inputs())
+    outputs = _signatures(spec, "output", session.get_outputs())
+    return LoadedModel(spec, ModelDigest(hashlib.sha256(content).hexdigest()), session, inputs, outputs)
+
+
+_LOG_FATAL = 4
+"""What goes wrong is raised; ONNX Runtime would print it to the terminal too."""
+
+
+def _read(spec: ModelSpec) -> bytes:
+    try:
+        size_bytes = spec.path.stat().st_size
+        if size_bytes > MAX_MODEL_BYTES:
+            raise ModelInvalid(f"model {spec.name!r}: {spec.path} has {size_bytes} bytes, more than ONNX allows: split it")
+        content = spec.path.read_bytes()
+    except FileNotFoundError as error:
+        raise ModelInvalid(f"model {spec.name!r}: there is no file {spec.path}: correct its path") from error
+    except OSError as error:
+        raise ModelInvalid(
+            f"model {spec.name!r}: {spec.path} can't be read ({error.strerror}): check that it is a file of yours"
+        ) from error
+    if not content:
+        raise ModelInvalid(f"model {spec.name!r}: {spec.path} is empty: copy it again")
+    return content
+
+
+def _explained(spec: ModelSpec, error: Exception) -> ModelInvalid:
+    kind, text = type(error).__name__, _one_line(error)
+    if kind == "InvalidProtobuf":
+        return ModelInvalid(f"model {spec.name!r}: {spec.path} is not an ONNX file, or it is cut off: export it again")
+    if kind == "NotImplemented":
+        return ModelInvalid(
+            f"model {spec.name!r}: {spec.path} uses an operator that this ONNX Runtime doesn't have ({text}): "
+            "export it for an older operator set, or update onnxruntime"
+        )
+    return ModelInvalid(f"model {spec.name!r}: {spec.path} can't be loaded ({text}): check the export with another tool")
+
+
+def _signatures(spec: ModelSpec, what: str, described_by_session: list[Any]) -> tuple[TensorSignature, ...]:
+    if len(described_by_session) > MAX_TENSORS:
+        raise ModelInvalid(f"model {spec.name!r} has {len(described_by_session)} {what}s: at most {MAX_TENSORS} can travel")
+    signatures = []
+    for tensor in described_by_session:
+        try:
+            element = element_of_onnx(tensor.type)
+        except ModelInvalid as error:
+            raise ModelInvalid(f"model {spec.name!r}, {what} {tensor.name!r}: {error}") from error
+        shape = tuple(size if isinstance(size, int) and size >= 0 else None for size in tensor.shape)
+        if len(shape) > MAX_TENSOR_DIMENSIONS or len(tensor.name) > MAX_TEXT_CHARS:
+            raise ModelInvalid(
+                f"model {spec.name!r}, {what} {tensor.name[:80]!r} of {described(element.short, shape)}: at most "
+                f"{MAX_TENSOR_DIMENSIONS} dimensions and {MAX_TEXT_CHARS} characters of name can travel"
+            )
+        signatures.append(TensorSignature(tensor.name, element.short, shape))
+    return tuple(signatures)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

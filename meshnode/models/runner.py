@@ -1,0 +1,231 @@
+"""The threads that run models, with a bounded queue before them.
+
+Invariants:
+
+- Every accepted job gets exactly one outcome, by its callback, on a worker thread; closing the runner included.
+- A job whose budget ran out, or that was cancelled, before its turn is not run.
+- First in, first out. Threads start with the first job and end with :meth:`Runner.close`.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any, Final
+
+from meshnode.models.model import Cancellation, Inputs, LoadedModel
+from protocols.errors import BoundExceeded, BudgetExhausted, InferenceError
+from protocols.ids import ModelDigest
+from protocols.limits import MAX_OFFERS, MAX_PENDING_REQUESTS, MAX_SERVED_REQUESTS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_WORKERS: Final = 16
+MAX_WAITING: Final = MAX_PENDING_REQUESTS + MAX_SERVED_REQUESTS
+"""Own requests and neighbours' that may be held at once; the engine's bounds together."""
+MEDIAN_WINDOW: Final = 31
+"""Runs whose median is the model's cost: odd, and short enough to follow a throttled processor within seconds."""
+MAX_SLOWDOWN: Final = 1_000.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run that somebody wants."""
+
+    model: LoadedModel
+    inputs: Inputs
+    outputs: tuple[str, ...] = ()
+    """Names wanted; none: all."""
+    deadline_ns: int | None = None
+    """On ``time.monotonic_ns``: not started after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The job ran."""
+
+    outputs: "tuple[tuple[str, NDArray[Any]], ...]"
+    queued_ns: int
+    compute_ns: int
+    """With the emulated slowdown, as the slower device would have measured it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job has no result."""
+
+    error: InferenceError
+    """``InputInvalid``, ``BudgetExhausted``, or what the model said; the plain ``InferenceError`` when cancelled."""
+    queued_ns: int
+    cancelled: bool = False
+
+
+Outcome = Done | Failed
+Callback = Callable[[Outcome], None]
+
+
+@dataclass(slots=True)
+class _Entry:
+    job: Job
+    callback: Callback
+    cancel: Cancellation
+    submitted_ns: int
+
+
+class Runner:
+    """A pool of worker threads for all models of one node.
+
+    ``emulate_slowdown`` k stretches every run to k times its compute time by sleeping, so that a slow device class
+    can be shown on a fast host; 1 leaves runs alone.
+    """
+
+    def __init__(self, workers: int = 1, max_waiting: int = MAX_WAITING, emulate_slowdown: float = 1.0) -> None:
+        if not 1 <= workers <= MAX_WORKERS or not 1.0 <= emulate_slowdown <= MAX_SLOWDOWN or max_waiting < 1:
+            raise BoundExceeded(
+                f"a runner of {workers} workers, {max_waiting} waiting, slowdown {emulate_slowdown}: "
+                f"use 1 to {MAX_WORKERS} workers, at least 1 waiting, a slowdown of 1 to {MAX_SLOWDOWN:g}"
+            )
+        self._workers = workers
+        self._max_waiting = max_waiting
+        self._slowdown = emulate_slowdown
+        self._condition = threading.Condition()
+        self._queue: deque[_Entry] = deque()
+        self._running: set[Cancellation] = set()
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+        self._times_us: OrderedDict[ModelDigest, deque[int]] = OrderedDict()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs queued and still wanted, and jobs under way."""
+        with self._condition:
+            return self._held()
+
+    def median_us(self, model: LoadedModel) -> int | None:
+        """Median compute time of the last ``MEDIAN_WINDOW`` runs in microseconds; None before the first."""
+        with self._condition:
+            times = self._times_us.get(model.digest)
+            return int(median(times)) if times else None
+
+    def submit(self, job: Job, callback: Callback) -> Cancellation:
+        """Queue a job and return the switch that cancels it. Never blocks; inputs are checked before they are queued.
+
+        :raises InputInvalid: the inputs don't fit the model.
+        :raises BoundExceeded: the queue is full, or the runner is closed. The callback isn't called then.
+        """
+        job.model.check(job.inputs)
+        entry = _Entry(job, callback, Cancellation(), time.monotonic_ns())
+        with self._condition:
+            if self._closed:
+                raise BoundExceeded("the runner is closed: the node is shutting down")
+            if self._held() >= self._max_waiting:
+                raise BoundExceeded(f"{self._max_waiting} runs are waiting already: ask later, or another node")
+            self._queue.append(entry)
+            if len(self._threads) < min(self._workers, len(self._queue) + len(self._running)):
+                self._start_worker()
+            self._condition.notify()
+        return entry.cancel
+
+    def warm_up(self, model: LoadedModel) -> int | None:
+        """Run the model on zeros, blocking, so that its first caller finds it warm and its cost is known.
+
+        Returns :meth:`median_us`; None when the model leaves sizes open that its spec doesn't give.
+
+        :raises ModelInvalid: the spec's shapes don't fit the model.
+        :raises InferenceError: the model can't compute zeros.
+        """
+        zeros = model.zeros()
+        if zeros is None:
+            return None
+        model.run(zeros)  # The first run allocates and is no measure of the next.
+        started_ns = time.monotonic_ns()
+        model.run(zeros)
+        self._record(model.digest, int((time.monotonic_ns() - started_ns) * self._slowdown))
+        return self.median_us(model)
+
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """Cancel everything, tell every callback, end the threads. Whether all ended in time. Idempotent."""
+        with self._condition:
+            self._closed = True
+            for cancel in (*self._running, *(entry.cancel for entry in self._queue)):
+                cancel.cancel()
+            threads = tuple(self._threads)
+            self._condition.notify_all()
+        ends_at = time.monotonic() + timeout_s
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, ends_at - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads if thread is not threading.current_thread())
+
+    def _held(self) -> int:
+        return len(self._running) + sum(not entry.cancel.cancelled for entry in self._queue)
+
+    def _start_worker(self) -> None:
+        # A daemon: a run that doesn't end must not keep the process from exiting after close() gave up on it.
+        thread = threading.Thread(target=self._work, name=f"model-runner-{len(self._threads)}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _work(self) -> None:
+        while True:
+            with self._condition:
+                while not self._queue and not self._closed:
+                    self._condition.wait()
+                if not self._queue:
+                    return
+                entry = self._queue.popleft()
+                self._running.add(entry.cancel)
+            outcome = self._outcome(entry)
+            with self._condition:
+                self._running.discard(entry.cancel)
+            try:
+                entry.callback(outcome)
+            except Exception:
+                _log.exception("the callback of a run of model %r failed", entry.job.model.name)
+            # Drop the tensors now, not when the next job comes.
+            del entry, outcome
+
+    def _outcome(self, entry: _Entry) -> Outcome:
+        job = entry.job
+        started_ns = time.monotonic_ns()
+        queued_ns = started_ns - entry.submitted_ns
+        if entry.cancel.cancelled:
+            error = InferenceError(f"the run of model {job.model.name!r} was cancelled before it started")
+            return Failed(error, queued_ns, cancelled=True)
+        if job.deadline_ns is not None and started_ns >= job.deadline_ns:
+            late_ms = (started_ns - job.deadline_ns) / 1e6
+            waited_ms = queued_ns / 1e6
+            return Failed(
+                BudgetExhausted(
+                    f"the run of model {job.model.name!r} waited {waited_ms:.1f} ms and its deadline passed "
+                    f"{late_ms:.1f} ms ago: give it a larger budget, or ask another node"
+                ),
+                queued_ns,
+            )
+        try:
+            outputs = job.model.run(job.inputs, job.outputs, entry.cancel)
+        except InferenceError as error:
+            return Failed(error, queued_ns, entry.cancel.cancelled)
+        except Exception as error:  # Whatever it is, the caller waits for an answer.
+            _log.exception("model %r failed in an unforeseen way", job.model.name)
+            return Failed(InferenceError(f"model {job.model.name!r} failed: {error!r}"[:500]), queued_ns)
+        compute_ns = time.monotonic_ns() - started_ns
+        if self._slowdown > 1.0:
+            if entry.cancel.wait(compute_ns * (self._slowdown - 1.0) / 1e9):
+                error = InferenceError(f"the run of model {job.model.name!r} was cancelled")
+                return Failed(error, queued_ns, cancelled=True)
+            compute_ns = time.monotonic_ns() - started_ns
+        self._record(job.model.digest, compute_ns)
+        return Done(tuple(outputs), queued_ns, compute_ns)
+
+    def _record(self, digest: ModelDigest, compute_ns: int) -> None:
+        with self._condition:
+            if digest not in self._times_us and len(self._times_us) >= MAX_OFFERS:
+                self._times_us.popitem(last=False)
+            self._times_us.setdefault(digest, deque(maxlen=MEDIAN_WINDOW)).append(max(1, compute_ns // 1_000))

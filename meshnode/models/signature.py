@@ -1,0 +1,88 @@
+"""What a model takes and gives, and the check of inputs against it.
+
+The check needs neither NumPy nor ONNX Runtime: it reads ``dtype`` and ``shape`` of wire tensors and of arrays alike.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from meshnode.models.elements import Short
+from protocols.errors import InputInvalid
+from protocols.limits import MAX_TENSORS
+from protocols.messages import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSignature:
+    """One input or output of a model."""
+
+    name: str
+    dtype: Short
+    shape: tuple[int | None, ...]
+    """None stands for a dimension that may have any size."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {described(self.dtype, self.shape)}"
+
+
+def described(dtype: str, shape: Sequence[int | None]) -> str:
+    """A tensor type as people read it: ``f4[1, 3, ?, ?]``."""
+    return f"{dtype}[{', '.join('?' if size is None else str(size) for size in shape)}]"
+
+
+def check_inputs(model: str, signatures: Sequence[TensorSignature], inputs: Mapping[str, Any]) -> None:
+    """Hold ``inputs`` (wire tensors or NumPy arrays by name) against what the model takes.
+
+    :raises InputInvalid: an input too many, one too few, of the wrong type or shape; names it, expected and given.
+    """
+    names = [signature.name for signature in signatures]
+    for name in inputs:
+        if name not in names:
+            near = get_close_matches(str(name), names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(map(repr, names)) or 'none'}"
+            raise InputInvalid(f"model {model!r} has no input {str(name)[:80]!r}: {hint}")
+    for signature in signatures:
+        if signature.name not in inputs:
+            raise InputInvalid(f"model {model!r} needs the input {signature}, which is missing")
+        _check_input(model, signature, inputs[signature.name])
+
+
+def check_outputs(model: str, signatures: Sequence[TensorSignature], wanted: Sequence[str]) -> None:
+    """Hold the names of wanted outputs against what the model gives. :raises InputInvalid: for one it doesn't."""
+    names = [signature.name for signature in signatures]
+    if len(wanted) > MAX_TENSORS:
+        raise InputInvalid(f"{len(wanted)} outputs are wanted of model {model!r}: ask for at most {MAX_TENSORS}")
+    for name in wanted:
+        if name not in names:
+            raise InputInvalid(f"model {model!r} has no output {name[:80]!r}: it gives {', '.join(map(repr, names))}")
+
+
+def _check_input(model: str, signature: TensorSignature, given: Any) -> None:
+    dtype, shape = _type_of(signature, given)
+    fits = (
+        dtype == signature.dtype
+        and len(shape) == len(signature.shape)
+        and all(want is None or want == have for want, have in zip(signature.shape, shape, strict=True))
+    )
+    if not fits:
+        raise InputInvalid(
+            f"input {signature.name!r} of model {model!r}: expected {described(signature.dtype, signature.shape)}, "
+            f"given {described(dtype, shape)}"
+        )
+
+
+def _type_of(signature: TensorSignature, given: Any) -> tuple[str, tuple[int, ...]]:
+    if isinstance(given, Tensor):
+        return given.dtype, given.shape
+    try:
+        order_and_kind, shape = str(given.dtype.str), tuple(given.shape)
+    except AttributeError:
+        raise InputInvalid(
+            f"input {signature.name!r} is a {type(given).__name__}: give a NumPy array or a Tensor of "
+            f"{described(signature.dtype, signature.shape)}"
+        ) from None
+    if order_and_kind.startswith(">"):
+        raise InputInvalid(f"input {signature.name!r} is big-endian: give it in this machine's byte order")
+    return order_and_kind[1:], shape

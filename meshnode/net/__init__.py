@@ -1,0 +1,1 @@
+"""Links, exchanges and discovery: everything of a node that touches the network."""

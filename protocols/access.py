@@ -1,0 +1,69 @@
+"""Who may do what: a default-deny table of role × verb × key expression.
+
+``{id}`` in an expression stands for the id of the node that asks, so that one rule lets every vehicle publish on its
+own keys and on nobody else's. What no rule allows is denied.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from protocols.ids import NodeId, Role
+from protocols.keys import checked_expression, includes, matches
+
+Verb = Literal["publish", "subscribe", "infer"]
+
+
+class Rule(Struct, frozen=True):
+    """Nodes of ``role`` may ``verb`` on ``keys`` (for ``infer``: on models whose name matches)."""
+
+    role: Role
+    verb: Verb
+    keys: str
+
+
+DEFAULT_RULES = (
+    Rule(Role.VEHICLE, "publish", "veh/{id}/**"),
+    Rule(Role.VEHICLE, "subscribe", "**"),
+    Rule(Role.VEHICLE, "infer", "**"),
+    Rule(Role.RSU, "publish", "rsu/{id}/**"),
+    Rule(Role.RSU, "subscribe", "**"),
+    Rule(Role.RSU, "infer", "**"),
+    Rule(Role.TOOL, "publish", "tool/{id}/**"),
+    Rule(Role.TOOL, "subscribe", "**"),
+    Rule(Role.TOOL, "infer", "**"),
+)
+"""In force unless the configuration says otherwise."""
+
+LINK_ROLES = frozenset((Role.VEHICLE, Role.RSU, Role.TOOL))
+"""Roles that may be neighbours. A relay's certificate opens no link: relays never dial a node."""
+
+
+class AccessTable:
+    """Answers questions about a fixed tuple of rules."""
+
+    def __init__(self, rules: tuple[Rule, ...] = DEFAULT_RULES) -> None:
+        """:raises InvalidKey: when an expression is not one."""
+        for rule in rules:
+            checked_expression(rule.keys.replace("{id}", "x"))
+        self._rules = rules
+
+    def permits_publish(self, role: Role, node: NodeId, key: str) -> bool:
+        """Whether ``node`` may be the origin of readings on ``key``."""
+        return any(matches(expression, key) for expression in self._expressions(role, node, "publish"))
+
+    def permits_origin(self, node: NodeId, key: str) -> bool:
+        """Whether some role would let ``node`` be the origin of ``key``: for readings passed on by others, whose
+        origin's certificate this node has not seen."""
+        return any(self.permits_publish(role, node, key) for role in LINK_ROLES)
+
+    def permits_subscribe(self, role: Role, node: NodeId, expression: str) -> bool:
+        """Whether ``node`` may have every reading that ``expression`` matches."""
+        return any(includes(allowed, expression) for allowed in self._expressions(role, node, "subscribe"))
+
+    def permits_infer(self, role: Role, node: NodeId, model: str) -> bool:
+        """Whether ``node`` may have ``model`` computed here."""
+        return any(matches(expression, model) for expression in self._expressions(role, node, "infer"))
+
+    def _expressions(self, role: Role, node: NodeId, verb: Verb) -> list[str]:
+        return [rule.keys.replace("{id}", node) for rule in self._rules if rule.role is role and rule.verb == verb]

@@ -1,0 +1,453 @@
+"""One node: the machines composed, and the only door for drivers.
+
+A driver tells the engine what happened, then performs ``outgoing()`` and hands on ``events()``. Machines never call each
+other; what one decides and another must know is carried here. Frames for a neighbour wait in the engine until the driver
+takes them with ``next_frame``: backpressure is a frame not taken.
+
+Not thread-safe: a driver with threads holds one lock around every call. No call blocks or calls back.
+"""
+
+from random import Random
+
+from msgspec import Struct
+
+from protocols import limits
+from protocols.access import DEFAULT_RULES, AccessTable, Rule
+from protocols.codec import decode_untrusted_node_frame, encode_frame
+from protocols.errors import BoundExceeded, RemoteProtocolError, UnknownFrame, ValueUnsupported
+from protocols.events import (
+    ClosePipe,
+    Delivery,
+    Effect,
+    Event,
+    Flush,
+    NeighbourDead,
+    NeighbourLeft,
+    PeerRefused,
+)
+from protocols.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity, Role
+from protocols.inference import Inference, LocalModel, Neighbourhood
+from protocols.membership import Membership, Neighbour, Settings, State
+from protocols.messages import (
+    EventTime,
+    Heartbeat,
+    Hello,
+    InferAnswer,
+    InferRequest,
+    Interest,
+    NamedTensor,
+    NodeFrame,
+    Offer,
+    Position,
+    Provenance,
+    Reading,
+)
+from protocols.messages import Readings as ReadingsFrame
+from protocols.queues import NEVER, Drops, LaneQueue
+from protocols.readings import Peer, Put, Quality, Readings
+
+OFFER_INTERVAL_NS = 100 * limits.MS
+"""Changes of load are told at most this often."""
+
+
+class NodeSettings(Struct, frozen=True):
+    """What makes one engine different from another."""
+
+    mesh: MeshName
+    node: NodeId
+    role: Role
+    incarnation: Incarnation
+    """Grows with every start."""
+    inbox_port: int
+    clock_uncertainty_ns: int = 10 * limits.MS
+    access: tuple[Rule, ...] = DEFAULT_RULES
+    membership: Settings = Settings()
+    max_queue_readings: int = limits.MAX_QUEUE_READINGS
+
+
+class PeerView(Struct, frozen=True):
+    """A neighbour, for people and programs."""
+
+    node: NodeId
+    role: Role
+    state: State
+    incarnation: int
+    met: bool
+    round_trip_ns: int
+    """0: not measured yet."""
+    silent_ns: int
+    hears_us: bool
+    lanes: tuple[Lane, ...]
+    inbound_pipes: int
+    waiting_readings: int
+    waiting_bytes: int
+    offers: tuple[Offer, ...]
+
+
+class _Queues:
+    __slots__ = ("bulk", "realtime")
+
+    def __init__(self, node: NodeId, drops: Drops, max_readings: int) -> None:
+        self.realtime = LaneQueue(node, drops, max_readings)
+        self.bulk = LaneQueue(node, drops, max_readings)
+
+
+class Engine:
+    """The protocol of one node. All instants are monotonic nanoseconds unless they are called ``utc``."""
+
+    def __init__(self, settings: NodeSettings, random: Random) -> None:
+        """:raises InvalidKey: when an access rule has no valid key expression."""
+        self.settings = settings
+        self.drops = Drops()
+        access = AccessTable(settings.access)
+        self._membership = Membership(
+            settings.mesh, settings.node, settings.incarnation, settings.inbox_port, settings.membership, random
+        )
+        self._readings = Readings(settings.node, settings.role, settings.incarnation << 32, access, self.drops)
+        self._inference = Inference(settings.node, access, self._neighbourhood)
+        self._queues: dict[NodeId, _Queues] = {}
+        self._lives: dict[NodeId, Incarnation] = {}
+        self._present: set[NodeId] = set()
+        self._offers_due_ns = NEVER
+        self._offers_sent_ns = -NEVER
+        self._effects: list[Effect] = []
+        self._events: list[Event] = []
+        self._flushes: dict[int, None] = {}
+        self._counters = {"frames_received": 0, "frames_malformed": 0, "frames_unknown": 0, "frames_undeliverable": 0}
+
+    # --- what happened on the links --------------------------------------------------------------------------------
+    def hint(self, name: str, node: NodeId | None, addresses: tuple[tuple[str, int], ...], now: int) -> None:
+        """Somebody may be at one of ``addresses`` ((host, port) pairs): an advert, or a seed (``node`` None)."""
+        self._membership.hint(name, node, addresses, now)
+
+    def withdraw(self, name: str) -> None:
+        """A hint was taken back."""
+        self._membership.withdraw(name)
+
+    def duplicate_hint(self, host: str) -> None:
+        """An advert carries our own id and another incarnation."""
+        self._membership.duplicate_hint(host)
+
+    def admit(self, identity: PeerIdentity, now: int) -> str | None:
+        """Whether this certificate may have a link: None, or why not."""
+        return self._membership.admit(identity, now)
+
+    def refused_before_identity(self, who: str, detail: str, now: int) -> None:
+        """A handshake failed or named nobody."""
+        self._membership.refused_before_identity(who, detail, now)
+
+    def inbound_opened(self, pipe: int, identity: PeerIdentity, host: str, now: int) -> None:
+        """An admitted pipe into our inbox."""
+        self._membership.inbound_opened(pipe, identity, host, now)
+
+    def inbound_closed(self, pipe: int, now: int) -> None:
+        """That pipe is gone."""
+        self._membership.inbound_closed(pipe, now)
+        self._carry(now)
+
+    def greeting(self, dial: int) -> bytes:
+        """The first frame of a dialled lane."""
+        return encode_frame(self._membership.greeting(dial))
+
+    def lane_opened(self, dial: int, identity: PeerIdentity, now: int) -> None:
+        """A lane has taken its greeting."""
+        self._membership.lane_opened(dial, identity, now)
+        reached = self._membership.lane_of(dial)
+        if reached is not None:
+            node, lane = reached
+            self._queues_of(node)
+            if lane is Lane.REALTIME:
+                self._put(node, self._readings.interest_for(node), now)
+                self._put(node, self._inference.offers(), now)
+            self._flushes[dial] = None
+        self._carry(now)
+
+    def lane_closed(self, dial: int, reason: str, refused: bool, now: int) -> None:
+        """A lane is finished, or never came to be."""
+        self._membership.lane_closed(dial, reason, refused, now)
+        self._carry(now)
+
+    def receive(self, data: bytes, pipe: int, now: int, utc_now: int) -> list[Delivery]:
+        """One frame from a pipe; returns the readings in it that are wanted here."""
+        self._counters["frames_received"] += 1
+        try:
+            frame = decode_untrusted_node_frame(data)
+        except UnknownFrame:
+            self._counters["frames_unknown"] += 1
+            return []
+        except RemoteProtocolError as error:
+            self._malformed(pipe, str(error))
+            return []
+        neighbour = self._membership.neighbour_of_pipe(pipe)
+        if type(frame) is ReadingsFrame and neighbour is not None:
+            self._membership.heard(neighbour, now)
+            deliveries = self._readings.accept(
+                frame.readings, neighbour.node, neighbour.role, now, utc_now, self.settings.clock_uncertainty_ns
+            )
+            if self._readings.touched:
+                self._flush_touched(now)
+            return deliveries
+        neighbour = self._membership.receive(frame, pipe, now)
+        if neighbour is not None:
+            self._receive_control(frame, neighbour, now, utc_now)
+        self._carry(now)
+        return []
+
+    def _receive_control(self, frame: NodeFrame, neighbour: Neighbour, now: int, utc_now: int) -> None:
+        match frame:
+            case Hello():
+                self._joined(neighbour, now)
+            case Interest():
+                if self._readings.receive_interest(frame, neighbour.node, now, utc_now):
+                    self._tell_interest(now)
+            case Heartbeat():
+                pass
+            case _:
+                self._inference.receive(frame, neighbour.node, neighbour.role, now)
+
+    def _joined(self, neighbour: Neighbour, now: int) -> None:
+        """A Hello was accepted: the first of a life makes a clean start."""
+        node, before = neighbour.node, self._lives.get(neighbour.node)
+        if node in self._present and before == neighbour.incarnation:
+            return
+        if node in self._present:
+            self._gone(node, "restarted", now)
+        if before is not None and neighbour.incarnation < before:
+            self._readings.forget_origin(node)
+        self._lives[node] = neighbour.incarnation
+        self._present.add(node)
+        queues = self._queues_of(node)
+        self._readings.add_peer(Peer(node, neighbour.role, queues.realtime, queues.bulk))
+        self._tell_interest(now, only=node)
+
+    def _gone(self, node: NodeId, reason: str, now: int) -> None:
+        queues = self._queues.pop(node, None)
+        if queues is not None:
+            queues.realtime.clear(reason)
+            queues.bulk.clear(reason)
+        self._present.discard(node)
+        self._inference.neighbour_gone(node, now)
+        if self._readings.remove_peer(node):
+            self._tell_interest(now)
+
+    def _malformed(self, pipe: int, detail: str) -> None:
+        self._counters["frames_malformed"] += 1
+        neighbour = self._membership.neighbour_of_pipe(pipe)
+        who = neighbour.node if neighbour is not None else f"pipe {pipe}"
+        self._events.append(PeerRefused(who, "protocol", detail))
+        self._effects.append(ClosePipe(pipe))
+
+    # --- queues ----------------------------------------------------------------------------------------------------
+    def next_frame(self, dial: int, now: int) -> bytes | None:
+        """The next frame for an open lane, None when nothing waits. A frame taken is the driver's."""
+        reached = self._membership.lane_of(dial)
+        queues = self._queues.get(reached[0]) if reached is not None else None
+        if reached is None or queues is None:
+            return None
+        return (queues.realtime if reached[1] is Lane.REALTIME else queues.bulk).take(now)
+
+    def frame_lost(self, dial: int, why: str) -> None:
+        """A frame that was taken could not be sent: the lane went first."""
+        reached = self._membership.lane_of(dial)
+        self.drops.count(reached[0] if reached is not None else "", "", why)
+
+    def _queues_of(self, node: NodeId) -> _Queues:
+        queues = self._queues.get(node)
+        if queues is None:
+            queues = self._queues[node] = _Queues(node, self.drops, self.settings.max_queue_readings)
+        return queues
+
+    def _put(self, node: NodeId, frame: NodeFrame, now: int) -> None:
+        neighbour = self._membership.neighbours.get(node)
+        queues = self._queues.get(node)
+        if neighbour is None or queues is None:
+            self._undeliverable(node, frame, now)
+            return
+        try:
+            data = encode_frame(frame)
+            if type(frame) is Heartbeat:
+                queues.realtime.put_heartbeat(data)
+                bulk = False
+            else:
+                bulk = len(data) > limits.BULK_THRESHOLD_BYTES
+                (queues.bulk if bulk else queues.realtime).put_control(data)
+        except (BoundExceeded, ValueUnsupported):
+            self._undeliverable(node, frame, now)
+            return
+        self._flush(neighbour, bulk, now)
+
+    def _undeliverable(self, node: NodeId, frame: NodeFrame, now: int) -> None:
+        self._counters["frames_undeliverable"] += 1
+        if type(frame) is InferRequest:
+            self._inference.undeliverable(node, frame, now)
+
+    def _flush(self, neighbour: Neighbour, bulk: bool, now: int) -> None:
+        dial = neighbour.lanes.get(Lane.BULK if bulk else Lane.REALTIME)
+        if dial is not None:
+            self._flushes[dial] = None
+        elif bulk:
+            self._membership.want_bulk(neighbour.node, now)
+
+    def _flush_touched(self, now: int) -> None:
+        touched = self._readings.touched
+        for node, bulk in touched:
+            neighbour = self._membership.neighbours.get(node)
+            if neighbour is not None:
+                self._flush(neighbour, bulk, now)
+        touched.clear()
+
+    def _tell_interest(self, now: int, only: NodeId | None = None) -> None:
+        for node in [only] if only is not None else sorted(self._present):
+            neighbour = self._membership.neighbours.get(node)
+            if neighbour is not None and Lane.REALTIME in neighbour.lanes:
+                self._put(node, self._readings.interest_for(node), now)
+
+    def _tell_offers(self, now: int) -> None:
+        self._offers_due_ns, self._offers_sent_ns = NEVER, now
+        offers = self._inference.offers()
+        for node in sorted(self._present):
+            neighbour = self._membership.neighbours.get(node)
+            if neighbour is not None and Lane.REALTIME in neighbour.lanes:
+                self._put(node, offers, now)
+
+    def _carry(self, now: int) -> None:
+        """Carry decisions from machine to machine until none is left; each round empties what it carries."""
+        while True:
+            events = self._membership.events()
+            messages = self._membership.messages() + self._inference.messages()
+            if not events and not messages:
+                break
+            for event in events:
+                if type(event) is NeighbourDead or type(event) is NeighbourLeft:
+                    self._gone(event.node, "neighbour_gone", now)
+            self._events.extend(events)
+            for node, frame in messages:
+                self._put(node, frame, now)
+        if self._readings.touched:
+            self._flush_touched(now)
+
+    # --- readings --------------------------------------------------------------------------------------------------
+    def publish(
+        self, key: str, value: object, where: Position | None, when: EventTime | None, how: Provenance | None,
+        priority: int, lifespan_ms: int, hops: int, now: int, utc_now: int,
+    ) -> tuple[Put, Delivery | None]:  # fmt: skip
+        """Publish one value of this node; see :meth:`protocols.readings.Readings.publish` for the errors."""
+        result = self._readings.publish(key, value, where, when, how, priority, lifespan_ms, hops, now, utc_now)
+        if self._readings.touched:
+            self._flush_touched(now)
+        return result
+
+    def subscribe(self, expression: str, quality: Quality, now: int) -> tuple[int, list[Reading]]:
+        """Add a local subscription: its number, and the values it starts with."""
+        number, past = self._readings.subscribe(expression, quality, now)
+        self._tell_interest(now)
+        return number, past
+
+    def unsubscribe(self, number: int, now: int) -> None:
+        """Remove a local subscription."""
+        self._readings.unsubscribe(number)
+        self._tell_interest(now)
+
+    def wanted_by(self, expression: str) -> list[NodeId]:
+        """Neighbours that asked for some key which ``expression`` matches."""
+        return self._readings.wanted_by(expression)
+
+    # --- inference -------------------------------------------------------------------------------------------------
+    def set_models(self, models: tuple[LocalModel, ...], now: int) -> None:
+        """What is loaded here and what it costs now."""
+        if self._inference.set_models(models) and self._offers_due_ns == NEVER:
+            self._offers_due_ns = max(now, self._offers_sent_ns + OFFER_INTERVAL_NS)
+
+    def ask(
+        self,
+        model: str,
+        inputs: tuple[NamedTensor, ...],
+        outputs: tuple[str, ...],
+        budget_ns: int,
+        hedge: bool,
+        now: int,
+    ) -> int:
+        """Have a model computed here or at a neighbour; exactly one ``Answered`` follows. Errors as ``Inference.ask``."""
+        number = self._inference.ask(model, inputs, outputs, budget_ns, hedge, now)
+        self._carry(now)
+        return number
+
+    def abandon(self, request: int, now: int) -> None:
+        """The caller no longer wants the answer."""
+        self._inference.abandon(request, now)
+        self._carry(now)
+
+    def computed(self, run: int, answer: InferAnswer, now: int) -> None:
+        """A ``Compute`` ended; ``answer.request`` is ignored."""
+        self._inference.computed(run, answer, now)
+        self._carry(now)
+
+    def _neighbourhood(self) -> list[Neighbourhood]:
+        return [
+            Neighbourhood(n.node, n.round_trip_ns)
+            for n in self._membership.neighbours.values()
+            if n.state is State.ALIVE and n.met and Lane.REALTIME in n.lanes
+        ]
+
+    # --- time, effects, events -------------------------------------------------------------------------------------
+    def handle_timer(self, now: int, receiving_since_ns: int | None = None) -> None:
+        """Do what is due. ``receiving_since_ns``: since when a callback has held up the receiving thread."""
+        self._membership.handle_timer(now, receiving_since_ns)
+        self._readings.handle_timer(now)
+        self._inference.handle_timer(now)
+        if now >= self._offers_due_ns:
+            self._tell_offers(now)
+        self._carry(now)
+
+    def next_timer_at(self) -> int:
+        """When :meth:`handle_timer` wants to be called next, at the latest."""
+        return min(
+            self._membership.next_timer_at(),
+            self._readings.next_timer_at(),
+            self._inference.next_timer_at(),
+            self._offers_due_ns,
+        )
+
+    def leave(self, reason: str, now: int) -> None:
+        """Say goodbye; flush the lanes, then close."""
+        self._membership.leave(reason)
+        self._carry(now)
+
+    def outgoing(self) -> list[Effect]:
+        """What to do, decided since the last call."""
+        effects: list[Effect] = [*self._effects, *self._membership.outgoing(), *self._inference.outgoing()]
+        effects.extend(Flush(dial) for dial in self._flushes)
+        self._effects = []
+        self._flushes = {}
+        return effects
+
+    def events(self) -> list[Event]:
+        """What the application should know, since the last call."""
+        events: list[Event] = [*self._events, *self._readings.events(), *self._inference.events()]
+        self._events = []
+        return events
+
+    # --- for people ------------------------------------------------------------------------------------------------
+    def peers(self, now: int) -> list[PeerView]:
+        """Everybody known, dead ones included for ``FORGET_DEAD_NS``."""
+        views = []
+        for n in sorted(self._membership.neighbours.values(), key=lambda neighbour: neighbour.node):
+            queues = self._queues.get(n.node)
+            views.append(PeerView(
+                n.node, n.role, n.state, n.incarnation, n.met, n.round_trip_ns, now - n.last_heard_ns, n.heard_by_peer,
+                tuple(n.lanes), len(n.inbound),
+                queues.realtime.waiting_readings + queues.bulk.waiting_readings if queues else 0,
+                queues.realtime.waiting_bytes + queues.bulk.waiting_bytes if queues else 0,
+                self._inference.offers_of(n.node),
+            ))  # fmt: skip
+        return views
+
+    def statistics(self) -> dict[str, int]:
+        """Counters by name; they only grow."""
+        return {
+            **self._counters,
+            **self._membership.counters,
+            **{f"readings_{name}": value for name, value in self._readings.counters.items()},
+            **{f"inference_{name}": value for name, value in self._inference.counters.items()},
+            "drops": self.drops.total,
+        }

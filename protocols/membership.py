@@ -1,0 +1,663 @@
+"""Who is there: contacts to dial, neighbours to talk to, and whether they live.
+
+A *contact* is somewhere to dial: a hint (mDNS, a configured seed) or what an authenticated Hello said.
+A *neighbour* is a node whose certificate and Hello were checked. Its life:
+
+    (unknown) ──Hello──▶ alive ──silence, pipes gone──▶ suspect ──time is up──▶ dead ──Hello──▶ alive
+                           ▲                               │
+                           └──any frame, a new Hello───────┘        alive, suspect ──Goodbye──▶ left ──Hello──▶ alive
+
+Rules:
+1. Only frames on a pipe whose certificate names the neighbour count as life. Hints never do.
+2. A node that did not watch accuses nobody: when our own timer is late, every silence counts anew (local health, after
+   Lifeguard).
+3. Pipes gone in both directions, without a Goodbye, mean that the peer's kernel ended them: suspicion starts at once and
+   is short. Silence on open pipes may be a radio shadow: suspicion starts late and is long.
+4. Of two lives of one id the larger incarnation is right; the smaller is refused while the larger is alive.
+5. Whoever was refused, by us or by them, is not dialled again for ``REFUSAL_MEMORY_NS``.
+
+Left out: relaying of suspicion beyond one hop; links exist only between nodes in range.
+"""
+
+from enum import StrEnum
+from random import Random
+
+from msgspec import Struct
+
+from protocols import limits
+from protocols.access import LINK_ROLES
+from protocols.events import (
+    ClosePipe,
+    Dial,
+    DuplicateIdentity,
+    HangUp,
+    NeighbourDead,
+    NeighbourLeft,
+    NeighbourMet,
+    NeighbourRefuted,
+    NeighbourSuspected,
+    PeerRefused,
+)
+from protocols.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity, Role
+from protocols.messages import MAJOR, MINOR, Goodbye, Heartbeat, Hello, NodeFrame, Refusal
+from protocols.queues import NEVER
+from protocols.suspicion import Suspicion
+
+
+class State(StrEnum):
+    """Of a neighbour."""
+
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+    LEFT = "left"
+
+
+class Settings(Struct, frozen=True):
+    """Times in nanoseconds; the reasons stand in ``limits``.
+
+    A crash is noticed within ``lost_link_suspicion_ns``; a radio shadow is forgiven for
+    ``suspect_after_silence_ns + suspicion_max_ns``. Lower both for faster fail-over, at the price of false alarms
+    when computers are busy.
+    """
+
+    heartbeat_interval_ns: int = limits.HEARTBEAT_INTERVAL_NS
+    suspect_after_silence_ns: int = limits.SUSPECT_AFTER_SILENCE_NS
+    suspicion_min_ns: int = limits.SUSPICION_MIN_NS
+    suspicion_max_ns: int = limits.SUSPICION_MAX_NS
+    lost_link_suspicion_ns: int = limits.LOST_LINK_SUSPICION_NS
+    local_stall_ns: int = limits.LOCAL_STALL_NS
+    dial_timeout_ns: int = limits.DIAL_TIMEOUT_NS
+    max_neighbours: int = limits.MAX_NEIGHBOURS
+
+
+class Contact:
+    """Somewhere to dial."""
+
+    __slots__ = ("addresses", "attempt", "failures", "first_seen_ns", "name", "next_dial_ns", "node", "seed", "wanted")
+
+    def __init__(self, name: str, node: NodeId | None, now: int) -> None:
+        self.name, self.node, self.first_seen_ns = name, node, now
+        self.seed = node is None  # whoever answers there is welcome; ``node`` is then who answered last
+        self.addresses: tuple[tuple[str, int], ...] = ()
+        self.attempt = 0  # which address comes next
+        self.failures = 0
+        self.next_dial_ns = now
+        self.wanted = True
+        """False once the hint was withdrawn: finish, don't dial again."""
+
+
+class Neighbour:
+    """A node whose certificate and Hello were checked, or to whose inbox we have a lane."""
+
+    __slots__ = (
+        "echo_ns", "first_seen_ns", "heard_by_peer", "heartbeat_received", "heartbeat_sent", "incarnation", "inbound",
+        "lanes", "last_heard_ns", "met", "node", "role", "round_trip_ns", "since_ns", "state", "suspicion",
+    )  # fmt: skip
+
+    def __init__(self, node: NodeId, role: Role, first_seen_ns: int, now: int) -> None:
+        self.node, self.role, self.first_seen_ns = node, role, first_seen_ns
+        self.incarnation = Incarnation(0)
+        self.state = State.ALIVE
+        self.since_ns = now
+        self.met = False
+        self.inbound: set[int] = set()
+        self.lanes: dict[Lane, int] = {}
+        self.last_heard_ns = now
+        self.heartbeat_sent = 0
+        self.heartbeat_received = 0
+        self.echo_ns = (0, now)  # the peer's clock in its newest heartbeat, and when it came
+        self.heard_by_peer = False
+        self.round_trip_ns = 0
+        self.suspicion: Suspicion | None = None
+
+
+class _Pipe:
+    __slots__ = ("host", "identity", "opened_ns", "spoken")
+
+    def __init__(self, identity: PeerIdentity, host: str, now: int) -> None:
+        self.identity, self.host, self.opened_ns, self.spoken = identity, host, now, False
+
+
+class _Dialling:
+    __slots__ = ("address", "contact", "identity", "lane", "opened_ns")
+
+    def __init__(self, contact: Contact, lane: Lane, address: tuple[str, int]) -> None:
+        self.contact, self.lane, self.address = contact, lane, address
+        self.identity: PeerIdentity | None = None
+        self.opened_ns = 0
+
+
+MembershipEffect = Dial | HangUp | ClosePipe
+MembershipEvent = (
+    NeighbourMet
+    | NeighbourSuspected
+    | NeighbourRefuted
+    | NeighbourDead
+    | NeighbourLeft
+    | PeerRefused
+    | DuplicateIdentity
+)
+
+
+class Membership:
+    """The machine. Every method takes ``now`` in monotonic nanoseconds."""
+
+    def __init__(
+        self,
+        mesh: MeshName,
+        node: NodeId,
+        incarnation: Incarnation,
+        inbox_port: int,
+        settings: Settings,
+        random: Random,
+    ) -> None:
+        self._mesh, self._node, self._incarnation, self._inbox_port = mesh, node, incarnation, inbox_port
+        self._settings, self._random = settings, random
+        self.neighbours: dict[NodeId, Neighbour] = {}
+        self._contacts: dict[str, Contact] = {}
+        self._pipes: dict[int, _Pipe] = {}
+        self._dials: dict[int, _Dialling] = {}
+        self._refused: dict[str, int] = {}  # node id or address -> until when
+        self._next_dial = 1
+        self._next_heartbeat_ns: int | None = None
+        self._promised_ns = NEVER
+        self._leaving = False
+        self._effects: list[MembershipEffect] = []
+        self._events: list[MembershipEvent] = []
+        self._messages: list[tuple[NodeId, NodeFrame]] = []
+        self.counters = {
+            "hints_ignored": 0, "pipes_refused": 0, "frames_before_hello": 0, "dials": 0, "dials_failed": 0,
+            "local_stalls": 0, "suspicions": 0, "refutations": 0, "deaths": 0,
+        }  # fmt: skip
+
+    # --- what the driver reads -------------------------------------------------------------------------------------
+    def outgoing(self) -> list[MembershipEffect]:
+        """Effects decided since the last call."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    def messages(self) -> list[tuple[NodeId, NodeFrame]]:
+        """Control frames to queue for neighbours."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def events(self) -> list[MembershipEvent]:
+        """Events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def lane_of(self, dial: int) -> tuple[NodeId, Lane] | None:
+        """Whom an open lane reaches."""
+        dialling = self._dials.get(dial)
+        return None if dialling is None or dialling.identity is None else (dialling.identity.node, dialling.lane)
+
+    def greeting(self, dial: int) -> Hello:
+        """The Hello that opens a lane."""
+        dialling = self._dials.get(dial)
+        lane = Lane.REALTIME if dialling is None else dialling.lane
+        return Hello(MAJOR, MINOR, self._node, self._incarnation, self._inbox_port, lane.value)
+
+    def neighbour_of_pipe(self, pipe: int) -> Neighbour | None:
+        """The neighbour behind an inbound pipe that has said Hello."""
+        known = self._pipes.get(pipe)
+        return self.neighbours.get(known.identity.node) if known is not None and known.spoken else None
+
+    # --- hints -----------------------------------------------------------------------------------------------------
+    def hint(self, name: str, node: NodeId | None, addresses: tuple[tuple[str, int], ...], now: int) -> None:
+        """An advert (``node`` given) or a seed (``node`` None). Bounded; believed only once TLS has proved it."""
+        if node == self._node or not addresses:
+            return
+        contact = self._contacts.get(name)
+        if contact is None:
+            if len(self._contacts) >= limits.MAX_ADVERTS:
+                self.counters["hints_ignored"] += 1
+                return
+            contact = self._contacts[name] = Contact(name, node, now)
+        contact.wanted = True
+        if contact.addresses != addresses[: limits.MAX_ADVERT_ADDRESSES]:
+            self._move(contact, addresses, now)
+
+    def _move(self, contact: Contact, addresses: tuple[tuple[str, int], ...], now: int) -> None:
+        """It is somewhere else: give up dials to where it no longer is."""
+        contact.addresses = addresses[: limits.MAX_ADVERT_ADDRESSES]
+        contact.attempt = contact.failures = 0
+        contact.next_dial_ns = min(contact.next_dial_ns, now)
+        for dial, dialling in list(self._dials.items()):
+            if dialling.contact is contact and dialling.identity is None and dialling.address not in contact.addresses:
+                del self._dials[dial]
+                self._effects.append(HangUp(dial))
+
+    def withdraw(self, name: str) -> None:
+        """A hint was taken back. Says nothing of life: an open link stays."""
+        contact = self._contacts.get(name)
+        if contact is None:
+            return
+        contact.wanted = False
+        if not any(dialling.contact is contact for dialling in self._dials.values()):
+            del self._contacts[name]
+
+    def duplicate_hint(self, host: str) -> None:
+        """An advert with our own id and another incarnation."""
+        self._events.append(DuplicateIdentity(self._node, True, host))
+
+    # --- pipes and lanes -------------------------------------------------------------------------------------------
+    def admit(self, identity: PeerIdentity, now: int) -> str | None:
+        """Whether a peer with this certificate may have a link: None, or the reason for refusal."""
+        if identity.mesh != self._mesh:
+            return self._refuse(
+                str(identity.node), "identity", f"it belongs to mesh {identity.mesh!r}, not {self._mesh!r}", now
+            )
+        if identity.role not in LINK_ROLES:
+            return self._refuse(identity.node, "identity", f"role {identity.role.value!r} may not be a neighbour", now)
+        full = (
+            self._living() >= self._settings.max_neighbours or len(self.neighbours) >= 4 * self._settings.max_neighbours
+        )
+        if identity.node not in self.neighbours and full:
+            return self._refuse(identity.node, "full", f"this node has {self._settings.max_neighbours} neighbours", now)
+        return None
+
+    def refused_before_identity(self, who: str, detail: str, now: int) -> None:
+        """TLS turned somebody away, or it had no identity of ours."""
+        self._refuse(who, "identity", detail, now)
+
+    def _refuse(self, who: str, code: str, detail: str, now: int) -> str:
+        self.counters["pipes_refused"] += 1
+        if self._refused.get(who, 0) <= now:  # one event a period: a stranger must not fill the log
+            self._events.append(PeerRefused(who, code, detail))
+        if len(self._refused) >= limits.MAX_ADVERTS:
+            self._refused = {key: until for key, until in self._refused.items() if until > now}
+        if len(self._refused) < limits.MAX_ADVERTS:
+            self._refused[who] = now + limits.REFUSAL_MEMORY_NS
+        return f"{code}: {detail}"
+
+    def inbound_opened(self, pipe: int, identity: PeerIdentity, host: str, now: int) -> None:
+        """An admitted pipe into our inbox."""
+        self._pipes[pipe] = _Pipe(identity, host, now)
+
+    def inbound_closed(self, pipe: int, now: int) -> None:
+        """A pipe into our inbox is gone."""
+        known = self._pipes.pop(pipe, None)
+        if known is None:
+            return
+        neighbour = self.neighbours.get(known.identity.node)
+        if neighbour is not None:
+            neighbour.inbound.discard(pipe)
+            self._check_pipes(neighbour, now)
+
+    def lane_opened(self, dial: int, identity: PeerIdentity, now: int) -> None:
+        """A dialled lane took its greeting."""
+        dialling = self._dials.get(dial)
+        if dialling is None:
+            self._effects.append(HangUp(dial))
+            return
+        contact = dialling.contact
+        neighbour = self.neighbours.get(identity.node)
+        if contact.seed:
+            contact.node = identity.node
+        if identity.node == self._node or (neighbour is not None and dialling.lane in neighbour.lanes):
+            # Ourselves behind a seed, or a second way to the same inbox.
+            del self._dials[dial]
+            self._effects.append(HangUp(dial))
+            contact.next_dial_ns = NEVER if identity.node == self._node else now + limits.REDIAL_MAX_NS
+            return
+        if contact.node != identity.node:
+            del self._dials[dial]
+            self._effects.append(HangUp(dial))
+            self._refuse(
+                contact.name, "identity", f"its advert says {contact.node}, its certificate {identity.node}", now
+            )
+            return
+        dialling.identity, dialling.opened_ns = identity, now
+        if neighbour is None:
+            neighbour = self._add(identity, contact.first_seen_ns, now)
+        neighbour.lanes[dialling.lane] = dial
+        self._check_met(neighbour, now)
+
+    def lane_closed(self, dial: int, reason: str, refused: bool, now: int) -> None:
+        """A dialled lane is finished; ``refused``: an identity was wrong, so that dialling again is pointless for now."""
+        dialling = self._dials.pop(dial, None)
+        if dialling is None:
+            return
+        contact, opened = dialling.contact, dialling.identity is not None
+        if not opened or now - dialling.opened_ns < limits.SECOND:
+            self.counters["dials_failed"] += 1
+            contact.failures += 1
+        else:
+            contact.failures = 0
+        contact.attempt += 1
+        back_off_ns = min(limits.REDIAL_MIN_NS << min(max(contact.failures - 1, 0), 8), limits.REDIAL_MAX_NS)
+        contact.next_dial_ns = now + int(back_off_ns * self._random.uniform(0.75, 1.25))
+        if refused:
+            self._refuse(contact.name, "identity", reason, now)
+            contact.next_dial_ns = now + limits.REFUSAL_MEMORY_NS
+        if not contact.wanted:
+            self._contacts.pop(contact.name, None)
+        if dialling.identity is not None:
+            neighbour = self.neighbours.get(dialling.identity.node)
+            if neighbour is not None and neighbour.lanes.get(dialling.lane) == dial:
+                del neighbour.lanes[dialling.lane]
+                self._check_pipes(neighbour, now)
+
+    def want_bulk(self, node: NodeId, now: int) -> None:
+        """Something waits for the bulk lane of a neighbour: dial it if it is neither open nor being dialled."""
+        neighbour = self.neighbours.get(node)
+        if neighbour is None or Lane.BULK in neighbour.lanes or Lane.REALTIME not in neighbour.lanes or self._leaving:
+            return
+        realtime = self._dials[neighbour.lanes[Lane.REALTIME]]
+        if not any(d.contact is realtime.contact and d.lane is Lane.BULK for d in self._dials.values()):
+            self._dial(realtime.contact, Lane.BULK, realtime.address)
+
+    def _dial(self, contact: Contact, lane: Lane, address: tuple[str, int]) -> None:
+        dial, self._next_dial = self._next_dial, self._next_dial + 1
+        self._dials[dial] = _Dialling(contact, lane, address)
+        self.counters["dials"] += 1
+        # With several addresses the first tries are short: one of them may lead nowhere.
+        timeout_ns = self._settings.dial_timeout_ns
+        if len(contact.addresses) > 1:
+            timeout_ns = min(timeout_ns, (1_500 * limits.MS) << min(contact.failures // len(contact.addresses), 2))
+        self._effects.append(Dial(dial, *address, timeout_ns))
+
+    # --- frames ----------------------------------------------------------------------------------------------------
+    def receive(self, frame: NodeFrame, pipe: int, now: int) -> Neighbour | None:
+        """Take note of a frame. Returns its neighbour, or None when the frame must not be used."""
+        known = self._pipes.get(pipe)
+        if known is None:
+            return None
+        if not known.spoken:
+            if type(frame) is not Hello:
+                self.counters["frames_before_hello"] += 1
+                self._refuse(
+                    known.identity.node, "protocol", f"its first frame was {type(frame).__name__}, not Hello", now
+                )
+                self._effects.append(ClosePipe(pipe))
+                return None
+            return self._hello(frame, pipe, known, now)
+        neighbour = self.neighbours.get(known.identity.node)
+        if neighbour is None:
+            return None
+        neighbour.last_heard_ns = now
+        if neighbour.state is State.SUSPECT:
+            self._refute(neighbour, now)
+        match frame:
+            case Heartbeat():
+                self._heartbeat(frame, neighbour, now)
+            case Goodbye():
+                self._goodbye(frame, neighbour, now)
+            case Refusal():
+                self._refuse(neighbour.node, f"refused by it ({frame.code})", frame.detail, now)
+            case _:
+                pass
+        return neighbour
+
+    def heard(self, neighbour: Neighbour, now: int) -> None:
+        """A frame of a kind that this machine need not see came on an open pipe: the hot path of readings."""
+        neighbour.last_heard_ns = now
+        if neighbour.state is State.SUSPECT:
+            self._refute(neighbour, now)
+
+    def _hello(self, hello: Hello, pipe: int, known: _Pipe, now: int) -> Neighbour | None:
+        identity = known.identity
+        fault: tuple[str, str] | None = None
+        if hello.major != MAJOR:
+            fault = "version", f"it speaks version {hello.major}.{hello.minor}, this node {MAJOR}.{MINOR}"
+        elif hello.node != identity.node:
+            fault = "identity", f"its Hello says {hello.node!r}, its certificate {identity.node!r}"
+        elif hello.node == self._node:
+            if hello.incarnation != self._incarnation:
+                self._events.append(DuplicateIdentity(self._node, True, known.host))
+            self._effects.append(ClosePipe(pipe))
+            return None
+        neighbour = self.neighbours.get(identity.node)
+        if fault is None and neighbour is not None and neighbour.state in (State.ALIVE, State.SUSPECT):
+            if hello.incarnation < neighbour.incarnation:
+                self._events.append(DuplicateIdentity(identity.node, False, known.host))
+                fault = "duplicate", f"a newer node with the id {identity.node} is alive"
+        if fault is not None:
+            self._refuse(identity.node, *fault, now)
+            if neighbour is not None and Lane.REALTIME in neighbour.lanes:
+                self._messages.append((identity.node, Refusal(*fault)))
+            self._effects.append(ClosePipe(pipe))
+            return None
+        if neighbour is None:
+            neighbour = self._add(identity, now, now)
+        elif neighbour.incarnation != hello.incarnation and neighbour.incarnation:
+            self._forget_older_life(neighbour, now)
+        known.spoken = True
+        neighbour.incarnation = Incarnation(hello.incarnation)
+        neighbour.inbound.add(pipe)
+        neighbour.last_heard_ns = now
+        self._refused.pop(identity.node, None)
+        match neighbour.state:
+            case State.SUSPECT:
+                self._refute(neighbour, now)
+            case State.DEAD | State.LEFT:
+                neighbour.state, neighbour.since_ns, neighbour.met = State.ALIVE, now, False
+                neighbour.first_seen_ns = now
+            case State.ALIVE:
+                pass
+        if Lane.REALTIME not in neighbour.lanes:
+            self._dial_back(neighbour, known.host, hello, now)
+        self._check_met(neighbour, now)
+        return neighbour
+
+    def _dial_back(self, neighbour: Neighbour, host: str, hello: Hello, now: int) -> None:
+        """Its Hello says where its inbox is: dial there, unless a dial to it is under way."""
+        address = (host, hello.inbox_port)
+        for dialling in self._dials.values():
+            if dialling.address == address:
+                return
+        name = str(neighbour.node)
+        addresses = (address, *((other, hello.inbox_port) for other in hello.addresses if other != host))
+        contact = self._contacts.get(name)
+        if contact is None:
+            self.hint(name, neighbour.node, addresses, now)
+        else:
+            contact.wanted = True
+            self._move(contact, addresses, now)
+
+    def _forget_older_life(self, neighbour: Neighbour, now: int) -> None:
+        """It restarted: pipes and lanes of its former life lead nowhere."""
+        for pipe in sorted(neighbour.inbound):
+            self._effects.append(ClosePipe(pipe))
+        for lane in list(neighbour.lanes.values()):
+            self._effects.append(HangUp(lane))
+            self._dials.pop(lane, None)
+        neighbour.inbound.clear()
+        neighbour.lanes.clear()
+        neighbour.met = False
+        neighbour.first_seen_ns = now
+        neighbour.heartbeat_received = 0
+        neighbour.heard_by_peer = False
+
+    def _heartbeat(self, beat: Heartbeat, neighbour: Neighbour, now: int) -> None:
+        if beat.sequence > neighbour.heartbeat_received:
+            neighbour.heartbeat_received = beat.sequence
+            neighbour.echo_ns = (beat.sent_ns, now)
+        neighbour.heard_by_peer = neighbour.heartbeat_sent - beat.echo_sequence <= 4 if beat.echo_sequence else False
+        if 0 < beat.echo_sequence <= neighbour.heartbeat_sent:
+            sample_ns = now - beat.echo_sent_ns - beat.echo_held_ns
+            if 0 <= sample_ns < 60 * limits.SECOND:
+                old = neighbour.round_trip_ns
+                neighbour.round_trip_ns = sample_ns if not old else old + (sample_ns - old) // 8
+        for suspect in beat.suspects:
+            accused = self.neighbours.get(NodeId(suspect))
+            if accused is not None and accused.suspicion is not None and accused is not neighbour:
+                accused.suspicion.confirm(neighbour.node)
+        if beat.answer:
+            self._messages.append((neighbour.node, self._beat(neighbour, now)))
+
+    def _goodbye(self, goodbye: Goodbye, neighbour: Neighbour, now: int) -> None:
+        if goodbye.incarnation != neighbour.incarnation:
+            return
+        neighbour.state, neighbour.since_ns, neighbour.suspicion = State.LEFT, now, None
+        self._events.append(NeighbourLeft(neighbour.node, goodbye.reason))
+        self._drop_links(neighbour)
+
+    # --- life and death --------------------------------------------------------------------------------------------
+    def _add(self, identity: PeerIdentity, first_seen_ns: int, now: int) -> Neighbour:
+        neighbour = self.neighbours[identity.node] = Neighbour(identity.node, identity.role, first_seen_ns, now)
+        if self._next_heartbeat_ns is None:
+            self._next_heartbeat_ns = now + int(self._settings.heartbeat_interval_ns * self._random.random())
+        return neighbour
+
+    def _living(self) -> int:
+        return sum(n.state in (State.ALIVE, State.SUSPECT) for n in self.neighbours.values())
+
+    def _check_met(self, neighbour: Neighbour, now: int) -> None:
+        if neighbour.inbound and Lane.REALTIME in neighbour.lanes and not neighbour.met:
+            neighbour.met = True
+            neighbour.state, neighbour.since_ns = State.ALIVE, now
+            self._events.append(
+                NeighbourMet(neighbour.node, neighbour.role, neighbour.incarnation, now - neighbour.first_seen_ns)
+            )
+            self._messages.append((neighbour.node, self._beat(neighbour, now)))
+
+    def _check_pipes(self, neighbour: Neighbour, now: int) -> None:
+        if neighbour.state is State.ALIVE and not neighbour.inbound and not neighbour.lanes:
+            if neighbour.incarnation:
+                self._suspect(neighbour, "its pipes are gone", now)
+                assert neighbour.suspicion is not None
+                neighbour.suspicion.tighten(self._settings.lost_link_suspicion_ns)
+            else:  # never said Hello: nobody to mourn
+                del self.neighbours[neighbour.node]
+
+    def _suspect(self, neighbour: Neighbour, because: str, now: int) -> None:
+        neighbour.state, neighbour.since_ns = State.SUSPECT, now
+        neighbour.suspicion = Suspicion(
+            now, self._settings.suspicion_min_ns, self._settings.suspicion_max_ns, max(self._living() - 1, 0)
+        )
+        self.counters["suspicions"] += 1
+        self._events.append(NeighbourSuspected(neighbour.node, because))
+        if Lane.REALTIME in neighbour.lanes:
+            self._messages.append((neighbour.node, self._beat(neighbour, now, answer=True)))
+
+    def _refute(self, neighbour: Neighbour, now: int) -> None:
+        neighbour.state, neighbour.since_ns, neighbour.suspicion = State.ALIVE, now, None
+        self.counters["refutations"] += 1
+        self._events.append(NeighbourRefuted(neighbour.node))
+
+    def _die(self, neighbour: Neighbour, now: int) -> None:
+        neighbour.state, neighbour.since_ns, neighbour.suspicion = State.DEAD, now, None
+        self.counters["deaths"] += 1
+        self._events.append(NeighbourDead(neighbour.node, now - neighbour.last_heard_ns))
+        self._drop_links(neighbour)
+
+    def _drop_links(self, neighbour: Neighbour) -> None:
+        for pipe in sorted(neighbour.inbound):
+            known = self._pipes.get(pipe)
+            if known is not None:
+                known.spoken = False
+            self._effects.append(ClosePipe(pipe))
+        for dial in neighbour.lanes.values():
+            self._effects.append(HangUp(dial))
+            dialling = self._dials.pop(dial, None)
+            if dialling is not None and not dialling.contact.wanted:
+                self._contacts.pop(dialling.contact.name, None)
+        neighbour.inbound.clear()
+        neighbour.lanes.clear()
+        neighbour.met = False
+
+    def leave(self, reason: str) -> None:
+        """Say goodbye to everybody and dial nobody any more."""
+        self._leaving = True
+        for neighbour in self.neighbours.values():
+            if Lane.REALTIME in neighbour.lanes:
+                self._messages.append((neighbour.node, Goodbye(self._incarnation, reason)))
+
+    # --- time ------------------------------------------------------------------------------------------------------
+    def handle_timer(self, now: int, receiving_since_ns: int | None = None) -> None:
+        """Do what is due. ``receiving_since_ns``: since when the receiving thread has been held up by a callback."""
+        held_up = receiving_since_ns is not None and now - receiving_since_ns > self._settings.local_stall_ns
+        if held_up or now - self._promised_ns > self._settings.local_stall_ns:
+            self._forgive(now)
+        self._check_silence(now)
+        if self._next_heartbeat_ns is not None and now >= self._next_heartbeat_ns:
+            interval_ns = self._settings.heartbeat_interval_ns
+            self._next_heartbeat_ns = now + int(interval_ns * self._random.uniform(0.9, 1.1))
+            self._beat_all(now)
+            self._close_mute_pipes(now)
+        if not self._leaving:
+            self._dial_due(now)
+        self._promised_ns = self.next_timer_at()
+
+    def _forgive(self, now: int) -> None:
+        self.counters["local_stalls"] += 1
+        for neighbour in self.neighbours.values():
+            neighbour.last_heard_ns = max(neighbour.last_heard_ns, now)
+            if neighbour.suspicion is not None:
+                neighbour.suspicion.restart(now)
+
+    def _check_silence(self, now: int) -> None:
+        for neighbour in list(self.neighbours.values()):
+            match neighbour.state:
+                case State.ALIVE:
+                    silent_ns = now - neighbour.last_heard_ns
+                    if neighbour.incarnation and silent_ns >= self._settings.suspect_after_silence_ns:
+                        self._suspect(neighbour, "silence", now)
+                case State.SUSPECT:
+                    assert neighbour.suspicion is not None
+                    if now >= neighbour.suspicion.dead_at:
+                        self._die(neighbour, now)
+                case State.DEAD | State.LEFT:
+                    if now - neighbour.since_ns >= limits.FORGET_DEAD_NS and not neighbour.lanes:
+                        del self.neighbours[neighbour.node]
+
+    def _beat_all(self, now: int) -> None:
+        suspects = [n.node for n in self.neighbours.values() if n.state is State.SUSPECT]
+        for neighbour in self.neighbours.values():
+            if Lane.REALTIME in neighbour.lanes:
+                self._messages.append((neighbour.node, self._beat(neighbour, now, tuple(suspects[:8]))))
+
+    def _beat(
+        self, neighbour: Neighbour, now: int, suspects: tuple[NodeId, ...] = (), answer: bool = False
+    ) -> Heartbeat:
+        neighbour.heartbeat_sent += 1
+        echo_sent_ns, echo_came_ns = neighbour.echo_ns
+        return Heartbeat(
+            neighbour.heartbeat_sent,
+            now,
+            neighbour.heartbeat_received,
+            echo_sent_ns,
+            now - echo_came_ns,
+            suspects,
+            answer,
+        )
+
+    def _close_mute_pipes(self, now: int) -> None:
+        for pipe, known in self._pipes.items():
+            if not known.spoken and now - known.opened_ns >= limits.HELLO_TIMEOUT_NS:
+                self._refuse(known.identity.node, "protocol", "it said no Hello", now)
+                self._effects.append(ClosePipe(pipe))
+                known.opened_ns = now
+
+    def _dial_due(self, now: int) -> None:
+        busy = {id(dialling.contact) for dialling in self._dials.values() if dialling.lane is Lane.REALTIME}
+        for contact in self._contacts.values():
+            if contact.next_dial_ns > now or id(contact) in busy:
+                continue
+            if self._refused.get(contact.name, 0) > now:
+                contact.next_dial_ns = self._refused[contact.name]
+                continue
+            neighbour = self.neighbours.get(contact.node) if contact.node is not None else None
+            if neighbour is not None and Lane.REALTIME in neighbour.lanes:
+                contact.next_dial_ns = now + limits.REDIAL_MAX_NS
+                continue
+            if self._living() >= self._settings.max_neighbours and neighbour is None:
+                contact.next_dial_ns = now + limits.REDIAL_MAX_NS
+                continue
+            self._dial(contact, Lane.REALTIME, contact.addresses[contact.attempt % len(contact.addresses)])
+
+    def next_timer_at(self) -> int:
+        """When :meth:`handle_timer` wants to be called next, at the latest."""
+        due = self._next_heartbeat_ns if self._next_heartbeat_ns is not None else NEVER
+        for neighbour in self.neighbours.values():
+            if neighbour.suspicion is not None:
+                due = min(due, neighbour.suspicion.dead_at)
+        if self._leaving:
+            return due
+        busy = {id(dialling.contact) for dialling in self._dials.values() if dialling.lane is Lane.REALTIME}
+        for contact in self._contacts.values():
+            if id(contact) not in busy:
+                due = min(due, contact.next_dial_ns)
+        return due

@@ -1,0 +1,150 @@
+"""What waits for one lane of one neighbour.
+
+Order: the heartbeat slot, control frames in order, then readings by priority, oldest first within one.
+Invariants: every bound of ``limits`` holds after each call; whatever is dropped is reported to ``Drops``;
+a frame is taken only when the link accepts it, so a slow neighbour costs memory up to the bound and nothing else.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import chain
+
+from protocols import limits
+from protocols.codec import frame_of_encoded_readings
+from protocols.errors import BoundExceeded
+from protocols.ids import NodeId
+
+NEVER = 1 << 63
+"""An instant after all others."""
+
+
+class Drops:
+    """Counts what was dropped, by (peer, key, reason). Bounded: beyond the bound keys are lumped as ``*``."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str, str], int] = {}
+        self.total = 0
+
+    def count(self, peer: str, key: str, reason: str, number: int = 1) -> None:
+        """Add ``number`` drops."""
+        entry = (peer, key, reason)
+        if entry not in self._counts and len(self._counts) >= limits.MAX_DROP_REASONS:
+            entry = ("*", "*", reason)
+        self._counts[entry] = self._counts.get(entry, 0) + number
+        self.total += number
+
+    def items(self) -> Iterator[tuple[tuple[str, str, str], int]]:
+        """Every ((peer, key, reason), count)."""
+        return iter(sorted(self._counts.items()))
+
+
+class _Waiting:
+    __slots__ = ("data", "expires_ns", "key")
+
+    def __init__(self, key: str, data: bytes, expires_ns: int) -> None:
+        self.key, self.data, self.expires_ns = key, data, expires_ns
+
+
+class LaneQueue:
+    """Frames and readings waiting for one lane."""
+
+    def __init__(self, peer: NodeId, drops: Drops, max_readings: int = limits.MAX_QUEUE_READINGS) -> None:
+        self._peer, self._drops, self._max_readings = peer, drops, max_readings
+        self._heartbeat: bytes | None = None
+        self._control: deque[bytes] = deque()
+        self._readings: tuple[deque[_Waiting], ...] = tuple(deque() for _ in range(8))
+        self._newest: dict[str, _Waiting] = {}  # conflated readings by key, so that a newer one takes the place
+        self.waiting_readings = 0
+        self.waiting_bytes = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting_readings or self._control or self._heartbeat is not None)
+
+    def put_heartbeat(self, frame: bytes) -> None:
+        """Only the newest heartbeat is worth sending."""
+        self._heartbeat = frame
+
+    def put_control(self, frame: bytes) -> None:
+        """:raises BoundExceeded: when the neighbour has not taken ``MAX_CONTROL_FRAMES`` before."""
+        if len(self._control) >= limits.MAX_CONTROL_FRAMES or self.waiting_bytes + len(frame) > limits.MAX_QUEUE_BYTES:
+            self._drops.count(self._peer, "", "control_queue_full")
+            raise BoundExceeded(f"{self._peer} does not take frames: {len(self._control)} wait")
+        self._control.append(frame)
+        self.waiting_bytes += len(frame)
+
+    def put_reading(self, key: str, data: bytes, priority: int, expires_ns: int, conflate: bool) -> bool:
+        """Queue one encoded reading. False: it was dropped at once, and counted."""
+        if conflate:
+            older = self._newest.get(key)
+            if older is not None:
+                self.waiting_bytes += len(data) - len(older.data)
+                older.data, older.expires_ns = data, expires_ns
+                self._drops.count(self._peer, key, "conflated")
+                return True
+        while self.waiting_readings >= self._max_readings or self.waiting_bytes + len(data) > limits.MAX_QUEUE_BYTES:
+            if not self._evict(priority):
+                self._drops.count(self._peer, key, "queue_full")
+                return False
+        waiting = _Waiting(key, data, expires_ns)
+        if conflate:
+            self._newest[key] = waiting
+        self._readings[priority].append(waiting)
+        self.waiting_readings += 1
+        self.waiting_bytes += len(data)
+        return True
+
+    def _evict(self, below_or_equal: int) -> bool:
+        """Drop the oldest reading of the lowest priority, unless only more urgent ones wait."""
+        for readings in self._readings[: below_or_equal + 1]:
+            if readings:
+                self._drops.count(self._peer, self._pop(readings).key, "queue_full")
+                return True
+        return False
+
+    def _pop(self, readings: deque[_Waiting]) -> _Waiting:
+        waiting = readings.popleft()
+        if self._newest and self._newest.get(waiting.key) is waiting:
+            del self._newest[waiting.key]
+        self.waiting_readings -= 1
+        self.waiting_bytes -= len(waiting.data)
+        return waiting
+
+    def take(self, now: int) -> bytes | None:
+        """The next frame to send, None when nothing waits."""
+        if self._heartbeat is not None:
+            frame, self._heartbeat = self._heartbeat, None
+            return frame
+        if self._control:
+            frame = self._control.popleft()
+            self.waiting_bytes -= len(frame)
+            return frame
+        if not self.waiting_readings:
+            return None
+        batch: list[bytes] = []
+        batch_bytes = 0
+        for readings in reversed(self._readings):
+            while readings:
+                waiting = readings[0]
+                if waiting.expires_ns <= now:
+                    self._drops.count(self._peer, self._pop(readings).key, "expired_in_queue")
+                    continue
+                batch_bytes += len(waiting.data)
+                if batch and batch_bytes > limits.MAX_REALTIME_FRAME_BYTES:
+                    return frame_of_encoded_readings(batch)
+                batch.append(self._pop(readings).data)
+                if len(batch) == limits.MAX_READINGS_PER_FRAME:
+                    return frame_of_encoded_readings(batch)
+        return frame_of_encoded_readings(batch) if batch else None
+
+    def clear(self, reason: str) -> None:
+        """The neighbour is gone: everything that waits is dropped and counted."""
+        for waiting in chain.from_iterable(self._readings):
+            self._drops.count(self._peer, waiting.key, reason)
+        if self._control:
+            self._drops.count(self._peer, "", reason, len(self._control))
+        for readings in self._readings:
+            readings.clear()
+        self._newest.clear()
+        self._control.clear()
+        self._heartbeat = None
+        self.waiting_readings = self.waiting_bytes = 0

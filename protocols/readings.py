@@ -1,0 +1,456 @@
+"""Who wants what, who gets it, and what happened to the rest.
+
+The two functions of the hot path, :meth:`Readings.publish` and :meth:`Readings.accept`, are the ones that the simulator
+calls. Everything that can be decided per (origin, key) is decided once and kept in a :class:`Stream`; a change of any
+interest makes all decisions stale by raising one version number.
+
+Rules:
+1. A reading goes only to neighbours whose Interest matches its key, never back to its source or its origin.
+2. Within a stream only larger sequences are accepted: duplicates and late-comers are dropped and counted as ``stale``.
+3. A reading older than its lifespan, by the sum of both clocks' uncertainties, is dropped and counted as ``expired``.
+4. The access table decides who may be the origin of a key; what it denies is dropped and counted as ``denied``.
+"""
+
+from heapq import heappop, heappush
+
+import msgspec
+from msgspec import Struct
+
+from protocols import limits
+from protocols.access import AccessTable
+from protocols.codec import encode_reading
+from protocols.errors import BoundExceeded, ContextMissing, InvalidKey, NotPermitted
+from protocols.events import DeadlineMissed, Delivery
+from protocols.ids import NodeId, Role
+from protocols.keys import checked_expression, checked_key, intersects, matches
+from protocols.messages import EventTime, Interest, Position, Provenance, Reading, Tensor, Want
+from protocols.queues import NEVER, Drops, LaneQueue
+
+
+class Quality(Struct, frozen=True):
+    """Quality of service of a subscription."""
+
+    deadline_ns: int = 0
+    """Report a stream that was silent for longer; 0: never."""
+    min_interval_ns: int = 0
+    """At most one reading of a stream in this time; 0: all."""
+    conflate: bool = False
+    """Of readings that wait for a slow link or reader, only the newest of a key."""
+    history: bool = True
+    """Start with the last known values."""
+    hops: int = 0
+    """Ask neighbours to ask theirs: how many nodes may stand between."""
+    own: bool = True
+    """Readings of this node too."""
+
+
+class Put(Struct, frozen=True, gc=False):
+    """What became of one published reading."""
+
+    sequence: int
+    local: int
+    """Subscriptions of this node that got it."""
+    queued: int
+    """Neighbours it was queued for."""
+    dropped: int
+    """Neighbours that want it and do not get it, by rate limit or full queue; the counters say which."""
+
+
+class Subscription:
+    """A local one."""
+
+    __slots__ = ("expression", "number", "quality")
+
+    def __init__(self, number: int, expression: str, quality: Quality) -> None:
+        self.number, self.expression, self.quality = number, expression, quality
+
+
+class Route:
+    """A neighbour that wants a key, with what its matching wants add up to."""
+
+    __slots__ = ("conflate", "hops", "last_ns", "min_interval_ns", "peer")
+
+    def __init__(self, peer: NodeId, wants: list[Want]) -> None:
+        self.peer = peer
+        self.min_interval_ns = min(want.min_interval_us for want in wants) * 1_000
+        self.conflate = all(want.conflate for want in wants)
+        self.hops = max(want.hops for want in wants)
+        self.last_ns = -NEVER
+
+
+class Stream:
+    """All that is known of one (origin, key)."""
+
+    __slots__ = (
+        "deadline_ns", "held_bytes", "key", "last", "last_ns", "limited", "limited_last", "newest", "numbers", "origin",
+        "permitted", "routes", "version",
+    )  # fmt: skip
+
+    def __init__(self, origin: str, key: str) -> None:
+        self.origin, self.key = origin, key
+        self.newest = -1
+        self.last: Reading | None = None
+        self.last_ns = 0
+        self.held_bytes = 0
+        self.version = -1
+        self.permitted = False
+        self.numbers: tuple[int, ...] = ()  # subscriptions without a rate limit of their own
+        self.limited: tuple[Subscription, ...] = ()
+        self.limited_last: dict[int, int] = {}
+        self.routes: tuple[Route, ...] = ()
+        self.deadline_ns = 0
+
+
+class Peer:
+    """A neighbour as this machine sees it."""
+
+    __slots__ = ("bulk", "node", "realtime", "role", "wants")
+
+    def __init__(self, node: NodeId, role: Role, realtime: LaneQueue, bulk: LaneQueue) -> None:
+        self.node, self.role, self.realtime, self.bulk = node, role, realtime, bulk
+        self.wants: tuple[Want, ...] = ()
+
+
+class Readings:
+    """The machine of one node."""
+
+    def __init__(self, node: NodeId, role: Role, first_sequence: int, access: AccessTable, drops: Drops) -> None:
+        """``first_sequence`` must be above all that earlier lives of this node have used."""
+        self._node, self._role, self._sequence, self._access, self._drops = node, role, first_sequence, access, drops
+        self._streams: dict[tuple[str, str], Stream] = {}
+        self._peers: dict[NodeId, Peer] = {}
+        self._subscriptions: dict[int, Subscription] = {}
+        self._next_subscription = 1
+        self._version = 0
+        self._interest_version = 0
+        self._cached_bytes = 0
+        self._deadlines: list[tuple[int, int, str, str]] = []
+        self._events: list[DeadlineMissed] = []
+        self.touched: set[tuple[NodeId, bool]] = set()
+        """(neighbour, bulk lane?) whose queues got something since the caller last cleared it."""
+        self.counters = {"published": 0, "accepted": 0, "delivered": 0, "forwarded": 0}
+
+    # --- subscriptions ---------------------------------------------------------------------------------------------
+    def subscribe(self, expression: str, quality: Quality, now: int) -> tuple[int, list[Reading]]:
+        """Add a subscription; returns its number and the last known values it starts with.
+
+        :raises InvalidKey: when the expression is not one.
+        :raises BoundExceeded: beyond ``MAX_SUBSCRIPTIONS``.
+        """
+        checked_expression(expression)
+        if len(self._subscriptions) >= limits.MAX_SUBSCRIPTIONS:
+            raise BoundExceeded(
+                f"{limits.MAX_SUBSCRIPTIONS} subscriptions are open: close some, or use a wider expression"
+            )
+        number, self._next_subscription = self._next_subscription, self._next_subscription + 1
+        self._subscriptions[number] = Subscription(number, expression, quality)
+        self._version += 1
+        past = []
+        for stream in self._streams.values():
+            if matches(expression, stream.key):
+                if quality.deadline_ns:
+                    self._watch(number, stream, max(now, stream.last_ns) + quality.deadline_ns)
+                if quality.history and stream.last is not None and (quality.own or stream.origin != self._node):
+                    past.append(stream.last)
+        return number, past
+
+    def unsubscribe(self, number: int) -> None:
+        """Remove it. Unknown numbers are ignored."""
+        if self._subscriptions.pop(number, None) is not None:
+            self._version += 1
+
+    def interest_for(self, peer: NodeId) -> Interest:
+        """What to ask of ``peer``: own subscriptions, and what other neighbours asked us to ask."""
+        wants: dict[Want, None] = {}
+        for subscription in self._subscriptions.values():
+            quality = subscription.quality
+            wants[Want(
+                subscription.expression, quality.min_interval_ns // 1_000, quality.conflate, quality.history, quality.hops
+            )] = None  # fmt: skip
+        for other in self._peers.values():
+            if other.node != peer:
+                for want in other.wants:
+                    if want.hops:
+                        wants[msgspec.structs.replace(want, hops=want.hops - 1)] = None
+        self._interest_version += 1
+        return Interest(self._interest_version, tuple(wants)[: limits.MAX_SUBSCRIPTIONS])
+
+    # --- neighbours ------------------------------------------------------------------------------------------------
+    def add_peer(self, peer: Peer) -> None:
+        """A neighbour was met; it wants nothing until its Interest comes."""
+        self._peers[peer.node] = peer
+
+    def remove_peer(self, node: NodeId) -> bool:
+        """A neighbour is gone. True when others' asking through us changes with it."""
+        peer = self._peers.pop(node, None)
+        self._version += 1
+        return peer is not None and any(want.hops for want in peer.wants)
+
+    def forget_origin(self, node: NodeId) -> None:
+        """A node began a new life whose sequences may be smaller."""
+        for stream in [s for s in self._streams.values() if s.origin == node]:
+            self._drop_stream(stream)
+
+    def receive_interest(self, interest: Interest, node: NodeId, now: int, utc_now: int) -> bool:
+        """A neighbour says what it wants. True when others must be asked on its behalf."""
+        peer = self._peers.get(node)
+        if peer is None:
+            return False
+        wants = []
+        for want in interest.wants:
+            try:
+                checked_expression(want.expression)
+            except InvalidKey:
+                self._drops.count(node, want.expression, "invalid_key")
+                continue
+            if self._access.permits_subscribe(peer.role, node, want.expression):
+                wants.append(want)
+            else:
+                self._drops.count(node, want.expression, "denied")
+        before, peer.wants = peer.wants, tuple(wants)
+        self._version += 1
+        old = {want.expression for want in before}
+        fresh = [want.expression for want in wants if want.history and want.expression not in old]
+        if fresh:
+            self._send_history(peer, fresh, now, utc_now)
+        return before != peer.wants and any(want.hops for want in (*before, *peer.wants))
+
+    def _send_history(self, peer: Peer, expressions: list[str], now: int, utc_now: int) -> None:
+        for stream in list(self._streams.values()):
+            reading = stream.last
+            if reading is None or stream.origin == peer.node:
+                continue
+            own = stream.origin == self._node
+            if (own or reading.hops) and any(matches(expression, stream.key) for expression in expressions):
+                if not reading.lifespan_ms or utc_now < _expiry_utc_ns(reading):
+                    self._offer(peer, reading if own else _one_hop_less(reading), now, utc_now, False)
+
+    # --- the hot path ----------------------------------------------------------------------------------------------
+    def publish(
+        self, key: str, value: object, where: Position | None, when: EventTime | None, how: Provenance | None,
+        priority: int, lifespan_ms: int, hops: int, now: int, utc_now: int,
+    ) -> tuple[Put, Delivery | None]:  # fmt: skip
+        """Publish one value of this node.
+
+        :raises InvalidKey: when ``key`` is not one. :raises NotPermitted: when the table denies it.
+        :raises ContextMissing: without where, when or how. :raises ValueUnsupported: when ``value`` can't travel.
+        """
+        if where is None or when is None or how is None:
+            lacking = "where" if where is None else "when" if when is None else "how"
+            raise ContextMissing(
+                f"a reading on {key!r} has no '{lacking}': a value without its context is of no use to others. "
+                + ("Set [node] position, or pass where=" if where is None else f"Pass {lacking}=")
+            )
+        stream = self._streams.get((self._node, key))
+        if stream is None:
+            checked_key(key)
+            stream = self._open_stream(self._node, key, now)
+        if stream.version != self._version:
+            self._decide(stream, self._role)
+        if not stream.permitted:
+            raise NotPermitted(f"the access table does not let {self._role.value} {self._node} publish on {key!r}")
+        sequence = self._sequence
+        reading = Reading(key, self._node, sequence, value, where, when, how, priority, lifespan_ms, hops)
+        data = encode_reading(reading)
+        self._sequence = sequence + 1
+        self._note(stream, reading, len(data), now)
+        self.counters["published"] += 1
+        queued = dropped = 0
+        for route in stream.routes:
+            if route.min_interval_ns and not self._due(route, key, now):
+                dropped += 1
+            elif self._enqueue(self._peers[route.peer], reading, data, route.conflate, now, utc_now):
+                queued += 1
+            else:
+                dropped += 1
+        numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
+        return Put(sequence, len(numbers), queued, dropped), Delivery(numbers, reading) if numbers else None
+
+    def accept(
+        self,
+        readings: tuple[Reading, ...],
+        source: NodeId,
+        source_role: Role,
+        now: int,
+        utc_now: int,
+        uncertainty_ns: int,
+    ) -> list[Delivery]:
+        """Take readings from a neighbour: what to deliver here; what goes on to others is queued (see ``touched``)."""
+        deliveries = []
+        for reading in readings:
+            stream = self._streams.get((reading.origin, reading.key))
+            if stream is None:
+                try:
+                    checked_key(reading.key)
+                except InvalidKey:
+                    self._drops.count(source, "*", "invalid_key")
+                    continue
+                stream = self._open_stream(reading.origin, reading.key, now)
+            if stream.version != self._version:
+                self._decide(stream, source_role if reading.origin == source else None)
+            if not stream.permitted:
+                self._drops.count(source, reading.key, "denied")
+                continue
+            if reading.sequence <= stream.newest:
+                self._drops.count(source, reading.key, "stale")
+                continue
+            if reading.lifespan_ms and utc_now > _expiry_utc_ns(reading) + uncertainty_ns:
+                self._drops.count(source, reading.key, "expired")
+                continue
+            self._note(stream, reading, 0, now)
+            numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
+            if numbers:
+                deliveries.append(Delivery(numbers, reading))
+            if reading.hops and stream.routes:
+                self._forward(stream, reading, source, now, utc_now)
+        self.counters["accepted"] += len(readings)
+        self.counters["delivered"] += len(deliveries)
+        return deliveries
+
+    def _note(self, stream: Stream, reading: Reading, size_bytes: int, now: int) -> None:
+        stream.newest, stream.last, stream.last_ns = reading.sequence, reading, now
+        value = reading.value
+        kind = type(value)
+        if kind is bytes or kind is str:
+            size_bytes = len(value)
+        elif kind is Tensor:
+            size_bytes = len(value.data)
+        elif not size_bytes:
+            size_bytes = 64
+        if size_bytes != stream.held_bytes:
+            self._cached_bytes += size_bytes - stream.held_bytes
+            stream.held_bytes = size_bytes
+            if self._cached_bytes > limits.MAX_CACHE_BYTES:
+                self._shrink_cache(stream)
+
+    def _shrink_cache(self, keep: Stream) -> None:
+        """Forget last values, oldest stream first, until the bound holds; a value above it alone is not kept at all."""
+        for stream in self._streams.values():
+            if self._cached_bytes <= limits.MAX_CACHE_BYTES:
+                return
+            if stream is not keep and stream.last is not None:
+                self._cached_bytes -= stream.held_bytes
+                stream.last, stream.held_bytes = None, 0
+        if self._cached_bytes > limits.MAX_CACHE_BYTES:
+            self._cached_bytes -= keep.held_bytes
+            keep.last, keep.held_bytes = None, 0
+
+    def _due(self, route: Route, key: str, now: int) -> bool:
+        if now - route.last_ns < route.min_interval_ns:
+            self._drops.count(route.peer, key, "rate_limited")
+            return False
+        route.last_ns = now
+        return True
+
+    def _limited(self, stream: Stream, now: int) -> list[int]:
+        due = []
+        for subscription in stream.limited:
+            last_ns = stream.limited_last.get(subscription.number, -NEVER)
+            if now - last_ns >= subscription.quality.min_interval_ns:
+                stream.limited_last[subscription.number] = now
+                due.append(subscription.number)
+            else:
+                self._drops.count("", stream.key, "rate_limited")
+        return due
+
+    def _enqueue(self, peer: Peer, reading: Reading, data: bytes, conflate: bool, now: int, utc_now: int) -> bool:
+        expires_ns = NEVER
+        if reading.lifespan_ms:
+            expires_ns = now + _expiry_utc_ns(reading) - utc_now
+        bulk = len(data) > limits.BULK_THRESHOLD_BYTES
+        queue = peer.bulk if bulk else peer.realtime
+        self.touched.add((peer.node, bulk))
+        return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate)
+
+    def _offer(self, peer: Peer, reading: Reading, now: int, utc_now: int, conflate: bool) -> bool:
+        return self._enqueue(peer, reading, encode_reading(reading), conflate, now, utc_now)
+
+    def _forward(self, stream: Stream, reading: Reading, source: NodeId, now: int, utc_now: int) -> None:
+        passed_on = _one_hop_less(reading)
+        data = encode_reading(passed_on)
+        for route in stream.routes:
+            if route.peer == source or route.peer == reading.origin:
+                continue
+            if route.min_interval_ns and not self._due(route, reading.key, now):
+                continue
+            if self._enqueue(self._peers[route.peer], passed_on, data, route.conflate, now, utc_now):
+                self.counters["forwarded"] += 1
+
+    # --- decisions kept per stream ---------------------------------------------------------------------------------
+    def _open_stream(self, origin: str, key: str, now: int) -> Stream:
+        if len(self._streams) >= limits.MAX_STREAMS:
+            self._drop_stream(next(iter(self._streams.values())))
+        stream = self._streams[origin, key] = Stream(origin, key)
+        stream.last_ns = now
+        for subscription in self._subscriptions.values():
+            if subscription.quality.deadline_ns and matches(subscription.expression, key):
+                self._watch(subscription.number, stream, now + subscription.quality.deadline_ns)
+        return stream
+
+    def _drop_stream(self, stream: Stream) -> None:
+        del self._streams[stream.origin, stream.key]
+        self._cached_bytes -= stream.held_bytes
+
+    def _decide(self, stream: Stream, role: Role | None) -> None:
+        """``role`` of the origin when its certificate was seen."""
+        origin = NodeId(stream.origin)
+        own = origin == self._node
+        if role is not None:
+            stream.permitted = self._access.permits_publish(role, origin, stream.key)
+        else:
+            stream.permitted = self._access.permits_origin(origin, stream.key)
+        matching = [
+            s for s in self._subscriptions.values() if (s.quality.own or not own) and matches(s.expression, stream.key)
+        ]
+        stream.numbers = tuple(s.number for s in matching if not s.quality.min_interval_ns)
+        stream.limited = tuple(s for s in matching if s.quality.min_interval_ns)
+        last_ns = {route.peer: route.last_ns for route in stream.routes}
+        routes = []
+        for peer in self._peers.values():
+            wants = [want for want in peer.wants if matches(want.expression, stream.key)]
+            if wants:
+                route = Route(peer.node, wants)
+                route.last_ns = last_ns.get(peer.node, -NEVER)
+                routes.append(route)
+        stream.routes = tuple(routes)
+        stream.version = self._version
+
+    def wanted_by(self, expression: str) -> list[NodeId]:
+        """Neighbours that want some key which ``expression`` matches."""
+        return [p.node for p in self._peers.values() if any(intersects(w.expression, expression) for w in p.wants)]
+
+    # --- deadlines -------------------------------------------------------------------------------------------------
+    def _watch(self, number: int, stream: Stream, due_ns: int) -> None:
+        if len(self._deadlines) < limits.MAX_STREAMS:
+            heappush(self._deadlines, (due_ns, number, stream.origin, stream.key))
+
+    def handle_timer(self, now: int) -> None:
+        """Report streams that missed a deadline."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, number, origin, key = heappop(self._deadlines)
+            subscription, stream = self._subscriptions.get(number), self._streams.get((origin, key))
+            if subscription is None or stream is None:
+                continue
+            deadline_ns = subscription.quality.deadline_ns
+            if stream.last_ns + deadline_ns <= now:
+                self._events.append(DeadlineMissed(number, origin, key))
+                self._watch(number, stream, now + deadline_ns)
+            else:
+                self._watch(number, stream, stream.last_ns + deadline_ns)
+
+    def next_timer_at(self) -> int:
+        """When :meth:`handle_timer` wants to be called next."""
+        return self._deadlines[0][0] if self._deadlines else NEVER
+
+    def events(self) -> list[DeadlineMissed]:
+        """Events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+
+def _expiry_utc_ns(reading: Reading) -> int:
+    return reading.when.utc_ns + reading.when.uncertainty_ns + reading.lifespan_ms * limits.MS
+
+
+def _one_hop_less(reading: Reading) -> Reading:
+    return msgspec.structs.replace(reading, hops=reading.hops - 1)

@@ -1,0 +1,1 @@
+"""The simulation harness: the very engine of ``protocols`` in virtual time."""
