@@ -13,6 +13,8 @@ from protocols.errors import MeshError
 End = Literal["near", "far"]
 ENDS: tuple[End, End] = ("near", "far")
 NAMES = ("ours", "pynng", "zenoh", "ssl")
+Ports = tuple[int, ...]
+"""TCP ports on the loopback address."""
 PEERS = ("pynng", "zenoh", "ssl")
 
 
@@ -44,16 +46,16 @@ class Contender(Protocol):
     Readings of one key arrive in the order they were put. Callbacks run on the receiving thread of the contender.
     """
 
-    def listen(self, port: int) -> int:
-        """Open; ``port`` is where the far end listens, 0 at the far end itself. Returns the own port, 0 for none."""
+    def listen(self, ports: Ports) -> Ports:
+        """Open; ``ports`` is where the far end listens, none at the far end itself. Returns the own ports."""
 
-    def connect(self, port: int) -> None:
-        """Connect to the other end, which listens on ``port`` (0: it doesn't). May return before it is done."""
+    def connect(self, ports: Ports) -> None:
+        """Connect to the other end, which listens on ``ports``. May return before it is done."""
 
-    def subscribe(self, key: str, callback: Callable[[Any], None]) -> None:
+    def subscribe(self, key: str, callback: Callable[[Any], object]) -> None:
         """Call ``callback(reading)`` for readings of ``key``; ``reading.value`` is what was put."""
 
-    def publisher(self, key: str, *, batched: bool) -> Callable[[Any], None]:
+    def publisher(self, key: str, *, batched: bool) -> Callable[[Any], object]:
         """A function that puts a value (float, bytes or float32 array) and waits only when the way is full.
 
         ``batched`` trades latency for throughput where the contender has that choice.

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from benchmarks.contender import ENDS, BenchmarkFailed, Contender, End, Setting
+from benchmarks.contender import ENDS, BenchmarkFailed, Contender, End, Ports, Setting
 from benchmarks.measures import LATENCY_BYTES, RUNS, FarEnd, NearEnd
 
 OPEN_TIMEOUT_S = 20.0
 """Importing and loading included, on a machine that is busy with starting the others."""
-ORDER_TIMEOUT_S = 12.0
+ORDER_TIMEOUT_S = 8.0
 """Beyond the seconds that the order itself asks for."""
 CLOSE_TIMEOUT_S = 3.0
 
@@ -47,8 +47,8 @@ def meet(contender: Contender, end: End, timeout_s: float) -> None:
         if reading.value == 1.0:
             understood.set()
 
-    contender.subscribe(f"bench/{end}/hello", on_hello)
-    say = contender.publisher(f"bench/{other}/hello", batched=False)
+    contender.subscribe(f"veh/bench-{other}/hello", on_hello)
+    say = contender.publisher(f"veh/bench-{end}/hello", batched=False)
     deadline_s = time.monotonic() + timeout_s
     while not understood.wait(0.02):
         say(1.0 if heard.is_set() else 0.0)
@@ -66,8 +66,8 @@ def _run_end(name: str, setting: Setting, orders: Connection) -> None:
     contender: Contender = getattr(importlib.import_module(module), class_name)(setting)
     known: dict[str, Callable[..., Any]]
 
-    def connect(port: int, timeout_s: float) -> None:
-        contender.connect(port)
+    def connect(ports: Ports, timeout_s: float) -> None:
+        contender.connect(ports)
         if setting.end == "near":
             near = NearEnd(contender)
             known.update(latency=near.latency, flood=near.flood, inference=near.inference)
@@ -115,6 +115,11 @@ class _Child:
         self._process.start()
         theirs.close()
 
+    @property
+    def process_id(self) -> int:
+        assert self._process.pid is not None, "started"
+        return self._process.pid
+
     def order(self, order: str, *arguments: Any) -> None:
         try:
             self._orders.send((order, arguments))
@@ -147,15 +152,20 @@ class Pair:
         self.name = name
         self._children = {end: _Child(name, settings[end]) for end in ENDS}
 
+    @property
+    def process_ids(self) -> dict[End, int]:
+        """Of both children."""
+        return {end: child.process_id for end, child in self._children.items()}
+
     def open(self) -> dict[str, str]:
         """Connect the ends; returns the versions at work. :raises BenchmarkFailed: when they don't meet."""
         near, far = self._children["near"], self._children["far"]
         for child in (far, near):
             child.answer(OPEN_TIMEOUT_S)
-        far_port = self._ask(far, "listen", 0)
-        near_port = self._ask(near, "listen", far_port)
-        near.order("connect", far_port, ORDER_TIMEOUT_S / 2)
-        far.order("connect", near_port, ORDER_TIMEOUT_S / 2)
+        far_ports: Ports = self._ask(far, "listen", ())
+        near_ports: Ports = self._ask(near, "listen", far_ports)
+        near.order("connect", far_ports, ORDER_TIMEOUT_S / 2)
+        far.order("connect", near_ports, ORDER_TIMEOUT_S / 2)
         near.answer(ORDER_TIMEOUT_S)
         far.answer(ORDER_TIMEOUT_S)
         versions: dict[str, str] = self._ask(near, "versions")

@@ -44,21 +44,21 @@ class Echo:
     """Far's half of the latency runs: sends each ping back."""
 
     def __init__(self, contender: Contender) -> None:
-        pong = contender.publisher("bench/near/pong", batched=False)
-        contender.subscribe("bench/far/ping", lambda reading: pong(reading.value))
+        pong = contender.publisher("veh/bench-far/pong", batched=False)
+        contender.subscribe("veh/bench-near/ping", lambda reading: pong(reading.value))
 
 
 class Pinger:
     """Near's half of the latency runs."""
 
     def __init__(self, contender: Contender) -> None:
-        self._put = contender.publisher("bench/far/ping", batched=False)
+        self._put = contender.publisher("veh/bench-near/ping", batched=False)
         self._times_ns: list[int] = []
         self._begin_ns = 0
         self._end_ns = 0
         self._value = b""
         self._over = threading.Event()
-        contender.subscribe("bench/near/pong", self._pong)
+        contender.subscribe("veh/bench-far/pong", self._pong)
 
     def _pong(self, reading: Any) -> None:
         now_ns = time.perf_counter_ns()
@@ -121,7 +121,7 @@ class Counter:
         return self._count, self._seconds
 
 
-def flood(put: Callable[[Any], None], value: Any, mark: Callable[[float], Any], puts: int, seconds: float) -> int:
+def flood(put: Callable[[Any], object], value: Any, mark: Callable[[float], Any], puts: int, seconds: float) -> int:
     """Near's half of a throughput run. Returns how many were put between the marks."""
     end_s = time.perf_counter() + seconds * WARM_UP
     while time.perf_counter() < end_s:
@@ -154,8 +154,8 @@ class FarEnd:
     def __init__(self, contender: Contender) -> None:
         Echo(contender)
         self._counters = {
-            READINGS: Counter(contender, "bench/far/small", float),
-            TENSORS: Counter(contender, "bench/far/tensor", touch_array),
+            READINGS: Counter(contender, "veh/bench-near/small", float),
+            TENSORS: Counter(contender, "veh/bench-near/tensor", touch_array),
         }
 
     def result(self, run: str) -> tuple[int, float]:
@@ -169,8 +169,8 @@ class NearEnd:
     def __init__(self, contender: Contender) -> None:
         self._contender = contender
         self._pinger = Pinger(contender)
-        self._put_small = contender.publisher("bench/far/small", batched=True)
-        self._put_tensor = contender.publisher("bench/far/tensor", batched=True)
+        self._put_small = contender.publisher("veh/bench-near/small", batched=True)
+        self._put_tensor = contender.publisher("veh/bench-near/tensor", batched=True)
 
     def latency(self, run: str, seconds: float) -> dict[str, float]:
         """``p50`` and ``p99`` of one way in microseconds."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import model
-from benchmarks.contender import BenchmarkFailed, Setting
+from benchmarks.contender import BenchmarkFailed, Ports, Setting
 from benchmarks.readings import Answer, Inbox, Request, pack_answer, pack_request, publisher
 
 ANSWER_DEADLINE_S = 5.0
@@ -18,7 +18,7 @@ ANSWER_DEADLINE_S = 5.0
 class Peer(abc.ABC):
     """A contender made of a link for frames and nothing else.
 
-    A subclass feeds ``self.inbox.receive`` from one thread.
+    A subclass feeds ``self.inbox.receive``, all frames of one key from one thread.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -32,16 +32,20 @@ class Peer(abc.ABC):
             self.inbox.on_request = self._serve(setting.model)
 
     @abc.abstractmethod
-    def listen(self, port: int) -> int:
+    def listen(self, ports: Ports) -> Ports:
         """See :class:`benchmarks.contender.Contender`."""
 
     @abc.abstractmethod
-    def connect(self, port: int) -> None:
+    def connect(self, ports: Ports) -> None:
         """See :class:`benchmarks.contender.Contender`."""
 
     @abc.abstractmethod
     def sender(self, *, batched: bool) -> Callable[[bytes], object]:
         """A function that sends one frame and waits while the way is full."""
+
+    def request_sender(self) -> Callable[[bytes], object]:
+        """The function that sends requests and answers of 300 kB."""
+        return self.sender(batched=False)
 
     @abc.abstractmethod
     def versions(self) -> dict[str, str]:
@@ -51,7 +55,7 @@ class Peer(abc.ABC):
     def close(self) -> None:
         """See :class:`benchmarks.contender.Contender`."""
 
-    def subscribe(self, key: str, callback: Callable[[Any], None]) -> None:
+    def subscribe(self, key: str, callback: Callable[[Any], object]) -> None:
         """See :class:`benchmarks.contender.Contender`."""
         self.inbox.subscribe(key, callback)
 
@@ -63,7 +67,7 @@ class Peer(abc.ABC):
         """See :class:`benchmarks.contender.Contender`."""
         import numpy as np
 
-        send = self.sender(batched=False)
+        send = self.request_sender()
         overheads_ns: list[int] = []
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
@@ -94,6 +98,6 @@ class Peer(abc.ABC):
             begin_ns = time.perf_counter_ns()
             (output,) = session.run([model.OUTPUT], {model.INPUT: array})
             compute_ns = time.perf_counter_ns() - begin_ns
-            self.sender(batched=False)(pack_answer(request.request, compute_ns, output))
+            self.request_sender()(pack_answer(request.request, compute_ns, output))
 
         return compute

@@ -11,7 +11,7 @@ from typing import Any
 import pynng
 from pynng import TLSConfig, lib
 
-from benchmarks.contender import Setting
+from benchmarks.contender import Ports, Setting
 from benchmarks.peer import Peer
 from protocols.ids import SERVER_NAME
 
@@ -38,16 +38,16 @@ class PynngPeer(Peer):
             send_timeout=SEND_TIMEOUT_MS,
         )
 
-    def listen(self, port: int) -> int:
+    def listen(self, ports: Ports) -> Ports:
         """Open the PULL socket."""
         listener = self._pull.listen("tls+tcp://127.0.0.1:0")
         threading.Thread(target=self._receive, name="receive", daemon=True).start()
         own: int = listener.local_address.port  # in network byte order
-        return (own & 0xFF) << 8 | own >> 8
+        return ((own & 0xFF) << 8 | own >> 8,)
 
-    def connect(self, port: int) -> None:
+    def connect(self, ports: Ports) -> None:
         """Dial the other end's PULL socket."""
-        self._push.dial(f"tls+tcp://127.0.0.1:{port}", block=False)
+        self._push.dial(f"tls+tcp://127.0.0.1:{ports[0]}", block=False)
 
     def sender(self, *, batched: bool) -> Callable[[bytes], object]:
         """A frame is a message; NNG has no batching."""

@@ -10,7 +10,7 @@ import ssl
 import threading
 from collections.abc import Callable
 
-from benchmarks.contender import Setting
+from benchmarks.contender import Ports, Setting
 from benchmarks.peer import Peer
 from protocols.ids import SERVER_NAME
 
@@ -28,15 +28,14 @@ class SslPeer(Peer):
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._outgoing: ssl.SSLSocket | None = None
 
-    def listen(self, port: int) -> int:
+    def listen(self, ports: Ports) -> Ports:
         """Open the listener and await one connection in a thread."""
         threading.Thread(target=self._receive, name="receive", daemon=True).start()
-        own: int = self._listener.getsockname()[1]
-        return own
+        return (self._listener.getsockname()[1],)
 
-    def connect(self, port: int) -> None:
+    def connect(self, ports: Ports) -> None:
         """Connect for sending."""
-        raw = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
+        raw = socket.create_connection(("127.0.0.1", ports[0]), timeout=TIMEOUT_S)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # the time-out stays for the handshake; sending blocks, as a bare user writes it
         outgoing = _context(self.setting, ssl.PROTOCOL_TLS_CLIENT).wrap_socket(raw, server_hostname=SERVER_NAME)

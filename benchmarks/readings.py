@@ -101,11 +101,11 @@ class Inbox:
 
     def __init__(self) -> None:
         self._newest: dict[tuple[str, str], int] = {}
-        self._callbacks: dict[str, Callable[[Any], None]] = {}
+        self._callbacks: dict[str, Callable[[Any], object]] = {}
         self.on_request: Callable[[Request], None] = _ignore
         self.on_answer: Callable[[Answer], None] = _ignore
 
-    def subscribe(self, key: str, callback: Callable[[Any], None]) -> None:
+    def subscribe(self, key: str, callback: Callable[[Any], object]) -> None:
         """Call ``callback(reading)`` for each new reading of ``key``, on the receiving thread."""
         self._callbacks[key] = callback
 

@@ -79,25 +79,23 @@ def write(outcome: Outcome, path: Path) -> None:
 
 
 def table(outcome: Outcome) -> str:
-    """All measures as plain text: medians, ratios, and the spread of the runs."""
+    """All measures as plain text: medians, least and most of the runs, ratios."""
     rows = [("measure", "unit", *(title for name in NAMES for title in _titles(name)))]
     for measure, unit in UNITS.items():
+        if measure not in outcome.values:
+            continue
         ours = outcome.median(measure, "ours")
         cells = [measure, unit]
         for name in NAMES:
             value = outcome.median(measure, name)
-            if value is None:
-                cells += ["-", "-"] if name == "ours" else ["-", "-", "-"]
-                continue
-            runs = outcome.values[measure][name]
-            cells += [_shown(value), f"{_shown(min(runs))}..{_shown(max(runs))}"]
+            cells.append("-" if value is None else _with_spread(value, outcome.values[measure][name]))
             if name != "ours":
-                cells.append("-" if ours is None else f"{ratio(measure, ours, value):.2f}x")
+                cells.append("" if ours is None or value is None else f"{ratio(measure, ours, value):.2f}x")
         rows.append(tuple(cells))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     count = max((len(runs) for by_name in outcome.values.values() for runs in by_name.values()), default=0)
-    lines.append(f"medians of {count} interleaved runs, with least..most; a ratio above 1 means that ours is better")
+    lines.append(f"median (least..most) of {count} interleaved runs; a ratio above 1 means that ours is better")
     lines += [f"FAILED {failure}" for failure in outcome.failures]
     return "\n".join(lines)
 
@@ -122,7 +120,11 @@ def missed_bars(outcome: Outcome) -> list[str]:
 
 
 def _titles(name: str) -> tuple[str, ...]:
-    return (name, "runs") if name == "ours" else (name, "runs", "ratio")
+    return (name,) if name == "ours" else (name, "ratio")
+
+
+def _with_spread(median: float, runs: list[float]) -> str:
+    return f"{_shown(median)} ({_shown(min(runs))}..{_shown(max(runs))})"
 
 
 def _significant(value: float) -> float:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from benchmarks.contender import ENDS, BenchmarkFailed, End, Setting
@@ -63,10 +64,7 @@ class Outcome:
 
 
 def carry_out(plan: Plan, say: Callable[[str], None]) -> Outcome:
-    """Measure. A contender that fails is told in ``failures`` and left out for the rest of its generation.
-
-    :raises BenchmarkFailed: never for a single contender.
-    """
+    """Measure. A contender that fails is told in ``failures`` and left out for the rest of its generation."""
     begin_s = time.monotonic()
     outcome = Outcome()
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as name:
@@ -91,22 +89,25 @@ def _run_generation(
             pairs[name] = Pair(name, _settings(folder, name, generation))
         for name in plan.contenders:
             _attempt(pairs, name, "open", outcome, lambda pair: outcome.versions.update(pair.open()))
-        pace = plan.pace
-        planned_s = plan.rounds * len(pairs) * sum(SECONDS[run] for run in plan.runs) * pace
-        if planned_s:
-            pace *= min(1.0, max(0.1, (left_s - (time.monotonic() - begin_s)) / planned_s))
         for turn in range(plan.rounds):
             say(f"generation {generation + 1}/{plan.generations}, round {turn + 1}/{plan.rounds}")
+            pace = _affordable_pace(plan, len(pairs), plan.rounds - turn, left_s - (time.monotonic() - begin_s))
             for run in plan.runs:
-                for name in _rotated(plan.contenders, turn):
-                    _attempt(pairs, name, run, outcome, lambda pair, run=run: _note(outcome, pair, run, pace))  # type: ignore[misc]
+                for name in rotated(plan.contenders, turn):
+                    _attempt(pairs, name, run, outcome, partial(_note, outcome, run, SECONDS[run] * pace))
     finally:
         for pair in pairs.values():
             pair.close()
 
 
-def _note(outcome: Outcome, pair: Pair, run: str, pace: float) -> None:
-    for measure, value in pair.run(run, SECONDS[run] * pace).items():
+def _affordable_pace(plan: Plan, contenders: int, rounds_left: int, left_s: float) -> float:
+    """``plan.pace``, or less when time is short; never so little that a run means nothing."""
+    planned_s = rounds_left * contenders * sum(SECONDS[run] for run in plan.runs) * plan.pace
+    return plan.pace * min(1.0, max(0.1, left_s / planned_s)) if planned_s else plan.pace
+
+
+def _note(outcome: Outcome, run: str, seconds: float, pair: Pair) -> None:
+    for measure, value in pair.run(run, seconds).items():
         outcome.add(measure, pair.name, value)
 
 
@@ -121,7 +122,8 @@ def _attempt(pairs: dict[str, Pair], name: str, what: str, outcome: Outcome, act
         pairs.pop(name).kill()
 
 
-def _rotated(names: Sequence[str], turn: int) -> tuple[str, ...]:
+def rotated(names: Sequence[str], turn: int) -> tuple[str, ...]:
+    """``names`` in the order of one round."""
     at = turn % len(names)
     return (*names[at:], *names[:at])
 

@@ -18,8 +18,8 @@ from meshnode.config_parsing import HOST, UNREADABLE, Problem, Section, TableRea
 from meshnode.net.transport import Address, Credentials
 from protocols import limits
 from protocols.access import Rule
-from protocols.errors import ConfigError, InvalidKey
-from protocols.ids import NodeId
+from protocols.errors import ConfigError, InvalidKey, InvalidName
+from protocols.ids import NodeId, node_id
 from protocols.keys import checked_expression
 from protocols.messages import Position
 
@@ -38,10 +38,9 @@ def _check_loopback(value: str) -> str | None:
         loopback = ipaddress.ip_address(value).is_loopback
     except ValueError:
         loopback = value == "localhost"
-    way_out = (
-        "is not this host alone, and HTTP is unauthenticated: use '127.0.0.1', and put a proxy before it for others"
-    )
-    return None if loopback else way_out
+    if loopback:
+        return None
+    return "is reachable by others, and HTTP here asks nobody who they are: use '127.0.0.1', with a proxy before it"
 
 
 def _check_announced(value: str) -> str | None:
@@ -70,7 +69,22 @@ def _check_expression(value: str) -> str | None:
     return None
 
 
+def _check_name(value: str) -> str | None:
+    return None if _NAME.fullmatch(value) else "is not a name: use up to 100 letters, digits and inner . _ -"
+
+
+def _check_rule(rule: Rule) -> str | None:
+    keys = rule.keys.replace("{id}", "x")
+    if "{" in keys or "}" in keys:
+        return f"keys {rule.keys[:80]!r} have braces that match nothing: only {{id}}, the node that asks, is filled in"
+    return _check_expression(keys)
+
+
 Bound = Annotated[str, Meta(extra={"check": _check_host})]
+Name = Annotated[str, Meta(extra={"check": _check_name})]
+AccessRule = Annotated[Rule, Meta(extra={"check": _check_rule})]
+Loopback = Annotated[str, Meta(extra={"check": _check_loopback})]
+Expression = Annotated[str, Meta(extra={"check": _check_expression})]
 Announced = Annotated[str, Meta(extra={"check": _check_announced})]
 Interface = Annotated[str, Meta(extra={"check": _check_interface})]
 
@@ -87,8 +101,8 @@ class NodeSection(Section, frozen=True, kw_only=True):
     position: Annotated[
         Position | None,
         Meta(
-            description="Fixed position of a node that does not move, WGS 84: `{ latitude_deg, longitude_deg, accuracy_m, "
-            "altitude_m, heading_deg }`, the last two optional. A moving node gets it from a sensor.",
+            description="Fixed position of a node that does not move, WGS 84: `{ latitude_deg, longitude_deg, "
+            "accuracy_m, altitude_m, heading_deg }`, the last two optional. A moving node gets it from a sensor.",
         ),
     ] = None
     clock_uncertainty_ms: Annotated[
@@ -133,7 +147,7 @@ class IdentitySection(Section, frozen=True, kw_only=True):
 class ListenSection(Section, frozen=True, kw_only=True):
     """Where neighbours reach the node. TLS 1.3 with certificates on both sides, always."""
 
-    host: Annotated[Bound, Meta(description="Address to listen on; `0.0.0.0` or `::` for all of the host.")] = "0.0.0.0"
+    host: Annotated[Bound, Meta(description="Address to listen on; `0.0.0.0` or `::` for all of the host.")] = "0.0.0.0"  # noqa: S104 - neighbours come from outside; both sides of every connection show a certificate
     port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port of the inbox; 0 takes any free one.")] = 0
     advertise: Annotated[
         tuple[Announced, ...],
@@ -157,6 +171,7 @@ class DiscoverySection(Section, frozen=True, kw_only=True):
     ] = ()
 
     def conflicts(self) -> Iterator[Problem]:
+        """Interfaces of a discovery that is off."""
         if self.interfaces and not self.mdns:
             yield Problem("interfaces", None, "is given but mdns = false: remove it, or set mdns = true")
 
@@ -165,9 +180,7 @@ class HttpSection(Section, frozen=True, kw_only=True):
     """Health, metrics and inference for programs on the same host."""
 
     enabled: Annotated[bool, Meta(description="Serve HTTP.")] = True
-    host: Annotated[str, Meta(description="Loopback address to listen on.", extra={"check": _check_loopback})] = (
-        "127.0.0.1"
-    )
+    host: Annotated[Loopback, Meta(description="Loopback address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port; 0 takes any free one.")] = 8470
 
 
@@ -198,6 +211,7 @@ class MembershipSection(Section, frozen=True, kw_only=True):
     ] = limits.MAX_NEIGHBOURS
 
     def conflicts(self) -> Iterator[Problem]:
+        """Times that contradict one another."""
         if self.suspect_after_silence_ms < 2 * self.heartbeat_interval_ms:
             yield Problem(
                 "suspect_after_silence_ms",
@@ -217,7 +231,7 @@ class AccessSection(Section, frozen=True, kw_only=True):
     """Who may do what. What no rule allows is denied."""
 
     rules: Annotated[
-        tuple[Rule, ...] | None,
+        tuple[AccessRule, ...] | None,
         Meta(
             max_length=1_000,
             description='Rules `{ role = "vehicle", verb = "publish", keys = "veh/{id}/**" }`; verbs `publish`, '
@@ -225,12 +239,6 @@ class AccessSection(Section, frozen=True, kw_only=True):
             extra={"default": "built-in table"},
         ),
     ] = None
-
-    def conflicts(self) -> Iterator[Problem]:
-        for index, rule in enumerate(self.rules or ()):
-            # braces in place of {id} fail the same check as any other wrong expression
-            if complaint := _check_expression(rule.keys.replace("{id}", "x")):
-                yield Problem(f"rules[{index}].keys", shown(rule.keys), complaint)
 
 
 class ModelSection(Section, frozen=True, kw_only=True):
@@ -298,7 +306,7 @@ class CurationRule(Section, frozen=True, kw_only=True):
             description="Name of the rule, unique; stands in each record.",
         ),
     ]
-    keys: Annotated[str, Meta(description="Key expression of the readings.", extra={"check": _check_expression})]
+    keys: Annotated[Expression, Meta(description="Key expression of the readings.")]
     min_interval_ms: Annotated[
         int, Meta(ge=0, le=86_400_000, description="At most one record of a key in this time; 0: every reading.")
     ] = 0
@@ -352,32 +360,21 @@ class NodeConfig(Section, frozen=True, kw_only=True):
     http: HttpSection = HttpSection()
     membership: MembershipSection = MembershipSection()
     access: AccessSection = AccessSection()
-    models: Annotated[Mapping[str, ModelSection], Meta(max_length=limits.MAX_OFFERS)] = {}
+    models: Annotated[Mapping[Name, ModelSection], Meta(max_length=limits.MAX_OFFERS)] = {}
     inference: InferenceSection = InferenceSection()
-    sensors: Annotated[Mapping[str, SensorSection], Meta(max_length=64)] = {}
+    sensors: Annotated[Mapping[Name, SensorSection], Meta(max_length=64)] = {}
     curation: Annotated[tuple[CurationRule, ...], Meta(max_length=256)] = ()
     outbox: OutboxSection = OutboxSection()
     relay: RelaySection | None = None
     log: LogSection = LogSection()
 
     def conflicts(self) -> Iterator[Problem]:
-        for table, names in (("models", self.models), ("sensors", self.sensors)):
-            for name in names:
-                if not _NAME.fullmatch(name):
-                    yield Problem(
-                        f"{table}.{shown(name)}", None, "is not a name: use up to 100 letters, digits and inner . _ -"
-                    )
+        """Curation rules of the same name."""
         seen: set[str] = set()
         for index, rule in enumerate(self.curation):
             if rule.name in seen:
                 yield Problem(f"curation[{index}].name", shown(rule.name), "is used twice: give each rule its own name")
             seen.add(rule.name)
-        if not self.inference.local and self.inference.emulate_slowdown != 1 and not self.models:
-            yield Problem(
-                "inference.emulate_slowdown",
-                shown(self.inference.emulate_slowdown),
-                "has nothing to slow down: remove it",
-            )
 
 
 def load(path: Path | str) -> NodeConfig:
@@ -388,8 +385,8 @@ def load(path: Path | str) -> NodeConfig:
     """
     path = Path(path)
     table = _read_toml(path)
-    reader = TableReader(folder=path.parent)
-    config = reader.read_table(NodeConfig, _with_identity(table), "")
+    reader = TableReader(folder=path.absolute().parent, root=NodeConfig)
+    config = reader.read_table(NodeConfig, _with_defaults(table), "")
     if reader.problems:
         raise ConfigError(problem_report(str(path), tuple(reader.problems)))
     assert config is not UNREADABLE, "a table without problems is readable"
@@ -427,12 +424,17 @@ def _identity_names(node: str) -> dict[str, str]:
     return {"certificate": f"{node}.crt", "key": f"{node}.key", "authority": "authority.crt"}
 
 
-def _with_identity(table: dict[str, Any]) -> dict[str, Any]:
-    """The defaults of ``[identity]`` depend on ``[node] id``; without a usable id that problem alone is reported."""
+def _with_defaults(table: dict[str, Any]) -> dict[str, Any]:
+    """Add the defaults that are no constants: paths beside the file, named after ``[node] id``."""
     node, identity = table.get("node"), table.get("identity", {})
-    name = node.get("id") if isinstance(node, dict) else None
-    if not isinstance(identity, dict):
-        return table
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        return table if identity else {**table, "identity": IdentitySection.in_folder(Path(), "unknown")}
-    return {**table, "identity": {**_identity_names(name), **identity}}
+    files: dict[str, Any] = _identity_names("")
+    try:
+        files = _identity_names(node_id(node["id"]))  # type: ignore[index]
+    except (KeyError, TypeError, InvalidName):
+        files = dict.fromkeys(files, UNREADABLE)  # the id's own problem is enough
+    completed = dict(table)
+    if isinstance(node, dict):
+        completed["node"] = {"state_dir": "state", **node}
+    if isinstance(identity, dict):
+        completed["identity"] = {**files, **identity}
+    return completed

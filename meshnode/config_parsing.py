@@ -38,7 +38,7 @@ class Section(Struct, frozen=True, kw_only=True):
     """The field that takes all keys not declared, if any."""
 
     def __post_init__(self) -> None:
-        reader = TableReader(folder=None)
+        reader = TableReader()
         for name, hint in hints_of(type(self)).items():
             reader.read(hint, getattr(self, name), name)
         # a conflict between values that are wrong on their own would say the same thing twice
@@ -112,12 +112,14 @@ UNREADABLE: Final = Unreadable()
 class TableReader:
     """Reads values by their annotations and keeps the problems.
 
-    ``folder`` is what relative paths are relative to; None: values come from Python, paths stay and no file is looked at.
+    ``folder`` is what relative paths are relative to; None: values come from Python, and no file is looked at.
+    ``root`` is the schema of the whole file, to tell where a misplaced key belongs.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None = None, root: type[Section] | None = None) -> None:
         self.problems: list[Problem] = []
         self._folder = folder
+        self._root = root
 
     def report(self, key: str, value: object, text: str) -> Unreadable:
         """Keep a problem."""
@@ -130,8 +132,10 @@ class TableReader:
         while get_origin(hint) is Annotated:
             metas += [meta for meta in hint.__metadata__ if isinstance(meta, Meta)]
             hint = hint.__origin__
+        if raw is UNREADABLE:
+            return raw
         value = self._read_bare(hint, raw, key)
-        if value is UNREADABLE:
+        if value is UNREADABLE or value is None:
             return value
         for meta in metas:
             if complaint := self._complaint(meta, value):
@@ -146,7 +150,8 @@ class TableReader:
         if origin is tuple:
             return self._read_list(get_args(hint)[0], raw, key)
         if origin is Mapping:
-            return self._read_named_tables(get_args(hint)[1], raw, key)
+            names, tables = get_args(hint)
+            return self._read_named_tables(names, tables, raw, key)
         if origin is Literal:
             return self._read_word(get_args(hint), raw, key)
         if hint is Any:
@@ -155,7 +160,12 @@ class TableReader:
             word = self._read_word(tuple(member.value for member in hint), raw, key)
             return word if word is UNREADABLE else hint(word)
         if isinstance(hint, type) and issubclass(hint, Struct):
-            return raw if isinstance(raw, hint) else self.read_table(hint, raw, key)
+            if not isinstance(raw, hint):
+                return self.read_table(hint, raw, key)
+            if not isinstance(raw, Section):  # a struct of the wire, which checks itself only when decoded
+                for name, inner in hints_of(hint).items():
+                    self.read(inner, getattr(raw, name), f"{key}.{name}")
+            return raw
         return self._read_scalar(hint, raw, key)
 
     def _read_scalar(self, hint: Any, raw: Any, key: str) -> Any:
@@ -184,7 +194,7 @@ class TableReader:
                 return parse_address(raw)
         except (InvalidName, ValueError) as error:
             return self.report(key, raw, str(error))
-        return self.report(key, raw, f"is text: give a {hint.__name__}")
+        return self.report(key, raw, f"is text: give an instance of {hint.__name__}")
 
     def _read_word(self, words: tuple[str, ...], raw: Any, key: str) -> Any:
         if isinstance(raw, str) and raw in words:
@@ -201,17 +211,18 @@ class TableReader:
         values = tuple(self.read(hint, item, f"{key}[{index}]") for index, item in enumerate(raw))
         return UNREADABLE if UNREADABLE in values else values
 
-    def _read_named_tables(self, hint: Any, raw: Any, key: str) -> Any:
+    def _read_named_tables(self, names: Any, hint: Any, raw: Any, key: str) -> Any:
         if not isinstance(raw, Mapping):
             return self.report(key, raw, f"is {_kind(raw)}: write a table [{key}.<name>]")
         if len(raw) > MAX_TABLE_ENTRIES:
             return self.report(key, f"{len(raw)} entries", f"is too large: use at most {MAX_TABLE_ENTRIES}")
         if hint is Any:
             return dict(raw)
-        if get_origin(hint) is not Annotated and not (isinstance(hint, type) and issubclass(hint, Struct)):
-            raise TypeError(f"{key}: a schema maps names to sections, not to {hint}")
-        values = {name: self.read(hint, item, f"{key}.{_quoted(name)}") for name, item in raw.items()}
-        return UNREADABLE if UNREADABLE in values.values() else values
+        values: dict[Any, Any] = {}
+        for name, item in raw.items():
+            place = f"{key}.{_quoted(name)}"
+            values[self.read(names, name, place)] = self.read(hint, item, place)
+        return UNREADABLE if UNREADABLE in values or UNREADABLE in values.values() else values
 
     def read_table(self, section: type[Struct], raw: Any, key: str) -> Any:
         """A TOML table as a struct, or ``UNREADABLE`` after a report of everything wrong in it."""
@@ -228,14 +239,13 @@ class TableReader:
             elif free is not None:
                 rest[name] = item
             else:
-                names = [known for known in hints if known != free]
-                self.problems.append(Problem(prefix + _quoted(name), None, _unknown_key(name, names)))
+                self.problems.append(Problem(prefix + _quoted(name), shown(item), self._unknown_key(name, list(hints))))
         missing = [field for field in msgspec.structs.fields(section) if field.required and field.name not in raw]
         for field in missing:
             description = description_of(hints[field.name])
-            self.problems.append(
-                Problem(prefix + field.name, None, f"is missing: add it{description and ': '}{description}")
-            )
+            is_table = isinstance(hints[field.name], type) and issubclass(hints[field.name], Section)
+            way_out = f"add a table [{prefix}{field.name}]" if is_table else f"add it. {description}".rstrip(". ")
+            self.problems.append(Problem(prefix + field.name, None, f"is missing: {way_out}"))
         if missing or UNREADABLE in values.values():
             return UNREADABLE
         if free is not None:
@@ -247,6 +257,19 @@ class TableReader:
         except MeshError as error:
             self.problems.append(Problem(key, None, str(error)))
         return UNREADABLE
+
+    def _unknown_key(self, name: str, known: list[str]) -> str:
+        text = "is not a key of this table"
+        if near := difflib.get_close_matches(name.lower().replace("-", "_")[:100], known, 1, 0.6):
+            return f"{text}: did you mean {near[0]!r}?"
+        homes = [
+            f"[{table}]"
+            for table, hint in (hints_of(self._root).items() if self._root else ())
+            if isinstance(hint, type) and issubclass(hint, Section) and name in hint.__struct_fields__
+        ]
+        if homes:
+            return f"{text}: move it to {' or '.join(homes)}"
+        return f"{text}: remove it, or use one of {', '.join(known)}"
 
     def _complaint(self, meta: Meta, value: Any) -> str | None:
         limit = _limit_complaint(meta, value)
@@ -287,10 +310,8 @@ def description_of(hint: Any) -> str:
 def parse_address(text: str) -> Address:
     """``host:port`` or ``[ipv6]:port``. :raises ValueError: says what is wrong and the way out."""
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or not 1 <= int(port[:6]) <= 65_535:
-        raise ValueError(
-            "has no port from 1 to 65535: write 'host:port', as in '192.0.2.7:7400' or '[2001:db8::7]:7400'"
-        )
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or not 1 <= int(port) <= 65_535 or not colon:
+        raise ValueError("has no port from 1 to 65535: write 'host:port', as in '192.0.2.7:7400'")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
@@ -305,22 +326,13 @@ HOST: Final = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z.:%_-]{0,251}[0-9A-Za-z.])?|:
 
 
 def _limit_complaint(meta: Meta, value: Any) -> str | None:
-    low, high = meta.ge, meta.le
-    if (
-        (meta.gt is not None and value <= meta.gt)
-        or (low is not None and value < low)
-        or (high is not None and value > high)
-    ):
-        least = f"more than {meta.gt:,}" if meta.gt is not None else f"{low:,}" if low is not None else None
-        if least is None:
-            return f"is out of range: use at most {high:,}"
-        return (
-            f"is out of range: use {least} to {high:,}"
-            if high is not None
-            else f"is out of range: use at least {least}"
-        )
+    if (meta.ge is not None and value < meta.ge) or (meta.le is not None and value > meta.le):
+        if meta.le is None:
+            return f"is out of range: use at least {meta.ge:_}"
+        least = "at most" if meta.ge is None else f"{meta.ge:_} to"
+        return f"is out of range: use {least} {meta.le:_}"
     if meta.lt is not None and value >= meta.lt:
-        return f"is out of range: use less than {meta.lt:,}"
+        return f"is out of range: use less than {meta.lt:_}"
     if meta.min_length is not None and len(value) < meta.min_length:
         return "is empty: write something" if meta.min_length == 1 else f"is too short: use at least {meta.min_length}"
     if meta.max_length is not None and len(value) > meta.max_length:
@@ -328,20 +340,11 @@ def _limit_complaint(meta: Meta, value: Any) -> str | None:
     return None
 
 
-def _unknown_key(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name.lower().replace("-", "_")[:100], known, 1, 0.6)
-    return (
-        f"is not a key of this table: did you mean {near[0]!r}?"
-        if near
-        else (f"is not a key of this table: remove it, or use one of {', '.join(known)}")
-    )
+def _quoted(name: object) -> str:
+    return name if isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) else shown(name)
 
 
-def _quoted(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) else shown(name)
-
-
-def _is_finite(raw: int | float) -> bool:
+def _is_finite(raw: float) -> bool:
     try:
         return math.isfinite(raw)
     except OverflowError:

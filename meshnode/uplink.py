@@ -26,7 +26,7 @@ from typing import Any
 from meshnode.net.transport import Requester
 from meshnode.outbox import Outbox, Upload
 from protocols.codec import decode_untrusted_relay_frame, encode_frame
-from protocols.errors import MeshError, RemoteProtocolError, StorageError
+from protocols.errors import MeshError, RemoteProtocolError, StorageError, TransportError
 from protocols.ids import Incarnation, NodeId
 from protocols.limits import MAX_BATCH_RECORDS
 from protocols.messages import MAJOR, MINOR, Acknowledgement, Batch, RelayRefusal

@@ -115,6 +115,10 @@ class Engine:
         self._flushes: dict[int, None] = {}
         self._counters = {"frames_received": 0, "frames_malformed": 0, "frames_unknown": 0, "frames_undeliverable": 0}
 
+    def listening_on(self, port: int) -> None:
+        """The inbox has a port now, other than the one of the settings."""
+        self._membership.inbox_port = port
+
     # --- what happened on the links --------------------------------------------------------------------------------
     def hint(self, name: str, node: NodeId | None, addresses: tuple[tuple[str, int], ...], now: int) -> None:
         """Somebody may be at one of ``addresses`` ((host, port) pairs): an advert, or a seed (``node`` None)."""
@@ -407,6 +411,10 @@ class Engine:
             self._inference.next_timer_at(),
             self._offers_due_ns,
         )
+
+    def deadline_at(self) -> int:
+        """The next deadline of a subscription: the one timer that a reading can bring forward. Costs next to nothing."""
+        return self._readings.next_timer_at()
 
     def leave(self, reason: str, now: int) -> None:
         """Say goodbye; flush the lanes, then close."""

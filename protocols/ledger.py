@@ -187,8 +187,10 @@ class Ledger:
 
     # --- what happens to records -----------------------------------------------------------------------------------
     def issue(self, size_bytes: int, priority: int, expires_utc_ns: int, now: UtcNs) -> int:
-        """Take a record and return its sequence. When a bound is reached the least valuable record is evicted, which may
-        be this one."""
+        """Take a record and return its sequence.
+
+        When a bound is reached the least valuable record is evicted, which may be this one.
+        """
         if self._live >= self._max_records or self._live_bytes + size_bytes > self._max_bytes:
             self.expire(now)
         sequence = self._next_sequence
@@ -290,8 +292,8 @@ class Ledger:
     def renumber(self, first_sequence: int) -> bool:
         """Go on at ``first_sequence``, where the relay stands, because the memory of this node was lost.
 
-        False, and nothing done, when the relay knows this very ledger already (then somebody else uses this node's name)
-        or stands before it. Storage has to write everything anew. Ends the batch under way.
+        False, and nothing done, when the relay knows this very ledger already (then somebody else uses this node's
+        name) or stands before it. Storage has to write everything anew. Ends the batch under way.
         """
         self._pinned = frozenset()
         self._rewind()

@@ -152,7 +152,7 @@ class Membership:
         settings: Settings,
         random: Random,
     ) -> None:
-        self._mesh, self._node, self._incarnation, self._inbox_port = mesh, node, incarnation, inbox_port
+        self._mesh, self._node, self._incarnation, self.inbox_port = mesh, node, incarnation, inbox_port
         self._settings, self._random = settings, random
         self.neighbours: dict[NodeId, Neighbour] = {}
         self._contacts: dict[str, Contact] = {}
@@ -196,7 +196,7 @@ class Membership:
         """The Hello that opens a lane."""
         dialling = self._dials.get(dial)
         lane = Lane.REALTIME if dialling is None else dialling.lane
-        return Hello(MAJOR, MINOR, self._node, self._incarnation, self._inbox_port, lane.value)
+        return Hello(MAJOR, MINOR, self._node, self._incarnation, self.inbox_port, lane.value)
 
     def neighbour_of_pipe(self, pipe: int) -> Neighbour | None:
         """The neighbour behind an inbound pipe that has said Hello."""

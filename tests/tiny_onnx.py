@@ -4,6 +4,7 @@ Follows ``onnx.proto`` (ModelProto and below) at operator set 13; leaves out eve
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 _ELEMENT_NUMBERS = {
@@ -26,7 +27,7 @@ def write_model(
 ) -> Path:
     """Write ``y = op(op(…(x)))``, ``repeat`` times, and return ``path``.
 
-    A binary operator gets its input twice: ``Add`` doubles, ``Mul`` squares. A text in the shape is a dynamic dimension.
+    A binary operator gets its input twice: ``Add`` doubles, ``Mul`` squares. A text in the shape is a dynamic size.
     """
     path.write_bytes(model_bytes(input_shape, op, dtype, repeat, input_name, output_name, opset))
     return path
@@ -45,7 +46,7 @@ def model_bytes(
     names = [input_name, *(f"t{i}" for i in range(1, repeat)), output_name]
     nodes = b"".join(
         _message(1, _text(1, source) * (2 if op in _BINARY else 1) + _text(2, target) + _text(4, op))
-        for source, target in zip(names, names[1:], strict=False)
+        for source, target in pairwise(names)
     )
     graph = nodes + _text(2, "tiny")
     graph += _message(11, _tensor_type(input_name, dtype, input_shape))

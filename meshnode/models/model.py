@@ -3,8 +3,8 @@
 Invariants:
 
 - The bytes that were hashed are the bytes that were loaded.
-- Every session optimises at the same level (``ORT_ENABLE_BASIC``). Parts and whole of a model give equal bits only
-  then: between levels, outputs differed by up to 1.2e-4.
+- Sessions optimise at ``ORT_ENABLE_BASIC`` unless the spec says otherwise. Parts and whole of a model give equal bits
+  only at equal levels: between them, outputs differed by up to 1.2e-4.
 - Each run has ``RunOptions`` of its own, so that ending one doesn't end another.
 - Only this module imports ONNX Runtime, and only inside ``load_model``.
 """
@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meshnode.models.elements import element_of_onnx
 from meshnode.models.signature import TensorSignature, check_inputs, check_outputs, described
@@ -33,7 +33,7 @@ else:
 
 MAX_MODEL_BYTES: Final = 2**31 - 1
 """A protobuf message can't be larger."""
-MAX_THREADS: Final = 64
+MAX_THREADS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,8 @@ class ModelSpec:
     """Threads that compute one run."""
     serve: bool = True
     """Whether neighbours may have it computed here."""
+    optimisation: Literal["disabled", "basic", "extended", "all"] = "basic"
+    """ONNX Runtime's graph optimisation level; the same on all nodes that share the model."""
     warm_up: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Shapes, by input, of the zeros it is measured with; needed only where the model leaves a size open."""
 
@@ -80,7 +82,8 @@ class Cancellation:
         """Sleep until cancelled or ``timeout_s`` is over; whether cancelled."""
         return self._event.wait(timeout_s)
 
-    def _watch(self, options: Any) -> None:
+    def watch(self, options: Any) -> None:
+        """Set ``options.terminate`` (of ONNX Runtime's ``RunOptions``) when cancelled; None: the run is over."""
         with self._lock:
             self._options = options
             if options is not None and self._event.is_set():
@@ -117,7 +120,7 @@ class LoadedModel:
         :raises InputInvalid: inputs that don't fit the signature, or an output that the model doesn't have.
         :raises InferenceError: the model failed on these values, or ``cancel`` ended it.
         """
-        import numpy
+        import numpy as np
 
         wanted = tuple(outputs) or tuple(signature.name for signature in self.outputs)
         check_outputs(self.name, self.outputs, wanted)
@@ -125,24 +128,20 @@ class LoadedModel:
         cancel = cancel or Cancellation()
         try:
             # A tensor from the wire lies in its frame at any address; operators may load it by aligned instructions.
-            feeds = {name: numpy.require(value, requirements=("C", "A")) for name, value in inputs.items()}
+            feeds = {name: np.require(value, requirements=("C", "A")) for name, value in inputs.items()}
         except (TypeError, ValueError) as error:
             raise InputInvalid(f"inputs of model {self.name!r} are not arrays of their own shape: {error}") from error
         return list(zip(wanted, self._compute(feeds, wanted, cancel), strict=True))
 
     def _compute(self, feeds: dict[str, Any], wanted: tuple[str, ...], cancel: Cancellation) -> list[Any]:
-        import onnxruntime  # type: ignore[import-untyped]
+        import onnxruntime
 
         options = onnxruntime.RunOptions()
         options.log_severity_level = _LOG_FATAL
-        cancel._watch(options)
+        cancel.watch(options)
         try:
-            if cancel.cancelled:
-                raise InferenceError(f"the run of model {self.name!r} was cancelled before it started")
+            # Options whose ``terminate`` is set already end the run before its first operator.
             arrays: list[Any] = self._session.run(wanted, feeds, options)
-            return arrays
-        except InferenceError:
-            raise
         except Exception as error:  # ONNX Runtime's own classes share no base but Exception
             if cancel.cancelled:
                 raise InferenceError(f"the run of model {self.name!r} was cancelled") from error
@@ -150,7 +149,8 @@ class LoadedModel:
                 raise InputInvalid(f"model {self.name!r} refused its inputs: {_one_line(error)}") from error
             raise InferenceError(f"model {self.name!r} failed on these inputs: {_one_line(error)}") from error
         finally:
-            cancel._watch(None)
+            cancel.watch(None)
+        return arrays
 
     def zeros(self) -> dict[str, "NDArray[Any]"] | None:
         """Inputs of zeros to measure the model with, or None when it leaves sizes open that ``warm_up`` doesn't give.
@@ -159,7 +159,7 @@ class LoadedModel:
 
         :raises ModelInvalid: ``warm_up`` names no input of the model, or gives a shape that doesn't fit.
         """
-        import numpy
+        import numpy as np
 
         zeros: dict[str, NDArray[Any]] = {}
         for signature in self.inputs:
@@ -168,9 +168,10 @@ class LoadedModel:
             shape = given if given is not None else (*leading, *signature.shape[1:])
             if None in shape:
                 return None
-            zeros[signature.name] = numpy.zeros(shape, signature.dtype)  # type: ignore[arg-type]
+            zeros[signature.name] = np.zeros(shape, signature.dtype)  # type: ignore[arg-type]
         try:
-            self.check({**zeros, **dict.fromkeys(self.spec.warm_up.keys() - zeros.keys(), next(iter(zeros.values()), 0))})
+            unknown = {name: Tensor("u1", (), memoryview(b"")) for name in self.spec.warm_up if name not in zeros}
+            self.check({**zeros, **unknown})
         except InputInvalid as error:
             raise ModelInvalid(f"'warm_up' of model {self.name!r} doesn't fit it: {error}") from error
         return zeros
@@ -190,7 +191,8 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    level = "ORT_DISABLE_ALL" if spec.optimisation == "disabled" else f"ORT_ENABLE_{spec.optimisation.upper()}"
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     options.intra_op_num_threads = spec.threads
     options.inter_op_num_threads = 1
     # Spinning threads took a whole core between two runs.
@@ -213,7 +215,9 @@ def _read(spec: ModelSpec) -> bytes:
     try:
         size_bytes = spec.path.stat().st_size
         if size_bytes > MAX_MODEL_BYTES:
-            raise ModelInvalid(f"model {spec.name!r}: {spec.path} has {size_bytes} bytes, more than ONNX allows: split it")
+            raise ModelInvalid(
+                f"model {spec.name!r}: {spec.path} has {size_bytes} bytes, more than ONNX allows: split it"
+            )
         content = spec.path.read_bytes()
     except FileNotFoundError as error:
         raise ModelInvalid(f"model {spec.name!r}: there is no file {spec.path}: correct its path") from error
@@ -230,17 +234,21 @@ def _explained(spec: ModelSpec, error: Exception) -> ModelInvalid:
     kind, text = type(error).__name__, _one_line(error)
     if kind == "InvalidProtobuf":
         return ModelInvalid(f"model {spec.name!r}: {spec.path} is not an ONNX file, or it is cut off: export it again")
-    if kind == "NotImplemented":
+    if kind == "NotImplemented" or "No Op registered" in text or "ValidateOpsetForDomain" in text:
         return ModelInvalid(
-            f"model {spec.name!r}: {spec.path} uses an operator that this ONNX Runtime doesn't have ({text}): "
-            "export it for an older operator set, or update onnxruntime"
+            f"model {spec.name!r}: {spec.path} uses operators that this ONNX Runtime doesn't have "
+            f"({text}): export it for an older operator set, or update onnxruntime"
         )
-    return ModelInvalid(f"model {spec.name!r}: {spec.path} can't be loaded ({text}): check the export with another tool")
+    return ModelInvalid(
+        f"model {spec.name!r}: {spec.path} can't be loaded ({text}): check the export with another tool"
+    )
 
 
 def _signatures(spec: ModelSpec, what: str, described_by_session: list[Any]) -> tuple[TensorSignature, ...]:
     if len(described_by_session) > MAX_TENSORS:
-        raise ModelInvalid(f"model {spec.name!r} has {len(described_by_session)} {what}s: at most {MAX_TENSORS} can travel")
+        raise ModelInvalid(
+            f"model {spec.name!r} has {len(described_by_session)} {what}s: at most {MAX_TENSORS} can travel"
+        )
     signatures = []
     for tensor in described_by_session:
         try:

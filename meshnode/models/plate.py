@@ -80,16 +80,16 @@ def preprocess(rgb: "NDArray[Any]", side: int = DEFAULT_SIDE) -> "dict[str, NDAr
 
     :raises InputInvalid: the picture is of another type or shape, or ``side`` is not a multiple of 32 up to 2048.
     """
-    import numpy
+    import numpy as np
     from PIL import Image
 
     check_side(side)
-    if rgb.dtype != numpy.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
         raise InputInvalid(f"a picture of {rgb.dtype}{list(rgb.shape)}: expected uint8[height, width, 3] in RGB")
     # REDUCING_GAP is left out: at these sizes it gains nothing and shifts the box.
     resized = Image.fromarray(rgb).resize((side, side), Image.Resampling.BILINEAR)
-    bgr = numpy.asarray(resized, dtype=numpy.float32)[:, :, ::-1] - numpy.array(_MEAN_BGR, dtype=numpy.float32)
-    return {INPUT: numpy.ascontiguousarray(bgr.transpose(2, 0, 1)[None])}
+    bgr = np.asarray(resized, dtype=np.float32)[:, :, ::-1] - np.array(_MEAN_BGR, dtype=np.float32)
+    return {INPUT: np.ascontiguousarray(bgr.transpose(2, 0, 1)[None])}
 
 
 def check_side(side: int) -> None:
@@ -112,26 +112,28 @@ def plates(
 
     :raises InputInvalid: outputs that can't come from the detector for a picture of this side.
     """
-    import numpy
+    import numpy as np
 
     priors = _priors(side)
     try:
-        loc, conf = numpy.asarray(outputs["loc"]), numpy.asarray(outputs["conf"])
+        loc, conf = np.asarray(outputs["loc"]), np.asarray(outputs["conf"])
     except KeyError as error:
-        raise InputInvalid(f"the output {error} of the plate detector is missing: ask for {', '.join(OUTPUTS)}") from None
+        raise InputInvalid(
+            f"the output {error} of the plate detector is missing: ask for {', '.join(OUTPUTS)}"
+        ) from None
     if loc.shape != (1, len(priors), 4) or conf.shape != (1, len(priors), 2):
         raise InputInvalid(
             f"outputs loc{list(loc.shape)} and conf{list(conf.shape)} are not those of a picture of side {side}: "
             f"expected [1, {len(priors)}, 4] and [1, {len(priors)}, 2]"
         )
     probability = conf[0, :, 1]
-    likely = numpy.flatnonzero(probability >= threshold)
-    likely = likely[numpy.argsort(-probability[likely], kind="stable")][: 4 * MAX_BOXES]
+    likely = np.flatnonzero(probability >= threshold)
+    likely = likely[np.argsort(-probability[likely], kind="stable")][: 4 * MAX_BOXES]
     prior, offset = priors[likely], loc[0, likely]
     centre = prior[:, :2] + offset[:, :2] * _CENTRE_VARIANCE * prior[:, 2:]
-    half = prior[:, 2:] * numpy.exp(numpy.clip(offset[:, 2:] * _SIZE_VARIANCE, -8, 8)) / 2
-    scale = numpy.array((width, height, width, height), dtype=numpy.float32)
-    corners = numpy.clip(numpy.concatenate((centre - half, centre + half), axis=1), 0, 1) * scale
+    half = prior[:, 2:] * np.exp(np.clip(offset[:, 2:] * _SIZE_VARIANCE, -8, 8)) / 2
+    scale = np.array((width, height, width, height), dtype=np.float32)
+    corners = np.clip(np.concatenate((centre - half, centre + half), axis=1), 0, 1) * scale
     found: list[Box] = []
     for (left, top, right, bottom), chance in zip(corners.tolist(), probability[likely].tolist(), strict=True):
         box = Box(left, top, right, bottom, chance)
@@ -159,15 +161,15 @@ def _area(box: Box) -> float:
 @lru_cache(maxsize=4)
 def _priors(side: int) -> "NDArray[Any]":
     """Centre x, centre y, width, height of every prior, relative to the side, row by row: ``float32[N, 4]``."""
-    import numpy
+    import numpy as np
 
     check_side(side)
     grids = []
     for stride, sides in _GRIDS:
         cells = -(-side // stride)
-        y, x = numpy.meshgrid(numpy.arange(cells), numpy.arange(cells), indexing="ij")
-        centres = numpy.stack((x, y), axis=-1).reshape(-1, 1, 2) + 0.5
-        centres = numpy.repeat(centres * stride / side, len(sides), axis=1)
-        sizes = numpy.broadcast_to(numpy.array(sides)[None, :, None] / side, centres.shape)
-        grids.append(numpy.concatenate((centres, sizes), axis=2).reshape(-1, 4))
-    return numpy.concatenate(grids).astype(numpy.float32)
+        y, x = np.meshgrid(np.arange(cells), np.arange(cells), indexing="ij")
+        centres = np.stack((x, y), axis=-1).reshape(-1, 1, 2) + 0.5
+        centres = np.repeat(centres * stride / side, len(sides), axis=1)
+        sizes = np.broadcast_to(np.array(sides)[None, :, None] / side, centres.shape)
+        grids.append(np.concatenate((centres, sizes), axis=2).reshape(-1, 4))
+    return np.concatenate(grids).astype(np.float32)

@@ -24,7 +24,7 @@ from protocols.limits import MAX_OFFERS, MAX_PENDING_REQUESTS, MAX_SERVED_REQUES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAX_WORKERS: Final = 16
+MAX_WORKERS: Final = 64
 MAX_WAITING: Final = MAX_PENDING_REQUESTS + MAX_SERVED_REQUESTS
 """Own requests and neighbours' that may be held at once; the engine's bounds together."""
 MEDIAN_WINDOW: Final = 31
@@ -186,7 +186,7 @@ class Runner:
                 self._running.discard(entry.cancel)
             try:
                 entry.callback(outcome)
-            except Exception:
+            except Exception:  # noqa: BLE001 - the callback is another's; the worker must go on
                 _log.exception("the callback of a run of model %r failed", entry.job.model.name)
             # Drop the tensors now, not when the next job comes.
             del entry, outcome
@@ -196,8 +196,8 @@ class Runner:
         started_ns = time.monotonic_ns()
         queued_ns = started_ns - entry.submitted_ns
         if entry.cancel.cancelled:
-            error = InferenceError(f"the run of model {job.model.name!r} was cancelled before it started")
-            return Failed(error, queued_ns, cancelled=True)
+            early = InferenceError(f"the run of model {job.model.name!r} was cancelled before it started")
+            return Failed(early, queued_ns, cancelled=True)
         if job.deadline_ns is not None and started_ns >= job.deadline_ns:
             late_ms = (started_ns - job.deadline_ns) / 1e6
             waited_ms = queued_ns / 1e6
@@ -212,14 +212,13 @@ class Runner:
             outputs = job.model.run(job.inputs, job.outputs, entry.cancel)
         except InferenceError as error:
             return Failed(error, queued_ns, entry.cancel.cancelled)
-        except Exception as error:  # Whatever it is, the caller waits for an answer.
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller waits for an answer
             _log.exception("model %r failed in an unforeseen way", job.model.name)
             return Failed(InferenceError(f"model {job.model.name!r} failed: {error!r}"[:500]), queued_ns)
         compute_ns = time.monotonic_ns() - started_ns
         if self._slowdown > 1.0:
             if entry.cancel.wait(compute_ns * (self._slowdown - 1.0) / 1e9):
-                error = InferenceError(f"the run of model {job.model.name!r} was cancelled")
-                return Failed(error, queued_ns, cancelled=True)
+                return Failed(InferenceError(f"the run of model {job.model.name!r} was cancelled"), queued_ns, True)
             compute_ns = time.monotonic_ns() - started_ns
         self._record(job.model.digest, compute_ns)
         return Done(tuple(outputs), queued_ns, compute_ns)

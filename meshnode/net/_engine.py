@@ -1,8 +1,8 @@
 """What links and exchanges ask of a socket library, so that their logic names none. ``meshnode.net.nng`` provides it.
 
-Invariants of every engine: a handshake is judged before anything is received from or sent to the peer; ``connected`` and
-``removed`` follow only for judged and admitted pipes, in that order; judges and notices run on threads of the engine, may
-not block and may not close sockets.
+Invariants of every engine: a handshake is judged before anything is received from or sent to the peer; ``connected``
+and ``removed`` follow only for judged and admitted pipes, in that order; judges and notices run on threads of the
+engine, may not block and may not close sockets.
 """
 
 from collections.abc import Callable
@@ -128,7 +128,9 @@ class Engine(Protocol):
 def lasting_failure(counters: dict[str, int]) -> str | None:
     """A failure that dialling again can't mend, from the counters of a dialled socket."""
     if counters.get("auth"):
-        return "the TLS handshake failed: one side refuses the other's certificate (other authority, expired, wrong name)"
+        return (
+            "the TLS handshake failed: one side refuses the other's certificate (other authority, expired, wrong name)"
+        )
     if counters.get("proto"):
         return "it does not speak this protocol"
     return None

@@ -4,9 +4,9 @@ Invariants, per pipe:
 - ``inbound_opened`` comes before the first ``frame_received``, ``inbound_closed`` after the last, each exactly once;
 - no two notices run at the same time, though they may run on different threads (the receiving or the I/O thread).
 
-Both threads may be the first to see a new pipe: whoever comes first announces it, the other waits for that. A closed pipe is
-announced by the I/O thread, unless the receiving thread is inside a notice of it, which then does it on its way out, so that
-a slow subscriber never holds up the I/O thread.
+Both threads may be the first to see a new pipe: whoever comes first announces it, the other waits for that. The end of
+a pipe is told by the I/O thread, unless the receiving thread is inside a notice of it, which then does it on its way
+out, so that a slow subscriber never holds up the I/O thread.
 """
 
 import threading

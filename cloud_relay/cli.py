@@ -1,0 +1,195 @@
+"""The ``cloud-relay`` command. Exit status: 0 done, 1 the audit does not add up, 2 bad input or an unusable file."""
+
+import csv
+import logging
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from cloud_relay.audit import OriginAccount, audit
+from cloud_relay.config import load_config
+from cloud_relay.query import COLUMNS, Query, parse_box, parse_instant, select
+from cloud_relay.schema import open_for_reading, storage_error
+from protocols.errors import MeshError
+from protocols.ids import UtcNs
+
+_CONFIG = click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), default="relay.toml", show_default=True,
+    help="The relay's configuration.",
+)  # fmt: skip
+_STORE = click.option(
+    "--store", "store_path", type=click.Path(path_type=Path), help="The store itself; no configuration is read then."
+)
+_SHOWN = ("origin", "sequence", "key", "value", "unit", "event_utc_ns", "latitude_deg", "longitude_deg", "rule")
+_MAX_CELL_CHARS = 40
+
+
+class _Failure(click.ClickException):
+    """One line on standard error and status 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"cloud-relay: {self.message}", file=file or sys.stderr)
+
+
+class _Group(click.Group):
+    """Turns our errors, whichever command raised them, into one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MeshError as error:
+            raise _Failure(str(error)) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="meshnode", prog_name="cloud-relay")
+def main() -> None:
+    """Take curated records from nodes, keep each exactly once, and give them back."""
+
+
+@main.command()
+@_CONFIG
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+def run(config_path: Path, log_level: str) -> None:
+    """Run the relay until SIGTERM or Ctrl-C; batches under way are finished first."""
+    from cloud_relay.server import serve
+
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    config = load_config(config_path)
+    serve(config, lambda port: click.echo(f"{config.node} ready on {config.host}:{port}"))
+
+
+@main.command()
+@_CONFIG
+@_STORE
+@click.option("--key", help="Key expression, as in 'rsu/*/hazard' or 'veh/**'.")
+@click.option("--origin", help="The node that sent the record.")
+@click.option("--since", help="Event time, inclusive: ISO 8601, seconds since 1970, or an age as in 10m.")
+@click.option("--until", help="Event time, exclusive; as --since.")
+@click.option("--box", help="lat,lon,lat,lon: two opposite corners, the western longitude first.")
+@click.option("--limit", type=click.IntRange(1, 10_000_000), default=100, show_default=True, help="The newest so many.")
+@click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
+def query(
+    config_path: Path,
+    store_path: Path | None,
+    key: str | None,
+    origin: str | None,
+    since: str | None,
+    until: str | None,
+    box: str | None,
+    limit: int,
+    form: str,
+) -> None:
+    """Show stored records, newest event first; the relay may be running."""
+    now = UtcNs(time.time_ns())
+    wanted = Query(
+        key=key,
+        origin=origin,
+        since_utc_ns=None if since is None else parse_instant(since, now),
+        until_utc_ns=None if until is None else parse_instant(until, now),
+        box=None if box is None else parse_box(box),
+        limit=limit,
+    )
+    path = _store_of(config_path, store_path)
+    with closing(open_for_reading(path)) as db:
+        try:
+            {"table": _print_table, "json": _print_json, "csv": _print_csv}[form](select(db, wanted))
+        except db.DatabaseError as error:
+            raise storage_error(path, error) from error
+
+
+@main.command(name="audit")
+@_CONFIG
+@_STORE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def audit_command(config_path: Path, store_path: Path | None, as_json: bool) -> None:
+    """Check that the account of every node adds up; status 1 when it does not."""
+    path = _store_of(config_path, store_path)
+    with closing(open_for_reading(path)) as db:
+        try:
+            accounts = audit(db)
+        except db.DatabaseError as error:
+            raise storage_error(path, error) from error
+    adds_up = all(account.adds_up for account in accounts)
+    if as_json:
+        origins = [msgspec.to_builtins(account) | {"adds_up": account.adds_up} for account in accounts]
+        click.echo(msgspec.json.format(msgspec.json.encode({"adds_up": adds_up, "origins": origins})).decode())
+    else:
+        _print_audit(accounts, adds_up)
+    if not adds_up:
+        sys.exit(1)
+
+
+def _store_of(config_path: Path, store_path: Path | None) -> Path:
+    return store_path if store_path is not None else load_config(config_path).store
+
+
+def _print_audit(accounts: list[OriginAccount], adds_up: bool) -> None:
+    fields = ("origin", "issued", "stored", "expired", "evicted", "refused", "outstanding", "missing", "conflicts")
+    _print_columns(fields, ([str(getattr(account, field)) for field in fields] for account in accounts))
+    for account in accounts:
+        if account.gaps:
+            listed = ", ".join(f"{first}-{last}" if first != last else f"{first}" for first, last in account.gaps[:10])
+            more = ", …" if len(account.gaps) > 10 else ""
+            click.echo(f"{account.origin}: missing {listed}{more}")
+        if account.conflicts:
+            click.echo(
+                f"{account.origin}: {account.conflicts} sequences came with two contents; do two nodes use this id?"
+            )
+    click.echo("the ledger adds up" if adds_up else "the ledger does NOT add up")
+
+
+def _print_table(records: Iterable[dict[str, Any]]) -> None:
+    _print_columns(_SHOWN, ([_cell(field, record[field]) for field in _SHOWN] for record in records))
+
+
+def _print_columns(header: Iterable[str], rows: Iterable[list[str]]) -> None:
+    lines = [list(header), *rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(field: str, value: Any) -> str:
+    if field == "event_utc_ns":
+        seconds, rest_ns = divmod(value, 1_000_000_000)
+        try:
+            return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest_ns // 1_000_000:03}Z"
+        except (OverflowError, ValueError, OSError):
+            return f"{value} ns"
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    # texts come from nodes: a control character could rewrite the terminal of whoever looks
+    text = "".join(character if character.isprintable() else "�" for character in text[: _MAX_CELL_CHARS + 1])
+    return text if len(text) <= _MAX_CELL_CHARS else text[: _MAX_CELL_CHARS - 1] + "…"
+
+
+def _print_json(records: Iterable[dict[str, Any]]) -> None:
+    separator = "["
+    for record in records:
+        click.echo(separator + msgspec.json.encode(record).decode(), nl=False)
+        separator = ",\n "
+    click.echo("]" if separator != "[" else "[]")
+
+
+def _print_csv(records: Iterable[dict[str, Any]]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for record in records:
+        writer.writerow(
+            msgspec.json.encode(record[name]).decode() if name in ("value", "lineage") else record[name]
+            for name in COLUMNS
+        )
+
+
+if __name__ == "__main__":
+    main()

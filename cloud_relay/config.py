@@ -1,0 +1,129 @@
+"""The relay's configuration: one TOML file, parsed once into frozen types.
+
+    [relay]
+    id = "relay-1"
+    host = "0.0.0.0"            # where nodes connect to
+    port = 7450                 # 0: any free one, printed at the start
+    state_dir = "state"
+
+    [identity]                  # defaults: <id>.crt, <id>.key and authority.crt beside this file
+    certificate = "relay-1.crt"
+    key = "relay-1.key"
+    authority = "authority.crt"
+
+    [store]
+    path = "state/relay.sqlite" # default: relay.sqlite in state_dir
+
+Relative paths are relative to the file. An unknown key is an error: a misspelt one would else be ignored in silence.
+"""
+
+import difflib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from meshnode.net.transport import Credentials
+from protocols.errors import ConfigError, InvalidName
+from protocols.ids import NodeId, node_id
+
+DEFAULT_PORT = 7450
+MAX_CONFIG_BYTES = 1024 * 1024
+"""A configuration larger than this is another file named by mistake."""
+
+_KEYS = {
+    "relay": ("id", "host", "port", "state_dir"),
+    "identity": ("certificate", "key", "authority"),
+    "store": ("path",),
+}
+_WANTED: dict[type, str] = {str: "text in quotes", int: "a whole number"}
+_T = TypeVar("_T", str, int)
+
+
+@dataclass(frozen=True, slots=True)
+class RelayConfig:
+    """What ``cloud-relay run`` needs."""
+
+    node: NodeId
+    host: str
+    port: int
+    state_dir: Path
+    credentials: Credentials
+    store: Path
+
+
+def load_config(path: Path) -> RelayConfig:
+    """Read and check a configuration. :raises ConfigError: names file, key and value."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes: name a relay's configuration")
+        tables = tomllib.loads(text.decode())
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}: name an existing file with --config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    return _Parser(path, tables).parse()
+
+
+class _Parser:
+    def __init__(self, path: Path, tables: dict[str, Any]) -> None:
+        self._path = path
+        self._tables = tables
+
+    def parse(self) -> RelayConfig:
+        self._check_names("", self._tables, tuple(_KEYS))
+        for table, keys in _KEYS.items():
+            content = self._tables.get(table, {})
+            if not isinstance(content, dict):
+                raise ConfigError(f"{self._path}: {table} is {_shown(content)}: write a table, [{table}]")
+            self._check_names(f"{table}.", content, keys)
+        name = self._value("relay", "id", "")
+        if not name:
+            raise ConfigError(
+                f'{self._path}: relay.id is missing: name the relay as in its certificate, id = "relay-1"'
+            )
+        try:
+            node = node_id(name)
+        except InvalidName as error:
+            raise ConfigError(f"{self._path}: relay.id: {error}") from error
+        port = self._value("relay", "port", DEFAULT_PORT)
+        if not 0 <= port <= 65_535:
+            raise ConfigError(f"{self._path}: relay.port is {port}: use 0 to 65535")
+        state_dir = self._file("relay", "state_dir", "state")
+        return RelayConfig(
+            node=node,
+            host=self._value("relay", "host", "0.0.0.0"),  # noqa: S104 - a relay is there to be reached
+            port=port,
+            state_dir=state_dir,
+            credentials=Credentials(
+                self._file("identity", "certificate", f"{node}.crt"),
+                self._file("identity", "key", f"{node}.key"),
+                self._file("identity", "authority", "authority.crt"),
+            ),
+            store=self._file("store", "path", str(state_dir / "relay.sqlite")),
+        )
+
+    def _check_names(self, prefix: str, content: dict[str, Any], known: tuple[str, ...]) -> None:
+        for name in content:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                way_out = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+                raise ConfigError(f"{self._path}: unknown key {prefix + name!r}: {way_out}")
+
+    def _value(self, table: str, key: str, default: _T) -> _T:
+        value = self._tables.get(table, {}).get(key, default)
+        if type(value) is not type(default):
+            raise ConfigError(f"{self._path}: {table}.{key} is {_shown(value)}: write {_WANTED[type(default)]}")
+        return value
+
+    def _file(self, table: str, key: str, default: str) -> Path:
+        value = self._value(table, key, default)
+        if not value or "\0" in value:
+            raise ConfigError(f"{self._path}: {table}.{key} is {_shown(value)}: name a file or folder")
+        return self._path.parent / value
+
+
+def _shown(value: object) -> str:
+    return f"{str(value)[:80]!r} ({type(value).__name__})"

@@ -1,0 +1,51 @@
+"""The relay as a process: identity, store, ingest and responder, from start to drained end."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+
+from cloud_relay.config import RelayConfig
+from cloud_relay.ingest import Ingest
+from cloud_relay.store import Store
+from meshnode.identity import load_identity
+from meshnode.net.nng import open_responder
+from protocols.errors import ConfigError
+from protocols.ids import Role
+
+_log = logging.getLogger(__name__)
+
+
+def serve(config: RelayConfig, ready: Callable[[int], None]) -> None:
+    """Run until SIGTERM or SIGINT, then answer what is under way and return. Call it on the main thread.
+
+    ``ready(port)`` is called once nodes can connect.
+
+    :raises ConfigError: the certificate is not that of this relay.
+    :raises IdentityError: certificate, key or authority can't be used.
+    :raises StorageError: the store can't be used.
+    :raises TransportError: the port can't be listened on.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    files = config.credentials
+    identity = load_identity(files.certificate, files.key, files.authority)
+    if identity.peer.role is not Role.RELAY or identity.peer.node != config.node:
+        raise ConfigError(
+            f"{files.certificate} is the certificate of {identity.peer.role} {identity.peer.node}, relay.id is "
+            f"{config.node}: issue one with --role relay --id {config.node}"
+        )
+    store = Store(config.store)
+    try:
+        ingest = Ingest(store)
+        responder = open_responder(files, config.host, config.port, identity.peer.mesh, ingest.answer)
+        try:
+            ready(responder.port)
+            stop.wait()
+            _log.info("stopping: batches under way are finished first")
+        finally:
+            responder.close()
+    finally:
+        store.close()
+    _log.info("stopped: %s", {**store.statistics(), "refusals": ingest.statistics()})

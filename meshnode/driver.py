@@ -1,0 +1,407 @@
+"""The engine in the world: one lock, two clocks, and the threads that call it.
+
+Threads: the transport's receiving thread and I/O thread, a timer thread of our own, and whoever publishes. Rules:
+
+1. Every call into the engine is made under ``_lock``; the transport and user code are never called under it.
+2. A frame leaves a neighbour's queue only under that link's lock, so frames of one link keep their order whichever
+   thread sends them.
+3. A link that did not take a frame is left alone until it reports that it does, or ``_RETRY_EVERY`` more frames wait:
+   what queues up meanwhile goes out together. That is all the batching there is, and it delays nothing.
+4. User callbacks run on the thread that received (or published) the reading; what they raise is logged and counted.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from random import Random
+from typing import assert_never
+
+from meshnode.net.transport import Address, OutgoingLane, Transport
+from protocols import limits
+from protocols.engine import Engine, NodeSettings, PeerView
+from protocols.events import CancelCompute, ClosePipe, Compute, Delivery, Dial, Effect, Event, Flush, HangUp
+from protocols.ids import NodeId, PeerIdentity
+from protocols.inference import LocalModel
+from protocols.messages import EventTime, InferAnswer, NamedTensor, Position, Provenance, Reading
+from protocols.readings import Put, Quality
+
+_log = logging.getLogger(__name__)
+_RETRY_EVERY = 32
+_GOODBYE_S = 0.3
+"""How long a leaving node tries to hand its goodbyes to busy links."""
+
+ReadingCallback = Callable[[Reading], object]
+
+
+class _Link:
+    """A dialled lane and the frame it did not take."""
+
+    __slots__ = ("dial", "in_hand", "lane", "lock", "opened", "skipped")
+
+    def __init__(self, dial: int) -> None:
+        self.dial = dial
+        self.lane: OutgoingLane | None = None
+        self.lock = threading.Lock()
+        self.in_hand: bytes | None = None
+        self.opened = False
+        self.skipped = 0
+
+
+class Driver:
+    """Runs one engine. Implements ``TransportObserver``."""
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        random: Random,
+        on_event: Callable[[Event], None],
+        compute: Callable[[Compute], None],
+        cancel_compute: Callable[[int], None],
+    ) -> None:
+        """The three callables are called on any thread and must not block."""
+        self.engine = Engine(settings, random)
+        self._on_event, self._compute, self._cancel_compute = on_event, compute, cancel_compute
+        self._lock = threading.Lock()
+        self._transport: Transport
+        self._links: dict[int, _Link] = {}
+        self._dial_of: dict[OutgoingLane, _Link] = {}
+        self._dialling = threading.Lock()
+        self._refused: set[OutgoingLane] = set()
+        self._handlers: dict[int, ReadingCallback] = {}
+        self._timer_due_ns = 0
+        self._timer_wake = threading.Event()
+        self._closing = False
+        self._timer = threading.Thread(target=self._keep_time, name="meshnode-timer", daemon=True)
+        self.callbacks_failed = 0
+
+    # --- life ------------------------------------------------------------------------------------------------------
+    def start(self, transport: Transport, host: str, port: int) -> int:
+        """Listen and begin to keep time; returns the port. :raises TransportError: as ``Transport.listen``."""
+        self._transport = transport  # before it listens: a neighbour may come in at once
+        port = transport.listen(host, port)
+        with self._lock:
+            self.engine.listening_on(port)
+        self._timer.start()
+        return port
+
+    def close(self, reason: str) -> None:
+        """Say goodbye, end every link and the timer thread. Idempotent."""
+        if self._closing:
+            return
+        with self._lock:
+            self.engine.leave(reason, time.monotonic_ns())
+        self._settle()
+        deadline = time.monotonic() + _GOODBYE_S
+        while time.monotonic() < deadline and any(link.in_hand is not None for link in list(self._links.values())):
+            for link in list(self._links.values()):
+                self._flush(link)
+            time.sleep(0.005)
+        self._closing = True
+        self._timer_wake.set()
+        self._timer.join(5)
+        self._transport.close()
+
+    # --- calls from the node ---------------------------------------------------------------------------------------
+    def hint(self, name: str, node: NodeId | None, addresses: tuple[Address, ...]) -> None:
+        """Somebody may be at one of ``addresses``."""
+        with self._lock:
+            self.engine.hint(name, node, tuple((a.host, a.port) for a in addresses), time.monotonic_ns())
+        self._settle()
+
+    def withdraw(self, name: str) -> None:
+        """A hint was taken back."""
+        with self._lock:
+            self.engine.withdraw(name)
+
+    def duplicate_hint(self, host: str) -> None:
+        """An advert carries our own id."""
+        with self._lock:
+            self.engine.duplicate_hint(host)
+        self._settle()
+
+    def publish(
+        self, key: str, value: object, where: Position | None, when: EventTime | None, how: Provenance | None,
+        priority: int, lifespan_ms: int, hops: int, utc_now: int,
+    ) -> Put:  # fmt: skip
+        """Publish from any thread; see ``Engine.publish`` for the errors."""
+        with self._lock:
+            put, delivery = self.engine.publish(
+                key, value, where, when, how, priority, lifespan_ms, hops, time.monotonic_ns(), utc_now
+            )
+            effects = self.engine.outgoing()
+        if effects:
+            self._perform(effects)
+        if delivery is not None:
+            self._deliver(delivery)
+        return put
+
+    def subscribe(self, expression: str, quality: Quality, callback: ReadingCallback) -> int:
+        """Call ``callback`` for the last known values, here, and for every reading from now on."""
+        with self._lock:
+            number, past = self.engine.subscribe(expression, quality, time.monotonic_ns())
+            self._handlers[number] = callback
+        for reading in past:
+            self._call(callback, reading)
+        self._settle()
+        return number
+
+    def unsubscribe(self, number: int) -> None:
+        """No callback begins after this returned, one under way may end later."""
+        with self._lock:
+            self._handlers.pop(number, None)
+            self.engine.unsubscribe(number, time.monotonic_ns())
+        self._settle()
+
+    def set_models(self, models: tuple[LocalModel, ...]) -> None:
+        """What is loaded here and what it costs now."""
+        with self._lock:
+            self.engine.set_models(models, time.monotonic_ns())
+        self._settle()
+
+    def ask(
+        self, model: str, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], budget_ns: int, hedge: bool
+    ) -> int:
+        """Start a request; its ``Answered`` event may come before this returns. Errors as ``Engine.ask``."""
+        with self._lock:
+            return self.engine.ask(model, inputs, outputs, budget_ns, hedge, time.monotonic_ns())
+
+    def settle(self) -> None:
+        """Perform what :meth:`ask` decided. Apart, so that the caller can note the number before the answer comes."""
+        self._settle()
+
+    def abandon(self, request: int) -> None:
+        """The caller no longer wants the answer."""
+        with self._lock:
+            self.engine.abandon(request, time.monotonic_ns())
+        self._settle()
+
+    def computed(self, run: int, answer: InferAnswer) -> None:
+        """A ``Compute`` ended."""
+        with self._lock:
+            self.engine.computed(run, answer, time.monotonic_ns())
+        self._settle()
+
+    def peers(self) -> list[PeerView]:
+        """Everybody known."""
+        with self._lock:
+            return self.engine.peers(time.monotonic_ns())
+
+    def statistics(self) -> dict[str, int]:
+        """Counters of the engine, the links and the callbacks."""
+        with self._lock:
+            counters = self.engine.statistics()
+        counters.update({f"link_{name}": value for name, value in self._transport.statistics().items()})
+        counters["callbacks_failed"] = self.callbacks_failed
+        return counters
+
+    def count_drop(self, key: str, reason: str) -> None:
+        """Count a reading that the node itself could not keep."""
+        with self._lock:
+            self.engine.drops.count("", key, reason)
+
+    def drops(self) -> list[tuple[tuple[str, str, str], int]]:
+        """((peer, key, reason), count) of everything dropped."""
+        with self._lock:
+            return list(self.engine.drops.items())
+
+    # --- TransportObserver -----------------------------------------------------------------------------------------
+    def admit(
+        self, identity: PeerIdentity | None, detail: str, lane: OutgoingLane | None, remote_host: str
+    ) -> str | None:
+        """Whether a handshaken pipe may live. Its events are reported by the next settle, not on this thread."""
+        now = time.monotonic_ns()
+        with self._lock:
+            if self._closing:
+                return "this node is leaving"
+            if identity is None:
+                self.engine.refused_before_identity(remote_host, detail, now)
+                reason: str | None = detail
+            else:
+                reason = self.engine.admit(identity, now)
+        if reason is not None and lane is not None:
+            self._refused.add(lane)
+        return reason
+
+    def inbound_opened(self, pipe: int, identity: PeerIdentity, remote_host: str) -> None:
+        """Noted before the pipe's first frame."""
+        with self._lock:
+            self.engine.inbound_opened(pipe, identity, remote_host, time.monotonic_ns())
+
+    def inbound_closed(self, pipe: int) -> None:
+        """May start a suspicion."""
+        with self._lock:
+            self.engine.inbound_closed(pipe, time.monotonic_ns())
+        self._settle()
+
+    def frame_received(self, pipe: int, frame: bytes) -> None:
+        """The hot path: decode, accept, call back, forward."""
+        engine = self.engine
+        with self._lock:
+            deliveries = engine.receive(frame, pipe, time.monotonic_ns(), time.time_ns())
+            effects = engine.outgoing()
+            events = engine.events()
+            sooner = engine.deadline_at() < self._timer_due_ns
+        for delivery in deliveries:
+            self._deliver(delivery)
+        if effects:
+            self._perform(effects)
+        if events:
+            self._report(events)
+        if sooner or not deliveries:
+            self._set_timer()
+
+    def lane_opened(self, lane: OutgoingLane, identity: PeerIdentity) -> None:
+        """Its greeting is out: the rest may follow."""
+        link = self._link_of(lane)
+        if link is None:
+            return
+        link.opened = True
+        with self._lock:
+            self.engine.lane_opened(link.dial, identity, time.monotonic_ns())
+        self._settle()
+
+    def lane_closed(self, lane: OutgoingLane, reason: str) -> None:
+        """Whether to dial again is the engine's to decide."""
+        link = self._link_of(lane)
+        if link is None:
+            return
+        self._forget(link)
+        refused = lane in self._refused
+        self._refused.discard(lane)
+        with self._lock:
+            if link.in_hand is not None:
+                self.engine.frame_lost(link.dial, "link_lost")
+            self.engine.lane_closed(link.dial, reason, refused, time.monotonic_ns())
+        self._settle()
+
+    def lane_writable(self, lane: OutgoingLane) -> None:
+        """What waited goes out together."""
+        link = self._link_of(lane)
+        if link is not None:
+            self._flush(link)
+
+    # --- effects ---------------------------------------------------------------------------------------------------
+    def _settle(self) -> None:
+        """Perform, report and set the timer until the engine wants nothing more."""
+        while True:
+            with self._lock:
+                effects, events = self.engine.outgoing(), self.engine.events()
+            if not effects and not events:
+                break
+            self._perform(effects)
+            self._report(events)
+        self._set_timer()
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Flush():
+                    link = self._links.get(effect.dial)
+                    if link is not None:
+                        if link.in_hand is None or link.skipped >= _RETRY_EVERY:
+                            self._flush(link)
+                        else:
+                            link.skipped += 1
+                case Dial():
+                    self._dial(effect)
+                case HangUp():
+                    gone = self._links.get(effect.dial)
+                    if gone is not None:
+                        self._forget(gone)
+                        if gone.lane is not None:
+                            gone.lane.close()
+                            self._refused.discard(gone.lane)
+                case ClosePipe():
+                    self._transport.close_pipe(effect.pipe)
+                case Compute():
+                    self._compute(effect)
+                case CancelCompute():
+                    self._cancel_compute(effect.run)
+                case _:
+                    assert_never(effect)
+
+    def _flush(self, link: _Link) -> None:
+        lane = link.lane
+        if lane is None or not link.opened:
+            return
+        with link.lock:
+            link.skipped = 0
+            while True:
+                frame = link.in_hand
+                if frame is None:
+                    with self._lock:
+                        frame = self.engine.next_frame(link.dial, time.monotonic_ns())
+                    if frame is None:
+                        return
+                if not lane.try_send(frame):
+                    link.in_hand = frame
+                    return
+                link.in_hand = None
+
+    def _dial(self, effect: Dial) -> None:
+        link = _Link(effect.dial)
+
+        def greeting() -> bytes:
+            with self._lock:
+                return self.engine.greeting(effect.dial)
+
+        with self._dialling:  # a notice about the lane may come before dial() has returned it
+            lane = self._transport.dial(Address(effect.host, effect.port), greeting, effect.timeout_ns / limits.SECOND)
+            link.lane = lane
+            self._links[effect.dial] = link
+            self._dial_of[lane] = link
+
+    def _link_of(self, lane: OutgoingLane) -> _Link | None:
+        with self._dialling:
+            return self._dial_of.get(lane)
+
+    def _forget(self, link: _Link) -> None:
+        with self._dialling:
+            self._links.pop(link.dial, None)
+            if link.lane is not None:
+                self._dial_of.pop(link.lane, None)
+
+    def _report(self, events: list[Event]) -> None:
+        for event in events:
+            self._on_event(event)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        for number in delivery.subscriptions:
+            handler = self._handlers.get(number)
+            if handler is not None:
+                self._call(handler, delivery.reading)
+
+    def _call(self, callback: ReadingCallback, reading: Reading) -> None:
+        try:
+            callback(reading)
+        except Exception:  # whatever an application does, receiving goes on
+            self.callbacks_failed += 1
+            # 1, 2, 4, 8 …: a broken callback can't fill a disk
+            if self.callbacks_failed & (self.callbacks_failed - 1) == 0:
+                _log.exception("a callback failed on %s (%d failures so far)", reading.key, self.callbacks_failed)
+
+    # --- time ------------------------------------------------------------------------------------------------------
+    def _set_timer(self) -> None:
+        with self._lock:
+            due_ns = self.engine.next_timer_at()
+        if due_ns < self._timer_due_ns:
+            self._timer_due_ns = due_ns
+            self._timer_wake.set()
+
+    def _keep_time(self) -> None:
+        while not self._closing:
+            with self._lock:
+                self._timer_due_ns = self.engine.next_timer_at()
+            wait_s = (self._timer_due_ns - time.monotonic_ns()) / limits.SECOND
+            if wait_s > 0:
+                self._timer_wake.wait(min(wait_s, 3_600.0))
+                self._timer_wake.clear()
+            if self._closing:
+                return
+            receiving_since_ns = self._transport.receiving_since_ns()
+            with self._lock:
+                now = time.monotonic_ns()
+                if self.engine.next_timer_at() <= now:
+                    self.engine.handle_timer(now, receiving_since_ns)
+            self._settle()

@@ -1,0 +1,359 @@
+"""The links of one node: an inbox, the lanes it dials, and the two threads that serve them.
+
+Invariants:
+- the engine's callbacks decide and enqueue; the I/O thread opens and closes sockets and gives notice;
+- a lane has at most one pipe in its life: the engine's redial serves only until the first;
+- ``try_send`` never takes a second frame while one is under way. That is what batches readings: whoever has more waits
+  for ``lane_writable`` and sends it in one frame;
+- nothing grows with what strangers do: pipes are bounded, mute connections are closed.
+"""
+
+import heapq
+import itertools
+import logging
+import os
+import select
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from enum import Enum, auto
+from functools import partial
+
+from meshnode.net._engine import Engine, Handshake, PullSocket, PushSocket, Watch, lasting_failure, no_connection
+from meshnode.net._inbound import InboundPipe, InboundPipes
+from meshnode.net._mute import MuteConnections
+from meshnode.net._peer import identify
+from meshnode.net.transport import Address, OutgoingLane, TransportObserver
+from protocols.errors import BoundExceeded, TransportError
+from protocols.ids import MeshName, PeerIdentity
+from protocols.limits import DIAL_TIMEOUT_NS, MAX_FRAME_BYTES, MAX_NEIGHBOURS, MS, SECOND
+
+_log = logging.getLogger(__name__)
+
+_MAX_INBOUND_PIPES = 4 * MAX_NEIGHBOURS
+"""Two lanes for each neighbour, and as many again while the pipes of restarted neighbours drain."""
+_INBOUND_GRACE_NS = 10 * MS
+"""Between the engine's notice that a pipe is gone and ours: the receiving thread may still hold a last frame."""
+_DIAL_CHECK_NS = 400 * MS
+"""How often a dial in progress is checked for a failure that repeating can't mend."""
+_SWEEP_NS = DIAL_TIMEOUT_NS
+_ONE_SHOT = select.EPOLLIN | select.EPOLLONESHOT
+
+
+class _State(Enum):
+    DIALLING = auto()
+    OPEN = auto()
+    FINISHED = auto()
+
+
+class Lane:
+    """See ``OutgoingLane``. ``judged`` and ``pipe`` belong to the engine's callbacks, ``state`` to ``lock``."""
+
+    def __init__(self, links: "Links", address: Address, greeting: Callable[[], bytes]) -> None:
+        self._links = links
+        self.address = address
+        self.greeting = greeting
+        self.identity: PeerIdentity | None = None
+        self.judged = False
+        self.pipe = 0
+        self.push: PushSocket | None = None
+        self.lock = threading.Lock()
+        self.state = _State.DIALLING
+        self.armed = False
+        self.frames_sent = 0
+        self.bytes_sent = 0
+
+    def try_send(self, frame: bytes) -> bool:
+        if len(frame) > MAX_FRAME_BYTES:
+            raise BoundExceeded(f"a frame of {len(frame)} bytes is larger than {MAX_FRAME_BYTES}: split it")
+        with self.lock:
+            push = self.push
+            if self.state is not _State.OPEN or push is None:
+                return False
+            if push.try_send(frame):
+                self.frames_sent += 1
+                self.bytes_sent += len(frame)
+                return True
+            if not self.armed:
+                self.armed = True
+                self._links.arm(push.descriptor)
+            return False
+
+    def greet(self, frame: bytes) -> bool:
+        """Send the first frame and open the lane. False: finished, or its pipe is gone already."""
+        with self.lock:
+            if self.state is not _State.DIALLING or self.push is None or not self.push.try_send(frame):
+                return False
+            self.frames_sent += 1
+            self.bytes_sent += len(frame)
+            self.state = _State.OPEN
+            return True
+
+    def finish(self) -> bool:
+        """Take no more frames. False: that was so already."""
+        with self.lock:
+            was, self.state = self.state, _State.FINISHED
+            return was is not _State.FINISHED
+
+    def close(self) -> None:
+        if self.finish():
+            self._links.post(partial(self._links.release, self))
+
+
+class Links:
+    """See ``Transport``."""
+
+    def __init__(self, engine: Engine, observer: TransportObserver, mesh: MeshName) -> None:
+        self._engine = engine
+        self._observer = observer
+        self._mesh = mesh
+        self._inbox: PullSocket | None = None
+        self._inbound = InboundPipes(observer, _MAX_INBOUND_PIPES)
+        self._receiver: threading.Thread | None = None
+        self._receiving_since_ns: int | None = None
+        self._frames_received = self._bytes_received = self._frames_dropped = 0
+        self._refused_inbound = self._refused_outbound = self._mute_closed = 0
+        self._frames_sent = self._bytes_sent = 0
+        self._lanes: dict[int, Lane] = {}
+        self._changing = threading.Lock()
+        self._closing = False
+        self._stopped = False
+        self._tasks: deque[Callable[[], None]] = deque()
+        self._timers: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # not at close: a late close() of a lane may still write to it, and the number may then be another file's
+        weakref.finalize(self, os.close, self._wake).atexit = False
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._io = threading.Thread(target=self._run_io, name="mesh-io", daemon=True)
+        self._io.start()
+
+    def listen(self, host: str, port: int) -> int:
+        with self._changing:
+            if self._inbox is not None or self._closing:
+                raise TransportError(
+                    f"can't listen on {Address(host, port)}: this transport is closed or has an inbox: open another"
+                )
+            inbox = self._engine.pull(host, port, Watch(self._judge_inbound, lambda pipe: None, self._inbound_removed))
+            self._inbox = inbox
+            self._receiver = threading.Thread(
+                target=self._run_receiver, args=(inbox,), name="mesh-receive", daemon=True
+            )
+            self._receiver.start()
+        mute = MuteConnections(inbox.port)
+        self.post(lambda: self._later(_SWEEP_NS, partial(self._sweep, mute)))
+        return inbox.port
+
+    def dial(self, address: Address, greeting: Callable[[], bytes], timeout_s: float) -> OutgoingLane:
+        lane = Lane(self, address, greeting)
+        self.post(partial(self._start_dial, lane, timeout_s))
+        return lane
+
+    def close_pipe(self, pipe: int) -> None:
+        if self._inbox is not None and self._inbound.get(pipe) is not None:
+            self._inbox.close_pipe(pipe)
+
+    def receiving_since_ns(self) -> int | None:
+        return self._receiving_since_ns
+
+    def statistics(self) -> dict[str, int]:
+        lanes = list(self._lanes.values())
+        with self._changing:
+            failed = self._inbox.counters() if self._inbox is not None and not self._closing else {}
+        return {
+            "handshakes_refused": self._refused_inbound + self._refused_outbound,
+            "handshakes_failed": failed.get("auth", 0) + failed.get("proto", 0),
+            "mute_connections_closed": self._mute_closed,
+            "frames_received": self._frames_received,
+            "bytes_received": self._bytes_received,
+            "frames_dropped": self._frames_dropped,
+            "frames_sent": self._frames_sent + sum(lane.frames_sent for lane in lanes),
+            "bytes_sent": self._bytes_sent + sum(lane.bytes_sent for lane in lanes),
+            "lanes": len(lanes),
+        }
+
+    def close(self) -> None:
+        with self._changing:
+            first, self._closing = not self._closing, True
+        self._inbound.silence()
+        if first:
+            if self._inbox is not None:
+                self._inbox.close()
+            self.post(self._stop)
+        for thread in (self._receiver, self._io):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join()
+
+    # --- for lanes, any thread -------------------------------------------------------------------------------------
+
+    def post(self, task: Callable[[], None]) -> None:
+        """Have the I/O thread run ``task``, in order."""
+        self._tasks.append(task)
+        os.eventfd_write(self._wake, 1)
+
+    def arm(self, descriptor: int) -> None:
+        """One ``lane_writable`` once the socket of that descriptor takes a frame; under the lock of an open lane."""
+        self._epoll.modify(descriptor, _ONE_SHOT)
+
+    def release(self, lane: Lane) -> None:
+        """Close the socket of a finished lane, on the I/O thread."""
+        push, lane.push = lane.push, None
+        if push is not None:
+            del self._lanes[push.descriptor]
+            self._epoll.unregister(push.descriptor)
+            push.close()
+            self._frames_sent += lane.frames_sent
+            self._bytes_sent += lane.bytes_sent
+
+    # --- the engine's threads --------------------------------------------------------------------------------------
+
+    def _judge_inbound(self, handshake: Handshake) -> bool:
+        identity, detail = identify(handshake.names, self._mesh)
+        reason = self._observer.admit(identity, detail, None, handshake.host)
+        if identity is not None and reason is None and not self._closing:
+            known = InboundPipe(handshake.pipe, identity, handshake.host, handshake.port)
+            if self._inbound.admit(known):
+                self.post(partial(self._inbound.announce, known))
+                return True
+        self._refused_inbound += 1
+        return False
+
+    def _inbound_removed(self, pipe: int) -> None:
+        known = self._inbound.get(pipe)
+        if known is not None:
+            self.post(lambda: self._later(_INBOUND_GRACE_NS, partial(self._inbound.close, known)))
+
+    def _judge_lane(self, lane: Lane, handshake: Handshake) -> bool:
+        if lane.judged or lane.state is not _State.DIALLING:
+            return False
+        lane.judged = True
+        reason: str | None = "internal error while its identity was checked"
+        try:
+            identity, detail = identify(handshake.names, self._mesh)
+            reason = self._observer.admit(identity, detail, lane, handshake.host)
+            if identity is not None and reason is None:
+                lane.identity, lane.pipe = identity, handshake.pipe
+                return True
+            reason = reason or detail
+        finally:
+            if lane.identity is None:
+                self._refused_outbound += 1
+                self.post(partial(self._lane_finished, lane, f"refused: {reason}"))
+        return False
+
+    def _lane_connected(self, lane: Lane, pipe: int) -> None:
+        if pipe == lane.pipe:
+            self.post(partial(self._lane_opened, lane))
+
+    def _lane_removed(self, lane: Lane, pipe: int) -> None:
+        if pipe == lane.pipe:
+            self.post(partial(self._lane_finished, lane, f"{lane.address} closed the connection"))
+
+    # --- the receiving thread --------------------------------------------------------------------------------------
+
+    def _run_receiver(self, inbox: PullSocket) -> None:
+        while (received := inbox.receive()) is not None:
+            pipe, frame = received
+            self._receiving_since_ns = time.monotonic_ns()
+            try:
+                if self._inbound.receive(pipe, frame):
+                    self._frames_received += 1
+                    self._bytes_received += len(frame)
+                else:
+                    self._frames_dropped += 1
+            except Exception:
+                _log.exception("a frame failed in its observer")
+            self._receiving_since_ns = None
+
+    # --- the I/O thread --------------------------------------------------------------------------------------------
+
+    def _run_io(self) -> None:
+        while not self._stopped:
+            timeout_s = -1.0
+            if self._timers:
+                timeout_s = max(0.0, (self._timers[0][0] - time.monotonic_ns()) / SECOND)
+            for descriptor, _ in self._epoll.poll(timeout_s):
+                if descriptor == self._wake:
+                    os.eventfd_read(self._wake)
+                elif (lane := self._lanes.get(descriptor)) is not None:
+                    self._guarded(partial(self._lane_writable, lane))
+            while self._tasks and not self._stopped:
+                self._guarded(self._tasks.popleft())
+            now = time.monotonic_ns()
+            while self._timers and self._timers[0][0] <= now and not self._stopped:
+                self._guarded(heapq.heappop(self._timers)[2])
+        self._tasks.clear()
+        self._timers.clear()
+        self._epoll.close()
+
+    def _guarded(self, task: Callable[[], None]) -> None:
+        try:
+            task()
+        except Exception:
+            _log.exception("a notice of the links failed in its observer")
+
+    def _later(self, delay_ns: int, task: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (time.monotonic_ns() + delay_ns, next(self._order), task))
+
+    def _start_dial(self, lane: Lane, timeout_s: float) -> None:
+        if lane.state is not _State.DIALLING or self._closing:
+            return
+        watch = Watch(
+            partial(self._judge_lane, lane), partial(self._lane_connected, lane), partial(self._lane_removed, lane)
+        )
+        try:
+            push = self._engine.push(lane.address, watch)
+        except TransportError as error:
+            self._lane_finished(lane, str(error))
+            return
+        lane.push = push
+        self._lanes[push.descriptor] = lane
+        self._epoll.register(push.descriptor, select.EPOLLONESHOT)
+        deadline_ns = time.monotonic_ns() + int(timeout_s * SECOND)
+        self._check_dial_later(lane, deadline_ns, timeout_s)
+
+    def _check_dial_later(self, lane: Lane, deadline_ns: int, timeout_s: float) -> None:
+        wait_ns = min(_DIAL_CHECK_NS, deadline_ns - time.monotonic_ns())
+        self._later(wait_ns, partial(self._check_dial, lane, deadline_ns, timeout_s))
+
+    def _check_dial(self, lane: Lane, deadline_ns: int, timeout_s: float) -> None:
+        if lane.state is not _State.DIALLING or lane.judged or lane.push is None:
+            return
+        counters = lane.push.counters()
+        if (failure := lasting_failure(counters)) is not None:
+            self._lane_finished(lane, f"no connection to {lane.address}: {failure}")
+        elif time.monotonic_ns() >= deadline_ns:
+            self._lane_finished(lane, no_connection(lane.address, timeout_s, counters))
+        else:
+            self._check_dial_later(lane, deadline_ns, timeout_s)
+
+    def _lane_opened(self, lane: Lane) -> None:
+        identity = lane.identity
+        if identity is not None and not self._closing and lane.state is _State.DIALLING and lane.greet(lane.greeting()):
+            self._observer.lane_opened(lane, identity)
+
+    def _lane_writable(self, lane: Lane) -> None:
+        with lane.lock:
+            told = lane.armed and lane.state is _State.OPEN
+            lane.armed = False
+        if told and not self._closing:
+            self._observer.lane_writable(lane)
+
+    def _lane_finished(self, lane: Lane, reason: str) -> None:
+        if lane.finish():
+            self.release(lane)
+            if not self._closing:
+                self._observer.lane_closed(lane, reason)
+
+    def _sweep(self, mute: MuteConnections) -> None:
+        self._mute_closed += mute.sweep(self._inbound.remotes())
+        self._later(_SWEEP_NS, partial(self._sweep, mute))
+
+    def _stop(self) -> None:
+        for lane in list(self._lanes.values()):
+            lane.finish()
+            self.release(lane)
+        self._stopped = True

@@ -1,0 +1,510 @@
+"""The Python API: a node in this process.
+
+    async with meshnode.open("vehicle.toml") as node:
+        node.publish("veh/veh-1/speed", 13.9, unit="m/s", sensor="wheel")
+        async for reading in node.subscribe("veh/*/hazard"):
+            ...
+
+``publish`` and ``Publisher.put`` may be called from any thread and never wait; everything marked ``async`` belongs to
+the event loop that opened the node.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from meshnode.compute import ComputeService
+from meshnode.config import NodeConfig, load
+from meshnode.driver import Driver, ReadingCallback
+from meshnode.identity import load_identity
+from meshnode.net.mdns import Advert, Discovery, open_discovery
+from meshnode.net.nng import open_transport
+from meshnode.recording import Recorder
+from meshnode.sensing import Sensing
+from meshnode.state import StateFolder
+from meshnode.subscriptions import Subscription
+from protocols import limits
+from protocols.access import DEFAULT_RULES, LINK_ROLES
+from protocols.codec import tensor_of
+from protocols.engine import NodeSettings, PeerView
+from protocols.errors import (
+    BudgetExhausted,
+    ConfigError,
+    InferenceError,
+    InputInvalid,
+    LocalProtocolError,
+    ModelUnknown,
+)
+from protocols.events import Answered, DeadlineMissed, DuplicateIdentity, Event, PeerRefused, RunReport
+from protocols.ids import NodeId
+from protocols.keys import checked_key
+from protocols.membership import Settings
+from protocols.messages import EventTime, NamedTensor, Position, Provenance, Reading, Tensor
+from protocols.readings import Put, Quality
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+_log = logging.getLogger(__name__)
+_FLUSH_S = 1.0
+"""How long a closing node tries to deliver records to the relay; the rest stays in the outbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceResult:
+    """Outputs, and who computed them for how long."""
+
+    outputs: "dict[str, NDArray[Any]]"
+    ran_on: NodeId
+    took_ms: float
+    """From the call to the answer."""
+    compute_ms: float
+    """The model's own time."""
+    queued_ms: float
+    """Waiting for a worker there."""
+    attempts: tuple[RunReport, ...]
+    """Every run that was started, losers and failures included."""
+
+
+class Publisher:
+    """Publishes on one key with one quality of service. Made by :meth:`Node.publisher`."""
+
+    def __init__(
+        self, node: "Node", publish: Callable[..., Put], recorder: Recorder | None, key: str, how: Provenance,
+        where: Position | None, priority: int, lifespan_ms: int, hops: int,
+    ) -> None:  # fmt: skip
+        self.key = key
+        self._node, self._publish, self._recorder = node, publish, recorder
+        self._how, self._where = how, where
+        self._priority, self._lifespan_ms, self._hops = priority, lifespan_ms, hops
+        self._uncertainty_ns = int(node.config.node.clock_uncertainty_ms * limits.MS)
+
+    def put(self, value: Any, *, where: Position | None = None, time_ns: int | None = None) -> Put:
+        """Publish one value and say what happened to it. Any thread; never waits.
+
+        ``time_ns``: UTC of the measurement in nanoseconds, default now. ``where``: default the publisher's, then the
+        node's.
+
+        :raises ContextMissing: when nobody knows where. :raises ValueUnsupported: when ``value`` can't travel.
+        """
+        utc_now = time.time_ns()
+        where = where or self._where or self._node.position
+        when = EventTime(utc_now if time_ns is None else time_ns, self._uncertainty_ns)
+        put = self._publish(
+            self.key, value, where, when, self._how, self._priority, self._lifespan_ms, self._hops, utc_now
+        )
+        if self._recorder is not None:
+            reading = Reading(
+                self.key, self._node.id, put.sequence, value, where, when, self._how,  # type: ignore[arg-type]
+                self._priority, self._lifespan_ms, self._hops,
+            )  # fmt: skip
+            self._recorder.consider(reading, True)
+        return put
+
+
+class Node:
+    """A running node. Made by :func:`open`; methods raise ``LocalProtocolError`` outside its ``async with``."""
+
+    def __init__(self, config: NodeConfig, folder: Path) -> None:
+        self.config = config
+        self.id = NodeId(config.node.id)
+        self.position: Position | None = config.node.position
+        """Where this node is now; a sensor that knows better sets it."""
+        self._folder = folder
+        self._uncertainty_ns = int(config.node.clock_uncertainty_ms * limits.MS)
+        self._answers: dict[int, asyncio.Future[Answered]] = {}
+        self._answers_lock = threading.Lock()
+        self._subscriptions: dict[int, Subscription] = {}
+        self._listeners: list[Callable[[Event], None]] = []
+        self._publishers: dict[tuple[Any, ...], Publisher] = {}
+        self._recorder: Recorder | None = None
+        self._sensing: Sensing | None = None
+        self._changed = asyncio.Event()
+        self._stack = AsyncExitStack()
+        self.port = 0
+        """TCP port of the inbox."""
+        self.http_port: int | None = None
+        """Port of the HTTP API; None when it is off."""
+
+    # --- life ------------------------------------------------------------------------------------------------------
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self._open()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def _open(self) -> None:
+        """Open part after part; the stack closes them in the opposite order."""
+        config, stack = self.config, self._stack
+        self._identify()
+        state = StateFolder(config.node.state_dir)
+        stack.callback(state.close)
+        self.incarnation = state.next_incarnation()
+        self._driver = Driver(self._settings(), Random(), self._event, self._compute_started, self._compute_cancelled)
+        if config.curation or config.relay is not None:
+            self._recorder = Recorder(config, self.mesh, self.incarnation, self._driver.count_drop)
+            await self._recorder.open()
+            stack.push_async_callback(self._recorder.close, _FLUSH_S)
+        self._compute = ComputeService(config, self._driver.computed, self._driver.set_models)
+        stack.push_async_callback(asyncio.to_thread, self._compute.close)
+        await asyncio.to_thread(self._compute.load_models)
+        transport = open_transport(config.identity.credentials, self._driver, self.mesh)
+        stack.push_async_callback(asyncio.to_thread, transport.close)
+        self.port = self._driver.start(transport, config.listen.host, config.listen.port)
+        stack.push_async_callback(asyncio.to_thread, self._driver.close, "leaving")
+        self._compute.announce()
+        if self._recorder is not None:
+            for expression in self._recorder.expressions:
+                self.subscribe(expression, callback=self._record_other, own=False, history=False)
+        if config.discovery.mdns:
+            discovery = await asyncio.to_thread(self._discover)
+            stack.push_async_callback(asyncio.to_thread, discovery.close)
+        for address in config.discovery.seeds:
+            self._driver.hint(f"seed {address}", None, (address,))
+        if config.http.enabled:
+            from meshnode.http import HttpServer
+
+            http = HttpServer(self)
+            self.http_port = await http.start(config.http.host, config.http.port)
+            stack.push_async_callback(http.close)
+        if config.sensors:
+            self._sensing = Sensing(self, dict(config.sensors), self._folder, self.role)
+            self._sensing.start()
+            stack.push_async_callback(asyncio.to_thread, self._sensing.close)
+
+    def _identify(self) -> None:
+        files = self.config.identity
+        identity = load_identity(files.certificate, files.key, files.authority)
+        if identity.peer.node != self.id:
+            raise ConfigError(
+                f"[node] id is {self.id!r}, but {files.certificate} belongs to {identity.peer.node!r}: "
+                "use its id, or issue a certificate for this one"
+            )
+        if identity.peer.role not in LINK_ROLES:
+            raise ConfigError(f"{files.certificate} has the role {identity.peer.role.value!r}: a node can't have it")
+        self.role, self.mesh, self.certificate_ends = identity.peer.role, identity.peer.mesh, identity.not_after
+
+    def _settings(self) -> NodeSettings:
+        membership = self.config.membership
+        return NodeSettings(
+            mesh=self.mesh, node=self.id, role=self.role, incarnation=self.incarnation, inbox_port=0,
+            clock_uncertainty_ns=self._uncertainty_ns,
+            access=DEFAULT_RULES if self.config.access.rules is None else self.config.access.rules,
+            membership=Settings(
+                heartbeat_interval_ns=membership.heartbeat_interval_ms * limits.MS,
+                suspect_after_silence_ns=membership.suspect_after_silence_ms * limits.MS,
+                suspicion_min_ns=membership.suspicion_min_ms * limits.MS,
+                suspicion_max_ns=membership.suspicion_max_ms * limits.MS,
+                lost_link_suspicion_ns=membership.lost_link_suspicion_ms * limits.MS,
+                dial_timeout_ns=membership.dial_timeout_ms * limits.MS,
+                max_neighbours=membership.max_neighbours,
+            ),
+        )  # fmt: skip
+
+    def _discover(self) -> Discovery:
+        discovery = open_discovery(
+            self.mesh, self.id, self.incarnation, self.port, self.config.listen.advertise or None,
+            self.config.discovery.interfaces, self._advert_seen, self._advert_gone,
+        )  # fmt: skip
+        discovery.announce()
+        return discovery
+
+    def _advert_seen(self, advert: Advert) -> None:
+        if advert.node == self.id:
+            self._driver.duplicate_hint(advert.addresses[0].host if advert.addresses else "unknown")
+        else:
+            self._driver.hint(advert.node, advert.node, advert.addresses)
+
+    def _advert_gone(self, node: NodeId) -> None:
+        self._driver.withdraw(node)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop sensing, say goodbye, drain to the relay, let go of everything. Idempotent."""
+        await self._stack.aclose()
+        for subscription in list(self._subscriptions.values()):
+            subscription.close()
+        with self._answers_lock:
+            answers, self._answers = list(self._answers.values()), {}
+        for answer in answers:
+            if not answer.done():
+                answer.set_exception(InferenceError(f"the node {self.id} closed before the answer came"))
+
+    # --- readings --------------------------------------------------------------------------------------------------
+    def publisher(
+        self, key: str, *, unit: str = "1", sensor: str = "application", where: Position | None = None,
+        quality: float = 1.0, calibration: str = "", lineage: tuple[str, ...] = (), priority: int = 3, lifespan_ms: int = 0, hops: int = 0,
+    ) -> Publisher:  # fmt: skip
+        """Something that publishes on ``key``: make it once, ``put`` often.
+
+        ``unit``: UCUM symbol (``m/s``). ``quality``: 0 to 1. ``lineage``: what it was derived from, nearest first.
+        ``priority``: 0 to 7, 7 overtakes everything. ``lifespan_ms``: worthless after this; 0 never. ``hops``: how many
+        neighbours may pass it on.
+
+        :raises InvalidKey: when ``key`` is not one. :raises LocalProtocolError: when a number is out of its range.
+        """
+        if not 0 <= priority <= 7 or not 0 <= lifespan_ms <= limits.MAX_LIFESPAN_MS or not 0 <= hops <= limits.MAX_HOPS:
+            raise LocalProtocolError(
+                f"priority {priority}, lifespan_ms {lifespan_ms} or hops {hops} is out of range: use 0 to 7, "
+                f"0 to {limits.MAX_LIFESPAN_MS} and 0 to {limits.MAX_HOPS}"
+            )
+        texts = (sensor, unit, calibration, *lineage)
+        if (
+            not 0 <= quality <= 1
+            or len(lineage) > limits.MAX_LINEAGE
+            or any(len(t) > limits.MAX_TEXT_CHARS for t in texts)
+        ):
+            raise LocalProtocolError(
+                f"quality {quality} must be 0 to 1, lineage at most {limits.MAX_LINEAGE} steps, and each text at most "
+                f"{limits.MAX_TEXT_CHARS} characters"
+            )
+        checked_key(key)
+        how = Provenance(sensor, unit, quality, calibration, lineage)
+        publish, recorder = self._driver.publish, self._recorder
+        return Publisher(self, publish, recorder, key, how, where, priority, lifespan_ms, hops)
+
+    def publish(
+        self, key: str, value: Any, *, unit: str = "1", sensor: str = "application", where: Position | None = None,
+        time_ns: int | None = None, quality: float = 1.0, calibration: str = "", lineage: tuple[str, ...] = (),
+        priority: int = 3, lifespan_ms: int = 0, hops: int = 0,
+    ) -> Put:  # fmt: skip
+        """Publish one value and say what happened to it. Any thread; never waits. See :meth:`publisher` for the rest.
+
+        :raises ContextMissing: when nobody knows where.
+        :raises InvalidKey, NotPermitted, ValueUnsupported: what they say.
+        """
+        options = (key, unit, sensor, quality, calibration, lineage, priority, lifespan_ms, hops)
+        publisher = self._publishers.get(options)
+        if publisher is None:
+            publisher = self.publisher(
+                key, unit=unit, sensor=sensor, quality=quality, calibration=calibration, lineage=lineage,
+                priority=priority, lifespan_ms=lifespan_ms, hops=hops,
+            )  # fmt: skip
+            if len(self._publishers) >= limits.MAX_CACHED_KEYS:
+                self._publishers.clear()
+            self._publishers[options] = publisher
+        return publisher.put(value, where=where, time_ns=time_ns)
+
+    def subscribe(
+        self, expression: str, callback: ReadingCallback | None = None, *, deadline_ms: int = 0,
+        max_rate_hz: float = 0.0, conflate: bool = False, history: bool = True, hops: int = 0, own: bool = True, depth: int = 1_024,
+    ) -> Subscription:  # fmt: skip
+        """Readings whose key matches ``expression`` (``veh/*/speed``, ``rsu/**``), of this node and of neighbours.
+
+        Without ``callback``: iterate over the result with ``async for``; at most ``depth`` readings wait.
+        With ``callback``: it runs straight on the receiving thread and holds up all receiving while it runs.
+
+        ``deadline_ms``: count streams that are silent for longer. ``max_rate_hz``: at most so many readings a second of
+        a stream; the publisher leaves out the others. ``conflate``: of readings that wait only the newest of a key.
+        ``history``: begin with the last known values. ``hops``: neighbours ask theirs, so many times. ``own``: this
+        node's readings too.
+
+        :raises InvalidKey: when ``expression`` is not one. :raises BoundExceeded: with too many subscriptions open.
+        """
+        if max_rate_hz < 0 or deadline_ms < 0 or depth < 1 or not 0 <= hops <= limits.MAX_HOPS:
+            raise LocalProtocolError(
+                f"max_rate_hz {max_rate_hz}, deadline_ms {deadline_ms}, depth {depth} or hops {hops} is out of range"
+            )
+        quality = Quality(
+            deadline_ns=deadline_ms * limits.MS, min_interval_ns=int(limits.SECOND / max_rate_hz) if max_rate_hz else 0,
+            conflate=conflate, history=history, hops=hops, own=own,
+        )  # fmt: skip
+        subscription = Subscription(expression, depth, conflate, None if callback is not None else self._loop)
+        number = self._driver.subscribe(expression, quality, callback or subscription.take)
+        self._subscriptions[number] = subscription
+
+        def closed() -> None:
+            self._subscriptions.pop(number, None)
+            self._driver.unsubscribe(number)
+
+        subscription.bind(closed)
+        return subscription
+
+    def _record_other(self, reading: Reading) -> None:
+        recorder = self._recorder
+        if recorder is not None and reading.origin != self.id:
+            recorder.consider(reading, False)
+
+    # --- inference -------------------------------------------------------------------------------------------------
+    async def infer(
+        self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", *, outputs: tuple[str, ...] = (),
+        deadline_ms: int | None = None, hedge: bool | None = None,
+    ) -> InferenceResult:  # fmt: skip
+        """Have ``model`` computed by whoever is predicted to be done first: this node, or a neighbour.
+
+        ``inputs``: arrays by input name. ``outputs``: names wanted; none: all. ``deadline_ms``: default from the
+        configuration. ``hedge``: start a second run when the first is late.
+
+        :raises ModelUnknown: nobody in reach has it. :raises InputInvalid: inputs of the wrong name, type or shape.
+        :raises BudgetExhausted: no answer within the deadline. :raises InferenceError: it failed everywhere.
+        """
+        import numpy as np
+
+        arrays = {name: value if isinstance(value, Tensor) else np.asarray(value) for name, value in inputs.items()}
+        loaded = self._compute.models.get(model)
+        if loaded is not None:
+            loaded.check(arrays)
+        if len(arrays) > limits.MAX_TENSORS or any(len(name) > limits.MAX_TEXT_CHARS for name in arrays):
+            raise InputInvalid(
+                f"{len(arrays)} inputs: give at most {limits.MAX_TENSORS}, with names of {limits.MAX_TEXT_CHARS}"
+            )
+        tensors = tuple(
+            NamedTensor(name, value if isinstance(value, Tensor) else tensor_of(value))
+            for name, value in arrays.items()
+        )
+        defaults = self.config.inference
+        budget_ns = (defaults.deadline_ms if deadline_ms is None else deadline_ms) * limits.MS
+        future: asyncio.Future[Answered] = self._loop.create_future()
+        with self._answers_lock:  # the answer may come before ask() has returned
+            number = self._driver.ask(model, tensors, outputs, budget_ns, defaults.hedge if hedge is None else hedge)
+            self._answers[number] = future
+        self._driver.settle()
+        try:
+            answered = await future
+        except asyncio.CancelledError:
+            with self._answers_lock:
+                self._answers.pop(number, None)
+            self._driver.abandon(number)
+            raise
+        return self._result(model, answered)
+
+    def _result(self, model: str, answered: Answered) -> InferenceResult:
+        import numpy as np
+
+        winner = answered.winner
+        if winner is None:
+            tried = ", ".join(
+                f"{run.node}: {run.outcome} after {run.took_ns / 1e6:.0f} ms" for run in answered.attempts
+            )
+            message = f"model {model!r}: {answered.detail} (tried {tried or 'nobody'})"
+            kinds: dict[str, type[InferenceError]] = {
+                "unknown": ModelUnknown, "invalid": InputInvalid, "late": BudgetExhausted
+            }  # fmt: skip
+            raise kinds.get(answered.failure, InferenceError)(message)
+        outputs = {named.name: np.asarray(named.tensor) for named in answered.outputs}
+        return InferenceResult(
+            outputs,
+            winner.node,
+            answered.took_ns / 1e6,
+            winner.compute_us / 1e3,
+            winner.queued_us / 1e3,
+            answered.attempts,
+        )
+
+    def _compute_started(self, effect: Any) -> None:
+        self._compute.start(effect)
+
+    def _compute_cancelled(self, run: int) -> None:
+        self._compute.cancel(run)
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """Models loaded here, by name: ``meshnode.models.LoadedModel``."""
+        return dict(self._compute.models)
+
+    # --- who is there ----------------------------------------------------------------------------------------------
+    def peers(self) -> list[PeerView]:
+        """Every neighbour known, with state, round trip, lanes and offers; the dead for two minutes."""
+        return self._driver.peers()
+
+    async def wait_for_peers(self, count: int, timeout_s: float = 10.0) -> list[PeerView]:
+        """Wait until at least ``count`` neighbours are met and alive.
+
+        :raises TimeoutError: when they are not in time.
+        """
+        async with asyncio.timeout(timeout_s):
+            while True:
+                self._changed.clear()
+                met = [peer for peer in self.peers() if peer.met and peer.state.value == "alive"]
+                if len(met) >= count:
+                    return met
+                await self._changed.wait()
+
+    def on_event(self, listener: Callable[[Event], None]) -> None:
+        """Call ``listener`` for every event from now on, on whichever thread it happens; it must not block."""
+        self._listeners.append(listener)
+
+    def _event(self, event: Event) -> None:
+        match event:
+            case Answered():
+                with self._answers_lock:
+                    future = self._answers.pop(event.request, None)
+                if future is not None:
+                    self._soon(_settle, future, event)
+            case DeadlineMissed():
+                subscription = self._subscriptions.get(event.subscription)
+                if subscription is not None:
+                    subscription.deadlines_missed += 1
+            case DuplicateIdentity():
+                _log.error(
+                    "the id %s is used by another node as well (at %s): give each node its own", event.node, event.host
+                )
+            case PeerRefused():
+                _log.warning("refused %s: %s: %s", event.who, event.code, event.detail)
+            case _:
+                _log.info("%s", event)
+        for listener in self._listeners:
+            listener(event)
+        self._soon(self._changed.set)
+
+    def _soon(self, callback: Callable[..., object], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:
+            _log.debug("the event loop has ended before %s", callback)
+
+    # --- for operators ---------------------------------------------------------------------------------------------
+    def statistics(self) -> dict[str, int]:
+        """Counters by name; they only grow, except those named ``…_waiting`` and ``…_pending``."""
+        counters = self._driver.statistics()
+        if self._recorder is not None:
+            counters.update({f"outbox_{name}": value for name, value in self._recorder.outbox.statistics().items()})
+            counters["outbox_not_stored"] = self._recorder.not_stored
+            if self._recorder.uplink is not None:
+                counters.update({f"uplink_{name}": value for name, value in self._recorder.uplink.statistics().items()})
+        if self._sensing is not None:
+            counters["sensor_samples"] = self._sensing.samples
+            counters["sensor_inferences_skipped"] = self._sensing.skipped_inferences
+        return counters
+
+    def drops(self) -> list[tuple[tuple[str, str, str], int]]:
+        """((peer, key, reason), count) of every reading or frame dropped."""
+        return self._driver.drops()
+
+    @property
+    def uplink_state(self) -> str:
+        """How it stands with the relay: a word, and why when it is not a good one; empty without a relay."""
+        uplink = self._recorder.uplink if self._recorder is not None else None
+        return "" if uplink is None else f"{uplink.state.value} {uplink.detail}".strip()
+
+
+def _settle(future: "asyncio.Future[Answered]", answer: Answered) -> None:
+    if not future.done():
+        future.set_result(answer)
+
+
+def open(config: NodeConfig | Path | str) -> Node:  # noqa: A001 - ``meshnode.open`` reads as it should
+    """A node, running inside ``async with``. ``config``: a TOML file, or a ``NodeConfig``.
+
+    :raises ConfigError: at once, when the file is wrong. Entering raises ``IdentityError``, ``ModelInvalid``,
+        ``StorageError`` or ``TransportError``, each with the way out.
+    """
+    if isinstance(config, NodeConfig):
+        return Node(config, Path.cwd())
+    path = Path(config)
+    return Node(load(path), path.parent)

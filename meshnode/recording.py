@@ -1,0 +1,133 @@
+"""From readings to records: the curator chooses, the outbox keeps, the uplink carries.
+
+Readings are chosen on whichever thread they pass and handed to the event loop, where the outbox lives. The way there is
+bounded; what finds it full is counted as ``not_recorded``, in the drops with the reason ``outbox_behind`` or
+``outbox_failed``. A record counts only from its commit on.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from random import Random
+
+from meshnode.config import NodeConfig
+from meshnode.net.nng import open_requester
+from meshnode.net.transport import Credentials
+from meshnode.outbox import Curated, Outbox
+from meshnode.uplink import Uplink
+from protocols import limits
+from protocols.codec import encode_reading
+from protocols.curation import Curator, Rule
+from protocols.errors import BoundExceeded, StorageError
+from protocols.ids import Incarnation, MeshName, MonotonicNs, NodeId, Role
+from protocols.messages import Reading
+
+_log = logging.getLogger(__name__)
+MAX_WAITING = 4_096
+"""Chosen readings on their way to the outbox."""
+_GROUP = 256
+
+
+def rules_of(config: NodeConfig) -> tuple[Rule, ...]:
+    """The curation rules of a configuration, as the curator takes them."""
+    return tuple(
+        Rule(
+            name=rule.name, keys=rule.keys, min_interval_ns=rule.min_interval_ms * limits.MS, source=rule.source,
+            lifespan_ms=rule.lifespan_s * 1_000, priority=rule.priority,
+        )
+        for rule in config.curation
+    )  # fmt: skip
+
+
+class Recorder:
+    """Curator, outbox and uplink of one node. Opened and closed on the event loop."""
+
+    def __init__(
+        self, config: NodeConfig, mesh: MeshName, incarnation: Incarnation, dropped: Callable[[str, str], None]
+    ) -> None:
+        """``dropped(key, reason)`` counts a reading that could not be recorded; called on any thread."""
+        self._config, self._dropped = config, dropped
+        self._curator = Curator(rules_of(config))
+        self._lock = threading.Lock()
+        self._waiting: deque[Curated] = deque()
+        self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self.outbox = Outbox.open(
+            config.node.state_dir / "outbox.sqlite", config.outbox.max_records, config.outbox.max_bytes
+        )
+        self.uplink: Uplink | None = None
+        self.stored = 0
+        self.not_stored = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        if config.relay is not None:
+            relay = config.relay
+            credentials: Credentials = config.identity.credentials
+            self.uplink = Uplink(
+                self.outbox,
+                lambda: open_requester(credentials, relay.address, mesh, Role.RELAY, relay.id),
+                NodeId(config.node.id), incarnation, Random(),
+            )  # fmt: skip
+
+    @property
+    def expressions(self) -> tuple[str, ...]:
+        """Key expressions of the rules that also take neighbours' readings."""
+        return tuple(rule.keys for rule in self._curator.rules if rule.source == "any")
+
+    async def open(self) -> None:
+        """:raises StorageError: when the outbox can't be used."""
+        await self.outbox.__aenter__()
+        self._tasks.append(asyncio.create_task(self._store(), name="recorder"))
+        if self.uplink is not None:
+            self._tasks.append(asyncio.create_task(self.uplink.run(), name="uplink"))
+
+    def consider(self, reading: Reading, is_own: bool) -> None:
+        """Record it if a rule says so. Any thread; never blocks."""
+        with self._lock:
+            rule = self._curator.choose(reading, is_own, MonotonicNs(time.monotonic_ns()))
+            if rule is None:
+                return
+            if len(self._waiting) >= MAX_WAITING:
+                self.not_stored += 1
+                self._dropped(reading.key, "outbox_behind")
+                return
+            first = not self._waiting
+            priority = reading.priority if rule.priority is None else rule.priority
+            self._waiting.append(Curated(rule.name, encode_reading(reading), priority, rule.lifespan_ms))
+        if first:
+            with contextlib.suppress(RuntimeError):  # the loop has ended; so will we
+                self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def _store(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._drain()
+
+    async def _drain(self) -> None:
+        while True:
+            with self._lock:
+                group = [self._waiting.popleft() for _ in range(min(len(self._waiting), _GROUP))]
+            if not group:
+                return
+            try:
+                await self.outbox.put(*group)
+                self.stored += len(group)
+            except (StorageError, BoundExceeded) as error:
+                self.not_stored += len(group)
+                self._dropped("*", "outbox_failed")
+                _log.warning("%d records were not stored: %s", len(group), error)
+                await asyncio.sleep(0.2)
+
+    async def close(self, flush_s: float) -> None:
+        """Store what was chosen, try for ``flush_s`` to deliver it, close."""
+        await self._drain()
+        if self.uplink is not None:
+            await self.uplink.stop(flush_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.outbox.__aexit__(None, None, None)

@@ -1,0 +1,112 @@
+"""What a sensor driver is.
+
+A driver is a class with ``from_options`` and ``samples``. The node calls ``samples`` once, on a thread of its own, and
+takes one sample after the other: it waits until ``Sample.due_s`` and then publishes. So
+
+- a *replay* knows its samples beforehand and never waits itself;
+- a *live* driver blocks in its iterator until it has measured, by :meth:`DriverContext.wait` or by a call that
+  returns soon after :attr:`DriverContext.stopping` is set, and gives :meth:`DriverContext.elapsed_s` as due time.
+
+The end of the iterator is the end of the sensor; a node stops early by closing it. A fault in the data is raised as
+:class:`ConfigError`, which ends this driver and nothing else.
+
+Another package offers a driver by an entry point of the group ``meshnode.sensors`` whose name is the driver's.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from protocols.ids import NodeId, Role
+from protocols.messages import Position, Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """What a model should make of a sample."""
+
+    model: str
+    inputs: "Mapping[str, Tensor | NDArray[Any]]"
+    outputs: tuple[str, ...] = ()
+    """Names wanted; none: all."""
+    budget_ms: int = 1_000
+    key: str | None = None
+    """Where the result is published; None: nowhere, the node only counts it."""
+    interpret: "Callable[[Mapping[str, NDArray[Any]]], Any] | None" = None
+    """Turns outputs into the value of the result's reading; None: the outputs travel as tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value that a sensor gave."""
+
+    due_s: float
+    """When it is published, in seconds after the driver started; never falls."""
+    key: str
+    value: Any
+    """What a reading can carry: ``protocols.messages.Reading.value``, or a NumPy array."""
+    unit: str = "1"
+    """UCUM symbol; ``1`` for what has none."""
+    sensor: str = ""
+    where: Position | None = None
+    """None: where the node is."""
+    quality: float = 1.0
+    priority: int = 3
+    """0 to 7, 7 is the most urgent."""
+    lifespan_ms: int = 0
+    """Worthless after this; 0: never."""
+    hazard: bool = False
+    """Somebody may have to brake for it."""
+    infer: Inference | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DriverContext:
+    """What a driver knows about its node."""
+
+    node_id: NodeId
+    folder: Path
+    """Of the configuration file; relative paths in options start here."""
+    random: Random
+    """The only source of chance a driver may use."""
+    role: Role = Role.VEHICLE
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set when the node stops."""
+    started_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def prefix(self) -> str:
+        """First chunks of this node's keys: ``veh/<id>`` for a vehicle, ``rsu/<id>`` for a roadside unit."""
+        return f"{'veh' if self.role is Role.VEHICLE else self.role.value}/{self.node_id}"
+
+    def elapsed_s(self) -> float:
+        """Seconds since the driver started."""
+        return time.monotonic() - self.started_s
+
+    def wait(self, until_s: float) -> bool:
+        """Sleep until ``until_s`` seconds after the start. False: the node stops, end the iterator."""
+        return not self.stopping.wait(max(0.0, until_s - self.elapsed_s()))
+
+
+class Driver(Protocol):
+    """A source of samples."""
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], context: DriverContext) -> Self:
+        """Build it from the options in the node's configuration, taking hold of nothing yet.
+
+        :raises ConfigError: an option is unknown, missing or wrong, or a file it names is; says which and what to do.
+        """
+
+    def samples(self) -> Iterator[Sample]:
+        """The samples in order of ``due_s``. Called once; closing the iterator lets go of everything it holds.
+
+        :raises ConfigError: while iterating, when the data turn out to be malformed; names file and line.
+        """

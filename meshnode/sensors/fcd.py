@@ -1,0 +1,143 @@
+"""Drives one vehicle along a SUMO trace: position, speed, and a hazard when it brakes hard.
+
+Options: ``file`` (default: the trace of Ingolstadt that comes with the package), ``vehicle`` (an id) or ``pick`` (0 is
+the vehicle that stays longest), ``start_s`` (trace time that becomes the start; default: where the vehicle appears),
+``rate`` (2 plays twice as fast), ``loop``, ``hard_braking_mps2`` (deceleration beyond which a hazard is told),
+``accuracy_m`` (of the position).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, Self
+
+from meshnode.sensors.contract import DriverContext, Sample
+from meshnode.sensors.fcd_trace import MAX_VEHICLES, Fix, Presence, fixes, presences
+from meshnode.sensors.options import Options
+from protocols.errors import ConfigError
+from protocols.messages import Position
+
+DEFAULT_TRACE: Final = Path(__file__).parent / "data" / "ingolstadt.fcd.xml.gz"
+SENSOR: Final = "sumo-fcd"
+HAZARD_LIFESPAN_MS: Final = 2_000
+"""Whoever brakes hard has stopped, or has stopped braking, by then."""
+
+
+class FcdReplay:
+    """Replays the fixes of one vehicle of a trace."""
+
+    def __init__(
+        self,
+        prefix: str,
+        path: Path,
+        vehicle: str,
+        start_s: float | None = None,
+        rate: float = 1.0,
+        loop: bool = False,
+        hard_braking_mps2: float = 3.0,
+        accuracy_m: float = 1.0,
+    ) -> None:
+        self.vehicle = vehicle
+        self._prefix = prefix
+        self._path = path
+        self._start_s = start_s
+        self._rate = rate
+        self._loop = loop
+        self._hard_braking_mps2 = hard_braking_mps2
+        self._accuracy_m = accuracy_m
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], context: DriverContext) -> Self:
+        """See the module for the options. With ``pick`` the whole trace is read once. :raises ConfigError:"""
+        read = Options("fcd", options)
+        path = read.file("file", context.folder, DEFAULT_TRACE)
+        start_s = read.number("start_s", 0.0, 0.0, 1e9) if read.has("start_s") else None
+        rate = read.number("rate", 1.0, 0.01, 100.0)
+        loop = read.flag("loop", False)
+        hard_braking_mps2 = read.number("hard_braking_mps2", 3.0, 0.5, 20.0)
+        accuracy_m = read.number("accuracy_m", 1.0, 0.0, 1_000.0)
+        named, picked = read.has("vehicle"), read.has("pick")
+        vehicle = read.text("vehicle", "-")
+        pick = read.integer("pick", 0, 0, MAX_VEHICLES)
+        read.finish()
+        if named and picked:
+            raise ConfigError("sensor driver 'fcd': both 'vehicle' and 'pick' are given: keep one of them")
+        if not named:
+            vehicle = _picked(path, pick, start_s)
+        return cls(context.prefix, path, vehicle, start_s, rate, loop, hard_braking_mps2, accuracy_m)
+
+    def samples(self) -> Iterator[Sample]:
+        """Two samples per fix, three while it brakes hard."""
+        lap_starts_s = 0.0
+        while True:
+            due_s = lap_starts_s
+            origin_s, previous, step_s = self._start_s, None, 0.0
+            for fix in fixes(self._path, self.vehicle, -math.inf if self._start_s is None else self._start_s):
+                origin_s = fix.time_s if origin_s is None else origin_s
+                due_s = lap_starts_s + (fix.time_s - origin_s) / self._rate
+                if previous is not None:
+                    step_s = fix.time_s - previous.time_s
+                yield from self._of_fix(due_s, fix, previous)
+                previous = fix
+            if previous is None:
+                raise self._absent()
+            if not self._loop:
+                return
+            # A trace of a single fix has no step of its own; without one, a loop would never let time pass.
+            lap_starts_s = due_s + (step_s or 1.0) / self._rate
+
+    def _of_fix(self, due_s: float, fix: Fix, previous: Fix | None) -> Iterator[Sample]:
+        where = Position(fix.latitude_deg, fix.longitude_deg, self._accuracy_m, None, fix.heading_deg)
+        if previous is not None and fix.time_s > previous.time_s:
+            deceleration_mps2 = (previous.speed_mps - fix.speed_mps) / (fix.time_s - previous.time_s)
+            if deceleration_mps2 > self._hard_braking_mps2:
+                yield Sample(
+                    due_s,
+                    f"{self._prefix}/hazard",
+                    {
+                        "kind": "hard_braking",
+                        "deceleration_mps2": round(deceleration_mps2, 2),
+                        "speed_mps": fix.speed_mps,
+                        "heading_deg": fix.heading_deg,
+                    },
+                    sensor=SENSOR,
+                    where=where,
+                    priority=7,
+                    lifespan_ms=HAZARD_LIFESPAN_MS,
+                    hazard=True,
+                )
+        yield Sample(due_s, f"{self._prefix}/speed", fix.speed_mps, "m/s", SENSOR, where, priority=4)
+        position = {
+            "latitude_deg": fix.latitude_deg,
+            "longitude_deg": fix.longitude_deg,
+            "heading_deg": fix.heading_deg,
+        }
+        yield Sample(due_s, f"{self._prefix}/position", position, "deg", SENSOR, where, priority=4)
+
+    def _absent(self) -> ConfigError:
+        spans = {presence.vehicle: presence for presence in presences(self._path)}
+        if self.vehicle in spans:
+            span = spans[self.vehicle]
+            return ConfigError(
+                f"vehicle {self.vehicle!r} is in trace {self._path} from {span.first_s:g} to {span.last_s:g} s: "
+                f"give a 'start_s' before that end instead of {self._start_s:g}"
+            )
+        near = get_close_matches(self.vehicle, spans, n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "use 'pick' to have one chosen"
+        return ConfigError(f"vehicle {self.vehicle[:60]!r} is not in trace {self._path}: {hint}")
+
+
+def _picked(path: Path, pick: int, start_s: float | None) -> str:
+    def length_s(presence: Presence) -> float:
+        return presence.last_s - (presence.first_s if start_s is None else start_s)
+
+    candidates = [each for each in presences(path) if start_s is None or each.first_s <= start_s <= each.last_s]
+    candidates.sort(key=length_s, reverse=True)
+    if pick >= len(candidates):
+        when = "" if start_s is None else f" at {start_s:g} s"
+        raise ConfigError(
+            f"sensor driver 'fcd': option 'pick' is {pick}, but trace {path} has {len(candidates)} vehicles{when}: "
+            "give a smaller number, from 0"
+        )
+    return candidates[pick].vehicle

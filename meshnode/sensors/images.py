@@ -1,0 +1,205 @@
+"""A camera made of pictures: every file of a folder, or one picture in many variations.
+
+Options: ``folder`` or ``image`` (default: the street scene with a number plate that comes with the package); ``vary``
+(variations per picture: cropped, shifted, scaled, brighter or darker; 0 shows it as it is) and ``seed`` for them;
+``rate_hz``; ``loop``; ``model`` (name of a model that is given every frame) with ``preprocess`` (``plate``, or ``rgb``
+for ``uint8[1, height, width, 3]``), ``input`` (its name), ``side`` (pixels, of the plate detector) and ``budget_ms``.
+
+The value of a reading is small: which picture and what was done to it. The frame itself goes to the model only.
+Key: ``<prefix>/camera``; what the plate detector finds appears as ``<prefix>/plates``, in pixels of the picture.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from meshnode.models import plate
+from meshnode.sensors.contract import DriverContext, Inference, Sample
+from meshnode.sensors.options import Options
+from protocols.errors import ConfigError, InputInvalid
+from protocols.limits import MAX_BUDGET_MS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+DEFAULT_PICTURE: Final = Path(__file__).parent / "data" / "street_plate.png"
+SENSOR: Final = "camera"
+SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+MAX_PICTURES: Final = 100_000
+MAX_PIXELS: Final = 40_000_000
+"""Of one picture: 120 MB decoded. A small file can claim far more."""
+
+_SMALLEST_CROP: Final = 0.9
+"""Share of each side that a variation keeps at least; what is in the middle stays in the picture."""
+_BRIGHTNESS: Final = (0.8, 1.2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Variation:
+    """The part of a picture that is shown, as shares of its sides, and how bright."""
+
+    left: float = 0.0
+    top: float = 0.0
+    size: float = 1.0
+    brightness: float = 1.0
+
+    @classmethod
+    def drawn(cls, random: Random) -> Self:
+        size = random.uniform(_SMALLEST_CROP, 1.0)
+        return cls(random.uniform(0, 1 - size), random.uniform(0, 1 - size), size, random.uniform(*_BRIGHTNESS))
+
+    def corners(self, width: int, height: int) -> tuple[float, float, float, float]:
+        left, top = self.left * width, self.top * height
+        return left, top, left + self.size * width, top + self.size * height
+
+
+class ImageFolder:
+    """Shows pictures at a steady rate."""
+
+    def __init__(
+        self,
+        prefix: str,
+        pictures: list[Path],
+        random: Random,
+        rate_hz: float = 1.0,
+        vary: int = 0,
+        loop: bool = True,
+        model: str | None = None,
+        preprocess: str = "plate",
+        input_name: str = plate.INPUT,
+        side: int = plate.DEFAULT_SIDE,
+        budget_ms: int = 1_000,
+    ) -> None:
+        self._prefix = prefix
+        self._pictures = pictures
+        self._random = random
+        self._rate_hz = rate_hz
+        self._vary = vary
+        self._loop = loop
+        self._model = model
+        self._preprocess = preprocess
+        self._input_name = input_name
+        self._side = side
+        self._budget_ms = budget_ms
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], context: DriverContext) -> Self:
+        """See the module for the options. :raises ConfigError: one is wrong, or there is no picture."""
+        read = Options("images", options)
+        both = read.has("folder") and read.has("image")
+        pictures = _pictures(read, context.folder)
+        rate_hz = read.number("rate_hz", 1.0, 0.001, 240.0)
+        vary = read.integer("vary", 0, 0, 1_000_000)
+        seed = read.integer("seed", 0, 0, 2**63 - 1) if read.has("seed") else None
+        loop = read.flag("loop", True)
+        model = read.text("model", "-") if read.has("model") else None
+        preprocess = read.choice("preprocess", ("plate", "rgb"), "plate")
+        input_name = read.text("input", plate.INPUT)
+        side = read.integer("side", plate.DEFAULT_SIDE, 32, plate.MAX_SIDE)
+        budget_ms = read.integer("budget_ms", 1_000, 1, MAX_BUDGET_MS)
+        read.finish()
+        if both:
+            raise ConfigError("sensor driver 'images': both 'folder' and 'image' are given: keep one of them")
+        try:
+            plate.check_side(side)
+        except InputInvalid as error:
+            raise read.wrong("side", "give a multiple of 32") from error
+        random = context.random if seed is None else Random(seed)
+        return cls(
+            context.prefix, pictures, random, rate_hz, vary, loop, model, preprocess, input_name, side, budget_ms
+        )
+
+    def samples(self) -> Iterator[Sample]:
+        """One sample per frame. :raises ConfigError: a file turns out to be no picture; names it."""
+        frame = 0
+        while True:
+            for path in self._pictures:
+                picture = _opened(path)
+                for _ in range(self._vary or 1):
+                    variation = _Variation.drawn(self._random) if self._vary else _Variation()
+                    yield self._sample(frame, path, picture, variation)
+                    frame += 1
+            if not self._loop:
+                return
+
+    def _sample(self, frame: int, path: Path, picture: "Image", variation: _Variation) -> Sample:
+        corners = variation.corners(picture.width, picture.height)
+        value = {
+            "frame": frame,
+            "picture": path.name[:100],
+            "width": picture.width,
+            "height": picture.height,
+            "crop": [round(corner, 1) for corner in corners],
+            "brightness": round(variation.brightness, 3),
+        }
+        infer = self._inference(_shown(picture, variation), corners) if self._model is not None else None
+        return Sample(frame / self._rate_hz, f"{self._prefix}/camera", value, sensor=SENSOR, priority=2, infer=infer)
+
+    def _inference(self, rgb: "NDArray[Any]", corners: tuple[float, float, float, float]) -> Inference:
+        assert self._model is not None
+        if self._preprocess == "rgb":
+            return Inference(self._model, {self._input_name: rgb[None]}, budget_ms=self._budget_ms)
+        inputs = {self._input_name: plate.preprocess(rgb, self._side)[plate.INPUT]}
+        left, top, right, bottom = corners
+        height, width, _ = rgb.shape
+        across, down = (right - left) / width, (bottom - top) / height
+
+        def interpret(outputs: "Mapping[str, NDArray[Any]]") -> list[dict[str, float]]:
+            return [
+                plate.Box(
+                    left + box.left * across,
+                    top + box.top * down,
+                    left + box.right * across,
+                    top + box.bottom * down,
+                    box.probability,
+                ).as_value()
+                for box in plate.plates(outputs, self._side, width, height)
+            ]
+
+        return Inference(self._model, inputs, plate.OUTPUTS, self._budget_ms, f"{self._prefix}/plates", interpret)
+
+
+def _pictures(read: Options, folder: Path) -> list[Path]:
+    if not read.has("folder"):
+        return [read.file("image", folder, DEFAULT_PICTURE)]
+    directory = read.directory("folder", folder, folder)
+    try:
+        found = sorted(path for path in directory.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    except OSError as error:
+        raise read.wrong("folder", f"it can't be listed ({error.strerror})") from error
+    if not 1 <= len(found) <= MAX_PICTURES:
+        raise read.wrong(
+            "folder", f"it has {len(found)} pictures ({' '.join(sorted(SUFFIXES))}): put 1 to {MAX_PICTURES} there"
+        )
+    return found
+
+
+def _opened(path: Path) -> "Image":
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ConfigError(
+                    f"picture {path} has {picture.width} x {picture.height} pixels, "
+                    f"more than {MAX_PIXELS}: scale it down"
+                )
+            return picture.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ConfigError(f"picture {path} is not a picture that can be read: remove or convert it") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ConfigError(f"picture {path} can't be read ({error}): it may be cut off, copy it again") from error
+
+
+def _shown(picture: "Image", variation: _Variation) -> "NDArray[Any]":
+    import numpy as np
+    from PIL import Image, ImageEnhance
+
+    if variation != _Variation():
+        box = variation.corners(picture.width, picture.height)
+        picture = picture.resize(picture.size, Image.Resampling.BILINEAR, box=box)
+        picture = ImageEnhance.Brightness(picture).enhance(variation.brightness)
+    return np.asarray(picture)

@@ -1,0 +1,67 @@
+"""Finds drivers by name: the four that come with a node, then entry points of the group ``meshnode.sensors``.
+
+A built-in name can't be taken over: a package that is installed for one driver must not quietly replace another.
+"""
+
+import importlib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final
+
+from meshnode.sensors.contract import Driver, DriverContext
+from protocols.errors import ConfigError
+
+GROUP: Final = "meshnode.sensors"
+
+_BUILT_IN: Final = {
+    "csv": "meshnode.sensors.csv_replay:CsvReplay",
+    "fcd": "meshnode.sensors.fcd:FcdReplay",
+    "host": "meshnode.sensors.host:HostMetrics",
+    "images": "meshnode.sensors.images:ImageFolder",
+}
+
+
+def available_drivers() -> list[str]:
+    """Names of all drivers that can be asked for, sorted."""
+    return sorted({*_BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
+
+
+def driver_named(name: str) -> type[Driver]:
+    """The driver class of that name.
+
+    :raises ConfigError: there is none (lists those that exist), or its package can't be imported.
+    """
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    for point in entry_points(group=GROUP, name=name):
+        return _loaded(point)
+    names = available_drivers()
+    near = get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(
+        f"there is no sensor driver {name[:60]!r}: {hint}Installed are {', '.join(names)}; "
+        f"others plug in by an entry point of the group {GROUP!r}"
+    )
+
+
+def create_driver(name: str, options: Mapping[str, Any], context: DriverContext) -> Driver:
+    """A driver ready to give samples. :raises ConfigError: there is none of that name, or an option is wrong."""
+    return driver_named(name).from_options(options, context)
+
+
+def _loaded(point: EntryPoint) -> type[Driver]:
+    package = point.dist.name if point.dist else "unknown"
+    try:
+        driver = point.load()
+    except Exception as error:  # Whatever a foreign module does when it is imported.
+        raise ConfigError(
+            f"sensor driver {point.name!r} of package {package!r} can't be imported ({error!r}): repair or remove it"
+        ) from error
+    if not callable(getattr(driver, "from_options", None)) or not callable(getattr(driver, "samples", None)):
+        raise ConfigError(
+            f"sensor driver {point.name!r} of package {package!r} is {point.value!r}, which has no 'from_options' and "
+            "'samples': see meshnode.sensors.Driver"
+        )
+    return driver  # type: ignore[no-any-return]

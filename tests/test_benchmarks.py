@@ -1,0 +1,191 @@
+"""The benchmark judges us in public: its figures must have the promised form, and no stuck child may hang it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks import ends, report, schedule
+from benchmarks.contender import ENDS, PEERS, BenchmarkFailed, End, Setting
+from benchmarks.model import INPUT, OUTPUT, bare_session, sample_input, write_model
+from benchmarks.schedule import Outcome, Plan
+from meshnode.identity import create_mesh, issue
+
+MEASURES = {
+    "reading_64B_p50",
+    "reading_64B_p99",
+    "reading_16KiB_p50",
+    "readings_per_s",
+    "tensor_1MB_bytes_per_s",
+    "remote_inference_overhead",
+}
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {timeout_s} s: {what}"
+        time.sleep(0.02)
+
+
+def outcome_of(**ours_and_peer: float) -> Outcome:
+    """One value for every measure: ``ours=…``, ``pynng=…``."""
+    outcome = Outcome()
+    for measure in MEASURES:
+        for name, value in ours_and_peer.items():
+            outcome.add(measure, name, value)
+    return outcome
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[End, Setting]:
+    write_model(tmp_path / "add.onnx")
+    create_mesh(tmp_path / "authority", "bench")
+    made: dict[End, Setting] = {}
+    for end in ENDS:
+        own = tmp_path / end
+        issue(tmp_path / "authority", "vehicle", f"bench-{end}", own)
+        certificate, key = own / f"bench-{end}.crt", own / f"bench-{end}.key"
+        made[end] = Setting(end, certificate, key, own / "authority.crt", tmp_path / "add.onnx", own)
+    return made
+
+
+@pytest.fixture
+def ssl_pair(settings: dict[End, Setting]) -> Iterator[ends.Pair]:
+    pair = ends.Pair("ssl", settings)
+    pair.open()
+    yield pair
+    pair.kill()
+
+
+def test_benchmark_tiny_run_writes_every_measure_and_peer(tmp_path: Path) -> None:
+    """Whoever reads bench.json relies on the whole matrix being there, in one form."""
+    path = tmp_path / "build" / "bench.json"
+    command = [sys.executable, "-m", "benchmarks", "--generations", "1", "--rounds", "1", "--pace", "0.1"]
+    done = subprocess.run([*command, "--out", str(path)], capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    entries = json.loads(path.read_text())
+    assert {(entry["name"], entry["peer"]) for entry in entries} == {
+        (name, peer) for name in MEASURES for peer in PEERS
+    }
+    for entry in entries:
+        assert set(entry) == {"name", "unit", "ours", "peer", "peer_value", "ratio"}
+        assert entry["unit"] == report.UNITS[entry["name"]]
+        assert entry["ours"] > 0
+        assert entry["peer_value"] > 0
+        assert entry["ratio"] == pytest.approx(
+            report.ratio(entry["name"], entry["ours"], entry["peer_value"]), rel=0.01, abs=0.001
+        )
+    assert all(name in done.stdout for name in MEASURES)
+    runs = json.loads(path.with_name("bench_runs.json").read_text())
+    assert not runs["failures"]
+    assert {"pynng", "eclipse-zenoh", "openssl"} <= set(runs["versions"])
+
+
+@pytest.mark.parametrize("measure", sorted(MEASURES))
+def test_ratio_ours_twice_as_good_is_two(measure: str) -> None:
+    """A ratio above one has to mean that ours is better, for rates as for durations."""
+    ours, peer = (2.0, 1.0) if measure in {"readings_per_s", "tensor_1MB_bytes_per_s"} else (1.0, 2.0)
+    assert report.ratio(measure, ours, peer) == 2.0
+
+
+def test_entries_peer_not_measured_leaves_it_out() -> None:
+    """A filtered run must not invent a figure."""
+    assert {entry["peer"] for entry in report.entries(outcome_of(ours=1.0, zenoh=2.0))} == {"zenoh"}
+
+
+def test_bars_kept_are_silent() -> None:
+    """The check passes when every promise is kept."""
+    outcome = outcome_of(ours=2.0, pynng=2.0)
+    outcome.values["readings_per_s"]["ours"] = [report.READINGS_BAR]
+    assert report.missed_bars(outcome) == []
+
+
+@pytest.mark.parametrize(
+    ("measure", "value"),
+    [
+        ("reading_64B_p50", 2.9),
+        ("reading_64B_p99", 4.1),
+        ("readings_per_s", report.READINGS_BAR - 1),
+        ("remote_inference_overhead", report.INFERENCE_BAR_MS),
+    ],
+)
+def test_bars_one_missed_is_named(measure: str, value: float) -> None:
+    """Each promise is watched by itself."""
+    outcome = outcome_of(ours=2.0, pynng=2.0)
+    outcome.values["readings_per_s"]["ours"] = [report.READINGS_BAR]
+    outcome.values[measure]["ours"] = [value]
+    (sentence,) = report.missed_bars(outcome)
+    assert measure in sentence
+
+
+def test_bars_nothing_measured_all_missed() -> None:
+    """A benchmark that measured nothing must not pass its check."""
+    assert len(report.missed_bars(Outcome())) == 4
+
+
+def test_turns_rotate_so_that_nobody_is_always_first() -> None:
+    """The first contender after a pause finds a warmer or colder machine."""
+    plan = Plan(("ours", "pynng", "ssl"))
+    turns = [schedule.rotated(plan.contenders, turn) for turn in range(3)]
+    assert {turn[0] for turn in turns} == set(plan.contenders)
+    assert all(sorted(turn) == sorted(plan.contenders) for turn in turns)
+
+
+def test_model_runs_adds_one(tmp_path: Path) -> None:
+    """The hand-written model file is one that ONNX Runtime takes, with an input of 300 kB."""
+    write_model(tmp_path / "add.onnx")
+    array = sample_input()
+    (output,) = bare_session(tmp_path / "add.onnx").run([OUTPUT], {INPUT: array})
+    assert array.nbytes == 300_000
+    assert (output == array + 1).all()
+
+
+def test_pair_far_end_stopped_fails_within_its_deadline(ssl_pair: ends.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that hangs must not hang the run."""
+    monkeypatch.setattr(ends, "ORDER_TIMEOUT_S", 0.5)
+    os.kill(ssl_pair.process_ids["far"], signal.SIGSTOP)
+    with pytest.raises(BenchmarkFailed, match=r"ssl/near did not answer"):
+        ssl_pair.run("reading_64B", 0.1)
+
+
+def test_pair_far_end_killed_fails_and_says_so(ssl_pair: ends.Pair) -> None:
+    """A child that dies is told as that, not as a bad figure."""
+    os.kill(ssl_pair.process_ids["far"], signal.SIGKILL)
+    with pytest.raises(BenchmarkFailed, match=r"ssl/(near|far)"):
+        ssl_pair.run("readings_per_s", 0.1)
+
+
+def test_children_parent_killed_end_too(tmp_path: Path) -> None:
+    """An aborted benchmark must not leave eight processes that load the machine."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "--without-ours",
+        "--against",
+        "ssl",
+        "--pace",
+        "20",
+        "--out",
+        str(tmp_path / "bench.json"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
+        own = psutil.Process(parent.pid)
+        children: list[psutil.Process] = []
+
+        def both_run() -> bool:
+            # beside the two ends multiprocessing starts a resource tracker
+            children[:] = [child for child in own.children() if "spawn_main" in " ".join(child.cmdline())]
+            return len(children) == len(ENDS)
+
+        wait_until(both_run, 15, "two children")
+        parent.kill()
+    wait_until(lambda: not any(child.is_running() for child in children), 10, "the children ended")

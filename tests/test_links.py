@@ -1,0 +1,859 @@
+"""Links and exchanges between real sockets: who gets in, what arrives, and how each end comes to be told."""
+
+import contextlib
+import os
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshnode.net._inbound import InboundPipe, InboundPipes
+from meshnode.net._mute import MuteConnections
+from meshnode.net._peer import identify, url_of
+from meshnode.net.nng import open_requester, open_responder, open_transport
+from meshnode.net.transport import Address, Credentials, OutgoingLane, Transport
+from protocols.errors import BoundExceeded, IdentityError, TransportError
+from protocols.ids import PeerIdentity, Role, mesh_name, node_id
+from protocols.limits import MAX_FRAME_BYTES
+from tests.pki_fixture import Authority, authority, credentials
+
+MESH = mesh_name("demo")
+SP_PUSH = b"\0SP\0\0\x50\0\0"
+
+
+@pytest.fixture(scope="module")
+def ca() -> Authority:
+    return authority()
+
+
+@pytest.fixture(scope="module")
+def pki(ca: Authority, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Credentials]:
+    """Make credentials: ``pki("a")``, or with what should be wrong about them."""
+    folder = tmp_path_factory.mktemp("pki")
+    made: dict[str, Credentials] = {}
+
+    def make(node: str, signer: Authority = ca, **options: Any) -> Credentials:
+        name = f"{node}{id(signer)}{sorted(options.items(), key=str)}"
+        if name not in made:
+            made[name] = credentials(folder / str(len(made)), signer, node, trusted=ca, **options)
+        return made[name]
+
+    return make
+
+
+def wait(condition: Callable[[], Any], what: str, seconds: float = 8.0) -> Any:
+    """Poll until ``condition`` gives something true, and return it."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.002)
+    return result
+
+
+@dataclass
+class Recorder:
+    """An observer that remembers every notice, in order."""
+
+    refusal: str | None = None
+    log: list[tuple[Any, ...]] = field(default_factory=list)
+    on_frame: Callable[[int, bytes], None] | None = None
+
+    def admit(
+        self, identity: PeerIdentity | None, detail: str, lane: OutgoingLane | None, remote_host: str
+    ) -> str | None:
+        self.log.append(("admit", identity, detail, lane, remote_host))
+        return self.refusal or (None if identity else detail)
+
+    def inbound_opened(self, pipe: int, identity: PeerIdentity, remote_host: str) -> None:
+        self.log.append(("inbound_opened", pipe, identity, remote_host))
+
+    def inbound_closed(self, pipe: int) -> None:
+        self.log.append(("inbound_closed", pipe))
+
+    def frame_received(self, pipe: int, frame: bytes) -> None:
+        self.log.append(("frame", pipe, frame))
+        if self.on_frame:
+            self.on_frame(pipe, frame)
+
+    def lane_opened(self, lane: OutgoingLane, identity: PeerIdentity) -> None:
+        self.log.append(("lane_opened", lane, identity))
+
+    def lane_closed(self, lane: OutgoingLane, reason: str) -> None:
+        self.log.append(("lane_closed", lane, reason))
+
+    def lane_writable(self, lane: OutgoingLane) -> None:
+        self.log.append(("lane_writable", lane))
+
+    def all(self, kind: str) -> list[tuple[Any, ...]]:
+        return [entry for entry in list(self.log) if entry[0] == kind]
+
+    def frames(self) -> list[bytes]:
+        return [entry[2] for entry in self.all("frame")]
+
+    def one(self, kind: str) -> tuple[Any, ...]:
+        """Wait for the first notice of a kind."""
+        return wait(lambda: self.all(kind), kind)[0]
+
+
+@dataclass
+class End:
+    """One node: its transport, what it was told, where its inbox is."""
+
+    transport: Transport
+    told: Recorder
+    address: Address
+
+    def dial(self, other: "End | Address", greeting: bytes = b"hello", timeout_s: float = 5.0) -> OutgoingLane:
+        return self.transport.dial(other if isinstance(other, Address) else other.address, lambda: greeting, timeout_s)
+
+
+@pytest.fixture
+def end() -> Iterator[Callable[..., End]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(files: Credentials, recorder: Recorder | None = None, port: int = 0) -> End:
+            told = recorder or Recorder()
+            transport = open_transport(files, told, MESH)
+            stack.callback(transport.close)
+            return End(transport, told, Address("127.0.0.1", transport.listen("127.0.0.1", port)))
+
+        yield make
+
+
+def raw_tls(address: Address, files: Credentials | None, authority_file: Path, **options: Any) -> ssl.SSLSocket:
+    """A TLS client that is not ours, to send what ours never would."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(authority_file)
+    if files is not None:
+        context.load_cert_chain(files.certificate, files.key)
+    for name, value in options.items():
+        setattr(context, name, value)
+    plain = socket.create_connection((address.host, address.port), timeout=5)
+    return context.wrap_socket(plain, server_hostname="mesh.node")
+
+
+def drained(sock: ssl.SSLSocket) -> bytes:
+    """Read until the other end hangs up."""
+    data = b""
+    sock.settimeout(5)
+    with contextlib.suppress(ssl.SSLError, ConnectionError):
+        while chunk := sock.recv(4096):
+            data += chunk
+    return data
+
+
+# --- links ---------------------------------------------------------------------------------------------------------
+
+
+def test_lane_dialled_greets_first_and_both_ends_know_each_other(pki: Any, end: Any) -> None:
+    """Everything above relies on this order: identity, opened, greeting, frames."""
+    a, b = end(pki("a")), end(pki("b", role="rsu"))
+    lane = a.dial(b, b"greeting")
+    _, opened, identity = a.told.one("lane_opened")
+    assert opened is lane
+    assert identity == PeerIdentity(MESH, Role.RSU, node_id("b"))
+    wait(lambda: lane.try_send(b"reading"), "the lane takes a frame")
+    wait(lambda: len(b.told.frames()) == 2, "both frames")
+    kinds = [entry[0] for entry in b.told.log]
+    assert kinds == ["admit", "inbound_opened", "frame", "frame"]
+    _, pipe, identity, host = b.told.one("inbound_opened")
+    assert (identity, host) == (PeerIdentity(MESH, Role.VEHICLE, node_id("a")), "127.0.0.1")
+    assert b.told.log[2:] == [("frame", pipe, b"greeting"), ("frame", pipe, b"reading")]
+    assert a.transport.statistics()["frames_sent"] == b.transport.statistics()["frames_received"] == 2
+    assert a.transport.statistics()["bytes_sent"] == b.transport.statistics()["bytes_received"] == 15
+    assert b.transport.receiving_since_ns() is None
+
+
+def test_frame_of_every_size_arrives_unchanged(pki: Any, end: Any) -> None:
+    """Tensors cross TLS records and socket buffers; an off-by-one would corrupt them."""
+    a, b = end(pki("a")), end(pki("b"))
+    lane = a.dial(b)
+    a.told.one("lane_opened")
+    frames = [bytes([size % 251]) * size for size in (0, 1, 16_383, 16_384, 16_385, 1_000_003)]
+    for frame in frames:
+        wait(lambda frame=frame: lane.try_send(frame), "the lane takes a frame")
+    wait(lambda: len(b.told.frames()) == 7, "all frames")
+    assert b.told.frames()[1:] == frames
+
+
+@pytest.mark.parametrize(
+    ("options", "stranger"),
+    [({}, True), ({"days": -1}, False), ({"dns": ("other.name",)}, False)],
+    ids=["other authority", "expired", "wrong server name"],
+)
+def test_inbox_with_untrusted_certificate_ends_the_dial_early(
+    pki: Any, end: Any, options: dict[str, Any], stranger: bool
+) -> None:
+    """A dialer must neither trust such an inbox nor hammer it until the time-out."""
+    bad = pki("bad", authority(), **options) if stranger else pki("bad", **options)
+    a, b = end(pki("a")), end(bad)
+    lane = a.dial(b, timeout_s=30)
+    _, closed, reason = a.told.one("lane_closed")
+    assert closed is lane
+    assert "TLS handshake failed" in reason
+    assert str(b.address) in reason
+    assert not a.told.all("admit")
+    assert not b.told.all("inbound_opened")
+    assert not lane.try_send(b"x")
+
+
+@pytest.mark.parametrize(
+    ("options", "stranger"), [({}, True), ({"days": -1}, False)], ids=["other authority", "expired"]
+)
+def test_dialer_with_untrusted_certificate_never_gets_in(
+    pki: Any, end: Any, options: dict[str, Any], stranger: bool
+) -> None:
+    """The inbox decides alone: the refused side's own checks are not relied upon."""
+    bad = pki("bad", authority(), **options) if stranger else pki("bad", **options)
+    a, b = end(bad), end(pki("b"))
+    a.dial(b, timeout_s=3)
+    a.told.one("lane_closed")
+    assert not b.told.log
+    assert b.transport.statistics()["handshakes_failed"] >= 1
+
+
+def test_client_without_certificate_is_closed_unheard(pki: Any, end: Any) -> None:
+    """The library's default asks for none: a slip in configuration would open the mesh to everybody."""
+    files = pki("b")
+    b = end(files)
+    with contextlib.suppress(ssl.SSLError, ConnectionError), raw_tls(b.address, None, files.authority) as sock:
+        sock.sendall(SP_PUSH + struct.pack(">Q", 5) + b"hello")
+        assert drained(sock) == b""
+    wait(lambda: b.transport.statistics()["handshakes_failed"], "the failure is counted")
+    assert not b.told.log
+
+
+def test_client_with_tls_1_2_is_refused(pki: Any, end: Any) -> None:
+    """TLS 1.3 always: there is no weaker mode to be talked down to."""
+    files = pki("b")
+    b = end(files)
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        raw_tls(b.address, pki("a"), files.authority, maximum_version=ssl.TLSVersion.TLSv1_2).close()
+
+
+@pytest.mark.parametrize(
+    ("uris", "why"),
+    [
+        (["spiffe://other/vehicle/a"], "mesh 'other'"),
+        ([], "0 identities"),
+        (["spiffe://demo/vehicle/a", "spiffe://demo/relay/a"], "2 identities"),
+        (["spiffe://demo/king/a"], "unknown role"),
+        (["spiffe://demo/vehicle/UPPER"], "node id"),
+    ],
+)
+def test_certificate_that_names_nobody_of_the_mesh_is_refused_by_inbox(
+    pki: Any, end: Any, uris: list[str], why: str
+) -> None:
+    """One authority may sign for several meshes; only the identity tells them apart."""
+    a, b = end(pki("a", uris=uris)), end(pki("b"))
+    a.dial(b)
+    _, identity, detail, lane, host = b.told.one("admit")
+    assert identity is None
+    assert why in detail
+    assert (lane, host) == (None, "127.0.0.1")
+    a.told.one("lane_closed")
+    assert not b.told.all("inbound_opened")
+    assert not b.told.frames()
+
+
+def test_inbox_of_another_mesh_is_refused_by_dialer_once(pki: Any, end: Any) -> None:
+    """NNG alone would redial 17 times in half a second."""
+    a, b = end(pki("a")), end(pki("b", mesh="other"))
+    lane = a.dial(b)
+    _, closed, reason = a.told.one("lane_closed")
+    assert closed is lane
+    assert reason.startswith("refused: ")
+    assert "other" in reason
+    time.sleep(0.7)  # longer than the redial interval: any further attempt would be seen
+    assert len(a.told.all("admit")) == 1
+    assert not b.told.frames()
+    assert a.transport.statistics()["handshakes_refused"] == 1
+
+
+def test_observer_refusing_inbound_pipe_gets_no_frame_of_it(pki: Any, end: Any) -> None:
+    """Revoked and duplicate peers are turned away here, before the first frame."""
+    a, b = end(pki("a")), end(pki("b"), Recorder(refusal="revoked"))
+    a.dial(b)
+    a.told.one("lane_closed")
+    assert [entry[0] for entry in b.told.log] == ["admit"]
+
+
+def test_observer_failing_in_admit_refuses(pki: Any, end: Any) -> None:
+    """A bug in the judge must not be an open door."""
+
+    class Broken(Recorder):
+        def admit(self, *arguments: Any) -> str | None:
+            self.log.append(("admit", *arguments))
+            raise RuntimeError("bug")
+
+    a, b = end(pki("a")), end(pki("b"), Broken())
+    a.dial(b)
+    a.told.one("lane_closed")
+    b.dial(a)
+    assert "internal error" in b.told.one("lane_closed")[2]
+    assert {entry[0] for entry in b.told.log} == {"admit", "lane_closed"}
+
+
+def test_dial_of_mute_peer_times_out_with_reason(pki: Any, end: Any) -> None:
+    """NNG itself would wait for ever on a TCP server that says nothing."""
+    a = end(pki("a"))
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        lane = a.dial(Address("127.0.0.1", mute.getsockname()[1]), timeout_s=0.8)
+        _, closed, reason = a.told.one("lane_closed")
+    assert closed is lane
+    assert "mute" in reason
+
+
+def test_dial_of_closed_port_times_out_with_reason(pki: Any, end: Any) -> None:
+    """The most frequent mistake in the field deserves its own words."""
+    a = end(pki("a"))
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    a.dial(Address("127.0.0.1", port), timeout_s=0.5)
+    assert "connection refused" in a.told.one("lane_closed")[2]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [Address("a/b?c", 1), Address("", 1), Address("[::1]", 1), Address("127.0.0.1", 70_000), Address("x" * 300, 1)],
+    ids=str,
+)
+def test_dial_of_hostile_address_finishes_the_lane(pki: Any, end: Any, address: Address) -> None:
+    """Addresses come from strangers' adverts: they must neither raise nor reach into a URL."""
+    a = end(pki("a"))
+    lane = a.dial(address)
+    _, closed, reason = a.told.one("lane_closed")
+    assert closed is lane
+    assert "host" in reason or "port" in reason
+
+
+def test_url_of_ipv6_address_has_brackets() -> None:
+    """Without them host and port can't be told apart."""
+    assert url_of(Address("2001:db8::1", 7)) == "tls+tcp://[2001:db8::1]:7"
+    with pytest.raises(TransportError, match="scope"):
+        url_of(Address("fe80::1%eth0", 7))
+
+
+def test_identity_with_control_characters_names_nobody() -> None:
+    """Certificate names are chosen by whoever asks for the certificate."""
+    assert identify(["mesh.node", "spiffe://demo/vehicle/a\n"], MESH)[0] is None
+    assert identify(["mesh.node", "SPIFFE://demo/vehicle/a", "spiffe://demo/vehicle/b"], MESH)[0] is None
+    assert identify(["mesh.node", "spiffe://demo/vehicle/b"], MESH)[0] == PeerIdentity(MESH, Role.VEHICLE, node_id("b"))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\0SP\0\0\x31\0\0",
+        SP_PUSH + struct.pack(">Q", MAX_FRAME_BYTES + 1) + b"x" * 100,
+        SP_PUSH + struct.pack(">Q", 2**64 - 1),
+        SP_PUSH + struct.pack(">Q", 1000) + b"only part of it",
+        SP_PUSH[:5],
+        SP_PUSH + b"\0\0\0",
+    ],
+    ids=["not our protocol", "other protocol", "oversize", "absurd length", "truncated frame", "header", "length"],
+)
+def test_garbage_inside_tls_gives_no_frame_and_the_inbox_lives_on(pki: Any, end: Any, sent: bytes) -> None:
+    """An insider's broken implementation must not disturb the others."""
+    files = pki("b")
+    a, b = end(pki("a")), end(files)
+    with raw_tls(b.address, pki("odd"), files.authority) as sock:
+        sock.sendall(sent)
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+        drained(sock)
+    assert not b.told.frames()
+    wait(lambda: len(b.told.all("inbound_opened")) == len(b.told.all("inbound_closed")), "its end is told")
+    a.dial(b, b"still here")
+    wait(lambda: b.told.frames() == [b"still here"], "others are heard")
+
+
+def test_raw_ssl_peer_that_follows_the_wire_is_a_peer(pki: Any, end: Any) -> None:
+    """The wire is documented for second implementations: they must be able to join."""
+    files = pki("b")
+    b = end(files)
+    with raw_tls(b.address, pki("second"), files.authority) as sock:
+        sock.sendall(SP_PUSH + struct.pack(">Q", 3) + b"one" + struct.pack(">Q", 0))
+        wait(lambda: b.told.frames() == [b"one", b""], "its frames")
+    pipe = b.told.one("inbound_opened")[1]
+    assert b.told.one("inbound_closed") == ("inbound_closed", pipe)
+
+
+def test_slow_reader_makes_try_send_decline_then_tells_writable(pki: Any, end: Any) -> None:
+    """Back-pressure must reach the publisher, who decides what to drop; nothing may be lost or block here."""
+    a, b = end(pki("a")), end(pki("b"))
+    release = threading.Event()
+    b.told.on_frame = lambda pipe, frame: None if release.is_set() else bool(release.wait(10))
+    lane = a.dial(b)
+    a.told.one("lane_opened")
+    wait(lambda: b.transport.receiving_since_ns() is not None, "the reader is stuck")
+    frame, taken, declined_since = b"x" * 1_000_000, 0, time.monotonic()
+    while time.monotonic() - declined_since < 0.3:  # full is when nothing was taken for a while
+        if lane.try_send(frame):
+            taken, declined_since = taken + 1, time.monotonic()
+        time.sleep(0.001)
+    seen = len(a.told.all("lane_writable"))
+    release.set()
+    wait(lambda: len(a.told.all("lane_writable")) > seen, "writable")
+    assert lane.try_send(b"last")
+    wait(lambda: b.told.frames()[-1:] == [b"last"], "the rest arrives")
+    assert len(b.told.frames()) == taken + 2
+
+
+def test_frame_above_the_bound_is_refused_by_sender(pki: Any, end: Any) -> None:
+    """Sent, it would cost us the link: the other end closes on it."""
+    a, b = end(pki("a")), end(pki("b"))
+    lane = a.dial(b)
+    a.told.one("lane_opened")
+    with pytest.raises(BoundExceeded, match="split"):
+        lane.try_send(bytes(MAX_FRAME_BYTES + 1))
+
+
+def test_last_frame_before_close_is_received(pki: Any, end: Any) -> None:
+    """A goodbye is always followed by a close: it must not be overtaken by it."""
+    b = end(pki("b"))
+    for number in range(20):
+        a = end(pki("a"))
+        lane = a.dial(b)
+        a.told.one("lane_opened")
+        goodbye = b"goodbye %d" % number
+        wait(lambda lane=lane, goodbye=goodbye: lane.try_send(goodbye), "the lane takes it")
+        a.transport.close()
+        wait(lambda number=number: len(b.told.all("inbound_closed")) == number + 1, "its end is told")
+        assert b.told.frames()[-1] == goodbye
+    assert not a.told.all("lane_closed")
+
+
+def test_lane_closed_by_us_gives_no_notice_and_ends_the_pipe(pki: Any, end: Any) -> None:
+    """Membership closed it and knows; a notice would make it redial."""
+    a, b = end(pki("a")), end(pki("b"))
+    lane = a.dial(b)
+    a.told.one("lane_opened")
+    lane.close()
+    lane.close()
+    assert not lane.try_send(b"x")
+    b.told.one("inbound_closed")
+    wait(lambda: a.transport.statistics()["lanes"] == 0, "its socket is gone")
+    assert not a.told.all("lane_closed")
+
+
+def test_pipe_closed_by_inbox_is_told_to_both_ends(pki: Any, end: Any) -> None:
+    """A Hello that contradicts its certificate ends like this."""
+    a, b = end(pki("a")), end(pki("b"))
+    b.told.on_frame = lambda pipe, frame: b.transport.close_pipe(pipe)
+    lane = a.dial(b)
+    assert "closed the connection" in a.told.one("lane_closed")[2]
+    b.told.one("inbound_closed")
+    assert not lane.try_send(b"x")
+    b.transport.close_pipe(12345)
+
+
+def test_close_while_threads_send_returns_and_nothing_is_told_after(pki: Any, end: Any) -> None:
+    """Shutdown happens under load: it must neither hang nor crash."""
+    a, b = end(pki("a")), end(pki("b"))
+    lane = a.dial(b)
+    a.told.one("lane_opened")
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.is_set():
+            lane.try_send(b"x" * 1000)
+
+    senders = [threading.Thread(target=send) for _ in range(3)]
+    for sender in senders:
+        sender.start()
+    wait(lambda: len(b.told.frames()) > 50, "frames flow")
+    a.transport.close()
+    told = len(a.told.log)
+    stop.set()
+    for sender in senders:
+        sender.join(5)
+        assert not sender.is_alive()
+    assert not lane.try_send(b"x")
+    lane.close()
+    a.transport.close()
+    assert len(a.told.log) == told
+    b.told.one("inbound_closed")
+
+
+def test_inbox_restarted_on_its_port_is_met_again_by_a_new_dial(pki: Any, end: Any) -> None:
+    """A restarted neighbour comes back on its configured port; the old lane must not linger."""
+    a, b = end(pki("a")), end(pki("b"))
+    first = a.dial(b)
+    a.told.one("lane_opened")
+    b.transport.close()
+    assert a.told.one("lane_closed")[1] is first
+    second = a.dial(b, b"again")  # dialled before it listens: the engine tries again by itself
+    again = end(pki("b"), port=b.address.port)
+    assert wait(lambda: a.told.all("lane_opened")[1:], "opened again")[0][1] is second
+    wait(lambda: again.told.frames() == [b"again"], "greeting")
+
+
+def test_port_in_use_names_address_and_way_out(pki: Any, end: Any) -> None:
+    """The first thing that goes wrong when a node is started twice."""
+    b = end(pki("b"))
+    with pytest.raises(TransportError, match=rf"127\.0\.0\.1:{b.address.port} is in use.*another port"):
+        end(pki("a"), port=b.address.port)
+    with pytest.raises(TransportError, match="has an inbox"):
+        b.transport.listen("127.0.0.1", 0)
+
+
+def test_listen_on_foreign_address_names_it(pki: Any) -> None:
+    """A typo in the configuration."""
+    transport = open_transport(pki("a"), Recorder(), MESH)
+    with pytest.raises(TransportError, match=r"192\.0\.2\.1"):
+        transport.listen("192.0.2.1", 0)
+    transport.close()
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "binary", "key of another", "no authority"])
+def test_unusable_credentials_name_the_file(pki: Any, tmp_path: Path, damage: str) -> None:
+    """Found at start, not as a handshake that fails for ever."""
+    good, other = pki("a"), pki("b")
+    files = {name: tmp_path / name for name in ("certificate", "key", "authority")}
+    for name, path in files.items():
+        path.write_bytes(getattr(good, name).read_bytes())
+    if damage == "missing":
+        files["key"].unlink()
+    elif damage == "key of another":
+        files["key"].write_bytes(other.key.read_bytes())
+    elif damage == "no authority":
+        files["authority"].write_bytes(b"")
+    else:
+        files["certificate"].write_bytes({"empty": b"", "text": b"hello\n", "binary": bytes(range(256))}[damage])
+    with pytest.raises(IdentityError, match=str(tmp_path)):
+        open_transport(Credentials(**files), Recorder(), MESH)
+
+
+def test_hundreds_of_lanes_leave_no_descriptor_and_no_thread(pki: Any, end: Any) -> None:
+    """A node redials for months: one leaked descriptor per dial ends it within a day."""
+    a, b = end(pki("a")), end(pki("b"))
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        nowhere = Address("127.0.0.1", mute.getsockname()[1])
+
+        def round_of(count: int) -> None:
+            good = [a.dial(b) for _ in range(count)]
+            bad = [a.dial(nowhere, timeout_s=20) for _ in range(count)]
+            opened = len(a.told.all("lane_opened"))
+            wait(lambda: len(a.told.all("lane_opened")) >= opened - opened % count + count, "all open", 20)
+            for lane in good + bad:
+                lane.close()
+            wait(lambda: a.transport.statistics()["lanes"] == 0, "all closed")
+            wait(lambda: len(b.told.all("inbound_opened")) == len(b.told.all("inbound_closed")), "all gone")
+
+        def held() -> tuple[int, int]:
+            return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+        round_of(50)
+        before = held()
+        for _ in range(2):
+            a.told.log.clear()
+            round_of(50)
+        wait(lambda: held() <= (before[0] + 2, before[1]), f"as many descriptors and threads as before: {before}")
+
+
+def test_mute_connections_into_a_port_are_shut_at_the_second_look() -> None:
+    """Without this any stranger takes all descriptors of a node by connecting and keeping still."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with (
+            socket.create_connection(("127.0.0.1", port)) as stranger,
+            socket.create_connection(("127.0.0.1", port)) as peer,
+        ):
+            ours = [listener.accept()[0] for _ in range(2)]
+            known = {("127.0.0.1", peer.getsockname()[1])}
+            mute = MuteConnections(port)
+            assert mute.sweep(known) == 0
+            assert mute.sweep(known) == 1
+            stranger.settimeout(5)
+            assert stranger.recv(1) == b""
+            peer.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                peer.recv(1)
+            for sock in ours:
+                sock.close()
+
+
+def test_pipe_lost_during_a_notice_is_told_after_it() -> None:
+    """Subscribers run on the receiving thread and may be slow: the I/O thread may not wait, the order must hold."""
+    told, inside, go_on = Recorder(), threading.Event(), threading.Event()
+    pipes = InboundPipes(told, 1)
+    pipe = InboundPipe(7, PeerIdentity(MESH, Role.RSU, node_id("b")), "127.0.0.1", 1)
+    assert pipes.admit(pipe)
+    assert not pipes.admit(InboundPipe(8, pipe.identity, "127.0.0.1", 2))
+    told.on_frame = lambda number, frame: (inside.set(), go_on.wait(5), told.log.append(("returned",)))[0]
+    receiver = threading.Thread(target=pipes.receive, args=(7, b"x"))
+    receiver.start()
+    assert inside.wait(5)
+    pipes.close(pipe)
+    assert not told.all("inbound_closed")
+    go_on.set()
+    receiver.join(5)
+    assert [entry[0] for entry in told.log] == ["inbound_opened", "frame", "returned", "inbound_closed"]
+    assert not pipes.receive(7, b"late")
+    assert pipes.admit(InboundPipe(8, pipe.identity, "127.0.0.1", 2))
+
+
+# --- other processes -----------------------------------------------------------------------------------------------
+
+_CHILD = """
+import sys, time
+from pathlib import Path
+from meshnode.net.nng import open_transport
+from meshnode.net.transport import Address, Credentials
+from tests.test_links import MESH, Recorder
+
+told = Recorder()
+transport = open_transport(Credentials(*map(Path, sys.argv[1:4])), told, MESH)
+print(transport.listen("127.0.0.1", 0), flush=True)
+lane = transport.dial(Address("127.0.0.1", int(sys.argv[4])), lambda: b"child", 5)
+told.one("lane_opened")
+told.one("frame")
+"""
+
+
+def child(files: Credentials, port: int, then: str) -> "subprocess.Popen[str]":
+    script = textwrap.dedent(_CHILD) + then
+    arguments = [str(files.certificate), str(files.key), str(files.authority), str(port)]
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_process_killed_is_told_at_both_its_pipes(pki: Any, end: Any) -> None:
+    """SIGKILL must be noticed by the kernel's word, long before silence is."""
+    b = end(pki("b"))
+    with child(pki("a"), b.address.port, "time.sleep(60)") as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        b.told.one("inbound_opened")
+        lane = b.dial(Address("127.0.0.1", port))
+        b.told.one("lane_opened")
+        process.send_signal(signal.SIGKILL)
+        assert b.told.one("lane_closed")[1] is lane
+        b.told.one("inbound_closed")
+
+
+def test_interpreter_that_forgets_to_close_exits_cleanly(pki: Any, end: Any) -> None:
+    """NNG panics when its callbacks meet an interpreter that is going away."""
+    b = end(pki("b"))
+    with child(pki("a"), b.address.port, "") as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        b.dial(Address("127.0.0.1", port))
+        _, errors = process.communicate(timeout=20)
+        assert (process.returncode, errors) == (0, "")
+
+
+# --- exchanges -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def relay(pki: Any) -> Iterator[Callable[..., Any]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(
+            handler: Callable[[PeerIdentity, bytes], bytes], files: Credentials | None = None, port: int = 0
+        ) -> Any:
+            responder = open_responder(files or pki("relay", role="relay"), "127.0.0.1", port, MESH, handler, workers=2)
+            stack.callback(responder.close)
+            return responder
+
+        yield make
+
+
+@pytest.fixture
+def ask(pki: Any) -> Iterator[Callable[..., Any]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(port: int, files: Credentials | None = None, **options: Any) -> Any:
+            requester = open_requester(files or pki("a"), Address("127.0.0.1", port), MESH, **options)
+            stack.callback(requester.close)
+            return requester
+
+        yield make
+
+
+def test_request_is_answered_with_the_requesters_identity(relay: Any, ask: Any) -> None:
+    """The relay files records under the identity of the certificate, never under what a batch claims."""
+    responder = relay(lambda identity, frame: f"{identity.role}/{identity.node}:".encode() + frame)
+    requester = ask(responder.port)
+    assert requester.request(b"batch", 5) == b"vehicle/a:batch"
+    assert requester.request(b"x" * 300_000, 5)[-10:] == b"x" * 10
+
+
+def test_request_to_mute_server_times_out(ask: Any) -> None:
+    """An uplink behind a dead middlebox looks like this; the outbox must get its turn back."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        requester = ask(mute.getsockname()[1])
+        with pytest.raises(TransportError, match="within 0.6 s.*mute"):
+            requester.request(b"x", 0.6)
+
+
+def test_late_response_is_never_taken_for_the_next_request(relay: Any, ask: Any) -> None:
+    """Taken for it, records would be acknowledged that never arrived."""
+    slow = threading.Event()
+
+    def handle(identity: PeerIdentity, frame: bytes) -> bytes:
+        if frame == b"slow":
+            slow.wait(5)
+        return b"answer to " + frame
+
+    requester = ask(relay(handle).port)
+    assert requester.request(b"first", 5) == b"answer to first"
+    with pytest.raises(TransportError, match="no answer"):
+        requester.request(b"slow", 0.3)
+    slow.set()
+    for number in range(20):
+        assert requester.request(b"%d" % number, 5) == b"answer to %d" % number
+
+
+@pytest.mark.parametrize(
+    ("relay_options", "ask_options", "why"),
+    [
+        ({"role": "rsu"}, {}, "role 'rsu'"),
+        ({"role": "relay", "mesh": "other"}, {}, "mesh 'other'"),
+        ({"role": "relay"}, {"node": "relay-2"}, "'relay-2' is expected"),
+    ],
+)
+def test_relay_that_is_somebody_else_is_sent_nothing(
+    pki: Any, relay: Any, ask: Any, relay_options: dict[str, str], ask_options: dict[str, Any], why: str
+) -> None:
+    """Any vehicle of the mesh could otherwise pose as the relay and swallow everybody's records."""
+    asked: list[bytes] = []
+    responder = relay(lambda identity, frame: asked.append(frame) or b"ok", pki("relay", **relay_options))
+    requester = ask(responder.port, **ask_options)
+    for _ in range(2):
+        with pytest.raises(TransportError, match=f"refused.*{why}"):
+            requester.request(b"records", 5)
+    assert not asked
+
+
+def test_requester_of_another_authority_learns_why(pki: Any, relay: Any, ask: Any) -> None:
+    """Said within a second instead of as a time-out: the operator can act on it."""
+    responder = relay(lambda identity, frame: b"ok")
+    requester = ask(responder.port, pki("a", authority()))
+    with pytest.raises(TransportError, match="TLS handshake failed"):
+        requester.request(b"x", 20)
+
+
+def test_requester_of_another_mesh_gets_no_answer(pki: Any, relay: Any, ask: Any) -> None:
+    """The relay's own check, whatever the requester believes."""
+    asked: list[bytes] = []
+    responder = relay(lambda identity, frame: asked.append(frame) or b"ok")
+    requester = ask(responder.port, pki("a", mesh="other"))
+    with pytest.raises(TransportError):
+        requester.request(b"x", 1)
+    assert not asked
+
+
+def test_relay_restarted_ends_the_request_and_is_found_again(relay: Any, ask: Any) -> None:
+    """A lost connection must not cost the whole time-out, and needs no new requester."""
+    entered, never = threading.Event(), threading.Event()
+
+    def stuck(identity: PeerIdentity, frame: bytes) -> bytes:
+        entered.set()
+        never.wait(10)
+        return b"too late"
+
+    first = relay(stuck)
+    requester = ask(first.port)
+    failed: list[Exception] = []
+
+    def request() -> None:
+        try:
+            requester.request(b"x", 30)
+        except TransportError as error:
+            failed.append(error)
+
+    waiting = threading.Thread(target=request)
+    waiting.start()
+    assert entered.wait(5)
+    first._sock.close()  # as a crash would: the request under way gets no answer
+    waiting.join(5)
+    assert failed
+    assert "lost" in str(failed[0])
+    never.set()
+    first.close()
+    relay(lambda identity, frame: b"back", port=first.port)
+    assert requester.request(b"y", 8) == b"back"
+
+
+def test_requester_closed_ends_a_waiting_request(relay: Any, ask: Any) -> None:
+    """SIGTERM must not wait for the relay."""
+    entered, release = threading.Event(), threading.Event()
+    responder = relay(lambda identity, frame: (entered.set(), release.wait(10), b"late")[2])
+    requester = ask(responder.port)
+    failed: list[Exception] = []
+
+    def request() -> None:
+        try:
+            requester.request(b"x", 30)
+        except TransportError as error:
+            failed.append(error)
+
+    waiting = threading.Thread(target=request)
+    waiting.start()
+    assert entered.wait(5)
+    requester.close()
+    waiting.join(5)
+    assert failed
+    release.set()
+    with pytest.raises(TransportError, match="closed here"):
+        requester.request(b"x", 1)
+
+
+def test_responder_closing_answers_the_request_under_way(relay: Any, ask: Any) -> None:
+    """A record that was stored must be acknowledged, or it comes again at once."""
+    entered, release = threading.Event(), threading.Event()
+    responder = relay(lambda identity, frame: (entered.set(), release.wait(10), b"done")[2])
+    requester = ask(responder.port)
+    answers: list[bytes] = []
+    waiting = threading.Thread(target=lambda: answers.append(requester.request(b"x", 10)))
+    waiting.start()
+    assert entered.wait(5)
+    closing = threading.Thread(target=responder.close)
+    closing.start()
+    release.set()
+    waiting.join(5)
+    closing.join(5)
+    assert answers == [b"done"]
+    assert not closing.is_alive()
+
+
+def test_responder_whose_handler_fails_goes_on(relay: Any, ask: Any) -> None:
+    """One request that trips a bug must not end the relay."""
+
+    def handle(identity: PeerIdentity, frame: bytes) -> bytes:
+        if frame == b"bad":
+            raise ValueError("bug")
+        return b"ok"
+
+    requester = ask(relay(handle).port)
+    for _ in range(3):
+        with pytest.raises(TransportError):
+            requester.request(b"bad", 0.3)
+    assert requester.request(b"good", 5) == b"ok"
+
+
+def test_responder_port_in_use_is_named(relay: Any) -> None:
+    """Two relays on one host."""
+    first = relay(lambda identity, frame: b"")
+    with pytest.raises(TransportError, match=f"{first.port} is in use"):
+        relay(lambda identity, frame: b"", port=first.port)
