@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 KEY := $(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | tr ' ' -)
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # The first file says which interpreter, the others which extras are installed in it.
 READY := $(VENV)/.ready-$(KEY)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -50,15 +51,17 @@ docs: $(READY)-docs
 
 # --- the environment -------------------------------------------------------------------------------------------------
 
-# An environment made by another, removed or too old interpreter is replaced.
+# An environment whose interpreter is gone or too old is replaced.
 $(READY):
-	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-			echo "meshnode needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." \
-				"Choose another: make PYTHON=python3.12 …" >&2; exit 1; }; \
+	@$(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+		$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+			found=$$($(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null) || found=missing; \
+			echo "meshnode needs Python 3.11 or newer; '$(PYTHON)' is $$found." \
+				"Choose another: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }; \
 		echo "making $(VENV) with $$($(PYTHON) --version)"; \
 		$(PYTHON) -m venv --clear $(VENV) || { \
-			echo "$(PYTHON) can't make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; \
+			rm -rf $(VENV); \
+			echo "'$(PYTHON)' can't make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; \
 			exit 1; }; }
 	@rm -f $(VENV)/.ready-*
 	@touch $@

@@ -13,7 +13,7 @@ extensions = ["myst_parser"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 # Pages link to source files of the repository as well as to one another; both are read on the code host too.
-suppress_warnings = ["myst.xref_missing", "toc.empty_glob"]
+suppress_warnings = ["myst.xref_missing"]
 
 html_theme = "furo"
 html_title = f"{project} {release}"

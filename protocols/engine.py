@@ -290,7 +290,7 @@ class Engine:
         if dial is not None:
             self._flushes[dial] = None
         elif bulk:
-            self._membership.want_bulk(neighbour.node, now)
+            self._membership.want_bulk(neighbour.node)
 
     def _flush_touched(self, now: int) -> None:
         touched = self._readings.touched

@@ -1,7 +1,6 @@
-"""Who is there: contacts to dial, neighbours to talk to, and whether they live.
+"""Who is there, and whether they live.
 
-A *contact* is somewhere to dial: a hint (mDNS, a configured seed) or what an authenticated Hello said.
-A *neighbour* is a node whose certificate and Hello were checked. Its life:
+Where to dial is the business of ``contacts``. A *neighbour* is a node whose certificate and Hello were checked. Its life:
 
     (unknown) ──Hello──▶ alive ──silence, pipes gone──▶ suspect ──time is up──▶ dead ──Hello──▶ alive
                            ▲                               │
@@ -26,6 +25,7 @@ from msgspec import Struct
 
 from protocols import limits
 from protocols.access import LINK_ROLES
+from protocols.contacts import Contacts, HostPort
 from protocols.events import (
     ClosePipe,
     Dial,
@@ -71,22 +71,6 @@ class Settings(Struct, frozen=True):
     max_neighbours: int = limits.MAX_NEIGHBOURS
 
 
-class Contact:
-    """Somewhere to dial."""
-
-    __slots__ = ("addresses", "attempt", "failures", "first_seen_ns", "name", "next_dial_ns", "node", "seed", "wanted")
-
-    def __init__(self, name: str, node: NodeId | None, now: int) -> None:
-        self.name, self.node, self.first_seen_ns = name, node, now
-        self.seed = node is None  # whoever answers there is welcome; ``node`` is then who answered last
-        self.addresses: tuple[tuple[str, int], ...] = ()
-        self.attempt = 0  # which address comes next
-        self.failures = 0
-        self.next_dial_ns = now
-        self.wanted = True
-        """False once the hint was withdrawn: finish, don't dial again."""
-
-
 class Neighbour:
     """A node whose certificate and Hello were checked, or to whose inbox we have a lane."""
 
@@ -119,15 +103,6 @@ class _Pipe:
         self.identity, self.host, self.opened_ns, self.spoken = identity, host, now, False
 
 
-class _Dialling:
-    __slots__ = ("address", "contact", "identity", "lane", "opened_ns")
-
-    def __init__(self, contact: Contact, lane: Lane, address: tuple[str, int]) -> None:
-        self.contact, self.lane, self.address = contact, lane, address
-        self.identity: PeerIdentity | None = None
-        self.opened_ns = 0
-
-
 MembershipEffect = Dial | HangUp | ClosePipe
 MembershipEvent = (
     NeighbourMet
@@ -155,27 +130,28 @@ class Membership:
         self._mesh, self._node, self._incarnation, self.inbox_port = mesh, node, incarnation, inbox_port
         self._settings, self._random = settings, random
         self.neighbours: dict[NodeId, Neighbour] = {}
-        self._contacts: dict[str, Contact] = {}
+        self._contacts = Contacts(node, settings.dial_timeout_ns, random)
         self._pipes: dict[int, _Pipe] = {}
-        self._dials: dict[int, _Dialling] = {}
-        self._refused: dict[str, int] = {}  # node id or address -> until when
-        self._next_dial = 1
         self._next_heartbeat_ns: int | None = None
         self._promised_ns = NEVER
         self._leaving = False
-        self._effects: list[MembershipEffect] = []
+        self._effects: list[ClosePipe] = []
         self._events: list[MembershipEvent] = []
         self._messages: list[tuple[NodeId, NodeFrame]] = []
-        self.counters = {
-            "hints_ignored": 0, "pipes_refused": 0, "frames_before_hello": 0, "dials": 0, "dials_failed": 0,
-            "local_stalls": 0, "suspicions": 0, "refutations": 0, "deaths": 0,
+        self._counters = {
+            "pipes_refused": 0, "frames_before_hello": 0, "local_stalls": 0, "suspicions": 0, "refutations": 0, "deaths": 0
         }  # fmt: skip
 
     # --- what the driver reads -------------------------------------------------------------------------------------
     def outgoing(self) -> list[MembershipEffect]:
         """Effects decided since the last call."""
         effects, self._effects = self._effects, []
-        return effects
+        return [*effects, *self._contacts.outgoing()]
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """By name; they only grow."""
+        return {**self._counters, **self._contacts.counters}
 
     def messages(self) -> list[tuple[NodeId, NodeFrame]]:
         """Control frames to queue for neighbours."""
@@ -189,12 +165,12 @@ class Membership:
 
     def lane_of(self, dial: int) -> tuple[NodeId, Lane] | None:
         """Whom an open lane reaches."""
-        dialling = self._dials.get(dial)
+        dialling = self._contacts.dialling(dial)
         return None if dialling is None or dialling.identity is None else (dialling.identity.node, dialling.lane)
 
     def greeting(self, dial: int) -> Hello:
         """The Hello that opens a lane."""
-        dialling = self._dials.get(dial)
+        dialling = self._contacts.dialling(dial)
         lane = Lane.REALTIME if dialling is None else dialling.lane
         return Hello(MAJOR, MINOR, self._node, self._incarnation, self.inbox_port, lane.value)
 
@@ -204,38 +180,13 @@ class Membership:
         return self.neighbours.get(known.identity.node) if known is not None and known.spoken else None
 
     # --- hints -----------------------------------------------------------------------------------------------------
-    def hint(self, name: str, node: NodeId | None, addresses: tuple[tuple[str, int], ...], now: int) -> None:
-        """An advert (``node`` given) or a seed (``node`` None). Bounded; believed only once TLS has proved it."""
-        if node == self._node or not addresses:
-            return
-        contact = self._contacts.get(name)
-        if contact is None:
-            if len(self._contacts) >= limits.MAX_ADVERTS:
-                self.counters["hints_ignored"] += 1
-                return
-            contact = self._contacts[name] = Contact(name, node, now)
-        contact.wanted = True
-        if contact.addresses != addresses[: limits.MAX_ADVERT_ADDRESSES]:
-            self._move(contact, addresses, now)
-
-    def _move(self, contact: Contact, addresses: tuple[tuple[str, int], ...], now: int) -> None:
-        """It is somewhere else: give up dials to where it no longer is."""
-        contact.addresses = addresses[: limits.MAX_ADVERT_ADDRESSES]
-        contact.attempt = contact.failures = 0
-        contact.next_dial_ns = min(contact.next_dial_ns, now)
-        for dial, dialling in list(self._dials.items()):
-            if dialling.contact is contact and dialling.identity is None and dialling.address not in contact.addresses:
-                del self._dials[dial]
-                self._effects.append(HangUp(dial))
+    def hint(self, name: str, node: NodeId | None, addresses: tuple[HostPort, ...], now: int) -> None:
+        """An advert (``node`` given) or a seed (``node`` None); see :meth:`Contacts.hint`."""
+        self._contacts.hint(name, node, addresses, now)
 
     def withdraw(self, name: str) -> None:
         """A hint was taken back. Says nothing of life: an open link stays."""
-        contact = self._contacts.get(name)
-        if contact is None:
-            return
-        contact.wanted = False
-        if not any(dialling.contact is contact for dialling in self._dials.values()):
-            del self._contacts[name]
+        self._contacts.withdraw(name)
 
     def duplicate_hint(self, host: str) -> None:
         """An advert with our own id and another incarnation."""
@@ -262,13 +213,9 @@ class Membership:
         self._refuse(who, "identity", detail, now)
 
     def _refuse(self, who: str, code: str, detail: str, now: int) -> str:
-        self.counters["pipes_refused"] += 1
-        if self._refused.get(who, 0) <= now:  # one event a period: a stranger must not fill the log
+        self._counters["pipes_refused"] += 1
+        if self._contacts.remember_refusal(who, now):  # one event a period: a stranger must not fill the log
             self._events.append(PeerRefused(who, code, detail))
-        if len(self._refused) >= limits.MAX_ADVERTS:
-            self._refused = {key: until for key, until in self._refused.items() if until > now}
-        if len(self._refused) < limits.MAX_ADVERTS:
-            self._refused[who] = now + limits.REFUSAL_MEMORY_NS
         return f"{code}: {detail}"
 
     def inbound_opened(self, pipe: int, identity: PeerIdentity, host: str, now: int) -> None:
@@ -287,26 +234,20 @@ class Membership:
 
     def lane_opened(self, dial: int, identity: PeerIdentity, now: int) -> None:
         """A dialled lane took its greeting."""
-        dialling = self._dials.get(dial)
+        dialling = self._contacts.answered(dial, identity)
         if dialling is None:
-            self._effects.append(HangUp(dial))
             return
-        contact = dialling.contact
-        neighbour = self.neighbours.get(identity.node)
-        if contact.seed:
-            contact.node = identity.node
-        if identity.node == self._node or (neighbour is not None and dialling.lane in neighbour.lanes):
-            # Ourselves behind a seed, or a second way to the same inbox.
-            del self._dials[dial]
-            self._effects.append(HangUp(dial))
-            contact.next_dial_ns = NEVER if identity.node == self._node else now + limits.REDIAL_MAX_NS
+        contact, neighbour = dialling.contact, self.neighbours.get(identity.node)
+        if identity.node == self._node:  # ourselves, behind a seed
+            self._contacts.hang_up(dial, NEVER)
             return
         if contact.node != identity.node:
-            del self._dials[dial]
-            self._effects.append(HangUp(dial))
-            self._refuse(
-                contact.name, "identity", f"its advert says {contact.node}, its certificate {identity.node}", now
-            )
+            self._contacts.hang_up(dial)
+            detail = f"its advert says {contact.node}, its certificate {identity.node}"
+            self._refuse(contact.name, "identity", detail, now)
+            return
+        if neighbour is not None and dialling.lane in neighbour.lanes:  # a second way to the same inbox
+            self._contacts.hang_up(dial, now + limits.REDIAL_MAX_NS)
             return
         dialling.identity, dialling.opened_ns = identity, now
         if neighbour is None:
@@ -315,48 +256,23 @@ class Membership:
         self._check_met(neighbour, now)
 
     def lane_closed(self, dial: int, reason: str, refused: bool, now: int) -> None:
-        """A dialled lane is finished; ``refused``: an identity was wrong, so that dialling again is pointless for now."""
-        dialling = self._dials.pop(dial, None)
+        """A dialled lane is finished; ``refused``: an identity was wrong, so that dialling again is pointless now."""
+        dialling = self._contacts.closed(dial, refused, now)
         if dialling is None:
             return
-        contact, opened = dialling.contact, dialling.identity is not None
-        if not opened or now - dialling.opened_ns < limits.SECOND:
-            self.counters["dials_failed"] += 1
-            contact.failures += 1
-        else:
-            contact.failures = 0
-        contact.attempt += 1
-        back_off_ns = min(limits.REDIAL_MIN_NS << min(max(contact.failures - 1, 0), 8), limits.REDIAL_MAX_NS)
-        contact.next_dial_ns = now + int(back_off_ns * self._random.uniform(0.75, 1.25))
         if refused:
-            self._refuse(contact.name, "identity", reason, now)
-            contact.next_dial_ns = now + limits.REFUSAL_MEMORY_NS
-        if not contact.wanted:
-            self._contacts.pop(contact.name, None)
-        if dialling.identity is not None:
-            neighbour = self.neighbours.get(dialling.identity.node)
-            if neighbour is not None and neighbour.lanes.get(dialling.lane) == dial:
-                del neighbour.lanes[dialling.lane]
-                self._check_pipes(neighbour, now)
+            self._refuse(dialling.contact.name, "identity", reason, now)
+        neighbour = self.neighbours.get(dialling.identity.node) if dialling.identity is not None else None
+        if neighbour is not None and neighbour.lanes.get(dialling.lane) == dial:
+            del neighbour.lanes[dialling.lane]
+            self._check_pipes(neighbour, now)
 
-    def want_bulk(self, node: NodeId, now: int) -> None:
+    def want_bulk(self, node: NodeId) -> None:
         """Something waits for the bulk lane of a neighbour: dial it if it is neither open nor being dialled."""
         neighbour = self.neighbours.get(node)
         if neighbour is None or Lane.BULK in neighbour.lanes or Lane.REALTIME not in neighbour.lanes or self._leaving:
             return
-        realtime = self._dials[neighbour.lanes[Lane.REALTIME]]
-        if not any(d.contact is realtime.contact and d.lane is Lane.BULK for d in self._dials.values()):
-            self._dial(realtime.contact, Lane.BULK, realtime.address)
-
-    def _dial(self, contact: Contact, lane: Lane, address: tuple[str, int]) -> None:
-        dial, self._next_dial = self._next_dial, self._next_dial + 1
-        self._dials[dial] = _Dialling(contact, lane, address)
-        self.counters["dials"] += 1
-        # With several addresses the first tries are short: one of them may lead nowhere.
-        timeout_ns = self._settings.dial_timeout_ns
-        if len(contact.addresses) > 1:
-            timeout_ns = min(timeout_ns, (1_500 * limits.MS) << min(contact.failures // len(contact.addresses), 2))
-        self._effects.append(Dial(dial, *address, timeout_ns))
+        self._contacts.dial_bulk(neighbour.lanes[Lane.REALTIME])
 
     # --- frames ----------------------------------------------------------------------------------------------------
     def receive(self, frame: NodeFrame, pipe: int, now: int) -> Neighbour | None:
@@ -366,7 +282,7 @@ class Membership:
             return None
         if not known.spoken:
             if type(frame) is not Hello:
-                self.counters["frames_before_hello"] += 1
+                self._counters["frames_before_hello"] += 1
                 self._refuse(
                     known.identity.node, "protocol", f"its first frame was {type(frame).__name__}, not Hello", now
                 )
@@ -427,7 +343,7 @@ class Membership:
         neighbour.incarnation = Incarnation(hello.incarnation)
         neighbour.inbound.add(pipe)
         neighbour.last_heard_ns = now
-        self._refused.pop(identity.node, None)
+        self._contacts.pardon(identity.node)
         match neighbour.state:
             case State.SUSPECT:
                 self._refute(neighbour, now)
@@ -437,32 +353,18 @@ class Membership:
             case State.ALIVE:
                 pass
         if Lane.REALTIME not in neighbour.lanes:
-            self._dial_back(neighbour, known.host, hello, now)
+            others = (other for other in hello.addresses if other != known.host)
+            addresses = tuple((host, hello.inbox_port) for host in (known.host, *others))
+            self._contacts.dial_back(neighbour.node, addresses, now)
         self._check_met(neighbour, now)
         return neighbour
-
-    def _dial_back(self, neighbour: Neighbour, host: str, hello: Hello, now: int) -> None:
-        """Its Hello says where its inbox is: dial there, unless a dial to it is under way."""
-        address = (host, hello.inbox_port)
-        for dialling in self._dials.values():
-            if dialling.address == address:
-                return
-        name = str(neighbour.node)
-        addresses = (address, *((other, hello.inbox_port) for other in hello.addresses if other != host))
-        contact = self._contacts.get(name)
-        if contact is None:
-            self.hint(name, neighbour.node, addresses, now)
-        else:
-            contact.wanted = True
-            self._move(contact, addresses, now)
 
     def _forget_older_life(self, neighbour: Neighbour, now: int) -> None:
         """It restarted: pipes and lanes of its former life lead nowhere."""
         for pipe in sorted(neighbour.inbound):
             self._effects.append(ClosePipe(pipe))
-        for lane in list(neighbour.lanes.values()):
-            self._effects.append(HangUp(lane))
-            self._dials.pop(lane, None)
+        for dial in neighbour.lanes.values():
+            self._contacts.hang_up(dial)
         neighbour.inbound.clear()
         neighbour.lanes.clear()
         neighbour.met = False
@@ -527,19 +429,19 @@ class Membership:
         neighbour.suspicion = Suspicion(
             now, self._settings.suspicion_min_ns, self._settings.suspicion_max_ns, max(self._living() - 1, 0)
         )
-        self.counters["suspicions"] += 1
+        self._counters["suspicions"] += 1
         self._events.append(NeighbourSuspected(neighbour.node, because))
         if Lane.REALTIME in neighbour.lanes:
             self._messages.append((neighbour.node, self._beat(neighbour, now, answer=True)))
 
     def _refute(self, neighbour: Neighbour, now: int) -> None:
         neighbour.state, neighbour.since_ns, neighbour.suspicion = State.ALIVE, now, None
-        self.counters["refutations"] += 1
+        self._counters["refutations"] += 1
         self._events.append(NeighbourRefuted(neighbour.node))
 
     def _die(self, neighbour: Neighbour, now: int) -> None:
         neighbour.state, neighbour.since_ns, neighbour.suspicion = State.DEAD, now, None
-        self.counters["deaths"] += 1
+        self._counters["deaths"] += 1
         self._events.append(NeighbourDead(neighbour.node, now - neighbour.last_heard_ns))
         self._drop_links(neighbour)
 
@@ -550,10 +452,7 @@ class Membership:
                 known.spoken = False
             self._effects.append(ClosePipe(pipe))
         for dial in neighbour.lanes.values():
-            self._effects.append(HangUp(dial))
-            dialling = self._dials.pop(dial, None)
-            if dialling is not None and not dialling.contact.wanted:
-                self._contacts.pop(dialling.contact.name, None)
+            self._contacts.hang_up(dial)
         neighbour.inbound.clear()
         neighbour.lanes.clear()
         neighbour.met = False
@@ -578,11 +477,11 @@ class Membership:
             self._beat_all(now)
             self._close_mute_pipes(now)
         if not self._leaving:
-            self._dial_due(now)
+            self._contacts.dial_due(self._may_dial, now)
         self._promised_ns = self.next_timer_at()
 
     def _forgive(self, now: int) -> None:
-        self.counters["local_stalls"] += 1
+        self._counters["local_stalls"] += 1
         for neighbour in self.neighbours.values():
             neighbour.last_heard_ns = max(neighbour.last_heard_ns, now)
             if neighbour.suspicion is not None:
@@ -631,22 +530,11 @@ class Membership:
                 self._effects.append(ClosePipe(pipe))
                 known.opened_ns = now
 
-    def _dial_due(self, now: int) -> None:
-        busy = {id(dialling.contact) for dialling in self._dials.values() if dialling.lane is Lane.REALTIME}
-        for contact in self._contacts.values():
-            if contact.next_dial_ns > now or id(contact) in busy:
-                continue
-            if self._refused.get(contact.name, 0) > now:
-                contact.next_dial_ns = self._refused[contact.name]
-                continue
-            neighbour = self.neighbours.get(contact.node) if contact.node is not None else None
-            if neighbour is not None and Lane.REALTIME in neighbour.lanes:
-                contact.next_dial_ns = now + limits.REDIAL_MAX_NS
-                continue
-            if self._living() >= self._settings.max_neighbours and neighbour is None:
-                contact.next_dial_ns = now + limits.REDIAL_MAX_NS
-                continue
-            self._dial(contact, Lane.REALTIME, contact.addresses[contact.attempt % len(contact.addresses)])
+    def _may_dial(self, node: NodeId | None) -> bool:
+        neighbour = self.neighbours.get(node) if node is not None else None
+        if neighbour is not None:
+            return Lane.REALTIME not in neighbour.lanes
+        return self._living() < self._settings.max_neighbours
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next, at the latest."""
@@ -654,10 +542,4 @@ class Membership:
         for neighbour in self.neighbours.values():
             if neighbour.suspicion is not None:
                 due = min(due, neighbour.suspicion.dead_at)
-        if self._leaving:
-            return due
-        busy = {id(dialling.contact) for dialling in self._dials.values() if dialling.lane is Lane.REALTIME}
-        for contact in self._contacts.values():
-            if id(contact) not in busy:
-                due = min(due, contact.next_dial_ns)
-        return due
+        return due if self._leaving else min(due, self._contacts.next_timer_at())

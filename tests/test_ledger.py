@@ -47,7 +47,8 @@ def test_issue_bytes_full_evicts_until_it_fits() -> None:
     ledger = Ledger(100, 100)
     issue(ledger, 5, size_bytes=20)
     issue(ledger, 1, size_bytes=50)
-    assert [entry.sequence for entry in ledger.entries()] == [4, 5, 6] and ledger.pending_bytes == 90
+    assert [entry.sequence for entry in ledger.entries()] == [4, 5, 6]
+    assert ledger.pending_bytes == 90
 
 
 def test_issue_full_expired_records_go_before_valid_ones() -> None:
@@ -94,7 +95,8 @@ def test_next_batch_more_fates_than_fit_sends_no_record_beyond_them() -> None:
             known.update(range(fate.first, fate.last + 1))
         assert known.issuperset(range(1, max(plan.sequences, default=1)))
         ledger.acknowledged(plan, Acknowledgement(plan.sequences))
-    assert ledger.pending == 0 and ledger.untold_fates == 0
+    assert ledger.pending == 0
+    assert ledger.untold_fates == 0
 
 
 def test_next_batch_twice_without_outcome_is_refused() -> None:
@@ -179,7 +181,8 @@ def test_renumber_new_ledger_goes_on_where_the_relay_stands() -> None:
     plan = batch(ledger)
     assert plan == BatchPlan((102, 103), (Fate(101, 101, "evicted"),), 104)
     assert ledger.acknowledged(plan, Acknowledgement((102, 103))) == 2
-    assert ledger.adds_up() and ledger.statistics()["issued"] == 3
+    assert ledger.adds_up()
+    assert ledger.statistics()["issued"] == 3
 
 
 def test_renumber_known_ledger_or_backwards_is_refused() -> None:
@@ -211,6 +214,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         self.at_relay: set[int] = set()
         self.fates_at_relay: dict[int, str] = {}
         self.ended: dict[int, str] = {}
+        self.told: set[int] = set()
 
     def save(self) -> None:
         changes = self.ledger.changes()
@@ -270,6 +274,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
             )
             assert set(range(1, highest)) <= known, "a hole at the relay"
         if arrives and answer_arrives:
+            self.told.update(s for fate in plan.fates for s in range(fate.first, fate.last + 1))
             self.ledger.acknowledged(plan, Acknowledgement(tuple(stored), tuple(RefusedRecord(s, "") for s in refused)))
             for sequence in stored:
                 assert self.ended.setdefault(sequence, "delivered") == "delivered"
@@ -297,6 +302,8 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         assert statistics["pending"] <= self.bounds[0] and statistics["pending_bytes"] <= self.bounds[1]
         assert set(self.ended) | set(self.stored_rows) == set(range(1, self.ledger.next_sequence))
         assert not set(self.ended) & set(self.stored_rows)
+        untold = {s for fate in self.ledger.fates() for s in range(fate.first, fate.last + 1)}
+        assert untold == {s for s, state in self.ended.items() if state != "delivered"} - self.told
         ended = Counter(self.ended.values())
         for state in ("delivered", "expired", "evicted", "refused"):
             assert statistics[state] == ended[state]

@@ -130,7 +130,7 @@ class LoadedModel:
             # A tensor from the wire lies in its frame at any address; operators may load it by aligned instructions.
             feeds = {name: np.require(value, requirements=("C", "A")) for name, value in inputs.items()}
         except (TypeError, ValueError) as error:
-            raise InputInvalid(f"inputs of model {self.name!r} are not arrays of their own shape: {error}") from error
+            raise InputInvalid(f"inputs of model {self.name!r} can't be taken as arrays: {error}") from error
         return list(zip(wanted, self._compute(feeds, wanted, cancel), strict=True))
 
     def _compute(self, feeds: dict[str, Any], wanted: tuple[str, ...], cancel: Cancellation) -> list[Any]:
@@ -170,7 +170,7 @@ class LoadedModel:
                 return None
             zeros[signature.name] = np.zeros(shape, signature.dtype)  # type: ignore[arg-type]
         try:
-            unknown = {name: Tensor("u1", (), memoryview(b"")) for name in self.spec.warm_up if name not in zeros}
+            unknown = {name: Tensor("u1", (0,), memoryview(b"")) for name in self.spec.warm_up if name not in zeros}
             self.check({**zeros, **unknown})
         except InputInvalid as error:
             raise ModelInvalid(f"'warm_up' of model {self.name!r} doesn't fit it: {error}") from error

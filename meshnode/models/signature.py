@@ -6,9 +6,10 @@ The check needs neither NumPy nor ONNX Runtime: it reads ``dtype`` and ``shape``
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import prod
 from typing import Any
 
-from meshnode.models.elements import Short
+from meshnode.models.elements import Short, element_of_short
 from protocols.errors import InputInvalid
 from protocols.limits import MAX_TENSORS
 from protocols.messages import Tensor
@@ -75,6 +76,12 @@ def _check_input(model: str, signature: TensorSignature, given: Any) -> None:
 
 def _type_of(signature: TensorSignature, given: Any) -> tuple[str, tuple[int, ...]]:
     if isinstance(given, Tensor):
+        # NumPy takes a tensor's word for its size and would read beyond the end of its data.
+        if prod(given.shape) * element_of_short(given.dtype).size_bytes != memoryview(given.data).nbytes:
+            raise InputInvalid(
+                f"input {signature.name!r} says {described(given.dtype, given.shape)} but holds "
+                f"{memoryview(given.data).nbytes} bytes: send as many as its shape needs"
+            )
         return given.dtype, given.shape
     try:
         order_and_kind, shape = str(given.dtype.str), tuple(given.shape)

@@ -1,0 +1,206 @@
+"""Where to dial, when, and how often: the part of membership that deals in hints.
+
+A *contact* is somewhere to dial: an advert or a seed (hints from strangers), or what an authenticated Hello said. Each
+contact has at most one dial per lane under way. Failure doubles the pause, up to ``REDIAL_MAX_NS``; a lane that closes
+within a second of opening counts as a failure, so that a peer which turns us away after the handshake is not dialled in a
+loop. Whoever was refused, by us or by them, is left alone for ``REFUSAL_MEMORY_NS``.
+"""
+
+from collections.abc import Callable
+from random import Random
+
+from protocols import limits
+from protocols.events import Dial, HangUp
+from protocols.ids import Lane, NodeId, PeerIdentity
+from protocols.queues import NEVER
+
+HostPort = tuple[str, int]
+
+
+class Contact:
+    """Somewhere to dial."""
+
+    __slots__ = ("addresses", "attempt", "failures", "first_seen_ns", "name", "next_dial_ns", "node", "seed", "wanted")
+
+    def __init__(self, name: str, node: NodeId | None, now: int) -> None:
+        self.name, self.node, self.first_seen_ns = name, node, now
+        self.seed = node is None  # whoever answers there is welcome; ``node`` is then who answered last
+        self.addresses: tuple[HostPort, ...] = ()
+        self.attempt = 0  # which address comes next
+        self.failures = 0
+        self.next_dial_ns = now
+        self.wanted = True
+        """False once the hint was withdrawn: finish, don't dial again."""
+
+
+class Dialling:
+    """A dial under way, or the lane it became."""
+
+    __slots__ = ("address", "contact", "identity", "lane", "opened_ns")
+
+    def __init__(self, contact: Contact, lane: Lane, address: HostPort) -> None:
+        self.contact, self.lane, self.address = contact, lane, address
+        self.identity: PeerIdentity | None = None
+        """Who answered; None while nobody has."""
+        self.opened_ns = 0
+
+
+class Contacts:
+    """All contacts and dials of one node."""
+
+    def __init__(self, node: NodeId, dial_timeout_ns: int, random: Random) -> None:
+        self._node, self._dial_timeout_ns, self._random = node, dial_timeout_ns, random
+        self._contacts: dict[str, Contact] = {}
+        self._dials: dict[int, Dialling] = {}
+        self._refused: dict[str, int] = {}  # name of a contact, node id or host -> until when
+        self._next_dial = 1
+        self._effects: list[Dial | HangUp] = []
+        self.counters = {"hints_ignored": 0, "dials": 0, "dials_failed": 0}
+
+    def outgoing(self) -> list[Dial | HangUp]:
+        """Effects decided since the last call."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    # --- hints -----------------------------------------------------------------------------------------------------
+    def hint(self, name: str, node: NodeId | None, addresses: tuple[HostPort, ...], now: int) -> None:
+        """An advert (``node`` given) or a seed (``node`` None). Bounded; believed only once TLS has proved it."""
+        if node == self._node or not addresses:
+            return
+        addresses = addresses[: limits.MAX_ADVERT_ADDRESSES]
+        contact = self._contacts.get(name)
+        if contact is None:
+            if len(self._contacts) >= limits.MAX_ADVERTS:
+                self.counters["hints_ignored"] += 1
+                return
+            contact = self._contacts[name] = Contact(name, node, now)
+        contact.wanted = True
+        if contact.addresses != addresses:
+            self._move(contact, addresses, now)
+
+    def dial_back(self, node: NodeId, addresses: tuple[HostPort, ...], now: int) -> None:
+        """An authenticated Hello says where its inbox is: dial there, unless that is under way."""
+        if any(dialling.address == addresses[0] for dialling in self._dials.values()):
+            return
+        contact = self._contacts.get(node)
+        if contact is None:
+            self.hint(node, node, addresses, now)
+        else:
+            contact.wanted = True
+            self._move(contact, addresses[: limits.MAX_ADVERT_ADDRESSES], now)
+
+    def _move(self, contact: Contact, addresses: tuple[HostPort, ...], now: int) -> None:
+        """It is somewhere else: give up dials to where it no longer is."""
+        contact.addresses = addresses
+        contact.attempt = contact.failures = 0
+        contact.next_dial_ns = min(contact.next_dial_ns, now)
+        for dial, dialling in list(self._dials.items()):
+            if dialling.contact is contact and dialling.identity is None and dialling.address not in addresses:
+                self.hang_up(dial)
+
+    def withdraw(self, name: str) -> None:
+        """A hint was taken back. Says nothing of life: an open link stays."""
+        contact = self._contacts.get(name)
+        if contact is None:
+            return
+        contact.wanted = False
+        if not any(dialling.contact is contact for dialling in self._dials.values()):
+            del self._contacts[name]
+
+    # --- refusals --------------------------------------------------------------------------------------------------
+    def remember_refusal(self, who: str, now: int) -> bool:
+        """Leave ``who`` alone for a while. False: it was remembered already. Bounded: a stranger can't fill it."""
+        news = self._refused.get(who, 0) <= now
+        if len(self._refused) >= limits.MAX_ADVERTS:
+            self._refused = {key: until for key, until in self._refused.items() if until > now}
+        if who in self._refused or len(self._refused) < limits.MAX_ADVERTS:
+            self._refused[who] = now + limits.REFUSAL_MEMORY_NS
+        return news
+
+    def pardon(self, who: str) -> None:
+        """It was let in after all."""
+        self._refused.pop(who, None)
+
+    # --- dials -----------------------------------------------------------------------------------------------------
+    def dialling(self, dial: int) -> Dialling | None:
+        """The dial of that number."""
+        return self._dials.get(dial)
+
+    def answered(self, dial: int, identity: PeerIdentity) -> Dialling | None:
+        """Somebody answered. None: the dial was given up meanwhile, and the lane is closed."""
+        dialling = self._dials.get(dial)
+        if dialling is None:
+            self._effects.append(HangUp(dial))
+            return None
+        if dialling.contact.seed:
+            dialling.contact.node = identity.node
+        return dialling
+
+    def hang_up(self, dial: int, next_dial_ns: int | None = None) -> None:
+        """Close a lane or give up a dial; dial that contact again at ``next_dial_ns`` when given."""
+        self._effects.append(HangUp(dial))
+        dialling = self._dials.pop(dial, None)
+        if dialling is None:
+            return
+        if next_dial_ns is not None:
+            dialling.contact.next_dial_ns = next_dial_ns
+        if not dialling.contact.wanted:
+            self._contacts.pop(dialling.contact.name, None)
+
+    def closed(self, dial: int, refused: bool, now: int) -> Dialling | None:
+        """A lane is finished, or never came to be; decides when to dial again. None: the dial is not known."""
+        dialling = self._dials.pop(dial, None)
+        if dialling is None:
+            return None
+        contact = dialling.contact
+        if dialling.identity is None or now - dialling.opened_ns < limits.SECOND:
+            self.counters["dials_failed"] += 1
+            contact.failures += 1
+        else:
+            contact.failures = 0
+        contact.attempt += 1
+        back_off_ns = min(limits.REDIAL_MIN_NS << min(max(contact.failures - 1, 0), 8), limits.REDIAL_MAX_NS)
+        contact.next_dial_ns = now + int(back_off_ns * self._random.uniform(0.75, 1.25))
+        if refused:
+            contact.next_dial_ns = now + limits.REFUSAL_MEMORY_NS
+        if not contact.wanted:
+            self._contacts.pop(contact.name, None)
+        return dialling
+
+    def dial_bulk(self, realtime: int) -> None:
+        """Dial the bulk lane to where a realtime lane leads, unless that is under way."""
+        to = self._dials[realtime]
+        if not any(d.contact is to.contact and d.lane is Lane.BULK for d in self._dials.values()):
+            self._dial(to.contact, Lane.BULK, to.address)
+
+    def _dial(self, contact: Contact, lane: Lane, address: HostPort) -> None:
+        dial, self._next_dial = self._next_dial, self._next_dial + 1
+        self._dials[dial] = Dialling(contact, lane, address)
+        self.counters["dials"] += 1
+        # With several addresses the first tries are short: one of them may lead nowhere.
+        timeout_ns = self._dial_timeout_ns
+        if len(contact.addresses) > 1:
+            timeout_ns = min(timeout_ns, (1_500 * limits.MS) << min(contact.failures // len(contact.addresses), 2))
+        self._effects.append(Dial(dial, *address, timeout_ns))
+
+    def dial_due(self, may_dial: Callable[[NodeId | None], bool], now: int) -> None:
+        """Dial every contact whose time has come; ``may_dial`` says whether a lane to that node is wanted."""
+        busy = self._busy()
+        for contact in self._contacts.values():
+            if contact.next_dial_ns > now or contact.name in busy:
+                continue
+            refused_until_ns = self._refused.get(contact.name, 0)
+            if refused_until_ns > now:
+                contact.next_dial_ns = refused_until_ns
+            elif may_dial(contact.node):
+                self._dial(contact, Lane.REALTIME, contact.addresses[contact.attempt % len(contact.addresses)])
+            else:
+                contact.next_dial_ns = now + limits.REDIAL_MAX_NS
+
+    def next_timer_at(self) -> int:
+        """When :meth:`dial_due` wants to be called next."""
+        busy = self._busy()
+        return min((c.next_dial_ns for c in self._contacts.values() if c.name not in busy), default=NEVER)
+
+    def _busy(self) -> set[str]:
+        return {dialling.contact.name for dialling in self._dials.values() if dialling.lane is Lane.REALTIME}
