@@ -120,6 +120,10 @@ class _Child:
         assert self._process.pid is not None, "started"
         return self._process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.exitcode
+
     def order(self, order: str, *arguments: Any) -> None:
         try:
             self._orders.send((order, arguments))
@@ -189,6 +193,11 @@ class Pair:
             raise BenchmarkFailed(f"{self.name} delivered {count} of {put} values: a rate with losses is no result")
         scale = 1e6 if run == "tensor_1MB_bytes_per_s" else 1.0
         return {run: count * scale / took_s}
+
+    def dead(self) -> str:
+        """The ends that are no more, with their exit codes; empty when both live."""
+        codes = {end: child.exit_code for end, child in self._children.items()}
+        return ", ".join(f"{end} has ended with exit code {code}" for end, code in codes.items() if code is not None)
 
     def close(self) -> None:
         """End both processes, by force after ``CLOSE_TIMEOUT_S``."""

@@ -63,13 +63,18 @@ class SslPeer(Peer):
             self._outgoing.close()
 
     def _receive(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             raw, _ = self._listener.accept()
-            raw.settimeout(TIMEOUT_S)
-            incoming = _context(self.setting, ssl.PROTOCOL_TLS_SERVER).wrap_socket(raw, server_side=True)
+        except OSError:
+            return  # closed before anybody came
+        raw.settimeout(TIMEOUT_S)
+        context = _context(self.setting, ssl.PROTOCOL_TLS_SERVER)
+        with (
+            context.wrap_socket(raw, server_side=True) as incoming,
+            contextlib.suppress(ConnectionError, ssl.SSLEOFError),
+        ):
             incoming.settimeout(None)
-            with incoming:
-                self._read_frames(incoming)
+            self._read_frames(incoming)
 
     def _read_frames(self, incoming: ssl.SSLSocket) -> None:
         handle = self.inbox.receive

@@ -120,8 +120,8 @@ class Inbox:
             stream = (message.origin, message.key)
             if self._newest.get(stream, 0) < message.sequence:
                 self._newest[stream] = message.sequence
-                self._callbacks[message.key](message)
+                self._callbacks.get(message.key, _ignore)(message)
 
 
 def _ignore(_message: Any) -> None:
-    """A frame that came after its measure had ended."""
+    """A frame that nobody waits for, or not yet."""

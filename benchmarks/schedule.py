@@ -118,8 +118,9 @@ def _attempt(pairs: dict[str, Pair], name: str, what: str, outcome: Outcome, act
         act(pairs[name])
     except BenchmarkFailed as error:
         # a pair whose ends disagree about where they are would hand its confusion on to its next measure
-        outcome.failures.append(f"{name}, {what}: {error}")
-        pairs.pop(name).kill()
+        pair = pairs.pop(name)
+        outcome.failures.append("; ".join(filter(None, (f"{name}, {what}: {error}", pair.dead()))))
+        pair.kill()
 
 
 def rotated(names: Sequence[str], turn: int) -> tuple[str, ...]:

@@ -1,14 +1,36 @@
 """A node of the mesh: discovery, links, readings and inference between machines on the road.
 
 ``async with meshnode.open("vehicle.toml") as node: …`` is where to start; see :class:`meshnode.node.Node`.
+
+Names are imported when they are used: the relay and the ``mesh`` commands need parts of this package and not its threads.
 """
 
-from meshnode.config import NodeConfig
-from meshnode.node import InferenceResult, Node, Publisher, open
-from meshnode.subscriptions import Subscription
-from protocols.errors import MeshError
-from protocols.messages import EventTime, Position, Provenance, Reading, Tensor
-from protocols.readings import Put
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meshnode.config import NodeConfig
+    from meshnode.node import InferenceResult, Node, Publisher, open  # noqa: A004 - reads as ``meshnode.open``
+    from meshnode.subscriptions import Subscription
+    from protocols.errors import MeshError
+    from protocols.messages import EventTime, Position, Provenance, Reading, Tensor
+    from protocols.readings import Put
+
+_HOMES = {
+    "NodeConfig": "meshnode.config",
+    "InferenceResult": "meshnode.node",
+    "Node": "meshnode.node",
+    "Publisher": "meshnode.node",
+    "open": "meshnode.node",
+    "Subscription": "meshnode.subscriptions",
+    "MeshError": "protocols.errors",
+    "EventTime": "protocols.messages",
+    "Position": "protocols.messages",
+    "Provenance": "protocols.messages",
+    "Reading": "protocols.messages",
+    "Tensor": "protocols.messages",
+    "Put": "protocols.readings",
+}
 
 __all__ = [
     "EventTime",
@@ -25,3 +47,10 @@ __all__ = [
     "Tensor",
     "open",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'meshnode' has no attribute {name!r}")
+    return getattr(import_module(home), name)

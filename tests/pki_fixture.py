@@ -1,9 +1,9 @@
-"""Certificates for tests, made with ``cryptography`` alone, so that the tests of links don't lean on ``meshnode.identity``.
+"""Certificates for tests, made with ``cryptography`` alone: tests of links don't lean on ``meshnode.identity``.
 
 ECDSA P-256 throughout, as in the product: the TLS library behind NNG refuses Ed25519.
 """
 
-import datetime
+import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 from meshnode.net.transport import Credentials
 
 MESH = "demo"
-_DAY = datetime.timedelta(days=1)
+_DAY = dt.timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def credentials(
 
 
 def _builder(subject: str, issuer: str, key: ec.EllipticCurvePrivateKey, days: int) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))

@@ -200,7 +200,7 @@ class RelayResponder:
             try:
                 if peer is not None:  # else gone: nobody waits for the answer
                     context.reply(self._handler(peer[0], frame))
-            except Exception:
+            except Exception:  # noqa: BLE001 -- one bad request must not end the relay
                 _log.exception("a request of %s failed in its handler: it gets no answer", peer)
             finally:
                 with self._lock:

@@ -264,7 +264,7 @@ class Links:
                     self._bytes_received += len(frame)
                 else:
                     self._frames_dropped += 1
-            except Exception:
+            except Exception:  # noqa: BLE001 -- a subscriber's bug must not end receiving
                 _log.exception("a frame failed in its observer")
             self._receiving_since_ns = None
 
@@ -292,7 +292,7 @@ class Links:
     def _guarded(self, task: Callable[[], None]) -> None:
         try:
             task()
-        except Exception:
+        except Exception:  # noqa: BLE001 -- an observer's bug must not end the links
             _log.exception("a notice of the links failed in its observer")
 
     def _later(self, delay_ns: int, task: Callable[[], None]) -> None:

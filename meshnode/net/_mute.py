@@ -8,7 +8,8 @@ Linux only (``/proc``); elsewhere nothing is found and nothing is closed.
 
 import os
 import socket
-from collections.abc import Set
+from collections.abc import Set as AbstractSet
+from pathlib import Path
 
 from meshnode.net._peer import plain_host
 
@@ -20,7 +21,7 @@ class MuteConnections:
         self._port = port
         self._seen: set[tuple[str, int]] = set()
 
-    def sweep(self, known: Set[tuple[str, int]]) -> int:
+    def sweep(self, known: AbstractSet[tuple[str, int]]) -> int:
         """Shut down what was a stranger at the last look and still is; ``known`` are the ends of admitted pipes.
 
         Call it at intervals of the time that a handshake may take. Returns how many were closed.
@@ -54,16 +55,15 @@ class MuteConnections:
 
 
 def _socket_descriptors() -> list[int]:
-    folder = "/proc/self/fd"
     found = []
     try:
-        names = os.listdir(folder)
+        entries = list(Path("/proc/self/fd").iterdir())
     except OSError:
         return []
-    for name in names:
+    for entry in entries:
         try:
-            if os.readlink(f"{folder}/{name}").startswith("socket:"):
-                found.append(int(name))
+            if entry.readlink().name.startswith("socket:"):
+                found.append(int(entry.name))
         except OSError:
             continue  # closed meanwhile
     return found

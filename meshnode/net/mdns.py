@@ -2,8 +2,8 @@
 
 Invariants:
 - everything received is a hint from a stranger: bounded, parsed into an ``Advert`` or counted, believed by nobody;
-- questions ask for multicast answers, since several nodes of one host share port 5353 and the kernel hands a unicast answer
-  to only one of them;
+- questions ask for multicast answers, since several nodes of one host share port 5353 and the kernel hands a unicast
+  answer to only one of them;
 - an instance name holds the incarnation, so it is unique without the 1.2 s of probing that DNS-SD asks for otherwise;
 - a goodbye withdraws the life that it names, never the one that came after it.
 
@@ -14,11 +14,14 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
+import psutil
 from zeroconf import (
     DNSQuestionType,
     InterfaceChoice,
@@ -27,7 +30,6 @@ from zeroconf import (
     ServiceInfo,
     ServiceStateChange,
     Zeroconf,
-    get_all_addresses,
 )
 from zeroconf import Error as ZeroconfError
 
@@ -71,7 +73,7 @@ def parse_untrusted_advert(
     :raises RemoteProtocolError: for anything else that is not an advert.
     """
     if (version := properties.get(b"v")) != _MAJOR:
-        raise OtherMesh(f"advert of major version {(version or b'')[:8]!r}, this node speaks {_MAJOR.decode()}: ignored")
+        raise OtherMesh(f"advert of major version {(version or b'')[:8]!r} ignored: this node speaks {_MAJOR!r}")
     try:
         if (found := mesh_name(_text(properties, b"m"))) != mesh:
             raise OtherMesh(f"advert of mesh {found!r}, this is {mesh!r}: ignored")
@@ -80,7 +82,7 @@ def parse_untrusted_advert(
         raise RemoteProtocolError(f"advert ignored: {error}") from error
     digits = _text(properties, b"i")
     if not (digits.isascii() and digits.isdigit()) or int(digits) > _MAX_INCARNATION:
-        raise RemoteProtocolError(f"advert of {node!r} ignored: its incarnation {digits[:24]!r} is not a number below 2^63")
+        raise RemoteProtocolError(f"advert of {node!r} ignored: incarnation {digits[:24]!r} is no number below 2^63")
     if port is None or not 0 < port <= 65_535:
         raise RemoteProtocolError(f"advert of {node!r} ignored: it has no valid port")
     hosts = [host for text in addresses[: 4 * MAX_ADVERT_ADDRESSES] if (host := _host(text)) is not None]
@@ -179,9 +181,9 @@ class Discovery:
         :raises TransportError: when it can't be sent.
         """
         try:
-            self._on_loop(
-                self._zeroconf.async_register_service(self._service, cooperating_responders=True)
-            ).result(_START_S)
+            self._on_loop(self._zeroconf.async_register_service(self._service, cooperating_responders=True)).result(
+                _START_S
+            )
         except (OSError, TimeoutError, ZeroconfError) as error:
             raise TransportError(f"the advert can't be sent ({error}): check multicast on this host") from error
 
@@ -198,11 +200,11 @@ class Discovery:
             self._closed = True
         self._zeroconf.close()
 
-    def _on_loop(self, coroutine: "object") -> "Future[object]":
+    def _on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> "Future[Any]":
         loop = self._zeroconf.loop
         if loop is None:
             raise TransportError("discovery has ended: open it again")
-        return asyncio.run_coroutine_threadsafe(coroutine, loop)  # type: ignore[arg-type]
+        return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
     # --- the browser's thread --------------------------------------------------------------------------------------
 
@@ -216,7 +218,7 @@ class Discovery:
                 self._seen(name, service)
             else:
                 self._resolve(name, service)
-        except Exception:
+        except Exception:  # noqa: BLE001 -- never into zeroconf's threads, whatever a stranger sent
             _log.exception("an advert could not be handled: it is ignored")
             self._count("adverts_invalid")
 
@@ -238,7 +240,7 @@ class Discovery:
                 self._seen(name, service)
             else:
                 self._count("adverts_unresolved")
-        except Exception:
+        except Exception:  # noqa: BLE001 -- never into zeroconf's threads, whatever a stranger sent
             _log.exception("an advert could not be resolved: it is ignored")
             self._count("adverts_unresolved")
         finally:
@@ -287,9 +289,20 @@ def _announced(addresses: Sequence[str] | None, interfaces: Sequence[str]) -> li
     elif interfaces:
         chosen = list(interfaces)
     else:
-        every = get_all_addresses()
-        chosen = [text for text in every if not ipaddress.ip_address(text).is_loopback] or every
+        chosen = _host_addresses()
     return list(dict.fromkeys(chosen))[:MAX_ADVERT_ADDRESSES]
+
+
+def _host_addresses() -> list[str]:
+    """IPv4 addresses of the interfaces that are up; loopback only on a host that has nothing else."""
+    running = {name for name, state in psutil.net_if_stats().items() if state.isup}
+    every = [
+        entry.address
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+        if name in running and entry.family == socket.AF_INET
+    ]
+    return [text for text in every if not ipaddress.ip_address(text).is_loopback] or every
 
 
 def _service(

@@ -115,7 +115,8 @@ class _NngEngine:
                     auth_mode=TLSConfig.AUTH_MODE_REQUIRED,
                     server_name=server_name,
                 )
-                pynng.check_err(lib.nng_tls_config_version(config._tls_config, lib.NNG_TLS_1_3, lib.NNG_TLS_1_3))
+                handle = config._tls_config  # noqa: SLF001 -- pynng has no public way to set the version
+                pynng.check_err(lib.nng_tls_config_version(handle, lib.NNG_TLS_1_3, lib.NNG_TLS_1_3))
             except pynng.NNGException as error:
                 raise IdentityError(
                     f"{credentials.certificate}, {credentials.key} or {credentials.authority} can't be used for TLS "
@@ -156,7 +157,7 @@ def _watched(kind: Any, tls: Any, watch: Watch) -> Any:
         admitted = False
         try:
             admitted = watch.judge(Handshake(pipe.id, tuple(_alternative_names(pipe)), *_remote(pipe)))
-        except Exception:
+        except Exception:  # noqa: BLE001 -- whatever fails here must refuse, and not escape into NNG
             _log.exception("a handshake could not be judged: the peer is refused")
         finally:
             if not admitted:

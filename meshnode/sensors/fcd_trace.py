@@ -165,5 +165,5 @@ class _TraceParser:
         except ValueError:
             value = None
         if value is None or not math.isfinite(value):
-            self.fail(f"attribute {name!r} is {text[:40] if text else text!r}: expected a number")
+            self.fail(f"attribute {name!r} is {'missing' if text is None else repr(text[:40])}: expected a number")
         return value
