@@ -39,7 +39,9 @@ class ComputeService:
         :raises ModelInvalid: a file is missing or can't be loaded.
         """
         for name, section in self._config.models.items():
-            model = load_model(ModelSpec(name, section.path, section.threads, section.serve))
+            model = load_model(
+                ModelSpec(name, section.path, section.threads, section.serve, section.optimisation, section.warm_up)
+            )
             median_us = self._runner.warm_up(model)
             _log.info("model %s: %s, %s ms a run", name, model.digest[:12], median_us and round(median_us / 1e3, 1))
             self.models[name] = model

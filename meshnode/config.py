@@ -249,6 +249,14 @@ class ModelSection(Section, frozen=True, kw_only=True):
     ]
     threads: Annotated[int, Meta(ge=1, le=256, description="Threads that one run uses.")] = 1
     serve: Annotated[bool, Meta(description="Compute it for neighbours too.")] = True
+    warm_up: Annotated[
+        Mapping[str, tuple[int, ...]],
+        Meta(
+            max_length=limits.MAX_TENSORS,
+            description="Shapes, by input, of the zeros it is timed with at the start; needed where the model leaves sizes "
+            "open, as in `{ image = [1, 3, 640, 640] }`.",
+        ),
+    ] = {}
     optimisation: Annotated[
         Literal["disabled", "basic", "extended", "all"],
         Meta(

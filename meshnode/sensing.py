@@ -9,6 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from meshnode.config import SensorSection
+from meshnode.sensors import Driver as SensorDriver
 from meshnode.sensors import DriverContext, Sample, create_driver
 from protocols.errors import MeshError
 from protocols.ids import Role
@@ -44,13 +45,13 @@ class Sensing:
     def start(self) -> None:
         """Begin to sense."""
         for context in self._contexts:
-            object.__setattr__(context, "started_s", time.monotonic())
+            context.begin()
         for thread in self._threads:
             thread.start()
 
-    def _run(self, name: str, driver: object, context: DriverContext) -> None:
+    def _run(self, name: str, driver: SensorDriver, context: DriverContext) -> None:
         try:
-            samples = driver.samples()  # type: ignore[attr-defined]
+            samples = driver.samples()
             try:
                 for sample in samples:
                     if not context.wait(sample.due_s):
@@ -61,7 +62,7 @@ class Sensing:
         except MeshError as error:
             self.failed[name] = str(error)
             _log.error("sensor %s ended: %s", name, error)
-        except Exception as error:
+        except Exception as error:  # whatever a plugged-in driver does ends that driver alone
             self.failed[name] = repr(error)
             _log.exception("sensor %s failed", name)
 

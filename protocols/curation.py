@@ -37,8 +37,8 @@ class Rule:
     """``own``: readings sensed here; ``any``: those of neighbours too."""
     lifespan_ms: int = MAX_LIFESPAN_MS
     """A record that is not delivered this long after it was chosen expires; 0: never."""
-    priority: int = 3
-    """0 to 7; when the outbox is full the lowest is evicted first."""
+    priority: int | None = None
+    """0 to 7, the lowest is evicted first; None: that of the reading."""
 
     def __post_init__(self) -> None:
         checked_expression(self.keys)
@@ -52,7 +52,7 @@ class Rule:
             raise LocalProtocolError(f"rule {self.name!r}: source is {self.source!r}: use 'own' or 'any'")
         if not 0 <= self.lifespan_ms <= MAX_LIFESPAN_MS:
             raise BoundExceeded(f"rule {self.name!r}: lifespan_ms is {self.lifespan_ms}: use 0 to {MAX_LIFESPAN_MS}")
-        if not 0 <= self.priority <= 7:
+        if self.priority is not None and not 0 <= self.priority <= 7:
             raise LocalProtocolError(f"rule {self.name!r}: priority is {self.priority}: use 0 to 7")
 
 

@@ -7,6 +7,7 @@ not know. Anything else is a new major version. Types 1 to 63 travel between nod
 Decoding checks types and the bounds written here; what the types can't say is checked in ``codec``.
 """
 
+from math import prod
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -98,6 +99,9 @@ class Tensor(Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
+        size_bytes = prod(self.shape) * int(self.dtype[1])
+        if size_bytes != len(self.data):  # NumPy would read past the end
+            raise ValueError(f"{self.dtype} {list(self.shape)} needs {size_bytes} bytes, the tensor has {len(self.data)}")
         order = "|" if self.dtype[1:] == "1" else "<"
         return {"version": 3, "shape": self.shape, "typestr": order + self.dtype, "data": self.data}
 

@@ -16,8 +16,9 @@ from protocols.ids import NodeId
 WORTHWHILE = 0.8
 """A neighbour must be predicted to need less than this share of the local time."""
 _UNKNOWN_COMPUTE_NS = 100 * limits.MS
-_START_THROUGHPUT = 20_000_000.0
-"""Bytes a second assumed of a link before the first measurement: a fair radio."""
+_START_THROUGHPUT = 125_000_000.0
+"""Bytes a second assumed of a link before the first measurement. Optimistic on purpose: what is never tried is never
+learned, and the hedge bounds what a wrong guess costs."""
 _LEARN = 0.2
 
 

@@ -200,6 +200,40 @@ def test_ledger_read_back_that_does_not_add_up_is_refused() -> None:
         Ledger(10, 1000, Counters(next_sequence=5))
 
 
+def test_ledger_bound_below_one_is_refused() -> None:
+    """An outbox that can hold nothing is a mistake in a configuration, not a wish."""
+    with pytest.raises(LocalProtocolError):
+        Ledger(0, 1000)
+
+
+def test_refuse_ends_the_record_and_the_batch_under_way() -> None:
+    """A record that the relay can't read must not be offered again, nor hold up those after it."""
+    ledger = Ledger(10, 1000)
+    issue(ledger, 2)
+    batch(ledger, max_records=1)
+    ledger.refuse(1)
+    ledger.refuse(1)
+    plan = batch(ledger)
+    assert (plan.sequences, plan.fates) == ((2,), (Fate(1, 1, "refused"),))
+    assert ledger.statistics()["refused"] == 1
+
+
+def test_acknowledged_fates_again_change_nothing() -> None:
+    """A late duplicate of an acknowledgement must not touch ranges that came into being since."""
+    ledger = Ledger(10, 1000)
+    issue(ledger, 1, expires_s=5)
+    issue(ledger, 1)
+    issue(ledger, 1, expires_s=9)
+    plan = batch(ledger, 5, max_records=1)
+    assert (plan.sequences, plan.fates) == ((2,), (Fate(1, 1, "expired"),))
+    ledger.acknowledged(plan, Acknowledgement((2,)))
+    ledger.acknowledged(plan, Acknowledgement((2,)))
+    ledger.expire(at(20))
+    ledger.acknowledged(plan, Acknowledgement((2,)))
+    assert ledger.fates() == [Fate(3, 3, "expired")]
+    assert ledger.statistics()["delivered"] == 1
+
+
 class LedgerAgainstModel(RuleBasedStateMachine):
     """Any order of events; the model knows each record's state, and storage only what ``changes`` told it."""
 
@@ -299,7 +333,8 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         assert self.ledger.adds_up()
         assert {entry.sequence for entry in self.ledger.entries()} == set(self.stored_rows)
         assert {fate.first: fate for fate in self.ledger.fates()} == self.stored_fates
-        assert statistics["pending"] <= self.bounds[0] and statistics["pending_bytes"] <= self.bounds[1]
+        assert statistics["pending"] <= self.bounds[0]
+        assert statistics["pending_bytes"] <= self.bounds[1]
         assert set(self.ended) | set(self.stored_rows) == set(range(1, self.ledger.next_sequence))
         assert not set(self.ended) & set(self.stored_rows)
         untold = {s for fate in self.ledger.fates() for s in range(fate.first, fate.last + 1)}

@@ -584,6 +584,22 @@ def test_mute_connections_into_a_port_are_shut_at_the_second_look() -> None:
                 sock.close()
 
 
+def test_stranger_keeping_still_at_the_inbox_is_closed_and_peers_stay(
+    pki: Any, end: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's own negotiation time-out has no effect while TLS waits for the first bytes."""
+    monkeypatch.setattr("meshnode.net._links._SWEEP_NS", 150_000_000)
+    a, b = end(pki("a")), end(pki("b"))
+    lane = a.dial(b)
+    a.told.one("lane_opened")
+    with socket.create_connection((b.address.host, b.address.port)) as stranger:
+        stranger.settimeout(8)
+        assert stranger.recv(1) == b""
+    wait(lambda: b.transport.statistics()["mute_connections_closed"] == 1, "it is counted")
+    assert lane.try_send(b"still here")
+    wait(lambda: b.told.frames() == [b"hello", b"still here"], "the peer is heard")
+
+
 def test_pipe_lost_during_a_notice_is_told_after_it() -> None:
     """Subscribers run on the receiving thread and may be slow: the I/O thread may not wait, the order must hold."""
     told, inside, go_on = Recorder(), threading.Event(), threading.Event()

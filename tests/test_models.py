@@ -430,7 +430,7 @@ def test_runner_out_of_bounds_is_refused() -> None:
         {"emulate_slowdown": float("nan")},
     ):
         with pytest.raises(BoundExceeded, match="a runner of"):
-            Runner(**arguments)  # type: ignore[arg-type]
+            Runner(**arguments)
 
 
 def test_warm_up_of_open_sizes_needs_shapes_from_the_spec(tmp_path: Path, runner: Runner) -> None:

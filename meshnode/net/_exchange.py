@@ -26,6 +26,10 @@ _CHECK_S = 0.4
 """How often a dial in progress is checked for a failure that repeating can't mend."""
 
 
+_LINGER_S = 0.1
+"""An answer is handed over in steps on the engine's threads: a socket closed at once would often lose the last one."""
+
+
 class RelayRequester:
     """See ``Requester``."""
 
@@ -147,6 +151,7 @@ class RelayResponder:
         self._peers: dict[int, tuple[PeerIdentity, tuple[str, int]]] = {}
         self._lock = threading.Lock()
         self._busy: set[ReplyContext] = set()
+        self._answered_at = 0.0
         self._closing = threading.Event()
         self._closed = threading.Event()
         self._sock = engine.reply(host, port, Watch(self._judge, lambda pipe: None, self._removed))
@@ -173,6 +178,7 @@ class RelayResponder:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
+        time.sleep(max(0.0, self._answered_at + _LINGER_S - time.monotonic()))
         self._sock.close()
         self._closed.set()
 
@@ -200,6 +206,7 @@ class RelayResponder:
             try:
                 if peer is not None:  # else gone: nobody waits for the answer
                     context.reply(self._handler(peer[0], frame))
+                    self._answered_at = time.monotonic()
             except Exception:  # noqa: BLE001 -- one bad request must not end the relay
                 _log.exception("a request of %s failed in its handler: it gets no answer", peer)
             finally:

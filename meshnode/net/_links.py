@@ -39,6 +39,8 @@ _INBOUND_GRACE_NS = 10 * MS
 _DIAL_CHECK_NS = 400 * MS
 """How often a dial in progress is checked for a failure that repeating can't mend."""
 _SWEEP_NS = DIAL_TIMEOUT_NS
+_LINGER_NS = 200 * MS
+"""A frame is handed over in steps on the engine's threads: a lane closed at once would often lose its last one."""
 _ONE_SHOT = select.EPOLLIN | select.EPOLLONESHOT
 
 
@@ -99,7 +101,7 @@ class Lane:
 
     def close(self) -> None:
         if self.finish():
-            self._links.post(partial(self._links.release, self))
+            self._links.post(partial(self._links.linger, self))
 
 
 class Links:
@@ -118,8 +120,7 @@ class Links:
         self._frames_sent = self._bytes_sent = 0
         self._lanes: dict[int, Lane] = {}
         self._changing = threading.Lock()
-        self._closing = False
-        self._stopped = False
+        self._closing = self._stopping = self._stopped = False
         self._tasks: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -198,8 +199,15 @@ class Links:
         """One ``lane_writable`` once the socket of that descriptor takes a frame; under the lock of an open lane."""
         self._epoll.modify(descriptor, _ONE_SHOT)
 
-    def release(self, lane: Lane) -> None:
-        """Close the socket of a finished lane, on the I/O thread."""
+    def linger(self, lane: Lane) -> None:
+        """Release a finished lane once its last frame is on its way, on the I/O thread."""
+        if lane.pipe == 0 or lane.push is None:
+            self._release(lane)
+        else:
+            self.arm(lane.push.descriptor)
+            self._later(_LINGER_NS, partial(self._release, lane))
+
+    def _release(self, lane: Lane) -> None:
         push, lane.push = lane.push, None
         if push is not None:
             del self._lanes[push.descriptor]
@@ -207,6 +215,8 @@ class Links:
             push.close()
             self._frames_sent += lane.frames_sent
             self._bytes_sent += lane.bytes_sent
+        if self._stopping and not self._lanes:
+            self._stopped = True
 
     # --- the engine's threads --------------------------------------------------------------------------------------
 
@@ -337,14 +347,16 @@ class Links:
 
     def _lane_writable(self, lane: Lane) -> None:
         with lane.lock:
-            told = lane.armed and lane.state is _State.OPEN
+            finished, told = lane.state is _State.FINISHED, lane.armed and lane.state is _State.OPEN
             lane.armed = False
-        if told and not self._closing:
+        if finished:
+            self._release(lane)
+        elif told and not self._closing:
             self._observer.lane_writable(lane)
 
     def _lane_finished(self, lane: Lane, reason: str) -> None:
         if lane.finish():
-            self.release(lane)
+            self._release(lane)
             if not self._closing:
                 self._observer.lane_closed(lane, reason)
 
@@ -353,7 +365,8 @@ class Links:
         self._later(_SWEEP_NS, partial(self._sweep, mute))
 
     def _stop(self) -> None:
+        self._stopping = True
+        self._stopped = not self._lanes
         for lane in list(self._lanes.values()):
             lane.finish()
-            self.release(lane)
-        self._stopped = True
+            self.linger(lane)

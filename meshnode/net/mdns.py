@@ -124,7 +124,7 @@ def open_discovery(
 ) -> "Discovery":
     """Start to listen for adverts of ``mesh`` on the interfaces with these addresses (none: all that have IPv4).
 
-    ``addresses`` are announced for this node (None: those of the interfaces). Both callbacks run on threads of discovery,
+    ``addresses`` are announced for this node (None: those of the interfaces). Both callbacks run on threads of its own,
     must be quick, and are not called after ``Discovery.close`` returned. An advert of our own id is reported if its
     incarnation is another one: somebody uses our id.
 
@@ -161,6 +161,9 @@ class Discovery:
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
             raise TransportError("discovery can't start inside an event loop: use asyncio.to_thread")
+        held = {entry.address.partition("%")[0] for entries in psutil.net_if_addrs().values() for entry in entries}
+        if unknown := [address for address in interfaces if address not in held]:
+            raise TransportError(f"no interface of this host has the address {unknown[0]!r}: use one of its own")
         choice = list(interfaces) or InterfaceChoice.All
         version = IPVersion.All if any(":" in address for address in interfaces) else IPVersion.V4Only
         try:

@@ -4,10 +4,10 @@ A driver is a class with ``from_options`` and ``samples``. The node calls ``samp
 takes one sample after the other: it waits until ``Sample.due_s`` and then publishes. So
 
 - a *replay* knows its samples beforehand and never waits itself;
-- a *live* driver blocks in its iterator until it has measured, by :meth:`DriverContext.wait` or by a call that
+- a *live* driver blocks in its generator until it has measured, by :meth:`DriverContext.wait` or by a call that
   returns soon after :attr:`DriverContext.stopping` is set, and gives :meth:`DriverContext.elapsed_s` as due time.
 
-The end of the iterator is the end of the sensor; a node stops early by closing it. A fault in the data is raised as
+The end of the generator is the end of the sensor; a node stops early by closing it. A fault in the data is raised as
 :class:`ConfigError`, which ends this driver and nothing else.
 
 Another package offers a driver by an entry point of the group ``meshnode.sensors`` whose name is the driver's.
@@ -15,7 +15,7 @@ Another package offers a driver by an entry point of the group ``meshnode.sensor
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -67,9 +67,9 @@ class Sample:
     infer: Inference | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DriverContext:
-    """What a driver knows about its node."""
+    """What a driver knows about its node. One for each driver: only :meth:`begin` changes it."""
 
     node_id: NodeId
     folder: Path
@@ -80,6 +80,11 @@ class DriverContext:
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the node stops."""
     started_s: float = field(default_factory=time.monotonic)
+    """On ``time.monotonic``."""
+
+    def begin(self) -> None:
+        """Due times count from now; the node calls it before it takes the first sample."""
+        self.started_s = time.monotonic()
 
     @property
     def prefix(self) -> str:
@@ -91,7 +96,7 @@ class DriverContext:
         return time.monotonic() - self.started_s
 
     def wait(self, until_s: float) -> bool:
-        """Sleep until ``until_s`` seconds after the start. False: the node stops, end the iterator."""
+        """Sleep until ``until_s`` seconds after the start. False: the node stops, end the generator."""
         return not self.stopping.wait(max(0.0, until_s - self.elapsed_s()))
 
 
@@ -105,8 +110,8 @@ class Driver(Protocol):
         :raises ConfigError: an option is unknown, missing or wrong, or a file it names is; says which and what to do.
         """
 
-    def samples(self) -> Iterator[Sample]:
-        """The samples in order of ``due_s``. Called once; closing the iterator lets go of everything it holds.
+    def samples(self) -> Generator[Sample, None, None]:
+        """The samples in order of ``due_s``. Called once; closing the generator lets go of everything it holds.
 
         :raises ConfigError: while iterating, when the data turn out to be malformed; names file and line.
         """

@@ -12,7 +12,7 @@ Options: ``file``, ``rate`` (2 plays twice as fast), ``loop``, ``key_prefix`` (p
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn, Self, TextIO
 
@@ -62,7 +62,7 @@ class CsvReplay:
             break
         return driver
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Generator[Sample, None, None]:
         """One sample per row."""
         lap_starts_s = 0.0
         while True:

@@ -7,7 +7,7 @@ the vehicle that stays longest), ``start_s`` (trace time that becomes the start;
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Self
@@ -67,7 +67,7 @@ class FcdReplay:
             vehicle = _picked(path, pick, start_s)
         return cls(context.prefix, path, vehicle, start_s, rate, loop, hard_braking_mps2, accuracy_m)
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Generator[Sample, None, None]:
         """Two samples per fix, three while it brakes hard."""
         lap_starts_s = 0.0
         while True:

@@ -4,7 +4,7 @@ Options: ``interval_s`` between two measurements. What the machine can't tell (t
 is left out. Keys: ``<prefix>/host/cpu``, ``…/memory``, ``…/temperature``.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, Final, Self
 
 from meshnode.sensors.contract import DriverContext, Sample
@@ -28,7 +28,7 @@ class HostMetrics:
         read.finish()
         return cls(context, interval_s)
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Generator[Sample, None, None]:
         """Up to three samples every interval, until the node stops."""
         import psutil
 

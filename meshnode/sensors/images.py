@@ -9,7 +9,7 @@ The value of a reading is small: which picture and what was done to it. The fram
 Key: ``<prefix>/camera``; what the plate detector finds appears as ``<prefix>/plates``, in pixels of the picture.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -112,7 +112,7 @@ class ImageFolder:
             context.prefix, pictures, random, rate_hz, vary, loop, model, preprocess, input_name, side, budget_ms
         )
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Generator[Sample, None, None]:
         """One sample per frame. :raises ConfigError: a file turns out to be no picture; names it."""
         frame = 0
         while True:

@@ -1,0 +1,1 @@
+"""The demonstration: a whole mesh on this host, on real input, with accidents."""

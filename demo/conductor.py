@@ -1,0 +1,268 @@
+"""Starts, hurts, restarts and ends the processes of the demonstration, and shows what happens."""
+
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from demo.stage import ALL, UNITS, Participant
+from protocols.errors import MeshError
+
+GRACE_S = 10.0
+"""A process told to stop has this long before it is killed, which breaks a promise."""
+
+
+class Conductor:
+    """Owns every process; none outlives :meth:`close`."""
+
+    def __init__(self, folder: Path, relay_port: int | None) -> None:
+        self.folder, self.relay_port = folder, relay_port
+        self.lines: queue.Queue[dict[str, Any]] = queue.Queue(10_000)
+        self.news: deque[str] = deque(maxlen=9)
+        self.figures: dict[str, dict[str, Any]] = {}
+        self.timeline: list[dict[str, Any]] = []
+        self.seen: list[dict[str, Any]] = []
+        """Every event line of every participant, figures left out."""
+        self.exit_codes: dict[str, int] = {}
+        self._processes: dict[str, subprocess.Popen[str]] = {}
+        self._begin_s = time.time()
+        self._environment = {
+            **os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")))),
+        }  # fmt: skip
+
+    # --- processes -------------------------------------------------------------------------------------------------
+    def start(self, participant: Participant) -> None:
+        """Start a node; its lines come in by a thread of their own."""
+        home = self.folder / participant.name
+        life = sum(line["what"] == f"start {participant.name}" for line in self.timeline)
+        self._spawn(
+            participant.name,
+            ["-m", "demo.participant", str(home / "node.toml"), str(home / f"report-{life}.json")],
+            (home / f"log-{life}.txt").open("w"),
+        )
+
+    def start_relay(self) -> None:
+        """Start or restart the relay."""
+        home = self.folder / "relay-1"
+        arguments = ["-m", "cloud_relay", "run", "--config", str(home / "relay.toml"), "--log-level", "warning"]
+        self._spawn("relay-1", arguments, (home / "log.txt").open("a"))
+
+    def _spawn(self, name: str, arguments: list[str], log: IO[str]) -> None:
+        with log:
+            process = subprocess.Popen(
+                [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
+                env=self._environment, start_new_session=True,
+            )  # fmt: skip
+        self._processes[name] = process
+        self.note(f"start {name}")
+        threading.Thread(target=self._read, args=(name, process), daemon=True).start()
+
+    def _read(self, name: str, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            with suppress(json.JSONDecodeError, queue.Full):
+                self.lines.put_nowait({"node": name, **json.loads(line)})
+
+    def kill(self, name: str) -> None:
+        """SIGKILL: no goodbye, no flush."""
+        process = self._processes.pop(name)
+        self.note(f"kill {name}")
+        process.kill()
+        process.wait()
+
+    def stop(self, name: str) -> None:
+        """SIGTERM, to be followed by :meth:`wait`."""
+        self._processes[name].terminate()
+
+    def wait(self, name: str) -> None:
+        """Wait for a stopped process and note its exit status; one that hangs is killed."""
+        process = self._processes.pop(name)
+        try:
+            self.exit_codes[name] = process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            self.exit_codes[name] = -signal.SIGKILL
+        self.note(f"stopped {name}")
+
+    def ended_early(self) -> list[str]:
+        """Processes that ended although nobody told them to."""
+        return [name for name, process in self._processes.items() if process.poll() is not None]
+
+    def close(self) -> None:
+        """Kill whatever still runs."""
+        for process in self._processes.values():
+            process.kill()
+            process.wait()
+        self._processes.clear()
+
+    # --- what happens ----------------------------------------------------------------------------------------------
+    def note(self, what: str) -> None:
+        """Something the conductor did."""
+        self.timeline.append({"at": time.time(), "what": what})
+        self._tell(time.time(), what)
+
+    def _tell(self, at_s: float, text: str) -> None:
+        self.news.append(f"{at_s - self._begin_s:5.1f} s  {text}")
+
+    def play(self, seconds: float, view: "View") -> None:
+        """Let time pass, reading lines and drawing."""
+        end_s = time.monotonic() + seconds
+        while (left_s := end_s - time.monotonic()) > 0:
+            self.read_lines(min(left_s, 0.25))
+            view.draw(self)
+
+    def read_lines(self, timeout_s: float) -> None:
+        """Take in what participants said."""
+        end_s = time.monotonic() + timeout_s
+        while (left_s := end_s - time.monotonic()) > 0:
+            try:
+                line = self.lines.get(timeout=left_s)
+            except queue.Empty:
+                return
+            if line["kind"] == "figures":
+                self.figures[line["node"]] = line
+                continue
+            self.seen.append(line)
+            match line["kind"]:
+                case "dead" | "suspect" | "left":
+                    self._tell(line["at"], f"{line['node']}: {line['about']} is {line['kind']}")
+                case "hazard":
+                    self._tell(
+                        line["at"], f"{line['node']}: {line['origin']} brakes hard, known after {line['age_us']} us"
+                    )
+                case "inference" if line["failure"]:
+                    self._tell(line["at"], f"{line['node']}: no answer: {line['failure']} {line['attempts']}")
+                case _:
+                    pass
+
+    def wait_until_met(self, names: list[str], timeout_s: float, view: "View") -> bool:
+        """Until each of ``names`` sees all the others alive."""
+        end_s = time.monotonic() + timeout_s
+        while time.monotonic() < end_s:
+            self.play(0.25, view)
+            if all(set(names) - {name} <= set(self.figures.get(name, {}).get("alive", ())) for name in names):
+                return True
+            if self.ended_early():
+                return False
+        return False
+
+
+class View:
+    """The live table on a terminal; on anything else a line now and then."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._live: Any = None
+        self._last_s = 0.0
+        self._told = 0
+
+    @contextmanager
+    def shown(self) -> Iterator["View"]:
+        """Draw while inside."""
+        if not sys.stdout.isatty():
+            yield self
+            return
+        from rich.live import Live
+
+        with Live(refresh_per_second=4, transient=True) as self._live:
+            yield self
+        self._live = None
+
+    def draw(self, conductor: Conductor) -> None:
+        """Show the newest figures."""
+        if self._live is not None:
+            self._live.update(self._table(conductor))
+        elif time.monotonic() - self._last_s > 5.0:
+            self._last_s = time.monotonic()
+            readings = sum(line["readings"] for line in conductor.figures.values())
+            alive = {name: len(line["alive"]) for name, line in sorted(conductor.figures.items())}
+            news = conductor.news[-1] if conductor.news else ""
+            print(f"neighbours {alive}, {readings} readings received; last: {news}", flush=True)
+
+    def _table(self, conductor: Conductor) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=self._title)
+        for column in (
+            "node",
+            "neighbours",
+            "readings in",
+            "p50",
+            "hazards",
+            "inferences",
+            "drops",
+            "records",
+            "relay",
+        ):
+            table.add_column(column, justify="left" if column in ("node", "neighbours", "relay") else "right")
+        for participant in ALL:
+            line = conductor.figures.get(participant.name)
+            if line is None:
+                table.add_row(participant.name, "…")
+                continue
+            p50 = line["latency_p50_us"]
+            table.add_row(
+                participant.name + (" (slow)" if participant.slow else ""), " ".join(line["alive"]), str(line["readings"]),
+                "" if p50 is None else f"{p50} us", str(line["hazards"]), str(line["inferences"]), str(line["drops"]),
+                f"{line['records']} ({line['pending']} wait)", line["relay"][:24],
+            )  # fmt: skip
+        return Group(table, Text("\n".join(conductor.news)))
+
+
+def free_port() -> int:
+    """A TCP port of this host that is free now; the relay must come back on the same one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def play_all(folder: Path, relay_port: int | None, view: View) -> tuple[Conductor, bool]:
+    """The whole piece. Returns the conductor, closed, and whether everybody met at the start."""
+    conductor = Conductor(folder, relay_port)
+    everybody = [participant.name for participant in ALL]
+    try:
+        with view.shown():
+            if relay_port is not None:
+                conductor.start_relay()
+            for participant in ALL:
+                conductor.start(participant)
+            met = conductor.wait_until_met(everybody, 20.0, view)
+            conductor.play(9.0, view)
+            if relay_port is not None:
+                conductor.kill("relay-1")
+                conductor.play(5.0, view)
+                conductor.start_relay()
+            conductor.play(4.0, view)
+            conductor.kill("rsu-2")
+            conductor.play(7.0, view)
+            conductor.start(UNITS[1])
+            conductor.wait_until_met(everybody, 10.0, view)
+            conductor.play(4.0, view)
+            early = conductor.ended_early()
+            if early:
+                raise MeshError(f"{', '.join(early)} ended by itself: see log-*.txt under {folder}")
+            for name in everybody:
+                conductor.stop(name)
+            for name in everybody:
+                conductor.wait(name)
+            if relay_port is not None:
+                conductor.stop("relay-1")
+                conductor.wait("relay-1")
+            conductor.read_lines(0.2)
+    finally:
+        conductor.close()
+    return conductor, met

@@ -1,0 +1,153 @@
+"""One process of the demonstration: an application on top of the public API that notes what it sees.
+
+    python -m demo.participant node.toml report.json
+
+Prints a line of JSON for each event, and twice a second its figures; writes its report when it is told to stop (SIGTERM).
+"""
+
+import asyncio
+import json
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import meshnode
+from protocols.errors import MeshError
+from protocols.events import Answered, Event, NeighbourDead, NeighbourLeft, NeighbourMet, NeighbourSuspected
+
+
+class Notebook:
+    """What one participant saw."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lock = threading.Lock()
+        self.latencies_us: list[float] = []
+        self.readings: Counter[str] = Counter()
+        self.hazards: list[dict[str, Any]] = []
+        self.plates: list[dict[str, Any]] = []
+        self.inferences: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
+
+    def say(self, kind: str, **fields: Any) -> None:
+        """One line for the conductor."""
+        print(json.dumps({"at": time.time(), "node": self.name, "kind": kind, **fields}), flush=True)
+
+    def received(self, reading: meshnode.Reading) -> None:
+        """A neighbour's reading: all clocks of this host are one, so the age is the latency."""
+        age_us = (time.time_ns() - reading.when.utc_ns) / 1e3
+        with self.lock:
+            self.latencies_us.append(age_us)
+            self.readings[reading.key] += 1
+        if reading.key.endswith("/hazard"):
+            hazard = {"origin": reading.origin, "sequence": reading.sequence, "age_us": round(age_us)}
+            with self.lock:
+                self.hazards.append(hazard)
+            self.say("hazard", **hazard, value=reading.value)
+
+    def plates_seen(self, reading: meshnode.Reading) -> None:
+        """What the detector made of a frame of this vehicle's own camera."""
+        with self.lock:
+            self.plates.append({"boxes": reading.value})
+
+    def happened(self, event: Event) -> None:
+        """Something about neighbours or inference."""
+        match event:
+            case NeighbourMet():
+                self._event("met", event.node, took_ms=round(event.took_ns / 1e6, 1))
+            case NeighbourSuspected():
+                self._event("suspect", event.node, because=event.because)
+            case NeighbourDead():
+                self._event("dead", event.node, silent_ms=round(event.silent_ns / 1e6, 1))
+            case NeighbourLeft():
+                self._event("left", event.node)
+            case Answered():
+                winner = event.winner
+                line = {
+                    "ran_on": winner.node if winner is not None else None,
+                    "took_ms": round(event.took_ns / 1e6, 1),
+                    "compute_ms": round(winner.compute_us / 1e3, 1) if winner is not None else None,
+                    "attempts": [f"{run.node}: {run.outcome}" for run in event.attempts],
+                    "failure": event.failure,
+                }
+                with self.lock:
+                    self.inferences.append(line)
+                self.say("inference", **line)
+            case _:
+                pass
+
+    def _event(self, kind: str, about: str, **fields: Any) -> None:
+        with self.lock:
+            self.events.append({"at": time.time(), "kind": kind, "about": about, **fields})
+        self.say(kind, about=about, **fields)
+
+    def figures(self, node: meshnode.Node) -> dict[str, Any]:
+        """Small enough for twice a second."""
+        with self.lock:
+            recent = sorted(self.latencies_us[-500:])
+            count = len(self.latencies_us)
+        alive = [peer.node for peer in node.peers() if peer.met and peer.state.value == "alive"]
+        speed = node.statistics()
+        return {
+            "alive": alive,
+            "readings": count,
+            "latency_p50_us": round(recent[len(recent) // 2]) if recent else None,
+            "hazards": len(self.hazards),
+            "inferences": len(self.inferences),
+            "drops": speed["drops"],
+            "records": speed.get("outbox_issued", 0),
+            "pending": speed.get("outbox_pending", 0),
+            "relay": node.uplink_state,
+        }
+
+    def report(self, node: meshnode.Node) -> dict[str, Any]:
+        """Everything, for the summary."""
+        with self.lock:
+            return {
+                "node": self.name,
+                "role": node.role.value,
+                "incarnation": node.incarnation,
+                "events": self.events,
+                "latencies_us": [round(value, 1) for value in self.latencies_us],
+                "readings": dict(self.readings),
+                "hazards": self.hazards,
+                "plates": self.plates,
+                "inferences": self.inferences,
+                "drops": [{"peer": p, "key": k, "reason": r, "count": c} for (p, k, r), c in node.drops()],
+                "statistics": node.statistics(),
+            }
+
+
+async def main(config: Path, report: Path) -> None:
+    """Run until SIGTERM."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    node = meshnode.open(config)
+    notes = Notebook(node.id)
+    node.on_event(notes.happened)
+    async with node:
+        node.subscribe("veh/*/*", callback=notes.received, own=False, history=False)
+        node.subscribe("rsu/**", callback=notes.received, own=False, history=False)
+        node.subscribe(f"veh/{node.id}/plates", callback=notes.plates_seen, history=False)
+        notes.say("up", port=node.port, http=node.http_port)
+        while not stop.is_set():
+            notes.say("figures", **notes.figures(node))
+            try:
+                async with asyncio.timeout(0.5):
+                    await stop.wait()
+            except TimeoutError:
+                pass
+    report.write_text(json.dumps(notes.report(node)))
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    except MeshError as error:
+        sys.exit(f"{sys.argv[1]}: {error}")

@@ -1,0 +1,139 @@
+"""Prepares the demonstration: a mesh, its certificates and a configuration file for every process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshnode.identity import create_mesh, issue
+from meshnode.models.plate import find_detector
+from protocols.ids import Role
+
+MESH = "ingolstadt"
+START_S = 540.0
+"""Trace time at which four neighbouring vehicles all brake hard within the next 30 s."""
+SLOWDOWN = 6.0
+"""Slow vehicles emulate a processor this many times slower: on one host all are equally fast."""
+SIDE = 512
+"""Pixels of the square that the detector looks at; the plate is found in every variation of the picture from 512 on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Participant:
+    """One node of the demonstration."""
+
+    name: str
+    role: Role
+    trace_vehicle: str = ""
+    slow: bool = False
+    camera_hz: float = 0.0
+
+
+VEHICLES = (
+    Participant("veh-1", Role.VEHICLE, "3_vertical0.5", camera_hz=0.5),
+    Participant("veh-2", Role.VEHICLE, "3_right.6"),
+    Participant("veh-3", Role.VEHICLE, "3_vertical.7", slow=True, camera_hz=1.0),
+    Participant("veh-4", Role.VEHICLE, "3_vertical.8", slow=True, camera_hz=1.0),
+)
+UNITS = (Participant("rsu-1", Role.RSU), Participant("rsu-2", Role.RSU))
+ALL = (*UNITS, *VEHICLES)
+
+_COMMON = """\
+[node]
+id = "{name}"
+{position}
+[listen]
+host = "127.0.0.1"
+advertise = ["127.0.0.1"]
+
+[discovery]
+interfaces = ["127.0.0.1"]
+
+[http]
+port = 0
+
+[models.plate]
+path = "{detector}"
+warm_up = {{ "{detector_input}" = [1, 3, {side}, {side}] }}
+serve = {serve}
+
+[inference]
+emulate_slowdown = {slowdown}
+deadline_ms = 3000
+
+[[curation]]
+name = "{rule}"
+keys = "{rule_keys}"
+source = "{rule_source}"
+min_interval_ms = {rule_interval_ms}
+"""
+
+_POSITION = "position = {{ latitude_deg = {latitude}, longitude_deg = {longitude}, accuracy_m = 0.1 }}\n"
+
+_RELAY = """
+[relay]
+address = "127.0.0.1:{port}"
+"""
+
+_TRACE = """
+[sensors.trace]
+driver = "fcd"
+vehicle = "{vehicle}"
+start_s = {start_s}
+"""
+
+_CAMERA = """
+[sensors.camera]
+driver = "images"
+vary = 16
+seed = {seed}
+rate_hz = {rate_hz}
+loop = true
+model = "plate"
+preprocess = "plate"
+side = {side}
+budget_ms = 3000
+"""
+
+_HOST = """
+[sensors.host]
+driver = "host"
+interval_s = 2.0
+"""
+
+_RELAY_TOML = """\
+[relay]
+id = "relay-1"
+host = "127.0.0.1"
+port = {port}
+"""
+
+
+def write_files(folder: Path, relay_port: int | None) -> None:
+    """Write everything under ``folder``, which must be empty or missing. :raises MeshError: when it can't."""
+    create_mesh(folder / "authority", MESH)
+    if relay_port is not None:
+        issue(folder / "authority", Role.RELAY, "relay-1", folder / "relay-1")
+        (folder / "relay-1" / "relay.toml").write_text(_RELAY_TOML.format(port=relay_port))
+    for index, participant in enumerate(ALL):
+        home = folder / participant.name
+        issue(folder / "authority", participant.role, participant.name, home)
+        (home / "node.toml").write_text(_node_toml(participant, index, relay_port))
+
+
+def _node_toml(participant: Participant, index: int, relay_port: int | None) -> str:
+    unit = participant.role is Role.RSU
+    position = _POSITION.format(latitude=48.7655 + index * 0.0005, longitude=11.4237) if unit else ""
+    text = _COMMON.format(
+        name=participant.name, position=position, detector=find_detector(), detector_input="image", side=SIDE,
+        serve="true" if unit else "false", slowdown=SLOWDOWN if participant.slow else 1.0,
+        rule="hazards" if unit else "track", rule_keys="veh/*/hazard" if unit else "veh/*/position",
+        rule_source="any" if unit else "own", rule_interval_ms=0 if unit else 1_000,
+    )  # fmt: skip
+    if relay_port is not None:
+        text += _RELAY.format(port=relay_port)
+    if participant.trace_vehicle:
+        text += _TRACE.format(vehicle=participant.trace_vehicle, start_s=START_S)
+    if participant.camera_hz:
+        text += _CAMERA.format(rate_hz=participant.camera_hz, side=SIDE, seed=index)
+    if unit:
+        text += _HOST
+    return text

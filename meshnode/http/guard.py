@@ -1,0 +1,175 @@
+"""What every request passes before it is looked at, and the one form that all errors have.
+
+The API asks nobody who they are: being on this host is the permission. So that a web page which somebody on this host
+looks at can't borrow it,
+
+- the ``Host`` header must be a loopback name (DNS rebinding makes any other name point here);
+- an ``Origin`` header, which browsers add to what a page sends elsewhere, must be of loopback too;
+- bodies that publish must be declared as JSON, which a page can't send elsewhere without asking first.
+
+Bodies are bounded one by one and together, and have to arrive in time.
+"""
+
+import asyncio
+import ipaddress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from protocols.errors import (
+    BoundExceeded,
+    BudgetExhausted,
+    ConfigError,
+    InferenceError,
+    InputInvalid,
+    LocalProtocolError,
+    MeshError,
+    ModelUnknown,
+    NotPermitted,
+    RemoteProtocolError,
+    StorageError,
+    TransportError,
+)
+
+MAX_BODIES_BYTES: Final = 192 * 1024 * 1024
+"""All request bodies held at once: 128 connections of one careless program would otherwise take all memory."""
+BODY_TIMEOUT_S: Final = 30.0
+"""A body that is not here by then is given up: a stuck sender would hold its share for ever."""
+
+_STATUS: Final[tuple[tuple[type[MeshError], int], ...]] = (
+    (InputInvalid, 400),
+    (ModelUnknown, 404),
+    (BudgetExhausted, 504),
+    (InferenceError, 500),
+    (NotPermitted, 403),
+    (BoundExceeded, 503),
+    (LocalProtocolError, 400),
+    (RemoteProtocolError, 502),
+    (TransportError, 502),
+    (StorageError, 507),
+    (ConfigError, 500),
+)
+
+
+class BadRequest(LocalProtocolError):
+    """A request that can't be understood; ``status`` says in which way."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def status_of(error: MeshError) -> int:
+    """The HTTP status that tells a program what kind of error it was."""
+    if isinstance(error, BadRequest):
+        return error.status
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """``content`` as JSON. Numbers that are not finite become null."""
+    return Response(msgspec.json.encode(content), status, headers, "application/json")
+
+
+def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    """``{"error": message}``, as the Open Inference Protocol has it."""
+    return json_response({"error": message}, status, headers)
+
+
+class Guard:
+    """Refuses requests that a web page could have sent, and dates what is answered (uvicorn would wake up each second
+    to do so)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+
+        async def dated(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"date", formatdate(usegmt=True).encode())]
+            await send(message)
+
+        refusal = _refusal(scope)
+        if refusal is not None:
+            await error_response(403, refusal)(scope, receive, dated)
+            return
+        try:
+            await self._app(scope, receive, dated)
+        except ClientDisconnect:
+            return  # nobody is left to be told
+
+
+def _refusal(scope: Scope) -> str | None:
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
+    if len(hosts) != 1 or not _is_loopback(hosts[0]):
+        given = hosts[0][:100] if hosts else ""
+        return f"Host {given!r} is not a name of this host: use 127.0.0.1, [::1] or localhost"
+    for name, value in headers:
+        if name == b"origin" and not _is_loopback(value.decode("latin-1").partition("://")[2]):
+            return f"requests of pages from {value[:100].decode('latin-1')!r} are not served: ask from this host"
+    return None
+
+
+def _is_loopback(authority: str) -> bool:
+    if authority.startswith("["):
+        host, _, port = authority[1:].partition("]")
+        port = port.removeprefix(":")
+    else:
+        host, _, port = authority.partition(":")
+    if port and not (port.isascii() and port.isdigit()):
+        return False
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Bodies:
+    """Reads request bodies within the bounds."""
+
+    def __init__(self) -> None:
+        self._held_bytes = 0
+
+    @asynccontextmanager
+    async def read(self, request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+        """The body, counted as held until the block is left.
+
+        :raises BadRequest: 413 beyond ``max_bytes``, 415 when it is compressed, 408 when it doesn't arrive, 503 when
+            too many bodies are held already.
+        """
+        coding = request.headers.get("content-encoding", "identity")
+        if coding != "identity":
+            raise BadRequest(f"Content-Encoding {coding[:40]!r} is not supported: send the body as it is", 415)
+        declared = request.headers.get("content-length", "0")
+        held = 0
+        parts: list[bytes] = []
+        try:
+            self._check(int(declared), max_bytes)  # h11 has checked that it is a number
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for part in request.stream():
+                    self._check(held + len(part), max_bytes, held)
+                    self._held_bytes += len(part)
+                    held += len(part)
+                    parts.append(part)
+            yield b"".join(parts)
+        except TimeoutError as error:
+            raise BadRequest(f"the body did not arrive within {BODY_TIMEOUT_S:g} s", 408) from error
+        finally:
+            self._held_bytes -= held
+
+    def _check(self, size_bytes: int, max_bytes: int, held_bytes: int = 0) -> None:
+        if size_bytes > max_bytes:
+            raise BadRequest(f"the body is larger than {max_bytes} bytes: send less at a time", 413)
+        if self._held_bytes - held_bytes + size_bytes > MAX_BODIES_BYTES:
+            raise BadRequest("too many bodies are held already: try again in a moment", 503)

@@ -1,0 +1,172 @@
+"""Readings as JSON objects, with their whole context, both ways.
+
+JSON has fewer types than a reading, so four of them are written as objects with one key that begins with ``$``:
+
+    bytes        {"$bytes": "<base64>"}
+    array        {"$tensor": {"dtype": "f4", "shape": [2, 3], "data": "<base64 of little-endian bytes in C order>"}}
+    nan, ±inf    {"$float": "nan"}   "inf"   "-inf"
+
+Keys of a reading's own objects that begin with ``$`` get a second one, so that nothing is taken for what it is not.
+"""
+
+import base64
+import binascii
+import math
+from math import prod
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from meshnode.http.guard import BadRequest
+from meshnode.models import element_of_short
+from protocols import limits
+from protocols.codec import tensor_of
+from protocols.errors import InputInvalid
+from protocols.messages import Latitude, Longitude, NonNegative, Position, Reading, Tensor
+
+MAX_READING_BYTES: Final = 24 * 1024 * 1024
+"""Largest body of one reading: the largest frame in base64, and its context."""
+
+
+class PositionForm(Struct, frozen=True, forbid_unknown_fields=True):
+    """``protocols.messages.Position`` by name instead of by place."""
+
+    latitude_deg: Latitude
+    longitude_deg: Longitude
+    accuracy_m: NonNegative
+    altitude_m: float | None = None
+    heading_deg: Annotated[float, Meta(ge=0, lt=360)] | None = None
+
+
+class PublishForm(Struct, frozen=True, forbid_unknown_fields=True):
+    """The body that publishes a reading: the arguments of ``Node.publish``."""
+
+    key: str
+    value: Any
+    unit: str = "1"
+    sensor: str = "http"
+    where: PositionForm | None = None
+    time_ns: Annotated[int, Meta(ge=0, lt=1 << 63)] | None = None
+    quality: float = 1.0
+    calibration: str = ""
+    lineage: Annotated[tuple[str, ...], Meta(max_length=limits.MAX_LINEAGE)] = ()
+    priority: int = 3
+    lifespan_ms: int = 0
+    hops: int = 0
+
+    @property
+    def position(self) -> Position | None:
+        """``where`` as a reading has it."""
+        where = self.where
+        if where is None:
+            return None
+        return Position(
+            where.latitude_deg, where.longitude_deg, where.accuracy_m, where.altitude_m, where.heading_deg
+        )
+
+
+_publish_decoder = msgspec.json.Decoder(PublishForm)
+
+
+def parse_untrusted_publish(body: bytes) -> PublishForm:
+    """A body that wants to publish, its value as Python has it. :raises BadRequest: for anything else."""
+    try:
+        form = _publish_decoder.decode(body)
+        return msgspec.structs.replace(form, value=_value_of(form.value))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"the body is no reading: {str(error)[:200]}") from error
+
+
+def reading_form(reading: Reading) -> dict[str, Any]:
+    """The reading as a JSON object."""
+    where, when, how = reading.where, reading.when, reading.how
+    return {
+        "key": reading.key,
+        "origin": reading.origin,
+        "sequence": reading.sequence,
+        "value": _value_form(reading.value),
+        "where": position_form(where),
+        "when": {"utc_ns": when.utc_ns, "uncertainty_ns": when.uncertainty_ns},
+        "how": {
+            "sensor": how.sensor,
+            "unit": how.unit,
+            "quality": how.quality,
+            "calibration": how.calibration,
+            "lineage": list(how.lineage),
+        },
+        "priority": reading.priority,
+        "lifespan_ms": reading.lifespan_ms,
+        "hops": reading.hops,
+    }
+
+
+def position_form(where: Position) -> dict[str, float | None]:
+    """The position as a JSON object."""
+    return {
+        "latitude_deg": where.latitude_deg,
+        "longitude_deg": where.longitude_deg,
+        "accuracy_m": where.accuracy_m,
+        "altitude_m": where.altitude_m,
+        "heading_deg": where.heading_deg,
+    }
+
+
+def _value_form(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else {"$float": str(value)}
+        case bytes() | bytearray() | memoryview():
+            return {"$bytes": base64.b64encode(value).decode()}
+        case list() | tuple():
+            return [_value_form(item) for item in value]
+        case dict():
+            return {f"${key}" if key.startswith("$") else key: _value_form(item) for key, item in value.items()}
+    tensor = value if isinstance(value, Tensor) else tensor_of(value)  # what this node itself published may be an array
+    data = base64.b64encode(tensor.data).decode()
+    return {"$tensor": {"dtype": tensor.dtype, "shape": list(tensor.shape), "data": data}}
+
+
+def _value_of(form: Any) -> Any:
+    match form:
+        case list():
+            return [_value_of(item) for item in form]
+        case {"$bytes": str(text), **rest} if not rest:
+            return _decoded(text)
+        case {"$float": "nan" | "inf" | "-inf" as text, **rest} if not rest:
+            return float(text)
+        case {"$tensor": {"dtype": str(dtype), "shape": list(shape), "data": str(text)}, **rest} if not rest:
+            return _tensor_of_form(dtype, shape, _decoded(text))
+        case dict():
+            for key in form:
+                if key.startswith("$") and not key.startswith("$$"):
+                    raise BadRequest(
+                        f"the value has the key {key[:40]!r}: write '$bytes', '$tensor' or '$float' alone and as "
+                        "documented, and a key of your own that begins with '$' with a second one"
+                    )
+            return {key[1:] if key.startswith("$") else key: _value_of(item) for key, item in form.items()}
+        case _:
+            return form
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadRequest(f"{text[:20]!r} is not base64: {error}") from error
+
+
+def _tensor_of_form(dtype: str, shape: list[Any], data: bytes) -> Tensor:
+    try:
+        element = element_of_short(dtype)
+    except InputInvalid as error:
+        raise BadRequest(f"a tensor in the value: {error}") from error
+    if len(shape) > limits.MAX_TENSOR_DIMENSIONS or any(type(size) is not int or size < 0 for size in shape):
+        raise BadRequest(f"a tensor has at most {limits.MAX_TENSOR_DIMENSIONS} dimensions, whole numbers from 0")
+    if prod(shape) * element.size_bytes != len(data):
+        raise BadRequest(
+            f"a tensor of {dtype} {shape} has {prod(shape) * element.size_bytes} bytes, {len(data)} are given"
+        )
+    return Tensor(element.short, tuple(shape), memoryview(data))

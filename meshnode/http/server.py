@@ -1,0 +1,119 @@
+"""The HTTP server of a node: uvicorn inside the node's own event loop.
+
+Invariants: no signal handler is touched; an idle server has no timer (uvicorn alone wakes up ten times a second); while
+the node closes, streams end, inferences get ``DRAIN_S`` to finish, and only then are connections cut.
+"""
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+
+from meshnode.http.app import build_app
+from meshnode.http.api import Api
+from protocols.errors import TransportError
+
+if TYPE_CHECKING:
+    from meshnode.node import Node
+
+DRAIN_S: Final = 1.0
+"""How long a closing node lets inferences finish; what runs longer is answered 503."""
+MAX_CONNECTIONS: Final = 128
+"""More are told to come back later. Each may hold a body or a stream."""
+MAX_HEADER_BYTES: Final = 32 * 1024
+
+
+class HttpServer:
+    """Serves one node on a loopback address."""
+
+    def __init__(self, node: "Node") -> None:
+        self._api = Api(node)
+        self._server: _Embedded | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port (``port`` 0: any free one).
+
+        :raises TransportError: the address can't be had; names it, the key and the way out.
+        """
+        listener = _listen(host, port)
+        config = uvicorn.Config(
+            build_app(self._api), loop="none", http="h11", ws="none", lifespan="off", interface="asgi3",
+            log_config=None, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
+            date_header=False, limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=30,
+            timeout_graceful_shutdown=int(DRAIN_S) + 1, h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        )  # fmt: skip
+        server = self._server = _Embedded(config)
+        self._task = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+        listening = asyncio.create_task(server.listening.wait())
+        await asyncio.wait((self._task, listening), return_when=asyncio.FIRST_COMPLETED)
+        listening.cancel()
+        if self._task.done():
+            listener.close()
+            self._task.result()
+            raise TransportError(f"the HTTP server on {host}:{port} ended before it listened")
+        bound: int = listener.getsockname()[1]
+        return bound
+
+    async def close(self) -> None:
+        """End streams, let requests finish, stop. Idempotent."""
+        task, self._task = self._task, None
+        if task is None or self._server is None:
+            return
+        self._api.leave(DRAIN_S)
+        self._server.stopping.set()
+        await task
+
+
+class _Embedded(uvicorn.Server):
+    """A uvicorn that leaves signals and the event loop to its host."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening, self.stopping = asyncio.Event(), asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Tell :meth:`HttpServer.start`."""
+        await super().startup(sockets)
+        self.listening.set()
+
+    async def main_loop(self) -> None:
+        """Sleep until told to stop: dates are written by the guard, limits checked by the protocol."""
+        await self.stopping.wait()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+        """Signals belong to the process."""
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise TransportError(
+            f"HTTP can't listen on {where} ({error}): set [http] host to an address of this host, '127.0.0.1'"
+        ) from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(64)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise TransportError(
+                f"HTTP can't listen on {where}: another process does. Set [http] port to another number, or to 0 for "
+                "any free one, or stop that process"
+            ) from error
+        raise TransportError(
+            f"HTTP can't listen on {where} ({error.strerror}): set [http] host to '127.0.0.1' and [http] port to a "
+            "number above 1023, or 0"
+        ) from error
+    return listener
