@@ -100,6 +100,14 @@ class Conductor:
         """Processes that ended although nobody told them to."""
         return [name for name, process in self._processes.items() if process.poll() is not None]
 
+    def check_running(self) -> None:
+        """:raises MeshError: names processes that ended by themselves, and the end of what one of them logged."""
+        early = self.ended_early()
+        if early:
+            logs = sorted((self.folder / early[0]).glob("log*.txt"))
+            last = logs[-1].read_text().strip().splitlines()[-1:] if logs else []
+            raise MeshError(f"{', '.join(early)} ended by itself: {' '.join(last) or 'it logged nothing'}")
+
     def close(self) -> None:
         """Kill whatever still runs."""
         for process in self._processes.values():
@@ -241,6 +249,7 @@ def play_all(folder: Path, relay_port: int | None, view: View) -> tuple[Conducto
             for participant in ALL:
                 conductor.start(participant)
             met = conductor.wait_until_met(everybody, 20.0, view)
+            conductor.check_running()
             conductor.play(9.0, view)
             if relay_port is not None:
                 conductor.kill("relay-1")
@@ -252,9 +261,7 @@ def play_all(folder: Path, relay_port: int | None, view: View) -> tuple[Conducto
             conductor.start(UNITS[1])
             conductor.wait_until_met(everybody, 10.0, view)
             conductor.play(4.0, view)
-            early = conductor.ended_early()
-            if early:
-                raise MeshError(f"{', '.join(early)} ended by itself: see log-*.txt under {folder}")
+            conductor.check_running()
             for name in everybody:
                 conductor.stop(name)
             for name in everybody:

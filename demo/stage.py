@@ -48,7 +48,7 @@ advertise = ["127.0.0.1"]
 interfaces = ["127.0.0.1"]
 
 [http]
-port = 0
+enabled = false
 
 [models.plate]
 path = "{detector}"

@@ -479,6 +479,7 @@ class Node:
                 counters.update({f"uplink_{name}": value for name, value in self._recorder.uplink.statistics().items()})
         if self._sensing is not None:
             counters["sensor_samples"] = self._sensing.samples
+            counters["sensor_samples_without_position"] = self._sensing.without_position
             counters["sensor_inferences_skipped"] = self._sensing.skipped_inferences
         return counters
 

@@ -33,6 +33,8 @@ class Sensing:
         self.samples = 0
         self.skipped_inferences = 0
         """Frames that came while the frame before was still being computed."""
+        self.without_position = 0
+        """Samples that came before anybody knew where the node is; not published."""
         self.failed: dict[str, str] = {}
         for name, section in sensors.items():
             context = DriverContext(node.id, folder, Random(f"{node.id}/{name}"), role)
@@ -70,6 +72,10 @@ class Sensing:
         if sample.where is not None:
             self._node.position = sample.where
         self.samples += 1
+        if sample.where is None and self._node.position is None:
+            # A camera may be ready before the receiver of satellites is.
+            self.without_position += 1
+            return
         self._node.publish(
             sample.key, sample.value, unit=sample.unit, sensor=sample.sensor or name, where=sample.where,
             quality=sample.quality, priority=sample.priority, lifespan_ms=sample.lifespan_ms,

@@ -4,23 +4,42 @@ Untrusted bytes enter through the functions named ``decode_untrusted_…``; they
 and nothing else. The encoders raise :class:`ValueUnsupported` for values that the wire can't carry.
 
 A tensor inside a reading's value is MessagePack extension 1 whose payload is the array ``[dtype, shape, data]``.
+Invariant: what one side encodes the other decodes, and a decoded reading can be encoded again to be passed on: lists
+and dicts in values are at most ``MAX_VALUE_DEPTH`` deep, and keys are text.
 """
 
 from math import prod
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from protocols import limits
 from protocols.errors import InvalidName, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.ids import node_id
-from protocols.messages import Batch, Hello, InferAnswer, InferRequest, NodeFrame, Reading, RelayFrame, Tensor
+from protocols.messages import (
+    MAJOR,
+    Batch,
+    Hello,
+    InferAnswer,
+    InferRequest,
+    NodeFrame,
+    Reading,
+    Readings,
+    Record,
+    RelayFrame,
+    Tensor,
+)
 
 _T = TypeVar("_T")
 
 TENSOR_EXTENSION = 1
+MAX_VALUE_DEPTH = 32
+"""Lists and dicts inside one another in a value. Whoever passes it on, stores it or shows it recurses as deep."""
 _READINGS_TAG = 6
+_HELLO_TAG = 1
 KNOWN_TYPES = frozenset((*range(1, 11), 64, 65, 66))
+_COMPOSITE = frozenset((list, tuple, dict, Tensor))
 
 _DTYPES = {
     "?": "b1", "b": "i1", "B": "u1", "h": "i2", "H": "u2", "i": "i4", "I": "u4", "q": "i8", "Q": "u8",
@@ -79,6 +98,10 @@ def encode_frame(frame: NodeFrame | RelayFrame) -> bytes:
 
     :raises ValueUnsupported: when a value in it can't travel, or the frame is larger than ``MAX_FRAME_BYTES``.
     """
+    if type(frame) is Readings:
+        frame = Readings(tuple(_travelling_reading(reading) for reading in frame.readings))
+    elif type(frame) is Batch:
+        frame = replace(frame, records=tuple(_travelling_record(record) for record in frame.records))
     return _bounded(_encode(frame))
 
 
@@ -87,11 +110,7 @@ def encode_reading(reading: Reading) -> bytes:
 
     :raises ValueUnsupported: when its value can't travel or is too large.
     """
-    if type(reading.value) is Tensor:
-        reading = msgspec.structs.replace(
-            reading, value=msgspec.msgpack.Ext(TENSOR_EXTENSION, _encoder.encode(reading.value))
-        )
-    return _bounded(_encode(reading))
+    return _bounded(_encode(_travelling_reading(reading)))
 
 
 def frame_of_encoded_readings(encoded: list[bytes]) -> bytes:
@@ -99,6 +118,32 @@ def frame_of_encoded_readings(encoded: list[bytes]) -> bytes:
     count = len(encoded)
     head = bytes((0x92, _READINGS_TAG, 0x90 | count)) if count < 16 else bytes((0x92, _READINGS_TAG, 0xDC, 0, count))
     return head + (encoded[0] if count == 1 else b"".join(encoded))
+
+
+def _travelling_reading(reading: Reading) -> Reading:
+    if type(reading.value) in _COMPOSITE:
+        return replace(reading, value=_travelling(reading.value, MAX_VALUE_DEPTH))
+    return reading
+
+
+def _travelling_record(record: Record) -> Record:
+    if type(record.reading) is not Reading:  # msgspec.Raw: a reading that was encoded before, as an outbox keeps it
+        return record
+    return replace(record, reading=_travelling_reading(record.reading))
+
+
+def _travelling(value: Any, depth: int) -> Any:
+    """A composite value as the encoder needs it: tensors, at any depth, as extensions, which tells them from lists."""
+    if type(value) is Tensor:
+        return msgspec.msgpack.Ext(TENSOR_EXTENSION, _encoder.encode(value))
+    if depth == 0:
+        raise ValueUnsupported(f"the value is nested deeper than {MAX_VALUE_DEPTH}: flatten it")
+    if type(value) is dict:
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueUnsupported(f"the dict key {str(key)[:80]!r} is not text: keys of values must be")
+        return {key: _travelling(item, depth - 1) if type(item) in _COMPOSITE else item for key, item in value.items()}
+    return [_travelling(item, depth - 1) if type(item) in _COMPOSITE else item for item in value]
 
 
 def _encode(value: Any) -> bytes:
@@ -129,7 +174,11 @@ def decode_untrusted_node_frame(data: bytes) -> NodeFrame:
     :raises RemoteProtocolError: for anything else that is not a frame.
     """
     frame = _decode_untrusted(_node_decoder, data)
-    if type(frame) is Hello:
+    if type(frame) is Readings:
+        for reading in frame.readings:
+            if type(reading.value) in _COMPOSITE:
+                _check_untrusted_value(reading.value)
+    elif type(frame) is Hello:
         _check_untrusted_id(frame.node)
     elif type(frame) is InferRequest:
         for named in frame.inputs:
@@ -147,12 +196,23 @@ def decode_untrusted_relay_frame(data: bytes) -> RelayFrame:
         _check_untrusted_id(frame.node)
         if any(fate.last < fate.first for fate in frame.fates):
             raise RemoteProtocolError("a fate ends before it begins")
+        for record in frame.records:
+            _check_untrusted_value(record.reading.value)
     return frame
 
 
 def decode_untrusted_reading(data: bytes) -> Reading:
     """Parse one encoded reading. :raises RemoteProtocolError: for anything that is not one."""
-    return _decode_untrusted(_reading_decoder, data)
+    reading = _decode_untrusted(_reading_decoder, data)
+    _check_untrusted_value(reading.value)
+    return reading
+
+
+def untrusted_other_major(data: bytes) -> int | None:
+    """The major version of a ``Hello`` of another one than ours, whose rest may be anything; None for all else."""
+    if len(data) > 2 and 0x91 <= data[0] <= 0x9F and data[1] == _HELLO_TAG and data[2] < 0x80 and data[2] != MAJOR:
+        return data[2]
+    return None
 
 
 def _decode_untrusted(decoder: msgspec.msgpack.Decoder[_T], data: bytes) -> _T:
@@ -179,6 +239,25 @@ def _untrusted_frame_type(data: bytes) -> int | None:
     if data[at] < 0x80:
         return data[at]
     return data[at + 1] if data[at] == 0xCC and len(data) > at + 1 else None
+
+
+def _check_untrusted_value(value: Any) -> None:
+    """Tensors were checked where they were decoded; of the rest only lists and dicts can be out of bounds."""
+    level = [value] if type(value) in (list, dict) else []
+    for _ in range(MAX_VALUE_DEPTH):
+        if not level:
+            return
+        below: list[Any] = []
+        for container in level:
+            items = container
+            if type(container) is dict:
+                if not all(type(key) is str for key in container):
+                    raise RemoteProtocolError("a value has a dict whose keys are not all text")
+                items = container.values()
+            below.extend(item for item in items if type(item) in (list, dict))
+        level = below
+    if level:
+        raise RemoteProtocolError(f"a value is nested deeper than {MAX_VALUE_DEPTH}")
 
 
 def _check_untrusted_id(text: str) -> None:

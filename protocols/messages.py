@@ -27,7 +27,7 @@ Latitude = Annotated[float, Meta(ge=-90, le=90)]
 Longitude = Annotated[float, Meta(ge=-180, le=180)]
 NonNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
 
 
 # --- readings ------------------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ class Position(Struct, frozen=True, array_like=True, gc=False):
     longitude_deg: Longitude
     accuracy_m: NonNegative
     """Radius of the 68 % circle."""
-    altitude_m: float | None = None
+    altitude_m: Annotated[float, Meta(ge=-1e6, le=1e9)] | None = None
     """Above the ellipsoid."""
     heading_deg: Annotated[float, Meta(ge=0, lt=360)] | None = None
     """Clockwise from true north."""

@@ -1,6 +1,7 @@
 """What waits for one lane of one neighbour.
 
-Order: the heartbeat slot, control frames in order, then readings by priority, oldest first within one.
+Order: the heartbeat slot, control frames in order, then readings by priority, oldest first within one. A frame that
+replaces what its kind said before (``put_latest``) takes the place of the one that still waits.
 Invariants: every bound of ``limits`` holds after each call; whatever is dropped is reported to ``Drops``;
 a frame is taken only when the link accepts it, so a slow neighbour costs memory up to the bound and nothing else.
 """
@@ -16,6 +17,7 @@ from protocols.ids import NodeId
 
 NEVER = 1 << 63
 """An instant after all others."""
+_MOST_URGENT = 7
 
 
 class Drops:
@@ -39,10 +41,10 @@ class Drops:
 
 
 class _Waiting:
-    __slots__ = ("data", "expires_ns", "key")
+    __slots__ = ("data", "expires_ns", "key", "priority")
 
-    def __init__(self, key: str, data: bytes, expires_ns: int) -> None:
-        self.key, self.data, self.expires_ns = key, data, expires_ns
+    def __init__(self, key: str, data: bytes, expires_ns: int, priority: int) -> None:
+        self.key, self.data, self.expires_ns, self.priority = key, data, expires_ns, priority
 
 
 class LaneQueue:
@@ -52,24 +54,40 @@ class LaneQueue:
         self._peer, self._drops, self._max_readings = peer, drops, max_readings
         self._heartbeat: bytes | None = None
         self._control: deque[bytes] = deque()
+        self._latest: dict[str, bytes] = {}
         self._readings: tuple[deque[_Waiting], ...] = tuple(deque() for _ in range(8))
         self._newest: dict[str, _Waiting] = {}  # conflated readings by key, so that a newer one takes the place
         self.waiting_readings = 0
         self.waiting_bytes = 0
 
     def __bool__(self) -> bool:
-        return bool(self.waiting_readings or self._control or self._heartbeat is not None)
+        return bool(self.waiting_readings or self._control or self._latest or self._heartbeat is not None)
 
     def put_heartbeat(self, frame: bytes) -> None:
         """Only the newest heartbeat is worth sending."""
         self._heartbeat = frame
 
     def put_control(self, frame: bytes) -> None:
-        """:raises BoundExceeded: when the neighbour has not taken ``MAX_CONTROL_FRAMES`` before."""
-        if len(self._control) >= limits.MAX_CONTROL_FRAMES or self.waiting_bytes + len(frame) > limits.MAX_QUEUE_BYTES:
+        """Readings make room for it.
+
+        :raises BoundExceeded: when the neighbour has not taken ``MAX_CONTROL_FRAMES`` before, or too many bytes.
+        """
+        if len(self._control) >= limits.MAX_CONTROL_FRAMES or not self._make_room(len(frame), _MOST_URGENT):
             self._drops.count(self._peer, "", "control_queue_full")
             raise BoundExceeded(f"{self._peer} does not take frames: {len(self._control)} wait")
         self._control.append(frame)
+        self.waiting_bytes += len(frame)
+
+    def put_latest(self, kind: str, frame: bytes) -> None:
+        """Only the newest frame of a ``kind`` is worth sending: it is never refused for want of places.
+
+        :raises BoundExceeded: when too many bytes wait.
+        """
+        self.waiting_bytes -= len(self._latest.pop(kind, b""))
+        if not self._make_room(len(frame), _MOST_URGENT):
+            self._drops.count(self._peer, "", "control_queue_full")
+            raise BoundExceeded(f"{self._peer} does not take frames: {self.waiting_bytes} bytes wait")
+        self._latest[kind] = frame
         self.waiting_bytes += len(frame)
 
     def put_reading(self, key: str, data: bytes, priority: int, expires_ns: int, conflate: bool) -> bool:
@@ -77,20 +95,38 @@ class LaneQueue:
         if conflate:
             older = self._newest.get(key)
             if older is not None:
-                self.waiting_bytes += len(data) - len(older.data)
-                older.data, older.expires_ns = data, expires_ns
                 self._drops.count(self._peer, key, "conflated")
-                return True
-        while self.waiting_readings >= self._max_readings or self.waiting_bytes + len(data) > limits.MAX_QUEUE_BYTES:
+                if older.priority == priority and len(data) <= len(older.data):
+                    self.waiting_bytes += len(data) - len(older.data)
+                    older.data, older.expires_ns = data, expires_ns
+                    return True
+                self._readings[older.priority].remove(older)
+                self._forget(older)
+        while self.waiting_readings >= self._max_readings:
             if not self._evict(priority):
                 self._drops.count(self._peer, key, "queue_full")
                 return False
-        waiting = _Waiting(key, data, expires_ns)
+        if not self._make_room(len(data), priority):
+            self._drops.count(self._peer, key, "queue_full")
+            return False
+        waiting = _Waiting(key, data, expires_ns, priority)
         if conflate:
             self._newest[key] = waiting
         self._readings[priority].append(waiting)
         self.waiting_readings += 1
         self.waiting_bytes += len(data)
+        return True
+
+    def _make_room(self, size_bytes: int, priority: int) -> bool:
+        """Evict readings up to ``priority`` until so many bytes fit; nothing when that would not be enough."""
+        excess_bytes = self.waiting_bytes + size_bytes - limits.MAX_QUEUE_BYTES
+        if excess_bytes <= 0:
+            return True
+        candidates = chain.from_iterable(self._readings[: priority + 1])
+        if sum(len(waiting.data) for waiting in candidates) < excess_bytes:
+            return False
+        while self.waiting_bytes + size_bytes > limits.MAX_QUEUE_BYTES:
+            self._evict(priority)
         return True
 
     def _evict(self, below_or_equal: int) -> bool:
@@ -103,11 +139,14 @@ class LaneQueue:
 
     def _pop(self, readings: deque[_Waiting]) -> _Waiting:
         waiting = readings.popleft()
+        self._forget(waiting)
+        return waiting
+
+    def _forget(self, waiting: _Waiting) -> None:
         if self._newest and self._newest.get(waiting.key) is waiting:
             del self._newest[waiting.key]
         self.waiting_readings -= 1
         self.waiting_bytes -= len(waiting.data)
-        return waiting
 
     def take(self, now: int) -> bytes | None:
         """The next frame to send, None when nothing waits."""
@@ -116,6 +155,10 @@ class LaneQueue:
             return frame
         if self._control:
             frame = self._control.popleft()
+            self.waiting_bytes -= len(frame)
+            return frame
+        if self._latest:
+            frame = self._latest.pop(next(iter(self._latest)))
             self.waiting_bytes -= len(frame)
             return frame
         if not self.waiting_readings:
@@ -140,11 +183,12 @@ class LaneQueue:
         """The neighbour is gone: everything that waits is dropped and counted."""
         for waiting in chain.from_iterable(self._readings):
             self._drops.count(self._peer, waiting.key, reason)
-        if self._control:
-            self._drops.count(self._peer, "", reason, len(self._control))
+        if self._control or self._latest:
+            self._drops.count(self._peer, "", reason, len(self._control) + len(self._latest))
         for readings in self._readings:
             readings.clear()
         self._newest.clear()
         self._control.clear()
+        self._latest.clear()
         self._heartbeat = None
         self.waiting_readings = self.waiting_bytes = 0

@@ -1,10 +1,12 @@
 """A virtual-time driver: many engines, one heap of events, one seed.
 
-Invariants: virtual time never goes back; events of one instant run in the order they were scheduled; nothing here depends
-on the wall clock, on hash order or on threads, so that a seed names one history exactly.
+Invariants: virtual time never goes back; events of one instant run in the order they were scheduled; nothing here
+depends on the wall clock, on hash order or on threads, so that a seed names one history exactly.
 
-Links are streams: frames on one pipe arrive in order after ``delay_ns``, none is lost. A crash resets the pipes of a node,
-as a kernel does. A cut link stalls: frames wait until it heals. Left out for now: loss, rates, radio and roads.
+Links are streams: frames on one pipe arrive in order, none is lost. A frame takes the delay of its link, and on a link
+with a rate also its size, one frame after the other. A crash resets the pipes of a node, as a kernel does. A cut link
+stalls: frames and resets wait until it heals. A stalled node (a starved process) does nothing until its stall is over:
+no timer, no receiving, no handshake. Left out for now: loss of datagrams, radio and roads.
 """
 
 import hashlib
@@ -58,13 +60,30 @@ class SimNode:
     keep_received: bool = True
     compute_ns: int = 50 * limits.MS
     runs: set[int] = field(default_factory=set)
+    stalled_until_ns: int = 0
+
+
+@dataclass(slots=True)
+class _Link:
+    """One direction between two nodes, shared by its pipes."""
+
+    delay_ns: int
+    bytes_per_s: int = 0
+    """0: frames take no time to send."""
+    free_ns: int = 0
+
+    def arrival_ns(self, size_bytes: int, now: int) -> int:
+        if self.bytes_per_s:
+            self.free_ns = max(self.free_ns, now) + size_bytes * limits.SECOND // self.bytes_per_s
+            return self.free_ns + self.delay_ns
+        return now + self.delay_ns
 
 
 class SimDriver:
     """Runs engines against each other."""
 
     def __init__(self, seed: int, delay_ns: int = limits.MS, settings: Settings | None = None) -> None:
-        """``delay_ns``: one way, every link."""
+        """``delay_ns``: one way, every link that :meth:`shape` does not change."""
         self.random = Random(seed)
         self.now = 0
         self.delay_ns = delay_ns
@@ -75,6 +94,8 @@ class SimDriver:
         self._number = 0
         self._pipes = 0
         self._cut: set[tuple[NodeId, NodeId]] = set()
+        self._links: dict[tuple[NodeId, NodeId], _Link] = {}
+        self._held: list[Callable[[], None]] = []
         self._digest = hashlib.sha256()
 
     # --- building --------------------------------------------------------------------------------------------------
@@ -110,10 +131,19 @@ class SimDriver:
         node.dialled.clear()
         node.inbound.clear()
 
+    def leave(self, name: str, reason: str = "stopped") -> None:
+        """The node says goodbye; its process ends once that was sent."""
+        node = self.nodes[NodeId(name)]
+        engine = node.engine
+        self.act(node, lambda engine, now: engine.leave(reason, now))
+        self._after(2 * self.delay_ns, lambda: self.kill(name) if node.engine is engine else None)
+
     def restart(self, name: str) -> None:
         """A killed node starts its next life with nothing remembered but its incarnation."""
         node = self.nodes[NodeId(name)]
         node.lives += 1
+        node.stalled_until_ns = 0
+        node.runs.clear()
         node.engine, node.running, node.timer_ns = self._engine(node.name, node.role, node.lives), True, None
         self._arm(node)
 
@@ -125,13 +155,25 @@ class SimDriver:
         """Nothing passes from ``sender`` to ``receiver`` until :meth:`heal`."""
         self._cut.add((NodeId(sender), NodeId(receiver)))
 
+    def stall(self, name: str, duration_ns: int) -> None:
+        """The process gets no CPU for ``duration_ns``: its timers are late and what is sent to it waits."""
+        node = self.nodes[NodeId(name)]
+        node.stalled_until_ns = max(node.stalled_until_ns, self.now + duration_ns)
+
+    def shape(self, sender: str, receiver: str, delay_ns: int, bytes_per_s: int = 0) -> None:
+        """From now on what ``sender`` sends to ``receiver`` takes so long; 0 bytes a second: no limit."""
+        self._links[NodeId(sender), NodeId(receiver)] = _Link(delay_ns, bytes_per_s)
+
     def heal(self) -> None:
         """All cuts end; what waited arrives."""
         self._cut.clear()
+        held, self._held = self._held, []
+        for action in held:
+            self._after(self.delay_ns, action)
         for node in self.nodes.values():
             for pipe in list(node.dialled.values()):
                 for _ in range(len(pipe.under_way)):
-                    self._after(self.delay_ns, lambda pipe=pipe: self._arrive(pipe))  # type: ignore[misc]
+                    self._later(pipe.receiver, self.delay_ns, lambda pipe=pipe: self._arrive(pipe))  # type: ignore[misc]
 
     # --- using a node ----------------------------------------------------------------------------------------------
     def publish(
@@ -188,6 +230,20 @@ class SimDriver:
         self._number += 1
         heappush(self._heap, (self.now + delay_ns, self._number, action))
 
+    def _later(self, node: SimNode, delay_ns: int, action: Callable[[], None]) -> None:
+        """Something that needs the CPU of ``node``: it waits for the end of a stall."""
+
+        def when_awake() -> None:
+            if node.stalled_until_ns > self.now:
+                self._after(node.stalled_until_ns - self.now, when_awake)
+            else:
+                action()
+
+        self._after(delay_ns, when_awake)
+
+    def _is_cut(self, one: SimNode, other: SimNode) -> bool:
+        return (one.name, other.name) in self._cut or (other.name, one.name) in self._cut
+
     def _arm(self, node: SimNode) -> None:
         due_ns = max(node.engine.next_timer_at(), self.now)
         if due_ns >= 1 << 62 or (node.timer_ns is not None and node.timer_ns <= due_ns):
@@ -196,12 +252,12 @@ class SimDriver:
         engine = node.engine
 
         def ring() -> None:
-            if node.engine is engine and node.running and node.timer_ns == due_ns:
+            if node.engine is engine and node.running and node.timer_ns == due_ns:  # not superseded by a sooner one
                 node.timer_ns = None
                 engine.handle_timer(self.now)
                 self._perform(node)
 
-        self._after(due_ns - self.now, ring)
+        self._later(node, due_ns - self.now, ring)
 
     def _perform(self, node: SimNode) -> None:
         engine = node.engine
@@ -243,8 +299,15 @@ class SimDriver:
         def connect() -> None:
             if not node.running or node.engine is not engine:
                 return
-            if target is None or (node.name, target.name) in self._cut or (target.name, node.name) in self._cut:
-                self._after(effect.timeout_ns, lambda: fail("no connection in time"))
+            if target is None or self._is_cut(node, target):
+                self._later(node, effect.timeout_ns, lambda: fail("no connection in time"))
+                return
+            if target.running and target.stalled_until_ns > self.now:  # its kernel accepts, nobody shakes hands
+                awake_ns = target.stalled_until_ns - self.now
+                if awake_ns >= effect.timeout_ns:
+                    self._later(node, effect.timeout_ns, lambda: fail("no handshake in time"))
+                else:
+                    self._later(node, awake_ns, connect)
                 return
             if not target.running:
                 fail("connection refused")
@@ -264,7 +327,7 @@ class SimDriver:
             self._perform(node)
             self._perform(target)
 
-        self._after(5 * self.delay_ns, connect)  # TCP, TLS 1.3 and NNG's headers: five one-way trips
+        self._later(node, 5 * self.delay_ns, connect)  # TCP, TLS 1.3 and NNG's headers: five one-way trips
 
     def _flush(self, pipe: _Pipe) -> None:
         sender = pipe.sender
@@ -276,7 +339,9 @@ class SimDriver:
 
     def _send(self, pipe: _Pipe, frame: bytes) -> None:
         pipe.under_way.append(frame)
-        self._after(self.delay_ns, lambda: self._arrive(pipe))
+        link = self._links.get((pipe.sender.name, pipe.receiver.name))
+        arrival_ns = link.arrival_ns(len(frame), self.now) if link is not None else self.now + self.delay_ns
+        self._later(pipe.receiver, arrival_ns - self.now, lambda: self._arrive(pipe))
 
     def _arrive(self, pipe: _Pipe) -> None:
         receiver = pipe.receiver
@@ -308,7 +373,7 @@ class SimDriver:
                 engine.computed(effect.run, answer, self.now)
                 self._perform(node)
 
-        self._after(node.compute_ns, done)
+        self._later(node, node.compute_ns, done)
 
     def _reset(self, pipe: _Pipe, tell_sender: bool = True) -> None:
         """Both ends learn of it one delay later, as from a TCP reset."""
@@ -318,14 +383,23 @@ class SimDriver:
         sender, receiver = pipe.sender, pipe.receiver
         sender_engine, receiver_engine = sender.engine, receiver.engine
 
-        def tell() -> None:
+        def tell_dialler() -> None:
             if tell_sender and sender.running and sender.engine is sender_engine:
                 sender.dialled.pop(pipe.dial, None)
                 sender.engine.lane_closed(pipe.dial, "the peer closed it", False, self.now)
                 self._perform(sender)
+
+        def tell_listener() -> None:
             if receiver.running and receiver.engine is receiver_engine:
                 receiver.inbound.pop(pipe.number, None)
                 receiver.engine.inbound_closed(pipe.number, self.now)
                 self._perform(receiver)
 
-        self._after(self.delay_ns, tell)
+        def arrive() -> None:
+            if self._is_cut(sender, receiver):
+                self._held.append(arrive)
+                return
+            self._later(sender, 0, tell_dialler)
+            self._later(receiver, 0, tell_listener)
+
+        self._after(self.delay_ns, arrive)

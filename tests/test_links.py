@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from meshnode.net._connections import Connections
 from meshnode.net._inbound import InboundPipe, InboundPipes
-from meshnode.net._mute import MuteConnections
 from meshnode.net._peer import identify, url_of
 from meshnode.net.nng import open_requester, open_responder, open_transport
 from meshnode.net.transport import Address, Credentials, OutgoingLane, Transport
@@ -411,6 +411,21 @@ def test_slow_reader_makes_try_send_decline_then_tells_writable(pki: Any, end: A
     assert len(b.told.frames()) == taken + 2
 
 
+def test_peer_gone_while_the_reader_is_slow_is_told(pki: Any, end: Any) -> None:
+    """The library forgets such pipes: they would stay open here for ever, and the dead neighbour with them."""
+    a, b = end(pki("a")), end(pki("b"))
+    release = threading.Event()
+    b.told.on_frame = lambda pipe, frame: None if release.is_set() else bool(release.wait(10))
+    lane = a.dial(b)
+    a.told.one("lane_opened")
+    wait(lambda: b.transport.receiving_since_ns() is not None, "the reader is stuck")
+    for _ in range(3):
+        wait(lambda: lane.try_send(b"x" * 100), "taken", 2)
+    a.transport.close()
+    release.set()
+    b.told.one("inbound_closed")
+
+
 def test_frame_above_the_bound_is_refused_by_sender(pki: Any, end: Any) -> None:
     """Sent, it would cost us the link: the other end closes on it."""
     a, b = end(pki("a")), end(pki("b"))
@@ -562,7 +577,7 @@ def test_hundreds_of_lanes_leave_no_descriptor_and_no_thread(pki: Any, end: Any)
         wait(lambda: held() <= (before[0] + 2, before[1]), f"as many descriptors and threads as before: {before}")
 
 
-def test_mute_connections_into_a_port_are_shut_at_the_second_look() -> None:
+def test_connections_of_strangers_are_shut_once_older_than_a_handshake() -> None:
     """Without this any stranger takes all descriptors of a node by connecting and keeping still."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -571,10 +586,11 @@ def test_mute_connections_into_a_port_are_shut_at_the_second_look() -> None:
             socket.create_connection(("127.0.0.1", port)) as peer,
         ):
             ours = [listener.accept()[0] for _ in range(2)]
-            known = {("127.0.0.1", peer.getsockname()[1])}
-            mute = MuteConnections(port)
-            assert mute.sweep(known) == 0
-            assert mute.sweep(known) == 1
+            known, gone = ("127.0.0.1", peer.getsockname()[1]), ("127.0.0.1", 1)
+            connections = Connections(port, handshake_ns=100)
+            for now_ns, closed in ((0, 0), (99, 0), (100, 1), (101, 0)):
+                found = connections.look({known, gone}, now_ns)
+                assert (found.mute_closed, found.vanished) == (closed, {gone})
             stranger.settimeout(5)
             assert stranger.recv(1) == b""
             peer.setblocking(False)
@@ -588,7 +604,8 @@ def test_stranger_keeping_still_at_the_inbox_is_closed_and_peers_stay(
     pki: Any, end: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library's own negotiation time-out has no effect while TLS waits for the first bytes."""
-    monkeypatch.setattr("meshnode.net._links._SWEEP_NS", 150_000_000)
+    monkeypatch.setattr("meshnode.net._links._SWEEP_NS", 100_000_000)
+    monkeypatch.setattr("meshnode.net._links._HANDSHAKE_NS", 300_000_000)
     a, b = end(pki("a")), end(pki("b"))
     lane = a.dial(b)
     a.told.one("lane_opened")

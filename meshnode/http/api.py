@@ -72,10 +72,10 @@ class Api:
 
     # --- who and what ----------------------------------------------------------------------------------------------
     async def node_view(self, _: Request) -> Response:
-        """This node."""
+        """Who the node is and how it stands."""
         node = self.node
         relay = node.config.relay
-        state, _, detail = node.uplink_state.partition(" ")
+        state, _sep, detail = node.uplink_state.partition(" ")
         position = node.position
         return json_response({
             "id": node.id,
@@ -225,4 +225,3 @@ class _Query:
         if not least <= number <= most:
             raise BadRequest(f"{name} is {text[:40]!r}: use a number from {least:g} to {most:g}")
         return number
-

@@ -47,7 +47,7 @@ class PublishForm(Struct, frozen=True, forbid_unknown_fields=True):
     unit: str = "1"
     sensor: str = "http"
     where: PositionForm | None = None
-    time_ns: Annotated[int, Meta(ge=0, lt=1 << 63)] | None = None
+    time_ns: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] | None = None
     quality: float = 1.0
     calibration: str = ""
     lineage: Annotated[tuple[str, ...], Meta(max_length=limits.MAX_LINEAGE)] = ()
@@ -61,9 +61,7 @@ class PublishForm(Struct, frozen=True, forbid_unknown_fields=True):
         where = self.where
         if where is None:
             return None
-        return Position(
-            where.latitude_deg, where.longitude_deg, where.accuracy_m, where.altitude_m, where.heading_deg
-        )
+        return Position(where.latitude_deg, where.longitude_deg, where.accuracy_m, where.altitude_m, where.heading_deg)
 
 
 _publish_decoder = msgspec.json.Decoder(PublishForm)
@@ -146,7 +144,7 @@ def _value_of(form: Any) -> Any:
                         f"the value has the key {key[:40]!r}: write '$bytes', '$tensor' or '$float' alone and as "
                         "documented, and a key of your own that begins with '$' with a second one"
                     )
-            return {key[1:] if key.startswith("$") else key: _value_of(item) for key, item in form.items()}
+            return {key.removeprefix("$"): _value_of(item) for key, item in form.items()}
         case _:
             return form
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
-from meshnode.http.app import build_app
 from meshnode.http.api import Api
+from meshnode.http.app import build_app
 from protocols.errors import TransportError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class _Embedded(uvicorn.Server):
         await self.stopping.wait()
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Signals belong to the process."""
         yield
 

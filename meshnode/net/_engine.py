@@ -105,6 +105,9 @@ class ReplySocket(Protocol):
     def context(self) -> ReplyContext:
         """One more request at a time."""
 
+    def close_pipe(self, pipe: int) -> None:
+        """Close one pipe; unknown ones are ignored."""
+
     def close(self) -> None:
         """Closes its contexts too."""
 

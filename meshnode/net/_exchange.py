@@ -10,8 +10,8 @@ import logging
 import threading
 import time
 
+from meshnode.net._connections import Connections
 from meshnode.net._engine import Engine, Handshake, ReplyContext, RequestSocket, Watch, lasting_failure, no_connection
-from meshnode.net._mute import MuteConnections
 from meshnode.net._peer import identify, url_of
 from meshnode.net.transport import Address, Handler
 from protocols.errors import BoundExceeded, TransportError
@@ -26,6 +26,8 @@ _CHECK_S = 0.4
 """How often a dial in progress is checked for a failure that repeating can't mend."""
 
 
+_SWEEP_S = 2.0
+"""How often pipes are compared with the kernel's connections."""
 _LINGER_S = 0.1
 """An answer is handed over in steps on the engine's threads: a socket closed at once would often lose the last one."""
 
@@ -57,7 +59,11 @@ class RelayRequester:
             raise TransportError(f"the request before this one to {self._address} is still waiting: ask one at a time")
         try:
             sock = self._connected(deadline, timeout_s)
-            return sock.ask(frame, max(0.001, deadline - time.monotonic()))
+            try:
+                return sock.ask(frame, max(0.001, deadline - time.monotonic()))
+            except TransportError:
+                self._drop()  # the connection may be dead without NNG knowing: the next request dials anew
+                raise
         finally:
             self._one.release()
 
@@ -214,8 +220,9 @@ class RelayResponder:
                     self._busy.discard(context)
 
     def _sweep(self) -> None:
-        mute = MuteConnections(self.port)
-        while not self._closing.wait(DIAL_TIMEOUT_NS / SECOND):
+        connections = Connections(self.port, DIAL_TIMEOUT_NS)
+        while not self._closing.wait(_SWEEP_S):
             with self._lock:
-                known = {remote for _, remote in self._peers.values()}
-            mute.sweep(known)
+                pipes = {remote: pipe for pipe, (_, remote) in self._peers.items()}
+            for remote in connections.look(pipes, time.monotonic_ns()).vanished:
+                self._sock.close_pipe(pipes[remote])

@@ -48,10 +48,10 @@ class InboundPipes:
             self._pipes[pipe.pipe] = pipe
             return True
 
-    def remotes(self) -> set[tuple[str, int]]:
-        """Host and port of the other end of every pipe."""
+    def remotes(self) -> dict[tuple[str, int], int]:
+        """Every pipe by host and port of its other end."""
         with self._lock:
-            return {(pipe.remote_host, pipe.remote_port) for pipe in self._pipes.values()}
+            return {(pipe.remote_host, pipe.remote_port): pipe.pipe for pipe in self._pipes.values()}
 
     def announce(self, pipe: InboundPipe) -> None:
         """Tell the observer of a new pipe, unless that was done."""

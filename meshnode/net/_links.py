@@ -21,9 +21,9 @@ from collections.abc import Callable
 from enum import Enum, auto
 from functools import partial
 
+from meshnode.net._connections import Connections
 from meshnode.net._engine import Engine, Handshake, PullSocket, PushSocket, Watch, lasting_failure, no_connection
 from meshnode.net._inbound import InboundPipe, InboundPipes
-from meshnode.net._mute import MuteConnections
 from meshnode.net._peer import identify
 from meshnode.net.transport import Address, OutgoingLane, TransportObserver
 from protocols.errors import BoundExceeded, TransportError
@@ -38,7 +38,11 @@ _INBOUND_GRACE_NS = 10 * MS
 """Between the engine's notice that a pipe is gone and ours: the receiving thread may still hold a last frame."""
 _DIAL_CHECK_NS = 400 * MS
 """How often a dial in progress is checked for a failure that repeating can't mend."""
-_SWEEP_NS = DIAL_TIMEOUT_NS
+_SWEEP_NS = SECOND
+"""How often pipes are compared with the kernel's connections: 0.3 ms for a hundred of them."""
+_HANDSHAKE_NS = DIAL_TIMEOUT_NS
+_SETTLE_NS = 5 * MS
+"""From taking the next frame to having given the last one to the kernel: one more step on the engine's threads."""
 _LINGER_NS = 200 * MS
 """A frame is handed over in steps on the engine's threads: a lane closed at once would often lose its last one."""
 _ONE_SHOT = select.EPOLLIN | select.EPOLLONESHOT
@@ -144,8 +148,8 @@ class Links:
                 target=self._run_receiver, args=(inbox,), name="mesh-receive", daemon=True
             )
             self._receiver.start()
-        mute = MuteConnections(inbox.port)
-        self.post(lambda: self._later(_SWEEP_NS, partial(self._sweep, mute)))
+        connections = Connections(inbox.port, _HANDSHAKE_NS)
+        self.post(lambda: self._later(_SWEEP_NS, partial(self._sweep, connections)))
         return inbox.port
 
     def dial(self, address: Address, greeting: Callable[[], bytes], timeout_s: float) -> OutgoingLane:
@@ -350,7 +354,7 @@ class Links:
             finished, told = lane.state is _State.FINISHED, lane.armed and lane.state is _State.OPEN
             lane.armed = False
         if finished:
-            self._release(lane)
+            self._later(_SETTLE_NS, partial(self._release, lane))
         elif told and not self._closing:
             self._observer.lane_writable(lane)
 
@@ -360,9 +364,13 @@ class Links:
             if not self._closing:
                 self._observer.lane_closed(lane, reason)
 
-    def _sweep(self, mute: MuteConnections) -> None:
-        self._mute_closed += mute.sweep(self._inbound.remotes())
-        self._later(_SWEEP_NS, partial(self._sweep, mute))
+    def _sweep(self, connections: Connections) -> None:
+        pipes = self._inbound.remotes()
+        found = connections.look(pipes, time.monotonic_ns())
+        self._mute_closed += found.mute_closed
+        for remote in found.vanished:
+            self.close_pipe(pipes[remote])
+        self._later(_SWEEP_NS, partial(self._sweep, connections))
 
     def _stop(self) -> None:
         self._stopping = True

@@ -243,6 +243,12 @@ def _dial_counters(sock: Any) -> dict[str, int]:
     return _counters(lambda tree: lib.nng_stat_find_dialer(tree, dialers[0].dialer)) if dialers else {}
 
 
+def _close_pipe(pipe: int) -> None:
+    handle = ffi.new("nng_pipe *")
+    handle.id = pipe
+    lib.nng_pipe_close(handle[0])
+
+
 def _take(message: Any) -> bytes:
     frame: bytes = ffi.buffer(lib.nng_msg_body(message), lib.nng_msg_len(message))[:]
     lib.nng_msg_free(message)
@@ -292,9 +298,7 @@ class _Pull:
             time.sleep(0.1)  # out of memory is the only other one known; spinning would not make more
 
     def close_pipe(self, pipe: int) -> None:
-        handle = ffi.new("nng_pipe *")
-        handle.id = pipe
-        lib.nng_pipe_close(handle[0])
+        _close_pipe(pipe)
 
     def counters(self) -> dict[str, int]:
         listeners = self._sock.listeners
@@ -339,6 +343,9 @@ class _Reply:
 
     def context(self) -> "_ReplyContext":
         return _ReplyContext(self._sock)
+
+    def close_pipe(self, pipe: int) -> None:
+        _close_pipe(pipe)
 
     def close(self) -> None:
         self._sock.close()

@@ -1,0 +1,193 @@
+"""The Open Inference Protocol v2 on a node: clients written for an inference server work unchanged.
+
+The mesh decides who computes, so models of neighbours are served like the node's own. A node has one version of a
+model, called ``1``: which file that is, its digest says.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from meshnode.http.api import Api
+from meshnode.http.guard import BadRequest, error_response, json_response
+from meshnode.http.inference_wire import (
+    JSON_LENGTH_HEADER,
+    MAX_REQUEST_BYTES,
+    InferenceCall,
+    encode_answer,
+    parse_untrusted_request,
+)
+from meshnode.models import LoadedModel, TensorSignature, element_of_short
+from meshnode.node import InferenceResult
+from protocols.errors import InputInvalid, ModelUnknown
+from protocols.membership import State
+from protocols.messages import Offer
+
+_T = TypeVar("_T")
+
+VERSION: Final = "1"
+_PLATFORM: Final = "onnxruntime_onnx"
+_OFF_LOOP_BYTES: Final = 256 * 1024
+"""Larger bodies are parsed on a thread, so that they don't hold up the event loop."""
+
+
+class OpenInference:
+    """Handlers below ``/v2``, and the list of models."""
+
+    def __init__(self, api: Api) -> None:
+        self._api, self._node = api, api.node
+
+    # --- server ----------------------------------------------------------------------------------------------------
+    async def server(self, _: Request) -> Response:
+        """Who serves, and what beyond the core of the protocol."""
+        return json_response({
+            "name": "meshnode", "version": self._api.version, "extensions": ["binary_tensor_data", "parameters"]
+        })  # fmt: skip
+
+    async def live(self, _: Request) -> Response:
+        """The server answers."""
+        return json_response({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        """As ``/readyz``."""
+        return await self._api.readyz(request)
+
+    # --- models ----------------------------------------------------------------------------------------------------
+    async def models(self, _: Request) -> Response:
+        """Every model in reach: loaded here, or offered by a neighbour."""
+        offered = self._offered()
+        names = sorted({*self._node.models, *offered})
+        return json_response([
+            {
+                "name": name,
+                "loaded": name in self._node.models,
+                "digest": self._node.models[name].digest if name in self._node.models else None,
+                "offered_by": [
+                    {"node": node, "digest": offer.digest, "compute_us": offer.compute_us, "waiting": offer.waiting}
+                    for node, offer in offered.get(name, [])
+                ],
+            }
+            for name in names
+        ])  # fmt: skip
+
+    def _offered(self) -> dict[str, list[tuple[str, Offer]]]:
+        offered: dict[str, list[tuple[str, Offer]]] = {}
+        for peer in self._node.peers():
+            if peer.state in (State.ALIVE, State.SUSPECT):
+                for offer in peer.offers:
+                    offered.setdefault(offer.model, []).append((peer.node, offer))
+        return offered
+
+    def _find(self, request: Request) -> tuple[str, LoadedModel | None, list[tuple[str, Offer]]]:
+        """The model in the path. :raises ModelUnknown: nobody in reach has it, or not in that version."""
+        name = request.path_params["name"]
+        version = request.path_params.get("version", VERSION)
+        loaded: LoadedModel | None = self._node.models.get(name)
+        offers = self._offered().get(name, [])
+        if loaded is None and not offers:
+            known = sorted({*self._node.models, *self._offered()})
+            raise ModelUnknown(
+                f"no model {name[:80]!r} here or at a neighbour; known: {', '.join(known) or 'none'}. Add "
+                "[models.<name>] to the configuration of a node in reach"
+            )
+        if version != VERSION:
+            raise ModelUnknown(f"model {name!r} has no version {version[:40]!r}: ask for {VERSION!r}, or for none")
+        return name, loaded, offers
+
+    async def model(self, request: Request) -> Response:
+        """What a model takes and gives; of a model that only neighbours have, its name and who offers it."""
+        name, loaded, offers = self._find(request)
+        if loaded is not None:
+            offers = [(node, offer) for node, offer in offers if offer.digest == loaded.digest]
+        digest = loaded.digest if loaded is not None else offers[0][1].digest
+        return json_response({
+            "name": name,
+            "versions": [VERSION],
+            "platform": _PLATFORM,
+            "inputs": [_signature(each) for each in loaded.inputs] if loaded is not None else [],
+            "outputs": [_signature(each) for each in loaded.outputs] if loaded is not None else [],
+            "parameters": {
+                "digest": digest,
+                "loaded": loaded is not None,
+                "offered_by": ",".join(node for node, _ in offers),
+            },
+        })  # fmt: skip
+
+    async def model_ready(self, request: Request) -> Response:
+        """Whether somebody in reach can compute it."""
+        name, loaded, offers = self._find(request)
+        here = loaded is not None and self._node.config.inference.local
+        if self._api.leaving or not (here or offers):
+            why = "the node is leaving" if self._api.leaving else "this node leaves it to neighbours, and none is there"
+            return error_response(503, f"model {name!r} is not ready: {why}")
+        return json_response({"name": name, "ready": True})
+
+    # --- inference -------------------------------------------------------------------------------------------------
+    async def infer(self, request: Request) -> Response:
+        """Have a model computed by whoever is predicted to be done first."""
+        name, loaded, _ = self._find(request)
+        json_length = request.headers.get(JSON_LENGTH_HEADER)
+        async with self._api.bodies.read(request, MAX_REQUEST_BYTES) as body:
+            if len(body) > _OFF_LOOP_BYTES:
+                call = await asyncio.to_thread(parse_untrusted_request, body, json_length)
+            else:
+                call = parse_untrusted_request(body, json_length)
+            self._check_outputs(name, loaded, call)
+            result = await self._while_wanted(
+                request, self._node.infer(name, call.inputs, outputs=call.outputs, deadline_ms=call.deadline_ms)
+            )
+        content, headers = encode_answer(call, name, VERSION, result.outputs, _report(result))
+        return Response(content, headers=headers)
+
+    def _check_outputs(self, name: str, loaded: LoadedModel | None, call: InferenceCall) -> None:
+        if loaded is not None:
+            known = [output.name for output in loaded.outputs]
+            for output in call.outputs:
+                if output not in known:
+                    raise InputInvalid(f"model {name!r} has no output {output!r}: it gives {', '.join(known)}")
+
+    async def _while_wanted(self, request: Request, work: "Coroutine[Any, Any, _T]") -> "_T":
+        """The result of ``work``, unless the client hangs up or the node has to go first: both cancel it.
+
+        :raises BadRequest: 503 when the node had to go; nobody sees it when the client hung up.
+        """
+        running = asyncio.create_task(work)
+        hung_up = asyncio.create_task(_hang_up(request))
+        given_up = asyncio.create_task(self._api.given_up.wait())
+        others = (hung_up, given_up)
+        try:
+            await asyncio.wait((running, *others), return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                return running.result()
+            raise BadRequest("the node is leaving" if given_up.done() else "the client hung up", 503)
+        finally:
+            for task in (running, *others):
+                task.cancel()
+            await asyncio.gather(running, *others, return_exceptions=True)
+
+
+async def _hang_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _signature(tensor: TensorSignature) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "datatype": element_of_short(tensor.dtype).open_inference,
+        "shape": [-1 if size is None else size for size in tensor.shape],
+    }
+
+
+def _report(result: InferenceResult) -> dict[str, str | float]:
+    """Who computed and for how long: parameters may only be texts, numbers and bools."""
+    return {
+        "ran_on": result.ran_on,
+        "took_ms": round(result.took_ms, 3),
+        "compute_ms": round(result.compute_ms, 3),
+        "queued_ms": round(result.queued_ms, 3),
+        "attempts": ",".join(f"{run.node}:{run.outcome}" for run in result.attempts),
+    }
