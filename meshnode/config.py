@@ -147,6 +147,14 @@ class IdentitySection(Section, frozen=True, kw_only=True):
 class ListenSection(Section, frozen=True, kw_only=True):
     """Where neighbours reach the node. TLS 1.3 with certificates on both sides, always."""
 
+    link_engine: Annotated[
+        Literal["express", "nng"],
+        Meta(
+            description="What carries the links: `express` (OpenSSL) or `nng` (libnng with Mbed TLS). Both speak the same "
+            "wire; nodes with different engines are neighbours like any others."
+        ),
+    ] = "express"
+
     host: Annotated[Bound, Meta(description="Address to listen on; `0.0.0.0` or `::` for all of the host.")] = "0.0.0.0"  # noqa: S104 - neighbours come from outside; both sides of every connection show a certificate
     port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port of the inbox; 0 takes any free one.")] = 0
     advertise: Annotated[

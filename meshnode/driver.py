@@ -234,7 +234,7 @@ class Driver:
             self.engine.inbound_closed(pipe, time.monotonic_ns())
         self._settle()
 
-    def frame_received(self, pipe: int, frame: bytes) -> None:
+    def frame_received(self, pipe: int, frame: bytes | bytearray) -> None:
         """The hot path: decode, accept, call back, forward."""
         engine = self.engine
         with self._lock:

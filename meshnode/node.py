@@ -25,6 +25,7 @@ from meshnode.compute import ComputeService
 from meshnode.config import NodeConfig, load
 from meshnode.driver import Driver, ReadingCallback
 from meshnode.identity import load_identity
+from meshnode.net.express import open_express
 from meshnode.net.mdns import Advert, Discovery, open_discovery
 from meshnode.net.nng import open_transport
 from meshnode.recording import Recorder
@@ -159,7 +160,8 @@ class Node:
         self._compute = ComputeService(config, self._driver.computed, self._driver.set_models)
         stack.push_async_callback(asyncio.to_thread, self._compute.close)
         await asyncio.to_thread(self._compute.load_models)
-        transport = open_transport(config.identity.credentials, self._driver, self.mesh)
+        open_links = open_express if config.listen.link_engine == "express" else open_transport
+        transport = open_links(config.identity.credentials, self._driver, self.mesh)
         stack.push_async_callback(asyncio.to_thread, transport.close)
         self.port = self._driver.start(transport, config.listen.host, config.listen.port)
         stack.push_async_callback(asyncio.to_thread, self._driver.close, "leaving")

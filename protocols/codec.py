@@ -165,7 +165,7 @@ def _bounded(data: bytes) -> bytes:
 
 
 # --- decoding ------------------------------------------------------------------------------------------------------
-def decode_untrusted_node_frame(data: bytes) -> NodeFrame:
+def decode_untrusted_node_frame(data: bytes | bytearray) -> NodeFrame:
     """Parse a frame from a neighbour.
 
     Tensors in the result look into ``data`` and keep it alive.
@@ -215,7 +215,7 @@ def untrusted_other_major(data: bytes) -> int | None:
     return None
 
 
-def _decode_untrusted(decoder: msgspec.msgpack.Decoder[_T], data: bytes) -> _T:
+def _decode_untrusted(decoder: msgspec.msgpack.Decoder[_T], data: bytes | bytearray) -> _T:
     if len(data) > limits.MAX_FRAME_BYTES:
         raise RemoteProtocolError(f"a frame of {len(data)} bytes is larger than {limits.MAX_FRAME_BYTES}")
     try:
@@ -229,7 +229,7 @@ def _decode_untrusted(decoder: msgspec.msgpack.Decoder[_T], data: bytes) -> _T:
         raise RemoteProtocolError(f"a frame is malformed: {str(error)[:200]}") from error
 
 
-def _untrusted_frame_type(data: bytes) -> int | None:
+def _untrusted_frame_type(data: bytes | bytearray) -> int | None:
     """The type of a frame whose head is well formed: a fixarray or array 16 and a positive fixint or uint 8."""
     if not data:
         return None

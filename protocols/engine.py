@@ -171,7 +171,7 @@ class Engine:
         self._membership.lane_closed(dial, reason, refused, now)
         self._carry(now)
 
-    def receive(self, data: bytes, pipe: int, now: int, utc_now: int) -> list[Delivery]:
+    def receive(self, data: bytes | bytearray, pipe: int, now: int, utc_now: int) -> list[Delivery]:
         """One frame from a pipe; returns the readings in it that are wanted here."""
         self._counters["frames_received"] += 1
         try:

@@ -56,6 +56,7 @@ class LaneQueue:
         self._control: deque[bytes] = deque()
         self._latest: dict[str, bytes] = {}
         self._readings: tuple[deque[_Waiting], ...] = tuple(deque() for _ in range(8))
+        self._bytes = [0] * 8  # of the waiting readings, by priority
         self._newest: dict[str, _Waiting] = {}  # conflated readings by key, so that a newer one takes the place
         self.waiting_readings = 0
         self.waiting_bytes = 0
@@ -97,7 +98,9 @@ class LaneQueue:
             if older is not None:
                 self._drops.count(self._peer, key, "conflated")
                 if older.priority == priority and len(data) <= len(older.data):
-                    self.waiting_bytes += len(data) - len(older.data)
+                    growth_bytes = len(data) - len(older.data)
+                    self.waiting_bytes += growth_bytes
+                    self._bytes[priority] += growth_bytes
                     older.data, older.expires_ns = data, expires_ns
                     return True
                 self._readings[older.priority].remove(older)
@@ -115,6 +118,7 @@ class LaneQueue:
         self._readings[priority].append(waiting)
         self.waiting_readings += 1
         self.waiting_bytes += len(data)
+        self._bytes[priority] += len(data)
         return True
 
     def _make_room(self, size_bytes: int, priority: int) -> bool:
@@ -122,8 +126,7 @@ class LaneQueue:
         excess_bytes = self.waiting_bytes + size_bytes - limits.MAX_QUEUE_BYTES
         if excess_bytes <= 0:
             return True
-        candidates = chain.from_iterable(self._readings[: priority + 1])
-        if sum(len(waiting.data) for waiting in candidates) < excess_bytes:
+        if sum(self._bytes[: priority + 1]) < excess_bytes:
             return False
         while self.waiting_bytes + size_bytes > limits.MAX_QUEUE_BYTES:
             self._evict(priority)
@@ -147,6 +150,7 @@ class LaneQueue:
             del self._newest[waiting.key]
         self.waiting_readings -= 1
         self.waiting_bytes -= len(waiting.data)
+        self._bytes[waiting.priority] -= len(waiting.data)
 
     def take(self, now: int) -> bytes | None:
         """The next frame to send, None when nothing waits."""
@@ -191,4 +195,5 @@ class LaneQueue:
         self._control.clear()
         self._latest.clear()
         self._heartbeat = None
+        self._bytes = [0] * 8
         self.waiting_readings = self.waiting_bytes = 0

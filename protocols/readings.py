@@ -8,7 +8,11 @@ Rules:
 1. A reading goes only to neighbours whose Interest matches its key, never back to its source or its origin.
 2. Within a stream only larger sequences are accepted: duplicates and late-comers are dropped and counted as ``stale``.
 3. A reading older than its lifespan, by the sum of both clocks' uncertainties, is dropped and counted as ``expired``.
-4. The access table decides who may be the origin of a key; what it denies is dropped and counted as ``denied``.
+4. The access table decides who may be the origin of a key; what it denies is dropped and counted as ``denied``, and
+   takes no place in any table.
+5. What an origin tells us itself needs no hearsay: while a stream comes directly, copies of it from others are ``stale``.
+   A copy is only vouched for by the neighbour that passed it on, so it can't silence a neighbour by a sequence made up.
+6. What is kept and delivered is what was sent: a value that its publisher changes afterwards changes nothing here.
 """
 
 from heapq import heappop, heappush
@@ -18,13 +22,17 @@ from msgspec import Struct
 
 from protocols import limits
 from protocols.access import AccessTable
-from protocols.codec import encode_reading
-from protocols.errors import BoundExceeded, ContextMissing, InvalidKey, NotPermitted
+from protocols.codec import decode_untrusted_reading, encode_reading
+from protocols.errors import BoundExceeded, ContextMissing, InvalidKey, InvalidName, NotPermitted, ValueUnsupported
 from protocols.events import DeadlineMissed, Delivery
-from protocols.ids import NodeId, Role
+from protocols.ids import NodeId, Role, node_id
 from protocols.keys import checked_expression, checked_key, intersects, matches
 from protocols.messages import EventTime, Interest, Position, Provenance, Reading, Tensor, Want
 from protocols.queues import NEVER, Drops, LaneQueue
+
+_HEARSAY_LEAD = 1_024
+"""How far copies may run ahead of their origin. More is no race of two ways but a lie: the origin is right then."""
+_IMMUTABLE = frozenset((type(None), bool, int, float, str, bytes))
 
 
 class Quality(Struct, frozen=True):
@@ -82,8 +90,8 @@ class Stream:
     """All that is known of one (origin, key)."""
 
     __slots__ = (
-        "deadline_ns", "held_bytes", "key", "last", "last_ns", "limited", "limited_last", "newest", "numbers", "origin",
-        "permitted", "routes", "version",
+        "direct", "held_bytes", "key", "last", "last_ns", "limited", "limited_last", "missed", "newest", "numbers",
+        "origin", "permitted", "routes", "version",
     )  # fmt: skip
 
     def __init__(self, origin: str, key: str) -> None:
@@ -98,17 +106,19 @@ class Stream:
         self.limited: tuple[Subscription, ...] = ()
         self.limited_last: dict[int, int] = {}
         self.routes: tuple[Route, ...] = ()
-        self.deadline_ns = 0
+        self.direct: Peer | None = None  # the origin, when it told us itself
+        self.missed: tuple[int, ...] = ()  # subscriptions that know that it is silent
 
 
 class Peer:
     """A neighbour as this machine sees it."""
 
-    __slots__ = ("bulk", "node", "realtime", "role", "wants")
+    __slots__ = ("bulk", "interest_version", "node", "realtime", "role", "wants")
 
     def __init__(self, node: NodeId, role: Role, realtime: LaneQueue, bulk: LaneQueue) -> None:
         self.node, self.role, self.realtime, self.bulk = node, role, realtime, bulk
         self.wants: tuple[Want, ...] = ()
+        self.interest_version = -1
 
 
 class Readings:
@@ -125,6 +135,9 @@ class Readings:
         self._interest_version = 0
         self._cached_bytes = 0
         self._deadlines: list[tuple[int, int, str, str]] = []
+        self._watched: set[tuple[int, str, str]] = set()
+        self._checked_where: Position | None = None
+        self._checked_how: Provenance | None = None
         self._events: list[DeadlineMissed] = []
         self.touched: set[tuple[NodeId, bool]] = set()
         """(neighbour, bulk lane?) whose queues got something since the caller last cleared it."""
@@ -161,24 +174,26 @@ class Readings:
 
     def interest_for(self, peer: NodeId) -> Interest:
         """What to ask of ``peer``: own subscriptions, and what other neighbours asked us to ask."""
-        wants: dict[Want, None] = {}
+        hops: dict[Want, int] = {}  # wants that differ in nothing else are one
         for subscription in self._subscriptions.values():
             quality = subscription.quality
-            wants[Want(
-                subscription.expression, quality.min_interval_ns // 1_000, quality.conflate, quality.history, quality.hops
-            )] = None  # fmt: skip
+            want = Want(subscription.expression, quality.min_interval_ns // 1_000, quality.conflate, quality.history)
+            hops[want] = max(hops.get(want, 0), quality.hops)
         for other in self._peers.values():
             if other.node != peer:
-                for want in other.wants:
-                    if want.hops:
-                        wants[msgspec.structs.replace(want, hops=want.hops - 1)] = None
+                for asked in other.wants:
+                    if asked.hops:
+                        want = msgspec.structs.replace(asked, hops=0)
+                        hops[want] = max(hops.get(want, 0), asked.hops - 1)
         self._interest_version += 1
-        return Interest(self._interest_version, tuple(wants)[: limits.MAX_SUBSCRIPTIONS])
+        wants = [msgspec.structs.replace(want, hops=further) for want, further in hops.items()]
+        return Interest(self._interest_version, tuple(wants[: limits.MAX_SUBSCRIPTIONS]))
 
     # --- neighbours ------------------------------------------------------------------------------------------------
     def add_peer(self, peer: Peer) -> None:
         """A neighbour was met; it wants nothing until its Interest comes."""
         self._peers[peer.node] = peer
+        self._version += 1
 
     def remove_peer(self, node: NodeId) -> bool:
         """A neighbour is gone. True when others' asking through us changes with it."""
@@ -194,8 +209,9 @@ class Readings:
     def receive_interest(self, interest: Interest, node: NodeId, now: int, utc_now: int) -> bool:
         """A neighbour says what it wants. True when others must be asked on its behalf."""
         peer = self._peers.get(node)
-        if peer is None:
+        if peer is None or interest.version <= peer.interest_version:  # a large one, on the bulk lane, was overtaken
             return False
+        peer.interest_version = interest.version
         wants = []
         for want in interest.wants:
             try:
@@ -208,12 +224,14 @@ class Readings:
             else:
                 self._drops.count(node, want.expression, "denied")
         before, peer.wants = peer.wants, tuple(wants)
+        if before == peer.wants:
+            return False
         self._version += 1
         old = {want.expression for want in before}
         fresh = [want.expression for want in wants if want.history and want.expression not in old]
         if fresh:
             self._send_history(peer, fresh, now, utc_now)
-        return before != peer.wants and any(want.hops for want in (*before, *peer.wants))
+        return any(want.hops for want in (*before, *peer.wants))
 
     def _send_history(self, peer: Peer, expressions: list[str], now: int, utc_now: int) -> None:
         for stream in list(self._streams.values()):
@@ -233,7 +251,8 @@ class Readings:
         """Publish one value of this node.
 
         :raises InvalidKey: when ``key`` is not one. :raises NotPermitted: when the table denies it.
-        :raises ContextMissing: without where, when or how. :raises ValueUnsupported: when ``value`` can't travel.
+        :raises ContextMissing: without where, when or how. :raises ValueUnsupported: when ``value`` can't travel, or a
+            number of its context is out of range (NaN is).
         """
         if where is None or when is None or how is None:
             lacking = "where" if where is None else "when" if when is None else "how"
@@ -241,10 +260,20 @@ class Readings:
                 f"a reading on {key!r} has no '{lacking}': a value without its context is of no use to others. "
                 + ("Set [node] position, or pass where=" if where is None else f"Pass {lacking}=")
             )
+        if where is not self._checked_where or how is not self._checked_how:
+            _check_context(where, how)
+            self._checked_where, self._checked_how = where, how
+        if type(when.utc_ns) is not int or when.utc_ns < 0 or when.uncertainty_ns < 0:
+            raise ValueUnsupported(f"{when} is not a time: use whole nanoseconds since 1970, 0 or more")
+        if not 0 <= priority <= 7 or not 0 <= lifespan_ms <= limits.MAX_LIFESPAN_MS or not 0 <= hops <= limits.MAX_HOPS:
+            raise ValueUnsupported(
+                f"priority {priority}, lifespan_ms {lifespan_ms} or hops {hops} is out of range: use 0 to 7, "
+                f"0 to {limits.MAX_LIFESPAN_MS} and 0 to {limits.MAX_HOPS}"
+            )
         stream = self._streams.get((self._node, key))
         if stream is None:
             checked_key(key)
-            stream = self._open_stream(self._node, key, now)
+            stream = self._keep_stream(Stream(self._node, key), now)
         if stream.version != self._version:
             self._decide(stream, self._role)
         if not stream.permitted:
@@ -252,6 +281,8 @@ class Readings:
         sequence = self._sequence
         reading = Reading(key, self._node, sequence, value, where, when, how, priority, lifespan_ms, hops)
         data = encode_reading(reading)
+        if type(value) not in _IMMUTABLE:
+            reading = decode_untrusted_reading(data)
         self._sequence = sequence + 1
         self._note(stream, reading, len(data), now)
         self.counters["published"] += 1
@@ -277,19 +308,20 @@ class Readings:
     ) -> list[Delivery]:
         """Take readings from a neighbour: what to deliver here; what goes on to others is queued (see ``touched``)."""
         deliveries = []
+        peer = self._peers.get(source)
         for reading in readings:
             stream = self._streams.get((reading.origin, reading.key))
-            if stream is None:
-                try:
-                    checked_key(reading.key)
-                except InvalidKey:
-                    self._drops.count(source, "*", "invalid_key")
+            if stream is None or stream.version != self._version or reading.origin == self._node:
+                stream = self._admit(stream, reading, source, source_role, now)
+                if stream is None:
                     continue
-                stream = self._open_stream(reading.origin, reading.key, now)
-            if stream.version != self._version:
-                self._decide(stream, source_role if reading.origin == source else None)
-            if not stream.permitted:
-                self._drops.count(source, reading.key, "denied")
+            if reading.origin == source:
+                if stream.direct is not peer:
+                    stream.direct = peer
+                    if reading.sequence + _HEARSAY_LEAD < stream.newest:
+                        stream.newest = -1
+            elif stream.direct is not None and stream.direct is self._peers.get(NodeId(reading.origin)):
+                self._drops.count(source, reading.key, "stale")
                 continue
             if reading.sequence <= stream.newest:
                 self._drops.count(source, reading.key, "stale")
@@ -307,16 +339,51 @@ class Readings:
         self.counters["delivered"] += len(deliveries)
         return deliveries
 
+    def _admit(
+        self, stream: Stream | None, reading: Reading, source: NodeId, source_role: Role, now: int
+    ) -> Stream | None:
+        """The stream of a reading from ``source``, decided anew; None, and counted, when it may not be."""
+        if reading.origin == self._node:
+            self._drops.count(source, reading.key if stream is not None else "*", "echo")
+            return None
+        if stream is None:
+            try:
+                checked_key(reading.key)
+                node_id(reading.origin)  # or a wildcard as origin would match every access rule
+            except (InvalidKey, InvalidName):
+                self._drops.count(source, "*", "invalid_key")
+                return None
+            fresh = Stream(reading.origin, reading.key)
+        else:
+            fresh = stream
+        self._decide(fresh, source_role if reading.origin == source else None)
+        if not fresh.permitted:
+            self._drops.count(source, reading.key, "denied")
+            if stream is not None:
+                self._drop_stream(stream)
+            return None
+        if stream is None:
+            self._keep_stream(fresh, now)
+        return fresh
+
     def _note(self, stream: Stream, reading: Reading, size_bytes: int, now: int) -> None:
         stream.newest, stream.last, stream.last_ns = reading.sequence, reading, now
+        if stream.missed:
+            self._watch_again(stream, now)
         value = reading.value
         kind = type(value)
         if kind is bytes or kind is str:
             size_bytes = len(value)
-        elif kind is Tensor:
-            size_bytes = len(value.data)
         elif not size_bytes:
-            size_bytes = 64
+            if kind is Tensor:
+                size_bytes = len(value.data)
+                if len(_kept_alive(value)) > 2 * size_bytes + 4_096:  # a small part of a large frame
+                    alone = Tensor(value.dtype, value.shape, memoryview(bytes(value.data)))
+                    stream.last = msgspec.structs.replace(reading, value=alone)
+            elif kind is list or kind is dict:
+                size_bytes = _weight_bytes(value)
+            else:
+                size_bytes = 64
         if size_bytes != stream.held_bytes:
             self._cached_bytes += size_bytes - stream.held_bytes
             stream.held_bytes = size_bytes
@@ -363,27 +430,40 @@ class Readings:
         return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate)
 
     def _offer(self, peer: Peer, reading: Reading, now: int, utc_now: int, conflate: bool) -> bool:
-        return self._enqueue(peer, reading, encode_reading(reading), conflate, now, utc_now)
+        data = self._encoded_again(reading, peer.node)
+        return data is not None and self._enqueue(peer, reading, data, conflate, now, utc_now)
+
+    def _encoded_again(self, reading: Reading, peer: NodeId) -> bytes | None:
+        """None, and counted: it grew above a frame, as single precision does that is doubled here."""
+        try:
+            return encode_reading(reading)
+        except ValueUnsupported:
+            self._drops.count(peer, reading.key, "too_large")
+            return None
 
     def _forward(self, stream: Stream, reading: Reading, source: NodeId, now: int, utc_now: int) -> None:
         passed_on = _one_hop_less(reading)
-        data = encode_reading(passed_on)
+        data: bytes | None = None
         for route in stream.routes:
             if route.peer == source or route.peer == reading.origin:
                 continue
+            if data is None:
+                data = self._encoded_again(passed_on, route.peer)
+                if data is None:
+                    return
             if route.min_interval_ns and not self._due(route, reading.key, now):
                 continue
             if self._enqueue(self._peers[route.peer], passed_on, data, route.conflate, now, utc_now):
                 self.counters["forwarded"] += 1
 
     # --- decisions kept per stream ---------------------------------------------------------------------------------
-    def _open_stream(self, origin: str, key: str, now: int) -> Stream:
+    def _keep_stream(self, stream: Stream, now: int) -> Stream:
         if len(self._streams) >= limits.MAX_STREAMS:
             self._drop_stream(next(iter(self._streams.values())))
-        stream = self._streams[origin, key] = Stream(origin, key)
+        self._streams[stream.origin, stream.key] = stream
         stream.last_ns = now
         for subscription in self._subscriptions.values():
-            if subscription.quality.deadline_ns and matches(subscription.expression, key):
+            if subscription.quality.deadline_ns and matches(subscription.expression, stream.key):
                 self._watch(subscription.number, stream, now + subscription.quality.deadline_ns)
         return stream
 
@@ -392,9 +472,11 @@ class Readings:
         self._cached_bytes -= stream.held_bytes
 
     def _decide(self, stream: Stream, role: Role | None) -> None:
-        """``role`` of the origin when its certificate was seen."""
+        """``role`` of the origin when the caller knows it."""
         origin = NodeId(stream.origin)
         own = origin == self._node
+        if role is None and origin in self._peers:
+            role = self._peers[origin].role
         if role is not None:
             stream.permitted = self._access.permits_publish(role, origin, stream.key)
         else:
@@ -421,20 +503,30 @@ class Readings:
 
     # --- deadlines -------------------------------------------------------------------------------------------------
     def _watch(self, number: int, stream: Stream, due_ns: int) -> None:
-        if len(self._deadlines) < limits.MAX_STREAMS:
-            heappush(self._deadlines, (due_ns, number, stream.origin, stream.key))
+        watched = (number, stream.origin, stream.key)
+        if len(self._deadlines) < limits.MAX_STREAMS and watched not in self._watched:
+            self._watched.add(watched)
+            heappush(self._deadlines, (due_ns, *watched))
+
+    def _watch_again(self, stream: Stream, now: int) -> None:
+        missed, stream.missed = stream.missed, ()
+        for number in missed:
+            subscription = self._subscriptions.get(number)
+            if subscription is not None:
+                self._watch(number, stream, now + subscription.quality.deadline_ns)
 
     def handle_timer(self, now: int) -> None:
-        """Report streams that missed a deadline."""
+        """Report streams that missed a deadline, once for each silence: what is gone for good is reported once."""
         while self._deadlines and self._deadlines[0][0] <= now:
             _, number, origin, key = heappop(self._deadlines)
+            self._watched.discard((number, origin, key))
             subscription, stream = self._subscriptions.get(number), self._streams.get((origin, key))
             if subscription is None or stream is None:
                 continue
             deadline_ns = subscription.quality.deadline_ns
             if stream.last_ns + deadline_ns <= now:
                 self._events.append(DeadlineMissed(number, origin, key))
-                self._watch(number, stream, now + deadline_ns)
+                stream.missed = (*stream.missed, number)
             else:
                 self._watch(number, stream, stream.last_ns + deadline_ns)
 
@@ -450,6 +542,52 @@ class Readings:
 
 def _expiry_utc_ns(reading: Reading) -> int:
     return reading.when.utc_ns + reading.when.uncertainty_ns + reading.lifespan_ms * limits.MS
+
+
+def _kept_alive(tensor: Tensor) -> bytes | memoryview:
+    """What a tensor keeps in memory: the frame that it came in, or itself."""
+    return tensor.data.obj if type(tensor.data.obj) is bytes else tensor.data
+
+
+def _weight_bytes(value: object) -> int:
+    """About how much memory a list or dict holds."""
+    weight_bytes = 64
+    rest = [value]
+    while rest:
+        item = rest.pop()
+        if type(item) is list or type(item) is dict:
+            weight_bytes += 32 * len(item) + 64
+            rest.extend(item)
+            if type(item) is dict:
+                rest.extend(item.values())
+        elif type(item) is str or type(item) is bytes:
+            weight_bytes += len(item)
+        elif type(item) is Tensor:
+            weight_bytes += len(_kept_alive(item))
+    return weight_bytes
+
+
+def _check_context(where: Position, how: Provenance) -> None:
+    """What neighbours would refuse as malformed, and hang up. Comparisons with NaN are false."""
+    altitude_m, heading_deg = where.altitude_m, where.heading_deg
+    if (
+        not -90 <= where.latitude_deg <= 90
+        or not -180 <= where.longitude_deg <= 180
+        or not where.accuracy_m >= 0
+        or not (altitude_m is None or -1e6 <= altitude_m <= 1e9)
+        or not (heading_deg is None or 0 <= heading_deg < 360)
+    ):
+        raise ValueUnsupported(
+            f"{where} is not on earth: use latitude -90 to 90, longitude -180 to 180, accuracy 0 or more, "
+            "heading 0 to below 360"
+        )
+    texts = (how.sensor, how.unit, how.calibration, *how.lineage)
+    too_long = any(len(text) > limits.MAX_TEXT_CHARS for text in texts)
+    if not 0 <= how.quality <= 1 or len(how.lineage) > limits.MAX_LINEAGE or too_long:
+        raise ValueUnsupported(
+            f"quality {how.quality} must be 0 to 1, lineage at most {limits.MAX_LINEAGE} steps, and each text at most "
+            f"{limits.MAX_TEXT_CHARS} characters"
+        )
 
 
 def _one_hop_less(reading: Reading) -> Reading:

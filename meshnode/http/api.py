@@ -96,7 +96,15 @@ class Api:
 
     async def peers(self, _: Request) -> Response:
         """Every neighbour known."""
-        return json_response([msgspec.to_builtins(peer) for peer in self.node.peers()])
+        return json_response([
+            {
+                **msgspec.to_builtins(msgspec.structs.replace(peer, offers=())),
+                "offers": [
+                    {field: getattr(offer, field) for field in offer.__struct_fields__} for offer in peer.offers
+                ],
+            }
+            for peer in self.node.peers()
+        ])  # fmt: skip
 
     async def drops(self, _: Request) -> Response:
         """Every drop counter."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_LABELS: Final = 64
 LATENCY_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-_GAUGES: Final = ("_waiting", "_pending", "_pending_bytes", "_untold_fates")
+_GAUGES: Final = ("_waiting", "_pending", "_pending_bytes", "_untold_fates", "_lanes")
 """Endings of the names in ``Node.statistics`` that go up and down."""
 
 

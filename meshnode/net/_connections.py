@@ -2,10 +2,10 @@
 
 Two faults of NNG 1.11.0 make that necessary; both were measured and can be read in its ``tls_common.c``:
 
-- its negotiation time-out has no effect while TLS waits for the peer's first bytes: any stranger could take all descriptors
-  of a node by connecting and keeping still. Such connections are shut down here, and NNG sees them end;
-- a connection that ends while nothing waits to receive from it (a slow reader, or a last frame directly before the end) is
-  closed without its pipe ever being told. Such pipes are named here, and the owner closes them.
+- its negotiation time-out has no effect while TLS waits for the peer's first bytes: any stranger could take all
+  descriptors of a node by connecting and keeping still. Such connections are shut down here, and NNG sees them end;
+- a connection that ends while nothing waits to receive from it (a slow reader, or a last frame directly before the end)
+  is closed without its pipe ever being told. Such pipes are named here, and the owner closes them.
 
 Linux only (``/proc``); elsewhere nothing is found and nothing is closed.
 """
@@ -40,7 +40,7 @@ class Connections:
         self._since_ns: dict[Remote, int] = {}
 
     def look(self, known: Collection[Remote], now_ns: int) -> Found:
-        """Shut down strangers that are older than a handshake may take; ``known`` are the ends of all admitted pipes."""
+        """Shut down strangers older than a handshake may take; ``known`` are the ends of all admitted pipes."""
         strangers: dict[Remote, int] = {}
         missing = set(known)
         closed = 0

@@ -123,6 +123,7 @@ class Links:
         self._refused_inbound = self._refused_outbound = self._mute_closed = 0
         self._frames_sent = self._bytes_sent = 0
         self._lanes: dict[int, Lane] = {}
+        self._connections: Connections | None = None
         self._changing = threading.Lock()
         self._closing = self._stopping = self._stopped = False
         self._tasks: deque[Callable[[], None]] = deque()
@@ -148,8 +149,8 @@ class Links:
                 target=self._run_receiver, args=(inbox,), name="mesh-receive", daemon=True
             )
             self._receiver.start()
-        connections = Connections(inbox.port, _HANDSHAKE_NS)
-        self.post(lambda: self._later(_SWEEP_NS, partial(self._sweep, connections)))
+        self._connections = Connections(inbox.port, _HANDSHAKE_NS)
+        self.post(lambda: self._later(_SWEEP_NS, self._sweep))
         return inbox.port
 
     def dial(self, address: Address, greeting: Callable[[], bytes], timeout_s: float) -> OutgoingLane:
@@ -265,6 +266,8 @@ class Links:
     def _lane_removed(self, lane: Lane, pipe: int) -> None:
         if pipe == lane.pipe:
             self.post(partial(self._lane_finished, lane, f"{lane.address} closed the connection"))
+            # when a process dies, its pipe into our inbox ends too: don't wait for the next sweep to see that
+            self.post(lambda: self._later(_INBOUND_GRACE_NS, self._compare_connections))
 
     # --- the receiving thread --------------------------------------------------------------------------------------
 
@@ -364,13 +367,18 @@ class Links:
             if not self._closing:
                 self._observer.lane_closed(lane, reason)
 
-    def _sweep(self, connections: Connections) -> None:
+    def _sweep(self) -> None:
+        self._compare_connections()
+        self._later(_SWEEP_NS, self._sweep)
+
+    def _compare_connections(self) -> None:
+        if self._connections is None:
+            return
         pipes = self._inbound.remotes()
-        found = connections.look(pipes, time.monotonic_ns())
+        found = self._connections.look(pipes, time.monotonic_ns())
         self._mute_closed += found.mute_closed
         for remote in found.vanished:
             self.close_pipe(pipes[remote])
-        self._later(_SWEEP_NS, partial(self._sweep, connections))
 
     def _stop(self) -> None:
         self._stopping = True

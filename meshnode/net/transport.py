@@ -74,7 +74,7 @@ class TransportObserver(Protocol):
     def inbound_closed(self, pipe: int) -> None:
         """Told once for every ``inbound_opened``, after its last frame was received or lost."""
 
-    def frame_received(self, pipe: int, frame: bytes) -> None:
+    def frame_received(self, pipe: int, frame: bytes | bytearray) -> None:
         """One frame from an open inbound pipe."""
 
     def lane_opened(self, lane: OutgoingLane, identity: PeerIdentity) -> None:

@@ -1,0 +1,1 @@
+"""The ``meshnode`` command: one module for each family of commands. ``docs/reference/commands.md`` describes them."""

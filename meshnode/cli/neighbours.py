@@ -1,0 +1,149 @@
+"""``meshnode peers`` and ``meshnode watch``: who is there, and how it goes."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meshnode.cli.node_api import NodeApi, chosen_node, on_a_node
+from meshnode.cli.printing import milliseconds, print_json, printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+_STATE_STYLES = {"alive": "green", "suspect": "yellow", "dead": "red", "left": "dim"}
+_MAX_DROPS_SHOWN = 8
+
+
+@click.command()
+@on_a_node
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def peers(node_config: Path | None, http_address: str | None, as_json: bool) -> None:
+    """Show the neighbours of a node. Status 1 when there are none."""
+    known = chosen_node(node_config, http_address).get("/v1/peers")
+    if as_json:
+        print_json(known)
+    elif known:
+        from rich.console import Console
+
+        Console().print(_peer_table(known))
+    else:
+        click.echo("no neighbours", err=True)
+    if not known:
+        click.get_current_context().exit(1)
+
+
+@click.command()
+@on_a_node
+@click.option("--once", is_flag=True, help="Print one frame and end.")
+@click.option("--interval", "interval_s", type=click.FloatRange(0.2, 60), default=1.0, show_default=True,
+              help="Seconds between frames.")  # fmt: skip
+def watch(node_config: Path | None, http_address: str | None, once: bool, interval_s: float) -> None:
+    """Show a node live: neighbours, round trips, rates, drops, inference. Ctrl-C ends it."""
+    from rich.console import Console
+    from rich.live import Live
+
+    api = chosen_node(node_config, http_address)
+    console = Console()
+    frame = _Frame(api)
+    if once:
+        frame.read()
+        time.sleep(min(interval_s, 0.5))  # rates need two moments
+        console.print(frame.read())
+        return
+    with Live(frame.read(), console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        while True:
+            time.sleep(interval_s)
+            live.update(frame.read(), refresh=True)
+
+
+class _Frame:
+    """What is shown, and the moment before, for rates."""
+
+    def __init__(self, api: NodeApi) -> None:
+        self._api = api
+        self._before: tuple[float, dict[str, int]] | None = None
+
+    def read(self) -> "RenderableType":
+        """Ask the node and draw. :raises MeshError: it doesn't answer."""
+        from rich.console import Group
+        from rich.text import Text
+
+        node, known, drops = (self._api.get(f"/v1/{path}") for path in ("node", "peers", "drops"))
+        now_s, counters = time.monotonic(), node["statistics"]
+        before_s, before = self._before or (now_s, counters)
+        self._before = (now_s, counters)
+        passed_s = now_s - before_s
+
+        def rate(name: str) -> str:
+            return f"{(counters.get(name, 0) - before.get(name, 0)) / passed_s:.0f}/s" if passed_s > 0 else "-"
+
+        relay = node["relay"]
+        head = Text.assemble(
+            (f"{node['id']}", "bold"),
+            f"  {node['role']} of {node['mesh']}, port {node['port']}, up {_duration(node['uptime_s'])}, certificate ends "
+            f"in {node['certificate_days_left']:.0f} days, relay "
+            + (printable(f"{relay['state']} {relay['detail']}".strip(), 100) if relay else "none"),
+        )
+        readings = (
+            f"readings   published {rate('readings_published')}   accepted {rate('readings_accepted')}   "
+            f"delivered {rate('readings_delivered')}   forwarded {rate('readings_forwarded')}"
+        )
+        inference = (
+            f"inference  asked {rate('inference_asked')}   here {counters.get('inference_run_here', 0)}   at neighbours "
+            f"{counters.get('inference_run_there', 0)}   hedged {counters.get('inference_hedged', 0)}   failed "
+            f"{counters.get('inference_failed', 0)}   served {counters.get('inference_served', 0)}"
+        )
+        records = ""
+        if "outbox_issued" in counters:
+            records = (
+                f"records    {counters['outbox_issued']}   waiting {counters['outbox_pending']}   delivered "
+                f"{counters['outbox_delivered']}   expired {counters['outbox_expired']}   evicted "
+                f"{counters['outbox_evicted']}   refused {counters['outbox_refused']}"
+            )
+        lines = "\n".join(filter(None, (readings, inference, records)))
+        return Group(head, Text(lines), _peer_table(known), _drop_table(drops, rate("drops")))
+
+
+def _peer_table(known: list[dict[str, Any]]) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("neighbour", "role", "state", "round trip", "silent", "lanes", "waiting", "computes"):
+        table.add_column(name, justify="right" if name in ("round trip", "silent", "waiting") else "left")
+    for peer in known:
+        offers = ", ".join(f"{offer['model']} ({offer['compute_us'] / 1e3:.0f} ms)" for offer in peer["offers"])
+        table.add_row(
+            peer["node"],
+            peer["role"],
+            Text(peer["state"] if peer["met"] else f"{peer['state']}, not met", _STATE_STYLES.get(peer["state"], "")),
+            milliseconds(peer["round_trip_ns"]),
+            f"{peer['silent_ns'] / 1e9:.1f} s",
+            ", ".join(peer["lanes"]),
+            str(peer["waiting_readings"]),
+            Text(printable(offers)),
+        )
+    return table
+
+
+def _drop_table(drops: list[dict[str, Any]], rate: str) -> "RenderableType":
+    from rich.table import Table
+    from rich.text import Text
+
+    if not drops:
+        return Text("drops      none")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (f"drops {rate}", "reason", "peer", "key"):
+        table.add_column(name, justify="right" if name.startswith("drops") else "left")
+    for drop in sorted(drops, key=lambda entry: -entry["count"])[:_MAX_DROPS_SHOWN]:
+        table.add_row(str(drop["count"]), drop["reason"], drop["peer"] or "here", Text(printable(drop["key"])))
+    return table
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

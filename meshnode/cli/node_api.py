@@ -1,0 +1,146 @@
+"""A running node, as commands reach it: its HTTP API on this host.
+
+Every failure leaves as a ``MeshError`` with the node's own words, or with what to do when no node is there.
+"""
+
+import http.client
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from protocols.errors import (
+    BudgetExhausted,
+    ConfigError,
+    InferenceError,
+    LocalProtocolError,
+    MeshError,
+    ModelUnknown,
+    NotPermitted,
+    TransportError,
+)
+
+DEFAULT: Final = "127.0.0.1:8470"
+TIMEOUT_S: Final = 10.0
+_MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
+_MAX_LINE_BYTES: Final = 32 * 1024 * 1024
+_ERRORS: Final[Mapping[int, type[MeshError]]] = {
+    HTTPStatus.BAD_REQUEST: LocalProtocolError,
+    HTTPStatus.FORBIDDEN: NotPermitted,
+    HTTPStatus.NOT_FOUND: ModelUnknown,
+    HTTPStatus.INTERNAL_SERVER_ERROR: InferenceError,
+    HTTPStatus.GATEWAY_TIMEOUT: BudgetExhausted,
+}
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class NodeApi:
+    """The API at one address."""
+
+    host: str
+    port: int
+    named_by: str
+    """How the user chose it, for messages."""
+
+    def get(self, path: str) -> Any:
+        """What a path holds. :raises MeshError: the node says no, or there is no node."""
+        return json.loads(self.exchange("GET", path)[0])
+
+    def exchange(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> tuple[bytes, Mapping[str, str]]:  # fmt: skip
+        """One request and its answer: body, and headers in lower case. :raises MeshError: as :meth:`get`."""
+        with self._response(method, path, body, headers or {}, timeout_s) as response:
+            content = response.read(_MAX_ANSWER_BYTES)
+            return content, {name.lower(): value for name, value in response.getheaders()}
+
+    def lines(self, path: str) -> Iterator[dict[str, Any]]:
+        """The JSON objects of a stream as they come, until the node ends it. :raises MeshError: as :meth:`get`."""
+        with self._response("GET", path, None, {}, None) as response:
+            while line := response.readline(_MAX_LINE_BYTES):
+                yield json.loads(line)
+
+    @contextmanager
+    def _response(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float | None
+    ) -> Iterator[http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
+        where = f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+        try:
+            connection.request(method, path, body, dict(headers))
+            response = connection.getresponse()
+            if response.status >= HTTPStatus.BAD_REQUEST:
+                raise _error_of(response, where)
+            yield response
+        except ConnectionRefusedError as error:
+            raise TransportError(
+                f"no node answers at {where} ({self.named_by}): start one with 'meshnode run CONFIG', or name the right "
+                "one with --node CONFIG or --http HOST:PORT"
+            ) from error
+        except TimeoutError as error:
+            raise TransportError(
+                f"{where} ({self.named_by}) did not answer within {timeout_s:g} s: is it a node, and not stopped?"
+            ) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            # a closed standard output is an OSError of ours, not of the connection
+            if isinstance(error, BrokenPipeError) and connection.sock is None:
+                raise
+            raise TransportError(
+                f"{where} ({self.named_by}) does not answer like a node ({error or type(error).__name__}): name the "
+                "right one with --node CONFIG or --http HOST:PORT"
+            ) from error
+        finally:
+            connection.close()
+
+
+def _error_of(response: http.client.HTTPResponse, where: str) -> MeshError:
+    try:
+        message = str(json.loads(response.read(65_536))["error"])
+    except (ValueError, KeyError, TypeError):
+        return TransportError(
+            f"{where} answers {response.status} {response.reason}, but not like a node: name the right one with "
+            "--node CONFIG or --http HOST:PORT"
+        )
+    return _ERRORS.get(response.status, TransportError)(message)
+
+
+def on_a_node(command: _F) -> _F:
+    """Options that choose the node a command talks to; the command takes both (see :func:`chosen_node`)."""
+    command = click.option(
+        "--http", "http_address", metavar="HOST:PORT", help=f"The node's HTTP address.  [default: {DEFAULT}]"
+    )(command)
+    return click.option(
+        "--node", "node_config", type=click.Path(path_type=Path), metavar="CONFIG.toml",
+        help="The node's configuration file; its [http] address is used.",
+    )(command)  # fmt: skip
+
+
+def chosen_node(node_config: Path | None, http_address: str | None) -> NodeApi:
+    """The node that the options name. :raises ConfigError: the configuration is wrong, or names no HTTP port."""
+    if node_config is not None and http_address is not None:
+        raise click.UsageError("--node and --http both name a node: give one of them")
+    if node_config is None:
+        host, separator, port = (http_address or DEFAULT).rpartition(":")
+        if not separator or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65_536):
+            raise click.UsageError(f"--http {http_address!r} is not HOST:PORT, as in {DEFAULT}")
+        named_by = f"--http {http_address}" if http_address else "the default; see --http and --node"
+        return NodeApi(host.strip("[]") or "127.0.0.1", int(port), named_by)
+    from meshnode.config import load
+
+    section = load(node_config).http
+    if not section.enabled:
+        raise ConfigError(f"{node_config} has [http] enabled = false: set it to true, and start the node again")
+    if section.port == 0:
+        raise ConfigError(
+            f"{node_config} has [http] port = 0, which is any free one: the node's ready line tells it, give it as "
+            "--http 127.0.0.1:PORT"
+        )
+    return NodeApi(section.host, section.port, f"[http] of {node_config}")

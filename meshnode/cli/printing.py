@@ -1,0 +1,40 @@
+"""How values and durations look to people. What others chose is stripped of control characters: it could rewrite the
+terminal of whoever looks."""
+
+import json
+from typing import Any, Final
+
+import click
+
+MAX_CELL_CHARS: Final = 60
+
+
+def printable(text: str, most: int = MAX_CELL_CHARS) -> str:
+    """``text`` on one line, cut to ``most`` characters."""
+    shown = "".join(c if c.isprintable() else "�" for c in text[: most + 1])
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def value_text(value: Any, most: int = MAX_CELL_CHARS) -> str:
+    """The value of a reading, as the HTTP API gives it."""
+    match value:
+        case str():
+            return printable(value, most)
+        case {"$bytes": str(data)}:
+            return f"{len(data) * 3 // 4 - data[-2:].count('=')} bytes"
+        case {"$tensor": {"dtype": dtype, "shape": shape}}:
+            return f"{dtype}{shape}"
+        case {"$float": text}:
+            return str(text)
+        case _:
+            return printable(json.dumps(value, ensure_ascii=False), most)
+
+
+def milliseconds(ns: int) -> str:
+    """Nanoseconds as milliseconds; a dash for what is not measured yet."""
+    return f"{ns / 1e6:.2f} ms" if ns else "-"
+
+
+def print_json(content: Any) -> None:
+    """``content`` for a program, indented for the people who look all the same."""
+    click.echo(json.dumps(content, indent=1, ensure_ascii=False))

@@ -1,0 +1,122 @@
+"""``meshnode pub`` and ``meshnode sub``: put a reading into the mesh, and see those that pass."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import click
+
+from meshnode.cli.node_api import chosen_node, on_a_node
+from meshnode.cli.printing import print_json, printable, value_text
+
+
+class _Place(click.ParamType):
+    """``LAT,LON`` or ``LAT,LON,ACCURACY`` in degrees and metres."""
+
+    name = "LAT,LON[,ACCURACY]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, float]:
+        """The position as the HTTP API takes it."""
+        if isinstance(value, dict):
+            return value
+        try:
+            numbers = [float(part) for part in str(value).split(",")]
+        except ValueError:
+            numbers = []
+        if len(numbers) not in (2, 3):
+            self.fail(f"{value!r} is no place: give degrees and metres, as in 48.766,11.43,5", param, ctx)
+        return dict(zip(("latitude_deg", "longitude_deg", "accuracy_m"), [*numbers, 10.0][:3], strict=True))
+
+
+@click.command()
+@click.argument("key")
+@click.argument("value")
+@on_a_node
+@click.option("--unit", default="1", help="UCUM symbol, such as m/s.")
+@click.option("--sensor", default="command", show_default=True, help="What sensed it.")
+@click.option("--at", "where", type=_Place(), help="Where it was sensed.  [default: where the node is]")
+@click.option("--quality", type=click.FloatRange(0, 1), default=1.0, show_default=True)
+@click.option("--priority", type=click.IntRange(0, 7), default=3, show_default=True, help="7 overtakes everything.")
+@click.option("--lifespan-ms", type=click.IntRange(0), default=0, help="Worthless after this.  [default: never]")
+@click.option("--hops", type=click.IntRange(0), default=0, show_default=True, help="How many nodes may pass it on.")
+@click.option("--text", "as_text", is_flag=True, help="VALUE is text even if it looks like JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def pub(key: str, value: str, node_config: Path | None, http_address: str | None, as_text: bool, as_json: bool,
+        **context: Any) -> None:  # fmt: skip
+    """Publish VALUE on KEY, in the name of a running node.
+
+    VALUE is JSON (13.9, true, '{"a": 1}'), or text when it is not. A value that begins with a minus follows '--':
+    meshnode pub veh/veh-1/temperature -- -3.5
+    """
+    api = chosen_node(node_config, http_address)
+    body = json.dumps({"key": key, "value": value if as_text else _parsed(value), **context}).encode()
+    answer = json.loads(api.exchange("POST", "/v1/readings", body, {"Content-Type": "application/json"})[0])
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(
+            f"published {key} as {answer['origin']}: {answer['local']} subscriptions here, {answer['queued']} neighbours, "
+            f"{answer['dropped']} dropped"
+        )
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except ValueError:
+        return text
+
+
+def _no_constant(_: str) -> Any:
+    raise ValueError  # "NaN" is no JSON: it is a text
+
+
+@click.command()
+@click.argument("expression")
+@on_a_node
+@click.option("--count", type=click.IntRange(0), default=0, help="End after so many readings.  [default: never]")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0, 86_400), help="End after so many seconds.")
+@click.option("--conflate", is_flag=True, help="Of readings that wait, only the newest of each key.")
+@click.option("--no-history", is_flag=True, help="Only new readings, not the last known ones.")
+@click.option("--max-rate", "max_rate_hz", type=click.FloatRange(0, 1e6), help="At most so many a second of a key.")
+@click.option("--hops", type=click.IntRange(0), default=0, show_default=True, help="Neighbours ask theirs, so often.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with the whole context.")
+def sub(
+    expression: str, node_config: Path | None, http_address: str | None, count: int, timeout_s: float | None,
+    conflate: bool, no_history: bool, max_rate_hz: float | None, hops: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Show readings whose key matches EXPRESSION, such as 'veh/*/speed' or 'rsu/**'.
+
+    Status 1 when --timeout ended it and no reading, or less than --count, had come.
+    """
+    query = {"key": expression, "count": count, "hops": hops, "conflate": conflate, "history": not no_history}
+    query |= {name: v for name, v in (("timeout_s", timeout_s), ("max_rate_hz", max_rate_hz)) if v is not None}
+    api = chosen_node(node_config, http_address)
+    seen = 0
+    for entry in api.lines(f"/v1/readings?{urlencode(query)}"):
+        if "dropped" in entry:
+            click.echo(f"meshnode: too slow: {entry['dropped']} readings dropped so far", err=True)
+            continue
+        seen += 1
+        print_line(json.dumps(entry, ensure_ascii=False) if as_json else _line(entry))
+    if seen < max(count, 1):
+        click.get_current_context().exit(1)
+
+
+def print_line(text: str) -> None:
+    """Print at once: a reader in a pipe wants each reading when it comes."""
+    click.echo(text)
+
+
+def _line(entry: dict[str, Any]) -> str:
+    when_s, rest_ns = divmod(entry["when"]["utc_ns"], 1_000_000_000)
+    try:
+        instant = f"{time.strftime('%H:%M:%S', time.gmtime(when_s))}.{rest_ns // 1_000_000:03}Z"
+    except (OverflowError, ValueError, OSError):
+        instant = f"{when_s} s"
+    unit = "" if entry["how"]["unit"] == "1" else f" {printable(entry['how']['unit'])}"
+    where = f"{entry['where']['latitude_deg']:.5f},{entry['where']['longitude_deg']:.5f}"
+    key = printable(entry["key"], 200)
+    return f"{instant} {key} {value_text(entry['value'])}{unit}  ({entry['origin']} at {where})"
