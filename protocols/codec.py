@@ -208,7 +208,7 @@ def decode_untrusted_reading(data: bytes) -> Reading:
     return reading
 
 
-def untrusted_other_major(data: bytes) -> int | None:
+def untrusted_other_major(data: bytes | bytearray) -> int | None:
     """The major version of a ``Hello`` of another one than ours, whose rest may be anything; None for all else."""
     if len(data) > 2 and 0x91 <= data[0] <= 0x9F and data[1] == _HELLO_TAG and data[2] < 0x80 and data[2] != MAJOR:
         return data[2]

@@ -1,9 +1,11 @@
 """Where to dial, when, and how often: the part of membership that deals in hints.
 
 A *contact* is somewhere to dial: an advert or a seed (hints from strangers), or what an authenticated Hello said. Each
-contact has at most one dial per lane under way. Failure doubles the pause, up to ``REDIAL_MAX_NS``; a lane that closes
-within a second of opening counts as a failure, so that a peer which turns us away after the handshake is not dialled in a
-loop. Whoever was refused, by us or by them, is left alone for ``REFUSAL_MEMORY_NS``.
+contact has at most one dial per lane under way, and at most ``MAX_DIALS`` of all wait for an answer, those that failed
+least first: whoever floods the radio with adverts makes us knock at many doors, but neither at all at once nor before the
+others. Failure doubles the pause, up to ``REDIAL_MAX_NS``; a lane that closes within a second of opening counts as a
+failure, so that a peer which turns us away after the handshake is not dialled in a loop. Whoever was refused, by us or
+by them, is left alone for ``REFUSAL_MEMORY_NS``. In a full table a contact that answered goes before mere hints.
 """
 
 from collections.abc import Callable
@@ -16,11 +18,19 @@ from protocols.queues import NEVER
 
 HostPort = tuple[str, int]
 
+MAX_DIALS = 64
+"""Dials without an answer: each is a socket and, at a mute server, lasts until its time-out."""
+_LEADS_NOWHERE = 3
+"""Failures after which a hint makes room for a newer one."""
+
 
 class Contact:
     """Somewhere to dial."""
 
-    __slots__ = ("addresses", "attempt", "failures", "first_seen_ns", "name", "next_dial_ns", "node", "seed", "wanted")
+    __slots__ = (
+        "addresses", "advertised", "attempt", "failures", "first_seen_ns", "name", "next_dial_ns", "node", "seed",
+        "wanted",
+    )  # fmt: skip
 
     def __init__(self, name: str, node: NodeId | None, now: int) -> None:
         self.name, self.node, self.first_seen_ns = name, node, now
@@ -31,6 +41,8 @@ class Contact:
         self.next_dial_ns = now
         self.wanted = True
         """False once the hint was withdrawn: finish, don't dial again."""
+        self.advertised = False
+        """Somebody will say when it is gone; what only a Hello told is forgotten with its neighbour."""
 
 
 class Dialling:
@@ -57,6 +69,11 @@ class Contacts:
         self._effects: list[Dial | HangUp] = []
         self.counters = {"hints_ignored": 0, "dials": 0, "dials_failed": 0}
 
+    @property
+    def restless(self) -> bool:
+        """Whether :meth:`outgoing` has something."""
+        return bool(self._effects)
+
     def outgoing(self) -> list[Dial | HangUp]:
         """Effects decided since the last call."""
         effects, self._effects = self._effects, []
@@ -70,13 +87,28 @@ class Contacts:
         addresses = addresses[: limits.MAX_ADVERT_ADDRESSES]
         contact = self._contacts.get(name)
         if contact is None:
-            if len(self._contacts) >= limits.MAX_ADVERTS:
+            if not self._make_room(_LEADS_NOWHERE):
                 self.counters["hints_ignored"] += 1
                 return
             contact = self._contacts[name] = Contact(name, node, now)
-        contact.wanted = True
+        contact.wanted = contact.advertised = True
         if contact.addresses != addresses:
             self._move(contact, addresses, now)
+
+    def _make_room(self, min_failures: int) -> bool:
+        """Forget the hint that failed most if the table is full; False when none failed ``min_failures`` times."""
+        if len(self._contacts) < limits.MAX_ADVERTS:
+            return True
+        met = {dialling.contact.name for dialling in self._dials.values() if dialling.identity is not None}
+        hints = [contact for contact in self._contacts.values() if not contact.seed and contact.name not in met]
+        worst = max(hints, key=lambda contact: contact.failures, default=None)
+        if worst is None or worst.failures < min_failures:
+            return False
+        for dial in [dial for dial, dialling in self._dials.items() if dialling.contact is worst]:
+            self.hang_up(dial)
+        self._contacts.pop(worst.name, None)
+        self.counters["hints_ignored"] += 1
+        return True
 
     def dial_back(self, node: NodeId, addresses: tuple[HostPort, ...], now: int) -> None:
         """An authenticated Hello says where its inbox is: dial there, unless that is under way."""
@@ -84,10 +116,19 @@ class Contacts:
             return
         contact = self._contacts.get(node)
         if contact is None:
-            self.hint(node, node, addresses, now)
-        else:
-            contact.wanted = True
-            self._move(contact, addresses[: limits.MAX_ADVERT_ADDRESSES], now)
+            if not self._make_room(0):
+                return
+            contact = self._contacts[node] = Contact(node, node, now)
+        contact.wanted = True
+        self._move(contact, addresses[: limits.MAX_ADVERT_ADDRESSES], now)
+
+    def forget(self, node: NodeId) -> None:
+        """A neighbour is forgotten, and where it was with it, unless an advert still names it."""
+        contact = self._contacts.get(node)
+        if contact is not None and not contact.advertised and not contact.seed:
+            for dial in [dial for dial, dialling in self._dials.items() if dialling.contact is contact]:
+                self.hang_up(dial)
+            self._contacts.pop(node, None)
 
     def _move(self, contact: Contact, addresses: tuple[HostPort, ...], now: int) -> None:
         """It is somewhere else: give up dials to where it no longer is."""
@@ -109,12 +150,13 @@ class Contacts:
 
     # --- refusals --------------------------------------------------------------------------------------------------
     def remember_refusal(self, who: str, now: int) -> bool:
-        """Leave ``who`` alone for a while. False: it was remembered already. Bounded: a stranger can't fill it."""
+        """Leave ``who`` alone for a while. False: no news, because it was remembered already or too many are."""
         news = self._refused.get(who, 0) <= now
         if len(self._refused) >= limits.MAX_ADVERTS:
             self._refused = {key: until for key, until in self._refused.items() if until > now}
-        if who in self._refused or len(self._refused) < limits.MAX_ADVERTS:
-            self._refused[who] = now + limits.REFUSAL_MEMORY_NS
+        if who not in self._refused and len(self._refused) >= limits.MAX_ADVERTS:
+            return False
+        self._refused[who] = now + limits.REFUSAL_MEMORY_NS
         return news
 
     def pardon(self, who: str) -> None:
@@ -186,21 +228,29 @@ class Contacts:
     def dial_due(self, may_dial: Callable[[NodeId | None], bool], now: int) -> None:
         """Dial every contact whose time has come; ``may_dial`` says whether a lane to that node is wanted."""
         busy = self._busy()
-        for contact in self._contacts.values():
-            if contact.next_dial_ns > now or contact.name in busy:
-                continue
+        free = MAX_DIALS - self._unanswered()
+        due = [c for c in self._contacts.values() if c.next_dial_ns <= now and c.name not in busy]
+        for contact in sorted(due, key=lambda contact: contact.failures):
             refused_until_ns = self._refused.get(contact.name, 0)
             if refused_until_ns > now:
                 contact.next_dial_ns = refused_until_ns
             elif may_dial(contact.node):
+                if free <= 0:  # the end of any dial makes room
+                    continue
+                free -= 1
                 self._dial(contact, Lane.REALTIME, contact.addresses[contact.attempt % len(contact.addresses)])
             else:
                 contact.next_dial_ns = now + limits.REDIAL_MAX_NS
 
     def next_timer_at(self) -> int:
         """When :meth:`dial_due` wants to be called next."""
+        if self._unanswered() >= MAX_DIALS:
+            return NEVER
         busy = self._busy()
         return min((c.next_dial_ns for c in self._contacts.values() if c.name not in busy), default=NEVER)
+
+    def _unanswered(self) -> int:
+        return sum(dialling.identity is None for dialling in self._dials.values())
 
     def _busy(self) -> set[str]:
         return {dialling.contact.name for dialling in self._dials.values() if dialling.lane is Lane.REALTIME}

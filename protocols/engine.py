@@ -13,10 +13,9 @@ from msgspec import Struct
 
 from protocols import limits
 from protocols.access import DEFAULT_RULES, AccessTable, Rule
-from protocols.codec import decode_untrusted_node_frame, encode_frame
+from protocols.codec import decode_untrusted_node_frame, encode_frame, untrusted_other_major
 from protocols.errors import BoundExceeded, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.events import (
-    ClosePipe,
     Delivery,
     Effect,
     Event,
@@ -38,6 +37,7 @@ from protocols.messages import (
     NamedTensor,
     NodeFrame,
     Offer,
+    Offers,
     Position,
     Provenance,
     Reading,
@@ -106,11 +106,11 @@ class Engine:
         self._readings = Readings(settings.node, settings.role, settings.incarnation << 32, access, self.drops)
         self._inference = Inference(settings.node, access, self._neighbourhood)
         self._queues: dict[NodeId, _Queues] = {}
+        self._queue_of: dict[int, LaneQueue] = {}  # by open dial: the hot path's short cut
         self._lives: dict[NodeId, Incarnation] = {}
         self._present: set[NodeId] = set()
         self._offers_due_ns = NEVER
         self._offers_sent_ns = -NEVER
-        self._effects: list[Effect] = []
         self._events: list[Event] = []
         self._flushes: dict[int, None] = {}
         self._counters = {"frames_received": 0, "frames_malformed": 0, "frames_unknown": 0, "frames_undeliverable": 0}
@@ -159,7 +159,8 @@ class Engine:
         reached = self._membership.lane_of(dial)
         if reached is not None:
             node, lane = reached
-            self._queues_of(node)
+            queues = self._queues_of(node)
+            self._queue_of[dial] = queues.realtime if lane is Lane.REALTIME else queues.bulk
             if lane is Lane.REALTIME:
                 self._put(node, self._readings.interest_for(node), now)
                 self._put(node, self._inference.offers(), now)
@@ -169,6 +170,7 @@ class Engine:
     def lane_closed(self, dial: int, reason: str, refused: bool, now: int) -> None:
         """A lane is finished, or never came to be."""
         self._membership.lane_closed(dial, reason, refused, now)
+        self._queue_of.pop(dial, None)
         self._carry(now)
 
     def receive(self, data: bytes | bytearray, pipe: int, now: int, utc_now: int) -> list[Delivery]:
@@ -180,7 +182,12 @@ class Engine:
             self._counters["frames_unknown"] += 1
             return []
         except RemoteProtocolError as error:
-            self._malformed(pipe, str(error))
+            major = untrusted_other_major(data)
+            if major is None:
+                self._malformed(pipe, str(error))
+            else:
+                self._membership.receive_other_major(major, pipe, now)
+                self._carry(now)
             return []
         neighbour = self._membership.neighbour_of_pipe(pipe)
         if type(frame) is ReadingsFrame and neighbour is not None:
@@ -218,6 +225,8 @@ class Engine:
             self._gone(node, "restarted", now)
         if before is not None and neighbour.incarnation < before:
             self._readings.forget_origin(node)
+        if len(self._lives) >= limits.MAX_CACHED_KEYS:  # nodes ever met; a forgotten one may at worst seem stale
+            self._lives = {known: life for known, life in self._lives.items() if known in self._present}
         self._lives[node] = neighbour.incarnation
         self._present.add(node)
         queues = self._queues_of(node)
@@ -229,6 +238,8 @@ class Engine:
         if queues is not None:
             queues.realtime.clear(reason)
             queues.bulk.clear(reason)
+            gone = (queues.realtime, queues.bulk)
+            self._queue_of = {dial: queue for dial, queue in self._queue_of.items() if queue not in gone}
         self._present.discard(node)
         self._inference.neighbour_gone(node, now)
         if self._readings.remove_peer(node):
@@ -239,16 +250,13 @@ class Engine:
         neighbour = self._membership.neighbour_of_pipe(pipe)
         who = neighbour.node if neighbour is not None else f"pipe {pipe}"
         self._events.append(PeerRefused(who, "protocol", detail))
-        self._effects.append(ClosePipe(pipe))
+        self._membership.close_pipe(pipe)
 
     # --- queues ----------------------------------------------------------------------------------------------------
     def next_frame(self, dial: int, now: int) -> bytes | None:
         """The next frame for an open lane, None when nothing waits. A frame taken is the driver's."""
-        reached = self._membership.lane_of(dial)
-        queues = self._queues.get(reached[0]) if reached is not None else None
-        if reached is None or queues is None:
-            return None
-        return (queues.realtime if reached[1] is Lane.REALTIME else queues.bulk).take(now)
+        queue = self._queue_of.get(dial)
+        return None if queue is None else queue.take(now)
 
     def frame_lost(self, dial: int, why: str) -> None:
         """A frame that was taken could not be sent: the lane went first."""
@@ -274,7 +282,11 @@ class Engine:
                 bulk = False
             else:
                 bulk = len(data) > limits.BULK_THRESHOLD_BYTES
-                (queues.bulk if bulk else queues.realtime).put_control(data)
+                queue = queues.bulk if bulk else queues.realtime
+                if type(frame) is Interest or type(frame) is Offers:  # each replaces what was said before
+                    queue.put_latest(type(frame).__name__, data)
+                else:
+                    queue.put_control(data)
         except (BoundExceeded, ValueUnsupported):
             self._undeliverable(node, frame, now)
             return
@@ -402,6 +414,9 @@ class Engine:
         if now >= self._offers_due_ns:
             self._tell_offers(now)
         self._carry(now)
+        if len(self._queues) > len(self._membership.neighbours):
+            for node in [node for node in self._queues if node not in self._membership.neighbours]:
+                self._gone(node, "neighbour_gone", now)
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next, at the latest."""
@@ -421,11 +436,20 @@ class Engine:
         self._membership.leave(reason)
         self._carry(now)
 
+    def flushes(self) -> list[int] | None:
+        """The hot path's form of :meth:`outgoing`: lanes to flush when that is all there is to do, else None."""
+        if self._membership.restless or self._inference.restless:
+            return None
+        if not self._flushes:
+            return []
+        flushes = list(self._flushes)
+        self._flushes.clear()
+        return flushes
+
     def outgoing(self) -> list[Effect]:
         """What to do, decided since the last call."""
-        effects: list[Effect] = [*self._effects, *self._membership.outgoing(), *self._inference.outgoing()]
+        effects: list[Effect] = [*self._membership.outgoing(), *self._inference.outgoing()]
         effects.extend(Flush(dial) for dial in self._flushes)
-        self._effects = []
         self._flushes = {}
         return effects
 

@@ -13,7 +13,8 @@ Rules:
 3. A neighbour never makes the caller slower than doing it alone: it is asked only when predicted faster, and this node
    starts itself once the neighbour is late by its own prediction.
 4. Budgets travel as durations; no clocks need to agree.
-5. At most ``MAX_SERVED_REQUESTS`` of neighbours are held; the next is told ``busy`` before its input is kept.
+5. At most ``MAX_SERVED_REQUESTS`` of neighbours are held, ``MAX_SERVED_PER_NEIGHBOUR`` of one, with at most
+   ``MAX_SERVED_BYTES`` of inputs; the next is told ``busy`` before its input is kept. None is held beyond its budget.
 """
 
 from collections.abc import Callable
@@ -33,6 +34,12 @@ HEDGE_FACTOR = 1.5
 """A run is late when it takes this much longer than predicted …"""
 HEDGE_SLACK_NS = 5 * limits.MS
 """… and this much more."""
+MAX_SERVED_PER_NEIGHBOUR = 16
+"""One neighbour can't take all places."""
+MAX_SERVED_BYTES = 64 * 1024 * 1024
+"""Inputs held for neighbours: 32 requests of 16 MiB would be half a gigabyte."""
+_SERVED_GRACE_NS = limits.SECOND
+"""After its budget a served request that nobody answered is given up: a run that hangs must not hold a place for ever."""
 
 
 class LocalModel(Struct, frozen=True):
@@ -86,10 +93,10 @@ class _Request:
 
 
 class _Served:
-    __slots__ = ("node", "received_ns", "request")
+    __slots__ = ("give_up_ns", "node", "request", "size_bytes")
 
-    def __init__(self, node: NodeId, request: int, now: int) -> None:
-        self.node, self.request, self.received_ns = node, request, now
+    def __init__(self, node: NodeId, request: int, size_bytes: int, give_up_ns: int) -> None:
+        self.node, self.request, self.size_bytes, self.give_up_ns = node, request, size_bytes, give_up_ns
 
 
 class Inference:
@@ -100,6 +107,7 @@ class Inference:
         self._node, self._access, self._neighbourhood = node, access, neighbourhood
         self._models: dict[str, LocalModel] = {}
         self._offers: dict[NodeId, dict[str, Offer]] = {}
+        self._offers_seen: dict[NodeId, int] = {}  # version
         self._costs = CostModel()
         self._requests: dict[int, _Request] = {}
         self._runs: dict[int, int] = {}  # run -> own request
@@ -301,7 +309,9 @@ class Inference:
         """A frame of a neighbour; kinds that don't concern inference are ignored."""
         match frame:
             case Offers():
-                self._offers[source] = {offer.model: offer for offer in frame.offers}
+                if frame.version > self._offers_seen.get(source, -1):  # a large one, on the bulk lane, may be overtaken
+                    self._offers_seen[source] = frame.version
+                    self._offers[source] = {offer.model: offer for offer in frame.offers}
             case InferRequest():
                 self._serve(frame, source, role, now)
             case InferAnswer():
@@ -320,15 +330,23 @@ class Inference:
             self._decline(asked, source, "unknown", f"{self._node} does not offer this {asked.model!r}")
         elif not self._access.permits_infer(role, source, asked.model):
             self._decline(asked, source, "unknown", f"{self._node} may not compute {asked.model!r} for {source}")
-        elif len(self._served) >= limits.MAX_SERVED_REQUESTS:
+        elif not self._has_room(source, size_bytes := sum(len(named.tensor.data) for named in asked.inputs)):
             self.counters["refused_busy"] += 1
-            self._decline(asked, source, "busy", f"{self._node} holds {limits.MAX_SERVED_REQUESTS} requests")
+            self._decline(asked, source, "busy", f"{self._node} holds {len(self._served)} requests")
         else:
             run, self._next = self._next, self._next + 1
-            self._served[run] = _Served(source, asked.request, now)
-            self.counters["served"] += 1
             budget_ns = min(asked.budget_us, limits.MAX_BUDGET_MS * 1_000) * 1_000
+            self._served[run] = _Served(source, asked.request, size_bytes, now + budget_ns + _SERVED_GRACE_NS)
+            self.counters["served"] += 1
             self._effects.append(Compute(run, asked.model, asked.inputs, asked.outputs, budget_ns))
+
+    def _has_room(self, source: NodeId, size_bytes: int) -> bool:
+        held = self._served.values()
+        return (
+            len(held) < limits.MAX_SERVED_REQUESTS
+            and sum(served.node == source for served in held) < MAX_SERVED_PER_NEIGHBOUR
+            and sum(served.size_bytes for served in held) + size_bytes <= MAX_SERVED_BYTES
+        )
 
     def _decline(self, asked: InferRequest, source: NodeId, status: str, detail: str) -> None:
         self._messages.append((source, InferAnswer(asked.request, status, detail=detail[: limits.MAX_TEXT_CHARS])))  # type: ignore[arg-type]
@@ -336,6 +354,7 @@ class Inference:
     def neighbour_gone(self, node: NodeId, now: int) -> None:
         """Dead or left: its runs are replayed elsewhere, its requests dropped."""
         self._offers.pop(node, None)
+        self._offers_seen.pop(node, None)
         self._costs.forget(node)
         for run, served in list(self._served.items()):
             if served.node == node:
@@ -357,6 +376,11 @@ class Inference:
     # --- time ------------------------------------------------------------------------------------------------------
     def handle_timer(self, now: int) -> None:
         """Hedge what is late, end what is past its deadline."""
+        for number, served in list(self._served.items()):
+            if now >= served.give_up_ns:
+                del self._served[number]
+                self._effects.append(CancelCompute(number))
+                self._messages.append((served.node, InferAnswer(served.request, "late", detail="its run hangs")))
         for request in list(self._requests.values()):
             if now >= request.deadline_ns:
                 self._fail(request, "late", f"{request.model!r} was not answered within its deadline", now)
@@ -369,7 +393,7 @@ class Inference:
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next."""
-        due = NEVER
+        due = min((served.give_up_ns for served in self._served.values()), default=NEVER)
         for request in self._requests.values():
             due = min(due, request.deadline_ns)
             if request.hedge:
@@ -377,6 +401,11 @@ class Inference:
                     if not run.hedged:
                         due = min(due, run.late_at)
         return due
+
+    @property
+    def restless(self) -> bool:
+        """Whether :meth:`outgoing` has something."""
+        return bool(self._effects)
 
     def outgoing(self) -> list[Compute | CancelCompute]:
         """Effects since the last call."""

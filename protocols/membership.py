@@ -43,6 +43,9 @@ from protocols.messages import MAJOR, MINOR, Goodbye, Heartbeat, Hello, NodeFram
 from protocols.queues import NEVER
 from protocols.suspicion import Suspicion
 
+MAX_PIPES_PER_NEIGHBOUR = 8
+"""Pipes of one identity into our inbox: two lanes, and those of connections that nobody closed yet. The oldest goes."""
+
 
 class State(StrEnum):
     """Of a neighbour."""
@@ -97,10 +100,12 @@ class Neighbour:
 
 
 class _Pipe:
-    __slots__ = ("host", "identity", "opened_ns", "spoken")
+    __slots__ = ("closing", "host", "identity", "opened_ns", "spoken")
 
     def __init__(self, identity: PeerIdentity, host: str, now: int) -> None:
-        self.identity, self.host, self.opened_ns, self.spoken = identity, host, now, False
+        self.identity, self.host, self.opened_ns = identity, host, now
+        self.spoken = False  # it said Hello, and its frames count
+        self.closing = False  # what still comes of it is of no interest
 
 
 MembershipEffect = Dial | HangUp | ClosePipe
@@ -143,6 +148,11 @@ class Membership:
         }  # fmt: skip
 
     # --- what the driver reads -------------------------------------------------------------------------------------
+    @property
+    def restless(self) -> bool:
+        """Whether :meth:`outgoing` has something."""
+        return bool(self._effects) or self._contacts.restless
+
     def outgoing(self) -> list[MembershipEffect]:
         """Effects decided since the last call."""
         effects, self._effects = self._effects, []
@@ -221,6 +231,17 @@ class Membership:
     def inbound_opened(self, pipe: int, identity: PeerIdentity, host: str, now: int) -> None:
         """An admitted pipe into our inbox."""
         self._pipes[pipe] = _Pipe(identity, host, now)
+        self._start_beating(now)  # without it a mute pipe would stay for ever
+        same = [number for number, known in self._pipes.items() if known.identity.node == identity.node]
+        if len(same) > MAX_PIPES_PER_NEIGHBOUR:
+            self.close_pipe(same[0])
+
+    def close_pipe(self, pipe: int) -> None:
+        """Have a pipe closed; nothing that still comes of it counts."""
+        known = self._pipes.get(pipe)
+        if known is not None:
+            known.spoken, known.closing = False, True
+        self._effects.append(ClosePipe(pipe))
 
     def inbound_closed(self, pipe: int, now: int) -> None:
         """A pipe into our inbox is gone."""
@@ -242,9 +263,11 @@ class Membership:
             self._contacts.hang_up(dial, NEVER)
             return
         if contact.node != identity.node:
-            self._contacts.hang_up(dial)
+            # Not remembered against the name: any stranger may advertise it with the address of another.
+            contact.attempt += 1
+            self._contacts.hang_up(dial, now + limits.REDIAL_MAX_NS)
             detail = f"its advert says {contact.node}, its certificate {identity.node}"
-            self._refuse(contact.name, "identity", detail, now)
+            self._refuse(f"{contact.name} at {dialling.address[0]}", "identity", detail, now)
             return
         if neighbour is not None and dialling.lane in neighbour.lanes:  # a second way to the same inbox
             self._contacts.hang_up(dial, now + limits.REDIAL_MAX_NS)
@@ -278,7 +301,7 @@ class Membership:
     def receive(self, frame: NodeFrame, pipe: int, now: int) -> Neighbour | None:
         """Take note of a frame. Returns its neighbour, or None when the frame must not be used."""
         known = self._pipes.get(pipe)
-        if known is None:
+        if known is None or known.closing:
             return None
         if not known.spoken:
             if type(frame) is not Hello:
@@ -286,7 +309,7 @@ class Membership:
                 self._refuse(
                     known.identity.node, "protocol", f"its first frame was {type(frame).__name__}, not Hello", now
                 )
-                self._effects.append(ClosePipe(pipe))
+                self.close_pipe(pipe)
                 return None
             return self._hello(frame, pipe, known, now)
         neighbour = self.neighbours.get(known.identity.node)
@@ -312,6 +335,20 @@ class Membership:
         if neighbour.state is State.SUSPECT:
             self._refute(neighbour, now)
 
+    def receive_other_major(self, major: int, pipe: int, now: int) -> None:
+        """A Hello of another major version, of which nothing else is known."""
+        known = self._pipes.get(pipe)
+        if known is not None and not known.closing:
+            self._turn_away(pipe, known, "version", f"it speaks version {major}, this node {MAJOR}.{MINOR}", now)
+
+    def _turn_away(self, pipe: int, known: _Pipe, code: str, detail: str, now: int) -> None:
+        node = known.identity.node
+        self._refuse(node, code, detail, now)
+        neighbour = self.neighbours.get(node)
+        if neighbour is not None and Lane.REALTIME in neighbour.lanes:
+            self._messages.append((node, Refusal(code, detail[: limits.MAX_TEXT_CHARS])))
+        self.close_pipe(pipe)
+
     def _hello(self, hello: Hello, pipe: int, known: _Pipe, now: int) -> Neighbour | None:
         identity = known.identity
         fault: tuple[str, str] | None = None
@@ -322,7 +359,7 @@ class Membership:
         elif hello.node == self._node:
             if hello.incarnation != self._incarnation:
                 self._events.append(DuplicateIdentity(self._node, True, known.host))
-            self._effects.append(ClosePipe(pipe))
+            self.close_pipe(pipe)
             return None
         neighbour = self.neighbours.get(identity.node)
         if fault is None and neighbour is not None and neighbour.state in (State.ALIVE, State.SUSPECT):
@@ -330,10 +367,7 @@ class Membership:
                 self._events.append(DuplicateIdentity(identity.node, False, known.host))
                 fault = "duplicate", f"a newer node with the id {identity.node} is alive"
         if fault is not None:
-            self._refuse(identity.node, *fault, now)
-            if neighbour is not None and Lane.REALTIME in neighbour.lanes:
-                self._messages.append((identity.node, Refusal(*fault)))
-            self._effects.append(ClosePipe(pipe))
+            self._turn_away(pipe, known, *fault, now)
             return None
         if neighbour is None:
             neighbour = self._add(identity, now, now)
@@ -361,13 +395,7 @@ class Membership:
 
     def _forget_older_life(self, neighbour: Neighbour, now: int) -> None:
         """It restarted: pipes and lanes of its former life lead nowhere."""
-        for pipe in sorted(neighbour.inbound):
-            self._effects.append(ClosePipe(pipe))
-        for dial in neighbour.lanes.values():
-            self._contacts.hang_up(dial)
-        neighbour.inbound.clear()
-        neighbour.lanes.clear()
-        neighbour.met = False
+        self._drop_links(neighbour)
         neighbour.first_seen_ns = now
         neighbour.heartbeat_received = 0
         neighbour.heard_by_peer = False
@@ -394,14 +422,17 @@ class Membership:
             return
         neighbour.state, neighbour.since_ns, neighbour.suspicion = State.LEFT, now, None
         self._events.append(NeighbourLeft(neighbour.node, goodbye.reason))
-        self._drop_links(neighbour)
+        self._drop_links(neighbour, now + limits.REDIAL_MAX_NS)
 
     # --- life and death --------------------------------------------------------------------------------------------
     def _add(self, identity: PeerIdentity, first_seen_ns: int, now: int) -> Neighbour:
         neighbour = self.neighbours[identity.node] = Neighbour(identity.node, identity.role, first_seen_ns, now)
+        self._start_beating(now)
+        return neighbour
+
+    def _start_beating(self, now: int) -> None:
         if self._next_heartbeat_ns is None:
             self._next_heartbeat_ns = now + int(self._settings.heartbeat_interval_ns * self._random.random())
-        return neighbour
 
     def _living(self) -> int:
         return sum(n.state in (State.ALIVE, State.SUSPECT) for n in self.neighbours.values())
@@ -445,14 +476,11 @@ class Membership:
         self._events.append(NeighbourDead(neighbour.node, now - neighbour.last_heard_ns))
         self._drop_links(neighbour)
 
-    def _drop_links(self, neighbour: Neighbour) -> None:
+    def _drop_links(self, neighbour: Neighbour, next_dial_ns: int | None = None) -> None:
         for pipe in sorted(neighbour.inbound):
-            known = self._pipes.get(pipe)
-            if known is not None:
-                known.spoken = False
-            self._effects.append(ClosePipe(pipe))
+            self.close_pipe(pipe)
         for dial in neighbour.lanes.values():
-            self._contacts.hang_up(dial)
+            self._contacts.hang_up(dial, next_dial_ns)
         neighbour.inbound.clear()
         neighbour.lanes.clear()
         neighbour.met = False
@@ -492,15 +520,24 @@ class Membership:
             match neighbour.state:
                 case State.ALIVE:
                     silent_ns = now - neighbour.last_heard_ns
-                    if neighbour.incarnation and silent_ns >= self._settings.suspect_after_silence_ns:
-                        self._suspect(neighbour, "silence", now)
+                    if neighbour.incarnation:
+                        if silent_ns >= self._settings.suspect_after_silence_ns:
+                            self._suspect(neighbour, "silence", now)
+                    elif silent_ns >= self._settings.dial_timeout_ns + limits.HELLO_TIMEOUT_NS:
+                        # It took our Hello and never came itself: its host may be gone, and nobody would tell.
+                        self._drop_links(neighbour, now + limits.REDIAL_MAX_NS)
+                        self._forget(neighbour.node)
                 case State.SUSPECT:
                     assert neighbour.suspicion is not None
                     if now >= neighbour.suspicion.dead_at:
                         self._die(neighbour, now)
                 case State.DEAD | State.LEFT:
                     if now - neighbour.since_ns >= limits.FORGET_DEAD_NS and not neighbour.lanes:
-                        del self.neighbours[neighbour.node]
+                        self._forget(neighbour.node)
+
+    def _forget(self, node: NodeId) -> None:
+        del self.neighbours[node]
+        self._contacts.forget(node)
 
     def _beat_all(self, now: int) -> None:
         suspects = [n.node for n in self.neighbours.values() if n.state is State.SUSPECT]
@@ -525,10 +562,9 @@ class Membership:
 
     def _close_mute_pipes(self, now: int) -> None:
         for pipe, known in self._pipes.items():
-            if not known.spoken and now - known.opened_ns >= limits.HELLO_TIMEOUT_NS:
+            if not known.spoken and not known.closing and now - known.opened_ns >= limits.HELLO_TIMEOUT_NS:
                 self._refuse(known.identity.node, "protocol", "it said no Hello", now)
-                self._effects.append(ClosePipe(pipe))
-                known.opened_ns = now
+                self.close_pipe(pipe)
 
     def _may_dial(self, node: NodeId | None) -> bool:
         neighbour = self.neighbours.get(node) if node is not None else None

@@ -29,6 +29,7 @@ from protocols.ids import NodeId, Role, node_id
 from protocols.keys import checked_expression, checked_key, intersects, matches
 from protocols.messages import EventTime, Interest, Position, Provenance, Reading, Tensor, Want
 from protocols.queues import NEVER, Drops, LaneQueue
+from protocols.values import check_context, kept_alive, weight_bytes
 
 _HEARSAY_LEAD = 1_024
 """How far copies may run ahead of their origin. More is no race of two ways but a lie: the origin is right then."""
@@ -261,7 +262,7 @@ class Readings:
                 + ("Set [node] position, or pass where=" if where is None else f"Pass {lacking}=")
             )
         if where is not self._checked_where or how is not self._checked_how:
-            _check_context(where, how)
+            check_context(where, how)
             self._checked_where, self._checked_how = where, how
         if type(when.utc_ns) is not int or when.utc_ns < 0 or when.uncertainty_ns < 0:
             raise ValueUnsupported(f"{when} is not a time: use whole nanoseconds since 1970, 0 or more")
@@ -377,11 +378,11 @@ class Readings:
         elif not size_bytes:
             if kind is Tensor:
                 size_bytes = len(value.data)
-                if len(_kept_alive(value)) > 2 * size_bytes + 4_096:  # a small part of a large frame
+                if len(kept_alive(value)) > 2 * size_bytes + 4_096:  # a small part of a large frame
                     alone = Tensor(value.dtype, value.shape, memoryview(bytes(value.data)))
                     stream.last = msgspec.structs.replace(reading, value=alone)
             elif kind is list or kind is dict:
-                size_bytes = _weight_bytes(value)
+                size_bytes = weight_bytes(value)
             else:
                 size_bytes = 64
         if size_bytes != stream.held_bytes:
@@ -542,52 +543,6 @@ class Readings:
 
 def _expiry_utc_ns(reading: Reading) -> int:
     return reading.when.utc_ns + reading.when.uncertainty_ns + reading.lifespan_ms * limits.MS
-
-
-def _kept_alive(tensor: Tensor) -> bytes | memoryview:
-    """What a tensor keeps in memory: the frame that it came in, or itself."""
-    return tensor.data.obj if type(tensor.data.obj) is bytes else tensor.data
-
-
-def _weight_bytes(value: object) -> int:
-    """About how much memory a list or dict holds."""
-    weight_bytes = 64
-    rest = [value]
-    while rest:
-        item = rest.pop()
-        if type(item) is list or type(item) is dict:
-            weight_bytes += 32 * len(item) + 64
-            rest.extend(item)
-            if type(item) is dict:
-                rest.extend(item.values())
-        elif type(item) is str or type(item) is bytes:
-            weight_bytes += len(item)
-        elif type(item) is Tensor:
-            weight_bytes += len(_kept_alive(item))
-    return weight_bytes
-
-
-def _check_context(where: Position, how: Provenance) -> None:
-    """What neighbours would refuse as malformed, and hang up. Comparisons with NaN are false."""
-    altitude_m, heading_deg = where.altitude_m, where.heading_deg
-    if (
-        not -90 <= where.latitude_deg <= 90
-        or not -180 <= where.longitude_deg <= 180
-        or not where.accuracy_m >= 0
-        or not (altitude_m is None or -1e6 <= altitude_m <= 1e9)
-        or not (heading_deg is None or 0 <= heading_deg < 360)
-    ):
-        raise ValueUnsupported(
-            f"{where} is not on earth: use latitude -90 to 90, longitude -180 to 180, accuracy 0 or more, "
-            "heading 0 to below 360"
-        )
-    texts = (how.sensor, how.unit, how.calibration, *how.lineage)
-    too_long = any(len(text) > limits.MAX_TEXT_CHARS for text in texts)
-    if not 0 <= how.quality <= 1 or len(how.lineage) > limits.MAX_LINEAGE or too_long:
-        raise ValueUnsupported(
-            f"quality {how.quality} must be 0 to 1, lineage at most {limits.MAX_LINEAGE} steps, and each text at most "
-            f"{limits.MAX_TEXT_CHARS} characters"
-        )
 
 
 def _one_hop_less(reading: Reading) -> Reading:

@@ -61,6 +61,8 @@ class SimNode:
     compute_ns: int = 50 * limits.MS
     runs: set[int] = field(default_factory=set)
     stalled_until_ns: int = 0
+    heard_ns: dict[NodeId, int] = field(default_factory=dict)
+    """When the last frame of another node came in."""
 
 
 @dataclass(slots=True)
@@ -144,6 +146,7 @@ class SimDriver:
         node.lives += 1
         node.stalled_until_ns = 0
         node.runs.clear()
+        node.heard_ns.clear()
         node.engine, node.running, node.timer_ns = self._engine(node.name, node.role, node.lives), True, None
         self._arm(node)
 
@@ -349,6 +352,7 @@ class SimDriver:
         if stalled or not pipe.open or not pipe.under_way:
             return
         frame = pipe.under_way.popleft()
+        receiver.heard_ns[pipe.sender.name] = self.now
         utc_ns = EPOCH_UTC_NS + self.now
         for delivery in receiver.engine.receive(frame, pipe.number, self.now, utc_ns):
             self._deliver(receiver, delivery)

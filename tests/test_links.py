@@ -1,4 +1,4 @@
-"""Links and exchanges between real sockets: who gets in, what arrives, and how each end comes to be told."""
+"""Links between real sockets: who gets in, what arrives, and how each end comes to be told."""
 
 import contextlib
 import signal
@@ -10,8 +10,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,139 +18,13 @@ import pytest
 from meshnode.net._connections import Connections
 from meshnode.net._inbound import InboundPipe, InboundPipes
 from meshnode.net._peer import identify, url_of
-from meshnode.net.nng import open_requester, open_responder, open_transport
-from meshnode.net.transport import Address, Credentials, OutgoingLane, Transport
+from meshnode.net.nng import open_transport
+from meshnode.net.transport import Address, Credentials
 from protocols.errors import BoundExceeded, IdentityError, TransportError
-from protocols.ids import PeerIdentity, Role, mesh_name, node_id
+from protocols.ids import PeerIdentity, Role, node_id
 from protocols.limits import MAX_FRAME_BYTES
-from tests.pki_fixture import Authority, authority, credentials
-
-MESH = mesh_name("demo")
-SP_PUSH = b"\0SP\0\0\x50\0\0"
-
-
-@pytest.fixture(scope="module")
-def ca() -> Authority:
-    return authority()
-
-
-@pytest.fixture(scope="module")
-def pki(ca: Authority, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Credentials]:
-    """Make credentials: ``pki("a")``, or with what should be wrong about them."""
-    folder = tmp_path_factory.mktemp("pki")
-    made: dict[str, Credentials] = {}
-
-    def make(node: str, signer: Authority = ca, **options: Any) -> Credentials:
-        name = f"{node}{id(signer)}{sorted(options.items(), key=str)}"
-        if name not in made:
-            made[name] = credentials(folder / str(len(made)), signer, node, trusted=ca, **options)
-        return made[name]
-
-    return make
-
-
-def wait(condition: Callable[[], Any], what: str, seconds: float = 8.0) -> Any:
-    """Poll until ``condition`` gives something true, and return it."""
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.002)
-    return result
-
-
-@dataclass
-class Recorder:
-    """An observer that remembers every notice, in order."""
-
-    refusal: str | None = None
-    log: list[tuple[Any, ...]] = field(default_factory=list)
-    on_frame: Callable[[int, bytes], None] | None = None
-
-    def admit(
-        self, identity: PeerIdentity | None, detail: str, lane: OutgoingLane | None, remote_host: str
-    ) -> str | None:
-        self.log.append(("admit", identity, detail, lane, remote_host))
-        return self.refusal or (None if identity else detail)
-
-    def inbound_opened(self, pipe: int, identity: PeerIdentity, remote_host: str) -> None:
-        self.log.append(("inbound_opened", pipe, identity, remote_host))
-
-    def inbound_closed(self, pipe: int) -> None:
-        self.log.append(("inbound_closed", pipe))
-
-    def frame_received(self, pipe: int, frame: bytes) -> None:
-        self.log.append(("frame", pipe, frame))
-        if self.on_frame:
-            self.on_frame(pipe, frame)
-
-    def lane_opened(self, lane: OutgoingLane, identity: PeerIdentity) -> None:
-        self.log.append(("lane_opened", lane, identity))
-
-    def lane_closed(self, lane: OutgoingLane, reason: str) -> None:
-        self.log.append(("lane_closed", lane, reason))
-
-    def lane_writable(self, lane: OutgoingLane) -> None:
-        self.log.append(("lane_writable", lane))
-
-    def all(self, kind: str) -> list[tuple[Any, ...]]:
-        return [entry for entry in list(self.log) if entry[0] == kind]
-
-    def frames(self) -> list[bytes]:
-        return [entry[2] for entry in self.all("frame")]
-
-    def one(self, kind: str) -> tuple[Any, ...]:
-        """Wait for the first notice of a kind."""
-        return wait(lambda: self.all(kind), kind)[0]
-
-
-@dataclass
-class End:
-    """One node: its transport, what it was told, where its inbox is."""
-
-    transport: Transport
-    told: Recorder
-    address: Address
-
-    def dial(self, other: "End | Address", greeting: bytes = b"hello", timeout_s: float = 5.0) -> OutgoingLane:
-        return self.transport.dial(other if isinstance(other, Address) else other.address, lambda: greeting, timeout_s)
-
-
-@pytest.fixture
-def end() -> Iterator[Callable[..., End]]:
-    with contextlib.ExitStack() as stack:
-
-        def make(files: Credentials, recorder: Recorder | None = None, port: int = 0) -> End:
-            told = recorder or Recorder()
-            transport = open_transport(files, told, MESH)
-            stack.callback(transport.close)
-            return End(transport, told, Address("127.0.0.1", transport.listen("127.0.0.1", port)))
-
-        yield make
-
-
-def raw_tls(address: Address, files: Credentials | None, authority_file: Path, **options: Any) -> ssl.SSLSocket:
-    """A TLS client that is not ours, to send what ours never would."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(authority_file)
-    if files is not None:
-        context.load_cert_chain(files.certificate, files.key)
-    for name, value in options.items():
-        setattr(context, name, value)
-    plain = socket.create_connection((address.host, address.port), timeout=5)
-    return context.wrap_socket(plain, server_hostname="mesh.node")
-
-
-def drained(sock: ssl.SSLSocket) -> bytes:
-    """Read until the other end hangs up."""
-    data = b""
-    sock.settimeout(5)
-    with contextlib.suppress(ssl.SSLError, ConnectionError):
-        while chunk := sock.recv(4096):
-            data += chunk
-    return data
-
-
-# --- links ---------------------------------------------------------------------------------------------------------
+from tests.link_fixture import MESH, SP_PUSH, Recorder, drained, given_ca, given_end, given_pki, raw_tls, wait  # noqa: F401 -- fixtures
+from tests.pki_fixture import authority
 
 
 def test_lane_dialled_greets_first_and_both_ends_know_each_other(pki: Any, end: Any) -> None:
@@ -411,6 +283,22 @@ def test_slow_reader_makes_try_send_decline_then_tells_writable(pki: Any, end: A
     assert len(b.told.frames()) == taken + 2
 
 
+def test_lane_asked_to_notify_tells_writable_once_and_not_when_closed(pki: Any, end: Any) -> None:
+    """The driver hands work to the I/O thread this way; a lost or repeated notice would stall or spin it."""
+    a, b = end(pki("a")), end(pki("b"))
+    lane = a.dial(b)
+    lane.notify()
+    a.told.one("lane_opened")
+    assert not a.told.all("lane_writable")
+    for count in (1, 2):
+        lane.notify()
+        wait(lambda count=count: len(a.told.all("lane_writable")) == count, "told")
+    lane.close()
+    lane.notify()
+    wait(lambda: a.transport.statistics()["lanes"] == 0, "closed")
+    assert len(a.told.all("lane_writable")) == 2
+
+
 def test_peer_killed_while_the_reader_is_slow_is_told(pki: Any, end: Any) -> None:
     """The library forgets such pipes: they would stay open here for ever, and the dead neighbour with them."""
     files = pki("b")
@@ -651,7 +539,7 @@ import sys, time
 from pathlib import Path
 from meshnode.net.nng import open_transport
 from meshnode.net.transport import Address, Credentials
-from tests.test_links import MESH, Recorder
+from tests.link_fixture import MESH, Recorder
 
 told = Recorder()
 transport = open_transport(Credentials(*map(Path, sys.argv[1:4])), told, MESH)
@@ -697,201 +585,3 @@ def test_interpreter_that_forgets_to_close_exits_cleanly(pki: Any, end: Any) -> 
         b.dial(Address("127.0.0.1", port))
         _, errors = process.communicate(timeout=20)
         assert (process.returncode, errors) == (0, "")
-
-
-# --- exchanges -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def relay(pki: Any) -> Iterator[Callable[..., Any]]:
-    with contextlib.ExitStack() as stack:
-
-        def make(
-            handler: Callable[[PeerIdentity, bytes], bytes], files: Credentials | None = None, port: int = 0
-        ) -> Any:
-            responder = open_responder(files or pki("relay", role="relay"), "127.0.0.1", port, MESH, handler, workers=2)
-            stack.callback(responder.close)
-            return responder
-
-        yield make
-
-
-@pytest.fixture
-def ask(pki: Any) -> Iterator[Callable[..., Any]]:
-    with contextlib.ExitStack() as stack:
-
-        def make(port: int, files: Credentials | None = None, **options: Any) -> Any:
-            requester = open_requester(files or pki("a"), Address("127.0.0.1", port), MESH, **options)
-            stack.callback(requester.close)
-            return requester
-
-        yield make
-
-
-def test_request_is_answered_with_the_requesters_identity(relay: Any, ask: Any) -> None:
-    """The relay files records under the identity of the certificate, never under what a batch claims."""
-    responder = relay(lambda identity, frame: f"{identity.role}/{identity.node}:".encode() + frame)
-    requester = ask(responder.port)
-    assert requester.request(b"batch", 5) == b"vehicle/a:batch"
-    assert requester.request(b"x" * 300_000, 5)[-10:] == b"x" * 10
-
-
-def test_request_to_mute_server_times_out(ask: Any) -> None:
-    """An uplink behind a dead middlebox looks like this; the outbox must get its turn back."""
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        requester = ask(mute.getsockname()[1])
-        with pytest.raises(TransportError, match=r"within 0\.6 s.*mute"):
-            requester.request(b"x", 0.6)
-
-
-def test_late_response_is_never_taken_for_the_next_request(relay: Any, ask: Any) -> None:
-    """Taken for it, records would be acknowledged that never arrived."""
-    slow = threading.Event()
-
-    def handle(identity: PeerIdentity, frame: bytes) -> bytes:
-        if frame == b"slow":
-            slow.wait(5)
-        return b"answer to " + frame
-
-    requester = ask(relay(handle).port)
-    assert requester.request(b"first", 5) == b"answer to first"
-    with pytest.raises(TransportError, match="no answer"):
-        requester.request(b"slow", 0.3)
-    slow.set()
-    for number in range(20):
-        assert requester.request(b"%d" % number, 5) == b"answer to %d" % number
-
-
-@pytest.mark.parametrize(
-    ("relay_options", "ask_options", "why"),
-    [
-        ({"role": "rsu"}, {}, "role 'rsu'"),
-        ({"role": "relay", "mesh": "other"}, {}, "mesh 'other'"),
-        ({"role": "relay"}, {"node": "relay-2"}, "'relay-2' is expected"),
-    ],
-)
-def test_relay_that_is_somebody_else_is_sent_nothing(
-    pki: Any, relay: Any, ask: Any, relay_options: dict[str, str], ask_options: dict[str, Any], why: str
-) -> None:
-    """Any vehicle of the mesh could otherwise pose as the relay and swallow everybody's records."""
-    asked: list[bytes] = []
-    responder = relay(lambda identity, frame: asked.append(frame) or b"ok", pki("relay", **relay_options))
-    requester = ask(responder.port, **ask_options)
-    for _ in range(2):
-        with pytest.raises(TransportError, match=f"refused.*{why}"):
-            requester.request(b"records", 5)
-    assert not asked
-
-
-def test_requester_of_another_authority_learns_why(pki: Any, relay: Any, ask: Any) -> None:
-    """Said within a second instead of as a time-out: the operator can act on it."""
-    responder = relay(lambda identity, frame: b"ok")
-    requester = ask(responder.port, pki("a", authority()))
-    with pytest.raises(TransportError, match="TLS handshake failed"):
-        requester.request(b"x", 20)
-
-
-def test_requester_of_another_mesh_gets_no_answer(pki: Any, relay: Any, ask: Any) -> None:
-    """The relay's own check, whatever the requester believes."""
-    asked: list[bytes] = []
-    responder = relay(lambda identity, frame: asked.append(frame) or b"ok")
-    requester = ask(responder.port, pki("a", mesh="other"))
-    with pytest.raises(TransportError):
-        requester.request(b"x", 1)
-    assert not asked
-
-
-def test_relay_restarted_ends_the_request_and_is_found_again(relay: Any, ask: Any) -> None:
-    """A lost connection must not cost the whole time-out, and needs no new requester."""
-    entered, never = threading.Event(), threading.Event()
-
-    def stuck(identity: PeerIdentity, frame: bytes) -> bytes:
-        entered.set()
-        never.wait(10)
-        return b"too late"
-
-    first = relay(stuck)
-    requester = ask(first.port)
-    failed: list[Exception] = []
-
-    def request() -> None:
-        try:
-            requester.request(b"x", 30)
-        except TransportError as error:
-            failed.append(error)
-
-    waiting = threading.Thread(target=request)
-    waiting.start()
-    assert entered.wait(5)
-    first._sock.close()  # as a crash would: the request under way gets no answer
-    waiting.join(5)
-    assert failed
-    assert "lost" in str(failed[0])
-    never.set()
-    first.close()
-    relay(lambda identity, frame: b"back", port=first.port)
-    assert requester.request(b"y", 8) == b"back"
-
-
-def test_requester_closed_ends_a_waiting_request(relay: Any, ask: Any) -> None:
-    """SIGTERM must not wait for the relay."""
-    entered, release = threading.Event(), threading.Event()
-    responder = relay(lambda identity, frame: (entered.set(), release.wait(10), b"late")[2])
-    requester = ask(responder.port)
-    failed: list[Exception] = []
-
-    def request() -> None:
-        try:
-            requester.request(b"x", 30)
-        except TransportError as error:
-            failed.append(error)
-
-    waiting = threading.Thread(target=request)
-    waiting.start()
-    assert entered.wait(5)
-    requester.close()
-    waiting.join(5)
-    assert failed
-    release.set()
-    with pytest.raises(TransportError, match="closed here"):
-        requester.request(b"x", 1)
-
-
-def test_responder_closing_answers_the_request_under_way(relay: Any, ask: Any) -> None:
-    """A record that was stored must be acknowledged, or it comes again at once."""
-    entered, release = threading.Event(), threading.Event()
-    responder = relay(lambda identity, frame: (entered.set(), release.wait(10), b"done")[2])
-    requester = ask(responder.port)
-    answers: list[bytes] = []
-    waiting = threading.Thread(target=lambda: answers.append(requester.request(b"x", 10)))
-    waiting.start()
-    assert entered.wait(5)
-    closing = threading.Thread(target=responder.close)
-    closing.start()
-    release.set()
-    waiting.join(5)
-    closing.join(5)
-    assert answers == [b"done"]
-    assert not closing.is_alive()
-
-
-def test_responder_whose_handler_fails_goes_on(relay: Any, ask: Any) -> None:
-    """One request that trips a bug must not end the relay."""
-
-    def handle(identity: PeerIdentity, frame: bytes) -> bytes:
-        if frame == b"bad":
-            raise ValueError("bug")
-        return b"ok"
-
-    requester = ask(relay(handle).port)
-    for _ in range(3):
-        with pytest.raises(TransportError):
-            requester.request(b"bad", 0.3)
-    assert requester.request(b"good", 5) == b"ok"
-
-
-def test_responder_port_in_use_is_named(relay: Any) -> None:
-    """Two relays on one host."""
-    first = relay(lambda identity, frame: b"")
-    with pytest.raises(TransportError, match=f"{first.port} is in use"):
-        relay(lambda identity, frame: b"", port=first.port)

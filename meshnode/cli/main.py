@@ -1,8 +1,8 @@
 """The ``meshnode`` command.
 
 Exit status: 0 done; 1 a check failed, something didn't work, or nothing was there; 2 wrong use, of the command line or
-in a configuration, where trying again can't help; 130 interrupted; 141 whoever read the output has gone (the last two as
-a shell has it). Whatever goes wrong is one line on standard error.
+in a configuration, where trying again can't help; 130 interrupted; 141 whoever read the output has gone (the last two
+as a shell has it). Whatever goes wrong is one line on standard error.
 
 Importing this must stay cheap: commands import what they need when they run.
 """
@@ -17,12 +17,12 @@ from meshnode.cli.doctor import doctor
 from meshnode.cli.inference import infer
 from meshnode.cli.mesh import mesh
 from meshnode.cli.neighbours import peers, watch
+from meshnode.cli.printing import PIPE_CLOSED
 from meshnode.cli.readings import pub, sub
 from meshnode.cli.run import run
-from protocols.errors import ConfigError, LocalProtocolError, MeshError
+from protocols.errors import ConfigError, InputInvalid, LocalProtocolError, MeshError
 
 INTERRUPTED = 130
-PIPE_CLOSED = 141
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,8 +58,8 @@ def _status() -> int:
         return PIPE_CLOSED
     except MeshError as error:
         _say(str(error))
-        return 2 if isinstance(error, ConfigError | LocalProtocolError) else 1
-    except Exception as error:  # noqa: BLE001 - a user is owed a sentence even for our bugs
+        return 2 if isinstance(error, ConfigError | LocalProtocolError | InputInvalid) else 1
+    except Exception as error:
         if os.environ.get("MESHNODE_TRACEBACK"):
             raise
         _say(

@@ -66,7 +66,8 @@ def issue(role: str, node: str, days: float, out_folder: Path, as_json: bool, au
             "serial": f"{made.serial:x}", "fingerprint": made.fingerprint,
         })  # fmt: skip
         return
-    click.echo(f"{made.peer.role.value} {made.peer.node} of {made.peer.mesh}, until {made.not_after:%Y-%m-%d %H:%M} UTC")
+    peer = made.peer
+    click.echo(f"{peer.role.value} {peer.node} of {peer.mesh}, until {made.not_after:%Y-%m-%d %H:%M} UTC")
     for path in (files.certificate, files.key, files.authority):
         click.echo(f"  {path}")
 
@@ -84,7 +85,8 @@ def show(certificates: tuple[Path, ...], as_json: bool) -> None:
     else:
         for report in reports:
             click.echo(f"{report['file']}: {report['what']}")
-            click.echo(f"  valid        {report['not_before']} to {report['not_after']}, {report['days_left']} days left")
+            click.echo(f"  valid        {report['not_before']} to {report['not_after']}")
+            click.echo(f"  days left    {report['days_left']}")
             click.echo(f"  serial       {report['serial']}")
             click.echo(f"  fingerprint  {report['fingerprint']}")
             for problem in report["problems"]:

@@ -83,8 +83,8 @@ class _Frame:
         relay = node["relay"]
         head = Text.assemble(
             (f"{node['id']}", "bold"),
-            f"  {node['role']} of {node['mesh']}, port {node['port']}, up {_duration(node['uptime_s'])}, certificate ends "
-            f"in {node['certificate_days_left']:.0f} days, relay "
+            f"  {node['role']} of {node['mesh']}, port {node['port']}, up {_duration(node['uptime_s'])}, certificate "
+            f"ends in {node['certificate_days_left']:.0f} days, relay "
             + (printable(f"{relay['state']} {relay['detail']}".strip(), 100) if relay else "none"),
         )
         readings = (
@@ -92,7 +92,7 @@ class _Frame:
             f"delivered {rate('readings_delivered')}   forwarded {rate('readings_forwarded')}"
         )
         inference = (
-            f"inference  asked {rate('inference_asked')}   here {counters.get('inference_run_here', 0)}   at neighbours "
+            f"inference  asked {rate('inference_asked')}   here {counters.get('inference_run_here', 0)}   there "
             f"{counters.get('inference_run_there', 0)}   hedged {counters.get('inference_hedged', 0)}   failed "
             f"{counters.get('inference_failed', 0)}   served {counters.get('inference_served', 0)}"
         )
@@ -115,11 +115,12 @@ def _peer_table(known: list[dict[str, Any]]) -> "Table":
     for name in ("neighbour", "role", "state", "round trip", "silent", "lanes", "waiting", "computes"):
         table.add_column(name, justify="right" if name in ("round trip", "silent", "waiting") else "left")
     for peer in known:
+        unmet = peer["state"] == "alive" and not peer["met"]
         offers = ", ".join(f"{offer['model']} ({offer['compute_us'] / 1e3:.0f} ms)" for offer in peer["offers"])
         table.add_row(
             peer["node"],
             peer["role"],
-            Text(peer["state"] if peer["met"] else f"{peer['state']}, not met", _STATE_STYLES.get(peer["state"], "")),
+            Text("not met" if unmet else peer["state"], "yellow" if unmet else _STATE_STYLES.get(peer["state"], "")),
             milliseconds(peer["round_trip_ns"]),
             f"{peer['silent_ns'] / 1e9:.1f} s",
             ", ".join(peer["lanes"]),

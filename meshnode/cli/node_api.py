@@ -82,20 +82,18 @@ class NodeApi:
             yield response
         except ConnectionRefusedError as error:
             raise TransportError(
-                f"no node answers at {where} ({self.named_by}): start one with 'meshnode run CONFIG', or name the right "
-                "one with --node CONFIG or --http HOST:PORT"
+                f"no node answers at {where} ({self.named_by}): start one with 'meshnode run CONFIG', or name the "
+                "right one with --node CONFIG or --http HOST:PORT"
             ) from error
         except TimeoutError as error:
             raise TransportError(
                 f"{where} ({self.named_by}) did not answer within {timeout_s:g} s: is it a node, and not stopped?"
             ) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
-            # a closed standard output is an OSError of ours, not of the connection
-            if isinstance(error, BrokenPipeError) and connection.sock is None:
-                raise
+            what = str(error) or type(error).__name__
             raise TransportError(
-                f"{where} ({self.named_by}) does not answer like a node ({error or type(error).__name__}): name the "
-                "right one with --node CONFIG or --http HOST:PORT"
+                f"{where} ({self.named_by}) does not answer like a node ({what}): name the right one with --node "
+                "CONFIG or --http HOST:PORT"
             ) from error
         finally:
             connection.close()

@@ -7,6 +7,8 @@ from typing import Any, Final
 import click
 
 MAX_CELL_CHARS: Final = 60
+PIPE_CLOSED: Final = 141
+"""Exit status, as a shell has it, when whoever read the output has gone."""
 
 
 def printable(text: str, most: int = MAX_CELL_CHARS) -> str:

@@ -1,6 +1,10 @@
 """``meshnode pub`` and ``meshnode sub``: put a reading into the mesh, and see those that pass."""
 
 import json
+import os
+import select
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -9,10 +13,10 @@ from urllib.parse import urlencode
 import click
 
 from meshnode.cli.node_api import chosen_node, on_a_node
-from meshnode.cli.printing import print_json, printable, value_text
+from meshnode.cli.printing import PIPE_CLOSED, print_json, printable, value_text
 
 
-class _Place(click.ParamType):
+class _Place(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click
     """``LAT,LON`` or ``LAT,LON,ACCURACY`` in degrees and metres."""
 
     name = "LAT,LON[,ACCURACY]"
@@ -57,8 +61,8 @@ def pub(key: str, value: str, node_config: Path | None, http_address: str | None
         print_json(answer)
     else:
         click.echo(
-            f"published {key} as {answer['origin']}: {answer['local']} subscriptions here, {answer['queued']} neighbours, "
-            f"{answer['dropped']} dropped"
+            f"published {key} as {answer['origin']}: {answer['local']} subscriptions here, {answer['queued']} "
+            f"neighbours, {answer['dropped']} dropped"
         )
 
 
@@ -94,20 +98,27 @@ def sub(
     query = {"key": expression, "count": count, "hops": hops, "conflate": conflate, "history": not no_history}
     query |= {name: v for name, v in (("timeout_s", timeout_s), ("max_rate_hz", max_rate_hz)) if v is not None}
     api = chosen_node(node_config, http_address)
+    threading.Thread(target=_end_with_reader, daemon=True).start()
     seen = 0
     for entry in api.lines(f"/v1/readings?{urlencode(query)}"):
         if "dropped" in entry:
             click.echo(f"meshnode: too slow: {entry['dropped']} readings dropped so far", err=True)
             continue
         seen += 1
-        print_line(json.dumps(entry, ensure_ascii=False) if as_json else _line(entry))
+        click.echo(json.dumps(entry, ensure_ascii=False) if as_json else _line(entry))  # flushes: somebody waits for it
     if seen < max(count, 1):
         click.get_current_context().exit(1)
 
 
-def print_line(text: str) -> None:
-    """Print at once: a reader in a pipe wants each reading when it comes."""
-    click.echo(text)
+def _end_with_reader() -> None:
+    """End the process once nobody reads its output: between two readings, no write would tell."""
+    output = select.poll()
+    try:
+        output.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):
+        return
+    if any(event & select.POLLERR for _, event in output.poll()):
+        os._exit(PIPE_CLOSED)  # nothing is buffered: every line was flushed
 
 
 def _line(entry: dict[str, Any]) -> str:

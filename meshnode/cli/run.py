@@ -85,14 +85,14 @@ def _log_to_stderr(level: str, as_json: bool) -> None:
 class _TextFormatter(logging.Formatter):
     """One line a message: what a peer sent must not look like lines of ours, nor move the cursor of a terminal."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is of the base class
         """The line, without the traceback that may follow."""
         return "".join(c if c.isprintable() else "�" for c in super().formatMessage(record))
 
@@ -100,7 +100,7 @@ class _TextFormatter(logging.Formatter):
 class _JsonFormatter(logging.Formatter):
     """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, and ``exception`` if there was one."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
 

@@ -82,10 +82,18 @@ class Lane:
                 self.frames_sent += 1
                 self.bytes_sent += len(frame)
                 return True
-            if not self.armed:
-                self.armed = True
-                self._links.arm(push.descriptor)
+            self._arm(push)
             return False
+
+    def notify(self) -> None:
+        with self.lock:
+            if self.state is _State.OPEN and self.push is not None:
+                self._arm(self.push)
+
+    def _arm(self, push: PushSocket) -> None:
+        if not self.armed:
+            self.armed = True
+            self._links.arm(push.descriptor)
 
     def greet(self, frame: bytes) -> bool:
         """Send the first frame and open the lane. False: finished, or its pipe is gone already."""

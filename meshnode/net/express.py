@@ -314,6 +314,10 @@ class ExpressLane(_Connection):
                 raise _Closed(f"the connection failed ({error.strerror or error})") from error
         raise _Closed("it sent bytes where none belong" if got else f"{self.address} closed the connection")
 
+    def notify(self) -> None:
+        """See ``OutgoingLane``."""
+        self.links.post(partial(self.links.notified, self))
+
     def close(self) -> None:
         """See ``OutgoingLane``."""
         self.links.post(partial(self.links.release, self))
@@ -559,6 +563,11 @@ class ExpressLinks:
     def lost(self, lane: ExpressLane) -> None:
         """A send failed."""
         self._finish(lane, lane.failure)
+
+    def notified(self, lane: ExpressLane) -> None:
+        """Its owner wants to send from this thread."""
+        if not lane.finished and not self._silent:
+            self.observer.lane_writable(lane)
 
     def release(self, lane: ExpressLane) -> None:
         """A lane is closed by its owner: no notice; what is left of its last frame has a moment."""

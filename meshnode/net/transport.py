@@ -54,6 +54,9 @@ class OutgoingLane(Protocol):
         """Hand over one frame without waiting. False: not taken, because the link is busy or not open; when it was
         open, ``lane_writable`` follows once it takes frames again."""
 
+    def notify(self) -> None:
+        """Have ``lane_writable`` called soon, on the I/O thread, whether or not a frame was refused. Never blocks."""
+
     def close(self) -> None:
         """Finish it. Idempotent; no notice follows."""
 
@@ -84,7 +87,7 @@ class TransportObserver(Protocol):
         """The lane is finished: it never opened in time, was refused, or its pipe is gone."""
 
     def lane_writable(self, lane: OutgoingLane) -> None:
-        """The lane takes frames again, after a ``try_send`` that was not taken."""
+        """The lane takes frames again, after a ``try_send`` that was not taken; or ``notify`` was called."""
 
 
 class Transport(Protocol):

@@ -1,0 +1,275 @@
+"""What the doctor looks at. Every check only reads and probes; a finding that is not ``ok`` says what to do."""
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any, Final, Literal
+
+from meshnode.cli.node_api import NodeApi
+from meshnode.cli.probes import (
+    ProbeFailed,
+    interface_addresses,
+    kernel_clock,
+    mdns_port_shared,
+    multicast_returns,
+    tls_identity,
+)
+from meshnode.config import NodeConfig, load
+from meshnode.identity import inspect
+from meshnode.state import StateFolder
+from protocols.access import LINK_ROLES
+from protocols.errors import ConfigError, IdentityError, MeshError, StorageError
+from protocols.ids import NodeId, PeerIdentity, Role
+
+_DAYS_TO_RENEW: Final = 7
+_MAX_SEEDS: Final = 8
+_OLDEST_UTC_S: Final = 1_735_689_600
+"""2025-01-01: this software is younger, so an earlier clock was never set."""
+_RESERVE_BYTES: Final = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The outcome of one check."""
+
+    status: Literal["ok", "warn", "fail"]
+    """``warn``: the node works, but not as well as it could, or not for long."""
+    check: str
+    message: str
+
+
+def examine(config_path: Path) -> Iterator[Finding]:
+    """Run all checks, in the order in which a node would stumble over them."""
+    try:
+        config = load(config_path)
+    except ConfigError as error:
+        yield Finding("fail", "config", str(error))
+        return
+    yield Finding("ok", "config", f"{config_path}: node {config.node.id}")
+    running = _running(config)
+    if running is not None:
+        yield Finding("ok", "node", f"{config.node.id} runs, up {running['uptime_s']:.0f} s")
+    identity: PeerIdentity | None = None
+    for finding, proven in _certificate(config):
+        identity = proven or identity
+        yield finding
+    yield from _clock(config)
+    yield from _state(config, running)
+    yield from _ports(config, running)
+    yield from _multicast(config)
+    yield from _models(config)
+    yield from _sensors(config, config_path.parent, identity)
+    if identity is not None:
+        yield from _relay(config, identity)
+        if running is None:  # a second connection in its name could disturb its neighbours
+            yield from _seeds(config, identity)
+
+
+def _running(config: NodeConfig) -> dict[str, Any] | None:
+    """What the node itself says, if it runs and can be asked."""
+    if not config.http.enabled or config.http.port == 0:
+        return None
+    try:
+        node: dict[str, Any] = NodeApi(config.http.host, config.http.port, "[http]").get("/v1/node")
+        return node if node["id"] == config.node.id else None
+    except (MeshError, KeyError, TypeError):
+        return None
+
+
+def _certificate(config: NodeConfig) -> Iterator[tuple[Finding, PeerIdentity | None]]:
+    files = config.identity
+    try:
+        report = inspect(files.certificate, files.key, files.authority)
+    except IdentityError as error:
+        yield Finding("fail", "certificate", str(error)), None
+        return
+    for problem in report.problems:
+        yield Finding("fail", "certificate", problem), None
+    peer = report.identity
+    if peer is None:
+        return
+    if peer.node != config.node.id:
+        yield Finding("fail", "certificate", f"{files.certificate} belongs to {peer.node!r} and [node] id is "
+                      f"{config.node.id!r}: use its id, or issue a certificate for this one"), None  # fmt: skip
+    if peer.role not in LINK_ROLES:
+        yield Finding("fail", "certificate", f"{files.certificate} has the role {peer.role.value!r}, which no node can "
+                      "have: issue one for a vehicle, an rsu or a tool"), None  # fmt: skip
+    if report.problems:
+        return
+    days = (report.not_after - datetime.now(UTC)).total_seconds() / 86_400
+    text = f"{peer.role.value} {peer.node} of mesh {peer.mesh}, {days:.1f} days left"
+    if days < _DAYS_TO_RENEW:
+        text += ": renew it with 'meshnode mesh issue' and restart the node"
+    yield Finding("warn" if days < _DAYS_TO_RENEW else "ok", "certificate", text), peer
+
+
+def _clock(config: NodeConfig) -> Iterator[Finding]:
+    now_s = time.time()
+    if now_s < _OLDEST_UTC_S:
+        yield Finding("fail", "clock", f"this host's clock shows {datetime.now(UTC):%Y-%m-%d}: set it")
+        return
+    try:
+        last_s = int((config.node.state_dir / "incarnation").read_text())
+    except (OSError, ValueError):
+        last_s = 0
+    if last_s > now_s + 3_600:
+        yield Finding("warn", "clock", f"it is {(last_s - now_s) / 3_600:.1f} h behind the node's last start: set it")
+    clock = kernel_clock()
+    promised_ms = config.node.clock_uncertainty_ms
+    if clock is None:
+        yield Finding("ok", "clock", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC; whether it is synchronised, this "
+                      "system doesn't say")  # fmt: skip
+    elif not clock.synchronised:
+        yield Finding("warn", "clock", "nothing synchronises it, says the kernel: run chrony or systemd-timesyncd, or "
+                      f"set [node] clock_uncertainty_ms (now {promised_ms:g}) to what it may be off")  # fmt: skip
+    elif clock.error_ms > promised_ms:
+        yield Finding("warn", "clock", f"it may be {clock.error_ms:.1f} ms off, and [node] clock_uncertainty_ms is "
+                      f"{promised_ms:g}: raise it, or use a better time source")  # fmt: skip
+    else:
+        yield Finding("ok", "clock", f"synchronised, {clock.error_ms:.1f} ms off at most by its own estimate")
+
+
+def _state(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Finding]:
+    folder = config.node.state_dir
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield Finding("fail", "state", f"{existing} is no folder that this user may write to: change its owner, or set "
+                      "[node] state_dir to another one")  # fmt: skip
+        return
+    if existing == folder:
+        try:
+            StateFolder(folder).close()
+        except StorageError as error:
+            if running is None:
+                yield Finding("fail", "state", str(error))
+                return
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < config.outbox.max_bytes + _RESERVE_BYTES:
+        yield Finding("warn", "state", f"{free_bytes // 2**20} MiB are free and the outbox may take "
+                      f"{config.outbox.max_mib}: free some disk, or lower [outbox] max_mib")  # fmt: skip
+    else:
+        used = "held by this very node" if running is not None else "not in use"
+        yield Finding("ok", "state", f"{folder}: writable, {used}, {free_bytes // 2**20} MiB free")
+
+
+def _ports(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Finding]:
+    asked = [("inbox", "[listen]", config.listen.host, config.listen.port, "port")]
+    if config.http.enabled:
+        asked.append(("http", "[http]", config.http.host, config.http.port, "http_port"))
+    for check, section, host, port, field in asked:
+        if running is not None and port in (0, running[field]):
+            yield Finding("ok", check, f"port {running[field]}, held by this very node")
+            continue
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                probe.listen(1)
+        except OSError as error:
+            yield Finding("fail", check, f"{host} port {port} can't be had ({error.strerror}): stop who has it, or set "
+                          f"{section} host and port to others (port 0: any free one)")  # fmt: skip
+        else:
+            yield Finding("ok", check, f"{host} port {port} is free" if port else f"{host}, any free port")
+
+
+def _multicast(config: NodeConfig) -> Iterator[Finding]:
+    if not config.discovery.mdns:
+        status: Literal["ok", "warn"] = "ok" if config.discovery.seeds else "warn"
+        hint = "" if config.discovery.seeds else ", and no seeds: only nodes that dial this one are found"
+        yield Finding(status, "multicast", f"not needed: [discovery] mdns = false{hint}")
+        return
+    addresses = interface_addresses(config.discovery.interfaces)
+    if not addresses:
+        yield Finding("warn", "multicast", "no interface with an IPv4 address is up: connect one, or set [discovery] "
+                      "mdns = false and seeds")  # fmt: skip
+        return
+    if (reason := mdns_port_shared()) is not None:
+        yield Finding("fail", "multicast", f"UDP port 5353 can't be shared ({reason}): another mDNS program holds it "
+                      "for itself alone, let it share, or stop it")  # fmt: skip
+    worked = 0
+    findings = []
+    for name, address in addresses:
+        reason = multicast_returns(address)
+        worked += reason is None
+        if reason is None:
+            findings.append(Finding("ok", "multicast", f"{name} ({address}): sent and received"))
+        else:
+            findings.append(Finding("warn", "multicast", f"{name} ({address}): {reason}; allow UDP to 224.0.0.251 in "
+                            "the firewall, or list other [discovery] interfaces"))  # fmt: skip
+    yield from findings
+    if not worked:
+        yield Finding("fail", "multicast", "it works on no interface, so mDNS finds nobody: repair one, or set "
+                      "[discovery] mdns = false and seeds")  # fmt: skip
+
+
+def _models(config: NodeConfig) -> Iterator[Finding]:
+    if not config.models:
+        return
+    from meshnode.models import ModelSpec, load_model
+
+    for name, section in config.models.items():
+        started_s = time.monotonic()
+        try:
+            model = load_model(ModelSpec(name, section.path, section.threads, section.serve, section.optimisation))
+        except MeshError as error:
+            yield Finding("fail", "model", str(error))
+        else:
+            yield Finding("ok", "model", f"{name}: {model.digest[:12]}, loaded in {time.monotonic() - started_s:.1f} s")
+
+
+def _sensors(config: NodeConfig, folder: Path, identity: PeerIdentity | None) -> Iterator[Finding]:
+    if not config.sensors:
+        return
+    from meshnode.sensors import DriverContext, create_driver
+
+    role = identity.role if identity is not None else Role.VEHICLE
+    for name, section in config.sensors.items():
+        context = DriverContext(NodeId(config.node.id), folder, Random(name), role)
+        try:
+            create_driver(section.driver, section.options, context)
+        except MeshError as error:
+            yield Finding("fail", "sensor", f"[sensors.{name}]: {error}")
+        else:
+            yield Finding("ok", "sensor", f"{name}: {section.driver}")
+
+
+def _relay(config: NodeConfig, identity: PeerIdentity) -> Iterator[Finding]:
+    if config.relay is None:
+        return
+    relay = config.relay
+    try:
+        peer = tls_identity(relay.address, config.identity.credentials)
+    except ProbeFailed as error:
+        status: Literal["warn", "fail"] = "warn" if error.absent else "fail"
+        later = "; records wait in the outbox meanwhile" if error.absent else ""
+        yield Finding(status, "relay", f"{relay.address}: {error}{later}")
+        return
+    if peer.mesh != identity.mesh or peer.role is not Role.RELAY or (relay.id is not None and peer.node != relay.id):
+        wanted = relay.id or "a relay"
+        yield Finding("fail", "relay", f"{relay.address} is {peer.role.value} {peer.node} of mesh {peer.mesh}, not "
+                      f"{wanted} of {identity.mesh}: correct [relay] address or id")  # fmt: skip
+    else:
+        yield Finding("ok", "relay", f"{relay.address} is relay {peer.node}")
+
+
+def _seeds(config: NodeConfig, identity: PeerIdentity) -> Iterator[Finding]:
+    for address in config.discovery.seeds[:_MAX_SEEDS]:
+        try:
+            peer = tls_identity(address, config.identity.credentials)
+        except ProbeFailed as error:
+            yield Finding("warn", "seed", f"{address}: {error}")
+            continue
+        if peer.mesh != identity.mesh or peer.role not in LINK_ROLES:
+            yield Finding("warn", "seed", f"{address} is {peer.role.value} {peer.node} of mesh {peer.mesh}, no node of "
+                          f"{identity.mesh}: correct [discovery] seeds")  # fmt: skip
+        else:
+            yield Finding("ok", "seed", f"{address} is {peer.role.value} {peer.node}")

@@ -1,0 +1,33 @@
+"""``meshnode doctor``: is everything there that a node needs, and what to do about what is not."""
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from meshnode.cli.printing import print_json
+
+
+@click.command()
+@click.argument("config_path", metavar="CONFIG", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(config_path: Path, as_json: bool) -> None:
+    """Check certificates, clock, multicast, ports, models, state folder and relay of a node.
+
+    Works beside the running node too. Status 1 when something would keep the node from working.
+    """
+    from meshnode.cli.checks import examine
+
+    findings = []
+    for finding in examine(config_path):
+        findings.append(finding)
+        if not as_json:
+            click.echo(f"{finding.status:<5} {finding.check:<12} {finding.message}")
+    failures = sum(finding.status == "fail" for finding in findings)
+    warnings = sum(finding.status == "warn" for finding in findings)
+    if as_json:
+        print_json({"healthy": not failures, "findings": [dataclasses.asdict(finding) for finding in findings]})
+    else:
+        click.echo(f"{len(findings)} checks, {warnings} warnings, {failures} failures")
+    if failures:
+        click.get_current_context().exit(1)
