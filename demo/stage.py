@@ -48,7 +48,7 @@ advertise = ["127.0.0.1"]
 interfaces = ["127.0.0.1"]
 
 [http]
-enabled = false
+port = 0
 
 [models.plate]
 path = "{detector}"

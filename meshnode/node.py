@@ -159,13 +159,11 @@ class Node:
             stack.push_async_callback(self._recorder.close, _FLUSH_S)
         self._compute = ComputeService(config, self._driver.computed, self._driver.set_models)
         stack.push_async_callback(asyncio.to_thread, self._compute.close)
-        await asyncio.to_thread(self._compute.load_models)
         open_links = open_express if config.listen.link_engine == "express" else open_transport
         transport = open_links(config.identity.credentials, self._driver, self.mesh)
         stack.push_async_callback(asyncio.to_thread, transport.close)
         self.port = self._driver.start(transport, config.listen.host, config.listen.port)
         stack.push_async_callback(asyncio.to_thread, self._driver.close, "leaving")
-        self._compute.announce()
         if self._recorder is not None:
             for expression in self._recorder.expressions:
                 self.subscribe(expression, callback=self._record_other, own=False, history=False)
@@ -174,6 +172,9 @@ class Node:
             stack.push_async_callback(asyncio.to_thread, discovery.close)
         for address in config.discovery.seeds:
             self._driver.hint(f"seed {address}", None, (address,))
+        # After joining: loading takes seconds, and hazards of neighbours need not wait for it.
+        await asyncio.to_thread(self._compute.load_models)
+        self._compute.announce()
         if config.http.enabled:
             from meshnode.http import HttpServer
 

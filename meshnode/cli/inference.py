@@ -217,13 +217,12 @@ def _from_image(name: str, path: Path, signature: Mapping[str, Any] | None) -> "
             "colours: prepare it yourself and give a .npy file"
         )
     height, width = inner[1:] if planar else inner[:2]
+    content = io.BytesIO(_read(name, path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(_read(name, path))).convert("RGB")
+            image = Image.open(content).convert("RGB")
     except Exception as error:  # Pillow's decoders raise whatever they like
-        if isinstance(error, InputInvalid):
-            raise
         raise InputInvalid(f"input {name!r}: {path} is no image that can be read ({error})") from error
     size = (width if width > 0 else image.width, height if height > 0 else image.height)
     if size != image.size:
