@@ -134,18 +134,20 @@ class Driver:
         priority: int, lifespan_ms: int, hops: int, utc_now: int,
     ) -> Put:  # fmt: skip
         """Publish from any thread; see ``Engine.publish`` for the errors."""
+        now = time.monotonic_ns()
+        ready = []
         with self._lock:
-            put, delivery = self.engine.publish(
-                key, value, where, when, how, priority, lifespan_ms, hops, time.monotonic_ns(), utc_now
-            )
+            put, delivery = self.engine.publish(key, value, where, when, how, priority, lifespan_ms, hops, now, utc_now)
             flushes = self.engine.flushes()
+            if flushes:
+                ready = self._claim(flushes, now)
+        for link, frame in ready:
+            self._send_claimed(link, frame)
         if flushes is None:
             self._settle()
         else:
             for dial in flushes:
-                link = self._links.get(dial)
-                if link is not None:
-                    self._kick(link)
+                self._kick(dial)
         if delivery is not None:
             self._deliver(delivery)
         return put
@@ -253,15 +255,15 @@ class Driver:
         engine = self.engine
         with self._lock:
             deliveries = engine.receive(frame, pipe, time.monotonic_ns(), time.time_ns())
-            effects = engine.outgoing()
-            events = engine.events()
+            flushes = None if engine.eventful else engine.flushes()
             sooner = engine.deadline_at() < self._timer_due_ns
         for delivery in deliveries:
             self._deliver(delivery)
-        if effects:
-            self._perform(effects)
-        if events:
-            self._report(events)
+        if flushes is None:
+            self._settle()
+            return
+        for dial in flushes:
+            self._kick(dial)
         if sooner or not deliveries:
             self._set_timer()
 
@@ -311,9 +313,7 @@ class Driver:
         for effect in effects:
             match effect:
                 case Flush():
-                    link = self._links.get(effect.dial)
-                    if link is not None:
-                        self._kick(link)
+                    self._kick(effect.dial)
                 case Dial():
                     self._dial(effect)
                 case HangUp():
@@ -332,8 +332,41 @@ class Driver:
                 case _:
                     assert_never(effect)
 
-    def _kick(self, link: _Link) -> None:
+    def _claim(self, dials: list[int], now: int) -> list[tuple[_Link, bytes]]:
+        """The short way of a lone reading, under the engine's lock: take its frame, and hold the lock of its link so that
+        no later one overtakes it. Links claimed are removed from ``dials``; the others go the long way."""
+        claimed = []
+        for dial in tuple(dials):
+            link = self._links.get(dial)
+            if link is None or link.burst or link.in_hand is not None or not link.opened:
+                continue
+            if now - link.kicked_ns < _BURST_GAP_NS:
+                continue
+            # Never waits: whoever holds a link's lock may be waiting for the engine's.
+            if not link.lock.acquire(blocking=False):
+                continue
+            frame = self.engine.lone_frame(dial, now) if link.in_hand is None else None
+            if frame is None:
+                link.lock.release()
+                continue
+            claimed.append((link, frame))
+            dials.remove(dial)
+        return claimed
+
+    def _send_claimed(self, link: _Link, frame: bytes) -> None:
+        """Send a frame of :meth:`_claim` and let go of the link."""
+        try:
+            if link.lane is None or not link.lane.try_send(frame):
+                link.in_hand = frame
+            link.kicked_ns = time.monotonic_ns()
+        finally:
+            link.lock.release()
+
+    def _kick(self, dial: int) -> None:
         """Something waits for a link: send it now, or let it gather in a burst. The counters race; they only guide."""
+        link = self._links.get(dial)
+        if link is None:
+            return
         gap_ns = time.monotonic_ns() - link.kicked_ns
         if gap_ns < _BURST_GAP_NS:
             link.burst = min(link.burst + 1, 2 * _BURST)

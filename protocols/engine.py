@@ -258,6 +258,11 @@ class Engine:
         queue = self._queue_of.get(dial)
         return None if queue is None else queue.take(now)
 
+    def lone_frame(self, dial: int, now: int) -> bytes | None:
+        """The frame of a lone reading: as :meth:`next_frame` when one reading and nothing else waits, else None."""
+        queue = self._queue_of.get(dial)
+        return None if queue is None or not queue.lone else queue.take(now)
+
     def frame_lost(self, dial: int, why: str) -> None:
         """A frame that was taken could not be sent: the lane went first."""
         reached = self._membership.lane_of(dial)
@@ -445,6 +450,11 @@ class Engine:
         flushes = list(self._flushes)
         self._flushes.clear()
         return flushes
+
+    @property
+    def eventful(self) -> bool:
+        """Whether :meth:`events` has something."""
+        return self._membership.eventful or bool(self._events) or self._readings.eventful or self._inference.eventful
 
     def outgoing(self) -> list[Effect]:
         """What to do, decided since the last call."""

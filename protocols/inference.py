@@ -403,6 +403,11 @@ class Inference:
         return due
 
     @property
+    def eventful(self) -> bool:
+        """Whether :meth:`events` has something."""
+        return bool(self._events)
+
+    @property
     def restless(self) -> bool:
         """Whether :meth:`outgoing` has something."""
         return bool(self._effects)

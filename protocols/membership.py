@@ -149,6 +149,11 @@ class Membership:
 
     # --- what the driver reads -------------------------------------------------------------------------------------
     @property
+    def eventful(self) -> bool:
+        """Whether :meth:`events` has something."""
+        return bool(self._events)
+
+    @property
     def restless(self) -> bool:
         """Whether :meth:`outgoing` has something."""
         return bool(self._effects) or self._contacts.restless

@@ -535,6 +535,11 @@ class Readings:
         """When :meth:`handle_timer` wants to be called next."""
         return self._deadlines[0][0] if self._deadlines else NEVER
 
+    @property
+    def eventful(self) -> bool:
+        """Whether :meth:`events` has something."""
+        return bool(self._events)
+
     def events(self) -> list[DeadlineMissed]:
         """Events since the last call."""
         events, self._events = self._events, []

@@ -84,7 +84,13 @@ class _Link:
 class SimDriver:
     """Runs engines against each other."""
 
-    def __init__(self, seed: int, delay_ns: int = limits.MS, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        delay_ns: int = limits.MS,
+        settings: Settings | None = None,
+        max_queue_readings: int = limits.MAX_QUEUE_READINGS,
+    ) -> None:
         """``delay_ns``: one way, every link that :meth:`shape` does not change."""
         self.random = Random(seed)
         self.now = 0
@@ -92,6 +98,7 @@ class SimDriver:
         self.nodes: dict[NodeId, SimNode] = {}
         self.events_run = 0
         self._settings = settings or Settings()
+        self._max_queue_readings = max_queue_readings
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._number = 0
         self._pipes = 0
@@ -109,7 +116,10 @@ class SimDriver:
         return node
 
     def _engine(self, name: NodeId, role: Role, life: int) -> Engine:
-        settings = NodeSettings(MESH, name, role, Incarnation(1_000 + life), 7000, membership=self._settings)
+        settings = NodeSettings(
+            MESH, name, role, Incarnation(1_000 + life), 7000, membership=self._settings,
+            max_queue_readings=self._max_queue_readings,
+        )  # fmt: skip
         return Engine(settings, Random(self.random.random()))
 
     def meet(self, *names: str) -> None:

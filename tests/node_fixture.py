@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def environment() -> dict[str, str]:
-    """This process's, so that a child finds the packages wherever it runs."""
+    """That of the tests, so that a child finds the packages wherever it runs."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 
@@ -53,10 +53,11 @@ def prepare(folder: Path, node: str, role: str, tables: str = "", seeds: tuple[i
     issue(authority, role, node, home)
     addresses = ", ".join(f'"127.0.0.1:{port}"' for port in seeds)
     config = home / "node.toml"
+    http_table = "" if "[http]" in tables else "[http]\nport = 0\n"
     config.write_text(
         f'[node]\nid = "{node}"\n{_POSITION}\n[listen]\nhost = "127.0.0.1"\n'
-        f"[discovery]\nmdns = false\nseeds = [{addresses}]\n" + (tables if "[http]" in tables else f"[http]\nport = 0\n{tables}")
-    )  # fmt: skip
+        f"[discovery]\nmdns = false\nseeds = [{addresses}]\n{http_table}{tables}"
+    )
     return config
 
 
@@ -141,7 +142,9 @@ class RunningNode:
 
 def pair(folder: Path, rsu_tables: str = "", vehicle_tables: str = "") -> Iterator[tuple[RunningNode, RunningNode]]:
     """``rsu-1`` and ``veh-1``, who know each other."""
-    with RunningNode(prepare(folder, "rsu-1", "rsu", rsu_tables)) as rsu:
-        with RunningNode(prepare(folder, "veh-1", "vehicle", vehicle_tables, (rsu.port,))) as vehicle:
-            eventually(lambda: vehicle.met("rsu-1") and rsu.met("veh-1"), "the two nodes meet")
-            yield rsu, vehicle
+    with (
+        RunningNode(prepare(folder, "rsu-1", "rsu", rsu_tables)) as rsu,
+        RunningNode(prepare(folder, "veh-1", "vehicle", vehicle_tables, (rsu.port,))) as vehicle,
+    ):
+        eventually(lambda: vehicle.met("rsu-1") and rsu.met("veh-1"), "the two nodes meet")
+        yield rsu, vehicle

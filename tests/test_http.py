@@ -131,8 +131,10 @@ def test_reading_published_at_one_node_streams_from_the_other_with_its_context(
     value = {"$$own": [None, True, 1.5, "ü"], "b": {"$bytes": "AP8="}, "n": {"$float": "-inf"},
              "t": {"$tensor": {"dtype": "i2", "shape": [2, 1], "data": "AQACAA=="}}}  # fmt: skip
     asked = {
-        "key": "veh/veh-1/context", "value": value, "unit": "m/s", "sensor": "wheel", "time_ns": 1_700_000_000_123_456_789,
-        "where": {"latitude_deg": 1.5, "longitude_deg": -2.5, "accuracy_m": 0.5, "altitude_m": 7.0, "heading_deg": 90.0},
+        "key": "veh/veh-1/context", "value": value, "unit": "m/s", "sensor": "wheel",
+        "time_ns": 1_700_000_000_123_456_789, "where": {
+            "latitude_deg": 1.5, "longitude_deg": -2.5, "accuracy_m": 0.5, "altitude_m": 7.0, "heading_deg": 90.0,
+        },
         "quality": 0.5, "calibration": "c7", "lineage": ["filter", "wheel"], "priority": 5, "hops": 2,
     }  # fmt: skip
     status, put = vehicle.post("/v1/readings", asked)
@@ -219,7 +221,7 @@ def test_stream_asked_for_wrongly_says_what_is_wrong(rsu: RunningNode, query: st
         ('{"key": "veh/veh-1/x", "value": {"$bytes": "?"}}', "application/json", 400, "base64"),
         ('{"key": "veh/veh-1/x", "value": {"$what": 1}}', "application/json", 400, "$what"),
         ('{"key": "veh/veh-1/x", "value": 123456789012345678901234567890}', "application/json", 400, "travel"),
-        ('{"key": "veh/veh-1/x", "value": %s1%s}' % ("[" * 5000, "]" * 5000), "application/json", 400, "no reading"),
+        ('{"key": "veh/veh-1/x", "value": ' + "[" * 5_000 + "]" * 5_000 + "}", "application/json", 400, "no reading"),
     ],
 )
 def test_reading_published_wrongly_is_refused(
@@ -376,18 +378,15 @@ def test_inference_asked_for_wrongly_names_the_mistake(
 @pytest.mark.parametrize("length", ["0", "-1", "x", "99999", "9" * 40])
 def test_binary_request_with_a_wrong_json_length_is_refused(rsu: RunningNode, length: str) -> None:
     """The header splits the body; a wrong one must not read past its end."""
-    status, _, body = rsu.ask(
-        "POST", "/v2/models/double/infer", json.dumps(_request([1, 2, 3, 4])), {"Inference-Header-Content-Length": length}
-    )  # fmt: skip
-    assert (status, "Inference-Header-Content-Length" in json.loads(body)["error"]) == (400, True)
+    body = json.dumps(_request([1, 2, 3, 4]))
+    status, _, answer = rsu.ask("POST", "/v2/models/double/infer", body, {"Inference-Header-Content-Length": length})
+    assert (status, "Inference-Header-Content-Length" in json.loads(answer)["error"]) == (400, True)
 
 
 def _heavy(**parameters: Any) -> tuple[bytes, dict[str, str]]:
     size = HEAVY * HEAVY * 4
-    head = json.dumps({
-        "parameters": {"binary_data_output": True, **parameters},
-        "inputs": [{"name": "x", "datatype": "FP32", "shape": [HEAVY, HEAVY], "parameters": {"binary_data_size": size}}],
-    }).encode()  # fmt: skip
+    given = {"name": "x", "datatype": "FP32", "shape": [HEAVY, HEAVY], "parameters": {"binary_data_size": size}}
+    head = json.dumps({"parameters": {"binary_data_output": True, **parameters}, "inputs": [given]}).encode()
     return head + bytes(size), {"Inference-Header-Content-Length": str(len(head))}
 
 
@@ -402,20 +401,22 @@ def test_inference_past_its_deadline_is_a_timeout(where: str, rsu: RunningNode, 
 def test_inference_whose_caller_hangs_up_is_cancelled(rsu: RunningNode) -> None:
     """Work for somebody who has gone delays everybody who has not."""
     before = rsu.get("/v1/node")["statistics"]
+
+    def since(name: str) -> int:
+        return int(rsu.get("/v1/node")["statistics"][f"inference_{name}"] - before[f"inference_{name}"])
+
     body, headers = _heavy(timeout=60_000_000)
-    for _ in range(4):
-        connection = http.client.HTTPConnection("127.0.0.1", rsu.http_port, timeout=15)
-        connection.request("POST", "/v2/models/heavy/infer", body, headers)
-        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        connection.close()
-
-    def cancelled() -> bool:
-        now = rsu.get("/v1/node")["statistics"]
-        asked, answered = (now[name] - before[name] for name in ("inference_asked", "inference_answered"))
-        late = now["inference_late_answers"] - before["inference_late_answers"]
-        return asked > answered and late > 0
-
-    eventually(cancelled, "a run without a caller is given up")
+    callers = []
+    for _ in range(8):  # one runs, the others wait
+        caller = http.client.HTTPConnection("127.0.0.1", rsu.http_port, timeout=15)
+        caller.request("POST", "/v2/models/heavy/infer", body, headers)
+        callers.append(caller)
+    eventually(lambda: since("asked") == 8, "all requests are under way")
+    for caller in callers:
+        caller.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        caller.close()
+    eventually(lambda: since("late_answers") > 0, "a run without a caller is given up")
+    assert since("answered") < 8
 
 
 # --- what never reaches a node ---------------------------------------------------------------------------------------

@@ -3,14 +3,13 @@
 Every failure leaves as a ``MeshError`` with the node's own words, or with what to do when no node is there.
 """
 
-import http.client
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -36,6 +35,9 @@ _ERRORS: Final[Mapping[int, type[MeshError]]] = {
     HTTPStatus.INTERNAL_SERVER_ERROR: InferenceError,
     HTTPStatus.GATEWAY_TIMEOUT: BudgetExhausted,
 }
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -71,8 +73,10 @@ class NodeApi:
     @contextmanager
     def _response(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float | None
-    ) -> Iterator[http.client.HTTPResponse]:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
+    ) -> "Iterator[HTTPResponse]":
+        from http.client import HTTPConnection, HTTPException
+
+        connection = HTTPConnection(self.host, self.port, timeout=timeout_s)
         where = f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
         try:
             connection.request(method, path, body, dict(headers))
@@ -89,7 +93,7 @@ class NodeApi:
             raise TransportError(
                 f"{where} ({self.named_by}) did not answer within {timeout_s:g} s: is it a node, and not stopped?"
             ) from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, HTTPException, ValueError) as error:
             what = str(error) or type(error).__name__
             raise TransportError(
                 f"{where} ({self.named_by}) does not answer like a node ({what}): name the right one with --node "
@@ -99,7 +103,7 @@ class NodeApi:
             connection.close()
 
 
-def _error_of(response: http.client.HTTPResponse, where: str) -> MeshError:
+def _error_of(response: "HTTPResponse", where: str) -> MeshError:
     try:
         message = str(json.loads(response.read(65_536))["error"])
     except (ValueError, KeyError, TypeError):

@@ -1,6 +1,5 @@
 """``meshnode run``: one node as a process, until it is told to leave."""
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -30,6 +29,8 @@ def run(config_path: Path, as_json: bool) -> None:
     'ready rsu-1 rsu port 41234 http 8470'. A node that is told to leave says goodbye and exits with 0; told twice, it
     drops everything.
     """
+    import asyncio
+
     from meshnode.config import load
 
     config = load(config_path)
@@ -38,6 +39,8 @@ def run(config_path: Path, as_json: bool) -> None:
 
 
 async def _serve(config: "NodeConfig", config_path: Path) -> None:
+    import asyncio
+
     from meshnode.node import Node
 
     leave = asyncio.Event()
