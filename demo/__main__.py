@@ -62,8 +62,8 @@ def show(summary: dict[str, Any]) -> None:
     meetings = sorted(line["took_ms"] for line in summary["meetings"])
     if meetings:
         console.print(
-            f"  {len(meetings)} meetings, from first sign to both directions open: median {meetings[len(meetings) // 2]:.0f} ms, "
-            f"slowest {meetings[-1]:.0f} ms"
+            f"  {len(meetings)} meetings, from first sign to both directions open: "
+            f"median {meetings[len(meetings) // 2]:.0f} ms, slowest {meetings[-1]:.0f} ms"
         )
     for name, seconds in sorted(summary["death_noticed_s"].items()):
         console.print(f"  {name} knew after {seconds:.2f} s that rsu-2 was dead")

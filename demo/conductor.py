@@ -36,9 +36,10 @@ class Conductor:
         self.exit_codes: dict[str, int] = {}
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._begin_s = time.time()
+        paths = (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))
         self._environment = {
             **os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")))),
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         }  # fmt: skip
 
     # --- processes -------------------------------------------------------------------------------------------------
@@ -224,8 +225,8 @@ class View:
                 continue
             p50 = line["latency_p50_us"]
             table.add_row(
-                participant.name + (" (slow)" if participant.slow else ""), " ".join(line["alive"]), str(line["readings"]),
-                "" if p50 is None else f"{p50} us", str(line["hazards"]), str(line["inferences"]), str(line["drops"]),
+                participant.name + (" (slow)" if participant.slow else ""), " ".join(line["alive"]),
+                str(line["readings"]), "" if p50 is None else f"{p50} us", str(line["hazards"]), str(line["inferences"]), str(line["drops"]),
                 f"{line['records']} ({line['pending']} wait)", line["relay"][:24],
             )  # fmt: skip
         return Group(table, Text("\n".join(conductor.news)))

@@ -2,11 +2,13 @@
 
     python -m demo.participant node.toml report.json
 
-Prints a line of JSON for each event, and twice a second its figures; writes its report when it is told to stop (SIGTERM).
+Prints a line of JSON for each event, and twice a second its figures; writes its report when it is told to stop
+(SIGTERM).
 """
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import threading
@@ -122,8 +124,8 @@ class Notebook:
             }
 
 
-async def main(config: Path, report: Path) -> None:
-    """Run until SIGTERM."""
+async def main(config: Path) -> dict[str, Any]:
+    """Run until SIGTERM; returns the report."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -136,18 +138,19 @@ async def main(config: Path, report: Path) -> None:
         node.subscribe("rsu/**", callback=notes.received, own=False, history=False)
         node.subscribe(f"veh/{node.id}/plates", callback=notes.plates_seen, history=False)
         notes.say("up", port=node.port, http=node.http_port)
-        while not stop.is_set():
+        conductor = os.getppid()
+        while not stop.is_set() and os.getppid() == conductor:  # an orphan ends by itself
             notes.say("figures", **notes.figures(node))
             try:
                 async with asyncio.timeout(0.5):
                     await stop.wait()
             except TimeoutError:
                 pass
-    report.write_text(json.dumps(notes.report(node)))
+    return notes.report(node)
 
 
 if __name__ == "__main__":
     try:
-        asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2])))
+        Path(sys.argv[2]).write_text(json.dumps(asyncio.run(main(Path(sys.argv[1])))))
     except MeshError as error:
         sys.exit(f"{sys.argv[1]}: {error}")

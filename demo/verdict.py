@@ -9,7 +9,6 @@ import sqlite3
 from collections import Counter, defaultdict
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from demo.conductor import Conductor
@@ -55,8 +54,8 @@ class Verdict:
     def promises(self) -> list[Promise]:
         """Every promise, kept or not."""
         promises = [
-            self._reports_written(), self._all_met(), self._met_quickly(), self._death_noticed(), self._nobody_buried_alive(),
-            self._came_back(), self._hazards_arrived(), self._slow_were_helped(), self._no_request_lost(),
+            self._reports_written(), self._all_met(), self._met_quickly(), self._death_noticed(),
+            self._nobody_buried_alive(), self._came_back(), self._hazards_arrived(), self._slow_were_helped(), self._no_request_lost(),
             self._plates_found(), self._ended_cleanly(),
         ]  # fmt: skip
         return [*promises, *self._records()]
@@ -129,7 +128,8 @@ class Verdict:
         return [value for report in self.reports.values() for value in report["latencies_us"]]
 
     def _hazards_arrived(self) -> Promise:
-        """Vehicles and rsu-1 live throughout: each must have every hazard of the others that was told after it met them."""
+        """Vehicles and rsu-1 live throughout: each must have every hazard of the others that was told after it met
+        them."""
         meetings = self._meetings()
         by_origin: dict[str, set[int]] = defaultdict(set)
         heard: dict[str, set[tuple[str, int]]] = {}
@@ -139,15 +139,15 @@ class Verdict:
                 by_origin[origin].add(sequence)
         told = sum(len(s) for s in by_origin.values())
         missing = []
-        for name in heard:
+        for name, own in heard.items():
             if name == "rsu-2":
                 continue
-            first_heard = {o: min((s for oo, s in heard[name] if oo == o), default=None) for o in by_origin}
+            first_heard = {o: min((s for oo, s in own if oo == o), default=None) for o in by_origin}
             for origin, sequences in by_origin.items():
                 if origin != name and (name, origin) in meetings:
                     start = first_heard[origin]
                     missing += [f"{name} lacks {origin}#{s}" for s in sequences
-                                if (start is None or s >= start) and (origin, s) not in heard[name]]  # fmt: skip
+                                if (start is None or s >= start) and (origin, s) not in own]  # fmt: skip
         return Promise(
             "hard-braking hazards reached everybody", told > 0 and not missing,
             f"{told} hazards of {len(by_origin)} vehicles; {', '.join(missing[:3]) or 'none missing'}",
@@ -252,6 +252,7 @@ class Verdict:
             for line in report["inferences"]:
                 times[f"{name} on {line['ran_on']}"].append(line["took_ms"])
         promises = self.promises()
+        shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
         return {
             "kept": all(promise.kept for promise in promises),
             "promises": [{"name": p.name, "kept": p.kept, "seen": p.seen} for p in promises],
@@ -263,7 +264,7 @@ class Verdict:
             ],
             "death_noticed_s": self.deaths_s(),
             "readings_received": len(latencies),
-            "latency_us": {name: percentile(latencies, share) for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))},
+            "latency_us": {name: percentile(latencies, share) for name, share in shares.items()},
             "inference_ran_on": {name: dict(counts) for name, counts in self.ran_on().items()},
             "inference_median_ms": {name: percentile(values, 0.5) for name, values in sorted(times.items())},
             "emulated_slowdown": SLOWDOWN,

@@ -2,7 +2,8 @@
 
 ``async with meshnode.open("vehicle.toml") as node: …`` is where to start; see :class:`meshnode.node.Node`.
 
-Names are imported when they are used: the relay and the ``mesh`` commands need parts of this package and not its threads.
+Names are imported when they are used: the relay and the ``mesh`` commands need parts of this package and not its
+threads.
 """
 
 from importlib import import_module

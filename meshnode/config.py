@@ -150,8 +150,8 @@ class ListenSection(Section, frozen=True, kw_only=True):
     link_engine: Annotated[
         Literal["express", "nng"],
         Meta(
-            description="What carries the links: `express` (OpenSSL) or `nng` (libnng with Mbed TLS). Both speak the same "
-            "wire; nodes with different engines are neighbours like any others."
+            description="What carries the links: `express` (OpenSSL) or `nng` (libnng with Mbed TLS). Both speak the "
+            "same wire; nodes with different engines are neighbours like any others."
         ),
     ] = "express"
 
@@ -261,8 +261,8 @@ class ModelSection(Section, frozen=True, kw_only=True):
         Mapping[str, tuple[int, ...]],
         Meta(
             max_length=limits.MAX_TENSORS,
-            description="Shapes, by input, of the zeros it is timed with at the start; needed where the model leaves sizes "
-            "open, as in `{ image = [1, 3, 640, 640] }`.",
+            description="Shapes, by input, of the zeros it is timed with at the start; needed where the model leaves "
+            "sizes open, as in `{ image = [1, 3, 640, 640] }`.",
         ),
     ] = {}
     optimisation: Annotated[

@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 _FULL = limits.MAX_READINGS_PER_FRAME
 _BURST = 4
 _BURST_GAP_NS = 20_000
-"""From having sent one reading to publishing the next. A loop that only publishes needs 5 µs; the answer to a neighbour's
-answer comes 30 µs later at the earliest, and must not be taken for a burst."""
+"""From having sent one reading to publishing the next. A loop that only publishes needs 5 µs; the answer to a
+neighbour's answer comes 30 µs later at the earliest, and must not be taken for a burst."""
 _PAUSE_NS = 500_000
 """A longer gap ends a burst; shorter ones (another thread had the interpreter) only weaken it."""
 _GOODBYE_S = 0.3
@@ -333,12 +333,12 @@ class Driver:
                     assert_never(effect)
 
     def _claim(self, dials: list[int], now: int) -> list[tuple[_Link, bytes]]:
-        """The short way of a lone reading, under the engine's lock: take its frame, and hold the lock of its link so that
-        no later one overtakes it. Links claimed are removed from ``dials``; the others go the long way."""
+        """The short way of a lone reading, under the engine's lock: take its frame, and hold the lock of its link so
+        that no later one overtakes it. Links claimed are removed from ``dials``; the others go the long way."""
         claimed = []
         for dial in tuple(dials):
             link = self._links.get(dial)
-            if link is None or link.burst or link.in_hand is not None or not link.opened:
+            if link is None or link.burst or not link.opened:
                 continue
             if now - link.kicked_ns < _BURST_GAP_NS:
                 continue
@@ -436,7 +436,7 @@ class Driver:
     def _call(self, callback: ReadingCallback, reading: Reading) -> None:
         try:
             callback(reading)
-        except Exception:  # whatever an application does, receiving goes on
+        except Exception:  # noqa: BLE001 - whatever an application does, receiving goes on
             self.callbacks_failed += 1
             # 1, 2, 4, 8 …: a broken callback can't fill a disk
             if self.callbacks_failed & (self.callbacks_failed - 1) == 0:

@@ -251,7 +251,8 @@ class Node:
     # --- readings --------------------------------------------------------------------------------------------------
     def publisher(
         self, key: str, *, unit: str = "1", sensor: str = "application", where: Position | None = None,
-        quality: float = 1.0, calibration: str = "", lineage: tuple[str, ...] = (), priority: int = 3, lifespan_ms: int = 0, hops: int = 0,
+        quality: float = 1.0, calibration: str = "", lineage: tuple[str, ...] = (), priority: int = 3,
+        lifespan_ms: int = 0, hops: int = 0,
     ) -> Publisher:  # fmt: skip
         """Something that publishes on ``key``: make it once, ``put`` often.
 
@@ -305,7 +306,8 @@ class Node:
 
     def subscribe(
         self, expression: str, callback: ReadingCallback | None = None, *, deadline_ms: int = 0,
-        max_rate_hz: float = 0.0, conflate: bool = False, history: bool = True, hops: int = 0, own: bool = True, depth: int = 1_024,
+        max_rate_hz: float = 0.0, conflate: bool = False, history: bool = True, hops: int = 0, own: bool = True,
+        depth: int = 1_024,
     ) -> Subscription:  # fmt: skip
         """Readings whose key matches ``expression`` (``veh/*/speed``, ``rsu/**``), of this node and of neighbours.
 

@@ -64,7 +64,7 @@ class Sensing:
         except MeshError as error:
             self.failed[name] = str(error)
             _log.error("sensor %s ended: %s", name, error)
-        except Exception as error:  # whatever a plugged-in driver does ends that driver alone
+        except Exception as error:  # noqa: BLE001 - whatever a plugged-in driver does ends that driver alone
             self.failed[name] = repr(error)
             _log.exception("sensor %s failed", name)
 

@@ -2,10 +2,10 @@
 
 A *contact* is somewhere to dial: an advert or a seed (hints from strangers), or what an authenticated Hello said. Each
 contact has at most one dial per lane under way, and at most ``MAX_DIALS`` of all wait for an answer, those that failed
-least first: whoever floods the radio with adverts makes us knock at many doors, but neither at all at once nor before the
-others. Failure doubles the pause, up to ``REDIAL_MAX_NS``; a lane that closes within a second of opening counts as a
-failure, so that a peer which turns us away after the handshake is not dialled in a loop. Whoever was refused, by us or
-by them, is left alone for ``REFUSAL_MEMORY_NS``. In a full table a contact that answered goes before mere hints.
+least first: whoever floods the radio with adverts makes us knock at many doors, but neither at all at once nor before
+the others. Failure doubles the pause, up to ``REDIAL_MAX_NS``; a lane that closes within a second of opening counts
+as a failure, so that a peer which turns us away after the handshake is not dialled in a loop. Whoever was refused, by
+us or by them, is left alone for ``REFUSAL_MEMORY_NS``. In a full table a contact that answered goes before mere hints.
 """
 
 from collections.abc import Callable

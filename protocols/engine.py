@@ -1,8 +1,8 @@
 """One node: the machines composed, and the only door for drivers.
 
-A driver tells the engine what happened, then performs ``outgoing()`` and hands on ``events()``. Machines never call each
-other; what one decides and another must know is carried here. Frames for a neighbour wait in the engine until the driver
-takes them with ``next_frame``: backpressure is a frame not taken.
+A driver tells the engine what happened, then performs ``outgoing()`` and hands on ``events()``. Machines never call
+each other; what one decides and another must know is carried here. Frames for a neighbour wait in the engine until the
+driver takes them with ``next_frame``: backpressure is a frame not taken.
 
 Not thread-safe: a driver with threads holds one lock around every call. No call blocks or calls back.
 """
@@ -388,7 +388,8 @@ class Engine:
         hedge: bool,
         now: int,
     ) -> int:
-        """Have a model computed here or at a neighbour; exactly one ``Answered`` follows. Errors as ``Inference.ask``."""
+        """Have a model computed here or at a neighbour; exactly one ``Answered`` follows. Errors as
+        ``Inference.ask``."""
         number = self._inference.ask(model, inputs, outputs, budget_ns, hedge, now)
         self._carry(now)
         return number
@@ -433,7 +434,8 @@ class Engine:
         )
 
     def deadline_at(self) -> int:
-        """The next deadline of a subscription: the one timer that a reading can bring forward. Costs next to nothing."""
+        """The next deadline of a subscription: the one timer that a reading can bring forward. Costs next to
+        nothing."""
         return self._readings.next_timer_at()
 
     def leave(self, reason: str, now: int) -> None:

@@ -47,7 +47,8 @@ class Lane(StrEnum):
 def _checked_name(text: str, what: str) -> str:
     if not _NAME.fullmatch(text):
         raise InvalidName(
-            f"{what} {text[:80]!r} is not valid: use 1 to 63 lower-case letters, digits and inner hyphens, as in 'rsu-1'"
+            f"{what} {text[:80]!r} is not valid: use 1 to 63 lower-case letters, digits and inner hyphens, "
+            "as in 'rsu-1'"
         )
     return text
 

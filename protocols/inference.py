@@ -39,7 +39,8 @@ MAX_SERVED_PER_NEIGHBOUR = 16
 MAX_SERVED_BYTES = 64 * 1024 * 1024
 """Inputs held for neighbours: 32 requests of 16 MiB would be half a gigabyte."""
 _SERVED_GRACE_NS = limits.SECOND
-"""After its budget a served request that nobody answered is given up: a run that hangs must not hold a place for ever."""
+"""After its budget a served request that nobody answered is given up: a run that hangs must not hold a place for
+ever."""
 
 
 class LocalModel(Struct, frozen=True):

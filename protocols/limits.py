@@ -14,7 +14,8 @@ SECOND: Final = 1_000_000_000
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 """Largest frame a link takes. NNG's own default is unlimited: one length field could claim all memory."""
 MAX_REALTIME_FRAME_BYTES: Final = 64 * 1024
-"""Largest batch that is put together on the realtime lane: 64 KiB take 5 ms at 100 Mb/s, and nothing overtakes a frame."""
+"""Largest batch that is put together on the realtime lane: 64 KiB take 5 ms at 100 Mb/s, and nothing overtakes a
+frame."""
 BULK_THRESHOLD_BYTES: Final = 32 * 1024
 """A reading larger than this travels on the bulk lane, so that it can't delay a brake event."""
 MAX_READINGS_PER_FRAME: Final = 64
@@ -46,14 +47,15 @@ MAX_SUSPECTS_PER_HEARTBEAT: Final = 8
 HEARTBEAT_INTERVAL_NS: Final = 250 * MS
 """Costs 10 frames a second for five neighbours; four may be lost or late before anybody is suspected."""
 SUSPECT_AFTER_SILENCE_NS: Final = 1_200 * MS
-"""Silence on an open link before a neighbour is suspected. On a busy 2-core computer a process waited 0.6 s at worst."""
+"""Silence on an open link before a neighbour is suspected. On a busy 2-core computer a process waited 0.6 s at
+worst."""
 SUSPICION_MAX_NS: Final = 2_500 * MS
 """From suspect to dead with nobody else agreeing and the link still open."""
 SUSPICION_MIN_NS: Final = 600 * MS
 """From suspect to dead when every other neighbour agrees."""
 LOST_LINK_SUSPICION_NS: Final = 700 * MS
-"""From suspect to dead when the peer's own pipes are gone too: its kernel said that the process ended, or the peer hung up.
-A peer that merely rotates or restarts is back within this time."""
+"""From suspect to dead when the peer's own pipes are gone too: its kernel said that the process ended, or the peer
+hung up. A peer that merely rotates or restarts is back within this time."""
 LOCAL_STALL_NS: Final = 400 * MS
 """A timer later than this means that we were not watching (starved, suspended): no silence is held against anybody."""
 DIAL_TIMEOUT_NS: Final = 5 * SECOND

@@ -1,6 +1,7 @@
 """Who is there, and whether they live.
 
-Where to dial is the business of ``contacts``. A *neighbour* is a node whose certificate and Hello were checked. Its life:
+Where to dial is the business of ``contacts``. A *neighbour* is a node whose certificate and Hello were checked. Its
+life:
 
     (unknown) ──Hello──▶ alive ──silence, pipes gone──▶ suspect ──time is up──▶ dead ──Hello──▶ alive
                            ▲                               │
@@ -10,8 +11,8 @@ Rules:
 1. Only frames on a pipe whose certificate names the neighbour count as life. Hints never do.
 2. A node that did not watch accuses nobody: when our own timer is late, every silence counts anew (local health, after
    Lifeguard).
-3. Pipes gone in both directions, without a Goodbye, mean that the peer's kernel ended them: suspicion starts at once and
-   is short. Silence on open pipes may be a radio shadow: suspicion starts late and is long.
+3. Pipes gone in both directions, without a Goodbye, mean that the peer's kernel ended them: suspicion starts at once
+   and is short. Silence on open pipes may be a radio shadow: suspicion starts late and is long.
 4. Of two lives of one id the larger incarnation is right; the smaller is refused while the larger is alive.
 5. Whoever was refused, by us or by them, is not dialled again for ``REFUSAL_MEMORY_NS``.
 
@@ -144,7 +145,8 @@ class Membership:
         self._events: list[MembershipEvent] = []
         self._messages: list[tuple[NodeId, NodeFrame]] = []
         self._counters = {
-            "pipes_refused": 0, "frames_before_hello": 0, "local_stalls": 0, "suspicions": 0, "refutations": 0, "deaths": 0
+            "pipes_refused": 0, "frames_before_hello": 0, "local_stalls": 0, "suspicions": 0, "refutations": 0,
+            "deaths": 0,
         }  # fmt: skip
 
     # --- what the driver reads -------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ class Tensor(Struct, frozen=True, array_like=True, gc=False):
     def __array_interface__(self) -> dict[str, Any]:
         size_bytes = prod(self.shape) * int(self.dtype[1])
         if size_bytes != len(self.data):  # NumPy would read past the end
-            raise ValueError(f"{self.dtype} {list(self.shape)} needs {size_bytes} bytes, the tensor has {len(self.data)}")
+            raise ValueError(f"{self.dtype} {list(self.shape)} takes {size_bytes} bytes, not {len(self.data)}")
         order = "|" if self.dtype[1:] == "1" else "<"
         return {"version": 3, "shape": self.shape, "typestr": order + self.dtype, "data": self.data}
 

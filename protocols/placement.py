@@ -4,8 +4,8 @@
     remote = round trip + (input + output bytes) / throughput + (waiting + 1) · compute, times a learned correction
 
 The correction is an exponential average of measured ÷ predicted per neighbour and keeps the model honest about what it
-does not know (a busy computer, a slow radio). A neighbour is chosen only when it is predicted to be faster than this node
-by ``WORTHWHILE``: a tie is not worth a radio.
+does not know (a busy computer, a slow radio). A neighbour is chosen only when it is predicted to be faster than this
+node by ``WORTHWHILE``: a tie is not worth a radio.
 """
 
 from msgspec import Struct

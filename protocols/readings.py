@@ -10,8 +10,9 @@ Rules:
 3. A reading older than its lifespan, by the sum of both clocks' uncertainties, is dropped and counted as ``expired``.
 4. The access table decides who may be the origin of a key; what it denies is dropped and counted as ``denied``, and
    takes no place in any table.
-5. What an origin tells us itself needs no hearsay: while a stream comes directly, copies of it from others are ``stale``.
-   A copy is only vouched for by the neighbour that passed it on, so it can't silence a neighbour by a sequence made up.
+5. What an origin tells us itself needs no hearsay: while a stream comes directly, copies of it from others are
+   ``stale``. A copy is only vouched for by the neighbour that passed it on, so it can't silence a neighbour by a
+   sequence made up.
 6. What is kept and delivered is what was sent: a value that its publisher changes afterwards changes nothing here.
 """
 

@@ -61,6 +61,12 @@ def test_command_asked_for_help_lists_its_commands_and_stays_light() -> None:
     assert heavy.isdisjoint(loaded.split())
 
 
+def test_command_asked_for_its_version_says_one() -> None:
+    """The first line of every bug report, from a source tree too."""
+    ran = meshnode("--version")
+    assert (ran.returncode, ran.stdout.startswith("meshnode")) == (0, True), ran.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -413,10 +419,11 @@ def test_doctor_of_a_node_that_could_start_finds_no_failure(rsu: RunningNode, tm
     model = write_model(tmp_path / "m.onnx", [1], "Neg")
     tables = f'[models.neg]\npath = "{model}"\n[sensors.host]\ndriver = "host"\n'
     config = prepare(folder, "veh-6", "vehicle", tables, seeds=(rsu.port,))
+    config.write_text(config.read_text().replace("mdns = false", 'interfaces = ["127.0.0.1"]'))
     status, found = findings(config)
     assert status == 0, found
     by_check = {entry["check"]: entry for entry in found}
-    for check in ("config", "certificate", "state", "inbox", "http", "model", "sensor", "seed"):
+    for check in ("config", "certificate", "state", "inbox", "http", "model", "sensor", "multicast", "seed"):
         assert by_check[check]["status"] == "ok", by_check[check]
     assert "rsu rsu-1" in by_check["seed"]["message"]
     assert not (config.parent / "state").exists(), "the doctor leaves no trace"

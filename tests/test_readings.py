@@ -1,5 +1,6 @@
 """Who gets which reading, what happens to the rest, and what an insider can't do."""
 
+import itertools
 from collections import Counter
 
 import msgspec
@@ -13,6 +14,7 @@ from protocols.codec import decode_untrusted_node_frame, encode_frame, encode_re
 from protocols.errors import BoundExceeded, ContextMissing, InvalidKey, NotPermitted, ValueUnsupported
 from protocols.events import DeadlineMissed, Delivery
 from protocols.ids import NodeId, Role
+from protocols.membership import Settings
 from protocols.messages import EventTime, Interest, Position, Provenance, Reading, Tensor, Want
 from protocols.messages import Readings as ReadingsFrame
 from protocols.queues import Drops, LaneQueue
@@ -593,7 +595,9 @@ def test_deadline_of_a_stream_begun_anew_is_watched_once() -> None:
 @given(st.data())
 def test_readings_over_slow_links_are_each_delivered_once_or_counted(data: st.DataObject) -> None:
     """The promise of the whole: nothing is lost silently, per neighbour and reading."""
-    sim = SimDriver(data.draw(st.integers(0, 2**32)), max_queue_readings=data.draw(st.sampled_from([4, 2_048])))
+    patient = Settings(suspect_after_silence_ns=10**15)  # a link this slow is silent for longer than anybody waits
+    queue_readings = data.draw(st.sampled_from([4, 2_048]))
+    sim = SimDriver(data.draw(st.integers(0, 2**32)), settings=patient, max_queue_readings=queue_readings)
     names = ["n0", "n1", "n2"]
     for name in names:
         sim.add(name)
@@ -614,12 +618,12 @@ def test_readings_over_slow_links_are_each_delivered_once_or_counted(data: st.Da
                     sender,
                     receiver,
                     data.draw(st.integers(1, 200)) * MS,
-                    data.draw(st.sampled_from([2_000, 20_000, 10**7])),
+                    data.draw(st.sampled_from([20_000, 200_000, 10**7])),
                 )
     published: Counter[str] = Counter()
-    for _ in range(data.draw(st.integers(1, 12))):
+    for _ in range(data.draw(st.integers(1, 6))):
         name = data.draw(st.sampled_from(names))
-        for _ in range(data.draw(st.integers(1, 60))):
+        for _ in range(data.draw(st.integers(1, 40))):
             put = sim.publish(
                 name, f"veh/{name}/{data.draw(st.sampled_from('xy'))}",
                 bytes(data.draw(st.sampled_from([1, 500, 40_000]))),
@@ -630,7 +634,12 @@ def test_readings_over_slow_links_are_each_delivered_once_or_counted(data: st.Da
         if data.draw(st.booleans()):
             sim.stall(data.draw(st.sampled_from(names)), data.draw(st.integers(1, 300)) * MS)
         sim.run_for(data.draw(st.integers(0, 300)) * MS)
-    sim.run_for(3_600 * SECOND)
+    sim.run_for(SECOND)
+    for _ in range(200):
+        if not any(view.waiting_readings for node in sim.nodes.values() for view in node.engine.peers(sim.now)):
+            break
+        sim.run_for(SECOND)
+    sim.run_for(100 * SECOND)  # what is on its way: a window of 64 large frames at 20 kB a second
     for receiver in names:
         node = sim.nodes[NodeId(receiver)]
         came = Counter((one.origin, one.key, one.sequence) for _, one in node.received)
@@ -655,7 +664,7 @@ def test_reading_crosses_as_many_nodes_as_it_was_allowed() -> None:
     names = ["n0", "n1", "n2", "n3"]
     for name in names:
         sim.add(name)
-    for left, right in zip(names, names[1:], strict=False):
+    for left, right in itertools.pairwise(names):
         sim.meet(left, right)
     sim.run_for(SECOND)
     sim.subscribe("n3", "veh/n0/**", Quality(hops=2))
@@ -664,7 +673,7 @@ def test_reading_crosses_as_many_nodes_as_it_was_allowed() -> None:
         sim.publish("n0", f"veh/n0/{key}", key, hops=hops)
     sim.run_for(SECOND)
     assert sorted(one.value for _, one in sim.nodes[NodeId("n3")].received) == ["far", "farther"]
-    last = [one for _, one in sim.nodes[NodeId("n3")].received if one.value == "farther"][0]
+    last = next(one for _, one in sim.nodes[NodeId("n3")].received if one.value == "farther")
     assert (last.hops, last.when.utc_ns) == (6, EPOCH_UTC_NS + 2 * SECOND)
 
 

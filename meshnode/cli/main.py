@@ -25,8 +25,21 @@ from protocols.errors import ConfigError, InputInvalid, LocalProtocolError, Mesh
 INTERRUPTED = 130
 
 
+def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if not asked or ctx.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        click.echo(f"meshnode {version('meshnode')}")
+    except PackageNotFoundError:
+        click.echo("meshnode, from a source tree that is not installed")
+    ctx.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="meshnode", prog_name="meshnode")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
+              help="Show the version and exit.")  # fmt: skip
 def commands() -> None:
     """Run a node of a mesh, look at it, and work with it.
 

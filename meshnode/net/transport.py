@@ -11,8 +11,8 @@ Threads. ``frame_received`` runs on the one receiving thread of a transport and 
 notice runs on the transport's I/O thread. ``try_send`` may be called from any thread and never blocks. ``close`` of the
 transport waits for notices under way: call it without a lock that a notice takes. A notice may close lanes and pipes.
 
-A lane is dialled once: when its pipe is gone, or can't be had in time, the lane is finished and the observer is told why.
-Whether and when to dial again is decided by ``protocols.membership``.
+A lane is dialled once: when its pipe is gone, or can't be had in time, the lane is finished and the observer is told
+why. Whether and when to dial again is decided by ``protocols.membership``.
 """
 
 from collections.abc import Callable
@@ -64,7 +64,9 @@ class OutgoingLane(Protocol):
 class TransportObserver(Protocol):
     """What the driver is told."""
 
-    def admit(self, identity: PeerIdentity | None, detail: str, lane: OutgoingLane | None, remote_host: str) -> str | None:
+    def admit(
+        self, identity: PeerIdentity | None, detail: str, lane: OutgoingLane | None, remote_host: str
+    ) -> str | None:
         """A handshake ended. Return None to let the pipe live or the reason to close it before its first frame.
 
         ``identity`` is None when the certificate names nobody of a mesh; ``detail`` then says why.
