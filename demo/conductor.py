@@ -225,10 +225,16 @@ class View:
                 continue
             p50 = line["latency_p50_us"]
             table.add_row(
-                participant.name + (" (slow)" if participant.slow else ""), " ".join(line["alive"]),
-                str(line["readings"]), "" if p50 is None else f"{p50} us", str(line["hazards"]), str(line["inferences"]), str(line["drops"]),
-                f"{line['records']} ({line['pending']} wait)", line["relay"][:24],
-            )  # fmt: skip
+                participant.name + (" (slow)" if participant.slow else ""),
+                " ".join(line["alive"]),
+                str(line["readings"]),
+                "" if p50 is None else f"{p50} us",
+                str(line["hazards"]),
+                str(line["inferences"]),
+                str(line["drops"]),
+                f"{line['records']} ({line['pending']} wait)",
+                line["relay"][:24],
+            )
         return Group(table, Text("\n".join(conductor.news)))
 
 

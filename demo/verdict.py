@@ -54,10 +54,18 @@ class Verdict:
     def promises(self) -> list[Promise]:
         """Every promise, kept or not."""
         promises = [
-            self._reports_written(), self._all_met(), self._met_quickly(), self._death_noticed(),
-            self._nobody_buried_alive(), self._came_back(), self._hazards_arrived(), self._slow_were_helped(), self._no_request_lost(),
-            self._plates_found(), self._ended_cleanly(),
-        ]  # fmt: skip
+            self._reports_written(),
+            self._all_met(),
+            self._met_quickly(),
+            self._death_noticed(),
+            self._nobody_buried_alive(),
+            self._came_back(),
+            self._hazards_arrived(),
+            self._slow_were_helped(),
+            self._no_request_lost(),
+            self._plates_found(),
+            self._ended_cleanly(),
+        ]
         return [*promises, *self._records()]
 
     # --- who met whom ----------------------------------------------------------------------------------------------
