@@ -13,6 +13,7 @@ import asyncio
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ class Publisher:
         node's.
 
         :raises ContextMissing: when nobody knows where. :raises ValueUnsupported: when ``value`` can't travel.
+        :raises LocalProtocolError: when the node was closed.
         """
         utc_now = time.time_ns()
         where = where or self._where or self._node.position
@@ -110,9 +112,24 @@ class Publisher:
             self._recorder.consider(reading, True)
         return put
 
+    def end(self) -> None:
+        """Called by the node when it has closed: from now on :meth:`put` raises."""
+        self._publish = self._refuse
+
+    def _refuse(self, *_: Any) -> Put:
+        raise _not_open(self._node.id)
+
 
 class Node:
-    """A running node. Made by :func:`open`; methods raise ``LocalProtocolError`` outside its ``async with``."""
+    """A running node. Made by :func:`open`; methods raise ``LocalProtocolError`` outside its ``async with``, but what
+    it counted can be read after it has closed."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _OPENED:
+                raise _not_open(self.id)
+            raise AttributeError(f"a node has no attribute {name!r}")
 
     def __init__(self, config: NodeConfig, folder: Path) -> None:
         self.config = config
@@ -126,6 +143,8 @@ class Node:
         self._subscriptions: dict[int, Subscription] = {}
         self._listeners: list[Callable[[Event], None]] = []
         self._publishers: dict[tuple[Any, ...], Publisher] = {}
+        self._all_publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
+        self._closed = False
         self._recorder: Recorder | None = None
         self._sensing: Sensing | None = None
         self._changed = asyncio.Event()
@@ -240,6 +259,10 @@ class Node:
     async def close(self) -> None:
         """Stop sensing, say goodbye, drain to the relay, let go of everything. Idempotent."""
         await self._stack.aclose()
+        self._closed = True
+        self._publishers.clear()
+        for publisher in list(self._all_publishers):
+            publisher.end()
         for subscription in list(self._subscriptions.values()):
             subscription.close()
         with self._answers_lock:
@@ -278,9 +301,13 @@ class Node:
                 f"{limits.MAX_TEXT_CHARS} characters"
             )
         checked_key(key)
+        if self._closed:
+            raise _not_open(self.id)
         how = Provenance(sensor, unit, quality, calibration, lineage)
         publish, recorder = self._driver.publish, self._recorder
-        return Publisher(self, publish, recorder, key, how, where, priority, lifespan_ms, hops)
+        publisher = Publisher(self, publish, recorder, key, how, where, priority, lifespan_ms, hops)
+        self._all_publishers.add(publisher)
+        return publisher
 
     def publish(
         self, key: str, value: Any, *, unit: str = "1", sensor: str = "application", where: Position | None = None,
@@ -325,6 +352,8 @@ class Node:
             raise LocalProtocolError(
                 f"max_rate_hz {max_rate_hz}, deadline_ms {deadline_ms}, depth {depth} or hops {hops} is out of range"
             )
+        if self._closed:
+            raise _not_open(self.id)
         quality = Quality(
             deadline_ns=deadline_ms * limits.MS, min_interval_ns=int(limits.SECOND / max_rate_hz) if max_rate_hz else 0,
             conflate=conflate, history=history, hops=hops, own=own,
@@ -360,6 +389,8 @@ class Node:
         """
         import numpy as np
 
+        if self._closed:
+            raise _not_open(self.id)
         arrays = {name: value if isinstance(value, Tensor) else np.asarray(value) for name, value in inputs.items()}
         loaded = self._compute.models.get(model)
         if loaded is not None:
@@ -497,6 +528,16 @@ class Node:
         """How it stands with the relay: a word, and why when it is not a good one; empty without a relay."""
         uplink = self._recorder.uplink if self._recorder is not None else None
         return "" if uplink is None else f"{uplink.state.value} {uplink.detail}".strip()
+
+
+_OPENED = frozenset((
+    "_compute", "_driver", "_loop", "certificate_ends", "incarnation", "mesh", "role",
+))  # fmt: skip
+"""What a node has only once it was opened."""
+
+
+def _not_open(node: NodeId) -> LocalProtocolError:
+    return LocalProtocolError(f"the node {node} is not running: use it inside 'async with meshnode.open(…) as node:'")
 
 
 def _settle(future: "asyncio.Future[Answered]", answer: Answered) -> None:

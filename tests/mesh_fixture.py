@@ -128,14 +128,18 @@ class Member:
     def heard(self, kind: str, **fields: Any) -> list[dict[str, Any]]:
         """Lines of a kind with these values."""
         wanted = {"kind": kind, **fields}.items()
-        return [line for line in list(self.said) if wanted <= {k: v for k, v in line.items() if k in dict(wanted)}.items()]
+        return [
+            line for line in list(self.said) if wanted <= {k: v for k, v in line.items() if k in dict(wanted)}.items()
+        ]
 
     def wait_for(self, kind: str, *, since: int = 0, timeout_s: float = SOON_S, **fields: Any) -> dict[str, Any]:
         """The first such line after the first ``since`` of them."""
         ends_s = time.monotonic() + timeout_s
         while len(found := self.heard(kind, **fields)) <= since:
             assert self.process.poll() is None, f"{self.name} ended: {self.log.read_text()[-2_000:]}"
-            assert time.monotonic() < ends_s, f"{self.name} did not say {kind} {fields} within {timeout_s} s: {self.said[-20:]}"
+            assert time.monotonic() < ends_s, (
+                f"{self.name} did not say {kind} {fields} within {timeout_s} s: {self.said[-20:]}"
+            )
             time.sleep(0.01)
         return found[since]
 
@@ -205,7 +209,9 @@ def _obey(node: meshnode.Node, order: list[Any]) -> None:
         case ["publish", str(key), value, int(number)]:
             _say("answer", number=number, value=node.publish(key, value).queued)
         case ["peers", int(number)]:
-            peers = [{"node": p.node, "state": p.state, "met": p.met, "incarnation": p.incarnation} for p in node.peers()]
+            peers = [
+                {"node": p.node, "state": p.state, "met": p.met, "incarnation": p.incarnation} for p in node.peers()
+            ]
             _say("answer", number=number, value=peers)
         case ["statistics", int(number)]:
             _say("answer", number=number, value=node.statistics())

@@ -219,11 +219,15 @@ def test_stream_asked_for_wrongly_says_what_is_wrong(rsu: RunningNode, query: st
         ('{"key": "veh/*/x", "value": 1}', "application/json", 400, "wildcard"),
         ('{"key": "rsu/rsu-1/x", "value": 1}', "application/json", 403, "access table"),
         ('{"key": "veh/veh-1/x", "value": {"$bytes": "?"}}', "application/json", 400, "base64"),
+        ('{"key": "veh/veh-1/x", "value": {"$tensor": {"dtype": "f4", "shape": [0, 99999999, 99999999], "data": ""}}}',
+         "application/json", 400, "not addressable"),
+        ('{"key": "veh/veh-1/x", "value": {"$tensor": {"dtype": "f4", "shape": [2], "data": "AAAA"}}}',
+         "application/json", 400, "has 8 bytes"),
         ('{"key": "veh/veh-1/x", "value": {"$what": 1}}', "application/json", 400, "$what"),
         ('{"key": "veh/veh-1/x", "value": 123456789012345678901234567890}', "application/json", 400, "travel"),
         ('{"key": "veh/veh-1/x", "value": ' + "[" * 5_000 + "]" * 5_000 + "}", "application/json", 400, "no reading"),
     ],
-)
+)  # fmt: skip
 def test_reading_published_wrongly_is_refused(
     vehicle: RunningNode, body: str, kind: str, status: int, said: str
 ) -> None:

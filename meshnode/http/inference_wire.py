@@ -150,8 +150,15 @@ def _from_bytes(form: InputForm, element: Element, data: memoryview) -> "NDArray
             f"input {form.name!r} of {form.datatype} {list(form.shape)} has {expected} bytes, {len(data)} are given"
         )
     if element.short == "b1":  # a byte other than 0 or 1 is no bool to a compiler
-        return np.frombuffer(data, np.uint8).astype(np.bool_).reshape(form.shape)
-    return np.frombuffer(data, element.short).reshape(form.shape)
+        return _shaped(np.frombuffer(data, np.uint8).astype(np.bool_), form)
+    return _shaped(np.frombuffer(data, element.short), form)
+
+
+def _shaped(flat: "NDArray[Any]", form: InputForm) -> "NDArray[Any]":
+    try:
+        return flat.reshape(form.shape)
+    except (ValueError, OverflowError) as error:  # [0, 2^40, 2^40] has no elements, and is no shape
+        raise InputInvalid(f"input {form.name!r} has the shape {list(form.shape)}: {error}") from error
 
 
 def _from_json(form: InputForm, element: Element) -> "NDArray[Any]":
@@ -172,7 +179,7 @@ def _from_json(form: InputForm, element: Element) -> "NDArray[Any]":
     if values.dtype.kind not in "biuf" and values.size:
         raise InputInvalid(f"the data of input {form.name!r} has elements that are no numbers")
     with np.errstate(all="ignore"):
-        tensor: NDArray[Any] = values.astype(element.short).reshape(form.shape)
+        tensor = _shaped(values.astype(element.short), form)
         if element.short[0] != "f" and not np.array_equal(tensor.reshape(values.shape), values):
             raise InputInvalid(f"the data of input {form.name!r} has values that are not of type {form.datatype}")
     return tensor

@@ -29,6 +29,9 @@ MAX_READING_BYTES: Final = 24 * 1024 * 1024
 """Largest body of one reading: the largest frame in base64, and its context."""
 
 
+_MAX_EXTENT: Final = 2**48
+
+
 class PositionForm(Struct, frozen=True, forbid_unknown_fields=True):
     """``protocols.messages.Position`` by name instead of by place."""
 
@@ -163,6 +166,8 @@ def _tensor_of_form(dtype: str, shape: list[Any], data: bytes) -> Tensor:
         raise BadRequest(f"a tensor in the value: {error}") from error
     if len(shape) > limits.MAX_TENSOR_DIMENSIONS or any(type(size) is not int or size < 0 for size in shape):
         raise BadRequest(f"a tensor has at most {limits.MAX_TENSOR_DIMENSIONS} dimensions, whole numbers from 0")
+    if prod(size or 1 for size in shape) > _MAX_EXTENT:  # with a 0 in it, no byte is needed and no array can be made
+        raise BadRequest(f"a tensor of shape {shape} is not addressable: give the sizes that it has")
     if prod(shape) * element.size_bytes != len(data):
         raise BadRequest(
             f"a tensor of {dtype} {shape} has {prod(shape) * element.size_bytes} bytes, {len(data)} are given"
