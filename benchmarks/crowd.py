@@ -109,14 +109,15 @@ async def measure(
     return {
         "engine": engine, "neighbours": count, "rate_hz": rate_hz, "seconds": seconds, "readings": len(values),
         "expected": round(count * rate_hz * seconds), "p50_us": round(values[len(values) // 2], 1),
-        "p99_us": round(values[int(len(values) * 0.99)], 1), "max_us": round(values[-1], 1), "core_share": round(share, 4),
+        "p99_us": round(values[int(len(values) * 0.99)], 1), "max_us": round(values[-1], 1),
+        "core_share": round(share, 4),
     }  # fmt: skip
 
 
 def main() -> int:
     """Run it once per engine asked for."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.crowd", description=__doc__.split("\n")[0] if __doc__ else ""
+        prog="python -m benchmarks.crowd", description="One node with many neighbours."
     )
     parser.add_argument("--neighbours", type=int, default=30)
     parser.add_argument("--rate-hz", type=float, default=10.0)

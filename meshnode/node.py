@@ -427,7 +427,7 @@ class Node:
             tried = ", ".join(
                 f"{run.node}: {run.outcome} after {run.took_ns / 1e6:.0f} ms" for run in answered.attempts
             )
-            message = f"model {model!r}: {answered.detail} (tried {tried or 'nobody'})"
+            message = f"{answered.detail or f'model {model!r} was not computed'} (tried {tried or 'nobody'})"
             kinds: dict[str, type[InferenceError]] = {
                 "unknown": ModelUnknown, "invalid": InputInvalid, "late": BudgetExhausted
             }  # fmt: skip

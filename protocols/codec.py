@@ -268,6 +268,8 @@ def _check_untrusted_id(text: str) -> None:
 
 
 def _check_untrusted_tensor(tensor: Tensor) -> None:
+    if prod(size for size in tensor.shape if size) > limits.MAX_FRAME_BYTES:  # NumPy refuses it even when it is empty
+        raise RemoteProtocolError(f"a tensor has the shape {list(tensor.shape)}, more than any frame can carry")
     size_bytes = prod(tensor.shape) * int(tensor.dtype[1])
     if size_bytes != len(tensor.data):
         raise RemoteProtocolError(

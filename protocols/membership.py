@@ -454,6 +454,8 @@ class Membership:
             self._messages.append((neighbour.node, self._beat(neighbour, now)))
 
     def _check_pipes(self, neighbour: Neighbour, now: int) -> None:
+        if self._leaving:  # they hang up because we said goodbye
+            return
         if neighbour.state is State.ALIVE and not neighbour.inbound and not neighbour.lanes:
             if neighbour.incarnation:
                 self._suspect(neighbour, "its pipes are gone", now)
