@@ -11,6 +11,7 @@ the event loop that opened the node.
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 import weakref
@@ -56,6 +57,10 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 _log = logging.getLogger(__name__)
+_SWITCH_INTERVAL_S = 0.0002
+"""Set for the whole process. A thread of the application that only computes holds the interpreter this long before a
+reading gets it. Measured between two processes, one way, both with such a thread: p50 5.3 ms at Python's own 5 ms,
+0.66 ms at 0.5 ms, 0.25 ms at 0.1 ms, where publishing in a loop lost a sixth of its rate."""
 _FLUSH_S = 1.0
 """How long a closing node tries to deliver records to the relay; the rest stays in the outbox."""
 
@@ -167,6 +172,7 @@ class Node:
     async def _open(self) -> None:
         """Open part after part; the stack closes them in the opposite order."""
         config, stack = self.config, self._stack
+        sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL_S))
         self._identify()
         state = StateFolder(config.node.state_dir)
         stack.callback(state.close)

@@ -5,7 +5,7 @@ An ``Incarnation`` grows with every start of a node and is never reused; it orde
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType
 
@@ -86,3 +86,5 @@ class PeerIdentity:
     mesh: MeshName
     role: Role
     node: NodeId
+    not_after_utc_ns: int = field(default=0, compare=False)
+    """When its certificate ends, nanoseconds since 1970; 0: the link engine can't tell."""

@@ -1,8 +1,8 @@
 """Whole nodes for tests: in this process through the public API, and as processes that tell what they see.
 
 ``python -m tests.mesh_fixture node.toml`` is such a process: it prints a line of JSON for every event and every reading
-of others, and obeys the lines on its standard input (see ``_obey``). It ends by SIGTERM, or when its input ends, so that
-it never outlives the test that started it.
+of others, and obeys the lines on its standard input (see ``_obey``). It ends by SIGTERM, or when its input ends, so
+that it never outlives the test that started it.
 """
 
 import asyncio
@@ -44,6 +44,8 @@ from tests.node_fixture import environment
 HERE = Position(48.7661, 11.4298, 3.0)
 SOON_S = 10.0
 """Long enough for a busy machine: what the promises say in seconds is measured by ``benchmarks``."""
+_INFERENCE, _MEMBERSHIP = InferenceSection(), MembershipSection()
+_POSITION = "position = { latitude_deg = 48.7661, longitude_deg = 11.4298, accuracy_m = 3.0 }"
 _numbers = itertools.count()
 
 
@@ -74,7 +76,7 @@ class House:
     def config(
         self, node: str, *seeds: int, role: str = "vehicle", engine: str = "express", where: Position | None = HERE,
         models: Mapping[str, ModelSection] | None = None, rules: tuple[Rule, ...] | None = None,
-        inference: InferenceSection = InferenceSection(), membership: MembershipSection = MembershipSection(),
+        inference: InferenceSection = _INFERENCE, membership: MembershipSection = _MEMBERSHIP,
     ) -> NodeConfig:  # fmt: skip
         """A node without mDNS and HTTP, to be opened in this process."""
         home = self.home(node, role)
@@ -96,7 +98,7 @@ class House:
         path = self.home(node, role) / "node.toml"
         discovery = 'interfaces = ["127.0.0.1"]' if mdns else "mdns = false"
         path.write_text(
-            f'[node]\nid = "{node}"\nposition = {{ latitude_deg = 48.7661, longitude_deg = 11.4298, accuracy_m = 3.0 }}\n'
+            f'[node]\nid = "{node}"\n{_POSITION}\n'
             f'[listen]\nhost = "127.0.0.1"\nadvertise = ["127.0.0.1"]\n[http]\nenabled = false\n'
             + (tables if "[discovery]" in tables else f"[discovery]\n{discovery}\n{tables}")
         )

@@ -25,7 +25,7 @@ from meshnode.net._connections import Connections
 from meshnode.net._engine import Engine, Handshake, PullSocket, PushSocket, Watch, lasting_failure, no_connection
 from meshnode.net._inbound import InboundPipe, InboundPipes
 from meshnode.net._peer import identify
-from meshnode.net.transport import Address, OutgoingLane, TransportObserver
+from meshnode.net.transport import Address, Credentials, OutgoingLane, TransportObserver
 from protocols.errors import BoundExceeded, TransportError
 from protocols.ids import MeshName, PeerIdentity
 from protocols.limits import DIAL_TIMEOUT_NS, MAX_FRAME_BYTES, MAX_NEIGHBOURS, MS, SECOND
@@ -169,6 +169,12 @@ class Links:
     def close_pipe(self, pipe: int) -> None:
         if self._inbox is not None and self._inbound.get(pipe) is not None:
             self._inbox.close_pipe(pipe)
+
+    def renew(self, credentials: Credentials) -> None:
+        raise TransportError(
+            f"certificate {credentials.certificate} can't be taken into use while the node runs on link engine 'nng': "
+            "start the node anew, or configure link engine 'express'"
+        )
 
     def receiving_since_ns(self) -> int | None:
         return self._receiving_since_ns

@@ -46,7 +46,9 @@ def url_of(address: Address) -> str:
     return f"{_SCHEME}://[{ip}]:{address.port}" if ip.version == 6 else f"{_SCHEME}://{ip}:{address.port}"
 
 
-def identify(names: Sequence[str], mesh: MeshName) -> tuple[PeerIdentity | None, str]:
+def identify(
+    names: Sequence[str], mesh: MeshName, not_after_utc_ns: int = 0
+) -> tuple[PeerIdentity | None, str]:
     """Whom the alternative names of a certificate name. Without an identity the text says why."""
     uris = [name for name in names if name.lower().startswith("spiffe:")]
     if len(uris) != 1:
@@ -60,7 +62,7 @@ def identify(names: Sequence[str], mesh: MeshName) -> tuple[PeerIdentity | None,
         return None, str(error)
     if found != mesh:
         return None, f"its certificate is of mesh {found!r}, this is mesh {mesh!r}"
-    return PeerIdentity(found, role, node), ""
+    return PeerIdentity(found, role, node, not_after_utc_ns), ""
 
 
 def plain_host(text: str) -> str:

@@ -11,6 +11,9 @@ Threads. ``frame_received`` runs on the one receiving thread of a transport and 
 notice runs on the transport's I/O thread. ``try_send`` may be called from any thread and never blocks. ``close`` of the
 transport waits for notices under way: call it without a lock that a notice takes. A notice may close lanes and pipes.
 
+Certificates. ``express`` closes a pipe within a minute of the end of its peer's certificate and says so. NNG does not
+show that end, so ``nng`` can't: there, a pipe lives until it is closed.
+
 A lane is dialled once: when its pipe is gone, or can't be had in time, the lane is finished and the observer is told
 why. Whether and when to dial again is decided by ``protocols.membership``.
 """
@@ -107,11 +110,20 @@ class Transport(Protocol):
     def close_pipe(self, pipe: int) -> None:
         """Close a pipe into our inbox. ``inbound_closed`` follows."""
 
+    def renew(self, credentials: Credentials) -> None:
+        """Use these for every handshake from now on; the listener and open pipes live on. Any thread.
+
+        :raises IdentityError: they can't be used; the old ones stay in use.
+        :raises TransportError: this engine can't change them while it runs (``nng``: NNG freezes a TLS configuration
+            once it is used): start the node anew.
+        """
+
     def receiving_since_ns(self) -> int | None:
         """Monotonic start of the ``frame_received`` under way, None when the receiving thread waits for frames."""
 
     def statistics(self) -> dict[str, int]:
-        """Counters by name: handshakes refused, frames and bytes each way, oversize frames."""
+        """Counters by name: handshakes refused and failed (``express``: by kind too), connections closed for being mute,
+        frames and bytes each way; ``lanes`` is how many there are now."""
 
     def close(self) -> None:
         """Close everything; no notice follows after it returns. Idempotent."""
