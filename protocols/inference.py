@@ -34,6 +34,10 @@ HEDGE_FACTOR = 1.5
 """A run is late when it takes this much longer than predicted …"""
 HEDGE_SLACK_NS = 5 * limits.MS
 """… and this much more."""
+EXPLORE_EVERY = 16
+"""Of so many runs that neighbours were predicted to do faster one is done here …"""
+EXPLORE_FACTOR = 2
+"""… unless this node is predicted to need more than this many times as long: what is sure needs no measuring."""
 MAX_SERVED_PER_NEIGHBOUR = 16
 """One neighbour can't take all places."""
 MAX_SERVED_BYTES = 64 * 1024 * 1024
@@ -115,6 +119,7 @@ class Inference:
         self._served: dict[int, _Served] = {}
         self._asked_of: dict[NodeId, int] = {}  # own runs under way there, which its offers may not show yet
         self._next = 1
+        self._elsewhere = 0  # runs given to neighbours since the last here
         self._offer_version = 0
         self._effects: list[Compute | CancelCompute] = []
         self._messages: list[tuple[NodeId, NodeFrame]] = []
@@ -211,7 +216,7 @@ class Inference:
         candidates = self._candidates(request, now)
         if not candidates:
             return False
-        best = candidates[0]
+        best = self._explored(candidates)
         number, self._next = self._next, self._next + 1
         run = request.runs[number] = _Run(number, best, now)
         self._runs[number] = request.number
@@ -227,6 +232,19 @@ class Inference:
                 number, request.model, request.digest, budget_ns // 1_000, request.inputs, request.outputs
             )))  # fmt: skip
         return True
+
+    def _explored(self, candidates: list[Candidate]) -> Candidate:
+        """The best, or now and then this node, whose own cost is else never measured again while others are faster."""
+        best = candidates[0]
+        if best.node == self._node:
+            self._elsewhere = 0
+            return best
+        self._elsewhere += 1
+        here = next((candidate for candidate in candidates if candidate.node == self._node), None)
+        if here is None or self._elsewhere < EXPLORE_EVERY or here.expected_ns > EXPLORE_FACTOR * best.expected_ns:
+            return best
+        self._elsewhere = 0
+        return here
 
     def _end_run(self, request: _Request, run: _Run) -> None:
         del request.runs[run.number], self._runs[run.number]
