@@ -1,8 +1,8 @@
 """From readings to records: the curator chooses, the outbox keeps, the uplink carries.
 
 Readings are chosen on whichever thread they pass and handed to the event loop, where the outbox lives. The way there is
-bounded; what finds it full is counted as ``not_recorded``, in the drops with the reason ``outbox_behind`` or
-``outbox_failed``. A record counts only from its commit on.
+bounded; each reading that can't be kept is counted in ``not_stored``, and in the drops under its key with the reason
+``outbox_behind``, ``outbox_failed`` or ``record_too_large``. A record counts only from its commit on.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from meshnode.uplink import Uplink
 from protocols import limits
 from protocols.codec import encode_reading
 from protocols.curation import Curator, Rule
-from protocols.errors import BoundExceeded, StorageError
+from protocols.errors import BoundExceeded, StorageError, ValueUnsupported
 from protocols.ids import Incarnation, MeshName, MonotonicNs, NodeId, Role
 from protocols.messages import Reading
 
@@ -53,7 +53,7 @@ class Recorder:
         self._config, self._dropped = config, dropped
         self._curator = Curator(rules_of(config))
         self._lock = threading.Lock()
-        self._waiting: deque[Curated] = deque()
+        self._waiting: deque[tuple[str, Curated]] = deque()
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.outbox = Outbox.open(
@@ -91,15 +91,22 @@ class Recorder:
             if rule is None:
                 return
             if len(self._waiting) >= MAX_WAITING:
-                self.not_stored += 1
-                self._dropped(reading.key, "outbox_behind")
+                self._not_kept(reading.key, "outbox_behind")
+                return
+            encoded = _record_of(reading)
+            if encoded is None:  # refused here: in the outbox it would take its whole group with it
+                self._not_kept(reading.key, "record_too_large")
                 return
             first = not self._waiting
             priority = reading.priority if rule.priority is None else rule.priority
-            self._waiting.append(Curated(rule.name, encode_reading(reading), priority, rule.lifespan_ms))
+            self._waiting.append((reading.key, Curated(rule.name, encoded, priority, rule.lifespan_ms)))
         if first:
             with contextlib.suppress(RuntimeError):  # the loop has ended; so will we
                 self._loop.call_soon_threadsafe(self._wake.set)
+
+    def _not_kept(self, key: str, reason: str) -> None:
+        self.not_stored += 1
+        self._dropped(key, reason)
 
     async def _store(self) -> None:
         while True:
@@ -114,11 +121,11 @@ class Recorder:
             if not group:
                 return
             try:
-                await self.outbox.put(*group)
+                await self.outbox.put(*(curated for _, curated in group))
                 self.stored += len(group)
             except (StorageError, BoundExceeded) as error:
-                self.not_stored += len(group)
-                self._dropped("*", "outbox_failed")
+                for key, _ in group:
+                    self._not_kept(key, "outbox_failed")
                 _log.warning("%d records were not stored: %s", len(group), error)
                 await asyncio.sleep(0.2)
 
@@ -131,3 +138,12 @@ class Recorder:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.outbox.__aexit__(None, None, None)
+
+
+def _record_of(reading: Reading) -> bytes | None:
+    """Its bytes; None when they are too many for a record."""
+    try:
+        encoded = encode_reading(reading)
+    except ValueUnsupported:  # single precision that is doubled here can grow above a frame
+        return None
+    return encoded if len(encoded) <= limits.MAX_RECORD_BYTES else None

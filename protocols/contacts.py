@@ -1,11 +1,13 @@
 """Where to dial, when, and how often: the part of membership that deals in hints.
 
 A *contact* is somewhere to dial: an advert or a seed (hints from strangers), or what an authenticated Hello said. Each
-contact has at most one dial per lane under way, and at most ``MAX_DIALS`` of all wait for an answer, those that failed
-least first: whoever floods the radio with adverts makes us knock at many doors, but neither at all at once nor before
-the others. Failure doubles the pause, up to ``REDIAL_MAX_NS``; a lane that closes within a second of opening counts
-as a failure, so that a peer which turns us away after the handshake is not dialled in a loop. Whoever was refused, by
-us or by them, is left alone for ``REFUSAL_MEMORY_NS``. In a full table a contact that answered goes before mere hints.
+contact has at most one dial per lane under way. Failure doubles the pause, up to ``REDIAL_MAX_NS``; a lane that closes
+within a second of opening counts as a failure, so that a peer which turns us away after the handshake is not dialled in
+a loop. Whoever was refused, by us or by them, is left alone for ``REFUSAL_MEMORY_NS``.
+
+Whoever floods the radio with adverts makes us knock at doors that never open, but not at all at once: at most
+``MAX_DIALS`` wait for an answer, those that failed least first. Who said Hello is not kept waiting by mere hints, neither
+for a place in the table nor for a dial.
 """
 
 from collections.abc import Callable
@@ -28,8 +30,8 @@ class Contact:
     """Somewhere to dial."""
 
     __slots__ = (
-        "addresses", "advertised", "attempt", "failures", "first_seen_ns", "name", "next_dial_ns", "node", "seed",
-        "wanted",
+        "addresses", "advertised", "attempt", "failures", "first_seen_ns", "name", "next_dial_ns", "node", "proven",
+        "seed", "wanted",
     )  # fmt: skip
 
     def __init__(self, name: str, node: NodeId | None, now: int) -> None:
@@ -43,6 +45,8 @@ class Contact:
         """False once the hint was withdrawn: finish, don't dial again."""
         self.advertised = False
         """Somebody will say when it is gone; what only a Hello told is forgotten with its neighbour."""
+        self.proven = False
+        """An authenticated Hello told it."""
 
 
 class Dialling:
@@ -119,7 +123,7 @@ class Contacts:
             if not self._make_room(0):
                 return
             contact = self._contacts[node] = Contact(node, node, now)
-        contact.wanted = True
+        contact.wanted = contact.proven = True
         self._move(contact, addresses[: limits.MAX_ADVERT_ADDRESSES], now)
 
     def forget(self, node: NodeId) -> None:
@@ -230,12 +234,12 @@ class Contacts:
         busy = self._busy()
         free = MAX_DIALS - self._unanswered()
         due = [c for c in self._contacts.values() if c.next_dial_ns <= now and c.name not in busy]
-        for contact in sorted(due, key=lambda contact: contact.failures):
+        for contact in sorted(due, key=lambda contact: (not contact.proven, contact.failures)):
             refused_until_ns = self._refused.get(contact.name, 0)
             if refused_until_ns > now:
                 contact.next_dial_ns = refused_until_ns
             elif may_dial(contact.node):
-                if free <= 0:  # the end of any dial makes room
+                if free <= 0 and not contact.proven:  # the end of any dial makes room
                     continue
                 free -= 1
                 self._dial(contact, Lane.REALTIME, contact.addresses[contact.attempt % len(contact.addresses)])
@@ -244,10 +248,9 @@ class Contacts:
 
     def next_timer_at(self) -> int:
         """When :meth:`dial_due` wants to be called next."""
-        if self._unanswered() >= MAX_DIALS:
-            return NEVER
-        busy = self._busy()
-        return min((c.next_dial_ns for c in self._contacts.values() if c.name not in busy), default=NEVER)
+        busy, full = self._busy(), self._unanswered() >= MAX_DIALS
+        waiting = (c for c in self._contacts.values() if c.name not in busy and (c.proven or not full))
+        return min((contact.next_dial_ns for contact in waiting), default=NEVER)
 
     def _unanswered(self) -> int:
         return sum(dialling.identity is None for dialling in self._dials.values())

@@ -239,7 +239,7 @@ class Membership:
         """An admitted pipe into our inbox."""
         self._pipes[pipe] = _Pipe(identity, host, now)
         self._start_beating(now)  # without it a mute pipe would stay for ever
-        same = [number for number, known in self._pipes.items() if known.identity.node == identity.node]
+        same = [n for n, known in self._pipes.items() if known.identity.node == identity.node and not known.closing]
         if len(same) > MAX_PIPES_PER_NEIGHBOUR:
             self.close_pipe(same[0])
 

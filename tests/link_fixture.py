@@ -1,6 +1,7 @@
 """Two ends of a link for tests: credentials, an observer that remembers, transports that are closed again.
 
-Its fixtures are ``ca``, ``pki`` and ``end``: import ``given_ca``, ``given_pki``, ``given_end`` where they are used.
+Its fixtures, imported where they are used: ``ca``, ``pki``, ``end``; and what makes one test hold for both link engines:
+``engine``, and ``two``, which opens the two ends of a link on each engine and across them.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from meshnode.net.express import open_express
 from meshnode.net.nng import open_transport
 from meshnode.net.transport import Address, Credentials, OutgoingLane, Transport
 from protocols.ids import PeerIdentity, mesh_name
@@ -21,6 +23,25 @@ from tests.pki_fixture import Authority, authority, credentials
 
 MESH = mesh_name("demo")
 SP_PUSH = b"\0SP\0\0\x50\0\0"
+SP_PULL = b"\0SP\0\0\x51\0\0"
+ENGINES = {"express": open_express, "nng": open_transport}
+
+
+@pytest.fixture(name="engine", params=list(ENGINES))
+def given_engine(request: pytest.FixtureRequest) -> str:
+    """The link engine under test."""
+    return str(request.param)
+
+
+@pytest.fixture(
+    name="pair",
+    params=[("express", "express"), ("nng", "nng"), ("express", "nng"), ("nng", "express")],
+    ids=lambda pair: f"{pair[0]} dials {pair[1]}",
+)
+def given_pair(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """The engines of the dialler and of the inbox."""
+    first, second = request.param
+    return first, second
 
 
 @pytest.fixture(scope="module", name="ca")
@@ -113,13 +134,27 @@ class End:
 def given_end() -> Iterator[Callable[..., End]]:
     with contextlib.ExitStack() as stack:
 
-        def make(files: Credentials, recorder: Recorder | None = None, port: int = 0) -> End:
+        def make(
+            files: Credentials, recorder: Recorder | None = None, port: int = 0, engine: str = "express"
+        ) -> End:
             told = recorder or Recorder()
-            transport = open_transport(files, told, MESH)
+            transport = ENGINES[engine](files, told, MESH)
             stack.callback(transport.close)
             return End(transport, told, Address("127.0.0.1", transport.listen("127.0.0.1", port)))
 
         yield make
+
+
+@pytest.fixture(name="two")
+def given_two(end: Callable[..., End], pair: tuple[str, str]) -> Callable[..., tuple[End, End]]:
+    """Open both ends: ``two(pki("a"), pki("b"))``; the first is the one that dials."""
+
+    def make(
+        first: Credentials, second: Credentials, told: Recorder | None = None, told_second: Recorder | None = None
+    ) -> tuple[End, End]:
+        return end(first, told, engine=pair[0]), end(second, told_second, engine=pair[1])
+
+    return make
 
 
 def raw_tls(address: Address, files: Credentials | None, authority_file: Path, **options: Any) -> ssl.SSLSocket:

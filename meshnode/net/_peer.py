@@ -46,9 +46,7 @@ def url_of(address: Address) -> str:
     return f"{_SCHEME}://[{ip}]:{address.port}" if ip.version == 6 else f"{_SCHEME}://{ip}:{address.port}"
 
 
-def identify(
-    names: Sequence[str], mesh: MeshName, not_after_utc_ns: int = 0
-) -> tuple[PeerIdentity | None, str]:
+def identify(names: Sequence[str], mesh: MeshName, not_after_utc_ns: int = 0) -> tuple[PeerIdentity | None, str]:
     """Whom the alternative names of a certificate name. Without an identity the text says why."""
     uris = [name for name in names if name.lower().startswith("spiffe:")]
     if len(uris) != 1:

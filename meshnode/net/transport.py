@@ -122,8 +122,8 @@ class Transport(Protocol):
         """Monotonic start of the ``frame_received`` under way, None when the receiving thread waits for frames."""
 
     def statistics(self) -> dict[str, int]:
-        """Counters by name: handshakes refused and failed (``express``: by kind too), connections closed for being mute,
-        frames and bytes each way; ``lanes`` is how many there are now."""
+        """Counters by name: handshakes refused and failed (``express``: by kind too), connections closed for being
+        mute, frames and bytes each way; ``lanes`` is how many there are now."""
 
     def close(self) -> None:
         """Close everything; no notice follows after it returns. Idempotent."""
