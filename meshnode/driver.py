@@ -135,19 +135,19 @@ class Driver:
     ) -> Put:  # fmt: skip
         """Publish from any thread; see ``Engine.publish`` for the errors."""
         now = time.monotonic_ns()
-        ready = []
+        engine = self.engine
         with self._lock:
-            put, delivery = self.engine.publish(key, value, where, when, how, priority, lifespan_ms, hops, now, utc_now)
-            flushes = self.engine.flushes()
-            if flushes:
-                ready = self._claim(flushes, now)
-        for link, frame in ready:
-            self._send_claimed(link, frame)
+            put, delivery = engine.publish(key, value, where, when, how, priority, lifespan_ms, hops, now, utc_now)
+            flushes = engine.flushes()
+            claimed = self._claim(flushes, now) if flushes else None
+        if claimed:
+            for link, frame in claimed:
+                self._send_claimed(link, frame)
         if flushes is None:
             self._settle()
         else:
             for dial in flushes:
-                self._kick(dial)
+                self._kick(dial, now)
         if delivery is not None:
             self._deliver(delivery)
         return put
@@ -253,8 +253,9 @@ class Driver:
     def frame_received(self, pipe: int, frame: bytes | bytearray) -> None:
         """The hot path: decode, accept, call back, forward."""
         engine = self.engine
+        now = time.monotonic_ns()
         with self._lock:
-            deliveries = engine.receive(frame, pipe, time.monotonic_ns(), time.time_ns())
+            deliveries = engine.receive(frame, pipe, now, time.time_ns())
             flushes = None if engine.eventful else engine.flushes()
             sooner = engine.deadline_at() < self._timer_due_ns
         for delivery in deliveries:
@@ -263,7 +264,7 @@ class Driver:
             self._settle()
             return
         for dial in flushes:
-            self._kick(dial)
+            self._kick(dial, now)
         if sooner or not deliveries:
             self._set_timer()
 
@@ -313,7 +314,7 @@ class Driver:
         for effect in effects:
             match effect:
                 case Flush():
-                    self._kick(effect.dial)
+                    self._kick(effect.dial, time.monotonic_ns())
                 case Dial():
                     self._dial(effect)
                 case HangUp():
@@ -362,25 +363,23 @@ class Driver:
         finally:
             link.lock.release()
 
-    def _kick(self, dial: int) -> None:
+    def _kick(self, dial: int, now: int) -> None:
         """Something waits for a link: send it now, or let it gather in a burst. The counters race; they only guide."""
         link = self._links.get(dial)
         if link is None:
             return
-        gap_ns = time.monotonic_ns() - link.kicked_ns
+        gap_ns = now - link.kicked_ns
         if gap_ns < _BURST_GAP_NS:
             link.burst = min(link.burst + 1, 2 * _BURST)
         elif link.burst:
             link.burst = link.burst - 1 if gap_ns < _PAUSE_NS else 0
-        if link.burst < _BURST and link.in_hand is None:
+        link.gathered += 1
+        if link.gathered >= _FULL or (link.burst < _BURST and link.in_hand is None):
             self._flush(link)
-        else:
-            link.gathered += 1
-            if link.gathered >= _FULL:
-                self._flush(link)
-            elif link.gathered == 1 and link.in_hand is None and link.lane is not None:
-                link.lane.notify()
-        link.kicked_ns = time.monotonic_ns()  # after the send: what that took says nothing of the publisher's pace
+            now = time.monotonic_ns()  # after the send: what that took says nothing of the publisher's pace
+        elif link.gathered == 1 and link.in_hand is None and link.lane is not None:
+            link.lane.notify()
+        link.kicked_ns = now
 
     def _flush(self, link: _Link) -> None:
         lane = link.lane

@@ -106,7 +106,10 @@ class Engine:
         self._readings = Readings(settings.node, settings.role, settings.incarnation << 32, access, self.drops)
         self._inference = Inference(settings.node, access, self._neighbourhood)
         self._queues: dict[NodeId, _Queues] = {}
-        self._queue_of: dict[int, LaneQueue] = {}  # by open dial: the hot path's short cut
+        # The hot path's short cuts: by open dial, and by neighbour and whether its bulk lane is meant.
+        self._queue_of: dict[int, LaneQueue] = {}
+        self._dial_of: dict[tuple[NodeId, bool], int] = {}
+        self._bulk_wanted = False
         self._lives: dict[NodeId, Incarnation] = {}
         self._present: set[NodeId] = set()
         self._offers_due_ns = NEVER
@@ -161,6 +164,7 @@ class Engine:
             node, lane = reached
             queues = self._queues_of(node)
             self._queue_of[dial] = queues.realtime if lane is Lane.REALTIME else queues.bulk
+            self._dial_of[node, lane is Lane.BULK] = dial
             if lane is Lane.REALTIME:
                 self._put(node, self._readings.interest_for(node), now)
                 self._put(node, self._inference.offers(), now)
@@ -171,6 +175,7 @@ class Engine:
         """A lane is finished, or never came to be."""
         self._membership.lane_closed(dial, reason, refused, now)
         self._queue_of.pop(dial, None)
+        self._dial_of = {lane: open_dial for lane, open_dial in self._dial_of.items() if open_dial != dial}
         self._carry(now)
 
     def receive(self, data: bytes | bytearray, pipe: int, now: int, utc_now: int) -> list[Delivery]:
@@ -240,6 +245,8 @@ class Engine:
             queues.bulk.clear(reason)
             gone = (queues.realtime, queues.bulk)
             self._queue_of = {dial: queue for dial, queue in self._queue_of.items() if queue not in gone}
+        self._dial_of.pop((node, False), None)
+        self._dial_of.pop((node, True), None)
         self._present.discard(node)
         self._inference.neighbour_gone(node, now)
         if self._readings.remove_peer(node):
@@ -308,13 +315,17 @@ class Engine:
             self._flushes[dial] = None
         elif bulk:
             self._membership.want_bulk(neighbour.node)
+            self._bulk_wanted = True
 
     def _flush_touched(self, now: int) -> None:
         touched = self._readings.touched
-        for node, bulk in touched:
-            neighbour = self._membership.neighbours.get(node)
-            if neighbour is not None:
-                self._flush(neighbour, bulk, now)
+        for lane in touched:
+            dial = self._dial_of.get(lane)
+            if dial is not None:
+                self._flushes[dial] = None
+            elif lane[1]:
+                self._membership.want_bulk(lane[0])
+                self._bulk_wanted = True
         touched.clear()
 
     def _tell_interest(self, now: int, only: NodeId | None = None) -> None:
@@ -444,8 +455,10 @@ class Engine:
         self._carry(now)
 
     def flushes(self) -> list[int] | None:
-        """The hot path's form of :meth:`outgoing`: lanes to flush when that is all there is to do, else None."""
-        if self._membership.restless or self._inference.restless:
+        """The hot path's form of :meth:`outgoing` after a reading was published or accepted: the lanes to flush; None
+        when there is more to do."""
+        if self._bulk_wanted:
+            self._bulk_wanted = False
             return None
         if not self._flushes:
             return []
@@ -455,8 +468,16 @@ class Engine:
 
     @property
     def eventful(self) -> bool:
-        """Whether :meth:`events` has something."""
-        return self._membership.eventful or bool(self._events) or self._readings.eventful or self._inference.eventful
+        """Whether :meth:`events`, or :meth:`outgoing` beside flushes, has something."""
+        membership, inference = self._membership, self._inference
+        return (
+            membership.eventful
+            or membership.restless
+            or inference.eventful
+            or inference.restless
+            or bool(self._events)
+            or self._readings.eventful
+        )
 
     def outgoing(self) -> list[Effect]:
         """What to do, decided since the last call."""

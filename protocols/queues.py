@@ -173,19 +173,17 @@ class LaneQueue:
         if not self.waiting_readings:
             return None
         batch: list[bytes] = []
-        batch_bytes = 0
+        room_bytes = limits.MAX_REALTIME_FRAME_BYTES
         for readings in reversed(self._readings):
-            while readings:
+            while readings and len(batch) < limits.MAX_READINGS_PER_FRAME:
                 waiting = readings[0]
                 if waiting.expires_ns <= now:
                     self._drops.count(self._peer, self._pop(readings).key, "expired_in_queue")
                     continue
-                batch_bytes += len(waiting.data)
-                if batch and batch_bytes > limits.MAX_REALTIME_FRAME_BYTES:
+                room_bytes -= len(waiting.data)
+                if room_bytes < 0 and batch:
                     return frame_of_encoded_readings(batch)
                 batch.append(self._pop(readings).data)
-                if len(batch) == limits.MAX_READINGS_PER_FRAME:
-                    return frame_of_encoded_readings(batch)
         return frame_of_encoded_readings(batch) if batch else None
 
     def clear(self, reason: str) -> None:

@@ -141,8 +141,9 @@ class Readings:
         self._checked_where: Position | None = None
         self._checked_how: Provenance | None = None
         self._events: list[DeadlineMissed] = []
-        self.touched: set[tuple[NodeId, bool]] = set()
-        """(neighbour, bulk lane?) whose queues got something since the caller last cleared it."""
+        self.touched: dict[tuple[NodeId, bool], None] = {}
+        """(neighbour, bulk lane?) whose queues got something since the caller last cleared it, in order: a set would let
+        the hashes of names decide who is served first."""
         self.counters = {"published": 0, "accepted": 0, "delivered": 0, "forwarded": 0}
 
     # --- subscriptions ---------------------------------------------------------------------------------------------
@@ -428,7 +429,7 @@ class Readings:
             expires_ns = now + _expiry_utc_ns(reading) - utc_now
         bulk = len(data) > limits.BULK_THRESHOLD_BYTES
         queue = peer.bulk if bulk else peer.realtime
-        self.touched.add((peer.node, bulk))
+        self.touched[peer.node, bulk] = None
         return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate)
 
     def _offer(self, peer: Peer, reading: Reading, now: int, utc_now: int, conflate: bool) -> bool:

@@ -57,7 +57,8 @@ class SimNode:
     timer_ns: int | None = None
     events: list[tuple[int, Event]] = field(default_factory=list)
     received: list[tuple[int, Reading]] = field(default_factory=list)
-    keep_received: bool = True
+    on_reading: Callable[[Reading], None] | None = None
+    """Takes readings instead of ``received``, which would hold all of a long run."""
     compute_ns: int = 50 * limits.MS
     runs: set[int] = field(default_factory=set)
     stalled_until_ns: int = 0
@@ -373,7 +374,9 @@ class SimDriver:
     def _deliver(self, node: SimNode, delivery: Delivery) -> None:
         reading = delivery.reading
         self._digest.update(f"{self.now} {node.name} {reading.origin} {reading.key} {reading.sequence}\n".encode())
-        if node.keep_received:
+        if node.on_reading is not None:
+            node.on_reading(reading)
+        else:
             node.received.append((self.now, reading))
 
     def _compute(self, node: SimNode, effect: Compute) -> None:

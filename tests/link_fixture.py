@@ -1,6 +1,6 @@
 """Two ends of a link for tests: credentials, an observer that remembers, transports that are closed again.
 
-Its fixtures, imported where they are used: ``ca``, ``pki``, ``end``; and what makes one test hold for both link engines:
+Its fixtures, imported where they are used: ``ca``, ``pki``, ``end``; and what makes one test hold for both engines:
 ``engine``, and ``two``, which opens the two ends of a link on each engine and across them.
 """
 
@@ -113,6 +113,10 @@ class Recorder:
     def frames(self) -> list[bytes]:
         return [entry[2] for entry in self.all("frame")]
 
+    def of(self, lane: OutgoingLane) -> set[str]:
+        """The kinds of notices about a lane."""
+        return {entry[0] for entry in list(self.log) if entry[0].startswith("lane_") and entry[1] is lane}
+
     def one(self, kind: str) -> tuple[Any, ...]:
         """Wait for the first notice of a kind."""
         return wait(lambda: self.all(kind), kind)[0]
@@ -134,9 +138,7 @@ class End:
 def given_end() -> Iterator[Callable[..., End]]:
     with contextlib.ExitStack() as stack:
 
-        def make(
-            files: Credentials, recorder: Recorder | None = None, port: int = 0, engine: str = "express"
-        ) -> End:
+        def make(files: Credentials, recorder: Recorder | None = None, port: int = 0, engine: str = "express") -> End:
             told = recorder or Recorder()
             transport = ENGINES[engine](files, told, MESH)
             stack.callback(transport.close)

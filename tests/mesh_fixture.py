@@ -3,6 +3,8 @@
 ``python -m tests.mesh_fixture node.toml`` is such a process: it prints a line of JSON for every event and every reading
 of others, and obeys the lines on its standard input (see ``_obey``). It ends by SIGTERM, or when its input ends, so
 that it never outlives the test that started it.
+
+Its fixtures are ``house`` and ``opened``: import ``given_house`` and ``given_opened`` where they are used.
 """
 
 import asyncio
@@ -14,9 +16,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Self
+
+import pytest
 
 import meshnode
 from meshnode.config import (
@@ -103,6 +108,43 @@ class House:
             + (tables if "[discovery]" in tables else f"[discovery]\n{discovery}\n{tables}")
         )
         return path
+
+
+# --- nodes in this process -------------------------------------------------------------------------------------------
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module", name="house")
+def given_house(tmp_path_factory: pytest.TempPathFactory) -> House:
+    return House(tmp_path_factory.mktemp("house"))
+
+
+@pytest.fixture(name="opened")
+async def given_opened(house: House) -> AsyncIterator[Open]:
+    """Open a node that is closed after the test: ``await opened("veh-1", other.port, role=…)``."""
+    async with AsyncExitStack() as stack:
+
+        async def make(node: str, *seeds: int, **options: Any) -> meshnode.Node:
+            return await stack.enter_async_context(meshnode.open(house.config(node, *seeds, **options)))
+
+        yield make
+
+
+async def pair(opened: Open, rsu: str = "express", vehicle: str = "express") -> tuple[meshnode.Node, meshnode.Node]:
+    """``rsu-1`` and ``veh-1``, who have met."""
+    here = await opened("rsu-1", role="rsu", engine=rsu)
+    there = await opened("veh-1", here.port, engine=vehicle)
+    await asyncio.gather(here.wait_for_peers(1), there.wait_for_peers(1))
+    return here, there
+
+
+async def wanted(publisher: meshnode.Node, key: str, count: int = 1) -> None:
+    """Until so many neighbours of ``publisher`` have said that they want ``key``."""
+    await until(lambda: len(publisher._driver.engine.wanted_by(key)) == count, f"{count} neighbours want {key}")
+
+
+def dropped(node: meshnode.Node, reason: str) -> int:
+    return sum(count for (_, _, why), count in node.drops() if why == reason)
 
 
 # --- a node as a process ---------------------------------------------------------------------------------------------

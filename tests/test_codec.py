@@ -395,3 +395,20 @@ def test_hello_of_a_newer_minor_is_taken() -> None:
     """Minors may differ."""
     data = pack([1, 1, 7, "a", 1, 1, "realtime", [], "new"])
     assert decode_untrusted_node_frame(data) == Hello(1, 7, "a", 1, 1, "realtime")
+
+
+def test_record_of_an_encoded_reading_travels_as_it_was() -> None:
+    """An outbox keeps encoded readings and puts them into batches without decoding them."""
+    one = reading(value=[tensor_of(b"abc")])
+    raw = messages.Record(1, "rule", msgspec.Raw(encode_reading(one)))  # type: ignore[arg-type]
+    batch = messages.Batch(1, 0, "a", 1, 2, (raw,))
+    decoded = decode_untrusted_relay_frame(encode_frame(batch))
+    assert type(decoded) is messages.Batch
+    assert decoded.records == (messages.Record(1, "rule", one),)
+
+
+def test_tensor_that_is_a_lie_is_not_read_past_its_end() -> None:
+    """NumPy trusts the array interface; a shape larger than the bytes would read foreign memory."""
+    numpy = pytest.importorskip("numpy")
+    with pytest.raises((ValueError, ValueUnsupported)):
+        numpy.asarray(Tensor("u8", (1_000,), memoryview(b"abc")))

@@ -781,3 +781,33 @@ def test_leaving_node_says_goodbye_and_dials_nobody() -> None:
     assert [type(frame) for frame in alone.sent(dial)] == [Goodbye]
     assert alone.dials() == []
     alone.timers(SECOND)
+
+
+def test_hint_of_somebody_refused_lately_waits() -> None:
+    """It was let go for its certificate; its advert, heard again, is no reason to knock."""
+    alone = Alone()
+    assert alone.engine.admit(identity("x", Role.RELAY), alone.now)
+    alone.engine.hint("x", NodeId("x"), (("192.0.2.7", 1),), alone.now)
+    assert alone.dials() == []
+    assert alone.engine.next_timer_at() == alone.now + limits.REFUSAL_MEMORY_NS
+
+
+def test_neighbour_forgotten_takes_its_dial_under_way_along() -> None:
+    """It said Hello once, its inbox was never reached, and it died."""
+    alone = Alone()
+    pipe = alone.hello("x")
+    alone.engine.inbound_closed(pipe, alone.now)
+    alone.timers(limits.FORGET_DEAD_NS + 10 * SECOND)
+    assert alone.engine.peers(alone.now) == []
+    effects = alone.engine.outgoing()
+    assert [type(effect) for effect in effects if type(effect) in (Dial, HangUp)] == [Dial, HangUp]
+
+
+def test_events_about_what_is_not_there_are_ignored() -> None:
+    """A driver with threads may report late."""
+    alone = Alone()
+    alone.engine.inbound_closed(77, alone.now)
+    alone.engine.lane_closed(77, "late", False, alone.now)
+    alone.engine.receive(b"\x92\x01\x02", 77, alone.now, NOW_UTC_NS)
+    assert alone.engine.outgoing() == []
+    assert alone.engine.events() == []

@@ -162,7 +162,7 @@ def test_publish_large_value_takes_the_bulk_lane() -> None:
     bench = Bench(A)
     bench.wants(A, Want("**"))
     bench.publish(value=bytes(limits.BULK_THRESHOLD_BYTES + 1))
-    assert bench.machine.touched == {(A, True)}
+    assert bench.machine.touched == {(A, True): None}
     assert (len(bench.sent(A)), len(bench.sent(A, bulk=True))) == (0, 1)
 
 

@@ -103,6 +103,7 @@ class Connection:
         """Monotonic; 0: none."""
         self._mine, self._theirs = _sp_header(mine), _sp_header(theirs)
         self._header = b""
+        self._refusal: Refused | None = None
         self._sock: socket.socket
         self._tls: ssl.SSLObject | None = None
         self._read: Any
@@ -177,6 +178,8 @@ class Connection:
                 tls.do_handshake()
                 self.secured = True
                 self._judge(tls)
+                if self._refusal is not None and self._outgoing_lane() is not None:
+                    raise self._refusal
                 tls.write(self._mine)
             while len(self._header) < len(self._theirs):
                 piece = tls.read(len(self._theirs) - len(self._header))
@@ -211,7 +214,7 @@ class Connection:
             _log.exception("a handshake could not be judged: the peer is refused")
             reason = "internal error while its identity was checked"
         if self.identity is None or reason is not None:
-            raise Refused(f"refused: {reason or detail}")
+            self._refusal = Refused(f"refused: {reason or detail}")
 
     def _control_is_due(self) -> bool:
         """TLS has something to say by itself (the answer to a key update). :raises Closed: far too much."""
@@ -241,10 +244,12 @@ class Inbound(Connection):
 
     def overdue(self) -> Closed:
         """What to say when the deadline has passed."""
-        return HandshakeFailed(FailureKind.MUTE, "it did not finish the handshake in time")
+        return self._refusal or HandshakeFailed(FailureKind.MUTE, "it did not finish the handshake in time")
 
     def turn(self, events: int) -> None:
         """Hand over what has come. :raises Closed: at the end."""
+        if self._refusal is not None:
+            raise self._refusal
         tls = self._tls or self._begin(self.hub.contexts.server, None)
         for _ in range(_TURN_READS):
             got = self._fetch()
@@ -252,6 +257,11 @@ class Inbound(Connection):
                 return
             if not self.open:
                 if not self._shake_hands(tls):
+                    return
+                if self._refusal is not None:
+                    # libnng takes an end at this point for a failed dial and repeats it ten times a second: wait a bit
+                    self.hub.watch(self, 0)
+                    self.hub.linger(self)
                     return
                 self.open = True
                 self.hub.pipe_opened(self)

@@ -120,6 +120,7 @@ class ExpressLane(Connection):
         assert tls is not None, "TLS begins when TCP is connected"
         if not self._fetch() or not self._shake_hands(tls):
             return
+        self._digest()
         greeting = self._greeting()
         with self.lock:
             if self.closed:
@@ -151,18 +152,22 @@ class ExpressLane(Connection):
     def _readable(self) -> None:
         """Nothing may come back but the end. :raises Closed: at the end, or when something did."""
         with self.lock:
+            if self._fetch():
+                self._digest()
+
+    def _digest(self) -> None:
+        """Let TLS deal with what it was given: a ticket, a key update. :raises Closed: it was something else."""
+        try:
+            got = self._read(1)
+        except ssl.SSLWantReadError:
             try:
-                if not self._fetch():
-                    return
-                got = self._read(1)
-            except ssl.SSLWantReadError:  # a ticket or a key update
                 if self._control_is_due() and not self._push():
                     self.hub.watch(self, _IN | _OUT)
-                return
-            except ssl.SSLError as error:
-                raise Closed(f"TLS failed: {explain(error)[1]}") from error
             except OSError as error:
                 raise Closed(f"the connection failed ({error.strerror or error})") from error
+            return
+        except ssl.SSLError as error:
+            raise Closed(f"TLS failed: {explain(error)[1]}") from error
         raise Closed("it sent bytes where none belong" if got else f"{self.address} closed the connection")
 
     def _tell_writable(self) -> None:

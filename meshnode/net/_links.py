@@ -62,7 +62,7 @@ class Lane:
         self.address = address
         self.greeting = greeting
         self.identity: PeerIdentity | None = None
-        self.judged = False
+        self.judged = self.overdue = False
         self.pipe = 0
         self.push: PushSocket | None = None
         self.lock = threading.Lock()
@@ -295,7 +295,7 @@ class Links:
                     self._bytes_received += len(frame)
                 else:
                     self._frames_dropped += 1
-            except Exception:  # noqa: BLE001 -- a subscriber's bug must not end receiving
+            except BaseException:  # noqa: BLE001 -- a subscriber's bug, or its sys.exit(), must not end receiving
                 _log.exception("a frame failed in its observer")
             self._receiving_since_ns = None
 
@@ -323,7 +323,7 @@ class Links:
     def _guarded(self, task: Callable[[], None]) -> None:
         try:
             task()
-        except Exception:  # noqa: BLE001 -- an observer's bug must not end the links
+        except BaseException:  # noqa: BLE001 -- an observer's bug, or its sys.exit(), must not end the links
             _log.exception("a notice of the links failed in its observer")
 
     def _later(self, delay_ns: int, task: Callable[[], None]) -> None:
@@ -351,7 +351,14 @@ class Links:
         self._later(wait_ns, partial(self._check_dial, lane, deadline_ns, timeout_s))
 
     def _check_dial(self, lane: Lane, deadline_ns: int, timeout_s: float) -> None:
-        if lane.state is not _State.DIALLING or lane.judged or lane.push is None:
+        if lane.state is not _State.DIALLING or lane.push is None:
+            return
+        if lane.judged:  # NNG tells neither the begin nor the end of a pipe that its peer closes at once
+            if lane.overdue:
+                self._lane_finished(lane, f"{lane.address} closed the connection")
+            else:
+                lane.overdue = True
+                self._check_dial_later(lane, deadline_ns + _DIAL_CHECK_NS, timeout_s)
             return
         counters = lane.push.counters()
         if (failure := lasting_failure(counters)) is not None:

@@ -67,7 +67,10 @@ _REASONS = {
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": (FailureKind.REJECTED, "it does not take our certificate"),
     "SSLV3_ALERT_CERTIFICATE_REVOKED": (FailureKind.REJECTED, "it says that our certificate is revoked"),
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": (FailureKind.REJECTED, "it wants a certificate from us"),
-    "TLSV1_ALERT_DECRYPT_ERROR": (FailureKind.REJECTED, "it could not verify our certificate"),
+    "TLSV1_ALERT_DECRYPT_ERROR": (
+        FailureKind.REJECTED,
+        "it could not verify our certificate: is its authority another of the same name?",
+    ),
 }
 
 

@@ -52,7 +52,7 @@ _MAX_LOOK_UPS = 8
 """Host names being resolved, each on a thread of its own: a resolver may take half a minute to give up."""
 _HANDSHAKE_NS = DIAL_TIMEOUT_NS
 _LINGER_NS = 200 * MS
-"""A closed lane has this long to hand its last bytes to the kernel."""
+"""A closed lane has this long to hand its last bytes to the kernel, a refused peer to go by itself."""
 _EXPIRY_CHECK_NS = 60 * SECOND
 _SWEEP_GAP_NS = 20 * MS
 """Deadlines are met this late at most; a flood of newcomers must not buy a sweep for each of them."""
@@ -333,9 +333,9 @@ class ExpressLinks:
             if deadline_ns > now_ns:
                 due_ns = min(due_ns, deadline_ns)
             elif deadline_ns and not connection.finished:
-                if isinstance(connection, Inbound):
-                    self._mute_closed += 1
-                self.finish(connection, connection.overdue())
+                end = connection.overdue()
+                self._mute_closed += isinstance(end, HandshakeFailed) and isinstance(connection, Inbound)
+                self.finish(connection, end)
         self._due_ns = max(due_ns, now_ns + _SWEEP_GAP_NS)
 
     def _end_expired(self) -> None:

@@ -127,7 +127,7 @@ class _NngEngine:
 
     def push(self, address: Address, watch: Watch) -> "_Push":
         url = url_of(address)
-        sock = _watched(pynng.Push0, self._client, watch)
+        sock = _watched(pynng.Push0, self._client, watch, address)
         sock.recv_max_size = 1024  # nothing may come back on a PUSH socket
         _dial(sock, url, _LINK_REDIAL_MS)
         return _Push(sock)
@@ -138,7 +138,7 @@ class _NngEngine:
 
     def request(self, address: Address, watch: Watch) -> "_Request":
         url = url_of(address)
-        sock = _watched(pynng.Req0, self._client, watch)
+        sock = _watched(pynng.Req0, self._client, watch, address)
         # -1: a request is never repeated behind our back, and a lost connection ends it at once
         pynng.check_err(lib.nng_socket_set_ms(sock.socket, b"req:resend-time", -1))
         _dial(sock, url, _EXCHANGE_REDIAL_MS)
@@ -152,11 +152,13 @@ class _NngEngine:
 # --- opening -------------------------------------------------------------------------------------------------------
 
 
-def _watched(kind: Any, tls: Any, watch: Watch) -> Any:
+def _watched(kind: Any, tls: Any, watch: Watch, dialled: Address | None = None) -> Any:
     def pre_connect(pipe: Any) -> None:
         admitted = False
         try:
-            admitted = watch.judge(Handshake(pipe.id, tuple(_alternative_names(pipe)), *_remote(pipe)))
+            admitted = watch.judge(Handshake(pipe.id, tuple(_alternative_names(pipe)), *_remote(pipe, dialled)))
+        except pynng.NNGException as error:
+            _log.debug("a peer went before it could be judged (%s)", error)
         except Exception:  # noqa: BLE001 -- whatever fails here must refuse, and not escape into NNG
             _log.exception("a handshake could not be judged: the peer is refused")
         finally:
@@ -215,8 +217,13 @@ def _alternative_names(pipe: Any) -> list[str]:
     return names
 
 
-def _remote(pipe: Any) -> tuple[str, int]:
-    host, _, port = str(pipe.remote_address).rpartition(":")
+def _remote(pipe: Any, dialled: Address | None) -> tuple[str, int]:
+    try:
+        host, _, port = str(pipe.remote_address).rpartition(":")
+    except pynng.NNGException:  # it has hung up already, which must not leave a dialled socket redialling unjudged
+        if dialled is None:
+            raise
+        return dialled.host, dialled.port
     return plain_host(host.strip("[]")), int(port)
 
 

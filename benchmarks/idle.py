@@ -1,0 +1,151 @@
+"""``python -m benchmarks.idle``: what a node costs that has nothing to do, and how fast a mesh of six knows itself.
+
+Six nodes with five neighbours each, no model, HTTP on. Measured are the share of one core and the resident memory of
+each, the time from the last start (its interpreter's included) until all have met, and the time until everybody has
+noticed a SIGKILL. Written to ``build/idle.json``.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.fleet import NAMES, NEIGHBOURS, Fleet, FleetFailed, machine
+
+CPU_BAR_PERCENT = 1.5
+RESIDENT_BAR_MB = 90.0
+MET_BAR_S = 2.5
+DEAD_BAR_S = 1.5
+_SETTLE_S = 2.0
+"""Between the last meeting and the first measurement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one node."""
+
+    node: str
+    cpu_percent: float
+    """Of one core."""
+    resident_mb: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Everything that was measured."""
+
+    costs: list[Cost]
+    met_after_s: float
+    """From the last start to the last meeting."""
+    noticed_s: list[dict[str, float]]
+    """For each kill: how long after it every survivor knew."""
+    false_deaths: int
+
+    def missed_bars(self) -> list[str]:
+        """What was promised and not kept, a sentence each."""
+        missed = []
+        for cost in self.costs:
+            if cost.cpu_percent > CPU_BAR_PERCENT:
+                missed.append(f"{cost.node} uses {cost.cpu_percent:.2f} % of a core, above {CPU_BAR_PERCENT} %")
+            if cost.resident_mb > RESIDENT_BAR_MB:
+                missed.append(f"{cost.node} has {cost.resident_mb:.1f} MB resident, above {RESIDENT_BAR_MB:g} MB")
+        if self.met_after_s > MET_BAR_S:
+            missed.append(f"all have met {self.met_after_s:.2f} s after the last start, later than {MET_BAR_S} s")
+        for number, noticed in enumerate(self.noticed_s, 1):
+            if len(noticed) < NEIGHBOURS:
+                missed.append(f"kill {number} was noticed by {len(noticed)} of {NEIGHBOURS}")
+            if noticed and max(noticed.values()) > DEAD_BAR_S:
+                missed.append(
+                    f"kill {number} was noticed after {max(noticed.values()):.2f} s, later than {DEAD_BAR_S} s"
+                )
+        if self.false_deaths:
+            missed.append(f"{self.false_deaths} times a node that lived was called dead")
+        return missed
+
+
+def measure(folder: Path, seconds: float, kills: int) -> Outcome:
+    """Run it once. :raises FleetFailed: when the nodes do not start or never meet."""
+    with Fleet(folder) as fleet:
+        met_after_s = fleet.wait_until_met() - max(node.started_s for node in fleet.nodes.values())
+        time.sleep(_SETTLE_S)
+        before = {name: node.cpu_s() for name, node in fleet.nodes.items()}
+        begin_s = time.monotonic()
+        time.sleep(seconds)
+        lasted_s = time.monotonic() - begin_s
+        costs = [
+            Cost(name, round((node.cpu_s() - before[name]) / lasted_s * 100, 3), round(node.resident_mb(), 2))
+            for name, node in fleet.nodes.items()
+        ]
+        fleet.check()
+        noticed = [_kill(fleet, NAMES[number % len(NAMES)]) for number in range(kills)]
+        deaths = len(fleet.sightings("NeighbourDead"))
+        false_deaths = deaths - sum(len(each) for each in noticed)
+        fleet.stop()
+    return Outcome(costs, round(met_after_s, 3), noticed, false_deaths)
+
+
+def _kill(fleet: Fleet, name: str) -> dict[str, float]:
+    """Kill one, wait until all know, start it again."""
+    killed_s = fleet.nodes.pop(name).kill()
+
+    def noticed() -> dict[str, float]:
+        # A log line has milliseconds, cut off.
+        dead = fleet.sightings("NeighbourDead", name, killed_s - 0.001)
+        return {sighting.node: round(max(sighting.at_s - killed_s, 0.0), 3) for sighting in dead}
+
+    fleet.wait(lambda: len(noticed()) == NEIGHBOURS, f"{name} is dead everywhere")
+    fleet.start(name)
+    fleet.wait_until_met()
+    return noticed()
+
+
+def table(outcome: Outcome) -> str:
+    """For people."""
+    lines = [f"{'node':8}{'core':>10}{'resident':>12}"]
+    lines += [f"{cost.node:8}{cost.cpu_percent:8.2f} %{cost.resident_mb:9.1f} MB" for cost in outcome.costs]
+    lines.append(f"{'bar':8}{CPU_BAR_PERCENT:8.2f} %{RESIDENT_BAR_MB:9.1f} MB")
+    lines.append(f"all have met {outcome.met_after_s:.2f} s after the last start (bar {MET_BAR_S} s)")
+    for number, noticed in enumerate(outcome.noticed_s, 1):
+        values = sorted(noticed.values())
+        lines.append(
+            f"kill {number}: noticed by {len(values)} after {values[0]:.2f} to {values[-1]:.2f} s (bar {DEAD_BAR_S} s)"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line. 0; 1 with ``--check`` when a promise was missed; 2 when it could not be measured."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.idle", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of the measurement (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=3, help="nodes killed, one after the other (default: %(default)s)")
+    parser.add_argument("--check", action="store_true", help="end with status 1 when a promise is missed")
+    parser.add_argument("--out", type=Path, default=Path("build/idle.json"), help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    if not 0 < options.seconds <= 3_600 or not 0 <= options.kills <= 100:
+        parser.error("--seconds lies above 0 and up to 3600, --kills from 0 to 100")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the clean-up of the children
+    try:
+        with tempfile.TemporaryDirectory(prefix="meshnode-idle-") as folder:
+            outcome = measure(Path(folder), options.seconds, options.kills)
+    except FleetFailed as error:
+        print(f"could not be measured: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    missed = outcome.missed_bars()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    content = {**asdict(outcome), "seconds": options.seconds, "missed": missed, "machine": machine()}
+    options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(table(outcome))
+    for sentence in missed:
+        print(f"MISSED {sentence}")
+    print(f"{options.out} written")
+    return 1 if options.check and missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

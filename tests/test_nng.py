@@ -1,0 +1,72 @@
+"""What only the NNG engine needs: it is watched from outside where the library does not watch."""
+
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from meshnode.net._connections import Connections
+from meshnode.net._inbound import InboundPipe, InboundPipes
+from protocols.ids import PeerIdentity, Role, node_id
+from tests.link_fixture import MESH, Recorder, given_ca, given_end, given_pki, wait  # noqa: F401 -- fixtures
+
+
+def test_connections_of_strangers_are_shut_once_older_than_a_handshake() -> None:
+    """Without this any stranger takes all descriptors of a node by connecting and keeping still."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with (
+            socket.create_connection(("127.0.0.1", port)) as stranger,
+            socket.create_connection(("127.0.0.1", port)) as peer,
+        ):
+            ours = [listener.accept()[0] for _ in range(2)]
+            known, gone = ("127.0.0.1", peer.getsockname()[1]), ("127.0.0.1", 1)
+            connections = Connections(port, handshake_ns=100)
+            for now_ns, closed in ((0, 0), (99, 0), (100, 1), (101, 0)):
+                found = connections.look({known, gone}, now_ns)
+                assert (found.mute_closed, found.vanished) == (closed, {gone})
+            stranger.settimeout(5)
+            assert stranger.recv(1) == b""
+            peer.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                peer.recv(1)
+            for sock in ours:
+                sock.close()
+
+
+def test_stranger_keeping_still_at_the_inbox_is_closed_and_peers_stay(
+    pki: Any, end: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's own negotiation time-out has no effect while TLS waits for the first bytes."""
+    monkeypatch.setattr("meshnode.net._links._SWEEP_NS", 100_000_000)
+    monkeypatch.setattr("meshnode.net._links._HANDSHAKE_NS", 300_000_000)
+    a, b = end(pki("a"), engine="nng"), end(pki("b"), engine="nng")
+    lane = a.dial(b)
+    a.told.one("lane_opened")
+    with socket.create_connection((b.address.host, b.address.port)) as stranger:
+        stranger.settimeout(8)
+        assert stranger.recv(1) == b""
+    wait(lambda: b.transport.statistics()["mute_connections_closed"] == 1, "it is counted")
+    assert lane.try_send(b"still here")
+    wait(lambda: b.told.frames() == [b"hello", b"still here"], "the peer is heard")
+
+
+def test_pipe_lost_during_a_notice_is_told_after_it() -> None:
+    """Subscribers run on the receiving thread and may be slow: the I/O thread may not wait, the order must hold."""
+    told, inside, go_on = Recorder(), threading.Event(), threading.Event()
+    pipes = InboundPipes(told, 1)
+    pipe = InboundPipe(7, PeerIdentity(MESH, Role.RSU, node_id("b")), "127.0.0.1", 1)
+    assert pipes.admit(pipe)
+    assert not pipes.admit(InboundPipe(8, pipe.identity, "127.0.0.1", 2))
+    told.on_frame = lambda number, frame: (inside.set(), go_on.wait(5), told.log.append(("returned",)))[0]
+    receiver = threading.Thread(target=pipes.receive, args=(7, b"x"))
+    receiver.start()
+    assert inside.wait(5)
+    pipes.close(pipe)
+    assert not told.all("inbound_closed")
+    go_on.set()
+    receiver.join(5)
+    assert [entry[0] for entry in told.log] == ["inbound_opened", "frame", "returned", "inbound_closed"]
+    assert not pipes.receive(7, b"late")
+    assert pipes.admit(InboundPipe(8, pipe.identity, "127.0.0.1", 2))
