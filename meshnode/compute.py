@@ -34,7 +34,7 @@ class ComputeService:
         self._lock = threading.Lock()
 
     def load_models(self) -> None:
-        """Load and measure every configured model; takes seconds, call it before the node is in the mesh.
+        """Load and measure every configured model; takes seconds, and the node serves readings meanwhile.
 
         :raises ModelInvalid: a file is missing or can't be loaded.
         """

@@ -6,8 +6,8 @@ within a second of opening counts as a failure, so that a peer which turns us aw
 a loop. Whoever was refused, by us or by them, is left alone for ``REFUSAL_MEMORY_NS``.
 
 Whoever floods the radio with adverts makes us knock at doors that never open, but not at all at once: at most
-``MAX_DIALS`` wait for an answer, those that failed least first. Who said Hello is not kept waiting by mere hints, neither
-for a place in the table nor for a dial.
+``MAX_DIALS`` wait for an answer, those that failed least first. Who said Hello is not kept waiting by mere hints,
+neither for a place in the table nor for a dial.
 """
 
 from collections.abc import Callable

@@ -110,3 +110,20 @@ MAX_BATCH_BYTES: Final = 1024 * 1024
 MAX_RECORD_BYTES: Final = 256 * 1024
 MAX_FATES_PER_BATCH: Final = 1_024
 """Sequence ranges in one account of lost records."""
+
+# --- local applications --------------------------------------------------------------------------------------------
+MAX_LOCAL_APPLICATIONS: Final = 16
+"""Applications connected at once. Each may hold a queue of ``MAX_QUEUE_BYTES`` and a frame on its way in."""
+MAX_LOCAL_SUBSCRIPTIONS: Final = 64
+"""Subscriptions of one application, so that one can't use up ``MAX_SUBSCRIPTIONS`` for all."""
+MAX_LOCAL_REQUESTS: Final = 32
+"""Inferences of one application in flight."""
+LOCAL_OPEN_TIMEOUT_NS: Final = 3 * SECOND
+"""A connection that has not said who it is by then is closed: it holds a place."""
+LOCAL_ANSWER_TIMEOUT_NS: Final = 5 * SECOND
+"""An application that asks its node something waits no longer; the answer needs well below a millisecond."""
+LOCAL_REDIAL_MIN_NS: Final = 50 * MS
+LOCAL_REDIAL_MAX_NS: Final = 1 * SECOND
+"""How often an application looks whether its node is back: a failed look costs a few microseconds."""
+MAX_SOCKET_PATH_BYTES: Final = 107
+"""Linux gives the path of a Unix socket 108 bytes, its final NUL included."""

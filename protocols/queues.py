@@ -114,7 +114,7 @@ class LaneQueue:
             if not self._evict(priority):
                 self._drops.count(self._peer, key, "queue_full")
                 return False
-        if not self._make_room(len(data), priority):
+        if self.waiting_bytes + len(data) > limits.MAX_QUEUE_BYTES and not self._make_room(len(data), priority):
             self._drops.count(self._peer, key, "queue_full")
             return False
         waiting = _Waiting(key, data, expires_ns, priority)

@@ -34,6 +34,7 @@ from protocols.values import check_context, kept_alive, weight_bytes
 
 _HEARSAY_LEAD = 1_024
 """How far copies may run ahead of their origin. More is no race of two ways but a lie: the origin is right then."""
+_MAX_LIFESPAN_MS, _MAX_HOPS = limits.MAX_LIFESPAN_MS, limits.MAX_HOPS
 _IMMUTABLE = frozenset((type(None), bool, int, float, str, bytes))
 
 
@@ -142,8 +143,8 @@ class Readings:
         self._checked_how: Provenance | None = None
         self._events: list[DeadlineMissed] = []
         self.touched: dict[tuple[NodeId, bool], None] = {}
-        """(neighbour, bulk lane?) whose queues got something since the caller last cleared it, in order: a set would let
-        the hashes of names decide who is served first."""
+        """(neighbour, bulk lane?) whose queues got something since the caller last cleared it. In order: a set would
+        let the hashes of names decide who is served first."""
         self.counters = {"published": 0, "accepted": 0, "delivered": 0, "forwarded": 0}
 
     # --- subscriptions ---------------------------------------------------------------------------------------------
@@ -266,9 +267,10 @@ class Readings:
         if where is not self._checked_where or how is not self._checked_how:
             check_context(where, how)
             self._checked_where, self._checked_how = where, how
-        if type(when.utc_ns) is not int or when.utc_ns < 0 or when.uncertainty_ns < 0:
+        utc_ns = when.utc_ns
+        if type(utc_ns) is not int or utc_ns < 0 or when.uncertainty_ns < 0:
             raise ValueUnsupported(f"{when} is not a time: use whole nanoseconds since 1970, 0 or more")
-        if not 0 <= priority <= 7 or not 0 <= lifespan_ms <= limits.MAX_LIFESPAN_MS or not 0 <= hops <= limits.MAX_HOPS:
+        if not (0 <= priority <= 7 and 0 <= lifespan_ms <= _MAX_LIFESPAN_MS and 0 <= hops <= _MAX_HOPS):
             raise ValueUnsupported(
                 f"priority {priority}, lifespan_ms {lifespan_ms} or hops {hops} is out of range: use 0 to 7, "
                 f"0 to {limits.MAX_LIFESPAN_MS} and 0 to {limits.MAX_HOPS}"
@@ -314,7 +316,7 @@ class Readings:
         peer = self._peers.get(source)
         for reading in readings:
             stream = self._streams.get((reading.origin, reading.key))
-            if stream is None or stream.version != self._version or reading.origin == self._node:
+            if stream is None or stream.version != self._version:
                 stream = self._admit(stream, reading, source, source_role, now)
                 if stream is None:
                     continue
@@ -323,6 +325,9 @@ class Readings:
                     stream.direct = peer
                     if reading.sequence + _HEARSAY_LEAD < stream.newest:
                         stream.newest = -1
+            elif reading.origin == self._node:
+                self._drops.count(source, reading.key, "echo")
+                continue
             elif stream.direct is not None and stream.direct is self._peers.get(NodeId(reading.origin)):
                 self._drops.count(source, reading.key, "stale")
                 continue

@@ -90,7 +90,7 @@ def _next_reading(node: RunningNode, value: str) -> Any:
 class Insider:
     """A raw connection into the inbox of the target."""
 
-    def __init__(self, folder: Path, target: RunningNode, name: str = "veh-66") -> None:
+    def __init__(self, folder: Path, target: RunningNode, name: str) -> None:
         home = folder / name
         if not home.exists():
             issue(folder / "authority", "vehicle", name, home)
@@ -138,11 +138,11 @@ def counters(node: RunningNode) -> dict[str, int]:
 
 
 @pytest.fixture(name="insider")
-def given_insider(folder: Path, target: RunningNode, bystander: RunningNode) -> Iterator[Callable[..., Insider]]:
-    """Connect as an insider: ``insider()``, or by another name."""
-    assert bystander
+def given_insider(folder: Path, target: RunningNode, bystander: RunningNode) -> Iterator[Callable[[str], Insider]]:
+    """Connect as an insider: ``insider("veh-61")``. The bystander is there before."""
+    assert bystander.port
     with ExitStack() as stack:
-        yield lambda name="veh-66": stack.enter_context(Insider(folder, target, name))
+        yield lambda name: stack.enter_context(Insider(folder, target, name))
 
 
 def logged(node: RunningNode, text: str) -> None:
@@ -151,7 +151,7 @@ def logged(node: RunningNode, text: str) -> None:
 
 # --- who it is -------------------------------------------------------------------------------------------------------
 def test_hello_that_contradicts_its_certificate_is_refused_by_name(
-    insider: Callable[..., Insider], target: RunningNode
+    insider: Callable[[str], Insider], target: RunningNode
 ) -> None:
     """An insider must not become somebody else by saying so."""
     liar = insider("veh-61")
@@ -162,14 +162,14 @@ def test_hello_that_contradicts_its_certificate_is_refused_by_name(
 
 
 @pytest.mark.parametrize("node", ["", "x" * 64, "veh 1", "../veh", "\u202eveh"])
-def test_hello_with_no_possible_id_is_refused(insider: Callable[..., Insider], node: str) -> None:
+def test_hello_with_no_possible_id_is_refused(insider: Callable[[str], Insider], node: str) -> None:
     """Ids stand in logs, metrics and file names."""
     liar = insider("veh-62")
     liar.say(msgpack.packb([1, 1, 0, node, 1, 9, "realtime", []]))
     assert liar.closed()
 
 
-def test_frame_before_hello_is_refused_and_counted(insider: Callable[..., Insider], target: RunningNode) -> None:
+def test_frame_before_hello_is_refused_and_counted(insider: Callable[[str], Insider], target: RunningNode) -> None:
     """Nobody speaks before saying who it is and in which version."""
     before = counters(target)["frames_before_hello"]
     early = insider("veh-63")
@@ -179,7 +179,7 @@ def test_frame_before_hello_is_refused_and_counted(insider: Callable[..., Inside
     assert counters(target)["frames_before_hello"] == before + 1
 
 
-def test_insider_that_never_says_hello_is_closed(insider: Callable[..., Insider], target: RunningNode) -> None:
+def test_insider_that_never_says_hello_is_closed(insider: Callable[[str], Insider], target: RunningNode) -> None:
     """Mute connections would fill the table of pipes."""
     mute = insider("veh-64")
     assert mute.closed(10)
@@ -187,7 +187,7 @@ def test_insider_that_never_says_hello_is_closed(insider: Callable[..., Insider]
 
 
 def test_insider_that_connects_a_hundred_times_keeps_few_pipes(
-    insider: Callable[..., Insider], target: RunningNode
+    insider: Callable[[str], Insider], target: RunningNode
 ) -> None:
     """One identity can't take all places from the others."""
     for _ in range(40):
@@ -231,7 +231,7 @@ class OtherVersion:
         self._listener.close()
 
 
-def test_other_major_version_gets_a_named_refusal(insider: Callable[..., Insider], target: RunningNode) -> None:
+def test_other_major_version_gets_a_named_refusal(insider: Callable[[str], Insider], target: RunningNode) -> None:
     """The one that was not upgraded has to learn why it is alone."""
     future = insider("veh-67")
     inbox = OtherVersion(future.files)
@@ -255,7 +255,7 @@ def test_other_major_version_gets_a_named_refusal(insider: Callable[..., Insider
 
 
 def test_newer_minor_version_with_unknown_fields_and_types_is_a_neighbour(
-    insider: Callable[..., Insider], target: RunningNode
+    insider: Callable[[str], Insider], target: RunningNode
 ) -> None:
     """A mesh is upgraded node by node: what an older one does not know it counts and skips."""
     before = counters(target)["frames_unknown"]
@@ -282,7 +282,7 @@ def reading(**changes: Any) -> list[Any]:
 
 def deep(levels: int) -> bytes:
     """A readings frame whose value is nested so deep."""
-    whole = msgpack.packb([6, [reading(value="MARK")]])
+    whole: bytes = msgpack.packb([6, [reading(value="MARK")]])
     head, tail = whole.split(msgpack.packb("MARK"))
     return head + b"\x91" * levels + b"\x01" + tail
 
@@ -313,7 +313,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("frame", MALFORMED.values(), ids=MALFORMED.keys())
 def test_malformed_frame_ends_its_pipe_and_is_counted(
-    insider: Callable[..., Insider], target: RunningNode, frame: bytes
+    insider: Callable[[str], Insider], target: RunningNode, frame: bytes
 ) -> None:
     """Whoever sends nonsense is not listened to any further; its pipe is the only thing lost."""
     before = counters(target)["frames_malformed"]
@@ -326,7 +326,7 @@ def test_malformed_frame_ends_its_pipe_and_is_counted(
 
 @pytest.mark.parametrize("length", [limits.MAX_FRAME_BYTES + 1, 1 << 40, (1 << 64) - 1])
 def test_frame_announced_too_large_is_refused_before_it_is_sent(
-    insider: Callable[..., Insider], target: RunningNode, length: int
+    insider: Callable[[str], Insider], target: RunningNode, length: int
 ) -> None:
     """One length field must not claim all memory."""
     hostile = insider("veh-70")
@@ -337,7 +337,7 @@ def test_frame_announced_too_large_is_refused_before_it_is_sent(
 
 
 def test_readings_of_others_and_on_foreign_keys_are_denied(
-    insider: Callable[..., Insider], target: RunningNode
+    insider: Callable[[str], Insider], target: RunningNode
 ) -> None:
     """An insider publishes on its own keys and as itself, whatever it writes into the frame."""
     before = counters(target)["readings_delivered"]
@@ -362,7 +362,7 @@ def test_readings_of_others_and_on_foreign_keys_are_denied(
 
 
 def test_interest_in_everything_many_times_over_costs_the_others_nothing(
-    insider: Callable[..., Insider], target: RunningNode
+    insider: Callable[[str], Insider], target: RunningNode
 ) -> None:
     """256 wants of ``**``, again and again, by a neighbour that takes nothing of what it asked for."""
     greedy = insider("veh-72")
@@ -378,7 +378,7 @@ def test_interest_in_everything_many_times_over_costs_the_others_nothing(
 
 
 def test_heartbeats_by_the_thousand_that_accuse_everybody_kill_nobody(
-    insider: Callable[..., Insider], target: RunningNode, bystander: RunningNode
+    insider: Callable[[str], Insider], target: RunningNode, bystander: RunningNode
 ) -> None:
     """Suspicion needs our own; an insider's word, however often, buries nobody, and its echo can't be turned on us."""
     flood = insider("veh-73")
@@ -396,7 +396,7 @@ def test_heartbeats_by_the_thousand_that_accuse_everybody_kill_nobody(
 
 
 def test_inference_frames_that_nobody_asked_for_are_answered_or_ignored(
-    insider: Callable[..., Insider], target: RunningNode
+    insider: Callable[[str], Insider], target: RunningNode
 ) -> None:
     """Answers to no question, cancels of nothing, requests for models that are not there, offers of anything."""
     odd = insider("veh-74")
@@ -412,7 +412,7 @@ def test_inference_frames_that_nobody_asked_for_are_answered_or_ignored(
     assert not odd.closed(0.1)
 
 
-def test_goodbye_in_the_name_of_another_life_is_ignored(insider: Callable[..., Insider], target: RunningNode) -> None:
+def test_goodbye_in_the_name_of_another_life_is_ignored(insider: Callable[[str], Insider], target: RunningNode) -> None:
     """A late goodbye of the life before must not end this one."""
     again = insider("veh-75")
     again.hello(incarnation=9)
@@ -505,7 +505,12 @@ def test_node_whose_disk_is_full_goes_on_counts_and_recovers(tmp_path: Path, fol
 
             eventually(settled, f"{sent} records are kept or counted: {counters(node)}")
             kept = counters(node)["outbox_issued"]
-            eventually(lambda: publish() or counters(node)["outbox_issued"] > kept, "it keeps records again")
+
+            def keeps() -> bool:
+                publish()
+                return counters(node)["outbox_issued"] > kept
+
+            eventually(keeps, "it keeps records again")
             eventually(settled, f"{sent} records are kept or counted: {counters(node)}")
             drops = {drop["reason"]: drop["count"] for drop in node.get("/v1/drops")}
             assert sum(drops.values()) == counters(node)["outbox_not_stored"]

@@ -4,6 +4,7 @@ A change that makes a file differ breaks every node on the road. New minor versi
 ``python -m tests.test_golden`` writes the files that are missing.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,50 @@ def test_golden_frame_with_every_byte_replaced_never_raises_anything_else(name: 
             except RemoteProtocolError:
                 continue
         whole[at] = good
+
+
+WIRE_PAGE = Path(__file__).parent.parent / "docs" / "reference" / "wire.md"
+
+
+def shown(first: str) -> bytes:
+    """The bytes of the example on the page whose first line starts so; texts stand in quotes, remarks after a gap."""
+    page = WIRE_PAGE.read_text("utf-8")
+    block = page[page.index("```\n" + first) + 4 :].partition("```")[0]
+    data = b""
+    for line in block.splitlines():
+        if set(line) & set("│└"):
+            break
+        for quoted, digits in re.findall(r'"([^"]*)"|([0-9a-f]+)', re.split(r"\s{3,}", line.strip())[0]):
+            data += quoted.encode() if quoted else bytes.fromhex(digits)
+    return data
+
+
+def test_wire_page_shows_the_golden_bytes() -> None:
+    """Whoever implements the page would otherwise implement its mistakes."""
+    assert shown("98 01 01 00") == stored("01-hello")
+    assert shown("98 02 11") == stored("02-heartbeat")
+    assert shown("92 06 91") == encode_frame(Readings((BRAKE,)))
+    assert shown("c7 11 01") in stored("06-readings")
+
+
+def test_wire_page_names_every_field_of_every_frame() -> None:
+    """A field that the page forgets can't be implemented."""
+    page = WIRE_PAGE.read_text("utf-8")
+    for kind in (
+        *map(type, FRAMES.values()),
+        Reading,
+        Position,
+        EventTime,
+        Provenance,
+        Tensor,
+        Want,
+        Offer,
+        Record,
+        Fate,
+    ):
+        assert [field for field in kind.__struct_fields__ if f"`{field}`" not in page] == [], kind.__name__
+    for kind in map(type, FRAMES.values()):
+        assert f"### {kind.__name__} ({kind.__struct_config__.tag})" in page
 
 
 def _described(name: str, frame: NodeFrame | RelayFrame) -> str:

@@ -74,12 +74,22 @@ def test_url_of_ipv6_address_has_brackets() -> None:
         b"GET / HTTP/1.1\r\n\r\n",
         b"\0SP\0\0\x31\0\0",
         SP_PUSH + struct.pack(">Q", MAX_FRAME_BYTES + 1) + b"x" * 100,
+        SP_PUSH + struct.pack(">Q", 2**63),
         SP_PUSH + struct.pack(">Q", 2**64 - 1),
         SP_PUSH + struct.pack(">Q", 1000) + b"only part of it",
         SP_PUSH[:5],
         SP_PUSH + b"\0\0\0",
     ],
-    ids=["not our protocol", "other protocol", "oversize", "absurd length", "truncated frame", "header", "length"],
+    ids=[
+        "not our protocol",
+        "other protocol",
+        "oversize",
+        "signed",
+        "absurd length",
+        "truncated frame",
+        "header",
+        "length",
+    ],
 )
 def test_garbage_inside_tls_gives_no_frame_and_the_inbox_lives_on(pki: Any, two: Any, sent: bytes) -> None:
     """An insider's broken implementation must not disturb the others."""

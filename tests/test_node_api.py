@@ -3,11 +3,13 @@
 import asyncio
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
+from meshnode.subscriptions import Subscription
 from protocols import limits
 from protocols.access import Rule
 from protocols.errors import (
@@ -157,6 +159,10 @@ async def test_rate_limit_of_a_subscription_is_kept_by_the_publisher_and_counted
         await subscription.next(0)
 
 
+def _silences(subscription: Subscription, count: int) -> bool:
+    return subscription.deadlines_missed == count
+
+
 async def test_stream_silent_beyond_the_deadline_is_told_once_for_each_silence(opened: Open) -> None:
     """A sensor that died must be noticed by who relies on it, without an alarm a millisecond."""
     here, there = await pair(opened)
@@ -167,7 +173,7 @@ async def test_stream_silent_beyond_the_deadline_is_told_once_for_each_silence(o
     for silences in (1, 2):
         there.publish("veh/veh-1/pulse", silences)
         await subscription.next(5)
-        await until(lambda expected=silences: subscription.deadlines_missed == expected, "the silence is noticed")
+        await until(partial(_silences, subscription, silences), "the silence is noticed")
     missed = [event for event in events if isinstance(event, DeadlineMissed)]
     assert [(event.origin, event.key) for event in missed] == [("veh-1", "veh/veh-1/pulse")] * 2
 
@@ -292,12 +298,13 @@ async def test_publishing_without_permission_key_or_context_says_why(opened: Ope
             node.publish(key, 1)
     with pytest.raises(InvalidKey):
         node.subscribe("a//b")
+    options: dict[str, Any]
     for options in ({"priority": 8}, {"hops": 99}, {"lifespan_ms": -1}, {"quality": 1.5}, {"unit": "x" * 201}):
         with pytest.raises(LocalProtocolError):
-            node.publisher("veh/veh-1/a", **options)  # type: ignore[arg-type]
+            node.publisher("veh/veh-1/a", **options)
     for options in ({"max_rate_hz": -1.0}, {"depth": 0}, {"hops": 9}, {"deadline_ms": -5}):
         with pytest.raises(LocalProtocolError):
-            node.subscribe("veh/**", **options)  # type: ignore[arg-type]
+            node.subscribe("veh/**", **options)
 
 
 async def test_subscriptions_beyond_the_bound_are_refused_until_one_is_closed(opened: Open) -> None:
@@ -314,7 +321,7 @@ async def test_table_denies_what_neighbours_may_not_publish_or_ask_for(opened: O
     """An insider who gives itself permissions gains nothing: each node judges by its own table."""
     strict = (Rule(Role.RSU, "publish", "**"), Rule(Role.VEHICLE, "subscribe", "rsu/open/**"))
     here = await opened("rsu-1", role="rsu", rules=strict)
-    generous = tuple(Rule(Role.VEHICLE, verb, "**") for verb in ("publish", "subscribe"))  # type: ignore[arg-type]
+    generous = (Rule(Role.VEHICLE, "publish", "**"), Rule(Role.VEHICLE, "subscribe", "**"))
     there = await opened(
         "veh-1", here.port, rules=(*generous, Rule(Role.RSU, "publish", "**"), Rule(Role.RSU, "subscribe", "**"))
     )

@@ -127,9 +127,9 @@ async def test_subscriptions_opened_and_closed_under_load_keep_their_promises(op
     publishing = asyncio.create_task(asyncio.to_thread(publish))
     try:
         for _ in range(30):
-            calls: list[int] = []
-            with here.subscribe("veh/**", callback=lambda _, calls=calls: calls.append(1), history=False):
-                await until(lambda calls=calls: calls, "readings flow")
+            calls: list[Reading] = []
+            with here.subscribe("veh/**", callback=calls.append, history=False):
+                await until(calls.__len__, "readings flow")
             counted = len(calls)
             with here.subscribe("veh/**") as iterated:
                 await iterated.next(5)
@@ -231,7 +231,8 @@ async def test_node_used_outside_its_with_block_says_so(house: House) -> None:
         with pytest.raises(LocalProtocolError, match="async with"):
             use()
     assert node.statistics()["readings_published"] == 1, "what it counted can still be read"
-    assert node.drops() == node.peers() == []
+    assert not node.drops()
+    assert not node.peers()
 
 
 # --- examples --------------------------------------------------------------------------------------------------------

@@ -72,8 +72,11 @@ class PullSocket(Protocol):
 class RequestSocket(Protocol):
     """Dials one relay, again and again until it is closed."""
 
-    def ask(self, frame: bytes, timeout_s: float) -> bytes:
-        """:raises TransportError: no answer in time, connection lost, or closed."""
+    def ask(self, frame: bytes, timeout_s: float, lost: Callable[[], bool]) -> bytes:
+        """Send and wait. ``lost()`` says that the pipe which was there at the start is gone.
+
+        :raises TransportError: no answer in time, connection lost, or closed.
+        """
 
     def counters(self) -> dict[str, int]:
         """Failed dials by kind."""

@@ -60,7 +60,10 @@ class RelayRequester:
         try:
             sock = self._connected(deadline, timeout_s)
             try:
-                return sock.ask(frame, max(0.001, deadline - time.monotonic()))
+                pipe = self._pipe
+                return sock.ask(
+                    frame, max(0.001, deadline - time.monotonic()), lambda: self._pipe != pipe or self._closed
+                )
             except TransportError:
                 self._drop()  # the connection may be dead without NNG knowing: the next request dials anew
                 raise

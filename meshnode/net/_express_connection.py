@@ -37,8 +37,6 @@ PLAIN_BYTES = 32 * 1024
 """Room for one TLS record (16 KiB) and a rest."""
 _TURN_READS = 4
 """Receives of one connection before the others get their turn."""
-_MAX_CONTROL_BYTES = 16 * 1024
-"""Answers to key updates that wait for a peer to take them."""
 _ALL = 1 << 30
 
 
@@ -77,6 +75,9 @@ class Hub(Protocol):
 
     def received(self, pipe: int, frame: bytes | bytearray) -> None:
         """Hand one frame over."""
+
+    def guarded(self, task: Callable[[], None]) -> None:
+        """Give a notice; what the observer raises is logged."""
 
     def pipe_opened(self, inbound: "Inbound") -> None:
         """Note and announce it. :raises Closed: there are too many."""
@@ -192,18 +193,20 @@ class Connection:
             kind, why = explain(error)
             raise HandshakeFailed(kind, f"the TLS handshake failed: {why}") from error
         finally:
-            self._hand_over()  # our part of the handshake, or the alert that tells the peer why not
+            # Our part of the handshake, or the alert that tells the peer why not: at most 3 kB into an empty socket
+            # buffer. If it is not taken whole, the deadline ends the handshake.
+            self._hand_over()
         if self._header != self._theirs:
             raise HandshakeFailed(FailureKind.NOT_OURS, "it does not speak this protocol")
         return True
 
-    def _hand_over(self) -> None:
-        # at most 3 kB into an empty socket buffer: what is not taken whole ends by the deadline of the handshake
-        if flight := self._encrypted():
-            try:
-                self._sock.send(flight)
-            except OSError:
-                return  # what the peer sent before it went says why, and is read next
+    def _hand_over(self) -> bool:
+        """Send what TLS has to say. False: it was not taken whole, and the connection is of no more use."""
+        flight = self._encrypted()
+        try:
+            return not flight or self._sock.send(flight) == len(flight)
+        except OSError:
+            return False  # what the peer sent before it went says why, and is read next
 
     def _judge(self, tls: ssl.SSLObject) -> None:
         names, not_after_utc_ns = proved(tls)
@@ -215,12 +218,6 @@ class Connection:
             reason = "internal error while its identity was checked"
         if self.identity is None or reason is not None:
             self._refusal = Refused(f"refused: {reason or detail}")
-
-    def _control_is_due(self) -> bool:
-        """TLS has something to say by itself (the answer to a key update). :raises Closed: far too much."""
-        if self._outgoing.pending > _MAX_CONTROL_BYTES:
-            raise Closed("it floods TLS with key updates and does not read the answers")
-        return self._outgoing.pending > 0
 
 
 class Inbound(Connection):
@@ -266,8 +263,8 @@ class Inbound(Connection):
                 self.open = True
                 self.hub.pipe_opened(self)
             self._receive()
-            if self._outgoing.pending and self._control_is_due():
-                self._hand_over()
+            if self._outgoing.pending and not self._hand_over():
+                raise Closed("it asks for key updates and does not read the answers")
             if got < NET_BYTES:
                 return  # the kernel has no more: asking again would cost a system call for each message
 

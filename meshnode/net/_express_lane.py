@@ -24,6 +24,8 @@ _CHUNK_BYTES = 64 * 1024
 """Of a large frame, encrypted and handed to the kernel at once."""
 _HEAD_BYTES = 16_384 - LENGTH.size
 """Of a large frame, beside its length: one whole TLS record, and no more of it is copied."""
+_MAX_CONTROL_BYTES = 16 * 1024
+"""Answers to key updates that wait for the peer to take a frame."""
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
 
@@ -55,6 +57,8 @@ class ExpressLane(Connection):
         """What to say when the deadline has passed."""
         if self.open:
             return Closed("closed here before it took all")
+        if not self._connected:
+            return Closed(f"no connection to {self.address} within {self.timeout_s:g} s (no answer: unreachable)")
         return HandshakeFailed(FailureKind.MUTE, f"no answer within {self.timeout_s:g} s: unreachable or mute")
 
     def connect(self, sock: socket.socket, to: "tuple[str, int] | tuple[str, int, int, int]") -> None:
@@ -71,7 +75,7 @@ class ExpressLane(Connection):
             self._open()
             return
         if events & _OUT and self._writable() and not self.closed and not self.hub.silent:
-            self.hub.observer.lane_writable(self)
+            self.hub.guarded(lambda: self.hub.observer.lane_writable(self))
         if self.closed and not self._busy():
             raise Closed("closed here")
         if events & ~_OUT:
@@ -91,7 +95,7 @@ class ExpressLane(Connection):
 
     def notify(self) -> None:
         """See ``OutgoingLane``."""
-        if not self._notified:
+        if self.open and not self._notified:
             self._notified = True
             self.hub.post(self._tell_writable)
 
@@ -129,8 +133,9 @@ class ExpressLane(Connection):
             if not self._send(greeting):
                 raise Closed(self._failure)
         if not self.hub.silent:
-            assert self.identity is not None, "judged"
-            self.hub.observer.lane_opened(self, self.identity)
+            identity = self.identity
+            assert identity is not None, "judged"
+            self.hub.guarded(lambda: self.hub.observer.lane_opened(self, identity))
 
     def _unreachable(self, error: int) -> Closed:
         refused = "connection refused: is it running, and is the port right?"
@@ -160,8 +165,10 @@ class ExpressLane(Connection):
         try:
             got = self._read(1)
         except ssl.SSLWantReadError:
+            if self._outgoing.pending > _MAX_CONTROL_BYTES:
+                raise Closed("it asks for key updates and does not read the answers") from None
             try:
-                if self._control_is_due() and not self._push():
+                if self._outgoing.pending and not self._push():
                     self.hub.watch(self, _IN | _OUT)
             except OSError as error:
                 raise Closed(f"the connection failed ({error.strerror or error})") from error

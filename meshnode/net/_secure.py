@@ -69,7 +69,7 @@ _REASONS = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": (FailureKind.REJECTED, "it wants a certificate from us"),
     "TLSV1_ALERT_DECRYPT_ERROR": (
         FailureKind.REJECTED,
-        "it could not verify our certificate: is its authority another of the same name?",
+        "it could not verify our certificate: is it of another authority of the same name?",
     ),
 }
 

@@ -60,6 +60,8 @@ _REST_NS = 200 * MS
 """Without accepting when descriptors or memory have run out: the listener stays readable, trying at once would spin."""
 _ACCEPTS = 64
 """Accepted before others get their turn."""
+_HANDSHAKES = 4
+"""Steps of handshakes between two looks at open links: one takes up to half a millisecond."""
 _EVENTS = 128
 _BACKLOG = 512
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -226,6 +228,13 @@ class ExpressLinks:
             _log.exception("a frame failed in its observer")
         self._receiving_since_ns = None
 
+    def guarded(self, task: Callable[[], None]) -> None:
+        """Give a notice; what the observer raises is logged."""
+        try:
+            task()
+        except BaseException:  # noqa: BLE001 - an observer's bug, or its sys.exit(), must not end the links
+            _log.exception("a notice of the links failed in its observer")
+
     def pipe_opened(self, inbound: Inbound) -> None:
         """Note and announce it. :raises Closed: there are too many."""
         self._newcomers.pop(inbound.descriptor, None)
@@ -235,7 +244,7 @@ class ExpressLinks:
         assert inbound.identity is not None, "judged"
         self._pipes[inbound.pipe] = inbound
         if not self.silent:
-            self._guarded(lambda: self.observer.inbound_opened(inbound.pipe, inbound.identity, inbound.host))  # type: ignore[arg-type]
+            self.guarded(lambda: self.observer.inbound_opened(inbound.pipe, inbound.identity, inbound.host))  # type: ignore[arg-type]
 
     def finish(self, connection: Connection, end: Closed | None) -> None:
         """Close it; without an ``end`` nobody is told. I/O thread."""
@@ -254,14 +263,14 @@ class ExpressLinks:
         if isinstance(connection, Inbound):
             self._newcomers.pop(connection.descriptor, None)
             if self._pipes.pop(connection.pipe, None) is not None and not self.silent:
-                self._guarded(lambda: self.observer.inbound_closed(connection.pipe))
+                self.guarded(lambda: self.observer.inbound_closed(connection.pipe))
         elif isinstance(connection, ExpressLane):
             self._lanes.discard(connection)
             self._frames_sent += connection.frames_sent
             self._bytes_sent += connection.bytes_sent
             if end is not None and not connection.closed and not self.silent:
                 prefix = f"no connection to {connection.address}: " if isinstance(end, HandshakeFailed) else ""
-                self._guarded(lambda: self.observer.lane_closed(connection, f"{prefix}{end}"))
+                self.guarded(lambda: self.observer.lane_closed(connection, f"{prefix}{end}"))
 
     def linger(self, connection: Connection) -> None:
         """Give what is left of its last frame a moment. I/O thread."""
@@ -271,39 +280,44 @@ class ExpressLinks:
     # --- the I/O thread --------------------------------------------------------------------------------------------
     def _run(self) -> None:
         poll, connections, tasks, now_ns = self._epoll.poll, self._connections, self._tasks, time.monotonic_ns
+        shaking: list[tuple[Connection, int]] = []
         while not self._stopping or connections:
             left_ns = self._due_ns - now_ns()
             if left_ns <= 0:
-                self._guarded(self._sweep)
+                self.guarded(self._sweep)
                 left_ns = 0
             for descriptor, events in poll(left_ns / SECOND, _EVENTS):
                 connection = connections.get(descriptor)
                 if connection is not None:
-                    try:
-                        connection.turn(events)
-                    except Closed as end:
-                        self.finish(connection, end)
-                    except BaseException:  # noqa: BLE001 - an observer's bug must not end the links
-                        _log.exception("a notice of the links failed in its observer")
-                        if not connection.open:
-                            self.finish(connection, Closed("internal error while it was opened"))
+                    if connection.open:
+                        self._turn(connection, events)
+                    elif len(shaking) < _HANDSHAKES:
+                        shaking.append((connection, events))
                 elif descriptor == self._wake:
                     os.eventfd_read(descriptor)
                     self._woken = False  # before the tasks: who posts from now on wakes us again
                 elif descriptor == self._listener_descriptor:
-                    self._guarded(self._accept)
+                    self.guarded(self._accept)
+            if shaking:  # after the frames that have come: a handshake takes as long as a hundred of them
+                for connection, events in shaking:
+                    if not connection.finished:
+                        self._turn(connection, events)
+                shaking.clear()
             for _ in range(len(tasks)):  # what these post has the next turn: events must not wait for ever
-                self._guarded(tasks.popleft())
+                self.guarded(tasks.popleft())
             if self._buried:
                 self._bury()
         self._bury()
         self._epoll.close()
 
-    def _guarded(self, task: Callable[[], None]) -> None:
+    def _turn(self, connection: Connection, events: int) -> None:
         try:
-            task()
-        except BaseException:  # noqa: BLE001 - an observer's bug, or its sys.exit(), must not end the links
-            _log.exception("a notice of the links failed in its observer")
+            connection.turn(events)
+        except Closed as end:
+            self.finish(connection, end)
+        except BaseException:  # noqa: BLE001 - one broken connection must not end the others
+            _log.exception("a link failed inside: it is closed")
+            self.finish(connection, Closed("internal error"))
 
     def _bury(self) -> None:
         for connection in self._buried:

@@ -11,6 +11,7 @@ NNG is not fork-safe: start processes with ``spawn``. Every call here lets other
 import atexit
 import itertools
 import logging
+import select
 import socket
 import threading
 import time
@@ -32,6 +33,8 @@ from protocols.limits import MAX_FRAME_BYTES
 
 _log = logging.getLogger(__name__)
 
+_LOST_CHECK_MS = 200
+"""How often a request that waits looks whether its connection is still there."""
 _MAX_ALTERNATIVE_NAMES = 64
 _LINK_REDIAL_MS = (100, 500)
 """Only until the first pipe: a listener that starts a moment after us is met at once."""
@@ -318,16 +321,26 @@ class _Pull:
 class _Request:
     def __init__(self, sock: Any, address: Address) -> None:
         self._sock, self._handle, self._address = sock, sock.socket, address
+        self._answered = select.poll()
+        self._answered.register(sock.recv_fd, select.POLLIN)
 
-    def ask(self, frame: bytes, timeout_s: float) -> bytes:
+    def ask(self, frame: bytes, timeout_s: float, lost: Callable[[], bool]) -> bytes:
         deadline = time.monotonic() + timeout_s
         pointer = ffi.new("nng_msg **")
         self._sock.send_timeout = max(1, int(timeout_s * 1000))
         # a new request makes NNG forget the one before, so that a late response can't be taken for this one's
         error = lib.nng_send(self._handle, frame, len(frame), 0)
         if error == 0:
-            self._sock.recv_timeout = max(1, int((deadline - time.monotonic()) * 1000))
-            error = lib.nng_recvmsg(self._handle, pointer, 0)
+            # Not by a timed receive: NNG does not end a request whose connection is lost, and a receive that times out
+            # would end one whose connection is good.
+            while not self._answered.poll(min(_LOST_CHECK_MS, max(0, (deadline - time.monotonic()) * 1_000))):
+                if lost():
+                    raise TransportError(f"the connection to {self._address} was lost before it answered: try again")
+                if time.monotonic() >= deadline:
+                    break
+            error = lib.nng_recvmsg(self._handle, pointer, lib.NNG_FLAG_NONBLOCK)
+            if error == lib.NNG_EAGAIN:
+                error = lib.NNG_ETIMEDOUT
         if error == 0:
             return _take(pointer[0])
         if error == lib.NNG_ETIMEDOUT:
