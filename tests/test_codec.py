@@ -268,9 +268,7 @@ def test_value_nested_to_the_bound_passes_and_one_deeper_does_not(opening: bytes
     with pytest.raises(RemoteProtocolError, match="nested"):
         decode_untrusted_reading(raw_reading(opening * (MAX_VALUE_DEPTH + 1) + b"\x01"))
     with pytest.raises(RemoteProtocolError, match="nested"):
-        decode_untrusted_relay_frame(
-            b"\x97\x40\x01\x00\xa1a\x01\x02\x91\x93\x01\xa1r" + raw_reading(opening * 40 + b"\x01")
-        )
+        decode_untrusted_node_frame(raw_frame(raw_reading(opening * (MAX_VALUE_DEPTH + 1) + b"\x01")))
 
 
 @pytest.mark.parametrize(

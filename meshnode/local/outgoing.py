@@ -2,18 +2,20 @@
 
 The rules are those of a neighbour's lane (``protocols.queues``): control frames first, then readings by priority; when
 the other end is slow the oldest readings of the lowest priority fall, counted, and nobody waits. Readings gather to
-frames of up to 64 while the socket is full, and never otherwise. Without a pipe everything waits.
+frames of up to 64 while the socket is full, and never otherwise. Without a pipe readings wait for the next one.
 
-Any thread may call any method. ``flush`` belongs to the thread that watches the socket.
+Any thread may call any method; ``flush`` belongs to the thread that watches the socket.
 """
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from meshnode.local.pipe import Pipe
 from protocols import limits
 from protocols.codec import frame_of_encoded_readings
+from protocols.errors import BoundExceeded
 from protocols.ids import NodeId
 from protocols.queues import NEVER, Drops, LaneQueue
 
@@ -22,22 +24,23 @@ class Outgoing:
     """The sending half of a connection."""
 
     def __init__(self, name: str, drops: Drops) -> None:
-        """``drops`` counts what falls, under the peer ``name``; only this object may touch it, under ``lock``."""
+        """``drops`` counts what falls, under the peer ``name``; whoever else reads it holds ``lock``."""
         self.lock = threading.Lock()
         self.drops = drops
         self._name = name
-        self._queue = LaneQueue(NodeId(name), drops)
+        self._readings = LaneQueue(NodeId(name), drops)
+        self._gathered: bytes | None = None  # a frame of readings that the socket did not take
+        self._control: deque[bytes] = deque()
+        self._control_bytes = 0
+        self._last: deque[bytes] = deque()
         self._pipe: Pipe | None = None
         self._watch: Callable[[bool], None] = _unwatched
-        self._drained: list[bytes] = []
 
     def attach(self, pipe: Pipe, watch: Callable[[bool], None]) -> None:
-        """Send through ``pipe``; ``watch(True)`` asks for :meth:`flush` once its socket takes bytes, False ends that.
-
-        Nothing leaves before the first :meth:`flush`: a greeting can be sent directly until then.
-        """
+        """Send through ``pipe`` from now on. ``watch(True)`` asks for :meth:`flush` when its socket takes bytes."""
         with self.lock:
             self._pipe, self._watch = pipe, watch
+            watch(True)
 
     def detach(self) -> None:
         """The pipe is gone. Readings wait for the next one; control frames concerned this one and go with it."""
@@ -45,74 +48,106 @@ class Outgoing:
             if self._pipe is not None and self._pipe.backed_up:
                 self.drops.count(self._name, "", "link_lost")
             self._pipe, self._watch = None, _unwatched
-            self._queue.clear_control()
-            self._drained.clear()
+            self._control.clear()
+            self._control_bytes = 0
+            self._last.clear()
 
     def clear(self, reason: str) -> None:
-        """Nobody will take what waits."""
+        """Nobody will take what waits: count it."""
         with self.lock:
-            self._queue.clear(reason)
+            if self._gathered is not None:
+                self._gathered = None
+                self.drops.count(self._name, "", reason)
+            self._readings.clear(reason)
 
     @property
     def waiting_readings(self) -> int:
-        """Readings that wait."""
-        return self._queue.waiting_readings
+        """Readings that wait; racy, for people."""
+        return self._readings.waiting_readings
 
     def send_reading(self, key: str, parcel: bytes, priority: int, lifespan_ms: int, conflate: bool = False) -> bool:
         """Send one encoded parcel, or have it wait. False: dropped, and counted.
 
-        ``lifespan_ms`` is what is left of it; 0: it never expires.
+        ``lifespan_ms``: what is left of it; 0: it never expires.
         """
         with self.lock:
-            pipe = self._pipe
-            if pipe is not None and not self._queue and not pipe.backed_up:
-                if pipe.try_send(frame_of_encoded_readings([parcel])):
-                    if pipe.backed_up:
-                        self._watch(True)
-                    return True
+            if self._clear and self._sent(frame_of_encoded_readings([parcel])):
+                return True
             expires_ns = time.monotonic_ns() + lifespan_ms * limits.MS if lifespan_ms else NEVER
-            kept = self._queue.put_reading(key, parcel, priority, expires_ns, conflate)
+            kept = self._readings.put_reading(key, parcel, priority, expires_ns, conflate)
             self._watch(True)
             return kept
 
     def send_control(self, frame: bytes) -> None:
         """Send a frame before all readings that wait, or have it wait.
 
-        :raises BoundExceeded: when ``MAX_CONTROL_FRAMES`` wait.
+        :raises BoundExceeded: when the other end has not taken ``MAX_CONTROL_FRAMES`` before, or too many bytes.
         """
         with self.lock:
-            pipe = self._pipe
-            if pipe is not None and not self._queue and not pipe.backed_up and pipe.try_send(frame):
-                if pipe.backed_up:
-                    self._watch(True)
+            if self._clear and self._sent(frame):
                 return
-            self._queue.put_control(frame)
+            self._bounded(len(self._control), self._control_bytes + len(frame))
+            self._control.append(frame)
+            self._control_bytes += len(frame)
             self._watch(True)
 
-    def send_when_drained(self, frame: bytes) -> None:
-        """Send a frame after everything that waits now. :raises BoundExceeded: when ``MAX_CONTROL_FRAMES`` wait."""
+    def send_last(self, frame: bytes) -> None:
+        """Send a frame after everything that waits now.
+
+        :raises BoundExceeded: when ``MAX_CONTROL_FRAMES`` such wait.
+        """
         with self.lock:
-            if len(self._drained) >= limits.MAX_CONTROL_FRAMES:
-                raise BoundExceeded(f"{self._name}: {len(self._drained)} flushes wait already")
-            if self._queue or self._pipe is None or self._pipe.backed_up or not self._pipe.try_send(frame):
-                self._drained.append(frame)
-            if self._queue or self._drained or (self._pipe is not None and self._pipe.backed_up):
-                self._watch(True)
+            if self._clear and self._sent(frame):
+                return
+            self._bounded(len(self._last), 0)
+            self._last.append(frame)
+            self._watch(True)
+
+    def _bounded(self, count: int, size_bytes: int) -> None:
+        if count >= limits.MAX_CONTROL_FRAMES or size_bytes > limits.MAX_QUEUE_BYTES:
+            self.drops.count(self._name, "", "control_queue_full")
+            raise BoundExceeded(f"{self._name} does not take frames: {count} wait. Ask for less at once")
+
+    @property
+    def _clear(self) -> bool:
+        return (
+            self._pipe is not None
+            and not self._pipe.backed_up
+            and self._gathered is None
+            and not (self._control or self._readings or self._last)
+        )
+
+    def _sent(self, frame: bytes) -> bool:
+        pipe = self._pipe
+        if pipe is None or not pipe.try_send(frame):
+            return False
+        if pipe.backed_up:
+            self._watch(True)
+        return True
 
     def flush(self) -> None:
         """The socket takes bytes: send what waits, as far as it goes."""
         with self.lock:
             pipe = self._pipe
-            if pipe is None:
-                return
-            while pipe.flush():
-                frame = self._queue.take(time.monotonic_ns())
-                if frame is None and self._drained:
-                    frame = self._drained.pop(0)
-                if frame is None:
+            while pipe is not None and pipe.flush():
+                if self._control:
+                    if not pipe.try_send(self._control[0]):
+                        return
+                    self._control_bytes -= len(self._control.popleft())
+                    continue
+                if self._gathered is None:
+                    self._gathered = self._readings.take(time.monotonic_ns())
+                if self._gathered is not None:
+                    if not pipe.try_send(self._gathered):
+                        return
+                    self._gathered = None
+                    continue
+                if not self._last:
                     self._watch(False)
                     return
-                ...
+                if not pipe.try_send(self._last[0]):
+                    return
+                self._last.popleft()
 
 
 def _unwatched(_wanted: bool) -> None:

@@ -143,6 +143,11 @@ class Pipe:
         self._filled = end - at
         return frames
 
+    def shut_down(self) -> None:
+        """End the connection from any thread: both ends read its end, and whoever receives here closes."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Idempotent."""
         with suppress(OSError):

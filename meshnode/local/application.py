@@ -1,0 +1,365 @@
+"""One application as its node sees it: what its frames do, and what goes back.
+
+Everything runs on the server's thread but deliveries, events and answers of inferences, which come from any. Errors of
+the tree go back to the application by name; a frame that is none raises, and the server hangs up.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, assert_never
+
+from meshnode.driver import Driver
+from meshnode.local.outgoing import Outgoing
+from meshnode.local.pipe import Pipe
+from protocols import limits
+from protocols.access import DEFAULT_RULES
+from protocols.codec import decode_untrusted_reading, tensor_of
+from protocols.errors import (
+    BoundExceeded,
+    InferenceError,
+    LocalProtocolError,
+    MeshError,
+    RemoteProtocolError,
+    UnknownFrame,
+)
+from protocols.local import (
+    LOCAL_MAJOR,
+    LOCAL_MINOR,
+    OWN_POSITION,
+    Ask,
+    CancelInfer,
+    Closing,
+    Done,
+    Fallen,
+    Flush,
+    Infer,
+    Inferred,
+    LocalNodeFrame,
+    Locate,
+    Missed,
+    ModelView,
+    Open,
+    Parcels,
+    Refused,
+    Subscribe,
+    TensorView,
+    Told,
+    Unsubscribe,
+    Welcome,
+    decode_untrusted_application_frame,
+    encode_local,
+    encode_parcel,
+)
+from protocols.messages import NamedTensor, Reading
+from protocols.queues import Drops
+from protocols.readings import Quality
+
+if TYPE_CHECKING:
+    from meshnode.inference_result import InferenceResult
+    from meshnode.node import Node
+
+_log = logging.getLogger(__name__)
+_TELL_DROPS_NS = 100 * limits.MS
+"""How often a slow application is told what it missed, while it is slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Who the kernel says is at the other end."""
+
+    pid: int
+    uid: int
+
+
+class _Wanted:
+    """A subscription of an application."""
+
+    __slots__ = ("conflate", "fallen", "handle", "number", "told")
+
+    def __init__(self, number: int, conflate: bool) -> None:
+        self.number, self.conflate = number, conflate
+        self.handle = 0
+        self.fallen = self.told = 0
+
+
+class _Fallen(Drops):
+    """Counts for the node by key, and for the application by subscription. Queued readings are named by both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted: dict[int, _Wanted] = {}
+
+    def count(self, peer: str, key: str, reason: str, number: int = 1) -> None:
+        """``key``: as :meth:`Application._deliver` made it."""
+        subscription, _, stream = key.partition(" ")
+        if stream:
+            wanted = self.wanted.get(int(subscription))
+            if wanted is not None:
+                wanted.fallen += number
+            key = stream.partition(" ")[2]
+        super().count(peer, key, reason, number)
+
+
+class Application:
+    """A connection to :class:`meshnode.local.server.LocalServer`."""
+
+    def __init__(
+        self, number: int, pipe: Pipe, who: Credentials, node: "Node", driver: Driver, loop: asyncio.AbstractEventLoop,
+        counters: dict[str, int],
+    ) -> None:  # fmt: skip
+        self.number, self.pipe, self.who = number, pipe, who
+        self.name = ""
+        """Empty until it has opened."""
+        self.since_ns = time.monotonic_ns()
+        self._node, self._driver, self._loop, self._counters = node, driver, loop, counters
+        self._drops = _Fallen()
+        self.outgoing = Outgoing(f"application {number}", self._drops)
+        self._running: dict[int, Future[InferenceResult]] = {}
+        self._told_ns = 0
+        self._refusals = 0
+
+    def __str__(self) -> str:
+        return f"application {self.number} {self.name!r} (pid {self.who.pid}, uid {self.who.uid})"
+
+    # --- life ------------------------------------------------------------------------------------------------------
+    def receive(self, data: bytes | bytearray) -> bool:
+        """Do what a frame says; False: hang up, after what is queued.
+
+        :raises RemoteProtocolError: for what is no frame, or not one of this moment.
+        """
+        try:
+            frame = decode_untrusted_application_frame(data)
+        except UnknownFrame:
+            self._counters["frames_unknown"] += 1
+            return True
+        if type(frame) is Open:
+            return self._open(frame)
+        if not self.name:
+            raise RemoteProtocolError(f"a {type(frame).__name__} came before Open")
+        match frame:
+            case Parcels():
+                self._publish(frame)
+            case Subscribe():
+                self._subscribe(frame)
+            case Unsubscribe():
+                self._unsubscribe(frame.subscription)
+            case Infer():
+                self._infer(frame)
+            case CancelInfer():
+                running = self._running.pop(frame.request, None)
+                if running is not None:
+                    running.cancel()
+            case Ask():
+                self._tell(frame)
+            case Flush():
+                self._say(Done(frame.question))
+            case Locate():
+                self._node.position = frame.position
+            case _:
+                assert_never(frame)
+        return True
+
+    def _open(self, frame: Open) -> bool:
+        if self.name:
+            raise RemoteProtocolError("a second Open came on the same connection")
+        if frame.major != LOCAL_MAJOR:
+            self.farewell(
+                Closing("version", f"the node speaks version {LOCAL_MAJOR}, the application {frame.major}: update the older")
+            )
+            return False
+        self.name = frame.name or "?"
+        node = self._node
+        rules = node.config.access.rules
+        self._say(
+            Welcome(
+                LOCAL_MAJOR, LOCAL_MINOR, self.number, node.mesh, node.id, node.role, node.incarnation,
+                DEFAULT_RULES if rules is None else rules,
+            )
+        )  # fmt: skip
+        self._counters["opened"] += 1
+        _log.info("%s connected", self)
+        return True
+
+    def farewell(self, frame: Closing) -> None:
+        """Try to say why, once: nobody waits for it."""
+        self.pipe.try_send(encode_local(frame))
+
+    def end(self) -> None:
+        """The connection is gone: so is all that it asked for."""
+        self.outgoing.detach()
+        for wanted in list(self._drops.wanted.values()):
+            self._unsubscribe(wanted.number)
+        for running in list(self._running.values()):
+            running.cancel()
+        self.outgoing.clear("application_gone")
+        if self.name:
+            self._counters["closed"] += 1
+            _log.info("%s is gone", self)
+
+    def drops(self) -> list[tuple[tuple[str, str, str], int]]:
+        """((application, key, reason), count) of what it was too slow for."""
+        with self.outgoing.lock:
+            return list(self._drops.items())
+
+    # --- readings --------------------------------------------------------------------------------------------------
+    def _publish(self, frame: Parcels) -> None:
+        node, counters = self._node, self._counters
+        for parcel in frame.parcels:
+            reading = decode_untrusted_reading(parcel.reading)  # type: ignore[arg-type]  # Raw is a buffer, uncopied
+            how = reading.how
+            try:
+                node.publish(
+                    reading.key, reading.value, unit=how.unit, sensor=how.sensor,
+                    where=reading.where if parcel.label == OWN_POSITION else None, time_ns=reading.when.utc_ns,
+                    quality=how.quality, calibration=how.calibration, lineage=how.lineage, priority=reading.priority,
+                    lifespan_ms=reading.lifespan_ms, hops=reading.hops,
+                )  # fmt: skip
+                counters["published"] += 1
+            except MeshError as error:
+                self._refuse(reading, error)
+
+    def _refuse(self, reading: Reading, error: MeshError) -> None:
+        self._counters["refused"] += 1
+        self._refusals += 1
+        if self._refusals & (self._refusals - 1) == 0:  # 1, 2, 4, 8 …: a broken application can't fill a disk
+            _log.warning("%s: a reading on %r was refused: %s (%d so far)", self, reading.key, error, self._refusals)
+        self._say(Refused(reading.key, reading.sequence, type(error).__name__, str(error)[:4_096]), needed=False)
+
+    def _subscribe(self, frame: Subscribe) -> None:
+        subscriptions = self._drops.wanted
+        try:
+            if len(subscriptions) >= limits.MAX_LOCAL_SUBSCRIPTIONS:
+                raise BoundExceeded(
+                    f"{limits.MAX_LOCAL_SUBSCRIPTIONS} subscriptions of one application are open: close some, or use a "
+                    "wider expression"
+                )
+            if frame.question in subscriptions:
+                raise LocalProtocolError(f"a subscription with the number {frame.question} is open: count on")
+            quality = Quality(
+                deadline_ns=frame.deadline_ms * limits.MS, min_interval_ns=frame.min_interval_us * 1_000,
+                conflate=frame.conflate, history=frame.history, hops=frame.hops, own=frame.own,
+            )  # fmt: skip
+            wanted = _Wanted(frame.question, frame.conflate)
+            subscriptions[frame.question] = wanted
+            try:
+                wanted.handle = self._driver.subscribe(frame.expression, quality, partial(self._deliver, wanted))
+            except MeshError:
+                del subscriptions[frame.question]
+                raise
+        except MeshError as error:
+            self._say(Done(frame.question, type(error).__name__, str(error)))
+        else:
+            self._say(Done(frame.question))
+
+    def _unsubscribe(self, number: int) -> None:
+        wanted = self._drops.wanted.pop(number, None)
+        if wanted is not None:
+            self._driver.unsubscribe(wanted.handle)
+
+    def _deliver(self, wanted: _Wanted, reading: Reading) -> None:
+        """Any thread; never waits."""
+        left_ms = 0
+        if reading.lifespan_ms:
+            left_ms = max(1, reading.lifespan_ms - (time.time_ns() - reading.when.utc_ns) // limits.MS)
+        name = f"{wanted.number} {reading.origin} {reading.key}"
+        parcel = encode_parcel(wanted.number, reading)
+        self.outgoing.send_reading(name, parcel, reading.priority, left_ms, wanted.conflate)
+
+    def flush(self) -> None:
+        """The socket takes bytes again."""
+        self.outgoing.flush()
+        now = time.monotonic_ns()
+        if now - self._told_ns >= _TELL_DROPS_NS or not self.outgoing.waiting_readings:
+            self._told_ns = now
+            for wanted in list(self._drops.wanted.values()):
+                if wanted.fallen != wanted.told:
+                    wanted.told = wanted.fallen
+                    self._say(Fallen(wanted.number, wanted.told), needed=False)
+
+    def missed(self, handle: int, origin: str, key: str) -> bool:
+        """A deadline of the driver's subscription ``handle`` passed; False when that is not one of this application."""
+        for wanted in list(self._drops.wanted.values()):
+            if wanted.handle == handle:
+                self._say(Missed(wanted.number, origin, key), needed=False)
+                return True
+        return False
+
+    # --- inference -------------------------------------------------------------------------------------------------
+    def _infer(self, frame: Infer) -> None:
+        self._counters["inferences"] += 1
+        if len(self._running) >= limits.MAX_LOCAL_REQUESTS or frame.request in self._running:
+            self._say(
+                Inferred(frame.request, "BoundExceeded", f"{len(self._running)} inferences of one application are under way")
+            )
+            return
+        inputs = {named.name: named.tensor for named in frame.inputs}
+        running = asyncio.run_coroutine_threadsafe(
+            self._node.infer(
+                frame.model, inputs, outputs=frame.outputs, deadline_ms=frame.deadline_ms, hedge=frame.hedge
+            ),
+            self._loop,
+        )
+        self._running[frame.request] = running
+        running.add_done_callback(partial(self._inferred, frame.request))
+
+    def _inferred(self, request: int, running: "Future[InferenceResult]") -> None:
+        self._running.pop(request, None)
+        try:
+            result = running.result()
+            outputs = tuple(NamedTensor(name, tensor_of(array)) for name, array in result.outputs.items())
+            frame = encode_local(
+                Inferred(
+                    request, "", "", outputs, result.ran_on, result.took_ms, result.compute_ms, result.queued_ms,
+                    result.attempts,
+                )
+            )  # fmt: skip
+        except CancelledError:
+            return
+        except MeshError as error:
+            frame = encode_local(Inferred(request, type(error).__name__, str(error)[:4_096]))
+        except Exception as error:  # whatever a model's answer does, the application gets one
+            _log.exception("an inference of %s failed", self)
+            frame = encode_local(Inferred(request, InferenceError.__name__, f"the node failed: {error}"[:4_096]))
+        self._send(frame, needed=True)
+
+    # --- answers ---------------------------------------------------------------------------------------------------
+    def _tell(self, frame: Ask) -> None:
+        node = self._node
+        subjects: dict[str, Callable[[], Any]] = {
+            "peers": node.peers,
+            "statistics": node.statistics,
+            "drops": node.drops,
+            "models": lambda: [_model_view(model) for model in node.models.values()],
+            "position": lambda: node.position,
+            "uplink": lambda: node.uplink_state,
+        }
+        self._say(Told(frame.question, subjects[frame.subject]()))
+
+    def _say(self, frame: LocalNodeFrame, needed: bool = True) -> None:
+        self._send(encode_local(frame), needed)
+
+    def _send(self, data: bytes, needed: bool) -> None:
+        """``needed``: an application that does not take it would wait for ever, so it is hung up on."""
+        try:
+            self.outgoing.send_control(data)
+        except BoundExceeded as error:
+            if needed:
+                _log.warning("%s does not take its answers, hanging up: %s", self, error)
+                self.pipe.shut_down()
+
+    def notify(self, frame: bytes) -> None:
+        """Send an event; any thread."""
+        if self.name:
+            self._send(frame, needed=False)
+
+
+def _model_view(model: Any) -> ModelView:
+    def views(signatures: Any) -> tuple[TensorView, ...]:
+        return tuple(TensorView(s.name, str(s.dtype), tuple(s.shape)) for s in signatures)
+
+    return ModelView(model.name, str(model.digest), views(model.inputs), views(model.outputs))
