@@ -1,6 +1,7 @@
 """A node of the mesh: discovery, links, readings and inference between machines on the road.
 
 ``async with meshnode.open("vehicle.toml") as node: …`` is where to start; see :class:`meshnode.node.Node`.
+``meshnode.connect("vehicle.toml")`` gives the same of a node that runs in another process of this computer.
 
 Names are imported when they are used: the relay and the ``mesh`` commands need parts of this package and not its
 threads.
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from meshnode.config import NodeConfig
-    from meshnode.node import InferenceResult, Node, Publisher, open  # noqa: A004 - reads as ``meshnode.open``
+    from meshnode.inference_result import InferenceResult
+    from meshnode.local.client import ConnectedNode, connect
+    from meshnode.node import Node, Publisher, open  # noqa: A004 - reads as ``meshnode.open``
     from meshnode.subscriptions import Subscription
     from protocols.errors import MeshError
     from protocols.messages import EventTime, Position, Provenance, Reading, Tensor
@@ -19,9 +22,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "NodeConfig": "meshnode.config",
-    "InferenceResult": "meshnode.node",
+    "ConnectedNode": "meshnode.local.client",
+    "InferenceResult": "meshnode.inference_result",
     "Node": "meshnode.node",
     "Publisher": "meshnode.node",
+    "connect": "meshnode.local.client",
     "open": "meshnode.node",
     "Subscription": "meshnode.subscriptions",
     "MeshError": "protocols.errors",
@@ -34,6 +39,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ConnectedNode",
     "EventTime",
     "InferenceResult",
     "MeshError",
@@ -46,6 +52,7 @@ __all__ = [
     "Reading",
     "Subscription",
     "Tensor",
+    "connect",
     "open",
 ]
 

@@ -6,6 +6,7 @@ are relative to that file. ``docs/reference/configuration.md`` is made from the 
 """
 
 import ipaddress
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -192,6 +193,28 @@ class HttpSection(Section, frozen=True, kw_only=True):
     port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port; 0 takes any free one.")] = 8470
 
 
+class LocalSection(Section, frozen=True, kw_only=True):
+    """Other programs on this computer that publish, subscribe and infer through the node (`meshnode.connect`)."""
+
+    enabled: Annotated[bool, Meta(description="Let them connect.")] = True
+    socket: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=1_000,
+            description="Path of the Unix socket, in `[node] state_dir` unless it is absolute; at most "
+            f"{limits.MAX_SOCKET_PATH_BYTES} bytes in all.",
+        ),
+    ] = "local.sock"
+    mode: Annotated[
+        Literal["0600", "0660"],
+        Meta(
+            description="Who may connect: `0600` the user that the node runs as, `0660` the socket's group too (that of the "
+            "node's process, or of a folder with the set-group-ID bit)."
+        ),
+    ] = "0600"
+
+
 class MembershipSection(Section, frozen=True, kw_only=True):
     """How fast a silent neighbour is given up. Lower is a faster fail-over and more false alarms on busy computers."""
 
@@ -374,6 +397,7 @@ class NodeConfig(Section, frozen=True, kw_only=True):
     listen: ListenSection = ListenSection()
     discovery: DiscoverySection = DiscoverySection()
     http: HttpSection = HttpSection()
+    local: LocalSection = LocalSection()
     membership: MembershipSection = MembershipSection()
     access: AccessSection = AccessSection()
     models: Annotated[Mapping[Name, ModelSection], Meta(max_length=limits.MAX_OFFERS)] = {}
@@ -384,8 +408,20 @@ class NodeConfig(Section, frozen=True, kw_only=True):
     relay: RelaySection | None = None
     log: LogSection = LogSection()
 
+    @property
+    def local_socket(self) -> Path:
+        """Where applications connect."""
+        return self.node.state_dir / self.local.socket
+
     def conflicts(self) -> Iterator[Problem]:
-        """Curation rules of the same name."""
+        """Curation rules of the same name, and a socket that no kernel makes."""
+        if self.local.enabled and (length := len(os.fsencode(self.local_socket))) > limits.MAX_SOCKET_PATH_BYTES:
+            yield Problem(
+                "local.socket",
+                shown(str(self.local_socket)),
+                f"is a path of {length} bytes, and Linux allows a socket {limits.MAX_SOCKET_PATH_BYTES}: set a shorter one, "
+                "as in '/run/mesh/node.sock', or [local] enabled = false",
+            )
         seen: set[str] = set()
         for index, rule in enumerate(self.curation):
             if rule.name in seen:
@@ -408,6 +444,26 @@ def load(path: Path | str) -> NodeConfig:
     assert config is not UNREADABLE, "a table without problems is readable"
     loaded: NodeConfig = config
     return loaded
+
+
+def load_local_socket(path: Path | str) -> Path:
+    """Where the node of a configuration file lets applications connect. Nothing else in the file is checked, and its
+    keys need not be readable: the application may be another user than the node.
+
+    :raises ConfigError: the file can't be read, or it names no such place.
+    """
+    path = Path(path)
+    table = _read_toml(path)
+    reader = TableReader(folder=path.absolute().parent, root=NodeConfig)
+    node, local = table.get("node"), reader.read_table(LocalSection, table.get("local", {}), "local")
+    raw = node.get("state_dir", "state") if isinstance(node, dict) else "state"
+    state_dir = reader.read(NodeSection.__annotations__["state_dir"], raw, "node.state_dir")
+    if reader.problems:
+        raise ConfigError(problem_report(str(path), tuple(reader.problems)))
+    if not local.enabled:
+        raise ConfigError(f"{path} has [local] enabled = false, so no application can connect: set it to true")
+    socket: Path = state_dir / local.socket
+    return socket
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -26,11 +26,14 @@ from typing import TYPE_CHECKING, Any, Self
 from meshnode.compute import ComputeService
 from meshnode.config import NodeConfig, load
 from meshnode.driver import Driver, ReadingCallback
-from meshnode.identity import load_identity
+from meshnode.identity import NodeIdentity, load_identity
+from meshnode.inference_result import InferenceResult
+from meshnode.local.server import LocalServer
 from meshnode.net.express import open_express
 from meshnode.net.mdns import Advert, Discovery, open_discovery
 from meshnode.net.nng import open_transport
 from meshnode.recording import Recorder
+from meshnode.renewal import Renewal
 from meshnode.sensing import Sensing
 from meshnode.state import StateFolder
 from meshnode.subscriptions import Subscription
@@ -46,7 +49,7 @@ from protocols.errors import (
     LocalProtocolError,
     ModelUnknown,
 )
-from protocols.events import Answered, DeadlineMissed, DuplicateIdentity, Event, PeerRefused, RunReport
+from protocols.events import Answered, DeadlineMissed, DuplicateIdentity, Event, PeerRefused
 from protocols.ids import NodeId
 from protocols.keys import checked_key
 from protocols.membership import Settings
@@ -54,7 +57,7 @@ from protocols.messages import EventTime, NamedTensor, Position, Provenance, Rea
 from protocols.readings import Put, Quality
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
 _log = logging.getLogger(__name__)
 _SWITCH_INTERVAL_S = 0.0002
@@ -63,22 +66,6 @@ reading gets it. Measured between two processes, one way, both with such a threa
 0.66 ms at 0.5 ms, 0.25 ms at 0.1 ms, where publishing in a loop lost a sixth of its rate."""
 _FLUSH_S = 1.0
 """How long a closing node tries to deliver records to the relay; the rest stays in the outbox."""
-
-
-@dataclass(frozen=True, slots=True)
-class InferenceResult:
-    """Outputs, and who computed them for how long."""
-
-    outputs: "dict[str, NDArray[Any]]"
-    ran_on: NodeId
-    took_ms: float
-    """From the call to the answer."""
-    compute_ms: float
-    """The model's own time."""
-    queued_ms: float
-    """Waiting for a worker there."""
-    attempts: tuple[RunReport, ...]
-    """Every run that was started, losers and failures included."""
 
 
 class Publisher:
@@ -152,6 +139,7 @@ class Node:
         self._closed = False
         self._recorder: Recorder | None = None
         self._sensing: Sensing | None = None
+        self._local: LocalServer | None = None
         self._changed = asyncio.Event()
         self._stack = AsyncExitStack()
         self.port = 0
@@ -173,7 +161,7 @@ class Node:
         """Open part after part; the stack closes them in the opposite order."""
         config, stack = self.config, self._stack
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL_S))
-        self._identify()
+        identity = self._identify()
         state = StateFolder(config.node.state_dir)
         stack.callback(state.close)
         self.incarnation = state.next_incarnation()
@@ -189,6 +177,8 @@ class Node:
         stack.push_async_callback(asyncio.to_thread, transport.close)
         self.port = self._driver.start(transport, config.listen.host, config.listen.port)
         stack.push_async_callback(asyncio.to_thread, self._driver.close, "leaving")
+        renewal = asyncio.create_task(Renewal(identity, transport.renew, self._renewed).run(), name="renewal")
+        stack.callback(renewal.cancel)
         if self._recorder is not None:
             for expression in self._recorder.expressions:
                 self.subscribe(expression, callback=self._record_other, own=False, history=False)
@@ -206,12 +196,20 @@ class Node:
             http = HttpServer(self)
             self.http_port = await http.start(config.http.host, config.http.port)
             stack.push_async_callback(http.close)
+        if config.local.enabled:
+            local = LocalServer(self, self._driver, self._loop)
+            local.start(config.local_socket, int(config.local.mode, 8))
+            self._local = local
+            stack.push_async_callback(asyncio.to_thread, local.close)
         if config.sensors:
             self._sensing = Sensing(self, dict(config.sensors), self._folder, self.role)
             self._sensing.start()
             stack.push_async_callback(asyncio.to_thread, self._sensing.close)
 
-    def _identify(self) -> None:
+    def _renewed(self, ends: datetime) -> None:
+        self.certificate_ends = ends
+
+    def _identify(self) -> NodeIdentity:
         files = self.config.identity
         identity = load_identity(files.certificate, files.key, files.authority)
         if identity.peer.node != self.id:
@@ -222,6 +220,7 @@ class Node:
         if identity.peer.role not in LINK_ROLES:
             raise ConfigError(f"{files.certificate} has the role {identity.peer.role.value!r}: a node can't have it")
         self.role, self.mesh, self.certificate_ends = identity.peer.role, identity.peer.mesh, identity.not_after
+        return identity
 
     def _settings(self) -> NodeSettings:
         membership = self.config.membership
@@ -523,11 +522,13 @@ class Node:
             counters["sensor_samples"] = self._sensing.samples
             counters["sensor_samples_without_position"] = self._sensing.without_position
             counters["sensor_inferences_skipped"] = self._sensing.skipped_inferences
+        if self._local is not None:
+            counters.update({f"local_{name}": value for name, value in self._local.statistics().items()})
         return counters
 
     def drops(self) -> list[tuple[tuple[str, str, str], int]]:
         """((peer, key, reason), count) of every reading or frame dropped."""
-        return self._driver.drops()
+        return self._driver.drops() + ([] if self._local is None else self._local.drops())
 
     @property
     def uplink_state(self) -> str:

@@ -187,7 +187,8 @@ class Application:
 
     def farewell(self, frame: Closing) -> None:
         """Try to say why, once: nobody waits for it."""
-        self.pipe.try_send(encode_local(frame))
+        with self.outgoing.lock:
+            self.pipe.try_send(encode_local(frame))
 
     def end(self) -> None:
         """The connection is gone: so is all that it asked for."""
