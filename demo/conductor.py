@@ -18,6 +18,7 @@ from typing import IO, Any
 from demo.stage import ALL, UNITS, Participant
 from protocols.errors import MeshError
 
+STOPPING = "tell everybody to stop"
 GRACE_S = 10.0
 """A process told to stop has this long before it is killed, which breaks a promise."""
 
@@ -269,6 +270,7 @@ def play_all(folder: Path, relay_port: int | None, view: View) -> tuple[Conducto
             conductor.wait_until_met(everybody, 10.0, view)
             conductor.play(4.0, view)
             conductor.check_running()
+            conductor.note(STOPPING)
             for name in everybody:
                 conductor.stop(name)
             for name in everybody:

@@ -31,6 +31,8 @@ class Notebook:
         self.latencies_us: list[float] = []
         self.readings: Counter[str] = Counter()
         self.hazards: list[dict[str, Any]] = []
+        self.told: list[dict[str, Any]] = []
+        """Hazards of this vehicle, which every neighbour must have heard of."""
         self.plates: list[dict[str, Any]] = []
         self.inferences: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
@@ -50,6 +52,11 @@ class Notebook:
             with self.lock:
                 self.hazards.append(hazard)
             self.say("hazard", **hazard, value=reading.value)
+
+    def hazard_told(self, reading: meshnode.Reading) -> None:
+        """A hazard of this vehicle itself."""
+        with self.lock:
+            self.told.append({"at": time.time(), "sequence": reading.sequence})
 
     def plates_seen(self, reading: meshnode.Reading) -> None:
         """What the detector made of a frame of this vehicle's own camera."""
@@ -117,6 +124,7 @@ class Notebook:
                 "latencies_us": [round(value, 1) for value in self.latencies_us],
                 "readings": dict(self.readings),
                 "hazards": self.hazards,
+                "told": self.told,
                 "plates": self.plates,
                 "inferences": self.inferences,
                 "drops": [{"peer": p, "key": k, "reason": r, "count": c} for (p, k, r), c in node.drops()],
@@ -136,6 +144,7 @@ async def main(config: Path) -> dict[str, Any]:
     async with node:
         node.subscribe("veh/*/*", callback=notes.received, own=False, history=False)
         node.subscribe("rsu/**", callback=notes.received, own=False, history=False)
+        node.subscribe(f"veh/{node.id}/hazard", callback=notes.hazard_told, history=False)
         node.subscribe(f"veh/{node.id}/plates", callback=notes.plates_seen, history=False)
         notes.say("up", port=node.port, http=node.http_port)
         conductor = os.getppid()

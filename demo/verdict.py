@@ -11,11 +11,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from demo.conductor import Conductor
+from demo.conductor import STOPPING, Conductor
 from demo.stage import ALL, SLOWDOWN, UNITS, VEHICLES
 
 MEET_WITHIN_S = 2.5
 DEAD_WITHIN_S = 1.5
+KILLED = "rsu-2"
+SETTLE_S = 0.5
+"""From having met to having told one another what is wanted; a hazard told earlier may miss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Verdict:
             verb, name = line["what"].split(" ", 1)
             if verb == "start":
                 self._started[name].append(line["at"])
-            elif verb == "kill" and name == "rsu-2":
+            elif verb == "kill" and name == KILLED:
                 self._killed_s = line["at"]
 
     def promises(self) -> list[Promise]:
@@ -104,7 +107,7 @@ class Verdict:
         return {
             line["node"]: line["at"] - self._killed_s
             for line in self._conductor.seen
-            if line["kind"] == "dead" and line["about"] == "rsu-2" and line["at"] >= self._killed_s
+            if line["kind"] == "dead" and line["about"] == KILLED and line["at"] >= self._killed_s
         }
 
     def _death_noticed(self) -> Promise:
@@ -120,14 +123,14 @@ class Verdict:
         false = [
             f"{line['node']} buried {line['about']}"
             for line in self._conductor.seen
-            if line["kind"] == "dead" and not (line["about"] == "rsu-2" and line["at"] >= self._killed_s)
+            if line["kind"] == "dead" and not (line["about"] == KILLED and line["at"] >= self._killed_s)
         ]
         return Promise("nobody alive was called dead", not false, ", ".join(false) or "no false alarm")
 
     def _came_back(self) -> Promise:
-        restarted_s = self._started["rsu-2"][-1]
+        restarted_s = self._started[KILLED][-1]
         again = {line["node"] for line in self._conductor.seen
-                 if line["kind"] == "met" and line["about"] == "rsu-2" and line["at"] > restarted_s}  # fmt: skip
+                 if line["kind"] == "met" and line["about"] == KILLED and line["at"] > restarted_s}  # fmt: skip
         return Promise("the killed unit came back and was met again", len(again) == len(ALL) - 1, f"by {len(again)}")
 
     # --- readings --------------------------------------------------------------------------------------------------
@@ -136,30 +139,30 @@ class Verdict:
         return [value for report in self.reports.values() for value in report["latencies_us"]]
 
     def _hazards_arrived(self) -> Promise:
-        """Vehicles and rsu-1 live throughout: each must have every hazard of the others that was told after it met
-        them."""
+        """Whoever lives throughout must have each hazard that an origin told after both had met."""
         meetings = self._meetings()
-        by_origin: dict[str, set[int]] = defaultdict(set)
-        heard: dict[str, set[tuple[str, int]]] = {}
-        for name, report in self.reports.items():
-            heard[name] = {(h["origin"], h["sequence"]) for h in report["hazards"]}
-            for origin, sequence in heard[name]:
-                by_origin[origin].add(sequence)
-        told = sum(len(s) for s in by_origin.values())
+        told = [(name, line) for name, report in self.reports.items() for line in report["told"]]
+        stopping_s = min((line["at"] for line in self._conductor.timeline if line["what"] == STOPPING), default=0.0)
+        owed = heard = 0
         missing = []
-        for name, own in heard.items():
-            if name == "rsu-2":
+        for name, report in self.reports.items():
+            if name == KILLED:
                 continue
-            first_heard = {o: min((s for oo, s in own if oo == o), default=None) for o in by_origin}
-            for origin, sequences in by_origin.items():
-                if origin != name and (name, origin) in meetings:
-                    start = first_heard[origin]
-                    missing += [f"{name} lacks {origin}#{s}" for s in sequences
-                                if (start is None or s >= start) and (origin, s) not in own]  # fmt: skip
+            had = {(line["origin"], line["sequence"]) for line in report["hazards"]}
+            for origin, line in told:
+                met_s = max(meetings.get(pair, stopping_s) for pair in ((name, origin), (origin, name)))
+                if origin == name or not met_s + SETTLE_S < line["at"] < stopping_s:
+                    continue
+                owed += 1
+                if (origin, line["sequence"]) in had:
+                    heard += 1
+                else:
+                    missing.append(f"{name} lacks {origin}#{line['sequence']}")
         return Promise(
-            "hard-braking hazards reached everybody", told > 0 and not missing,
-            f"{told} hazards of {len(by_origin)} vehicles; {', '.join(missing[:3]) or 'none missing'}",
-        )  # fmt: skip
+            "hard-braking hazards reached everybody",
+            owed > 0 and not missing,
+            f"{len(told)} told, {heard} of {owed} heard; {', '.join(missing[:3]) or 'none missing'}",
+        )
 
     # --- inference -------------------------------------------------------------------------------------------------
     def ran_on(self) -> dict[str, Counter[str]]:
@@ -194,7 +197,8 @@ class Verdict:
 
     def _ended_cleanly(self) -> Promise:
         codes = self._conductor.exit_codes
-        return Promise("everybody stopped by SIGTERM with status 0", not any(codes.values()), f"{codes}")
+        clean = all(codes.get(participant.name) == 0 for participant in ALL) and not any(codes.values())
+        return Promise("everybody stopped by SIGTERM with status 0", clean, f"{codes}")
 
     # --- records ---------------------------------------------------------------------------------------------------
     def _outboxes(self) -> dict[str, dict[str, int]]:

@@ -141,8 +141,7 @@ class Driver:
             flushes = engine.flushes()
             claimed = self._claim(flushes, now) if flushes else None
         if claimed:
-            for link, frame in claimed:
-                self._send_claimed(link, frame)
+            self._send_claimed(claimed)
         if flushes is None:
             self._settle()
         else:
@@ -354,14 +353,16 @@ class Driver:
             dials.remove(dial)
         return claimed
 
-    def _send_claimed(self, link: _Link, frame: bytes) -> None:
-        """Send a frame of :meth:`_claim` and let go of the link."""
+    def _send_claimed(self, claimed: list[tuple[_Link, bytes]]) -> None:
+        """Send the frames of :meth:`_claim` and let go of the links, of all of them whatever happens."""
         try:
-            if link.lane is None or not link.lane.try_send(frame):
-                link.in_hand = frame
-            link.kicked_ns = time.monotonic_ns()
+            for link, frame in claimed:
+                if link.lane is None or not link.lane.try_send(frame):
+                    link.in_hand = frame
+                link.kicked_ns = time.monotonic_ns()
         finally:
-            link.lock.release()
+            for link, _ in claimed:
+                link.lock.release()
 
     def _kick(self, dial: int, now: int) -> None:
         """Something waits for a link: send it now, or let it gather in a burst. The counters race; they only guide."""

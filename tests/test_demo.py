@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from demo.conductor import Conductor
+from demo.conductor import STOPPING, Conductor
 from demo.stage import ALL, UNITS, VEHICLES
 from demo.verdict import DEAD_WITHIN_S, MEET_WITHIN_S, Verdict, percentile
 from meshnode.models.plate import find_detector
@@ -54,7 +54,7 @@ def test_demonstration_without_a_relay_keeps_its_promises(tmp_path: Path) -> Non
     before = busy_s(), children_s(), psutil.Process().cpu_times()
     done = subprocess.run(
         [sys.executable, "-m", "demo", "--no-relay", "--out", str(out)],
-        env={**environment(), "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=100, check=False,
+        env=environment(), capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     own = psutil.Process().cpu_times()
     ours_s = children_s() - before[1] + own.user + own.system - before[2].user - before[2].system
@@ -88,6 +88,7 @@ class Piece:
         self.folder, self.relay, self.met = folder, relay, True
         self.timeline = [{"at": 100.0 + n / 10, "what": f"start {name}"} for n, name in enumerate(NAMES)]
         self.timeline += [{"at": 120.0, "what": "kill rsu-2"}, {"at": 127.0, "what": "start rsu-2"}]
+        self.timeline += [{"at": 135.0, "what": STOPPING}]
         self.seen = [
             {"kind": "met", "node": a, "about": b, "at": 101.5, "took_ms": 9.0} for a in NAMES for b in NAMES if a != b
         ]
@@ -103,6 +104,10 @@ class Piece:
                 "hazards": [
                     {"origin": origin, "sequence": sequence}
                     for origin in ("veh-1", "veh-2") for sequence in (7, 8, 9) if origin != name
+                ],
+                "told": [
+                    {"at": 110.0 + sequence, "sequence": sequence}
+                    for sequence in (7, 8, 9) if name in ("veh-1", "veh-2")
                 ],
                 "plates": [], "inferences": [], "drops": [],
                 "statistics": {f"outbox_{key}": value for key, value in ledger.items()},
@@ -198,6 +203,15 @@ def _lose_all_hazards_of_one(piece: Piece) -> None:
     piece.reports["veh-3"]["hazards"] = [hazard for hazard in hazards if hazard["origin"] != "veh-2"]
 
 
+def _first_of_one_unheard(piece: Piece) -> None:
+    for report in piece.reports.values():
+        report["hazards"] = [hazard for hazard in report["hazards"] if hazard["sequence"] != 7]
+
+
+def _nobody_knows_how_it_ended(piece: Piece) -> None:
+    piece.exit_codes = {}
+
+
 def _no_hazard(piece: Piece) -> None:
     for report in piece.reports.values():
         report["hazards"] = []
@@ -260,6 +274,7 @@ DAMAGES: list[tuple[Callable[[Piece], None], set[str]]] = [
     (_not_come_back, {"the killed unit came back and was met again"}),
     (_lose_hazard, {HAZARDS}),
     (_lose_all_hazards_of_one, {HAZARDS}),
+    (_first_of_one_unheard, {HAZARDS}),
     (_no_hazard, {HAZARDS}),
     (_not_helped, {"slow vehicles had frames computed by a roadside unit"}),
     (_helped_by_a_vehicle, {"slow vehicles had frames computed by a roadside unit"}),
@@ -267,6 +282,7 @@ DAMAGES: list[tuple[Callable[[Piece], None], set[str]]] = [
     (_miss_plate, {"the number plate was found in the frames"}),
     (_no_plates, {"the number plate was found in the frames"}),
     (_exit_badly, {"everybody stopped by SIGTERM with status 0"}),
+    (_nobody_knows_how_it_ended, {"everybody stopped by SIGTERM with status 0"}),
     (_forget_record, {"every ledger adds up"}),
     (_lose_at_relay, {RELAYED}),
     (_store_twice, {RELAYED}),

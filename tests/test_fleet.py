@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -108,12 +109,15 @@ def test_soak_killed_takes_its_processes_along(tmp_path: Path) -> None:
         "--out",
         str(tmp_path / "s.json"),
     ]
-    with subprocess.Popen(
-        command, env={**environment(), "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
+    with (
+        tempfile.TemporaryDirectory(prefix="fleet-") as folder,  # short: paths of sockets are bounded
+        subprocess.Popen(
+            command, env={**environment(), "TMPDIR": folder}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process,
+    ):
         children = descendants(process, 7)
         process.kill()
-    gone(children)
+        gone(children)
 
 
 def descendants(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", count: int) -> list[psutil.Process]:
