@@ -116,9 +116,7 @@ async def measure(
 
 def main() -> int:
     """Run it once per engine asked for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.crowd", description="One node with many neighbours."
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.crowd", description="One node with many neighbours.")
     parser.add_argument("--neighbours", type=int, default=30)
     parser.add_argument("--rate-hz", type=float, default=10.0)
     parser.add_argument("--seconds", type=float, default=20.0)

@@ -9,10 +9,12 @@ same name with other bytes is a conflict: the first is kept, the second refused 
 """
 
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,8 +132,9 @@ class Store:
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told and the thread goes on
             self._stored, self._repeated, self._conflicts = before
             self._failures += 1
-            if self._db.in_transaction:
-                self._db.rollback()
+            with suppress(sqlite3.Error):  # or this thread would end, and every later batch wait for it
+                if self._db.in_transaction:
+                    self._db.rollback()
             for _, done in group:
                 done.set_exception(storage_error(self._path, error))
             return

@@ -209,8 +209,8 @@ class LocalSection(Section, frozen=True, kw_only=True):
     mode: Annotated[
         Literal["0600", "0660"],
         Meta(
-            description="Who may connect: `0600` the user that the node runs as, `0660` the socket's group too (that of the "
-            "node's process, or of a folder with the set-group-ID bit)."
+            description="Who may connect: `0600` the user that the node runs as, `0660` the socket's group too (that "
+            "of the node's process, or of a folder with the set-group-ID bit)."
         ),
     ] = "0600"
 
@@ -415,12 +415,14 @@ class NodeConfig(Section, frozen=True, kw_only=True):
 
     def conflicts(self) -> Iterator[Problem]:
         """Curation rules of the same name, and a socket that no kernel makes."""
-        if self.local.enabled and (length := len(os.fsencode(self.local_socket))) > limits.MAX_SOCKET_PATH_BYTES:
+        # A default that is too long is left out by the node, with a warning.
+        chosen = self.local.enabled and self.local.socket != LocalSection().socket
+        if chosen and (length := len(os.fsencode(self.local_socket))) > limits.MAX_SOCKET_PATH_BYTES:
             yield Problem(
                 "local.socket",
                 shown(str(self.local_socket)),
-                f"is a path of {length} bytes, and Linux allows a socket {limits.MAX_SOCKET_PATH_BYTES}: set a shorter one, "
-                "as in '/run/mesh/node.sock', or [local] enabled = false",
+                f"is a path of {length} bytes, and Linux allows a socket {limits.MAX_SOCKET_PATH_BYTES}: set a shorter "
+                "one, as in '/run/mesh/node.sock', or [local] enabled = false",
             )
         seen: set[str] = set()
         for index, rule in enumerate(self.curation):

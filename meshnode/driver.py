@@ -140,6 +140,7 @@ class Driver:
             put, delivery = engine.publish(key, value, where, when, how, priority, lifespan_ms, hops, now, utc_now)
             flushes = engine.flushes()
             claimed = self._claim(flushes, now) if flushes else None
+            sooner = engine.deadline_at() < self._timer_due_ns
         if claimed:
             self._send_claimed(claimed)
         if flushes is None:
@@ -147,6 +148,8 @@ class Driver:
         else:
             for dial in flushes:
                 self._kick(dial, now)
+            if sooner:
+                self._set_timer()
         if delivery is not None:
             self._deliver(delivery)
         return put
@@ -234,14 +237,17 @@ class Driver:
                 reason: str | None = detail
             else:
                 reason = self.engine.admit(identity, now)
-        if reason is not None and lane is not None:
-            self._refused.add(lane)
+        if reason is not None:
+            if lane is not None:
+                self._refused.add(lane)
+            self._timer_wake.set()  # its thread reports the refusal
         return reason
 
     def inbound_opened(self, pipe: int, identity: PeerIdentity, remote_host: str) -> None:
         """Noted before the pipe's first frame."""
         with self._lock:
             self.engine.inbound_opened(pipe, identity, remote_host, time.monotonic_ns())
+        self._set_timer()
 
     def inbound_closed(self, pipe: int) -> None:
         """May start a suspicion."""
@@ -257,14 +263,13 @@ class Driver:
             deliveries = engine.receive(frame, pipe, now, time.time_ns())
             flushes = None if engine.eventful else engine.flushes()
             sooner = engine.deadline_at() < self._timer_due_ns
+        for dial in flushes or ():  # others first: a callback may take its time
+            self._kick(dial, now)
         for delivery in deliveries:
             self._deliver(delivery)
         if flushes is None:
             self._settle()
-            return
-        for dial in flushes:
-            self._kick(dial, now)
-        if sooner or not deliveries:
+        elif sooner or not deliveries:
             self._set_timer()
 
     def lane_opened(self, lane: OutgoingLane, identity: PeerIdentity) -> None:
@@ -285,9 +290,8 @@ class Driver:
         self._forget(link)
         refused = lane in self._refused
         self._refused.discard(lane)
+        self._abandon(link)
         with self._lock:
-            if link.in_hand is not None:
-                self.engine.frame_lost(link.dial, "link_lost")
             self.engine.lane_closed(link.dial, reason, refused, time.monotonic_ns())
         self._settle()
 
@@ -323,6 +327,7 @@ class Driver:
                         if gone.lane is not None:
                             gone.lane.close()
                             self._refused.discard(gone.lane)
+                        self._abandon(gone)
                 case ClosePipe():
                     self._transport.close_pipe(effect.pipe)
                 case Compute():
@@ -355,13 +360,16 @@ class Driver:
 
     def _send_claimed(self, claimed: list[tuple[_Link, bytes]]) -> None:
         """Send the frames of :meth:`_claim` and let go of the links, of all of them whatever happens."""
-        try:
-            for link, frame in claimed:
+        while claimed:
+            link, frame = claimed.pop()
+            try:
                 if link.lane is None or not link.lane.try_send(frame):
                     link.in_hand = frame
                 link.kicked_ns = time.monotonic_ns()
-        finally:
-            for link, _ in claimed:
+            except Exception:  # noqa: BLE001 - the locks of the others must be released whatever one link does
+                _log.exception("a lane failed to send; its frame is kept")
+                link.in_hand = frame
+            finally:
                 link.lock.release()
 
     def _kick(self, dial: int, now: int) -> None:
@@ -375,7 +383,8 @@ class Driver:
         elif link.burst:
             link.burst = link.burst - 1 if gap_ns < _PAUSE_NS else 0
         link.gathered += 1
-        if link.gathered >= _FULL or (link.burst < _BURST and link.in_hand is None):
+        alone = link.burst < _BURST or self._transport.receiving_since_ns() is not None  # nobody is free to be notified
+        if link.gathered >= _FULL or (alone and link.in_hand is None):
             self._flush(link)
             now = time.monotonic_ns()  # after the send: what that took says nothing of the publisher's pace
         elif link.gathered == 1 and link.in_hand is None and link.lane is not None:
@@ -387,10 +396,12 @@ class Driver:
         if lane is None or not link.opened:
             return
         with link.lock:
-            link.gathered = 0
             while True:
                 frame = link.in_hand
                 if frame is None:
+                    link.gathered = (
+                        0  # before looking: who queues something after the look must find it 0 and give notice
+                    )
                     with self._lock:
                         frame = self.engine.next_frame(link.dial, time.monotonic_ns())
                     if frame is None:
@@ -423,9 +434,20 @@ class Driver:
             if link.lane is not None:
                 self._dial_of.pop(link.lane, None)
 
+    def _abandon(self, link: _Link) -> None:
+        """The link is gone: the frame in hand is lost, and counted."""
+        with link.lock:
+            frame, link.in_hand, link.opened = link.in_hand, None, False
+        if frame is not None:
+            with self._lock:
+                self.engine.frame_lost(link.dial, frame, "link_lost")
+
     def _report(self, events: list[Event]) -> None:
         for event in events:
-            self._on_event(event)
+            try:
+                self._on_event(event)
+            except Exception:  # noqa: BLE001 - one listener's bug must not keep the others from knowing
+                _log.exception("a listener failed on %s", event)
 
     def _deliver(self, delivery: Delivery) -> None:
         for number in delivery.subscriptions:
@@ -460,9 +482,15 @@ class Driver:
                 self._timer_wake.clear()
             if self._closing:
                 return
-            receiving_since_ns = self._transport.receiving_since_ns()
-            with self._lock:
-                now = time.monotonic_ns()
-                if self.engine.next_timer_at() <= now:
-                    self.engine.handle_timer(now, receiving_since_ns)
-            self._settle()
+            try:
+                self._tick()
+            except Exception:  # noqa: BLE001 - without this thread the node would be dead to its neighbours
+                _log.exception("the timer of the node failed; it goes on")
+
+    def _tick(self) -> None:
+        receiving_since_ns = self._transport.receiving_since_ns()
+        with self._lock:
+            now = time.monotonic_ns()
+            if self.engine.next_timer_at() <= now:
+                self.engine.handle_timer(now, receiving_since_ns)
+        self._settle()

@@ -11,6 +11,7 @@ the event loop that opened the node.
 
 import asyncio
 import logging
+import os
 import sys
 import threading
 import time
@@ -27,7 +28,7 @@ from meshnode.compute import ComputeService
 from meshnode.config import NodeConfig, load
 from meshnode.driver import Driver, ReadingCallback
 from meshnode.identity import NodeIdentity, load_identity
-from meshnode.inference_result import InferenceResult
+from meshnode.inference_result import InferenceResult as InferenceResult  # noqa: PLC0414 -- handed on
 from meshnode.local.server import LocalServer
 from meshnode.net.express import open_express
 from meshnode.net.mdns import Advert, Discovery, open_discovery
@@ -196,7 +197,12 @@ class Node:
             http = HttpServer(self)
             self.http_port = await http.start(config.http.host, config.http.port)
             stack.push_async_callback(http.close)
-        if config.local.enabled:
+        if config.local.enabled and len(os.fsencode(config.local_socket)) > limits.MAX_SOCKET_PATH_BYTES:
+            _log.warning(
+                "%s is too long a path for a socket: local applications can't connect; set [local] socket to a shorter "
+                "one, as in '/run/mesh/node.sock'", config.local_socket,
+            )  # fmt: skip
+        elif config.local.enabled:
             local = LocalServer(self, self._driver, self._loop)
             local.start(config.local_socket, int(config.local.mode, 8))
             self._local = local
@@ -263,7 +269,12 @@ class Node:
 
     async def close(self) -> None:
         """Stop sensing, say goodbye, drain to the relay, let go of everything. Idempotent."""
-        await self._stack.aclose()
+        try:
+            await self._stack.aclose()
+        finally:  # whatever a part says, nobody is left waiting
+            self._end_users()
+
+    def _end_users(self) -> None:
         self._closed = True
         self._publishers.clear()
         for publisher in list(self._all_publishers):
@@ -499,9 +510,12 @@ class Node:
                 _log.warning("refused %s: %s: %s", event.who, event.code, event.detail)
             case _:
                 _log.info("%s", event)
-        for listener in self._listeners:
-            listener(event)
         self._soon(self._changed.set)
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:  # noqa: BLE001 - one listener's bug must not keep the others from knowing
+                _log.exception("a listener failed on %s", event)
 
     def _soon(self, callback: Callable[..., object], *arguments: Any) -> None:
         try:

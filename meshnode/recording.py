@@ -29,6 +29,7 @@ from protocols.messages import Reading
 _log = logging.getLogger(__name__)
 MAX_WAITING = 4_096
 """Chosen readings on their way to the outbox."""
+MAX_WAITING_BYTES = 16 * 1024 * 1024
 _GROUP = 256
 
 
@@ -54,6 +55,7 @@ class Recorder:
         self._curator = Curator(rules_of(config))
         self._lock = threading.Lock()
         self._waiting: deque[tuple[str, Curated]] = deque()
+        self._waiting_bytes = 0
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.outbox = Outbox.open(
@@ -83,6 +85,8 @@ class Recorder:
         self._tasks.append(asyncio.create_task(self._store(), name="recorder"))
         if self.uplink is not None:
             self._tasks.append(asyncio.create_task(self.uplink.run(), name="uplink"))
+        for task in self._tasks:
+            task.add_done_callback(_told)
 
     def consider(self, reading: Reading, is_own: bool) -> None:
         """Record it if a rule says so. Any thread; never blocks."""
@@ -90,7 +94,7 @@ class Recorder:
             rule = self._curator.choose(reading, is_own, MonotonicNs(time.monotonic_ns()))
             if rule is None:
                 return
-            if len(self._waiting) >= MAX_WAITING:
+            if len(self._waiting) >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES:
                 self._not_kept(reading.key, "outbox_behind")
                 return
             encoded = _record_of(reading)
@@ -98,6 +102,7 @@ class Recorder:
                 self._not_kept(reading.key, "record_too_large")
                 return
             first = not self._waiting
+            self._waiting_bytes += len(encoded)
             priority = reading.priority if rule.priority is None else rule.priority
             self._waiting.append((reading.key, Curated(rule.name, encoded, priority, rule.lifespan_ms)))
         if first:
@@ -118,6 +123,7 @@ class Recorder:
         while True:
             with self._lock:
                 group = [self._waiting.popleft() for _ in range(min(len(self._waiting), _GROUP))]
+                self._waiting_bytes -= sum(len(curated.reading) for _, curated in group)
             if not group:
                 return
             try:
@@ -147,3 +153,9 @@ def _record_of(reading: Reading) -> bytes | None:
     except ValueUnsupported:  # single precision that is doubled here can grow above a frame
         return None
     return encoded if len(encoded) <= limits.MAX_RECORD_BYTES else None
+
+
+def _told(task: "asyncio.Task[None]") -> None:
+    """A task that ends by a bug is told, for nobody awaits it before the node closes."""
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("the task %s of the records failed", task.get_name(), exc_info=task.exception())

@@ -99,6 +99,9 @@ class Sensing:
                 self._node.publish(asked.key, value, sensor=sample.sensor or name, where=sample.where)
         except MeshError as error:
             _log.warning("sensor %s: %s", name, error)
+        except Exception as error:  # noqa: BLE001 - whatever a driver makes of the outputs
+            self.failed[name] = repr(error)
+            _log.exception("sensor %s: its result could not be used", name)
         finally:
             self._inferring.discard(name)
 

@@ -55,6 +55,11 @@ class StateFolder:
                 out.flush()
                 os.fsync(out.fileno())
             fresh.replace(file)
+            folder = os.open(self.path, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # or a loss of power could bring the old name back
+            finally:
+                os.close(folder)
         except OSError as error:
             raise StorageError(f"{file} can't be written ({error.strerror}): {_WAY_OUT}") from error
         return Incarnation(incarnation)

@@ -42,7 +42,8 @@ class Subscription:
             if self._conflate:
                 stream = (reading.origin, reading.key)
                 if stream in self._newest:
-                    self._newest[stream] = reading
+                    if reading.sequence > self._newest[stream].sequence:  # history comes beside what is live
+                        self._newest[stream] = reading
                     self.dropped += 1
                     return
                 if len(self._newest) >= self._depth:

@@ -110,7 +110,12 @@ def encode_reading(reading: Reading) -> bytes:
 
     :raises ValueUnsupported: when its value can't travel or is too large.
     """
-    return _bounded(_encode(_travelling_reading(reading)))
+    data = _bounded(_encode(_travelling_reading(reading)))
+    if len(data) > limits.LARGE_FRAME_BYTES and type(reading.value) in _COMPOSITE and _has_too_many_elements(data):
+        raise ValueUnsupported(
+            f"the value has more than {limits.MAX_ELEMENTS} elements: publish large data as an array or as bytes"
+        )
+    return data
 
 
 def frame_of_encoded_readings(encoded: list[bytes]) -> bytes:
@@ -156,6 +161,13 @@ def _encode(value: Any) -> bytes:
         ) from error
 
 
+def readings_in_own_frame(frame: bytes) -> int:
+    """How many readings a frame of :func:`frame_of_encoded_readings` holds; 1 for a frame of another type."""
+    if frame[:2] != bytes((0x92, _READINGS_TAG)):
+        return 1
+    return frame[2] & 0x0F if frame[2] < 0xA0 else int.from_bytes(frame[3:5], "big")
+
+
 def _bounded(data: bytes) -> bytes:
     if len(data) > limits.MAX_FRAME_BYTES - 16:
         raise ValueUnsupported(
@@ -173,6 +185,8 @@ def decode_untrusted_node_frame(data: bytes | bytearray) -> NodeFrame:
     :raises UnknownFrame: for a type of a newer minor version.
     :raises RemoteProtocolError: for anything else that is not a frame.
     """
+    if len(data) > limits.LARGE_FRAME_BYTES and _has_too_many_elements(data):
+        raise RemoteProtocolError(f"a frame has more than {limits.MAX_ELEMENTS} elements")
     frame = _decode_untrusted(_node_decoder, data)
     if type(frame) is Readings:
         for reading in frame.readings:
@@ -242,6 +256,49 @@ def _untrusted_frame_type(data: bytes | bytearray) -> int | None:
     if data[at] < 0x80:
         return data[at]
     return data[at + 1] if data[at] == 0xCC and len(data) > at + 1 else None
+
+
+_WIDTHS = {
+    0xC0: 1, 0xC2: 1, 0xC3: 1, 0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9,
+    0xD4: 3, 0xD5: 4, 0xD6: 6, 0xD7: 10, 0xD8: 18,
+}  # fmt: skip
+"""Bytes of a whole element by its first byte, where that says it."""
+_LENGTHS = {0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0), 0xC7: (1, 1), 0xC8: (2, 1), 0xC9: (4, 1), 0xD9: (1, 0),
+            0xDA: (2, 0), 0xDB: (4, 0)}  # fmt: skip
+"""Binary, extensions and strings: bytes of the length, and of the type that follows it."""
+_COUNTS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
+"""Arrays and maps: bytes of the count, and elements for each."""
+
+
+def _has_too_many_elements(data: bytes | bytearray) -> bool:
+    """Whether MessagePack has more than ``MAX_ELEMENTS`` elements, found without making any of them. Malformed data has
+    not: that is found by the decoder."""
+    at, left, elements, end = 0, 1, 0, len(data)
+    while left and at < end:
+        left -= 1
+        elements += 1
+        if elements > limits.MAX_ELEMENTS:
+            return True
+        head = data[at]
+        if head < 0x80 or head >= 0xE0:
+            at += 1
+        elif head < 0xA0:
+            left += (head & 0x0F) * (2 if head < 0x90 else 1)
+            at += 1
+        elif head < 0xC0:
+            at += 1 + (head & 0x1F)
+        elif head in _WIDTHS:
+            at += _WIDTHS[head]
+        elif head in _LENGTHS:
+            size, more = _LENGTHS[head]
+            at += 1 + size + more + int.from_bytes(data[at + 1 : at + 1 + size], "big")
+        elif head in _COUNTS:
+            size, each = _COUNTS[head]
+            left += each * int.from_bytes(data[at + 1 : at + 1 + size], "big")
+            at += 1 + size
+        else:
+            return False
+    return False
 
 
 def _check_untrusted_value(value: Any) -> None:

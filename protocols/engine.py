@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from protocols import limits
 from protocols.access import DEFAULT_RULES, AccessTable, Rule
-from protocols.codec import decode_untrusted_node_frame, encode_frame, untrusted_other_major
+from protocols.codec import decode_untrusted_node_frame, encode_frame, readings_in_own_frame, untrusted_other_major
 from protocols.errors import BoundExceeded, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.events import (
     Delivery,
@@ -166,6 +166,8 @@ class Engine:
             self._queue_of[dial] = queues.realtime if lane is Lane.REALTIME else queues.bulk
             self._dial_of[node, lane is Lane.BULK] = dial
             if lane is Lane.REALTIME:
+                if queues.bulk:
+                    self._membership.want_bulk(node)
                 self._put(node, self._readings.interest_for(node), now)
                 self._put(node, self._inference.offers(), now)
             self._flushes[dial] = None
@@ -270,10 +272,10 @@ class Engine:
         queue = self._queue_of.get(dial)
         return None if queue is None or not queue.lone else queue.take(now)
 
-    def frame_lost(self, dial: int, why: str) -> None:
-        """A frame that was taken could not be sent: the lane went first."""
+    def frame_lost(self, dial: int, frame: bytes, why: str) -> None:
+        """A frame that was taken could not be sent: the lane went first. Counts the readings in it."""
         reached = self._membership.lane_of(dial)
-        self.drops.count(reached[0] if reached is not None else "", "", why)
+        self.drops.count(reached[0] if reached is not None else "", "", why, readings_in_own_frame(frame))
 
     def _queues_of(self, node: NodeId) -> _Queues:
         queues = self._queues.get(node)
@@ -308,6 +310,9 @@ class Engine:
         self._counters["frames_undeliverable"] += 1
         if type(frame) is InferRequest:
             self._inference.undeliverable(node, frame, now)
+        elif type(frame) is InferAnswer and frame.outputs:  # its caller need not wait for a deadline to learn that
+            detail = f"{self.settings.node} computed it, but the answer is too large or the link is stuck"
+            self._put(node, InferAnswer(frame.request, "failed", detail=detail), now)
 
     def _flush(self, neighbour: Neighbour, bulk: bool, now: int) -> None:
         dial = neighbour.lanes.get(Lane.BULK if bulk else Lane.REALTIME)
@@ -426,6 +431,9 @@ class Engine:
     def handle_timer(self, now: int, receiving_since_ns: int | None = None) -> None:
         """Do what is due. ``receiving_since_ns``: since when a callback has held up the receiving thread."""
         self._membership.handle_timer(now, receiving_since_ns)
+        for node, queues in self._queues.items():
+            if queues.bulk and (node, True) not in self._dial_of:  # its lane failed, or could not be dialled before
+                self._membership.want_bulk(node)
         self._readings.handle_timer(now)
         self._inference.handle_timer(now)
         if now >= self._offers_due_ns:

@@ -8,7 +8,7 @@ Invariant: a valid key is also a valid expression that matches just itself.
 from functools import lru_cache
 
 from protocols.errors import InvalidKey
-from protocols.limits import MAX_KEY_BYTES, MAX_KEY_CHUNKS
+from protocols.limits import MAX_DOUBLE_WILDCARDS, MAX_KEY_BYTES, MAX_KEY_CHUNKS
 
 _FORBIDDEN = frozenset("#?$")
 
@@ -36,6 +36,8 @@ def _check(text: str, what: str) -> None:
     chunks = text.split("/")
     if len(chunks) > MAX_KEY_CHUNKS:
         raise InvalidKey(f"{what} {shown!r} has {len(chunks)} chunks: use at most {MAX_KEY_CHUNKS}")
+    if chunks.count("**") > MAX_DOUBLE_WILDCARDS:
+        raise InvalidKey(f"{what} {shown!r} has more than {MAX_DOUBLE_WILDCARDS} '**': use several subscriptions")
     for chunk in chunks:
         if not chunk:
             raise InvalidKey(f"{what} {shown!r} has an empty chunk: remove the extra '/'")

@@ -21,11 +21,18 @@ BULK_THRESHOLD_BYTES: Final = 32 * 1024
 MAX_READINGS_PER_FRAME: Final = 64
 """Readings in one frame. Larger batches gained nothing when measured and delay the first reading in them."""
 
+LARGE_FRAME_BYTES: Final = 128 * 1024
+"""Above this the elements of a frame are counted before it is decoded …"""
+MAX_ELEMENTS: Final = 65_536
+"""… and this many are the most. An empty dict takes one byte on the wire and 64 in memory: 15 MB of them took 10 s to
+decode, and a neighbour could send them again and again. An array or bytes, of whatever size, are one element."""
+
 # --- names ---------------------------------------------------------------------------------------------------------
 MAX_KEY_BYTES: Final = 200
 """A key stands in every reading and in tables of every node; long ones are an attack on both."""
 MAX_KEY_CHUNKS: Final = 16
-"""Matching ``**`` costs chunks × chunks."""
+MAX_DOUBLE_WILDCARDS: Final = 2
+"""``**`` in one expression: matching costs chunks × chunks, and a neighbour may send 256 expressions at once."""
 MAX_TEXT_CHARS: Final = 200
 """Units, sensors, calibrations, reasons, model and tensor names."""
 
@@ -75,12 +82,12 @@ MAX_SUBSCRIPTIONS: Final = 256
 """Key expressions in one Interest; each is tested once per new key."""
 MAX_CACHED_KEYS: Final = 16_384
 """Routing decisions and last values held; oldest out first. Keys come from neighbours."""
-MAX_STREAMS: Final = 65_536
+MAX_STREAMS: Final = 16_384
 """(origin, key) pairs whose newest sequence is remembered, for duplicates."""
 MAX_QUEUE_READINGS: Final = 2_048
 """Readings waiting for one neighbour that doesn't take them."""
 MAX_QUEUE_BYTES: Final = 32 * 1024 * 1024
-"""Bytes waiting for one neighbour, both lanes."""
+"""Bytes waiting for one lane of one neighbour."""
 MAX_CONTROL_FRAMES: Final = 256
 """Control frames waiting for one neighbour; heartbeats replace one another and don't count."""
 MAX_CACHE_BYTES: Final = 16 * 1024 * 1024

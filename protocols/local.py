@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from protocols import errors, limits
 from protocols.access import Rule
-from protocols.codec import encode_reading
+from protocols.codec import decode_untrusted_reading, encode_reading
 from protocols.engine import PeerView
 from protocols.errors import MeshError, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.events import (
@@ -123,7 +123,7 @@ class Flush(Struct, frozen=True, array_like=True, tag=102):
 
 
 class Locate(Struct, frozen=True, array_like=True, tag=103):
-    """This is where the node is now."""
+    """Where the node is now."""
 
     position: Position | None
 
@@ -242,7 +242,8 @@ POSITION = Position | None
 _FORWARDED: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        NeighbourMet, NeighbourSuspected, NeighbourRefuted, NeighbourDead, NeighbourLeft, PeerRefused, DuplicateIdentity,
+        NeighbourMet, NeighbourSuspected, NeighbourRefuted, NeighbourDead, NeighbourLeft, PeerRefused,
+        DuplicateIdentity,
     )
 }  # fmt: skip
 _ERRORS: dict[str, type[MeshError]] = {
@@ -306,6 +307,11 @@ def encode_parcel(label: int, reading: Reading) -> bytes:
     encoded = encode_reading(reading)
     head = bytes((0x92, label)) if label < 0x80 else b"\x92" + _encoder.encode(label)
     return head + encoded
+
+
+def decode_untrusted_parcel(parcel: Parcel) -> Reading:
+    """The reading in a parcel; its tensors look into the frame. :raises RemoteProtocolError: when it is none."""
+    return decode_untrusted_reading(memoryview(parcel.reading))  # type: ignore[arg-type]  # a buffer as good as bytes
 
 
 def decode_untrusted_application_frame(data: bytes | bytearray) -> ApplicationFrame:

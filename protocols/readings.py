@@ -137,6 +137,7 @@ class Readings:
         self._version = 0
         self._interest_version = 0
         self._cached_bytes = 0
+        self._holding: dict[Stream, None] = {}  # streams whose last value counts, oldest first
         self._deadlines: list[tuple[int, int, str, str]] = []
         self._watched: set[tuple[int, str, str]] = set()
         self._checked_where: Position | None = None
@@ -395,20 +396,21 @@ class Readings:
         if size_bytes != stream.held_bytes:
             self._cached_bytes += size_bytes - stream.held_bytes
             stream.held_bytes = size_bytes
+            self._holding[stream] = None
             if self._cached_bytes > limits.MAX_CACHE_BYTES:
                 self._shrink_cache(stream)
 
     def _shrink_cache(self, keep: Stream) -> None:
         """Forget last values, oldest stream first, until the bound holds; a value above it alone is not kept at all."""
-        for stream in self._streams.values():
-            if self._cached_bytes <= limits.MAX_CACHE_BYTES:
+        del self._holding[keep]
+        while self._cached_bytes > limits.MAX_CACHE_BYTES:
+            stream = next(iter(self._holding), keep)
+            self._holding.pop(stream, None)
+            self._cached_bytes -= stream.held_bytes
+            stream.last, stream.held_bytes = None, 0
+            if stream is keep:
                 return
-            if stream is not keep and stream.last is not None:
-                self._cached_bytes -= stream.held_bytes
-                stream.last, stream.held_bytes = None, 0
-        if self._cached_bytes > limits.MAX_CACHE_BYTES:
-            self._cached_bytes -= keep.held_bytes
-            keep.last, keep.held_bytes = None, 0
+        self._holding[keep] = None
 
     def _due(self, route: Route, key: str, now: int) -> bool:
         if now - route.last_ns < route.min_interval_ns:
@@ -477,6 +479,7 @@ class Readings:
 
     def _drop_stream(self, stream: Stream) -> None:
         del self._streams[stream.origin, stream.key]
+        self._holding.pop(stream, None)
         self._cached_bytes -= stream.held_bytes
 
     def _decide(self, stream: Stream, role: Role | None) -> None:
@@ -494,6 +497,8 @@ class Readings:
         ]
         stream.numbers = tuple(s.number for s in matching if not s.quality.min_interval_ns)
         stream.limited = tuple(s for s in matching if s.quality.min_interval_ns)
+        known = stream.limited_last
+        stream.limited_last = {s.number: known[s.number] for s in stream.limited if s.number in known}
         last_ns = {route.peer: route.last_ns for route in stream.routes}
         routes = []
         for peer in self._peers.values():

@@ -128,8 +128,8 @@ def test_publish_of_a_large_reading_dials_the_bulk_lane_once() -> None:
     assert driven.engine.peers(driven.now)[0].lanes == (Lane.REALTIME, Lane.BULK)
     driven.publish(bytes(100_000))
     assert driven.engine.outgoing() == [Flush(dial.dial)]
-    driven.engine.frame_lost(dial.dial, "lane_closed")
-    driven.engine.frame_lost(99, "lane_closed")
+    driven.engine.frame_lost(dial.dial, b"", "lane_closed")
+    driven.engine.frame_lost(99, b"", "lane_closed")
     assert driven.engine.statistics()["drops"] == 2
     assert driven.engine.next_frame(99, driven.now) is None
 

@@ -20,8 +20,8 @@ from meshnode.http.inference_wire import (
     encode_answer,
     parse_untrusted_request,
 )
+from meshnode.inference_result import InferenceResult
 from meshnode.models import LoadedModel, TensorSignature, element_of_short
-from meshnode.node import InferenceResult
 from protocols.errors import InputInvalid, ModelUnknown
 from protocols.membership import State
 from protocols.messages import Offer

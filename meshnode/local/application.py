@@ -18,7 +18,7 @@ from meshnode.local.outgoing import Outgoing
 from meshnode.local.pipe import Pipe
 from protocols import limits
 from protocols.access import DEFAULT_RULES
-from protocols.codec import decode_untrusted_reading, tensor_of
+from protocols.codec import tensor_of
 from protocols.errors import (
     BoundExceeded,
     InferenceError,
@@ -52,6 +52,7 @@ from protocols.local import (
     Unsubscribe,
     Welcome,
     decode_untrusted_application_frame,
+    decode_untrusted_parcel,
     encode_local,
     encode_parcel,
 )
@@ -137,7 +138,7 @@ class Application:
         except UnknownFrame:
             self._counters["frames_unknown"] += 1
             return True
-        if type(frame) is Open:
+        if isinstance(frame, Open):
             return self._open(frame)
         if not self.name:
             raise RemoteProtocolError(f"a {type(frame).__name__} came before Open")
@@ -169,7 +170,9 @@ class Application:
             raise RemoteProtocolError("a second Open came on the same connection")
         if frame.major != LOCAL_MAJOR:
             self.farewell(
-                Closing("version", f"the node speaks version {LOCAL_MAJOR}, the application {frame.major}: update the older")
+                Closing(
+                    "version", f"the node speaks version {LOCAL_MAJOR}, the application {frame.major}: update the older"
+                )
             )
             return False
         self.name = frame.name or "?"
@@ -211,7 +214,7 @@ class Application:
     def _publish(self, frame: Parcels) -> None:
         node, counters = self._node, self._counters
         for parcel in frame.parcels:
-            reading = decode_untrusted_reading(parcel.reading)  # type: ignore[arg-type]  # Raw is a buffer, uncopied
+            reading = decode_untrusted_parcel(parcel)
             how = reading.how
             try:
                 node.publish(
@@ -295,7 +298,9 @@ class Application:
         self._counters["inferences"] += 1
         if len(self._running) >= limits.MAX_LOCAL_REQUESTS or frame.request in self._running:
             self._say(
-                Inferred(frame.request, "BoundExceeded", f"{len(self._running)} inferences of one application are under way")
+                Inferred(
+                    frame.request, "BoundExceeded", f"{len(self._running)} inferences of one application are under way"
+                )
             )
             return
         inputs = {named.name: named.tensor for named in frame.inputs}
@@ -323,7 +328,7 @@ class Application:
             return
         except MeshError as error:
             frame = encode_local(Inferred(request, type(error).__name__, str(error)[:4_096]))
-        except Exception as error:  # whatever a model's answer does, the application gets one
+        except Exception as error:  # noqa: BLE001 -- whatever a model's answer does, the application gets one
             _log.exception("an inference of %s failed", self)
             frame = encode_local(Inferred(request, InferenceError.__name__, f"the node failed: {error}"[:4_096]))
         self._send(frame, needed=True)

@@ -61,6 +61,12 @@ class Outgoing:
             self._readings.clear(reason)
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing waits."""
+        with self.lock:
+            return self._clear
+
+    @property
     def waiting_readings(self) -> int:
         """Readings that wait; racy, for people."""
         return self._readings.waiting_readings
@@ -78,30 +84,34 @@ class Outgoing:
             self._watch(True)
             return kept
 
-    def send_control(self, frame: bytes) -> None:
-        """Send a frame before all readings that wait, or have it wait.
+    def send_control(self, frame: bytes) -> bool:
+        """Send a frame before all readings that wait, or have it wait. False: there is no pipe.
 
         :raises BoundExceeded: when the other end has not taken ``MAX_CONTROL_FRAMES`` before, or too many bytes.
         """
         with self.lock:
-            if self._clear and self._sent(frame):
-                return
-            self._bounded(len(self._control), self._control_bytes + len(frame))
-            self._control.append(frame)
-            self._control_bytes += len(frame)
-            self._watch(True)
+            if self._pipe is None:
+                return False
+            if not self._clear or not self._sent(frame):
+                self._bounded(len(self._control), self._control_bytes + len(frame))
+                self._control.append(frame)
+                self._control_bytes += len(frame)
+                self._watch(True)
+            return True
 
-    def send_last(self, frame: bytes) -> None:
-        """Send a frame after everything that waits now.
+    def send_last(self, frame: bytes) -> bool:
+        """Send a frame after everything that waits now. False: there is no pipe.
 
         :raises BoundExceeded: when ``MAX_CONTROL_FRAMES`` such wait.
         """
         with self.lock:
-            if self._clear and self._sent(frame):
-                return
-            self._bounded(len(self._last), 0)
-            self._last.append(frame)
-            self._watch(True)
+            if self._pipe is None:
+                return False
+            if not self._clear or not self._sent(frame):
+                self._bounded(len(self._last), 0)
+                self._last.append(frame)
+                self._watch(True)
+            return True
 
     def _bounded(self, count: int, size_bytes: int) -> None:
         if count >= limits.MAX_CONTROL_FRAMES or size_bytes > limits.MAX_QUEUE_BYTES:

@@ -12,7 +12,7 @@ import socket
 import struct
 from contextlib import suppress
 
-from protocols.errors import RemoteProtocolError, TransportError
+from protocols.errors import RemoteProtocolError
 from protocols.limits import MAX_FRAME_BYTES
 
 _PAIR0 = 0x0010
@@ -28,7 +28,7 @@ class Pipe:
     """One end of a connection. The greeting is sent at once and that of the other end expected first."""
 
     def __init__(self, sock: socket.socket) -> None:
-        """Takes ``sock``, connected, over. :raises TransportError: when the other end has gone already."""
+        """Takes ``sock``, connected, over."""
         sock.setblocking(False)
         self._sock = sock
         self.descriptor = sock.fileno()
@@ -39,11 +39,8 @@ class Pipe:
         self._large: bytearray | None = None
         self._large_filled = 0
         self._rest: memoryview | None = None
-        try:
+        with suppress(OSError):  # gone already: what it said before can still be read
             sock.send(_GREETING)
-        except OSError as error:
-            sock.close()
-            raise TransportError(f"the local connection ended as it began ({error.strerror}): try again") from error
 
     # --- sending ---------------------------------------------------------------------------------------------------
     @property

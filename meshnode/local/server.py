@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _CREDENTIALS = struct.Struct("3i")
+_BACKLOG = 64
 _READ = select.EPOLLIN
 _BOTH = select.EPOLLIN | select.EPOLLOUT
 
@@ -76,6 +77,7 @@ class LocalServer:
         self._closing = True
         os.eventfd_write(self._wake, 1)
         self._thread.join(5)
+        os.close(self._wake)
 
     def statistics(self) -> dict[str, int]:
         """Counters by name."""
@@ -132,13 +134,8 @@ class LocalServer:
             _log.warning("a local connection could not be accepted (%s): raise the limit of open files", error)
             time.sleep(0.05)  # out of descriptors: the connection stays and would wake us at once
             return
-        pid, uid, _gid = _CREDENTIALS.unpack(
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
-        try:
-            pipe = Pipe(sock)
-        except TransportError:
-            return
+        pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        pipe = Pipe(sock)
         number, self._next = self._next, self._next + 1
         application = Application(
             number, pipe, Credentials(pid, uid), self._node, self._driver, self._loop, self._counters
@@ -154,9 +151,7 @@ class LocalServer:
         descriptor = pipe.descriptor
         self._applications[descriptor] = application
         self._epoll.register(descriptor, _READ)
-        application.outgoing.attach(
-            pipe, lambda wanted: self._epoll.modify(descriptor, _BOTH if wanted else _READ)
-        )
+        application.outgoing.attach(pipe, lambda wanted: self._epoll.modify(descriptor, _BOTH if wanted else _READ))
 
     def _serve(self, application: Application, mask: int) -> None:
         """One turn of one application: at most one read of its socket, so that a busy one leaves room for others."""
@@ -174,7 +169,7 @@ class LocalServer:
             _log.warning("%s sent what is no frame, hanging up: %s", application, error)
             application.farewell(Closing("malformed", str(error)[:4_096]))
             alive = False
-        except Exception:  # whatever an application makes happen, the node goes on
+        except Exception:  # noqa: BLE001 -- whatever an application makes happen, the node goes on
             _log.exception("serving %s failed, hanging up", application)
             alive = False
         if not alive:
@@ -208,11 +203,12 @@ def _listening(path: Path, mode: int) -> socket.socket:
         permissions = folder.stat().st_mode
     except OSError as error:
         raise TransportError(
-            f"the folder {folder} of the local socket can't be used ({error.strerror}): create it, or set [local] socket"
+            f"the folder {folder} of the local socket can't be used ({error.strerror}): create it, or set another "
+            "[local] socket"
         ) from error
     if permissions & stat.S_IWOTH and not permissions & stat.S_ISVTX:
         raise TransportError(
-            f"the folder {folder} of the local socket may be written by everybody, who could put their own socket there: "
+            f"the folder {folder} of the local socket may be written by everybody, who could put their own one there: "
             "'chmod o-w' it, or set [local] socket"
         )
     _remove_stale(path)
@@ -220,7 +216,7 @@ def _listening(path: Path, mode: int) -> socket.socket:
     try:
         listener.bind(os.fspath(path))
         path.chmod(mode)  # until listen() nobody can connect
-        listener.listen(limits.MAX_LOCAL_APPLICATIONS)
+        listener.listen(_BACKLOG)
         listener.setblocking(False)
     except OSError as error:
         listener.close()
@@ -235,8 +231,8 @@ def check_length(path: Path) -> None:
     length = len(os.fsencode(path))
     if length > limits.MAX_SOCKET_PATH_BYTES:
         raise ConfigError(
-            f"the local socket {path} has a path of {length} bytes, and Linux allows {limits.MAX_SOCKET_PATH_BYTES}: set "
-            "[local] socket to a shorter one, as in '/run/mesh/node.sock', or enabled = false"
+            f"the local socket {path} has a path of {length} bytes, and Linux allows {limits.MAX_SOCKET_PATH_BYTES}: "
+            "set [local] socket to a shorter one, as in '/run/mesh/node.sock', or enabled = false"
         )
 
 

@@ -1,0 +1,575 @@
+"""The Python API of a node in another process of this computer.
+
+    async with meshnode.connect("vehicle.toml") as node:
+        node.publish("veh/veh-1/speed", 13.9, unit="m/s", sensor="wheel")
+        async for reading in node.subscribe("veh/*/hazard"):
+            ...
+
+Methods and errors are those of :class:`meshnode.node.Node`; where the distance shows, the docstring says so. Light to
+import: neither the links nor ONNX Runtime are loaded.
+"""
+
+import asyncio
+import itertools
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from msgspec import Struct
+
+from meshnode.inference_result import InferenceResult
+from meshnode.local.publisher import NOWHERE, ConnectedPublisher
+from meshnode.local.session import Session
+from meshnode.subscriptions import Subscription
+from protocols import limits
+from protocols.access import AccessTable
+from protocols.codec import tensor_of
+from protocols.engine import PeerView
+from protocols.errors import (
+    BoundExceeded,
+    ContextMissing,
+    InferenceError,
+    InputInvalid,
+    LocalProtocolError,
+    MeshError,
+    RemoteProtocolError,
+    TransportError,
+    ValueUnsupported,
+)
+from protocols.events import DeadlineMissed, Event
+from protocols.ids import Incarnation, NodeId, Role
+from protocols.keys import checked_expression, checked_key
+from protocols.local import (
+    DROPS,
+    MODELS,
+    PEERS,
+    POSITION,
+    STATISTICS,
+    Ask,
+    CancelInfer,
+    Done,
+    Fallen,
+    Flush,
+    Happened,
+    Infer,
+    Inferred,
+    LocalNodeFrame,
+    Locate,
+    Missed,
+    ModelView,
+    Parcels,
+    Refused,
+    Subject,
+    Subscribe,
+    Told,
+    Unsubscribe,
+    Welcome,
+    decode_untrusted_parcel,
+    error_named,
+    event_of,
+    told,
+)
+from protocols.messages import NamedTensor, Position, Provenance, Reading, Tensor
+from protocols.readings import Put
+from protocols.values import check_context
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from meshnode.config import NodeConfig
+
+_log = logging.getLogger(__name__)
+
+
+class NodeAway(Struct, frozen=True):
+    """The connection to the node is gone: it ended, was killed, or turned this application away."""
+
+    reason: str
+
+
+class NodeBack(Struct, frozen=True):
+    """The node answers again; subscriptions are in place and readings that waited go out."""
+
+    incarnation: Incarnation
+    """A larger one than before: the node was restarted."""
+
+
+LocalEvent = Event | NodeAway | NodeBack
+
+
+class _Wanted:
+    """A subscription, and what it takes to make it again."""
+
+    __slots__ = ("before", "callback", "fallen", "frame", "handle", "newest")
+
+    def __init__(self, frame: Subscribe, handle: Subscription, callback: Callable[[Reading], object]) -> None:
+        self.frame, self.handle, self.callback = frame, handle, callback
+        self.fallen = 0
+        self.newest: dict[tuple[str, str], int] = {}
+        self.before: dict[tuple[str, str], int] = {}  # as ``newest`` was when the node went
+
+
+class ConnectedNode:
+    """A node in another process. Made by :func:`connect`; methods raise ``LocalProtocolError`` outside ``async with``.
+
+    Unlike :class:`meshnode.node.Node` it has no ``config``, ``port``, ``http_port`` and ``certificate_ends``: they are
+    the node's own affair. When the node is restarted it reconnects, with its subscriptions, and says so by the events
+    :class:`NodeAway` and :class:`NodeBack`.
+    """
+
+    id: NodeId
+    role: Role
+    mesh: str
+    incarnation: Incarnation
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.session = Session(path, name, self._received, self._back, self._gone)
+        self.access = AccessTable(())
+        self.closed = True
+        self._loop: asyncio.AbstractEventLoop
+        self._puts = itertools.count(1)
+        self._position_known = False
+        self._wanted: dict[int, _Wanted] = {}
+        self._answers: dict[int, asyncio.Future[Inferred]] = {}
+        self._flushes: dict[int, asyncio.Future[None]] = {}
+        self._refused: dict[str, MeshError] = {}
+        self._publishers: dict[tuple[Any, ...], ConnectedPublisher] = {}
+        self._listeners: list[Callable[[LocalEvent], None]] = []
+        self._changed = asyncio.Event()
+        self._counters = {"puts_refused": 0, "reconnected": 0, "callbacks_failed": 0}
+
+    # --- life ------------------------------------------------------------------------------------------------------
+    async def __aenter__(self) -> Self:
+        """:raises TransportError: when no node answers at the socket; says why and the way out."""
+        self._loop = asyncio.get_running_loop()
+        self._welcomed(await asyncio.to_thread(self.session.start))
+        self.closed = False
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Hand over what waits, for at most half a second, and disconnect. The node goes on. Idempotent."""
+        self.closed = True
+        await asyncio.to_thread(self.session.close)
+        self._publishers.clear()
+        for wanted in list(self._wanted.values()):
+            wanted.handle.close()
+        self._fail_all("the application closed its connection")
+
+    def not_open(self) -> LocalProtocolError:
+        """What methods raise outside ``async with``."""
+        return LocalProtocolError(
+            f"not connected to the node at {self.session.path}: use it inside 'async with meshnode.connect(…) as node:'"
+        )
+
+    def _welcomed(self, welcome: Welcome) -> None:
+        self.id, self.role, self.mesh = NodeId(welcome.node), welcome.role, welcome.mesh
+        self.incarnation = Incarnation(welcome.incarnation)
+        self.access = AccessTable(welcome.rules)
+        self._position_known = False
+
+    def _gone(self, reason: str) -> None:
+        _log.warning("the node %s is away: %s", self.id, reason)
+        for wanted in list(self._wanted.values()):
+            wanted.before = wanted.newest.copy()
+        self._soon(self._fail_all, reason)
+        self._tell(NodeAway(reason))
+
+    def _back(self, welcome: Welcome) -> None:
+        if welcome.node != self.id:
+            _log.error("at %s there is now the node %s instead of %s", self.session.path, welcome.node, self.id)
+        self._welcomed(welcome)
+        for wanted in list(self._wanted.values()):
+            self.session.say(wanted.frame)
+        self._counters["reconnected"] += 1
+        _log.warning("the node %s is back, incarnation %d", self.id, self.incarnation)
+        self._tell(NodeBack(self.incarnation))
+
+    def _fail_all(self, reason: str) -> None:
+        answers, self._answers = self._answers, {}
+        flushes, self._flushes = self._flushes, {}
+        for answer in answers.values():
+            if not answer.done():
+                answer.set_exception(InferenceError(f"the node {self.id} was lost before it answered: {reason}"))
+        for flush in flushes.values():
+            if not flush.done():
+                flush.set_exception(TransportError(f"the node {self.id} was lost before it confirmed: {reason}"))
+
+    # --- readings --------------------------------------------------------------------------------------------------
+    def publisher(
+        self, key: str, *, unit: str = "1", sensor: str = "application", where: Position | None = None,
+        quality: float = 1.0, calibration: str = "", lineage: tuple[str, ...] = (), priority: int = 3,
+        lifespan_ms: int = 0, hops: int = 0,
+    ) -> ConnectedPublisher:  # fmt: skip
+        """As :meth:`meshnode.node.Node.publisher`; see :meth:`ConnectedPublisher.put` for what differs."""
+        if self.closed:
+            raise self.not_open()
+        if not 0 <= priority <= 7 or not 0 <= lifespan_ms <= limits.MAX_LIFESPAN_MS or not 0 <= hops <= limits.MAX_HOPS:
+            raise LocalProtocolError(
+                f"priority {priority}, lifespan_ms {lifespan_ms} or hops {hops} is out of range: use 0 to 7, "
+                f"0 to {limits.MAX_LIFESPAN_MS} and 0 to {limits.MAX_HOPS}"
+            )
+        checked_key(key)
+        how = Provenance(sensor, unit, quality, calibration, lineage)
+        try:
+            check_context(NOWHERE if where is None else where, how)
+        except ValueUnsupported as error:
+            raise LocalProtocolError(str(error)) from error
+        return ConnectedPublisher(self, key, how, where, priority, lifespan_ms, hops)
+
+    def publish(
+        self, key: str, value: Any, *, unit: str = "1", sensor: str = "application", where: Position | None = None,
+        time_ns: int | None = None, quality: float = 1.0, calibration: str = "", lineage: tuple[str, ...] = (),
+        priority: int = 3, lifespan_ms: int = 0, hops: int = 0,
+    ) -> Put:  # fmt: skip
+        """Hand one value to the node; see :meth:`publisher`, and :meth:`ConnectedPublisher.put` for the result.
+
+        :raises ContextMissing: when nobody knows where.
+        :raises InvalidKey, NotPermitted, ValueUnsupported: what they say.
+        """
+        options = (key, unit, sensor, quality, calibration, lineage, priority, lifespan_ms, hops)
+        publisher = self._publishers.get(options)
+        if publisher is None:
+            publisher = self.publisher(
+                key, unit=unit, sensor=sensor, quality=quality, calibration=calibration, lineage=lineage,
+                priority=priority, lifespan_ms=lifespan_ms, hops=hops,
+            )  # fmt: skip
+            if len(self._publishers) >= limits.MAX_CACHED_KEYS:
+                self._publishers.clear()
+            self._publishers[options] = publisher
+        return publisher.put(value, where=where, time_ns=time_ns)
+
+    async def flushed(self, timeout_s: float = 10.0, key: str | None = None) -> None:
+        """Wait until the node has published what this application put so far; errors as
+        :meth:`ConnectedPublisher.flushed`, of ``key`` or of any."""
+        if self.closed:
+            raise self.not_open()
+        number = self.session.number()
+        flush: asyncio.Future[None] = self._loop.create_future()
+        self._flushes[number] = flush
+        try:
+            async with asyncio.timeout(timeout_s):
+                self.session.say(Flush(number), last=True)
+                await flush
+        finally:
+            self._flushes.pop(number, None)
+        if key is None:
+            refused, self._refused = self._refused, {}
+            if refused:
+                raise next(iter(refused.values()))
+        elif (refusal := self._refused.pop(key, None)) is not None:
+            raise refusal
+
+    def next_put(self) -> int:
+        """The number of a put."""
+        return next(self._puts)
+
+    def require_position(self, key: str) -> None:
+        """Ask the node where it is until it knows. :raises ContextMissing: when it does not."""
+        if self._position_known:
+            return
+        try:
+            self._position_known = self.position is not None
+        except TransportError:
+            return  # away: the reading waits, and the node that comes back may know
+        if not self._position_known:
+            raise ContextMissing(
+                f"a reading on {key!r} has no 'where': a value without its context is of no use to others. "
+                "Set [node] position of the node, set node.position here, or pass where="
+            )
+
+    def subscribe(
+        self, expression: str, callback: Callable[[Reading], object] | None = None, *, deadline_ms: int = 0,
+        max_rate_hz: float = 0.0, conflate: bool = False, history: bool = True, hops: int = 0, own: bool = True,
+        depth: int = 1_024,
+    ) -> Subscription:  # fmt: skip
+        """As :meth:`meshnode.node.Node.subscribe`. Waits for the node's answer, so the errors are the same ones.
+
+        A callback runs on this application's receiving thread and holds up only this application; when it is too slow,
+        the node drops the oldest readings of the lowest priority and ``dropped`` says how many. After a restart of the
+        node the subscription goes on, and readings that it had before do not come again.
+
+        :raises InvalidKey: when ``expression`` is not one. :raises BoundExceeded: with too many subscriptions open.
+        :raises TransportError: when the node is away.
+        """
+        if max_rate_hz < 0 or deadline_ms < 0 or depth < 1 or not 0 <= hops <= limits.MAX_HOPS:
+            raise LocalProtocolError(
+                f"max_rate_hz {max_rate_hz}, deadline_ms {deadline_ms}, depth {depth} or hops {hops} is out of range"
+            )
+        if self.closed:
+            raise self.not_open()
+        checked_expression(expression)
+        number = self.session.number()
+        min_interval_us = int(1e6 / max_rate_hz) if max_rate_hz else 0
+        frame = Subscribe(number, expression, deadline_ms, min_interval_us, conflate, history, hops, own)
+        subscription = Subscription(expression, depth, conflate, None if callback is not None else self._loop)
+        self._wanted[number] = _Wanted(frame, subscription, callback or subscription.take)
+        try:
+            self.session.ask(number, frame)
+        except BaseException:
+            self._wanted.pop(number, None)
+            raise
+
+        def ended() -> None:
+            if self._wanted.pop(number, None) is not None and not self.closed:
+                try:
+                    self.session.say(Unsubscribe(number))
+                except (BoundExceeded, TransportError) as error:
+                    _log.debug("nothing to unsubscribe at the node: %s", error)
+
+        subscription.bind(ended)
+        return subscription
+
+    # --- inference -------------------------------------------------------------------------------------------------
+    async def infer(
+        self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", *, outputs: tuple[str, ...] = (),
+        deadline_ms: int | None = None, hedge: bool | None = None,
+    ) -> InferenceResult:  # fmt: skip
+        """As :meth:`meshnode.node.Node.infer`: the node has it computed, by itself or by a neighbour. ``took_ms`` is
+        the node's; the way to the node and back comes on top.
+
+        :raises ModelUnknown, InputInvalid, BudgetExhausted, InferenceError: as there.
+        :raises TransportError: when the node is away. :raises BoundExceeded: with too many inferences under way.
+        """
+        import numpy as np
+
+        if self.closed:
+            raise self.not_open()
+        arrays = {name: value if isinstance(value, Tensor) else np.asarray(value) for name, value in inputs.items()}
+        too_many = len(arrays) > limits.MAX_TENSORS or len(outputs) > limits.MAX_TENSORS
+        if too_many or any(len(name) > limits.MAX_TEXT_CHARS for name in (model, *arrays, *outputs)):
+            raise InputInvalid(
+                f"{len(arrays)} inputs, {len(outputs)} outputs: give at most {limits.MAX_TENSORS}, with names of "
+                f"{limits.MAX_TEXT_CHARS} characters"
+            )
+        if deadline_ms is not None and not 1 <= deadline_ms <= limits.MAX_BUDGET_MS:
+            raise LocalProtocolError(f"deadline_ms {deadline_ms} is out of range: use 1 to {limits.MAX_BUDGET_MS}")
+        tensors = tuple(
+            NamedTensor(name, value if isinstance(value, Tensor) else tensor_of(value))
+            for name, value in arrays.items()
+        )
+        number = self.session.number()
+        answer: asyncio.Future[Inferred] = self._loop.create_future()
+        self._answers[number] = answer
+        try:
+            self.session.say(Infer(number, model, tensors, tuple(outputs), deadline_ms, hedge))
+            answered = await answer
+        except asyncio.CancelledError:
+            try:
+                self.session.say(CancelInfer(number))
+            except (BoundExceeded, TransportError) as error:
+                _log.debug("nothing to cancel at the node: %s", error)
+            raise
+        finally:
+            self._answers.pop(number, None)
+        if answered.error:
+            raise error_named(answered.error, answered.detail)
+        return InferenceResult(
+            {named.name: np.asarray(named.tensor) for named in answered.outputs}, NodeId(answered.ran_on),
+            answered.took_ms, answered.compute_ms, answered.queued_ms, answered.attempts,
+        )  # fmt: skip
+
+    # --- who is there, and for operators: each asks the node and waits, normally well below a millisecond -----------
+    def _ask(self, subject: Subject) -> Any:
+        if self.closed:
+            raise self.not_open()
+        number = self.session.number()
+        answer = self.session.ask(number, Ask(number, subject))
+        if type(answer) is not Told:
+            raise RemoteProtocolError(f"the node answered {subject!r} with {type(answer).__name__}: update the older")
+        return answer.content
+
+    @property
+    def models(self) -> dict[str, ModelView]:
+        """Models loaded in the node, by name: their digest and signature. :raises TransportError: the node is away."""
+        return {view.name: view for view in told(self._ask("models"), MODELS)}
+
+    @property
+    def position(self) -> Position | None:
+        """Where the node is now; an application that knows better (a GNSS receiver's) sets it.
+
+        :raises TransportError: when the node is away.
+        """
+        position: Position | None = told(self._ask("position"), POSITION)  # type: ignore[arg-type]  # a union
+        return position
+
+    @position.setter
+    def position(self, position: Position | None) -> None:
+        if self.closed:
+            raise self.not_open()
+        if position is not None:
+            check_context(position, Provenance("", "1"))
+        self.session.say(Locate(position))
+        self._position_known = position is not None
+
+    @property
+    def uplink_state(self) -> str:
+        """As :attr:`meshnode.node.Node.uplink_state`. :raises TransportError: when the node is away."""
+        return told(self._ask("uplink"), str)
+
+    def peers(self) -> list[PeerView]:
+        """Every neighbour of the node, as it sees them. :raises TransportError: when the node is away."""
+        return list(told(self._ask("peers"), PEERS))
+
+    async def wait_for_peers(self, count: int, timeout_s: float = 10.0) -> list[PeerView]:
+        """Wait until the node has met at least ``count`` neighbours that are alive.
+
+        :raises TimeoutError: when they are not in time. :raises TransportError: when the node is away.
+        """
+        async with asyncio.timeout(timeout_s):
+            while True:
+                self._changed.clear()
+                met = [peer for peer in self.peers() if peer.met and peer.state.value == "alive"]
+                if len(met) >= count:
+                    return met
+                await self._changed.wait()
+
+    def on_event(self, listener: Callable[[LocalEvent], None]) -> None:
+        """Call ``listener`` for every event of the node's neighbourhood, for missed deadlines of own subscriptions, and
+        for :class:`NodeAway` and :class:`NodeBack`, on the receiving thread. ``Answered`` is no event here: inferences
+        of others are not shown. An application too slow for its readings may miss events, and should ask ``peers()``.
+        """
+        self._listeners.append(listener)
+
+    def statistics(self) -> dict[str, int]:
+        """Counters of the node, and of this connection under ``application_…``; without the node's while it is away."""
+        try:
+            counters = told(self._ask("statistics"), STATISTICS)
+        except TransportError:
+            counters = {}
+        session = self.session
+        own = {
+            **self._counters,
+            "frames_unknown": session.frames_unknown,
+            "frames_malformed": session.frames_malformed,
+            "frames_put_off_too_long": session.backlog_dropped,
+            "readings_waiting": session.outgoing.waiting_readings,
+        }
+        counters.update({f"application_{name}": value for name, value in own.items()})
+        return counters
+
+    def drops(self) -> list[tuple[tuple[str, str, str], int]]:
+        """((peer, key, reason), count) of the node's drops, and as ``("", key, reason)`` of readings put here that the
+        node did not take in time; only these while the node is away."""
+        try:
+            drops = told(self._ask("drops"), DROPS)
+        except TransportError:
+            drops = []
+        with self.session.outgoing.lock:
+            return drops + list(self.session.drops.items())
+
+    # --- the receiving thread --------------------------------------------------------------------------------------
+    def _received(self, frame: LocalNodeFrame) -> None:
+        match frame:
+            case Parcels():
+                self._deliver(frame)
+            case Inferred():
+                self._soon(_settle, self._answers.get(frame.request), frame)
+            case Refused():
+                self._counters["puts_refused"] += 1
+                error = error_named(frame.error, frame.detail)
+                if len(self._refused) < limits.MAX_CACHED_KEYS:
+                    self._refused.setdefault(frame.key, error)
+                count = self._counters["puts_refused"]
+                if count & (count - 1) == 0:  # 1, 2, 4, 8 …
+                    _log.warning("the node refused a reading on %s: %s (%d so far)", frame.key, error, count)
+            case Happened():
+                event = event_of(frame)
+                if event is not None:
+                    self._tell(event)
+            case Missed():
+                wanted = self._wanted.get(frame.subscription)
+                if wanted is not None:
+                    wanted.handle.deadlines_missed += 1
+                    self._tell(DeadlineMissed(frame.subscription, frame.origin, frame.key))
+            case Fallen():
+                wanted = self._wanted.get(frame.subscription)
+                if wanted is not None:
+                    wanted.handle.dropped += max(0, frame.dropped - wanted.fallen)
+                    wanted.fallen = frame.dropped
+            case _:
+                self._completed(frame)
+
+    def _completed(self, frame: LocalNodeFrame) -> None:
+        """A ``Done`` nobody waits for on a thread: of a flush, or of a subscription made again."""
+        if type(frame) is not Done:
+            return
+        number = frame.question
+        flush = self._flushes.get(number)
+        if flush is not None:
+            self._soon(_settle, flush, None)
+        elif frame.error and number in self._wanted:
+            wanted = self._wanted.pop(number)
+            _log.error("the node that came back refused %r: %s", wanted.frame.expression, frame)
+            wanted.handle.close()
+
+    def _deliver(self, frame: Parcels) -> None:
+        for parcel in frame.parcels:
+            wanted = self._wanted.get(parcel.label)
+            if wanted is None:
+                continue
+            try:
+                reading = decode_untrusted_parcel(parcel)
+            except RemoteProtocolError as error:
+                self.session.frames_malformed += 1
+                _log.warning("the node sent what is no reading: %s", error)
+                continue
+            stream = (reading.origin, reading.key)
+            if wanted.before and reading.sequence <= wanted.before.get(stream, -1):
+                continue
+            if stream not in wanted.newest and len(wanted.newest) >= limits.MAX_CACHED_KEYS:
+                wanted.newest.clear()
+            wanted.newest[stream] = reading.sequence
+            self._call(wanted.callback, reading)
+
+    def _tell(self, event: LocalEvent) -> None:
+        for listener in list(self._listeners):
+            self._call(listener, event)
+        self._soon(self._changed.set)
+
+    def _call(self, callback: Callable[[Any], object], argument: object) -> None:
+        try:
+            callback(argument)
+        except Exception:  # noqa: BLE001 -- whatever a callback does, receiving goes on
+            self._counters["callbacks_failed"] += 1
+            count = self._counters["callbacks_failed"]
+            if count & (count - 1) == 0:
+                _log.exception("a callback failed (%d failures so far)", count)
+
+    def _soon(self, callback: Callable[..., object], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:
+            _log.debug("the event loop has ended before %s", callback)
+
+
+def _settle(future: "asyncio.Future[Any] | None", value: object) -> None:
+    if future is not None and not future.done():
+        future.set_result(value)
+
+
+def connect(node: "NodeConfig | Path | str", name: str | None = None) -> ConnectedNode:
+    """A node that runs in another process of this computer, connected inside ``async with``.
+
+    ``node``: its TOML file, its ``NodeConfig``, or the path of its socket. ``name``: of this application, for the
+    node's logs; default that of the program.
+
+    :raises ConfigError: at once, when the file is wrong. Entering raises ``TransportError`` with the way out.
+    """
+    if name is None:
+        name = Path(sys.argv[0]).name or "python"
+    if not isinstance(node, Path | str):
+        return ConnectedNode(node.local_socket, name[: limits.MAX_TEXT_CHARS])
+    path = Path(node)
+    if path.suffix == ".toml" or path.is_file():
+        from meshnode.config import load_local_socket
+
+        path = load_local_socket(path)
+    return ConnectedNode(path, name[: limits.MAX_TEXT_CHARS])

@@ -1,0 +1,93 @@
+"""What an application publishes with: checks everything that can be known here, then hands the reading to the node.
+
+A put does not wait for the node. What it refuses can be known beforehand, for the node told its access table at the
+start, so an application gets the errors it would get in the node's own process, where it made the mistake. The table or
+the position may change while a reading is on its way: that refusal is counted, logged, and raised by ``flushed``.
+"""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from protocols.access import AccessTable
+from protocols.errors import NotPermitted, ValueUnsupported
+from protocols.local import NODE_POSITION, OWN_POSITION, encode_parcel
+from protocols.messages import EventTime, Position, Provenance, Reading
+from protocols.readings import Put
+from protocols.values import check_context
+
+if TYPE_CHECKING:
+    from meshnode.local.client import ConnectedNode
+
+NOWHERE = Position(0.0, 0.0, 0.0)
+"""Stands where the node fills in its own position."""
+
+
+class ConnectedPublisher:
+    """Publishes on one key with one quality of service. Made by :meth:`ConnectedNode.publisher`."""
+
+    def __init__(
+        self, node: "ConnectedNode", key: str, how: Provenance, where: Position | None, priority: int,
+        lifespan_ms: int, hops: int,
+    ) -> None:  # fmt: skip
+        self.key = key
+        self._node, self._how, self._where = node, how, where
+        self._priority, self._lifespan_ms, self._hops = priority, lifespan_ms, hops
+        self._permitted_by: AccessTable | None = None
+        self._checked: Position | None = None
+
+    def put(self, value: Any, *, where: Position | None = None, time_ns: int | None = None) -> Put:
+        """Hand one value to the node, which publishes it. Any thread; waits only while nobody knows where the node is,
+        to ask it.
+
+        All that ``Publisher.put`` of a node refuses is refused here and now by the same errors: the node's access table
+        is known here. The rare rest (the table or the position changed under way) is counted, logged and raised by
+        :meth:`flushed`. Of the result ``queued`` is 1 when the node has it or it waits for the node, ``dropped`` 1 when
+        too much waits already; ``sequence`` counts this application's puts, and who gets the reading is not known yet.
+
+        ``time_ns``: UTC of the measurement in nanoseconds, default now. ``where``: default the publisher's, then the
+        node's.
+
+        :raises ContextMissing: when nobody knows where. :raises NotPermitted: when the node may not publish the key.
+        :raises ValueUnsupported: when ``value`` can't travel.
+        :raises LocalProtocolError: when the connection was closed.
+        """
+        node = self._node
+        if node.closed:
+            raise node.not_open()
+        if self._permitted_by is not node.access:
+            self._check_permission(node)
+        label, where = OWN_POSITION, where or self._where
+        if where is None:
+            node.require_position(self.key)
+            label, where = NODE_POSITION, NOWHERE
+        if where is not self._checked:
+            check_context(where, self._how)
+            self._checked = where
+        utc_ns = time.time_ns() if time_ns is None else time_ns
+        if type(utc_ns) is not int or utc_ns < 0:
+            raise ValueUnsupported(f"{utc_ns!r} is not a time: use whole nanoseconds since 1970, 0 or more")
+        sequence = node.next_put()
+        reading = Reading(
+            self.key, node.id, sequence, value, where, EventTime(utc_ns, 0), self._how, self._priority,
+            self._lifespan_ms, self._hops,
+        )  # fmt: skip
+        parcel = encode_parcel(label, reading)
+        kept = node.session.outgoing.send_reading(self.key, parcel, self._priority, self._lifespan_ms)
+        return Put(sequence, 0, 1, 0) if kept else Put(sequence, 0, 0, 1)
+
+    async def flushed(self, timeout_s: float = 10.0) -> None:
+        """Wait until the node has published what was put so far, on any key.
+
+        :raises NotPermitted, ContextMissing: the first refusal by the node on this key since the last call.
+        :raises TransportError: the node is away or went. :raises TimeoutError: it did not get that far in time.
+        """
+        await self._node.flushed(timeout_s, self.key)
+
+    def _check_permission(self, node: "ConnectedNode") -> None:
+        access = node.access
+        if not access.permits_publish(node.role, node.id, self.key):
+            raise NotPermitted(
+                f"the access table does not let {node.role.value} {node.id} publish on {self.key!r}: use a key that it "
+                "allows, or add a rule to the node's [access]"
+            )
+        self._permitted_by = access
