@@ -165,7 +165,7 @@ class Driver:
         return number
 
     def unsubscribe(self, number: int) -> None:
-        """No callback begins after this returned, one under way may end later."""
+        """Nothing new is delivered; a callback that has begun, or was about to, may still run once."""
         with self._lock:
             self._handlers.pop(number, None)
             self.engine.unsubscribe(number, time.monotonic_ns())

@@ -143,6 +143,9 @@ class Recorder:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for key, _ in self._waiting:  # chosen while the node was closing
+            self._not_kept(key, "outbox_closed")
+        self._waiting.clear()
         await self.outbox.__aexit__(None, None, None)
 
 
