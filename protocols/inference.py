@@ -35,7 +35,7 @@ HEDGE_FACTOR = 1.5
 HEDGE_SLACK_NS = 5 * limits.MS
 """… and this much more."""
 EXPLORE_EVERY = 16
-"""Of so many runs that neighbours were predicted to do faster one is done here …"""
+"""The first run that neighbours were predicted to do faster is done here, and then one of so many …"""
 EXPLORE_FACTOR = 2
 """… unless this node is predicted to need more than this many times as long: what is sure needs no measuring."""
 MAX_SERVED_PER_NEIGHBOUR = 16
@@ -119,7 +119,7 @@ class Inference:
         self._served: dict[int, _Served] = {}
         self._asked_of: dict[NodeId, int] = {}  # own runs under way there, which its offers may not show yet
         self._next = 1
-        self._elsewhere = 0  # runs given to neighbours since the last here
+        self._elsewhere = EXPLORE_EVERY  # runs given to neighbours since the last here; none was here yet
         self._offer_version = 0
         self._effects: list[Compute | CancelCompute] = []
         self._messages: list[tuple[NodeId, NodeFrame]] = []

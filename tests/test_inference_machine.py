@@ -98,6 +98,27 @@ def test_ask_beyond_the_bound_is_refused() -> None:
         bench.ask()
 
 
+def test_ask_measures_this_node_at_first_and_every_sixteenth_time_unless_it_is_surely_slower() -> None:
+    """A cost measured while all was starting was never corrected: a fast vehicle gave its frames away for ever."""
+    bench = Bench(A)
+    bench.machine.set_models((model(compute_ns=10 * MS),))
+    bench.offer(A, 6_000)
+    here = []
+    for _ in range(18):
+        bench.ask(hedge=False)
+        here.append(bool(bench.machine.outgoing()))
+        for node, request in bench.requests():
+            bench.now += 7 * MS
+            bench.answer(node, request.request, compute_us=6_000)
+        bench.machine.events()
+    assert [number for number, ran_here in enumerate(here) if ran_here] == [0, 16]
+    slow = Bench(A)
+    slow.machine.set_models((model(compute_ns=100 * MS),))
+    slow.offer(A, 6_000)
+    slow.ask()
+    assert slow.requests(), "what is surely slower needs no measuring"
+
+
 def test_ask_runs_here_when_that_is_fastest() -> None:
     """A neighbour never makes the caller slower."""
     bench = Bench(A)
