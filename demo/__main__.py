@@ -23,13 +23,14 @@ def main() -> int:
         prog="python -m demo", description="A mesh of six nodes on this host, with accidents."
     )
     parser.add_argument("--no-relay", action="store_true", help="run without a relay: records stay on disk")
+    parser.add_argument("--mixed", action="store_true", help="run every second node on the link engine nng")
     parser.add_argument("--out", type=Path, default=Path("build/demo.json"), help="the summary (default: %(default)s)")
     options = parser.parse_args()
     # Not under build/: a path to a socket or a slow shared folder must not decide how the demonstration goes.
     folder = Path(tempfile.mkdtemp(prefix="meshnode-demo-"))
     try:
         relay_port = None if options.no_relay else free_port()
-        write_files(folder, relay_port)
+        write_files(folder, relay_port, options.mixed)
         conductor, met = play_all(folder, relay_port, View("a mesh on this host"))
         summary = Verdict(conductor, met).summary()
     except MeshError as error:

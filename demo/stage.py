@@ -43,6 +43,7 @@ id = "{name}"
 [listen]
 host = "127.0.0.1"
 advertise = ["127.0.0.1"]
+link_engine = "{engine}"
 
 [discovery]
 interfaces = ["127.0.0.1"]
@@ -107,8 +108,11 @@ port = {port}
 """
 
 
-def write_files(folder: Path, relay_port: int | None) -> None:
-    """Write everything under ``folder``, which must be empty or missing. :raises MeshError: when it can't."""
+def write_files(folder: Path, relay_port: int | None, mixed: bool) -> None:
+    """Write everything under ``folder``, which must be empty or missing. ``mixed``: every second node runs on libnng.
+
+    :raises MeshError: when it can't.
+    """
     create_mesh(folder / "authority", MESH)
     if relay_port is not None:
         issue(folder / "authority", Role.RELAY, "relay-1", folder / "relay-1")
@@ -116,15 +120,16 @@ def write_files(folder: Path, relay_port: int | None) -> None:
     for index, participant in enumerate(ALL):
         home = folder / participant.name
         issue(folder / "authority", participant.role, participant.name, home)
-        (home / "node.toml").write_text(_node_toml(participant, index, relay_port))
+        (home / "node.toml").write_text(_node_toml(participant, index, relay_port, mixed))
 
 
-def _node_toml(participant: Participant, index: int, relay_port: int | None) -> str:
+def _node_toml(participant: Participant, index: int, relay_port: int | None, mixed: bool) -> str:
     unit = participant.role is Role.RSU
     position = _POSITION.format(latitude=48.7655 + index * 0.0005, longitude=11.4237) if unit else ""
     text = _COMMON.format(
-        name=participant.name, position=position, detector=find_detector(), detector_input="image", side=SIDE,
-        serve="true" if unit else "false", slowdown=SLOWDOWN if participant.slow else 1.0,
+        name=participant.name, engine="nng" if mixed and index % 2 else "express", position=position,
+        detector=find_detector(), detector_input="image", side=SIDE, serve="true" if unit else "false",
+        slowdown=SLOWDOWN if participant.slow else 1.0,
         rule="hazards" if unit else "track", rule_keys="veh/*/hazard" if unit else "veh/*/position",
         rule_source="any" if unit else "own", rule_interval_ms=0 if unit else 1_000,
     )  # fmt: skip
