@@ -7,7 +7,8 @@ Threads: the transport's receiving thread and I/O thread, a timer thread of our 
    thread sends them.
 3. A lone reading goes out at once, on the thread that publishes it. Only in a burst (``_BURST`` readings, each within
    ``_BURST_GAP_NS`` of the one before) and on a link that did not take a frame are readings left to gather: until the
-   I/O thread has its turn, which it is given at once, or a full frame waits. That is all the batching there is.
+   I/O thread has its turn, which it is given at once, or a full frame waits. While a callback runs nothing gathers,
+   for with some transports it is the I/O thread that runs it. That is all the batching there is.
 4. User callbacks run on the thread that received (or published) the reading; what they raise is logged and counted.
 """
 
@@ -383,7 +384,8 @@ class Driver:
         elif link.burst:
             link.burst = link.burst - 1 if gap_ns < _PAUSE_NS else 0
         link.gathered += 1
-        alone = link.burst < _BURST or self._transport.receiving_since_ns() is not None  # nobody is free to be notified
+        # While the receiving thread runs a callback nobody may be free to take notice.
+        alone = link.burst < _BURST or self._transport.receiving_since_ns() is not None
         if link.gathered >= _FULL or (alone and link.in_hand is None):
             self._flush(link)
             now = time.monotonic_ns()  # after the send: what that took says nothing of the publisher's pace
@@ -399,9 +401,8 @@ class Driver:
             while True:
                 frame = link.in_hand
                 if frame is None:
-                    link.gathered = (
-                        0  # before looking: who queues something after the look must find it 0 and give notice
-                    )
+                    # Before looking: who queues something after the look must find it 0 and give notice.
+                    link.gathered = 0
                     with self._lock:
                         frame = self.engine.next_frame(link.dial, time.monotonic_ns())
                     if frame is None:
