@@ -140,10 +140,7 @@ class Driver:
         with self._lock:
             put, delivery = engine.publish(key, value, where, when, how, priority, lifespan_ms, hops, now, utc_now)
             flushes = engine.flushes()
-            claimed = self._claim(flushes, now) if flushes else None
             sooner = engine.deadline_at() < self._timer_due_ns
-        if claimed:
-            self._send_claimed(claimed)
         if flushes is None:
             self._settle()
         else:
@@ -337,41 +334,6 @@ class Driver:
                     self._cancel_compute(effect.run)
                 case _:
                     assert_never(effect)
-
-    def _claim(self, dials: list[int], now: int) -> list[tuple[_Link, bytes]]:
-        """The short way of a lone reading, under the engine's lock: take its frame, and hold the lock of its link so
-        that no later one overtakes it. Links claimed are removed from ``dials``; the others go the long way."""
-        claimed = []
-        for dial in tuple(dials):
-            link = self._links.get(dial)
-            if link is None or link.burst or not link.opened:
-                continue
-            if now - link.kicked_ns < _BURST_GAP_NS:
-                continue
-            # Never waits: whoever holds a link's lock may be waiting for the engine's.
-            if not link.lock.acquire(blocking=False):
-                continue
-            frame = self.engine.lone_frame(dial, now) if link.in_hand is None else None
-            if frame is None:
-                link.lock.release()
-                continue
-            claimed.append((link, frame))
-            dials.remove(dial)
-        return claimed
-
-    def _send_claimed(self, claimed: list[tuple[_Link, bytes]]) -> None:
-        """Send the frames of :meth:`_claim` and let go of the links, of all of them whatever happens."""
-        while claimed:
-            link, frame = claimed.pop()
-            try:
-                if link.lane is None or not link.lane.try_send(frame):
-                    link.in_hand = frame
-                link.kicked_ns = time.monotonic_ns()
-            except Exception:  # noqa: BLE001 - the locks of the others must be released whatever one link does
-                _log.exception("a lane failed to send; its frame is kept")
-                link.in_hand = frame
-            finally:
-                link.lock.release()
 
     def _kick(self, dial: int, now: int) -> None:
         """Something waits for a link: send it now, or let it gather in a burst. The counters race; they only guide."""

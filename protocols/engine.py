@@ -267,11 +267,6 @@ class Engine:
         queue = self._queue_of.get(dial)
         return None if queue is None else queue.take(now)
 
-    def lone_frame(self, dial: int, now: int) -> bytes | None:
-        """The frame of a lone reading: as :meth:`next_frame` when one reading and nothing else waits, else None."""
-        queue = self._queue_of.get(dial)
-        return None if queue is None or not queue.lone else queue.take(now)
-
     def frame_lost(self, dial: int, frame: bytes, why: str) -> None:
         """A frame that was taken could not be sent: the lane went first. Counts the readings in it."""
         reached = self._membership.lane_of(dial)

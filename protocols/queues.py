@@ -64,11 +64,6 @@ class LaneQueue:
     def __bool__(self) -> bool:
         return bool(self.waiting_readings or self._control or self._latest or self._heartbeat is not None)
 
-    @property
-    def lone(self) -> bool:
-        """Whether one reading waits and nothing else."""
-        return self.waiting_readings == 1 and not (self._control or self._latest) and self._heartbeat is None
-
     def put_heartbeat(self, frame: bytes) -> None:
         """Only the newest heartbeat is worth sending."""
         self._heartbeat = frame

@@ -359,14 +359,15 @@ def test_hot_path_shortcuts_say_the_same_as_the_whole() -> None:
     driven.publish()
     assert driven.engine.flushes() == [driven.dial]
     assert driven.engine.flushes() == []
-    lone = driven.engine.lone_frame(driven.dial, driven.now)
-    assert lone is not None
-    assert type(decode_untrusted_node_frame(lone)) is Readings
-    assert driven.engine.lone_frame(driven.dial, driven.now) is None
+    frame = driven.engine.next_frame(driven.dial, driven.now)
+    assert frame is not None
+    assert type(decode_untrusted_node_frame(frame)) is Readings
+    assert driven.engine.next_frame(driven.dial, driven.now) is None
     driven.publish()
     driven.publish()
-    assert driven.engine.lone_frame(driven.dial, driven.now) is None, "two go together"
-    assert driven.engine.lone_frame(99, driven.now) is None
+    assert driven.engine.next_frame(driven.dial, driven.now) is not None
+    assert driven.engine.next_frame(driven.dial, driven.now) is None, "two go together"
+    assert driven.engine.next_frame(99, driven.now) is None
     driven.publish(bytes(100_000))
     assert driven.engine.flushes() is None, "there is a dial to make"
     assert [type(effect) for effect in driven.engine.outgoing()] == [Dial, Flush]
