@@ -28,6 +28,7 @@ class Notebook:
     def __init__(self, name: str) -> None:
         self.name = name
         self.lock = threading.Lock()
+        self._printing = threading.Lock()
         self.latencies_us: list[float] = []
         self.readings: Counter[str] = Counter()
         self.hazards: list[dict[str, Any]] = []
@@ -39,7 +40,10 @@ class Notebook:
 
     def say(self, kind: str, **fields: Any) -> None:
         """One line for the conductor."""
-        print(json.dumps({"at": time.time(), "node": self.name, "kind": kind, **fields}), flush=True)
+        line = json.dumps({"at": time.time(), "node": self.name, "kind": kind, **fields}) + "\n"
+        with self._printing:  # several threads speak, and print() writes a line in two pieces
+            sys.stdout.write(line)
+            sys.stdout.flush()
 
     def received(self, reading: meshnode.Reading) -> None:
         """A neighbour's reading: all clocks of this host are one, so the age is the latency."""
