@@ -61,6 +61,10 @@ class Contender(Protocol):
         ``batched`` trades latency for throughput where the contender has that choice.
         """
 
+    def gatherer(self, key: str) -> Callable[[list[Any]], object]:
+        """A function that puts all values of a list, each as a reading of its own, by the fastest way the contender
+        has for that."""
+
     def infer(self, array: Any, seconds: float) -> list[int]:
         """Have ``array`` computed by the far end again and again, one at a time, for ``seconds``.
 

@@ -19,9 +19,10 @@ from benchmarks.contender import BenchmarkFailed, Contender
 
 LATENCY_BYTES = {"reading_64B": 64, "reading_16KiB": 16 * 1024}
 READINGS = "readings_per_s"
+GATHERED = "gathered_readings_per_s"
 TENSORS = "tensor_1MB_bytes_per_s"
 INFERENCE = "remote_inference_overhead"
-RUNS = (*LATENCY_BYTES, READINGS, TENSORS, INFERENCE)
+RUNS = (*LATENCY_BYTES, READINGS, GATHERED, TENSORS, INFERENCE)
 """What is run; a latency run gives two measures."""
 
 TENSOR_ELEMENTS = 250_000
@@ -32,7 +33,7 @@ STALL_S = 5.0
 BEGIN = -1.0
 FINISH = -2.0
 PUTS_PER_CLOCK = 32
-"""Small readings between two looks at the clock."""
+"""Small readings between two looks at the clock; as many are handed over together where they are gathered."""
 
 
 def percentile(sorted_values: list[int], share: float) -> int:
@@ -155,6 +156,7 @@ class FarEnd:
         Echo(contender)
         self._counters = {
             READINGS: Counter(contender, "veh/bench-near/small", float),
+            GATHERED: Counter(contender, "veh/bench-near/gathered", float),
             TENSORS: Counter(contender, "veh/bench-near/tensor", touch_array),
         }
 
@@ -170,6 +172,7 @@ class NearEnd:
         self._contender = contender
         self._pinger = Pinger(contender)
         self._put_small = contender.publisher("veh/bench-near/small", batched=True)
+        self._put_all = contender.gatherer("veh/bench-near/gathered")
         self._put_tensor = contender.publisher("veh/bench-near/tensor", batched=True)
 
     def latency(self, run: str, seconds: float) -> dict[str, float]:
@@ -180,6 +183,9 @@ class NearEnd:
         """Send for ``seconds``; returns how many were put between the marks."""
         if run == READINGS:
             return flood(self._put_small, 13.25, lambda mark: mark, PUTS_PER_CLOCK, seconds)
+        if run == GATHERED:
+            lists = flood(self._put_all, [13.25] * PUTS_PER_CLOCK, lambda mark: [mark], 1, seconds)
+            return lists * PUTS_PER_CLOCK
         import numpy as np
 
         def mark(value: float) -> Any:

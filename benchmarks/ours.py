@@ -71,6 +71,23 @@ class Ours:
         put: Callable[[Any], object] = self._opened.publisher(key, unit=HOW.unit, sensor=HOW.sensor, where=WHERE).put
         return self._paced(put) if batched else put
 
+    def gatherer(self, key: str) -> Callable[[list[Any]], object]:
+        """See :class:`benchmarks.contender.Contender`: one ``put_many``."""
+        put_many = self._opened.publisher(key, unit=HOW.unit, sensor=HOW.sensor, where=WHERE).put_many
+        node = self._opened
+        since_look = 0
+
+        def paced(values: list[Any]) -> None:
+            nonlocal since_look
+            since_look += len(values)
+            if since_look >= LOOK_EVERY:
+                since_look = 0
+                while any(peer.waiting_readings > MAX_WAITING for peer in node.peers()):
+                    time.sleep(0.0001)
+            put_many(values)
+
+        return paced
+
     def infer(self, array: Any, seconds: float) -> list[int]:
         """One request after the other, on the event loop as an application does it."""
         return self._in_loop(self._infer(array, seconds), seconds + OFFER_TIMEOUT_S + BUDGET_MS / 1_000)

@@ -63,6 +63,16 @@ class Peer(abc.ABC):
         """See :class:`benchmarks.contender.Contender`."""
         return publisher(self.sender(batched=batched), key, self.setting.node)
 
+    def gatherer(self, key: str) -> Callable[[list[Any]], None]:
+        """See :class:`benchmarks.contender.Contender`: one put each; links that can gather them do so."""
+        put = self.publisher(key, batched=True)
+
+        def put_all(values: list[Any]) -> None:
+            for value in values:
+                put(value)
+
+        return put_all
+
     def infer(self, array: Any, seconds: float) -> list[int]:
         """See :class:`benchmarks.contender.Contender`."""
         import numpy as np

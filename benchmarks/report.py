@@ -19,11 +19,12 @@ UNITS = {
     "reading_64B_p99": "us",
     "reading_16KiB_p50": "us",
     "readings_per_s": "1/s",
+    "gathered_readings_per_s": "1/s",
     "tensor_1MB_bytes_per_s": "B/s",
     "remote_inference_overhead": "ms",
 }
 """The measures that are reported."""
-RATES = frozenset({"readings_per_s", "tensor_1MB_bytes_per_s"})
+RATES = frozenset({"readings_per_s", "gathered_readings_per_s", "tensor_1MB_bytes_per_s"})
 """More is better; of the others less is."""
 
 P50_BAR = 1.4
@@ -32,6 +33,14 @@ P99_BAR = 2.0
 READINGS_BAR = 150_000.0
 """Small readings a second into one callback, at least."""
 INFERENCE_BAR_MS = 3.0
+ZENOH_BARS = {
+    "reading_64B_p50": 2.0,
+    "reading_64B_p99": 2.0,
+    "reading_16KiB_p50": 1.0,
+    "gathered_readings_per_s": 1.5,
+    "tensor_1MB_bytes_per_s": 1.0,
+}
+"""How many times better than zenoh, at least."""
 
 
 def ratio(measure: str, ours: float, peer: float) -> float:
@@ -112,6 +121,12 @@ def missed_bars(outcome: Outcome) -> list[str]:
     rate = outcome.median("readings_per_s", "ours")
     if rate is None or rate < READINGS_BAR:
         missed.append(f"readings_per_s is {_shown(rate or 0)}, below {READINGS_BAR:,.0f}")
+    for measure, bar in ZENOH_BARS.items():
+        ours, zenoh = outcome.median(measure, "ours"), outcome.median(measure, "zenoh")
+        if ours is None or zenoh is None:
+            missed.append(f"{measure} was not measured beside zenoh")
+        elif ratio(measure, ours, zenoh) < bar:
+            missed.append(f"{measure} is {ratio(measure, ours, zenoh):.2f} times as good as zenoh's, below {bar}")
     overhead = outcome.median("remote_inference_overhead", "ours")
     if overhead is None or overhead >= INFERENCE_BAR_MS:
         shown = "not measured" if overhead is None else f"{overhead:.2f} ms"

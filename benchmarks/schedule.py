@@ -24,7 +24,8 @@ from protocols.ids import Role
 SECONDS = {
     "reading_64B": 1.0,
     "reading_16KiB": 0.6,
-    "readings_per_s": 0.8,
+    "readings_per_s": 0.6,
+    "gathered_readings_per_s": 0.6,
     "tensor_1MB_bytes_per_s": 0.7,
     "remote_inference_overhead": 0.5,
 }

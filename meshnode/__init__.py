@@ -14,18 +14,19 @@ if TYPE_CHECKING:
     from meshnode.config import NodeConfig
     from meshnode.inference_result import InferenceResult
     from meshnode.local.client import ConnectedNode, connect
-    from meshnode.node import Node, Publisher, open  # noqa: A004 - reads as ``meshnode.open``
+    from meshnode.node import Node, open  # noqa: A004 - reads as ``meshnode.open``
+    from meshnode.publisher import Publisher
     from meshnode.subscriptions import Subscription
     from protocols.errors import MeshError
     from protocols.messages import EventTime, Position, Provenance, Reading, Tensor
-    from protocols.readings import Put
+    from protocols.streams import Put, PutMany
 
 _HOMES = {
     "NodeConfig": "meshnode.config",
     "ConnectedNode": "meshnode.local.client",
     "InferenceResult": "meshnode.inference_result",
     "Node": "meshnode.node",
-    "Publisher": "meshnode.node",
+    "Publisher": "meshnode.publisher",
     "connect": "meshnode.local.client",
     "open": "meshnode.node",
     "Subscription": "meshnode.subscriptions",
@@ -35,7 +36,8 @@ _HOMES = {
     "Provenance": "protocols.messages",
     "Reading": "protocols.messages",
     "Tensor": "protocols.messages",
-    "Put": "protocols.readings",
+    "Put": "protocols.streams",
+    "PutMany": "protocols.streams",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "Provenance",
     "Publisher",
     "Put",
+    "PutMany",
     "Reading",
     "Subscription",
     "Tensor",

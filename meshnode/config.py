@@ -155,6 +155,16 @@ class ListenSection(Section, frozen=True, kw_only=True):
             "same wire; nodes with different engines are neighbours like any others."
         ),
     ] = "express"
+    spin_us: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000,
+            description="While frames come in quick succession, the receiving thread of `express` stays awake this "
+            "long for the next one; 0: never. Ten readings a second do not make it stay awake; answers to answers do, "
+            "and then it takes a core.",
+        ),
+    ] = 200
 
     host: Annotated[Bound, Meta(description="Address to listen on; `0.0.0.0` or `::` for all of the host.")] = "0.0.0.0"  # noqa: S104 - neighbours come from outside; both sides of every connection show a certificate
     port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port of the inbox; 0 takes any free one.")] = 0

@@ -15,18 +15,18 @@ Threads: the transport's receiving thread and I/O thread, a timer thread of our 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import assert_never
 
-from meshnode.net.transport import Address, OutgoingLane, Transport
+from meshnode.net.transport import Address, FailedLink, OutgoingLane, Transport
 from protocols import limits
 from protocols.engine import Engine, NodeSettings, PeerView
 from protocols.events import CancelCompute, ClosePipe, Compute, Delivery, Dial, Effect, Event, Flush, HangUp
 from protocols.ids import NodeId, PeerIdentity
 from protocols.inference import LocalModel
 from protocols.messages import EventTime, InferAnswer, NamedTensor, Position, Provenance, Reading
-from protocols.readings import Put, Quality
+from protocols.streams import Put, PutMany, Quality
 
 _log = logging.getLogger(__name__)
 _FULL = limits.MAX_READINGS_PER_FRAME
@@ -149,7 +149,27 @@ class Driver:
             if sooner:
                 self._set_timer()
         if delivery is not None:
-            self._deliver(delivery)
+            self._deliver((delivery,))
+        return put
+
+    def publish_many(
+        self, key: str, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],
+        how: Provenance | None, priority: int, lifespan_ms: int, hops: int, utc_now: int,
+    ) -> PutMany:  # fmt: skip
+        """Publish several values of one key from any thread; see ``Engine.publish_many`` for the errors."""
+        now = time.monotonic_ns()
+        with self._lock:
+            put, deliveries = self.engine.publish_many(
+                key, values, where, whens, how, priority, lifespan_ms, hops, now, utc_now
+            )
+            flushes = self.engine.flushes()
+        if flushes is None:
+            self._settle()
+        for dial in flushes or ():
+            self._kick(dial, now, put.count)
+        if deliveries:
+            self._deliver(deliveries)
+        self._set_timer()
         return put
 
     def subscribe(self, expression: str, quality: Quality, callback: ReadingCallback) -> int:
@@ -157,8 +177,7 @@ class Driver:
         with self._lock:
             number, past = self.engine.subscribe(expression, quality, time.monotonic_ns())
             self._handlers[number] = callback
-        for reading in past:
-            self._call(callback, reading)
+        self._deliver(Delivery((number,), reading) for reading in past)
         self._settle()
         return number
 
@@ -210,6 +229,10 @@ class Driver:
         counters.update({f"link_{name}": value for name, value in self._transport.statistics().items()})
         counters["callbacks_failed"] = self.callbacks_failed
         return counters
+
+    def link_failures(self) -> list[FailedLink]:
+        """See ``Transport.failures``."""
+        return self._transport.failures()
 
     def count_drop(self, key: str, reason: str) -> None:
         """Count a reading that the node itself could not keep."""
@@ -263,8 +286,8 @@ class Driver:
             sooner = engine.deadline_at() < self._timer_due_ns
         for dial in flushes or ():  # others first: a callback may take its time
             self._kick(dial, now)
-        for delivery in deliveries:
-            self._deliver(delivery)
+        if deliveries:
+            self._deliver(deliveries)
         if flushes is None:
             self._settle()
         elif sooner or not deliveries:
@@ -335,7 +358,7 @@ class Driver:
                 case _:
                     assert_never(effect)
 
-    def _kick(self, dial: int, now: int) -> None:
+    def _kick(self, dial: int, now: int, readings: int = 1) -> None:
         """Something waits for a link: send it now, or let it gather in a burst. The counters race; they only guide."""
         link = self._links.get(dial)
         if link is None:
@@ -345,13 +368,13 @@ class Driver:
             link.burst = min(link.burst + 1, 2 * _BURST)
         elif link.burst:
             link.burst = link.burst - 1 if gap_ns < _PAUSE_NS else 0
-        link.gathered += 1
+        link.gathered += readings
         # While the receiving thread runs a callback nobody may be free to take notice.
         alone = link.burst < _BURST or self._transport.receiving_since_ns() is not None
         if link.gathered >= _FULL or (alone and link.in_hand is None):
             self._flush(link)
             now = time.monotonic_ns()  # after the send: what that took says nothing of the publisher's pace
-        elif link.gathered == 1 and link.in_hand is None and link.lane is not None:
+        elif link.gathered == readings and link.in_hand is None and link.lane is not None:
             link.lane.notify()
         link.kicked_ns = now
 
@@ -412,20 +435,23 @@ class Driver:
             except Exception:  # noqa: BLE001 - one listener's bug must not keep the others from knowing
                 _log.exception("a listener failed on %s", event)
 
-    def _deliver(self, delivery: Delivery) -> None:
-        for number in delivery.subscriptions:
-            handler = self._handlers.get(number)
-            if handler is not None:
-                self._call(handler, delivery.reading)
+    def _deliver(self, deliveries: Iterable[Delivery]) -> None:
+        handlers = self._handlers
+        for delivery in deliveries:
+            for number in delivery.subscriptions:
+                handler = handlers.get(number)
+                if handler is not None:
+                    try:
+                        handler(delivery.reading)
+                    except Exception:  # noqa: BLE001 - whatever an application does, receiving goes on
+                        self._failed(delivery.reading)
 
-    def _call(self, callback: ReadingCallback, reading: Reading) -> None:
-        try:
-            callback(reading)
-        except Exception:  # noqa: BLE001 - whatever an application does, receiving goes on
-            self.callbacks_failed += 1
-            # 1, 2, 4, 8 …: a broken callback can't fill a disk
-            if self.callbacks_failed & (self.callbacks_failed - 1) == 0:
-                _log.exception("a callback failed on %s (%d failures so far)", reading.key, self.callbacks_failed)
+    def _failed(self, reading: Reading) -> None:
+        """A callback has just raised."""
+        self.callbacks_failed += 1
+        # 1, 2, 4, 8 …: a broken callback can't fill a disk
+        if self.callbacks_failed & (self.callbacks_failed - 1) == 0:
+            _log.exception("a callback failed on %s (%d failures so far)", reading.key, self.callbacks_failed)
 
     # --- time ------------------------------------------------------------------------------------------------------
     def _set_timer(self) -> None:

@@ -14,7 +14,6 @@ import logging
 import os
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -33,6 +32,8 @@ from meshnode.local.server import LocalServer
 from meshnode.net.express import open_express
 from meshnode.net.mdns import Advert, Discovery, open_discovery
 from meshnode.net.nng import open_transport
+from meshnode.net.transport import FailedLink, Transport
+from meshnode.publisher import Publisher, not_open
 from meshnode.recording import Recorder
 from meshnode.renewal import Renewal
 from meshnode.sensing import Sensing
@@ -54,8 +55,8 @@ from protocols.events import Answered, DeadlineMissed, DuplicateIdentity, Event,
 from protocols.ids import NodeId
 from protocols.keys import checked_key
 from protocols.membership import Settings
-from protocols.messages import EventTime, NamedTensor, Position, Provenance, Reading, Tensor
-from protocols.readings import Put, Quality
+from protocols.messages import NamedTensor, Position, Provenance, Reading, Tensor
+from protocols.streams import Put, Quality
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -69,50 +70,6 @@ _FLUSH_S = 1.0
 """How long a closing node tries to deliver records to the relay; the rest stays in the outbox."""
 
 
-class Publisher:
-    """Publishes on one key with one quality of service. Made by :meth:`Node.publisher`."""
-
-    def __init__(
-        self, node: "Node", publish: Callable[..., Put], recorder: Recorder | None, key: str, how: Provenance,
-        where: Position | None, priority: int, lifespan_ms: int, hops: int,
-    ) -> None:  # fmt: skip
-        self.key = key
-        self._node, self._publish, self._recorder = node, publish, recorder
-        self._how, self._where = how, where
-        self._priority, self._lifespan_ms, self._hops = priority, lifespan_ms, hops
-        self._uncertainty_ns = int(node.config.node.clock_uncertainty_ms * limits.MS)
-
-    def put(self, value: Any, *, where: Position | None = None, time_ns: int | None = None) -> Put:
-        """Publish one value and say what happened to it. Any thread; never waits.
-
-        ``time_ns``: UTC of the measurement in nanoseconds, default now. ``where``: default the publisher's, then the
-        node's.
-
-        :raises ContextMissing: when nobody knows where. :raises ValueUnsupported: when ``value`` can't travel.
-        :raises LocalProtocolError: when the node was closed.
-        """
-        utc_now = time.time_ns()
-        where = where or self._where or self._node.position
-        when = EventTime(utc_now if time_ns is None else time_ns, self._uncertainty_ns)
-        put = self._publish(
-            self.key, value, where, when, self._how, self._priority, self._lifespan_ms, self._hops, utc_now
-        )
-        if self._recorder is not None:
-            reading = Reading(
-                self.key, self._node.id, put.sequence, value, where, when, self._how,  # type: ignore[arg-type]
-                self._priority, self._lifespan_ms, self._hops,
-            )  # fmt: skip
-            self._recorder.consider(reading, True)
-        return put
-
-    def end(self) -> None:
-        """Called by the node when it has closed: from now on :meth:`put` raises."""
-        self._publish = self._refuse
-
-    def _refuse(self, *_: Any) -> Put:
-        raise _not_open(self._node.id)
-
-
 class Node:
     """A running node. Made by :func:`open`; methods raise ``LocalProtocolError`` outside its ``async with``, but what
     it counted can be read after it has closed."""
@@ -121,7 +78,7 @@ class Node:
 
         def __getattr__(self, name: str) -> Any:
             if name in _OPENED:
-                raise _not_open(self.id)
+                raise not_open(self.id)
             raise AttributeError(f"a node has no attribute {name!r}")
 
     def __init__(self, config: NodeConfig, folder: Path) -> None:
@@ -135,6 +92,7 @@ class Node:
         self._answers_lock = threading.Lock()
         self._subscriptions: dict[int, Subscription] = {}
         self._listeners: list[Callable[[Event], None]] = []
+        self._advert_listeners: list[Callable[[NodeId], None]] = []
         self._publishers: dict[tuple[Any, ...], Publisher] = {}
         self._all_publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
         self._closed = False
@@ -173,8 +131,12 @@ class Node:
             stack.push_async_callback(self._recorder.close, _FLUSH_S)
         self._compute = ComputeService(config, self._driver.computed, self._driver.set_models)
         stack.push_async_callback(asyncio.to_thread, self._compute.close)
-        open_links = open_express if config.listen.link_engine == "express" else open_transport
-        transport = open_links(config.identity.credentials, self._driver, self.mesh)
+        credentials = config.identity.credentials
+        if config.listen.link_engine == "express":
+            spin_ns = config.listen.spin_us * 1_000
+            transport: Transport = open_express(credentials, self._driver, self.mesh, spin_ns)
+        else:
+            transport = open_transport(credentials, self._driver, self.mesh)
         stack.push_async_callback(asyncio.to_thread, transport.close)
         self.port = self._driver.start(transport, config.listen.host, config.listen.port)
         stack.push_async_callback(asyncio.to_thread, self._driver.close, "leaving")
@@ -258,6 +220,8 @@ class Node:
             self._driver.duplicate_hint(advert.addresses[0].host if advert.addresses else "unknown")
         else:
             self._driver.hint(advert.node, advert.node, advert.addresses)
+            for listener in self._advert_listeners:
+                listener(advert.node)
 
     def _advert_gone(self, node: NodeId) -> None:
         self._driver.withdraw(node)
@@ -318,10 +282,9 @@ class Node:
             )
         checked_key(key)
         if self._closed:
-            raise _not_open(self.id)
+            raise not_open(self.id)
         how = Provenance(sensor, unit, quality, calibration, lineage)
-        publish, recorder = self._driver.publish, self._recorder
-        publisher = Publisher(self, publish, recorder, key, how, where, priority, lifespan_ms, hops)
+        publisher = Publisher(self, self._driver, self._recorder, key, how, where, priority, lifespan_ms, hops)
         self._all_publishers.add(publisher)
         return publisher
 
@@ -369,7 +332,7 @@ class Node:
                 f"max_rate_hz {max_rate_hz}, deadline_ms {deadline_ms}, depth {depth} or hops {hops} is out of range"
             )
         if self._closed:
-            raise _not_open(self.id)
+            raise not_open(self.id)
         quality = Quality(
             deadline_ns=deadline_ms * limits.MS, min_interval_ns=int(limits.SECOND / max_rate_hz) if max_rate_hz else 0,
             conflate=conflate, history=history, hops=hops, own=own,
@@ -406,7 +369,7 @@ class Node:
         import numpy as np
 
         if self._closed:
-            raise _not_open(self.id)
+            raise not_open(self.id)
         arrays = {name: value if isinstance(value, Tensor) else np.asarray(value) for name, value in inputs.items()}
         loaded = self._compute.models.get(model)
         if loaded is not None:
@@ -491,6 +454,11 @@ class Node:
         """Call ``listener`` for every event from now on, on whichever thread it happens; it must not block."""
         self._listeners.append(listener)
 
+    def on_advert(self, listener: Callable[[NodeId], None]) -> None:
+        """Call ``listener`` with the id in every mDNS advert of another node, proven by nothing yet, on a thread of
+        discovery; it must not block."""
+        self._advert_listeners.append(listener)
+
     def _event(self, event: Event) -> None:
         match event:
             case Answered():
@@ -544,6 +512,10 @@ class Node:
         """((peer, key, reason), count) of every reading or frame dropped."""
         return self._driver.drops() + ([] if self._local is None else self._local.drops())
 
+    def link_failures(self) -> list[FailedLink]:
+        """With whom no link came about lately, and why; the last one last."""
+        return self._driver.link_failures()
+
     @property
     def uplink_state(self) -> str:
         """How it stands with the relay: a word, and why when it is not a good one; empty without a relay."""
@@ -555,10 +527,6 @@ _OPENED = frozenset((
     "_compute", "_driver", "_loop", "certificate_ends", "incarnation", "mesh", "role",
 ))  # fmt: skip
 """What a node has only once it was opened."""
-
-
-def _not_open(node: NodeId) -> LocalProtocolError:
-    return LocalProtocolError(f"the node {node} is not running: use it inside 'async with meshnode.open(…) as node:'")
 
 
 def _settle(future: "asyncio.Future[Answered]", answer: Answered) -> None:

@@ -9,6 +9,7 @@ and dicts in values are at most ``MAX_VALUE_DEPTH`` deep, and keys are text.
 """
 
 from math import prod
+from struct import pack, unpack
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,7 +20,12 @@ from protocols.errors import InvalidName, RemoteProtocolError, UnknownFrame, Val
 from protocols.ids import node_id
 from protocols.messages import (
     MAJOR,
+    Address,
     Batch,
+    Entry,
+    GossipDigest,
+    GossipHave,
+    GossipPull,
     Hello,
     InferAnswer,
     InferRequest,
@@ -34,12 +40,18 @@ from protocols.messages import (
 _T = TypeVar("_T")
 
 TENSOR_EXTENSION = 1
+_ENTRY_DOMAIN = b"meshnode entry 1\0"
 MAX_VALUE_DEPTH = 32
 """Lists and dicts inside one another in a value. Whoever passes it on, stores it or shows it recurses as deep."""
 _READINGS_TAG = 6
 _HELLO_TAG = 1
-KNOWN_TYPES = frozenset((*range(1, 11), 64, 65, 66))
+KNOWN_TYPES = frozenset((*range(1, 15), 64, 65, 66))
 _COMPOSITE = frozenset((list, tuple, dict, Tensor))
+_PLAIN = frozenset((type(None), bool, int, float, str, bytes))
+_NATIVE = _PLAIN | {bytearray, memoryview, list, tuple, dict}
+"""What MessagePack has a form for by itself."""
+_ALONE = bytes((0x92, _READINGS_TAG, 0x91))
+_FIXED_EXTENSIONS = {1: 0xD4, 2: 0xD5, 4: 0xD6, 8: 0xD7, 16: 0xD8}
 
 _DTYPES = {
     "?": "b1", "b": "i1", "B": "u1", "h": "i2", "H": "u2", "i": "i4", "I": "u4", "q": "i8", "Q": "u8",
@@ -89,6 +101,8 @@ _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_other)
 _tensor_decoder = msgspec.msgpack.Decoder(Tensor)
 _node_decoder: msgspec.msgpack.Decoder[NodeFrame] = msgspec.msgpack.Decoder(NodeFrame, ext_hook=_decode_extension)
 _relay_decoder: msgspec.msgpack.Decoder[RelayFrame] = msgspec.msgpack.Decoder(RelayFrame, ext_hook=_decode_extension)
+_entry_decoder = msgspec.msgpack.Decoder(Entry)
+_address_decoder = msgspec.msgpack.Decoder(Address)
 _reading_decoder = msgspec.msgpack.Decoder(Reading, ext_hook=_decode_extension)
 
 
@@ -106,16 +120,78 @@ def encode_frame(frame: NodeFrame | RelayFrame) -> bytes:
 
 
 def encode_reading(reading: Reading) -> bytes:
-    """One reading as it stands inside a frame, so that it is encoded once for all neighbours.
+    """One reading as it stands inside a frame or a record.
 
     :raises ValueUnsupported: when its value can't travel or is too large.
     """
-    data = _bounded(_encode(_travelling_reading(reading)))
-    if len(data) > limits.LARGE_FRAME_BYTES and type(reading.value) in _COMPOSITE and _has_too_many_elements(data):
+    return _encode_reading(reading, b"")
+
+
+def encode_alone(reading: Reading) -> bytes:
+    """The ``Readings`` frame of one reading, made once for all neighbours; see :func:`frame_of_alone`.
+
+    :raises ValueUnsupported: when its value can't travel or is too large.
+    """
+    return _encode_reading(reading, _ALONE)
+
+
+def encode_together(readings: list[Reading]) -> bytes:
+    """The ``Readings`` frame of 1 to ``MAX_READINGS_PER_FRAME`` readings of plain values.
+
+    :raises ValueUnsupported: when a value can't travel.
+    """
+    return _bounded(_encode(Readings(tuple(readings))))
+
+
+def _encode_reading(reading: Reading, head: bytes) -> bytes:
+    value = reading.value
+    kind = type(value)
+    if kind in _PLAIN:
+        return _bounded(head + _encode(reading))
+    if kind is Tensor:
+        return _bounded(_encode_tensor_reading(reading, value, head))
+    if kind not in _NATIVE and _has_buffer(value):
+        return _bounded(_encode_tensor_reading(reading, tensor_of(value), head))
+    data = _bounded(head + _encode(_travelling_reading(reading)))
+    if len(data) > limits.LARGE_FRAME_BYTES and kind in _COMPOSITE and _has_too_many_elements(data):
         raise ValueUnsupported(
             f"the value has more than {limits.MAX_ELEMENTS} elements: publish large data as an array or as bytes"
         )
     return data
+
+
+def _encode_tensor_reading(reading: Reading, tensor: Tensor, head: bytes) -> bytes:
+    """Put together from pieces, so that the elements are copied once. The encoder would copy them three times, into
+    buffers that grow: measured, 1.1 ms for 1 MB instead of 0.03 ms."""
+    before = _encode((reading.key, reading.origin, reading.sequence))
+    shape = _encode((tensor.dtype, tensor.shape))
+    after = _encode((reading.where, reading.when, reading.how, reading.priority, reading.lifespan_ms, reading.hops))
+    size_bytes = len(tensor.data)
+    elements = b"\xc4" + size_bytes.to_bytes(1) if size_bytes < 1 << 8 else _head(0xC5, size_bytes)
+    payload_bytes = len(shape) + len(elements) + size_bytes
+    if payload_bytes in _FIXED_EXTENSIONS:
+        extension = bytes((_FIXED_EXTENSIONS[payload_bytes], TENSOR_EXTENSION))
+    elif payload_bytes < 1 << 8:
+        extension = bytes((0xC7, payload_bytes, TENSOR_EXTENSION))
+    else:
+        extension = _head(0xC8, payload_bytes) + bytes((TENSOR_EXTENSION,))
+    # the arrays of three, of two and of six are parts of one of ten and of one of three
+    return b"".join((head, b"\x9a", before[1:], extension, b"\x93", shape[1:], elements, tensor.data, after[1:]))
+
+
+def _head(code: int, length: int) -> bytes:
+    """Of a length that takes 16 bits (``code``) or 32 (the next)."""
+    return bytes((code,)) + length.to_bytes(2) if length < 1 << 16 else bytes((code + 1,)) + length.to_bytes(4)
+
+
+def _has_buffer(value: object) -> bool:
+    try:
+        memoryview(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    except (ValueError, BufferError):  # it has one that can't travel: tensor_of says why
+        return True
+    return True
 
 
 def frame_of_encoded_readings(encoded: list[bytes]) -> bytes:
@@ -123,6 +199,47 @@ def frame_of_encoded_readings(encoded: list[bytes]) -> bytes:
     count = len(encoded)
     head = bytes((0x92, _READINGS_TAG, 0x90 | count)) if count < 16 else bytes((0x92, _READINGS_TAG, 0xDC, 0, count))
     return head + (encoded[0] if count == 1 else b"".join(encoded))
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """An entry as it travels and is fingerprinted.
+
+    :raises ValueUnsupported: when it is larger than ``MAX_ENTRY_BYTES``.
+    """
+    data = _encode(entry)
+    if len(data) > limits.MAX_ENTRY_BYTES:
+        raise ValueUnsupported(
+            f"the entry {entry.kind!r} takes {len(data)} bytes with its certificate and signature, and "
+            f"{limits.MAX_ENTRY_BYTES} are allowed: shorten its body of {len(entry.body)}"
+        )
+    return data
+
+
+def entry_statement(entry: Entry) -> bytes:
+    """What the signature of an entry covers. It begins so that no signature made for anything else, such as a TLS
+    handshake with the same key, can pass for one."""
+    return _ENTRY_DOMAIN + _encode((entry.author, entry.kind, entry.version, entry.lifetime_s, entry.body))
+
+
+def encode_address(address: Address) -> bytes:
+    """The body of an entry of kind ``address``."""
+    return _encode(address)
+
+
+def encode_fingerprints(fingerprints: list[int]) -> bytes:
+    """Unsigned 64-bit numbers as a frame of gossip has them."""
+    return pack(f"<{len(fingerprints)}Q", *fingerprints)
+
+
+def frame_of_alone(alone: list[bytes]) -> bytes:
+    """The ``Readings`` frame of 1 to ``MAX_READINGS_PER_FRAME`` results of :func:`encode_alone`: for one that itself,
+    without a copy."""
+    return alone[0] if len(alone) == 1 else frame_of_encoded_readings([frame[len(_ALONE) :] for frame in alone])
+
+
+def decode_alone(frame: bytes) -> Reading:
+    """The reading of a result of :func:`encode_alone`, whose data its tensors look into."""
+    return decode_untrusted_reading(memoryview(frame)[len(_ALONE) :])
 
 
 def _travelling_reading(reading: Reading) -> Reading:
@@ -200,7 +317,31 @@ def decode_untrusted_node_frame(data: bytes | bytearray) -> NodeFrame:
     elif type(frame) is InferAnswer:
         for named in frame.outputs:
             _check_untrusted_tensor(named.tensor)
+    elif type(frame) is GossipHave or type(frame) is GossipPull:
+        if len(frame.fingerprints) % 8:
+            raise RemoteProtocolError(f"{len(frame.fingerprints)} bytes are no whole number of fingerprints")
+    elif type(frame) is GossipDigest and len(frame.buckets) not in (0, 8 * limits.ENTRY_BUCKETS):
+        raise RemoteProtocolError(f"{len(frame.buckets)} bytes are not the {limits.ENTRY_BUCKETS} buckets of a digest")
     return frame
+
+
+def decode_fingerprints(data: bytes) -> tuple[int, ...]:
+    """What :func:`encode_fingerprints` made, in frames that were decoded."""
+    return unpack(f"<{len(data) // 8}Q", data)
+
+
+def decode_untrusted_entry(data: bytes) -> Entry:
+    """Parse an entry; its signature is for others to check. :raises RemoteProtocolError: for anything that is none."""
+    entry = _decode_untrusted(_entry_decoder, data)
+    _check_untrusted_id(entry.author)
+    if not entry.kind.isprintable():
+        raise RemoteProtocolError("the kind of an entry is not printable")
+    return entry
+
+
+def decode_untrusted_address(body: bytes) -> Address:
+    """Parse the body of an entry of kind ``address``. :raises RemoteProtocolError: for anything that is none."""
+    return _decode_untrusted(_address_decoder, body)
 
 
 def decode_untrusted_relay_frame(data: bytes) -> RelayFrame:
@@ -218,7 +359,7 @@ def decode_untrusted_relay_frame(data: bytes) -> RelayFrame:
     return frame
 
 
-def decode_untrusted_reading(data: bytes) -> Reading:
+def decode_untrusted_reading(data: bytes | memoryview) -> Reading:
     """Parse one encoded reading. :raises RemoteProtocolError: for anything that is not one."""
     reading = _decode_untrusted(_reading_decoder, data)
     _check_untrusted_value(reading.value)
@@ -232,7 +373,7 @@ def untrusted_other_major(data: bytes | bytearray) -> int | None:
     return None
 
 
-def _decode_untrusted(decoder: msgspec.msgpack.Decoder[_T], data: bytes | bytearray) -> _T:
+def _decode_untrusted(decoder: msgspec.msgpack.Decoder[_T], data: bytes | bytearray | memoryview) -> _T:
     if len(data) > limits.MAX_FRAME_BYTES:
         raise RemoteProtocolError(f"a frame of {len(data)} bytes is larger than {limits.MAX_FRAME_BYTES}")
     try:
@@ -246,7 +387,7 @@ def _decode_untrusted(decoder: msgspec.msgpack.Decoder[_T], data: bytes | bytear
         raise RemoteProtocolError(f"a frame is malformed: {str(error)[:200]}") from error
 
 
-def _untrusted_frame_type(data: bytes | bytearray) -> int | None:
+def _untrusted_frame_type(data: bytes | bytearray | memoryview) -> int | None:
     """The type of a frame whose head is well formed: a fixarray or array 16 and a positive fixint or uint 8."""
     if not data:
         return None

@@ -7,6 +7,7 @@ driver takes them with ``next_frame``: backpressure is a frame not taken.
 Not thread-safe: a driver with threads holds one lock around every call. No call blocks or calls back.
 """
 
+from collections.abc import Callable, Sequence
 from random import Random
 
 from msgspec import Struct
@@ -14,6 +15,7 @@ from msgspec import Struct
 from protocols import limits
 from protocols.access import DEFAULT_RULES, AccessTable, Rule
 from protocols.codec import decode_untrusted_node_frame, encode_frame, readings_in_own_frame, untrusted_other_major
+from protocols.entries import EntryView, Seal
 from protocols.errors import BoundExceeded, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.events import (
     Delivery,
@@ -22,13 +24,20 @@ from protocols.events import (
     Flush,
     NeighbourDead,
     NeighbourLeft,
+    NeighbourMet,
     PeerRefused,
 )
+from protocols.gossip import Gossip, Stored
+from protocols.gossip import Settings as GossipSettings
 from protocols.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity, Role
 from protocols.inference import Inference, LocalModel, Neighbourhood
 from protocols.membership import Membership, Neighbour, Settings, State
 from protocols.messages import (
     EventTime,
+    GossipDigest,
+    GossipEntries,
+    GossipHave,
+    GossipPull,
     Heartbeat,
     Hello,
     InferAnswer,
@@ -44,7 +53,8 @@ from protocols.messages import (
 )
 from protocols.messages import Readings as ReadingsFrame
 from protocols.queues import NEVER, Drops, LaneQueue
-from protocols.readings import Peer, Put, Quality, Readings
+from protocols.readings import Readings
+from protocols.streams import Peer, Put, PutMany, Quality
 
 OFFER_INTERVAL_NS = 100 * limits.MS
 """Changes of load are told at most this often."""
@@ -63,6 +73,9 @@ class NodeSettings(Struct, frozen=True):
     access: tuple[Rule, ...] = DEFAULT_RULES
     membership: Settings = Settings()
     max_queue_readings: int = limits.MAX_QUEUE_READINGS
+    gossip: GossipSettings = GossipSettings()
+    seal: Seal | None = None
+    """How entries are signed and checked; None: this node takes no part in gossip."""
 
 
 class PeerView(Struct, frozen=True):
@@ -95,9 +108,18 @@ class _Queues:
 class Engine:
     """The protocol of one node. All instants are monotonic nanoseconds unless they are called ``utc``."""
 
-    def __init__(self, settings: NodeSettings, random: Random) -> None:
-        """:raises InvalidKey: when an access rule has no valid key expression."""
+    def __init__(
+        self,
+        settings: NodeSettings,
+        random: Random,
+        decode: Callable[[bytes | bytearray], NodeFrame] = decode_untrusted_node_frame,
+    ) -> None:
+        """``decode``: for a driver that knows that it has decoded the same bytes before; errors as the default's.
+
+        :raises InvalidKey: when an access rule has no valid key expression.
+        """
         self.settings = settings
+        self._decode = decode
         self.drops = Drops()
         access = AccessTable(settings.access)
         self._membership = Membership(
@@ -105,6 +127,7 @@ class Engine:
         )
         self._readings = Readings(settings.node, settings.role, settings.incarnation << 32, access, self.drops)
         self._inference = Inference(settings.node, access, self._neighbourhood)
+        self._gossip = Gossip(settings.node, settings.incarnation, settings.seal, settings.gossip, random)
         self._queues: dict[NodeId, _Queues] = {}
         # The hot path's short cuts: by open dial, and by neighbour and whether its bulk lane is meant.
         self._queue_of: dict[int, LaneQueue] = {}
@@ -184,7 +207,7 @@ class Engine:
         """One frame from a pipe; returns the readings in it that are wanted here."""
         self._counters["frames_received"] += 1
         try:
-            frame = decode_untrusted_node_frame(data)
+            frame = self._decode(data)
         except UnknownFrame:
             self._counters["frames_unknown"] += 1
             return []
@@ -220,6 +243,8 @@ class Engine:
                     self._tell_interest(now)
             case Heartbeat():
                 pass
+            case GossipDigest() | GossipHave() | GossipPull() | GossipEntries():
+                self._gossip.receive(frame, neighbour.node, neighbour.role, now)
             case _:
                 self._inference.receive(frame, neighbour.node, neighbour.role, now)
 
@@ -251,6 +276,7 @@ class Engine:
         self._dial_of.pop((node, True), None)
         self._present.discard(node)
         self._inference.neighbour_gone(node, now)
+        self._gossip.gone(node, now)
         if self._readings.remove_peer(node):
             self._tell_interest(now)
 
@@ -346,12 +372,15 @@ class Engine:
         """Carry decisions from machine to machine until none is left; each round empties what it carries."""
         while True:
             events = self._membership.events()
-            messages = self._membership.messages() + self._inference.messages()
+            messages = [*self._membership.messages(), *self._inference.messages(), *self._gossip.messages()]
+            self._events.extend(self._gossip.events())
             if not events and not messages:
                 break
             for event in events:
                 if type(event) is NeighbourDead or type(event) is NeighbourLeft:
                     self._gone(event.node, "neighbour_gone", now)
+                elif type(event) is NeighbourMet:
+                    self._gossip.contact(event.node, event.role, now)
             self._events.extend(events)
             for node, frame in messages:
                 self._put(node, frame, now)
@@ -365,6 +394,16 @@ class Engine:
     ) -> tuple[Put, Delivery | None]:  # fmt: skip
         """Publish one value of this node; see :meth:`protocols.readings.Readings.publish` for the errors."""
         result = self._readings.publish(key, value, where, when, how, priority, lifespan_ms, hops, now, utc_now)
+        if self._readings.touched:
+            self._flush_touched(now)
+        return result
+
+    def publish_many(
+        self, key: str, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],
+        how: Provenance | None, priority: int, lifespan_ms: int, hops: int, now: int, utc_now: int,
+    ) -> tuple[PutMany, list[Delivery]]:  # fmt: skip
+        """Publish several values of one key; see :meth:`protocols.readings.Readings.publish_many`."""
+        result = self._readings.publish_many(key, values, where, whens, how, priority, lifespan_ms, hops, now, utc_now)
         if self._readings.touched:
             self._flush_touched(now)
         return result
@@ -422,6 +461,36 @@ class Engine:
             if n.state is State.ALIVE and n.met and Lane.REALTIME in n.lanes
         ]
 
+    # --- gossip ----------------------------------------------------------------------------------------------------
+    def gossip_put(self, kind: str, body: bytes, lifetime_s: int, now: int) -> int:
+        """Author an entry that spreads to everybody, or raise its version. Returns the version; errors as
+        ``Gossip.put``."""
+        version = self._gossip.put(kind, body, lifetime_s, now)
+        self._carry(now)
+        return version
+
+    def gossip_entries(self, now: int) -> list[EntryView]:
+        """Every entry held, by author and kind."""
+        return self._gossip.entries(now)
+
+    def gossip_version(self, author: str, kind: str) -> int:
+        """The version held of an entry; 0: none."""
+        return self._gossip.version(author, kind)
+
+    @property
+    def gossip_root(self) -> int:
+        """Equal in two engines that hold the same entries."""
+        return self._gossip.root
+
+    def gossip_stored(self, now: int) -> list[Stored]:
+        """Entries to keep over a restart."""
+        return self._gossip.stored(now)
+
+    def gossip_restore(self, stored: list[Stored], now: int) -> None:
+        """Entries kept by a former life; they are checked again."""
+        self._gossip.restore(stored, now)
+        self._carry(now)
+
     # --- time, effects, events -------------------------------------------------------------------------------------
     def handle_timer(self, now: int, receiving_since_ns: int | None = None) -> None:
         """Do what is due. ``receiving_since_ns``: since when a callback has held up the receiving thread."""
@@ -431,6 +500,7 @@ class Engine:
                 self._membership.want_bulk(node)
         self._readings.handle_timer(now)
         self._inference.handle_timer(now)
+        self._gossip.handle_timer(now)
         if now >= self._offers_due_ns:
             self._tell_offers(now)
         self._carry(now)
@@ -444,6 +514,7 @@ class Engine:
             self._membership.next_timer_at(),
             self._readings.next_timer_at(),
             self._inference.next_timer_at(),
+            self._gossip.next_timer_at(),
             self._offers_due_ns,
         )
 
@@ -517,5 +588,7 @@ class Engine:
             **self._membership.counters,
             **{f"readings_{name}": value for name, value in self._readings.counters.items()},
             **{f"inference_{name}": value for name, value in self._inference.counters.items()},
+            **{f"gossip_{name}": value for name, value in self._gossip.counters.items()},
+            "gossip_entries_held": len(self._gossip),
             "drops": self.drops.total,
         }

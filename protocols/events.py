@@ -144,6 +144,29 @@ class Answered(Struct, frozen=True):
     detail: str = ""
 
 
+class EntryAccepted(Struct, frozen=True):
+    """A signed entry, new or newer than what was held, is held now."""
+
+    author: NodeId
+    kind: str
+    version: int
+    source: NodeId
+    """The neighbour it came from; this node for its own."""
+    age_ns: int
+    """Since it was signed."""
+
+
+class EntryRefused(Struct, frozen=True):
+    """A neighbour handed over an entry that is forged or malformed, or its author made two of one version. Told once
+    a minute and neighbour."""
+
+    source: NodeId
+    author: str
+    kind: str
+    version: int
+    because: Literal["forged", "malformed", "equivocation"]
+
+
 Event = (
     NeighbourMet
     | NeighbourSuspected
@@ -154,6 +177,8 @@ Event = (
     | DuplicateIdentity
     | DeadlineMissed
     | Answered
+    | EntryAccepted
+    | EntryRefused
 )
 
 

@@ -311,7 +311,7 @@ def encode_parcel(label: int, reading: Reading) -> bytes:
 
 def decode_untrusted_parcel(parcel: Parcel) -> Reading:
     """The reading in a parcel; its tensors look into the frame. :raises RemoteProtocolError: when it is none."""
-    return decode_untrusted_reading(memoryview(parcel.reading))  # type: ignore[arg-type]  # a buffer as good as bytes
+    return decode_untrusted_reading(memoryview(parcel.reading))
 
 
 def decode_untrusted_application_frame(data: bytes | bytearray) -> ApplicationFrame:

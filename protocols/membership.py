@@ -145,8 +145,8 @@ class Membership:
         self._events: list[MembershipEvent] = []
         self._messages: list[tuple[NodeId, NodeFrame]] = []
         self._counters = {
-            "pipes_refused": 0, "frames_before_hello": 0, "local_stalls": 0, "suspicions": 0, "refutations": 0,
-            "deaths": 0,
+            "pipes_opened": 0, "pipes_refused": 0, "frames_before_hello": 0, "local_stalls": 0, "suspicions": 0,
+            "refutations": 0, "deaths": 0,
         }  # fmt: skip
 
     # --- what the driver reads -------------------------------------------------------------------------------------
@@ -237,6 +237,7 @@ class Membership:
 
     def inbound_opened(self, pipe: int, identity: PeerIdentity, host: str, now: int) -> None:
         """An admitted pipe into our inbox."""
+        self._counters["pipes_opened"] += 1
         self._pipes[pipe] = _Pipe(identity, host, now)
         self._start_beating(now)  # without it a mute pipe would stay for ever
         same = [n for n, known in self._pipes.items() if known.identity.node == identity.node and not known.closing]
@@ -572,7 +573,9 @@ class Membership:
     def _close_mute_pipes(self, now: int) -> None:
         for pipe, known in self._pipes.items():
             if not known.spoken and not known.closing and now - known.opened_ns >= limits.HELLO_TIMEOUT_NS:
-                self._refuse(known.identity.node, "protocol", "it said no Hello", now)
+                neighbour = self.neighbours.get(known.identity.node)
+                if neighbour is None or not neighbour.inbound:  # else one of its Hellos came, and this one stands still
+                    self._refuse(known.identity.node, "protocol", "it said no Hello", now)
                 self.close_pipe(pipe)
 
     def _may_dial(self, node: NodeId | None) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from protocols import limits
-from protocols.codec import frame_of_encoded_readings
+from protocols.codec import frame_of_alone
 from protocols.errors import BoundExceeded
 from protocols.ids import NodeId
 
@@ -41,10 +41,12 @@ class Drops:
 
 
 class _Waiting:
-    __slots__ = ("data", "expires_ns", "key", "priority")
+    """One reading, or several of one key that were published together and are a frame by themselves."""
 
-    def __init__(self, key: str, data: bytes, expires_ns: int, priority: int) -> None:
-        self.key, self.data, self.expires_ns, self.priority = key, data, expires_ns, priority
+    __slots__ = ("count", "data", "expires_ns", "key", "priority")
+
+    def __init__(self, key: str, data: bytes, expires_ns: int, priority: int, count: int) -> None:
+        self.key, self.data, self.expires_ns, self.priority, self.count = key, data, expires_ns, priority, count
 
 
 class LaneQueue:
@@ -56,6 +58,7 @@ class LaneQueue:
         self._control: deque[bytes] = deque()
         self._latest: dict[str, bytes] = {}
         self._readings: tuple[deque[_Waiting], ...] = tuple(deque() for _ in range(8))
+        self._highest = 0  # nothing of a higher priority waits
         self._bytes = [0] * 8  # of the waiting readings, by priority
         self._newest: dict[str, _Waiting] = {}  # conflated readings by key, so that a newer one takes the place
         self.waiting_readings = 0
@@ -91,8 +94,11 @@ class LaneQueue:
         self._latest[kind] = frame
         self.waiting_bytes += len(frame)
 
-    def put_reading(self, key: str, data: bytes, priority: int, expires_ns: int, conflate: bool) -> bool:
-        """Queue one encoded reading. False: it was dropped at once, and counted."""
+    def put_reading(
+        self, key: str, data: bytes, priority: int, expires_ns: int, conflate: bool, count: int = 1
+    ) -> bool:
+        """Queue a result of ``codec.encode_alone``, or of ``encode_together`` with ``count`` readings (which are not
+        conflated). False: it was dropped at once, and counted."""
         if conflate:
             older = self._newest.get(key)
             if older is not None:
@@ -105,18 +111,20 @@ class LaneQueue:
                     return True
                 self._readings[older.priority].remove(older)
                 self._forget(older)
-        while self.waiting_readings >= self._max_readings:
+        while self.waiting_readings + count > self._max_readings:
             if not self._evict(priority):
-                self._drops.count(self._peer, key, "queue_full")
+                self._drops.count(self._peer, key, "queue_full", count)
                 return False
         if self.waiting_bytes + len(data) > limits.MAX_QUEUE_BYTES and not self._make_room(len(data), priority):
-            self._drops.count(self._peer, key, "queue_full")
+            self._drops.count(self._peer, key, "queue_full", count)
             return False
-        waiting = _Waiting(key, data, expires_ns, priority)
+        waiting = _Waiting(key, data, expires_ns, priority, count)
         if conflate:
             self._newest[key] = waiting
         self._readings[priority].append(waiting)
-        self.waiting_readings += 1
+        if priority > self._highest:  # noqa: PLR1730 - max() would cost a call for each reading
+            self._highest = priority
+        self.waiting_readings += count
         self.waiting_bytes += len(data)
         self._bytes[priority] += len(data)
         return True
@@ -136,7 +144,8 @@ class LaneQueue:
         """Drop the oldest reading of the lowest priority, unless only more urgent ones wait."""
         for readings in self._readings[: below_or_equal + 1]:
             if readings:
-                self._drops.count(self._peer, self._pop(readings).key, "queue_full")
+                evicted = self._pop(readings)
+                self._drops.count(self._peer, evicted.key, "queue_full", evicted.count)
                 return True
         return False
 
@@ -148,7 +157,7 @@ class LaneQueue:
     def _forget(self, waiting: _Waiting) -> None:
         if self._newest and self._newest.get(waiting.key) is waiting:
             del self._newest[waiting.key]
-        self.waiting_readings -= 1
+        self.waiting_readings -= waiting.count
         self.waiting_bytes -= len(waiting.data)
         self._bytes[waiting.priority] -= len(waiting.data)
 
@@ -169,22 +178,28 @@ class LaneQueue:
             return None
         batch: list[bytes] = []
         room_bytes = limits.MAX_REALTIME_FRAME_BYTES
-        for readings in reversed(self._readings):
+        for priority in range(self._highest, -1, -1):
+            readings = self._readings[priority]
             while readings and len(batch) < limits.MAX_READINGS_PER_FRAME:
                 waiting = readings[0]
                 if waiting.expires_ns <= now:
-                    self._drops.count(self._peer, self._pop(readings).key, "expired_in_queue")
+                    self._drops.count(self._peer, self._pop(readings).key, "expired_in_queue", waiting.count)
                     continue
                 room_bytes -= len(waiting.data)
-                if room_bytes < 0 and batch:
-                    return frame_of_encoded_readings(batch)
+                if batch and (room_bytes < 0 or waiting.count > 1):
+                    return frame_of_alone(batch)
                 batch.append(self._pop(readings).data)
-        return frame_of_encoded_readings(batch) if batch else None
+                if waiting.count > 1:
+                    return batch[0]
+            if not self.waiting_readings:
+                self._highest = 0
+                break
+        return frame_of_alone(batch) if batch else None
 
     def clear(self, reason: str) -> None:
         """The neighbour is gone: everything that waits is dropped and counted."""
         for waiting in chain.from_iterable(self._readings):
-            self._drops.count(self._peer, waiting.key, reason)
+            self._drops.count(self._peer, waiting.key, reason, waiting.count)
         if self._control or self._latest:
             self._drops.count(self._peer, "", reason, len(self._control) + len(self._latest))
         for readings in self._readings:

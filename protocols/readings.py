@@ -16,112 +16,43 @@ Rules:
 6. What is kept and delivered is what was sent: a value that its publisher changes afterwards changes nothing here.
 """
 
+from collections.abc import Sequence
 from heapq import heappop, heappush
 
 import msgspec
-from msgspec import Struct
 
 from protocols import limits
 from protocols.access import AccessTable
-from protocols.codec import decode_untrusted_reading, encode_reading
+from protocols.codec import decode_alone, encode_alone
 from protocols.errors import BoundExceeded, ContextMissing, InvalidKey, InvalidName, NotPermitted, ValueUnsupported
 from protocols.events import DeadlineMissed, Delivery
 from protocols.ids import NodeId, Role, node_id
 from protocols.keys import checked_expression, checked_key, intersects, matches
 from protocols.messages import EventTime, Interest, Position, Provenance, Reading, Tensor, Want
-from protocols.queues import NEVER, Drops, LaneQueue
+from protocols.queues import NEVER, Drops
+from protocols.streams import (
+    IMMUTABLE,
+    Peer,
+    Put,
+    PutMany,
+    Quality,
+    Route,
+    Stream,
+    Subscription,
+    check_time,
+    expiry_utc_ns,
+    one_hop_less,
+    parcels_of,
+)
 from protocols.values import check_context, kept_alive, weight_bytes
 
 _HEARSAY_LEAD = 1_024
 """How far copies may run ahead of their origin. More is no race of two ways but a lie: the origin is right then."""
 _MAX_LIFESPAN_MS, _MAX_HOPS = limits.MAX_LIFESPAN_MS, limits.MAX_HOPS
-_IMMUTABLE = frozenset((type(None), bool, int, float, str, bytes))
-
-
-class Quality(Struct, frozen=True):
-    """Quality of service of a subscription."""
-
-    deadline_ns: int = 0
-    """Report a stream that was silent for longer; 0: never."""
-    min_interval_ns: int = 0
-    """At most one reading of a stream in this time; 0: all."""
-    conflate: bool = False
-    """Of readings that wait for a slow link or reader, only the newest of a key."""
-    history: bool = True
-    """Start with the last known values."""
-    hops: int = 0
-    """Ask neighbours to ask theirs: how many nodes may stand between."""
-    own: bool = True
-    """Readings of this node too."""
-
-
-class Put(Struct, frozen=True, gc=False):
-    """What became of one published reading."""
-
-    sequence: int
-    local: int
-    """Subscriptions of this node that got it."""
-    queued: int
-    """Neighbours it was queued for."""
-    dropped: int
-    """Neighbours that want it and do not get it, by rate limit or full queue; the counters say which."""
-
-
-class Subscription:
-    """A local one."""
-
-    __slots__ = ("expression", "number", "quality")
-
-    def __init__(self, number: int, expression: str, quality: Quality) -> None:
-        self.number, self.expression, self.quality = number, expression, quality
-
-
-class Route:
-    """A neighbour that wants a key, with what its matching wants add up to."""
-
-    __slots__ = ("conflate", "hops", "last_ns", "min_interval_ns", "peer")
-
-    def __init__(self, peer: NodeId, wants: list[Want]) -> None:
-        self.peer = peer
-        self.min_interval_ns = min(want.min_interval_us for want in wants) * 1_000
-        self.conflate = all(want.conflate for want in wants)
-        self.hops = max(want.hops for want in wants)
-        self.last_ns = -NEVER
-
-
-class Stream:
-    """All that is known of one (origin, key)."""
-
-    __slots__ = (
-        "direct", "held_bytes", "key", "last", "last_ns", "limited", "limited_last", "missed", "newest", "numbers",
-        "origin", "permitted", "routes", "version",
-    )  # fmt: skip
-
-    def __init__(self, origin: str, key: str) -> None:
-        self.origin, self.key = origin, key
-        self.newest = -1
-        self.last: Reading | None = None
-        self.last_ns = 0
-        self.held_bytes = 0
-        self.version = -1
-        self.permitted = False
-        self.numbers: tuple[int, ...] = ()  # subscriptions without a rate limit of their own
-        self.limited: tuple[Subscription, ...] = ()
-        self.limited_last: dict[int, int] = {}
-        self.routes: tuple[Route, ...] = ()
-        self.direct: Peer | None = None  # the origin, when it told us itself
-        self.missed: tuple[int, ...] = ()  # subscriptions that know that it is silent
-
-
-class Peer:
-    """A neighbour as this machine sees it."""
-
-    __slots__ = ("bulk", "interest_version", "node", "realtime", "role", "wants")
-
-    def __init__(self, node: NodeId, role: Role, realtime: LaneQueue, bulk: LaneQueue) -> None:
-        self.node, self.role, self.realtime, self.bulk = node, role, realtime, bulk
-        self.wants: tuple[Want, ...] = ()
-        self.interest_version = -1
+_SMALL = frozenset((type(None), bool, int, float))
+_SMALL_BYTES = 64
+"""What a held value of these types counts, with its reading."""
+_BULK_THRESHOLD_BYTES = limits.BULK_THRESHOLD_BYTES
 
 
 class Readings:
@@ -245,8 +176,8 @@ class Readings:
                 continue
             own = stream.origin == self._node
             if (own or reading.hops) and any(matches(expression, stream.key) for expression in expressions):
-                if not reading.lifespan_ms or utc_now < _expiry_utc_ns(reading):
-                    self._offer(peer, reading if own else _one_hop_less(reading), now, utc_now, False)
+                if not reading.lifespan_ms or utc_now < expiry_utc_ns(reading):
+                    self._offer(peer, reading if own else one_hop_less(reading), now, utc_now, False)
 
     # --- the hot path ----------------------------------------------------------------------------------------------
     def publish(
@@ -259,36 +190,12 @@ class Readings:
         :raises ContextMissing: without where, when or how. :raises ValueUnsupported: when ``value`` can't travel, or a
             number of its context is out of range (NaN is).
         """
-        if where is None or when is None or how is None:
-            lacking = "where" if where is None else "when" if when is None else "how"
-            raise ContextMissing(
-                f"a reading on {key!r} has no '{lacking}': a value without its context is of no use to others. "
-                + ("Set [node] position, or pass where=" if where is None else f"Pass {lacking}=")
-            )
-        if where is not self._checked_where or how is not self._checked_how:
-            check_context(where, how)
-            self._checked_where, self._checked_how = where, how
-        utc_ns = when.utc_ns
-        if type(utc_ns) is not int or utc_ns < 0 or when.uncertainty_ns < 0:
-            raise ValueUnsupported(f"{when} is not a time: use whole nanoseconds since 1970, 0 or more")
-        if not (0 <= priority <= 7 and 0 <= lifespan_ms <= _MAX_LIFESPAN_MS and 0 <= hops <= _MAX_HOPS):
-            raise ValueUnsupported(
-                f"priority {priority}, lifespan_ms {lifespan_ms} or hops {hops} is out of range: use 0 to 7, "
-                f"0 to {limits.MAX_LIFESPAN_MS} and 0 to {limits.MAX_HOPS}"
-            )
-        stream = self._streams.get((self._node, key))
-        if stream is None:
-            checked_key(key)
-            stream = self._keep_stream(Stream(self._node, key), now)
-        if stream.version != self._version:
-            self._decide(stream, self._role)
-        if not stream.permitted:
-            raise NotPermitted(f"the access table does not let {self._role.value} {self._node} publish on {key!r}")
+        stream = self._own_stream(key, where, when, how, priority, lifespan_ms, hops, now)
         sequence = self._sequence
-        reading = Reading(key, self._node, sequence, value, where, when, how, priority, lifespan_ms, hops)
-        data = encode_reading(reading)
-        if type(value) not in _IMMUTABLE:
-            reading = decode_untrusted_reading(data)
+        reading = Reading(key, self._node, sequence, value, where, when, how, priority, lifespan_ms, hops)  # type: ignore[arg-type]
+        data = encode_alone(reading)
+        if type(value) not in IMMUTABLE:
+            reading = decode_alone(data)
         self._sequence = sequence + 1
         self._note(stream, reading, len(data), now)
         self.counters["published"] += 1
@@ -303,6 +210,89 @@ class Readings:
         numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
         return Put(sequence, len(numbers), queued, dropped), Delivery(numbers, reading) if numbers else None
 
+    def publish_many(
+        self, key: str, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],
+        how: Provenance | None, priority: int, lifespan_ms: int, hops: int, now: int, utc_now: int,
+    ) -> tuple[PutMany, list[Delivery]]:  # fmt: skip
+        """Publish several values of one key, oldest first, each with its own time: all or, when one raises, none.
+
+        What is the same for all is decided once, and neighbours without a rate limit get them in common frames.
+
+        :raises: as :meth:`publish`.
+        """
+        if not values or len(values) != len(whens):
+            raise ValueUnsupported(f"{len(values)} values with {len(whens)} times: pass one or more, with a time each")
+        stream = self._own_stream(key, where, whens[0], how, priority, lifespan_ms, hops, now)
+        for when in whens:
+            check_time(when)
+        first = self._sequence
+        readings = [
+            Reading(key, self._node, sequence, value, where, when, how, priority, lifespan_ms, hops)  # type: ignore[arg-type]
+            for sequence, (value, when) in enumerate(zip(values, whens, strict=True), first)
+        ]
+        parcels = parcels_of(readings)
+        self._sequence = first + len(readings)
+        kept = [reading for parcel in parcels for reading in parcel[1]]
+        self._note(stream, kept[-1], 0, now)
+        self.counters["published"] += len(kept)
+        queued = 0
+        for route in stream.routes:
+            queued += self._put_parcels(route, key, parcels, now, utc_now)
+        deliveries = []
+        for reading in kept if stream.numbers or stream.limited else ():
+            numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
+            if numbers:
+                deliveries.append(Delivery(numbers, reading))
+        return PutMany(first, len(kept), queued, len(kept) * len(stream.routes) - queued), deliveries
+
+    def _put_parcels(
+        self, route: Route, key: str, parcels: list[tuple[bytes, list[Reading]]], now: int, utc_now: int
+    ) -> int:
+        """Queue them for one neighbour; returns how many readings were."""
+        peer, queued = self._peers[route.peer], 0
+        for data, readings in parcels:
+            if len(readings) == 1 or not (route.min_interval_ns or route.conflate):
+                if route.min_interval_ns and not self._due(route, key, now):
+                    continue
+                if self._enqueue(peer, readings[-1], data, route.conflate, now, utc_now, len(readings)):
+                    queued += len(readings)
+                continue
+            for reading in readings:
+                if route.min_interval_ns and not self._due(route, key, now):
+                    continue
+                queued += self._enqueue(peer, reading, encode_alone(reading), route.conflate, now, utc_now)
+        return queued
+
+    def _own_stream(
+        self, key: str, where: Position | None, when: EventTime | None, how: Provenance | None, priority: int,
+        lifespan_ms: int, hops: int, now: int,
+    ) -> Stream:  # fmt: skip
+        """What this node publishes on ``key``. :raises: as :meth:`publish`, but for the value."""
+        if where is None or when is None or how is None:
+            lacking = "where" if where is None else "when" if when is None else "how"
+            raise ContextMissing(
+                f"a reading on {key!r} has no '{lacking}': a value without its context is of no use to others. "
+                + ("Set [node] position, or pass where=" if where is None else f"Pass {lacking}=")
+            )
+        if where is not self._checked_where or how is not self._checked_how:
+            check_context(where, how)
+            self._checked_where, self._checked_how = where, how
+        check_time(when)
+        if not (0 <= priority <= 7 and 0 <= lifespan_ms <= _MAX_LIFESPAN_MS and 0 <= hops <= _MAX_HOPS):
+            raise ValueUnsupported(
+                f"priority {priority}, lifespan_ms {lifespan_ms} or hops {hops} is out of range: use 0 to 7, "
+                f"0 to {limits.MAX_LIFESPAN_MS} and 0 to {limits.MAX_HOPS}"
+            )
+        stream = self._streams.get((self._node, key))
+        if stream is None:
+            checked_key(key)
+            stream = self._keep_stream(Stream(self._node, key), now)
+        if stream.version != self._version:
+            self._decide(stream, self._role)
+        if not stream.permitted:
+            raise NotPermitted(f"the access table does not let {self._role.value} {self._node} publish on {key!r}")
+        return stream
+
     def accept(
         self,
         readings: tuple[Reading, ...],
@@ -315,30 +305,36 @@ class Readings:
         """Take readings from a neighbour: what to deliver here; what goes on to others is queued (see ``touched``)."""
         deliveries = []
         peer = self._peers.get(source)
+        stream: Stream | None = None
         for reading in readings:
-            stream = self._streams.get((reading.origin, reading.key))
-            if stream is None or stream.version != self._version:
-                stream = self._admit(stream, reading, source, source_role, now)
-                if stream is None:
-                    continue
-            if reading.origin == source:
+            key, origin, sequence = reading.key, reading.origin, reading.sequence
+            if stream is None or key != stream.key or origin != stream.origin or stream.version != self._version:
+                stream = self._streams.get((origin, key))
+                if stream is None or stream.version != self._version:
+                    stream = self._admit(stream, reading, source, source_role, now)
+                    if stream is None:
+                        continue
+            if origin == source:
                 if stream.direct is not peer:
                     stream.direct = peer
-                    if reading.sequence + _HEARSAY_LEAD < stream.newest:
+                    if sequence + _HEARSAY_LEAD < stream.newest:
                         stream.newest = -1
-            elif reading.origin == self._node:
-                self._drops.count(source, reading.key, "echo")
+            elif origin == self._node:
+                self._drops.count(source, key, "echo")
                 continue
-            elif stream.direct is not None and stream.direct is self._peers.get(NodeId(reading.origin)):
-                self._drops.count(source, reading.key, "stale")
+            elif stream.direct is not None and stream.direct is self._peers.get(NodeId(origin)):
+                self._drops.count(source, key, "stale")
                 continue
-            if reading.sequence <= stream.newest:
-                self._drops.count(source, reading.key, "stale")
+            if sequence <= stream.newest:
+                self._drops.count(source, key, "stale")
                 continue
-            if reading.lifespan_ms and utc_now > _expiry_utc_ns(reading) + uncertainty_ns:
-                self._drops.count(source, reading.key, "expired")
+            if reading.lifespan_ms and utc_now > expiry_utc_ns(reading) + uncertainty_ns:
+                self._drops.count(source, key, "expired")
                 continue
-            self._note(stream, reading, 0, now)
+            if stream.held_bytes == _SMALL_BYTES and not stream.missed and type(reading.value) in _SMALL:
+                stream.newest, stream.last, stream.last_ns = sequence, reading, now
+            else:
+                self._note(stream, reading, 0, now)
             numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
             if numbers:
                 deliveries.append(Delivery(numbers, reading))
@@ -392,7 +388,7 @@ class Readings:
             elif kind is list or kind is dict:
                 size_bytes = weight_bytes(value)
             else:
-                size_bytes = 64
+                size_bytes = _SMALL_BYTES
         if size_bytes != stream.held_bytes:
             self._cached_bytes += size_bytes - stream.held_bytes
             stream.held_bytes = size_bytes
@@ -430,14 +426,16 @@ class Readings:
                 self._drops.count("", stream.key, "rate_limited")
         return due
 
-    def _enqueue(self, peer: Peer, reading: Reading, data: bytes, conflate: bool, now: int, utc_now: int) -> bool:
+    def _enqueue(
+        self, peer: Peer, reading: Reading, data: bytes, conflate: bool, now: int, utc_now: int, count: int = 1
+    ) -> bool:
         expires_ns = NEVER
         if reading.lifespan_ms:
-            expires_ns = now + _expiry_utc_ns(reading) - utc_now
-        bulk = len(data) > limits.BULK_THRESHOLD_BYTES
+            expires_ns = now + expiry_utc_ns(reading) - utc_now
+        bulk = len(data) > _BULK_THRESHOLD_BYTES
         queue = peer.bulk if bulk else peer.realtime
         self.touched[peer.node, bulk] = None
-        return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate)
+        return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate, count)
 
     def _offer(self, peer: Peer, reading: Reading, now: int, utc_now: int, conflate: bool) -> bool:
         data = self._encoded_again(reading, peer.node)
@@ -446,13 +444,13 @@ class Readings:
     def _encoded_again(self, reading: Reading, peer: NodeId) -> bytes | None:
         """None, and counted: it grew above a frame, as single precision does that is doubled here."""
         try:
-            return encode_reading(reading)
+            return encode_alone(reading)
         except ValueUnsupported:
             self._drops.count(peer, reading.key, "too_large")
             return None
 
     def _forward(self, stream: Stream, reading: Reading, source: NodeId, now: int, utc_now: int) -> None:
-        passed_on = _one_hop_less(reading)
+        passed_on = one_hop_less(reading)
         data: bytes | None = None
         for route in stream.routes:
             if route.peer == source or route.peer == reading.origin:
@@ -556,11 +554,3 @@ class Readings:
         """Events since the last call."""
         events, self._events = self._events, []
         return events
-
-
-def _expiry_utc_ns(reading: Reading) -> int:
-    return reading.when.utc_ns + reading.when.uncertainty_ns + reading.lifespan_ms * limits.MS
-
-
-def _one_hop_less(reading: Reading) -> Reading:
-    return msgspec.structs.replace(reading, hops=reading.hops - 1)

@@ -10,7 +10,8 @@ from protocols.ids import NodeId, Role
 from protocols.messages import EventTime, Interest, Reading, Want
 from protocols.messages import Readings as ReadingsFrame
 from protocols.queues import Drops, LaneQueue
-from protocols.readings import Peer, Put, Quality, Readings
+from protocols.readings import Readings
+from protocols.streams import Peer, Put, Quality
 from tests.strategies import HERE, HOW, NOW_UTC_NS
 
 ME, A, B = NodeId("me"), NodeId("a"), NodeId("b")

@@ -14,7 +14,7 @@ from protocols.errors import InvalidKey, RemoteProtocolError, ValueUnsupported
 from protocols.keys import checked_expression
 from protocols.membership import State
 from protocols.messages import EventTime, Interest, Position, Provenance, Reading, Want
-from protocols.readings import Quality
+from protocols.streams import Quality
 from sims.driver import SimDriver
 from tests.lone_node_fixture import SECOND, Alone
 from tests.mesh_fixture import Open, given_house, given_opened, pair, until, wanted

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import itertools
 import logging
+import os
 import shutil
 import socket
 import ssl
@@ -274,7 +275,9 @@ def test_certificate_that_ends_closes_pipe_and_lane(pki: Any, monkeypatch: pytes
         ends = []
         for number, files in enumerate((pki("a", days=300), pki("b", days=30))):
             told = Recorder()
-            links = ExpressLinks(files, told, MESH, lambda number=number: now + days_ahead[number] * 86_400 * 10**9)
+            links = ExpressLinks(
+                files, told, MESH, utc_now_ns=lambda number=number: now + days_ahead[number] * 86_400 * 10**9
+            )
             stack.callback(links.close)
             ends.append(End(links, told, Address("127.0.0.1", links.listen("127.0.0.1", 0))))
         a, b = ends
@@ -333,6 +336,49 @@ def test_notices_asked_for_by_many_threads_are_never_lost(pki: Any, end: Any) ->
         assert not thread.is_alive()
     told = len(a.told.all("lane_writable"))
     assert 300 <= told <= 900
+
+
+@pytest.mark.parametrize(("spin_ns", "awake"), [(0, False), (50_000_000, True)])
+def test_wait_in_quick_succession_is_awake_when_allowed(pki: Any, spin_ns: int, awake: bool) -> None:
+    """To be woken takes as long as all the rest of a reading's way; a computer that runs on a battery may forbid it."""
+    with contextlib.ExitStack() as stack:
+        ends = []
+        for files in (pki("a"), pki("b")):
+            links = open_express(files, told := Recorder(), MESH, spin_ns)
+            stack.callback(links.close)
+            ends.append(End(links, told, Address("127.0.0.1", links.listen("127.0.0.1", 0))))
+        a, b = ends
+        lanes = a.dial(b), b.dial(a)
+        a.told.one("lane_opened"), b.told.one("lane_opened")
+        b.told.on_frame = lambda _, frame: frame == b"hello" or lanes[1].try_send(frame)
+        rounds = threading.Semaphore(0)
+        a.told.on_frame = lambda _, frame: rounds.release()
+        for _ in range(60):
+            assert lanes[0].try_send(b"ping")
+            assert rounds.acquire(timeout=8)
+        woken_late = len(os.sched_getaffinity(0)) > 1 and awake
+        assert bool(b.transport.statistics()["frames_awaited_awake"]) is woken_late
+
+
+def test_wait_for_rare_frames_sleeps(pki: Any, end: Any) -> None:
+    """Ten readings a second must cost ten wake-ups, not a core."""
+    links = open_express(pki("a"), told := Recorder(), MESH, 200_000)
+    try:
+        a, b = End(links, told, Address("127.0.0.1", links.listen("127.0.0.1", 0))), end(pki("b"))
+        lane = b.dial(a)
+        b.told.one("lane_opened")
+        for number in range(10):
+            assert lane.try_send(b"%d" % number)
+            wait(lambda number=number: len(told.frames()) > number, "it came")
+            time.sleep(0.005)  # longer than it may stay awake: this is the pace under test
+        before = links.statistics()["frames_awaited_awake"]
+        for number in range(10, 20):
+            time.sleep(0.005)
+            assert lane.try_send(b"%d" % number)
+            wait(lambda number=number: len(told.frames()) > number, "it came")
+        assert links.statistics()["frames_awaited_awake"] == before
+    finally:
+        links.close()
 
 
 def test_late_calls_after_close_touch_nothing(pki: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from protocols import limits
-from protocols.codec import decode_untrusted_node_frame, encode_frame, encode_reading
+from protocols.codec import decode_untrusted_node_frame, encode_frame, encode_alone
 from protocols.errors import BoundExceeded
 from protocols.ids import NodeId
 from protocols.messages import Goodbye, Heartbeat, Interest, Readings
@@ -19,7 +19,7 @@ PEER = NodeId("peer")
 
 def put(queue: LaneQueue, sequence: int, *, key: str = "k", priority: int = 3, size: int = 1, **more: object) -> bool:
     """Queue one real reading."""
-    data = encode_reading(reading(key=key, sequence=sequence, value=bytes(size)))
+    data = encode_alone(reading(key=key, sequence=sequence, value=bytes(size)))
     return queue.put_reading(key, data, priority, int(more.get("expires_ns", NEVER)), bool(more.get("conflate")))  # type: ignore[call-overload]
 
 
@@ -279,7 +279,7 @@ def test_encoded_reading_in_a_queue_is_what_the_neighbour_decodes() -> None:
     """The queue joins encoded readings without looking into them."""
     queue = LaneQueue(PEER, Drops())
     value = {"a": [1, "x"]}
-    queue.put_reading("k", encode_reading(reading(value=value)), 3, NEVER, False)
+    queue.put_reading("k", encode_alone(reading(value=value)), 3, NEVER, False)
     frame = queue.take(0)
     assert frame is not None
     assert msgspec.msgpack.decode(frame)[0] == 6

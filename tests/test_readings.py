@@ -15,7 +15,7 @@ from protocols.ids import NodeId
 from protocols.membership import Settings
 from protocols.messages import EventTime, Position, Provenance, Reading, Tensor, Want
 from protocols.messages import Readings as ReadingsFrame
-from protocols.readings import Put, Quality
+from protocols.streams import Put, Quality
 from sims.driver import EPOCH_UTC_NS, SimDriver
 from tests.readings_fixture import ALL, MS, SECOND, A, B, Bench
 from tests.strategies import HERE, HOW, NOW_UTC_NS, WHEN, reading

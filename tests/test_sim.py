@@ -14,7 +14,7 @@ import sims.cli
 from protocols import limits
 from protocols.events import NeighbourDead, NeighbourMet
 from protocols.ids import NodeId
-from protocols.readings import Quality
+from protocols.streams import Quality
 from sims.driver import SimDriver
 
 MS, SECOND = limits.MS, limits.SECOND

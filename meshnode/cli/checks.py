@@ -29,6 +29,9 @@ from protocols.ids import NodeId, PeerIdentity, Role
 
 _DAYS_TO_RENEW: Final = 7
 _MAX_SEEDS: Final = 8
+_MAX_LINKS: Final = 16
+_RECENT_S: Final = 120
+"""Whoever fails still is dialled again within 30 s; older failures are history."""
 _OLDEST_UTC_S: Final = 1_735_689_600
 """2025-01-01: this software is younger, so an earlier clock was never set."""
 _RESERVE_BYTES: Final = 64 * 1024 * 1024
@@ -55,6 +58,7 @@ def examine(config_path: Path) -> Iterator[Finding]:
     running = _running(config)
     if running is not None:
         yield Finding("ok", "node", f"{config.node.id} runs, up {running['uptime_s']:.0f} s")
+        yield from _links(running)
     identity: PeerIdentity | None = None
     for finding, proven in _certificate(config):
         identity = proven or identity
@@ -80,6 +84,17 @@ def _running(config: NodeConfig) -> dict[str, Any] | None:
         return node if node["id"] == config.node.id else None
     except (MeshError, KeyError, TypeError):
         return None
+
+
+def _links(running: dict[str, Any]) -> Iterator[Finding]:
+    """With whom the running node failed to have a link lately."""
+    failures = running.get("link_failures", [])  # a node of an older version does not tell
+    recent = [failed for failed in failures if failed["last_s"] <= _RECENT_S][-_MAX_LINKS:]
+    for failed in recent:
+        yield Finding("warn", "link", f"{failed['peer']}: {failed['why']} ({failed['kind']}, {failed['count']} times, "
+                      f"last {failed['last_s']:.0f} s ago)")  # fmt: skip
+    if not recent:
+        yield Finding("ok", "link", f"none failed in the last {_RECENT_S} s")
 
 
 def _certificate(config: NodeConfig) -> Iterator[tuple[Finding, PeerIdentity | None]]:

@@ -20,6 +20,7 @@ from meshnode.cli.neighbours import peers, watch
 from meshnode.cli.printing import PIPE_CLOSED
 from meshnode.cli.readings import pub, sub
 from meshnode.cli.run import run
+from meshnode.cli.trial import trial
 from protocols.errors import ConfigError, InputInvalid, LocalProtocolError, MeshError
 
 INTERRUPTED = 130
@@ -47,7 +48,7 @@ def commands() -> None:
     """
 
 
-for _command in (run, peers, watch, pub, sub, infer, doctor, mesh):
+for _command in (run, peers, watch, pub, sub, infer, doctor, mesh, trial):
     commands.add_command(_command)
 
 

@@ -7,16 +7,21 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from meshnode.config import NodeConfig
+    from meshnode.node import Node
 
 _log = logging.getLogger("meshnode.run")
 _CHATTY = ("asyncio", "uvicorn", "zeroconf", "aiosqlite", "PIL")
+
+
+def _nothing() -> None:
+    pass
 
 
 @click.command()
@@ -32,16 +37,18 @@ def run(config_path: Path, as_json: bool) -> None:
     import asyncio
 
     from meshnode.config import load
+    from meshnode.node import Node
 
     config = load(config_path)
-    _log_to_stderr(config.log.level, as_json)
-    asyncio.run(_serve(config, config_path))
+    log_to_stderr(config.log.level, as_json)
+    asyncio.run(serve(Node(config, config_path.parent)))
 
 
-async def _serve(config: "NodeConfig", config_path: Path) -> None:
+async def serve(
+    node: "Node", opened: Callable[[], object] = _nothing, closing: Callable[[], object] = _nothing
+) -> None:
+    """Run a node until it is told to leave; ``opened`` and ``closing`` are called while it is open."""
     import asyncio
-
-    from meshnode.node import Node
 
     leave = asyncio.Event()
 
@@ -54,7 +61,6 @@ async def _serve(config: "NodeConfig", config_path: Path) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_leave, number)
-    node = Node(config, config_path.parent)
     opening = asyncio.create_task(node.__aenter__())
     told = asyncio.create_task(leave.wait())
     await asyncio.wait((opening, told), return_when=asyncio.FIRST_COMPLETED)
@@ -67,15 +73,18 @@ async def _serve(config: "NodeConfig", config_path: Path) -> None:
         await opening
         http = node.http_port if node.http_port is not None else "off"
         click.echo(f"ready {node.id} {node.role.value} port {node.port} http {http}")
+        opened()
         await told
         _log.info("%s leaves", node.id)
+        closing()
     finally:
         told.cancel()
         await node.close()
     _log.info("%s has left", node.id)
 
 
-def _log_to_stderr(level: str, as_json: bool) -> None:
+def log_to_stderr(level: str, as_json: bool) -> None:
+    """Where the log of a process goes."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -91,6 +91,16 @@ class Api:
             "position": position_form(position) if position is not None else None,
             "relay": {"address": str(relay.address), "state": state, "detail": detail} if relay is not None else None,
             "models": sorted(node.models),
+            "link_failures": [
+                {
+                    "peer": failed.peer,
+                    "kind": failed.kind,
+                    "why": failed.why,
+                    "count": failed.count,
+                    "last_s": round(max(0.0, (time.time_ns() - failed.last_utc_ns) / 1e9), 1),
+                }
+                for failed in node.link_failures()
+            ],
             "statistics": node.statistics(),
         })  # fmt: skip
 

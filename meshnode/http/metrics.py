@@ -66,7 +66,7 @@ class Metrics:
     def __init__(self, node: "Node") -> None:
         self._node = node
         self._lock = threading.Lock()
-        self._peers, self._reasons = _Labels(), _Labels()
+        self._peers, self._reasons, self._strangers = _Labels(), _Labels(), _Labels()
         self._latencies = {"here": _Histogram(), "neighbour": _Histogram(), "failed": _Histogram()}
         self._failures: dict[str, int] = {}
         node.on_event(self._note)
@@ -108,6 +108,7 @@ class Metrics:
             elif text != "drops":  # it is the sum of the series below
                 yield _counter(text, f"See {name!r} in the reference.", [((), float(value))])
         with self._lock:
+            yield from self._collect_failures()
             yield from self._collect_drops()
             yield from self._collect_peers()
             yield from self._collect_inference()
@@ -118,6 +119,15 @@ class Metrics:
             labels = (self._peers.bounded(peer or "self"), self._reasons.bounded(reason))
             sums[labels] = sums.get(labels, 0.0) + count
         yield _counter("drops", "Readings and frames dropped.", sorted(sums.items()), "peer", "reason")
+
+    def _collect_failures(self) -> "Iterable[Metric]":
+        # A gauge: the node forgets the oldest of them, and with it its count.
+        sums: dict[tuple[str, ...], float] = {}
+        for failed in self._node.link_failures():
+            labels = (self._strangers.bounded(failed.peer), failed.kind)
+            sums[labels] = sums.get(labels, 0.0) + failed.count
+        yield _gauge("link_failures", "Links that did not come about, of those remembered.", sorted(sums.items()),
+                     "peer", "kind")  # fmt: skip
 
     def _collect_peers(self) -> "Iterable[Metric]":
         peers = self._node.peers()

@@ -73,7 +73,7 @@ from protocols.local import (
     told,
 )
 from protocols.messages import NamedTensor, Position, Provenance, Reading, Tensor
-from protocols.readings import Put
+from protocols.streams import Put
 from protocols.values import check_context
 
 if TYPE_CHECKING:

@@ -6,13 +6,14 @@ the position may change while a reading is on its way: that refusal is counted, 
 """
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from protocols.access import AccessTable
 from protocols.errors import NotPermitted, ValueUnsupported
 from protocols.local import NODE_POSITION, OWN_POSITION, encode_parcel
 from protocols.messages import EventTime, Position, Provenance, Reading
-from protocols.readings import Put
+from protocols.streams import Put, PutMany
 from protocols.values import check_context
 
 if TYPE_CHECKING:
@@ -74,6 +75,21 @@ class ConnectedPublisher:
         parcel = encode_parcel(label, reading)
         kept = node.session.outgoing.send_reading(self.key, parcel, self._priority, self._lifespan_ms)
         return Put(sequence, 0, 1, 0) if kept else Put(sequence, 0, 0, 1)
+
+    def put_many(
+        self, values: Sequence[Any], *, where: Position | None = None, times_ns: Sequence[int] | None = None
+    ) -> PutMany:
+        """Hand several values to the node, oldest first, as :meth:`put` does; ``times_ns``: UTC of each, default now.
+
+        :raises ValueUnsupported: without a value, or without a time for each; and as :meth:`put`, which may come when
+            some are with the node already.
+        """
+        if not values or (times_ns is not None and len(times_ns) != len(values)):
+            given = "no" if times_ns is None else len(times_ns)
+            raise ValueUnsupported(f"{len(values)} values with {given} times: pass one or more, with a time each")
+        times: Sequence[int | None] = times_ns if times_ns is not None else [None] * len(values)
+        puts = [self.put(value, where=where, time_ns=time_ns) for value, time_ns in zip(values, times, strict=True)]
+        return PutMany(puts[0].sequence, len(puts), sum(put.queued for put in puts), sum(put.dropped for put in puts))
 
     async def flushed(self, timeout_s: float = 10.0) -> None:
         """Wait until the node has published what was put so far, on any key.

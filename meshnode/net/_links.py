@@ -25,7 +25,8 @@ from meshnode.net._connections import Connections
 from meshnode.net._engine import Engine, Handshake, PullSocket, PushSocket, Watch, lasting_failure, no_connection
 from meshnode.net._inbound import InboundPipe, InboundPipes
 from meshnode.net._peer import identify
-from meshnode.net.transport import Address, Credentials, OutgoingLane, TransportObserver
+from meshnode.net._secure import REFUSED, UNREACHABLE, FailureKind, Failures
+from meshnode.net.transport import Address, Credentials, FailedLink, OutgoingLane, TransportObserver
 from protocols.errors import BoundExceeded, TransportError
 from protocols.ids import MeshName, PeerIdentity
 from protocols.limits import DIAL_TIMEOUT_NS, MAX_FRAME_BYTES, MAX_NEIGHBOURS, MS, SECOND
@@ -130,6 +131,7 @@ class Links:
         self._frames_received = self._bytes_received = self._frames_dropped = 0
         self._refused_inbound = self._refused_outbound = self._mute_closed = 0
         self._frames_sent = self._bytes_sent = 0
+        self._failures = Failures(time.monotonic_ns)
         self._lanes: dict[int, Lane] = {}
         self._connections: Connections | None = None
         self._changing = threading.Lock()
@@ -178,6 +180,9 @@ class Links:
 
     def receiving_since_ns(self) -> int | None:
         return self._receiving_since_ns
+
+    def failures(self) -> list[FailedLink]:
+        return self._failures.recent()
 
     def statistics(self) -> dict[str, int]:
         lanes = list(self._lanes.values())
@@ -248,6 +253,9 @@ class Links:
                 self.post(partial(self._inbound.announce, known))
                 return True
         self._refused_inbound += 1
+        who = f"{identity.role.value} {identity.node} at {handshake.host}" if identity is not None else handshake.host
+        why = f"refused: {reason or detail or 'too many links come in'}"
+        self.post(partial(self._failures.remember, REFUSED, who, why))
         return False
 
     def _inbound_removed(self, pipe: int) -> None:
@@ -270,7 +278,7 @@ class Links:
         finally:
             if lane.identity is None:
                 self._refused_outbound += 1
-                self.post(partial(self._lane_finished, lane, f"refused: {reason}"))
+                self.post(partial(self._lane_finished, lane, f"refused: {reason}", REFUSED))
         return False
 
     def _lane_connected(self, lane: Lane, pipe: int) -> None:
@@ -362,7 +370,9 @@ class Links:
             return
         counters = lane.push.counters()
         if (failure := lasting_failure(counters)) is not None:
-            self._lane_finished(lane, f"no connection to {lane.address}: {failure}")
+            kind = FailureKind.OTHER if counters.get("auth") else FailureKind.NOT_OURS
+            self._failures.tell(kind, str(lane.address), failure, dialled=True)
+            self._lane_finished(lane, f"no connection to {lane.address}: {failure}", None)
         elif time.monotonic_ns() >= deadline_ns:
             self._lane_finished(lane, no_connection(lane.address, timeout_s, counters))
         else:
@@ -382,7 +392,10 @@ class Links:
         elif told and not self._closing:
             self._observer.lane_writable(lane)
 
-    def _lane_finished(self, lane: Lane, reason: str) -> None:
+    def _lane_finished(self, lane: Lane, reason: str, kind: str | None = UNREACHABLE) -> None:
+        """``kind``: of the failure to remember when it never opened; None: that is done."""
+        if kind is not None and lane.state is _State.DIALLING:
+            self._failures.remember(kind, str(lane.address), reason, dialled=True)
         if lane.finish():
             self._release(lane)
             if not self._closing:

@@ -3,18 +3,20 @@
 Invariants:
 - TLS 1.3, certificates of the mesh's authority on both sides, no session is ever resumed: each handshake proves the
   certificate anew, so that an expired or replaced one never slips back in;
-- every failure is counted by kind; a peer that fails again and again is written to the log once a minute at most.
+- every failure is counted by kind; a peer that fails again and again is written to the log once a minute at most;
+- the last failures are remembered with their peers. Strangers who come in can't push out those whom we dial.
 """
 
 import logging
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from meshnode.net._peer import read_credentials
-from meshnode.net.transport import Credentials
+from meshnode.net.transport import Credentials, FailedLink
 from protocols.ids import SERVER_NAME
 from protocols.limits import SECOND
 
@@ -23,6 +25,12 @@ _log = logging.getLogger(__name__)
 _LOG_PERIOD_NS = 60 * SECOND
 _MAX_TOLD = 64
 """Lines in one period: whoever fails from ever new addresses can't fill a disk."""
+
+
+MAX_REMEMBERED = 64
+"""Failures of each direction, by peer and kind."""
+UNREACHABLE, REFUSED = "unreachable", "refused"
+"""Kinds of failure that are none of the handshake's."""
 
 
 class FailureKind(StrEnum):
@@ -108,19 +116,34 @@ def proved(tls: ssl.SSLObject) -> tuple[list[str], int]:
 class Failures:
     """Counts links that failed to come about, and logs them without being floodable. For one thread."""
 
-    def __init__(self, now_ns: Callable[[], int]) -> None:
-        self._now_ns = now_ns
+    def __init__(self, now_ns: Callable[[], int], utc_now_ns: Callable[[], int] = time.time_ns) -> None:
+        self._now_ns, self._utc_now_ns = now_ns, utc_now_ns
+        self._came: dict[tuple[str, str], FailedLink] = {}
+        self._dialled: dict[tuple[str, str], FailedLink] = {}
         self._counts = dict.fromkeys(FailureKind, 0)
         self._told: set[tuple[str, str]] = set()
         self._period_ends_ns = 0
 
-    def note(self, kind: FailureKind, peer: str, why: str) -> None:
+    def note(self, kind: FailureKind, peer: str, why: str, dialled: bool = False) -> None:
         """A handshake with ``peer`` failed."""
         self._counts[kind] += 1
-        self.tell(kind, peer, why)
+        self.tell(kind, peer, why, dialled)
 
-    def tell(self, about: str, peer: str, why: str) -> None:
-        """Log it, unless the same was logged about this peer in this period."""
+    def remember(self, about: str, peer: str, why: str, dialled: bool = False) -> None:
+        """For :meth:`recent`."""
+        links, key = self._dialled if dialled else self._came, (peer, str(about))
+        before = links.pop(key, None)
+        if len(links) >= MAX_REMEMBERED:
+            del links[next(iter(links))]
+        links[key] = FailedLink(peer, str(about), why, before.count + 1 if before else 1, self._utc_now_ns())
+
+    def recent(self) -> list[FailedLink]:
+        """What is remembered, the last one last. Any thread."""
+        return sorted([*self._dialled.values(), *self._came.values()], key=lambda link: link.last_utc_ns)
+
+    def tell(self, about: str, peer: str, why: str, dialled: bool = False) -> None:
+        """Remember it, and log it, unless the same was logged about this peer in this period."""
+        self.remember(about, peer, why, dialled)
         now_ns = self._now_ns()
         if now_ns >= self._period_ends_ns:
             self._told.clear()

@@ -46,6 +46,21 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+@dataclass(frozen=True, slots=True)
+class FailedLink:
+    """Somebody with whom no link came about, or whose link was ended for a reason of trust."""
+
+    peer: str
+    """Where it is, as in ``192.0.2.7:7000`` (dialled) or ``192.0.2.7`` (it dialled us), and who, once that was
+    proved."""
+    kind: str
+    """One word: why."""
+    why: str
+    """Why, for a person."""
+    count: int
+    last_utc_ns: int
+
+
 class OutgoingLane(Protocol):
     """One dialled way to one inbox."""
 
@@ -120,6 +135,10 @@ class Transport(Protocol):
 
     def receiving_since_ns(self) -> int | None:
         """Monotonic start of the ``frame_received`` under way, None when the receiving thread waits for frames."""
+
+    def failures(self) -> list[FailedLink]:
+        """Recent links that failed, by peer and kind; a bounded number, the last one last. Any thread. NNG does not say
+        who failed to come in, and why: there those are counted only."""
 
     def statistics(self) -> dict[str, int]:
         """Counters by name: handshakes refused and failed (``express``: by kind too), connections closed for being

@@ -1,0 +1,199 @@
+"""Signed entries: what a node holds of them, and what is newer than what.
+
+Invariants:
+
+1. Of an author and a kind one entry is held, and it only goes forward: to a higher version, or at the same version to
+   the higher fingerprint. Two entries of one version are the author's fault (equivocation); this settles it everywhere
+   alike.
+2. ``root`` and ``buckets`` are the exclusive or of the fingerprints held, kept as entries come and go, so that two
+   stores are compared by one number. A fingerprint is the first 64 bits of a hash of the entry's bytes.
+3. Bounds: ``MAX_ENTRIES`` in all, ``MAX_KINDS_PER_AUTHOR`` of one author.
+
+Nothing here checks a signature: whoever puts an entry has done that.
+"""
+
+from collections.abc import Callable, Iterator
+
+from msgspec import Struct
+
+from protocols import limits
+from protocols.codec import decode_untrusted_entry
+from protocols.ids import NodeId
+from protocols.messages import Entry
+from protocols.queues import NEVER
+
+EntryKey = tuple[str, str]
+"""(author, kind)"""
+
+
+class Sealed(Struct, frozen=True, gc=False):
+    """An entry as it is kept: its bytes and what is asked of it often. The same for every node that holds it."""
+
+    key: EntryKey
+    version: int
+    lifetime_ns: int
+    fingerprint: int
+    data: bytes
+    """MessagePack of :class:`~protocols.messages.Entry`."""
+
+
+def _itself(sealed: Sealed) -> Sealed:
+    return sealed
+
+
+class Seal(Struct, frozen=True):
+    """How entries are signed and checked: what a machine may not do itself."""
+
+    sign: Callable[[bytes], tuple[bytes, bytes]]
+    """Statement to (credential, signature); see ``protocols.codec.entry_statement``."""
+    verify: Callable[[Entry], bool]
+    """Whether the credential is one of this mesh, names the author, and made the signature."""
+    hash: Callable[[bytes], bytes]
+    """SHA-256 on the road: 8 bytes or more, of which the first 8 are the fingerprint."""
+    share: Callable[[Sealed], Sealed] = _itself
+    """An equal object to keep instead: thousands of nodes in one process need to hold an entry once."""
+
+    def fingerprint(self, data: bytes) -> int:
+        """Of the bytes of an entry."""
+        return int.from_bytes(self.hash(data)[:8], "little")
+
+    def sealed(self, key: EntryKey, version: int, lifetime_s: int, fingerprint: int, data: bytes) -> Sealed:
+        """An entry to keep, whose signature was made or checked here."""
+        return self.share(Sealed(key, version, lifetime_s * limits.SECOND, fingerprint, data))
+
+
+class Held(Struct, gc=False):
+    """One place in the store."""
+
+    sealed: Sealed
+    born_ns: int
+    """When it was signed, on this node's clock, as far as those who carried it say."""
+    source: NodeId
+    """The neighbour it came from, or this node."""
+
+    @property
+    def ends_ns(self) -> int:
+        """When it is forgotten."""
+        return self.born_ns + self.sealed.lifetime_ns
+
+
+class EntryView(Struct, frozen=True):
+    """An entry held, for people and programs."""
+
+    author: NodeId
+    kind: str
+    version: int
+    age_ns: int
+    """Since it was signed."""
+    lifetime_s: int
+    source: NodeId
+    """The neighbour it came from; the node itself for its own."""
+    size_bytes: int
+    """As it travels."""
+    body: bytes
+
+
+class EntryStore:
+    """Entries by key and by fingerprint."""
+
+    def __init__(self, max_entries: int = limits.MAX_ENTRIES) -> None:
+        self.root = 0
+        self.buckets = [0] * limits.ENTRY_BUCKETS
+        self.next_end_ns = NEVER
+        """Not after the end of any entry held."""
+        self._max_entries = max_entries
+        self._by_key: dict[EntryKey, Held] = {}
+        self._by_bucket: tuple[dict[int, Held], ...] = tuple({} for _ in range(limits.ENTRY_BUCKETS))
+        self._kinds: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def get(self, key: EntryKey) -> Held | None:
+        """The entry of an author and a kind."""
+        return self._by_key.get(key)
+
+    def holding(self, fingerprint: int) -> Held | None:
+        """The entry of a fingerprint."""
+        return self._by_bucket[fingerprint % limits.ENTRY_BUCKETS].get(fingerprint)
+
+    def bucket(self, number: int) -> Iterator[int]:
+        """Fingerprints in a bucket, oldest first."""
+        return iter(self._by_bucket[number])
+
+    def is_news(self, key: EntryKey, version: int, fingerprint: int) -> bool:
+        """Whether it goes forward from what is held."""
+        held = self._by_key.get(key)
+        return held is None or (version, fingerprint) > (held.sealed.version, held.sealed.fingerprint)
+
+    def has_room_for(self, key: EntryKey, ends_ns: int) -> bool:
+        """Whether :meth:`put` would take it: it replaces one, a place is free, or another ends sooner."""
+        if key in self._by_key:
+            return True
+        most = limits.MAX_KINDS_PER_AUTHOR
+        if len(self._kinds) >= most and sum((key[0], kind) in self._by_key for kind in self._kinds) >= most:
+            return False
+        return len(self._by_key) < self._max_entries or self._first_to_end().ends_ns < ends_ns
+
+    def put(self, held: Held) -> list[int]:
+        """Take an entry that :meth:`is_news` and :meth:`has_room_for`; returns the fingerprints that left for it."""
+        sealed = held.sealed
+        assert self.holding(sealed.fingerprint) is None, "an author can make two of his entries collide: look before"
+        gone = []
+        before = self._by_key.get(sealed.key)
+        if before is not None:
+            gone.append(before.sealed.fingerprint)
+            self._remove(before)
+        elif len(self._by_key) >= self._max_entries:
+            first = self._first_to_end()
+            gone.append(first.sealed.fingerprint)
+            self._remove(first)
+        kind = sealed.key[1]
+        self._by_key[sealed.key] = held
+        self._kinds[kind] = self._kinds.get(kind, 0) + 1
+        self._toggle(sealed.fingerprint)
+        self._by_bucket[sealed.fingerprint % limits.ENTRY_BUCKETS][sealed.fingerprint] = held
+        self.next_end_ns = min(self.next_end_ns, held.ends_ns)
+        return gone
+
+    def expire(self, now: int) -> int:
+        """Forget what has reached its end; how many those were."""
+        if now < self.next_end_ns:
+            return 0
+        ended = [held for held in self._by_key.values() if held.ends_ns <= now]
+        for held in ended:
+            self._remove(held)
+        self.next_end_ns = min((held.ends_ns for held in self._by_key.values()), default=NEVER)
+        return len(ended)
+
+    def views(self, now: int) -> list[EntryView]:
+        """Everything held, by author and kind."""
+        views = []
+        for (author, kind), held in sorted(self._by_key.items()):
+            sealed = held.sealed
+            views.append(EntryView(
+                NodeId(author), kind, sealed.version, max(now - held.born_ns, 0), sealed.lifetime_ns // limits.SECOND,
+                held.source, len(sealed.data), decode_untrusted_entry(sealed.data).body,
+            ))  # fmt: skip
+        return views
+
+    def all(self) -> Iterator[Held]:
+        """Everything held, in the order it came."""
+        return iter(self._by_key.values())
+
+    def _first_to_end(self) -> Held:
+        return min(self._by_key.values(), key=lambda held: (held.ends_ns, held.sealed.key))
+
+    def _remove(self, held: Held) -> None:
+        sealed = held.sealed
+        kind = sealed.key[1]
+        del self._by_key[sealed.key]
+        del self._by_bucket[sealed.fingerprint % limits.ENTRY_BUCKETS][sealed.fingerprint]
+        self._toggle(sealed.fingerprint)
+        self._kinds[kind] -= 1
+        if not self._kinds[kind]:
+            del self._kinds[kind]
+
+    def _toggle(self, fingerprint: int) -> None:
+        self.root ^= fingerprint
+        self.buckets[fingerprint % limits.ENTRY_BUCKETS] ^= fingerprint

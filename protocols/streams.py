@@ -1,0 +1,151 @@
+"""What is known of one stream of readings, and how its readings become parcels for the queues.
+
+A stream is all readings of one (origin, key). What a change of interests makes stale is decided once and kept here; see
+:mod:`protocols.readings` for the rules.
+"""
+
+import msgspec
+from msgspec import Struct
+
+from protocols import limits
+from protocols.codec import decode_alone, encode_alone, encode_together
+from protocols.errors import ValueUnsupported
+from protocols.ids import NodeId, Role
+from protocols.messages import EventTime, Reading, Want
+from protocols.queues import NEVER, LaneQueue
+
+IMMUTABLE = frozenset((type(None), bool, int, float, str, bytes))
+"""Types of values that nobody can change afterwards."""
+
+
+class Quality(Struct, frozen=True):
+    """Quality of service of a subscription."""
+
+    deadline_ns: int = 0
+    """Report a stream that was silent for longer; 0: never."""
+    min_interval_ns: int = 0
+    """At most one reading of a stream in this time; 0: all."""
+    conflate: bool = False
+    """Of readings that wait for a slow link or reader, only the newest of a key."""
+    history: bool = True
+    """Start with the last known values."""
+    hops: int = 0
+    """Ask neighbours to ask theirs: how many nodes may stand between."""
+    own: bool = True
+    """Readings of this node too."""
+
+
+class Put(Struct, frozen=True, gc=False):
+    """What became of one published reading."""
+
+    sequence: int
+    local: int
+    """Subscriptions of this node that got it."""
+    queued: int
+    """Neighbours it was queued for."""
+    dropped: int
+    """Neighbours that want it and do not get it, by rate limit or full queue; the counters say which."""
+
+
+class PutMany(Struct, frozen=True, gc=False):
+    """What became of readings that were published together."""
+
+    first_sequence: int
+    count: int
+    """They have ``first_sequence`` and the ``count - 1`` that follow."""
+    queued: int
+    """Over all neighbours that want them."""
+    dropped: int
+    """The same, of those that do not get them; the counters say why."""
+
+
+class Subscription:
+    """A local one."""
+
+    __slots__ = ("expression", "number", "quality")
+
+    def __init__(self, number: int, expression: str, quality: Quality) -> None:
+        self.number, self.expression, self.quality = number, expression, quality
+
+
+class Route:
+    """A neighbour that wants a key, with what its matching wants add up to."""
+
+    __slots__ = ("conflate", "hops", "last_ns", "min_interval_ns", "peer")
+
+    def __init__(self, peer: NodeId, wants: list[Want]) -> None:
+        self.peer = peer
+        self.min_interval_ns = min(want.min_interval_us for want in wants) * 1_000
+        self.conflate = all(want.conflate for want in wants)
+        self.hops = max(want.hops for want in wants)
+        self.last_ns = -NEVER
+
+
+class Stream:
+    """All that is known of one (origin, key)."""
+
+    __slots__ = (
+        "direct", "held_bytes", "key", "last", "last_ns", "limited", "limited_last", "missed", "newest", "numbers",
+        "origin", "permitted", "routes", "version",
+    )  # fmt: skip
+
+    def __init__(self, origin: str, key: str) -> None:
+        self.origin, self.key = origin, key
+        self.newest = -1
+        self.last: Reading | None = None
+        self.last_ns = 0
+        self.held_bytes = 0
+        self.version = -1
+        self.permitted = False
+        self.numbers: tuple[int, ...] = ()  # subscriptions without a rate limit of their own
+        self.limited: tuple[Subscription, ...] = ()
+        self.limited_last: dict[int, int] = {}
+        self.routes: tuple[Route, ...] = ()
+        self.direct: Peer | None = None  # the origin, when it told us itself
+        self.missed: tuple[int, ...] = ()  # subscriptions that know that it is silent
+
+
+class Peer:
+    """A neighbour as this machine sees it."""
+
+    __slots__ = ("bulk", "interest_version", "node", "realtime", "role", "wants")
+
+    def __init__(self, node: NodeId, role: Role, realtime: LaneQueue, bulk: LaneQueue) -> None:
+        self.node, self.role, self.realtime, self.bulk = node, role, realtime, bulk
+        self.wants: tuple[Want, ...] = ()
+        self.interest_version = -1
+
+
+def check_time(when: EventTime) -> None:
+    """:raises ValueUnsupported: it is not one."""
+    if type(when.utc_ns) is not int or when.utc_ns < 0 or when.uncertainty_ns < 0:
+        raise ValueUnsupported(f"{when} is not a time: use whole nanoseconds since 1970, 0 or more")
+
+
+def parcels_of(readings: list[Reading]) -> list[tuple[bytes, list[Reading]]]:
+    """Encoded for the queues: small plain values in frames of many, others each by itself.
+
+    :raises ValueUnsupported: when a value can't travel.
+    """
+    parcels: list[tuple[bytes, list[Reading]]] = []
+    for at in range(0, len(readings), limits.MAX_READINGS_PER_FRAME):
+        part = readings[at : at + limits.MAX_READINGS_PER_FRAME]
+        if all(type(reading.value) in IMMUTABLE for reading in part):
+            data = encode_together(part)
+            if len(data) <= limits.BULK_THRESHOLD_BYTES:
+                parcels.append((data, part))
+                continue
+        for reading in part:
+            data = encode_alone(reading)
+            parcels.append((data, [reading if type(reading.value) in IMMUTABLE else decode_alone(data)]))
+    return parcels
+
+
+def expiry_utc_ns(reading: Reading) -> int:
+    """When it is worthless, on a clock that is right."""
+    return reading.when.utc_ns + reading.when.uncertainty_ns + reading.lifespan_ms * limits.MS
+
+
+def one_hop_less(reading: Reading) -> Reading:
+    """The reading as it is passed on."""
+    return msgspec.structs.replace(reading, hops=reading.hops - 1)

@@ -1,0 +1,134 @@
+"""How long frames are on the air, and what it costs that nodes in range of one another share it.
+
+A frame of 802.11p (10 MHz; IEEE 802.11-2020, clause 17) is 40 µs of preamble and header, then symbols of 8 µs. With its
+link-layer header a packet of 350 bytes takes 560 µs at 6 Mb/s, one of 1500 bytes 2.1 ms.
+
+:class:`Channel` adds up what each node sends in windows of 100 ms (as ETSI TS 102 687 measures the channel busy ratio).
+What a node heard in the last whole window, from itself and all within range, is its *offered load* G, from which follow
+
+- the **busy share** ``0.95 tanh(G / 0.95)``: linear while the channel is quiet; it saturates below 1, for transmitters
+  wait for one another, and leave pauses of at least 58 µs;
+- the **wait** for the others, that of an M/D/1 queue: ``busy / (2 (1 - busy))`` frames of 560 µs in the mean, drawn
+  between nothing and twice that, where ``busy`` leaves out what the node sent itself;
+- the **stretch** of the own transmissions beyond G = 1: everybody gets the fair share (max-min) of the channel that
+  lets the loads add up to 1, so that a queue grows at who wants more than that;
+- **collisions** at the receiver with nodes that the sender can't hear: ``1 - exp(-2 h busy)`` as in unslotted ALOHA,
+  where h is the share of the receiver's surroundings that hides such nodes, see :func:`hidden_share`.
+
+Each costs nothing per frame but a look at the node's entry; the entry is made once per node and window from its
+neighbours. Sums over square cells were not taken instead: along a road between two rows of cells they are a third off.
+
+Left out: collisions within range (same back-off slot), growing back-off windows, and the priorities of 802.11e.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+from protocols.limits import MS
+
+WINDOW_NS: Final = 100 * MS
+LINK_HEADER_BYTES: Final = 36
+"""802.11 header and check sequence, and LLC/SNAP."""
+ACKNOWLEDGED_NS: Final = 96_000
+"""SIFS (32 µs) and the link layer's acknowledgement (64 µs) behind a unicast frame."""
+MOST_BUSY: Final = 0.95
+HIDDEN_SHARE: Final = 0.61
+"""Of a disc, what lies outside an equal one whose centre is on its edge: 1 - 2/3 + sqrt(3) / (2 pi)."""
+_NO_COLLISION: Final = 0.30
+_ALL_COLLIDE: Final = 0.43
+_PREAMBLE_NS: Final = 40_000
+_SYMBOL_NS: Final = 8_000
+_SERVICE_AND_TAIL_BITS: Final = 22
+_USUAL_FRAME_NS: Final = 560_000
+
+
+def airtime_ns(size_bytes: int, bit_rate_mbps: float) -> int:
+    """Of one frame; ``size_bytes`` from the IP header on."""
+    bits = (size_bytes + LINK_HEADER_BYTES) * 8 + _SERVICE_AND_TAIL_BITS
+    return _PREAMBLE_NS + math.ceil(bits / (bit_rate_mbps * _SYMBOL_NS / 1_000)) * _SYMBOL_NS
+
+
+def hidden_share(distance_share: float) -> float:
+    """Of what is in range of a receiver, what the sender can't hear and what spoils its frame. ``distance_share``: how
+    far they are from one another, 1 at the end of the range.
+
+    What is hidden grows nearly linearly with the distance. A frame outlives an interferer that is 10 dB weaker (2.3
+    times as far away at a path loss exponent of 2.75): close by, hidden nodes are all too far to do harm.
+    """
+    if distance_share < _ALL_COLLIDE:
+        rise = (distance_share - _NO_COLLISION) / (_ALL_COLLIDE - _NO_COLLISION)
+        return HIDDEN_SHARE * _ALL_COLLIDE * max(rise, 0.0)
+    return HIDDEN_SHARE * distance_share
+
+
+def fair_share(loads: list[float]) -> float:
+    """The most that one may have so that the sum of ``loads``, each cut to it, is 1; infinite if the sum is less."""
+    left, waiting = 1.0, len(loads)
+    for load in sorted(loads):
+        if load * waiting > left:
+            return left / waiting
+        left -= load
+        waiting -= 1
+    return math.inf
+
+
+class Load:
+    """What a node hears of the channel in one window."""
+
+    __slots__ = ("busy", "collided", "stretch", "wait_ns")
+
+    def __init__(self, own: float, others: list[float]) -> None:
+        """Airtime per time of the node itself, and of each node in range."""
+        offered = own + sum(others)
+        self.busy = _busy(offered)
+        heard = _busy(offered - own)
+        self.wait_ns = int(heard / (1 - heard) * _USUAL_FRAME_NS)
+        """Most that a frame waits for the others."""
+        self.stretch = 1.0 if offered <= 1 else 1 / fair_share([own, *others])
+        self.collided = 2 * heard
+        """Times the hidden share: mean number of collisions of one frame that comes to this node."""
+
+
+def _busy(offered: float) -> float:
+    return MOST_BUSY * math.tanh(offered / MOST_BUSY)
+
+
+QUIET: Final = Load(0.0, [])
+
+
+class Channel:
+    """The airtime of all nodes. Who writes to ``sent_ns`` has called :meth:`turn` first when ``now_ns >= turn_ns``."""
+
+    def __init__(self, nodes: int, neighbours: Callable[[int], list[int]]) -> None:
+        self.sent_ns = [0] * nodes
+        """Airtime of each node in the window that runs."""
+        self.loads: list[Load | None] = [QUIET] * nodes
+        """Of the last window; None: to be made by :meth:`load`."""
+        self.turn_ns = WINDOW_NS
+        self._heard_ns = [0] * nodes
+        self._neighbours = neighbours
+
+    def turn(self, now_ns: int) -> None:
+        """Begin the window that ``now_ns`` is in. A transmission longer than a window goes on in the next one."""
+        windows = (now_ns - self.turn_ns) // WINDOW_NS + 1
+        self.turn_ns += windows * WINDOW_NS
+        sent_ns = self.sent_ns
+        if windows > 1 or max(sent_ns, default=0) > WINDOW_NS:
+            past_ns = (windows - 1) * WINDOW_NS
+            self._heard_ns = [min(max(sent - past_ns, 0), WINDOW_NS) for sent in sent_ns]
+            sent_ns[:] = [max(sent - past_ns - WINDOW_NS, 0) for sent in sent_ns]
+        else:
+            self._heard_ns = sent_ns[:]
+            sent_ns[:] = [0] * len(sent_ns)
+        self.loads[:] = [None] * len(sent_ns)
+
+    def load(self, node: int) -> Load:
+        """What ``node`` heard in the last whole window."""
+        load = self.loads[node]
+        if load is None:
+            heard_ns = self._heard_ns
+            loads = [heard_ns[other] / WINDOW_NS for other in self._neighbours(node) if heard_ns[other]]
+            own = heard_ns[node] / WINDOW_NS
+            load = self.loads[node] = Load(own, loads) if loads or own else QUIET
+        return load

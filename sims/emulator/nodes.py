@@ -1,0 +1,285 @@
+"""Real nodes as processes: their certificates, configurations and trial plans, their starts and ends.
+
+Certificates are made by ``meshnode mesh``, nodes run as ``meshnode trial``: the harness knows of them what their
+command line and their journals say, and imports nothing of them.
+
+A node is started *held*: it loads everything and waits for a line on its standard input. So nodes start when the
+scenario says, not when this host got round to loading them.
+"""
+
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sims.emulator.namespaces import Network, address_of
+from sims.errors import EmulatorError
+from sims.scenario import Group, Scenario
+
+MESH = "emulation"
+INBOX_PORT = 7_000
+_LAUNCH = Path(__file__).with_name("launch.py")
+_HOLD_S = 60.0
+"""For one node to load everything, on a busy host."""
+_ISSUE_S = 60.0
+_LEAVE_S = 10.0
+_SHOWN_CHARS = 600
+_PHASES = 16
+
+
+def program(name: str) -> list[str]:
+    """Command line of ``meshnode`` or ``cloud-relay`` of this installation."""
+    module = {"meshnode": "meshnode.cli", "cloud-relay": "cloud_relay"}[name]
+    return [sys.executable, "-m", module]
+
+
+def launch(
+    command: Sequence[str], network: Network | None, descriptors: Iterable[int] = (), realtime: bool = False,
+    errors: Path | None = None,
+) -> "subprocess.Popen[bytes]":  # fmt: skip
+    """Start a program in a network, bound to the life of this process. It gets none of the terminal's signals."""
+    namespace = network.namespace if network is not None else -1
+    inherited = [*descriptors, *([namespace] if namespace >= 0 else [])]
+    start = [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), str(namespace), str(int(realtime)), *command]
+    log = subprocess.DEVNULL if errors is None else os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        return subprocess.Popen(  # noqa: S603 - our own programs
+            start, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, pass_fds=inherited, start_new_session=True
+        )
+    finally:
+        if errors is not None:
+            os.close(log)
+
+
+class RealNode:
+    """One node and its lives."""
+
+    def __init__(self, name: str, number: int, group: Group, network: Network, folder: Path) -> None:
+        self.name, self.number, self.group, self.network, self.folder = name, number, group, network, folder
+        self.held: subprocess.Popen[bytes] | None = None
+        self.running: subprocess.Popen[bytes] | None = None
+        self.wanted = False
+        """Whether it should be running: an end that nobody wanted is a finding."""
+
+    @property
+    def journal(self) -> Path:
+        """Of all its lives."""
+        return self.folder / "journal.jsonl"
+
+    @property
+    def errors(self) -> Path:
+        """What it wrote to standard error."""
+        return self.folder / "errors.log"
+
+    def last_words(self) -> str:
+        """The end of what it wrote to standard error."""
+        try:
+            return self.errors.read_text(errors="replace")[-_SHOWN_CHARS:].strip()
+        except OSError:
+            return ""
+
+    def hold(self) -> None:
+        """Start its next life, up to where it waits."""
+        command = [*program("meshnode"), "trial", str(self.folder / "node.toml"), "--plan",
+                   str(self.folder / "plan.toml"), "--journal", str(self.journal), "--hold"]  # fmt: skip
+        self.held = launch(command, self.network, errors=self.errors)
+
+    def let_go(self) -> None:
+        """The held life begins now."""
+        process, self.held = self.held, None
+        assert process is not None, "a node is held before it is let go"
+        self.running, self.wanted = process, True
+        assert process.stdin is not None, "launch() gives it a pipe"
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+
+    def kill(self) -> None:
+        """As a power failure: no goodbye."""
+        self.wanted = False
+        if self.running is not None:
+            self.running.kill()
+            self.running.wait()
+            _close_pipes(self.running)
+            self.running = None
+
+    def lose_disk(self) -> None:
+        """What its last life stored is gone."""
+        shutil.rmtree(self.folder / "state", ignore_errors=True)
+
+    def stop(self) -> None:
+        """It gets no processor from now on."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Undoes :meth:`stop`."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        process = self.running
+        if process is not None:
+            process.send_signal(number)
+
+    def ended_unasked(self) -> bool:
+        """Whether its process is gone though nobody killed it."""
+        return self.wanted and self.running is not None and self.running.poll() is not None
+
+
+def prepare(scenario: Scenario, folder: Path, networks: Sequence[Network]) -> list[RealNode]:
+    """Write everything that the nodes need below ``folder``; certificates are valid for a day.
+
+    :raises EmulatorError: certificates can't be made.
+    """
+    authority = folder / "authority"
+    _finish(_run([*program("meshnode"), "mesh", "init", "--name", MESH, "--days", "1", str(authority)]))
+    nodes: list[RealNode] = []
+    issuing: list[subprocess.Popen[bytes]] = []
+    groups = [group for group in scenario.groups for _ in range(group.count)]
+    for number, (name, group) in enumerate(zip(scenario.names, groups, strict=True)):
+        node = RealNode(name, number, group, networks[number], folder / name)
+        command = [*program("meshnode"), "mesh", "issue", "--role", group.role, "--id", name, "--days", "1", "--out",
+                   str(node.folder), str(authority)]  # fmt: skip
+        issuing.append(_run(command))
+        nodes.append(node)
+        if len(issuing) >= (os.cpu_count() or 1):
+            _finish(issuing.pop(0))
+    for process in issuing:
+        _finish(process)
+    for node in nodes:
+        (node.folder / "node.toml").write_text(_config(scenario, node))
+        (node.folder / "plan.toml").write_text(_plan(scenario, node))
+    return nodes
+
+
+def _run(command: list[str]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # noqa: S603 - our own program
+
+
+def _finish(process: "subprocess.Popen[bytes]") -> None:
+    try:
+        _, errors = process.communicate(timeout=_ISSUE_S)
+    except subprocess.TimeoutExpired as error:
+        process.kill()
+        process.communicate()
+        raise EmulatorError(f"making a certificate took more than {_ISSUE_S:g} s: this host is too busy") from error
+    if process.returncode:
+        raise EmulatorError(f"certificates can't be made: {errors.decode(errors='replace')[-_SHOWN_CHARS:].strip()}")
+
+
+def hold_all(nodes: Sequence[RealNode], at_once: int | None = None) -> None:
+    """Have every node load and wait, a few at a time. :raises EmulatorError: one ended instead, or is too slow."""
+    at_once = at_once or os.cpu_count() or 1
+    waiting, loading = list(nodes), 0
+    with selectors.DefaultSelector() as selector:
+        while waiting or loading:
+            while waiting and loading < at_once:
+                node = waiting.pop(0)
+                node.hold()
+                assert node.held is not None, "hold() starts it"
+                assert node.held.stdout is not None, "launch() gives it a pipe"
+                selector.register(node.held.stdout, selectors.EVENT_READ, node)
+                loading += 1
+            found = selector.select(_HOLD_S)
+            if not found:
+                raise EmulatorError(f"no node was loaded within {_HOLD_S:g} s: this host is too busy for so many nodes")
+            for key, _ in found:
+                node = key.data
+                selector.unregister(key.fileobj)
+                loading -= 1
+                if not os.read(key.fd, 4_096).startswith(b"holding"):
+                    raise EmulatorError(f"{node.name} ended before it was ready: {node.last_words() or 'no word'}")
+
+
+def end_all(nodes: Sequence[RealNode], patience_s: float = _LEAVE_S) -> list[str]:
+    """Have every node leave, and kill those that don't within ``patience_s``; returns the names of these."""
+    processes = {node.name: p for node in nodes for p in (node.held, node.running) if p is not None}
+    for process in processes.values():
+        process.terminate()
+    deadline_s = time.monotonic() + patience_s
+    stuck: list[str] = []
+    for name, process in processes.items():
+        try:
+            process.wait(max(0.0, deadline_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            stuck.append(name)
+        _close_pipes(process)
+    for node in nodes:
+        node.held = node.running = None
+        node.wanted = False
+    return stuck
+
+
+def _close_pipes(process: "subprocess.Popen[bytes]") -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+def _config(scenario: Scenario, node: RealNode) -> str:
+    address = address_of(node.number)
+    latitude, longitude = scenario.origin
+    return f"""\
+[node]
+id = "{node.name}"
+position = {{ latitude_deg = {latitude}, longitude_deg = {longitude}, accuracy_m = 1.0 }}
+
+[listen]
+host = "{address}"
+port = {INBOX_PORT}
+advertise = ["{address}"]
+
+[discovery]
+interfaces = ["{address}"]
+
+[http]
+enabled = false
+
+[local]
+enabled = false
+
+[log]
+level = "warning"
+"""
+
+
+def subscriptions(scenario: Scenario, group: Group) -> list[str]:
+    """Key expressions that the nodes of a group ask for."""
+    kinds = {other.name: _kind(other) for other in scenario.groups}
+    wanted = [
+        f"{kinds[traffic.group]}/*/{traffic.topic}"
+        for traffic in scenario.traffic
+        if not traffic.to or group.name in traffic.to
+    ]
+    return list(dict.fromkeys(wanted))
+
+
+def _kind(group: Group) -> str:
+    """First chunk of the keys of its readings."""
+    return "veh" if group.role == "vehicle" else "rsu"
+
+
+def _plan(scenario: Scenario, node: RealNode) -> str:
+    text = f"subscribe = {json.dumps(subscriptions(scenario, node.group))}\n"
+    for number, traffic in enumerate(scenario.traffic):
+        if traffic.group == node.group.name:
+            # Nodes that start together would otherwise publish together, at the same moment of each period.
+            phase_s = (node.number * 7 + number) % _PHASES / _PHASES / traffic.rate_hz
+            text += f"""
+[[publish]]
+key = "{_kind(node.group)}/{node.name}/{traffic.topic}"
+rate_hz = {traffic.rate_hz}
+size_bytes = {traffic.size_bytes}
+priority = {traffic.priority}
+lifespan_ms = {traffic.lifespan_ms}
+hops = {traffic.hops}
+phase_s = {phase_s}
+"""
+    return text

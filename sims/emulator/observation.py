@@ -1,0 +1,259 @@
+"""From the journals of real nodes to a result: everything that they wrote, in order of time, told to a recorder.
+
+Instants of all journals are of one monotonic clock, so latencies between processes are exact to the microsecond. Where
+nodes were is worked out anew: mobility follows from the scenario and the seed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import hypot
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from sims.links import Links, Places
+from sims.result import Recorder
+from sims.scenario import Scenario
+
+Line = tuple[int, str, list[Any]]
+"""Nanoseconds since the start of the run, the node, and the line of its journal."""
+_LOOK_EVERY_NS = 100_000_000
+_SAMPLE_EVERY_NS = 1_000_000_000
+_SECOND = 1_000_000_000
+_COUNTED_AS_WANTED_NS = 2 * _SECOND
+"""Readings published later than this before the end are not asked about: they may be under way."""
+
+
+class Found(Struct):
+    """What the journals say beside what the recorder keeps."""
+
+    drops: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    node_cpu_s: float = 0.0
+    """Of all nodes that ended in order, from their starts."""
+    last_start_s: float = 0.0
+    found_all_s: float | None = None
+    """From the last start until everybody had an advert of everybody; None: not all."""
+    linked_all_s: float | None = None
+    """From the last start until all links were authenticated, both ways."""
+    found_pairs: int = 0
+    linked_pairs: int = 0
+    cpu_at: list[tuple[float, float]] = field(default_factory=list)
+    """(seconds of the run, CPU seconds of all nodes so far), about twice a second."""
+
+
+def read_journals(journals: Mapping[str, Path], zero_ns: int, until_ns: int) -> list[Line]:
+    """All lines up to ``until_ns`` (but for the accounts at the end), in order of time. A line that a killed process
+    left unfinished is passed over."""
+    lines: list[Line] = []
+    decoder = msgspec.json.Decoder(list[Any])
+    for node, path in journals.items():
+        if not path.exists():
+            continue
+        for raw in path.read_bytes().splitlines():
+            try:
+                line = decoder.decode(raw)
+            except msgspec.DecodeError:
+                continue
+            at_ns = line[1] - zero_ns
+            if at_ns <= until_ns or line[0] == "ended":
+                lines.append((at_ns, node, line))
+    lines.sort(key=lambda line: line[0])
+    return lines
+
+
+class Observation:
+    """Replays the journals of one run."""
+
+    def __init__(self, scenario: Scenario, recorder: Recorder, places: Places, links: Links) -> None:
+        """``places`` and ``links`` as made for the wire: fresh ones."""
+        self.found = Found()
+        self._recorder, self._places, self._links = recorder, places, links
+        self._names = scenario.names
+        self._number = {name: number for number, name in enumerate(self._names)}
+        self._started: dict[str, int] = {}
+        self._in_range: dict[tuple[int, int], int] = {}
+        self._known: dict[str, dict[str, None]] = {name: {} for name in self._names}
+        self._adverts: dict[tuple[str, str], int] = {}
+        self._links_open: dict[tuple[str, str], int] = {}
+        self._published: dict[tuple[str, str, int], int] = {}
+        self._wanted: dict[tuple[str, str, int], dict[str, float]] = {}
+        self._wanted_from: dict[str, frozenset[str]] = {}
+        self._newest: dict[tuple[str, str], tuple[int, int]] = {}
+        self._streams: dict[tuple[str, str, str], int] = {}
+        self._cpu: dict[str, float] = {}
+        self._cpu_began: dict[str, float] = {}
+        self._looked_ns = -_LOOK_EVERY_NS
+        self._sampled_ns = -_SAMPLE_EVERY_NS
+
+    def replay(self, lines: Sequence[Line], end_ns: int) -> Found:
+        """Tell the recorder everything; once."""
+        for at_ns, node, line in lines:
+            self._look(min(at_ns, end_ns))
+            self._tell(max(at_ns, 0), node, line, end_ns)
+        self._look(end_ns)
+        for wanted in self._wanted.values():
+            for distance_m in wanted.values():
+                self._recorder.wanted(distance_m, False)
+        self._judge_pairs(end_ns)
+        return self.found
+
+    # --- places ----------------------------------------------------------------------------------------------------
+    def _look(self, now_ns: int) -> None:
+        while self._looked_ns + _LOOK_EVERY_NS <= now_ns:
+            self._looked_ns += _LOOK_EVERY_NS
+            at_ns = max(self._looked_ns, 0)
+            self._places.advance(at_ns)
+            self._links.moved(at_ns)
+            self._see_ranges(at_ns)
+            if self._looked_ns - self._sampled_ns >= _SAMPLE_EVERY_NS:
+                self._sampled_ns = self._looked_ns
+                self._sample(at_ns)
+
+    def _see_ranges(self, now_ns: int) -> None:
+        seen: dict[tuple[int, int], int] = {}
+        for node in range(len(self._names)):
+            for other in self._links.neighbours(node):
+                seen[node, other] = self._in_range.get((node, other), now_ns)
+        self._in_range = seen
+
+    def _sample(self, now_ns: int) -> None:
+        places, recorder = self._places, self._recorder
+        for number, name in enumerate(self._names):
+            if places.present[number]:
+                recorder.placed(now_ns, name, places.xs_m[number], places.ys_m[number])
+        for number, other in self._in_range:
+            node, neighbour = self._names[number], self._names[other]
+            if node in self._started and neighbour in self._started:
+                recorder.aware(self._distance_m(number, other), neighbour in self._known[node])
+                newest = self._newest.get((node, neighbour))
+                if newest is not None:
+                    recorder.aged(now_ns - newest[0])
+
+    def _distance_m(self, one: int, other: int) -> float:
+        places = self._places
+        return hypot(places.xs_m[one] - places.xs_m[other], places.ys_m[one] - places.ys_m[other])
+
+    # --- lines -----------------------------------------------------------------------------------------------------
+    def _tell(self, now_ns: int, node: str, line: list[Any], end_ns: int) -> None:
+        recorder = self._recorder
+        match line:
+            case ["published", _, str(key), int(sequence), *_]:
+                self._publish(now_ns, node, key, sequence, end_ns)
+            case ["delivered", _, str(origin), str(key), int(sequence)]:
+                self._deliver(now_ns, node, origin, key, sequence)
+            case ["found", _, str(other)]:
+                self._adverts.setdefault((node, other), now_ns)
+            case ["met", _, str(other), *_]:
+                self._meet(now_ns, node, other)
+            case ["dead" | "left" as what, _, str(other), *_]:
+                self._known[node].pop(other, None)
+                self._links_open.pop((node, other), None)
+                recorder.occurred(f"neighbour {what}", now_ns, node, other)
+            case ["suspected" | "refuted" as what, _, str(other), *_]:
+                recorder.occurred(what, now_ns, node, other)
+            case ["refused", _, str(who), str(code), str(detail)]:
+                recorder.occurred("refused", now_ns, node, who, f"{code}: {detail}")
+            case ["spread", _, str(author), int(version)]:
+                recorder.spread(now_ns, node, author, version)
+            case ["answered", _, str(by), int(took_ns), str(failure)]:
+                recorder.answered(now_ns, node, by, took_ns, failure)
+            case ["started", _, _, int(cpu_ns)]:
+                self._start(now_ns, node, cpu_ns / _SECOND)
+            case ["cpu", _, int(cpu_ns)]:
+                self._cpu[node] = cpu_ns / _SECOND - self._cpu_began.get(node, 0.0)
+                self.found.cpu_at.append((now_ns / _SECOND, sum(self._cpu.values())))
+            case ["ended", _, _, int(cpu_ns), dict(statistics), list(drops), _]:
+                self._end(node, cpu_ns / _SECOND, statistics, drops)
+            case _:
+                pass
+
+    def _start(self, now_ns: int, node: str, cpu_s: float) -> None:
+        self._recorder.occurred("restart" if node in self._started else "start", now_ns, node)
+        self._started[node] = now_ns
+        self._known[node].clear()
+        self._cpu_began[node] = cpu_s
+        self.found.last_start_s = now_ns / _SECOND
+        for pair in [pair for pair in self._adverts if node in pair]:
+            del self._adverts[pair]
+        for pair in [pair for pair in self._links_open if node in pair]:
+            del self._links_open[pair]
+        for stream in [stream for stream in self._streams if node in stream[:2]]:
+            del self._streams[stream]
+
+    def _meet(self, now_ns: int, node: str, other: str) -> None:
+        self._known[node][other] = None
+        self._links_open[node, other] = now_ns
+        reach_ns = self._in_range.get((self._number[node], self._number[other]), now_ns)
+        possible_ns = max(self._started.get(node, 0), self._started.get(other, 0), reach_ns)
+        self._recorder.met(now_ns, node, other, min(possible_ns, now_ns))
+
+    def _publish(self, now_ns: int, node: str, key: str, sequence: int, end_ns: int) -> None:
+        self._published[node, key, sequence] = now_ns
+        self._recorder.published(now_ns, node, key, sequence)
+        if now_ns < end_ns - _COUNTED_AS_WANTED_NS:
+            number = self._number[node]
+            reached = {
+                self._names[other]: self._distance_m(number, other)
+                for other in self._links.neighbours(number)
+                if self._names[other] in self._started and self._wants(self._names[other], key)
+            }
+            if reached:
+                self._wanted[node, key, sequence] = reached
+
+    def subscribed(self, node: str, keys: frozenset[str]) -> None:
+        """``keys``: ``<kind>/*/<topic>`` that a node subscribes to."""
+        self._wanted_from[node] = keys
+
+    def _wants(self, node: str, key: str) -> bool:
+        kind, _, topic = key.split("/", 2)
+        return f"{kind}/*/{topic}" in self._wanted_from.get(node, frozenset())
+
+    def _deliver(self, now_ns: int, node: str, origin: str, key: str, sequence: int) -> None:
+        published_ns = self._published.get((origin, key, sequence))
+        if published_ns is None:  # its publisher was killed before it could write it down
+            return
+        stream = node, origin, key
+        newest = self._streams.get(stream, -1)
+        self._recorder.judge(
+            "readings_once_and_in_order", sequence > newest, f"{node} got {key} {sequence} after {newest}", now_ns
+        )
+        self._streams[stream] = sequence
+        self._recorder.delivered(now_ns, node, origin, key, sequence, published_ns)
+        self._newest[node, origin] = published_ns, sequence
+        wanted = self._wanted.get((origin, key, sequence))
+        if wanted is not None:
+            distance_m = wanted.pop(node, None)
+            if distance_m is not None:
+                self._recorder.wanted(distance_m, True)
+            if not wanted:
+                del self._wanted[origin, key, sequence]
+
+    def _end(self, node: str, cpu_s: float, statistics: Mapping[str, int], drops: Sequence[Sequence[Any]]) -> None:
+        found = self.found
+        found.node_cpu_s += cpu_s - self._cpu_began.get(node, 0.0)
+        for name, value in statistics.items():
+            found.counters[name] = found.counters.get(name, 0) + value
+        for _, _, reason, count in drops:
+            found.drops[reason] = found.drops.get(reason, 0) + count
+
+    # --- at the end ------------------------------------------------------------------------------------------------
+    def _judge_pairs(self, end_ns: int) -> None:
+        """Whether everybody who could knew everybody, and since when."""
+        found = self.found
+        pairs = list(self._pairs_in_range())
+        adverts = [self._adverts[pair] for pair in pairs if pair in self._adverts]
+        linked = [self._links_open[pair] for pair in pairs if pair in self._links_open]
+        found.found_pairs, found.linked_pairs = len(adverts), len(linked)
+        last_ns = max(self._started.values(), default=0)
+        if pairs and len(adverts) == len(pairs):
+            found.found_all_s = max(0, max(adverts) - last_ns) / _SECOND
+        if pairs and len(linked) == len(pairs):
+            found.linked_all_s = max(0, max(linked) - last_ns) / _SECOND
+
+    def _pairs_in_range(self) -> Iterator[tuple[str, str]]:
+        for number, other in self._in_range:
+            node, neighbour = self._names[number], self._names[other]
+            if node in self._started and neighbour in self._started:
+                yield node, neighbour

@@ -1,0 +1,210 @@
+"""The wire: moves Ethernet frames between the TAPs of nodes as the models of the air and of the wires say.
+
+Every frame that is read gets the instant at which it arrives, or is lost; a heap holds it until then. Unicast frames
+of one pair keep their order, as the link layer of 802.11 keeps it for its block acknowledgements: jitter would
+otherwise look like loss to TCP. How late frames are put out is measured, for a late wire is another radio than the
+model's.
+
+Instants are nanoseconds since the start of the run, on the monotonic clock.
+"""
+
+import heapq
+import os
+import select
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec import Struct, field
+
+from sims.emulator.disturbances import Disturbances
+from sims.links import Links, Places
+
+MAX_UNDER_WAY: Final = 100_000
+"""Frames on the air at once; 150 MB at most. What comes beyond is dropped and counted."""
+_MOVE_EVERY_NS: Final = 100_000_000
+_LOAD_EVERY_NS: Final = 1_000_000_000
+_READS: Final = 32
+"""Frames of one node in one turn, so that none waits for another's burst."""
+_LONGEST_WAIT_NS: Final = 20_000_000
+_LATE_BIN_NS: Final = 50_000
+_LATE_BINS: Final = 20_000
+"""Lateness up to a second."""
+_MAX_FRAME_BYTES: Final = 65_536
+_MULTICAST: Final = 0x01
+
+
+class Lateness(Struct):
+    """How long after their instants frames were put out, in milliseconds."""
+
+    frames: int = 0
+    p50_ms: float = 0.0
+    p99_ms: float = 0.0
+    max_ms: float = 0.0
+
+
+class WireReport(Struct):
+    """What a wire did."""
+
+    late: Lateness = field(default_factory=Lateness)
+    unicast: int = 0
+    multicast: int = 0
+    """Sent; each reaches several."""
+    delivered: int = 0
+    delivered_bytes: int = 0
+    lost: int = 0
+    unknown: int = 0
+    """Unicast frames for nobody here."""
+    overflowed: int = 0
+    """Dropped because of ``MAX_UNDER_WAY``."""
+    refused: int = 0
+    """Frames that a kernel did not take: its node is gone."""
+    cpu_s: float = 0.0
+    realtime: bool = False
+    """Whether it ran before all other processes of the host."""
+    load: list[float] = field(default_factory=list)
+    """Mean channel busy ratio, one value a second."""
+
+
+class Wire:
+    """See the module. Single-threaded."""
+
+    def __init__(
+        self,
+        taps: Sequence[int],
+        macs: Sequence[bytes],
+        links: Links,
+        places: Places,
+        disturbances: Disturbances,
+        zero_ns: int,
+    ) -> None:
+        """``taps``: non-blocking descriptors, by node number. ``zero_ns``: monotonic instant of the start of the
+        run."""
+        self.report = WireReport()
+        self._taps, self._links, self._places, self._disturbances = list(taps), links, places, disturbances
+        self._node_of = {tap: node for node, tap in enumerate(taps)}
+        self._receiver_of = {mac: node for node, mac in enumerate(macs)}
+        self._zero_ns = zero_ns
+        self._epoll = select.epoll()
+        for tap in taps:
+            self._epoll.register(tap, select.EPOLLIN)
+        self._under_way: list[tuple[int, int, int, bytes]] = []
+        self._number = 0
+        self._newest: dict[tuple[int, int], int] = {}
+        self._late = [0] * _LATE_BINS
+        self._late_max_ns = 0
+        self._moved_ns = -_MOVE_EVERY_NS
+        self._load_ns = 0
+
+    def run(self, stop: int) -> WireReport:
+        """Until descriptor ``stop`` is readable or closed at its other end."""
+        self._epoll.register(stop, select.EPOLLIN)
+        while True:
+            now_ns = self._now_ns()
+            self._move(now_ns)
+            due_ns = self._under_way[0][0] if self._under_way else now_ns + _LONGEST_WAIT_NS
+            wait_ns = min(due_ns - now_ns, _LONGEST_WAIT_NS)
+            # select() waits to the microsecond, epoll itself in whole milliseconds.
+            if wait_ns > 0:
+                select.select([self._epoll], [], [], wait_ns / 1e9)
+            for descriptor, _ in self._epoll.poll(0, len(self._taps) + 1):
+                if descriptor == stop:
+                    return self._finish()
+                self._take(descriptor)
+            self._put_due()
+
+    def _now_ns(self) -> int:
+        return time.monotonic_ns() - self._zero_ns
+
+    def _move(self, now_ns: int) -> None:
+        if now_ns - self._moved_ns < _MOVE_EVERY_NS:
+            return
+        self._moved_ns = now_ns
+        self._places.advance(max(now_ns, 0))
+        self._links.moved(max(now_ns, 0))
+        if now_ns - self._load_ns >= _LOAD_EVERY_NS:
+            self._load_ns += _LOAD_EVERY_NS
+            present = [node for node, there in enumerate(self._places.present[: len(self._taps)]) if there]
+            shares = [self._links.busy_share(node, now_ns) for node in present]
+            self.report.load.append(sum(shares) / len(shares) if shares else 0.0)
+
+    def _take(self, tap: int) -> None:
+        sender = self._node_of[tap]
+        for _ in range(_READS):
+            try:
+                frame = os.read(tap, _MAX_FRAME_BYTES)
+            except BlockingIOError:
+                return
+            now_ns = max(self._now_ns(), 0)
+            if frame[0] & _MULTICAST:
+                self._send_to_all(sender, frame, now_ns)
+            else:
+                self._send_to_one(sender, frame, now_ns)
+
+    def _send_to_one(self, sender: int, frame: bytes, now_ns: int) -> None:
+        report = self.report
+        report.unicast += 1
+        receiver = self._receiver_of.get(frame[:6])
+        if receiver is None:
+            report.unknown += 1
+            return
+        more_ns = self._disturbances.delay_ns(sender, receiver, now_ns)
+        arrival_ns = None if more_ns is None else self._links.frame_ns(sender, receiver, len(frame), now_ns)
+        if more_ns is None or arrival_ns is None:
+            report.lost += 1
+            return
+        pair = sender, receiver
+        arrival_ns = max(arrival_ns + more_ns, self._newest.get(pair, 0))
+        self._newest[pair] = arrival_ns
+        self._push(arrival_ns, receiver, frame)
+
+    def _send_to_all(self, sender: int, frame: bytes, now_ns: int) -> None:
+        report = self.report
+        report.multicast += 1
+        for receiver in self._links.neighbours(sender):
+            more_ns = self._disturbances.delay_ns(sender, receiver, now_ns)
+            arrival_ns = None if more_ns is None else self._links.datagram_ns(sender, receiver, len(frame), now_ns)
+            if more_ns is None or arrival_ns is None:
+                report.lost += 1
+            else:
+                self._push(arrival_ns + more_ns, receiver, frame)
+
+    def _push(self, arrival_ns: int, receiver: int, frame: bytes) -> None:
+        if len(self._under_way) >= MAX_UNDER_WAY:
+            self.report.overflowed += 1
+            return
+        self._number += 1
+        heapq.heappush(self._under_way, (arrival_ns, self._number, receiver, frame))
+
+    def _put_due(self) -> None:
+        under_way, report = self._under_way, self.report
+        for _ in range(len(under_way)):
+            if not under_way or under_way[0][0] > (now_ns := self._now_ns()):
+                return
+            due_ns, _, receiver, frame = heapq.heappop(under_way)
+            late_ns = now_ns - due_ns
+            self._late[min(late_ns // _LATE_BIN_NS, _LATE_BINS - 1)] += 1
+            self._late_max_ns = max(self._late_max_ns, late_ns)
+            try:
+                os.write(self._taps[receiver], frame)
+            except OSError:
+                report.refused += 1
+            else:
+                report.delivered += 1
+                report.delivered_bytes += len(frame)
+
+    def _finish(self) -> WireReport:
+        self._epoll.close()
+        frames = sum(self._late)
+        self.report.late = Lateness(frames, self._quantile_ms(0.5), self._quantile_ms(0.99), self._late_max_ns / 1e6)
+        self.report.cpu_s = time.process_time()
+        return self.report
+
+    def _quantile_ms(self, share: float) -> float:
+        """Upper edge of the bin that holds the quantile."""
+        left = share * sum(self._late)
+        for number, count in enumerate(self._late):
+            left -= count
+            if left <= 0 and count:
+                return (number + 1) * _LATE_BIN_NS / 1e6
+        return 0.0

@@ -1,0 +1,140 @@
+"""A node in virtual time: its engine, its clocks, its processor and what it saw.
+
+*Clocks*: the engine sees a monotonic clock that began at some other instant and runs a little fast or slow, and a UTC
+clock that is wrong by some skew and may jump. Only the driver knows the true time.
+
+*Processor*: two servers. The protocol's (receiving, sending, handshakes) is one: while it is busy, or gets no CPU at
+all, timers and what is sent to the node wait in line. Models run beside it (see :mod:`sims.compute`), as they do in a
+real node, which runs them on threads of their own outside the interpreter's lock.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from protocols import limits
+from protocols.engine import Engine
+from protocols.events import Event
+from protocols.ids import NodeId, PeerIdentity, Role
+from protocols.messages import Reading
+
+EPOCH_UTC_NS = 1_700_000_000 * limits.SECOND
+"""UTC at virtual time 0."""
+_BILLION = 1_000_000_000
+
+
+class Pipe:
+    """One direction of one link: a lane of ``sender`` into the inbox of ``receiver``, a TCP stream with TLS on it.
+
+    ``under_way`` are frames that will arrive, in order; None is the end of the stream (FIN). ``held`` are frames that
+    the sender's kernel took and that get nowhere, since the receiver is out of reach.
+    """
+
+    __slots__ = (
+        "cost_ns", "dial", "from_name", "from_number", "full", "greeted", "hears", "held", "identity", "last_ns", "number",
+        "receiver", "sender", "sends", "stalled_ns", "to_number", "under_way", "used", "verified", "wait_ns",
+    )  # fmt: skip
+
+    def __init__(
+        self, number: int, sender: "SimNode", dial: int, receiver: "SimNode", identity: PeerIdentity | None = None
+    ) -> None:
+        """``identity``: that TLS proved to the receiver; None: the sender's own. Dial 0: nobody's lane, of a stranger
+        on the sender's host."""
+        self.number, self.sender, self.dial, self.receiver = number, sender, dial, receiver
+        self.identity = identity or sender.identity
+        self.from_name, self.from_number, self.to_number = self.identity.node, sender.number, receiver.number
+        self.cost_ns = sender.device_frame_ns + receiver.device_frame_ns
+        """CPU time that each frame takes at both ends, when nothing slows them down."""
+        self.greeted = False
+        """Its first frame came …"""
+        self.verified = False
+        """… and was a Hello of the identity, which is of the receiver's mesh."""
+        self.sends = True
+        """The sender's end is open."""
+        self.hears = True
+        """The receiver's end is open."""
+        self.used = False
+        """Readings came through it."""
+        self.full = False
+        """The sender is held back until something arrives."""
+        self.last_ns = 0
+        self.stalled_ns = 0
+        self.wait_ns = 0
+        self.under_way: deque[bytes | None] = deque()
+        self.held: deque[bytes | None] = deque()
+
+
+class Attempt:
+    """A dial that has not been answered."""
+
+    __slots__ = ("deadline_ns", "dial", "host", "node", "tries")
+
+    def __init__(self, node: "SimNode", dial: int, host: str, deadline_ns: int) -> None:
+        self.node, self.dial, self.host, self.deadline_ns = node, dial, host, deadline_ns
+        self.tries = 0
+
+
+class SimNode:
+    """See the module."""
+
+    __slots__ = (
+        "attempts", "backlog", "compute", "compute_ns", "device_frame_ns", "device_handshake_ns",
+        "dialled", "drift_ppb", "engine", "events", "frame_ns", "handshake_ns",
+        "heard_ns", "identity", "inbound", "lives", "name", "number", "offset_ns", "on_reading", "received", "role",
+        "running", "runs", "stalled_until_ns", "started_ns", "timer_ns", "utc_less_mono_ns",
+    )  # fmt: skip
+
+    def __init__(self, number: int, identity: PeerIdentity, engine: Engine) -> None:
+        self.number, self.identity, self.engine = number, identity, engine
+        self.name: NodeId = identity.node
+        self.role: Role = identity.role
+        self.lives = 1
+        self.running = True
+        self.started_ns = 0
+        self.attempts: dict[int, Attempt] = {}
+        self.dialled: dict[int, Pipe] = {}
+        self.inbound: dict[int, Pipe] = {}
+        self.timer_ns: int | None = None
+        """When the engine's timer rings, in virtual time."""
+        self.events: list[tuple[int, Event]] = []
+        self.received: list[tuple[int, Reading]] = []
+        self.on_reading: Callable[[Reading], None] | None = None
+        """Takes readings instead of ``received``, which would hold all of a long run."""
+        self.compute: Callable[[Any], None] | None = None
+        """Takes the engine's Compute and CancelCompute; None: every run takes ``compute_ns``, all at once."""
+        self.compute_ns = 50 * limits.MS
+        self.runs: set[int] = set()
+        self.stalled_until_ns = 0
+        """The process does nothing before: it is busy, or gets no CPU."""
+        self.backlog: deque[tuple[Callable[[Any], None], Any]] = deque()
+        """What waits for that instant, in order."""
+        self.frame_ns = 0
+        """CPU time to receive a frame, and to send one."""
+        self.handshake_ns = 0
+        """CPU time of its part in a mutual TLS handshake."""
+        self.device_frame_ns = self.device_handshake_ns = 0
+        """The same when nothing slows the node down."""
+        self.heard_ns: dict[NodeId, int] = {}
+        """When the last frame of another node came in, in virtual time."""
+        self.offset_ns = 0
+        self.drift_ppb = 0
+        self.utc_less_mono_ns = EPOCH_UTC_NS
+
+    def set_clocks(self, offset_ns: int, skew_ns: int, drift_ppb: int) -> None:
+        """At virtual time 0 the monotonic clock shows ``offset_ns`` and UTC is wrong by ``skew_ns``; both gain
+        ``drift_ppb`` nanoseconds in each true second."""
+        self.offset_ns, self.drift_ppb = offset_ns, drift_ppb
+        self.utc_less_mono_ns = EPOCH_UTC_NS + skew_ns - offset_ns
+
+    def local(self, now: int) -> int:
+        """Its monotonic clock at virtual ``now``."""
+        if self.drift_ppb:
+            return now + self.offset_ns + now * self.drift_ppb // _BILLION
+        return now + self.offset_ns
+
+    def virtual(self, local: int) -> int:
+        """The first virtual instant at which its monotonic clock shows ``local``."""
+        since = local - self.offset_ns
+        if self.drift_ppb:
+            return -(-since * _BILLION // (_BILLION + self.drift_ppb))
+        return since

@@ -1,0 +1,311 @@
+"""The air: what distance, a shared channel, the link layer of 802.11 and TCP do to what nodes send one another.
+
+Every transmission waits for those its sender has not finished, and for the channel; it takes its airtime, the latency
+of the scenario and a jitter. Whether it arrives is one draw against the delivery share of the distance
+(:mod:`sims.pathloss`), the scenario's loss, and collisions (:mod:`sims.airtime`):
+
+- a datagram has one attempt;
+- a unicast frame has ``1 + retries``, each of which costs airtime;
+- a message on a stream is one or several such frames, and TCP sends again what all attempts lost (:mod:`sims.streams`).
+
+The draw that decides also gives the jitter: the common case costs one random number. The number of failed attempts is
+geometric, drawn at once by inversion.
+
+Queues: datagrams and frames that would wait longer than 100 ms for their own sender are dropped. Messages of one
+segment pass those of several, as ``fq_codel`` (the default of Linux under 802.11) lets flows with little to send pass;
+they wait for the one frame that is on the air. Messages of several segments wait for everything.
+
+What is known of a pair is kept until nodes move. Shadowing belongs to a pair, is the same both ways and changes with
+the ground that its ends cover: ``exp(-distance / decorrelation)`` of it stays (Gudmundson, 1991; TR 36.885).
+"""
+
+import math
+from random import Random
+from typing import Final
+
+from protocols.limits import MS
+from sims import scenario
+from sims.airtime import ACKNOWLEDGED_NS, Channel, Load, airtime_ns, hidden_share
+from sims.cells import Cells
+from sims.links import Places
+from sims.pathloss import delivery_of, range_m
+from sims.streams import (
+    HANDSHAKE_BYTES,
+    SEGMENT_BYTES,
+    TCP_IP_BYTES,
+    TLS_BYTES,
+    growth_ns,
+    lone_stall_ns,
+    middle_stall_ns,
+    syn_stall_ns,
+    tail_stall_ns,
+)
+
+LEAST_SHARE: Final = 1e-3
+"""Of the frames that have to arrive for a pair to be in reach of one another."""
+LONGEST_QUEUE_NS: Final = 100 * MS
+MAX_PAIRS: Final = 1_000_000
+"""Kept at most, about 200 MB; beyond, all are made anew."""
+_LONE_BYTES: Final = SEGMENT_BYTES - TLS_BYTES
+"""The most that one segment takes from a program."""
+_TINY: Final = 1e-18
+_Pair = tuple[float, float]
+"""Share of the attempts that fail for distance and loss, share of the receiver's surroundings hidden from the
+sender."""
+_OUT_OF_REACH: Final[_Pair] = (1.0, 0.0)
+
+
+def _nobody(node: int) -> list[int]:
+    return []
+
+
+class Radio:
+    """See the module; the methods are those of :class:`sims.links.Links`."""
+
+    def __init__(self, radio: scenario.Radio, places: Places, random: Random) -> None:
+        self._places, self._draw, self._random = places, random.random, random
+        self._delivery = delivery_of(radio)
+        self.range_m = radio.range_m or range_m(self._delivery)
+        """Nothing is heard beyond."""
+        self._cells = Cells(places, self.range_m)
+        nodes = len(places.xs_m)
+        self._stride = nodes + 1
+        self._pairs: dict[int, _Pair] = {}
+        self._shadows: dict[int, tuple[float, float, float, float, float]] = {}
+        self._channel = Channel(nodes, self._cells.neighbours if radio.shared else _nobody)
+        self._loads, self._sent_ns = self._channel.loads, self._channel.sent_ns
+        self._free_ns = [0] * nodes
+        """When a sender has finished its lone frames."""
+        self._bulk_free_ns = [0] * nodes
+        self._latency_ns = int(radio.latency_ms * MS)
+        self._jitter_ns = int(radio.jitter_ms * MS)
+        self._shared = radio.shared
+        self._kept = 1.0 - radio.loss
+        self._attempts = radio.retries + 1
+        self._rate_mbps = radio.bit_rate_mbps
+        segment_bytes = range(TCP_IP_BYTES + TLS_BYTES, TCP_IP_BYTES + SEGMENT_BYTES + 1)
+        self._lone_ns = [airtime_ns(size_bytes, self._rate_mbps) for size_bytes in segment_bytes]
+        """Airtime of a stream's message of one segment, by its size."""
+        self._full_ns = self._lone_ns[-1]
+        self._confirmed_ns = ACKNOWLEDGED_NS + airtime_ns(TCP_IP_BYTES, self._rate_mbps) + ACKNOWLEDGED_NS
+        """On the air behind each segment that is alone: its acknowledgements by 802.11 and by TCP."""
+        self._cast: tuple[int, int, int, int | None] = (-1, 0, 0, None)
+
+    # --- places ----------------------------------------------------------------------------------------------------
+    def moved(self) -> None:
+        """See :class:`sims.links.Links`."""
+        self._pairs.clear()
+        self._cells.moved()
+        if len(self._shadows) > MAX_PAIRS:
+            self._shadows.clear()
+
+    def neighbours(self, node: int) -> list[int]:
+        """Nodes within range, in order."""
+        return self._cells.neighbours(node)
+
+    def delivery_share(self, sender: int, receiver: int) -> float:
+        """Of single attempts that arrive now on a quiet channel."""
+        return 1.0 - self._pair(sender, receiver)[0]
+
+    def busy_share(self, node: int, now_ns: int) -> float:
+        """See :class:`sims.links.Links`."""
+        return self._load(node, now_ns).busy
+
+    def _pair(self, sender: int, receiver: int) -> _Pair:
+        key = sender * self._stride + receiver
+        pair = self._pairs.get(key)
+        if pair is None:
+            if len(self._pairs) >= MAX_PAIRS:
+                self._pairs.clear()
+            pair = self._pairs[key] = self._measure(sender, receiver)
+        return pair
+
+    def _measure(self, sender: int, receiver: int) -> _Pair:
+        places = self._places
+        if not (places.present[sender] and places.present[receiver]):
+            return _OUT_OF_REACH
+        distance_m = math.hypot(
+            places.xs_m[sender] - places.xs_m[receiver], places.ys_m[sender] - places.ys_m[receiver]
+        )
+        if distance_m > self.range_m:
+            return _OUT_OF_REACH
+        shadow_db = self._shadow_db(min(sender, receiver), max(sender, receiver)) if self._delivery.sigma_db else 0.0
+        share = self._delivery.share(distance_m, shadow_db) * self._kept
+        if share < LEAST_SHARE:
+            return _OUT_OF_REACH
+        return 1.0 - share, hidden_share(distance_m / self.range_m) if self._shared else 0.0
+
+    def _shadow_db(self, one: int, other: int) -> float:
+        key = one * self._stride + other
+        places, sigma_db = self._places, self._delivery.sigma_db
+        x_m, y_m, other_x_m, other_y_m = places.xs_m[one], places.ys_m[one], places.xs_m[other], places.ys_m[other]
+        known = self._shadows.get(key)
+        if known is None:
+            shadow_db = self._random.gauss(0.0, sigma_db)
+        else:
+            shadow_db, *was = known
+            covered_m = math.hypot(x_m - was[0], y_m - was[1]) + math.hypot(other_x_m - was[2], other_y_m - was[3])
+            if not covered_m:
+                return shadow_db
+            stays = math.exp(-covered_m / self._delivery.decorrelation_m)
+            shadow_db = stays * shadow_db + math.sqrt(1 - stays * stays) * self._random.gauss(0.0, sigma_db)
+        self._shadows[key] = (shadow_db, x_m, y_m, other_x_m, other_y_m)
+        return shadow_db
+
+    # --- the channel -----------------------------------------------------------------------------------------------
+    def _load(self, node: int, now_ns: int) -> Load:
+        if now_ns >= self._channel.turn_ns:
+            self._channel.turn(now_ns)
+        return self._loads[node] or self._channel.load(node)
+
+    def _failure(self, pair: _Pair, receiver: int, now_ns: int) -> float:
+        """Of one attempt, collisions included."""
+        failure, hidden = pair
+        collided = self._load(receiver, now_ns).collided * hidden
+        return 1.0 - (1.0 - failure) * math.exp(-collided) if collided else failure
+
+    def _send(self, sender: int, airtime: int, load: Load, now_ns: int) -> int | None:
+        """When a packet leaves the air whose queue is bounded; None: it was dropped."""
+        free_ns = self._free_ns[sender]
+        if free_ns - now_ns > LONGEST_QUEUE_NS:
+            return None
+        self._sent_ns[sender] += airtime
+        self._free_ns[sender] = gone_ns = max(free_ns, now_ns) + int(airtime * load.stretch)
+        return gone_ns
+
+    # --- datagrams and frames --------------------------------------------------------------------------------------
+    def multicast_ns(self, sender: int, size_bytes: int, now_ns: int) -> tuple[int, list[int]]:
+        """See :class:`sims.links.Links`."""
+        load = self._load(sender, now_ns)
+        gone_ns = self._send(sender, airtime_ns(size_bytes, self._rate_mbps), load, now_ns)
+        if gone_ns is None:
+            return now_ns, []
+        draw, pair, failure = self._draw, self._pair, self._failure
+        heard = [
+            receiver
+            for receiver in self.neighbours(sender)
+            if draw() >= failure(pair(sender, receiver), receiver, now_ns)
+        ]
+        return gone_ns + self._latency_ns + int(draw() * (self._jitter_ns + load.wait_ns)), heard
+
+    def datagram_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
+        """See :class:`sims.links.Links`."""
+        pair = self._pair(sender, receiver)
+        load = self._load(sender, now_ns)
+        if self._cast[:3] != (sender, size_bytes, now_ns):
+            gone_ns = self._send(sender, airtime_ns(size_bytes, self._rate_mbps), load, now_ns)
+            self._cast = (sender, size_bytes, now_ns, gone_ns)
+        gone_ns = self._cast[3]
+        failure = self._failure(pair, receiver, now_ns)
+        chance = self._draw()
+        if gone_ns is None or chance < failure:
+            return None
+        spread_ns = self._jitter_ns + load.wait_ns
+        return gone_ns + self._latency_ns + int((chance - failure) / (1 - failure) * spread_ns)
+
+    def frame_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
+        """See :class:`sims.links.Links`."""
+        pair = self._pair(sender, receiver)
+        failed = self._attempts if pair is _OUT_OF_REACH else self._failed(self._failure(pair, receiver, now_ns))
+        load = self._load(sender, now_ns)
+        airtime = airtime_ns(size_bytes, self._rate_mbps) + ACKNOWLEDGED_NS
+        gone_ns = self._send(sender, airtime * (min(failed, self._attempts - 1) + 1), load, now_ns)
+        if gone_ns is None or failed >= self._attempts:
+            return None
+        return gone_ns + self._latency_ns + int(self._draw() * (self._jitter_ns + load.wait_ns))
+
+    def _failed(self, failure: float) -> int:
+        """How many attempts fail before one succeeds."""
+        chance = self._draw()
+        return 0 if chance >= failure else int(math.log(max(chance, _TINY)) / math.log(failure))
+
+    # --- streams ---------------------------------------------------------------------------------------------------
+    def stream_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
+        """See :class:`sims.links.Links`. The hottest function of the simulator: written out in one piece."""
+        failure, hidden = self._pairs.get(sender * self._stride + receiver) or self._pair(sender, receiver)
+        if failure >= 1.0:
+            return None
+        if now_ns >= self._channel.turn_ns:
+            self._channel.turn(now_ns)
+        load = self._loads[sender] or self._channel.load(sender)
+        if hidden:
+            far = self._loads[receiver] or self._channel.load(receiver)
+            if far.collided:
+                failure = 1.0 - (1.0 - failure) * math.exp(-far.collided * hidden)
+        if size_bytes > _LONE_BYTES:
+            return self._burst_ns(sender, size_bytes, failure, load, now_ns)
+        airtime = self._lone_ns[size_bytes]
+        self._sent_ns[sender] += airtime + self._confirmed_ns
+        free_ns = self._free_ns[sender]
+        if free_ns < now_ns:  # noqa: PLR1730  max() takes three times as long
+            free_ns = now_ns
+        free_ns += airtime if load.stretch == 1.0 else int(airtime * load.stretch)
+        if self._bulk_free_ns[sender] > now_ns:
+            self._bulk_free_ns[sender] += airtime
+            free_ns += self._full_ns
+        self._free_ns[sender] = free_ns
+        chance = self._draw()
+        if chance < failure:
+            free_ns += self._late_ns(sender, airtime, chance, failure, load)
+            chance = failure + (1.0 - failure) * self._draw()
+        spread_ns = self._jitter_ns + load.wait_ns
+        return free_ns + self._latency_ns + int((chance - failure) / (1.0 - failure) * spread_ns)
+
+    def _round_trip_ns(self, airtime: int) -> int:
+        return 2 * self._latency_ns + self._jitter_ns + airtime + self._confirmed_ns
+
+    def _late_ns(
+        self, sender: int, airtime: int, chance: float, failure: float, load: Load, *, first: bool = False
+    ) -> int:
+        """How much later a segment arrives that failed at first. ``first``: it opens a connection."""
+        failed = int(math.log(max(chance, _TINY)) / math.log(failure))
+        lost, again = divmod(failed, self._attempts)
+        # What was lost altogether is sent again much later, one at a time: one packet's attempts are in this window.
+        self._sent_ns[sender] += min(failed, self._attempts) * airtime
+        late_ns = int(again * (airtime + ACKNOWLEDGED_NS) * load.stretch)
+        if lost:
+            round_trip_ns = self._round_trip_ns(airtime)
+            late_ns += syn_stall_ns(lost) if first else lone_stall_ns(lost, round_trip_ns, self._draw())
+        return late_ns
+
+    def _burst_ns(self, sender: int, size_bytes: int, failure: float, load: Load, now_ns: int) -> int:
+        """A message of several segments."""
+        segments = -(-(size_bytes + TLS_BYTES) // SEGMENT_BYTES)
+        lost = failure**self._attempts
+        attempts = (1.0 - lost) / (1.0 - failure)
+        frame_ns = int((self._full_ns + ACKNOWLEDGED_NS) * attempts)
+        total_ns = segments * frame_ns
+        self._sent_ns[sender] += total_ns + segments // 2 * self._confirmed_ns
+        begun_ns = max(now_ns, self._free_ns[sender], self._bulk_free_ns[sender])
+        self._bulk_free_ns[sender] = gone_ns = begun_ns + int(total_ns * load.stretch)
+        round_trip_ns = self._round_trip_ns(frame_ns)
+        gone_ns += growth_ns(segments, int(frame_ns * load.stretch), round_trip_ns)
+        chance = self._draw()
+        if chance >= (1.0 - lost) ** segments:
+            # Of all segments the one that was lost most often decides: the maximum of geometric numbers, by inversion.
+            losses = 1 + int(math.log(max(1.0 - self._draw() ** (1 / segments), _TINY)) / math.log(lost))
+            if self._draw() * segments < 1.0:
+                gone_ns += tail_stall_ns(losses, round_trip_ns, self._draw())
+            else:
+                gone_ns += middle_stall_ns(losses, round_trip_ns)
+        return gone_ns + self._latency_ns + int(self._draw() * (self._jitter_ns + load.wait_ns))
+
+    def connect_ns(self, sender: int, receiver: int, now_ns: int) -> int | None:
+        """See :class:`sims.links.Links`. Its flights don't reserve the transmitters ahead of time."""
+        pairs = self._pair(sender, receiver), self._pair(receiver, sender)
+        if _OUT_OF_REACH in pairs:
+            return None
+        ends = (sender, receiver)
+        elapsed_ns = 0
+        for flight, size_bytes in enumerate(HANDSHAKE_BYTES):
+            away = flight & 1
+            load = self._load(ends[away], now_ns)
+            failure = self._failure(pairs[away], ends[1 - away], now_ns)
+            airtime = airtime_ns(size_bytes, self._rate_mbps)
+            self._sent_ns[ends[away]] += airtime + ACKNOWLEDGED_NS
+            elapsed_ns += int(airtime * load.stretch) + self._latency_ns
+            elapsed_ns += int(self._draw() * (self._jitter_ns + load.wait_ns))
+            chance = self._draw()
+            if chance < failure:
+                elapsed_ns += self._late_ns(ends[away], airtime, chance, failure, load, first=flight < 2)
+        return now_ns + elapsed_ns

@@ -1,0 +1,125 @@
+"""A result as the page carries it: names once, places as 16-bit numbers, everything else as short as JSON can be.
+
+Layouts, which ``page.js``, ``map.js`` and ``messages.js`` read:
+
+- ``texts``: all names and words; elsewhere they go by their index.
+- ``places``: little-endian ``int16`` pairs (x, y), node after node, frame after frame, base64; ``ABSENT`` means that
+  the node was not on the map; metres are ``x0 + value * scale``.
+- ``messages``: [published_s, origin, key, sequence, [node, milliseconds later, node, …]].
+- ``happenings``: [at_s, kind, node, other, detail].
+"""
+
+import base64
+from typing import Any
+
+import numpy as np
+from msgspec import to_builtins
+
+from sims.result import Message, Result, Spread
+from sims.scenario import Fault
+
+ABSENT = -32768
+_MOST = 32_000
+MAX_LOAD_POINTS = 1_300
+
+
+class _Texts:
+    """Each text once."""
+
+    def __init__(self) -> None:
+        self.all: list[str] = []
+        self._index: dict[str, int] = {}
+
+    def index(self, text: str) -> int:
+        found = self._index.get(text)
+        if found is None:
+            found = self._index[text] = len(self.all)
+            self.all.append(text)
+        return found
+
+
+def compact(result: Result) -> dict[str, Any]:
+    """Everything that the page shows, as plain data."""
+    texts = _Texts()
+    names = [info.name for info in result.node_infos]
+    for name in names:  # the first texts are the nodes, in the order of ``nodes``
+        texts.index(name)
+    page = {
+        "harness": result.harness, "scenario": result.scenario, "seed": result.seed, "nodes": result.nodes,
+        "virtual_s": result.virtual_s, "wall_s": result.wall_s, "digest": result.digest, "valid": result.valid,
+        "why_invalid": result.why_invalid, "versions": result.versions,
+        "infos": [[info.role, info.group, info.device] for info in result.node_infos],
+        "checks": [[name, check.passed, check.failed, check.details] for name, check in result.checks.items()],
+        "sometimes": result.sometimes,
+        "figures": {name: _short(value) for name, value in result.figures.items()},
+        "counters": result.counters, "drops": result.drops, "left_out": result.left_out,
+        "latency": _spread(result.latency), "age": _spread(result.age), "discovery": _spread(result.discovery),
+        "inference": _spread(result.inference), "inference_by": result.inference_by,
+        "distances": to_builtins(result.distances),
+        "dissemination": [to_builtins(entry) for entry in result.dissemination],
+        "load_every_s": result.load_every_s, "load": [round(value, 4) for value in result.load[:MAX_LOAD_POINTS]],
+        "meetings": result.meetings[:MAX_LOAD_POINTS],
+        "faults": [_fault(fault, result.virtual_s, names, result, texts) for fault in result.faults],
+        "happenings": [
+            [round(h.at_s, 3), texts.index(h.kind), texts.index(h.node), texts.index(h.other), texts.index(h.detail)]
+            for h in result.happenings
+        ],
+        "messages": [_message(message, texts) for message in result.messages],
+        "places": _places(result, texts),
+    }  # fmt: skip
+    page["texts"] = texts.all
+    return page
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def _spread(spread: Spread) -> dict[str, Any]:
+    return {
+        "unit": spread.unit, "count": spread.count, "mean": _short(spread.mean),
+        "quantiles": {name: _short(value) for name, value in spread.quantiles.items()},
+        "edges": [_short(edge) for edge in spread.edges], "counts": spread.counts,
+    }  # fmt: skip
+
+
+def _fault(fault: Fault, virtual_s: float, names: list[str], result: Result, texts: _Texts) -> dict[str, Any]:
+    def indices(whom: tuple[str, ...]) -> list[int]:
+        found = []
+        for name in whom:
+            members = [info.name for info in result.node_infos if info.group == name] if name not in names else [name]
+            found += [texts.index(member) for member in members]
+        return found
+
+    return {
+        "kind": fault.kind, "at": fault.at_s, "until": fault.at_s + fault.for_s if fault.for_s else virtual_s,
+        "forever": not fault.for_s, "nodes": indices(fault.nodes), "others": indices(fault.others),
+    }  # fmt: skip
+
+
+def _message(message: Message, texts: _Texts) -> list[Any]:
+    arrivals: list[float] = []
+    for node, at_s in message.arrivals:
+        arrivals += [texts.index(node), round((at_s - message.published_s) * 1000, 2)]
+    origin, key = texts.index(message.origin), texts.index(message.key)
+    return [round(message.published_s, 3), origin, key, message.sequence, arrivals]
+
+
+def _places(result: Result, texts: _Texts) -> dict[str, Any]:
+    frames = max((len(track) for track in result.places.values()), default=0)
+    points = [point for track in result.places.values() for point in track if point is not None]
+    if not points:
+        return {"frames": 0, "every_s": result.places_every_s, "nodes": [], "data": ""}
+    places = np.array(points, dtype=np.float64)
+    corner, far = places.min(axis=0), places.max(axis=0)
+    scale = max(float((far - corner).max()) / _MOST, 0.01)
+    packed = np.full((len(result.places), frames, 2), ABSENT, dtype="<i2")
+    for row, track in enumerate(result.places.values()):
+        for frame, point in enumerate(track):
+            if point is not None:
+                packed[row, frame] = np.rint((np.asarray(point) - corner) / scale)
+    return {
+        "frames": frames, "every_s": result.places_every_s, "nodes": [texts.index(name) for name in result.places],
+        "x0": float(corner[0]), "y0": float(corner[1]), "scale": scale,
+        "data": base64.b64encode(packed.tobytes()).decode("ascii"),
+    }  # fmt: skip

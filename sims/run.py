@@ -1,0 +1,131 @@
+"""From a scenario and a seed to a result: builds the world, lets time pass, judges, and counts.
+
+The digest covers every event of every node and every delivery. It does not depend on what is recorded or checked.
+"""
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import sims.liveness
+import sims.safety
+from protocols import limits
+from sims.bundle import versions
+from sims.checks import overridden
+from sims.faults import end_ns, plan
+from sims.recorder import Recording
+from sims.result import Result
+from sims.sampling import Sampler
+from sims.scenario import Scenario
+from sims.traffic import Activity
+from sims.world import World
+
+CHECK_MODULES = (sims.safety, sims.liveness)
+"""Bring checks; imported so that these are known by name."""
+_STEP_NS = limits.SECOND
+_COLLECT_EVERY = 10
+"""Steps between collections of what reference counts do not free, which is little: crashed engines."""
+
+Progress = Callable[[float, float], None]
+"""Told virtual and wall seconds passed."""
+
+
+class Run:
+    """One simulation."""
+
+    def __init__(self, scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset()) -> None:
+        """:raises ScenarioError: the scenario can't be used. :raises TraceError: its trace can't."""
+        self.scenario, self.seed = scenario, seed
+        self.recording = Recording(scenario)
+        self.tape = plan(scenario, seed)
+        self.world = World(scenario, seed, self.recording, self.tape, bugs)
+        self._activity = Activity(self.world, seed)
+        self._sampler = Sampler(self.world, self.recording)
+        self._activity.on_published = self._sampler.published
+        self.world.on_delivery = self._sampler.delivered
+        self._wall_s = 0.0
+        self._begun = False
+
+    def begin(self) -> None:
+        """Put everything that will happen by itself on the heap."""
+        self._begun = True
+        self._sampler.begin()
+        self._activity.begin()
+        self.world.faults.arm()
+
+    def go(self, progress: Progress | None = None) -> Result:
+        """All of it. An interrupt ends it early: the result says so and holds what was noted until then."""
+        interrupted = False
+        try:
+            self.advance(int(self.scenario.duration_s * limits.SECOND), progress)
+        except KeyboardInterrupt:
+            interrupted = True
+        if not interrupted:
+            for hook in overridden(self.world.checks, "finished"):
+                hook(self.world.now, end_ns(self.tape))
+        return self.result(interrupted)
+
+    def advance(self, until_ns: int, progress: Progress | None = None) -> None:
+        """Let virtual time pass until ``until_ns``."""
+        if not self._begun:
+            self.begin()
+        driver = self.world.driver
+        began_s, before_s, steps = time.perf_counter(), self._wall_s, 0
+        was_enabled = gc.isenabled()
+        gc.collect()
+        gc.freeze()  # thousands of engines that live as long as the run: nothing to look through again and again
+        gc.disable()
+        try:
+            while driver.now < until_ns:
+                driver.run_until(min(driver.now + _STEP_NS, until_ns))
+                self._wall_s = before_s + time.perf_counter() - began_s
+                steps += 1
+                if steps % _COLLECT_EVERY == 0:
+                    gc.collect()
+                    gc.freeze()
+                if progress is not None:
+                    progress(driver.now / limits.SECOND, self._wall_s)
+        finally:
+            self._wall_s = before_s + time.perf_counter() - began_s
+            gc.unfreeze()
+            if was_enabled:
+                gc.enable()
+
+    def result(self, interrupted: bool = False) -> Result:
+        """What was noted so far."""
+        world, driver = self.world, self.world.driver
+        result = self.recording.result(
+            "simulator", self.seed, driver.now / limits.SECOND, round(self._wall_s, 3), driver.digest()
+        )
+        if interrupted:
+            result.valid, result.why_invalid = False, f"interrupted after {result.virtual_s:g} virtual seconds"
+        for check in world.checks:
+            result.checks.setdefault(check.name, sims.result.Check())
+        result.versions = versions()
+        counters: Counter[str] = Counter()
+        drops: Counter[str] = Counter()
+        for node in driver.numbered:
+            counters.update(node.engine.statistics())
+            for (_, _, reason), count in node.engine.drops.items():
+                drops[reason] += count
+        result.counters.update(sorted(counters.items()))
+        result.drops = dict(sorted(drops.items()))
+        result.figures.update({
+            "events": float(driver.events_run),
+            "frames": float(driver.frames),
+            "factor": result.virtual_s / self._wall_s if self._wall_s else 0.0,
+            "wall_us_per_frame": 1e6 * self._wall_s / driver.frames if driver.frames else 0.0,
+            "readings_lost": float(world.readings_lost()),
+        })  # fmt: skip
+        return result
+
+
+def simulate(
+    scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset(), progress: Progress | None = None
+) -> Result:
+    """Make a run. ``bugs``: to plant, see :mod:`sims.bugs`.
+
+    :raises ScenarioError: the scenario can't be used. :raises TraceError: its trace can't.
+    """
+    return Run(scenario, seed, bugs).go(progress)

@@ -1,0 +1,355 @@
+"""Safety: what must never happen, judged as things happen.
+
+Bounds of time have a slack, because timers ring once a heartbeat and a simulated CPU takes its time. Nodes are looked
+at in turns, so that judging a large mesh costs a bounded share of running it.
+"""
+
+from collections.abc import Sequence
+
+from protocols import limits
+from protocols.engine import PeerView
+from protocols.events import Answered
+from protocols.ids import PeerIdentity
+from protocols.membership import State
+from protocols.messages import NamedTensor, Reading
+from protocols.streams import Put
+from sims.checks import Check, EntryView, World, computed_from, register
+from sims.result import Recorder
+
+SAMPLED_NODES = 64
+"""Looked at in one sample; the others follow in the next ones."""
+
+
+class _Turns:
+    """Which nodes are looked at next: all of a small mesh, a part of a large one."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def of(self, names: Sequence[str]) -> list[str]:
+        if len(names) <= SAMPLED_NODES:
+            return list(names)
+        first, self._next = self._next, (self._next + SAMPLED_NODES) % len(names)
+        return [names[(first + number) % len(names)] for number in range(SAMPLED_NODES)]
+
+
+# --- links and membership ------------------------------------------------------------------------------------------
+@register
+class NoFrameFromUnverified(Check):
+    """Readings count only on pipes with a certificate of our mesh, after a Hello of the same id."""
+
+    name = "no_frame_from_unverified"
+
+    def frame_accepted(self, node: str, source: PeerIdentity, verified: bool) -> None:
+        """See :class:`Check`."""
+        self.judge(verified, "" if verified else f"{node} took readings from the unverified {source.node}")
+
+
+@register
+class NoNeighbourOlderThanLifetime(Check):
+    """Nobody counts as living who has not been heard for longer than suspicion takes. What was heard is what the world
+    delivered, whatever the engine believes."""
+
+    name = "no_neighbour_older_than_lifetime"
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        settings = world.settings
+        slack_ns = 2 * settings.heartbeat_interval_ns
+        self._mute_ns = settings.dial_timeout_ns + limits.HELLO_TIMEOUT_NS + slack_ns
+        self._bounds_ns = {
+            State.ALIVE: settings.suspect_after_silence_ns + slack_ns,
+            State.SUSPECT: settings.suspect_after_silence_ns + settings.suspicion_max_ns + slack_ns,
+        }
+        self._excused_until_ns: dict[str, int] = {}
+        self._turns = _Turns()
+
+    def sampled(self, now: int) -> None:
+        """See :class:`Check`."""
+        world = self.world
+        for name in world.names:
+            if world.slowed(name):  # whoever did not watch accuses nobody
+                self._excused_until_ns[name] = now + max(self._mute_ns, *self._bounds_ns.values())
+        for name in self._turns.of(world.names):
+            if world.running(name) and now >= self._excused_until_ns.get(name, 0):
+                for view in world.peers(name):
+                    self._look(name, view, now)
+
+    def _look(self, name: str, view: PeerView, now: int) -> None:
+        bound_ns = self._bounds_ns.get(view.state)
+        if bound_ns is None:
+            return
+        if not view.incarnation:  # it took our lane and never said Hello itself
+            bound_ns = self._mute_ns
+        heard_ns = self.world.heard_ns(name, view.node)
+        silent_ns = now - (self.world.since(name) if heard_ns is None else heard_ns)
+        if not view.incarnation:
+            silent_ns = min(silent_ns, view.silent_ns)
+        kept = silent_ns <= bound_ns
+        detail = "" if kept else f"{name} holds {view.node} for {view.state} after {silent_ns / 1e9:.3f} s of silence"
+        self.judge(kept, detail)
+
+
+@register
+class QueuesWithinBounds(Check):
+    """Whatever waits for a neighbour is bounded, and so is the number of neighbours and of entries."""
+
+    name = "queues_within_bounds"
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        self._turns = _Turns()
+
+    def sampled(self, now: int) -> None:
+        """See :class:`Check`."""
+        for name in self._turns.of(self.world.names):
+            if not self.world.running(name):
+                continue
+            settings, views = self.world.engine(name).settings, self.world.peers(name)
+            readings = max((view.waiting_readings for view in views), default=0)
+            waiting_bytes = max((view.waiting_bytes for view in views), default=0)
+            kept = (
+                readings <= 2 * settings.max_queue_readings  # a realtime and a bulk lane
+                and waiting_bytes <= 2 * limits.MAX_QUEUE_BYTES
+                and len(views) <= 4 * settings.membership.max_neighbours
+            )
+            detail = "" if kept else f"{name} keeps {readings} readings, {waiting_bytes} bytes for one of {len(views)}"
+            self.judge(kept, detail)
+
+
+# --- readings ------------------------------------------------------------------------------------------------------
+@register
+class ReadingsInOrderOnce(Check):
+    """Of one origin and key a subscriber gets growing sequences: no reading twice, none after a newer one."""
+
+    name = "readings_in_order_once"
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        self._newest: dict[str, dict[tuple[str, str], int]] = {}
+        self._lives: dict[str, list[int]] = {}
+        self._passed = 0  # told once a sample: this is the hot path
+
+    def started(self, node: str) -> None:
+        """See :class:`Check`."""
+        self._newest[node] = {}
+        self._lives.setdefault(node, []).append(self.world.engine(node).settings.incarnation)
+
+    def delivered(self, node: str, reading: Reading) -> None:
+        """See :class:`Check`."""
+        newest = self._newest[node]
+        stream = (reading.origin, reading.key)
+        before = newest.get(stream, -1)
+        if reading.sequence > before:
+            newest[stream] = reading.sequence
+            self._passed += 1
+        elif self._life(reading.origin, reading.sequence) > self._life(reading.origin, before):
+            newest[stream] = reading.sequence  # its clock went back and its disk is lost: smaller, and yet newer
+        else:
+            self.judge(False, f"{node} got {reading.key} number {reading.sequence} after {before}")
+
+    def _life(self, origin: str, sequence: int) -> int:
+        """Which life of its origin a sequence is of: they begin at ``incarnation << 32``."""
+        lives = self._lives.get(origin, ())
+        return max((number for number, life in enumerate(lives) if life == sequence >> 32), default=-1)
+
+    def sampled(self, now: int) -> None:
+        """See :class:`Check`."""
+        del now
+        self.judge(True, times=self._passed)
+        self._passed = 0
+
+    def finished(self, now: int, faults_end_ns: int) -> None:
+        """See :class:`Check`."""
+        del faults_end_ns
+        self.sampled(now)
+
+
+@register
+class DropsAccounted(Check):
+    """Every reading that a neighbour wanted was delivered, or is on its way, or somebody counted why not.
+
+    Judged once, at the end, over the whole mesh. Scenarios that pass readings on (``hops``) are not judged: there a
+    node may take a reading for others only.
+    """
+
+    name = "drops_accounted"
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        self._wanted = self._delivered = self._counted = 0
+
+    def published(self, node: str, key: str, put: Put) -> None:
+        """See :class:`Check`."""
+        del node, key
+        self._wanted += put.queued + put.dropped
+
+    def crashing(self, node: str) -> None:
+        """See :class:`Check`."""
+        self._add(node)
+
+    def _add(self, node: str) -> None:
+        engine = self.world.engine(node)
+        self._delivered += engine.statistics()["readings_delivered"]
+        self._counted += sum(count for (_, key, why), count in engine.drops.items() if key or why in _WHOLE_FRAMES)
+
+    def finished(self, now: int, faults_end_ns: int) -> None:
+        """See :class:`Check`."""
+        del now, faults_end_ns
+        world = self.world
+        if any(traffic.hops for traffic in world.scenario.traffic):
+            return
+        for name in world.names:
+            if world.running(name):
+                self._add(name)
+        under_way, lost = world.readings_under_way(), world.readings_lost()
+        missing = self._wanted - self._delivered - self._counted - under_way - lost
+        self.judge(missing <= 0, (
+            f"of {self._wanted} readings wanted {self._delivered} were delivered, {self._counted} counted as dropped, "
+            f"{under_way} are under way, {lost} broke with their links: {missing} are unaccounted for"
+        ))  # fmt: skip
+
+
+_WHOLE_FRAMES = frozenset(("link lost",))
+"""Reasons that drivers give to ``Engine.frame_lost``, which counts the readings of a frame without their keys."""
+
+
+# --- inference -----------------------------------------------------------------------------------------------------
+class _Requests(Check):
+    """Base of checks that know what is asked and not answered, by node and number of the request."""
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        self._asked: dict[str, dict[int, tuple[NamedTensor, ...]]] = {}
+
+    def started(self, node: str) -> None:
+        """See :class:`Check`."""
+        self._asked[node] = {}
+
+    def asked(self, node: str, request: int, inputs: tuple[NamedTensor, ...], deadline_ns: int) -> None:
+        """See :class:`Check`."""
+        del deadline_ns
+        self._asked.setdefault(node, {})[request] = inputs
+
+
+@register
+class OneAnswerPerRequest(_Requests):
+    """No request is answered twice, and none that nobody made."""
+
+    name = "one_answer_per_request"
+
+    def answered(self, node: str, answer: Answered) -> None:
+        """See :class:`Check`."""
+        kept = self._asked.get(node, {}).pop(answer.request, None) is not None
+        self.judge(kept, "" if kept else f"{node} got an answer to request {answer.request}, which is not open")
+
+
+@register
+class AnswerIsRight(_Requests):
+    """An answer derives from the inputs of its own request."""
+
+    name = "answer_is_right"
+
+    def answered(self, node: str, answer: Answered) -> None:
+        """See :class:`Check`."""
+        inputs = self._asked.get(node, {}).pop(answer.request, None)
+        if inputs is None or answer.winner is None:
+            return
+        got = b"".join(bytes(output.tensor.data) for output in answer.outputs)
+        kept = bool(answer.outputs) and got == computed_from(inputs, len(got))
+        by = answer.winner.node
+        self.judge(
+            kept, "" if kept else f"request {answer.request} of {node} was answered by {by} with another's result"
+        )
+
+
+# --- gossip --------------------------------------------------------------------------------------------------------
+@register
+class GossipForwardOnly(Check):
+    """What a node holds of an author is replaced by newer versions only."""
+
+    name = "gossip_forward_only"
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        self._held: dict[str, dict[tuple[str, str], int]] = {}
+
+    def started(self, node: str) -> None:
+        """See :class:`Check`."""
+        self._held[node] = {}
+
+    def entry(self, node: str, entry: EntryView) -> None:
+        """See :class:`Check`."""
+        held = self._held.setdefault(node, {})
+        before = held.get((entry.author, entry.kind), -1)
+        kept = entry.version > before
+        what = f"the {entry.kind} entry of {entry.author}"
+        self.judge(kept, "" if kept else f"{node} took version {entry.version} of {what} after {before}")
+        held[entry.author, entry.kind] = entry.version
+
+
+@register
+class GossipAuthorOnly(Check):
+    """Nobody holds an entry that its author did not make, byte for byte."""
+
+    name = "gossip_author_only"
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        self._made: dict[tuple[str, str, int], str] = {}
+
+    def authored(self, node: str, entry: EntryView) -> None:
+        """See :class:`Check`."""
+        if node == entry.author:
+            self._made[entry.author, entry.kind, entry.version] = entry.digest
+
+    def entry(self, node: str, entry: EntryView) -> None:
+        """See :class:`Check`."""
+        name = (entry.author, entry.kind, entry.version)
+        made = self._made.get(name)
+        kept = made is not None and (not made or not entry.digest or made == entry.digest)
+        what = f"version {entry.version} of the {entry.kind} entry"
+        self.judge(kept, "" if kept else f"{node} holds {what} in the name of {entry.author}, who never made it")
+
+    def finished(self, now: int, faults_end_ns: int) -> None:
+        """See :class:`Check`."""
+        del now, faults_end_ns
+        for name in self.world.names[:SAMPLED_NODES]:
+            if self.world.running(name):
+                for entry in self.world.entries(name):
+                    self.entry(name, entry)
+
+
+# --- records -------------------------------------------------------------------------------------------------------
+@register
+class RecordInOneState(Check):
+    """Each record is pending, delivered, expired, evicted or refused; the relay has each once."""
+
+    name = "record_in_one_state"
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        self._turns = _Turns()
+
+    def sampled(self, now: int) -> None:
+        """See :class:`Check`."""
+        del now
+        for name in self._turns.of(self.world.names):
+            ledger = self.world.ledger(name)
+            if ledger is not None:
+                kept = ledger.adds_up()
+                self.judge(kept, "" if kept else f"the records of {name} don't add up: {ledger.statistics()}")
+
+    def finished(self, now: int, faults_end_ns: int) -> None:
+        """See :class:`Check`."""
+        del now, faults_end_ns
+        for name in self.world.names:
+            ledger = self.world.ledger(name)
+            if ledger is None:
+                continue
+            stored = self.world.stored(name)
+            distinct, delivered = len(set(stored)), ledger.counters().delivered
+            kept = len(stored) == distinct >= delivered
+            self.judge(kept, "" if kept else (
+                f"{name} counts {delivered} records as delivered, the relay has {len(stored)}, {distinct} distinct"
+            ))  # fmt: skip

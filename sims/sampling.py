@@ -1,0 +1,134 @@
+"""What is looked at now and then, because looking at all of it would cost more than running it.
+
+Once a virtual second: the checks' samples, places, the channel, who knows whom, and how old the newest readings are. Of
+``WATCHED`` nodes, evenly spread over the names, one reading a second is followed to every subscriber in range.
+"""
+
+import math
+
+from protocols import limits
+from protocols.membership import State
+from protocols.messages import Reading
+from sims.checks import SAMPLE_INTERVAL_NS, overridden
+from sims.node import SimNode
+from sims.recorder import Recording
+from sims.world import World
+
+WATCHED = 48
+PAIRS_INTERVAL_NS = 200 * limits.MS
+"""How often it is looked at who comes into range."""
+_GRACE_NS = limits.SECOND
+"""A reading that has not come by then, or within its lifespan, did not come."""
+
+
+class _Probe:
+    __slots__ = ("came", "sequence", "subscribers")
+
+    def __init__(self, sequence: int, subscribers: dict[int, float]) -> None:
+        self.sequence, self.subscribers = sequence, subscribers
+        self.came: dict[int, None] = {}
+
+
+class Sampler:
+    """Looks at a world while it runs."""
+
+    def __init__(self, world: World, recording: Recording) -> None:
+        self._world, self._driver, self._recording = world, world.driver, recording
+        step = max(len(world.names) / WATCHED, 1.0)
+        chosen = [int(number * step) for number in range(min(len(world.names), WATCHED))]
+        self._watched = {world.names[number]: number for number in chosen}
+        self._receivers = dict.fromkeys(chosen)
+        self._probes: dict[str, _Probe] = {}
+        self._newest_ns: dict[tuple[str, str], int] = {}
+        self._pairs: dict[int, frozenset[int]] = {}
+        self._still = not any(group.mobility.__class__.__name__ not in _STILL for group in world.scenario.groups)
+        self._on_sampled = overridden(world.checks, "sampled")
+        self._places_ns = int(recording.places_every_s * limits.SECOND)
+
+    def begin(self) -> None:
+        """Once, at the start of the run."""
+        self._look_at_pairs(None)
+        self._driver.push(0, self._sample, None)
+
+    # --- readings --------------------------------------------------------------------------------------------------
+    def published(self, node: SimNode, key: str, sequence: int) -> None:
+        """Follow one reading of a watched node at a time."""
+        if node.name not in self._watched or node.name in self._probes:
+            return
+        world = self._world
+        subscribers = {
+            other: self._distance_m(node.number, other)
+            for other in world.near(node.number)
+            if world.driver.numbered[other].running and world.wants(other, key)
+        }
+        self._probes[node.name] = _Probe(sequence, subscribers)
+        self._driver.push(self._driver.now + _GRACE_NS, self._judge, node)
+
+    def _judge(self, node: SimNode) -> None:
+        probe = self._probes.pop(node.name)
+        for other, distance_m in probe.subscribers.items():
+            self._recording.wanted(distance_m, other in probe.came)
+
+    def delivered(self, node: SimNode, reading: Reading, published_ns: int) -> None:
+        """Hot."""
+        origin = reading.origin
+        probe = self._probes.get(origin)
+        if probe is not None and probe.sequence == reading.sequence:
+            probe.came[node.number] = None
+        if node.number in self._receivers:
+            self._newest_ns[node.name, origin] = published_ns
+
+    def _distance_m(self, one: int, other: int) -> float:
+        places = self._world.places
+        return math.hypot(places.xs_m[one] - places.xs_m[other], places.ys_m[one] - places.ys_m[other])
+
+    # --- once a second ---------------------------------------------------------------------------------------------
+    def _sample(self, _: None) -> None:
+        now = self._driver.now
+        self._driver.push(now + SAMPLE_INTERVAL_NS, self._sample, None)
+        for hook in self._on_sampled:
+            hook(now)
+        if now % self._places_ns == 0:
+            self._note_places(now)
+        shares = [self._world.media.busy_share(number, now) for number in self._receivers]
+        self._recording.busy(now, sum(shares) / len(shares))
+        self._look_at_neighbours(now)
+
+    def _note_places(self, now: int) -> None:
+        places = self._world.places
+        for number, name in enumerate(self._world.names):
+            if places.present[number] and self._driver.numbered[number].running:
+                self._recording.placed(now, name, places.xs_m[number], places.ys_m[number])
+
+    def _look_at_neighbours(self, now: int) -> None:
+        world = self._world
+        for name, number in self._watched.items():
+            if not world.running(name):
+                continue
+            known = {view.node for view in world.peers(name) if view.met and view.state is State.ALIVE}
+            for other in world.near(number):
+                neighbour = world.driver.numbered[other]
+                if not neighbour.running:
+                    continue
+                self._recording.aware(self._distance_m(number, other), neighbour.name in known)
+                newest_ns = self._newest_ns.get((name, neighbour.name))
+                if newest_ns is not None:
+                    self._recording.aged(now - newest_ns)
+
+    def _look_at_pairs(self, _: None) -> None:
+        """Note since when who is in good range of whom; once only if nobody moves."""
+        world, now = self._world, self._driver.now
+        since_ns = world.near_since_ns
+        for number in range(len(world.names)):
+            near = frozenset(other for other in world.near(number) if other > number)
+            before = self._pairs.get(number, frozenset())
+            for other in sorted(near - before):
+                since_ns[number, other] = now
+            for other in sorted(before - near):
+                since_ns.pop((number, other), None)
+            self._pairs[number] = near
+        if not self._still:
+            self._driver.push(now + PAIRS_INTERVAL_NS, self._look_at_pairs, None)
+
+
+_STILL = frozenset(("Fixed", "Lattice"))

@@ -1,0 +1,419 @@
+"""A scenario come to life: nodes with their clocks, devices, traffic and models, moved about, watched, and at the mercy
+of faults.
+
+It is what faults act on (:class:`sims.faults.Controls`), what checks look at (:class:`sims.checks.World`), and what the
+driver reports to (:class:`sims.driver.Observer`). Names are turned into numbers and back here and nowhere else.
+
+Chance: each part has a ``Random`` of its own, made from the seed and the name of the part, so that a part left out
+leaves the others as they were.
+"""
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+import msgspec
+
+from protocols import limits
+from protocols.codec import readings_in_own_frame
+from protocols.engine import Engine, NodeSettings, PeerView
+from protocols.events import Answered, Delivery, EntryAccepted, Event, NeighbourMet
+from protocols.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
+from protocols.keys import matches
+from protocols.ledger import Ledger
+from protocols.membership import Settings
+from protocols.messages import Reading
+from protocols.readings import Put, Quality
+from sims import bugs
+from sims.authors import Authors
+from sims.checks import Check, EntryView, make_checks, overridden
+from sims.compute import Model, Worker
+from sims.devices import DEVICES
+from sims.discovery import Discovery
+from sims.driver import MESH, SimDriver
+from sims.faults import Faults
+from sims.media import Media
+from sims.mobility import places
+from sims.node import EPOCH_UTC_NS, Pipe, SimNode
+from sims.result import Recorder
+from sims.scenario import Fault, Group, Scenario
+
+PLACES_INTERVAL_NS = 200 * limits.MS
+"""How often everybody moves: seven metres on a motorway."""
+_READINGS_TAG = 6
+_GOOD_SHARE = 0.9
+_SENT_KEPT = 4_096
+"""Readings of a node whose time of publishing is remembered."""
+
+
+class World:
+    """See the module."""
+
+    def __init__(
+        self, scenario: Scenario, seed: int, recorder: Recorder, tape: Sequence[Fault], planted: frozenset[str]
+    ) -> None:
+        """:raises ScenarioError: a check is not known. :raises TraceError: a trace can't be used."""
+        self.scenario, self.settings = scenario, Settings()
+        self.names: Sequence[str] = scenario.names
+        self.mesh: MeshName = MESH
+        self.places = places(scenario, Random(f"{seed}/places"))
+        self.media = Media(scenario, self.places, Random(f"{seed}/links"))
+        self.driver = SimDriver(seed, links=self.media, observer=self, adjust=self._adjust)
+        self.discovery = Discovery(self.driver, self.media, Random(f"{seed}/discovery"))
+        self.authors = Authors(self.driver, Random(f"{seed}/gossip"))
+        self.recorder, self._planted = recorder, planted
+        self.workers: dict[int, Worker] = {}
+        self.sent_ns: dict[str, dict[int, int]] = {}
+        """By node: when it published which sequence."""
+        self.near_since_ns: dict[tuple[int, int], int] = {}
+        """Pairs in good range of one another, the smaller first, and since when."""
+        self._nodes: dict[str, SimNode] = {}
+        self._wants: list[tuple[str, ...]] = []
+        self._cut: dict[tuple[int, int], int] = {}
+        self._lossy: set[tuple[int, int]] = set()
+        self._slowed: dict[int, float] = {}
+        self._full: set[int] = set()
+        self._lost_with_nodes = 0
+        self._wired = [
+            frozenset(number for number, backbone in enumerate(scenario.backbone) if group.name in backbone.groups)
+            for group in scenario.groups
+            for _ in range(group.count)
+        ]
+        self._make_nodes(seed)
+        self.checks: list[Check] = make_checks(scenario.checks.names, self, recorder)
+        self._on_started = overridden(self.checks, "started")
+        self._on_crashing = overridden(self.checks, "crashing")
+        self._on_frame_accepted = overridden(self.checks, "frame_accepted")
+        self.on_published = overridden(self.checks, "published")
+        self._on_delivered = overridden(self.checks, "delivered")
+        self._on_event = overridden(self.checks, "event")
+        self.on_asked = overridden(self.checks, "asked")
+        self._on_answered = overridden(self.checks, "answered")
+        self._on_authored = overridden(self.checks, "authored")
+        self._on_entry = overridden(self.checks, "entry")
+        self.on_delivery: Callable[[SimNode, Reading, int], None] | None = None
+        """Whoever samples what comes."""
+        self.faults = Faults(tape, scenario, self, recorder)
+
+    # --- building --------------------------------------------------------------------------------------------------
+    def _make_nodes(self, seed: int) -> None:
+        clocks = Random(f"{seed}/clocks")
+        models = [
+            Model(f"model-{number}", int(asked.compute_ms * limits.MS), asked.output_bytes)
+            for number, asked in enumerate(self.scenario.inference)
+        ]
+        for group in self.scenario.groups:
+            served = [
+                model for model, asked in zip(models, self.scenario.inference, strict=True)
+                if not asked.offered_by or group.name in asked.offered_by
+            ]  # fmt: skip
+            wants = tuple(
+                f"{'rsu' if source.role == 'rsu' else 'veh'}/*/{traffic.topic}|{traffic.hops}"
+                for traffic in self.scenario.traffic
+                for source in self.scenario.groups
+                if source.name == traffic.group and (not traffic.to or group.name in traffic.to)
+            )
+            for number in range(group.count):
+                self._make_node(group, number, tuple(dict.fromkeys(wants)), clocks)
+                if served:
+                    node = self.driver.numbered[-1]
+                    worker = Worker(self.driver, node, served, DEVICES[group.device].factor)
+                    node.compute = worker.perform
+                    self.workers[node.number] = worker
+
+    def _make_node(self, group: Group, number: int, wants: tuple[str, ...], clocks: Random) -> None:
+        name = f"{group.name}-{number}"
+        skew_ns = int(clocks.gauss(0, group.clock_skew_ms) * limits.MS)
+        drift_ppb = int(clocks.gauss(0, group.clock_drift_ppm) * 1_000)
+        up_since_ns = clocks.randrange(10_000_000) * limits.MS
+        node = self.driver.prepare(name, Role(group.role))
+        node.set_clocks(up_since_ns, skew_ns, drift_ppb)
+        device = DEVICES[group.device]
+        node.device_frame_ns, node.device_handshake_ns = device.frame_ns, device.handshake_ns
+        node.frame_ns, node.handshake_ns = device.frame_ns, device.handshake_ns
+        self._nodes[name] = node
+        self._wants.append(wants)
+        self.sent_ns[name] = {}
+        start_ns = int((group.start_s + number * group.stagger_s) * limits.SECOND)
+        self.driver.push(start_ns, self.driver.start, node)
+
+    def _adjust(self, settings: NodeSettings) -> NodeSettings:
+        return msgspec.structs.replace(settings, seal=self.authors.seal(settings.node))
+
+    # --- what happens: Observer ------------------------------------------------------------------------------------
+    def life_began(self, node: SimNode) -> None:
+        """See :class:`sims.driver.Observer`."""
+        bugs.plant(node.engine, node.name, self._planted)
+        for hook in self._on_started:
+            hook(node.name)
+        self.sent_ns[node.name].clear()
+        for want in self._wants[node.number]:
+            expression, _, hops = want.rpartition("|")
+            self.driver.subscribe(node.name, expression, Quality(own=False, hops=int(hops)))
+        worker = self.workers.get(node.number)
+        if worker is not None:
+            worker.begin()
+        self.discovery.begin(node)
+
+    def delivered(self, node: SimNode, delivery: Delivery) -> None:
+        """See :class:`sims.driver.Observer`."""
+        reading, now, name = delivery.reading, self.driver.now, node.name
+        origin, sequence = reading.origin, reading.sequence
+        published_ns = self.sent_ns[origin].get(sequence, now)
+        self.recorder.delivered(now, name, origin, reading.key, sequence, published_ns)
+        for hook in self._on_delivered:
+            hook(name, reading)
+        if self.on_delivery is not None:
+            self.on_delivery(node, reading, published_ns)
+
+    def event(self, node: SimNode, event: Event) -> None:
+        """See :class:`sims.driver.Observer`."""
+        now, name = self.driver.now, node.name
+        kind = type(event)
+        if kind is NeighbourMet:
+            other = self._nodes.get(event.node)  # type: ignore[union-attr]
+            if other is not None:
+                pair = min(node.number, other.number), max(node.number, other.number)
+                since_ns = max(self.near_since_ns.get(pair, 0), node.started_ns, other.started_ns)
+                self.recorder.met(now, name, other.name, min(since_ns, now))
+        elif kind is EntryAccepted:
+            self._entry(node, event)  # type: ignore[arg-type]
+        elif kind is Answered:
+            winner = event.winner  # type: ignore[union-attr]
+            by = "" if winner is None else "here" if winner.node == name else str(winner.node)
+            self.recorder.answered(now, name, by, event.took_ns, event.failure)  # type: ignore[union-attr]
+            for hook in self._on_answered:
+                hook(name, event)
+        for hook in self._on_event:
+            hook(name, event)
+
+    def note_published(self, node: SimNode, key: str, put: Put, now: int) -> None:
+        """A node published a reading."""
+        sent_ns = self.sent_ns[node.name]
+        sent_ns[put.sequence] = now
+        if len(sent_ns) > _SENT_KEPT:
+            for sequence in list(sent_ns)[: _SENT_KEPT // 2]:
+                del sent_ns[sequence]
+        self.recorder.published(now, node.name, key, put.sequence)
+        for hook in self.on_published:
+            hook(node.name, key, put)
+
+    def wants(self, number: int, key: str) -> bool:
+        """Whether a node subscribes to a key."""
+        return any(matches(want.rpartition("|")[0], key) for want in self._wants[number])
+
+    def _entry(self, node: SimNode, event: EntryAccepted) -> None:
+        view = EntryView(
+            event.author, event.kind, event.version,
+            self.authors.taken(node.name, (event.author, event.kind), event.version),
+        )  # fmt: skip
+        if event.source == node.name:
+            for hook in self._on_authored:
+                hook(node.name, view)
+        for hook in self._on_entry:
+            hook(node.name, view)
+        self.recorder.spread(self.driver.now, node.name, f"{event.author}/{event.kind}", event.version)
+
+    def frame_accepted(self, node: SimNode, pipe: Pipe) -> None:
+        """See :class:`sims.driver.Observer`."""
+        for hook in self._on_frame_accepted:
+            hook(node.name, pipe.identity, pipe.verified)
+
+    # --- what checks look at ---------------------------------------------------------------------------------------
+    @property
+    def now(self) -> int:
+        """Virtual nanoseconds since the start of the run."""
+        return self.driver.now
+
+    def node(self, name: str) -> SimNode:
+        """By name."""
+        return self._nodes[name]
+
+    def running(self, name: str) -> bool:
+        """See :class:`sims.checks.World`."""
+        return self._nodes[name].running
+
+    def since(self, name: str) -> int:
+        """See :class:`sims.checks.World`."""
+        return self._nodes[name].started_ns
+
+    def engine(self, name: str) -> Engine:
+        """See :class:`sims.checks.World`."""
+        return self._nodes[name].engine
+
+    def peers(self, name: str) -> Sequence[PeerView]:
+        """See :class:`sims.checks.World`."""
+        node = self._nodes[name]
+        return node.engine.peers(node.local(self.driver.now))
+
+    def in_range(self, name: str) -> Sequence[str]:
+        """See :class:`sims.checks.World`."""
+        return [self.names[other] for other in self.near(self._nodes[name].number)]
+
+    def near(self, number: int) -> list[int]:
+        """:meth:`in_range` by numbers."""
+        return [other for other in self.media.neighbours(number) if self._good(number, other)]
+
+    def _good(self, one: int, other: int) -> bool:
+        for pair in ((one, other), (other, one)):
+            if pair in self._cut or pair in self._lossy:
+                return False
+        if self._wired[one] & self._wired[other]:
+            return True
+        radio, attempts = self.media.radio, self.scenario.radio.retries + 1
+        return all(
+            1 - (1 - radio.delivery_share(*pair)) ** attempts >= _GOOD_SHARE for pair in ((one, other), (other, one))
+        )
+
+    def heard_ns(self, name: str, other: str) -> int | None:
+        """See :class:`sims.checks.World`."""
+        return self._nodes[name].heard_ns.get(NodeId(other))
+
+    def slowed(self, name: str) -> bool:
+        """See :class:`sims.checks.World`."""
+        return self._nodes[name].number in self._slowed
+
+    def entries(self, name: str) -> Sequence[EntryView]:
+        """See :class:`sims.checks.World`."""
+        node = self._nodes[name]
+        return [
+            EntryView(entry.author, entry.kind, entry.version, "")
+            for entry in node.engine.gossip_entries(node.local(self.driver.now))
+        ]
+
+    def ledger(self, name: str) -> Ledger | None:  # noqa: ARG002
+        """See :class:`sims.checks.World`: no node sends records yet."""
+        return None
+
+    def stored(self, name: str) -> Sequence[int]:  # noqa: ARG002
+        """See :class:`sims.checks.World`."""
+        return ()
+
+    def readings_under_way(self) -> int:
+        """See :class:`sims.checks.World`."""
+        waiting = 0
+        for node in self.driver.numbered:
+            if not node.running:
+                continue
+            waiting += sum(view.waiting_readings for view in node.engine.peers(node.local(self.now)))
+            for pipe in node.inbound.values():
+                waiting += readings_in(pipe)
+        return waiting
+
+    def readings_lost(self) -> int:
+        """See :class:`sims.checks.World`."""
+        return self.driver.readings_lost + self._lost_with_nodes
+
+    # --- what faults do --------------------------------------------------------------------------------------------
+    def after(self, delay_ns: int, action: Callable[[], None]) -> None:
+        """See :class:`sims.faults.Controls`."""
+        self.driver.at(delay_ns, action)
+
+    def crash(self, name: str) -> None:
+        """See :class:`sims.faults.Controls`."""
+        for hook in self._on_crashing:
+            hook(name)
+        self._lost_with_nodes += sum(view.waiting_readings for view in self.peers(name))
+        self.driver.kill(name)
+
+    def restart(self, name: str, keep_disk: bool) -> None:
+        """See :class:`sims.faults.Controls`. The incarnation is the larger of the last one on disk + 1 and the clock in
+        seconds, as in a real node."""
+        node = self._nodes[name]
+        clock_s = (node.local(self.now) + node.utc_less_mono_ns) // limits.SECOND
+        last = int(node.engine.settings.incarnation) if keep_disk else 0
+        self.driver.restart(name, Incarnation(max(last + 1, clock_s)))
+
+    def cut(self, sender: str, receiver: str) -> None:
+        """See :class:`sims.faults.Controls`."""
+        pair = self._pair(sender, receiver)
+        self._cut[pair] = self._cut.get(pair, 0) + 1
+        self.media.cut(*pair)
+
+    def uncut(self, sender: str, receiver: str) -> None:
+        """See :class:`sims.faults.Controls`."""
+        pair = self._pair(sender, receiver)
+        if self._cut.get(pair, 0) > 1:
+            self._cut[pair] -= 1
+        else:
+            self._cut.pop(pair, None)
+        self.media.uncut(*pair)
+
+    def lose(self, sender: str, receiver: str, share: float) -> None:
+        """See :class:`sims.faults.Controls`."""
+        pair = self._pair(sender, receiver)
+        if share:
+            self._lossy.add(pair)
+        else:
+            self._lossy.discard(pair)
+        self.media.lose(*pair, share)
+
+    def clog(self, sender: str, receiver: str, delay_ns: int) -> None:
+        """See :class:`sims.faults.Controls`."""
+        self.media.clog(*self._pair(sender, receiver), delay_ns)
+
+    def _pair(self, sender: str, receiver: str) -> tuple[int, int]:
+        return self._nodes[sender].number, self._nodes[receiver].number
+
+    def slow(self, name: str, factor: float) -> None:
+        """See :class:`sims.faults.Controls`."""
+        node = self._nodes[name]
+        node.frame_ns = int(node.device_frame_ns * factor)
+        node.handshake_ns = int(node.device_handshake_ns * factor)
+        worker = self.workers.get(node.number)
+        if worker is not None:
+            worker.slowed = factor
+        if factor > 1:
+            self._slowed[node.number] = factor
+        else:
+            self._slowed.pop(node.number, None)
+
+    def full_disk(self, name: str, full: bool) -> None:
+        """See :class:`sims.faults.Controls`."""
+        if full:
+            self._full.add(self._nodes[name].number)
+        else:
+            self._full.discard(self._nodes[name].number)
+
+    def clock_jump(self, name: str, by_ns: int) -> None:
+        """See :class:`sims.faults.Controls`."""
+        self._nodes[name].utc_less_mono_ns += by_ns
+
+    def relay(self, up: bool) -> None:
+        """See :class:`sims.faults.Controls`: no node sends records yet."""
+
+    def false_adverts(self, name: str, on: bool) -> None:
+        """See :class:`sims.faults.Controls`."""
+        self.discovery.lie(self._nodes[name], on)
+
+    def forge_gossip(self, name: str, on: bool) -> None:
+        """See :class:`sims.faults.Controls`."""
+        self.authors.forge(self._nodes[name], on)
+
+    def stale_gossip(self, name: str, on: bool) -> None:
+        """See :class:`sims.faults.Controls`."""
+        self.authors.repeat_old(self._nodes[name], on)
+
+    def understate_load(self, name: str, factor: float) -> None:
+        """See :class:`sims.faults.Controls`."""
+        worker = self.workers.get(self._nodes[name].number)
+        if worker is not None:
+            worker.understate(factor)
+
+    def knock(self, host: str, target: str, identity: PeerIdentity, frames: Sequence[bytes]) -> None:
+        """See :class:`sims.faults.Controls`."""
+        self.driver.knock(self._nodes[host], self._nodes[target], identity, frames)
+
+
+def readings_in(pipe: Pipe) -> int:
+    """On a pipe."""
+    frames = (*pipe.under_way, *pipe.held)
+    return sum(
+        readings_in_own_frame(frame)
+        for frame in frames
+        if frame is not None and len(frame) > 2 and frame[1] == _READINGS_TAG
+    )
+
+
+def utc_ns(now: int) -> int:
+    """True UTC at a virtual instant."""
+    return EPOCH_UTC_NS + now
