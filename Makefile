@@ -31,6 +31,7 @@ demo: $(READY)-demo
 	$(BIN)/python -m demo $(if $(filter 0,$(RELAY)),--no-relay)
 
 test: $(READY)-test $(READY)-demo
+	@.ci/browser
 	$(BIN)/python -m pytest -rs --cov --cov-report=term $(ARGS)
 
 lint: $(READY)-lint

@@ -45,13 +45,14 @@ ReadingCallback = Callable[[Reading], object]
 class _Link:
     """A dialled lane and the frame it did not take."""
 
-    __slots__ = ("burst", "dial", "gathered", "in_hand", "kicked_ns", "lane", "lock", "opened")
+    __slots__ = ("burst", "dial", "draining", "gathered", "in_hand", "kicked_ns", "lane", "lock", "opened")
 
     def __init__(self, dial: int) -> None:
         self.dial = dial
         self.lane: OutgoingLane | None = None
         self.lock = threading.Lock()
         self.in_hand: bytes | None = None
+        self.draining: tuple[int, int] | None = None  # bytes, and since when, of a frame that had waited for the lane
         self.opened = False
         self.kicked_ns = 0
         self.burst = 0
@@ -385,6 +386,7 @@ class Driver:
         with link.lock:
             while True:
                 frame = link.in_hand
+                waited = frame is not None
                 if frame is None:
                     # Before looking: who queues something after the look must find it 0 and give notice.
                     link.gathered = 0
@@ -396,6 +398,17 @@ class Driver:
                     link.in_hand = frame
                     return
                 link.in_hand = None
+                if waited or link.draining is not None:
+                    self._note_pace(link, len(frame) if waited else None)
+
+    def _note_pace(self, link: _Link, size_bytes: int | None) -> None:
+        """The lane has just taken a frame of ``size_bytes`` that had to wait for it: so the one before has drained. None:
+        it had not to wait, and since when the lane is free is not known."""
+        now, before = time.monotonic_ns(), link.draining
+        link.draining = None if size_bytes is None else (size_bytes, now)
+        if before is not None and size_bytes is not None:
+            with self._lock:
+                self.engine.lane_drained(link.dial, before[0], now - before[1])
 
     def _dial(self, effect: Dial) -> None:
         link = _Link(effect.dial)

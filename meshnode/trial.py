@@ -52,12 +52,21 @@ class TrialReadings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """After the node is ready."""
 
 
+class TrialEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A gossip entry that a trial puts in."""
+
+    at_s: Annotated[float, Meta(ge=0)]
+    """Age of the trial; one that is older when the node opens leaves it out."""
+    size_bytes: Annotated[int, Meta(ge=1, le=900)] = 200
+
+
 class TrialPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a trial does."""
 
     subscribe: tuple[str, ...] = ()
     """Key expressions; each delivery is written down."""
     publish: Annotated[tuple[TrialReadings, ...], Meta(max_length=64)] = ()
+    spread: Annotated[tuple[TrialEntry, ...], Meta(max_length=64)] = ()
 
 
 def load_plan(path: Path) -> TrialPlan:

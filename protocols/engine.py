@@ -52,6 +52,7 @@ from protocols.messages import (
     Reading,
 )
 from protocols.messages import Readings as ReadingsFrame
+from protocols.peer_view import PeerView as PeerView  # noqa: PLC0414 -- handed on
 from protocols.queues import NEVER, Drops, LaneQueue
 from protocols.readings import Readings
 from protocols.streams import Peer, Put, PutMany, Quality
@@ -76,25 +77,6 @@ class NodeSettings(Struct, frozen=True):
     gossip: GossipSettings = GossipSettings()
     seal: Seal | None = None
     """How entries are signed and checked; None: this node takes no part in gossip."""
-
-
-class PeerView(Struct, frozen=True):
-    """A neighbour, for people and programs."""
-
-    node: NodeId
-    role: Role
-    state: State
-    incarnation: int
-    met: bool
-    round_trip_ns: int
-    """0: not measured yet."""
-    silent_ns: int
-    hears_us: bool
-    lanes: tuple[Lane, ...]
-    inbound_pipes: int
-    waiting_readings: int
-    waiting_bytes: int
-    offers: tuple[Offer, ...]
 
 
 class _Queues:
@@ -297,6 +279,12 @@ class Engine:
         """A frame that was taken could not be sent: the lane went first. Counts the readings in it."""
         reached = self._membership.lane_of(dial)
         self.drops.count(reached[0] if reached is not None else "", "", why, readings_in_own_frame(frame))
+
+    def lane_drained(self, dial: int, size_bytes: int, took_ns: int) -> None:
+        """A frame that was handed over when the lane had just become free was on its way after ``took_ns``."""
+        reached = self._membership.lane_of(dial)
+        if reached is not None:
+            self._inference.transferred(reached[0], size_bytes, took_ns)
 
     def _queues_of(self, node: NodeId) -> _Queues:
         queues = self._queues.get(node)
@@ -577,7 +565,7 @@ class Engine:
                 tuple(n.lanes), len(n.inbound),
                 queues.realtime.waiting_readings + queues.bulk.waiting_readings if queues else 0,
                 queues.realtime.waiting_bytes + queues.bulk.waiting_bytes if queues else 0,
-                self._inference.offers_of(n.node),
+                self._inference.offers_of(n.node), round(self._inference.throughput_of(n.node), 1),
             ))  # fmt: skip
         return views
 

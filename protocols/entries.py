@@ -12,7 +12,7 @@ Invariants:
 Nothing here checks a signature: whoever puts an entry has done that.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, KeysView
 
 from msgspec import Struct
 
@@ -103,7 +103,7 @@ class EntryStore:
         """Not after the end of any entry held."""
         self._max_entries = max_entries
         self._by_key: dict[EntryKey, Held] = {}
-        self._by_bucket: tuple[dict[int, Held], ...] = tuple({} for _ in range(limits.ENTRY_BUCKETS))
+        self._by_fingerprint: dict[int, Held] = {}
         self._kinds: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -115,11 +115,19 @@ class EntryStore:
 
     def holding(self, fingerprint: int) -> Held | None:
         """The entry of a fingerprint."""
-        return self._by_bucket[fingerprint % limits.ENTRY_BUCKETS].get(fingerprint)
+        return self._by_fingerprint.get(fingerprint)
 
-    def bucket(self, number: int) -> Iterator[int]:
-        """Fingerprints in a bucket, oldest first."""
-        return iter(self._by_bucket[number])
+    @property
+    def fingerprints(self) -> KeysView[int]:
+        """Of everything held, in the order it came; a live view."""
+        return self._by_fingerprint.keys()
+
+    def contents(self) -> list[list[int]]:
+        """The fingerprints in each bucket."""
+        contents: list[list[int]] = [[] for _ in range(limits.ENTRY_BUCKETS)]
+        for fingerprint in self._by_fingerprint:
+            contents[fingerprint % limits.ENTRY_BUCKETS].append(fingerprint)
+        return contents
 
     def is_news(self, key: EntryKey, version: int, fingerprint: int) -> bool:
         """Whether it goes forward from what is held."""
@@ -152,7 +160,7 @@ class EntryStore:
         self._by_key[sealed.key] = held
         self._kinds[kind] = self._kinds.get(kind, 0) + 1
         self._toggle(sealed.fingerprint)
-        self._by_bucket[sealed.fingerprint % limits.ENTRY_BUCKETS][sealed.fingerprint] = held
+        self._by_fingerprint[sealed.fingerprint] = held
         self.next_end_ns = min(self.next_end_ns, held.ends_ns)
         return gone
 
@@ -188,7 +196,7 @@ class EntryStore:
         sealed = held.sealed
         kind = sealed.key[1]
         del self._by_key[sealed.key]
-        del self._by_bucket[sealed.fingerprint % limits.ENTRY_BUCKETS][sealed.fingerprint]
+        del self._by_fingerprint[sealed.fingerprint]
         self._toggle(sealed.fingerprint)
         self._kinds[kind] -= 1
         if not self._kinds[kind]:

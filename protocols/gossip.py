@@ -148,6 +148,7 @@ class Gossip:
         self._events: list[EntryAccepted | EntryRefused] = []
         self.counters = {
             "beacons_sent": 0, "beacons_suppressed": 0, "comparisons": 0, "pulls": 0, "pulls_timed_out": 0,
+            "offers_over_bound": 0,
             "entries_ended": 0, "entries_evicted": 0, "frames_over_rate": 0, "equivocations": 0,
             "own_entries_outrun": 0, **{str(verdict): 0 for verdict in Verdict if verdict is not Verdict.WAITING},
         }  # fmt: skip
@@ -328,8 +329,9 @@ class Gossip:
         """Say all that is in some buckets; in several frames if need be, each of whole buckets."""
         covered = 0
         listed: list[int] = []
+        contents = self._store.contents()
         for number in buckets:
-            content = list(self._store.bucket(number))
+            content = contents[number]
             if len(listed) + len(content) > limits.MAX_FINGERPRINTS_PER_FRAME and covered:
                 self._messages.append((peer.node, GossipHave(covered, encode_fingerprints(listed))))
                 covered, listed = 0, []
@@ -345,24 +347,31 @@ class Gossip:
 
     def _receive_have(self, have: GossipHave, peer: _Peer, now: int) -> None:
         fingerprints = decode_fingerprints(have.fingerprints)
-        holding, news, offers = self._store.holding, peer.news, peer.offers
+        held, offers, is_refused = self._store.fingerprints, peer.offers, self._admission.is_refused
+        if peer.news:
+            for fingerprint in fingerprints:
+                peer.news.pop(fingerprint, None)
         for fingerprint in fingerprints:
-            if holding(fingerprint) is not None:
-                news.pop(fingerprint, None)
-            elif len(offers) < limits.MAX_ENTRY_OFFERS and not self._admission.is_refused(fingerprint, now):
+            if fingerprint not in held and not is_refused(fingerprint, now):
+                if len(offers) >= limits.MAX_ENTRY_OFFERS:
+                    self.counters["offers_over_bound"] += 1
+                    break
                 offers[fingerprint] = None
         if have.covered:
             listed = frozenset(fingerprints)
+            contents = self._store.contents()
             for number in range(limits.ENTRY_BUCKETS):
                 if have.covered >> number & 1:
-                    for fingerprint in self._store.bucket(number):
-                        if fingerprint not in listed:
-                            self._to_tell(fingerprint, peer, now)
+                    self._to_tell([lacked for lacked in contents[number] if lacked not in listed], peer, now)
         self._ask(peer, now)
 
     # --- news ------------------------------------------------------------------------------------------------------
-    def _to_tell(self, fingerprint: int, peer: _Peer, now: int) -> None:
-        peer.news[fingerprint] = None
+    def _to_tell(self, fingerprints: list[int], peer: _Peer, now: int) -> None:
+        if fingerprints:
+            peer.news.update(dict.fromkeys(fingerprints))
+            self._news_due(now)
+
+    def _news_due(self, now: int) -> None:
         if self._news_ns == NEVER:
             self._news_ns = max(now, self._told_ns + self._settings.gather_ns)
 
@@ -370,9 +379,10 @@ class Gossip:
         if now < self._news_ns:
             return
         self._told_ns, self._news_ns = now, NEVER
+        held = self._store.fingerprints
         for peer in self._peers.values():
             if peer.news:
-                self._tell_of([n for n in peer.news if self._store.holding(n) is not None], peer)
+                self._tell_of([fingerprint for fingerprint in peer.news if fingerprint in held], peer)
                 peer.news.clear()
 
     def _tell_of(self, fingerprints: list[int], peer: _Peer) -> None:
@@ -387,13 +397,14 @@ class Gossip:
         if not peer.offers:
             return
         room = min(limits.MAX_PULL, peer.checks.left(now)) - len(peer.asked)
+        held = self._store.fingerprints
         looked_at: list[int] = []
         wanted: list[int] = []
         for fingerprint in peer.offers:
             if len(wanted) >= room:
                 break
             looked_at.append(fingerprint)
-            if self._store.holding(fingerprint) is not None or self._admission.is_refused(fingerprint, now):
+            if fingerprint in held or self._admission.is_refused(fingerprint, now):
                 continue
             others = self._asked.get(fingerprint)
             if others is None:
@@ -467,7 +478,7 @@ class Gossip:
             if verdict is not Verdict.WAITING:
                 self._turned_away(verdict, fingerprint, candidate, peer, now)
         self._check(seal, now)
-        self._ask_all(now)
+        self._ask(peer, now)
 
     def _check(self, seal: Seal, now: int) -> None:
         for verdict, candidate in self._admission.checked(seal, now):
@@ -482,6 +493,7 @@ class Gossip:
         self.counters[verdict] += 1
         if verdict is Verdict.OVER_RATE:
             self._ask_another(fingerprint)
+            self._ask_all(now)
             return
         self._asked.pop(fingerprint, None)
         if peer is None:
@@ -492,7 +504,7 @@ class Gossip:
             case Verdict.STALE if candidate is not None:
                 held = self._store.get(candidate.key)
                 if held is not None:
-                    self._to_tell(held.sealed.fingerprint, peer, now)
+                    self._to_tell([held.sealed.fingerprint], peer, now)
             case Verdict.FORGED | Verdict.MALFORMED:
                 peer.checks.fine(limits.FORGED_ENTRY_COST)
                 self._complain(peer, candidate, "forged" if verdict is Verdict.FORGED else "malformed", now)
@@ -514,7 +526,8 @@ class Gossip:
         self._keep(Held(sealed, candidate.born_ns, candidate.source), now)
         for peer in self._peers.values():
             if peer.node != candidate.source and peer.node not in known_to and fingerprint not in peer.offers:
-                self._to_tell(fingerprint, peer, now)
+                peer.news[fingerprint] = None
+        self._news_due(now)
 
     def _keep(self, held: Held, now: int) -> None:
         sealed = held.sealed

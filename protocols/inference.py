@@ -145,6 +145,14 @@ class Inference:
             for model in self._models.values() if model.served
         )[: limits.MAX_OFFERS])  # fmt: skip
 
+    def throughput_of(self, node: NodeId) -> float:
+        """Of the link to a neighbour, bytes a second; 0: not measured yet."""
+        return self._costs.throughput_of(node)
+
+    def transferred(self, node: NodeId, size_bytes: int, took_ns: int) -> None:
+        """The link to a neighbour took so long for so many bytes."""
+        self._costs.transferred(node, size_bytes, took_ns)
+
     def offers_of(self, node: NodeId) -> tuple[Offer, ...]:
         """What a neighbour said it computes."""
         return tuple(self._offers.get(node, {}).values())
@@ -258,6 +266,8 @@ class Inference:
             if run.node == self._node:
                 self._effects.append(CancelCompute(run.number))
             else:
+                if now > run.late_at:  # its answer will teach nothing any more, and it would be asked first again
+                    self._costs.penalise(run.node)
                 self._messages.append((run.node, InferCancel(run.number)))
 
     def _win(self, request: _Request, run: _Run, report: RunReport, outputs: tuple[NamedTensor, ...], now: int) -> None:

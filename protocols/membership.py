@@ -10,7 +10,7 @@ life:
 Rules:
 1. Only frames on a pipe whose certificate names the neighbour count as life. Hints never do.
 2. A node that did not watch accuses nobody: when our own timer is late, every silence counts anew (local health, after
-   Lifeguard).
+   Lifeguard), and pipes that are gone then are those of neighbours that gave us up.
 3. Pipes gone in both directions, without a Goodbye, mean that the peer's kernel ended them: suspicion starts at once
    and is short. Silence on open pipes may be a radio shadow: suspicion starts late and is long.
 4. Of two lives of one id the larger incarnation is right; the smaller is refused while the larger is alive.
@@ -140,6 +140,7 @@ class Membership:
         self._pipes: dict[int, _Pipe] = {}
         self._next_heartbeat_ns: int | None = None
         self._promised_ns = NEVER
+        self._forgiven_ns = -NEVER
         self._leaving = False
         self._effects: list[ClosePipe] = []
         self._events: list[MembershipEvent] = []
@@ -461,7 +462,8 @@ class Membership:
             if neighbour.incarnation:
                 self._suspect(neighbour, "its pipes are gone", now)
                 assert neighbour.suspicion is not None
-                neighbour.suspicion.tighten(self._settings.lost_link_suspicion_ns)
+                if now - self._forgiven_ns > self._settings.suspicion_max_ns:
+                    neighbour.suspicion.tighten(self._settings.lost_link_suspicion_ns)
             else:  # never said Hello: nobody to mourn
                 del self.neighbours[neighbour.node]
 
@@ -520,10 +522,11 @@ class Membership:
 
     def _forgive(self, now: int) -> None:
         self._counters["local_stalls"] += 1
+        self._forgiven_ns = now
         for neighbour in self.neighbours.values():
             neighbour.last_heard_ns = max(neighbour.last_heard_ns, now)
             if neighbour.suspicion is not None:
-                neighbour.suspicion.restart(now)
+                neighbour.suspicion.restart(now, self._settings.suspicion_max_ns)
 
     def _check_silence(self, now: int) -> None:
         for neighbour in list(self.neighbours.values()):

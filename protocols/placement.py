@@ -3,8 +3,9 @@
     local  = (waiting + 1) · compute
     remote = round trip + (input + output bytes) / throughput + (waiting + 1) · compute, times a learned correction
 
-The correction is an exponential average of measured ÷ predicted per neighbour and keeps the model honest about what it
-does not know (a busy computer, a slow radio). A neighbour is chosen only when it is predicted to be faster than this
+The throughput is that of the link (see ``throughput``), measured on answers and on lanes that drain. The correction is
+an exponential average of measured ÷ predicted per neighbour and keeps the model honest about what it does not know (a
+busy computer, an offer that flatters); what a slow link explains is not put down to it as well. A neighbour is chosen only when it is predicted to be faster than this
 node by ``WORTHWHILE``: a tie is not worth a radio.
 """
 
@@ -12,6 +13,7 @@ from msgspec import Struct
 
 from protocols import limits
 from protocols.ids import NodeId
+from protocols.throughput import Throughput
 
 WORTHWHILE = 0.8
 """A neighbour must be predicted to need less than this share of the local time."""
@@ -34,7 +36,7 @@ class CostModel:
 
     def __init__(self) -> None:
         self._correction: dict[NodeId, float] = {}
-        self._throughput: dict[NodeId, float] = {}
+        self._throughput: dict[NodeId, Throughput] = {}
 
     def local_ns(self, compute_ns: int, waiting: int) -> int:
         """Predicted time of a run here."""
@@ -42,22 +44,32 @@ class CostModel:
 
     def remote_ns(self, node: NodeId, compute_ns: int, waiting: int, round_trip_ns: int, size_bytes: int) -> int:
         """Predicted time of a run on ``node``, until its answer is here."""
-        transfer_ns = size_bytes / self._throughput.get(node, _START_THROUGHPUT) * limits.SECOND
-        predicted_ns = round_trip_ns + transfer_ns + (waiting + 1) * (compute_ns or _UNKNOWN_COMPUTE_NS)
+        computed_ns = (waiting + 1) * (compute_ns or _UNKNOWN_COMPUTE_NS)
+        predicted_ns = round_trip_ns + self._transfer_ns(node, size_bytes) + computed_ns
         return int(predicted_ns * self._correction.get(node, 1.0))
+
+    def throughput_of(self, node: NodeId) -> float:
+        """Of the link to ``node``, bytes a second; 0: not measured yet."""
+        throughput = self._throughput.get(node)
+        return throughput.bytes_per_s if throughput is not None else 0.0
+
+    def _transfer_ns(self, node: NodeId, size_bytes: int) -> float:
+        return size_bytes / (self.throughput_of(node) or _START_THROUGHPUT) * limits.SECOND
+
+    def transferred(self, node: NodeId, size_bytes: int, took_ns: int) -> None:
+        """The link to ``node`` took so long for so many bytes."""
+        self._throughput.setdefault(node, Throughput()).measured(size_bytes, took_ns)
 
     def learn(
         self, node: NodeId, predicted_ns: int, took_ns: int, computed_ns: int, round_trip_ns: int, size_bytes: int
     ) -> None:
         """An answer came. ``computed_ns``: queueing and computing there; the rest was the way."""
-        way_ns = max(took_ns - computed_ns - round_trip_ns, 1)
-        if size_bytes >= 16_384:
-            throughput = min(size_bytes / way_ns * limits.SECOND, 10e9)
-            old = self._throughput.get(node, _START_THROUGHPUT)
-            self._throughput[node] = old + _LEARN * (throughput - old)
+        correction = self._correction.get(node, 1.0)
+        before_ns = self._transfer_ns(node, size_bytes)
+        self.transferred(node, size_bytes, max(took_ns - computed_ns - round_trip_ns, 1))
+        predicted_ns += int(correction * (self._transfer_ns(node, size_bytes) - before_ns))
         # Keep the correction between a quarter and eight times, so that one odd run can't exile a neighbour.
         ratio = min(max(took_ns / max(predicted_ns, 1), 0.25), 8.0)
-        correction = self._correction.get(node, 1.0)
         self._correction[node] = min(max(correction * (1 + _LEARN * (ratio - 1)), 0.25), 8.0)
 
     def penalise(self, node: NodeId) -> None:

@@ -40,9 +40,9 @@ class Suspicion:
         """New evidence: allow at most ``maximum_ns`` from the start."""
         self._maximum_ns = max(min(self._maximum_ns, maximum_ns), self._minimum_ns)
 
-    def restart(self, now: int) -> None:
-        """We were not watching: the time counts anew."""
-        self._started_ns = now
+    def restart(self, now: int, maximum_ns: int) -> None:
+        """We were not watching: the time counts anew, and what was seen meanwhile is no evidence."""
+        self._started_ns, self._maximum_ns = now, max(maximum_ns, self._minimum_ns)
 
     @property
     def dead_at(self) -> int:

@@ -1,10 +1,10 @@
 """How simulated nodes find each other: multicast DNS as a real node speaks it, one datagram at a time.
 
-A life begins with three announcements (now, +225 ms, +450 ms) and asks four times (20 to 120 ms after the start, then
-1, 4 and 9 s later), as python-zeroconf does; after that every ``ASK_AGAIN_NS``, so that nodes which come into range
-later find each other too. A question names the lives that the asker knows; each other node that hears it answers to all, 20 to
-120 ms later (RFC 6762, section 6), once a second at most. Each datagram is lost or not at each receiver, as
-the medium says. What was heard once is known until the process ends: records live for 75 minutes.
+A life begins with three announcements (now, +225 ms, +450 ms) and asks 20 to 120 ms after its start, as python-zeroconf
+does, 1 s later, and then every ``ASK_AGAIN_NS``: who came into range, or whose announcements were lost, is found by that.
+A question names the lives that the asker knows; each other node that hears it answers to all, 20 to 120 ms later
+(RFC 6762, section 6), once a second at most. Each datagram is lost or not at each receiver, as the medium says. What was
+heard once is known until the process ends: records live for 75 minutes.
 
 Left out: questions that are not asked because somebody else has just asked them, answers that one datagram carries
 together, refreshing of records that get old.
@@ -19,9 +19,10 @@ from sims.driver import SimDriver
 from sims.links import Links
 from sims.node import SimNode
 
-ASK_AGAIN_NS: Final = 5 * limits.SECOND
+ASK_AGAIN_NS: Final = 2 * limits.SECOND
+"""Vehicles that meet on a road are in range of each other for 10 s or so."""
 _ANNOUNCED_AFTER_NS: Final = (0, 225 * limits.MS, 450 * limits.MS)
-_ASKED_AFTER_NS: Final = (limits.SECOND, 4 * limits.SECOND, 9 * limits.SECOND)
+_ASKED_SOON_NS: Final = limits.SECOND
 _ANSWER_AFTER_NS: Final = (20 * limits.MS, 120 * limits.MS)
 _ANSWER_INTERVAL_NS: Final = limits.SECOND
 _ADVERT_BYTES: Final = 28 + 300
@@ -66,7 +67,7 @@ class Discovery:
         now = self._driver.now
         for after_ns in _ANNOUNCED_AFTER_NS:
             self._driver.push(now + after_ns, self._announce, (node, node.lives))
-        self._driver.push(now + self._random.randint(*_ANSWER_AFTER_NS), self._ask, (node, node.lives, 0))
+        self._driver.push(now + self._random.randint(*_ANSWER_AFTER_NS), self._ask, (node, node.lives, False))
 
     def lie(self, node: SimNode, on: bool) -> None:
         """While on, the host advertises others, and nobodies, at its own address."""
@@ -119,8 +120,8 @@ class Discovery:
         self._driver.hint(node, advert.node, advert.host)
 
     # --- questions -------------------------------------------------------------------------------------------------
-    def _ask(self, asking: tuple[SimNode, int, int]) -> None:
-        node, life, turn = asking
+    def _ask(self, asking: tuple[SimNode, int, bool]) -> None:
+        node, life, again = asking
         if not node.running or node.lives != life:
             return
         now = self._driver.now
@@ -128,8 +129,7 @@ class Discovery:
         at_ns, receivers = self._links.multicast_ns(node.number, size_bytes, now)
         if receivers:
             self._driver.push(at_ns, self._asked, (node, receivers))
-        after_ns = _ASKED_AFTER_NS[turn] if turn < len(_ASKED_AFTER_NS) else ASK_AGAIN_NS
-        self._driver.push(now + after_ns, self._ask, (node, life, turn + 1))
+        self._driver.push(now + (ASK_AGAIN_NS if again else _ASKED_SOON_NS), self._ask, (node, life, True))
 
     def _asked(self, asked: tuple[SimNode, list[int]]) -> None:
         asker, receivers = asked

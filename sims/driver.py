@@ -564,6 +564,8 @@ class SimDriver:
             pipe.sends = False
             if pipe.hears:
                 self._send(pipe, None)
+            else:
+                self.count_lost(pipe)
 
     def _close_receiver(self, pipe: Pipe) -> None:
         """The receiver's end is closed: what is under way is lost, and the sender is told, as by a TCP reset."""
@@ -598,6 +600,7 @@ class SimDriver:
     def _tell_dialler(self, pipe: Pipe) -> None:
         if pipe.sends:
             pipe.sends = False
+            self.count_lost(pipe)
             node = pipe.sender
             if node.dialled.pop(pipe.dial, None) is not None:
                 node.engine.lane_closed(pipe.dial, "the peer closed it", False, node.local(self.now))
@@ -628,8 +631,10 @@ class SimDriver:
 
     def _send(self, pipe: Pipe, frame: bytes | None) -> None:
         """Put a frame, or the end, on its way, behind all that is. Hot."""
-        if pipe.held:
+        if pipe.held or not pipe.hears:
             pipe.held.append(frame)
+            if not pipe.hears:  # the sender does not know yet that nobody takes it
+                self.count_lost(pipe)
             return
         size_bytes = len(frame) + _LENGTH_BYTES if frame is not None else 0
         at_ns = self._stream_ns(pipe.from_number, pipe.to_number, size_bytes, self.now)

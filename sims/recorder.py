@@ -58,6 +58,7 @@ class Recording:
         self._checks: dict[str, Check] = {}
         self._sometimes: dict[str, int] = {}
         self._happenings: dict[str, deque[Happening]] = {}
+        self._happened_times: dict[str, int] = {}
         self._latency, self._age, self._discovery, self._inference = (Histogram() for _ in range(4))
         self._inference_by: dict[str, int] = {}
         self._published = 0
@@ -99,6 +100,8 @@ class Recording:
             if len(self._happenings) >= MAX_KINDS:
                 return
             kept = self._happenings[kind] = deque(maxlen=MAX_HAPPENINGS_OF_KIND)
+            self._happened_times[kind] = 0
+        self._happened_times[kind] += 1
         kept.append(Happening(now / SECOND_NS, kind, node, other, detail[:MAX_DETAIL_CHARS]))
 
     def placed(self, now: int, node: str, x_m: float, y_m: float) -> None:
@@ -120,6 +123,7 @@ class Recording:
     def met(self, now: int, node: str, other: str, possible_since: int) -> None:
         """A node met another."""
         self._discovery.add(now - possible_since)
+        self._happened("met", now, node, other, "")
         index = now // self._sample_ns
         if index <= MAX_SAMPLES:
             while len(self._meetings) <= index:
@@ -128,7 +132,8 @@ class Recording:
 
     def spread(self, now: int, node: str, author: str, version: int) -> None:
         """A node holds an entry now that it did not hold before."""
-        self._entries.held(now, node, author, version)
+        if self._entries.held(now, node, author, version):
+            self._happened("entry", now, node, "", f"{author}, version {version}")
 
     def answered(self, now: int, node: str, by: str, took_ns: int, failure: str = "") -> None:
         """An inference ended. ``by``: a node, ``here`` or nobody."""
@@ -201,7 +206,7 @@ class Recording:
     def _left_out(self) -> list[str]:
         notes = self._places.left_out()
         for kind, kept in self._happenings.items():
-            number = self._sometimes.get(kind, len(kept))
+            number = self._happened_times[kind]
             if number > len(kept):
                 notes.append(f"{kind}: the newest {len(kept)} of {number} are on the timeline")
         return notes + self._traces.left_out(len(self._names)) + self._entries.left_out()
@@ -311,18 +316,22 @@ class _Entries:
         """By whether the scenario asks for the entry."""
         self._unfollowed = 0
 
-    def held(self, now: int, node: str, author: str, version: int) -> None:
+    def held(self, now: int, node: str, author: str, version: int) -> bool:
+        """Whether it is a new entry that is followed from now on. ``author``: a node, or ``<node>/<kind of entry>``."""
+        owner, followed = author.partition("/")[0], False
         versions = self._held.setdefault(author, {})
         if version not in versions:
-            asked = author in self._authors
+            asked = owner in self._authors
             if self._followed[asked] < MAX_ENTRIES // 2:
                 self._followed[asked] += 1
                 versions[version] = {}
-            elif node == author:
+                followed = True
+            elif node == owner:
                 self._unfollowed += 1
         for older, holders in versions.items():
             if older <= version:
                 holders.setdefault(node, now)
+        return followed
 
     def disseminations(self, places: _Places) -> list[Dissemination]:
         found = [

@@ -96,7 +96,7 @@ class Run:
         """What was noted so far."""
         world, driver = self.world, self.world.driver
         result = self.recording.result(
-            "simulator", self.seed, driver.now / limits.SECOND, round(self._wall_s, 3), driver.digest()
+            "simulator", self.seed, driver.now / limits.SECOND, round(self._wall_s, 3), driver.digest(), self.tape
         )
         if interrupted:
             result.valid, result.why_invalid = False, f"interrupted after {result.virtual_s:g} virtual seconds"

@@ -74,7 +74,8 @@ def chosen(span: Span, count: int, named: tuple[str, ...]) -> list[str]:
     wanted: dict[str, None] = dict.fromkeys(named)
     seen: dict[str, None] = {}
     for step in steps(span, _FirstComers(count) if not named else wanted):
-        seen.update(dict.fromkeys(step.vehicles))
+        if step.time_s < span.until_s:
+            seen.update(dict.fromkeys(step.vehicles))
     if named:
         for vehicle in named:
             if vehicle not in seen:
@@ -163,6 +164,7 @@ class _StepParser:
         self.time_s: float | None = None
         """Of the newest time step."""
         self._root_seen = False
+        self._over = False
         self._fed_bytes = 0
         self._vehicles: dict[str, Sample] = {}
         self._before: Step | None = None
@@ -178,6 +180,8 @@ class _StepParser:
         try:
             self._parser.Parse(piece, not piece)
         except expat.ExpatError as error:
+            if self._over:
+                return self._steps
             what = expat.ErrorString(error.code) if piece else "it ends before its last tag"
             self.fail(f"it is not well-formed XML ({what}): it may be cut off, export or copy it again", error)
         self._fed_bytes += len(piece)
@@ -213,6 +217,9 @@ class _StepParser:
         if name == "timestep" and self.time_s is not None and self.time_s >= self._span.from_s:
             self._before = Step(self.time_s, self._vehicles)
             self._steps.append(self._before)
+            if self.time_s >= self._span.until_s:  # the rest of the piece is judged by nobody
+                self._over = True
+                self._parser.StartElementHandler = self._parser.EndElementHandler = None
 
     def _add(self, time_s: float, attributes: dict[str, str]) -> None:
         vehicle = attributes.get("id")

@@ -297,6 +297,9 @@ class World:
             waiting += sum(view.waiting_readings for view in node.engine.peers(node.local(self.now)))
             for pipe in node.inbound.values():
                 waiting += readings_in(pipe)
+            for pipe in node.dialled.values():
+                if not pipe.hears:  # its sender doesn't know yet that nobody takes what is on it
+                    waiting += readings_in(pipe)
         return waiting
 
     def readings_lost(self) -> int:

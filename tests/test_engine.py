@@ -101,6 +101,23 @@ def test_receive_of_malformed_frame_closes_the_pipe_and_uses_nothing_after_it() 
     assert driven.engine.statistics()["frames_malformed"] == 2
 
 
+def test_second_pipe_that_stays_mute_is_closed_and_not_held_against_its_neighbour() -> None:
+    """Found by simulation: on a bad radio the Hello of a former dial stands still while a later one gets through. The
+    neighbour must be dialled again at once when our lane to it ends, not after the 30 s of a refusal."""
+    driven = Driven()
+    driven.engine.inbound_opened(2, identity("x", Role.RSU), "192.0.2.7", driven.now)
+    for number in range(1, 21):
+        driven.now += 200 * MS
+        driven.receive(Heartbeat(number, driven.now, 0, 0, 0))
+        driven.engine.handle_timer(driven.now)
+    assert ClosePipe(2) in driven.engine.outgoing()
+    driven.engine.lane_closed(driven.dial, "the peer closed it", False, driven.now)
+    driven.now += limits.REDIAL_MAX_NS
+    driven.engine.handle_timer(driven.now)
+    assert [effect.host for effect in driven.engine.outgoing() if type(effect) is Dial] == ["192.0.2.7"]
+    assert not [event for event in driven.engine.events() if type(event) is PeerRefused]
+
+
 def test_receive_of_unknown_frame_is_counted_and_the_link_lives() -> None:
     """A neighbour of a newer minor version."""
     driven = Driven()

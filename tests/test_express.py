@@ -158,6 +158,48 @@ def test_five_hundred_half_open_connections_keep_no_neighbour_out(pki: Any, end:
     assert not a.told.all("lane_closed")
 
 
+def test_strangers_at_once_have_their_turn_one_by_one_between_looks_at_open_links(
+    pki: Any, end: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A burst of handshakes dealt with in a row would hold up a brake event for as long as all of them take."""
+    files, b = pki("b"), end(pki("b"))
+    links: Any = b.transport
+    epoll, steps, accepted = links._epoll, [0], [0]
+
+    class Watched:
+        def poll(self, *arguments: Any) -> Any:
+            steps.append(0)
+            accepted.append(0)
+            return epoll.poll(*arguments)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(epoll, name)
+
+    turn, attach = express.Inbound.turn, express.Inbound.attach
+
+    def counted_turn(self: Any, events: int) -> None:
+        steps[-1] += not self.open
+        turn(self, events)
+
+    def counted_attach(self: Any, sock: socket.socket) -> None:
+        accepted[-1] += 1
+        attach(self, sock)
+
+    monkeypatch.setattr(links, "_epoll", Watched())
+    monkeypatch.setattr(express.Inbound, "turn", counted_turn)
+    monkeypatch.setattr(express.Inbound, "attach", counted_attach)
+    with contextlib.ExitStack() as stack:
+        for _ in range(60):
+            sock = stack.enter_context(socket.create_connection((b.address.host, b.address.port)))
+            sock.sendall(b"\x16\x03\x01")
+        with raw_tls(b.address, pki("a"), files.authority) as tls:
+            tls.sendall(SP_PUSH)
+            b.told.one("inbound_opened")
+        wait(lambda: sum(steps) > 60, "all had their turn")
+    assert max(steps[1:]) == 1
+    assert 1 <= max(accepted) <= 8
+
+
 def test_handshake_of_one_byte_at_a_time_is_ended(pki: Any, end: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress does not buy time: the deadline is one for the whole handshake."""
     monkeypatch.setattr(express, "_HANDSHAKE_NS", 300_000_000)

@@ -15,15 +15,26 @@ from protocols.codec import (
     KNOWN_TYPES,
     decode_untrusted_node_frame,
     decode_untrusted_relay_frame,
+    encode_address,
+    encode_entry,
+    encode_fingerprints,
     encode_frame,
+    entry_statement,
 )
 from protocols.errors import RemoteProtocolError
 from protocols.messages import (
     Acknowledgement,
+    Address,
     Batch,
+    Carried,
+    Entry,
     EventTime,
     Fate,
     Goodbye,
+    GossipDigest,
+    GossipEntries,
+    GossipHave,
+    GossipPull,
     Heartbeat,
     Hello,
     InferAnswer,
@@ -64,6 +75,12 @@ MIXED = Reading(
 )  # fmt: skip
 IMAGE = NamedTensor("image", Tensor("f4", (1, 2), memoryview(b"\x00\x00\x80?\x00\x00\x00@")))
 
+ENTRY = Entry(
+    "veh-1", "address", 1_700_000_000 << 20, 86_400,
+    encode_address(Address("vehicle", 7447, ("192.0.2.7",), ("plate",))), b"(certificate)", b"(signature)",
+)  # fmt: skip
+FINGERPRINTS = encode_fingerprints([0x0123456789ABCDEF, 0x5F])
+
 FRAMES: dict[str, NodeFrame | RelayFrame] = {
     "01-hello": Hello(1, 0, "veh-1", 1_700_000_000, 7447, "realtime", ("192.0.2.7", "2001:db8::7")),
     "02-heartbeat": Heartbeat(17, 5_000_000_000, 16, 4_750_000_000, 1_500_000, ("rsu-2",), True),
@@ -75,6 +92,10 @@ FRAMES: dict[str, NodeFrame | RelayFrame] = {
     "08-infer-request": InferRequest(42, "plate", DIGEST, 250_000, (IMAGE,), ("boxes",)),
     "09-infer-answer": InferAnswer(42, "done", (IMAGE,), 1_200, 47_000, ""),
     "10-infer-cancel": InferCancel(42),
+    "11-gossip-digest": GossipDigest(0x0123456789ABCDB0, 2, encode_fingerprints([*range(63), 0x0123456789ABCDEF])),
+    "12-gossip-have": GossipHave(1 << 63 | 1 << 31, FINGERPRINTS),
+    "13-gossip-pull": GossipPull(FINGERPRINTS),
+    "14-gossip-entries": GossipEntries((Carried(1_500, encode_entry(ENTRY)),)),
     "64-batch": Batch(1, 0, "veh-1", 1_700_000_000, 8, (Record(6, "brakes", BRAKE),), (Fate(1, 5, "expired"),)),
     "65-acknowledgement": Acknowledgement((6, 7), (RefusedRecord(8, "no such key"),)),
     "66-relay-refusal": RelayRefusal("storage", "the relay's disk does not take records now"),
@@ -186,6 +207,8 @@ def test_wire_page_shows_the_golden_bytes() -> None:
     assert shown("98 02 11") == stored("02-heartbeat")
     assert shown("92 06 91") == encode_frame(Readings((BRAKE,)))
     assert shown("c7 11 01") in stored("06-readings")
+    assert shown("97 a5") == encode_entry(ENTRY)
+    assert shown("6d 65 73") == entry_statement(ENTRY)
 
 
 def test_wire_page_names_every_field_of_every_frame() -> None:
@@ -202,6 +225,9 @@ def test_wire_page_names_every_field_of_every_frame() -> None:
         Offer,
         Record,
         Fate,
+        Entry,
+        Address,
+        Carried,
     ):
         assert [field for field in kind.__struct_fields__ if f"`{field}`" not in page] == [], kind.__name__
     for kind in map(type, FRAMES.values()):

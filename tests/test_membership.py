@@ -152,6 +152,29 @@ def test_no_neighbour_is_declared_dead_while_its_frames_flow(seed: int) -> None:
                             assert event.silent_ns >= SETTINGS.suspicion_min_ns
 
 
+@pytest.mark.parametrize(("stall_ns", "dead_within_ns"), [(0, SECOND), (10 * SECOND, 3 * SECOND)])
+def test_links_lost_while_nobody_watched_are_no_proof_of_death(stall_ns: int, dead_within_ns: int) -> None:
+    """Neighbours hang up on a node that was starved; on a busy computer their return takes longer than a lost link is
+    forgiven otherwise."""
+    sim = SimDriver(1)
+    sim.add("n0")
+    sim.add("n1")
+    sim.meet()
+    sim.run_for(2 * SECOND)
+    node = sim.nodes[NodeId("n0")]
+    engine, now = node.engine, sim.now + stall_ns
+    for pipe in list(node.inbound):
+        engine.inbound_closed(pipe, now)
+    for dial in list(node.dialled):
+        engine.lane_closed(dial, "reset", False, now)
+    began = now
+    while not any(type(event) is NeighbourDead for event in engine.events()):
+        now += 50 * MS
+        engine.handle_timer(now)
+        assert now - began < 10 * SECOND
+    assert dead_within_ns - SECOND < now - began <= dead_within_ns
+
+
 @pytest.mark.parametrize("stall_ms", [300, 900, 2_000, 8_000, 30_000])
 def test_node_that_was_starved_accuses_nobody(stall_ms: int) -> None:
     """It did not watch: the silence was its own. Its neighbours may have mourned it, and take it back."""

@@ -52,7 +52,8 @@ def test_suspicion_tightened_never_grows_nor_falls_below_the_minimum() -> None:
 def test_suspicion_restarted_counts_anew() -> None:
     """A node that did not watch gives the other its whole time again."""
     suspicion = Suspicion(0, 600, 2_500, 0)
-    suspicion.restart(10_000)
+    suspicion.tighten(700)
+    suspicion.restart(10_000, 2_500)
     assert suspicion.dead_at == 12_500
 
 

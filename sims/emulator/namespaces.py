@@ -4,9 +4,9 @@ A namespace lives as long as a descriptor or a process holds it, a TAP as long a
 name under ``/run/netns``, so nothing can be left behind, however the harness ends. Addresses and flags are set by the
 ioctls of netdevice(7): five of them, and no ``ip`` has to be installed.
 
-Who has which hardware address is set beforehand, permanently, and ARP never asks. The kernel has one table of neighbours
-for all namespaces, of 1,024 entries that were learnt (``net.ipv4.neigh.default.gc_thresh3``): 33 nodes that met filled
-it, and the 34th could not even send multicast. Permanent entries do not count.
+Who has which hardware address is set beforehand, permanently, and ARP never asks. The kernel has one table of
+neighbours for all namespaces, of 1,024 entries that were learnt (``net.ipv4.neigh.default.gc_thresh3``): 33 nodes that
+met filled it, and the 34th could not even send multicast. Permanent entries do not count.
 
 The descriptors of a node's TAP carry bare Ethernet frames (``IFF_NO_PI``), one a read or write.
 """

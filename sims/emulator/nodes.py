@@ -90,13 +90,13 @@ class RealNode:
                    str(self.folder / "plan.toml"), "--journal", str(self.journal), "--hold"]  # fmt: skip
         self.held = launch(command, self.network, errors=self.errors)
 
-    def let_go(self) -> None:
-        """The held life begins now."""
+    def let_go(self, age_s: float) -> None:
+        """The held life begins now, when the run is ``age_s`` old."""
         process, self.held = self.held, None
         assert process is not None, "a node is held before it is let go"
         self.running, self.wanted = process, True
         assert process.stdin is not None, "launch() gives it a pipe"
-        process.stdin.write(b"go\n")
+        process.stdin.write(f"{age_s:.6f}\n".encode())
         process.stdin.flush()
 
     def kill(self) -> None:
@@ -282,4 +282,7 @@ lifespan_ms = {traffic.lifespan_ms}
 hops = {traffic.hops}
 phase_s = {phase_s}
 """
+    for spread in scenario.gossip:
+        if spread.author == node.name:
+            text += f"\n[[spread]]\nat_s = {spread.at_s}\nsize_bytes = {spread.size_bytes}\n"
     return text

@@ -12,15 +12,19 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from sims.links import Links, Places
+from protocols import limits
+from sims.emulator.disturbances import Disturbances
+from sims.links import Places
+from sims.media import Media
 from sims.result import Recorder
 from sims.scenario import Scenario
 
 Line = tuple[int, str, list[Any]]
 """Nanoseconds since the start of the run, the node, and the line of its journal."""
-_LOOK_EVERY_NS = 100_000_000
-_SAMPLE_EVERY_NS = 1_000_000_000
-_SECOND = 1_000_000_000
+GOOD_SHARE = 0.9
+_LOOK_EVERY_NS = 100 * limits.MS
+_SAMPLE_EVERY_NS = limits.SECOND
+_SECOND = limits.SECOND
 _COUNTED_AS_WANTED_NS = 2 * _SECOND
 """Readings published later than this before the end are not asked about: they may be under way."""
 
@@ -66,14 +70,23 @@ def read_journals(journals: Mapping[str, Path], zero_ns: int, until_ns: int) -> 
 class Observation:
     """Replays the journals of one run."""
 
-    def __init__(self, scenario: Scenario, recorder: Recorder, places: Places, links: Links) -> None:
-        """``places`` and ``links`` as made for the wire: fresh ones."""
+    def __init__(
+        self, scenario: Scenario, recorder: Recorder, places: Places, media: Media, disturbances: Disturbances
+    ) -> None:
+        """``places``, ``media`` and ``disturbances`` (of ``media``) as the wire has them, but fresh ones."""
         self.found = Found()
-        self._recorder, self._places, self._links = recorder, places, links
+        self._recorder, self._places, self._media, self._disturbances = recorder, places, media, disturbances
+        self._attempts = scenario.radio.retries + 1
+        self._backbones = [
+            frozenset(number for number, backbone in enumerate(scenario.backbone) if group.name in backbone.groups)
+            for group in scenario.groups
+            for _ in range(group.count)
+        ]
         self._names = scenario.names
         self._number = {name: number for number, name in enumerate(self._names)}
         self._started: dict[str, int] = {}
         self._in_range: dict[tuple[int, int], int] = {}
+        self._near_of: dict[int, list[int]] = {}
         self._known: dict[str, dict[str, None]] = {name: {} for name in self._names}
         self._adverts: dict[tuple[str, str], int] = {}
         self._links_open: dict[tuple[str, str], int] = {}
@@ -105,7 +118,8 @@ class Observation:
             self._looked_ns += _LOOK_EVERY_NS
             at_ns = max(self._looked_ns, 0)
             self._places.advance(at_ns)
-            self._links.moved(at_ns)
+            self._media.moved(at_ns)
+            self._disturbances.advance(at_ns)
             self._see_ranges(at_ns)
             if self._looked_ns - self._sampled_ns >= _SAMPLE_EVERY_NS:
                 self._sampled_ns = self._looked_ns
@@ -114,9 +128,24 @@ class Observation:
     def _see_ranges(self, now_ns: int) -> None:
         seen: dict[tuple[int, int], int] = {}
         for node in range(len(self._names)):
-            for other in self._links.neighbours(node):
+            for other in self._near(node):
                 seen[node, other] = self._in_range.get((node, other), now_ns)
         self._in_range = seen
+        self._near_of = {node: [] for node in range(len(self._names))}
+        for node, other in seen:
+            self._near_of[node].append(other)
+
+    def _near(self, node: int) -> list[int]:
+        """Who is in good reach of a node: as the simulator has it, nine of ten frames arrive, retries included."""
+        return [
+            other
+            for other in self._media.neighbours(node)
+            if self._backbones[node] & self._backbones[other]
+            or (self._reaches(node, other) and self._reaches(other, node))
+        ]
+
+    def _reaches(self, sender: int, receiver: int) -> bool:
+        return 1 - (1 - self._media.radio.delivery_share(sender, receiver)) ** self._attempts >= GOOD_SHARE
 
     def _sample(self, now_ns: int) -> None:
         places, recorder = self._places, self._recorder
@@ -147,16 +176,16 @@ class Observation:
                 self._adverts.setdefault((node, other), now_ns)
             case ["met", _, str(other), *_]:
                 self._meet(now_ns, node, other)
-            case ["dead" | "left" as what, _, str(other), *_]:
+            case ["dead" | "left", _, str(other), *_]:
                 self._known[node].pop(other, None)
                 self._links_open.pop((node, other), None)
-                recorder.occurred(f"neighbour {what}", now_ns, node, other)
-            case ["suspected" | "refuted" as what, _, str(other), *_]:
-                recorder.occurred(what, now_ns, node, other)
-            case ["refused", _, str(who), str(code), str(detail)]:
-                recorder.occurred("refused", now_ns, node, who, f"{code}: {detail}")
-            case ["spread", _, str(author), int(version)]:
-                recorder.spread(now_ns, node, author, version)
+                recorder.occurred("death" if line[0] == "dead" else "goodbye", now_ns, node, other)
+            case ["refuted", _, str(other)]:
+                recorder.occurred("refutation", now_ns, node, other)
+            case ["refused", _, str(who), str(code), str(_)]:
+                recorder.occurred("refusal", now_ns, node, who, code)
+            case ["entry", _, str(author), str(kind), int(version), *_]:
+                recorder.spread(now_ns, node, f"{author}/{kind}", version)
             case ["answered", _, str(by), int(took_ns), str(failure)]:
                 recorder.answered(now_ns, node, by, took_ns, failure)
             case ["started", _, _, int(cpu_ns)]:
@@ -170,7 +199,6 @@ class Observation:
                 pass
 
     def _start(self, now_ns: int, node: str, cpu_s: float) -> None:
-        self._recorder.occurred("restart" if node in self._started else "start", now_ns, node)
         self._started[node] = now_ns
         self._known[node].clear()
         self._cpu_began[node] = cpu_s
@@ -196,7 +224,7 @@ class Observation:
             number = self._number[node]
             reached = {
                 self._names[other]: self._distance_m(number, other)
-                for other in self._links.neighbours(number)
+                for other in self._near_of[number]
                 if self._names[other] in self._started and self._wants(self._names[other], key)
             }
             if reached:

@@ -21,7 +21,8 @@ from random import Random
 
 import msgspec
 
-from sims.emulator.disturbances import ON_THE_AIR
+from protocols.limits import SECOND
+from sims.emulator.disturbances import ON_THE_AIR, Disturbances
 from sims.emulator.namespaces import STILL_WORKS, Network, check_possible, open_network
 from sims.emulator.nodes import RealNode, end_all, hold_all, launch, prepare, subscriptions
 from sims.emulator.observation import Found, Observation, read_journals
@@ -109,7 +110,7 @@ class Emulation:
         self._ended_ns = 0
         self._interrupted = False
         self._findings: list[tuple[int, str, str]] = []
-        self._slow: dict[str, threading.Event] = {}
+        self._slow: list[threading.Event] = []
 
     # --- before ----------------------------------------------------------------------------------------------------
     def set_up(self) -> None:
@@ -144,7 +145,7 @@ class Emulation:
         except BrokenPipeError as error:
             raise EmulatorError(f"the wire ended: {self._wire_words()}") from error
         self._ended_ns = min(time.monotonic_ns() - self._zero_ns, int(self._scenario.duration_s * 1e9))
-        for over in self._slow.values():
+        for over in self._slow:
             over.set()
         stuck = end_all(self._nodes)
         self._findings += [(self._ended_ns, name, "did not leave when told to") for name in stuck]
@@ -155,7 +156,7 @@ class Emulation:
         entries: list[tuple[float, Callable[[], None]]] = []
         for node in self._nodes:
             index = int(node.name.rpartition("-")[2])
-            entries.append((node.group.start_s + index * node.group.stagger_s, node.let_go))
+            entries.append((node.group.start_s + index * node.group.stagger_s, self._starter(node)))
         by_name = {node.name: node for node in self._nodes}
         for fault in self._tape:
             for name in fault.nodes if fault.kind in TO_PROCESSES else ():
@@ -163,17 +164,22 @@ class Emulation:
         ordered = [(at_s, order, action) for order, (at_s, action) in enumerate(entries)]
         return sorted(ordered, key=lambda entry: entry[:2], reverse=True)
 
+    def _starter(self, node: RealNode) -> Callable[[], None]:
+        return lambda: node.let_go((time.monotonic_ns() - self._zero_ns) / SECOND)
+
     def _trouble(self, fault: Fault, node: RealNode) -> list[tuple[float, Callable[[], None]]]:
         over_s = fault.at_s + fault.for_s
         if fault.kind == "slow-node":
-            entries: list[tuple[float, Callable[[], None]]] = [(fault.at_s, lambda: self._slow_down(node, fault))]
-            return [*entries, (over_s, lambda: self._slow[node.name].set())] if fault.for_s else entries
+            over = threading.Event()
+            self._slow.append(over)
+            entries: list[tuple[float, Callable[[], None]]] = [(fault.at_s, lambda: _slow_down(node, fault, over))]
+            return [*entries, (over_s, over.set)] if fault.for_s else entries
         entries = [(fault.at_s, node.kill)]
         if fault.for_s:
             entries.append((fault.at_s, node.hold))  # its next life loads while it is down
             if not fault.keep_disk:
                 entries.append((fault.at_s, node.lose_disk))
-            entries.append((over_s, node.let_go))
+            entries.append((over_s, self._starter(node)))
         return entries
 
     def _follow(self, schedule: list[tuple[float, int, Callable[[], None]]]) -> None:
@@ -196,11 +202,6 @@ class Emulation:
         if self._wire.poll() is not None:
             raise EmulatorError(f"the wire ended after {passed_s:.1f} s: {self._wire_words()}")
 
-    def _slow_down(self, node: RealNode, fault: Fault) -> None:
-        """Stop the process for most of each period, so that it gets its share of the time."""
-        over = self._slow[node.name] = threading.Event()
-        threading.Thread(target=_pulse, args=(node, fault.factor, over), name="pulse", daemon=True).start()
-
     # --- after -----------------------------------------------------------------------------------------------------
     def _end_wire(self) -> WireReport:
         wire = self._wire
@@ -219,7 +220,7 @@ class Emulation:
 
     def close(self) -> None:
         """End what still runs, at once."""
-        for over in self._slow.values():
+        for over in self._slow:
             over.set()
         end_all(self._nodes, 0.0)
         if self._wire is not None:
@@ -235,16 +236,18 @@ class Emulation:
             self._keep(keep)
         recording = Recording(scenario)
         where = places(scenario, Random(f"{seed}/places"))
-        observation = Observation(scenario, recording, where, Media(scenario, where, Random(f"{seed}/media")))
+        media = Media(scenario, where, Random(f"{seed}/links"))
+        disturbances = Disturbances(scenario.names, self._tape, media)
+        observation = Observation(scenario, recording, where, media, disturbances)
         for node in self._nodes:
             observation.subscribed(node.name, frozenset(subscriptions(scenario, node.group)))
         lines = read_journals({node.name: node.journal for node in self._nodes}, self._zero_ns, self._ended_ns)
         found = observation.replay(lines, self._ended_ns)
         for at_ns, name, what in self._findings:
             recording.judge("processes_live", False, f"{name} {what}", at_ns)
-        for fault in self._tape:
-            if int(fault.at_s * 1e9) <= self._ended_ns:
-                recording.occurred(fault.kind, int(fault.at_s * 1e9), ", ".join(fault.nodes), ", ".join(fault.others))
+        for at_ns, what, fault in _told(self._tape):
+            if at_ns <= self._ended_ns:
+                recording.occurred(what, at_ns, ", ".join(fault.nodes), ", ".join(fault.others))
         for second, share in enumerate(self._report.load):
             recording.busy(second * 1_000_000_000, share)
         result = recording.result(
@@ -297,8 +300,24 @@ def late_bound_ms(scenario: Scenario) -> float:
     return min(MOST_LATE_MS, max(LEAST_LATE_MS, LATE_SHARE * scenario.radio.latency_ms))
 
 
+def _told(tape: tuple[Fault, ...]) -> list[tuple[int, str, Fault]]:
+    """What happens when, in the simulator's words."""
+    told: list[tuple[int, str, Fault]] = [(round(fault.at_s * SECOND), fault.kind, fault) for fault in tape]
+    for fault in tape:
+        if fault.for_s:
+            back = "restart" if fault.keep_disk else "restart without disk"
+            what = back if fault.kind == "crash" else f"{fault.kind} over"
+            told.append((round((fault.at_s + fault.for_s) * SECOND), what, fault))
+    return sorted(told, key=lambda entry: entry[0])
+
+
 def _cpu_until(found: Found, second: float) -> float:
     return max((cpu_s for at_s, cpu_s in found.cpu_at if at_s <= second + 1.0), default=0.0)
+
+
+def _slow_down(node: RealNode, fault: Fault, over: threading.Event) -> None:
+    """Stop the process for most of each period, so that it gets its share of the time."""
+    threading.Thread(target=_pulse, args=(node, fault.factor, over), name="pulse", daemon=True).start()
 
 
 def _pulse(node: RealNode, factor: float, over: threading.Event) -> None:

@@ -22,6 +22,8 @@ from sims.links import Links, Places
 
 MAX_UNDER_WAY: Final = 100_000
 """Frames on the air at once; 150 MB at most. What comes beyond is dropped and counted."""
+_HEADER_BYTES: Final = 14
+"""Of Ethernet: models count from the IP header on."""
 _MOVE_EVERY_NS: Final = 100_000_000
 _LOAD_EVERY_NS: Final = 1_000_000_000
 _READS: Final = 32
@@ -114,14 +116,15 @@ class Wire:
             self._put_due()
 
     def _now_ns(self) -> int:
-        return time.monotonic_ns() - self._zero_ns
+        return max(time.monotonic_ns() - self._zero_ns, 0)
 
     def _move(self, now_ns: int) -> None:
+        self._disturbances.advance(now_ns)
         if now_ns - self._moved_ns < _MOVE_EVERY_NS:
             return
         self._moved_ns = now_ns
-        self._places.advance(max(now_ns, 0))
-        self._links.moved(max(now_ns, 0))
+        self._places.advance(now_ns)
+        self._links.moved(now_ns)
         if now_ns - self._load_ns >= _LOAD_EVERY_NS:
             self._load_ns += _LOAD_EVERY_NS
             present = [node for node, there in enumerate(self._places.present[: len(self._taps)]) if there]
@@ -135,7 +138,7 @@ class Wire:
                 frame = os.read(tap, _MAX_FRAME_BYTES)
             except BlockingIOError:
                 return
-            now_ns = max(self._now_ns(), 0)
+            now_ns = self._now_ns()
             if frame[0] & _MULTICAST:
                 self._send_to_all(sender, frame, now_ns)
             else:
@@ -148,26 +151,20 @@ class Wire:
         if receiver is None:
             report.unknown += 1
             return
-        more_ns = self._disturbances.delay_ns(sender, receiver, now_ns)
-        arrival_ns = None if more_ns is None else self._links.frame_ns(sender, receiver, len(frame), now_ns)
-        if more_ns is None or arrival_ns is None:
+        arrival_ns = self._links.frame_ns(sender, receiver, len(frame) - _HEADER_BYTES, now_ns)
+        if arrival_ns is None:
             report.lost += 1
             return
         pair = sender, receiver
-        arrival_ns = max(arrival_ns + more_ns, self._newest.get(pair, 0))
+        arrival_ns = max(arrival_ns, self._newest.get(pair, 0))
         self._newest[pair] = arrival_ns
         self._push(arrival_ns, receiver, frame)
 
     def _send_to_all(self, sender: int, frame: bytes, now_ns: int) -> None:
-        report = self.report
-        report.multicast += 1
-        for receiver in self._links.neighbours(sender):
-            more_ns = self._disturbances.delay_ns(sender, receiver, now_ns)
-            arrival_ns = None if more_ns is None else self._links.datagram_ns(sender, receiver, len(frame), now_ns)
-            if more_ns is None or arrival_ns is None:
-                report.lost += 1
-            else:
-                self._push(arrival_ns + more_ns, receiver, frame)
+        self.report.multicast += 1
+        arrival_ns, receivers = self._links.multicast_ns(sender, len(frame) - _HEADER_BYTES, now_ns)
+        for receiver in receivers:
+            self._push(arrival_ns, receiver, frame)
 
     def _push(self, arrival_ns: int, receiver: int, frame: bytes) -> None:
         if len(self._under_way) >= MAX_UNDER_WAY:

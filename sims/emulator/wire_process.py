@@ -36,8 +36,8 @@ class Job(Struct):
 def _main() -> None:
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
     where = places(job.scenario, Random(f"{job.seed}/places"))
-    media = Media(job.scenario, where, Random(f"{job.seed}/media"))
-    disturbances = Disturbances(job.scenario.names, job.tape, Random(f"{job.seed}/disturbances"))
+    media = Media(job.scenario, where, Random(f"{job.seed}/links"))
+    disturbances = Disturbances(job.scenario.names, job.tape, media)
     macs = [hardware_address_of(node) for node in range(len(job.taps))]
     wire = Wire(job.taps, macs, media, where, disturbances, job.zero_ns)
     gc.freeze()

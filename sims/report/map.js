@@ -43,6 +43,17 @@ class Track {
     return [here[0] + (next[0] - here[0]) * share, here[1] + (next[1] - here[1]) * share, heading];
   }
 
+  /** Where a node was last seen, for one that is down and so not there now. */
+  lastPlace(node, time) {
+    const row = this.row?.get(node);
+    if (row === undefined) return null;
+    for (let frame = Math.min(Math.floor(time / this.every_s), this.frames - 1); frame >= 0; frame--) {
+      const point = this.point(row, frame);
+      if (point !== null) return [...point, null];
+    }
+    return null;
+  }
+
   /** [least x, least y, most x, most y]. */
   bounds() {
     const found = [Infinity, Infinity, -Infinity, -Infinity];
@@ -253,7 +264,7 @@ class Player {
     if (!this.track.frames) return;
     this.drawGround(context, width, height);
     const faults = this.activeFaults();
-    const hit = new Map(faults.flatMap((fault) => fault.nodes.map((node) => [node, fault.kind])));
+    const hit = new Map(faults.flatMap((fault) => fault.nodes.map((node) => [node, fault.kind])).sort((one, other) => (one[1] === "crash") - (other[1] === "crash")));
     this.drawFaults(context, faults);
     this.drawDeliveries(context);
     const colors = this.groups.map((_, index) => this.style(`--c${index % 8}`));
@@ -281,12 +292,12 @@ class Player {
   }
 
   drawNode(context, node, colors, fault) {
-    const place = this.track.place(node, this.time);
+    const down = fault === "crash";
+    const place = down ? this.track.lastPlace(node, this.time) : this.track.place(node, this.time);
     if (place === null) return;
     const [x, y] = this.screen(place);
     const [role, group] = this.page.infos[node] ?? ["vehicle", ""];
     const size = (this.track.nodes.length > 120 ? 4.2 : 6) * (role === "rsu" ? 1.15 : 1);
-    const down = fault === "crash";
     context.fillStyle = context.strokeStyle = down ? this.style("--bad") : colors[this.groups.indexOf(group)] ?? "#888";
     context.lineWidth = 1.6;
     context.beginPath();

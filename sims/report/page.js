@@ -2,17 +2,19 @@
 "use strict";
 
 const page = JSON.parse(byId("data").textContent);
+page.discovery = inFitUnit(page.discovery);
 
 // --- the top ---------------------------------------------------------------------------------------------------------
 function top_() {
   byId("scenario").textContent = page.scenario;
   byId("harness").textContent = page.harness === "emulator" ? "emulator: real processes" : page.harness;
   const broken = page.checks.filter((check) => check[2] > 0).length;
+  const unused = page.checks.filter((check) => check[1] + check[2] === 0).length;
   const verdict = byId("verdict");
   if (!page.valid) verdict.textContent = "not valid";
-  else if (!page.checks.length) verdict.textContent = "nothing was checked";
-  else verdict.textContent = broken ? `${broken} of ${page.checks.length} checks broken` : `all ${page.checks.length} checks kept`;
-  verdict.classList.add(!page.valid || !page.checks.length ? "warn" : broken ? "bad" : "good");
+  else if (page.checks.length === unused) verdict.textContent = "nothing was checked";
+  else verdict.textContent = broken ? `${broken} of ${page.checks.length} checks broken` : unused ? `${page.checks.length - unused} checks kept` : `all ${page.checks.length} checks kept`;
+  verdict.classList.add(!page.valid || page.checks.length === unused ? "warn" : broken ? "bad" : "good");
   const times = page.wall_s > 0 ? ` in ${short(page.wall_s)} s (${short(page.virtual_s / page.wall_s)} times real time)` : "";
   byId("summary").append(`seed ${page.seed} · ${page.nodes} nodes · ${short(page.virtual_s)} s of ${page.harness === "emulator" ? "real" : "virtual"} time`,
     page.harness === "emulator" ? "" : times, page.digest ? " · digest " : "", page.digest ? el("code", {}, page.digest.slice(0, 16)) : "");
@@ -20,6 +22,23 @@ function top_() {
     byId("invalid").hidden = false;
     byId("invalid").textContent = `This run proves nothing: ${page.why_invalid || "it was marked as not valid"}.`;
   }
+}
+
+/** Seconds as [value, unit]. */
+const lasting = (seconds) => (seconds < 1 ? [short(seconds * 1000), "ms"] : [short(seconds), "s"]);
+
+/** A distribution in milliseconds when most of it is shorter than a second. */
+function inFitUnit(spread) {
+  if (spread.unit !== "s" || !(spread.quantiles.p99 < 1)) return spread;
+  const longer = (value) => value * 1000;
+  return { ...spread, unit: "ms", mean: longer(spread.mean), edges: spread.edges.map(longer),
+    quantiles: Object.fromEntries(Object.entries(spread.quantiles).map(([name, value]) => [name, longer(value)])) };
+}
+
+/** The name of an entry; its version only where there are several. */
+function entryName(entry) {
+  const versions = page.dissemination.filter((other) => other.author === entry.author).map((other) => other.version).sort((one, other) => one - other);
+  return versions.length > 1 ? `${entry.author} (${versions.indexOf(entry.version) + 1} of ${versions.length})` : entry.author;
 }
 
 function tile(what, value, unit, more, state) {
@@ -30,20 +49,22 @@ function tile(what, value, unit, more, state) {
 function tiles() {
   const { distances, latency, discovery, age, dissemination } = page;
   const wanted = sum(distances.wanted), inRange = sum(distances.in_range);
-  const failed = page.checks.filter((check) => check[2] > 0).length;
+  const used = page.checks.filter((check) => check[1] + check[2] > 0);
+  const failed = used.filter((check) => check[2] > 0).length;
   const load = page.load.filter((value) => value >= 0);
   const complete = dissemination.filter((entry) => entry.t90_s !== null).map((entry) => entry.t90_s).sort((one, other) => one - other);
   byId("tiles").append(
-    tile("Checks kept", page.checks.length ? `${page.checks.length - failed}` : "–", page.checks.length ? `of ${page.checks.length}` : "",
-      `${short(sum(page.checks.map((check) => check[1] + check[2])))} judgements`, page.checks.length ? (failed ? "bad" : "good") : ""),
+    tile("Checks kept", used.length ? `${used.length - failed}` : "–", used.length ? `of ${used.length}` : "",
+      used.length < page.checks.length ? `${page.checks.length - used.length} more had nothing to judge` : `${short(sum(used.map((check) => check[1] + check[2])))} judgements`,
+      used.length ? (failed ? "bad" : "good") : ""),
     tile("Delivered", wanted ? percent(sum(distances.delivered) / wanted) : short(page.counters.delivered ?? 0), "",
       wanted ? `of ${short(wanted)} wanted` : `of ${short(page.counters.published ?? 0)} published`),
     tile("Latency, median", latency.count ? short(latency.quantiles.p50) : "–", latency.count ? "ms" : "",
       latency.count ? `99 % within ${short(latency.quantiles.p99)} ms` : "nothing was delivered"),
     tile("Age of information", age.count ? short(age.quantiles.p50) : "–", age.count ? "ms" : "", age.count ? `95 % within ${short(age.quantiles.p95)} ms` : "not sampled"),
     tile("Neighbours known", inRange ? percent(sum(distances.known) / inRange) : "–", "", inRange ? "of those in range" : "not sampled"),
-    tile("Discovery, median", discovery.count ? short(discovery.quantiles.p50) : "–", discovery.count ? "s" : "", discovery.count ? `95 % within ${short(discovery.quantiles.p95)} s` : "nobody met"),
-    tile("Spread to 90 %", complete.length ? short(complete[complete.length >> 1]) : "–", complete.length ? "s" : "",
+    tile("Discovery, median", discovery.count ? short(discovery.quantiles.p50) : "–", discovery.count ? discovery.unit : "", discovery.count ? `95 % within ${short(discovery.quantiles.p95)} ${discovery.unit}` : "nobody met"),
+    tile("Spread to 90 %", ...(complete.length ? lasting(complete[complete.length >> 1]) : ["–", ""]),
       dissemination.length ? `median of ${dissemination.length} entries` : "no entries"),
     tile("Channel load", load.length ? percent(sum(load) / load.length) : "–", "", load.length ? `mean; at most ${percent(most(load))}` : "not measured"),
   );
@@ -137,18 +158,19 @@ function meshCharts() {
 function spreadingChart() {
   const entries = page.dissemination.filter((entry) => entry.curve.length);
   if (!entries.length) return null;
+  const high = most(entries.map((entry) => (entry.t100_s ?? Math.max(page.virtual_s - entry.made_s, entry.curve[entry.curve.length - 1][0])))) || 1;
+  const [unit, scale] = high < 1 ? ["ms", 1000] : ["s", 1];
   const series = entries.slice(0, 60).map((entry, index) => ({
-    name: `${entry.author} v${entry.version}`, color: color(index), kind: "step", thin: entries.length > 6,
-    points: [...entry.curve.map(([later, count]) => [later, count / entry.there]), ...(entry.t100_s === null ? [[Math.max(page.virtual_s - entry.made_s, 0), entry.holders / entry.there]] : [])],
+    name: entryName(entry), color: color(index), kind: "step", thin: entries.length > 6,
+    points: [...entry.curve.map(([later, count]) => [later * scale, count / entry.there]), ...(entry.t100_s === null ? [[Math.max(page.virtual_s - entry.made_s, 0) * scale, entry.holders / entry.there]] : [])],
   }));
-  const high = most(entries.map((entry) => (entry.t100_s ?? Math.max(page.virtual_s - entry.made_s, entry.curve[entry.curve.length - 1][0]))));
-  return chart({ x: { label: "seconds since it was put in", unit: "s", low: 0, high: high || 1 }, y: { label: "% of the nodes", percent: true, high: 1.04 }, series, hideKeys: entries.length > 8 });
+  return chart({ x: { label: `${unit === "s" ? "seconds" : "milliseconds"} since it was put in`, unit, low: 0, high: high * scale }, y: { label: "% of the nodes", percent: true, high: 1.04 }, series, hideKeys: entries.length > 8 });
 }
 
 function spreadingTable() {
   if (!page.dissemination.length) return el("p", { class: "empty" }, "No gossip entry was put in.");
-  const time = (value) => (value === null ? "never" : `${short(value)} s`);
-  const rows = page.dissemination.slice(0, 100).map((entry) => [`${entry.author} v${entry.version}`, `${short(entry.made_s)} s`, time(entry.t50_s), time(entry.t90_s), time(entry.t100_s), `${entry.holders} of ${entry.there || page.nodes}`]);
+  const time = (value) => (value === null ? "never" : lasting(value).join(" "));
+  const rows = page.dissemination.slice(0, 100).map((entry) => [entryName(entry), `${short(entry.made_s)} s`, time(entry.t50_s), time(entry.t90_s), time(entry.t100_s), `${entry.holders} of ${entry.there || page.nodes}`]);
   return el("div", { class: "scroll" }, table(el("table"), [["entry"], ["put in at", true], ["t50", true], ["t90", true], ["t100", true], ["have it", true]], rows));
 }
 
