@@ -31,13 +31,14 @@ class Contact:
 
     __slots__ = (
         "addresses", "advertised", "attempt", "failures", "first_seen_ns", "name", "next_dial_ns", "node", "proven",
-        "seed", "wanted",
+        "proven_addresses", "seed", "wanted",
     )  # fmt: skip
 
     def __init__(self, name: str, node: NodeId | None, now: int) -> None:
         self.name, self.node, self.first_seen_ns = name, node, now
         self.seed = node is None  # whoever answers there is welcome; ``node`` is then who answered last
         self.addresses: tuple[HostPort, ...] = ()
+        self.proven_addresses: tuple[HostPort, ...] = ()  # where it answered last, or its last Hello told
         self.attempt = 0  # which address comes next
         self.failures = 0
         self.next_dial_ns = now
@@ -96,7 +97,7 @@ class Contacts:
                 return
             contact = self._contacts[name] = Contact(name, node, now)
         contact.wanted = contact.advertised = True
-        if contact.addresses != addresses:
+        if contact.addresses[: len(addresses)] != addresses:
             self._move(contact, addresses, now)
 
     def _make_room(self, min_failures: int) -> bool:
@@ -124,7 +125,8 @@ class Contacts:
                 return
             contact = self._contacts[node] = Contact(node, node, now)
         contact.wanted = contact.proven = True
-        self._move(contact, addresses[: limits.MAX_ADVERT_ADDRESSES], now)
+        contact.proven_addresses = addresses[: limits.MAX_ADVERT_ADDRESSES]
+        self._move(contact, contact.proven_addresses, now)
 
     def forget(self, node: NodeId) -> None:
         """A neighbour is forgotten, and where it was with it, unless an advert still names it."""
@@ -135,8 +137,10 @@ class Contacts:
             self._contacts.pop(node, None)
 
     def _move(self, contact: Contact, addresses: tuple[HostPort, ...], now: int) -> None:
-        """It is somewhere else: give up dials to where it no longer is."""
-        contact.addresses = addresses
+        """It is said to be somewhere else: try there first, and then where it once proved to be, for anybody can say
+        so. Dials to elsewhere are given up."""
+        others = (address for address in contact.proven_addresses if address not in addresses)
+        contact.addresses = (*addresses, *others)[: limits.MAX_ADVERT_ADDRESSES]
         contact.attempt = contact.failures = 0
         contact.next_dial_ns = min(contact.next_dial_ns, now)
         for dial, dialling in list(self._dials.items()):
@@ -180,7 +184,16 @@ class Contacts:
             return None
         if dialling.contact.seed:
             dialling.contact.node = identity.node
+        if dialling.contact.node == identity.node:
+            dialling.contact.proven_addresses = (dialling.address,)
         return dialling
+
+    def mistaken(self, dial: int, now: int) -> None:
+        """Somebody else answered: hang up, and try the next address, or all of them again much later."""
+        contact = self._dials[dial].contact
+        contact.attempt += 1
+        more = contact.attempt % len(contact.addresses) != 0
+        self.hang_up(dial, now + (limits.REDIAL_MIN_NS if more else limits.REDIAL_MAX_NS))
 
     def hang_up(self, dial: int, next_dial_ns: int | None = None) -> None:
         """Close a lane or give up a dial; dial that contact again at ``next_dial_ns`` when given."""

@@ -31,7 +31,7 @@ from protocols.gossip import Gossip, Stored
 from protocols.gossip import Settings as GossipSettings
 from protocols.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity, Role
 from protocols.inference import Inference, LocalModel, Neighbourhood
-from protocols.membership import Membership, Neighbour, Settings, State
+from protocols.membership import HEARTBEATS_A_ROUND, Membership, Neighbour, Settings, State
 from protocols.messages import (
     EventTime,
     GossipDigest,
@@ -45,7 +45,6 @@ from protocols.messages import (
     Interest,
     NamedTensor,
     NodeFrame,
-    Offer,
     Offers,
     Position,
     Provenance,
@@ -298,6 +297,8 @@ class Engine:
         if neighbour is None or queues is None:
             self._undeliverable(node, frame, now)
             return
+        if type(frame) is Heartbeat and self._said_enough(frame, queues.realtime, now):
+            return
         try:
             data = encode_frame(frame)
             if type(frame) is Heartbeat:
@@ -314,6 +315,12 @@ class Engine:
             self._undeliverable(node, frame, now)
             return
         self._flush(neighbour, bulk, now)
+
+    def _said_enough(self, beat: Heartbeat, queue: LaneQueue, now: int) -> bool:
+        """Whether a heartbeat would say nothing new: any frame is a sign of life, and few have to carry echoes."""
+        if beat.suspects or beat.answer or not beat.sequence % HEARTBEATS_A_ROUND:
+            return False
+        return now - queue.taken_ns < self.settings.membership.heartbeat_interval_ns
 
     def _undeliverable(self, node: NodeId, frame: NodeFrame, now: int) -> None:
         self._counters["frames_undeliverable"] += 1

@@ -44,6 +44,8 @@ from protocols.messages import MAJOR, MINOR, Goodbye, Heartbeat, Hello, NodeFram
 from protocols.queues import NEVER
 from protocols.suspicion import Suspicion
 
+HEARTBEATS_A_ROUND = 4
+"""While readings flow to a neighbour, one heartbeat in so many is sent: they are a third of all frames at 10 Hz."""
 MAX_PIPES_PER_NEIGHBOUR = 8
 """Pipes of one identity into our inbox: two lanes, and those of connections that nobody closed yet. The oldest goes."""
 
@@ -273,8 +275,7 @@ class Membership:
             return
         if contact.node != identity.node:
             # Not remembered against the name: any stranger may advertise it with the address of another.
-            contact.attempt += 1
-            self._contacts.hang_up(dial, now + limits.REDIAL_MAX_NS)
+            self._contacts.mistaken(dial, now)
             detail = f"its advert says {contact.node}, its certificate {identity.node}"
             self._refuse(f"{contact.name} at {dialling.address[0]}", "identity", detail, now)
             return
@@ -413,7 +414,8 @@ class Membership:
         if beat.sequence > neighbour.heartbeat_received:
             neighbour.heartbeat_received = beat.sequence
             neighbour.echo_ns = (beat.sent_ns, now)
-        neighbour.heard_by_peer = neighbour.heartbeat_sent - beat.echo_sequence <= 4 if beat.echo_sequence else False
+        newest = neighbour.heartbeat_sent - beat.echo_sequence <= 2 * HEARTBEATS_A_ROUND
+        neighbour.heard_by_peer = newest if beat.echo_sequence else False
         if 0 < beat.echo_sequence <= neighbour.heartbeat_sent:
             sample_ns = now - beat.echo_sent_ns - beat.echo_held_ns
             if 0 <= sample_ns < 60 * limits.SECOND:
@@ -448,8 +450,7 @@ class Membership:
 
     def _check_met(self, neighbour: Neighbour, now: int) -> None:
         if neighbour.inbound and Lane.REALTIME in neighbour.lanes and not neighbour.met:
-            neighbour.met = True
-            neighbour.state, neighbour.since_ns = State.ALIVE, now
+            neighbour.met = True  # if it is suspected, it still is: our own lane says nothing of its voice
             self._events.append(
                 NeighbourMet(neighbour.node, neighbour.role, neighbour.incarnation, now - neighbour.first_seen_ns)
             )

@@ -5,8 +5,8 @@
 
 The throughput is that of the link (see ``throughput``), measured on answers and on lanes that drain. The correction is
 an exponential average of measured ÷ predicted per neighbour and keeps the model honest about what it does not know (a
-busy computer, an offer that flatters); what a slow link explains is not put down to it as well. A neighbour is chosen only when it is predicted to be faster than this
-node by ``WORTHWHILE``: a tie is not worth a radio.
+busy computer, an offer that flatters); what a slow link explains is not put down to it as well. A neighbour is chosen
+only when it is predicted to be faster than this node by ``WORTHWHILE``: a tie is not worth a radio.
 """
 
 from msgspec import Struct

@@ -61,6 +61,8 @@ class LaneQueue:
         self._highest = 0  # nothing of a higher priority waits
         self._bytes = [0] * 8  # of the waiting readings, by priority
         self._newest: dict[str, _Waiting] = {}  # conflated readings by key, so that a newer one takes the place
+        self.taken_ns = -NEVER
+        """When readings were taken last."""
         self.waiting_readings = 0
         self.waiting_bytes = 0
 
@@ -187,14 +189,19 @@ class LaneQueue:
                     continue
                 room_bytes -= len(waiting.data)
                 if batch and (room_bytes < 0 or waiting.count > 1):
+                    self.taken_ns = now
                     return frame_of_alone(batch)
                 batch.append(self._pop(readings).data)
                 if waiting.count > 1:
+                    self.taken_ns = now
                     return batch[0]
             if not self.waiting_readings:
                 self._highest = 0
                 break
-        return frame_of_alone(batch) if batch else None
+        if not batch:
+            return None
+        self.taken_ns = now
+        return frame_of_alone(batch)
 
     def clear(self, reason: str) -> None:
         """The neighbour is gone: everything that waits is dropped and counted."""

@@ -223,8 +223,10 @@ class Readings:
         if not values or len(values) != len(whens):
             raise ValueUnsupported(f"{len(values)} values with {len(whens)} times: pass one or more, with a time each")
         stream = self._own_stream(key, where, whens[0], how, priority, lifespan_ms, hops, now)
+        checked = whens[0]
         for when in whens:
-            check_time(when)
+            if when is not checked:  # most often one time is meant for all
+                check_time(when)
         first = self._sequence
         readings = [
             Reading(key, self._node, sequence, value, where, when, how, priority, lifespan_ms, hops)  # type: ignore[arg-type]

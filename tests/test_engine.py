@@ -5,7 +5,7 @@ import pytest
 from protocols import limits
 from protocols.codec import decode_untrusted_node_frame, encode_frame, tensor_of
 from protocols.engine import OFFER_INTERVAL_NS
-from protocols.events import Answered, ClosePipe, Compute, Dial, Flush, NeighbourDead, PeerRefused
+from protocols.events import Answered, ClosePipe, Compute, Dial, Flush, NeighbourDead, NeighbourSuspected, PeerRefused
 from protocols.ids import Lane, NodeId, Role
 from protocols.inference import LocalModel
 from protocols.membership import State
@@ -116,6 +116,42 @@ def test_second_pipe_that_stays_mute_is_closed_and_not_held_against_its_neighbou
     driven.engine.handle_timer(driven.now)
     assert [effect.host for effect in driven.engine.outgoing() if type(effect) is Dial] == ["192.0.2.7"]
     assert not [event for event in driven.engine.events() if type(event) is PeerRefused]
+
+
+def test_advert_with_the_address_of_another_does_not_hide_where_a_neighbour_proved_to_be() -> None:
+    """Found by simulation: one liar with a genuine certificate kept two nodes apart for ever after a partition, by
+    advertising each to the other at its own address."""
+    driven = Driven()
+    driven.engine.lane_closed(driven.dial, "the peer closed it", False, driven.now)
+    driven.engine.hint("x", NodeId("x"), (("192.0.2.66", 7000),), driven.now)
+    dialled = []
+    for _ in range(4):
+        driven.now += limits.REDIAL_MIN_NS + limits.REDIAL_MIN_NS // 4
+        driven.engine.handle_timer(driven.now)
+        for effect in driven.engine.outgoing():
+            if type(effect) is Dial:
+                dialled.append(effect.host)
+                if effect.host == "192.0.2.66":
+                    driven.engine.lane_opened(effect.dial, identity("liar"), driven.now)
+    assert dialled == ["192.0.2.66", "192.0.2.7"]
+
+
+def test_lane_to_a_suspect_that_opens_does_not_make_it_alive() -> None:
+    """Found by simulation: frames alone are life. A link that carries one way only must not keep a neighbour whose
+    voice was lost, each time for as long as suspicion takes."""
+    driven = Driven()
+    driven.engine.lane_closed(driven.dial, "the peer closed it", False, driven.now)
+    silent_since_ns = driven.now
+    dials: list[int] = []
+    while driven.now < silent_since_ns + limits.SUSPECT_AFTER_SILENCE_NS + limits.SUSPICION_MAX_NS + 300 * MS:
+        driven.now += 50 * MS
+        driven.engine.handle_timer(driven.now)
+        dials += [effect.dial for effect in driven.engine.outgoing() if type(effect) is Dial]
+        if dials and driven.now == silent_since_ns + 2 * SECOND:
+            driven.engine.lane_opened(dials[0], identity("x", Role.RSU), driven.now)
+    (view,) = driven.engine.peers(driven.now)
+    assert dials
+    assert view.state is State.DEAD
 
 
 def test_receive_of_unknown_frame_is_counted_and_the_link_lives() -> None:
@@ -390,3 +426,49 @@ def test_hot_path_shortcuts_say_the_same_as_the_whole() -> None:
     assert [type(effect) for effect in driven.engine.outgoing()] == [Dial, Flush]
     driven.receive(b"\xc1")
     assert driven.engine.eventful
+
+
+def test_heartbeats_are_rare_while_readings_flow_and_back_when_they_stop() -> None:
+    """Readings are proof enough of life; a third of the frames on a crowded channel would say it again."""
+    sim = SimDriver(1)
+    for name in ("a", "b"):
+        sim.add(name)
+    sim.subscribe("b", "veh/**", Quality(own=False))
+    sim.meet()
+    sim.run_for(2 * SECOND)
+    b = sim.nodes[NodeId("b")]
+
+    def frames_in(seconds: int, publishing: bool) -> int:
+        before = b.engine.statistics()["frames_received"]
+        for _ in range(10 * seconds):
+            if publishing:
+                sim.publish("a", "veh/a/x", 1)
+            sim.run_for(100 * MS)
+        return b.engine.statistics()["frames_received"] - before
+
+    assert 36 <= frames_in(10, False) <= 46, "four heartbeats a second"
+    assert 108 <= frames_in(10, True) <= 114, "a hundred readings and one heartbeat a second"
+    assert 36 <= frames_in(10, False) <= 46
+    (view,) = b.engine.peers(sim.now)
+    assert view.hears_us
+    assert view.round_trip_ns
+    assert not [event for node in sim.nodes.values() for _, event in node.events if type(event) is NeighbourSuspected]
+
+
+def test_neighbour_that_publishes_and_is_killed_is_noticed_as_before() -> None:
+    """Heartbeats left out must not make a death later: silence counts from the last reading."""
+    sim = SimDriver(2)
+    for name in ("a", "b"):
+        sim.add(name)
+    sim.subscribe("b", "veh/**", Quality(own=False))
+    sim.meet()
+    sim.run_for(2 * SECOND)
+    for _ in range(30):
+        sim.publish("a", "veh/a/x", 1)
+        sim.run_for(100 * MS)
+    sim.cut("a", "b")
+    cut_ns = sim.now
+    sim.run_for(5 * SECOND)
+    b = sim.nodes[NodeId("b")]
+    suspected = [at for at, event in b.events if type(event) is NeighbourSuspected]
+    assert -200 * MS <= suspected[0] - cut_ns - limits.SUSPECT_AFTER_SILENCE_NS <= 400 * MS

@@ -287,7 +287,7 @@ def test_asymmetric_link_is_seen_as_what_it_is() -> None:
     sim.run_for(1_100 * MS)
     view = sim.nodes[NodeId("n0")].engine.peers(sim.now)[0]
     assert view.state is State.ALIVE
-    sim.run_for(800 * MS)
+    sim.run_for(1_200 * MS)
     assert not sim.nodes[NodeId("n0")].engine.peers(sim.now)[0].hears_us
 
 
