@@ -1,21 +1,27 @@
-"""``python -m benchmarks.busy``: what a thread of the application that only computes does to readings.
+"""``python -m benchmarks.busy``: what those who only compute do to readings.
 
-Two processes play ping-pong between callbacks, first alone, then each with a thread that never lets go of the
-interpreter of its own accord; with Python's switch interval of 5 ms and with the one that a node sets. Prints one-way
-p50 and p99 and writes ``build/busy.json``. All four are measured in turn, twice, in one run.
+Two processes play ping-pong between callbacks: alone; each with a thread that never lets go of the interpreter of its
+own accord, at several switch intervals; and beside other programs that keep every core busy, at each priority of the
+receiving thread. Prints one-way p50 and p99 and writes ``build/busy.json``. All cases are measured in turn, twice, in
+one run.
 """
 
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import multiprocessing
+import os
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Literal
 
 import meshnode
 from meshnode.config import DiscoverySection, HttpSection, IdentitySection, ListenSection, NodeConfig, NodeSection
@@ -28,11 +34,36 @@ PYTHONS_OWN_S = 0.005
 TIMEOUT_S = 60.0
 
 
-def _config(folder: Path, name: str, seeds: tuple[Address, ...] = ()) -> NodeConfig:
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run."""
+
+    busy_thread: bool = False
+    interval_s: float | None = None
+    """Python's switch interval; None: what the node sets."""
+    other_programs: bool = False
+    """As many as there are cores, each computing without end."""
+    priority: Literal["normal", "high", "realtime"] = "normal"
+
+
+CASES = (
+    Case(interval_s=PYTHONS_OWN_S),
+    Case(),
+    Case(busy_thread=True, interval_s=PYTHONS_OWN_S),
+    Case(busy_thread=True, interval_s=0.0005),
+    Case(busy_thread=True),
+    Case(busy_thread=True, interval_s=0.0001),
+    Case(other_programs=True),
+    Case(other_programs=True, priority="high"),
+    Case(other_programs=True, priority="realtime"),
+)
+
+
+def _config(folder: Path, name: str, case: Case, seeds: tuple[Address, ...] = ()) -> NodeConfig:
     return NodeConfig(
         node=NodeSection(id=node_id(name), state_dir=folder / name / "state", position=Position(48.7657, 11.4237, 1.0)),
         identity=IdentitySection.in_folder(folder / name, name),
-        listen=ListenSection(host="127.0.0.1"),
+        listen=ListenSection(host="127.0.0.1", priority=case.priority),
         discovery=DiscoverySection(mdns=False, seeds=seeds),
         http=HttpSection(enabled=False),
     )
@@ -60,14 +91,40 @@ class Computing:
             self._thread.join()
 
 
-def _far_end(folder: Path, port: int, busy: bool, interval_s: float | None, orders: Connection) -> None:
+def _compute_until(end: Connection) -> None:
+    with Computing(True):
+        _wait(end)
+
+
+@contextlib.contextmanager
+def _other_programs(wanted: bool) -> Iterator[None]:
+    """On every core one that computes, while inside."""
+    context = multiprocessing.get_context("spawn")
+    running = []
+    for _ in range(len(os.sched_getaffinity(0)) if wanted else 0):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_compute_until, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        running.append((process, ours))
+    try:
+        yield
+    finally:
+        for process, ours in running:
+            ours.close()
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+
+
+def _far_end(folder: Path, port: int, case: Case, orders: Connection) -> None:
     async def main() -> None:
-        async with meshnode.open(_config(folder, "veh-2", (Address("127.0.0.1", port),))) as node:
+        async with meshnode.open(_config(folder, "veh-2", case, (Address("127.0.0.1", port),))) as node:
             pong = node.publisher("veh/veh-2/pong")
             node.subscribe("veh/veh-1/ping", callback=lambda reading: pong.put(reading.value), history=False)
-            if interval_s is not None:
-                sys.setswitchinterval(interval_s)
-            with Computing(busy):
+            if case.interval_s is not None:
+                sys.setswitchinterval(case.interval_s)
+            with Computing(case.busy_thread):
                 await asyncio.to_thread(_wait, orders)
 
     asyncio.run(main())
@@ -78,12 +135,12 @@ def _wait(orders: Connection) -> None:
         orders.recv()
 
 
-async def measure(folder: Path, busy: bool, interval_s: float | None, count: int) -> list[float]:
-    """One-way times in microseconds, half a round trip each. ``interval_s`` None: what the node sets."""
+async def measure(folder: Path, case: Case, count: int) -> list[float]:
+    """One-way times in microseconds, half a round trip each, in order of size."""
     context = multiprocessing.get_context("spawn")
     times_us: list[float] = []
     done = threading.Event()
-    async with meshnode.open(_config(folder, "veh-1")) as node:
+    async with meshnode.open(_config(folder, "veh-1", case)) as node:
         ping = node.publisher("veh/veh-1/ping")
         begin_ns = 0
 
@@ -101,15 +158,15 @@ async def measure(folder: Path, busy: bool, interval_s: float | None, count: int
 
         node.subscribe("veh/veh-2/pong", callback=returned, history=False)
         orders, theirs = context.Pipe()
-        child = context.Process(target=_far_end, args=(folder, node.port, busy, interval_s, theirs), daemon=True)
+        child = context.Process(target=_far_end, args=(folder, node.port, case, theirs), daemon=True)
         child.start()
         theirs.close()
         try:
             await node.wait_for_peers(1, TIMEOUT_S)
             await asyncio.sleep(0.5)
-            if interval_s is not None:
-                sys.setswitchinterval(interval_s)
-            with Computing(busy):
+            if case.interval_s is not None:
+                sys.setswitchinterval(case.interval_s)
+            with Computing(case.busy_thread), _other_programs(case.other_programs):
                 play()
                 await asyncio.to_thread(done.wait, TIMEOUT_S)
         finally:
@@ -132,19 +189,19 @@ def main() -> int:
         create_mesh(folder / "authority", "busy")
         for node in ("veh-1", "veh-2"):
             issue(folder / "authority", Role.VEHICLE, node, folder / node)
-        for _ in range(2):
-            for busy in (False, True):
-                for interval_s in (PYTHONS_OWN_S, None):
-                    values = asyncio.run(measure(folder, busy, interval_s, options.count))
-                    result = {
-                        "busy_thread": busy,
-                        "switch_interval": "5 ms" if interval_s else "the node's",
-                        "round_trips": len(values),
-                        "p50_us": round(values[len(values) // 2], 1) if values else None,
-                        "p99_us": round(values[int(len(values) * 0.99)], 1) if values else None,
-                    }
-                    results.append(result)
-                    print(json.dumps(result), flush=True)
+        for _, case in itertools.product(range(2), CASES):
+            values = asyncio.run(measure(folder, case, options.count))
+            result = {
+                "busy_thread": case.busy_thread,
+                "switch_interval": f"{case.interval_s * 1_000:g} ms" if case.interval_s else "the node's",
+                "other_programs": case.other_programs,
+                "priority": case.priority,
+                "round_trips": len(values),
+                "p50_us": round(values[len(values) // 2], 1) if values else None,
+                "p99_us": round(values[int(len(values) * 0.99)], 1) if values else None,
+            }
+            results.append(result)
+            print(json.dumps(result), flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1))
     return 0

@@ -166,6 +166,14 @@ class ListenSection(Section, frozen=True, kw_only=True):
         ),
     ] = 200
 
+    priority: Annotated[
+        Literal["normal", "high", "realtime"],
+        Meta(
+            description="Of the receiving thread of `express`, on which callbacks run too, among all programs of the "
+            "computer: `high` (nice -10) and `realtime` (round robin) as far as the system allows it."
+        ),
+    ] = "high"
+
     host: Annotated[Bound, Meta(description="Address to listen on; `0.0.0.0` or `::` for all of the host.")] = "0.0.0.0"  # noqa: S104 - neighbours come from outside; both sides of every connection show a certificate
     port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port of the inbox; 0 takes any free one.")] = 0
     advertise: Annotated[

@@ -26,13 +26,15 @@ from typing import TYPE_CHECKING, Any, Self
 from meshnode.compute import ComputeService
 from meshnode.config import NodeConfig, load
 from meshnode.driver import Driver, ReadingCallback
+from meshnode.gossip import GossipService
 from meshnode.identity import NodeIdentity, load_identity
 from meshnode.inference_result import InferenceResult as InferenceResult  # noqa: PLC0414 -- handed on
 from meshnode.local.server import LocalServer
 from meshnode.net.express import open_express
 from meshnode.net.mdns import Advert, Discovery, open_discovery
 from meshnode.net.nng import open_transport
-from meshnode.net.transport import FailedLink, Transport
+from meshnode.net.transport import Credentials, FailedLink, Transport
+from meshnode.notary import Notary
 from meshnode.publisher import Publisher, not_open
 from meshnode.recording import Recorder
 from meshnode.renewal import Renewal
@@ -43,6 +45,7 @@ from protocols import limits
 from protocols.access import DEFAULT_RULES, LINK_ROLES
 from protocols.codec import tensor_of
 from protocols.engine import NodeSettings, PeerView
+from protocols.entries import EntryView
 from protocols.errors import (
     BudgetExhausted,
     ConfigError,
@@ -51,7 +54,15 @@ from protocols.errors import (
     LocalProtocolError,
     ModelUnknown,
 )
-from protocols.events import Answered, DeadlineMissed, DuplicateIdentity, Event, PeerRefused
+from protocols.events import (
+    Answered,
+    DeadlineMissed,
+    DuplicateIdentity,
+    EntryAccepted,
+    EntryRefused,
+    Event,
+    PeerRefused,
+)
 from protocols.ids import NodeId
 from protocols.keys import checked_key
 from protocols.membership import Settings
@@ -124,6 +135,7 @@ class Node:
         state = StateFolder(config.node.state_dir)
         stack.callback(state.close)
         self.incarnation = state.next_incarnation()
+        self._notary = Notary(identity.credentials, self.mesh)
         self._driver = Driver(self._settings(), Random(), self._event, self._compute_started, self._compute_cancelled)
         if config.curation or config.relay is not None:
             self._recorder = Recorder(config, self.mesh, self.incarnation, self._driver.count_drop)
@@ -134,13 +146,25 @@ class Node:
         credentials = config.identity.credentials
         if config.listen.link_engine == "express":
             spin_ns = config.listen.spin_us * 1_000
-            transport: Transport = open_express(credentials, self._driver, self.mesh, spin_ns)
+            transport: Transport = open_express(credentials, self._driver, self.mesh, spin_ns, config.listen.priority)
         else:
             transport = open_transport(credentials, self._driver, self.mesh)
         stack.push_async_callback(asyncio.to_thread, transport.close)
         self.port = self._driver.start(transport, config.listen.host, config.listen.port)
         stack.push_async_callback(asyncio.to_thread, self._driver.close, "leaving")
-        renewal = asyncio.create_task(Renewal(identity, transport.renew, self._renewed).run(), name="renewal")
+        self._spread = GossipService(
+            config, self.role, self.port, self.certificate_ends, self._driver, lambda: self._compute.models
+        )
+        await asyncio.to_thread(self._spread.open)
+        stack.push_async_callback(asyncio.to_thread, self._spread.save)
+        spreading = asyncio.create_task(self._spread.run(), name="gossip")
+        stack.callback(spreading.cancel)
+
+        def renew(credentials: Credentials) -> None:
+            transport.renew(credentials)
+            self._notary.renew(credentials)
+
+        renewal = asyncio.create_task(Renewal(identity, renew, self._renewed).run(), name="renewal")
         stack.callback(renewal.cancel)
         if self._recorder is not None:
             for expression in self._recorder.expressions:
@@ -176,6 +200,7 @@ class Node:
 
     def _renewed(self, ends: datetime) -> None:
         self.certificate_ends = ends
+        self._spread.renewed(ends)
 
     def _identify(self) -> NodeIdentity:
         files = self.config.identity
@@ -194,7 +219,7 @@ class Node:
         membership = self.config.membership
         return NodeSettings(
             mesh=self.mesh, node=self.id, role=self.role, incarnation=self.incarnation, inbox_port=0,
-            clock_uncertainty_ns=self._uncertainty_ns,
+            clock_uncertainty_ns=self._uncertainty_ns, seal=self._notary.seal(),
             access=DEFAULT_RULES if self.config.access.rules is None else self.config.access.rules,
             membership=Settings(
                 heartbeat_interval_ns=membership.heartbeat_interval_ms * limits.MS,
@@ -437,6 +462,15 @@ class Node:
         """Every neighbour known, with state, round trip, lanes and offers; the dead for two minutes."""
         return self._driver.peers()
 
+    def entries(self) -> list[EntryView]:
+        """Every gossip entry held, those of nodes far beyond the neighbours too, by author and kind."""
+        return self._driver.gossip_entries()
+
+    def put_entry(self, kind: str, body: bytes, lifetime_s: int) -> int:
+        """Author a gossip entry for everybody to have, or replace the one of that kind; returns its version. Errors as
+        ``Engine.gossip_put``."""
+        return self._driver.gossip_put(kind, body, lifetime_s)
+
     async def wait_for_peers(self, count: int, timeout_s: float = 10.0) -> list[PeerView]:
         """Wait until at least ``count`` neighbours are met and alive.
 
@@ -474,6 +508,13 @@ class Node:
                 _log.error(
                     "the id %s is used by another node as well (at %s): give each node its own", event.node, event.host
                 )
+            case EntryAccepted():  # thousands in a large mesh
+                _log.debug("%s", event)
+            case EntryRefused():
+                _log.warning(
+                    "%s handed over an entry that was not taken: %s %r of %r, version %d", event.source,
+                    event.because, event.kind, event.author, event.version,
+                )  # fmt: skip
             case PeerRefused():
                 _log.warning("refused %s: %s: %s", event.who, event.code, event.detail)
             case _:
@@ -524,7 +565,7 @@ class Node:
 
 
 _OPENED = frozenset((
-    "_compute", "_driver", "_loop", "certificate_ends", "incarnation", "mesh", "role",
+    "_compute", "_driver", "_loop", "_notary", "_spread", "certificate_ends", "incarnation", "mesh", "role",
 ))  # fmt: skip
 """What a node has only once it was opened."""
 

@@ -36,6 +36,7 @@ from meshnode.net._express_connection import (
 )
 from meshnode.net._express_lane import ExpressLane
 from meshnode.net._peer import plain_host, url_of
+from meshnode.net._priority import Priority, raise_priority
 from meshnode.net._secure import REFUSED, UNREACHABLE, Contexts, FailureKind, Failures, contexts
 from meshnode.net.transport import Address, Credentials, FailedLink, OutgoingLane, TransportObserver
 from protocols.errors import TransportError
@@ -72,13 +73,17 @@ _open: "weakref.WeakSet[ExpressLinks]" = weakref.WeakSet()
 
 
 def open_express(
-    credentials: Credentials, observer: TransportObserver, mesh: MeshName, spin_ns: int = 0
+    credentials: Credentials,
+    observer: TransportObserver,
+    mesh: MeshName,
+    spin_ns: int = 0,
+    priority: Priority = "normal",
 ) -> "ExpressLinks":
-    """A transport that speaks NNG's wire by OpenSSL; ``spin_ns`` as of :class:`ExpressLinks`.
+    """A transport that speaks NNG's wire by OpenSSL; ``spin_ns`` and ``priority`` as of :class:`ExpressLinks`.
 
     :raises IdentityError: when the credentials can't be used.
     """
-    links = ExpressLinks(credentials, observer, mesh, spin_ns)
+    links = ExpressLinks(credentials, observer, mesh, spin_ns, priority)
     _open.add(links)
     return links
 
@@ -98,10 +103,12 @@ class ExpressLinks:
         observer: TransportObserver,
         mesh: MeshName,
         spin_ns: int = 0,
+        priority: Priority = "normal",
         utc_now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """``spin_ns``: how long the I/O thread stays awake for the next frame while frames come in quick succession.
-        To wake a thread takes 25 µs on a virtual machine, half of the way of a reading.
+        To wake a thread takes 25 µs on a virtual machine, half of the way of a reading. ``priority``: of that thread;
+        one that the system does not allow is logged.
 
         :raises IdentityError: when the credentials can't be used.
         """
@@ -112,6 +119,7 @@ class ExpressLinks:
         self.oversize = 0
         self._utc_now_ns = utc_now_ns
         self._failures = Failures(time.monotonic_ns)
+        self._priority = priority
         self._spin_ns = spin_ns if len(os.sched_getaffinity(0)) > 1 else 0  # alone, it would only be in the way
         self._awaited_awake = self._brisk = 0
         self._refused = self._mute_closed = self._expired = 0
@@ -301,6 +309,8 @@ class ExpressLinks:
 
     # --- the I/O thread --------------------------------------------------------------------------------------------
     def _run(self) -> None:
+        if refused := raise_priority(self._priority):
+            _log.info("%s", refused)
         connections, tasks, now_ns = self._connections, self._tasks, time.monotonic_ns
         shaking: list[tuple[Connection, int]] = []
         while not self._stopping or connections:

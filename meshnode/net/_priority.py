@@ -1,0 +1,26 @@
+"""The priority of the thread that receives, so that other programs of a busy computer do not keep readings waiting."""
+
+import os
+import threading
+from typing import Literal
+
+Priority = Literal["normal", "high", "realtime"]
+
+_NICE = -10
+"""Before the other programs of a computer, behind nothing that the kernel itself needs."""
+_REALTIME_PRIORITY = 5
+"""Of 1 to 99: above everything ordinary, below drivers and sound."""
+
+
+def raise_priority(priority: Priority) -> str | None:
+    """Give the calling thread its priority. Returns why not, when the system does not allow it."""
+    try:
+        if priority == "realtime":
+            # a round-robin thread that never sleeps is stopped by the kernel after 95 % of each second
+            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(_REALTIME_PRIORITY))
+        elif priority == "high":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+    except OSError as error:
+        limit = "LimitRTPRIO=5" if priority == "realtime" else "LimitNICE=-10"
+        return f"the receiving thread keeps its ordinary priority ({error.strerror}): allow {limit} in its systemd unit"
+    return None
