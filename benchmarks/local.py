@@ -2,7 +2,7 @@
 
 Three processes: a node, an application that publishes and one that listens. Every reading carries the instant of its
 publishing, so one run gives the latencies of all ways that it took; readings are 1 ms apart. The throughput run puts as
-fast as the node takes, so that nothing is dropped.
+fast as the node takes, so that nothing is dropped. Prints a table and writes ``build/local.json``.
 """
 
 import argparse
@@ -79,7 +79,7 @@ async def _talk(path: str, count: int, flood: int) -> None:
         await node.flushed(60)
 
 
-async def _measure(folder: Path, count: int, flood: int) -> None:
+async def _measure(folder: Path, count: int, flood: int) -> dict[str, Any]:
     create_mesh(folder / "authority", "bench")
     issue(folder / "authority", "vehicle", "bench", folder)
     config = NodeConfig(
@@ -121,6 +121,11 @@ async def _measure(folder: Path, count: int, flood: int) -> None:
     for name, (p50, p99) in rows.items():
         print(f"{name:30}{p50:10.1f}{p99:10.1f}")
     print(f"application to application: {seen['rate']:,.0f} readings a second ({seen['flood']} of {flood} arrived)")
+    return {
+        "readings": count,
+        "ways": [{"way": name, "p50_us": round(p50, 1), "p99_us": round(p99, 1)} for name, (p50, p99) in rows.items()],
+        "readings_per_s": round(seen["rate"]), "flood": flood, "flood_arrived": seen["flood"],
+    }  # fmt: skip
 
 
 def _child(*arguments: str) -> "subprocess.Popen[str]":
@@ -132,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.local", description=__doc__)
     parser.add_argument("--readings", type=int, default=3_000, help="per way (default 3000)")
     parser.add_argument("--flood", type=int, default=100_000, help="readings of the throughput run (default 100000)")
+    parser.add_argument("--out", type=Path, default=Path("build/local.json"), help="default: %(default)s")
     commands = parser.add_subparsers(dest="role")
     commands.add_parser("listen", help=argparse.SUPPRESS).add_argument("path")
     talk = commands.add_parser("talk", help=argparse.SUPPRESS)
@@ -144,7 +150,9 @@ def main() -> None:
         asyncio.run(_talk(options.path, options.count, options.size))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            asyncio.run(_measure(Path(folder), options.readings, options.flood))
+            result = asyncio.run(_measure(Path(folder), options.readings, options.flood))
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ from typing import assert_never
 from meshnode.net.transport import Address, FailedLink, OutgoingLane, Transport
 from protocols import limits
 from protocols.engine import Engine, NodeSettings, PeerView
+from protocols.entries import EntryView
 from protocols.events import CancelCompute, ClosePipe, Compute, Delivery, Dial, Effect, Event, Flush, HangUp
+from protocols.gossip import Stored
 from protocols.ids import NodeId, PeerIdentity
 from protocols.inference import LocalModel
 from protocols.messages import EventTime, InferAnswer, NamedTensor, Position, Provenance, Reading
@@ -218,6 +220,29 @@ class Driver:
             self.engine.computed(run, answer, time.monotonic_ns())
         self._settle()
 
+    def gossip_put(self, kind: str, body: bytes, lifetime_s: int) -> int:
+        """Author an entry that spreads to everybody; returns its version. Errors as ``Engine.gossip_put``."""
+        with self._lock:
+            version = self.engine.gossip_put(kind, body, lifetime_s, time.monotonic_ns())
+        self._settle()
+        return version
+
+    def gossip_restore(self, stored: list[Stored]) -> None:
+        """Entries kept by a former life."""
+        with self._lock:
+            self.engine.gossip_restore(stored, time.monotonic_ns())
+        self._settle()
+
+    def gossip_stored(self) -> list[Stored]:
+        """Entries to keep over a restart."""
+        with self._lock:
+            return self.engine.gossip_stored(time.monotonic_ns())
+
+    def gossip_entries(self) -> list[EntryView]:
+        """Every entry held, by author and kind."""
+        with self._lock:
+            return self.engine.gossip_entries(time.monotonic_ns())
+
     def peers(self) -> list[PeerView]:
         """Everybody known."""
         with self._lock:
@@ -402,8 +427,8 @@ class Driver:
                     self._note_pace(link, len(frame) if waited else None)
 
     def _note_pace(self, link: _Link, size_bytes: int | None) -> None:
-        """The lane has just taken a frame of ``size_bytes`` that had to wait for it: so the one before has drained. None:
-        it had not to wait, and since when the lane is free is not known."""
+        """The lane has just taken a frame of ``size_bytes`` that had to wait for it, so the one before has drained.
+        None: it had not to wait, and since when the lane is free is not known."""
         now, before = time.monotonic_ns(), link.draining
         link.draining = None if size_bytes is None else (size_bytes, now)
         if before is not None and size_bytes is not None:

@@ -22,6 +22,7 @@ from protocols import limits
 from protocols.errors import ConfigError, InvalidKey, NotPermitted
 from protocols.events import (
     Answered,
+    EntryAccepted,
     Event,
     NeighbourDead,
     NeighbourLeft,
@@ -33,6 +34,9 @@ from protocols.events import (
 from protocols.ids import NodeId
 from protocols.messages import Reading
 
+ENTRY_KIND = "spread"
+"""Of the gossip entries that a trial puts in."""
+_ENTRY_LIFETIME_S = 3_600
 _WRITE_EVERY_S = 0.5
 _MAX_WAITING = 1_000_000
 """Lines in memory: a disk that does not take them must not take the node with it."""
@@ -136,8 +140,11 @@ class Journal:
 class Trial:
     """A node under trial: listens to it, and publishes while it is between :meth:`begin` and :meth:`end`."""
 
-    def __init__(self, node: Node, plan: TrialPlan, journal: Journal) -> None:
+    def __init__(self, node: Node, plan: TrialPlan, journal: Journal, age_s: float = 0.0) -> None:
+        """``age_s``: of the trial, now; what it was to do earlier is left out."""
         self._node, self._plan, self._journal = node, plan, journal
+        self._began_s = time.monotonic() - age_s
+        self._spread = sorted((entry for entry in plan.spread if entry.at_s >= age_s), key=lambda entry: entry.at_s)
         self._ended = threading.Event()
         self._publishing = threading.Thread(target=self._publish_on, name="trial", daemon=True)
         node.on_event(self._happened)
@@ -165,11 +172,15 @@ class Trial:
         self._journal.note("ended", self._node.id, time.process_time_ns(), statistics, drops, self._journal.lost)
 
     def _publish_on(self) -> None:
-        note_at, streams = self._journal.note_at, self._plan.publish
+        streams = self._plan.publish
         values = [bytes(stream.size_bytes) for stream in streams]
-        began_s = time.monotonic()
-        dues_s = [began_s + stream.phase_s for stream in streams]
-        while streams and not self._ended.wait(max(0.0, min(dues_s) - time.monotonic())):
+        ready_s = time.monotonic()
+        dues_s = [ready_s + stream.phase_s for stream in streams]
+        while dues_s or self._spread:
+            entry_s = [self._began_s + self._spread[0].at_s] if self._spread else []
+            if self._ended.wait(max(0.0, min(dues_s + entry_s) - time.monotonic())):
+                return
+            self._put_entries()
             for index, stream in enumerate(streams):
                 if dues_s[index] > time.monotonic():
                     continue
@@ -177,12 +188,18 @@ class Trial:
                 try:
                     put = self._publishers[index].put(values[index])
                 except (InvalidKey, NotPermitted) as error:
-                    note_at(before_ns, "failed", stream.key, str(error))
+                    self._journal.note("failed", stream.key, str(error))
                     return
-                note_at(before_ns, "published", stream.key, put.sequence, put.queued, put.dropped)
+                self._journal.note_at(before_ns, "published", stream.key, put.sequence, put.queued, put.dropped)
                 # A sender that was held up leaves out what is late, it does not make up for it in a burst.
                 behind = max(0.0, time.monotonic() - dues_s[index]) * stream.rate_hz
                 dues_s[index] += (int(behind) + 1) / stream.rate_hz
+
+    def _put_entries(self) -> None:
+        while self._spread and self._began_s + self._spread[0].at_s <= time.monotonic():
+            before_ns = time.monotonic_ns()
+            version = self._node.put_entry(ENTRY_KIND, bytes(self._spread.pop(0).size_bytes), _ENTRY_LIFETIME_S)
+            self._journal.note_at(before_ns, "entry", self._node.id, ENTRY_KIND, version, self._node.id)
 
     def _delivered(self, reading: Reading) -> None:
         self._journal.note("delivered", reading.origin, reading.key, reading.sequence)
@@ -205,6 +222,8 @@ class Trial:
                 note("left", event.node, event.reason)
             case PeerRefused():
                 note("refused", event.who, event.code, event.detail)
+            case EntryAccepted():
+                note("entry", event.author, event.kind, event.version, event.source)
             case Answered():
                 note("answered", event.winner.node if event.winner else "", event.took_ns, event.failure)
             case _:

@@ -57,6 +57,7 @@ class Admission:
     def __init__(self, store: EntryStore, checks_at_once: int, check_pause_ns: int) -> None:
         self._store, self._checks_at_once, self._pause_ns = store, checks_at_once, check_pause_ns
         self._candidates: deque[Candidate] = deque()
+        self._restored: deque[Candidate] = deque()  # of a former life: they wait until nothing new does
         self._refused: dict[int, int] = {}  # fingerprint: until when
         self.due_ns = NEVER
         """When :meth:`checked` has more to do."""
@@ -76,7 +77,8 @@ class Admission:
         self, data: bytes, fingerprint: int, age_ns: int, source: NodeId, allowance: Allowance | None, now: int
     ) -> tuple[Verdict, Candidate | None]:
         """Judge an entry as far as that is cheap. WAITING: :meth:`checked` has the last word. The candidate is None
-        when the bytes were not looked into, or are none."""
+        when the bytes were not looked into, or are none. ``allowance``: of ``source``; None: it was kept by a former
+        life of this node."""
         if self._store.holding(fingerprint) is not None or self.is_refused(fingerprint, now):
             return Verdict.DUPLICATE, None
         try:
@@ -93,9 +95,12 @@ class Admission:
         if not self._store.has_room_for(candidate.key, candidate.ends_ns):
             self.remember(fingerprint, now)
             return Verdict.WITHOUT_PLACE, candidate
-        if allowance is not None and (len(self._candidates) >= limits.MAX_ENTRY_CANDIDATES or not allowance.take(now)):
+        if allowance is None:
+            self._restored.append(candidate)
+        elif len(self._candidates) >= limits.MAX_ENTRY_CANDIDATES or not allowance.take(now):
             return Verdict.OVER_RATE, candidate
-        self._candidates.append(candidate)
+        else:
+            self._candidates.append(candidate)
         return Verdict.WAITING, candidate
 
     def checked(self, seal: Seal, now: int) -> Iterator[tuple[Verdict, Candidate]]:
@@ -103,10 +108,13 @@ class Admission:
         have their turn at :attr:`due_ns`."""
         if self.due_ns != NEVER and now < self.due_ns:
             return
-        for _ in range(min(self._checks_at_once, len(self._candidates))):
-            candidate = self._candidates.popleft()
+        for _ in range(self._checks_at_once):
+            waiting = self._candidates or self._restored
+            if not waiting:
+                break
+            candidate = waiting.popleft()
             yield self._verdict(candidate, seal, now), candidate
-        self.due_ns = now + self._pause_ns if self._candidates else NEVER
+        self.due_ns = now + self._pause_ns if self._candidates or self._restored else NEVER
 
     def _verdict(self, candidate: Candidate, seal: Seal, now: int) -> Verdict:
         store, fingerprint = self._store, candidate.fingerprint

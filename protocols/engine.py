@@ -25,7 +25,6 @@ from protocols.events import (
     NeighbourDead,
     NeighbourLeft,
     NeighbourMet,
-    PeerRefused,
 )
 from protocols.gossip import Gossip, Stored
 from protocols.gossip import Settings as GossipSettings
@@ -120,7 +119,13 @@ class Engine:
         self._offers_sent_ns = -NEVER
         self._events: list[Event] = []
         self._flushes: dict[int, None] = {}
-        self._counters = {"frames_received": 0, "frames_malformed": 0, "frames_unknown": 0, "frames_undeliverable": 0}
+        self._counters = {
+            "pipes_opened": 0,
+            "frames_received": 0,
+            "frames_malformed": 0,
+            "frames_unknown": 0,
+            "frames_undeliverable": 0,
+        }
 
     def listening_on(self, port: int) -> None:
         """The inbox has a port now, other than the one of the settings."""
@@ -149,6 +154,7 @@ class Engine:
 
     def inbound_opened(self, pipe: int, identity: PeerIdentity, host: str, now: int) -> None:
         """An admitted pipe into our inbox."""
+        self._counters["pipes_opened"] += 1
         self._membership.inbound_opened(pipe, identity, host, now)
 
     def inbound_closed(self, pipe: int, now: int) -> None:
@@ -195,10 +201,11 @@ class Engine:
         except RemoteProtocolError as error:
             major = untrusted_other_major(data)
             if major is None:
-                self._malformed(pipe, str(error))
+                self._counters["frames_malformed"] += 1
+                self._membership.malformed(pipe, str(error), now)
             else:
                 self._membership.receive_other_major(major, pipe, now)
-                self._carry(now)
+            self._carry(now)
             return []
         neighbour = self._membership.neighbour_of_pipe(pipe)
         if type(frame) is ReadingsFrame and neighbour is not None:
@@ -260,13 +267,6 @@ class Engine:
         self._gossip.gone(node, now)
         if self._readings.remove_peer(node):
             self._tell_interest(now)
-
-    def _malformed(self, pipe: int, detail: str) -> None:
-        self._counters["frames_malformed"] += 1
-        neighbour = self._membership.neighbour_of_pipe(pipe)
-        who = neighbour.node if neighbour is not None else f"pipe {pipe}"
-        self._events.append(PeerRefused(who, "protocol", detail))
-        self._membership.close_pipe(pipe)
 
     # --- queues ----------------------------------------------------------------------------------------------------
     def next_frame(self, dial: int, now: int) -> bytes | None:

@@ -134,7 +134,7 @@ MAX_ENTRY_BURST: Final = 400
 SERVED_ENTRIES_PER_S: Final = 400
 MAX_SERVED_BURST: Final = 800
 """Entries given to one neighbour: eight bytes of asking cost a kilobyte of answer."""
-GOSSIP_FRAMES_PER_S: Final = 50
+GOSSIP_FRAMES_PER_S: Final = 100
 MAX_GOSSIP_FRAME_BURST: Final = 400
 """Gossip frames of one neighbour that are looked at."""
 FORGED_ENTRY_COST: Final = 20

@@ -148,7 +148,7 @@ class Membership:
         self._events: list[MembershipEvent] = []
         self._messages: list[tuple[NodeId, NodeFrame]] = []
         self._counters = {
-            "pipes_opened": 0, "pipes_refused": 0, "frames_before_hello": 0, "local_stalls": 0, "suspicions": 0,
+            "pipes_refused": 0, "frames_before_hello": 0, "local_stalls": 0, "suspicions": 0,
             "refutations": 0, "deaths": 0,
         }  # fmt: skip
 
@@ -216,16 +216,14 @@ class Membership:
     def admit(self, identity: PeerIdentity, now: int) -> str | None:
         """Whether a peer with this certificate may have a link: None, or the reason for refusal."""
         if identity.mesh != self._mesh:
-            return self._refuse(
-                str(identity.node), "identity", f"it belongs to mesh {identity.mesh!r}, not {self._mesh!r}", now
-            )
+            detail = f"it belongs to mesh {identity.mesh!r}, not {self._mesh!r}"
+            return self._refuse(identity.node, "identity", detail, now)
         if identity.role not in LINK_ROLES:
             return self._refuse(identity.node, "identity", f"role {identity.role.value!r} may not be a neighbour", now)
-        full = (
-            self._living() >= self._settings.max_neighbours or len(self.neighbours) >= 4 * self._settings.max_neighbours
-        )
+        most = self._settings.max_neighbours
+        full = self._living() >= most or len(self.neighbours) >= 4 * most
         if identity.node not in self.neighbours and full:
-            return self._refuse(identity.node, "full", f"this node has {self._settings.max_neighbours} neighbours", now)
+            return self._refuse(identity.node, "full", f"this node has {most} neighbours", now)
         return None
 
     def refused_before_identity(self, who: str, detail: str, now: int) -> None:
@@ -238,9 +236,15 @@ class Membership:
             self._events.append(PeerRefused(who, code, detail))
         return f"{code}: {detail}"
 
+    def malformed(self, pipe: int, detail: str, now: int) -> None:
+        """A frame of a pipe is none: close it. Told once a period, whatever its sender's next Hello pardons."""
+        who = self._pipes[pipe].identity.node if pipe in self._pipes else f"pipe {pipe}"
+        if self._contacts.remember_refusal(f"{who}, malformed", now):
+            self._events.append(PeerRefused(who, "protocol", detail))
+        self.close_pipe(pipe)
+
     def inbound_opened(self, pipe: int, identity: PeerIdentity, host: str, now: int) -> None:
         """An admitted pipe into our inbox."""
-        self._counters["pipes_opened"] += 1
         self._pipes[pipe] = _Pipe(identity, host, now)
         self._start_beating(now)  # without it a mute pipe would stay for ever
         same = [n for n, known in self._pipes.items() if known.identity.node == identity.node and not known.closing]
@@ -316,9 +320,8 @@ class Membership:
         if not known.spoken:
             if type(frame) is not Hello:
                 self._counters["frames_before_hello"] += 1
-                self._refuse(
-                    known.identity.node, "protocol", f"its first frame was {type(frame).__name__}, not Hello", now
-                )
+                detail = f"its first frame was {type(frame).__name__}, not Hello"
+                self._refuse(known.identity.node, "protocol", detail, now)
                 self.close_pipe(pipe)
                 return None
             return self._hello(frame, pipe, known, now)

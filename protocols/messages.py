@@ -16,7 +16,8 @@ from protocols import limits
 
 MAJOR = 1
 """Versions that differ here refuse one another."""
-MINOR = 0
+MINOR = 1
+"""0 knew no gossip."""
 
 Text = Annotated[str, Meta(max_length=limits.MAX_TEXT_CHARS)]
 Key = Annotated[str, Meta(min_length=1, max_length=limits.MAX_KEY_BYTES)]

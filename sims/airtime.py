@@ -6,8 +6,8 @@ link-layer header a packet of 350 bytes takes 560 µs at 6 Mb/s, one of 1500 byt
 :class:`Channel` adds up what each node sends in windows of 100 ms (as ETSI TS 102 687 measures the channel busy ratio).
 What a node heard in the last whole window, from itself and all within range, is its *offered load* G, from which follow
 
-- the **busy share** ``0.95 tanh(G / 0.95)``: linear while the channel is quiet; it saturates below 1, for transmitters
-  wait for one another, and leave pauses of at least 58 µs;
+- the **busy share** ``G / (1 + (G / 0.95)^4)^(1/4)``: G itself while there is room, for transmitters wait for one
+  another; it saturates below 1, for they leave pauses of at least 58 µs;
 - the **wait** for the others, that of an M/D/1 queue: ``busy / (2 (1 - busy))`` frames of 560 µs in the mean, drawn
   between nothing and twice that, where ``busy`` leaves out what the node sent itself;
 - the **stretch** of the own transmissions beyond G = 1: everybody gets the fair share (max-min) of the channel that
@@ -25,7 +25,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from protocols.limits import MS
+from protocols.limits import MS, SECOND
 
 WINDOW_NS: Final = 100 * MS
 LINK_HEADER_BYTES: Final = 36
@@ -40,6 +40,8 @@ _ALL_COLLIDE: Final = 0.43
 _PREAMBLE_NS: Final = 40_000
 _SYMBOL_NS: Final = 8_000
 _SERVICE_AND_TAIL_BITS: Final = 22
+_NEAR_NS: Final = SECOND
+"""How long it is kept who hears whom: loads are means, and nobody drives far in a second."""
 _USUAL_FRAME_NS: Final = 560_000
 
 
@@ -91,7 +93,7 @@ class Load:
 
 
 def _busy(offered: float) -> float:
-    return MOST_BUSY * math.tanh(offered / MOST_BUSY)
+    return offered / math.sqrt(math.sqrt(1 + (offered / MOST_BUSY) ** 4))
 
 
 QUIET: Final = Load(0.0, [])
@@ -102,33 +104,54 @@ class Channel:
 
     def __init__(self, nodes: int, neighbours: Callable[[int], list[int]]) -> None:
         self.sent_ns = [0] * nodes
-        """Airtime of each node in the window that runs."""
+        """Airtime that each node has for the window that runs."""
         self.loads: list[Load | None] = [QUIET] * nodes
         """Of the last window; None: to be made by :meth:`load`."""
         self.turn_ns = WINDOW_NS
         self._heard_ns = [0] * nodes
         self._neighbours = neighbours
+        self._near: list[list[int] | None] = [None] * nodes
+        self._near_until_ns = 0
+        self._overloaded = False
 
     def turn(self, now_ns: int) -> None:
-        """Begin the window that ``now_ns`` is in. A transmission longer than a window goes on in the next one."""
-        windows = (now_ns - self.turn_ns) // WINDOW_NS + 1
-        self.turn_ns += windows * WINDOW_NS
+        """Begin the window that ``now_ns`` is in."""
+        while self.turn_ns <= now_ns:
+            if any(self.sent_ns) or any(self._heard_ns):
+                self._close()
+                self.turn_ns += WINDOW_NS
+            else:
+                self.turn_ns += ((now_ns - self.turn_ns) // WINDOW_NS + 1) * WINDOW_NS
+            self.loads[:] = [None] * len(self.loads)
+        if self.turn_ns > self._near_until_ns:
+            self._near[:] = [None] * len(self._near)
+            self._near_until_ns = self.turn_ns + _NEAR_NS
+
+    def _close(self) -> None:
+        """A window is over; what a node had no time for goes on in the next one."""
         sent_ns = self.sent_ns
-        if windows > 1 or max(sent_ns, default=0) > WINDOW_NS:
-            past_ns = (windows - 1) * WINDOW_NS
-            self._heard_ns = [min(max(sent - past_ns, 0), WINDOW_NS) for sent in sent_ns]
-            sent_ns[:] = [max(sent - past_ns - WINDOW_NS, 0) for sent in sent_ns]
+        if self._overloaded or max(sent_ns) > WINDOW_NS:
+            carried_ns = [
+                min(sent, int(WINDOW_NS / self.load(node).stretch)) if sent else 0 for node, sent in enumerate(sent_ns)
+            ]
+            self._heard_ns = [min(sent, WINDOW_NS) for sent in sent_ns]
+            sent_ns[:] = [sent - carried for sent, carried in zip(sent_ns, carried_ns, strict=True)]
         else:
             self._heard_ns = sent_ns[:]
             sent_ns[:] = [0] * len(sent_ns)
-        self.loads[:] = [None] * len(sent_ns)
+        self._overloaded = False
 
     def load(self, node: int) -> Load:
         """What ``node`` heard in the last whole window."""
         load = self.loads[node]
         if load is None:
             heard_ns = self._heard_ns
-            loads = [heard_ns[other] / WINDOW_NS for other in self._neighbours(node) if heard_ns[other]]
+            near = self._near[node]
+            if near is None:
+                near = self._near[node] = self._neighbours(node)
+            loads = [heard_ns[other] / WINDOW_NS for other in near if heard_ns[other]]
             own = heard_ns[node] / WINDOW_NS
             load = self.loads[node] = Load(own, loads) if loads or own else QUIET
+            if load.stretch > 1:
+                self._overloaded = True
         return load

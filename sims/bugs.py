@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from protocols.engine import Engine
 from protocols.events import Delivery
 from protocols.ids import NodeId, PeerIdentity
+from protocols.ledger import Ledger
 from protocols.limits import SECOND
 from protocols.membership import Neighbour, State
 from protocols.messages import InferAnswer, Interest, Reading
@@ -26,29 +27,30 @@ class Bug(NamedTuple):
 
     check: str
     """Name of the check that has to catch it."""
-    spoil: Callable[[Engine], None]
+    spoil: Callable[[Any], None]
+    of: type[Engine] | type[Ledger] = Engine
+    """What it spoils."""
 
 
 BUGS: dict[str, Bug] = {}
 """By name."""
 
 
-def plant(engine: Engine, node: str, bugs: frozenset[str]) -> None:
-    """Spoil a fresh engine. The world calls it for every life of every node, before anything else happens to it.
+def plant(part: Engine | Ledger, bugs: frozenset[str]) -> None:
+    """Spoil a fresh engine or ledger. The world calls it for every life of every node, before anything else happens.
 
     :raises ScenarioError: when a bug is not known.
     """
-    del node
     for name in sorted(bugs):
         if name not in BUGS:
             raise ScenarioError(f"no bug is called {name!r}{nearest(name, BUGS)}")
-        BUGS[name].spoil(engine)
+        if isinstance(part, BUGS[name].of):
+            BUGS[name].spoil(part)
 
 
-def _caught_by(check: str) -> Callable[[Callable[[Engine], None]], Callable[[Engine], None]]:
-    def keep(spoil: Callable[[Engine], None]) -> Callable[[Engine], None]:
-        BUGS[spoil.__name__.replace("_", "-")] = Bug(check, spoil)
-        return spoil
+def _caught_by(check: str, of: type[Engine] | type[Ledger] = Engine) -> Callable[[Callable[[Any], None]], None]:
+    def keep(spoil: Callable[[Any], None]) -> None:
+        BUGS[spoil.__name__.replace("_", "-")] = Bug(check, spoil, of)
 
     return keep
 
@@ -102,7 +104,7 @@ def nobody_dies(engine: Engine) -> None:
 
     def spare(neighbour: Neighbour, now: int) -> None:
         assert neighbour.suspicion is not None
-        neighbour.suspicion.restart(now)
+        neighbour.suspicion.restart(now, 60 * SECOND)
 
     _instead(_inside(engine, "membership"), "_die", lambda _: spare)
 
@@ -293,18 +295,17 @@ def deadlines_ignored(engine: Engine) -> None:
 @_caught_by("gossip_forward_only")
 def entries_go_back(engine: Engine) -> None:
     """An older version replaces a newer one."""
-    gossip = _inside(engine, "gossip")
     _instead(_inside(engine, "gossip", "store"), "is_news", lambda _: lambda key, version, fingerprint: True)
     _instead(_inside(engine, "gossip", "admission"), "is_refused", lambda _: lambda fingerprint, now: False)
-    del gossip
 
 
 @_caught_by("gossip_author_only")
 def signatures_unchecked(engine: Engine) -> None:
     """Entries are believed."""
     gossip = _inside(engine, "gossip")
-    if gossip._seal is not None:  # noqa: SLF001
-        gossip._seal = replace(gossip._seal, verify=lambda _: True)  # noqa: SLF001
+    seal = gossip._seal  # noqa: SLF001
+    if seal is not None:
+        gossip._seal = replace(seal, verify=lambda entry: seal.verify(entry) or True)  # noqa: SLF001
 
 
 @_caught_by("newest_entry_everywhere")
@@ -323,3 +324,20 @@ def entries_kept_to_oneself(engine: Engine) -> None:
 
 def _pushed(frame: object) -> bool:
     return type(frame).__name__ == "GossipEntries"
+
+
+# --- records -------------------------------------------------------------------------------------------------------
+@_caught_by("record_in_one_state", Ledger)
+def evicted_without_a_word(ledger: Ledger) -> None:
+    """What had no place is not written down as evicted."""
+    lost: dict[str, int] = getattr(ledger, "_lost")  # noqa: B009
+
+    def make(evict: Any) -> Callable[[], None]:
+        def silent() -> None:
+            before = lost["evicted"]
+            evict()
+            lost["evicted"] = before
+
+        return silent
+
+    _instead(ledger, "_evict", make)

@@ -12,6 +12,8 @@ class Cells:
 
     def __init__(self, places: Places, range_m: float) -> None:
         self._places, self._range_m = places, range_m
+        self._cell_m = range_m * 1.000001
+        """A little wider, for a distance that is rounded to the range may be longer than it."""
         self._members: dict[tuple[float, float], list[int]] = {}
         self._around: dict[tuple[float, float], list[int]] = {}
         """By cell: the members of it and of those that touch it, in order."""
@@ -23,10 +25,10 @@ class Cells:
         self._neighbours.clear()
         self._around.clear()
         members: dict[tuple[float, float], list[int]] = {}
-        places, range_m = self._places, self._range_m
+        places, cell_m = self._places, self._cell_m
         for node, (x_m, y_m, present) in enumerate(zip(places.xs_m, places.ys_m, places.present, strict=True)):
             if present:
-                cell = x_m // range_m, y_m // range_m
+                cell = x_m // cell_m, y_m // cell_m
                 if cell in members:
                     members[cell].append(node)
                 else:
@@ -41,9 +43,9 @@ class Cells:
         return known
 
     def _find(self, node: int) -> list[int]:
-        xs_m, ys_m, range_m = self._places.xs_m, self._places.ys_m, self._range_m
+        xs_m, ys_m, range_m, cell_m = self._places.xs_m, self._places.ys_m, self._range_m, self._cell_m
         x_m, y_m = xs_m[node], ys_m[node]
-        cell = x_m // range_m, y_m // range_m
+        cell = x_m // cell_m, y_m // cell_m
         around = self._around.get(cell)
         if around is None:
             around = self._around[cell] = self._touching(cell)

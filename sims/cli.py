@@ -15,13 +15,16 @@ import click
 import msgspec
 
 from sims import bundle, saved
+from sims.cli_emulate import compare_command, emulate_command
 from sims.cli_replay import replay, require_determinism, show_checks, shrink
+from sims.cli_report import diff, report
+from sims.cli_sweep import sweep
 from sims.errors import SimulationError
 from sims.result import Result, Spread
 from sims.run import Run
 from sims.scenario import Scenario, load, shipped
 
-COMMANDS: tuple[click.Command, ...] = (replay, shrink)
+COMMANDS: tuple[click.Command, ...] = (replay, shrink, report, diff, sweep, emulate_command, compare_command)
 """Of other modules."""
 INTERRUPTED = 130
 _BULKY = frozenset(("places", "messages", "happenings", "node_infos", "load", "meetings", "distances", "dissemination"))
@@ -55,7 +58,9 @@ def run(scenario: str, seed: int | None, as_json: bool, out: Path | None, check_
     if check_determinism and result.valid:
         digest = require_determinism(taped)
         if digest != result.digest:
-            raise click.ClickException(f"not deterministic: {result.digest[:16]} here, {digest[:16]} in other processes")
+            raise click.ClickException(
+                f"not deterministic: {result.digest[:16]} here, {digest[:16]} in other processes"
+            )
     if out is not None:
         try:
             saved.save(out, result)

@@ -11,7 +11,7 @@ from sims.result import Result
 from sims.shrink import MAX_RUNS, described
 from sims.shrink import shrink as shrink_run
 
-_FILE = click.Path(exists=True, path_type=Path)
+_FILE = click.Path(path_type=Path)
 _SHOWN_DETAILS = 3
 
 

@@ -76,7 +76,7 @@ class Worker:
 
     def perform(self, effect: Compute | CancelCompute) -> None:
         """The engine wants a run, or no longer."""
-        if type(effect) is CancelCompute:
+        if isinstance(effect, CancelCompute):
             if effect.run == self._running or any(w.effect.run == effect.run for w in self._waiting):
                 self._cancelled.add(effect.run)
         elif effect.model not in self._models:
@@ -101,7 +101,9 @@ class Worker:
                 self._cancelled.discard(effect.run)
                 continue
             if now - waiting.asked_ns >= effect.budget_ns:
-                answer = InferAnswer(0, "late", queued_us=(now - waiting.asked_ns) // 1_000, detail="it waited too long")
+                answer = InferAnswer(
+                    0, "late", queued_us=(now - waiting.asked_ns) // 1_000, detail="it waited too long"
+                )
                 self._driver.when_awake(self._node, now, self._answer, (effect.run, answer))
                 continue
             self._running = effect.run

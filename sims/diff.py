@@ -5,6 +5,7 @@ is known: times and loss, by a share that is tolerated and a least difference be
 ``figures`` of a harness have no known direction and are not judged.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -141,9 +142,9 @@ def _figures(before: Result, after: Result, tolerances: Tolerances) -> Iterator[
         ("readings that did not come", "delivery", _lost),
         ("neighbours in range not known", "delivery", _unknown),
         ("inferences that failed", "inference", _failures),
-        ("mean channel load", "load", _load),
     ):
-        yield from _amounts(what, parts(before), parts(after), "share", tolerances[group])
+        yield from _shares(what, parts(before), parts(after), tolerances[group])
+    yield from _amounts("mean channel load", _load(before), _load(after), "share", tolerances["load"])
     yield from _amounts("readings dropped", _drops(before), _drops(after), "per reading", tolerances["drops"])
 
 
@@ -156,11 +157,32 @@ def _spreads(group: str, before: Spread, after: Spread, names: Iterable[str], to
         )
 
 
-def _amounts(what: str, before: float | None, after: float | None, unit: str, tolerance: float) -> Iterator[Change]:
+@dataclass(frozen=True, slots=True)
+class _Cases:
+    bad: int
+    number: int
+
+    @property
+    def share(self) -> float:
+        return self.bad / self.number
+
+
+def _shares(what: str, before: _Cases | None, after: _Cases | None, tolerance: float) -> Iterator[Change]:
+    """Of few cases a share says little: what lies within two standard errors of the difference is chance."""
+    if before is None or after is None:
+        return
+    both = (before.bad + after.bad) / (before.number + after.number)
+    error = math.sqrt(both * (1 - both) * (1 / before.number + 1 / after.number))
+    yield from _amounts(what, before.share, after.share, "share", tolerance, 2 * error)
+
+
+def _amounts(
+    what: str, before: float | None, after: float | None, unit: str, tolerance: float, least: float = 0.0
+) -> Iterator[Change]:
     """More is worse. What only one of the two has is not compared."""
     if before is None or after is None:
         return
-    difference, least = after - before, _LEAST[unit]
+    difference, least = after - before, max(least, _LEAST[unit])
     if difference > max(tolerance * before, least):
         verdict = Verdict.WORSE
     elif -difference > max(tolerance * before, least):
@@ -181,9 +203,10 @@ def _percent(before: float, after: float) -> str:
 def _disseminations(before: Result, after: Result, tolerance: float) -> Iterator[Change]:
     """By entry, since each may start somewhere else; those of the scenario have the same author in both."""
     entries = {(entry.author, entry.version): entry for entry in after.dissemination}
+    authors = [entry.author for entry in before.dissemination]
     for entry in before.dissemination:
         other = entries.get((entry.author, entry.version))
-        name = f"entry {entry.author} v{entry.version}"
+        name = f"entry {entry.author}" + (f" v{entry.version}" if authors.count(entry.author) > 1 else "")
         if other is None:
             yield Change(name, f"{entry.holders} nodes had it", "not there", Verdict.NOTE)
             continue
@@ -200,20 +223,21 @@ def _disseminations(before: Result, after: Result, tolerance: float) -> Iterator
                 yield from _amounts(f"{name} {what}", one_s, other_s, "s", tolerance)
 
 
-def _lost(result: Result) -> float | None:
-    wanted = sum(result.distances.wanted)
-    return 1 - sum(result.distances.delivered) / wanted if wanted else None
+def _cases(good: int, number: int) -> _Cases | None:
+    return _Cases(number - good, number) if number else None
 
 
-def _unknown(result: Result) -> float | None:
-    in_range = sum(result.distances.in_range)
-    return 1 - sum(result.distances.known) / in_range if in_range else None
+def _lost(result: Result) -> _Cases | None:
+    return _cases(sum(result.distances.delivered), sum(result.distances.wanted))
 
 
-def _failures(result: Result) -> float | None:
-    asked = sum(result.inference_by.values())
-    failed = sum(count for by, count in result.inference_by.items() if by.startswith("failed"))
-    return failed / asked if asked else None
+def _unknown(result: Result) -> _Cases | None:
+    return _cases(sum(result.distances.known), sum(result.distances.in_range))
+
+
+def _failures(result: Result) -> _Cases | None:
+    answered = sum(count for by, count in result.inference_by.items() if not by.startswith("failed"))
+    return _cases(answered, sum(result.inference_by.values()))
 
 
 def _load(result: Result) -> float | None:

@@ -251,14 +251,16 @@ class Faults:
             if fault.kind == "false-adverts" and place[0] not in self._knocking:
                 self._knocking.add(place[0])
                 self._knock(place[0], 0)
-            self._set(fault.kind, place, max(held))
+            if fault.kind != "partition" or len(held) == 1:  # whoever cuts counts: one cut for all that overlap
+                self._set(fault.kind, place, max(held))
         return bool(_places(fault))
 
     def _release(self, fault: Fault) -> bool:
         for place in _places(fault):
             held = self._held[fault.kind, *place]
             held.remove(_strength(fault))
-            self._set(fault.kind, place, max(held, default=None))
+            if fault.kind != "partition" or not held:
+                self._set(fault.kind, place, max(held, default=None))
         return bool(_places(fault))
 
     def _set(self, kind: str, place: tuple[str, str], strength: float | None) -> None:

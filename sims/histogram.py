@@ -3,6 +3,8 @@
 The bins are those of HdrHistogram (Gil Tene): a value keeps its five highest bits.
 """
 
+from collections.abc import Sequence
+
 from sims.result import Spread
 
 _QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99))
@@ -41,6 +43,18 @@ class Histogram:
         elif shift > _MAX_SHIFT:  # 36 years: the last bin
             shift, value_ns = _MAX_SHIFT, (1 << _MAX_BITS) - 1
         self.counts[(shift << 4) + (value_ns >> shift)] += 1
+
+    def add_all(self, values_ns: Sequence[int]) -> None:
+        """Count many values, none of them negative."""
+        counts = self.counts
+        for value_ns in values_ns:
+            shift = value_ns.bit_length() - 5
+            if 0 <= shift <= _MAX_BITS - 6:
+                counts[(shift << 4) + (value_ns >> shift)] += 1
+            else:
+                counts[value_ns if shift < 0 else 0] += 1
+        self.total_ns += sum(values_ns)
+        self.max_ns = max(self.max_ns, max(values_ns, default=0))
 
     def spread(self, unit: str) -> Spread:
         """As a result keeps it, in ``unit``: ``s`` or ``ms``."""

@@ -59,10 +59,10 @@ class Links(Protocol):
 
     def stream_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
         """When bytes put on an open stream arrive, retransmissions included, not regarding what is ahead of them; None:
-        the ends are out of reach, ask again when they have moved.
+        the stream stands still, for its ends are out of reach or lose too much in a row; ask again later.
 
         Order is the caller's: nothing on a pipe arrives before what was written earlier. What stood still for a while
-        goes on with TCP's next retransmission, see :func:`sims.streams.resumes_ns`.
+        goes on with TCP's next retransmission, which comes after ever longer pauses.
         """
 
     def connect_ns(self, sender: int, receiver: int, now_ns: int) -> int | None:

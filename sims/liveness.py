@@ -248,9 +248,11 @@ class Sometimes(Check):
                 self.occurred("refutation", node, event.node)
             case PeerRefused():
                 self.occurred("refusal", node, event.who, event.code)
-            case Answered(winner=winner) if winner is not None and event.attempts[0].node != winner.node:
-                outcome = event.attempts[0].outcome
-                what = "fallback" if winner.node == node else "hedge won" if outcome == "cancelled" else "failover"
-                self.occurred(what, node, winner.node, outcome)
+            case Answered(winner=winner) if winner is not None:
+                for run in event.attempts:
+                    if run is not winner and (run.outcome != "cancelled" or run.took_ns > winner.took_ns):
+                        what = "fallback" if winner.node == node else "failover"
+                        self.occurred(what, node, winner.node, f"{run.node}: {run.outcome}")
+                        break
             case _:
                 pass

@@ -16,12 +16,19 @@ from protocols.limits import MS
 from sims.links import RELAY, Places
 from sims.radio import Radio
 from sims.scenario import Backbone, Cellular, Scenario
-from sims.streams import CONNECT_ROUND_TRIPS, SEGMENT_BYTES, TCP_IP_BYTES, TLS_BYTES, growth_ns, lone_stall_ns
+from sims.streams import (
+    CONNECT_ROUND_TRIPS,
+    PATIENCE_NS,
+    TCP_IP_BYTES,
+    TLS_BYTES,
+    growth_ns,
+    message_stall_ns,
+    segments_of,
+)
 
 MOST_LOST: Final = 0.999
 """A stream that loses more of its segments stands still."""
 _ETHERNET_BYTES: Final = 18
-_TINY: Final = 1e-18
 
 
 class Media:
@@ -30,37 +37,42 @@ class Media:
     def __init__(self, scenario: Scenario, places: Places, random: Random) -> None:
         self._places, self._draw = places, random.random
         self.radio = Radio(scenario.radio, places, random)
-        self._was: tuple[list[float], list[float], list[bool]] = ([], [], [])
-        self._wires = _Wires(scenario)
+        self._was = (places.xs_m[:], places.ys_m[:], places.present[:])
+        self._wires = _Wires(scenario, places)
         self._wired = bool(scenario.backbone)
+        self._neighbours: dict[int, list[int]] = {}
         self._cellular = _Cellular(scenario.cellular, places, random)
         self._stride = len(places.xs_m) + 1
         self._cuts: dict[int, int] = {}
         self._losses: dict[int, float] = {}
         self._clogs: dict[int, int] = {}
         self._faulty = False
-        self.moved(0)
 
     # --- Links -----------------------------------------------------------------------------------------------------
     def moved(self, now_ns: int) -> None:
         """See :class:`sims.links.Links`. Costs next to nothing when everybody stayed."""
-        places = self._places
-        if self._was != (places.xs_m, places.ys_m, places.present):
+        places, was = self._places, self._was
+        if was != (places.xs_m, places.ys_m, places.present):
             self._was = (places.xs_m[:], places.ys_m[:], places.present[:])
-            self.radio.moved()
+            before, after = zip(*was, strict=True), zip(*self._was, strict=True)
+            self.radio.moved([then != now for then, now in zip(before, after, strict=True)])
             self._cellular.moved()
-            self._wires.moved()
+            self._neighbours.clear()
 
     def neighbours(self, node: int) -> list[int]:
         """See :class:`sims.links.Links`."""
-        by_air = self.radio.neighbours(node)
-        return self._wires.joined(node, by_air, self._places) if self._wired else by_air
+        if not self._wired:
+            return self.radio.neighbours(node)
+        known = self._neighbours.get(node)
+        if known is None:
+            known = self._neighbours[node] = sorted({*self.radio.neighbours(node), *self._wires.joined(node)})
+        return known
 
     def multicast_ns(self, sender: int, size_bytes: int, now_ns: int) -> tuple[int, list[int]]:
         """See :class:`sims.links.Links`. Who is wired hears it together with the others."""
         arrival_ns, heard = self.radio.multicast_ns(sender, size_bytes, now_ns)
         if self._wired:
-            wired = self._wires.joined(sender, [], self._places)
+            wired = self._wires.joined(sender)
             if wired:
                 wire_ns = self._wires.arrival_ns(sender, wired[0], size_bytes, now_ns)
                 arrival_ns = max(arrival_ns, wire_ns)
@@ -94,7 +106,7 @@ class Media:
             arrival_ns: int | None = self._wires.stream_ns(sender, receiver, size_bytes, now_ns)
         else:
             arrival_ns = self.radio.stream_ns(sender, receiver, size_bytes, now_ns)
-        return self._late_ns(sender, receiver, arrival_ns, now_ns) if self._faulty else arrival_ns
+        return self._late_ns(sender, receiver, size_bytes, arrival_ns, now_ns) if self._faulty else arrival_ns
 
     def connect_ns(self, sender: int, receiver: int, now_ns: int) -> int | None:
         """See :class:`sims.links.Links`."""
@@ -117,7 +129,7 @@ class Media:
         if self._faulty and self._stands_still(*ends):
             return None
         arrival_ns = self._cellular.stream_ns(node, size_bytes, now_ns, upward)
-        return self._late_ns(*ends, arrival_ns, now_ns) if self._faulty else arrival_ns
+        return self._late_ns(*ends, size_bytes, arrival_ns, now_ns) if self._faulty else arrival_ns
 
     def uplink_connect_ns(self, node: int, now_ns: int) -> int | None:
         """See :class:`sims.links.Uplink`."""
@@ -191,31 +203,33 @@ class Media:
                 return True
         return False
 
-    def _late_ns(self, sender: int, receiver: int, arrival_ns: int | None, now_ns: int) -> int | None:
+    def _late_ns(self, sender: int, receiver: int, size_bytes: int, arrival_ns: int | None, now_ns: int) -> int | None:
         if arrival_ns is None:
             return None
         key, back = self._key(sender, receiver), self._key(receiver, sender)
         arrival_ns += self._clogs.get(key, 0)
         share = self._losses.get(key, 0.0)
-        chance = self._draw() if share else 1.0
-        if chance < share:
-            losses = int(math.log(max(chance, _TINY)) / math.log(share))
+        if share:
             round_trip_ns = 2 * (arrival_ns - now_ns) - self._clogs.get(key, 0) + self._clogs.get(back, 0)
-            arrival_ns += lone_stall_ns(losses, round_trip_ns, self._draw())
+            stall_ns = message_stall_ns(segments_of(size_bytes), share, round_trip_ns, self._draw)
+            if stall_ns > PATIENCE_NS:
+                return None
+            arrival_ns += stall_ns
         return arrival_ns
 
     def _connected_ns(self, sender: int, receiver: int, arrival_ns: int | None, now_ns: int) -> int | None:
         """Each round trip of a handshake meets the faults of both ways."""
         for _ in range(CONNECT_ROUND_TRIPS):
-            arrival_ns = self._late_ns(sender, receiver, arrival_ns, now_ns)
-            arrival_ns = self._late_ns(receiver, sender, arrival_ns, now_ns)
+            arrival_ns = self._late_ns(sender, receiver, 0, arrival_ns, now_ns)
+            arrival_ns = self._late_ns(receiver, sender, 0, arrival_ns, now_ns)
         return arrival_ns
 
 
 class _Wires:
     """Backbones. Each direction of each pair is a wire of its own (a switch that never drops)."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, places: Places) -> None:
+        self._places = places
         names = scenario.names
         numbers = {name: number for number, name in enumerate(names)}
         self._backbones = scenario.backbone
@@ -226,18 +240,15 @@ class _Wires:
             self._members.append(members)
             for node in members:
                 self._of[node].append(number)
-        self._joined: dict[int, list[int]] = {}
         self._free_ns: dict[tuple[int, int], int] = {}
 
-    def moved(self) -> None:
-        self._joined.clear()
-
-    def joined(self, node: int, others: list[int], places: Places) -> list[int]:
-        """``others``, and who is wired to ``node``, in order."""
-        if not self._of[node] or not places.present[node]:
-            return others
-        wired = {member for number in self._of[node] for member in self._members[number] if places.present[member]}
-        return sorted((wired | set(others)) - {node})
+    def joined(self, node: int) -> list[int]:
+        """Who is wired to ``node`` and on the map, in order."""
+        present = self._places.present
+        if not self._of[node] or not present[node]:
+            return []
+        wired = {member for number in self._of[node] for member in self._members[number] if present[member]}
+        return sorted(wired - {node})
 
     def between(self, sender: int, receiver: int) -> Backbone | None:
         for number in self._of[sender]:
@@ -305,5 +316,5 @@ class _Cellular:
 
 def _on_wire(size_bytes: int) -> tuple[int, int]:
     """Bytes and segments that a stream's message becomes."""
-    segments = -(-(size_bytes + TLS_BYTES) // SEGMENT_BYTES)
+    segments = segments_of(size_bytes)
     return size_bytes + TLS_BYTES + segments * TCP_IP_BYTES, segments

@@ -15,9 +15,11 @@ from typing import Any
 from protocols import limits
 from protocols.engine import Engine
 from protocols.events import Event
-from protocols.ids import NodeId, PeerIdentity, Role
+from protocols.ids import MeshName, NodeId, PeerIdentity, Role
 from protocols.messages import Reading
 
+MESH = MeshName("sim")
+"""That all simulated nodes belong to."""
 EPOCH_UTC_NS = 1_700_000_000 * limits.SECOND
 """UTC at virtual time 0."""
 _BILLION = 1_000_000_000
@@ -31,8 +33,9 @@ class Pipe:
     """
 
     __slots__ = (
-        "cost_ns", "dial", "from_name", "from_number", "full", "greeted", "hears", "held", "identity", "last_ns", "number",
-        "receiver", "sender", "sends", "stalled_ns", "to_number", "under_way", "used", "verified", "wait_ns",
+        "aside", "cost_ns", "dial", "from_name", "from_number", "full", "greeted", "hears", "held", "identity",
+        "last_ns", "number", "receiver", "sender", "sends", "stalled_ns", "to_number", "under_way", "used", "verified",
+        "wait_ns",
     )  # fmt: skip
 
     def __init__(
@@ -43,8 +46,8 @@ class Pipe:
         self.number, self.sender, self.dial, self.receiver = number, sender, dial, receiver
         self.identity = identity or sender.identity
         self.from_name, self.from_number, self.to_number = self.identity.node, sender.number, receiver.number
-        self.cost_ns = sender.device_frame_ns + receiver.device_frame_ns
-        """CPU time that each frame takes at both ends, when nothing slows them down."""
+        self.cost_ns = sender.frame_ns + receiver.frame_ns
+        """CPU time that each frame takes at both ends."""
         self.greeted = False
         """Its first frame came …"""
         self.verified = False
@@ -53,6 +56,8 @@ class Pipe:
         """The sender's end is open."""
         self.hears = True
         """The receiver's end is open."""
+        self.aside = False
+        """Nothing that is put on it gets under way: it stands still, or nobody hears it."""
         self.used = False
         """Readings came through it."""
         self.full = False
@@ -125,6 +130,13 @@ class SimNode:
         ``drift_ppb`` nanoseconds in each true second."""
         self.offset_ns, self.drift_ppb = offset_ns, drift_ppb
         self.utc_less_mono_ns = EPOCH_UTC_NS + skew_ns - offset_ns
+
+    def slow(self, factor: float) -> None:
+        """Everything takes so many times as long from now on as the device needs; 1: as long as that."""
+        self.frame_ns = int(self.device_frame_ns * factor)
+        self.handshake_ns = int(self.device_handshake_ns * factor)
+        for pipe in (*self.dialled.values(), *self.inbound.values()):
+            pipe.cost_ns = pipe.sender.frame_ns + pipe.receiver.frame_ns
 
     def local(self, now: int) -> int:
         """Its monotonic clock at virtual ``now``."""

@@ -2,11 +2,12 @@
 
 Every transmission waits for those its sender has not finished, and for the channel; it takes its airtime, the latency
 of the scenario and a jitter. Whether it arrives is one draw against the delivery share of the distance
-(:mod:`sims.pathloss`), the scenario's loss, and collisions (:mod:`sims.airtime`):
+(:mod:`sims.pathloss`), the scenario's loss, and collisions (:mod:`sims.airtime`; the ``ideal`` model has none):
 
 - a datagram has one attempt;
 - a unicast frame has ``1 + retries``, each of which costs airtime;
-- a message on a stream is one or several such frames, and TCP sends again what all attempts lost (:mod:`sims.streams`).
+- a message on a stream is one or several such frames, and TCP sends again what all attempts lost (:mod:`sims.streams`);
+  beyond a second of that the stream stands still.
 
 The draw that decides also gives the jitter: the common case costs one random number. The number of failed attempts is
 geometric, drawn at once by inversion.
@@ -15,7 +16,7 @@ Queues: datagrams and frames that would wait longer than 100 ms for their own se
 segment pass those of several, as ``fq_codel`` (the default of Linux under 802.11) lets flows with little to send pass;
 they wait for the one frame that is on the air. Messages of several segments wait for everything.
 
-What is known of a pair is kept until nodes move. Shadowing belongs to a pair, is the same both ways and changes with
+What is known of a pair is kept until one of the two moves. Shadowing belongs to a pair, is the same both ways and changes with
 the ground that its ends cover: ``exp(-distance / decorrelation)`` of it stays (Gudmundson, 1991; TR 36.885).
 """
 
@@ -30,15 +31,18 @@ from sims.cells import Cells
 from sims.links import Places
 from sims.pathloss import delivery_of, range_m
 from sims.streams import (
+    ARP_FLIGHTS,
     HANDSHAKE_BYTES,
+    LONGEST_CONNECT_NS,
+    PATIENCE_NS,
     SEGMENT_BYTES,
     TCP_IP_BYTES,
     TLS_BYTES,
     growth_ns,
     lone_stall_ns,
-    middle_stall_ns,
+    message_stall_ns,
+    segments_of,
     syn_stall_ns,
-    tail_stall_ns,
 )
 
 LEAST_SHARE: Final = 1e-3
@@ -48,6 +52,8 @@ MAX_PAIRS: Final = 1_000_000
 """Kept at most, about 200 MB; beyond, all are made anew."""
 _LONE_BYTES: Final = SEGMENT_BYTES - TLS_BYTES
 """The most that one segment takes from a program."""
+_REPEATED_SLOWLY: Final = ARP_FLIGHTS + 2
+"""Flights of a connection whose loss costs a second."""
 _TINY: Final = 1e-18
 _Pair = tuple[float, float]
 """Share of the attempts that fail for distance and loss, share of the receiver's surroundings hidden from the
@@ -71,6 +77,8 @@ class Radio:
         nodes = len(places.xs_m)
         self._stride = nodes + 1
         self._pairs: dict[int, _Pair] = {}
+        self._resolved: set[int] = set()
+        """Pairs that know each other's link-layer addresses; looked into, never gone through."""
         self._shadows: dict[int, tuple[float, float, float, float, float]] = {}
         self._channel = Channel(nodes, self._cells.neighbours if radio.shared else _nobody)
         self._loads, self._sent_ns = self._channel.loads, self._channel.sent_ns
@@ -79,7 +87,7 @@ class Radio:
         self._bulk_free_ns = [0] * nodes
         self._latency_ns = int(radio.latency_ms * MS)
         self._jitter_ns = int(radio.jitter_ms * MS)
-        self._shared = radio.shared
+        self._collisions = radio.shared and radio.model != "ideal"
         self._kept = 1.0 - radio.loss
         self._attempts = radio.retries + 1
         self._rate_mbps = radio.bit_rate_mbps
@@ -92,9 +100,15 @@ class Radio:
         self._cast: tuple[int, int, int, int | None] = (-1, 0, 0, None)
 
     # --- places ----------------------------------------------------------------------------------------------------
-    def moved(self) -> None:
-        """See :class:`sims.links.Links`."""
-        self._pairs.clear()
+    def moved(self, who: list[bool]) -> None:
+        """See :class:`sims.links.Links`. ``who``: of each node, whether it is where it was not."""
+        stride = self._stride
+        # Looking at a pair costs a tenth of measuring it: worth it unless nearly everybody moves.
+        self._pairs = (
+            {key: pair for key, pair in self._pairs.items() if not (who[key // stride] or who[key % stride])}
+            if sum(who) < 0.7 * len(who)
+            else {}
+        )
         self._cells.moved()
         if len(self._shadows) > MAX_PAIRS:
             self._shadows.clear()
@@ -133,7 +147,7 @@ class Radio:
         share = self._delivery.share(distance_m, shadow_db) * self._kept
         if share < LEAST_SHARE:
             return _OUT_OF_REACH
-        return 1.0 - share, hidden_share(distance_m / self.range_m) if self._shared else 0.0
+        return 1.0 - share, hidden_share(distance_m / self.range_m) if self._collisions else 0.0
 
     def _shadow_db(self, one: int, other: int) -> float:
         key = one * self._stride + other
@@ -243,10 +257,13 @@ class Radio:
         if self._bulk_free_ns[sender] > now_ns:
             self._bulk_free_ns[sender] += airtime
             free_ns += self._full_ns
-        self._free_ns[sender] = free_ns
+        self._free_ns[sender] = free_ns + ACKNOWLEDGED_NS
         chance = self._draw()
         if chance < failure:
-            free_ns += self._late_ns(sender, airtime, chance, failure, load)
+            late_ns = self._late_ns(sender, airtime, chance, failure, load)
+            if late_ns > PATIENCE_NS:
+                return None
+            free_ns += late_ns
             chance = failure + (1.0 - failure) * self._draw()
         spread_ns = self._jitter_ns + load.wait_ns
         return free_ns + self._latency_ns + int((chance - failure) / (1.0 - failure) * spread_ns)
@@ -268,9 +285,9 @@ class Radio:
             late_ns += syn_stall_ns(lost) if first else lone_stall_ns(lost, round_trip_ns, self._draw())
         return late_ns
 
-    def _burst_ns(self, sender: int, size_bytes: int, failure: float, load: Load, now_ns: int) -> int:
+    def _burst_ns(self, sender: int, size_bytes: int, failure: float, load: Load, now_ns: int) -> int | None:
         """A message of several segments."""
-        segments = -(-(size_bytes + TLS_BYTES) // SEGMENT_BYTES)
+        segments = segments_of(size_bytes)
         lost = failure**self._attempts
         attempts = (1.0 - lost) / (1.0 - failure)
         frame_ns = int((self._full_ns + ACKNOWLEDGED_NS) * attempts)
@@ -280,25 +297,23 @@ class Radio:
         self._bulk_free_ns[sender] = gone_ns = begun_ns + int(total_ns * load.stretch)
         round_trip_ns = self._round_trip_ns(frame_ns)
         gone_ns += growth_ns(segments, int(frame_ns * load.stretch), round_trip_ns)
-        chance = self._draw()
-        if chance >= (1.0 - lost) ** segments:
-            # Of all segments the one that was lost most often decides: the maximum of geometric numbers, by inversion.
-            losses = 1 + int(math.log(max(1.0 - self._draw() ** (1 / segments), _TINY)) / math.log(lost))
-            if self._draw() * segments < 1.0:
-                gone_ns += tail_stall_ns(losses, round_trip_ns, self._draw())
-            else:
-                gone_ns += middle_stall_ns(losses, round_trip_ns)
+        stall_ns = message_stall_ns(segments, lost, round_trip_ns, self._draw)
+        if stall_ns > PATIENCE_NS:
+            return None
+        gone_ns += stall_ns
         return gone_ns + self._latency_ns + int(self._draw() * (self._jitter_ns + load.wait_ns))
 
     def connect_ns(self, sender: int, receiver: int, now_ns: int) -> int | None:
-        """See :class:`sims.links.Links`. Its flights don't reserve the transmitters ahead of time."""
+        """See :class:`sims.links.Links`. Its flights don't reserve the transmitters ahead of time. Two nodes that have
+        not met before ask for the other's link-layer address first (ARP), which is repeated as slowly as a SYN."""
         pairs = self._pair(sender, receiver), self._pair(receiver, sender)
         if _OUT_OF_REACH in pairs:
             return None
         ends = (sender, receiver)
+        key = min(ends) * self._stride + max(ends)
         elapsed_ns = 0
-        for flight, size_bytes in enumerate(HANDSHAKE_BYTES):
-            away = flight & 1
+        for flight in range(ARP_FLIGHTS if key in self._resolved else 0, len(HANDSHAKE_BYTES)):
+            away, size_bytes = flight & 1, HANDSHAKE_BYTES[flight]
             load = self._load(ends[away], now_ns)
             failure = self._failure(pairs[away], ends[1 - away], now_ns)
             airtime = airtime_ns(size_bytes, self._rate_mbps)
@@ -307,5 +322,10 @@ class Radio:
             elapsed_ns += int(self._draw() * (self._jitter_ns + load.wait_ns))
             chance = self._draw()
             if chance < failure:
-                elapsed_ns += self._late_ns(ends[away], airtime, chance, failure, load, first=flight < 2)
+                elapsed_ns += self._late_ns(ends[away], airtime, chance, failure, load, first=flight < _REPEATED_SLOWLY)
+        if elapsed_ns >= LONGEST_CONNECT_NS:
+            return None
+        if len(self._resolved) >= MAX_PAIRS:
+            self._resolved.clear()
+        self._resolved.add(key)
         return now_ns + elapsed_ns

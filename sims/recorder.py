@@ -42,7 +42,8 @@ MAX_ARRIVALS = 30_000
 MAX_ENTRIES = 96
 """Gossip entries that are followed: those that the scenario puts in, then the first others."""
 MAX_SAMPLES = 1_200
-"""Of the channel load over the run."""
+"""Of the channel load, and of meetings, over the run."""
+_FINEST_NS = 100_000_000
 DISTANCE_BINS = 80
 """Of 25 m: 2 km, and beyond that the last."""
 _BIN_M = 25.0
@@ -66,6 +67,7 @@ class Recording:
             _BIN_M, [0] * DISTANCE_BINS, [0] * DISTANCE_BINS, [0] * DISTANCE_BINS, [0] * DISTANCE_BINS
         )
         self._sample_ns = max(1, ceil(scenario.duration_s / MAX_SAMPLES)) * SECOND_NS
+        self._meetings_ns = min(self._sample_ns, max(_FINEST_NS, int(scenario.duration_s * SECOND_NS) // MAX_SAMPLES))
         self._load: list[tuple[float, int]] = []
         self._meetings: list[int] = []
         self._places = _Places(self._names, scenario.duration_s)
@@ -120,11 +122,20 @@ class Recording:
         if origin in self._traced:
             self._traces.delivered(now, node, origin, key, sequence)
 
+    @property
+    def traced(self) -> frozenset[str]:
+        """Origins whose readings are followed: of others, :meth:`delivered_many` is enough."""
+        return self._traced
+
+    def delivered_many(self, latencies_ns: Sequence[int]) -> None:
+        """Readings of origins that are not traced reached callbacks."""
+        self._latency.add_all(latencies_ns)
+
     def met(self, now: int, node: str, other: str, possible_since: int) -> None:
         """A node met another."""
         self._discovery.add(now - possible_since)
         self._happened("met", now, node, other, "")
-        index = now // self._sample_ns
+        index = now // self._meetings_ns
         if index <= MAX_SAMPLES:
             while len(self._meetings) <= index:
                 self._meetings.append(0)
@@ -199,6 +210,7 @@ class Recording:
             distances=_trimmed(self._distances), dissemination=self._entries.disseminations(self._places),
             load_every_s=self._sample_ns / SECOND_NS,
             load=[total / number if number else -1.0 for total, number in self._load], meetings=list(self._meetings),
+            meetings_every_s=self._meetings_ns / SECOND_NS,
             places_every_s=self.places_every_s, places=self._places.places,
             faults=list(faults), happenings=happenings, messages=self._traces.messages, left_out=self._left_out(),
         )  # fmt: skip

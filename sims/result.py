@@ -128,7 +128,8 @@ class Result(Struct):
     load: list[float] = field(default_factory=list)
     """Mean channel busy ratio, one value every ``load_every_s``; -1: not measured."""
     meetings: list[int] = field(default_factory=list)
-    """How many nodes met another, in each ``load_every_s``."""
+    """How many nodes met another, in each ``meetings_every_s``."""
+    meetings_every_s: float = 1.0
     places_every_s: float = 1.0
     places: dict[str, list[list[float] | None]] = field(default_factory=dict)
     """By node: [x_m, y_m] every ``places_every_s``; None: not on the map."""

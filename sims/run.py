@@ -43,7 +43,7 @@ class Run:
         self._activity = Activity(self.world, seed)
         self._sampler = Sampler(self.world, self.recording)
         self._activity.on_published = self._sampler.published
-        self.world.on_delivery = self._sampler.delivered
+        self.world.on_deliveries = self._sampler.delivered
         self._wall_s = 0.0
         self._begun = False
 
@@ -109,13 +109,14 @@ class Run:
             counters.update(node.engine.statistics())
             for (_, _, reason), count in node.engine.drops.items():
                 drops[reason] += count
+        counters.update(world.records.statistics())
         result.counters.update(sorted(counters.items()))
         result.drops = dict(sorted(drops.items()))
         result.figures.update({
             "events": float(driver.events_run),
-            "frames": float(driver.frames),
+            "frames": float(driver.pipes.frames),
             "factor": result.virtual_s / self._wall_s if self._wall_s else 0.0,
-            "wall_us_per_frame": 1e6 * self._wall_s / driver.frames if driver.frames else 0.0,
+            "wall_us_per_frame": 1e6 * self._wall_s / driver.pipes.frames if driver.pipes.frames else 0.0,
             "readings_lost": float(world.readings_lost()),
         })  # fmt: skip
         return result

@@ -213,7 +213,7 @@ class DropsAccounted(Check):
         ))  # fmt: skip
 
 
-_WHOLE_FRAMES = frozenset(("link lost",))
+_WHOLE_FRAMES = frozenset(("link_lost",))
 """Reasons that drivers give to ``Engine.frame_lost``, which counts the readings of a frame without their keys."""
 
 

@@ -5,18 +5,21 @@ Once a virtual second: the checks' samples, places, the channel, who knows whom,
 """
 
 import math
+from collections.abc import Sequence
 
 from protocols import limits
 from protocols.membership import State
-from protocols.messages import Reading
 from sims.checks import SAMPLE_INTERVAL_NS, overridden
+from sims.driver import Arrival
 from sims.node import SimNode
 from sims.recorder import Recording
+from sims.scenario import Fixed, Lattice
 from sims.world import World
 
-WATCHED = 48
-PAIRS_INTERVAL_NS = 200 * limits.MS
-"""How often it is looked at who comes into range."""
+WATCHED = 32
+_LOOKS_PER_S = 300
+"""How many nodes a virtual second are looked at for who comes into range, five times each at most: of a large mesh
+it is known less well since when two could have met."""
 _GRACE_NS = limits.SECOND
 """A reading that has not come by then, or within its lifespan, did not come."""
 
@@ -41,7 +44,8 @@ class Sampler:
         self._probes: dict[str, _Probe] = {}
         self._newest_ns: dict[tuple[str, str], int] = {}
         self._pairs: dict[int, frozenset[int]] = {}
-        self._still = not any(group.mobility.__class__.__name__ not in _STILL for group in world.scenario.groups)
+        self._mobile = any(not isinstance(group.mobility, Fixed | Lattice) for group in world.scenario.groups)
+        self._pairs_interval_ns = max(len(world.names) * limits.SECOND // _LOOKS_PER_S, 200 * limits.MS)
         self._on_sampled = overridden(world.checks, "sampled")
         self._places_ns = int(recording.places_every_s * limits.SECOND)
 
@@ -65,18 +69,27 @@ class Sampler:
         self._driver.push(self._driver.now + _GRACE_NS, self._judge, node)
 
     def _judge(self, node: SimNode) -> None:
+        self._driver.tell()
         probe = self._probes.pop(node.name)
         for other, distance_m in probe.subscribers.items():
             self._recording.wanted(distance_m, other in probe.came)
 
-    def delivered(self, node: SimNode, reading: Reading, published_ns: int) -> None:
+    def delivered(self, deliveries: Sequence[Arrival]) -> None:
         """Hot."""
-        origin = reading.origin
-        probe = self._probes.get(origin)
-        if probe is not None and probe.sequence == reading.sequence:
-            probe.came[node.number] = None
-        if node.number in self._receivers:
-            self._newest_ns[node.name, origin] = published_ns
+        sent, recording, probes, receivers = self._world.sent_ns, self._recording, self._probes, self._receivers
+        traced, newest_ns, latencies_ns = recording.traced, self._newest_ns, []
+        for at_ns, node, reading in deliveries:
+            origin, sequence = reading.origin, reading.sequence
+            published_ns = sent[origin].get(sequence, at_ns)
+            if origin in traced:
+                recording.delivered(at_ns, node.name, origin, reading.key, sequence, published_ns)
+            else:
+                latencies_ns.append(at_ns - published_ns)
+            if node.number in receivers:
+                newest_ns[node.name, origin] = published_ns
+            if origin in probes and probes[origin].sequence == sequence:
+                probes[origin].came[node.number] = None
+        recording.delivered_many(latencies_ns)
 
     def _distance_m(self, one: int, other: int) -> float:
         places = self._world.places
@@ -85,6 +98,7 @@ class Sampler:
     # --- once a second ---------------------------------------------------------------------------------------------
     def _sample(self, _: None) -> None:
         now = self._driver.now
+        self._driver.tell()
         self._driver.push(now + SAMPLE_INTERVAL_NS, self._sample, None)
         for hook in self._on_sampled:
             hook(now)
@@ -127,8 +141,5 @@ class Sampler:
             for other in sorted(before - near):
                 since_ns.pop((number, other), None)
             self._pairs[number] = near
-        if not self._still:
-            self._driver.push(now + PAIRS_INTERVAL_NS, self._look_at_pairs, None)
-
-
-_STILL = frozenset(("Fixed", "Lattice"))
+        if self._mobile:
+            self._driver.push(now + self._pairs_interval_ns, self._look_at_pairs, None)

@@ -118,6 +118,6 @@ def _walk_union(data: object, kind: inspect.UnionType, place: str) -> None:
     tag = data.get(field)
     if tag is None:
         raise ScenarioError(f"{place} has no {field!r}: give one of {', '.join(tagged)}")
-    if tag not in tagged:
+    if not isinstance(tag, str) or tag not in tagged:
         raise ScenarioError(f"{place}.{field} is {shown(tag)}{nearest(str(tag), tagged)}")
-    _walk_struct(data, tagged[str(tag)], place)
+    _walk_struct(data, tagged[tag], place)

@@ -14,7 +14,7 @@ from protocols.messages import NamedTensor, Position, Provenance
 from sims.authors import LIFETIME_S, SPREAD_KIND
 from sims.geodesy import Plane
 from sims.node import SimNode
-from sims.scenario import Inference, Spread, Traffic
+from sims.scenario import Fixed, Inference, Lattice, Spread, Traffic
 from sims.world import PLACES_INTERVAL_NS, World
 
 _HOW = Provenance("sim", "1")
@@ -49,6 +49,7 @@ class Activity:
         self._plane = Plane(*world.scenario.origin)
         self._positions: dict[int, Position] = {}
         self._random = Random(f"{seed}/traffic")
+        self._mobile = any(not isinstance(group.mobility, Fixed | Lattice) for group in world.scenario.groups)
         self.on_published: Callable[[SimNode, str, int], None] | None = None
         """Whoever samples what is published, with its sequence."""
 
@@ -71,7 +72,9 @@ class Activity:
         world, now = self.world, self._driver.now
         world.places.advance(now)
         world.media.moved(now)
-        self._positions.clear()
+        if self._mobile:
+            world.moved()
+            self._positions.clear()
         self._driver.push(now + PLACES_INTERVAL_NS, self._move, None)
 
     def _position(self, node: SimNode) -> Position:

@@ -13,36 +13,45 @@ from random import Random
 
 import msgspec
 
-from protocols import limits
-from protocols.codec import readings_in_own_frame
+from protocols import gossip, limits
 from protocols.engine import Engine, NodeSettings, PeerView
-from protocols.events import Answered, Delivery, EntryAccepted, Event, NeighbourMet
+from protocols.events import Answered, EntryAccepted, Event, NeighbourMet
+from protocols.gossip import Stored
 from protocols.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
 from protocols.keys import matches
 from protocols.ledger import Ledger
 from protocols.membership import Settings
-from protocols.messages import Reading
-from protocols.readings import Put, Quality
+from protocols.streams import Put, Quality
 from sims import bugs
 from sims.authors import Authors
 from sims.checks import Check, EntryView, make_checks, overridden
 from sims.compute import Model, Worker
 from sims.devices import DEVICES
 from sims.discovery import Discovery
-from sims.driver import MESH, SimDriver
+from sims.driver import Arrival, SimDriver
 from sims.faults import Faults
 from sims.media import Media
 from sims.mobility import places
-from sims.node import EPOCH_UTC_NS, Pipe, SimNode
+from sims.node import MESH, Pipe, SimNode
+from sims.pipes import readings_on
+from sims.records import Records
 from sims.result import Recorder
 from sims.scenario import Fault, Group, Scenario
 
 PLACES_INTERVAL_NS = 200 * limits.MS
 """How often everybody moves: seven metres on a motorway."""
-_READINGS_TAG = 6
 _GOOD_SHARE = 0.9
+_GOSSIP = gossip.Settings(checks_at_once=limits.MAX_ENTRIES_PER_FRAME)
+"""A signature costs nothing here: a real node checks one, lets readings pass, and goes on a millisecond later."""
 _SENT_KEPT = 4_096
 """Readings of a node whose time of publishing is remembered."""
+
+
+class _Sent(dict[str, dict[int, int]]):
+    """Strangers that faults let publish have sent nothing."""
+
+    def __missing__(self, name: str) -> dict[int, int]:
+        return {}
 
 
 class World:
@@ -62,7 +71,7 @@ class World:
         self.authors = Authors(self.driver, Random(f"{seed}/gossip"))
         self.recorder, self._planted = recorder, planted
         self.workers: dict[int, Worker] = {}
-        self.sent_ns: dict[str, dict[int, int]] = {}
+        self.sent_ns = _Sent()
         """By node: when it published which sequence."""
         self.near_since_ns: dict[tuple[int, int], int] = {}
         """Pairs in good range of one another, the smaller first, and since when."""
@@ -70,15 +79,25 @@ class World:
         self._wants: list[tuple[str, ...]] = []
         self._cut: dict[tuple[int, int], int] = {}
         self._lossy: set[tuple[int, int]] = set()
+        self._clogged: set[tuple[int, int]] = set()
         self._slowed: dict[int, float] = {}
+        senders = [name for group in scenario.groups if group.relay for name in scenario.members(group.name)]
         self._full: set[int] = set()
+        self.records = Records(self.driver, self.media, senders, planted)
         self._lost_with_nodes = 0
+        self._disks: dict[int, tuple[int, list[Stored]]] = {}
+        """Of crashed nodes: when their entries were written, and these."""
+        self._instant_ns: int | None = None
+        self._peers: dict[str, Sequence[PeerView]] = {}
+        self._peers_ns = -1
+        self._near: dict[int, list[int]] = {}
         self._wired = [
             frozenset(number for number, backbone in enumerate(scenario.backbone) if group.name in backbone.groups)
             for group in scenario.groups
             for _ in range(group.count)
         ]
         self._make_nodes(seed)
+        self._choose_way()
         self.checks: list[Check] = make_checks(scenario.checks.names, self, recorder)
         self._on_started = overridden(self.checks, "started")
         self._on_crashing = overridden(self.checks, "crashing")
@@ -90,7 +109,7 @@ class World:
         self._on_answered = overridden(self.checks, "answered")
         self._on_authored = overridden(self.checks, "authored")
         self._on_entry = overridden(self.checks, "entry")
-        self.on_delivery: Callable[[SimNode, Reading, int], None] | None = None
+        self.on_deliveries: Callable[[Sequence[Arrival]], None] | None = None
         """Whoever samples what comes."""
         self.faults = Faults(tape, scenario, self, recorder)
 
@@ -129,7 +148,7 @@ class World:
         node.set_clocks(up_since_ns, skew_ns, drift_ppb)
         device = DEVICES[group.device]
         node.device_frame_ns, node.device_handshake_ns = device.frame_ns, device.handshake_ns
-        node.frame_ns, node.handshake_ns = device.frame_ns, device.handshake_ns
+        node.slow(1)
         self._nodes[name] = node
         self._wants.append(wants)
         self.sent_ns[name] = {}
@@ -137,12 +156,12 @@ class World:
         self.driver.push(start_ns, self.driver.start, node)
 
     def _adjust(self, settings: NodeSettings) -> NodeSettings:
-        return msgspec.structs.replace(settings, seal=self.authors.seal(settings.node))
+        return msgspec.structs.replace(settings, seal=self.authors.seal(settings.node), gossip=_GOSSIP)
 
     # --- what happens: Observer ------------------------------------------------------------------------------------
     def life_began(self, node: SimNode) -> None:
         """See :class:`sims.driver.Observer`."""
-        bugs.plant(node.engine, node.name, self._planted)
+        bugs.plant(node.engine, self._planted)
         for hook in self._on_started:
             hook(node.name)
         self.sent_ns[node.name].clear()
@@ -153,17 +172,17 @@ class World:
         if worker is not None:
             worker.begin()
         self.discovery.begin(node)
+        self.records.begin(node)
+        self.authors.say_address(node)
 
-    def delivered(self, node: SimNode, delivery: Delivery) -> None:
-        """See :class:`sims.driver.Observer`."""
-        reading, now, name = delivery.reading, self.driver.now, node.name
-        origin, sequence = reading.origin, reading.sequence
-        published_ns = self.sent_ns[origin].get(sequence, now)
-        self.recorder.delivered(now, name, origin, reading.key, sequence, published_ns)
+    def delivered(self, deliveries: Sequence[Arrival]) -> None:
+        """See :class:`sims.driver.Observer`. Hot."""
         for hook in self._on_delivered:
-            hook(name, reading)
-        if self.on_delivery is not None:
-            self.on_delivery(node, reading, published_ns)
+            for self._instant_ns, node, reading in deliveries:
+                hook(node.name, reading)
+        self._instant_ns = None
+        if self.on_deliveries is not None:
+            self.on_deliveries(deliveries)
 
     def event(self, node: SimNode, event: Event) -> None:
         """See :class:`sims.driver.Observer`."""
@@ -221,8 +240,8 @@ class World:
     # --- what checks look at ---------------------------------------------------------------------------------------
     @property
     def now(self) -> int:
-        """Virtual nanoseconds since the start of the run."""
-        return self.driver.now
+        """Virtual nanoseconds since the start of the run; of the delivery that is told, while one is."""
+        return self.driver.now if self._instant_ns is None else self._instant_ns
 
     def node(self, name: str) -> SimNode:
         """By name."""
@@ -242,16 +261,29 @@ class World:
 
     def peers(self, name: str) -> Sequence[PeerView]:
         """See :class:`sims.checks.World`."""
-        node = self._nodes[name]
-        return node.engine.peers(node.local(self.driver.now))
+        if self._peers_ns != self.driver.now:
+            self._peers_ns = self.driver.now
+            self._peers.clear()
+        peers = self._peers.get(name)
+        if peers is None:  # several checks ask in the same instant
+            node = self._nodes[name]
+            peers = self._peers[name] = node.engine.peers(node.local(self.driver.now))
+        return peers
 
     def in_range(self, name: str) -> Sequence[str]:
         """See :class:`sims.checks.World`."""
         return [self.names[other] for other in self.near(self._nodes[name].number)]
 
     def near(self, number: int) -> list[int]:
-        """:meth:`in_range` by numbers."""
-        return [other for other in self.media.neighbours(number) if self._good(number, other)]
+        """:meth:`in_range` by numbers. Not to be changed by the caller."""
+        near = self._near.get(number)
+        if near is None:
+            near = self._near[number] = [o for o in self.media.neighbours(number) if self._good(number, o)]
+        return near
+
+    def moved(self) -> None:
+        """The places have changed, or what faults do to links."""
+        self._near.clear()
 
     def _good(self, one: int, other: int) -> bool:
         for pair in ((one, other), (other, one)):
@@ -280,13 +312,13 @@ class World:
             for entry in node.engine.gossip_entries(node.local(self.driver.now))
         ]
 
-    def ledger(self, name: str) -> Ledger | None:  # noqa: ARG002
-        """See :class:`sims.checks.World`: no node sends records yet."""
-        return None
-
-    def stored(self, name: str) -> Sequence[int]:  # noqa: ARG002
+    def ledger(self, name: str) -> Ledger | None:
         """See :class:`sims.checks.World`."""
-        return ()
+        return self.records.ledger(name)
+
+    def stored(self, name: str) -> Sequence[int]:
+        """See :class:`sims.checks.World`."""
+        return self.records.stored(name)
 
     def readings_under_way(self) -> int:
         """See :class:`sims.checks.World`."""
@@ -296,15 +328,15 @@ class World:
                 continue
             waiting += sum(view.waiting_readings for view in node.engine.peers(node.local(self.now)))
             for pipe in node.inbound.values():
-                waiting += readings_in(pipe)
+                waiting += readings_on(pipe)
             for pipe in node.dialled.values():
                 if not pipe.hears:  # its sender doesn't know yet that nobody takes what is on it
-                    waiting += readings_in(pipe)
+                    waiting += readings_on(pipe)
         return waiting
 
     def readings_lost(self) -> int:
         """See :class:`sims.checks.World`."""
-        return self.driver.readings_lost + self._lost_with_nodes
+        return self.driver.pipes.readings_lost + self._lost_with_nodes
 
     # --- what faults do --------------------------------------------------------------------------------------------
     def after(self, delay_ns: int, action: Callable[[], None]) -> None:
@@ -316,6 +348,9 @@ class World:
         for hook in self._on_crashing:
             hook(name)
         self._lost_with_nodes += sum(view.waiting_readings for view in self.peers(name))
+        node = self._nodes[name]
+        if node.number not in self._full:
+            self._disks[node.number] = self.now, node.engine.gossip_stored(node.local(self.now))
         self.driver.kill(name)
 
     def restart(self, name: str, keep_disk: bool) -> None:
@@ -324,35 +359,58 @@ class World:
         node = self._nodes[name]
         clock_s = (node.local(self.now) + node.utc_less_mono_ns) // limits.SECOND
         last = int(node.engine.settings.incarnation) if keep_disk else 0
+        if not keep_disk:
+            self.records.lose_disk(name)
         self.driver.restart(name, Incarnation(max(last + 1, clock_s)))
+        written_ns, stored = self._disks.pop(node.number, (self.now, []))
+        if keep_disk and stored:
+            older = [entry._replace(age_ns=entry.age_ns + self.now - written_ns) for entry in stored]
+            self.driver.act(node, lambda engine, now: engine.gossip_restore(older, now))
 
     def cut(self, sender: str, receiver: str) -> None:
         """See :class:`sims.faults.Controls`."""
+        self._near.clear()
         pair = self._pair(sender, receiver)
         self._cut[pair] = self._cut.get(pair, 0) + 1
         self.media.cut(*pair)
+        self._choose_way()
 
     def uncut(self, sender: str, receiver: str) -> None:
         """See :class:`sims.faults.Controls`."""
+        self._near.clear()
         pair = self._pair(sender, receiver)
         if self._cut.get(pair, 0) > 1:
             self._cut[pair] -= 1
         else:
             self._cut.pop(pair, None)
         self.media.uncut(*pair)
+        self._choose_way()
 
     def lose(self, sender: str, receiver: str, share: float) -> None:
         """See :class:`sims.faults.Controls`."""
+        self._near.clear()
         pair = self._pair(sender, receiver)
         if share:
             self._lossy.add(pair)
         else:
             self._lossy.discard(pair)
         self.media.lose(*pair, share)
+        self._choose_way()
 
     def clog(self, sender: str, receiver: str, delay_ns: int) -> None:
         """See :class:`sims.faults.Controls`."""
-        self.media.clog(*self._pair(sender, receiver), delay_ns)
+        pair = self._pair(sender, receiver)
+        if delay_ns:
+            self._clogged.add(pair)
+        else:
+            self._clogged.discard(pair)
+        self.media.clog(*pair, delay_ns)
+        self._choose_way()
+
+    def _choose_way(self) -> None:
+        """Without wires and faults all goes by air, and nobody need look at each frame whether it does."""
+        plain = not (self.scenario.backbone or self._cut or self._lossy or self._clogged)
+        self.driver.pipes.stream_ns = self.media.radio.stream_ns if plain else self.media.stream_ns
 
     def _pair(self, sender: str, receiver: str) -> tuple[int, int]:
         return self._nodes[sender].number, self._nodes[receiver].number
@@ -360,8 +418,7 @@ class World:
     def slow(self, name: str, factor: float) -> None:
         """See :class:`sims.faults.Controls`."""
         node = self._nodes[name]
-        node.frame_ns = int(node.device_frame_ns * factor)
-        node.handshake_ns = int(node.device_handshake_ns * factor)
+        node.slow(factor)
         worker = self.workers.get(node.number)
         if worker is not None:
             worker.slowed = factor
@@ -372,17 +429,20 @@ class World:
 
     def full_disk(self, name: str, full: bool) -> None:
         """See :class:`sims.faults.Controls`."""
+        number = self._nodes[name].number
         if full:
-            self._full.add(self._nodes[name].number)
+            self._full.add(number)
         else:
-            self._full.discard(self._nodes[name].number)
+            self._full.discard(number)
+        self.records.full_disk(name, full)
 
     def clock_jump(self, name: str, by_ns: int) -> None:
         """See :class:`sims.faults.Controls`."""
         self._nodes[name].utc_less_mono_ns += by_ns
 
     def relay(self, up: bool) -> None:
-        """See :class:`sims.faults.Controls`: no node sends records yet."""
+        """See :class:`sims.faults.Controls`."""
+        self.records.relay(up)
 
     def false_adverts(self, name: str, on: bool) -> None:
         """See :class:`sims.faults.Controls`."""
@@ -404,19 +464,4 @@ class World:
 
     def knock(self, host: str, target: str, identity: PeerIdentity, frames: Sequence[bytes]) -> None:
         """See :class:`sims.faults.Controls`."""
-        self.driver.knock(self._nodes[host], self._nodes[target], identity, frames)
-
-
-def readings_in(pipe: Pipe) -> int:
-    """On a pipe."""
-    frames = (*pipe.under_way, *pipe.held)
-    return sum(
-        readings_in_own_frame(frame)
-        for frame in frames
-        if frame is not None and len(frame) > 2 and frame[1] == _READINGS_TAG
-    )
-
-
-def utc_ns(now: int) -> int:
-    """True UTC at a virtual instant."""
-    return EPOCH_UTC_NS + now
+        self.driver.connections.knock(self._nodes[host], self._nodes[target], identity, frames)

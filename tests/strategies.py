@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec import Struct
 
 from protocols import limits, messages
+from protocols.codec import encode_fingerprints
 from protocols.engine import Engine, NodeSettings
 from protocols.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
 from protocols.messages import EventTime, NamedTensor, Position, Provenance, Reading, Tensor
@@ -76,6 +77,8 @@ NAMED_TENSORS = st.lists(st.builds(NamedTensor, TEXT, tensors()), max_size=2).ma
 _NAMES = st.lists(TEXT, max_size=3).map(tuple)
 _WANTS = st.builds(messages.Want, EXPRESSIONS, U64, st.booleans(), st.booleans(), st.integers(0, limits.MAX_HOPS))
 
+_FINGERPRINTS = st.lists(U64, max_size=32).map(encode_fingerprints)
+
 NODE_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
     messages.Hello: st.builds(
         messages.Hello, U64, U64, IDS, U64, st.integers(0, 65_535), st.sampled_from(["realtime", "bulk"]), _NAMES
@@ -101,6 +104,15 @@ NODE_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
         TEXT,
     ),
     messages.InferCancel: st.builds(messages.InferCancel, U64),
+    messages.GossipDigest: st.builds(
+        messages.GossipDigest, U64, U64, st.one_of(st.just(b""), st.binary(min_size=512, max_size=512))
+    ),
+    messages.GossipHave: st.builds(messages.GossipHave, U64, _FINGERPRINTS),
+    messages.GossipPull: st.builds(messages.GossipPull, _FINGERPRINTS),
+    messages.GossipEntries: st.builds(
+        messages.GossipEntries,
+        st.lists(st.builds(messages.Carried, U64, st.binary(min_size=1, max_size=1024)), max_size=3).map(tuple),
+    ),
 }
 
 

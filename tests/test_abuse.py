@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from protocols import limits
 from protocols.codec import _has_too_many_elements, decode_untrusted_node_frame, encode_reading
 from protocols.errors import InvalidKey, RemoteProtocolError, ValueUnsupported
+from protocols.events import PeerRefused
 from protocols.keys import checked_expression
 from protocols.membership import State
 from protocols.messages import EventTime, Interest, Position, Provenance, Reading, Want
@@ -164,3 +165,18 @@ async def test_burst_published_in_a_callback_goes_out_while_the_callback_works(o
     there.publish("veh/veh-1/question", 1)
     await until(lambda: len(arrived) >= 20 and ended, "all answers are here")
     assert arrived[19] < ended[0]
+
+
+def test_insider_whose_frames_are_none_is_named_once_however_often_it_comes_again() -> None:
+    """Fifty new links a second, each with a good Hello and then garbage, wrote fifty lines a second into the log."""
+    alone = Alone()
+    for _ in range(50):
+        pipe = alone.hello("veh-9")
+        alone.receive(pipe, b"\xc1 garbage")
+        alone.engine.inbound_closed(pipe, alone.now)
+    told = [event for event in alone.engine.events() if type(event) is PeerRefused]
+    assert [(event.who, event.code) for event in told] == [("veh-9", "protocol")]
+    assert alone.engine.statistics()["frames_malformed"] == 50
+    alone.timers(31 * SECOND)
+    alone.receive(alone.hello("veh-9"), b"\xc1 garbage")
+    assert any(type(event) is PeerRefused for event in alone.engine.events())

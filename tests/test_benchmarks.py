@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -202,3 +203,62 @@ def test_children_parent_killed_end_too(tmp_path: Path) -> None:
         wait_until(both_run, 15, "two children")
         parent.kill()
     wait_until(lambda: not any(child.is_running() for child in children), 10, "the children ended")
+
+
+# --- benchmarks of one thing each ------------------------------------------------------------------------------------
+
+
+def written(tmp_path: Path, module: str, *options: str) -> Any:
+    """What a tiny run of ``python -m benchmarks.<module>`` writes."""
+    path = tmp_path / "build" / f"{module}.json"
+    command = [sys.executable, "-m", f"benchmarks.{module}", *options, "--out", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(path.read_text())
+
+
+def test_crowd_tiny_run_gives_latency_and_share_of_the_node(tmp_path: Path) -> None:
+    """The promise about thirty neighbours is read from this file."""
+    (run,) = written(tmp_path, "crowd", "--neighbours", "3", "--seconds", "1")
+    assert (run["engine"], run["neighbours"], run["rate_hz"], run["expected"]) == ("express", 3, 10.0, 30)
+    assert 15 <= run["readings"] <= 45
+    assert 0 < run["p50_us"] <= run["p99_us"] <= run["max_us"]
+    assert 0 < run["core_share"] < 2
+
+
+def test_busy_tiny_run_measures_all_four_twice(tmp_path: Path) -> None:
+    """With and without a computing thread, at Python's switch interval and at ours: a comparison needs all."""
+    runs = written(tmp_path, "busy", "--count", "20")
+    four = [(False, "5 ms"), (False, "the node's"), (True, "5 ms"), (True, "the node's")]
+    assert [(run["busy_thread"], run["switch_interval"]) for run in runs] == four * 2
+    assert all(run["round_trips"] == 18 and 0 < run["p50_us"] <= run["p99_us"] for run in runs)
+
+
+def test_local_tiny_run_gives_every_way_and_loses_nothing(tmp_path: Path) -> None:
+    """What the way through the local socket costs is told beside what it is compared with."""
+    run = written(tmp_path, "local", "--readings", "20", "--flood", "2000")
+    assert [way["way"] for way in run["ways"]] == [
+        "in the node's process", "node to application", "application to node", "application to application"
+    ]  # fmt: skip
+    assert all(0 < way["p50_us"] <= way["p99_us"] for way in run["ways"])
+    assert run["flood"] == run["flood_arrived"] == 2_000
+    assert run["readings_per_s"] > 0
+
+
+def test_hostile_tiny_run_measures_before_during_and_after(tmp_path: Path) -> None:
+    """Without the same figures before and after, those during the torment say nothing."""
+    content = written(tmp_path, "hostile", "--seconds", "1", "--half-open", "150", "--engine", "express")
+    (run,) = content["runs"]
+    assert list(run["phases"]) == ["before", "during", "after"]
+    for phase in run["phases"].values():
+        assert phase["readings"] > 30
+        assert phase["pings"] > 20
+        assert 0 < phase["reading_p50_us"] <= phase["reading_p99_us"] <= phase["reading_max_us"]
+        assert phase["lost"] == []
+    kinds = {
+        "half_open", "one_byte_a_second", "never_reading", "reset_in_a_frame", "garbage_inside_tls",
+        "garbage_outside_tls",
+    }  # fmt: skip
+    assert all(run["torment"][kind] > 0 for kind in kinds)
+    assert run["counters"]["link_handshakes_failed"] > 0
+    assert run["counters"]["frames_malformed"] > 0

@@ -21,7 +21,7 @@ def test_connections_of_strangers_are_shut_once_older_than_a_handshake() -> None
             socket.create_connection(("127.0.0.1", port)) as peer,
         ):
             ours = [listener.accept()[0] for _ in range(2)]
-            known, gone = ("127.0.0.1", peer.getsockname()[1]), ("127.0.0.1", 1)
+            known, gone = ("127.0.0.1", peer.getsockname()[1]), ("127.0.0.1", 1, 10**19)
             connections = Connections(port, handshake_ns=100)
             for now_ns, closed in ((0, 0), (99, 0), (100, 1), (101, 0)):
                 found = connections.look({known, gone}, now_ns)
@@ -52,13 +52,49 @@ def test_stranger_keeping_still_at_the_inbox_is_closed_and_peers_stay(
     wait(lambda: b.told.frames() == [b"hello", b"still here"], "the peer is heard")
 
 
+def test_lane_that_has_lived_its_hour_is_ended_after_its_last_frame_and_told(
+    pki: Any, end: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe outlives its certificate, whose end the library does not show: only a new handshake proves it again."""
+    monkeypatch.setattr("meshnode.net._links._SWEEP_NS", 20_000_000)
+    monkeypatch.setattr("meshnode.net._links._LANE_AGE_NS", 400_000_000)
+    a, b = end(pki("a"), engine="nng"), end(pki("b"), engine="nng")
+    lane = a.dial(b)
+    a.told.one("lane_opened")
+    sent = [b"hello"]
+    while not a.told.all("lane_closed"):
+        frame = b"%d" % len(sent)
+        if lane.try_send(frame):
+            sent.append(frame)
+    assert "after its hour" in a.told.one("lane_closed")[2]
+    b.told.one("inbound_closed")
+    assert b.told.frames() == sent
+    assert a.transport.statistics()["outlived_connections_closed"] == 1
+    assert b.transport.statistics()["outlived_connections_closed"] == 0
+    again = a.dial(b)
+    wait(lambda: "lane_opened" in a.told.of(again), "the next handshake")
+
+
+def test_pipe_whose_dialler_does_not_end_it_is_ended_by_the_inbox(
+    pki: Any, end: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever holds a stolen certificate would never hang up."""
+    monkeypatch.setattr("meshnode.net._links._SWEEP_NS", 20_000_000)
+    monkeypatch.setattr("meshnode.net._links._PIPE_AGE_NS", 300_000_000)
+    a, b = end(pki("a"), engine="express"), end(pki("b"), engine="nng")
+    a.dial(b)
+    assert "closed the connection" in a.told.one("lane_closed")[2]
+    b.told.one("inbound_closed")
+    assert b.transport.statistics()["outlived_connections_closed"] == 1
+
+
 def test_pipe_lost_during_a_notice_is_told_after_it() -> None:
     """Subscribers run on the receiving thread and may be slow: the I/O thread may not wait, the order must hold."""
     told, inside, go_on = Recorder(), threading.Event(), threading.Event()
     pipes = InboundPipes(told, 1)
-    pipe = InboundPipe(7, PeerIdentity(MESH, Role.RSU, node_id("b")), "127.0.0.1", 1)
+    pipe = InboundPipe(7, PeerIdentity(MESH, Role.RSU, node_id("b")), "127.0.0.1", 1, 10**19)
     assert pipes.admit(pipe)
-    assert not pipes.admit(InboundPipe(8, pipe.identity, "127.0.0.1", 2))
+    assert not pipes.admit(InboundPipe(8, pipe.identity, "127.0.0.1", 2, 10**19))
     told.on_frame = lambda number, frame: (inside.set(), go_on.wait(5), told.log.append(("returned",)))[0]
     receiver = threading.Thread(target=pipes.receive, args=(7, b"x"))
     receiver.start()
@@ -69,4 +105,4 @@ def test_pipe_lost_during_a_notice_is_told_after_it() -> None:
     receiver.join(5)
     assert [entry[0] for entry in told.log] == ["inbound_opened", "frame", "returned", "inbound_closed"]
     assert not pipes.receive(7, b"late")
-    assert pipes.admit(InboundPipe(8, pipe.identity, "127.0.0.1", 2))
+    assert pipes.admit(InboundPipe(8, pipe.identity, "127.0.0.1", 2, 10**19))

@@ -74,6 +74,25 @@ def test_costs_of_a_slow_link_are_learned() -> None:
     assert costs.remote_ns(RSU, compute_ns, 0, MS, size_bytes) == before_ns
 
 
+def test_costs_of_a_slow_link_are_told_apart_from_a_slow_computer() -> None:
+    """One answer is enough to know the link; put down to the computer as well, it would exile a good one."""
+    costs = CostModel()
+    size_bytes, compute_ns = 1_000_000, 10 * MS
+    took_ns = compute_ns + MS + SECOND
+    costs.learn(RSU, costs.remote_ns(RSU, compute_ns, 0, MS, size_bytes), took_ns, compute_ns, MS, size_bytes)
+    assert abs(costs.throughput_of(RSU) - 1e6) < 1e4
+    assert abs(costs.remote_ns(RSU, compute_ns, 0, MS, size_bytes) - took_ns) < 0.01 * took_ns
+    assert costs.remote_ns(RSU, compute_ns, 0, MS, 0) < 12 * MS
+    assert costs.throughput_of(CAR) == 0.0
+
+
+def test_costs_of_a_link_seen_to_be_slow_by_its_lane_are_known_before_the_first_request() -> None:
+    """Images that crawl over a radio say enough: no request need be lost to learn it again."""
+    costs = CostModel()
+    costs.transferred(RSU, 1_000_000, SECOND)
+    assert costs.remote_ns(RSU, 10 * MS, 0, MS, 1_000_000) > SECOND
+
+
 def test_costs_of_small_answers_teach_nothing_about_throughput() -> None:
     """Their time is the round trip."""
     costs = CostModel()

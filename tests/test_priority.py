@@ -15,7 +15,7 @@ AS_NOBODY = """
 import os, resource
 from meshnode.net._priority import raise_priority  # while it may read where Python is
 resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
-resource.setrlimit(resource.RLIMIT_NICE, (20, 20))
+resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
 if os.geteuid() == 0:
     os.setgid(65534)
     os.setuid(65534)

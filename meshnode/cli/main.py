@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 from meshnode.cli.doctor import doctor
+from meshnode.cli.gossip import gossip
 from meshnode.cli.inference import infer
 from meshnode.cli.mesh import mesh
 from meshnode.cli.neighbours import peers, watch
@@ -48,7 +49,7 @@ def commands() -> None:
     """
 
 
-for _command in (run, peers, watch, pub, sub, infer, doctor, mesh, trial):
+for _command in (run, peers, watch, gossip, pub, sub, infer, doctor, mesh, trial):
     commands.add_command(_command)
 
 

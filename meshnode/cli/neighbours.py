@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meshnode.cli.node_api import NodeApi, chosen_node, on_a_node
-from meshnode.cli.printing import milliseconds, print_json, printable
+from meshnode.cli.printing import duration, milliseconds, print_json, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _STATE_STYLES = {"alive": "green", "suspect": "yellow", "dead": "red", "left": "dim"}
 _MAX_DROPS_SHOWN = 8
+_NUMBERS = ("round trip", "MB/s", "silent", "waiting")
 
 
 @click.command()
@@ -83,7 +84,7 @@ class _Frame:
         relay = node["relay"]
         head = Text.assemble(
             (f"{node['id']}", "bold"),
-            f"  {node['role']} of {node['mesh']}, port {node['port']}, up {_duration(node['uptime_s'])}, certificate "
+            f"  {node['role']} of {node['mesh']}, port {node['port']}, up {duration(node['uptime_s'])}, certificate "
             f"ends in {node['certificate_days_left']:.0f} days, relay "
             + (printable(f"{relay['state']} {relay['detail']}".strip(), 100) if relay else "none"),
         )
@@ -112,8 +113,8 @@ def _peer_table(known: list[dict[str, Any]]) -> "Table":
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("neighbour", "role", "state", "round trip", "silent", "lanes", "waiting", "computes"):
-        table.add_column(name, justify="right" if name in ("round trip", "silent", "waiting") else "left")
+    for name in ("neighbour", "role", "state", "round trip", "MB/s", "silent", "lanes", "waiting", "computes"):
+        table.add_column(name, justify="right" if name in _NUMBERS else "left")
     for peer in known:
         unmet = peer["state"] == "alive" and not peer["met"]
         offers = ", ".join(f"{offer['model']} ({offer['compute_us'] / 1e3:.0f} ms)" for offer in peer["offers"])
@@ -122,6 +123,7 @@ def _peer_table(known: list[dict[str, Any]]) -> "Table":
             peer["role"],
             Text("not met" if unmet else peer["state"], "yellow" if unmet else _STATE_STYLES.get(peer["state"], "")),
             milliseconds(peer["round_trip_ns"]),
+            _rate(peer.get("throughput_bytes_per_s", 0.0)),
             f"{peer['silent_ns'] / 1e9:.1f} s",
             ", ".join(peer["lanes"]),
             str(peer["waiting_readings"]),
@@ -144,7 +146,5 @@ def _drop_table(drops: list[dict[str, Any]], rate: str) -> "RenderableType":
     return table
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
+def _rate(bytes_per_s: float) -> str:
+    return f"{bytes_per_s / 1e6:.1f}" if bytes_per_s else "-"

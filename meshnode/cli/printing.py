@@ -37,6 +37,13 @@ def milliseconds(ns: int) -> str:
     return f"{ns / 1e6:.2f} ms" if ns else "-"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
 def print_json(content: Any) -> None:
     """``content`` for a program, indented for the people who look all the same."""
     click.echo(json.dumps(content, indent=1, ensure_ascii=False))

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from meshnode.gossip import entry_form
 from meshnode.http.guard import BadRequest, Bodies, error_response, json_response
 from meshnode.http.metrics import Metrics
 from meshnode.http.reading_json import MAX_READING_BYTES, parse_untrusted_publish, position_form, reading_form
@@ -115,6 +116,10 @@ class Api:
             }
             for peer in self.node.peers()
         ])  # fmt: skip
+
+    async def gossip(self, _: Request) -> Response:
+        """Every gossip entry held."""
+        return json_response([entry_form(view) for view in await asyncio.to_thread(self.node.entries)])
 
     async def drops(self, _: Request) -> Response:
         """Every drop counter."""

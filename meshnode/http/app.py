@@ -25,6 +25,7 @@ def build_app(api: Api) -> Starlette:
         Route("/v1/node", api.node_view),
         Route("/v1/peers", api.peers),
         Route("/v1/drops", api.drops),
+        Route("/v1/gossip", api.gossip),
         Route("/v1/models", inference.models),
         Route("/v1/readings", api.stream_readings, methods=["GET"]),
         Route("/v1/readings", api.publish, methods=["POST"]),

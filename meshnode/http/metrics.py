@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_LABELS: Final = 64
 LATENCY_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-_GAUGES: Final = ("_waiting", "_pending", "_pending_bytes", "_untold_fates", "_lanes")
+_GAUGES: Final = ("_waiting", "_pending", "_pending_bytes", "_untold_fates", "_lanes", "_held")
 """Endings of the names in ``Node.statistics`` that go up and down."""
 
 
@@ -137,6 +137,8 @@ class Metrics:
         present = [peer for peer in peers if peer.state in (State.ALIVE, State.SUSPECT)]
         measured = [((peer.node,), peer.round_trip_ns / SECOND) for peer in present if peer.round_trip_ns]
         yield _gauge("neighbour_round_trip_seconds", "Round trip of a heartbeat.", measured, "peer")
+        paced = [((peer.node,), peer.throughput_bytes_per_s) for peer in present if peer.throughput_bytes_per_s]
+        yield _gauge("neighbour_throughput_bytes_per_second", "Of the link, as the planner reckons.", paced, "peer")
         for name, what in (("waiting_readings", "Readings"), ("waiting_bytes", "Bytes")):
             values = [((peer.node,), float(getattr(peer, name))) for peer in present]
             yield _gauge(f"neighbour_{name}", f"{what} queued for a neighbour.", values, "peer")

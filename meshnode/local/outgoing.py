@@ -77,10 +77,11 @@ class Outgoing:
         ``lifespan_ms``: what is left of it; 0: it never expires.
         """
         with self.lock:
-            if self._clear and self._sent(frame_of_encoded_readings([parcel])):
+            frame = frame_of_encoded_readings([parcel])
+            if self._clear and self._sent(frame):
                 return True
             expires_ns = time.monotonic_ns() + lifespan_ms * limits.MS if lifespan_ms else NEVER
-            kept = self._readings.put_reading(key, parcel, priority, expires_ns, conflate)
+            kept = self._readings.put_reading(key, frame, priority, expires_ns, conflate)
             self._watch(True)
             return kept
 

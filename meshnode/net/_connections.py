@@ -14,10 +14,10 @@ import os
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
 from meshnode.net._peer import plain_host
 
+_DESCRIPTORS = "/proc/self/fd"
 Remote = tuple[str, int]
 """Host and port of the other end of a connection."""
 
@@ -85,15 +85,16 @@ class Connections:
 
 
 def _socket_descriptors() -> list[int]:
+    # by names and not by Path: hundreds of them are looked at each second, with the interpreter held
     try:
-        entries = list(Path("/proc/self/fd").iterdir())
+        names = os.listdir(_DESCRIPTORS)  # noqa: PTH208
     except OSError:
         return []
     found = []
-    for entry in entries:
+    for name in names:
         try:
-            if entry.readlink().name.startswith("socket:"):
-                found.append(int(entry.name))
+            if os.readlink(f"{_DESCRIPTORS}/{name}").startswith("socket:"):  # noqa: PTH115
+                found.append(int(name))
         except OSError:
             continue  # closed meanwhile
     return found

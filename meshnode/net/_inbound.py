@@ -18,12 +18,14 @@ from protocols.ids import PeerIdentity
 
 @dataclass(slots=True, eq=False)
 class InboundPipe:
-    """One admitted pipe. Fields below ``remote_port`` belong to ``InboundPipes``."""
+    """One admitted pipe. Fields below ``ends_ns`` belong to ``InboundPipes``."""
 
     pipe: int
     identity: PeerIdentity
     remote_host: str
     remote_port: int
+    ends_ns: int
+    """Monotonic; it is closed then, so that a new one proves the certificate again."""
     announcing: threading.Lock = field(default_factory=threading.Lock)
     announced: bool = False
     gone: bool = False
@@ -52,6 +54,11 @@ class InboundPipes:
         """Every pipe by host and port of its other end."""
         with self._lock:
             return {(pipe.remote_host, pipe.remote_port): pipe.pipe for pipe in self._pipes.values()}
+
+    def outlived(self, now_ns: int) -> list[int]:
+        """Pipes whose time is over."""
+        with self._lock:
+            return [pipe.pipe for pipe in self._pipes.values() if pipe.ends_ns <= now_ns and not pipe.gone]
 
     def announce(self, pipe: InboundPipe) -> None:
         """Tell the observer of a new pipe, unless that was done."""

@@ -5,13 +5,16 @@ Invariants:
 - a lane has at most one pipe in its life: the engine's redial serves only until the first;
 - ``try_send`` never takes a second frame while one is under way. That is what batches readings: whoever has more waits
   for ``lane_writable`` and sends it in one frame;
-- nothing grows with what strangers do: pipes are bounded, mute connections are closed.
+- nothing grows with what strangers do: pipes are bounded, mute connections are closed;
+- no pipe outlives its certificate for long: NNG does not show when that ends, so each pipe ends after about an hour,
+  and the next handshake proves the certificate again. The dialler ends it first, after its last frame.
 """
 
 import heapq
 import itertools
 import logging
 import os
+import random
 import select
 import threading
 import time
@@ -46,6 +49,12 @@ _SETTLE_NS = 5 * MS
 """From taking the next frame to having given the last one to the kernel: one more step on the engine's threads."""
 _LINGER_NS = 200 * MS
 """A frame is handed over in steps on the engine's threads: a lane closed at once would often lose its last one."""
+_LANE_AGE_NS = 3_600 * SECOND
+_PIPE_AGE_NS = 5_400 * SECOND
+"""Of a pipe into the inbox: longer, so that it ends here only when its dialler (another engine, or nobody of ours) does
+not end it."""
+_SPREAD = 0.75
+"""Each lives for this share of its time at least: links opened together must not end together."""
 _ONE_SHOT = select.EPOLLIN | select.EPOLLONESHOT
 
 
@@ -71,6 +80,7 @@ class Lane:
         self.armed = False
         self.frames_sent = 0
         self.bytes_sent = 0
+        self.ends_ns = _life_ends_ns(_LANE_AGE_NS)
 
     def try_send(self, frame: bytes) -> bool:
         if len(frame) > MAX_FRAME_BYTES:
@@ -117,6 +127,10 @@ class Lane:
             self._links.post(partial(self._links.linger, self))
 
 
+def _life_ends_ns(age_ns: int) -> int:
+    return time.monotonic_ns() + int(age_ns * random.uniform(_SPREAD, 1.0))
+
+
 class Links:
     """See ``Transport``."""
 
@@ -129,7 +143,7 @@ class Links:
         self._receiver: threading.Thread | None = None
         self._receiving_since_ns: int | None = None
         self._frames_received = self._bytes_received = self._frames_dropped = 0
-        self._refused_inbound = self._refused_outbound = self._mute_closed = 0
+        self._refused_inbound = self._refused_outbound = self._mute_closed = self._outlived = 0
         self._frames_sent = self._bytes_sent = 0
         self._failures = Failures(time.monotonic_ns)
         self._lanes: dict[int, Lane] = {}
@@ -192,6 +206,7 @@ class Links:
             "handshakes_refused": self._refused_inbound + self._refused_outbound,
             "handshakes_failed": failed.get("auth", 0) + failed.get("proto", 0),
             "mute_connections_closed": self._mute_closed,
+            "outlived_connections_closed": self._outlived,
             "frames_received": self._frames_received,
             "bytes_received": self._bytes_received,
             "frames_dropped": self._frames_dropped,
@@ -248,7 +263,8 @@ class Links:
         identity, detail = identify(handshake.names, self._mesh)
         reason = self._observer.admit(identity, detail, None, handshake.host)
         if identity is not None and reason is None and not self._closing:
-            known = InboundPipe(handshake.pipe, identity, handshake.host, handshake.port)
+            ends_ns = _life_ends_ns(_PIPE_AGE_NS)
+            known = InboundPipe(handshake.pipe, identity, handshake.host, handshake.port, ends_ns)
             if self._inbound.admit(known):
                 self.post(partial(self._inbound.announce, known))
                 return True
@@ -402,8 +418,19 @@ class Links:
                 self._observer.lane_closed(lane, reason)
 
     def _sweep(self) -> None:
+        self._later(_SWEEP_NS, self._sweep)  # first: what fails in an observer must not end the sweeps
         self._compare_connections()
-        self._later(_SWEEP_NS, self._sweep)
+        self._end_outlived(time.monotonic_ns())
+
+    def _end_outlived(self, now_ns: int) -> None:
+        for pipe in self._inbound.outlived(now_ns):
+            self._outlived += 1
+            self.close_pipe(pipe)
+        for lane in [lane for lane in self._lanes.values() if lane.ends_ns <= now_ns and lane.state is _State.OPEN]:
+            if lane.finish():
+                self._outlived += 1
+                self.linger(lane)
+                self._observer.lane_closed(lane, "closed after its hour: the next one proves the certificate again")
 
     def _compare_connections(self) -> None:
         if self._connections is None:

@@ -173,7 +173,7 @@ class Discovery:
                 f"no multicast on {', '.join(interfaces) or 'any interface'} ({error}): "
                 "name the addresses of this host's interfaces, or list neighbours as seeds"
             ) from error
-        self._service = _service(mesh, node, incarnation, port, _announced(addresses, interfaces))
+        self._service = _service(mesh, node, incarnation, port, announced_addresses(addresses, interfaces))
         self._browser = ServiceBrowser(
             self._zeroconf, SERVICE_TYPE, handlers=[self._changed], question_type=DNSQuestionType.QM
         )
@@ -286,7 +286,8 @@ class Discovery:
             self._counts[counter] += 1
 
 
-def _announced(addresses: Sequence[str] | None, interfaces: Sequence[str]) -> list[str]:
+def announced_addresses(addresses: Sequence[str] | None, interfaces: Sequence[str]) -> list[str]:
+    """The IP addresses that neighbours are told: ``addresses``, or those of ``interfaces``, or those of this host."""
     if addresses:
         chosen = list(addresses)
     elif interfaces:

@@ -12,7 +12,7 @@ notice runs on the transport's I/O thread. ``try_send`` may be called from any t
 transport waits for notices under way: call it without a lock that a notice takes. A notice may close lanes and pipes.
 
 Certificates. ``express`` closes a pipe within a minute of the end of its peer's certificate and says so. NNG does not
-show that end, so ``nng`` can't: there, a pipe lives until it is closed.
+show that end, so ``nng`` closes every pipe and lane after about an hour: the next handshake proves the certificate.
 
 A lane is dialled once: when its pipe is gone, or can't be had in time, the lane is finished and the observer is told
 why. Whether and when to dial again is decided by ``protocols.membership``.

@@ -1,11 +1,12 @@
 """Starts one program inside a network namespace, bound to the life of the harness.
 
-    python launch.py PARENT NAMESPACE REALTIME PROGRAM [ARGUMENT …]
+    python launch.py PARENT NAMESPACE URGENCY PROGRAM [ARGUMENT …]
 
 ``PARENT``: process id of the harness; when it ends, however it ends, the kernel kills the program (PR_SET_PDEATHSIG,
-which exec keeps). ``NAMESPACE``: an inherited descriptor, or -1 to stay. ``REALTIME``: 1 to run before all other
-processes of the host where that is allowed. A program of its own, for code between fork and exec of a process with
-threads may deadlock.
+which exec keeps). ``NAMESPACE``: an inherited descriptor, or -1 to stay. ``URGENCY``: priority among what runs
+before all else on this host (``SCHED_RR``, where that is allowed), for an emulated computer shares its processor with
+nobody else's work, and the air waits for nobody; 0: none. A program of its own, for code between fork and exec of a
+process with threads may deadlock.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNET = 0x40000000
 
 
-def _launch(parent: int, namespace: int, realtime: bool, command: list[str]) -> None:
+def _launch(parent: int, namespace: int, urgency: int, command: list[str]) -> None:
     library = ctypes.CDLL(None, use_errno=True)
     if library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "the program can't be bound to the life of the harness")
@@ -28,11 +29,11 @@ def _launch(parent: int, namespace: int, realtime: bool, command: list[str]) -> 
         if library.setns(namespace, _CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "the network namespace can't be entered")
         os.close(namespace)
-    if realtime:
-        with contextlib.suppress(OSError):  # the wire says in its report how it ran
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    if urgency:
+        with contextlib.suppress(OSError):  # the report says how late the wire was
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(urgency))
     os.execv(command[0], command)  # noqa: S606 - its arguments are the harness's own
 
 
 if __name__ == "__main__":
-    _launch(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1", sys.argv[4:])
+    _launch(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

@@ -7,6 +7,7 @@ A node is started *held*: it loads everything and waits for a line on its standa
 scenario says, not when this host got round to loading them.
 """
 
+import contextlib
 import json
 import os
 import selectors
@@ -22,6 +23,8 @@ from sims.emulator.namespaces import Network, address_of
 from sims.errors import EmulatorError
 from sims.scenario import Group, Scenario
 
+NODE_URGENCY, HARNESS_URGENCY, WIRE_URGENCY = 1, 2, 3
+"""Priorities among what runs before all else on this host; see :mod:`sims.emulator.launch`."""
 MESH = "emulation"
 INBOX_PORT = 7_000
 _LAUNCH = Path(__file__).with_name("launch.py")
@@ -40,13 +43,13 @@ def program(name: str) -> list[str]:
 
 
 def launch(
-    command: Sequence[str], network: Network | None, descriptors: Iterable[int] = (), realtime: bool = False,
+    command: Sequence[str], network: Network | None, descriptors: Iterable[int] = (), urgency: int = 0,
     errors: Path | None = None,
 ) -> "subprocess.Popen[bytes]":  # fmt: skip
     """Start a program in a network, bound to the life of this process. It gets none of the terminal's signals."""
     namespace = network.namespace if network is not None else -1
     inherited = [*descriptors, *([namespace] if namespace >= 0 else [])]
-    start = [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), str(namespace), str(int(realtime)), *command]
+    start = [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), str(namespace), str(urgency), *command]
     log = subprocess.DEVNULL if errors is None else os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         return subprocess.Popen(  # noqa: S603 - our own programs
@@ -96,6 +99,8 @@ class RealNode:
         assert process is not None, "a node is held before it is let go"
         self.running, self.wanted = process, True
         assert process.stdin is not None, "launch() gives it a pipe"
+        with contextlib.suppress(OSError):  # not before: what loads need not hold up what runs
+            os.sched_setscheduler(process.pid, os.SCHED_RR, os.sched_param(NODE_URGENCY))
         process.stdin.write(f"{age_s:.6f}\n".encode())
         process.stdin.flush()
 
@@ -235,6 +240,7 @@ position = {{ latitude_deg = {latitude}, longitude_deg = {longitude}, accuracy_m
 host = "{address}"
 port = {INBOX_PORT}
 advertise = ["{address}"]
+spin_us = 0  # nodes share processors here: one that stays awake would keep others from waking
 
 [discovery]
 interfaces = ["{address}"]

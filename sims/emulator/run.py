@@ -14,8 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random
 
@@ -24,7 +24,16 @@ import msgspec
 from protocols.limits import SECOND
 from sims.emulator.disturbances import ON_THE_AIR, Disturbances
 from sims.emulator.namespaces import STILL_WORKS, Network, check_possible, open_network
-from sims.emulator.nodes import RealNode, end_all, hold_all, launch, prepare, subscriptions
+from sims.emulator.nodes import (
+    HARNESS_URGENCY,
+    WIRE_URGENCY,
+    RealNode,
+    end_all,
+    hold_all,
+    launch,
+    prepare,
+    subscriptions,
+)
 from sims.emulator.observation import Found, Observation, read_journals
 from sims.emulator.wire import WireReport
 from sims.emulator.wire_process import Job
@@ -122,7 +131,7 @@ class Emulation:
         self._nodes = prepare(self._scenario, self._folder, self._networks)
         command = [sys.executable, "-m", "sims.emulator.wire_process"]
         taps = [network.tap for network in self._networks]
-        self._wire = launch(command, None, taps, realtime=True, errors=self._folder / "wire.log")
+        self._wire = launch(command, None, taps, WIRE_URGENCY, errors=self._folder / "wire.log")
         self._say(f"loading {len(names)} nodes")
         hold_all(self._nodes)
 
@@ -138,7 +147,8 @@ class Emulation:
             self._wire.stdin.write(msgspec.json.encode(job) + b"\n")
             self._wire.stdin.flush()
             self._say(f"running for {self._scenario.duration_s:g} s")
-            self._follow(self._schedule())
+            with _punctual():
+                self._follow(self._schedule())
         except KeyboardInterrupt:
             self._interrupted = True
             self._say("interrupted: keeping what was seen")
@@ -245,6 +255,10 @@ class Emulation:
         found = observation.replay(lines, self._ended_ns)
         for at_ns, name, what in self._findings:
             recording.judge("processes_live", False, f"{name} {what}", at_ns)
+        failed = {name for _, name, _ in self._findings}
+        for name in scenario.names:
+            if name not in failed:
+                recording.judge("processes_live", True, "", self._ended_ns)
         for at_ns, what, fault in _told(self._tape):
             if at_ns <= self._ended_ns:
                 recording.occurred(what, at_ns, ", ".join(fault.nodes), ", ".join(fault.others))
@@ -293,6 +307,19 @@ class Emulation:
             for source, suffix in ((node.journal, "jsonl"), (node.errors, "log")):
                 if source.exists():
                     (keep / f"{node.name}.{suffix}").write_bytes(source.read_bytes())
+
+
+@contextmanager
+def _punctual() -> Iterator[None]:
+    """Starts and faults are on time though nodes run before all else."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(HARNESS_URGENCY))
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.sched_setscheduler(0, *before)
 
 
 def late_bound_ms(scenario: Scenario) -> float:

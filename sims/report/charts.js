@@ -72,7 +72,9 @@ function showTip(event, text) {
   tip.style.top = `${Math.max(4, event.clientY - tip.offsetHeight - 8)}px`;
 }
 
-const hideTip = () => { tip.style.opacity = "0"; };
+const hideTip = () => {
+  tip.style.opacity = "0";
+};
 
 /** Charts are drawn in true pixels, so that their letters stay as large as those around them. */
 const painters = new WeakMap();
@@ -98,36 +100,64 @@ function chart(options) {
   });
   resized.observe(canvas);
   if (series.length < 2 || hideKeys) return canvas;
-  return el("div", {}, el("div", { class: "keys" }, ...series.map((one) => {
-    const swatch = el("i");
-    swatch.style.background = one.color;
-    return el("span", {}, swatch, one.name);
-  })), canvas);
+  return el(
+    "div",
+    {},
+    el(
+      "div",
+      { class: "keys" },
+      ...series.map((one) => {
+        const swatch = el("i");
+        swatch.style.background = one.color;
+        return el("span", {}, swatch, one.name);
+      }),
+    ),
+    canvas,
+  );
 }
 
 function paint({ x, y, series, marks = [], bands = [], height = 250 }, width) {
-  const left = 48, right = 14, top = 24, bottom = 40;
+  const left = 48,
+    right = 14,
+    top = 24,
+    bottom = 40;
   const spanX = (point, kind) => (kind === "bars" ? [point[0], point[1]] : [point[0]]);
-  const allX = series.flatMap((one) => one.points.flatMap((point) => spanX(point, one.kind))).filter((v) => !x.log || v > 0);
+  const allX = series
+    .flatMap((one) => one.points.flatMap((point) => spanX(point, one.kind)))
+    .filter((v) => !x.log || v > 0);
   const allY = series.flatMap((one) => one.points.map((point) => (one.kind === "bars" ? point[2] : point[1])));
-  let lowX = x.low ?? least(allX), highX = x.high ?? most(allX);
-  const highY = y.high ?? (most(allY) * 1.06 || 1), lowY = y.low ?? 0;
+  let lowX = x.low ?? least(allX),
+    highX = x.high ?? most(allX);
+  const highY = y.high ?? (most(allY) * 1.06 || 1),
+    lowY = y.low ?? 0;
   if (x.log) lowX = Math.max(lowX, highX / 1e7);
   if (lowX === highX) [lowX, highX] = x.log ? [lowX / 2, highX * 2] : [lowX - 0.5, highX + 0.5];
   const placeX = (value) => {
-    const share = x.log ? Math.log(Math.max(value, lowX) / lowX) / Math.log(highX / lowX) : (value - lowX) / (highX - lowX);
+    const share = x.log
+      ? Math.log(Math.max(value, lowX) / lowX) / Math.log(highX / lowX)
+      : (value - lowX) / (highX - lowX);
     return left + share * (width - left - right);
   };
   const placeY = (value) => height - bottom - ((value - lowY) / (highY - lowY)) * (height - top - bottom);
   const root = svg("svg", { width, height, class: "chart", role: "img", "aria-label": `${y.label} over ${x.label}` });
   for (const [from, to] of bands) {
     const start = placeX(Math.max(from, lowX));
-    root.append(svg("rect", { class: "band", x: start, y: top, width: Math.max(1.5, placeX(Math.min(to, highX)) - start), height: height - top - bottom }));
+    root.append(
+      svg("rect", {
+        class: "band",
+        x: start,
+        y: top,
+        width: Math.max(1.5, placeX(Math.min(to, highX)) - start),
+        height: height - top - bottom,
+      }),
+    );
   }
   for (const value of ticks(lowY, highY, false, 5)) {
     const at = placeY(value);
     root.append(svg("line", { class: "rule", x1: left, x2: width - right, y1: at, y2: at }));
-    root.append(svg("text", { x: left - 7, y: at + 4, "text-anchor": "end" }, y.percent ? `${short(value * 100)}` : short(value)));
+    root.append(
+      svg("text", { x: left - 7, y: at + 4, "text-anchor": "end" }, y.percent ? `${short(value * 100)}` : short(value)),
+    );
   }
   for (const value of ticks(lowX, highX, x.log, width / 90)) {
     const at = placeX(value);
@@ -159,20 +189,50 @@ function draw(root, one, placeX, placeY, floor) {
   const at = (point) => `${placeX(point[0]).toFixed(1)},${placeY(point[1]).toFixed(1)}`;
   if (one.kind === "bars") {
     for (const [from, to, value] of one.points) {
-      const start = placeX(from), end = placeX(to);
-      root.append(svg("rect", { x: start + 0.4, y: placeY(value), width: Math.max(0.8, end - start - 0.8), height: Math.max(0, floor - placeY(value)), style: `fill: ${one.color}`, rx: 1.5 }));
+      const start = placeX(from),
+        end = placeX(to);
+      root.append(
+        svg("rect", {
+          x: start + 0.4,
+          y: placeY(value),
+          width: Math.max(0.8, end - start - 0.8),
+          height: Math.max(0, floor - placeY(value)),
+          style: `fill: ${one.color}`,
+          rx: 1.5,
+        }),
+      );
     }
   } else if (one.kind === "dots") {
-    for (const point of one.points) root.append(svg("circle", { cx: placeX(point[0]), cy: placeY(point[1]), r: 3.2, style: `fill: ${one.color}` }));
+    for (const point of one.points)
+      root.append(svg("circle", { cx: placeX(point[0]), cy: placeY(point[1]), r: 3.2, style: `fill: ${one.color}` }));
   } else if (one.points.length) {
     let path = `M${at(one.points[0])}`;
-    for (const point of one.points.slice(1)) path += one.kind === "step" ? `H${placeX(point[0]).toFixed(1)}V${placeY(point[1]).toFixed(1)}` : `L${at(point)}`;
+    for (const point of one.points.slice(1))
+      path += one.kind === "step" ? `H${placeX(point[0]).toFixed(1)}V${placeY(point[1]).toFixed(1)}` : `L${at(point)}`;
     if (one.kind === "area") {
       const last = one.points[one.points.length - 1];
-      root.append(svg("path", { d: `${path}L${placeX(last[0]).toFixed(1)},${floor}L${placeX(one.points[0][0]).toFixed(1)},${floor}Z`, style: `fill: ${one.color}; opacity: 0.16` }));
+      root.append(
+        svg("path", {
+          d: `${path}L${placeX(last[0]).toFixed(1)},${floor}L${placeX(one.points[0][0]).toFixed(1)},${floor}Z`,
+          style: `fill: ${one.color}; opacity: 0.16`,
+        }),
+      );
     }
-    root.append(svg("path", { d: path, style: `fill: none; stroke: ${one.color}; stroke-width: ${one.thin ? 1 : 2}; opacity: ${one.thin ? 0.55 : 1}; stroke-linejoin: round` }));
-    if (one.points.length === 1) root.append(svg("circle", { cx: placeX(one.points[0][0]), cy: placeY(one.points[0][1]), r: 3, style: `fill: ${one.color}` }));
+    root.append(
+      svg("path", {
+        d: path,
+        style: `fill: none; stroke: ${one.color}; stroke-width: ${one.thin ? 1 : 2}; opacity: ${one.thin ? 0.55 : 1}; stroke-linejoin: round`,
+      }),
+    );
+    if (one.points.length === 1)
+      root.append(
+        svg("circle", {
+          cx: placeX(one.points[0][0]),
+          cy: placeY(one.points[0][1]),
+          r: 3,
+          style: `fill: ${one.color}`,
+        }),
+      );
   }
 }
 
@@ -180,16 +240,27 @@ function draw(root, one, placeX, placeY, floor) {
 function hover(root, { x, y, series, placeX, placeY, width, left, right, top, bottom, height }) {
   const hair = svg("line", { class: "hair", y1: top, y2: height - bottom });
   root.append(hair);
-  root.addEventListener("pointerleave", () => { hair.style.visibility = "hidden"; hideTip(); });
+  root.addEventListener("pointerleave", () => {
+    hair.style.visibility = "hidden";
+    hideTip();
+  });
   root.addEventListener("pointermove", (event) => {
     const box = root.getBoundingClientRect();
     const pointer = ((event.clientX - box.left) / box.width) * width;
-    if (pointer < left || pointer > width - right) { hair.style.visibility = "hidden"; hideTip(); return; }
+    if (pointer < left || pointer > width - right) {
+      hair.style.visibility = "hidden";
+      hideTip();
+      return;
+    }
     const lines = [];
     let shown = null;
     for (const one of series.slice(0, 12)) {
       const middle = (point) => (one.kind === "bars" ? (placeX(point[0]) + placeX(point[1])) / 2 : placeX(point[0]));
-      const near = one.points.reduce((best, point) => (best === null || Math.abs(middle(point) - pointer) < Math.abs(middle(best) - pointer) ? point : best), null);
+      const near = one.points.reduce(
+        (best, point) =>
+          best === null || Math.abs(middle(point) - pointer) < Math.abs(middle(best) - pointer) ? point : best,
+        null,
+      );
       if (near === null) continue;
       if (shown === null) shown = near;
       const value = one.kind === "bars" ? near[2] : near[1];
@@ -202,31 +273,57 @@ function hover(root, { x, y, series, placeX, placeY, width, left, right, top, bo
     hair.setAttribute("x1", where);
     hair.setAttribute("x2", where);
     hair.style.visibility = "visible";
-    showTip(event, `${bar ? `${short(shown[0])} to ${short(shown[1])}` : short(shown[0])} ${x.unit ?? ""}\n${lines.join("\n")}`);
+    showTip(
+      event,
+      `${bar ? `${short(shown[0])} to ${short(shown[1])}` : short(shown[0])} ${x.unit ?? ""}\n${lines.join("\n")}`,
+    );
   });
 }
 
 /** A card with a title, a note and a chart, or why there is none. */
 function card(title, note, content, empty) {
-  return el("div", { class: "card" }, el("h3", {}, title), note ? el("p", { class: "note" }, note) : null,
-    content ?? el("p", { class: "empty" }, empty));
+  return el(
+    "div",
+    { class: "card" },
+    el("h3", {}, title),
+    note ? el("p", { class: "note" }, note) : null,
+    content ?? el("p", { class: "empty" }, empty),
+  );
 }
 
 /** Horizontal bars: [[name, value, bad, shown]]. */
 function bars(rows) {
   const highest = most(rows.map((row) => row[1])) || 1;
-  return el("div", { class: "bars" }, ...rows.flatMap(([name, value, bad, shown]) => {
-    const bar = el("div", { class: bad ? "bar bad" : "bar" });
-    bar.style.width = `${(value / highest) * 100}%`;
-    return [el("div", { class: "name" }, name), el("div", {}, bar), el("div", { class: "count" }, shown ?? short(value))];
-  }));
+  return el(
+    "div",
+    { class: "bars" },
+    ...rows.flatMap(([name, value, bad, shown]) => {
+      const bar = el("div", { class: bad ? "bar bad" : "bar" });
+      bar.style.width = `${(value / highest) * 100}%`;
+      return [
+        el("div", { class: "name" }, name),
+        el("div", {}, bar),
+        el("div", { class: "count" }, shown ?? short(value)),
+      ];
+    }),
+  );
 }
 
 /** A table: `head` [[title, isNumber]], rows of texts or elements. */
 function table(node, head, rows) {
   node.replaceChildren(
-    el("thead", {}, el("tr", {}, ...head.map(([title, number]) => el("th", { class: number ? "number" : undefined }, title)))),
-    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((cell, index) => el("td", { class: head[index][1] ? "number" : undefined }, cell))))),
+    el(
+      "thead",
+      {},
+      el("tr", {}, ...head.map(([title, number]) => el("th", { class: number ? "number" : undefined }, title))),
+    ),
+    el(
+      "tbody",
+      {},
+      ...rows.map((row) =>
+        el("tr", {}, ...row.map((cell, index) => el("td", { class: head[index][1] ? "number" : undefined }, cell))),
+      ),
+    ),
   );
   return node;
 }

@@ -1,6 +1,6 @@
 """A result as the page carries it: names once, places as 16-bit numbers, everything else as short as JSON can be.
 
-Layouts, which ``page.js``, ``map.js`` and ``messages.js`` read:
+Layouts, which the scripts beside this file read:
 
 - ``texts``: all names and words; elsewhere they go by their index.
 - ``places``: little-endian ``int16`` pairs (x, y), node after node, frame after frame, base64; ``ABSENT`` means that
@@ -58,7 +58,7 @@ def compact(result: Result) -> dict[str, Any]:
         "distances": to_builtins(result.distances),
         "dissemination": [to_builtins(entry) for entry in result.dissemination],
         "load_every_s": result.load_every_s, "load": [round(value, 4) for value in result.load[:MAX_LOAD_POINTS]],
-        "meetings": result.meetings[:MAX_LOAD_POINTS],
+        "meetings_every_s": result.meetings_every_s, "meetings": result.meetings[:MAX_LOAD_POINTS],
         "faults": [_fault(fault, result.virtual_s, names, result, texts) for fault in result.faults],
         "happenings": [
             [round(h.at_s, 3), texts.index(h.kind), texts.index(h.node), texts.index(h.other), texts.index(h.detail)]

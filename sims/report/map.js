@@ -1,91 +1,8 @@
 // The map, its playback, and the strip of what happened when.
 "use strict";
 
-const ABSENT = -32768;
-const FLASH_S = 0.45;    // how long a delivery is seen, in seconds of the watcher
-const RING_S = 1.6;      // and something that happened at a node
-const TOO_FAST_MPS = 120; // who moves faster came in again elsewhere: not a way to be drawn
-
-/** Where everybody is at any time. */
-class Track {
-  constructor({ frames, every_s, nodes, x0, y0, scale, data }) {
-    this.frames = frames;
-    this.every_s = every_s;
-    this.nodes = nodes;
-    if (!frames) return;
-    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-    const view = new DataView(bytes.buffer);
-    this.values = new Int16Array(bytes.length / 2);
-    for (let index = 0; index < this.values.length; index++) this.values[index] = view.getInt16(2 * index, true);
-    [this.x0, this.y0, this.scale] = [x0, y0, scale];
-    this.row = new Map(nodes.map((node, row) => [node, row]));
-  }
-
-  point(row, frame) {
-    const at = 2 * (row * this.frames + Math.min(frame, this.frames - 1));
-    if (this.values[at] === ABSENT) return null;
-    return [this.x0 + this.values[at] * this.scale, this.y0 + this.values[at + 1] * this.scale];
-  }
-
-  /** [x, y, heading or null] of a node, or null when it is not there. */
-  place(node, time) {
-    const row = this.row?.get(node);
-    if (row === undefined) return null;
-    const frame = Math.min(Math.floor(time / this.every_s), this.frames - 1);
-    const here = this.point(row, frame), next = this.point(row, frame + 1);
-    if (here === null) return null;
-    const before = frame > 0 ? this.point(row, frame - 1) : null;
-    const farthest = TOO_FAST_MPS * this.every_s;
-    const near = (one, other) => one && other && Math.hypot(one[0] - other[0], one[1] - other[1]) < farthest;
-    if (!near(here, next)) return [...here, near(before, here) ? direction(before, here) : null];
-    const share = Math.min(1, time / this.every_s - frame);
-    const heading = direction(here, next) ?? (near(before, here) ? direction(before, here) : null);
-    return [here[0] + (next[0] - here[0]) * share, here[1] + (next[1] - here[1]) * share, heading];
-  }
-
-  /** Where a node was last seen, for one that is down and so not there now. */
-  lastPlace(node, time) {
-    const row = this.row?.get(node);
-    if (row === undefined) return null;
-    for (let frame = Math.min(Math.floor(time / this.every_s), this.frames - 1); frame >= 0; frame--) {
-      const point = this.point(row, frame);
-      if (point !== null) return [...point, null];
-    }
-    return null;
-  }
-
-  /** [least x, least y, most x, most y]. */
-  bounds() {
-    const found = [Infinity, Infinity, -Infinity, -Infinity];
-    for (let row = 0; row < this.nodes.length; row++) {
-      for (let frame = 0; frame < this.frames; frame++) {
-        const point = this.point(row, frame);
-        if (point === null) continue;
-        found[0] = Math.min(found[0], point[0]);
-        found[1] = Math.min(found[1], point[1]);
-        found[2] = Math.max(found[2], point[0]);
-        found[3] = Math.max(found[3], point[1]);
-      }
-    }
-    return found;
-  }
-}
-
-function direction(from, to) {
-  const x = to[0] - from[0], y = to[1] - from[1];
-  return Math.hypot(x, y) < 0.2 ? null : Math.atan2(y, x);
-}
-
-/** Index of the first row whose time (by `key`) is not before `time`. */
-function firstFrom(rows, time, key = (row) => row[0]) {
-  let low = 0, high = rows.length;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (key(rows[middle]) < time) low = middle + 1;
-    else high = middle;
-  }
-  return low;
-}
+const FLASH_S = 0.45; // how long a delivery is seen, in seconds of the watcher
+const RING_S = 1.6; // and something that happened at a node
 
 /** Plays a result on two canvases. */
 class Player {
@@ -113,9 +30,13 @@ class Player {
     this.box = [box[0] - room, box[1] - room, box[2] + room, box[3] + room];
     if (!this.track.frames) {
       byId("map-empty").hidden = false;
-      byId("map-empty").textContent = "No places were recorded, so there is no map. What happened is on the strip below.";
+      byId("map-empty").textContent =
+        "No places were recorded, so there is no map. What happened is on the strip below.";
     }
-    new ResizeObserver(() => { this.fit(); this.drawStrip(); }).observe(this.canvas);
+    new ResizeObserver(() => {
+      this.fit();
+      this.drawStrip();
+    }).observe(this.canvas);
     this.fit();
     this.seek(0);
     requestAnimationFrame((now) => this.frame(now));
@@ -123,17 +44,24 @@ class Player {
 
   legend() {
     const role = (group) => this.page.infos.find((info) => info[1] === group)[0];
-    byId("legend").append(...this.groups.slice(0, 12).map((group, index) => {
-      const dot = el("i", { class: role(group) === "rsu" ? "square" : undefined });
-      dot.style.background = color(index);
-      return el("span", {}, dot, group);
-    }));
+    byId("legend").append(
+      ...this.groups.slice(0, 12).map((group, index) => {
+        const dot = el("i", { class: role(group) === "rsu" ? "square" : undefined });
+        dot.style.background = color(index);
+        return el("span", {}, dot, group);
+      }),
+    );
   }
 
   listen() {
     byId("play").addEventListener("click", () => this.toggle());
-    byId("seek").addEventListener("input", (event) => { this.message = null; this.seek(Number(event.target.value)); });
-    byId("speed").addEventListener("change", (event) => { this.speed = Number(event.target.value); });
+    byId("seek").addEventListener("input", (event) => {
+      this.message = null;
+      this.seek(Number(event.target.value));
+    });
+    byId("speed").addEventListener("change", (event) => {
+      this.speed = Number(event.target.value);
+    });
     byId("fit").addEventListener("click", () => this.fit());
     this.strip.addEventListener("click", (event) => {
       const box = this.strip.getBoundingClientRect();
@@ -148,11 +76,15 @@ class Player {
       else return;
       event.preventDefault();
     });
-    this.canvas.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey && document.activeElement !== this.canvas) return; // the page scrolls over a map not in use
-      event.preventDefault();
-      this.zoom(event.offsetX, event.offsetY, Math.exp(-event.deltaY / 400));
-    }, { passive: false });
+    this.canvas.addEventListener(
+      "wheel",
+      (event) => {
+        if (!event.ctrlKey && document.activeElement !== this.canvas) return; // the page scrolls over a map not in use
+        event.preventDefault();
+        this.zoom(event.offsetX, event.offsetY, Math.exp(-event.deltaY / 400));
+      },
+      { passive: false },
+    );
     let drag = null;
     this.canvas.addEventListener("pointerdown", (event) => {
       drag = { x: event.offsetX, y: event.offsetY, moved: 0 };
@@ -222,7 +154,8 @@ class Player {
   }
 
   nearest(x, y) {
-    let best = null, least = 18;
+    let best = null,
+      least = 18;
     for (const node of this.track.nodes) {
       const place = this.track.place(node, this.time);
       if (place === null) continue;
@@ -264,7 +197,11 @@ class Player {
     if (!this.track.frames) return;
     this.drawGround(context, width, height);
     const faults = this.activeFaults();
-    const hit = new Map(faults.flatMap((fault) => fault.nodes.map((node) => [node, fault.kind])).sort((one, other) => (one[1] === "crash") - (other[1] === "crash")));
+    const hit = new Map(
+      faults
+        .flatMap((fault) => fault.nodes.map((node) => [node, fault.kind]))
+        .sort((one, other) => (one[1] === "crash") - (other[1] === "crash")),
+    );
     this.drawFaults(context, faults);
     this.drawDeliveries(context);
     const colors = this.groups.map((_, index) => this.style(`--c${index % 8}`));
@@ -278,13 +215,21 @@ class Player {
     context.lineWidth = 1;
     context.beginPath();
     const pixels = step * this.scale;
-    for (let x = this.origin[0] % pixels; x < width; x += pixels) { context.moveTo(x, 0); context.lineTo(x, height); }
-    for (let y = this.origin[1] % pixels; y < height; y += pixels) { context.moveTo(0, y); context.lineTo(width, y); }
+    for (let x = this.origin[0] % pixels; x < width; x += pixels) {
+      context.moveTo(x, 0);
+      context.lineTo(x, height);
+    }
+    for (let y = this.origin[1] % pixels; y < height; y += pixels) {
+      context.moveTo(0, y);
+      context.lineTo(width, y);
+    }
     context.stroke();
     context.strokeStyle = context.fillStyle = this.style("--soft");
     context.beginPath();
-    context.moveTo(14, height - 20); context.lineTo(14, height - 14);
-    context.lineTo(14 + pixels, height - 14); context.lineTo(14 + pixels, height - 20);
+    context.moveTo(14, height - 20);
+    context.lineTo(14, height - 14);
+    context.lineTo(14 + pixels, height - 14);
+    context.lineTo(14 + pixels, height - 20);
     context.stroke();
     context.font = "12px system-ui, sans-serif";
     context.textAlign = "left";
@@ -298,7 +243,9 @@ class Player {
     const [x, y] = this.screen(place);
     const [role, group] = this.page.infos[node] ?? ["vehicle", ""];
     const size = (this.track.nodes.length > 120 ? 4.2 : 6) * (role === "rsu" ? 1.15 : 1);
-    context.fillStyle = context.strokeStyle = down ? this.style("--bad") : colors[this.groups.indexOf(group)] ?? "#888";
+    context.fillStyle = context.strokeStyle = down
+      ? this.style("--bad")
+      : (colors[this.groups.indexOf(group)] ?? "#888");
     context.lineWidth = 1.6;
     context.beginPath();
     if (role === "rsu") context.rect(x - size, y - size, 2 * size, 2 * size);
@@ -314,8 +261,10 @@ class Player {
     else context.fill();
     if (down) {
       context.beginPath();
-      context.moveTo(x - size, y - size); context.lineTo(x + size, y + size);
-      context.moveTo(x + size, y - size); context.lineTo(x - size, y + size);
+      context.moveTo(x - size, y - size);
+      context.lineTo(x + size, y + size);
+      context.moveTo(x + size, y - size);
+      context.lineTo(x - size, y + size);
       context.stroke();
     } else if (fault !== undefined) {
       context.strokeStyle = this.style("--bad");
@@ -334,7 +283,8 @@ class Player {
   }
 
   line(context, one, other) {
-    const from = this.track.place(one, this.time), to = this.track.place(other, this.time);
+    const from = this.track.place(one, this.time),
+      to = this.track.place(other, this.time);
     if (from === null || to === null) return;
     context.moveTo(...this.screen(from));
     context.lineTo(...this.screen(to));
@@ -361,7 +311,8 @@ class Player {
     context.lineWidth = this.message === null ? 1.3 : 1.8;
     const seen = FLASH_S * this.speed;
     const from = firstFrom(this.messages, this.time - seen);
-    const shown = this.message === null ? this.messages.slice(from, firstFrom(this.messages, this.time)) : [this.message];
+    const shown =
+      this.message === null ? this.messages.slice(from, firstFrom(this.messages, this.time)) : [this.message];
     for (const message of shown) {
       context.globalAlpha = this.message === null ? 0.25 + 0.65 * (1 - (this.time - message[0]) / seen) : 0.9;
       context.beginPath();
@@ -396,8 +347,15 @@ class Player {
     const ratio = devicePixelRatio || 1;
     const { clientWidth: width, clientHeight: height } = this.strip;
     if (this.lanes === undefined) this.lanes = lanes(this.page);
-    if (this.painted === undefined || this.painted.width !== width * ratio || this.paintedTheme !== document.documentElement.dataset.theme) {
-      this.painted = Object.assign(document.createElement("canvas"), { width: Math.max(1, width * ratio), height: Math.max(1, height * ratio) });
+    if (
+      this.painted === undefined ||
+      this.painted.width !== width * ratio ||
+      this.paintedTheme !== document.documentElement.dataset.theme
+    ) {
+      this.painted = Object.assign(document.createElement("canvas"), {
+        width: Math.max(1, width * ratio),
+        height: Math.max(1, height * ratio),
+      });
       this.paintedTheme = document.documentElement.dataset.theme;
       this.paintLanes(this.painted.getContext("2d"), ratio, width, height);
     }
@@ -432,7 +390,8 @@ class Player {
     });
     context.fillStyle = this.style("--soft");
     context.textAlign = "center";
-    for (const value of ticks(0, this.end, false, 8)) context.fillText(`${short(value)} s`, Math.min(place(value), width - 16), height - 5);
+    for (const value of ticks(0, this.end, false, 8))
+      context.fillText(`${short(value)} s`, Math.min(place(value), width - 20), height - 5);
   }
 
   // --- words ---
@@ -441,12 +400,26 @@ class Player {
     byId("clock").textContent = `${time.toFixed(1)} s`;
     byId("seek").value = String(time);
     const faults = this.activeFaults();
-    byId("active").replaceChildren(...(faults.length
-      ? faults.slice(0, 5).map((fault) => el("li", {}, `${fault.kind}: ${who(page, fault.nodes)}${fault.forever ? "" : ` until ${short(fault.until)} s`}`))
-      : [el("li", { class: "none" }, page.faults.length ? "no fault at this time" : "no faults in this run")]));
+    byId("active").replaceChildren(
+      ...(faults.length
+        ? faults
+            .slice(0, 5)
+            .map((fault) =>
+              el(
+                "li",
+                {},
+                `${fault.kind}: ${who(page, fault.nodes)}${fault.forever ? "" : ` until ${short(fault.until)} s`}`,
+              ),
+            )
+        : [el("li", { class: "none" }, page.faults.length ? "no fault at this time" : "no faults in this run")]),
+    );
     const until = firstFrom(page.happenings, time + 1e-9);
-    byId("recent").replaceChildren(...page.happenings.slice(Math.max(0, until - 14), until).reverse().map((row) =>
-      el("li", {}, el("time", {}, `${row[0].toFixed(1)} s`), el("span", {}, sentence(page, row)))));
+    byId("recent").replaceChildren(
+      ...page.happenings
+        .slice(Math.max(0, until - 14), until)
+        .reverse()
+        .map((row) => el("li", {}, el("time", {}, `${row[0].toFixed(1)} s`), el("span", {}, sentence(page, row)))),
+    );
     if (until === 0) byId("recent").append(el("li", {}, el("span"), el("span", {}, "nothing yet")));
     this.tellNode();
   }
@@ -456,10 +429,18 @@ class Player {
     const box = byId("node");
     byId("node-title").textContent = chosen === null ? "Node" : page.texts[chosen];
     box.classList.toggle("none", chosen === null);
-    if (chosen === null) { box.textContent = "Click a node on the map."; return; }
+    if (chosen === null) {
+      box.textContent = "Click a node on the map.";
+      return;
+    }
     const [role, group, device] = page.infos[chosen];
     const place = this.track.place(chosen, time);
-    const heard = this.messages.filter((message) => message[0] <= time && message[0] > time - 10 && message[4].some((value, index) => index % 2 === 0 && value === chosen));
+    const heard = this.messages.filter(
+      (message) =>
+        message[0] <= time &&
+        message[0] > time - 10 &&
+        message[4].some((value, index) => index % 2 === 0 && value === chosen),
+    );
     box.replaceChildren(
       el("div", {}, `${role} of ${group}, ${device}`),
       el("div", {}, place === null ? "not on the map now" : `at ${place[0].toFixed(0)} m, ${place[1].toFixed(0)} m`),
@@ -477,27 +458,49 @@ function tone(kind) {
 
 function lanes(page) {
   const found = [];
-  if (page.faults.length) found.push({ name: "faults", tone: "--bad", solid: false, spans: page.faults.map((fault) => [fault.at, fault.until]) });
+  if (page.faults.length)
+    found.push({
+      name: "faults",
+      tone: "--bad",
+      solid: false,
+      spans: page.faults.map((fault) => [fault.at, fault.until]),
+    });
   const kinds = new Map();
   for (const [at, kind] of page.happenings) {
     if (!kinds.has(kind)) kinds.set(kind, []);
     kinds.get(kind).push([at, at]);
   }
-  const rows = [...kinds].map(([kind, spans]) => ({ name: page.texts[kind], tone: tone(page.texts[kind]), solid: true, spans }));
-  rows.sort((one, other) => (other.name === "check-failed") - (one.name === "check-failed") || other.spans.length - one.spans.length);
+  const rows = [...kinds].map(([kind, spans]) => ({
+    name: page.texts[kind],
+    tone: tone(page.texts[kind]),
+    solid: true,
+    spans,
+  }));
+  rows.sort(
+    (one, other) =>
+      (other.name === "check-failed") - (one.name === "check-failed") || other.spans.length - one.spans.length,
+  );
   return found.concat(rows);
 }
 
 /** Some names, or how many. */
 function who(page, nodes) {
   if (!nodes.length) return "everybody";
-  const names = nodes.slice(0, 4).map((node) => page.texts[node]).join(", ");
+  const names = nodes
+    .slice(0, 4)
+    .map((node) => page.texts[node])
+    .join(", ");
   return nodes.length > 4 ? `${names} and ${nodes.length - 4} more` : names;
 }
 
 /** A happening in words. */
 function sentence(page, [, kind, node, other, detail]) {
   const { texts } = page;
-  const parts = [texts[kind], texts[node], texts[other] ? `– ${texts[other]}` : "", texts[detail] ? `(${texts[detail]})` : ""];
+  const parts = [
+    texts[kind],
+    texts[node],
+    texts[other] ? `– ${texts[other]}` : "",
+    texts[detail] ? `(${texts[detail]})` : "",
+  ];
   return parts.filter(Boolean).join(" ");
 }

@@ -7,7 +7,13 @@ class Messages {
     this.player = player;
     const origins = [...new Set(page.messages.map((message) => message[1]))].sort((one, other) => one - other);
     if (!origins.length) {
-      byId("message-chart").append(el("p", { class: "empty" }, "No message was followed: nothing was published by the nodes whose messages are traced."));
+      byId("message-chart").append(
+        el(
+          "p",
+          { class: "empty" },
+          "No message was followed: nothing was published by the nodes whose messages are traced.",
+        ),
+      );
       byId("messages").querySelector(".controls").hidden = true;
       return;
     }
@@ -46,32 +52,51 @@ class Messages {
   choose(number) {
     this.number = Math.min(Math.max(number, 0), this.rows.length - 1);
     byId("message-seek").value = String(this.number);
-    const [published, origin, , sequence, flat] = this.rows[this.number];
+    const [published, origin, , , flat] = this.rows[this.number];
     const arrivals = [];
     for (let index = 0; index < flat.length; index += 2) arrivals.push([flat[index + 1], flat[index]]);
     arrivals.sort((one, other) => one[0] - other[0]);
-    byId("message-what").textContent = `number ${sequence}, published at ${published.toFixed(3)} s, reached ${arrivals.length}`;
+    byId("message-what").textContent =
+      `${this.number + 1} of ${this.rows.length}, published at ${published.toFixed(3)} s, reached ${arrivals.length}`;
     const box = byId("message-chart");
-    table(byId("message-table"), [["node"], ["after", true], ["distance", true]], arrivals.map(([later, node]) => [
-      this.page.texts[node], `${short(later)} ms`, this.distance(origin, node, published),
-    ]));
+    table(
+      byId("message-table"),
+      [["node"], ["after", true], ["distance", true]],
+      arrivals.map(([later, node]) => [
+        this.page.texts[node],
+        `${short(later)} ms`,
+        this.distance(origin, node, published),
+      ]),
+    );
     if (!arrivals.length) {
-      box.replaceChildren(el("p", { class: "empty" }, "Nobody had this one: no subscriber was in reach, or it was lost or dropped on every way."));
+      box.replaceChildren(
+        el(
+          "p",
+          { class: "empty" },
+          "Nobody had this one: no subscriber was in reach, or it was lost or dropped on every way.",
+        ),
+      );
       return;
     }
     const points = arrivals.map(([later, node], index) => [later, index + 1, node]);
     const line = [[0, 0], ...points.map(([later, count]) => [later, count])];
-    box.replaceChildren(chart({
-      x: { label: "ms since it was published", unit: "ms", low: 0 }, y: { label: "nodes that have it", high: Math.max(4, arrivals.length * 1.08) },
-      series: [
-        { name: "", color: color(0), kind: "dots", points, more: (point) => this.page.texts[point[2]] },
-        { name: "", color: color(0), kind: "step", points: line, more: () => "" },
-      ].slice(0, 2), height: 270, hideKeys: true,
-    }));
+    box.replaceChildren(
+      chart({
+        x: { label: "ms since it was published", unit: "ms", low: 0 },
+        y: { label: "nodes that have it", high: Math.max(4, arrivals.length * 1.08) },
+        series: [
+          { name: "", color: color(0), kind: "dots", points, more: (point) => this.page.texts[point[2]] },
+          { name: "", color: color(0), kind: "step", points: line },
+        ],
+        height: 270,
+        hideKeys: true,
+      }),
+    );
   }
 
   distance(origin, node, time) {
-    const from = this.player.track.place(origin, time), to = this.player.track.place(node, time);
+    const from = this.player.track.place(origin, time),
+      to = this.player.track.place(node, time);
     return from && to ? `${Math.hypot(from[0] - to[0], from[1] - to[1]).toFixed(0)} m` : "–";
   }
 }

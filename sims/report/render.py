@@ -12,7 +12,7 @@ import msgspec
 from sims.report.compact import compact
 from sims.result import Result
 
-_SCRIPTS = ("charts.js", "map.js", "messages.js", "page.js")
+_SCRIPTS = ("charts.js", "track.js", "map.js", "messages.js", "sections.js", "page.js")
 
 
 def render(result: Result) -> str:

@@ -1,0 +1,312 @@
+"""``python -m benchmarks.hostile``: what real neighbours notice while strangers and insiders misbehave.
+
+Six neighbours publish ten readings a second to one node, and a seventh plays ping-pong with it; each of these times is
+measured before, during and after the torment of ``benchmarks.strangers``: 500 half-open connections at once, peers that
+send one byte a second, that never read, that reset in the middle of a frame, and floods of garbage outside and inside
+of TLS. One host, one clock, one run for all three. Writes ``build/hostile.json``.
+
+The tormentors share the cores with those who are measured; how much of one core they took is written beside. So is what
+other programs took: when that is more than ``MAX_OTHERS_SHARE`` of the computer, it is said beside a missed bar, for late
+readings then prove little.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import meshnode
+from benchmarks import crowd as neighbourhood
+from benchmarks.children import ChildFailed, child
+from benchmarks.churners import config
+from benchmarks.fleet import machine
+from benchmarks.strangers import Crowd, insiders, torment
+from meshnode.identity import create_mesh, issue
+from meshnode.net.transport import Address
+from protocols.events import Event, NeighbourDead, NeighbourLeft, NeighbourSuspected
+
+MAX_P99_MS = 3.0
+MAX_OTHERS_SHARE = 0.15
+ENGINES = ("express", "nng")
+PHASES = ("before", "during", "after")
+NEIGHBOURS = 6
+RATE_HZ = 10.0
+_PING_GAP_S = 0.01
+_MEET_S = 30.0
+_SETTLE_S = 2.0
+
+
+@dataclass(slots=True)
+class Phase:
+    """What real neighbours saw. Times of a reading: from ``put`` to the callback; of a ping: half a round trip."""
+
+    readings: int = 0
+    reading_p50_us: float = 0.0
+    reading_p99_us: float = 0.0
+    reading_max_us: float = 0.0
+    pings: int = 0
+    ping_p50_us: float = 0.0
+    ping_p99_us: float = 0.0
+    ping_max_us: float = 0.0
+    core_share: float = 0.0
+    """Of one core, the node under torment."""
+    others_share: float = 0.0
+    """Of all cores, programs that are no part of this."""
+    suspected: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    """Real neighbours called dead, or gone."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """One run on one engine."""
+
+    engine: str
+    seconds: float
+    phases: dict[str, Phase] = field(default_factory=dict)
+    torment: dict[str, float] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    """Of the node: what it counted of links."""
+    load_average: float = 0.0
+
+    def missed_bars(self) -> list[str]:
+        """What was promised and not kept, a sentence each."""
+        missed = []
+        for name, phase in self.phases.items():
+            missed += [f"{self.engine}: {who} was lost {name} the torment" for who in phase.lost]
+            if phase.readings < 0.95 * NEIGHBOURS * RATE_HZ * self.seconds:
+                missed.append(f"{self.engine}: only {phase.readings} readings came {name} the torment")
+        during = self.phases["during"]
+        for what, p99_us in (("readings", during.reading_p99_us), ("pings", during.ping_p99_us)):
+            if p99_us > MAX_P99_MS * 1e3:
+                others = during.others_share
+                doubt = f" (other programs took {others:.0%} of the cores)" if others > MAX_OTHERS_SHARE else ""
+                missed.append(f"{self.engine}: p99 of {what} during the torment {p99_us / 1e3:.2f} ms{doubt}")
+        return missed
+
+
+# --- the node --------------------------------------------------------------------------------------------------------
+def _besieged(folder: Path, engine: str, orders: Connection) -> None:
+    asyncio.run(_serve(folder, engine, orders))
+
+
+async def _serve(folder: Path, engine: str, orders: Connection) -> None:
+    """Answer each order with what was seen since the one before, until the parent is gone."""
+    latencies_us: list[float] = []
+    suspected: list[str] = []
+    lost: list[str] = []
+
+    def received(reading: meshnode.Reading) -> None:
+        if not reading.origin.startswith("veh-bad"):
+            latencies_us.append((time.time_ns() - reading.when.utc_ns) / 1e3)
+
+    def noticed(event: Event) -> None:
+        match event:
+            case NeighbourSuspected(node=node) if not node.startswith("veh-bad"):
+                suspected.append(node)
+            case NeighbourDead(node=node) | NeighbourLeft(node=node) if not node.startswith("veh-bad"):
+                lost.append(node)
+
+    async with meshnode.open(config(folder, "rsu-1", engine)) as node:
+        node.on_event(noticed)
+        pong = node.publisher("rsu/rsu-1/pong", sensor="benchmark")
+        node.subscribe("veh/*/speed", callback=received, history=False)
+        node.subscribe("veh/veh-ping/ping", callback=lambda reading: pong.put(reading.value), history=False)
+        orders.send(node.port)
+        feeding = asyncio.create_task(_feed(node))
+        cpu_s, begin_s = time.process_time(), time.monotonic()
+        while True:
+            try:
+                await asyncio.to_thread(orders.recv)
+            except (EOFError, ConnectionError):
+                feeding.cancel()
+                return
+            share = (time.process_time() - cpu_s) / (time.monotonic() - begin_s)
+            orders.send((latencies_us[:], share, suspected[:], lost[:], node.statistics()))
+            latencies_us.clear()
+            suspected.clear()
+            lost.clear()
+            cpu_s, begin_s = time.process_time(), time.monotonic()
+
+
+async def _feed(node: meshnode.Node) -> None:
+    """Something large for those who ask for it and never read it."""
+    while True:
+        node.publish("rsu/rsu-1/image", bytes(200_000), sensor="benchmark")
+        await asyncio.sleep(0.1)
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+class _Pinger:
+    """Ping-pong at a steady pace."""
+
+    def __init__(self, node: meshnode.Node) -> None:
+        self._ping = node.publisher("veh/veh-ping/ping", sensor="benchmark")
+        self.times_us: list[float] = []
+        self._stop = threading.Event()
+        self._back = threading.Event()
+        node.subscribe("rsu/rsu-1/pong", callback=self._returned, history=False)
+        self._thread = threading.Thread(target=self._play, daemon=True)
+        self._thread.start()
+
+    def _returned(self, reading: meshnode.Reading) -> None:
+        self.times_us.append((time.perf_counter_ns() - reading.value) / 2e3)
+        self._back.set()
+
+    def _play(self) -> None:
+        while not self._stop.is_set():
+            self._back.clear()
+            self._ping.put(time.perf_counter_ns())
+            self._back.wait(1.0)
+            self._stop.wait(_PING_GAP_S)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(5)
+
+
+def _percentiles(values: list[float]) -> tuple[float, float, float]:
+    ordered = sorted(values) or [0.0]
+    return round(ordered[len(ordered) // 2], 1), round(ordered[int(len(ordered) * 0.99)], 1), round(ordered[-1], 1)
+
+
+async def measure(folder: Path, engine: str, seconds: float, crowd: Crowd) -> Outcome:
+    """One run. :raises ChildFailed: when a process does not answer."""
+    outcome = Outcome(engine, seconds)
+    settle_s = min(_SETTLE_S, seconds)
+    create_mesh(folder / "authority", "hostile")
+    good = [f"veh-{number}" for number in range(NEIGHBOURS)]
+    bad = insiders(crowd)
+    for name in ("rsu-1", "veh-ping", *good, *bad):
+        issue(folder / "authority", "rsu" if name == "rsu-1" else "vehicle", name, folder / name)
+    files = [config(folder, name, engine).identity.credentials for name in bad]
+    spawn = multiprocessing.get_context("spawn")
+    with child(spawn, _besieged, folder, engine) as besieged:
+        port = besieged.answer()
+        to = Address("127.0.0.1", port)
+        arguments = folder, good, port, RATE_HZ, engine
+        with child(spawn, neighbourhood.neighbours, *arguments):
+            async with meshnode.open(config(folder, "veh-ping", engine, to)) as node:
+                await node.wait_for_peers(1, _MEET_S)
+                pinger = _Pinger(node)
+                try:
+                    await asyncio.sleep(2 * settle_s)
+                    outcome.phases["before"] = await _phase(besieged, pinger, seconds)
+                    with child(spawn, torment, port, files, crowd) as tormentors:
+                        tormentors.answer()
+                        await asyncio.sleep(settle_s)
+                        outcome.phases["during"] = await _phase(besieged, pinger, seconds)
+                        tormentors.orders.send(None)
+                        outcome.torment = await asyncio.to_thread(tormentors.answer)
+                    await asyncio.sleep(settle_s)
+                    outcome.phases["after"] = await _phase(besieged, pinger, seconds, outcome.counters)
+                finally:
+                    await asyncio.to_thread(pinger.stop)
+    outcome.load_average = os.getloadavg()[0]
+    return outcome
+
+
+class _Cores:
+    """What programs that are no part of this take of the computer."""
+
+    def __init__(self) -> None:
+        self._all, self._ours, self._since_s = self._look()
+
+    @staticmethod
+    def _look() -> tuple[float, float, float]:
+        times = psutil.cpu_times()
+        all_s = sum(times) - times.idle - times.iowait - times.guest - times.guest_nice
+        own = psutil.Process()
+        ours_s = 0.0
+        for process in (own, *own.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                used = process.cpu_times()
+                ours_s += used.user + used.system
+        return all_s, ours_s, time.monotonic()
+
+    def others_share(self) -> float:
+        """Since this was made, of all cores."""
+        all_s, ours_s, now_s = self._look()
+        others_s = (all_s - self._all) - (ours_s - self._ours)
+        return max(0.0, others_s / ((now_s - self._since_s) * (os.cpu_count() or 1)))
+
+
+async def _phase(besieged: Any, pinger: _Pinger, seconds: float, counters: dict[str, int] | None = None) -> Phase:
+    async def ask() -> Any:
+        besieged.orders.send(None)
+        return await asyncio.to_thread(besieged.answer)
+
+    await ask()  # forget what was before
+    pinger.times_us.clear()
+    cores = _Cores()
+    await asyncio.sleep(seconds)
+    others_share = cores.others_share()
+    latencies_us, share, suspected, lost, counted = await ask()
+    if counters is not None:
+        kinds = ("link_handshakes", "link_mute", "pipes_", "frames_malformed", "suspicions", "deaths", "local_stalls")
+        counters.update({name: value for name, value in counted.items() if name.startswith(kinds)})
+    pings_us = pinger.times_us[:]
+    return Phase(
+        len(latencies_us), *_percentiles(latencies_us), len(pings_us), *_percentiles(pings_us), round(share, 3),
+        round(others_share, 3), suspected, lost,
+    )  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line. 0; 1 with ``--check`` when a promise was missed; 2 when it could not be measured."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile", description="Neighbours under torment.")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each phase (default: %(default)s)")
+    parser.add_argument("--engine", choices=(*ENGINES, "both"), default="both", help="default: %(default)s")
+    parser.add_argument("--half-open", type=int, default=500, help="connections at once (default: %(default)s)")
+    parser.add_argument("--check", action="store_true", help="status 1 when the promised bar is missed")
+    parser.add_argument("--out", type=Path, default=Path("build/hostile.json"), help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    if not 0.5 <= options.seconds <= 600 or not 0 <= options.half_open <= 2_000:
+        parser.error("--seconds lies from 0.5 to 600, --half-open from 0 to 2000")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the clean-up of the children
+    outcomes = []
+    for engine in ENGINES if options.engine == "both" else (options.engine,):
+        try:
+            with tempfile.TemporaryDirectory(prefix="meshnode-hostile-") as folder:
+                crowd = Crowd(half_open=options.half_open)
+                outcomes.append(asyncio.run(measure(Path(folder), engine, options.seconds, crowd)))
+        except (ChildFailed, TimeoutError) as error:
+            print(f"could not be measured on {engine}: {error}", file=sys.stderr)
+            return 2
+        print(_table(outcomes[-1]), flush=True)
+    missed = [sentence for outcome in outcomes for sentence in outcome.missed_bars()]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    content = {"runs": [asdict(outcome) for outcome in outcomes], "missed": missed, "machine": machine()}
+    options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    for sentence in missed:
+        print(f"MISSED {sentence}")
+    print(f"{options.out} written")
+    return 1 if options.check and missed else 0
+
+
+def _table(outcome: Outcome) -> str:
+    """One way in microseconds, processor time in shares of one core (the node) and of all (other programs)."""
+    lines = [f"{outcome.engine:8}  reading p50      p99   ping p50      p99   node  others  lost  suspected"]
+    for name, phase in outcome.phases.items():
+        reading = f"{phase.reading_p50_us:11.0f} {phase.reading_p99_us:8.0f}"
+        ping = f"{phase.ping_p50_us:10.0f} {phase.ping_p99_us:8.0f}"
+        shares = f"{phase.core_share:6.0%} {phase.others_share:7.0%}"
+        lines.append(f"{name:8}  {reading} {ping} {shares} {len(phase.lost):5} {len(phase.suspected):10}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

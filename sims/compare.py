@@ -1,0 +1,151 @@
+"""The same scenario in both harnesses, side by side: where simulation and real processes agree, and where not and why.
+
+Judged are the figures that a person plans with: how soon nodes find each other, how long a reading takes, how soon a
+gossip entry is everywhere. They agree when neither is more than ``WITHIN`` above the other. Tails and shares are shown
+beside them, unjudged: they hang on a few cases, and of these a run of a minute has few.
+
+Causes of a difference are those that the two results themselves bear out; where none does, that is said.
+"""
+
+from collections.abc import Iterator
+from statistics import median
+from typing import Final
+
+from msgspec import Struct, field
+
+from sims.result import Result, Spread
+
+WITHIN: Final = 0.25
+_FEW: Final = 8
+"""Cases below which a median is mostly luck."""
+_BUSY_CHANNEL: Final = 0.5
+"""Channel busy ratio from which queues form: waiting grows as 1/(1 - load), so a small error in load is a large one in
+delay."""
+_BUSY_HOST: Final = 0.7
+_TINY: Final = 1e-9
+
+
+class Row(Struct):
+    """One figure in both harnesses."""
+
+    figure: str
+    unit: str
+    emulator: float | None
+    simulator: float | None
+    """None: nothing to measure."""
+    judged: bool
+    ratio: float | None = None
+    """Emulator over simulator."""
+    agrees: bool | None = None
+    why: str = ""
+    """Of a difference."""
+
+
+class Comparison(Struct):
+    """What ``meshsim compare`` prints."""
+
+    scenario: str
+    seed: int
+    nodes: int
+    within: float
+    valid: bool
+    why_invalid: str
+    rows: list[Row] = field(default_factory=list)
+    wire: dict[str, float] = field(default_factory=dict)
+    """Figures of the emulated wire and of the processors."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all that is judged does."""
+        return all(row.agrees is not False for row in self.rows if row.judged)
+
+
+def compare(emulated: Result, simulated: Result, within: float = WITHIN) -> Comparison:
+    """Both results side by side. ``within``: how far apart they may be, as a share of the smaller."""
+    comparison = Comparison(
+        emulated.scenario, emulated.seed, emulated.nodes, within, emulated.valid and simulated.valid,
+        emulated.why_invalid or simulated.why_invalid,
+        wire={name: value for name, value in emulated.figures.items() if name.startswith(("wire_", "nodes_cpu"))}
+        | {"host_busy": round(busy_host(emulated), 4)},
+    )  # fmt: skip
+    for row, cases in _rows(emulated, simulated):
+        if row.emulator is not None and row.simulator is not None:
+            row.ratio = round(row.emulator / max(row.simulator, _TINY), 3)
+            row.agrees = 1 / (1 + within) <= row.ratio <= 1 + within
+            if not row.agrees:
+                row.why = "; ".join(_causes(row, cases, emulated, simulated)) or "nothing measured explains it"
+        elif row.emulator is not None or row.simulator is not None:
+            row.agrees = False
+            row.why = f"only the {'emulator' if row.simulator is None else 'simulator'} has it"
+        comparison.rows.append(row)
+    return comparison
+
+
+def _rows(emulated: Result, simulated: Result) -> Iterator[tuple[Row, int]]:
+    """Each figure, and how many cases the fewer of both have."""
+    for figure, ours, theirs, judged in (
+        ("discovery", emulated.discovery, simulated.discovery, ("p50",)),
+        ("reading latency", emulated.latency, simulated.latency, ("p50",)),
+        ("age of readings", emulated.age, simulated.age, ()),
+    ):
+        for quantile in ("p50", "p90", "p99"):
+            row = Row(f"{figure} {quantile}", ours.unit, _quantile(ours, quantile), _quantile(theirs, quantile),
+                      quantile in judged)  # fmt: skip
+            yield row, min(ours.count, theirs.count)
+    for name in ("t50_s", "t90_s", "t100_s"):
+        ours_s, theirs_s = _spreads(emulated, name), _spreads(simulated, name)
+        row = Row(f"dissemination {name[:-2]}, median", "s", median(ours_s) if ours_s else None,
+                  median(theirs_s) if theirs_s else None, name == "t90_s" or name == "t100_s")  # fmt: skip
+        yield row, min(len(ours_s), len(theirs_s))
+    yield Row("readings delivered", "share", _share(emulated), _share(simulated), judged=False), _FEW
+    yield Row("channel busy", "share", _load(emulated), _load(simulated), judged=False), _FEW
+
+
+def _quantile(spread: Spread, name: str) -> float | None:
+    return spread.quantiles.get(name) if spread.count else None
+
+
+def _spreads(result: Result, name: str) -> list[float]:
+    """Of the entries that the scenario puts in; those that the nodes author themselves spread while they still meet."""
+    asked = (entry for entry in result.dissemination if entry.author.rpartition("/")[2] in ("spread", entry.author))
+    times = [getattr(entry, name) for entry in asked]
+    return [time for time in times if time is not None]
+
+
+def _share(result: Result) -> float | None:
+    wanted = sum(result.distances.wanted)
+    return sum(result.distances.delivered) / wanted if wanted else None
+
+
+def _load(result: Result) -> float | None:
+    later = [share for share in result.load[len(result.load) // 3 :] if share >= 0]
+    return sum(later) / len(later) if later else None
+
+
+# --- why -----------------------------------------------------------------------------------------------------------
+def _causes(row: Row, cases: int, emulated: Result, simulated: Result) -> Iterator[str]:
+    if not emulated.valid:
+        yield f"the emulation is invalid: {emulated.why_invalid}"
+    if cases < _FEW:
+        yield f"only {cases} cases"
+    busy = busy_host(emulated)
+    if busy > _BUSY_HOST:
+        yield f"{busy:.0%} of this host's processors were busy, where every simulated node has one to itself"
+    began = emulated.figures.get("host_busy_starting", 0.0)
+    if row.figure.startswith("discovery") and began > _BUSY_HOST:
+        yield f"while nodes started, {began:.0%} of this host's processors were busy: they waited for one another"
+    ours, theirs = _load(emulated) or 0.0, _load(simulated) or 0.0
+    if max(ours, theirs) > _BUSY_CHANNEL and not row.figure.startswith("channel"):
+        yield (
+            f"the channel was {ours:.0%} (emulator) and {theirs:.0%} (simulator) busy: near its capacity, waiting "
+            "grows much faster than load"
+        )
+    if not _quantile(emulated.latency, "p99") or row.figure.endswith(("p90", "p99")):
+        yield "tails hang on single stalls, of TCP and of busy processors"
+
+
+def busy_host(emulated: Result) -> float:
+    """Share of the processors that nodes and wire used."""
+    cores = int(emulated.versions.get("cores", "1"))
+    used_s = emulated.figures.get("nodes_cpu_s", 0.0) + emulated.figures.get("wire_cpu_s", 0.0)
+    return used_s / (cores * emulated.virtual_s) if emulated.virtual_s else 0.0
