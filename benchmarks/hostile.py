@@ -5,9 +5,9 @@ measured before, during and after the torment of ``benchmarks.strangers``: 500 h
 send one byte a second, that never read, that reset in the middle of a frame, and floods of garbage outside and inside
 of TLS. One host, one clock, one run for all three. Writes ``build/hostile.json``.
 
-The tormentors share the cores with those who are measured; how much of one core they took is written beside. So is what
-other programs took: when that is more than ``MAX_OTHERS_SHARE`` of the computer, it is said beside a missed bar, for late
-readings then prove little.
+The tormentors share the cores with those who are measured; how much of one core they took is written beside. So is
+what other programs took: more than ``MAX_OTHERS_SHARE`` of the computer is said beside a missed bar, for late readings
+then prove little.
 """
 
 import argparse

@@ -557,7 +557,7 @@ class Gossip:
     # --- time ------------------------------------------------------------------------------------------------------
     def handle_timer(self, now: int) -> None:
         """Do what is due."""
-        if self._seal is None:
+        if self._seal is None or now < self.next_timer_at():
             return
         self._check(self._seal, now)
         if now >= self._refresh_ns:

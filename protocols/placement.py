@@ -63,7 +63,11 @@ class CostModel:
     def learn(
         self, node: NodeId, predicted_ns: int, took_ns: int, computed_ns: int, round_trip_ns: int, size_bytes: int
     ) -> None:
-        """An answer came. ``computed_ns``: queueing and computing there; the rest was the way."""
+        """An answer came. ``computed_ns``: queueing and computing there; the rest was the way. The first teaches
+        nothing: the bulk lane was dialled for it, and the model ran for the first time."""
+        if node not in self._throughput:
+            self._throughput[node] = Throughput()
+            return
         correction = self._correction.get(node, 1.0)
         before_ns = self._transfer_ns(node, size_bytes)
         self.transferred(node, size_bytes, max(took_ns - computed_ns - round_trip_ns, 1))

@@ -42,7 +42,7 @@ class Authors:
         self._kept: dict[bytes, Sealed] = {}
         self._genuine: dict[Entry, bool] = {}
         self._taken: dict[str, dict[tuple[EntryKey, int], int]] = {}
-        self._oldest: dict[EntryKey, bytes] = {}
+        self._oldest: dict[EntryKey, tuple[int, bytes]] = {}
         self._newest: dict[EntryKey, int] = {}
         self._forging: dict[int, bool] = {}
         self._repeating: dict[int, bool] = {}
@@ -76,7 +76,7 @@ class Authors:
             self._genuine[entry] = known
             if known:
                 key = (entry.author, entry.kind)
-                self._oldest.setdefault(key, encode_entry(entry))
+                self._oldest.setdefault(key, (entry.version, encode_entry(entry)))
                 self._newest[key] = max(entry.version, self._newest.get(key, 0))
         return known
 
@@ -107,7 +107,7 @@ class Authors:
         self._driver.push(self._driver.now + _LIE_INTERVAL_NS, self._forge, node)
 
     def repeat_old(self, node: SimNode, on: bool) -> None:
-        """While on, a node sends its neighbours the oldest genuine entries there ever were."""
+        """While on, a node sends its neighbours genuine entries that newer ones have superseded."""
         if on and not self._repeating.get(node.number):
             self._driver.push(self._driver.now, self._repeat, node)
         self._repeating[node.number] = on
@@ -115,8 +115,9 @@ class Authors:
     def _repeat(self, node: SimNode) -> None:
         if not self._repeating[node.number]:
             return
-        if self._oldest and node.running:
-            self._send(node, self._oldest[self._random.choice(list(self._oldest))])
+        superseded = [data for key, (version, data) in self._oldest.items() if version < self._newest[key]]
+        if superseded and node.running:
+            self._send(node, self._random.choice(superseded))
         self._driver.push(self._driver.now + _LIE_INTERVAL_NS, self._repeat, node)
 
     def _send(self, node: SimNode, data: bytes) -> None:

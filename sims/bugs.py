@@ -13,13 +13,17 @@ from msgspec.structs import replace
 from protocols.engine import Engine
 from protocols.events import Delivery
 from protocols.ids import NodeId, PeerIdentity
-from protocols.ledger import Ledger
+from protocols.ledger import BatchPlan, Ledger
 from protocols.limits import SECOND
 from protocols.membership import Neighbour, State
-from protocols.messages import InferAnswer, Interest, Reading
+from protocols.messages import Acknowledgement, Batch, GossipEntries, InferAnswer, Interest, Reading
 from protocols.queues import NEVER
 from sims.errors import ScenarioError
+from sims.relay import Relay
 from sims.schema import nearest
+
+Spoilt = Engine | Ledger | Relay
+"""What bugs can be planted into."""
 
 
 class Bug(NamedTuple):
@@ -28,7 +32,7 @@ class Bug(NamedTuple):
     check: str
     """Name of the check that has to catch it."""
     spoil: Callable[[Any], None]
-    of: type[Engine] | type[Ledger] = Engine
+    of: type[Spoilt] = Engine
     """What it spoils."""
 
 
@@ -36,8 +40,8 @@ BUGS: dict[str, Bug] = {}
 """By name."""
 
 
-def plant(part: Engine | Ledger, bugs: frozenset[str]) -> None:
-    """Spoil a fresh engine or ledger. The world calls it for every life of every node, before anything else happens.
+def plant(part: Spoilt, bugs: frozenset[str]) -> None:
+    """Spoil a fresh engine or ledger, for every life of every node, or the relay, before anything else happens to it.
 
     :raises ScenarioError: when a bug is not known.
     """
@@ -48,19 +52,11 @@ def plant(part: Engine | Ledger, bugs: frozenset[str]) -> None:
             BUGS[name].spoil(part)
 
 
-def _caught_by(check: str, of: type[Engine] | type[Ledger] = Engine) -> Callable[[Callable[[Any], None]], None]:
+def _caught_by(check: str, of: type[Spoilt] = Engine) -> Callable[[Callable[[Any], None]], None]:
     def keep(spoil: Callable[[Any], None]) -> None:
         BUGS[spoil.__name__.replace("_", "-")] = Bug(check, spoil, of)
 
     return keep
-
-
-def _inside(engine: Engine, *path: str) -> Any:
-    """A machine of the engine, or a part of one."""
-    part: Any = engine
-    for name in path:
-        part = getattr(part, f"_{name}")
-    return part
 
 
 def _instead(owner: object, method: str, make: Callable[[Any], Callable[..., Any]]) -> None:
@@ -72,11 +68,11 @@ def _instead(owner: object, method: str, make: Callable[[Any], Callable[..., Any
 @_caught_by("no_frame_from_unverified")
 def frames_before_hello(engine: Engine) -> None:
     """Whoever has a certificate is listened to at once."""
-    membership = _inside(engine, "membership")
+    membership = engine._membership
 
     def make(neighbour_of_pipe: Any) -> Callable[..., Any]:
         def early(pipe: int) -> Neighbour | None:
-            known = membership._pipes.get(pipe)  # noqa: SLF001
+            known = membership._pipes.get(pipe)
             if known is not None and not known.spoken and not known.closing:
                 return Neighbour(known.identity.node, known.identity.role, 0, 0)
             return neighbour_of_pipe(pipe)  # type: ignore[no-any-return]
@@ -94,7 +90,7 @@ def strangers_admitted(engine: Engine) -> None:
         del identity, now
         return None
 
-    _instead(_inside(engine, "membership"), "admit", lambda _: anybody)
+    _instead(engine._membership, "admit", lambda _: anybody)
 
 
 # --- life and death ------------------------------------------------------------------------------------------------
@@ -106,18 +102,18 @@ def nobody_dies(engine: Engine) -> None:
         assert neighbour.suspicion is not None
         neighbour.suspicion.restart(now, 60 * SECOND)
 
-    _instead(_inside(engine, "membership"), "_die", lambda _: spare)
+    _instead(engine._membership, "_die", lambda _: spare)
 
 
 @_caught_by("no_neighbour_older_than_lifetime")
 def hints_raise_the_dead(engine: Engine) -> None:
     """An advert counts as life."""
-    membership = _inside(engine, "membership")
+    membership = engine._membership
 
     def make(hint: Any) -> Callable[..., None]:
         def believed(name: str, node: NodeId | None, addresses: tuple[tuple[str, int], ...], now: int) -> None:
             hint(name, node, addresses, now)
-            neighbour = membership.neighbours.get(node)
+            neighbour = membership.neighbours.get(node) if node is not None else None
             if neighbour is not None and neighbour.state is State.DEAD:
                 neighbour.state, neighbour.last_heard_ns = State.ALIVE, now + 60 * SECOND
 
@@ -129,11 +125,11 @@ def hints_raise_the_dead(engine: Engine) -> None:
 @_caught_by("membership_converges")
 def the_dead_are_not_dialled(engine: Engine) -> None:
     """After a partition each side waits for the other."""
-    membership = _inside(engine, "membership")
+    membership = engine._membership
 
     def make(may_dial: Any) -> Callable[[NodeId | None], bool]:
         def unless_dead(node: NodeId | None) -> bool:
-            neighbour = membership.neighbours.get(node)
+            neighbour = membership.neighbours.get(node) if node is not None else None
             return bool(may_dial(node)) and (neighbour is None or neighbour.state is not State.DEAD)
 
         return unless_dead
@@ -144,7 +140,7 @@ def the_dead_are_not_dialled(engine: Engine) -> None:
 @_caught_by("membership_converges")
 def redial_is_forgotten(engine: Engine) -> None:
     """A dial that failed is the last one."""
-    contacts = _inside(engine, "membership", "contacts")
+    contacts = engine._membership._contacts
 
     def make(closed: Any) -> Callable[..., Any]:
         def for_ever(dial: int, refused: bool, now: int) -> Any:
@@ -163,12 +159,12 @@ def redial_is_forgotten(engine: Engine) -> None:
 @_caught_by("readings_in_order_once")
 def duplicates_taken(engine: Engine) -> None:
     """Nobody remembers what came before."""
-    readings = _inside(engine, "readings")
+    readings = engine._readings
 
     def make(accept: Any) -> Callable[..., list[Delivery]]:
         def forgetful(frame: tuple[Reading, ...], *rest: Any) -> list[Delivery]:
             for reading in frame:
-                stream = readings._streams.get((reading.origin, reading.key))  # noqa: SLF001
+                stream = readings._streams.get((reading.origin, reading.key))
                 if stream is not None:
                     stream.newest, stream.direct = -1, None
             return accept(frame, *rest)  # type: ignore[no-any-return]
@@ -181,7 +177,7 @@ def duplicates_taken(engine: Engine) -> None:
 @_caught_by("readings_in_order_once")
 def delivered_backwards(engine: Engine) -> None:
     """What came in one frame is handed over newest first."""
-    _instead(_inside(engine, "readings"), "accept", lambda accept: lambda *given: accept(*given)[::-1])
+    _instead(engine._readings, "accept", lambda accept: lambda *given: accept(*given)[::-1])
 
 
 @_caught_by("readings_flow")
@@ -203,7 +199,7 @@ def interest_told_once(engine: Engine) -> None:
 
         return and_remember
 
-    _instead(_inside(engine, "readings"), "interest_for", make)
+    _instead(engine._readings, "interest_for", make)
     _instead(engine, "_gone", remember)
 
 
@@ -224,7 +220,7 @@ def queues_unbounded(engine: Engine) -> None:
     def make(queues_of: Any) -> Callable[[NodeId], Any]:
         def endless(node: NodeId) -> Any:
             queues = queues_of(node)
-            queues.realtime._max_readings = queues.bulk._max_readings = NEVER  # noqa: SLF001
+            queues.realtime._max_readings = queues.bulk._max_readings = NEVER
             return queues
 
         return endless
@@ -236,9 +232,7 @@ def queues_unbounded(engine: Engine) -> None:
 @_caught_by("one_answer_per_request")
 def answered_twice(engine: Engine) -> None:
     """The caller hears of each end twice."""
-    _instead(
-        _inside(engine, "inference"), "events", lambda events: lambda: [e for event in events() for e in (event,) * 2]
-    )
+    _instead(engine._inference, "events", lambda events: lambda: [e for event in events() for e in (event,) * 2])
 
 
 @_caught_by("answer_is_right")
@@ -253,19 +247,19 @@ def answers_mixed_up(engine: Engine) -> None:
 
         return late
 
-    _instead(_inside(engine, "inference"), "computed", make)
+    _instead(engine._inference, "computed", make)
 
 
 @_caught_by("requests_end_by_deadline")
 def lost_on_failover(engine: Engine) -> None:
     """A request dies with the neighbour that had it, and nobody tells its caller."""
-    inference = _inside(engine, "inference")
+    inference = engine._inference
 
     def make(lose: Any) -> Callable[..., None]:
         def forget(request: Any, run: Any, report: Any, now: int) -> None:
             if report.outcome == "dead":
-                inference._end_run(request, run)  # noqa: SLF001
-                del inference._requests[request.number]  # noqa: SLF001
+                inference._end_run(request, run)
+                del inference._requests[request.number]
             else:
                 lose(request, run, report, now)
 
@@ -277,11 +271,11 @@ def lost_on_failover(engine: Engine) -> None:
 @_caught_by("requests_end_by_deadline")
 def deadlines_ignored(engine: Engine) -> None:
     """A request waits for its answer as long as it takes."""
-    inference = _inside(engine, "inference")
+    inference = engine._inference
 
     def make(handle_timer: Any) -> Callable[[int], None]:
         def patient(now: int) -> None:
-            for request in inference._requests.values():  # noqa: SLF001
+            for request in inference._requests.values():
                 if now >= request.deadline_ns:
                     request.deadline_ns = now + 3_600 * SECOND
             handle_timer(now)
@@ -295,49 +289,115 @@ def deadlines_ignored(engine: Engine) -> None:
 @_caught_by("gossip_forward_only")
 def entries_go_back(engine: Engine) -> None:
     """An older version replaces a newer one."""
-    _instead(_inside(engine, "gossip", "store"), "is_news", lambda _: lambda key, version, fingerprint: True)
-    _instead(_inside(engine, "gossip", "admission"), "is_refused", lambda _: lambda fingerprint, now: False)
+    _instead(engine._gossip._store, "is_news", lambda _: lambda key, version, fingerprint: True)
+    _instead(engine._gossip._admission, "is_refused", lambda _: lambda fingerprint, now: False)
 
 
 @_caught_by("gossip_author_only")
 def signatures_unchecked(engine: Engine) -> None:
     """Entries are believed."""
-    gossip = _inside(engine, "gossip")
-    seal = gossip._seal  # noqa: SLF001
+    gossip = engine._gossip
+    seal = gossip._seal
     if seal is not None:
-        gossip._seal = replace(seal, verify=lambda entry: seal.verify(entry) or True)  # noqa: SLF001
+        gossip._seal = replace(seal, verify=lambda entry: seal.verify(entry) or True)
 
 
 @_caught_by("newest_entry_everywhere")
 def entries_kept_to_oneself(engine: Engine) -> None:
     """Only what a node authors itself is told and given to others."""
-    gossip = _inside(engine, "gossip")
+    gossip = engine._gossip
 
     def make(messages: Any) -> Callable[[], list[Any]]:
         def first_hand() -> list[Any]:
-            return [(node, frame) for node, frame in messages() if gossip._own and _pushed(frame)]  # noqa: SLF001
+            return [(node, frame) for node, frame in messages() if gossip._own and isinstance(frame, GossipEntries)]
 
         return first_hand
 
     _instead(gossip, "messages", make)
 
 
-def _pushed(frame: object) -> bool:
-    return type(frame).__name__ == "GossipEntries"
-
-
 # --- records -------------------------------------------------------------------------------------------------------
 @_caught_by("record_in_one_state", Ledger)
-def evicted_without_a_word(ledger: Ledger) -> None:
-    """What had no place is not written down as evicted."""
-    lost: dict[str, int] = getattr(ledger, "_lost")  # noqa: B009
+def acknowledgements_counted_twice(ledger: Ledger) -> None:
+    """A record that the relay has taken counts as two."""
 
-    def make(evict: Any) -> Callable[[], None]:
-        def silent() -> None:
-            before = lost["evicted"]
-            evict()
-            lost["evicted"] = before
+    def make(acknowledged: Any) -> Callable[[BatchPlan, Acknowledgement], int]:
+        def twice(plan: BatchPlan, answer: Acknowledgement) -> int:
+            ended: int = acknowledged(plan, answer)
+            ledger._delivered += ended
+            return ended
 
-        return silent
+        return twice
 
-    _instead(ledger, "_evict", make)
+    _instead(ledger, "acknowledged", make)
+
+
+@_caught_by("record_in_one_state", Ledger)
+def fates_untold(ledger: Ledger) -> None:
+    """What ended on the way is counted at the node, and the relay never hears of it."""
+
+    def make(next_batch: Any) -> Callable[..., BatchPlan | None]:
+        def records_only(*given: Any) -> BatchPlan | None:
+            plan: BatchPlan | None = next_batch(*given)
+            return plan and BatchPlan(plan.sequences, (), plan.next_sequence)
+
+        return records_only
+
+    _instead(ledger, "next_batch", make)
+
+
+@_caught_by("record_in_one_state", Relay)
+def acknowledged_before_stored(relay: Relay) -> None:
+    """What is not on disk yet when the relay stops is gone, though its node was told that it has it."""
+    behind: list[Batch] = []
+
+    def make(take: Any) -> Callable[[Batch], Any]:
+        def answer_first(batch: Batch) -> Any:
+            while behind:
+                take(behind.pop())
+            if not batch.records:
+                return take(batch)
+            behind.append(batch)
+            return Acknowledgement(tuple(record.sequence for record in batch.records))
+
+        return answer_first
+
+    def forget(stop: Any) -> Callable[[], None]:
+        def and_lose() -> None:
+            behind.clear()
+            stop()
+
+        return and_lose
+
+    _instead(relay, "take", make)
+    _instead(relay, "stop", forget)
+
+
+@_caught_by("record_in_one_state", Relay)
+def stored_again(relay: Relay) -> None:
+    """Nobody looks whether the relay has a record already."""
+
+    def make(store: Any) -> Callable[..., bool]:
+        def blindly(node: str, record: Any) -> bool:
+            relay._origins[node].held.pop(record.sequence, None)
+            return bool(store(node, record))
+
+        return blindly
+
+    _instead(relay, "store", make)
+
+
+@_caught_by("records_arrive", Ledger)
+def given_up_for_good(ledger: Ledger) -> None:
+    """A batch that was not answered is the last one."""
+    given_up: list[bool] = []
+
+    def make(abandoned: Any) -> Callable[[], None]:
+        def and_give_up() -> None:
+            given_up.append(True)
+            abandoned()
+
+        return and_give_up
+
+    _instead(ledger, "abandoned", make)
+    _instead(ledger, "next_batch", lambda next_batch: lambda *given: None if given_up else next_batch(*given))

@@ -83,6 +83,15 @@ class World(Protocol):
     def stored(self, name: str) -> Sequence[int]:
         """Sequences of its records that the relay has on disk, each as often as it was stored."""
 
+    def records_complaints(self, name: str) -> Sequence[str]:
+        """What does not add up between its ledgers, the relay and what was told of its records, in words."""
+
+    def waiting_since_ns(self, name: str) -> int | None:
+        """When the oldest of its records that wait was made; None: none waits."""
+
+    def covered(self, name: str) -> bool:
+        """Whether its way to the relay is open now; the relay may be out all the same."""
+
     def readings_under_way(self) -> int:
         """Readings that wait in queues of running engines (both lanes) or are on pipes between running nodes, now."""
 

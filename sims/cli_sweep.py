@@ -46,22 +46,22 @@ _WIDE = 120
 )  # fmt: skip
 @click.option("--seeds", default="1", show_default=True, help="20 (1 to 20), 5..8, or 1,4,9.")
 @click.option(
-    "--out", required=True, type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for results and sweep.csv; the same call goes on where it was stopped.",
+    "--out", type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for results and sweep.csv; default: sweep-NAME here. The same call goes on where it was stopped.",
 )  # fmt: skip
 @click.option(
     "--jobs", type=click.IntRange(1, 1024), default=None, help="Runs at a time; default: as many as processors."
 )
 @click.option("--ray", metavar="ADDRESS", help="Run on a Ray cluster: its address, 'auto' or 'local'.")
 def sweep(
-    scenario: str, settings: tuple[str, ...], seeds: str, out: Path, jobs: int | None, ray: str | None
+    scenario: str, settings: tuple[str, ...], seeds: str, out: Path | None, jobs: int | None, ray: str | None
 ) -> None:  # fmt: skip
     """Run SCENARIO (a file or the name of one that ships) with every combination of settings and seeds."""
     console = Console(stderr=True)
     try:
         chosen = load(scenario)
         cells = cells_of(chosen, [parse_setting(text) for text in settings], parse_seeds(seeds))
-        made = Sweep(out, chosen, cells)
+        made = Sweep(out or Path(f"sweep-{chosen.name}"), chosen, cells)
         interrupted = _make(made, jobs or len(os.sched_getaffinity(0)), ray, console)
     except SimulationError as error:
         console.print(f"meshsim: {error}", markup=False, highlight=False, soft_wrap=True)

@@ -297,6 +297,10 @@ class SimDriver:
         self.tell()
         return self._digest.hexdigest()
 
+    def note(self, what: object) -> None:
+        """Take something that happened beside the engines into the digest."""
+        self._digest.update(_encode_note(what))
+
     def at(self, delay_ns: int, action: Callable[[], None]) -> None:
         """Do something later."""
         self.push(self.now + delay_ns, _call, action)

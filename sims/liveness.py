@@ -234,6 +234,38 @@ class NewestEntryEverywhere(_Settled):
 
 
 @register
+class RecordsArrive(_Settled):
+    """Records that were made before everything had to settle do not wait any more, at nodes that could reach the relay
+    all that time."""
+
+    name = "records_arrive"
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        groups = [group.name for group in world.scenario.groups if group.relay]
+        self._senders = _some([name for group in groups for name in world.scenario.members(group)])
+        self._cut_off: set[str] = set()
+
+    def sampled(self, now: int) -> None:
+        """See :class:`Check`."""
+        super().sampled(now)
+        if now >= self._from_ns:
+            self._cut_off.update(name for name in self._senders if not self.world.covered(name))
+
+    def finished(self, now: int, faults_end_ns: int) -> None:
+        """See :class:`Check`."""
+        world = self.world
+        if not self.settled(now, faults_end_ns):
+            return
+        for name in self._senders:
+            if name in self._cut_off or not world.running(name) or not self.undisturbed(name):
+                continue
+            since_ns = world.waiting_since_ns(name)
+            kept = since_ns is None or since_ns >= self._from_ns
+            self.judge(kept, "" if kept else f"a record of {name} waits since {(since_ns or 0) / 1e9:.3f} s")
+
+
+@register
 class Sometimes(Check):
     """Judges nothing: tells that what faults are there to provoke did happen in a batch of runs."""
 

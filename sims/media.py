@@ -34,14 +34,15 @@ _ETHERNET_BYTES: Final = 18
 class Media:
     """See the module. It is a :class:`sims.links.Medium`."""
 
-    def __init__(self, scenario: Scenario, places: Places, random: Random) -> None:
+    def __init__(self, scenario: Scenario, places: Places, random: Random, of_uplink: Random | None = None) -> None:
+        """``of_uplink``: chance of the cellular way; None: that of the rest."""
         self._places, self._draw = places, random.random
         self.radio = Radio(scenario.radio, places, random)
         self._was = (places.xs_m[:], places.ys_m[:], places.present[:])
         self._wires = _Wires(scenario, places)
         self._wired = bool(scenario.backbone)
         self._neighbours: dict[int, list[int]] = {}
-        self._cellular = _Cellular(scenario.cellular, places, random)
+        self._cellular = _Cellular(scenario.cellular, places, of_uplink or random)
         self._stride = len(places.xs_m) + 1
         self._cuts: dict[int, int] = {}
         self._losses: dict[int, float] = {}
@@ -137,6 +138,10 @@ class Media:
             return None
         arrival_ns = self._cellular.connect_ns(node, now_ns)
         return self._connected_ns(node, RELAY, arrival_ns, now_ns) if self._faulty else arrival_ns
+
+    def covered(self, node: int) -> bool:
+        """Whether the relay is within reach, as far as the way there goes."""
+        return self._cellular.covered(node) and not (self._faulty and self._stands_still(node, RELAY))
 
     # --- Overlay ---------------------------------------------------------------------------------------------------
     def cut(self, sender: int, receiver: int) -> None:

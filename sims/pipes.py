@@ -37,6 +37,10 @@ _NOTES = 1_024
 _SHARED_FRAMES = 4_096
 _SHARED_FRAME_BYTES = 4_096
 _READINGS_TAG = 6
+_ENTRIES_TAG = 14
+_SEALED_COST = 6
+"""How much more a frame with signed gossip entries costs than others. In the emulator 0.45 ms passed from putting an
+entry in to the first frame, and 0.5 ms from a frame's arrival to telling others of its entry."""
 
 
 class SharedDecoder:
@@ -107,7 +111,7 @@ class Pipes:
                     self._stand_still(pipe, frame)
                     self._flush_aside(pipe)
                     break
-                at_ns += pipe.cost_ns
+                at_ns += pipe.cost_ns if frame[1] != _ENTRIES_TAG else _SEALED_COST * pipe.cost_ns
                 if at_ns < pipe.last_ns:
                     at_ns = pipe.last_ns
                 else:
@@ -137,7 +141,8 @@ class Pipes:
         if at_ns is None:
             self._stand_still(pipe, frame)
             return
-        pipe.last_ns = at_ns = max(at_ns + pipe.cost_ns, pipe.last_ns)
+        cost_ns = pipe.cost_ns if frame is None or frame[1] != _ENTRIES_TAG else _SEALED_COST * pipe.cost_ns
+        pipe.last_ns = at_ns = max(at_ns + cost_ns, pipe.last_ns)
         pipe.under_way.append(frame)
         tick_ns = at_ns - at_ns % -TICK_NS
         if tick_ns not in self.batches:

@@ -16,8 +16,9 @@ Queues: datagrams and frames that would wait longer than 100 ms for their own se
 segment pass those of several, as ``fq_codel`` (the default of Linux under 802.11) lets flows with little to send pass;
 they wait for the one frame that is on the air. Messages of several segments wait for everything.
 
-What is known of a pair is kept until one of the two moves. Shadowing belongs to a pair, is the same both ways and changes with
-the ground that its ends cover: ``exp(-distance / decorrelation)`` of it stays (Gudmundson, 1991; TR 36.885).
+What is known of a pair is kept until one of the two moves. Shadowing belongs to a pair, is the same both ways and
+changes with the ground that its ends cover: ``exp(-distance / decorrelation)`` of it stays (Gudmundson, 1991; TR
+36.885).
 """
 
 import math

@@ -1,264 +1,257 @@
-"""Records on their way to the relay: a ledger at each node that sends any, its disk, its uplink, and the relay's store.
+"""Records of a simulation: which nodes make any, what becomes of each, and whether the account adds up.
 
-The ledger is the one of real nodes; what surrounds it (``meshnode.outbox``, ``meshnode.uplink``, the relay's store) is
-played: one batch at a time, an empty one to introduce a new ledger, back-off when no answer comes, refusal ``sequence``
-when the relay knows more of a node than its ledger. A disk keeps what was saved; a full one takes nothing, so that a
-record is not issued and what was acknowledged is sent again after a crash.
+Curator, ledger and messages are those of real nodes; :mod:`sims.outbox`, :mod:`sims.uplink` and :mod:`sims.relay` play
+what is around them. A node makes a record of its own readings, at most one of a key in ``curation.interval_s``.
 
-Left out: curation. Every node has a record a few times a second, each third one with a lifespan, and room for few.
+The account is kept apart from the ledgers, over all lives of a node: what was made, what its node was told to be
+delivered, what went with a lost disk. :meth:`Records.complaints` holds ledger, relay and account against one another.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Sequence
+from random import Random
 
 from protocols import limits
-from protocols.ids import UtcNs
-from protocols.ledger import BatchPlan, Counters, Entry, Ledger
-from protocols.messages import Acknowledgement, Fate, RefusedRecord
+from protocols.codec import encode_reading
+from protocols.curation import Curator, Rule
+from protocols.errors import StorageError
+from protocols.ids import MonotonicNs, UtcNs
+from protocols.ledger import Ledger
+from protocols.messages import Acknowledgement, Reading
 from sims import bugs
 from sims.driver import SimDriver
-from sims.links import Uplink
+from sims.histogram import Histogram
+from sims.links import Uplink as Way
 from sims.node import SimNode
+from sims.outbox import Disk, Outbox, Upload
+from sims.relay import Relay
+from sims.result import Recorder
+from sims.scenario import Scenario
+from sims.uplink import Uplink
 
-RECORD_INTERVAL_NS: Final = 250 * limits.MS
-MAX_RECORDS: Final = 16
-"""Four seconds without a relay, and the first are evicted."""
-_MAX_BYTES: Final = 16 * 1024
-_RECORD_BYTES: Final = 200
-_LIFESPAN_NS: Final = 2 * limits.SECOND
-_HEAD_BYTES: Final = 60
-_ANSWER_TIMEOUT_NS: Final = 5 * limits.SECOND
-_FIRST_RETRY_NS: Final = 500 * limits.MS
-_LONGEST_RETRY_NS: Final = 8 * limits.SECOND
-
-Content = tuple[str, int]
-"""(node, number of the record among all that it ever made): tells records of one sequence apart."""
+_STATES = ("delivered", "expired", "evicted", "refused")
+_LONG_NS = 10 * limits.SECOND
+"""A record that waited longer than an exchange may take was made while the relay was out of reach."""
 
 
-@dataclass(slots=True)
-class _Disk:
-    """What a node finds when it starts."""
+class _Host:
+    """A node over all its lives."""
 
-    counters: Counters | None = None
-    entries: list[Entry] = field(default_factory=list)
-    fates: list[Fate] = field(default_factory=list)
-    contents: dict[int, Content] = field(default_factory=dict)
+    __slots__ = ("curator", "disk", "disk_lost", "ended", "known", "ledger", "lost", "made", "outbox", "reaches",
+                 "rule", "told", "unwritten", "uplink")  # fmt: skip
 
-
-class _Relay:
-    """Takes each record once."""
-
-    def __init__(self) -> None:
-        self.up = True
-        self.stored: dict[str, list[int]] = {}
-        self._contents: dict[tuple[str, int], Content] = {}
-        self._next: dict[str, int] = {}
-
-    def take(self, node: str, next_sequence: int, records: dict[int, Content]) -> Acknowledgement | int:
-        """The acknowledgement, or the sequence at which the relay stands when the node stands before it."""
-        stands = self._next.get(node, 0)
-        if next_sequence < stands:
-            return stands
-        self._next[node] = next_sequence
-        stored, refused = [], []
-        for sequence, content in records.items():
-            held = self._contents.get((node, sequence))
-            if held is None:
-                self._contents[node, sequence] = held = content
-                self.stored.setdefault(node, []).append(sequence)
-            if held == content:
-                stored.append(sequence)
-            else:
-                refused.append(RefusedRecord(sequence, "conflict: another record has this sequence"))
-        return Acknowledgement(tuple(stored), tuple(refused))
-
-
-class _Sender:
-    """One life of a node, as far as its records go."""
-
-    __slots__ = ("busy", "contents", "failures", "ledger", "life", "node")
-
-    def __init__(self, node: SimNode, ledger: Ledger, contents: dict[int, Content]) -> None:
-        self.node, self.life, self.ledger, self.contents = node, node.lives, ledger, contents
-        self.busy = False
-        self.failures = 0
-
-    @property
-    def gone(self) -> bool:
-        return not self.node.running or self.node.lives != self.life
-
-    def utc_ns(self, now: int) -> UtcNs:
-        return UtcNs(self.node.local(now) + self.node.utc_less_mono_ns)
-
-
-class _Exchange:
-    """One batch and its answer."""
-
-    __slots__ = ("answer", "next_sequence", "over", "plan", "records", "sender")
-
-    def __init__(self, sender: _Sender, plan: BatchPlan | None) -> None:
-        self.sender, self.plan = sender, plan
-        self.next_sequence = (
-            sender.ledger.next_sequence if plan is not None else sender.ledger.counters().first_sequence
-        )
-        self.records = {sequence: sender.contents[sequence] for sequence in plan.sequences} if plan is not None else {}
-        self.answer: Acknowledgement | int | None = None
-        self.over = False
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.curator = Curator((rule,))
+        self.disk = Disk()
+        self.outbox: Outbox | None = None
+        self.uplink: Uplink | None = None
+        self.made = 0
+        self.unwritten = 0
+        """Readings that a full disk did not take: they never became records."""
+        self.told: dict[int, None] = {}
+        """Sequences that the relay acknowledged, as the node learned."""
+        self.ended = dict.fromkeys(_STATES, 0)
+        """By ledgers that went with their disks."""
+        self.disk_lost = 0
+        """Records that waited on a disk that was lost …"""
+        self.lost: dict[int, None] = {}
+        """… and sequences that such a disk held or knew the fate of, and the relay may have heard of."""
+        self.known = 0
+        """Records of it that the relay has."""
+        self.reaches: bool | None = None
 
 
 class Records:
     """Of all nodes that send any."""
 
-    def __init__(self, driver: SimDriver, uplink: Uplink, names: Iterable[str], planted: frozenset[str]) -> None:
-        """``names`` of the nodes that do. ``planted``: bugs, see :mod:`sims.bugs`."""
-        self._driver, self._uplink, self._planted = driver, uplink, planted
-        self._relay = _Relay()
-        self._disks = {name: _Disk() for name in names}
-        self._made = dict.fromkeys(self._disks, 0)
-        self._senders: dict[str, _Sender] = {}
-        self._full: set[str] = set()
-        self.unwritten = 0
-        """Records that were not even issued, because the disk was full."""
+    def __init__(
+        self, scenario: Scenario, driver: SimDriver, way: Way, recorder: Recorder, random: Random,
+        planted: frozenset[str],
+    ) -> None:  # fmt: skip
+        """``planted``: bugs, see :mod:`sims.bugs`."""
+        curation = scenario.curation
+        rule = Rule(
+            "all", "**", int(curation.interval_s * limits.SECOND), lifespan_ms=int(curation.lifespan_s * 1_000)
+        )  # fmt: skip
+        self._driver, self._way, self._recorder, self._random = driver, way, recorder, random
+        self._planted, self._max_records = planted, curation.max_records
+        self._hosts = {
+            name: _Host(rule) for group in scenario.groups if group.relay for name in scenario.members(group.name)
+        }
+        self._relay = Relay()
+        bugs.plant(self._relay, planted)
+        self._took = Histogram()
+        self._answered = self._unanswered = self._late = 0
 
-    def ledger(self, name: str) -> Ledger | None:
-        """Of the present or last life."""
-        sender = self._senders.get(name)
-        return None if sender is None else sender.ledger
+    def __contains__(self, name: str) -> bool:
+        """Whether a node makes records."""
+        return name in self._hosts
 
-    def stored(self, name: str) -> list[int]:
-        """Sequences at the relay, in the order they came."""
-        return self._relay.stored.get(name, [])
+    # --- at the node -----------------------------------------------------------------------------------------------
+    def begin(self, node: SimNode) -> None:
+        """A life begins with what is on its disk."""
+        host = self._hosts.get(node.name)
+        if host is None:
+            return
+        ledger = host.disk.read(self._max_records)
+        bugs.plant(ledger, self._planted)
+        host.curator = Curator((host.rule,))
+        host.outbox = Outbox(host.disk, ledger)
+        host.uplink = Uplink(self._driver, self._way, self._relay, self._random, node, host.outbox, self)
+        host.uplink.begin()
 
-    def statistics(self) -> dict[str, int]:
-        """Over all nodes: records issued, and how many are in each state, by the present ledgers."""
-        totals: dict[str, int] = {"unwritten": self.unwritten}
-        for sender in self._senders.values():
-            for state, count in sender.ledger.statistics().items():
-                totals[state] = totals.get(state, 0) + count
-        return {f"records_{state}": count for state, count in sorted(totals.items())}
+    def consider(self, node: SimNode, reading: Reading) -> None:
+        """A node, which makes records, published a reading."""
+        host, now = self._hosts[node.name], self._driver.now
+        if host.outbox is None or host.uplink is None:
+            return
+        local = node.local(now)
+        rule = host.curator.choose(reading, True, MonotonicNs(local))
+        if rule is None:
+            return
+        utc_ns = UtcNs(local + node.utc_less_mono_ns)
+        try:
+            sequence = host.outbox.put(
+                rule.name, encode_reading(reading), reading.priority, rule.lifespan_ms, utc_ns, now
+            )  # fmt: skip
+        except StorageError:
+            host.unwritten += 1
+            return
+        host.made += 1
+        self._driver.note((now, node.number, "record", sequence))
+        host.uplink.wake()
 
     # --- lives and faults ------------------------------------------------------------------------------------------
-    def begin(self, node: SimNode) -> None:
-        """A life begins with what is on the disk."""
-        disk = self._disks.get(node.name)
-        if disk is None:
-            return
-        ledger = Ledger(MAX_RECORDS, _MAX_BYTES, disk.counters, disk.entries, disk.fates)
-        bugs.plant(ledger, self._planted)
-        sender = self._senders[node.name] = _Sender(node, ledger, dict(disk.contents))
-        now = self._driver.now
-        self._driver.when_awake(node, now + RECORD_INTERVAL_NS, self._record, sender)
-        self._driver.when_awake(node, now, self._step, sender)
-
     def lose_disk(self, name: str) -> None:
         """The next life begins with nothing."""
-        if name in self._disks:
-            self._disks[name] = _Disk()
+        host = self._hosts.get(name)
+        if host is None or host.outbox is None:
+            return
+        ledger = host.outbox.ledger
+        statistics = ledger.statistics()
+        for state in _STATES:
+            host.ended[state] += statistics[state]
+        host.disk_lost += statistics["pending"]
+        if host.outbox.introduced:
+            host.lost.update(dict.fromkeys(entry.sequence for entry in ledger.entries()))
+            for fate in ledger.fates():
+                host.lost.update(dict.fromkeys(range(fate.first, fate.last + 1)))
+        was_full, host.disk = host.disk.full, Disk()
+        host.disk.full = was_full
 
     def full_disk(self, name: str, full: bool) -> None:
         """Whether nothing can be written."""
-        if full:
-            self._full.add(name)
-        else:
-            self._full.discard(name)
+        if name in self._hosts:
+            self._hosts[name].disk.full = full
 
     def relay(self, up: bool) -> None:
         """Whether the relay answers. What it stored it keeps."""
-        self._relay.up = up
-
-    # --- at the node -----------------------------------------------------------------------------------------------
-    def _record(self, sender: _Sender) -> None:
-        if sender.gone:
-            return
-        now, name = self._driver.now, str(sender.node.name)
-        if name in self._full:
-            self.unwritten += 1
+        if up:
+            self._relay.start()
         else:
-            number = self._made[name] = self._made[name] + 1
-            utc_ns = sender.utc_ns(now)
-            expires_utc_ns = utc_ns + _LIFESPAN_NS if number % 3 == 0 else 0
-            sequence = sender.ledger.issue(_RECORD_BYTES, number % 8, expires_utc_ns, utc_ns)
-            sender.contents[sequence] = (name, number)
-            self._save(sender)
-            if not sender.busy:
-                self._step(sender)
-        self._driver.when_awake(sender.node, now + RECORD_INTERVAL_NS, self._record, sender)
+            self._relay.stop()
 
-    def _save(self, sender: _Sender) -> None:
-        name, ledger = str(sender.node.name), sender.ledger
-        if name in self._full:
-            return
-        ledger.changes_saved()
-        entries = ledger.entries()
-        sender.contents = {entry.sequence: sender.contents[entry.sequence] for entry in entries}
-        self._disks[name] = _Disk(ledger.counters(), entries, ledger.fates(), dict(sender.contents))
+    # --- what uplinks tell -----------------------------------------------------------------------------------------
+    def taken(self, node: SimNode) -> None:
+        """See :class:`sims.uplink.Watch`."""
+        host, now = self._hosts[node.name], self._driver.now
+        stored = self._relay.stored(node.name)
+        for sequence in stored[host.known :]:
+            row = host.disk.rows.get(sequence)
+            self._driver.note((now, node.number, "stored", sequence))
+            if row is not None:
+                self._took.add(now - row.made_ns)
+                self._late += now - row.made_ns > _LONG_NS
+        host.known = len(stored)
 
-    def _step(self, sender: _Sender) -> None:
-        """Send the next batch, if there is one."""
-        if sender.gone or sender.busy:
-            return
-        now, ledger = self._driver.now, sender.ledger
-        plan = None
-        if ledger.counters().introduced:
-            ledger.expire(sender.utc_ns(now))
-            plan = ledger.next_batch(sender.utc_ns(now))
-            if plan is None:
-                self._save(sender)
-                return
-        sender.busy = True
-        exchange = _Exchange(sender, plan)
-        self._driver.when_awake(sender.node, now + _ANSWER_TIMEOUT_NS, self._give_up, exchange)
-        size_bytes = _HEAD_BYTES + len(exchange.records) * _RECORD_BYTES
-        there_ns = self._uplink.uplink_ns(sender.node.number, size_bytes, now)
-        if there_ns is not None:
-            self._driver.push(there_ns, self._at_relay, exchange)
+    def acknowledged(self, node: SimNode, upload: Upload, answer: Acknowledgement) -> None:
+        """See :class:`sims.uplink.Watch`."""
+        sent = frozenset(upload.plan.sequences)
+        self._hosts[node.name].told.update(dict.fromkeys(s for s in answer.stored if s in sent))
 
-    def _give_up(self, exchange: _Exchange) -> None:
-        if not exchange.over:
-            exchange.over = True
-            exchange.sender.ledger.abandoned()
-            self._pause(exchange.sender)
+    def renumbered(self, node: SimNode, first_sequence: int) -> None:
+        """See :class:`sims.uplink.Watch`."""
+        host = self._hosts[node.name]
+        host.lost = {sequence: None for sequence in host.lost if sequence < first_sequence}
 
-    def _pause(self, sender: _Sender) -> None:
-        pause_ns = min(_FIRST_RETRY_NS << min(sender.failures, 8), _LONGEST_RETRY_NS)
-        sender.failures += 1
-        self._save(sender)
-        self._driver.when_awake(sender.node, self._driver.now + pause_ns, self._again, sender)
+    def reached(self, node: SimNode, answers: bool) -> None:
+        """See :class:`sims.uplink.Watch`."""
+        host = self._hosts[node.name]
+        self._answered += answers
+        self._unanswered += not answers
+        if answers != host.reaches:
+            if host.reaches is not None or not answers:
+                waiting = 0 if host.outbox is None else host.outbox.ledger.pending
+                what = "relay reached" if answers else "relay out of reach"
+                self._recorder.occurred(what, self._driver.now, node.name, "", f"{waiting} records wait")
+            host.reaches = answers
 
-    def _again(self, sender: _Sender) -> None:
-        sender.busy = False
-        self._step(sender)
+    # --- what is asked of it ---------------------------------------------------------------------------------------
+    def ledger(self, name: str) -> Ledger | None:
+        """Of the present or last life; None: the node makes no records, or did not live yet."""
+        host = self._hosts.get(name)
+        return None if host is None or host.outbox is None else host.outbox.ledger
 
-    def _answered(self, exchange: _Exchange) -> None:
-        sender, answer = exchange.sender, exchange.answer
-        if exchange.over or sender.gone:
-            return
-        exchange.over = True
-        ledger = sender.ledger
-        if isinstance(answer, Acknowledgement):
-            if exchange.plan is None:
-                ledger.introduce()
-            else:
-                ledger.acknowledged(exchange.plan, answer)
-        else:
-            ledger.abandoned()
-            before = ledger.counters().first_sequence
-            if exchange.plan is not None or answer is None or not ledger.renumber(answer):
-                self._pause(sender)
-                return
-            shift = ledger.counters().first_sequence - before
-            sender.contents = {sequence + shift: content for sequence, content in sender.contents.items()}
-        sender.failures = 0
-        self._save(sender)
-        self._again(sender)
+    def stored(self, name: str) -> Sequence[int]:
+        """Sequences at the relay, each as often as it was stored, in the order they came."""
+        return self._relay.stored(name)
 
-    # --- at the relay ----------------------------------------------------------------------------------------------
-    def _at_relay(self, exchange: _Exchange) -> None:
-        if not self._relay.up:
-            return
-        node = exchange.sender.node
-        exchange.answer = self._relay.take(str(node.name), exchange.next_sequence, exchange.records)
-        back_ns = self._uplink.uplink_ns(node.number, _HEAD_BYTES, self._driver.now, upward=False)
-        if back_ns is not None:
-            self._driver.when_awake(node, back_ns, self._answered, exchange)
+    def waiting_since_ns(self, name: str) -> int | None:
+        """When the oldest record that waits was made; None: none waits."""
+        host = self._hosts.get(name)
+        if host is None or host.outbox is None:
+            return None
+        rows = host.disk.rows
+        made = (rows[entry.sequence].made_ns for entry in host.outbox.ledger.entries() if entry.sequence in rows)
+        return min(made, default=None)
+
+    def complaints(self, name: str) -> list[str]:
+        """What does not add up for a node, in words."""
+        host = self._hosts[name]
+        found = []
+        if host.outbox is not None:
+            statistics = host.outbox.ledger.statistics()
+            accounted = statistics["pending"] + host.disk_lost
+            accounted += sum(statistics[state] + host.ended[state] for state in _STATES)
+            if accounted != host.made:
+                found.append(f"of {host.made} records of {name} {accounted} are accounted for: {statistics}")
+        stored = frozenset(self._relay.stored(name))
+        missing = [sequence for sequence in host.told if sequence not in stored]
+        if missing:
+            found.append(f"the relay lacks {len(missing)} records of {name} that it acknowledged, first {missing[0]}")
+        holes = [sequence for sequence in self._relay.holes(name) if sequence not in host.lost]
+        if holes:
+            found.append(f"nobody knows what became of {len(holes)} records of {name}, first {holes[0]}")
+        contents = self._relay.contents(name).values()
+        copies = len(contents) - len(dict.fromkeys(contents))
+        if copies or self._relay.conflicts(name):
+            found.append(
+                f"the relay has {copies} records of {name} under two sequences, and {self._relay.conflicts(name)} came "
+                "with the sequence of another"
+            )
+        return found
+
+    def counters(self) -> dict[str, int]:
+        """Over all nodes and lives; empty when nobody makes records."""
+        if not self._hosts:
+            return {}
+        totals = dict.fromkeys(("made", "waiting", "lost_with_disk", "not_written", "at_relay", *_STATES), 0)
+        for name, host in self._hosts.items():
+            totals["made"] += host.made
+            totals["lost_with_disk"] += host.disk_lost
+            totals["not_written"] += host.unwritten
+            totals["at_relay"] += len(self._relay.stored(name))
+            for state in _STATES:
+                totals[state] += host.ended[state]
+            if host.outbox is not None:
+                statistics = host.outbox.ledger.statistics()
+                totals["waiting"] += statistics["pending"]
+                for state in _STATES:
+                    totals[state] += statistics[state]
+        totals |= {"late": self._late, "exchanges": self._answered, "exchanges_failed": self._unanswered}
+        return {f"records_{what}": count for what, count in sorted(totals.items())}
+
+    def figures(self) -> dict[str, float]:
+        """How long records took from their making until the relay had them on disk."""
+        quantiles = self._took.spread("s").quantiles
+        return {f"record_took_{name}_s": value for name, value in quantiles.items()}

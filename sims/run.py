@@ -109,7 +109,7 @@ class Run:
             counters.update(node.engine.statistics())
             for (_, _, reason), count in node.engine.drops.items():
                 drops[reason] += count
-        counters.update(world.records.statistics())
+        counters.update(world.records.counters())
         result.counters.update(sorted(counters.items()))
         result.drops = dict(sorted(drops.items()))
         result.figures.update({
@@ -118,6 +118,7 @@ class Run:
             "factor": result.virtual_s / self._wall_s if self._wall_s else 0.0,
             "wall_us_per_frame": 1e6 * self._wall_s / driver.pipes.frames if driver.pipes.frames else 0.0,
             "readings_lost": float(world.readings_lost()),
+            **world.records.figures(),
         })  # fmt: skip
         return result
 

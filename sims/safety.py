@@ -356,3 +356,5 @@ class RecordInOneState(Check):
             self.judge(kept, "" if kept else (
                 f"{name} counts {delivered} records as delivered, the relay has {len(stored)}, {distinct} distinct"
             ))  # fmt: skip
+            for complaint in self.world.records_complaints(name):
+                self.judge(False, complaint)

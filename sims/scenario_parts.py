@@ -169,6 +169,17 @@ class Group(Part, frozen=True):
     """Whether these nodes send records to the relay."""
 
 
+class Curation(Part, frozen=True):
+    """What nodes of groups with ``relay`` keep for the relay: readings of their own."""
+
+    interval_s: Annotated[float, Meta(ge=0, le=86_400)] = 1.0
+    """Between two records of one key; 0: every reading."""
+    lifespan_s: Annotated[float, Meta(ge=0.001, le=86_400)] = 86_400.0
+    """What is not delivered by then expires."""
+    max_records: Annotated[int, Meta(ge=1, le=1_000_000)] = 100_000
+    """That wait at one node; beyond, the least urgent and then the oldest is evicted."""
+
+
 class Traffic(Part, frozen=True):
     """Readings that each node of a group publishes as ``<vehicle or rsu>/<node>/<topic>``."""
 
@@ -266,6 +277,7 @@ class Scenario(Part, frozen=True):
     radio: Radio = Radio()
     cellular: Cellular = Cellular()
     backbone: tuple[Backbone, ...] = ()
+    curation: Curation = Curation()
     traffic: tuple[Traffic, ...] = ()
     inference: tuple[Inference, ...] = ()
     gossip: tuple[Spread, ...] = ()

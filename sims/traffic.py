@@ -10,7 +10,7 @@ from random import Random
 from protocols import limits
 from protocols.codec import tensor_of
 from protocols.errors import BoundExceeded, ModelUnknown
-from protocols.messages import NamedTensor, Position, Provenance
+from protocols.messages import EventTime, NamedTensor, Position, Provenance, Reading
 from sims.authors import LIFETIME_S, SPREAD_KIND
 from sims.geodesy import Plane
 from sims.node import SimNode
@@ -103,6 +103,12 @@ class Activity:
             traffic.hops,
         )  # fmt: skip
         world.note_published(node, source.key, put, now)
+        if node.name in world.records:
+            when = EventTime(node.local(now) + node.utc_less_mono_ns, limits.MS)
+            world.records.consider(node, Reading(
+                source.key, node.name, put.sequence, source.value, self._position(node), when, _HOW, traffic.priority,
+                traffic.lifespan_ms, traffic.hops,
+            ))  # fmt: skip
         if self.on_published is not None:
             self.on_published(node, source.key, put.sequence)
 

@@ -40,6 +40,9 @@ from sims.scenario import Fault, Group, Scenario
 
 PLACES_INTERVAL_NS = 200 * limits.MS
 """How often everybody moves: seven metres on a motorway."""
+MOST_ADDRESSES = 200
+"""In a larger mesh nodes don't spread their addresses, only what the scenario puts in spreads: a thousand addresses at
+a thousand nodes are a million entries, all in the first seconds, and would drown what the scenario is about."""
 _GOOD_SHARE = 0.9
 _GOSSIP = gossip.Settings(checks_at_once=limits.MAX_ENTRIES_PER_FRAME)
 """A signature costs nothing here: a real node checks one, lets readings pass, and goes on a millisecond later."""
@@ -65,7 +68,7 @@ class World:
         self.names: Sequence[str] = scenario.names
         self.mesh: MeshName = MESH
         self.places = places(scenario, Random(f"{seed}/places"))
-        self.media = Media(scenario, self.places, Random(f"{seed}/links"))
+        self.media = Media(scenario, self.places, Random(f"{seed}/links"), Random(f"{seed}/uplink"))
         self.driver = SimDriver(seed, links=self.media, observer=self, adjust=self._adjust)
         self.discovery = Discovery(self.driver, self.media, Random(f"{seed}/discovery"))
         self.authors = Authors(self.driver, Random(f"{seed}/gossip"))
@@ -81,9 +84,8 @@ class World:
         self._lossy: set[tuple[int, int]] = set()
         self._clogged: set[tuple[int, int]] = set()
         self._slowed: dict[int, float] = {}
-        senders = [name for group in scenario.groups if group.relay for name in scenario.members(group.name)]
         self._full: set[int] = set()
-        self.records = Records(self.driver, self.media, senders, planted)
+        self.records = Records(scenario, self.driver, self.media, recorder, Random(f"{seed}/records"), planted)
         self._lost_with_nodes = 0
         self._disks: dict[int, tuple[int, list[Stored]]] = {}
         """Of crashed nodes: when their entries were written, and these."""
@@ -173,7 +175,8 @@ class World:
             worker.begin()
         self.discovery.begin(node)
         self.records.begin(node)
-        self.authors.say_address(node)
+        if len(self.names) <= MOST_ADDRESSES:
+            self.authors.say_address(node)
 
     def delivered(self, deliveries: Sequence[Arrival]) -> None:
         """See :class:`sims.driver.Observer`. Hot."""
@@ -319,6 +322,18 @@ class World:
     def stored(self, name: str) -> Sequence[int]:
         """See :class:`sims.checks.World`."""
         return self.records.stored(name)
+
+    def records_complaints(self, name: str) -> Sequence[str]:
+        """See :class:`sims.checks.World`."""
+        return self.records.complaints(name)
+
+    def waiting_since_ns(self, name: str) -> int | None:
+        """See :class:`sims.checks.World`."""
+        return self.records.waiting_since_ns(name)
+
+    def covered(self, name: str) -> bool:
+        """See :class:`sims.checks.World`."""
+        return self.media.covered(self._nodes[name].number)
 
     def readings_under_way(self) -> int:
         """See :class:`sims.checks.World`."""

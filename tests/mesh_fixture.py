@@ -236,7 +236,8 @@ class Member:
 
 # --- the program of that process -------------------------------------------------------------------------------------
 def _say(kind: str, **fields: Any) -> None:
-    print(json.dumps({"at": time.time(), "kind": kind, **fields}, default=str), flush=True)
+    line = json.dumps({"at": time.time(), "kind": kind, **fields}, default=str)
+    print(line + "\n", end="", flush=True)  # in one piece: events come on several threads
 
 
 def _happened(event: Event) -> None:

@@ -17,7 +17,7 @@ from sims.errors import ScenarioError
 from sims.recorder import Recording
 from sims.result import Result
 from sims.run import simulate
-from sims.scenario import Checks, Fault, Fixed, Group, Inference, Radio, Scenario, Spread, Traffic
+from sims.scenario import Cellular, Checks, Curation, Fault, Fixed, Group, Inference, Radio, Scenario, Spread, Traffic
 
 QUIET = Scenario(
     "quiet", "For tests.", 20.0,
@@ -35,6 +35,13 @@ BACKLOG = Traffic("rsu", "signal", rate_hz=200.0, lifespan_ms=20_000)
 LONG_CUT = Fault("partition", 4.0, 6.0, ("car-0", "car-1"))
 OF_RSU = Fault("partition", 5.0, 3.0, ("rsu-0",))
 LIES = Fault("false-adverts", 4.0, 6.0, ("car-0",))
+RECORDING = replace(
+    QUIET,
+    groups=tuple(replace(group, relay=True) for group in QUIET.groups),
+    cellular=Cellular(latency_ms=300), curation=Curation(interval_s=0, max_records=6),
+    faults=(Fault("relay-outage", 4.0, 6.0),),
+)  # fmt: skip
+"""Each reading of a car becomes a record, and the uplink is always busy."""
 PROVOKED: dict[str, Scenario] = {
     "frames-before-hello": replace(QUIET, faults=(LIES,)),
     "strangers-admitted": replace(QUIET, faults=(LIES,)),
@@ -63,14 +70,16 @@ PROVOKED: dict[str, Scenario] = {
     "deadlines-ignored": replace(
         QUIET, inference=(Inference("car", rate_hz=2.0, compute_ms=20.0, offered_by=("rsu",)),), faults=(OF_RSU,)
     ),
-    "entries-go-back": replace(QUIET, faults=(Fault("stale-gossip", 6.0, 4.0, ("car-3",)),)),
+    "entries-go-back": replace(QUIET, faults=(Fault("stale-gossip", 6.0, 5.0, ("car-1", "car-2", "car-3")),)),
     "signatures-unchecked": replace(QUIET, faults=(Fault("forged-gossip", 6.0, 4.0, ("car-3",)),)),
     "entries-kept-to-oneself": replace(QUIET, faults=(LONG_CUT,)),
-    "evicted-without-a-word": replace(
-        QUIET,
-        groups=tuple(replace(group, relay=True) for group in QUIET.groups),
-        faults=(Fault("relay-outage", 4.0, 6.0),),
+    "acknowledgements-counted-twice": replace(
+        QUIET, groups=tuple(replace(group, relay=True) for group in QUIET.groups)
     ),
+    "fates-untold": RECORDING,
+    "acknowledged-before-stored": RECORDING,
+    "stored-again": replace(RECORDING, faults=(Fault("crash", 6.3, 2.0, ("car",)),)),
+    "given-up-for-good": RECORDING,
 }  # fmt: skip
 """What brings each bug to light."""
 
@@ -124,6 +133,10 @@ class Nobody:
     def stored(self, name: str) -> tuple[int, ...]:
         assert name == "car-0"
         return self._stored
+
+    def records_complaints(self, name: str) -> tuple[str, ...]:
+        assert name == "car-0"
+        return ()
 
 
 def delivered(number: int) -> Ledger:

@@ -24,6 +24,7 @@ from cloud_relay.config import load_config
 from meshnode.cli.main import commands as meshnode_commands
 from meshnode.config import load
 from meshnode.identity import create_mesh, issue
+from meshnode.trial import load_plan
 from protocols.errors import ConfigError
 from sims.cli import main as meshsim
 from sims.scenario import loads
@@ -197,6 +198,10 @@ def test_configuration_of_the_documentation_loads(place: str, text: str, tmp_pat
         assert loads(text).duration_s == table["duration_s"]
         return
     config = tmp_path / "example.toml"
+    if "publish" in table:
+        config.write_text(text, "utf-8")
+        assert load_plan(config).publish
+        return
     if "id" in table.get("relay", {}) and "address" not in table["relay"]:
         config.write_text(text, "utf-8")
         assert load_config(config).node == table["relay"]["id"]

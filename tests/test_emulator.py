@@ -34,10 +34,11 @@ POSSIBLE = sys.platform == "linux" and os.geteuid() == 0 and TUN.exists()
 as_root = pytest.mark.skipif(not POSSIBLE, reason="the emulator needs Linux, root and /dev/net/tun")
 
 THREE = Scenario(
-    "three", "three nodes, one of which crashes", 8.0,
-    (Group("car", 3, Fixed(((0.0, 0.0), (20.0, 0.0), (40.0, 0.0)))),),
+    "three", "three nodes, one of which crashes", 7.0,
+    (Group("car", 3, Fixed(((0.0, 0.0), (20.0, 0.0), (40.0, 0.0))), relay=True),),
     radio=Radio(bit_rate_mbps=100.0), traffic=(Traffic("car"),), gossip=(Spread(2.5, "car-0"),),
-    faults=(Fault("crash", 3.0, 1.5, ("car-2",)), Fault("partition", 6.0, 0.4, ("car-0",), ("car-1",))),
+    faults=(Fault("crash", 3.0, 1.5, ("car-2",)), Fault("partition", 5.4, 0.4, ("car-0",), ("car-1",)),
+            Fault("relay-outage", 4.0, 1.5)),
 )  # fmt: skip
 
 
@@ -362,6 +363,14 @@ def test_emulation_entry_of_the_scenario_is_spread(emulated: tuple[Result, Path]
     assert entries[0].holders == 3
     assert entries[0].t50_s is not None
     assert 0.002 < entries[0].t50_s < 1.0
+
+
+def test_emulation_records_reach_the_relay_and_are_accounted_for(emulated: tuple[Result, Path]) -> None:
+    """The real relay, behind the cellular model, away for a while: its own audit has to add up."""
+    result, _ = emulated
+    assert result.sometimes["relay-outage"] == 1
+    assert result.checks["records_accounted_for"].passed == 3
+    assert result.figures["records_stored"] >= 12  # three cars, once a second, less what was lost by being down
 
 
 def test_emulation_reports_its_lateness_and_processor_time(emulated: tuple[Result, Path]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from sims.cli import main as meshsim
-from sims.recorder import Recording
+from sims.recorder import SECOND_NS, Recording
 from sims.report.render import render
 from sims.result import Happening, Result
 from sims.saved import encode, save
@@ -60,6 +60,30 @@ def text_of(browser: Browser, selector: str) -> str:
 def test_report_of_200_nodes_and_ten_minutes_is_below_three_megabytes(large_report: Path) -> None:
     """It goes by mail and into the artefacts of every CI run."""
     assert 100_000 < large_report.stat().st_size < MAX_REPORT_BYTES
+
+
+def test_report_of_a_recording_at_all_its_bounds_is_below_three_megabytes() -> None:
+    """However bad a run was, its report can be sent to somebody who knows."""
+    scenario = city(200, 600)
+    names, recording = scenario.names, Recording(scenario)
+    for second in range(600):
+        for number, name in enumerate(names):
+            recording.placed(second * SECOND_NS, name, 13.7 * second % 5000, 7.1 * number)
+    for number in range(1_100 * 60):
+        detail = f"{number} " * 60
+        recording.occurred(f"kind-{number % 60}", number * 9_000_000, names[number % 200], "car-1", detail)
+    for number in range(60_000):
+        origin, sent_ns = names[number % 200], number * 10_000_000
+        recording.published(sent_ns, origin, "a/long/key/of/a/reading", number)
+        for step in range(20):
+            at_ns = sent_ns + step * 1_234_567
+            recording.delivered(at_ns, names[step * 7 % 200], origin, "a/long/key/of/a/reading", number, sent_ns)
+    result = recording.result("simulator", 1, 600.0, 30.0)
+    assert len(result.happenings) == 60_000
+    assert sum(len(message.arrivals) for message in result.messages) > 15_000
+    page = render(result)
+    assert 1_000_000 < len(page.encode()) < MAX_REPORT_BYTES
+    assert "of 60000; all are in happenings.csv" in page
 
 
 def test_report_names_no_address_but_that_of_svg(large: Result) -> None:

@@ -17,6 +17,7 @@ from sims.faults import plan
 from sims.run import simulate
 from sims.scenario import load as load_scenario
 
+pytestmark = pytest.mark.timeout(300)  # half a minute on two idle cores
 SEEDS = 200
 WORKERS = 2
 TAKES_NOTES = {"sometimes"}

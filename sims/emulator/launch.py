@@ -29,9 +29,8 @@ def _launch(parent: int, namespace: int, urgency: int, command: list[str]) -> No
         if library.setns(namespace, _CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "the network namespace can't be entered")
         os.close(namespace)
-    if urgency:
-        with contextlib.suppress(OSError):  # the report says how late the wire was
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(urgency))
+    with contextlib.suppress(OSError):  # the report says how late the wire was
+        os.sched_setscheduler(0, os.SCHED_RR if urgency else os.SCHED_OTHER, os.sched_param(urgency))
     os.execv(command[0], command)  # noqa: S606 - its arguments are the harness's own
 
 

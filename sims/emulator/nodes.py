@@ -26,6 +26,9 @@ from sims.scenario import Group, Scenario
 NODE_URGENCY, HARNESS_URGENCY, WIRE_URGENCY = 1, 2, 3
 """Priorities among what runs before all else on this host; see :mod:`sims.emulator.launch`."""
 MESH = "emulation"
+MESH_RELAY = "relay-1"
+"""Name of the relay in its certificate."""
+RELAY_PORT = 7_450
 INBOX_PORT = 7_000
 _LAUNCH = Path(__file__).with_name("launch.py")
 _HOLD_S = 60.0
@@ -60,6 +63,29 @@ def launch(
             os.close(log)
 
 
+def last_words(log: Path) -> str:
+    """The end of a log."""
+    try:
+        return log.read_text(errors="replace")[-_SHOWN_CHARS:].strip()
+    except OSError:
+        return ""
+
+
+def end_process(process: "subprocess.Popen[bytes]", patience_s: float) -> bool:
+    """Wait for a process that was told to end, then kill it; returns whether that was needed."""
+    stuck = False
+    try:
+        process.wait(max(0.0, patience_s))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        stuck = True
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+    return stuck
+
+
 class RealNode:
     """One node and its lives."""
 
@@ -82,10 +108,7 @@ class RealNode:
 
     def last_words(self) -> str:
         """The end of what it wrote to standard error."""
-        try:
-            return self.errors.read_text(errors="replace")[-_SHOWN_CHARS:].strip()
-        except OSError:
-            return ""
+        return last_words(self.errors)
 
     def hold(self) -> None:
         """Start its next life, up to where it waits."""
@@ -108,9 +131,7 @@ class RealNode:
         """As a power failure: no goodbye."""
         self.wanted = False
         if self.running is not None:
-            self.running.kill()
-            self.running.wait()
-            _close_pipes(self.running)
+            end_process(self.running, 0.0)
             self.running = None
 
     def lose_disk(self) -> None:
@@ -136,7 +157,8 @@ class RealNode:
 
 
 def prepare(scenario: Scenario, folder: Path, networks: Sequence[Network]) -> list[RealNode]:
-    """Write everything that the nodes need below ``folder``; certificates are valid for a day.
+    """Write everything that the nodes need below ``folder``; certificates are valid for a day. A network more than
+    nodes is that of the relay, whose certificate is made too.
 
     :raises EmulatorError: certificates can't be made.
     """
@@ -147,18 +169,23 @@ def prepare(scenario: Scenario, folder: Path, networks: Sequence[Network]) -> li
     groups = [group for group in scenario.groups for _ in range(group.count)]
     for number, (name, group) in enumerate(zip(scenario.names, groups, strict=True)):
         node = RealNode(name, number, group, networks[number], folder / name)
-        command = [*program("meshnode"), "mesh", "issue", "--role", group.role, "--id", name, "--days", "1", "--out",
-                   str(node.folder), str(authority)]  # fmt: skip
-        issuing.append(_run(command))
+        issuing.append(_run(_issue(group.role, name, node.folder, authority)))
         nodes.append(node)
         if len(issuing) >= (os.cpu_count() or 1):
             _finish(issuing.pop(0))
+    if len(networks) > len(nodes):
+        issuing.append(_run(_issue("relay", MESH_RELAY, folder / MESH_RELAY, authority)))
     for process in issuing:
         _finish(process)
     for node in nodes:
         (node.folder / "node.toml").write_text(_config(scenario, node))
         (node.folder / "plan.toml").write_text(_plan(scenario, node))
     return nodes
+
+
+def _issue(role: str, name: str, folder: Path, authority: Path) -> list[str]:
+    command = [*program("meshnode"), "mesh", "issue", "--role", role, "--id", name, "--days", "1"]
+    return [*command, "--out", str(folder), str(authority)]
 
 
 def _run(command: list[str]) -> "subprocess.Popen[bytes]":
@@ -206,25 +233,11 @@ def end_all(nodes: Sequence[RealNode], patience_s: float = _LEAVE_S) -> list[str
     for process in processes.values():
         process.terminate()
     deadline_s = time.monotonic() + patience_s
-    stuck: list[str] = []
-    for name, process in processes.items():
-        try:
-            process.wait(max(0.0, deadline_s - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            stuck.append(name)
-        _close_pipes(process)
+    stuck = [name for name, process in processes.items() if end_process(process, deadline_s - time.monotonic())]
     for node in nodes:
         node.held = node.running = None
         node.wanted = False
     return stuck
-
-
-def _close_pipes(process: "subprocess.Popen[bytes]") -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -253,6 +266,19 @@ enabled = false
 
 [log]
 level = "warning"
+{_uplink(scenario, node) if node.group.relay else ""}"""
+
+
+def _uplink(scenario: Scenario, node: RealNode) -> str:
+    return f"""
+[relay]
+address = "{address_of(len(scenario.names))}:{RELAY_PORT}"
+id = "{MESH_RELAY}"
+
+[[curation]]
+name = "emulation"
+keys = "{_kind(node.group)}/{node.name}/*"
+min_interval_ms = 1000
 """
 
 

@@ -26,6 +26,7 @@ from sims.emulator.disturbances import ON_THE_AIR, Disturbances
 from sims.emulator.namespaces import STILL_WORKS, Network, check_possible, open_network
 from sims.emulator.nodes import (
     HARNESS_URGENCY,
+    MESH_RELAY,
     WIRE_URGENCY,
     RealNode,
     end_all,
@@ -35,6 +36,7 @@ from sims.emulator.nodes import (
     subscriptions,
 )
 from sims.emulator.observation import Found, Observation, read_journals
+from sims.emulator.relay import Account, RealRelay, has_relay
 from sims.emulator.wire import WireReport
 from sims.emulator.wire_process import Job
 from sims.emulator.workplace import workplace
@@ -50,6 +52,7 @@ MAX_NODES = 64
 """Processes of 60 MB each; a host with more memory and cores than most laptops is no reason to fill it."""
 TO_PROCESSES = frozenset({"crash", "slow-node"})
 SUPPORTED = ON_THE_AIR | TO_PROCESSES
+WITH_RELAY = frozenset({"relay-outage"})
 LATE_SHARE = 0.25
 """Of the radio's latency: a wire that is later than this at p99 is another radio. 0.25 is how far the two harnesses may
 be apart in a comparison."""
@@ -59,6 +62,7 @@ _LEAD_S = 0.5
 """From knowing when the run starts to its start: the wire makes its models in it."""
 _LOOK_S = 0.25
 _WIRE_ENDS_S = 10.0
+_RELAY_ENDS_S = 10.0
 _PULSE_S = 0.1
 """Period of the stops of a slow node."""
 
@@ -92,10 +96,11 @@ def _checked(scenario: Scenario, seed: int) -> tuple[Fault, ...]:
             f"smaller, or simulate it; {STILL_WORKS}"
         )
     tape = plan(scenario, seed)
-    if unsupported := sorted({fault.kind for fault in tape} - SUPPORTED):
+    supported = SUPPORTED | WITH_RELAY if has_relay(scenario) else SUPPORTED
+    if unsupported := sorted({fault.kind for fault in tape} - supported):
         raise EmulatorError(
             f"{scenario.name} has {', '.join(unsupported)}, which can't be done to real nodes on one host (possible "
-            f"are {', '.join(sorted(SUPPORTED))}): leave it out, or simulate; {STILL_WORKS}"
+            f"are {', '.join(sorted(supported))}): leave it out, or simulate; {STILL_WORKS}"
         )
     if scenario.inference:
         raise EmulatorError(
@@ -113,6 +118,8 @@ class Emulation:
         self._networks: list[Network] = []
         self._nodes: list[RealNode] = []
         self._spares: dict[tuple[str, float], RealNode] = {}
+        self._relay: RealRelay | None = None
+        self._accounts: list[Account] = []
         self._wire: subprocess.Popen[bytes] | None = None
         self._report = WireReport()
         self._zero_ns = 0
@@ -125,8 +132,9 @@ class Emulation:
     def set_up(self) -> None:
         """Everything is there and waits. :raises EmulatorError: something could not be made."""
         names = self._scenario.names
-        for number in range(len(names)):
-            self._networks.append(open_network(number, len(names)))
+        hosts = len(names) + has_relay(self._scenario)
+        for number in range(hosts):
+            self._networks.append(open_network(number, hosts))
         self._say(f"{len(names)} networks; making certificates")
         self._nodes = prepare(self._scenario, self._folder, self._networks)
         command = [sys.executable, "-m", "sims.emulator.wire_process"]
@@ -134,6 +142,10 @@ class Emulation:
         self._wire = launch(command, None, taps, WIRE_URGENCY, errors=self._folder / "wire.log")
         self._say(f"loading {len(names)} nodes")
         hold_all(self._nodes)
+        if hosts > len(names):
+            self._relay = RealRelay(len(names), self._networks[-1], self._folder / MESH_RELAY)
+            self._relay.start()
+            self._relay.wait_until_ready()
 
     # --- the run ---------------------------------------------------------------------------------------------------
     def run(self) -> None:
@@ -159,6 +171,9 @@ class Emulation:
             over.set()
         stuck = end_all(self._nodes)
         self._findings += [(self._ended_ns, name, "did not leave when told to") for name in stuck]
+        if self._relay is not None:  # it has what the nodes sent when they left
+            self._relay.end(_RELAY_ENDS_S)
+            self._accounts = self._relay.accounts()
         self._report = self._end_wire()
 
     def _schedule(self) -> list[tuple[float, int, Callable[[], None]]]:
@@ -169,6 +184,10 @@ class Emulation:
             entries.append((node.group.start_s + index * node.group.stagger_s, self._starter(node)))
         by_name = {node.name: node for node in self._nodes}
         for fault in self._tape:
+            if fault.kind == "relay-outage" and self._relay is not None:
+                entries.append((fault.at_s, self._relay.kill))
+                if fault.for_s:
+                    entries.append((fault.at_s + fault.for_s, self._relay.start))
             for name in fault.nodes if fault.kind in TO_PROCESSES else ():
                 entries += self._trouble(fault, by_name[name])
         ordered = [(at_s, order, action) for order, (at_s, action) in enumerate(entries)]
@@ -233,6 +252,8 @@ class Emulation:
         for over in self._slow:
             over.set()
         end_all(self._nodes, 0.0)
+        if self._relay is not None:
+            self._relay.kill()
         if self._wire is not None:
             self._wire.kill()
             self._wire.communicate()
@@ -259,6 +280,11 @@ class Emulation:
         for name in scenario.names:
             if name not in failed:
                 recording.judge("processes_live", True, "", self._ended_ns)
+        for account in self._accounts:
+            detail = (
+                f"{account.origin}: of {account.issued} records {account.stored} are stored, the rest is unexplained"
+            )
+            recording.judge("records_accounted_for", account.adds_up, detail, self._ended_ns)
         for at_ns, what, fault in _told(self._tape):
             if at_ns <= self._ended_ns:
                 recording.occurred(what, at_ns, ", ".join(fault.nodes), ", ".join(fault.others))
@@ -293,6 +319,9 @@ class Emulation:
             "nodes_cpu_s": found.node_cpu_s, "last_start_s": found.last_start_s,
             "pairs_found": float(found.found_pairs), "pairs_linked": float(found.linked_pairs),
         }  # fmt: skip
+        if self._relay is not None:
+            figures["records_issued"] = float(sum(account.issued for account in self._accounts))
+            figures["records_stored"] = float(sum(account.stored for account in self._accounts))
         if found.found_all_s is not None:
             figures["found_all_s"] = found.found_all_s
         if found.linked_all_s is not None:

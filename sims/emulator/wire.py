@@ -18,7 +18,7 @@ from typing import Final
 from msgspec import Struct, field
 
 from sims.emulator.disturbances import Disturbances
-from sims.links import Links, Places
+from sims.links import Links, Places, Uplink
 
 MAX_UNDER_WAY: Final = 100_000
 """Frames on the air at once; 150 MB at most. What comes beyond is dropped and counted."""
@@ -83,11 +83,14 @@ class Wire:
         places: Places,
         disturbances: Disturbances,
         zero_ns: int,
+        uplink: Uplink | None = None,
     ) -> None:
-        """``taps``: non-blocking descriptors, by node number. ``zero_ns``: monotonic instant of the start of the
-        run."""
+        """``taps``: non-blocking descriptors, by node number. ``zero_ns``: monotonic instant of the start of the run.
+        ``uplink``: the way to a relay, whose TAP then is the last."""
         self.report = WireReport()
         self._taps, self._links, self._places, self._disturbances = list(taps), links, places, disturbances
+        self._uplink = uplink
+        self._relay = len(taps) - 1 if uplink is not None else -1
         self._node_of = {tap: node for node, tap in enumerate(taps)}
         self._receiver_of = {mac: node for node, mac in enumerate(macs)}
         self._zero_ns = zero_ns
@@ -131,7 +134,7 @@ class Wire:
         self._links.moved(now_ns)
         if now_ns - self._load_ns >= _LOAD_EVERY_NS:
             self._load_ns += _LOAD_EVERY_NS
-            present = [node for node, there in enumerate(self._places.present[: len(self._taps)]) if there]
+            present = [node for node, there in enumerate(self._places.present) if there]
             shares = [self._links.busy_share(node, now_ns) for node in present]
             self.report.load.append(sum(shares) / len(shares) if shares else 0.0)
 
@@ -155,7 +158,7 @@ class Wire:
         if receiver is None:
             report.unknown += 1
             return
-        arrival_ns = self._links.frame_ns(sender, receiver, len(frame) - _HEADER_BYTES, now_ns)
+        arrival_ns = self._arrival_ns(sender, receiver, len(frame) - _HEADER_BYTES, now_ns)
         if arrival_ns is None:
             report.lost += 1
             return
@@ -164,7 +167,15 @@ class Wire:
         self._newest[pair] = arrival_ns
         self._push(arrival_ns, receiver, frame)
 
+    def _arrival_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
+        if self._uplink is None or self._relay not in (sender, receiver):
+            return self._links.frame_ns(sender, receiver, size_bytes, now_ns)
+        upward = receiver == self._relay
+        return self._uplink.uplink_ns(sender if upward else receiver, size_bytes, now_ns, upward)
+
     def _send_to_all(self, sender: int, frame: bytes, now_ns: int) -> None:
+        if sender == self._relay:  # nobody hears multicast on the cellular way
+            return
         self.report.multicast += 1
         arrival_ns, receivers = self._links.multicast_ns(sender, len(frame) - _HEADER_BYTES, now_ns)
         for receiver in receivers:

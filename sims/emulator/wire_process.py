@@ -39,7 +39,15 @@ def _main() -> None:
     media = Media(job.scenario, where, Random(f"{job.seed}/links"))
     disturbances = Disturbances(job.scenario.names, job.tape, media)
     macs = [hardware_address_of(node) for node in range(len(job.taps))]
-    wire = Wire(job.taps, macs, media, where, disturbances, job.zero_ns)
+    wire = Wire(
+        job.taps,
+        macs,
+        media,
+        where,
+        disturbances,
+        job.zero_ns,
+        media if len(job.taps) > len(job.scenario.names) else None,
+    )
     gc.freeze()
     gc.disable()  # nothing here is cyclic, and a collection would hold up the air
     report = wire.run(sys.stdin.fileno())

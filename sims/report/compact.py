@@ -10,17 +10,21 @@ Layouts, which the scripts beside this file read:
 """
 
 import base64
+from collections import Counter
 from typing import Any
 
 import numpy as np
 from msgspec import to_builtins
 
-from sims.result import Message, Result, Spread
+from sims.result import Happening, Message, Result, Spread
 from sims.scenario import Fault
 
 ABSENT = -32768
 _MOST = 32_000
 MAX_LOAD_POINTS = 1_300
+MAX_HAPPENINGS = 8_000
+MAX_DETAIL_CHARS = 120
+"""With both, what happened takes at most half of the three megabytes that a report may have."""
 
 
 class _Texts:
@@ -41,6 +45,7 @@ class _Texts:
 def compact(result: Result) -> dict[str, Any]:
     """Everything that the page shows, as plain data."""
     texts = _Texts()
+    happenings, cut = _happenings(result)
     names = [info.name for info in result.node_infos]
     for name in names:  # the first texts are the nodes, in the order of ``nodes``
         texts.index(name)
@@ -52,7 +57,7 @@ def compact(result: Result) -> dict[str, Any]:
         "checks": [[name, check.passed, check.failed, check.details] for name, check in result.checks.items()],
         "sometimes": result.sometimes,
         "figures": {name: _short(value) for name, value in result.figures.items()},
-        "counters": result.counters, "drops": result.drops, "left_out": result.left_out,
+        "counters": result.counters, "drops": result.drops, "left_out": result.left_out + cut,
         "latency": _spread(result.latency), "age": _spread(result.age), "discovery": _spread(result.discovery),
         "inference": _spread(result.inference), "inference_by": result.inference_by,
         "distances": to_builtins(result.distances),
@@ -61,14 +66,30 @@ def compact(result: Result) -> dict[str, Any]:
         "meetings_every_s": result.meetings_every_s, "meetings": result.meetings[:MAX_LOAD_POINTS],
         "faults": [_fault(fault, result.virtual_s, names, result, texts) for fault in result.faults],
         "happenings": [
-            [round(h.at_s, 3), texts.index(h.kind), texts.index(h.node), texts.index(h.other), texts.index(h.detail)]
-            for h in result.happenings
+            [round(h.at_s, 3), *(texts.index(text) for text in (h.kind, h.node, h.other, h.detail[:MAX_DETAIL_CHARS]))]
+            for h in happenings
         ],
         "messages": [_message(message, texts) for message in result.messages],
         "places": _places(result, texts),
     }  # fmt: skip
     page["texts"] = texts.all
     return page
+
+
+def _happenings(result: Result) -> tuple[list[Happening], list[str]]:
+    """As many as the page may hold, the newest of each kind, and a word on what is missing: rare kinds stay whole."""
+    numbers = Counter(happening.kind for happening in result.happenings)
+    most = max(numbers.values(), default=0)
+    while sum(min(number, most) for number in numbers.values()) > MAX_HAPPENINGS and most > 1:
+        most = most * 3 // 4
+    left, kept = {kind: number - most for kind, number in numbers.items()}, []
+    for happening in result.happenings:
+        left[happening.kind] -= 1
+        if left[happening.kind] < 0:
+            kept.append(happening)
+    if len(kept) == len(result.happenings):
+        return kept, []
+    return kept, [f"timeline: {len(kept)} of {len(result.happenings)}; all are in happenings.csv"]
 
 
 def _short(value: float) -> float:
