@@ -181,6 +181,7 @@ def main() -> int:
     """Run it once."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.busy", description="Readings beside a busy thread.")
     parser.add_argument("--count", type=int, default=1_000, help="round trips a run")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each case (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("build/busy.json"))
     options = parser.parse_args()
     results = []
@@ -189,7 +190,7 @@ def main() -> int:
         create_mesh(folder / "authority", "busy")
         for node in ("veh-1", "veh-2"):
             issue(folder / "authority", Role.VEHICLE, node, folder / node)
-        for _, case in itertools.product(range(2), CASES):
+        for _, case in itertools.product(range(options.rounds), CASES):
             values = asyncio.run(measure(folder, case, options.count))
             result = {
                 "busy_thread": case.busy_thread,

@@ -307,6 +307,7 @@ class Outbox:
             try:
                 await self._transact([])
             except (sqlite3.Error, OSError) as error:
+                self._ledger.introduce(known=False)
                 raise self._storage_error(error, "could not note that the relay knows it") from error
 
     async def expire(self) -> int:

@@ -285,9 +285,13 @@ class Ledger:
             self._lose(index, "refused")
         self._rewind()
 
-    def introduce(self) -> None:
-        """The relay acknowledged that this ledger begins at its first sequence: from now on it can't be renumbered."""
-        self._introduced = True
+    def introduce(self, known: bool = True) -> None:
+        """The relay acknowledged that this ledger begins at its first sequence: from now on it can't be renumbered.
+
+        ``known=False`` takes that back, when storage could not write it down: after a crash the ledger would have to
+        ask again, and records sent meanwhile would come a second time under other sequences.
+        """
+        self._introduced = known
 
     def renumber(self, first_sequence: int) -> bool:
         """Go on at ``first_sequence``, where the relay stands, because the memory of this node was lost.

@@ -105,6 +105,8 @@ class Check:
 
     name: ClassVar[str] = ""
     """As scenarios and reports call it."""
+    judges: ClassVar[bool] = True
+    """False: it only takes notes, and is left out of the verdict."""
 
     def __init__(self, world: World, recorder: Recorder) -> None:
         self.world, self._recorder = world, recorder

@@ -27,6 +27,7 @@ from sims.scenario import Scenario, load, shipped
 COMMANDS: tuple[click.Command, ...] = (replay, shrink, report, diff, sweep, emulate_command, compare_command)
 """Of other modules."""
 INTERRUPTED = 130
+_RECORDS = ("made", "delivered", "waiting", "expired", "evicted", "refused", "lost_with_disk", "not_written")
 _BULKY = frozenset(("places", "messages", "happenings", "node_infos", "load", "meetings", "distances", "dissemination"))
 """Parts of a result that ``--json`` leaves to ``--out``."""
 _PROGRESS_INTERVAL_S = 0.25
@@ -136,6 +137,13 @@ def _show(result: Result) -> None:
             click.echo(f"{title} ({spread.unit}): {quantiles}; {spread.count} cases")
     counted = {"published": result.counters.get("published", 0), "delivered": result.counters.get("delivered", 0)}
     click.echo("readings: " + ", ".join(f"{count} {what}" for what, count in (counted | result.drops).items()))
+    if "records_made" in result.counters:
+        kept = {what: result.counters[f"records_{what}"] for what in _RECORDS}
+        took = {name: result.figures.get(f"record_took_{name}_s", 0.0) for name in ("p50", "p95", "max")}
+        click.echo(
+            "records: " + ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in kept.items() if count)
+            + "; took (s): " + ", ".join(f"{name} {value:.3g}" for name, value in took.items())
+        )  # fmt: skip
     if result.sometimes:
         click.echo("happened: " + ", ".join(f"{count} {what}" for what, count in result.sometimes.items()))
     show_checks(result)

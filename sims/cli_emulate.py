@@ -74,6 +74,9 @@ def compare_command(scenario: str, seed: int | None, as_json: bool, within: floa
     """Run SCENARIO with real nodes and in virtual time, and set the figures side by side. Linux, root."""
     chosen, seed = _load(scenario, seed)
     emulated = _emulated(chosen, seed, None if out is None else out / "emulator")
+    if emulated.why_invalid.startswith("interrupted"):
+        click.echo(f"meshsim: {emulated.why_invalid}: nothing to compare", err=True)
+        raise SystemExit(INTERRUPTED)
     simulated = simulate(chosen, seed)
     comparison = compare(emulated, simulated, within)
     if out is not None:

@@ -20,8 +20,10 @@ from sims.links import Links
 from sims.node import SimNode
 
 ASK_AGAIN_NS: Final = 2 * limits.SECOND
-"""Vehicles that meet on a road are in range of each other for 10 s or so."""
-_OPEN_NS: Final = 15 * limits.MS
+"""Vehicles that meet on a road are in range of each other for 10 s or so. Here the model is ahead of python-zeroconf,
+which asks 0, 1, 5 and 14 s after the start, and then not before records grow old (14 minutes): whoever comes into range
+in between is found by it only if the other one has just started."""
+_OPEN_NS: Final = 12 * limits.MS
 """From the start of a process that has loaded everything to its first announcement: certificates, inbox, sockets.
 Emulated nodes took 12 to 25 ms."""
 _ANNOUNCED_AFTER_NS: Final = (_OPEN_NS, _OPEN_NS + 225 * limits.MS, _OPEN_NS + 450 * limits.MS)

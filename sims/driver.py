@@ -246,7 +246,7 @@ class SimDriver:
             self.perform(node)
         else:
             self.pipes.flush(node, flushes, once=True)  # one reading, one frame
-            if engine.deadline_at() != NEVER:
+            if node.has_deadlines and engine.deadline_at() != NEVER:
                 self.arm_deadline(node)
         return put
 

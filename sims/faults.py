@@ -63,7 +63,8 @@ class Controls(Protocol):
         starts."""
 
     def cut(self, sender: str, receiver: str) -> None:
-        """Nothing passes from one to the other: datagrams are lost, streams stall. Other direction untouched."""
+        """Nothing passes from one to the other: datagrams are lost, streams stall. Other direction untouched. Not
+        called again before :meth:`uncut`; faults that overlap are one cut."""
 
     def uncut(self, sender: str, receiver: str) -> None:
         """Undoes :meth:`cut`; what stalled goes on."""
@@ -247,20 +248,23 @@ class Faults:
     def _hold(self, fault: Fault) -> bool:
         for place in _places(fault):
             held = self._held.setdefault((fault.kind, *place), [])
+            before = max(held, default=None)
             held.append(_strength(fault))
             if fault.kind == "false-adverts" and place[0] not in self._knocking:
                 self._knocking.add(place[0])
                 self._knock(place[0], 0)
-            if fault.kind != "partition" or len(held) == 1:  # whoever cuts counts: one cut for all that overlap
+            if max(held) != before:
                 self._set(fault.kind, place, max(held))
         return bool(_places(fault))
 
     def _release(self, fault: Fault) -> bool:
         for place in _places(fault):
             held = self._held[fault.kind, *place]
+            before = max(held)
             held.remove(_strength(fault))
-            if fault.kind != "partition" or not held:
-                self._set(fault.kind, place, max(held, default=None))
+            after = max(held, default=None)
+            if after != before:
+                self._set(fault.kind, place, after)
         return bool(_places(fault))
 
     def _set(self, kind: str, place: tuple[str, str], strength: float | None) -> None:

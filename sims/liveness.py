@@ -270,6 +270,7 @@ class Sometimes(Check):
     """Judges nothing: tells that what faults are there to provoke did happen in a batch of runs."""
 
     name = "sometimes"
+    judges = False
 
     def event(self, node: str, event: Event) -> None:
         """See :class:`Check`."""

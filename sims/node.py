@@ -84,7 +84,7 @@ class SimNode:
 
     __slots__ = (
         "attempts", "backlog", "compute", "compute_ns", "device_frame_ns", "device_handshake_ns",
-        "dialled", "drift_ppb", "engine", "events", "frame_ns", "handshake_ns",
+        "dialled", "drift_ppb", "engine", "events", "frame_ns", "handshake_ns", "has_deadlines",
         "heard_ns", "identity", "inbound", "lives", "name", "number", "offset_ns", "on_reading", "received", "role",
         "running", "runs", "stalled_until_ns", "started_ns", "timer_ns", "utc_less_mono_ns",
     )  # fmt: skip
@@ -119,6 +119,8 @@ class SimNode:
         """CPU time of its part in a mutual TLS handshake."""
         self.device_frame_ns = self.device_handshake_ns = 0
         """The same when nothing slows the node down."""
+        self.has_deadlines = True
+        """False: no subscription of it has a deadline, so that readings bring no timer forward."""
         self.heard_ns: dict[NodeId, int] = {}
         """When the last frame of another node came in, in virtual time."""
         self.offset_ns = 0

@@ -137,7 +137,11 @@ class Outbox:
     def introduce(self) -> None:
         """The relay knows this outbox. :raises StorageError: the disk is full."""
         self.ledger.introduce()
-        self.disk.write(self.ledger)
+        try:
+            self.disk.write(self.ledger)
+        except StorageError:
+            self.ledger.introduce(known=False)
+            raise
 
     def renumber(self, first_sequence: int) -> bool:
         """Go on where the relay stands; see :meth:`protocols.ledger.Ledger.renumber`.

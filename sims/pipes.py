@@ -253,7 +253,7 @@ class Pipes:
                     self.flush(node, flushes)
                 elif flushes is None:
                     driver.perform(node)
-                if engine.deadline_at() != NEVER:
+                if node.has_deadlines and engine.deadline_at() != NEVER:
                     driver.arm_deadline(node)
             if pipe.full and pipe.sends:
                 self._go_on(pipe)

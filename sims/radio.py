@@ -98,6 +98,7 @@ class Radio:
         self._full_ns = self._lone_ns[-1]
         self._confirmed_ns = ACKNOWLEDGED_NS + airtime_ns(TCP_IP_BYTES, self._rate_mbps) + ACKNOWLEDGED_NS
         """On the air behind each segment that is alone: its acknowledgements by 802.11 and by TCP."""
+        self._back_ns = airtime_ns(TCP_IP_BYTES, self._rate_mbps) + ACKNOWLEDGED_NS
         self._cast: tuple[int, int, int, int | None] = (-1, 0, 0, None)
 
     # --- places ----------------------------------------------------------------------------------------------------
@@ -259,6 +260,10 @@ class Radio:
             self._bulk_free_ns[sender] += airtime
             free_ns += self._full_ns
         self._free_ns[sender] = free_ns + ACKNOWLEDGED_NS
+        back_ns = self._free_ns[receiver]  # its TCP acknowledges, and what it sends itself waits for that
+        if back_ns < now_ns:  # noqa: PLR1730  as above
+            back_ns = now_ns
+        self._free_ns[receiver] = back_ns + self._back_ns
         chance = self._draw()
         if chance < failure:
             late_ns = self._late_ns(sender, airtime, chance, failure, load)

@@ -23,7 +23,7 @@ from sims.histogram import Histogram
 from sims.links import Uplink as Way
 from sims.node import SimNode
 from sims.outbox import Disk, Outbox, Upload
-from sims.relay import Relay
+from sims.relay import Content, Relay
 from sims.result import Recorder
 from sims.scenario import Scenario
 from sims.uplink import Uplink
@@ -36,7 +36,7 @@ _LONG_NS = 10 * limits.SECOND
 class _Host:
     """A node over all its lives."""
 
-    __slots__ = ("curator", "disk", "disk_lost", "ended", "known", "ledger", "lost", "made", "outbox", "reaches",
+    __slots__ = ("curator", "disk", "disk_lost", "ended", "known", "lost", "made", "outbox", "reaches",
                  "rule", "told", "unwritten", "uplink")  # fmt: skip
 
     def __init__(self, rule: Rule) -> None:
@@ -195,6 +195,10 @@ class Records:
     def stored(self, name: str) -> Sequence[int]:
         """Sequences at the relay, each as often as it was stored, in the order they came."""
         return self._relay.stored(name)
+
+    def contents(self, name: str) -> dict[int, Content]:
+        """What the relay has of a node, by sequence. Not to be changed."""
+        return self._relay.contents(name)
 
     def waiting_since_ns(self, name: str) -> int | None:
         """When the oldest record that waits was made; None: none waits."""

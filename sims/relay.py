@@ -21,7 +21,7 @@ class _Origin:
     next_sequence: int = 0
     held: dict[int, Content] = field(default_factory=dict)
     stored: list[int] = field(default_factory=list)
-    fates: list[Fate] = field(default_factory=list)
+    fates: dict[Fate, None] = field(default_factory=dict)
     conflicts: int = 0
 
 
@@ -68,7 +68,7 @@ class Relay:
                 stored.append(record.sequence)
             else:
                 refused.append(RefusedRecord(record.sequence, "conflict: another record has this sequence"))
-        origin.fates += (fate for fate in batch.fates if fate not in origin.fates)
+        origin.fates.update(dict.fromkeys(batch.fates))
         return Acknowledgement(tuple(stored), tuple(refused))
 
     def store(self, node: str, record: Record) -> bool:

@@ -101,7 +101,8 @@ class Run:
         if interrupted:
             result.valid, result.why_invalid = False, f"interrupted after {result.virtual_s:g} virtual seconds"
         for check in world.checks:
-            result.checks.setdefault(check.name, sims.result.Check())
+            if check.judges:
+                result.checks.setdefault(check.name, sims.result.Check())
         result.versions = versions()
         counters: Counter[str] = Counter()
         drops: Counter[str] = Counter()

@@ -151,6 +151,7 @@ class World:
         device = DEVICES[group.device]
         node.device_frame_ns, node.device_handshake_ns = device.frame_ns, device.handshake_ns
         node.slow(1)
+        node.has_deadlines = False
         self._nodes[name] = node
         self._wants.append(wants)
         self.sent_ns[name] = {}

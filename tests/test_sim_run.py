@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import sims.cli
+from benchmarks.simulator import Size, measure, missed
 from protocols import limits
 from sims.bundle import load as load_run
 from sims.bundle import replay
@@ -232,6 +233,15 @@ def test_scenarios_lists_what_ships() -> None:
     done = meshsim("scenarios")
     assert done.exit_code == 0
     assert "intersection " in done.stdout
+
+
+def test_benchmark_measures_and_holds_to_its_bars() -> None:
+    """A bar that can't be missed is none."""
+    figures = measure(Size("pair", 4.0, 0.0, 1.0))
+    assert (figures.nodes, figures.degree, figures.broken) == (2, 1.0, ())
+    assert figures.steady_factor > 0
+    assert missed(Size("pair", 4.0, 0.0, 1.0), figures) == []
+    assert len(missed(Size("pair", 4.0, 1e9, 0.0), figures)) == 2
 
 
 if __name__ == "__main__":

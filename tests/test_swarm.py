@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from sims import bundle
 from sims.bundle import digests_under_hash_seeds, load, save, taped, with_result
+from sims.checks import known_checks
 from sims.cli_replay import replay as replay_command
 from sims.cli_replay import shrink as shrink_command
 from sims.faults import plan
@@ -20,8 +21,6 @@ from sims.scenario import load as load_scenario
 pytestmark = pytest.mark.timeout(300)  # half a minute on two idle cores
 SEEDS = 200
 WORKERS = 2
-TAKES_NOTES = {"sometimes"}
-"""Judges nothing."""
 
 
 class Outcome(NamedTuple):
@@ -56,10 +55,16 @@ def test_swarm_of_two_hundred_seeds_keeps_every_promise(outcomes: list[Outcome])
     assert [(outcome.seed, outcome.failures) for outcome in outcomes if outcome.failures] == []
 
 
+def test_swarm_judged_every_pair_at_the_end_of_every_seed(outcomes: list[Outcome]) -> None:
+    """A fault that is never undone would keep liveness from being judged, and look like success."""
+    assert {outcome.judged["membership_converges"] for outcome in outcomes} == {6 * 5}
+
+
 def test_swarm_judged_every_check_many_times(outcomes: list[Outcome]) -> None:
     """A check that never judges is always green."""
     judged = sum((outcome.judged for outcome in outcomes), Counter())
-    assert {name for outcome in outcomes for name in outcome.judged if judged[name] < SEEDS} == TAKES_NOTES
+    assert set(judged) == {name for name in known_checks() if name != "sometimes"}
+    assert {name: count for name, count in judged.items() if count < SEEDS} == {}
 
 
 def test_swarm_saw_every_fault_and_every_way_out_of_one(outcomes: list[Outcome]) -> None:
