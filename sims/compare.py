@@ -134,6 +134,9 @@ def _causes(row: Row, cases: int, emulated: Result, simulated: Result) -> Iterat
     began = emulated.figures.get("host_busy_starting", 0.0)
     if row.figure.startswith("discovery") and began > _BUSY_HOST:
         yield f"while nodes started, {began:.0%} of this host's processors were busy: they waited for one another"
+    cores = int(emulated.versions.get("cores", "1"))
+    if row.figure.startswith("dissemination") and emulated.nodes > cores:
+        yield f"an entry has all {emulated.nodes} nodes work at once, on {cores} processors"
     ours, theirs = _load(emulated) or 0.0, _load(simulated) or 0.0
     if max(ours, theirs) > _BUSY_CHANNEL and not row.figure.startswith("channel"):
         yield (

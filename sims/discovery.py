@@ -6,7 +6,8 @@ is found by that. A question names the lives that the asker knows; each other no
 120 ms later (RFC 6762, section 6), once a second at most. Each datagram is lost or not at each receiver, as the medium
 says. What was heard once is known until the process ends: records live for 75 minutes.
 
-Left out: questions that are not asked because somebody else has just asked them, answers that one datagram carries
+Left out: questions that are not asked because somebody else has just asked them, the questions that python-zeroconf asks
+by itself 5 and 14 s after the start, answers that one datagram carries
 together, refreshing of records that get old.
 """
 
@@ -20,9 +21,7 @@ from sims.links import Links
 from sims.node import SimNode
 
 ASK_AGAIN_NS: Final = 2 * limits.SECOND
-"""Vehicles that meet on a road are in range of each other for 10 s or so. Here the model is ahead of python-zeroconf,
-which asks 0, 1, 5 and 14 s after the start, and then not before records grow old (14 minutes): whoever comes into range
-in between is found by it only if the other one has just started."""
+"""As ``meshnode.net.mdns.ASK_AGAIN_S``."""
 _OPEN_NS: Final = 12 * limits.MS
 """From the start of a process that has loaded everything to its first announcement: certificates, inbox, sockets.
 Emulated nodes took 12 to 25 ms."""

@@ -1,7 +1,9 @@
 """Discovery on loopback: who finds whom, what goodbyes do, and what a hostile network can't do."""
 
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,8 +15,9 @@ from uuid import uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zeroconf import IPVersion, ServiceInfo, Zeroconf
+from zeroconf import DNSIncoming, DNSOutgoing, IPVersion, ServiceInfo, Zeroconf  # type: ignore[attr-defined]
 
+from meshnode.net import mdns
 from meshnode.net.mdns import (
     SERVICE_TYPE,
     Advert,
@@ -91,6 +94,71 @@ def test_listener_first_and_late_joiner_find_each_other(finder: Any) -> None:
     last = finder("last")
     wait(lambda: last.sees(early) and last.sees(late) and early.sees(last) and late.sees(last), "all three", 3)
     assert not any(one.sees(one) for one in (early, late, last))
+
+
+class Silent:
+    """A node that announces nothing: it only answers questions, and only once it is in range."""
+
+    def __init__(self, mesh: MeshName, node: str) -> None:
+        self.service = mdns._service(mesh, node_id(node), Incarnation(1), 4711, list(LOOPBACK))
+        self.in_range = threading.Event()
+        self.questions = 0
+        self.known: set[str] = set()
+        self._over = False
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._socket.bind(("", 5353))
+        group = socket.inet_aton("224.0.0.251") + socket.inet_aton("127.0.0.1")
+        self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+        self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+        self._socket.settimeout(0.1)
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._over:
+            try:
+                message = DNSIncoming(self._socket.recv(9_000))
+            except TimeoutError:
+                continue
+            if not message.is_query() or all(question.name != SERVICE_TYPE for question in message.questions):
+                continue
+            self.questions += 1
+            self.known |= {str(getattr(answer, "alias", "")) for answer in message.answers()}
+            if self.in_range.is_set():
+                answer = DNSOutgoing(0x8400)
+                records = [self.service.dns_pointer(), self.service.dns_service(), self.service.dns_text()]
+                for record in (*records, *self.service.dns_addresses()):
+                    answer.add_answer_at_time(record, 0)
+                for packet in answer.packets():
+                    self._socket.sendto(packet, ("224.0.0.251", 5353))
+
+    def close(self) -> None:
+        self._over = True
+        self._thread.join(5)
+        self._socket.close()
+
+
+def test_node_that_comes_into_range_is_found_although_it_announced_itself_long_ago(
+    finder: Any, mesh: MeshName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a road that is how nodes meet: both have run for hours and neither has reason to announce itself."""
+    monkeypatch.setattr(mdns, "ASK_AGAIN_S", 0.4)
+    far = Silent(mesh, "far")
+    try:
+        here, neighbour = finder("here"), finder("neighbour")
+        wait(lambda: here.sees(neighbour), "who is in range is found")
+        time.sleep(1.5)  # the questions that every search begins with are over; the next would come seconds later
+        asked = far.questions
+        far.in_range.set()
+        wait(lambda: any(advert.node == "far" for advert in here.adverts), "whoever came into range is found", 2.5)
+        assert far.questions > asked
+        assert {"here-1", "neighbour-1"} <= {name.partition(".")[0] for name in far.known}, (
+            "who is known need not answer"
+        )
+    finally:
+        far.close()
 
 
 def test_node_in_another_process_is_found_and_its_goodbye_heard(finder: Any, mesh: MeshName) -> None:

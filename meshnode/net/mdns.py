@@ -5,7 +5,10 @@ Invariants:
 - questions ask for multicast answers, since several nodes of one host share port 5353 and the kernel hands a unicast
   answer to only one of them;
 - an instance name holds the incarnation, so it is unique without the 1.2 s of probing that DNS-SD asks for otherwise;
-- a goodbye withdraws the life that it names, never the one that came after it.
+- a goodbye withdraws the life that it names, never the one that came after it;
+- who is there is asked again every ``ASK_AGAIN_S`` for as long as the node runs, unless somebody else has just asked
+  the same. RFC 6762 (section 5.2) wants the intervals to double, for networks whose hosts come and stay; vehicles that
+  come into range stay for seconds, and heard nothing of what was announced or asked before.
 
 A vanished host lingers for 20 minutes or more: adverts say where somebody may be, heartbeats whether it is alive.
 """
@@ -14,6 +17,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import random
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -22,7 +26,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
-from zeroconf import (
+from zeroconf import (  # type: ignore[attr-defined]  # documented, though not in its __all__
+    DNSOutgoing,
+    DNSQuestion,
     DNSQuestionType,
     InterfaceChoice,
     IPVersion,
@@ -30,6 +36,7 @@ from zeroconf import (
     ServiceInfo,
     ServiceStateChange,
     Zeroconf,
+    current_time_millis,
 )
 from zeroconf import Error as ZeroconfError
 
@@ -49,6 +56,13 @@ _MAX_RESOLVING = 32
 """Instances asked for at once. Names without records cost a stranger one packet and us the whole time-out."""
 _RESOLVE_MS = 1_500
 _START_S = 10.0
+ASK_AGAIN_S = 2.0
+"""Between questions, ± 10 %. Vehicles that meet at 2 × 30 m/s are in range of each other for ten seconds or so."""
+_MAX_KNOWN_ANSWERS = 40
+"""Named in a question, so that they don't answer: as many as fit one datagram. Beyond, some answer in vain."""
+_QUERY = 0x0000
+_PTR, _IN = 12, 1
+"""DNS record type and class (RFC 1035)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +191,7 @@ class Discovery:
         self._browser = ServiceBrowser(
             self._zeroconf, SERVICE_TYPE, handlers=[self._changed], question_type=DNSQuestionType.QM
         )
+        self._asking = self._on_loop(self._ask_again())
 
     def announce(self) -> None:
         """Send our advert, and answer for it until ``close``. Returns before the repetitions are sent.
@@ -201,6 +216,7 @@ class Discovery:
             if self._closed:
                 return
             self._closed = True
+        self._asking.cancel()
         self._zeroconf.close()
 
     def _on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> "Future[Any]":
@@ -208,6 +224,29 @@ class Discovery:
         if loop is None:
             raise TransportError("discovery has ended: open it again")
         return asyncio.run_coroutine_threadsafe(coroutine, loop)
+
+    async def _ask_again(self) -> None:
+        while True:
+            await asyncio.sleep(ASK_AGAIN_S * random.uniform(0.9, 1.1))
+            try:
+                self._ask_who_is_there()
+            except Exception:  # noqa: BLE001 -- a network that is down for a while, and whatever a stranger sent
+                _log.debug("a question could not be asked", exc_info=True)
+
+    def _ask_who_is_there(self) -> None:
+        now_ms = current_time_millis()
+        records = self._zeroconf.cache.get_all_by_details(SERVICE_TYPE, _PTR, _IN)
+        known = [record for record in records if not record.is_stale(now_ms)]
+        question = DNSQuestion(SERVICE_TYPE, _PTR, _IN)
+        history = self._zeroconf.question_history
+        if history.suppresses(question, now_ms, set(known)):
+            return
+        history.add_question_at_time(question, now_ms, set(known))
+        message = DNSOutgoing(_QUERY)
+        message.add_question(question)
+        for record in known[:_MAX_KNOWN_ANSWERS]:
+            message.add_answer_at_time(record, now_ms)
+        self._zeroconf.async_send(message)
 
     # --- the browser's thread --------------------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@
 ``PARENT``: process id of the harness; when it ends, however it ends, the kernel kills the program (PR_SET_PDEATHSIG,
 which exec keeps). ``NAMESPACE``: an inherited descriptor, or -1 to stay. ``URGENCY``: priority among what runs
 before all else on this host (``SCHED_RR``, where that is allowed), for an emulated computer shares its processor with
-nobody else's work, and the air waits for nobody; 0: none. A program of its own, for code between fork and exec of a
-process with threads may deadlock.
+nobody else's work, and the air waits for nobody; 0: first among what takes turns. A program of its own, for code
+between fork and exec of a process with threads may deadlock.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import sys
 
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNET = 0x40000000
+_NICE = -20
 
 
 def _launch(parent: int, namespace: int, urgency: int, command: list[str]) -> None:
@@ -31,6 +32,11 @@ def _launch(parent: int, namespace: int, urgency: int, command: list[str]) -> No
         os.close(namespace)
     with contextlib.suppress(OSError):  # the report says how late the wire was
         os.sched_setscheduler(0, os.SCHED_RR if urgency else os.SCHED_OTHER, os.sched_param(urgency))
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+        # Each session is a group of its own for the scheduler, and the nice value counts within it only.
+        with open("/proc/self/autogroup", "w") as autogroup:
+            autogroup.write(str(_NICE))
     os.execv(command[0], command)  # noqa: S606 - its arguments are the harness's own
 
 
