@@ -6,7 +6,7 @@ is found by that. A question names the lives that the asker knows; each other no
 120 ms later (RFC 6762, section 6), once a second at most. Each datagram is lost or not at each receiver, as the medium
 says. What was heard once is known until the process ends: records live for 75 minutes.
 
-Left out: questions that are not asked because somebody else has just asked them, the questions that python-zeroconf asks
+Left out: questions that are not asked because somebody else has just asked them, those that python-zeroconf asks
 by itself 5 and 14 s after the start, answers that one datagram carries
 together, refreshing of records that get old.
 """
