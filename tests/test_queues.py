@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from protocols import limits
-from protocols.codec import decode_untrusted_node_frame, encode_frame, encode_alone
+from protocols.codec import decode_untrusted_node_frame, encode_alone, encode_frame
 from protocols.errors import BoundExceeded
 from protocols.ids import NodeId
 from protocols.messages import Goodbye, Heartbeat, Interest, Readings
