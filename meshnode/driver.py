@@ -22,9 +22,8 @@ from typing import assert_never
 from meshnode.net.transport import Address, FailedLink, OutgoingLane, Transport
 from protocols import limits
 from protocols.engine import Engine, NodeSettings, PeerView
-from protocols.entries import EntryView
+from protocols.entries import EntryView, Stored
 from protocols.events import CancelCompute, ClosePipe, Compute, Delivery, Dial, Effect, Event, Flush, HangUp
-from protocols.gossip import Stored
 from protocols.ids import NodeId, PeerIdentity
 from protocols.inference import LocalModel
 from protocols.messages import EventTime, InferAnswer, NamedTensor, Position, Provenance, Reading

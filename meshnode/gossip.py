@@ -20,9 +20,8 @@ import msgspec
 from meshnode.config import NodeConfig
 from protocols import limits
 from protocols.codec import decode_untrusted_address, encode_address
-from protocols.entries import EntryView
+from protocols.entries import EntryView, Stored
 from protocols.errors import MeshError, RemoteProtocolError, ValueUnsupported
-from protocols.gossip import Stored
 from protocols.ids import Role
 from protocols.messages import Address
 
@@ -76,7 +75,7 @@ class GossipService:
         body = encode_address(Address(self._role.value, self._port, tuple(hosts), tuple(capabilities)))
         if body == self._said:
             return
-        self._said = body
+        said = body
         certified_s = int((self._ends - datetime.now(UTC)).total_seconds())  # beyond, nobody would take it
         lifetime_s = max(60, min(ADDRESS_LIFETIME_S, certified_s))
         while True:
@@ -84,6 +83,7 @@ class GossipService:
                 self._driver.gossip_put(ADDRESS, body, lifetime_s)
             except ValueUnsupported as error:  # as much as fits beside the certificate
                 if not capabilities and not hosts:
+                    self._said = said
                     _log.warning("this node's addresses are not spread: %s", error)
                     return
                 (capabilities or hosts).pop()
@@ -92,6 +92,7 @@ class GossipService:
                 _log.warning("this node's addresses are not spread: %s", error)
                 return
             else:
+                self._said = said
                 return
 
     async def run(self) -> None:

@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 
 from meshnode.node import Node
 from protocols import limits
-from protocols.errors import ConfigError, InvalidKey, NotPermitted
+from protocols.errors import ConfigError, InvalidKey, MeshError, NotPermitted
 from protocols.events import (
     Answered,
     EntryAccepted,
@@ -198,7 +198,12 @@ class Trial:
     def _put_entries(self) -> None:
         while self._spread and self._began_s + self._spread[0].at_s <= time.monotonic():
             before_ns = time.monotonic_ns()
-            version = self._node.put_entry(ENTRY_KIND, bytes(self._spread.pop(0).size_bytes), _ENTRY_LIFETIME_S)
+            size_bytes = self._spread.pop(0).size_bytes
+            try:
+                version = self._node.put_entry(ENTRY_KIND, bytes(size_bytes), _ENTRY_LIFETIME_S)
+            except MeshError as error:  # beside a long certificate fewer bytes fit
+                self._journal.note("failed", ENTRY_KIND, str(error))
+                continue
             self._journal.note_at(before_ns, "entry", self._node.id, ENTRY_KIND, version, self._node.id)
 
     def _delivered(self, reading: Reading) -> None:

@@ -93,7 +93,10 @@ class Admission:
         if candidate.ends_ns <= now:  # not remembered: who lied about its age must not keep the true one away
             return Verdict.EXPIRED, candidate
         if not self._store.has_room_for(candidate.key, candidate.ends_ns):
-            self.remember(fingerprint, now)
+            if not self._store.has_room_for(candidate.key, now + entry.lifetime_s * limits.SECOND):
+                self.remember(fingerprint, now)
+            elif allowance is not None:  # its age decided, and who lied about that must not keep the true one away
+                allowance.take(now)
             return Verdict.WITHOUT_PLACE, candidate
         if allowance is None:
             self._restored.append(candidate)

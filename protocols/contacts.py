@@ -31,13 +31,14 @@ class Contact:
 
     __slots__ = (
         "addresses", "advertised", "attempt", "failures", "first_seen_ns", "name", "next_dial_ns", "node", "proven",
-        "proven_addresses", "seed", "wanted",
+        "proven_addresses", "said", "seed", "wanted",
     )  # fmt: skip
 
     def __init__(self, name: str, node: NodeId | None, now: int) -> None:
         self.name, self.node, self.first_seen_ns = name, node, now
         self.seed = node is None  # whoever answers there is welcome; ``node`` is then who answered last
         self.addresses: tuple[HostPort, ...] = ()
+        self.said: tuple[HostPort, ...] = ()  # by the newest advert
         self.proven_addresses: tuple[HostPort, ...] = ()  # where it answered last, or its last Hello told
         self.attempt = 0  # which address comes next
         self.failures = 0
@@ -97,7 +98,8 @@ class Contacts:
                 return
             contact = self._contacts[name] = Contact(name, node, now)
         contact.wanted = contact.advertised = True
-        if contact.addresses[: len(addresses)] != addresses:
+        if contact.said != addresses:
+            contact.said = addresses
             self._move(contact, addresses, now)
 
     def _make_room(self, min_failures: int) -> bool:
@@ -139,12 +141,13 @@ class Contacts:
     def _move(self, contact: Contact, addresses: tuple[HostPort, ...], now: int) -> None:
         """It is said to be somewhere else: try there first, and then where it once proved to be, for anybody can say
         so. Dials to elsewhere are given up."""
-        others = (address for address in contact.proven_addresses if address not in addresses)
-        contact.addresses = (*addresses, *others)[: limits.MAX_ADVERT_ADDRESSES]
+        others = [address for address in contact.proven_addresses if address not in addresses]
+        others = others[: limits.MAX_ADVERT_ADDRESSES // 2]  # a liar may fill an advert
+        contact.addresses = (*addresses[: limits.MAX_ADVERT_ADDRESSES - len(others)], *others)
         contact.attempt = contact.failures = 0
         contact.next_dial_ns = min(contact.next_dial_ns, now)
         for dial, dialling in list(self._dials.items()):
-            if dialling.contact is contact and dialling.identity is None and dialling.address not in addresses:
+            if dialling.contact is contact and dialling.identity is None and dialling.address not in contact.addresses:
                 self.hang_up(dial)
 
     def withdraw(self, name: str) -> None:

@@ -15,7 +15,7 @@ from msgspec import Struct
 from protocols import limits
 from protocols.access import DEFAULT_RULES, AccessTable, Rule
 from protocols.codec import decode_untrusted_node_frame, encode_frame, readings_in_own_frame, untrusted_other_major
-from protocols.entries import EntryView, Seal
+from protocols.entries import EntryView, Seal, Stored
 from protocols.errors import BoundExceeded, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.events import (
     Delivery,
@@ -26,7 +26,7 @@ from protocols.events import (
     NeighbourLeft,
     NeighbourMet,
 )
-from protocols.gossip import Gossip, Stored
+from protocols.gossip import Gossip
 from protocols.gossip import Settings as GossipSettings
 from protocols.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity, Role
 from protocols.inference import Inference, LocalModel, Neighbourhood

@@ -13,6 +13,7 @@ Nothing here checks a signature: whoever puts an entry has done that.
 """
 
 from collections.abc import Callable, Iterator, KeysView
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -91,6 +92,14 @@ class EntryView(Struct, frozen=True):
     size_bytes: int
     """As it travels."""
     body: bytes
+
+
+class Stored(NamedTuple):
+    """An entry as it is kept over a restart."""
+
+    data: bytes
+    age_ns: int
+    source: NodeId
 
 
 class EntryStore:

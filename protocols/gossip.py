@@ -57,19 +57,11 @@ from protocols import limits
 from protocols.admission import Admission, Candidate, Verdict
 from protocols.allowance import Allowance
 from protocols.codec import decode_fingerprints, encode_entry, encode_fingerprints, entry_statement
-from protocols.entries import EntryStore, EntryView, Held, Seal
-from protocols.errors import BoundExceeded, LocalProtocolError
-from protocols.events import EntryAccepted, EntryRefused
+from protocols.entries import EntryStore, EntryView, Held, Seal, Stored
+from protocols.errors import BoundExceeded, LocalProtocolError, MeshError
+from protocols.events import DuplicateIdentity, EntryAccepted, EntryRefused
 from protocols.ids import Incarnation, NodeId, Role
-from protocols.messages import (
-    Carried,
-    Entry,
-    GossipDigest,
-    GossipEntries,
-    GossipFrame,
-    GossipHave,
-    GossipPull,
-)
+from protocols.messages import Carried, Entry, GossipDigest, GossipEntries, GossipFrame, GossipHave, GossipPull
 from protocols.queues import NEVER
 from protocols.trickle import Trickle
 
@@ -79,6 +71,8 @@ _LEAST_PULL = 8
 """Entries worth a pull, unless fewer are left to ask for."""
 _REFRESH_SHARE = 3
 """An own entry is repeated after a third of its lifetime."""
+_LONGEST_OUTRUN_NS = 600 * limits.SECOND
+_RETRY_NS = 60 * limits.SECOND
 _COMPLAINT_PAUSE_NS = 60 * limits.SECOND
 """Between two events about entries of one neighbour: it must not fill a log."""
 
@@ -94,14 +88,6 @@ class Settings(Struct, frozen=True):
     simulator, where they cost nothing, checks all of a frame."""
     check_pause_ns: int = limits.MS
     max_entries: int = limits.MAX_ENTRIES
-
-
-class Stored(NamedTuple):
-    """An entry as it is kept over a restart."""
-
-    data: bytes
-    age_ns: int
-    source: NodeId
 
 
 class _Peer:
@@ -140,6 +126,7 @@ class Gossip:
         self._first_version = incarnation << VERSION_BITS
         self._store = EntryStore(settings.max_entries)
         self._own: dict[str, _Own] = {}
+        self._outruns: dict[str, tuple[int, int]] = {}  # version to go above, and how long to wait next time
         self._peers: dict[NodeId, _Peer] = {}  # RSUs first
         self._trickle = Trickle(settings.trickle_min_ns, settings.trickle_max_ns, random)
         self._admission = Admission(self._store, settings.checks_at_once, settings.check_pause_ns)
@@ -147,10 +134,10 @@ class Gossip:
         self._news_ns = self._pulls_ns = self._refresh_ns = NEVER
         self._told_ns = -NEVER
         self._messages: list[tuple[NodeId, GossipFrame]] = []
-        self._events: list[EntryAccepted | EntryRefused] = []
+        self._events: list[EntryAccepted | EntryRefused | DuplicateIdentity] = []
         self.counters = {
             "beacons_sent": 0, "beacons_suppressed": 0, "comparisons": 0, "pulls": 0, "pulls_timed_out": 0,
-            "offers_over_bound": 0,
+            "offers_over_bound": 0, "own_entries_failed": 0,
             "entries_ended": 0, "entries_evicted": 0, "frames_over_rate": 0, "equivocations": 0,
             "own_entries_outrun": 0, **{str(verdict): 0 for verdict in Verdict if verdict is not Verdict.WAITING},
         }  # fmt: skip
@@ -161,7 +148,7 @@ class Gossip:
         messages, self._messages = self._messages, []
         return messages
 
-    def events(self) -> list[EntryAccepted | EntryRefused]:
+    def events(self) -> list[EntryAccepted | EntryRefused | DuplicateIdentity]:
         """Events since the last call."""
         events, self._events = self._events, []
         return events
@@ -520,9 +507,8 @@ class Gossip:
             self._complain(self._peers.get(candidate.source), candidate, "equivocation", now)
         known_to = self._asked.pop(fingerprint, ())
         if author == self._node and kind in self._own:
-            self.counters["own_entries_outrun"] += 1
             self._admission.remember(fingerprint, now)
-            self._author(kind, self._own[kind].body, self._own[kind].lifetime_s, candidate.version, now)
+            self._outrun(kind, candidate, now)
             return
         lifetime_s = candidate.entry.lifetime_s
         sealed = seal.sealed(candidate.key, candidate.version, lifetime_s, fingerprint, candidate.data)
@@ -531,6 +517,28 @@ class Gossip:
             if peer.node != candidate.source and peer.node not in known_to and fingerprint not in peer.offers:
                 peer.news[fingerprint] = None
         self._news_due(now)
+
+    def _outrun(self, kind: str, candidate: Candidate, now: int) -> None:
+        """A newer entry of our own is about: of a former life whose state was lost, or somebody has our key. The two
+        would answer one another for ever, and the whole mesh pays: we do so later and later."""
+        self.counters["own_entries_outrun"] += 1
+        above, pause_ns = self._outruns.get(kind, (0, 0))
+        self._outruns[kind] = max(above, candidate.version), min(max(2 * pause_ns, limits.SECOND), _LONGEST_OUTRUN_NS)
+        if pause_ns:
+            self._events.append(DuplicateIdentity(self._node, True, candidate.source))
+        due_ns = min(self._own[kind].refresh_ns, now + pause_ns)
+        self._own[kind] = self._own[kind]._replace(refresh_ns=due_ns)
+        self._repeat_due(now)
+
+    def _repeat_due(self, now: int) -> None:
+        for kind, own in list(self._own.items()):
+            if now >= own.refresh_ns:
+                self._own[kind] = own._replace(refresh_ns=now + _RETRY_NS)
+                try:
+                    self._author(kind, own.body, own.lifetime_s, self._outruns.get(kind, (0, 0))[0], now)
+                except MeshError:  # a renewed certificate is longer, or there is no place for it now
+                    self.counters["own_entries_failed"] += 1
+        self._refresh_ns = min(own.refresh_ns for own in self._own.values())
 
     def _keep(self, held: Held, now: int) -> None:
         sealed = held.sealed
@@ -561,9 +569,7 @@ class Gossip:
             return
         self._check(self._seal, now)
         if now >= self._refresh_ns:
-            for kind, own in list(self._own.items()):
-                if now >= own.refresh_ns:
-                    self._author(kind, own.body, own.lifetime_s, 0, now)
+            self._repeat_due(now)
         self.counters["entries_ended"] += self._store.expire(now)
         if now >= self._pulls_ns:
             self._time_out(now)

@@ -113,6 +113,9 @@ class LaneQueue:
                     return True
                 self._readings[older.priority].remove(older)
                 self._forget(older)
+        if count > 1 and not self._has_places(count, priority):
+            self._drops.count(self._peer, key, "queue_full", count)
+            return False
         while self.waiting_readings + count > self._max_readings:
             if not self._evict(priority):
                 self._drops.count(self._peer, key, "queue_full", count)
@@ -130,6 +133,16 @@ class LaneQueue:
         self.waiting_bytes += len(data)
         self._bytes[priority] += len(data)
         return True
+
+    def _has_places(self, count: int, priority: int) -> bool:
+        """Whether evicting readings up to ``priority`` would be enough: in vain it would lose those too."""
+        excess = self.waiting_readings + count - self._max_readings
+        for readings in self._readings[: priority + 1] if excess > 0 else ():
+            for waiting in readings:
+                excess -= waiting.count
+                if excess <= 0:
+                    return True
+        return excess <= 0
 
     def _make_room(self, size_bytes: int, priority: int) -> bool:
         """Evict readings up to ``priority`` until so many bytes fit; nothing when that would not be enough."""

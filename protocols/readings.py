@@ -220,7 +220,7 @@ class Readings:
 
         :raises: as :meth:`publish`.
         """
-        if not values or len(values) != len(whens):
+        if len(values) == 0 or len(values) != len(whens):
             raise ValueUnsupported(f"{len(values)} values with {len(whens)} times: pass one or more, with a time each")
         stream = self._own_stream(key, where, whens[0], how, priority, lifespan_ms, hops, now)
         checked = whens[0]

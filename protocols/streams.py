@@ -130,7 +130,7 @@ def parcels_of(readings: list[Reading]) -> list[tuple[bytes, list[Reading]]]:
     parcels: list[tuple[bytes, list[Reading]]] = []
     for at in range(0, len(readings), limits.MAX_READINGS_PER_FRAME):
         part = readings[at : at + limits.MAX_READINGS_PER_FRAME]
-        if all(type(reading.value) in IMMUTABLE for reading in part):
+        if all(type(reading.value) in IMMUTABLE for reading in part) and _are_small(part):
             data = encode_together(part)
             if len(data) <= limits.BULK_THRESHOLD_BYTES:
                 parcels.append((data, part))
@@ -139,6 +139,12 @@ def parcels_of(readings: list[Reading]) -> list[tuple[bytes, list[Reading]]]:
             data = encode_alone(reading)
             parcels.append((data, [reading if type(reading.value) in IMMUTABLE else decode_alone(data)]))
     return parcels
+
+
+def _are_small(readings: list[Reading]) -> bool:
+    """Whether their texts and bytes together fit the realtime lane: encoding them in vain would hold up others."""
+    sizes = (len(reading.value) for reading in readings if type(reading.value) in (str, bytes))
+    return sum(sizes) <= limits.BULK_THRESHOLD_BYTES
 
 
 def expiry_utc_ns(reading: Reading) -> int:

@@ -15,8 +15,8 @@ import msgspec
 
 from protocols import gossip, limits
 from protocols.engine import Engine, NodeSettings, PeerView
+from protocols.entries import Stored
 from protocols.events import Answered, EntryAccepted, Event, NeighbourMet
-from protocols.gossip import Stored
 from protocols.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
 from protocols.keys import matches
 from protocols.ledger import Ledger

@@ -55,6 +55,24 @@ def test_hint_that_leads_nowhere_makes_room_for_a_newer_one() -> None:
     assert alone.engine.statistics()["hints_ignored"] == before + 1, "one was forgotten for it"
 
 
+def test_full_forged_advert_leaves_a_place_for_where_a_node_proved_to_be() -> None:
+    """Eight made-up addresses must not push out the one that answered."""
+    alone = Alone()
+    alone.hello("real", port=4242)
+    (dial,) = alone.dials()
+    alone.engine.lane_closed(dial.dial, "reset", False, alone.now)
+    tried = set()
+    for number in range(40):
+        forged = tuple((f"192.0.2.{100 + number % 2 * 8 + at}", 1) for at in range(limits.MAX_ADVERT_ADDRESSES))
+        alone.engine.hint("real", NodeId("real"), forged, alone.now)
+        for _ in range(12):
+            alone.now += limits.REDIAL_MAX_NS
+            for dial in alone.dials():
+                tried.add((dial.host, dial.port))
+                alone.engine.lane_closed(dial.dial, "no answer", False, alone.now)
+    assert ("192.0.2.1", 4242) in tried
+
+
 def test_hint_with_anothers_address_does_not_block_the_real_one() -> None:
     """A stranger may advertise rsu-1 at the address of veh-2; rsu-1 must still be dialled where it is."""
     alone = Alone()

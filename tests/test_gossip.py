@@ -8,9 +8,10 @@ from msgspec.structs import replace
 
 from protocols import limits
 from protocols.codec import decode_fingerprints, encode_entry, encode_fingerprints
+from protocols.entries import Stored
 from protocols.errors import BoundExceeded, LocalProtocolError, ValueUnsupported
 from protocols.events import EntryAccepted, EntryRefused
-from protocols.gossip import Gossip, Settings, Stored
+from protocols.gossip import Gossip, Settings
 from protocols.ids import Incarnation, NodeId, Role
 from protocols.messages import (
     Carried,
@@ -97,6 +98,38 @@ def test_own_entry_that_comes_back_newer_is_gone_above() -> None:
     assert alone.held() == {("me", "address"): first + 101}
     assert alone.gossip.entries(0)[0].body == b"now"
     assert counted(alone)["own_entries_outrun"] == 1
+
+
+def test_own_entry_outrun_again_and_again_is_answered_later_and_later() -> None:
+    """A copied key makes two nodes answer one another; each answer costs the whole mesh a signature check."""
+    alone = Alone("me")
+    alone.meet("peer")
+    version = alone.gossip.put("address", b"now", DAY_S, alone.now)
+    answers = 0
+    for _ in range(600):
+        held = alone.held()["me", "address"]
+        if held > version:
+            answers += 1
+            version = held + 1
+            alone.get(handed(entry("me", version, b"the other")))
+        alone.run_for(SECOND)
+    alone.get(handed(entry("me", version + 1, b"the other")))
+    assert answers <= 12, "the pause doubles from a second"
+    alone.run_for(700 * SECOND)
+    assert alone.held()["me", "address"] > version, "and still it goes above at last"
+
+
+def test_own_entry_that_can_not_be_repeated_is_tried_again_later() -> None:
+    """A renewed certificate may be longer; a timer that is due at once, for ever, would stop everything else."""
+    alone = Alone("me")
+    alone.meet("peer")
+    alone.gossip.put("address", b"x" * 400, 3_000, alone.now)
+    long = b"c" * limits.MAX_ENTRY_BYTES
+    alone.gossip._seal = replace(alone.gossip._seal, sign=lambda statement: (long, b"s"))
+    alone.now += 1_000 * SECOND
+    alone.gossip.handle_timer(alone.now)
+    assert counted(alone)["own_entries_failed"] == 1
+    assert alone.gossip.next_timer_at() > alone.now
 
 
 def test_versions_of_a_later_life_are_above_those_of_the_former() -> None:

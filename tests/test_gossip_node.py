@@ -17,8 +17,8 @@ from meshnode.identity import create_mesh, issue
 from meshnode.notary import Notary
 from protocols import limits
 from protocols.codec import decode_untrusted_address, encode_address, encode_entry, entry_statement
+from protocols.entries import Stored
 from protocols.events import EntryRefused, Event
-from protocols.gossip import Stored
 from protocols.ids import MeshName, NodeId
 from protocols.messages import Address, Carried, Entry, GossipEntries
 from tests.mesh_fixture import House, Open, given_house, given_opened, until

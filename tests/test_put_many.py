@@ -111,6 +111,41 @@ def test_put_many_to_a_full_queue_is_counted_by_readings() -> None:
     assert (late.queued, late.dropped) == (0, 64)
 
 
+def test_put_many_that_can_not_have_places_evicts_nothing() -> None:
+    """Sixty-four that are refused anyway must not cost eight others their places."""
+    bench = Bench(A)
+    bench.wants(A, Want("veh/**"))
+    for number in range(limits.MAX_QUEUE_READINGS):
+        bench.publish(KEY, 1, priority=0 if number < 8 else 7)
+    put, _ = put_many(bench, [1.0] * 64)
+    assert (put.queued, put.dropped) == (0, 64)
+    assert bench.dropped() == {(A, "queue_full"): 64}
+    assert bench.peers[A].realtime.waiting_readings == limits.MAX_QUEUE_READINGS
+
+
+def test_put_many_of_large_texts_takes_what_single_puts_take() -> None:
+    """Together they would be larger than any frame, each by itself is not."""
+    bench = Bench(A)
+    bench.wants(A, Want("veh/**"))
+    put, _ = put_many(bench, ["x" * 300_000] * 64)
+    assert put.queued == 64
+    assert [len(str(reading.value)) for reading in bench.sent(A, bulk=True)] == [300_000] * 64
+
+
+def test_put_many_takes_an_array_of_values() -> None:
+    """What a sensor gathered is an array more often than a list."""
+    numpy = pytest.importorskip("numpy")
+    bench = Bench(A)
+    bench.wants(A, Want("veh/**"))
+    put, _ = put_many(bench, numpy.array([1.5, 2.5]).tolist())
+    assert put.queued == 2
+    whens = [EventTime(NOW_UTC_NS, 0)] * 2
+    put, _ = bench.machine.publish_many(
+        KEY, numpy.array([1.5, 2.5]), HERE, whens, HOW, priority=3, lifespan_ms=0, hops=0, now=0, utc_now=NOW_UTC_NS
+    )
+    assert put.queued == 2
+
+
 def test_put_many_expired_in_the_queue_is_counted_by_readings() -> None:
     """Stale readings are not sent, and not forgotten either."""
     bench = Bench(A)

@@ -84,7 +84,7 @@ class ConnectedPublisher:
         :raises ValueUnsupported: without a value, or without a time for each; and as :meth:`put`, which may come when
             some are with the node already.
         """
-        if not values or (times_ns is not None and len(times_ns) != len(values)):
+        if len(values) == 0 or (times_ns is not None and len(times_ns) != len(values)):
             given = "no" if times_ns is None else len(times_ns)
             raise ValueUnsupported(f"{len(values)} values with {given} times: pass one or more, with a time each")
         times: Sequence[int | None] = times_ns if times_ns is not None else [None] * len(values)
