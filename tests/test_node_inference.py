@@ -262,7 +262,7 @@ async def test_neighbour_that_stalls_is_hedged_and_its_late_answer_is_harmless(
 ) -> None:
     """A stopped process still holds its links: waiting for its death would cost seconds, a hedge milliseconds."""
     member = await asyncio.to_thread(started, "rsu-1", 1.0)
-    vehicle = await opened("veh-1", member.port, models=model, inference=InferenceSection(emulate_slowdown=100))
+    vehicle = await opened("veh-1", member.port, models=model, inference=InferenceSection(emulate_slowdown=1_000))
     await offered(vehicle)
     assert (await vehicle.infer("work", {"x": matrix}, hedge=False)).ran_on == "rsu-1"
     member.send(signal.SIGSTOP)
