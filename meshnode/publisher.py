@@ -11,6 +11,7 @@ from protocols.errors import LocalProtocolError
 from protocols.ids import NodeId
 from protocols.messages import EventTime, Position, Provenance, Reading
 from protocols.streams import Put, PutMany
+from protocols.values import listed
 
 if TYPE_CHECKING:
     from meshnode.node import Node
@@ -59,7 +60,8 @@ class Publisher:
         self, values: Sequence[Any], *, where: Position | None = None, times_ns: Sequence[int] | None = None
     ) -> PutMany:
         """Publish several values at once, oldest first: each is a reading of its own, at a fraction of the cost of as
-        many :meth:`put`. For sensors that hand over what they gathered. Any thread; never waits.
+        many :meth:`put`. For sensors that hand over what they gathered, as a list or an array of one dimension. Any
+        thread; never waits.
 
         ``times_ns``: UTC of each measurement in nanoseconds, default now for all. ``where``: as of :meth:`put`.
 
@@ -67,6 +69,7 @@ class Publisher:
             none, or not one time for each; nothing is published then.
         :raises LocalProtocolError: when the node was closed.
         """
+        values = listed(values)
         utc_now = time.time_ns()
         where = where or self._where or self._node.position
         if times_ns is None:

@@ -3,6 +3,8 @@
 Structs are checked when they come from the wire; those that an application builds are checked here, by the same bounds.
 """
 
+from typing import Any
+
 from protocols import limits
 from protocols.errors import ValueUnsupported
 from protocols.messages import Position, Provenance, Tensor
@@ -53,3 +55,8 @@ def check_context(where: Position, how: Provenance) -> None:
             f"quality {how.quality} must be 0 to 1, lineage at most {limits.MAX_LINEAGE} steps, and each text at most "
             f"{limits.MAX_TEXT_CHARS} characters"
         )
+
+
+def listed(values: Any) -> Any:
+    """An array of one dimension as a list of plain numbers, for each of its own would travel as an array."""
+    return values.tolist() if getattr(values, "ndim", None) == 1 else values

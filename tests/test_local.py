@@ -281,6 +281,23 @@ async def test_missed_deadline_is_counted_and_told(house: House) -> None:
 
 
 # --- load ------------------------------------------------------------------------------------------------------------
+async def test_values_published_together_arrive_in_order(house: House) -> None:
+    """An application moves between the node's process and its own: ``put_many`` has to mean the same in both."""
+    config = house.config("veh-1")
+    async with meshnode.open(config), meshnode.connect(config.local_socket) as here:
+        heard: list[object] = []
+        here.subscribe("veh/veh-1/*", callback=lambda reading: heard.append(reading.value))
+        publisher = here.publisher("veh/veh-1/imu", where=HERE)
+        put = publisher.put_many(np.arange(5.0))
+        assert (put.count, put.queued, put.dropped) == (5, 5, 0)
+        await publisher.flushed()
+        await until(lambda: len(heard) == 5, "all came")
+        assert heard == [0.0, 1.0, 2.0, 3.0, 4.0]
+        assert all(type(value) is float for value in heard)
+        with pytest.raises(ValueUnsupported, match="0 values"):
+            publisher.put_many([])
+
+
 async def test_publishers_on_many_threads_lose_and_reorder_nothing(house: House) -> None:
     """``put`` belongs to any thread, and one stream keeps its order while the socket is full."""
     config = house.config("veh-1")

@@ -54,6 +54,24 @@ async def test_reading_between_any_two_link_engines_arrives_at_callback_and_iter
     assert (await back.next(5)).value == {"kind": "ice", "lanes": [1, 2]}
 
 
+async def test_values_published_together_arrive_one_by_one_with_their_times(opened: Open) -> None:
+    """What a sensor gathered, often an array, reaches a subscriber as plain numbers, as from single puts."""
+    here, there = await pair(opened)
+    subscription = here.subscribe("veh/**")
+    await wanted(there, "veh/veh-1/imu")
+    publisher = there.publisher("veh/veh-1/imu", unit="m/s2")
+    times_ns = list(range(10**18, 10**18 + 100))
+    put = publisher.put_many(np.arange(100.0), times_ns=times_ns)
+    assert (put.count, put.queued, put.dropped) == (100, 100, 0)
+    assert publisher.put_many([[1, 2], "text"]).first_sequence == put.first_sequence + 100
+    came = [await subscription.next(5) for _ in range(102)]
+    assert [reading.value for reading in came] == [*map(float, range(100)), [1, 2], "text"]
+    assert all(type(reading.value) is float for reading in came[:100])
+    assert [reading.when.utc_ns for reading in came[:100]] == times_ns
+    with pytest.raises(ValueUnsupported, match="3 values with 1 times"):
+        publisher.put_many([1, 2, 3], times_ns=[1])
+
+
 async def test_reading_received_carries_where_when_and_how_of_its_publisher(opened: Open) -> None:
     """A value without its context is of no use: nothing of it may be lost or made up on the way."""
     here, there = await pair(opened)

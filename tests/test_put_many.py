@@ -132,20 +132,6 @@ def test_put_many_of_large_texts_takes_what_single_puts_take() -> None:
     assert [len(str(reading.value)) for reading in bench.sent(A, bulk=True)] == [300_000] * 64
 
 
-def test_put_many_takes_an_array_of_values() -> None:
-    """What a sensor gathered is an array more often than a list."""
-    numpy = pytest.importorskip("numpy")
-    bench = Bench(A)
-    bench.wants(A, Want("veh/**"))
-    put, _ = put_many(bench, numpy.array([1.5, 2.5]).tolist())
-    assert put.queued == 2
-    whens = [EventTime(NOW_UTC_NS, 0)] * 2
-    put, _ = bench.machine.publish_many(
-        KEY, numpy.array([1.5, 2.5]), HERE, whens, HOW, priority=3, lifespan_ms=0, hops=0, now=0, utc_now=NOW_UTC_NS
-    )
-    assert put.queued == 2
-
-
 def test_put_many_expired_in_the_queue_is_counted_by_readings() -> None:
     """Stale readings are not sent, and not forgotten either."""
     bench = Bench(A)

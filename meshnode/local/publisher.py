@@ -14,7 +14,7 @@ from protocols.errors import NotPermitted, ValueUnsupported
 from protocols.local import NODE_POSITION, OWN_POSITION, encode_parcel
 from protocols.messages import EventTime, Position, Provenance, Reading
 from protocols.streams import Put, PutMany
-from protocols.values import check_context
+from protocols.values import check_context, listed
 
 if TYPE_CHECKING:
     from meshnode.local.client import ConnectedNode
@@ -84,6 +84,7 @@ class ConnectedPublisher:
         :raises ValueUnsupported: without a value, or without a time for each; and as :meth:`put`, which may come when
             some are with the node already.
         """
+        values = listed(values)
         if len(values) == 0 or (times_ns is not None and len(times_ns) != len(values)):
             given = "no" if times_ns is None else len(times_ns)
             raise ValueUnsupported(f"{len(values)} values with {given} times: pass one or more, with a time each")
