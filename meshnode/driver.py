@@ -165,13 +165,16 @@ class Driver:
                 key, values, where, whens, how, priority, lifespan_ms, hops, now, utc_now
             )
             flushes = self.engine.flushes()
+            sooner = self.engine.deadline_at() < self._timer_due_ns
         if flushes is None:
             self._settle()
-        for dial in flushes or ():
-            self._kick(dial, now, put.count)
+        else:
+            for dial in flushes:
+                self._kick(dial, now, put.count)
+            if sooner:
+                self._set_timer()
         if deliveries:
             self._deliver(deliveries)
-        self._set_timer()
         return put
 
     def subscribe(self, expression: str, quality: Quality, callback: ReadingCallback) -> int:
