@@ -36,6 +36,7 @@ from meshnode.net.nng import open_transport
 from meshnode.net.transport import Credentials, FailedLink, Transport
 from meshnode.notary import Notary
 from meshnode.publisher import Publisher, not_open
+from meshnode.publishing import Publishing
 from meshnode.recording import Recorder
 from meshnode.renewal import Renewal
 from meshnode.sensing import Sensing
@@ -67,7 +68,7 @@ from protocols.ids import NodeId
 from protocols.keys import checked_key
 from protocols.membership import Settings
 from protocols.messages import NamedTensor, Position, Provenance, Reading, Tensor
-from protocols.streams import Put, Quality
+from protocols.streams import Quality
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -81,7 +82,7 @@ _FLUSH_S = 1.0
 """How long a closing node tries to deliver records to the relay; the rest stays in the outbox."""
 
 
-class Node:
+class Node(Publishing):
     """A running node. Made by :func:`open`; methods raise ``LocalProtocolError`` outside its ``async with``, but what
     it counted can be read after it has closed."""
 
@@ -93,6 +94,7 @@ class Node:
             raise AttributeError(f"a node has no attribute {name!r}")
 
     def __init__(self, config: NodeConfig, folder: Path) -> None:
+        super().__init__()
         self.config = config
         self.id = NodeId(config.node.id)
         self.position: Position | None = config.node.position
@@ -104,7 +106,6 @@ class Node:
         self._subscriptions: dict[int, Subscription] = {}
         self._listeners: list[Callable[[Event], None]] = []
         self._advert_listeners: list[Callable[[NodeId], None]] = []
-        self._publishers: dict[tuple[Any, ...], Publisher] = {}
         self._all_publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
         self._closed = False
         self._recorder: Recorder | None = None
@@ -312,28 +313,6 @@ class Node:
         publisher = Publisher(self, self._driver, self._recorder, key, how, where, priority, lifespan_ms, hops)
         self._all_publishers.add(publisher)
         return publisher
-
-    def publish(
-        self, key: str, value: Any, *, unit: str = "1", sensor: str = "application", where: Position | None = None,
-        time_ns: int | None = None, quality: float = 1.0, calibration: str = "", lineage: tuple[str, ...] = (),
-        priority: int = 3, lifespan_ms: int = 0, hops: int = 0,
-    ) -> Put:  # fmt: skip
-        """Publish one value and say what happened to it. Any thread; never waits. See :meth:`publisher` for the rest.
-
-        :raises ContextMissing: when nobody knows where.
-        :raises InvalidKey, NotPermitted, ValueUnsupported: what they say.
-        """
-        options = (key, unit, sensor, quality, calibration, lineage, priority, lifespan_ms, hops)
-        publisher = self._publishers.get(options)
-        if publisher is None:
-            publisher = self.publisher(
-                key, unit=unit, sensor=sensor, quality=quality, calibration=calibration, lineage=lineage,
-                priority=priority, lifespan_ms=lifespan_ms, hops=hops,
-            )  # fmt: skip
-            if len(self._publishers) >= limits.MAX_CACHED_KEYS:
-                self._publishers.clear()
-            self._publishers[options] = publisher
-        return publisher.put(value, where=where, time_ns=time_ns)
 
     def subscribe(
         self, expression: str, callback: ReadingCallback | None = None, *, deadline_ms: int = 0,

@@ -23,6 +23,7 @@ from msgspec import Struct
 from meshnode.inference_result import InferenceResult
 from meshnode.local.publisher import NOWHERE, ConnectedPublisher
 from meshnode.local.session import Session
+from meshnode.publishing import Publishing
 from meshnode.subscriptions import Subscription
 from protocols import limits
 from protocols.access import AccessTable
@@ -73,7 +74,6 @@ from protocols.local import (
     told,
 )
 from protocols.messages import NamedTensor, Position, Provenance, Reading, Tensor
-from protocols.streams import Put
 from protocols.values import check_context
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class _Wanted:
         self.before: dict[tuple[str, str], int] = {}  # as ``newest`` was when the node went
 
 
-class ConnectedNode:
+class ConnectedNode(Publishing):
     """A node in another process. Made by :func:`connect`; methods raise ``LocalProtocolError`` outside ``async with``.
 
     Unlike :class:`meshnode.node.Node` it has no ``config``, ``port``, ``http_port`` and ``certificate_ends``: they are
@@ -126,6 +126,7 @@ class ConnectedNode:
     incarnation: Incarnation
 
     def __init__(self, path: Path, name: str) -> None:
+        super().__init__()
         self.session = Session(path, name, self._received, self._back, self._gone)
         self.access = AccessTable(())
         self.closed = True
@@ -136,7 +137,6 @@ class ConnectedNode:
         self._answers: dict[int, asyncio.Future[Inferred]] = {}
         self._flushes: dict[int, asyncio.Future[None]] = {}
         self._refused: dict[str, MeshError] = {}
-        self._publishers: dict[tuple[Any, ...], ConnectedPublisher] = {}
         self._listeners: list[Callable[[LocalEvent], None]] = []
         self._changed = asyncio.Event()
         self._counters = {"puts_refused": 0, "reconnected": 0, "callbacks_failed": 0}
@@ -223,28 +223,6 @@ class ConnectedNode:
         except ValueUnsupported as error:
             raise LocalProtocolError(str(error)) from error
         return ConnectedPublisher(self, key, how, where, priority, lifespan_ms, hops)
-
-    def publish(
-        self, key: str, value: Any, *, unit: str = "1", sensor: str = "application", where: Position | None = None,
-        time_ns: int | None = None, quality: float = 1.0, calibration: str = "", lineage: tuple[str, ...] = (),
-        priority: int = 3, lifespan_ms: int = 0, hops: int = 0,
-    ) -> Put:  # fmt: skip
-        """Hand one value to the node; see :meth:`publisher`, and :meth:`ConnectedPublisher.put` for the result.
-
-        :raises ContextMissing: when nobody knows where.
-        :raises InvalidKey, NotPermitted, ValueUnsupported: what they say.
-        """
-        options = (key, unit, sensor, quality, calibration, lineage, priority, lifespan_ms, hops)
-        publisher = self._publishers.get(options)
-        if publisher is None:
-            publisher = self.publisher(
-                key, unit=unit, sensor=sensor, quality=quality, calibration=calibration, lineage=lineage,
-                priority=priority, lifespan_ms=lifespan_ms, hops=hops,
-            )  # fmt: skip
-            if len(self._publishers) >= limits.MAX_CACHED_KEYS:
-                self._publishers.clear()
-            self._publishers[options] = publisher
-        return publisher.put(value, where=where, time_ns=time_ns)
 
     async def flushed(self, timeout_s: float = 10.0, key: str | None = None) -> None:
         """Wait until the node has published what this application put so far; errors as
