@@ -310,7 +310,7 @@ class Driver:
         now = time.monotonic_ns()
         with self._lock:
             deliveries = engine.receive(frame, pipe, now, time.time_ns())
-            flushes = None if engine.eventful else engine.flushes()
+            flushes = engine.flushes()
             sooner = engine.deadline_at() < self._timer_due_ns
         for dial in flushes or ():  # others first: a callback may take its time
             self._kick(dial, now)
@@ -318,7 +318,7 @@ class Driver:
             self._deliver(deliveries)
         if flushes is None:
             self._settle()
-        elif sooner or not deliveries:
+        elif sooner:
             self._set_timer()
 
     def lane_opened(self, lane: OutgoingLane, identity: PeerIdentity) -> None:

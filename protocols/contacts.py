@@ -30,8 +30,8 @@ class Contact:
     """Somewhere to dial."""
 
     __slots__ = (
-        "addresses", "advertised", "attempt", "failures", "first_seen_ns", "name", "next_dial_ns", "node", "proven",
-        "proven_addresses", "said", "seed", "wanted",
+        "addresses", "advertised", "attempt", "busy", "failures", "first_seen_ns", "name", "next_dial_ns", "node",
+        "proven", "proven_addresses", "said", "seed", "wanted",
     )  # fmt: skip
 
     def __init__(self, name: str, node: NodeId | None, now: int) -> None:
@@ -43,6 +43,8 @@ class Contact:
         self.attempt = 0  # which address comes next
         self.failures = 0
         self.next_dial_ns = now
+        self.busy = 0
+        """Realtime lanes to it that are open or being dialled."""
         self.wanted = True
         """False once the hint was withdrawn: finish, don't dial again."""
         self.advertised = False
@@ -74,11 +76,6 @@ class Contacts:
         self._next_dial = 1
         self._effects: list[Dial | HangUp] = []
         self.counters = {"hints_ignored": 0, "dials": 0, "dials_failed": 0}
-
-    @property
-    def restless(self) -> bool:
-        """Whether :meth:`outgoing` has something."""
-        return bool(self._effects)
 
     def outgoing(self) -> list[Dial | HangUp]:
         """Effects decided since the last call."""
@@ -201,7 +198,7 @@ class Contacts:
     def hang_up(self, dial: int, next_dial_ns: int | None = None) -> None:
         """Close a lane or give up a dial; dial that contact again at ``next_dial_ns`` when given."""
         self._effects.append(HangUp(dial))
-        dialling = self._dials.pop(dial, None)
+        dialling = self._end(dial)
         if dialling is None:
             return
         if next_dial_ns is not None:
@@ -211,7 +208,7 @@ class Contacts:
 
     def closed(self, dial: int, refused: bool, now: int) -> Dialling | None:
         """A lane is finished, or never came to be; decides when to dial again. None: the dial is not known."""
-        dialling = self._dials.pop(dial, None)
+        dialling = self._end(dial)
         if dialling is None:
             return None
         contact = dialling.contact
@@ -229,6 +226,12 @@ class Contacts:
             self._contacts.pop(contact.name, None)
         return dialling
 
+    def _end(self, dial: int) -> Dialling | None:
+        dialling = self._dials.pop(dial, None)
+        if dialling is not None and dialling.lane is Lane.REALTIME:
+            dialling.contact.busy -= 1
+        return dialling
+
     def dial_bulk(self, realtime: int) -> None:
         """Dial the bulk lane to where a realtime lane leads, unless that is under way."""
         to = self._dials[realtime]
@@ -238,6 +241,7 @@ class Contacts:
     def _dial(self, contact: Contact, lane: Lane, address: HostPort) -> None:
         dial, self._next_dial = self._next_dial, self._next_dial + 1
         self._dials[dial] = Dialling(contact, lane, address)
+        contact.busy += lane is Lane.REALTIME
         self.counters["dials"] += 1
         # With several addresses the first tries are short: one of them may lead nowhere.
         timeout_ns = self._dial_timeout_ns
@@ -247,9 +251,10 @@ class Contacts:
 
     def dial_due(self, may_dial: Callable[[NodeId | None], bool], now: int) -> None:
         """Dial every contact whose time has come; ``may_dial`` says whether a lane to that node is wanted."""
-        busy = self._busy()
+        due = [contact for contact in self._contacts.values() if contact.next_dial_ns <= now and not contact.busy]
+        if not due:
+            return
         free = MAX_DIALS - self._unanswered()
-        due = [c for c in self._contacts.values() if c.next_dial_ns <= now and c.name not in busy]
         for contact in sorted(due, key=lambda contact: (not contact.proven, contact.failures)):
             refused_until_ns = self._refused.get(contact.name, 0)
             if refused_until_ns > now:
@@ -264,12 +269,11 @@ class Contacts:
 
     def next_timer_at(self) -> int:
         """When :meth:`dial_due` wants to be called next."""
-        busy, full = self._busy(), self._unanswered() >= MAX_DIALS
-        waiting = (c for c in self._contacts.values() if c.name not in busy and (c.proven or not full))
-        return min((contact.next_dial_ns for contact in waiting), default=NEVER)
+        full, due_ns = len(self._dials) >= MAX_DIALS and self._unanswered() >= MAX_DIALS, NEVER
+        for contact in self._contacts.values():
+            if contact.next_dial_ns < due_ns and not contact.busy and (contact.proven or not full):
+                due_ns = contact.next_dial_ns
+        return due_ns
 
     def _unanswered(self) -> int:
         return sum(dialling.identity is None for dialling in self._dials.values())
-
-    def _busy(self) -> set[str]:
-        return {dialling.contact.name for dialling in self._dials.values() if dialling.lane is Lane.REALTIME}

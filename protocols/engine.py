@@ -30,7 +30,7 @@ from protocols.gossip import Gossip
 from protocols.gossip import Settings as GossipSettings
 from protocols.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity, Role
 from protocols.inference import Inference, LocalModel, Neighbourhood
-from protocols.membership import HEARTBEATS_A_ROUND, Membership, Neighbour, Settings, State
+from protocols.membership import Membership, Neighbour, Settings, State
 from protocols.messages import (
     EventTime,
     GossipDigest,
@@ -103,18 +103,21 @@ class Engine:
         self.drops = Drops()
         access = AccessTable(settings.access)
         self._membership = Membership(
-            settings.mesh, settings.node, settings.incarnation, settings.inbox_port, settings.membership, random
-        )
+            settings.mesh, settings.node, settings.incarnation, settings.inbox_port, settings.membership, random,
+            self._spoke_ns,
+        )  # fmt: skip
         self._readings = Readings(settings.node, settings.role, settings.incarnation << 32, access, self.drops)
         self._inference = Inference(settings.node, access, self._neighbourhood)
         self._gossip = Gossip(settings.node, settings.incarnation, settings.seal, settings.gossip, random)
         self._queues: dict[NodeId, _Queues] = {}
-        # The hot path's short cuts: by open dial, and by neighbour and whether its bulk lane is meant.
         self._queue_of: dict[int, LaneQueue] = {}
-        self._dial_of: dict[tuple[NodeId, bool], int] = {}
-        self._bulk_wanted = False
+        """By open dial."""
+        self._neighbour_of = self._membership.neighbour_of
+        self._more = False
+        """Something was decided beside lanes to flush."""
         self._lives: dict[NodeId, Incarnation] = {}
         self._present: set[NodeId] = set()
+        self._clock_uncertainty_ns = settings.clock_uncertainty_ns
         self._offers_due_ns = NEVER
         self._offers_sent_ns = -NEVER
         self._events: list[Event] = []
@@ -173,8 +176,8 @@ class Engine:
         if reached is not None:
             node, lane = reached
             queues = self._queues_of(node)
-            self._queue_of[dial] = queues.realtime if lane is Lane.REALTIME else queues.bulk
-            self._dial_of[node, lane is Lane.BULK] = dial
+            queue = self._queue_of[dial] = queues.realtime if lane is Lane.REALTIME else queues.bulk
+            queue.dial = dial
             if lane is Lane.REALTIME:
                 if queues.bulk:
                     self._membership.want_bulk(node)
@@ -186,8 +189,9 @@ class Engine:
     def lane_closed(self, dial: int, reason: str, refused: bool, now: int) -> None:
         """A lane is finished, or never came to be."""
         self._membership.lane_closed(dial, reason, refused, now)
-        self._queue_of.pop(dial, None)
-        self._dial_of = {lane: open_dial for lane, open_dial in self._dial_of.items() if open_dial != dial}
+        queue = self._queue_of.pop(dial, None)
+        if queue is not None and queue.dial == dial:
+            queue.dial = 0
         self._carry(now)
 
     def receive(self, data: bytes | bytearray, pipe: int, now: int, utc_now: int) -> list[Delivery]:
@@ -197,6 +201,7 @@ class Engine:
             frame = self._decode(data)
         except UnknownFrame:
             self._counters["frames_unknown"] += 1
+            self._more = True
             return []
         except RemoteProtocolError as error:
             major = untrusted_other_major(data)
@@ -206,16 +211,25 @@ class Engine:
             else:
                 self._membership.receive_other_major(major, pipe, now)
             self._carry(now)
+            self._more = True
             return []
-        neighbour = self._membership.neighbour_of_pipe(pipe)
-        if type(frame) is ReadingsFrame and neighbour is not None:
-            self._membership.heard(neighbour, now)
-            deliveries = self._readings.accept(
-                frame.readings, neighbour.node, neighbour.role, now, utc_now, self.settings.clock_uncertainty_ns
-            )
-            if self._readings.touched:
-                self._flush_touched(now)
-            return deliveries
+        neighbour = self._neighbour_of.get(pipe)
+        if neighbour is not None:
+            if type(frame) is ReadingsFrame:
+                neighbour.last_heard_ns = now
+                if neighbour.state is State.SUSPECT:
+                    self._membership.refute(neighbour, now)
+                    self._more = True
+                deliveries = self._readings.accept(
+                    frame.readings, neighbour.node, neighbour.role, now, utc_now, self._clock_uncertainty_ns
+                )
+                if self._readings.touched:
+                    self._flush_touched()
+                return deliveries
+            if type(frame) is Heartbeat and neighbour.state is State.ALIVE and not (frame.suspects or frame.answer):
+                self._membership.heartbeat(frame, neighbour, now)
+                return []
+        self._more = True
         neighbour = self._membership.receive(frame, pipe, now)
         if neighbour is not None:
             self._receive_control(frame, neighbour, now, utc_now)
@@ -258,10 +272,8 @@ class Engine:
         if queues is not None:
             queues.realtime.clear(reason)
             queues.bulk.clear(reason)
-            gone = (queues.realtime, queues.bulk)
-            self._queue_of = {dial: queue for dial, queue in self._queue_of.items() if queue not in gone}
-        self._dial_of.pop((node, False), None)
-        self._dial_of.pop((node, True), None)
+            self._queue_of.pop(queues.realtime.dial, None)
+            self._queue_of.pop(queues.bulk.dial, None)
         self._present.discard(node)
         self._inference.neighbour_gone(node, now)
         self._gossip.gone(node, now)
@@ -297,8 +309,6 @@ class Engine:
         if neighbour is None or queues is None:
             self._undeliverable(node, frame, now)
             return
-        if type(frame) is Heartbeat and self._said_enough(frame, queues.realtime, now):
-            return
         try:
             data = encode_frame(frame)
             if type(frame) is Heartbeat:
@@ -314,13 +324,12 @@ class Engine:
         except (BoundExceeded, ValueUnsupported):
             self._undeliverable(node, frame, now)
             return
-        self._flush(neighbour, bulk, now)
+        self._flush(queues.bulk if bulk else queues.realtime)
 
-    def _said_enough(self, beat: Heartbeat, queue: LaneQueue, now: int) -> bool:
-        """Whether a heartbeat would say nothing new: any frame is a sign of life, and few have to carry echoes."""
-        if beat.suspects or beat.answer or not beat.sequence % HEARTBEATS_A_ROUND:
-            return False
-        return now - queue.taken_ns < self.settings.membership.heartbeat_interval_ns
+    def _spoke_ns(self, node: NodeId) -> int:
+        """When readings were sent to a neighbour last."""
+        queues = self._queues.get(node)
+        return queues.realtime.taken_ns if queues is not None else -NEVER
 
     def _undeliverable(self, node: NodeId, frame: NodeFrame, now: int) -> None:
         self._counters["frames_undeliverable"] += 1
@@ -330,23 +339,22 @@ class Engine:
             detail = f"{self.settings.node} computed it, but the answer is too large or the link is stuck"
             self._put(node, InferAnswer(frame.request, "failed", detail=detail), now)
 
-    def _flush(self, neighbour: Neighbour, bulk: bool, now: int) -> None:
-        dial = neighbour.lanes.get(Lane.BULK if bulk else Lane.REALTIME)
-        if dial is not None:
-            self._flushes[dial] = None
-        elif bulk:
-            self._membership.want_bulk(neighbour.node)
-            self._bulk_wanted = True
+    def _flush(self, queue: LaneQueue) -> None:
+        if queue.dial:
+            self._flushes[queue.dial] = None
+            return
+        queues = self._queues.get(queue.peer)
+        if queues is not None and queue is queues.bulk:
+            self._membership.want_bulk(queue.peer)
+            self._more = True
 
-    def _flush_touched(self, now: int) -> None:
-        touched = self._readings.touched
-        for lane in touched:
-            dial = self._dial_of.get(lane)
-            if dial is not None:
-                self._flushes[dial] = None
-            elif lane[1]:
-                self._membership.want_bulk(lane[0])
-                self._bulk_wanted = True
+    def _flush_touched(self) -> None:
+        touched, flushes = self._readings.touched, self._flushes
+        for queue in touched:
+            if queue.dial:
+                flushes[queue.dial] = None
+            else:
+                self._flush(queue)
         touched.clear()
 
     def _tell_interest(self, now: int, only: NodeId | None = None) -> None:
@@ -380,7 +388,7 @@ class Engine:
             for node, frame in messages:
                 self._put(node, frame, now)
         if self._readings.touched:
-            self._flush_touched(now)
+            self._flush_touched()
 
     # --- readings --------------------------------------------------------------------------------------------------
     def publish(
@@ -390,7 +398,7 @@ class Engine:
         """Publish one value of this node; see :meth:`protocols.readings.Readings.publish` for the errors."""
         result = self._readings.publish(key, value, where, when, how, priority, lifespan_ms, hops, now, utc_now)
         if self._readings.touched:
-            self._flush_touched(now)
+            self._flush_touched()
         return result
 
     def publish_many(
@@ -400,7 +408,7 @@ class Engine:
         """Publish several values of one key; see :meth:`protocols.readings.Readings.publish_many`."""
         result = self._readings.publish_many(key, values, where, whens, how, priority, lifespan_ms, hops, now, utc_now)
         if self._readings.touched:
-            self._flush_touched(now)
+            self._flush_touched()
         return result
 
     def subscribe(self, expression: str, quality: Quality, now: int) -> tuple[int, list[Reading]]:
@@ -491,7 +499,7 @@ class Engine:
         """Do what is due. ``receiving_since_ns``: since when a callback has held up the receiving thread."""
         self._membership.handle_timer(now, receiving_since_ns)
         for node, queues in self._queues.items():
-            if queues.bulk and (node, True) not in self._dial_of:  # its lane failed, or could not be dialled before
+            if queues.bulk.waiting_bytes and not queues.bulk.dial:  # its lane failed, or could not be dialled before
                 self._membership.want_bulk(node)
         self._readings.handle_timer(now)
         self._inference.handle_timer(now)
@@ -524,10 +532,10 @@ class Engine:
         self._carry(now)
 
     def flushes(self) -> list[int] | None:
-        """The hot path's form of :meth:`outgoing` after a reading was published or accepted: the lanes to flush; None
-        when there is more to do."""
-        if self._bulk_wanted:
-            self._bulk_wanted = False
+        """The hot path's short form of :meth:`outgoing`, :meth:`events` and :meth:`next_timer_at` after a reading was
+        published or a frame received: the lanes to flush; None when there may be more to do. A reading, even then, may
+        have brought :meth:`deadline_at` forward."""
+        if self._more:
             return None
         if not self._flushes:
             return []
@@ -535,24 +543,12 @@ class Engine:
         self._flushes.clear()
         return flushes
 
-    @property
-    def eventful(self) -> bool:
-        """Whether :meth:`events`, or :meth:`outgoing` beside flushes, has something."""
-        membership, inference = self._membership, self._inference
-        return (
-            membership.eventful
-            or membership.restless
-            or inference.eventful
-            or inference.restless
-            or bool(self._events)
-            or self._readings.eventful
-        )
-
     def outgoing(self) -> list[Effect]:
         """What to do, decided since the last call."""
         effects: list[Effect] = [*self._membership.outgoing(), *self._inference.outgoing()]
         effects.extend(Flush(dial) for dial in self._flushes)
-        self._flushes = {}
+        self._flushes.clear()
+        self._more = False
         return effects
 
     def events(self) -> list[Event]:

@@ -431,16 +431,6 @@ class Inference:
                         due = min(due, run.late_at)
         return due
 
-    @property
-    def eventful(self) -> bool:
-        """Whether :meth:`events` has something."""
-        return bool(self._events)
-
-    @property
-    def restless(self) -> bool:
-        """Whether :meth:`outgoing` has something."""
-        return bool(self._effects)
-
     def outgoing(self) -> list[Compute | CancelCompute]:
         """Effects since the last call."""
         effects, self._effects = self._effects, []

@@ -19,6 +19,7 @@ Rules:
 Left out: relaying of suspicion beyond one hop; links exist only between nodes in range.
 """
 
+from collections.abc import Callable
 from enum import StrEnum
 from random import Random
 
@@ -134,12 +135,18 @@ class Membership:
         inbox_port: int,
         settings: Settings,
         random: Random,
+        spoke_ns: Callable[[NodeId], int],
     ) -> None:
+        """``spoke_ns``: when readings were sent to a neighbour last."""
+        self._spoke_ns = spoke_ns
         self._mesh, self._node, self._incarnation, self.inbox_port = mesh, node, incarnation, inbox_port
         self._settings, self._random = settings, random
         self.neighbours: dict[NodeId, Neighbour] = {}
         self._contacts = Contacts(node, settings.dial_timeout_ns, random)
         self._pipes: dict[int, _Pipe] = {}
+        self.neighbour_of: dict[int, Neighbour] = {}
+        """By inbound pipe that has said Hello. Not to be changed by others."""
+        self._suspected: dict[NodeId, Neighbour] = {}
         self._next_heartbeat_ns: int | None = None
         self._promised_ns = NEVER
         self._forgiven_ns = -NEVER
@@ -153,16 +160,6 @@ class Membership:
         }  # fmt: skip
 
     # --- what the driver reads -------------------------------------------------------------------------------------
-    @property
-    def eventful(self) -> bool:
-        """Whether :meth:`events` has something."""
-        return bool(self._events)
-
-    @property
-    def restless(self) -> bool:
-        """Whether :meth:`outgoing` has something."""
-        return bool(self._effects) or self._contacts.restless
-
     def outgoing(self) -> list[MembershipEffect]:
         """Effects decided since the last call."""
         effects, self._effects = self._effects, []
@@ -193,11 +190,6 @@ class Membership:
         dialling = self._contacts.dialling(dial)
         lane = Lane.REALTIME if dialling is None else dialling.lane
         return Hello(MAJOR, MINOR, self._node, self._incarnation, self.inbox_port, lane.value)
-
-    def neighbour_of_pipe(self, pipe: int) -> Neighbour | None:
-        """The neighbour behind an inbound pipe that has said Hello."""
-        known = self._pipes.get(pipe)
-        return self.neighbours.get(known.identity.node) if known is not None and known.spoken else None
 
     # --- hints -----------------------------------------------------------------------------------------------------
     def hint(self, name: str, node: NodeId | None, addresses: tuple[HostPort, ...], now: int) -> None:
@@ -256,6 +248,7 @@ class Membership:
         known = self._pipes.get(pipe)
         if known is not None:
             known.spoken, known.closing = False, True
+            self.neighbour_of.pop(pipe, None)
         self._effects.append(ClosePipe(pipe))
 
     def inbound_closed(self, pipe: int, now: int) -> None:
@@ -263,6 +256,7 @@ class Membership:
         known = self._pipes.pop(pipe, None)
         if known is None:
             return
+        self.neighbour_of.pop(pipe, None)
         neighbour = self.neighbours.get(known.identity.node)
         if neighbour is not None:
             neighbour.inbound.discard(pipe)
@@ -330,10 +324,10 @@ class Membership:
             return None
         neighbour.last_heard_ns = now
         if neighbour.state is State.SUSPECT:
-            self._refute(neighbour, now)
+            self.refute(neighbour, now)
         match frame:
             case Heartbeat():
-                self._heartbeat(frame, neighbour, now)
+                self.heartbeat(frame, neighbour, now)
             case Goodbye():
                 self._goodbye(frame, neighbour, now)
             case Refusal():
@@ -341,12 +335,6 @@ class Membership:
             case _:
                 pass
         return neighbour
-
-    def heard(self, neighbour: Neighbour, now: int) -> None:
-        """A frame of a kind that this machine need not see came on an open pipe: the hot path of readings."""
-        neighbour.last_heard_ns = now
-        if neighbour.state is State.SUSPECT:
-            self._refute(neighbour, now)
 
     def receive_other_major(self, major: int, pipe: int, now: int) -> None:
         """A Hello of another major version, of which nothing else is known."""
@@ -387,13 +375,14 @@ class Membership:
         elif neighbour.incarnation != hello.incarnation and neighbour.incarnation:
             self._forget_older_life(neighbour, now)
         known.spoken = True
+        self.neighbour_of[pipe] = neighbour
         neighbour.incarnation = Incarnation(hello.incarnation)
         neighbour.inbound.add(pipe)
         neighbour.last_heard_ns = now
         self._contacts.pardon(identity.node)
         match neighbour.state:
             case State.SUSPECT:
-                self._refute(neighbour, now)
+                self.refute(neighbour, now)
             case State.DEAD | State.LEFT:
                 neighbour.state, neighbour.since_ns, neighbour.met = State.ALIVE, now, False
                 neighbour.first_seen_ns = now
@@ -413,7 +402,9 @@ class Membership:
         neighbour.heartbeat_received = 0
         neighbour.heard_by_peer = False
 
-    def _heartbeat(self, beat: Heartbeat, neighbour: Neighbour, now: int) -> None:
+    def heartbeat(self, beat: Heartbeat, neighbour: Neighbour, now: int) -> None:
+        """A neighbour that is not suspected says that it lives. Decides something only if ``beat`` accuses or asks."""
+        neighbour.last_heard_ns = now
         if beat.sequence > neighbour.heartbeat_received:
             neighbour.heartbeat_received = beat.sequence
             neighbour.echo_ns = (beat.sent_ns, now)
@@ -435,6 +426,7 @@ class Membership:
         if goodbye.incarnation != neighbour.incarnation:
             return
         neighbour.state, neighbour.since_ns, neighbour.suspicion = State.LEFT, now, None
+        self._suspected.pop(neighbour.node, None)
         self._events.append(NeighbourLeft(neighbour.node, goodbye.reason))
         self._drop_links(neighbour, now + limits.REDIAL_MAX_NS)
 
@@ -476,18 +468,22 @@ class Membership:
         neighbour.suspicion = Suspicion(
             now, self._settings.suspicion_min_ns, self._settings.suspicion_max_ns, max(self._living() - 1, 0)
         )
+        self._suspected[neighbour.node] = neighbour
         self._counters["suspicions"] += 1
         self._events.append(NeighbourSuspected(neighbour.node, because))
         if Lane.REALTIME in neighbour.lanes:
             self._messages.append((neighbour.node, self._beat(neighbour, now, answer=True)))
 
-    def _refute(self, neighbour: Neighbour, now: int) -> None:
+    def refute(self, neighbour: Neighbour, now: int) -> None:
+        """Somebody who was suspected sent a frame."""
         neighbour.state, neighbour.since_ns, neighbour.suspicion = State.ALIVE, now, None
+        self._suspected.pop(neighbour.node, None)
         self._counters["refutations"] += 1
         self._events.append(NeighbourRefuted(neighbour.node))
 
     def _die(self, neighbour: Neighbour, now: int) -> None:
         neighbour.state, neighbour.since_ns, neighbour.suspicion = State.DEAD, now, None
+        self._suspected.pop(neighbour.node, None)
         self._counters["deaths"] += 1
         self._events.append(NeighbourDead(neighbour.node, now - neighbour.last_heard_ns))
         self._drop_links(neighbour)
@@ -557,24 +553,25 @@ class Membership:
         self._contacts.forget(node)
 
     def _beat_all(self, now: int) -> None:
-        suspects = [n.node for n in self.neighbours.values() if n.state is State.SUSPECT]
+        suspects = tuple(self._suspected)[:8]
         for neighbour in self.neighbours.values():
-            if Lane.REALTIME in neighbour.lanes:
-                self._messages.append((neighbour.node, self._beat(neighbour, now, tuple(suspects[:8]))))
+            if Lane.REALTIME not in neighbour.lanes:
+                continue
+            # Any frame is a sign of life, and few have to carry echoes.
+            if not suspects and (neighbour.heartbeat_sent + 1) % HEARTBEATS_A_ROUND:
+                if now - self._spoke_ns(neighbour.node) < self._settings.heartbeat_interval_ns:
+                    neighbour.heartbeat_sent += 1
+                    continue
+            self._messages.append((neighbour.node, self._beat(neighbour, now, suspects)))
 
     def _beat(
         self, neighbour: Neighbour, now: int, suspects: tuple[NodeId, ...] = (), answer: bool = False
     ) -> Heartbeat:
         neighbour.heartbeat_sent += 1
         echo_sent_ns, echo_came_ns = neighbour.echo_ns
+        held_ns = now - echo_came_ns
         return Heartbeat(
-            neighbour.heartbeat_sent,
-            now,
-            neighbour.heartbeat_received,
-            echo_sent_ns,
-            now - echo_came_ns,
-            suspects,
-            answer,
+            neighbour.heartbeat_sent, now, neighbour.heartbeat_received, echo_sent_ns, held_ns, suspects, answer
         )
 
     def _close_mute_pipes(self, now: int) -> None:
@@ -594,7 +591,7 @@ class Membership:
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next, at the latest."""
         due = self._next_heartbeat_ns if self._next_heartbeat_ns is not None else NEVER
-        for neighbour in self.neighbours.values():
-            if neighbour.suspicion is not None:
-                due = min(due, neighbour.suspicion.dead_at)
+        for neighbour in self._suspected.values():
+            assert neighbour.suspicion is not None
+            due = min(due, neighbour.suspicion.dead_at)
         return due if self._leaving else min(due, self._contacts.next_timer_at())

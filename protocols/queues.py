@@ -18,6 +18,7 @@ from protocols.ids import NodeId
 NEVER = 1 << 63
 """An instant after all others."""
 _MOST_URGENT = 7
+_MAX_QUEUE_BYTES = limits.MAX_QUEUE_BYTES
 
 
 class Drops:
@@ -53,7 +54,9 @@ class LaneQueue:
     """Frames and readings waiting for one lane."""
 
     def __init__(self, peer: NodeId, drops: Drops, max_readings: int = limits.MAX_QUEUE_READINGS) -> None:
-        self._peer, self._drops, self._max_readings = peer, drops, max_readings
+        self.peer, self._drops, self._max_readings = peer, drops, max_readings
+        self.dial = 0
+        """Of the open lane that it is for; 0: none is open."""
         self._heartbeat: bytes | None = None
         self._control: deque[bytes] = deque()
         self._latest: dict[str, bytes] = {}
@@ -61,6 +64,8 @@ class LaneQueue:
         self._highest = 0  # nothing of a higher priority waits
         self._bytes = [0] * 8  # of the waiting readings, by priority
         self._newest: dict[str, _Waiting] = {}  # conflated readings by key, so that a newer one takes the place
+        # What came to an empty queue and will be taken at once, most often: nothing else of readings waits beside it.
+        self._lone: tuple[str, bytes, int, int, int] | None = None
         self.taken_ns = -NEVER
         """When readings were taken last."""
         self.waiting_readings = 0
@@ -79,8 +84,8 @@ class LaneQueue:
         :raises BoundExceeded: when the neighbour has not taken ``MAX_CONTROL_FRAMES`` before, or too many bytes.
         """
         if len(self._control) >= limits.MAX_CONTROL_FRAMES or not self._make_room(len(frame), _MOST_URGENT):
-            self._drops.count(self._peer, "", "control_queue_full")
-            raise BoundExceeded(f"{self._peer} does not take frames: {len(self._control)} wait")
+            self._drops.count(self.peer, "", "control_queue_full")
+            raise BoundExceeded(f"{self.peer} does not take frames: {len(self._control)} wait")
         self._control.append(frame)
         self.waiting_bytes += len(frame)
 
@@ -91,8 +96,8 @@ class LaneQueue:
         """
         self.waiting_bytes -= len(self._latest.pop(kind, b""))
         if not self._make_room(len(frame), _MOST_URGENT):
-            self._drops.count(self._peer, "", "control_queue_full")
-            raise BoundExceeded(f"{self._peer} does not take frames: {self.waiting_bytes} bytes wait")
+            self._drops.count(self.peer, "", "control_queue_full")
+            raise BoundExceeded(f"{self.peer} does not take frames: {self.waiting_bytes} bytes wait")
         self._latest[kind] = frame
         self.waiting_bytes += len(frame)
 
@@ -101,10 +106,18 @@ class LaneQueue:
     ) -> bool:
         """Queue a result of ``codec.encode_alone``, or of ``encode_together`` with ``count`` readings (which are not
         conflated). False: it was dropped at once, and counted."""
+        if not self.waiting_readings and not conflate:
+            waiting_bytes = self.waiting_bytes + len(data)
+            if waiting_bytes <= _MAX_QUEUE_BYTES and count <= self._max_readings:
+                self._lone = (key, data, expires_ns, priority, count)
+                self.waiting_readings, self.waiting_bytes = count, waiting_bytes
+                return True
+        elif self._lone is not None:
+            self._line_up()
         if conflate:
             older = self._newest.get(key)
             if older is not None:
-                self._drops.count(self._peer, key, "conflated")
+                self._drops.count(self.peer, key, "conflated")
                 if older.priority == priority and len(data) <= len(older.data):
                     growth_bytes = len(data) - len(older.data)
                     self.waiting_bytes += growth_bytes
@@ -114,14 +127,14 @@ class LaneQueue:
                 self._readings[older.priority].remove(older)
                 self._forget(older)
         if count > 1 and not self._has_places(count, priority):
-            self._drops.count(self._peer, key, "queue_full", count)
+            self._drops.count(self.peer, key, "queue_full", count)
             return False
         while self.waiting_readings + count > self._max_readings:
             if not self._evict(priority):
-                self._drops.count(self._peer, key, "queue_full", count)
+                self._drops.count(self.peer, key, "queue_full", count)
                 return False
         if self.waiting_bytes + len(data) > limits.MAX_QUEUE_BYTES and not self._make_room(len(data), priority):
-            self._drops.count(self._peer, key, "queue_full", count)
+            self._drops.count(self.peer, key, "queue_full", count)
             return False
         waiting = _Waiting(key, data, expires_ns, priority, count)
         if conflate:
@@ -133,6 +146,15 @@ class LaneQueue:
         self.waiting_bytes += len(data)
         self._bytes[priority] += len(data)
         return True
+
+    def _line_up(self) -> None:
+        """Put the lone one in line: it is not alone any more."""
+        if self._lone is not None:
+            key, data, expires_ns, priority, count = self._lone
+            self._lone = None
+            self._readings[priority].append(_Waiting(key, data, expires_ns, priority, count))
+            self._highest = max(self._highest, priority)
+            self._bytes[priority] += len(data)
 
     def _has_places(self, count: int, priority: int) -> bool:
         """Whether evicting readings up to ``priority`` would be enough: in vain it would lose those too."""
@@ -149,6 +171,7 @@ class LaneQueue:
         excess_bytes = self.waiting_bytes + size_bytes - limits.MAX_QUEUE_BYTES
         if excess_bytes <= 0:
             return True
+        self._line_up()
         if sum(self._bytes[: priority + 1]) < excess_bytes:
             return False
         while self.waiting_bytes + size_bytes > limits.MAX_QUEUE_BYTES:
@@ -160,7 +183,7 @@ class LaneQueue:
         for readings in self._readings[: below_or_equal + 1]:
             if readings:
                 evicted = self._pop(readings)
-                self._drops.count(self._peer, evicted.key, "queue_full", evicted.count)
+                self._drops.count(self.peer, evicted.key, "queue_full", evicted.count)
                 return True
         return False
 
@@ -189,6 +212,16 @@ class LaneQueue:
             frame = self._latest.pop(next(iter(self._latest)))
             self.waiting_bytes -= len(frame)
             return frame
+        if self._lone is not None:
+            key, frame, expires_ns, _, count = self._lone
+            self._lone = None
+            self.waiting_readings = 0
+            self.waiting_bytes -= len(frame)
+            if expires_ns <= now:
+                self._drops.count(self.peer, key, "expired_in_queue", count)
+                return None
+            self.taken_ns = now
+            return frame
         if not self.waiting_readings:
             return None
         batch: list[bytes] = []
@@ -198,7 +231,7 @@ class LaneQueue:
             while readings and len(batch) < limits.MAX_READINGS_PER_FRAME:
                 waiting = readings[0]
                 if waiting.expires_ns <= now:
-                    self._drops.count(self._peer, self._pop(readings).key, "expired_in_queue", waiting.count)
+                    self._drops.count(self.peer, self._pop(readings).key, "expired_in_queue", waiting.count)
                     continue
                 room_bytes -= len(waiting.data)
                 if batch and (room_bytes < 0 or waiting.count > 1):
@@ -218,10 +251,11 @@ class LaneQueue:
 
     def clear(self, reason: str) -> None:
         """The neighbour is gone: everything that waits is dropped and counted."""
+        self._line_up()
         for waiting in chain.from_iterable(self._readings):
-            self._drops.count(self._peer, waiting.key, reason, waiting.count)
+            self._drops.count(self.peer, waiting.key, reason, waiting.count)
         if self._control or self._latest:
-            self._drops.count(self._peer, "", reason, len(self._control) + len(self._latest))
+            self._drops.count(self.peer, "", reason, len(self._control) + len(self._latest))
         for readings in self._readings:
             readings.clear()
         self._newest.clear()

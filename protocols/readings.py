@@ -29,7 +29,7 @@ from protocols.events import DeadlineMissed, Delivery
 from protocols.ids import NodeId, Role, node_id
 from protocols.keys import checked_expression, checked_key, intersects, matches
 from protocols.messages import EventTime, Interest, Position, Provenance, Reading, Tensor, Want
-from protocols.queues import NEVER, Drops
+from protocols.queues import NEVER, Drops, LaneQueue
 from protocols.streams import (
     IMMUTABLE,
     Peer,
@@ -74,9 +74,9 @@ class Readings:
         self._checked_where: Position | None = None
         self._checked_how: Provenance | None = None
         self._events: list[DeadlineMissed] = []
-        self.touched: dict[tuple[NodeId, bool], None] = {}
-        """(neighbour, bulk lane?) whose queues got something since the caller last cleared it. In order: a set would
-        let the hashes of names decide who is served first."""
+        self.touched: dict[LaneQueue, None] = {}
+        """Queues that got something since the caller last cleared it. In order: a set would let addresses in memory
+        decide who is served first."""
         self.counters = {"published": 0, "accepted": 0, "delivered": 0, "forwarded": 0}
 
     # --- subscriptions ---------------------------------------------------------------------------------------------
@@ -200,13 +200,19 @@ class Readings:
         self._note(stream, reading, len(data), now)
         self.counters["published"] += 1
         queued = dropped = 0
-        for route in stream.routes:
-            if route.min_interval_ns and not self._due(route, key, now):
-                dropped += 1
-            elif self._enqueue(self._peers[route.peer], reading, data, route.conflate, now, utc_now):
-                queued += 1
-            else:
-                dropped += 1
+        if stream.routes:
+            touched, bulk = self.touched, len(data) > _BULK_THRESHOLD_BYTES
+            expires_ns = now + expiry_utc_ns(reading) - utc_now if lifespan_ms else NEVER
+            for route in stream.routes:
+                if route.min_interval_ns and not self._due(route, key, now):
+                    dropped += 1
+                    continue
+                queue = route.peer.bulk if bulk else route.peer.realtime
+                touched[queue] = None
+                if queue.put_reading(key, data, priority, expires_ns, route.conflate):
+                    queued += 1
+                else:
+                    dropped += 1
         numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
         return Put(sequence, len(numbers), queued, dropped), Delivery(numbers, reading) if numbers else None
 
@@ -251,7 +257,7 @@ class Readings:
         self, route: Route, key: str, parcels: list[tuple[bytes, list[Reading]]], now: int, utc_now: int
     ) -> int:
         """Queue them for one neighbour; returns how many readings were."""
-        peer, queued = self._peers[route.peer], 0
+        peer, queued = route.peer, 0
         for data, readings in parcels:
             if len(readings) == 1 or not (route.min_interval_ns or route.conflate):
                 if route.min_interval_ns and not self._due(route, key, now):
@@ -412,7 +418,7 @@ class Readings:
 
     def _due(self, route: Route, key: str, now: int) -> bool:
         if now - route.last_ns < route.min_interval_ns:
-            self._drops.count(route.peer, key, "rate_limited")
+            self._drops.count(route.peer.node, key, "rate_limited")
             return False
         route.last_ns = now
         return True
@@ -434,9 +440,8 @@ class Readings:
         expires_ns = NEVER
         if reading.lifespan_ms:
             expires_ns = now + expiry_utc_ns(reading) - utc_now
-        bulk = len(data) > _BULK_THRESHOLD_BYTES
-        queue = peer.bulk if bulk else peer.realtime
-        self.touched[peer.node, bulk] = None
+        queue = peer.bulk if len(data) > _BULK_THRESHOLD_BYTES else peer.realtime
+        self.touched[queue] = None
         return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate, count)
 
     def _offer(self, peer: Peer, reading: Reading, now: int, utc_now: int, conflate: bool) -> bool:
@@ -455,15 +460,16 @@ class Readings:
         passed_on = one_hop_less(reading)
         data: bytes | None = None
         for route in stream.routes:
-            if route.peer == source or route.peer == reading.origin:
+            node = route.peer.node
+            if node == source or node == reading.origin:
                 continue
             if data is None:
-                data = self._encoded_again(passed_on, route.peer)
+                data = self._encoded_again(passed_on, node)
                 if data is None:
                     return
             if route.min_interval_ns and not self._due(route, reading.key, now):
                 continue
-            if self._enqueue(self._peers[route.peer], passed_on, data, route.conflate, now, utc_now):
+            if self._enqueue(route.peer, passed_on, data, route.conflate, now, utc_now):
                 self.counters["forwarded"] += 1
 
     # --- decisions kept per stream ---------------------------------------------------------------------------------
@@ -499,12 +505,12 @@ class Readings:
         stream.limited = tuple(s for s in matching if s.quality.min_interval_ns)
         known = stream.limited_last
         stream.limited_last = {s.number: known[s.number] for s in stream.limited if s.number in known}
-        last_ns = {route.peer: route.last_ns for route in stream.routes}
+        last_ns = {route.peer.node: route.last_ns for route in stream.routes}
         routes = []
         for peer in self._peers.values():
             wants = [want for want in peer.wants if matches(want.expression, stream.key)]
             if wants:
-                route = Route(peer.node, wants)
+                route = Route(peer, wants)
                 route.last_ns = last_ns.get(peer.node, -NEVER)
                 routes.append(route)
         stream.routes = tuple(routes)
@@ -546,11 +552,6 @@ class Readings:
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next."""
         return self._deadlines[0][0] if self._deadlines else NEVER
-
-    @property
-    def eventful(self) -> bool:
-        """Whether :meth:`events` has something."""
-        return bool(self._events)
 
     def events(self) -> list[DeadlineMissed]:
         """Events since the last call."""

@@ -73,7 +73,7 @@ class Route:
 
     __slots__ = ("conflate", "hops", "last_ns", "min_interval_ns", "peer")
 
-    def __init__(self, peer: NodeId, wants: list[Want]) -> None:
+    def __init__(self, peer: "Peer", wants: list[Want]) -> None:
         self.peer = peer
         self.min_interval_ns = min(want.min_interval_us for want in wants) * 1_000
         self.conflate = all(want.conflate for want in wants)

@@ -70,16 +70,14 @@ def frames_before_hello(engine: Engine) -> None:
     """Whoever has a certificate is listened to at once."""
     membership = engine._membership
 
-    def make(neighbour_of_pipe: Any) -> Callable[..., Any]:
-        def early(pipe: int) -> Neighbour | None:
-            known = membership._pipes.get(pipe)
-            if known is not None and not known.spoken and not known.closing:
-                return Neighbour(known.identity.node, known.identity.role, 0, 0)
-            return neighbour_of_pipe(pipe)  # type: ignore[no-any-return]
+    def make(inbound_opened: Any) -> Callable[..., None]:
+        def trusted(pipe: int, identity: PeerIdentity, host: str, now: int) -> None:
+            inbound_opened(pipe, identity, host, now)
+            membership.neighbour_of[pipe] = Neighbour(identity.node, identity.role, 0, 0)
 
-        return early
+        return trusted
 
-    _instead(membership, "neighbour_of_pipe", make)
+    _instead(membership, "inbound_opened", make)
 
 
 @_caught_by("no_frame_from_unverified")

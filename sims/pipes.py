@@ -245,7 +245,7 @@ class Pipes:
                     observer.frame_accepted(node, pipe)
                 for delivery in deliveries:
                     arrivals.append((tick_ns, node, delivery.reading))
-            if engine.eventful or not decoder.calm:
+            if not decoder.calm:
                 driver.perform(node)
             else:
                 flushes = engine.flushes()

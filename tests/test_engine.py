@@ -408,7 +408,6 @@ def test_hot_path_shortcuts_say_the_same_as_the_whole() -> None:
     driven.engine.outgoing()
     driven.engine.events()
     assert driven.engine.flushes() == []
-    assert not driven.engine.eventful
     driven.publish()
     assert driven.engine.flushes() == [driven.dial]
     assert driven.engine.flushes() == []
@@ -424,8 +423,14 @@ def test_hot_path_shortcuts_say_the_same_as_the_whole() -> None:
     driven.publish(bytes(100_000))
     assert driven.engine.flushes() is None, "there is a dial to make"
     assert [type(effect) for effect in driven.engine.outgoing()] == [Dial, Flush]
+    driven.engine.events()
+    driven.receive(Heartbeat(1, driven.now, 0, 0, 0))
+    assert driven.engine.flushes() == [], "nothing follows from a sign of life"
+    driven.receive(Heartbeat(2, driven.now, 0, 0, 0, (), True))
+    assert driven.engine.flushes() is None, "it asks for an answer"
+    driven.engine.outgoing()
     driven.receive(b"\xc1")
-    assert driven.engine.eventful
+    assert driven.engine.flushes() is None, "somebody has to hear of it"
 
 
 def test_heartbeats_are_rare_while_readings_flow_and_back_when_they_stop() -> None:
