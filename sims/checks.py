@@ -135,8 +135,8 @@ class Check:
     def published(self, node: str, key: str, put: Put) -> None:
         """``node`` published a reading."""
 
-    def delivered(self, node: str, reading: Reading) -> None:
-        """A reading reached ``node``'s subscriptions (own ones of ``node`` too). Once for each delivery, hot."""
+    def delivered(self, node: str, arrivals: Sequence[tuple[int, Reading]]) -> None:
+        """Readings reached ``node``'s subscriptions (own ones of ``node`` too), and when, in this order. Hot."""
 
     def event(self, node: str, event: Event) -> None:
         """``node``'s engine told its driver something; ``Answered`` comes here too."""

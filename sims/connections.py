@@ -65,6 +65,8 @@ class Connections:
     def _shake_hands(self, attempt: Attempt) -> None:
         """The trips are over; what remains is the work of both ends, which waits for their CPU."""
         node, target, now = attempt.node, self._driver.nodes[NodeId(attempt.host)], self._driver.now
+        self._pipes.take_in(node, now)
+        self._pipes.take_in(target, now)
         if node.attempts.get(attempt.dial) is not attempt:
             return
         if not target.running:
@@ -105,6 +107,7 @@ class Connections:
 
     def accept(self, host: SimNode, dial: int, target: SimNode, identity: PeerIdentity) -> Pipe | None:
         """A pipe from a process on ``host`` with that identity into the inbox of ``target``, if that lets it in."""
+        self._pipes.take_in(target, self._driver.now)
         local = target.local(self._driver.now)
         refused = target.engine.admit(identity, local)
         pipe = None

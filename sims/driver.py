@@ -17,7 +17,19 @@ import msgspec
 
 from protocols import limits
 from protocols.engine import Engine, NodeSettings
-from protocols.events import CancelCompute, ClosePipe, Compute, Dial, Event, Flush, HangUp
+from protocols.events import (
+    CancelCompute,
+    ClosePipe,
+    Compute,
+    Dial,
+    Event,
+    Flush,
+    HangUp,
+    NeighbourDead,
+    NeighbourLeft,
+    NeighbourRefuted,
+    NeighbourSuspected,
+)
 from protocols.ids import Incarnation, NodeId, PeerIdentity, Role
 from protocols.membership import Settings
 from protocols.messages import EventTime, InferAnswer, Position, Provenance, Reading
@@ -33,16 +45,16 @@ __all__ = ["EPOCH_UTC_NS", "MESH", "Arrival", "Observer", "SimDriver", "SimNode"
 
 _encode_note = msgspec.msgpack.Encoder().encode
 
-Arrival = tuple[int, SimNode, Reading]
+Arrival = tuple[int, Reading]
 """When a reading reached the subscriptions of a node."""
 
 
 class Observer(Protocol):
     """Whoever watches a run. Called at once; must not call the driver back."""
 
-    def delivered(self, deliveries: Sequence[Arrival]) -> None:
-        """Readings reached subscriptions, in this order. Told late, but before the next event, life or crash, and
-        before :meth:`SimDriver.run_until` returns."""
+    def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
+        """Readings reached the subscriptions of a node, in this order. Told late, but before the next event of that
+        node, before any crash or new life, and before :meth:`SimDriver.run_until` returns."""
 
     def event(self, node: SimNode, event: Event) -> None:
         """The engine told its driver something."""
@@ -60,8 +72,8 @@ class _Keep:
     def __init__(self, driver: "SimDriver") -> None:
         self._driver = driver
 
-    def delivered(self, deliveries: Sequence[Arrival]) -> None:
-        for at_ns, node, reading in deliveries:
+    def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
+        for at_ns, reading in arrivals:
             if node.on_reading is not None:
                 node.on_reading(reading)
             else:
@@ -107,8 +119,6 @@ class SimDriver:
         self._heap: list[tuple[int, int, Callable[[Any], None], Any]] = []
         self._number = 0
         self._digest = hashlib.sha256()
-        self.arrivals: list[Arrival] = []
-        """Not told yet."""
         self.pipes = Pipes(self)
         self.connections = Connections(self, self.pipes)
 
@@ -130,8 +140,7 @@ class SimDriver:
         return node
 
     def start(self, node: SimNode) -> None:
-        """Its first life begins now."""
-        self.tell()
+        """Its next life begins now."""
         node.running, node.started_ns = True, self.now
         self.observer.life_began(node)
         self._arm(node)
@@ -157,20 +166,21 @@ class SimDriver:
 
     def hint(self, node: SimNode, advertised: NodeId, host: str) -> None:
         """A node hears an advert: ``advertised`` is said to be at ``host``."""
+        self.pipes.take_in(node, self.now)
         node.engine.hint(advertised, advertised, ((host, 7000),), node.local(self.now))
         self.perform(node)
 
     # --- faults ----------------------------------------------------------------------------------------------------
     def kill(self, name: str) -> None:
         """The process ends without a word; its kernel resets the pipes."""
-        self.tell()
+        self.settle()
         node = self.nodes[NodeId(name)]
         node.running = False
         for pipe in list(node.dialled.values()):
             self.connections.close_sender(pipe)
         for pipe in list(node.inbound.values()):
             self.connections.close_receiver(pipe)
-        for waiting in (node.dialled, node.inbound, node.attempts, node.backlog, node.runs):
+        for waiting in (node.dialled, node.inbound, node.attempts, node.backlog, node.inbox, node.runs, node.suspects):
             waiting.clear()
         node.timer_ns = None
 
@@ -183,6 +193,7 @@ class SimDriver:
 
     def restart(self, name: str, incarnation: Incarnation | None = None) -> None:
         """A killed node starts its next life with nothing remembered but its incarnation (None: one more)."""
+        self.settle()
         node = self.nodes[NodeId(name)]
         node.lives += 1
         node.stalled_until_ns = 0
@@ -210,6 +221,7 @@ class SimDriver:
     def stall(self, name: str, duration_ns: int) -> None:
         """The process gets no CPU for ``duration_ns``: its timers are late and what is sent to it waits."""
         node = self.nodes[NodeId(name)]
+        self.pipes.take_in(node, self.now)
         node.stalled_until_ns = max(node.stalled_until_ns, self.now + duration_ns)
 
     def shape(self, sender: str, receiver: str, delay_ns: int, bytes_per_s: int = 0) -> None:
@@ -223,8 +235,10 @@ class SimDriver:
         self, name: str, key: str, value: object, lifespan_ms: int = 0, priority: int = 3, hops: int = 0
     ) -> Put:
         """A node publishes one reading, at a place that does not matter."""
+        node = self.nodes[NodeId(name)]
+        self.pipes.take_in(node, self.now)
         return self.publish_at(
-            self.nodes[NodeId(name)], key, value, Position(48.77, 11.42, 1.0), Provenance("sim", "1"), priority,
+            node, key, value, Position(48.77, 11.42, 1.0), Provenance("sim", "1"), priority,
             lifespan_ms, hops,
         )  # fmt: skip
 
@@ -232,7 +246,7 @@ class SimDriver:
         self, node: SimNode, key: str, value: object, where: Position, how: Provenance, priority: int, lifespan_ms: int,
         hops: int,
     ) -> Put:  # fmt: skip
-        """A node publishes one reading. Errors as ``Engine.publish``."""
+        """A node that has taken in what came publishes one reading. Errors as ``Engine.publish``."""
         engine = node.engine
         local = node.local(self.now)
         utc_ns = local + node.utc_less_mono_ns
@@ -240,12 +254,12 @@ class SimDriver:
             key, value, where, EventTime(utc_ns, limits.MS), how, priority, lifespan_ms, hops, local, utc_ns
         )
         if delivery is not None:
-            self.arrivals.append((self.now, node, delivery.reading))
+            node.arrived.append((self.now, delivery.reading))
         flushes = engine.flushes()
         if flushes is None:
             self.perform(node)
         else:
-            self.pipes.flush(node, flushes, once=True)  # one reading, one frame
+            self.pipes.flush(node, flushes, lone=True, calm=not hops)
             if node.has_deadlines and engine.deadline_at() != NEVER:
                 self.arm_deadline(node)
         return put
@@ -253,14 +267,15 @@ class SimDriver:
     def subscribe(self, name: str, expression: str, quality: Quality | None = None) -> int:
         """A node subscribes; what arrives is in its ``received``."""
         node = self.nodes[NodeId(name)]
+        self.pipes.take_in(node, self.now)
         number, past = node.engine.subscribe(expression, quality or Quality(), node.local(self.now))
-        for reading in past:
-            self.arrivals.append((self.now, node, reading))
+        node.arrived.extend((self.now, reading) for reading in past)
         self.perform(node)
         return number
 
     def act(self, node: SimNode, action: Callable[[Engine, int], object]) -> None:
         """Do something with an engine, at its own time, and perform what it decides."""
+        self.pipes.take_in(node, self.now)
         action(node.engine, node.local(self.now))
         self.perform(node)
 
@@ -272,7 +287,7 @@ class SimDriver:
     def run_until(self, instant_ns: int) -> None:
         """Run everything due up to ``instant_ns``. Arrivals of an instant come before all else that is due then."""
         heap, pipes = self._heap, self.pipes
-        ticks, batches, receive = pipes.ticks, pipes.batches, pipes.receive
+        ticks, woken, wake = pipes.ticks, pipes.woken, pipes.wake
         ran, later_ns = 0, instant_ns + 1
         while True:
             due_ns = heap[0][0] if heap else later_ns
@@ -281,7 +296,7 @@ class SimDriver:
                 if due_ns > instant_ns:
                     break
                 self.now = heappop(ticks)
-                receive(batches.pop(due_ns), due_ns)
+                wake(woken.pop(due_ns))
             elif due_ns > instant_ns:
                 break
             else:
@@ -290,12 +305,15 @@ class SimDriver:
             ran += 1
         self.events_run += ran
         self.now = instant_ns
-        self.tell()
+        self.settle()
 
     def digest(self) -> str:
-        """Of every event and reading so far: the same for the same seed."""
-        self.tell()
-        return self._digest.hexdigest()
+        """Of every event and reading so far: the same for the same seed, whenever it was looked at meanwhile."""
+        self.settle()
+        digest = self._digest.copy()
+        for node in self.numbered:
+            digest.update(node.digest.digest())
+        return digest.hexdigest()
 
     def note(self, what: object) -> None:
         """Take something that happened beside the engines into the digest."""
@@ -317,36 +335,51 @@ class SimDriver:
 
     def _awake(self, waiting: tuple[SimNode, int, Callable[[Any], None], Any]) -> None:
         node, life, handler, argument = waiting
-        if not node.running or node.lives != life:
-            return
-        if node.stalled_until_ns > self.now:
-            self.wait(node, handler, argument)
-        else:
-            handler(argument)
+        if node.running and node.lives == life:
+            if self.is_awake(node):
+                handler(argument)
+            else:
+                self.wait(node, handler, argument)
 
-    def wait(self, node: SimNode, handler: Callable[[Any], None], argument: Any) -> None:
-        """Put something in line for the CPU of a node."""
+    def is_awake(self, node: SimNode) -> bool:
+        """Whether a node has CPU, once it has taken in what has come."""
+        self.pipes.take_in(node, self.now)
+        return node.stalled_until_ns <= self.now
+
+    def wait(self, node: SimNode, handler: Callable[[Any], None] | None, argument: Any) -> None:
+        """Put something in line for the CPU of a node, behind all that has come."""
         if not node.backlog:
             self.push(node.stalled_until_ns, self._wake, node)
-        node.backlog.append((handler, argument))
+        node.backlog.append((self.now, handler, argument))
 
     def _wake(self, node: SimNode) -> None:
         backlog = node.backlog
-        while backlog and node.stalled_until_ns <= self.now:
-            handler, argument = backlog.popleft()
-            handler(argument)
+        while backlog and self.pipes.take_in(node, backlog[0][0], awakes=True) and node.stalled_until_ns <= self.now:
+            _, handler, argument = backlog.popleft()
+            if handler is not None:
+                handler(argument)
         if backlog:
-            self.push(node.stalled_until_ns, self._wake, node)
+            self.push(max(node.stalled_until_ns, self.now), self._wake, node)
 
-    def tell(self) -> None:
-        """Take the deliveries since the last time into the digest, and tell whoever watches."""
-        if self.arrivals:
-            arrivals = self.arrivals[:]
-            self.arrivals.clear()
-            self._digest.update(_encode_note([
-                (at_ns, node.number, reading.origin, reading.sequence) for at_ns, node, reading in arrivals
-            ]))  # fmt: skip
-            self.observer.delivered(arrivals)
+    def settle(self) -> None:
+        """Every node takes in what has come, and whoever watches is told."""
+        for node in self.numbered:
+            self.look(node)
+
+    def look(self, node: SimNode) -> None:
+        """One node takes in what came before this instant, from which nothing follows, and whoever watches is told."""
+        if node.inbox:
+            self.pipes.take_in(node, self.now - 1)
+        if node.arrived:
+            self.tell(node)
+
+    def tell(self, node: SimNode) -> None:
+        """Take the arrivals at a node since the last time into its digest, and tell whoever watches."""
+        arrivals = node.arrived[:]
+        node.arrived.clear()
+        notes = [note for at_ns, reading in arrivals for note in (at_ns, reading.origin, reading.sequence)]
+        node.digest.update(b"".join(map(_encode_note, notes)))
+        self.observer.delivered(node, arrivals)
 
     # --- what an engine decides ------------------------------------------------------------------------------------
     def _arm(self, node: SimNode) -> None:
@@ -367,8 +400,14 @@ class SimDriver:
         node, life, due_ns = ringing
         if node.timer_ns != due_ns or node.lives != life or not node.running:  # superseded by a sooner one
             return
-        if node.stalled_until_ns > self.now:
-            self.wait(node, self._ring, ringing)
+        if self.is_awake(node):
+            self._ring_now(ringing)
+        else:
+            self.wait(node, self._ring_now, ringing)
+
+    def _ring_now(self, ringing: tuple[SimNode, int, int]) -> None:
+        node, life, due_ns = ringing
+        if node.timer_ns != due_ns or node.lives != life or not node.running:  # by what came before it
             return
         node.timer_ns = None
         if node.frame_ns:
@@ -401,12 +440,20 @@ class SimDriver:
                         self.when_awake(node, self.now, self.connections.tell_listener, pipe)
                 else:
                     self._compute(node, effect)  # type: ignore[arg-type]
-            if events:
-                self.tell()
+            if events and node.arrived:
+                self.tell(node)
             for event in events:
+                self._note_suspicion(node, event)
                 self._digest.update(_encode_note((self.now, node.number, type(event).__name__, event)))
                 self.observer.event(node, event)
         self._arm(node)
+
+    def _note_suspicion(self, node: SimNode, event: Event) -> None:
+        if type(event) is NeighbourSuspected:
+            node.suspects.add(event.node)
+            self.pipes.attend(node)
+        elif type(event) in (NeighbourRefuted, NeighbourDead, NeighbourLeft):
+            node.suspects.discard(event.node)  # type: ignore[union-attr]
 
     def _compute(self, node: SimNode, effect: Compute | CancelCompute) -> None:
         if node.compute is not None:

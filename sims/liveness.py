@@ -117,10 +117,11 @@ class ReadingsFlow(_Settled):
                 self._wanted.setdefault(name, set()).update(readers)
                 self._slowest_ns[name] = max(self._slowest_ns.get(name, 0), period_ns)
 
-    def delivered(self, node: str, reading: Reading) -> None:
+    def delivered(self, node: str, arrivals: Sequence[tuple[int, Reading]]) -> None:
         """See :class:`Check`."""
         if self._armed:
-            self._came[node, reading.origin] = self.world.now
+            for at_ns, reading in arrivals:
+                self._came[node, reading.origin] = at_ns
 
     def sampled(self, now: int) -> None:
         """See :class:`Check`."""

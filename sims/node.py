@@ -6,8 +6,11 @@ clock that is wrong by some skew and may jump. Only the driver knows the true ti
 *Processor*: two servers. The protocol's (receiving, sending, handshakes) is one: while it is busy, or gets no CPU at
 all, timers and what is sent to the node wait in line. Models run beside it (see :mod:`sims.compute`), as they do in a
 real node, which runs them on threads of their own outside the interpreter's lock.
+
+*Inbox*: what comes in is looked at when something depends on it (see :mod:`sims.pipes`).
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +36,7 @@ class Pipe:
     """
 
     __slots__ = (
-        "aside", "cost_ns", "dial", "from_name", "from_number", "full", "greeted", "hears", "held", "identity",
+        "aside", "cost_ns", "dial", "from_name", "from_number", "full", "greeted", "hears", "held", "identity", "inbox",
         "last_ns", "number", "receiver", "sender", "sends", "stalled_ns", "to_number", "under_way", "used", "verified",
         "wait_ns",
     )  # fmt: skip
@@ -46,6 +49,7 @@ class Pipe:
         self.number, self.sender, self.dial, self.receiver = number, sender, dial, receiver
         self.identity = identity or sender.identity
         self.from_name, self.from_number, self.to_number = self.identity.node, sender.number, receiver.number
+        self.inbox = receiver.inbox
         self.cost_ns = sender.frame_ns + receiver.frame_ns
         """CPU time that each frame takes at both ends."""
         self.greeted = False
@@ -83,10 +87,10 @@ class SimNode:
     """See the module."""
 
     __slots__ = (
-        "attempts", "backlog", "compute", "compute_ns", "device_frame_ns", "device_handshake_ns",
-        "dialled", "drift_ppb", "engine", "events", "frame_ns", "handshake_ns", "has_deadlines",
-        "heard_ns", "identity", "inbound", "lives", "name", "number", "offset_ns", "on_reading", "received", "role",
-        "running", "runs", "stalled_until_ns", "started_ns", "timer_ns", "utc_less_mono_ns",
+        "arrived", "attempts", "backlog", "compute", "compute_ns", "device_frame_ns", "device_handshake_ns",
+        "dialled", "digest", "drift_ppb", "engine", "events", "frame_ns", "handshake_ns", "has_deadlines", "heard_ns",
+        "identity", "inbound", "inbox", "lives", "name", "number", "offset_ns", "on_reading", "received", "role",
+        "running", "runs", "stalled_until_ns", "started_ns", "suspects", "timer_ns", "utc_less_mono_ns",
     )  # fmt: skip
 
     def __init__(self, number: int, identity: PeerIdentity, engine: Engine) -> None:
@@ -111,8 +115,16 @@ class SimNode:
         self.runs: set[int] = set()
         self.stalled_until_ns = 0
         """The process does nothing before: it is busy, or gets no CPU."""
-        self.backlog: deque[tuple[Callable[[Any], None], Any]] = deque()
-        """What waits for that instant, in order."""
+        self.backlog: deque[tuple[int, Callable[[Any], None] | None, Any]] = deque()
+        """What waits for that instant, in order, and since when. None: what is in the inbox."""
+        self.inbox: list[tuple[int, Pipe]] = []
+        """When a frame comes in, and on which pipe, in the order in which they were sent. Always the same list."""
+        self.arrived: list[tuple[int, Reading]] = []
+        """Readings that reached its subscriptions, and when; whoever watches has not been told yet."""
+        self.digest = hashlib.sha256()
+        """Of those told."""
+        self.suspects: set[NodeId] = set()
+        """Neighbours whose next frame would refute a suspicion."""
         self.frame_ns = 0
         """CPU time to receive a frame, and to send one."""
         self.handshake_ns = 0

@@ -3,18 +3,22 @@
 While the ends are out of reach a pipe stands still, and it goes on when TCP tries again (RFC 6298: after 200 ms,
 doubled each time, as Linux does). ``_WINDOW_FRAMES`` may be under way before a sender is held back.
 
-Arrivals are put on a grid of ``TICK_NS``, and all that arrives in one tick, anywhere, is one entry of a heap. The hot
-path asks an engine for lanes to flush only, and for all the rest when it says that there is something.
+Arrivals are put on a grid of ``TICK_NS`` and wait in the inbox of their receiver. From most of them nothing follows
+that anybody could see: readings that go no further, signs of life. Such *calm* frames wake nobody; their receiver takes
+them in, each at its own time, before anything else happens to it. For all others it is woken in their tick: also for
+those of a neighbour that it suspects, and for every frame if it has subscriptions with deadlines.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
 from heapq import heappush
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from protocols import limits
 from protocols.codec import decode_untrusted_node_frame, readings_in_own_frame
 from protocols.errors import RemoteProtocolError
-from protocols.messages import Heartbeat, Hello, NodeFrame, Readings
+from protocols.messages import Hello, NodeFrame, Readings
 from protocols.queues import NEVER
 from sims.node import MESH, Pipe, SimNode
 
@@ -33,7 +37,11 @@ _WINDOW_FRAMES = 64
 """Frames under way on one pipe before the sender is held back."""
 _LENGTH_BYTES = 8
 """NNG's length before each frame."""
-_NOTES = 1_024
+_NOTES = 256
+_HEARTBEAT_TAG = 2
+CALM_HEARTBEAT = b"\x90\xc2"
+"""The end of one that accuses nobody and asks for nothing."""
+_WHEN = itemgetter(0)
 _SHARED_FRAMES = 4_096
 _SHARED_FRAME_BYTES = 4_096
 _READINGS_TAG = 6
@@ -47,26 +55,17 @@ class SharedDecoder:
     """Neighbours get the same bytes, and frames are frozen: one of them serves all."""
 
     def __init__(self) -> None:
-        self.calm = False
-        """Whether the last frame was one that can't bring a timer of its engine forward, but for the deadline of a
-        subscription: readings, or a heartbeat that accuses nobody."""
         self._shared: dict[bytes | bytearray, NodeFrame] = {}
 
     def __call__(self, data: bytes | bytearray) -> NodeFrame:
         """As :func:`protocols.codec.decode_untrusted_node_frame`."""
         frame = self._shared.get(data)
-        if frame is not None:
-            self.calm = True
-            return frame
-        frame = decode_untrusted_node_frame(data)
-        if type(frame) is Readings:
-            self.calm = True
-            if len(data) <= _SHARED_FRAME_BYTES:
+        if frame is None:
+            frame = decode_untrusted_node_frame(data)
+            if type(frame) is Readings and len(data) <= _SHARED_FRAME_BYTES:
                 if len(self._shared) >= _SHARED_FRAMES:
                     self._shared.clear()
                 self._shared[data] = frame
-        else:
-            self.calm = isinstance(frame, Heartbeat) and not frame.suspects
         return frame
 
 
@@ -78,24 +77,26 @@ class Pipes:
         self.decoder = SharedDecoder()
         self.stream_ns = driver.links.stream_ns
         """Looked up once for the hot path; whoever knows a shorter way to the same answer may set it."""
-        self.batches: dict[int, list[Pipe]] = {}
-        """Pipes on which a frame arrives, by tick …"""
+        self.woken: dict[int, list[SimNode]] = {}
+        """Nodes that take in what has come, by tick …"""
         self.ticks: list[int] = []
         """… and the heap of these ticks."""
         self.standing: dict[int, Pipe] = {}
         """Those that stand still."""
         self.frames = 0
-        """That arrived."""
+        """That were taken in."""
+        self.late = 0
+        """Frames that were taken for calm, and something followed from them all the same: it followed too late."""
         self.readings_lost = 0
         """In frames on pipes when these broke, which no engine could count."""
 
-    def flush(self, node: SimNode, dials: Iterable[int], once: bool = False) -> None:
-        """Send what an engine has for some lanes, as far as their windows are open. ``once``: it has no more than one
-        frame for each. Hot: written out in one piece."""
+    def flush(self, node: SimNode, dials: Iterable[int], lone: bool = False, calm: bool = False) -> None:
+        """Send what an engine has for some lanes, as far as their windows are open. ``lone``: it has one frame for
+        each, and no more, of readings. ``calm``: these go no further. Hot: written out in one piece."""
         now = self._driver.now
         local = now + node.offset_ns if not node.drift_ppb else node.local(now)
         next_frame, dialled, from_number = node.engine.next_frame, node.dialled, node.number
-        stream_ns, batches = self.stream_ns, self.batches
+        stream_ns = self.stream_ns
         for dial in dials:
             pipe = dialled.get(dial)
             if pipe is None:
@@ -118,16 +119,16 @@ class Pipes:
                     pipe.last_ns = at_ns
                 under_way.append(frame)
                 tick_ns = at_ns - at_ns % -TICK_NS
-                batch = batches.get(tick_ns)
-                if batch is not None:
-                    batch.append(pipe)
-                else:
-                    batches[tick_ns] = [pipe]
-                    heappush(self.ticks, tick_ns)
-                if len(under_way) >= _WINDOW_FRAMES:
-                    pipe.full = True
+                pipe.inbox.append((tick_ns, pipe))
+                if (
+                    not (calm or (frame[1] == _HEARTBEAT_TAG and frame.endswith(CALM_HEARTBEAT)))
+                    or pipe.from_name in (receiver := pipe.receiver).suspects
+                    or receiver.has_deadlines
+                ):
+                    self._wake_at(pipe.receiver, tick_ns)
+                if len(under_way) >= _WINDOW_FRAMES and self._is_full(pipe):
                     break
-                if once:
+                if lone:
                     break
                 frame = next_frame(dial, local)
 
@@ -145,10 +146,30 @@ class Pipes:
         pipe.last_ns = at_ns = max(at_ns + cost_ns, pipe.last_ns)
         pipe.under_way.append(frame)
         tick_ns = at_ns - at_ns % -TICK_NS
-        if tick_ns not in self.batches:
-            self.batches[tick_ns] = []
+        pipe.inbox.append((tick_ns, pipe))
+        self._wake_at(pipe.receiver, tick_ns)
+
+    def _wake_at(self, node: SimNode, tick_ns: int) -> None:
+        woken = self.woken.get(tick_ns)
+        if woken is not None:
+            woken.append(node)
+        else:
+            self.woken[tick_ns] = [node]
             heappush(self.ticks, tick_ns)
-        self.batches[tick_ns].append(pipe)
+
+    def attend(self, node: SimNode) -> None:
+        """From now on something follows from frames on their way to a node: of those it suspects, and on full pipes."""
+        for tick_ns, pipe in node.inbox:
+            if pipe.full or pipe.from_name in node.suspects:
+                self._wake_at(node, max(tick_ns, self._driver.now))
+
+    def _is_full(self, pipe: Pipe) -> bool:
+        """Whether the sender has to wait; then it is told of each frame that is taken in."""
+        self._driver.look(pipe.receiver)
+        if len(pipe.under_way) >= _WINDOW_FRAMES:
+            pipe.full = True
+            self.attend(pipe.receiver)
+        return pipe.full
 
     def _put_aside(self, pipe: Pipe, frame: bytes | None) -> None:
         """The pipe stands still, or its far end is closed, which the sender does not know yet."""
@@ -210,64 +231,73 @@ class Pipes:
             self._flush_one(pipe)
         return True
 
-    def receive(self, pipes: Sequence[Pipe], tick_ns: int) -> None:  # noqa: C901, PLR0912  # calls cost too much here
-        """Receivers take the next frame of each of these pipes, in this order: all that arrive in a tick. Hot: written
-        out in one piece."""
-        driver, decoder = self._driver, self.decoder
-        observer, arrivals = driver.observer, driver.arrivals
-        self.frames += len(pipes)
-        for pipe in pipes:
-            node = pipe.receiver
-            if node.stalled_until_ns > tick_ns and pipe.hears:
-                if node.stalled_until_ns > tick_ns + TICK_NS or node.backlog:
-                    self._driver.wait(node, self._take, pipe)
-                    continue
-                busy_ns = node.stalled_until_ns  # for less than a tick: it waits its turn, in the same tick
-            else:
-                busy_ns = tick_ns
-            if not pipe.hears or not pipe.greeted:
-                self._take(pipe)
+    def wake(self, nodes: Iterable[SimNode]) -> None:
+        """In the order in which the frames were sent that wake them."""
+        for node in nodes:
+            if not self.take_in(node, self._driver.now):
+                self._driver.wait(node, None, None)
+
+    def take_in(self, node: SimNode, until_ns: int, *, awakes: bool = False) -> bool:  # noqa: C901, PLR0912  # calls cost too much here
+        """A node takes what came until then, each frame at its own time, as far as its CPU lets it. False: some waits
+        for its CPU. ``awakes``: that of what waited for this instant is first. Hot: written out in one piece."""
+        inbox = node.inbox
+        if not inbox:
+            return True
+        inbox.sort(key=_WHEN)
+        if inbox[-1][0] <= until_ns:
+            due = inbox[:]
+            inbox.clear()
+        elif inbox[0][0] > until_ns:
+            return True
+        else:
+            count = bisect_right(inbox, until_ns, key=_WHEN)
+            due = inbox[:count]
+            del inbox[:count]
+        driver, now = self._driver, self._driver.now
+        engine, heard_ns, arrived = node.engine, node.heard_ns, node.arrived
+        for index, (tick_ns, pipe) in enumerate(due):
+            at_ns = busy_ns = tick_ns
+            if node.stalled_until_ns > at_ns and pipe.hears:
+                busy_ns = node.stalled_until_ns
+                if busy_ns > at_ns + TICK_NS:  # else it waits its turn, in the same tick
+                    if busy_ns > now or (busy_ns == now and not awakes):
+                        inbox[:0] = due[index:]
+                        return False
+                    at_ns = busy_ns
+            if not pipe.under_way or not pipe.hears:  # it was closed meanwhile
                 continue
+            self.frames += 1
             data = pipe.under_way.popleft()
             if data is None:
                 driver.connections.tell_listener(pipe)
                 continue
-            node.heard_ns[pipe.from_name] = tick_ns
-            engine = node.engine
-            local = tick_ns + node.offset_ns if not node.drift_ppb else node.local(tick_ns)
-            decoder.calm = False
+            if not pipe.greeted:
+                self._greeted(pipe, data)
+            heard_ns[pipe.from_name] = at_ns
+            local = at_ns + node.offset_ns if not node.drift_ppb else node.local(at_ns)
             deliveries = engine.receive(data, pipe.number, local, local + node.utc_less_mono_ns)
             if node.frame_ns:
                 node.stalled_until_ns = busy_ns + node.frame_ns
             if deliveries:
                 if not pipe.used or not pipe.verified:
                     pipe.used = True
-                    observer.frame_accepted(node, pipe)
+                    driver.observer.frame_accepted(node, pipe)
                 for delivery in deliveries:
-                    arrivals.append((tick_ns, node, delivery.reading))
-            if not decoder.calm:
-                driver.perform(node)
-            else:
-                flushes = engine.flushes()
-                if flushes:
-                    self.flush(node, flushes)
-                elif flushes is None:
+                    arrived.append((at_ns, delivery.reading))
+            flushes = engine.flushes()
+            if flushes is None or flushes:
+                self.late += at_ns < now - TICK_NS
+                if flushes is None:
                     driver.perform(node)
-                if node.has_deadlines and engine.deadline_at() != NEVER:
-                    driver.arm_deadline(node)
+                else:
+                    self.flush(node, flushes)
+            if node.has_deadlines and engine.deadline_at() != NEVER:
+                driver.arm_deadline(node)
             if pipe.full and pipe.sends:
                 self._go_on(pipe)
-        if len(arrivals) >= _NOTES:
-            driver.tell()
-
-    def _take(self, pipe: Pipe) -> None:
-        """The receiver takes the next frame of a pipe: one that waited, or the first."""
-        if not pipe.hears or not pipe.under_way:
-            return
-        if pipe.under_way[0] is not None and not pipe.greeted:
-            self._greeted(pipe, pipe.under_way[0])
-        self.frames -= 1  # counted when it came
-        self.receive((pipe,), self._driver.now)
+        if len(arrived) >= _NOTES:
+            driver.tell(node)
+        return True
 
     def _go_on(self, pipe: Pipe) -> None:
         if pipe.sender.stalled_until_ns > self._driver.now:

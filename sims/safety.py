@@ -135,18 +135,19 @@ class ReadingsInOrderOnce(Check):
         self._newest[node] = {}
         self._lives.setdefault(node, []).append(self.world.engine(node).settings.incarnation)
 
-    def delivered(self, node: str, reading: Reading) -> None:
+    def delivered(self, node: str, arrivals: Sequence[tuple[int, Reading]]) -> None:
         """See :class:`Check`."""
         newest = self._newest[node]
-        stream = (reading.origin, reading.key)
-        before = newest.get(stream, -1)
-        if reading.sequence > before:
-            newest[stream] = reading.sequence
-            self._passed += 1
-        elif self._life(reading.origin, reading.sequence) > self._life(reading.origin, before):
-            newest[stream] = reading.sequence  # its clock went back and its disk is lost: smaller, and yet newer
-        else:
-            self.judge(False, f"{node} got {reading.key} number {reading.sequence} after {before}")
+        for _, reading in arrivals:
+            stream, sequence = (reading.origin, reading.key), reading.sequence
+            before = newest.get(stream, -1)
+            if sequence > before:
+                newest[stream] = sequence
+                self._passed += 1
+            elif self._life(reading.origin, sequence) > self._life(reading.origin, before):
+                newest[stream] = sequence  # its clock went back and its disk is lost: smaller, and yet newer
+            else:
+                self.judge(False, f"{node} got {reading.key} number {sequence} after {before}")
 
     def _life(self, origin: str, sequence: int) -> int:
         """Which life of its origin a sequence is of: they begin at ``incarnation << 32``."""

@@ -69,24 +69,27 @@ class Sampler:
         self._driver.push(self._driver.now + _GRACE_NS, self._judge, node)
 
     def _judge(self, node: SimNode) -> None:
-        self._driver.tell()
-        probe = self._probes.pop(node.name)
+        probe = self._probes[node.name]
+        for other in probe.subscribers:
+            self._driver.look(self._driver.numbered[other])
+        del self._probes[node.name]
         for other, distance_m in probe.subscribers.items():
             self._recording.wanted(distance_m, other in probe.came)
 
-    def delivered(self, deliveries: Sequence[Arrival]) -> None:
+    def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
         """Hot."""
-        sent, recording, probes, receivers = self._world.sent_ns, self._recording, self._probes, self._receivers
+        sent, recording, probes = self._world.sent_ns, self._recording, self._probes
         traced, newest_ns, latencies_ns = recording.traced, self._newest_ns, []
-        for at_ns, node, reading in deliveries:
+        name, received = node.name, node.number in self._receivers
+        for at_ns, reading in arrivals:
             origin, sequence = reading.origin, reading.sequence
             published_ns = sent[origin].get(sequence, at_ns)
             if origin in traced:
-                recording.delivered(at_ns, node.name, origin, reading.key, sequence, published_ns)
+                recording.delivered(at_ns, name, origin, reading.key, sequence, published_ns)
             else:
                 latencies_ns.append(at_ns - published_ns)
-            if node.number in receivers:
-                newest_ns[node.name, origin] = published_ns
+            if received:
+                newest_ns[name, origin] = published_ns
             if origin in probes and probes[origin].sequence == sequence:
                 probes[origin].came[node.number] = None
         recording.delivered_many(latencies_ns)
@@ -98,7 +101,7 @@ class Sampler:
     # --- once a second ---------------------------------------------------------------------------------------------
     def _sample(self, _: None) -> None:
         now = self._driver.now
-        self._driver.tell()
+        self._driver.settle()
         self._driver.push(now + SAMPLE_INTERVAL_NS, self._sample, None)
         for hook in self._on_sampled:
             hook(now)

@@ -90,10 +90,10 @@ class Activity:
         driver.push(driver.now + source.period_ns, self._publish, source)
         if not node.running:
             return
-        if node.stalled_until_ns > driver.now:
-            driver.when_awake(node, driver.now, self._publish_now, source)
-        else:
+        if driver.is_awake(node):
             self._publish_now(source)
+        else:
+            driver.wait(node, self._publish_now, source)
 
     def _publish_now(self, source: _Source) -> None:
         world, traffic, node = self.world, source.traffic, source.node

@@ -89,7 +89,6 @@ class World:
         self._lost_with_nodes = 0
         self._disks: dict[int, tuple[int, list[Stored]]] = {}
         """Of crashed nodes: when their entries were written, and these."""
-        self._instant_ns: int | None = None
         self._peers: dict[str, Sequence[PeerView]] = {}
         self._peers_ns = -1
         self._near: dict[int, list[int]] = {}
@@ -111,7 +110,7 @@ class World:
         self._on_answered = overridden(self.checks, "answered")
         self._on_authored = overridden(self.checks, "authored")
         self._on_entry = overridden(self.checks, "entry")
-        self.on_deliveries: Callable[[Sequence[Arrival]], None] | None = None
+        self.on_deliveries: Callable[[SimNode, Sequence[Arrival]], None] | None = None
         """Whoever samples what comes."""
         self.faults = Faults(tape, scenario, self, recorder)
 
@@ -179,14 +178,12 @@ class World:
         if len(self.names) <= MOST_ADDRESSES:
             self.authors.say_address(node)
 
-    def delivered(self, deliveries: Sequence[Arrival]) -> None:
-        """See :class:`sims.driver.Observer`. Hot."""
+    def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
+        """See :class:`sims.driver.Observer`."""
         for hook in self._on_delivered:
-            for self._instant_ns, node, reading in deliveries:
-                hook(node.name, reading)
-        self._instant_ns = None
+            hook(node.name, arrivals)
         if self.on_deliveries is not None:
-            self.on_deliveries(deliveries)
+            self.on_deliveries(node, arrivals)
 
     def event(self, node: SimNode, event: Event) -> None:
         """See :class:`sims.driver.Observer`."""
@@ -244,8 +241,8 @@ class World:
     # --- what checks look at ---------------------------------------------------------------------------------------
     @property
     def now(self) -> int:
-        """Virtual nanoseconds since the start of the run; of the delivery that is told, while one is."""
-        return self.driver.now if self._instant_ns is None else self._instant_ns
+        """Virtual nanoseconds since the start of the run."""
+        return self.driver.now
 
     def node(self, name: str) -> SimNode:
         """By name."""
@@ -271,6 +268,7 @@ class World:
         peers = self._peers.get(name)
         if peers is None:  # several checks ask in the same instant
             node = self._nodes[name]
+            self.driver.look(node)
             peers = self._peers[name] = node.engine.peers(node.local(self.driver.now))
         return peers
 
@@ -361,6 +359,7 @@ class World:
 
     def crash(self, name: str) -> None:
         """See :class:`sims.faults.Controls`."""
+        self.driver.settle()
         for hook in self._on_crashing:
             hook(name)
         self._lost_with_nodes += sum(view.waiting_readings for view in self.peers(name))
@@ -434,6 +433,7 @@ class World:
     def slow(self, name: str, factor: float) -> None:
         """See :class:`sims.faults.Controls`."""
         node = self._nodes[name]
+        self.driver.look(node)
         node.slow(factor)
         worker = self.workers.get(node.number)
         if worker is not None:
@@ -454,7 +454,9 @@ class World:
 
     def clock_jump(self, name: str, by_ns: int) -> None:
         """See :class:`sims.faults.Controls`."""
-        self._nodes[name].utc_less_mono_ns += by_ns
+        node = self._nodes[name]
+        self.driver.look(node)
+        node.utc_less_mono_ns += by_ns
 
     def relay(self, up: bool) -> None:
         """See :class:`sims.faults.Controls`."""

@@ -15,12 +15,16 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from msgspec.structs import replace
 
 import sims.cli
 from benchmarks.simulator import Size, measure, missed
 from protocols import limits
+from protocols.codec import encode_frame
+from protocols.messages import Heartbeat
 from sims.bundle import load as load_run
 from sims.bundle import replay
+from sims.pipes import CALM_HEARTBEAT
 from sims.run import Run, simulate
 from sims.scenario import (
     Fault,
@@ -136,16 +140,6 @@ def test_reading_takes_airtime_latency_and_processors() -> None:
     assert result.counters["delivered"] >= 0.95 * result.counters["published"]
 
 
-def test_run_in_steps_is_the_run_at_once() -> None:
-    """An interrupted run has seen the beginning of the whole one."""
-    whole = Run(two(), 1)
-    whole.advance(10 * SECOND)
-    parts = Run(two(), 1)
-    for second in (1, 4, 10):
-        parts.advance(second * SECOND)
-    assert parts.result().digest == whole.result().digest
-
-
 def test_nodes_out_of_reach_never_meet() -> None:
     """The radio ends somewhere."""
     group = Group("car", 2, Fixed(((0.0, 0.0), (5_000.0, 0.0))))
@@ -246,3 +240,30 @@ def test_benchmark_measures_and_holds_to_its_bars() -> None:
 
 if __name__ == "__main__":
     GOLDEN.write_text(json.dumps(digests(GOLDEN_RUNS, 1), indent=2) + "\n")
+
+
+@pytest.mark.parametrize("name", ["byzantine", "partition-heal", "intersection", "rsu-backbone"])
+def test_nothing_follows_late_from_frames_that_wake_nobody(name: str) -> None:
+    """Receivers look at most frames only when something depends on them: one that made them act would act too late."""
+    run = Run(replace(load(name), duration_s=8.0), 5)
+    run.go()
+    assert run.world.driver.pipes.frames > 300
+    assert run.world.driver.pipes.late == 0
+
+
+def test_digest_does_not_depend_on_when_somebody_looked() -> None:
+    """A progress bar, or a benchmark that halves a run, must not seem to change it."""
+    scenario = replace(load("partition-heal"), duration_s=6.0)
+    whole, looked_at = Run(scenario, 5), Run(scenario, 5)
+    for until_ms in (70, 71, 1_303, 2_000, 4_990):
+        looked_at.advance(until_ms * limits.MS)
+        looked_at.world.driver.settle()
+        looked_at.world.driver.digest()
+    assert whole.go().digest == looked_at.go().digest
+
+
+def test_calm_heartbeat_is_known_by_its_end() -> None:
+    """The simulator tells by two bytes that nothing follows from a heartbeat."""
+    assert encode_frame(Heartbeat(1_000_000, 2, 3, 4, 5)).endswith(CALM_HEARTBEAT)
+    assert not encode_frame(Heartbeat(1, 2, 3, 4, 5, (), True)).endswith(CALM_HEARTBEAT)
+    assert not encode_frame(Heartbeat(1, 2, 3, 4, 5, ("veh-1",))).endswith(CALM_HEARTBEAT)
