@@ -11,18 +11,15 @@ to their bounds). Flat means: from the second third to the last the median grows
 neither descriptors nor threads grow. Writes ``build/churn.json``.
 """
 
-import argparse
 import asyncio
 import contextlib
 import ctypes
 import gc
-import json
 import multiprocessing
 import os
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
@@ -32,10 +29,10 @@ from typing import Any
 
 import meshnode
 import meshnode.renewal
-from benchmarks import churners
-from benchmarks.children import ANSWER_S, Child, ChildFailed, child
+from benchmarks import churners, command
+from benchmarks.children import ANSWER_S, Child, child
 from benchmarks.churners import ENDINGS, MESH, SUBJECT, Linking
-from benchmarks.fleet import machine
+from benchmarks.command import between, finish, measuring
 from meshnode.identity import create_mesh
 
 MAX_GROWTH_BYTES = 2_000_000
@@ -337,25 +334,17 @@ def _tell(outcome: Outcome) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line. 0; 1 with ``--check`` when a promise was missed; 2 when it could not be measured."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.churn", description="Connect, send, kill, rotate.")
-    parser.add_argument("--minutes", type=float, default=10.0, help="on each engine (default: %(default)s)")
+    """Run from the command line; returns the exit status, see :mod:`benchmarks.command`."""
+    parser = command.parser("churn", "Connect, send, kill, rotate.", "something grew or went wrong")
+    minutes, round_s = between(0.001, MAX_MINUTES), between(0.5, 600.0)
+    parser.add_argument("--minutes", type=minutes, default=10.0, help="on each engine (default: %(default)s)")
     parser.add_argument("--engine", choices=(*ENGINES, "both"), default="both", help="default: %(default)s")
-    parser.add_argument("--round-s", type=float, default=_ROUND_S, help="length of a round (default: %(default)s)")
-    parser.add_argument("--check", action="store_true", help="status 1 when something grew or went wrong")
-    parser.add_argument("--out", type=Path, default=Path("build/churn.json"), help="default: %(default)s")
+    parser.add_argument("--round-s", type=round_s, default=_ROUND_S, help="length of a round (default: %(default)s)")
     options = parser.parse_args(arguments)
-    if not 0 < options.minutes <= MAX_MINUTES or not 0.5 <= options.round_s <= 600:
-        parser.error(f"--minutes lies above 0 and up to {MAX_MINUTES:g}, --round-s from 0.5 to 600")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the clean-up of the children
     outcomes = []
     for engine in ENGINES if options.engine == "both" else (options.engine,):
-        try:
-            with tempfile.TemporaryDirectory(prefix="meshnode-churn-", ignore_cleanup_errors=True) as folder:
-                outcome = measure(Path(folder), engine, options.minutes, options.round_s)
-        except ChildFailed as error:
-            print(f"could not be measured on {engine}: {error}", file=sys.stderr)
-            return 2
+        with measuring(f"churn on {engine}") as folder:
+            outcome = measure(folder, engine, options.minutes, options.round_s)
         outcomes.append(outcome)
         print(
             f"{engine}: {outcome.pipes_in} links in, {outcome.dials} dialled, {sum(outcome.lives.values())} lives, "
@@ -364,13 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{outcome.threads_growth:+g} from the second third to the last"
         )
     missed = [sentence for outcome in outcomes for sentence in outcome.missed_bars()]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    content = {"runs": [asdict(outcome) for outcome in outcomes], "missed": missed, "machine": machine()}
-    options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    for sentence in missed:
-        print(f"MISSED {sentence}")
-    print(f"{options.out} written")
-    return 1 if options.check and missed else 0
+    return finish(options, {"runs": [asdict(outcome) for outcome in outcomes]}, missed)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,11 @@ what other programs took: more than ``MAX_OTHERS_SHARE`` of the computer is said
 then prove little.
 """
 
-import argparse
 import asyncio
 import contextlib
-import json
 import multiprocessing
 import os
-import signal
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -29,10 +25,11 @@ from typing import Any
 import psutil
 
 import meshnode
+from benchmarks import command
 from benchmarks import crowd as neighbourhood
-from benchmarks.children import ChildFailed, child
+from benchmarks.children import child
 from benchmarks.churners import config
-from benchmarks.fleet import machine
+from benchmarks.command import between, finish, measuring
 from benchmarks.strangers import Crowd, insiders, torment
 from meshnode.identity import create_mesh, issue
 from meshnode.net.transport import Address
@@ -266,35 +263,21 @@ async def _phase(besieged: Any, pinger: _Pinger, seconds: float, counters: dict[
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line. 0; 1 with ``--check`` when a promise was missed; 2 when it could not be measured."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile", description="Neighbours under torment.")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each phase (default: %(default)s)")
+    """Run from the command line; returns the exit status, see :mod:`benchmarks.command`."""
+    parser = command.parser("hostile", "Neighbours under torment.", "the promised bar is missed")
+    seconds, half_open = between(0.5, 600.0), between(0, 2_000)
+    parser.add_argument("--seconds", type=seconds, default=20.0, help="of each phase (default: %(default)s)")
     parser.add_argument("--engine", choices=(*ENGINES, "both"), default="both", help="default: %(default)s")
-    parser.add_argument("--half-open", type=int, default=500, help="connections at once (default: %(default)s)")
-    parser.add_argument("--check", action="store_true", help="status 1 when the promised bar is missed")
-    parser.add_argument("--out", type=Path, default=Path("build/hostile.json"), help="default: %(default)s")
+    parser.add_argument("--half-open", type=half_open, default=500, help="connections at once (default: %(default)s)")
     options = parser.parse_args(arguments)
-    if not 0.5 <= options.seconds <= 600 or not 0 <= options.half_open <= 2_000:
-        parser.error("--seconds lies from 0.5 to 600, --half-open from 0 to 2000")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the clean-up of the children
     outcomes = []
     for engine in ENGINES if options.engine == "both" else (options.engine,):
-        try:
-            with tempfile.TemporaryDirectory(prefix="meshnode-hostile-") as folder:
-                crowd = Crowd(half_open=options.half_open)
-                outcomes.append(asyncio.run(measure(Path(folder), engine, options.seconds, crowd)))
-        except (ChildFailed, TimeoutError) as error:
-            print(f"could not be measured on {engine}: {error}", file=sys.stderr)
-            return 2
+        with measuring(f"hostile on {engine}") as folder:
+            crowd = Crowd(half_open=options.half_open)
+            outcomes.append(asyncio.run(measure(folder, engine, options.seconds, crowd)))
         print(_table(outcomes[-1]), flush=True)
     missed = [sentence for outcome in outcomes for sentence in outcome.missed_bars()]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    content = {"runs": [asdict(outcome) for outcome in outcomes], "missed": missed, "machine": machine()}
-    options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    for sentence in missed:
-        print(f"MISSED {sentence}")
-    print(f"{options.out} written")
-    return 1 if options.check and missed else 0
+    return finish(options, {"runs": [asdict(outcome) for outcome in outcomes]}, missed)
 
 
 def _table(outcome: Outcome) -> str:

@@ -5,16 +5,14 @@ each, the time from the last start (its interpreter's included) until all have m
 noticed a SIGKILL. Written to ``build/idle.json``.
 """
 
-import argparse
-import json
-import signal
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.fleet import NAMES, NEIGHBOURS, Fleet, FleetFailed, machine
+from benchmarks import command
+from benchmarks.command import between, finish, measuring
+from benchmarks.fleet import NAMES, NEIGHBOURS, Fleet
 
 CPU_BAR_PERCENT = 1.5
 RESIDENT_BAR_MB = 90.0
@@ -118,33 +116,16 @@ def table(outcome: Outcome) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line. 0; 1 with ``--check`` when a promise was missed; 2 when it could not be measured."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.idle", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of the measurement (default: %(default)s)")
-    parser.add_argument("--kills", type=int, default=3, help="nodes killed, one after the other (default: %(default)s)")
-    parser.add_argument("--check", action="store_true", help="end with status 1 when a promise is missed")
-    parser.add_argument("--out", type=Path, default=Path("build/idle.json"), help="default: %(default)s")
+    """Run from the command line; returns the exit status, see :mod:`benchmarks.command`."""
+    parser = command.parser("idle", __doc__, "a promise is missed")
+    seconds, kills = between(0.001, 3_600.0), between(0, 100)
+    parser.add_argument("--seconds", type=seconds, default=20.0, help="to measure (default: %(default)s)")
+    parser.add_argument("--kills", type=kills, default=3, help="nodes killed, one by one (default: %(default)s)")
     options = parser.parse_args(arguments)
-    if not 0 < options.seconds <= 3_600 or not 0 <= options.kills <= 100:
-        parser.error("--seconds lies above 0 and up to 3600, --kills from 0 to 100")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the clean-up of the children
-    try:
-        with tempfile.TemporaryDirectory(prefix="meshnode-idle-") as folder:
-            outcome = measure(Path(folder), options.seconds, options.kills)
-    except FleetFailed as error:
-        print(f"could not be measured: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    missed = outcome.missed_bars()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    content = {**asdict(outcome), "seconds": options.seconds, "missed": missed, "machine": machine()}
-    options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with measuring("idle") as folder:
+        outcome = measure(folder, options.seconds, options.kills)
     print(table(outcome))
-    for sentence in missed:
-        print(f"MISSED {sentence}")
-    print(f"{options.out} written")
-    return 1 if options.check and missed else 0
+    return finish(options, {**asdict(outcome), "seconds": options.seconds}, outcome.missed_bars())
 
 
 if __name__ == "__main__":

@@ -4,14 +4,10 @@ Six nodes, and as many busy processes as there are cores. Nobody is killed, so e
 refuted are the price of noticing fast, and are counted. Written to ``build/soak.json``.
 """
 
-import argparse
 import contextlib
-import json
 import os
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +17,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks.fleet import Fleet, FleetFailed, machine
+from benchmarks import command
+from benchmarks.command import between, finish, measuring
+from benchmarks.fleet import Fleet
 
 MAX_MINUTES = 600.0
 _REPORT_EVERY_S = 30.0
@@ -110,37 +108,20 @@ def _busy_share(begin: Any) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line. 0; 1 with ``--check`` when a promise was missed; 2 when it could not be measured."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0, help="default: %(default)s")
-    parser.add_argument("--busy", type=int, default=os.cpu_count() or 1, help="busy processes (default: one a core)")
-    parser.add_argument("--check", action="store_true", help="end with status 1 when anybody was falsely called dead")
-    parser.add_argument("--out", type=Path, default=Path("build/soak.json"), help="default: %(default)s")
+    """Run from the command line; returns the exit status, see :mod:`benchmarks.command`."""
+    parser = command.parser("soak", __doc__, "anybody was falsely called dead")
+    minutes, busy = between(0.001, MAX_MINUTES), between(0, 1_024)
+    parser.add_argument("--minutes", type=minutes, default=10.0, help="default: %(default)s")
+    parser.add_argument("--busy", type=busy, default=os.cpu_count() or 1, help="busy processes (default: one a core)")
     options = parser.parse_args(arguments)
-    if not 0 < options.minutes <= MAX_MINUTES or not 0 <= options.busy <= 1_024:
-        parser.error(f"--minutes lies above 0 and up to {MAX_MINUTES:g}, --busy from 0 to 1024")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the clean-up of the children
-    try:
-        with tempfile.TemporaryDirectory(prefix="meshnode-soak-") as folder:
-            outcome = measure(Path(folder), options.minutes, options.busy)
-    except FleetFailed as error:
-        print(f"could not be measured: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    missed = outcome.missed_bars()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    content = {**asdict(outcome), "missed": missed, "machine": machine()}
-    options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with measuring("soak") as folder:
+        outcome = measure(folder, options.minutes, options.busy)
     print(
         f"{outcome.minutes:g} minutes, {outcome.busy_processes} busy processes, cores {outcome.busy_share:.0%} loaded: "
         f"{outcome.suspicions} suspicions, {outcome.refuted} refuted, {len(outcome.deaths)} deaths, "
         f"{outcome.local_stalls} local stalls"
     )
-    for sentence in missed:
-        print(f"MISSED {sentence}")
-    print(f"{options.out} written")
-    return 1 if options.check and missed else 0
+    return finish(options, asdict(outcome), outcome.missed_bars())
 
 
 if __name__ == "__main__":

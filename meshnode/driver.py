@@ -22,7 +22,7 @@ from typing import assert_never
 from meshnode.net.transport import Address, FailedLink, OutgoingLane, Transport
 from protocols import limits
 from protocols.engine import Engine, NodeSettings, PeerView
-from protocols.entries import EntryView, Stored
+from protocols.entries import EntryView, Stored, views
 from protocols.events import CancelCompute, ClosePipe, Compute, Delivery, Dial, Effect, Event, Flush, HangUp
 from protocols.ids import NodeId, PeerIdentity
 from protocols.inference import LocalModel
@@ -243,7 +243,8 @@ class Driver:
     def gossip_entries(self) -> list[EntryView]:
         """Every entry held, by author and kind."""
         with self._lock:
-            return self.engine.gossip_entries(time.monotonic_ns())
+            stored = self.engine.gossip_stored(time.monotonic_ns())
+        return views(stored)
 
     def peers(self) -> list[PeerView]:
         """Everybody known."""

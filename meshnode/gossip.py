@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -76,7 +76,7 @@ class GossipService:
         if body == self._said:
             return
         said = body
-        certified_s = int((self._ends - datetime.now(UTC)).total_seconds())  # beyond, nobody would take it
+        certified_s = int(self._ends.timestamp() - time.time())  # beyond, nobody would take it
         lifetime_s = max(60, min(ADDRESS_LIFETIME_S, certified_s))
         while True:
             try:

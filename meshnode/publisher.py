@@ -11,7 +11,7 @@ from protocols.errors import LocalProtocolError
 from protocols.ids import NodeId
 from protocols.messages import EventTime, Position, Provenance, Reading
 from protocols.streams import Put, PutMany
-from protocols.values import listed
+from protocols.values import listed, plain
 
 if TYPE_CHECKING:
     from meshnode.node import Node
@@ -46,6 +46,7 @@ class Publisher:
         :raises ContextMissing: when nobody knows where. :raises ValueUnsupported: when ``value`` can't travel.
         :raises LocalProtocolError: when the node was closed.
         """
+        value = plain(value)
         utc_now = time.time_ns()
         where = where or self._where or self._node.position
         when = EventTime(utc_now if time_ns is None else time_ns, self._uncertainty_ns)

@@ -57,7 +57,7 @@ from protocols import limits
 from protocols.admission import Admission, Candidate, Verdict
 from protocols.allowance import Allowance
 from protocols.codec import decode_fingerprints, encode_entry, encode_fingerprints, entry_statement
-from protocols.entries import EntryStore, EntryView, Held, Seal, Stored
+from protocols.entries import EntryStore, EntryView, Held, Seal, Stored, views
 from protocols.errors import BoundExceeded, LocalProtocolError, MeshError
 from protocols.events import DuplicateIdentity, EntryAccepted, EntryRefused
 from protocols.ids import Incarnation, NodeId, Role
@@ -130,7 +130,7 @@ class Gossip:
         self._peers: dict[NodeId, _Peer] = {}  # RSUs first
         self._trickle = Trickle(settings.trickle_min_ns, settings.trickle_max_ns, random)
         self._admission = Admission(self._store, settings.checks_at_once, settings.check_pause_ns)
-        self._asked: dict[int, list[NodeId]] = {}  # who is asked for it, and who else has it
+        self._asked: dict[int, list[NodeId]] = {}  # who is asked for it (we: our disk), and who else has it
         self._news_ns = self._pulls_ns = self._refresh_ns = NEVER
         self._told_ns = -NEVER
         self._messages: list[tuple[NodeId, GossipFrame]] = []
@@ -155,7 +155,7 @@ class Gossip:
 
     def entries(self, now: int) -> list[EntryView]:
         """Everything held, by author and kind."""
-        return self._store.views(now)
+        return views(self.stored(now))
 
     def version(self, author: str, kind: str) -> int:
         """The version held; 0: none."""
@@ -218,8 +218,11 @@ class Gossip:
         if self._seal is None:
             return
         for data, age_ns, source in stored:
-            verdict, _ = self._admission.consider(data, self._seal.fingerprint(data), age_ns, source, None, now)
-            if verdict is not Verdict.WAITING:
+            fingerprint = self._seal.fingerprint(data)
+            verdict, _ = self._admission.consider(data, fingerprint, age_ns, source, None, now)
+            if verdict is Verdict.WAITING:
+                self._asked.setdefault(fingerprint, [self._node])  # no neighbour need send what the disk gives
+            else:
                 self.counters[verdict] += 1
         self._check(self._seal, now)
 

@@ -3,11 +3,14 @@
 Structs are checked when they come from the wire; those that an application builds are checked here, by the same bounds.
 """
 
-from typing import Any
+from typing import Any, Final
 
 from protocols import limits
 from protocols.errors import ValueUnsupported
 from protocols.messages import Position, Provenance, Tensor
+
+_NUMBERS: Final = frozenset("biuf")
+"""NumPy's letters for the kinds of elements that are plain numbers."""
 
 
 def kept_alive(tensor: Tensor) -> bytes | bytearray | memoryview:
@@ -57,6 +60,14 @@ def check_context(where: Position, how: Provenance) -> None:
         )
 
 
+def plain(value: Any) -> Any:
+    """A NumPy scalar, which would travel as an array of no dimension, as the number it is; anything else as it is."""
+    if getattr(value, "ndim", None) != 0 or hasattr(value, "__setitem__"):  # an array has that
+        return value
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    return value.item() if kind in _NUMBERS else value
+
+
 def listed(values: Any) -> Any:
-    """An array of one dimension as a list of plain numbers, for each of its own would travel as an array."""
-    return values.tolist() if getattr(values, "ndim", None) == 1 else values
+    """Several values as a list, each :func:`plain`, and so the elements of an array of one dimension."""
+    return values.tolist() if getattr(values, "ndim", None) == 1 else [plain(value) for value in values]

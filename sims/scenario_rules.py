@@ -101,6 +101,9 @@ def _wrong_names(scenario: Scenario) -> Iterator[str]:
             yield f"gossip[{number}].author is {shown(entry.author)}, no node{nearest(entry.author, names)}"
         if entry.at_s >= scenario.duration_s:
             yield f"gossip[{number}].at_s is {entry.at_s:g}, beyond duration_s = {scenario.duration_s:g}"
+        if entry.size_bytes > entry.room_bytes:
+            room = f"beside the certificate of {shown(entry.author)} an entry has room for {entry.room_bytes}"
+            yield f"gossip[{number}].size_bytes is {entry.size_bytes}: {room}"
 
 
 def _unknown_groups(scenario: Scenario, place: str, names: tuple[str, ...]) -> Iterator[str]:

@@ -1,25 +1,28 @@
 """The commands that hold a mesh against its promises: they measure what they say, and a missed bar is named."""
 
+import argparse
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
 import pytest
 
-from benchmarks import idle, soak
-from benchmarks.fleet import NAMES, NEIGHBOURS
+from benchmarks import churn, command, hostile, idle, soak
+from benchmarks.fleet import NAMES, NEIGHBOURS, FleetFailed
 from tests.node_fixture import environment
 
 
 def run(module: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=90, check=False)
+    line = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    return subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=90, check=False)
 
 
 GOOD_IDLE = idle.Outcome(
@@ -135,3 +138,46 @@ def gone(children: list[psutil.Process]) -> None:
     """:raises AssertionError: when one still runs after a while."""
     _, left = psutil.wait_procs(children, timeout=15)
     assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []
+
+
+# --- what these commands have in common ------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("module", "arguments", "says"),
+    [
+        (soak, ["--minutes", "601"], "--minutes: 601 is out of range: use 0.001 to 600"),
+        (idle, ["--kills", "1.5"], "--kills: invalid number value: '1.5'"),
+        (churn, ["--round-s", "nan"], "--round-s: nan is out of range: use 0.5 to 600"),
+        (hostile, ["--half-open", "-1"], "--half-open: -1 is out of range: use 0 to 2000"),
+    ],
+)
+def test_option_out_of_range_is_refused_with_the_range(
+    module: ModuleType, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A slip of the pen would otherwise hold a computer for days, or measure nothing."""
+    with pytest.raises(SystemExit, match="2"):
+        module.main(arguments)
+    assert says in capsys.readouterr().err
+
+
+def test_measurement_that_can_not_be_made_ends_with_status_two(capsys: pytest.CaptureFixture[str]) -> None:
+    """A script must not take it for a promise that was kept, nor for one that was missed."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match="2"), command.measuring("soak") as folder:
+            raise FleetFailed("veh-1 did not start")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "soak could not be measured: veh-1 did not start\n"
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(("check", "missed", "status"), [(True, ["a"], 1), (True, [], 0), (False, ["a"], 0)])
+def test_missed_promise_is_said_and_written_and_is_the_status_when_checked(
+    tmp_path: Path, check: bool, missed: list[str], status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CI goes by the status, people by the sentence, reports by the file."""
+    options = argparse.Namespace(check=check, out=tmp_path / "build" / "soak.json")
+    assert command.finish(options, {"deaths": 1}, missed) == status
+    written = json.loads(options.out.read_text())
+    assert (written["deaths"], written["missed"]) == (1, missed)
+    assert ("MISSED a\n" in capsys.readouterr().out) == bool(missed)

@@ -317,6 +317,38 @@ def test_restored_entries_do_not_hold_up_what_neighbours_tell() -> None:
     assert len(after.held()) == 301
 
 
+def test_entries_that_the_disk_holds_are_not_fetched_from_neighbours() -> None:
+    """A node that comes back with thousands of addresses would have them all sent again while it checks its own."""
+    many = [entry(f"n{number}", 1) for number in range(40)]
+    alone = Alone("me")
+    alone.meet("first", "second")
+    alone.gossip.restore([Stored(encode_entry(one), 0, NodeId("first")) for one in many], alone.now)
+    have = GossipHave(0, encode_fingerprints([fingerprint(one) for one in many]))
+    said = alone.get(have, "first") + alone.get(have, "second") + [frame for _, frame in alone.run_for(5 * SECOND)]
+    assert not [frame for frame in said if isinstance(frame, GossipPull)]
+    assert not [frame for frame in said if isinstance(frame, GossipHave)], "both have told that they have them"
+    assert len(alone.held()) == 40
+
+
+def test_entry_of_the_disk_that_fails_its_check_is_fetched_when_told_of_again() -> None:
+    """The disk may have a wrong age of it: what has no place then may have one by the age that others know."""
+    wanted = entry("wanted", 1, lifetime_s=1_000)
+    alone = Alone("me", max_entries=3)
+    alone.meet("peer")
+    stored = [(entry("first", 1), 0), (wanted, 600 * SECOND)]
+    alone.gossip.restore([Stored(encode_entry(one), age_ns, alone.node) for one, age_ns in stored], alone.now)
+    have = GossipHave(0, encode_fingerprints([fingerprint(wanted)]))
+    pull = GossipPull(have.fingerprints)
+    assert pull not in alone.get(have), "it waits for its check"
+    alone.get(handed(*(entry(f"n{number}", 1, lifetime_s=500) for number in range(2))))
+    alone.run_for(5 * MS)
+    assert ("wanted", "address") not in alone.held()
+    assert pull in alone.get(have)
+    alone.get(handed(wanted))
+    alone.run_for(5 * MS)
+    assert ("wanted", "address") in alone.held()
+
+
 def test_answer_to_a_pull_comes_in_frames_of_eight_kibibytes() -> None:
     """A brake event waits behind one of them at most."""
     alone = Alone(checks_at_once=99)

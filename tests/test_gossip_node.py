@@ -1,6 +1,7 @@
 """Gossip between real nodes, over mutual TLS: what they know of one another, from whom, and what they refuse."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -9,18 +10,28 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from starlette.requests import Request
 
 import meshnode.gossip
 import meshnode.renewal
-from meshnode.gossip import load, own_hosts
+from meshnode.gossip import entry_form, load, own_hosts
+from meshnode.http.api import Api
 from meshnode.identity import create_mesh, issue
 from meshnode.notary import Notary
 from protocols import limits
-from protocols.codec import decode_untrusted_address, encode_address, encode_entry, entry_statement
-from protocols.entries import Stored
+from protocols.codec import (
+    decode_untrusted_address,
+    decode_untrusted_entry,
+    encode_address,
+    encode_entry,
+    entry_statement,
+)
+from protocols.entries import EntryView, Stored
 from protocols.events import EntryRefused, Event
 from protocols.ids import MeshName, NodeId
 from protocols.messages import Address, Carried, Entry, GossipEntries
+from sims.emulator.nodes import MESH as EMULATED_MESH
+from sims.scenario import Spread
 from tests.mesh_fixture import House, Open, given_house, given_opened, until
 from tests.node_fixture import RunningNode, eventually, prepare
 from tests.node_fixture import meshnode as command
@@ -36,9 +47,9 @@ def notary(folder: Path, node: str, mesh: str = "test", **options: Any) -> Notar
     return Notary(issue(folder / "authority", "vehicle", node, folder / node, **options).credentials, MeshName(mesh))
 
 
-def signed(by: Notary, author: str, version: int = 1, body: bytes = b"x") -> Entry:
+def signed(by: Notary, author: str, version: int = 1, body: bytes = b"x", kind: str = "address") -> Entry:
     """By whatever key ``by`` has."""
-    draft = Entry(author, "address", version, DAY_S, body, b"", b"")
+    draft = Entry(author, kind, version, DAY_S, body, b"", b"")
     credential, signature = by.sign(entry_statement(draft))
     return replace(draft, credential=credential, signature=signature)
 
@@ -49,6 +60,15 @@ def test_entry_is_verified_by_the_certificate_it_carries(tmp_path: Path) -> None
     entry = signed(notary(tmp_path, "veh-1"), "veh-1")
     assert notary(tmp_path, "veh-2").verify(entry)
     assert len(encode_entry(entry)) < limits.MAX_ENTRY_BYTES
+
+
+@pytest.mark.parametrize("author", ["a-0", "n" * 54])
+def test_entry_of_a_scenario_has_room_beside_the_certificate_of_the_emulator(tmp_path: Path, author: str) -> None:
+    """What the simulator takes must not fail on real nodes, and what they could take should not be refused."""
+    by, room_bytes = notary(tmp_path, author, mesh=EMULATED_MESH), Spread(1.0, author).room_bytes
+    entries = [signed(by, author, 1_795_243_218 << 20, bytes(room_bytes), "spread") for _ in range(50)]
+    sizes = [len(encode_entry(entry)) for entry in entries]
+    assert limits.MAX_ENTRY_BYTES - 8 <= max(sizes) <= limits.MAX_ENTRY_BYTES
 
 
 CHANGES: dict[str, Callable[[Entry], Entry]] = {
@@ -194,6 +214,32 @@ async def test_full_disk_keeps_no_entries_and_costs_nothing_else(
     (stored,) = load(tmp_path / "gossip.msgpack")
     assert isinstance(stored, Stored)
     assert stored.source == "full-disk"
+
+
+# --- the list ------------------------------------------------------------------------------------------------------
+async def test_list_of_entries_is_put_together_beside_the_engine_and_the_loop(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of them take tens of milliseconds, in which readings and requests would wait."""
+    node = await opened("lists-1")
+    lock, threads = node._driver._lock, []
+
+    def decode(data: bytes) -> Entry:
+        assert lock.acquire(timeout=5.0), "whoever asks for the list holds the engine's lock"
+        lock.release()
+        threads.append(threading.current_thread())
+        return decode_untrusted_entry(data)
+
+    def form(view: EntryView) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return entry_form(view)
+
+    monkeypatch.setattr("protocols.entries.decode_untrusted_entry", decode)
+    monkeypatch.setattr("meshnode.http.api.entry_form", form)
+    response = await Api(node).gossip(Request({"type": "http"}))
+    assert [entry["author"] for entry in json.loads(response.body)] == ["lists-1"]
+    assert len(threads) == 2
+    assert threading.current_thread() not in threads
 
 
 # --- the command ---------------------------------------------------------------------------------------------------

@@ -472,6 +472,26 @@ def test_value_that_is_not_a_number_survives_json() -> None:
     assert math.isnan(parse_untrusted_publish(body).value)
 
 
+# --- silence -------------------------------------------------------------------------------------------------------
+def test_silent_connections_make_place_for_who_asks(vehicle: RunningNode) -> None:
+    """A program that leaks connections, or is stopped in the middle of a request, must not lock everybody out."""
+    stream = http.client.HTTPConnection("127.0.0.1", vehicle.http_port, timeout=15)
+    stream.request("GET", "/v1/readings?key=veh/veh-1/kept")
+    response = stream.getresponse()
+    begun = [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"]
+    silent = []
+    for number in range(300):
+        silent.append(socket.create_connection(("127.0.0.1", vehicle.http_port), timeout=15))
+        silent[-1].sendall(begun[number % len(begun)])
+    eventually(lambda: vehicle.ask("GET", "/healthz")[0] == 200, "the API answers")
+    assert silent[0].recv(1) == b"", "the one that was silent for longest is closed"
+    assert vehicle.post("/v1/readings", {"key": "veh/veh-1/kept", "value": 7})[0] == 200
+    assert json.loads(response.readline())["value"] == 7, "a connection at work is left alone"
+    assert all(vehicle.ask("GET", "/healthz")[0] == 200 for _ in range(5))
+    for connection in (*silent, response, stream):
+        connection.close()
+
+
 # --- leaving ---------------------------------------------------------------------------------------------------------
 def test_node_told_to_leave_with_a_stream_open_ends_it_and_exits(tmp_path: Any) -> None:
     """A dashboard that listens must not keep a vehicle from shutting down."""

@@ -293,6 +293,11 @@ async def test_values_published_together_arrive_in_order(house: House) -> None:
         await publisher.flushed()
         await until(lambda: len(heard) == 5, "all came")
         assert heard == [0.0, 1.0, 2.0, 3.0, 4.0]
+        publisher.put(np.float64(5.0))
+        publisher.put_many([np.float32(6.0)])
+        await publisher.flushed()
+        await until(lambda: len(heard) == 7, "the scalars came")
+        assert heard[5:] == [5.0, 6.0]
         assert all(type(value) is float for value in heard)
         with pytest.raises(ValueUnsupported, match="0 values"):
             publisher.put_many([])

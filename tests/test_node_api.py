@@ -72,6 +72,37 @@ async def test_values_published_together_arrive_one_by_one_with_their_times(open
         publisher.put_many([1, 2, 3], times_ns=[1])
 
 
+SCALARS = [
+    np.float64(1.5),
+    np.float32(0.5),
+    np.float16(2.0),
+    np.int32(-7),
+    np.uint8(200),
+    np.bool_(True),
+    np.mean([1, 2]),
+]
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["put", "put_many"])
+async def test_scalar_of_an_array_arrives_as_the_number_it_is(opened: Open, many: bool) -> None:
+    """Sums and means are NumPy's scalars: who gets one compares it, which an array of no dimension does not let him."""
+    here, there = await pair(opened)
+    subscription, own = here.subscribe("veh/**"), there.subscribe("veh/**")
+    await wanted(there, "veh/veh-1/mean")
+    publisher = there.publisher("veh/veh-1/mean")
+    if many:
+        publisher.put_many(SCALARS)
+    else:
+        for scalar in SCALARS:
+            publisher.put(scalar)
+    for one in (subscription, own):
+        values = [(await one.next(5)).value for _ in SCALARS]
+        assert values == [1.5, 0.5, 2.0, -7, 200, True, 1.5]
+        assert [type(value) for value in values] == [float, float, float, int, int, bool, float]
+    publisher.put(np.array(1.5))
+    assert isinstance((await subscription.next(5)).value, Tensor), "an array stays one"
+
+
 async def test_reading_received_carries_where_when_and_how_of_its_publisher(opened: Open) -> None:
     """A value without its context is of no use: nothing of it may be lost or made up on the way."""
     here, there = await pair(opened)

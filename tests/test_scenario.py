@@ -363,6 +363,10 @@ LOADED = [load(name) for name in ("partition-heal", "byzantine", "intersection",
         ("[[inference]]\ngroup = 'car'\noffered_by = ['r']\n", "inference[0].offered_by is 'r', no group: "),
         ("[[gossip]]\nat_s = 3\nauthor = 'car'\n", "gossip[0].author is 'car', no node: did you mean 'car-"),
         ("[[gossip]]\nat_s = 61\nauthor = 'car-0'\n", "gossip[0].at_s is 61, beyond duration_s = 60"),
+        (
+            "[[gossip]]\nat_s = 3\nauthor = 'car-0'\nsize_bytes = 432\n",
+            "gossip[0].size_bytes is 432: beside the certificate of 'car-0' an entry has room for 431",
+        ),
         ("[[faults]]\nkind = 'crash'\nat_s = 3\n", "faults[0].nodes is (): a 'crash' needs some"),
         (
             "[[faults]]\nkind = 'crash'\nat_s = 3\nnodes = ['cra-0']\n",

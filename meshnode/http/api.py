@@ -119,7 +119,7 @@ class Api:
 
     async def gossip(self, _: Request) -> Response:
         """Every gossip entry held."""
-        return json_response([entry_form(view) for view in await asyncio.to_thread(self.node.entries)])
+        return await asyncio.to_thread(lambda: json_response([entry_form(view) for view in self.node.entries()]))
 
     async def drops(self, _: Request) -> Response:
         """Every drop counter."""

@@ -1,7 +1,8 @@
 """The HTTP server of a node: uvicorn inside the node's own event loop.
 
 Invariants: no signal handler is touched; an idle server has no timer (uvicorn alone wakes up ten times a second); while
-the node closes, streams end, inferences get ``DRAIN_S`` to finish, and only then are connections cut.
+the node closes, streams end, inferences get ``DRAIN_S`` to finish, and only then are connections cut; a connection that
+asks for nothing takes no place that another needs.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from meshnode.http.api import Api
 from meshnode.http.app import build_app
@@ -24,6 +26,9 @@ DRAIN_S: Final = 1.0
 """How long a closing node lets inferences finish; what runs longer is answered 503."""
 MAX_CONNECTIONS: Final = 128
 """More are told to come back later. Each may hold a body or a stream."""
+SILENT_S: Final = 1.0
+"""A connection without a request for so long is closed when all are taken, the longest silent first. Young ones are
+spared: of many that come at once all would be closed before they could ask."""
 MAX_HEADER_BYTES: Final = 32 * 1024
 
 
@@ -42,7 +47,7 @@ class HttpServer:
         """
         listener = _listen(host, port)
         config = uvicorn.Config(
-            build_app(self._api), loop="none", http="h11", ws="none", lifespan="off", interface="asgi3",
+            build_app(self._api), loop="none", http=_Connection, ws="none", lifespan="off", interface="asgi3",
             log_config=None, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
             date_header=False, limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=30,
             timeout_graceful_shutdown=int(DRAIN_S) + 1, h11_max_incomplete_event_size=MAX_HEADER_BYTES,
@@ -89,6 +94,36 @@ class _Embedded(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Signals belong to the process."""
         yield
+
+
+class _Connection(H11Protocol):
+    """Makes place for itself: uvicorn bounds neither the time before a first request nor that of its head."""
+
+    asked_s = 0.0
+    """When it was opened, or its last request was answered; on the clock of the loop."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Close the longest silent ones, if there are too many."""
+        super().connection_made(transport)
+        self.asked_s = self.loop.time()
+        over = len(self.connections) - MAX_CONNECTIONS + 1  # the last place is for those that are told to come back
+        if over <= 0:
+            return
+        others = (connection for connection in self.connections if isinstance(connection, _Connection))
+        silent = [connection for connection in others if connection.is_silent(self.asked_s)]
+        for connection in sorted(silent, key=lambda connection: connection.asked_s)[:over]:
+            self.connections.discard(connection)
+            connection.transport.abort()
+
+    def on_response_complete(self) -> None:
+        """Its silence begins anew."""
+        self.asked_s = self.loop.time()
+        super().on_response_complete()
+
+    def is_silent(self, now_s: float) -> bool:
+        """Whether it has asked for nothing for long."""
+        waits = getattr(self.cycle, "response_complete", True)  # there is no cycle before the first request
+        return bool(waits) and now_s - self.asked_s >= SILENT_S
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -14,7 +14,7 @@ from protocols.errors import NotPermitted, ValueUnsupported
 from protocols.local import NODE_POSITION, OWN_POSITION, encode_parcel
 from protocols.messages import EventTime, Position, Provenance, Reading
 from protocols.streams import Put, PutMany
-from protocols.values import check_context, listed
+from protocols.values import check_context, listed, plain
 
 if TYPE_CHECKING:
     from meshnode.local.client import ConnectedNode
@@ -69,7 +69,7 @@ class ConnectedPublisher:
             raise ValueUnsupported(f"{utc_ns!r} is not a time: use whole nanoseconds since 1970, 0 or more")
         sequence = node.next_put()
         reading = Reading(
-            self.key, node.id, sequence, value, where, EventTime(utc_ns, 0), self._how, self._priority,
+            self.key, node.id, sequence, plain(value), where, EventTime(utc_ns, 0), self._how, self._priority,
             self._lifespan_ms, self._hops,
         )  # fmt: skip
         parcel = encode_parcel(label, reading)
