@@ -74,6 +74,7 @@ class Contacts:
         self._dials: dict[int, Dialling] = {}
         self._refused: dict[str, int] = {}  # name of a contact, node id or host -> until when
         self._next_dial = 1
+        self._due_ns: int | None = None  # when the next contact may be dialled; None: to be looked for
         self._effects: list[Dial | HangUp] = []
         self.counters = {"hints_ignored": 0, "dials": 0, "dials_failed": 0}
 
@@ -94,6 +95,7 @@ class Contacts:
                 self.counters["hints_ignored"] += 1
                 return
             contact = self._contacts[name] = Contact(name, node, now)
+        self._due_ns = None
         contact.wanted = contact.advertised = True
         if contact.said != addresses:
             contact.said = addresses
@@ -123,6 +125,7 @@ class Contacts:
             if not self._make_room(0):
                 return
             contact = self._contacts[node] = Contact(node, node, now)
+        self._due_ns = None
         contact.wanted = contact.proven = True
         contact.proven_addresses = addresses[: limits.MAX_ADVERT_ADDRESSES]
         self._move(contact, contact.proven_addresses, now)
@@ -134,6 +137,7 @@ class Contacts:
             for dial in [dial for dial, dialling in self._dials.items() if dialling.contact is contact]:
                 self.hang_up(dial)
             self._contacts.pop(node, None)
+            self._due_ns = None
 
     def _move(self, contact: Contact, addresses: tuple[HostPort, ...], now: int) -> None:
         """It is said to be somewhere else: try there first, and then where it once proved to be, for anybody can say
@@ -152,6 +156,7 @@ class Contacts:
         contact = self._contacts.get(name)
         if contact is None:
             return
+        self._due_ns = None
         contact.wanted = False
         if not any(dialling.contact is contact for dialling in self._dials.values()):
             del self._contacts[name]
@@ -178,6 +183,7 @@ class Contacts:
 
     def answered(self, dial: int, identity: PeerIdentity) -> Dialling | None:
         """Somebody answered. None: the dial was given up meanwhile, and the lane is closed."""
+        self._due_ns = None  # it does not wait for an answer any more
         dialling = self._dials.get(dial)
         if dialling is None:
             self._effects.append(HangUp(dial))
@@ -198,6 +204,7 @@ class Contacts:
     def hang_up(self, dial: int, next_dial_ns: int | None = None) -> None:
         """Close a lane or give up a dial; dial that contact again at ``next_dial_ns`` when given."""
         self._effects.append(HangUp(dial))
+        self._due_ns = None
         dialling = self._end(dial)
         if dialling is None:
             return
@@ -208,6 +215,7 @@ class Contacts:
 
     def closed(self, dial: int, refused: bool, now: int) -> Dialling | None:
         """A lane is finished, or never came to be; decides when to dial again. None: the dial is not known."""
+        self._due_ns = None
         dialling = self._end(dial)
         if dialling is None:
             return None
@@ -251,9 +259,10 @@ class Contacts:
 
     def dial_due(self, may_dial: Callable[[NodeId | None], bool], now: int) -> None:
         """Dial every contact whose time has come; ``may_dial`` says whether a lane to that node is wanted."""
-        due = [contact for contact in self._contacts.values() if contact.next_dial_ns <= now and not contact.busy]
-        if not due:
+        if now < self.next_timer_at():
             return
+        self._due_ns = None
+        due = [contact for contact in self._contacts.values() if contact.next_dial_ns <= now and not contact.busy]
         free = MAX_DIALS - self._unanswered()
         for contact in sorted(due, key=lambda contact: (not contact.proven, contact.failures)):
             refused_until_ns = self._refused.get(contact.name, 0)
@@ -269,10 +278,13 @@ class Contacts:
 
     def next_timer_at(self) -> int:
         """When :meth:`dial_due` wants to be called next."""
-        full, due_ns = len(self._dials) >= MAX_DIALS and self._unanswered() >= MAX_DIALS, NEVER
+        if self._due_ns is not None:
+            return self._due_ns
+        full, due_ns = self._unanswered() >= MAX_DIALS, NEVER
         for contact in self._contacts.values():
             if contact.next_dial_ns < due_ns and not contact.busy and (contact.proven or not full):
                 due_ns = contact.next_dial_ns
+        self._due_ns = due_ns
         return due_ns
 
     def _unanswered(self) -> int:

@@ -56,8 +56,11 @@ def matches(expression: str, key: str) -> bool:
     """Whether a valid ``expression`` matches a valid ``key``. At most ``MAX_KEY_CHUNKS`` squared steps."""
     if expression == key or expression == "**":
         return True
-    if "*" not in expression:
-        return False
+    return "*" in expression and _matches(expression, key)
+
+
+@lru_cache(maxsize=4096)  # each change of an interest asks the same of every stream again
+def _matches(expression: str, key: str) -> bool:
     pattern, text = _chunks(expression), key.split("/")
     # reachable[j]: the pattern so far can consume the first j chunks
     reachable = [True] + [False] * len(text)

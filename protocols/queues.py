@@ -60,7 +60,7 @@ class LaneQueue:
         self._heartbeat: bytes | None = None
         self._control: deque[bytes] = deque()
         self._latest: dict[str, bytes] = {}
-        self._readings: tuple[deque[_Waiting], ...] = tuple(deque() for _ in range(8))
+        self._readings: tuple[deque[_Waiting], ...] = ()  # eight once they are needed, which at most links is never
         self._highest = 0  # nothing of a higher priority waits
         self._bytes = [0] * 8  # of the waiting readings, by priority
         self._newest: dict[str, _Waiting] = {}  # conflated readings by key, so that a newer one takes the place
@@ -112,7 +112,7 @@ class LaneQueue:
                 self._lone = (key, data, expires_ns, priority, count)
                 self.waiting_readings, self.waiting_bytes = count, waiting_bytes
                 return True
-        elif self._lone is not None:
+        if self._lone is not None or not self._readings:
             self._line_up()
         if conflate:
             older = self._newest.get(key)
@@ -149,6 +149,8 @@ class LaneQueue:
 
     def _line_up(self) -> None:
         """Put the lone one in line: it is not alone any more."""
+        if not self._readings:
+            self._readings = tuple(deque() for _ in range(8))
         if self._lone is not None:
             key, data, expires_ns, priority, count = self._lone
             self._lone = None

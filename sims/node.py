@@ -69,8 +69,8 @@ class Pipe:
         self.last_ns = 0
         self.stalled_ns = 0
         self.wait_ns = 0
-        self.under_way: deque[bytes | None] = deque()
-        self.held: deque[bytes | None] = deque()
+        self.under_way: list[bytes | None] = []
+        self.held: list[bytes | None] = []
 
 
 class Attempt:

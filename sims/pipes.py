@@ -267,7 +267,7 @@ class Pipes:
             if not pipe.under_way or not pipe.hears:  # it was closed meanwhile
                 continue
             self.frames += 1
-            data = pipe.under_way.popleft()
+            data = pipe.under_way.pop(0)
             if data is None:
                 driver.connections.tell_listener(pipe)
                 continue

@@ -77,7 +77,9 @@ class Radio:
         self._cells = Cells(places, self.range_m)
         nodes = len(places.xs_m)
         self._stride = nodes + 1
-        self._pairs: dict[int, _Pair] = {}
+        self._pairs: list[dict[int, _Pair]] = [{} for _ in range(nodes)]
+        """Of each sender, by receiver."""
+        self._measured = 0
         self._resolved: set[int] = set()
         """Pairs that know each other's link-layer addresses; looked into, never gone through."""
         self._shadows: dict[int, tuple[float, float, float, float, float]] = {}
@@ -104,13 +106,14 @@ class Radio:
     # --- places ----------------------------------------------------------------------------------------------------
     def moved(self, who: list[bool]) -> None:
         """See :class:`sims.links.Links`. ``who``: of each node, whether it is where it was not."""
-        stride = self._stride
         # Looking at a pair costs a tenth of measuring it: worth it unless nearly everybody moves.
-        self._pairs = (
-            {key: pair for key, pair in self._pairs.items() if not (who[key // stride] or who[key % stride])}
-            if sum(who) < 0.7 * len(who)
-            else {}
-        )
+        few = sum(who) < 0.7 * len(who)
+        for sender, pairs in enumerate(self._pairs):
+            if who[sender] or not few:
+                pairs.clear()
+            else:
+                for receiver in [receiver for receiver in pairs if who[receiver]]:
+                    del pairs[receiver]
         self._cells.moved()
         if len(self._shadows) > MAX_PAIRS:
             self._shadows.clear()
@@ -128,12 +131,13 @@ class Radio:
         return self._load(node, now_ns).busy
 
     def _pair(self, sender: int, receiver: int) -> _Pair:
-        key = sender * self._stride + receiver
-        pair = self._pairs.get(key)
+        pair = self._pairs[sender].get(receiver)
         if pair is None:
-            if len(self._pairs) >= MAX_PAIRS:
-                self._pairs.clear()
-            pair = self._pairs[key] = self._measure(sender, receiver)
+            self._measured += 1
+            if self._measured % MAX_PAIRS == 0:
+                for pairs in self._pairs:
+                    pairs.clear()
+            pair = self._pairs[sender][receiver] = self._measure(sender, receiver)
         return pair
 
     def _measure(self, sender: int, receiver: int) -> _Pair:
@@ -238,7 +242,7 @@ class Radio:
     # --- streams ---------------------------------------------------------------------------------------------------
     def stream_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
         """See :class:`sims.links.Links`. The hottest function of the simulator: written out in one piece."""
-        failure, hidden = self._pairs.get(sender * self._stride + receiver) or self._pair(sender, receiver)
+        failure, hidden = self._pairs[sender].get(receiver) or self._pair(sender, receiver)
         if failure >= 1.0:
             return None
         if now_ns >= self._channel.turn_ns:

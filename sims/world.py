@@ -92,6 +92,7 @@ class World:
         self._peers: dict[str, Sequence[PeerView]] = {}
         self._peers_ns = -1
         self._near: dict[int, list[int]] = {}
+        self._least_share = 1 - (1 - _GOOD_SHARE) ** (1 / (scenario.radio.retries + 1))
         self._wired = [
             frozenset(number for number, backbone in enumerate(scenario.backbone) if group.name in backbone.groups)
             for group in scenario.groups
@@ -288,15 +289,14 @@ class World:
         self._near.clear()
 
     def _good(self, one: int, other: int) -> bool:
-        for pair in ((one, other), (other, one)):
-            if pair in self._cut or pair in self._lossy:
-                return False
+        if self._cut or self._lossy:
+            for pair in ((one, other), (other, one)):
+                if pair in self._cut or pair in self._lossy:
+                    return False
         if self._wired[one] & self._wired[other]:
             return True
-        radio, attempts = self.media.radio, self.scenario.radio.retries + 1
-        return all(
-            1 - (1 - radio.delivery_share(*pair)) ** attempts >= _GOOD_SHARE for pair in ((one, other), (other, one))
-        )
+        share_of, least_share = self.media.radio.delivery_share, self._least_share
+        return share_of(one, other) >= least_share and share_of(other, one) >= least_share
 
     def heard_ns(self, name: str, other: str) -> int | None:
         """See :class:`sims.checks.World`."""
