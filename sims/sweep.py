@@ -1,4 +1,5 @@
-"""Makes many runs: over all cores of this machine, or on a Ray cluster. What is finished is never made again.
+"""Makes many runs, over all cores of this machine; :mod:`sims.cluster` over those of many. What is finished is never
+made again.
 
 A run is finished when its ``row.json`` is there, which is written last and at once; so a sweep that was killed loses
 the runs that were under way and nothing else, and the same call goes on. Results of other code or of another scenario
@@ -7,7 +8,6 @@ are not mixed in: the folder says what it was begun with.
 Workers are spawned, not forked, and end with the process that started them, however that ended.
 """
 
-import importlib
 import multiprocessing
 import os
 import signal
@@ -18,7 +18,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -33,8 +32,6 @@ from sims.scenario import Scenario, dumps
 SWEEP_FILE = "sweep.json"
 ROW_FILE = "row.json"
 TABLE_FILE = "sweep.csv"
-_RAY_PER_CPU = 2
-"""Runs handed to a cluster at a time, per processor: none waits for work, and results don't pile up."""
 
 RunFunction = Callable[[Scenario, int], Result]
 
@@ -94,8 +91,8 @@ def _middle(values: Sequence[float]) -> float | None:
     return values[len(values) // 2] if values else None
 
 
-def _compute(run: RunFunction, scenario: Scenario, seed: int) -> tuple[Row, bytes]:
-    """In a worker. A run that fails must not end the others, whatever it fails with."""
+def compute(run: RunFunction, scenario: Scenario, seed: int) -> tuple[Row, bytes]:
+    """In a worker: what is kept of a run. One that fails must not end the others, whatever it fails with."""
     try:
         result = run(scenario, seed)
     except Exception as error:  # noqa: BLE001
@@ -207,7 +204,7 @@ def on_this_machine(cells: Sequence[Cell], run: RunFunction, jobs: int) -> Gener
             while waiting or under_way:
                 while waiting and len(under_way) < jobs:
                     cell = waiting[-1]
-                    under_way[pool.submit(_compute, run, cell.scenario, cell.seed)] = cell
+                    under_way[pool.submit(compute, run, cell.scenario, cell.seed)] = cell
                     waiting.pop()
                 ended, _ = wait(under_way, return_when=FIRST_COMPLETED)
                 for future in sorted(ended, key=lambda done: under_way[done].seed):
@@ -233,38 +230,3 @@ def _begin_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def on_ray(cells: Sequence[Cell], run: RunFunction, address: str) -> Generator[Ended, None, None]:
-    """On a Ray cluster, which needs this package (and traces beside the scenario) on its machines.
-
-    :raises SweepError: Ray is not installed or the cluster can't be reached.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody outside
-    try:
-        ray: Any = importlib.import_module("ray")
-    except ImportError as error:
-        raise SweepError("--ray needs the extra 'ray': pip install 'meshnode[ray]'") from error
-    try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False if address == "local" else None)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise SweepError(f"can't reach a Ray cluster at {address!r}: {error}") from error
-    try:
-        remote = ray.remote(num_cpus=1, max_retries=0)(_compute)
-        window = max(1, int(ray.cluster_resources().get("CPU", 1))) * _RAY_PER_CPU
-        waiting = list(reversed(cells))
-        under_way: dict[Any, Cell] = {}
-        while waiting or under_way:
-            while waiting and len(under_way) < window:
-                cell = waiting.pop()
-                under_way[remote.remote(run, cell.scenario, cell.seed)] = cell
-            ended, _ = ray.wait(list(under_way), num_returns=1)
-            for reference in ended:
-                cell = under_way.pop(reference)
-                try:
-                    row, result = ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    row, result = Row(error=f"Ray lost it: {str(error).splitlines()[0]}"), b""
-                yield cell, row, result
-    finally:
-        ray.shutdown()

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
 from click.testing import CliRunner
 
+import sims.cluster
 import sims.sweep
+from sims.bundle import versions
 from sims.cli import main as meshsim
 from sims.errors import ScenarioError, SweepError
 from sims.grid import MAX_CELLS, Cell, Setting, cells_of, parse_seeds, parse_setting
@@ -21,7 +24,7 @@ from sims.result import Result
 from sims.run import simulate
 from sims.saved import load as load_result
 from sims.scenario import Scenario, load
-from sims.sweep import ROW_FILE, TABLE_FILE, Row, Sweep, on_ray, on_this_machine
+from sims.sweep import ROW_FILE, TABLE_FILE, Row, Sweep, on_this_machine
 from tests.result_fixture import result_of
 
 
@@ -277,8 +280,44 @@ def test_sweep_command_with_a_typing_error_ends_with_status_two_and_makes_no_fol
         assert not (tmp_path / "out").exists()
 
 
-def test_sweep_on_ray_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+# --- on a cluster: what needs none; the rest is in test_sweep_ray.py --------------------------------------------------
+def test_sweep_on_ray_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The extra is large, so most will not have it."""
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(SweepError, match=r"meshnode\[ray\]"):
-        next(on_ray(cells(), quick, "local"))
+    done = CliRunner().invoke(meshsim, ["sweep", "partition-heal", "--ray", "auto", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2, done.output
+    assert "meshsim: --ray auto needs the extra 'ray': pip install 'meshnode[ray]'" in done.output
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1:1", "can't reach a Ray cluster at '127.0.0.1:1': Connection refused"),
+        ("ray://127.0.0.1:1", "can't reach a Ray cluster at 'ray://127.0.0.1:1': Connection refused"),
+        ("[::1]:1", "can't reach a Ray cluster at '[::1]:1': "),
+        ("my-cluster", "'my-cluster' is no address: give HOST:6379"),
+        ("127.0.0.1:99999", "'127.0.0.1:99999' is no address"),
+        ("127.0.0.1", "'127.0.0.1' is no address"),
+        ("", "'' is no address"),
+        ("local", "leave --ray out"),
+    ],
+)
+def test_address_where_no_cluster_is_is_named_at_once(
+    address: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ray itself would try for a quarter of an hour; an empty variable in a script must not mean this machine."""
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    began_s = time.monotonic()
+    done = CliRunner().invoke(meshsim, ["sweep", "partition-heal", "--ray", address, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2, done.output
+    assert says in done.output
+    assert time.monotonic() - began_s < 10
+
+
+def test_machine_with_other_code_makes_no_run() -> None:
+    """Figures of two states of the code in one table are worth nothing."""
+    scenario = load("partition-heal")
+    row, _ = sims.cluster._compute_there(quick, scenario, 1, versions()["code"])
+    assert not row.error
+    with pytest.raises(SweepError, match=r"has other code of this package .*, here changed"):
+        sims.cluster._compute_there(quick, scenario, 1, "changed")
