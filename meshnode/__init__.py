@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from meshnode.publisher import Publisher
     from meshnode.subscriptions import Subscription
     from protocols.errors import MeshError
+    from protocols.events import Put, PutMany
     from protocols.messages import EventTime, Position, Provenance, Reading, Tensor
-    from protocols.streams import Put, PutMany
 
 _HOMES = {
     "NodeConfig": "meshnode.config",

@@ -52,14 +52,17 @@ class ComputeService:
             self._tell()
 
     def _tell(self) -> None:
+        self._changed(self._local_models())
+
+    def _local_models(self) -> tuple[LocalModel, ...]:
         waiting = self._runner.waiting // self._config.inference.workers
-        self._changed(tuple(
+        return tuple(
             LocalModel(
                 model.name, model.digest, (self._runner.median_us(model) or 0) * 1_000, waiting, model.spec.serve,
                 self._config.inference.local,
             )
             for model in self.models.values()
-        ))  # fmt: skip
+        )  # fmt: skip
 
     def start(self, effect: Compute) -> None:
         """Queue a run; exactly one ``computed`` follows unless it is cancelled."""

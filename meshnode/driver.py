@@ -21,13 +21,25 @@ from typing import assert_never
 
 from meshnode.net.transport import Address, FailedLink, OutgoingLane, Transport
 from protocols import limits
-from protocols.engine import Engine, NodeSettings, PeerView
+from protocols.engine import Engine, PeerView
 from protocols.entries import EntryView, Stored, views
-from protocols.events import CancelCompute, ClosePipe, Compute, Delivery, Dial, Effect, Event, Flush, HangUp
+from protocols.events import (
+    CancelCompute,
+    ClosePipe,
+    Compute,
+    Delivery,
+    Dial,
+    Effect,
+    Event,
+    Flush,
+    HangUp,
+    Put,
+    PutMany,
+)
 from protocols.ids import NodeId, PeerIdentity
 from protocols.inference import LocalModel
 from protocols.messages import EventTime, InferAnswer, NamedTensor, Position, Provenance, Reading
-from protocols.streams import Put, PutMany, Quality
+from protocols.settings import NodeSettings, Quality
 
 _log = logging.getLogger(__name__)
 _FULL = limits.MAX_READINGS_PER_FRAME

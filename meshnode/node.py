@@ -45,7 +45,7 @@ from meshnode.subscriptions import Subscription
 from protocols import limits
 from protocols.access import DEFAULT_RULES, LINK_ROLES
 from protocols.codec import tensor_of
-from protocols.engine import NodeSettings, PeerView
+from protocols.engine import PeerView
 from protocols.entries import EntryView
 from protocols.errors import (
     BudgetExhausted,
@@ -66,9 +66,8 @@ from protocols.events import (
 )
 from protocols.ids import NodeId
 from protocols.keys import checked_key
-from protocols.membership import Settings
 from protocols.messages import NamedTensor, Position, Provenance, Reading, Tensor
-from protocols.streams import Quality
+from protocols.settings import MembershipSettings, NodeSettings, Quality
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -137,12 +136,12 @@ class Node(Publishing):
         stack.callback(state.close)
         self.incarnation = state.next_incarnation()
         self._notary = Notary(identity.credentials, self.mesh)
-        self._driver = Driver(self._settings(), Random(), self._event, self._compute_started, self._compute_cancelled)
+        self._driver = self._make_driver()
         if config.curation or config.relay is not None:
             self._recorder = Recorder(config, self.mesh, self.incarnation, self._driver.count_drop)
             await self._recorder.open()
             stack.push_async_callback(self._recorder.close, _FLUSH_S)
-        self._compute = ComputeService(config, self._driver.computed, self._driver.set_models)
+        self._compute = self._make_compute()
         stack.push_async_callback(asyncio.to_thread, self._compute.close)
         credentials = config.identity.credentials
         if config.listen.link_engine == "express":
@@ -199,6 +198,12 @@ class Node(Publishing):
             self._sensing.start()
             stack.push_async_callback(asyncio.to_thread, self._sensing.close)
 
+    def _make_driver(self) -> Driver:
+        return Driver(self._settings(), Random(), self._event, self._compute_started, self._compute_cancelled)
+
+    def _make_compute(self) -> ComputeService:
+        return ComputeService(self.config, self._driver.computed, self._driver.set_models)
+
     def _renewed(self, ends: datetime) -> None:
         self.certificate_ends = ends
         self._spread.renewed(ends)
@@ -222,7 +227,7 @@ class Node(Publishing):
             mesh=self.mesh, node=self.id, role=self.role, incarnation=self.incarnation, inbox_port=0,
             clock_uncertainty_ns=self._uncertainty_ns, seal=self._notary.seal(),
             access=DEFAULT_RULES if self.config.access.rules is None else self.config.access.rules,
-            membership=Settings(
+            membership=MembershipSettings(
                 heartbeat_interval_ns=membership.heartbeat_interval_ms * limits.MS,
                 suspect_after_silence_ns=membership.suspect_after_silence_ms * limits.MS,
                 suspicion_min_ns=membership.suspicion_min_ms * limits.MS,

@@ -8,9 +8,9 @@ from meshnode.driver import Driver
 from meshnode.recording import Recorder
 from protocols import limits
 from protocols.errors import LocalProtocolError
+from protocols.events import Put, PutMany
 from protocols.ids import NodeId
 from protocols.messages import EventTime, Position, Provenance, Reading
-from protocols.streams import Put, PutMany
 from protocols.values import listed, plain
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 from protocols import limits
+from protocols.events import Put
 from protocols.messages import Position
-from protocols.streams import Put
 
 
 class Puts(Protocol):

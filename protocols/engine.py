@@ -10,12 +10,10 @@ Not thread-safe: a driver with threads holds one lock around every call. No call
 from collections.abc import Callable, Sequence
 from random import Random
 
-from msgspec import Struct
-
 from protocols import limits
-from protocols.access import DEFAULT_RULES, AccessTable, Rule
+from protocols.access import AccessTable
 from protocols.codec import decode_untrusted_node_frame, encode_frame, readings_in_own_frame, untrusted_other_major
-from protocols.entries import EntryView, Seal, Stored
+from protocols.entries import EntryView, Stored
 from protocols.errors import BoundExceeded, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.events import (
     Delivery,
@@ -25,12 +23,13 @@ from protocols.events import (
     NeighbourDead,
     NeighbourLeft,
     NeighbourMet,
+    Put,
+    PutMany,
 )
 from protocols.gossip import Gossip
-from protocols.gossip import Settings as GossipSettings
-from protocols.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity, Role
+from protocols.ids import Incarnation, Lane, NodeId, PeerIdentity
 from protocols.inference import Inference, LocalModel, Neighbourhood
-from protocols.membership import Membership, Neighbour, Settings, State
+from protocols.membership import Membership, Neighbour, State
 from protocols.messages import (
     EventTime,
     GossipDigest,
@@ -53,28 +52,11 @@ from protocols.messages import Readings as ReadingsFrame
 from protocols.peer_view import PeerView as PeerView  # noqa: PLC0414 -- handed on
 from protocols.queues import NEVER, Drops, LaneQueue
 from protocols.readings import Readings
-from protocols.streams import Peer, Put, PutMany, Quality
+from protocols.settings import NodeSettings, Quality
+from protocols.streams import Peer
 
 OFFER_INTERVAL_NS = 100 * limits.MS
 """Changes of load are told at most this often."""
-
-
-class NodeSettings(Struct, frozen=True):
-    """What makes one engine different from another."""
-
-    mesh: MeshName
-    node: NodeId
-    role: Role
-    incarnation: Incarnation
-    """Grows with every start."""
-    inbox_port: int
-    clock_uncertainty_ns: int = 10 * limits.MS
-    access: tuple[Rule, ...] = DEFAULT_RULES
-    membership: Settings = Settings()
-    max_queue_readings: int = limits.MAX_QUEUE_READINGS
-    gossip: GossipSettings = GossipSettings()
-    seal: Seal | None = None
-    """How entries are signed and checked; None: this node takes no part in gossip."""
 
 
 class _Queues:

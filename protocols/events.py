@@ -187,3 +187,27 @@ class Delivery(Struct, frozen=True, gc=False):
 
     subscriptions: tuple[int, ...]
     reading: Reading
+
+
+class Put(Struct, frozen=True, gc=False):
+    """What became of one published reading."""
+
+    sequence: int
+    local: int
+    """Subscriptions of this node that got it."""
+    queued: int
+    """Neighbours it was queued for."""
+    dropped: int
+    """Neighbours that want it and do not get it, by rate limit or full queue; the counters say which."""
+
+
+class PutMany(Struct, frozen=True, gc=False):
+    """What became of readings that were published together."""
+
+    first_sequence: int
+    count: int
+    """They have ``first_sequence`` and the ``count - 1`` that follow."""
+    queued: int
+    """Over all neighbours that want them."""
+    dropped: int
+    """The same, of those that do not get them; the counters say why."""

@@ -51,8 +51,6 @@ from collections.abc import Iterable
 from random import Random
 from typing import Literal, NamedTuple
 
-from msgspec import Struct
-
 from protocols import limits
 from protocols.admission import Admission, Candidate, Verdict
 from protocols.allowance import Allowance
@@ -63,6 +61,7 @@ from protocols.events import DuplicateIdentity, EntryAccepted, EntryRefused
 from protocols.ids import Incarnation, NodeId, Role
 from protocols.messages import Carried, Entry, GossipDigest, GossipEntries, GossipFrame, GossipHave, GossipPull
 from protocols.queues import NEVER
+from protocols.settings import GossipSettings
 from protocols.trickle import Trickle
 
 VERSION_BITS = 20
@@ -75,19 +74,6 @@ _LONGEST_OUTRUN_NS = 600 * limits.SECOND
 _RETRY_NS = 60 * limits.SECOND
 _COMPLAINT_PAUSE_NS = 60 * limits.SECOND
 """Between two events about entries of one neighbour: it must not fill a log."""
-
-
-class Settings(Struct, frozen=True):
-    """Times in nanoseconds; the reasons stand in ``limits``."""
-
-    trickle_min_ns: int = limits.TRICKLE_MIN_NS
-    trickle_max_ns: int = limits.TRICKLE_MAX_NS
-    gather_ns: int = limits.NEWS_GATHER_NS
-    checks_at_once: int = 1
-    """Signatures checked before readings get their turn: 80 µs, or 240 with the certificate of a new author. A
-    simulator, where they cost nothing, checks all of a frame."""
-    check_pause_ns: int = limits.MS
-    max_entries: int = limits.MAX_ENTRIES
 
 
 class _Peer:
@@ -120,7 +106,7 @@ class Gossip:
     """The machine. Every method takes ``now`` in monotonic nanoseconds."""
 
     def __init__(
-        self, node: NodeId, incarnation: Incarnation, seal: Seal | None, settings: Settings, random: Random
+        self, node: NodeId, incarnation: Incarnation, seal: Seal | None, settings: GossipSettings, random: Random
     ) -> None:
         self._node, self._seal, self._settings = node, seal, settings
         self._first_version = incarnation << VERSION_BITS

@@ -23,8 +23,6 @@ from collections.abc import Callable
 from enum import StrEnum
 from random import Random
 
-from msgspec import Struct
-
 from protocols import limits
 from protocols.access import LINK_ROLES
 from protocols.contacts import Contacts, HostPort
@@ -43,6 +41,7 @@ from protocols.events import (
 from protocols.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity, Role
 from protocols.messages import MAJOR, MINOR, Goodbye, Heartbeat, Hello, NodeFrame, Refusal
 from protocols.queues import NEVER
+from protocols.settings import MembershipSettings
 from protocols.suspicion import Suspicion
 
 HEARTBEATS_A_ROUND = 4
@@ -58,24 +57,6 @@ class State(StrEnum):
     SUSPECT = "suspect"
     DEAD = "dead"
     LEFT = "left"
-
-
-class Settings(Struct, frozen=True):
-    """Times in nanoseconds; the reasons stand in ``limits``.
-
-    A crash is noticed within ``lost_link_suspicion_ns``; a radio shadow is forgiven for
-    ``suspect_after_silence_ns + suspicion_max_ns``. Lower both for faster fail-over, at the price of false alarms
-    when computers are busy.
-    """
-
-    heartbeat_interval_ns: int = limits.HEARTBEAT_INTERVAL_NS
-    suspect_after_silence_ns: int = limits.SUSPECT_AFTER_SILENCE_NS
-    suspicion_min_ns: int = limits.SUSPICION_MIN_NS
-    suspicion_max_ns: int = limits.SUSPICION_MAX_NS
-    lost_link_suspicion_ns: int = limits.LOST_LINK_SUSPICION_NS
-    local_stall_ns: int = limits.LOCAL_STALL_NS
-    dial_timeout_ns: int = limits.DIAL_TIMEOUT_NS
-    max_neighbours: int = limits.MAX_NEIGHBOURS
 
 
 class Neighbour:
@@ -133,7 +114,7 @@ class Membership:
         node: NodeId,
         incarnation: Incarnation,
         inbox_port: int,
-        settings: Settings,
+        settings: MembershipSettings,
         random: Random,
         spoke_ns: Callable[[NodeId], int],
     ) -> None:

@@ -25,17 +25,15 @@ from protocols import limits
 from protocols.access import AccessTable
 from protocols.codec import decode_alone, encode_alone
 from protocols.errors import BoundExceeded, ContextMissing, InvalidKey, InvalidName, NotPermitted, ValueUnsupported
-from protocols.events import DeadlineMissed, Delivery
+from protocols.events import DeadlineMissed, Delivery, Put, PutMany
 from protocols.ids import NodeId, Role, node_id
 from protocols.keys import checked_expression, checked_key, intersects, matches
 from protocols.messages import EventTime, Interest, Position, Provenance, Reading, Tensor, Want
 from protocols.queues import NEVER, Drops, LaneQueue
+from protocols.settings import Quality
 from protocols.streams import (
     IMMUTABLE,
     Peer,
-    Put,
-    PutMany,
-    Quality,
     Route,
     Stream,
     Subscription,

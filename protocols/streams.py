@@ -5,7 +5,6 @@ A stream is all readings of one (origin, key). What a change of interests makes 
 """
 
 import msgspec
-from msgspec import Struct
 
 from protocols import limits
 from protocols.codec import decode_alone, encode_alone, encode_together
@@ -13,50 +12,10 @@ from protocols.errors import ValueUnsupported
 from protocols.ids import NodeId, Role
 from protocols.messages import EventTime, Reading, Want
 from protocols.queues import NEVER, LaneQueue
+from protocols.settings import Quality
 
 IMMUTABLE = frozenset((type(None), bool, int, float, str, bytes))
 """Types of values that nobody can change afterwards."""
-
-
-class Quality(Struct, frozen=True):
-    """Quality of service of a subscription."""
-
-    deadline_ns: int = 0
-    """Report a stream that was silent for longer; 0: never."""
-    min_interval_ns: int = 0
-    """At most one reading of a stream in this time; 0: all."""
-    conflate: bool = False
-    """Of readings that wait for a slow link or reader, only the newest of a key."""
-    history: bool = True
-    """Start with the last known values."""
-    hops: int = 0
-    """Ask neighbours to ask theirs: how many nodes may stand between."""
-    own: bool = True
-    """Readings of this node too."""
-
-
-class Put(Struct, frozen=True, gc=False):
-    """What became of one published reading."""
-
-    sequence: int
-    local: int
-    """Subscriptions of this node that got it."""
-    queued: int
-    """Neighbours it was queued for."""
-    dropped: int
-    """Neighbours that want it and do not get it, by rate limit or full queue; the counters say which."""
-
-
-class PutMany(Struct, frozen=True, gc=False):
-    """What became of readings that were published together."""
-
-    first_sequence: int
-    count: int
-    """They have ``first_sequence`` and the ``count - 1`` that follow."""
-    queued: int
-    """Over all neighbours that want them."""
-    dropped: int
-    """The same, of those that do not get them; the counters say why."""
 
 
 class Subscription:

@@ -43,13 +43,19 @@ BUGS: dict[str, Bug] = {}
 def plant(part: Spoilt, bugs: frozenset[str]) -> None:
     """Spoil a fresh engine or ledger, for every life of every node, or the relay, before anything else happens to it.
 
-    :raises ScenarioError: when a bug is not known.
+    :raises ScenarioError: when a bug is not known, or the modules are compiled.
     """
     for name in sorted(bugs):
         if name not in BUGS:
             raise ScenarioError(f"no bug is called {name!r}{nearest(name, BUGS)}")
         if isinstance(part, BUGS[name].of):
-            BUGS[name].spoil(part)
+            try:
+                BUGS[name].spoil(part)
+            except (AttributeError, TypeError) as error:
+                raise ScenarioError(
+                    f"the bug {name!r} can't be planted into compiled modules ({error}): "
+                    "run it without build/compiled in PYTHONPATH"
+                ) from error
 
 
 def _caught_by(check: str, of: type[Spoilt] = Engine) -> Callable[[Callable[[Any], None]], None]:

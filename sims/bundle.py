@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-import protocols
+import protocols.engine
 from sims.errors import ReplayError, ScenarioError, SimulationError, TraceError
 from sims.faults import plan
 from sims.result import Result
@@ -68,12 +68,16 @@ def play(run: SavedRun) -> Result:
 
 @cache
 def versions() -> dict[str, str]:
-    """What a digest depends on besides the run itself; ``code`` is a hash of the sources of engine and harness."""
+    """What a digest depends on besides the run itself; ``code`` is a hash of the sources of engine and harness.
+    ``build``: whether these are compiled, on which no digest depends."""
     code = hashlib.sha256()
     for folder in _SOURCES:
         for path in sorted(folder.rglob("*.py")):
             code.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return {"python": platform.python_version(), "msgspec": msgspec.__version__, "code": code.hexdigest()[:12]}
+    return {
+        "python": platform.python_version(), "msgspec": msgspec.__version__, "code": code.hexdigest()[:12],
+        "build": "interpreted" if (protocols.engine.__file__ or "").endswith(".py") else "compiled",
+    }  # fmt: skip
 
 
 # --- on disk -------------------------------------------------------------------------------------------------------

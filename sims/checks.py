@@ -15,12 +15,11 @@ from typing import Any, ClassVar, Protocol
 from protocols import limits
 from protocols.engine import Engine, PeerView
 from protocols.errors import LocalProtocolError
-from protocols.events import Answered, Event
+from protocols.events import Answered, Event, Put
 from protocols.ids import PeerIdentity
 from protocols.ledger import Ledger
-from protocols.membership import Settings
 from protocols.messages import NamedTensor, Reading
-from protocols.streams import Put
+from protocols.settings import MembershipSettings
 from sims.errors import ScenarioError
 from sims.result import Recorder
 from sims.scenario import Scenario
@@ -41,7 +40,7 @@ class World(Protocol):
     """What checks may look at; read-only."""
 
     scenario: Scenario
-    settings: Settings
+    settings: MembershipSettings
     """Of membership, of all nodes."""
 
     @property

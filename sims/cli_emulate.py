@@ -149,10 +149,14 @@ def _show(result: Result) -> None:
     for title, name, pairs in (("found", "found_all_s", "pairs_found"), ("linked", "linked_all_s", "pairs_linked")):
         reached = f"{figures[name]:.2f} s after the last start" if name in figures else "not all"
         click.echo(f"all {title}: {reached}; {figures[pairs]:.0f} pairs")
-    for title, spread in (("met after", result.discovery), ("readings took", result.latency)):
+    for title, spread in (
+        ("met after", result.discovery), ("readings took", result.latency), ("inferences took", result.inference)
+    ):  # fmt: skip
         if spread.count:
             quantiles = ", ".join(f"{name} {value:.3g}" for name, value in spread.quantiles.items())
             click.echo(f"{title} ({spread.unit}): {quantiles}; {spread.count} cases")
+    if result.inference_by:
+        click.echo("inferences: " + ", ".join(f"{count} {by}" for by, count in result.inference_by.items()))
     for entry in result.dissemination:
         if entry.author.endswith("/spread"):
             took = "never" if entry.t100_s is None else f"{entry.t100_s * 1e3:.1f} ms"

@@ -1,8 +1,9 @@
 """The same scenario in both harnesses, side by side: where simulation and real processes agree, and where not and why.
 
 Judged are the figures that a person plans with: how soon nodes find each other, how long a reading takes, how soon a
-gossip entry is everywhere. They agree when neither is more than ``WITHIN`` above the other. Tails and shares are shown
-beside them, unjudged: they hang on a few cases, and of these a run of a minute has few.
+gossip entry is everywhere, how long an inference takes. They agree when neither is more than ``WITHIN`` above the
+other. Tails and shares are shown beside them, unjudged: they hang on a few cases, and of these a run of a minute has
+few.
 
 Causes of a difference are those that the two results themselves bear out; where none does, that is said.
 """
@@ -83,20 +84,25 @@ def compare(emulated: Result, simulated: Result, within: float = WITHIN) -> Comp
 
 def _rows(emulated: Result, simulated: Result) -> Iterator[tuple[Row, int]]:
     """Each figure, and how many cases the fewer of both have."""
-    for figure, ours, theirs, judged in (
-        ("discovery", emulated.discovery, simulated.discovery, ("p50",)),
-        ("reading latency", emulated.latency, simulated.latency, ("p50",)),
-        ("age of readings", emulated.age, simulated.age, ()),
-    ):
+    spreads = [
+        ("discovery", emulated.discovery, simulated.discovery, True),
+        ("reading latency", emulated.latency, simulated.latency, True),
+        ("age of readings", emulated.age, simulated.age, False),
+    ]
+    if emulated.inference.count or simulated.inference.count:
+        spreads.append(("inference", emulated.inference, simulated.inference, True))
+    for figure, ours, theirs, judged in spreads:
         for quantile in ("p50", "p90", "p99"):
             row = Row(f"{figure} {quantile}", ours.unit, _quantile(ours, quantile), _quantile(theirs, quantile),
-                      quantile in judged)  # fmt: skip
+                      judged and quantile == "p50")  # fmt: skip
             yield row, min(ours.count, theirs.count)
     for name in ("t50_s", "t90_s", "t100_s"):
         ours_s, theirs_s = _spreads(emulated, name), _spreads(simulated, name)
         row = Row(f"dissemination {name[:-2]}, median", "s", median(ours_s) if ours_s else None,
                   median(theirs_s) if theirs_s else None, name == "t90_s" or name == "t100_s")  # fmt: skip
         yield row, min(len(ours_s), len(theirs_s))
+    if emulated.inference.count or simulated.inference.count:
+        yield Row("inferences here", "share", _here(emulated), _here(simulated), judged=False), _FEW
     yield Row("readings delivered", "share", _share(emulated), _share(simulated), judged=False), _FEW
     yield Row("channel busy", "share", _load(emulated), _load(simulated), judged=False), _FEW
 
@@ -110,6 +116,12 @@ def _spreads(result: Result, name: str) -> list[float]:
     asked = (entry for entry in result.dissemination if entry.author.rpartition("/")[2] in ("spread", entry.author))
     times = [getattr(entry, name) for entry in asked]
     return [time for time in times if time is not None]
+
+
+def _here(result: Result) -> float | None:
+    """Of the inferences that were answered, those that nobody else was needed for."""
+    answered = result.inference.count
+    return result.inference_by.get("here", 0) / answered if answered else None
 
 
 def _share(result: Result) -> float | None:

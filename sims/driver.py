@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from protocols import limits
-from protocols.engine import Engine, NodeSettings
+from protocols.engine import Engine
 from protocols.events import (
     CancelCompute,
     ClosePipe,
@@ -29,12 +29,12 @@ from protocols.events import (
     NeighbourLeft,
     NeighbourRefuted,
     NeighbourSuspected,
+    Put,
 )
 from protocols.ids import Incarnation, NodeId, PeerIdentity, Role
-from protocols.membership import Settings
 from protocols.messages import EventTime, InferAnswer, Position, Provenance, Reading
 from protocols.queues import NEVER
-from protocols.streams import Put, Quality
+from protocols.settings import MembershipSettings, NodeSettings, Quality
 from sims.connections import Connections
 from sims.links import Links
 from sims.node import EPOCH_UTC_NS, MESH, Pipe, SimNode
@@ -96,7 +96,7 @@ class SimDriver:
         self,
         seed: int,
         delay_ns: int = limits.MS,
-        settings: Settings | None = None,
+        settings: MembershipSettings | None = None,
         max_queue_readings: int = limits.MAX_QUEUE_READINGS,
         links: Links | None = None,
         observer: Observer | None = None,
@@ -114,7 +114,7 @@ class SimDriver:
         self.events_run = 0
         self.observer: Observer = observer or _Keep(self)
         self._adjust = adjust
-        self._settings = settings or Settings()
+        self._settings = settings or MembershipSettings()
         self._max_queue_readings = max_queue_readings
         self._heap: list[tuple[int, int, Callable[[Any], None], Any]] = []
         self._number = 0

@@ -59,7 +59,7 @@ _TINY: Final = 1e-18
 _Pair = tuple[float, float]
 """Share of the attempts that fail for distance and loss, share of the receiver's surroundings hidden from the
 sender."""
-_OUT_OF_REACH: Final[_Pair] = (1.0, 0.0)
+_OUT_OF_REACH: _Pair = (1.0, 0.0)
 
 
 def _nobody(node: int) -> list[int]:

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 from protocols import limits
 from protocols.engine import PeerView
-from protocols.events import Answered
+from protocols.events import Answered, Put
 from protocols.ids import PeerIdentity
 from protocols.membership import State
 from protocols.messages import NamedTensor, Reading
-from protocols.streams import Put
 from sims.checks import Check, EntryView, World, computed_from, register
 from sims.result import Recorder
 

@@ -22,6 +22,7 @@ _LOOKS_PER_S = 300
 it is known less well since when two could have met."""
 _GRACE_NS = limits.SECOND
 """A reading that has not come by then, or within its lifespan, did not come."""
+_NOTHING: dict[int, int] = {}
 
 
 class _Probe:
@@ -83,7 +84,7 @@ class Sampler:
         name, received = node.name, node.number in self._receivers
         for at_ns, reading in arrivals:
             origin, sequence = reading.origin, reading.sequence
-            published_ns = sent[origin].get(sequence, at_ns)
+            published_ns = sent.get(origin, _NOTHING).get(sequence, at_ns)
             if origin in traced:
                 recording.delivered(at_ns, name, origin, reading.key, sequence, published_ns)
             else:

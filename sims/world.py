@@ -13,15 +13,14 @@ from random import Random
 
 import msgspec
 
-from protocols import gossip, limits
-from protocols.engine import Engine, NodeSettings, PeerView
+from protocols import limits
+from protocols.engine import Engine, PeerView
 from protocols.entries import Stored
-from protocols.events import Answered, EntryAccepted, Event, NeighbourMet
+from protocols.events import Answered, EntryAccepted, Event, NeighbourMet, Put
 from protocols.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
 from protocols.keys import matches
 from protocols.ledger import Ledger
-from protocols.membership import Settings
-from protocols.streams import Put, Quality
+from protocols.settings import GossipSettings, MembershipSettings, NodeSettings, Quality
 from sims import bugs
 from sims.authors import Authors
 from sims.checks import Check, EntryView, make_checks, overridden
@@ -44,17 +43,10 @@ MOST_ADDRESSES = 200
 """In a larger mesh nodes don't spread their addresses, only what the scenario puts in spreads: a thousand addresses at
 a thousand nodes are a million entries, all in the first seconds, and would drown what the scenario is about."""
 _GOOD_SHARE = 0.9
-_GOSSIP = gossip.Settings(checks_at_once=limits.MAX_ENTRIES_PER_FRAME)
+_GOSSIP = GossipSettings(checks_at_once=limits.MAX_ENTRIES_PER_FRAME)
 """A signature costs nothing here: a real node checks one, lets readings pass, and goes on a millisecond later."""
 _SENT_KEPT = 4_096
 """Readings of a node whose time of publishing is remembered."""
-
-
-class _Sent(dict[str, dict[int, int]]):
-    """Strangers that faults let publish have sent nothing."""
-
-    def __missing__(self, name: str) -> dict[int, int]:
-        return {}
 
 
 class World:
@@ -64,7 +56,7 @@ class World:
         self, scenario: Scenario, seed: int, recorder: Recorder, tape: Sequence[Fault], planted: frozenset[str]
     ) -> None:
         """:raises ScenarioError: a check is not known. :raises TraceError: a trace can't be used."""
-        self.scenario, self.settings = scenario, Settings()
+        self.scenario, self.settings = scenario, MembershipSettings()
         self.names: Sequence[str] = scenario.names
         self.mesh: MeshName = MESH
         self.places = places(scenario, Random(f"{seed}/places"))
@@ -74,8 +66,8 @@ class World:
         self.authors = Authors(self.driver, Random(f"{seed}/gossip"))
         self.recorder, self._planted = recorder, planted
         self.workers: dict[int, Worker] = {}
-        self.sent_ns = _Sent()
-        """By node: when it published which sequence."""
+        self.sent_ns: dict[str, dict[int, int]] = {}
+        """By node: when it published which sequence. Strangers that faults let publish are not in it."""
         self.near_since_ns: dict[tuple[int, int], int] = {}
         """Pairs in good range of one another, the smaller first, and since when."""
         self._nodes: dict[str, SimNode] = {}
@@ -92,7 +84,7 @@ class World:
         self._peers: dict[str, Sequence[PeerView]] = {}
         self._peers_ns = -1
         self._near: dict[int, list[int]] = {}
-        self._least_share = 1 - (1 - _GOOD_SHARE) ** (1 / (scenario.radio.retries + 1))
+        self._least_share: float = 1 - (1 - _GOOD_SHARE) ** (1 / (scenario.radio.retries + 1))
         self._wired = [
             frozenset(number for number, backbone in enumerate(scenario.backbone) if group.name in backbone.groups)
             for group in scenario.groups
@@ -295,8 +287,8 @@ class World:
                     return False
         if self._wired[one] & self._wired[other]:
             return True
-        share_of, least_share = self.media.radio.delivery_share, self._least_share
-        return share_of(one, other) >= least_share and share_of(other, one) >= least_share
+        radio, least = self.media.radio, self._least_share
+        return radio.delivery_share(one, other) >= least and radio.delivery_share(other, one) >= least
 
     def heard_ns(self, name: str, other: str) -> int | None:
         """See :class:`sims.checks.World`."""

@@ -8,12 +8,12 @@ from msgspec.structs import replace
 
 from protocols import limits
 from protocols.codec import encode_entry, entry_statement
-from protocols.engine import NodeSettings
 from protocols.entries import Seal
 from protocols.events import EntryAccepted, EntryRefused
-from protocols.gossip import Gossip, Settings
+from protocols.gossip import Gossip
 from protocols.ids import Incarnation, NodeId, Role
 from protocols.messages import Carried, Entry, GossipEntries, GossipFrame
+from protocols.settings import GossipSettings, NodeSettings
 from sims.driver import SimDriver
 
 MS, SECOND = limits.MS, limits.SECOND
@@ -51,7 +51,7 @@ class Alone:
     def __init__(self, node: str = "me", seed: int = 1, **settings: Any) -> None:
         self.now = 0
         self.node = NodeId(node)
-        self.gossip = Gossip(self.node, Incarnation(7), seal(node), Settings(**settings), Random(seed))
+        self.gossip = Gossip(self.node, Incarnation(7), seal(node), GossipSettings(**settings), Random(seed))
         self.sent: list[tuple[int, NodeId, GossipFrame]] = []
         self.told: list[EntryAccepted | EntryRefused] = []
         self._said: dict[str, int] = {}

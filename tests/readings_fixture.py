@@ -5,13 +5,14 @@ from collections import Counter
 from protocols import limits
 from protocols.access import DEFAULT_RULES, AccessTable, Rule
 from protocols.codec import decode_untrusted_node_frame
-from protocols.events import Delivery
+from protocols.events import Delivery, Put
 from protocols.ids import NodeId, Role
 from protocols.messages import EventTime, Interest, Reading, Want
 from protocols.messages import Readings as ReadingsFrame
 from protocols.queues import Drops, LaneQueue
 from protocols.readings import Readings
-from protocols.streams import Peer, Put, Quality
+from protocols.settings import Quality
+from protocols.streams import Peer
 from tests.strategies import HERE, HOW, NOW_UTC_NS
 
 ME, A, B = NodeId("me"), NodeId("a"), NodeId("b")

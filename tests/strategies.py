@@ -12,9 +12,10 @@ from msgspec import Struct
 
 from protocols import limits, messages
 from protocols.codec import encode_fingerprints
-from protocols.engine import Engine, NodeSettings
+from protocols.engine import Engine
 from protocols.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
 from protocols.messages import EventTime, NamedTensor, Position, Provenance, Reading, Tensor
+from protocols.settings import NodeSettings
 
 EXPLORE = "MESH_EXPLORE" in os.environ
 MODEST = settings(max_examples=60, derandomize=not EXPLORE)

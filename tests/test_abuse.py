@@ -15,7 +15,7 @@ from protocols.events import PeerRefused
 from protocols.keys import checked_expression
 from protocols.membership import State
 from protocols.messages import EventTime, Interest, Position, Provenance, Reading, Want
-from protocols.streams import Quality
+from protocols.settings import Quality
 from sims.driver import SimDriver
 from tests.lone_node_fixture import SECOND, Alone
 from tests.mesh_fixture import Open, given_house, given_opened, pair, until, wanted

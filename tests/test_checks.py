@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from protocols.errors import LocalProtocolError
 from protocols.ids import UtcNs
 from protocols.ledger import Ledger
-from protocols.membership import Settings
 from protocols.messages import Acknowledgement
+from protocols.settings import MembershipSettings
 from sims.bugs import BUGS
 from sims.checks import Check, known_checks, make_checks, overridden, register
 from sims.errors import ScenarioError
@@ -130,7 +130,7 @@ class Nobody:
     """A world of which only the records of one node can be seen."""
 
     scenario = QUIET
-    settings = Settings()
+    settings = MembershipSettings()
     now = 0
     names = ("car-0",)
 

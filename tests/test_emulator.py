@@ -17,21 +17,20 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from sims.emulator import namespaces, wire
+from sims.emulator import namespaces, run, wire
 from sims.emulator.disturbances import Disturbances
-from sims.emulator.namespaces import TUN, address_of, hardware_address_of, open_network
+from sims.emulator.namespaces import address_of, hardware_address_of, open_network
 from sims.emulator.run import emulate
 from sims.emulator.wire import Wire, WireReport
 from sims.emulator.workplace import PREFIX, remove_leftovers, workplace
 from sims.errors import EmulatorError
 from sims.mobility import Map
 from sims.result import Result
-from sims.scenario import Fault, Fixed, Group, Inference, Radio, Scenario, Spread, Traffic
+from sims.scenario import FAULT_KINDS, Fault, Fixed, Group, Radio, Scenario, Spread, Traffic
 from sims.wires import Wires
+from tests.emulator_fixture import POSSIBLE, WHY_NOT, as_root, children_of, command_of, processes_below, wait
 
 MS = 1_000_000
-POSSIBLE = sys.platform == "linux" and os.geteuid() == 0 and TUN.exists()
-as_root = pytest.mark.skipif(not POSSIBLE, reason="the emulator needs Linux, root and /dev/net/tun")
 
 THREE = Scenario(
     "three", "three nodes, one of which crashes", 7.0,
@@ -277,18 +276,23 @@ def test_emulator_without_tap_says_which_device(tmp_path: Path, monkeypatch: pyt
 
 
 @as_root
-@pytest.mark.parametrize(
-    ("scenario", "said"),
-    [
-        (replace(THREE, faults=(Fault("clock-jump", 1.0, 0.0, ("car-0",)),)), "has clock-jump, which can't be done"),
-        (replace(THREE, inference=(Inference("car"),)), "asks for inferences"),
-        (replace(THREE, groups=(Group("car", 65, Fixed(((0.0, 0.0),) * 65)),)), "has 65 nodes"),
-    ],
-)
-def test_emulator_refuses_what_it_would_leave_out(scenario: Scenario, said: str) -> None:
+def test_emulator_refuses_more_nodes_than_it_starts() -> None:
+    """Sixty-five processes where somebody slipped with a digit would take a laptop down."""
+    with pytest.raises(EmulatorError, match="has 65 nodes"):
+        emulate(replace(THREE, groups=(Group("car", 65, Fixed(((0.0, 0.0),) * 65)),), faults=(), gossip=()), 1)
+
+
+@as_root
+def test_emulator_refuses_a_fault_that_it_would_leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault that silently never happens would be a false proof."""
-    with pytest.raises(EmulatorError, match=said):
-        emulate(scenario, 1)
+    monkeypatch.setattr(run, "SUPPORTED", frozenset({"crash", "partition"}))
+    with pytest.raises(EmulatorError, match="has relay-outage, which can't be done to real nodes"):
+        emulate(THREE, 1)
+
+
+def test_emulator_does_every_fault_that_a_scenario_can_have() -> None:
+    """A new kind has to be done to real processes, or to be taken off this list on purpose."""
+    assert frozenset(FAULT_KINDS) == run.SUPPORTED
 
 
 @as_root
@@ -320,7 +324,7 @@ def test_network_of_a_node_has_its_address_and_no_name() -> None:
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     """One run of three real nodes, looked at by several tests."""
     if not POSSIBLE:
-        pytest.skip("the emulator needs Linux, root and /dev/net/tun")
+        pytest.skip(WHY_NOT)
     journals = tmp_path_factory.mktemp("journals")
     return emulate(THREE, 1, keep=journals), journals
 
@@ -384,23 +388,42 @@ def test_emulation_reports_its_lateness_and_processor_time(emulated: tuple[Resul
 def test_emulation_that_ended_leaves_no_process_and_no_folder(emulated: tuple[Result, Path]) -> None:
     """Forty forgotten nodes fill a laptop."""
     assert emulated[0].nodes == 3
-    assert not _processes_below(PREFIX)
+    assert not processes_below(PREFIX)
 
 
 # --- the harness ends otherwise --------------------------------------------------------------------------------------
+TROUBLED = """
+name = "troubled"
+description = "a pair, one with a full disk of its own, one with a liar on its host"
+duration_s = 10
+checks = { settle_s = 0 }
+groups = [{ name = "car", count = 2, mobility = { kind = "fixed", points = [[0, 0], [20, 0]] } }]
+[[faults]]
+kind = "full-disk"
+at_s = 0.3
+nodes = ["car-0"]
+[[faults]]
+kind = "false-adverts"
+at_s = 0.0
+nodes = ["car-1"]
+"""
+
+
 @pytest.fixture
 def harness(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """``meshsim emulate pair``, with nodes that run, working below ``tmp_path / 'work'``."""
+    """``meshsim emulate`` of the pair below, with nodes that run, working below ``tmp_path / 'work'``."""
     if not POSSIBLE:
-        pytest.skip("the emulator needs Linux, root and /dev/net/tun")
+        pytest.skip(WHY_NOT)
     work = tmp_path / "work"
     work.mkdir()
+    scenario = tmp_path / "troubled.toml"
+    scenario.write_text(TROUBLED)
     process = subprocess.Popen(
-        [sys.executable, "-c", "from sims.cli import main; main()", "emulate", "pair", "--json"],
+        [sys.executable, "-c", "from sims.cli import main; main()", "emulate", str(scenario), "--json"],
         env={**os.environ, "TMPDIR": str(work)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        _wait(lambda: len(list(work.glob(f"{PREFIX}*/car-*/state"))) == 2, "both nodes run")
+        wait(lambda: sum('["ready"' in p.read_text() for p in work.glob(f"{PREFIX}*/car-*/journal.jsonl")) == 2, "both")
         yield process
     finally:
         with contextlib.suppress(OSError):
@@ -413,12 +436,16 @@ def test_harness_killed_leaves_no_process_and_the_next_removes_its_folder(
 ) -> None:
     """SIGKILL gives no chance to clean up: the kernel has to, and the next run what the kernel can't."""
     work = tmp_path / "work"
-    assert len(_processes_below(str(work))) == 2
+    children = children_of(harness.pid)
+    commands = " ".join(map(command_of, children))
+    assert len(processes_below(str(work))) == commands.count(" trial ") == 2
+    assert "wire_process" in commands
+    assert "sims.emulator.liar" in commands
     harness.kill()
     harness.wait()
-    _wait(lambda: not _processes_below(str(work)), "all nodes are gone")
+    wait(lambda: not any(map(command_of, children)), "all processes are gone")
     assert len(list(work.iterdir())) == 1
-    with workplace(work) as folder:
+    with workplace(work) as folder:  # a disk that was still mounted could not be removed
         assert [path.name for path in work.iterdir()] == [folder.name]
 
 
@@ -434,25 +461,5 @@ def test_harness_interrupted_keeps_what_was_seen_and_leaves_nothing(
     assert told["valid"] is False
     assert told["why_invalid"].startswith("interrupted after")
     assert told["discovery"]["count"] == 2
-    assert not _processes_below(str(tmp_path))
+    assert not processes_below(str(tmp_path))
     assert not list((tmp_path / "work").iterdir())
-
-
-def _wait(condition: Callable[[], bool], what: str, for_s: float = 20.0) -> None:
-    deadline_s = time.monotonic() + for_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"never: {what}"
-        time.sleep(0.02)
-
-
-def _processes_below(folder: str) -> list[int]:
-    """Ids of processes that have ``folder`` in their command line."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = entry.read_bytes()
-        except OSError:
-            continue
-        if folder.encode() in command and int(entry.parent.name) != os.getpid():
-            found.append(int(entry.parent.name))
-    return found

@@ -24,7 +24,7 @@ from protocols.messages import (
     Readings,
     Want,
 )
-from protocols.streams import Quality
+from protocols.settings import Quality
 from sims.driver import SimDriver
 from tests.strategies import HERE, HOW, NOW_UTC_NS, WHEN, engine, identity, reading
 

@@ -11,7 +11,7 @@ from protocols.codec import decode_fingerprints, encode_entry, encode_fingerprin
 from protocols.entries import Stored
 from protocols.errors import BoundExceeded, LocalProtocolError, ValueUnsupported
 from protocols.events import EntryAccepted, EntryRefused
-from protocols.gossip import Gossip, Settings
+from protocols.gossip import Gossip
 from protocols.ids import Incarnation, NodeId, Role
 from protocols.messages import (
     Carried,
@@ -23,6 +23,7 @@ from protocols.messages import (
     GossipPull,
 )
 from protocols.queues import NEVER
+from protocols.settings import GossipSettings
 from protocols.trickle import Trickle
 from tests.gossip_fixture import DAY_S, MS, SECOND, Alone, entry, handed, seal
 
@@ -134,7 +135,7 @@ def test_own_entry_that_can_not_be_repeated_is_tried_again_later() -> None:
 
 def test_versions_of_a_later_life_are_above_those_of_the_former() -> None:
     """Else the mesh would take a restarted node for its past."""
-    former, later = (Gossip(NodeId("me"), Incarnation(n), seal("me"), Settings(), Random(1)) for n in (7, 8))
+    former, later = (Gossip(NodeId("me"), Incarnation(n), seal("me"), GossipSettings(), Random(1)) for n in (7, 8))
     last = max(former.put("address", b"", DAY_S, 0) for _ in range(1_000))
     assert later.put("address", b"", DAY_S, 0) > last
 
@@ -192,7 +193,7 @@ def test_put_of_what_can_not_travel_names_the_reason() -> None:
 
 def test_machine_without_a_seal_is_mute_and_deaf() -> None:
     """Simulations and tools that don't sign pay nothing."""
-    gossip = Gossip(NodeId("me"), Incarnation(7), None, Settings(), Random(1))
+    gossip = Gossip(NodeId("me"), Incarnation(7), None, GossipSettings(), Random(1))
     gossip.contact(NodeId("peer"), Role.RSU, 0)
     gossip.receive(GossipDigest(1, 1), NodeId("peer"), Role.RSU, 0)
     gossip.receive(handed(entry("a", 1)), NodeId("peer"), Role.RSU, 0)
@@ -250,7 +251,7 @@ def test_flood_of_forged_entries_is_checked_no_faster_than_allowed() -> None:
         checked += 1
         return False
 
-    gossip = Gossip(NodeId("me"), Incarnation(7), replace(seal("me"), verify=verify), Settings(), Random(1))
+    gossip = Gossip(NodeId("me"), Incarnation(7), replace(seal("me"), verify=verify), GossipSettings(), Random(1))
     gossip.contact(NodeId("peer"), Role.VEHICLE, 0)
     version = 0
     for now in range(0, 10 * SECOND, 25 * MS):
@@ -376,7 +377,7 @@ def test_author_who_makes_fingerprints_collide_breaks_nothing() -> None:
     """Two entries of one author with one fingerprint take 2^32 tries: the second is taken for the first."""
     alone = Alone()
     same = replace(seal("me"), hash=lambda _: b"\7" * 8)
-    gossip = Gossip(NodeId("me"), Incarnation(7), same, Settings(), Random(1))
+    gossip = Gossip(NodeId("me"), Incarnation(7), same, GossipSettings(), Random(1))
     gossip.contact(NodeId("peer"), Role.VEHICLE, 0)
     gossip.receive(handed(entry("a", 1, kind="x"), entry("a", 1, kind="y")), NodeId("peer"), Role.VEHICLE, alone.now)
     assert [view.kind for view in gossip.entries(0)] == ["x"]
@@ -441,7 +442,7 @@ def talk(here: Alone, there: Alone) -> list[GossipFrame]:
 def test_node_of_the_smaller_id_begins_the_comparison_on_contact() -> None:
     """Once is enough."""
     for node, frames in (("a", 1), ("z", 0)):
-        gossip = Gossip(NodeId(node), Incarnation(7), seal(node), Settings(), Random(1))
+        gossip = Gossip(NodeId(node), Incarnation(7), seal(node), GossipSettings(), Random(1))
         gossip.contact(NodeId("m"), Role.VEHICLE, 0)
         said = gossip.messages()
         assert len(said) == frames

@@ -7,7 +7,7 @@ from protocols.access import Rule
 from protocols.codec import decode_untrusted_node_frame, encode_frame
 from protocols.ids import NodeId, Role
 from protocols.messages import Interest, Want
-from protocols.streams import Quality
+from protocols.settings import Quality
 from tests.readings_fixture import ALL, ME, SECOND, A, B, Bench
 from tests.strategies import reading
 

@@ -15,12 +15,13 @@ from protocols.events import (
     PeerRefused,
 )
 from protocols.ids import NodeId
-from protocols.membership import Settings, State
+from protocols.membership import State
+from protocols.settings import MembershipSettings
 from sims.driver import SimDriver
 
 MS, SECOND = limits.MS, limits.SECOND
 NAMES = ("n0", "n1", "n2", "n3", "n4", "n5")
-SETTINGS = Settings()
+SETTINGS = MembershipSettings()
 TICK_NS = 100 * MS
 # Silence starts to count with the last frame, which may be just before the end; timers may be a heartbeat late.
 LONGEST_TO_DEAD_NS = SETTINGS.suspect_after_silence_ns + SETTINGS.suspicion_max_ns + 3 * SETTINGS.heartbeat_interval_ns

@@ -12,13 +12,14 @@ from protocols.events import (
     PeerRefused,
 )
 from protocols.ids import Incarnation, MeshName, NodeId, Role
-from protocols.membership import MAX_PIPES_PER_NEIGHBOUR, Settings, State
+from protocols.membership import MAX_PIPES_PER_NEIGHBOUR, State
 from protocols.messages import Goodbye, Heartbeat, Hello, Interest, Refusal, Want
+from protocols.settings import MembershipSettings
 from tests.lone_node_fixture import Alone
 from tests.strategies import NOW_UTC_NS, identity
 
 MS, SECOND = limits.MS, limits.SECOND
-SETTINGS = Settings()
+SETTINGS = MembershipSettings()
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_lane_to_a_peer_that_never_comes_back_is_given_up() -> None:
 # --- bounds --------------------------------------------------------------------------------------------------------
 def test_neighbours_beyond_the_bound_are_refused_as_full() -> None:
     """Each costs two TLS sessions each way."""
-    alone = Alone(membership=Settings(max_neighbours=3))
+    alone = Alone(membership=MembershipSettings(max_neighbours=3))
     for node in ("a", "b", "c"):
         alone.hello(node)
     assert "full" in str(alone.engine.admit(identity("d"), alone.now))

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from protocols import limits
 from protocols.codec import decode_untrusted_node_frame, encode_alone, encode_frame, frame_of_alone
 from protocols.errors import ContextMissing, NotPermitted, ValueUnsupported
-from protocols.events import Delivery
+from protocols.events import Delivery, PutMany
 from protocols.messages import EventTime, Reading, Readings, Tensor, Want
-from protocols.streams import PutMany, Quality
+from protocols.settings import Quality
 from tests.readings_fixture import ME, MS, A, B, Bench
 from tests.strategies import HERE, HOW, MODEST, NOW_UTC_NS
 

@@ -10,12 +10,11 @@ import pytest
 from protocols import limits
 from protocols.codec import decode_untrusted_node_frame, encode_frame, encode_reading, tensor_of
 from protocols.errors import BoundExceeded, ContextMissing, InvalidKey, NotPermitted, ValueUnsupported
-from protocols.events import DeadlineMissed
+from protocols.events import DeadlineMissed, Put
 from protocols.ids import NodeId
-from protocols.membership import Settings
 from protocols.messages import EventTime, Position, Provenance, Reading, Tensor, Want
 from protocols.messages import Readings as ReadingsFrame
-from protocols.streams import Put, Quality
+from protocols.settings import MembershipSettings, Quality
 from sims.driver import EPOCH_UTC_NS, SimDriver
 from tests.readings_fixture import ALL, MS, SECOND, A, B, Bench
 from tests.strategies import HERE, HOW, NOW_UTC_NS, WHEN, reading
@@ -422,7 +421,9 @@ def test_deadline_of_a_stream_begun_anew_is_watched_once() -> None:
 def test_readings_over_slow_links_are_each_delivered_once_or_counted(seed: int) -> None:
     """The promise of the whole: nothing is lost silently, per neighbour and reading."""
     random = Random(seed)
-    patient = Settings(suspect_after_silence_ns=10**15)  # a link this slow is silent for longer than anybody waits
+    patient = MembershipSettings(
+        suspect_after_silence_ns=10**15
+    )  # a link this slow is silent longer than anybody waits
     sim = SimDriver(seed, settings=patient, max_queue_readings=random.choice([4, 2_048]))
     names = ["n0", "n1", "n2"]
     for name in names:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from protocols import limits
 from protocols.events import NeighbourDead, NeighbourMet
 from protocols.ids import NodeId, PeerIdentity, Role
-from protocols.streams import Quality
+from protocols.settings import Quality
 from sims.driver import SimDriver
 from sims.node import EPOCH_UTC_NS, MESH, SimNode
 from sims.pipes import TICK_NS

@@ -1,15 +1,18 @@
 """``meshnode trial``: a node that publishes by plan and keeps a journal."""
 
+import base64
 import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from meshnode.trial import Journal, load_plan
+from protocols.codec import decode_untrusted_entry
 from protocols.errors import ConfigError
 from tests.node_fixture import environment, eventually, prepare
 
@@ -20,6 +23,17 @@ key = "veh/veh-1/position"
 rate_hz = 50
 [[spread]]
 at_s = 7.0
+[[models]]
+name = "echo"
+compute_ms = 4
+output_bytes = 100
+[[infer]]
+model = "echo"
+rate_hz = 50
+input_bytes = 5
+[[infer]]
+model = "nobody's"
+rate_hz = 50
 """
 QUIET = "[http]\nenabled = false\n"
 
@@ -36,6 +50,8 @@ def _lines(journal: Path) -> list[list[Any]]:
         ('publishes = [{ key = "a/b" }]', "publishes"),
         ('subscribe = "veh/*/position"', "array"),
         ("subscribe = [", "wrong"),
+        ('models = [{ name = "m", compute_ms = 0 }]', "> 0"),
+        ('infer = [{ model = "m", deadline_ms = 0 }]', ">= 1"),
     ],
 )
 def test_plan_that_is_wrong_names_what(text: str, said: str, tmp_path: Path) -> None:
@@ -71,8 +87,10 @@ def test_journal_that_can_not_be_written_is_refused_at_once(tmp_path: Path) -> N
         Journal(tmp_path / "missing" / "journal.jsonl")
 
 
-def test_trial_held_waits_then_publishes_and_writes_its_account(tmp_path: Path) -> None:
-    """The whole command: nothing happens before the line, then readings by the plan, and counters at the end."""
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[Any]], int]:
+    """Lines of a trial that was held, told things and ended, and the incarnation of its node."""
+    tmp_path = tmp_path_factory.mktemp("trial")
     config = prepare(tmp_path, "veh-1", "vehicle", QUIET)
     (tmp_path / "plan.toml").write_text(PLAN)
     journal = tmp_path / "journal.jsonl"
@@ -86,16 +104,25 @@ def test_trial_held_waits_then_publishes_and_writes_its_account(tmp_path: Path) 
         assert process.stdout is not None
         assert process.stdout.readline() == "holding veh-1\n"
         assert _lines(journal) == []
+        process.stdin.write('["clock", 3600000000000, 0, 0]\n["slow", 5]\n')  # still held
         process.stdin.write("6.5\n")  # the entry is due half a second after that
         process.stdin.flush()
         assert process.stdout.readline().startswith("ready veh-1")
         eventually(lambda: any(line[0] == "entry" and line[3] == "spread" for line in _lines(journal)), "the entry")
+        process.stdin.write('["slow", 1]\n["entries"]\n["send", "AAAA"]\n["fly"]\n["understate", 0.5]\n')
+        process.stdin.flush()
+        eventually(lambda: sum(line[0] == "failed" for line in _lines(journal)) == 2, "complaints")
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
     finally:
         process.kill()
         process.communicate()
-    found = _lines(journal)
+    return _lines(journal), int(next(tmp_path.rglob("incarnation")).read_text())
+
+
+def test_trial_held_waits_then_publishes_and_writes_its_account(held: tuple[list[list[Any]], int]) -> None:
+    """The whole command: nothing happens before the line, then readings by the plan, and counters at the end."""
+    found, _ = held
     kinds = [line[0] for line in found]
     assert kinds[0] == "started"
     assert "ready" in kinds
@@ -105,6 +132,39 @@ def test_trial_held_waits_then_publishes_and_writes_its_account(tmp_path: Path) 
     ended = next(line for line in found if line[0] == "ended")
     assert ended[4]["readings_published"] == len(published)
     assert all(line[1] >= found[0][1] for line in found)
+
+
+def test_trial_asks_for_inferences_and_says_whether_the_answers_are_its_own(held: tuple[list[list[Any]], int]) -> None:
+    """An emulation judges the nodes by these lines: each request has one, and what nobody computes has failed."""
+    found, _ = held
+    asked = {line[2]: line[3] for line in found if line[0] == "asked"}
+    results = [line[2:] for line in found if line[0] == "result"]
+    assert len(asked) > 20
+    numbers = [number for number, *_ in results]
+    assert len(numbers) == len(set(numbers)) >= len(asked) - 3  # the last ones were under way when it left
+    for number, by, took_ns, failure, right in results:
+        if asked[number] == "echo":
+            assert (by, failure, right) == ("veh-1", "", True)
+            assert took_ns >= 4_000_000
+        else:
+            assert (by, failure, right) == ("", "unknown", None)
+
+
+def test_trial_obeys_what_it_is_told_and_says_what_it_can_not(held: tuple[list[list[Any]], int]) -> None:
+    """A fault that was not done, silently, would be a false proof."""
+    found, incarnation = held
+    assert 3_300 < incarnation - time.time() < 3_700  # its clock was an hour ahead when it chose it
+    took_ns = [line[4] for line in found if line[0] == "result" and line[6]]
+    assert took_ns[0] > 20_000_000  # five times as long, until it was told that all is well again
+    assert took_ns[-1] < 20_000_000
+    entries = [
+        decode_untrusted_entry(base64.b64decode(data)) for line in found if line[0] == "entries" for data in line[2]
+    ]
+    assert {(entry.author, entry.kind) for entry in entries} == {("veh-1", "address"), ("veh-1", "spread")}
+    assert [line[2] for line in found if line[0] == "sent"] == [0]  # it is alone
+    complaints = [line[3] for line in found if line[0] == "failed"]
+    assert "fly" in complaints[0]
+    assert ">= 1" in complaints[1]
 
 
 @pytest.mark.parametrize("line", ["", "soon\n", "nan\n", "-1\n"])

@@ -58,7 +58,7 @@ from protocols.local import (
 )
 from protocols.messages import NamedTensor, Reading
 from protocols.queues import Drops
-from protocols.streams import Quality
+from protocols.settings import Quality
 
 if TYPE_CHECKING:
     from meshnode.inference_result import InferenceResult

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from protocols.access import AccessTable
 from protocols.errors import NotPermitted, ValueUnsupported
+from protocols.events import Put, PutMany
 from protocols.local import NODE_POSITION, OWN_POSITION, encode_parcel
 from protocols.messages import EventTime, Position, Provenance, Reading
-from protocols.streams import Put, PutMany
 from protocols.values import check_context, listed, plain
 
 if TYPE_CHECKING:
