@@ -104,9 +104,9 @@ class Engine:
         self._offers_sent_ns = -NEVER
         self._events: list[Event] = []
         self._flushes: dict[int, None] = {}
+        self._frames_received = 0
         self._counters = {
             "pipes_opened": 0,
-            "frames_received": 0,
             "frames_malformed": 0,
             "frames_unknown": 0,
             "frames_undeliverable": 0,
@@ -178,7 +178,7 @@ class Engine:
 
     def receive(self, data: bytes | bytearray, pipe: int, now: int, utc_now: int) -> list[Delivery]:
         """One frame from a pipe; returns the readings in it that are wanted here."""
-        self._counters["frames_received"] += 1
+        self._frames_received += 1
         try:
             frame = self._decode(data)
         except UnknownFrame:
@@ -557,6 +557,7 @@ class Engine:
     def statistics(self) -> dict[str, int]:
         """Counters by name; they only grow."""
         return {
+            "frames_received": self._frames_received,
             **self._counters,
             **self._membership.counters,
             **{f"readings_{name}": value for name, value in self._readings.counters.items()},

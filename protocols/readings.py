@@ -72,10 +72,17 @@ class Readings:
         self._checked_where: Position | None = None
         self._checked_how: Provenance | None = None
         self._events: list[DeadlineMissed] = []
-        self.touched: dict[LaneQueue, None] = {}
-        """Queues that got something since the caller last cleared it. In order: a set would let addresses in memory
-        decide who is served first."""
-        self.counters = {"published": 0, "accepted": 0, "delivered": 0, "forwarded": 0}
+        self.touched: list[LaneQueue] = []
+        """Queues that got something since the caller last cleared it, some more than once."""
+        self._published = self._accepted = self._delivered = self._forwarded = 0
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """By name; they only grow."""
+        return {
+            "published": self._published, "accepted": self._accepted, "delivered": self._delivered,
+            "forwarded": self._forwarded,
+        }  # fmt: skip
 
     # --- subscriptions ---------------------------------------------------------------------------------------------
     def subscribe(self, expression: str, quality: Quality, now: int) -> tuple[int, list[Reading]]:
@@ -196,7 +203,7 @@ class Readings:
             reading = decode_alone(data)
         self._sequence = sequence + 1
         self._note(stream, reading, len(data), now)
-        self.counters["published"] += 1
+        self._published += 1
         queued = dropped = 0
         if stream.routes:
             touched, bulk = self.touched, len(data) > _BULK_THRESHOLD_BYTES
@@ -206,7 +213,7 @@ class Readings:
                     dropped += 1
                     continue
                 queue = route.peer.bulk if bulk else route.peer.realtime
-                touched[queue] = None
+                touched.append(queue)
                 if queue.put_reading(key, data, priority, expires_ns, route.conflate):
                     queued += 1
                 else:
@@ -240,7 +247,7 @@ class Readings:
         self._sequence = first + len(readings)
         kept = [reading for parcel in parcels for reading in parcel[1]]
         self._note(stream, kept[-1], 0, now)
-        self.counters["published"] += len(kept)
+        self._published += len(kept)
         queued = 0
         for route in stream.routes:
             queued += self._put_parcels(route, key, parcels, now, utc_now)
@@ -299,7 +306,7 @@ class Readings:
             raise NotPermitted(f"the access table does not let {self._role.value} {self._node} publish on {key!r}")
         return stream
 
-    def accept(
+    def accept(  # noqa: C901, PLR0912  # calls cost too much here
         self,
         readings: tuple[Reading, ...],
         source: NodeId,
@@ -311,7 +318,7 @@ class Readings:
         """Take readings from a neighbour: what to deliver here; what goes on to others is queued (see ``touched``)."""
         deliveries = []
         peer = self._peers.get(source)
-        stream: Stream | None = None
+        stream = peer.recent if peer is not None else None  # most often the same again
         for reading in readings:
             key, origin, sequence = reading.key, reading.origin, reading.sequence
             if stream is None or key != stream.key or origin != stream.origin or stream.version != self._version:
@@ -337,7 +344,9 @@ class Readings:
             if reading.lifespan_ms and utc_now > expiry_utc_ns(reading) + uncertainty_ns:
                 self._drops.count(source, key, "expired")
                 continue
-            if stream.held_bytes == _SMALL_BYTES and not stream.missed and type(reading.value) in _SMALL:
+            kind = type(reading.value)
+            held_bytes = _SMALL_BYTES if kind in _SMALL else len(reading.value) if kind is bytes else -1
+            if held_bytes == stream.held_bytes and not stream.missed:
                 stream.newest, stream.last, stream.last_ns = sequence, reading, now
             else:
                 self._note(stream, reading, 0, now)
@@ -346,8 +355,10 @@ class Readings:
                 deliveries.append(Delivery(numbers, reading))
             if reading.hops and stream.routes:
                 self._forward(stream, reading, source, now, utc_now)
-        self.counters["accepted"] += len(readings)
-        self.counters["delivered"] += len(deliveries)
+        if peer is not None:
+            peer.recent = stream
+        self._accepted += len(readings)
+        self._delivered += len(deliveries)
         return deliveries
 
     def _admit(
@@ -439,7 +450,7 @@ class Readings:
         if reading.lifespan_ms:
             expires_ns = now + expiry_utc_ns(reading) - utc_now
         queue = peer.bulk if len(data) > _BULK_THRESHOLD_BYTES else peer.realtime
-        self.touched[queue] = None
+        self.touched.append(queue)
         return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate, count)
 
     def _offer(self, peer: Peer, reading: Reading, now: int, utc_now: int, conflate: bool) -> bool:
@@ -468,7 +479,7 @@ class Readings:
             if route.min_interval_ns and not self._due(route, reading.key, now):
                 continue
             if self._enqueue(route.peer, passed_on, data, route.conflate, now, utc_now):
-                self.counters["forwarded"] += 1
+                self._forwarded += 1
 
     # --- decisions kept per stream ---------------------------------------------------------------------------------
     def _keep_stream(self, stream: Stream, now: int) -> Stream:
@@ -483,6 +494,7 @@ class Readings:
 
     def _drop_stream(self, stream: Stream) -> None:
         del self._streams[stream.origin, stream.key]
+        stream.version = -1
         self._holding.pop(stream, None)
         self._cached_bytes -= stream.held_bytes
 
