@@ -15,7 +15,7 @@ import msgspec
 
 from sims import saved
 from sims.cli_replay import show_checks
-from sims.compare import WITHIN, Comparison, busy_host, compare
+from sims.compare import WITHIN, Comparison, busy_host, compare, cores_of
 from sims.emulator.run import emulate
 from sims.errors import SimulationError
 from sims.result import Result
@@ -69,7 +69,7 @@ def emulate_command(
 @click.option("--within", type=click.FloatRange(0.01, 10), default=WITHIN, show_default=True,
               help="How far apart the harnesses may be, as a share of the smaller figure.")  # fmt: skip
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
-              help="Folder for both results, in emulator and simulator, and comparison.json.")  # fmt: skip
+              help="Folder for the results, in emulator, simulator and apart, and comparison.json.")  # fmt: skip
 def compare_command(scenario: str, seed: int | None, as_json: bool, within: float, out: Path | None) -> None:
     """Run SCENARIO with real nodes and in virtual time, and set the figures side by side. Linux, root."""
     chosen, seed = _load(scenario, seed)
@@ -77,11 +77,12 @@ def compare_command(scenario: str, seed: int | None, as_json: bool, within: floa
     if emulated.why_invalid.startswith("interrupted"):
         click.echo(f"meshsim: {emulated.why_invalid}: nothing to compare", err=True)
         raise SystemExit(INTERRUPTED)
-    simulated = simulate(chosen, seed)
-    comparison = compare(emulated, simulated, within)
+    simulated, apart = simulate(chosen, seed, processors=cores_of(emulated)), simulate(chosen, seed)
+    comparison = compare(emulated, simulated, within, apart)
     if out is not None:
         _save(out / "emulator", emulated)
         _save(out / "simulator", simulated)
+        _save(out / "apart", apart)
         (out / "comparison.json").write_bytes(msgspec.json.format(msgspec.json.encode(comparison)))
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(comparison) | {"agrees": comparison.agrees}, indent=2))
@@ -187,12 +188,14 @@ def _show_comparison(comparison: Comparison) -> None:
     click.echo(f"{comparison.scenario}: {comparison.nodes} nodes, seed {comparison.seed}")
     if not comparison.valid:
         click.echo(f"INVALID: {comparison.why_invalid}", err=True)
-    click.echo(f"{'':24} {'emulator':>10} {'simulator':>10} {'ratio':>6}")
+    click.echo("simulator: on as many processors as this host has; apart: on one for each node")
+    click.echo(f"{'':24} {'emulator':>10} {'simulator':>10} {'ratio':>6}       {'':6} {'apart':>10}")
     for row in comparison.rows:
+        apart = "-" if row.apart is None else format(row.apart, ".4g")
         values = "".join(f" {'-' if v is None else format(v, '.4g'):>10}" for v in (row.emulator, row.simulator))
         verdict = "" if not row.judged or row.agrees is None else "agree" if row.agrees else "DIFFER"
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
-        click.echo(f"{row.figure:24}{values} {ratio:>6} {row.unit:5} {verdict}")
+        click.echo(f"{row.figure:24}{values} {ratio:>6} {row.unit:5} {verdict:6} {apart:>10}")
         if row.why and row.judged:
             click.echo(f"    {row.why}")
     _show_wire(comparison.wire, comparison.wire["host_busy"])

@@ -5,6 +5,9 @@ gossip entry is everywhere, how long an inference takes. They agree when neither
 other. Tails and shares are shown beside them, unjudged: they hang on a few cases, and of these a run of a minute has
 few.
 
+The nodes of an emulation share the processors of one host, and so do those of the simulation that is judged by it
+(:mod:`sims.processors`). What computers of their own make of it, as on the road, stands beside.
+
 Causes of a difference are those that the two results themselves bear out; where none does, that is said.
 """
 
@@ -35,6 +38,8 @@ class Row(Struct):
     simulator: float | None
     """None: nothing to measure."""
     judged: bool
+    apart: float | None = None
+    """The simulator's, where each node has a processor to itself."""
     ratio: float | None = None
     """Emulator over simulator."""
     agrees: bool | None = None
@@ -61,15 +66,18 @@ class Comparison(Struct):
         return all(row.agrees is not False for row in self.rows if row.judged)
 
 
-def compare(emulated: Result, simulated: Result, within: float = WITHIN) -> Comparison:
-    """Both results side by side. ``within``: how far apart they may be, as a share of the smaller."""
+def compare(emulated: Result, simulated: Result, within: float = WITHIN, apart: Result | None = None) -> Comparison:
+    """Both results side by side. ``within``: how far apart they may be, as a share of the smaller. ``simulated``: on
+    as many processors as the emulation had. ``apart``: on one for each node."""
     comparison = Comparison(
         emulated.scenario, emulated.seed, emulated.nodes, within, emulated.valid and simulated.valid,
         emulated.why_invalid or simulated.why_invalid,
         wire={name: value for name, value in emulated.figures.items() if name.startswith(("wire_", "nodes_cpu"))}
         | {"host_busy": round(busy_host(emulated), 4)},
     )  # fmt: skip
-    for row, cases in _rows(emulated, simulated):
+    alone = [row.simulator for row, _ in _rows(emulated, apart)] if apart is not None else []
+    for number, (row, cases) in enumerate(_rows(emulated, simulated)):
+        row.apart = alone[number] if number < len(alone) else None
         if row.emulator is not None and row.simulator is not None:
             row.ratio = round(row.emulator / max(row.simulator, _TINY), 3)
             row.agrees = 1 / (1 + within) <= row.ratio <= 1 + within
@@ -142,13 +150,16 @@ def _causes(row: Row, cases: int, emulated: Result, simulated: Result) -> Iterat
         yield f"only {cases} cases"
     busy = busy_host(emulated)
     if busy > _BUSY_HOST:
-        yield f"{busy:.0%} of this host's processors were busy, where every simulated node has one to itself"
+        yield f"{busy:.0%} of this host's processors were busy: near capacity, waiting grows much faster than load"
     began = emulated.figures.get("host_busy_starting", 0.0)
     if row.figure.startswith("discovery") and began > _BUSY_HOST:
         yield f"while nodes started, {began:.0%} of this host's processors were busy: they waited for one another"
-    cores = int(emulated.versions.get("cores", "1"))
+    cores = cores_of(emulated)
     if row.figure.startswith("dissemination") and emulated.nodes > cores:
-        yield f"an entry has all {emulated.nodes} nodes work at once, on {cores} processors"
+        yield (
+            f"an entry has all {emulated.nodes} nodes work at once, on {cores} processors: what work costs that finds "
+            "caches cold or warm is known roughly"
+        )
     ours, theirs = _load(emulated) or 0.0, _load(simulated) or 0.0
     if max(ours, theirs) > _BUSY_CHANNEL and not row.figure.startswith("channel"):
         yield (
@@ -161,6 +172,11 @@ def _causes(row: Row, cases: int, emulated: Result, simulated: Result) -> Iterat
 
 def busy_host(emulated: Result) -> float:
     """Share of the processors that nodes and wire used."""
-    cores = int(emulated.versions.get("cores", "1"))
+    cores = cores_of(emulated)
     used_s = emulated.figures.get("nodes_cpu_s", 0.0) + emulated.figures.get("wire_cpu_s", 0.0)
     return used_s / (cores * emulated.virtual_s) if emulated.virtual_s else 0.0
+
+
+def cores_of(emulated: Result) -> int:
+    """Processors of the host that it ran on."""
+    return int(emulated.versions.get("cores", "1"))

@@ -39,6 +39,7 @@ from sims.connections import Connections
 from sims.links import Links
 from sims.node import EPOCH_UTC_NS, MESH, Pipe, SimNode
 from sims.pipes import Pipes
+from sims.processors import Processors
 from sims.wires import Wires
 
 __all__ = ["EPOCH_UTC_NS", "MESH", "Arrival", "Observer", "SimDriver", "SimNode"]
@@ -101,9 +102,11 @@ class SimDriver:
         links: Links | None = None,
         observer: Observer | None = None,
         adjust: Callable[[NodeSettings], NodeSettings] | None = None,
+        processors: Processors | None = None,
     ) -> None:
         """``links``: the medium; None: wires on which everything takes ``delay_ns`` one way, unless :meth:`shape` and
-        :meth:`cut` change that. ``observer``: None: nodes keep what they see. ``adjust`` the settings of each life."""
+        :meth:`cut` change that. ``observer``: None: nodes keep what they see. ``adjust`` the settings of each life.
+        ``processors``: that all nodes share; they have to be attentive then. None: each has its own."""
         self.random = Random(seed)
         self.now = 0
         self.delay_ns = delay_ns
@@ -112,6 +115,7 @@ class SimDriver:
         self.nodes: dict[NodeId, SimNode] = {}
         self.numbered: list[SimNode] = []
         self.events_run = 0
+        self.processors = processors
         self.observer: Observer = observer or _Keep(self)
         self._adjust = adjust
         self._settings = settings or MembershipSettings()
@@ -260,7 +264,7 @@ class SimDriver:
             self.perform(node)
         else:
             self.pipes.flush(node, flushes, lone=True, calm=not hops)
-            if node.has_deadlines and engine.deadline_at() != NEVER:
+            if node.attentive and engine.deadline_at() != NEVER:
                 self.arm_deadline(node)
         return put
 
@@ -344,6 +348,8 @@ class SimDriver:
     def is_awake(self, node: SimNode) -> bool:
         """Whether a node has CPU, once it has taken in what has come."""
         self.pipes.take_in(node, self.now)
+        if self.processors is not None:
+            node.stalled_until_ns = max(node.stalled_until_ns, self.processors.free_ns)
         return node.stalled_until_ns <= self.now
 
     def wait(self, node: SimNode, handler: Callable[[Any], None] | None, argument: Any) -> None:
@@ -413,6 +419,8 @@ class SimDriver:
         node.timer_ns = None
         if node.frame_ns:
             node.stalled_until_ns = self.now + node.frame_ns
+            if self.processors is not None:
+                self.processors.occupy(self.now, node.frame_ns)
         node.engine.handle_timer(node.local(self.now))
         self.perform(node)
 

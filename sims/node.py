@@ -87,10 +87,10 @@ class SimNode:
     """See the module."""
 
     __slots__ = (
-        "arrived", "attempts", "backlog", "compute", "compute_ns", "device_frame_ns", "device_handshake_ns",
-        "dialled", "digest", "drift_ppb", "engine", "events", "frame_ns", "handshake_ns", "has_deadlines", "heard_ns",
-        "identity", "inbound", "inbox", "lives", "name", "number", "offset_ns", "on_reading", "received", "role",
-        "running", "runs", "stalled_until_ns", "started_ns", "suspects", "timer_ns", "utc_less_mono_ns",
+        "arrived", "attempts", "attentive", "backlog", "compute", "compute_ns", "device_frame_ns",
+        "device_handshake_ns", "dialled", "digest", "drift_ppb", "engine", "events", "frame_ns", "handshake_ns",
+        "heard_ns", "identity", "inbound", "inbox", "lives", "name", "number", "offset_ns", "on_reading", "received",
+        "role", "running", "runs", "stalled_until_ns", "started_ns", "suspects", "timer_ns", "utc_less_mono_ns",
     )  # fmt: skip
 
     def __init__(self, number: int, identity: PeerIdentity, engine: Engine) -> None:
@@ -131,8 +131,8 @@ class SimNode:
         """CPU time of its part in a mutual TLS handshake."""
         self.device_frame_ns = self.device_handshake_ns = 0
         """The same when nothing slows the node down."""
-        self.has_deadlines = True
-        """False: no subscription of it has a deadline, so that readings bring no timer forward."""
+        self.attentive = True
+        """False: no subscription of it has a deadline, so that nothing follows from readings."""
         self.heard_ns: dict[NodeId, int] = {}
         """When the last frame of another node came in, in virtual time."""
         self.offset_ns = 0

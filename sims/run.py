@@ -14,6 +14,7 @@ from protocols import limits
 from sims.bundle import versions
 from sims.checks import overridden
 from sims.faults import end_ns, plan
+from sims.processors import Processors
 from sims.recorder import Recording
 from sims.result import Result
 from sims.sampling import Sampler
@@ -34,12 +35,15 @@ Progress = Callable[[float, float], None]
 class Run:
     """One simulation."""
 
-    def __init__(self, scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset()) -> None:
-        """:raises ScenarioError: the scenario can't be used. :raises TraceError: its trace can't."""
+    def __init__(self, scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset(), processors: int = 0) -> None:
+        """``processors``: that all nodes share; 0: each has its own.
+
+        :raises ScenarioError: the scenario can't be used. :raises TraceError: its trace can't."""
         self.scenario, self.seed = scenario, seed
         self.recording = Recording(scenario)
         self.tape = plan(scenario, seed)
-        self.world = World(scenario, seed, self.recording, self.tape, bugs)
+        shared = Processors(processors) if processors else None
+        self.world = World(scenario, seed, self.recording, self.tape, bugs, shared)
         self._activity = Activity(self.world, seed)
         self._sampler = Sampler(self.world, self.recording)
         self._activity.on_published = self._sampler.published
@@ -125,10 +129,11 @@ class Run:
 
 
 def simulate(
-    scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset(), progress: Progress | None = None
-) -> Result:
-    """Make a run. ``bugs``: to plant, see :mod:`sims.bugs`.
+    scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset(), progress: Progress | None = None,
+    processors: int = 0,
+) -> Result:  # fmt: skip
+    """Make a run. ``bugs``: to plant, see :mod:`sims.bugs`. ``processors``: that all nodes share; 0: each has its own.
 
     :raises ScenarioError: the scenario can't be used. :raises TraceError: its trace can't.
     """
-    return Run(scenario, seed, bugs).go(progress)
+    return Run(scenario, seed, bugs, processors).go(progress)

@@ -33,6 +33,7 @@ from sims.media import Media
 from sims.mobility import places
 from sims.node import MESH, Pipe, SimNode
 from sims.pipes import readings_on
+from sims.processors import Processors
 from sims.records import Records
 from sims.result import Recorder
 from sims.scenario import Fault, Group, Scenario
@@ -53,15 +54,16 @@ class World:
     """See the module."""
 
     def __init__(
-        self, scenario: Scenario, seed: int, recorder: Recorder, tape: Sequence[Fault], planted: frozenset[str]
-    ) -> None:
+        self, scenario: Scenario, seed: int, recorder: Recorder, tape: Sequence[Fault], planted: frozenset[str],
+        processors: Processors | None = None,
+    ) -> None:  # fmt: skip
         """:raises ScenarioError: a check is not known. :raises TraceError: a trace can't be used."""
         self.scenario, self.settings = scenario, MembershipSettings()
         self.names: Sequence[str] = scenario.names
         self.mesh: MeshName = MESH
         self.places = places(scenario, Random(f"{seed}/places"))
         self.media = Media(scenario, self.places, Random(f"{seed}/links"), Random(f"{seed}/uplink"))
-        self.driver = SimDriver(seed, links=self.media, observer=self, adjust=self._adjust)
+        self.driver = SimDriver(seed, links=self.media, observer=self, adjust=self._adjust, processors=processors)
         self.discovery = Discovery(self.driver, self.media, Random(f"{seed}/discovery"))
         self.authors = Authors(self.driver, Random(f"{seed}/gossip"))
         self.recorder, self._planted = recorder, planted
@@ -143,7 +145,7 @@ class World:
         device = DEVICES[group.device]
         node.device_frame_ns, node.device_handshake_ns = device.frame_ns, device.handshake_ns
         node.slow(1)
-        node.has_deadlines = False
+        node.attentive = self.driver.processors is not None
         self._nodes[name] = node
         self._wants.append(wants)
         self.sent_ns[name] = {}
