@@ -11,9 +11,9 @@ from meshnode.models import Cancellation, Done, Failed, Job, LoadedModel, ModelS
 from protocols.codec import tensor_of
 from protocols.errors import BoundExceeded, BudgetExhausted, InputInvalid, MeshError
 from protocols.events import Compute
-from protocols.inference import LocalModel
 from protocols.limits import MAX_TEXT_CHARS
 from protocols.messages import InferAnswer, NamedTensor
+from protocols.placement import LocalModel
 
 _log = logging.getLogger(__name__)
 

@@ -37,8 +37,8 @@ from protocols.events import (
     PutMany,
 )
 from protocols.ids import NodeId, PeerIdentity
-from protocols.inference import LocalModel
 from protocols.messages import EventTime, InferAnswer, NamedTensor, Position, Provenance, Reading
+from protocols.placement import LocalModel
 from protocols.settings import NodeSettings, Quality
 
 _log = logging.getLogger(__name__)

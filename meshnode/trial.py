@@ -7,9 +7,11 @@ so that writing disturbs no latency. ``docs/howto/emulate-a-topology.md`` lists 
 Left out: anything that compares nodes; whoever has all journals does that.
 """
 
+import asyncio
 import threading
 import time
 import tomllib
+from collections.abc import Coroutine
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -17,12 +19,22 @@ from typing import Annotated, Any, Self
 import msgspec
 from msgspec import Meta, Struct
 
-from meshnode.node import Node
+from meshnode.trial_node import ECHOED_BYTES, INPUT, MAX_TIMED_BYTES, OUTPUT, TrialModel, TrialNode, echoed
 from protocols import limits
-from protocols.errors import ConfigError, InvalidKey, MeshError, NotPermitted
+from protocols.codec import tensor_of
+from protocols.errors import (
+    BudgetExhausted,
+    ConfigError,
+    InputInvalid,
+    InvalidKey,
+    MeshError,
+    ModelUnknown,
+    NotPermitted,
+)
 from protocols.events import (
     Answered,
     EntryAccepted,
+    EntryRefused,
     Event,
     NeighbourDead,
     NeighbourLeft,
@@ -64,6 +76,17 @@ class TrialEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     size_bytes: Annotated[int, Meta(ge=1, le=900)] = 200
 
 
+class TrialRequests(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Inferences that a trial asks for, of a model of ``[[models]]`` here or at neighbours."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=limits.MAX_TEXT_CHARS)]
+    rate_hz: Annotated[float, Meta(gt=0, le=1_000)] = 1.0
+    input_bytes: Annotated[int, Meta(ge=1, le=MAX_TIMED_BYTES)] = 30_000
+    deadline_ms: Annotated[int, Meta(ge=1, le=limits.MAX_BUDGET_MS)] = 500
+    phase_s: Annotated[float, Meta(ge=0)] = 0.0
+    """Age of the trial at the first request, which is left out, as others are, if the node is not open then."""
+
+
 class TrialPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a trial does."""
 
@@ -71,6 +94,8 @@ class TrialPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Key expressions; each delivery is written down."""
     publish: Annotated[tuple[TrialReadings, ...], Meta(max_length=64)] = ()
     spread: Annotated[tuple[TrialEntry, ...], Meta(max_length=64)] = ()
+    models: Annotated[tuple[TrialModel, ...], Meta(max_length=limits.MAX_OFFERS)] = ()
+    infer: Annotated[tuple[TrialRequests, ...], Meta(max_length=64)] = ()
 
 
 def load_plan(path: Path) -> TrialPlan:
@@ -138,20 +163,22 @@ class Journal:
 
 
 class Trial:
-    """A node under trial: listens to it, and publishes while it is between :meth:`begin` and :meth:`end`."""
+    """A node under trial: listens to it, and publishes and asks while it is between :meth:`begin` and :meth:`end`."""
 
-    def __init__(self, node: Node, plan: TrialPlan, journal: Journal, age_s: float = 0.0) -> None:
+    def __init__(self, node: TrialNode, plan: TrialPlan, journal: Journal, age_s: float = 0.0) -> None:
         """``age_s``: of the trial, now; what it was to do earlier is left out."""
         self._node, self._plan, self._journal = node, plan, journal
         self._began_s = time.monotonic() - age_s
         self._spread = sorted((entry for entry in plan.spread if entry.at_s >= age_s), key=lambda entry: entry.at_s)
         self._ended = threading.Event()
         self._publishing = threading.Thread(target=self._publish_on, name="trial", daemon=True)
+        self._asked = 0
+        self._asking: set[asyncio.Task[None]] = set()
         node.on_event(self._happened)
         node.on_advert(self._found)
 
     def begin(self) -> None:
-        """The node is open. :raises InvalidKey: a key or an expression of the plan is none."""
+        """The node is open; on its event loop. :raises InvalidKey: a key or an expression of the plan is none."""
         for expression in self._plan.subscribe:
             self._node.subscribe(expression, callback=self._delivered, own=False, history=False)
         self._publishers = [
@@ -161,11 +188,15 @@ class Trial:
             for stream in self._plan.publish
         ]
         self._publishing.start()
+        for requests in self._plan.infer:
+            self._run(self._ask_on(requests))
         self._journal.note("ready", self._node.id, self._node.port, time.process_time_ns())
 
     def end(self) -> None:
         """Before the node is closed: what it counted goes into the journal."""
         self._ended.set()
+        for task in tuple(self._asking):
+            task.cancel()
         self._publishing.join()
         drops = [[peer, key, reason, count] for (peer, key, reason), count in self._node.drops()]
         statistics = self._node.statistics()
@@ -206,6 +237,39 @@ class Trial:
                 continue
             self._journal.note_at(before_ns, "entry", self._node.id, ENTRY_KIND, version, self._node.id)
 
+    # --- inferences: on the event loop -----------------------------------------------------------------------------
+    def _run(self, what: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(what)
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _ask_on(self, requests: TrialRequests) -> None:
+        due_s = self._began_s + requests.phase_s
+        while True:
+            behind = (time.monotonic() - due_s) * requests.rate_hz
+            if behind > 0:
+                due_s += (int(behind) + 1) / requests.rate_hz
+            await asyncio.sleep(due_s - time.monotonic())
+            self._run(self._ask(requests))
+
+    async def _ask(self, requests: TrialRequests) -> None:
+        self._asked += 1
+        number, note = self._asked, self._journal.note
+        stamp = f"{self._node.id} {self._node.incarnation} {number} ".encode()[-ECHOED_BYTES:].rjust(ECHOED_BYTES)
+        data = (stamp + bytes(requests.input_bytes))[: requests.input_bytes]
+        note("asked", number, requests.model, requests.deadline_ms)
+        try:
+            result = await self._node.infer(
+                requests.model, {INPUT: tensor_of(data)}, deadline_ms=requests.deadline_ms, hedge=True
+            )
+        except MeshError as error:
+            note("result", number, "", 0, _failure(error), None)
+            return
+        answer = result.outputs[OUTPUT].tobytes()
+        right = bool(answer) and answer == echoed(data, len(answer))
+        note("result", number, result.ran_on, int(result.took_ms * limits.MS), "", right)
+
+    # --- what happens: any thread ----------------------------------------------------------------------------------
     def _delivered(self, reading: Reading) -> None:
         self._journal.note("delivered", reading.origin, reading.key, reading.sequence)
 
@@ -230,6 +294,22 @@ class Trial:
             case EntryAccepted():
                 note("entry", event.author, event.kind, event.version, event.source)
             case Answered():
-                note("answered", event.winner.node if event.winner else "", event.took_ns, event.failure)
+                runs = [(run.node, run.outcome, run.took_ns) for run in event.attempts]
+                note("answered", event.winner.node if event.winner else "", event.took_ns, event.failure, runs)
+            case EntryRefused():
+                note("entry_refused", event.source, event.author, event.kind, event.version, event.because)
             case _:
                 note("event", type(event).__name__)
+
+
+def _failure(error: MeshError) -> str:
+    """In the words of ``protocols.events.Answered``."""
+    match error:
+        case BudgetExhausted():
+            return "late"
+        case InputInvalid():
+            return "invalid"
+        case ModelUnknown():
+            return "unknown"
+        case _:
+            return "failed"

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from protocols import limits
 from protocols.allowance import Allowance
 from protocols.codec import decode_untrusted_entry
-from protocols.entries import EntryKey, EntryStore, Seal
+from protocols.entries import EntryKey, Seal
+from protocols.entry_store import EntryStore
 from protocols.errors import RemoteProtocolError
 from protocols.ids import NodeId
 from protocols.messages import Entry

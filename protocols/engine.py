@@ -9,6 +9,7 @@ Not thread-safe: a driver with threads holds one lock around every call. No call
 
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import Final
 
 from protocols import limits
 from protocols.access import AccessTable
@@ -28,7 +29,7 @@ from protocols.events import (
 )
 from protocols.gossip import Gossip
 from protocols.ids import Incarnation, Lane, NodeId, PeerIdentity
-from protocols.inference import Inference, LocalModel, Neighbourhood
+from protocols.inference import Inference
 from protocols.membership import Membership, Neighbour, State
 from protocols.messages import (
     EventTime,
@@ -50,6 +51,7 @@ from protocols.messages import (
 )
 from protocols.messages import Readings as ReadingsFrame
 from protocols.peer_view import PeerView as PeerView  # noqa: PLC0414 -- handed on
+from protocols.placement import LocalModel, Neighbourhood
 from protocols.queues import NEVER, Drops, LaneQueue
 from protocols.readings import Readings
 from protocols.settings import NodeSettings, Quality
@@ -57,6 +59,8 @@ from protocols.streams import Peer
 
 OFFER_INTERVAL_NS = 100 * limits.MS
 """Changes of load are told at most this often."""
+_ALIVE: Final = State.ALIVE  # looked up once: an enumeration is slow at it
+_SUSPECT: Final = State.SUSPECT
 
 
 class _Queues:
@@ -199,7 +203,7 @@ class Engine:
         if neighbour is not None:
             if type(frame) is ReadingsFrame:
                 neighbour.last_heard_ns = now
-                if neighbour.state is State.SUSPECT:
+                if neighbour.state is _SUSPECT:
                     self._membership.refute(neighbour, now)
                     self._more = True
                 deliveries = self._readings.accept(
@@ -208,7 +212,7 @@ class Engine:
                 if self._readings.touched:
                     self._flush_touched()
                 return deliveries
-            if type(frame) is Heartbeat and neighbour.state is State.ALIVE and not (frame.suspects or frame.answer):
+            if type(frame) is Heartbeat and neighbour.state is _ALIVE and not (frame.suspects or frame.answer):
                 self._membership.heartbeat(frame, neighbour, now)
                 return []
         self._more = True
@@ -342,7 +346,7 @@ class Engine:
     def _tell_interest(self, now: int, only: NodeId | None = None) -> None:
         for node in [only] if only is not None else sorted(self._present):
             neighbour = self._membership.neighbours.get(node)
-            if neighbour is not None and Lane.REALTIME in neighbour.lanes:
+            if neighbour is not None and neighbour.realtime:
                 self._put(node, self._readings.interest_for(node), now)
 
     def _tell_offers(self, now: int) -> None:
@@ -350,7 +354,7 @@ class Engine:
         offers = self._inference.offers()
         for node in sorted(self._present):
             neighbour = self._membership.neighbours.get(node)
-            if neighbour is not None and Lane.REALTIME in neighbour.lanes:
+            if neighbour is not None and neighbour.realtime:
                 self._put(node, offers, now)
 
     def _carry(self, now: int) -> None:
@@ -443,7 +447,7 @@ class Engine:
         return [
             Neighbourhood(n.node, n.round_trip_ns)
             for n in self._membership.neighbours.values()
-            if n.state is State.ALIVE and n.met and Lane.REALTIME in n.lanes
+            if n.state is _ALIVE and n.met and n.realtime
         ]
 
     # --- gossip ----------------------------------------------------------------------------------------------------
@@ -495,13 +499,10 @@ class Engine:
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next, at the latest."""
-        return min(
-            self._membership.next_timer_at(),
-            self._readings.next_timer_at(),
-            self._inference.next_timer_at(),
-            self._gossip.next_timer_at(),
-            self._offers_due_ns,
-        )
+        due_ns = min(self._membership.next_timer_at(), self._offers_due_ns)
+        due_ns = min(due_ns, self._readings.next_timer_at())
+        due_ns = min(due_ns, self._inference.next_timer_at())
+        return min(due_ns, self._gossip.next_timer_at())
 
     def deadline_at(self) -> int:
         """The next deadline of a subscription: the one timer that a reading can bring forward. Costs next to
@@ -547,7 +548,7 @@ class Engine:
             queues = self._queues.get(n.node)
             views.append(PeerView(
                 n.node, n.role, n.state, n.incarnation, n.met, n.round_trip_ns, now - n.last_heard_ns, n.heard_by_peer,
-                tuple(n.lanes), len(n.inbound),
+                n.lanes, len(n.inbound),
                 queues.realtime.waiting_readings + queues.bulk.waiting_readings if queues else 0,
                 queues.realtime.waiting_bytes + queues.bulk.waiting_bytes if queues else 0,
                 self._inference.offers_of(n.node), round(self._inference.throughput_of(n.node), 1),

@@ -55,7 +55,8 @@ from protocols import limits
 from protocols.admission import Admission, Candidate, Verdict
 from protocols.allowance import Allowance
 from protocols.codec import decode_fingerprints, encode_entry, encode_fingerprints, entry_statement
-from protocols.entries import EntryStore, EntryView, Held, Seal, Stored, views
+from protocols.entries import EntryView, Held, Seal, Stored, views
+from protocols.entry_store import EntryStore
 from protocols.errors import BoundExceeded, LocalProtocolError, MeshError
 from protocols.events import DuplicateIdentity, EntryAccepted, EntryRefused
 from protocols.ids import Incarnation, NodeId, Role
@@ -579,7 +580,8 @@ class Gossip:
         """When :meth:`handle_timer` wants to be called next, at the latest."""
         if self._seal is None:
             return NEVER
-        return min(
-            self._trickle.due_ns, self._admission.due_ns, self._news_ns, self._pulls_ns, self._refresh_ns,
-            self._store.next_end_ns,
-        )  # fmt: skip
+        due_ns = min(self._trickle.due_ns, self._admission.due_ns)
+        due_ns = min(due_ns, self._news_ns)
+        due_ns = min(due_ns, self._pulls_ns)
+        due_ns = min(due_ns, self._refresh_ns)
+        return min(due_ns, self._store.next_end_ns)

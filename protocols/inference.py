@@ -19,15 +19,13 @@ Rules:
 
 from collections.abc import Callable
 
-from msgspec import Struct
-
 from protocols import limits
 from protocols.access import AccessTable
 from protocols.errors import BoundExceeded, ModelUnknown
 from protocols.events import Answered, CancelCompute, Compute, RunReport
 from protocols.ids import NodeId, Role
 from protocols.messages import InferAnswer, InferCancel, InferRequest, NamedTensor, NodeFrame, Offer, Offers
-from protocols.placement import Candidate, CostModel, order
+from protocols.placement import Candidate, CostModel, LocalModel, Neighbourhood, order
 from protocols.queues import NEVER
 
 HEDGE_FACTOR = 1.5
@@ -45,26 +43,6 @@ MAX_SERVED_BYTES = 64 * 1024 * 1024
 _SERVED_GRACE_NS = limits.SECOND
 """After its budget a served request that nobody answered is given up: a run that hangs must not hold a place for
 ever."""
-
-
-class LocalModel(Struct, frozen=True):
-    """A model loaded here."""
-
-    name: str
-    digest: str
-    compute_ns: int
-    waiting: int
-    served: bool
-    """Computed for neighbours too."""
-    local: bool = True
-    """Computed here for own requests; False leaves them all to neighbours."""
-
-
-class Neighbourhood(Struct, frozen=True):
-    """What placement must know of a neighbour."""
-
-    node: NodeId
-    round_trip_ns: int
 
 
 class _Run:

@@ -22,6 +22,7 @@ Left out: relaying of suspicion beyond one hop; links exist only between nodes i
 from collections.abc import Callable
 from enum import StrEnum
 from random import Random
+from typing import Final
 
 from protocols import limits
 from protocols.access import LINK_ROLES
@@ -59,12 +60,16 @@ class State(StrEnum):
     LEFT = "left"
 
 
+_ALIVE: Final = State.ALIVE  # looked up once: an enumeration is slow at it
+
+
 class Neighbour:
     """A node whose certificate and Hello were checked, or to whose inbox we have a lane."""
 
     __slots__ = (
-        "echo_ns", "first_seen_ns", "heard_by_peer", "heartbeat_received", "heartbeat_sent", "incarnation", "inbound",
-        "lanes", "last_heard_ns", "met", "node", "role", "round_trip_ns", "since_ns", "state", "suspicion",
+        "bulk", "echo_ns", "first_seen_ns", "heard_by_peer", "heartbeat_received", "heartbeat_sent", "incarnation",
+        "inbound", "last_heard_ns", "met", "node", "realtime", "role", "round_trip_ns", "since_ns", "state",
+        "suspicion",
     )  # fmt: skip
 
     def __init__(self, node: NodeId, role: Role, first_seen_ns: int, now: int) -> None:
@@ -74,7 +79,8 @@ class Neighbour:
         self.since_ns = now
         self.met = False
         self.inbound: set[int] = set()
-        self.lanes: dict[Lane, int] = {}
+        self.realtime = self.bulk = 0
+        """Dials of the open lanes to it; 0: not open."""
         self.last_heard_ns = now
         self.heartbeat_sent = 0
         self.heartbeat_received = 0
@@ -82,6 +88,23 @@ class Neighbour:
         self.heard_by_peer = False
         self.round_trip_ns = 0
         self.suspicion: Suspicion | None = None
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """That are open."""
+        open_dials = ((Lane.REALTIME, self.realtime), (Lane.BULK, self.bulk))
+        return tuple(lane for lane, dial in open_dials if dial)
+
+    def dial_of(self, lane: Lane) -> int:
+        """Of an open lane; 0: it is not open."""
+        return self.realtime if lane is Lane.REALTIME else self.bulk
+
+    def set_dial(self, lane: Lane, dial: int) -> None:
+        """A lane is open, or with 0 not any more."""
+        if lane is Lane.REALTIME:
+            self.realtime = dial
+        else:
+            self.bulk = dial
 
 
 class _Pipe:
@@ -258,13 +281,13 @@ class Membership:
             detail = f"its advert says {contact.node}, its certificate {identity.node}"
             self._refuse(f"{contact.name} at {dialling.address[0]}", "identity", detail, now)
             return
-        if neighbour is not None and dialling.lane in neighbour.lanes:  # a second way to the same inbox
+        if neighbour is not None and neighbour.dial_of(dialling.lane):  # a second way to the same inbox
             self._contacts.hang_up(dial, now + limits.REDIAL_MAX_NS)
             return
         dialling.identity, dialling.opened_ns = identity, now
         if neighbour is None:
             neighbour = self._add(identity, contact.first_seen_ns, now)
-        neighbour.lanes[dialling.lane] = dial
+        neighbour.set_dial(dialling.lane, dial)
         self._check_met(neighbour, now)
 
     def lane_closed(self, dial: int, reason: str, refused: bool, now: int) -> None:
@@ -275,16 +298,15 @@ class Membership:
         if refused:
             self._refuse(dialling.contact.name, "identity", reason, now)
         neighbour = self.neighbours.get(dialling.identity.node) if dialling.identity is not None else None
-        if neighbour is not None and neighbour.lanes.get(dialling.lane) == dial:
-            del neighbour.lanes[dialling.lane]
+        if neighbour is not None and neighbour.dial_of(dialling.lane) == dial:
+            neighbour.set_dial(dialling.lane, 0)
             self._check_pipes(neighbour, now)
 
     def want_bulk(self, node: NodeId) -> None:
         """Something waits for the bulk lane of a neighbour: dial it if it is neither open nor being dialled."""
         neighbour = self.neighbours.get(node)
-        if neighbour is None or Lane.BULK in neighbour.lanes or Lane.REALTIME not in neighbour.lanes or self._leaving:
-            return
-        self._contacts.dial_bulk(neighbour.lanes[Lane.REALTIME])
+        if neighbour is not None and neighbour.realtime and not neighbour.bulk and not self._leaving:
+            self._contacts.dial_bulk(neighbour.realtime)
 
     # --- frames ----------------------------------------------------------------------------------------------------
     def receive(self, frame: NodeFrame, pipe: int, now: int) -> Neighbour | None:
@@ -327,7 +349,7 @@ class Membership:
         node = known.identity.node
         self._refuse(node, code, detail, now)
         neighbour = self.neighbours.get(node)
-        if neighbour is not None and Lane.REALTIME in neighbour.lanes:
+        if neighbour is not None and neighbour.realtime:
             self._messages.append((node, Refusal(code, detail[: limits.MAX_TEXT_CHARS])))
         self.close_pipe(pipe)
 
@@ -369,7 +391,7 @@ class Membership:
                 neighbour.first_seen_ns = now
             case State.ALIVE:
                 pass
-        if Lane.REALTIME not in neighbour.lanes:
+        if not neighbour.realtime:
             others = (other for other in hello.addresses if other != known.host)
             addresses = tuple((host, hello.inbox_port) for host in (known.host, *others))
             self._contacts.dial_back(neighbour.node, addresses, now)
@@ -425,7 +447,7 @@ class Membership:
         return sum(n.state in (State.ALIVE, State.SUSPECT) for n in self.neighbours.values())
 
     def _check_met(self, neighbour: Neighbour, now: int) -> None:
-        if neighbour.inbound and Lane.REALTIME in neighbour.lanes and not neighbour.met:
+        if neighbour.inbound and neighbour.realtime and not neighbour.met:
             neighbour.met = True  # if it is suspected, it still is: our own lane says nothing of its voice
             self._events.append(
                 NeighbourMet(neighbour.node, neighbour.role, neighbour.incarnation, now - neighbour.first_seen_ns)
@@ -435,7 +457,7 @@ class Membership:
     def _check_pipes(self, neighbour: Neighbour, now: int) -> None:
         if self._leaving:  # they hang up because we said goodbye
             return
-        if neighbour.state is State.ALIVE and not neighbour.inbound and not neighbour.lanes:
+        if neighbour.state is State.ALIVE and not neighbour.inbound and not (neighbour.realtime or neighbour.bulk):
             if neighbour.incarnation:
                 self._suspect(neighbour, "its pipes are gone", now)
                 assert neighbour.suspicion is not None
@@ -452,7 +474,7 @@ class Membership:
         self._suspected[neighbour.node] = neighbour
         self._counters["suspicions"] += 1
         self._events.append(NeighbourSuspected(neighbour.node, because))
-        if Lane.REALTIME in neighbour.lanes:
+        if neighbour.realtime:
             self._messages.append((neighbour.node, self._beat(neighbour, now, answer=True)))
 
     def refute(self, neighbour: Neighbour, now: int) -> None:
@@ -472,17 +494,18 @@ class Membership:
     def _drop_links(self, neighbour: Neighbour, next_dial_ns: int | None = None) -> None:
         for pipe in sorted(neighbour.inbound):
             self.close_pipe(pipe)
-        for dial in neighbour.lanes.values():
-            self._contacts.hang_up(dial, next_dial_ns)
+        for dial in (neighbour.realtime, neighbour.bulk):
+            if dial:
+                self._contacts.hang_up(dial, next_dial_ns)
         neighbour.inbound.clear()
-        neighbour.lanes.clear()
+        neighbour.realtime = neighbour.bulk = 0
         neighbour.met = False
 
     def leave(self, reason: str) -> None:
         """Say goodbye to everybody and dial nobody any more."""
         self._leaving = True
         for neighbour in self.neighbours.values():
-            if Lane.REALTIME in neighbour.lanes:
+            if neighbour.realtime:
                 self._messages.append((neighbour.node, Goodbye(self._incarnation, reason)))
 
     # --- time ------------------------------------------------------------------------------------------------------
@@ -510,24 +533,23 @@ class Membership:
                 neighbour.suspicion.restart(now, self._settings.suspicion_max_ns)
 
     def _check_silence(self, now: int) -> None:
+        suspect_after_ns = self._settings.suspect_after_silence_ns
         for neighbour in list(self.neighbours.values()):
-            match neighbour.state:
-                case State.ALIVE:
-                    silent_ns = now - neighbour.last_heard_ns
-                    if neighbour.incarnation:
-                        if silent_ns >= self._settings.suspect_after_silence_ns:
-                            self._suspect(neighbour, "silence", now)
-                    elif silent_ns >= self._settings.dial_timeout_ns + limits.HELLO_TIMEOUT_NS:
-                        # It took our Hello and never came itself: its host may be gone, and nobody would tell.
-                        self._drop_links(neighbour, now + limits.REDIAL_MAX_NS)
-                        self._forget(neighbour.node)
-                case State.SUSPECT:
-                    assert neighbour.suspicion is not None
-                    if now >= neighbour.suspicion.dead_at:
-                        self._die(neighbour, now)
-                case State.DEAD | State.LEFT:
-                    if now - neighbour.since_ns >= limits.FORGET_DEAD_NS and not neighbour.lanes:
-                        self._forget(neighbour.node)
+            if neighbour.state is _ALIVE:
+                silent_ns = now - neighbour.last_heard_ns
+                if silent_ns < suspect_after_ns:
+                    continue
+                if neighbour.incarnation:
+                    self._suspect(neighbour, "silence", now)
+                elif silent_ns >= self._settings.dial_timeout_ns + limits.HELLO_TIMEOUT_NS:
+                    # It took our Hello and never came itself: its host may be gone, and nobody would tell.
+                    self._drop_links(neighbour, now + limits.REDIAL_MAX_NS)
+                    self._forget(neighbour.node)
+            elif neighbour.suspicion is not None:
+                if now >= neighbour.suspicion.dead_at:
+                    self._die(neighbour, now)
+            elif now - neighbour.since_ns >= limits.FORGET_DEAD_NS and not (neighbour.realtime or neighbour.bulk):
+                self._forget(neighbour.node)
 
     def _forget(self, node: NodeId) -> None:
         del self.neighbours[node]
@@ -536,7 +558,7 @@ class Membership:
     def _beat_all(self, now: int) -> None:
         suspects = tuple(self._suspected)[:8]
         for neighbour in self.neighbours.values():
-            if Lane.REALTIME not in neighbour.lanes:
+            if not neighbour.realtime:
                 continue
             # Any frame is a sign of life, and few have to carry echoes.
             if not suspects and (neighbour.heartbeat_sent + 1) % HEARTBEATS_A_ROUND:
@@ -566,13 +588,13 @@ class Membership:
     def _may_dial(self, node: NodeId | None) -> bool:
         neighbour = self.neighbours.get(node) if node is not None else None
         if neighbour is not None:
-            return Lane.REALTIME not in neighbour.lanes
+            return not neighbour.realtime
         return self._living() < self._settings.max_neighbours
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next, at the latest."""
         due = self._next_heartbeat_ns if self._next_heartbeat_ns is not None else NEVER
         for neighbour in self._suspected.values():
-            assert neighbour.suspicion is not None
-            due = min(due, neighbour.suspicion.dead_at)
+            if neighbour.suspicion is not None:
+                due = min(due, neighbour.suspicion.dead_at)
         return due if self._leaving else min(due, self._contacts.next_timer_at())

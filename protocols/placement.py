@@ -24,6 +24,26 @@ learned, and the hedge bounds what a wrong guess costs."""
 _LEARN = 0.2
 
 
+class LocalModel(Struct, frozen=True):
+    """A model loaded here."""
+
+    name: str
+    digest: str
+    compute_ns: int
+    waiting: int
+    served: bool
+    """Computed for neighbours too."""
+    local: bool = True
+    """Computed here for own requests; False leaves them all to neighbours."""
+
+
+class Neighbourhood(Struct, frozen=True):
+    """What placement must know of a neighbour."""
+
+    node: NodeId
+    round_trip_ns: int
+
+
 class Candidate(Struct, frozen=True):
     """A node that could compute, and when it would be done."""
 

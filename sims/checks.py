@@ -18,9 +18,10 @@ from protocols.errors import LocalProtocolError
 from protocols.events import Answered, Event, Put
 from protocols.ids import PeerIdentity
 from protocols.ledger import Ledger
-from protocols.messages import NamedTensor, Reading
+from protocols.messages import NamedTensor
 from protocols.settings import MembershipSettings
 from sims.errors import ScenarioError
+from sims.node import Arrival
 from sims.result import Recorder
 from sims.scenario import Scenario
 
@@ -134,8 +135,8 @@ class Check:
     def published(self, node: str, key: str, put: Put) -> None:
         """``node`` published a reading."""
 
-    def delivered(self, node: str, arrivals: Sequence[tuple[int, Reading]]) -> None:
-        """Readings reached ``node``'s subscriptions (own ones of ``node`` too), and when, in this order. Hot."""
+    def delivered(self, node: str, arrivals: Sequence[Arrival]) -> None:
+        """Readings reached ``node``'s subscriptions (own ones of ``node`` too), in this order. Hot."""
 
     def event(self, node: str, event: Event) -> None:
         """``node``'s engine told its driver something; ``Answered`` comes here too."""

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from protocols.codec import tensor_of
 from protocols.events import CancelCompute, Compute
-from protocols.inference import LocalModel
 from protocols.messages import InferAnswer, NamedTensor
+from protocols.placement import LocalModel
 from sims.checks import computed_from
 from sims.driver import SimDriver
 from sims.node import SimNode

@@ -32,12 +32,12 @@ from protocols.events import (
     Put,
 )
 from protocols.ids import Incarnation, NodeId, PeerIdentity, Role
-from protocols.messages import EventTime, InferAnswer, Position, Provenance, Reading
+from protocols.messages import EventTime, InferAnswer, Position, Provenance
 from protocols.queues import NEVER
 from protocols.settings import MembershipSettings, NodeSettings, Quality
 from sims.connections import Connections
 from sims.links import Links
-from sims.node import EPOCH_UTC_NS, MESH, Pipe, SimNode
+from sims.node import EPOCH_UTC_NS, MESH, Arrival, Pipe, SimNode, arrival
 from sims.pipes import Pipes
 from sims.processors import Processors
 from sims.wires import Wires
@@ -45,9 +45,6 @@ from sims.wires import Wires
 __all__ = ["EPOCH_UTC_NS", "MESH", "Arrival", "Observer", "SimDriver", "SimNode"]
 
 _encode_note = msgspec.msgpack.Encoder().encode
-
-Arrival = tuple[int, Reading]
-"""When a reading reached the subscriptions of a node."""
 
 
 class Observer(Protocol):
@@ -74,7 +71,7 @@ class _Keep:
         self._driver = driver
 
     def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
-        for at_ns, reading in arrivals:
+        for at_ns, _, _, reading in arrivals:
             if node.on_reading is not None:
                 node.on_reading(reading)
             else:
@@ -114,6 +111,7 @@ class SimDriver:
         self.links: Links = links or self.wires
         self.nodes: dict[NodeId, SimNode] = {}
         self.numbered: list[SimNode] = []
+        self._numbers: dict[str, int] = {}
         self.events_run = 0
         self.processors = processors
         self.observer: Observer = observer or _Keep(self)
@@ -140,6 +138,7 @@ class SimDriver:
         node.running = False
         self.nodes[node.name] = node
         self.numbered.append(node)
+        self._numbers[node.name] = node.number
         self.wires.nodes = len(self.numbered)
         return node
 
@@ -258,7 +257,7 @@ class SimDriver:
             key, value, where, EventTime(utc_ns, limits.MS), how, priority, lifespan_ms, hops, local, utc_ns
         )
         if delivery is not None:
-            node.arrived.append((self.now, delivery.reading))
+            node.arrived.append(arrival(self.now, delivery.reading))
         flushes = engine.flushes()
         if flushes is None:
             self.perform(node)
@@ -273,7 +272,7 @@ class SimDriver:
         node = self.nodes[NodeId(name)]
         self.pipes.take_in(node, self.now)
         number, past = node.engine.subscribe(expression, quality or Quality(), node.local(self.now))
-        node.arrived.extend((self.now, reading) for reading in past)
+        node.arrived.extend(arrival(self.now, reading) for reading in past)
         self.perform(node)
         return number
 
@@ -316,7 +315,7 @@ class SimDriver:
         self.settle()
         digest = self._digest.copy()
         for node in self.numbered:
-            digest.update(node.digest.digest())
+            digest.update(node.mark.to_bytes(8, signed=True))
         return digest.hexdigest()
 
     def note(self, what: object) -> None:
@@ -380,12 +379,13 @@ class SimDriver:
             self.tell(node)
 
     def tell(self, node: SimNode) -> None:
-        """Take the arrivals at a node since the last time into its digest, and tell whoever watches."""
+        """Take the arrivals at a node since the last time into its mark, and tell whoever watches."""
         arrivals = node.arrived[:]
         node.arrived.clear()
-        notes = [note for at_ns, reading in arrivals for note in (at_ns, reading.origin, reading.sequence)]
-        length_bytes = 1 if len(notes) < 16 else 3 if len(notes) < 1 << 16 else 5
-        node.digest.update(_encode_note(notes)[length_bytes:])  # the same, whatever is told at once
+        mark, numbers = node.mark, self._numbers
+        for at_ns, origin, sequence, _ in arrivals:
+            mark = hash((mark, at_ns, numbers.get(origin, -1), sequence))  # of whole numbers: no seed has a part in it
+        node.mark = mark
         self.observer.delivered(node, arrivals)
 
     # --- what an engine decides ------------------------------------------------------------------------------------

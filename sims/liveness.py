@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from protocols import limits
 from protocols.events import Answered, Event, NeighbourDead, NeighbourRefuted, PeerRefused
 from protocols.membership import State
-from protocols.messages import NamedTensor, Reading
+from protocols.messages import NamedTensor
 from sims.checks import Check, EntryView, World, register
+from sims.node import Arrival
 from sims.result import Recorder
 
 JUDGED_NODES = 200
@@ -117,11 +118,11 @@ class ReadingsFlow(_Settled):
                 self._wanted.setdefault(name, set()).update(readers)
                 self._slowest_ns[name] = max(self._slowest_ns.get(name, 0), period_ns)
 
-    def delivered(self, node: str, arrivals: Sequence[tuple[int, Reading]]) -> None:
+    def delivered(self, node: str, arrivals: Sequence[Arrival]) -> None:
         """See :class:`Check`."""
         if self._armed:
-            for at_ns, reading in arrivals:
-                self._came[node, reading.origin] = at_ns
+            for at_ns, origin, _, _ in arrivals:
+                self._came[node, origin] = at_ns
 
     def sampled(self, now: int) -> None:
         """See :class:`Check`."""

@@ -10,7 +10,6 @@ real node, which runs them on threads of their own outside the interpreter's loc
 *Inbox*: what comes in is looked at when something depends on it (see :mod:`sims.pipes`).
 """
 
-import hashlib
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +25,14 @@ MESH = MeshName("sim")
 EPOCH_UTC_NS = 1_700_000_000 * limits.SECOND
 """UTC at virtual time 0."""
 _BILLION = 1_000_000_000
+
+Arrival = tuple[int, str, int, Reading]
+"""When a reading reached the subscriptions of a node, its origin, its sequence, and itself."""
+
+
+def arrival(at_ns: int, reading: Reading) -> Arrival:
+    """Of a reading."""
+    return at_ns, reading.origin, reading.sequence, reading
 
 
 class Pipe:
@@ -88,9 +95,10 @@ class SimNode:
 
     __slots__ = (
         "arrived", "attempts", "attentive", "backlog", "compute", "compute_ns", "device_frame_ns",
-        "device_handshake_ns", "dialled", "digest", "drift_ppb", "engine", "events", "frame_ns", "handshake_ns",
-        "heard_ns", "identity", "inbound", "inbox", "lives", "name", "number", "offset_ns", "on_reading", "received",
-        "role", "running", "runs", "stalled_until_ns", "started_ns", "suspects", "timer_ns", "utc_less_mono_ns",
+        "device_handshake_ns", "dialled", "drift_ppb", "engine", "events", "frame_ns", "handshake_ns",
+        "heard_ns", "identity", "inbound", "inbox", "lives", "mark", "name", "number", "offset_ns", "on_reading",
+        "received", "role", "running", "runs", "stalled_until_ns", "started_ns", "suspects", "timer_ns",
+        "utc_less_mono_ns",
     )  # fmt: skip
 
     def __init__(self, number: int, identity: PeerIdentity, engine: Engine) -> None:
@@ -119,10 +127,10 @@ class SimNode:
         """What waits for that instant, in order, and since when. None: what is in the inbox."""
         self.inbox: list[tuple[int, Pipe]] = []
         """When a frame comes in, and on which pipe, in the order in which they were sent. Always the same list."""
-        self.arrived: list[tuple[int, Reading]] = []
-        """Readings that reached its subscriptions, and when; whoever watches has not been told yet."""
-        self.digest = hashlib.sha256()
-        """Of those told."""
+        self.arrived: list[Arrival] = []
+        """Readings that reached its subscriptions; whoever watches has not been told yet."""
+        self.mark = 0
+        """Of those told, in their order: what the digest takes of them."""
         self.suspects: set[NodeId] = set()
         """Neighbours whose next frame would refute a suspicion."""
         self.frame_ns = 0

@@ -298,7 +298,8 @@ class Pipes:
                     pipe.used = True
                     driver.observer.frame_accepted(node, pipe)
                 for delivery in deliveries:
-                    arrived.append((at_ns, delivery.reading))
+                    reading = delivery.reading
+                    arrived.append((at_ns, reading.origin, reading.sequence, reading))
             flushes = engine.flushes()
             if flushes is None or flushes:
                 self.late += at_ns < now - TICK_NS

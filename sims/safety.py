@@ -11,8 +11,9 @@ from protocols.engine import PeerView
 from protocols.events import Answered, Put
 from protocols.ids import PeerIdentity
 from protocols.membership import State
-from protocols.messages import NamedTensor, Reading
+from protocols.messages import NamedTensor
 from sims.checks import Check, EntryView, World, computed_from, register
+from sims.node import Arrival
 from sims.result import Recorder
 
 SAMPLED_NODES = 64
@@ -134,16 +135,18 @@ class ReadingsInOrderOnce(Check):
         self._newest[node] = {}
         self._lives.setdefault(node, []).append(self.world.engine(node).settings.incarnation)
 
-    def delivered(self, node: str, arrivals: Sequence[tuple[int, Reading]]) -> None:
+    def delivered(self, node: str, arrivals: Sequence[Arrival]) -> None:
         """See :class:`Check`."""
         newest = self._newest[node]
-        for _, reading in arrivals:
-            stream, sequence = (reading.origin, reading.key), reading.sequence
+        self._passed += len(arrivals)
+        for _, origin, sequence, reading in arrivals:
+            stream = origin, reading.key
             before = newest.get(stream, -1)
             if sequence > before:
                 newest[stream] = sequence
-                self._passed += 1
-            elif self._life(reading.origin, sequence) > self._life(reading.origin, before):
+                continue
+            self._passed -= 1
+            if self._life(origin, sequence) > self._life(origin, before):
                 newest[stream] = sequence  # its clock went back and its disk is lost: smaller, and yet newer
             else:
                 self.judge(False, f"{node} got {reading.key} number {sequence} after {before}")

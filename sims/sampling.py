@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from protocols import limits
 from protocols.membership import State
 from sims.checks import SAMPLE_INTERVAL_NS, overridden
-from sims.driver import Arrival
-from sims.node import SimNode
+from sims.node import Arrival, SimNode
 from sims.recorder import Recording
 from sims.scenario import Fixed, Lattice
 from sims.world import World
@@ -82,8 +81,7 @@ class Sampler:
         sent, recording, probes = self._world.sent_ns, self._recording, self._probes
         traced, newest_ns, latencies_ns = recording.traced, self._newest_ns, []
         name, received = node.name, node.number in self._receivers
-        for at_ns, reading in arrivals:
-            origin, sequence = reading.origin, reading.sequence
+        for at_ns, origin, sequence, reading in arrivals:
             published_ns = sent.get(origin, _NOTHING).get(sequence, at_ns)
             if origin in traced:
                 recording.delivered(at_ns, name, origin, reading.key, sequence, published_ns)

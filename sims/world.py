@@ -27,11 +27,11 @@ from sims.checks import Check, EntryView, make_checks, overridden
 from sims.compute import Model, Worker
 from sims.devices import DEVICES
 from sims.discovery import Discovery
-from sims.driver import Arrival, SimDriver
+from sims.driver import SimDriver
 from sims.faults import Faults
 from sims.media import Media
 from sims.mobility import places
-from sims.node import MESH, Pipe, SimNode
+from sims.node import MESH, Arrival, Pipe, SimNode
 from sims.pipes import readings_on
 from sims.processors import Processors
 from sims.records import Records

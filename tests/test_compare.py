@@ -46,6 +46,19 @@ def test_compare_latency_agrees_up_to_a_quarter_either_way(ours_ms: float, agree
     assert comparison.agrees is agrees
 
 
+def test_compare_judges_inferences_where_somebody_asked_for_any() -> None:
+    """A harness in which nobody was answered must not agree with one in which all were."""
+    emulated, simulated = _result("emulator"), _result("simulator")
+    assert not [row for row in compare(emulated, simulated).rows if row.figure.startswith("inference")]
+    emulated.inference, emulated.inference_by = _spread("ms", 80.0), {"here": 25, "rsu": 75}
+    assert _row(compare(emulated, simulated), "inference p50").agrees is False
+    simulated.inference, simulated.inference_by = _spread("ms", 81.0), {"here": 100}
+    comparison = compare(emulated, simulated)
+    assert _row(comparison, "inference p50").agrees is True
+    assert (_row(comparison, "inferences here").emulator, _row(comparison, "inferences here").simulator) == (0.25, 1.0)
+    assert not _row(comparison, "inferences here").judged
+
+
 def test_compare_tail_that_differs_is_shown_and_not_judged() -> None:
     """One stall of TCP in a minute moves a 99th percentile: it is no verdict on the model."""
     emulated = _result("emulator")

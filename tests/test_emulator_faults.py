@@ -1,6 +1,7 @@
 """What faults do to real nodes: full disks, wrong clocks, liars; and inferences between real nodes."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -18,11 +19,12 @@ from sims.emulator.namespaces import Network
 from sims.emulator.nodes import RealNode, launch
 from sims.emulator.promises import Promises, passed_over
 from sims.emulator.run import emulate
+from sims.emulator.workplace import PREFIX
 from sims.recorder import Recording
 from sims.result import Result
 from sims.run import simulate
 from sims.scenario import Fault, Fixed, Group, Inference, Radio, Scenario, Spread, Traffic
-from tests.emulator_fixture import POSSIBLE, WHY_NOT
+from tests.emulator_fixture import POSSIBLE, WHY_NOT, children_of, command_of
 
 SECOND = 1_000_000_000
 MS = 1_000_000
@@ -162,10 +164,20 @@ def test_gossip_of_a_liar_changes_nothing(troubled: tuple[Result, Path]) -> None
     assert refused[0][-1] == "forged"
 
 
-def test_troubled_run_leaves_no_mount(troubled: tuple[Result, Path]) -> None:
+def test_troubled_run_leaves_no_mount_no_descriptor_and_no_liar(troubled: tuple[Result, Path]) -> None:
     """A file system that stays takes the memory that it holds."""
     assert troubled[0].nodes == 4
-    assert "meshsim-emulate-" not in Path("/proc/self/mounts").read_text()
+    assert PREFIX not in Path("/proc/self/mounts").read_text()
+    assert not [entry for entry in Path("/proc/self/fd").iterdir() if _names_a_mount(entry)]
+    assert not [child for child in children_of(os.getpid()) if "sims.emulator" in command_of(child)]
+
+
+def _names_a_mount(descriptor: Path) -> bool:
+    try:
+        target = str(descriptor.readlink())
+    except OSError:  # that of the listing itself
+        return False
+    return target.startswith("mnt:") or PREFIX in target
 
 
 # --- disks -----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from protocols.codec import decode_untrusted_node_frame, encode_frame, tensor_of
 from protocols.engine import OFFER_INTERVAL_NS
 from protocols.events import Answered, ClosePipe, Compute, Dial, Flush, NeighbourDead, NeighbourSuspected, PeerRefused
 from protocols.ids import Lane, NodeId, Role
-from protocols.inference import LocalModel
 from protocols.membership import State
 from protocols.messages import (
     Goodbye,
@@ -24,6 +23,7 @@ from protocols.messages import (
     Readings,
     Want,
 )
+from protocols.placement import LocalModel
 from protocols.settings import Quality
 from sims.driver import SimDriver
 from tests.strategies import HERE, HOW, NOW_UTC_NS, WHEN, engine, identity, reading

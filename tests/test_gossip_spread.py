@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from protocols import limits
 from protocols.codec import decode_untrusted_entry
-from protocols.entries import EntryStore, Held, Sealed
+from protocols.entries import Held, Sealed
+from protocols.entry_store import EntryStore
 from protocols.events import EntryAccepted
 from protocols.ids import NodeId, Role
 from protocols.messages import Entry

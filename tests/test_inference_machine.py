@@ -14,8 +14,9 @@ from protocols.codec import tensor_of
 from protocols.errors import BoundExceeded, ModelUnknown
 from protocols.events import Answered, CancelCompute, Compute
 from protocols.ids import NodeId, Role
-from protocols.inference import MAX_SERVED_BYTES, MAX_SERVED_PER_NEIGHBOUR, Inference, LocalModel, Neighbourhood
+from protocols.inference import MAX_SERVED_BYTES, MAX_SERVED_PER_NEIGHBOUR, Inference
 from protocols.messages import InferAnswer, InferCancel, InferRequest, NamedTensor, NodeFrame, Offer, Offers
+from protocols.placement import LocalModel, Neighbourhood
 from sims.driver import SimDriver
 from tests.strategies import EXPLORE
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from protocols.events import Answered
 from protocols.ids import Lane, NodeId, Role
-from protocols.inference import LocalModel
 from protocols.limits import MS, SECOND
 from protocols.messages import NamedTensor, Tensor
+from protocols.placement import LocalModel
 from protocols.throughput import FASTEST_BYTES_PER_S, MIN_SAMPLE_BYTES, SLOWEST_BYTES_PER_S, Throughput
 from sims.driver import SimDriver
 from tests.lone_node_fixture import Alone

@@ -3,8 +3,12 @@
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from meshnode.trial_control import Control
 
 _PATH = click.Path(path_type=Path)
 
@@ -14,7 +18,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("--plan", "plan_path", required=True, type=_PATH, help="What to publish and to subscribe to, TOML.")
 @click.option("--journal", "journal_path", required=True, type=_PATH, help="File to append what happens to.")
 @click.option(
-    "--hold", is_flag=True, help="Load everything, say 'holding', and wait for the trial's age on standard input."
+    "--hold",
+    is_flag=True,
+    help="Load everything, say 'holding', and wait for the trial's age on standard input; takes commands there.",
 )
 def trial(config_path: Path, plan_path: Path, journal_path: Path, hold: bool) -> None:
     r"""Run the node of CONFIG as 'meshnode run' does, publish test readings and write down what it sees.
@@ -30,31 +36,47 @@ def trial(config_path: Path, plan_path: Path, journal_path: Path, hold: bool) ->
 
     The journal has one JSON array a line: what, the instant in nanoseconds of the monotonic clock, and the rest.
     """
+    from meshnode.trial_clock import WallClock
+
+    clock = WallClock()
+    if hold:  # whoever holds the trial may set its clock
+        clock.install()
     import asyncio
+    from importlib import import_module
 
     from meshnode.cli.run import log_to_stderr, serve
     from meshnode.config import load
-    from meshnode.node import Node
     from meshnode.trial import Journal, Trial, load_plan
+    from meshnode.trial_control import Control
+    from meshnode.trial_node import TrialNode
 
     config, plan = load(config_path), load_plan(plan_path)
     log_to_stderr(config.log.level, False)
+    if plan.models or plan.infer:
+        import_module("numpy")  # 100 ms that would hold up the first seconds of the node
     with Journal(journal_path) as journal:
-        node = Node(config, config_path.parent)
-        age_s = _held(node.id) if hold else 0.0
+        node = TrialNode(config, config_path.parent, plan.models)
+        age_s = _held(node.id, Control(node, clock, journal.note)) if hold else 0.0
         watched = Trial(node, plan, journal, age_s)
         journal.note("started", node.id, time.process_time_ns())
         asyncio.run(serve(node, watched.begin, watched.end))
 
 
-def _held(node: str) -> float:
-    """Wait for the line that lets the node go: the age of the trial in seconds."""
+def _held(node: str, control: "Control") -> float:
+    """Wait for the line that lets the node go, the age of the trial in seconds; lines before and after it are told to
+    the node."""
+    from meshnode.trial_control import Lines
+
     click.echo(f"holding {node}")
-    line = sys.stdin.readline()
+    lines = Lines(sys.stdin.fileno())
+    while (line := lines.next()).startswith(b"["):
+        control.obey(line)
+    age = line[:40].decode(errors="replace")
     try:
-        age_s = float(line)
+        age_s = float(age)
     except ValueError as error:
-        raise click.UsageError(f"--hold waits for the age of the trial in seconds, not for {line[:40]!r}") from error
+        raise click.UsageError(f"--hold waits for the age of the trial in seconds, not for {age!r}") from error
     if not 0 <= age_s < 1e9:
-        raise click.UsageError(f"--hold waits for the age of the trial in seconds, not for {line[:40]!r}")
+        raise click.UsageError(f"--hold waits for the age of the trial in seconds, not for {age!r}")
+    control.listen(lines)
     return age_s

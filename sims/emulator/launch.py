@@ -1,12 +1,12 @@
 """Starts one program inside a network namespace, bound to the life of the harness.
 
-    python launch.py PARENT NAMESPACE URGENCY PROGRAM [ARGUMENT …]
+    python launch.py PARENT NAMESPACE MOUNTS URGENCY PROGRAM [ARGUMENT …]
 
 ``PARENT``: process id of the harness; when it ends, however it ends, the kernel kills the program (PR_SET_PDEATHSIG,
-which exec keeps). ``NAMESPACE``: an inherited descriptor, or -1 to stay. ``URGENCY``: priority among what runs
-before all else on this host (``SCHED_RR``, where that is allowed), for an emulated computer shares its processor with
-nobody else's work, and the air waits for nobody; 0: first among what takes turns. A program of its own, for code
-between fork and exec of a process with threads may deadlock.
+which exec keeps). ``NAMESPACE`` and ``MOUNTS``: inherited descriptors of a network and of a mount namespace, or -1 to
+stay. ``URGENCY``: priority among what runs before all else on this host (``SCHED_RR``, where that is allowed), for an
+emulated computer shares its processor with nobody else's work, and the air waits for nobody; 0: first among what takes
+turns. A program of its own, for code between fork and exec of a process with threads may deadlock.
 """
 
 import contextlib
@@ -17,19 +17,21 @@ import sys
 
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNET = 0x40000000
+_CLONE_NEWNS = 0x00020000
 _NICE = -20
 
 
-def _launch(parent: int, namespace: int, urgency: int, command: list[str]) -> None:
+def _launch(parent: int, namespace: int, mounts: int, urgency: int, command: list[str]) -> None:
     library = ctypes.CDLL(None, use_errno=True)
     if library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "the program can't be bound to the life of the harness")
     if os.getppid() != parent:  # it ended before we asked to be told
         sys.exit(1)
-    if namespace >= 0:
-        if library.setns(namespace, _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "the network namespace can't be entered")
-        os.close(namespace)
+    for descriptor, kind, what in ((namespace, _CLONE_NEWNET, "network"), (mounts, _CLONE_NEWNS, "mount")):
+        if descriptor >= 0:
+            if library.setns(descriptor, kind):
+                raise OSError(ctypes.get_errno(), f"the {what} namespace can't be entered")
+            os.close(descriptor)
     with contextlib.suppress(OSError):  # the report says how late the wire was
         os.sched_setscheduler(0, os.SCHED_RR if urgency else os.SCHED_OTHER, os.sched_param(urgency))
     with contextlib.suppress(OSError):
@@ -41,4 +43,4 @@ def _launch(parent: int, namespace: int, urgency: int, command: list[str]) -> No
 
 
 if __name__ == "__main__":
-    _launch(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+    _launch(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])

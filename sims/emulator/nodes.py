@@ -16,12 +16,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from random import Random
+from typing import Any
 
+import msgspec
+
+from protocols.limits import MS
+from sims.devices import DEVICES
+from sims.emulator.disks import Disk
 from sims.emulator.namespaces import Network, address_of
 from sims.errors import EmulatorError
-from sims.scenario import Group, Scenario
+from sims.scenario import Fault, Group, Scenario
 
 NODE_URGENCY, HARNESS_URGENCY, WIRE_URGENCY = 1, 2, 3
 """Priorities among what runs before all else on this host; see :mod:`sims.emulator.launch`."""
@@ -33,6 +40,10 @@ MESH_RELAY = "relay-1"
 """Name of the relay in its certificate."""
 RELAY_PORT = 7_450
 INBOX_PORT = 7_000
+GHOST = "ghost"
+"""Folder, below that of a lying node, of a genuine certificate of somebody who is no node of the scenario."""
+ELSEWHERE = "elsewhere"
+"""The same of another mesh; its name too."""
 _LAUNCH = Path(__file__).with_name("launch.py")
 _HOLD_S = 60.0
 """For one node to load everything, on a busy host."""
@@ -50,12 +61,13 @@ def program(name: str) -> list[str]:
 
 def launch(
     command: Sequence[str], network: Network | None, descriptors: Iterable[int] = (), urgency: int = 0,
-    errors: Path | None = None,
+    errors: Path | None = None, disk: Disk | None = None,
 ) -> "subprocess.Popen[bytes]":  # fmt: skip
     """Start a program in a network, bound to the life of this process. It gets none of the terminal's signals."""
-    namespace = network.namespace if network is not None else -1
-    inherited = [*descriptors, *([namespace] if namespace >= 0 else [])]
-    start = [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), str(namespace), str(urgency), *command]
+    namespaces = [network.namespace if network is not None else -1, disk.namespace if disk is not None else -1]
+    inherited = [*descriptors, *(namespace for namespace in namespaces if namespace >= 0)]
+    settings = [str(number) for number in (os.getpid(), *namespaces, urgency)]
+    start = [sys.executable, "-I", "-S", str(_LAUNCH), *settings, *command]
     log = subprocess.DEVNULL if errors is None else os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         return subprocess.Popen(  # noqa: S603 - our own programs
@@ -100,6 +112,11 @@ class RealNode:
         """Whether it should be running: an end that nobody wanted is a finding."""
         self.urgent = False
         """Whether it runs before all else on this host."""
+        self.disk: Disk | None = None
+        """Of its own, for what it stores; None: that of this host."""
+        self._told: dict[str, bytes] = {}
+        self._clock_ns = self._drift_ppb = 0
+        self._made_ns = time.monotonic_ns()
 
     @property
     def journal(self) -> Path:
@@ -119,7 +136,7 @@ class RealNode:
         """Start its next life, up to where it waits."""
         command = [*program("meshnode"), "trial", str(self.folder / "node.toml"), "--plan",
                    str(self.folder / "plan.toml"), "--journal", str(self.journal), "--hold"]  # fmt: skip
-        self.held = launch(command, self.network, errors=self.errors)
+        self.held = launch(command, self.network, errors=self.errors, disk=self.disk)
 
     def let_go(self, age_s: float) -> None:
         """The held life begins now, when the run is ``age_s`` old."""
@@ -130,8 +147,21 @@ class RealNode:
         if self.urgent:  # not before: what loads need not hold up what runs
             with contextlib.suppress(OSError):
                 os.sched_setscheduler(process.pid, os.SCHED_RR, os.sched_param(NODE_URGENCY))
-        process.stdin.write(f"{age_s:.6f}\n".encode())
+        process.stdin.write(b"".join(self._told.values()) + f"{age_s:.6f}\n".encode())
         process.stdin.flush()
+
+    def tell(self, command: str, *arguments: Any) -> None:
+        """Have the running life do something, as ``meshnode.trial_control`` lists it."""
+        process = self.running
+        if process is not None and process.stdin is not None:
+            with contextlib.suppress(OSError):  # it has just ended; that is seen elsewhere
+                process.stdin.write(msgspec.json.encode((command, *arguments)) + b"\n")
+                process.stdin.flush()
+
+    def set(self, command: str, *arguments: Any) -> None:
+        """:meth:`tell` this life and every later one, before it begins."""
+        self._told[command] = msgspec.json.encode((command, *arguments)) + b"\n"
+        self.tell(command, *arguments)
 
     def kill(self) -> None:
         """As a power failure: no goodbye."""
@@ -140,8 +170,23 @@ class RealNode:
             end_process(self.running, 0.0)
             self.running = None
 
+    def set_clock(self, random: Random) -> None:
+        """Draw how wrong its UTC is from the start and how much it gains. Its monotonic clock is that of this host."""
+        self._clock_ns = int(random.gauss(0, self.group.clock_skew_ms) * MS)
+        self._drift_ppb = int(random.gauss(0, self.group.clock_drift_ppm) * 1_000)
+        if self._clock_ns or self._drift_ppb:
+            self.clock_jump(0)
+
+    def clock_jump(self, by_ns: int) -> None:
+        """Its UTC is so much further from now on."""
+        self._clock_ns += by_ns
+        self.set("clock", self._clock_ns, self._drift_ppb, self._made_ns)
+
     def lose_disk(self) -> None:
         """What its last life stored is gone."""
+        if self.disk is not None:
+            self.disk.lose()
+            return
         shutil.rmtree(self.folder / "state", ignore_errors=True)
 
     def stop(self) -> None:
@@ -162,12 +207,16 @@ class RealNode:
         return self.wanted and self.running is not None and self.running.poll() is not None
 
 
-def prepare(scenario: Scenario, folder: Path, networks: Sequence[Network]) -> list[RealNode]:
+def prepare(
+    scenario: Scenario, folder: Path, networks: Sequence[Network], tape: Sequence[Fault], seed: int
+) -> list[RealNode]:
     """Write everything that the nodes need below ``folder``; certificates are valid for a day. A network more than
-    nodes is that of the relay, whose certificate is made too.
+    nodes is that of the relay, whose certificate is made too. ``tape``: tells whose disk needs room of its own.
 
-    :raises EmulatorError: certificates can't be made.
+    :raises EmulatorError: certificates or disks can't be made.
     """
+    clocks = Random(f"{seed}/clocks")
+    own_disks = frozenset(name for fault in tape if fault.kind == "full-disk" for name in fault.nodes)
     authority = folder / "authority"
     _finish(_run([*program("meshnode"), "mesh", "init", "--name", MESH, "--days", "1", str(authority)]))
     nodes: list[RealNode] = []
@@ -181,18 +230,41 @@ def prepare(scenario: Scenario, folder: Path, networks: Sequence[Network]) -> li
             _finish(issuing.pop(0))
     if len(networks) > len(nodes):
         issuing.append(_run(_issue("relay", MESH_RELAY, folder / MESH_RELAY, authority)))
+    for name in dict.fromkeys(name for fault in tape if fault.kind == "false-adverts" for name in fault.nodes):
+        issuing += _strangers(name, folder, authority)
     for process in issuing:
         _finish(process)
+    phases = _phases(scenario, seed)
     for node in nodes:
         node.urgent = len(nodes) <= URGENT_NODES_PER_CORE * (os.cpu_count() or 1)
+        node.set_clock(clocks)
+        if node.name in own_disks:
+            node.disk = Disk(node.folder / "state")
         (node.folder / "node.toml").write_text(_config(scenario, node))
-        (node.folder / "plan.toml").write_text(_plan(scenario, node))
+        (node.folder / "plan.toml").write_text(_plan(scenario, node, phases))
     return nodes
+
+
+def ghost_of(name: str) -> str:
+    """The stranger who knocks from the host of a node, as :mod:`sims.faults` calls it."""
+    return f"ghost-{name}"[:63]
 
 
 def _issue(role: str, name: str, folder: Path, authority: Path) -> list[str]:
     command = [*program("meshnode"), "mesh", "issue", "--role", role, "--id", name, "--days", "1"]
     return [*command, "--out", str(folder), str(authority)]
+
+
+def _strangers(name: str, folder: Path, authority: Path) -> "list[subprocess.Popen[bytes]]":
+    """Certificates of the stranger on the host of a lying node: one of this mesh, one of another."""
+    elsewhere = folder / ELSEWHERE
+    if not elsewhere.exists():
+        _finish(_run([*program("meshnode"), "mesh", "init", "--name", ELSEWHERE, "--days", "1", str(elsewhere)]))
+    ghost, of_node = ghost_of(name), folder / name
+    return [
+        _run(_issue("vehicle", ghost, of_node / GHOST, authority)),
+        _run(_issue("vehicle", ghost, of_node / ELSEWHERE, elsewhere)),
+    ]
 
 
 def _run(command: list[str]) -> "subprocess.Popen[bytes]":
@@ -310,7 +382,21 @@ def _kind(group: Group) -> str:
     return "veh" if group.role == "vehicle" else "rsu"
 
 
-def _plan(scenario: Scenario, node: RealNode) -> str:
+def _phases(scenario: Scenario, seed: int) -> dict[tuple[int, str], float]:
+    """By number of the inference and node: when in each period it is asked for, in seconds, as the simulator draws it.
+    A rhythm instead would have nodes that start one after the other fall into step."""
+    random = Random(f"{seed}/traffic")
+    for traffic in scenario.traffic:
+        for _ in scenario.members(traffic.group):
+            random.random()
+    return {
+        (number, name): random.random() / asked.rate_hz
+        for number, asked in enumerate(scenario.inference)
+        for name in scenario.members(asked.group)
+    }
+
+
+def _plan(scenario: Scenario, node: RealNode, phases: Mapping[tuple[int, str], float]) -> str:
     text = f"subscribe = {json.dumps(subscriptions(scenario, node.group))}\n"
     for number, traffic in enumerate(scenario.traffic):
         if traffic.group == node.group.name:
@@ -329,4 +415,21 @@ phase_s = {phase_s}
     for spread in scenario.gossip:
         if spread.author == node.name:
             text += f"\n[[spread]]\nat_s = {spread.at_s}\nsize_bytes = {spread.size_bytes}\n"
+    for number, asked in enumerate(scenario.inference):
+        if not asked.offered_by or node.group.name in asked.offered_by:
+            text += f"""
+[[models]]
+name = "model-{number}"
+compute_ms = {asked.compute_ms * DEVICES[node.group.device].factor}
+output_bytes = {asked.output_bytes}
+"""
+        if asked.group == node.group.name:
+            text += f"""
+[[infer]]
+model = "model-{number}"
+rate_hz = {asked.rate_hz}
+input_bytes = {asked.input_bytes}
+deadline_ms = {asked.deadline_ms}
+phase_s = {phases[number, node.name]}
+"""
     return text

@@ -14,10 +14,11 @@ from msgspec import Struct, field
 
 from protocols import limits
 from sims.emulator.disturbances import Disturbances
+from sims.emulator.promises import Promises, passed_over
 from sims.links import Places
 from sims.media import Media
 from sims.result import Recorder
-from sims.scenario import Scenario
+from sims.scenario import Fault, Scenario
 
 Line = tuple[int, str, list[Any]]
 """Nanoseconds since the start of the run, the node, and the line of its journal."""
@@ -71,11 +72,13 @@ class Observation:
     """Replays the journals of one run."""
 
     def __init__(
-        self, scenario: Scenario, recorder: Recorder, places: Places, media: Media, disturbances: Disturbances
-    ) -> None:
-        """``places``, ``media`` and ``disturbances`` (of ``media``) as the wire has them, but fresh ones."""
+        self, scenario: Scenario, tape: Sequence[Fault], recorder: Recorder, places: Places, media: Media,
+    ) -> None:  # fmt: skip
+        """``places`` and ``media`` as the wire has them, but fresh ones."""
         self.found = Found()
-        self._recorder, self._places, self._media, self._disturbances = recorder, places, media, disturbances
+        self._recorder, self._places, self._media = recorder, places, media
+        self._disturbances = Disturbances(scenario.names, tape, media)
+        self._promises = Promises(scenario.names, tape, recorder)
         self._attempts = scenario.radio.retries + 1
         self._backbones = [
             frozenset(number for number, backbone in enumerate(scenario.backbone) if group.name in backbone.groups)
@@ -105,7 +108,9 @@ class Observation:
         for at_ns, node, line in lines:
             self._look(min(at_ns, end_ns))
             self._tell(max(at_ns, 0), node, line, end_ns)
+            self._promises.tell(max(at_ns, 0), node, line)
         self._look(end_ns)
+        self._promises.end(end_ns)
         for wanted in self._wanted.values():
             for distance_m in wanted.values():
                 self._recorder.wanted(distance_m, False)
@@ -174,20 +179,18 @@ class Observation:
                 self._deliver(now_ns, node, origin, key, sequence)
             case ["found", _, str(other)]:
                 self._adverts.setdefault((node, other), now_ns)
-            case ["met", _, str(other), *_]:
+            case ["met", _, str(other), *_] if other in self._number:
                 self._meet(now_ns, node, other)
-            case ["dead" | "left", _, str(other), *_]:
-                self._known[node].pop(other, None)
-                self._links_open.pop((node, other), None)
-                recorder.occurred("death" if line[0] == "dead" else "goodbye", now_ns, node, other)
-            case ["refuted", _, str(other)]:
-                recorder.occurred("refutation", now_ns, node, other)
+            case ["dead" | "left" | "refuted", _, str(other), *_]:
+                self._part(now_ns, node, other, line[0])
             case ["refused", _, str(who), str(code), str(_)]:
                 recorder.occurred("refusal", now_ns, node, who, code)
+            case ["entry_refused", _, str(who), *what]:
+                recorder.occurred("entry-refused", now_ns, node, who, ", ".join(map(str, what)))
             case ["entry", _, str(author), str(kind), int(version), *_]:
                 recorder.spread(now_ns, node, f"{author}/{kind}", version)
-            case ["answered", _, str(by), int(took_ns), str(failure)]:
-                recorder.answered(now_ns, node, by, took_ns, failure)
+            case ["result" | "answered", *_]:
+                self._tell_inference(now_ns, node, line)
             case ["started", _, _, int(cpu_ns)]:
                 self._start(now_ns, node, cpu_ns / _SECOND)
             case ["cpu", _, int(cpu_ns)]:
@@ -195,6 +198,18 @@ class Observation:
                 self.found.cpu_at.append((now_ns / _SECOND, sum(self._cpu.values())))
             case ["ended", _, _, int(cpu_ns), dict(statistics), list(drops), _]:
                 self._end(node, cpu_ns / _SECOND, statistics, drops)
+            case _:
+                pass
+
+    def _tell_inference(self, now_ns: int, node: str, line: list[Any]) -> None:
+        match line:
+            case ["result", _, int(_), str(by), int(took_ns), str(failure), _]:
+                self._recorder.answered(now_ns, node, by, took_ns, failure)
+            case ["answered", _, str(by), int(_), "", list(runs)]:
+                passed = passed_over(runs, by)
+                if passed is not None:
+                    what = "fallback" if by == node else "failover"
+                    self._recorder.occurred(what, now_ns, node, by, ": ".join(passed))
             case _:
                 pass
 
@@ -216,6 +231,12 @@ class Observation:
         reach_ns = self._in_range.get((self._number[node], self._number[other]), now_ns)
         possible_ns = max(self._started.get(node, 0), self._started.get(other, 0), reach_ns)
         self._recorder.met(now_ns, node, other, min(possible_ns, now_ns))
+
+    def _part(self, now_ns: int, node: str, other: str, how: str) -> None:
+        if how != "refuted":
+            self._known[node].pop(other, None)
+            self._links_open.pop((node, other), None)
+        self._recorder.occurred({"dead": "death", "left": "goodbye"}.get(how, "refutation"), now_ns, node, other)
 
     def _publish(self, now_ns: int, node: str, key: str, sequence: int, end_ns: int) -> None:
         self._published[node, key, sequence] = now_ns

@@ -4,15 +4,14 @@ Order: networks, certificates, nodes loaded and held, the wire; then the run, wh
 the ends, and the journals are read. Ctrl-C ends the run early and keeps what was seen until then. Networks have no
 names and processes are bound to this one, so that nothing survives it, however it ends.
 
-Left out: clock jumps (all processes of a host have one clock, and moving it would move everybody's), full disks, and
-peers that lie, which would need a node that is not the real one. A scenario that has them is refused with their names.
+Left out: drift of the monotonic clocks, which all processes of a host share, and classes of computers, but for the time
+that models take: everything else takes what it takes here.
 """
 
 import os
 import platform
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,7 +21,9 @@ from random import Random
 import msgspec
 
 from protocols.limits import SECOND
-from sims.emulator.disturbances import ON_THE_AIR, Disturbances
+from sims.emulator.disturbances import ON_THE_AIR
+from sims.emulator.hosts import ON_HOSTS, Hosts
+from sims.emulator.lies import LIAR_LOG
 from sims.emulator.namespaces import STILL_WORKS, Network, check_possible, open_network
 from sims.emulator.nodes import (
     HARNESS_URGENCY,
@@ -41,7 +42,7 @@ from sims.emulator.wire import WireReport
 from sims.emulator.wire_process import Job
 from sims.emulator.workplace import workplace
 from sims.errors import EmulatorError
-from sims.faults import plan
+from sims.faults import Faults, plan
 from sims.media import Media
 from sims.mobility import places
 from sims.recorder import Recording
@@ -50,9 +51,7 @@ from sims.scenario import Fault, Scenario
 
 MAX_NODES = 64
 """Processes of 60 MB each; a host with more memory and cores than most laptops is no reason to fill it."""
-TO_PROCESSES = frozenset({"crash", "slow-node"})
-SUPPORTED = ON_THE_AIR | TO_PROCESSES
-WITH_RELAY = frozenset({"relay-outage"})
+SUPPORTED = ON_THE_AIR | ON_HOSTS | {"relay-outage"}
 LATE_SHARE = 0.25
 """Of the radio's latency: a wire that is later than this at p99 is another radio. 0.25 is how far the two harnesses may
 be apart in a comparison."""
@@ -63,8 +62,6 @@ _LEAD_S = 0.5
 _LOOK_S = 0.25
 _WIRE_ENDS_S = 10.0
 _RELAY_ENDS_S = 10.0
-_PULSE_S = 0.1
-"""Period of the stops of a slow node."""
 
 Say = Callable[[str], None]
 
@@ -96,16 +93,10 @@ def _checked(scenario: Scenario, seed: int) -> tuple[Fault, ...]:
             f"smaller, or simulate it; {STILL_WORKS}"
         )
     tape = plan(scenario, seed)
-    supported = SUPPORTED | WITH_RELAY if has_relay(scenario) else SUPPORTED
-    if unsupported := sorted({fault.kind for fault in tape} - supported):
+    if unsupported := sorted({fault.kind for fault in tape} - SUPPORTED):
         raise EmulatorError(
             f"{scenario.name} has {', '.join(unsupported)}, which can't be done to real nodes on one host (possible "
-            f"are {', '.join(sorted(supported))}): leave it out, or simulate; {STILL_WORKS}"
-        )
-    if scenario.inference:
-        raise EmulatorError(
-            f"{scenario.name} asks for inferences, which the emulator's nodes have no models for: leave [[inference]] "
-            f"out, or simulate; {STILL_WORKS}"
+            f"are {', '.join(sorted(SUPPORTED))}): leave it out, or simulate; {STILL_WORKS}"
         )
     return tape
 
@@ -117,7 +108,6 @@ class Emulation:
         self._scenario, self._seed, self._tape, self._folder, self._say = scenario, seed, tape, folder, say
         self._networks: list[Network] = []
         self._nodes: list[RealNode] = []
-        self._spares: dict[tuple[str, float], RealNode] = {}
         self._relay: RealRelay | None = None
         self._accounts: list[Account] = []
         self._wire: subprocess.Popen[bytes] | None = None
@@ -126,7 +116,8 @@ class Emulation:
         self._ended_ns = 0
         self._interrupted = False
         self._findings: list[tuple[int, str, str]] = []
-        self._slow: list[threading.Event] = []
+        self._hosts: Hosts | None = None
+        self._recording = Recording(scenario)
 
     # --- before ----------------------------------------------------------------------------------------------------
     def set_up(self) -> None:
@@ -136,7 +127,7 @@ class Emulation:
         for number in range(hosts):
             self._networks.append(open_network(number, hosts))
         self._say(f"{len(names)} networks; making certificates")
-        self._nodes = prepare(self._scenario, self._folder, self._networks)
+        self._nodes = prepare(self._scenario, self._folder, self._networks, self._tape, self._seed)
         command = [sys.executable, "-m", "sims.emulator.wire_process"]
         taps = [network.tap for network in self._networks]
         self._wire = launch(command, None, taps, WIRE_URGENCY, errors=self._folder / "wire.log")
@@ -146,6 +137,7 @@ class Emulation:
             self._relay = RealRelay(len(names), self._networks[-1], self._folder / MESH_RELAY)
             self._relay.start()
             self._relay.wait_until_ready()
+        self._hosts = Hosts(self._nodes, self._relay, self._tape, self._seed)
 
     # --- the run ---------------------------------------------------------------------------------------------------
     def run(self) -> None:
@@ -155,20 +147,22 @@ class Emulation:
         job = Job(self._scenario, self._seed, self._tape, taps, self._zero_ns)
         assert self._wire is not None, "set_up() starts it"
         assert self._wire.stdin is not None, "launch() gives it a pipe"
+        assert self._hosts is not None, "set_up() knows them"
+        self._hosts.begin(self._zero_ns)
+        Faults(self._tape, self._scenario, self._hosts, self._recording).arm()
         try:
             self._wire.stdin.write(msgspec.json.encode(job) + b"\n")
             self._wire.stdin.flush()
             self._say(f"running for {self._scenario.duration_s:g} s")
             with _punctual():
-                self._follow(self._schedule())
+                self._follow(self._hosts)
         except KeyboardInterrupt:
             self._interrupted = True
             self._say("interrupted: keeping what was seen")
         except BrokenPipeError as error:
             raise EmulatorError(f"the wire ended: {self._wire_words()}") from error
         self._ended_ns = min(time.monotonic_ns() - self._zero_ns, int(self._scenario.duration_s * 1e9))
-        for over in self._slow:
-            over.set()
+        self._hosts.end()
         stuck = end_all(self._nodes)
         self._findings += [(self._ended_ns, name, "did not leave when told to") for name in stuck]
         if self._relay is not None:  # it has what the nodes sent when they left
@@ -176,51 +170,16 @@ class Emulation:
             self._accounts = self._relay.accounts()
         self._report = self._end_wire()
 
-    def _schedule(self) -> list[tuple[float, int, Callable[[], None]]]:
-        """(second, order, what to do), the latest first."""
-        entries: list[tuple[float, Callable[[], None]]] = []
-        for node in self._nodes:
-            index = int(node.name.rpartition("-")[2])
-            entries.append((node.group.start_s + index * node.group.stagger_s, self._starter(node)))
-        by_name = {node.name: node for node in self._nodes}
-        for fault in self._tape:
-            if fault.kind == "relay-outage" and self._relay is not None:
-                entries.append((fault.at_s, self._relay.kill))
-                if fault.for_s:
-                    entries.append((fault.at_s + fault.for_s, self._relay.start))
-            for name in fault.nodes if fault.kind in TO_PROCESSES else ():
-                entries += self._trouble(fault, by_name[name])
-        ordered = [(at_s, order, action) for order, (at_s, action) in enumerate(entries)]
-        return sorted(ordered, key=lambda entry: entry[:2], reverse=True)
-
-    def _starter(self, node: RealNode) -> Callable[[], None]:
-        return lambda: node.let_go((time.monotonic_ns() - self._zero_ns) / SECOND)
-
-    def _trouble(self, fault: Fault, node: RealNode) -> list[tuple[float, Callable[[], None]]]:
-        over_s = fault.at_s + fault.for_s
-        if fault.kind == "slow-node":
-            over = threading.Event()
-            self._slow.append(over)
-            entries: list[tuple[float, Callable[[], None]]] = [(fault.at_s, lambda: _slow_down(node, fault, over))]
-            return [*entries, (over_s, over.set)] if fault.for_s else entries
-        entries = [(fault.at_s, node.kill)]
-        if fault.for_s:
-            entries.append((fault.at_s, node.hold))  # its next life loads while it is down
-            if not fault.keep_disk:
-                entries.append((fault.at_s, node.lose_disk))
-            entries.append((over_s, self._starter(node)))
-        return entries
-
-    def _follow(self, schedule: list[tuple[float, int, Callable[[], None]]]) -> None:
+    def _follow(self, hosts: Hosts) -> None:
         while True:
-            passed_s = (time.monotonic_ns() - self._zero_ns) / 1e9
-            while schedule and schedule[-1][0] <= passed_s:
-                schedule.pop()[2]()
+            due_ns, passed_s = hosts.play(), hosts.now / SECOND
             if passed_s >= self._scenario.duration_s:
                 return
             self._look_after(passed_s)
-            next_s = min(schedule[-1][0] if schedule else self._scenario.duration_s, passed_s + _LOOK_S)
-            time.sleep(max(0.0, next_s - (time.monotonic_ns() - self._zero_ns) / 1e9))
+            hosts.look_after()
+            end_s = min(self._scenario.duration_s, passed_s + _LOOK_S)
+            next_s = end_s if due_ns is None else min(end_s, due_ns / SECOND)
+            time.sleep(max(0.0, next_s - (time.monotonic_ns() - self._zero_ns) / SECOND))
 
     def _look_after(self, passed_s: float) -> None:
         for node in self._nodes:
@@ -249,9 +208,12 @@ class Emulation:
 
     def close(self) -> None:
         """End what still runs, at once."""
-        for over in self._slow:
-            over.set()
+        if self._hosts is not None:
+            self._hosts.end()
         end_all(self._nodes, 0.0)
+        for node in self._nodes:
+            if node.disk is not None:
+                node.disk.close()
         if self._relay is not None:
             self._relay.kill()
         if self._wire is not None:
@@ -265,11 +227,10 @@ class Emulation:
         scenario, seed = self._scenario, self._seed
         if keep is not None:
             self._keep(keep)
-        recording = Recording(scenario)
+        recording = self._recording
         where = places(scenario, Random(f"{seed}/places"))
         media = Media(scenario, where, Random(f"{seed}/links"))
-        disturbances = Disturbances(scenario.names, self._tape, media)
-        observation = Observation(scenario, recording, where, media, disturbances)
+        observation = Observation(scenario, self._tape, recording, where, media)
         for node in self._nodes:
             observation.subscribed(node.name, frozenset(subscriptions(scenario, node.group)))
         lines = read_journals({node.name: node.journal for node in self._nodes}, self._zero_ns, self._ended_ns)
@@ -285,9 +246,6 @@ class Emulation:
                 f"{account.origin}: of {account.issued} records {account.stored} are stored, the rest is unexplained"
             )
             recording.judge("records_accounted_for", account.adds_up, detail, self._ended_ns)
-        for at_ns, what, fault in _told(self._tape):
-            if at_ns <= self._ended_ns:
-                recording.occurred(what, at_ns, ", ".join(fault.nodes), ", ".join(fault.others))
         for second, share in enumerate(self._report.load):
             recording.busy(second * 1_000_000_000, share)
         result = recording.result(
@@ -333,7 +291,8 @@ class Emulation:
         """Journals and what processes wrote to standard error; no keys."""
         keep.mkdir(parents=True, exist_ok=True)
         for node in self._nodes:
-            for source, suffix in ((node.journal, "jsonl"), (node.errors, "log")):
+            files = ((node.journal, "jsonl"), (node.errors, "log"), (node.folder / LIAR_LOG, LIAR_LOG))
+            for source, suffix in files:
                 if source.exists():
                     (keep / f"{node.name}.{suffix}").write_bytes(source.read_bytes())
 
@@ -356,29 +315,5 @@ def late_bound_ms(scenario: Scenario) -> float:
     return min(MOST_LATE_MS, max(LEAST_LATE_MS, LATE_SHARE * scenario.radio.latency_ms))
 
 
-def _told(tape: tuple[Fault, ...]) -> list[tuple[int, str, Fault]]:
-    """What happens when, in the simulator's words."""
-    told: list[tuple[int, str, Fault]] = [(round(fault.at_s * SECOND), fault.kind, fault) for fault in tape]
-    for fault in tape:
-        if fault.for_s:
-            back = "restart" if fault.keep_disk else "restart without disk"
-            what = back if fault.kind == "crash" else f"{fault.kind} over"
-            told.append((round((fault.at_s + fault.for_s) * SECOND), what, fault))
-    return sorted(told, key=lambda entry: entry[0])
-
-
 def _cpu_until(found: Found, second: float) -> float:
     return max((cpu_s for at_s, cpu_s in found.cpu_at if at_s <= second + 1.0), default=0.0)
-
-
-def _slow_down(node: RealNode, fault: Fault, over: threading.Event) -> None:
-    """Stop the process for most of each period, so that it gets its share of the time."""
-    threading.Thread(target=_pulse, args=(node, fault.factor, over), name="pulse", daemon=True).start()
-
-
-def _pulse(node: RealNode, factor: float, over: threading.Event) -> None:
-    while not over.is_set():
-        node.stop()
-        over.wait(_PULSE_S * (1 - 1 / factor))
-        node.go_on()
-        over.wait(_PULSE_S / factor)
