@@ -99,59 +99,75 @@ def _busy(offered: float) -> float:
 QUIET: Final = Load(0.0, [])
 
 
+class Transmitter:
+    """One node on the channel."""
+
+    __slots__ = ("bulk_free_ns", "free_ns", "heard_ns", "load", "near", "sent_ns")
+
+    def __init__(self) -> None:
+        self.sent_ns = 0
+        """Airtime for the window that runs …"""
+        self.heard_ns = 0
+        """… and what of the last one was on the air."""
+        self.load: Load | None = QUIET
+        """Of the last window; None: to be made by :meth:`Channel.load`."""
+        self.near: list[int] | None = None
+        self.free_ns = 0
+        """When it has finished its lone frames …"""
+        self.bulk_free_ns = 0
+        """… and its messages of several."""
+
+
 class Channel:
     """The airtime of all nodes. Who writes to ``sent_ns`` has called :meth:`turn` first when ``now_ns >= turn_ns``."""
 
     def __init__(self, nodes: int, neighbours: Callable[[int], list[int]]) -> None:
-        self.sent_ns = [0] * nodes
-        """Airtime that each node has for the window that runs."""
-        self.loads: list[Load | None] = [QUIET] * nodes
-        """Of the last window; None: to be made by :meth:`load`."""
+        self.transmitters = [Transmitter() for _ in range(nodes)]
         self.turn_ns = WINDOW_NS
-        self._heard_ns = [0] * nodes
         self._neighbours = neighbours
-        self._near: list[list[int] | None] = [None] * nodes
         self._near_until_ns = 0
         self._overloaded = False
 
     def turn(self, now_ns: int) -> None:
         """Begin the window that ``now_ns`` is in."""
         while self.turn_ns <= now_ns:
-            if any(self.sent_ns) or any(self._heard_ns):
+            if any(air.sent_ns or air.heard_ns for air in self.transmitters):
                 self._close()
                 self.turn_ns += WINDOW_NS
             else:
                 self.turn_ns += ((now_ns - self.turn_ns) // WINDOW_NS + 1) * WINDOW_NS
-            self.loads[:] = [None] * len(self.loads)
+            for air in self.transmitters:
+                air.load = None
         if self.turn_ns > self._near_until_ns:
-            self._near[:] = [None] * len(self._near)
+            for air in self.transmitters:
+                air.near = None
             self._near_until_ns = self.turn_ns + _NEAR_NS
 
     def _close(self) -> None:
         """A window is over; what a node had no time for goes on in the next one."""
-        sent_ns = self.sent_ns
-        if self._overloaded or max(sent_ns) > WINDOW_NS:
-            carried_ns = [
-                min(sent, int(WINDOW_NS / self.load(node).stretch)) if sent else 0 for node, sent in enumerate(sent_ns)
+        if self._overloaded or max(air.sent_ns for air in self.transmitters) > WINDOW_NS:
+            stretches = [
+                self.load(number).stretch if air.sent_ns else 1.0 for number, air in enumerate(self.transmitters)
             ]
-            self._heard_ns = [min(sent, WINDOW_NS) for sent in sent_ns]
-            sent_ns[:] = [sent - carried for sent, carried in zip(sent_ns, carried_ns, strict=True)]
+            for air, stretch in zip(self.transmitters, stretches, strict=True):
+                air.heard_ns = min(air.sent_ns, WINDOW_NS)
+                air.sent_ns -= min(air.sent_ns, int(WINDOW_NS / stretch))
         else:
-            self._heard_ns = sent_ns[:]
-            sent_ns[:] = [0] * len(sent_ns)
+            for air in self.transmitters:
+                air.heard_ns, air.sent_ns = air.sent_ns, 0
         self._overloaded = False
 
     def load(self, node: int) -> Load:
         """What ``node`` heard in the last whole window."""
-        load = self.loads[node]
+        air = self.transmitters[node]
+        load = air.load
         if load is None:
-            heard_ns = self._heard_ns
-            near = self._near[node]
-            if near is None:
-                near = self._near[node] = self._neighbours(node)
-            loads = [heard_ns[other] / WINDOW_NS for other in near if heard_ns[other]]
-            own = heard_ns[node] / WINDOW_NS
-            load = self.loads[node] = Load(own, loads) if loads or own else QUIET
+            if air.near is None:
+                air.near = self._neighbours(node)
+            heard_ns = [self.transmitters[other].heard_ns for other in air.near]
+            loads = [other_ns / WINDOW_NS for other_ns in heard_ns if other_ns]
+            own = air.heard_ns / WINDOW_NS
+            load = air.load = Load(own, loads) if loads or own else QUIET
             if load.stretch > 1:
                 self._overloaded = True
         return load

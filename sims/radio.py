@@ -84,10 +84,7 @@ class Radio:
         """Pairs that know each other's link-layer addresses; looked into, never gone through."""
         self._shadows: dict[int, tuple[float, float, float, float, float]] = {}
         self._channel = Channel(nodes, self._cells.neighbours if radio.shared else _nobody)
-        self._loads, self._sent_ns = self._channel.loads, self._channel.sent_ns
-        self._free_ns = [0] * nodes
-        """When a sender has finished its lone frames."""
-        self._bulk_free_ns = [0] * nodes
+        self._air = self._channel.transmitters
         self._latency_ns = int(radio.latency_ms * MS)
         self._jitter_ns = int(radio.jitter_ms * MS)
         self._collisions = radio.shared and radio.model != "ideal"
@@ -176,7 +173,7 @@ class Radio:
     def _load(self, node: int, now_ns: int) -> Load:
         if now_ns >= self._channel.turn_ns:
             self._channel.turn(now_ns)
-        return self._loads[node] or self._channel.load(node)
+        return self._air[node].load or self._channel.load(node)
 
     def _failure(self, pair: _Pair, receiver: int, now_ns: int) -> float:
         """Of one attempt, collisions included."""
@@ -186,11 +183,11 @@ class Radio:
 
     def _send(self, sender: int, airtime: int, load: Load, now_ns: int) -> int | None:
         """When a packet leaves the air whose queue is bounded; None: it was dropped."""
-        free_ns = self._free_ns[sender]
+        free_ns = self._air[sender].free_ns
         if free_ns - now_ns > LONGEST_QUEUE_NS:
             return None
-        self._sent_ns[sender] += airtime
-        self._free_ns[sender] = gone_ns = max(free_ns, now_ns) + int(airtime * load.stretch)
+        self._air[sender].sent_ns += airtime
+        self._air[sender].free_ns = gone_ns = max(free_ns, now_ns) + int(airtime * load.stretch)
         return gone_ns
 
     # --- datagrams and frames --------------------------------------------------------------------------------------
@@ -247,27 +244,28 @@ class Radio:
             return None
         if now_ns >= self._channel.turn_ns:
             self._channel.turn(now_ns)
-        load = self._loads[sender] or self._channel.load(sender)
+        air, far = self._air[sender], self._air[receiver]
+        load = air.load or self._channel.load(sender)
         if hidden:
-            far = self._loads[receiver] or self._channel.load(receiver)
-            if far.collided:
-                failure = 1.0 - (1.0 - failure) * math.exp(-far.collided * hidden)
+            collided = (far.load or self._channel.load(receiver)).collided
+            if collided:
+                failure = 1.0 - (1.0 - failure) * math.exp(-collided * hidden)
         if size_bytes > _LONE_BYTES:
             return self._burst_ns(sender, size_bytes, failure, load, now_ns)
         airtime = self._lone_ns[size_bytes]
-        self._sent_ns[sender] += airtime + self._confirmed_ns
-        free_ns = self._free_ns[sender]
+        air.sent_ns += airtime + self._confirmed_ns
+        free_ns = air.free_ns
         if free_ns < now_ns:  # noqa: PLR1730  max() takes three times as long
             free_ns = now_ns
         free_ns += airtime if load.stretch == 1.0 else int(airtime * load.stretch)
-        if self._bulk_free_ns[sender] > now_ns:
-            self._bulk_free_ns[sender] += airtime
+        if air.bulk_free_ns > now_ns:
+            air.bulk_free_ns += airtime
             free_ns += self._full_ns
-        self._free_ns[sender] = free_ns + ACKNOWLEDGED_NS
-        back_ns = self._free_ns[receiver]  # its TCP acknowledges, and what it sends itself waits for that
+        air.free_ns = free_ns + ACKNOWLEDGED_NS
+        back_ns = far.free_ns  # its TCP acknowledges, and what it sends itself waits for that
         if back_ns < now_ns:  # noqa: PLR1730  as above
             back_ns = now_ns
-        self._free_ns[receiver] = back_ns + self._back_ns
+        far.free_ns = back_ns + self._back_ns
         chance = self._draw()
         if chance < failure:
             late_ns = self._late_ns(sender, airtime, chance, failure, load)
@@ -288,7 +286,7 @@ class Radio:
         failed = int(math.log(max(chance, _TINY)) / math.log(failure))
         lost, again = divmod(failed, self._attempts)
         # What was lost altogether is sent again much later, one at a time: one packet's attempts are in this window.
-        self._sent_ns[sender] += min(failed, self._attempts) * airtime
+        self._air[sender].sent_ns += min(failed, self._attempts) * airtime
         late_ns = int(again * (airtime + ACKNOWLEDGED_NS) * load.stretch)
         if lost:
             round_trip_ns = self._round_trip_ns(airtime)
@@ -302,9 +300,9 @@ class Radio:
         attempts = (1.0 - lost) / (1.0 - failure)
         frame_ns = int((self._full_ns + ACKNOWLEDGED_NS) * attempts)
         total_ns = segments * frame_ns
-        self._sent_ns[sender] += total_ns + segments // 2 * self._confirmed_ns
-        begun_ns = max(now_ns, self._free_ns[sender], self._bulk_free_ns[sender])
-        self._bulk_free_ns[sender] = gone_ns = begun_ns + int(total_ns * load.stretch)
+        self._air[sender].sent_ns += total_ns + segments // 2 * self._confirmed_ns
+        begun_ns = max(now_ns, self._air[sender].free_ns, self._air[sender].bulk_free_ns)
+        self._air[sender].bulk_free_ns = gone_ns = begun_ns + int(total_ns * load.stretch)
         round_trip_ns = self._round_trip_ns(frame_ns)
         gone_ns += growth_ns(segments, int(frame_ns * load.stretch), round_trip_ns)
         stall_ns = message_stall_ns(segments, lost, round_trip_ns, self._draw)
@@ -327,7 +325,7 @@ class Radio:
             load = self._load(ends[away], now_ns)
             failure = self._failure(pairs[away], ends[1 - away], now_ns)
             airtime = airtime_ns(size_bytes, self._rate_mbps)
-            self._sent_ns[ends[away]] += airtime + ACKNOWLEDGED_NS
+            self._air[ends[away]].sent_ns += airtime + ACKNOWLEDGED_NS
             elapsed_ns += int(airtime * load.stretch) + self._latency_ns
             elapsed_ns += int(self._draw() * (self._jitter_ns + load.wait_ns))
             chance = self._draw()

@@ -21,7 +21,6 @@ _LOOKS_PER_S = 300
 it is known less well since when two could have met."""
 _GRACE_NS = limits.SECOND
 """A reading that has not come by then, or within its lifespan, did not come."""
-_NOTHING: dict[int, int] = {}
 
 
 class _Probe:
@@ -32,6 +31,16 @@ class _Probe:
         self.came: dict[int, None] = {}
 
 
+class _Origin:
+    """What has to be known of whoever published a reading."""
+
+    __slots__ = ("probe", "sent_ns", "traced")
+
+    def __init__(self, sent_ns: dict[int, int], traced: bool) -> None:
+        self.sent_ns, self.traced = sent_ns, traced
+        self.probe: _Probe | None = None
+
+
 class Sampler:
     """Looks at a world while it runs."""
 
@@ -40,9 +49,10 @@ class Sampler:
         step = max(len(world.names) / WATCHED, 1.0)
         chosen = [int(number * step) for number in range(min(len(world.names), WATCHED))]
         self._watched = {world.names[number]: number for number in chosen}
-        self._receivers = dict.fromkeys(chosen)
-        self._probes: dict[str, _Probe] = {}
-        self._newest_ns: dict[tuple[str, str], int] = {}
+        self._newest_ns: dict[int, dict[str, int]] = {number: {} for number in chosen}
+        """Of watched receivers: when the newest reading that came from each origin was published."""
+        self._origins = {name: _Origin(world.sent_ns[name], name in recording.traced) for name in world.names}
+        self._stranger = _Origin({}, False)
         self._pairs: dict[int, frozenset[int]] = {}
         self._mobile = any(not isinstance(group.mobility, Fixed | Lattice) for group in world.scenario.groups)
         self._pairs_interval_ns = max(len(world.names) * limits.SECOND // _LOOKS_PER_S, 200 * limits.MS)
@@ -57,7 +67,8 @@ class Sampler:
     # --- readings --------------------------------------------------------------------------------------------------
     def published(self, node: SimNode, key: str, sequence: int) -> None:
         """Follow one reading of a watched node at a time."""
-        if node.name not in self._watched or node.name in self._probes:
+        origin = self._origins[node.name]
+        if node.name not in self._watched or origin.probe is not None:
             return
         world = self._world
         subscribers = {
@@ -65,33 +76,37 @@ class Sampler:
             for other in world.near(node.number)
             if world.driver.numbered[other].running and world.wants(other, key)
         }
-        self._probes[node.name] = _Probe(sequence, subscribers)
+        origin.probe = _Probe(sequence, subscribers)
         self._driver.push(self._driver.now + _GRACE_NS, self._judge, node)
 
     def _judge(self, node: SimNode) -> None:
-        probe = self._probes[node.name]
+        origin = self._origins[node.name]
+        probe = origin.probe
+        assert probe is not None
         for other in probe.subscribers:
             self._driver.look(self._driver.numbered[other])
-        del self._probes[node.name]
+        origin.probe = None
         for other, distance_m in probe.subscribers.items():
             self._recording.wanted(distance_m, other in probe.came)
 
     def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
         """Hot."""
-        sent, recording, probes = self._world.sent_ns, self._recording, self._probes
-        traced, newest_ns, latencies_ns = recording.traced, self._newest_ns, []
-        name, received = node.name, node.number in self._receivers
-        for at_ns, origin, sequence, reading in arrivals:
-            published_ns = sent.get(origin, _NOTHING).get(sequence, at_ns)
-            if origin in traced:
-                recording.delivered(at_ns, name, origin, reading.key, sequence, published_ns)
+        origins, newest_ns, latencies_ns = self._origins, self._newest_ns.get(node.number), []
+        for at_ns, name, sequence, reading in arrivals:
+            origin = origins.get(name) or self._stranger
+            published_ns = origin.sent_ns.get(sequence)
+            if published_ns is None:
+                published_ns = at_ns
+            if origin.traced:
+                self._recording.delivered(at_ns, node.name, name, reading.key, sequence, published_ns)
             else:
                 latencies_ns.append(at_ns - published_ns)
-            if received:
-                newest_ns[name, origin] = published_ns
-            if origin in probes and probes[origin].sequence == sequence:
-                probes[origin].came[node.number] = None
-        recording.delivered_many(latencies_ns)
+            if newest_ns is not None:
+                newest_ns[name] = published_ns
+            probe = origin.probe
+            if probe is not None and probe.sequence == sequence:
+                probe.came[node.number] = None
+        self._recording.delivered_many(latencies_ns)
 
     def _distance_m(self, one: int, other: int) -> float:
         places = self._world.places
@@ -106,7 +121,7 @@ class Sampler:
             hook(now)
         if now % self._places_ns == 0:
             self._note_places(now)
-        shares = [self._world.media.busy_share(number, now) for number in self._receivers]
+        shares = [self._world.media.busy_share(number, now) for number in self._newest_ns]
         self._recording.busy(now, sum(shares) / len(shares))
         self._look_at_neighbours(now)
 
@@ -127,7 +142,7 @@ class Sampler:
                 if not neighbour.running:
                     continue
                 self._recording.aware(self._distance_m(number, other), neighbour.name in known)
-                newest_ns = self._newest_ns.get((name, neighbour.name))
+                newest_ns = self._newest_ns[number].get(neighbour.name)
                 if newest_ns is not None:
                     self._recording.aged(now - newest_ns)
 
