@@ -10,7 +10,7 @@ and dicts in values are at most ``MAX_VALUE_DEPTH`` deep, and keys are text.
 
 from math import prod
 from struct import pack, unpack
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -39,21 +39,21 @@ from protocols.messages import (
 
 _T = TypeVar("_T")
 
-TENSOR_EXTENSION = 1
-_ENTRY_DOMAIN = b"meshnode entry 1\0"
-MAX_VALUE_DEPTH = 32
+TENSOR_EXTENSION: Final = 1
+_ENTRY_DOMAIN: Final = b"meshnode entry 1\0"
+MAX_VALUE_DEPTH: Final = 32
 """Lists and dicts inside one another in a value. Whoever passes it on, stores it or shows it recurses as deep."""
-_READINGS_TAG = 6
-_HELLO_TAG = 1
-KNOWN_TYPES = frozenset((*range(1, 15), 64, 65, 66))
-_COMPOSITE = frozenset((list, tuple, dict, Tensor))
-_PLAIN = frozenset((type(None), bool, int, float, str, bytes))
-_NATIVE = _PLAIN | {bytearray, memoryview, list, tuple, dict}
+_READINGS_TAG: Final = 6
+_HELLO_TAG: Final = 1
+KNOWN_TYPES: Final = frozenset((*range(1, 15), 64, 65, 66))
+_COMPOSITE: Final = frozenset((list, tuple, dict, Tensor))
+_PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes))
+_NATIVE: Final = _PLAIN | {bytearray, memoryview, list, tuple, dict}
 """What MessagePack has a form for by itself."""
-_ALONE = bytes((0x92, _READINGS_TAG, 0x91))
-_FIXED_EXTENSIONS = {1: 0xD4, 2: 0xD5, 4: 0xD6, 8: 0xD7, 16: 0xD8}
+_ALONE: Final = bytes((0x92, _READINGS_TAG, 0x91))
+_FIXED_EXTENSIONS: Final = {1: 0xD4, 2: 0xD5, 4: 0xD6, 8: 0xD7, 16: 0xD8}
 
-_DTYPES = {
+_DTYPES: Final = {
     "?": "b1", "b": "i1", "B": "u1", "h": "i2", "H": "u2", "i": "i4", "I": "u4", "q": "i8", "Q": "u8",
     "l": "i8", "L": "u8", "e": "f2", "f": "f4", "d": "f8",
 }  # fmt: skip
@@ -399,15 +399,15 @@ def _untrusted_frame_type(data: bytes | bytearray | memoryview) -> int | None:
     return data[at + 1] if data[at] == 0xCC and len(data) > at + 1 else None
 
 
-_WIDTHS = {
+_WIDTHS: Final = {
     0xC0: 1, 0xC2: 1, 0xC3: 1, 0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9,
     0xD4: 3, 0xD5: 4, 0xD6: 6, 0xD7: 10, 0xD8: 18,
 }  # fmt: skip
 """Bytes of a whole element by its first byte, where that says it."""
-_LENGTHS = {0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0), 0xC7: (1, 1), 0xC8: (2, 1), 0xC9: (4, 1), 0xD9: (1, 0),
+_LENGTHS: Final = {0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0), 0xC7: (1, 1), 0xC8: (2, 1), 0xC9: (4, 1), 0xD9: (1, 0),
             0xDA: (2, 0), 0xDB: (4, 0)}  # fmt: skip
 """Binary, extensions and strings: bytes of the length, and of the type that follows it."""
-_COUNTS = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
+_COUNTS: Final = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
 """Arrays and maps: bytes of the count, and elements for each."""
 
 

@@ -12,6 +12,7 @@ neither for a place in the table nor for a dial.
 
 from collections.abc import Callable
 from random import Random
+from typing import Final
 
 from protocols import limits
 from protocols.events import Dial, HangUp
@@ -20,9 +21,9 @@ from protocols.queues import NEVER
 
 HostPort = tuple[str, int]
 
-MAX_DIALS = 64
+MAX_DIALS: Final = 64
 """Dials without an answer: each is a socket and, at a mute server, lasts until its time-out."""
-_LEADS_NOWHERE = 3
+_LEADS_NOWHERE: Final = 3
 """Failures after which a hint makes room for a newer one."""
 
 

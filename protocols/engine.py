@@ -57,7 +57,7 @@ from protocols.readings import Readings
 from protocols.settings import NodeSettings, Quality
 from protocols.streams import Peer
 
-OFFER_INTERVAL_NS = 100 * limits.MS
+OFFER_INTERVAL_NS: Final = 100 * limits.MS
 """Changes of load are told at most this often."""
 _ALIVE: Final = State.ALIVE  # looked up once: an enumeration is slow at it
 _SUSPECT: Final = State.SUSPECT

@@ -49,7 +49,7 @@ Left out: tombstones (an entry is replaced, or ends), and dialling what was lear
 
 from collections.abc import Iterable
 from random import Random
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from protocols import limits
 from protocols.admission import Admission, Candidate, Verdict
@@ -65,15 +65,15 @@ from protocols.queues import NEVER
 from protocols.settings import GossipSettings
 from protocols.trickle import Trickle
 
-VERSION_BITS = 20
+VERSION_BITS: Final = 20
 """A first version is ``incarnation << VERSION_BITS``: above all of former lives, with a million left for this one."""
-_LEAST_PULL = 8
+_LEAST_PULL: Final = 8
 """Entries worth a pull, unless fewer are left to ask for."""
-_REFRESH_SHARE = 3
+_REFRESH_SHARE: Final = 3
 """An own entry is repeated after a third of its lifetime."""
-_LONGEST_OUTRUN_NS = 600 * limits.SECOND
-_RETRY_NS = 60 * limits.SECOND
-_COMPLAINT_PAUSE_NS = 60 * limits.SECOND
+_LONGEST_OUTRUN_NS: Final = 600 * limits.SECOND
+_RETRY_NS: Final = 60 * limits.SECOND
+_COMPLAINT_PAUSE_NS: Final = 60 * limits.SECOND
 """Between two events about entries of one neighbour: it must not fill a log."""
 
 

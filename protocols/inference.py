@@ -18,6 +18,7 @@ Rules:
 """
 
 from collections.abc import Callable
+from typing import Final
 
 from protocols import limits
 from protocols.access import AccessTable
@@ -28,19 +29,19 @@ from protocols.messages import InferAnswer, InferCancel, InferRequest, NamedTens
 from protocols.placement import Candidate, CostModel, LocalModel, Neighbourhood, order
 from protocols.queues import NEVER
 
-HEDGE_FACTOR = 1.5
+HEDGE_FACTOR: Final = 1.5
 """A run is late when it takes this much longer than predicted …"""
-HEDGE_SLACK_NS = 5 * limits.MS
+HEDGE_SLACK_NS: Final = 5 * limits.MS
 """… and this much more."""
-EXPLORE_EVERY = 16
+EXPLORE_EVERY: Final = 16
 """The first run that neighbours were predicted to do faster is done here, and then one of so many …"""
-EXPLORE_FACTOR = 2
+EXPLORE_FACTOR: Final = 2
 """… unless this node is predicted to need more than this many times as long: what is sure needs no measuring."""
-MAX_SERVED_PER_NEIGHBOUR = 16
+MAX_SERVED_PER_NEIGHBOUR: Final = 16
 """One neighbour can't take all places."""
-MAX_SERVED_BYTES = 64 * 1024 * 1024
+MAX_SERVED_BYTES: Final = 64 * 1024 * 1024
 """Inputs held for neighbours: 32 requests of 16 MiB would be half a gigabyte."""
-_SERVED_GRACE_NS = limits.SECOND
+_SERVED_GRACE_NS: Final = limits.SECOND
 """After its budget a served request that nobody answered is given up: a run that hangs must not hold a place for
 ever."""
 
@@ -400,6 +401,8 @@ class Inference:
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next."""
+        if not (self._served or self._requests):
+            return NEVER
         due = min((served.give_up_ns for served in self._served.values()), default=NEVER)
         for request in self._requests.values():
             due = min(due, request.deadline_ns)

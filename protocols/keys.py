@@ -6,11 +6,12 @@ Invariant: a valid key is also a valid expression that matches just itself.
 """
 
 from functools import lru_cache
+from typing import Final
 
 from protocols.errors import InvalidKey
 from protocols.limits import MAX_DOUBLE_WILDCARDS, MAX_KEY_BYTES, MAX_KEY_CHUNKS
 
-_FORBIDDEN = frozenset("#?$")
+_FORBIDDEN: Final = frozenset("#?$")
 
 
 def checked_key(text: str) -> str:

@@ -45,9 +45,9 @@ from protocols.queues import NEVER
 from protocols.settings import MembershipSettings
 from protocols.suspicion import Suspicion
 
-HEARTBEATS_A_ROUND = 4
+HEARTBEATS_A_ROUND: Final = 4
 """While readings flow to a neighbour, one heartbeat in so many is sent: they are a third of all frames at 10 Hz."""
-MAX_PIPES_PER_NEIGHBOUR = 8
+MAX_PIPES_PER_NEIGHBOUR: Final = 8
 """Pipes of one identity into our inbox: two lanes, and those of connections that nobody closed yet. The oldest goes."""
 
 

@@ -9,16 +9,17 @@ a frame is taken only when the link accepts it, so a slow neighbour costs memory
 from collections import deque
 from collections.abc import Iterator
 from itertools import chain
+from typing import Final
 
 from protocols import limits
 from protocols.codec import frame_of_alone
 from protocols.errors import BoundExceeded
 from protocols.ids import NodeId
 
-NEVER = 1 << 63
+NEVER: Final = 1 << 63
 """An instant after all others."""
-_MOST_URGENT = 7
-_MAX_QUEUE_BYTES = limits.MAX_QUEUE_BYTES
+_MOST_URGENT: Final = 7
+_MAX_QUEUE_BYTES: Final = limits.MAX_QUEUE_BYTES
 
 
 class Drops:

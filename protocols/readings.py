@@ -18,6 +18,7 @@ Rules:
 
 from collections.abc import Sequence
 from heapq import heappop, heappush
+from typing import Final
 
 import msgspec
 
@@ -44,13 +45,15 @@ from protocols.streams import (
 )
 from protocols.values import check_context, kept_alive, weight_bytes
 
-_HEARSAY_LEAD = 1_024
+_HEARSAY_LEAD: Final = 1_024
 """How far copies may run ahead of their origin. More is no race of two ways but a lie: the origin is right then."""
-_MAX_LIFESPAN_MS, _MAX_HOPS = limits.MAX_LIFESPAN_MS, limits.MAX_HOPS
-_SMALL = frozenset((type(None), bool, int, float))
-_SMALL_BYTES = 64
+_MS: Final = limits.MS
+_MAX_LIFESPAN_MS: Final = limits.MAX_LIFESPAN_MS
+_MAX_HOPS: Final = limits.MAX_HOPS
+_SMALL: Final = frozenset((type(None), bool, int, float))
+_SMALL_BYTES: Final = 64
 """What a held value of these types counts, with its reading."""
-_BULK_THRESHOLD_BYTES = limits.BULK_THRESHOLD_BYTES
+_BULK_THRESHOLD_BYTES: Final = limits.BULK_THRESHOLD_BYTES
 
 
 class Readings:
@@ -320,7 +323,7 @@ class Readings:
         peer = self._peers.get(source)
         stream = peer.recent if peer is not None else None  # most often the same again
         for reading in readings:
-            key, origin, sequence = reading.key, reading.origin, reading.sequence
+            key, origin, sequence, value = reading.key, reading.origin, reading.sequence, reading.value
             if stream is None or key != stream.key or origin != stream.origin or stream.version != self._version:
                 stream = self._streams.get((origin, key))
                 if stream is None or stream.version != self._version:
@@ -341,11 +344,12 @@ class Readings:
             if sequence <= stream.newest:
                 self._drops.count(source, key, "stale")
                 continue
-            if reading.lifespan_ms and utc_now > expiry_utc_ns(reading) + uncertainty_ns:
+            lifespan_ms, when = reading.lifespan_ms, reading.when
+            if lifespan_ms and utc_now > when.utc_ns + when.uncertainty_ns + lifespan_ms * _MS + uncertainty_ns:
                 self._drops.count(source, key, "expired")
                 continue
-            kind = type(reading.value)
-            held_bytes = _SMALL_BYTES if kind in _SMALL else len(reading.value) if kind is bytes else -1
+            kind = type(value)
+            held_bytes = _SMALL_BYTES if kind in _SMALL else len(value) if kind is bytes else -1
             if held_bytes == stream.held_bytes and not stream.missed:
                 stream.newest, stream.last, stream.last_ns = sequence, reading, now
             else:

@@ -4,6 +4,8 @@ A stream is all readings of one (origin, key). What a change of interests makes 
 :mod:`protocols.readings` for the rules.
 """
 
+from typing import Final
+
 import msgspec
 
 from protocols import limits
@@ -14,7 +16,7 @@ from protocols.messages import EventTime, Reading, Want
 from protocols.queues import NEVER, LaneQueue
 from protocols.settings import Quality
 
-IMMUTABLE = frozenset((type(None), bool, int, float, str, bytes))
+IMMUTABLE: Final = frozenset((type(None), bool, int, float, str, bytes))
 """Types of values that nobody can change afterwards."""
 
 
@@ -34,9 +36,11 @@ class Route:
 
     def __init__(self, peer: "Peer", wants: list[Want]) -> None:
         self.peer = peer
-        self.min_interval_ns = min(want.min_interval_us for want in wants) * 1_000
-        self.conflate = all(want.conflate for want in wants)
-        self.hops = max(want.hops for want in wants)
+        self.min_interval_ns, self.conflate, self.hops = wants[0].min_interval_us * 1_000, True, 0
+        for want in wants:
+            self.min_interval_ns = min(self.min_interval_ns, want.min_interval_us * 1_000)
+            self.conflate = self.conflate and want.conflate
+            self.hops = max(self.hops, want.hops)
         self.last_ns = -NEVER
 
 

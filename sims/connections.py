@@ -6,7 +6,7 @@ receiver's resets, again and again while the sender is out of reach (it learns o
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from protocols import limits
 from protocols.events import Dial
@@ -17,7 +17,7 @@ from sims.pipes import BREAK_NS, FIRST_RETRY_NS, Pipes
 if TYPE_CHECKING:
     from sims.driver import SimDriver
 
-_SYN_INTERVAL_NS = limits.SECOND
+_SYN_INTERVAL_NS: Final = limits.SECOND
 """Linux since 6.5 sends the first SYNs once a second; a dial takes no longer than a few."""
 
 

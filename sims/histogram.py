@@ -4,12 +4,13 @@ The bins are those of HdrHistogram (Gil Tene): a value keeps its five highest bi
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from sims.result import Spread
 
 _QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99))
-_MAX_BITS = 60
-_MAX_SHIFT = _MAX_BITS - 5
+_MAX_BITS: Final = 60
+_MAX_SHIFT: Final = _MAX_BITS - 5
 _BINS = (_MAX_SHIFT + 2) << 4
 
 

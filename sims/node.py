@@ -12,7 +12,7 @@ real node, which runs them on threads of their own outside the interpreter's loc
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from protocols import limits
 from protocols.engine import Engine
@@ -20,11 +20,11 @@ from protocols.events import Event
 from protocols.ids import MeshName, NodeId, PeerIdentity, Role
 from protocols.messages import Reading
 
-MESH = MeshName("sim")
+MESH: Final = MeshName("sim")
 """That all simulated nodes belong to."""
-EPOCH_UTC_NS = 1_700_000_000 * limits.SECOND
+EPOCH_UTC_NS: Final = 1_700_000_000 * limits.SECOND
 """UTC at virtual time 0."""
-_BILLION = 1_000_000_000
+_BILLION: Final = 1_000_000_000
 
 Arrival = tuple[int, str, int, Reading]
 """When a reading reached the subscriptions of a node, its origin, its sequence, and itself."""

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from heapq import heappush
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from protocols import limits
 from protocols.codec import decode_untrusted_node_frame, readings_in_own_frame
@@ -22,34 +22,35 @@ from protocols.messages import Hello, NodeFrame, Readings
 from protocols.queues import NEVER
 from sims.node import MESH, Pipe, SimNode
 from sims.processors import PACKETS, WIRE_NS
+from sims.radio import Radio
 
 if TYPE_CHECKING:
     from sims.driver import SimDriver
 
-TICK_NS = 50_000
+TICK_NS: Final = 50_000
 """Arrivals are rounded up to this: a fortieth of the usual latency of a radio."""
-FIRST_RETRY_NS = 200 * limits.MS
-_LONGEST_RETRY_NS = 120 * limits.SECOND
-BREAK_NS = 924 * limits.SECOND
+FIRST_RETRY_NS: Final = 200 * limits.MS
+_LONGEST_RETRY_NS: Final = 120 * limits.SECOND
+BREAK_NS: Final = 924 * limits.SECOND
 """Linux gives up a connection after so long (tcp_retries2 = 15) …"""
-_ORPHAN_NS = 50 * limits.SECOND
+_ORPHAN_NS: Final = 50 * limits.SECOND
 """… and one whose process is gone after so long (tcp_orphan_retries = 8)."""
-_WINDOW_FRAMES = 64
+_WINDOW_FRAMES: Final = 64
 """Frames under way on one pipe before the sender is held back."""
-_LENGTH_BYTES = 8
+_LENGTH_BYTES: Final = 8
 """NNG's length before each frame."""
-_NOTES = 256
-_HEARTBEAT_TAG = 2
-CALM_HEARTBEAT = b"\x90\xc2"
+_NOTES: Final = 256
+_HEARTBEAT_TAG: Final = 2
+CALM_HEARTBEAT: Final = b"\x90\xc2"
 """The end of one that accuses nobody and asks for nothing."""
-_WHEN = itemgetter(0)
-_CHECKS_COST = 3
+_WHEN: Final = itemgetter(0)
+_CHECKS_COST: Final = 3
 """How much of this is for signatures, 240 µs where others cost 80."""
-_SHARED_FRAMES = 4_096
-_SHARED_FRAME_BYTES = 4_096
-_READINGS_TAG = 6
-_ENTRIES_TAG = 14
-_SEALED_COST = 6
+_SHARED_FRAMES: Final = 4_096
+_SHARED_FRAME_BYTES: Final = 4_096
+_READINGS_TAG: Final = 6
+_ENTRIES_TAG: Final = 14
+_SEALED_COST: Final = 6
 """How much more a frame with signed gossip entries costs than others. In the emulator 0.45 ms passed from putting an
 entry in to the first frame, and 0.5 ms from a frame's arrival to telling others of its entry."""
 
@@ -79,8 +80,8 @@ class Pipes:
         self._driver = driver
         self.decoder = SharedDecoder()
         self.processors = driver.processors
-        self.stream_ns = driver.links.stream_ns
-        """Looked up once for the hot path; whoever knows a shorter way to the same answer may set it."""
+        self.radio: Radio | None = None
+        """All goes by it: a shorter way to the same answer than the driver's links."""
         self.woken: dict[int, list[SimNode]] = {}
         """Nodes that take in what has come, by tick …"""
         self.ticks: list[int] = []
@@ -99,8 +100,8 @@ class Pipes:
         each, and no more, of readings. ``calm``: these go no further. Hot: written out in one piece."""
         now = self._driver.now
         local = now + node.offset_ns if not node.drift_ppb else node.local(now)
-        next_frame, dialled, from_number = node.engine.next_frame, node.dialled, node.number
-        stream_ns = self.stream_ns
+        engine, dialled, from_number = node.engine, node.dialled, node.number
+        radio, links, processors = self.radio, self._driver.links, self.processors
         for dial in dials:
             pipe = dialled.get(dial)
             if pipe is None:
@@ -109,16 +110,20 @@ class Pipes:
                 self._flush_aside(pipe)
                 continue
             under_way = pipe.under_way
-            frame = next_frame(dial, local)
+            frame = engine.next_frame(dial, local)
             while frame is not None:
-                at_ns = stream_ns(from_number, pipe.to_number, len(frame) + _LENGTH_BYTES, now)
-                if at_ns is None:
+                tag, size_bytes = frame[1], len(frame) + _LENGTH_BYTES
+                if radio is not None:
+                    came_ns = radio.stream_ns(from_number, pipe.to_number, size_bytes, now)
+                else:
+                    came_ns = links.stream_ns(from_number, pipe.to_number, size_bytes, now)
+                if came_ns is None:
                     self._stand_still(pipe, frame)
                     self._flush_aside(pipe)
                     break
-                at_ns += pipe.cost_ns if frame[1] != _ENTRIES_TAG else _SEALED_COST * pipe.cost_ns
-                if self.processors is not None:
-                    at_ns += self.processors.occupy(now, node.frame_ns + PACKETS * WIRE_NS)
+                at_ns = came_ns + (pipe.cost_ns if tag != _ENTRIES_TAG else _SEALED_COST * pipe.cost_ns)
+                if processors is not None:
+                    at_ns += processors.occupy(now, node.frame_ns + PACKETS * WIRE_NS)
                 if at_ns < pipe.last_ns:
                     at_ns = pipe.last_ns
                 else:
@@ -126,17 +131,18 @@ class Pipes:
                 under_way.append(frame)
                 tick_ns = at_ns - at_ns % -TICK_NS
                 pipe.inbox.append((tick_ns, pipe))
+                receiver = pipe.receiver
                 if (
-                    not (calm or (frame[1] == _HEARTBEAT_TAG and frame.endswith(CALM_HEARTBEAT)))
-                    or pipe.from_name in (receiver := pipe.receiver).suspects
+                    not (calm or (tag == _HEARTBEAT_TAG and frame.endswith(CALM_HEARTBEAT)))
                     or receiver.attentive
+                    or (receiver.suspects and pipe.from_name in receiver.suspects)
                 ):
-                    self._wake_at(pipe.receiver, tick_ns)
+                    self._wake_at(receiver, tick_ns)
                 if len(under_way) >= _WINDOW_FRAMES and self._is_full(pipe):
                     break
                 if lone:
                     break
-                frame = next_frame(dial, local)
+                frame = engine.next_frame(dial, local)
 
     def send(self, pipe: Pipe, frame: bytes | None) -> None:
         """Put a frame, or the end, on its way, behind all that is; windows don't matter."""

@@ -11,6 +11,7 @@ half as many are followed, so that they always cover the whole run.
 from collections import deque
 from collections.abc import Sequence
 from math import ceil
+from typing import Final
 
 from sims.histogram import Histogram
 from sims.result import (
@@ -25,28 +26,28 @@ from sims.result import (
 )
 from sims.scenario import Fault, Scenario
 
-SECOND_NS = 1_000_000_000
-MAX_PLACES = 120_000
+SECOND_NS: Final = 1_000_000_000
+MAX_PLACES: Final = 120_000
 """Points kept in all: 200 nodes for ten minutes, 1.5 MB of result."""
-MAX_FRAMES = 1_800
-LEAST_FRAMES = 60
+MAX_FRAMES: Final = 1_800
+LEAST_FRAMES: Final = 60
 """A map needs that many to be played: when they are too many points, fewer nodes are on it."""
-MAX_HAPPENINGS_OF_KIND = 1_000
+MAX_HAPPENINGS_OF_KIND: Final = 1_000
 """The newest of each kind, so that a thousand meetings don't push out the one crash."""
-MAX_KINDS = 64
-MAX_DETAILS = 10
-MAX_DETAIL_CHARS = 300
-TRACED_NODES = 12
-MAX_MESSAGES = 1_500
-MAX_ARRIVALS = 30_000
-MAX_ENTRIES = 96
+MAX_KINDS: Final = 64
+MAX_DETAILS: Final = 10
+MAX_DETAIL_CHARS: Final = 300
+TRACED_NODES: Final = 12
+MAX_MESSAGES: Final = 1_500
+MAX_ARRIVALS: Final = 30_000
+MAX_ENTRIES: Final = 96
 """Gossip entries that are followed: those that the scenario puts in, then the first others."""
-MAX_SAMPLES = 1_200
+MAX_SAMPLES: Final = 1_200
 """Of the channel load, and of meetings, over the run."""
-_FINEST_NS = 100_000_000
-DISTANCE_BINS = 80
+_FINEST_NS: Final = 100_000_000
+DISTANCE_BINS: Final = 80
 """Of 25 m: 2 km, and beyond that the last."""
-_BIN_M = 25.0
+_BIN_M: Final = 25.0
 
 
 class Recording:

@@ -14,6 +14,7 @@ from protocols.membership import State
 from protocols.messages import NamedTensor
 from sims.checks import Check, EntryView, World, computed_from, register
 from sims.node import Arrival
+from sims.order import Order
 from sims.result import Recorder
 
 SAMPLED_NODES = 64
@@ -126,30 +127,26 @@ class ReadingsInOrderOnce(Check):
 
     def __init__(self, world: World, recorder: Recorder) -> None:
         super().__init__(world, recorder)
-        self._newest: dict[str, dict[tuple[str, str], int]] = {}
+        self._orders: dict[str, Order] = {}
         self._lives: dict[str, list[int]] = {}
         self._passed = 0  # told once a sample: this is the hot path
 
     def started(self, node: str) -> None:
         """See :class:`Check`."""
-        self._newest[node] = {}
+        self._orders[node] = Order()
         self._lives.setdefault(node, []).append(self.world.engine(node).settings.incarnation)
 
     def delivered(self, node: str, arrivals: Sequence[Arrival]) -> None:
         """See :class:`Check`."""
-        newest = self._newest[node]
-        self._passed += len(arrivals)
-        for _, origin, sequence, reading in arrivals:
-            stream = origin, reading.key
-            before = newest.get(stream, -1)
-            if sequence > before:
-                newest[stream] = sequence
-                continue
-            self._passed -= 1
+        order = self._orders[node]
+        late = order.take(arrivals)
+        self._passed += len(arrivals) - len(late)
+        for reading, before in late:
+            origin, key, sequence = reading.origin, reading.key, reading.sequence
             if self._life(origin, sequence) > self._life(origin, before):
-                newest[stream] = sequence  # its clock went back and its disk is lost: smaller, and yet newer
+                order.newest[origin][key] = sequence  # its clock went back and its disk is lost: smaller, and yet newer
             else:
-                self.judge(False, f"{node} got {reading.key} number {sequence} after {before}")
+                self.judge(False, f"{node} got {key} number {sequence} after {before}")
 
     def _life(self, origin: str, sequence: int) -> int:
         """Which life of its origin a sequence is of: they begin at ``incarnation << 32``."""

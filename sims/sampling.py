@@ -6,6 +6,7 @@ Once a virtual second: the checks' samples, places, the channel, who knows whom,
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 from protocols import limits
 from protocols.membership import State
@@ -15,11 +16,11 @@ from sims.recorder import Recording
 from sims.scenario import Fixed, Lattice
 from sims.world import World
 
-WATCHED = 32
-_LOOKS_PER_S = 300
+WATCHED: Final = 32
+_LOOKS_PER_S: Final = 300
 """How many nodes a virtual second are looked at for who comes into range, five times each at most: of a large mesh
 it is known less well since when two could have met."""
-_GRACE_NS = limits.SECOND
+_GRACE_NS: Final = limits.SECOND
 """A reading that has not come by then, or within its lifespan, did not come."""
 
 

@@ -6,6 +6,7 @@ keeps its period. A node that is down, or has no CPU, does not publish meanwhile
 
 from collections.abc import Callable
 from random import Random
+from typing import Final
 
 from protocols import limits
 from protocols.codec import tensor_of
@@ -17,8 +18,8 @@ from sims.node import SimNode
 from sims.scenario import Fixed, Inference, Lattice, Spread, Traffic
 from sims.world import PLACES_INTERVAL_NS, World
 
-_HOW = Provenance("sim", "1")
-_ACCURACY_M = 1.0
+_HOW: Final = Provenance("sim", "1")
+_ACCURACY_M: Final = 1.0
 
 
 class _Source:

@@ -10,6 +10,7 @@ leaves the others as they were.
 
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import Final
 
 import msgspec
 
@@ -38,15 +39,15 @@ from sims.records import Records
 from sims.result import Recorder
 from sims.scenario import Fault, Group, Scenario
 
-PLACES_INTERVAL_NS = 200 * limits.MS
+PLACES_INTERVAL_NS: Final = 200 * limits.MS
 """How often everybody moves: seven metres on a motorway."""
-MOST_ADDRESSES = 200
+MOST_ADDRESSES: Final = 200
 """In a larger mesh nodes don't spread their addresses, only what the scenario puts in spreads: a thousand addresses at
 a thousand nodes are a million entries, all in the first seconds, and would drown what the scenario is about."""
-_GOOD_SHARE = 0.9
-_GOSSIP = GossipSettings(checks_at_once=limits.MAX_ENTRIES_PER_FRAME)
+_GOOD_SHARE: Final = 0.9
+_GOSSIP: Final = GossipSettings(checks_at_once=limits.MAX_ENTRIES_PER_FRAME)
 """A signature costs nothing here: a real node checks one, lets readings pass, and goes on a millisecond later."""
-_SENT_KEPT = 4_096
+_SENT_KEPT: Final = 4_096
 """Readings of a node whose time of publishing is remembered."""
 
 
@@ -419,7 +420,7 @@ class World:
     def _choose_way(self) -> None:
         """Without wires and faults all goes by air, and nobody need look at each frame whether it does."""
         plain = not (self.scenario.backbone or self._cut or self._lossy or self._clogged)
-        self.driver.pipes.stream_ns = self.media.radio.stream_ns if plain else self.media.stream_ns
+        self.driver.pipes.radio = self.media.radio if plain else None
 
     def _pair(self, sender: str, receiver: str) -> tuple[int, int]:
         return self._nodes[sender].number, self._nodes[receiver].number
