@@ -32,15 +32,14 @@ class Subscription:
 class Route:
     """A neighbour that wants a key, with what its matching wants add up to."""
 
-    __slots__ = ("conflate", "hops", "last_ns", "min_interval_ns", "peer")
+    __slots__ = ("conflate", "last_ns", "min_interval_ns", "peer")
 
     def __init__(self, peer: "Peer", wants: list[Want]) -> None:
         self.peer = peer
-        self.min_interval_ns, self.conflate, self.hops = wants[0].min_interval_us * 1_000, True, 0
+        self.min_interval_ns, self.conflate = wants[0].min_interval_us * 1_000, True
         for want in wants:
             self.min_interval_ns = min(self.min_interval_ns, want.min_interval_us * 1_000)
             self.conflate = self.conflate and want.conflate
-            self.hops = max(self.hops, want.hops)
         self.last_ns = -NEVER
 
 
