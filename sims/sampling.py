@@ -10,6 +10,7 @@ from typing import Final
 
 from protocols import limits
 from protocols.membership import State
+from sims.airtime import WINDOW_NS
 from sims.checks import SAMPLE_INTERVAL_NS, overridden
 from sims.node import Arrival, SimNode
 from sims.recorder import Recording
@@ -55,6 +56,8 @@ class Sampler:
         self._origins = {name: _Origin(world.sent_ns[name], name in recording.traced) for name in world.names}
         self._stranger = _Origin({}, False)
         self._pairs: dict[int, frozenset[int]] = {}
+        self._shares: list[float] = []
+        """Of the channel's time that was busy, as watched nodes heard it since the last sample."""
         self._mobile = any(not isinstance(group.mobility, Fixed | Lattice) for group in world.scenario.groups)
         self._pairs_interval_ns = max(len(world.names) * limits.SECOND // _LOOKS_PER_S, 200 * limits.MS)
         self._on_sampled = overridden(world.checks, "sampled")
@@ -63,6 +66,7 @@ class Sampler:
     def begin(self) -> None:
         """Once, at the start of the run."""
         self._look_at_pairs(None)
+        self._driver.push(0, self._listen, None)
         self._driver.push(0, self._sample, None)
 
     # --- readings --------------------------------------------------------------------------------------------------
@@ -122,9 +126,17 @@ class Sampler:
             hook(now)
         if now % self._places_ns == 0:
             self._note_places(now)
-        shares = [self._world.media.busy_share(number, now) for number in self._newest_ns]
-        self._recording.busy(now, sum(shares) / len(shares))
+        if self._shares:
+            self._recording.busy(now, sum(self._shares) / len(self._shares))
+            self._shares.clear()
         self._look_at_neighbours(now)
+
+    def _listen(self, _: None) -> None:
+        """Once in each window in which airtimes are added up: sources keep their periods, so that one look a second
+        would always see the same of them."""
+        now = self._driver.now
+        self._driver.push(now + WINDOW_NS, self._listen, None)
+        self._shares.extend(self._world.media.busy_share(number, now) for number in self._newest_ns)
 
     def _note_places(self, now: int) -> None:
         places = self._world.places

@@ -267,3 +267,13 @@ def test_calm_heartbeat_is_known_by_its_end() -> None:
     assert encode_frame(Heartbeat(1_000_000, 2, 3, 4, 5)).endswith(CALM_HEARTBEAT)
     assert not encode_frame(Heartbeat(1, 2, 3, 4, 5, (), True)).endswith(CALM_HEARTBEAT)
     assert not encode_frame(Heartbeat(1, 2, 3, 4, 5, ("veh-1",))).endswith(CALM_HEARTBEAT)
+
+
+def test_channel_load_is_a_mean_over_time_whatever_the_phase_of_its_sources() -> None:
+    """One look a second at sources with a period of one second would always see, or always miss, the same of them."""
+    loads = []
+    for seed in range(6):
+        result = simulate(replace(two(12.0), traffic=(Traffic("car", rate_hz=1.0),)), seed)
+        loads.append(sum(result.load[4:11]) / 7)
+    assert 0 < min(loads)
+    assert max(loads) < 1.5 * min(loads)
