@@ -21,6 +21,8 @@ WATCHED: Final = 32
 _LOOKS_PER_S: Final = 300
 """How many nodes a virtual second are looked at for who comes into range, five times each at most: of a large mesh
 it is known less well since when two could have met."""
+_GOLDEN: Final = 0.6180339887498949
+"""Multiples of the golden ratio, less their whole parts, fill a second evenly however many there are."""
 _GRACE_NS: Final = limits.SECOND
 """A reading that has not come by then, or within its lifespan, did not come."""
 
@@ -56,6 +58,7 @@ class Sampler:
         self._origins = {name: _Origin(world.sent_ns[name], name in recording.traced) for name in world.names}
         self._stranger = _Origin({}, False)
         self._pairs: dict[int, frozenset[int]] = {}
+        self._samples = 0
         self._shares: list[float] = []
         """Of the channel's time that was busy, as watched nodes heard it since the last sample."""
         self._mobile = any(not isinstance(group.mobility, Fixed | Lattice) for group in world.scenario.groups)
@@ -129,7 +132,8 @@ class Sampler:
         if self._shares:
             self._recording.busy(now, sum(self._shares) / len(self._shares))
             self._shares.clear()
-        self._look_at_neighbours(now)
+        self._samples += 1
+        self._driver.push(now + int(self._samples * _GOLDEN % 1 * limits.SECOND), self._look_at_neighbours, None)
 
     def _listen(self, _: None) -> None:
         """Once in each window in which airtimes are added up: sources keep their periods, so that one look a second
@@ -144,11 +148,13 @@ class Sampler:
             if places.present[number] and self._driver.numbered[number].running:
                 self._recording.placed(now, name, places.xs_m[number], places.ys_m[number])
 
-    def _look_at_neighbours(self, now: int) -> None:
-        world = self._world
+    def _look_at_neighbours(self, _: None) -> None:
+        """Once in each second, at another part of it each time: see :meth:`_listen`."""
+        world, now = self._world, self._driver.now
         for name, number in self._watched.items():
             if not world.running(name):
                 continue
+            self._driver.look(world.driver.numbered[number])
             known = {view.node for view in world.peers(name) if view.met and view.state is State.ALIVE}
             for other in world.near(number):
                 neighbour = world.driver.numbered[other]

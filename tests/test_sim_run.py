@@ -275,5 +275,13 @@ def test_channel_load_is_a_mean_over_time_whatever_the_phase_of_its_sources() ->
     for seed in range(6):
         result = simulate(replace(two(12.0), traffic=(Traffic("car", rate_hz=1.0),)), seed)
         loads.append(sum(result.load[4:11]) / 7)
-    assert 0 < min(loads)
+    assert min(loads) > 0
     assert max(loads) < 1.5 * min(loads)
+
+
+def test_ages_of_readings_are_those_of_all_instants_of_a_period() -> None:
+    """Looked at in step with their source they would all have one age, and nobody would know that it is the best."""
+    result = simulate(replace(two(40.0), traffic=(Traffic("car", rate_hz=2.0),)), 1)
+    quantiles = result.age.quantiles
+    assert 200 < quantiles["p50"] < 320
+    assert 420 < quantiles["p90"] < 520
