@@ -18,7 +18,8 @@ from sims.saved import load as load_result
 from sims.sweep import ROW_FILE, TABLE_FILE
 from tests.ray_fixture import BIN, ROOT, Cluster
 
-SEEDS = 6
+SEEDS = 40
+"""So many runs that the other machine, too, has made its worker before the first has made them all."""
 
 
 @pytest.fixture(scope="module", autouse=True)
