@@ -309,7 +309,7 @@ class Driver:
         """Noted before the pipe's first frame."""
         with self._lock:
             self.engine.inbound_opened(pipe, identity, remote_host, time.monotonic_ns())
-        self._set_timer()
+        self._settle()  # it may be one too many
 
     def inbound_closed(self, pipe: int) -> None:
         """May start a suspicion."""

@@ -72,15 +72,17 @@ class Lines:
         self._descriptor = descriptor
         self._waiting = b""
 
-    def next(self) -> bytes:
-        """The next one, blocking; longer than ``MAX_LINE_BYTES``: its beginning; none left: nothing."""
-        while b"\n" not in self._waiting and len(self._waiting) < MAX_LINE_BYTES:
-            fresh = os.read(self._descriptor, _READ_BYTES)
-            if not fresh:
-                break
-            self._waiting += fresh
-        line, _, self._waiting = self._waiting.partition(b"\n")
-        return line[:MAX_LINE_BYTES]
+    def next(self) -> bytes | None:
+        """The next one, blocking; longer than ``MAX_LINE_BYTES``: its beginning. None: none is left."""
+        line = b""
+        while True:
+            part, end, self._waiting = self._waiting.partition(b"\n")
+            line = (line + part)[:MAX_LINE_BYTES]
+            if end:
+                return line
+            self._waiting = os.read(self._descriptor, _READ_BYTES)
+            if not self._waiting:
+                return line or None
 
 
 class Control:
@@ -99,7 +101,7 @@ class Control:
         threading.Thread(target=self._listen, args=(lines,), name="control", daemon=True).start()
 
     def _listen(self, lines: Lines) -> None:
-        while line := lines.next():
+        while (line := lines.next()) is not None:
             self.obey(line)
 
     def obey(self, line: bytes) -> None:

@@ -8,7 +8,7 @@ signature. A few are checked at a time and the others wait, so that readings can
 from collections import deque
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from protocols import limits
 from protocols.allowance import Allowance
@@ -19,6 +19,10 @@ from protocols.errors import RemoteProtocolError
 from protocols.ids import NodeId
 from protocols.messages import Entry
 from protocols.queues import NEVER
+
+_RESTORED_EVERY: Final = 8
+"""Of the signatures checked one in so many is of a former life, however many new ones neighbours send: until then
+nobody is asked for that entry."""
 
 
 class Verdict(StrEnum):
@@ -58,7 +62,8 @@ class Admission:
     def __init__(self, store: EntryStore, checks_at_once: int, check_pause_ns: int) -> None:
         self._store, self._checks_at_once, self._pause_ns = store, checks_at_once, check_pause_ns
         self._candidates: deque[Candidate] = deque()
-        self._restored: deque[Candidate] = deque()  # of a former life: they wait until nothing new does
+        self._restored: deque[Candidate] = deque()  # of a former life: they let new ones pass, but not for ever
+        self._turn = 0
         self._refused: dict[int, int] = {}  # fingerprint: until when
         self.due_ns = NEVER
         """When :meth:`checked` has more to do."""
@@ -113,7 +118,8 @@ class Admission:
         if self.due_ns != NEVER and now < self.due_ns:
             return
         for _ in range(self._checks_at_once):
-            waiting = self._candidates or self._restored
+            self._turn = (self._turn + 1) % _RESTORED_EVERY
+            waiting = self._restored if self._restored and not self._turn else self._candidates or self._restored
             if not waiting:
                 break
             candidate = waiting.popleft()

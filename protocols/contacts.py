@@ -211,8 +211,7 @@ class Contacts:
             return
         if next_dial_ns is not None:
             dialling.contact.next_dial_ns = next_dial_ns
-        if not dialling.contact.wanted:
-            self._contacts.pop(dialling.contact.name, None)
+        self._forget_unwanted(dialling.contact)
 
     def closed(self, dial: int, refused: bool, now: int) -> Dialling | None:
         """A lane is finished, or never came to be; decides when to dial again. None: the dial is not known."""
@@ -231,9 +230,14 @@ class Contacts:
         contact.next_dial_ns = now + int(back_off_ns * self._random.uniform(0.75, 1.25))
         if refused:
             contact.next_dial_ns = now + limits.REFUSAL_MEMORY_NS
-        if not contact.wanted:
-            self._contacts.pop(contact.name, None)
+        self._forget_unwanted(contact)
         return dialling
+
+    def _forget_unwanted(self, contact: Contact) -> None:
+        """With the last of its lanes; another may have its name by then."""
+        if not contact.wanted and self._contacts.get(contact.name) is contact:
+            if not any(dialling.contact is contact for dialling in self._dials.values()):
+                del self._contacts[contact.name]
 
     def _end(self, dial: int) -> Dialling | None:
         dialling = self._dials.pop(dial, None)
@@ -249,6 +253,7 @@ class Contacts:
 
     def _dial(self, contact: Contact, lane: Lane, address: HostPort) -> None:
         dial, self._next_dial = self._next_dial, self._next_dial + 1
+        self._due_ns = None
         self._dials[dial] = Dialling(contact, lane, address)
         contact.busy += lane is Lane.REALTIME
         self.counters["dials"] += 1

@@ -21,6 +21,7 @@ from protocols.events import (
     Effect,
     Event,
     Flush,
+    HangUp,
     NeighbourDead,
     NeighbourLeft,
     NeighbourMet,
@@ -175,10 +176,13 @@ class Engine:
     def lane_closed(self, dial: int, reason: str, refused: bool, now: int) -> None:
         """A lane is finished, or never came to be."""
         self._membership.lane_closed(dial, reason, refused, now)
+        self._lane_gone(dial)
+        self._carry(now)
+
+    def _lane_gone(self, dial: int) -> None:
         queue = self._queue_of.pop(dial, None)
         if queue is not None and queue.dial == dial:
             queue.dial = 0
-        self._carry(now)
 
     def receive(self, data: bytes | bytearray, pipe: int, now: int, utc_now: int) -> list[Delivery]:
         """One frame from a pipe; returns the readings in it that are wanted here."""
@@ -493,7 +497,7 @@ class Engine:
         if now >= self._offers_due_ns:
             self._tell_offers(now)
         self._carry(now)
-        if len(self._queues) > len(self._membership.neighbours):
+        if not self._queues.keys() <= self._membership.neighbours.keys():
             for node in [node for node in self._queues if node not in self._membership.neighbours]:
                 self._gone(node, "neighbour_gone", now)
 
@@ -529,6 +533,9 @@ class Engine:
     def outgoing(self) -> list[Effect]:
         """What to do, decided since the last call."""
         effects: list[Effect] = [*self._membership.outgoing(), *self._inference.outgoing()]
+        for effect in effects:
+            if type(effect) is HangUp:  # the driver does not tell of the end of a lane that it was told to close
+                self._lane_gone(effect.dial)
         effects.extend(Flush(dial) for dial in self._flushes)
         self._flushes.clear()
         self._more = False

@@ -537,10 +537,9 @@ class Membership:
         for neighbour in list(self.neighbours.values()):
             if neighbour.state is _ALIVE:
                 silent_ns = now - neighbour.last_heard_ns
-                if silent_ns < suspect_after_ns:
-                    continue
                 if neighbour.incarnation:
-                    self._suspect(neighbour, "silence", now)
+                    if silent_ns >= suspect_after_ns:
+                        self._suspect(neighbour, "silence", now)
                 elif silent_ns >= self._settings.dial_timeout_ns + limits.HELLO_TIMEOUT_NS:
                     # It took our Hello and never came itself: its host may be gone, and nobody would tell.
                     self._drop_links(neighbour, now + limits.REDIAL_MAX_NS)

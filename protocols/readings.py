@@ -498,7 +498,7 @@ class Readings:
 
     def _drop_stream(self, stream: Stream) -> None:
         del self._streams[stream.origin, stream.key]
-        stream.version = -1
+        stream.version, stream.last = -1, None  # its last neighbour may remember it
         self._holding.pop(stream, None)
         self._cached_bytes -= stream.held_bytes
 

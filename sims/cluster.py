@@ -23,6 +23,7 @@ from sims.grid import Cell
 from sims.scenario import Scenario
 from sims.sweep import Ended, Row, RunFunction, compute
 
+_LOOK_AGAIN_S = 5.0
 PER_CPU = 2
 """Runs handed over at a time, per processor: none waits for work, and results don't pile up."""
 MAX_ATTEMPTS = 3
@@ -61,7 +62,7 @@ def on_ray(
                 cell = waiting.pop()
                 attempts[cell] += 1
                 under_way[remote.remote(run, cell.scenario, cell.seed, code)] = cell
-            ended, _ = ray.wait(list(under_way), num_returns=1)
+            ended, _ = ray.wait(list(under_way), num_returns=1, timeout=_LOOK_AGAIN_S)  # machines come and go
             for reference in ended:
                 cell = under_way.pop(reference)
                 try:

@@ -77,7 +77,7 @@ class Connections:
             if end.stalled_until_ns > now or end.handshake_ns:
                 end_ns = max(now, end.stalled_until_ns) + end.handshake_ns
                 if self._driver.processors is not None:
-                    end_ns += self._driver.processors.occupy(end_ns - end.handshake_ns, 0, end.handshake_ns)
+                    end_ns += self._driver.processors.occupy(now, 0, end.handshake_ns)
                 if end.handshake_ns:
                     end.stalled_until_ns = end_ns
                 done_ns = max(done_ns, end_ns)

@@ -13,9 +13,8 @@ class Order:
         self.newest: dict[str, dict[str, int]] = {}
         """Of each origin and key: the largest sequence that came."""
 
-    def take(self, arrivals: Sequence[Arrival]) -> list[tuple[Reading, int]]:
-        """Look at what came, in this order. Returns what is not newer than what came before, with that; it is not
-        taken."""
+    def take(self, arrivals: Sequence[Arrival]) -> list[Reading]:
+        """Look at what came, in this order. Returns what is not newer than what came before; it is not taken."""
         late = []
         for _, origin, sequence, reading in arrivals:
             newest = self.newest.get(origin)
@@ -26,5 +25,5 @@ class Order:
             if sequence > before:
                 newest[key] = sequence
             else:
-                late.append((reading, before))
+                late.append(reading)
         return late

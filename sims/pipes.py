@@ -5,8 +5,9 @@ doubled each time, as Linux does). ``_WINDOW_FRAMES`` may be under way before a 
 
 Arrivals are put on a grid of ``TICK_NS`` and wait in the inbox of their receiver. From most of them nothing follows
 that anybody could see: readings that go no further, signs of life. Such *calm* frames wake nobody; their receiver takes
-them in, each at its own time, before anything else happens to it. For all others it is woken in their tick: also for
-those of a neighbour that it suspects, and for every frame if it has subscriptions with deadlines.
+them in, each at its own time, before anything else happens to it (of what waits for its processor, what came first).
+For all others it is woken in their tick: also for those of a neighbour that it suspects, and for every frame if it has
+subscriptions with deadlines.
 """
 
 from bisect import bisect_right

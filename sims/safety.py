@@ -141,9 +141,10 @@ class ReadingsInOrderOnce(Check):
         order = self._orders[node]
         late = order.take(arrivals)
         self._passed += len(arrivals) - len(late)
-        for reading, before in late:
+        for reading in late:
             origin, key, sequence = reading.origin, reading.key, reading.sequence
-            if self._life(origin, sequence) > self._life(origin, before):
+            before = order.newest[origin][key]
+            if sequence > before or self._life(origin, sequence) > self._life(origin, before):
                 order.newest[origin][key] = sequence  # its clock went back and its disk is lost: smaller, and yet newer
             else:
                 self.judge(False, f"{node} got {key} number {sequence} after {before}")

@@ -10,15 +10,18 @@ from msgspec.structs import replace
 from protocols.errors import LocalProtocolError
 from protocols.ids import UtcNs
 from protocols.ledger import Ledger
-from protocols.messages import Acknowledgement
+from protocols.messages import Acknowledgement, EventTime, Position, Provenance, Reading
 from protocols.settings import MembershipSettings
 from sims.bugs import BUGS
 from sims.checks import Check, known_checks, make_checks, overridden, register
 from sims.errors import ScenarioError
+from sims.node import Arrival, arrival
 from sims.recorder import Recording
 from sims.result import Result
 from sims.run import simulate
+from sims.safety import ReadingsInOrderOnce
 from sims.scenario import Cellular, Checks, Curation, Fault, Fixed, Group, Inference, Radio, Scenario, Spread, Traffic
+from sims.world import World
 
 QUIET = Scenario(
     "quiet", "For tests.", 20.0,
@@ -217,3 +220,21 @@ def test_checks_change_nothing_of_the_history() -> None:
     assert alone.checks == {}
     assert len(judged.checks) > 10
     assert alone.digest == judged.digest
+
+
+def test_order_after_a_life_with_smaller_sequences_is_judged_within_one_batch() -> None:
+    """Deliveries are told in batches: what one of them hides would be hidden for good."""
+    recording = Recording(QUIET)
+    world = World(QUIET, 1, recording, (), frozenset())
+    check = ReadingsInOrderOnce(world, recording)
+    check.started("car-0")
+    check._lives["car-1"] = [2_000, 1_000]  # its clock went back and its disk is lost
+    place, how = Position(1.0, 1.0, 1.0), Provenance("sim", "1")
+
+    def came(life: int, number: int) -> Arrival:
+        return arrival(0, Reading("k/x", "car-1", (life << 32) + number, 1, place, EventTime(1, 1), how, 3, 0, 0))
+
+    check.delivered("car-0", [came(2_000, 5)])
+    check.delivered("car-0", [came(1_000, 1), came(1_000, 2), came(1_000, 2), came(1_000, 1), came(1_000, 3)])
+    judged = recording.result("simulator", 1, 1.0, 1.0).checks[check.name]
+    assert judged.failed == 2

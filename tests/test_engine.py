@@ -1,12 +1,24 @@
 """One node as its driver sees it: frames in, effects out, and what must be carried between the machines."""
 
+from random import Random
+
 import pytest
 
 from protocols import limits
 from protocols.codec import decode_untrusted_node_frame, encode_frame, tensor_of
-from protocols.engine import OFFER_INTERVAL_NS
-from protocols.events import Answered, ClosePipe, Compute, Dial, Flush, NeighbourDead, NeighbourSuspected, PeerRefused
-from protocols.ids import Lane, NodeId, Role
+from protocols.engine import OFFER_INTERVAL_NS, Engine
+from protocols.events import (
+    Answered,
+    ClosePipe,
+    Compute,
+    Dial,
+    Flush,
+    HangUp,
+    NeighbourDead,
+    NeighbourSuspected,
+    PeerRefused,
+)
+from protocols.ids import Incarnation, Lane, NodeId, Role
 from protocols.membership import State
 from protocols.messages import (
     Goodbye,
@@ -24,7 +36,7 @@ from protocols.messages import (
     Want,
 )
 from protocols.placement import LocalModel
-from protocols.settings import Quality
+from protocols.settings import NodeSettings, Quality
 from sims.driver import SimDriver
 from tests.strategies import HERE, HOW, NOW_UTC_NS, WHEN, engine, identity, reading
 
@@ -477,3 +489,56 @@ def test_neighbour_that_publishes_and_is_killed_is_noticed_as_before() -> None:
     b = sim.nodes[NodeId("b")]
     suspected = [at for at, event in b.events if type(event) is NeighbourSuspected]
     assert -200 * MS <= suspected[0] - cut_ns - limits.SUSPECT_AFTER_SILENCE_NS <= 400 * MS
+
+
+def test_bulk_lane_dropped_with_an_older_life_is_dialled_again() -> None:
+    """A dead neighbour starts again; our lanes to it are answered before its Hello, which drops them. What waits for
+    its bulk lane must not wait for ever."""
+    other = identity("b")
+    machine = Engine(NodeSettings(other.mesh, NodeId("me"), Role.VEHICLE, Incarnation(5), 7000), Random(1))
+    for number in range(250):
+        machine.subscribe(f"veh/{number:04d}/" + "x" * 160, Quality(), 0)  # an Interest for the bulk lane
+    lanes: set[int] = set()
+    now = SECOND
+
+    def settle(answers: bool = True) -> None:
+        while effects := machine.outgoing():
+            for effect in effects:
+                if type(effect) is HangUp:
+                    lanes.discard(effect.dial)
+                elif type(effect) is Dial and answers:
+                    lanes.add(effect.dial)
+                    machine.lane_opened(effect.dial, other, now)
+                elif type(effect) is Dial:
+                    machine.lane_closed(effect.dial, "refused", False, now)
+                elif type(effect) is Flush and effect.dial in lanes:
+                    while machine.next_frame(effect.dial, now):
+                        pass
+
+    def run_until(until: int, pipe: int = 0) -> None:
+        nonlocal now
+        while now < until:
+            if pipe:
+                machine.receive(encode_frame(Heartbeat(now // 1_000 + 1, now, 0, 0, 0)), pipe, now, now)
+            now = min(max(machine.next_timer_at(), now + 1), now + SECOND // 4)
+            machine.handle_timer(now)
+            settle()
+
+    machine.inbound_opened(1, other, "b", now)
+    machine.receive(encode_frame(Hello(1, 1, "b", 1, 7000, "realtime")), 1, now, now)
+    run_until(5 * SECOND, 1)
+    machine.inbound_closed(1, now)
+    for dial in sorted(lanes):
+        machine.lane_closed(dial, "reset", False, now)
+    lanes.clear()
+    while machine.peers(now)[0].state != "dead":
+        now += SECOND // 10
+        machine.handle_timer(now)
+        settle(answers=False)
+    run_until(now + 10 * SECOND)
+    assert len(lanes) == 2
+    machine.inbound_opened(2, other, "b", now)
+    machine.receive(encode_frame(Hello(1, 1, "b", 2, 7000, "realtime")), 2, now, now)
+    run_until(now + 30 * SECOND, 2)
+    assert machine.peers(now)[0].waiting_bytes == 0
+    assert sorted(machine._queue_of) == sorted(lanes)

@@ -69,7 +69,7 @@ def _held(node: str, control: "Control") -> float:
 
     click.echo(f"holding {node}")
     lines = Lines(sys.stdin.fileno())
-    while (line := lines.next()).startswith(b"["):
+    while (line := lines.next() or b"").startswith(b"["):
         control.obey(line)
     age = line[:40].decode(errors="replace")
     try:

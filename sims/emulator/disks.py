@@ -35,12 +35,12 @@ class Disk:
         """Mount it over ``folder``, which is made. :raises EmulatorError: the kernel refuses; says what."""
         folder.mkdir(parents=True, exist_ok=True)
         self.namespace = self._folder = -1
-        failed: list[OSError] = []
+        failed: list[Exception] = []
 
         def mount() -> None:
             try:
                 self._mount(folder, size_bytes)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001  told by whoever waits for this thread
                 failed.append(error)
 
         # A thread that has left the mount namespace of its process has no way back: it ends with this.

@@ -15,6 +15,7 @@ None of the node's code is used: a stranger has his own.
 """
 
 import base64
+import contextlib
 import json
 import socket
 import ssl
@@ -113,7 +114,8 @@ def _main() -> None:
         order: list[Any] = json.loads(line)
         match order:
             case ["advert", *rest]:
-                send_advert(*rest)
+                with contextlib.suppress(OSError):  # what is lost on the way is lost
+                    send_advert(*rest)
             case ["knock", address, port, certificate, key, frames]:
                 raw = [base64.b64decode(frame) for frame in frames]
                 arguments = (address, port, certificate, key, raw)

@@ -147,8 +147,9 @@ class RealNode:
         if self.urgent:  # not before: what loads need not hold up what runs
             with contextlib.suppress(OSError):
                 os.sched_setscheduler(process.pid, os.SCHED_RR, os.sched_param(NODE_URGENCY))
-        process.stdin.write(b"".join(self._told.values()) + f"{age_s:.6f}\n".encode())
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it died while it was loading; that is noticed as any death is
+            process.stdin.write(b"".join(self._told.values()) + f"{age_s:.6f}\n".encode())
+            process.stdin.flush()
 
     def tell(self, command: str, *arguments: Any) -> None:
         """Have the running life do something, as ``meshnode.trial_control`` lists it."""
