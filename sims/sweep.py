@@ -214,9 +214,10 @@ def on_this_machine(cells: Sequence[Cell], run: RunFunction, jobs: int) -> Gener
             for cell in under_way.values():
                 yield cell, Row(error="a worker process died, perhaps for want of memory: try fewer --jobs"), b""
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
             for worker in multiprocessing.active_children():
                 worker.terminate()
+            # Waits for the thread of the pool: or the interpreter, as it ends, would write to a pipe that this closes.
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin_worker() -> None:
