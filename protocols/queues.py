@@ -19,7 +19,6 @@ from protocols.ids import NodeId
 NEVER: Final = 1 << 63
 """An instant after all others."""
 _MOST_URGENT: Final = 7
-_MAX_QUEUE_BYTES: Final = limits.MAX_QUEUE_BYTES
 
 
 class Drops:
@@ -109,7 +108,7 @@ class LaneQueue:
         conflated). False: it was dropped at once, and counted."""
         if not self.waiting_readings and not conflate:
             waiting_bytes = self.waiting_bytes + len(data)
-            if waiting_bytes <= _MAX_QUEUE_BYTES and count <= self._max_readings:
+            if waiting_bytes <= limits.MAX_QUEUE_BYTES and count <= self._max_readings:
                 self._lone = (key, data, expires_ns, priority, count)
                 self.waiting_readings, self.waiting_bytes = count, waiting_bytes
                 return True
@@ -254,7 +253,8 @@ class LaneQueue:
 
     def clear(self, reason: str) -> None:
         """The neighbour is gone: everything that waits is dropped and counted."""
-        self._line_up()
+        if self._lone is not None:
+            self._line_up()
         for waiting in chain.from_iterable(self._readings):
             self._drops.count(self.peer, waiting.key, reason, waiting.count)
         if self._control or self._latest:

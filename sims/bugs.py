@@ -49,13 +49,11 @@ def plant(part: Spoilt, bugs: frozenset[str]) -> None:
         if name not in BUGS:
             raise ScenarioError(f"no bug is called {name!r}{nearest(name, BUGS)}")
         if isinstance(part, BUGS[name].of):
-            try:
-                BUGS[name].spoil(part)
-            except (AttributeError, TypeError) as error:
+            if not hasattr(part, "__dict__"):
                 raise ScenarioError(
-                    f"the bug {name!r} can't be planted into compiled modules ({error}): "
-                    "run it without build/compiled in PYTHONPATH"
-                ) from error
+                    f"the bug {name!r} can't be planted into compiled modules: run without build/compiled in PYTHONPATH"
+                )
+            BUGS[name].spoil(part)
 
 
 def _caught_by(check: str, of: type[Spoilt] = Engine) -> Callable[[Callable[[Any], None]], None]:

@@ -52,7 +52,7 @@ class Observer(Protocol):
 
     def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
         """Readings reached the subscriptions of a node, in this order. Told late, but before the next event of that
-        node, before any crash or new life, and before :meth:`SimDriver.run_until` returns."""
+        node, before any crash or new life, and, of what came before its end, by :meth:`SimDriver.run_until`."""
 
     def event(self, node: SimNode, event: Event) -> None:
         """The engine told its driver something."""
@@ -111,7 +111,6 @@ class SimDriver:
         self.links: Links = links or self.wires
         self.nodes: dict[NodeId, SimNode] = {}
         self.numbered: list[SimNode] = []
-        self._numbers: dict[str, int] = {}
         self.events_run = 0
         self.processors = processors
         self.observer: Observer = observer or _Keep(self)
@@ -138,7 +137,6 @@ class SimDriver:
         node.running = False
         self.nodes[node.name] = node
         self.numbered.append(node)
-        self._numbers[node.name] = node.number
         self.wires.nodes = len(self.numbered)
         return node
 
@@ -382,9 +380,11 @@ class SimDriver:
         """Take the arrivals at a node since the last time into its mark, and tell whoever watches."""
         arrivals = node.arrived[:]
         node.arrived.clear()
-        mark, numbers = node.mark, self._numbers
+        mark, nodes = node.mark, self.nodes
         for at_ns, origin, sequence, _ in arrivals:
-            mark = hash((mark, at_ns, numbers.get(origin, -1), sequence))  # of whole numbers: no seed has a part in it
+            sender = nodes.get(NodeId(origin))
+            number = -1 if sender is None else sender.number
+            mark = hash((mark, at_ns, number, sequence))  # of whole numbers: no seed has a part in it
         node.mark = mark
         self.observer.delivered(node, arrivals)
 

@@ -83,11 +83,10 @@ class Pipe:
 class Attempt:
     """A dial that has not been answered."""
 
-    __slots__ = ("deadline_ns", "dial", "host", "node", "tries")
+    __slots__ = ("deadline_ns", "dial", "host", "node")
 
     def __init__(self, node: "SimNode", dial: int, host: str, deadline_ns: int) -> None:
         self.node, self.dial, self.host, self.deadline_ns = node, dial, host, deadline_ns
-        self.tries = 0
 
 
 class SimNode:

@@ -13,7 +13,7 @@ WIRE_NS = 54_000
 """Processor time of the emulated wire for a packet, kernel included, measured in the emulator …"""
 PACKETS = 2
 """… of which a message takes two: itself and TCP's acknowledgement."""
-WARM_SHARE = 4
+WARM_DIVISOR = 4
 """By how much frames and packets are cheaper that come while a processor is at work on others."""
 
 
@@ -34,7 +34,7 @@ class Processors:
         long it waits for its turn, in nanoseconds."""
         free_ns = self._free_ns[0]
         if free_ns > now:
-            heapreplace(self._free_ns, free_ns + for_ns // WARM_SHARE + besides_ns)
+            heapreplace(self._free_ns, free_ns + for_ns // WARM_DIVISOR + besides_ns)
             return free_ns - now
         heapreplace(self._free_ns, now + for_ns + besides_ns)
         return 0

@@ -10,10 +10,21 @@ from pathlib import Path
 import pytest
 
 from sims.emulator.namespaces import TUN
+from sims.emulator.run import emulate
+from sims.result import Result
+from sims.scenario import Scenario
 
 POSSIBLE = sys.platform == "linux" and os.geteuid() == 0 and TUN.exists()
 WHY_NOT = "the emulator needs Linux, root and /dev/net/tun"
 as_root = pytest.mark.skipif(not POSSIBLE, reason=WHY_NOT)
+
+
+def emulation(scenario: Scenario, folders: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """One run with real nodes, and their journals; skips where that is impossible."""
+    if not POSSIBLE:
+        pytest.skip(WHY_NOT)
+    journals = folders.mktemp("journals")
+    return emulate(scenario, 1, keep=journals), journals
 
 
 def wait(condition: Callable[[], bool], what: str, for_s: float = 20.0) -> None:

@@ -1,13 +1,11 @@
 """A real Ray cluster of two machines, which are two addresses of this one; nothing of it leaves this host.
 
-Ray comes from an environment of its own, made by ``.ci/ray``. The runs below are imported by its workers, which know
-nothing of pytest.
+Ray comes from an environment of its own, made by ``.ci/ray``, that knows nothing of pytest.
 """
 
 import contextlib
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import time
@@ -15,26 +13,11 @@ from pathlib import Path
 
 import psutil
 
-from sims.result import Result
-from sims.scenario import Scenario
-from tests.result_fixture import result_of
-
 ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / "build" / "ray" / "bin"
 HEAD, OTHER = "127.0.0.2", "127.0.0.3"
 """Ray replaces 127.0.0.1 by an address that others can reach."""
 _START_S = 60
-
-
-def run_that_may_kill(scenario: Scenario, seed: int) -> Result:
-    """Takes no time; seed 13 fails, seed 666 takes its worker with it."""
-    if seed == 13:
-        raise ValueError("an unlucky run")
-    if seed == 666:
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = result_of(12, 5, seed=seed)
-    result.scenario = scenario.name
-    return result
 
 
 class Cluster:

@@ -1,6 +1,8 @@
 """Results of runs that never were: what a recorder is told about a city of 200 nodes in ten minutes, from one seed."""
 
 import math
+import os
+import signal
 from random import Random
 
 from sims.recorder import SECOND_NS, Recording
@@ -107,3 +109,14 @@ def _talk(recording: Recording, names: list[str], now: int, second: int, random:
         by = random.choice(names)
         failure = "deadline" if random.random() < 0.05 else ""
         recording.answered(now, names[0], by, int(random.lognormvariate(4, 0.4) * MS_NS * slower), failure)
+
+
+def run_that_may_kill(scenario: Scenario, seed: int) -> Result:
+    """A run that takes no time; seed 13 fails, seed 666 takes its process with it."""
+    if seed == 13:
+        raise ValueError("an unlucky run")
+    if seed == 666:
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = result_of(12, 5, seed=seed)
+    result.scenario = scenario.name
+    return result

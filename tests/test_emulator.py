@@ -28,7 +28,7 @@ from sims.mobility import Map
 from sims.result import Result
 from sims.scenario import FAULT_KINDS, Fault, Fixed, Group, Radio, Scenario, Spread, Traffic
 from sims.wires import Wires
-from tests.emulator_fixture import POSSIBLE, WHY_NOT, as_root, children_of, command_of, processes_below, wait
+from tests.emulator_fixture import POSSIBLE, WHY_NOT, as_root, children_of, command_of, emulation, processes_below, wait
 
 MS = 1_000_000
 
@@ -323,10 +323,7 @@ def test_network_of_a_node_has_its_address_and_no_name() -> None:
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     """One run of three real nodes, looked at by several tests."""
-    if not POSSIBLE:
-        pytest.skip(WHY_NOT)
-    journals = tmp_path_factory.mktemp("journals")
-    return emulate(THREE, 1, keep=journals), journals
+    return emulation(THREE, tmp_path_factory)
 
 
 def test_emulation_real_nodes_find_each_other_and_deliver(emulated: tuple[Result, Path]) -> None:

@@ -18,13 +18,12 @@ from sims.emulator.liar import advert
 from sims.emulator.namespaces import Network
 from sims.emulator.nodes import RealNode, launch
 from sims.emulator.promises import Promises, passed_over
-from sims.emulator.run import emulate
 from sims.emulator.workplace import PREFIX
 from sims.recorder import Recording
 from sims.result import Result
 from sims.run import simulate
 from sims.scenario import Fault, Fixed, Group, Inference, Radio, Scenario, Spread, Traffic
-from tests.emulator_fixture import POSSIBLE, WHY_NOT, children_of, command_of
+from tests.emulator_fixture import POSSIBLE, WHY_NOT, children_of, command_of, emulation
 
 SECOND = 1_000_000_000
 MS = 1_000_000
@@ -51,10 +50,7 @@ TROUBLED = Scenario(
 @pytest.fixture(scope="module")
 def troubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     """One run of four real nodes with a fault of each new kind, looked at by several tests."""
-    if not POSSIBLE:
-        pytest.skip(WHY_NOT)
-    journals = tmp_path_factory.mktemp("journals")
-    return emulate(TROUBLED, 1, keep=journals), journals
+    return emulation(TROUBLED, tmp_path_factory)
 
 
 def _lines(journals: Path, node: str, what: str) -> list[list[Any]]:

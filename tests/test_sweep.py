@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import signal
 import subprocess
 import sys
@@ -20,23 +19,11 @@ from sims.bundle import versions
 from sims.cli import main as meshsim
 from sims.errors import ScenarioError, SweepError
 from sims.grid import MAX_CELLS, Cell, Setting, cells_of, parse_seeds, parse_setting
-from sims.result import Result
 from sims.run import simulate
 from sims.saved import load as load_result
-from sims.scenario import Scenario, load
+from sims.scenario import load
 from sims.sweep import ROW_FILE, TABLE_FILE, Row, Sweep, on_this_machine
-from tests.result_fixture import result_of
-
-
-def quick(scenario: Scenario, seed: int) -> Result:
-    """A run that takes no time; seed 13 fails, seed 666 takes its process with it."""
-    if seed == 13:
-        raise ValueError("an unlucky run")
-    if seed == 666:
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = result_of(12, 5, seed=seed)
-    result.scenario = scenario.name
-    return result
+from tests.result_fixture import run_that_may_kill
 
 
 def cells(*settings: str, seeds: str = "2", scenario: str = "partition-heal") -> list[Cell]:
@@ -154,11 +141,11 @@ def test_runs_over_processes_give_what_one_process_gives(tmp_path: Path) -> None
 def test_run_that_fails_is_told_and_made_again(tmp_path: Path) -> None:
     """One bad cell must cost neither the others nor its own second chance."""
     made = Sweep(tmp_path, load("partition-heal"), cells(seeds="12..14"))
-    for cell, row, result in on_this_machine(made.missing, quick, 2):
+    for cell, row, result in on_this_machine(made.missing, run_that_may_kill, 2):
         made.keep(cell, row, result)
     failed = [cell for cell, row in made.rows.items() if row.error]
     assert [cell.seed for cell in failed] == [13]
-    assert "ValueError: an unlucky run (test_sweep.py:" in made.rows[failed[0]].error
+    assert "ValueError: an unlucky run (result_fixture.py:" in made.rows[failed[0]].error
     again = Sweep(tmp_path, load("partition-heal"), cells(seeds="12..14"))
     assert [cell.seed for cell in again.missing] == [13]
 
@@ -166,7 +153,7 @@ def test_run_that_fails_is_told_and_made_again(tmp_path: Path) -> None:
 def test_process_that_is_killed_loses_only_what_it_ran(tmp_path: Path) -> None:
     """The kernel ends the largest process when memory is short."""
     made = Sweep(tmp_path, load("partition-heal"), cells(seeds="1,666,2,3,4"))
-    for cell, row, result in on_this_machine(made.missing, quick, 1):
+    for cell, row, result in on_this_machine(made.missing, run_that_may_kill, 1):
         made.keep(cell, row, result)
     assert {cell.seed for cell, row in made.rows.items() if not row.error} == {1, 2, 3, 4}
     (dead,) = [row for row in made.rows.values() if row.error]
@@ -317,7 +304,7 @@ def test_address_where_no_cluster_is_is_named_at_once(
 def test_machine_with_other_code_makes_no_run() -> None:
     """Figures of two states of the code in one table are worth nothing."""
     scenario = load("partition-heal")
-    row, _ = sims.cluster._compute_there(quick, scenario, 1, versions()["code"])
+    row, _ = sims.cluster._compute_there(run_that_may_kill, scenario, 1, versions()["code"])
     assert not row.error
     with pytest.raises(SweepError, match=r"has other code of this package .*, here changed"):
-        sims.cluster._compute_there(quick, scenario, 1, "changed")
+        sims.cluster._compute_there(run_that_may_kill, scenario, 1, "changed")

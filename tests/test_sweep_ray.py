@@ -145,7 +145,7 @@ def test_run_that_kills_every_worker_is_given_up_and_told(cluster: Cluster) -> N
     """One run that is too large for the machines must neither go on for ever nor cost the others."""
     program = (
         "import sys; from sims.cluster import on_ray; from sims.grid import Cell; from sims.scenario import load;"
-        "from tests.ray_fixture import run_that_may_kill as run; scenario = load('partition-heal');"
+        "from tests.result_fixture import run_that_may_kill as run; scenario = load('partition-heal');"
         "cells = [Cell(scenario, seed, ()) for seed in (1, 666, 2, 13, 3)];"
         "[print(cell.seed, row.error) for cell, row, _ in on_ray(cells, run, sys.argv[1], 2)]"
     )
