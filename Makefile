@@ -32,7 +32,7 @@ help:
 demo: $(READY)-demo
 	$(BIN)/python -m demo $(if $(filter 0,$(RELAY)),--no-relay)
 
-test: $(READY)-test $(READY)-demo $(READY)-compiled
+test: $(READY)-test $(READY)-demo $(READY)-bench $(READY)-compiled
 	@.ci/browser
 	@.ci/compiled $(BIN)/python || { [ $$? = 3 ] && echo "without it the tests of compiled modules are skipped"; }
 	@.ci/ray
