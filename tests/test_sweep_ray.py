@@ -154,7 +154,7 @@ def test_run_that_kills_every_worker_is_given_up_and_told(cluster: Cluster) -> N
     told = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     assert [seed for seed, error in told.items() if not error] == ["1", "2", "3"]
     assert told["666"].startswith("lost 3 times with its worker: ")
-    assert "ValueError: an unlucky run (ray_fixture.py:" in told["13"]
+    assert "ValueError: an unlucky run (result_fixture.py:" in told["13"]
 
 
 def test_port_where_something_else_listens_is_told_soon(installed: None) -> None:
