@@ -194,7 +194,7 @@ class Driver:
         with self._lock:
             number, past = self.engine.subscribe(expression, quality, time.monotonic_ns())
             self._handlers[number] = callback
-        self._deliver(Delivery((number,), reading) for reading in past)
+        self._deliver(((number,), reading) for reading in past)
         self._settle()
         return number
 
@@ -490,14 +490,14 @@ class Driver:
 
     def _deliver(self, deliveries: Iterable[Delivery]) -> None:
         handlers = self._handlers
-        for delivery in deliveries:
-            for number in delivery.subscriptions:
+        for numbers, reading in deliveries:
+            for number in numbers:
                 handler = handlers.get(number)
                 if handler is not None:
                     try:
-                        handler(delivery.reading)
+                        handler(reading)
                     except Exception:  # noqa: BLE001 - whatever an application does, receiving goes on
-                        self._failed(delivery.reading)
+                        self._failed(reading)
 
     def _failed(self, reading: Reading) -> None:
         """A callback has just raised."""

@@ -182,11 +182,8 @@ Event = (
 )
 
 
-class Delivery(Struct, frozen=True, gc=False):
-    """A reading for the local subscriptions named."""
-
-    subscriptions: tuple[int, ...]
-    reading: Reading
+Delivery = tuple[tuple[int, ...], Reading]
+"""Numbers of local subscriptions, and a reading for them. A plain tuple: one is made for each reading that comes."""
 
 
 class Put(Struct, frozen=True, gc=False):

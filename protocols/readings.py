@@ -222,7 +222,7 @@ class Readings:
                 else:
                     dropped += 1
         numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
-        return Put(sequence, len(numbers), queued, dropped), Delivery(numbers, reading) if numbers else None
+        return Put(sequence, len(numbers), queued, dropped), (numbers, reading) if numbers else None
 
     def publish_many(
         self, key: str, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],
@@ -254,11 +254,11 @@ class Readings:
         queued = 0
         for route in stream.routes:
             queued += self._put_parcels(route, key, parcels, now, utc_now)
-        deliveries = []
+        deliveries: list[Delivery] = []
         for reading in kept if stream.numbers or stream.limited else ():
             numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
             if numbers:
-                deliveries.append(Delivery(numbers, reading))
+                deliveries.append((numbers, reading))
         return PutMany(first, len(kept), queued, len(kept) * len(stream.routes) - queued), deliveries
 
     def _put_parcels(
@@ -319,7 +319,7 @@ class Readings:
         uncertainty_ns: int,
     ) -> list[Delivery]:
         """Take readings from a neighbour: what to deliver here; what goes on to others is queued (see ``touched``)."""
-        deliveries = []
+        deliveries: list[Delivery] = []
         peer = self._peers.get(source)
         stream = peer.recent if peer is not None else None  # most often the same again
         for reading in readings:
@@ -356,7 +356,7 @@ class Readings:
                 self._note(stream, reading, 0, now)
             numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
             if numbers:
-                deliveries.append(Delivery(numbers, reading))
+                deliveries.append((numbers, reading))
             if reading.hops and stream.routes:
                 self._forward(stream, reading, source, now, utc_now)
         if peer is not None:

@@ -32,12 +32,12 @@ from protocols.events import (
     Put,
 )
 from protocols.ids import Incarnation, NodeId, PeerIdentity, Role
-from protocols.messages import EventTime, InferAnswer, Position, Provenance
+from protocols.messages import EventTime, InferAnswer, Position, Provenance, Reading
 from protocols.queues import NEVER
 from protocols.settings import MembershipSettings, NodeSettings, Quality
 from sims.connections import Connections
 from sims.links import Links
-from sims.node import EPOCH_UTC_NS, MESH, Arrival, Pipe, SimNode, arrival
+from sims.node import EPOCH_UTC_NS, MESH, Arrival, Issue, Pipe, Series, SimNode, marked
 from sims.pipes import Pipes
 from sims.processors import Processors
 from sims.wires import Wires
@@ -71,11 +71,11 @@ class _Keep:
         self._driver = driver
 
     def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
-        for at_ns, _, _, reading in arrivals:
+        for at_ns, issue in arrivals:
             if node.on_reading is not None:
-                node.on_reading(reading)
+                node.on_reading(issue.reading)
             else:
-                node.received.append((at_ns, reading))
+                node.received.append((at_ns, issue.reading))
 
     def event(self, node: SimNode, event: Event) -> None:
         node.events.append((self._driver.now, event))
@@ -119,6 +119,7 @@ class SimDriver:
         self._max_queue_readings = max_queue_readings
         self._heap: list[tuple[int, int, Callable[[Any], None], Any]] = []
         self._number = 0
+        self._series: dict[tuple[str, str], Series] = {}
         self._digest = hashlib.sha256()
         self.pipes = Pipes(self)
         self.connections = Connections(self, self.pipes)
@@ -198,7 +199,8 @@ class SimDriver:
         node = self.nodes[NodeId(name)]
         node.lives += 1
         node.stalled_until_ns = 0
-        node.heard_ns.clear()
+        node.heard.clear()
+        node.sent_ns.clear()
         node.engine = self._engine(node.name, node.role, incarnation or Incarnation(1_000 + node.lives))
         self.start(node)
 
@@ -254,8 +256,9 @@ class SimDriver:
         put, delivery = engine.publish(
             key, value, where, EventTime(utc_ns, limits.MS), how, priority, lifespan_ms, hops, local, utc_ns
         )
+        node.note_sent(put.sequence, self.now)
         if delivery is not None:
-            node.arrived.append(arrival(self.now, delivery.reading))
+            node.arrived.append((self.now, self.issue_of(delivery[1])))
         flushes = engine.flushes()
         if flushes is None:
             self.perform(node)
@@ -270,7 +273,7 @@ class SimDriver:
         node = self.nodes[NodeId(name)]
         self.pipes.take_in(node, self.now)
         number, past = node.engine.subscribe(expression, quality or Quality(), node.local(self.now))
-        node.arrived.extend(arrival(self.now, reading) for reading in past)
+        node.arrived.extend([(self.now, self.issue_of(reading)) for reading in past])
         self.perform(node)
         return number
 
@@ -380,13 +383,22 @@ class SimDriver:
         """Take the arrivals at a node since the last time into its mark, and tell whoever watches."""
         arrivals = node.arrived[:]
         node.arrived.clear()
-        mark, nodes = node.mark, self.nodes
-        for at_ns, origin, sequence, _ in arrivals:
-            sender = nodes.get(NodeId(origin))
-            number = -1 if sender is None else sender.number
-            mark = hash((mark, at_ns, number, sequence))  # of whole numbers: no seed has a part in it
+        mark = node.mark
+        for at_ns, issue in arrivals:
+            mark = marked(mark, at_ns, issue)
         node.mark = mark
         self.observer.delivered(node, arrivals)
+
+    def issue_of(self, reading: Reading) -> Issue:
+        """A reading as those who watch know it; one of them should serve all nodes that it reaches."""
+        name = reading.origin, reading.key
+        series = self._series.get(name)
+        if series is None:
+            series = self._series[name] = Series(*name)
+        node = self.nodes.get(NodeId(reading.origin))
+        if node is None:
+            return Issue(reading, series, -1, -1)
+        return Issue(reading, series, node.number, node.sent_ns.get(reading.sequence, -1))
 
     # --- what an engine decides ------------------------------------------------------------------------------------
     def _arm(self, node: SimNode) -> None:

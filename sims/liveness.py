@@ -121,8 +121,8 @@ class ReadingsFlow(_Settled):
     def delivered(self, node: str, arrivals: Sequence[Arrival]) -> None:
         """See :class:`Check`."""
         if self._armed:
-            for at_ns, origin, _, _ in arrivals:
-                self._came[node, origin] = at_ns
+            for at_ns, issue in arrivals:
+                self._came[node, issue.series.origin] = at_ns
 
     def sampled(self, now: int) -> None:
         """See :class:`Check`."""

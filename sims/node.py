@@ -24,15 +24,52 @@ MESH: Final = MeshName("sim")
 """That all simulated nodes belong to."""
 EPOCH_UTC_NS: Final = 1_700_000_000 * limits.SECOND
 """UTC at virtual time 0."""
+SENT_KEPT: Final = 4_096
+"""Readings of a node whose time of publishing is remembered."""
 _BILLION: Final = 1_000_000_000
 
-Arrival = tuple[int, str, int, Reading]
-"""When a reading reached the subscriptions of a node, its origin, its sequence, and itself."""
+_MARK_PRIME: Final = (1 << 31) - 1
+_MARK_TIMES: Final = 1_000_000_007
+_MARK_TIMES_TOO: Final = 998_244_353
 
 
-def arrival(at_ns: int, reading: Reading) -> Arrival:
-    """Of a reading."""
-    return at_ns, reading.origin, reading.sequence, reading
+class Series:
+    """All readings of one origin and key: an identity, to look things up by."""
+
+    __slots__ = ("key", "origin")
+
+    def __init__(self, origin: str, key: str) -> None:
+        self.origin, self.key = origin, key
+
+
+class Issue:
+    """A reading that was published, as those who watch know it: once, however many nodes it reaches."""
+
+    __slots__ = ("number", "published_ns", "reading", "sequence", "series")
+
+    def __init__(self, reading: Reading, series: Series, number: int, published_ns: int) -> None:
+        """``number``: of the node that is its origin; -1: none is. ``published_ns``: -1: nobody knows."""
+        self.reading, self.series, self.number, self.published_ns = reading, series, number, published_ns
+        self.sequence: int = reading.sequence
+
+
+Arrival = tuple[int, Issue]
+"""When a reading reached the subscriptions of a node, and what it is."""
+
+
+def marked(mark: int, at_ns: int, issue: Issue) -> int:
+    """A node's mark with one more arrival in it: a polynomial modulo a prime, of numbers that fit machine words."""
+    mark = (mark * _MARK_TIMES + at_ns) % _MARK_PRIME
+    return (mark * _MARK_TIMES_TOO + (issue.sequence << 16) + issue.number) % _MARK_PRIME
+
+
+class Heard:
+    """When the last frame of another node came in, in virtual time; -1: none came."""
+
+    __slots__ = ("at_ns",)
+
+    def __init__(self) -> None:
+        self.at_ns = -1
 
 
 class Pipe:
@@ -43,9 +80,9 @@ class Pipe:
     """
 
     __slots__ = (
-        "aside", "cost_ns", "dial", "from_name", "from_number", "full", "greeted", "hears", "held", "identity", "inbox",
-        "last_ns", "number", "receiver", "sender", "sends", "stalled_ns", "to_number", "under_way", "used", "verified",
-        "wait_ns",
+        "aside", "cost_ns", "dial", "from_name", "from_number", "full", "greeted", "heard", "hears", "held", "identity",
+        "inbox", "last_ns", "number", "receiver", "sender", "sends", "stalled_ns", "to_number", "under_way", "used",
+        "verified", "wait_ns",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +94,7 @@ class Pipe:
         self.identity = identity or sender.identity
         self.from_name, self.from_number, self.to_number = self.identity.node, sender.number, receiver.number
         self.inbox = receiver.inbox
+        self.heard = receiver.heard_from(self.from_name)
         self.cost_ns = sender.frame_ns + receiver.frame_ns
         """CPU time that each frame takes at both ends."""
         self.greeted = False
@@ -95,8 +133,8 @@ class SimNode:
     __slots__ = (
         "arrived", "attempts", "attentive", "backlog", "compute", "compute_ns", "device_frame_ns",
         "device_handshake_ns", "dialled", "drift_ppb", "engine", "events", "frame_ns", "handshake_ns",
-        "heard_ns", "identity", "inbound", "inbox", "lives", "mark", "name", "number", "offset_ns", "on_reading",
-        "received", "role", "running", "runs", "stalled_until_ns", "started_ns", "suspects", "timer_ns",
+        "heard", "identity", "inbound", "inbox", "lives", "mark", "name", "number", "offset_ns", "on_reading",
+        "received", "role", "running", "runs", "sent_ns", "stalled_until_ns", "started_ns", "suspects", "timer_ns",
         "utc_less_mono_ns",
     )  # fmt: skip
 
@@ -140,8 +178,10 @@ class SimNode:
         """The same when nothing slows the node down."""
         self.attentive = True
         """False: no subscription of it has a deadline, so that nothing follows from readings."""
-        self.heard_ns: dict[NodeId, int] = {}
-        """When the last frame of another node came in, in virtual time."""
+        self.heard: dict[NodeId, Heard] = {}
+        """Of those whose pipes this life has had."""
+        self.sent_ns: dict[int, int] = {}
+        """When this life published which sequence, of the newest ``SENT_KEPT`` at least half."""
         self.offset_ns = 0
         self.drift_ppb = 0
         self.utc_less_mono_ns = EPOCH_UTC_NS
@@ -158,6 +198,20 @@ class SimNode:
         self.handshake_ns = int(self.device_handshake_ns * factor)
         for pipe in (*self.dialled.values(), *self.inbound.values()):
             pipe.cost_ns = pipe.sender.frame_ns + pipe.receiver.frame_ns
+
+    def heard_from(self, name: NodeId) -> Heard:
+        """To be kept by its pipes."""
+        heard = self.heard.get(name)
+        if heard is None:
+            heard = self.heard[name] = Heard()
+        return heard
+
+    def note_sent(self, sequence: int, now: int) -> None:
+        """It published that."""
+        self.sent_ns[sequence] = now
+        if len(self.sent_ns) > SENT_KEPT:
+            for older in list(self.sent_ns)[: SENT_KEPT // 2]:
+                del self.sent_ns[older]
 
     def local(self, now: int) -> int:
         """Its monotonic clock at virtual ``now``."""

@@ -2,28 +2,23 @@
 
 from collections.abc import Sequence
 
-from protocols.messages import Reading
-from sims.node import Arrival
+from sims.node import Arrival, Issue, Series
 
 
 class Order:
     """What one life of a node was given."""
 
     def __init__(self) -> None:
-        self.newest: dict[str, dict[str, int]] = {}
-        """Of each origin and key: the largest sequence that came."""
+        self.newest: dict[Series, int] = {}
+        """The largest sequence that came of each."""
 
-    def take(self, arrivals: Sequence[Arrival]) -> list[Reading]:
+    def take(self, arrivals: Sequence[Arrival]) -> list[Issue]:
         """Look at what came, in this order. Returns what is not newer than what came before; it is not taken."""
         late = []
-        for _, origin, sequence, reading in arrivals:
-            newest = self.newest.get(origin)
-            if newest is None:
-                newest = self.newest[origin] = {}
-            key = reading.key
-            before = newest.get(key, -1)
-            if sequence > before:
-                newest[key] = sequence
+        newest = self.newest
+        for _, issue in arrivals:
+            if issue.sequence > newest.get(issue.series, -1):
+                newest[issue.series] = issue.sequence
             else:
-                late.append(reading)
+                late.append(issue)
         return late

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Final
 from protocols import limits
 from protocols.codec import decode_untrusted_node_frame, readings_in_own_frame
 from protocols.errors import RemoteProtocolError
-from protocols.messages import Hello, NodeFrame, Readings
+from protocols.messages import Hello, NodeFrame, Reading, Readings
 from protocols.queues import NEVER
-from sims.node import MESH, Pipe, SimNode
+from sims.node import MESH, Issue, Pipe, SimNode
 from sims.processors import PACKETS, WIRE_NS
 from sims.radio import Radio
 
@@ -56,22 +56,46 @@ _CHECKS_COST: Final = 3
 """How much of this is for signatures, 240 µs where others cost 80."""
 
 
+class _Decoded:
+    """A frame of readings, and of those that were delivered somewhere what those who watch know them by."""
+
+    __slots__ = ("frame", "issues")
+
+    def __init__(self, frame: NodeFrame) -> None:
+        self.frame = frame
+        self.issues: list[Issue] = []
+
+
 class SharedDecoder:
     """Neighbours get the same bytes, and frames are frozen: one of them serves all."""
 
     def __init__(self) -> None:
-        self._shared: dict[bytes | bytearray, NodeFrame] = {}
+        self._shared: dict[bytes | bytearray, _Decoded] = {}
+        self._issues: list[Issue] = []
 
     def __call__(self, data: bytes | bytearray) -> NodeFrame:
         """As :func:`protocols.codec.decode_untrusted_node_frame`."""
-        frame = self._shared.get(data)
-        if frame is None:
+        decoded = self._shared.get(data)
+        if decoded is None:
             frame = decode_untrusted_node_frame(data)
-            if type(frame) is Readings and len(data) <= _SHARED_FRAME_BYTES:
+            if type(frame) is not Readings:
+                return frame
+            decoded = _Decoded(frame)
+            if len(data) <= _SHARED_FRAME_BYTES:
                 if len(self._shared) >= _SHARED_FRAMES:
                     self._shared.clear()
-                self._shared[data] = frame
-        return frame
+                self._shared[data] = decoded
+        self._issues = decoded.issues
+        return decoded.frame
+
+    def issue_of(self, reading: Reading, driver: "SimDriver") -> Issue:
+        """Of a reading in the frame of readings that was decoded last."""
+        for issue in self._issues:
+            if issue.reading is reading:
+                return issue
+        issue = driver.issue_of(reading)
+        self._issues.append(issue)
+        return issue
 
 
 class Pipes:
@@ -269,7 +293,7 @@ class Pipes:
             due = inbox[:count]
             del inbox[:count]
         driver, now, processors = self._driver, self._driver.now, self.processors
-        engine, heard_ns, arrived = node.engine, node.heard_ns, node.arrived
+        engine, arrived, decoder = node.engine, node.arrived, self.decoder
         for index, (tick_ns, pipe) in enumerate(due):
             at_ns = busy_ns = tick_ns
             if node.stalled_until_ns > at_ns and pipe.hears:
@@ -286,13 +310,14 @@ class Pipes:
                 inbox[:0] = due[index:]
                 return False
             self.frames += 1
-            data = pipe.under_way.pop(0)
+            under_way = pipe.under_way
+            data = under_way.pop() if len(under_way) == 1 else under_way.pop(0)
             if data is None:
                 driver.connections.tell_listener(pipe)
                 continue
             if not pipe.greeted:
                 self._greeted(pipe, data)
-            heard_ns[pipe.from_name] = at_ns
+            pipe.heard.at_ns = at_ns
             local = at_ns + node.offset_ns if not node.drift_ppb else node.local(at_ns)
             deliveries = engine.receive(data, pipe.number, local, local + node.utc_less_mono_ns)
             if node.frame_ns:
@@ -304,9 +329,8 @@ class Pipes:
                 if not pipe.used or not pipe.verified:
                     pipe.used = True
                     driver.observer.frame_accepted(node, pipe)
-                for delivery in deliveries:
-                    reading = delivery.reading
-                    arrived.append((at_ns, reading.origin, reading.sequence, reading))
+                for _, reading in deliveries:
+                    arrived.append((at_ns, decoder.issue_of(reading, driver)))
             flushes = engine.flushes()
             if flushes is None or flushes:
                 self.late += at_ns < now - TICK_NS

@@ -141,13 +141,13 @@ class ReadingsInOrderOnce(Check):
         order = self._orders[node]
         late = order.take(arrivals)
         self._passed += len(arrivals) - len(late)
-        for reading in late:
-            origin, key, sequence = reading.origin, reading.key, reading.sequence
-            before = order.newest[origin][key]
-            if sequence > before or self._life(origin, sequence) > self._life(origin, before):
-                order.newest[origin][key] = sequence  # its clock went back and its disk is lost: smaller, and yet newer
+        for issue in late:
+            series, sequence = issue.series, issue.sequence
+            before = order.newest[series]
+            if sequence > before or self._life(series.origin, sequence) > self._life(series.origin, before):
+                order.newest[series] = sequence  # its clock went back and its disk is lost: smaller, and yet newer
             else:
-                self.judge(False, f"{node} got {key} number {sequence} after {before}")
+                self.judge(False, f"{node} got {series.key} number {sequence} after {before}")
 
     def _life(self, origin: str, sequence: int) -> int:
         """Which life of its origin a sequence is of: they begin at ``incarnation << 32``."""

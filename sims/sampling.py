@@ -38,10 +38,10 @@ class _Probe:
 class _Origin:
     """What has to be known of whoever published a reading."""
 
-    __slots__ = ("probe", "sent_ns", "traced")
+    __slots__ = ("probe", "traced")
 
-    def __init__(self, sent_ns: dict[int, int], traced: bool) -> None:
-        self.sent_ns, self.traced = sent_ns, traced
+    def __init__(self, traced: bool) -> None:
+        self.traced = traced
         self.probe: _Probe | None = None
 
 
@@ -55,8 +55,8 @@ class Sampler:
         self._watched = {world.names[number]: number for number in chosen}
         self._newest_ns: dict[int, dict[str, int]] = {number: {} for number in chosen}
         """Of watched receivers: when the newest reading that came from each origin was published."""
-        self._origins = {name: _Origin(world.sent_ns[name], name in recording.traced) for name in world.names}
-        self._stranger = _Origin({}, False)
+        self._origins = [*(_Origin(name in recording.traced) for name in world.names), _Origin(False)]
+        """By number; the last is of strangers."""
         self._pairs: dict[int, frozenset[int]] = {}
         self._samples = 0
         self._shares: list[float] = []
@@ -75,7 +75,7 @@ class Sampler:
     # --- readings --------------------------------------------------------------------------------------------------
     def published(self, node: SimNode, key: str, sequence: int) -> None:
         """Follow one reading of a watched node at a time."""
-        origin = self._origins[node.name]
+        origin = self._origins[node.number]
         if node.name not in self._watched or origin.probe is not None:
             return
         world = self._world
@@ -88,7 +88,7 @@ class Sampler:
         self._driver.push(self._driver.now + _GRACE_NS, self._judge, node)
 
     def _judge(self, node: SimNode) -> None:
-        origin = self._origins[node.name]
+        origin = self._origins[node.number]
         probe = origin.probe
         assert probe is not None
         for other in probe.subscribers:
@@ -100,19 +100,19 @@ class Sampler:
     def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
         """Hot."""
         origins, newest_ns, latencies_ns = self._origins, self._newest_ns.get(node.number), []
-        for at_ns, name, sequence, reading in arrivals:
-            origin = origins.get(name) or self._stranger
-            published_ns = origin.sent_ns.get(sequence)
-            if published_ns is None:
+        for at_ns, issue in arrivals:
+            origin, published_ns = origins[issue.number], issue.published_ns
+            if published_ns < 0:
                 published_ns = at_ns
             if origin.traced:
-                self._recording.delivered(at_ns, node.name, name, reading.key, sequence, published_ns)
+                series = issue.series
+                self._recording.delivered(at_ns, node.name, series.origin, series.key, issue.sequence, published_ns)
             else:
                 latencies_ns.append(at_ns - published_ns)
             if newest_ns is not None:
-                newest_ns[name] = published_ns
+                newest_ns[issue.series.origin] = published_ns
             probe = origin.probe
-            if probe is not None and probe.sequence == sequence:
+            if probe is not None and probe.sequence == issue.sequence:
                 probe.came[node.number] = None
         self._recording.delivered_many(latencies_ns)
 

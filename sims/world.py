@@ -47,8 +47,6 @@ a thousand nodes are a million entries, all in the first seconds, and would drow
 _GOOD_SHARE: Final = 0.9
 _GOSSIP: Final = GossipSettings(checks_at_once=limits.MAX_ENTRIES_PER_FRAME)
 """A signature costs nothing here: a real node checks one, lets readings pass, and goes on a millisecond later."""
-_SENT_KEPT: Final = 4_096
-"""Readings of a node whose time of publishing is remembered."""
 
 
 class World:
@@ -69,8 +67,6 @@ class World:
         self.authors = Authors(self.driver, Random(f"{seed}/gossip"))
         self.recorder, self._planted = recorder, planted
         self.workers: dict[int, Worker] = {}
-        self.sent_ns: dict[str, dict[int, int]] = {}
-        """By node: when it published which sequence. Strangers that faults let publish are not in it."""
         self.near_since_ns: dict[tuple[int, int], int] = {}
         """Pairs in good range of one another, the smaller first, and since when."""
         self._nodes: dict[str, SimNode] = {}
@@ -149,7 +145,6 @@ class World:
         node.attentive = self.driver.processors is not None
         self._nodes[name] = node
         self._wants.append(wants)
-        self.sent_ns[name] = {}
         start_ns = int((group.start_s + number * group.stagger_s) * limits.SECOND)
         self.driver.push(start_ns, self.driver.start, node)
 
@@ -162,7 +157,6 @@ class World:
         bugs.plant(node.engine, self._planted)
         for hook in self._on_started:
             hook(node.name)
-        self.sent_ns[node.name].clear()
         for want in self._wants[node.number]:
             expression, _, hops = want.rpartition("|")
             self.driver.subscribe(node.name, expression, Quality(own=False, hops=int(hops)))
@@ -204,11 +198,6 @@ class World:
 
     def note_published(self, node: SimNode, key: str, put: Put, now: int) -> None:
         """A node published a reading."""
-        sent_ns = self.sent_ns[node.name]
-        sent_ns[put.sequence] = now
-        if len(sent_ns) > _SENT_KEPT:
-            for sequence in list(sent_ns)[: _SENT_KEPT // 2]:
-                del sent_ns[sequence]
         self.recorder.published(now, node.name, key, put.sequence)
         for hook in self.on_published:
             hook(node.name, key, put)
@@ -295,7 +284,8 @@ class World:
 
     def heard_ns(self, name: str, other: str) -> int | None:
         """See :class:`sims.checks.World`."""
-        return self._nodes[name].heard_ns.get(NodeId(other))
+        heard = self._nodes[name].heard.get(NodeId(other))
+        return None if heard is None or heard.at_ns < 0 else heard.at_ns
 
     def slowed(self, name: str) -> bool:
         """See :class:`sims.checks.World`."""

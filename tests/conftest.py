@@ -1,4 +1,6 @@
-"""What holds for every test: Hypothesis judges outcomes, never speed, and prints how to replay a failure."""
+"""What holds for every test: Hypothesis judges outcomes, not speed, and says how to replay a failure; Ctrl-C works."""
+
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -9,3 +11,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("house")
+
+# A shell that starts the tests in the background has them ignore interrupts, and so would every program they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -15,7 +15,7 @@ from protocols.settings import MembershipSettings
 from sims.bugs import BUGS
 from sims.checks import Check, known_checks, make_checks, overridden, register
 from sims.errors import ScenarioError
-from sims.node import Arrival, arrival
+from sims.node import Arrival, Issue, Series
 from sims.recorder import Recording
 from sims.result import Result
 from sims.run import simulate
@@ -229,10 +229,11 @@ def test_order_after_a_life_with_smaller_sequences_is_judged_within_one_batch() 
     check = ReadingsInOrderOnce(world, recording)
     check.started("car-0")
     check._lives["car-1"] = [2_000, 1_000]  # its clock went back and its disk is lost
-    place, how = Position(1.0, 1.0, 1.0), Provenance("sim", "1")
+    place, how, series = Position(1.0, 1.0, 1.0), Provenance("sim", "1"), Series("car-1", "k/x")
 
     def came(life: int, number: int) -> Arrival:
-        return arrival(0, Reading("k/x", "car-1", (life << 32) + number, 1, place, EventTime(1, 1), how, 3, 0, 0))
+        reading = Reading("k/x", "car-1", (life << 32) + number, 1, place, EventTime(1, 1), how, 3, 0, 0)
+        return 0, Issue(reading, series, 1, 0)
 
     check.delivered("car-0", [came(2_000, 5)])
     check.delivered("car-0", [came(1_000, 1), came(1_000, 2), came(1_000, 2), came(1_000, 1), came(1_000, 3)])

@@ -61,8 +61,8 @@ def test_put_many_equals_as_many_puts(values: list[Any], wants: list[list[Want]]
     assert put.queued == sum(single.queued for single, _ in puts)
     assert put.dropped == sum(single.dropped for single, _ in puts)
     expected = [delivery for _, delivery in puts if delivery is not None]
-    assert [(d.subscriptions, shown(d.reading)) for d in deliveries] == [
-        (d.subscriptions, shown(d.reading)) for d in expected
+    assert [(numbers, shown(reading)) for numbers, reading in deliveries] == [
+        (numbers, shown(reading)) for numbers, reading in expected
     ]
     assert together.dropped() == one_by_one.dropped()
     for node in (A, B):
