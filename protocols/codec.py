@@ -26,6 +26,7 @@ from protocols.messages import (
     GossipDigest,
     GossipHave,
     GossipPull,
+    Heartbeat,
     Hello,
     InferAnswer,
     InferRequest,
@@ -309,6 +310,8 @@ def decode_untrusted_node_frame(data: bytes | bytearray) -> NodeFrame:
         for reading in frame.readings:
             if type(reading.value) in _COMPOSITE:
                 _check_untrusted_value(reading.value)
+    elif type(frame) is Heartbeat:  # the other frequent kind, with nothing more to check
+        pass
     elif type(frame) is Hello:
         _check_untrusted_id(frame.node)
     elif type(frame) is InferRequest:

@@ -43,7 +43,7 @@ from protocols.streams import (
     one_hop_less,
     parcels_of,
 )
-from protocols.values import check_context, kept_alive, weight_bytes
+from protocols.values import check_position, check_provenance, kept_alive, weight_bytes
 
 _HEARSAY_LEAD: Final = 1_024
 """How far copies may run ahead of their origin. More is no race of two ways but a lie: the origin is right then."""
@@ -66,7 +66,7 @@ class Readings:
         self._peers: dict[NodeId, Peer] = {}
         self._subscriptions: dict[int, Subscription] = {}
         self._next_subscription = 1
-        self._version = 0
+        self._version = self._numbers_version = 0
         self._interest_version = 0
         self._cached_bytes = 0
         self._holding: dict[Stream, None] = {}  # streams whose last value counts, oldest first
@@ -102,6 +102,7 @@ class Readings:
         number, self._next_subscription = self._next_subscription, self._next_subscription + 1
         self._subscriptions[number] = Subscription(number, expression, quality)
         self._version += 1
+        self._numbers_version += 1
         past = []
         for stream in self._streams.values():
             if matches(expression, stream.key):
@@ -115,6 +116,7 @@ class Readings:
         """Remove it. Unknown numbers are ignored."""
         if self._subscriptions.pop(number, None) is not None:
             self._version += 1
+            self._numbers_version += 1
 
     def interest_for(self, peer: NodeId) -> Interest:
         """What to ask of ``peer``: own subscriptions, and what other neighbours asked us to ask."""
@@ -290,9 +292,12 @@ class Readings:
                 f"a reading on {key!r} has no '{lacking}': a value without its context is of no use to others. "
                 + ("Set [node] position, or pass where=" if where is None else f"Pass {lacking}=")
             )
-        if where is not self._checked_where or how is not self._checked_how:
-            check_context(where, how)
-            self._checked_where, self._checked_how = where, how
+        if where is not self._checked_where:
+            check_position(where)
+            self._checked_where = where
+        if how is not self._checked_how:
+            check_provenance(how)
+            self._checked_how = how
         check_time(when)
         if not (0 <= priority <= 7 and 0 <= lifespan_ms <= _MAX_LIFESPAN_MS and 0 <= hops <= _MAX_HOPS):
             raise ValueUnsupported(
@@ -305,6 +310,8 @@ class Readings:
             stream = self._keep_stream(Stream(self._node, key), now)
         if stream.version != self._version:
             self._decide(stream, self._role)
+        if stream.routes_version != self._version:
+            self._route(stream)
         if not stream.permitted:
             raise NotPermitted(f"the access table does not let {self._role.value} {self._node} publish on {key!r}")
         return stream
@@ -357,8 +364,11 @@ class Readings:
             numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
             if numbers:
                 deliveries.append((numbers, reading))
-            if reading.hops and stream.routes:
-                self._forward(stream, reading, source, now, utc_now)
+            if reading.hops:
+                if stream.routes_version != self._version:
+                    self._route(stream)
+                if stream.routes:
+                    self._forward(stream, reading, source, now, utc_now)
         if peer is not None:
             peer.recent = stream
         self._accepted += len(readings)
@@ -503,15 +513,22 @@ class Readings:
         self._cached_bytes -= stream.held_bytes
 
     def _decide(self, stream: Stream, role: Role | None) -> None:
-        """``role`` of the origin when the caller knows it."""
+        """Anew, but for the routes. ``role`` of the origin when the caller knows it."""
         origin = NodeId(stream.origin)
-        own = origin == self._node
         if role is None and origin in self._peers:
             role = self._peers[origin].role
-        if role is not None:
-            stream.permitted = self._access.permits_publish(role, origin, stream.key)
-        else:
-            stream.permitted = self._access.permits_origin(origin, stream.key)
+        if role is not stream.role or stream.version < 0:  # the table of access stays as it is
+            stream.role = role
+            if role is not None:
+                stream.permitted = self._access.permits_publish(role, origin, stream.key)
+            else:
+                stream.permitted = self._access.permits_origin(origin, stream.key)
+        if stream.numbers_version != self._numbers_version:
+            self._number(stream, origin == self._node)
+        stream.version = self._version
+
+    def _number(self, stream: Stream, own: bool) -> None:
+        """Decide anew which subscriptions get a stream."""
         matching = [
             s for s in self._subscriptions.values() if (s.quality.own or not own) and matches(s.expression, stream.key)
         ]
@@ -519,6 +536,10 @@ class Readings:
         stream.limited = tuple(s for s in matching if s.quality.min_interval_ns)
         known = stream.limited_last
         stream.limited_last = {s.number: known[s.number] for s in stream.limited if s.number in known}
+        stream.numbers_version = self._numbers_version
+
+    def _route(self, stream: Stream) -> None:
+        """Decide the routes anew; most streams go no further than here and never need any."""
         last_ns = {route.peer.node: route.last_ns for route in stream.routes}
         routes = []
         for peer in self._peers.values():
@@ -528,7 +549,7 @@ class Readings:
                 route.last_ns = last_ns.get(peer.node, -NEVER)
                 routes.append(route)
         stream.routes = tuple(routes)
-        stream.version = self._version
+        stream.routes_version = self._version
 
     def wanted_by(self, expression: str) -> list[NodeId]:
         """Neighbours that want some key which ``expression`` matches."""

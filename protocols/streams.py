@@ -48,7 +48,7 @@ class Stream:
 
     __slots__ = (
         "direct", "held_bytes", "key", "last", "last_ns", "limited", "limited_last", "missed", "newest", "numbers",
-        "origin", "permitted", "routes", "version",
+        "numbers_version", "origin", "permitted", "role", "routes", "routes_version", "version",
     )  # fmt: skip
 
     def __init__(self, origin: str, key: str) -> None:
@@ -58,11 +58,14 @@ class Stream:
         self.last_ns = 0
         self.held_bytes = 0
         self.version = -1
+        self.role: Role | None = None  # that permission was decided for
         self.permitted = False
         self.numbers: tuple[int, ...] = ()  # subscriptions without a rate limit of their own
         self.limited: tuple[Subscription, ...] = ()
+        self.numbers_version = -1
         self.limited_last: dict[int, int] = {}
         self.routes: tuple[Route, ...] = ()
+        self.routes_version = -1
         self.direct: Peer | None = None  # the origin, when it told us itself
         self.missed: tuple[int, ...] = ()  # subscriptions that know that it is silent
 

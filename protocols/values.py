@@ -38,6 +38,12 @@ def weight_bytes(value: object) -> int:
 
 
 def check_context(where: Position, how: Provenance) -> None:
+    """:raises ValueUnsupported: as :func:`check_position`."""
+    check_position(where)
+    check_provenance(how)
+
+
+def check_position(where: Position) -> None:
     """:raises ValueUnsupported: for what neighbours would refuse as malformed, and hang up. NaN is never in range."""
     altitude_m, heading_deg = where.altitude_m, where.heading_deg
     if (
@@ -51,6 +57,10 @@ def check_context(where: Position, how: Provenance) -> None:
             f"{where} is not on earth: use latitude -90 to 90, longitude -180 to 180, accuracy 0 or more, "
             "heading 0 to below 360"
         )
+
+
+def check_provenance(how: Provenance) -> None:
+    """:raises ValueUnsupported: as :func:`check_position`."""
     texts = (how.sensor, how.unit, how.calibration, *how.lineage)
     too_long = any(len(text) > limits.MAX_TEXT_CHARS for text in texts)
     if not 0 <= how.quality <= 1 or len(how.lineage) > limits.MAX_LINEAGE or too_long:
