@@ -20,7 +20,6 @@ Left out: relaying of suspicion beyond one hop; links exist only between nodes i
 """
 
 from collections.abc import Callable
-from enum import StrEnum
 from random import Random
 from typing import Final
 
@@ -39,8 +38,10 @@ from protocols.events import (
     NeighbourSuspected,
     PeerRefused,
 )
-from protocols.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity, Role
+from protocols.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity
 from protocols.messages import MAJOR, MINOR, Goodbye, Heartbeat, Hello, NodeFrame, Refusal
+from protocols.neighbour import Neighbour as Neighbour  # noqa: PLC0414 -- handed on
+from protocols.neighbour import State as State  # noqa: PLC0414 -- handed on
 from protocols.queues import NEVER
 from protocols.settings import MembershipSettings
 from protocols.suspicion import Suspicion
@@ -51,60 +52,7 @@ MAX_PIPES_PER_NEIGHBOUR: Final = 8
 """Pipes of one identity into our inbox: two lanes, and those of connections that nobody closed yet. The oldest goes."""
 
 
-class State(StrEnum):
-    """Of a neighbour."""
-
-    ALIVE = "alive"
-    SUSPECT = "suspect"
-    DEAD = "dead"
-    LEFT = "left"
-
-
 _ALIVE: Final = State.ALIVE  # looked up once: an enumeration is slow at it
-
-
-class Neighbour:
-    """A node whose certificate and Hello were checked, or to whose inbox we have a lane."""
-
-    __slots__ = (
-        "bulk", "echo_ns", "first_seen_ns", "heard_by_peer", "heartbeat_received", "heartbeat_sent", "incarnation",
-        "inbound", "last_heard_ns", "met", "node", "realtime", "role", "round_trip_ns", "since_ns", "state",
-        "suspicion",
-    )  # fmt: skip
-
-    def __init__(self, node: NodeId, role: Role, first_seen_ns: int, now: int) -> None:
-        self.node, self.role, self.first_seen_ns = node, role, first_seen_ns
-        self.incarnation = Incarnation(0)
-        self.state = State.ALIVE
-        self.since_ns = now
-        self.met = False
-        self.inbound: set[int] = set()
-        self.realtime = self.bulk = 0
-        """Dials of the open lanes to it; 0: not open."""
-        self.last_heard_ns = now
-        self.heartbeat_sent = 0
-        self.heartbeat_received = 0
-        self.echo_ns = (0, now)  # the peer's clock in its newest heartbeat, and when it came
-        self.heard_by_peer = False
-        self.round_trip_ns = 0
-        self.suspicion: Suspicion | None = None
-
-    @property
-    def lanes(self) -> tuple[Lane, ...]:
-        """That are open."""
-        open_dials = ((Lane.REALTIME, self.realtime), (Lane.BULK, self.bulk))
-        return tuple(lane for lane, dial in open_dials if dial)
-
-    def dial_of(self, lane: Lane) -> int:
-        """Of an open lane; 0: it is not open."""
-        return self.realtime if lane is Lane.REALTIME else self.bulk
-
-    def set_dial(self, lane: Lane, dial: int) -> None:
-        """A lane is open, or with 0 not any more."""
-        if lane is Lane.REALTIME:
-            self.realtime = dial
-        else:
-            self.bulk = dial
 
 
 class _Pipe:
