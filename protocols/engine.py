@@ -209,6 +209,7 @@ class Engine:
                 neighbour.last_heard_ns = now
                 if neighbour.state is _SUSPECT:
                     self._membership.refute(neighbour, now)
+                    self._carry(now)
                     self._more = True
                 deliveries = self._readings.accept(
                     frame.readings, neighbour.node, neighbour.role, now, utc_now, self._clock_uncertainty_ns

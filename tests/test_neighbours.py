@@ -9,14 +9,16 @@ from protocols.events import (
     DuplicateIdentity,
     HangUp,
     NeighbourLeft,
+    NeighbourRefuted,
+    NeighbourSuspected,
     PeerRefused,
 )
 from protocols.ids import Incarnation, MeshName, NodeId, Role
 from protocols.membership import MAX_PIPES_PER_NEIGHBOUR, State
-from protocols.messages import Goodbye, Heartbeat, Hello, Interest, Refusal, Want
+from protocols.messages import Goodbye, Heartbeat, Hello, Interest, Readings, Refusal, Want
 from protocols.settings import MembershipSettings
 from tests.lone_node_fixture import Alone
-from tests.strategies import NOW_UTC_NS, identity
+from tests.strategies import NOW_UTC_NS, identity, reading
 
 MS, SECOND = limits.MS, limits.SECOND
 SETTINGS = MembershipSettings()
@@ -203,6 +205,17 @@ def test_heartbeat_that_accuses_brings_nobody_down_alone() -> None:
         alone.receive(victim, Heartbeat(1, 1, 0, 0, 0))
         alone.timers(250 * MS)
     assert {view.state for view in alone.engine.peers(alone.now)} == {State.ALIVE}
+
+
+def test_refutation_by_a_reading_is_told_at_once() -> None:
+    """Found by simulation: its event waited for the next control frame or timer."""
+    alone = Alone()
+    pipe = alone.hello("x")
+    alone.timers(SETTINGS.suspect_after_silence_ns + 100 * MS)
+    assert [type(event) for event in alone.engine.events()] == [NeighbourSuspected]
+    alone.receive(pipe, Readings((reading("veh/x/a", "x"),)))
+    assert alone.engine.flushes() is None
+    assert [type(event) for event in alone.engine.events()] == [NeighbourRefuted]
 
 
 def test_lane_to_a_peer_that_never_comes_back_is_given_up() -> None:
