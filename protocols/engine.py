@@ -217,8 +217,10 @@ class Engine:
                 if self._readings.touched:
                     self._flush_touched()
                 return deliveries
-            if type(frame) is Heartbeat and neighbour.state is _ALIVE and not (frame.suspects or frame.answer):
-                self._membership.heartbeat(frame, neighbour, now)
+            if type(frame) is Heartbeat and neighbour.state is _ALIVE:
+                if self._membership.heartbeat(frame, neighbour, now):
+                    self._more = True
+                    self._carry(now)
                 return []
         self._more = True
         neighbour = self._membership.receive(frame, pipe, now)

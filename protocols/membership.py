@@ -48,6 +48,7 @@ from protocols.suspicion import Suspicion
 
 HEARTBEATS_A_ROUND: Final = 4
 """While readings flow to a neighbour, one heartbeat in so many is sent: they are a third of all frames at 10 Hz."""
+_LONGEST_ROUND_TRIP_NS: Final = 60 * limits.SECOND
 MAX_PIPES_PER_NEIGHBOUR: Final = 8
 """Pipes of one identity into our inbox: two lanes, and those of connections that nobody closed yet. The oldest goes."""
 
@@ -353,25 +354,30 @@ class Membership:
         neighbour.heartbeat_received = 0
         neighbour.heard_by_peer = False
 
-    def heartbeat(self, beat: Heartbeat, neighbour: Neighbour, now: int) -> None:
-        """A neighbour that is not suspected says that it lives. Decides something only if ``beat`` accuses or asks."""
+    def heartbeat(self, beat: Heartbeat, neighbour: Neighbour, now: int) -> bool:
+        """A neighbour that is not suspected says that it lives. True: ``beat`` asks for an answer, or brings the end of
+        somebody nearer whom this node suspects too; else nothing follows."""
         neighbour.last_heard_ns = now
-        if beat.sequence > neighbour.heartbeat_received:
-            neighbour.heartbeat_received = beat.sequence
+        sequence, echo_sequence, suspects, answer = beat.sequence, beat.echo_sequence, beat.suspects, beat.answer
+        if sequence > neighbour.heartbeat_received:
+            neighbour.heartbeat_received = sequence
             neighbour.echo_ns = (beat.sent_ns, now)
-        newest = neighbour.heartbeat_sent - beat.echo_sequence <= 2 * HEARTBEATS_A_ROUND
-        neighbour.heard_by_peer = newest if beat.echo_sequence else False
-        if 0 < beat.echo_sequence <= neighbour.heartbeat_sent:
+        newest = neighbour.heartbeat_sent - echo_sequence <= 2 * HEARTBEATS_A_ROUND
+        neighbour.heard_by_peer = newest if echo_sequence else False
+        if 0 < echo_sequence <= neighbour.heartbeat_sent:
             sample_ns = now - beat.echo_sent_ns - beat.echo_held_ns
-            if 0 <= sample_ns < 60 * limits.SECOND:
+            if 0 <= sample_ns < _LONGEST_ROUND_TRIP_NS:
                 old = neighbour.round_trip_ns
                 neighbour.round_trip_ns = sample_ns if not old else old + (sample_ns - old) // 8
-        for suspect in beat.suspects:
-            accused = self.neighbours.get(NodeId(suspect))
-            if accused is not None and accused.suspicion is not None and accused is not neighbour:
-                accused.suspicion.confirm(neighbour.node)
-        if beat.answer:
+        decided = answer
+        if suspects and self._suspected:
+            for suspect in suspects:
+                accused = self._suspected.get(NodeId(suspect))
+                if accused is not None and accused.suspicion is not None and accused is not neighbour:
+                    decided = accused.suspicion.confirm(neighbour.node) or decided
+        if answer:
             self._messages.append((neighbour.node, self._beat(neighbour, now)))
+        return decided
 
     def _goodbye(self, goodbye: Goodbye, neighbour: Neighbour, now: int) -> None:
         if goodbye.incarnation != neighbour.incarnation:

@@ -24,6 +24,8 @@ def suspicion_timeout_ns(minimum_ns: int, maximum_ns: int, confirmations: int, p
 class Suspicion:
     """One suspected neighbour."""
 
+    __slots__ = ("_confirmed", "_maximum_ns", "_minimum_ns", "_possible", "_started_ns", "dead_at")
+
     def __init__(self, started_ns: int, minimum_ns: int, maximum_ns: int, possible: int) -> None:
         """``possible``: how many other neighbours could confirm."""
         self._started_ns = started_ns
@@ -31,22 +33,29 @@ class Suspicion:
         self._maximum_ns = max(maximum_ns, minimum_ns)
         self._possible = possible
         self._confirmed: set[NodeId] = set()
+        self.dead_at = 0
+        """When the time is up."""
+        self._reckon()
 
-    def confirm(self, by: NodeId) -> None:
-        """``by`` suspects it too; heard twice it counts once. Bounded by the number of neighbours."""
+    def confirm(self, by: NodeId) -> bool:
+        """``by`` suspects it too; heard twice it counts once. Bounded by the number of neighbours. True: it is news."""
+        if by in self._confirmed:
+            return False
         self._confirmed.add(by)
+        self._reckon()
+        return True
 
     def tighten(self, maximum_ns: int) -> None:
         """New evidence: allow at most ``maximum_ns`` from the start."""
         self._maximum_ns = max(min(self._maximum_ns, maximum_ns), self._minimum_ns)
+        self._reckon()
 
     def restart(self, now: int, maximum_ns: int) -> None:
         """We were not watching: the time counts anew, and what was seen meanwhile is no evidence."""
         self._started_ns, self._maximum_ns = now, max(maximum_ns, self._minimum_ns)
+        self._reckon()
 
-    @property
-    def dead_at(self) -> int:
-        """When the time is up."""
-        return self._started_ns + suspicion_timeout_ns(
+    def _reckon(self) -> None:
+        self.dead_at = self._started_ns + suspicion_timeout_ns(
             self._minimum_ns, self._maximum_ns, len(self._confirmed), self._possible
         )

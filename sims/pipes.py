@@ -6,8 +6,8 @@ doubled each time, as Linux does). ``_WINDOW_FRAMES`` may be under way before a 
 Arrivals are put on a grid of ``TICK_NS`` and wait in the inbox of their receiver. From most of them nothing follows
 that anybody could see: readings that go no further, signs of life. Such *calm* frames wake nobody; their receiver takes
 them in, each at its own time, before anything else happens to it (of what waits for its processor, what came first).
-For all others it is woken in their tick: also for those of a neighbour that it suspects, and for every frame if it has
-subscriptions with deadlines.
+For all others it is woken in their tick: also for those of a neighbour that it suspects, for accusations while it
+suspects somebody, and for every frame if it has subscriptions with deadlines.
 """
 
 from bisect import bisect_right
@@ -42,8 +42,10 @@ _LENGTH_BYTES: Final = 8
 """NNG's length before each frame."""
 _NOTES: Final = 256
 _HEARTBEAT_TAG: Final = 2
-CALM_HEARTBEAT: Final = b"\x90\xc2"
-"""The end of one that accuses nobody and asks for nothing."""
+ASKS: Final = 0xC3
+"""The end of one that wants an answer, of which something follows always."""
+ACCUSES_NOBODY: Final = b"\x90\xc2"
+"""The end of one from which nothing follows, whomever its receiver suspects."""
 _WHEN: Final = itemgetter(0)
 _SHARED_FRAMES: Final = 4_096
 _SHARED_FRAME_BYTES: Final = 4_096
@@ -157,12 +159,11 @@ class Pipes:
                 tick_ns = at_ns - at_ns % -TICK_NS
                 pipe.inbox.append((tick_ns, pipe))
                 receiver = pipe.receiver
-                if (
-                    not (calm or (tag == _HEARTBEAT_TAG and frame.endswith(CALM_HEARTBEAT)))
-                    or receiver.attentive
-                    or (receiver.suspects and pipe.from_name in receiver.suspects)
-                ):
+                if (not calm and (tag != _HEARTBEAT_TAG or frame[-1] == ASKS)) or receiver.attentive:
                     self._wake_at(receiver, tick_ns)
+                elif receiver.suspects:
+                    if pipe.from_name in receiver.suspects or not (calm or frame.endswith(ACCUSES_NOBODY)):
+                        self._wake_at(receiver, tick_ns)
                 if len(under_way) >= _WINDOW_FRAMES and self._is_full(pipe):
                     break
                 if lone:
@@ -197,9 +198,10 @@ class Pipes:
             heappush(self.ticks, tick_ns)
 
     def attend(self, node: SimNode) -> None:
-        """From now on something follows from frames on their way to a node: of those it suspects, and on full pipes."""
+        """From now on something follows from frames on their way to a node: on full pipes, and, if it suspects anybody,
+        of that neighbour and of those that accuse it too."""
         for tick_ns, pipe in node.inbox:
-            if pipe.full or pipe.from_name in node.suspects:
+            if pipe.full or node.suspects:
                 self._wake_at(node, max(tick_ns, self._driver.now))
 
     def _is_full(self, pipe: Pipe) -> bool:

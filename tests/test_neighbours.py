@@ -218,6 +218,31 @@ def test_refutation_by_a_reading_is_told_at_once() -> None:
     assert [type(event) for event in alone.engine.events()] == [NeighbourRefuted]
 
 
+def test_accusation_of_somebody_not_suspected_here_leaves_nothing_to_do() -> None:
+    """On the road somebody always drives out of reach: heartbeats that say so must not cost more than others. One that
+    brings an end nearer has to be seen at once, for the timer is due sooner."""
+    alone = Alone()
+    for node in ("x", "y", "z", "victim"):
+        alone.hello(node)
+    alone.engine.outgoing()
+    alone.receive(1, Heartbeat(1, 1, 0, 0, 0, ("victim", "nobody")))
+    assert alone.engine.flushes() == []
+    for _ in range(8):
+        alone.timers(250 * MS)
+        for pipe in (1, 2, 3):
+            alone.receive(pipe, Heartbeat(1, 1, 0, 0, 0))
+    (suspected,) = alone.engine.events()
+    assert type(suspected) is NeighbourSuspected
+    alone.engine.outgoing()
+    alone.receive(1, Heartbeat(2, 1, 0, 0, 0, ("nobody",)))
+    assert alone.engine.flushes() == []
+    alone.receive(1, Heartbeat(3, 1, 0, 0, 0, ("victim",)))
+    assert alone.engine.flushes() is None
+    alone.engine.outgoing()
+    alone.receive(1, Heartbeat(4, 1, 0, 0, 0, ("victim",)))
+    assert alone.engine.flushes() == []
+
+
 def test_lane_to_a_peer_that_never_comes_back_is_given_up() -> None:
     """Its host lost power after our dial: no Hello, no reset, nobody would ever tell."""
     alone = Alone()

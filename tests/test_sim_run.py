@@ -21,10 +21,13 @@ import sims.cli
 from benchmarks.simulator import Size, measure, missed
 from protocols import limits
 from protocols.codec import encode_frame
+from protocols.events import NeighbourDead, NeighbourSuspected
+from protocols.ids import NodeId
 from protocols.messages import Heartbeat
 from sims.bundle import load as load_run
 from sims.bundle import replay
-from sims.pipes import CALM_HEARTBEAT
+from sims.driver import SimDriver
+from sims.pipes import ACCUSES_NOBODY, ASKS
 from sims.run import Run, simulate
 from sims.scenario import (
     Fault,
@@ -251,6 +254,22 @@ def test_nothing_follows_late_from_frames_that_wake_nobody(name: str) -> None:
     assert run.world.driver.pipes.late == 0
 
 
+def test_accusation_on_its_way_when_its_receiver_begins_to_suspect_is_not_late() -> None:
+    """It was sent as a frame that wakes nobody, and brings the end of the suspected node nearer all the same."""
+    for seed in range(4):
+        driver = SimDriver(seed, delay_ns=200 * limits.MS)
+        for name in ("gone", "left", "right"):
+            driver.add(name).attentive = False
+        driver.meet()
+        driver.run_for(5 * limits.SECOND)
+        driver.cut_one_way("gone", "left")
+        driver.run_for(100 * limits.MS)
+        driver.cut_one_way("gone", "right")
+        driver.run_for(8 * limits.SECOND)
+        assert driver.pipes.late == 0
+        assert {type(event) for _, event in driver.nodes[NodeId("right")].events} >= {NeighbourSuspected, NeighbourDead}
+
+
 def test_digest_does_not_depend_on_when_somebody_looked() -> None:
     """A progress bar, or a benchmark that halves a run, must not seem to change it."""
     scenario = replace(load("partition-heal"), duration_s=6.0)
@@ -263,10 +282,14 @@ def test_digest_does_not_depend_on_when_somebody_looked() -> None:
 
 
 def test_calm_heartbeat_is_known_by_its_end() -> None:
-    """The simulator tells by two bytes that nothing follows from a heartbeat."""
-    assert encode_frame(Heartbeat(1_000_000, 2, 3, 4, 5)).endswith(CALM_HEARTBEAT)
-    assert not encode_frame(Heartbeat(1, 2, 3, 4, 5, (), True)).endswith(CALM_HEARTBEAT)
-    assert not encode_frame(Heartbeat(1, 2, 3, 4, 5, ("veh-1",))).endswith(CALM_HEARTBEAT)
+    """The simulator tells by two bytes whether something follows from a heartbeat: always, never, or by whom the
+    receiver suspects."""
+    assert encode_frame(Heartbeat(1_000_000, 2, 3, 4, 5)).endswith(ACCUSES_NOBODY)
+    for suspects in ((), ("veh-1",), ("veh-1", "veh-2")):
+        asking = encode_frame(Heartbeat(1, 2, 3, 4, 5, suspects, True))
+        accusing = encode_frame(Heartbeat(1, 2, 3, 4, 5, suspects))
+        assert (asking[-1] == ASKS, accusing[-1] == ASKS) == (True, False)
+        assert accusing.endswith(ACCUSES_NOBODY) == (not suspects)
 
 
 def test_channel_load_is_a_mean_over_time_whatever_the_phase_of_its_sources() -> None:
