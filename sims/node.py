@@ -28,7 +28,7 @@ SENT_KEPT: Final = 4_096
 """Readings of a node whose time of publishing is remembered."""
 _BILLION: Final = 1_000_000_000
 
-_MARK_PRIME: Final = (1 << 31) - 1
+_MARK_PRIME: Final = (1 << 30) - 35
 _MARK_TIMES: Final = 1_000_000_007
 _MARK_TIMES_TOO: Final = 998_244_353
 
@@ -45,12 +45,14 @@ class Series:
 class Issue:
     """A reading that was published, as those who watch know it: once, however many nodes it reaches."""
 
-    __slots__ = ("number", "published_ns", "reading", "sequence", "series")
+    __slots__ = ("number", "published_ns", "reading", "sequence", "series", "stamp")
 
     def __init__(self, reading: Reading, series: Series, number: int, published_ns: int) -> None:
         """``number``: of the node that is its origin; -1: none is. ``published_ns``: -1: nobody knows."""
         self.reading, self.series, self.number, self.published_ns = reading, series, number, published_ns
         self.sequence: int = reading.sequence
+        self.stamp = ((self.sequence << 16) + number) % _MARK_PRIME
+        """Tells it from others in a node's mark."""
 
 
 Arrival = tuple[int, Issue]
@@ -60,7 +62,7 @@ Arrival = tuple[int, Issue]
 def marked(mark: int, at_ns: int, issue: Issue) -> int:
     """A node's mark with one more arrival in it: a polynomial modulo a prime, of numbers that fit machine words."""
     mark = (mark * _MARK_TIMES + at_ns) % _MARK_PRIME
-    return (mark * _MARK_TIMES_TOO + (issue.sequence << 16) + issue.number) % _MARK_PRIME
+    return (mark * _MARK_TIMES_TOO + issue.stamp) % _MARK_PRIME
 
 
 class Heard:
@@ -75,8 +77,8 @@ class Heard:
 class Pipe:
     """One direction of one link: a lane of ``sender`` into the inbox of ``receiver``, a TCP stream with TLS on it.
 
-    ``under_way`` are frames that will arrive, in order; None is the end of the stream (FIN). ``held`` are frames that
-    the sender's kernel took and that get nowhere, since the receiver is out of reach.
+    ``held`` are frames that the sender's kernel took and that get nowhere, since the receiver is out of reach; None is
+    the end of the stream (FIN), or a frame that will never arrive.
     """
 
     __slots__ = (
@@ -114,8 +116,18 @@ class Pipe:
         self.last_ns = 0
         self.stalled_ns = 0
         self.wait_ns = 0
-        self.under_way: list[bytes | None] = []
+        self.under_way = 0
+        """Frames in the inbox of the receiver, where they will arrive in order."""
         self.held: list[bytes | None] = []
+
+
+class Coming:
+    """A frame, or with None the end of its pipe, and when it comes in."""
+
+    __slots__ = ("frame", "pipe", "tick_ns")
+
+    def __init__(self, tick_ns: int, pipe: Pipe, frame: bytes | None) -> None:
+        self.tick_ns, self.pipe, self.frame = tick_ns, pipe, frame
 
 
 class Attempt:
@@ -162,8 +174,8 @@ class SimNode:
         """The process does nothing before: it is busy, or gets no CPU."""
         self.backlog: deque[tuple[int, Callable[[Any], None] | None, Any]] = deque()
         """What waits for that instant, in order, and since when. None: what is in the inbox."""
-        self.inbox: list[tuple[int, Pipe]] = []
-        """When a frame comes in, and on which pipe, in the order in which they were sent. Always the same list."""
+        self.inbox: list[Coming] = []
+        """In the order in which they were sent. Always the same list."""
         self.arrived: list[Arrival] = []
         """Readings that reached its subscriptions; whoever watches has not been told yet."""
         self.mark = 0

@@ -10,10 +10,8 @@ For all others it is woken in their tick: also for those of a neighbour that it 
 suspects somebody, and for every frame if it has subscriptions with deadlines.
 """
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from heapq import heappush
-from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from protocols import limits
@@ -21,7 +19,7 @@ from protocols.codec import decode_untrusted_node_frame, readings_in_own_frame
 from protocols.errors import RemoteProtocolError
 from protocols.messages import Hello, NodeFrame, Reading, Readings
 from protocols.queues import NEVER
-from sims.node import MESH, Issue, Pipe, SimNode
+from sims.node import MESH, Coming, Issue, Pipe, SimNode
 from sims.processors import PACKETS, WIRE_NS
 from sims.radio import Radio
 
@@ -46,7 +44,8 @@ ASKS: Final = 0xC3
 """The end of one that wants an answer, of which something follows always."""
 ACCUSES_NOBODY: Final = b"\x90\xc2"
 """The end of one from which nothing follows, whomever its receiver suspects."""
-_WHEN: Final = itemgetter(0)
+_FEW: Final = 32
+"""Frames that are put in order by insertion."""
 _SHARED_FRAMES: Final = 4_096
 _SHARED_FRAME_BYTES: Final = 4_096
 _READINGS_TAG: Final = 6
@@ -136,7 +135,6 @@ class Pipes:
             if pipe.aside or pipe.full:
                 self._flush_aside(pipe)
                 continue
-            under_way = pipe.under_way
             frame = engine.next_frame(dial, local)
             while frame is not None:
                 tag, size_bytes = frame[1], len(frame) + _LENGTH_BYTES
@@ -155,16 +153,16 @@ class Pipes:
                     at_ns = pipe.last_ns
                 else:
                     pipe.last_ns = at_ns
-                under_way.append(frame)
                 tick_ns = at_ns - at_ns % -TICK_NS
-                pipe.inbox.append((tick_ns, pipe))
+                pipe.under_way += 1
+                pipe.inbox.append(Coming(tick_ns, pipe, frame))
                 receiver = pipe.receiver
                 if (not calm and (tag != _HEARTBEAT_TAG or frame[-1] == ASKS)) or receiver.attentive:
                     self._wake_at(receiver, tick_ns)
                 elif receiver.suspects:
                     if pipe.from_name in receiver.suspects or not (calm or frame.endswith(ACCUSES_NOBODY)):
                         self._wake_at(receiver, tick_ns)
-                if len(under_way) >= _WINDOW_FRAMES and self._is_full(pipe):
+                if pipe.under_way >= _WINDOW_FRAMES and self._is_full(pipe):
                     break
                 if lone:
                     break
@@ -184,9 +182,9 @@ class Pipes:
         if self.processors is not None and frame is not None:
             cost_ns += self.processors.occupy(self._driver.now, pipe.sender.frame_ns + PACKETS * WIRE_NS)
         pipe.last_ns = at_ns = max(at_ns + cost_ns, pipe.last_ns)
-        pipe.under_way.append(frame)
         tick_ns = at_ns - at_ns % -TICK_NS
-        pipe.inbox.append((tick_ns, pipe))
+        pipe.under_way += 1
+        pipe.inbox.append(Coming(tick_ns, pipe, frame))
         self._wake_at(pipe.receiver, tick_ns)
 
     def _wake_at(self, node: SimNode, tick_ns: int) -> None:
@@ -200,14 +198,14 @@ class Pipes:
     def attend(self, node: SimNode) -> None:
         """From now on something follows from frames on their way to a node: on full pipes, and, if it suspects anybody,
         of that neighbour and of those that accuse it too."""
-        for tick_ns, pipe in node.inbox:
-            if pipe.full or node.suspects:
-                self._wake_at(node, max(tick_ns, self._driver.now))
+        for coming in node.inbox:
+            if coming.pipe.full or node.suspects:
+                self._wake_at(node, max(coming.tick_ns, self._driver.now))
 
     def _is_full(self, pipe: Pipe) -> bool:
         """Whether the sender has to wait; then it is told of each frame that is taken in."""
         self._driver.look(pipe.receiver)
-        if len(pipe.under_way) >= _WINDOW_FRAMES:
+        if pipe.under_way >= _WINDOW_FRAMES:
             pipe.full = True
             self.attend(pipe.receiver)
         return pipe.full
@@ -222,7 +220,7 @@ class Pipes:
         """The slow way, for a pipe that stands still, that nobody hears, or whose window was full."""
         node = pipe.sender
         local = node.local(self._driver.now)
-        while len(pipe.under_way) + len(pipe.held) < _WINDOW_FRAMES:
+        while pipe.under_way + len(pipe.held) < _WINDOW_FRAMES:
             frame = node.engine.next_frame(pipe.dial, local)
             if frame is None:
                 pipe.full = False
@@ -284,20 +282,12 @@ class Pipes:
         inbox = node.inbox
         if not inbox:
             return True
-        inbox.sort(key=_WHEN)
-        if inbox[-1][0] <= until_ns:
-            due = inbox[:]
-            inbox.clear()
-        elif inbox[0][0] > until_ns:
-            return True
-        else:
-            count = bisect_right(inbox, until_ns, key=_WHEN)
-            due = inbox[:count]
-            del inbox[:count]
+        due = taken(inbox, until_ns)
         driver, now, processors = self._driver, self._driver.now, self.processors
         engine, arrived, decoder = node.engine, node.arrived, self.decoder
-        for index, (tick_ns, pipe) in enumerate(due):
-            at_ns = busy_ns = tick_ns
+        for index, coming in enumerate(due):
+            pipe, data = coming.pipe, coming.frame
+            at_ns = busy_ns = coming.tick_ns
             if node.stalled_until_ns > at_ns and pipe.hears:
                 busy_ns = node.stalled_until_ns
                 if busy_ns > at_ns + TICK_NS:  # else it waits its turn, in the same tick
@@ -305,15 +295,14 @@ class Pipes:
                         inbox[:0] = due[index:]
                         return False
                     at_ns = busy_ns
-            if not pipe.under_way or not pipe.hears:  # it was closed meanwhile
+            if not pipe.hears:  # it was closed meanwhile
                 continue
             if processors is not None and processors.free_ns > now:
                 node.stalled_until_ns = max(node.stalled_until_ns, processors.free_ns)
                 inbox[:0] = due[index:]
                 return False
             self.frames += 1
-            under_way = pipe.under_way
-            data = under_way.pop() if len(under_way) == 1 else under_way.pop(0)
+            pipe.under_way -= 1
             if data is None:
                 driver.connections.tell_listener(pipe)
                 continue
@@ -365,17 +354,54 @@ class Pipes:
 
     def count_lost(self, pipe: Pipe) -> None:
         """What is on a pipe will never arrive. It fills the window of a sender that doesn't know yet."""
-        self.readings_lost += readings_on(pipe)
-        for frames in (pipe.under_way, pipe.held):
-            unanswered = len(frames) if pipe.sends and not pipe.hears else 0
-            frames.clear()
-            frames.extend([None] * unanswered)
+        lost = [coming.frame for coming in pipe.inbox if coming.pipe is pipe]
+        if lost:
+            pipe.inbox[:] = [coming for coming in pipe.inbox if coming.pipe is not pipe]
+        self.readings_lost += readings_in([*lost, *pipe.held])
+        unanswered = pipe.under_way + len(pipe.held) if pipe.sends and not pipe.hears else 0
+        pipe.under_way = 0
+        pipe.held.clear()
+        pipe.held.extend([None] * unanswered)
 
 
-def readings_on(pipe: Pipe) -> int:
-    """Under way, or standing still."""
+def put_in_order(inbox: list[Coming]) -> None:
+    """By tick; those of one tick stay as they are. Most often they are few and nearly in order: insertion then."""
+    if len(inbox) > _FEW:
+        inbox.sort(key=_when)
+        return
+    for at in range(1, len(inbox)):
+        coming = inbox[at]
+        place = at
+        while place and inbox[place - 1].tick_ns > coming.tick_ns:
+            inbox[place] = inbox[place - 1]
+            place -= 1
+        inbox[place] = coming
+
+
+def taken(inbox: list[Coming], until_ns: int) -> list[Coming]:
+    """What comes in until then, in order, out of an inbox that is not empty."""
+    if len(inbox) > 1:
+        put_in_order(inbox)
+    if inbox[-1].tick_ns <= until_ns:
+        due = inbox[:]
+        inbox.clear()
+        return due
+    count = 0
+    while inbox[count].tick_ns <= until_ns:
+        count += 1
+    due = inbox[:count]
+    del inbox[:count]
+    return due
+
+
+def _when(coming: Coming) -> int:
+    return coming.tick_ns
+
+
+def readings_in(frames: Iterable[bytes | None]) -> int:
+    """How many there are in frames; None is the end of a pipe."""
     return sum(
         readings_in_own_frame(frame)
-        for frame in (*pipe.under_way, *pipe.held)
+        for frame in frames
         if frame is not None and len(frame) > 2 and frame[1] == _READINGS_TAG
     )

@@ -33,7 +33,7 @@ from sims.faults import Faults
 from sims.media import Media
 from sims.mobility import places
 from sims.node import MESH, Arrival, Pipe, SimNode
-from sims.pipes import readings_on
+from sims.pipes import readings_in
 from sims.processors import Processors
 from sims.records import Records
 from sims.result import Recorder
@@ -326,11 +326,12 @@ class World:
             if not node.running:
                 continue
             waiting += sum(view.waiting_readings for view in node.engine.peers(node.local(self.now)))
+            waiting += readings_in([coming.frame for coming in node.inbox])
             for pipe in node.inbound.values():
-                waiting += readings_on(pipe)
+                waiting += readings_in(pipe.held)
             for pipe in node.dialled.values():
                 if not pipe.hears:  # its sender doesn't know yet that nobody takes what is on it
-                    waiting += readings_on(pipe)
+                    waiting += readings_in(pipe.held)
         return waiting
 
     def readings_lost(self) -> int:
