@@ -12,13 +12,16 @@ real node, which runs them on threads of their own outside the interpreter's loc
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from protocols import limits
 from protocols.engine import Engine
 from protocols.events import Event
 from protocols.ids import MeshName, NodeId, PeerIdentity, Role
-from protocols.messages import Reading
+from protocols.messages import NodeFrame, Reading
+
+if TYPE_CHECKING:
+    from sims.driver import SimDriver
 
 MESH: Final = MeshName("sim")
 """That all simulated nodes belong to."""
@@ -121,12 +124,41 @@ class Pipe:
         self.held: list[bytes | None] = []
 
 
+class Frame:
+    """What is sent, and what it was found to be: once for all whom it is sent to at once."""
+
+    __slots__ = ("data", "decoded", "issue", "others")
+
+    def __init__(self, data: bytes | None) -> None:
+        """``data``: None is the end of a pipe."""
+        self.data = data
+        self.decoded: NodeFrame | None = None
+        self.issue: Issue | None = None
+        """Of the reading in it that was delivered first …"""
+        self.others: list[Issue] | None = None
+        """… and of others."""
+
+    def issue_of(self, reading: Reading, driver: "SimDriver") -> Issue:
+        """Of a reading in it."""
+        if self.issue is None:
+            self.issue = driver.issue_of(reading)
+            return self.issue
+        if self.others is None:
+            self.others = []
+        for issue in self.others:
+            if issue.reading is reading:
+                return issue
+        issue = driver.issue_of(reading)
+        self.others.append(issue)
+        return issue
+
+
 class Coming:
-    """A frame, or with None the end of its pipe, and when it comes in."""
+    """A frame that comes in, and when."""
 
     __slots__ = ("frame", "pipe", "tick_ns")
 
-    def __init__(self, tick_ns: int, pipe: Pipe, frame: bytes | None) -> None:
+    def __init__(self, tick_ns: int, pipe: Pipe, frame: Frame) -> None:
         self.tick_ns, self.pipe, self.frame = tick_ns, pipe, frame
 
 

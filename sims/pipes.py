@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Final
 from protocols import limits
 from protocols.codec import decode_untrusted_node_frame, readings_in_own_frame
 from protocols.errors import RemoteProtocolError
-from protocols.messages import Hello, NodeFrame, Reading, Readings
+from protocols.messages import Hello, NodeFrame, Readings
 from protocols.queues import NEVER
-from sims.node import MESH, Coming, Issue, Pipe, SimNode
+from sims.node import MESH, Coming, Frame, Pipe, SimNode
 from sims.processors import PACKETS, WIRE_NS
 from sims.radio import Radio
 
@@ -46,8 +46,6 @@ ACCUSES_NOBODY: Final = b"\x90\xc2"
 """The end of one from which nothing follows, whomever its receiver suspects."""
 _FEW: Final = 32
 """Frames that are put in order by insertion."""
-_SHARED_FRAMES: Final = 4_096
-_SHARED_FRAME_BYTES: Final = 4_096
 _READINGS_TAG: Final = 6
 _ENTRIES_TAG: Final = 14
 _SEALED_COST: Final = 6
@@ -57,46 +55,24 @@ _CHECKS_COST: Final = 3
 """How much of this is for signatures, 240 µs where others cost 80."""
 
 
-class _Decoded:
-    """A frame of readings, and of those that were delivered somewhere what those who watch know them by."""
-
-    __slots__ = ("frame", "issues")
-
-    def __init__(self, frame: NodeFrame) -> None:
-        self.frame = frame
-        self.issues: list[Issue] = []
-
-
 class SharedDecoder:
-    """Neighbours get the same bytes, and frames are frozen: one of them serves all."""
+    """Neighbours get the same bytes, and decoded frames are frozen: one of them serves all."""
 
     def __init__(self) -> None:
-        self._shared: dict[bytes | bytearray, _Decoded] = {}
-        self._issues: list[Issue] = []
+        self.frame = Frame(b"")
+        """That is taken in."""
 
     def __call__(self, data: bytes | bytearray) -> NodeFrame:
         """As :func:`protocols.codec.decode_untrusted_node_frame`."""
-        decoded = self._shared.get(data)
+        frame = self.frame
+        if frame.data is not data:  # an engine is used beside the pipes
+            return decode_untrusted_node_frame(data)
+        decoded: NodeFrame | None = frame.decoded
         if decoded is None:
-            frame = decode_untrusted_node_frame(data)
-            if type(frame) is not Readings:
-                return frame
-            decoded = _Decoded(frame)
-            if len(data) <= _SHARED_FRAME_BYTES:
-                if len(self._shared) >= _SHARED_FRAMES:
-                    self._shared.clear()
-                self._shared[data] = decoded
-        self._issues = decoded.issues
-        return decoded.frame
-
-    def issue_of(self, reading: Reading, driver: "SimDriver") -> Issue:
-        """Of a reading in the frame of readings that was decoded last."""
-        for issue in self._issues:
-            if issue.reading is reading:
-                return issue
-        issue = driver.issue_of(reading)
-        self._issues.append(issue)
-        return issue
+            decoded = decode_untrusted_node_frame(data)
+            if type(decoded) is Readings:
+                frame.decoded = decoded
+        return decoded
 
 
 class Pipes:
@@ -106,6 +82,7 @@ class Pipes:
         self._driver = driver
         self.decoder = SharedDecoder()
         self.processors = driver.processors
+        self._newest = Frame(b"")
         self.radio: Radio | None = None
         """All goes by it: a shorter way to the same answer than the driver's links."""
         self.woken: dict[int, list[SimNode]] = {}
@@ -155,7 +132,7 @@ class Pipes:
                     pipe.last_ns = at_ns
                 tick_ns = at_ns - at_ns % -TICK_NS
                 pipe.under_way += 1
-                pipe.inbox.append(Coming(tick_ns, pipe, frame))
+                pipe.inbox.append(Coming(tick_ns, pipe, self._shared(frame)))
                 receiver = pipe.receiver
                 if (not calm and (tag != _HEARTBEAT_TAG or frame[-1] == ASKS)) or receiver.attentive:
                     self._wake_at(receiver, tick_ns)
@@ -184,8 +161,14 @@ class Pipes:
         pipe.last_ns = at_ns = max(at_ns + cost_ns, pipe.last_ns)
         tick_ns = at_ns - at_ns % -TICK_NS
         pipe.under_way += 1
-        pipe.inbox.append(Coming(tick_ns, pipe, frame))
+        pipe.inbox.append(Coming(tick_ns, pipe, self._shared(frame)))
         self._wake_at(pipe.receiver, tick_ns)
+
+    def _shared(self, data: bytes | None) -> Frame:
+        """Most often neighbour after neighbour gets the same."""
+        if self._newest.data is not data:
+            self._newest = Frame(data)
+        return self._newest
 
     def _wake_at(self, node: SimNode, tick_ns: int) -> None:
         woken = self.woken.get(tick_ns)
@@ -286,7 +269,7 @@ class Pipes:
         driver, now, processors = self._driver, self._driver.now, self.processors
         engine, arrived, decoder = node.engine, node.arrived, self.decoder
         for index, coming in enumerate(due):
-            pipe, data = coming.pipe, coming.frame
+            pipe, frame = coming.pipe, coming.frame
             at_ns = busy_ns = coming.tick_ns
             if node.stalled_until_ns > at_ns and pipe.hears:
                 busy_ns = node.stalled_until_ns
@@ -303,6 +286,7 @@ class Pipes:
                 return False
             self.frames += 1
             pipe.under_way -= 1
+            data = frame.data
             if data is None:
                 driver.connections.tell_listener(pipe)
                 continue
@@ -310,6 +294,7 @@ class Pipes:
                 self._greeted(pipe, data)
             pipe.heard.at_ns = at_ns
             local = at_ns + node.offset_ns if not node.drift_ppb else node.local(at_ns)
+            decoder.frame = frame
             deliveries = engine.receive(data, pipe.number, local, local + node.utc_less_mono_ns)
             if node.frame_ns:
                 node.stalled_until_ns = busy_ns + node.frame_ns
@@ -321,7 +306,10 @@ class Pipes:
                     pipe.used = True
                     driver.observer.frame_accepted(node, pipe)
                 for _, reading in deliveries:
-                    arrived.append((at_ns, decoder.issue_of(reading, driver)))
+                    issue = frame.issue
+                    if issue is None or issue.reading is not reading:
+                        issue = frame.issue_of(reading, driver)
+                    arrived.append((at_ns, issue))
             flushes = engine.flushes()
             if flushes is None or flushes:
                 self.late += at_ns < now - TICK_NS
@@ -354,7 +342,7 @@ class Pipes:
 
     def count_lost(self, pipe: Pipe) -> None:
         """What is on a pipe will never arrive. It fills the window of a sender that doesn't know yet."""
-        lost = [coming.frame for coming in pipe.inbox if coming.pipe is pipe]
+        lost = [coming.frame.data for coming in pipe.inbox if coming.pipe is pipe]
         if lost:
             pipe.inbox[:] = [coming for coming in pipe.inbox if coming.pipe is not pipe]
         self.readings_lost += readings_in([*lost, *pipe.held])

@@ -143,9 +143,11 @@ class ReadingsInOrderOnce(Check):
         self._passed += len(arrivals) - len(late)
         for issue in late:
             series, sequence = issue.series, issue.sequence
-            before = order.newest[series]
+            before = order.newest[series].sequence
             if sequence > before or self._life(series.origin, sequence) > self._life(series.origin, before):
-                order.newest[series] = sequence  # its clock went back and its disk is lost: smaller, and yet newer
+                order.newest[
+                    series
+                ].sequence = sequence  # its clock went back and its disk is lost: smaller, and yet newer
             else:
                 self.judge(False, f"{node} got {series.key} number {sequence} after {before}")
 

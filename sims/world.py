@@ -326,7 +326,7 @@ class World:
             if not node.running:
                 continue
             waiting += sum(view.waiting_readings for view in node.engine.peers(node.local(self.now)))
-            waiting += readings_in([coming.frame for coming in node.inbox])
+            waiting += readings_in([coming.frame.data for coming in node.inbox])
             for pipe in node.inbound.values():
                 waiting += readings_in(pipe.held)
             for pipe in node.dialled.values():
