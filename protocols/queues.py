@@ -16,8 +16,8 @@ from protocols.codec import frame_of_alone
 from protocols.errors import BoundExceeded
 from protocols.ids import NodeId
 
-NEVER: Final = 1 << 63
-"""An instant after all others."""
+NEVER: Final = (1 << 62) - 1
+"""An instant after all others: the largest number that compiled code compares without a call."""
 _MOST_URGENT: Final = 7
 
 

@@ -403,7 +403,7 @@ class SimDriver:
     # --- what an engine decides ------------------------------------------------------------------------------------
     def _arm(self, node: SimNode) -> None:
         due_local = node.engine.next_timer_at()
-        if due_local >= 1 << 62:
+        if due_local >= NEVER:
             return
         due_ns = max(node.virtual(due_local), self.now)
         if node.timer_ns is None or due_ns < node.timer_ns:
