@@ -23,6 +23,8 @@ HostPort = tuple[str, int]
 
 MAX_DIALS: Final = 64
 """Dials without an answer: each is a socket and, at a mute server, lasts until its time-out."""
+_UNKNOWN: Final = -NEVER
+"""An instant that has to be looked for."""
 _LEADS_NOWHERE: Final = 3
 """Failures after which a hint makes room for a newer one."""
 
@@ -75,9 +77,13 @@ class Contacts:
         self._dials: dict[int, Dialling] = {}
         self._refused: dict[str, int] = {}  # name of a contact, node id or host -> until when
         self._next_dial = 1
-        self._due_ns: int | None = None  # when the next contact may be dialled; None: to be looked for
+        self._due_ns = _UNKNOWN  # when the next contact may be dialled
         self._effects: list[Dial | HangUp] = []
         self.counters = {"hints_ignored": 0, "dials": 0, "dials_failed": 0}
+
+    def has_outgoing(self) -> bool:
+        """Whether :meth:`outgoing` has any."""
+        return bool(self._effects)
 
     def outgoing(self) -> list[Dial | HangUp]:
         """Effects decided since the last call."""
@@ -96,7 +102,7 @@ class Contacts:
                 self.counters["hints_ignored"] += 1
                 return
             contact = self._contacts[name] = Contact(name, node, now)
-        self._due_ns = None
+        self._due_ns = _UNKNOWN
         contact.wanted = contact.advertised = True
         if contact.said != addresses:
             contact.said = addresses
@@ -126,7 +132,7 @@ class Contacts:
             if not self._make_room(0):
                 return
             contact = self._contacts[node] = Contact(node, node, now)
-        self._due_ns = None
+        self._due_ns = _UNKNOWN
         contact.wanted = contact.proven = True
         contact.proven_addresses = addresses[: limits.MAX_ADVERT_ADDRESSES]
         self._move(contact, contact.proven_addresses, now)
@@ -138,7 +144,7 @@ class Contacts:
             for dial in [dial for dial, dialling in self._dials.items() if dialling.contact is contact]:
                 self.hang_up(dial)
             self._contacts.pop(node, None)
-            self._due_ns = None
+            self._due_ns = _UNKNOWN
 
     def _move(self, contact: Contact, addresses: tuple[HostPort, ...], now: int) -> None:
         """It is said to be somewhere else: try there first, and then where it once proved to be, for anybody can say
@@ -157,7 +163,7 @@ class Contacts:
         contact = self._contacts.get(name)
         if contact is None:
             return
-        self._due_ns = None
+        self._due_ns = _UNKNOWN
         contact.wanted = False
         if not any(dialling.contact is contact for dialling in self._dials.values()):
             del self._contacts[name]
@@ -184,7 +190,7 @@ class Contacts:
 
     def answered(self, dial: int, identity: PeerIdentity) -> Dialling | None:
         """Somebody answered. None: the dial was given up meanwhile, and the lane is closed."""
-        self._due_ns = None  # it does not wait for an answer any more
+        self._due_ns = _UNKNOWN  # it does not wait for an answer any more
         dialling = self._dials.get(dial)
         if dialling is None:
             self._effects.append(HangUp(dial))
@@ -205,7 +211,7 @@ class Contacts:
     def hang_up(self, dial: int, next_dial_ns: int | None = None) -> None:
         """Close a lane or give up a dial; dial that contact again at ``next_dial_ns`` when given."""
         self._effects.append(HangUp(dial))
-        self._due_ns = None
+        self._due_ns = _UNKNOWN
         dialling = self._end(dial)
         if dialling is None:
             return
@@ -215,7 +221,7 @@ class Contacts:
 
     def closed(self, dial: int, refused: bool, now: int) -> Dialling | None:
         """A lane is finished, or never came to be; decides when to dial again. None: the dial is not known."""
-        self._due_ns = None
+        self._due_ns = _UNKNOWN
         dialling = self._end(dial)
         if dialling is None:
             return None
@@ -253,7 +259,7 @@ class Contacts:
 
     def _dial(self, contact: Contact, lane: Lane, address: HostPort) -> None:
         dial, self._next_dial = self._next_dial, self._next_dial + 1
-        self._due_ns = None
+        self._due_ns = _UNKNOWN
         self._dials[dial] = Dialling(contact, lane, address)
         contact.busy += lane is Lane.REALTIME
         self.counters["dials"] += 1
@@ -267,7 +273,7 @@ class Contacts:
         """Dial every contact whose time has come; ``may_dial`` says whether a lane to that node is wanted."""
         if now < self.next_timer_at():
             return
-        self._due_ns = None
+        self._due_ns = _UNKNOWN
         due = [contact for contact in self._contacts.values() if contact.next_dial_ns <= now and not contact.busy]
         free = MAX_DIALS - self._unanswered()
         for contact in sorted(due, key=lambda contact: (not contact.proven, contact.failures)):
@@ -284,7 +290,7 @@ class Contacts:
 
     def next_timer_at(self) -> int:
         """When :meth:`dial_due` wants to be called next."""
-        if self._due_ns is not None:
+        if self._due_ns != _UNKNOWN:
             return self._due_ns
         full, due_ns = self._unanswered() >= MAX_DIALS, NEVER
         for contact in self._contacts.values():
@@ -294,4 +300,8 @@ class Contacts:
         return due_ns
 
     def _unanswered(self) -> int:
-        return sum(dialling.identity is None for dialling in self._dials.values())
+        unanswered = 0
+        for dialling in self._dials.values():
+            if dialling.identity is None:
+                unanswered += 1
+        return unanswered

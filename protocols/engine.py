@@ -90,8 +90,7 @@ class Engine:
         self.drops = Drops()
         access = AccessTable(settings.access)
         self._membership = Membership(
-            settings.mesh, settings.node, settings.incarnation, settings.inbox_port, settings.membership, random,
-            self._spoke_ns,
+            settings.mesh, settings.node, settings.incarnation, settings.inbox_port, settings.membership, random
         )  # fmt: skip
         self._readings = Readings(settings.node, settings.role, settings.incarnation << 32, access, self.drops)
         self._inference = Inference(settings.node, access, self._neighbourhood)
@@ -102,6 +101,8 @@ class Engine:
         self._neighbour_of = self._membership.neighbour_of
         self._more = False
         """Something was decided beside lanes to flush."""
+        self._bulk_waits = False
+        """Something may wait for a bulk lane that is not open."""
         self._lives: dict[NodeId, Incarnation] = {}
         self._present: set[NodeId] = set()
         self._clock_uncertainty_ns = settings.clock_uncertainty_ns
@@ -111,11 +112,8 @@ class Engine:
         self._flushes: dict[int, None] = {}
         self._frames_received = 0
         self._counters = {
-            "pipes_opened": 0,
-            "frames_malformed": 0,
-            "frames_unknown": 0,
-            "frames_undeliverable": 0,
-        }
+            "pipes_opened": 0, "frames_malformed": 0, "frames_unknown": 0, "frames_undeliverable": 0,
+        }  # fmt: skip
 
     def listening_on(self, port: int) -> None:
         """The inbox has a port now, other than the one of the settings."""
@@ -183,6 +181,7 @@ class Engine:
         queue = self._queue_of.pop(dial, None)
         if queue is not None and queue.dial == dial:
             queue.dial = 0
+            self._bulk_waits = True
 
     def receive(self, data: bytes | bytearray, pipe: int, now: int, utc_now: int) -> list[Delivery]:
         """One frame from a pipe; returns the readings in it that are wanted here."""
@@ -267,6 +266,9 @@ class Engine:
             queues.bulk.clear(reason)
             self._queue_of.pop(queues.realtime.dial, None)
             self._queue_of.pop(queues.bulk.dial, None)
+            neighbour = self._membership.neighbours.get(node)
+            if neighbour is not None:
+                neighbour.queue = None
         self._present.discard(node)
         self._inference.neighbour_gone(node, now)
         self._gossip.gone(node, now)
@@ -294,6 +296,9 @@ class Engine:
         queues = self._queues.get(node)
         if queues is None:
             queues = self._queues[node] = _Queues(node, self.drops, self.settings.max_queue_readings)
+        neighbour = self._membership.neighbours.get(node)
+        if neighbour is not None:
+            neighbour.queue = queues.realtime
         return queues
 
     def _put(self, node: NodeId, frame: NodeFrame, now: int) -> None:
@@ -319,11 +324,6 @@ class Engine:
             return
         self._flush(queues.bulk if bulk else queues.realtime)
 
-    def _spoke_ns(self, node: NodeId) -> int:
-        """When readings were sent to a neighbour last."""
-        queues = self._queues.get(node)
-        return queues.realtime.taken_ns if queues is not None else -NEVER
-
     def _undeliverable(self, node: NodeId, frame: NodeFrame, now: int) -> None:
         self._counters["frames_undeliverable"] += 1
         if type(frame) is InferRequest:
@@ -339,7 +339,7 @@ class Engine:
         queues = self._queues.get(queue.peer)
         if queues is not None and queue is queues.bulk:
             self._membership.want_bulk(queue.peer)
-            self._more = True
+            self._more = self._bulk_waits = True
 
     def _flush_touched(self) -> None:
         touched, flushes = self._readings.touched, self._flushes
@@ -366,17 +366,20 @@ class Engine:
 
     def _carry(self, now: int) -> None:
         """Carry decisions from machine to machine until none is left; each round empties what it carries."""
-        while True:
-            events = self._membership.events()
-            messages = [*self._membership.messages(), *self._inference.messages(), *self._gossip.messages()]
-            self._events.extend(self._gossip.events())
-            if not events and not messages:
-                break
+        membership, inference, gossip = self._membership, self._inference, self._gossip
+        if membership.touched:
+            for queue in membership.touched:
+                self._flush(queue)
+            membership.touched.clear()
+        while membership.has_news() or inference.has_messages() or gossip.has_news():
+            events = membership.events()
+            messages = [*membership.messages(), *inference.messages(), *gossip.messages()]
+            self._events.extend(gossip.events())
             for event in events:
                 if type(event) is NeighbourDead or type(event) is NeighbourLeft:
                     self._gone(event.node, "neighbour_gone", now)
                 elif type(event) is NeighbourMet:
-                    self._gossip.contact(event.node, event.role, now)
+                    gossip.contact(event.node, event.role, now)
             self._events.extend(events)
             for node, frame in messages:
                 self._put(node, frame, now)
@@ -426,14 +429,9 @@ class Engine:
             self._offers_due_ns = max(now, self._offers_sent_ns + OFFER_INTERVAL_NS)
 
     def ask(
-        self,
-        model: str,
-        inputs: tuple[NamedTensor, ...],
-        outputs: tuple[str, ...],
-        budget_ns: int,
-        hedge: bool,
+        self, model: str, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], budget_ns: int, hedge: bool,
         now: int,
-    ) -> int:
+    ) -> int:  # fmt: skip
         """Have a model computed here or at a neighbour; exactly one ``Answered`` follows. Errors as
         ``Inference.ask``."""
         number = self._inference.ask(model, inputs, outputs, budget_ns, hedge, now)
@@ -490,18 +488,23 @@ class Engine:
     # --- time, effects, events -------------------------------------------------------------------------------------
     def handle_timer(self, now: int, receiving_since_ns: int | None = None) -> None:
         """Do what is due. ``receiving_since_ns``: since when a callback has held up the receiving thread."""
-        self._membership.handle_timer(now, receiving_since_ns)
-        for node, queues in self._queues.items():
-            if queues.bulk.waiting_bytes and not queues.bulk.dial:  # its lane failed, or could not be dialled before
-                self._membership.want_bulk(node)
+        membership = self._membership
+        membership.handle_timer(now, receiving_since_ns)
+        if self._bulk_waits:
+            self._bulk_waits = False
+            for node, queues in self._queues.items():
+                if queues.bulk.waiting_bytes and not queues.bulk.dial:  # it failed, or could not be dialled before
+                    membership.want_bulk(node)
+                    self._bulk_waits = True
         self._readings.handle_timer(now)
         self._inference.handle_timer(now)
         self._gossip.handle_timer(now)
         if now >= self._offers_due_ns:
             self._tell_offers(now)
         self._carry(now)
-        if not self._queues.keys() <= self._membership.neighbours.keys():
-            for node in [node for node in self._queues if node not in self._membership.neighbours]:
+        if membership.forgot:
+            membership.forgot = False
+            for node in [node for node in self._queues if node not in membership.neighbours]:
                 self._gone(node, "neighbour_gone", now)
 
     def next_timer_at(self) -> int:
@@ -535,19 +538,32 @@ class Engine:
 
     def outgoing(self) -> list[Effect]:
         """What to do, decided since the last call."""
-        effects: list[Effect] = [*self._membership.outgoing(), *self._inference.outgoing()]
-        for effect in effects:
-            if type(effect) is HangUp:  # the driver does not tell of the end of a lane that it was told to close
-                self._lane_gone(effect.dial)
-        effects.extend(Flush(dial) for dial in self._flushes)
-        self._flushes.clear()
+        effects: list[Effect] = []
+        if self._membership.has_outgoing():
+            effects.extend(self._membership.outgoing())
+            for effect in effects:
+                if type(effect) is HangUp:  # the driver does not tell of the end of a lane that it was told to close
+                    self._lane_gone(effect.dial)
+        if self._inference.has_outgoing():
+            effects.extend(self._inference.outgoing())
+        if self._flushes:
+            effects.extend([Flush(dial) for dial in self._flushes])
+            self._flushes.clear()
         self._more = False
         return effects
 
+    def lanes(self) -> list[int]:
+        """The lanes to flush, decided since the last call. Called before :meth:`outgoing`, which then has no
+        ``Flush``; they come after what that has."""
+        lanes = list(self._flushes)
+        self._flushes.clear()
+        return lanes
+
     def events(self) -> list[Event]:
         """What the application should know, since the last call."""
-        events: list[Event] = [*self._events, *self._readings.events(), *self._inference.events()]
-        self._events = []
+        events, self._events = self._events, []
+        events.extend(self._readings.events())
+        events.extend(self._inference.events())
         return events
 
     # --- for people ------------------------------------------------------------------------------------------------

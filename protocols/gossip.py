@@ -140,6 +140,10 @@ class Gossip:
         events, self._events = self._events, []
         return events
 
+    def has_news(self) -> bool:
+        """Whether :meth:`messages` or :meth:`events` have any."""
+        return bool(self._messages or self._events)
+
     def entries(self, now: int) -> list[EntryView]:
         """Everything held, by author and kind."""
         return views(self.stored(now))

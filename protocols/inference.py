@@ -384,6 +384,8 @@ class Inference:
     # --- time ------------------------------------------------------------------------------------------------------
     def handle_timer(self, now: int) -> None:
         """Hedge what is late, end what is past its deadline."""
+        if not (self._served or self._requests):
+            return
         for number, served in list(self._served.items()):
             if now >= served.give_up_ns:
                 del self._served[number]
@@ -416,6 +418,14 @@ class Inference:
         """Effects since the last call."""
         effects, self._effects = self._effects, []
         return effects
+
+    def has_outgoing(self) -> bool:
+        """Whether :meth:`outgoing` has any."""
+        return bool(self._effects)
+
+    def has_messages(self) -> bool:
+        """Whether :meth:`messages` has any."""
+        return bool(self._messages)
 
     def messages(self) -> list[tuple[NodeId, NodeFrame]]:
         """Frames to queue for neighbours."""

@@ -19,12 +19,12 @@ Rules:
 Left out: relaying of suspicion beyond one hop; links exist only between nodes in range.
 """
 
-from collections.abc import Callable
 from random import Random
 from typing import Final
 
 from protocols import limits
 from protocols.access import LINK_ROLES
+from protocols.codec import encode_heartbeat
 from protocols.contacts import Contacts, HostPort
 from protocols.events import (
     ClosePipe,
@@ -42,7 +42,7 @@ from protocols.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity
 from protocols.messages import MAJOR, MINOR, Goodbye, Heartbeat, Hello, NodeFrame, Refusal
 from protocols.neighbour import Neighbour as Neighbour  # noqa: PLC0414 -- handed on
 from protocols.neighbour import State as State  # noqa: PLC0414 -- handed on
-from protocols.queues import NEVER
+from protocols.queues import NEVER, LaneQueue
 from protocols.settings import MembershipSettings
 from protocols.suspicion import Suspicion
 
@@ -88,19 +88,22 @@ class Membership:
         inbox_port: int,
         settings: MembershipSettings,
         random: Random,
-        spoke_ns: Callable[[NodeId], int],
     ) -> None:
-        """``spoke_ns``: when readings were sent to a neighbour last."""
-        self._spoke_ns = spoke_ns
         self._mesh, self._node, self._incarnation, self.inbox_port = mesh, node, incarnation, inbox_port
         self._settings, self._random = settings, random
+        self._interval_ns, self._local_stall_ns = settings.heartbeat_interval_ns, settings.local_stall_ns
+        self._suspect_after_ns = settings.suspect_after_silence_ns
         self.neighbours: dict[NodeId, Neighbour] = {}
         self._contacts = Contacts(node, settings.dial_timeout_ns, random)
         self._pipes: dict[int, _Pipe] = {}
         self.neighbour_of: dict[int, Neighbour] = {}
         """By inbound pipe that has said Hello. Not to be changed by others."""
+        self.touched: list[LaneQueue] = []
+        """Got a heartbeat; whoever flushes them clears the list."""
+        self.forgot = False
+        """Somebody is no neighbour any more; whoever acts on it clears it."""
         self._suspected: dict[NodeId, Neighbour] = {}
-        self._next_heartbeat_ns: int | None = None
+        self._next_heartbeat_ns = NEVER
         self._promised_ns = NEVER
         self._forgiven_ns = -NEVER
         self._leaving = False
@@ -117,6 +120,14 @@ class Membership:
         """Effects decided since the last call."""
         effects, self._effects = self._effects, []
         return [*effects, *self._contacts.outgoing()]
+
+    def has_outgoing(self) -> bool:
+        """Whether :meth:`outgoing` has any."""
+        return bool(self._effects) or self._contacts.has_outgoing()
+
+    def has_news(self) -> bool:
+        """Whether :meth:`messages` or :meth:`events` have any."""
+        return bool(self._messages or self._events)
 
     @property
     def counters(self) -> dict[str, int]:
@@ -361,7 +372,7 @@ class Membership:
         sequence, echo_sequence, suspects, answer = beat.sequence, beat.echo_sequence, beat.suspects, beat.answer
         if sequence > neighbour.heartbeat_received:
             neighbour.heartbeat_received = sequence
-            neighbour.echo_ns = (beat.sent_ns, now)
+            neighbour.echo_sent_ns, neighbour.echo_came_ns = beat.sent_ns, now
         newest = neighbour.heartbeat_sent - echo_sequence <= 2 * HEARTBEATS_A_ROUND
         neighbour.heard_by_peer = newest if echo_sequence else False
         if 0 < echo_sequence <= neighbour.heartbeat_sent:
@@ -376,7 +387,7 @@ class Membership:
                 if accused is not None and accused.suspicion is not None and accused is not neighbour:
                     decided = accused.suspicion.confirm(neighbour.node) or decided
         if answer:
-            self._messages.append((neighbour.node, self._beat(neighbour, now)))
+            self._beat(neighbour, now)
         return decided
 
     def _goodbye(self, goodbye: Goodbye, neighbour: Neighbour, now: int) -> None:
@@ -394,7 +405,7 @@ class Membership:
         return neighbour
 
     def _start_beating(self, now: int) -> None:
-        if self._next_heartbeat_ns is None:
+        if self._next_heartbeat_ns == NEVER:
             self._next_heartbeat_ns = now + int(self._settings.heartbeat_interval_ns * self._random.random())
 
     def _living(self) -> int:
@@ -406,7 +417,11 @@ class Membership:
             self._events.append(
                 NeighbourMet(neighbour.node, neighbour.role, neighbour.incarnation, now - neighbour.first_seen_ns)
             )
-            self._messages.append((neighbour.node, self._beat(neighbour, now)))
+            neighbour.heartbeat_sent += 1
+            held_ns = now - neighbour.echo_came_ns
+            self._messages.append((neighbour.node, Heartbeat(  # its queue may be another by the time this is sent
+                neighbour.heartbeat_sent, now, neighbour.heartbeat_received, neighbour.echo_sent_ns, held_ns
+            )))  # fmt: skip
 
     def _check_pipes(self, neighbour: Neighbour, now: int) -> None:
         if self._leaving:  # they hang up because we said goodbye
@@ -419,6 +434,7 @@ class Membership:
                     neighbour.suspicion.tighten(self._settings.lost_link_suspicion_ns)
             else:  # never said Hello: nobody to mourn
                 del self.neighbours[neighbour.node]
+                self.forgot = True
 
     def _suspect(self, neighbour: Neighbour, because: str, now: int) -> None:
         neighbour.state, neighbour.since_ns = State.SUSPECT, now
@@ -429,7 +445,7 @@ class Membership:
         self._counters["suspicions"] += 1
         self._events.append(NeighbourSuspected(neighbour.node, because))
         if neighbour.realtime:
-            self._messages.append((neighbour.node, self._beat(neighbour, now, answer=True)))
+            self._beat(neighbour, now, answer=True)
 
     def refute(self, neighbour: Neighbour, now: int) -> None:
         """Somebody who was suspected sent a frame."""
@@ -465,16 +481,16 @@ class Membership:
     # --- time ------------------------------------------------------------------------------------------------------
     def handle_timer(self, now: int, receiving_since_ns: int | None = None) -> None:
         """Do what is due. ``receiving_since_ns``: since when the receiving thread has been held up by a callback."""
-        held_up = receiving_since_ns is not None and now - receiving_since_ns > self._settings.local_stall_ns
-        if held_up or now - self._promised_ns > self._settings.local_stall_ns:
+        held_up = receiving_since_ns is not None and now - receiving_since_ns > self._local_stall_ns
+        if held_up or now - self._promised_ns > self._local_stall_ns:
             self._forgive(now)
         self._check_silence(now)
-        if self._next_heartbeat_ns is not None and now >= self._next_heartbeat_ns:
-            interval_ns = self._settings.heartbeat_interval_ns
-            self._next_heartbeat_ns = now + int(interval_ns * self._random.uniform(0.9, 1.1))
+        if now >= self._next_heartbeat_ns:
+            self._next_heartbeat_ns = now + int(self._interval_ns * self._random.uniform(0.9, 1.1))
             self._beat_all(now)
-            self._close_mute_pipes(now)
-        if not self._leaving:
+            if len(self._pipes) > len(self.neighbour_of):  # else all of them have spoken
+                self._close_mute_pipes(now)
+        if not self._leaving and now >= self._contacts.next_timer_at():
             self._contacts.dial_due(self._may_dial, now)
         self._promised_ns = self.next_timer_at()
 
@@ -487,7 +503,7 @@ class Membership:
                 neighbour.suspicion.restart(now, self._settings.suspicion_max_ns)
 
     def _check_silence(self, now: int) -> None:
-        suspect_after_ns = self._settings.suspect_after_silence_ns
+        suspect_after_ns = self._suspect_after_ns
         for neighbour in list(self.neighbours.values()):
             if neighbour.state is _ALIVE:
                 silent_ns = now - neighbour.last_heard_ns
@@ -506,29 +522,31 @@ class Membership:
 
     def _forget(self, node: NodeId) -> None:
         del self.neighbours[node]
+        self.forgot = True
         self._contacts.forget(node)
 
     def _beat_all(self, now: int) -> None:
-        suspects = tuple(self._suspected)[:8]
+        suspects = tuple(self._suspected)[:8] if self._suspected else ()
         for neighbour in self.neighbours.values():
             if not neighbour.realtime:
                 continue
             # Any frame is a sign of life, and few have to carry echoes.
             if not suspects and (neighbour.heartbeat_sent + 1) % HEARTBEATS_A_ROUND:
-                if now - self._spoke_ns(neighbour.node) < self._settings.heartbeat_interval_ns:
+                queue = neighbour.queue
+                if queue is not None and now - queue.taken_ns < self._interval_ns:
                     neighbour.heartbeat_sent += 1
                     continue
-            self._messages.append((neighbour.node, self._beat(neighbour, now, suspects)))
+            self._beat(neighbour, now, suspects)
 
-    def _beat(
-        self, neighbour: Neighbour, now: int, suspects: tuple[NodeId, ...] = (), answer: bool = False
-    ) -> Heartbeat:
+    def _beat(self, neighbour: Neighbour, now: int, suspects: tuple[NodeId, ...] = (), answer: bool = False) -> None:
+        queue = neighbour.queue
         neighbour.heartbeat_sent += 1
-        echo_sent_ns, echo_came_ns = neighbour.echo_ns
-        held_ns = now - echo_came_ns
-        return Heartbeat(
-            neighbour.heartbeat_sent, now, neighbour.heartbeat_received, echo_sent_ns, held_ns, suspects, answer
-        )
+        if queue is not None:
+            queue.put_heartbeat(encode_heartbeat(
+                neighbour.heartbeat_sent, now, neighbour.heartbeat_received, neighbour.echo_sent_ns,
+                now - neighbour.echo_came_ns, suspects, answer,
+            ))  # fmt: skip
+            self.touched.append(queue)
 
     def _close_mute_pipes(self, now: int) -> None:
         for pipe, known in self._pipes.items():
@@ -546,7 +564,7 @@ class Membership:
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next, at the latest."""
-        due = self._next_heartbeat_ns if self._next_heartbeat_ns is not None else NEVER
+        due = self._next_heartbeat_ns
         for neighbour in self._suspected.values():
             if neighbour.suspicion is not None:
                 due = min(due, neighbour.suspicion.dead_at)

@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from protocols.ids import Incarnation, Lane, NodeId, Role
+from protocols.queues import LaneQueue
 from protocols.suspicion import Suspicion
 
 
@@ -19,9 +20,9 @@ class Neighbour:
     """A node whose certificate and Hello were checked, or to whose inbox we have a lane."""
 
     __slots__ = (
-        "bulk", "echo_ns", "first_seen_ns", "heard_by_peer", "heartbeat_received", "heartbeat_sent", "incarnation",
-        "inbound", "last_heard_ns", "met", "node", "realtime", "role", "round_trip_ns", "since_ns", "state",
-        "suspicion",
+        "bulk", "echo_came_ns", "echo_sent_ns", "first_seen_ns", "heard_by_peer", "heartbeat_received",
+        "heartbeat_sent", "inbound", "incarnation", "last_heard_ns", "met", "node", "queue", "realtime", "role",
+        "round_trip_ns", "since_ns", "state", "suspicion",
     )  # fmt: skip
 
     def __init__(self, node: NodeId, role: Role, first_seen_ns: int, now: int) -> None:
@@ -33,10 +34,12 @@ class Neighbour:
         self.inbound: set[int] = set()
         self.realtime = self.bulk = 0
         """Dials of the open lanes to it; 0: not open."""
+        self.queue: LaneQueue | None = None
+        """What waits for its realtime lane; None before the engine has one."""
         self.last_heard_ns = now
         self.heartbeat_sent = 0
         self.heartbeat_received = 0
-        self.echo_ns = (0, now)  # the peer's clock in its newest heartbeat, and when it came
+        self.echo_sent_ns, self.echo_came_ns = 0, now  # the peer's clock in its newest heartbeat, and when it came
         self.heard_by_peer = False
         self.round_trip_ns = 0
         self.suspicion: Suspicion | None = None

@@ -23,7 +23,6 @@ from protocols.events import (
     Compute,
     Dial,
     Event,
-    Flush,
     HangUp,
     NeighbourDead,
     NeighbourLeft,
@@ -440,14 +439,12 @@ class SimDriver:
         """Do what its engine has decided, hand on its events, and set its timer."""
         engine = node.engine
         while True:
-            effects, events = engine.outgoing(), engine.events()
-            if not effects and not events:
+            lanes, effects, events = engine.lanes(), engine.outgoing(), engine.events()
+            if not lanes and not effects and not events:
                 break
             for effect in effects:
                 kind = type(effect)
-                if kind is Flush:
-                    self.pipes.flush(node, (effect.dial,))  # type: ignore[union-attr]
-                elif kind is Dial:
+                if kind is Dial:
                     self.connections.dial(node, effect)  # type: ignore[arg-type]
                 elif kind is HangUp:
                     node.attempts.pop(effect.dial, None)  # type: ignore[union-attr]
@@ -461,6 +458,8 @@ class SimDriver:
                         self.when_awake(node, self.now, self.connections.tell_listener, pipe)
                 else:
                     self._compute(node, effect)  # type: ignore[arg-type]
+            if lanes:
+                self.pipes.flush(node, lanes)
             if events and node.arrived:
                 self.tell(node)
             for event in events:

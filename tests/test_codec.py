@@ -20,12 +20,14 @@ from protocols.codec import (
     decode_untrusted_reading,
     decode_untrusted_relay_frame,
     encode_frame,
+    encode_heartbeat,
     encode_reading,
     frame_of_encoded_readings,
     tensor_of,
     untrusted_other_major,
 )
 from protocols.errors import RemoteProtocolError, UnknownFrame, ValueUnsupported
+from protocols.ids import NodeId
 from protocols.messages import Heartbeat, Hello, Position, Reading, Readings, Tensor
 from tests.strategies import MODEST, NODE_FRAMES, READINGS, RELAY_FRAMES, THOROUGH, reading
 
@@ -410,3 +412,17 @@ def test_tensor_that_is_a_lie_is_not_read_past_its_end() -> None:
     numpy = pytest.importorskip("numpy")
     with pytest.raises((ValueError, ValueUnsupported)):
         numpy.asarray(Tensor("u8", (1_000,), memoryview(b"abc")))
+
+
+@MODEST
+@given(
+    st.tuples(*[st.integers(0, (1 << 64) - 1)] * 5),
+    st.lists(st.sampled_from([NodeId("veh-1"), NodeId("x"), NodeId("r" * 40)]), max_size=8),
+    st.booleans(),
+)
+def test_encode_heartbeat_gives_the_bytes_of_its_structure(
+    numbers: tuple[int, int, int, int, int], suspects: list[NodeId], answer: bool
+) -> None:
+    """There are two ways to encode one, and on the wire they must not differ."""
+    names = tuple(suspects)
+    assert encode_heartbeat(*numbers, names, answer) == encode_frame(Heartbeat(*numbers, names, answer))
