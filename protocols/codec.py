@@ -52,6 +52,8 @@ _COMPOSITE: Final = frozenset((list, tuple, dict, Tensor))
 _PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes))
 _NATIVE: Final = _PLAIN | {bytearray, memoryview, list, tuple, dict}
 """What MessagePack has a form for by itself."""
+_READINGS: Final = Readings  # compiled code finds these at once
+_HEARTBEAT: Final = Heartbeat
 _ALONE: Final = bytes((0x92, _READINGS_TAG, 0x91))
 _FIXED_EXTENSIONS: Final = {1: 0xD4, 2: 0xD5, 4: 0xD6, 8: 0xD7, 16: 0xD8}
 
@@ -101,7 +103,9 @@ def _decode_extension(code: int, data: memoryview) -> Any:
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_other)
 _tensor_decoder = msgspec.msgpack.Decoder(Tensor)
-_node_decoder: msgspec.msgpack.Decoder[NodeFrame] = msgspec.msgpack.Decoder(NodeFrame, ext_hook=_decode_extension)
+_node_decoder: Final[msgspec.msgpack.Decoder[NodeFrame]] = msgspec.msgpack.Decoder(
+    NodeFrame, ext_hook=_decode_extension
+)
 _relay_decoder: msgspec.msgpack.Decoder[RelayFrame] = msgspec.msgpack.Decoder(RelayFrame, ext_hook=_decode_extension)
 _entry_decoder = msgspec.msgpack.Decoder(Entry)
 _address_decoder = msgspec.msgpack.Decoder(Address)
@@ -316,11 +320,11 @@ def decode_untrusted_node_frame(data: bytes | bytearray) -> NodeFrame:
     if len(data) > limits.LARGE_FRAME_BYTES and _has_too_many_elements(data):
         raise RemoteProtocolError(f"a frame has more than {limits.MAX_ELEMENTS} elements")
     frame = _decode_untrusted(_node_decoder, data)
-    if type(frame) is Readings:
+    if type(frame) is _READINGS:
         for reading in frame.readings:
             if type(reading.value) in _COMPOSITE:
                 _check_untrusted_value(reading.value)
-    elif type(frame) is Heartbeat:  # the other frequent kind, with nothing more to check
+    elif type(frame) is _HEARTBEAT:  # the other frequent kind, with nothing more to check
         pass
     elif type(frame) is Hello:
         _check_untrusted_id(frame.node)

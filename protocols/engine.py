@@ -62,6 +62,8 @@ OFFER_INTERVAL_NS: Final = 100 * limits.MS
 """Changes of load are told at most this often."""
 _ALIVE: Final = State.ALIVE  # looked up once: an enumeration is slow at it
 _SUSPECT: Final = State.SUSPECT
+_READINGS: Final = ReadingsFrame  # as for these; compiled code finds them at once
+_HEARTBEAT: Final = Heartbeat
 
 
 class _Queues:
@@ -204,7 +206,7 @@ class Engine:
             return []
         neighbour = self._neighbour_of.get(pipe)
         if neighbour is not None:
-            if type(frame) is ReadingsFrame:
+            if type(frame) is _READINGS:
                 neighbour.last_heard_ns = now
                 if neighbour.state is _SUSPECT:
                     self._membership.refute(neighbour, now)
@@ -216,7 +218,7 @@ class Engine:
                 if self._readings.touched:
                     self._flush_touched()
                 return deliveries
-            if type(frame) is Heartbeat and neighbour.state is _ALIVE:
+            if type(frame) is _HEARTBEAT and neighbour.state is _ALIVE:
                 if self._membership.heartbeat(frame, neighbour, now):
                     self._more = True
                     self._carry(now)
