@@ -36,8 +36,9 @@ class Links(Protocol):
     TCP and IP come on top here. ``now_ns`` never goes back from call to call. Arrivals are later than ``now_ns``.
     """
 
-    def moved(self, now_ns: int) -> None:
-        """The places have changed: what is kept about distances has to be made anew."""
+    def moved(self, now_ns: int) -> list[int]:
+        """The places may have changed, and what is kept about distances has to be made anew. Returns the nodes, in
+        order, of which :meth:`neighbours` or what lies between them and these may be others now."""
 
     def neighbours(self, node: int) -> list[int]:
         """Nodes that could hear ``node`` now (by air or by wire), in order. Not to be changed by the caller."""

@@ -13,6 +13,7 @@ from random import Random
 from typing import Final
 
 from protocols.limits import MS
+from sims.cells import Cells
 from sims.links import RELAY, Places
 from sims.radio import Radio
 from sims.scenario import Backbone, Cellular, Scenario
@@ -38,11 +39,11 @@ class Media:
         """``of_uplink``: chance of the cellular way; None: that of the rest."""
         self._places, self._draw = places, random.random
         self.radio = Radio(scenario.radio, places, random)
-        self._was = (places.xs_m[:], places.ys_m[:], places.present[:])
+        self._present = places.present[:]
         self._wires = _Wires(scenario, places)
         self._wired = bool(scenario.backbone)
         self._neighbours: dict[int, list[int]] = {}
-        self._cellular = _Cellular(scenario.cellular, places, of_uplink or random)
+        self._cellular = _Cellular(scenario.cellular, self.radio.cells, of_uplink or random)
         self._stride = len(places.xs_m) + 1
         self._cuts: dict[int, int] = {}
         self._losses: dict[int, float] = {}
@@ -50,15 +51,16 @@ class Media:
         self._faulty = False
 
     # --- Links -----------------------------------------------------------------------------------------------------
-    def moved(self, now_ns: int) -> None:
+    def moved(self, now_ns: int) -> list[int]:
         """See :class:`sims.links.Links`. Costs next to nothing when everybody stayed."""
-        places, was = self._places, self._was
-        if was != (places.xs_m, places.ys_m, places.present):
-            self._was = (places.xs_m[:], places.ys_m[:], places.present[:])
-            before, after = zip(*was, strict=True), zip(*self._was, strict=True)
-            self.radio.moved([then != now for then, now in zip(before, after, strict=True)])
-            self._cellular.moved()
-            self._neighbours.clear()
+        touched = self.radio.moved()
+        if self._wired and self._present != self._places.present:  # by wire it is seen from anywhere
+            self._present = self._places.present[:]
+            touched = list(range(len(self._present)))
+        for node in touched:
+            self._neighbours.pop(node, None)
+        self._cellular.moved(self.radio.cells.movers)
+        return touched
 
     def neighbours(self, node: int) -> list[int]:
         """See :class:`sims.links.Links`."""
@@ -281,15 +283,16 @@ class _Wires:
 class _Cellular:
     """The way to the relay."""
 
-    def __init__(self, cellular: Cellular, places: Places, random: Random) -> None:
+    def __init__(self, cellular: Cellular, places: Cells, random: Random) -> None:
         self._cellular, self._places, self._draw = cellular, places, random.random
         self._latency_ns = int(cellular.latency_ms * MS)
         self._jitter_ns = int(cellular.jitter_ms * MS)
         self._covered: dict[int, bool] = {}
         self._free_ns = {True: [0] * len(places.xs_m), False: [0] * len(places.xs_m)}
 
-    def moved(self) -> None:
-        self._covered.clear()
+    def moved(self, movers: list[int]) -> None:
+        for node in movers:
+            self._covered.pop(node, None)
 
     def covered(self, node: int) -> bool:
         known = self._covered.get(node)

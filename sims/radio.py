@@ -16,9 +16,9 @@ Queues: datagrams and frames that would wait longer than 100 ms for their own se
 segment pass those of several, as ``fq_codel`` (the default of Linux under 802.11) lets flows with little to send pass;
 they wait for the one frame that is on the air. Messages of several segments wait for everything.
 
-What is known of a pair is kept until one of the two moves. Shadowing belongs to a pair, is the same both ways and
-changes with the ground that its ends cover: ``exp(-distance / decorrelation)`` of it stays (Gudmundson, 1991; TR
-36.885).
+What is known of a pair is kept until one of the two has gone ``STEP_M`` (:mod:`sims.cells`). Shadowing belongs to a
+pair, is the same both ways and changes with the ground that its ends cover: ``exp(-distance / decorrelation)`` of it
+stays (Gudmundson, 1991; TR 36.885).
 """
 
 import math
@@ -49,6 +49,11 @@ from sims.streams import (
 LEAST_SHARE: Final = 1e-3
 """Of the frames that have to arrive for a pair to be in reach of one another."""
 LONGEST_QUEUE_NS: Final = 100 * MS
+STEP_M: Final = 5.0
+"""How far a node goes before its distances are measured anew. Delivery changes with the distance over 30 to 45 m, so
+that five shift it by less than 0.05 where it is steepest; GNSS receivers err as much."""
+_STEPS_A_SHADOW: Final = 4
+"""A step is at most this part of the shadow's decorrelation distance, so that three quarters of it outlive one."""
 MAX_PAIRS: Final = 1_000_000
 """Kept at most, about 200 MB; beyond, all are made anew."""
 _LONE_BYTES: Final = SEGMENT_BYTES - TLS_BYTES
@@ -58,7 +63,7 @@ _REPEATED_SLOWLY: Final = ARP_FLIGHTS + 2
 _TINY: Final = 1e-18
 _Pair = tuple[float, float]
 """Share of the attempts that fail for distance and loss, share of the receiver's surroundings hidden from the
-sender."""
+sender: the same both ways."""
 _OUT_OF_REACH: _Pair = (1.0, 0.0)
 
 
@@ -70,11 +75,11 @@ class Radio:
     """See the module; the methods are those of :class:`sims.links.Links`."""
 
     def __init__(self, radio: scenario.Radio, places: Places, random: Random) -> None:
-        self._places, self._draw, self._random = places, random.random, random
+        self._draw, self._random = random.random, random
         self._delivery = delivery_of(radio)
         self.range_m = radio.range_m or range_m(self._delivery)
         """Nothing is heard beyond."""
-        self._cells = Cells(places, self.range_m)
+        self.cells = Cells(places, self.range_m, min(STEP_M, self._delivery.decorrelation_m / _STEPS_A_SHADOW))
         nodes = len(places.xs_m)
         self._stride = nodes + 1
         self._pairs: list[dict[int, _Pair]] = [{} for _ in range(nodes)]
@@ -83,7 +88,7 @@ class Radio:
         self._resolved: set[int] = set()
         """Pairs that know each other's link-layer addresses; looked into, never gone through."""
         self._shadows: dict[int, tuple[float, float, float, float, float]] = {}
-        self._channel = Channel(nodes, self._cells.neighbours if radio.shared else _nobody)
+        self._channel = Channel(nodes, self.cells.neighbours if radio.shared else _nobody)
         self._air = self._channel.transmitters
         self._latency_ns = int(radio.latency_ms * MS)
         self._jitter_ns = int(radio.jitter_ms * MS)
@@ -101,23 +106,24 @@ class Radio:
         self._cast: tuple[int, int, int, int | None] = (-1, 0, 0, None)
 
     # --- places ----------------------------------------------------------------------------------------------------
-    def moved(self, who: list[bool]) -> None:
-        """See :class:`sims.links.Links`. ``who``: of each node, whether it is where it was not."""
-        # Looking at a pair costs a tenth of measuring it: worth it unless nearly everybody moves.
-        few = sum(who) < 0.7 * len(who)
-        for sender, pairs in enumerate(self._pairs):
-            if who[sender] or not few:
+    def moved(self) -> list[int]:
+        """The places may have changed. Returns whose distances, or whose neighbours' distances, may be others now."""
+        touched = self.cells.moved()
+        if len(self.cells.movers) == len(self._pairs):
+            for pairs in self._pairs:
                 pairs.clear()
-            else:
-                for receiver in [receiver for receiver in pairs if who[receiver]]:
-                    del pairs[receiver]
-        self._cells.moved()
+        else:
+            for node in self.cells.movers:
+                for other in list(self._pairs[node]):
+                    del self._pairs[other][node]
+                self._pairs[node] = {}
         if len(self._shadows) > MAX_PAIRS:
             self._shadows.clear()
+        return touched
 
     def neighbours(self, node: int) -> list[int]:
         """Nodes within range, in order."""
-        return self._cells.neighbours(node)
+        return self.cells.neighbours(node)
 
     def delivery_share(self, sender: int, receiver: int) -> float:
         """Of single attempts that arrive now on a quiet channel."""
@@ -130,15 +136,17 @@ class Radio:
     def _pair(self, sender: int, receiver: int) -> _Pair:
         pair = self._pairs[sender].get(receiver)
         if pair is None:
-            self._measured += 1
-            if self._measured % MAX_PAIRS == 0:
+            self._measured += 2
+            if self._measured > MAX_PAIRS:
+                self._measured = 2
                 for pairs in self._pairs:
                     pairs.clear()
-            pair = self._pairs[sender][receiver] = self._measure(sender, receiver)
+            pair = self._measure(sender, receiver)
+            self._pairs[sender][receiver] = self._pairs[receiver][sender] = pair
         return pair
 
     def _measure(self, sender: int, receiver: int) -> _Pair:
-        places = self._places
+        places = self.cells
         if not (places.present[sender] and places.present[receiver]):
             return _OUT_OF_REACH
         distance_m = math.hypot(
@@ -154,7 +162,7 @@ class Radio:
 
     def _shadow_db(self, one: int, other: int) -> float:
         key = one * self._stride + other
-        places, sigma_db = self._places, self._delivery.sigma_db
+        places, sigma_db = self.cells, self._delivery.sigma_db
         x_m, y_m, other_x_m, other_y_m = places.xs_m[one], places.ys_m[one], places.xs_m[other], places.ys_m[other]
         known = self._shadows.get(key)
         if known is None:

@@ -57,7 +57,8 @@ class Sampler:
         """Of watched receivers: when the newest reading that came from each origin was published."""
         self._origins = [*(_Origin(name in recording.traced) for name in world.names), _Origin(False)]
         """By number; the last is of strangers."""
-        self._pairs: dict[int, frozenset[int]] = {}
+        self._near: list[list[int]] = [[] for _ in world.names]
+        """By node: who was near it when it was looked at last."""
         self._samples = 0
         self._shares: list[float] = []
         """Of the channel's time that was busy, as watched nodes heard it since the last sample."""
@@ -169,13 +170,15 @@ class Sampler:
         """Note since when who is in good range of whom; once only if nobody moves."""
         world, now = self._world, self._driver.now
         since_ns = world.near_since_ns
-        for number in range(len(world.names)):
-            near = frozenset(other for other in world.near(number) if other > number)
-            before = self._pairs.get(number, frozenset())
-            for other in sorted(near - before):
-                since_ns[number, other] = now
-            for other in sorted(before - near):
-                since_ns.pop((number, other), None)
-            self._pairs[number] = near
+        for number, before in enumerate(self._near):
+            near = world.near(number)
+            if near is not before:
+                for other in near:
+                    if other > number and other not in before:
+                        since_ns[number, other] = now
+                for other in before:
+                    if other > number and other not in near:
+                        since_ns.pop((number, other), None)
+                self._near[number] = near
         if self._mobile:
             self._driver.push(now + self._pairs_interval_ns, self._look_at_pairs, None)

@@ -72,9 +72,8 @@ class Activity:
     def _move(self, _: None) -> None:
         world, now = self.world, self._driver.now
         world.places.advance(now)
-        world.media.moved(now)
+        world.moved(world.media.moved(now))
         if self._mobile:
-            world.moved()
             self._positions.clear()
         self._driver.push(now + PLACES_INTERVAL_NS, self._move, None)
 

@@ -40,8 +40,9 @@ class Wires:
         """All cuts end."""
         self._cut.clear()
 
-    def moved(self, now_ns: int) -> None:
+    def moved(self, now_ns: int) -> list[int]:
         """Nobody moves."""
+        return []
 
     def neighbours(self, node: int) -> list[int]:
         """Everybody else."""

@@ -82,7 +82,9 @@ class World:
         """Of crashed nodes: when their entries were written, and these."""
         self._peers: dict[str, Sequence[PeerView]] = {}
         self._peers_ns = -1
-        self._near: dict[int, list[int]] = {}
+        self._near: list[list[int]] = [[] for _ in scenario.names]
+        self._near_known = [False] * len(scenario.names)
+        """Whether what :meth:`near` found is still so."""
         self._least_share: float = 1 - (1 - _GOOD_SHARE) ** (1 / (scenario.radio.retries + 1))
         self._wired = [
             frozenset(number for number, backbone in enumerate(scenario.backbone) if group.name in backbone.groups)
@@ -262,15 +264,21 @@ class World:
         return [self.names[other] for other in self.near(self._nodes[name].number)]
 
     def near(self, number: int) -> list[int]:
-        """:meth:`in_range` by numbers. Not to be changed by the caller."""
-        near = self._near.get(number)
-        if near is None:
-            near = self._near[number] = [o for o in self.media.neighbours(number) if self._good(number, o)]
-        return near
+        """:meth:`in_range` by numbers: the same object as long as they stay the same. Not to be changed."""
+        if not self._near_known[number]:
+            self._near_known[number] = True
+            near = [other for other in self.media.neighbours(number) if self._good(number, other)]
+            if near != self._near[number]:
+                self._near[number] = near
+        return self._near[number]
 
-    def moved(self) -> None:
-        """The places have changed, or what faults do to links."""
-        self._near.clear()
+    def moved(self, touched: list[int]) -> None:
+        """The places have changed; ``touched`` are nodes that may be near others than before."""
+        for number in touched:
+            self._near_known[number] = False
+
+    def _links_changed(self) -> None:
+        self._near_known = [False] * len(self._near)
 
     def _good(self, one: int, other: int) -> bool:
         if self._cut or self._lossy:
@@ -279,8 +287,7 @@ class World:
                     return False
         if self._wired[one] & self._wired[other]:
             return True
-        radio, least = self.media.radio, self._least_share
-        return radio.delivery_share(one, other) >= least and radio.delivery_share(other, one) >= least
+        return self.media.radio.delivery_share(one, other) >= self._least_share  # the same both ways
 
     def heard_ns(self, name: str, other: str) -> int | None:
         """See :class:`sims.checks.World`."""
@@ -370,7 +377,7 @@ class World:
 
     def cut(self, sender: str, receiver: str) -> None:
         """See :class:`sims.faults.Controls`."""
-        self._near.clear()
+        self._links_changed()
         pair = self._pair(sender, receiver)
         self._cut[pair] = self._cut.get(pair, 0) + 1
         self.media.cut(*pair)
@@ -378,7 +385,7 @@ class World:
 
     def uncut(self, sender: str, receiver: str) -> None:
         """See :class:`sims.faults.Controls`."""
-        self._near.clear()
+        self._links_changed()
         pair = self._pair(sender, receiver)
         if self._cut.get(pair, 0) > 1:
             self._cut[pair] -= 1
@@ -389,7 +396,7 @@ class World:
 
     def lose(self, sender: str, receiver: str, share: float) -> None:
         """See :class:`sims.faults.Controls`."""
-        self._near.clear()
+        self._links_changed()
         pair = self._pair(sender, receiver)
         if share:
             self._lossy.add(pair)

@@ -13,6 +13,7 @@ from sims.airtime import WINDOW_NS, airtime_ns, fair_share, hidden_share
 from sims.cells import Cells
 from sims.links import Places
 from sims.pathloss import delivery_of, free_space_db, range_m
+from sims.radio import STEP_M
 from sims.radio import Radio as Air
 from sims.scenario import Radio
 
@@ -160,19 +161,27 @@ def test_shadow_is_the_same_both_ways_stays_with_who_stays_and_fades_with_the_wa
     links, places = air([(0.0, 0.0), (90.0, 0.0)], settings)
     first = links.delivery_share(0, 1)
     assert links.delivery_share(1, 0) == first
-    links.moved([True] * len(places.xs_m))
+    links.moved()
     assert links.delivery_share(0, 1) == first
     shares = []
     for step in range(3_000):
         places.ys_m[0] = places.ys_m[1] = step * 40.0
-        links.moved([True] * len(places.xs_m))
+        links.moved()
         shares.append(links.delivery_share(0, 1))
     middle = delivery_of(settings).share(90.0)
     better = sum(share > middle for share in shares) / len(shares)
     assert better == pytest.approx(0.5, abs=0.05)
     places.ys_m[0] += 0.1
-    links.moved([True] * len(places.xs_m))
-    assert links.delivery_share(0, 1) == pytest.approx(shares[-1], abs=0.2)
+    links.moved()
+    assert links.delivery_share(0, 1) == shares[-1]
+    strayed = []
+    for _ in range(200):
+        places.ys_m[0] += 3.3  # a little more than a quarter of the decorrelation distance
+        before = links.delivery_share(0, 1)
+        links.moved()
+        strayed.append(abs(links.delivery_share(0, 1) - before))
+        places.ys_m[1] = places.ys_m[0]
+    assert 0 < sum(strayed) / len(strayed) < 0.3
 
 
 def test_range_setting_cuts_every_model_off() -> None:
@@ -190,15 +199,29 @@ def test_delivery_follows_whoever_of_the_two_moved(mover: int) -> None:
     links, places = air([(0.0, 0.0), (10.0, 0.0), (0.0, 10.0), (10.0, 10.0)], radio(shared=False))
     assert links.delivery_share(0, 1) > 0.99
     places.ys_m[mover] = 330.0
-    links.moved([node == mover for node in range(4)])
+    links.moved()
     assert links.delivery_share(0, 1) < 0.5
+
+
+def test_delivery_is_measured_anew_once_an_end_has_crawled_a_step() -> None:
+    """Whoever moves a little at a time must not stay for ever where it began; who has not yet costs nothing."""
+    links, places = air([(0.0, 0.0), (320.0, 0.0), (0.0, 10.0)], radio(shared=False))
+    at_first = links.delivery_share(0, 1)
+    for number in range(1, 100):
+        places.xs_m[0] = -number
+        touched = links.moved()
+        assert touched == ([0, 1, 2] if number % (STEP_M + 1) == 0 else [])
+        gone_m = number // (STEP_M + 1) * (STEP_M + 1)
+        assert links.delivery_share(0, 1) == links.delivery_share(1, 0)
+        assert links.delivery_share(0, 1) == pytest.approx(delivery_of(radio()).share(320.0 + gone_m))
+    assert links.delivery_share(0, 1) < at_first / 4
 
 
 def test_absent_nodes_hear_nothing_and_are_not_heard() -> None:
     """A vehicle that has left the trace must not answer from where it was last seen."""
     links, places = air([(0.0, 0.0), (10.0, 0.0)])
     places.present[1] = False
-    links.moved([True] * len(places.xs_m))
+    links.moved()
     assert links.neighbours(0) == []
     assert links.neighbours(1) == []
     assert links.stream_ns(0, 1, 100, 0) is None
@@ -378,3 +401,38 @@ def test_neighbours_are_those_in_range_as_found_by_looking_at_all(
             if other != node and (other_x_m - x_m) ** 2 + (other_y_m - y_m) ** 2 <= range_m**2
         ]
         assert cells.neighbours(node) == expected
+
+
+@given(
+    st.lists(st.tuples(st.floats(-500, 500), st.floats(-500, 500)), min_size=1, max_size=20),
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 19), st.floats(-90, 90), st.booleans()), max_size=6), min_size=1, max_size=12
+    ),
+    st.floats(60, 400),
+)
+def test_neighbours_follow_whoever_comes_goes_crawls_or_jumps(
+    points: list[tuple[float, float]], ticks: list[list[tuple[int, float, bool]]], range_m: float
+) -> None:
+    """Lists that are put right must not differ from lists that are made anew, whoever was asked for in between."""
+    places = Standing(points)
+    cells = Cells(places, range_m, step_m=5.0)
+    known = {node: cells.neighbours(node) for node in range(0, len(points), 2)}
+    for tick in ticks:
+        for number, by_m, there in tick:
+            node = number % len(points)
+            places.xs_m[node] += by_m
+            places.present[node] = there
+        touched = cells.moved()
+        for node in range(len(points)):
+            assert cells.present[node] == places.present[node]
+            assert abs(cells.xs_m[node] - places.xs_m[node]) <= 5.0
+            assert cells.neighbours(node) == [
+                other
+                for other in range(len(points))
+                if cells.present[node] and cells.present[other] and other != node
+                if (cells.xs_m[other] - cells.xs_m[node]) ** 2 + (cells.ys_m[other] - cells.ys_m[node]) ** 2
+                <= range_m**2
+            ]
+            if node in known and node not in touched:
+                assert cells.neighbours(node) is known[node]
+            known[node] = cells.neighbours(node)

@@ -103,6 +103,31 @@ def test_nodes_that_come_into_range_late_meet() -> None:
     assert not result.broken
 
 
+def test_who_is_near_follows_movers_and_faults_and_stays_the_same_list_for_others() -> None:
+    """What is kept about pairs must not go stale, and is what makes a city of parked cars cheap."""
+    groups = (
+        Group("parked", 4, Fixed(((0.0, 0.0), (50.0, 0.0), (600.0, 0.0), (2_000.0, 0.0)))),
+        Group("car", 1, Waypoints(((0.0, 0.0, 9.0), (2.0, 0.0, 9.0), (62.0, 600.0, 9.0)))),
+    )
+    faults = (Fault("partition", at_s=64.0, for_s=20.0, nodes=("parked-2",)),)
+    air = Radio("ideal", range_m=100.0)
+    run = Run(Scenario("drive", "By", 70.0, groups, radio=air, traffic=(Traffic("car"),), faults=faults), 1)
+    world, alone = run.world, run.world.near(3)
+    seen, changes = world.near(0), 0
+    for second in range(1, 64):
+        run.advance(second * SECOND)
+        changes += world.near(0) is not seen
+        seen = world.near(0)
+        x_m = world.places.xs_m[4]
+        assert (4 in seen) == (0 in world.near(4)) == ((0, 4) in world.near_since_ns)
+        assert (4 in seen) == (x_m < 100.0) or 99.0 < x_m < 107.0, "a step of 5 m, and two ticks"
+        assert world.near(3) is alone
+    assert changes == 1
+    assert world.near(2) == [4]
+    run.advance(66 * SECOND)
+    assert world.near(2) == world.near(4) == []
+
+
 def test_slow_node_has_its_models_run_by_a_fast_neighbour() -> None:
     """The cost of a device decides who computes."""
     groups = (
