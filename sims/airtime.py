@@ -15,8 +15,9 @@ What a node heard in the last whole window, from itself and all within range, is
 - **collisions** at the receiver with nodes that the sender can't hear: ``1 - exp(-2 h busy)`` as in unslotted ALOHA,
   where h is the share of the receiver's surroundings that hides such nodes, see :func:`hidden_share`.
 
-Each costs nothing per frame but a look at the node's entry; the entry is made once per node and window from its
-neighbours. Sums over square cells were not taken instead: along a road between two rows of cells they are a third off.
+Each costs nothing per frame but a look at the node's entry; the entry is made once per node and window from those of
+its neighbours. Sums over square cells were not taken instead: along a road between two rows of cells they are a third
+off.
 
 Left out: collisions within range (same back-off slot), growing back-off windows, and the priorities of 802.11e.
 """
@@ -75,47 +76,41 @@ def fair_share(loads: list[float]) -> float:
     return math.inf
 
 
-class Load:
-    """What a node hears of the channel in one window."""
-
-    __slots__ = ("busy", "collided", "stretch", "wait_ns")
-
-    def __init__(self, own: float, others: list[float]) -> None:
-        """Airtime per time of the node itself, and of each node in range."""
-        offered = own + sum(others)
-        self.busy = _busy(offered)
-        heard = _busy(offered - own)
-        self.wait_ns = int(heard / (1 - heard) * _USUAL_FRAME_NS)
-        """Most that a frame waits for the others."""
-        self.stretch = 1.0 if offered <= 1 else 1 / fair_share([own, *others])
-        self.collided = 2 * heard
-        """Times the hidden share: mean number of collisions of one frame that comes to this node."""
-
-
 def _busy(offered: float) -> float:
     return offered / math.sqrt(math.sqrt(1 + (offered / MOST_BUSY) ** 4))
 
 
-QUIET: Final = Load(0.0, [])
-
-
 class Transmitter:
-    """One node on the channel."""
+    """One node on the channel: what it sends, and what it heard in the last whole window."""
 
-    __slots__ = ("bulk_free_ns", "free_ns", "heard_ns", "load", "near", "sent_ns")
+    __slots__ = (
+        "bulk_free_ns", "collided", "free_ns", "heard_ns", "known", "near", "offered_ns", "sent_ns", "stretch",
+        "wait_ns",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.sent_ns = 0
         """Airtime for the window that runs …"""
         self.heard_ns = 0
         """… and what of the last one was on the air."""
-        self.load: Load | None = QUIET
-        """Of the last window; None: to be made by :meth:`Channel.load`."""
-        self.near: list[int] | None = None
+        self.near: list[Transmitter] | None = None
         self.free_ns = 0
         """When it has finished its lone frames …"""
         self.bulk_free_ns = 0
         """… and its messages of several."""
+        self.known = True
+        """Whether what follows is of the last window; else it is to be made by :meth:`Channel.hear`."""
+        self.offered_ns = 0
+        """Airtime that it heard, its own included."""
+        self.wait_ns = 0
+        """Most that a frame waits for the others."""
+        self.collided = 0.0
+        """Times the hidden share: mean number of collisions of one frame that comes to this node."""
+        self.stretch = 1.0
+
+    def busy(self) -> float:
+        """Share of the window that was."""
+        return _busy(self.offered_ns / WINDOW_NS)
 
 
 class Channel:
@@ -131,43 +126,59 @@ class Channel:
     def turn(self, now_ns: int) -> None:
         """Begin the window that ``now_ns`` is in."""
         while self.turn_ns <= now_ns:
-            if any(air.sent_ns or air.heard_ns for air in self.transmitters):
-                self._close()
+            most_ns = heard_ns = 0
+            for air in self.transmitters:
+                most_ns = max(most_ns, air.sent_ns)
+                heard_ns += air.heard_ns
+            if most_ns or heard_ns:
+                self._close(most_ns)
                 self.turn_ns += WINDOW_NS
             else:
                 self.turn_ns += ((now_ns - self.turn_ns) // WINDOW_NS + 1) * WINDOW_NS
             for air in self.transmitters:
-                air.load = None
+                air.known = False
         if self.turn_ns > self._near_until_ns:
             for air in self.transmitters:
                 air.near = None
             self._near_until_ns = self.turn_ns + _NEAR_NS
 
-    def _close(self) -> None:
+    def _close(self, most_ns: int) -> None:
         """A window is over; what a node had no time for goes on in the next one."""
-        if self._overloaded or max(air.sent_ns for air in self.transmitters) > WINDOW_NS:
-            stretches = [
-                self.load(number).stretch if air.sent_ns else 1.0 for number, air in enumerate(self.transmitters)
-            ]
-            for air, stretch in zip(self.transmitters, stretches, strict=True):
+        if self._overloaded or most_ns > WINDOW_NS:
+            for number, air in enumerate(self.transmitters):
+                if air.sent_ns and not air.known:
+                    self.hear(number)
+            for air in self.transmitters:
                 air.heard_ns = min(air.sent_ns, WINDOW_NS)
-                air.sent_ns -= min(air.sent_ns, int(WINDOW_NS / stretch))
+                air.sent_ns -= min(air.sent_ns, int(WINDOW_NS / air.stretch))
         else:
             for air in self.transmitters:
-                air.heard_ns, air.sent_ns = air.sent_ns, 0
+                air.heard_ns = air.sent_ns
+                air.sent_ns = 0
         self._overloaded = False
 
-    def load(self, node: int) -> Load:
-        """What ``node`` heard in the last whole window."""
+    def hear(self, node: int) -> Transmitter:
+        """That of ``node``, once it is known what it heard in the last whole window."""
         air = self.transmitters[node]
-        load = air.load
-        if load is None:
-            if air.near is None:
-                air.near = self._neighbours(node)
-            heard_ns = [self.transmitters[other].heard_ns for other in air.near]
-            loads = [other_ns / WINDOW_NS for other_ns in heard_ns if other_ns]
-            own = air.heard_ns / WINDOW_NS
-            load = air.load = Load(own, loads) if loads or own else QUIET
-            if load.stretch > 1:
-                self._overloaded = True
-        return load
+        near = air.near
+        if near is None:
+            near = air.near = [self.transmitters[other] for other in self._neighbours(node)]
+        others_ns = 0
+        for other in near:
+            others_ns += other.heard_ns
+        air.known = True
+        air.offered_ns = air.heard_ns + others_ns
+        if others_ns:
+            heard = _busy(others_ns / WINDOW_NS)
+            air.wait_ns = int(heard / (1 - heard) * _USUAL_FRAME_NS)
+            air.collided = 2 * heard
+        else:
+            air.wait_ns = 0
+            air.collided = 0.0
+        if air.offered_ns > WINDOW_NS:
+            loads = [other.heard_ns / WINDOW_NS for other in near if other.heard_ns]
+            air.stretch = 1 / fair_share([air.heard_ns / WINDOW_NS, *loads])
+            self._overloaded = True
+        else:
+            air.stretch = 1.0
+        return air

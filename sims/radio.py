@@ -27,7 +27,7 @@ from typing import Final
 
 from protocols.limits import MS
 from sims import scenario
-from sims.airtime import ACKNOWLEDGED_NS, Channel, Load, airtime_ns, hidden_share
+from sims.airtime import ACKNOWLEDGED_NS, Channel, Transmitter, airtime_ns, hidden_share
 from sims.cells import Cells
 from sims.links import Places
 from sims.pathloss import delivery_of, range_m
@@ -61,10 +61,21 @@ _LONE_BYTES: Final = SEGMENT_BYTES - TLS_BYTES
 _REPEATED_SLOWLY: Final = ARP_FLIGHTS + 2
 """Flights of a connection whose loss costs a second."""
 _TINY: Final = 1e-18
-_Pair = tuple[float, float]
-"""Share of the attempts that fail for distance and loss, share of the receiver's surroundings hidden from the
-sender: the same both ways."""
-_OUT_OF_REACH: _Pair = (1.0, 0.0)
+
+
+class _Pair:
+    """What lies between two nodes: the same both ways."""
+
+    __slots__ = ("failure", "hidden")
+
+    def __init__(self, failure: float, hidden: float) -> None:
+        self.failure = failure
+        """Share of the attempts that fail for distance and loss."""
+        self.hidden = hidden
+        """Share of the receiver's surroundings that is hidden from the sender."""
+
+
+_OUT_OF_REACH: Final = _Pair(1.0, 0.0)
 
 
 def _nobody(node: int) -> list[int]:
@@ -127,11 +138,11 @@ class Radio:
 
     def delivery_share(self, sender: int, receiver: int) -> float:
         """Of single attempts that arrive now on a quiet channel."""
-        return 1.0 - self._pair(sender, receiver)[0]
+        return 1.0 - self._pair(sender, receiver).failure
 
     def busy_share(self, node: int, now_ns: int) -> float:
         """See :class:`sims.links.Links`."""
-        return self._load(node, now_ns).busy
+        return self._heard(node, now_ns).busy()
 
     def _pair(self, sender: int, receiver: int) -> _Pair:
         pair = self._pairs[sender].get(receiver)
@@ -158,7 +169,7 @@ class Radio:
         share = self._delivery.share(distance_m, shadow_db) * self._kept
         if share < LEAST_SHARE:
             return _OUT_OF_REACH
-        return 1.0 - share, hidden_share(distance_m / self.range_m) if self._collisions else 0.0
+        return _Pair(1.0 - share, hidden_share(distance_m / self.range_m) if self._collisions else 0.0)
 
     def _shadow_db(self, one: int, other: int) -> float:
         key = one * self._stride + other
@@ -178,31 +189,32 @@ class Radio:
         return shadow_db
 
     # --- the channel -----------------------------------------------------------------------------------------------
-    def _load(self, node: int, now_ns: int) -> Load:
+    def _heard(self, node: int, now_ns: int) -> Transmitter:
+        """Its transmitter, and what it heard of the channel."""
         if now_ns >= self._channel.turn_ns:
             self._channel.turn(now_ns)
-        return self._air[node].load or self._channel.load(node)
+        air = self._air[node]
+        return air if air.known else self._channel.hear(node)
 
     def _failure(self, pair: _Pair, receiver: int, now_ns: int) -> float:
         """Of one attempt, collisions included."""
-        failure, hidden = pair
-        collided = self._load(receiver, now_ns).collided * hidden
-        return 1.0 - (1.0 - failure) * math.exp(-collided) if collided else failure
+        collided = self._heard(receiver, now_ns).collided * pair.hidden
+        return 1.0 - (1.0 - pair.failure) * math.exp(-collided) if collided else pair.failure
 
-    def _send(self, sender: int, airtime: int, load: Load, now_ns: int) -> int | None:
+    def _send(self, air: Transmitter, airtime: int, now_ns: int) -> int | None:
         """When a packet leaves the air whose queue is bounded; None: it was dropped."""
-        free_ns = self._air[sender].free_ns
+        free_ns = air.free_ns
         if free_ns - now_ns > LONGEST_QUEUE_NS:
             return None
-        self._air[sender].sent_ns += airtime
-        self._air[sender].free_ns = gone_ns = max(free_ns, now_ns) + int(airtime * load.stretch)
+        air.sent_ns += airtime
+        air.free_ns = gone_ns = max(free_ns, now_ns) + int(airtime * air.stretch)
         return gone_ns
 
     # --- datagrams and frames --------------------------------------------------------------------------------------
     def multicast_ns(self, sender: int, size_bytes: int, now_ns: int) -> tuple[int, list[int]]:
         """See :class:`sims.links.Links`."""
-        load = self._load(sender, now_ns)
-        gone_ns = self._send(sender, airtime_ns(size_bytes, self._rate_mbps), load, now_ns)
+        air = self._heard(sender, now_ns)
+        gone_ns = self._send(air, airtime_ns(size_bytes, self._rate_mbps), now_ns)
         if gone_ns is None:
             return now_ns, []
         draw, pair, failure = self._draw, self._pair, self._failure
@@ -211,33 +223,33 @@ class Radio:
             for receiver in self.neighbours(sender)
             if draw() >= failure(pair(sender, receiver), receiver, now_ns)
         ]
-        return gone_ns + self._latency_ns + int(draw() * (self._jitter_ns + load.wait_ns)), heard
+        return gone_ns + self._latency_ns + int(draw() * (self._jitter_ns + air.wait_ns)), heard
 
     def datagram_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
         """See :class:`sims.links.Links`."""
         pair = self._pair(sender, receiver)
-        load = self._load(sender, now_ns)
+        air = self._heard(sender, now_ns)
         if self._cast[:3] != (sender, size_bytes, now_ns):
-            gone_ns = self._send(sender, airtime_ns(size_bytes, self._rate_mbps), load, now_ns)
+            gone_ns = self._send(air, airtime_ns(size_bytes, self._rate_mbps), now_ns)
             self._cast = (sender, size_bytes, now_ns, gone_ns)
         gone_ns = self._cast[3]
         failure = self._failure(pair, receiver, now_ns)
         chance = self._draw()
         if gone_ns is None or chance < failure:
             return None
-        spread_ns = self._jitter_ns + load.wait_ns
+        spread_ns = self._jitter_ns + air.wait_ns
         return gone_ns + self._latency_ns + int((chance - failure) / (1 - failure) * spread_ns)
 
     def frame_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
         """See :class:`sims.links.Links`."""
         pair = self._pair(sender, receiver)
         failed = self._attempts if pair is _OUT_OF_REACH else self._failed(self._failure(pair, receiver, now_ns))
-        load = self._load(sender, now_ns)
+        air = self._heard(sender, now_ns)
         airtime = airtime_ns(size_bytes, self._rate_mbps) + ACKNOWLEDGED_NS
-        gone_ns = self._send(sender, airtime * (min(failed, self._attempts - 1) + 1), load, now_ns)
+        gone_ns = self._send(air, airtime * (min(failed, self._attempts - 1) + 1), now_ns)
         if gone_ns is None or failed >= self._attempts:
             return None
-        return gone_ns + self._latency_ns + int(self._draw() * (self._jitter_ns + load.wait_ns))
+        return gone_ns + self._latency_ns + int(self._draw() * (self._jitter_ns + air.wait_ns))
 
     def _failed(self, failure: float) -> int:
         """How many attempts fail before one succeeds."""
@@ -247,25 +259,31 @@ class Radio:
     # --- streams ---------------------------------------------------------------------------------------------------
     def stream_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
         """See :class:`sims.links.Links`. The hottest function of the simulator: written out in one piece."""
-        failure, hidden = self._pairs[sender].get(receiver) or self._pair(sender, receiver)
+        pair = self._pairs[sender].get(receiver)
+        if pair is None:
+            pair = self._pair(sender, receiver)
+        failure = pair.failure
         if failure >= 1.0:
             return None
         if now_ns >= self._channel.turn_ns:
             self._channel.turn(now_ns)
         air, far = self._air[sender], self._air[receiver]
-        load = air.load or self._channel.load(sender)
+        if not air.known:
+            self._channel.hear(sender)
+        hidden = pair.hidden
         if hidden:
-            collided = (far.load or self._channel.load(receiver)).collided
-            if collided:
-                failure = 1.0 - (1.0 - failure) * math.exp(-collided * hidden)
+            if not far.known:
+                self._channel.hear(receiver)
+            if far.collided:
+                failure = 1.0 - (1.0 - failure) * math.exp(-far.collided * hidden)
         if size_bytes > _LONE_BYTES:
-            return self._burst_ns(sender, size_bytes, failure, load, now_ns)
+            return self._burst_ns(air, size_bytes, failure, now_ns)
         airtime = self._lone_ns[size_bytes]
         air.sent_ns += airtime + self._confirmed_ns
         free_ns = air.free_ns
         if free_ns < now_ns:  # noqa: PLR1730  max() takes three times as long
             free_ns = now_ns
-        free_ns += airtime if load.stretch == 1.0 else int(airtime * load.stretch)
+        free_ns += airtime if air.stretch == 1.0 else int(airtime * air.stretch)
         if air.bulk_free_ns > now_ns:
             air.bulk_free_ns += airtime
             free_ns += self._full_ns
@@ -276,69 +294,67 @@ class Radio:
         far.free_ns = back_ns + self._back_ns
         chance = self._draw()
         if chance < failure:
-            late_ns = self._late_ns(sender, airtime, chance, failure, load)
+            late_ns = self._late_ns(air, airtime, chance, failure)
             if late_ns > PATIENCE_NS:
                 return None
             free_ns += late_ns
             chance = failure + (1.0 - failure) * self._draw()
-        spread_ns = self._jitter_ns + load.wait_ns
+        spread_ns = self._jitter_ns + air.wait_ns
         return free_ns + self._latency_ns + int((chance - failure) / (1.0 - failure) * spread_ns)
 
     def _round_trip_ns(self, airtime: int) -> int:
         return 2 * self._latency_ns + self._jitter_ns + airtime + self._confirmed_ns
 
-    def _late_ns(
-        self, sender: int, airtime: int, chance: float, failure: float, load: Load, *, first: bool = False
-    ) -> int:
+    def _late_ns(self, air: Transmitter, airtime: int, chance: float, failure: float, *, first: bool = False) -> int:
         """How much later a segment arrives that failed at first. ``first``: it opens a connection."""
         failed = int(math.log(max(chance, _TINY)) / math.log(failure))
         lost, again = divmod(failed, self._attempts)
         # What was lost altogether is sent again much later, one at a time: one packet's attempts are in this window.
-        self._air[sender].sent_ns += min(failed, self._attempts) * airtime
-        late_ns = int(again * (airtime + ACKNOWLEDGED_NS) * load.stretch)
+        air.sent_ns += min(failed, self._attempts) * airtime
+        late_ns = int(again * (airtime + ACKNOWLEDGED_NS) * air.stretch)
         if lost:
             round_trip_ns = self._round_trip_ns(airtime)
             late_ns += syn_stall_ns(lost) if first else lone_stall_ns(lost, round_trip_ns, self._draw())
         return late_ns
 
-    def _burst_ns(self, sender: int, size_bytes: int, failure: float, load: Load, now_ns: int) -> int | None:
+    def _burst_ns(self, air: Transmitter, size_bytes: int, failure: float, now_ns: int) -> int | None:
         """A message of several segments."""
         segments = segments_of(size_bytes)
         lost = failure**self._attempts
         attempts = (1.0 - lost) / (1.0 - failure)
         frame_ns = int((self._full_ns + ACKNOWLEDGED_NS) * attempts)
         total_ns = segments * frame_ns
-        self._air[sender].sent_ns += total_ns + segments // 2 * self._confirmed_ns
-        begun_ns = max(now_ns, self._air[sender].free_ns, self._air[sender].bulk_free_ns)
-        self._air[sender].bulk_free_ns = gone_ns = begun_ns + int(total_ns * load.stretch)
+        air.sent_ns += total_ns + segments // 2 * self._confirmed_ns
+        begun_ns = max(now_ns, air.free_ns, air.bulk_free_ns)
+        air.bulk_free_ns = gone_ns = begun_ns + int(total_ns * air.stretch)
         round_trip_ns = self._round_trip_ns(frame_ns)
-        gone_ns += growth_ns(segments, int(frame_ns * load.stretch), round_trip_ns)
+        gone_ns += growth_ns(segments, int(frame_ns * air.stretch), round_trip_ns)
         stall_ns = message_stall_ns(segments, lost, round_trip_ns, self._draw)
         if stall_ns > PATIENCE_NS:
             return None
         gone_ns += stall_ns
-        return gone_ns + self._latency_ns + int(self._draw() * (self._jitter_ns + load.wait_ns))
+        return gone_ns + self._latency_ns + int(self._draw() * (self._jitter_ns + air.wait_ns))
 
     def connect_ns(self, sender: int, receiver: int, now_ns: int) -> int | None:
         """See :class:`sims.links.Links`. Its flights don't reserve the transmitters ahead of time. Two nodes that have
         not met before ask for the other's link-layer address first (ARP), which is repeated as slowly as a SYN."""
-        pairs = self._pair(sender, receiver), self._pair(receiver, sender)
-        if _OUT_OF_REACH in pairs:
+        pair = self._pair(sender, receiver)
+        if pair is _OUT_OF_REACH:
             return None
         ends = (sender, receiver)
         key = min(ends) * self._stride + max(ends)
         elapsed_ns = 0
         for flight in range(ARP_FLIGHTS if key in self._resolved else 0, len(HANDSHAKE_BYTES)):
             away, size_bytes = flight & 1, HANDSHAKE_BYTES[flight]
-            load = self._load(ends[away], now_ns)
-            failure = self._failure(pairs[away], ends[1 - away], now_ns)
+            air = self._heard(ends[away], now_ns)
+            failure = self._failure(pair, ends[1 - away], now_ns)
             airtime = airtime_ns(size_bytes, self._rate_mbps)
-            self._air[ends[away]].sent_ns += airtime + ACKNOWLEDGED_NS
-            elapsed_ns += int(airtime * load.stretch) + self._latency_ns
-            elapsed_ns += int(self._draw() * (self._jitter_ns + load.wait_ns))
+            air.sent_ns += airtime + ACKNOWLEDGED_NS
+            elapsed_ns += int(airtime * air.stretch) + self._latency_ns
+            elapsed_ns += int(self._draw() * (self._jitter_ns + air.wait_ns))
             chance = self._draw()
             if chance < failure:
-                elapsed_ns += self._late_ns(ends[away], airtime, chance, failure, load, first=flight < _REPEATED_SLOWLY)
+                elapsed_ns += self._late_ns(air, airtime, chance, failure, first=flight < _REPEATED_SLOWLY)
         if elapsed_ns >= LONGEST_CONNECT_NS:
             return None
         if len(self._resolved) >= MAX_PAIRS:
