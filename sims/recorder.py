@@ -128,7 +128,7 @@ class Recording:
         """Origins whose readings are followed: of others, :meth:`delivered_many` is enough."""
         return self._traced
 
-    def delivered_many(self, latencies_ns: Sequence[int]) -> None:
+    def delivered_many(self, latencies_ns: list[int]) -> None:
         """Readings of origins that are not traced reached callbacks."""
         self._latency.add_all(latencies_ns)
 

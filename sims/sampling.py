@@ -50,6 +50,7 @@ class Sampler:
 
     def __init__(self, world: World, recording: Recording) -> None:
         self._world, self._driver, self._recording = world, world.driver, recording
+        self._radio = world.media.radio
         step = max(len(world.names) / WATCHED, 1.0)
         chosen = [int(number * step) for number in range(min(len(world.names), WATCHED))]
         self._watched = {world.names[number]: number for number in chosen}
@@ -141,7 +142,8 @@ class Sampler:
         would always see the same of them."""
         now = self._driver.now
         self._driver.push(now + WINDOW_NS, self._listen, None)
-        self._shares.extend(self._world.media.busy_share(number, now) for number in self._newest_ns)
+        for number in self._newest_ns:
+            self._shares.append(self._radio.busy_share(number, now))
 
     def _note_places(self, now: int) -> None:
         places = self._world.places

@@ -78,6 +78,19 @@ def test_histogram_of_impossible_times_still_counts_them() -> None:
     assert histogram.spread("ms").count == 2
 
 
+def test_values_added_together_are_counted_as_one_by_one() -> None:
+    """Latencies come by the dozen; the short way must not put one elsewhere."""
+    random = Random(4)
+    values = [0, 31, 32, 1 << 59, 1 << 60, 1 << 70, *(int(random.lognormvariate(15, 5)) for _ in range(2_000))]
+    one_by_one, together = Histogram(), Histogram()
+    for value in values:
+        one_by_one.add(value)
+    together.add_all(values[:5])
+    together.add_all(values[5:])
+    together.add_all([])
+    assert together.spread("ms") == one_by_one.spread("ms")
+
+
 def test_spread_of_nothing_has_no_quantiles() -> None:
     """A zero would look like a very good latency."""
     spread = Histogram().spread("ms")
