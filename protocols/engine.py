@@ -569,6 +569,23 @@ class Engine:
         return events
 
     # --- for people ------------------------------------------------------------------------------------------------
+    def is_alive(self, node: NodeId) -> bool:
+        """Whether a neighbour was met and lives, for all that is known."""
+        neighbour = self._membership.neighbours.get(node)
+        return neighbour is not None and neighbour.met and neighbour.state is _ALIVE
+
+    def neighbours(self) -> list[Neighbour]:
+        """Everybody known, as membership has them: to be looked at, not changed. Costs far less than :meth:`peers`."""
+        return list(self._membership.neighbours.values())
+
+    def most_waiting(self) -> tuple[int, int]:
+        """The most readings, and the most bytes, that wait for one neighbour."""
+        readings = size_bytes = 0
+        for queues in self._queues.values():
+            readings = max(readings, queues.realtime.waiting_readings + queues.bulk.waiting_readings)
+            size_bytes = max(size_bytes, queues.realtime.waiting_bytes + queues.bulk.waiting_bytes)
+        return readings, size_bytes
+
     def peers(self, now: int) -> list[PeerView]:
         """Everybody known, dead ones included for ``FORGET_DEAD_NS``."""
         views = []

@@ -18,6 +18,7 @@ from protocols.errors import LocalProtocolError
 from protocols.events import Answered, Event, Put
 from protocols.ids import PeerIdentity
 from protocols.ledger import Ledger
+from protocols.membership import Neighbour
 from protocols.messages import NamedTensor
 from protocols.settings import MembershipSettings
 from sims.errors import ScenarioError
@@ -63,6 +64,9 @@ class World(Protocol):
 
     def peers(self, name: str) -> Sequence[PeerView]:
         """``Engine.peers`` of it at the present instant of its own clock."""
+
+    def neighbours(self, name: str) -> Sequence[Neighbour]:
+        """``Engine.neighbours`` of it now: what of :meth:`peers` can be asked of many nodes often."""
 
     def in_range(self, name: str) -> Sequence[str]:
         """Nodes, in order, running or not, with which it has a good link both ways now: by wire, or by air where at

@@ -7,7 +7,6 @@ at in turns, so that judging a large mesh costs a bounded share of running it.
 from collections.abc import Sequence
 
 from protocols import limits
-from protocols.engine import PeerView
 from protocols.events import Answered, Put
 from protocols.ids import PeerIdentity
 from protocols.membership import State
@@ -17,6 +16,7 @@ from sims.node import Arrival
 from sims.order import Order
 from sims.result import Recorder
 
+_ALIVE, _SUSPECT = State.ALIVE, State.SUSPECT  # looked up once: an enumeration is slow at it
 SAMPLED_NODES = 64
 """Looked at in one sample; the others follow in the next ones."""
 
@@ -58,10 +58,8 @@ class NoNeighbourOlderThanLifetime(Check):
         settings = world.settings
         slack_ns = 2 * settings.heartbeat_interval_ns
         self._mute_ns = settings.dial_timeout_ns + limits.HELLO_TIMEOUT_NS + slack_ns
-        self._bounds_ns = {
-            State.ALIVE: settings.suspect_after_silence_ns + slack_ns,
-            State.SUSPECT: settings.suspect_after_silence_ns + settings.suspicion_max_ns + slack_ns,
-        }
+        self._alive_ns = settings.suspect_after_silence_ns + slack_ns
+        self._suspect_ns = self._alive_ns + settings.suspicion_max_ns
         self._excused_until_ns: dict[str, int] = {}
         self._turns = _Turns()
 
@@ -70,25 +68,36 @@ class NoNeighbourOlderThanLifetime(Check):
         world = self.world
         for name in world.names:
             if world.slowed(name):  # whoever did not watch accuses nobody
-                self._excused_until_ns[name] = now + max(self._mute_ns, *self._bounds_ns.values())
+                self._excused_until_ns[name] = now + max(self._mute_ns, self._suspect_ns)
         for name in self._turns.of(world.names):
             if world.running(name) and now >= self._excused_until_ns.get(name, 0):
-                for view in world.peers(name):
-                    self._look(name, view, now)
+                self._look(name, now)
 
-    def _look(self, name: str, view: PeerView, now: int) -> None:
-        bound_ns = self._bounds_ns.get(view.state)
-        if bound_ns is None:
-            return
-        if not view.incarnation:  # it took our lane and never said Hello itself
-            bound_ns = self._mute_ns
-        heard_ns = self.world.heard_ns(name, view.node)
-        silent_ns = now - (self.world.since(name) if heard_ns is None else heard_ns)
-        if not view.incarnation:
-            silent_ns = min(silent_ns, view.silent_ns)
-        kept = silent_ns <= bound_ns
-        detail = "" if kept else f"{name} holds {view.node} for {view.state} after {silent_ns / 1e9:.3f} s of silence"
-        self.judge(kept, detail)
+    def _look(self, name: str, now: int) -> None:
+        world, kept = self.world, 0
+        for neighbour in world.neighbours(name):
+            state = neighbour.state
+            if state is _ALIVE:
+                bound_ns = self._alive_ns
+            elif state is _SUSPECT:
+                bound_ns = self._suspect_ns
+            else:
+                continue
+            heard_ns = world.heard_ns(name, neighbour.node)
+            silent_ns = now - (world.since(name) if heard_ns is None else heard_ns)
+            if not neighbour.incarnation:  # it took our lane and never said Hello itself
+                bound_ns = self._mute_ns
+                silent_ns = min(silent_ns, self._believed_ns(name, neighbour.node))
+            if silent_ns <= bound_ns:
+                kept += 1
+            else:
+                self.judge(False, f"{name} holds {neighbour.node} for {state} after {silent_ns / 1e9:.3f} s of silence")
+        if kept:
+            self.judge(True, times=kept)
+
+    def _believed_ns(self, name: str, other: str) -> int:
+        """For how long the engine itself has not heard of a neighbour."""
+        return next(view.silent_ns for view in self.world.peers(name) if view.node == other)
 
 
 @register
@@ -106,15 +115,15 @@ class QueuesWithinBounds(Check):
         for name in self._turns.of(self.world.names):
             if not self.world.running(name):
                 continue
-            settings, views = self.world.engine(name).settings, self.world.peers(name)
-            readings = max((view.waiting_readings for view in views), default=0)
-            waiting_bytes = max((view.waiting_bytes for view in views), default=0)
+            engine, known = self.world.engine(name), len(self.world.neighbours(name))
+            readings, waiting_bytes = engine.most_waiting()
+            settings = engine.settings
             kept = (
                 readings <= 2 * settings.max_queue_readings  # a realtime and a bulk lane
                 and waiting_bytes <= 2 * limits.MAX_QUEUE_BYTES
-                and len(views) <= 4 * settings.membership.max_neighbours
+                and known <= 4 * settings.membership.max_neighbours
             )
-            detail = "" if kept else f"{name} keeps {readings} readings, {waiting_bytes} bytes for one of {len(views)}"
+            detail = "" if kept else f"{name} keeps {readings} readings, {waiting_bytes} bytes for one of {known}"
             self.judge(kept, detail)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from protocols import limits
-from protocols.membership import State
 from sims.airtime import WINDOW_NS
 from sims.checks import SAMPLE_INTERVAL_NS, overridden
 from sims.node import Arrival, SimNode
@@ -157,14 +156,14 @@ class Sampler:
         for name, number in self._watched.items():
             if not world.running(name):
                 continue
-            self._driver.look(world.driver.numbered[number])
-            known = {view.node for view in world.peers(name) if view.met and view.state is State.ALIVE}
+            self._driver.look(self._driver.numbered[number])
+            engine, newest_of = self._driver.numbered[number].engine, self._newest_ns[number]
             for other in world.near(number):
-                neighbour = world.driver.numbered[other]
+                neighbour = self._driver.numbered[other]
                 if not neighbour.running:
                     continue
-                self._recording.aware(self._distance_m(number, other), neighbour.name in known)
-                newest_ns = self._newest_ns[number].get(neighbour.name)
+                self._recording.aware(self._distance_m(number, other), engine.is_alive(neighbour.name))
+                newest_ns = newest_of.get(neighbour.name)
                 if newest_ns is not None:
                     self._recording.aged(now - newest_ns)
 

@@ -21,6 +21,7 @@ from protocols.events import Answered, EntryAccepted, Event, NeighbourMet, Put
 from protocols.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
 from protocols.keys import matches
 from protocols.ledger import Ledger
+from protocols.membership import Neighbour
 from protocols.settings import GossipSettings, MembershipSettings, NodeSettings, Quality
 from sims import bugs
 from sims.authors import Authors
@@ -258,6 +259,12 @@ class World:
             self.driver.look(node)
             peers = self._peers[name] = node.engine.peers(node.local(self.driver.now))
         return peers
+
+    def neighbours(self, name: str) -> Sequence[Neighbour]:
+        """See :class:`sims.checks.World`."""
+        node = self._nodes[name]
+        self.driver.look(node)
+        return node.engine.neighbours()
 
     def in_range(self, name: str) -> Sequence[str]:
         """See :class:`sims.checks.World`."""

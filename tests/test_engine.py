@@ -199,6 +199,20 @@ def test_publish_of_a_large_reading_dials_the_bulk_lane_once() -> None:
     assert driven.engine.next_frame(99, driven.now) is None
 
 
+def test_most_waiting_is_that_of_both_lanes_of_the_neighbour_with_most() -> None:
+    """A bound that is kept lane by lane may be broken by both."""
+    driven = Driven()
+    driven.receive(Interest(1, (Want("**"),)))
+    driven.sent()
+    assert driven.engine.most_waiting() == (0, 0)
+    driven.publish()
+    driven.publish(bytes(100_000))
+    (view,) = driven.engine.peers(driven.now)
+    assert driven.engine.most_waiting() == (view.waiting_readings, view.waiting_bytes)
+    assert view.waiting_readings == 2
+    assert view.waiting_bytes > 100_000
+
+
 def test_bulk_lane_lost_alone_is_dialled_again_when_needed() -> None:
     """The realtime lane still lives; nobody is suspected."""
     driven = Driven()

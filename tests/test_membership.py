@@ -5,6 +5,7 @@ from random import Random
 import pytest
 
 from protocols import limits
+from protocols.engine import Engine, PeerView
 from protocols.events import (
     DuplicateIdentity,
     NeighbourDead,
@@ -55,10 +56,20 @@ class History:
         for name in self.running():
             node = self.sim.nodes[NodeId(name)]
             watching_ns = now - max(self.stalled_ns.get(name, 0), node.stalled_until_ns)
-            for view in node.engine.peers(now):
+            views = node.engine.peers(now)
+            self.check_short_forms(node.engine, views)
+            for view in views:
                 ended = self.ended_ns.get(view.node)
                 if ended is not None and view.state in (State.ALIVE, State.SUSPECT):
                     assert min(now - ended, watching_ns) <= LONGEST_TO_DEAD_NS, f"{name} believes in {view.node}"
+
+    def check_short_forms(self, engine: Engine, views: list[PeerView]) -> None:
+        """Whoever asks only for what it needs gets the same answers."""
+        met = {view.node for view in views if view.met and view.state is State.ALIVE}
+        assert {name for name in self.names if engine.is_alive(NodeId(name))} == met
+        assert sorted((n.node, n.state, n.incarnation, n.met) for n in engine.neighbours()) == [
+            (view.node, view.state, view.incarnation, view.met) for view in views
+        ]
 
     def act(self) -> None:
         """One fault, or the end of one."""
