@@ -16,7 +16,7 @@ RELAY = -1
 
 
 class Places(Protocol):
-    """Where the nodes are. Models hold on to it; :meth:`advance` changes it in place."""
+    """Where the nodes are. Models hold on to it and its lists; :meth:`advance` changes them in place."""
 
     xs_m: "list[float]"
     ys_m: "list[float]"

@@ -15,7 +15,7 @@ from protocols.messages import EventTime, NamedTensor, Position, Provenance, Rea
 from sims.authors import LIFETIME_S, SPREAD_KIND
 from sims.geodesy import Plane
 from sims.node import SimNode
-from sims.scenario import Fixed, Inference, Lattice, Spread, Traffic
+from sims.scenario import Inference, Spread, Traffic
 from sims.world import PLACES_INTERVAL_NS, World
 
 _HOW: Final = Provenance("sim", "1")
@@ -23,13 +23,25 @@ _ACCURACY_M: Final = 1.0
 
 
 class _Source:
-    __slots__ = ("key", "node", "period_ns", "traffic", "value")
+    __slots__ = ("hops", "key", "lifespan_ms", "node", "period_ns", "priority", "recorded", "value")
 
-    def __init__(self, node: SimNode, traffic: Traffic) -> None:
-        self.node, self.traffic = node, traffic
+    def __init__(self, node: SimNode, traffic: Traffic, recorded: bool) -> None:
+        self.node, self.recorded = node, recorded
+        self.priority, self.lifespan_ms, self.hops = traffic.priority, traffic.lifespan_ms, traffic.hops
         self.key = f"{'rsu' if node.role == 'rsu' else 'veh'}/{node.name}/{traffic.topic}"
         self.value = bytes(traffic.size_bytes)
         self.period_ns = int(limits.SECOND / traffic.rate_hz)
+
+
+class _Spot:
+    __slots__ = ("looked_ns", "position", "x_m", "y_m")
+
+    def __init__(self) -> None:
+        self.position: Position | None = None
+        """Of a place …"""
+        self.x_m = self.y_m = 0.0
+        self.looked_ns = -1
+        """… at which the node was when everybody moved at this instant."""
 
 
 class _Asker:
@@ -48,9 +60,9 @@ class Activity:
         self.world = world
         self._driver = world.driver
         self._plane = Plane(*world.scenario.origin)
-        self._positions: dict[int, Position] = {}
+        self._spots = [_Spot() for _ in world.names]
+        self._moved_ns = 0
         self._random = Random(f"{seed}/traffic")
-        self._mobile = any(not isinstance(group.mobility, Fixed | Lattice) for group in world.scenario.groups)
         self.on_published: Callable[[SimNode, str, int], None] | None = None
         """Whoever samples what is published, with its sequence."""
 
@@ -59,7 +71,7 @@ class Activity:
         scenario, driver, random = self.world.scenario, self._driver, self._random
         for traffic in scenario.traffic:
             for name in scenario.members(traffic.group):
-                source = _Source(self.world.node(name), traffic)
+                source = _Source(self.world.node(name), traffic, name in self.world.records)
                 driver.push(int(random.random() * source.period_ns), self._publish, source)
         for number, inference in enumerate(scenario.inference):
             for name in scenario.members(inference.group):
@@ -73,16 +85,20 @@ class Activity:
         world, now = self.world, self._driver.now
         world.places.advance(now)
         world.moved(world.media.moved(now))
-        if self._mobile:
-            self._positions.clear()
+        self._moved_ns = now
         self._driver.push(now + PLACES_INTERVAL_NS, self._move, None)
 
     def _position(self, node: SimNode) -> Position:
-        position = self._positions.get(node.number)
-        if position is None:
+        spot = self._spots[node.number]
+        position = spot.position
+        if position is None or spot.looked_ns != self._moved_ns:
             places, number = self.world.places, node.number
-            latitude_deg, longitude_deg = self._plane.degrees(places.xs_m[number], places.ys_m[number])
-            position = self._positions[number] = Position(latitude_deg, longitude_deg, _ACCURACY_M)
+            x_m, y_m = places.xs_m[number], places.ys_m[number]
+            if position is None or x_m != spot.x_m or y_m != spot.y_m:
+                latitude_deg, longitude_deg = self._plane.degrees(x_m, y_m)
+                spot.x_m, spot.y_m = x_m, y_m
+                spot.position = position = Position(latitude_deg, longitude_deg, _ACCURACY_M)
+            spot.looked_ns = self._moved_ns
         return position
 
     def _publish(self, source: _Source) -> None:
@@ -96,18 +112,17 @@ class Activity:
             driver.wait(node, self._publish_now, source)
 
     def _publish_now(self, source: _Source) -> None:
-        world, traffic, node = self.world, source.traffic, source.node
+        world, node = self.world, source.node
         now = self._driver.now
         put = self._driver.publish_at(
-            node, source.key, source.value, self._position(node), _HOW, traffic.priority, traffic.lifespan_ms,
-            traffic.hops,
-        )  # fmt: skip
+            node, source.key, source.value, self._position(node), _HOW, source.priority, source.lifespan_ms, source.hops
+        )
         world.note_published(node, source.key, put, now)
-        if node.name in world.records:
+        if source.recorded:
             when = EventTime(node.local(now) + node.utc_less_mono_ns, limits.MS)
             world.records.consider(node, Reading(
-                source.key, node.name, put.sequence, source.value, self._position(node), when, _HOW, traffic.priority,
-                traffic.lifespan_ms, traffic.hops,
+                source.key, node.name, put.sequence, source.value, self._position(node), when, _HOW, source.priority,
+                source.lifespan_ms, source.hops,
             ))  # fmt: skip
         if self.on_published is not None:
             self.on_published(node, source.key, put.sequence)

@@ -71,7 +71,8 @@ class World:
         self.near_since_ns: dict[tuple[int, int], int] = {}
         """Pairs in good range of one another, the smaller first, and since when."""
         self._nodes: dict[str, SimNode] = {}
-        self._wants: list[tuple[str, ...]] = []
+        self._wants: list[list[tuple[str, int]]] = []
+        """By node: the key expressions that it subscribes to, and over how many hops."""
         self._cut: dict[tuple[int, int], int] = {}
         self._lossy: set[tuple[int, int]] = set()
         self._clogged: set[tuple[int, int]] = set()
@@ -87,6 +88,8 @@ class World:
         self._near_known = [False] * len(scenario.names)
         """Whether what :meth:`near` found is still so."""
         self._least_share: float = 1 - (1 - _GOOD_SHARE) ** (1 / (scenario.radio.retries + 1))
+        self._radio = self.media.radio
+        self._wires = bool(scenario.backbone)
         self._wired = [
             frozenset(number for number, backbone in enumerate(scenario.backbone) if group.name in backbone.groups)
             for group in scenario.groups
@@ -121,21 +124,21 @@ class World:
                 model for model, asked in zip(models, self.scenario.inference, strict=True)
                 if not asked.offered_by or group.name in asked.offered_by
             ]  # fmt: skip
-            wants = tuple(
-                f"{'rsu' if source.role == 'rsu' else 'veh'}/*/{traffic.topic}|{traffic.hops}"
+            wants = [
+                (f"{'rsu' if source.role == 'rsu' else 'veh'}/*/{traffic.topic}", traffic.hops)
                 for traffic in self.scenario.traffic
                 for source in self.scenario.groups
                 if source.name == traffic.group and (not traffic.to or group.name in traffic.to)
-            )
+            ]
             for number in range(group.count):
-                self._make_node(group, number, tuple(dict.fromkeys(wants)), clocks)
+                self._make_node(group, number, list(dict.fromkeys(wants)), clocks)
                 if served:
                     node = self.driver.numbered[-1]
                     worker = Worker(self.driver, node, served, DEVICES[group.device].factor)
                     node.compute = worker.perform
                     self.workers[node.number] = worker
 
-    def _make_node(self, group: Group, number: int, wants: tuple[str, ...], clocks: Random) -> None:
+    def _make_node(self, group: Group, number: int, wants: list[tuple[str, int]], clocks: Random) -> None:
         name = f"{group.name}-{number}"
         skew_ns = int(clocks.gauss(0, group.clock_skew_ms) * limits.MS)
         drift_ppb = int(clocks.gauss(0, group.clock_drift_ppm) * 1_000)
@@ -160,9 +163,8 @@ class World:
         bugs.plant(node.engine, self._planted)
         for hook in self._on_started:
             hook(node.name)
-        for want in self._wants[node.number]:
-            expression, _, hops = want.rpartition("|")
-            self.driver.subscribe(node.name, expression, Quality(own=False, hops=int(hops)))
+        for expression, hops in self._wants[node.number]:
+            self.driver.subscribe(node.name, expression, Quality(own=False, hops=hops))
         worker = self.workers.get(node.number)
         if worker is not None:
             worker.begin()
@@ -207,7 +209,10 @@ class World:
 
     def wants(self, number: int, key: str) -> bool:
         """Whether a node subscribes to a key."""
-        return any(matches(want.rpartition("|")[0], key) for want in self._wants[number])
+        for expression, _ in self._wants[number]:  # noqa: SIM110  compiled, a generator is slow
+            if matches(expression, key):
+                return True
+        return False
 
     def _entry(self, node: SimNode, event: EntryAccepted) -> None:
         view = EntryView(
@@ -292,9 +297,9 @@ class World:
             for pair in ((one, other), (other, one)):
                 if pair in self._cut or pair in self._lossy:
                     return False
-        if self._wired[one] & self._wired[other]:
+        if self._wires and self._wired[one] & self._wired[other]:
             return True
-        return self.media.radio.delivery_share(one, other) >= self._least_share  # the same both ways
+        return self._radio.delivery_share(one, other) >= self._least_share  # the same both ways
 
     def heard_ns(self, name: str, other: str) -> int | None:
         """See :class:`sims.checks.World`."""

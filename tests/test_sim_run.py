@@ -27,6 +27,7 @@ from protocols.messages import Heartbeat
 from sims.bundle import load as load_run
 from sims.bundle import replay
 from sims.driver import SimDriver
+from sims.geodesy import Plane
 from sims.pipes import ACCUSES_NOBODY, ASKS
 from sims.run import Run, simulate
 from sims.scenario import (
@@ -126,6 +127,24 @@ def test_who_is_near_follows_movers_and_faults_and_stays_the_same_list_for_other
     assert world.near(2) == [4]
     run.advance(66 * SECOND)
     assert world.near(2) == world.near(4) == []
+
+
+def test_readings_say_where_their_origin_is_now() -> None:
+    """Places of who stands are not worked out anew; whoever drives off must not seem parked."""
+    way = Waypoints(((0.0, 0.0, 0.0), (3.0, 0.0, 0.0), (6.0, 60.0, 0.0)))
+    groups = (Group("rsu", 1, Fixed(((0.0, 5.0),)), role="rsu"), Group("car", 1, way))
+    run = Run(Scenario("off", "Off", 8.0, groups, traffic=(Traffic("car"),)), 1)
+    said: list[tuple[int, float]] = []
+    run.world.on_deliveries = lambda node, arrivals: said.extend(
+        (at_ns, plane.metres(reading.where.latitude_deg, reading.where.longitude_deg)[0])
+        for at_ns, _, _, reading in arrivals
+    )
+    plane = Plane(*run.scenario.origin)
+    run.go()
+    assert len(said) > 50
+    for at_ns, x_m in said:
+        real_m = 20.0 * min(max(at_ns / SECOND - 3.0, 0.0), 3.0)
+        assert real_m - 5.0 < x_m <= real_m + 0.1, "of the last 200 ms"
 
 
 def test_slow_node_has_its_models_run_by_a_fast_neighbour() -> None:
