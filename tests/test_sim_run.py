@@ -136,8 +136,8 @@ def test_readings_say_where_their_origin_is_now() -> None:
     run = Run(Scenario("off", "Off", 8.0, groups, traffic=(Traffic("car"),)), 1)
     said: list[tuple[int, float]] = []
     run.world.on_deliveries = lambda node, arrivals: said.extend(
-        (at_ns, plane.metres(reading.where.latitude_deg, reading.where.longitude_deg)[0])
-        for at_ns, _, _, reading in arrivals
+        (at_ns, plane.metres(issue.reading.where.latitude_deg, issue.reading.where.longitude_deg)[0])
+        for at_ns, issue in arrivals
     )
     plane = Plane(*run.scenario.origin)
     run.go()
