@@ -9,7 +9,8 @@ class Allowance:
     __slots__ = ("_at_ns", "_burst", "_left", "_per_s")
 
     def __init__(self, per_s: int, burst: int, now: int) -> None:
-        self._per_s, self._burst, self._left, self._at_ns = per_s, burst, float(burst), now
+        self._per_s, self._at_ns = per_s, now
+        self._burst = self._left = float(burst)
 
     def left(self, now: int) -> int:
         """Whole tokens there now; below 0 after a fine."""

@@ -53,7 +53,7 @@ from protocols.messages import (
 from protocols.messages import Readings as ReadingsFrame
 from protocols.peer_view import PeerView as PeerView  # noqa: PLC0414 -- handed on
 from protocols.placement import LocalModel, Neighbourhood
-from protocols.queues import NEVER, Drops, LaneQueue
+from protocols.queues import NEVER, Drops, LaneQueue, Queues
 from protocols.readings import Readings
 from protocols.settings import NodeSettings, Quality
 from protocols.streams import Peer
@@ -64,14 +64,6 @@ _ALIVE: Final = State.ALIVE  # looked up once: an enumeration is slow at it
 _SUSPECT: Final = State.SUSPECT
 _READINGS: Final = ReadingsFrame  # as for these; compiled code finds them at once
 _HEARTBEAT: Final = Heartbeat
-
-
-class _Queues:
-    __slots__ = ("bulk", "realtime")
-
-    def __init__(self, node: NodeId, drops: Drops, max_readings: int) -> None:
-        self.realtime = LaneQueue(node, drops, max_readings)
-        self.bulk = LaneQueue(node, drops, max_readings)
 
 
 class Engine:
@@ -97,7 +89,7 @@ class Engine:
         self._readings = Readings(settings.node, settings.role, settings.incarnation << 32, access, self.drops)
         self._inference = Inference(settings.node, access, self._neighbourhood)
         self._gossip = Gossip(settings.node, settings.incarnation, settings.seal, settings.gossip, random)
-        self._queues: dict[NodeId, _Queues] = {}
+        self._queues: dict[NodeId, Queues] = {}
         self._queue_of: dict[int, LaneQueue] = {}
         """By open dial."""
         self._neighbour_of = self._membership.neighbour_of
@@ -231,6 +223,9 @@ class Engine:
         return []
 
     def _receive_control(self, frame: NodeFrame, neighbour: Neighbour, now: int, utc_now: int) -> None:
+        if type(frame) is GossipDigest:  # as most are
+            self._gossip.receive(frame, neighbour.node, neighbour.role, now)
+            return
         match frame:
             case Hello():
                 self._joined(neighbour, now)
@@ -239,7 +234,7 @@ class Engine:
                     self._tell_interest(now)
             case Heartbeat():
                 pass
-            case GossipDigest() | GossipHave() | GossipPull() | GossipEntries():
+            case GossipHave() | GossipPull() | GossipEntries():
                 self._gossip.receive(frame, neighbour.node, neighbour.role, now)
             case _:
                 self._inference.receive(frame, neighbour.node, neighbour.role, now)
@@ -294,10 +289,10 @@ class Engine:
         if reached is not None:
             self._inference.transferred(reached[0], size_bytes, took_ns)
 
-    def _queues_of(self, node: NodeId) -> _Queues:
+    def _queues_of(self, node: NodeId) -> Queues:
         queues = self._queues.get(node)
         if queues is None:
-            queues = self._queues[node] = _Queues(node, self.drops, self.settings.max_queue_readings)
+            queues = self._queues[node] = Queues(node, self.drops, self.settings.max_queue_readings)
         neighbour = self._membership.neighbours.get(node)
         if neighbour is not None:
             neighbour.queue = queues.realtime
@@ -557,15 +552,18 @@ class Engine:
     def lanes(self) -> list[int]:
         """The lanes to flush, decided since the last call. Called before :meth:`outgoing`, which then has no
         ``Flush``; they come after what that has."""
-        lanes = list(self._flushes)
-        self._flushes.clear()
+        lanes: list[int] = []
+        if self._flushes:
+            lanes.extend(self._flushes)
+            self._flushes.clear()
         return lanes
 
     def events(self) -> list[Event]:
         """What the application should know, since the last call."""
         events, self._events = self._events, []
         events.extend(self._readings.events())
-        events.extend(self._inference.events())
+        if self._inference.has_events():
+            events.extend(self._inference.events())
         return events
 
     # --- for people ------------------------------------------------------------------------------------------------

@@ -255,15 +255,14 @@ class Gossip:
         if not peer.frames.take(now):
             self.counters["frames_over_rate"] += 1
             return
-        match frame:
-            case GossipDigest():
-                self._receive_digest(frame, peer, now)
-            case GossipHave():
-                self._receive_have(frame, peer, now)
-            case GossipPull():
-                self._receive_pull(frame, peer, now)
-            case GossipEntries():
-                self._receive_entries(frame, self._seal, peer, now)
+        if type(frame) is GossipDigest:
+            self._receive_digest(frame, peer, now)
+        elif type(frame) is GossipHave:
+            self._receive_have(frame, peer, now)
+        elif type(frame) is GossipPull:
+            self._receive_pull(frame, peer, now)
+        elif type(frame) is GossipEntries:
+            self._receive_entries(frame, self._seal, peer, now)
         self._advance(now)
 
     # --- comparing stores ------------------------------------------------------------------------------------------

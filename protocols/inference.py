@@ -432,6 +432,10 @@ class Inference:
         messages, self._messages = self._messages, []
         return messages
 
+    def has_events(self) -> bool:
+        """Whether :meth:`events` has any."""
+        return bool(self._events)
+
     def events(self) -> list[Answered]:
         """Events since the last call."""
         events, self._events = self._events, []

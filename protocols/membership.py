@@ -288,15 +288,12 @@ class Membership:
         neighbour.last_heard_ns = now
         if neighbour.state is State.SUSPECT:
             self.refute(neighbour, now)
-        match frame:
-            case Heartbeat():
-                self.heartbeat(frame, neighbour, now)
-            case Goodbye():
-                self._goodbye(frame, neighbour, now)
-            case Refusal():
-                self._refuse(neighbour.node, f"refused by it ({frame.code})", frame.detail, now)
-            case _:
-                pass
+        if type(frame) is Heartbeat:
+            self.heartbeat(frame, neighbour, now)
+        elif type(frame) is Goodbye:
+            self._goodbye(frame, neighbour, now)
+        elif type(frame) is Refusal:
+            self._refuse(neighbour.node, f"refused by it ({frame.code})", frame.detail, now)
         return neighbour
 
     def receive_other_major(self, major: int, pipe: int, now: int) -> None:

@@ -267,3 +267,13 @@ class LaneQueue:
         self._heartbeat = None
         self._bytes = [0] * 8
         self.waiting_readings = self.waiting_bytes = 0
+
+
+class Queues:
+    """Both of one neighbour."""
+
+    __slots__ = ("bulk", "realtime")
+
+    def __init__(self, node: NodeId, drops: Drops, max_readings: int) -> None:
+        self.realtime = LaneQueue(node, drops, max_readings)
+        self.bulk = LaneQueue(node, drops, max_readings)
