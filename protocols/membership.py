@@ -46,6 +46,9 @@ from protocols.queues import NEVER, LaneQueue
 from protocols.settings import MembershipSettings
 from protocols.suspicion import Suspicion
 
+_LEAST_JITTER: Final = 0.9
+_MOST_JITTER: Final = 1.1
+"""Of the interval of heartbeats, so that those of neighbours don't fall together."""
 HEARTBEATS_A_ROUND: Final = 4
 """While readings flow to a neighbour, one heartbeat in so many is sent: they are a third of all frames at 10 Hz."""
 _LONGEST_ROUND_TRIP_NS: Final = 60 * limits.SECOND
@@ -483,7 +486,8 @@ class Membership:
             self._forgive(now)
         self._check_silence(now)
         if now >= self._next_heartbeat_ns:
-            self._next_heartbeat_ns = now + int(self._interval_ns * self._random.uniform(0.9, 1.1))
+            jitter = _LEAST_JITTER + (_MOST_JITTER - _LEAST_JITTER) * self._random.random()
+            self._next_heartbeat_ns = now + int(self._interval_ns * jitter)
             self._beat_all(now)
             if len(self._pipes) > len(self.neighbour_of):  # else all of them have spoken
                 self._close_mute_pipes(now)
@@ -501,7 +505,8 @@ class Membership:
 
     def _check_silence(self, now: int) -> None:
         suspect_after_ns = self._suspect_after_ns
-        for neighbour in list(self.neighbours.values()):
+        gone: list[NodeId] = []
+        for neighbour in self.neighbours.values():
             if neighbour.state is _ALIVE:
                 silent_ns = now - neighbour.last_heard_ns
                 if neighbour.incarnation:
@@ -510,17 +515,16 @@ class Membership:
                 elif silent_ns >= self._settings.dial_timeout_ns + limits.HELLO_TIMEOUT_NS:
                     # It took our Hello and never came itself: its host may be gone, and nobody would tell.
                     self._drop_links(neighbour, now + limits.REDIAL_MAX_NS)
-                    self._forget(neighbour.node)
+                    gone.append(neighbour.node)
             elif neighbour.suspicion is not None:
                 if now >= neighbour.suspicion.dead_at:
                     self._die(neighbour, now)
             elif now - neighbour.since_ns >= limits.FORGET_DEAD_NS and not (neighbour.realtime or neighbour.bulk):
-                self._forget(neighbour.node)
-
-    def _forget(self, node: NodeId) -> None:
-        del self.neighbours[node]
-        self.forgot = True
-        self._contacts.forget(node)
+                gone.append(neighbour.node)
+        for node in gone:
+            del self.neighbours[node]
+            self.forgot = True
+            self._contacts.forget(node)
 
     def _beat_all(self, now: int) -> None:
         suspects = tuple(self._suspected)[:8] if self._suspected else ()
