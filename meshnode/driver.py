@@ -31,7 +31,6 @@ from protocols.events import (
     Dial,
     Effect,
     Event,
-    Flush,
     HangUp,
     Put,
     PutMany,
@@ -158,8 +157,8 @@ class Driver:
         if flushes is None:
             self._settle()
         else:
-            for dial in flushes:
-                self._kick(dial, now)
+            for lane in flushes:
+                self._kick(lane.dial, now)
             if sooner:
                 self._set_timer()
         if delivery is not None:
@@ -181,8 +180,8 @@ class Driver:
         if flushes is None:
             self._settle()
         else:
-            for dial in flushes:
-                self._kick(dial, now, put.count)
+            for lane in flushes:
+                self._kick(lane.dial, now, put.count)
             if sooner:
                 self._set_timer()
         if deliveries:
@@ -325,8 +324,8 @@ class Driver:
             deliveries = engine.receive(frame, pipe, now, time.time_ns())
             flushes = engine.flushes()
             sooner = engine.deadline_at() < self._timer_due_ns
-        for dial in flushes or ():  # others first: a callback may take its time
-            self._kick(dial, now)
+        for lane in flushes or ():  # others first: a callback may take its time
+            self._kick(lane.dial, now)
         if deliveries:
             self._deliver(deliveries)
         if flushes is None:
@@ -368,18 +367,18 @@ class Driver:
         """Perform, report and set the timer until the engine wants nothing more."""
         while True:
             with self._lock:
-                effects, events = self.engine.outgoing(), self.engine.events()
-            if not effects and not events:
+                lanes, effects, events = self.engine.lanes(), self.engine.outgoing(), self.engine.events()
+            if not lanes and not effects and not events:
                 break
             self._perform(effects)
+            for lane in lanes:
+                self._kick(lane.dial, time.monotonic_ns())
             self._report(events)
         self._set_timer()
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
-                case Flush():
-                    self._kick(effect.dial, time.monotonic_ns())
                 case Dial():
                     self._dial(effect)
                 case HangUp():

@@ -20,7 +20,6 @@ from protocols.events import (
     Delivery,
     Effect,
     Event,
-    Flush,
     HangUp,
     NeighbourDead,
     NeighbourLeft,
@@ -103,7 +102,7 @@ class Engine:
         self._offers_due_ns = NEVER
         self._offers_sent_ns = -NEVER
         self._events: list[Event] = []
-        self._flushes: dict[int, None] = {}
+        self._touched = self._readings.touched
         self._frames_received = 0
         self._counters = {
             "pipes_opened": 0, "frames_malformed": 0, "frames_unknown": 0, "frames_undeliverable": 0,
@@ -162,7 +161,7 @@ class Engine:
                     self._membership.want_bulk(node)
                 self._put(node, self._readings.interest_for(node), now)
                 self._put(node, self._inference.offers(), now)
-            self._flushes[dial] = None
+            self._flush(queue)
         self._carry(now)
 
     def lane_closed(self, dial: int, reason: str, refused: bool, now: int) -> None:
@@ -174,7 +173,7 @@ class Engine:
     def _lane_gone(self, dial: int) -> None:
         queue = self._queue_of.pop(dial, None)
         if queue is not None and queue.dial == dial:
-            queue.dial = 0
+            queue.dial, queue.link = 0, None
             self._bulk_waits = True
 
     def receive(self, data: bytes | bytearray, pipe: int, now: int, utc_now: int) -> list[Delivery]:
@@ -207,8 +206,7 @@ class Engine:
                 deliveries = self._readings.accept(
                     frame.readings, neighbour.node, neighbour.role, now, utc_now, self._clock_uncertainty_ns
                 )
-                if self._readings.touched:
-                    self._flush_touched()
+                self._look_for_lanes()
                 return deliveries
             if type(frame) is _HEARTBEAT and neighbour.state is _ALIVE:
                 if self._membership.heartbeat(frame, neighbour, now):
@@ -274,9 +272,14 @@ class Engine:
 
     # --- queues ----------------------------------------------------------------------------------------------------
     def next_frame(self, dial: int, now: int) -> bytes | None:
-        """The next frame for an open lane, None when nothing waits. A frame taken is the driver's."""
+        """The next frame for an open lane, None when nothing waits. A frame taken is the driver's, as one that it takes
+        from one of :meth:`lanes` itself."""
         queue = self._queue_of.get(dial)
         return None if queue is None else queue.take(now)
+
+    def lane(self, dial: int) -> LaneQueue | None:
+        """What waits for an open lane. Its ``link`` is the driver's."""
+        return self._queue_of.get(dial)
 
     def frame_lost(self, dial: int, frame: bytes, why: str) -> None:
         """A frame that was taken could not be sent: the lane went first. Counts the readings in it."""
@@ -330,22 +333,23 @@ class Engine:
             self._put(node, InferAnswer(frame.request, "failed", detail=detail), now)
 
     def _flush(self, queue: LaneQueue) -> None:
-        if queue.dial:
-            self._flushes[queue.dial] = None
-            return
+        if not queue.touched:
+            queue.touched = True
+            self._touched.append(queue)
+        if not queue.dial:
+            self._want_lane(queue)
+
+    def _look_for_lanes(self) -> None:
+        """Readings were put into queues."""
+        for queue in self._touched:
+            if not queue.dial:
+                self._want_lane(queue)
+
+    def _want_lane(self, queue: LaneQueue) -> None:
         queues = self._queues.get(queue.peer)
         if queues is not None and queue is queues.bulk:
             self._membership.want_bulk(queue.peer)
             self._more = self._bulk_waits = True
-
-    def _flush_touched(self) -> None:
-        touched, flushes = self._readings.touched, self._flushes
-        for queue in touched:
-            if queue.dial:
-                flushes[queue.dial] = None
-            else:
-                self._flush(queue)
-        touched.clear()
 
     def _tell_interest(self, now: int, only: NodeId | None = None) -> None:
         for node in [only] if only is not None else sorted(self._present):
@@ -380,8 +384,7 @@ class Engine:
             self._events.extend(events)
             for node, frame in messages:
                 self._put(node, frame, now)
-        if self._readings.touched:
-            self._flush_touched()
+        self._look_for_lanes()
 
     # --- readings --------------------------------------------------------------------------------------------------
     def publish(
@@ -390,8 +393,7 @@ class Engine:
     ) -> tuple[Put, Delivery | None]:  # fmt: skip
         """Publish one value of this node; see :meth:`protocols.readings.Readings.publish` for the errors."""
         result = self._readings.publish(key, value, where, when, how, priority, lifespan_ms, hops, now, utc_now)
-        if self._readings.touched:
-            self._flush_touched()
+        self._look_for_lanes()
         return result
 
     def publish_many(
@@ -400,8 +402,7 @@ class Engine:
     ) -> tuple[PutMany, list[Delivery]]:  # fmt: skip
         """Publish several values of one key; see :meth:`protocols.readings.Readings.publish_many`."""
         result = self._readings.publish_many(key, values, where, whens, how, priority, lifespan_ms, hops, now, utc_now)
-        if self._readings.touched:
-            self._flush_touched()
+        self._look_for_lanes()
         return result
 
     def subscribe(self, expression: str, quality: Quality, now: int) -> tuple[int, list[Reading]]:
@@ -429,8 +430,7 @@ class Engine:
         self, model: str, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], budget_ns: int, hedge: bool,
         now: int,
     ) -> int:  # fmt: skip
-        """Have a model computed here or at a neighbour; exactly one ``Answered`` follows. Errors as
-        ``Inference.ask``."""
+        """Have a model computed here or at a neighbour; one ``Answered`` follows. Errors as ``Inference.ask``."""
         number = self._inference.ask(model, inputs, outputs, budget_ns, hedge, now)
         self._carry(now)
         return number
@@ -454,8 +454,7 @@ class Engine:
 
     # --- gossip ----------------------------------------------------------------------------------------------------
     def gossip_put(self, kind: str, body: bytes, lifetime_s: int, now: int) -> int:
-        """Author an entry that spreads to everybody, or raise its version. Returns the version; errors as
-        ``Gossip.put``."""
+        """Author an entry that spreads to all, or raise its version. Returns the version; errors as ``Gossip.put``."""
         version = self._gossip.put(kind, body, lifetime_s, now)
         self._carry(now)
         return version
@@ -512,8 +511,7 @@ class Engine:
         return min(due_ns, self._gossip.next_timer_at())
 
     def deadline_at(self) -> int:
-        """The next deadline of a subscription: the one timer that a reading can bring forward. Costs next to
-        nothing."""
+        """The next deadline of a subscription: the one timer that a reading can bring forward. Cheap."""
         return self._readings.next_timer_at()
 
     def leave(self, reason: str, now: int) -> None:
@@ -521,20 +519,22 @@ class Engine:
         self._membership.leave(reason)
         self._carry(now)
 
-    def flushes(self) -> list[int] | None:
-        """The hot path's short form of :meth:`outgoing`, :meth:`events` and :meth:`next_timer_at` after a reading was
-        published or a frame received: the lanes to flush; None when there may be more to do. A reading, even then, may
-        have brought :meth:`deadline_at` forward."""
-        if self._more:
-            return None
-        if not self._flushes:
-            return []
-        flushes = list(self._flushes)
-        self._flushes.clear()
-        return flushes
+    def flushes(self) -> list[LaneQueue] | None:
+        """The hot path's short form of all below and :meth:`next_timer_at` after a reading was published or a frame
+        received: as :meth:`lanes`, or None when there may be more to do. A reading, even then, may have brought
+        :meth:`deadline_at` forward."""
+        return None if self._more else self.lanes()
+
+    def lanes(self) -> list[LaneQueue]:
+        """What has got something to send since the last call; those without a ``dial`` are not open."""
+        lanes = self._touched[:]
+        self._touched.clear()
+        for lane in lanes:
+            lane.touched = False
+        return lanes
 
     def outgoing(self) -> list[Effect]:
-        """What to do, decided since the last call."""
+        """What to do before lanes are flushed, decided since the last call."""
         effects: list[Effect] = []
         if self._membership.has_outgoing():
             effects.extend(self._membership.outgoing())
@@ -543,20 +543,8 @@ class Engine:
                     self._lane_gone(effect.dial)
         if self._inference.has_outgoing():
             effects.extend(self._inference.outgoing())
-        if self._flushes:
-            effects.extend([Flush(dial) for dial in self._flushes])
-            self._flushes.clear()
         self._more = False
         return effects
-
-    def lanes(self) -> list[int]:
-        """The lanes to flush, decided since the last call. Called before :meth:`outgoing`, which then has no
-        ``Flush``; they come after what that has."""
-        lanes: list[int] = []
-        if self._flushes:
-            lanes.extend(self._flushes)
-            self._flushes.clear()
-        return lanes
 
     def events(self) -> list[Event]:
         """What the application should know, since the last call."""

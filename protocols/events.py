@@ -33,12 +33,6 @@ class ClosePipe(Struct, frozen=True):
     pipe: int
 
 
-class Flush(Struct, frozen=True):
-    """A lane has frames: take them with ``next_frame`` while it accepts them."""
-
-    dial: int
-
-
 class Compute(Struct, frozen=True):
     """Run a model here; answer with ``computed`` of the same ``run``."""
 
@@ -55,7 +49,7 @@ class CancelCompute(Struct, frozen=True):
     run: int
 
 
-Effect = Dial | HangUp | ClosePipe | Flush | Compute | CancelCompute
+Effect = Dial | HangUp | ClosePipe | Compute | CancelCompute
 
 
 # --- events --------------------------------------------------------------------------------------------------------

@@ -57,6 +57,10 @@ class LaneQueue:
         self.peer, self._drops, self._max_readings = peer, drops, max_readings
         self.dial = 0
         """Of the open lane that it is for; 0: none is open."""
+        self.link: object = None
+        """What the driver put here for that lane, to find it again at once."""
+        self.touched = False
+        """The driver has not been told yet that something waits."""
         self._heartbeat: bytes | None = None
         self._control: deque[bytes] = deque()
         self._latest: dict[str, bytes] = {}
@@ -65,7 +69,9 @@ class LaneQueue:
         self._bytes = [0] * 8  # of the waiting readings, by priority
         self._newest: dict[str, _Waiting] = {}  # conflated readings by key, so that a newer one takes the place
         # What came to an empty queue and will be taken at once, most often: nothing else of readings waits beside it.
-        self._lone: tuple[str, bytes, int, int, int] | None = None
+        self._lone: bytes | None = None
+        self._lone_key = ""
+        self._lone_expires_ns = self._lone_priority = self._lone_count = 0
         self.taken_ns = -NEVER
         """When readings were taken last."""
         self.waiting_readings = 0
@@ -109,7 +115,8 @@ class LaneQueue:
         if not self.waiting_readings and not conflate:
             waiting_bytes = self.waiting_bytes + len(data)
             if waiting_bytes <= limits.MAX_QUEUE_BYTES and count <= self._max_readings:
-                self._lone = (key, data, expires_ns, priority, count)
+                self._lone, self._lone_key, self._lone_expires_ns = data, key, expires_ns
+                self._lone_priority, self._lone_count = priority, count
                 self.waiting_readings, self.waiting_bytes = count, waiting_bytes
                 return True
         if self._lone is not None or not self._readings:
@@ -152,9 +159,11 @@ class LaneQueue:
         if not self._readings:
             self._readings = tuple(deque() for _ in range(8))
         if self._lone is not None:
-            key, data, expires_ns, priority, count = self._lone
+            data, priority = self._lone, self._lone_priority
             self._lone = None
-            self._readings[priority].append(_Waiting(key, data, expires_ns, priority, count))
+            self._readings[priority].append(
+                _Waiting(self._lone_key, data, self._lone_expires_ns, priority, self._lone_count)
+            )
             self._highest = max(self._highest, priority)
             self._bytes[priority] += len(data)
 
@@ -215,12 +224,12 @@ class LaneQueue:
             self.waiting_bytes -= len(frame)
             return frame
         if self._lone is not None:
-            key, frame, expires_ns, _, count = self._lone
+            frame = self._lone
             self._lone = None
             self.waiting_readings = 0
             self.waiting_bytes -= len(frame)
-            if expires_ns <= now:
-                self._drops.count(self.peer, key, "expired_in_queue", count)
+            if self._lone_expires_ns <= now:
+                self._drops.count(self.peer, self._lone_key, "expired_in_queue", self._lone_count)
                 return None
             self.taken_ns = now
             return frame

@@ -76,7 +76,7 @@ class Readings:
         self._checked_how: Provenance | None = None
         self._events: list[DeadlineMissed] = []
         self.touched: list[LaneQueue] = []
-        """Queues that got something since the caller last cleared it, some more than once."""
+        """Queues that got something since the caller last cleared it, each once: they are marked."""
         self._published = self._accepted = self._delivered = self._forwarded = 0
 
     @property
@@ -218,7 +218,9 @@ class Readings:
                     dropped += 1
                     continue
                 queue = route.peer.bulk if bulk else route.peer.realtime
-                touched.append(queue)
+                if not queue.touched:
+                    queue.touched = True
+                    touched.append(queue)
                 if queue.put_reading(key, data, priority, expires_ns, route.conflate):
                     queued += 1
                 else:
@@ -464,7 +466,9 @@ class Readings:
         if reading.lifespan_ms:
             expires_ns = now + expiry_utc_ns(reading) - utc_now
         queue = peer.bulk if len(data) > _BULK_THRESHOLD_BYTES else peer.realtime
-        self.touched.append(queue)
+        if not queue.touched:
+            queue.touched = True
+            self.touched.append(queue)
         return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate, count)
 
     def _offer(self, peer: Peer, reading: Reading, now: int, utc_now: int, conflate: bool) -> bool:

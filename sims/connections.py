@@ -105,6 +105,9 @@ class Connections:
         node.dialled[dial] = pipe
         self._pipes.send(pipe, node.engine.greeting(dial))
         node.engine.lane_opened(dial, target.identity, local)
+        lane = node.engine.lane(dial)
+        if lane is not None:
+            lane.link = pipe
         self._driver.perform(node)
 
     def accept(self, host: SimNode, dial: int, target: SimNode, identity: PeerIdentity) -> Pipe | None:

@@ -458,8 +458,7 @@ class SimDriver:
                         self.when_awake(node, self.now, self.connections.tell_listener, pipe)
                 else:
                     self._compute(node, effect)  # type: ignore[arg-type]
-            if lanes:
-                self.pipes.flush(node, lanes)
+            self.pipes.flush(node, lanes)
             if events and node.arrived:
                 self.tell(node)
             for event in events:

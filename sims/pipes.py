@@ -18,7 +18,7 @@ from protocols import limits
 from protocols.codec import decode_untrusted_node_frame, readings_in_own_frame
 from protocols.errors import RemoteProtocolError
 from protocols.messages import Hello, NodeFrame, Readings
-from protocols.queues import NEVER
+from protocols.queues import NEVER, LaneQueue
 from sims.node import MESH, Coming, Frame, Pipe, SimNode
 from sims.processors import PACKETS, WIRE_NS
 from sims.radio import Radio
@@ -98,21 +98,21 @@ class Pipes:
         self.readings_lost = 0
         """In frames on pipes when these broke, which no engine could count."""
 
-    def flush(self, node: SimNode, dials: Iterable[int], lone: bool = False, calm: bool = False) -> None:
+    def flush(self, node: SimNode, lanes: list[LaneQueue], lone: bool = False, calm: bool = False) -> None:
         """Send what an engine has for some lanes, as far as their windows are open. ``lone``: it has one frame for
         each, and no more, of readings. ``calm``: these go no further. Hot: written out in one piece."""
         now = self._driver.now
         local = now + node.offset_ns if not node.drift_ppb else node.local(now)
-        engine, dialled, from_number = node.engine, node.dialled, node.number
+        from_number = node.number
         radio, links, processors = self.radio, self._driver.links, self.processors
-        for dial in dials:
-            pipe = dialled.get(dial)
-            if pipe is None:
+        for lane in lanes:
+            pipe = lane.link
+            if not isinstance(pipe, Pipe):  # it is not open
                 continue
             if pipe.aside or pipe.full:
                 self._flush_aside(pipe)
                 continue
-            frame = engine.next_frame(dial, local)
+            frame = lane.take(local)
             while frame is not None:
                 tag, size_bytes = frame[1], len(frame) + _LENGTH_BYTES
                 if radio is not None:
@@ -143,7 +143,7 @@ class Pipes:
                     break
                 if lone:
                     break
-                frame = engine.next_frame(dial, local)
+                frame = lane.take(local)
 
     def send(self, pipe: Pipe, frame: bytes | None) -> None:
         """Put a frame, or the end, on its way, behind all that is; windows don't matter."""

@@ -12,7 +12,6 @@ from protocols.events import (
     ClosePipe,
     Compute,
     Dial,
-    Flush,
     HangUp,
     NeighbourDead,
     NeighbourSuspected,
@@ -72,6 +71,9 @@ class Driven:
             frames.append(decode_untrusted_node_frame(data))
         return frames
 
+    def lanes(self) -> list[int]:
+        return [lane.dial for lane in self.engine.lanes()]
+
     def publish(self, value: object = 1, key: str = "veh/me/x") -> None:
         self.engine.publish(key, value, HERE, WHEN, HOW, 3, 0, 0, self.now, NOW_UTC_NS)
 
@@ -81,7 +83,7 @@ def test_lane_opens_with_hello_interest_and_offers() -> None:
     driven = Driven()
     assert driven.hello == Hello(1, 1, "me", 1_000, 7000, "realtime")
     assert {type(frame) for frame in driven.sent()} == {Heartbeat, Interest, Offers}
-    assert Flush(driven.dial) in driven.engine.outgoing()
+    assert driven.lanes() == [driven.dial]
     moved = engine("me")
     moved.listening_on(4711)
     frame = decode_untrusted_node_frame(moved.greeting(1))
@@ -182,17 +184,19 @@ def test_publish_of_a_large_reading_dials_the_bulk_lane_once() -> None:
     driven.receive(Interest(1, (Want("**"),)))
     driven.sent()
     driven.engine.outgoing()
+    driven.lanes()
     driven.publish(bytes(100_000))
     driven.publish(bytes(100_000))
     (dial,) = [effect for effect in driven.engine.outgoing() if type(effect) is Dial]
     assert decode_untrusted_node_frame(driven.engine.greeting(dial.dial)).lane == "bulk"  # type: ignore[union-attr]
     assert driven.sent() == []
     driven.engine.lane_opened(dial.dial, identity("x", Role.RSU), driven.now)
-    assert Flush(dial.dial) in driven.engine.outgoing()
+    assert driven.lanes() == [dial.dial]
     assert len(driven.sent(dial.dial)) == 2
     assert driven.engine.peers(driven.now)[0].lanes == (Lane.REALTIME, Lane.BULK)
     driven.publish(bytes(100_000))
-    assert driven.engine.outgoing() == [Flush(dial.dial)]
+    assert driven.lanes() == [dial.dial]
+    assert driven.engine.outgoing() == []
     driven.engine.frame_lost(dial.dial, b"", "lane_closed")
     driven.engine.frame_lost(99, b"", "lane_closed")
     assert driven.engine.statistics()["drops"] == 2
@@ -223,7 +227,7 @@ def test_bulk_lane_lost_alone_is_dialled_again_when_needed() -> None:
     driven.engine.lane_closed(dial.dial, "reset", False, driven.now)
     assert driven.engine.peers(driven.now)[0].state is State.ALIVE
     driven.publish(bytes(100_000))
-    assert [type(effect) for effect in driven.engine.outgoing() if type(effect) is not Flush] == [Dial]
+    assert [type(effect) for effect in driven.engine.outgoing()] == [Dial]
 
 
 def test_neighbour_dead_with_readings_waiting_counts_them() -> None:
@@ -371,7 +375,7 @@ def test_inference_that_no_frame_can_carry_runs_here() -> None:
     driven.receive(decode_offers())
     huge = (NamedTensor("image", tensor_of(bytes(limits.MAX_FRAME_BYTES))),)
     driven.engine.ask("plate", huge, (), SECOND, False, driven.now)
-    assert [type(effect) for effect in driven.engine.outgoing() if type(effect) is not Flush] == [Compute]
+    assert [type(effect) for effect in driven.engine.outgoing()] == [Compute]
     assert driven.engine.statistics()["frames_undeliverable"] == 1
 
 
@@ -433,9 +437,10 @@ def test_hot_path_shortcuts_say_the_same_as_the_whole() -> None:
     driven.sent()
     driven.engine.outgoing()
     driven.engine.events()
+    driven.lanes()
     assert driven.engine.flushes() == []
     driven.publish()
-    assert driven.engine.flushes() == [driven.dial]
+    assert driven.engine.flushes() == [driven.engine.lane(driven.dial)]
     assert driven.engine.flushes() == []
     frame = driven.engine.next_frame(driven.dial, driven.now)
     assert frame is not None
@@ -448,7 +453,8 @@ def test_hot_path_shortcuts_say_the_same_as_the_whole() -> None:
     assert driven.engine.next_frame(99, driven.now) is None
     driven.publish(bytes(100_000))
     assert driven.engine.flushes() is None, "there is a dial to make"
-    assert [type(effect) for effect in driven.engine.outgoing()] == [Dial, Flush]
+    assert [type(effect) for effect in driven.engine.outgoing()] == [Dial]
+    assert driven.lanes() == [driven.dial, 0], "the bulk lane is not open"
     driven.engine.events()
     driven.receive(Heartbeat(1, driven.now, 0, 0, 0))
     assert driven.engine.flushes() == [], "nothing follows from a sign of life"
@@ -525,9 +531,9 @@ def test_bulk_lane_dropped_with_an_older_life_is_dialled_again() -> None:
                     machine.lane_opened(effect.dial, other, now)
                 elif type(effect) is Dial:
                     machine.lane_closed(effect.dial, "refused", False, now)
-                elif type(effect) is Flush and effect.dial in lanes:
-                    while machine.next_frame(effect.dial, now):
-                        pass
+        for lane in machine.lanes():
+            while lane.dial in lanes and lane.take(now):
+                pass
 
     def run_until(until: int, pipe: int = 0) -> None:
         nonlocal now
