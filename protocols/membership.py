@@ -505,8 +505,7 @@ class Membership:
 
     def _check_silence(self, now: int) -> None:
         suspect_after_ns = self._suspect_after_ns
-        gone: list[NodeId] = []
-        for neighbour in self.neighbours.values():
+        for neighbour in list(self.neighbours.values()):
             if neighbour.state is _ALIVE:
                 silent_ns = now - neighbour.last_heard_ns
                 if neighbour.incarnation:
@@ -515,16 +514,17 @@ class Membership:
                 elif silent_ns >= self._settings.dial_timeout_ns + limits.HELLO_TIMEOUT_NS:
                     # It took our Hello and never came itself: its host may be gone, and nobody would tell.
                     self._drop_links(neighbour, now + limits.REDIAL_MAX_NS)
-                    gone.append(neighbour.node)
+                    self._forget(neighbour.node)
             elif neighbour.suspicion is not None:
                 if now >= neighbour.suspicion.dead_at:
                     self._die(neighbour, now)
             elif now - neighbour.since_ns >= limits.FORGET_DEAD_NS and not (neighbour.realtime or neighbour.bulk):
-                gone.append(neighbour.node)
-        for node in gone:
-            del self.neighbours[node]
-            self.forgot = True
-            self._contacts.forget(node)
+                self._forget(neighbour.node)
+
+    def _forget(self, node: NodeId) -> None:
+        del self.neighbours[node]
+        self.forgot = True
+        self._contacts.forget(node)
 
     def _beat_all(self, now: int) -> None:
         suspects = tuple(self._suspected)[:8] if self._suspected else ()
