@@ -531,6 +531,8 @@ class Membership:
         for neighbour in self.neighbours.values():
             if not neighbour.realtime:
                 continue
+            if neighbour.suspicion is not None and neighbour.since_ns == now:
+                continue  # what asks it for an answer waits in its queue, and this would take the place
             # Any frame is a sign of life, and few have to carry echoes.
             if not suspects and (neighbour.heartbeat_sent + 1) % HEARTBEATS_A_ROUND:
                 queue = neighbour.queue

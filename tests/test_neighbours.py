@@ -207,6 +207,21 @@ def test_heartbeat_that_accuses_brings_nobody_down_alone() -> None:
     assert {view.state for view in alone.engine.peers(alone.now)} == {State.ALIVE}
 
 
+def test_neighbour_that_falls_silent_is_asked_for_an_answer() -> None:
+    """Silence is found when heartbeats are due: the next of these used to take the place of the question."""
+    alone = Alone()
+    dial = alone.lane("x")
+    for _ in range(20):
+        alone.sent(dial)
+        alone.timers(max(alone.engine.next_timer_at() - alone.now, 0))
+        if NeighbourSuspected in {type(event) for event in alone.engine.events()}:
+            break
+    (beat,) = [frame for frame in alone.sent(dial) if type(frame) is Heartbeat]
+    assert beat.answer
+    alone.timers(300 * MS)
+    assert not any(frame.answer for frame in alone.sent(dial) if type(frame) is Heartbeat)
+
+
 def test_refutation_by_a_reading_is_told_at_once() -> None:
     """Found by simulation: its event waited for the next control frame or timer."""
     alone = Alone()
