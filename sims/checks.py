@@ -70,7 +70,8 @@ class World(Protocol):
 
     def in_range(self, name: str) -> Sequence[str]:
         """Nodes, in order, running or not, with which it has a good link both ways now: by wire, or by air where at
-        least nine of ten frames get through with their retries; not cut, not lossy by a fault, on the map."""
+        least nine of ten frames get through with their retries; not cut, not lossy by a fault, on the map. The same
+        object as long as they stay the same."""
 
     def heard_ns(self, name: str, other: str) -> int | None:
         """When the newest frame from a pipe of ``other`` reached the present life of ``name``; None: never."""

@@ -32,23 +32,27 @@ class _Settled(Check):
         super().__init__(world, recorder)
         self._settle_ns = round(world.scenario.checks.settle_s * limits.SECOND)
         self._from_ns = round(world.scenario.duration_s * limits.SECOND) - self._settle_ns
-        self._near: dict[str, list[str]] | None = None
+        self._judged = _some(world.names)
+        self._near: dict[str, Sequence[str]] = {}
+        self._seen: dict[str, Sequence[str]] = {}
+        """Who was in range when it was looked at last."""
         self._disturbed: set[str] = set()
 
     def sampled(self, now: int) -> None:
         """See :class:`Check`."""
         if now < self._from_ns:
             return
-        world, before = self.world, self._near
-        self._near = {}
-        for name in _some(world.names):
+        world, first = self.world, not self._seen
+        for name in self._judged:
             if world.slowed(name) or (world.running(name) and world.since(name) > self._from_ns):
                 self._disturbed.add(name)
-            now_near = world.in_range(name)
-            if before is not None:
-                still = frozenset(before.get(name, ()))
-                now_near = [other for other in now_near if other in still]
-            self._near[name] = list(now_near)
+            in_range = world.in_range(name)
+            if first:
+                self._near[name] = in_range
+            elif in_range is not self._seen[name]:
+                still = frozenset(in_range)
+                self._near[name] = [other for other in self._near[name] if other in still]
+            self._seen[name] = in_range
 
     def crashing(self, node: str) -> None:
         """See :class:`Check`."""
@@ -63,9 +67,9 @@ class _Settled(Check):
         """Whether a node was up, or down, all the time."""
         return name not in self._disturbed
 
-    def near(self, name: str) -> list[str]:
+    def near(self, name: str) -> Sequence[str]:
         """In reach all the time, running or not."""
-        return (self._near or {}).get(name, [])
+        return self._near.get(name, ())
 
 
 @register
@@ -80,7 +84,7 @@ class MembershipConverges(_Settled):
         if not self.settled(now, faults_end_ns):
             return
         most = world.settings.max_neighbours
-        for name in _some(world.names):
+        for name in self._judged:
             near = self.near(name)
             if not world.running(name) or not self.undisturbed(name) or len(near) > most:
                 continue
@@ -108,7 +112,8 @@ class ReadingsFlow(_Settled):
         super().__init__(world, recorder)
         scenario = world.scenario
         self._armed = False
-        self._came: dict[tuple[str, str], int] = {}
+        self._came: dict[str, dict[str, int]] = {name: {} for name in world.names}
+        """By reader and origin: when the newest reading came."""
         self._slowest_ns: dict[str, int] = {}
         self._wanted: dict[str, set[str]] = {}
         for traffic in scenario.traffic:
@@ -121,8 +126,9 @@ class ReadingsFlow(_Settled):
     def delivered(self, node: str, arrivals: Sequence[Arrival]) -> None:
         """See :class:`Check`."""
         if self._armed:
+            came = self._came[node]
             for at_ns, issue in arrivals:
-                self._came[node, issue.series.origin] = at_ns
+                came[issue.series.origin] = at_ns
 
     def sampled(self, now: int) -> None:
         """See :class:`Check`."""
@@ -133,7 +139,7 @@ class ReadingsFlow(_Settled):
         """See :class:`Check`."""
         if not self.settled(now, faults_end_ns):
             return
-        for name in _some(self.world.names):
+        for name in self._judged:
             if not self.world.running(name) or not self.undisturbed(name):
                 continue
             for origin in self.near(name):
@@ -141,7 +147,7 @@ class ReadingsFlow(_Settled):
                     continue
                 if not self.undisturbed(origin):
                     continue
-                age_ns = now - self._came.get((name, origin), self._from_ns)
+                age_ns = now - self._came[name].get(origin, self._from_ns)
                 kept = age_ns <= 3 * self._slowest_ns[origin] + limits.SECOND
                 self.judge(kept, "" if kept else f"{name} got nothing from {origin} for {age_ns / 1e9:.3f} s")
 
@@ -222,7 +228,7 @@ class NewestEntryEverywhere(_Settled):
 
     def _islands(self) -> list[list[str]]:
         """Undisturbed running nodes, by who reaches whom."""
-        names = [n for n in _some(self.world.names) if self.world.running(n) and self.undisturbed(n)]
+        names = [n for n in self._judged if self.world.running(n) and self.undisturbed(n)]
         left, islands = dict.fromkeys(names), []
         while left:
             island = [left.popitem()[0]]

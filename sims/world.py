@@ -85,6 +85,7 @@ class World:
         self._peers: dict[str, Sequence[PeerView]] = {}
         self._peers_ns = -1
         self._near: list[list[int]] = [[] for _ in scenario.names]
+        self._near_names: list[list[str]] = [[] for _ in scenario.names]
         self._near_known = [False] * len(scenario.names)
         """Whether what :meth:`near` found is still so."""
         self._least_share: float = 1 - (1 - _GOOD_SHARE) ** (1 / (scenario.radio.retries + 1))
@@ -273,7 +274,9 @@ class World:
 
     def in_range(self, name: str) -> Sequence[str]:
         """See :class:`sims.checks.World`."""
-        return [self.names[other] for other in self.near(self._nodes[name].number)]
+        number = self._nodes[name].number
+        self.near(number)
+        return self._near_names[number]
 
     def near(self, number: int) -> list[int]:
         """:meth:`in_range` by numbers: the same object as long as they stay the same. Not to be changed."""
@@ -282,6 +285,7 @@ class World:
             near = [other for other in self.media.neighbours(number) if self._good(number, other)]
             if near != self._near[number]:
                 self._near[number] = near
+                self._near_names[number] = [self.names[other] for other in near]
         return self._near[number]
 
     def moved(self, touched: list[int]) -> None:
