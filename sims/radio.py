@@ -50,10 +50,11 @@ LEAST_SHARE: Final = 1e-3
 """Of the frames that have to arrive for a pair to be in reach of one another."""
 LONGEST_QUEUE_NS: Final = 100 * MS
 STEP_M: Final = 5.0
-"""How far a node goes before its distances are measured anew. Delivery changes with the distance over 30 to 45 m, so
-that five shift it by less than 0.05 where it is steepest; GNSS receivers err as much."""
+"""How far a node goes before its distances are measured anew. The logistic curves fall over 30 to 45 m, so that five
+shift them by 0.04 where they are steepest; GNSS receivers err as much."""
 _STEPS_A_SHADOW: Final = 4
-"""A step is at most this part of the shadow's decorrelation distance, so that three quarters of it outlive one."""
+"""A step is at most this part of the shadow's decorrelation distance: three quarters of the shadow outlive it, and what
+changes is still more than the path loss does on that way."""
 MAX_PAIRS: Final = 1_000_000
 """Kept at most, about 200 MB; beyond, all are made anew."""
 _LONE_BYTES: Final = SEGMENT_BYTES - TLS_BYTES
