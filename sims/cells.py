@@ -30,9 +30,7 @@ class Cells:
         self._step_m = step_m
         self._cell_m = range_m * 1.000001
         """A little wider, for a distance that is rounded to the range may be longer than it."""
-        self.xs_m: list[float] = []
-        self.ys_m: list[float] = []
-        self.present: list[bool] = []
+        self.xs_m, self.ys_m, self.present = places.xs_m[:], places.ys_m[:], places.present[:]
         """Where everybody counts as being, and whether it is on the map."""
         self.movers: list[int] = []
         """Who moved by the last call of :meth:`moved`, in order."""
@@ -47,9 +45,10 @@ class Cells:
         movers = self.movers = self._look()
         nodes = len(self.xs_m)
         if len(movers) > _FEW * nodes:
+            for node in movers:
+                self._follow(node)
             self._find_all()
-            self.movers = list(range(nodes))
-            return self.movers
+            return list(range(nodes))
         touched = set(movers)
         for node in movers:
             self._shift(node, touched)
@@ -73,9 +72,13 @@ class Cells:
                 movers.append(node)
         return movers
 
+    def _follow(self, node: int) -> None:
+        places = self._places
+        self.xs_m[node], self.ys_m[node] = places.xs_m[node], places.ys_m[node]
+        self.present[node] = places.present[node]
+
     def _find_all(self) -> None:
-        places, cell_m = self._places, self._cell_m
-        self.xs_m, self.ys_m, self.present = places.xs_m[:], places.ys_m[:], places.present[:]
+        cell_m = self._cell_m
         self._neighbours.clear()
         self._around.clear()
         members: dict[_Cell, list[int]] = {}
@@ -85,14 +88,9 @@ class Cells:
         self._members = members
 
     def _shift(self, node: int, touched: set[int]) -> None:
-        places = self._places
         before = self.neighbours(node)
         was = self._cell(node) if self.present[node] else None
-        self.xs_m[node], self.ys_m[node], self.present[node] = (
-            places.xs_m[node],
-            places.ys_m[node],
-            places.present[node],
-        )
+        self._follow(node)
         now = self._cell(node) if self.present[node] else None
         if was != now:
             if was is not None:

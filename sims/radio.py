@@ -55,6 +55,8 @@ shift them by 0.04 where they are steepest; GNSS receivers err as much."""
 _STEPS_A_SHADOW: Final = 4
 """A step is at most this part of the shadow's decorrelation distance: three quarters of the shadow outlive it, and what
 changes is still more than the path loss does on that way."""
+_MOST: Final = 0.7
+"""Of all nodes: when so many moved, forgetting all pairs costs less than finding those of the movers."""
 MAX_PAIRS: Final = 1_000_000
 """Kept at most, about 200 MB; beyond, all are made anew."""
 _LONE_BYTES: Final = SEGMENT_BYTES - TLS_BYTES
@@ -121,7 +123,7 @@ class Radio:
     def moved(self) -> list[int]:
         """The places may have changed. Returns whose distances, or whose neighbours' distances, may be others now."""
         touched = self.cells.moved()
-        if len(self.cells.movers) == len(self._pairs):
+        if len(self.cells.movers) > _MOST * len(self._pairs):
             for pairs in self._pairs:
                 pairs.clear()
         else:

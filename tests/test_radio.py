@@ -422,8 +422,11 @@ def test_neighbours_follow_whoever_comes_goes_crawls_or_jumps(
             node = number % len(points)
             places.xs_m[node] += by_m
             places.present[node] = there
+        was = list(zip(cells.xs_m, cells.ys_m, cells.present, strict=True))
         touched = cells.moved()
         for node in range(len(points)):
+            stayed = was[node] == (cells.xs_m[node], cells.ys_m[node], cells.present[node])
+            assert stayed == (node not in cells.movers), "or what is kept of it would be of another place"
             assert cells.present[node] == places.present[node]
             assert abs(cells.xs_m[node] - places.xs_m[node]) <= 5.0
             assert cells.neighbours(node) == [
