@@ -69,11 +69,9 @@ class Engine:
     """The protocol of one node. All instants are monotonic nanoseconds unless they are called ``utc``."""
 
     def __init__(
-        self,
-        settings: NodeSettings,
-        random: Random,
+        self, settings: NodeSettings, random: Random,
         decode: Callable[[bytes | bytearray], NodeFrame] = decode_untrusted_node_frame,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """``decode``: for a driver that knows that it has decoded the same bytes before; errors as the default's.
 
         :raises InvalidKey: when an access rule has no valid key expression.
@@ -203,10 +201,10 @@ class Engine:
                     self._membership.refute(neighbour, now)
                     self._carry(now)
                     self._more = True
-                deliveries = self._readings.accept(
-                    frame.readings, neighbour.node, neighbour.role, now, utc_now, self._clock_uncertainty_ns
-                )
-                self._look_for_lanes()
+                uncertainty_ns = self._clock_uncertainty_ns
+                deliveries = self._readings.accept(frame.readings, neighbour, now, utc_now, uncertainty_ns)
+                if self._touched:
+                    self._look_for_lanes()
                 return deliveries
             if type(frame) is _HEARTBEAT and neighbour.state is _ALIVE:
                 if self._membership.heartbeat(frame, neighbour, now):
@@ -272,14 +270,9 @@ class Engine:
 
     # --- queues ----------------------------------------------------------------------------------------------------
     def next_frame(self, dial: int, now: int) -> bytes | None:
-        """The next frame for an open lane, None when nothing waits. A frame taken is the driver's, as one that it takes
-        from one of :meth:`lanes` itself."""
+        """The next frame for an open lane, None when nothing waits. A frame taken is the driver's."""
         queue = self._queue_of.get(dial)
         return None if queue is None else queue.take(now)
-
-    def lane(self, dial: int) -> LaneQueue | None:
-        """What waits for an open lane. Its ``link`` is the driver's."""
-        return self._queue_of.get(dial)
 
     def frame_lost(self, dial: int, frame: bytes, why: str) -> None:
         """A frame that was taken could not be sent: the lane went first. Counts the readings in it."""
@@ -521,12 +514,17 @@ class Engine:
 
     def flushes(self) -> list[LaneQueue] | None:
         """The hot path's short form of all below and :meth:`next_timer_at` after a reading was published or a frame
-        received: as :meth:`lanes`, or None when there may be more to do. A reading, even then, may have brought
-        :meth:`deadline_at` forward."""
+        received: :meth:`lanes`, or None when there may be more to do. A reading may have moved :meth:`deadline_at`."""
         return None if self._more else self.lanes()
+
+    def is_settled(self) -> bool:
+        """Whether :meth:`flushes` has nothing to say."""
+        return not (self._more or self._touched)
 
     def lanes(self) -> list[LaneQueue]:
         """What has got something to send since the last call; those without a ``dial`` are not open."""
+        if not self._touched:
+            return []
         lanes = self._touched[:]
         self._touched.clear()
         for lane in lanes:

@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from protocols.ids import Incarnation, Lane, NodeId, Role
 from protocols.queues import LaneQueue
+from protocols.streams import Peer
 from protocols.suspicion import Suspicion
 
 
@@ -21,8 +22,8 @@ class Neighbour:
 
     __slots__ = (
         "bulk", "echo_came_ns", "echo_sent_ns", "first_seen_ns", "heard_by_peer", "heartbeat_received",
-        "heartbeat_sent", "inbound", "incarnation", "last_heard_ns", "met", "node", "queue", "realtime", "role",
-        "round_trip_ns", "since_ns", "state", "suspicion",
+        "heartbeat_sent", "inbound", "incarnation", "last_heard_ns", "met", "node", "peer", "queue", "realtime",
+        "role", "round_trip_ns", "since_ns", "state", "suspicion",
     )  # fmt: skip
 
     def __init__(self, node: NodeId, role: Role, first_seen_ns: int, now: int) -> None:
@@ -36,6 +37,8 @@ class Neighbour:
         """Dials of the open lanes to it; 0: not open."""
         self.queue: LaneQueue | None = None
         """What waits for its realtime lane; None before the engine has one."""
+        self.peer: Peer | None = None
+        """What its readings are to us, if they came before; it may be out of date."""
         self.last_heard_ns = now
         self.heartbeat_sent = 0
         self.heartbeat_received = 0

@@ -30,6 +30,7 @@ from protocols.events import DeadlineMissed, Delivery, Put, PutMany
 from protocols.ids import NodeId, Role, node_id
 from protocols.keys import checked_expression, checked_key, intersects, matches
 from protocols.messages import EventTime, Interest, Position, Provenance, Reading, Tensor, Want
+from protocols.neighbour import Neighbour
 from protocols.queues import NEVER, Drops, LaneQueue
 from protocols.settings import Quality
 from protocols.streams import (
@@ -138,12 +139,15 @@ class Readings:
     # --- neighbours ------------------------------------------------------------------------------------------------
     def add_peer(self, peer: Peer) -> None:
         """A neighbour was met; it wants nothing until its Interest comes."""
+        self.remove_peer(peer.node)
         self._peers[peer.node] = peer
         self._version += 1
 
     def remove_peer(self, node: NodeId) -> bool:
         """A neighbour is gone. True when others' asking through us changes with it."""
         peer = self._peers.pop(node, None)
+        if peer is not None:
+            peer.gone = True
         self._version += 1
         return peer is not None and any(want.hops for want in peer.wants)
 
@@ -319,24 +323,20 @@ class Readings:
         return stream
 
     def accept(  # noqa: C901, PLR0912  # calls cost too much here
-        self,
-        readings: tuple[Reading, ...],
-        source: NodeId,
-        source_role: Role,
-        now: int,
-        utc_now: int,
-        uncertainty_ns: int,
+        self, readings: tuple[Reading, ...], neighbour: Neighbour, now: int, utc_now: int, uncertainty_ns: int
     ) -> list[Delivery]:
         """Take readings from a neighbour: what to deliver here; what goes on to others is queued (see ``touched``)."""
         deliveries: list[Delivery] = []
-        peer = self._peers.get(source)
+        source, peer = neighbour.node, neighbour.peer
+        if peer is None or peer.gone:
+            peer = neighbour.peer = self._peers.get(source)
         stream = peer.recent if peer is not None else None  # most often the same again
         for reading in readings:
             key, origin, sequence, value = reading.key, reading.origin, reading.sequence, reading.value
             if stream is None or key != stream.key or origin != stream.origin or stream.version != self._version:
                 stream = self._streams.get((origin, key))
                 if stream is None or stream.version != self._version:
-                    stream = self._admit(stream, reading, source, source_role, now)
+                    stream = self._admit(stream, reading, source, neighbour.role, now)
                     if stream is None:
                         continue
             if origin == source:

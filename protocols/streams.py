@@ -73,12 +73,13 @@ class Stream:
 class Peer:
     """A neighbour as this machine sees it."""
 
-    __slots__ = ("bulk", "interest_version", "node", "realtime", "recent", "role", "wants")
+    __slots__ = ("bulk", "gone", "interest_version", "node", "realtime", "recent", "role", "wants")
 
     def __init__(self, node: NodeId, role: Role, realtime: LaneQueue, bulk: LaneQueue) -> None:
         self.node, self.role, self.realtime, self.bulk = node, role, realtime, bulk
         self.wants: tuple[Want, ...] = ()
         self.interest_version = -1
+        self.gone = False
         self.recent: Stream | None = None
         """Of its last reading."""
 

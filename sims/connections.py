@@ -105,9 +105,6 @@ class Connections:
         node.dialled[dial] = pipe
         self._pipes.send(pipe, node.engine.greeting(dial))
         node.engine.lane_opened(dial, target.identity, local)
-        lane = node.engine.lane(dial)
-        if lane is not None:
-            lane.link = pipe
         self._driver.perform(node)
 
     def accept(self, host: SimNode, dial: int, target: SimNode, identity: PeerIdentity) -> Pipe | None:
@@ -192,6 +189,6 @@ class Connections:
         """The receiver learns that a pipe into its inbox is gone."""
         node = pipe.receiver
         pipe.hears, pipe.aside = False, True
-        node.inbound.pop(pipe.number, None)
+        node.drop_inbound(pipe.number)
         node.engine.inbound_closed(pipe.number, node.local(self._driver.now))
         self._driver.perform(node)

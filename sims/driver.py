@@ -198,8 +198,7 @@ class SimDriver:
         node = self.nodes[NodeId(name)]
         node.lives += 1
         node.stalled_until_ns = 0
-        node.heard.clear()
-        node.sent_ns.clear()
+        node.forget()
         node.engine = self._engine(node.name, node.role, incarnation or Incarnation(1_000 + node.lives))
         self.start(node)
 
@@ -452,7 +451,7 @@ class SimDriver:
                     if pipe is not None:
                         self.connections.close_sender(pipe)
                 elif kind is ClosePipe:
-                    pipe = node.inbound.pop(effect.pipe, None)  # type: ignore[union-attr]
+                    pipe = node.drop_inbound(effect.pipe)  # type: ignore[union-attr]
                     if pipe is not None:
                         self.connections.close_receiver(pipe)
                         self.when_awake(node, self.now, self.connections.tell_listener, pipe)

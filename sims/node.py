@@ -19,6 +19,7 @@ from protocols.engine import Engine
 from protocols.events import Event
 from protocols.ids import MeshName, NodeId, PeerIdentity, Role
 from protocols.messages import NodeFrame, Reading
+from sims.radio import Way
 
 if TYPE_CHECKING:
     from sims.driver import SimDriver
@@ -68,15 +69,6 @@ def marked(mark: int, at_ns: int, issue: Issue) -> int:
     return (mark * _MARK_TIMES_TOO + issue.stamp) % _MARK_PRIME
 
 
-class Heard:
-    """When the last frame of another node came in, in virtual time; -1: none came."""
-
-    __slots__ = ("at_ns",)
-
-    def __init__(self) -> None:
-        self.at_ns = -1
-
-
 class Pipe:
     """One direction of one link: a lane of ``sender`` into the inbox of ``receiver``, a TCP stream with TLS on it.
 
@@ -85,9 +77,9 @@ class Pipe:
     """
 
     __slots__ = (
-        "aside", "cost_ns", "dial", "from_name", "from_number", "full", "greeted", "heard", "hears", "held", "identity",
-        "inbox", "last_ns", "number", "receiver", "sender", "sends", "stalled_ns", "to_number", "under_way", "used",
-        "verified", "wait_ns",
+        "aside", "cost_ns", "dial", "from_name", "from_number", "full", "greeted", "heard_ns", "hears", "held",
+        "identity", "inbox", "last_ns", "number", "receiver", "sender", "sends", "stalled_ns", "to_number",
+        "under_way", "used", "verified", "wait_ns", "way",
     )  # fmt: skip
 
     def __init__(
@@ -95,32 +87,37 @@ class Pipe:
     ) -> None:
         """``identity``: that TLS proved to the receiver; None: the sender's own. Dial 0: nobody's lane, of a stranger
         on the sender's host."""
-        self.number, self.sender, self.dial, self.receiver = number, sender, dial, receiver
-        self.identity = identity or sender.identity
-        self.from_name, self.from_number, self.to_number = self.identity.node, sender.number, receiver.number
-        self.inbox = receiver.inbox
-        self.heard = receiver.heard_from(self.from_name)
-        self.cost_ns = sender.frame_ns + receiver.frame_ns
-        """CPU time that each frame takes at both ends."""
+        # What each frame needs comes first: it lies together in memory.
+        self.aside = False
+        """Nothing that is put on it gets under way: it stands still, or nobody hears it."""
+        self.full = False
+        """The sender is held back until something arrives."""
+        self.hears = True
+        """The receiver's end is open."""
         self.greeted = False
         """Its first frame came …"""
         self.verified = False
         """… and was a Hello of the identity, which is of the receiver's mesh."""
-        self.sends = True
-        """The sender's end is open."""
-        self.hears = True
-        """The receiver's end is open."""
-        self.aside = False
-        """Nothing that is put on it gets under way: it stands still, or nobody hears it."""
         self.used = False
         """Readings came through it."""
-        self.full = False
-        """The sender is held back until something arrives."""
+        self.sends = True
+        """The sender's end is open."""
+        self.way: Way | None = None
+        """Of the radio."""
+        self.cost_ns = sender.frame_ns + receiver.frame_ns
+        """CPU time that each frame takes at both ends."""
         self.last_ns = 0
-        self.stalled_ns = 0
-        self.wait_ns = 0
         self.under_way = 0
         """Frames in the inbox of the receiver, where they will arrive in order."""
+        self.inbox, self.receiver = receiver.inbox, receiver
+        self.number = number
+        self.heard_ns = -1
+        """When the last frame came in; -1: none did."""
+        self.sender, self.dial, self.to_number = sender, dial, receiver.number
+        self.identity = identity or sender.identity
+        self.from_name, self.from_number = self.identity.node, sender.number
+        self.stalled_ns = 0
+        self.wait_ns = 0
         self.held: list[bytes | None] = []
 
 
@@ -177,7 +174,7 @@ class SimNode:
     __slots__ = (
         "arrived", "attempts", "attentive", "backlog", "compute", "compute_ns", "device_frame_ns",
         "device_handshake_ns", "dialled", "drift_ppb", "engine", "events", "frame_ns", "handshake_ns",
-        "heard", "identity", "inbound", "inbox", "lives", "mark", "name", "number", "offset_ns", "on_reading",
+        "_heard_ns", "identity", "inbound", "inbox", "lives", "mark", "name", "number", "offset_ns", "on_reading",
         "received", "role", "running", "runs", "sent_ns", "stalled_until_ns", "started_ns", "suspects", "timer_ns",
         "utc_less_mono_ns",
     )  # fmt: skip
@@ -222,8 +219,8 @@ class SimNode:
         """The same when nothing slows the node down."""
         self.attentive = True
         """False: no subscription of it has a deadline, so that nothing follows from readings."""
-        self.heard: dict[NodeId, Heard] = {}
-        """Of those whose pipes this life has had."""
+        self._heard_ns: dict[NodeId, int] = {}
+        """When something came in last on pipes of others that are gone."""
         self.sent_ns: dict[int, int] = {}
         """When this life published which sequence, of the newest ``SENT_KEPT`` at least half."""
         self.offset_ns = 0
@@ -243,12 +240,22 @@ class SimNode:
         for pipe in (*self.dialled.values(), *self.inbound.values()):
             pipe.cost_ns = pipe.sender.frame_ns + pipe.receiver.frame_ns
 
-    def heard_from(self, name: NodeId) -> Heard:
-        """To be kept by its pipes."""
-        heard = self.heard.get(name)
-        if heard is None:
-            heard = self.heard[name] = Heard()
-        return heard
+    def drop_inbound(self, number: int) -> Pipe | None:
+        """A pipe of that number into its inbox is gone."""
+        pipe = self.inbound.pop(number, None)
+        if pipe is not None and pipe.heard_ns > self._heard_ns.get(pipe.from_name, -1):
+            self._heard_ns[pipe.from_name] = pipe.heard_ns
+        return pipe
+
+    def heard_ns(self, name: NodeId) -> int:
+        """When the last frame of another node came in, in virtual time; -1: none came in this life."""
+        open_ns = max((pipe.heard_ns for pipe in self.inbound.values() if pipe.from_name == name), default=-1)
+        return max(open_ns, self._heard_ns.get(name, -1))
+
+    def forget(self) -> None:
+        """All of its former life."""
+        self._heard_ns.clear()
+        self.sent_ns.clear()
 
     def note_sent(self, sequence: int, now: int) -> None:
         """It published that."""

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from heapq import heappush
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import force_setattr
+
 from protocols import limits
 from protocols.codec import decode_untrusted_node_frame, readings_in_own_frame
 from protocols.errors import RemoteProtocolError
@@ -61,6 +63,7 @@ class SharedDecoder:
     def __init__(self) -> None:
         self.frame = Frame(b"")
         """That is taken in."""
+        self._texts: dict[str, str] = {}
 
     def __call__(self, data: bytes | bytearray) -> NodeFrame:
         """As :func:`protocols.codec.decode_untrusted_node_frame`."""
@@ -72,7 +75,14 @@ class SharedDecoder:
             decoded = decode_untrusted_node_frame(data)
             if type(decoded) is Readings:
                 frame.decoded = decoded
+                for reading in decoded.readings:
+                    force_setattr(reading, "key", self.same(reading.key))
+                    force_setattr(reading, "origin", self.same(reading.origin))
         return decoded
+
+    def same(self, text: str) -> str:
+        """One object for all equal texts: they are compared at each receiver, and found equal without a look."""
+        return self._texts.setdefault(text, text)
 
 
 class Pipes:
@@ -103,22 +113,20 @@ class Pipes:
         each, and no more, of readings. ``calm``: these go no further. Hot: written out in one piece."""
         now = self._driver.now
         local = now + node.offset_ns if not node.drift_ppb else node.local(now)
-        from_number = node.number
-        radio, links, processors = self.radio, self._driver.links, self.processors
+        processors = self.processors
         for lane in lanes:
             pipe = lane.link
-            if not isinstance(pipe, Pipe):  # it is not open
-                continue
+            if not isinstance(pipe, Pipe):
+                pipe = lane.link = node.dialled.get(lane.dial)
+                if pipe is None:  # it is not open
+                    continue
             if pipe.aside or pipe.full:
                 self._flush_aside(pipe)
                 continue
             frame = lane.take(local)
             while frame is not None:
                 tag, size_bytes = frame[1], len(frame) + _LENGTH_BYTES
-                if radio is not None:
-                    came_ns = radio.stream_ns(from_number, pipe.to_number, size_bytes, now)
-                else:
-                    came_ns = links.stream_ns(from_number, pipe.to_number, size_bytes, now)
+                came_ns = self._came_ns(pipe, size_bytes, now)
                 if came_ns is None:
                     self._stand_still(pipe, frame)
                     self._flush_aside(pipe)
@@ -144,6 +152,15 @@ class Pipes:
                 if lone:
                     break
                 frame = lane.take(local)
+
+    def _came_ns(self, pipe: Pipe, size_bytes: int, now: int) -> int | None:
+        """See :meth:`sims.links.Links.stream_ns`."""
+        radio = self.radio
+        if radio is None:
+            return self._driver.links.stream_ns(pipe.from_number, pipe.to_number, size_bytes, now)
+        if pipe.way is None:
+            pipe.way = radio.way(pipe.from_number, pipe.to_number)
+        return radio.stream_along_ns(pipe.way, size_bytes, now)
 
     def send(self, pipe: Pipe, frame: bytes | None) -> None:
         """Put a frame, or the end, on its way, behind all that is; windows don't matter."""
@@ -292,7 +309,7 @@ class Pipes:
                 continue
             if not pipe.greeted:
                 self._greeted(pipe, data)
-            pipe.heard.at_ns = at_ns
+            pipe.heard_ns = at_ns
             local = at_ns + node.offset_ns if not node.drift_ppb else node.local(at_ns)
             decoder.frame = frame
             deliveries = engine.receive(data, pipe.number, local, local + node.utc_less_mono_ns)
@@ -310,9 +327,9 @@ class Pipes:
                     if issue is None or issue.reading is not reading:
                         issue = frame.issue_of(reading, driver)
                     arrived.append((at_ns, issue))
-            flushes = engine.flushes()
-            if flushes is None or flushes:
+            if not engine.is_settled():
                 self.late += at_ns < now - TICK_NS
+                flushes = engine.flushes()
                 if flushes is None:
                     driver.perform(node)
                 else:

@@ -69,16 +69,27 @@ _TINY: Final = 1e-18
 class _Pair:
     """What lies between two nodes: the same both ways."""
 
-    __slots__ = ("failure", "hidden")
+    __slots__ = ("failure", "hidden", "stale")
 
-    def __init__(self, failure: float, hidden: float) -> None:
+    def __init__(self, failure: float, hidden: float, stale: bool = False) -> None:
+        self.stale = stale
+        """One of them has moved since."""
         self.failure = failure
         """Share of the attempts that fail for distance and loss."""
         self.hidden = hidden
         """Share of the receiver's surroundings that is hidden from the sender."""
 
 
-_OUT_OF_REACH: Final = _Pair(1.0, 0.0)
+_OUT_OF_REACH: Final = _Pair(1.0, 0.0, True)
+
+
+class Way:
+    """From one node to another, as what is sent many streams' messages keeps it: :meth:`Radio.way`."""
+
+    __slots__ = ("air", "far", "pair", "receiver", "sender")
+
+    def __init__(self, sender: int, receiver: int, air: Transmitter, far: Transmitter) -> None:
+        self.sender, self.receiver, self.air, self.far, self.pair = sender, receiver, air, far, _OUT_OF_REACH
 
 
 def _nobody(node: int) -> list[int]:
@@ -124,12 +135,13 @@ class Radio:
         """The places may have changed. Returns whose distances, or whose neighbours' distances, may be others now."""
         touched = self.cells.moved()
         if len(self.cells.movers) > _MOST * len(self._pairs):
-            for pairs in self._pairs:
-                pairs.clear()
+            self._forget_pairs()
         else:
             for node in self.cells.movers:
-                for other in list(self._pairs[node]):
-                    del self._pairs[other][node]
+                for other, pair in self._pairs[node].items():
+                    pair.stale = True
+                    if other != node:
+                        del self._pairs[other][node]
                 self._pairs[node] = {}
         if len(self._shadows) > MAX_PAIRS:
             self._shadows.clear()
@@ -153,11 +165,16 @@ class Radio:
             self._measured += 2
             if self._measured > MAX_PAIRS:
                 self._measured = 2
-                for pairs in self._pairs:
-                    pairs.clear()
+                self._forget_pairs()
             pair = self._measure(sender, receiver)
             self._pairs[sender][receiver] = self._pairs[receiver][sender] = pair
         return pair
+
+    def _forget_pairs(self) -> None:
+        for pairs in self._pairs:
+            for pair in pairs.values():
+                pair.stale = True
+            pairs.clear()
 
     def _measure(self, sender: int, receiver: int) -> _Pair:
         places = self.cells
@@ -261,22 +278,30 @@ class Radio:
 
     # --- streams ---------------------------------------------------------------------------------------------------
     def stream_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
-        """See :class:`sims.links.Links`. The hottest function of the simulator: written out in one piece."""
-        pair = self._pairs[sender].get(receiver)
-        if pair is None:
-            pair = self._pair(sender, receiver)
+        """See :class:`sims.links.Links`."""
+        return self.stream_along_ns(self.way(sender, receiver), size_bytes, now_ns)
+
+    def way(self, sender: int, receiver: int) -> Way:
+        """For :meth:`stream_along_ns`, as often as wanted."""
+        return Way(sender, receiver, self._air[sender], self._air[receiver])
+
+    def stream_along_ns(self, way: Way, size_bytes: int, now_ns: int) -> int | None:
+        """As :meth:`stream_ns`. The hottest function of the simulator: written out in one piece."""
+        pair = way.pair
+        if pair.stale:
+            pair = way.pair = self._pair(way.sender, way.receiver)
         failure = pair.failure
         if failure >= 1.0:
             return None
         if now_ns >= self._channel.turn_ns:
             self._channel.turn(now_ns)
-        air, far = self._air[sender], self._air[receiver]
+        air, far = way.air, way.far
         if not air.known:
-            self._channel.hear(sender)
+            self._channel.hear(way.sender)
         hidden = pair.hidden
         if hidden:
             if not far.known:
-                self._channel.hear(receiver)
+                self._channel.hear(way.receiver)
             if far.collided:
                 failure = 1.0 - (1.0 - failure) * math.exp(-far.collided * hidden)
         if size_bytes > _LONE_BYTES:

@@ -307,8 +307,8 @@ class World:
 
     def heard_ns(self, name: str, other: str) -> int | None:
         """See :class:`sims.checks.World`."""
-        heard = self._nodes[name].heard.get(NodeId(other))
-        return None if heard is None or heard.at_ns < 0 else heard.at_ns
+        at_ns = self._nodes[name].heard_ns(NodeId(other))
+        return None if at_ns < 0 else at_ns
 
     def slowed(self, name: str) -> bool:
         """See :class:`sims.checks.World`."""

@@ -9,6 +9,7 @@ from protocols.events import Delivery, Put
 from protocols.ids import NodeId, Role
 from protocols.messages import EventTime, Interest, Reading, Want
 from protocols.messages import Readings as ReadingsFrame
+from protocols.neighbour import Neighbour
 from protocols.queues import Drops, LaneQueue
 from protocols.readings import Readings
 from protocols.settings import Quality
@@ -52,7 +53,7 @@ class Bench:
         return self.machine.publish(key, value, **options, now=self.now, utc_now=self.utc)  # type: ignore[arg-type]
 
     def accept(self, source: NodeId, *readings: Reading) -> list[Delivery]:
-        return self.machine.accept(readings, source, Role.VEHICLE, self.now, self.utc, 10 * MS)
+        return self.machine.accept(readings, Neighbour(source, Role.VEHICLE, 0, 0), self.now, self.utc, 10 * MS)
 
     def sent(self, node: NodeId, bulk: bool = False) -> list[Reading]:
         queue = self.peers[node].bulk if bulk else self.peers[node].realtime

@@ -440,7 +440,9 @@ def test_hot_path_shortcuts_say_the_same_as_the_whole() -> None:
     driven.lanes()
     assert driven.engine.flushes() == []
     driven.publish()
-    assert driven.engine.flushes() == [driven.engine.lane(driven.dial)]
+    flushes = driven.engine.flushes()
+    assert flushes is not None
+    assert [lane.dial for lane in flushes] == [driven.dial]
     assert driven.engine.flushes() == []
     frame = driven.engine.next_frame(driven.dial, driven.now)
     assert frame is not None
