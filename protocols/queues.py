@@ -64,6 +64,7 @@ class LaneQueue:
         self._heartbeat: bytes | None = None
         self._control: deque[bytes] = deque()
         self._latest: dict[str, bytes] = {}
+        self._controls = 0  # in both
         self._readings: tuple[deque[_Waiting], ...] = ()  # eight once they are needed, which at most links is never
         self._highest = 0  # nothing of a higher priority waits
         self._bytes = [0] * 8  # of the waiting readings, by priority
@@ -78,7 +79,7 @@ class LaneQueue:
         self.waiting_bytes = 0
 
     def __bool__(self) -> bool:
-        return bool(self.waiting_readings or self._control or self._latest or self._heartbeat is not None)
+        return bool(self.waiting_readings or self._controls or self._heartbeat is not None)
 
     def put_heartbeat(self, frame: bytes) -> None:
         """Only the newest heartbeat is worth sending."""
@@ -93,6 +94,7 @@ class LaneQueue:
             self._drops.count(self.peer, "", "control_queue_full")
             raise BoundExceeded(f"{self.peer} does not take frames: {len(self._control)} wait")
         self._control.append(frame)
+        self._controls += 1
         self.waiting_bytes += len(frame)
 
     def put_latest(self, kind: str, frame: bytes) -> None:
@@ -101,10 +103,12 @@ class LaneQueue:
         :raises BoundExceeded: when too many bytes wait.
         """
         self.waiting_bytes -= len(self._latest.pop(kind, b""))
+        self._controls = len(self._control) + len(self._latest)
         if not self._make_room(len(frame), _MOST_URGENT):
             self._drops.count(self.peer, "", "control_queue_full")
             raise BoundExceeded(f"{self.peer} does not take frames: {self.waiting_bytes} bytes wait")
         self._latest[kind] = frame
+        self._controls = len(self._control) + len(self._latest)
         self.waiting_bytes += len(frame)
 
     def put_reading(
@@ -215,12 +219,9 @@ class LaneQueue:
         if self._heartbeat is not None:
             frame, self._heartbeat = self._heartbeat, None
             return frame
-        if self._control:
-            frame = self._control.popleft()
-            self.waiting_bytes -= len(frame)
-            return frame
-        if self._latest:
-            frame = self._latest.pop(next(iter(self._latest)))
+        if self._controls:
+            self._controls -= 1
+            frame = self._control.popleft() if self._control else self._latest.pop(next(iter(self._latest)))
             self.waiting_bytes -= len(frame)
             return frame
         if self._lone is not None:
@@ -266,8 +267,9 @@ class LaneQueue:
             self._line_up()
         for waiting in chain.from_iterable(self._readings):
             self._drops.count(self.peer, waiting.key, reason, waiting.count)
-        if self._control or self._latest:
-            self._drops.count(self.peer, "", reason, len(self._control) + len(self._latest))
+        if self._controls:
+            self._drops.count(self.peer, "", reason, self._controls)
+            self._controls = 0
         for readings in self._readings:
             readings.clear()
         self._newest.clear()

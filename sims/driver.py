@@ -9,9 +9,9 @@ What a medium does to time is the business of a :class:`~sims.links.Links`; what
 
 import hashlib
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -44,6 +44,11 @@ from sims.wires import Wires
 __all__ = ["EPOCH_UTC_NS", "MESH", "Arrival", "Observer", "SimDriver", "SimNode"]
 
 _encode_note = msgspec.msgpack.Encoder().encode
+
+
+_Due = tuple[int, int, Callable[[Any], None], Any]
+"""When, in which order of those of one instant, and what is called with what."""
+_SLICE_NS: Final = limits.MS
 
 
 class Observer(Protocol):
@@ -116,7 +121,11 @@ class SimDriver:
         self._adjust = adjust
         self._settings = settings or MembershipSettings()
         self._max_queue_readings = max_queue_readings
-        self._heap: list[tuple[int, int, Callable[[Any], None], Any]] = []
+        # What is due soon, as a heap, and what is due later, by slices of time: a heap of all would be all over memory.
+        self._soon: list[_Due] = []
+        self._slice = -1
+        self._later: dict[int, list[_Due]] = {}
+        self._slices: list[int] = []
         self._number = 0
         self._series: dict[tuple[str, str], Series] = {}
         self._digest = hashlib.sha256()
@@ -136,6 +145,7 @@ class SimDriver:
         node = SimNode(len(self.numbered), identity, self._engine(NodeId(name), role, Incarnation(1_001)))
         node.running = False
         self.nodes[node.name] = node
+        self.pipes.decoder.same(node.name)
         self.numbered.append(node)
         self.wires.nodes = len(self.numbered)
         return node
@@ -288,11 +298,13 @@ class SimDriver:
 
     def run_until(self, instant_ns: int) -> None:
         """Run everything due up to ``instant_ns``. Arrivals of an instant come before all else that is due then."""
-        heap, pipes = self._heap, self.pipes
+        soon, slices, pipes = self._soon, self._slices, self.pipes
         ticks, woken, wake = pipes.ticks, pipes.woken, pipes.wake
         ran, later_ns = 0, instant_ns + 1
         while True:
-            due_ns = heap[0][0] if heap else later_ns
+            if not soon and slices:
+                self._next_slice()
+            due_ns = soon[0][0] if soon else later_ns
             if ticks and ticks[0] <= due_ns:
                 due_ns = ticks[0]
                 if due_ns > instant_ns:
@@ -302,7 +314,7 @@ class SimDriver:
             elif due_ns > instant_ns:
                 break
             else:
-                self.now, _, handler, argument = heappop(heap)
+                self.now, _, handler, argument = heappop(soon)
                 handler(argument)
             ran += 1
         self.events_run += ran
@@ -328,7 +340,22 @@ class SimDriver:
     def push(self, due_ns: int, handler: Callable[[Any], None], argument: Any) -> None:
         """Call ``handler(argument)`` at ``due_ns``."""
         self._number += 1
-        heappush(self._heap, (due_ns, self._number, handler, argument))
+        due = due_ns, self._number, handler, argument
+        number = due_ns // _SLICE_NS
+        if number <= self._slice:
+            heappush(self._soon, due)
+            return
+        later = self._later.get(number)
+        if later is not None:
+            later.append(due)
+        else:
+            self._later[number] = [due]
+            heappush(self._slices, number)
+
+    def _next_slice(self) -> None:
+        self._slice = heappop(self._slices)
+        self._soon.extend(self._later.pop(self._slice))
+        heapify(self._soon)
 
     def when_awake(self, node: SimNode, due_ns: int, handler: Callable[[Any], None], argument: Any) -> None:
         """Call ``handler(argument)`` at ``due_ns``, or when the process of ``node`` has CPU again; not at all if it
