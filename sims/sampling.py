@@ -27,21 +27,24 @@ _GRACE_NS: Final = limits.SECOND
 
 
 class _Probe:
-    __slots__ = ("came", "sequence", "subscribers")
+    __slots__ = ("came", "sequence", "subscribers", "until_ns")
 
-    def __init__(self, sequence: int, subscribers: dict[int, float]) -> None:
-        self.sequence, self.subscribers = sequence, subscribers
+    def __init__(self, sequence: int, subscribers: dict[int, float], until_ns: int) -> None:
+        self.sequence, self.subscribers, self.until_ns = sequence, subscribers, until_ns
         self.came: dict[int, None] = {}
 
 
 class _Origin:
     """What has to be known of whoever published a reading."""
 
-    __slots__ = ("probe", "traced")
+    __slots__ = ("last", "newest", "traced")
 
     def __init__(self, traced: bool) -> None:
         self.traced = traced
-        self.probe: _Probe | None = None
+        self.newest: _Probe | None = None
+        """Of this second …"""
+        self.last: _Probe | None = None
+        """… and of the one before."""
 
 
 class Sampler:
@@ -76,9 +79,9 @@ class Sampler:
 
     # --- readings --------------------------------------------------------------------------------------------------
     def published(self, node: SimNode, key: str, sequence: int) -> None:
-        """Follow one reading of a watched node at a time."""
+        """Follow the first reading of a watched node in each second."""
         origin = self._origins[node.number]
-        if node.name not in self._watched or origin.probe is not None:
+        if origin.newest is not None or node.name not in self._watched:
             return
         world = self._world
         subscribers = {
@@ -86,18 +89,17 @@ class Sampler:
             for other in world.near(node.number)
             if world.driver.numbered[other].running and world.wants(other, key)
         }
-        origin.probe = _Probe(sequence, subscribers)
-        self._driver.push(self._driver.now + _GRACE_NS, self._judge, node)
+        origin.newest = _Probe(sequence, subscribers, self._driver.now + _GRACE_NS)
 
-    def _judge(self, node: SimNode) -> None:
-        origin = self._origins[node.number]
-        probe = origin.probe
-        assert probe is not None
-        for other in probe.subscribers:
-            self._driver.look(self._driver.numbered[other])
-        origin.probe = None
-        for other, distance_m in probe.subscribers.items():
-            self._recording.wanted(distance_m, other in probe.came)
+    def _judge(self) -> None:
+        """What was published in the second before the last: it came in time, or did not."""
+        for number in self._newest_ns:
+            origin = self._origins[number]
+            probe = origin.last
+            if probe is not None:
+                for other, distance_m in probe.subscribers.items():
+                    self._recording.wanted(distance_m, other in probe.came)
+            origin.last, origin.newest = origin.newest, None
 
     def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
         """Hot."""
@@ -113,8 +115,10 @@ class Sampler:
                 latencies_ns.append(at_ns - published_ns)
             if newest_ns is not None:
                 newest_ns[issue.series.origin] = published_ns
-            probe = origin.probe
-            if probe is not None and probe.sequence == issue.sequence:
+            probe = origin.newest
+            if probe is None or probe.sequence != issue.sequence:
+                probe = origin.last
+            if probe is not None and probe.sequence == issue.sequence and at_ns <= probe.until_ns:
                 probe.came[node.number] = None
         self._recording.delivered_many(latencies_ns)
 
@@ -127,6 +131,7 @@ class Sampler:
         now = self._driver.now
         self._driver.settle()
         self._driver.push(now + SAMPLE_INTERVAL_NS, self._sample, None)
+        self._judge()
         for hook in self._on_sampled:
             hook(now)
         if now % self._places_ns == 0:

@@ -157,7 +157,7 @@ def test_no_neighbour_is_declared_dead_while_its_frames_flow(seed: int) -> None:
             for node in sim.nodes.values():
                 for at, event in node.events:
                     if type(event) is NeighbourDead and (node.name, at) not in heard:
-                        silent_ns = at - node.heard_ns.get(event.node, -SECOND)
+                        silent_ns = at - node.heard_ns(event.node)
                         heard[node.name, at] = silent_ns
                         if silent_ns >= 0:  # else something came in after the death was noted
                             assert silent_ns >= SETTINGS.suspicion_min_ns
