@@ -54,29 +54,31 @@ class LaneQueue:
     """Frames and readings waiting for one lane."""
 
     def __init__(self, peer: NodeId, drops: Drops, max_readings: int = limits.MAX_QUEUE_READINGS) -> None:
-        self.peer, self._drops, self._max_readings = peer, drops, max_readings
+        # What each reading needs comes first: compiled, it lies together in memory.
         self.dial = 0
         """Of the open lane that it is for; 0: none is open."""
         self.link: object = None
         """What the driver put here for that lane, to find it again at once."""
         self.touched = False
         """The driver has not been told yet that something waits."""
+        self._controls = 0  # frames in the two below
         self._heartbeat: bytes | None = None
-        self._control: deque[bytes] = deque()
-        self._latest: dict[str, bytes] = {}
-        self._controls = 0  # in both
-        self._readings: tuple[deque[_Waiting], ...] = ()  # eight once they are needed, which at most links is never
-        self._highest = 0  # nothing of a higher priority waits
-        self._bytes = [0] * 8  # of the waiting readings, by priority
-        self._newest: dict[str, _Waiting] = {}  # conflated readings by key, so that a newer one takes the place
         # What came to an empty queue and will be taken at once, most often: nothing else of readings waits beside it.
         self._lone: bytes | None = None
         self._lone_key = ""
         self._lone_expires_ns = self._lone_priority = self._lone_count = 0
-        self.taken_ns = -NEVER
-        """When readings were taken last."""
         self.waiting_readings = 0
         self.waiting_bytes = 0
+        self._max_readings = max_readings
+        self.taken_ns = -NEVER
+        """When readings were taken last."""
+        self.peer, self._drops = peer, drops
+        self._control: deque[bytes] = deque()
+        self._latest: dict[str, bytes] = {}
+        self._readings: tuple[deque[_Waiting], ...] = ()  # eight once they are needed, which at most links is never
+        self._highest = 0  # nothing of a higher priority waits
+        self._bytes = [0] * 8  # of the waiting readings, by priority
+        self._newest: dict[str, _Waiting] = {}  # conflated readings by key, so that a newer one takes the place
 
     def __bool__(self) -> bool:
         return bool(self.waiting_readings or self._controls or self._heartbeat is not None)

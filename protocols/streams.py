@@ -52,22 +52,23 @@ class Stream:
     )  # fmt: skip
 
     def __init__(self, origin: str, key: str) -> None:
+        # What each reading needs comes first: compiled, it lies together in memory.
         self.origin, self.key = origin, key
+        self.version = -1
+        self.direct: Peer | None = None  # the origin, when it told us itself
         self.newest = -1
+        self.held_bytes = 0
+        self.missed: tuple[int, ...] = ()  # subscriptions that know that it is silent
         self.last: Reading | None = None
         self.last_ns = 0
-        self.held_bytes = 0
-        self.version = -1
+        self.limited: tuple[Subscription, ...] = ()
+        self.numbers: tuple[int, ...] = ()  # subscriptions without a rate limit of their own
         self.role: Role | None = None  # that permission was decided for
         self.permitted = False
-        self.numbers: tuple[int, ...] = ()  # subscriptions without a rate limit of their own
-        self.limited: tuple[Subscription, ...] = ()
         self.numbers_version = -1
         self.limited_last: dict[int, int] = {}
         self.routes: tuple[Route, ...] = ()
         self.routes_version = -1
-        self.direct: Peer | None = None  # the origin, when it told us itself
-        self.missed: tuple[int, ...] = ()  # subscriptions that know that it is silent
 
 
 class Peer:

@@ -193,7 +193,7 @@ class SimDriver:
             self.connections.close_receiver(pipe)
         for waiting in (node.dialled, node.inbound, node.attempts, node.backlog, node.inbox, node.runs, node.suspects):
             waiting.clear()
-        node.timer_ns = None
+        node.timer_ns, node.suspects_any = None, False
 
     def leave(self, name: str, reason: str = "stopped") -> None:
         """The node says goodbye; its process ends once that was sent."""
@@ -406,8 +406,7 @@ class SimDriver:
 
     def tell(self, node: SimNode) -> None:
         """Take the arrivals at a node since the last time into its mark, and tell whoever watches."""
-        arrivals = node.arrived[:]
-        node.arrived.clear()
+        arrivals, node.arrived = node.arrived, []
         mark = node.mark
         for at_ns, issue in arrivals:
             mark = marked(mark, at_ns, issue)
@@ -496,9 +495,11 @@ class SimDriver:
     def _note_suspicion(self, node: SimNode, event: Event) -> None:
         if type(event) is NeighbourSuspected:
             node.suspects.add(event.node)
+            node.suspects_any = True
             self.pipes.attend(node)
         elif type(event) in (NeighbourRefuted, NeighbourDead, NeighbourLeft):
             node.suspects.discard(event.node)  # type: ignore[union-attr]
+            node.suspects_any = bool(node.suspects)
 
     def _compute(self, node: SimNode, effect: Compute | CancelCompute) -> None:
         if node.compute is not None:

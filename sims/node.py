@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from protocols import limits
 from protocols.engine import Engine
 from protocols.events import Event
-from protocols.ids import MeshName, NodeId, PeerIdentity, Role
+from protocols.ids import MeshName, NodeId, PeerIdentity
 from protocols.messages import NodeFrame, Reading
 from sims.radio import Way
 
@@ -175,22 +175,48 @@ class SimNode:
         "arrived", "attempts", "attentive", "backlog", "compute", "compute_ns", "device_frame_ns",
         "device_handshake_ns", "dialled", "drift_ppb", "engine", "events", "frame_ns", "handshake_ns",
         "_heard_ns", "identity", "inbound", "inbox", "lives", "mark", "name", "number", "offset_ns", "on_reading",
-        "received", "role", "running", "runs", "sent_ns", "stalled_until_ns", "started_ns", "suspects", "timer_ns",
-        "utc_less_mono_ns",
+        "received", "role", "running", "runs", "sent_ns", "stalled_until_ns", "started_ns", "suspects", "suspects_any",
+        "timer_ns", "utc_less_mono_ns",
     )  # fmt: skip
 
     def __init__(self, number: int, identity: PeerIdentity, engine: Engine) -> None:
-        self.number, self.identity, self.engine = number, identity, engine
-        self.name: NodeId = identity.node
-        self.role: Role = identity.role
-        self.lives = 1
+        # What each frame needs comes first: it lies together in memory.
+        self.engine = engine
+        self.inbox: list[Coming] = []
+        """In the order in which they were sent. Always the same list."""
+        self.arrived: list[Arrival] = []
+        """Readings that reached its subscriptions; whoever watches has not been told yet."""
+        self.mark = 0
+        """Of those told, in their order: what the digest takes of them."""
+        self.stalled_until_ns = 0
+        """The process does nothing before: it is busy, or gets no CPU."""
+        self.frame_ns = 0
+        """CPU time to receive a frame, and to send one."""
+        self.offset_ns = 0
+        self.drift_ppb = 0
+        self.utc_less_mono_ns = EPOCH_UTC_NS
+        self.attentive = True
+        """False: no subscription of it has a deadline, so that nothing follows from readings."""
+        self.suspects_any = False
         self.running = True
+        self.number = number
+        self.suspects: set[NodeId] = set()
+        """Neighbours whose next frame would refute a suspicion."""
+        self.backlog: deque[tuple[int, Callable[[Any], None] | None, Any]] = deque()
+        """What waits for that instant, in order, and since when. None: what is in the inbox."""
+        self.timer_ns: int | None = None
+        """When the engine's timer rings, in virtual time."""
+        self.lives = 1
+        self.name: NodeId = identity.node
+        self.sent_ns: dict[int, int] = {}
+        """When this life published which sequence, of the newest ``SENT_KEPT`` at least half."""
+        self.identity, self.role = identity, identity.role
         self.started_ns = 0
         self.attempts: dict[int, Attempt] = {}
         self.dialled: dict[int, Pipe] = {}
         self.inbound: dict[int, Pipe] = {}
-        self.timer_ns: int | None = None
-        """When the engine's timer rings, in virtual time."""
+        self._heard_ns: dict[NodeId, int] = {}
+        """When something came in last on pipes of others that are gone."""
         self.events: list[tuple[int, Event]] = []
         self.received: list[tuple[int, Reading]] = []
         self.on_reading: Callable[[Reading], None] | None = None
@@ -199,33 +225,10 @@ class SimNode:
         """Takes the engine's Compute and CancelCompute; None: every run takes ``compute_ns``, all at once."""
         self.compute_ns = 50 * limits.MS
         self.runs: set[int] = set()
-        self.stalled_until_ns = 0
-        """The process does nothing before: it is busy, or gets no CPU."""
-        self.backlog: deque[tuple[int, Callable[[Any], None] | None, Any]] = deque()
-        """What waits for that instant, in order, and since when. None: what is in the inbox."""
-        self.inbox: list[Coming] = []
-        """In the order in which they were sent. Always the same list."""
-        self.arrived: list[Arrival] = []
-        """Readings that reached its subscriptions; whoever watches has not been told yet."""
-        self.mark = 0
-        """Of those told, in their order: what the digest takes of them."""
-        self.suspects: set[NodeId] = set()
-        """Neighbours whose next frame would refute a suspicion."""
-        self.frame_ns = 0
-        """CPU time to receive a frame, and to send one."""
         self.handshake_ns = 0
         """CPU time of its part in a mutual TLS handshake."""
         self.device_frame_ns = self.device_handshake_ns = 0
         """The same when nothing slows the node down."""
-        self.attentive = True
-        """False: no subscription of it has a deadline, so that nothing follows from readings."""
-        self._heard_ns: dict[NodeId, int] = {}
-        """When something came in last on pipes of others that are gone."""
-        self.sent_ns: dict[int, int] = {}
-        """When this life published which sequence, of the newest ``SENT_KEPT`` at least half."""
-        self.offset_ns = 0
-        self.drift_ppb = 0
-        self.utc_less_mono_ns = EPOCH_UTC_NS
 
     def set_clocks(self, offset_ns: int, skew_ns: int, drift_ppb: int) -> None:
         """At virtual time 0 the monotonic clock shows ``offset_ns`` and UTC is wrong by ``skew_ns``; both gain

@@ -140,11 +140,11 @@ class Pipes:
                     pipe.last_ns = at_ns
                 tick_ns = at_ns - at_ns % -TICK_NS
                 pipe.under_way += 1
-                pipe.inbox.append(Coming(tick_ns, pipe, self._shared(frame)))
+                pipe.inbox.append(self._coming(tick_ns, pipe, frame))
                 receiver = pipe.receiver
                 if (not calm and (tag != _HEARTBEAT_TAG or frame[-1] == ASKS)) or receiver.attentive:
                     self._wake_at(receiver, tick_ns)
-                elif receiver.suspects:
+                elif receiver.suspects_any:
                     if pipe.from_name in receiver.suspects or not (calm or frame.endswith(ACCUSES_NOBODY)):
                         self._wake_at(receiver, tick_ns)
                 if pipe.under_way >= _WINDOW_FRAMES and self._is_full(pipe):
@@ -178,14 +178,14 @@ class Pipes:
         pipe.last_ns = at_ns = max(at_ns + cost_ns, pipe.last_ns)
         tick_ns = at_ns - at_ns % -TICK_NS
         pipe.under_way += 1
-        pipe.inbox.append(Coming(tick_ns, pipe, self._shared(frame)))
+        pipe.inbox.append(self._coming(tick_ns, pipe, frame))
         self._wake_at(pipe.receiver, tick_ns)
 
-    def _shared(self, data: bytes | None) -> Frame:
-        """Most often neighbour after neighbour gets the same."""
+    def _coming(self, tick_ns: int, pipe: Pipe, data: bytes | None) -> Coming:
+        """Most often neighbour after neighbour gets the same frame."""
         if self._newest.data is not data:
             self._newest = Frame(data)
-        return self._newest
+        return Coming(tick_ns, pipe, self._newest)
 
     def _wake_at(self, node: SimNode, tick_ns: int) -> None:
         woken = self.woken.get(tick_ns)
@@ -199,7 +199,7 @@ class Pipes:
         """From now on something follows from frames on their way to a node: on full pipes, and, if it suspects anybody,
         of that neighbour and of those that accuse it too."""
         for coming in node.inbox:
-            if coming.pipe.full or node.suspects:
+            if coming.pipe.full or node.suspects_any:
                 self._wake_at(node, max(coming.tick_ns, self._driver.now))
 
     def _is_full(self, pipe: Pipe) -> bool:
