@@ -49,11 +49,15 @@ class Series:
 class Issue:
     """A reading that was published, as those who watch know it: once, however many nodes it reaches."""
 
-    __slots__ = ("number", "published_ns", "reading", "sequence", "series", "stamp")
+    __slots__ = ("followed", "number", "published_ns", "reading", "sequence", "series", "stamp")
 
-    def __init__(self, reading: Reading, series: Series, number: int, published_ns: int) -> None:
-        """``number``: of the node that is its origin; -1: none is. ``published_ns``: -1: nobody knows."""
+    def __init__(
+        self, reading: Reading, series: Series, number: int, published_ns: int, followed: bool = False
+    ) -> None:
+        """``number``: of the node that is its origin; -1: none is. ``published_ns``: -1: nobody knows. ``followed``:
+        see :class:`SimNode`."""
         self.reading, self.series, self.number, self.published_ns = reading, series, number, published_ns
+        self.followed = followed
         self.sequence: int = reading.sequence
         self.stamp = ((self.sequence << 16) + number) % _MARK_PRIME
         """Tells it from others in a node's mark."""
@@ -173,7 +177,7 @@ class SimNode:
 
     __slots__ = (
         "arrived", "attempts", "attentive", "backlog", "compute", "compute_ns", "device_frame_ns",
-        "device_handshake_ns", "dialled", "drift_ppb", "engine", "events", "frame_ns", "handshake_ns",
+        "device_handshake_ns", "dialled", "drift_ppb", "engine", "events", "followed", "frame_ns", "handshake_ns",
         "_heard_ns", "identity", "inbound", "inbox", "lives", "mark", "name", "number", "offset_ns", "on_reading",
         "received", "role", "running", "runs", "sent_ns", "stalled_until_ns", "started_ns", "suspects", "suspects_any",
         "timer_ns", "utc_less_mono_ns",
@@ -208,6 +212,8 @@ class SimNode:
         """When the engine's timer rings, in virtual time."""
         self.lives = 1
         self.name: NodeId = identity.node
+        self.followed = False
+        """Somebody wants to know of each of its readings where it came to."""
         self.sent_ns: dict[int, int] = {}
         """When this life published which sequence, of the newest ``SENT_KEPT`` at least half."""
         self.identity, self.role = identity, identity.role

@@ -59,8 +59,10 @@ class Sampler:
         self._watched = {world.names[number]: number for number in chosen}
         self._newest_ns: dict[int, dict[str, int]] = {number: {} for number in chosen}
         """Of watched receivers: when the newest reading that came from each origin was published."""
-        self._origins = [*(_Origin(name in recording.traced) for name in world.names), _Origin(False)]
-        """By number; the last is of strangers."""
+        self._origins = [_Origin(name in recording.traced) for name in world.names]
+        """By number."""
+        for number, name in enumerate(world.names):
+            world.driver.numbered[number].followed = name in self._watched or name in recording.traced
         self._near: list[list[int]] = [[] for _ in world.names]
         """By node: who was near it when it was looked at last."""
         self._samples = 0
@@ -105,16 +107,20 @@ class Sampler:
         """Hot."""
         origins, newest_ns, latencies_ns = self._origins, self._newest_ns.get(node.number), []
         for at_ns, issue in arrivals:
-            origin, published_ns = origins[issue.number], issue.published_ns
+            published_ns = issue.published_ns
             if published_ns < 0:
                 published_ns = at_ns
+            if newest_ns is not None:
+                newest_ns[issue.series.origin] = published_ns
+            if not issue.followed:
+                latencies_ns.append(at_ns - published_ns)
+                continue
+            origin = origins[issue.number]
             if origin.traced:
                 series = issue.series
                 self._recording.delivered(at_ns, node.name, series.origin, series.key, issue.sequence, published_ns)
             else:
                 latencies_ns.append(at_ns - published_ns)
-            if newest_ns is not None:
-                newest_ns[issue.series.origin] = published_ns
             probe = origin.newest
             if probe is None or probe.sequence != issue.sequence:
                 probe = origin.last
