@@ -14,6 +14,7 @@ from protocols import limits
 from sims.bundle import versions
 from sims.checks import overridden
 from sims.faults import end_ns, plan
+from sims.pages import LargePages
 from sims.processors import Processors
 from sims.recorder import Recording
 from sims.result import Result
@@ -48,6 +49,7 @@ class Run:
         self._sampler = Sampler(self.world, self.recording)
         self._activity.on_published = self._sampler.published
         self.world.on_deliveries = self._sampler.delivered
+        self._pages = LargePages()
         self._wall_s = 0.0
         self._begun = False
 
@@ -83,6 +85,7 @@ class Run:
         try:
             while driver.now < until_ns:
                 driver.run_until(min(driver.now + _STEP_NS, until_ns))
+                self._pages.gather()
                 self._wall_s = before_s + time.perf_counter() - began_s
                 steps += 1
                 if steps % _COLLECT_EVERY == 0:
