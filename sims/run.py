@@ -26,8 +26,9 @@ from sims.world import World
 CHECK_MODULES = (sims.safety, sims.liveness)
 """Bring checks; imported so that these are known by name."""
 _STEP_NS = limits.SECOND
-_COLLECT_EVERY = 10
-"""Steps between collections of what reference counts do not free, which is little: crashed engines."""
+_COLLECT_EVERY = 60
+"""Steps between collections of what reference counts do not free, which is little: crashed engines. Each looks through
+all that there is, half a second for a thousand nodes."""
 
 Progress = Callable[[float, float], None]
 """Told virtual and wall seconds passed."""
@@ -52,6 +53,7 @@ class Run:
         self._pages = LargePages()
         self._wall_s = 0.0
         self._begun = False
+        self._steps = 0
 
     def begin(self) -> None:
         """Put everything that will happen by itself on the heap."""
@@ -75,32 +77,33 @@ class Run:
     def advance(self, until_ns: int, progress: Progress | None = None) -> None:
         """Let virtual time pass until ``until_ns``."""
         if not self._begun:
+            gc.unfreeze()
+            gc.collect()  # what was left by runs before
             self.begin()
         driver = self.world.driver
-        began_s, before_s, steps = time.perf_counter(), self._wall_s, 0
+        began_s, before_s = time.perf_counter(), self._wall_s
         was_enabled = gc.isenabled()
-        gc.collect()
-        gc.freeze()  # thousands of engines that live as long as the run: nothing to look through again and again
         gc.disable()
         try:
             while driver.now < until_ns:
                 driver.run_until(min(driver.now + _STEP_NS, until_ns))
                 self._pages.gather()
                 self._wall_s = before_s + time.perf_counter() - began_s
-                steps += 1
-                if steps % _COLLECT_EVERY == 0:
+                self._steps += 1
+                if self._steps % _COLLECT_EVERY == 0:
+                    gc.unfreeze()
                     gc.collect()
-                    gc.freeze()
                 if progress is not None:
                     progress(driver.now / limits.SECOND, self._wall_s)
         finally:
             self._wall_s = before_s + time.perf_counter() - began_s
-            gc.unfreeze()
+            gc.freeze()  # or it would be looked through as soon as that is possible again
             if was_enabled:
                 gc.enable()
 
     def result(self, interrupted: bool = False) -> Result:
         """What was noted so far."""
+        gc.unfreeze()
         world, driver = self.world, self.world.driver
         result = self.recording.result(
             "simulator", self.seed, driver.now / limits.SECOND, round(self._wall_s, 3), driver.digest(), self.tape
