@@ -75,9 +75,10 @@ class Connections:
         done_ns = now
         for end in (node, target):
             if end.stalled_until_ns > now or end.handshake_ns:
-                end_ns = max(now, end.stalled_until_ns) + end.handshake_ns
+                free_ns = now
                 if self._driver.processors is not None:
-                    end_ns += self._driver.processors.occupy(now, 0, end.handshake_ns)
+                    free_ns += self._driver.processors.occupy(now, 0, end.handshake_ns)
+                end_ns = max(free_ns, end.stalled_until_ns) + end.handshake_ns  # it waits for both at once
                 if end.handshake_ns:
                     end.stalled_until_ns = end_ns
                 done_ns = max(done_ns, end_ns)

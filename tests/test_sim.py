@@ -13,6 +13,7 @@ from protocols.settings import Quality
 from sims.driver import SimDriver
 from sims.node import EPOCH_UTC_NS, MESH, SimNode
 from sims.pipes import TICK_NS
+from sims.processors import Processors
 
 MS, SECOND = limits.MS, limits.SECOND
 
@@ -183,6 +184,20 @@ def test_handshake_waits_for_the_processors_of_both_ends() -> None:
         took_ms[cost_ms] = at / MS
     assert took_ms[0] < 10
     assert took_ms[50] > 100  # two handshakes, one after the other
+
+
+def test_handshakes_on_a_shared_processor_take_as_long_as_their_work() -> None:
+    """An end that waits for itself waits for the processor at the same time: counted twice, nodes of an emulation would
+    find each other sooner than those of the simulation that is held against it."""
+    sim = SimDriver(1, processors=Processors(1))
+    for name in ("n0", "n1", "n2", "n3"):
+        sim.add(name).handshake_ns = 50 * MS
+    sim.meet()
+    sim.run_for(5 * SECOND)
+    met = [at for node in sim.nodes.values() for at, event in node.events if type(event) is NeighbourMet]
+    assert len(met) == 12
+    work_ns = 12 * 2 * 50 * MS
+    assert work_ns <= max(met) < 1.1 * work_ns
 
 
 # --- clocks ----------------------------------------------------------------------------------------------------------
