@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 PAGE_BYTES: Final = 2 << 20
-LEAST_BYTES: Final = 64 << 20
+LEAST_BYTES: Final = 128 << 20
 """Smaller programs lie in the caches well enough."""
 _GROWTH: Final = 1.25
 _COLLAPSE: Final = 25

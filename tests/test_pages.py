@@ -31,7 +31,7 @@ def test_gathering_changes_nothing_that_is_stored() -> None:
     blocks = [seeded.randbytes(PAGE_BYTES + number) for number in range(LEAST_BYTES // PAGE_BYTES + 1)]
     pages = LargePages()
     tried = pages.gather()
-    assert tried == Path("/proc/self/maps").exists(), "a program of more than 64 MiB"
+    assert tried == Path("/proc/self/maps").exists(), "a program of more than 128 MiB"
     assert not pages.gather(), "it has not grown since"
     seeded.seed(1)
     assert all(block == seeded.randbytes(PAGE_BYTES + number) for number, block in enumerate(blocks))
