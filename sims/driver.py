@@ -422,7 +422,7 @@ class SimDriver:
         node = self.nodes.get(NodeId(reading.origin))
         if node is None:
             return Issue(reading, series, -1, -1)
-        return Issue(reading, series, node.number, node.sent_ns.get(reading.sequence, -1), node.followed)
+        return Issue(reading, series, node.number, node.sent_at(reading.sequence), node.followed)
 
     # --- what an engine decides ------------------------------------------------------------------------------------
     def _arm(self, node: SimNode) -> None:

@@ -10,6 +10,7 @@ real node, which runs them on threads of their own outside the interpreter's loc
 *Inbox*: what comes in is looked at when something depends on it (see :mod:`sims.pipes`).
 """
 
+from array import array
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -177,10 +178,10 @@ class SimNode:
 
     __slots__ = (
         "arrived", "attempts", "attentive", "backlog", "compute", "compute_ns", "device_frame_ns",
-        "device_handshake_ns", "dialled", "drift_ppb", "engine", "events", "followed", "frame_ns", "handshake_ns",
-        "_heard_ns", "identity", "inbound", "inbox", "lives", "mark", "name", "number", "offset_ns", "on_reading",
-        "received", "role", "running", "runs", "sent_ns", "stalled_until_ns", "started_ns", "suspects", "suspects_any",
-        "timer_ns", "utc_less_mono_ns",
+        "device_handshake_ns", "dialled", "drift_ppb", "engine", "events", "_first_sent", "followed", "frame_ns",
+        "handshake_ns", "_heard_ns", "identity", "inbound", "inbox", "lives", "mark", "name", "number", "offset_ns",
+        "on_reading", "received", "role", "running", "runs", "_sent_ns", "stalled_until_ns", "started_ns", "suspects",
+        "suspects_any", "timer_ns", "utc_less_mono_ns",
     )  # fmt: skip
 
     def __init__(self, number: int, identity: PeerIdentity, engine: Engine) -> None:
@@ -214,8 +215,9 @@ class SimNode:
         self.name: NodeId = identity.node
         self.followed = False
         """Somebody wants to know of each of its readings where it came to."""
-        self.sent_ns: dict[int, int] = {}
-        """When this life published which sequence, of the newest ``SENT_KEPT`` at least half."""
+        self._sent_ns = array("q")
+        """When this life published which sequence, from ``_first_sent`` on; -1: it did not."""
+        self._first_sent = 0
         self.identity, self.role = identity, identity.role
         self.started_ns = 0
         self.attempts: dict[int, Attempt] = {}
@@ -264,14 +266,24 @@ class SimNode:
     def forget(self) -> None:
         """All of its former life."""
         self._heard_ns.clear()
-        self.sent_ns.clear()
+        del self._sent_ns[:]
 
     def note_sent(self, sequence: int, now: int) -> None:
         """It published that."""
-        self.sent_ns[sequence] = now
-        if len(self.sent_ns) > SENT_KEPT:
-            for older in list(self.sent_ns)[: SENT_KEPT // 2]:
-                del self.sent_ns[older]
+        sent_ns = self._sent_ns
+        if len(sent_ns) == 0:
+            self._first_sent = sequence
+        for _ in range(sequence - self._first_sent - len(sent_ns)):
+            sent_ns.append(-1)
+        sent_ns.append(now)
+        if len(sent_ns) > SENT_KEPT:
+            del sent_ns[: SENT_KEPT // 2]
+            self._first_sent += SENT_KEPT // 2
+
+    def sent_at(self, sequence: int) -> int:
+        """When it published that, in virtual time; -1: it did not, or too long ago."""
+        index = sequence - self._first_sent
+        return self._sent_ns[index] if 0 <= index < len(self._sent_ns) else -1
 
     def local(self, now: int) -> int:
         """Its monotonic clock at virtual ``now``."""
