@@ -153,7 +153,7 @@ class Engine:
             node, lane = reached
             queues = self._queues_of(node)
             queue = self._queue_of[dial] = queues.realtime if lane is Lane.REALTIME else queues.bulk
-            queue.dial = dial
+            queue.dial, queue.link = dial, None
             if lane is Lane.REALTIME:
                 if queues.bulk:
                     self._membership.want_bulk(node)
@@ -257,8 +257,8 @@ class Engine:
         if queues is not None:
             queues.realtime.clear(reason)
             queues.bulk.clear(reason)
-            self._queue_of.pop(queues.realtime.dial, None)
-            self._queue_of.pop(queues.bulk.dial, None)
+            self._lane_gone(queues.realtime.dial)
+            self._lane_gone(queues.bulk.dial)
             neighbour = self._membership.neighbours.get(node)
             if neighbour is not None:
                 neighbour.queue = None

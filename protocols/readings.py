@@ -1,8 +1,8 @@
 """Who wants what, who gets it, and what happened to the rest.
 
 The two functions of the hot path, :meth:`Readings.publish` and :meth:`Readings.accept`, are the ones that the simulator
-calls. Everything that can be decided per (origin, key) is decided once and kept in a :class:`Stream`; a change of any
-interest makes all decisions stale by raising one version number.
+calls. Everything that can be decided per (origin, key) is decided once and kept in a :class:`Stream`. A change of any
+interest makes decisions stale by raising a version number: one of own subscriptions, another of all.
 
 Rules:
 1. A reading goes only to neighbours whose Interest matches its key, never back to its source or its origin.

@@ -81,6 +81,7 @@ class Peer:
         self.wants: tuple[Want, ...] = ()
         self.interest_version = -1
         self.gone = False
+        """Whoever remembers it has to look again."""
         self.recent: Stream | None = None
         """Of its last reading."""
 

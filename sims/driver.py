@@ -406,7 +406,8 @@ class SimDriver:
 
     def tell(self, node: SimNode) -> None:
         """Take the arrivals at a node since the last time into its mark, and tell whoever watches."""
-        arrivals, node.arrived = node.arrived, []
+        arrivals = node.arrived[:]
+        node.arrived.clear()
         mark = node.mark
         for at_ns, issue in arrivals:
             mark = marked(mark, at_ns, issue)

@@ -188,7 +188,7 @@ class SimNode:
         # What each frame needs comes first: it lies together in memory.
         self.engine = engine
         self.inbox: list[Coming] = []
-        """In the order in which they were sent. Always the same list."""
+        """In the order in which they were sent. Always the same list, as ``arrived``."""
         self.arrived: list[Arrival] = []
         """Readings that reached its subscriptions; whoever watches has not been told yet."""
         self.mark = 0
@@ -269,11 +269,13 @@ class SimNode:
         del self._sent_ns[:]
 
     def note_sent(self, sequence: int, now: int) -> None:
-        """It published that."""
+        """It published that. Sequences of a life grow."""
         sent_ns = self._sent_ns
-        if len(sent_ns) == 0:
-            self._first_sent = sequence
-        for _ in range(sequence - self._first_sent - len(sent_ns)):
+        left_out = sequence - self._first_sent - len(sent_ns)
+        if not 0 <= left_out <= SENT_KEPT:  # the first
+            del sent_ns[:]
+            self._first_sent, left_out = sequence, 0
+        for _ in range(left_out):
             sent_ns.append(-1)
         sent_ns.append(now)
         if len(sent_ns) > SENT_KEPT:

@@ -296,6 +296,7 @@ class Pipes:
                         return False
                     at_ns = busy_ns
             if not pipe.hears:  # it was closed meanwhile
+                self.readings_lost += readings_in([frame.data])
                 continue
             if processors is not None and processors.free_ns > now:
                 node.stalled_until_ns = max(node.stalled_until_ns, processors.free_ns)

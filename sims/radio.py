@@ -58,7 +58,7 @@ changes is still more than the path loss does on that way."""
 _MOST: Final = 0.7
 """Of all nodes: when so many moved, forgetting all pairs costs less than finding those of the movers."""
 MAX_PAIRS: Final = 1_000_000
-"""Kept at most, about 200 MB; beyond, all are made anew."""
+"""After so many were measured all are forgotten, so that at most so many are kept: about 200 MB."""
 _LONE_BYTES: Final = SEGMENT_BYTES - TLS_BYTES
 """The most that one segment takes from a program."""
 _REPEATED_SLOWLY: Final = ARP_FLIGHTS + 2
@@ -84,7 +84,7 @@ _OUT_OF_REACH: Final = _Pair(1.0, 0.0, True)
 
 
 class Way:
-    """From one node to another, as what is sent many streams' messages keeps it: :meth:`Radio.way`."""
+    """From one node to another, for whoever sends much there: see :meth:`Radio.way`."""
 
     __slots__ = ("air", "far", "pair", "receiver", "sender")
 

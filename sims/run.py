@@ -69,6 +69,9 @@ class Run:
             self.advance(int(self.scenario.duration_s * limits.SECOND), progress)
         except KeyboardInterrupt:
             interrupted = True
+        except BaseException:
+            gc.unfreeze()
+            raise
         if not interrupted:
             for hook in overridden(self.world.checks, "finished"):
                 hook(self.world.now, end_ns(self.tape))

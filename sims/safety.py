@@ -154,9 +154,8 @@ class ReadingsInOrderOnce(Check):
             series, sequence = issue.series, issue.sequence
             before = order.newest[series].sequence
             if sequence > before or self._life(series.origin, sequence) > self._life(series.origin, before):
-                order.newest[
-                    series
-                ].sequence = sequence  # its clock went back and its disk is lost: smaller, and yet newer
+                # Its clock went back and its disk is lost: smaller, and yet newer.
+                order.newest[series].sequence = sequence
             else:
                 self.judge(False, f"{node} got {series.key} number {sequence} after {before}")
 

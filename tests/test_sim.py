@@ -160,6 +160,39 @@ def test_broadcast_is_one_event() -> None:
     assert sim.events_run - before <= 2
 
 
+def test_readings_around_an_event_are_all_told() -> None:
+    """What watches a run is told of readings before each event; those behind it in the same tick are not to be lost."""
+    sim = SimDriver(1)
+    for name in ("n0", "n1", "n2", "n3"):
+        sim.add(name)
+    sim.meet()
+    sim.run_for(3 * SECOND)
+    sim.subscribe("n0", "**", Quality(own=False))
+    sim.run_for(SECOND)
+    for number in range(5):
+        sim.publish("n1", "veh/n1/x", number)
+        if number == 2:
+            sim.leave("n2")
+        sim.publish("n3", "veh/n3/x", number)
+        sim.run_for(10 * MS)
+    node = sim.nodes[NodeId("n0")]
+    assert [(reading.key, reading.value) for _, reading in node.received] == [
+        (f"veh/{name}/x", number) for number in range(5) for name in ("n1", "n3")
+    ]
+    assert node.engine.statistics()["readings_delivered"] == 10
+
+
+def test_readings_behind_a_frame_that_closes_their_pipe_are_counted() -> None:
+    """They came in the same tick; nobody takes them any more, and every reading is accounted for."""
+    sim = pair()
+    sim.connections.slip_in(sim.nodes[NodeId("n1")], b"\x92\x06\xc1")
+    for number in range(5):
+        assert sim.publish("n1", "veh/n1/x", number).queued == 1
+    sim.run_for(100 * MS)
+    assert came(sim) == []
+    assert sim.pipes.readings_lost == 5
+
+
 # --- processors ------------------------------------------------------------------------------------------------------
 def test_frames_queue_behind_one_another_for_a_slow_processor() -> None:
     """A single server: three frames at 40 ms each that come together are taken at 0, 40 and 80 ms."""
