@@ -15,7 +15,7 @@ import msgspec
 
 from sims import saved
 from sims.cli_replay import show_checks
-from sims.compare import WITHIN, Comparison, busy_host, compare, cores_of
+from sims.compare import WITHIN, Comparison, busy_host, compare, host_of
 from sims.emulator.run import emulate
 from sims.errors import SimulationError
 from sims.result import Result
@@ -77,7 +77,7 @@ def compare_command(scenario: str, seed: int | None, as_json: bool, within: floa
     if emulated.why_invalid.startswith("interrupted"):
         click.echo(f"meshsim: {emulated.why_invalid}: nothing to compare", err=True)
         raise SystemExit(INTERRUPTED)
-    simulated, apart = simulate(chosen, seed, processors=cores_of(emulated)), simulate(chosen, seed)
+    simulated, apart = simulate(chosen, seed, processors=host_of(emulated)), simulate(chosen, seed)
     comparison = compare(emulated, simulated, within, apart)
     if out is not None:
         _save(out / "emulator", emulated)
@@ -188,7 +188,9 @@ def _show_comparison(comparison: Comparison) -> None:
     click.echo(f"{comparison.scenario}: {comparison.nodes} nodes, seed {comparison.seed}")
     if not comparison.valid:
         click.echo(f"INVALID: {comparison.why_invalid}", err=True)
-    click.echo("simulator: on as many processors as this host has; apart: on one for each node")
+    slowness = comparison.wire["host_slowness"]
+    click.echo(f"simulator: on as many processors as this host has, where all took {slowness:.2f} times the usual")
+    click.echo("apart: on one for each node")
     click.echo(f"{'':24} {'emulator':>10} {'simulator':>10} {'ratio':>6}       {'':6} {'apart':>10}")
     for row in comparison.rows:
         apart = "-" if row.apart is None else format(row.apart, ".4g")

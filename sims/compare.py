@@ -6,7 +6,8 @@ other. Tails and shares are shown beside them, unjudged: they hang on a few case
 few.
 
 The nodes of an emulation share the processors of one host, and so do those of the simulation that is judged by it
-(:mod:`sims.processors`). What computers of their own make of it, as on the road, stands beside.
+(:mod:`sims.processors`). How fast the host was in that run is known by what each packet of the wire took. What
+computers of their own make of it, as on the road, stands beside.
 
 Causes of a difference are those that the two results themselves bear out; where none does, that is said.
 """
@@ -17,6 +18,8 @@ from typing import Final
 
 from msgspec import Struct, field
 
+from protocols import limits
+from sims.processors import WIRE_NS, Processors
 from sims.result import Result, Spread
 
 WITHIN: Final = 0.25
@@ -27,6 +30,8 @@ _BUSY_CHANNEL: Final = 0.5
 delay."""
 _BUSY_HOST: Final = 0.7
 _TINY: Final = 1e-9
+_FEW_FRAMES: Final = 10_000
+_MOST_SLOW: Final = 4.0
 
 
 class Row(Struct):
@@ -73,7 +78,7 @@ def compare(emulated: Result, simulated: Result, within: float = WITHIN, apart: 
         emulated.scenario, emulated.seed, emulated.nodes, within, emulated.valid and simulated.valid,
         emulated.why_invalid or simulated.why_invalid,
         wire={name: value for name, value in emulated.figures.items() if name.startswith(("wire_", "nodes_cpu"))}
-        | {"host_busy": round(busy_host(emulated), 4)},
+        | {"host_busy": round(busy_host(emulated), 4), "host_slowness": round(slowness_of(emulated), 3)},
     )  # fmt: skip
     alone = [row.simulator for row, _ in _rows(emulated, apart)] if apart is not None else []
     for number, (row, cases) in enumerate(_rows(emulated, simulated)):
@@ -175,6 +180,21 @@ def busy_host(emulated: Result) -> float:
     cores = cores_of(emulated)
     used_s = emulated.figures.get("nodes_cpu_s", 0.0) + emulated.figures.get("wire_cpu_s", 0.0)
     return used_s / (cores * emulated.virtual_s) if emulated.virtual_s else 0.0
+
+
+def host_of(emulated: Result) -> Processors:
+    """The processors that it ran on, as fast as they were then."""
+    return Processors(cores_of(emulated), slowness_of(emulated))
+
+
+def slowness_of(emulated: Result) -> float:
+    """How many times as long the wire took for a packet as where costs were measured; a shared host has its days."""
+    frames = emulated.figures.get("wire_frames", 0.0)
+    if frames < _FEW_FRAMES:
+        return 1.0
+    return min(
+        max(emulated.figures.get("wire_cpu_s", 0.0) * limits.SECOND / frames / WIRE_NS, 1 / _MOST_SLOW), _MOST_SLOW
+    )
 
 
 def cores_of(emulated: Result) -> int:

@@ -22,7 +22,6 @@ from protocols.errors import RemoteProtocolError
 from protocols.messages import Hello, NodeFrame, Readings
 from protocols.queues import NEVER, LaneQueue
 from sims.node import MESH, Coming, Frame, Pipe, SimNode
-from sims.processors import PACKETS, WIRE_NS
 from sims.radio import Radio
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ class Pipes:
                     break
                 at_ns = came_ns + (pipe.cost_ns if tag != _ENTRIES_TAG else _SEALED_COST * pipe.cost_ns)
                 if processors is not None:
-                    at_ns += processors.occupy(now, node.frame_ns + PACKETS * WIRE_NS)
+                    at_ns += processors.occupy(now, node.frame_ns + processors.packets_ns)
                 if at_ns < pipe.last_ns:
                     at_ns = pipe.last_ns
                 else:
@@ -174,7 +173,8 @@ class Pipes:
             return
         cost_ns = pipe.cost_ns if frame is None or frame[1] != _ENTRIES_TAG else _SEALED_COST * pipe.cost_ns
         if self.processors is not None and frame is not None:
-            cost_ns += self.processors.occupy(self._driver.now, pipe.sender.frame_ns + PACKETS * WIRE_NS)
+            work_ns = pipe.sender.frame_ns + self.processors.packets_ns
+            cost_ns += self.processors.occupy(self._driver.now, work_ns)
         pipe.last_ns = at_ns = max(at_ns + cost_ns, pipe.last_ns)
         tick_ns = at_ns - at_ns % -TICK_NS
         pipe.under_way += 1

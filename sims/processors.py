@@ -10,7 +10,8 @@ A node that had to wait for a processor is not: another node's memory is in the 
 from heapq import heapreplace
 
 WIRE_NS = 54_000
-"""Processor time of the emulated wire for a packet, kernel included, measured in the emulator …"""
+"""Processor time of the emulated wire for a packet, kernel included, measured in the emulator on the host on which all
+other costs were measured (see :mod:`sims.devices`) …"""
 PACKETS = 2
 """… of which a message takes two: itself and TCP's acknowledgement."""
 WARM_DIVISOR = 4
@@ -20,9 +21,12 @@ WARM_DIVISOR = 4
 class Processors:
     """So many; work goes to the one that is free first."""
 
-    def __init__(self, count: int) -> None:
-        """``count``: at least 1."""
+    def __init__(self, count: int, slowness: float = 1.0) -> None:
+        """``count``: at least 1. ``slowness``: how many times as long everything takes as where it was measured."""
         self._free_ns = [0] * count
+        self.slowness = slowness
+        self.packets_ns = int(PACKETS * WIRE_NS * slowness)
+        """What the wire takes for a message."""
 
     @property
     def free_ns(self) -> int:

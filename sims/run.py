@@ -37,15 +37,16 @@ Progress = Callable[[float, float], None]
 class Run:
     """One simulation."""
 
-    def __init__(self, scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset(), processors: int = 0) -> None:
-        """``processors``: that all nodes share; 0: each has its own.
+    def __init__(
+        self, scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset(), processors: Processors | None = None
+    ) -> None:
+        """``processors``: that all nodes share; None: each has its own.
 
         :raises ScenarioError: the scenario can't be used. :raises TraceError: its trace can't."""
         self.scenario, self.seed = scenario, seed
         self.recording = Recording(scenario)
         self.tape = plan(scenario, seed)
-        shared = Processors(processors) if processors else None
-        self.world = World(scenario, seed, self.recording, self.tape, bugs, shared)
+        self.world = World(scenario, seed, self.recording, self.tape, bugs, processors)
         self._activity = Activity(self.world, seed)
         self._sampler = Sampler(self.world, self.recording)
         self._activity.on_published = self._sampler.published
@@ -139,9 +140,9 @@ class Run:
 
 def simulate(
     scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset(), progress: Progress | None = None,
-    processors: int = 0,
+    processors: Processors | None = None,
 ) -> Result:  # fmt: skip
-    """Make a run. ``bugs``: to plant, see :mod:`sims.bugs`. ``processors``: that all nodes share; 0: each has its own.
+    """Make a run. ``bugs``: to plant, see :mod:`sims.bugs`. ``processors``: as of :class:`Run`.
 
     :raises ScenarioError: the scenario can't be used. :raises TraceError: its trace can't.
     """

@@ -147,9 +147,12 @@ class World:
         node = self.driver.prepare(name, Role(group.role))
         node.set_clocks(up_since_ns, skew_ns, drift_ppb)
         device = DEVICES[group.device]
-        node.device_frame_ns, node.device_handshake_ns = device.frame_ns, device.handshake_ns
+        shared = self.driver.processors
+        slowness = 1.0 if shared is None else shared.slowness
+        node.device_frame_ns = int(device.frame_ns * slowness)
+        node.device_handshake_ns = int(device.handshake_ns * slowness)
         node.slow(1)
-        node.attentive = self.driver.processors is not None
+        node.attentive = shared is not None
         self._nodes[name] = node
         self._wants.append(wants)
         start_ns = int((group.start_s + number * group.stagger_s) * limits.SECOND)

@@ -2,8 +2,11 @@
 
 import pytest
 
-from sims.compare import Comparison, Row, compare
+from sims.compare import Comparison, Row, compare, host_of, slowness_of
+from sims.processors import WIRE_NS, Processors
 from sims.result import Dissemination, Distances, Result, Spread
+from sims.run import Run
+from sims.scenario import load
 
 
 def _result(harness: str, latency_ms: float = 4.0, discovery_s: float = 0.1, spread_s: float = 0.02) -> Result:
@@ -80,6 +83,25 @@ def test_compare_difference_on_a_busy_host_says_so() -> None:
     emulated = _result("emulator", discovery_s=0.5)
     emulated.figures["nodes_cpu_s"] = 100.0
     assert "of this host's processors were busy" in _row(compare(emulated, _result("simulator")), "discovery p50").why
+
+
+def test_compare_simulates_on_a_host_as_slow_as_the_emulation_had() -> None:
+    """A shared host is half as fast on some days, for real nodes and their wire alike: no fault of a model."""
+    emulated = _result("emulator")
+    assert slowness_of(emulated) == 1.0, "nothing was measured"
+    emulated.figures |= {"wire_frames": 20_000.0, "wire_cpu_s": 2 * 20_000 * WIRE_NS / 1e9}
+    emulated.versions["cores"] = "3"
+    host = host_of(emulated)
+    assert host.slowness == pytest.approx(2.0)
+    assert compare(emulated, _result("simulator")).wire["host_slowness"] == pytest.approx(2.0)
+    assert [host.occupy(0, 1) for _ in range(4)] == [0, 0, 0, 1], "three processors"
+    scenario = load("pair")
+    slow, usual = (Run(scenario, 1, processors=Processors(2, slowness)).world for slowness in (2.0, 1.0))
+    for name in scenario.names:
+        assert slow.node(name).frame_ns == 2 * usual.node(name).frame_ns > 0
+        assert slow.node(name).handshake_ns == 2 * usual.node(name).handshake_ns > 0
+    emulated.figures["wire_cpu_s"] = 1e6
+    assert slowness_of(emulated) == 4.0, "a figure that can't be is bounded"
 
 
 def test_compare_difference_without_evidence_admits_it() -> None:
