@@ -18,7 +18,7 @@ from sims.saved import load as load_result
 from sims.sweep import ROW_FILE, TABLE_FILE
 from tests.ray_fixture import BIN, ROOT, Cluster
 
-SEEDS = 40
+SEEDS = 100
 """So many runs that the other machine, too, has made its worker before the first has made them all."""
 
 
@@ -58,7 +58,7 @@ def command(out: Path, seeds: int, *more: str) -> list[str]:
 def finished(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """A process from start to end."""
     return subprocess.run(
-        arguments, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+        arguments, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
     )
 
 
@@ -112,7 +112,7 @@ def test_worker_killed_on_the_other_machine_has_its_run_made_again(
         for worker in cluster.workers(1):
             worker.kill()
             killed += 1
-    said, complained = process.communicate(timeout=60)
+    said, complained = process.communicate(timeout=150)
     assert killed, "no run was made on the other machine"
     assert process.returncode == 0, complained + said
     assert table(out) == table(local)
