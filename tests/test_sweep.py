@@ -224,19 +224,19 @@ def command(out: Path, seeds: int) -> list[str]:
 def test_sweep_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path) -> None:
     """A night's work must survive a reboot, and leave no process behind."""
     out = tmp_path / "sweep"
-    first, workers = begun(out, 8, 2)
+    first, workers = begun(out, 24, 2)
     first.kill()
     first.communicate()
     finished = {file: file.stat().st_mtime_ns for file in out.rglob(ROW_FILE)}
-    assert 2 <= len(finished) < 8
+    assert 2 <= len(finished) < 24
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert not alive
-    second = subprocess.run(command(out, 8), capture_output=True, text=True, timeout=100, check=False)
+    second = subprocess.run(command(out, 24), capture_output=True, text=True, timeout=100, check=False)
     assert second.returncode == 0, second.stderr + second.stdout
-    assert f"{len(finished)} of 8 runs are finished already" in second.stderr
-    assert len(list(out.rglob(ROW_FILE))) == 8
+    assert f"{len(finished)} of 24 runs are finished already" in second.stderr
+    assert len(list(out.rglob(ROW_FILE))) == 24
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
-    assert len(lines_of(out / TABLE_FILE)) == 8
+    assert len(lines_of(out / TABLE_FILE)) == 24
     assert "occurred: " in second.stdout
 
 
