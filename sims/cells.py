@@ -95,6 +95,8 @@ class Cells:
         if was != now:
             if was is not None:
                 self._members[was].remove(node)
+                if not self._members[was]:  # or there would be one for each place that somebody has ever been at
+                    del self._members[was]
                 self._forget_around(was)
             if now is not None:
                 self._members.setdefault(now, []).append(node)
