@@ -24,11 +24,18 @@ from pathlib import Path
 from typing import Literal
 
 import meshnode
-from meshnode.config import DiscoverySection, HttpSection, IdentitySection, ListenSection, NodeConfig, NodeSection
+from meshnode.config.sections import (
+    DiscoverySection,
+    HttpSection,
+    IdentitySection,
+    ListenSection,
+    NodeConfig,
+    NodeSection,
+)
 from meshnode.identity import create_mesh, issue
-from meshnode.net.transport import Address
-from protocols.ids import Role, node_id
-from protocols.messages import Position
+from meshnode.links.transport import Address
+from protocols.base.ids import Role, node_id
+from protocols.wire.messages import Position
 
 PYTHONS_OWN_S = 0.005
 TIMEOUT_S = 60.0

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import meshnode
-import meshnode.renewal
+import meshnode.identity.renewal
 from benchmarks import churners, command
 from benchmarks.children import ANSWER_S, Child, child
 from benchmarks.churners import ENDINGS, MESH, SUBJECT, Linking
@@ -228,7 +228,7 @@ def _trim() -> None:
 
 
 def _run_subject(folder: Path, engine: str, orders: Connection) -> None:
-    meshnode.renewal.CHECK_S = 0.25  # instead of every five seconds
+    meshnode.identity.renewal.CHECK_S = 0.25  # instead of every five seconds
     asyncio.run(_Subject(folder, engine, orders).run())
 
 

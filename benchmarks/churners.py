@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import meshnode
-from meshnode.config import (
+from meshnode.config.sections import (
     DiscoverySection,
     HttpSection,
     IdentitySection,
@@ -36,12 +36,12 @@ from meshnode.config import (
     NodeSection,
 )
 from meshnode.identity import issue
-from meshnode.net.express import open_express
-from meshnode.net.nng import open_transport
-from meshnode.net.transport import Address, Credentials, OutgoingLane, Transport
-from protocols.codec import encode_frame
-from protocols.ids import SERVER_NAME, Incarnation, Lane, MeshName, PeerIdentity, Role, node_id
-from protocols.messages import MAJOR, MINOR, EventTime, Hello, Position, Provenance, Reading, Readings
+from meshnode.links.express.engine import open_express
+from meshnode.links.nng.library import open_transport
+from meshnode.links.transport import Address, Credentials, OutgoingLane, Transport
+from protocols.base.ids import SERVER_NAME, Incarnation, Lane, MeshName, PeerIdentity, Role, node_id
+from protocols.wire.codec import encode_frame
+from protocols.wire.messages import MAJOR, MINOR, EventTime, Hello, Position, Provenance, Reading, Readings
 
 MESH = MeshName("churn")
 SUBJECT = "rsu-1"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from protocols.errors import MeshError
+from protocols.base.errors import MeshError
 
 End = Literal["near", "far"]
 ENDS: tuple[End, End] = ("near", "far")

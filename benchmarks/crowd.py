@@ -19,11 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import meshnode
-from meshnode.config import DiscoverySection, HttpSection, IdentitySection, ListenSection, NodeConfig, NodeSection
+from meshnode.config.sections import (
+    DiscoverySection,
+    HttpSection,
+    IdentitySection,
+    ListenSection,
+    NodeConfig,
+    NodeSection,
+)
 from meshnode.identity import create_mesh, issue
-from meshnode.net.transport import Address
-from protocols.ids import Role, node_id
-from protocols.messages import Position
+from meshnode.links.transport import Address
+from protocols.base.ids import Role, node_id
+from protocols.wire.messages import Position
 
 MAX_P99_MS = 3.0
 MAX_CORE_SHARE = 0.12

@@ -32,7 +32,7 @@ from benchmarks.churners import config
 from benchmarks.command import between, finish, measuring
 from benchmarks.strangers import Crowd, insiders, torment
 from meshnode.identity import create_mesh, issue
-from meshnode.net.transport import Address
+from meshnode.links.transport import Address
 from protocols.events import Event, NeighbourDead, NeighbourLeft, NeighbourSuspected
 
 MAX_P99_MS = 3.0

@@ -16,10 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import meshnode
-from meshnode.config import DiscoverySection, HttpSection, IdentitySection, ListenSection, NodeConfig, NodeSection
+from meshnode.config.sections import (
+    DiscoverySection,
+    HttpSection,
+    IdentitySection,
+    ListenSection,
+    NodeConfig,
+    NodeSection,
+)
 from meshnode.identity import create_mesh, issue
-from protocols.ids import node_id
-from protocols.messages import Position, Reading
+from protocols.base.ids import node_id
+from protocols.wire.messages import Position, Reading
 
 _GAP_S = 0.001
 _MAX_WAITING = 512

@@ -16,7 +16,7 @@ import meshnode
 from benchmarks import model
 from benchmarks.contender import BenchmarkFailed, Ports, Setting
 from benchmarks.readings import HOW, WHERE
-from meshnode.config import (
+from meshnode.config.sections import (
     DiscoverySection,
     HttpSection,
     IdentitySection,
@@ -26,9 +26,9 @@ from meshnode.config import (
     NodeConfig,
     NodeSection,
 )
-from meshnode.net.transport import Address
-from protocols.errors import InferenceError, ModelUnknown
-from protocols.ids import node_id
+from meshnode.links.transport import Address
+from protocols.base.errors import InferenceError, ModelUnknown
+from protocols.base.ids import node_id
 
 _T = TypeVar("_T")
 

@@ -13,7 +13,7 @@ from pynng import TLSConfig, lib
 
 from benchmarks.contender import Ports, Setting
 from benchmarks.peer import Peer
-from protocols.ids import SERVER_NAME
+from protocols.base.ids import SERVER_NAME
 
 SEND_TIMEOUT_MS = 5_000
 BUFFER_MESSAGES = 128

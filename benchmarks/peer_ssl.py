@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from benchmarks.contender import Ports, Setting
 from benchmarks.peer import Peer
-from protocols.ids import SERVER_NAME
+from protocols.base.ids import SERVER_NAME
 
 LENGTH_BYTES = 4
 CHUNK_BYTES = 256 * 1024

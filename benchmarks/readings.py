@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from protocols.codec import tensor_of
-from protocols.messages import Count, EventTime, Id, Key, Position, Provenance, Tensor
+from protocols.wire.codec import tensor_of
+from protocols.wire.messages import Count, EventTime, Id, Key, Position, Provenance, Tensor
 
 WHERE = Position(48.7665, 11.4258, 1.5, 374.0, 90.0)
 HOW = Provenance("bench", "1")

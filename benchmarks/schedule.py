@@ -19,7 +19,7 @@ from benchmarks.ends import Pair
 from benchmarks.measures import RUNS
 from benchmarks.model import write_model
 from meshnode.identity import create_mesh, issue
-from protocols.ids import Role
+from protocols.base.ids import Role
 
 SECONDS = {
     "reading_64B": 1.0,

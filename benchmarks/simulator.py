@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from sims.run import Run
-from sims.scenario import load
+from sims.runs.run import Run
+from sims.scenario.file import load
 
 SECOND_NS = 1_000_000_000
 

@@ -17,10 +17,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from meshnode.net.transport import Credentials
-from protocols.codec import encode_frame
-from protocols.ids import SERVER_NAME, Lane
-from protocols.messages import (
+from meshnode.links.transport import Credentials
+from protocols.base.ids import SERVER_NAME, Lane
+from protocols.wire.codec import encode_frame
+from protocols.wire.messages import (
     MAJOR,
     MINOR,
     EventTime,

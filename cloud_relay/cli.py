@@ -12,12 +12,12 @@ from typing import Any
 import click
 import msgspec
 
-from cloud_relay.audit import OriginAccount, audit
 from cloud_relay.config import load_config
-from cloud_relay.query import COLUMNS, Query, parse_box, parse_instant, select
-from cloud_relay.schema import open_for_reading, storage_error
-from protocols.errors import MeshError
-from protocols.ids import UtcNs
+from cloud_relay.query.audit import OriginAccount, audit
+from cloud_relay.query.query import COLUMNS, Query, parse_box, parse_instant, select
+from cloud_relay.store.schema import open_for_reading, storage_error
+from protocols.base.errors import MeshError
+from protocols.base.ids import UtcNs
 
 _CONFIG = click.option(
     "--config", "config_path", type=click.Path(path_type=Path), default="relay.toml", show_default=True,

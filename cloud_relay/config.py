@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from meshnode.net.transport import Credentials
-from protocols.errors import ConfigError, InvalidName
-from protocols.ids import NodeId, node_id
+from meshnode.links.transport import Credentials
+from protocols.base.errors import ConfigError, InvalidName
+from protocols.base.ids import NodeId, node_id
 
 DEFAULT_PORT = 7450
 MAX_CONFIG_BYTES = 1024 * 1024

@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable
 
 from cloud_relay.config import RelayConfig
-from cloud_relay.ingest import Ingest
-from cloud_relay.store import Store
+from cloud_relay.ingest.ingest import Ingest
+from cloud_relay.store.sqlite import Store
 from meshnode.identity import load_identity
-from meshnode.net.nng import open_responder
-from protocols.errors import ConfigError
-from protocols.ids import Role
+from meshnode.links.nng.library import open_responder
+from protocols.base.errors import ConfigError
+from protocols.base.ids import Role
 
 _log = logging.getLogger(__name__)
 

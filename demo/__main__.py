@@ -14,7 +14,7 @@ from typing import Any
 from demo.conductor import View, free_port, play_all
 from demo.stage import write_files
 from demo.verdict import Verdict
-from protocols.errors import MeshError
+from protocols.base.errors import MeshError
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from demo.stage import ALL, UNITS, Participant
-from protocols.errors import MeshError
+from protocols.base.errors import MeshError
 
 STOPPING = "tell everybody to stop"
 GRACE_S = 10.0

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import meshnode
-from protocols.errors import MeshError
+from protocols.base.errors import MeshError
 from protocols.events import Answered, Event, NeighbourDead, NeighbourLeft, NeighbourMet, NeighbourSuspected
 
 

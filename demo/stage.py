@@ -5,7 +5,7 @@ from pathlib import Path
 
 from meshnode.identity import create_mesh, issue
 from meshnode.models.plate import find_detector
-from protocols.ids import Role
+from protocols.base.ids import Role
 
 MESH = "ingolstadt"
 START_S = 540.0

@@ -11,33 +11,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from meshnode.config import NodeConfig
-    from meshnode.inference_result import InferenceResult
+    from meshnode.config.sections import NodeConfig
+    from meshnode.inference.result import InferenceResult
     from meshnode.local.client import ConnectedNode, connect
     from meshnode.node import Node, open  # noqa: A004 - reads as ``meshnode.open``
-    from meshnode.publisher import Publisher
-    from meshnode.subscriptions import Subscription
-    from protocols.errors import MeshError
+    from meshnode.readings.publisher import Publisher
+    from meshnode.readings.subscriptions import Subscription
+    from protocols.base.errors import MeshError
     from protocols.events import Put, PutMany
-    from protocols.messages import EventTime, Position, Provenance, Reading, Tensor
+    from protocols.wire.messages import EventTime, Position, Provenance, Reading, Tensor
 
 _HOMES = {
-    "NodeConfig": "meshnode.config",
+    "NodeConfig": "meshnode.config.sections",
     "ConnectedNode": "meshnode.local.client",
-    "InferenceResult": "meshnode.inference_result",
+    "InferenceResult": "meshnode.inference.result",
     "Node": "meshnode.node",
-    "Publisher": "meshnode.publisher",
+    "Publisher": "meshnode.readings.publisher",
     "connect": "meshnode.local.client",
     "open": "meshnode.node",
-    "Subscription": "meshnode.subscriptions",
-    "MeshError": "protocols.errors",
-    "EventTime": "protocols.messages",
-    "Position": "protocols.messages",
-    "Provenance": "protocols.messages",
-    "Reading": "protocols.messages",
-    "Tensor": "protocols.messages",
-    "Put": "protocols.streams",
-    "PutMany": "protocols.streams",
+    "Subscription": "meshnode.readings.subscriptions",
+    "MeshError": "protocols.base.errors",
+    "EventTime": "protocols.wire.messages",
+    "Position": "protocols.wire.messages",
+    "Provenance": "protocols.wire.messages",
+    "Reading": "protocols.wire.messages",
+    "Tensor": "protocols.wire.messages",
+    "Put": "protocols.readings.streams",
+    "PutMany": "protocols.readings.streams",
 }
 
 __all__ = [

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import assert_never
 
-from meshnode.net.transport import Address, FailedLink, OutgoingLane, Transport
-from protocols import limits
+from meshnode.links.transport import Address, FailedLink, OutgoingLane, Transport
+from protocols.base import limits
+from protocols.base.ids import NodeId, PeerIdentity
 from protocols.engine import Engine, PeerView
-from protocols.entries import EntryView, Stored, views
 from protocols.events import (
     CancelCompute,
     ClosePipe,
@@ -35,10 +35,10 @@ from protocols.events import (
     Put,
     PutMany,
 )
-from protocols.ids import NodeId, PeerIdentity
-from protocols.messages import EventTime, InferAnswer, NamedTensor, Position, Provenance, Reading
-from protocols.placement import LocalModel
+from protocols.gossip.entries import EntryView, Stored, views
+from protocols.inference.placement import LocalModel
 from protocols.settings import NodeSettings, Quality
+from protocols.wire.messages import EventTime, InferAnswer, NamedTensor, Position, Provenance, Reading
 
 _log = logging.getLogger(__name__)
 _FULL = limits.MAX_READINGS_PER_FRAME

@@ -23,31 +23,28 @@ from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from meshnode.compute import ComputeService
-from meshnode.config import NodeConfig, load
+from meshnode.config.sections import NodeConfig, load
 from meshnode.driver import Driver, ReadingCallback
-from meshnode.gossip import GossipService
+from meshnode.gossip.notary import Notary
+from meshnode.gossip.service import GossipService
 from meshnode.identity import NodeIdentity, load_identity
-from meshnode.inference_result import InferenceResult as InferenceResult  # noqa: PLC0414 -- handed on
+from meshnode.identity.renewal import Renewal
+from meshnode.identity.state import StateFolder
+from meshnode.inference.compute import ComputeService
+from meshnode.inference.result import InferenceResult as InferenceResult  # noqa: PLC0414 -- handed on
+from meshnode.links.express.engine import open_express
+from meshnode.links.mdns import Advert, Discovery, open_discovery
+from meshnode.links.nng.library import open_transport
+from meshnode.links.transport import Credentials, FailedLink, Transport
 from meshnode.local.server import LocalServer
-from meshnode.net.express import open_express
-from meshnode.net.mdns import Advert, Discovery, open_discovery
-from meshnode.net.nng import open_transport
-from meshnode.net.transport import Credentials, FailedLink, Transport
-from meshnode.notary import Notary
-from meshnode.publisher import Publisher, not_open
-from meshnode.publishing import Publishing
-from meshnode.recording import Recorder
-from meshnode.renewal import Renewal
-from meshnode.sensing import Sensing
-from meshnode.state import StateFolder
-from meshnode.subscriptions import Subscription
-from protocols import limits
+from meshnode.readings.publisher import Publisher, not_open
+from meshnode.readings.publishing import Publishing
+from meshnode.readings.subscriptions import Subscription
+from meshnode.records.recording import Recorder
+from meshnode.sensors.sensing import Sensing
 from protocols.access import DEFAULT_RULES, LINK_ROLES
-from protocols.codec import tensor_of
-from protocols.engine import PeerView
-from protocols.entries import EntryView
-from protocols.errors import (
+from protocols.base import limits
+from protocols.base.errors import (
     BudgetExhausted,
     ConfigError,
     InferenceError,
@@ -55,6 +52,9 @@ from protocols.errors import (
     LocalProtocolError,
     ModelUnknown,
 )
+from protocols.base.ids import NodeId
+from protocols.base.keys import checked_key
+from protocols.engine import PeerView
 from protocols.events import (
     Answered,
     DeadlineMissed,
@@ -64,10 +64,10 @@ from protocols.events import (
     Event,
     PeerRefused,
 )
-from protocols.ids import NodeId
-from protocols.keys import checked_key
-from protocols.messages import NamedTensor, Position, Provenance, Reading, Tensor
+from protocols.gossip.entries import EntryView
 from protocols.settings import MembershipSettings, NodeSettings, Quality
+from protocols.wire.codec import tensor_of
+from protocols.wire.messages import NamedTensor, Position, Provenance, Reading, Tensor
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -8,8 +8,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from protocols.ids import NodeId, Role
-from protocols.keys import checked_expression, includes, matches
+from protocols.base.ids import NodeId, Role
+from protocols.base.keys import checked_expression, includes, matches
 
 Verb = Literal["publish", "subscribe", "infer"]
 

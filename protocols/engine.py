@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final
 
-from protocols import limits
 from protocols.access import AccessTable
-from protocols.codec import decode_untrusted_node_frame, encode_frame, readings_in_own_frame, untrusted_other_major
-from protocols.entries import EntryView, Stored
-from protocols.errors import BoundExceeded, RemoteProtocolError, UnknownFrame, ValueUnsupported
+from protocols.base import limits
+from protocols.base.errors import BoundExceeded, RemoteProtocolError, UnknownFrame, ValueUnsupported
+from protocols.base.ids import Incarnation, Lane, NodeId, PeerIdentity
 from protocols.events import (
     Delivery,
     Effect,
@@ -27,11 +26,18 @@ from protocols.events import (
     Put,
     PutMany,
 )
-from protocols.gossip import Gossip
-from protocols.ids import Incarnation, Lane, NodeId, PeerIdentity
-from protocols.inference import Inference
-from protocols.membership import Membership, Neighbour, State
-from protocols.messages import (
+from protocols.gossip.entries import EntryView, Stored
+from protocols.gossip.machine import Gossip
+from protocols.inference.machine import Inference
+from protocols.inference.placement import LocalModel, Neighbourhood
+from protocols.links.queues import NEVER, Drops, LaneQueue, Queues
+from protocols.membership.machine import Membership, Neighbour, State
+from protocols.membership.peer_view import PeerView as PeerView  # noqa: PLC0414 -- handed on
+from protocols.readings.machine import Readings
+from protocols.readings.streams import Peer
+from protocols.settings import NodeSettings, Quality
+from protocols.wire.codec import decode_untrusted_node_frame, encode_frame, readings_in_own_frame, untrusted_other_major
+from protocols.wire.messages import (
     EventTime,
     GossipDigest,
     GossipEntries,
@@ -49,13 +55,7 @@ from protocols.messages import (
     Provenance,
     Reading,
 )
-from protocols.messages import Readings as ReadingsFrame
-from protocols.peer_view import PeerView as PeerView  # noqa: PLC0414 -- handed on
-from protocols.placement import LocalModel, Neighbourhood
-from protocols.queues import NEVER, Drops, LaneQueue, Queues
-from protocols.readings import Readings
-from protocols.settings import NodeSettings, Quality
-from protocols.streams import Peer
+from protocols.wire.messages import Readings as ReadingsFrame
 
 OFFER_INTERVAL_NS: Final = 100 * limits.MS
 """Changes of load are told at most this often."""
@@ -384,7 +384,7 @@ class Engine:
         self, key: str, value: object, where: Position | None, when: EventTime | None, how: Provenance | None,
         priority: int, lifespan_ms: int, hops: int, now: int, utc_now: int,
     ) -> tuple[Put, Delivery | None]:  # fmt: skip
-        """Publish one value of this node; see :meth:`protocols.readings.Readings.publish` for the errors."""
+        """Publish one value of this node; see :meth:`protocols.readings.machine.Readings.publish` for the errors."""
         result = self._readings.publish(key, value, where, when, how, priority, lifespan_ms, hops, now, utc_now)
         self._look_for_lanes()
         return result
@@ -393,7 +393,7 @@ class Engine:
         self, key: str, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],
         how: Provenance | None, priority: int, lifespan_ms: int, hops: int, now: int, utc_now: int,
     ) -> tuple[PutMany, list[Delivery]]:  # fmt: skip
-        """Publish several values of one key; see :meth:`protocols.readings.Readings.publish_many`."""
+        """Publish several values of one key; see :meth:`protocols.readings.machine.Readings.publish_many`."""
         result = self._readings.publish_many(key, values, where, whens, how, priority, lifespan_ms, hops, now, utc_now)
         self._look_for_lanes()
         return result

@@ -7,8 +7,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from protocols.ids import Incarnation, NodeId, Role
-from protocols.messages import NamedTensor, Reading
+from protocols.base.ids import Incarnation, NodeId, Role
+from protocols.wire.messages import NamedTensor, Reading
 
 
 # --- effects -------------------------------------------------------------------------------------------------------

@@ -2,10 +2,10 @@
 
 from msgspec import Struct
 
-from protocols import limits
 from protocols.access import DEFAULT_RULES, Rule
-from protocols.entries import Seal
-from protocols.ids import Incarnation, MeshName, NodeId, Role
+from protocols.base import limits
+from protocols.base.ids import Incarnation, MeshName, NodeId, Role
+from protocols.gossip.entries import Seal
 
 
 class MembershipSettings(Struct, frozen=True):

@@ -20,12 +20,12 @@ from meshnode.cli.probes import (
     multicast_returns,
     tls_identity,
 )
-from meshnode.config import NodeConfig, load
+from meshnode.config.sections import NodeConfig, load
 from meshnode.identity import inspect
-from meshnode.state import StateFolder
+from meshnode.identity.state import StateFolder
 from protocols.access import LINK_ROLES
-from protocols.errors import ConfigError, IdentityError, MeshError, StorageError
-from protocols.ids import NodeId, PeerIdentity, Role
+from protocols.base.errors import ConfigError, IdentityError, MeshError, StorageError
+from protocols.base.ids import NodeId, PeerIdentity, Role
 
 _DAYS_TO_RENEW: Final = 7
 _MAX_SEEDS: Final = 8

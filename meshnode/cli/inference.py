@@ -15,8 +15,8 @@ import click
 
 from meshnode.cli.node_api import TIMEOUT_S, NodeApi, chosen_node, on_a_node
 from meshnode.cli.printing import print_json
-from protocols.errors import InputInvalid, LocalProtocolError
-from protocols.limits import MAX_BUDGET_MS
+from protocols.base.errors import InputInvalid, LocalProtocolError
+from protocols.base.limits import MAX_BUDGET_MS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

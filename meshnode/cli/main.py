@@ -22,7 +22,7 @@ from meshnode.cli.printing import PIPE_CLOSED
 from meshnode.cli.readings import pub, sub
 from meshnode.cli.run import run
 from meshnode.cli.trial import trial
-from protocols.errors import ConfigError, InputInvalid, LocalProtocolError, MeshError
+from protocols.base.errors import ConfigError, InputInvalid, LocalProtocolError, MeshError
 
 INTERRUPTED = 130
 

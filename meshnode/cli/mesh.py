@@ -99,7 +99,7 @@ def _report(path: Path, certificate: "x509.Certificate") -> dict[str, Any]:
     from cryptography import x509
 
     from meshnode.identity.inspection import fingerprint, identity_from_untrusted_names, mesh_of_authority
-    from protocols.errors import InvalidName
+    from protocols.base.errors import InvalidName
 
     now = datetime.now(UTC)
     problems: list[str] = []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from protocols.errors import (
+from protocols.base.errors import (
     BudgetExhausted,
     ConfigError,
     InferenceError,
@@ -135,7 +135,7 @@ def chosen_node(node_config: Path | None, http_address: str | None) -> NodeApi:
             raise click.UsageError(f"--http {http_address!r} is not HOST:PORT, as in {DEFAULT}")
         named_by = f"--http {http_address}" if http_address else "the default; see --http and --node"
         return NodeApi(host.strip("[]") or "127.0.0.1", int(port), named_by)
-    from meshnode.config import load
+    from meshnode.config.sections import load
 
     section = load(node_config).http
     if not section.enabled:

@@ -12,9 +12,9 @@ from typing import Final
 import psutil
 
 from meshnode.identity import identity_from_untrusted_names
-from meshnode.net.transport import Address, Credentials
-from protocols.errors import InvalidName
-from protocols.ids import SERVER_NAME, PeerIdentity
+from meshnode.links.transport import Address, Credentials
+from protocols.base.errors import InvalidName
+from protocols.base.ids import SERVER_NAME, PeerIdentity
 
 MDNS_GROUP: Final = "224.0.0.251"
 MDNS_PORT: Final = 5353

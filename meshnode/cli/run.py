@@ -36,7 +36,7 @@ def run(config_path: Path, as_json: bool) -> None:
     """
     import asyncio
 
-    from meshnode.config import load
+    from meshnode.config.sections import load
     from meshnode.node import Node
 
     config = load(config_path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from meshnode.trial_control import Control
+    from meshnode.trial.control import Control
 
 _PATH = click.Path(path_type=Path)
 
@@ -36,7 +36,7 @@ def trial(config_path: Path, plan_path: Path, journal_path: Path, hold: bool) ->
 
     The journal has one JSON array a line: what, the instant in nanoseconds of the monotonic clock, and the rest.
     """
-    from meshnode.trial_clock import WallClock
+    from meshnode.trial.clock import WallClock
 
     clock = WallClock()
     if hold:  # whoever holds the trial may set its clock
@@ -45,10 +45,10 @@ def trial(config_path: Path, plan_path: Path, journal_path: Path, hold: bool) ->
     from importlib import import_module
 
     from meshnode.cli.run import log_to_stderr, serve
-    from meshnode.config import load
-    from meshnode.trial import Journal, Trial, load_plan
-    from meshnode.trial_control import Control
-    from meshnode.trial_node import TrialNode
+    from meshnode.config.sections import load
+    from meshnode.trial.control import Control
+    from meshnode.trial.node import TrialNode
+    from meshnode.trial.trial import Journal, Trial, load_plan
 
     config, plan = load(config_path), load_plan(plan_path)
     log_to_stderr(config.log.level, False)
@@ -65,7 +65,7 @@ def trial(config_path: Path, plan_path: Path, journal_path: Path, hold: bool) ->
 def _held(node: str, control: "Control") -> float:
     """Wait for the line that lets the node go, the age of the trial in seconds; lines before and after it are told to
     the node."""
-    from meshnode.trial_control import Lines
+    from meshnode.trial.control import Lines
 
     click.echo(f"holding {node}")
     lines = Lines(sys.stdin.fileno())

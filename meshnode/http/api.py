@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from meshnode.gossip import entry_form
+from meshnode.gossip.service import entry_form
 from meshnode.http.guard import BadRequest, Bodies, error_response, json_response
 from meshnode.http.metrics import Metrics
 from meshnode.http.reading_json import MAX_READING_BYTES, parse_untrusted_publish, position_form, reading_form
-from meshnode.subscriptions import Subscription
-from protocols import limits
+from meshnode.readings.subscriptions import Subscription
+from protocols.base import limits
 
 if TYPE_CHECKING:
     from meshnode.node import Node

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from meshnode.http.api import Api
 from meshnode.http.guard import Guard, error_response, status_of
 from meshnode.http.open_inference import OpenInference
-from protocols.errors import MeshError
+from protocols.base.errors import MeshError
 
 
 def build_app(api: Api) -> Starlette:

@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from protocols.errors import (
+from protocols.base.errors import (
     BoundExceeded,
     BudgetExhausted,
     ConfigError,

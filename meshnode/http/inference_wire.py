@@ -18,9 +18,9 @@ from msgspec import Meta, Struct
 
 from meshnode.http.guard import BadRequest
 from meshnode.models import Element, element_of_open_inference, element_of_short
-from protocols import limits
-from protocols.errors import InputInvalid
-from protocols.messages import Text
+from protocols.base import limits
+from protocols.base.errors import InputInvalid
+from protocols.wire.messages import Text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

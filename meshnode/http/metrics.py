@@ -11,9 +11,9 @@ import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from protocols.base.limits import SECOND
 from protocols.events import Answered, Event
-from protocols.limits import SECOND
-from protocols.membership import State
+from protocols.membership.machine import State
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric

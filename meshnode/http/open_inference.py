@@ -20,11 +20,11 @@ from meshnode.http.inference_wire import (
     encode_answer,
     parse_untrusted_request,
 )
-from meshnode.inference_result import InferenceResult
+from meshnode.inference.result import InferenceResult
 from meshnode.models import LoadedModel, TensorSignature, element_of_short
-from protocols.errors import InputInvalid, ModelUnknown
-from protocols.membership import State
-from protocols.messages import Offer
+from protocols.base.errors import InputInvalid, ModelUnknown
+from protocols.membership.machine import State
+from protocols.wire.messages import Offer
 
 _T = TypeVar("_T")
 

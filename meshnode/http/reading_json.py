@@ -20,10 +20,10 @@ from msgspec import Meta, Struct
 
 from meshnode.http.guard import BadRequest
 from meshnode.models import element_of_short
-from protocols import limits
-from protocols.codec import tensor_of
-from protocols.errors import InputInvalid
-from protocols.messages import Latitude, Longitude, NonNegative, Position, Reading, Tensor
+from protocols.base import limits
+from protocols.base.errors import InputInvalid
+from protocols.wire.codec import tensor_of
+from protocols.wire.messages import Latitude, Longitude, NonNegative, Position, Reading, Tensor
 
 MAX_READING_BYTES: Final = 24 * 1024 * 1024
 """Largest body of one reading: the largest frame in base64, and its context."""
@@ -33,7 +33,7 @@ _MAX_EXTENT: Final = 2**48
 
 
 class PositionForm(Struct, frozen=True, forbid_unknown_fields=True):
-    """``protocols.messages.Position`` by name instead of by place."""
+    """``protocols.wire.messages.Position`` by name instead of by place."""
 
     latitude_deg: Latitude
     longitude_deg: Longitude

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from meshnode.http.api import Api
 from meshnode.http.app import build_app
-from protocols.errors import TransportError
+from protocols.base.errors import TransportError
 
 if TYPE_CHECKING:
     from meshnode.node import Node

@@ -32,9 +32,9 @@ from meshnode.identity.pem_files import (
     write_new,
     write_together,
 )
-from meshnode.net.transport import Credentials
-from protocols.errors import IdentityError
-from protocols.ids import SERVER_NAME, MeshName, NodeId, PeerIdentity, Role, mesh_name, node_id, spiffe_uri
+from meshnode.links.transport import Credentials
+from protocols.base.errors import IdentityError
+from protocols.base.ids import SERVER_NAME, MeshName, NodeId, PeerIdentity, Role, mesh_name, node_id, spiffe_uri
 
 AUTHORITY_CERTIFICATE: Final = "authority.crt"
 AUTHORITY_KEY: Final = "authority.key"

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from meshnode.identity.pem_files import key_mode_problem, read_certificate, read_private_key
-from meshnode.net.transport import Credentials
-from protocols.errors import IdentityError, InvalidName, LocalProtocolError
-from protocols.ids import SERVER_NAME, MeshName, PeerIdentity, mesh_name, parse_untrusted_spiffe
+from meshnode.links.transport import Credentials
+from protocols.base.errors import IdentityError, InvalidName, LocalProtocolError
+from protocols.base.ids import SERVER_NAME, MeshName, PeerIdentity, mesh_name, parse_untrusted_spiffe
 
 MESH_URI_PREFIX: Final = "spiffe://"
 _REISSUE: Final = "issue it again with 'meshnode mesh issue'"

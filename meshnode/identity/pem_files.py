@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from protocols.errors import IdentityError
+from protocols.base.errors import IdentityError
 
 MAX_PEM_BYTES: Final = 64 * 1024
 """A chain of certificates takes a few kilobytes; a wrong path could name a device or a disk image."""

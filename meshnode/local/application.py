@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, assert_never
 from meshnode.driver import Driver
 from meshnode.local.outgoing import Outgoing
 from meshnode.local.pipe import Pipe
-from protocols import limits
 from protocols.access import DEFAULT_RULES
-from protocols.codec import tensor_of
-from protocols.errors import (
+from protocols.base import limits
+from protocols.base.errors import (
     BoundExceeded,
     InferenceError,
     LocalProtocolError,
@@ -27,7 +26,10 @@ from protocols.errors import (
     RemoteProtocolError,
     UnknownFrame,
 )
-from protocols.local import (
+from protocols.links.queues import Drops
+from protocols.settings import Quality
+from protocols.wire.codec import tensor_of
+from protocols.wire.local import (
     LOCAL_MAJOR,
     LOCAL_MINOR,
     OWN_POSITION,
@@ -56,12 +58,10 @@ from protocols.local import (
     encode_local,
     encode_parcel,
 )
-from protocols.messages import NamedTensor, Reading
-from protocols.queues import Drops
-from protocols.settings import Quality
+from protocols.wire.messages import NamedTensor, Reading
 
 if TYPE_CHECKING:
-    from meshnode.inference_result import InferenceResult
+    from meshnode.inference.result import InferenceResult
     from meshnode.node import Node
 
 _log = logging.getLogger(__name__)

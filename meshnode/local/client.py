@@ -20,16 +20,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from msgspec import Struct
 
-from meshnode.inference_result import InferenceResult
+from meshnode.inference.result import InferenceResult
 from meshnode.local.publisher import NOWHERE, ConnectedPublisher
 from meshnode.local.session import Session
-from meshnode.publishing import Publishing
-from meshnode.subscriptions import Subscription
-from protocols import limits
+from meshnode.readings.publishing import Publishing
+from meshnode.readings.subscriptions import Subscription
 from protocols.access import AccessTable
-from protocols.codec import tensor_of
-from protocols.engine import PeerView
-from protocols.errors import (
+from protocols.base import limits
+from protocols.base.errors import (
     BoundExceeded,
     ContextMissing,
     InferenceError,
@@ -40,10 +38,12 @@ from protocols.errors import (
     TransportError,
     ValueUnsupported,
 )
+from protocols.base.ids import Incarnation, NodeId, Role
+from protocols.base.keys import checked_expression, checked_key
+from protocols.engine import PeerView
 from protocols.events import DeadlineMissed, Event
-from protocols.ids import Incarnation, NodeId, Role
-from protocols.keys import checked_expression, checked_key
-from protocols.local import (
+from protocols.wire.codec import tensor_of
+from protocols.wire.local import (
     DROPS,
     MODELS,
     PEERS,
@@ -73,13 +73,13 @@ from protocols.local import (
     event_of,
     told,
 )
-from protocols.messages import NamedTensor, Position, Provenance, Reading, Tensor
-from protocols.values import check_context
+from protocols.wire.messages import NamedTensor, Position, Provenance, Reading, Tensor
+from protocols.wire.values import check_context
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from meshnode.config import NodeConfig
+    from meshnode.config.sections import NodeConfig
 
 _log = logging.getLogger(__name__)
 
@@ -547,7 +547,7 @@ def connect(node: "NodeConfig | Path | str", name: str | None = None) -> Connect
         return ConnectedNode(node.local_socket, name[: limits.MAX_TEXT_CHARS])
     path = Path(node)
     if path.suffix == ".toml" or path.is_file():
-        from meshnode.config import load_local_socket
+        from meshnode.config.sections import load_local_socket
 
         path = load_local_socket(path)
     return ConnectedNode(path, name[: limits.MAX_TEXT_CHARS])

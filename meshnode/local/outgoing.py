@@ -1,8 +1,8 @@
 """What one end of a local connection still has to send: straight out when the socket takes it, else a bounded queue.
 
-The rules are those of a neighbour's lane (``protocols.queues``): control frames first, then readings by priority; when
-the other end is slow the oldest readings of the lowest priority fall, counted, and nobody waits. Readings gather to
-frames of up to 64 while the socket is full, and never otherwise. Without a pipe readings wait for the next one.
+The rules are those of a neighbour's lane (``protocols.links.queues``): control frames first, then readings by priority;
+when the other end is slow the oldest readings of the lowest priority fall, counted, and nobody waits. Readings gather
+to frames of up to 64 while the socket is full, and never otherwise. Without a pipe readings wait for the next one.
 
 Any thread may call any method; ``flush`` belongs to the thread that watches the socket.
 """
@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable
 
 from meshnode.local.pipe import Pipe
-from protocols import limits
-from protocols.codec import frame_of_encoded_readings
-from protocols.errors import BoundExceeded
-from protocols.ids import NodeId
-from protocols.queues import NEVER, Drops, LaneQueue
+from protocols.base import limits
+from protocols.base.errors import BoundExceeded
+from protocols.base.ids import NodeId
+from protocols.links.queues import NEVER, Drops, LaneQueue
+from protocols.wire.codec import frame_of_encoded_readings
 
 
 class Outgoing:

@@ -12,8 +12,8 @@ import socket
 import struct
 from contextlib import suppress
 
-from protocols.errors import RemoteProtocolError
-from protocols.limits import MAX_FRAME_BYTES
+from protocols.base.errors import RemoteProtocolError
+from protocols.base.limits import MAX_FRAME_BYTES
 
 _PAIR0 = 0x0010
 _GREETING = struct.pack(">4sHH", b"\x00SP\x00", _PAIR0, 0)

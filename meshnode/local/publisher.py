@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from protocols.access import AccessTable
-from protocols.errors import NotPermitted, ValueUnsupported
+from protocols.base.errors import NotPermitted, ValueUnsupported
 from protocols.events import Put, PutMany
-from protocols.local import NODE_POSITION, OWN_POSITION, encode_parcel
-from protocols.messages import EventTime, Position, Provenance, Reading
-from protocols.values import check_context, listed, plain
+from protocols.wire.local import NODE_POSITION, OWN_POSITION, encode_parcel
+from protocols.wire.messages import EventTime, Position, Provenance, Reading
+from protocols.wire.values import check_context, listed, plain
 
 if TYPE_CHECKING:
     from meshnode.local.client import ConnectedNode

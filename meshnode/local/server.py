@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 from meshnode.driver import Driver
 from meshnode.local.application import Application, Credentials
 from meshnode.local.pipe import Pipe
-from protocols import limits
-from protocols.errors import ConfigError, RemoteProtocolError, TransportError
+from protocols.base import limits
+from protocols.base.errors import ConfigError, RemoteProtocolError, TransportError
 from protocols.events import DeadlineMissed, Event
-from protocols.local import Closing, encode_local, happened
+from protocols.wire.local import Closing, encode_local, happened
 
 if TYPE_CHECKING:
     from meshnode.node import Node

@@ -21,8 +21,8 @@ from typing import Final
 
 from meshnode.local.outgoing import Outgoing
 from meshnode.local.pipe import Pipe
-from protocols import limits
-from protocols.errors import (
+from protocols.base import limits
+from protocols.base.errors import (
     BoundExceeded,
     LocalProtocolError,
     MeshError,
@@ -30,7 +30,8 @@ from protocols.errors import (
     TransportError,
     UnknownFrame,
 )
-from protocols.local import (
+from protocols.links.queues import Drops
+from protocols.wire.local import (
     LOCAL_MAJOR,
     LOCAL_MINOR,
     ApplicationFrame,
@@ -44,7 +45,6 @@ from protocols.local import (
     encode_local,
     error_named,
 )
-from protocols.queues import Drops
 
 _log = logging.getLogger(__name__)
 _ANSWER_S: Final = limits.LOCAL_ANSWER_TIMEOUT_NS / limits.SECOND

@@ -6,10 +6,10 @@ This is the only table of its kind. Strings, sequences, bfloat16 and 4- or 8-bit
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from protocols.errors import InputInvalid, ModelInvalid
+from protocols.base.errors import InputInvalid, ModelInvalid
 
 Short = Literal["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]
-"""Kind and bytes per element, as in ``protocols.messages.Tensor``."""
+"""Kind and bytes per element, as in ``protocols.wire.messages.Tensor``."""
 
 
 @dataclass(frozen=True, slots=True)

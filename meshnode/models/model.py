@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meshnode.models.elements import element_of_onnx
 from meshnode.models.signature import TensorSignature, check_inputs, check_outputs, described
-from protocols.errors import InferenceError, InputInvalid, ModelInvalid
-from protocols.ids import ModelDigest
-from protocols.limits import MAX_TENSOR_DIMENSIONS, MAX_TENSORS, MAX_TEXT_CHARS
-from protocols.messages import Tensor
+from protocols.base.errors import InferenceError, InputInvalid, ModelInvalid
+from protocols.base.ids import ModelDigest
+from protocols.base.limits import MAX_TENSOR_DIMENSIONS, MAX_TENSORS, MAX_TEXT_CHARS
+from protocols.wire.messages import Tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

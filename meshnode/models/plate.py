@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from protocols.errors import InputInvalid, ModelInvalid
+from protocols.base.errors import InputInvalid, ModelInvalid
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

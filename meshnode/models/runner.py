@@ -17,9 +17,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.models.model import Cancellation, Inputs, LoadedModel
-from protocols.errors import BoundExceeded, BudgetExhausted, InferenceError
-from protocols.ids import ModelDigest
-from protocols.limits import MAX_OFFERS, MAX_PENDING_REQUESTS, MAX_SERVED_REQUESTS
+from protocols.base.errors import BoundExceeded, BudgetExhausted, InferenceError
+from protocols.base.ids import ModelDigest
+from protocols.base.limits import MAX_OFFERS, MAX_PENDING_REQUESTS, MAX_SERVED_REQUESTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

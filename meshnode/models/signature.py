@@ -10,9 +10,9 @@ from math import prod
 from typing import Any
 
 from meshnode.models.elements import Short, element_of_short
-from protocols.errors import InputInvalid
-from protocols.limits import MAX_TENSORS
-from protocols.messages import Tensor
+from protocols.base.errors import InputInvalid
+from protocols.base.limits import MAX_TENSORS
+from protocols.wire.messages import Tensor
 
 
 @dataclass(frozen=True, slots=True)

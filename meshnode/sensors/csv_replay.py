@@ -18,10 +18,10 @@ from typing import Any, Final, NoReturn, Self, TextIO
 
 from meshnode.sensors.contract import DriverContext, Sample
 from meshnode.sensors.options import Options
-from protocols.errors import ConfigError, InvalidKey
-from protocols.keys import checked_key
-from protocols.limits import MAX_LIFESPAN_MS, MAX_TEXT_CHARS
-from protocols.messages import Position
+from protocols.base.errors import ConfigError, InvalidKey
+from protocols.base.keys import checked_key
+from protocols.base.limits import MAX_LIFESPAN_MS, MAX_TEXT_CHARS
+from protocols.wire.messages import Position
 
 MAX_LINE_CHARS: Final = 64 * 1024
 """A file without line ends must not be read whole."""

@@ -15,8 +15,8 @@ from typing import Any, Final, Self
 from meshnode.sensors.contract import DriverContext, Sample
 from meshnode.sensors.fcd_trace import MAX_VEHICLES, Fix, Presence, fixes, presences
 from meshnode.sensors.options import Options
-from protocols.errors import ConfigError
-from protocols.messages import Position
+from protocols.base.errors import ConfigError
+from protocols.wire.messages import Position
 
 DEFAULT_TRACE: Final = Path(__file__).parent / "data" / "ingolstadt.fcd.xml.gz"
 SENSOR: Final = "sumo-fcd"

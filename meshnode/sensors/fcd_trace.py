@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, NoReturn
 from xml.parsers import expat
 
-from protocols.errors import ConfigError
+from protocols.base.errors import ConfigError
 
 MAX_MARKUP_BYTES: Final = 256 * 1024
 MAX_VEHICLES: Final = 100_000

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from meshnode.models import plate
 from meshnode.sensors.contract import DriverContext, Inference, Sample
 from meshnode.sensors.options import Options
-from protocols.errors import ConfigError, InputInvalid
-from protocols.limits import MAX_BUDGET_MS
+from protocols.base.errors import ConfigError, InputInvalid
+from protocols.base.limits import MAX_BUDGET_MS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from protocols.errors import ConfigError
+from protocols.base.errors import ConfigError
 
 _SHOWN_CHARS = 60
 

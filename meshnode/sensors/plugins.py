@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from meshnode.sensors.contract import Driver, DriverContext
-from protocols.errors import ConfigError
+from protocols.base.errors import ConfigError
 
 GROUP: Final = "meshnode.sensors"
 

@@ -1,14 +1,14 @@
-"""What faults do to the processes of an emulation, in real time: :class:`sims.faults.Controls` on real nodes.
+"""What faults do to the processes of an emulation, in real time: :class:`sims.world.faults.Controls` on real nodes.
 
-The tape is played by :class:`sims.faults.Faults`, as in the simulator: overlapping faults, what counts as having
+The tape is played by :class:`sims.world.faults.Faults`, as in the simulator: overlapping faults, what counts as having
 happened, and when, are the same. What is done to the air is left to the wire, which plays the tape too
-(:mod:`sims.emulator.disturbances`).
+(:mod:`sims.emulator.air.disturbances`).
 
 - A crash is SIGKILL; the next life is loaded while the node is down.
 - A slow node is stopped for most of each tenth of a second, and its models take so many times as long.
 - A full disk is a file system of its own, filled up (:mod:`sims.emulator.disks`). A node does not start on one: it
   is started once there is room, as by a supervisor that tries again and again.
-- A clock jump is one of the UTC clock that the node's process asks (``meshnode.trial_clock``).
+- A clock jump is one of the UTC clock that the node's process asks (``meshnode.trial.clock``).
 - Lies are told by the node over its own links, or by a stranger on its host (:mod:`sims.emulator.lies`).
 """
 
@@ -20,12 +20,12 @@ from functools import partial
 from random import Random
 from typing import Final
 
-from protocols.ids import MeshName, PeerIdentity
-from protocols.limits import SECOND
+from protocols.base.ids import MeshName, PeerIdentity
+from protocols.base.limits import SECOND
 from sims.emulator.lies import Adverts, Gossip
 from sims.emulator.nodes import MESH, RealNode
 from sims.emulator.relay import RealRelay
-from sims.scenario import Fault
+from sims.scenario.file import Fault
 
 ON_HOSTS: Final = frozenset({
     "crash", "slow-node", "full-disk", "clock-jump", "false-adverts", "forged-gossip", "stale-gossip", "false-load",
@@ -77,7 +77,7 @@ class Hosts:
             node.let_go(self.now / SECOND)
 
     def after(self, delay_ns: int, action: Callable[[], None]) -> None:
-        """See :class:`sims.faults.Controls`; before the run, from its start."""
+        """See :class:`sims.world.faults.Controls`; before the run, from its start."""
         self._entered += 1
         heapq.heappush(self._agenda, (self.now + delay_ns, self._entered, action))
 
@@ -111,12 +111,12 @@ class Hosts:
     # --- Controls --------------------------------------------------------------------------------------------------
     @property
     def names(self) -> Sequence[str]:
-        """See :class:`sims.faults.Controls`."""
+        """See :class:`sims.world.faults.Controls`."""
         return list(self._nodes)
 
     @property
     def mesh(self) -> MeshName:
-        """See :class:`sims.faults.Controls`."""
+        """See :class:`sims.world.faults.Controls`."""
         return MeshName(MESH)
 
     @property
@@ -125,19 +125,19 @@ class Hosts:
         return max(time.monotonic_ns() - self._zero_ns, 0) if self._zero_ns else 0
 
     def running(self, name: str) -> bool:
-        """See :class:`sims.faults.Controls`."""
+        """See :class:`sims.world.faults.Controls`."""
         process = self._nodes[name].running
         return process is not None and process.poll() is None
 
     def crash(self, name: str) -> None:
-        """See :class:`sims.faults.Controls`."""
+        """See :class:`sims.world.faults.Controls`."""
         node = self._nodes[name]
         node.kill()
         if name in self._come_back:
             node.hold()
 
     def restart(self, name: str, keep_disk: bool) -> None:
-        """See :class:`sims.faults.Controls`."""
+        """See :class:`sims.world.faults.Controls`."""
         node = self._nodes[name]
         if not keep_disk:
             node.lose_disk()
@@ -156,7 +156,7 @@ class Hosts:
         """The wire does it."""
 
     def slow(self, name: str, factor: float) -> None:
-        """See :class:`sims.faults.Controls`."""
+        """See :class:`sims.world.faults.Controls`."""
         node = self._nodes[name]
         node.set("slow", factor)
         if name in self._pulses:
@@ -165,7 +165,7 @@ class Hosts:
             self._pulses[name] = _Pulse(node, factor)
 
     def full_disk(self, name: str, full: bool) -> None:
-        """See :class:`sims.faults.Controls`."""
+        """See :class:`sims.world.faults.Controls`."""
         node = self._nodes[name]
         assert node.disk is not None, "prepare() made one for each victim"
         if full:
@@ -178,11 +178,11 @@ class Hosts:
                 self._start(node)
 
     def clock_jump(self, name: str, by_ns: int) -> None:
-        """See :class:`sims.faults.Controls`."""
+        """See :class:`sims.world.faults.Controls`."""
         self._nodes[name].clock_jump(by_ns)
 
     def relay(self, up: bool) -> None:
-        """See :class:`sims.faults.Controls`."""
+        """See :class:`sims.world.faults.Controls`."""
         assert self._relay is not None, "a scenario without a relay has no outage of it"
         if up:
             self._relay.start()
@@ -190,23 +190,23 @@ class Hosts:
             self._relay.kill()
 
     def false_adverts(self, name: str, on: bool) -> None:
-        """See :class:`sims.faults.Controls`."""
+        """See :class:`sims.world.faults.Controls`."""
         self._adverts[name].lie(on)
 
     def forge_gossip(self, name: str, on: bool) -> None:
-        """See :class:`sims.faults.Controls`."""
+        """See :class:`sims.world.faults.Controls`."""
         self._gossip[name].forge(on)
 
     def stale_gossip(self, name: str, on: bool) -> None:
-        """See :class:`sims.faults.Controls`."""
+        """See :class:`sims.world.faults.Controls`."""
         self._gossip[name].repeat_old(on)
 
     def understate_load(self, name: str, factor: float) -> None:
-        """See :class:`sims.faults.Controls`."""
+        """See :class:`sims.world.faults.Controls`."""
         self._nodes[name].set("understate", factor)
 
     def knock(self, host: str, target: str, identity: PeerIdentity, frames: Sequence[bytes]) -> None:
-        """See :class:`sims.faults.Controls`. The certificate is one that the harness made beforehand."""
+        """See :class:`sims.world.faults.Controls`. The certificate is one that the harness made beforehand."""
         self._adverts[host].knock(self._nodes[target].number, identity.mesh, frames)
 
 

@@ -1,13 +1,13 @@
 """What lying nodes say, and to whom: false adverts and knocks by the liar of their host, gossip over their own links.
 
-The lies are those of the simulator (:mod:`sims.discovery`, :mod:`sims.authors`), once a second each:
+The lies are those of the simulator (:mod:`sims.virtual.discovery`, :mod:`sims.world.authors`), once a second each:
 
 - adverts of nodes that don't exist and of others, at the liar's own address; strangers with a certificate that knock
   at the others' inboxes (:mod:`sims.emulator.liar`);
 - entries of others that were changed after their authors signed them, a version higher than the newest;
 - genuine entries that newer ones have superseded.
 
-Entries go over the lying node's own authenticated links (``send`` of ``meshnode.trial_control``). What it holds it
+Entries go over the lying node's own authenticated links (``send`` of ``meshnode.trial.control``). What it holds it
 writes into its journal, since it is told to (``entries``).
 """
 
@@ -24,9 +24,9 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from protocols import limits
-from protocols.codec import decode_untrusted_entry, encode_entry, encode_frame
-from protocols.messages import Carried, Entry, GossipEntries
+from protocols.base import limits
+from protocols.wire.codec import decode_untrusted_entry, encode_entry, encode_frame
+from protocols.wire.messages import Carried, Entry, GossipEntries
 from sims.emulator.namespaces import address_of
 from sims.emulator.nodes import ELSEWHERE, GHOST, INBOX_PORT, MESH, RealNode, end_process, ghost_of, last_words, launch
 from sims.errors import EmulatorError

@@ -23,12 +23,12 @@ from typing import Any
 
 import msgspec
 
-from protocols.limits import MS
-from sims.devices import DEVICES
+from protocols.base.limits import MS
 from sims.emulator.disks import Disk
 from sims.emulator.namespaces import Network, address_of
 from sims.errors import EmulatorError
-from sims.scenario import Fault, Group, Scenario
+from sims.scenario.devices import DEVICES
+from sims.scenario.file import Fault, Group, Scenario
 
 NODE_URGENCY, HARNESS_URGENCY, WIRE_URGENCY = 1, 2, 3
 """Priorities among what runs before all else on this host; see :mod:`sims.emulator.launch`."""
@@ -152,7 +152,7 @@ class RealNode:
             process.stdin.flush()
 
     def tell(self, command: str, *arguments: Any) -> None:
-        """Have the running life do something, as ``meshnode.trial_control`` lists it."""
+        """Have the running life do something, as ``meshnode.trial.control`` lists it."""
         process = self.running
         if process is not None and process.stdin is not None:
             with contextlib.suppress(OSError):  # it has just ended; that is seen elsewhere
@@ -247,7 +247,7 @@ def prepare(
 
 
 def ghost_of(name: str) -> str:
-    """The stranger who knocks from the host of a node, as :mod:`sims.faults` calls it."""
+    """The stranger who knocks from the host of a node, as :mod:`sims.world.faults` calls it."""
     return f"ghost-{name}"[:63]
 
 

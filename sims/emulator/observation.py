@@ -12,13 +12,13 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from protocols import limits
-from sims.emulator.disturbances import Disturbances
+from protocols.base import limits
+from sims.emulator.air.disturbances import Disturbances
 from sims.emulator.promises import Promises, passed_over
-from sims.links import Places
-from sims.media import Media
-from sims.result import Recorder
-from sims.scenario import Fault, Scenario
+from sims.media.contract import Places
+from sims.media.media import Media
+from sims.results.result import Recorder
+from sims.scenario.file import Fault, Scenario
 
 Line = tuple[int, str, list[Any]]
 """Nanoseconds since the start of the run, the node, and the line of its journal."""

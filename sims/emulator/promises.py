@@ -10,10 +10,10 @@ held against it. ``commands_obeyed``: what the harness told a node it did.
 from collections.abc import Sequence
 from typing import Any
 
-from protocols.limits import MS, SECOND
-from sims.liveness import DEADLINE_SLACK_NS
-from sims.result import Recorder
-from sims.scenario import Fault
+from protocols.base.limits import MS, SECOND
+from sims.checks.liveness import DEADLINE_SLACK_NS
+from sims.results.result import Recorder
+from sims.scenario.file import Fault
 
 _Request = tuple[str, int]
 """(node, number in its present life)"""

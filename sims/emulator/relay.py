@@ -16,7 +16,7 @@ from msgspec import Struct
 from sims.emulator.namespaces import Network, address_of
 from sims.emulator.nodes import MESH_RELAY, RELAY_PORT, end_process, last_words, launch, program
 from sims.errors import EmulatorError
-from sims.scenario import Scenario
+from sims.scenario.file import Scenario
 
 _READY_S = 30.0
 _AUDIT_S = 30.0

@@ -20,8 +20,10 @@ from random import Random
 
 import msgspec
 
-from protocols.limits import SECOND
-from sims.emulator.disturbances import ON_THE_AIR
+from protocols.base.limits import SECOND
+from sims.emulator.air.disturbances import ON_THE_AIR
+from sims.emulator.air.process import Job
+from sims.emulator.air.wire import WireReport
 from sims.emulator.hosts import ON_HOSTS, Hosts
 from sims.emulator.lies import LIAR_LOG
 from sims.emulator.namespaces import STILL_WORKS, Network, check_possible, open_network
@@ -38,16 +40,14 @@ from sims.emulator.nodes import (
 )
 from sims.emulator.observation import Found, Observation, read_journals
 from sims.emulator.relay import Account, RealRelay, has_relay
-from sims.emulator.wire import WireReport
-from sims.emulator.wire_process import Job
 from sims.emulator.workplace import workplace
 from sims.errors import EmulatorError
-from sims.faults import Faults, plan
-from sims.media import Media
-from sims.mobility import places
-from sims.recorder import Recording
-from sims.result import Result
-from sims.scenario import Fault, Scenario
+from sims.media.media import Media
+from sims.results.recorder import Recording
+from sims.results.result import Result
+from sims.roads.mobility import places
+from sims.scenario.file import Fault, Scenario
+from sims.world.faults import Faults, plan
 
 MAX_NODES = 64
 """Processes of 60 MB each; a host with more memory and cores than most laptops is no reason to fill it."""
@@ -128,7 +128,7 @@ class Emulation:
             self._networks.append(open_network(number, hosts))
         self._say(f"{len(names)} networks; making certificates")
         self._nodes = prepare(self._scenario, self._folder, self._networks, self._tape, self._seed)
-        command = [sys.executable, "-m", "sims.emulator.wire_process"]
+        command = [sys.executable, "-m", "sims.emulator.air.process"]
         taps = [network.tap for network in self._networks]
         self._wire = launch(command, None, taps, WIRE_URGENCY, errors=self._folder / "wire.log")
         self._say(f"loading {len(names)} nodes")

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from msgspec import to_builtins
 
-from sims.result import Happening, Message, Result, Spread
-from sims.scenario import Fault
+from sims.results.result import Happening, Message, Result, Spread
+from sims.scenario.file import Fault
 
 ABSENT = -32768
 _MOST = 32_000

@@ -10,7 +10,7 @@ from importlib import resources
 import msgspec
 
 from sims.report.compact import compact
-from sims.result import Result
+from sims.results.result import Result
 
 _SCRIPTS = ("charts.js", "track.js", "map.js", "messages.js", "sections.js", "page.js")
 

@@ -1,0 +1,81 @@
+"""Ingest: the bytes of a node's batch in, the bytes of the relay's answer out.
+
+In this order: parse, compare the batch's node with the certificate's, the major version, then the store. A node never
+learns anything about another. Nothing is acknowledged before it is on disk.
+"""
+
+import logging
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+from cloud_relay.store.rows import RecordUnsuitable, decode_untrusted_batch, row_of
+from cloud_relay.store.sqlite import StorableBatch, StorableRecord, Store
+from protocols.base.errors import RemoteProtocolError, StorageError
+from protocols.base.ids import PeerIdentity, Role
+from protocols.base.limits import MAX_TEXT_CHARS
+from protocols.wire.codec import encode_frame
+from protocols.wire.messages import MAJOR, Acknowledgement, Batch, RefusedRecord, RelayRefusal
+
+COMMIT_TIMEOUT_S = 8.0
+"""A disk slower than this is as good as full; below the node's own time-out, so that the node learns why."""
+_SENDERS = (Role.VEHICLE, Role.RSU)
+
+_log = logging.getLogger(__name__)
+
+
+class Ingest:
+    """Answers batches; ``answer`` is a handler for ``meshnode.links.transport.Responder`` and may run on any thread."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._refusals: dict[str, int] = {}
+
+    def statistics(self) -> dict[str, int]:
+        """Refused batches by code."""
+        return dict(self._refusals)
+
+    def answer(self, peer: PeerIdentity, data: bytes) -> bytes:
+        """The answer to one request of ``peer``; never raises."""
+        try:
+            answer = self._answer(peer, data)
+        except RemoteProtocolError as error:
+            answer = RelayRefusal("malformed", str(error)[:MAX_TEXT_CHARS])
+        except (StorageError, FutureTimeoutError) as error:
+            _log.error("a batch of %s was not stored: %s", peer.node, str(error) or "the disk took too long")
+            answer = RelayRefusal("storage", "the relay's disk does not take records now")
+        except Exception:  # noqa: BLE001 - a handler must not raise; the node keeps the batch
+            _log.exception("a batch of %s was not handled: this is a bug of the relay", peer.node)
+            answer = RelayRefusal("storage", "the relay failed")
+        if isinstance(answer, RelayRefusal):
+            self._refusals[answer.code] = self._refusals.get(answer.code, 0) + 1
+        return encode_frame(answer)
+
+    def _answer(self, peer: PeerIdentity, data: bytes) -> Acknowledgement | RelayRefusal:
+        if peer.role not in _SENDERS:
+            return RelayRefusal("identity", f"a {peer.role} sends no records: use a certificate of a vehicle or rsu")
+        major = _untrusted_major(data)
+        if major is not None and major != MAJOR:
+            return RelayRefusal("version", f"this relay speaks version {MAJOR}, the node {major}: update the older one")
+        batch, encoded = decode_untrusted_batch(data)
+        if batch.node != peer.node:
+            return RelayRefusal("identity", f"a batch of {batch.node} came with the certificate of {peer.node}")
+        return self._store.submit(_storable(batch, encoded)).result(COMMIT_TIMEOUT_S)
+
+
+def _storable(batch: Batch, encoded: list[bytes]) -> StorableBatch:
+    records: list[StorableRecord] = []
+    refused: list[RefusedRecord] = []
+    for record, reading in zip(batch.records, encoded, strict=True):
+        try:
+            records.append(StorableRecord(record.sequence, record.rule, row_of(record.reading, reading), reading))
+        except RecordUnsuitable as error:
+            refused.append(RefusedRecord(record.sequence, str(error)[:MAX_TEXT_CHARS]))
+    return StorableBatch(
+        batch.node, batch.incarnation, batch.next_sequence, tuple(records), tuple(refused), batch.fates
+    )  # fmt: skip
+
+
+def _untrusted_major(data: bytes) -> int | None:
+    """The major version at the head of a batch, read apart: the rest of another version may not parse at all."""
+    if len(data) > 3 and 0x91 <= data[0] <= 0x9F and data[1] == 64 and data[2] < 0x80:
+        return data[2]
+    return None

@@ -1,0 +1,114 @@
+"""The tables of the relay's store, and how the file is opened.
+
+``records`` holds each record once, by origin and sequence, with its whole context in columns and the reading's own
+bytes in ``encoded``. ``fates`` holds disjoint ranges of records that will never come. ``origins`` holds how far each
+node is. Texts and blobs are as they came from authenticated nodes; nothing in them is ever part of a statement.
+"""
+
+import sqlite3
+from pathlib import Path
+
+from protocols.base.errors import StorageError
+
+APPLICATION_ID = 0x6D6E7273
+VERSION = 1
+
+SCHEMA = """
+CREATE TABLE records (
+    origin TEXT NOT NULL, sequence INTEGER NOT NULL, rule TEXT NOT NULL,
+    key TEXT NOT NULL, sensing_origin TEXT NOT NULL, reading_sequence INTEGER NOT NULL, value TEXT NOT NULL,
+    latitude_deg REAL NOT NULL, longitude_deg REAL NOT NULL, accuracy_m REAL NOT NULL,
+    altitude_m REAL, heading_deg REAL,
+    event_utc_ns INTEGER NOT NULL, uncertainty_ns INTEGER NOT NULL,
+    sensor TEXT NOT NULL, unit TEXT NOT NULL, quality REAL NOT NULL, calibration TEXT NOT NULL, lineage TEXT NOT NULL,
+    priority INTEGER NOT NULL, lifespan_ms INTEGER NOT NULL, received_utc_ns INTEGER NOT NULL, encoded BLOB NOT NULL,
+    PRIMARY KEY (origin, sequence));
+CREATE INDEX records_by_key ON records (key, event_utc_ns);
+CREATE INDEX records_by_time ON records (event_utc_ns);
+CREATE INDEX records_by_place ON records (latitude_deg, longitude_deg);
+CREATE TABLE fates (
+    origin TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, state TEXT NOT NULL,
+    PRIMARY KEY (origin, first)) WITHOUT ROWID;
+CREATE TABLE conflicts (
+    origin TEXT NOT NULL, sequence INTEGER NOT NULL, times INTEGER NOT NULL, last_utc_ns INTEGER NOT NULL,
+    PRIMARY KEY (origin, sequence)) WITHOUT ROWID;
+CREATE TABLE origins (
+    origin TEXT NOT NULL PRIMARY KEY, next_sequence INTEGER NOT NULL, incarnation INTEGER NOT NULL,
+    last_utc_ns INTEGER NOT NULL) WITHOUT ROWID
+"""
+
+_FULL = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN))
+
+
+def open_for_writing(path: Path) -> sqlite3.Connection:
+    """The store in ``path``, created if missing; usable on one thread at a time.
+
+    A commit is on disk when it returns (write-ahead log, ``synchronous=FULL``); readers don't disturb it.
+
+    :raises StorageError: it can't be used; says why and the way out.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
+    except (OSError, sqlite3.Error) as error:
+        raise storage_error(path, error) from error
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA journal_size_limit = 67108864")
+        db.execute("BEGIN IMMEDIATE")
+        if db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0:
+            for statement in SCHEMA.split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute("COMMIT")
+        _check(db, path)
+    except sqlite3.Error as error:
+        db.close()
+        raise storage_error(path, error) from error
+    except StorageError:
+        db.close()
+        raise
+    return db
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """A live or idle store, read-only. :raises StorageError: it is missing or can't be read."""
+    if not path.is_file():
+        raise StorageError(f"the store {path} does not exist: start the relay once, or name the right file")
+    try:
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5.0)
+    except sqlite3.Error as error:
+        raise storage_error(path, error) from error
+    try:
+        _check(db, path)
+    except sqlite3.Error as error:
+        db.close()
+        raise storage_error(path, error) from error
+    except StorageError:
+        db.close()
+        raise
+    return db
+
+
+def storage_error(path: Path, error: Exception) -> StorageError:
+    """What SQLite said, with the way out."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        way_out = "another process is writing to it: run one relay on a store"
+    elif isinstance(error, OSError) or code in _FULL:
+        way_out = "free space on that disk and check that the folder is writable"
+    else:
+        way_out = "the file is damaged or not a store: restore a copy, or name another file"
+    return StorageError(f"the store {path} can't be used: {error}; {way_out}")
+
+
+def _check(db: sqlite3.Connection, path: Path) -> None:
+    if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise StorageError(f"{path} is not a relay's store: name another file")
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version != VERSION:
+        raise StorageError(
+            f"the store {path} has version {version}, this program knows {VERSION}: start the newer program"
+        )

@@ -1,0 +1,204 @@
+"""The relay's store: SQLite with one writing thread.
+
+Batches that arrive while a transaction is under way share the next one, and nobody is answered before it is on disk. A
+plain thread with ``sqlite3`` and not aiosqlite, which the outbox uses: batches arrive on the responder's threads, which
+wait for the commit anyway, and an event loop in between would only add two changes of thread to each.
+
+What is stored is settled by ``INSERT OR IGNORE`` on (origin, sequence): a batch may come again any number of times. The
+same name with other bytes is a conflict: the first is kept, the second refused and counted.
+"""
+
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloud_relay.store.rows import Row
+from cloud_relay.store.schema import open_for_writing, storage_error
+from protocols.base.errors import StorageError
+from protocols.wire.messages import Acknowledgement, Fate, RefusedRecord, RelayRefusal
+
+MAX_WAITING_BATCHES = 64
+"""Batches between the responder and the disk, at most 1 MiB each."""
+MAX_GROUP_BATCHES = 16
+"""Batches in one transaction: bounds the wait of the first of them."""
+_INSERT = f"INSERT OR IGNORE INTO records VALUES ({','.join('?' * 23)})"  # noqa: S608 - marks only
+
+
+@dataclass(frozen=True, slots=True)
+class StorableRecord:
+    """A record that fits the store."""
+
+    sequence: int
+    rule: str
+    row: Row
+    encoded: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StorableBatch:
+    """A batch from a proven node, checked."""
+
+    origin: str
+    incarnation: int
+    next_sequence: int
+    records: tuple[StorableRecord, ...]
+    refused: tuple[RefusedRecord, ...]
+    """Records that don't fit; they are noted as refused."""
+    fates: tuple[Fate, ...]
+
+
+class Store:
+    """Takes batches; reading goes through ``cloud_relay.query.query`` and ``cloud_relay.query.audit``."""
+
+    def __init__(self, path: Path, clock: Callable[[], int] = time.time_ns) -> None:
+        """Open or create the store in ``path``. ``clock`` gives UTC nanoseconds.
+
+        :raises StorageError: it can't be used; says why and the way out.
+        """
+        self._path = path
+        self._clock = clock
+        self._db = open_for_writing(path)
+        self._queue: queue.Queue[tuple[StorableBatch, Future[Acknowledgement | RelayRefusal]] | None] = queue.Queue(
+            MAX_WAITING_BATCHES
+        )
+        self._stored = self._repeated = self._conflicts = self._failures = 0
+        self._closing = False
+        self._thread = threading.Thread(target=self._write, name="store")
+        self._thread.start()
+
+    def submit(self, batch: StorableBatch, timeout_s: float = 5.0) -> "Future[Acknowledgement | RelayRefusal]":
+        """Queue a batch; the result comes when it is on disk. It fails with StorageError when the disk does.
+
+        :raises StorageError: the store is closed, or so busy that the queue stayed full.
+        """
+        done: Future[Acknowledgement | RelayRefusal] = Future()
+        if self._closing:
+            raise StorageError("the store is closed: send the batch again later")
+        try:
+            self._queue.put((batch, done), timeout=timeout_s)
+        except queue.Full as error:
+            raise StorageError(
+                f"the store is {MAX_WAITING_BATCHES} batches behind: send the batch again later"
+            ) from error
+        return done
+
+    def statistics(self) -> dict[str, int]:
+        """Since the start: records stored, records that came again, conflicts, transactions that failed."""
+        return {
+            "stored": self._stored,
+            "repeated": self._repeated,
+            "conflicts": self._conflicts,
+            "failures": self._failures,
+        }
+
+    def close(self) -> None:
+        """Finish what is queued and close the file. Idempotent."""
+        if not self._closing:
+            self._closing = True
+            self._queue.put(None)
+            self._thread.join()
+            self._db.close()
+
+    # --- the writing thread ----------------------------------------------------------------------------------------
+    def _write(self) -> None:
+        while (first := self._queue.get()) is not None:
+            group = [first]
+            last = False
+            while len(group) < MAX_GROUP_BATCHES and not last:
+                try:
+                    another = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if another is None:
+                    last = True
+                else:
+                    group.append(another)
+            self._commit(group)
+            if last:
+                return
+
+    def _commit(self, group: list[tuple[StorableBatch, "Future[Acknowledgement | RelayRefusal]"]]) -> None:
+        before = (self._stored, self._repeated, self._conflicts)
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            answers = [self._take(batch) for batch, _ in group]
+            self._db.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told and the thread goes on
+            self._stored, self._repeated, self._conflicts = before
+            self._failures += 1
+            with suppress(sqlite3.Error):  # or this thread would end, and every later batch wait for it
+                if self._db.in_transaction:
+                    self._db.rollback()
+            for _, done in group:
+                done.set_exception(storage_error(self._path, error))
+            return
+        for (_, done), answer in zip(group, answers, strict=True):
+            done.set_result(answer)
+
+    def _take(self, batch: StorableBatch) -> Acknowledgement | RelayRefusal:
+        now = self._clock()
+        known = self._db.execute("SELECT next_sequence FROM origins WHERE origin = ?", (batch.origin,)).fetchone()
+        if known is not None and batch.next_sequence < known[0]:
+            return RelayRefusal("sequence", str(known[0]))
+        self._db.execute(
+            "INSERT OR REPLACE INTO origins VALUES (?, ?, ?, ?)",
+            (batch.origin, batch.next_sequence, batch.incarnation, now),
+        )
+        stored: list[int] = []
+        refused = list(batch.refused)
+        for record in batch.records:
+            name = (batch.origin, record.sequence)
+            if self._db.execute(_INSERT, (*name, record.rule, *record.row, now, record.encoded)).rowcount == 1:
+                self._stored += 1
+            elif self._holds(name, record):
+                self._repeated += 1
+            else:
+                self._conflicts += 1
+                self._db.execute(
+                    "INSERT INTO conflicts VALUES (?, ?, 1, ?)"
+                    " ON CONFLICT DO UPDATE SET times = times + 1, last_utc_ns = excluded.last_utc_ns",
+                    (*name, now),
+                )
+                refused.append(RefusedRecord(record.sequence, "conflict: another record has this sequence"))
+                continue
+            stored.append(record.sequence)
+        for unsuitable in batch.refused:
+            self._note(batch.origin, Fate(unsuitable.sequence, unsuitable.sequence, "refused"))
+        for fate in batch.fates:
+            self._note(batch.origin, fate)
+        return Acknowledgement(tuple(stored), tuple(refused))
+
+    def _holds(self, name: tuple[str, int], record: StorableRecord) -> bool:
+        held = self._db.execute("SELECT rule, encoded FROM records WHERE origin = ? AND sequence = ?", name).fetchone()
+        return bool(held == (record.rule, record.encoded))
+
+    def _note(self, origin: str, fate: Fate) -> None:
+        """Add a range to those of its state; what another state holds already stays as it is."""
+        near = self._db.execute(
+            "SELECT first, last, state FROM fates WHERE origin = ?1 AND first <= ?3 + 1 AND first >="
+            " coalesce((SELECT max(first) FROM fates WHERE origin = ?1 AND first < ?2), 0) ORDER BY first",
+            (origin, fate.first, fate.last),
+        ).fetchall()
+        first, last = fate.first, fate.last
+        pieces: list[tuple[int, int]] = []
+        for other_first, other_last, state in near:
+            if other_last < first - 1:
+                continue
+            if state == fate.state:
+                first, last = min(first, other_first), max(last, other_last)
+                self._db.execute("DELETE FROM fates WHERE origin = ? AND first = ?", (origin, other_first))
+            elif other_last >= first:
+                if other_first > first:
+                    pieces.append((first, min(other_first - 1, last)))
+                first = other_last + 1
+        if first <= last:
+            pieces.append((first, last))
+        self._db.executemany(
+            "INSERT INTO fates VALUES (?, ?, ?, ?)", [(origin, a, b, fate.state) for a, b in pieces]
+        )  # fmt: skip

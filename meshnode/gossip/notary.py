@@ -1,0 +1,122 @@
+"""Signs this node's gossip entries and checks those of others, by the certificates of the mesh.
+
+Order of trust: the authority's certificate, read from this node's own files, signs the author's, which travels in the
+entry; its URI SAN names the author; its key makes the signature. Until then an entry is a stranger's.
+
+A certificate is checked once and then remembered. Its validity is looked at each time, by the wall clock.
+"""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from meshnode.identity.inspection import identity_from_untrusted_names
+from meshnode.identity.pem_files import read_certificate, read_private_key
+from meshnode.links.transport import Credentials
+from protocols.base import limits
+from protocols.base.errors import IdentityError, InvalidName
+from protocols.base.ids import MeshName, NodeId
+from protocols.gossip.entries import Seal
+from protocols.wire.codec import entry_statement
+from protocols.wire.messages import Entry
+
+_MAX_AUTHORS: Final = 1_024
+"""Certificates remembered: a kilobyte each. One that was forgotten costs 100 µs more."""
+_ALGORITHM: Final = ec.ECDSA(hashes.SHA256())
+
+
+@dataclass(frozen=True, slots=True)
+class _Author:
+    node: NodeId
+    key: ec.EllipticCurvePublicKey
+    not_before_utc_ns: int
+    not_after_utc_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What a renewal replaces, all at once."""
+
+    certificate: bytes
+    key: ec.EllipticCurvePrivateKey
+    authority: x509.Certificate
+
+
+class Notary:
+    """Of one node. Any thread."""
+
+    def __init__(self, credentials: Credentials, mesh: MeshName) -> None:
+        """:raises IdentityError: when a file can't be read."""
+        self._mesh = mesh
+        self._own = _read(credentials)
+        self._authors: dict[bytes, _Author | None] = {}
+
+    def seal(self) -> Seal:
+        """For the engine."""
+        return Seal(self.sign, self.verify, lambda data: hashlib.sha256(data).digest())
+
+    def renew(self, credentials: Credentials) -> None:
+        """Sign with new files from now on. :raises IdentityError: when one can't be read."""
+        self._own = _read(credentials)
+        self._authors = {}
+
+    def sign(self, statement: bytes) -> tuple[bytes, bytes]:
+        """The certificate of this node (DER), and its signature (ASN.1 DER) of a statement."""
+        own = self._own
+        return own.certificate, own.key.sign(statement, _ALGORITHM)
+
+    def verify(self, entry: Entry) -> bool:
+        """Whether the author named in the entry is one of this mesh and signed it."""
+        author = self._author(entry.credential)
+        if author is None or author.node != entry.author:
+            return False
+        if not author.not_before_utc_ns <= time.time_ns() <= author.not_after_utc_ns:
+            return False
+        try:
+            author.key.verify(entry.signature, entry_statement(entry), _ALGORITHM)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+    def _author(self, certificate: bytes) -> _Author | None:
+        authors = self._authors
+        if certificate not in authors:
+            if len(authors) >= _MAX_AUTHORS:
+                del authors[next(iter(authors))]
+            authors[certificate] = _untrusted_author(certificate, self._own.authority, self._mesh)
+        return authors[certificate]
+
+
+def _read(credentials: Credentials) -> _Own:
+    key = read_private_key(credentials.key, "key file")
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise IdentityError(f"key file {credentials.key} is not ECDSA P-256: issue it again with 'meshnode mesh issue'")
+    certificate = read_certificate(credentials.certificate, "certificate")
+    authority = read_certificate(credentials.authority, "authority certificate")
+    return _Own(certificate.public_bytes(Encoding.DER), key, authority)
+
+
+def _untrusted_author(data: bytes, authority: x509.Certificate, mesh: MeshName) -> _Author | None:
+    """Whom a certificate from an entry names; None when it names nobody of this mesh."""
+    try:
+        certificate = x509.load_der_x509_certificate(data)
+        certificate.verify_directly_issued_by(authority)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        identity = identity_from_untrusted_names(names.get_values_for_type(x509.UniformResourceIdentifier))
+        key = certificate.public_key()
+    except (
+        ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, InvalidName,
+        x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion,
+    ):  # fmt: skip
+        return None
+    if identity.mesh != mesh or not isinstance(key, ec.EllipticCurvePublicKey):
+        return None
+    ends, begins = certificate.not_valid_after_utc, certificate.not_valid_before_utc
+    return _Author(identity.node, key, int(begins.timestamp()) * limits.SECOND, int(ends.timestamp()) * limits.SECOND)

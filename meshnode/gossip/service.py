@@ -1,0 +1,174 @@
+"""What a node says about itself by gossip, and how it keeps what others said over a restart.
+
+The entries held are written to ``gossip.msgpack`` in the state folder, when they have changed and when the node closes:
+a node that comes back knows the mesh before it meets anybody. They are checked again when they are read, so the file
+need not be trusted, and one that can't be read costs nothing but that.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+
+from meshnode.config.sections import NodeConfig
+from protocols.base import limits
+from protocols.base.errors import MeshError, RemoteProtocolError, ValueUnsupported
+from protocols.base.ids import Role
+from protocols.gossip.entries import EntryView, Stored
+from protocols.wire.codec import decode_untrusted_address, encode_address
+from protocols.wire.messages import Address
+
+if TYPE_CHECKING:
+    from meshnode.driver import Driver
+
+_log = logging.getLogger(__name__)
+
+ADDRESS: Final = "address"
+"""The kind of entry that says where a node is."""
+ADDRESS_LIFETIME_S: Final = 24 * 3_600
+"""A vehicle that nobody has heard of for a day may be anywhere."""
+LOOK_S: Final = 30.0
+"""Between two looks whether the addresses of this host or what it computes have changed …"""
+SAVE_S: Final = 300.0
+"""… and between two writings of what has changed: a memory card lives for some thousand of each block."""
+_File = tuple[Literal[1], int, list[tuple[int, str, bytes]]]
+"""Format, UTC nanoseconds of writing, and of each entry its age in nanoseconds, from whom, and its bytes."""
+_MAX_FILE_BYTES: Final = limits.MAX_ENTRIES * (limits.MAX_ENTRY_BYTES + 128)
+
+
+class GossipService:
+    """Authors the address entry of one node and keeps its store on disk."""
+
+    def __init__(
+        self, config: NodeConfig, role: Role, port: int, certificate_ends: datetime, driver: "Driver",
+        models: Callable[[], Iterable[str]],
+    ) -> None:  # fmt: skip
+        """``port``: of the inbox. ``models``: names of what this node computes, now."""
+        self._config, self._role, self._port, self._ends = config, role, port, certificate_ends
+        self._driver, self._models = driver, models
+        self._file = config.node.state_dir / "gossip.msgpack"
+        self._said = b""
+        self._kept: frozenset[bytes] = frozenset()
+
+    def open(self) -> None:
+        """Remember what was known, and say where this node is."""
+        self._driver.gossip_restore(load(self._file))
+        self.say()
+
+    def renewed(self, certificate_ends: datetime) -> None:
+        """A new certificate is in use: it signs the entry again."""
+        self._ends, self._said = certificate_ends, b""
+        self.say()
+
+    def say(self) -> None:
+        """Author the address entry, unless it says what was said before."""
+        listen, discovery = self._config.listen, self._config.discovery
+        hosts = own_hosts(listen.host, listen.advertise, discovery.interfaces)[: limits.MAX_ADVERT_ADDRESSES]
+        capabilities = sorted(self._models())[: limits.MAX_OFFERS]
+        body = encode_address(Address(self._role.value, self._port, tuple(hosts), tuple(capabilities)))
+        if body == self._said:
+            return
+        said = body
+        certified_s = int(self._ends.timestamp() - time.time())  # beyond, nobody would take it
+        lifetime_s = max(60, min(ADDRESS_LIFETIME_S, certified_s))
+        while True:
+            try:
+                self._driver.gossip_put(ADDRESS, body, lifetime_s)
+            except ValueUnsupported as error:  # as much as fits beside the certificate
+                if not capabilities and not hosts:
+                    self._said = said
+                    _log.warning("this node's addresses are not spread: %s", error)
+                    return
+                (capabilities or hosts).pop()
+                body = encode_address(Address(self._role.value, self._port, tuple(hosts), tuple(capabilities)))
+            except MeshError as error:
+                _log.warning("this node's addresses are not spread: %s", error)
+                return
+            else:
+                self._said = said
+                return
+
+    async def run(self) -> None:
+        """Look again and again until cancelled."""
+        saved_s = time.monotonic()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await asyncio.to_thread(self.say)
+            if time.monotonic() - saved_s >= SAVE_S:
+                saved_s = time.monotonic()
+                await asyncio.to_thread(self.save)
+
+    def save(self) -> None:
+        """Write what is held, if it is not what was written."""
+        stored = self._driver.gossip_stored()
+        kept = frozenset(entry.data for entry in stored)
+        if kept == self._kept:
+            return
+        content = (1, time.time_ns(), [(entry.age_ns, entry.source, entry.data) for entry in stored])
+        fresh = self._file.with_suffix(".new")
+        try:
+            with fresh.open("wb") as out:
+                out.write(msgspec.msgpack.encode(content))
+                out.flush()
+                os.fsync(out.fileno())
+            fresh.replace(self._file)
+        except OSError as error:
+            _log.warning("gossip entries can't be kept in %s (%s): free some disk", self._file, error.strerror)
+        else:
+            self._kept = kept
+
+
+def load(file: Path) -> list[Stored]:
+    """What a former life kept, older by the time since; nothing when there is no such file or it can't be read."""
+    try:
+        with file.open("rb") as kept:
+            content = kept.read(_MAX_FILE_BYTES)  # a larger one is no more readable than a torn one
+        _, saved_ns, entries = msgspec.msgpack.decode(content, type=_File)
+    except FileNotFoundError:
+        return []
+    except (OSError, msgspec.DecodeError) as error:
+        _log.warning("%s is left unread (%s): others will tell what was in it", file, error)
+        return []
+    passed_ns = max(time.time_ns() - saved_ns, 0)
+    return [Stored(data, age_ns + passed_ns, source) for age_ns, source, data in entries]
+
+
+def own_hosts(listen: str, advertise: Sequence[str], interfaces: Sequence[str]) -> list[str]:
+    """Where neighbours reach the inbox: what is advertised, or the one address it listens on, or those of the host."""
+    if advertise:
+        return list(advertise)
+    try:
+        if not ipaddress.ip_address(listen).is_unspecified:
+            return [listen]
+    except ValueError:  # a host name
+        return [listen]
+    from meshnode.links.mdns import announced_addresses
+
+    return announced_addresses(None, interfaces)
+
+
+def entry_form(view: EntryView) -> dict[str, Any]:
+    """An entry as the HTTP API gives it; ``address`` is null for other kinds, and for a body that is none."""
+    address: dict[str, Any] | None = None
+    if view.kind == ADDRESS:
+        try:
+            address = msgspec.structs.asdict(decode_untrusted_address(view.body))
+        except RemoteProtocolError:
+            address = None
+    return {
+        "author": view.author,
+        "kind": view.kind,
+        "version": view.version,
+        "age_s": round(view.age_ns / limits.SECOND, 3),
+        "lifetime_s": view.lifetime_s,
+        "from": view.source,
+        "size_bytes": view.size_bytes,
+        "address": address,
+    }

@@ -1,0 +1,69 @@
+"""The state folder of a node: one process at a time, and an incarnation that grows with every start."""
+
+import fcntl
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from protocols.base.errors import StorageError
+from protocols.base.ids import Incarnation
+
+_WAY_OUT = "make it writable, free some disk, or set [node] state_dir to another folder"
+
+
+class StateFolder:
+    """Held open for the life of a node."""
+
+    def __init__(self, path: Path) -> None:
+        """Create the folder if missing and lock it.
+
+        :raises StorageError: when it can't be used, or another process uses it.
+        """
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock: IO[bytes] = (path / "lock").open("wb")
+        except OSError as error:
+            raise StorageError(f"the state folder {path} can't be used ({error.strerror}): {_WAY_OUT}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise StorageError(
+                f"the state folder {path} is in use by another process: stop that node, or give this one its own "
+                "[node] state_dir"
+            ) from error
+
+    def next_incarnation(self) -> Incarnation:
+        """A number above all former ones: seconds since 1970, or one more than the last when the clock went back.
+
+        Written and synced before it is used, so that not even a crash repeats one. 32 bits of it order readings.
+
+        :raises StorageError: when it can't be written.
+        """
+        file = self.path / "incarnation"
+        last = 0
+        with suppress(OSError, ValueError):
+            last = int(file.read_text())
+        incarnation = max(last + 1, int(time.time()))
+        fresh = self.path / "incarnation.new"
+        try:
+            with fresh.open("w") as out:
+                out.write(str(incarnation))
+                out.flush()
+                os.fsync(out.fileno())
+            fresh.replace(file)
+            folder = os.open(self.path, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # or a loss of power could bring the old name back
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise StorageError(f"{file} can't be written ({error.strerror}): {_WAY_OUT}") from error
+        return Incarnation(incarnation)
+
+    def close(self) -> None:
+        """Let another process have it. Idempotent."""
+        self._lock.close()

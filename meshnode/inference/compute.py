@@ -1,0 +1,119 @@
+"""The models of a node and the engine's ``Compute``: what is asked here is run here, and what it costs is told."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import assert_never
+
+from meshnode.config.sections import NodeConfig
+from meshnode.models import Cancellation, Done, Failed, Job, LoadedModel, ModelSpec, Outcome, Runner, load_model
+from protocols.base.errors import BoundExceeded, BudgetExhausted, InputInvalid, MeshError
+from protocols.base.limits import MAX_TEXT_CHARS
+from protocols.events import Compute
+from protocols.inference.placement import LocalModel
+from protocols.wire.codec import tensor_of
+from protocols.wire.messages import InferAnswer, NamedTensor
+
+_log = logging.getLogger(__name__)
+
+
+class ComputeService:
+    """Runs models for the engine. ``computed`` and ``changed`` are called on worker threads."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        computed: Callable[[int, InferAnswer], None],
+        changed: Callable[[tuple[LocalModel, ...]], None],
+    ) -> None:
+        self._config, self._computed, self._changed = config, computed, changed
+        self.models: dict[str, LoadedModel] = {}
+        self._runner = Runner(config.inference.workers, emulate_slowdown=config.inference.emulate_slowdown)
+        self._cancels: dict[int, Cancellation] = {}
+        self._lock = threading.Lock()
+
+    def load_models(self) -> None:
+        """Load and measure every configured model; takes seconds, and the node serves readings meanwhile.
+
+        :raises ModelInvalid: a file is missing or can't be loaded.
+        """
+        for name, section in self._config.models.items():
+            model = load_model(
+                ModelSpec(name, section.path, section.threads, section.serve, section.optimisation, section.warm_up)
+            )
+            median_us = self._runner.warm_up(model)
+            _log.info("model %s: %s, %s ms a run", name, model.digest[:12], median_us and round(median_us / 1e3, 1))
+            self.models[name] = model
+
+    def announce(self) -> None:
+        """Tell the engine what is loaded."""
+        if self.models:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._changed(self._local_models())
+
+    def _local_models(self) -> tuple[LocalModel, ...]:
+        waiting = self._runner.waiting // self._config.inference.workers
+        return tuple(
+            LocalModel(
+                model.name, model.digest, (self._runner.median_us(model) or 0) * 1_000, waiting, model.spec.serve,
+                self._config.inference.local,
+            )
+            for model in self.models.values()
+        )  # fmt: skip
+
+    def start(self, effect: Compute) -> None:
+        """Queue a run; exactly one ``computed`` follows unless it is cancelled."""
+        model = self.models.get(effect.model)
+        if model is None:
+            self._computed(effect.run, InferAnswer(0, "unknown", detail=f"no model {effect.model!r} here"))
+            return
+        inputs = {named.name: named.tensor for named in effect.inputs}
+        job = Job(model, inputs, effect.outputs, time.monotonic_ns() + effect.budget_ns)
+        try:
+            with self._lock:  # so that the run is in the table before its outcome looks for it
+                self._cancels[effect.run] = self._runner.submit(job, lambda outcome: self._ended(effect.run, outcome))
+        except MeshError as error:
+            self._computed(effect.run, _failed(error))
+            return
+        self._tell()
+
+    def cancel(self, run: int) -> None:
+        """Nobody wants it any more."""
+        with self._lock:
+            cancellation = self._cancels.pop(run, None)
+        if cancellation is not None:
+            cancellation.cancel()
+
+    def _ended(self, run: int, outcome: Outcome) -> None:
+        with self._lock:
+            self._cancels.pop(run, None)
+        match outcome:
+            case Done():
+                outputs = tuple(NamedTensor(name, tensor_of(array)) for name, array in outcome.outputs)
+                answer = InferAnswer(0, "done", outputs, outcome.queued_ns // 1_000, outcome.compute_ns // 1_000)
+            case Failed():
+                answer = _failed(outcome.error, outcome.queued_ns // 1_000)
+            case _:
+                assert_never(outcome)
+        self._computed(run, answer)
+        self._tell()
+
+    def close(self) -> None:
+        """End all runs and threads."""
+        self._runner.close()
+
+
+def _failed(error: MeshError, queued_us: int = 0) -> InferAnswer:
+    detail = str(error)[:MAX_TEXT_CHARS]
+    match error:
+        case InputInvalid():
+            return InferAnswer(0, "invalid", queued_us=queued_us, detail=detail)
+        case BudgetExhausted():
+            return InferAnswer(0, "late", queued_us=queued_us, detail=detail)
+        case BoundExceeded():
+            return InferAnswer(0, "busy", queued_us=queued_us, detail=detail)
+        case _:
+            return InferAnswer(0, "failed", queued_us=queued_us, detail=detail)

@@ -1,0 +1,26 @@
+"""What an inference gave: the same for a node in this process and for one that an application is connected to."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from protocols.base.ids import NodeId
+from protocols.events import RunReport
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceResult:
+    """Outputs, and who computed them for how long."""
+
+    outputs: "dict[str, NDArray[Any]]"
+    ran_on: NodeId
+    took_ms: float
+    """From the call to the answer."""
+    compute_ms: float
+    """The model's own time."""
+    queued_ms: float
+    """Waiting for a worker there."""
+    attempts: tuple[RunReport, ...]
+    """Every run that was started, losers and failures included."""

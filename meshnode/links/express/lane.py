@@ -1,0 +1,238 @@
+"""A lane of the express links: the dialled end of a connection, which sends frames on whatever thread hands them over.
+
+Invariants:
+- once it is open, its TLS object and what is left of a frame are used under its lock only: OpenSSL allows one thread;
+- a frame that was taken goes out whole before the next is taken; the rest that the kernel did not take is sent by the
+  I/O thread, and only that much of it is encrypted as the kernel takes at once.
+"""
+
+import errno
+import os
+import select
+import socket
+import ssl
+from collections.abc import Callable
+
+from meshnode.links.express.connection import LENGTH, PULL0, PUSH0, Closed, Connection, HandshakeFailed, Hub
+from meshnode.links.tls import FailureKind, explain
+from meshnode.links.transport import Address, OutgoingLane
+from protocols.base.errors import BoundExceeded
+from protocols.base.ids import SERVER_NAME
+from protocols.base.limits import MAX_FRAME_BYTES
+
+_CHUNK_BYTES = 64 * 1024
+"""Of a large frame, encrypted and handed to the kernel at once."""
+_HEAD_BYTES = 16_384 - LENGTH.size
+"""Of a large frame, beside its length: one whole TLS record, and no more of it is copied."""
+_MAX_CONTROL_BYTES = 16 * 1024
+"""Answers to key updates that wait for the peer to take a frame."""
+_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
+
+
+class ExpressLane(Connection):
+    """See ``OutgoingLane``. Fields below ``address`` belong to ``lock`` once it is open."""
+
+    def __init__(self, hub: Hub, address: Address, greeting: Callable[[], bytes], timeout_s: float) -> None:
+        super().__init__(hub, PUSH0, PULL0)
+        self.address = address
+        self.timeout_s = timeout_s
+        self.closed = False
+        self.frames_sent = self.bytes_sent = 0
+        self._greeting = greeting
+        self._connected = False
+        self._unsent = memoryview(b"")
+        """Encrypted, not taken by the kernel yet."""
+        self._unencrypted = memoryview(b"")
+        self._declined = self._notified = False
+        self._failure = ""
+
+    def _outgoing_lane(self) -> OutgoingLane | None:
+        return self
+
+    @property
+    def _place(self) -> str:
+        return str(self.address)
+
+    def overdue(self) -> Closed:
+        """What to say when the deadline has passed."""
+        if self.open:
+            return Closed("closed here before it took all")
+        if not self._connected:
+            return Closed(f"no connection to {self.address} within {self.timeout_s:g} s (no answer: unreachable)")
+        return HandshakeFailed(FailureKind.MUTE, f"no answer within {self.timeout_s:g} s: unreachable or mute")
+
+    def connect(self, sock: socket.socket, to: "tuple[str, int] | tuple[str, int, int, int]") -> None:
+        """Begin to connect; events tell how it went. :raises Closed: no way leads there."""
+        self.attach(sock)
+        self.host = to[0]
+        error = sock.connect_ex(to)
+        if error not in (0, errno.EINPROGRESS):
+            raise self._unreachable(error)
+
+    def turn(self, events: int) -> None:
+        """Go on with the handshake, or with a frame. :raises Closed: at the end."""
+        if not self.open:
+            self._open()
+            return
+        if events & _OUT and self._writable() and not self.closed and not self.hub.silent:
+            self.hub.guarded(lambda: self.hub.observer.lane_writable(self))
+        if self.closed and not self._busy():
+            raise Closed("closed here")
+        if events & ~_OUT:
+            self._readable()
+
+    def try_send(self, frame: bytes) -> bool:
+        """See ``OutgoingLane``."""
+        if len(frame) > MAX_FRAME_BYTES:
+            raise BoundExceeded(f"a frame of {len(frame)} bytes is larger than {MAX_FRAME_BYTES}: split it")
+        with self.lock:
+            if not self.open or self.closed or self.finished or self._failure:
+                return False
+            if self._busy():
+                self._declined = True
+                return False
+            return self._send(frame)
+
+    def notify(self) -> None:
+        """See ``OutgoingLane``."""
+        if self.open and not self._notified:
+            self._notified = True
+            self.hub.post(self._tell_writable)
+
+    def close(self) -> None:
+        """See ``OutgoingLane``."""
+        if not self.closed:
+            self.closed = True
+            self.hub.post(self._release)
+
+    def end_quietly(self) -> None:
+        """Close it on the I/O thread, with nobody told."""
+        self.closed = True
+        self._release()
+
+    # --- I/O thread ------------------------------------------------------------------------------------------------
+    def _open(self) -> None:
+        tls = self._tls
+        if not self._connected:
+            if error := self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise self._unreachable(error)
+            self._connected = True
+            tls = self._begin(self.hub.contexts.client, SERVER_NAME)
+            self._shake_hands(tls)
+            self.hub.watch(self, _IN)
+            return
+        assert tls is not None, "TLS begins when TCP is connected"
+        if not self._fetch() or not self._shake_hands(tls):
+            return
+        self._digest()
+        greeting = self._greeting()
+        with self.lock:
+            if self.closed:
+                return
+            self.open, self.deadline_ns = True, 0
+            if not self._send(greeting):
+                raise Closed(self._failure)
+        if not self.hub.silent:
+            identity = self.identity
+            assert identity is not None, "judged"
+            self.hub.guarded(lambda: self.hub.observer.lane_opened(self, identity))
+
+    def _unreachable(self, error: int) -> Closed:
+        refused = "connection refused: is it running, and is the port right?"
+        why = refused if error == errno.ECONNREFUSED else os.strerror(error).lower()
+        return Closed(f"no connection to {self.address} ({why})")
+
+    def _writable(self) -> bool:
+        """Send what is left of a frame. True: another was declined meanwhile, and its sender waits for notice."""
+        with self.lock:
+            try:
+                if not self._push():
+                    return False
+            except OSError as error:
+                raise Closed(f"the connection failed ({error.strerror or error})") from error
+            self.hub.watch(self, _IN)
+            declined, self._declined = self._declined, False
+            return declined
+
+    def _readable(self) -> None:
+        """Nothing may come back but the end. :raises Closed: at the end, or when something did."""
+        with self.lock:
+            if self._fetch():
+                self._digest()
+
+    def _digest(self) -> None:
+        """Let TLS deal with what it was given: a ticket, a key update. :raises Closed: it was something else."""
+        try:
+            got = self._read(1)
+        except ssl.SSLWantReadError:
+            if self._outgoing.pending > _MAX_CONTROL_BYTES:
+                raise Closed("it asks for key updates and does not read the answers") from None
+            try:
+                if self._outgoing.pending and not self._push():
+                    self.hub.watch(self, _IN | _OUT)
+            except OSError as error:
+                raise Closed(f"the connection failed ({error.strerror or error})") from error
+            return
+        except ssl.SSLError as error:
+            raise Closed(f"TLS failed: {explain(error)[1]}") from error
+        raise Closed("it sent bytes where none belong" if got else f"{self.address} closed the connection")
+
+    def _tell_writable(self) -> None:
+        self._notified = False
+        if self.open and not self.closed and not self.finished and not self.hub.silent:
+            self.hub.observer.lane_writable(self)
+
+    def _release(self) -> None:
+        if self.open and self._busy() and not self._failure:
+            self.hub.linger(self)
+        else:
+            self.hub.finish(self, None)
+
+    def _lost(self) -> None:
+        self.hub.finish(self, Closed(self._failure))
+
+    def _busy(self) -> bool:
+        return bool(self._unsent or self._unencrypted)
+
+    # --- under the lock --------------------------------------------------------------------------------------------
+    def _send(self, frame: bytes) -> bool:
+        """Send; what the kernel does not take is left to the I/O thread. False: the connection has failed."""
+        size = len(frame)
+        try:
+            if size <= _CHUNK_BYTES:
+                self._encrypt(LENGTH.pack(size) + frame)
+                data = self._encrypted()
+                try:
+                    sent = self._sock.send(data)
+                except BlockingIOError:
+                    sent = 0
+                if sent < len(data):
+                    self._unsent = memoryview(data)[sent:]
+                    self.hub.watch(self, _IN | _OUT)
+            else:
+                self._encrypt(LENGTH.pack(size) + frame[:_HEAD_BYTES])  # one whole record: nothing more is copied
+                self._unencrypted = memoryview(frame)[_HEAD_BYTES:]
+                if not self._push():
+                    self.hub.watch(self, _IN | _OUT)
+        except OSError as error:  # a TLS error is one too
+            self._failure = f"the connection failed ({error.strerror or error})"
+            self.hub.post(self._lost)
+            return False
+        self.frames_sent += 1
+        self.bytes_sent += size
+        return True
+
+    def _push(self) -> bool:
+        """Hand over as much as the kernel takes. True: all of it."""
+        while True:
+            if not self._unsent:
+                if self._unencrypted:
+                    self._encrypt(self._unencrypted[:_CHUNK_BYTES])
+                    self._unencrypted = self._unencrypted[_CHUNK_BYTES:]
+                elif not self._outgoing.pending:
+                    return True
+                self._unsent = memoryview(self._encrypted())
+            try:
+                self._unsent = self._unsent[self._sock.send(self._unsent) :]
+            except BlockingIOError:
+                return False

@@ -1,0 +1,156 @@
+"""What links and exchanges ask of a socket library, so that their logic names none. ``meshnode.links.nng.library``
+provides it.
+
+Invariants of every engine: a handshake is judged before anything is received from or sent to the peer; ``connected``
+and ``removed`` follow only for judged and admitted pipes, in that order; judges and notices run on threads of the
+engine, may not block and may not close sockets.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from meshnode.links.transport import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """The other end of a pipe whose TLS handshake succeeded. ``names`` are the alternative names of its certificate."""
+
+    pipe: int
+    names: tuple[str, ...]
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What the owner of a socket wants to be told about its pipes."""
+
+    judge: Callable[[Handshake], bool]
+    """True lets the pipe live."""
+    connected: Callable[[int], None]
+    removed: Callable[[int], None]
+
+
+class PushSocket(Protocol):
+    """Dials one inbox, again and again until it is closed."""
+
+    @property
+    def descriptor(self) -> int:
+        """Readable while the socket takes a frame."""
+
+    def try_send(self, frame: bytes) -> bool:
+        """False: a frame is under way, or there is no pipe."""
+
+    def counters(self) -> dict[str, int]:
+        """Failed dials by kind."""
+
+    def close(self) -> None:
+        """Waits for callbacks under way: never call it from one."""
+
+
+class PullSocket(Protocol):
+    """An inbox."""
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+
+    def receive(self) -> tuple[int, bytes] | None:
+        """The next frame and its pipe, in one thread. None: closed."""
+
+    def close_pipe(self, pipe: int) -> None:
+        """Close one pipe; unknown ones are ignored."""
+
+    def counters(self) -> dict[str, int]:
+        """Failed handshakes by kind."""
+
+    def close(self) -> None:
+        """Ends a waiting ``receive``."""
+
+
+class RequestSocket(Protocol):
+    """Dials one relay, again and again until it is closed."""
+
+    def ask(self, frame: bytes, timeout_s: float, lost: Callable[[], bool]) -> bytes:
+        """Send and wait. ``lost()`` says that the pipe which was there at the start is gone.
+
+        :raises TransportError: no answer in time, connection lost, or closed.
+        """
+
+    def counters(self) -> dict[str, int]:
+        """Failed dials by kind."""
+
+    def close(self) -> None:
+        """Ends a waiting ``ask``."""
+
+
+class ReplyContext(Protocol):
+    """One request at a time, in one thread."""
+
+    def receive(self) -> tuple[int, bytes] | None:
+        """The next request and its pipe. None: closed."""
+
+    def reply(self, frame: bytes) -> None:
+        """Answer it; lost silently when the requester has gone."""
+
+    def close(self) -> None:
+        """Ends a waiting ``receive``."""
+
+
+class ReplySocket(Protocol):
+    """Listens for requests."""
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+
+    def context(self) -> ReplyContext:
+        """One more request at a time."""
+
+    def close_pipe(self, pipe: int) -> None:
+        """Close one pipe; unknown ones are ignored."""
+
+    def close(self) -> None:
+        """Closes its contexts too."""
+
+
+class Engine(Protocol):
+    """Opens sockets with one node's credentials. Each raises ``TransportError`` with the address and the way out."""
+
+    def push(self, address: Address, watch: Watch) -> PushSocket:
+        """Start to dial an inbox."""
+
+    def pull(self, host: str, port: int, watch: Watch) -> PullSocket:
+        """Open an inbox."""
+
+    def request(self, address: Address, watch: Watch) -> RequestSocket:
+        """Start to dial a relay."""
+
+    def reply(self, host: str, port: int, watch: Watch) -> ReplySocket:
+        """Open a relay's end."""
+
+
+def lasting_failure(counters: dict[str, int]) -> str | None:
+    """A failure that dialling again can't mend, from the counters of a dialled socket."""
+    if counters.get("auth"):
+        return (
+            "the TLS handshake failed: one side refuses the other's certificate (other authority, expired, wrong name)"
+        )
+    if counters.get("proto"):
+        return "it does not speak this protocol"
+    return None
+
+
+def no_connection(address: Address, seconds: float, counters: dict[str, int]) -> str:
+    """Why there is no pipe after so many seconds, from the counters of a dialled socket."""
+    if counters.get("refused"):
+        why = "connection refused: is it running, and is the port right?"
+    elif counters.get("disconnect"):
+        why = "the connection was reset"
+    elif counters.get("other"):
+        why = "unreachable, unknown host, or hung up during the handshake"
+    else:
+        why = "no answer: unreachable or mute"
+    return f"no connection to {address} within {seconds:g} s ({why})"

@@ -1,0 +1,242 @@
+"""Exchanges with the relay: one request, one response, on a connection the node opened.
+
+Invariants:
+- a request is sent at most once per call; whether it was handled is unknown when it fails, so requests are idempotent;
+- a response is never taken for another request's;
+- a relay that is not who it should be is never sent anything, and not dialled again for ``REFUSAL_MEMORY_NS``.
+"""
+
+import logging
+import threading
+import time
+
+from meshnode.links.nng.connections import Connections
+from meshnode.links.nng.contract import (
+    Engine,
+    Handshake,
+    ReplyContext,
+    RequestSocket,
+    Watch,
+    lasting_failure,
+    no_connection,
+)
+from meshnode.links.peer import identify, url_of
+from meshnode.links.transport import Address, Handler
+from protocols.base.errors import BoundExceeded, TransportError
+from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
+from protocols.base.limits import DIAL_TIMEOUT_NS, MAX_FRAME_BYTES, REFUSAL_MEMORY_NS, SECOND
+
+_log = logging.getLogger(__name__)
+
+_MAX_REQUESTERS = 4_096
+"""Pipes into one relay."""
+_CHECK_S = 0.4
+"""How often a dial in progress is checked for a failure that repeating can't mend."""
+
+
+_SWEEP_S = 2.0
+"""How often pipes are compared with the kernel's connections."""
+_LINGER_S = 0.1
+"""An answer is handed over in steps on the engine's threads: a socket closed at once would often lose the last one."""
+
+
+class RelayRequester:
+    """See ``Requester``."""
+
+    def __init__(self, engine: Engine, address: Address, mesh: MeshName, role: Role, node: NodeId | None) -> None:
+        self._engine = engine
+        self._address = address
+        self._mesh = mesh
+        self._role = role
+        self._node = node
+        self._one = threading.Lock()
+        self._changed = threading.Condition()
+        self._sock: RequestSocket | None = None
+        self._pipe: int | None = None
+        self._refused = ""
+        self._refused_until = 0.0
+        self._closed = False
+        url_of(address)
+        self._dial()
+
+    def request(self, frame: bytes, timeout_s: float) -> bytes:
+        """Send one request and wait for its response; see ``Exchange.request``."""
+        if len(frame) > MAX_FRAME_BYTES:
+            raise BoundExceeded(f"a request of {len(frame)} bytes is larger than {MAX_FRAME_BYTES}: split it")
+        deadline = time.monotonic() + timeout_s
+        if not self._one.acquire(timeout=timeout_s):
+            raise TransportError(f"the request before this one to {self._address} is still waiting: ask one at a time")
+        try:
+            sock = self._connected(deadline, timeout_s)
+            try:
+                pipe = self._pipe
+                return sock.ask(
+                    frame, max(0.001, deadline - time.monotonic()), lambda: self._pipe != pipe or self._closed
+                )
+            except TransportError:
+                self._drop()  # the connection may be dead without NNG knowing: the next request dials anew
+                raise
+        finally:
+            self._one.release()
+
+    def close(self) -> None:
+        """Close the socket; see ``Exchange.close``."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._drop()
+
+    def _connected(self, deadline: float, timeout_s: float) -> RequestSocket:
+        while True:
+            with self._changed:
+                if self._closed:
+                    raise TransportError(f"the connection to {self._address} was closed here: open a new one")
+                sock, refused, pipe = self._sock, self._refused, self._pipe
+            if refused:
+                self._drop()
+                if time.monotonic() < self._refused_until:
+                    raise TransportError(f"relay {self._address} {refused}")
+            if sock is None or refused:
+                self._dial()
+                continue
+            if pipe is not None:
+                return sock
+            with self._changed:
+                left_s = deadline - time.monotonic()
+                self._changed.wait_for(
+                    lambda: self._pipe is not None or bool(self._refused) or self._closed,
+                    min(max(0.0, left_s), _CHECK_S),
+                )
+                if self._pipe is not None or self._refused or self._closed:
+                    continue
+            counters = sock.counters()
+            if (failure := lasting_failure(counters)) is not None:
+                self._refuse(f"can't be used: {failure}")
+            elif time.monotonic() >= deadline:
+                raise TransportError(no_connection(self._address, timeout_s, counters))
+
+    def _dial(self) -> None:
+        with self._changed:
+            self._refused, self._pipe = "", None
+        sock = self._engine.request(self._address, Watch(self._judge, self._connected_pipe, self._removed_pipe))
+        with self._changed:
+            if not self._closed:
+                self._sock = sock
+                return
+        sock.close()
+
+    def _drop(self) -> None:
+        with self._changed:
+            sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
+
+    def _refuse(self, reason: str) -> None:
+        with self._changed:
+            self._refused, self._refused_until = reason, time.monotonic() + REFUSAL_MEMORY_NS / SECOND
+            self._changed.notify_all()
+
+    def _judge(self, handshake: Handshake) -> bool:
+        if self._refused:
+            return False
+        identity, reason = identify(handshake.names, self._mesh)
+        if identity is not None and identity.role is not self._role:
+            reason = (
+                f"its certificate is of role {identity.role.value!r}, {self._role.value!r} is needed: check the address"
+            )
+        elif identity is not None and self._node is not None and identity.node != self._node:
+            reason = f"it is {identity.node!r}, {self._node!r} is expected: check the address"
+        if reason:
+            self._refuse(f"is refused: {reason}")
+        return not reason
+
+    def _connected_pipe(self, pipe: int) -> None:
+        with self._changed:
+            self._pipe = pipe
+            self._changed.notify_all()
+
+    def _removed_pipe(self, pipe: int) -> None:
+        with self._changed:
+            if self._pipe == pipe:
+                self._pipe = None
+
+
+class RelayResponder:
+    """See ``Responder``; ``port`` is where it listens."""
+
+    def __init__(self, engine: Engine, host: str, port: int, mesh: MeshName, handler: Handler, workers: int) -> None:
+        self._mesh = mesh
+        self._handler = handler
+        self._peers: dict[int, tuple[PeerIdentity, tuple[str, int]]] = {}
+        self._lock = threading.Lock()
+        self._busy: set[ReplyContext] = set()
+        self._answered_at = 0.0
+        self._closing = threading.Event()
+        self._closed = threading.Event()
+        self._sock = engine.reply(host, port, Watch(self._judge, lambda pipe: None, self._removed))
+        self.port = self._sock.port
+        self._contexts = [self._sock.context() for _ in range(workers)]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(context,), name=f"relay-{number}", daemon=True)
+            for number, context in enumerate(self._contexts)
+        ]
+        self._threads.append(threading.Thread(target=self._sweep, name="relay-sweep", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Close the socket; see ``Exchange.close``."""
+        with self._lock:
+            first = not self._closing.is_set()
+            self._closing.set()
+            idle = [context for context in self._contexts if context not in self._busy]
+        if not first:
+            self._closed.wait()
+            return
+        for context in idle:
+            context.close()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        time.sleep(max(0.0, self._answered_at + _LINGER_S - time.monotonic()))
+        self._sock.close()
+        self._closed.set()
+
+    def _judge(self, handshake: Handshake) -> bool:
+        identity, reason = identify(handshake.names, self._mesh)
+        with self._lock:
+            if identity is None or len(self._peers) >= _MAX_REQUESTERS or self._closing.is_set():
+                _log.info("a requester at %s is refused: %s", handshake.host, reason or "too many connections")
+                return False
+            self._peers[handshake.pipe] = identity, (handshake.host, handshake.port)
+            return True
+
+    def _removed(self, pipe: int) -> None:
+        with self._lock:
+            self._peers.pop(pipe, None)
+
+    def _serve(self, context: ReplyContext) -> None:
+        while not self._closing.is_set() and (received := context.receive()) is not None:
+            pipe, frame = received
+            with self._lock:
+                peer = self._peers.get(pipe)
+                if self._closing.is_set():
+                    return  # it was idle for close(), which closes the context: the requester asks again
+                self._busy.add(context)
+            try:
+                if peer is not None:  # else gone: nobody waits for the answer
+                    context.reply(self._handler(peer[0], frame))
+                    self._answered_at = time.monotonic()
+            except Exception:  # noqa: BLE001 -- one bad request must not end the relay
+                _log.exception("a request of %s failed in its handler: it gets no answer", peer)
+            finally:
+                with self._lock:
+                    self._busy.discard(context)
+
+    def _sweep(self) -> None:
+        connections = Connections(self.port, DIAL_TIMEOUT_NS)
+        while not self._closing.wait(_SWEEP_S):
+            with self._lock:
+                pipes = {remote: pipe for pipe, (_, remote) in self._peers.items()}
+            for remote in connections.look(pipes, time.monotonic_ns()).vanished:
+                self._sock.close_pipe(pipes[remote])

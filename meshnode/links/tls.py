@@ -1,0 +1,174 @@
+"""TLS for the express links: contexts that allow one way only, and what a failed handshake means in plain words.
+
+Invariants:
+- TLS 1.3, certificates of the mesh's authority on both sides, no session is ever resumed: each handshake proves the
+  certificate anew, so that an expired or replaced one never slips back in;
+- every failure is counted by kind; a peer that fails again and again is written to the log once a minute at most;
+- the last failures are remembered with their peers. Strangers who come in can't push out those whom we dial.
+"""
+
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from meshnode.links.peer import read_credentials
+from meshnode.links.transport import Credentials, FailedLink
+from protocols.base.ids import SERVER_NAME
+from protocols.base.limits import SECOND
+
+_log = logging.getLogger(__name__)
+
+_LOG_PERIOD_NS = 60 * SECOND
+_MAX_TOLD = 64
+"""Lines in one period: whoever fails from ever new addresses can't fill a disk."""
+
+
+MAX_REMEMBERED = 64
+"""Failures of each direction, by peer and kind."""
+UNREACHABLE, REFUSED = "unreachable", "refused"
+"""Kinds of failure that are none of the handshake's."""
+
+
+class FailureKind(StrEnum):
+    """Why there was no link, as far as statistics tell it apart."""
+
+    EXPIRED = "expired"
+    AUTHORITY = "other_authority"
+    NO_CERTIFICATE = "no_certificate"
+    NAME = "wrong_name"
+    CERTIFICATE = "bad_certificate"
+    VERSION = "old_tls"
+    NOT_OURS = "not_our_protocol"
+    REJECTED = "rejects_ours"
+    HUNG_UP = "hung_up"
+    MUTE = "mute"
+    CROWDED = "crowded_out"
+    OTHER = "other"
+
+
+# X509_V_ERR_* of OpenSSL
+_VERIFY = {
+    9: (FailureKind.EXPIRED, "its certificate is not valid yet: compare the clocks"),
+    10: (FailureKind.EXPIRED, "its certificate has expired: renew it there, or compare the clocks"),
+    2: (FailureKind.AUTHORITY, "its certificate was signed by another authority"),
+    18: (FailureKind.AUTHORITY, "its certificate was signed by itself and not by the authority of the mesh"),
+    19: (FailureKind.AUTHORITY, "its certificate was signed by another authority"),
+    20: (FailureKind.AUTHORITY, "its certificate was signed by another authority"),
+    21: (FailureKind.AUTHORITY, "its certificate was signed by another authority"),
+    7: (FailureKind.AUTHORITY, "its certificate was signed by another authority of the same name"),
+    62: (FailureKind.NAME, f"its certificate lacks the name {SERVER_NAME}: issue it with 'mesh issue'"),
+}
+_REASONS = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": (FailureKind.NO_CERTIFICATE, "it showed no certificate"),
+    "UNSUPPORTED_PROTOCOL": (FailureKind.VERSION, "it offers an older TLS than 1.3"),
+    "WRONG_VERSION_NUMBER": (FailureKind.NOT_OURS, "it does not speak TLS"),
+    "HTTP_REQUEST": (FailureKind.NOT_OURS, "it speaks HTTP and not TLS"),
+    "HTTPS_PROXY_REQUEST": (FailureKind.NOT_OURS, "it speaks HTTP and not TLS"),
+    "TLSV1_ALERT_PROTOCOL_VERSION": (FailureKind.VERSION, "it does not take TLS 1.3"),
+    "TLSV1_ALERT_UNKNOWN_CA": (FailureKind.REJECTED, "it does not trust the authority of our certificate"),
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": (FailureKind.REJECTED, "it says that our certificate has expired"),
+    "SSLV3_ALERT_BAD_CERTIFICATE": (FailureKind.REJECTED, "it does not take our certificate"),
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": (FailureKind.REJECTED, "it does not take our certificate"),
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": (FailureKind.REJECTED, "it says that our certificate is revoked"),
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": (FailureKind.REJECTED, "it wants a certificate from us"),
+    "TLSV1_ALERT_DECRYPT_ERROR": (
+        FailureKind.REJECTED,
+        "it could not verify our certificate: is it of another authority of the same name?",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """One node's credentials, ready for handshakes of both directions."""
+
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+
+
+def contexts(credentials: Credentials) -> Contexts:
+    """Load credentials. :raises IdentityError: they can't be used; names the file and the fault."""
+    read_credentials(credentials)
+    return Contexts(_context(credentials, ssl.PROTOCOL_TLS_SERVER), _context(credentials, ssl.PROTOCOL_TLS_CLIENT))
+
+
+def explain(error: ssl.SSLError) -> tuple[FailureKind, str]:
+    """What OpenSSL's error says about the peer, for statistics and for a person."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        detail = f"its certificate is refused ({error.verify_message})"
+        return _VERIFY.get(error.verify_code, (FailureKind.CERTIFICATE, detail))
+    reason = error.reason or "unknown error"
+    return _REASONS.get(reason, (FailureKind.OTHER, reason.replace("_", " ").lower()))
+
+
+def proved(tls: ssl.SSLObject) -> tuple[list[str], int]:
+    """Of the certificate that the peer has proved: its URI names, and its end in nanoseconds since 1970."""
+    certificate: Any = tls.getpeercert()
+    assert certificate, "a handshake without certificate fails"
+    names = [str(value) for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
+    return names, int(ssl.cert_time_to_seconds(certificate["notAfter"])) * SECOND
+
+
+class Failures:
+    """Counts links that failed to come about, and logs them without being floodable. For one thread."""
+
+    def __init__(self, now_ns: Callable[[], int], utc_now_ns: Callable[[], int] = time.time_ns) -> None:
+        self._now_ns, self._utc_now_ns = now_ns, utc_now_ns
+        self._came: dict[tuple[str, str], FailedLink] = {}
+        self._dialled: dict[tuple[str, str], FailedLink] = {}
+        self._counts = dict.fromkeys(FailureKind, 0)
+        self._told: set[tuple[str, str]] = set()
+        self._period_ends_ns = 0
+
+    def note(self, kind: FailureKind, peer: str, why: str, dialled: bool = False) -> None:
+        """A handshake with ``peer`` failed."""
+        self._counts[kind] += 1
+        self.tell(kind, peer, why, dialled)
+
+    def remember(self, about: str, peer: str, why: str, dialled: bool = False) -> None:
+        """For :meth:`recent`."""
+        links, key = self._dialled if dialled else self._came, (peer, str(about))
+        before = links.pop(key, None)
+        if len(links) >= MAX_REMEMBERED:
+            del links[next(iter(links))]
+        links[key] = FailedLink(peer, str(about), why, before.count + 1 if before else 1, self._utc_now_ns())
+
+    def recent(self) -> list[FailedLink]:
+        """What is remembered, the last one last. Any thread."""
+        return sorted([*self._dialled.values(), *self._came.values()], key=lambda link: link.last_utc_ns)
+
+    def tell(self, about: str, peer: str, why: str, dialled: bool = False) -> None:
+        """Remember it, and log it, unless the same was logged about this peer in this period."""
+        self.remember(about, peer, why, dialled)
+        now_ns = self._now_ns()
+        if now_ns >= self._period_ends_ns:
+            self._told.clear()
+            self._period_ends_ns = now_ns + _LOG_PERIOD_NS
+        if (peer, about) in self._told or len(self._told) > _MAX_TOLD:
+            return
+        self._told.add((peer, about))
+        if len(self._told) > _MAX_TOLD:
+            _log.warning("too many failed links: further ones are only counted for a minute")
+        else:
+            _log.warning("no link with %s: %s", peer, why)
+
+    def statistics(self) -> dict[str, int]:
+        """Counters by kind, and their sum. Any thread."""
+        counts = {f"handshakes_failed_{kind}": count for kind, count in self._counts.items()}
+        return {"handshakes_failed": sum(counts.values()), **counts}
+
+
+def _context(credentials: Credentials, side: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(side)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(credentials.certificate, credentials.key)
+    context.load_verify_locations(credentials.authority)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.options |= ssl.OP_NO_TICKET
+    if side == ssl.PROTOCOL_TLS_SERVER:
+        context.num_tickets = 0
+    return context

@@ -1,0 +1,172 @@
+"""The transport contract: what the driver of a node asks of any link engine.
+
+Two kinds of connection, both mutual TLS 1.3 and both identified before the first frame:
+
+- *links* between nodes: an inbox that takes frames from everybody, and for each neighbour outgoing lanes;
+- *exchanges* with the relay: one request, one response, always opened by the node.
+
+Threads. ``frame_received`` runs on the one receiving thread of a transport and nothing else is received while it runs.
+``admit`` runs on a thread of the link engine, may not block and may not call the transport. ``inbound_opened`` and
+``inbound_closed`` run on the receiving or the I/O thread, never two notices of one pipe at the same time. Every other
+notice runs on the transport's I/O thread. ``try_send`` may be called from any thread and never blocks. ``close`` of the
+transport waits for notices under way: call it without a lock that a notice takes. A notice may close lanes and pipes.
+
+Certificates. ``express`` closes a pipe within a minute of the end of its peer's certificate and says so. NNG does not
+show that end, so ``nng`` closes every pipe and lane after about an hour: the next handshake proves the certificate.
+
+A lane is dialled once: when its pipe is gone, or can't be had in time, the lane is finished and the observer is told
+why. Whether and when to dial again is decided by ``protocols.membership.machine``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from protocols.base.ids import PeerIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """PEM files of one node: its certificate (leaf first), its key, and the authority of the mesh."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an inbox listens. IPv6 hosts stand without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class FailedLink:
+    """Somebody with whom no link came about, or whose link was ended for a reason of trust."""
+
+    peer: str
+    """Where it is, as in ``192.0.2.7:7000`` (dialled) or ``192.0.2.7`` (it dialled us), and who, once that was
+    proved."""
+    kind: str
+    """One word: why."""
+    why: str
+    """Why, for a person."""
+    count: int
+    last_utc_ns: int
+
+
+class OutgoingLane(Protocol):
+    """One dialled way to one inbox."""
+
+    @property
+    def address(self) -> Address:
+        """Where it was dialled."""
+
+    def try_send(self, frame: bytes) -> bool:
+        """Hand over one frame without waiting. False: not taken, because the link is busy or not open; when it was
+        open, ``lane_writable`` follows once it takes frames again."""
+
+    def notify(self) -> None:
+        """Have ``lane_writable`` called soon, on the I/O thread, whether or not a frame was refused. Never blocks."""
+
+    def close(self) -> None:
+        """Finish it. Idempotent; no notice follows."""
+
+
+class TransportObserver(Protocol):
+    """What the driver is told."""
+
+    def admit(
+        self, identity: PeerIdentity | None, detail: str, lane: OutgoingLane | None, remote_host: str
+    ) -> str | None:
+        """A handshake ended. Return None to let the pipe live or the reason to close it before its first frame.
+
+        ``identity`` is None when the certificate names nobody of a mesh; ``detail`` then says why.
+        ``lane`` is None for a pipe into our inbox.
+        """
+
+    def inbound_opened(self, pipe: int, identity: PeerIdentity, remote_host: str) -> None:
+        """An admitted pipe into our inbox. Always before its first frame."""
+
+    def inbound_closed(self, pipe: int) -> None:
+        """Told once for every ``inbound_opened``, after its last frame was received or lost."""
+
+    def frame_received(self, pipe: int, frame: bytes | bytearray) -> None:
+        """One frame from an open inbound pipe."""
+
+    def lane_opened(self, lane: OutgoingLane, identity: PeerIdentity) -> None:
+        """The lane's greeting was sent; it takes frames now."""
+
+    def lane_closed(self, lane: OutgoingLane, reason: str) -> None:
+        """The lane is finished: it never opened in time, was refused, or its pipe is gone."""
+
+    def lane_writable(self, lane: OutgoingLane) -> None:
+        """The lane takes frames again, after a ``try_send`` that was not taken; or ``notify`` was called."""
+
+
+class Transport(Protocol):
+    """One node's links."""
+
+    def listen(self, host: str, port: int) -> int:
+        """Open the inbox and return its port (``port`` 0: any free one).
+
+        :raises TransportError: when the port is in use or the credentials can't be used; names both and the way out.
+        """
+
+    def dial(self, address: Address, greeting: Callable[[], bytes], timeout_s: float) -> OutgoingLane:
+        """Start to open a lane and return at once. ``greeting()`` gives the first frame when the pipe is open."""
+
+    def close_pipe(self, pipe: int) -> None:
+        """Close a pipe into our inbox. ``inbound_closed`` follows."""
+
+    def renew(self, credentials: Credentials) -> None:
+        """Use these for every handshake from now on; the listener and open pipes live on. Any thread.
+
+        :raises IdentityError: they can't be used; the old ones stay in use.
+        :raises TransportError: this engine can't change them while it runs (``nng``: NNG freezes a TLS configuration
+            once it is used): start the node anew.
+        """
+
+    def receiving_since_ns(self) -> int | None:
+        """Monotonic start of the ``frame_received`` under way, None when the receiving thread waits for frames."""
+
+    def failures(self) -> list[FailedLink]:
+        """Recent links that failed, by peer and kind; a bounded number, the last one last. Any thread. NNG does not say
+        who failed to come in, and why: there those are counted only."""
+
+    def statistics(self) -> dict[str, int]:
+        """Counters by name: handshakes refused and failed (``express``: by kind too), connections closed for being
+        mute, frames and bytes each way; ``lanes`` is how many there are now."""
+
+    def close(self) -> None:
+        """Close everything; no notice follows after it returns. Idempotent."""
+
+
+class Requester(Protocol):
+    """A node's connection to a relay."""
+
+    def request(self, frame: bytes, timeout_s: float) -> bytes:
+        """Send one request and wait for its response; one at a time.
+
+        :raises TransportError: no answer in time, or the relay is not who it should be.
+        """
+
+    def close(self) -> None:
+        """End a waiting request with an error. Idempotent."""
+
+
+class Responder(Protocol):
+    """A relay's end of all exchanges."""
+
+    def close(self) -> None:
+        """Stop taking requests; the one being handled is answered first. Idempotent."""
+
+
+Handler = Callable[[PeerIdentity, bytes], bytes]
+"""Answers one request; runs on the responder's threads; must not raise."""

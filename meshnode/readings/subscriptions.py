@@ -1,0 +1,113 @@
+"""What an application holds of a subscription: a handle, and for ``async for`` a bounded queue behind it."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from protocols.wire.messages import Reading
+
+
+class Subscription:
+    """Readings of one key expression. Iterate with ``async for``, unless it was made with a callback.
+
+    The queue is bounded: a reader that falls behind loses the oldest readings (with ``conflate``, the older one of the
+    same key), and :attr:`dropped` says how many. Leaving the ``with`` block, or :meth:`close`, ends it.
+    """
+
+    def __init__(self, expression: str, depth: int, conflate: bool, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.expression = expression
+        self.dropped = 0
+        """Readings this reader was too slow for."""
+        self.deadlines_missed = 0
+        """Times a stream was silent for longer than the deadline."""
+        self._depth, self._conflate, self._loop = depth, conflate, loop
+        self._lock = threading.Lock()
+        self._waiting: deque[Reading] = deque()
+        self._newest: dict[tuple[str, str], Reading] = {}
+        self._arrived = asyncio.Event()
+        self._asleep = False
+        self._closed = False
+        self._on_close: Callable[[], None] | None = None
+
+    def bind(self, on_close: Callable[[], None]) -> None:
+        """Called by the node once it is registered."""
+        self._on_close = on_close
+
+    def take(self, reading: Reading) -> None:
+        """Queue a reading; any thread."""
+        with self._lock:
+            if self._conflate:
+                stream = (reading.origin, reading.key)
+                if stream in self._newest:
+                    if reading.sequence > self._newest[stream].sequence:  # history comes beside what is live
+                        self._newest[stream] = reading
+                    self.dropped += 1
+                    return
+                if len(self._newest) >= self._depth:
+                    del self._newest[next(iter(self._newest))]
+                    self.dropped += 1
+                self._newest[stream] = reading
+            else:
+                if len(self._waiting) >= self._depth:
+                    self._waiting.popleft()
+                    self.dropped += 1
+                self._waiting.append(reading)
+            wake, self._asleep = self._asleep, False
+        if wake:
+            self._wake()
+
+    def _wake(self) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._arrived.set)
+        except RuntimeError:  # the loop has ended, and with it the reader
+            self._closed = True
+
+    def _next(self) -> Reading | None:
+        with self._lock:
+            if self._newest:
+                return self._newest.pop(next(iter(self._newest)))
+            if self._waiting:
+                return self._waiting.popleft()
+            self._asleep = True
+            return None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Reading:
+        if self._loop is None:
+            raise TypeError("this subscription has a callback; make one without to iterate over it")
+        while True:
+            self._arrived.clear()
+            reading = self._next()
+            if reading is not None:
+                return reading
+            if self._closed:
+                raise StopAsyncIteration
+            await self._arrived.wait()
+
+    async def next(self, timeout_s: float | None = None) -> Reading:
+        """The next reading. :raises TimeoutError: when none came in time."""
+        async with asyncio.timeout(timeout_s):
+            return await self.__anext__()
+
+    def close(self) -> None:
+        """End it; an ``async for`` over it ends after what is queued. Idempotent, any thread."""
+        if not self._closed:
+            self._closed = True
+            if self._on_close is not None:
+                self._on_close()
+            if self._loop is not None and not self._loop.is_closed():
+                self._wake()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,115 @@
+"""Runs the sensor drivers of a node: a thread each, paced by the samples' own due times."""
+
+import asyncio
+import logging
+import threading
+import time
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from meshnode.config.sections import SensorSection
+from meshnode.sensors import Driver as SensorDriver
+from meshnode.sensors import DriverContext, Sample, create_driver
+from protocols.base.errors import MeshError
+from protocols.base.ids import Role
+
+if TYPE_CHECKING:
+    from meshnode.node import Node
+
+_log = logging.getLogger(__name__)
+
+
+class Sensing:
+    """The sensors of one node."""
+
+    def __init__(self, node: "Node", sensors: dict[str, SensorSection], folder: Path, role: Role) -> None:
+        """Builds every driver. :raises ConfigError: when an option of one is wrong."""
+        self._node = node
+        self._contexts: list[DriverContext] = []
+        self._threads: list[threading.Thread] = []
+        self._inferring: set[str] = set()
+        self._loop = asyncio.get_running_loop()
+        self.samples = 0
+        self.skipped_inferences = 0
+        """Frames that came while the frame before was still being computed."""
+        self.without_position = 0
+        """Samples that came before anybody knew where the node is; not published."""
+        self.failed: dict[str, str] = {}
+        for name, section in sensors.items():
+            context = DriverContext(node.id, folder, Random(f"{node.id}/{name}"), role)
+            driver = create_driver(section.driver, section.options, context)
+            self._contexts.append(context)
+            self._threads.append(
+                threading.Thread(target=self._run, args=(name, driver, context), name=f"sensor-{name}", daemon=True)
+            )
+
+    def start(self) -> None:
+        """Begin to sense."""
+        for context in self._contexts:
+            context.begin()
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, name: str, driver: SensorDriver, context: DriverContext) -> None:
+        try:
+            samples = driver.samples()
+            try:
+                for sample in samples:
+                    if not context.wait(sample.due_s):
+                        return
+                    self._publish(name, sample)
+            finally:
+                samples.close()
+        except MeshError as error:
+            self.failed[name] = str(error)
+            _log.error("sensor %s ended: %s", name, error)
+        except Exception as error:  # noqa: BLE001 - whatever a plugged-in driver does ends that driver alone
+            self.failed[name] = repr(error)
+            _log.exception("sensor %s failed", name)
+
+    def _publish(self, name: str, sample: Sample) -> None:
+        if sample.where is not None:
+            self._node.position = sample.where
+        self.samples += 1
+        if sample.where is None and self._node.position is None:
+            # A camera may be ready before the receiver of satellites is.
+            self.without_position += 1
+            return
+        self._node.publish(
+            sample.key, sample.value, unit=sample.unit, sensor=sample.sensor or name, where=sample.where,
+            quality=sample.quality, priority=sample.priority, lifespan_ms=sample.lifespan_ms,
+        )  # fmt: skip
+        if sample.infer is not None:
+            if name in self._inferring:
+                self.skipped_inferences += 1
+            else:
+                self._inferring.add(name)
+                asyncio.run_coroutine_threadsafe(self._infer(name, sample), self._loop)
+
+    async def _infer(self, name: str, sample: Sample) -> None:
+        asked = sample.infer
+        assert asked is not None
+        try:
+            result = await self._node.infer(
+                asked.model, asked.inputs, outputs=asked.outputs, deadline_ms=asked.budget_ms
+            )
+            if asked.key is not None:
+                value = asked.interpret(result.outputs) if asked.interpret is not None else result.outputs
+                self._node.publish(asked.key, value, sensor=sample.sensor or name, where=sample.where)
+        except MeshError as error:
+            _log.warning("sensor %s: %s", name, error)
+        except Exception as error:  # noqa: BLE001 - whatever a driver makes of the outputs
+            self.failed[name] = repr(error)
+            _log.exception("sensor %s: its result could not be used", name)
+        finally:
+            self._inferring.discard(name)
+
+    def close(self) -> None:
+        """Stop and wait for the threads, a second at most."""
+        for context in self._contexts:
+            context.stopping.set()
+        ends_s = time.monotonic() + 1.0
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, ends_s - time.monotonic()))

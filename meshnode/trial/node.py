@@ -1,0 +1,173 @@
+"""The node of a trial: a real one, whose models may take given times, and which can be told to misbehave.
+
+A *timed model* answers after as long as its plan says, with the first 32 bytes of its input over and over: who asked
+can tell whether the answer belongs to its request. It stands for a model that the computer at hand would take another
+time for; queue, budgets, offers and wire are those of any model.
+
+What it can be told is what faults of an emulation do to a process from outside (see ``meshnode.trial.control``). None
+of it is reachable by neighbours, or by another command than ``meshnode trial --hold``.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from meshnode.config.sections import NodeConfig
+from meshnode.driver import Driver
+from meshnode.inference.compute import ComputeService
+from meshnode.links.transport import Address
+from meshnode.models import Cancellation, LoadedModel, ModelSpec, TensorSignature
+from meshnode.node import Node
+from protocols.base import limits
+from protocols.base.errors import InferenceError
+from protocols.base.ids import ModelDigest
+from protocols.gossip.entries import Stored
+from protocols.inference.placement import LocalModel
+from protocols.wire.messages import InferAnswer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ECHOED_BYTES: Final = 32
+"""Of the input of a timed model; callers put there what no other request has."""
+MAX_TIMED_BYTES: Final = 8_000_000
+INPUT, OUTPUT = "x", "y"
+
+
+class TrialModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A model that this node computes, for itself and for neighbours, in a given time."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=limits.MAX_TEXT_CHARS)]
+    compute_ms: Annotated[float, Meta(gt=0, le=600_000)]
+    output_bytes: Annotated[int, Meta(ge=1, le=MAX_TIMED_BYTES)] = 1_000
+
+
+def echoed(data: bytes, size_bytes: int) -> bytes:
+    """What a timed model computes from its input."""
+    seed = data[:ECHOED_BYTES] or b"\0"
+    return (seed * (size_bytes // len(seed) + 1))[:size_bytes]
+
+
+class Condition:
+    """What a trial's node has been told."""
+
+    def __init__(self) -> None:
+        self.slowed = 1.0
+        """How many times as long timed models take."""
+        self.understated = 1.0
+        """How many times faster it says they are; above 1 it denies too that anything waits."""
+
+
+class _TimedModel(LoadedModel):
+    """Models of one name and size of answer are the same file to neighbours: they compute the same."""
+
+    def __init__(self, model: TrialModel, condition: Condition) -> None:
+        self.compute_s = model.compute_ms / 1_000
+        self._output_bytes, self._condition = model.output_bytes, condition
+        digest = ModelDigest(hashlib.sha256(f"{model.name} {model.output_bytes}".encode()).hexdigest())
+        takes, gives = TensorSignature(INPUT, "u1", (None,)), TensorSignature(OUTPUT, "u1", (None,))
+        super().__init__(ModelSpec(model.name, Path()), digest, None, (takes,), (gives,))
+
+    @property
+    def run_ns(self) -> int:
+        """Of one run, now."""
+        return int(self.compute_s * self._condition.slowed * limits.SECOND)
+
+    def _compute(self, feeds: "dict[str, Any]", wanted: tuple[str, ...], cancel: Cancellation) -> list[Any]:
+        import numpy as np
+
+        if cancel.wait(self.run_ns / limits.SECOND):
+            raise InferenceError(f"the run of model {self.name!r} was cancelled")
+        given: NDArray[Any] = feeds[INPUT]
+        answer = np.frombuffer(echoed(given[:ECHOED_BYTES].tobytes(), self._output_bytes), dtype=np.uint8)
+        return [answer for _ in wanted]
+
+
+class _TrialCompute(ComputeService):
+    """Timed models beside those of the configuration, and lies about all of them."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        computed: Callable[[int, InferAnswer], None],
+        changed: Callable[[tuple[LocalModel, ...]], None],
+        timed: Sequence[TrialModel],
+        condition: Condition,
+    ) -> None:
+        super().__init__(config, computed, changed)
+        self._timed = {model.name: _TimedModel(model, condition) for model in timed}
+        self._condition = condition
+
+    def load_models(self) -> None:
+        """See :class:`ComputeService`; nothing of timed models has to be measured."""
+        super().load_models()
+        self.models.update(self._timed)
+
+    def _local_models(self) -> tuple[LocalModel, ...]:
+        return tuple(self._as_told(model) for model in super()._local_models())
+
+    def _as_told(self, model: LocalModel) -> LocalModel:
+        factor, timed = self._condition.understated, self._timed.get(model.name)
+        compute_ns = model.compute_ns or (timed.run_ns if timed is not None else 0)
+        if factor <= 1:
+            return replace(model, compute_ns=compute_ns)
+        return replace(model, compute_ns=int(compute_ns / factor), waiting=0)
+
+
+class _TrialDriver(Driver):
+    """Sends what the engine knows nothing of."""
+
+    def send_raw(self, frame: bytes) -> int:
+        """Put a frame on one open lane to each neighbour; returns how many took it."""
+        told: dict[Address, None] = {}
+        for link in list(self._links.values()):
+            lane = link.lane
+            if lane is not None and link.opened and lane.address not in told and lane.try_send(frame):
+                told[lane.address] = None
+        return len(told)
+
+
+class TrialNode(Node):
+    """See the module."""
+
+    def __init__(self, config: NodeConfig, folder: Path, timed: Sequence[TrialModel] = ()) -> None:
+        super().__init__(config, folder)
+        self._timed, self._condition = timed, Condition()
+        self._trial_driver: _TrialDriver | None = None
+        self._trial_compute: _TrialCompute | None = None
+
+    def _make_driver(self) -> Driver:
+        self._trial_driver = _TrialDriver(
+            self._settings(), Random(), self._event, self._compute_started, self._compute_cancelled
+        )
+        return self._trial_driver
+
+    def _make_compute(self) -> ComputeService:
+        self._trial_compute = _TrialCompute(
+            self.config, self._driver.computed, self._driver.set_models, self._timed, self._condition
+        )
+        return self._trial_compute
+
+    # --- what it can be told; any thread ---------------------------------------------------------------------------
+    def slow_models(self, factor: float) -> None:
+        """Timed models take so many times as long from now on; 1: as long as the plan says."""
+        self._condition.slowed = factor
+
+    def understate_load(self, factor: float) -> None:
+        """Tell neighbours that models take ``1/factor`` of their time and that nothing waits; 1: the truth."""
+        self._condition.understated = factor
+        if self._trial_compute is not None:
+            self._trial_compute.announce()
+
+    def send_raw(self, frame: bytes) -> int:
+        """Send a frame to all neighbours as it is; returns how many links took it."""
+        return 0 if self._trial_driver is None else self._trial_driver.send_raw(frame)
+
+    def stored_entries(self) -> list[Stored]:
+        """Every gossip entry held, with its bytes."""
+        return [] if self._trial_driver is None else self._trial_driver.gossip_stored()

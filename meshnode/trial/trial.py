@@ -1,0 +1,315 @@
+"""A field trial: a node that publishes test readings by plan and writes down what it sees.
+
+The journal is one JSON array a line: ``[what, instant, …]``, the instant in nanoseconds of the monotonic clock, which
+all processes of one computer share. Lines are gathered in memory and written twice a second by a thread of their own,
+so that writing disturbs no latency. ``docs/howto/emulate-a-topology.md`` lists them.
+
+Left out: anything that compares nodes; whoever has all journals does that.
+"""
+
+import asyncio
+import threading
+import time
+import tomllib
+from collections.abc import Coroutine
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Self
+
+import msgspec
+from msgspec import Meta, Struct
+
+from meshnode.trial.node import ECHOED_BYTES, INPUT, MAX_TIMED_BYTES, OUTPUT, TrialModel, TrialNode, echoed
+from protocols.base import limits
+from protocols.base.errors import (
+    BudgetExhausted,
+    ConfigError,
+    InputInvalid,
+    InvalidKey,
+    MeshError,
+    ModelUnknown,
+    NotPermitted,
+)
+from protocols.base.ids import NodeId
+from protocols.events import (
+    Answered,
+    EntryAccepted,
+    EntryRefused,
+    Event,
+    NeighbourDead,
+    NeighbourLeft,
+    NeighbourMet,
+    NeighbourRefuted,
+    NeighbourSuspected,
+    PeerRefused,
+)
+from protocols.wire.codec import tensor_of
+from protocols.wire.messages import Reading
+
+ENTRY_KIND = "spread"
+"""Of the gossip entries that a trial puts in."""
+_ENTRY_LIFETIME_S = 3_600
+_WRITE_EVERY_S = 0.5
+_MAX_WAITING = 1_000_000
+"""Lines in memory: a disk that does not take them must not take the node with it."""
+
+
+class TrialReadings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Readings that a trial publishes."""
+
+    key: str
+    rate_hz: Annotated[float, Meta(gt=0, le=1_000)] = 10.0
+    size_bytes: Annotated[int, Meta(ge=0, le=1_000_000)] = 64
+    """Of the value."""
+    priority: Annotated[int, Meta(ge=0, le=7)] = 3
+    lifespan_ms: Annotated[int, Meta(ge=0, le=limits.MAX_LIFESPAN_MS)] = 0
+    hops: Annotated[int, Meta(ge=0, le=limits.MAX_HOPS)] = 0
+    phase_s: Annotated[float, Meta(ge=0)] = 0.0
+    """After the node is ready."""
+
+
+class TrialEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A gossip entry that a trial puts in."""
+
+    at_s: Annotated[float, Meta(ge=0)]
+    """Age of the trial; one that is older when the node opens leaves it out."""
+    size_bytes: Annotated[int, Meta(ge=1, le=900)] = 200
+
+
+class TrialRequests(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Inferences that a trial asks for, of a model of ``[[models]]`` here or at neighbours."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=limits.MAX_TEXT_CHARS)]
+    rate_hz: Annotated[float, Meta(gt=0, le=1_000)] = 1.0
+    input_bytes: Annotated[int, Meta(ge=1, le=MAX_TIMED_BYTES)] = 30_000
+    deadline_ms: Annotated[int, Meta(ge=1, le=limits.MAX_BUDGET_MS)] = 500
+    phase_s: Annotated[float, Meta(ge=0)] = 0.0
+    """Age of the trial at the first request, which is left out, as others are, if the node is not open then."""
+
+
+class TrialPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a trial does."""
+
+    subscribe: tuple[str, ...] = ()
+    """Key expressions; each delivery is written down."""
+    publish: Annotated[tuple[TrialReadings, ...], Meta(max_length=64)] = ()
+    spread: Annotated[tuple[TrialEntry, ...], Meta(max_length=64)] = ()
+    models: Annotated[tuple[TrialModel, ...], Meta(max_length=limits.MAX_OFFERS)] = ()
+    infer: Annotated[tuple[TrialRequests, ...], Meta(max_length=64)] = ()
+
+
+def load_plan(path: Path) -> TrialPlan:
+    """Read a plan, TOML. :raises ConfigError: it can't be read, or names the value that is wrong."""
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text()), TrialPlan)
+    except OSError as error:
+        raise ConfigError(f"the plan {path} can't be read ({error.strerror}): check its path and mode") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigError(f"the plan {path} is wrong: {error}") from error
+
+
+class Journal:
+    """Lines of a trial. :meth:`note` may be called on any thread and costs less than a microsecond."""
+
+    def __init__(self, path: Path) -> None:
+        """:raises ConfigError: the file can't be written."""
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise ConfigError(f"the journal {path} can't be written ({error.strerror}): choose another path") from error
+        self._lines: list[tuple[Any, ...]] = []
+        self._encoder = msgspec.json.Encoder()
+        self._ended = threading.Event()
+        self._writer = threading.Thread(target=self._write_on, name="journal", daemon=True)
+        self.lost = 0
+
+    def __enter__(self) -> Self:
+        self._writer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._writer.join()
+        self._file.close()
+
+    def note(self, what: str, *rest: Any) -> None:
+        """A line with the instant of now."""
+        self.note_at(time.monotonic_ns(), what, *rest)
+
+    def note_at(self, instant_ns: int, what: str, *rest: Any) -> None:
+        """A line about an earlier instant."""
+        if len(self._lines) < _MAX_WAITING:
+            self._lines.append((what, instant_ns, *rest))
+        else:
+            self.lost += 1
+
+    def _write_on(self) -> None:
+        while not self._ended.wait(_WRITE_EVERY_S):
+            if self._lines:
+                self.note("cpu", time.process_time_ns())
+            self._write()
+        self._write()
+
+    def _write(self) -> None:
+        lines, self._lines = self._lines, []
+        if not lines:
+            return
+        try:
+            self._file.write(self._encoder.encode_lines(lines))
+        except OSError:
+            self.lost += len(lines)
+
+
+class Trial:
+    """A node under trial: listens to it, and publishes and asks while it is between :meth:`begin` and :meth:`end`."""
+
+    def __init__(self, node: TrialNode, plan: TrialPlan, journal: Journal, age_s: float = 0.0) -> None:
+        """``age_s``: of the trial, now; what it was to do earlier is left out."""
+        self._node, self._plan, self._journal = node, plan, journal
+        self._began_s = time.monotonic() - age_s
+        self._spread = sorted((entry for entry in plan.spread if entry.at_s >= age_s), key=lambda entry: entry.at_s)
+        self._ended = threading.Event()
+        self._publishing = threading.Thread(target=self._publish_on, name="trial", daemon=True)
+        self._asked = 0
+        self._asking: set[asyncio.Task[None]] = set()
+        node.on_event(self._happened)
+        node.on_advert(self._found)
+
+    def begin(self) -> None:
+        """The node is open; on its event loop. :raises InvalidKey: a key or an expression of the plan is none."""
+        for expression in self._plan.subscribe:
+            self._node.subscribe(expression, callback=self._delivered, own=False, history=False)
+        self._publishers = [
+            self._node.publisher(
+                stream.key, sensor="trial", priority=stream.priority, lifespan_ms=stream.lifespan_ms, hops=stream.hops
+            )
+            for stream in self._plan.publish
+        ]
+        self._publishing.start()
+        for requests in self._plan.infer:
+            self._run(self._ask_on(requests))
+        self._journal.note("ready", self._node.id, self._node.port, time.process_time_ns())
+
+    def end(self) -> None:
+        """Before the node is closed: what it counted goes into the journal."""
+        self._ended.set()
+        for task in tuple(self._asking):
+            task.cancel()
+        self._publishing.join()
+        drops = [[peer, key, reason, count] for (peer, key, reason), count in self._node.drops()]
+        statistics = self._node.statistics()
+        self._journal.note("ended", self._node.id, time.process_time_ns(), statistics, drops, self._journal.lost)
+
+    def _publish_on(self) -> None:
+        streams = self._plan.publish
+        values = [bytes(stream.size_bytes) for stream in streams]
+        ready_s = time.monotonic()
+        dues_s = [ready_s + stream.phase_s for stream in streams]
+        while dues_s or self._spread:
+            entry_s = [self._began_s + self._spread[0].at_s] if self._spread else []
+            if self._ended.wait(max(0.0, min(dues_s + entry_s) - time.monotonic())):
+                return
+            self._put_entries()
+            for index, stream in enumerate(streams):
+                if dues_s[index] > time.monotonic():
+                    continue
+                before_ns = time.monotonic_ns()
+                try:
+                    put = self._publishers[index].put(values[index])
+                except (InvalidKey, NotPermitted) as error:
+                    self._journal.note("failed", stream.key, str(error))
+                    return
+                self._journal.note_at(before_ns, "published", stream.key, put.sequence, put.queued, put.dropped)
+                # A sender that was held up leaves out what is late, it does not make up for it in a burst.
+                behind = max(0.0, time.monotonic() - dues_s[index]) * stream.rate_hz
+                dues_s[index] += (int(behind) + 1) / stream.rate_hz
+
+    def _put_entries(self) -> None:
+        while self._spread and self._began_s + self._spread[0].at_s <= time.monotonic():
+            before_ns = time.monotonic_ns()
+            size_bytes = self._spread.pop(0).size_bytes
+            try:
+                version = self._node.put_entry(ENTRY_KIND, bytes(size_bytes), _ENTRY_LIFETIME_S)
+            except MeshError as error:  # beside a long certificate fewer bytes fit
+                self._journal.note("failed", ENTRY_KIND, str(error))
+                continue
+            self._journal.note_at(before_ns, "entry", self._node.id, ENTRY_KIND, version, self._node.id)
+
+    # --- inferences: on the event loop -----------------------------------------------------------------------------
+    def _run(self, what: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(what)
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _ask_on(self, requests: TrialRequests) -> None:
+        due_s = self._began_s + requests.phase_s
+        while True:
+            behind = (time.monotonic() - due_s) * requests.rate_hz
+            if behind > 0:
+                due_s += (int(behind) + 1) / requests.rate_hz
+            await asyncio.sleep(due_s - time.monotonic())
+            self._run(self._ask(requests))
+
+    async def _ask(self, requests: TrialRequests) -> None:
+        self._asked += 1
+        number, note = self._asked, self._journal.note
+        stamp = f"{self._node.id} {self._node.incarnation} {number} ".encode()[-ECHOED_BYTES:].rjust(ECHOED_BYTES)
+        data = (stamp + bytes(requests.input_bytes))[: requests.input_bytes]
+        note("asked", number, requests.model, requests.deadline_ms)
+        try:
+            result = await self._node.infer(
+                requests.model, {INPUT: tensor_of(data)}, deadline_ms=requests.deadline_ms, hedge=True
+            )
+        except MeshError as error:
+            note("result", number, "", 0, _failure(error), None)
+            return
+        answer = result.outputs[OUTPUT].tobytes()
+        right = bool(answer) and answer == echoed(data, len(answer))
+        note("result", number, result.ran_on, int(result.took_ms * limits.MS), "", right)
+
+    # --- what happens: any thread ----------------------------------------------------------------------------------
+    def _delivered(self, reading: Reading) -> None:
+        self._journal.note("delivered", reading.origin, reading.key, reading.sequence)
+
+    def _found(self, node: NodeId) -> None:
+        self._journal.note("found", node)
+
+    def _happened(self, event: Event) -> None:
+        note = self._journal.note
+        match event:
+            case NeighbourMet():
+                note("met", event.node, event.took_ns)
+            case NeighbourSuspected():
+                note("suspected", event.node, event.because)
+            case NeighbourRefuted():
+                note("refuted", event.node)
+            case NeighbourDead():
+                note("dead", event.node, event.silent_ns)
+            case NeighbourLeft():
+                note("left", event.node, event.reason)
+            case PeerRefused():
+                note("refused", event.who, event.code, event.detail)
+            case EntryAccepted():
+                note("entry", event.author, event.kind, event.version, event.source)
+            case Answered():
+                runs = [(run.node, run.outcome, run.took_ns) for run in event.attempts]
+                note("answered", event.winner.node if event.winner else "", event.took_ns, event.failure, runs)
+            case EntryRefused():
+                note("entry_refused", event.source, event.author, event.kind, event.version, event.because)
+            case _:
+                note("event", type(event).__name__)
+
+
+def _failure(error: MeshError) -> str:
+    """In the words of ``protocols.events.Answered``."""
+    match error:
+        case BudgetExhausted():
+            return "late"
+        case InputInvalid():
+            return "invalid"
+        case ModelUnknown():
+            return "unknown"
+        case _:
+            return "failed"

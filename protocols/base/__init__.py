@@ -1,0 +1,1 @@
+"""What everything else stands on: ids, keys, errors, bounds and time."""

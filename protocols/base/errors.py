@@ -1,0 +1,104 @@
+"""The error tree.
+
+    MeshError
+    ├── LocalProtocolError        our side asked for something that can't be done
+    │   ├── InvalidName           a node id, mesh name or identity of the wrong form
+    │   ├── InvalidKey            a key or key expression of the wrong form
+    │   ├── ContextMissing        a reading without where, when or how
+    │   ├── ValueUnsupported      a value that the wire can't carry, or that is too large
+    │   ├── NotPermitted          the access table denies it
+    │   └── BoundExceeded         one of ``protocols.base.limits`` was reached
+    ├── RemoteProtocolError       their side sent something that is not valid
+    │   └── UnknownFrame          a frame type of a newer minor version: counted and skipped
+    ├── TransportError            a link, a listener or the credentials of one
+    ├── ConfigError               a configuration file, with file, key and value
+    ├── IdentityError             a certificate or key file
+    ├── InferenceError            a request for inference was not answered
+    │   ├── ModelUnknown          nobody in reach has that model
+    │   ├── ModelInvalid          the model file can't be loaded
+    │   ├── InputInvalid          inputs of the wrong name, type or shape
+    │   └── BudgetExhausted       no answer within the deadline
+    └── StorageError              the outbox or the store can't take a record (a full disk, say)
+
+Every message says what happened, with which value, and what to do.
+"""
+
+
+class MeshError(Exception):
+    """The root: whoever catches it has caught everything this project raises on purpose."""
+
+
+class LocalProtocolError(MeshError):
+    """Our side asked for something that can't be done; nothing was sent."""
+
+
+class InvalidName(LocalProtocolError):
+    """A node id, mesh name or identity of the wrong form."""
+
+
+class InvalidKey(LocalProtocolError):
+    """A key or a key expression of the wrong form."""
+
+
+class ContextMissing(LocalProtocolError):
+    """A reading without where, when or how."""
+
+
+class ValueUnsupported(LocalProtocolError):
+    """A value that the wire can't carry, or that is too large for it."""
+
+
+class NotPermitted(LocalProtocolError):
+    """The access table denies it."""
+
+
+class BoundExceeded(LocalProtocolError):
+    """One of the bounds in ``protocols.base.limits`` was reached."""
+
+
+class RemoteProtocolError(MeshError):
+    """Their side sent something that is not valid. The only error that parsing untrusted bytes raises."""
+
+
+class UnknownFrame(RemoteProtocolError):
+    """A frame type that this version does not know."""
+
+    def __init__(self, frame_type: int) -> None:
+        super().__init__(f"unknown frame type {frame_type}: sent by a newer version, skipped")
+        self.frame_type = frame_type
+
+
+class TransportError(MeshError):
+    """A link or a listener failed, or its credentials did."""
+
+
+class ConfigError(MeshError):
+    """A configuration is wrong; the message names file, key and value."""
+
+
+class IdentityError(MeshError):
+    """A certificate, a key or an authority can't be used."""
+
+
+class InferenceError(MeshError):
+    """A request for inference was not answered."""
+
+
+class ModelUnknown(InferenceError):
+    """Neither this node nor a neighbour in reach has that model."""
+
+
+class ModelInvalid(InferenceError):
+    """The model file can't be loaded."""
+
+
+class InputInvalid(InferenceError):
+    """Inputs of the wrong name, type or shape."""
+
+
+class BudgetExhausted(InferenceError):
+    """No answer within the deadline."""
+
+
+class StorageError(MeshError):
+    """The outbox or the store can't take a record."""

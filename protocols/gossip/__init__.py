@@ -1,0 +1,1 @@
+"""Gossip: signed entries that spread to every node, however far away."""

@@ -1,0 +1,591 @@
+"""Anti-entropy of small signed entries: every node comes to hold the newest entry of every author.
+
+For drivers, all through :class:`~protocols.engine.Engine`:
+
+- ``NodeSettings(..., seal=Seal(sign, verify, hash))`` switches it on (``protocols.gossip.entries.Seal``). Without a
+  seal this
+  machine is mute and deaf. A simulator needs no certificates; one seal for each node, and one dict ``kept`` for all::
+
+      def sign(statement):  # (credential, signature) of node ``name``
+          return b"", hashlib.blake2b(statement, key=name.encode(), digest_size=16).digest()
+      def verify(entry):    # entry: protocols.wire.messages.Entry
+          made = hashlib.blake2b(entry_statement(entry), key=entry.author.encode(), digest_size=16).digest()
+          return made == entry.signature
+      Seal(sign, verify, lambda data: hashlib.sha256(data).digest(), lambda s: kept.setdefault(s.data, s))
+
+  The last one makes all engines of a process keep one object an entry.
+- ``engine.gossip_put(kind, body, lifetime_s, now) -> version`` authors an entry, or raises its version. A running node
+  repeats it by itself before its lifetime ends.
+- ``engine.gossip_entries(now) -> list[EntryView]`` (author, kind, version, age_ns, source, body, …), sorted;
+  ``engine.gossip_version(author, kind) -> int`` (0: none) is the cheap question for a check; ``engine.gossip_root``
+  is equal in two engines that hold the same.
+- ``engine.events()`` has ``EntryAccepted`` (own entries too, ``source`` is then the node itself) and ``EntryRefused``.
+- A forger in a test sends ``GossipEntries((Carried(age_ms, encode_entry(Entry(...))),))``.
+
+How it spreads. Four frames, all control frames of the realtime lane:
+
+    beacon  GossipDigest(root)             equal roots: nothing to do, and a reason for the receiver not to beacon
+            GossipDigest(root, buckets)    the receiver finds the buckets that differ
+            GossipHave(covered, all in it) … and says what it has there; the receiver finds what each side lacks
+    news    GossipHave(0, some)            told once to each neighbour that is not known to have it, RSUs first: theirs
+                                           are the long links
+            GossipPull → GossipEntries     who lacks it asks one neighbour at a time, at its own pace
+            GossipEntries                  unasked only for what a node authors itself: nobody can have it yet
+
+Bodies thus cross each node once, whoever tells of them. On contact the node with the smaller id sends its buckets.
+Beacons follow Trickle (RFC 6206) with its redundancy counted for each link.
+
+Rules:
+
+1. What is not newer than what is held costs no signature check; what was found superseded or forged is remembered by
+   its fingerprint. Checks are bounded for each neighbour, and made a few at a time, so that readings can pass between.
+2. Ages, not instants, travel: no clocks need to agree. Whoever lies about an age keeps an entry longer, or drops it
+   here until another neighbour tells of it; nobody can change what it says.
+3. A node that meets a newer entry of its own (its state was lost) goes above it.
+4. Kinds that this version does not know are kept and passed on: whoever acts on an entry decides whether its author may
+   say so.
+
+Left out: tombstones (an entry is replaced, or ends), and dialling what was learnt.
+"""
+
+from collections.abc import Iterable
+from random import Random
+from typing import Final, Literal, NamedTuple
+
+from protocols.base import limits
+from protocols.base.allowance import Allowance
+from protocols.base.errors import BoundExceeded, LocalProtocolError, MeshError
+from protocols.base.ids import Incarnation, NodeId, Role
+from protocols.events import DuplicateIdentity, EntryAccepted, EntryRefused
+from protocols.gossip.admission import Admission, Candidate, Verdict
+from protocols.gossip.entries import EntryView, Held, Seal, Stored, views
+from protocols.gossip.store import EntryStore
+from protocols.gossip.trickle import Trickle
+from protocols.links.queues import NEVER
+from protocols.settings import GossipSettings
+from protocols.wire.codec import decode_fingerprints, encode_entry, encode_fingerprints, entry_statement
+from protocols.wire.messages import Carried, Entry, GossipDigest, GossipEntries, GossipFrame, GossipHave, GossipPull
+
+VERSION_BITS: Final = 20
+"""A first version is ``incarnation << VERSION_BITS``: above all of former lives, with a million left for this one."""
+_LEAST_PULL: Final = 8
+"""Entries worth a pull, unless fewer are left to ask for."""
+_REFRESH_SHARE: Final = 3
+"""An own entry is repeated after a third of its lifetime."""
+_LONGEST_OUTRUN_NS: Final = 600 * limits.SECOND
+_RETRY_NS: Final = 60 * limits.SECOND
+_COMPLAINT_PAUSE_NS: Final = 60 * limits.SECOND
+"""Between two events about entries of one neighbour: it must not fill a log."""
+
+
+class _Peer:
+    __slots__ = (
+        "agreed", "asked", "checks", "compared_ns", "consistent", "frames", "interval", "listed_ns",
+        "news", "node", "offers", "role", "served", "told_of_ns",
+    )  # fmt: skip
+
+    def __init__(self, node: NodeId, role: Role, now: int) -> None:
+        self.node, self.role = node, role
+        self.agreed = False
+        self.interval = self.consistent = 0  # consistent beacons heard in that interval of ours
+        self.compared_ns = self.listed_ns = -NEVER  # when our buckets, and when a list of ours, last went to it
+        self.told_of_ns = -NEVER  # when the application last heard of an entry of it that was refused
+        self.news: dict[int, None] = {}  # fingerprints to tell it of
+        self.offers: dict[int, None] = {}  # fingerprints to ask it for
+        self.asked: dict[int, int] = {}  # fingerprints it was asked for, and until when it has time
+        self.frames = Allowance(limits.GOSSIP_FRAMES_PER_S, limits.MAX_GOSSIP_FRAME_BURST, now)
+        self.checks = Allowance(limits.ENTRIES_PER_S, limits.MAX_ENTRY_BURST, now)
+        self.served = Allowance(limits.SERVED_ENTRIES_PER_S, limits.MAX_SERVED_BURST, now)
+
+
+class _Own(NamedTuple):
+    body: bytes
+    lifetime_s: int
+    refresh_ns: int
+
+
+class Gossip:
+    """The machine. Every method takes ``now`` in monotonic nanoseconds."""
+
+    def __init__(
+        self, node: NodeId, incarnation: Incarnation, seal: Seal | None, settings: GossipSettings, random: Random
+    ) -> None:
+        self._node, self._seal, self._settings = node, seal, settings
+        self._first_version = incarnation << VERSION_BITS
+        self._store = EntryStore(settings.max_entries)
+        self._own: dict[str, _Own] = {}
+        self._outruns: dict[str, tuple[int, int]] = {}  # version to go above, and how long to wait next time
+        self._peers: dict[NodeId, _Peer] = {}  # RSUs first
+        self._trickle = Trickle(settings.trickle_min_ns, settings.trickle_max_ns, random)
+        self._admission = Admission(self._store, settings.checks_at_once, settings.check_pause_ns)
+        self._asked: dict[int, list[NodeId]] = {}  # who is asked for it (we: our disk), and who else has it
+        self._news_ns = self._pulls_ns = self._refresh_ns = NEVER
+        self._told_ns = -NEVER
+        self._messages: list[tuple[NodeId, GossipFrame]] = []
+        self._events: list[EntryAccepted | EntryRefused | DuplicateIdentity] = []
+        self.counters = {
+            "beacons_sent": 0, "beacons_suppressed": 0, "comparisons": 0, "pulls": 0, "pulls_timed_out": 0,
+            "offers_over_bound": 0, "own_entries_failed": 0,
+            "entries_ended": 0, "entries_evicted": 0, "frames_over_rate": 0, "equivocations": 0,
+            "own_entries_outrun": 0, **{str(verdict): 0 for verdict in Verdict if verdict is not Verdict.WAITING},
+        }  # fmt: skip
+
+    # --- what the driver reads -------------------------------------------------------------------------------------
+    def messages(self) -> list[tuple[NodeId, GossipFrame]]:
+        """Control frames to queue for neighbours."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def events(self) -> list[EntryAccepted | EntryRefused | DuplicateIdentity]:
+        """Events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def has_news(self) -> bool:
+        """Whether :meth:`messages` or :meth:`events` have any."""
+        return bool(self._messages or self._events)
+
+    def entries(self, now: int) -> list[EntryView]:
+        """Everything held, by author and kind."""
+        return views(self.stored(now))
+
+    def version(self, author: str, kind: str) -> int:
+        """The version held; 0: none."""
+        held = self._store.get((author, kind))
+        return 0 if held is None else held.sealed.version
+
+    @property
+    def root(self) -> int:
+        """Equal in two stores that hold the same entries."""
+        return self._store.root
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def stored(self, now: int) -> list[Stored]:
+        """What is worth keeping over a restart."""
+        return [Stored(held.sealed.data, max(now - held.born_ns, 0), held.source) for held in self._store.all()]
+
+    # --- own entries -----------------------------------------------------------------------------------------------
+    def put(self, kind: str, body: bytes, lifetime_s: int, now: int) -> int:
+        """Author an entry, or raise its version; it is repeated before its lifetime ends. Returns the version.
+
+        :raises LocalProtocolError: when this node can't sign, or ``kind`` or ``lifetime_s`` is out of range.
+        :raises ValueUnsupported: when ``body`` is too large. :raises BoundExceeded: with too many kinds.
+        """
+        if not 1 <= len(kind) <= limits.MAX_KIND_CHARS or not kind.isprintable():
+            raise LocalProtocolError(f"the kind {kind[:80]!r} is not 1 to {limits.MAX_KIND_CHARS} printable characters")
+        if not 1 <= lifetime_s <= limits.MAX_ENTRY_LIFETIME_S:
+            raise LocalProtocolError(
+                f"a lifetime of {lifetime_s} s is out of range: use 1 to {limits.MAX_ENTRY_LIFETIME_S}"
+            )
+        version = self._author(kind, body, lifetime_s, 0, now)
+        self._advance(now)
+        return version
+
+    def _author(self, kind: str, body: bytes, lifetime_s: int, above: int, now: int) -> int:
+        if self._seal is None:
+            raise LocalProtocolError(f"{self._node} can't sign entries: give its engine a seal")
+        key = (str(self._node), kind)
+        version = max(self._first_version, self.version(*key) + 1, above + 1)
+        draft = Entry(self._node, kind, version, lifetime_s, body, b"", b"")
+        credential, signature = self._seal.sign(entry_statement(draft))
+        data = encode_entry(Entry(self._node, kind, version, lifetime_s, body, credential, signature))
+        sealed = self._seal.sealed(key, version, lifetime_s, self._seal.fingerprint(data), data)
+        held = Held(sealed, now, self._node)
+        if not self._store.has_room_for(key, held.ends_ns):
+            raise BoundExceeded(
+                f"{self._node} authors {limits.MAX_KINDS_PER_AUTHOR} kinds of entries already, or holds "
+                f"{len(self._store)} that all end later: {kind!r} has no place"
+            )
+        self._keep(held, now)
+        self._own[kind] = _Own(body, lifetime_s, now + lifetime_s * limits.SECOND // _REFRESH_SHARE)
+        self._refresh_ns = min(own.refresh_ns for own in self._own.values())
+        pushed = GossipEntries((Carried(0, data),))
+        self._messages.extend((peer.node, pushed) for peer in self._peers.values())
+        return version
+
+    def restore(self, stored: Iterable[Stored], now: int) -> None:
+        """Take what a former life kept. It is checked like everything else, a few at a time."""
+        if self._seal is None:
+            return
+        for data, age_ns, source in stored:
+            fingerprint = self._seal.fingerprint(data)
+            verdict, _ = self._admission.consider(data, fingerprint, age_ns, source, None, now)
+            if verdict is Verdict.WAITING:
+                self._asked.setdefault(fingerprint, [self._node])  # no neighbour need send what the disk gives
+            else:
+                self.counters[verdict] += 1
+        self._check(self._seal, now)
+
+    # --- neighbours ------------------------------------------------------------------------------------------------
+    def contact(self, node: NodeId, role: Role, now: int) -> None:
+        """A neighbour is in reach, both ways."""
+        if self._seal is None:
+            return
+        peer = self._peer(node, role, now)
+        self._trickle.reset(now)
+        if self._node < node:
+            self._compare(peer, now)
+
+    def _peer(self, node: NodeId, role: Role, now: int) -> _Peer:
+        peer = self._peers.get(node)
+        if peer is None:
+            peer = self._peers[node] = _Peer(node, role, now)
+            self._peers = dict(sorted(self._peers.items(), key=lambda item: (item[1].role is not Role.RSU, item[0])))
+            if len(self._peers) == 1:
+                self._trickle.start(now)
+        return peer
+
+    def gone(self, node: NodeId, now: int) -> None:
+        """A neighbour is out of reach, or began a new life."""
+        peer = self._peers.pop(node, None)
+        if peer is None:
+            return
+        if not self._peers:
+            self._trickle.stop()
+        for fingerprint in peer.asked:
+            self._ask_another(fingerprint, node)
+        self._ask_all(now)
+
+    def receive(self, frame: GossipFrame, node: NodeId, role: Role, now: int) -> None:
+        """Take a frame of a neighbour."""
+        if self._seal is None:
+            return
+        peer = self._peer(node, role, now)
+        if not peer.frames.take(now):
+            self.counters["frames_over_rate"] += 1
+            return
+        if type(frame) is GossipDigest:
+            self._receive_digest(frame, peer, now)
+        elif type(frame) is GossipHave:
+            self._receive_have(frame, peer, now)
+        elif type(frame) is GossipPull:
+            self._receive_pull(frame, peer, now)
+        elif type(frame) is GossipEntries:
+            self._receive_entries(frame, self._seal, peer, now)
+        self._advance(now)
+
+    # --- comparing stores ------------------------------------------------------------------------------------------
+    def _receive_digest(self, digest: GossipDigest, peer: _Peer, now: int) -> None:
+        if not digest.buckets:
+            if digest.root == self._store.root:
+                peer.agreed = True
+                self._heard_consistent(peer)
+                return
+            self._disagree(peer, now)
+            busy = peer.asked or peer.offers or peer.news
+            if not busy and now - peer.compared_ns >= limits.EXCHANGE_PAUSE_NS:
+                self._compare(peer, now)
+            return
+        theirs = decode_fingerprints(digest.buckets)
+        differing = [n for n, mine in enumerate(self._store.buckets) if mine != theirs[n]]
+        if not differing:
+            peer.agreed = True
+            return
+        self._disagree(peer, now)
+        if now - peer.compared_ns < limits.EXCHANGE_PAUSE_NS and self._node < peer.node:
+            return  # both began: the larger id answers
+        if now - peer.listed_ns >= limits.EXCHANGE_PAUSE_NS:
+            peer.listed_ns = now
+            self._list(differing, peer)
+
+    def _heard_consistent(self, peer: _Peer) -> None:
+        if peer.interval != self._trickle.interval:
+            peer.interval, peer.consistent = self._trickle.interval, 0
+        peer.consistent += 1
+
+    def _disagree(self, peer: _Peer, now: int) -> None:
+        """Only the change from agreement resets the timer: a difference that nothing can settle (a certificate that has
+        ended by one clock and not by another) must not make beacons frequent for ever."""
+        if peer.agreed:
+            peer.agreed = False
+            self._trickle.reset(now)
+
+    def _compare(self, peer: _Peer, now: int) -> None:
+        peer.compared_ns = now
+        self.counters["comparisons"] += 1
+        store = self._store
+        self._messages.append((peer.node, GossipDigest(store.root, len(store), encode_fingerprints(store.buckets))))
+
+    def _list(self, buckets: list[int], peer: _Peer) -> None:
+        """Say all that is in some buckets; in several frames if need be, each of whole buckets."""
+        covered = 0
+        listed: list[int] = []
+        contents = self._store.contents()
+        for number in buckets:
+            content = contents[number]
+            if len(listed) + len(content) > limits.MAX_FINGERPRINTS_PER_FRAME and covered:
+                self._messages.append((peer.node, GossipHave(covered, encode_fingerprints(listed))))
+                covered, listed = 0, []
+            if len(content) > limits.MAX_FINGERPRINTS_PER_FRAME:
+                self._tell_of(content, peer)
+                continue
+            covered |= 1 << number
+            listed += content
+            for fingerprint in content:
+                peer.news.pop(fingerprint, None)
+        if covered:
+            self._messages.append((peer.node, GossipHave(covered, encode_fingerprints(listed))))
+
+    def _receive_have(self, have: GossipHave, peer: _Peer, now: int) -> None:
+        fingerprints = decode_fingerprints(have.fingerprints)
+        held, offers, is_refused = self._store.fingerprints, peer.offers, self._admission.is_refused
+        if peer.news:
+            for fingerprint in fingerprints:
+                peer.news.pop(fingerprint, None)
+        for fingerprint in fingerprints:
+            if fingerprint not in held and not is_refused(fingerprint, now):
+                if len(offers) >= limits.MAX_ENTRY_OFFERS:
+                    self.counters["offers_over_bound"] += 1
+                    break
+                offers[fingerprint] = None
+        if have.covered:
+            listed = frozenset(fingerprints)
+            contents = self._store.contents()
+            for number in range(limits.ENTRY_BUCKETS):
+                if have.covered >> number & 1:
+                    self._to_tell([lacked for lacked in contents[number] if lacked not in listed], peer, now)
+        self._ask(peer, now)
+
+    # --- news ------------------------------------------------------------------------------------------------------
+    def _to_tell(self, fingerprints: list[int], peer: _Peer, now: int) -> None:
+        if fingerprints:
+            peer.news.update(dict.fromkeys(fingerprints))
+            self._news_due(now)
+
+    def _news_due(self, now: int) -> None:
+        if self._news_ns == NEVER:
+            self._news_ns = max(now, self._told_ns + self._settings.gather_ns)
+
+    def _advance(self, now: int) -> None:
+        if now < self._news_ns:
+            return
+        self._told_ns, self._news_ns = now, NEVER
+        held = self._store.fingerprints
+        for peer in self._peers.values():
+            if peer.news:
+                self._tell_of([fingerprint for fingerprint in peer.news if fingerprint in held], peer)
+                peer.news.clear()
+
+    def _tell_of(self, fingerprints: list[int], peer: _Peer) -> None:
+        most = limits.MAX_FINGERPRINTS_PER_FRAME
+        for at in range(0, len(fingerprints), most):
+            self._messages.append((peer.node, GossipHave(0, encode_fingerprints(fingerprints[at : at + most]))))
+
+    # --- pulling ---------------------------------------------------------------------------------------------------
+    def _ask(self, peer: _Peer, now: int) -> None:
+        """Ask a neighbour for what it offered: one outstanding request for an entry, and no more at a time than its
+        entries may be checked."""
+        if not peer.offers:
+            return
+        # A pull for each token that comes would be a frame for each entry.
+        least = min(_LEAST_PULL, len(peer.offers))
+        room = min(limits.MAX_PULL, peer.checks.left(now)) - len(peer.asked)
+        held = self._store.fingerprints
+        looked_at: list[int] = []
+        wanted: list[int] = []
+        for fingerprint in peer.offers:
+            if room < least or len(wanted) >= room:
+                break
+            looked_at.append(fingerprint)
+            if fingerprint in held or self._admission.is_refused(fingerprint, now):
+                continue
+            others = self._asked.get(fingerprint)
+            if others is None:
+                self._asked[fingerprint] = [peer.node]
+                wanted.append(fingerprint)
+            elif peer.node not in others:
+                others.append(peer.node)
+        for fingerprint in looked_at:
+            del peer.offers[fingerprint]
+        if wanted:
+            peer.asked.update(dict.fromkeys(wanted, now + limits.PULL_TIMEOUT_NS))
+            self.counters["pulls"] += 1
+            self._messages.append((peer.node, GossipPull(encode_fingerprints(wanted))))
+        if peer.asked:
+            self._pulls_ns = min(self._pulls_ns, next(iter(peer.asked.values())))
+        elif peer.offers:  # its allowance is used up
+            self._pulls_ns = min(self._pulls_ns, now + self._settings.gather_ns)
+
+    def _ask_all(self, now: int) -> None:
+        for peer in self._peers.values():
+            self._ask(peer, now)
+
+    def _ask_another(self, fingerprint: int, asked: NodeId) -> None:
+        """Whoever was asked does not give it: let the others who have it be asked."""
+        others = self._asked.get(fingerprint)
+        if others is None or others[0] != asked:
+            return
+        del self._asked[fingerprint]
+        for node in others[1:]:
+            peer = self._peers.get(node)
+            if peer is not None:
+                peer.offers[fingerprint] = None
+
+    def _time_out(self, now: int) -> None:
+        self._pulls_ns = NEVER
+        for peer in self._peers.values():
+            late = [fingerprint for fingerprint, until_ns in peer.asked.items() if until_ns <= now]
+            for fingerprint in late:
+                del peer.asked[fingerprint]
+                self._ask_another(fingerprint, peer.node)
+            self.counters["pulls_timed_out"] += bool(late)
+            if peer.asked:
+                self._pulls_ns = min(self._pulls_ns, next(iter(peer.asked.values())))
+        self._ask_all(now)
+
+    def _receive_pull(self, pull: GossipPull, peer: _Peer, now: int) -> None:
+        batch: list[Carried] = []
+        size_bytes = 0
+        for fingerprint in decode_fingerprints(pull.fingerprints):
+            held = self._store.holding(fingerprint)
+            if held is None or not peer.served.take(now):
+                continue
+            if size_bytes + len(held.sealed.data) > limits.MAX_ENTRIES_FRAME_BYTES:
+                self._messages.append((peer.node, GossipEntries(tuple(batch))))
+                batch, size_bytes = [], 0
+            batch.append(Carried(max(now - held.born_ns, 0) // limits.MS, held.sealed.data))
+            size_bytes += len(held.sealed.data)
+            peer.news.pop(fingerprint, None)
+        if batch:
+            self._messages.append((peer.node, GossipEntries(tuple(batch))))
+
+    # --- taking entries --------------------------------------------------------------------------------------------
+    def _receive_entries(self, frame: GossipEntries, seal: Seal, peer: _Peer, now: int) -> None:
+        for carried in frame.entries:
+            fingerprint = seal.fingerprint(carried.entry)
+            peer.asked.pop(fingerprint, 0)
+            verdict, candidate = self._admission.consider(
+                carried.entry, fingerprint, carried.age_ms * limits.MS, peer.node, peer.checks, now
+            )
+            if verdict is not Verdict.WAITING:
+                self._turned_away(verdict, fingerprint, candidate, peer, now)
+        self._check(seal, now)
+        self._ask(peer, now)
+
+    def _check(self, seal: Seal, now: int) -> None:
+        for verdict, candidate in self._admission.checked(seal, now):
+            if verdict is Verdict.ACCEPTED:
+                self._accept(seal, candidate, now)
+            else:
+                self._turned_away(verdict, candidate.fingerprint, candidate, self._peers.get(candidate.source), now)
+
+    def _turned_away(
+        self, verdict: Verdict, fingerprint: int, candidate: Candidate | None, peer: _Peer | None, now: int
+    ) -> None:
+        self.counters[verdict] += 1
+        if verdict is Verdict.OVER_RATE and candidate is not None:
+            self._ask_another(fingerprint, candidate.source)
+            self._ask_all(now)
+            return
+        self._asked.pop(fingerprint, None)
+        if peer is None:
+            return
+        match verdict:
+            case Verdict.DUPLICATE:
+                peer.news.pop(fingerprint, None)
+            case Verdict.STALE if candidate is not None:
+                held = self._store.get(candidate.key)
+                if held is not None:
+                    self._to_tell([held.sealed.fingerprint], peer, now)
+            case Verdict.FORGED | Verdict.MALFORMED:
+                peer.checks.fine(limits.FORGED_ENTRY_COST)
+                self._complain(peer, candidate, "forged" if verdict is Verdict.FORGED else "malformed", now)
+
+    def _accept(self, seal: Seal, candidate: Candidate, now: int) -> None:
+        (author, kind), fingerprint = candidate.key, candidate.fingerprint
+        held = self._store.get(candidate.key)
+        if held is not None and held.sealed.version == candidate.version:
+            self.counters["equivocations"] += 1
+            self._complain(self._peers.get(candidate.source), candidate, "equivocation", now)
+        known_to = self._asked.pop(fingerprint, ())
+        if author == self._node and kind in self._own:
+            self._admission.remember(fingerprint, now)
+            self._outrun(kind, candidate, now)
+            return
+        lifetime_s = candidate.entry.lifetime_s
+        sealed = seal.sealed(candidate.key, candidate.version, lifetime_s, fingerprint, candidate.data)
+        self._keep(Held(sealed, candidate.born_ns, candidate.source), now)
+        for peer in self._peers.values():
+            if peer.node != candidate.source and peer.node not in known_to and fingerprint not in peer.offers:
+                peer.news[fingerprint] = None
+        self._news_due(now)
+
+    def _outrun(self, kind: str, candidate: Candidate, now: int) -> None:
+        """A newer entry of our own is about: of a former life whose state was lost, or somebody has our key. The two
+        would answer one another for ever, and the whole mesh pays: we do so later and later."""
+        self.counters["own_entries_outrun"] += 1
+        above, pause_ns = self._outruns.get(kind, (0, 0))
+        self._outruns[kind] = max(above, candidate.version), min(max(2 * pause_ns, limits.SECOND), _LONGEST_OUTRUN_NS)
+        if pause_ns:
+            self._events.append(DuplicateIdentity(self._node, True, candidate.source))
+        due_ns = min(self._own[kind].refresh_ns, now + pause_ns)
+        self._own[kind] = self._own[kind]._replace(refresh_ns=due_ns)
+        self._repeat_due(now)
+
+    def _repeat_due(self, now: int) -> None:
+        for kind, own in list(self._own.items()):
+            if now >= own.refresh_ns:
+                self._own[kind] = own._replace(refresh_ns=now + _RETRY_NS)
+                try:
+                    self._author(kind, own.body, own.lifetime_s, self._outruns.get(kind, (0, 0))[0], now)
+                except MeshError:  # a renewed certificate is longer, or there is no place for it now
+                    self.counters["own_entries_failed"] += 1
+        self._refresh_ns = min(own.refresh_ns for own in self._own.values())
+
+    def _keep(self, held: Held, now: int) -> None:
+        sealed = held.sealed
+        replaces = self._store.get(sealed.key) is not None
+        for fingerprint in self._store.put(held):
+            self._admission.remember(fingerprint, now)
+            self.counters["entries_evicted"] += not replaces
+        self.counters["entries_accepted"] += 1
+        author, kind = sealed.key
+        self._events.append(EntryAccepted(NodeId(author), kind, sealed.version, held.source, now - held.born_ns))
+        self._trickle.reset(now)
+
+    def _complain(
+        self, peer: _Peer | None, candidate: Candidate | None,
+        because: Literal["forged", "malformed", "equivocation"], now: int,
+    ) -> None:  # fmt: skip
+        if peer is not None and now - peer.told_of_ns >= _COMPLAINT_PAUSE_NS:
+            peer.told_of_ns = now
+            (author, kind), version = ("", ""), 0
+            if candidate is not None:
+                (author, kind), version = candidate.key, candidate.version
+            self._events.append(EntryRefused(peer.node, author, kind, version, because))
+
+    # --- time ------------------------------------------------------------------------------------------------------
+    def handle_timer(self, now: int) -> None:
+        """Do what is due."""
+        if self._seal is None or now < self.next_timer_at():
+            return
+        self._check(self._seal, now)
+        if now >= self._refresh_ns:
+            self._repeat_due(now)
+        self.counters["entries_ended"] += self._store.expire(now)
+        if now >= self._pulls_ns:
+            self._time_out(now)
+        if self._trickle.handle_timer(now):
+            self._beacon()
+        self._advance(now)
+
+    def _beacon(self) -> None:
+        beacon = GossipDigest(self._store.root, len(self._store))
+        for peer in self._peers.values():
+            if peer.interval == self._trickle.interval and peer.consistent >= limits.TRICKLE_REDUNDANCY:
+                self.counters["beacons_suppressed"] += 1
+            else:
+                self.counters["beacons_sent"] += 1
+                self._messages.append((peer.node, beacon))
+
+    def next_timer_at(self) -> int:
+        """When :meth:`handle_timer` wants to be called next, at the latest."""
+        if self._seal is None:
+            return NEVER
+        due_ns = min(self._trickle.due_ns, self._admission.due_ns)
+        due_ns = min(due_ns, self._news_ns)
+        due_ns = min(due_ns, self._pulls_ns)
+        due_ns = min(due_ns, self._refresh_ns)
+        return min(due_ns, self._store.next_end_ns)

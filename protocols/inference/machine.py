@@ -1,0 +1,442 @@
+"""Requests for inference: our own, and those of neighbours.
+
+An own request:
+
+    asked ──▶ running on the best candidate ──answer──▶ done
+                 │ late by the hedge: the next one starts beside it; the first answer wins, the other is cancelled
+                 │ busy, failed, dead: the next one at once
+                 └ deadline, or nobody left ──▶ failed, with every attempt named
+
+Rules:
+1. Each own request is answered exactly once.
+2. Only neighbours that offer the very same file (digest) are asked.
+3. A neighbour never makes the caller slower than doing it alone: it is asked only when predicted faster, and this node
+   starts itself once the neighbour is late by its own prediction.
+4. Budgets travel as durations; no clocks need to agree.
+5. At most ``MAX_SERVED_REQUESTS`` of neighbours are held, ``MAX_SERVED_PER_NEIGHBOUR`` of one, with at most
+   ``MAX_SERVED_BYTES`` of inputs; the next is told ``busy`` before its input is kept. None is held beyond its budget.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from protocols.access import AccessTable
+from protocols.base import limits
+from protocols.base.errors import BoundExceeded, ModelUnknown
+from protocols.base.ids import NodeId, Role
+from protocols.events import Answered, CancelCompute, Compute, RunReport
+from protocols.inference.placement import Candidate, CostModel, LocalModel, Neighbourhood, order
+from protocols.links.queues import NEVER
+from protocols.wire.messages import InferAnswer, InferCancel, InferRequest, NamedTensor, NodeFrame, Offer, Offers
+
+HEDGE_FACTOR: Final = 1.5
+"""A run is late when it takes this much longer than predicted …"""
+HEDGE_SLACK_NS: Final = 5 * limits.MS
+"""… and this much more."""
+EXPLORE_EVERY: Final = 16
+"""The first run that neighbours were predicted to do faster is done here, and then one of so many …"""
+EXPLORE_FACTOR: Final = 2
+"""… unless this node is predicted to need more than this many times as long: what is sure needs no measuring."""
+MAX_SERVED_PER_NEIGHBOUR: Final = 16
+"""One neighbour can't take all places."""
+MAX_SERVED_BYTES: Final = 64 * 1024 * 1024
+"""Inputs held for neighbours: 32 requests of 16 MiB would be half a gigabyte."""
+_SERVED_GRACE_NS: Final = limits.SECOND
+"""After its budget a served request that nobody answered is given up: a run that hangs must not hold a place for
+ever."""
+
+
+class _Run:
+    __slots__ = ("expected_ns", "hedged", "node", "number", "started_ns")
+
+    def __init__(self, number: int, candidate: Candidate, now: int) -> None:
+        self.number, self.node, self.expected_ns, self.started_ns = number, candidate.node, candidate.expected_ns, now
+        self.hedged = False
+
+    @property
+    def late_at(self) -> int:
+        return self.started_ns + int(self.expected_ns * HEDGE_FACTOR) + HEDGE_SLACK_NS
+
+
+class _Request:
+    __slots__ = (
+        "asked_ns", "attempts", "deadline_ns", "digest", "hedge", "inputs", "model", "number", "outputs", "runs",
+        "size_bytes", "tried",
+    )  # fmt: skip
+
+    def __init__(
+        self, number: int, model: str, digest: str, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], now: int,
+        budget_ns: int, hedge: bool,
+    ) -> None:  # fmt: skip
+        self.number, self.model, self.digest, self.inputs, self.outputs = number, model, digest, inputs, outputs
+        self.asked_ns, self.deadline_ns, self.hedge = now, now + budget_ns, hedge
+        self.size_bytes = sum(len(named.tensor.data) for named in inputs)
+        self.runs: dict[int, _Run] = {}
+        self.tried: set[NodeId] = set()
+        self.attempts: list[RunReport] = []
+
+
+class _Served:
+    __slots__ = ("give_up_ns", "node", "request", "size_bytes")
+
+    def __init__(self, node: NodeId, request: int, size_bytes: int, give_up_ns: int) -> None:
+        self.node, self.request, self.size_bytes, self.give_up_ns = node, request, size_bytes, give_up_ns
+
+
+class Inference:
+    """The machine of one node."""
+
+    def __init__(self, node: NodeId, access: AccessTable, neighbourhood: Callable[[], list[Neighbourhood]]) -> None:
+        """``neighbourhood()`` lists the neighbours that can be asked now."""
+        self._node, self._access, self._neighbourhood = node, access, neighbourhood
+        self._models: dict[str, LocalModel] = {}
+        self._offers: dict[NodeId, dict[str, Offer]] = {}
+        self._offers_seen: dict[NodeId, int] = {}  # version
+        self._costs = CostModel()
+        self._requests: dict[int, _Request] = {}
+        self._runs: dict[int, int] = {}  # run -> own request
+        self._served: dict[int, _Served] = {}
+        self._asked_of: dict[NodeId, int] = {}  # own runs under way there, which its offers may not show yet
+        self._next = 1
+        self._elsewhere = EXPLORE_EVERY  # runs given to neighbours since the last here; none was here yet
+        self._offer_version = 0
+        self._effects: list[Compute | CancelCompute] = []
+        self._messages: list[tuple[NodeId, NodeFrame]] = []
+        self._events: list[Answered] = []
+        self.counters = {
+            "asked": 0, "answered": 0, "failed": 0, "run_here": 0, "run_there": 0, "hedged": 0, "replayed": 0,
+            "served": 0, "refused_busy": 0, "late_answers": 0,
+        }  # fmt: skip
+
+    # --- models and offers -----------------------------------------------------------------------------------------
+    def set_models(self, models: tuple[LocalModel, ...]) -> bool:
+        """What is loaded here and what it costs now. True when neighbours should be told (see :meth:`offers`)."""
+        before = [(m.name, m.digest, m.served, m.waiting, m.compute_ns // limits.MS) for m in self._models.values()]
+        self._models = {model.name: model for model in models}
+        after = [(m.name, m.digest, m.served, m.waiting, m.compute_ns // limits.MS) for m in models]
+        return before != after
+
+    def offers(self) -> Offers:
+        """What this node computes for others."""
+        self._offer_version += 1
+        return Offers(self._offer_version, tuple(
+            Offer(model.name, model.digest, model.compute_ns // 1_000, model.waiting)
+            for model in self._models.values() if model.served
+        )[: limits.MAX_OFFERS])  # fmt: skip
+
+    def throughput_of(self, node: NodeId) -> float:
+        """Of the link to a neighbour, bytes a second; 0: not measured yet."""
+        return self._costs.throughput_of(node)
+
+    def transferred(self, node: NodeId, size_bytes: int, took_ns: int) -> None:
+        """The link to a neighbour took so long for so many bytes."""
+        self._costs.transferred(node, size_bytes, took_ns)
+
+    def offers_of(self, node: NodeId) -> tuple[Offer, ...]:
+        """What a neighbour said it computes."""
+        return tuple(self._offers.get(node, {}).values())
+
+    # --- own requests ----------------------------------------------------------------------------------------------
+    def ask(
+        self,
+        model: str,
+        inputs: tuple[NamedTensor, ...],
+        outputs: tuple[str, ...],
+        budget_ns: int,
+        hedge: bool,
+        now: int,
+    ) -> int:
+        """Start a request and return its number; exactly one :class:`Answered` follows.
+
+        :raises BoundExceeded: with ``MAX_PENDING_REQUESTS`` in flight. :raises ModelUnknown: when neither this node nor
+            a neighbour has the model.
+        """
+        if len(self._requests) >= limits.MAX_PENDING_REQUESTS:
+            raise BoundExceeded(f"{limits.MAX_PENDING_REQUESTS} requests are in flight: wait for answers")
+        digest = self._digest_of(model)
+        number, self._next = self._next, self._next + 1
+        request = self._requests[number] = _Request(number, model, digest, inputs, outputs, now, budget_ns, hedge)
+        self.counters["asked"] += 1
+        if not self._start_next(request, now):
+            self._fail(request, "unknown", f"nobody who may compute {model!r} is in reach", now)
+        return number
+
+    def _digest_of(self, model: str) -> str:
+        local = self._models.get(model)
+        if local is not None:
+            return local.digest
+        offered = sorted(
+            offer.digest for offers in self._offers.values() for offer in offers.values() if offer.model == model
+        )
+        if not offered:
+            known = sorted({*self._models, *(name for offers in self._offers.values() for name in offers)})
+            raise ModelUnknown(
+                f"no model {model!r} here or at a neighbour; known: {', '.join(known) or 'none'}. "
+                "Add [models.<name>] to the configuration of a node in reach"
+            )
+        return max(offered, key=offered.count)
+
+    def abandon(self, number: int, now: int) -> None:
+        """The caller no longer wants the answer: no event follows."""
+        request = self._requests.pop(number, None)
+        if request is not None:
+            self._cancel_runs(request, now)
+
+    def _candidates(self, request: _Request, now: int) -> list[Candidate]:
+        local = self._models.get(request.model)
+        here = None
+        if local is not None and local.local and local.digest == request.digest and self._node not in request.tried:
+            here = Candidate(self._node, self._costs.local_ns(local.compute_ns, local.waiting))
+        there = []
+        for neighbour in self._neighbourhood():
+            offer = self._offers.get(neighbour.node, {}).get(request.model)
+            if offer is None or offer.digest != request.digest or neighbour.node in request.tried:
+                continue
+            waiting = max(offer.waiting, self._asked_of.get(neighbour.node, 0))
+            expected_ns = self._costs.remote_ns(
+                neighbour.node, offer.compute_us * 1_000, waiting, neighbour.round_trip_ns, request.size_bytes
+            )
+            there.append(Candidate(neighbour.node, expected_ns))
+        return order(here, there, request.deadline_ns - now)
+
+    def _start_next(self, request: _Request, now: int) -> bool:
+        candidates = self._candidates(request, now)
+        if not candidates:
+            return False
+        best = self._explored(candidates)
+        number, self._next = self._next, self._next + 1
+        run = request.runs[number] = _Run(number, best, now)
+        self._runs[number] = request.number
+        request.tried.add(best.node)
+        budget_ns = max(request.deadline_ns - now, 0)
+        if best.node == self._node:
+            self.counters["run_here"] += 1
+            self._effects.append(Compute(number, request.model, request.inputs, request.outputs, budget_ns))
+        else:
+            self.counters["run_there"] += 1
+            self._asked_of[run.node] = self._asked_of.get(run.node, 0) + 1
+            self._messages.append((best.node, InferRequest(
+                number, request.model, request.digest, budget_ns // 1_000, request.inputs, request.outputs
+            )))  # fmt: skip
+        return True
+
+    def _explored(self, candidates: list[Candidate]) -> Candidate:
+        """The best, or now and then this node, whose own cost is else never measured again while others are faster."""
+        best = candidates[0]
+        if best.node == self._node:
+            self._elsewhere = 0
+            return best
+        self._elsewhere += 1
+        here = next((candidate for candidate in candidates if candidate.node == self._node), None)
+        if here is None or self._elsewhere < EXPLORE_EVERY or here.expected_ns > EXPLORE_FACTOR * best.expected_ns:
+            return best
+        self._elsewhere = 0
+        return here
+
+    def _end_run(self, request: _Request, run: _Run) -> None:
+        del request.runs[run.number], self._runs[run.number]
+        if run.node != self._node:
+            self._asked_of[run.node] = max(self._asked_of.get(run.node, 1) - 1, 0)
+
+    def _cancel_runs(self, request: _Request, now: int) -> None:
+        for run in list(request.runs.values()):
+            self._end_run(request, run)
+            request.attempts.append(RunReport(run.node, "cancelled", now - run.started_ns))
+            if run.node == self._node:
+                self._effects.append(CancelCompute(run.number))
+            else:
+                if now > run.late_at:  # its answer will teach nothing any more, and it would be asked first again
+                    self._costs.penalise(run.node)
+                self._messages.append((run.node, InferCancel(run.number)))
+
+    def _win(self, request: _Request, run: _Run, report: RunReport, outputs: tuple[NamedTensor, ...], now: int) -> None:
+        self._end_run(request, run)
+        request.attempts.append(report)
+        self._cancel_runs(request, now)
+        del self._requests[request.number]
+        self.counters["answered"] += 1
+        self._events.append(Answered(request.number, report, outputs, tuple(request.attempts), now - request.asked_ns))
+
+    def _lose(self, request: _Request, run: _Run, report: RunReport, now: int) -> None:
+        """A run ended without a result: try the next candidate."""
+        self._end_run(request, run)
+        request.attempts.append(report)
+        if report.outcome == "invalid":
+            self._cancel_runs(request, now)
+            self._fail(request, "invalid", report.detail, now)
+        elif now >= request.deadline_ns:
+            self._fail(request, "late", report.detail, now)
+        elif not request.runs:
+            self.counters["replayed"] += 1
+            if not self._start_next(request, now):
+                self._fail(request, "failed", report.detail or f"{report.node}: {report.outcome}", now)
+
+    def _fail(self, request: _Request, failure: str, detail: str, now: int) -> None:
+        self._cancel_runs(request, now)
+        del self._requests[request.number]
+        self.counters["failed"] += 1
+        self._events.append(Answered(
+            request.number, None, (), tuple(request.attempts), now - request.asked_ns, failure, detail  # type: ignore[arg-type]
+        ))  # fmt: skip
+
+    # --- results ---------------------------------------------------------------------------------------------------
+    def computed(self, run: int, answer: InferAnswer, now: int) -> None:
+        """A run of this node ended; ``answer.request`` is ignored."""
+        served = self._served.pop(run, None)
+        if served is not None:
+            self._messages.append((served.node, InferAnswer(
+                served.request, answer.status, answer.outputs, answer.queued_us, answer.compute_us, answer.detail
+            )))  # fmt: skip
+            return
+        self._result(run, self._node, answer, now)
+
+    def _result(self, number: int, node: NodeId, answer: InferAnswer, now: int) -> None:
+        request = self._requests.get(self._runs.get(number, 0))
+        run = request.runs.get(number) if request is not None else None
+        if request is None or run is None or run.node != node:
+            self.counters["late_answers"] += 1
+            return
+        took_ns = now - run.started_ns
+        report = RunReport(node, answer.status, took_ns, answer.queued_us, answer.compute_us, answer.detail)
+        if answer.status == "done":
+            if node != self._node:
+                size_bytes = request.size_bytes + sum(len(named.tensor.data) for named in answer.outputs)
+                computed_ns = (answer.queued_us + answer.compute_us) * 1_000
+                self._costs.learn(node, run.expected_ns, took_ns, computed_ns, self._round_trip_ns(node), size_bytes)
+            self._win(request, run, report, answer.outputs, now)
+        else:
+            if node != self._node:
+                self._costs.penalise(node)
+            self._lose(request, run, report, now)
+
+    def _round_trip_ns(self, node: NodeId) -> int:
+        return next((n.round_trip_ns for n in self._neighbourhood() if n.node == node), 0)
+
+    # --- frames ----------------------------------------------------------------------------------------------------
+    def receive(self, frame: NodeFrame, source: NodeId, role: Role, now: int) -> None:
+        """A frame of a neighbour; kinds that don't concern inference are ignored."""
+        match frame:
+            case Offers():
+                if frame.version > self._offers_seen.get(source, -1):  # a large one, on the bulk lane, may be overtaken
+                    self._offers_seen[source] = frame.version
+                    self._offers[source] = {offer.model: offer for offer in frame.offers}
+            case InferRequest():
+                self._serve(frame, source, role, now)
+            case InferAnswer():
+                self._result(frame.request, source, frame, now)
+            case InferCancel():
+                for run, served in list(self._served.items()):
+                    if served.node == source and served.request == frame.request:
+                        del self._served[run]
+                        self._effects.append(CancelCompute(run))
+            case _:
+                pass
+
+    def _serve(self, asked: InferRequest, source: NodeId, role: Role, now: int) -> None:
+        model = self._models.get(asked.model)
+        if model is None or not model.served or model.digest != asked.digest:
+            self._decline(asked, source, "unknown", f"{self._node} does not offer this {asked.model!r}")
+        elif not self._access.permits_infer(role, source, asked.model):
+            self._decline(asked, source, "unknown", f"{self._node} may not compute {asked.model!r} for {source}")
+        elif not self._has_room(source, size_bytes := sum(len(named.tensor.data) for named in asked.inputs)):
+            self.counters["refused_busy"] += 1
+            self._decline(asked, source, "busy", f"{self._node} holds {len(self._served)} requests")
+        else:
+            run, self._next = self._next, self._next + 1
+            budget_ns = min(asked.budget_us, limits.MAX_BUDGET_MS * 1_000) * 1_000
+            self._served[run] = _Served(source, asked.request, size_bytes, now + budget_ns + _SERVED_GRACE_NS)
+            self.counters["served"] += 1
+            self._effects.append(Compute(run, asked.model, asked.inputs, asked.outputs, budget_ns))
+
+    def _has_room(self, source: NodeId, size_bytes: int) -> bool:
+        held = self._served.values()
+        return (
+            len(held) < limits.MAX_SERVED_REQUESTS
+            and sum(served.node == source for served in held) < MAX_SERVED_PER_NEIGHBOUR
+            and sum(served.size_bytes for served in held) + size_bytes <= MAX_SERVED_BYTES
+        )
+
+    def _decline(self, asked: InferRequest, source: NodeId, status: str, detail: str) -> None:
+        self._messages.append((source, InferAnswer(asked.request, status, detail=detail[: limits.MAX_TEXT_CHARS])))  # type: ignore[arg-type]
+
+    def neighbour_gone(self, node: NodeId, now: int) -> None:
+        """Dead or left: its runs are replayed elsewhere, its requests dropped."""
+        self._offers.pop(node, None)
+        self._offers_seen.pop(node, None)
+        self._costs.forget(node)
+        for run, served in list(self._served.items()):
+            if served.node == node:
+                del self._served[run]
+                self._effects.append(CancelCompute(run))
+        for request in list(self._requests.values()):
+            for attempt in list(request.runs.values()):
+                if attempt.node == node and request.number in self._requests:
+                    self._lose(request, attempt, RunReport(node, "dead", now - attempt.started_ns), now)
+        self._asked_of.pop(node, None)
+
+    def undeliverable(self, node: NodeId, frame: NodeFrame, now: int) -> None:
+        """A frame could not even be queued: a request then goes elsewhere at once."""
+        if type(frame) is InferRequest:
+            self._result(
+                frame.request, node, InferAnswer(frame.request, "failed", detail=f"{node} does not take frames"), now
+            )
+
+    # --- time ------------------------------------------------------------------------------------------------------
+    def handle_timer(self, now: int) -> None:
+        """Hedge what is late, end what is past its deadline."""
+        if not (self._served or self._requests):
+            return
+        for number, served in list(self._served.items()):
+            if now >= served.give_up_ns:
+                del self._served[number]
+                self._effects.append(CancelCompute(number))
+                self._messages.append((served.node, InferAnswer(served.request, "late", detail="its run hangs")))
+        for request in list(self._requests.values()):
+            if now >= request.deadline_ns:
+                self._fail(request, "late", f"{request.model!r} was not answered within its deadline", now)
+                continue
+            for run in list(request.runs.values()):
+                if request.hedge and not run.hedged and now >= run.late_at:
+                    run.hedged = True
+                    if self._start_next(request, now):
+                        self.counters["hedged"] += 1
+
+    def next_timer_at(self) -> int:
+        """When :meth:`handle_timer` wants to be called next."""
+        if not (self._served or self._requests):
+            return NEVER
+        due = min((served.give_up_ns for served in self._served.values()), default=NEVER)
+        for request in self._requests.values():
+            due = min(due, request.deadline_ns)
+            if request.hedge:
+                for run in request.runs.values():
+                    if not run.hedged:
+                        due = min(due, run.late_at)
+        return due
+
+    def outgoing(self) -> list[Compute | CancelCompute]:
+        """Effects since the last call."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    def has_outgoing(self) -> bool:
+        """Whether :meth:`outgoing` has any."""
+        return bool(self._effects)
+
+    def has_messages(self) -> bool:
+        """Whether :meth:`messages` has any."""
+        return bool(self._messages)
+
+    def messages(self) -> list[tuple[NodeId, NodeFrame]]:
+        """Frames to queue for neighbours."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def has_events(self) -> bool:
+        """Whether :meth:`events` has any."""
+        return bool(self._events)
+
+    def events(self) -> list[Answered]:
+        """Events since the last call."""
+        events, self._events = self._events, []
+        return events

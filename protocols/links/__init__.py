@@ -1,0 +1,1 @@
+"""What waits for a link to a neighbour, and how fast that link is."""

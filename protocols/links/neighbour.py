@@ -1,0 +1,65 @@
+"""What a node knows of a neighbour: the rows of :mod:`protocols.membership.machine`'s table."""
+
+from enum import StrEnum
+
+from protocols.base.ids import Incarnation, Lane, NodeId, Role
+from protocols.links.queues import LaneQueue
+from protocols.membership.suspicion import Suspicion
+from protocols.readings.streams import Peer
+
+
+class State(StrEnum):
+    """Of a neighbour."""
+
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+    LEFT = "left"
+
+
+class Neighbour:
+    """A node whose certificate and Hello were checked, or to whose inbox we have a lane."""
+
+    __slots__ = (
+        "bulk", "echo_came_ns", "echo_sent_ns", "first_seen_ns", "heard_by_peer", "heartbeat_received",
+        "heartbeat_sent", "inbound", "incarnation", "last_heard_ns", "met", "node", "peer", "queue", "realtime",
+        "role", "round_trip_ns", "since_ns", "state", "suspicion",
+    )  # fmt: skip
+
+    def __init__(self, node: NodeId, role: Role, first_seen_ns: int, now: int) -> None:
+        self.node, self.role, self.first_seen_ns = node, role, first_seen_ns
+        self.incarnation = Incarnation(0)
+        self.state = State.ALIVE
+        self.since_ns = now
+        self.met = False
+        self.inbound: set[int] = set()
+        self.realtime = self.bulk = 0
+        """Dials of the open lanes to it; 0: not open."""
+        self.queue: LaneQueue | None = None
+        """What waits for its realtime lane; None before the engine has one."""
+        self.peer: Peer | None = None
+        """What its readings are to us, if they came before; it may be out of date."""
+        self.last_heard_ns = now
+        self.heartbeat_sent = 0
+        self.heartbeat_received = 0
+        self.echo_sent_ns, self.echo_came_ns = 0, now  # the peer's clock in its newest heartbeat, and when it came
+        self.heard_by_peer = False
+        self.round_trip_ns = 0
+        self.suspicion: Suspicion | None = None
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """That are open."""
+        open_dials = ((Lane.REALTIME, self.realtime), (Lane.BULK, self.bulk))
+        return tuple(lane for lane, dial in open_dials if dial)
+
+    def dial_of(self, lane: Lane) -> int:
+        """Of an open lane; 0: it is not open."""
+        return self.realtime if lane is Lane.REALTIME else self.bulk
+
+    def set_dial(self, lane: Lane, dial: int) -> None:
+        """A lane is open, or with 0 not any more."""
+        if lane is Lane.REALTIME:
+            self.realtime = dial
+        else:
+            self.bulk = dial

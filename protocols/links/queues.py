@@ -1,0 +1,292 @@
+"""What waits for one lane of one neighbour.
+
+Order: the heartbeat slot, control frames in order, then readings by priority, oldest first within one. A frame that
+replaces what its kind said before (``put_latest``) takes the place of the one that still waits.
+Invariants: every bound of ``limits`` holds after each call; whatever is dropped is reported to ``Drops``;
+a frame is taken only when the link accepts it, so a slow neighbour costs memory up to the bound and nothing else.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import chain
+from typing import Final
+
+from protocols.base import limits
+from protocols.base.errors import BoundExceeded
+from protocols.base.ids import NodeId
+from protocols.wire.codec import frame_of_alone
+
+NEVER: Final = (1 << 62) - 1
+"""An instant after all others: the largest number that compiled code compares without a call."""
+_MOST_URGENT: Final = 7
+
+
+class Drops:
+    """Counts what was dropped, by (peer, key, reason). Bounded: beyond the bound keys are lumped as ``*``."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str, str], int] = {}
+        self.total = 0
+
+    def count(self, peer: str, key: str, reason: str, number: int = 1) -> None:
+        """Add ``number`` drops."""
+        entry = (peer, key, reason)
+        if entry not in self._counts and len(self._counts) >= limits.MAX_DROP_REASONS:
+            entry = ("*", "*", reason)
+        self._counts[entry] = self._counts.get(entry, 0) + number
+        self.total += number
+
+    def items(self) -> Iterator[tuple[tuple[str, str, str], int]]:
+        """Every ((peer, key, reason), count)."""
+        return iter(sorted(self._counts.items()))
+
+
+class _Waiting:
+    """One reading, or several of one key that were published together and are a frame by themselves."""
+
+    __slots__ = ("count", "data", "expires_ns", "key", "priority")
+
+    def __init__(self, key: str, data: bytes, expires_ns: int, priority: int, count: int) -> None:
+        self.key, self.data, self.expires_ns, self.priority, self.count = key, data, expires_ns, priority, count
+
+
+class LaneQueue:
+    """Frames and readings waiting for one lane."""
+
+    def __init__(self, peer: NodeId, drops: Drops, max_readings: int = limits.MAX_QUEUE_READINGS) -> None:
+        # What each reading needs comes first: compiled, it lies together in memory.
+        self.dial = 0
+        """Of the open lane that it is for; 0: none is open."""
+        self.link: object = None
+        """What the driver put here for that lane, to find it again at once."""
+        self.touched = False
+        """The driver has not been told yet that something waits."""
+        self._controls = 0  # frames in the two below
+        self._heartbeat: bytes | None = None
+        # What came to an empty queue and will be taken at once, most often: nothing else of readings waits beside it.
+        self._lone: bytes | None = None
+        self._lone_key = ""
+        self._lone_expires_ns = self._lone_priority = self._lone_count = 0
+        self.waiting_readings = 0
+        self.waiting_bytes = 0
+        self._max_readings = max_readings
+        self.taken_ns = -NEVER
+        """When readings were taken last."""
+        self.peer, self._drops = peer, drops
+        self._control: deque[bytes] = deque()
+        self._latest: dict[str, bytes] = {}
+        self._readings: tuple[deque[_Waiting], ...] = ()  # eight once they are needed, which at most links is never
+        self._highest = 0  # nothing of a higher priority waits
+        self._bytes = [0] * 8  # of the waiting readings, by priority
+        self._newest: dict[str, _Waiting] = {}  # conflated readings by key, so that a newer one takes the place
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting_readings or self._controls or self._heartbeat is not None)
+
+    def put_heartbeat(self, frame: bytes) -> None:
+        """Only the newest heartbeat is worth sending."""
+        self._heartbeat = frame
+
+    def put_control(self, frame: bytes) -> None:
+        """Readings make room for it.
+
+        :raises BoundExceeded: when the neighbour has not taken ``MAX_CONTROL_FRAMES`` before, or too many bytes.
+        """
+        if len(self._control) >= limits.MAX_CONTROL_FRAMES or not self._make_room(len(frame), _MOST_URGENT):
+            self._drops.count(self.peer, "", "control_queue_full")
+            raise BoundExceeded(f"{self.peer} does not take frames: {len(self._control)} wait")
+        self._control.append(frame)
+        self._controls += 1
+        self.waiting_bytes += len(frame)
+
+    def put_latest(self, kind: str, frame: bytes) -> None:
+        """Only the newest frame of a ``kind`` is worth sending: it is never refused for want of places.
+
+        :raises BoundExceeded: when too many bytes wait.
+        """
+        self.waiting_bytes -= len(self._latest.pop(kind, b""))
+        self._controls = len(self._control) + len(self._latest)
+        if not self._make_room(len(frame), _MOST_URGENT):
+            self._drops.count(self.peer, "", "control_queue_full")
+            raise BoundExceeded(f"{self.peer} does not take frames: {self.waiting_bytes} bytes wait")
+        self._latest[kind] = frame
+        self._controls = len(self._control) + len(self._latest)
+        self.waiting_bytes += len(frame)
+
+    def put_reading(
+        self, key: str, data: bytes, priority: int, expires_ns: int, conflate: bool, count: int = 1
+    ) -> bool:
+        """Queue a result of ``codec.encode_alone``, or of ``encode_together`` with ``count`` readings (which are not
+        conflated). False: it was dropped at once, and counted."""
+        if not self.waiting_readings and not conflate:
+            waiting_bytes = self.waiting_bytes + len(data)
+            if waiting_bytes <= limits.MAX_QUEUE_BYTES and count <= self._max_readings:
+                self._lone, self._lone_key, self._lone_expires_ns = data, key, expires_ns
+                self._lone_priority, self._lone_count = priority, count
+                self.waiting_readings, self.waiting_bytes = count, waiting_bytes
+                return True
+        if self._lone is not None or not self._readings:
+            self._line_up()
+        if conflate:
+            older = self._newest.get(key)
+            if older is not None:
+                self._drops.count(self.peer, key, "conflated")
+                if older.priority == priority and len(data) <= len(older.data):
+                    growth_bytes = len(data) - len(older.data)
+                    self.waiting_bytes += growth_bytes
+                    self._bytes[priority] += growth_bytes
+                    older.data, older.expires_ns = data, expires_ns
+                    return True
+                self._readings[older.priority].remove(older)
+                self._forget(older)
+        if count > 1 and not self._has_places(count, priority):
+            self._drops.count(self.peer, key, "queue_full", count)
+            return False
+        while self.waiting_readings + count > self._max_readings:
+            if not self._evict(priority):
+                self._drops.count(self.peer, key, "queue_full", count)
+                return False
+        if self.waiting_bytes + len(data) > limits.MAX_QUEUE_BYTES and not self._make_room(len(data), priority):
+            self._drops.count(self.peer, key, "queue_full", count)
+            return False
+        waiting = _Waiting(key, data, expires_ns, priority, count)
+        if conflate:
+            self._newest[key] = waiting
+        self._readings[priority].append(waiting)
+        if priority > self._highest:  # noqa: PLR1730 - max() would cost a call for each reading
+            self._highest = priority
+        self.waiting_readings += count
+        self.waiting_bytes += len(data)
+        self._bytes[priority] += len(data)
+        return True
+
+    def _line_up(self) -> None:
+        """Put the lone one in line: it is not alone any more."""
+        if not self._readings:
+            self._readings = tuple(deque() for _ in range(8))
+        if self._lone is not None:
+            data, priority = self._lone, self._lone_priority
+            self._lone = None
+            self._readings[priority].append(
+                _Waiting(self._lone_key, data, self._lone_expires_ns, priority, self._lone_count)
+            )
+            self._highest = max(self._highest, priority)
+            self._bytes[priority] += len(data)
+
+    def _has_places(self, count: int, priority: int) -> bool:
+        """Whether evicting readings up to ``priority`` would be enough: in vain it would lose those too."""
+        excess = self.waiting_readings + count - self._max_readings
+        for readings in self._readings[: priority + 1] if excess > 0 else ():
+            for waiting in readings:
+                excess -= waiting.count
+                if excess <= 0:
+                    return True
+        return excess <= 0
+
+    def _make_room(self, size_bytes: int, priority: int) -> bool:
+        """Evict readings up to ``priority`` until so many bytes fit; nothing when that would not be enough."""
+        excess_bytes = self.waiting_bytes + size_bytes - limits.MAX_QUEUE_BYTES
+        if excess_bytes <= 0:
+            return True
+        self._line_up()
+        if sum(self._bytes[: priority + 1]) < excess_bytes:
+            return False
+        while self.waiting_bytes + size_bytes > limits.MAX_QUEUE_BYTES:
+            self._evict(priority)
+        return True
+
+    def _evict(self, below_or_equal: int) -> bool:
+        """Drop the oldest reading of the lowest priority, unless only more urgent ones wait."""
+        for readings in self._readings[: below_or_equal + 1]:
+            if readings:
+                evicted = self._pop(readings)
+                self._drops.count(self.peer, evicted.key, "queue_full", evicted.count)
+                return True
+        return False
+
+    def _pop(self, readings: deque[_Waiting]) -> _Waiting:
+        waiting = readings.popleft()
+        self._forget(waiting)
+        return waiting
+
+    def _forget(self, waiting: _Waiting) -> None:
+        if self._newest and self._newest.get(waiting.key) is waiting:
+            del self._newest[waiting.key]
+        self.waiting_readings -= waiting.count
+        self.waiting_bytes -= len(waiting.data)
+        self._bytes[waiting.priority] -= len(waiting.data)
+
+    def take(self, now: int) -> bytes | None:
+        """The next frame to send, None when nothing waits."""
+        if self._heartbeat is not None:
+            frame, self._heartbeat = self._heartbeat, None
+            return frame
+        if self._controls:
+            self._controls -= 1
+            frame = self._control.popleft() if self._control else self._latest.pop(next(iter(self._latest)))
+            self.waiting_bytes -= len(frame)
+            return frame
+        if self._lone is not None:
+            frame = self._lone
+            self._lone = None
+            self.waiting_readings = 0
+            self.waiting_bytes -= len(frame)
+            if self._lone_expires_ns <= now:
+                self._drops.count(self.peer, self._lone_key, "expired_in_queue", self._lone_count)
+                return None
+            self.taken_ns = now
+            return frame
+        if not self.waiting_readings:
+            return None
+        batch: list[bytes] = []
+        room_bytes = limits.MAX_REALTIME_FRAME_BYTES
+        for priority in range(self._highest, -1, -1):
+            readings = self._readings[priority]
+            while readings and len(batch) < limits.MAX_READINGS_PER_FRAME:
+                waiting = readings[0]
+                if waiting.expires_ns <= now:
+                    self._drops.count(self.peer, self._pop(readings).key, "expired_in_queue", waiting.count)
+                    continue
+                room_bytes -= len(waiting.data)
+                if batch and (room_bytes < 0 or waiting.count > 1):
+                    self.taken_ns = now
+                    return frame_of_alone(batch)
+                batch.append(self._pop(readings).data)
+                if waiting.count > 1:
+                    self.taken_ns = now
+                    return batch[0]
+            if not self.waiting_readings:
+                self._highest = 0
+                break
+        if not batch:
+            return None
+        self.taken_ns = now
+        return frame_of_alone(batch)
+
+    def clear(self, reason: str) -> None:
+        """The neighbour is gone: everything that waits is dropped and counted."""
+        if self._lone is not None:
+            self._line_up()
+        for waiting in chain.from_iterable(self._readings):
+            self._drops.count(self.peer, waiting.key, reason, waiting.count)
+        if self._controls:
+            self._drops.count(self.peer, "", reason, self._controls)
+            self._controls = 0
+        for readings in self._readings:
+            readings.clear()
+        self._newest.clear()
+        self._control.clear()
+        self._latest.clear()
+        self._heartbeat = None
+        self._bytes = [0] * 8
+        self.waiting_readings = self.waiting_bytes = 0
+
+
+class Queues:
+    """Both of one neighbour."""
+
+    __slots__ = ("bulk", "realtime")
+
+    def __init__(self, node: NodeId, drops: Drops, max_readings: int) -> None:
+        self.realtime = LaneQueue(node, drops, max_readings)
+        self.bulk = LaneQueue(node, drops, max_readings)

@@ -1,0 +1,574 @@
+"""Who is there, and whether they live.
+
+Where to dial is the business of ``contacts``. A *neighbour* is a node whose certificate and Hello were checked. Its
+life:
+
+    (unknown) ──Hello──▶ alive ──silence, pipes gone──▶ suspect ──time is up──▶ dead ──Hello──▶ alive
+                           ▲                               │
+                           └──any frame, a new Hello───────┘        alive, suspect ──Goodbye──▶ left ──Hello──▶ alive
+
+Rules:
+1. Only frames on a pipe whose certificate names the neighbour count as life. Hints never do.
+2. A node that did not watch accuses nobody: when our own timer is late, every silence counts anew (local health, after
+   Lifeguard), and pipes that are gone then are those of neighbours that gave us up.
+3. Pipes gone in both directions, without a Goodbye, mean that the peer's kernel ended them: suspicion starts at once
+   and is short. Silence on open pipes may be a radio shadow: suspicion starts late and is long.
+4. Of two lives of one id the larger incarnation is right; the smaller is refused while the larger is alive.
+5. Whoever was refused, by us or by them, is not dialled again for ``REFUSAL_MEMORY_NS``.
+
+Left out: relaying of suspicion beyond one hop; links exist only between nodes in range.
+"""
+
+from random import Random
+from typing import Final
+
+from protocols.access import LINK_ROLES
+from protocols.base import limits
+from protocols.base.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity
+from protocols.events import (
+    ClosePipe,
+    Dial,
+    DuplicateIdentity,
+    HangUp,
+    NeighbourDead,
+    NeighbourLeft,
+    NeighbourMet,
+    NeighbourRefuted,
+    NeighbourSuspected,
+    PeerRefused,
+)
+from protocols.links.neighbour import Neighbour as Neighbour  # noqa: PLC0414 -- handed on
+from protocols.links.neighbour import State as State  # noqa: PLC0414 -- handed on
+from protocols.links.queues import NEVER, LaneQueue
+from protocols.membership.contacts import Contacts, HostPort
+from protocols.membership.suspicion import Suspicion
+from protocols.settings import MembershipSettings
+from protocols.wire.codec import encode_heartbeat
+from protocols.wire.messages import MAJOR, MINOR, Goodbye, Heartbeat, Hello, NodeFrame, Refusal
+
+_LEAST_JITTER: Final = 0.9
+_MOST_JITTER: Final = 1.1
+"""Of the interval of heartbeats, so that those of neighbours don't fall together."""
+HEARTBEATS_A_ROUND: Final = 4
+"""While readings flow to a neighbour, one heartbeat in so many is sent: they are a third of all frames at 10 Hz."""
+_LONGEST_ROUND_TRIP_NS: Final = 60 * limits.SECOND
+MAX_PIPES_PER_NEIGHBOUR: Final = 8
+"""Pipes of one identity into our inbox: two lanes, and those of connections that nobody closed yet. The oldest goes."""
+
+
+_ALIVE: Final = State.ALIVE  # looked up once: an enumeration is slow at it
+
+
+class _Pipe:
+    __slots__ = ("closing", "host", "identity", "opened_ns", "spoken")
+
+    def __init__(self, identity: PeerIdentity, host: str, now: int) -> None:
+        self.identity, self.host, self.opened_ns = identity, host, now
+        self.spoken = False  # it said Hello, and its frames count
+        self.closing = False  # what still comes of it is of no interest
+
+
+MembershipEffect = Dial | HangUp | ClosePipe
+MembershipEvent = (
+    NeighbourMet
+    | NeighbourSuspected
+    | NeighbourRefuted
+    | NeighbourDead
+    | NeighbourLeft
+    | PeerRefused
+    | DuplicateIdentity
+)
+
+
+class Membership:
+    """The machine. Every method takes ``now`` in monotonic nanoseconds."""
+
+    def __init__(
+        self,
+        mesh: MeshName,
+        node: NodeId,
+        incarnation: Incarnation,
+        inbox_port: int,
+        settings: MembershipSettings,
+        random: Random,
+    ) -> None:
+        self._mesh, self._node, self._incarnation, self.inbox_port = mesh, node, incarnation, inbox_port
+        self._settings, self._random = settings, random
+        self._interval_ns, self._local_stall_ns = settings.heartbeat_interval_ns, settings.local_stall_ns
+        self._suspect_after_ns = settings.suspect_after_silence_ns
+        self.neighbours: dict[NodeId, Neighbour] = {}
+        self._contacts = Contacts(node, settings.dial_timeout_ns, random)
+        self._pipes: dict[int, _Pipe] = {}
+        self.neighbour_of: dict[int, Neighbour] = {}
+        """By inbound pipe that has said Hello. Not to be changed by others."""
+        self.touched: list[LaneQueue] = []
+        """Got a heartbeat; whoever flushes them clears the list."""
+        self.forgot = False
+        """Somebody is no neighbour any more; whoever acts on it clears it."""
+        self._suspected: dict[NodeId, Neighbour] = {}
+        self._next_heartbeat_ns = NEVER
+        self._promised_ns = NEVER
+        self._forgiven_ns = -NEVER
+        self._leaving = False
+        self._effects: list[ClosePipe] = []
+        self._events: list[MembershipEvent] = []
+        self._messages: list[tuple[NodeId, NodeFrame]] = []
+        self._counters = {
+            "pipes_refused": 0, "frames_before_hello": 0, "local_stalls": 0, "suspicions": 0,
+            "refutations": 0, "deaths": 0,
+        }  # fmt: skip
+
+    # --- what the driver reads -------------------------------------------------------------------------------------
+    def outgoing(self) -> list[MembershipEffect]:
+        """Effects decided since the last call."""
+        effects, self._effects = self._effects, []
+        return [*effects, *self._contacts.outgoing()]
+
+    def has_outgoing(self) -> bool:
+        """Whether :meth:`outgoing` has any."""
+        return bool(self._effects) or self._contacts.has_outgoing()
+
+    def has_news(self) -> bool:
+        """Whether :meth:`messages` or :meth:`events` have any."""
+        return bool(self._messages or self._events)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """By name; they only grow."""
+        return {**self._counters, **self._contacts.counters}
+
+    def messages(self) -> list[tuple[NodeId, NodeFrame]]:
+        """Control frames to queue for neighbours."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def events(self) -> list[MembershipEvent]:
+        """Events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def lane_of(self, dial: int) -> tuple[NodeId, Lane] | None:
+        """Whom an open lane reaches."""
+        dialling = self._contacts.dialling(dial)
+        return None if dialling is None or dialling.identity is None else (dialling.identity.node, dialling.lane)
+
+    def greeting(self, dial: int) -> Hello:
+        """The Hello that opens a lane."""
+        dialling = self._contacts.dialling(dial)
+        lane = Lane.REALTIME if dialling is None else dialling.lane
+        return Hello(MAJOR, MINOR, self._node, self._incarnation, self.inbox_port, lane.value)
+
+    # --- hints -----------------------------------------------------------------------------------------------------
+    def hint(self, name: str, node: NodeId | None, addresses: tuple[HostPort, ...], now: int) -> None:
+        """An advert (``node`` given) or a seed (``node`` None); see :meth:`Contacts.hint`."""
+        self._contacts.hint(name, node, addresses, now)
+
+    def withdraw(self, name: str) -> None:
+        """A hint was taken back. Says nothing of life: an open link stays."""
+        self._contacts.withdraw(name)
+
+    def duplicate_hint(self, host: str) -> None:
+        """An advert with our own id and another incarnation."""
+        self._events.append(DuplicateIdentity(self._node, True, host))
+
+    # --- pipes and lanes -------------------------------------------------------------------------------------------
+    def admit(self, identity: PeerIdentity, now: int) -> str | None:
+        """Whether a peer with this certificate may have a link: None, or the reason for refusal."""
+        if identity.mesh != self._mesh:
+            detail = f"it belongs to mesh {identity.mesh!r}, not {self._mesh!r}"
+            return self._refuse(identity.node, "identity", detail, now)
+        if identity.role not in LINK_ROLES:
+            return self._refuse(identity.node, "identity", f"role {identity.role.value!r} may not be a neighbour", now)
+        most = self._settings.max_neighbours
+        full = self._living() >= most or len(self.neighbours) >= 4 * most
+        if identity.node not in self.neighbours and full:
+            return self._refuse(identity.node, "full", f"this node has {most} neighbours", now)
+        return None
+
+    def refused_before_identity(self, who: str, detail: str, now: int) -> None:
+        """TLS turned somebody away, or it had no identity of ours."""
+        self._refuse(who, "identity", detail, now)
+
+    def _refuse(self, who: str, code: str, detail: str, now: int) -> str:
+        self._counters["pipes_refused"] += 1
+        if self._contacts.remember_refusal(who, now):  # one event a period: a stranger must not fill the log
+            self._events.append(PeerRefused(who, code, detail))
+        return f"{code}: {detail}"
+
+    def malformed(self, pipe: int, detail: str, now: int) -> None:
+        """A frame of a pipe is none: close it. Told once a period, whatever its sender's next Hello pardons."""
+        who = self._pipes[pipe].identity.node if pipe in self._pipes else f"pipe {pipe}"
+        if self._contacts.remember_refusal(f"{who}, malformed", now):
+            self._events.append(PeerRefused(who, "protocol", detail))
+        self.close_pipe(pipe)
+
+    def inbound_opened(self, pipe: int, identity: PeerIdentity, host: str, now: int) -> None:
+        """An admitted pipe into our inbox."""
+        self._pipes[pipe] = _Pipe(identity, host, now)
+        self._start_beating(now)  # without it a mute pipe would stay for ever
+        same = [n for n, known in self._pipes.items() if known.identity.node == identity.node and not known.closing]
+        if len(same) > MAX_PIPES_PER_NEIGHBOUR:
+            self.close_pipe(same[0])
+
+    def close_pipe(self, pipe: int) -> None:
+        """Have a pipe closed; nothing that still comes of it counts."""
+        known = self._pipes.get(pipe)
+        if known is not None:
+            known.spoken, known.closing = False, True
+            self.neighbour_of.pop(pipe, None)
+        self._effects.append(ClosePipe(pipe))
+
+    def inbound_closed(self, pipe: int, now: int) -> None:
+        """A pipe into our inbox is gone."""
+        known = self._pipes.pop(pipe, None)
+        if known is None:
+            return
+        self.neighbour_of.pop(pipe, None)
+        neighbour = self.neighbours.get(known.identity.node)
+        if neighbour is not None:
+            neighbour.inbound.discard(pipe)
+            self._check_pipes(neighbour, now)
+
+    def lane_opened(self, dial: int, identity: PeerIdentity, now: int) -> None:
+        """A dialled lane took its greeting."""
+        dialling = self._contacts.answered(dial, identity)
+        if dialling is None:
+            return
+        contact, neighbour = dialling.contact, self.neighbours.get(identity.node)
+        if identity.node == self._node:  # ourselves, behind a seed
+            self._contacts.hang_up(dial, NEVER)
+            return
+        if contact.node != identity.node:
+            # Not remembered against the name: any stranger may advertise it with the address of another.
+            self._contacts.mistaken(dial, now)
+            detail = f"its advert says {contact.node}, its certificate {identity.node}"
+            self._refuse(f"{contact.name} at {dialling.address[0]}", "identity", detail, now)
+            return
+        if neighbour is not None and neighbour.dial_of(dialling.lane):  # a second way to the same inbox
+            self._contacts.hang_up(dial, now + limits.REDIAL_MAX_NS)
+            return
+        dialling.identity, dialling.opened_ns = identity, now
+        if neighbour is None:
+            neighbour = self._add(identity, contact.first_seen_ns, now)
+        neighbour.set_dial(dialling.lane, dial)
+        self._check_met(neighbour, now)
+
+    def lane_closed(self, dial: int, reason: str, refused: bool, now: int) -> None:
+        """A dialled lane is finished; ``refused``: an identity was wrong, so that dialling again is pointless now."""
+        dialling = self._contacts.closed(dial, refused, now)
+        if dialling is None:
+            return
+        if refused:
+            self._refuse(dialling.contact.name, "identity", reason, now)
+        neighbour = self.neighbours.get(dialling.identity.node) if dialling.identity is not None else None
+        if neighbour is not None and neighbour.dial_of(dialling.lane) == dial:
+            neighbour.set_dial(dialling.lane, 0)
+            self._check_pipes(neighbour, now)
+
+    def want_bulk(self, node: NodeId) -> None:
+        """Something waits for the bulk lane of a neighbour: dial it if it is neither open nor being dialled."""
+        neighbour = self.neighbours.get(node)
+        if neighbour is not None and neighbour.realtime and not neighbour.bulk and not self._leaving:
+            self._contacts.dial_bulk(neighbour.realtime)
+
+    # --- frames ----------------------------------------------------------------------------------------------------
+    def receive(self, frame: NodeFrame, pipe: int, now: int) -> Neighbour | None:
+        """Take note of a frame. Returns its neighbour, or None when the frame must not be used."""
+        known = self._pipes.get(pipe)
+        if known is None or known.closing:
+            return None
+        if not known.spoken:
+            if type(frame) is not Hello:
+                self._counters["frames_before_hello"] += 1
+                detail = f"its first frame was {type(frame).__name__}, not Hello"
+                self._refuse(known.identity.node, "protocol", detail, now)
+                self.close_pipe(pipe)
+                return None
+            return self._hello(frame, pipe, known, now)
+        neighbour = self.neighbours.get(known.identity.node)
+        if neighbour is None:
+            return None
+        neighbour.last_heard_ns = now
+        if neighbour.state is State.SUSPECT:
+            self.refute(neighbour, now)
+        if type(frame) is Heartbeat:
+            self.heartbeat(frame, neighbour, now)
+        elif type(frame) is Goodbye:
+            self._goodbye(frame, neighbour, now)
+        elif type(frame) is Refusal:
+            self._refuse(neighbour.node, f"refused by it ({frame.code})", frame.detail, now)
+        return neighbour
+
+    def receive_other_major(self, major: int, pipe: int, now: int) -> None:
+        """A Hello of another major version, of which nothing else is known."""
+        known = self._pipes.get(pipe)
+        if known is not None and not known.closing:
+            self._turn_away(pipe, known, "version", f"it speaks version {major}, this node {MAJOR}.{MINOR}", now)
+
+    def _turn_away(self, pipe: int, known: _Pipe, code: str, detail: str, now: int) -> None:
+        node = known.identity.node
+        self._refuse(node, code, detail, now)
+        neighbour = self.neighbours.get(node)
+        if neighbour is not None and neighbour.realtime:
+            self._messages.append((node, Refusal(code, detail[: limits.MAX_TEXT_CHARS])))
+        self.close_pipe(pipe)
+
+    def _hello(self, hello: Hello, pipe: int, known: _Pipe, now: int) -> Neighbour | None:
+        identity = known.identity
+        fault: tuple[str, str] | None = None
+        if hello.major != MAJOR:
+            fault = "version", f"it speaks version {hello.major}.{hello.minor}, this node {MAJOR}.{MINOR}"
+        elif hello.node != identity.node:
+            fault = "identity", f"its Hello says {hello.node!r}, its certificate {identity.node!r}"
+        elif hello.node == self._node:
+            if hello.incarnation != self._incarnation:
+                self._events.append(DuplicateIdentity(self._node, True, known.host))
+            self.close_pipe(pipe)
+            return None
+        neighbour = self.neighbours.get(identity.node)
+        if fault is None and neighbour is not None and neighbour.state in (State.ALIVE, State.SUSPECT):
+            if hello.incarnation < neighbour.incarnation:
+                self._events.append(DuplicateIdentity(identity.node, False, known.host))
+                fault = "duplicate", f"a newer node with the id {identity.node} is alive"
+        if fault is not None:
+            self._turn_away(pipe, known, *fault, now)
+            return None
+        if neighbour is None:
+            neighbour = self._add(identity, now, now)
+        elif neighbour.incarnation != hello.incarnation and neighbour.incarnation:
+            self._forget_older_life(neighbour, now)
+        known.spoken = True
+        self.neighbour_of[pipe] = neighbour
+        neighbour.incarnation = Incarnation(hello.incarnation)
+        neighbour.inbound.add(pipe)
+        neighbour.last_heard_ns = now
+        self._contacts.pardon(identity.node)
+        match neighbour.state:
+            case State.SUSPECT:
+                self.refute(neighbour, now)
+            case State.DEAD | State.LEFT:
+                neighbour.state, neighbour.since_ns, neighbour.met = State.ALIVE, now, False
+                neighbour.first_seen_ns = now
+            case State.ALIVE:
+                pass
+        if not neighbour.realtime:
+            others = (other for other in hello.addresses if other != known.host)
+            addresses = tuple((host, hello.inbox_port) for host in (known.host, *others))
+            self._contacts.dial_back(neighbour.node, addresses, now)
+        self._check_met(neighbour, now)
+        return neighbour
+
+    def _forget_older_life(self, neighbour: Neighbour, now: int) -> None:
+        """It restarted: pipes and lanes of its former life lead nowhere."""
+        self._drop_links(neighbour)
+        neighbour.first_seen_ns = now
+        neighbour.heartbeat_received = 0
+        neighbour.heard_by_peer = False
+
+    def heartbeat(self, beat: Heartbeat, neighbour: Neighbour, now: int) -> bool:
+        """A neighbour that is not suspected says that it lives. True: ``beat`` asks for an answer, or brings the end of
+        somebody nearer whom this node suspects too; else nothing follows."""
+        neighbour.last_heard_ns = now
+        sequence, echo_sequence, suspects, answer = beat.sequence, beat.echo_sequence, beat.suspects, beat.answer
+        if sequence > neighbour.heartbeat_received:
+            neighbour.heartbeat_received = sequence
+            neighbour.echo_sent_ns, neighbour.echo_came_ns = beat.sent_ns, now
+        newest = neighbour.heartbeat_sent - echo_sequence <= 2 * HEARTBEATS_A_ROUND
+        neighbour.heard_by_peer = newest if echo_sequence else False
+        if 0 < echo_sequence <= neighbour.heartbeat_sent:
+            sample_ns = now - beat.echo_sent_ns - beat.echo_held_ns
+            if 0 <= sample_ns < _LONGEST_ROUND_TRIP_NS:
+                old = neighbour.round_trip_ns
+                neighbour.round_trip_ns = sample_ns if not old else old + (sample_ns - old) // 8
+        decided = answer
+        if suspects and self._suspected:
+            for suspect in suspects:
+                accused = self._suspected.get(NodeId(suspect))
+                if accused is not None and accused.suspicion is not None and accused is not neighbour:
+                    decided = accused.suspicion.confirm(neighbour.node) or decided
+        if answer:
+            self._beat(neighbour, now)
+        return decided
+
+    def _goodbye(self, goodbye: Goodbye, neighbour: Neighbour, now: int) -> None:
+        if goodbye.incarnation != neighbour.incarnation:
+            return
+        neighbour.state, neighbour.since_ns, neighbour.suspicion = State.LEFT, now, None
+        self._suspected.pop(neighbour.node, None)
+        self._events.append(NeighbourLeft(neighbour.node, goodbye.reason))
+        self._drop_links(neighbour, now + limits.REDIAL_MAX_NS)
+
+    # --- life and death --------------------------------------------------------------------------------------------
+    def _add(self, identity: PeerIdentity, first_seen_ns: int, now: int) -> Neighbour:
+        neighbour = self.neighbours[identity.node] = Neighbour(identity.node, identity.role, first_seen_ns, now)
+        self._start_beating(now)
+        return neighbour
+
+    def _start_beating(self, now: int) -> None:
+        if self._next_heartbeat_ns == NEVER:
+            self._next_heartbeat_ns = now + int(self._settings.heartbeat_interval_ns * self._random.random())
+
+    def _living(self) -> int:
+        return sum(n.state in (State.ALIVE, State.SUSPECT) for n in self.neighbours.values())
+
+    def _check_met(self, neighbour: Neighbour, now: int) -> None:
+        if neighbour.inbound and neighbour.realtime and not neighbour.met:
+            neighbour.met = True  # if it is suspected, it still is: our own lane says nothing of its voice
+            self._events.append(
+                NeighbourMet(neighbour.node, neighbour.role, neighbour.incarnation, now - neighbour.first_seen_ns)
+            )
+            neighbour.heartbeat_sent += 1
+            held_ns = now - neighbour.echo_came_ns
+            self._messages.append((neighbour.node, Heartbeat(  # its queue may be another by the time this is sent
+                neighbour.heartbeat_sent, now, neighbour.heartbeat_received, neighbour.echo_sent_ns, held_ns
+            )))  # fmt: skip
+
+    def _check_pipes(self, neighbour: Neighbour, now: int) -> None:
+        if self._leaving:  # they hang up because we said goodbye
+            return
+        if neighbour.state is State.ALIVE and not neighbour.inbound and not (neighbour.realtime or neighbour.bulk):
+            if neighbour.incarnation:
+                self._suspect(neighbour, "its pipes are gone", now)
+                assert neighbour.suspicion is not None
+                if now - self._forgiven_ns > self._settings.suspicion_max_ns:
+                    neighbour.suspicion.tighten(self._settings.lost_link_suspicion_ns)
+            else:  # never said Hello: nobody to mourn
+                del self.neighbours[neighbour.node]
+                self.forgot = True
+
+    def _suspect(self, neighbour: Neighbour, because: str, now: int) -> None:
+        neighbour.state, neighbour.since_ns = State.SUSPECT, now
+        neighbour.suspicion = Suspicion(
+            now, self._settings.suspicion_min_ns, self._settings.suspicion_max_ns, max(self._living() - 1, 0)
+        )
+        self._suspected[neighbour.node] = neighbour
+        self._counters["suspicions"] += 1
+        self._events.append(NeighbourSuspected(neighbour.node, because))
+        if neighbour.realtime:
+            self._beat(neighbour, now, answer=True)
+
+    def refute(self, neighbour: Neighbour, now: int) -> None:
+        """Somebody who was suspected sent a frame."""
+        neighbour.state, neighbour.since_ns, neighbour.suspicion = State.ALIVE, now, None
+        self._suspected.pop(neighbour.node, None)
+        self._counters["refutations"] += 1
+        self._events.append(NeighbourRefuted(neighbour.node))
+
+    def _die(self, neighbour: Neighbour, now: int) -> None:
+        neighbour.state, neighbour.since_ns, neighbour.suspicion = State.DEAD, now, None
+        self._suspected.pop(neighbour.node, None)
+        self._counters["deaths"] += 1
+        self._events.append(NeighbourDead(neighbour.node, now - neighbour.last_heard_ns))
+        self._drop_links(neighbour)
+
+    def _drop_links(self, neighbour: Neighbour, next_dial_ns: int | None = None) -> None:
+        for pipe in sorted(neighbour.inbound):
+            self.close_pipe(pipe)
+        for dial in (neighbour.realtime, neighbour.bulk):
+            if dial:
+                self._contacts.hang_up(dial, next_dial_ns)
+        neighbour.inbound.clear()
+        neighbour.realtime = neighbour.bulk = 0
+        neighbour.met = False
+
+    def leave(self, reason: str) -> None:
+        """Say goodbye to everybody and dial nobody any more."""
+        self._leaving = True
+        for neighbour in self.neighbours.values():
+            if neighbour.realtime:
+                self._messages.append((neighbour.node, Goodbye(self._incarnation, reason)))
+
+    # --- time ------------------------------------------------------------------------------------------------------
+    def handle_timer(self, now: int, receiving_since_ns: int | None = None) -> None:
+        """Do what is due. ``receiving_since_ns``: since when the receiving thread has been held up by a callback."""
+        held_up = receiving_since_ns is not None and now - receiving_since_ns > self._local_stall_ns
+        if held_up or now - self._promised_ns > self._local_stall_ns:
+            self._forgive(now)
+        self._check_silence(now)
+        if now >= self._next_heartbeat_ns:
+            jitter = _LEAST_JITTER + (_MOST_JITTER - _LEAST_JITTER) * self._random.random()
+            self._next_heartbeat_ns = now + int(self._interval_ns * jitter)
+            self._beat_all(now)
+            if len(self._pipes) > len(self.neighbour_of):  # else all of them have spoken
+                self._close_mute_pipes(now)
+        if not self._leaving and now >= self._contacts.next_timer_at():
+            self._contacts.dial_due(self._may_dial, now)
+        self._promised_ns = self.next_timer_at()
+
+    def _forgive(self, now: int) -> None:
+        self._counters["local_stalls"] += 1
+        self._forgiven_ns = now
+        for neighbour in self.neighbours.values():
+            neighbour.last_heard_ns = max(neighbour.last_heard_ns, now)
+            if neighbour.suspicion is not None:
+                neighbour.suspicion.restart(now, self._settings.suspicion_max_ns)
+
+    def _check_silence(self, now: int) -> None:
+        suspect_after_ns = self._suspect_after_ns
+        for neighbour in list(self.neighbours.values()):
+            if neighbour.state is _ALIVE:
+                silent_ns = now - neighbour.last_heard_ns
+                if neighbour.incarnation:
+                    if silent_ns >= suspect_after_ns:
+                        self._suspect(neighbour, "silence", now)
+                elif silent_ns >= self._settings.dial_timeout_ns + limits.HELLO_TIMEOUT_NS:
+                    # It took our Hello and never came itself: its host may be gone, and nobody would tell.
+                    self._drop_links(neighbour, now + limits.REDIAL_MAX_NS)
+                    self._forget(neighbour.node)
+            elif neighbour.suspicion is not None:
+                if now >= neighbour.suspicion.dead_at:
+                    self._die(neighbour, now)
+            elif now - neighbour.since_ns >= limits.FORGET_DEAD_NS and not (neighbour.realtime or neighbour.bulk):
+                self._forget(neighbour.node)
+
+    def _forget(self, node: NodeId) -> None:
+        del self.neighbours[node]
+        self.forgot = True
+        self._contacts.forget(node)
+
+    def _beat_all(self, now: int) -> None:
+        suspects = tuple(self._suspected)[:8] if self._suspected else ()
+        for neighbour in self.neighbours.values():
+            if not neighbour.realtime:
+                continue
+            if neighbour.suspicion is not None and neighbour.since_ns == now:
+                continue  # what asks it for an answer waits in its queue, and this would take the place
+            # Any frame is a sign of life, and few have to carry echoes.
+            if not suspects and (neighbour.heartbeat_sent + 1) % HEARTBEATS_A_ROUND:
+                queue = neighbour.queue
+                if queue is not None and now - queue.taken_ns < self._interval_ns:
+                    neighbour.heartbeat_sent += 1
+                    continue
+            self._beat(neighbour, now, suspects)
+
+    def _beat(self, neighbour: Neighbour, now: int, suspects: tuple[NodeId, ...] = (), answer: bool = False) -> None:
+        queue = neighbour.queue
+        neighbour.heartbeat_sent += 1
+        if queue is not None:
+            queue.put_heartbeat(encode_heartbeat(
+                neighbour.heartbeat_sent, now, neighbour.heartbeat_received, neighbour.echo_sent_ns,
+                now - neighbour.echo_came_ns, suspects, answer,
+            ))  # fmt: skip
+            self.touched.append(queue)
+
+    def _close_mute_pipes(self, now: int) -> None:
+        for pipe, known in self._pipes.items():
+            if not known.spoken and not known.closing and now - known.opened_ns >= limits.HELLO_TIMEOUT_NS:
+                neighbour = self.neighbours.get(known.identity.node)
+                if neighbour is None or not neighbour.inbound:  # else one of its Hellos came, and this one stands still
+                    self._refuse(known.identity.node, "protocol", "it said no Hello", now)
+                self.close_pipe(pipe)
+
+    def _may_dial(self, node: NodeId | None) -> bool:
+        neighbour = self.neighbours.get(node) if node is not None else None
+        if neighbour is not None:
+            return not neighbour.realtime
+        return self._living() < self._settings.max_neighbours
+
+    def next_timer_at(self) -> int:
+        """When :meth:`handle_timer` wants to be called next, at the latest."""
+        due = self._next_heartbeat_ns
+        for neighbour in self._suspected.values():
+            if neighbour.suspicion is not None:
+                due = min(due, neighbour.suspicion.dead_at)
+        return due if self._leaving else min(due, self._contacts.next_timer_at())

@@ -1,0 +1,1 @@
+"""Readings: who wants which, who gets them, and what happened to the rest."""

@@ -1,0 +1,598 @@
+"""Who wants what, who gets it, and what happened to the rest.
+
+The two functions of the hot path, :meth:`Readings.publish` and :meth:`Readings.accept`, are the ones that the simulator
+calls. Everything that can be decided per (origin, key) is decided once and kept in a :class:`Stream`. A change of any
+interest makes decisions stale by raising a version number: one of own subscriptions, another of all.
+
+Rules:
+1. A reading goes only to neighbours whose Interest matches its key, never back to its source or its origin.
+2. Within a stream only larger sequences are accepted: duplicates and late-comers are dropped and counted as ``stale``.
+3. A reading older than its lifespan, by the sum of both clocks' uncertainties, is dropped and counted as ``expired``.
+4. The access table decides who may be the origin of a key; what it denies is dropped and counted as ``denied``, and
+   takes no place in any table.
+5. What an origin tells us itself needs no hearsay: while a stream comes directly, copies of it from others are
+   ``stale``. A copy is only vouched for by the neighbour that passed it on, so it can't silence a neighbour by a
+   sequence made up.
+6. What is kept and delivered is what was sent: a value that its publisher changes afterwards changes nothing here.
+"""
+
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from typing import Final
+
+import msgspec
+
+from protocols.access import AccessTable
+from protocols.base import limits
+from protocols.base.errors import BoundExceeded, ContextMissing, InvalidKey, InvalidName, NotPermitted, ValueUnsupported
+from protocols.base.ids import NodeId, Role, node_id
+from protocols.base.keys import checked_expression, checked_key, intersects, matches
+from protocols.events import DeadlineMissed, Delivery, Put, PutMany
+from protocols.links.neighbour import Neighbour
+from protocols.links.queues import NEVER, Drops, LaneQueue
+from protocols.readings.streams import (
+    IMMUTABLE,
+    Peer,
+    Route,
+    Stream,
+    Subscription,
+    check_time,
+    expiry_utc_ns,
+    one_hop_less,
+    parcels_of,
+)
+from protocols.settings import Quality
+from protocols.wire.codec import decode_alone, encode_alone
+from protocols.wire.messages import EventTime, Interest, Position, Provenance, Reading, Tensor, Want
+from protocols.wire.values import check_position, check_provenance, kept_alive, weight_bytes
+
+_HEARSAY_LEAD: Final = 1_024
+"""How far copies may run ahead of their origin. More is no race of two ways but a lie: the origin is right then."""
+_MS: Final = limits.MS
+_MAX_LIFESPAN_MS: Final = limits.MAX_LIFESPAN_MS
+_MAX_HOPS: Final = limits.MAX_HOPS
+_SMALL: Final = frozenset((type(None), bool, int, float))
+_SMALL_BYTES: Final = 64
+"""What a held value of these types counts, with its reading."""
+_BULK_THRESHOLD_BYTES: Final = limits.BULK_THRESHOLD_BYTES
+
+
+class Readings:
+    """The machine of one node."""
+
+    def __init__(self, node: NodeId, role: Role, first_sequence: int, access: AccessTable, drops: Drops) -> None:
+        """``first_sequence`` must be above all that earlier lives of this node have used."""
+        self._node, self._role, self._sequence, self._access, self._drops = node, role, first_sequence, access, drops
+        self._streams: dict[tuple[str, str], Stream] = {}
+        self._peers: dict[NodeId, Peer] = {}
+        self._subscriptions: dict[int, Subscription] = {}
+        self._next_subscription = 1
+        self._version = self._numbers_version = 0
+        self._interest_version = 0
+        self._cached_bytes = 0
+        self._holding: dict[Stream, None] = {}  # streams whose last value counts, oldest first
+        self._deadlines: list[tuple[int, int, str, str]] = []
+        self._watched: set[tuple[int, str, str]] = set()
+        self._checked_where: Position | None = None
+        self._checked_how: Provenance | None = None
+        self._events: list[DeadlineMissed] = []
+        self.touched: list[LaneQueue] = []
+        """Queues that got something since the caller last cleared it, each once: they are marked."""
+        self._published = self._accepted = self._delivered = self._forwarded = 0
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """By name; they only grow."""
+        return {
+            "published": self._published, "accepted": self._accepted, "delivered": self._delivered,
+            "forwarded": self._forwarded,
+        }  # fmt: skip
+
+    # --- subscriptions ---------------------------------------------------------------------------------------------
+    def subscribe(self, expression: str, quality: Quality, now: int) -> tuple[int, list[Reading]]:
+        """Add a subscription; returns its number and the last known values it starts with.
+
+        :raises InvalidKey: when the expression is not one.
+        :raises BoundExceeded: beyond ``MAX_SUBSCRIPTIONS``.
+        """
+        checked_expression(expression)
+        if len(self._subscriptions) >= limits.MAX_SUBSCRIPTIONS:
+            raise BoundExceeded(
+                f"{limits.MAX_SUBSCRIPTIONS} subscriptions are open: close some, or use a wider expression"
+            )
+        number, self._next_subscription = self._next_subscription, self._next_subscription + 1
+        self._subscriptions[number] = Subscription(number, expression, quality)
+        self._version += 1
+        self._numbers_version += 1
+        past = []
+        for stream in self._streams.values():
+            if matches(expression, stream.key):
+                if quality.deadline_ns:
+                    self._watch(number, stream, max(now, stream.last_ns) + quality.deadline_ns)
+                if quality.history and stream.last is not None and (quality.own or stream.origin != self._node):
+                    past.append(stream.last)
+        return number, past
+
+    def unsubscribe(self, number: int) -> None:
+        """Remove it. Unknown numbers are ignored."""
+        if self._subscriptions.pop(number, None) is not None:
+            self._version += 1
+            self._numbers_version += 1
+
+    def interest_for(self, peer: NodeId) -> Interest:
+        """What to ask of ``peer``: own subscriptions, and what other neighbours asked us to ask."""
+        hops: dict[Want, int] = {}  # wants that differ in nothing else are one
+        for subscription in self._subscriptions.values():
+            quality = subscription.quality
+            want = Want(subscription.expression, quality.min_interval_ns // 1_000, quality.conflate, quality.history)
+            hops[want] = max(hops.get(want, 0), quality.hops)
+        for other in self._peers.values():
+            if other.node != peer:
+                for asked in other.wants:
+                    if asked.hops:
+                        want = msgspec.structs.replace(asked, hops=0)
+                        hops[want] = max(hops.get(want, 0), asked.hops - 1)
+        self._interest_version += 1
+        wants = [msgspec.structs.replace(want, hops=further) for want, further in hops.items()]
+        return Interest(self._interest_version, tuple(wants[: limits.MAX_SUBSCRIPTIONS]))
+
+    # --- neighbours ------------------------------------------------------------------------------------------------
+    def add_peer(self, peer: Peer) -> None:
+        """A neighbour was met; it wants nothing until its Interest comes."""
+        self.remove_peer(peer.node)
+        self._peers[peer.node] = peer
+        self._version += 1
+
+    def remove_peer(self, node: NodeId) -> bool:
+        """A neighbour is gone. True when others' asking through us changes with it."""
+        peer = self._peers.pop(node, None)
+        if peer is not None:
+            peer.gone = True
+        self._version += 1
+        return peer is not None and any(want.hops for want in peer.wants)
+
+    def forget_origin(self, node: NodeId) -> None:
+        """A node began a new life whose sequences may be smaller."""
+        for stream in [s for s in self._streams.values() if s.origin == node]:
+            self._drop_stream(stream)
+
+    def receive_interest(self, interest: Interest, node: NodeId, now: int, utc_now: int) -> bool:
+        """A neighbour says what it wants. True when others must be asked on its behalf."""
+        peer = self._peers.get(node)
+        if peer is None or interest.version <= peer.interest_version:  # a large one, on the bulk lane, was overtaken
+            return False
+        peer.interest_version = interest.version
+        wants = []
+        for want in interest.wants:
+            try:
+                checked_expression(want.expression)
+            except InvalidKey:
+                self._drops.count(node, want.expression, "invalid_key")
+                continue
+            if self._access.permits_subscribe(peer.role, node, want.expression):
+                wants.append(want)
+            else:
+                self._drops.count(node, want.expression, "denied")
+        before, peer.wants = peer.wants, tuple(wants)
+        if before == peer.wants:
+            return False
+        self._version += 1
+        old = {want.expression for want in before}
+        fresh = [want.expression for want in wants if want.history and want.expression not in old]
+        if fresh:
+            self._send_history(peer, fresh, now, utc_now)
+        return any(want.hops for want in (*before, *peer.wants))
+
+    def _send_history(self, peer: Peer, expressions: list[str], now: int, utc_now: int) -> None:
+        for stream in list(self._streams.values()):
+            reading = stream.last
+            if reading is None or stream.origin == peer.node:
+                continue
+            own = stream.origin == self._node
+            if (own or reading.hops) and any(matches(expression, stream.key) for expression in expressions):
+                if not reading.lifespan_ms or utc_now < expiry_utc_ns(reading):
+                    self._offer(peer, reading if own else one_hop_less(reading), now, utc_now, False)
+
+    # --- the hot path ----------------------------------------------------------------------------------------------
+    def publish(
+        self, key: str, value: object, where: Position | None, when: EventTime | None, how: Provenance | None,
+        priority: int, lifespan_ms: int, hops: int, now: int, utc_now: int,
+    ) -> tuple[Put, Delivery | None]:  # fmt: skip
+        """Publish one value of this node.
+
+        :raises InvalidKey: when ``key`` is not one. :raises NotPermitted: when the table denies it.
+        :raises ContextMissing: without where, when or how. :raises ValueUnsupported: when ``value`` can't travel, or a
+            number of its context is out of range (NaN is).
+        """
+        stream = self._own_stream(key, where, when, how, priority, lifespan_ms, hops, now)
+        sequence = self._sequence
+        reading = Reading(key, self._node, sequence, value, where, when, how, priority, lifespan_ms, hops)  # type: ignore[arg-type]
+        data = encode_alone(reading)
+        if type(value) not in IMMUTABLE:
+            reading = decode_alone(data)
+        self._sequence = sequence + 1
+        self._note(stream, reading, len(data), now)
+        self._published += 1
+        queued = dropped = 0
+        if stream.routes:
+            touched, bulk = self.touched, len(data) > _BULK_THRESHOLD_BYTES
+            expires_ns = now + expiry_utc_ns(reading) - utc_now if lifespan_ms else NEVER
+            for route in stream.routes:
+                if route.min_interval_ns and not self._due(route, key, now):
+                    dropped += 1
+                    continue
+                queue = route.peer.bulk if bulk else route.peer.realtime
+                if not queue.touched:
+                    queue.touched = True
+                    touched.append(queue)
+                if queue.put_reading(key, data, priority, expires_ns, route.conflate):
+                    queued += 1
+                else:
+                    dropped += 1
+        numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
+        return Put(sequence, len(numbers), queued, dropped), (numbers, reading) if numbers else None
+
+    def publish_many(
+        self, key: str, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],
+        how: Provenance | None, priority: int, lifespan_ms: int, hops: int, now: int, utc_now: int,
+    ) -> tuple[PutMany, list[Delivery]]:  # fmt: skip
+        """Publish several values of one key, oldest first, each with its own time: all or, when one raises, none.
+
+        What is the same for all is decided once, and neighbours without a rate limit get them in common frames.
+
+        :raises: as :meth:`publish`.
+        """
+        if len(values) == 0 or len(values) != len(whens):
+            raise ValueUnsupported(f"{len(values)} values with {len(whens)} times: pass one or more, with a time each")
+        stream = self._own_stream(key, where, whens[0], how, priority, lifespan_ms, hops, now)
+        checked = whens[0]
+        for when in whens:
+            if when is not checked:  # most often one time is meant for all
+                check_time(when)
+        first = self._sequence
+        readings = [
+            Reading(key, self._node, sequence, value, where, when, how, priority, lifespan_ms, hops)  # type: ignore[arg-type]
+            for sequence, (value, when) in enumerate(zip(values, whens, strict=True), first)
+        ]
+        parcels = parcels_of(readings)
+        self._sequence = first + len(readings)
+        kept = [reading for parcel in parcels for reading in parcel[1]]
+        self._note(stream, kept[-1], 0, now)
+        self._published += len(kept)
+        queued = 0
+        for route in stream.routes:
+            queued += self._put_parcels(route, key, parcels, now, utc_now)
+        deliveries: list[Delivery] = []
+        for reading in kept if stream.numbers or stream.limited else ():
+            numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
+            if numbers:
+                deliveries.append((numbers, reading))
+        return PutMany(first, len(kept), queued, len(kept) * len(stream.routes) - queued), deliveries
+
+    def _put_parcels(
+        self, route: Route, key: str, parcels: list[tuple[bytes, list[Reading]]], now: int, utc_now: int
+    ) -> int:
+        """Queue them for one neighbour; returns how many readings were."""
+        peer, queued = route.peer, 0
+        for data, readings in parcels:
+            if len(readings) == 1 or not (route.min_interval_ns or route.conflate):
+                if route.min_interval_ns and not self._due(route, key, now):
+                    continue
+                if self._enqueue(peer, readings[-1], data, route.conflate, now, utc_now, len(readings)):
+                    queued += len(readings)
+                continue
+            for reading in readings:
+                if route.min_interval_ns and not self._due(route, key, now):
+                    continue
+                queued += self._enqueue(peer, reading, encode_alone(reading), route.conflate, now, utc_now)
+        return queued
+
+    def _own_stream(
+        self, key: str, where: Position | None, when: EventTime | None, how: Provenance | None, priority: int,
+        lifespan_ms: int, hops: int, now: int,
+    ) -> Stream:  # fmt: skip
+        """What this node publishes on ``key``. :raises: as :meth:`publish`, but for the value."""
+        if where is None or when is None or how is None:
+            lacking = "where" if where is None else "when" if when is None else "how"
+            raise ContextMissing(
+                f"a reading on {key!r} has no '{lacking}': a value without its context is of no use to others. "
+                + ("Set [node] position, or pass where=" if where is None else f"Pass {lacking}=")
+            )
+        if where is not self._checked_where:
+            check_position(where)
+            self._checked_where = where
+        if how is not self._checked_how:
+            check_provenance(how)
+            self._checked_how = how
+        check_time(when)
+        if not (0 <= priority <= 7 and 0 <= lifespan_ms <= _MAX_LIFESPAN_MS and 0 <= hops <= _MAX_HOPS):
+            raise ValueUnsupported(
+                f"priority {priority}, lifespan_ms {lifespan_ms} or hops {hops} is out of range: use 0 to 7, "
+                f"0 to {limits.MAX_LIFESPAN_MS} and 0 to {limits.MAX_HOPS}"
+            )
+        stream = self._streams.get((self._node, key))
+        if stream is None:
+            checked_key(key)
+            stream = self._keep_stream(Stream(self._node, key), now)
+        if stream.version != self._version:
+            self._decide(stream, self._role)
+        if stream.routes_version != self._version:
+            self._route(stream)
+        if not stream.permitted:
+            raise NotPermitted(f"the access table does not let {self._role.value} {self._node} publish on {key!r}")
+        return stream
+
+    def accept(  # noqa: C901, PLR0912  # calls cost too much here
+        self, readings: tuple[Reading, ...], neighbour: Neighbour, now: int, utc_now: int, uncertainty_ns: int
+    ) -> list[Delivery]:
+        """Take readings from a neighbour: what to deliver here; what goes on to others is queued (see ``touched``)."""
+        deliveries: list[Delivery] = []
+        source, peer = neighbour.node, neighbour.peer
+        if peer is None or peer.gone:
+            peer = neighbour.peer = self._peers.get(source)
+        stream = peer.recent if peer is not None else None  # most often the same again
+        for reading in readings:
+            key, origin, sequence, value = reading.key, reading.origin, reading.sequence, reading.value
+            if stream is None or key != stream.key or origin != stream.origin or stream.version != self._version:
+                stream = self._streams.get((origin, key))
+                if stream is None or stream.version != self._version:
+                    stream = self._admit(stream, reading, source, neighbour.role, now)
+                    if stream is None:
+                        continue
+            if origin == source:
+                if stream.direct is not peer:
+                    stream.direct = peer
+                    if sequence + _HEARSAY_LEAD < stream.newest:
+                        stream.newest = -1
+            elif origin == self._node:
+                self._drops.count(source, key, "echo")
+                continue
+            elif stream.direct is not None and stream.direct is self._peers.get(NodeId(origin)):
+                self._drops.count(source, key, "stale")
+                continue
+            if sequence <= stream.newest:
+                self._drops.count(source, key, "stale")
+                continue
+            lifespan_ms, when = reading.lifespan_ms, reading.when
+            if lifespan_ms and utc_now > when.utc_ns + when.uncertainty_ns + lifespan_ms * _MS + uncertainty_ns:
+                self._drops.count(source, key, "expired")
+                continue
+            kind = type(value)
+            held_bytes = _SMALL_BYTES if kind in _SMALL else len(value) if kind is bytes else -1
+            if held_bytes == stream.held_bytes and not stream.missed:
+                stream.newest, stream.last, stream.last_ns = sequence, reading, now
+            else:
+                self._note(stream, reading, 0, now)
+            numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
+            if numbers:
+                deliveries.append((numbers, reading))
+            if reading.hops:
+                if stream.routes_version != self._version:
+                    self._route(stream)
+                if stream.routes:
+                    self._forward(stream, reading, source, now, utc_now)
+        if peer is not None:
+            peer.recent = stream
+        self._accepted += len(readings)
+        self._delivered += len(deliveries)
+        return deliveries
+
+    def _admit(
+        self, stream: Stream | None, reading: Reading, source: NodeId, source_role: Role, now: int
+    ) -> Stream | None:
+        """The stream of a reading from ``source``, decided anew; None, and counted, when it may not be."""
+        if reading.origin == self._node:
+            self._drops.count(source, reading.key if stream is not None else "*", "echo")
+            return None
+        if stream is None:
+            try:
+                checked_key(reading.key)
+                node_id(reading.origin)  # or a wildcard as origin would match every access rule
+            except (InvalidKey, InvalidName):
+                self._drops.count(source, "*", "invalid_key")
+                return None
+            fresh = Stream(reading.origin, reading.key)
+        else:
+            fresh = stream
+        self._decide(fresh, source_role if reading.origin == source else None)
+        if not fresh.permitted:
+            self._drops.count(source, reading.key, "denied")
+            if stream is not None:
+                self._drop_stream(stream)
+            return None
+        if stream is None:
+            self._keep_stream(fresh, now)
+        return fresh
+
+    def _note(self, stream: Stream, reading: Reading, size_bytes: int, now: int) -> None:
+        stream.newest, stream.last, stream.last_ns = reading.sequence, reading, now
+        if stream.missed:
+            self._watch_again(stream, now)
+        value = reading.value
+        kind = type(value)
+        if kind is bytes or kind is str:
+            size_bytes = len(value)
+        elif not size_bytes:
+            if kind is Tensor:
+                size_bytes = len(value.data)
+                if len(kept_alive(value)) > 2 * size_bytes + 4_096:  # a small part of a large frame
+                    alone = Tensor(value.dtype, value.shape, memoryview(bytes(value.data)))
+                    stream.last = msgspec.structs.replace(reading, value=alone)
+            elif kind is list or kind is dict:
+                size_bytes = weight_bytes(value)
+            else:
+                size_bytes = _SMALL_BYTES
+        if size_bytes != stream.held_bytes:
+            self._cached_bytes += size_bytes - stream.held_bytes
+            stream.held_bytes = size_bytes
+            self._holding[stream] = None
+            if self._cached_bytes > limits.MAX_CACHE_BYTES:
+                self._shrink_cache(stream)
+
+    def _shrink_cache(self, keep: Stream) -> None:
+        """Forget last values, oldest stream first, until the bound holds; a value above it alone is not kept at all."""
+        del self._holding[keep]
+        while self._cached_bytes > limits.MAX_CACHE_BYTES:
+            stream = next(iter(self._holding), keep)
+            self._holding.pop(stream, None)
+            self._cached_bytes -= stream.held_bytes
+            stream.last, stream.held_bytes = None, 0
+            if stream is keep:
+                return
+        self._holding[keep] = None
+
+    def _due(self, route: Route, key: str, now: int) -> bool:
+        if now - route.last_ns < route.min_interval_ns:
+            self._drops.count(route.peer.node, key, "rate_limited")
+            return False
+        route.last_ns = now
+        return True
+
+    def _limited(self, stream: Stream, now: int) -> list[int]:
+        due = []
+        for subscription in stream.limited:
+            last_ns = stream.limited_last.get(subscription.number, -NEVER)
+            if now - last_ns >= subscription.quality.min_interval_ns:
+                stream.limited_last[subscription.number] = now
+                due.append(subscription.number)
+            else:
+                self._drops.count("", stream.key, "rate_limited")
+        return due
+
+    def _enqueue(
+        self, peer: Peer, reading: Reading, data: bytes, conflate: bool, now: int, utc_now: int, count: int = 1
+    ) -> bool:
+        expires_ns = NEVER
+        if reading.lifespan_ms:
+            expires_ns = now + expiry_utc_ns(reading) - utc_now
+        queue = peer.bulk if len(data) > _BULK_THRESHOLD_BYTES else peer.realtime
+        if not queue.touched:
+            queue.touched = True
+            self.touched.append(queue)
+        return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate, count)
+
+    def _offer(self, peer: Peer, reading: Reading, now: int, utc_now: int, conflate: bool) -> bool:
+        data = self._encoded_again(reading, peer.node)
+        return data is not None and self._enqueue(peer, reading, data, conflate, now, utc_now)
+
+    def _encoded_again(self, reading: Reading, peer: NodeId) -> bytes | None:
+        """None, and counted: it grew above a frame, as single precision does that is doubled here."""
+        try:
+            return encode_alone(reading)
+        except ValueUnsupported:
+            self._drops.count(peer, reading.key, "too_large")
+            return None
+
+    def _forward(self, stream: Stream, reading: Reading, source: NodeId, now: int, utc_now: int) -> None:
+        passed_on = one_hop_less(reading)
+        data: bytes | None = None
+        for route in stream.routes:
+            node = route.peer.node
+            if node == source or node == reading.origin:
+                continue
+            if data is None:
+                data = self._encoded_again(passed_on, node)
+                if data is None:
+                    return
+            if route.min_interval_ns and not self._due(route, reading.key, now):
+                continue
+            if self._enqueue(route.peer, passed_on, data, route.conflate, now, utc_now):
+                self._forwarded += 1
+
+    # --- decisions kept per stream ---------------------------------------------------------------------------------
+    def _keep_stream(self, stream: Stream, now: int) -> Stream:
+        if len(self._streams) >= limits.MAX_STREAMS:
+            self._drop_stream(next(iter(self._streams.values())))
+        self._streams[stream.origin, stream.key] = stream
+        stream.last_ns = now
+        for subscription in self._subscriptions.values():
+            if subscription.quality.deadline_ns and matches(subscription.expression, stream.key):
+                self._watch(subscription.number, stream, now + subscription.quality.deadline_ns)
+        return stream
+
+    def _drop_stream(self, stream: Stream) -> None:
+        del self._streams[stream.origin, stream.key]
+        stream.version, stream.last = -1, None  # its last neighbour may remember it
+        self._holding.pop(stream, None)
+        self._cached_bytes -= stream.held_bytes
+
+    def _decide(self, stream: Stream, role: Role | None) -> None:
+        """Anew, but for the routes. ``role`` of the origin when the caller knows it."""
+        origin = NodeId(stream.origin)
+        if role is None and origin in self._peers:
+            role = self._peers[origin].role
+        if role is not stream.role or stream.version < 0:  # the table of access stays as it is
+            stream.role = role
+            if role is not None:
+                stream.permitted = self._access.permits_publish(role, origin, stream.key)
+            else:
+                stream.permitted = self._access.permits_origin(origin, stream.key)
+        if stream.numbers_version != self._numbers_version:
+            self._number(stream, origin == self._node)
+        stream.version = self._version
+
+    def _number(self, stream: Stream, own: bool) -> None:
+        """Decide anew which subscriptions get a stream."""
+        matching = [
+            s for s in self._subscriptions.values() if (s.quality.own or not own) and matches(s.expression, stream.key)
+        ]
+        stream.numbers = tuple(s.number for s in matching if not s.quality.min_interval_ns)
+        stream.limited = tuple(s for s in matching if s.quality.min_interval_ns)
+        known = stream.limited_last
+        stream.limited_last = {s.number: known[s.number] for s in stream.limited if s.number in known}
+        stream.numbers_version = self._numbers_version
+
+    def _route(self, stream: Stream) -> None:
+        """Decide the routes anew; most streams go no further than here and never need any."""
+        last_ns = {route.peer.node: route.last_ns for route in stream.routes}
+        routes = []
+        for peer in self._peers.values():
+            wants = [want for want in peer.wants if matches(want.expression, stream.key)]
+            if wants:
+                route = Route(peer, wants)
+                route.last_ns = last_ns.get(peer.node, -NEVER)
+                routes.append(route)
+        stream.routes = tuple(routes)
+        stream.routes_version = self._version
+
+    def wanted_by(self, expression: str) -> list[NodeId]:
+        """Neighbours that want some key which ``expression`` matches."""
+        return [p.node for p in self._peers.values() if any(intersects(w.expression, expression) for w in p.wants)]
+
+    # --- deadlines -------------------------------------------------------------------------------------------------
+    def _watch(self, number: int, stream: Stream, due_ns: int) -> None:
+        watched = (number, stream.origin, stream.key)
+        if len(self._deadlines) < limits.MAX_STREAMS and watched not in self._watched:
+            self._watched.add(watched)
+            heappush(self._deadlines, (due_ns, *watched))
+
+    def _watch_again(self, stream: Stream, now: int) -> None:
+        missed, stream.missed = stream.missed, ()
+        for number in missed:
+            subscription = self._subscriptions.get(number)
+            if subscription is not None:
+                self._watch(number, stream, now + subscription.quality.deadline_ns)
+
+    def handle_timer(self, now: int) -> None:
+        """Report streams that missed a deadline, once for each silence: what is gone for good is reported once."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, number, origin, key = heappop(self._deadlines)
+            self._watched.discard((number, origin, key))
+            subscription, stream = self._subscriptions.get(number), self._streams.get((origin, key))
+            if subscription is None or stream is None:
+                continue
+            deadline_ns = subscription.quality.deadline_ns
+            if stream.last_ns + deadline_ns <= now:
+                self._events.append(DeadlineMissed(number, origin, key))
+                stream.missed = (*stream.missed, number)
+            else:
+                self._watch(number, stream, stream.last_ns + deadline_ns)
+
+    def next_timer_at(self) -> int:
+        """When :meth:`handle_timer` wants to be called next."""
+        return self._deadlines[0][0] if self._deadlines else NEVER
+
+    def events(self) -> list[DeadlineMissed]:
+        """Events since the last call."""
+        events, self._events = self._events, []
+        return events

@@ -1,0 +1,127 @@
+"""What is known of one stream of readings, and how its readings become parcels for the queues.
+
+A stream is all readings of one (origin, key). What a change of interests makes stale is decided once and kept here; see
+:mod:`protocols.readings.machine` for the rules.
+"""
+
+from typing import Final
+
+import msgspec
+
+from protocols.base import limits
+from protocols.base.errors import ValueUnsupported
+from protocols.base.ids import NodeId, Role
+from protocols.links.queues import NEVER, LaneQueue
+from protocols.settings import Quality
+from protocols.wire.codec import decode_alone, encode_alone, encode_together
+from protocols.wire.messages import EventTime, Reading, Want
+
+IMMUTABLE: Final = frozenset((type(None), bool, int, float, str, bytes))
+"""Types of values that nobody can change afterwards."""
+
+
+class Subscription:
+    """A local one."""
+
+    __slots__ = ("expression", "number", "quality")
+
+    def __init__(self, number: int, expression: str, quality: Quality) -> None:
+        self.number, self.expression, self.quality = number, expression, quality
+
+
+class Route:
+    """A neighbour that wants a key, with what its matching wants add up to."""
+
+    __slots__ = ("conflate", "last_ns", "min_interval_ns", "peer")
+
+    def __init__(self, peer: "Peer", wants: list[Want]) -> None:
+        self.peer = peer
+        self.min_interval_ns, self.conflate = wants[0].min_interval_us * 1_000, True
+        for want in wants:
+            self.min_interval_ns = min(self.min_interval_ns, want.min_interval_us * 1_000)
+            self.conflate = self.conflate and want.conflate
+        self.last_ns = -NEVER
+
+
+class Stream:
+    """All that is known of one (origin, key)."""
+
+    __slots__ = (
+        "direct", "held_bytes", "key", "last", "last_ns", "limited", "limited_last", "missed", "newest", "numbers",
+        "numbers_version", "origin", "permitted", "role", "routes", "routes_version", "version",
+    )  # fmt: skip
+
+    def __init__(self, origin: str, key: str) -> None:
+        # What each reading needs comes first: compiled, it lies together in memory.
+        self.origin, self.key = origin, key
+        self.version = -1
+        self.direct: Peer | None = None  # the origin, when it told us itself
+        self.newest = -1
+        self.held_bytes = 0
+        self.missed: tuple[int, ...] = ()  # subscriptions that know that it is silent
+        self.last: Reading | None = None
+        self.last_ns = 0
+        self.limited: tuple[Subscription, ...] = ()
+        self.numbers: tuple[int, ...] = ()  # subscriptions without a rate limit of their own
+        self.role: Role | None = None  # that permission was decided for
+        self.permitted = False
+        self.numbers_version = -1
+        self.limited_last: dict[int, int] = {}
+        self.routes: tuple[Route, ...] = ()
+        self.routes_version = -1
+
+
+class Peer:
+    """A neighbour as this machine sees it."""
+
+    __slots__ = ("bulk", "gone", "interest_version", "node", "realtime", "recent", "role", "wants")
+
+    def __init__(self, node: NodeId, role: Role, realtime: LaneQueue, bulk: LaneQueue) -> None:
+        self.node, self.role, self.realtime, self.bulk = node, role, realtime, bulk
+        self.wants: tuple[Want, ...] = ()
+        self.interest_version = -1
+        self.gone = False
+        """Whoever remembers it has to look again."""
+        self.recent: Stream | None = None
+        """Of its last reading."""
+
+
+def check_time(when: EventTime) -> None:
+    """:raises ValueUnsupported: it is not one."""
+    if type(when.utc_ns) is not int or when.utc_ns < 0 or when.uncertainty_ns < 0:
+        raise ValueUnsupported(f"{when} is not a time: use whole nanoseconds since 1970, 0 or more")
+
+
+def parcels_of(readings: list[Reading]) -> list[tuple[bytes, list[Reading]]]:
+    """Encoded for the queues: small plain values in frames of many, others each by itself.
+
+    :raises ValueUnsupported: when a value can't travel.
+    """
+    parcels: list[tuple[bytes, list[Reading]]] = []
+    for at in range(0, len(readings), limits.MAX_READINGS_PER_FRAME):
+        part = readings[at : at + limits.MAX_READINGS_PER_FRAME]
+        if all(type(reading.value) in IMMUTABLE for reading in part) and _are_small(part):
+            data = encode_together(part)
+            if len(data) <= limits.BULK_THRESHOLD_BYTES:
+                parcels.append((data, part))
+                continue
+        for reading in part:
+            data = encode_alone(reading)
+            parcels.append((data, [reading if type(reading.value) in IMMUTABLE else decode_alone(data)]))
+    return parcels
+
+
+def _are_small(readings: list[Reading]) -> bool:
+    """Whether their texts and bytes together fit the realtime lane: encoding them in vain would hold up others."""
+    sizes = (len(reading.value) for reading in readings if type(reading.value) in (str, bytes))
+    return sum(sizes) <= limits.BULK_THRESHOLD_BYTES
+
+
+def expiry_utc_ns(reading: Reading) -> int:
+    """When it is worthless, on a clock that is right."""
+    return reading.when.utc_ns + reading.when.uncertainty_ns + reading.lifespan_ms * limits.MS
+
+
+def one_hop_less(reading: Reading) -> Reading:
+    """The reading as it is passed on."""
+    return msgspec.structs.replace(reading, hops=reading.hops - 1)

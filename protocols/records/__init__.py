@@ -1,0 +1,1 @@
+"""Records: which readings are curated for the relay, and the account of what became of each."""

@@ -1,0 +1,440 @@
+"""The ledger: the fate of every record on its way to the relay.
+
+    pending ──► delivered   the relay has it on disk
+            ├─► expired     its lifespan ended first
+            ├─► evicted     a bound was reached: the lowest priority goes first, then the oldest
+            └─► refused     the relay will never take it
+
+Records get the sequences 1, 2, 3, … without gaps, each record ends in exactly one state, and at every moment
+``issued == pending + delivered + expired + evicted + refused``. What ended undelivered is kept as ranges of sequences
+(:class:`~protocols.wire.messages.Fate`) until the relay acknowledged them, then only counted.
+
+Records are offered in the order of their sequence, and never before the fates of all that are missing before them. So
+for the relay a hole below the highest sequence that it has is a loss, not a delay.
+
+Records of the batch under way are neither expired nor evicted: the relay may be storing them right now. When no answer
+came, nobody can know; such a record may end as expired or evicted here and still be at the relay, never the reverse.
+
+The ledger decides and its storage (``meshnode.records.outbox``) writes: :meth:`Ledger.changes` says what to delete and
+write, and :meth:`Ledger.changes_saved` that it was done. A pending record costs 21 bytes here; its payload stays in
+storage.
+"""
+
+from array import array
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from protocols.base.errors import LocalProtocolError
+from protocols.base.ids import UtcNs
+from protocols.base.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_FATES_PER_BATCH, SECOND
+from protocols.wire.messages import Acknowledgement, Fate
+
+LostState = Literal["expired", "evicted", "refused"]
+
+MAX_FATE_RANGES = 4 * MAX_FATES_PER_BATCH
+"""Ranges kept apart by state while the relay is away. Beyond, a record that ends next to a range of expired or evicted
+records takes the state of that range: months without a relay could otherwise fill memory with alternating ranges."""
+SWEEP_INTERVAL_NS = SECOND
+"""Expired records are looked for this often: a look at 100,000 records takes about 10 ms."""
+_GONE = 255
+_PRIORITIES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the ledger knows about a pending record."""
+
+    sequence: int
+    size_bytes: int
+    priority: int
+    expires_utc_ns: int
+    """0: never."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """What to send next."""
+
+    sequences: tuple[int, ...]
+    """Records, oldest first."""
+    fates: tuple[Fate, ...]
+    next_sequence: int
+
+
+@dataclass(slots=True)
+class Changes:
+    """What storage has to write, all in one transaction. The counters are written whole each time."""
+
+    removed: list[int] = field(default_factory=list)
+    """Sequences whose record is to be deleted."""
+    fates: dict[int, Fate | None] = field(default_factory=dict)
+    """By first sequence: the range to write, None: the one to delete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The ledger apart from its pending records and untold fates; what storage keeps in one row."""
+
+    first_sequence: int = 1
+    """1, or where the relay told a node without memory to go on."""
+    next_sequence: int = 1
+    delivered: int = 0
+    expired: int = 0
+    evicted: int = 0
+    refused: int = 0
+    introduced: bool = False
+    """Whether the relay knows that this ledger begins at ``first_sequence``."""
+
+
+class Ledger:
+    """Accounts for records; see the module."""
+
+    def __init__(
+        self,
+        max_records: int,
+        max_bytes: int,
+        counters: Counters | None = None,
+        pending: Iterable[Entry] = (),
+        fates: Iterable[Fate] = (),
+    ) -> None:
+        """An empty ledger, or one read back from storage (``pending`` in order of sequence). Bounds may have shrunk.
+
+        :raises LocalProtocolError: when a bound is below 1 or what was read back doesn't add up.
+        """
+        if max_records < 1 or max_bytes < 1:
+            raise LocalProtocolError(f"a ledger of {max_records} records and {max_bytes} bytes: use 1 or more of each")
+        self._max_records, self._max_bytes = max_records, max_bytes
+        counters = counters or Counters()
+        self._first_sequence, self._next_sequence = counters.first_sequence, counters.next_sequence
+        self._introduced = counters.introduced
+        self._delivered = counters.delivered
+        self._lost: dict[LostState, int] = {
+            "expired": counters.expired,
+            "evicted": counters.evicted,
+            "refused": counters.refused,
+        }
+        self._sequences, self._sizes = array("Q"), array("I")
+        self._priorities, self._expiries = array("B"), array("Q")
+        self._head = 0
+        self._live = self._live_bytes = 0
+        self._cursors = [0] * _PRIORITIES
+        self._next_sweep_ns = 0
+        self._pinned: frozenset[int] = frozenset()
+        self._passed_over = False
+        self._fate_firsts: list[int] = []
+        self._fates: dict[int, Fate] = {}
+        self._changes = Changes()
+        for entry in pending:
+            self._append(entry)
+        for fate in fates:
+            insort(self._fate_firsts, fate.first)
+            self._fates[fate.first] = fate
+        if not self.adds_up():
+            raise LocalProtocolError(f"the ledger read back does not add up: {self.statistics()}")
+        self._evict()
+
+    # --- what is asked of it ---------------------------------------------------------------------------------------
+    @property
+    def next_sequence(self) -> int:
+        """The sequence of the next record."""
+        return self._next_sequence
+
+    @property
+    def pending(self) -> int:
+        """Records that wait."""
+        return self._live
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes that wait."""
+        return self._live_bytes
+
+    @property
+    def untold_fates(self) -> int:
+        """Ranges of fates that the relay doesn't know yet."""
+        return len(self._fate_firsts)
+
+    def counters(self) -> Counters:
+        """The row that storage keeps."""
+        return Counters(
+            self._first_sequence,
+            self._next_sequence,
+            self._delivered,
+            self._lost["expired"],
+            self._lost["evicted"],
+            self._lost["refused"],
+            self._introduced,
+        )
+
+    def statistics(self) -> dict[str, int]:
+        """Records issued, by state, and what waits."""
+        return {
+            "issued": self._next_sequence - self._first_sequence,
+            "pending": self._live,
+            "pending_bytes": self._live_bytes,
+            "delivered": self._delivered,
+            "expired": self._lost["expired"],
+            "evicted": self._lost["evicted"],
+            "refused": self._lost["refused"],
+            "untold_fates": len(self._fate_firsts),
+        }
+
+    def adds_up(self) -> bool:
+        """Whether each record issued is pending or in exactly one end state."""
+        issued = self._next_sequence - self._first_sequence
+        return issued == self._live + self._delivered + sum(self._lost.values()) and issued >= 0
+
+    # --- what happens to records -----------------------------------------------------------------------------------
+    def issue(self, size_bytes: int, priority: int, expires_utc_ns: int, now: UtcNs) -> int:
+        """Take a record and return its sequence.
+
+        When a bound is reached the least valuable record is evicted, which may be this one.
+        """
+        if self._live >= self._max_records or self._live_bytes + size_bytes > self._max_bytes:
+            self.expire(now)
+        sequence = self._next_sequence
+        self._append(Entry(sequence, size_bytes, priority, expires_utc_ns))
+        self._next_sequence += 1
+        self._evict()
+        return sequence
+
+    def expire(self, now: UtcNs) -> int:
+        """End records whose lifespan is over; looks at most once in ``SWEEP_INTERVAL_NS``. Returns how many ended."""
+        # a clock that was set back by more than one interval must not stop the sweeps until it has caught up
+        if self._next_sweep_ns - SWEEP_INTERVAL_NS <= now < self._next_sweep_ns:
+            return 0
+        self._next_sweep_ns = now + SWEEP_INTERVAL_NS
+        due = [
+            index
+            for index in range(self._head, len(self._sequences))
+            if 0 < self._expiries[index] <= now and self._priorities[index] != _GONE
+        ]
+        ended = 0
+        for index in due:
+            if self._sequences[index] not in self._pinned:
+                self._lose(index, "expired")
+                ended += 1
+        self._compact()
+        return ended
+
+    def next_batch(self, now: UtcNs, max_records: int = MAX_BATCH_RECORDS) -> BatchPlan | None:
+        """The next batch within ``MAX_BATCH_RECORDS`` and ``MAX_BATCH_BYTES``, or None when there is nothing to tell.
+
+        It is under way until :meth:`acknowledged` or :meth:`abandoned`; there is one at a time.
+        """
+        if self._pinned:
+            raise LocalProtocolError("a batch is under way: report what became of it first")
+        chosen: list[int] = []
+        room = MAX_BATCH_BYTES
+        index = self._head
+        while index < len(self._sequences) and len(chosen) < min(max_records, MAX_BATCH_RECORDS):
+            if self._priorities[index] != _GONE:
+                if 0 < self._expiries[index] <= now:
+                    self._lose(index, "expired")
+                else:
+                    room -= self._sizes[index]
+                    if room < 0 and chosen:
+                        break
+                    chosen.append(self._sequences[index])
+            index += 1
+        firsts = self._fate_firsts[: MAX_FATES_PER_BATCH + 1]
+        if len(firsts) > MAX_FATES_PER_BATCH:
+            untold = firsts.pop()
+            chosen = [sequence for sequence in chosen if sequence < untold]
+        if not chosen and not firsts:
+            return None
+        self._pinned = frozenset(chosen)
+        return BatchPlan(tuple(chosen), tuple(self._fates[first] for first in firsts), self._next_sequence)
+
+    def acknowledged(self, plan: BatchPlan, answer: Acknowledgement) -> int:
+        """The relay has the batch on disk. Returns how many of its records ended.
+
+        Sequences that were not in the batch are ignored; records that the answer doesn't name stay pending.
+        """
+        self._pinned = frozenset()
+        for fate in plan.fates:
+            self._told(fate)
+        sent = frozenset(plan.sequences)
+        ended = 0
+        for sequence in answer.stored:
+            index = self._find(sequence) if sequence in sent else None
+            if index is not None:
+                self._remove(index)
+                self._delivered += 1
+                ended += 1
+        for refused in answer.refused:
+            index = self._find(refused.sequence) if refused.sequence in sent else None
+            if index is not None:
+                self._lose(index, "refused")
+                ended += 1
+        self._rewind()
+        return ended
+
+    def abandoned(self) -> None:
+        """No answer came for the batch under way: its records are pending as before."""
+        self._pinned = frozenset()
+        self._rewind()
+        self._evict()
+
+    def refuse(self, sequence: int) -> None:
+        """The relay can't even read this pending record. Ends the batch under way."""
+        self._pinned = frozenset()
+        index = self._find(sequence)
+        if index is not None:
+            self._lose(index, "refused")
+        self._rewind()
+
+    def introduce(self, known: bool = True) -> None:
+        """The relay acknowledged that this ledger begins at its first sequence: from now on it can't be renumbered.
+
+        ``known=False`` takes that back, when storage could not write it down: after a crash the ledger would have to
+        ask again, and records sent meanwhile would come a second time under other sequences.
+        """
+        self._introduced = known
+
+    def renumber(self, first_sequence: int) -> bool:
+        """Go on at ``first_sequence``, where the relay stands, because the memory of this node was lost.
+
+        False, and nothing done, when the relay knows this very ledger already (then somebody else uses this node's
+        name) or stands before it. Storage has to write everything anew. Ends the batch under way.
+        """
+        self._pinned = frozenset()
+        self._rewind()
+        shift = first_sequence - self._first_sequence
+        if self._introduced or shift <= 0:
+            return False
+        self._changes = Changes()
+        self._first_sequence += shift
+        self._next_sequence += shift
+        self._sequences = array("Q", (sequence + shift for sequence in self._sequences))
+        shifted = [Fate(f.first + shift, f.last + shift, f.state) for f in self._fates.values()]
+        self._fates = {fate.first: fate for fate in shifted}
+        self._fate_firsts = sorted(self._fates)
+        return True
+
+    # --- what storage has to do ------------------------------------------------------------------------------------
+    def changes(self) -> Changes:
+        """What was not saved yet."""
+        return self._changes
+
+    def changes_saved(self) -> None:
+        """All of :meth:`changes` is on disk."""
+        self._changes = Changes()
+
+    def entries(self) -> list[Entry]:
+        """The pending records, in order of sequence."""
+        return [
+            Entry(self._sequences[i], self._sizes[i], self._priorities[i], self._expiries[i])
+            for i in range(self._head, len(self._sequences))
+            if self._priorities[i] != _GONE
+        ]
+
+    def fates(self) -> list[Fate]:
+        """The ranges that the relay doesn't know yet, in order."""
+        return [self._fates[first] for first in self._fate_firsts]
+
+    # --- columns of pending records --------------------------------------------------------------------------------
+    def _append(self, entry: Entry) -> None:
+        self._sequences.append(entry.sequence)
+        self._sizes.append(entry.size_bytes)
+        self._priorities.append(entry.priority)
+        self._expiries.append(entry.expires_utc_ns)
+        self._live += 1
+        self._live_bytes += entry.size_bytes
+
+    def _find(self, sequence: int) -> int | None:
+        index = bisect_left(self._sequences, sequence, self._head)
+        if index == len(self._sequences) or self._sequences[index] != sequence or self._priorities[index] == _GONE:
+            return None
+        return index
+
+    def _remove(self, index: int) -> None:
+        self._changes.removed.append(self._sequences[index])
+        self._live -= 1
+        self._live_bytes -= self._sizes[index]
+        self._priorities[index] = _GONE
+        while self._head < len(self._priorities) and self._priorities[self._head] == _GONE:
+            self._head += 1
+
+    def _rewind(self) -> None:
+        """Let eviction look again at records that it passed over while they were under way."""
+        self._compact()
+        if self._passed_over:
+            self._passed_over = False
+            self._cursors = [self._head] * _PRIORITIES
+
+    def _compact(self) -> None:
+        if len(self._sequences) <= 2 * self._live + 1_024:
+            return
+        kept = [i for i in range(self._head, len(self._sequences)) if self._priorities[i] != _GONE]
+        self._sequences = array("Q", (self._sequences[i] for i in kept))
+        self._sizes = array("I", (self._sizes[i] for i in kept))
+        self._expiries = array("Q", (self._expiries[i] for i in kept))
+        self._priorities = array("B", (self._priorities[i] for i in kept))
+        self._head = 0
+        self._cursors = [0] * _PRIORITIES
+
+    def _evict(self) -> None:
+        """Evict until the bounds hold: the lowest priority first, of that the oldest."""
+        priority = 0
+        while priority < _PRIORITIES and (self._live > self._max_records or self._live_bytes > self._max_bytes):
+            index = max(self._cursors[priority], self._head)
+            while index < len(self._priorities):
+                if self._priorities[index] == priority:
+                    if self._sequences[index] not in self._pinned:
+                        break
+                    self._passed_over = True
+                index += 1
+            self._cursors[priority] = index
+            if index == len(self._priorities):
+                priority += 1
+            else:
+                self._lose(index, "evicted")
+        self._compact()
+
+    # --- ranges of fates -------------------------------------------------------------------------------------------
+    def _lose(self, index: int, state: LostState) -> None:
+        sequence = self._sequences[index]
+        self._remove(index)
+        at = bisect_right(self._fate_firsts, sequence)
+        left = self._fates[self._fate_firsts[at - 1]] if at else None
+        if left is not None and left.last != sequence - 1:
+            left = None
+        right = self._fates.get(sequence + 1)
+        if len(self._fate_firsts) >= MAX_FATE_RANGES and state != "refused":
+            state = next((f.state for f in (left, right) if f is not None and f.state != "refused"), state)
+        self._lost[state] += 1
+        first = last = sequence
+        if left is not None and left.state == state:
+            first = left.first
+        if right is not None and right.state == state:
+            last = right.last
+            self._drop_fate(right.first)
+        self._put_fate(Fate(first, last, state))
+
+    def _told(self, told: Fate) -> None:
+        """Forget a range that the relay has. What was sent may have grown at either end since."""
+        at = bisect_right(self._fate_firsts, told.first) - 1
+        if at < 0:
+            return
+        held = self._fates[self._fate_firsts[at]]
+        if held.last < told.last or held.state != told.state:
+            return
+        self._drop_fate(held.first)
+        if held.first < told.first:
+            self._put_fate(Fate(held.first, told.first - 1, held.state))
+        if held.last > told.last:
+            self._put_fate(Fate(told.last + 1, held.last, held.state))
+
+    def _put_fate(self, fate: Fate) -> None:
+        if fate.first not in self._fates:
+            insort(self._fate_firsts, fate.first)
+        self._fates[fate.first] = fate
+        self._changes.fates[fate.first] = fate
+
+    def _drop_fate(self, first: int) -> None:
+        del self._fates[first]
+        del self._fate_firsts[bisect_left(self._fate_firsts, first)]
+        self._changes.fates[first] = None

@@ -1,0 +1,405 @@
+"""Deliberate bugs: what each check is there to catch, planted into the engines of a simulated world.
+
+A check that never failed proves nothing. Each bug here is one that somebody could write; beside it stands the check
+that has to catch it, and tests hold both to it. Bugs reach into machines from outside, so that nothing of the kind is
+in ``protocols``.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace
+
+from protocols.base.ids import NodeId, PeerIdentity
+from protocols.base.limits import SECOND
+from protocols.engine import Engine
+from protocols.events import Delivery
+from protocols.links.queues import NEVER
+from protocols.membership.machine import Neighbour, State
+from protocols.records.ledger import BatchPlan, Ledger
+from protocols.wire.messages import Acknowledgement, Batch, GossipEntries, InferAnswer, Interest, Reading
+from sims.errors import ScenarioError
+from sims.scenario.schema import nearest
+from sims.world.relay import Relay
+
+Spoilt = Engine | Ledger | Relay
+"""What bugs can be planted into."""
+
+
+class Bug(NamedTuple):
+    """One of them."""
+
+    check: str
+    """Name of the check that has to catch it."""
+    spoil: Callable[[Any], None]
+    of: type[Spoilt] = Engine
+    """What it spoils."""
+
+
+BUGS: dict[str, Bug] = {}
+"""By name."""
+
+
+def plant(part: Spoilt, bugs: frozenset[str]) -> None:
+    """Spoil a fresh engine or ledger, for every life of every node, or the relay, before anything else happens to it.
+
+    :raises ScenarioError: when a bug is not known, or the modules are compiled.
+    """
+    for name in sorted(bugs):
+        if name not in BUGS:
+            raise ScenarioError(f"no bug is called {name!r}{nearest(name, BUGS)}")
+        if isinstance(part, BUGS[name].of):
+            if not hasattr(part, "__dict__"):
+                raise ScenarioError(
+                    f"the bug {name!r} can't be planted into compiled modules: run without build/compiled in PYTHONPATH"
+                )
+            BUGS[name].spoil(part)
+
+
+def _caught_by(check: str, of: type[Spoilt] = Engine) -> Callable[[Callable[[Any], None]], None]:
+    def keep(spoil: Callable[[Any], None]) -> None:
+        BUGS[spoil.__name__.replace("_", "-")] = Bug(check, spoil, of)
+
+    return keep
+
+
+def _instead(owner: object, method: str, make: Callable[[Any], Callable[..., Any]]) -> None:
+    """Put ``make(the method)`` in the place of a method."""
+    setattr(owner, method, make(getattr(owner, method)))
+
+
+# --- trust ---------------------------------------------------------------------------------------------------------
+@_caught_by("no_frame_from_unverified")
+def frames_before_hello(engine: Engine) -> None:
+    """Whoever has a certificate is listened to at once."""
+    membership = engine._membership
+
+    def make(inbound_opened: Any) -> Callable[..., None]:
+        def trusted(pipe: int, identity: PeerIdentity, host: str, now: int) -> None:
+            inbound_opened(pipe, identity, host, now)
+            membership.neighbour_of[pipe] = Neighbour(identity.node, identity.role, 0, 0)
+
+        return trusted
+
+    _instead(membership, "inbound_opened", make)
+
+
+@_caught_by("no_frame_from_unverified")
+def strangers_admitted(engine: Engine) -> None:
+    """Certificates are not looked at."""
+
+    def anybody(identity: PeerIdentity, now: int) -> str | None:
+        del identity, now
+        return None
+
+    _instead(engine._membership, "admit", lambda _: anybody)
+
+
+# --- life and death ------------------------------------------------------------------------------------------------
+@_caught_by("no_neighbour_older_than_lifetime")
+def nobody_dies(engine: Engine) -> None:
+    """A suspect is given one more chance, each time."""
+
+    def spare(neighbour: Neighbour, now: int) -> None:
+        assert neighbour.suspicion is not None
+        neighbour.suspicion.restart(now, 60 * SECOND)
+
+    _instead(engine._membership, "_die", lambda _: spare)
+
+
+@_caught_by("no_neighbour_older_than_lifetime")
+def hints_raise_the_dead(engine: Engine) -> None:
+    """An advert counts as life."""
+    membership = engine._membership
+
+    def make(hint: Any) -> Callable[..., None]:
+        def believed(name: str, node: NodeId | None, addresses: tuple[tuple[str, int], ...], now: int) -> None:
+            hint(name, node, addresses, now)
+            neighbour = membership.neighbours.get(node) if node is not None else None
+            if neighbour is not None and neighbour.state is State.DEAD:
+                neighbour.state, neighbour.last_heard_ns = State.ALIVE, now + 60 * SECOND
+
+        return believed
+
+    _instead(membership, "hint", make)
+
+
+@_caught_by("membership_converges")
+def the_dead_are_not_dialled(engine: Engine) -> None:
+    """After a partition each side waits for the other."""
+    membership = engine._membership
+
+    def make(may_dial: Any) -> Callable[[NodeId | None], bool]:
+        def unless_dead(node: NodeId | None) -> bool:
+            neighbour = membership.neighbours.get(node) if node is not None else None
+            return bool(may_dial(node)) and (neighbour is None or neighbour.state is not State.DEAD)
+
+        return unless_dead
+
+    _instead(membership, "_may_dial", make)
+
+
+@_caught_by("membership_converges")
+def redial_is_forgotten(engine: Engine) -> None:
+    """A dial that failed is the last one."""
+    contacts = engine._membership._contacts
+
+    def make(closed: Any) -> Callable[..., Any]:
+        def for_ever(dial: int, refused: bool, now: int) -> Any:
+            dialling = closed(dial, refused, now)
+            if dialling is not None:
+                dialling.contact.next_dial_ns = NEVER
+            return dialling
+
+        return for_ever
+
+    _instead(contacts, "closed", make)
+    _instead(contacts, "dial_back", lambda _: lambda node, addresses, now: None)
+
+
+# --- readings ------------------------------------------------------------------------------------------------------
+@_caught_by("readings_in_order_once")
+def duplicates_taken(engine: Engine) -> None:
+    """Nobody remembers what came before."""
+    readings = engine._readings
+
+    def make(accept: Any) -> Callable[..., list[Delivery]]:
+        def forgetful(frame: tuple[Reading, ...], *rest: Any) -> list[Delivery]:
+            for reading in frame:
+                stream = readings._streams.get((reading.origin, reading.key))
+                if stream is not None:
+                    stream.newest, stream.direct = -1, None
+            return accept(frame, *rest)  # type: ignore[no-any-return]
+
+        return forgetful
+
+    _instead(readings, "accept", make)
+
+
+@_caught_by("readings_in_order_once")
+def delivered_backwards(engine: Engine) -> None:
+    """What came in one frame is handed over newest first."""
+    _instead(engine._readings, "accept", lambda accept: lambda *given: accept(*given)[::-1])
+
+
+@_caught_by("readings_flow")
+def interest_told_once(engine: Engine) -> None:
+    """A neighbour that comes back is told that nothing is wanted of it."""
+    told: set[NodeId] = set()
+
+    def make(interest_for: Any) -> Callable[[NodeId], Interest]:
+        def empty_later(peer: NodeId) -> Interest:
+            interest: Interest = interest_for(peer)
+            return replace(interest, wants=()) if peer in told else interest
+
+        return empty_later
+
+    def remember(gone: Any) -> Callable[..., None]:
+        def and_remember(node: NodeId, reason: str, now: int) -> None:
+            told.add(node)
+            gone(node, reason, now)
+
+        return and_remember
+
+    _instead(engine._readings, "interest_for", make)
+    _instead(engine, "_gone", remember)
+
+
+@_caught_by("drops_accounted")
+def drops_uncounted(engine: Engine) -> None:
+    """What waited for a neighbour that died is forgotten without a word."""
+
+    def silent(peer: str, key: str, reason: str, number: int = 1) -> None:
+        del peer, key, reason, number
+
+    _instead(engine.drops, "count", lambda _: silent)
+
+
+@_caught_by("queues_within_bounds")
+def queues_unbounded(engine: Engine) -> None:
+    """A slow neighbour may cost all memory."""
+
+    def make(queues_of: Any) -> Callable[[NodeId], Any]:
+        def endless(node: NodeId) -> Any:
+            queues = queues_of(node)
+            queues.realtime._max_readings = queues.bulk._max_readings = NEVER
+            return queues
+
+        return endless
+
+    _instead(engine, "_queues_of", make)
+
+
+# --- inference -----------------------------------------------------------------------------------------------------
+@_caught_by("one_answer_per_request")
+def answered_twice(engine: Engine) -> None:
+    """The caller hears of each end twice."""
+    _instead(engine._inference, "events", lambda events: lambda: [e for event in events() for e in (event,) * 2])
+
+
+@_caught_by("answer_is_right")
+def answers_mixed_up(engine: Engine) -> None:
+    """The result of the run before is sent."""
+    before: list[InferAnswer] = []
+
+    def make(computed: Any) -> Callable[..., None]:
+        def late(run: int, answer: InferAnswer, now: int) -> None:
+            before.append(answer)
+            computed(run, replace(answer, outputs=before.pop(0).outputs) if len(before) > 1 else answer, now)
+
+        return late
+
+    _instead(engine._inference, "computed", make)
+
+
+@_caught_by("requests_end_by_deadline")
+def lost_on_failover(engine: Engine) -> None:
+    """A request dies with the neighbour that had it, and nobody tells its caller."""
+    inference = engine._inference
+
+    def make(lose: Any) -> Callable[..., None]:
+        def forget(request: Any, run: Any, report: Any, now: int) -> None:
+            if report.outcome == "dead":
+                inference._end_run(request, run)
+                del inference._requests[request.number]
+            else:
+                lose(request, run, report, now)
+
+        return forget
+
+    _instead(inference, "_lose", make)
+
+
+@_caught_by("requests_end_by_deadline")
+def deadlines_ignored(engine: Engine) -> None:
+    """A request waits for its answer as long as it takes."""
+    inference = engine._inference
+
+    def make(handle_timer: Any) -> Callable[[int], None]:
+        def patient(now: int) -> None:
+            for request in inference._requests.values():
+                if now >= request.deadline_ns:
+                    request.deadline_ns = now + 3_600 * SECOND
+            handle_timer(now)
+
+        return patient
+
+    _instead(inference, "handle_timer", make)
+
+
+# --- gossip --------------------------------------------------------------------------------------------------------
+@_caught_by("gossip_forward_only")
+def entries_go_back(engine: Engine) -> None:
+    """An older version replaces a newer one."""
+    _instead(engine._gossip._store, "is_news", lambda _: lambda key, version, fingerprint: True)
+    _instead(engine._gossip._admission, "is_refused", lambda _: lambda fingerprint, now: False)
+
+
+@_caught_by("gossip_author_only")
+def signatures_unchecked(engine: Engine) -> None:
+    """Entries are believed."""
+    gossip = engine._gossip
+    seal = gossip._seal
+    if seal is not None:
+        gossip._seal = replace(seal, verify=lambda entry: seal.verify(entry) or True)
+
+
+@_caught_by("newest_entry_everywhere")
+def entries_kept_to_oneself(engine: Engine) -> None:
+    """Only what a node authors itself is told and given to others."""
+    gossip = engine._gossip
+
+    def make(messages: Any) -> Callable[[], list[Any]]:
+        def first_hand() -> list[Any]:
+            return [(node, frame) for node, frame in messages() if gossip._own and isinstance(frame, GossipEntries)]
+
+        return first_hand
+
+    _instead(gossip, "messages", make)
+
+
+# --- records -------------------------------------------------------------------------------------------------------
+@_caught_by("record_in_one_state", Ledger)
+def acknowledgements_counted_twice(ledger: Ledger) -> None:
+    """A record that the relay has taken counts as two."""
+
+    def make(acknowledged: Any) -> Callable[[BatchPlan, Acknowledgement], int]:
+        def twice(plan: BatchPlan, answer: Acknowledgement) -> int:
+            ended: int = acknowledged(plan, answer)
+            ledger._delivered += ended
+            return ended
+
+        return twice
+
+    _instead(ledger, "acknowledged", make)
+
+
+@_caught_by("record_in_one_state", Ledger)
+def fates_untold(ledger: Ledger) -> None:
+    """What ended on the way is counted at the node, and the relay never hears of it."""
+
+    def make(next_batch: Any) -> Callable[..., BatchPlan | None]:
+        def records_only(*given: Any) -> BatchPlan | None:
+            plan: BatchPlan | None = next_batch(*given)
+            return plan and BatchPlan(plan.sequences, (), plan.next_sequence)
+
+        return records_only
+
+    _instead(ledger, "next_batch", make)
+
+
+@_caught_by("record_in_one_state", Relay)
+def acknowledged_before_stored(relay: Relay) -> None:
+    """What is not on disk yet when the relay stops is gone, though its node was told that it has it."""
+    behind: list[Batch] = []
+
+    def make(take: Any) -> Callable[[Batch], Any]:
+        def answer_first(batch: Batch) -> Any:
+            while behind:
+                take(behind.pop())
+            if not batch.records:
+                return take(batch)
+            behind.append(batch)
+            return Acknowledgement(tuple(record.sequence for record in batch.records))
+
+        return answer_first
+
+    def forget(stop: Any) -> Callable[[], None]:
+        def and_lose() -> None:
+            behind.clear()
+            stop()
+
+        return and_lose
+
+    _instead(relay, "take", make)
+    _instead(relay, "stop", forget)
+
+
+@_caught_by("record_in_one_state", Relay)
+def stored_again(relay: Relay) -> None:
+    """Nobody looks whether the relay has a record already."""
+
+    def make(store: Any) -> Callable[..., bool]:
+        def blindly(node: str, record: Any) -> bool:
+            relay._origins[node].held.pop(record.sequence, None)
+            return bool(store(node, record))
+
+        return blindly
+
+    _instead(relay, "store", make)
+
+
+@_caught_by("records_arrive", Ledger)
+def given_up_for_good(ledger: Ledger) -> None:
+    """A batch that was not answered is the last one."""
+    given_up: list[bool] = []
+
+    def make(abandoned: Any) -> Callable[[], None]:
+        def and_give_up() -> None:
+            given_up.append(True)
+            abandoned()
+
+        return and_give_up
+
+    _instead(ledger, "abandoned", make)
+    _instead(ledger, "next_batch", lambda next_batch: lambda *given: None if given_up else next_batch(*given))

@@ -1,0 +1,35 @@
+"""Whether readings came in order, each once: the part of that check that looks at every delivery."""
+
+from collections.abc import Sequence
+
+from sims.virtual.node import Arrival, Issue, Series
+
+
+class Newest:
+    """The largest sequence that came of one series."""
+
+    __slots__ = ("sequence",)
+
+    def __init__(self, sequence: int) -> None:
+        self.sequence = sequence
+
+
+class Order:
+    """What one life of a node was given."""
+
+    def __init__(self) -> None:
+        self.newest: dict[Series, Newest] = {}
+
+    def take(self, arrivals: Sequence[Arrival]) -> list[Issue]:
+        """Look at what came, in this order. Returns what is not newer than what came before; it is not taken."""
+        late = []
+        newest = self.newest
+        for _, issue in arrivals:
+            before = newest.get(issue.series)
+            if before is None:
+                newest[issue.series] = Newest(issue.sequence)
+            elif issue.sequence > before.sequence:
+                before.sequence = issue.sequence
+            else:
+                late.append(issue)
+        return late

@@ -1,0 +1,371 @@
+"""Safety: what must never happen, judged as things happen.
+
+Bounds of time have a slack, because timers ring once a heartbeat and a simulated CPU takes its time. Nodes are looked
+at in turns, so that judging a large mesh costs a bounded share of running it.
+"""
+
+from collections.abc import Sequence
+
+from protocols.base import limits
+from protocols.base.ids import PeerIdentity
+from protocols.events import Answered, Put
+from protocols.membership.machine import State
+from protocols.wire.messages import NamedTensor
+from sims.checks.contract import Check, EntryView, World, computed_from, register
+from sims.checks.order import Order
+from sims.results.result import Recorder
+from sims.virtual.node import Arrival
+
+_ALIVE, _SUSPECT = State.ALIVE, State.SUSPECT  # looked up once: an enumeration is slow at it
+SAMPLED_NODES = 64
+"""Looked at in one sample; the others follow in the next ones."""
+
+
+class _Turns:
+    """Which nodes are looked at next: all of a small mesh, a part of a large one."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def of(self, names: Sequence[str]) -> list[str]:
+        if len(names) <= SAMPLED_NODES:
+            return list(names)
+        first, self._next = self._next, (self._next + SAMPLED_NODES) % len(names)
+        return [names[(first + number) % len(names)] for number in range(SAMPLED_NODES)]
+
+
+# --- links and membership ------------------------------------------------------------------------------------------
+@register
+class NoFrameFromUnverified(Check):
+    """Readings count only on pipes with a certificate of our mesh, after a Hello of the same id."""
+
+    name = "no_frame_from_unverified"
+
+    def frame_accepted(self, node: str, source: PeerIdentity, verified: bool) -> None:
+        """See :class:`Check`."""
+        self.judge(verified, "" if verified else f"{node} took readings from the unverified {source.node}")
+
+
+@register
+class NoNeighbourOlderThanLifetime(Check):
+    """Nobody counts as living who has not been heard for longer than suspicion takes. What was heard is what the world
+    delivered, whatever the engine believes."""
+
+    name = "no_neighbour_older_than_lifetime"
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        settings = world.settings
+        slack_ns = 2 * settings.heartbeat_interval_ns
+        self._mute_ns = settings.dial_timeout_ns + limits.HELLO_TIMEOUT_NS + slack_ns
+        self._alive_ns = settings.suspect_after_silence_ns + slack_ns
+        self._suspect_ns = self._alive_ns + settings.suspicion_max_ns
+        self._excused_until_ns: dict[str, int] = {}
+        self._turns = _Turns()
+
+    def sampled(self, now: int) -> None:
+        """See :class:`Check`."""
+        world = self.world
+        for name in world.names:
+            if world.slowed(name):  # whoever did not watch accuses nobody
+                self._excused_until_ns[name] = now + max(self._mute_ns, self._suspect_ns)
+        for name in self._turns.of(world.names):
+            if world.running(name) and now >= self._excused_until_ns.get(name, 0):
+                self._look(name, now)
+
+    def _look(self, name: str, now: int) -> None:
+        world, kept = self.world, 0
+        for neighbour in world.neighbours(name):
+            state = neighbour.state
+            if state is _ALIVE:
+                bound_ns = self._alive_ns
+            elif state is _SUSPECT:
+                bound_ns = self._suspect_ns
+            else:
+                continue
+            heard_ns = world.heard_ns(name, neighbour.node)
+            silent_ns = now - (world.since(name) if heard_ns is None else heard_ns)
+            if not neighbour.incarnation:  # it took our lane and never said Hello itself
+                bound_ns = self._mute_ns
+                silent_ns = min(silent_ns, self._believed_ns(name, neighbour.node))
+            if silent_ns <= bound_ns:
+                kept += 1
+            else:
+                self.judge(False, f"{name} holds {neighbour.node} for {state} after {silent_ns / 1e9:.3f} s of silence")
+        if kept:
+            self.judge(True, times=kept)
+
+    def _believed_ns(self, name: str, other: str) -> int:
+        """For how long the engine itself has not heard of a neighbour."""
+        return next(view.silent_ns for view in self.world.peers(name) if view.node == other)
+
+
+@register
+class QueuesWithinBounds(Check):
+    """Whatever waits for a neighbour is bounded, and so is the number of neighbours and of entries."""
+
+    name = "queues_within_bounds"
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        self._turns = _Turns()
+
+    def sampled(self, now: int) -> None:
+        """See :class:`Check`."""
+        for name in self._turns.of(self.world.names):
+            if not self.world.running(name):
+                continue
+            engine, known = self.world.engine(name), len(self.world.neighbours(name))
+            readings, waiting_bytes = engine.most_waiting()
+            settings = engine.settings
+            kept = (
+                readings <= 2 * settings.max_queue_readings  # a realtime and a bulk lane
+                and waiting_bytes <= 2 * limits.MAX_QUEUE_BYTES
+                and known <= 4 * settings.membership.max_neighbours
+            )
+            detail = "" if kept else f"{name} keeps {readings} readings, {waiting_bytes} bytes for one of {known}"
+            self.judge(kept, detail)
+
+
+# --- readings ------------------------------------------------------------------------------------------------------
+@register
+class ReadingsInOrderOnce(Check):
+    """Of one origin and key a subscriber gets growing sequences: no reading twice, none after a newer one."""
+
+    name = "readings_in_order_once"
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        self._orders: dict[str, Order] = {}
+        self._lives: dict[str, list[int]] = {}
+        self._passed = 0  # told once a sample: this is the hot path
+
+    def started(self, node: str) -> None:
+        """See :class:`Check`."""
+        self._orders[node] = Order()
+        self._lives.setdefault(node, []).append(self.world.engine(node).settings.incarnation)
+
+    def delivered(self, node: str, arrivals: Sequence[Arrival]) -> None:
+        """See :class:`Check`."""
+        order = self._orders[node]
+        late = order.take(arrivals)
+        self._passed += len(arrivals) - len(late)
+        for issue in late:
+            series, sequence = issue.series, issue.sequence
+            before = order.newest[series].sequence
+            if sequence > before or self._life(series.origin, sequence) > self._life(series.origin, before):
+                # Its clock went back and its disk is lost: smaller, and yet newer.
+                order.newest[series].sequence = sequence
+            else:
+                self.judge(False, f"{node} got {series.key} number {sequence} after {before}")
+
+    def _life(self, origin: str, sequence: int) -> int:
+        """Which life of its origin a sequence is of: they begin at ``incarnation << 32``."""
+        lives = self._lives.get(origin, ())
+        return max((number for number, life in enumerate(lives) if life == sequence >> 32), default=-1)
+
+    def sampled(self, now: int) -> None:
+        """See :class:`Check`."""
+        del now
+        self.judge(True, times=self._passed)
+        self._passed = 0
+
+    def finished(self, now: int, faults_end_ns: int) -> None:
+        """See :class:`Check`."""
+        del faults_end_ns
+        self.sampled(now)
+
+
+@register
+class DropsAccounted(Check):
+    """Every reading that a neighbour wanted was delivered, or is on its way, or somebody counted why not.
+
+    Judged once, at the end, over the whole mesh. Scenarios in which readings are passed on (``hops``) by nodes that
+    don't subscribe to them are not judged.
+    """
+
+    name = "drops_accounted"
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        self._wanted = self._delivered = self._counted = 0
+        self._blind = any(traffic.hops and traffic.to for traffic in world.scenario.traffic)
+
+    def published(self, node: str, key: str, put: Put) -> None:
+        """See :class:`Check`."""
+        del node, key
+        self._wanted += put.queued + put.dropped
+
+    def crashing(self, node: str) -> None:
+        """See :class:`Check`."""
+        self._add(node)
+
+    def _add(self, node: str) -> None:
+        engine = self.world.engine(node)
+        statistics = engine.statistics()
+        self._wanted += statistics["readings_forwarded"]
+        self._delivered += statistics["readings_delivered"]
+        self._counted += sum(count for (_, key, why), count in engine.drops.items() if key or why in _WHOLE_FRAMES)
+
+    def finished(self, now: int, faults_end_ns: int) -> None:
+        """See :class:`Check`."""
+        del now, faults_end_ns
+        world = self.world
+        if self._blind:
+            return
+        for name in world.names:
+            if world.running(name):
+                self._add(name)
+        under_way, lost = world.readings_under_way(), world.readings_lost()
+        missing = self._wanted - self._delivered - self._counted - under_way - lost
+        self.judge(missing <= 0, (
+            f"of {self._wanted} readings wanted {self._delivered} were delivered, {self._counted} counted as dropped, "
+            f"{under_way} are under way, {lost} broke with their links: {missing} are unaccounted for"
+        ))  # fmt: skip
+
+
+_WHOLE_FRAMES = frozenset(("link_lost",))
+"""Reasons that drivers give to ``Engine.frame_lost``, which counts the readings of a frame without their keys."""
+
+
+# --- inference -----------------------------------------------------------------------------------------------------
+class _Requests(Check):
+    """Base of checks that know what is asked and not answered, by node and number of the request."""
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        self._asked: dict[str, dict[int, tuple[NamedTensor, ...]]] = {}
+
+    def started(self, node: str) -> None:
+        """See :class:`Check`."""
+        self._asked[node] = {}
+
+    def asked(self, node: str, request: int, inputs: tuple[NamedTensor, ...], deadline_ns: int) -> None:
+        """See :class:`Check`."""
+        del deadline_ns
+        self._asked.setdefault(node, {})[request] = inputs
+
+
+@register
+class OneAnswerPerRequest(_Requests):
+    """No request is answered twice, and none that nobody made."""
+
+    name = "one_answer_per_request"
+
+    def answered(self, node: str, answer: Answered) -> None:
+        """See :class:`Check`."""
+        kept = self._asked.get(node, {}).pop(answer.request, None) is not None
+        self.judge(kept, "" if kept else f"{node} got an answer to request {answer.request}, which is not open")
+
+
+@register
+class AnswerIsRight(_Requests):
+    """An answer derives from the inputs of its own request."""
+
+    name = "answer_is_right"
+
+    def answered(self, node: str, answer: Answered) -> None:
+        """See :class:`Check`."""
+        inputs = self._asked.get(node, {}).pop(answer.request, None)
+        if inputs is None or answer.winner is None:
+            return
+        got = b"".join(bytes(output.tensor.data) for output in answer.outputs)
+        kept = bool(answer.outputs) and got == computed_from(inputs, len(got))
+        by = answer.winner.node
+        self.judge(
+            kept, "" if kept else f"request {answer.request} of {node} was answered by {by} with another's result"
+        )
+
+
+# --- gossip --------------------------------------------------------------------------------------------------------
+@register
+class GossipForwardOnly(Check):
+    """What a node holds of an author is replaced by newer versions only."""
+
+    name = "gossip_forward_only"
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        self._held: dict[str, dict[tuple[str, str], int]] = {}
+
+    def started(self, node: str) -> None:
+        """See :class:`Check`."""
+        self._held[node] = {}
+
+    def entry(self, node: str, entry: EntryView) -> None:
+        """See :class:`Check`."""
+        held = self._held.setdefault(node, {})
+        before = held.get((entry.author, entry.kind), -1)
+        kept = entry.version > before
+        what = f"the {entry.kind} entry of {entry.author}"
+        self.judge(kept, "" if kept else f"{node} took version {entry.version} of {what} after {before}")
+        held[entry.author, entry.kind] = entry.version
+
+
+@register
+class GossipAuthorOnly(Check):
+    """Nobody holds an entry that its author did not make, byte for byte."""
+
+    name = "gossip_author_only"
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        self._made: dict[tuple[str, str, int], str] = {}
+
+    def authored(self, node: str, entry: EntryView) -> None:
+        """See :class:`Check`."""
+        if node == entry.author:
+            self._made[entry.author, entry.kind, entry.version] = entry.digest
+
+    def entry(self, node: str, entry: EntryView) -> None:
+        """See :class:`Check`."""
+        name = (entry.author, entry.kind, entry.version)
+        made = self._made.get(name)
+        kept = made is not None and (not made or not entry.digest or made == entry.digest)
+        what = f"version {entry.version} of the {entry.kind} entry"
+        self.judge(kept, "" if kept else f"{node} holds {what} in the name of {entry.author}, who never made it")
+
+    def finished(self, now: int, faults_end_ns: int) -> None:
+        """See :class:`Check`."""
+        del now, faults_end_ns
+        for name in self.world.names[:SAMPLED_NODES]:
+            if self.world.running(name):
+                for entry in self.world.entries(name):
+                    self.entry(name, entry)
+
+
+# --- records -------------------------------------------------------------------------------------------------------
+@register
+class RecordInOneState(Check):
+    """Each record is pending, delivered, expired, evicted or refused; the relay has each once."""
+
+    name = "record_in_one_state"
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(world, recorder)
+        self._turns = _Turns()
+
+    def sampled(self, now: int) -> None:
+        """See :class:`Check`."""
+        del now
+        for name in self._turns.of(self.world.names):
+            ledger = self.world.ledger(name)
+            if ledger is not None:
+                kept = ledger.adds_up()
+                self.judge(kept, "" if kept else f"the records of {name} don't add up: {ledger.statistics()}")
+
+    def finished(self, now: int, faults_end_ns: int) -> None:
+        """See :class:`Check`."""
+        del now, faults_end_ns
+        for name in self.world.names:
+            ledger = self.world.ledger(name)
+            if ledger is None:
+                continue
+            stored = self.world.stored(name)
+            distinct, delivered = len(set(stored)), ledger.counters().delivered
+            kept = len(stored) == distinct >= delivered
+            self.judge(kept, "" if kept else (
+                f"{name} counts {delivered} records as delivered, the relay has {len(stored)}, {distinct} distinct"
+            ))  # fmt: skip
+            for complaint in self.world.records_complaints(name):
+                self.judge(False, complaint)

@@ -1,0 +1,1 @@
+"""The ``meshsim`` command: one module for each family of commands."""

@@ -1,0 +1,150 @@
+"""``meshsim sweep``: a grid of settings and seeds over all cores, or over those of a Ray cluster.
+
+Exit status: 0, 1 when a check was broken or a run failed, 2 for input that can't be used, 130 when interrupted.
+"""
+
+import os
+import statistics
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import click
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sims.errors import SimulationError
+from sims.runs.cluster import on_ray
+from sims.runs.grid import cells_of, parse_seeds, parse_setting
+from sims.runs.run import simulate
+from sims.runs.sweep import Row, Sweep, on_this_machine
+from sims.scenario.file import load
+
+UNUSABLE = 2
+INTERRUPTED = 130
+_SHOWN_FAILURES = 10
+_SHOWN_RUNS = 4
+_COLUMNS = (
+    ("delivered\n%", "delivered_share", 100.0),
+    ("latency\np50 ms", "latency_p50_ms", 1.0),
+    ("latency\np99 ms", "latency_p99_ms", 1.0),
+    ("discovery\np95 s", "discovery_p95_s", 1.0),
+    ("spread\nt90 s", "spread_t90_s", 1.0),
+    ("load\n%", "load_share", 100.0),
+)
+_WIDE = 120
+"""Columns where no terminal says how many there are."""
+
+
+@click.command()
+@click.argument("scenario")
+@click.option(
+    "--set", "settings", multiple=True, metavar="PATH=VALUE,VALUE,…",
+    help="What varies: traffic.0.rate_hz=1,5,10 or groups.car.count=10,20. Repeated: every combination.",
+)  # fmt: skip
+@click.option("--seeds", default="1", show_default=True, help="20 (1 to 20), 5..8, or 1,4,9.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for results and sweep.csv; default: sweep-NAME here. The same call goes on where it was stopped.",
+)  # fmt: skip
+@click.option(
+    "--jobs", type=click.IntRange(1, 1024), default=None, help="Runs at a time; default: as many as processors."
+)
+@click.option("--ray", metavar="ADDRESS", help="On a Ray cluster: HOST:6379 of its head, ray://HOST:10001, or auto.")
+def sweep(
+    scenario: str, settings: tuple[str, ...], seeds: str, out: Path | None, jobs: int | None, ray: str | None
+) -> None:  # fmt: skip
+    """Run SCENARIO (a file or the name of one that ships) with every combination of settings and seeds."""
+    console = Console(stderr=True)
+    try:
+        chosen = load(scenario)
+        cells = cells_of(chosen, [parse_setting(text) for text in settings], parse_seeds(seeds))
+        made = Sweep(out or Path(f"sweep-{chosen.name}"), chosen, cells)
+        interrupted = _make(made, jobs, ray, console)
+    except SimulationError as error:
+        console.print(f"meshsim: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(UNUSABLE) from error
+    table = made.write_table()
+    if interrupted:
+        done = len(made.cells) - len(made.missing)
+        console.print(f"interrupted: {done} of {len(made.cells)} runs are finished, the same call goes on")
+        raise SystemExit(INTERRUPTED)
+    _show(made)
+    click.echo(f"{table}: all {len(made.cells)} runs")
+    if any(row.broken or row.error for row in made.rows.values()):
+        raise SystemExit(1)
+
+
+def _make(made: Sweep, jobs: int | None, ray: str | None, console: Console) -> bool:
+    """Make what is missing; whether that was interrupted."""
+    missing = made.missing
+    finished = len(made.cells) - len(missing)
+    if finished:
+        console.print(f"{finished} of {len(made.cells)} runs are finished already")
+    if not missing:
+        return False
+    if ray is not None:
+        work = on_ray(missing, simulate, ray, jobs)
+    else:
+        work = on_this_machine(missing, simulate, min(jobs or len(os.sched_getaffinity(0)), len(missing)))
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress, closing(work):
+        task = progress.add_task(escape(made.scenario.name), total=len(made.cells), completed=finished, note="")
+        broken = 0
+        try:
+            for cell, row, result in work:
+                made.keep(cell, row, result)
+                broken += bool(row.broken or row.error)
+                progress.update(task, advance=1, note=f"{broken} broken" if broken else "")
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def _show(made: Sweep) -> None:
+    """A line for each combination: medians over its seeds. Then what broke, and what occurred in the whole batch."""
+    table = Table(title=f"{made.scenario.name}: medians over seeds", title_justify="left", box=box.SIMPLE_HEAD)
+    for path, _ in made.cells[0].values:
+        table.add_column(escape(path.replace(".", "\n")))
+    table.add_column("runs", justify="right")
+    table.add_column("broken", justify="right")
+    for title, _, _ in _COLUMNS:
+        table.add_column(title, justify="right")
+    for values, rows in made.combinations().items():
+        broken = sum(bool(row.broken or row.error) for row in rows)
+        figures = [_median(rows, name, factor) for _, name, factor in _COLUMNS]
+        table.add_row(*(escape(value) for _, value in values), str(len(rows)), str(broken or ""), *figures)
+    console = Console()
+    Console(width=None if console.is_terminal else _WIDE).print(table)
+    failures: dict[str, list[str]] = {}
+    for cell, row in made.rows.items():
+        if row.broken or row.error:
+            failures.setdefault(row.error or ", ".join(row.broken), []).append(cell.folder)
+    for what, folders in list(failures.items())[:_SHOWN_FAILURES]:
+        more = f" and {len(folders) - _SHOWN_RUNS} more" if len(folders) > _SHOWN_RUNS else ""
+        click.echo(f"broken: {what}: {', '.join(folders[:_SHOWN_RUNS])}{more}")
+    if len(failures) > _SHOWN_FAILURES:
+        click.echo(f"and {len(failures) - _SHOWN_FAILURES} other reasons")
+    occurred: Counter[str] = Counter()
+    for row in made.rows.values():
+        occurred.update(row.sometimes)
+    if occurred:
+        click.echo(
+            "occurred: "
+            + ", ".join(f"{what} {number}" for what, number in sorted(occurred.items()) if not what.endswith(" over"))
+        )
+    kinds = made.scenario.swarm.kinds if made.scenario.swarm is not None else ()
+    never = [kind for kind in kinds if not occurred[kind]]
+    if never and any(not row.error for row in made.rows.values()):
+        click.echo(f"never occurred, so not tested: {', '.join(never)}; more seeds may reach them")
+
+
+def _median(rows: list[Row], name: str, factor: float) -> str:
+    values = [value for row in rows if (value := row.figures.get(name)) is not None]
+    return f"{statistics.median(values) * factor:.3g}" if values else "–"

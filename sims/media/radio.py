@@ -1,0 +1,394 @@
+"""The air: what distance, a shared channel, the link layer of 802.11 and TCP do to what nodes send one another.
+
+Every transmission waits for those its sender has not finished, and for the channel; it takes its airtime, the latency
+of the scenario and a jitter. Whether it arrives is one draw against the delivery share of the distance
+(:mod:`sims.media.pathloss`), the scenario's loss, and collisions (:mod:`sims.media.airtime`; the ``ideal`` model has
+none):
+
+- a datagram has one attempt;
+- a unicast frame has ``1 + retries``, each of which costs airtime;
+- a message on a stream is one or several such frames, and TCP sends again what all attempts lost
+  (:mod:`sims.media.tcp`);
+  beyond a second of that the stream stands still.
+
+The draw that decides also gives the jitter: the common case costs one random number. The number of failed attempts is
+geometric, drawn at once by inversion.
+
+Queues: datagrams and frames that would wait longer than 100 ms for their own sender are dropped. Messages of one
+segment pass those of several, as ``fq_codel`` (the default of Linux under 802.11) lets flows with little to send pass;
+they wait for the one frame that is on the air. Messages of several segments wait for everything.
+
+What is known of a pair is kept until one of the two has gone ``STEP_M`` (:mod:`sims.media.cells`). Shadowing belongs to
+a pair, is the same both ways and changes with the ground that its ends cover: ``exp(-distance / decorrelation)`` of it
+stays (Gudmundson, 1991; TR 36.885).
+"""
+
+import math
+from random import Random
+from typing import Final
+
+from protocols.base.limits import MS
+from sims.media.airtime import ACKNOWLEDGED_NS, Channel, Transmitter, airtime_ns, hidden_share
+from sims.media.cells import Cells
+from sims.media.contract import Places
+from sims.media.pathloss import delivery_of, range_m
+from sims.media.tcp import (
+    ARP_FLIGHTS,
+    HANDSHAKE_BYTES,
+    LONGEST_CONNECT_NS,
+    PATIENCE_NS,
+    SEGMENT_BYTES,
+    TCP_IP_BYTES,
+    TLS_BYTES,
+    growth_ns,
+    lone_stall_ns,
+    message_stall_ns,
+    segments_of,
+    syn_stall_ns,
+)
+from sims.scenario import file as scenario
+
+LEAST_SHARE: Final = 1e-3
+"""Of the frames that have to arrive for a pair to be in reach of one another."""
+LONGEST_QUEUE_NS: Final = 100 * MS
+STEP_M: Final = 5.0
+"""How far a node goes before its distances are measured anew. The logistic curves fall over 30 to 45 m, so that five
+shift them by 0.04 where they are steepest; GNSS receivers err as much."""
+_STEPS_A_SHADOW: Final = 4
+"""A step is at most this part of the shadow's decorrelation distance: three quarters of the shadow outlive it, and what
+changes is still more than the path loss does on that way."""
+_MOST: Final = 0.7
+"""Of all nodes: when so many moved, forgetting all pairs costs less than finding those of the movers."""
+MAX_PAIRS: Final = 1_000_000
+"""After so many were measured all are forgotten, so that at most so many are kept: about 200 MB."""
+_LONE_BYTES: Final = SEGMENT_BYTES - TLS_BYTES
+"""The most that one segment takes from a program."""
+_REPEATED_SLOWLY: Final = ARP_FLIGHTS + 2
+"""Flights of a connection whose loss costs a second."""
+_TINY: Final = 1e-18
+
+
+class _Pair:
+    """What lies between two nodes: the same both ways."""
+
+    __slots__ = ("failure", "hidden", "stale")
+
+    def __init__(self, failure: float, hidden: float, stale: bool = False) -> None:
+        self.stale = stale
+        """One of them has moved since."""
+        self.failure = failure
+        """Share of the attempts that fail for distance and loss."""
+        self.hidden = hidden
+        """Share of the receiver's surroundings that is hidden from the sender."""
+
+
+_OUT_OF_REACH: Final = _Pair(1.0, 0.0, True)
+
+
+class Way:
+    """From one node to another, for whoever sends much there: see :meth:`Radio.way`."""
+
+    __slots__ = ("air", "far", "pair", "receiver", "sender")
+
+    def __init__(self, sender: int, receiver: int, air: Transmitter, far: Transmitter) -> None:
+        self.sender, self.receiver, self.air, self.far, self.pair = sender, receiver, air, far, _OUT_OF_REACH
+
+
+def _nobody(node: int) -> list[int]:
+    return []
+
+
+class Radio:
+    """See the module; the methods are those of :class:`sims.media.contract.Links`."""
+
+    def __init__(self, radio: scenario.Radio, places: Places, random: Random) -> None:
+        self._draw, self._random = random.random, random
+        self._delivery = delivery_of(radio)
+        self.range_m = radio.range_m or range_m(self._delivery)
+        """Nothing is heard beyond."""
+        self.cells = Cells(places, self.range_m, min(STEP_M, self._delivery.decorrelation_m / _STEPS_A_SHADOW))
+        nodes = len(places.xs_m)
+        self._stride = nodes + 1
+        self._pairs: list[dict[int, _Pair]] = [{} for _ in range(nodes)]
+        """Of each sender, by receiver."""
+        self._measured = 0
+        self._resolved: set[int] = set()
+        """Pairs that know each other's link-layer addresses; looked into, never gone through."""
+        self._shadows: dict[int, tuple[float, float, float, float, float]] = {}
+        self._channel = Channel(nodes, self.cells.neighbours if radio.shared else _nobody)
+        self._air = self._channel.transmitters
+        self._latency_ns = int(radio.latency_ms * MS)
+        self._jitter_ns = int(radio.jitter_ms * MS)
+        self._collisions = radio.shared and radio.model != "ideal"
+        self._kept = 1.0 - radio.loss
+        self._attempts = radio.retries + 1
+        self._rate_mbps = radio.bit_rate_mbps
+        segment_bytes = range(TCP_IP_BYTES + TLS_BYTES, TCP_IP_BYTES + SEGMENT_BYTES + 1)
+        self._lone_ns = [airtime_ns(size_bytes, self._rate_mbps) for size_bytes in segment_bytes]
+        """Airtime of a stream's message of one segment, by its size."""
+        self._full_ns = self._lone_ns[-1]
+        self._confirmed_ns = ACKNOWLEDGED_NS + airtime_ns(TCP_IP_BYTES, self._rate_mbps) + ACKNOWLEDGED_NS
+        """On the air behind each segment that is alone: its acknowledgements by 802.11 and by TCP."""
+        self._back_ns = airtime_ns(TCP_IP_BYTES, self._rate_mbps) + ACKNOWLEDGED_NS
+        self._cast: tuple[int, int, int, int | None] = (-1, 0, 0, None)
+
+    # --- places ----------------------------------------------------------------------------------------------------
+    def moved(self) -> list[int]:
+        """The places may have changed. Returns whose distances, or whose neighbours' distances, may be others now."""
+        touched = self.cells.moved()
+        if len(self.cells.movers) > _MOST * len(self._pairs):
+            self._forget_pairs()
+        else:
+            for node in self.cells.movers:
+                for other, pair in self._pairs[node].items():
+                    pair.stale = True
+                    if other != node:
+                        del self._pairs[other][node]
+                self._pairs[node] = {}
+        if len(self._shadows) > MAX_PAIRS:
+            self._shadows.clear()
+        return touched
+
+    def neighbours(self, node: int) -> list[int]:
+        """Nodes within range, in order."""
+        return self.cells.neighbours(node)
+
+    def delivery_share(self, sender: int, receiver: int) -> float:
+        """Of single attempts that arrive now on a quiet channel."""
+        return 1.0 - self._pair(sender, receiver).failure
+
+    def busy_share(self, node: int, now_ns: int) -> float:
+        """See :class:`sims.media.contract.Links`."""
+        return self._heard(node, now_ns).busy()
+
+    def _pair(self, sender: int, receiver: int) -> _Pair:
+        pair = self._pairs[sender].get(receiver)
+        if pair is None:
+            self._measured += 2
+            if self._measured > MAX_PAIRS:
+                self._measured = 2
+                self._forget_pairs()
+            pair = self._measure(sender, receiver)
+            self._pairs[sender][receiver] = self._pairs[receiver][sender] = pair
+        return pair
+
+    def _forget_pairs(self) -> None:
+        for pairs in self._pairs:
+            for pair in pairs.values():
+                pair.stale = True
+            pairs.clear()
+
+    def _measure(self, sender: int, receiver: int) -> _Pair:
+        places = self.cells
+        if not (places.present[sender] and places.present[receiver]):
+            return _OUT_OF_REACH
+        distance_m = math.hypot(
+            places.xs_m[sender] - places.xs_m[receiver], places.ys_m[sender] - places.ys_m[receiver]
+        )
+        if distance_m > self.range_m:
+            return _OUT_OF_REACH
+        shadow_db = self._shadow_db(min(sender, receiver), max(sender, receiver)) if self._delivery.sigma_db else 0.0
+        share = self._delivery.share(distance_m, shadow_db) * self._kept
+        if share < LEAST_SHARE:
+            return _OUT_OF_REACH
+        return _Pair(1.0 - share, hidden_share(distance_m / self.range_m) if self._collisions else 0.0)
+
+    def _shadow_db(self, one: int, other: int) -> float:
+        key = one * self._stride + other
+        places, sigma_db = self.cells, self._delivery.sigma_db
+        x_m, y_m, other_x_m, other_y_m = places.xs_m[one], places.ys_m[one], places.xs_m[other], places.ys_m[other]
+        known = self._shadows.get(key)
+        if known is None:
+            shadow_db = self._random.gauss(0.0, sigma_db)
+        else:
+            shadow_db, *was = known
+            covered_m = math.hypot(x_m - was[0], y_m - was[1]) + math.hypot(other_x_m - was[2], other_y_m - was[3])
+            if not covered_m:
+                return shadow_db
+            stays = math.exp(-covered_m / self._delivery.decorrelation_m)
+            shadow_db = stays * shadow_db + math.sqrt(1 - stays * stays) * self._random.gauss(0.0, sigma_db)
+        self._shadows[key] = (shadow_db, x_m, y_m, other_x_m, other_y_m)
+        return shadow_db
+
+    # --- the channel -----------------------------------------------------------------------------------------------
+    def _heard(self, node: int, now_ns: int) -> Transmitter:
+        """Its transmitter, and what it heard of the channel."""
+        if now_ns >= self._channel.turn_ns:
+            self._channel.turn(now_ns)
+        air = self._air[node]
+        return air if air.known else self._channel.hear(node)
+
+    def _failure(self, pair: _Pair, receiver: int, now_ns: int) -> float:
+        """Of one attempt, collisions included."""
+        collided = self._heard(receiver, now_ns).collided * pair.hidden
+        return 1.0 - (1.0 - pair.failure) * math.exp(-collided) if collided else pair.failure
+
+    def _send(self, air: Transmitter, airtime: int, now_ns: int) -> int | None:
+        """When a packet leaves the air whose queue is bounded; None: it was dropped."""
+        free_ns = air.free_ns
+        if free_ns - now_ns > LONGEST_QUEUE_NS:
+            return None
+        air.sent_ns += airtime
+        air.free_ns = gone_ns = max(free_ns, now_ns) + int(airtime * air.stretch)
+        return gone_ns
+
+    # --- datagrams and frames --------------------------------------------------------------------------------------
+    def multicast_ns(self, sender: int, size_bytes: int, now_ns: int) -> tuple[int, list[int]]:
+        """See :class:`sims.media.contract.Links`."""
+        air = self._heard(sender, now_ns)
+        gone_ns = self._send(air, airtime_ns(size_bytes, self._rate_mbps), now_ns)
+        if gone_ns is None:
+            return now_ns, []
+        draw, pair, failure = self._draw, self._pair, self._failure
+        heard = [
+            receiver
+            for receiver in self.neighbours(sender)
+            if draw() >= failure(pair(sender, receiver), receiver, now_ns)
+        ]
+        return gone_ns + self._latency_ns + int(draw() * (self._jitter_ns + air.wait_ns)), heard
+
+    def datagram_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
+        """See :class:`sims.media.contract.Links`."""
+        pair = self._pair(sender, receiver)
+        air = self._heard(sender, now_ns)
+        if self._cast[:3] != (sender, size_bytes, now_ns):
+            gone_ns = self._send(air, airtime_ns(size_bytes, self._rate_mbps), now_ns)
+            self._cast = (sender, size_bytes, now_ns, gone_ns)
+        gone_ns = self._cast[3]
+        failure = self._failure(pair, receiver, now_ns)
+        chance = self._draw()
+        if gone_ns is None or chance < failure:
+            return None
+        spread_ns = self._jitter_ns + air.wait_ns
+        return gone_ns + self._latency_ns + int((chance - failure) / (1 - failure) * spread_ns)
+
+    def frame_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
+        """See :class:`sims.media.contract.Links`."""
+        pair = self._pair(sender, receiver)
+        failed = self._attempts if pair is _OUT_OF_REACH else self._failed(self._failure(pair, receiver, now_ns))
+        air = self._heard(sender, now_ns)
+        airtime = airtime_ns(size_bytes, self._rate_mbps) + ACKNOWLEDGED_NS
+        gone_ns = self._send(air, airtime * (min(failed, self._attempts - 1) + 1), now_ns)
+        if gone_ns is None or failed >= self._attempts:
+            return None
+        return gone_ns + self._latency_ns + int(self._draw() * (self._jitter_ns + air.wait_ns))
+
+    def _failed(self, failure: float) -> int:
+        """How many attempts fail before one succeeds."""
+        chance = self._draw()
+        return 0 if chance >= failure else int(math.log(max(chance, _TINY)) / math.log(failure))
+
+    # --- streams ---------------------------------------------------------------------------------------------------
+    def stream_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
+        """See :class:`sims.media.contract.Links`."""
+        return self.stream_along_ns(self.way(sender, receiver), size_bytes, now_ns)
+
+    def way(self, sender: int, receiver: int) -> Way:
+        """For :meth:`stream_along_ns`, as often as wanted."""
+        return Way(sender, receiver, self._air[sender], self._air[receiver])
+
+    def stream_along_ns(self, way: Way, size_bytes: int, now_ns: int) -> int | None:
+        """As :meth:`stream_ns`. The hottest function of the simulator: written out in one piece."""
+        pair = way.pair
+        if pair.stale:
+            pair = way.pair = self._pair(way.sender, way.receiver)
+        failure = pair.failure
+        if failure >= 1.0:
+            return None
+        if now_ns >= self._channel.turn_ns:
+            self._channel.turn(now_ns)
+        air, far = way.air, way.far
+        if not air.known:
+            self._channel.hear(way.sender)
+        hidden = pair.hidden
+        if hidden:
+            if not far.known:
+                self._channel.hear(way.receiver)
+            if far.collided:
+                failure = 1.0 - (1.0 - failure) * math.exp(-far.collided * hidden)
+        if size_bytes > _LONE_BYTES:
+            return self._burst_ns(air, size_bytes, failure, now_ns)
+        airtime = self._lone_ns[size_bytes]
+        air.sent_ns += airtime + self._confirmed_ns
+        free_ns = air.free_ns
+        if free_ns < now_ns:  # noqa: PLR1730  max() takes three times as long
+            free_ns = now_ns
+        free_ns += airtime if air.stretch == 1.0 else int(airtime * air.stretch)
+        if air.bulk_free_ns > now_ns:
+            air.bulk_free_ns += airtime
+            free_ns += self._full_ns
+        air.free_ns = free_ns + ACKNOWLEDGED_NS
+        back_ns = far.free_ns  # its TCP acknowledges, and what it sends itself waits for that
+        if back_ns < now_ns:  # noqa: PLR1730  as above
+            back_ns = now_ns
+        far.free_ns = back_ns + self._back_ns
+        chance = self._draw()
+        if chance < failure:
+            late_ns = self._late_ns(air, airtime, chance, failure)
+            if late_ns > PATIENCE_NS:
+                return None
+            free_ns += late_ns
+            chance = failure + (1.0 - failure) * self._draw()
+        spread_ns = self._jitter_ns + air.wait_ns
+        return free_ns + self._latency_ns + int((chance - failure) / (1.0 - failure) * spread_ns)
+
+    def _round_trip_ns(self, airtime: int) -> int:
+        return 2 * self._latency_ns + self._jitter_ns + airtime + self._confirmed_ns
+
+    def _late_ns(self, air: Transmitter, airtime: int, chance: float, failure: float, *, first: bool = False) -> int:
+        """How much later a segment arrives that failed at first. ``first``: it opens a connection."""
+        failed = int(math.log(max(chance, _TINY)) / math.log(failure))
+        lost, again = divmod(failed, self._attempts)
+        # What was lost altogether is sent again much later, one at a time: one packet's attempts are in this window.
+        air.sent_ns += min(failed, self._attempts) * airtime
+        late_ns = int(again * (airtime + ACKNOWLEDGED_NS) * air.stretch)
+        if lost:
+            round_trip_ns = self._round_trip_ns(airtime)
+            late_ns += syn_stall_ns(lost) if first else lone_stall_ns(lost, round_trip_ns, self._draw())
+        return late_ns
+
+    def _burst_ns(self, air: Transmitter, size_bytes: int, failure: float, now_ns: int) -> int | None:
+        """A message of several segments."""
+        segments = segments_of(size_bytes)
+        lost = failure**self._attempts
+        attempts = (1.0 - lost) / (1.0 - failure)
+        frame_ns = int((self._full_ns + ACKNOWLEDGED_NS) * attempts)
+        total_ns = segments * frame_ns
+        air.sent_ns += total_ns + segments // 2 * self._confirmed_ns
+        begun_ns = max(now_ns, air.free_ns, air.bulk_free_ns)
+        air.bulk_free_ns = gone_ns = begun_ns + int(total_ns * air.stretch)
+        round_trip_ns = self._round_trip_ns(frame_ns)
+        gone_ns += growth_ns(segments, int(frame_ns * air.stretch), round_trip_ns)
+        stall_ns = message_stall_ns(segments, lost, round_trip_ns, self._draw)
+        if stall_ns > PATIENCE_NS:
+            return None
+        gone_ns += stall_ns
+        return gone_ns + self._latency_ns + int(self._draw() * (self._jitter_ns + air.wait_ns))
+
+    def connect_ns(self, sender: int, receiver: int, now_ns: int) -> int | None:
+        """See :class:`sims.media.contract.Links`. Its flights don't reserve the transmitters ahead of time. Two nodes
+        that have not met before ask for the other's link-layer address first (ARP), which is repeated as slowly as a
+        SYN."""
+        pair = self._pair(sender, receiver)
+        if pair is _OUT_OF_REACH:
+            return None
+        ends = (sender, receiver)
+        key = min(ends) * self._stride + max(ends)
+        elapsed_ns = 0
+        for flight in range(ARP_FLIGHTS if key in self._resolved else 0, len(HANDSHAKE_BYTES)):
+            away, size_bytes = flight & 1, HANDSHAKE_BYTES[flight]
+            air = self._heard(ends[away], now_ns)
+            failure = self._failure(pair, ends[1 - away], now_ns)
+            airtime = airtime_ns(size_bytes, self._rate_mbps)
+            air.sent_ns += airtime + ACKNOWLEDGED_NS
+            elapsed_ns += int(airtime * air.stretch) + self._latency_ns
+            elapsed_ns += int(self._draw() * (self._jitter_ns + air.wait_ns))
+            chance = self._draw()
+            if chance < failure:
+                elapsed_ns += self._late_ns(air, airtime, chance, failure, first=flight < _REPEATED_SLOWLY)
+        if elapsed_ns >= LONGEST_CONNECT_NS:
+            return None
+        if len(self._resolved) >= MAX_PAIRS:
+            self._resolved.clear()
+        self._resolved.add(key)
+        return now_ns + elapsed_ns

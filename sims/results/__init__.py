@@ -1,0 +1,1 @@
+"""What a run leaves behind: how it is recorded, saved, and compared."""

@@ -1,0 +1,188 @@
+"""What a run leaves behind: the recorder that both harnesses feed, and the result that reports and comparisons read.
+
+The recorder is bounded (:mod:`sims.results.recorder` holds the bounds): figures go into histograms at once, single
+events are kept only up to a number, and ``left_out`` says what is not there. :mod:`sims.results.saved` puts a result on
+disk.
+"""
+
+from typing import Protocol
+
+from msgspec import Struct, field
+
+from sims.scenario.file import Fault
+
+RESULT_VERSION = 1
+
+
+class Check(Struct):
+    """A promise, judged many times."""
+
+    passed: int = 0
+    failed: int = 0
+    details: list[str] = field(default_factory=list)
+    """Of the first failures."""
+
+
+class Spread(Struct):
+    """A distribution: quantiles by name (``p50`` …), count, mean, and the histogram it was made from."""
+
+    unit: str
+    count: int = 0
+    mean: float = 0.0
+    quantiles: dict[str, float] = field(default_factory=dict)
+    edges: list[float] = field(default_factory=list)
+    """Upper edges of the bins; logarithmic for times."""
+    counts: list[int] = field(default_factory=list)
+
+
+class NodeInfo(Struct):
+    """One node."""
+
+    name: str
+    role: str
+    group: str
+    device: str
+
+
+class Happening(Struct, array_like=True):
+    """Something on the timeline: a fault, a meeting, a death, a new entry, a broken promise."""
+
+    at_s: float
+    kind: str
+    node: str
+    other: str = ""
+    detail: str = ""
+
+
+class Message(Struct, array_like=True):
+    """One traced reading on its way: who published what when, and who had it when."""
+
+    published_s: float
+    origin: str
+    key: str
+    sequence: int
+    arrivals: list[tuple[str, float]] = field(default_factory=list)
+
+
+class Dissemination(Struct):
+    """How one gossip entry spread: seconds until a share of the nodes that were there had it; None: never."""
+
+    author: str
+    version: int
+    t50_s: float | None = None
+    t90_s: float | None = None
+    t100_s: float | None = None
+    holders: int = 0
+    made_s: float = 0.0
+    """When its author put it in; the times above count from here."""
+    there: int = 0
+    """Nodes that were there from then to the end, or hold it: what the shares are of."""
+    curve: list[tuple[float, int]] = field(default_factory=list)
+    """(seconds since ``made_s``, nodes that hold it), thinned."""
+
+
+class Distances(Struct):
+    """By distance, in bins of ``width_m``: what was wanted, what came, and what share of neighbours was known."""
+
+    width_m: float = 25.0
+    wanted: list[int] = field(default_factory=list)
+    delivered: list[int] = field(default_factory=list)
+    in_range: list[int] = field(default_factory=list)
+    known: list[int] = field(default_factory=list)
+
+
+class Result(Struct):
+    """See the module."""
+
+    version: int
+    harness: str
+    """``simulator`` or ``emulator``."""
+    scenario: str
+    seed: int
+    nodes: int
+    virtual_s: float
+    wall_s: float
+    digest: str = ""
+    valid: bool = True
+    why_invalid: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    node_infos: list[NodeInfo] = field(default_factory=list)
+    checks: dict[str, Check] = field(default_factory=dict)
+    sometimes: dict[str, int] = field(default_factory=dict)
+    """How often each fault, fallback and failover did occur."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Single figures by name with unit: ``discovery_all_s``, ``events``, ``wire_late_p99_ms`` …"""
+    counters: dict[str, int] = field(default_factory=dict)
+    drops: dict[str, int] = field(default_factory=dict)
+    latency: Spread = field(default_factory=lambda: Spread("ms"))
+    """From publish to callback."""
+    age: Spread = field(default_factory=lambda: Spread("ms"))
+    """Age of information: of the newest reading of a neighbour in range, sampled."""
+    discovery: Spread = field(default_factory=lambda: Spread("s"))
+    """From the later of both starts (or of coming into range) until one has met the other."""
+    inference: Spread = field(default_factory=lambda: Spread("ms"))
+    inference_by: dict[str, int] = field(default_factory=dict)
+    """Answers by who computed them (group names, ``here``) and by failure."""
+    distances: Distances = field(default_factory=Distances)
+    dissemination: list[Dissemination] = field(default_factory=list)
+    load_every_s: float = 1.0
+    load: list[float] = field(default_factory=list)
+    """Mean channel busy ratio, one value every ``load_every_s``; -1: not measured."""
+    meetings: list[int] = field(default_factory=list)
+    """How many nodes met another, in each ``meetings_every_s``."""
+    meetings_every_s: float = 1.0
+    places_every_s: float = 1.0
+    places: dict[str, list[list[float] | None]] = field(default_factory=dict)
+    """By node: [x_m, y_m] every ``places_every_s``; None: not on the map."""
+    faults: list[Fault] = field(default_factory=list)
+    """The tape: what went wrong, when, and with whom."""
+    happenings: list[Happening] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """What the bounds of the recorder cut, in words."""
+
+    @property
+    def broken(self) -> list[str]:
+        """Names of the checks that failed."""
+        return [name for name, check in self.checks.items() if check.failed]
+
+
+class Recorder(Protocol):
+    """Takes notes while a run goes on. ``now`` is nanoseconds since its start; nodes go by their names."""
+
+    def judge(self, check: str, kept: bool, detail: str, now: int, times: int = 1) -> None:
+        """One judgement of a check, or so many alike. ``detail`` is used when it failed: pass a constant or build it
+        then."""
+
+    def occurred(self, what: str, now: int, node: str, other: str = "", detail: str = "") -> None:
+        """Something of the timeline; counted in ``sometimes`` too."""
+
+    def placed(self, now: int, node: str, x_m: float, y_m: float) -> None:
+        """Where a node is; called every ``places_every_s``."""
+
+    def published(self, now: int, origin: str, key: str, sequence: int) -> None:
+        """A reading was published."""
+
+    def delivered(self, now: int, node: str, origin: str, key: str, sequence: int, published: int) -> None:
+        """It reached a subscriber's callback. Hot: called for each delivery."""
+
+    def met(self, now: int, node: str, other: str, possible_since: int) -> None:
+        """A node met another."""
+
+    def spread(self, now: int, node: str, author: str, version: int) -> None:
+        """A node holds an entry now that it did not hold before."""
+
+    def answered(self, now: int, node: str, by: str, took_ns: int, failure: str = "") -> None:
+        """An inference ended."""
+
+    def busy(self, now: int, share: float) -> None:
+        """Mean channel busy ratio."""
+
+    def aware(self, distance_m: float, known: bool) -> None:
+        """Of one pair in range, sampled: whether one knows the other."""
+
+    def wanted(self, distance_m: float, came: bool) -> None:
+        """Of one reading and one subscriber: whether it came, and over what distance."""
+
+    def aged(self, age_ns: int) -> None:
+        """Age of the newest reading of one pair, sampled."""

@@ -1,0 +1,197 @@
+"""What is looked at now and then, because looking at all of it would cost more than running it.
+
+Once a virtual second: the checks' samples, places, the channel, who knows whom, and how old the newest readings are. Of
+``WATCHED`` nodes, evenly spread over the names, one reading a second is followed to every subscriber in range.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from protocols.base import limits
+from sims.checks.contract import SAMPLE_INTERVAL_NS, overridden
+from sims.media.airtime import WINDOW_NS
+from sims.results.recorder import Recording
+from sims.scenario.file import Fixed, Lattice
+from sims.virtual.node import Arrival, SimNode
+from sims.world.world import World
+
+WATCHED: Final = 32
+_LOOKS_PER_S: Final = 300
+"""How many nodes a virtual second are looked at for who comes into range, five times each at most: of a large mesh
+it is known less well since when two could have met."""
+_GOLDEN: Final = 0.6180339887498949
+"""Multiples of the golden ratio, less their whole parts, fill a second evenly however many there are."""
+_GRACE_NS: Final = limits.SECOND
+"""A reading that has not come by then, or within its lifespan, did not come."""
+
+
+class _Probe:
+    __slots__ = ("came", "sequence", "subscribers", "until_ns")
+
+    def __init__(self, sequence: int, subscribers: dict[int, float], until_ns: int) -> None:
+        self.sequence, self.subscribers, self.until_ns = sequence, subscribers, until_ns
+        self.came: dict[int, None] = {}
+
+
+class _Origin:
+    """What has to be known of whoever published a reading."""
+
+    __slots__ = ("last", "newest", "traced")
+
+    def __init__(self, traced: bool) -> None:
+        self.traced = traced
+        self.newest: _Probe | None = None
+        """Of this second …"""
+        self.last: _Probe | None = None
+        """… and of the one before."""
+
+
+class Sampler:
+    """Looks at a world while it runs."""
+
+    def __init__(self, world: World, recording: Recording) -> None:
+        self._world, self._driver, self._recording = world, world.driver, recording
+        self._radio = world.media.radio
+        self._xs_m, self._ys_m = world.places.xs_m, world.places.ys_m
+        step = max(len(world.names) / WATCHED, 1.0)
+        chosen = [int(number * step) for number in range(min(len(world.names), WATCHED))]
+        self._watched = {world.names[number]: number for number in chosen}
+        self._newest_ns: dict[int, dict[str, int]] = {number: {} for number in chosen}
+        """Of watched receivers: when the newest reading that came from each origin was published."""
+        self._origins = [_Origin(name in recording.traced) for name in world.names]
+        """By number."""
+        for number, name in enumerate(world.names):
+            world.driver.numbered[number].followed = name in self._watched or name in recording.traced
+        self._near: list[list[int]] = [[] for _ in world.names]
+        """By node: who was near it when it was looked at last."""
+        self._samples = 0
+        self._shares: list[float] = []
+        """Of the channel's time that was busy, as watched nodes heard it since the last sample."""
+        self._mobile = any(not isinstance(group.mobility, Fixed | Lattice) for group in world.scenario.groups)
+        self._pairs_interval_ns = max(len(world.names) * limits.SECOND // _LOOKS_PER_S, 200 * limits.MS)
+        self._on_sampled = overridden(world.checks, "sampled")
+        self._places_ns = int(recording.places_every_s * limits.SECOND)
+
+    def begin(self) -> None:
+        """Once, at the start of the run."""
+        self._look_at_pairs(None)
+        self._driver.push(0, self._listen, None)
+        self._driver.push(0, self._sample, None)
+
+    # --- readings --------------------------------------------------------------------------------------------------
+    def published(self, node: SimNode, key: str, sequence: int) -> None:
+        """Follow the first reading of a watched node in each second."""
+        origin = self._origins[node.number]
+        if origin.newest is not None or node.name not in self._watched:
+            return
+        world = self._world
+        subscribers = {
+            other: self._distance_m(node.number, other)
+            for other in world.near(node.number)
+            if world.driver.numbered[other].running and world.wants(other, key)
+        }
+        origin.newest = _Probe(sequence, subscribers, self._driver.now + _GRACE_NS)
+
+    def _judge(self) -> None:
+        """What was published in the second before the last: it came in time, or did not."""
+        for number in self._newest_ns:
+            origin = self._origins[number]
+            probe = origin.last
+            if probe is not None:
+                for other, distance_m in probe.subscribers.items():
+                    self._recording.wanted(distance_m, other in probe.came)
+            origin.last, origin.newest = origin.newest, None
+
+    def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
+        """Hot."""
+        origins, newest_ns, latencies_ns = self._origins, self._newest_ns.get(node.number), []
+        for at_ns, issue in arrivals:
+            published_ns = issue.published_ns
+            if published_ns < 0:
+                published_ns = at_ns
+            if newest_ns is not None:
+                newest_ns[issue.series.origin] = published_ns
+            if not issue.followed:
+                latencies_ns.append(at_ns - published_ns)
+                continue
+            origin = origins[issue.number]
+            if origin.traced:
+                series = issue.series
+                self._recording.delivered(at_ns, node.name, series.origin, series.key, issue.sequence, published_ns)
+            else:
+                latencies_ns.append(at_ns - published_ns)
+            probe = origin.newest
+            if probe is None or probe.sequence != issue.sequence:
+                probe = origin.last
+            if probe is not None and probe.sequence == issue.sequence and at_ns <= probe.until_ns:
+                probe.came[node.number] = None
+        self._recording.delivered_many(latencies_ns)
+
+    def _distance_m(self, one: int, other: int) -> float:
+        dx_m, dy_m = self._xs_m[one] - self._xs_m[other], self._ys_m[one] - self._ys_m[other]
+        return math.sqrt(dx_m * dx_m + dy_m * dy_m)  # compiled, hypot() is far slower
+
+    # --- once a second ---------------------------------------------------------------------------------------------
+    def _sample(self, _: None) -> None:
+        now = self._driver.now
+        self._driver.settle()
+        self._driver.push(now + SAMPLE_INTERVAL_NS, self._sample, None)
+        self._judge()
+        for hook in self._on_sampled:
+            hook(now)
+        if now % self._places_ns == 0:
+            self._note_places(now)
+        if self._shares:
+            self._recording.busy(now, sum(self._shares) / len(self._shares))
+            self._shares.clear()
+        self._samples += 1
+        self._driver.push(now + int(self._samples * _GOLDEN % 1 * limits.SECOND), self._look_at_neighbours, None)
+
+    def _listen(self, _: None) -> None:
+        """Once in each window in which airtimes are added up: sources keep their periods, so that one look a second
+        would always see the same of them."""
+        now = self._driver.now
+        self._driver.push(now + WINDOW_NS, self._listen, None)
+        for number in self._newest_ns:
+            self._shares.append(self._radio.busy_share(number, now))
+
+    def _note_places(self, now: int) -> None:
+        places = self._world.places
+        for number, name in enumerate(self._world.names):
+            if places.present[number] and self._driver.numbered[number].running:
+                self._recording.placed(now, name, places.xs_m[number], places.ys_m[number])
+
+    def _look_at_neighbours(self, _: None) -> None:
+        """Once in each second, at another part of it each time: see :meth:`_listen`."""
+        world, now = self._world, self._driver.now
+        for name, number in self._watched.items():
+            if not world.running(name):
+                continue
+            self._driver.look(self._driver.numbered[number])
+            engine, newest_of = self._driver.numbered[number].engine, self._newest_ns[number]
+            for other in world.near(number):
+                neighbour = self._driver.numbered[other]
+                if not neighbour.running:
+                    continue
+                self._recording.aware(self._distance_m(number, other), engine.is_alive(neighbour.name))
+                newest_ns = newest_of.get(neighbour.name)
+                if newest_ns is not None:
+                    self._recording.aged(now - newest_ns)
+
+    def _look_at_pairs(self, _: None) -> None:
+        """Note since when who is in good range of whom; once only if nobody moves."""
+        world, now = self._world, self._driver.now
+        since_ns = world.near_since_ns
+        for number, before in enumerate(self._near):
+            near = world.near(number)
+            if near is not before:
+                for other in near:
+                    if other > number and other not in before:
+                        since_ns[number, other] = now
+                for other in before:
+                    if other > number and other not in near:
+                        since_ns.pop((number, other), None)
+                self._near[number] = near
+        if self._mobile:
+            self._driver.push(now + self._pairs_interval_ns, self._look_at_pairs, None)

@@ -1,0 +1,1 @@
+"""Runs: one, many side by side, repeated from a file, or shrunk to what makes them fail."""

@@ -1,0 +1,197 @@
+"""A run that can be repeated: one file with all that decides it, and what it came to.
+
+A saved run is its scenario with the *tape* in place of the swarm, so that the faults can be read, edited and kept as a
+scenario of its own; its seed; planted bugs, if any; and the digest of the history. Versions are for people: they say
+why a digest may differ.
+
+A trace that does not ship is copied beside the file.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+import protocols.engine
+from sims.errors import ReplayError, ScenarioError, SimulationError, TraceError
+from sims.results.result import Result
+from sims.scenario.file import SHIPPED, Scenario, Trace, check, dumps, loads, trace_path
+from sims.world.faults import plan
+
+SAVED_VERSION = 1
+SAVED_FILE = "run.json"
+MAX_SAVED_BYTES = 16 * 1024 * 1024
+"""A scenario is at most 4 MiB; a wrong file is not read into memory."""
+_SOURCES = (Path(protocols.__file__).parent, Path(__file__).parents[1])
+
+
+class SavedRun(Struct, frozen=True):
+    """See the module."""
+
+    version: int
+    scenario: Scenario
+    seed: int
+    bugs: tuple[str, ...] = ()
+    """Planted ones, see :mod:`sims.checks.bugs`."""
+    digest: str = ""
+    broken: tuple[str, ...] = ()
+    """Checks that failed."""
+    versions: dict[str, str] = {}
+
+
+def taped(scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset()) -> SavedRun:
+    """A run that was not made yet, its faults drawn. :raises ScenarioError: as :func:`sims.world.faults.plan`."""
+    plain = replace(scenario, faults=plan(scenario, seed), swarm=None, seed=seed)
+    return SavedRun(SAVED_VERSION, plain, seed, tuple(sorted(bugs)))
+
+
+def with_result(run: SavedRun, result: Result) -> SavedRun:
+    """The same with what it came to, here and now."""
+    return replace(run, digest=result.digest, broken=tuple(result.broken), versions=versions())
+
+
+def play(run: SavedRun) -> Result:
+    """Make the run."""
+    from sims.runs.run import simulate  # it draws in the whole harness, which a look at a saved run doesn't need
+
+    return simulate(run.scenario, run.seed, bugs=frozenset(run.bugs))
+
+
+@cache
+def versions() -> dict[str, str]:
+    """What a digest depends on besides the run itself; ``code`` is a hash of the sources of engine and harness.
+    ``build``: whether these are compiled, on which no digest depends."""
+    code = hashlib.sha256()
+    for folder in _SOURCES:
+        for path in sorted(folder.rglob("*.py")):
+            code.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return {
+        "python": platform.python_version(), "msgspec": msgspec.__version__, "code": code.hexdigest()[:12],
+        "build": "interpreted" if (protocols.engine.__file__ or "").endswith(".py") else "compiled",
+    }  # fmt: skip
+
+
+# --- on disk -------------------------------------------------------------------------------------------------------
+def save(path: Path, run: SavedRun) -> None:
+    """Write it to ``path``, or as ``run.json`` into ``path`` when that is a folder; whole or not at all.
+
+    :raises ReplayError: when it can't be written.
+    """
+    file = path / SAVED_FILE if path.is_dir() else path
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for group in run.scenario.groups:
+            if isinstance(group.mobility, Trace):
+                trace = trace_path(run.scenario, group.mobility)
+                if trace.parent not in (SHIPPED, file.parent.resolve()):
+                    shutil.copyfile(trace, file.parent / trace.name)
+        data = {"scenario": msgspec.json.decode(dumps(replace(run.scenario, folder="")))}
+        data |= {
+            name: getattr(run, name) for name in ("version", "seed", "bugs", "digest", "broken", "versions")
+        }  # fmt: skip
+        beside = file.with_name(f".{file.name}.{os.getpid()}")
+        beside.write_bytes(msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
+        beside.replace(file)
+    except (OSError, TraceError) as error:
+        raise ReplayError(f"can't save the run as {file}: {error}") from error
+
+
+class _Envelope(Struct):
+    version: int
+    scenario: msgspec.Raw
+    seed: int
+    bugs: tuple[str, ...] = ()
+    digest: str = ""
+    broken: tuple[str, ...] = ()
+    versions: dict[str, str] = {}
+
+
+def load(path: Path) -> SavedRun:
+    """Read it back. :raises ReplayError: names the file and what is wrong with it."""
+    file = path / SAVED_FILE if path.is_dir() else path
+    try:
+        if file.stat().st_size > MAX_SAVED_BYTES:
+            raise ReplayError(f"{file} is larger than {MAX_SAVED_BYTES // 1024**2} MiB: that is no saved run")
+        data = file.read_bytes()
+    except OSError as error:
+        raise ReplayError(f"can't read {file}: {error.strerror or error}") from error
+    try:
+        saved = msgspec.json.decode(data, type=_Envelope)
+        if saved.version != SAVED_VERSION:
+            raise ReplayError(f"{file} has version {saved.version}, this program reads {SAVED_VERSION}")
+        scenario = loads(bytes(saved.scenario).decode(), str(file.resolve().parent))
+    except (msgspec.DecodeError, UnicodeDecodeError, ScenarioError, TraceError) as error:
+        raise ReplayError(f"{file} is not a saved run, or cut off: {error}") from error
+    return SavedRun(
+        saved.version, scenario, saved.seed, saved.bugs, saved.digest, saved.broken, saved.versions
+    )  # fmt: skip
+
+
+# --- again ---------------------------------------------------------------------------------------------------------
+def replay(run: SavedRun) -> Result:
+    """Make it again, to the same digest. :raises ReplayError: when the digest is another; says what else is."""
+    result = play(run)
+    if result.digest != run.digest:
+        raise ReplayError(
+            f"the run came to another history: digest {result.digest[:16]}…, saved {run.digest[:16] or 'none'}…; "
+            + _why(run)
+        )
+    return result
+
+
+def _why(run: SavedRun) -> str:
+    here = versions()
+    changed = [
+        f"{name} was {run.versions.get(name, 'not noted')}, is {here[name]}"
+        for name in here
+        if run.versions.get(name) != here[name]
+    ]
+    if changed:
+        return f"{', '.join(changed)}: use the versions that it was saved with, or save it anew"
+    return "all versions are the same, so something here does not depend on the seed alone: that is a bug of meshsim"
+
+
+def digests_under_hash_seeds(run: SavedRun, hash_seeds: tuple[int, ...] = (1, 4_242)) -> list[str]:
+    """Make the run in a process for each ``PYTHONHASHSEED``, side by side; one digest each.
+
+    :raises ReplayError: when a process fails; with what it said.
+    """
+    check(run.scenario)
+    with tempfile.TemporaryDirectory(prefix="meshsim-") as folder:
+        file = Path(folder) / SAVED_FILE
+        save(file, run)
+        command = [sys.executable, "-c", "from sims.runs.bundle import print_digest; print_digest()", str(file)]
+        processes = [
+            subprocess.Popen(  # noqa: S603  # our own interpreter and module
+                command,
+                env={**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for seed in hash_seeds
+        ]
+        digests = []
+        for process in processes:
+            out, error = process.communicate()
+            if process.returncode:
+                raise ReplayError(f"the run failed in a process of its own: {error.strip()[-500:]}")
+            digests.append(out.strip())
+    return digests
+
+
+def print_digest() -> None:
+    """Program of those processes: the digest of the saved run named as the argument."""
+    try:
+        sys.stdout.write(play(load(Path(sys.argv[1]))).digest + "\n")
+    except SimulationError as error:
+        raise SystemExit(str(error)) from error

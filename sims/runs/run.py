@@ -1,0 +1,149 @@
+"""From a scenario and a seed to a result: builds the world, lets time pass, judges, and counts.
+
+The digest covers every event of every node and every delivery. It does not depend on what is recorded or checked.
+"""
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import sims.checks.liveness
+import sims.checks.safety
+from protocols.base import limits
+from sims.checks.contract import overridden
+from sims.results.recorder import Recording
+from sims.results.result import Check, Result
+from sims.results.sampling import Sampler
+from sims.runs.bundle import versions
+from sims.scenario.file import Scenario
+from sims.virtual.pages import LargePages
+from sims.virtual.processors import Processors
+from sims.world.faults import end_ns, plan
+from sims.world.traffic import Activity
+from sims.world.world import World
+
+CHECK_MODULES = (sims.checks.safety, sims.checks.liveness)
+"""Bring checks; imported so that these are known by name."""
+_STEP_NS = limits.SECOND
+_COLLECT_EVERY = 60
+"""Steps between collections of what reference counts do not free, which is little: crashed engines. Each looks through
+all that there is, half a second for a thousand nodes."""
+
+Progress = Callable[[float, float], None]
+"""Told virtual and wall seconds passed."""
+
+
+class Run:
+    """One simulation."""
+
+    def __init__(
+        self, scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset(), processors: Processors | None = None
+    ) -> None:
+        """``processors``: that all nodes share; None: each has its own.
+
+        :raises ScenarioError: the scenario can't be used. :raises TraceError: its trace can't."""
+        self.scenario, self.seed = scenario, seed
+        self.recording = Recording(scenario)
+        self.tape = plan(scenario, seed)
+        self.world = World(scenario, seed, self.recording, self.tape, bugs, processors)
+        self._activity = Activity(self.world, seed)
+        self._sampler = Sampler(self.world, self.recording)
+        self._activity.on_published = self._sampler.published
+        self.world.on_deliveries = self._sampler.delivered
+        self._pages = LargePages()
+        self._wall_s = 0.0
+        self._begun = False
+        self._steps = 0
+
+    def begin(self) -> None:
+        """Put everything that will happen by itself on the heap."""
+        self._begun = True
+        self._sampler.begin()
+        self._activity.begin()
+        self.world.faults.arm()
+
+    def go(self, progress: Progress | None = None) -> Result:
+        """All of it. An interrupt ends it early: the result says so and holds what was noted until then."""
+        interrupted = False
+        try:
+            self.advance(int(self.scenario.duration_s * limits.SECOND), progress)
+        except KeyboardInterrupt:
+            interrupted = True
+        except BaseException:
+            gc.unfreeze()
+            raise
+        if not interrupted:
+            for hook in overridden(self.world.checks, "finished"):
+                hook(self.world.now, end_ns(self.tape))
+        return self.result(interrupted)
+
+    def advance(self, until_ns: int, progress: Progress | None = None) -> None:
+        """Let virtual time pass until ``until_ns``."""
+        if not self._begun:
+            gc.unfreeze()
+            gc.collect()  # what was left by runs before
+            self.begin()
+        driver = self.world.driver
+        began_s, before_s = time.perf_counter(), self._wall_s
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            while driver.now < until_ns:
+                driver.run_until(min(driver.now + _STEP_NS, until_ns))
+                self._pages.gather()
+                self._wall_s = before_s + time.perf_counter() - began_s
+                self._steps += 1
+                if self._steps % _COLLECT_EVERY == 0:
+                    gc.unfreeze()
+                    gc.collect()
+                if progress is not None:
+                    progress(driver.now / limits.SECOND, self._wall_s)
+        finally:
+            self._wall_s = before_s + time.perf_counter() - began_s
+            gc.freeze()  # or it would be looked through as soon as that is possible again
+            if was_enabled:
+                gc.enable()
+
+    def result(self, interrupted: bool = False) -> Result:
+        """What was noted so far."""
+        gc.unfreeze()
+        world, driver = self.world, self.world.driver
+        result = self.recording.result(
+            "simulator", self.seed, driver.now / limits.SECOND, round(self._wall_s, 3), driver.digest(), self.tape
+        )
+        if interrupted:
+            result.valid, result.why_invalid = False, f"interrupted after {result.virtual_s:g} virtual seconds"
+        for check in world.checks:
+            if check.judges:
+                result.checks.setdefault(check.name, Check())
+        result.versions = versions()
+        counters: Counter[str] = Counter()
+        drops: Counter[str] = Counter()
+        for node in driver.numbered:
+            counters.update(node.engine.statistics())
+            for (_, _, reason), count in node.engine.drops.items():
+                drops[reason] += count
+        counters.update(world.records.counters())
+        result.counters.update(sorted(counters.items()))
+        result.drops = dict(sorted(drops.items()))
+        result.figures.update({
+            "events": float(driver.events_run),
+            "frames": float(driver.pipes.frames),
+            "factor": result.virtual_s / self._wall_s if self._wall_s else 0.0,
+            "wall_us_per_frame": 1e6 * self._wall_s / driver.pipes.frames if driver.pipes.frames else 0.0,
+            "readings_lost": float(world.readings_lost()),
+            **world.records.figures(),
+        })  # fmt: skip
+        return result
+
+
+def simulate(
+    scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset(), progress: Progress | None = None,
+    processors: Processors | None = None,
+) -> Result:  # fmt: skip
+    """Make a run. ``bugs``: to plant, see :mod:`sims.checks.bugs`. ``processors``: as of :class:`Run`.
+
+    :raises ScenarioError: the scenario can't be used. :raises TraceError: its trace can't.
+    """
+    return Run(scenario, seed, bugs, processors).go(progress)

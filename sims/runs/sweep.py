@@ -1,0 +1,233 @@
+"""Makes many runs, over all cores of this machine; :mod:`sims.runs.cluster` over those of many. What is finished is
+never made again.
+
+A run is finished when its ``row.json`` is there, which is written last and at once; so a sweep that was killed loses
+the runs that were under way and nothing else, and the same call goes on. Results of other code or of another scenario
+are not mixed in: the folder says what it was begun with.
+
+Workers are spawned, not forked, and end with the process that started them, however that ended.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from sims.errors import SweepError
+from sims.results.result import Result
+from sims.results.saved import encode, write, write_csv
+from sims.runs.bundle import versions
+from sims.runs.grid import Cell
+from sims.scenario.file import Scenario, dumps
+
+SWEEP_FILE = "sweep.json"
+ROW_FILE = "row.json"
+TABLE_FILE = "sweep.csv"
+
+RunFunction = Callable[[Scenario, int], Result]
+
+
+class Row(Struct, omit_defaults=True):
+    """What the table of a sweep keeps of a run."""
+
+    figures: dict[str, float | None] = {}
+    broken: list[str] = []
+    """Checks that failed."""
+    sometimes: dict[str, int] = {}
+    digest: str = ""
+    error: str = ""
+    """Why there is no result; such a run is made again by the next call."""
+
+
+class _Begun(Struct, frozen=True):
+    scenario: str
+    digest: str
+    code: str
+
+
+# --- one run ---------------------------------------------------------------------------------------------------------
+def row_of(result: Result) -> Row:
+    """The figures by name, units last; None where there is none."""
+    wanted, in_range = sum(result.distances.wanted), sum(result.distances.in_range)
+    times = {
+        name: sorted(value for entry in result.dissemination if (value := getattr(entry, name)) is not None)
+        for name in ("t50_s", "t90_s", "t100_s")
+    }
+    complete = sum(entry.t100_s is not None for entry in result.dissemination)
+    load_shares = [share for share in result.load if share >= 0]
+    figures = {
+        "valid": float(result.valid),
+        "checks_failed": float(len(result.broken)),
+        "latency_p50_ms": result.latency.quantiles.get("p50"),
+        "latency_p99_ms": result.latency.quantiles.get("p99"),
+        "age_p50_ms": result.age.quantiles.get("p50"),
+        "age_p95_ms": result.age.quantiles.get("p95"),
+        "discovery_p50_s": result.discovery.quantiles.get("p50"),
+        "discovery_p95_s": result.discovery.quantiles.get("p95"),
+        "inference_p50_ms": result.inference.quantiles.get("p50"),
+        "inference_p95_ms": result.inference.quantiles.get("p95"),
+        "delivered_share": sum(result.distances.delivered) / wanted if wanted else None,
+        "known_share": sum(result.distances.known) / in_range if in_range else None,
+        **{f"spread_{name}": _middle(values) for name, values in times.items()},
+        "spread_complete_share": complete / len(result.dissemination) if result.dissemination else None,
+        "load_share": sum(load_shares) / len(load_shares) if load_shares else None,
+        "dropped": float(sum(result.drops.values())),
+        "virtual_s": result.virtual_s,
+        "wall_s": result.wall_s,
+    }
+    return Row(figures, result.broken, result.sometimes, result.digest)
+
+
+def _middle(values: Sequence[float]) -> float | None:
+    return values[len(values) // 2] if values else None
+
+
+def compute(run: RunFunction, scenario: Scenario, seed: int) -> tuple[Row, bytes]:
+    """In a worker: what is kept of a run. One that fails must not end the others, whatever it fails with."""
+    try:
+        result = run(scenario, seed)
+    except Exception as error:  # noqa: BLE001
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return Row(error=f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"), b""
+    return row_of(result), encode(result)
+
+
+# --- a folder of runs ------------------------------------------------------------------------------------------------
+class Sweep:
+    """All cells, those that are finished, and the folder they are in."""
+
+    def __init__(self, folder: Path, scenario: Scenario, cells: Sequence[Cell]) -> None:
+        """:raises SweepError: the folder belongs to another sweep, or can't be used."""
+        self.folder, self.scenario, self.cells = folder, scenario, list(cells)
+        self.rows: dict[Cell, Row] = {}
+        begun = _Begun(scenario.name, sha256(dumps(scenario).encode()).hexdigest(), versions().get("code", ""))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._belongs(begun)
+            for cell in self.cells:
+                row = _finished(folder / cell.folder / ROW_FILE)
+                if row is not None:
+                    self.rows[cell] = row
+        except OSError as error:
+            raise SweepError(f"can't use the folder {folder}: {error.strerror or error}") from error
+
+    def _belongs(self, begun: _Begun) -> None:
+        file = self.folder / SWEEP_FILE
+        if not file.exists():
+            if any(self.folder.iterdir()):
+                raise SweepError(f"{self.folder} holds other things: give a new or an empty folder")
+            write(file, msgspec.json.encode(begun))
+            return
+        try:
+            before = msgspec.json.decode(file.read_bytes(), type=_Begun)
+        except msgspec.DecodeError as error:
+            raise SweepError(f"{file} is damaged ({error}): give a new folder") from error
+        if before.digest != begun.digest:
+            raise SweepError(
+                f"{self.folder} was begun with another scenario ({before.scenario}, or the file has changed): "
+                "give a new folder"
+            )
+        if before.code != begun.code:
+            raise SweepError(
+                f"{self.folder} was begun with other code; results of both would be mixed: give a new folder"
+            )
+
+    def combinations(self) -> dict[tuple[tuple[str, str], ...], list[Row]]:
+        """The runs that ended, by what was set to what."""
+        found: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+        for cell in self.cells:
+            rows = found.setdefault(cell.values, [])
+            if cell in self.rows:
+                rows.append(self.rows[cell])
+        return found
+
+    @property
+    def missing(self) -> list[Cell]:
+        """Not made yet, or failed."""
+        return [cell for cell in self.cells if cell not in self.rows or self.rows[cell].error]
+
+    def keep(self, cell: Cell, row: Row, result: bytes) -> None:
+        """A run has ended."""
+        self.rows[cell] = row
+        if row.error:
+            return
+        place = self.folder / cell.folder
+        place.mkdir(parents=True, exist_ok=True)
+        write(place / "result.json", result)
+        write(place / ROW_FILE, msgspec.json.encode(row))
+
+    def write_table(self) -> Path:
+        """``sweep.csv``: a line for each run."""
+        paths = [path for path, _ in self.cells[0].values] if self.cells else []
+        names = list(dict.fromkeys(name for row in self.rows.values() for name in row.figures))
+        rows = [
+            (*(value for _, value in cell.values), cell.seed, *(_empty(row.figures.get(name)) for name in names),
+             " ".join(row.broken), row.digest[:16], row.error)
+            for cell in self.cells if (row := self.rows.get(cell)) is not None
+        ]  # fmt: skip
+        file = self.folder / TABLE_FILE
+        write_csv(file, (*paths, "seed", *names, "broken", "digest", "error"), rows)
+        return file
+
+
+def _finished(file: Path) -> Row | None:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Row)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def _empty(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+# --- where runs are made ---------------------------------------------------------------------------------------------
+Ended = tuple[Cell, Row, bytes]
+
+
+def on_this_machine(cells: Sequence[Cell], run: RunFunction, jobs: int) -> Generator[Ended, None, None]:
+    """Over ``jobs`` processes. A process that is killed fails its runs; the others go on in new ones."""
+    waiting = list(reversed(cells))
+    while waiting:
+        under_way: dict[Future[tuple[Row, bytes]], Cell] = {}
+        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin_worker)
+        try:
+            while waiting or under_way:
+                while waiting and len(under_way) < jobs:
+                    cell = waiting[-1]
+                    under_way[pool.submit(compute, run, cell.scenario, cell.seed)] = cell
+                    waiting.pop()
+                ended, _ = wait(under_way, return_when=FIRST_COMPLETED)
+                for future in sorted(ended, key=lambda done: under_way[done].seed):
+                    row, result = future.result()
+                    yield under_way.pop(future), row, result
+        except BrokenProcessPool:
+            for cell in under_way.values():
+                yield cell, Row(error="a worker process died, perhaps for want of memory: try fewer --jobs"), b""
+        finally:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            # Waits for the thread of the pool: or the interpreter, as it ends, would write to a pipe that this closes.
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """Ctrl-C is for the parent; and when that is gone, however it went, so is this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

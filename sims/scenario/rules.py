@@ -1,0 +1,175 @@
+"""What no type can say of a scenario: names that somebody has, times within the run, settings that something uses.
+
+A setting that its fault or radio does not use, and a fault that can't have an effect, are errors like a misspelt name:
+what never happens would be a false proof. What stands in trace files is judged by :mod:`sims.roads.traces`; the names
+of checks by those who know them.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+from sims.errors import ScenarioError
+from sims.scenario.parts import Fault, Fixed, Group, Scenario, Swarm, Trace, Waypoints
+from sims.scenario.schema import nearest, shown
+
+MAX_NODES: Final = 20_000
+"""Four times what fits a simulation in 16 GB; a slip of the pen asks for more."""
+MAX_SPEED_MPS: Final = 100.0
+"""What moves faster on a road is an error of the data."""
+SLACK_S: Final = 0.01
+"""Times that were drawn and rounded may add up to a little more."""
+MIN_WAY_S: Final = 0.001
+"""Between two waypoints."""
+
+
+def check(scenario: Scenario) -> None:
+    """Judge a scenario that was read, made or changed. :raises ScenarioError: names the place and the value."""
+    for wrong in _wrong(scenario):
+        raise ScenarioError(wrong)
+
+
+def _wrong(scenario: Scenario) -> Iterator[str]:
+    yield from _wrong_groups(scenario)
+    yield from _wrong_links(scenario)
+    yield from _wrong_names(scenario)
+    for number, fault in enumerate(scenario.faults):
+        yield from (f"faults[{number}]{wrong}" for wrong in _wrong_fault(scenario, fault))
+    if scenario.swarm is not None:
+        yield from _wrong_swarm(scenario, scenario.swarm)
+
+
+def _wrong_groups(scenario: Scenario) -> Iterator[str]:
+    total = sum(group.count for group in scenario.groups)
+    if total > MAX_NODES:
+        yield f"groups have {total} nodes together: {MAX_NODES} are the most"
+    members = {name: group.name for group in scenario.groups for name in scenario.members(group.name)}
+    seen: set[str] = set()
+    for number, group in enumerate(scenario.groups):
+        place = f"groups[{number}]"
+        if group.name in seen:
+            yield f"{place}.name is {group.name!r}, which another group has: give each its own"
+        if group.name in members:
+            yield f"{place}.name is {group.name!r}, which a node of group {members[group.name]!r} has: rename one"
+        seen.add(group.name)
+        last_s = group.start_s + (group.count - 1) * group.stagger_s
+        if last_s >= scenario.duration_s:
+            yield f"{place}: its last node starts at {last_s:g} s, beyond duration_s = {scenario.duration_s:g}"
+        yield from (f"{place}.mobility.{wrong}" for wrong in _wrong_mobility(group))
+
+
+def _wrong_mobility(group: Group) -> Iterator[str]:
+    match group.mobility:
+        case Fixed(points=points) if len(points) != group.count:
+            yield f"points are {len(points)}, but the group has count = {group.count}: give one for each node"
+        case Waypoints(points=points):
+            for number in range(1, len(points)):
+                (from_s, from_x, from_y), (to_s, to_x, to_y) = points[number - 1 : number + 1]
+                way_m = math.hypot(to_x - from_x, to_y - from_y)
+                if to_s - from_s < MIN_WAY_S:
+                    yield f"points[{number}] is at {to_s:g} s, not after the one before at {from_s:g} s"
+                elif way_m > MAX_SPEED_MPS * (to_s - from_s):
+                    yield f"points[{number}] is {way_m:g} m away, {to_s - from_s:g} s later: nobody drives so fast"
+        case Trace(vehicles=vehicles) if vehicles:
+            if len(vehicles) != group.count:
+                yield f"vehicles are {len(vehicles)}, but the group has count = {group.count}: name one for each node"
+            if len(set(vehicles)) != len(vehicles):
+                yield f"vehicles has {shown(max(vehicles, key=vehicles.count))} more than once"
+
+
+def _wrong_links(scenario: Scenario) -> Iterator[str]:
+    radio = scenario.radio
+    if radio.model != "logistic" and (radio.d50_m is not None or radio.slope_m is not None):
+        yield f"radio.model is {radio.model!r}, which has no d50_m and slope_m: leave them out, or use 'logistic'"
+    for number, wires in enumerate(scenario.backbone):
+        nodes = sum(group.count for group in scenario.groups if group.name in wires.groups)
+        yield from _unknown_groups(scenario, f"backbone[{number}].groups", wires.groups)
+        if nodes < 2:
+            yield f"backbone[{number}].groups have {nodes} node: a wire needs two"
+
+
+def _wrong_names(scenario: Scenario) -> Iterator[str]:
+    for number, traffic in enumerate(scenario.traffic):
+        yield from _unknown_groups(scenario, f"traffic[{number}].group", (traffic.group,))
+        yield from _unknown_groups(scenario, f"traffic[{number}].to", traffic.to)
+    for number, work in enumerate(scenario.inference):
+        yield from _unknown_groups(scenario, f"inference[{number}].group", (work.group,))
+        yield from _unknown_groups(scenario, f"inference[{number}].offered_by", work.offered_by)
+    names = scenario.names
+    for number, entry in enumerate(scenario.gossip):
+        if entry.author not in names:
+            yield f"gossip[{number}].author is {shown(entry.author)}, no node{nearest(entry.author, names)}"
+        if entry.at_s >= scenario.duration_s:
+            yield f"gossip[{number}].at_s is {entry.at_s:g}, beyond duration_s = {scenario.duration_s:g}"
+        if entry.size_bytes > entry.room_bytes:
+            room = f"beside the certificate of {shown(entry.author)} an entry has room for {entry.room_bytes}"
+            yield f"gossip[{number}].size_bytes is {entry.size_bytes}: {room}"
+
+
+def _unknown_groups(scenario: Scenario, place: str, names: tuple[str, ...]) -> Iterator[str]:
+    known = [group.name for group in scenario.groups]
+    for name in names:
+        if name not in known:
+            yield f"{place} is {shown(name)}, no group{nearest(name, known)}"
+
+
+_USED_BY: Final = {
+    "others": ("partition", "one-way-loss", "clog"),
+    "keep_disk": ("crash",),
+    "share": ("one-way-loss",),
+    "delay_ms": ("clog",),
+    "factor": ("slow-node", "false-load"),
+    "jump_s": ("clock-jump",),
+}
+"""Settings that only some faults have."""
+
+
+def _wrong_fault(scenario: Scenario, fault: Fault) -> Iterator[str]:
+    """What is wrong, to be put behind its place."""
+    plain = Fault(fault.kind, fault.at_s)
+    for field, kinds in _USED_BY.items():
+        if getattr(fault, field) != getattr(plain, field) and fault.kind not in kinds:
+            yield f".{field} means nothing to a {fault.kind!r}: leave it out (it is for {', '.join(kinds)})"
+    if (fault.kind == "relay-outage") == bool(fault.nodes):
+        yield f".nodes is {shown(fault.nodes)}: a {fault.kind!r} " + ("has none" if fault.nodes else "needs some")
+    sides: dict[str, set[str]] = {}
+    for field, names in (("nodes", fault.nodes), ("others", fault.others)):
+        try:
+            sides[field] = {node for name in names for node in scenario.members(name)}
+        except ScenarioError as error:
+            yield f".{field}: {error}"
+    both = sorted(sides.get("nodes", set()) & sides.get("others", set()))
+    if both:
+        yield f".others: {both[0]!r} is on both sides"
+    if fault.kind == "partition" and not fault.others and len(sides.get("nodes", ())) == len(scenario.names):
+        yield ".nodes are all there are: leave out those on the far side"
+    yield from _without_effect(scenario, "", fault.kind)
+    end_s = fault.at_s + fault.for_s
+    if fault.at_s >= scenario.duration_s or end_s > scenario.duration_s + SLACK_S:
+        yield f" is from {fault.at_s:g} to {end_s:g} s, beyond duration_s = {scenario.duration_s:g}"
+    elif fault.for_s:
+        yield from _no_time_to_settle(scenario, " ends", end_s)
+
+
+def _wrong_swarm(scenario: Scenario, swarm: Swarm) -> Iterator[str]:
+    for number, kind in enumerate(swarm.kinds):
+        yield from _without_effect(scenario, f"swarm.kinds[{number}]", kind)
+    if swarm.until_s <= swarm.from_s:
+        yield f"swarm.until_s is {swarm.until_s:g}, not after from_s = {swarm.from_s:g}"
+    yield from _no_time_to_settle(scenario, "swarm.until_s is", swarm.until_s)
+
+
+def _without_effect(scenario: Scenario, place: str, kind: str) -> Iterator[str]:
+    if kind == "relay-outage" and not any(group.relay for group in scenario.groups):
+        yield f"{place} is a {kind!r}, but no group has relay = true"
+    if kind == "false-load" and not scenario.inference:
+        yield f"{place} is a {kind!r}, but nobody asks for work: add an [[inference]]"
+
+
+def _no_time_to_settle(scenario: Scenario, what: str, end_s: float) -> Iterator[str]:
+    settled_s = end_s + scenario.checks.settle_s
+    if settled_s > scenario.duration_s + SLACK_S:
+        yield (
+            f"{what} at {end_s:g} s; with checks.settle_s = {scenario.checks.settle_s:g} nothing is judged until "
+            f"{settled_s:g} s, beyond duration_s = {scenario.duration_s:g}: make it longer"
+        )

@@ -1,0 +1,301 @@
+"""A node in virtual time: its engine, its clocks, its processor and what it saw.
+
+*Clocks*: the engine sees a monotonic clock that began at some other instant and runs a little fast or slow, and a UTC
+clock that is wrong by some skew and may jump. Only the driver knows the true time.
+
+*Processor*: two servers. The protocol's (receiving, sending, handshakes) is one: while it is busy, or gets no CPU at
+all, timers and what is sent to the node wait in line. Models run beside it (see :mod:`sims.world.compute`), as they do
+in a real node, which runs them on threads of their own outside the interpreter's lock.
+
+*Inbox*: what comes in is looked at when something depends on it (see :mod:`sims.virtual.pipes`).
+"""
+
+from array import array
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from protocols.base import limits
+from protocols.base.ids import MeshName, NodeId, PeerIdentity
+from protocols.engine import Engine
+from protocols.events import Event
+from protocols.wire.messages import NodeFrame, Reading
+from sims.media.radio import Way
+
+if TYPE_CHECKING:
+    from sims.virtual.driver import SimDriver
+
+MESH: Final = MeshName("sim")
+"""That all simulated nodes belong to."""
+EPOCH_UTC_NS: Final = 1_700_000_000 * limits.SECOND
+"""UTC at virtual time 0."""
+SENT_KEPT: Final = 4_096
+"""Readings of a node whose time of publishing is remembered."""
+_BILLION: Final = 1_000_000_000
+
+_MARK_PRIME: Final = (1 << 30) - 35
+_MARK_TIMES: Final = 1_000_000_007
+_MARK_TIMES_TOO: Final = 998_244_353
+
+
+class Series:
+    """All readings of one origin and key: an identity, to look things up by."""
+
+    __slots__ = ("key", "origin")
+
+    def __init__(self, origin: str, key: str) -> None:
+        self.origin, self.key = origin, key
+
+
+class Issue:
+    """A reading that was published, as those who watch know it: once, however many nodes it reaches."""
+
+    __slots__ = ("followed", "number", "published_ns", "reading", "sequence", "series", "stamp")
+
+    def __init__(
+        self, reading: Reading, series: Series, number: int, published_ns: int, followed: bool = False
+    ) -> None:
+        """``number``: of the node that is its origin; -1: none is. ``published_ns``: -1: nobody knows. ``followed``:
+        see :class:`SimNode`."""
+        self.reading, self.series, self.number, self.published_ns = reading, series, number, published_ns
+        self.followed = followed
+        self.sequence: int = reading.sequence
+        self.stamp = ((self.sequence << 16) + number) % _MARK_PRIME
+        """Tells it from others in a node's mark."""
+
+
+Arrival = tuple[int, Issue]
+"""When a reading reached the subscriptions of a node, and what it is."""
+
+
+def marked(mark: int, at_ns: int, issue: Issue) -> int:
+    """A node's mark with one more arrival in it: a polynomial modulo a prime, of numbers that fit machine words."""
+    mark = (mark * _MARK_TIMES + at_ns) % _MARK_PRIME
+    return (mark * _MARK_TIMES_TOO + issue.stamp) % _MARK_PRIME
+
+
+class Pipe:
+    """One direction of one link: a lane of ``sender`` into the inbox of ``receiver``, a TCP stream with TLS on it.
+
+    ``held`` are frames that the sender's kernel took and that get nowhere, since the receiver is out of reach; None is
+    the end of the stream (FIN), or a frame that will never arrive.
+    """
+
+    __slots__ = (
+        "aside", "cost_ns", "dial", "from_name", "from_number", "full", "greeted", "heard_ns", "hears", "held",
+        "identity", "inbox", "last_ns", "number", "receiver", "sender", "sends", "stalled_ns", "to_number",
+        "under_way", "used", "verified", "wait_ns", "way",
+    )  # fmt: skip
+
+    def __init__(
+        self, number: int, sender: "SimNode", dial: int, receiver: "SimNode", identity: PeerIdentity | None = None
+    ) -> None:
+        """``identity``: that TLS proved to the receiver; None: the sender's own. Dial 0: nobody's lane, of a stranger
+        on the sender's host."""
+        # What each frame needs comes first: it lies together in memory.
+        self.aside = False
+        """Nothing that is put on it gets under way: it stands still, or nobody hears it."""
+        self.full = False
+        """The sender is held back until something arrives."""
+        self.hears = True
+        """The receiver's end is open."""
+        self.greeted = False
+        """Its first frame came …"""
+        self.verified = False
+        """… and was a Hello of the identity, which is of the receiver's mesh."""
+        self.used = False
+        """Readings came through it."""
+        self.sends = True
+        """The sender's end is open."""
+        self.way: Way | None = None
+        """Of the radio."""
+        self.cost_ns = sender.frame_ns + receiver.frame_ns
+        """CPU time that each frame takes at both ends."""
+        self.last_ns = 0
+        self.under_way = 0
+        """Frames in the inbox of the receiver, where they will arrive in order."""
+        self.inbox, self.receiver = receiver.inbox, receiver
+        self.number = number
+        self.heard_ns = -1
+        """When the last frame came in; -1: none did."""
+        self.sender, self.dial, self.to_number = sender, dial, receiver.number
+        self.identity = identity or sender.identity
+        self.from_name, self.from_number = self.identity.node, sender.number
+        self.stalled_ns = 0
+        self.wait_ns = 0
+        self.held: list[bytes | None] = []
+
+
+class Frame:
+    """What is sent, and what it was found to be: once for all whom it is sent to at once."""
+
+    __slots__ = ("data", "decoded", "issue", "others")
+
+    def __init__(self, data: bytes | None) -> None:
+        """``data``: None is the end of a pipe."""
+        self.data = data
+        self.decoded: NodeFrame | None = None
+        self.issue: Issue | None = None
+        """Of the reading in it that was delivered first …"""
+        self.others: list[Issue] | None = None
+        """… and of others."""
+
+    def issue_of(self, reading: Reading, driver: "SimDriver") -> Issue:
+        """Of a reading in it."""
+        if self.issue is None:
+            self.issue = driver.issue_of(reading)
+            return self.issue
+        if self.others is None:
+            self.others = []
+        for issue in self.others:
+            if issue.reading is reading:
+                return issue
+        issue = driver.issue_of(reading)
+        self.others.append(issue)
+        return issue
+
+
+class Coming:
+    """A frame that comes in, and when."""
+
+    __slots__ = ("frame", "pipe", "tick_ns")
+
+    def __init__(self, tick_ns: int, pipe: Pipe, frame: Frame) -> None:
+        self.tick_ns, self.pipe, self.frame = tick_ns, pipe, frame
+
+
+class Attempt:
+    """A dial that has not been answered."""
+
+    __slots__ = ("deadline_ns", "dial", "host", "node")
+
+    def __init__(self, node: "SimNode", dial: int, host: str, deadline_ns: int) -> None:
+        self.node, self.dial, self.host, self.deadline_ns = node, dial, host, deadline_ns
+
+
+class SimNode:
+    """See the module."""
+
+    __slots__ = (
+        "arrived", "attempts", "attentive", "backlog", "compute", "compute_ns", "device_frame_ns",
+        "device_handshake_ns", "dialled", "drift_ppb", "engine", "events", "_first_sent", "followed", "frame_ns",
+        "handshake_ns", "_heard_ns", "identity", "inbound", "inbox", "lives", "mark", "name", "number", "offset_ns",
+        "on_reading", "received", "role", "running", "runs", "_sent_ns", "stalled_until_ns", "started_ns", "suspects",
+        "suspects_any", "timer_ns", "utc_less_mono_ns",
+    )  # fmt: skip
+
+    def __init__(self, number: int, identity: PeerIdentity, engine: Engine) -> None:
+        # What each frame needs comes first: it lies together in memory.
+        self.engine = engine
+        self.inbox: list[Coming] = []
+        """In the order in which they were sent. Always the same list, as ``arrived``."""
+        self.arrived: list[Arrival] = []
+        """Readings that reached its subscriptions; whoever watches has not been told yet."""
+        self.mark = 0
+        """Of those told, in their order: what the digest takes of them."""
+        self.stalled_until_ns = 0
+        """The process does nothing before: it is busy, or gets no CPU."""
+        self.frame_ns = 0
+        """CPU time to receive a frame, and to send one."""
+        self.offset_ns = 0
+        self.drift_ppb = 0
+        self.utc_less_mono_ns = EPOCH_UTC_NS
+        self.attentive = True
+        """False: no subscription of it has a deadline, so that nothing follows from readings."""
+        self.suspects_any = False
+        self.running = True
+        self.number = number
+        self.suspects: set[NodeId] = set()
+        """Neighbours whose next frame would refute a suspicion."""
+        self.backlog: deque[tuple[int, Callable[[Any], None] | None, Any]] = deque()
+        """What waits for that instant, in order, and since when. None: what is in the inbox."""
+        self.timer_ns: int | None = None
+        """When the engine's timer rings, in virtual time."""
+        self.lives = 1
+        self.name: NodeId = identity.node
+        self.followed = False
+        """Somebody wants to know of each of its readings where it came to."""
+        self._sent_ns = array("q")
+        """When this life published which sequence, from ``_first_sent`` on; -1: it did not."""
+        self._first_sent = 0
+        self.identity, self.role = identity, identity.role
+        self.started_ns = 0
+        self.attempts: dict[int, Attempt] = {}
+        self.dialled: dict[int, Pipe] = {}
+        self.inbound: dict[int, Pipe] = {}
+        self._heard_ns: dict[NodeId, int] = {}
+        """When something came in last on pipes of others that are gone."""
+        self.events: list[tuple[int, Event]] = []
+        self.received: list[tuple[int, Reading]] = []
+        self.on_reading: Callable[[Reading], None] | None = None
+        """Takes readings instead of ``received``, which would hold all of a long run."""
+        self.compute: Callable[[Any], None] | None = None
+        """Takes the engine's Compute and CancelCompute; None: every run takes ``compute_ns``, all at once."""
+        self.compute_ns = 50 * limits.MS
+        self.runs: set[int] = set()
+        self.handshake_ns = 0
+        """CPU time of its part in a mutual TLS handshake."""
+        self.device_frame_ns = self.device_handshake_ns = 0
+        """The same when nothing slows the node down."""
+
+    def set_clocks(self, offset_ns: int, skew_ns: int, drift_ppb: int) -> None:
+        """At virtual time 0 the monotonic clock shows ``offset_ns`` and UTC is wrong by ``skew_ns``; both gain
+        ``drift_ppb`` nanoseconds in each true second."""
+        self.offset_ns, self.drift_ppb = offset_ns, drift_ppb
+        self.utc_less_mono_ns = EPOCH_UTC_NS + skew_ns - offset_ns
+
+    def slow(self, factor: float) -> None:
+        """Everything takes so many times as long from now on as the device needs; 1: as long as that."""
+        self.frame_ns = int(self.device_frame_ns * factor)
+        self.handshake_ns = int(self.device_handshake_ns * factor)
+        for pipe in (*self.dialled.values(), *self.inbound.values()):
+            pipe.cost_ns = pipe.sender.frame_ns + pipe.receiver.frame_ns
+
+    def drop_inbound(self, number: int) -> Pipe | None:
+        """A pipe of that number into its inbox is gone."""
+        pipe = self.inbound.pop(number, None)
+        if pipe is not None and pipe.heard_ns > self._heard_ns.get(pipe.from_name, -1):
+            self._heard_ns[pipe.from_name] = pipe.heard_ns
+        return pipe
+
+    def heard_ns(self, name: NodeId) -> int:
+        """When the last frame of another node came in, in virtual time; -1: none came in this life."""
+        open_ns = max((pipe.heard_ns for pipe in self.inbound.values() if pipe.from_name == name), default=-1)
+        return max(open_ns, self._heard_ns.get(name, -1))
+
+    def forget(self) -> None:
+        """All of its former life."""
+        self._heard_ns.clear()
+        del self._sent_ns[:]
+
+    def note_sent(self, sequence: int, now: int) -> None:
+        """It published that. Sequences of a life grow."""
+        sent_ns = self._sent_ns
+        left_out = sequence - self._first_sent - len(sent_ns)
+        if not 0 <= left_out <= SENT_KEPT:  # the first
+            del sent_ns[:]
+            self._first_sent, left_out = sequence, 0
+        for _ in range(left_out):
+            sent_ns.append(-1)
+        sent_ns.append(now)
+        if len(sent_ns) > SENT_KEPT:
+            del sent_ns[: SENT_KEPT // 2]
+            self._first_sent += SENT_KEPT // 2
+
+    def sent_at(self, sequence: int) -> int:
+        """When it published that, in virtual time; -1: it did not, or too long ago."""
+        index = sequence - self._first_sent
+        return self._sent_ns[index] if 0 <= index < len(self._sent_ns) else -1
+
+    def local(self, now: int) -> int:
+        """Its monotonic clock at virtual ``now``."""
+        if self.drift_ppb:
+            return now + self.offset_ns + now * self.drift_ppb // _BILLION
+        return now + self.offset_ns
+
+    def virtual(self, local: int) -> int:
+        """The first virtual instant at which its monotonic clock shows ``local``."""
+        since = local - self.offset_ns
+        if self.drift_ppb:
+            return -(-since * _BILLION // (_BILLION + self.drift_ppb))
+        return since

@@ -1,0 +1,1 @@
+"""A scenario come to life: traffic, models, records, a relay, and faults."""

@@ -1,0 +1,131 @@
+"""The models of a simulated node: one worker, a queue, and the time that runs take on that class of computer.
+
+As in a real node, the worker is a thread beside the protocol's: a long run delays other runs, not readings. A run
+whose budget is over when its turn comes ends as late. What waits is told to the engine at each change.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from protocols.events import CancelCompute, Compute
+from protocols.inference.placement import LocalModel
+from protocols.wire.codec import tensor_of
+from protocols.wire.messages import InferAnswer, NamedTensor
+from sims.checks.contract import computed_from
+from sims.virtual.driver import SimDriver
+from sims.virtual.node import SimNode
+
+
+class Model(NamedTuple):
+    """What every node that has it computes alike."""
+
+    name: str
+    compute_ns: int
+    """On a ``car-computer``."""
+    output_bytes: int
+
+
+def _digest(model: Model) -> str:
+    return hashlib.sha256(model.name.encode()).hexdigest()
+
+
+class _Waiting(NamedTuple):
+    effect: Compute
+    asked_ns: int
+
+
+class Worker:
+    """Runs the models of one node, in all its lives."""
+
+    def __init__(self, driver: SimDriver, node: SimNode, models: Sequence[Model], factor: float) -> None:
+        """``factor``: how much longer than on a ``car-computer`` everything takes."""
+        self._driver, self._node, self._factor = driver, node, factor
+        self._models = {model.name: model for model in models}
+        self._waiting: deque[_Waiting] = deque()
+        self._running: int | None = None
+        self._cancelled: set[int] = set()
+        self.slowed = 1.0
+        self.understated = 1.0
+
+    def begin(self) -> None:
+        """A life begins: nothing runs, and the engine learns what is here."""
+        self._waiting.clear()
+        self._cancelled.clear()
+        self._running = None
+        self._tell()
+
+    def understate(self, factor: float) -> None:
+        """Tell others that runs take ``1/factor`` of the time and that nothing waits; 1: the truth."""
+        self.understated = factor
+        if self._node.running:
+            self._tell()
+
+    def _tell(self) -> None:
+        honest = self.understated == 1
+        waiting = (len(self._waiting) + (self._running is not None)) if honest else 0
+        models = tuple(
+            LocalModel(model.name, _digest(model), int(self._run_ns(model) / self.understated), waiting, True)
+            for model in self._models.values()
+        )
+        self._driver.act(self._node, lambda engine, now: engine.set_models(models, now))
+
+    def _run_ns(self, model: Model) -> int:
+        return int(model.compute_ns * self._factor * self.slowed)
+
+    def perform(self, effect: Compute | CancelCompute) -> None:
+        """The engine wants a run, or no longer."""
+        if isinstance(effect, CancelCompute):
+            if effect.run == self._running or any(w.effect.run == effect.run for w in self._waiting):
+                self._cancelled.add(effect.run)
+        elif effect.model not in self._models:
+            answer = InferAnswer(0, "unknown", detail=f"no model {effect.model!r} here")
+            self._driver.when_awake(self._node, self._driver.now, self._answer, (effect.run, answer))
+        else:
+            self._waiting.append(_Waiting(effect, self._driver.now))
+            if self._running is None:
+                self._next()
+            self._driver.when_awake(self._node, self._driver.now, self._told, None)
+
+    def _told(self, _: None) -> None:
+        self._tell()
+
+    def _next(self) -> None:
+        """Take the next run whose answer anybody can still use."""
+        now = self._driver.now
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            effect = waiting.effect
+            if effect.run in self._cancelled:
+                self._cancelled.discard(effect.run)
+                continue
+            if now - waiting.asked_ns >= effect.budget_ns:
+                answer = InferAnswer(
+                    0, "late", queued_us=(now - waiting.asked_ns) // 1_000, detail="it waited too long"
+                )
+                self._driver.when_awake(self._node, now, self._answer, (effect.run, answer))
+                continue
+            self._running = effect.run
+            done_ns = now + self._run_ns(self._models[effect.model])
+            self._driver.when_awake(self._node, done_ns, self._done, (waiting, now))
+            return
+        self._running = None
+
+    def _done(self, ran: tuple[_Waiting, int]) -> None:
+        (effect, asked_ns), began_ns = ran
+        model, run = self._models[effect.model], effect.run
+        self._running = None
+        if run in self._cancelled:
+            self._cancelled.discard(run)
+        else:
+            outputs = (NamedTensor("y", tensor_of(computed_from(effect.inputs, model.output_bytes))),)
+            compute_us = (self._driver.now - began_ns) // 1_000
+            self._answer((run, InferAnswer(0, "done", outputs, (began_ns - asked_ns) // 1_000, compute_us)))
+        if self._running is None:
+            self._next()
+        self._tell()
+
+    def _answer(self, answered: tuple[int, InferAnswer]) -> None:
+        run, answer = answered
+        self._driver.act(self._node, lambda engine, now: engine.computed(run, answer, now))

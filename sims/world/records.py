@@ -1,0 +1,263 @@
+"""Records of a simulation: which nodes make any, what becomes of each, and whether the account adds up.
+
+Curator, ledger and messages are those of real nodes; :mod:`sims.world.outbox`, :mod:`sims.world.uplink` and
+:mod:`sims.world.relay` play what is around them. A node makes a record of its own readings, at most one of a key in
+``curation.interval_s``.
+
+The account is kept apart from the ledgers, over all lives of a node: what was made, what its node was told to be
+delivered, what went with a lost disk. :meth:`Records.complaints` holds ledger, relay and account against one another.
+It grows with the records of a run, by about 300 bytes each.
+"""
+
+from collections.abc import Sequence
+from random import Random
+
+from protocols.base import limits
+from protocols.base.errors import StorageError
+from protocols.base.ids import MonotonicNs, UtcNs
+from protocols.records.ledger import Ledger
+from protocols.records.rules import Curator, Rule
+from protocols.wire.codec import encode_reading
+from protocols.wire.messages import Acknowledgement, Reading
+from sims.checks import bugs
+from sims.media.contract import Uplink as Way
+from sims.results.histogram import Histogram
+from sims.results.result import Recorder
+from sims.scenario.file import Scenario
+from sims.virtual.driver import SimDriver
+from sims.virtual.node import SimNode
+from sims.world.outbox import Disk, Outbox, Upload
+from sims.world.relay import Content, Relay
+from sims.world.uplink import Uplink
+
+_STATES = ("delivered", "expired", "evicted", "refused")
+_LONG_NS = 10 * limits.SECOND
+"""A record that waited longer than an exchange may take was made while the relay was out of reach."""
+
+
+class _Host:
+    """A node over all its lives."""
+
+    __slots__ = ("curator", "disk", "disk_lost", "ended", "known", "lost", "made", "outbox", "reaches",
+                 "rule", "told", "unwritten", "uplink")  # fmt: skip
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.curator = Curator((rule,))
+        self.disk = Disk()
+        self.outbox: Outbox | None = None
+        self.uplink: Uplink | None = None
+        self.made = 0
+        self.unwritten = 0
+        """Readings that a full disk did not take: they never became records."""
+        self.told: dict[int, None] = {}
+        """Sequences that the relay acknowledged, as the node learned."""
+        self.ended = dict.fromkeys(_STATES, 0)
+        """By ledgers that went with their disks."""
+        self.disk_lost = 0
+        """Records that waited on a disk that was lost …"""
+        self.lost: dict[int, None] = {}
+        """… and sequences that such a disk held or knew the fate of, and the relay may have heard of."""
+        self.known = 0
+        """Records of it that the relay has."""
+        self.reaches: bool | None = None
+
+
+class Records:
+    """Of all nodes that send any."""
+
+    def __init__(
+        self, scenario: Scenario, driver: SimDriver, way: Way, recorder: Recorder, random: Random,
+        planted: frozenset[str],
+    ) -> None:  # fmt: skip
+        """``planted``: bugs, see :mod:`sims.checks.bugs`."""
+        curation = scenario.curation
+        rule = Rule(
+            "all", "**", int(curation.interval_s * limits.SECOND), lifespan_ms=int(curation.lifespan_s * 1_000)
+        )  # fmt: skip
+        self._driver, self._way, self._recorder, self._random = driver, way, recorder, random
+        self._planted, self._max_records = planted, curation.max_records
+        self._hosts = {
+            name: _Host(rule) for group in scenario.groups if group.relay for name in scenario.members(group.name)
+        }
+        self._relay = Relay()
+        bugs.plant(self._relay, planted)
+        self._took = Histogram()
+        self._answered = self._unanswered = self._late = 0
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a node makes records."""
+        return name in self._hosts
+
+    # --- at the node -----------------------------------------------------------------------------------------------
+    def begin(self, node: SimNode) -> None:
+        """A life begins with what is on its disk."""
+        host = self._hosts.get(node.name)
+        if host is None:
+            return
+        ledger = host.disk.read(self._max_records)
+        bugs.plant(ledger, self._planted)
+        host.curator = Curator((host.rule,))
+        host.outbox = Outbox(host.disk, ledger)
+        host.uplink = Uplink(self._driver, self._way, self._relay, self._random, node, host.outbox, self)
+        host.uplink.begin()
+
+    def consider(self, node: SimNode, reading: Reading) -> None:
+        """A node, which makes records, published a reading."""
+        host, now = self._hosts[node.name], self._driver.now
+        if host.outbox is None or host.uplink is None:
+            return
+        local = node.local(now)
+        rule = host.curator.choose(reading, True, MonotonicNs(local))
+        if rule is None:
+            return
+        utc_ns = UtcNs(local + node.utc_less_mono_ns)
+        try:
+            sequence = host.outbox.put(
+                rule.name, encode_reading(reading), reading.priority, rule.lifespan_ms, utc_ns, now
+            )  # fmt: skip
+        except StorageError:
+            host.unwritten += 1
+            return
+        host.made += 1
+        self._driver.note((now, node.number, "record", sequence))
+        host.uplink.wake()
+
+    # --- lives and faults ------------------------------------------------------------------------------------------
+    def lose_disk(self, name: str) -> None:
+        """The next life begins with nothing."""
+        host = self._hosts.get(name)
+        if host is None or host.outbox is None:
+            return
+        ledger = host.outbox.ledger
+        statistics = ledger.statistics()
+        for state in _STATES:
+            host.ended[state] += statistics[state]
+        host.disk_lost += statistics["pending"]
+        if host.outbox.introduced:
+            host.lost.update(dict.fromkeys(entry.sequence for entry in ledger.entries()))
+            for fate in ledger.fates():
+                host.lost.update(dict.fromkeys(range(fate.first, fate.last + 1)))
+        was_full, host.disk = host.disk.full, Disk()
+        host.disk.full = was_full
+
+    def full_disk(self, name: str, full: bool) -> None:
+        """Whether nothing can be written."""
+        if name in self._hosts:
+            self._hosts[name].disk.full = full
+
+    def relay(self, up: bool) -> None:
+        """Whether the relay answers. What it stored it keeps."""
+        if up:
+            self._relay.start()
+        else:
+            self._relay.stop()
+
+    # --- what uplinks tell -----------------------------------------------------------------------------------------
+    def taken(self, node: SimNode) -> None:
+        """See :class:`sims.world.uplink.Watch`."""
+        host, now = self._hosts[node.name], self._driver.now
+        stored = self._relay.stored(node.name)
+        for sequence in stored[host.known :]:
+            row = host.disk.rows.get(sequence)
+            self._driver.note((now, node.number, "stored", sequence))
+            if row is not None:
+                self._took.add(now - row.made_ns)
+                self._late += now - row.made_ns > _LONG_NS
+        host.known = len(stored)
+
+    def acknowledged(self, node: SimNode, upload: Upload, answer: Acknowledgement) -> None:
+        """See :class:`sims.world.uplink.Watch`."""
+        sent = frozenset(upload.plan.sequences)
+        self._hosts[node.name].told.update(dict.fromkeys(s for s in answer.stored if s in sent))
+
+    def renumbered(self, node: SimNode, first_sequence: int) -> None:
+        """See :class:`sims.world.uplink.Watch`."""
+        host = self._hosts[node.name]
+        host.lost = {sequence: None for sequence in host.lost if sequence < first_sequence}
+
+    def reached(self, node: SimNode, answers: bool) -> None:
+        """See :class:`sims.world.uplink.Watch`."""
+        host = self._hosts[node.name]
+        self._answered += answers
+        self._unanswered += not answers
+        if answers != host.reaches:
+            if host.reaches is not None or not answers:
+                waiting = 0 if host.outbox is None else host.outbox.ledger.pending
+                what = "relay reached" if answers else "relay out of reach"
+                self._recorder.occurred(what, self._driver.now, node.name, "", f"{waiting} records wait")
+            host.reaches = answers
+
+    # --- what is asked of it ---------------------------------------------------------------------------------------
+    def ledger(self, name: str) -> Ledger | None:
+        """Of the present or last life; None: the node makes no records, or did not live yet."""
+        host = self._hosts.get(name)
+        return None if host is None or host.outbox is None else host.outbox.ledger
+
+    def stored(self, name: str) -> Sequence[int]:
+        """Sequences at the relay, each as often as it was stored, in the order they came."""
+        return self._relay.stored(name)
+
+    def contents(self, name: str) -> dict[int, Content]:
+        """What the relay has of a node, by sequence. Not to be changed."""
+        return self._relay.contents(name)
+
+    def waiting_since_ns(self, name: str) -> int | None:
+        """When the oldest record that waits was made; None: none waits."""
+        host = self._hosts.get(name)
+        if host is None or host.outbox is None:
+            return None
+        rows = host.disk.rows
+        made = (rows[entry.sequence].made_ns for entry in host.outbox.ledger.entries() if entry.sequence in rows)
+        return min(made, default=None)
+
+    def complaints(self, name: str) -> list[str]:
+        """What does not add up for a node, in words."""
+        host = self._hosts[name]
+        found = []
+        if host.outbox is not None:
+            statistics = host.outbox.ledger.statistics()
+            accounted = statistics["pending"] + host.disk_lost
+            accounted += sum(statistics[state] + host.ended[state] for state in _STATES)
+            if accounted != host.made:
+                found.append(f"of {host.made} records of {name} {accounted} are accounted for: {statistics}")
+        stored = frozenset(self._relay.stored(name))
+        missing = [sequence for sequence in host.told if sequence not in stored]
+        if missing:
+            found.append(f"the relay lacks {len(missing)} records of {name} that it acknowledged, first {missing[0]}")
+        holes = [sequence for sequence in self._relay.holes(name) if sequence not in host.lost]
+        if holes:
+            found.append(f"nobody knows what became of {len(holes)} records of {name}, first {holes[0]}")
+        contents = self._relay.contents(name).values()
+        copies = len(contents) - len(dict.fromkeys(contents))
+        if copies or self._relay.conflicts(name):
+            found.append(
+                f"the relay has {copies} records of {name} under two sequences, and {self._relay.conflicts(name)} came "
+                "with the sequence of another"
+            )
+        return found
+
+    def counters(self) -> dict[str, int]:
+        """Over all nodes and lives; empty when nobody makes records."""
+        if not self._hosts:
+            return {}
+        totals = dict.fromkeys(("made", "waiting", "lost_with_disk", "not_written", "at_relay", *_STATES), 0)
+        for name, host in self._hosts.items():
+            totals["made"] += host.made
+            totals["lost_with_disk"] += host.disk_lost
+            totals["not_written"] += host.unwritten
+            totals["at_relay"] += len(self._relay.stored(name))
+            for state in _STATES:
+                totals[state] += host.ended[state]
+            if host.outbox is not None:
+                statistics = host.outbox.ledger.statistics()
+                totals["waiting"] += statistics["pending"]
+                for state in _STATES:
+                    totals[state] += statistics[state]
+        totals |= {"late": self._late, "exchanges": self._answered, "exchanges_failed": self._unanswered}
+        return {f"records_{what}": count for what, count in sorted(totals.items())}
+
+    def figures(self) -> dict[str, float]:
+        """How long records took from their making until the relay had them on disk."""
+        quantiles = self._took.spread("s").quantiles
+        return {f"record_took_{name}_s": value for name, value in quantiles.items()}

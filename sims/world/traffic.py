@@ -1,0 +1,156 @@
+"""What the nodes of a scenario do by themselves: publish readings, ask for inferences, put in entries, move.
+
+Each source begins at a random part of its period, so that a thousand nodes do not publish in the same instant, and then
+keeps its period. A node that is down, or has no CPU, does not publish meanwhile and makes up for nothing.
+"""
+
+from collections.abc import Callable
+from random import Random
+from typing import Final
+
+from protocols.base import limits
+from protocols.base.errors import BoundExceeded, ModelUnknown
+from protocols.wire.codec import tensor_of
+from protocols.wire.messages import EventTime, NamedTensor, Position, Provenance, Reading
+from sims.roads.geodesy import Plane
+from sims.scenario.file import Inference, Spread, Traffic
+from sims.virtual.node import SimNode
+from sims.world.authors import LIFETIME_S, SPREAD_KIND
+from sims.world.world import PLACES_INTERVAL_NS, World
+
+_HOW: Final = Provenance("sim", "1")
+_ACCURACY_M: Final = 1.0
+
+
+class _Source:
+    __slots__ = ("hops", "key", "lifespan_ms", "node", "period_ns", "priority", "recorded", "value")
+
+    def __init__(self, node: SimNode, traffic: Traffic, recorded: bool) -> None:
+        self.node, self.recorded = node, recorded
+        self.priority, self.lifespan_ms, self.hops = traffic.priority, traffic.lifespan_ms, traffic.hops
+        self.key = f"{'rsu' if node.role == 'rsu' else 'veh'}/{node.name}/{traffic.topic}"
+        self.value = bytes(traffic.size_bytes)
+        self.period_ns = int(limits.SECOND / traffic.rate_hz)
+
+
+class _Spot:
+    __slots__ = ("looked_ns", "position", "x_m", "y_m")
+
+    def __init__(self) -> None:
+        self.position: Position | None = None
+        """Of a place …"""
+        self.x_m = self.y_m = 0.0
+        self.looked_ns = -1
+        """… at which the node was when everybody moved at this instant."""
+
+
+class _Asker:
+    __slots__ = ("asked", "inference", "model", "node", "period_ns")
+
+    def __init__(self, node: SimNode, model: str, inference: Inference) -> None:
+        self.node, self.model, self.inference = node, model, inference
+        self.period_ns = int(limits.SECOND / inference.rate_hz)
+        self.asked = 0
+
+
+class Activity:
+    """Everything that nodes begin in a run."""
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world = world
+        self._driver = world.driver
+        self._plane = Plane(*world.scenario.origin)
+        self._spots = [_Spot() for _ in world.names]
+        self._moved_ns = 0
+        self._random = Random(f"{seed}/traffic")
+        self.on_published: Callable[[SimNode, str, int], None] | None = None
+        """Whoever samples what is published, with its sequence."""
+
+    def begin(self) -> None:
+        """Once, at the start of the run."""
+        scenario, driver, random = self.world.scenario, self._driver, self._random
+        for traffic in scenario.traffic:
+            for name in scenario.members(traffic.group):
+                source = _Source(self.world.node(name), traffic, name in self.world.records)
+                driver.push(int(random.random() * source.period_ns), self._publish, source)
+        for number, inference in enumerate(scenario.inference):
+            for name in scenario.members(inference.group):
+                asker = _Asker(self.world.node(name), f"model-{number}", inference)
+                driver.push(int(random.random() * asker.period_ns), self._ask, asker)
+        for spread in scenario.gossip:
+            driver.push(int(spread.at_s * limits.SECOND), self._put, spread)
+        driver.push(PLACES_INTERVAL_NS, self._move, None)
+
+    def _move(self, _: None) -> None:
+        world, now = self.world, self._driver.now
+        world.places.advance(now)
+        world.moved(world.media.moved(now))
+        self._moved_ns = now
+        self._driver.push(now + PLACES_INTERVAL_NS, self._move, None)
+
+    def _position(self, node: SimNode) -> Position:
+        spot = self._spots[node.number]
+        position = spot.position
+        if position is None or spot.looked_ns != self._moved_ns:
+            places, number = self.world.places, node.number
+            x_m, y_m = places.xs_m[number], places.ys_m[number]
+            if position is None or x_m != spot.x_m or y_m != spot.y_m:
+                latitude_deg, longitude_deg = self._plane.degrees(x_m, y_m)
+                spot.x_m, spot.y_m = x_m, y_m
+                spot.position = position = Position(latitude_deg, longitude_deg, _ACCURACY_M)
+            spot.looked_ns = self._moved_ns
+        return position
+
+    def _publish(self, source: _Source) -> None:
+        node, driver = source.node, self._driver
+        driver.push(driver.now + source.period_ns, self._publish, source)
+        if not node.running:
+            return
+        if driver.is_awake(node):
+            self._publish_now(source)
+        else:
+            driver.wait(node, self._publish_now, source)
+
+    def _publish_now(self, source: _Source) -> None:
+        world, node = self.world, source.node
+        now = self._driver.now
+        put = self._driver.publish_at(
+            node, source.key, source.value, self._position(node), _HOW, source.priority, source.lifespan_ms, source.hops
+        )
+        world.note_published(node, source.key, put, now)
+        if source.recorded:
+            when = EventTime(node.local(now) + node.utc_less_mono_ns, limits.MS)
+            world.records.consider(node, Reading(
+                source.key, node.name, put.sequence, source.value, self._position(node), when, _HOW, source.priority,
+                source.lifespan_ms, source.hops,
+            ))  # fmt: skip
+        if self.on_published is not None:
+            self.on_published(node, source.key, put.sequence)
+
+    def _ask(self, asker: _Asker) -> None:
+        driver = self._driver
+        driver.push(driver.now + asker.period_ns, self._ask, asker)
+        if asker.node.running:
+            driver.when_awake(asker.node, driver.now, self._ask_now, asker)
+
+    def _ask_now(self, asker: _Asker) -> None:
+        node, wanted, now = asker.node, asker.inference, self._driver.now
+        asker.asked += 1
+        stamp = f"{node.name} {node.lives} {asker.asked} ".encode()[-32:].rjust(32)
+        data = (stamp + bytes(wanted.input_bytes))[: wanted.input_bytes]
+        inputs = (NamedTensor("x", tensor_of(data)),)
+        budget_ns = wanted.deadline_ms * limits.MS
+        try:
+            request = node.engine.ask(asker.model, inputs, (), budget_ns, True, node.local(now))
+        except (BoundExceeded, ModelUnknown) as error:
+            self.world.recorder.answered(now, node.name, "", 0, type(error).__name__)
+            return
+        for hook in self.world.on_asked:
+            hook(node.name, request, inputs, now + budget_ns)
+        self._driver.act(node, lambda engine, now: None)
+
+    def _put(self, spread: Spread) -> None:
+        node = self.world.node(spread.author)
+        if node.running:
+            body = bytes(spread.size_bytes)
+            self._driver.act(node, lambda engine, now: engine.gossip_put(SPREAD_KIND, body, LIFETIME_S, now))

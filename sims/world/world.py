@@ -1,0 +1,498 @@
+"""A scenario come to life: nodes with their clocks, devices, traffic and models, moved about, watched, and at the mercy
+of faults.
+
+It is what faults act on (:class:`sims.world.faults.Controls`), what checks look at
+(:class:`sims.checks.contract.World`), and what the driver reports to (:class:`sims.virtual.driver.Observer`). Names are
+turned into numbers and back here and nowhere else.
+
+Chance: each part has a ``Random`` of its own, made from the seed and the name of the part, so that a part left out
+leaves the others as they were.
+"""
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Final
+
+import msgspec
+
+from protocols.base import limits
+from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
+from protocols.base.keys import matches
+from protocols.engine import Engine, PeerView
+from protocols.events import Answered, EntryAccepted, Event, NeighbourMet, Put
+from protocols.gossip.entries import Stored
+from protocols.membership.machine import Neighbour
+from protocols.records.ledger import Ledger
+from protocols.settings import GossipSettings, MembershipSettings, NodeSettings, Quality
+from sims.checks import bugs
+from sims.checks.contract import Check, EntryView, make_checks, overridden
+from sims.media.media import Media
+from sims.results.result import Recorder
+from sims.roads.mobility import places
+from sims.scenario.devices import DEVICES
+from sims.scenario.file import Fault, Group, Scenario
+from sims.virtual.discovery import Discovery
+from sims.virtual.driver import SimDriver
+from sims.virtual.node import MESH, Arrival, Pipe, SimNode
+from sims.virtual.pipes import readings_in
+from sims.virtual.processors import Processors
+from sims.world.authors import Authors
+from sims.world.compute import Model, Worker
+from sims.world.faults import Faults
+from sims.world.records import Records
+
+PLACES_INTERVAL_NS: Final = 200 * limits.MS
+"""How often everybody moves: seven metres on a motorway."""
+MOST_ADDRESSES: Final = 200
+"""In a larger mesh nodes don't spread their addresses, only what the scenario puts in spreads: a thousand addresses at
+a thousand nodes are a million entries, all in the first seconds, and would drown what the scenario is about."""
+_GOOD_SHARE: Final = 0.9
+_GOSSIP: Final = GossipSettings(checks_at_once=limits.MAX_ENTRIES_PER_FRAME)
+"""A signature costs nothing here: a real node checks one, lets readings pass, and goes on a millisecond later."""
+
+
+class World:
+    """See the module."""
+
+    def __init__(
+        self, scenario: Scenario, seed: int, recorder: Recorder, tape: Sequence[Fault], planted: frozenset[str],
+        processors: Processors | None = None,
+    ) -> None:  # fmt: skip
+        """:raises ScenarioError: a check is not known. :raises TraceError: a trace can't be used."""
+        self.scenario, self.settings = scenario, MembershipSettings()
+        self.names: Sequence[str] = scenario.names
+        self.mesh: MeshName = MESH
+        self.places = places(scenario, Random(f"{seed}/places"))
+        self.media = Media(scenario, self.places, Random(f"{seed}/links"), Random(f"{seed}/uplink"))
+        self.driver = SimDriver(seed, links=self.media, observer=self, adjust=self._adjust, processors=processors)
+        self.discovery = Discovery(self.driver, self.media, Random(f"{seed}/discovery"))
+        self.authors = Authors(self.driver, Random(f"{seed}/gossip"))
+        self.recorder, self._planted = recorder, planted
+        self.workers: dict[int, Worker] = {}
+        self.near_since_ns: dict[tuple[int, int], int] = {}
+        """Pairs in good range of one another, the smaller first, and since when."""
+        self._nodes: dict[str, SimNode] = {}
+        self._wants: list[list[tuple[str, int]]] = []
+        """By node: the key expressions that it subscribes to, and over how many hops."""
+        self._cut: dict[tuple[int, int], int] = {}
+        self._lossy: set[tuple[int, int]] = set()
+        self._clogged: set[tuple[int, int]] = set()
+        self._slowed: dict[int, float] = {}
+        self._full: set[int] = set()
+        self.records = Records(scenario, self.driver, self.media, recorder, Random(f"{seed}/records"), planted)
+        self._lost_with_nodes = 0
+        self._disks: dict[int, tuple[int, list[Stored]]] = {}
+        """Of crashed nodes: when their entries were written, and these."""
+        self._peers: dict[str, Sequence[PeerView]] = {}
+        self._peers_ns = -1
+        self._near: list[list[int]] = [[] for _ in scenario.names]
+        self._near_names: list[list[str]] = [[] for _ in scenario.names]
+        self._near_known = [False] * len(scenario.names)
+        """Whether what :meth:`near` found is still so."""
+        self._least_share: float = 1 - (1 - _GOOD_SHARE) ** (1 / (scenario.radio.retries + 1))
+        self._radio = self.media.radio
+        self._wires = bool(scenario.backbone)
+        self._wired = [
+            frozenset(number for number, backbone in enumerate(scenario.backbone) if group.name in backbone.groups)
+            for group in scenario.groups
+            for _ in range(group.count)
+        ]
+        self._make_nodes(seed)
+        self._choose_way()
+        self.checks: list[Check] = make_checks(scenario.checks.names, self, recorder)
+        self._on_started = overridden(self.checks, "started")
+        self._on_crashing = overridden(self.checks, "crashing")
+        self._on_frame_accepted = overridden(self.checks, "frame_accepted")
+        self.on_published = overridden(self.checks, "published")
+        self._on_delivered = overridden(self.checks, "delivered")
+        self._on_event = overridden(self.checks, "event")
+        self.on_asked = overridden(self.checks, "asked")
+        self._on_answered = overridden(self.checks, "answered")
+        self._on_authored = overridden(self.checks, "authored")
+        self._on_entry = overridden(self.checks, "entry")
+        self.on_deliveries: Callable[[SimNode, Sequence[Arrival]], None] | None = None
+        """Whoever samples what comes."""
+        self.faults = Faults(tape, scenario, self, recorder)
+
+    # --- building --------------------------------------------------------------------------------------------------
+    def _make_nodes(self, seed: int) -> None:
+        clocks = Random(f"{seed}/clocks")
+        models = [
+            Model(f"model-{number}", int(asked.compute_ms * limits.MS), asked.output_bytes)
+            for number, asked in enumerate(self.scenario.inference)
+        ]
+        for group in self.scenario.groups:
+            served = [
+                model for model, asked in zip(models, self.scenario.inference, strict=True)
+                if not asked.offered_by or group.name in asked.offered_by
+            ]  # fmt: skip
+            wants = [
+                (f"{'rsu' if source.role == 'rsu' else 'veh'}/*/{traffic.topic}", traffic.hops)
+                for traffic in self.scenario.traffic
+                for source in self.scenario.groups
+                if source.name == traffic.group and (not traffic.to or group.name in traffic.to)
+            ]
+            for number in range(group.count):
+                self._make_node(group, number, list(dict.fromkeys(wants)), clocks)
+                if served:
+                    node = self.driver.numbered[-1]
+                    worker = Worker(self.driver, node, served, DEVICES[group.device].factor)
+                    node.compute = worker.perform
+                    self.workers[node.number] = worker
+
+    def _make_node(self, group: Group, number: int, wants: list[tuple[str, int]], clocks: Random) -> None:
+        name = f"{group.name}-{number}"
+        skew_ns = int(clocks.gauss(0, group.clock_skew_ms) * limits.MS)
+        drift_ppb = int(clocks.gauss(0, group.clock_drift_ppm) * 1_000)
+        up_since_ns = clocks.randrange(10_000_000) * limits.MS
+        node = self.driver.prepare(name, Role(group.role))
+        node.set_clocks(up_since_ns, skew_ns, drift_ppb)
+        device = DEVICES[group.device]
+        shared = self.driver.processors
+        slowness = 1.0 if shared is None else shared.slowness
+        node.device_frame_ns = int(device.frame_ns * slowness)
+        node.device_handshake_ns = int(device.handshake_ns * slowness)
+        node.slow(1)
+        node.attentive = shared is not None
+        self._nodes[name] = node
+        self._wants.append(wants)
+        start_ns = int((group.start_s + number * group.stagger_s) * limits.SECOND)
+        self.driver.push(start_ns, self.driver.start, node)
+
+    def _adjust(self, settings: NodeSettings) -> NodeSettings:
+        return msgspec.structs.replace(settings, seal=self.authors.seal(settings.node), gossip=_GOSSIP)
+
+    # --- what happens: Observer ------------------------------------------------------------------------------------
+    def life_began(self, node: SimNode) -> None:
+        """See :class:`sims.virtual.driver.Observer`."""
+        bugs.plant(node.engine, self._planted)
+        for hook in self._on_started:
+            hook(node.name)
+        for expression, hops in self._wants[node.number]:
+            self.driver.subscribe(node.name, expression, Quality(own=False, hops=hops))
+        worker = self.workers.get(node.number)
+        if worker is not None:
+            worker.begin()
+        self.discovery.begin(node)
+        self.records.begin(node)
+        if len(self.names) <= MOST_ADDRESSES:
+            self.authors.say_address(node)
+
+    def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
+        """See :class:`sims.virtual.driver.Observer`."""
+        for hook in self._on_delivered:
+            hook(node.name, arrivals)
+        if self.on_deliveries is not None:
+            self.on_deliveries(node, arrivals)
+
+    def event(self, node: SimNode, event: Event) -> None:
+        """See :class:`sims.virtual.driver.Observer`."""
+        now, name = self.driver.now, node.name
+        kind = type(event)
+        if kind is NeighbourMet:
+            other = self._nodes.get(event.node)  # type: ignore[union-attr]
+            if other is not None:
+                pair = min(node.number, other.number), max(node.number, other.number)
+                since_ns = max(self.near_since_ns.get(pair, 0), node.started_ns, other.started_ns)
+                self.recorder.met(now, name, other.name, min(since_ns, now))
+        elif kind is EntryAccepted:
+            self._entry(node, event)  # type: ignore[arg-type]
+        elif kind is Answered:
+            winner = event.winner  # type: ignore[union-attr]
+            by = "" if winner is None else "here" if winner.node == name else str(winner.node)
+            self.recorder.answered(now, name, by, event.took_ns, event.failure)  # type: ignore[union-attr]
+            for hook in self._on_answered:
+                hook(name, event)
+        for hook in self._on_event:
+            hook(name, event)
+
+    def note_published(self, node: SimNode, key: str, put: Put, now: int) -> None:
+        """A node published a reading."""
+        self.recorder.published(now, node.name, key, put.sequence)
+        for hook in self.on_published:
+            hook(node.name, key, put)
+
+    def wants(self, number: int, key: str) -> bool:
+        """Whether a node subscribes to a key."""
+        for expression, _ in self._wants[number]:  # noqa: SIM110  compiled, a generator is slow
+            if matches(expression, key):
+                return True
+        return False
+
+    def _entry(self, node: SimNode, event: EntryAccepted) -> None:
+        view = EntryView(
+            event.author, event.kind, event.version,
+            self.authors.taken(node.name, (event.author, event.kind), event.version),
+        )  # fmt: skip
+        if event.source == node.name:
+            for hook in self._on_authored:
+                hook(node.name, view)
+        for hook in self._on_entry:
+            hook(node.name, view)
+        self.recorder.spread(self.driver.now, node.name, f"{event.author}/{event.kind}", event.version)
+
+    def frame_accepted(self, node: SimNode, pipe: Pipe) -> None:
+        """See :class:`sims.virtual.driver.Observer`."""
+        for hook in self._on_frame_accepted:
+            hook(node.name, pipe.identity, pipe.verified)
+
+    # --- what checks look at ---------------------------------------------------------------------------------------
+    @property
+    def now(self) -> int:
+        """Virtual nanoseconds since the start of the run."""
+        return self.driver.now
+
+    def node(self, name: str) -> SimNode:
+        """By name."""
+        return self._nodes[name]
+
+    def running(self, name: str) -> bool:
+        """See :class:`sims.checks.contract.World`."""
+        return self._nodes[name].running
+
+    def since(self, name: str) -> int:
+        """See :class:`sims.checks.contract.World`."""
+        return self._nodes[name].started_ns
+
+    def engine(self, name: str) -> Engine:
+        """See :class:`sims.checks.contract.World`."""
+        return self._nodes[name].engine
+
+    def peers(self, name: str) -> Sequence[PeerView]:
+        """See :class:`sims.checks.contract.World`."""
+        if self._peers_ns != self.driver.now:
+            self._peers_ns = self.driver.now
+            self._peers.clear()
+        peers = self._peers.get(name)
+        if peers is None:  # several checks ask in the same instant
+            node = self._nodes[name]
+            self.driver.look(node)
+            peers = self._peers[name] = node.engine.peers(node.local(self.driver.now))
+        return peers
+
+    def neighbours(self, name: str) -> Sequence[Neighbour]:
+        """See :class:`sims.checks.contract.World`."""
+        node = self._nodes[name]
+        self.driver.look(node)
+        return node.engine.neighbours()
+
+    def in_range(self, name: str) -> Sequence[str]:
+        """See :class:`sims.checks.contract.World`."""
+        number = self._nodes[name].number
+        self.near(number)
+        return self._near_names[number]
+
+    def near(self, number: int) -> list[int]:
+        """:meth:`in_range` by numbers: the same object as long as they stay the same. Not to be changed."""
+        if not self._near_known[number]:
+            self._near_known[number] = True
+            near = [other for other in self.media.neighbours(number) if self._good(number, other)]
+            if near != self._near[number]:
+                self._near[number] = near
+                self._near_names[number] = [self.names[other] for other in near]
+        return self._near[number]
+
+    def moved(self, touched: list[int]) -> None:
+        """The places have changed; ``touched`` are nodes that may be near others than before."""
+        for number in touched:
+            self._near_known[number] = False
+
+    def _links_changed(self) -> None:
+        self._near_known = [False] * len(self._near)
+
+    def _good(self, one: int, other: int) -> bool:
+        if self._cut or self._lossy:
+            for pair in ((one, other), (other, one)):
+                if pair in self._cut or pair in self._lossy:
+                    return False
+        if self._wires and self._wired[one] & self._wired[other]:
+            return True
+        return self._radio.delivery_share(one, other) >= self._least_share  # the same both ways
+
+    def heard_ns(self, name: str, other: str) -> int | None:
+        """See :class:`sims.checks.contract.World`."""
+        at_ns = self._nodes[name].heard_ns(NodeId(other))
+        return None if at_ns < 0 else at_ns
+
+    def slowed(self, name: str) -> bool:
+        """See :class:`sims.checks.contract.World`."""
+        return self._nodes[name].number in self._slowed
+
+    def entries(self, name: str) -> Sequence[EntryView]:
+        """See :class:`sims.checks.contract.World`."""
+        node = self._nodes[name]
+        return [
+            EntryView(entry.author, entry.kind, entry.version, "")
+            for entry in node.engine.gossip_entries(node.local(self.driver.now))
+        ]
+
+    def ledger(self, name: str) -> Ledger | None:
+        """See :class:`sims.checks.contract.World`."""
+        return self.records.ledger(name)
+
+    def stored(self, name: str) -> Sequence[int]:
+        """See :class:`sims.checks.contract.World`."""
+        return self.records.stored(name)
+
+    def records_complaints(self, name: str) -> Sequence[str]:
+        """See :class:`sims.checks.contract.World`."""
+        return self.records.complaints(name)
+
+    def waiting_since_ns(self, name: str) -> int | None:
+        """See :class:`sims.checks.contract.World`."""
+        return self.records.waiting_since_ns(name)
+
+    def covered(self, name: str) -> bool:
+        """See :class:`sims.checks.contract.World`."""
+        return self.media.covered(self._nodes[name].number)
+
+    def readings_under_way(self) -> int:
+        """See :class:`sims.checks.contract.World`."""
+        waiting = 0
+        for node in self.driver.numbered:
+            if not node.running:
+                continue
+            waiting += sum(view.waiting_readings for view in node.engine.peers(node.local(self.now)))
+            waiting += readings_in([coming.frame.data for coming in node.inbox])
+            for pipe in node.inbound.values():
+                waiting += readings_in(pipe.held)
+            for pipe in node.dialled.values():
+                if not pipe.hears:  # its sender doesn't know yet that nobody takes what is on it
+                    waiting += readings_in(pipe.held)
+        return waiting
+
+    def readings_lost(self) -> int:
+        """See :class:`sims.checks.contract.World`."""
+        return self.driver.pipes.readings_lost + self._lost_with_nodes
+
+    # --- what faults do --------------------------------------------------------------------------------------------
+    def after(self, delay_ns: int, action: Callable[[], None]) -> None:
+        """See :class:`sims.world.faults.Controls`."""
+        self.driver.at(delay_ns, action)
+
+    def crash(self, name: str) -> None:
+        """See :class:`sims.world.faults.Controls`."""
+        self.driver.settle()
+        for hook in self._on_crashing:
+            hook(name)
+        self._lost_with_nodes += sum(view.waiting_readings for view in self.peers(name))
+        node = self._nodes[name]
+        if node.number not in self._full:
+            self._disks[node.number] = self.now, node.engine.gossip_stored(node.local(self.now))
+        self.driver.kill(name)
+
+    def restart(self, name: str, keep_disk: bool) -> None:
+        """See :class:`sims.world.faults.Controls`. The incarnation is the larger of the last one on disk + 1 and the
+        clock in seconds, as in a real node."""
+        node = self._nodes[name]
+        clock_s = (node.local(self.now) + node.utc_less_mono_ns) // limits.SECOND
+        last = int(node.engine.settings.incarnation) if keep_disk else 0
+        if not keep_disk:
+            self.records.lose_disk(name)
+        self.driver.restart(name, Incarnation(max(last + 1, clock_s)))
+        written_ns, stored = self._disks.pop(node.number, (self.now, []))
+        if keep_disk and stored:
+            older = [entry._replace(age_ns=entry.age_ns + self.now - written_ns) for entry in stored]
+            self.driver.act(node, lambda engine, now: engine.gossip_restore(older, now))
+
+    def cut(self, sender: str, receiver: str) -> None:
+        """See :class:`sims.world.faults.Controls`."""
+        self._links_changed()
+        pair = self._pair(sender, receiver)
+        self._cut[pair] = self._cut.get(pair, 0) + 1
+        self.media.cut(*pair)
+        self._choose_way()
+
+    def uncut(self, sender: str, receiver: str) -> None:
+        """See :class:`sims.world.faults.Controls`."""
+        self._links_changed()
+        pair = self._pair(sender, receiver)
+        if self._cut.get(pair, 0) > 1:
+            self._cut[pair] -= 1
+        else:
+            self._cut.pop(pair, None)
+        self.media.uncut(*pair)
+        self._choose_way()
+
+    def lose(self, sender: str, receiver: str, share: float) -> None:
+        """See :class:`sims.world.faults.Controls`."""
+        self._links_changed()
+        pair = self._pair(sender, receiver)
+        if share:
+            self._lossy.add(pair)
+        else:
+            self._lossy.discard(pair)
+        self.media.lose(*pair, share)
+        self._choose_way()
+
+    def clog(self, sender: str, receiver: str, delay_ns: int) -> None:
+        """See :class:`sims.world.faults.Controls`."""
+        pair = self._pair(sender, receiver)
+        if delay_ns:
+            self._clogged.add(pair)
+        else:
+            self._clogged.discard(pair)
+        self.media.clog(*pair, delay_ns)
+        self._choose_way()
+
+    def _choose_way(self) -> None:
+        """Without wires and faults all goes by air, and nobody need look at each frame whether it does."""
+        plain = not (self.scenario.backbone or self._cut or self._lossy or self._clogged)
+        self.driver.pipes.radio = self.media.radio if plain else None
+
+    def _pair(self, sender: str, receiver: str) -> tuple[int, int]:
+        return self._nodes[sender].number, self._nodes[receiver].number
+
+    def slow(self, name: str, factor: float) -> None:
+        """See :class:`sims.world.faults.Controls`."""
+        node = self._nodes[name]
+        self.driver.look(node)
+        node.slow(factor)
+        worker = self.workers.get(node.number)
+        if worker is not None:
+            worker.slowed = factor
+        if factor > 1:
+            self._slowed[node.number] = factor
+        else:
+            self._slowed.pop(node.number, None)
+
+    def full_disk(self, name: str, full: bool) -> None:
+        """See :class:`sims.world.faults.Controls`."""
+        number = self._nodes[name].number
+        if full:
+            self._full.add(number)
+        else:
+            self._full.discard(number)
+        self.records.full_disk(name, full)
+
+    def clock_jump(self, name: str, by_ns: int) -> None:
+        """See :class:`sims.world.faults.Controls`."""
+        node = self._nodes[name]
+        self.driver.look(node)
+        node.utc_less_mono_ns += by_ns
+
+    def relay(self, up: bool) -> None:
+        """See :class:`sims.world.faults.Controls`."""
+        self.records.relay(up)
+
+    def false_adverts(self, name: str, on: bool) -> None:
+        """See :class:`sims.world.faults.Controls`."""
+        self.discovery.lie(self._nodes[name], on)
+
+    def forge_gossip(self, name: str, on: bool) -> None:
+        """See :class:`sims.world.faults.Controls`."""
+        self.authors.forge(self._nodes[name], on)
+
+    def stale_gossip(self, name: str, on: bool) -> None:
+        """See :class:`sims.world.faults.Controls`."""
+        self.authors.repeat_old(self._nodes[name], on)
+
+    def understate_load(self, name: str, factor: float) -> None:
+        """See :class:`sims.world.faults.Controls`."""
+        worker = self.workers.get(self._nodes[name].number)
+        if worker is not None:
+            worker.understate(factor)
+
+    def knock(self, host: str, target: str, identity: PeerIdentity, frames: Sequence[bytes]) -> None:
+        """See :class:`sims.world.faults.Controls`."""
+        self.driver.connections.knock(self._nodes[host], self._nodes[target], identity, frames)

@@ -1,0 +1,270 @@
+"""Gossip between real nodes, over mutual TLS: what they know of one another, from whom, and what they refuse."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from starlette.requests import Request
+
+import meshnode.gossip.service
+import meshnode.identity.renewal
+from meshnode.gossip.notary import Notary
+from meshnode.gossip.service import entry_form, load, own_hosts
+from meshnode.http.api import Api
+from meshnode.identity import create_mesh, issue
+from protocols.base import limits
+from protocols.base.ids import MeshName, NodeId
+from protocols.events import EntryRefused, Event
+from protocols.gossip.entries import EntryView, Stored
+from protocols.wire.codec import (
+    decode_untrusted_address,
+    decode_untrusted_entry,
+    encode_address,
+    encode_entry,
+    entry_statement,
+)
+from protocols.wire.messages import Address, Carried, Entry, GossipEntries
+from sims.emulator.nodes import MESH as EMULATED_MESH
+from sims.scenario.file import Spread
+from tests.tools.mesh_fixture import House, Open, given_house, given_opened, until
+from tests.tools.node_fixture import RunningNode, eventually, prepare
+from tests.tools.node_fixture import meshnode as command
+
+__all__ = ["given_house", "given_opened"]
+DAY_S = 86_400
+
+
+def notary(folder: Path, node: str, mesh: str = "test", **options: Any) -> Notary:
+    """With a fresh certificate of the authority in ``folder``."""
+    if not (folder / "authority").exists():
+        create_mesh(folder / "authority", mesh, now=datetime.now(UTC) - timedelta(days=10))
+    return Notary(issue(folder / "authority", "vehicle", node, folder / node, **options).credentials, MeshName(mesh))
+
+
+def signed(by: Notary, author: str, version: int = 1, body: bytes = b"x", kind: str = "address") -> Entry:
+    """By whatever key ``by`` has."""
+    draft = Entry(author, kind, version, DAY_S, body, b"", b"")
+    credential, signature = by.sign(entry_statement(draft))
+    return replace(draft, credential=credential, signature=signature)
+
+
+# --- signatures ----------------------------------------------------------------------------------------------------
+def test_entry_is_verified_by_the_certificate_it_carries(tmp_path: Path) -> None:
+    """A node needs to know nothing of the author but the authority it shares with it."""
+    entry = signed(notary(tmp_path, "veh-1"), "veh-1")
+    assert notary(tmp_path, "veh-2").verify(entry)
+    assert len(encode_entry(entry)) < limits.MAX_ENTRY_BYTES
+
+
+@pytest.mark.parametrize("author", ["a-0", "n" * 54])
+def test_entry_of_a_scenario_has_room_beside_the_certificate_of_the_emulator(tmp_path: Path, author: str) -> None:
+    """What the simulator takes must not fail on real nodes, and what they could take should not be refused."""
+    by, room_bytes = notary(tmp_path, author, mesh=EMULATED_MESH), Spread(1.0, author).room_bytes
+    entries = [signed(by, author, 1_795_243_218 << 20, bytes(room_bytes), "spread") for _ in range(50)]
+    sizes = [len(encode_entry(entry)) for entry in entries]
+    assert limits.MAX_ENTRY_BYTES - 8 <= max(sizes) <= limits.MAX_ENTRY_BYTES
+
+
+CHANGES: dict[str, Callable[[Entry], Entry]] = {
+    "body": lambda entry: replace(entry, body=b"y"),
+    "version": lambda entry: replace(entry, version=2),
+    "author": lambda entry: replace(entry, author="veh-2"),
+    "cut signature": lambda entry: replace(entry, signature=entry.signature[:-1]),
+    "no signature": lambda entry: replace(entry, signature=b""),
+    "no certificate": lambda entry: replace(entry, credential=b""),
+    "cut certificate": lambda entry: replace(entry, credential=entry.credential[:-1]),
+    "zeros for a certificate": lambda entry: replace(entry, credential=bytes(500)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_entry_with_a_changed_field_is_not_verified(tmp_path: Path, change: Callable[[Entry], Entry]) -> None:
+    """Whatever a stranger sends, the answer is no and nothing is raised."""
+    checker = notary(tmp_path, "veh-1")
+    assert not checker.verify(change(signed(checker, "veh-1")))
+
+
+def test_entry_signed_in_another_name_or_mesh_or_time_is_not_verified(tmp_path: Path) -> None:
+    """A valid certificate speaks for its owner, its mesh and its time only."""
+    here = notary(tmp_path / "here", "veh-1")
+    assert not here.verify(signed(here, "veh-2"))
+    assert not here.verify(signed(notary(tmp_path / "there", "veh-1"), "veh-1"))
+    for days in (-3, 3):
+        then = datetime.now(UTC) + timedelta(days=days)
+        assert not here.verify(signed(notary(tmp_path / "here", "veh-3", valid_days=1, now=then), "veh-3"))
+
+
+def test_remembered_authors_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forged certificates are free to make."""
+    monkeypatch.setattr("meshnode.gossip.notary._MAX_AUTHORS", 5)
+    checker = notary(tmp_path, "veh-1")
+    good = signed(checker, "veh-1")
+    for number in range(20):
+        assert not checker.verify(replace(good, credential=b"%d" % number))
+    assert checker.verify(good)
+    assert len(checker._authors) <= 5
+
+
+@pytest.mark.parametrize("name", ["v", "n" * 63])
+def test_address_fits_an_entry_beside_the_largest_certificate(tmp_path: Path, name: str) -> None:
+    """Names of 63 characters leave room for four IPv4 addresses at least."""
+    by = notary(tmp_path, name, mesh="m" * len(name))
+    hosts = tuple(f"192.168.100.{number}" for number in range(100, 104))
+    entry = signed(by, name, 1_795_243_218 << 20, encode_address(Address("vehicle", 65_535, hosts)))
+    assert len(encode_entry(entry)) <= limits.MAX_ENTRY_BYTES
+
+
+def test_hosts_told_are_those_that_neighbours_can_dial() -> None:
+    """An address that leads nowhere helps nobody."""
+    assert own_hosts("0.0.0.0", ("192.0.2.7",), ()) == ["192.0.2.7"]
+    assert own_hosts("192.0.2.8", (), ()) == ["192.0.2.8"]
+    assert own_hosts("rsu-1.example", (), ()) == ["rsu-1.example"]
+    assert own_hosts("::", (), ("192.0.2.9",)) == ["192.0.2.9"]
+    assert own_hosts("0.0.0.0", (), ())
+
+
+# --- nodes in this process -----------------------------------------------------------------------------------------
+def held(node: Any) -> dict[str, int]:
+    """Version of the address of each author."""
+    return {view.author: view.version for view in node.entries()}
+
+
+async def test_forged_entry_of_a_neighbour_is_refused_and_told(opened: Open) -> None:
+    """An insider with a valid certificate says where somebody else is."""
+    victim = await opened("victim", role="rsu")
+    insider = await opened("insider", victim.port)
+    await until(lambda: len(held(victim)) == len(held(insider)) == 2, "both know both")
+    told: list[Event] = []
+    victim.on_event(told.append)
+    genuine = held(victim)
+    forged = signed(insider._notary, "victim", version=genuine["victim"] + 5)
+    old = signed(insider._notary, "insider", version=1)
+    frame = GossipEntries(tuple(Carried(0, encode_entry(entry)) for entry in (forged, old)))
+    insider._driver.engine._put(NodeId("victim"), frame, time.monotonic_ns())
+    insider._driver.settle()
+    await until(lambda: victim.statistics()["gossip_entries_forged"] == 1, "the forgery was looked at")
+    assert held(victim) == genuine
+    (refused,) = [event for event in told if isinstance(event, EntryRefused)]
+    assert (refused.source, refused.author, refused.because) == ("insider", "victim", "forged")
+    assert victim.statistics()["gossip_entries_stale"] == 1
+    assert [peer.state.value for peer in victim.peers()] == ["alive"]
+
+
+async def test_restarted_node_knows_the_mesh_before_it_meets_anybody(opened: Open, house: House) -> None:
+    """It was told once; and its own new address is above the old one everywhere."""
+    here = await opened("stays-1")
+    async with meshnode.open(house.config("restarts-1", here.port)) as before:
+        await until(lambda: len(held(before)) == len(held(here)) == 2, "both know both")
+        first = held(before)["restarts-1"]
+    alone = await opened("restarts-1")
+    assert held(alone)["restarts-1"] > first
+    (view,) = [view for view in alone.entries() if view.author == "stays-1"]
+    assert (view.source, decode_untrusted_address(view.body).port) == ("stays-1", here.port)
+    assert held(here)["restarts-1"] == first, "it met nobody yet"
+
+
+async def test_renewed_certificate_signs_the_entry_again(
+    opened: Open, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry whose certificate has ended is taken by nobody."""
+    monkeypatch.setattr(meshnode.identity.renewal, "CHECK_S", 0.05)
+    here = await opened("renews-1")
+    there = await opened("renews-2", here.port)
+    await until(lambda: len(held(here)) == 2, "they know one another")
+    before = held(here)["renews-2"]
+    issue(house.folder / "authority", "vehicle", "renews-2", house.home("renews-2"), valid_days=60)
+    await until(lambda: held(here)["renews-2"] > before, "the new entry came")
+    assert held(there) == held(here)
+
+
+# --- the file ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("content", [b"", b"\x93\x01", b"\x93\x02\x00\x90", b"junk" * 1_000])
+def test_file_that_can_not_be_read_is_left_alone_and_said(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A power cut must not keep a node from starting."""
+    file = tmp_path / "gossip.msgpack"
+    file.write_bytes(content)
+    assert load(file) == []
+    assert "is left unread" in caplog.text
+
+
+def test_file_that_does_not_exist_is_an_empty_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first start is nothing to warn of."""
+    assert load(tmp_path / "gossip.msgpack") == []
+    assert not caplog.text
+
+
+async def test_full_disk_keeps_no_entries_and_costs_nothing_else(
+    opened: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is known can be told again."""
+    node = await opened("full-disk")
+    node._spread._file = tmp_path / "missing" / "gossip.msgpack"
+    node._spread.save()
+    assert "can't be kept" in caplog.text
+    node._spread._file = tmp_path / "gossip.msgpack"
+    node._spread.save()
+    (stored,) = load(tmp_path / "gossip.msgpack")
+    assert isinstance(stored, Stored)
+    assert stored.source == "full-disk"
+
+
+# --- the list ------------------------------------------------------------------------------------------------------
+async def test_list_of_entries_is_put_together_beside_the_engine_and_the_loop(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of them take tens of milliseconds, in which readings and requests would wait."""
+    node = await opened("lists-1")
+    lock, threads = node._driver._lock, []
+
+    def decode(data: bytes) -> Entry:
+        assert lock.acquire(timeout=5.0), "whoever asks for the list holds the engine's lock"
+        lock.release()
+        threads.append(threading.current_thread())
+        return decode_untrusted_entry(data)
+
+    def form(view: EntryView) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return entry_form(view)
+
+    monkeypatch.setattr("protocols.gossip.entries.decode_untrusted_entry", decode)
+    monkeypatch.setattr("meshnode.http.api.entry_form", form)
+    response = await Api(node).gossip(Request({"type": "http"}))
+    assert [entry["author"] for entry in json.loads(response.body)] == ["lists-1"]
+    assert len(threads) == 2
+    assert threading.current_thread() not in threads
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+def test_gossip_command_shows_three_nodes_in_a_line_and_from_whom(tmp_path: Path) -> None:
+    """The two ends know one another's address by the one between, though no link is between them."""
+    with (
+        RunningNode(prepare(tmp_path, "rsu-1", "rsu")) as left,
+        RunningNode(prepare(tmp_path, "veh-1", "vehicle", seeds=(left.port,))) as middle,
+        RunningNode(prepare(tmp_path, "veh-2", "vehicle", seeds=(middle.port,))) as right,
+    ):
+        eventually(lambda: all(len(n.get("/v1/gossip")) == 3 for n in (left, middle, right)), "all know all")
+        assert [peer["node"] for peer in right.get("/v1/peers")] == ["veh-1"]
+        done = command("gossip", "--json", "--http", f"127.0.0.1:{right.http_port}")
+        entries = {entry["author"]: entry for entry in json.loads(done.stdout)}
+        assert {author: entry["from"] for author, entry in entries.items()} == {
+            "rsu-1": "veh-1", "veh-1": "veh-1", "veh-2": "veh-2"
+        }  # fmt: skip
+        assert entries["rsu-1"]["address"] == {
+            "role": "rsu", "port": left.port, "hosts": ["127.0.0.1"], "capabilities": []
+        }  # fmt: skip
+        assert 0 < entries["rsu-1"]["age_s"] < 60
+        assert entries["rsu-1"]["size_bytes"] <= limits.MAX_ENTRY_BYTES
+        table = command("gossip", "--http", f"127.0.0.1:{right.http_port}")
+        assert table.returncode == 0
+        assert f"rsu at 127.0.0.1:{left.port}" in " ".join(table.stdout.split())
+        metrics = right.ask("GET", "/metrics")[2].decode()
+        assert "meshnode_gossip_entries_held 3.0" in metrics
+        assert "meshnode_gossip_entries_accepted_total 3.0" in metrics

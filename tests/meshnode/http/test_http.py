@@ -1,0 +1,504 @@
+"""The HTTP API of a node, asked over real sockets of real processes."""
+
+import http.client
+import json
+import math
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from meshnode.http.guard import BadRequest
+from meshnode.http.inference_wire import parse_untrusted_request
+from meshnode.http.reading_json import parse_untrusted_publish, reading_form
+from protocols.base.errors import InputInvalid
+from protocols.wire.messages import EventTime, Position, Provenance, Reading, Tensor
+from tests.tools.node_fixture import RunningNode, environment, eventually, pair, prepare
+from tests.tools.tiny_onnx import write_model
+
+HEAVY = 384
+"""Side of the matrices of a model that takes at least tens of milliseconds."""
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningNode, RunningNode]]:
+    folder = tmp_path_factory.mktemp("mesh")
+    double = write_model(folder / "double.onnx", ["batch", 4], "Add")
+    heavy = write_model(folder / "heavy.onnx", [HEAVY, HEAVY], "MatMul", repeat=40)
+    flags = write_model(folder / "flags.onnx", [3], "Not", dtype="b1")
+    yield from pair(
+        folder,
+        f'[models.double]\npath = "{double}"\n[models.heavy]\npath = "{heavy}"\n[models.flags]\npath = "{flags}"\n',
+    )
+
+
+@pytest.fixture
+def rsu(nodes: tuple[RunningNode, RunningNode]) -> RunningNode:
+    return nodes[0]
+
+
+@pytest.fixture
+def vehicle(nodes: tuple[RunningNode, RunningNode]) -> RunningNode:
+    return nodes[1]
+
+
+# --- health and views ------------------------------------------------------------------------------------------------
+def test_health_of_a_running_node_is_good(rsu: RunningNode) -> None:
+    """A supervisor restarts what does not answer."""
+    assert rsu.get("/healthz") == {"alive": True}
+    assert rsu.get("/readyz") == {"ready": True, "models": ["double", "flags", "heavy"]}
+
+
+def test_node_view_of_a_running_node_says_who_it_is(rsu: RunningNode) -> None:
+    """The first thing an operator asks."""
+    node = rsu.get("/v1/node")
+    assert (node["id"], node["role"], node["mesh"]) == ("rsu-1", "rsu", "test")
+    assert (node["port"], node["http_port"], node["relay"]) == (rsu.port, rsu.http_port, None)
+    assert 29 < node["certificate_days_left"] < 31
+    assert node["position"]["latitude_deg"] == 48.7661
+    assert node["statistics"]["frames_received"] > 0
+
+
+def test_peers_of_a_node_with_a_neighbour_name_it_and_its_offers(vehicle: RunningNode) -> None:
+    """A program places work by what neighbours offer."""
+    eventually(lambda: vehicle.get("/v1/peers")[0]["round_trip_ns"], "a round trip is measured")
+    (peer,) = vehicle.get("/v1/peers")
+    assert (peer["node"], peer["state"], peer["met"], peer["lanes"][0]) == ("rsu-1", "alive", True, "realtime")
+    assert {offer["model"] for offer in peer["offers"]} == {"double", "flags", "heavy"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "evil.example:8470"}, 403),
+        ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": "192.0.2.1:8470"}, 403),
+        ({"Host": ""}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "localhost:9"}, 200),
+        ({"Host": "[::1]:9"}, 200),
+        ({"Host": "127.0.0.1", "Origin": "http://localhost:3000"}, 200),
+    ],
+)
+def test_request_by_a_foreign_name_is_refused(rsu: RunningNode, headers: dict[str, str], status: int) -> None:
+    """DNS rebinding makes a web page's own name point here; its Host header gives it away."""
+    answered, _, body = rsu.ask("GET", "/v1/node", headers=headers)
+    assert answered == status, body
+    assert ("error" in json.loads(body)) == (status != 200)
+
+
+def test_unknown_paths_and_methods_are_json_errors(rsu: RunningNode) -> None:
+    """A program parses one form of error, whatever it did wrong."""
+    for method, path, status in (("GET", "/v3", 404), ("DELETE", "/v1/peers", 405), ("GET", "/v1/peers/", 404)):
+        answered, headers, body = rsu.ask(method, path)
+        assert (answered, headers["content-type"]) == (status, "application/json")
+        assert path in json.loads(body)["error"]
+
+
+def test_metrics_of_a_working_node_parse_and_count(rsu: RunningNode, vehicle: RunningNode) -> None:
+    """A dashboard that can't read the page shows a healthy flat line."""
+    vehicle.post("/v2/models/double/infer", _request([[1, 2, 3, 4]]))
+    vehicle.post("/v1/readings", {"key": "veh/veh-1/metrics", "value": 1})
+    status, headers, body = vehicle.ask("GET", "/metrics")
+    assert status == 200
+    assert headers["content-type"].startswith("text/plain")
+    families = {family.name: family for family in text_string_to_metric_families(body.decode())}
+    samples = {(sample.name, *sample.labels.values()): sample.value for f in families.values() for sample in f.samples}
+    assert samples["meshnode_readings_published_total",] >= 1
+    assert samples["meshnode_neighbours", "alive"] == 1
+    assert samples["meshnode_neighbour_round_trip_seconds", "rsu-1"] > 0
+    assert samples["process_resident_memory_bytes",] > 0
+    assert samples["meshnode_inference_latency_seconds_count", "neighbour"] >= 1
+    assert families["meshnode_link_lanes"].type == "gauge"
+    assert any(name[0] == "meshnode_drops_total" for name in samples) or not vehicle.get("/v1/drops")
+
+
+# --- readings --------------------------------------------------------------------------------------------------------
+def test_reading_published_at_one_node_streams_from_the_other_with_its_context(
+    rsu: RunningNode, vehicle: RunningNode
+) -> None:
+    """A reading without its context is worthless to whoever gets it; JSON must not lose any of it."""
+    value = {"$$own": [None, True, 1.5, "ü"], "b": {"$bytes": "AP8="}, "n": {"$float": "-inf"},
+             "t": {"$tensor": {"dtype": "i2", "shape": [2, 1], "data": "AQACAA=="}}}  # fmt: skip
+    asked = {
+        "key": "veh/veh-1/context", "value": value, "unit": "m/s", "sensor": "wheel",
+        "time_ns": 1_700_000_000_123_456_789, "where": {
+            "latitude_deg": 1.5, "longitude_deg": -2.5, "accuracy_m": 0.5, "altitude_m": 7.0, "heading_deg": 90.0,
+        },
+        "quality": 0.5, "calibration": "c7", "lineage": ["filter", "wheel"], "priority": 5, "hops": 2,
+    }  # fmt: skip
+    status, put = vehicle.post("/v1/readings", asked)
+    assert (status, put["origin"]) == (200, "veh-1")
+    _, headers, body = rsu.ask("GET", "/v1/readings?key=veh/*/context&count=1&timeout_s=10")
+    assert headers["content-type"] == "application/x-ndjson"
+    (line,) = body.splitlines()
+    reading = json.loads(line)
+    assert reading.pop("sequence") == put["sequence"]
+    assert reading.pop("hops") <= 2
+    assert reading == {
+        "key": asked["key"], "origin": "veh-1", "value": value, "where": asked["where"],
+        "when": {"utc_ns": asked["time_ns"], "uncertainty_ns": 10_000_000},
+        "how": {key: asked[key] for key in ("sensor", "unit", "quality", "calibration", "lineage")},
+        "priority": 5, "lifespan_ms": 0,
+    }  # fmt: skip
+
+
+def test_stream_open_gets_readings_as_they_come(rsu: RunningNode, vehicle: RunningNode) -> None:
+    """A stream that only shows what it began with is a query."""
+    connection = http.client.HTTPConnection("127.0.0.1", rsu.http_port, timeout=15)
+    connection.request("GET", "/v1/readings?key=veh/veh-1/live&history=false&timeout_s=30")
+    response = connection.getresponse()
+    for number in range(3):
+        eventually(
+            lambda n=number: vehicle.post("/v1/readings", {"key": "veh/veh-1/live", "value": n})[1]["queued"],  # type: ignore[misc]
+            "the interest of the other node is known",
+        )
+        assert json.loads(response.readline())["value"] == number
+    connection.close()
+
+
+def test_stream_without_readings_ends_in_time(rsu: RunningNode) -> None:
+    """A script that waits for a reading which never comes must not wait for ever."""
+    status, _, body = rsu.ask("GET", "/v1/readings?key=nobody/says/this&timeout_s=0.1")
+    assert (status, body) == (200, b"")
+
+
+def test_streams_beyond_the_bound_are_refused_until_one_is_closed(vehicle: RunningNode) -> None:
+    """Each stream takes a subscription of the node; a program that leaks them must not take all."""
+    streams = []
+    for _ in range(32):
+        connection = http.client.HTTPConnection("127.0.0.1", vehicle.http_port, timeout=15)
+        connection.request("GET", "/v1/readings?key=leak&timeout_s=60")
+        streams.append((connection, connection.getresponse()))
+    status, headers, _ = vehicle.ask("GET", "/v1/readings?key=leak&timeout_s=0")
+    assert (status, headers["retry-after"]) == (503, "1")
+    for connection, response in streams:
+        response.close()
+        connection.close()
+    eventually(
+        lambda: vehicle.ask("GET", "/v1/readings?key=leak&timeout_s=0")[0] == 200, "closed streams free their place"
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("", "lacks 'key'"),
+        ("?key=a//b", "empty chunk"),
+        ("?key=a&cout=1", "did you mean 'count'?"),
+        ("?key=a&count=-1", "whole number"),
+        ("?key=a&timeout_s=nan", "number from 0"),
+        ("?key=a&conflate=perhaps", "true or false"),
+        ("?key=a&hops=99", "from 0 to 8"),
+    ],
+)
+def test_stream_asked_for_wrongly_says_what_is_wrong(rsu: RunningNode, query: str, said: str) -> None:
+    """An option that is misspelt and ignored costs somebody an afternoon."""
+    status, _, body = rsu.ask("GET", f"/v1/readings{query}")
+    assert (status, said in json.loads(body)["error"]) == (400, True), body
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "said"),
+    [
+        ('{"key": "veh/veh-1/x", "value": 1}', "text/plain", 415, "application/json"),
+        ("{", "application/json", 400, "no reading"),
+        ('{"key": "veh/veh-1/x"}', "application/json", 400, "value"),
+        ('{"key": "veh/veh-1/x", "value": 1, "units": "m"}', "application/json", 400, "units"),
+        ('{"key": "veh/veh-1/x", "value": 1, "priority": 8}', "application/json", 400, "priority"),
+        ('{"key": "veh/*/x", "value": 1}', "application/json", 400, "wildcard"),
+        ('{"key": "rsu/rsu-1/x", "value": 1}', "application/json", 403, "access table"),
+        ('{"key": "veh/veh-1/x", "value": {"$bytes": "?"}}', "application/json", 400, "base64"),
+        ('{"key": "veh/veh-1/x", "value": {"$tensor": {"dtype": "f4", "shape": [0, 99999999, 99999999], "data": ""}}}',
+         "application/json", 400, "not addressable"),
+        ('{"key": "veh/veh-1/x", "value": {"$tensor": {"dtype": "f4", "shape": [2], "data": "AAAA"}}}',
+         "application/json", 400, "has 8 bytes"),
+        ('{"key": "veh/veh-1/x", "value": {"$what": 1}}', "application/json", 400, "$what"),
+        ('{"key": "veh/veh-1/x", "value": 123456789012345678901234567890}', "application/json", 400, "travel"),
+        ('{"key": "veh/veh-1/x", "value": ' + "[" * 5_000 + "]" * 5_000 + "}", "application/json", 400, "no reading"),
+    ],
+)  # fmt: skip
+def test_reading_published_wrongly_is_refused(
+    vehicle: RunningNode, body: str, kind: str, status: int, said: str
+) -> None:
+    """Nothing wrong gets into the mesh, and the program that sent it learns why."""
+    answered, _, answer = vehicle.ask("POST", "/v1/readings", body, {"Content-Type": kind})
+    assert (answered, said in json.loads(answer)["error"]) == (status, True), answer
+
+
+def test_body_declared_too_large_is_refused_before_it_is_sent(vehicle: RunningNode) -> None:
+    """A length field must not claim memory."""
+    with socket.create_connection(("127.0.0.1", vehicle.http_port), 10) as link:
+        link.sendall(
+            b"POST /v1/readings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 99999999999\r\n\r\n"
+        )
+        assert link.recv(4096).startswith(b"HTTP/1.1 413")
+
+
+# --- Open Inference Protocol -----------------------------------------------------------------------------------------
+def _request(data: Any, shape: tuple[int, ...] = (1, 4), **more: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "x", "datatype": "FP32", "shape": list(shape), "data": data}], **more}
+
+
+def test_metadata_of_server_and_loaded_model_follow_the_protocol(rsu: RunningNode) -> None:
+    """Clients build their requests from it."""
+    assert rsu.get("/v2")["name"] == "meshnode"
+    assert rsu.get("/v2/health/live")["live"] is True
+    assert rsu.get("/v2/health/ready")["ready"] is True
+    model = rsu.get("/v2/models/double/versions/1")
+    assert model.pop("parameters")["loaded"] is True
+    assert model == {
+        "name": "double", "versions": ["1"], "platform": "onnxruntime_onnx",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 4]}],
+    }  # fmt: skip
+    assert rsu.get("/v2/models/double/ready")["ready"] is True
+
+
+def test_metadata_of_a_neighbours_model_say_what_is_known(rsu: RunningNode, vehicle: RunningNode) -> None:
+    """A vehicle without models serves those of its neighbours."""
+    model = vehicle.get("/v2/models/double")
+    assert (model["inputs"], model["parameters"]["loaded"]) == ([], False)
+    assert model["parameters"]["offered_by"] == "rsu-1"
+    assert model["parameters"]["digest"] == rsu.get("/v2/models/double")["parameters"]["digest"]
+    assert [entry["name"] for entry in vehicle.get("/v1/models")] == ["double", "flags", "heavy"]
+
+
+@pytest.mark.parametrize("where", ["rsu", "vehicle"])
+def test_inference_in_json_is_computed_wherever_it_is_asked(where: str, rsu: RunningNode, vehicle: RunningNode) -> None:
+    """The caller needn't know who has the model; the answer says who computed."""
+    node = {"rsu": rsu, "vehicle": vehicle}[where]
+    status, answer = node.post(
+        "/v2/models/double/infer", _request([1, 2.5, -3, 0], id="seven", outputs=[{"name": "y"}])
+    )
+    assert status == 200, answer
+    assert (answer["model_name"], answer["model_version"], answer["id"]) == ("double", "1", "seven")
+    assert answer["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [1, 4], "data": [2, 5, -6, 0]}]
+    assert answer["parameters"]["ran_on"] == "rsu-1"
+    assert answer["parameters"]["took_ms"] >= answer["parameters"]["compute_ms"] > 0
+
+
+def test_inference_in_binary_answers_in_binary(vehicle: RunningNode) -> None:
+    """An image as JSON numbers is four times as large and a hundred times as slow."""
+    head = json.dumps({
+        "parameters": {"binary_data_output": True},
+        "inputs": [{"name": "x", "datatype": "BOOL", "shape": [3], "parameters": {"binary_data_size": 3}}],
+    }).encode()  # fmt: skip
+    status, headers, body = vehicle.ask(
+        "POST", "/v2/models/flags/infer", head + bytes([0, 1, 7]),
+        {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"},
+    )  # fmt: skip
+    assert status == 200, body
+    split = int(headers["inference-header-content-length"])
+    (output,) = json.loads(body[:split])["outputs"]
+    assert output == {"name": "y", "datatype": "BOOL", "shape": [3], "parameters": {"binary_data_size": 3}}
+    assert body[split:] == bytes([1, 0, 0])
+
+
+def test_inference_by_an_unmodified_client_works(vehicle: RunningNode) -> None:
+    """Programs written for an inference server are pointed at a node, not rewritten."""
+    code = """
+import sys
+import numpy as np
+try:
+    import tritonclient.http as client
+except (ImportError, RuntimeError) as error:
+    print(error)
+    sys.exit(77)
+server = client.InferenceServerClient(sys.argv[1])
+assert server.is_server_live() and server.is_server_ready() and server.is_model_ready("double")
+assert server.get_server_metadata()["name"] == "meshnode"
+assert server.get_model_metadata("double", "1")["versions"] == ["1"]
+values = np.arange(8, dtype=np.float32).reshape(2, 4)
+for binary_in in (True, False):
+    for wanted in (None, [client.InferRequestedOutput("y", binary_data=True)],
+                   [client.InferRequestedOutput("y", binary_data=False)]):
+        given = client.InferInput("x", [2, 4], "FP32")
+        given.set_data_from_numpy(values, binary_data=binary_in)
+        result = server.infer("double", [given], outputs=wanted, request_id="r", timeout=10_000_000)
+        assert (result.as_numpy("y") == 2 * values).all()
+        assert result.get_response()["parameters"]["ran_on"] == "rsu-1"
+try:
+    server.infer("nobody-has-this", [given])
+except client.InferenceServerException as error:
+    assert error.status() == "404" and "nobody-has-this" in error.message(), error
+else:
+    raise SystemExit("an unknown model was computed")
+print("done")
+"""
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, f"127.0.0.1:{vehicle.http_port}"],
+        env=environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    if ran.returncode == 77:
+        pytest.skip(f"tritonclient[http] is not installed: {ran.stdout.strip()}")
+    assert (ran.returncode, ran.stdout.strip()) == (0, "done"), ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "request_", "status", "said"),
+    [
+        ("nobody-has-this", _request([1, 2, 3, 4]), 404, "known: double"),
+        ("double/versions/2", _request([1, 2, 3, 4]), 404, "no version '2'"),
+        ("double", {"inputs": []}, 400, "needs the input"),
+        ("double", {}, 400, "inputs"),
+        ("double", _request([1, 2, 3]), 400, "has 4 elements"),
+        ("double", _request([[1, 2, 3], [4]]), 400, "no array"),
+        ("double", _request([1, 2, 3, None]), 400, "no numbers"),
+        ("double", _request(["1", "2", "3", "4"]), 400, "no numbers"),
+        ("double", _request([1, 2, 3, 4, 5], (1, 5)), 400, "expected f4[?, 4]"),
+        ("double", _request([1, 2, 3, 4], (1, -4)), 400, "shape"),
+        ("double", _request([1, 2, 3, 4], outputs=[{"name": "z"}]), 400, "no output 'z'"),
+        ("double", _request([1, 2, 3, 4], parameters={"timeout": -1}), 400, "timeout"),
+        ("double", {"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1], "data": ["a"]}]}, 400, "BYTES"),
+        ("double", {"inputs": [{"name": "x", "datatype": "INT32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}, 400,
+         "given i4[1, 4]"),
+        ("flags", {"inputs": [{"name": "x", "datatype": "INT8", "shape": [3], "data": [1, 2, 300]}]}, 400, "INT8"),
+        ("double", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4],
+                                "parameters": {"binary_data_size": 16}}]}, 400, "0 bytes are left"),
+        ("double", {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4],
+                                "parameters": {"shared_memory_region": "r"}}]}, 400, "shared memory"),
+    ],
+)  # fmt: skip
+def test_inference_asked_for_wrongly_names_the_mistake(
+    rsu: RunningNode, path: str, request_: dict[str, Any], status: int, said: str
+) -> None:
+    """A wrong input is the caller's to correct: 4xx and the reason, never a failed model."""
+    answered, answer = rsu.post(f"/v2/models/{path}/infer", request_)
+    assert (answered, said in answer["error"]) == (status, True), answer
+
+
+@pytest.mark.parametrize("length", ["0", "-1", "x", "99999", "9" * 40])
+def test_binary_request_with_a_wrong_json_length_is_refused(rsu: RunningNode, length: str) -> None:
+    """The header splits the body; a wrong one must not read past its end."""
+    body = json.dumps(_request([1, 2, 3, 4]))
+    status, _, answer = rsu.ask("POST", "/v2/models/double/infer", body, {"Inference-Header-Content-Length": length})
+    assert (status, "Inference-Header-Content-Length" in json.loads(answer)["error"]) == (400, True)
+
+
+def _heavy(**parameters: Any) -> tuple[bytes, dict[str, str]]:
+    size = HEAVY * HEAVY * 4
+    given = {"name": "x", "datatype": "FP32", "shape": [HEAVY, HEAVY], "parameters": {"binary_data_size": size}}
+    head = json.dumps({"parameters": {"binary_data_output": True, **parameters}, "inputs": [given]}).encode()
+    return head + bytes(size), {"Inference-Header-Content-Length": str(len(head))}
+
+
+@pytest.mark.parametrize("where", ["rsu", "vehicle"])
+def test_inference_past_its_deadline_is_a_timeout(where: str, rsu: RunningNode, vehicle: RunningNode) -> None:
+    """A caller with a deadline wants to know at the deadline."""
+    body, headers = _heavy(timeout=1_000)
+    status, _, answer = {"rsu": rsu, "vehicle": vehicle}[where].ask("POST", "/v2/models/heavy/infer", body, headers)
+    assert (status, "heavy" in json.loads(answer)["error"]) == (504, True), answer
+
+
+def test_inference_whose_caller_hangs_up_is_cancelled(rsu: RunningNode) -> None:
+    """Work for somebody who has gone delays everybody who has not."""
+    before = rsu.get("/v1/node")["statistics"]
+
+    def since(name: str) -> int:
+        return int(rsu.get("/v1/node")["statistics"][f"inference_{name}"] - before[f"inference_{name}"])
+
+    body, headers = _heavy(timeout=60_000_000)
+    callers = []
+    for _ in range(8):  # one runs, the others wait
+        caller = http.client.HTTPConnection("127.0.0.1", rsu.http_port, timeout=15)
+        caller.request("POST", "/v2/models/heavy/infer", body, headers)
+        callers.append(caller)
+    eventually(lambda: since("asked") == 8, "all requests are under way")
+    for caller in callers:
+        caller.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        caller.close()
+    eventually(lambda: since("late_answers") > 0, "a run without a caller is given up")
+    assert since("answered") < 8
+
+
+# --- what never reaches a node ---------------------------------------------------------------------------------------
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)
+_form = st.fixed_dictionaries({
+    "inputs": st.lists(st.fixed_dictionaries({
+        "name": st.sampled_from(["x", "y"]), "datatype": st.sampled_from(["FP32", "BOOL", "UINT64", "FP16", "BYTES"]),
+        "shape": st.lists(st.integers(-1, 2**40), max_size=3), "data": _json,
+        "parameters": st.dictionaries(st.just("binary_data_size"), st.integers(-1, 40) | _json, max_size=1),
+    }), max_size=3),
+})  # fmt: skip
+
+
+@given(_form | _json, st.binary(max_size=32), st.none() | st.integers(0, 500).map(str) | st.text(max_size=5))
+def test_inference_request_of_any_content_is_parsed_or_refused(form: Any, tail: bytes, length: str | None) -> None:
+    """Whatever a program sends, the node says 400 and goes on."""
+    body = json.dumps(form).encode() + tail
+    for given_length in (length, str(len(body) - len(tail))):
+        try:
+            call = parse_untrusted_request(body, given_length)
+        except (BadRequest, InputInvalid):
+            continue
+        assert all(array.size < 1_000 for array in call.inputs.values())
+
+
+_value = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary()
+    | st.binary(max_size=8).map(lambda data: Tensor("u1", (len(data),), memoryview(data))),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["$", "$bytes", "$$x"]), inner),
+    max_leaves=20,
+)  # fmt: skip
+
+
+@given(_value)
+def test_value_of_a_reading_survives_json(value: Any) -> None:
+    """What a program publishes as it was streamed to it is the same reading."""
+    reading = Reading("k", "n", 1, value, Position(0, 0, 1), EventTime(1, 1), Provenance("s", "1"))
+    body = msgspec.json.encode({"key": "k", "value": reading_form(reading)["value"]})
+    assert parse_untrusted_publish(body).value == value
+
+
+def test_value_that_is_not_a_number_survives_json() -> None:
+    """A sensor that says NaN did not say null."""
+    body = b'{"key": "k", "value": {"$float": "nan"}}'
+    assert math.isnan(parse_untrusted_publish(body).value)
+
+
+# --- silence -------------------------------------------------------------------------------------------------------
+def test_silent_connections_make_place_for_who_asks(vehicle: RunningNode) -> None:
+    """A program that leaks connections, or is stopped in the middle of a request, must not lock everybody out."""
+    stream = http.client.HTTPConnection("127.0.0.1", vehicle.http_port, timeout=15)
+    stream.request("GET", "/v1/readings?key=veh/veh-1/kept")
+    response = stream.getresponse()
+    begun = [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"]
+    silent = []
+    for number in range(300):
+        silent.append(socket.create_connection(("127.0.0.1", vehicle.http_port), timeout=15))
+        silent[-1].sendall(begun[number % len(begun)])
+    eventually(lambda: vehicle.ask("GET", "/healthz")[0] == 200, "the API answers")
+    assert silent[0].recv(1) == b"", "the one that was silent for longest is closed"
+    assert vehicle.post("/v1/readings", {"key": "veh/veh-1/kept", "value": 7})[0] == 200
+    assert json.loads(response.readline())["value"] == 7, "a connection at work is left alone"
+    assert all(vehicle.ask("GET", "/healthz")[0] == 200 for _ in range(5))
+    for connection in (*silent, response, stream):
+        connection.close()
+
+
+# --- leaving ---------------------------------------------------------------------------------------------------------
+def test_node_told_to_leave_with_a_stream_open_ends_it_and_exits(tmp_path: Any) -> None:
+    """A dashboard that listens must not keep a vehicle from shutting down."""
+    with RunningNode(prepare(tmp_path, "veh-9", "vehicle")) as node:
+        connection = http.client.HTTPConnection("127.0.0.1", node.http_port, timeout=15)
+        connection.request("GET", "/v1/readings?key=**")
+        response = connection.getresponse()
+        assert node.stop() == 0
+        assert response.read() == b""
+        connection.close()

@@ -1,0 +1,211 @@
+"""Exchanges with a relay over real sockets: whose request it is, whose answer, and what a failure leaves behind."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from meshnode.links.nng.library import open_requester, open_responder
+from meshnode.links.transport import Address, Credentials
+from protocols.base.errors import TransportError
+from protocols.base.ids import PeerIdentity
+from tests.tools.link_fixture import MESH, given_ca, given_pki  # noqa: F401 -- fixtures
+from tests.tools.pki_fixture import authority
+
+
+@pytest.fixture
+def relay(pki: Any) -> Iterator[Callable[..., Any]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(
+            handler: Callable[[PeerIdentity, bytes], bytes], files: Credentials | None = None, port: int = 0
+        ) -> Any:
+            responder = open_responder(files or pki("relay", role="relay"), "127.0.0.1", port, MESH, handler, workers=2)
+            stack.callback(responder.close)
+            return responder
+
+        yield make
+
+
+@pytest.fixture
+def ask(pki: Any) -> Iterator[Callable[..., Any]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(port: int, files: Credentials | None = None, **options: Any) -> Any:
+            requester = open_requester(files or pki("a"), Address("127.0.0.1", port), MESH, **options)
+            stack.callback(requester.close)
+            return requester
+
+        yield make
+
+
+def test_request_is_answered_with_the_requesters_identity(relay: Any, ask: Any) -> None:
+    """The relay files records under the identity of the certificate, never under what a batch claims."""
+    responder = relay(lambda identity, frame: f"{identity.role}/{identity.node}:".encode() + frame)
+    requester = ask(responder.port)
+    assert requester.request(b"batch", 5) == b"vehicle/a:batch"
+    assert requester.request(b"x" * 300_000, 5)[-10:] == b"x" * 10
+
+
+def test_request_to_mute_server_times_out(ask: Any) -> None:
+    """An uplink behind a dead middlebox looks like this; the outbox must get its turn back."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        requester = ask(mute.getsockname()[1])
+        with pytest.raises(TransportError, match=r"within 0\.6 s.*mute"):
+            requester.request(b"x", 0.6)
+
+
+def test_late_response_is_never_taken_for_the_next_request(relay: Any, ask: Any) -> None:
+    """Taken for it, records would be acknowledged that never arrived."""
+    slow = threading.Event()
+
+    def handle(identity: PeerIdentity, frame: bytes) -> bytes:
+        if frame == b"slow":
+            slow.wait(5)
+        return b"answer to " + frame
+
+    requester = ask(relay(handle).port)
+    assert requester.request(b"first", 5) == b"answer to first"
+    with pytest.raises(TransportError, match="no answer"):
+        requester.request(b"slow", 0.3)
+    slow.set()
+    for number in range(20):
+        assert requester.request(b"%d" % number, 5) == b"answer to %d" % number
+
+
+@pytest.mark.parametrize(
+    ("relay_options", "ask_options", "why"),
+    [
+        ({"role": "rsu"}, {}, "role 'rsu'"),
+        ({"role": "relay", "mesh": "other"}, {}, "mesh 'other'"),
+        ({"role": "relay"}, {"node": "relay-2"}, "'relay-2' is expected"),
+    ],
+)
+def test_relay_that_is_somebody_else_is_sent_nothing(
+    pki: Any, relay: Any, ask: Any, relay_options: dict[str, str], ask_options: dict[str, Any], why: str
+) -> None:
+    """Any vehicle of the mesh could otherwise pose as the relay and swallow everybody's records."""
+    asked: list[bytes] = []
+    responder = relay(lambda identity, frame: asked.append(frame) or b"ok", pki("relay", **relay_options))
+    requester = ask(responder.port, **ask_options)
+    for _ in range(2):
+        with pytest.raises(TransportError, match=f"refused.*{why}"):
+            requester.request(b"records", 5)
+    assert not asked
+
+
+def test_requester_of_another_authority_learns_why(pki: Any, relay: Any, ask: Any) -> None:
+    """Said within a second instead of as a time-out: the operator can act on it."""
+    responder = relay(lambda identity, frame: b"ok")
+    requester = ask(responder.port, pki("a", authority()))
+    with pytest.raises(TransportError, match="TLS handshake failed"):
+        requester.request(b"x", 20)
+
+
+def test_requester_of_another_mesh_gets_no_answer(pki: Any, relay: Any, ask: Any) -> None:
+    """The relay's own check, whatever the requester believes."""
+    asked: list[bytes] = []
+    responder = relay(lambda identity, frame: asked.append(frame) or b"ok")
+    requester = ask(responder.port, pki("a", mesh="other"))
+    with pytest.raises(TransportError):
+        requester.request(b"x", 1)
+    assert not asked
+
+
+def test_relay_restarted_ends_the_request_and_is_found_again(relay: Any, ask: Any) -> None:
+    """A lost connection must not cost the whole time-out, and needs no new requester."""
+    entered, never = threading.Event(), threading.Event()
+
+    def stuck(identity: PeerIdentity, frame: bytes) -> bytes:
+        entered.set()
+        never.wait(10)
+        return b"too late"
+
+    first = relay(stuck)
+    requester = ask(first.port)
+    failed: list[Exception] = []
+
+    def request() -> None:
+        try:
+            requester.request(b"x", 30)
+        except TransportError as error:
+            failed.append(error)
+
+    waiting = threading.Thread(target=request)
+    waiting.start()
+    assert entered.wait(5)
+    first._sock.close()  # as a crash would: the request under way gets no answer
+    waiting.join(5)
+    assert failed
+    assert "lost" in str(failed[0])
+    never.set()
+    first.close()
+    relay(lambda identity, frame: b"back", port=first.port)
+    assert requester.request(b"y", 8) == b"back"
+
+
+def test_requester_closed_ends_a_waiting_request(relay: Any, ask: Any) -> None:
+    """SIGTERM must not wait for the relay."""
+    entered, release = threading.Event(), threading.Event()
+    responder = relay(lambda identity, frame: (entered.set(), release.wait(10), b"late")[2])
+    requester = ask(responder.port)
+    failed: list[Exception] = []
+
+    def request() -> None:
+        try:
+            requester.request(b"x", 30)
+        except TransportError as error:
+            failed.append(error)
+
+    waiting = threading.Thread(target=request)
+    waiting.start()
+    assert entered.wait(5)
+    requester.close()
+    waiting.join(5)
+    assert failed
+    release.set()
+    with pytest.raises(TransportError, match="closed here"):
+        requester.request(b"x", 1)
+
+
+def test_responder_closing_answers_the_request_under_way(relay: Any, ask: Any) -> None:
+    """A record that was stored must be acknowledged, or it comes again at once."""
+    entered, release = threading.Event(), threading.Event()
+    responder = relay(lambda identity, frame: (entered.set(), release.wait(10), b"done")[2])
+    requester = ask(responder.port)
+    answers: list[bytes] = []
+    waiting = threading.Thread(target=lambda: answers.append(requester.request(b"x", 10)))
+    waiting.start()
+    assert entered.wait(5)
+    closing = threading.Thread(target=responder.close)
+    closing.start()
+    release.set()
+    waiting.join(5)
+    closing.join(5)
+    assert answers == [b"done"]
+    assert not closing.is_alive()
+
+
+def test_responder_whose_handler_fails_goes_on(relay: Any, ask: Any) -> None:
+    """One request that trips a bug must not end the relay."""
+
+    def handle(identity: PeerIdentity, frame: bytes) -> bytes:
+        if frame == b"bad":
+            raise ValueError("bug")
+        return b"ok"
+
+    requester = ask(relay(handle).port)
+    for _ in range(3):
+        with pytest.raises(TransportError):
+            requester.request(b"bad", 0.3)
+    assert requester.request(b"good", 5) == b"ok"
+
+
+def test_responder_port_in_use_is_named(relay: Any) -> None:
+    """Two relays on one host."""
+    first = relay(lambda identity, frame: b"")
+    with pytest.raises(TransportError, match=f"{first.port} is in use"):
+        relay(lambda identity, frame: b"", port=first.port)

@@ -1,0 +1,108 @@
+"""What only the NNG engine needs: it is watched from outside where the library does not watch."""
+
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from meshnode.links.nng.connections import Connections
+from meshnode.links.nng.inbound import InboundPipe, InboundPipes
+from protocols.base.ids import PeerIdentity, Role, node_id
+from tests.tools.link_fixture import MESH, Recorder, given_ca, given_end, given_pki, wait  # noqa: F401 -- fixtures
+
+
+def test_connections_of_strangers_are_shut_once_older_than_a_handshake() -> None:
+    """Without this any stranger takes all descriptors of a node by connecting and keeping still."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with (
+            socket.create_connection(("127.0.0.1", port)) as stranger,
+            socket.create_connection(("127.0.0.1", port)) as peer,
+        ):
+            ours = [listener.accept()[0] for _ in range(2)]
+            known, gone = ("127.0.0.1", peer.getsockname()[1]), ("127.0.0.1", 1, 10**19)
+            connections = Connections(port, handshake_ns=100)
+            for now_ns, closed in ((0, 0), (99, 0), (100, 1), (101, 0)):
+                found = connections.look({known, gone}, now_ns)
+                assert (found.mute_closed, found.vanished) == (closed, {gone})
+            stranger.settimeout(5)
+            assert stranger.recv(1) == b""
+            peer.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                peer.recv(1)
+            for sock in ours:
+                sock.close()
+
+
+def test_stranger_keeping_still_at_the_inbox_is_closed_and_peers_stay(
+    pki: Any, end: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's own negotiation time-out has no effect while TLS waits for the first bytes."""
+    monkeypatch.setattr("meshnode.links.nng.links._SWEEP_NS", 100_000_000)
+    monkeypatch.setattr("meshnode.links.nng.links._HANDSHAKE_NS", 300_000_000)
+    a, b = end(pki("a"), engine="nng"), end(pki("b"), engine="nng")
+    lane = a.dial(b)
+    a.told.one("lane_opened")
+    with socket.create_connection((b.address.host, b.address.port)) as stranger:
+        stranger.settimeout(8)
+        assert stranger.recv(1) == b""
+    wait(lambda: b.transport.statistics()["mute_connections_closed"] == 1, "it is counted")
+    assert lane.try_send(b"still here")
+    wait(lambda: b.told.frames() == [b"hello", b"still here"], "the peer is heard")
+
+
+def test_lane_that_has_lived_its_hour_is_ended_after_its_last_frame_and_told(
+    pki: Any, end: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe outlives its certificate, whose end the library does not show: only a new handshake proves it again."""
+    monkeypatch.setattr("meshnode.links.nng.links._SWEEP_NS", 20_000_000)
+    monkeypatch.setattr("meshnode.links.nng.links._LANE_AGE_NS", 400_000_000)
+    a, b = end(pki("a"), engine="nng"), end(pki("b"), engine="nng")
+    lane = a.dial(b)
+    a.told.one("lane_opened")
+    sent = [b"hello"]
+    while not a.told.all("lane_closed"):
+        frame = b"%d" % len(sent)
+        if lane.try_send(frame):
+            sent.append(frame)
+    assert "after its hour" in a.told.one("lane_closed")[2]
+    b.told.one("inbound_closed")
+    assert b.told.frames() == sent
+    assert a.transport.statistics()["outlived_connections_closed"] == 1
+    assert b.transport.statistics()["outlived_connections_closed"] == 0
+    again = a.dial(b)
+    wait(lambda: "lane_opened" in a.told.of(again), "the next handshake")
+
+
+def test_pipe_whose_dialler_does_not_end_it_is_ended_by_the_inbox(
+    pki: Any, end: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever holds a stolen certificate would never hang up."""
+    monkeypatch.setattr("meshnode.links.nng.links._SWEEP_NS", 20_000_000)
+    monkeypatch.setattr("meshnode.links.nng.links._PIPE_AGE_NS", 300_000_000)
+    a, b = end(pki("a"), engine="express"), end(pki("b"), engine="nng")
+    a.dial(b)
+    assert "closed the connection" in a.told.one("lane_closed")[2]
+    b.told.one("inbound_closed")
+    assert b.transport.statistics()["outlived_connections_closed"] == 1
+
+
+def test_pipe_lost_during_a_notice_is_told_after_it() -> None:
+    """Subscribers run on the receiving thread and may be slow: the I/O thread may not wait, the order must hold."""
+    told, inside, go_on = Recorder(), threading.Event(), threading.Event()
+    pipes = InboundPipes(told, 1)
+    pipe = InboundPipe(7, PeerIdentity(MESH, Role.RSU, node_id("b")), "127.0.0.1", 1, 10**19)
+    assert pipes.admit(pipe)
+    assert not pipes.admit(InboundPipe(8, pipe.identity, "127.0.0.1", 2, 10**19))
+    told.on_frame = lambda number, frame: (inside.set(), go_on.wait(5), told.log.append(("returned",)))[0]
+    receiver = threading.Thread(target=pipes.receive, args=(7, b"x"))
+    receiver.start()
+    assert inside.wait(5)
+    pipes.close(pipe)
+    assert not told.all("inbound_closed")
+    go_on.set()
+    receiver.join(5)
+    assert [entry[0] for entry in told.log] == ["inbound_opened", "frame", "returned", "inbound_closed"]
+    assert not pipes.receive(7, b"late")
+    assert pipes.admit(InboundPipe(8, pipe.identity, "127.0.0.1", 2, 10**19))

@@ -1,0 +1,294 @@
+"""The outbox: what was put survives kills, full disks and lost files, or the caller is told."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from meshnode.records.outbox import MAX_GROUP_RECORDS, Curated, Outbox
+from protocols.base.errors import BoundExceeded, StorageError
+from protocols.base.limits import MAX_BATCH_RECORDS, MAX_RECORD_BYTES, SECOND
+from protocols.wire.messages import Acknowledgement, Fate, RefusedRecord
+
+_PUTTER = """
+import asyncio, sys
+from pathlib import Path
+from meshnode.records.outbox import Curated, Outbox
+
+async def main():
+    async with Outbox.open(Path(sys.argv[1]), 1_000_000, 2**30) as outbox:
+        async def put_all(worker):
+            while True:
+                for sequence in await outbox.put(*[Curated("r", b"%d" % worker + b"x" * 300)] * 3):
+                    print(sequence, flush=True)
+        await asyncio.gather(*(put_all(worker) for worker in range(8)))
+
+asyncio.run(main())
+"""
+
+
+def open_outbox(folder: Path, **options: int) -> Outbox:
+    return Outbox.open(folder / "outbox.sqlite", **({"max_records": 1000, "max_bytes": 2**24} | options))  # type: ignore[arg-type]
+
+
+async def drain(outbox: Outbox) -> list[int]:
+    """Acknowledge everything; what a relay would have got, in order."""
+    sequences: list[int] = []
+    while (upload := await outbox.next_upload()) is not None:
+        sequences += upload.plan.sequences
+        await outbox.acknowledge(upload, Acknowledgement(upload.plan.sequences))
+    return sequences
+
+
+def test_put_acknowledged_records_survive_sigkill(tmp_path: Path) -> None:
+    """A record counts from the moment put returned: a crash after that must not take it."""
+    path = tmp_path / "outbox.sqlite"
+    highest = 0
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", _PUTTER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        with process.stdout:
+            printed = [int(process.stdout.readline()) for _ in range(200)]
+            process.send_signal(signal.SIGKILL)
+            # the last line may be cut: the process died while printing it
+            printed += [int(line) for line in process.stdout.read().split("\n")[:-1]]
+        process.wait()
+        assert min(printed) > highest, "no sequence is given twice"
+        highest = max(printed)
+
+        async def check(printed: list[int] = printed) -> int:
+            async with Outbox.open(path, 1_000_000, 2**30) as outbox:
+                statistics = outbox.statistics()
+                kept = await drain(outbox)
+                assert set(printed) <= set(kept)
+                assert statistics["issued"] == statistics["pending"] + statistics["delivered"]
+                return max(kept)
+
+        highest = asyncio.run(check())
+
+
+async def test_put_many_at_once_share_transactions_and_keep_their_order(tmp_path: Path) -> None:
+    """One flush to disk for each record would limit a node to a few hundred a second."""
+    async with open_outbox(tmp_path, max_records=5000) as outbox:
+        results = await asyncio.gather(*(outbox.put(Curated("r", b"%d" % n), Curated("s", b"")) for n in range(600)))
+        assert [s for pair in results for s in pair] == list(range(1, 1201))
+        upload = await outbox.next_upload()
+        assert upload is not None
+        assert len(upload.records) == MAX_BATCH_RECORDS
+        assert [bytes(record.reading) for record in upload.records[:4]] == [b"0", b"", b"1", b""]  # type: ignore[call-overload]
+        assert [record.rule for record in upload.records[:2]] == ["r", "s"]
+
+
+async def test_outbox_reopened_keeps_account_and_fates(tmp_path: Path) -> None:
+    """A restart must neither forget that records were lost nor count them twice."""
+    now = 10 * SECOND
+    path = tmp_path / "outbox.sqlite"
+    async with Outbox.open(path, 4, 2**20, clock=lambda: now) as outbox:
+        await outbox.put(Curated("r", b"1", lifespan_ms=1000), Curated("r", b"2"), Curated("r", b"3", priority=0))
+        now += 5 * SECOND
+        assert await outbox.expire() == 1
+        await outbox.put(Curated("r", b"4"), Curated("r", b"5"), Curated("r", b"6"))
+        upload = await outbox.next_upload(2)
+        assert upload is not None
+        assert upload.plan.sequences == (2, 4)
+        assert upload.fates == (Fate(1, 1, "expired"), Fate(3, 3, "evicted"))
+        await outbox.acknowledge(upload, Acknowledgement((2,), (RefusedRecord(4, "no"),)))
+        before = outbox.statistics()
+    async with Outbox.open(path, 4, 2**20, clock=lambda: now) as outbox:
+        assert outbox.statistics() == before
+        assert (before["pending"], before["delivered"], before["expired"], before["evicted"], before["refused"]) == (
+            2, 1, 1, 1, 1,
+        )  # fmt: skip
+        upload = await outbox.next_upload()
+        assert upload is not None
+        assert (upload.plan.sequences, upload.fates) == ((5, 6), (Fate(4, 4, "refused"),))
+
+
+async def test_outbox_reopened_smaller_evicts_the_least_valuable(tmp_path: Path) -> None:
+    """An operator who lowers the bound expects it to hold at once."""
+    async with open_outbox(tmp_path) as outbox:
+        await outbox.put(*(Curated("r", b"x", priority=n % 3) for n in range(30)))
+    async with open_outbox(tmp_path, max_records=10) as outbox:
+        assert outbox.statistics()["evicted"] == 20
+        assert await drain(outbox) == list(range(3, 31, 3))
+    async with open_outbox(tmp_path, max_records=10) as outbox:
+        assert outbox.statistics()["delivered"] == 10
+
+
+async def test_put_full_disk_is_refused_and_recovers(tmp_path: Path) -> None:
+    """A full disk stops new records with a clear error; it loses none, and the node goes on."""
+    async with open_outbox(tmp_path) as outbox:
+        stored = await outbox.put(*(Curated("r", b"x" * 1000) for _ in range(10)))
+        pages = await outbox._number("PRAGMA page_count")
+        await outbox._db.execute(f"PRAGMA max_page_count = {pages + 2}")
+        with pytest.raises(StorageError, match="free space"):
+            await outbox.put(*(Curated("r", b"y" * 10_000) for _ in range(100)))
+        assert outbox.statistics()["failed_puts"] == 100
+        assert outbox.statistics()["issued"] == 10
+        assert await drain(outbox) == stored, "what waits is delivered all the same"
+        await outbox._db.execute("PRAGMA max_page_count = 1000000")
+        assert await outbox.put(Curated("r", b"z")) == [11]
+    async with open_outbox(tmp_path) as outbox:
+        assert outbox.statistics()["delivered"] == 10
+        assert await drain(outbox) == [11]
+
+
+_FILLER = """
+import asyncio, resource, signal, sys
+from pathlib import Path
+from meshnode.records.outbox import Curated, Outbox
+from protocols.base.errors import StorageError
+from protocols.wire.messages import Acknowledgement
+
+async def main():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    async with Outbox.open(Path(sys.argv[1]), 1_000_000, 2**30) as outbox:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, hard))
+        count = 0
+        try:
+            while True:
+                count += len(await outbox.put(Curated("r", b"x" * 20_000)))
+        except StorageError as error:
+            assert "free space" in str(error), error
+        upload = await outbox.next_upload()
+        assert await outbox.acknowledge(upload, Acknowledgement(upload.plan.sequences)) == count
+        assert outbox.pending == 0
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert await outbox.put(Curated("r", b"y")) == [count + 1]
+        print(count, outbox.statistics()["failed_saves"])
+
+asyncio.run(main())
+"""
+
+
+def test_disk_full_in_the_kernel_acknowledgements_still_count(tmp_path: Path) -> None:
+    """The records on a full disk must reach the relay: only that makes room again."""
+    path = tmp_path / "outbox.sqlite"
+    command = [sys.executable, "-c", _FILLER, str(path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    count = int(done.stdout.split()[0])
+    assert count > 3
+
+    async def check() -> None:
+        async with Outbox.open(path, 1000, 2**30) as outbox:
+            assert outbox.statistics()["delivered"] == count
+            assert outbox.pending == 1
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("damage", ["garbage", "other program", "lost rows", "newer"])
+async def test_open_unusable_file_names_it_and_the_way_out(tmp_path: Path, damage: str) -> None:
+    """Whoever finds a node without records at three in the morning needs to know which file, and what to do."""
+    path = tmp_path / "outbox.sqlite"
+    if damage == "garbage":
+        path.write_bytes(os.urandom(8192))
+    elif damage == "other program":
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("CREATE TABLE notes (text)")
+    else:
+        async with open_outbox(tmp_path) as outbox:
+            await outbox.put(Curated("r", b"x"))
+        with closing(sqlite3.connect(path)) as db:
+            db.executescript("PRAGMA user_version = 9" if damage == "newer" else "DELETE FROM records")
+    with pytest.raises(StorageError, match=r"outbox\.sqlite.*(move it away|another file|newer program)"):
+        async with open_outbox(tmp_path):
+            pass
+
+
+async def test_open_file_in_use_is_refused(tmp_path: Path) -> None:
+    """Two nodes on one outbox would give sequences twice."""
+    async with open_outbox(tmp_path):
+        with pytest.raises(StorageError, match="another process"):
+            async with open_outbox(tmp_path):
+                pass
+
+
+async def test_open_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    """A wrong state_dir is a message, not a traceback."""
+    (tmp_path / "state").write_text("")
+    with pytest.raises(StorageError, match="state"):
+        async with open_outbox(tmp_path / "state"):
+            pass
+
+
+async def test_put_out_of_bounds_is_refused_and_stores_nothing(tmp_path: Path) -> None:
+    """One oversize record must not fill the disk or block the uplink."""
+    async with open_outbox(tmp_path) as outbox:
+        for wrong in (
+            [Curated("r", b"x" * (MAX_RECORD_BYTES + 1))],
+            [Curated("r", b"x", priority=8)],
+            [Curated("r", b"x", lifespan_ms=-1)],
+            [Curated("r", b"x")] * (MAX_GROUP_RECORDS + 1),
+        ):
+            with pytest.raises(BoundExceeded):
+                await outbox.put(Curated("r", b"ok"), *wrong)
+        assert outbox.statistics()["issued"] == 0
+
+
+async def test_renumber_moves_what_waits_and_survives_reopening(tmp_path: Path) -> None:
+    """After the loss of its file a node goes on where the relay stands, with all that it has put since."""
+    async with open_outbox(tmp_path, max_records=3) as outbox:
+        await outbox.put(*(Curated("r", b"%d" % n) for n in range(5)))
+        assert await outbox.renumber(101)
+        assert await outbox.put(Curated("r", b"5")) == [106]
+        before = outbox.statistics()
+    async with open_outbox(tmp_path, max_records=3) as outbox:
+        assert outbox.statistics() == before
+        upload = await outbox.next_upload()
+        assert upload is not None
+        assert (upload.plan.sequences, upload.fates) == ((104, 105, 106), (Fate(101, 103, "evicted"),))
+        assert [bytes(r.reading) for r in upload.records] == [b"3", b"4", b"5"]  # type: ignore[call-overload]
+        await outbox.abandon()
+        await outbox.introduce()
+        assert not await outbox.renumber(500)
+
+
+async def test_introduction_that_the_disk_did_not_take_is_asked_for_again(tmp_path: Path) -> None:
+    """Records sent before it is written down would be sent under other sequences after a crash."""
+    async with open_outbox(tmp_path) as outbox:
+        await outbox.put(Curated("r", b"x"))
+        await outbox._db.execute("PRAGMA query_only = ON")
+        with pytest.raises(StorageError, match="could not note"):
+            await outbox.introduce()
+        assert not outbox.introduced
+        await outbox._db.execute("PRAGMA query_only = OFF")
+        await outbox.introduce()
+        assert outbox.introduced
+
+
+async def test_put_cancelled_while_committing_leaves_a_consistent_outbox(tmp_path: Path) -> None:
+    """An application that gives up on a put must not damage the account of everybody else."""
+    async with open_outbox(tmp_path) as outbox:
+        for round_ in range(30):
+            putting = asyncio.create_task(outbox.put(Curated("r", b"x")))
+            for _ in range(round_ % 6):
+                await asyncio.sleep(0)
+            putting.cancel()
+            await asyncio.gather(putting, return_exceptions=True)
+        (last,) = await outbox.put(Curated("r", b"last"))
+        kept = await drain(outbox)
+        assert kept == list(range(1, last + 1))
+
+
+async def test_writer_cancelled_mid_transaction_finds_out_what_happened(tmp_path: Path) -> None:
+    """The end of a program cancels every task at any await: the file must stay right either way."""
+    for awaits in range(1, 40):
+        async with open_outbox(tmp_path) as outbox:
+            putting = asyncio.create_task(outbox.put(Curated("r", b"x")))
+            for _ in range(awaits):
+                await asyncio.sleep(0.0001)
+            outbox._writer.cancel()
+            await asyncio.gather(outbox._writer, return_exceptions=True)
+            putting.cancel()
+            await asyncio.gather(putting, return_exceptions=True)
+    async with open_outbox(tmp_path) as outbox:
+        assert await drain(outbox) == list(range(1, outbox.statistics()["issued"] + 1))

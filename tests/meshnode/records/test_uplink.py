@@ -1,0 +1,210 @@
+"""A node's uplink against everything a relay may answer."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from meshnode.records.outbox import Curated, Outbox
+from meshnode.records.uplink import Uplink, UplinkState
+from protocols.base.errors import TransportError
+from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role, node_id
+from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame, encode_reading
+from protocols.wire.messages import (
+    Acknowledgement,
+    Batch,
+    RelayRefusal,
+)
+from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, given_relay, reading  # noqa: F401 -- a fixture
+
+
+class DirectRequester:
+    """A requester whose relay is a function."""
+
+    def __init__(self, answer: Callable[[bytes], bytes]) -> None:
+        self._answer = answer
+
+    def request(self, frame: bytes, timeout_s: float) -> bytes:
+        return self._answer(frame)
+
+    def close(self) -> None:
+        pass
+
+
+@asynccontextmanager
+async def uplinked(path: Path, answer: Callable[[bytes], bytes]) -> AsyncIterator[tuple[Outbox, Uplink]]:
+    async with Outbox.open(path, 1000, 2**24) as outbox:
+        uplink = Uplink(outbox, lambda: DirectRequester(answer), node_id("v-1"), Incarnation(1), Random(1))
+        task = asyncio.create_task(uplink.run())
+        yield outbox, uplink
+        await uplink.stop(5)
+        await asyncio.wait_for(task, 5)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not within its deadline"
+        await asyncio.sleep(0.005)
+
+
+def direct(relay: RelayInProcess) -> Callable[[bytes], bytes]:
+    peer = PeerIdentity(MeshName("demo"), Role.VEHICLE, NodeId("v-1"))
+    return lambda frame: relay.ingest.answer(peer, frame)
+
+
+def curated(number: int, **of: Any) -> Curated:
+    return Curated("r", encode_reading(reading(number, **of)))
+
+
+async def test_uplink_lost_answers_are_repaired_by_sending_again(relay: RelayInProcess, tmp_path: Path) -> None:
+    """On a road every exchange may break at any point; neither loss nor doubles may come of it."""
+    random = Random(5)
+    answer = direct(relay)
+
+    def unreliable(frame: bytes) -> bytes:
+        if random.random() < 0.3:
+            raise TransportError("lost before it arrived")
+        response = answer(frame)
+        if random.random() < 0.3:
+            raise TransportError("the answer was lost")
+        return response
+
+    async with uplinked(tmp_path / "o.sqlite", unreliable) as (outbox, _):
+        for number in range(1, 41):
+            await outbox.put(curated(number))
+        await until(lambda: outbox.pending == 0, 20)
+        assert outbox.statistics()["delivered"] == 40
+    assert relay.account().stored == 40
+    assert relay.account().adds_up
+
+
+async def test_uplink_unreadable_record_is_found_and_refused_alone(relay: RelayInProcess, tmp_path: Path) -> None:
+    """One record that the relay can't parse must neither block the others nor be sent for ever."""
+    async with uplinked(tmp_path / "o.sqlite", direct(relay)) as (outbox, uplink):
+        poison = Curated("r", b"\x91\xc0")
+        await outbox.put(*(curated(n) for n in range(1, 20)), poison, *(curated(n) for n in range(21, 40)))
+        await until(lambda: outbox.pending == 0)
+        assert outbox.statistics()["refused"] == 1
+        assert uplink.state is UplinkState.CONNECTED
+    account = relay.account()
+    assert (account.stored, account.refused, account.adds_up) == (38, 1, True)
+
+
+async def test_uplink_relay_that_refuses_everything_costs_no_record(tmp_path: Path) -> None:
+    """A broken relay must not talk a node into throwing its records away."""
+    asked = 0
+
+    def confused(frame: bytes) -> bytes:
+        nonlocal asked
+        asked += 1
+        batch = decode_untrusted_relay_frame(frame)
+        if asked == 1:
+            return encode_frame(Acknowledgement(()))  # takes the introduction
+        assert isinstance(batch, Batch)
+        return encode_frame(RelayRefusal("malformed", "everything"))
+
+    async with uplinked(tmp_path / "o.sqlite", confused) as (outbox, uplink):
+        await outbox.put(*(curated(n) for n in range(1, 9)))
+        await until(lambda: uplink.state is UplinkState.REFUSED)
+        assert outbox.pending == 8
+        assert asked <= 8, "and it is not asked in a loop"
+
+
+@pytest.mark.parametrize("code", ["version", "identity", "a newer word"])
+async def test_uplink_refused_node_keeps_its_records_and_asks_rarely(tmp_path: Path, code: str) -> None:
+    """Only a person can lift such a refusal: until then the records wait and the relay has its peace."""
+    asked = 0
+
+    def refuse(frame: bytes) -> bytes:
+        nonlocal asked
+        asked += 1
+        return encode_frame(RelayRefusal(code, "because"))
+
+    async with uplinked(tmp_path / "o.sqlite", refuse) as (outbox, uplink):
+        await outbox.put(curated(1))
+        await until(lambda: uplink.state is UplinkState.REFUSED)
+        await outbox.put(curated(2))
+        assert code in uplink.detail
+        assert "because" in uplink.detail
+        assert (outbox.pending, asked) == (2, 1)
+
+
+@pytest.mark.parametrize("response", [b"", b"\xff\xff", encode_frame(batch(1)), encode_frame(Acknowledgement((7,)))])
+async def test_uplink_senseless_answer_changes_nothing(tmp_path: Path, response: bytes) -> None:
+    """Whatever comes back, a record ends only when the relay named it."""
+    introduced = False
+
+    def answer(frame: bytes) -> bytes:
+        nonlocal introduced
+        if not introduced:
+            introduced = True
+            return encode_frame(Acknowledgement(()))
+        return response
+
+    async with uplinked(tmp_path / "o.sqlite", answer) as (outbox, uplink):
+        await outbox.put(curated(1))
+        await until(lambda: uplink.statistics()["batches_failed"] > 0)
+        assert outbox.pending == 1
+
+
+async def test_uplink_storage_refusal_is_tried_again(relay: RelayInProcess, tmp_path: Path) -> None:
+    """When the relay's operator has made room, everything must flow again by itself."""
+    answer = direct(relay)
+    full = True
+
+    def sometimes_full(frame: bytes) -> bytes:
+        return encode_frame(RelayRefusal("storage", "full")) if full else answer(frame)
+
+    async with uplinked(tmp_path / "o.sqlite", sometimes_full) as (outbox, uplink):
+        await outbox.put(curated(1))
+        await until(lambda: uplink.state is UplinkState.STORAGE)
+        full = False
+        await until(lambda: outbox.pending == 0)
+
+
+async def test_uplink_node_that_lost_its_outbox_goes_on_without_conflicts(
+    relay: RelayInProcess, tmp_path: Path
+) -> None:
+    """After a damaged file was moved away, no new record may be refused for a sequence used before."""
+    async with uplinked(tmp_path / "old.sqlite", direct(relay)) as (outbox, _):
+        await outbox.put(*(curated(n) for n in range(1, 6)))
+        await until(lambda: outbox.pending == 0)
+    async with uplinked(tmp_path / "new.sqlite", direct(relay)) as (outbox, _):
+        await outbox.put(*(curated(n) for n in range(6, 16)))
+        await until(lambda: outbox.pending == 0)
+        assert outbox.statistics()["refused"] == 0
+    assert relay.account().stored == 15
+    assert relay.account().adds_up
+
+
+async def test_uplink_stop_during_a_request_without_answer_ends_in_time(tmp_path: Path) -> None:
+    """SIGTERM must end a node even when the relay holds its request for ever."""
+
+    class Mute:
+        def __init__(self) -> None:
+            self.asked, self.closed = threading.Event(), threading.Event()
+
+        def request(self, frame: bytes, timeout_s: float) -> bytes:
+            self.asked.set()
+            assert self.closed.wait(20)
+            raise TransportError("closed here")
+
+        def close(self) -> None:
+            self.closed.set()
+
+    mute = Mute()
+    async with Outbox.open(tmp_path / "o.sqlite", 10, 2**20) as outbox:
+        uplink = Uplink(outbox, lambda: mute, node_id("v-1"), Incarnation(1), Random(1))
+        task = asyncio.create_task(uplink.run())
+        await outbox.put(curated(1))
+        await until(mute.asked.is_set)
+        await uplink.stop(0.05)
+        await asyncio.wait_for(task, 5)
+        assert outbox.pending == 1

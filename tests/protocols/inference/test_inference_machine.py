@@ -1,0 +1,548 @@
+"""Requests for inference: each answered exactly once, whatever dies, lies or is late."""
+
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from protocols.access import DEFAULT_RULES, AccessTable, Rule
+from protocols.base import limits
+from protocols.base.errors import BoundExceeded, ModelUnknown
+from protocols.base.ids import NodeId, Role
+from protocols.events import Answered, CancelCompute, Compute
+from protocols.inference.machine import MAX_SERVED_BYTES, MAX_SERVED_PER_NEIGHBOUR, Inference
+from protocols.inference.placement import LocalModel, Neighbourhood
+from protocols.wire.codec import tensor_of
+from protocols.wire.messages import InferAnswer, InferCancel, InferRequest, NamedTensor, NodeFrame, Offer, Offers
+from sims.virtual.driver import SimDriver
+from tests.tools.strategies import EXPLORE
+
+MS, SECOND = limits.MS, limits.SECOND
+ME, A, B, C = NodeId("me"), NodeId("a"), NodeId("b"), NodeId("c")
+DIGEST, OTHER = "1" * 64, "2" * 64
+IMAGE = (NamedTensor("image", tensor_of(bytes(1_000))),)
+STATUSES = ("done", "busy", "unknown", "invalid", "late", "failed")
+
+
+def model(name: str = "plate", compute_ns: int = 50 * MS, **more: object) -> LocalModel:
+    """A model loaded here."""
+    fields: dict[str, object] = {"digest": DIGEST, "waiting": 0, "served": True, **more}
+    return LocalModel(name, compute_ns=compute_ns, **fields)  # type: ignore[arg-type]
+
+
+class Bench:
+    """One machine and its neighbourhood."""
+
+    def __init__(self, *present: NodeId, rules: tuple[Rule, ...] = DEFAULT_RULES) -> None:
+        self.present = list(present)
+        self.now = 0
+        self.version = 0
+        self.machine = Inference(ME, AccessTable(rules), lambda: [Neighbourhood(node, MS) for node in self.present])
+
+    def offer(
+        self, node: NodeId, compute_us: int = 1_000, name: str = "plate", digest: str = DIGEST, **more: int
+    ) -> None:
+        self.version += 1
+        offers = Offers(self.version, (Offer(name, digest, compute_us, **more),))
+        self.machine.receive(offers, node, Role.RSU, self.now)
+
+    def ask(self, budget_ns: int = SECOND, hedge: bool = True, name: str = "plate") -> int:
+        return self.machine.ask(name, IMAGE, (), budget_ns, hedge, self.now)
+
+    def answer(self, node: NodeId, request: int, status: str = "done", **more: object) -> None:
+        self.machine.receive(InferAnswer(request, status, IMAGE, **more), node, Role.RSU, self.now)  # type: ignore[arg-type]
+
+    def at(self, instant_ns: int) -> None:
+        self.now = instant_ns
+        self.machine.handle_timer(instant_ns)
+        assert self.machine.next_timer_at() > instant_ns
+
+    def requests(self) -> list[tuple[NodeId, InferRequest]]:
+        return [(node, frame) for node, frame in self.machine.messages() if type(frame) is InferRequest]
+
+    def answered(self) -> Answered:
+        events = self.machine.events()
+        assert len(events) == 1
+        return events[0]
+
+
+# --- own requests --------------------------------------------------------------------------------------------------
+def test_ask_for_a_model_nobody_has_names_those_known() -> None:
+    """A typing error is found at a glance."""
+    bench = Bench(A)
+    with pytest.raises(ModelUnknown, match="known: none"):
+        bench.ask()
+    bench.offer(A)
+    with pytest.raises(ModelUnknown, match="known: plate"):
+        bench.ask(name="plait")
+
+
+def test_ask_of_a_model_whose_only_owner_is_out_of_reach_fails_at_once() -> None:
+    """It offered, then its link went."""
+    bench = Bench()
+    bench.offer(A)
+    number = bench.ask()
+    answered = bench.answered()
+    assert (answered.request, answered.winner, answered.failure) == (number, None, "unknown")
+
+
+def test_ask_beyond_the_bound_is_refused() -> None:
+    """An application that never waits must not take all memory."""
+    bench = Bench()
+    bench.machine.set_models((model(),))
+    for _ in range(limits.MAX_PENDING_REQUESTS):
+        bench.ask()
+    with pytest.raises(BoundExceeded, match="wait for answers"):
+        bench.ask()
+
+
+def test_ask_measures_this_node_at_first_and_every_sixteenth_time_unless_it_is_surely_slower() -> None:
+    """A cost measured while all was starting was never corrected: a fast vehicle gave its frames away for ever."""
+    bench = Bench(A)
+    bench.machine.set_models((model(compute_ns=10 * MS),))
+    bench.offer(A, 6_000)
+    here = []
+    for _ in range(18):
+        bench.ask(hedge=False)
+        here.append(bool(bench.machine.outgoing()))
+        for node, request in bench.requests():
+            bench.now += 7 * MS
+            bench.answer(node, request.request, compute_us=6_000)
+        bench.machine.events()
+    assert [number for number, ran_here in enumerate(here) if ran_here] == [0, 16]
+    slow = Bench(A)
+    slow.machine.set_models((model(compute_ns=100 * MS),))
+    slow.offer(A, 6_000)
+    slow.ask()
+    assert slow.requests(), "what is surely slower needs no measuring"
+
+
+def test_ask_runs_here_when_that_is_fastest() -> None:
+    """A neighbour never makes the caller slower."""
+    bench = Bench(A)
+    bench.machine.set_models((model(compute_ns=2 * MS),))
+    bench.offer(A, 1_500)
+    bench.ask()
+    (compute,) = bench.machine.outgoing()
+    assert type(compute) is Compute
+    assert (compute.model, compute.inputs, compute.budget_ns) == ("plate", IMAGE, SECOND)
+    bench.now = 3 * MS
+    bench.machine.computed(compute.run, InferAnswer(0, "done", IMAGE, 1, 2), bench.now)
+    answered = bench.answered()
+    assert answered.winner is not None
+    assert (answered.winner.node, answered.winner.took_ns, answered.outputs) == (ME, 3 * MS, IMAGE)
+    bench.machine.computed(compute.run, InferAnswer(0, "done", IMAGE), bench.now)
+    assert bench.machine.events() == []
+
+
+def test_ask_takes_the_same_file_only() -> None:
+    """A model of the same name with other weights gives other answers."""
+    bench = Bench(A, B)
+    bench.machine.set_models((model(local=False),))
+    bench.offer(A, digest=OTHER)
+    bench.offer(B)
+    bench.ask()
+    assert [node for node, _ in bench.requests()] == [B]
+
+
+def test_ask_without_the_model_takes_the_file_most_offer() -> None:
+    """One neighbour with another version must not decide for all."""
+    bench = Bench(A, B, C)
+    bench.offer(A, digest=OTHER)
+    bench.offer(B)
+    bench.offer(C)
+    bench.ask()
+    assert bench.requests()[0][1].digest == DIGEST
+
+
+def test_late_neighbour_is_hedged_here_and_the_loser_cancelled() -> None:
+    """The first answer wins; nobody computes for nothing."""
+    bench = Bench(A)
+    bench.machine.set_models((model(compute_ns=100 * MS),))
+    bench.offer(A, 10_000)
+    bench.ask()
+    ((_, request),) = bench.requests()
+    assert bench.machine.outgoing() == []
+    bench.at(bench.machine.next_timer_at())
+    (compute,) = bench.machine.outgoing()
+    assert type(compute) is Compute
+    assert bench.machine.counters["hedged"] == 1
+    bench.machine.computed(compute.run, InferAnswer(0, "done", IMAGE), bench.now)
+    assert bench.machine.messages() == [(A, InferCancel(request.request))]
+    answered = bench.answered()
+    assert [(report.node, report.outcome) for report in answered.attempts] == [(ME, "done"), (A, "cancelled")]
+    bench.answer(A, request.request)
+    assert bench.machine.events() == []
+    assert bench.machine.counters["late_answers"] == 1
+
+
+def test_late_neighbour_without_hedge_is_waited_for() -> None:
+    """The caller said so."""
+    bench = Bench(A)
+    bench.machine.set_models((model(compute_ns=100 * MS),))
+    bench.offer(A, 10_000)
+    bench.ask(hedge=False)
+    bench.requests()
+    assert bench.machine.next_timer_at() == SECOND
+    bench.at(SECOND)
+    answered = bench.answered()
+    assert (answered.failure, answered.winner) == ("late", None)
+    assert [type(frame) for _, frame in bench.machine.messages()] == [InferCancel]
+
+
+@pytest.mark.parametrize("status", ["busy", "unknown", "late", "failed"])
+def test_answer_without_result_goes_to_the_next_at_once(status: str) -> None:
+    """And to this node at last."""
+    bench = Bench(A, B)
+    bench.machine.set_models((model(compute_ns=500 * MS),))
+    bench.offer(A, 1_000)
+    bench.offer(B, 2_000)
+    bench.ask()
+    for neighbour in (A, B):
+        ((asked, request),) = bench.requests()
+        assert asked == neighbour
+        bench.answer(asked, request.request, status)
+    (compute,) = bench.machine.outgoing()
+    assert type(compute) is Compute
+    bench.machine.computed(compute.run, InferAnswer(0, "failed", detail="no memory"), bench.now)
+    answered = bench.answered()
+    assert (answered.failure, answered.detail, len(answered.attempts)) == ("failed", "no memory", 3)
+    assert bench.machine.counters["replayed"] == 3
+
+
+def test_answer_that_the_input_is_invalid_ends_the_request() -> None:
+    """It is invalid everywhere."""
+    bench = Bench(A)
+    bench.machine.set_models((model(compute_ns=500 * MS),))
+    bench.offer(A)
+    bench.ask()
+    ((_, request),) = bench.requests()
+    bench.at(bench.machine.next_timer_at())
+    assert [type(effect) for effect in bench.machine.outgoing()] == [Compute]
+    bench.answer(A, request.request, "invalid", detail="image has 3 dimensions")
+    answered = bench.answered()
+    assert (answered.failure, answered.detail) == ("invalid", "image has 3 dimensions")
+    assert [type(effect) for effect in bench.machine.outgoing()] == [CancelCompute]
+
+
+def test_answer_after_the_deadline_is_late_whatever_it_says() -> None:
+    """A loser that comes when time is up finds nobody to replay to."""
+    bench = Bench(A, B)
+    bench.offer(A, 1_000)
+    bench.offer(B, 2_000)
+    bench.ask(budget_ns=10 * MS)
+    ((first, request),) = bench.requests()
+    bench.now = 11 * MS
+    bench.answer(first, request.request, "busy")
+    assert bench.answered().failure == "late"
+
+
+def test_answer_of_another_node_or_to_nothing_is_not_used() -> None:
+    """A neighbour can't answer for another, whatever number it guesses."""
+    bench = Bench(A, B)
+    bench.offer(A)
+    bench.ask()
+    ((_, request),) = bench.requests()
+    for node, number in ((B, request.request), (A, request.request + 1), (A, 0), (A, 2**64 - 1), (ME, request.request)):
+        for status in STATUSES:
+            bench.answer(node, number, status)
+    assert bench.machine.events() == []
+    bench.answer(A, request.request, queued_us=2**64 - 1, compute_us=2**64 - 1)
+    assert bench.answered().winner is not None
+    bench.offer(A, 2**64 - 1, waiting=2**64 - 1)
+    bench.ask()
+    assert bench.machine.next_timer_at() > 0
+
+
+def test_abandoned_request_is_cancelled_and_never_answered() -> None:
+    """The caller went away."""
+    bench = Bench(A)
+    bench.machine.set_models((model(compute_ns=500 * MS),))
+    bench.offer(A)
+    number = bench.ask()
+    ((_, request),) = bench.requests()
+    bench.machine.abandon(number, bench.now)
+    bench.machine.abandon(number, bench.now)
+    assert bench.machine.messages() == [(A, InferCancel(request.request))]
+    bench.answer(A, request.request)
+    bench.at(2 * SECOND)
+    assert bench.machine.events() == []
+
+
+def test_neighbour_gone_replays_its_runs_and_drops_its_requests() -> None:
+    """Dead: neither waits for the other."""
+    bench = Bench(A, B)
+    bench.machine.set_models((model(compute_ns=500 * MS),))
+    bench.offer(A, 1_000)
+    bench.ask()
+    bench.ask()
+    bench.machine.receive(InferRequest(7, "plate", DIGEST, 1_000_000, IMAGE), A, Role.RSU, 0)
+    bench.machine.receive(InferRequest(8, "plate", DIGEST, 1_000_000, IMAGE), B, Role.RSU, 0)
+    served = bench.machine.outgoing()
+    bench.present.remove(A)
+    bench.machine.neighbour_gone(A, bench.now)
+    kinds = Counter(type(effect) for effect in bench.machine.outgoing())
+    assert kinds == {CancelCompute: 1, Compute: 2}
+    assert bench.machine.offers_of(A) == ()
+    bench.machine.messages()
+    for compute in served:
+        assert type(compute) is Compute
+        bench.machine.computed(compute.run, InferAnswer(0, "done", IMAGE), bench.now)
+    assert [(node, frame.request) for node, frame in bench.machine.messages() if type(frame) is InferAnswer] == [(B, 8)]
+
+
+def test_request_that_could_not_be_queued_goes_elsewhere() -> None:
+    """A stalled neighbour is as good as dead for this request."""
+    bench = Bench(A)
+    bench.machine.set_models((model(compute_ns=500 * MS),))
+    bench.offer(A)
+    bench.ask()
+    ((_, request),) = bench.requests()
+    bench.machine.undeliverable(A, InferCancel(request.request), bench.now)
+    assert bench.machine.outgoing() == []
+    bench.machine.undeliverable(A, request, bench.now)
+    assert [type(effect) for effect in bench.machine.outgoing()] == [Compute]
+
+
+def test_offers_that_were_overtaken_are_ignored_until_a_new_life() -> None:
+    """Versions order them; a restarted neighbour counts anew."""
+    bench = Bench(A)
+    bench.machine.receive(Offers(5, (Offer("new", DIGEST, 1),)), A, Role.RSU, 0)
+    bench.machine.receive(Offers(4, (Offer("old", DIGEST, 1),)), A, Role.RSU, 0)
+    assert [offer.model for offer in bench.machine.offers_of(A)] == ["new"]
+    bench.machine.neighbour_gone(A, 0)
+    bench.machine.receive(Offers(1, (Offer("again", DIGEST, 1),)), A, Role.RSU, 0)
+    assert [offer.model for offer in bench.machine.offers_of(A)] == ["again"]
+
+
+def test_models_changed_are_offered_when_served() -> None:
+    """A change of load is told, one that nobody could see is not."""
+    bench = Bench()
+    assert bench.machine.set_models((model(), model("secret", served=False)))
+    assert not bench.machine.set_models((model(compute_ns=50 * MS + 10), model("secret", served=False)))
+    assert bench.machine.set_models((model(waiting=1), model("secret", served=False)))
+    assert bench.machine.offers().offers == (Offer("plate", DIGEST, 50_000, 1),)
+
+
+# --- requests of neighbours ----------------------------------------------------------------------------------------
+def serve(
+    bench: Bench, node: NodeId, number: int, inputs: tuple[NamedTensor, ...] = IMAGE, **more: object
+) -> NodeFrame | None:
+    """Ask this node; its answer at once, if it has one."""
+    fields: dict[str, object] = {"model": "plate", "digest": DIGEST, "budget_us": 100_000, **more}
+    bench.machine.receive(InferRequest(number, inputs=inputs, **fields), node, Role.VEHICLE, bench.now)  # type: ignore[arg-type]
+    messages = bench.machine.messages()
+    return messages[0][1] if messages else None
+
+
+def test_serve_of_what_is_not_offered_or_not_permitted_is_unknown() -> None:
+    """A neighbour learns no more than that."""
+    bench = Bench(A, rules=(Rule(Role.RSU, "infer", "**"),))
+    bench.machine.set_models((model(), model("secret", served=False)))
+    for wrong in ({"model": "nothing"}, {"model": "secret"}, {"digest": OTHER}, {}):
+        answer = serve(bench, A, 1, **wrong)
+        assert type(answer) is InferAnswer
+        assert (answer.request, answer.status) == (1, "unknown")
+    assert bench.machine.outgoing() == []
+
+
+def test_serve_is_bounded_per_neighbour_in_number_and_in_bytes() -> None:
+    """Helping can't drown a node, and one neighbour can't take all places."""
+    bench = Bench(A, B, C)
+    bench.machine.set_models((model(),))
+    for number in range(MAX_SERVED_PER_NEIGHBOUR):
+        assert serve(bench, A, number) is None
+    busy = serve(bench, A, 99)
+    assert type(busy) is InferAnswer
+    assert busy.status == "busy"
+    for number in range(limits.MAX_SERVED_REQUESTS - MAX_SERVED_PER_NEIGHBOUR):
+        assert serve(bench, B, number) is None
+    assert serve(bench, C, 1) is not None
+    fresh = Bench(A, B)
+    fresh.machine.set_models((model(),))
+    large = (NamedTensor("image", tensor_of(bytes(MAX_SERVED_BYTES // 2))),)
+    assert serve(fresh, A, 1, large) is None
+    assert serve(fresh, B, 1, large) is None
+    assert serve(fresh, B, 2) is not None
+    assert fresh.machine.counters["refused_busy"] == 1
+
+
+def test_served_run_that_hangs_gives_its_place_back() -> None:
+    """32 runs that never end would otherwise make this node busy for good."""
+    bench = Bench(A)
+    bench.machine.set_models((model(),))
+    serve(bench, A, 7)
+    (compute,) = bench.machine.outgoing()
+    bench.at(bench.machine.next_timer_at())
+    assert bench.now == 100 * MS + SECOND
+    ((_, answer),) = bench.machine.messages()
+    assert type(answer) is InferAnswer
+    assert (answer.request, answer.status) == (7, "late")
+    assert type(compute) is Compute
+    assert bench.machine.outgoing() == [CancelCompute(compute.run)]
+    bench.machine.computed(compute.run, InferAnswer(0, "done", IMAGE), bench.now)
+    assert bench.machine.messages() == []
+
+
+def test_served_request_cancelled_is_not_answered() -> None:
+    """Only by who asked."""
+    bench = Bench(A, B)
+    bench.machine.set_models((model(),))
+    serve(bench, A, 7)
+    (compute,) = bench.machine.outgoing()
+    bench.machine.receive(InferCancel(7), B, Role.VEHICLE, 0)
+    assert bench.machine.outgoing() == []
+    bench.machine.receive(InferCancel(7), A, Role.VEHICLE, 0)
+    assert type(compute) is Compute
+    assert bench.machine.outgoing() == [CancelCompute(compute.run)]
+
+
+def test_served_budget_is_bounded() -> None:
+    """A request may not hold a place for centuries."""
+    bench = Bench(A)
+    bench.machine.set_models((model(),))
+    serve(bench, A, 7, budget_us=2**64 - 1)
+    (compute,) = bench.machine.outgoing()
+    assert type(compute) is Compute
+    assert compute.budget_ns == limits.MAX_BUDGET_MS * MS
+
+
+# --- any history ---------------------------------------------------------------------------------------------------
+class AnyHistory(RuleBasedStateMachine):
+    """Asks, answers, lies, deaths and time in any order: each request ends exactly once, none without an end."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.bench = Bench(A, B, C)
+        self.bench.machine.set_models((model(compute_ns=80 * MS), model("remote", local=False)))
+        self.open: set[int] = set()
+        self.ended: Counter[int] = Counter()
+        self.asked_of: dict[NodeId, set[int]] = {A: set(), B: set(), C: set()}
+        self.computes: set[int] = set()
+
+    def gather(self) -> None:
+        for node, frame in self.bench.machine.messages():
+            if type(frame) is InferRequest:
+                self.asked_of[node].add(frame.request)
+        for effect in self.bench.machine.outgoing():
+            if type(effect) is Compute:
+                self.computes.add(effect.run)
+        for event in self.bench.machine.events():
+            self.ended[event.request] += 1
+            assert (event.winner is None) == bool(event.failure)
+            assert [report.outcome for report in event.attempts].count("done") == (event.winner is not None)
+            assert len({report.node for report in event.attempts}) == len(event.attempts)
+
+    @rule(node=st.sampled_from([A, B, C]), compute_us=st.integers(0, 10**6), name=st.sampled_from(["plate", "remote"]))
+    def offer(self, node: NodeId, compute_us: int, name: str) -> None:
+        self.bench.offer(node, compute_us, name)
+
+    @rule(budget_ms=st.integers(0, 500), hedge=st.booleans(), name=st.sampled_from(["plate", "remote"]))
+    def ask(self, budget_ms: int, hedge: bool, name: str) -> None:
+        self.open.add(self.bench.ask(budget_ms * MS, hedge, name))
+        self.gather()
+
+    @rule(node=st.sampled_from([A, B, C]), status=st.sampled_from(STATUSES), data=st.data())
+    def answer(self, node: NodeId, status: str, data: st.DataObject) -> None:
+        everything = sorted(self.asked_of[A] | self.asked_of[B] | self.asked_of[C] | self.computes) or [0]
+        self.bench.answer(node, data.draw(st.sampled_from(everything)), status)
+        self.gather()
+
+    @precondition(lambda self: self.computes)
+    @rule(status=st.sampled_from(STATUSES), data=st.data())
+    def computed(self, status: str, data: st.DataObject) -> None:
+        run = data.draw(st.sampled_from(sorted(self.computes)))
+        self.bench.machine.computed(run, InferAnswer(0, status, IMAGE), self.bench.now)  # type: ignore[arg-type]
+        self.gather()
+
+    @rule(passed_ms=st.integers(1, 200))
+    def wait(self, passed_ms: int) -> None:
+        self.bench.at(self.bench.now + passed_ms * MS)
+        self.gather()
+
+    @rule(node=st.sampled_from([A, B, C]))
+    def die(self, node: NodeId) -> None:
+        if node in self.bench.present:
+            self.bench.present.remove(node)
+        self.bench.machine.neighbour_gone(node, self.bench.now)
+        self.gather()
+
+    @rule(node=st.sampled_from([A, B, C]))
+    def come_back(self, node: NodeId) -> None:
+        if node not in self.bench.present:
+            self.bench.present.append(node)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def abandon(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.open)))
+        if not self.ended[number]:
+            self.open.discard(number)
+        self.bench.machine.abandon(number, self.bench.now)
+        self.gather()
+
+    @rule(node=st.sampled_from([A, B, C]), data=st.data())
+    def undeliverable(self, node: NodeId, data: st.DataObject) -> None:
+        if self.asked_of[node]:
+            number = data.draw(st.sampled_from(sorted(self.asked_of[node])))
+            self.bench.machine.undeliverable(node, InferRequest(number, "plate", DIGEST, 1, IMAGE), self.bench.now)
+            self.gather()
+
+    @invariant()
+    def nobody_is_answered_twice(self) -> None:
+        assert all(count == 1 for count in self.ended.values())
+        assert set(self.ended) <= self.open
+
+    def teardown(self) -> None:
+        self.bench.at(self.bench.now + 10 * SECOND)
+        self.gather()
+        assert set(self.ended) == self.open
+        assert not self.bench.machine._requests
+        assert not self.bench.machine._runs
+
+
+AnyHistory.TestCase.settings = settings(max_examples=80, stateful_step_count=25, derandomize=not EXPLORE)
+TestInferenceHistories = AnyHistory.TestCase
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_requests_of_whole_nodes_under_kills_and_stalls_end_exactly_once(seed: int) -> None:
+    """The same promise through engines, queues and links."""
+    random = Random(seed)
+    sim = SimDriver(seed)
+    names = ["n0", "n1", "n2", "n3"]
+    for name in names:
+        node = sim.add(name)
+        node.compute_ns = random.choice([5, 50, 300]) * MS
+        node.engine.set_models((model(compute_ns=node.compute_ns),), 0)
+    sim.meet()
+    sim.run_for(SECOND)
+    asker = sim.nodes[NodeId("n0")]
+    numbers = []
+    for _ in range(30):
+        numbers.append(asker.engine.ask("plate", IMAGE, (), random.choice([20, 200, 2_000]) * MS, True, sim.now))
+        sim.act(asker, lambda engine, now: None)
+        victim = random.choice(names[1:])
+        match random.choice(["kill", "restart", "stall", "cut", "heal", "calm"]):
+            case "kill":
+                sim.kill(victim)
+            case "restart" if not sim.nodes[NodeId(victim)].running:
+                sim.restart(victim)
+                node = sim.nodes[NodeId(victim)]
+                node.engine.set_models((model(compute_ns=node.compute_ns),), sim.now)
+                sim.meet()
+            case "stall":
+                sim.stall(victim, random.randint(10, 2_000) * MS)
+            case "cut":
+                sim.cut("n0", victim)
+            case "heal":
+                sim.heal()
+            case _:
+                pass
+        sim.run_for(random.randint(0, 400) * MS)
+    sim.run_for(5 * SECOND)
+    answered = Counter(event.request for _, event in asker.events if type(event) is Answered)
+    assert answered == Counter(numbers)

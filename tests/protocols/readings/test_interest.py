@@ -1,0 +1,129 @@
+"""Who wants what, on whose behalf, and what is passed on: interest and hops."""
+
+import pytest
+
+from protocols.access import Rule
+from protocols.base import limits
+from protocols.base.ids import NodeId, Role
+from protocols.settings import Quality
+from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
+from protocols.wire.messages import Interest, Want
+from tests.tools.readings_fixture import ALL, ME, SECOND, A, B, Bench
+from tests.tools.strategies import reading
+
+
+def test_interest_that_was_overtaken_is_ignored() -> None:
+    """A large one travels on the bulk lane and may come after its successor."""
+    bench = Bench(A)
+    bench.machine.receive_interest(Interest(2, (Want("veh/me/y"),)), A, 0, 0)
+    bench.machine.receive_interest(Interest(1, (Want("veh/me/x"),)), A, 0, 0)
+    assert bench.publish("veh/me/x")[0].queued == 0
+    assert bench.publish("veh/me/y")[0].queued == 1
+    assert not bench.machine.receive_interest(Interest(1, ()), B, 0, 0), "not a neighbour"
+
+
+def test_interest_in_what_is_denied_or_no_expression_is_counted() -> None:
+    """The rest of it counts."""
+    bench = Bench(A, rules=(Rule(Role.VEHICLE, "subscribe", "veh/**"), Rule(Role.VEHICLE, "publish", "**")))
+    bench.wants(A, Want("**"), Want("a//b"), Want("\x1b[2J"), Want("veh/*/x"))
+    assert bench.publish("veh/me/x")[0].queued == 1
+    assert bench.publish("rsu/me/x")[0].queued == 0
+    assert bench.dropped() == {(A, "denied"): 1, (A, "invalid_key"): 2}
+
+
+def test_interest_gets_last_values_once_and_only_fresh_ones() -> None:
+    """History for what is newly asked; an expired warning is not history."""
+    bench = Bench(A, B)
+    bench.publish("veh/me/x", 1)
+    bench.publish("veh/me/gone", 1, lifespan_ms=10)
+    bench.accept(
+        B,
+        reading("veh/b/near", "b"),
+        reading("veh/b/far", "b", hops=2),
+        reading("veh/b/fresh", "b", lifespan_ms=60_000, hops=1),
+    )
+    bench.now = SECOND
+    bench.wants(A, Want("**"))
+    assert [(one.key, one.hops) for one in bench.sent(A)] == [("veh/me/x", 0), ("veh/b/far", 1), ("veh/b/fresh", 0)]
+    bench.wants(A, Want("**"), Want("veh/me/*"))
+    assert [one.key for one in bench.sent(A)] == ["veh/me/x"]
+    bench.wants(A, Want("**"), Want("veh/me/*"))
+    bench.wants(A, Want("veh/me/x", 0, False, False))
+    bench.wants(B, Want("veh/b/**"))
+    assert bench.sent(A) == bench.sent(B) == []
+
+
+def test_interest_for_a_neighbour_adds_up_wants_that_differ_only_in_hops() -> None:
+    """Eight variants of one want would come back from every circle of neighbours."""
+    bench = Bench(A, B)
+    bench.machine.subscribe("veh/**", Quality(hops=1), 0)
+    bench.machine.subscribe("veh/**", ALL, 0)
+    assert bench.wants(A, Want("veh/**", hops=4), Want("rsu/**", hops=1), Want("tool/**"))
+    assert bench.machine.interest_for(B).wants == (Want("veh/**", hops=3), Want("rsu/**"))
+    assert bench.machine.interest_for(A).wants == (Want("veh/**", hops=1),)
+    assert bench.machine.remove_peer(A), "others must be asked for less"
+    assert not bench.machine.remove_peer(A)
+    assert bench.machine.interest_for(B).wants == (Want("veh/**", hops=1),)
+
+
+def test_interest_of_neighbours_with_hops_never_exceeds_a_frame() -> None:
+    """An insider that asks for 256 things through us must not make our own Interest invalid, nor crowd it out."""
+    bench = Bench(A, B)
+    bench.machine.subscribe("veh/**", ALL, 0)
+    bench.wants(A, *(Want(f"veh/{number}", hops=8) for number in range(limits.MAX_SUBSCRIPTIONS)))
+    interest = bench.machine.interest_for(B)
+    assert len(interest.wants) == limits.MAX_SUBSCRIPTIONS
+    assert interest.wants[0] == Want("veh/**")
+    assert decode_untrusted_node_frame(encode_frame(interest)) == interest
+
+
+def test_interest_of_256_hostile_wants_is_decided_once_per_key() -> None:
+    """The bound on wants and chunks bounds the work: after the first reading of a key no want is looked at."""
+    bench = Bench(A)
+    hostile = tuple(
+        Want("/".join(["**", "*"] * 7 + ["**", f"q{number}"])) for number in range(limits.MAX_SUBSCRIPTIONS)
+    )
+    bench.wants(A, *hostile)
+    key = "veh/me/" + "/".join("a" * 13)
+    bench.publish(key)
+    decided = bench.machine._streams[ME, key].routes
+    assert decided == ()
+    for _ in range(1_000):
+        bench.publish(key)
+    assert bench.machine._streams[ME, key].routes is decided
+
+
+# --- passing on ----------------------------------------------------------------------------------------------------
+def test_reading_passed_on_loses_a_hop_and_never_returns() -> None:
+    """Loops end by the hop limit, and at once towards source and origin."""
+    bench = Bench(A, B, c := NodeId("c"))
+    for node in (A, B, c):
+        bench.wants(node, Want("**", hops=2))
+    bench.accept(A, reading("veh/c/x", "c", 1, hops=2), reading("veh/c/y", "c", 1))
+    assert [(one.key, one.hops) for one in bench.sent(B)] == [("veh/c/x", 1)]
+    assert bench.sent(A) == bench.sent(c) == []
+    assert bench.machine.counters["forwarded"] == 1
+
+
+def test_reading_passed_on_respects_rate_and_queue_of_each() -> None:
+    """Hearsay has no privilege."""
+    bench = Bench(A, B)
+    bench.wants(B, Want("**", 1_000_000))
+    for sequence in range(3):
+        bench.accept(A, reading(sequence=sequence, hops=1))
+    assert len(bench.sent(B)) == 1
+    assert bench.dropped() == {(B, "rate_limited"): 2}
+
+
+def test_reading_that_grows_when_passed_on_is_counted_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single precision comes back as double: 15 MiB in, 27 MiB out. An exception here would stop the node."""
+    monkeypatch.setattr(limits, "MAX_FRAME_BYTES", 2_000)
+    bench = Bench(A, B, c := NodeId("c"))
+    bench.machine.subscribe("**", ALL, 0)
+    bench.wants(B, Want("**"))
+    bench.wants(c, Want("**"))
+    value = [1.5] * 300
+    assert len(bench.accept(A, reading(value=value, hops=2))) == 1
+    bench.wants(B, Want("**"), Want("veh/**"))
+    assert bench.sent(B) == bench.sent(c) == []
+    assert bench.dropped() == {(B, "too_large"): 2}

@@ -1,0 +1,63 @@
+"""One engine without a world: the test plays its driver and everybody else."""
+
+from protocols.base import limits
+from protocols.base.ids import Role
+from protocols.engine import Engine
+from protocols.events import (
+    Dial,
+)
+from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
+from protocols.wire.messages import Hello, NodeFrame
+from tests.tools.strategies import NOW_UTC_NS, engine, identity
+
+MS, SECOND = limits.MS, limits.SECOND
+
+
+class Alone:
+    """One engine; the test plays everybody else."""
+
+    def __init__(self, **more: object) -> None:
+        self.engine: Engine = engine("me", **more)
+        self.now = SECOND
+        self.pipes = 0
+
+    def pipe(self, node: str, role: Role = Role.VEHICLE) -> int:
+        assert self.engine.admit(identity(node, role), self.now) is None
+        self.pipes += 1
+        self.engine.inbound_opened(self.pipes, identity(node, role), "192.0.2.1", self.now)
+        return self.pipes
+
+    def receive(self, pipe: int, frame: NodeFrame | bytes) -> None:
+        data = frame if isinstance(frame, bytes) else encode_frame(frame)
+        self.engine.receive(data, pipe, self.now, NOW_UTC_NS)
+
+    def hello(self, node: str, incarnation: int = 5, **more: int) -> int:
+        pipe = self.pipe(node)
+        self.receive(pipe, Hello(more.get("major", 1), 0, node, incarnation, more.get("port", 7000), "realtime"))
+        return pipe
+
+    def lane(self, node: str, incarnation: int = 5) -> int:
+        """Both directions; returns the dial of our lane."""
+        self.hello(node, incarnation)
+        dial = self.dials()[-1]
+        self.engine.lane_opened(dial.dial, identity(node), self.now)
+        return dial.dial
+
+    def timers(self, duration_ns: int) -> None:
+        end = self.now + duration_ns
+        while (due := self.engine.next_timer_at()) <= end:
+            assert due > self.now or self.engine.next_timer_at() <= self.now
+            self.now = max(due, self.now)
+            self.engine.handle_timer(self.now)
+            assert self.engine.next_timer_at() > self.now, "a timer that never rests would burn a core"
+        self.now = end
+
+    def dials(self) -> list[Dial]:
+        self.engine.handle_timer(self.now)
+        return [effect for effect in self.engine.outgoing() if type(effect) is Dial]
+
+    def sent(self, dial: int) -> list[NodeFrame]:
+        frames = []
+        while (data := self.engine.next_frame(dial, self.now)) is not None:
+            frames.append(decode_untrusted_node_frame(data))
+        return frames

@@ -1,0 +1,150 @@
+"""Real nodes for tests: certificates, a configuration, and ``meshnode run`` as a process on loopback."""
+
+import http.client
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from meshnode.identity import create_mesh, issue
+
+START_S = 20.0
+_POSITION = "position = { latitude_deg = 48.7661, longitude_deg = 11.4298, accuracy_m = 3.0 }"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment() -> dict[str, str]:
+    """That of the tests, so that a child finds the packages wherever it runs."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+def meshnode(
+    *arguments: str | Path, timeout_s: float = 30.0, cwd: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run one command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "meshnode.cli", *map(str, arguments)],
+        env=environment(), cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False,
+    )  # fmt: skip
+
+
+def eventually(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
+    """The first true value of ``condition``, asked again and again."""
+    ends_s = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < ends_s, f"not within {timeout_s} s: {what}"
+        time.sleep(0.02)
+    return value
+
+
+def prepare(folder: Path, node: str, role: str, tables: str = "", seeds: tuple[int, ...] = ()) -> Path:
+    """Issue a certificate and write a configuration without mDNS and with free ports; returns its path."""
+    authority = folder / "authority"
+    if not authority.exists():
+        create_mesh(authority, "test")
+    home = folder / node
+    issue(authority, role, node, home)
+    addresses = ", ".join(f'"127.0.0.1:{port}"' for port in seeds)
+    config = home / "node.toml"
+    http_table = "" if "[http]" in tables else "[http]\nport = 0\n"
+    config.write_text(
+        f'[node]\nid = "{node}"\n{_POSITION}\n[listen]\nhost = "127.0.0.1"\n'
+        f"[discovery]\nmdns = false\nseeds = [{addresses}]\n{http_table}{tables}"
+    )
+    return config
+
+
+@dataclass
+class RunningNode:
+    """``meshnode run`` with its ready line read."""
+
+    config: Path
+    process: "subprocess.Popen[str]" = field(init=False)
+    ready: str = field(init=False)
+    port: int = field(init=False)
+    http_port: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log = self.config.with_suffix(".log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "meshnode.cli", "run", str(self.config)],
+                env=environment(), stdout=subprocess.PIPE, stderr=log, text=True,
+            )  # fmt: skip
+        self.ready = self._first_line()
+        words = self.ready.split()
+        self.port = int(words[4])
+        self.http_port = 0 if words[6] == "off" else int(words[6])
+
+    def _first_line(self) -> str:
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            line = self.process.stdout.readline() if selector.select(START_S) else ""
+        if not line.startswith("ready "):
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
+            raise AssertionError(f"{self.config} did not start: {line!r} {self.log.read_text()}")
+        return line
+
+    def ask(
+        self, method: str, path: str, body: bytes | str | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One HTTP request: status, headers in lower case, body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=15)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> Any:
+        """The JSON at a path, which must be there."""
+        status, _, body = self.ask("GET", path)
+        assert status == 200, body
+        return json.loads(body)
+
+    def post(self, path: str, content: Any) -> tuple[int, Any]:
+        """Status and JSON answer of a JSON body."""
+        status, _, body = self.ask("POST", path, json.dumps(content), {"Content-Type": "application/json"})
+        return status, json.loads(body)
+
+    def met(self, node: str) -> bool:
+        """Whether that neighbour is alive and both ways to it are open."""
+        return any(p["node"] == node and p["met"] and p["state"] == "alive" for p in self.get("/v1/peers"))
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Signal it, if it still runs, and wait: its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(10)
+        finally:
+            self.process.kill()
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def pair(folder: Path, rsu_tables: str = "", vehicle_tables: str = "") -> Iterator[tuple[RunningNode, RunningNode]]:
+    """``rsu-1`` and ``veh-1``, who know each other."""
+    with (
+        RunningNode(prepare(folder, "rsu-1", "rsu", rsu_tables)) as rsu,
+        RunningNode(prepare(folder, "veh-1", "vehicle", vehicle_tables, (rsu.port,))) as vehicle,
+    ):
+        eventually(lambda: vehicle.met("rsu-1") and rsu.met("veh-1"), "the two nodes meet")
+        yield rsu, vehicle

@@ -1,0 +1,86 @@
+"""A real Ray cluster of two machines, which are two addresses of this one; nothing of it leaves this host.
+
+Ray comes from an environment of its own, made by ``.ci/ray``, that knows nothing of pytest.
+"""
+
+import contextlib
+import os
+import secrets
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = ROOT / "build" / "ray" / "bin"
+HEAD, OTHER = "127.0.0.2", "127.0.0.3"
+"""Ray replaces 127.0.0.1 by an address that others can reach."""
+_START_S = 60
+
+
+class Cluster:
+    """Two machines with a processor each. ``environment``: for whoever wants to join."""
+
+    def __init__(self, folder: Path) -> None:
+        """``folder`` has a short name: sockets are in it."""
+        self._folder = folder
+        # The head asks metadata services of clouds what they call it unless it knows that from this file, and reports
+        # to Ray's makers that reports are off; nobody listens at port 9.
+        (folder / "ray_bootstrap_config.yaml").write_text("{}\n")
+        self.environment = os.environ | {
+            "HOME": str(folder), "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
+        }  # fmt: skip
+        with socket.create_server((HEAD, 0)) as free:
+            port = free.getsockname()[1]
+        self.address = f"{HEAD}:{port}"
+        self._machines: list[subprocess.Popen[bytes]] = []
+        try:
+            self._start(HEAD, "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
+            self._start(OTHER, f"--address={self.address}")
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, host: str, *arguments: str) -> None:
+        told = self._folder / f"{host}.txt"
+        command = [BIN / "ray", "start", "--block", "--num-cpus=1", f"--node-ip-address={host}", *arguments]
+        with told.open("wb") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=self.environment, start_new_session=True
+            )
+        self._machines.append(process)
+        limit = time.monotonic() + _START_S
+        while "Ray runtime started" not in told.read_text("utf-8"):
+            assert process.poll() is None, told.read_text("utf-8")
+            assert time.monotonic() < limit, told.read_text("utf-8")
+            time.sleep(0.05)
+
+    def workers(self, machine: int) -> list[psutil.Process]:
+        """Processes of a machine (0: the head) that make a run now."""
+        found = []
+        for process in psutil.Process(self._machines[machine].pid).children(recursive=True):
+            try:
+                if process.cmdline()[:1] == ["ray::_compute_there"]:
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def close(self) -> None:
+        """End all processes of the cluster, by their ids: ``ray stop`` would end every Ray of this host."""
+        families = [
+            member
+            for machine in self._machines
+            if machine.poll() is None
+            for member in psutil.Process(machine.pid).children(recursive=True)
+        ]
+        for machine in self._machines:
+            machine.kill()
+            machine.wait()
+        for member in families:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()

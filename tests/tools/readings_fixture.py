@@ -1,0 +1,71 @@
+"""The machine of readings without a node: its neighbours' queues, and a clock that the test turns."""
+
+from collections import Counter
+
+from protocols.access import DEFAULT_RULES, AccessTable, Rule
+from protocols.base import limits
+from protocols.base.ids import NodeId, Role
+from protocols.events import Delivery, Put
+from protocols.links.neighbour import Neighbour
+from protocols.links.queues import Drops, LaneQueue
+from protocols.readings.machine import Readings
+from protocols.readings.streams import Peer
+from protocols.settings import Quality
+from protocols.wire.codec import decode_untrusted_node_frame
+from protocols.wire.messages import EventTime, Interest, Reading, Want
+from protocols.wire.messages import Readings as ReadingsFrame
+from tests.tools.strategies import HERE, HOW, NOW_UTC_NS
+
+ME, A, B = NodeId("me"), NodeId("a"), NodeId("b")
+MS, SECOND = limits.MS, limits.SECOND
+ALL = Quality()
+
+
+class Bench:
+    """One machine, its neighbours' queues, and a clock."""
+
+    def __init__(self, *peers: NodeId, rules: tuple[Rule, ...] = DEFAULT_RULES) -> None:
+        self.drops = Drops()
+        self.machine = Readings(ME, Role.VEHICLE, 1, AccessTable(rules), self.drops)
+        self.peers: dict[NodeId, Peer] = {}
+        self.now = 0
+        self.version = 0
+        for node in peers:
+            self.add(node)
+
+    def add(self, node: NodeId) -> Peer:
+        peer = Peer(node, Role.VEHICLE, LaneQueue(node, self.drops), LaneQueue(node, self.drops))
+        self.peers[node] = peer
+        self.machine.add_peer(peer)
+        return peer
+
+    @property
+    def utc(self) -> int:
+        return NOW_UTC_NS + self.now
+
+    def wants(self, node: NodeId, *wants: Want) -> bool:
+        self.version += 1
+        return self.machine.receive_interest(Interest(self.version, wants), node, self.now, self.utc)
+
+    def publish(self, key: str = "veh/me/x", value: object = 1, **more: object) -> tuple[Put, Delivery | None]:
+        context = {"where": HERE, "when": EventTime(self.utc, 0), "how": HOW}
+        options = {**context, "priority": 3, "lifespan_ms": 0, "hops": 0, **more}
+        return self.machine.publish(key, value, **options, now=self.now, utc_now=self.utc)  # type: ignore[arg-type]
+
+    def accept(self, source: NodeId, *readings: Reading) -> list[Delivery]:
+        return self.machine.accept(readings, Neighbour(source, Role.VEHICLE, 0, 0), self.now, self.utc, 10 * MS)
+
+    def sent(self, node: NodeId, bulk: bool = False) -> list[Reading]:
+        queue = self.peers[node].bulk if bulk else self.peers[node].realtime
+        readings: list[Reading] = []
+        while (frame := queue.take(self.now)) is not None:
+            decoded = decode_untrusted_node_frame(frame)
+            assert type(decoded) is ReadingsFrame
+            readings.extend(decoded.readings)
+        return readings
+
+    def dropped(self) -> dict[tuple[str, str], int]:
+        counts: Counter[tuple[str, str]] = Counter()
+        for (peer, _, reason), count in self.drops.items():
+            counts[peer, reason] += count
+        return dict(counts)

@@ -1,0 +1,89 @@
+"""A relay without a network, and what tests send to it. Import ``given_relay`` where the fixture ``relay`` is used."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import Raw
+
+from cloud_relay.ingest.ingest import Ingest
+from cloud_relay.query.audit import OriginAccount, audit
+from cloud_relay.query.query import Query, select
+from cloud_relay.store.schema import open_for_reading
+from cloud_relay.store.sqlite import Store
+from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
+from protocols.base.limits import SECOND
+from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame, encode_reading
+from protocols.wire.messages import (
+    MAJOR,
+    MINOR,
+    Batch,
+    EventTime,
+    Fate,
+    Position,
+    Provenance,
+    Reading,
+    Record,
+    RelayFrame,
+)
+
+BASE_NS = 1_700_000_000 * SECOND
+
+
+def reading(number: int, key: str = "veh/v-1/speed", value: Any = None, **where: float) -> Reading:
+    position = {"latitude_deg": 48.7, "longitude_deg": 11.4, "accuracy_m": 2.0} | where
+    return Reading(
+        key,
+        "v-1",
+        number,
+        {"number": number} if value is None else value,
+        Position(**position),
+        EventTime(BASE_NS + number * SECOND, 1_000_000),
+        Provenance("wheel", "m/s", 0.9, "cal-7", ("raw", "filtered")),
+        priority=4,
+    )
+
+
+def batch(
+    *numbers: int, fates: tuple[Fate, ...] = (), node: str = "v-1", following: int | None = None, **of: Any
+) -> Batch:
+    # encoded apart, as the outbox keeps them
+    records = tuple(Record(number, "r", Raw(encode_reading(reading(number, **of)))) for number in numbers)  # type: ignore[arg-type]
+    if following is None:
+        following = max((*numbers, *(fate.last for fate in fates)), default=0) + 1
+    return Batch(MAJOR, MINOR, node, 1, following, records, fates)
+
+
+class RelayInProcess:
+    """Store and ingest without a network."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.store = Store(path, clock=lambda: BASE_NS)
+        self.ingest = Ingest(self.store)
+
+    def send(self, frame: RelayFrame | bytes, node: str = "v-1", role: Role = Role.VEHICLE) -> RelayFrame:
+        data = frame if isinstance(frame, bytes) else encode_frame(frame)
+        peer = PeerIdentity(MeshName("demo"), role, NodeId(node))
+        return decode_untrusted_relay_frame(self.ingest.answer(peer, data))
+
+    def accounts(self) -> list[OriginAccount]:
+        with closing(open_for_reading(self.path)) as db:
+            return audit(db)
+
+    def account(self) -> OriginAccount:
+        (account,) = self.accounts()
+        return account
+
+    def records(self, **wanted: Any) -> list[dict[str, Any]]:
+        with closing(open_for_reading(self.path)) as db:
+            return list(select(db, Query(**wanted)))
+
+
+@pytest.fixture(name="relay")
+def given_relay(tmp_path: Path) -> Iterator[RelayInProcess]:
+    relay = RelayInProcess(tmp_path / "relay.sqlite")
+    yield relay
+    relay.store.close()

@@ -1,0 +1,168 @@
+"""Hypothesis strategies for everything that stands on the wire, and small builders that many tests share.
+
+Runs repeat: examples are derived from the test's name unless ``MESH_EXPLORE`` is set, which searches anew each time.
+"""
+
+import os
+from random import Random
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from msgspec import Struct
+
+from protocols.base import limits
+from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
+from protocols.engine import Engine
+from protocols.settings import NodeSettings
+from protocols.wire import messages
+from protocols.wire.codec import encode_fingerprints
+from protocols.wire.messages import EventTime, NamedTensor, Position, Provenance, Reading, Tensor
+
+EXPLORE = "MESH_EXPLORE" in os.environ
+MODEST = settings(max_examples=60, derandomize=not EXPLORE)
+THOROUGH = settings(max_examples=200, derandomize=not EXPLORE)
+
+U64 = st.integers(0, 2**64 - 1)
+POSITIVE = st.integers(1, 2**64 - 1)
+TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
+IDS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
+DIGESTS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
+CHUNKS = st.sampled_from(["a", "b", "veh", "é", "x y"])
+KEYS = st.lists(CHUNKS, min_size=1, max_size=5).map("/".join)
+EXPRESSIONS = st.lists(st.one_of(CHUNKS, st.sampled_from(["*", "**"])), min_size=1, max_size=6).map("/".join)
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> Tensor:
+    """A tensor whose bytes fit its shape; dimensions of 0 and no dimension at all included."""
+    dtype = draw(st.sampled_from(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]))
+    shape = draw(st.lists(st.integers(0, 3), max_size=4))
+    size_bytes = int(dtype[1])
+    for dimension in shape:
+        size_bytes *= dimension
+    return Tensor(dtype, tuple(shape), memoryview(draw(st.binary(min_size=size_bytes, max_size=size_bytes))))  # type: ignore[arg-type]
+
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False), TEXT, st.binary(max_size=20)
+)
+VALUES = st.recursive(
+    SCALARS | tensors(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+POSITIONS = st.builds(
+    Position,
+    st.floats(-90, 90),
+    st.floats(-180, 180),
+    st.floats(0, 1e6),
+    st.none() | st.floats(-1e6, 1e9),
+    st.none() | st.floats(0, 359.9),
+)
+PROVENANCES = st.builds(
+    Provenance, TEXT, TEXT, st.floats(0, 1), TEXT, st.lists(TEXT, max_size=limits.MAX_LINEAGE).map(tuple)
+)
+READINGS = st.builds(
+    Reading,
+    KEYS,
+    IDS,
+    U64,
+    VALUES,
+    POSITIONS,
+    st.builds(EventTime, U64, U64),
+    PROVENANCES,
+    st.integers(0, 7),
+    st.integers(0, limits.MAX_LIFESPAN_MS),
+    st.integers(0, limits.MAX_HOPS),
+)
+NAMED_TENSORS = st.lists(st.builds(NamedTensor, TEXT, tensors()), max_size=2).map(tuple)
+_NAMES = st.lists(TEXT, max_size=3).map(tuple)
+_WANTS = st.builds(messages.Want, EXPRESSIONS, U64, st.booleans(), st.booleans(), st.integers(0, limits.MAX_HOPS))
+
+_FINGERPRINTS = st.lists(U64, max_size=32).map(encode_fingerprints)
+
+NODE_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
+    messages.Hello: st.builds(
+        messages.Hello, U64, U64, IDS, U64, st.integers(0, 65_535), st.sampled_from(["realtime", "bulk"]), _NAMES
+    ),
+    messages.Heartbeat: st.builds(
+        messages.Heartbeat, U64, U64, U64, U64, U64, st.lists(IDS, max_size=8).map(tuple), st.booleans()
+    ),
+    messages.Goodbye: st.builds(messages.Goodbye, U64, TEXT),
+    messages.Refusal: st.builds(messages.Refusal, TEXT, TEXT),
+    messages.Interest: st.builds(messages.Interest, U64, st.lists(_WANTS, max_size=4).map(tuple)),
+    messages.Readings: st.builds(messages.Readings, st.lists(READINGS, max_size=3).map(tuple)),
+    messages.Offers: st.builds(
+        messages.Offers, U64, st.lists(st.builds(messages.Offer, TEXT, DIGESTS, U64, U64), max_size=3).map(tuple)
+    ),
+    messages.InferRequest: st.builds(messages.InferRequest, U64, TEXT, DIGESTS, U64, NAMED_TENSORS, _NAMES),
+    messages.InferAnswer: st.builds(
+        messages.InferAnswer,
+        U64,
+        st.sampled_from(["done", "busy", "unknown", "invalid", "late", "failed"]),
+        NAMED_TENSORS,
+        U64,
+        U64,
+        TEXT,
+    ),
+    messages.InferCancel: st.builds(messages.InferCancel, U64),
+    messages.GossipDigest: st.builds(
+        messages.GossipDigest, U64, U64, st.one_of(st.just(b""), st.binary(min_size=512, max_size=512))
+    ),
+    messages.GossipHave: st.builds(messages.GossipHave, U64, _FINGERPRINTS),
+    messages.GossipPull: st.builds(messages.GossipPull, _FINGERPRINTS),
+    messages.GossipEntries: st.builds(
+        messages.GossipEntries,
+        st.lists(st.builds(messages.Carried, U64, st.binary(min_size=1, max_size=1024)), max_size=3).map(tuple),
+    ),
+}
+
+
+@st.composite
+def _fates(draw: st.DrawFn) -> messages.Fate:
+    first = draw(POSITIVE)
+    state = draw(st.sampled_from(["expired", "evicted", "refused"]))
+    return messages.Fate(first, draw(st.integers(first, 2**64 - 1)), state)  # type: ignore[arg-type]
+
+
+RELAY_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
+    messages.Batch: st.builds(
+        messages.Batch,
+        U64,
+        U64,
+        IDS,
+        U64,
+        POSITIVE,
+        st.lists(st.builds(messages.Record, POSITIVE, TEXT, READINGS), max_size=2).map(tuple),
+        st.lists(_fates(), max_size=3).map(tuple),
+    ),
+    messages.Acknowledgement: st.builds(
+        messages.Acknowledgement,
+        st.lists(U64, max_size=5).map(tuple),
+        st.lists(st.builds(messages.RefusedRecord, U64, TEXT), max_size=3).map(tuple),
+    ),
+    messages.RelayRefusal: st.builds(messages.RelayRefusal, TEXT, TEXT),
+}
+
+# --- builders ------------------------------------------------------------------------------------------------------
+MESH = MeshName("sim")
+HERE = Position(48.77, 11.42, 1.0)
+NOW_UTC_NS = 1_700_000_000 * limits.SECOND
+WHEN = EventTime(NOW_UTC_NS, limits.MS)
+HOW = Provenance("test", "1")
+
+
+def reading(key: str = "veh/a/x", origin: str = "a", sequence: int = 1, value: object = 1, **more: object) -> Reading:
+    """A reading with a plain context."""
+    fields: dict[str, object] = {"where": HERE, "when": WHEN, "how": HOW, **more}
+    return Reading(key, origin, sequence, value, **fields)  # type: ignore[arg-type]
+
+
+def identity(node: str, role: Role = Role.VEHICLE, mesh: MeshName = MESH) -> PeerIdentity:
+    """What a certificate says."""
+    return PeerIdentity(mesh, role, NodeId(node))
+
+
+def engine(node: str = "me", role: Role = Role.VEHICLE, **more: object) -> Engine:
+    """An engine that nobody drives but the test."""
+    return Engine(NodeSettings(MESH, NodeId(node), role, Incarnation(1_000), 7000, **more), Random(1))  # type: ignore[arg-type]
