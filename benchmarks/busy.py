@@ -35,7 +35,7 @@ from meshnode.config.sections import (
 from meshnode.identity import create_mesh, issue
 from meshnode.links.transport import Address
 from protocols.base.ids import Role, node_id
-from protocols.wire.messages import Position
+from protocols.wire.readings import Position
 
 PYTHONS_OWN_S = 0.005
 TIMEOUT_S = 60.0

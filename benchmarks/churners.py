@@ -41,7 +41,8 @@ from meshnode.links.nng.library import open_transport
 from meshnode.links.transport import Address, Credentials, OutgoingLane, Transport
 from protocols.base.ids import SERVER_NAME, Incarnation, Lane, MeshName, PeerIdentity, Role, node_id
 from protocols.wire.codec import encode_frame
-from protocols.wire.messages import MAJOR, MINOR, EventTime, Hello, Position, Provenance, Reading, Readings
+from protocols.wire.membership import MAJOR, MINOR, Hello
+from protocols.wire.readings import EventTime, Position, Provenance, Reading, Readings
 
 MESH = MeshName("churn")
 SUBJECT = "rsu-1"

@@ -30,7 +30,7 @@ from meshnode.config.sections import (
 from meshnode.identity import create_mesh, issue
 from meshnode.links.transport import Address
 from protocols.base.ids import Role, node_id
-from protocols.wire.messages import Position
+from protocols.wire.readings import Position
 
 MAX_P99_MS = 3.0
 MAX_CORE_SHARE = 0.12

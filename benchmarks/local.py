@@ -26,7 +26,7 @@ from meshnode.config.sections import (
 )
 from meshnode.identity import create_mesh, issue
 from protocols.base.ids import node_id
-from protocols.wire.messages import Position, Reading
+from protocols.wire.readings import Position, Reading
 
 _GAP_S = 0.001
 _MAX_WAITING = 512

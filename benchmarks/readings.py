@@ -16,7 +16,9 @@ from typing import Any
 import msgspec
 
 from protocols.wire.codec import tensor_of
-from protocols.wire.messages import Count, EventTime, Id, Key, Position, Provenance, Tensor
+from protocols.wire.fields import Count, Id, Key
+from protocols.wire.readings import EventTime, Position, Provenance
+from protocols.wire.tensors import Tensor
 
 WHERE = Position(48.7665, 11.4258, 1.5, 374.0, 90.0)
 HOW = Provenance("bench", "1")

@@ -20,18 +20,8 @@ from multiprocessing.connection import Connection
 from meshnode.links.transport import Credentials
 from protocols.base.ids import SERVER_NAME, Lane
 from protocols.wire.codec import encode_frame
-from protocols.wire.messages import (
-    MAJOR,
-    MINOR,
-    EventTime,
-    Hello,
-    Interest,
-    Position,
-    Provenance,
-    Reading,
-    Readings,
-    Want,
-)
+from protocols.wire.membership import MAJOR, MINOR, Hello
+from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, Want
 
 HOST = "127.0.0.1"
 SP_PUSH = b"\0SP\0\0\x50\0\0"

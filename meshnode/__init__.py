@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from meshnode.readings.subscriptions import Subscription
     from protocols.base.errors import MeshError
     from protocols.events import Put, PutMany
-    from protocols.wire.messages import EventTime, Position, Provenance, Reading, Tensor
+    from protocols.wire.readings import EventTime, Position, Provenance, Reading
+    from protocols.wire.tensors import Tensor
 
 _HOMES = {
     "NodeConfig": "meshnode.config.sections",
@@ -31,13 +32,13 @@ _HOMES = {
     "open": "meshnode.node",
     "Subscription": "meshnode.readings.subscriptions",
     "MeshError": "protocols.base.errors",
-    "EventTime": "protocols.wire.messages",
-    "Position": "protocols.wire.messages",
-    "Provenance": "protocols.wire.messages",
-    "Reading": "protocols.wire.messages",
-    "Tensor": "protocols.wire.messages",
-    "Put": "protocols.readings.streams",
-    "PutMany": "protocols.readings.streams",
+    "EventTime": "protocols.wire.readings",
+    "Position": "protocols.wire.readings",
+    "Provenance": "protocols.wire.readings",
+    "Reading": "protocols.wire.readings",
+    "Tensor": "protocols.wire.tensors",
+    "Put": "protocols.events",
+    "PutMany": "protocols.events",
 }
 
 __all__ = [

@@ -38,7 +38,9 @@ from protocols.events import (
 from protocols.gossip.entries import EntryView, Stored, views
 from protocols.inference.placement import LocalModel
 from protocols.settings import NodeSettings, Quality
-from protocols.wire.messages import EventTime, InferAnswer, NamedTensor, Position, Provenance, Reading
+from protocols.wire.inference import InferAnswer
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
+from protocols.wire.tensors import NamedTensor
 
 _log = logging.getLogger(__name__)
 _FULL = limits.MAX_READINGS_PER_FRAME

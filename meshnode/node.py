@@ -67,7 +67,8 @@ from protocols.events import (
 from protocols.gossip.entries import EntryView
 from protocols.settings import MembershipSettings, NodeSettings, Quality
 from protocols.wire.codec import tensor_of
-from protocols.wire.messages import NamedTensor, Position, Provenance, Reading, Tensor
+from protocols.wire.readings import Position, Provenance, Reading
+from protocols.wire.tensors import NamedTensor, Tensor
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

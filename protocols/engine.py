@@ -15,6 +15,7 @@ from protocols.access import AccessTable
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.base.ids import Incarnation, Lane, NodeId, PeerIdentity
+from protocols.base.time import NEVER
 from protocols.events import (
     Delivery,
     Effect,
@@ -30,32 +31,20 @@ from protocols.gossip.entries import EntryView, Stored
 from protocols.gossip.machine import Gossip
 from protocols.inference.machine import Inference
 from protocols.inference.placement import LocalModel, Neighbourhood
-from protocols.links.queues import NEVER, Drops, LaneQueue, Queues
+from protocols.links.queues import Drops, LaneQueue, Queues
 from protocols.membership.machine import Membership, Neighbour, State
 from protocols.membership.peer_view import PeerView as PeerView  # noqa: PLC0414 -- handed on
 from protocols.readings.machine import Readings
 from protocols.readings.streams import Peer
 from protocols.settings import NodeSettings, Quality
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame, readings_in_own_frame, untrusted_other_major
-from protocols.wire.messages import (
-    EventTime,
-    GossipDigest,
-    GossipEntries,
-    GossipHave,
-    GossipPull,
-    Heartbeat,
-    Hello,
-    InferAnswer,
-    InferRequest,
-    Interest,
-    NamedTensor,
-    NodeFrame,
-    Offers,
-    Position,
-    Provenance,
-    Reading,
-)
-from protocols.wire.messages import Readings as ReadingsFrame
+from protocols.wire.gossip import GossipDigest, GossipEntries, GossipHave, GossipPull
+from protocols.wire.inference import InferAnswer, InferRequest, Offers
+from protocols.wire.membership import Heartbeat, Hello
+from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading
+from protocols.wire.readings import Readings as ReadingsFrame
+from protocols.wire.registry import NodeFrame
+from protocols.wire.tensors import NamedTensor
 
 OFFER_INTERVAL_NS: Final = 100 * limits.MS
 """Changes of load are told at most this often."""

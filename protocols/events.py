@@ -8,7 +8,8 @@ from typing import Literal
 from msgspec import Struct
 
 from protocols.base.ids import Incarnation, NodeId, Role
-from protocols.wire.messages import NamedTensor, Reading
+from protocols.wire.readings import Reading
+from protocols.wire.tensors import NamedTensor
 
 
 # --- effects -------------------------------------------------------------------------------------------------------

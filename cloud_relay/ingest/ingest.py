@@ -13,7 +13,8 @@ from protocols.base.errors import RemoteProtocolError, StorageError
 from protocols.base.ids import PeerIdentity, Role
 from protocols.base.limits import MAX_TEXT_CHARS
 from protocols.wire.codec import encode_frame
-from protocols.wire.messages import MAJOR, Acknowledgement, Batch, RefusedRecord, RelayRefusal
+from protocols.wire.membership import MAJOR
+from protocols.wire.records import Acknowledgement, Batch, RefusedRecord, RelayRefusal
 
 COMMIT_TIMEOUT_S = 8.0
 """A disk slower than this is as good as full; below the node's own time-out, so that the node learns why."""

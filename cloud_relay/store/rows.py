@@ -13,7 +13,9 @@ from protocols.base.errors import InvalidKey, RemoteProtocolError
 from protocols.base.keys import checked_key
 from protocols.base.limits import MAX_RECORD_BYTES
 from protocols.wire.codec import decode_untrusted_relay_frame
-from protocols.wire.messages import Acknowledgement, Batch, Reading, RelayRefusal, Tensor
+from protocols.wire.readings import Reading
+from protocols.wire.records import Acknowledgement, Batch, RelayRefusal
+from protocols.wire.tensors import Tensor
 
 MAX_INTEGER = 2**63 - 1
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from cloud_relay.store.rows import Row
 from cloud_relay.store.schema import open_for_writing, storage_error
 from protocols.base.errors import StorageError
-from protocols.wire.messages import Acknowledgement, Fate, RefusedRecord, RelayRefusal
+from protocols.wire.records import Acknowledgement, Fate, RefusedRecord, RelayRefusal
 
 MAX_WAITING_BATCHES = 64
 """Batches between the responder and the disk, at most 1 MiB each."""

@@ -22,7 +22,7 @@ from protocols.base import limits
 from protocols.base.errors import ConfigError, InvalidKey, InvalidName
 from protocols.base.ids import NodeId, node_id
 from protocols.base.keys import checked_expression
-from protocols.wire.messages import Position
+from protocols.wire.readings import Position
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 """Largest configuration file: a wrong path could name a disk image."""

@@ -25,7 +25,7 @@ from protocols.base.errors import IdentityError, InvalidName
 from protocols.base.ids import MeshName, NodeId
 from protocols.gossip.entries import Seal
 from protocols.wire.codec import entry_statement
-from protocols.wire.messages import Entry
+from protocols.wire.gossip import Entry
 
 _MAX_AUTHORS: Final = 1_024
 """Certificates remembered: a kilobyte each. One that was forgotten costs 100 µs more."""

@@ -23,7 +23,7 @@ from protocols.base.errors import MeshError, RemoteProtocolError, ValueUnsupport
 from protocols.base.ids import Role
 from protocols.gossip.entries import EntryView, Stored
 from protocols.wire.codec import decode_untrusted_address, encode_address
-from protocols.wire.messages import Address
+from protocols.wire.gossip import Address
 
 if TYPE_CHECKING:
     from meshnode.driver import Driver

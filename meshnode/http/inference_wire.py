@@ -20,7 +20,7 @@ from meshnode.http.guard import BadRequest
 from meshnode.models import Element, element_of_open_inference, element_of_short
 from protocols.base import limits
 from protocols.base.errors import InputInvalid
-from protocols.wire.messages import Text
+from protocols.wire.fields import Text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -23,7 +23,9 @@ from meshnode.models import element_of_short
 from protocols.base import limits
 from protocols.base.errors import InputInvalid
 from protocols.wire.codec import tensor_of
-from protocols.wire.messages import Latitude, Longitude, NonNegative, Position, Reading, Tensor
+from protocols.wire.fields import Latitude, Longitude, NonNegative
+from protocols.wire.readings import Position, Reading
+from protocols.wire.tensors import Tensor
 
 MAX_READING_BYTES: Final = 24 * 1024 * 1024
 """Largest body of one reading: the largest frame in base64, and its context."""
@@ -33,7 +35,7 @@ _MAX_EXTENT: Final = 2**48
 
 
 class PositionForm(Struct, frozen=True, forbid_unknown_fields=True):
-    """``protocols.wire.messages.Position`` by name instead of by place."""
+    """``protocols.wire.readings.Position`` by name instead of by place."""
 
     latitude_deg: Latitude
     longitude_deg: Longitude

@@ -13,7 +13,8 @@ from protocols.base.limits import MAX_TEXT_CHARS
 from protocols.events import Compute
 from protocols.inference.placement import LocalModel
 from protocols.wire.codec import tensor_of
-from protocols.wire.messages import InferAnswer, NamedTensor
+from protocols.wire.inference import InferAnswer
+from protocols.wire.tensors import NamedTensor
 
 _log = logging.getLogger(__name__)
 

@@ -58,7 +58,8 @@ from protocols.wire.local import (
     encode_local,
     encode_parcel,
 )
-from protocols.wire.messages import NamedTensor, Reading
+from protocols.wire.readings import Reading
+from protocols.wire.tensors import NamedTensor
 
 if TYPE_CHECKING:
     from meshnode.inference.result import InferenceResult

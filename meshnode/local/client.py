@@ -73,7 +73,8 @@ from protocols.wire.local import (
     event_of,
     told,
 )
-from protocols.wire.messages import NamedTensor, Position, Provenance, Reading, Tensor
+from protocols.wire.readings import Position, Provenance, Reading
+from protocols.wire.tensors import NamedTensor, Tensor
 from protocols.wire.values import check_context
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from meshnode.local.pipe import Pipe
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded
 from protocols.base.ids import NodeId
-from protocols.links.queues import NEVER, Drops, LaneQueue
+from protocols.base.time import NEVER
+from protocols.links.queues import Drops, LaneQueue
 from protocols.wire.codec import frame_of_encoded_readings
 
 

@@ -13,7 +13,7 @@ from protocols.access import AccessTable
 from protocols.base.errors import NotPermitted, ValueUnsupported
 from protocols.events import Put, PutMany
 from protocols.wire.local import NODE_POSITION, OWN_POSITION, encode_parcel
-from protocols.wire.messages import EventTime, Position, Provenance, Reading
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.values import check_context, listed, plain
 
 if TYPE_CHECKING:

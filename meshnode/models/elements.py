@@ -9,7 +9,7 @@ from typing import Final, Literal
 from protocols.base.errors import InputInvalid, ModelInvalid
 
 Short = Literal["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]
-"""Kind and bytes per element, as in ``protocols.wire.messages.Tensor``."""
+"""Kind and bytes per element, as in ``protocols.wire.tensors.Tensor``."""
 
 
 @dataclass(frozen=True, slots=True)

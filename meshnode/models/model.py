@@ -21,7 +21,7 @@ from meshnode.models.signature import TensorSignature, check_inputs, check_outpu
 from protocols.base.errors import InferenceError, InputInvalid, ModelInvalid
 from protocols.base.ids import ModelDigest
 from protocols.base.limits import MAX_TENSOR_DIMENSIONS, MAX_TENSORS, MAX_TEXT_CHARS
-from protocols.wire.messages import Tensor
+from protocols.wire.tensors import Tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

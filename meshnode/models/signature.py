@@ -12,7 +12,7 @@ from typing import Any
 from meshnode.models.elements import Short, element_of_short
 from protocols.base.errors import InputInvalid
 from protocols.base.limits import MAX_TENSORS
-from protocols.wire.messages import Tensor
+from protocols.wire.tensors import Tensor
 
 
 @dataclass(frozen=True, slots=True)

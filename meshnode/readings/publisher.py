@@ -10,7 +10,7 @@ from protocols.base import limits
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import NodeId
 from protocols.events import Put, PutMany
-from protocols.wire.messages import EventTime, Position, Provenance, Reading
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.values import listed, plain
 
 if TYPE_CHECKING:

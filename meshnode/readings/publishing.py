@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from protocols.base import limits
 from protocols.events import Put
-from protocols.wire.messages import Position
+from protocols.wire.readings import Position
 
 
 class Puts(Protocol):

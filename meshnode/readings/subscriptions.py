@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from protocols.wire.messages import Reading
+from protocols.wire.readings import Reading
 
 
 class Subscription:

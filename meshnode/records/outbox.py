@@ -26,7 +26,7 @@ from protocols.base.errors import BoundExceeded, LocalProtocolError, StorageErro
 from protocols.base.ids import UtcNs
 from protocols.base.limits import MAX_BATCH_RECORDS, MAX_RECORD_BYTES, MAX_TEXT_CHARS, MS
 from protocols.records.ledger import BatchPlan, Counters, Entry, Ledger
-from protocols.wire.messages import Acknowledgement, Fate, Record
+from protocols.wire.records import Acknowledgement, Fate, Record
 
 RECORD_OVERHEAD_BYTES = 64
 """Counted for a record beside its reading and rule: row, keys and index pages."""

@@ -24,7 +24,7 @@ from protocols.base.errors import BoundExceeded, StorageError, ValueUnsupported
 from protocols.base.ids import Incarnation, MeshName, MonotonicNs, NodeId, Role
 from protocols.records.rules import Curator, Rule
 from protocols.wire.codec import encode_reading
-from protocols.wire.messages import Reading
+from protocols.wire.readings import Reading
 
 _log = logging.getLogger(__name__)
 MAX_WAITING = 4_096

@@ -29,7 +29,8 @@ from protocols.base.errors import MeshError, RemoteProtocolError, StorageError, 
 from protocols.base.ids import Incarnation, NodeId
 from protocols.base.limits import MAX_BATCH_RECORDS
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
-from protocols.wire.messages import MAJOR, MINOR, Acknowledgement, Batch, RelayRefusal
+from protocols.wire.membership import MAJOR, MINOR
+from protocols.wire.records import Acknowledgement, Batch, RelayRefusal
 
 RETRY_MIN_S = 0.25
 RETRY_MAX_S = 5.0

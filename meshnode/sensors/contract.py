@@ -22,7 +22,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from protocols.base.ids import NodeId, Role
-from protocols.wire.messages import Position, Tensor
+from protocols.wire.readings import Position
+from protocols.wire.tensors import Tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class Sample:
     """When it is published, in seconds after the driver started; never falls."""
     key: str
     value: Any
-    """What a reading can carry: ``protocols.wire.messages.Reading.value``, or a NumPy array."""
+    """What a reading can carry: ``protocols.wire.readings.Reading.value``, or a NumPy array."""
     unit: str = "1"
     """UCUM symbol; ``1`` for what has none."""
     sensor: str = ""

@@ -21,7 +21,7 @@ from meshnode.sensors.options import Options
 from protocols.base.errors import ConfigError, InvalidKey
 from protocols.base.keys import checked_key
 from protocols.base.limits import MAX_LIFESPAN_MS, MAX_TEXT_CHARS
-from protocols.wire.messages import Position
+from protocols.wire.readings import Position
 
 MAX_LINE_CHARS: Final = 64 * 1024
 """A file without line ends must not be read whole."""

@@ -16,7 +16,7 @@ from meshnode.sensors.contract import DriverContext, Sample
 from meshnode.sensors.fcd_trace import MAX_VEHICLES, Fix, Presence, fixes, presences
 from meshnode.sensors.options import Options
 from protocols.base.errors import ConfigError
-from protocols.wire.messages import Position
+from protocols.wire.readings import Position
 
 DEFAULT_TRACE: Final = Path(__file__).parent / "data" / "ingolstadt.fcd.xml.gz"
 SENSOR: Final = "sumo-fcd"

@@ -28,7 +28,7 @@ from protocols.base.errors import InferenceError
 from protocols.base.ids import ModelDigest
 from protocols.gossip.entries import Stored
 from protocols.inference.placement import LocalModel
-from protocols.wire.messages import InferAnswer
+from protocols.wire.inference import InferAnswer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

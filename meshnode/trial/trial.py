@@ -44,7 +44,7 @@ from protocols.events import (
     PeerRefused,
 )
 from protocols.wire.codec import tensor_of
-from protocols.wire.messages import Reading
+from protocols.wire.readings import Reading
 
 ENTRY_KIND = "spread"
 """Of the gossip entries that a trial puts in."""

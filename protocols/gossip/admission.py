@@ -14,11 +14,11 @@ from protocols.base import limits
 from protocols.base.allowance import Allowance
 from protocols.base.errors import RemoteProtocolError
 from protocols.base.ids import NodeId
+from protocols.base.time import NEVER
 from protocols.gossip.entries import EntryKey, Seal
 from protocols.gossip.store import EntryStore
-from protocols.links.queues import NEVER
 from protocols.wire.codec import decode_untrusted_entry
-from protocols.wire.messages import Entry
+from protocols.wire.gossip import Entry
 
 _RESTORED_EVERY: Final = 8
 """Of the signatures checked one in so many is of a former life, however many new ones neighbours send: until then

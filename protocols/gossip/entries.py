@@ -8,7 +8,7 @@ from msgspec import Struct
 from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.wire.codec import decode_untrusted_entry
-from protocols.wire.messages import Entry
+from protocols.wire.gossip import Entry
 
 EntryKey = tuple[str, str]
 """(author, kind)"""
@@ -22,7 +22,7 @@ class Sealed(Struct, frozen=True, gc=False):
     lifetime_ns: int
     fingerprint: int
     data: bytes
-    """MessagePack of :class:`~protocols.wire.messages.Entry`."""
+    """MessagePack of :class:`~protocols.wire.gossip.Entry`."""
 
 
 def _itself(sealed: Sealed) -> Sealed:

@@ -8,7 +8,7 @@ For drivers, all through :class:`~protocols.engine.Engine`:
 
       def sign(statement):  # (credential, signature) of node ``name``
           return b"", hashlib.blake2b(statement, key=name.encode(), digest_size=16).digest()
-      def verify(entry):    # entry: protocols.wire.messages.Entry
+      def verify(entry):    # entry: protocols.wire.gossip.Entry
           made = hashlib.blake2b(entry_statement(entry), key=entry.author.encode(), digest_size=16).digest()
           return made == entry.signature
       Seal(sign, verify, lambda data: hashlib.sha256(data).digest(), lambda s: kept.setdefault(s.data, s))
@@ -56,15 +56,15 @@ from protocols.base import limits
 from protocols.base.allowance import Allowance
 from protocols.base.errors import BoundExceeded, LocalProtocolError, MeshError
 from protocols.base.ids import Incarnation, NodeId, Role
+from protocols.base.time import NEVER
 from protocols.events import DuplicateIdentity, EntryAccepted, EntryRefused
 from protocols.gossip.admission import Admission, Candidate, Verdict
 from protocols.gossip.entries import EntryView, Held, Seal, Stored, views
 from protocols.gossip.store import EntryStore
 from protocols.gossip.trickle import Trickle
-from protocols.links.queues import NEVER
 from protocols.settings import GossipSettings
 from protocols.wire.codec import decode_fingerprints, encode_entry, encode_fingerprints, entry_statement
-from protocols.wire.messages import Carried, Entry, GossipDigest, GossipEntries, GossipFrame, GossipHave, GossipPull
+from protocols.wire.gossip import Carried, Entry, GossipDigest, GossipEntries, GossipFrame, GossipHave, GossipPull
 
 VERSION_BITS: Final = 20
 """A first version is ``incarnation << VERSION_BITS``: above all of former lives, with a million left for this one."""

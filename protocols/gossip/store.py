@@ -17,8 +17,8 @@ from heapq import heapify, heappop, heappush
 from typing import Final
 
 from protocols.base import limits
+from protocols.base.time import NEVER
 from protocols.gossip.entries import EntryKey, Held
-from protocols.links.queues import NEVER
 
 _LEAST_ENDS: Final = 64
 """Below, a list of ends is not worth tidying."""

@@ -7,7 +7,7 @@ caller: ours speaks over links, one neighbour at a time, so it counts what it he
 
 from random import Random
 
-from protocols.links.queues import NEVER
+from protocols.base.time import NEVER
 
 
 class Trickle:

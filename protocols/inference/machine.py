@@ -24,10 +24,12 @@ from protocols.access import AccessTable
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ModelUnknown
 from protocols.base.ids import NodeId, Role
+from protocols.base.time import NEVER
 from protocols.events import Answered, CancelCompute, Compute, RunReport
 from protocols.inference.placement import Candidate, CostModel, LocalModel, Neighbourhood, order
-from protocols.links.queues import NEVER
-from protocols.wire.messages import InferAnswer, InferCancel, InferRequest, NamedTensor, NodeFrame, Offer, Offers
+from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
+from protocols.wire.registry import NodeFrame
+from protocols.wire.tensors import NamedTensor
 
 HEDGE_FACTOR: Final = 1.5
 """A run is late when it takes this much longer than predicted …"""

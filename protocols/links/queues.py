@@ -14,10 +14,9 @@ from typing import Final
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded
 from protocols.base.ids import NodeId
+from protocols.base.time import NEVER
 from protocols.wire.codec import frame_of_alone
 
-NEVER: Final = (1 << 62) - 1
-"""An instant after all others: the largest number that compiled code compares without a call."""
 _MOST_URGENT: Final = 7
 
 

@@ -16,8 +16,8 @@ from typing import Final
 
 from protocols.base import limits
 from protocols.base.ids import Lane, NodeId, PeerIdentity
+from protocols.base.time import NEVER
 from protocols.events import Dial, HangUp
-from protocols.links.queues import NEVER
 
 HostPort = tuple[str, int]
 

@@ -25,6 +25,7 @@ from typing import Final
 from protocols.access import LINK_ROLES
 from protocols.base import limits
 from protocols.base.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity
+from protocols.base.time import NEVER
 from protocols.events import (
     ClosePipe,
     Dial,
@@ -39,12 +40,13 @@ from protocols.events import (
 )
 from protocols.links.neighbour import Neighbour as Neighbour  # noqa: PLC0414 -- handed on
 from protocols.links.neighbour import State as State  # noqa: PLC0414 -- handed on
-from protocols.links.queues import NEVER, LaneQueue
+from protocols.links.queues import LaneQueue
 from protocols.membership.contacts import Contacts, HostPort
 from protocols.membership.suspicion import Suspicion
 from protocols.settings import MembershipSettings
 from protocols.wire.codec import encode_heartbeat
-from protocols.wire.messages import MAJOR, MINOR, Goodbye, Heartbeat, Hello, NodeFrame, Refusal
+from protocols.wire.membership import MAJOR, MINOR, Goodbye, Heartbeat, Hello, Refusal
+from protocols.wire.registry import NodeFrame
 
 _LEAST_JITTER: Final = 0.9
 _MOST_JITTER: Final = 1.1

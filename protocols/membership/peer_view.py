@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from protocols.base.ids import Lane, NodeId, Role
 from protocols.membership.machine import State
-from protocols.wire.messages import Offer
+from protocols.wire.inference import Offer
 
 
 class PeerView(Struct, frozen=True):

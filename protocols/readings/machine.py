@@ -27,9 +27,10 @@ from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ContextMissing, InvalidKey, InvalidName, NotPermitted, ValueUnsupported
 from protocols.base.ids import NodeId, Role, node_id
 from protocols.base.keys import checked_expression, checked_key, intersects, matches
+from protocols.base.time import NEVER
 from protocols.events import DeadlineMissed, Delivery, Put, PutMany
 from protocols.links.neighbour import Neighbour
-from protocols.links.queues import NEVER, Drops, LaneQueue
+from protocols.links.queues import Drops, LaneQueue
 from protocols.readings.streams import (
     IMMUTABLE,
     Peer,
@@ -43,7 +44,8 @@ from protocols.readings.streams import (
 )
 from protocols.settings import Quality
 from protocols.wire.codec import decode_alone, encode_alone
-from protocols.wire.messages import EventTime, Interest, Position, Provenance, Reading, Tensor, Want
+from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Want
+from protocols.wire.tensors import Tensor
 from protocols.wire.values import check_position, check_provenance, kept_alive, weight_bytes
 
 _HEARSAY_LEAD: Final = 1_024

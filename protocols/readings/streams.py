@@ -11,10 +11,11 @@ import msgspec
 from protocols.base import limits
 from protocols.base.errors import ValueUnsupported
 from protocols.base.ids import NodeId, Role
-from protocols.links.queues import NEVER, LaneQueue
+from protocols.base.time import NEVER
+from protocols.links.queues import LaneQueue
 from protocols.settings import Quality
 from protocols.wire.codec import decode_alone, encode_alone, encode_together
-from protocols.wire.messages import EventTime, Reading, Want
+from protocols.wire.readings import EventTime, Reading, Want
 
 IMMUTABLE: Final = frozenset((type(None), bool, int, float, str, bytes))
 """Types of values that nobody can change afterwards."""

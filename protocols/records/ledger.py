@@ -7,7 +7,7 @@
 
 Records get the sequences 1, 2, 3, … without gaps, each record ends in exactly one state, and at every moment
 ``issued == pending + delivered + expired + evicted + refused``. What ended undelivered is kept as ranges of sequences
-(:class:`~protocols.wire.messages.Fate`) until the relay acknowledged them, then only counted.
+(:class:`~protocols.wire.records.Fate`) until the relay acknowledged them, then only counted.
 
 Records are offered in the order of their sequence, and never before the fates of all that are missing before them. So
 for the relay a hole below the highest sequence that it has is a loss, not a delay.
@@ -29,7 +29,7 @@ from typing import Literal
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import UtcNs
 from protocols.base.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_FATES_PER_BATCH, SECOND
-from protocols.wire.messages import Acknowledgement, Fate
+from protocols.wire.records import Acknowledgement, Fate
 
 LostState = Literal["expired", "evicted", "refused"]
 

@@ -15,7 +15,7 @@ from protocols.base.errors import BoundExceeded, LocalProtocolError
 from protocols.base.ids import MonotonicNs
 from protocols.base.keys import checked_expression, matches
 from protocols.base.limits import MAX_CACHED_KEYS, MAX_LIFESPAN_MS, MAX_TEXT_CHARS
-from protocols.wire.messages import Reading
+from protocols.wire.readings import Reading
 
 Source = Literal["own", "any"]
 

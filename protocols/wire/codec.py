@@ -18,25 +18,13 @@ from msgspec.structs import replace
 from protocols.base import limits
 from protocols.base.errors import InvalidName, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.base.ids import NodeId, node_id
-from protocols.wire.messages import (
-    MAJOR,
-    Address,
-    Batch,
-    Entry,
-    GossipDigest,
-    GossipHave,
-    GossipPull,
-    Heartbeat,
-    Hello,
-    InferAnswer,
-    InferRequest,
-    NodeFrame,
-    Reading,
-    Readings,
-    Record,
-    RelayFrame,
-    Tensor,
-)
+from protocols.wire.gossip import Address, Entry, GossipDigest, GossipHave, GossipPull
+from protocols.wire.inference import InferAnswer, InferRequest
+from protocols.wire.membership import MAJOR, Heartbeat, Hello
+from protocols.wire.readings import Reading, Readings
+from protocols.wire.records import Batch, Record, RelayFrame
+from protocols.wire.registry import NodeFrame
+from protocols.wire.tensors import Tensor
 
 _T = TypeVar("_T")
 

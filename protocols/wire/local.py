@@ -32,7 +32,9 @@ from protocols.events import (
     RunReport,
 )
 from protocols.wire.codec import decode_untrusted_reading, encode_reading
-from protocols.wire.messages import Count, Id, Key, NamedTensor, Position, Reading, Text
+from protocols.wire.fields import Count, Id, Key, Text
+from protocols.wire.readings import Position, Reading
+from protocols.wire.tensors import NamedTensor
 
 LOCAL_MAJOR = 1
 """Versions that differ here refuse one another."""

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from protocols.base import limits
 from protocols.base.errors import ValueUnsupported
-from protocols.wire.messages import Position, Provenance, Tensor
+from protocols.wire.readings import Position, Provenance
+from protocols.wire.tensors import Tensor
 
 _NUMBERS: Final = frozenset("biuf")
 """NumPy's letters for the kinds of elements that are plain numbers."""

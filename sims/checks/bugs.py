@@ -12,12 +12,15 @@ from msgspec.structs import replace
 
 from protocols.base.ids import NodeId, PeerIdentity
 from protocols.base.limits import SECOND
+from protocols.base.time import NEVER
 from protocols.engine import Engine
 from protocols.events import Delivery
-from protocols.links.queues import NEVER
 from protocols.membership.machine import Neighbour, State
 from protocols.records.ledger import BatchPlan, Ledger
-from protocols.wire.messages import Acknowledgement, Batch, GossipEntries, InferAnswer, Interest, Reading
+from protocols.wire.gossip import GossipEntries
+from protocols.wire.inference import InferAnswer
+from protocols.wire.readings import Interest, Reading
+from protocols.wire.records import Acknowledgement, Batch
 from sims.errors import ScenarioError
 from sims.scenario.schema import nearest
 from sims.world.relay import Relay

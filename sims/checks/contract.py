@@ -20,7 +20,7 @@ from protocols.events import Answered, Event, Put
 from protocols.membership.machine import Neighbour
 from protocols.records.ledger import Ledger
 from protocols.settings import MembershipSettings
-from protocols.wire.messages import NamedTensor
+from protocols.wire.tensors import NamedTensor
 from sims.errors import ScenarioError
 from sims.results.result import Recorder
 from sims.scenario.file import Scenario

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from protocols.base import limits
 from protocols.events import Answered, Event, NeighbourDead, NeighbourRefuted, PeerRefused
 from protocols.membership.machine import State
-from protocols.wire.messages import NamedTensor
+from protocols.wire.tensors import NamedTensor
 from sims.checks.contract import Check, EntryView, World, register
 from sims.results.result import Recorder
 from sims.virtual.node import Arrival

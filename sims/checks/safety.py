@@ -10,7 +10,7 @@ from protocols.base import limits
 from protocols.base.ids import PeerIdentity
 from protocols.events import Answered, Put
 from protocols.membership.machine import State
-from protocols.wire.messages import NamedTensor
+from protocols.wire.tensors import NamedTensor
 from sims.checks.contract import Check, EntryView, World, computed_from, register
 from sims.checks.order import Order
 from sims.results.result import Recorder

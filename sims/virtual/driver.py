@@ -17,6 +17,7 @@ import msgspec
 
 from protocols.base import limits
 from protocols.base.ids import Incarnation, NodeId, PeerIdentity, Role
+from protocols.base.time import NEVER
 from protocols.engine import Engine
 from protocols.events import (
     CancelCompute,
@@ -31,9 +32,9 @@ from protocols.events import (
     NeighbourSuspected,
     Put,
 )
-from protocols.links.queues import NEVER
 from protocols.settings import MembershipSettings, NodeSettings, Quality
-from protocols.wire.messages import EventTime, InferAnswer, Position, Provenance, Reading
+from protocols.wire.inference import InferAnswer
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from sims.media.contract import Links
 from sims.media.wires import Wires
 from sims.virtual.connections import Connections

@@ -19,7 +19,8 @@ from protocols.base import limits
 from protocols.base.ids import MeshName, NodeId, PeerIdentity
 from protocols.engine import Engine
 from protocols.events import Event
-from protocols.wire.messages import NodeFrame, Reading
+from protocols.wire.readings import Reading
+from protocols.wire.registry import NodeFrame
 from sims.media.radio import Way
 
 if TYPE_CHECKING:

@@ -18,9 +18,12 @@ from msgspec.structs import force_setattr
 
 from protocols.base import limits
 from protocols.base.errors import RemoteProtocolError
-from protocols.links.queues import NEVER, LaneQueue
+from protocols.base.time import NEVER
+from protocols.links.queues import LaneQueue
 from protocols.wire.codec import decode_untrusted_node_frame, readings_in_own_frame
-from protocols.wire.messages import Hello, NodeFrame, Readings
+from protocols.wire.membership import Hello
+from protocols.wire.readings import Readings
+from protocols.wire.registry import NodeFrame
 from sims.media.radio import Radio
 from sims.virtual.node import MESH, Coming, Frame, Pipe, SimNode
 

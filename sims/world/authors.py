@@ -13,7 +13,7 @@ from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.gossip.entries import EntryKey, Seal, Sealed
 from protocols.wire.codec import encode_address, encode_entry, encode_frame, entry_statement
-from protocols.wire.messages import Address, Carried, Entry, GossipEntries
+from protocols.wire.gossip import Address, Carried, Entry, GossipEntries
 from sims.virtual.driver import SimDriver
 from sims.virtual.node import SimNode
 

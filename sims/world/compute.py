@@ -12,7 +12,8 @@ from typing import NamedTuple
 from protocols.events import CancelCompute, Compute
 from protocols.inference.placement import LocalModel
 from protocols.wire.codec import tensor_of
-from protocols.wire.messages import InferAnswer, NamedTensor
+from protocols.wire.inference import InferAnswer
+from protocols.wire.tensors import NamedTensor
 from sims.checks.contract import computed_from
 from sims.virtual.driver import SimDriver
 from sims.virtual.node import SimNode

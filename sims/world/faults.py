@@ -22,7 +22,9 @@ from msgspec.structs import replace
 from protocols.base import limits
 from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
 from protocols.wire.codec import encode_frame
-from protocols.wire.messages import MAJOR, MINOR, EventTime, Hello, NodeFrame, Position, Provenance, Reading, Readings
+from protocols.wire.membership import MAJOR, MINOR, Hello
+from protocols.wire.readings import EventTime, Position, Provenance, Reading, Readings
+from protocols.wire.registry import NodeFrame
 from sims.results.result import Recorder
 from sims.scenario.file import Fault, FaultKind, Scenario, Swarm
 

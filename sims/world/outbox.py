@@ -14,7 +14,7 @@ from protocols.base.errors import StorageError
 from protocols.base.ids import UtcNs
 from protocols.base.limits import MS
 from protocols.records.ledger import BatchPlan, Counters, Entry, Ledger
-from protocols.wire.messages import Acknowledgement, Fate, Record
+from protocols.wire.records import Acknowledgement, Fate, Record
 
 RECORD_OVERHEAD_BYTES: Final = 64
 """Counted for a record beside its reading and rule, as in a real outbox."""

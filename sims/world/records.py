@@ -18,7 +18,8 @@ from protocols.base.ids import MonotonicNs, UtcNs
 from protocols.records.ledger import Ledger
 from protocols.records.rules import Curator, Rule
 from protocols.wire.codec import encode_reading
-from protocols.wire.messages import Acknowledgement, Reading
+from protocols.wire.readings import Reading
+from protocols.wire.records import Acknowledgement
 from sims.checks import bugs
 from sims.media.contract import Uplink as Way
 from sims.results.histogram import Histogram

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from protocols.base.errors import RemoteProtocolError
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
-from protocols.wire.messages import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayRefusal
+from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayRefusal
 
 Content = tuple[str, int]
 """Key and sequence of a reading, which name it for ever within its origin."""

@@ -11,7 +11,8 @@ from typing import Final
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ModelUnknown
 from protocols.wire.codec import tensor_of
-from protocols.wire.messages import EventTime, NamedTensor, Position, Provenance, Reading
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
+from protocols.wire.tensors import NamedTensor
 from sims.roads.geodesy import Plane
 from sims.scenario.file import Inference, Spread, Traffic
 from sims.virtual.node import SimNode

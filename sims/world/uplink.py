@@ -19,7 +19,8 @@ from protocols.base.errors import StorageError
 from protocols.base.ids import UtcNs
 from protocols.base.limits import MS, SECOND
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
-from protocols.wire.messages import MAJOR, MINOR, Acknowledgement, Batch, RelayFrame, RelayRefusal
+from protocols.wire.membership import MAJOR, MINOR
+from protocols.wire.records import Acknowledgement, Batch, RelayFrame, RelayRefusal
 from sims.media.contract import Uplink as Way
 from sims.virtual.driver import SimDriver
 from sims.virtual.node import SimNode

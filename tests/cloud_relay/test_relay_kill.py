@@ -19,7 +19,7 @@ from meshnode.records.outbox import Curated, Outbox
 from meshnode.records.uplink import Uplink
 from protocols.base.ids import Incarnation, MeshName, Role, node_id
 from protocols.wire.codec import encode_reading
-from protocols.wire.messages import EventTime, Position, Provenance, Reading
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
 LIVES = 20
 

@@ -23,7 +23,7 @@ from protocols.base.errors import (
 )
 from protocols.base.ids import Role
 from protocols.membership.machine import State
-from protocols.wire.messages import Reading
+from protocols.wire.readings import Reading
 from tests.tools.mesh_fixture import House, Open, given_house, given_opened, pair, until, wanted
 
 BOTH = ("express", "nng")

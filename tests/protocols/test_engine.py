@@ -21,21 +21,11 @@ from protocols.inference.placement import LocalModel
 from protocols.membership.machine import State
 from protocols.settings import NodeSettings, Quality
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame, tensor_of
-from protocols.wire.messages import (
-    Goodbye,
-    Heartbeat,
-    Hello,
-    InferAnswer,
-    InferCancel,
-    InferRequest,
-    Interest,
-    NamedTensor,
-    NodeFrame,
-    Offer,
-    Offers,
-    Readings,
-    Want,
-)
+from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
+from protocols.wire.membership import Goodbye, Heartbeat, Hello
+from protocols.wire.readings import Interest, Readings, Want
+from protocols.wire.registry import NodeFrame
+from protocols.wire.tensors import NamedTensor
 from sims.virtual.driver import SimDriver
 from tests.tools.strategies import HERE, HOW, NOW_UTC_NS, WHEN, engine, identity, reading
 

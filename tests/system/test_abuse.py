@@ -15,7 +15,7 @@ from protocols.events import PeerRefused
 from protocols.membership.machine import State
 from protocols.settings import Quality
 from protocols.wire.codec import _has_too_many_elements, decode_untrusted_node_frame, encode_reading
-from protocols.wire.messages import EventTime, Interest, Position, Provenance, Reading, Want
+from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Want
 from sims.virtual.driver import SimDriver
 from tests.tools.lone_node_fixture import SECOND, Alone
 from tests.tools.mesh_fixture import Open, given_house, given_opened, pair, until, wanted

@@ -29,7 +29,8 @@ from meshnode.links.transport import Address, Credentials
 from protocols.base import limits
 from protocols.base.errors import UnknownFrame
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
-from protocols.wire.messages import Heartbeat, Hello, NodeFrame, Refusal
+from protocols.wire.membership import Heartbeat, Hello, Refusal
+from protocols.wire.registry import NodeFrame
 from tests.tools.link_fixture import SP_PUSH, raw_tls
 from tests.tools.mesh_fixture import House, until
 from tests.tools.node_fixture import RunningNode, eventually, prepare

@@ -13,7 +13,7 @@ from protocols.gossip.entries import Seal
 from protocols.gossip.machine import Gossip
 from protocols.settings import GossipSettings, NodeSettings
 from protocols.wire.codec import encode_entry, entry_statement
-from protocols.wire.messages import Carried, Entry, GossipEntries, GossipFrame
+from protocols.wire.gossip import Carried, Entry, GossipEntries, GossipFrame
 from sims.virtual.driver import SimDriver
 
 MS, SECOND = limits.MS, limits.SECOND

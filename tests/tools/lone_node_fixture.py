@@ -7,7 +7,8 @@ from protocols.events import (
     Dial,
 )
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
-from protocols.wire.messages import Hello, NodeFrame
+from protocols.wire.membership import Hello
+from protocols.wire.registry import NodeFrame
 from tests.tools.strategies import NOW_UTC_NS, engine, identity
 
 MS, SECOND = limits.MS, limits.SECOND

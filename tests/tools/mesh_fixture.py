@@ -43,7 +43,7 @@ from protocols.access import Rule
 from protocols.base.errors import MeshError
 from protocols.base.ids import node_id
 from protocols.events import Event
-from protocols.wire.messages import Position, Reading
+from protocols.wire.readings import Position, Reading
 from tests.tools.node_fixture import environment
 
 HERE = Position(48.7661, 11.4298, 3.0)

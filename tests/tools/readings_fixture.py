@@ -12,8 +12,8 @@ from protocols.readings.machine import Readings
 from protocols.readings.streams import Peer
 from protocols.settings import Quality
 from protocols.wire.codec import decode_untrusted_node_frame
-from protocols.wire.messages import EventTime, Interest, Reading, Want
-from protocols.wire.messages import Readings as ReadingsFrame
+from protocols.wire.readings import EventTime, Interest, Reading, Want
+from protocols.wire.readings import Readings as ReadingsFrame
 from tests.tools.strategies import HERE, HOW, NOW_UTC_NS
 
 ME, A, B = NodeId("me"), NodeId("a"), NodeId("b")

@@ -16,18 +16,9 @@ from cloud_relay.store.sqlite import Store
 from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
 from protocols.base.limits import SECOND
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame, encode_reading
-from protocols.wire.messages import (
-    MAJOR,
-    MINOR,
-    Batch,
-    EventTime,
-    Fate,
-    Position,
-    Provenance,
-    Reading,
-    Record,
-    RelayFrame,
-)
+from protocols.wire.membership import MAJOR, MINOR
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
+from protocols.wire.records import Batch, Fate, Record, RelayFrame
 
 BASE_NS = 1_700_000_000 * SECOND
 

@@ -14,9 +14,13 @@ from protocols.base import limits
 from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
 from protocols.engine import Engine
 from protocols.settings import NodeSettings
-from protocols.wire import messages
 from protocols.wire.codec import encode_fingerprints
-from protocols.wire.messages import EventTime, NamedTensor, Position, Provenance, Reading, Tensor
+from protocols.wire.gossip import Carried, GossipDigest, GossipEntries, GossipHave, GossipPull
+from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
+from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
+from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, Want
+from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayRefusal
+from protocols.wire.tensors import NamedTensor, Tensor
 
 EXPLORE = "MESH_EXPLORE" in os.environ
 MODEST = settings(max_examples=60, derandomize=not EXPLORE)
@@ -77,27 +81,21 @@ READINGS = st.builds(
 )
 NAMED_TENSORS = st.lists(st.builds(NamedTensor, TEXT, tensors()), max_size=2).map(tuple)
 _NAMES = st.lists(TEXT, max_size=3).map(tuple)
-_WANTS = st.builds(messages.Want, EXPRESSIONS, U64, st.booleans(), st.booleans(), st.integers(0, limits.MAX_HOPS))
+_WANTS = st.builds(Want, EXPRESSIONS, U64, st.booleans(), st.booleans(), st.integers(0, limits.MAX_HOPS))
 
 _FINGERPRINTS = st.lists(U64, max_size=32).map(encode_fingerprints)
 
 NODE_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
-    messages.Hello: st.builds(
-        messages.Hello, U64, U64, IDS, U64, st.integers(0, 65_535), st.sampled_from(["realtime", "bulk"]), _NAMES
-    ),
-    messages.Heartbeat: st.builds(
-        messages.Heartbeat, U64, U64, U64, U64, U64, st.lists(IDS, max_size=8).map(tuple), st.booleans()
-    ),
-    messages.Goodbye: st.builds(messages.Goodbye, U64, TEXT),
-    messages.Refusal: st.builds(messages.Refusal, TEXT, TEXT),
-    messages.Interest: st.builds(messages.Interest, U64, st.lists(_WANTS, max_size=4).map(tuple)),
-    messages.Readings: st.builds(messages.Readings, st.lists(READINGS, max_size=3).map(tuple)),
-    messages.Offers: st.builds(
-        messages.Offers, U64, st.lists(st.builds(messages.Offer, TEXT, DIGESTS, U64, U64), max_size=3).map(tuple)
-    ),
-    messages.InferRequest: st.builds(messages.InferRequest, U64, TEXT, DIGESTS, U64, NAMED_TENSORS, _NAMES),
-    messages.InferAnswer: st.builds(
-        messages.InferAnswer,
+    Hello: st.builds(Hello, U64, U64, IDS, U64, st.integers(0, 65_535), st.sampled_from(["realtime", "bulk"]), _NAMES),
+    Heartbeat: st.builds(Heartbeat, U64, U64, U64, U64, U64, st.lists(IDS, max_size=8).map(tuple), st.booleans()),
+    Goodbye: st.builds(Goodbye, U64, TEXT),
+    Refusal: st.builds(Refusal, TEXT, TEXT),
+    Interest: st.builds(Interest, U64, st.lists(_WANTS, max_size=4).map(tuple)),
+    Readings: st.builds(Readings, st.lists(READINGS, max_size=3).map(tuple)),
+    Offers: st.builds(Offers, U64, st.lists(st.builds(Offer, TEXT, DIGESTS, U64, U64), max_size=3).map(tuple)),
+    InferRequest: st.builds(InferRequest, U64, TEXT, DIGESTS, U64, NAMED_TENSORS, _NAMES),
+    InferAnswer: st.builds(
+        InferAnswer,
         U64,
         st.sampled_from(["done", "busy", "unknown", "invalid", "late", "failed"]),
         NAMED_TENSORS,
@@ -105,43 +103,41 @@ NODE_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
         U64,
         TEXT,
     ),
-    messages.InferCancel: st.builds(messages.InferCancel, U64),
-    messages.GossipDigest: st.builds(
-        messages.GossipDigest, U64, U64, st.one_of(st.just(b""), st.binary(min_size=512, max_size=512))
-    ),
-    messages.GossipHave: st.builds(messages.GossipHave, U64, _FINGERPRINTS),
-    messages.GossipPull: st.builds(messages.GossipPull, _FINGERPRINTS),
-    messages.GossipEntries: st.builds(
-        messages.GossipEntries,
-        st.lists(st.builds(messages.Carried, U64, st.binary(min_size=1, max_size=1024)), max_size=3).map(tuple),
+    InferCancel: st.builds(InferCancel, U64),
+    GossipDigest: st.builds(GossipDigest, U64, U64, st.one_of(st.just(b""), st.binary(min_size=512, max_size=512))),
+    GossipHave: st.builds(GossipHave, U64, _FINGERPRINTS),
+    GossipPull: st.builds(GossipPull, _FINGERPRINTS),
+    GossipEntries: st.builds(
+        GossipEntries,
+        st.lists(st.builds(Carried, U64, st.binary(min_size=1, max_size=1024)), max_size=3).map(tuple),
     ),
 }
 
 
 @st.composite
-def _fates(draw: st.DrawFn) -> messages.Fate:
+def _fates(draw: st.DrawFn) -> Fate:
     first = draw(POSITIVE)
     state = draw(st.sampled_from(["expired", "evicted", "refused"]))
-    return messages.Fate(first, draw(st.integers(first, 2**64 - 1)), state)  # type: ignore[arg-type]
+    return Fate(first, draw(st.integers(first, 2**64 - 1)), state)  # type: ignore[arg-type]
 
 
 RELAY_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
-    messages.Batch: st.builds(
-        messages.Batch,
+    Batch: st.builds(
+        Batch,
         U64,
         U64,
         IDS,
         U64,
         POSITIVE,
-        st.lists(st.builds(messages.Record, POSITIVE, TEXT, READINGS), max_size=2).map(tuple),
+        st.lists(st.builds(Record, POSITIVE, TEXT, READINGS), max_size=2).map(tuple),
         st.lists(_fates(), max_size=3).map(tuple),
     ),
-    messages.Acknowledgement: st.builds(
-        messages.Acknowledgement,
+    Acknowledgement: st.builds(
+        Acknowledgement,
         st.lists(U64, max_size=5).map(tuple),
-        st.lists(st.builds(messages.RefusedRecord, U64, TEXT), max_size=3).map(tuple),
+        st.lists(st.builds(RefusedRecord, U64, TEXT), max_size=3).map(tuple),
     ),
-    messages.RelayRefusal: st.builds(messages.RelayRefusal, TEXT, TEXT),
+    RelayRefusal: st.builds(RelayRefusal, TEXT, TEXT),
 }
 
 # --- builders ------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from protocols.access import Rule
 from protocols.base import limits
 from protocols.base.errors import ConfigError
 from protocols.base.ids import Role
-from protocols.wire.messages import Position
+from protocols.wire.readings import Position
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "configuration.md"
 

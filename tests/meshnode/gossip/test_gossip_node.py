@@ -29,7 +29,7 @@ from protocols.wire.codec import (
     encode_entry,
     entry_statement,
 )
-from protocols.wire.messages import Address, Carried, Entry, GossipEntries
+from protocols.wire.gossip import Address, Carried, Entry, GossipEntries
 from sims.emulator.nodes import MESH as EMULATED_MESH
 from sims.scenario.file import Spread
 from tests.tools.mesh_fixture import House, Open, given_house, given_opened, until

@@ -20,7 +20,8 @@ from meshnode.http.guard import BadRequest
 from meshnode.http.inference_wire import parse_untrusted_request
 from meshnode.http.reading_json import parse_untrusted_publish, reading_form
 from protocols.base.errors import InputInvalid
-from protocols.wire.messages import EventTime, Position, Provenance, Reading, Tensor
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
+from protocols.wire.tensors import Tensor
 from tests.tools.node_fixture import RunningNode, environment, eventually, pair, prepare
 from tests.tools.tiny_onnx import write_model
 

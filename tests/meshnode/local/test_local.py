@@ -30,7 +30,7 @@ from protocols.base.errors import (
     ValueUnsupported,
 )
 from protocols.events import NeighbourMet
-from protocols.wire.messages import Position, Reading
+from protocols.wire.readings import Position, Reading
 from tests.tools.mesh_fixture import HERE, House, Member, until
 from tests.tools.node_fixture import environment
 from tests.tools.tiny_onnx import write_model

@@ -44,7 +44,7 @@ from protocols.wire.local import (
     encode_local,
     encode_parcel,
 )
-from protocols.wire.messages import EventTime, Provenance, Reading
+from protocols.wire.readings import EventTime, Provenance, Reading
 from tests.tools.mesh_fixture import HERE, House, until
 
 _GREETING = b"\x00SP\x00\x00\x10\x00\x00"

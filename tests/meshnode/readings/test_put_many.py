@@ -12,7 +12,8 @@ from protocols.base.errors import ContextMissing, NotPermitted, ValueUnsupported
 from protocols.events import Delivery, PutMany
 from protocols.settings import Quality
 from protocols.wire.codec import decode_untrusted_node_frame, encode_alone, encode_frame, frame_of_alone
-from protocols.wire.messages import EventTime, Reading, Readings, Tensor, Want
+from protocols.wire.readings import EventTime, Reading, Readings, Want
+from protocols.wire.tensors import Tensor
 from tests.tools.readings_fixture import ME, MS, A, B, Bench
 from tests.tools.strategies import HERE, HOW, MODEST, NOW_UTC_NS
 

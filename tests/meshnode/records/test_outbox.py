@@ -14,7 +14,7 @@ import pytest
 from meshnode.records.outbox import MAX_GROUP_RECORDS, Curated, Outbox
 from protocols.base.errors import BoundExceeded, StorageError
 from protocols.base.limits import MAX_BATCH_RECORDS, MAX_RECORD_BYTES, SECOND
-from protocols.wire.messages import Acknowledgement, Fate, RefusedRecord
+from protocols.wire.records import Acknowledgement, Fate, RefusedRecord
 
 _PUTTER = """
 import asyncio, sys
@@ -144,7 +144,7 @@ import asyncio, resource, signal, sys
 from pathlib import Path
 from meshnode.records.outbox import Curated, Outbox
 from protocols.base.errors import StorageError
-from protocols.wire.messages import Acknowledgement
+from protocols.wire.records import Acknowledgement
 
 async def main():
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -24,7 +24,7 @@ from protocols.base.errors import ConfigError, ModelInvalid
 from protocols.base.ids import NodeId, Role
 from protocols.base.keys import checked_key
 from protocols.wire.codec import decode_untrusted_reading, encode_reading
-from protocols.wire.messages import EventTime, Position, Provenance, Reading
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
 
 def context(folder: Path, role: Role = Role.VEHICLE, seed: int = 1) -> DriverContext:

@@ -9,22 +9,14 @@ from msgspec.structs import replace
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, LocalProtocolError, ValueUnsupported
 from protocols.base.ids import Incarnation, NodeId, Role
+from protocols.base.time import NEVER
 from protocols.events import EntryAccepted, EntryRefused
 from protocols.gossip.entries import Stored
 from protocols.gossip.machine import Gossip
 from protocols.gossip.trickle import Trickle
-from protocols.links.queues import NEVER
 from protocols.settings import GossipSettings
 from protocols.wire.codec import decode_fingerprints, encode_entry, encode_fingerprints
-from protocols.wire.messages import (
-    Carried,
-    Entry,
-    GossipDigest,
-    GossipEntries,
-    GossipFrame,
-    GossipHave,
-    GossipPull,
-)
+from protocols.wire.gossip import Carried, Entry, GossipDigest, GossipEntries, GossipFrame, GossipHave, GossipPull
 from tests.tools.gossip_fixture import DAY_S, MS, SECOND, Alone, entry, handed, seal
 
 

@@ -16,7 +16,9 @@ from protocols.events import Answered, CancelCompute, Compute
 from protocols.inference.machine import MAX_SERVED_BYTES, MAX_SERVED_PER_NEIGHBOUR, Inference
 from protocols.inference.placement import LocalModel, Neighbourhood
 from protocols.wire.codec import tensor_of
-from protocols.wire.messages import InferAnswer, InferCancel, InferRequest, NamedTensor, NodeFrame, Offer, Offers
+from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
+from protocols.wire.registry import NodeFrame
+from protocols.wire.tensors import NamedTensor
 from sims.virtual.driver import SimDriver
 from tests.tools.strategies import EXPLORE
 

@@ -12,7 +12,7 @@ from protocols.base.limits import MS, SECOND
 from protocols.events import Answered
 from protocols.inference.placement import LocalModel
 from protocols.links.throughput import FASTEST_BYTES_PER_S, MIN_SAMPLE_BYTES, SLOWEST_BYTES_PER_S, Throughput
-from protocols.wire.messages import NamedTensor, Tensor
+from protocols.wire.tensors import NamedTensor, Tensor
 from sims.virtual.driver import SimDriver
 from tests.tools.lone_node_fixture import Alone
 from tests.tools.mesh_fixture import Open, given_house, given_opened, until, wanted

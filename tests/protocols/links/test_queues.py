@@ -9,9 +9,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded
 from protocols.base.ids import NodeId
-from protocols.links.queues import NEVER, Drops, LaneQueue
+from protocols.base.time import NEVER
+from protocols.links.queues import Drops, LaneQueue
 from protocols.wire.codec import decode_untrusted_node_frame, encode_alone, encode_frame
-from protocols.wire.messages import Goodbye, Heartbeat, Interest, Readings
+from protocols.wire.membership import Goodbye, Heartbeat
+from protocols.wire.readings import Interest, Readings
 from tests.tools.strategies import EXPLORE, reading
 
 PEER = NodeId("peer")

@@ -16,7 +16,8 @@ from protocols.events import (
 )
 from protocols.membership.machine import MAX_PIPES_PER_NEIGHBOUR, State
 from protocols.settings import MembershipSettings
-from protocols.wire.messages import Goodbye, Heartbeat, Hello, Interest, Readings, Refusal, Want
+from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
+from protocols.wire.readings import Interest, Readings, Want
 from tests.tools.lone_node_fixture import Alone
 from tests.tools.strategies import NOW_UTC_NS, identity, reading
 

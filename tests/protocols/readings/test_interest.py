@@ -7,7 +7,7 @@ from protocols.base import limits
 from protocols.base.ids import NodeId, Role
 from protocols.settings import Quality
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
-from protocols.wire.messages import Interest, Want
+from protocols.wire.readings import Interest, Want
 from tests.tools.readings_fixture import ALL, ME, SECOND, A, B, Bench
 from tests.tools.strategies import reading
 

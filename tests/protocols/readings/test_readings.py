@@ -13,8 +13,9 @@ from protocols.base.ids import NodeId
 from protocols.events import DeadlineMissed, Put
 from protocols.settings import MembershipSettings, Quality
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame, encode_reading, tensor_of
-from protocols.wire.messages import EventTime, Position, Provenance, Reading, Tensor, Want
-from protocols.wire.messages import Readings as ReadingsFrame
+from protocols.wire.readings import EventTime, Position, Provenance, Reading, Want
+from protocols.wire.readings import Readings as ReadingsFrame
+from protocols.wire.tensors import Tensor
 from sims.virtual.driver import EPOCH_UTC_NS, SimDriver
 from tests.tools.readings_fixture import ALL, MS, SECOND, A, B, Bench
 from tests.tools.strategies import HERE, HOW, NOW_UTC_NS, WHEN, reading

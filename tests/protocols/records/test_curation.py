@@ -7,7 +7,7 @@ from protocols.base.ids import MonotonicNs
 from protocols.base.limits import SECOND
 from protocols.records import rules as curation
 from protocols.records.rules import Curator, Rule
-from protocols.wire.messages import EventTime, Position, Provenance, Reading
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
 
 def reading(key: str) -> Reading:

@@ -13,7 +13,7 @@ from protocols.base.ids import UtcNs
 from protocols.base.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_FATES_PER_BATCH, SECOND
 from protocols.records import ledger as ledger_module
 from protocols.records.ledger import BatchPlan, Counters, Entry, Ledger
-from protocols.wire.messages import Acknowledgement, Fate, RefusedRecord
+from protocols.wire.records import Acknowledgement, Fate, RefusedRecord
 
 
 def at(seconds: float) -> UtcNs:

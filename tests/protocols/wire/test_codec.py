@@ -16,7 +16,7 @@ from msgspec import Struct
 from protocols.base import limits
 from protocols.base.errors import RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.base.ids import NodeId
-from protocols.wire import codec, messages
+from protocols.wire import codec
 from protocols.wire.codec import (
     MAX_VALUE_DEPTH,
     decode_untrusted_node_frame,
@@ -29,7 +29,11 @@ from protocols.wire.codec import (
     tensor_of,
     untrusted_other_major,
 )
-from protocols.wire.messages import Heartbeat, Hello, Position, Reading, Readings, Tensor
+from protocols.wire.membership import Heartbeat, Hello
+from protocols.wire.readings import Position, Reading, Readings
+from protocols.wire.records import Batch, Record, RelayFrame
+from protocols.wire.registry import NodeFrame
+from protocols.wire.tensors import Tensor
 from tests.tools.strategies import MODEST, NODE_FRAMES, READINGS, RELAY_FRAMES, THOROUGH, reading
 
 pack = msgspec.msgpack.encode
@@ -72,8 +76,8 @@ def test_relay_frame_of_every_type_comes_back_equal(kind: type[Struct]) -> None:
 
 def test_strategies_cover_every_frame_of_the_unions() -> None:
     """A frame added later must not escape these tests."""
-    assert set(NODE_FRAMES) == set(messages.NodeFrame.__args__)
-    assert set(RELAY_FRAMES) == set(messages.RelayFrame.__args__)
+    assert set(NODE_FRAMES) == set(NodeFrame.__args__)
+    assert set(RELAY_FRAMES) == set(RelayFrame.__args__)
     assert {kind.__struct_config__.tag for kind in (*NODE_FRAMES, *RELAY_FRAMES)} == codec.KNOWN_TYPES
 
 
@@ -401,11 +405,11 @@ def test_hello_of_a_newer_minor_is_taken() -> None:
 def test_record_of_an_encoded_reading_travels_as_it_was() -> None:
     """An outbox keeps encoded readings and puts them into batches without decoding them."""
     one = reading(value=[tensor_of(b"abc")])
-    raw = messages.Record(1, "rule", msgspec.Raw(encode_reading(one)))  # type: ignore[arg-type]
-    batch = messages.Batch(1, 0, "a", 1, 2, (raw,))
+    raw = Record(1, "rule", msgspec.Raw(encode_reading(one)))  # type: ignore[arg-type]
+    batch = Batch(1, 0, "a", 1, 2, (raw,))
     decoded = decode_untrusted_relay_frame(encode_frame(batch))
-    assert type(decoded) is messages.Batch
-    assert decoded.records == (messages.Record(1, "rule", one),)
+    assert type(decoded) is Batch
+    assert decoded.records == (Record(1, "rule", one),)
 
 
 def test_tensor_that_is_a_lie_is_not_read_past_its_end() -> None:

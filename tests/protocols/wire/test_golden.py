@@ -22,41 +22,13 @@ from protocols.wire.codec import (
     encode_frame,
     entry_statement,
 )
-from protocols.wire.messages import (
-    Acknowledgement,
-    Address,
-    Batch,
-    Carried,
-    Entry,
-    EventTime,
-    Fate,
-    Goodbye,
-    GossipDigest,
-    GossipEntries,
-    GossipHave,
-    GossipPull,
-    Heartbeat,
-    Hello,
-    InferAnswer,
-    InferCancel,
-    InferRequest,
-    Interest,
-    NamedTensor,
-    NodeFrame,
-    Offer,
-    Offers,
-    Position,
-    Provenance,
-    Reading,
-    Readings,
-    Record,
-    Refusal,
-    RefusedRecord,
-    RelayFrame,
-    RelayRefusal,
-    Tensor,
-    Want,
-)
+from protocols.wire.gossip import Address, Carried, Entry, GossipDigest, GossipEntries, GossipHave, GossipPull
+from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
+from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
+from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, Want
+from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayFrame, RelayRefusal
+from protocols.wire.registry import NodeFrame
+from protocols.wire.tensors import NamedTensor, Tensor
 
 FOLDER = Path(__file__).parents[2] / "golden" / "v1"
 DIGEST = "5f" * 32

@@ -11,7 +11,8 @@ from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import UtcNs
 from protocols.records.ledger import Ledger
 from protocols.settings import MembershipSettings
-from protocols.wire.messages import Acknowledgement, EventTime, Position, Provenance, Reading
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
+from protocols.wire.records import Acknowledgement
 from sims.checks.bugs import BUGS
 from sims.checks.contract import Check, known_checks, make_checks, overridden, register
 from sims.checks.safety import ReadingsInOrderOnce

@@ -23,7 +23,7 @@ from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.events import NeighbourDead, NeighbourSuspected
 from protocols.wire.codec import encode_frame
-from protocols.wire.messages import Heartbeat
+from protocols.wire.membership import Heartbeat
 from sims.roads.geodesy import Plane
 from sims.runs.bundle import load as load_run
 from sims.runs.bundle import replay

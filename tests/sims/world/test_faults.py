@@ -8,7 +8,7 @@ import pytest
 from protocols.base.ids import MeshName, PeerIdentity
 from protocols.base.limits import SECOND
 from protocols.wire.codec import decode_untrusted_node_frame
-from protocols.wire.messages import Hello
+from protocols.wire.membership import Hello
 from sims.errors import ScenarioError
 from sims.results.recorder import Recording
 from sims.runs.run import Run

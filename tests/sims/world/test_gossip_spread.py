@@ -17,7 +17,7 @@ from protocols.events import EntryAccepted
 from protocols.gossip.entries import Held, Sealed
 from protocols.gossip.store import EntryStore
 from protocols.wire.codec import decode_untrusted_entry
-from protocols.wire.messages import Entry
+from protocols.wire.gossip import Entry
 from tests.tools.gossip_fixture import DAY_S, MS, SECOND, Alone, authors, entry, handed, put, roots, seal, world
 from tests.tools.strategies import EXPLORE, MODEST
 

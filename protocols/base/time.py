@@ -1,0 +1,6 @@
+"""Instants: monotonic nanoseconds as whole numbers."""
+
+from typing import Final
+
+NEVER: Final = (1 << 62) - 1
+"""An instant after all others: the largest number that compiled code compares without a call."""

@@ -1,0 +1,27 @@
+"""Types of fields that many frames share, with the bounds that decoding checks."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from protocols.base import limits
+
+Text = Annotated[str, Meta(max_length=limits.MAX_TEXT_CHARS)]
+
+Key = Annotated[str, Meta(min_length=1, max_length=limits.MAX_KEY_BYTES)]
+
+Id = Annotated[str, Meta(min_length=1, max_length=63)]
+
+Count = Annotated[int, Meta(ge=0)]
+
+U16 = Annotated[int, Meta(ge=0, le=65_535)]
+
+Latitude = Annotated[float, Meta(ge=-90, le=90)]
+
+Longitude = Annotated[float, Meta(ge=-180, le=180)]
+
+NonNegative = Annotated[float, Meta(ge=0)]
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]

@@ -1,0 +1,81 @@
+"""Frames of gossip, and the signed entries that it spreads."""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from protocols.base import limits
+from protocols.wire.fields import U16, Count, Id, Text
+
+
+class Entry(Struct, frozen=True, array_like=True, gc=False):
+    """What a node has to say to everybody, signed by it. Travels as the bytes of its MessagePack array, never encoded
+    anew on the way, so that its fingerprint is the same everywhere."""
+
+    author: Id
+    kind: Annotated[str, Meta(min_length=1, max_length=limits.MAX_KIND_CHARS)]
+    """``address``, or a word of a newer version, which is passed on all the same."""
+    version: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
+    """Grows with each entry of ``(author, kind)``, over restarts too."""
+    lifetime_s: Annotated[int, Meta(ge=1, le=limits.MAX_ENTRY_LIFETIME_S)]
+    """Forgotten this long after it was signed."""
+    body: Annotated[bytes, Meta(max_length=limits.MAX_ENTRY_BYTES)]
+    credential: Annotated[bytes, Meta(max_length=limits.MAX_ENTRY_BYTES)]
+    """The author's certificate, DER."""
+    signature: Annotated[bytes, Meta(max_length=limits.MAX_ENTRY_BYTES)]
+
+
+class Address(Struct, frozen=True, array_like=True, gc=False):
+    """The body of an entry of kind ``address``: where the author's inbox is."""
+
+    role: Text
+    port: U16
+    hosts: Annotated[tuple[Text, ...], Meta(max_length=limits.MAX_ADVERT_ADDRESSES)]
+    capabilities: Annotated[tuple[Text, ...], Meta(max_length=limits.MAX_OFFERS)] = ()
+    """Names of models that it computes for others, as many as fit."""
+
+
+class Carried(Struct, frozen=True, array_like=True, gc=False):
+    """An entry under way."""
+
+    age_ms: Count
+    """Since it was signed, as far as the sender knows: no clocks need to agree."""
+    entry: Annotated[bytes, Meta(min_length=1, max_length=limits.MAX_ENTRY_BYTES)]
+    """The bytes of an :class:`Entry`."""
+
+
+Fingerprints = Annotated[bytes, Meta(max_length=8 * limits.MAX_FINGERPRINTS_PER_FRAME)]
+"""Eight bytes each, little-endian."""
+
+
+class GossipDigest(Struct, frozen=True, array_like=True, gc=False, tag=11):
+    """What the sender holds, in short: a beacon, or with ``buckets`` the start of a comparison."""
+
+    root: Count
+    """Exclusive or of the fingerprints of all entries."""
+    entries: Count
+    buckets: Annotated[bytes, Meta(max_length=8 * limits.ENTRY_BUCKETS)] = b""
+    """The same for each bucket; empty in a beacon."""
+
+
+class GossipHave(Struct, frozen=True, array_like=True, gc=False, tag=12):
+    """Fingerprints of entries that the sender holds: news, or all that it has in some buckets."""
+
+    covered: Count
+    """Bit *n*: bucket *n* is listed in full. 0: news."""
+    fingerprints: Fingerprints
+
+
+class GossipPull(Struct, frozen=True, array_like=True, gc=False, tag=13):
+    """Give me these."""
+
+    fingerprints: Annotated[bytes, Meta(max_length=8 * limits.MAX_PULL)]
+
+
+class GossipEntries(Struct, frozen=True, array_like=True, gc=False, tag=14):
+    """Entries that were asked for, or are new from the sender itself."""
+
+    entries: Annotated[tuple[Carried, ...], Meta(max_length=limits.MAX_ENTRIES_PER_FRAME)]
+
+
+GossipFrame = GossipDigest | GossipHave | GossipPull | GossipEntries

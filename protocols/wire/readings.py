@@ -1,0 +1,89 @@
+"""Readings on the wire, and who wants which."""
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from protocols.base import limits
+from protocols.wire.fields import Count, Id, Key, Latitude, Longitude, NonNegative, Share, Text
+
+
+class Position(Struct, frozen=True, array_like=True, gc=False):
+    """Where: WGS 84."""
+
+    latitude_deg: Latitude
+    longitude_deg: Longitude
+    accuracy_m: NonNegative
+    """Radius of the 68 % circle."""
+    altitude_m: Annotated[float, Meta(ge=-1e6, le=1e9)] | None = None
+    """Above the ellipsoid."""
+    heading_deg: Annotated[float, Meta(ge=0, lt=360)] | None = None
+    """Clockwise from true north."""
+
+
+class EventTime(Struct, frozen=True, array_like=True, gc=False):
+    """When: the instant of sensing, not of sending."""
+
+    utc_ns: Count
+    uncertainty_ns: Count
+    """Half width of the interval that holds the true time."""
+
+
+class Provenance(Struct, frozen=True, array_like=True, gc=False):
+    """How: what sensed it and how good it is."""
+
+    sensor: Text
+    unit: Text
+    """UCUM symbol such as ``m/s``; ``1`` for a bare number."""
+    quality: Share = 1.0
+    calibration: Text = ""
+    """Identifier of the calibration in force; empty when there is none."""
+    lineage: Annotated[tuple[Text, ...], Meta(max_length=limits.MAX_LINEAGE)] = ()
+    """What it was derived from, nearest step first."""
+
+
+class Reading(Struct, frozen=True, array_like=True, gc=False):
+    """One value with its context. ``(origin, key, sequence)`` names it for ever."""
+
+    key: Key
+    origin: Id
+    sequence: Count
+    """Grows within ``(origin, key)``, over restarts too."""
+    value: Any
+    """``None``, bool, int, float, str, bytes, list, dict with text keys, or :class:`Tensor`."""
+    where: Position
+    when: EventTime
+    how: Provenance
+    priority: Annotated[int, Meta(ge=0, le=7)] = 3
+    """7 is the most urgent."""
+    lifespan_ms: Annotated[int, Meta(ge=0, le=limits.MAX_LIFESPAN_MS)] = 0
+    """Worthless this long after ``when``; 0: never."""
+    hops: Annotated[int, Meta(ge=0, le=limits.MAX_HOPS)] = 0
+    """How many more neighbours may pass it on."""
+
+
+class Want(Struct, frozen=True, array_like=True, gc=False):
+    """One subscription, as a publisher sees it."""
+
+    expression: Key
+    min_interval_us: Count = 0
+    """At most one reading of a key in this time; 0: all."""
+    conflate: bool = False
+    """Of readings that wait, only the newest of a key is wanted."""
+    history: bool = True
+    """Send the last known values of matching keys first."""
+    hops: Annotated[int, Meta(ge=0, le=limits.MAX_HOPS)] = 0
+    """How much further the receiver may ask on the sender's behalf."""
+
+
+class Interest(Struct, frozen=True, array_like=True, gc=False, tag=5):
+    """Everything the sender wants; replaces what it said before."""
+
+    version: Count
+    wants: Annotated[tuple[Want, ...], Meta(max_length=limits.MAX_SUBSCRIPTIONS)]
+
+
+class Readings(Struct, frozen=True, array_like=True, gc=False, tag=6):
+    """One or more readings, oldest first."""
+
+    readings: Annotated[tuple[Reading, ...], Meta(max_length=limits.MAX_READINGS_PER_FRAME)]
