@@ -38,7 +38,7 @@ from meshnode.config.sections import (
 from meshnode.identity import issue
 from meshnode.links.express.engine import open_express
 from meshnode.links.nng.library import open_transport
-from meshnode.links.transport import Address, Credentials, OutgoingLane, Transport
+from meshnode.links.transport import Address, CredentialFiles, OutgoingLane, Transport
 from protocols.base.ids import SERVER_NAME, Incarnation, Lane, MeshName, PeerIdentity, Role, node_id
 from protocols.wire.codec import encode_frame
 from protocols.wire.membership import MAJOR, MINOR, Hello
@@ -73,7 +73,7 @@ def config(folder: Path, name: str, engine: str, *seeds: Address, port: int = 0)
     )
 
 
-def new_certificate(folder: Path, name: str, valid_days: float = 30) -> Credentials:
+def new_certificate(folder: Path, name: str, valid_days: float = 30) -> CredentialFiles:
     """From the authority, in place of the old one."""
     role = Role.RSU if name.startswith("rsu") else Role.VEHICLE
     return issue(folder / "authority", role, name, folder / name, valid_days=valid_days).credentials

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from meshnode.links.transport import Credentials
+from meshnode.links.transport import CredentialFiles
 from protocols.base.ids import SERVER_NAME, Lane
 from protocols.wire.codec import encode_frame
 from protocols.wire.membership import MAJOR, MINOR, Hello
@@ -49,7 +49,7 @@ class Crowd:
         return self.never_reading + self.resetting + self.garbage_inside
 
 
-def torment(port: int, files: list[Credentials], crowd: Crowd, orders: Connection) -> None:
+def torment(port: int, files: list[CredentialFiles], crowd: Crowd, orders: Connection) -> None:
     """Begin at once; at the first order end, and answer with what was done. The process's main function."""
     orders.send(None)
     orders.send(asyncio.run(_Torment(port, files, crowd).run(orders)))
@@ -57,7 +57,7 @@ def torment(port: int, files: list[Credentials], crowd: Crowd, orders: Connectio
 
 
 class _Torment:
-    def __init__(self, port: int, files: list[Credentials], crowd: Crowd) -> None:
+    def __init__(self, port: int, files: list[CredentialFiles], crowd: Crowd) -> None:
         self._port, self._files, self._crowd = port, files, crowd
         self._done: Counter[str] = Counter()
         self._most_open = self._open = 0
@@ -128,7 +128,7 @@ class _Torment:
 
     # --- insiders ------------------------------------------------------------------------------------------------
     @contextlib.asynccontextmanager
-    async def _inside(self, kind: str, files: Credentials, inbox_port: int = 9):  # type: ignore[no-untyped-def]
+    async def _inside(self, kind: str, files: CredentialFiles, inbox_port: int = 9):  # type: ignore[no-untyped-def]
         context = _context(files, ssl.PROTOCOL_TLS_CLIENT)
         reader, writer = await asyncio.open_connection(
             HOST, self._port, ssl=context, server_hostname=SERVER_NAME, ssl_handshake_timeout=10
@@ -142,7 +142,7 @@ class _Torment:
         finally:
             writer.transport.abort()
 
-    async def _never_reading(self, files: Credentials) -> None:
+    async def _never_reading(self, files: CredentialFiles) -> None:
         """Says what it wants, gets it, and leaves it lying; it stays alive by readings of its own."""
         name = files.certificate.stem
         held = []
@@ -168,14 +168,14 @@ class _Torment:
             for writer in held:
                 writer.transport.abort()
 
-    async def _resetting(self, files: Credentials) -> None:
+    async def _resetting(self, files: CredentialFiles) -> None:
         async with self._inside("reset_in_a_frame", files) as (_, writer):
             writer.write(struct.pack(">Q", 1_000_000) + bytes(100_000))
             await writer.drain()
             plain = writer.get_extra_info("socket")
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    async def _garbage_inside(self, files: Credentials) -> None:
+    async def _garbage_inside(self, files: CredentialFiles) -> None:
         async with self._inside("garbage_inside_tls", files) as (reader, writer):
             for _ in range(20):
                 if writer.transport.is_closing():
@@ -186,7 +186,7 @@ class _Torment:
                 await reader.read()
 
 
-def _with(way: Callable[[Credentials], Awaitable[None]], files: Credentials) -> Callable[[], Awaitable[None]]:
+def _with(way: Callable[[CredentialFiles], Awaitable[None]], files: CredentialFiles) -> Callable[[], Awaitable[None]]:
     return lambda: way(files)
 
 
@@ -199,7 +199,7 @@ def _reading(name: str, number: int) -> bytes:
     return encode_frame(Readings((Reading(f"veh/{name}/bad", name, number + 1, 1.0, _WHERE, when, how),)))
 
 
-def _context(files: Credentials, side: int) -> ssl.SSLContext:
+def _context(files: CredentialFiles, side: int) -> ssl.SSLContext:
     context = ssl.SSLContext(side)
     context.load_cert_chain(files.certificate, files.key)
     context.load_verify_locations(files.authority)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from meshnode.links.transport import Credentials
+from meshnode.links.transport import CredentialFiles
 from protocols.base.errors import ConfigError, InvalidName
 from protocols.base.ids import NodeId, node_id
 
@@ -48,7 +48,7 @@ class RelayConfig:
     host: str
     port: int
     state_dir: Path
-    credentials: Credentials
+    credentials: CredentialFiles
     store: Path
 
 
@@ -97,7 +97,7 @@ class _Parser:
             host=self._value("relay", "host", "0.0.0.0"),  # noqa: S104 - a relay is there to be reached
             port=port,
             state_dir=state_dir,
-            credentials=Credentials(
+            credentials=CredentialFiles(
                 self._file("identity", "certificate", f"{node}.crt"),
                 self._file("identity", "key", f"{node}.key"),
                 self._file("identity", "authority", "authority.crt"),

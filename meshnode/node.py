@@ -35,7 +35,7 @@ from meshnode.inference.result import InferenceResult as InferenceResult  # noqa
 from meshnode.links.express.engine import open_express
 from meshnode.links.mdns import Advert, Discovery, open_discovery
 from meshnode.links.nng.library import open_transport
-from meshnode.links.transport import Credentials, FailedLink, Transport
+from meshnode.links.transport import CredentialFiles, FailedLink, Transport
 from meshnode.local.server import LocalServer
 from meshnode.readings.publisher import Publisher, not_open
 from meshnode.readings.publishing import Publishing
@@ -161,7 +161,7 @@ class Node(Publishing):
         spreading = asyncio.create_task(self._spread.run(), name="gossip")
         stack.callback(spreading.cancel)
 
-        def renew(credentials: Credentials) -> None:
+        def renew(credentials: CredentialFiles) -> None:
             transport.renew(credentials)
             self._notary.renew(credentials)
 

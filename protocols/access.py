@@ -14,7 +14,7 @@ from protocols.base.keys import checked_expression, includes, matches
 Verb = Literal["publish", "subscribe", "infer"]
 
 
-class Rule(Struct, frozen=True):
+class AccessRule(Struct, frozen=True):
     """Nodes of ``role`` may ``verb`` on ``keys`` (for ``infer``: on models whose name matches)."""
 
     role: Role
@@ -23,15 +23,15 @@ class Rule(Struct, frozen=True):
 
 
 DEFAULT_RULES = (
-    Rule(Role.VEHICLE, "publish", "veh/{id}/**"),
-    Rule(Role.VEHICLE, "subscribe", "**"),
-    Rule(Role.VEHICLE, "infer", "**"),
-    Rule(Role.RSU, "publish", "rsu/{id}/**"),
-    Rule(Role.RSU, "subscribe", "**"),
-    Rule(Role.RSU, "infer", "**"),
-    Rule(Role.TOOL, "publish", "tool/{id}/**"),
-    Rule(Role.TOOL, "subscribe", "**"),
-    Rule(Role.TOOL, "infer", "**"),
+    AccessRule(Role.VEHICLE, "publish", "veh/{id}/**"),
+    AccessRule(Role.VEHICLE, "subscribe", "**"),
+    AccessRule(Role.VEHICLE, "infer", "**"),
+    AccessRule(Role.RSU, "publish", "rsu/{id}/**"),
+    AccessRule(Role.RSU, "subscribe", "**"),
+    AccessRule(Role.RSU, "infer", "**"),
+    AccessRule(Role.TOOL, "publish", "tool/{id}/**"),
+    AccessRule(Role.TOOL, "subscribe", "**"),
+    AccessRule(Role.TOOL, "infer", "**"),
 )
 """In force unless the configuration says otherwise."""
 
@@ -42,7 +42,7 @@ LINK_ROLES = frozenset((Role.VEHICLE, Role.RSU, Role.TOOL))
 class AccessTable:
     """Answers questions about a fixed tuple of rules."""
 
-    def __init__(self, rules: tuple[Rule, ...] = DEFAULT_RULES) -> None:
+    def __init__(self, rules: tuple[AccessRule, ...] = DEFAULT_RULES) -> None:
         """:raises InvalidKey: when an expression is not one."""
         for rule in rules:
             checked_expression(rule.keys.replace("{id}", "x"))

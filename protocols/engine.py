@@ -34,15 +34,14 @@ from protocols.inference.placement import LocalModel, Neighbourhood
 from protocols.links.queues import Drops, LaneQueue, Queues
 from protocols.membership.machine import Membership, Neighbour, State
 from protocols.membership.peer_view import PeerView as PeerView  # noqa: PLC0414 -- handed on
-from protocols.readings.machine import Readings
+from protocols.readings.machine import Router
 from protocols.readings.streams import Peer
 from protocols.settings import NodeSettings, Quality
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame, readings_in_own_frame, untrusted_other_major
 from protocols.wire.gossip import GossipDigest, GossipEntries, GossipHave, GossipPull
 from protocols.wire.inference import InferAnswer, InferRequest, Offers
 from protocols.wire.membership import Heartbeat, Hello
-from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading
-from protocols.wire.readings import Readings as ReadingsFrame
+from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings
 from protocols.wire.registry import NodeFrame
 from protocols.wire.tensors import NamedTensor
 
@@ -50,7 +49,7 @@ OFFER_INTERVAL_NS: Final = 100 * limits.MS
 """Changes of load are told at most this often."""
 _ALIVE: Final = State.ALIVE  # looked up once: an enumeration is slow at it
 _SUSPECT: Final = State.SUSPECT
-_READINGS: Final = ReadingsFrame  # as for these; compiled code finds them at once
+_READINGS: Final = Readings  # as for these; compiled code finds them at once
 _HEARTBEAT: Final = Heartbeat
 
 
@@ -72,7 +71,7 @@ class Engine:
         self._membership = Membership(
             settings.mesh, settings.node, settings.incarnation, settings.inbox_port, settings.membership, random
         )  # fmt: skip
-        self._readings = Readings(settings.node, settings.role, settings.incarnation << 32, access, self.drops)
+        self._readings = Router(settings.node, settings.role, settings.incarnation << 32, access, self.drops)
         self._inference = Inference(settings.node, access, self._neighbourhood)
         self._gossip = Gossip(settings.node, settings.incarnation, settings.seal, settings.gossip, random)
         self._queues: dict[NodeId, Queues] = {}
@@ -373,7 +372,7 @@ class Engine:
         self, key: str, value: object, where: Position | None, when: EventTime | None, how: Provenance | None,
         priority: int, lifespan_ms: int, hops: int, now: int, utc_now: int,
     ) -> tuple[Put, Delivery | None]:  # fmt: skip
-        """Publish one value of this node; see :meth:`protocols.readings.machine.Readings.publish` for the errors."""
+        """Publish one value of this node; see :meth:`protocols.readings.machine.Router.publish` for the errors."""
         result = self._readings.publish(key, value, where, when, how, priority, lifespan_ms, hops, now, utc_now)
         self._look_for_lanes()
         return result
@@ -382,7 +381,7 @@ class Engine:
         self, key: str, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],
         how: Provenance | None, priority: int, lifespan_ms: int, hops: int, now: int, utc_now: int,
     ) -> tuple[PutMany, list[Delivery]]:  # fmt: skip
-        """Publish several values of one key; see :meth:`protocols.readings.machine.Readings.publish_many`."""
+        """Publish several values of one key; see :meth:`protocols.readings.machine.Router.publish_many`."""
         result = self._readings.publish_many(key, values, where, whens, how, priority, lifespan_ms, hops, now, utc_now)
         self._look_for_lanes()
         return result

@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from protocols.access import DEFAULT_RULES, Rule
+from protocols.access import DEFAULT_RULES, AccessRule
 from protocols.base import limits
 from protocols.base.ids import Incarnation, MeshName, NodeId, Role
 from protocols.gossip.entries import Seal
@@ -49,7 +49,7 @@ class NodeSettings(Struct, frozen=True):
     """Grows with every start."""
     inbox_port: int
     clock_uncertainty_ns: int = 10 * limits.MS
-    access: tuple[Rule, ...] = DEFAULT_RULES
+    access: tuple[AccessRule, ...] = DEFAULT_RULES
     membership: MembershipSettings = MembershipSettings()
     max_queue_readings: int = limits.MAX_QUEUE_READINGS
     gossip: GossipSettings = GossipSettings()

@@ -12,7 +12,7 @@ from typing import Final
 import psutil
 
 from meshnode.identity import identity_from_untrusted_names
-from meshnode.links.transport import Address, Credentials
+from meshnode.links.transport import Address, CredentialFiles
 from protocols.base.errors import InvalidName
 from protocols.base.ids import SERVER_NAME, PeerIdentity
 
@@ -122,7 +122,7 @@ def mdns_port_shared() -> str | None:
 
 
 # --- TLS -------------------------------------------------------------------------------------------------------------
-def tls_identity(address: Address, credentials: Credentials) -> PeerIdentity:
+def tls_identity(address: Address, credentials: CredentialFiles) -> PeerIdentity:
     """Shake hands with whoever listens at ``address``, as this node would, and hang up: who it is.
 
     :raises ProbeFailed: nobody listens, it is not of the mesh, or it refuses this node.

@@ -16,8 +16,8 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from msgspec import Meta
 
 from meshnode.config.parsing import HOST, UNREADABLE, Problem, Section, TableReader, problem_report, shown
-from meshnode.links.transport import Address, Credentials
-from protocols.access import Rule
+from meshnode.links.transport import Address, CredentialFiles
+from protocols.access import AccessRule
 from protocols.base import limits
 from protocols.base.errors import ConfigError, InvalidKey, InvalidName
 from protocols.base.ids import NodeId, node_id
@@ -74,7 +74,7 @@ def _check_name(value: str) -> str | None:
     return None if _NAME.fullmatch(value) else "is not a name: use up to 100 letters, digits and inner . _ -"
 
 
-def _check_rule(rule: Rule) -> str | None:
+def _check_rule(rule: AccessRule) -> str | None:
     keys = rule.keys.replace("{id}", "x")
     if "{" in keys or "}" in keys:
         return f"keys {rule.keys[:80]!r} have braces that match nothing: only {{id}}, the node that asks, is filled in"
@@ -83,7 +83,7 @@ def _check_rule(rule: Rule) -> str | None:
 
 Bound = Annotated[str, Meta(extra={"check": _check_host})]
 Name = Annotated[str, Meta(extra={"check": _check_name})]
-AccessRule = Annotated[Rule, Meta(extra={"check": _check_rule})]
+CheckedRule = Annotated[AccessRule, Meta(extra={"check": _check_rule})]
 Loopback = Annotated[str, Meta(extra={"check": _check_loopback})]
 Expression = Annotated[str, Meta(extra={"check": _check_expression})]
 Announced = Annotated[str, Meta(extra={"check": _check_announced})]
@@ -140,9 +140,9 @@ class IdentitySection(Section, frozen=True, kw_only=True):
         return cls(**{key: folder / name for key, name in names.items()})
 
     @property
-    def credentials(self) -> Credentials:
+    def credentials(self) -> CredentialFiles:
         """The same three files, as the transport takes them."""
-        return Credentials(certificate=self.certificate, key=self.key, authority=self.authority)
+        return CredentialFiles(certificate=self.certificate, key=self.key, authority=self.authority)
 
 
 class ListenSection(Section, frozen=True, kw_only=True):
@@ -280,7 +280,7 @@ class AccessSection(Section, frozen=True, kw_only=True):
     """Who may do what. What no rule allows is denied."""
 
     rules: Annotated[
-        tuple[AccessRule, ...] | None,
+        tuple[CheckedRule, ...] | None,
         Meta(
             max_length=1_000,
             description='Rules `{ role = "vehicle", verb = "publish", keys = "veh/{id}/**" }`; verbs `publish`, '
@@ -352,7 +352,7 @@ class SensorSection(Section, frozen=True, kw_only=True):
     options: Annotated[Mapping[str, Any], Meta(description="All other keys of the table.")] = {}
 
 
-class CurationRule(Section, frozen=True, kw_only=True):
+class CurationSection(Section, frozen=True, kw_only=True):
     """Which readings become records for the relay."""
 
     name: Annotated[
@@ -421,7 +421,7 @@ class NodeConfig(Section, frozen=True, kw_only=True):
     models: Annotated[Mapping[Name, ModelSection], Meta(max_length=limits.MAX_OFFERS)] = {}
     inference: InferenceSection = InferenceSection()
     sensors: Annotated[Mapping[Name, SensorSection], Meta(max_length=64)] = {}
-    curation: Annotated[tuple[CurationRule, ...], Meta(max_length=256)] = ()
+    curation: Annotated[tuple[CurationSection, ...], Meta(max_length=256)] = ()
     outbox: OutboxSection = OutboxSection()
     relay: RelaySection | None = None
     log: LogSection = LogSection()

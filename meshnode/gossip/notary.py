@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshnode.identity.inspection import identity_from_untrusted_names
 from meshnode.identity.pem_files import read_certificate, read_private_key
-from meshnode.links.transport import Credentials
+from meshnode.links.transport import CredentialFiles
 from protocols.base import limits
 from protocols.base.errors import IdentityError, InvalidName
 from protocols.base.ids import MeshName, NodeId
@@ -52,7 +52,7 @@ class _Own:
 class Notary:
     """Of one node. Any thread."""
 
-    def __init__(self, credentials: Credentials, mesh: MeshName) -> None:
+    def __init__(self, credentials: CredentialFiles, mesh: MeshName) -> None:
         """:raises IdentityError: when a file can't be read."""
         self._mesh = mesh
         self._own = _read(credentials)
@@ -62,7 +62,7 @@ class Notary:
         """For the engine."""
         return Seal(self.sign, self.verify, lambda data: hashlib.sha256(data).digest())
 
-    def renew(self, credentials: Credentials) -> None:
+    def renew(self, credentials: CredentialFiles) -> None:
         """Sign with new files from now on. :raises IdentityError: when one can't be read."""
         self._own = _read(credentials)
         self._authors = {}
@@ -94,7 +94,7 @@ class Notary:
         return authors[certificate]
 
 
-def _read(credentials: Credentials) -> _Own:
+def _read(credentials: CredentialFiles) -> _Own:
     key = read_private_key(credentials.key, "key file")
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise IdentityError(f"key file {credentials.key} is not ECDSA P-256: issue it again with 'meshnode mesh issue'")

@@ -23,7 +23,7 @@ from protocols.base.errors import MeshError, RemoteProtocolError, ValueUnsupport
 from protocols.base.ids import Role
 from protocols.gossip.entries import EntryView, Stored
 from protocols.wire.codec import decode_untrusted_address, encode_address
-from protocols.wire.gossip import Address
+from protocols.wire.gossip import InboxAddress
 
 if TYPE_CHECKING:
     from meshnode.driver import Driver
@@ -72,7 +72,7 @@ class GossipService:
         listen, discovery = self._config.listen, self._config.discovery
         hosts = own_hosts(listen.host, listen.advertise, discovery.interfaces)[: limits.MAX_ADVERT_ADDRESSES]
         capabilities = sorted(self._models())[: limits.MAX_OFFERS]
-        body = encode_address(Address(self._role.value, self._port, tuple(hosts), tuple(capabilities)))
+        body = encode_address(InboxAddress(self._role.value, self._port, tuple(hosts), tuple(capabilities)))
         if body == self._said:
             return
         said = body
@@ -87,7 +87,7 @@ class GossipService:
                     _log.warning("this node's addresses are not spread: %s", error)
                     return
                 (capabilities or hosts).pop()
-                body = encode_address(Address(self._role.value, self._port, tuple(hosts), tuple(capabilities)))
+                body = encode_address(InboxAddress(self._role.value, self._port, tuple(hosts), tuple(capabilities)))
             except MeshError as error:
                 _log.warning("this node's addresses are not spread: %s", error)
                 return

@@ -32,7 +32,7 @@ from meshnode.identity.pem_files import (
     write_new,
     write_together,
 )
-from meshnode.links.transport import Credentials
+from meshnode.links.transport import CredentialFiles
 from protocols.base.errors import IdentityError
 from protocols.base.ids import SERVER_NAME, MeshName, NodeId, PeerIdentity, Role, mesh_name, node_id, spiffe_uri
 
@@ -165,7 +165,7 @@ def issue(
     write_together(files)
     return NodeIdentity(
         peer=PeerIdentity(mesh, role, name),
-        credentials=Credentials(certificate=certificate_path, key=key_path, authority=anchor_path),
+        credentials=CredentialFiles(certificate=certificate_path, key=key_path, authority=anchor_path),
         not_before=certificate.not_valid_before_utc,
         not_after=certificate.not_valid_after_utc,
         serial=certificate.serial_number,

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from meshnode.identity.pem_files import key_mode_problem, read_certificate, read_private_key
-from meshnode.links.transport import Credentials
+from meshnode.links.transport import CredentialFiles
 from protocols.base.errors import IdentityError, InvalidName, LocalProtocolError
 from protocols.base.ids import SERVER_NAME, MeshName, PeerIdentity, mesh_name, parse_untrusted_spiffe
 
@@ -47,7 +47,7 @@ class NodeIdentity:
     """A node's proven name and the files that prove it."""
 
     peer: PeerIdentity
-    credentials: Credentials
+    credentials: CredentialFiles
     not_before: datetime
     """UTC."""
     not_after: datetime
@@ -68,7 +68,7 @@ def load_identity(certificate: Path, key: Path, authority: Path, now: datetime |
     assert report.identity is not None, "a certificate without identity is a problem"
     return NodeIdentity(
         peer=report.identity,
-        credentials=Credentials(certificate=certificate, key=key, authority=authority),
+        credentials=CredentialFiles(certificate=certificate, key=key, authority=authority),
         not_before=report.not_before,
         not_after=report.not_after,
         serial=report.serial,

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from meshnode.identity import NodeIdentity, load_identity
-from meshnode.links.transport import Credentials
+from meshnode.links.transport import CredentialFiles
 from protocols.base.errors import IdentityError, MeshError
 
 _log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class Renewal:
     """Watches the credentials of one node."""
 
     def __init__(
-        self, current: NodeIdentity, renew: Callable[[Credentials], None], renewed: Callable[[datetime], None]
+        self, current: NodeIdentity, renew: Callable[[CredentialFiles], None], renewed: Callable[[datetime], None]
     ) -> None:
         """``renew`` is ``Transport.renew``; ``renewed`` is told when the new certificate ends."""
         self._peer, self._credentials = current.peer, current.credentials

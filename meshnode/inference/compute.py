@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import assert_never
 
 from meshnode.config.sections import NodeConfig
-from meshnode.models import Cancellation, Done, Failed, Job, LoadedModel, ModelSpec, Outcome, Runner, load_model
+from meshnode.models import Cancellation, Failed, Job, LoadedModel, ModelSpec, Outcome, RunDone, Runner, load_model
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InputInvalid, MeshError
 from protocols.base.limits import MAX_TEXT_CHARS
 from protocols.events import Compute
@@ -92,7 +92,7 @@ class ComputeService:
         with self._lock:
             self._cancels.pop(run, None)
         match outcome:
-            case Done():
+            case RunDone():
                 outputs = tuple(NamedTensor(name, tensor_of(array)) for name, array in outcome.outputs)
                 answer = InferAnswer(0, "done", outputs, outcome.queued_ns // 1_000, outcome.compute_ns // 1_000)
             case Failed():

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from meshnode.links.transport import Address, Credentials
+from meshnode.links.transport import Address, CredentialFiles
 from protocols.base.errors import IdentityError, InvalidName, TransportError
 from protocols.base.ids import MeshName, PeerIdentity, parse_untrusted_spiffe
 
@@ -70,7 +70,7 @@ def plain_host(text: str) -> str:
     return str(mapped or ip)
 
 
-def read_credentials(credentials: Credentials) -> PemCredentials:
+def read_credentials(credentials: CredentialFiles) -> PemCredentials:
     """Read and cross-check PEM files, so that a mistake is told at start instead of by every failing handshake.
 
     :raises IdentityError: names the file and the fault.

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from meshnode.links.peer import read_credentials
-from meshnode.links.transport import Credentials, FailedLink
+from meshnode.links.transport import CredentialFiles, FailedLink
 from protocols.base.ids import SERVER_NAME
 from protocols.base.limits import SECOND
 
@@ -90,7 +90,7 @@ class Contexts:
     client: ssl.SSLContext
 
 
-def contexts(credentials: Credentials) -> Contexts:
+def contexts(credentials: CredentialFiles) -> Contexts:
     """Load credentials. :raises IdentityError: they can't be used; names the file and the fault."""
     read_credentials(credentials)
     return Contexts(_context(credentials, ssl.PROTOCOL_TLS_SERVER), _context(credentials, ssl.PROTOCOL_TLS_CLIENT))
@@ -162,7 +162,7 @@ class Failures:
         return {"handshakes_failed": sum(counts.values()), **counts}
 
 
-def _context(credentials: Credentials, side: int) -> ssl.SSLContext:
+def _context(credentials: CredentialFiles, side: int) -> ssl.SSLContext:
     context = ssl.SSLContext(side)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_cert_chain(credentials.certificate, credentials.key)

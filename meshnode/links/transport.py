@@ -27,7 +27,7 @@ from protocols.base.ids import PeerIdentity
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
+class CredentialFiles:
     """PEM files of one node: its certificate (leaf first), its key, and the authority of the mesh."""
 
     certificate: Path
@@ -125,7 +125,7 @@ class Transport(Protocol):
     def close_pipe(self, pipe: int) -> None:
         """Close a pipe into our inbox. ``inbound_closed`` follows."""
 
-    def renew(self, credentials: Credentials) -> None:
+    def renew(self, credentials: CredentialFiles) -> None:
         """Use these for every handshake from now on; the listener and open pipes live on. Any thread.
 
         :raises IdentityError: they can't be used; the old ones stay in use.

@@ -71,7 +71,7 @@ _TELL_DROPS_NS = 100 * limits.MS
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
+class ProcessCredentials:
     """Who the kernel says is at the other end."""
 
     pid: int
@@ -111,8 +111,8 @@ class Application:
     """A connection to :class:`meshnode.local.server.LocalServer`."""
 
     def __init__(
-        self, number: int, pipe: Pipe, who: Credentials, node: "Node", driver: Driver, loop: asyncio.AbstractEventLoop,
-        counters: dict[str, int],
+        self, number: int, pipe: Pipe, who: ProcessCredentials, node: "Node", driver: Driver,
+        loop: asyncio.AbstractEventLoop, counters: dict[str, int],
     ) -> None:  # fmt: skip
         self.number, self.pipe, self.who = number, pipe, who
         self.name = ""

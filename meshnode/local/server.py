@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshnode.driver import Driver
-from meshnode.local.application import Application, Credentials
+from meshnode.local.application import Application, ProcessCredentials
 from meshnode.local.pipe import Pipe
 from protocols.base import limits
 from protocols.base.errors import ConfigError, RemoteProtocolError, TransportError
@@ -138,7 +138,7 @@ class LocalServer:
         pipe = Pipe(sock)
         number, self._next = self._next, self._next + 1
         application = Application(
-            number, pipe, Credentials(pid, uid), self._node, self._driver, self._loop, self._counters
+            number, pipe, ProcessCredentials(pid, uid), self._node, self._driver, self._loop, self._counters
         )
         if len(self._applications) >= limits.MAX_LOCAL_APPLICATIONS:
             self._counters["turned_away"] += 1

@@ -5,14 +5,13 @@ Importing this package costs no memory to speak of: NumPy and ONNX Runtime are i
 
 from meshnode.models.elements import ELEMENTS, Element, element_of_onnx, element_of_open_inference, element_of_short
 from meshnode.models.model import Cancellation, Inputs, LoadedModel, ModelSpec, load_model
-from meshnode.models.runner import Callback, Done, Failed, Job, Outcome, Runner
+from meshnode.models.runner import Callback, Failed, Job, Outcome, RunDone, Runner
 from meshnode.models.signature import TensorSignature
 
 __all__ = [
     "ELEMENTS",
     "Callback",
     "Cancellation",
-    "Done",
     "Element",
     "Failed",
     "Inputs",
@@ -20,6 +19,7 @@ __all__ = [
     "LoadedModel",
     "ModelSpec",
     "Outcome",
+    "RunDone",
     "Runner",
     "TensorSignature",
     "element_of_onnx",

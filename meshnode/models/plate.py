@@ -39,7 +39,7 @@ _SIZE_VARIANCE: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
+class PlateBox:
     """A plate, in pixels of the original picture."""
 
     left: float
@@ -105,7 +105,7 @@ def plates(
     height: int,
     threshold: float = 0.5,
     overlap: float = 0.4,
-) -> list[Box]:
+) -> list[PlateBox]:
     """The plates in a picture of ``width`` × ``height`` pixels, most probable first, at most ``MAX_BOXES``.
 
     Of boxes that share more than ``overlap`` of their union, the most probable stays.
@@ -134,9 +134,9 @@ def plates(
     half = prior[:, 2:] * np.exp(np.clip(offset[:, 2:] * _SIZE_VARIANCE, -8, 8)) / 2
     scale = np.array((width, height, width, height), dtype=np.float32)
     corners = np.clip(np.concatenate((centre - half, centre + half), axis=1), 0, 1) * scale
-    found: list[Box] = []
+    found: list[PlateBox] = []
     for (left, top, right, bottom), chance in zip(corners.tolist(), probability[likely].tolist(), strict=True):
-        box = Box(left, top, right, bottom, chance)
+        box = PlateBox(left, top, right, bottom, chance)
         if all(_overlap(box, other) <= overlap for other in found):
             found.append(box)
             if len(found) == MAX_BOXES:
@@ -144,7 +144,7 @@ def plates(
     return found
 
 
-def _overlap(one: Box, other: Box) -> float:
+def _overlap(one: PlateBox, other: PlateBox) -> float:
     """Intersection over union."""
     width = min(one.right, other.right) - max(one.left, other.left)
     height = min(one.bottom, other.bottom) - max(one.top, other.top)
@@ -154,7 +154,7 @@ def _overlap(one: Box, other: Box) -> float:
     return shared / (_area(one) + _area(other) - shared)
 
 
-def _area(box: Box) -> float:
+def _area(box: PlateBox) -> float:
     return (box.right - box.left) * (box.bottom - box.top)
 
 

@@ -48,7 +48,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class RunDone:
     """The job ran."""
 
     outputs: "tuple[tuple[str, NDArray[Any]], ...]"
@@ -67,7 +67,7 @@ class Failed:
     cancelled: bool = False
 
 
-Outcome = Done | Failed
+Outcome = RunDone | Failed
 Callback = Callable[[Outcome], None]
 
 
@@ -226,7 +226,7 @@ class Runner:
                 return Failed(InferenceError(f"the run of model {job.model.name!r} was cancelled"), queued_ns, True)
             compute_ns = time.monotonic_ns() - started_ns
         self._record(job.model.digest, compute_ns)
-        return Done(tuple(outputs), queued_ns, compute_ns)
+        return RunDone(tuple(outputs), queued_ns, compute_ns)
 
     def _record(self, digest: ModelDigest, compute_ns: int) -> None:
         with self._condition:

@@ -25,7 +25,7 @@ from msgspec import Raw
 from protocols.base.errors import BoundExceeded, LocalProtocolError, StorageError
 from protocols.base.ids import UtcNs
 from protocols.base.limits import MAX_BATCH_RECORDS, MAX_RECORD_BYTES, MAX_TEXT_CHARS, MS
-from protocols.records.ledger import BatchPlan, Counters, Entry, Ledger
+from protocols.records.ledger import BatchPlan, Counters, Ledger, LedgerEntry
 from protocols.wire.records import Acknowledgement, Fate, Record
 
 RECORD_OVERHEAD_BYTES = 64
@@ -380,7 +380,7 @@ class Outbox:
             self._max_records,
             self._max_bytes,
             Counters(first, following, delivered, expired, evicted, refused, bool(introduced)),
-            (Entry(*row) for row in entries),
+            (LedgerEntry(*row) for row in entries),
             (Fate(*row) for row in fates),
         )
 

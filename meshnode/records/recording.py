@@ -16,13 +16,13 @@ from random import Random
 
 from meshnode.config.sections import NodeConfig
 from meshnode.links.nng.library import open_requester
-from meshnode.links.transport import Credentials
+from meshnode.links.transport import CredentialFiles
 from meshnode.records.outbox import Curated, Outbox
 from meshnode.records.uplink import Uplink
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, StorageError, ValueUnsupported
 from protocols.base.ids import Incarnation, MeshName, MonotonicNs, NodeId, Role
-from protocols.records.rules import Curator, Rule
+from protocols.records.rules import CurationRule, Curator
 from protocols.wire.codec import encode_reading
 from protocols.wire.readings import Reading
 
@@ -33,10 +33,10 @@ MAX_WAITING_BYTES = 16 * 1024 * 1024
 _GROUP = 256
 
 
-def rules_of(config: NodeConfig) -> tuple[Rule, ...]:
+def rules_of(config: NodeConfig) -> tuple[CurationRule, ...]:
     """The curation rules of a configuration, as the curator takes them."""
     return tuple(
-        Rule(
+        CurationRule(
             name=rule.name, keys=rule.keys, min_interval_ns=rule.min_interval_ms * limits.MS, source=rule.source,
             lifespan_ms=rule.lifespan_s * 1_000, priority=rule.priority,
         )
@@ -67,7 +67,7 @@ class Recorder:
         self._tasks: list[asyncio.Task[None]] = []
         if config.relay is not None:
             relay = config.relay
-            credentials: Credentials = config.identity.credentials
+            credentials: CredentialFiles = config.identity.credentials
             self.uplink = Uplink(
                 self.outbox,
                 lambda: open_requester(credentials, relay.address, mesh, Role.RELAY, relay.id),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Inference:
+class InferenceSample:
     """What a model should make of a sample."""
 
     model: str
@@ -65,7 +65,7 @@ class Sample:
     """Worthless after this; 0: never."""
     hazard: bool = False
     """Somebody may have to brake for it."""
-    infer: Inference | None = None
+    infer: InferenceSample | None = None
 
 
 @dataclass(slots=True)
@@ -101,7 +101,7 @@ class DriverContext:
         return not self.stopping.wait(max(0.0, until_s - self.elapsed_s()))
 
 
-class Driver(Protocol):
+class SensorDriver(Protocol):
     """A source of samples."""
 
     @classmethod

@@ -16,7 +16,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from meshnode.models import plate
-from meshnode.sensors.contract import DriverContext, Inference, Sample
+from meshnode.sensors.contract import DriverContext, InferenceSample, Sample
 from meshnode.sensors.options import Options
 from protocols.base.errors import ConfigError, InputInvalid
 from protocols.base.limits import MAX_BUDGET_MS
@@ -138,10 +138,10 @@ class ImageFolder:
         infer = self._inference(_shown(picture, variation), corners) if self._model is not None else None
         return Sample(frame / self._rate_hz, f"{self._prefix}/camera", value, sensor=SENSOR, priority=2, infer=infer)
 
-    def _inference(self, rgb: "NDArray[Any]", corners: tuple[float, float, float, float]) -> Inference:
+    def _inference(self, rgb: "NDArray[Any]", corners: tuple[float, float, float, float]) -> InferenceSample:
         assert self._model is not None
         if self._preprocess == "rgb":
-            return Inference(self._model, {self._input_name: rgb[None]}, budget_ms=self._budget_ms)
+            return InferenceSample(self._model, {self._input_name: rgb[None]}, budget_ms=self._budget_ms)
         inputs = {self._input_name: plate.preprocess(rgb, self._side)[plate.INPUT]}
         left, top, right, bottom = corners
         height, width, _ = rgb.shape
@@ -149,7 +149,7 @@ class ImageFolder:
 
         def interpret(outputs: "Mapping[str, NDArray[Any]]") -> list[dict[str, float]]:
             return [
-                plate.Box(
+                plate.PlateBox(
                     left + box.left * across,
                     top + box.top * down,
                     left + box.right * across,
@@ -159,7 +159,7 @@ class ImageFolder:
                 for box in plate.plates(outputs, self._side, width, height)
             ]
 
-        return Inference(self._model, inputs, plate.OUTPUTS, self._budget_ms, f"{self._prefix}/plates", interpret)
+        return InferenceSample(self._model, inputs, plate.OUTPUTS, self._budget_ms, f"{self._prefix}/plates", interpret)
 
 
 def _pictures(read: Options, folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
-from meshnode.sensors.contract import Driver, DriverContext
+from meshnode.sensors.contract import DriverContext, SensorDriver
 from protocols.base.errors import ConfigError
 
 GROUP: Final = "meshnode.sensors"
@@ -27,7 +27,7 @@ def available_drivers() -> list[str]:
     return sorted({*_BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
 
 
-def driver_named(name: str) -> type[Driver]:
+def driver_named(name: str) -> type[SensorDriver]:
     """The driver class of that name.
 
     :raises ConfigError: there is none (lists those that exist), or its package can't be imported.
@@ -46,12 +46,12 @@ def driver_named(name: str) -> type[Driver]:
     )
 
 
-def create_driver(name: str, options: Mapping[str, Any], context: DriverContext) -> Driver:
+def create_driver(name: str, options: Mapping[str, Any], context: DriverContext) -> SensorDriver:
     """A driver ready to give samples. :raises ConfigError: there is none of that name, or an option is wrong."""
     return driver_named(name).from_options(options, context)
 
 
-def _loaded(point: EntryPoint) -> type[Driver]:
+def _loaded(point: EntryPoint) -> type[SensorDriver]:
     package = point.dist.name if point.dist else "unknown"
     try:
         driver = point.load()

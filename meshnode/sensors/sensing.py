@@ -9,8 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from meshnode.config.sections import SensorSection
-from meshnode.sensors import Driver as SensorDriver
-from meshnode.sensors import DriverContext, Sample, create_driver
+from meshnode.sensors import DriverContext, Sample, SensorDriver, create_driver
 from protocols.base.errors import MeshError
 from protocols.base.ids import Role
 

@@ -39,7 +39,7 @@ class Verdict(StrEnum):
     OVER_RATE = "entries_over_rate"
 
 
-class Candidate(NamedTuple):
+class EntryCandidate(NamedTuple):
     """A parsed entry. Its signature is good once it was ACCEPTED, and not before."""
 
     key: EntryKey
@@ -61,8 +61,8 @@ class Admission:
 
     def __init__(self, store: EntryStore, checks_at_once: int, check_pause_ns: int) -> None:
         self._store, self._checks_at_once, self._pause_ns = store, checks_at_once, check_pause_ns
-        self._candidates: deque[Candidate] = deque()
-        self._restored: deque[Candidate] = deque()  # of a former life: they let new ones pass, but not for ever
+        self._candidates: deque[EntryCandidate] = deque()
+        self._restored: deque[EntryCandidate] = deque()  # of a former life: they let new ones pass, but not for ever
         self._turn = 0
         self._refused: dict[int, int] = {}  # fingerprint: until when
         self.due_ns = NEVER
@@ -81,7 +81,7 @@ class Admission:
 
     def consider(
         self, data: bytes, fingerprint: int, age_ns: int, source: NodeId, allowance: Allowance | None, now: int
-    ) -> tuple[Verdict, Candidate | None]:
+    ) -> tuple[Verdict, EntryCandidate | None]:
         """Judge an entry as far as that is cheap. WAITING: :meth:`checked` has the last word. The candidate is None
         when the bytes were not looked into, or are none. ``allowance``: of ``source``; None: it was kept by a former
         life of this node."""
@@ -92,7 +92,9 @@ class Admission:
         except RemoteProtocolError:
             self.remember(fingerprint, now)
             return Verdict.MALFORMED, None
-        candidate = Candidate((entry.author, entry.kind), entry.version, fingerprint, entry, data, now - age_ns, source)
+        candidate = EntryCandidate(
+            (entry.author, entry.kind), entry.version, fingerprint, entry, data, now - age_ns, source
+        )
         if not self._store.is_news(candidate.key, entry.version, fingerprint):
             self.remember(fingerprint, now)
             return Verdict.STALE, candidate
@@ -112,7 +114,7 @@ class Admission:
             self._candidates.append(candidate)
         return Verdict.WAITING, candidate
 
-    def checked(self, seal: Seal, now: int) -> Iterator[tuple[Verdict, Candidate]]:
+    def checked(self, seal: Seal, now: int) -> Iterator[tuple[Verdict, EntryCandidate]]:
         """Check a few signatures: ACCEPTED ones must be put into the store before the next is asked for. Those left
         have their turn at :attr:`due_ns`."""
         if self.due_ns != NEVER and now < self.due_ns:
@@ -126,7 +128,7 @@ class Admission:
             yield self._verdict(candidate, seal, now), candidate
         self.due_ns = now + self._pause_ns if self._candidates or self._restored else NEVER
 
-    def _verdict(self, candidate: Candidate, seal: Seal, now: int) -> Verdict:
+    def _verdict(self, candidate: EntryCandidate, seal: Seal, now: int) -> Verdict:
         store, fingerprint = self._store, candidate.fingerprint
         if store.holding(fingerprint) is not None or self.is_refused(fingerprint, now):
             return Verdict.DUPLICATE  # it came twice before its turn

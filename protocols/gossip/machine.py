@@ -58,7 +58,7 @@ from protocols.base.errors import BoundExceeded, LocalProtocolError, MeshError
 from protocols.base.ids import Incarnation, NodeId, Role
 from protocols.base.time import NEVER
 from protocols.events import DuplicateIdentity, EntryAccepted, EntryRefused
-from protocols.gossip.admission import Admission, Candidate, Verdict
+from protocols.gossip.admission import Admission, EntryCandidate, Verdict
 from protocols.gossip.entries import EntryView, Held, Seal, Stored, views
 from protocols.gossip.store import EntryStore
 from protocols.gossip.trickle import Trickle
@@ -472,7 +472,7 @@ class Gossip:
                 self._turned_away(verdict, candidate.fingerprint, candidate, self._peers.get(candidate.source), now)
 
     def _turned_away(
-        self, verdict: Verdict, fingerprint: int, candidate: Candidate | None, peer: _Peer | None, now: int
+        self, verdict: Verdict, fingerprint: int, candidate: EntryCandidate | None, peer: _Peer | None, now: int
     ) -> None:
         self.counters[verdict] += 1
         if verdict is Verdict.OVER_RATE and candidate is not None:
@@ -493,7 +493,7 @@ class Gossip:
                 peer.checks.fine(limits.FORGED_ENTRY_COST)
                 self._complain(peer, candidate, "forged" if verdict is Verdict.FORGED else "malformed", now)
 
-    def _accept(self, seal: Seal, candidate: Candidate, now: int) -> None:
+    def _accept(self, seal: Seal, candidate: EntryCandidate, now: int) -> None:
         (author, kind), fingerprint = candidate.key, candidate.fingerprint
         held = self._store.get(candidate.key)
         if held is not None and held.sealed.version == candidate.version:
@@ -512,7 +512,7 @@ class Gossip:
                 peer.news[fingerprint] = None
         self._news_due(now)
 
-    def _outrun(self, kind: str, candidate: Candidate, now: int) -> None:
+    def _outrun(self, kind: str, candidate: EntryCandidate, now: int) -> None:
         """A newer entry of our own is about: of a former life whose state was lost, or somebody has our key. The two
         would answer one another for ever, and the whole mesh pays: we do so later and later."""
         self.counters["own_entries_outrun"] += 1
@@ -546,7 +546,7 @@ class Gossip:
         self._trickle.reset(now)
 
     def _complain(
-        self, peer: _Peer | None, candidate: Candidate | None,
+        self, peer: _Peer | None, candidate: EntryCandidate | None,
         because: Literal["forged", "malformed", "equivocation"], now: int,
     ) -> None:  # fmt: skip
         if peer is not None and now - peer.told_of_ns >= _COMPLAINT_PAUSE_NS:

@@ -1,6 +1,6 @@
 """Who wants what, who gets it, and what happened to the rest.
 
-The two functions of the hot path, :meth:`Readings.publish` and :meth:`Readings.accept`, are the ones that the simulator
+The two functions of the hot path, :meth:`Router.publish` and :meth:`Router.accept`, are the ones that the simulator
 calls. Everything that can be decided per (origin, key) is decided once and kept in a :class:`Stream`. A change of any
 interest makes decisions stale by raising a version number: one of own subscriptions, another of all.
 
@@ -33,10 +33,10 @@ from protocols.links.neighbour import Neighbour
 from protocols.links.queues import Drops, LaneQueue
 from protocols.readings.streams import (
     IMMUTABLE,
+    LocalSubscription,
     Peer,
     Route,
     Stream,
-    Subscription,
     check_time,
     expiry_utc_ns,
     one_hop_less,
@@ -59,7 +59,7 @@ _SMALL_BYTES: Final = 64
 _BULK_THRESHOLD_BYTES: Final = limits.BULK_THRESHOLD_BYTES
 
 
-class Readings:
+class Router:
     """The machine of one node."""
 
     def __init__(self, node: NodeId, role: Role, first_sequence: int, access: AccessTable, drops: Drops) -> None:
@@ -67,7 +67,7 @@ class Readings:
         self._node, self._role, self._sequence, self._access, self._drops = node, role, first_sequence, access, drops
         self._streams: dict[tuple[str, str], Stream] = {}
         self._peers: dict[NodeId, Peer] = {}
-        self._subscriptions: dict[int, Subscription] = {}
+        self._subscriptions: dict[int, LocalSubscription] = {}
         self._next_subscription = 1
         self._version = self._numbers_version = 0
         self._interest_version = 0
@@ -103,7 +103,7 @@ class Readings:
                 f"{limits.MAX_SUBSCRIPTIONS} subscriptions are open: close some, or use a wider expression"
             )
         number, self._next_subscription = self._next_subscription, self._next_subscription + 1
-        self._subscriptions[number] = Subscription(number, expression, quality)
+        self._subscriptions[number] = LocalSubscription(number, expression, quality)
         self._version += 1
         self._numbers_version += 1
         past = []

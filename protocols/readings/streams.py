@@ -21,7 +21,7 @@ IMMUTABLE: Final = frozenset((type(None), bool, int, float, str, bytes))
 """Types of values that nobody can change afterwards."""
 
 
-class Subscription:
+class LocalSubscription:
     """A local one."""
 
     __slots__ = ("expression", "number", "quality")
@@ -62,7 +62,7 @@ class Stream:
         self.missed: tuple[int, ...] = ()  # subscriptions that know that it is silent
         self.last: Reading | None = None
         self.last_ns = 0
-        self.limited: tuple[Subscription, ...] = ()
+        self.limited: tuple[LocalSubscription, ...] = ()
         self.numbers: tuple[int, ...] = ()  # subscriptions without a rate limit of their own
         self.role: Role | None = None  # that permission was decided for
         self.permitted = False

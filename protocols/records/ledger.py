@@ -43,7 +43,7 @@ _PRIORITIES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LedgerEntry:
     """What the ledger knows about a pending record."""
 
     sequence: int
@@ -96,7 +96,7 @@ class Ledger:
         max_records: int,
         max_bytes: int,
         counters: Counters | None = None,
-        pending: Iterable[Entry] = (),
+        pending: Iterable[LedgerEntry] = (),
         fates: Iterable[Fate] = (),
     ) -> None:
         """An empty ledger, or one read back from storage (``pending`` in order of sequence). Bounds may have shrunk.
@@ -195,7 +195,7 @@ class Ledger:
         if self._live >= self._max_records or self._live_bytes + size_bytes > self._max_bytes:
             self.expire(now)
         sequence = self._next_sequence
-        self._append(Entry(sequence, size_bytes, priority, expires_utc_ns))
+        self._append(LedgerEntry(sequence, size_bytes, priority, expires_utc_ns))
         self._next_sequence += 1
         self._evict()
         return sequence
@@ -323,10 +323,10 @@ class Ledger:
         """All of :meth:`changes` is on disk."""
         self._changes = Changes()
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[LedgerEntry]:
         """The pending records, in order of sequence."""
         return [
-            Entry(self._sequences[i], self._sizes[i], self._priorities[i], self._expiries[i])
+            LedgerEntry(self._sequences[i], self._sizes[i], self._priorities[i], self._expiries[i])
             for i in range(self._head, len(self._sequences))
             if self._priorities[i] != _GONE
         ]
@@ -336,7 +336,7 @@ class Ledger:
         return [self._fates[first] for first in self._fate_firsts]
 
     # --- columns of pending records --------------------------------------------------------------------------------
-    def _append(self, entry: Entry) -> None:
+    def _append(self, entry: LedgerEntry) -> None:
         self._sequences.append(entry.sequence)
         self._sizes.append(entry.size_bytes)
         self._priorities.append(entry.priority)

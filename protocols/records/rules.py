@@ -21,7 +21,7 @@ Source = Literal["own", "any"]
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class CurationRule:
     """One curation rule.
 
     :raises InvalidKey: when ``keys`` is not a key expression.
@@ -59,24 +59,24 @@ class Rule:
 class Curator:
     """Chooses readings by rules."""
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
+    def __init__(self, rules: Iterable[CurationRule]) -> None:
         """:raises LocalProtocolError: when two rules have one name: nobody could tell their records apart."""
         self._rules = tuple(rules)
         names = [rule.name for rule in self._rules]
         for name in names:
             if names.count(name) > 1:
                 raise LocalProtocolError(f"two curation rules are named {name!r}: give each its own name")
-        self._deciding: OrderedDict[tuple[str, bool], Rule | None] = OrderedDict()
+        self._deciding: OrderedDict[tuple[str, bool], CurationRule | None] = OrderedDict()
         self._last_ns: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._chosen = dict.fromkeys(names, 0)
         self._limited = dict.fromkeys(names, 0)
 
     @property
-    def rules(self) -> tuple[Rule, ...]:
+    def rules(self) -> tuple[CurationRule, ...]:
         """The rules, in the order in which they are tried."""
         return self._rules
 
-    def choose(self, reading: Reading, is_own: bool, now: MonotonicNs) -> Rule | None:
+    def choose(self, reading: Reading, is_own: bool, now: MonotonicNs) -> CurationRule | None:
         """The rule by which ``reading`` becomes a record, or None.
 
         ``is_own``: sensed at this node. ``now``: monotonic; it starts the interval when the answer is a rule.
@@ -101,7 +101,7 @@ class Curator:
         """By rule: readings ``chosen`` and readings left out because the interval had not passed (``limited``)."""
         return {name: {"chosen": self._chosen[name], "limited": self._limited[name]} for name in self._chosen}
 
-    def _rule_for(self, key: str, is_own: bool) -> Rule | None:
+    def _rule_for(self, key: str, is_own: bool) -> CurationRule | None:
         asked = (key, is_own)
         if asked in self._deciding:
             self._deciding.move_to_end(asked)

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from protocols.base import limits
 from protocols.base.errors import InvalidName, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.base.ids import NodeId, node_id
-from protocols.wire.gossip import Address, Entry, GossipDigest, GossipHave, GossipPull
+from protocols.wire.gossip import Entry, GossipDigest, GossipHave, GossipPull, InboxAddress
 from protocols.wire.inference import InferAnswer, InferRequest
 from protocols.wire.membership import MAJOR, Heartbeat, Hello
 from protocols.wire.readings import Reading, Readings
@@ -96,7 +96,7 @@ _node_decoder: Final[msgspec.msgpack.Decoder[NodeFrame]] = msgspec.msgpack.Decod
 )
 _relay_decoder: msgspec.msgpack.Decoder[RelayFrame] = msgspec.msgpack.Decoder(RelayFrame, ext_hook=_decode_extension)
 _entry_decoder = msgspec.msgpack.Decoder(Entry)
-_address_decoder = msgspec.msgpack.Decoder(Address)
+_address_decoder = msgspec.msgpack.Decoder(InboxAddress)
 _reading_decoder = msgspec.msgpack.Decoder(Reading, ext_hook=_decode_extension)
 
 
@@ -215,7 +215,7 @@ def entry_statement(entry: Entry) -> bytes:
     return _ENTRY_DOMAIN + _encode((entry.author, entry.kind, entry.version, entry.lifetime_s, entry.body))
 
 
-def encode_address(address: Address) -> bytes:
+def encode_address(address: InboxAddress) -> bytes:
     """The body of an entry of kind ``address``."""
     return _encode(address)
 
@@ -344,7 +344,7 @@ def decode_untrusted_entry(data: bytes) -> Entry:
     return entry
 
 
-def decode_untrusted_address(body: bytes) -> Address:
+def decode_untrusted_address(body: bytes) -> InboxAddress:
     """Parse the body of an entry of kind ``address``. :raises RemoteProtocolError: for anything that is none."""
     return _decode_untrusted(_address_decoder, body)
 

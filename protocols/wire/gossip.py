@@ -25,7 +25,7 @@ class Entry(Struct, frozen=True, array_like=True, gc=False):
     signature: Annotated[bytes, Meta(max_length=limits.MAX_ENTRY_BYTES)]
 
 
-class Address(Struct, frozen=True, array_like=True, gc=False):
+class InboxAddress(Struct, frozen=True, array_like=True, gc=False):
     """The body of an entry of kind ``address``: where the author's inbox is."""
 
     role: Text

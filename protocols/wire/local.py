@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from protocols.access import Rule
+from protocols.access import AccessRule
 from protocols.base import errors, limits
 from protocols.base.errors import MeshError, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.base.ids import Role
@@ -145,7 +145,7 @@ class Welcome(Struct, frozen=True, array_like=True, tag=112):
     node: Id
     role: Role
     incarnation: Count
-    rules: Annotated[tuple[Rule, ...], Meta(max_length=1_000)]
+    rules: Annotated[tuple[AccessRule, ...], Meta(max_length=1_000)]
 
 
 class Closing(Struct, frozen=True, array_like=True, tag=113):

@@ -139,7 +139,7 @@ def _show(made: Sweep) -> None:
             "occurred: "
             + ", ".join(f"{what} {number}" for what, number in sorted(occurred.items()) if not what.endswith(" over"))
         )
-    kinds = made.scenario.swarm.kinds if made.scenario.swarm is not None else ()
+    kinds = made.scenario.random_faults.kinds if made.scenario.random_faults is not None else ()
     never = [kind for kind in kinds if not occurred[kind]]
     if never and any(not row.error for row in made.rows.values()):
         click.echo(f"never occurred, so not tested: {', '.join(never)}; more seeds may reach them")

@@ -1,8 +1,8 @@
 """A run that can be repeated: one file with all that decides it, and what it came to.
 
-A saved run is its scenario with the *tape* in place of the swarm, so that the faults can be read, edited and kept as a
-scenario of its own; its seed; planted bugs, if any; and the digest of the history. Versions are for people: they say
-why a digest may differ.
+A saved run is its scenario with the *tape* in place of the random faults, so that the faults can be read, edited and
+kept as a scenario of its own; its seed; planted bugs, if any; and the digest of the history. Versions are for people:
+they say why a digest may differ.
 
 A trace that does not ship is copied beside the file.
 """
@@ -50,7 +50,7 @@ class SavedRun(Struct, frozen=True):
 
 def taped(scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset()) -> SavedRun:
     """A run that was not made yet, its faults drawn. :raises ScenarioError: as :func:`sims.world.faults.plan`."""
-    plain = replace(scenario, faults=plan(scenario, seed), swarm=None, seed=seed)
+    plain = replace(scenario, faults=plan(scenario, seed), random_faults=None, seed=seed)
     return SavedRun(SAVED_VERSION, plain, seed, tuple(sorted(bugs)))
 
 

@@ -254,7 +254,7 @@ class Fault(Part, frozen=True):
     jump_s: float = 60.0
 
 
-class Swarm(Part, frozen=True):
+class RandomFaults(Part, frozen=True):
     """Faults drawn from the seed: each seed draws which kinds are on, how many and when."""
 
     kinds: Annotated[tuple[FaultKind, ...], Meta(min_length=1)]
@@ -292,7 +292,7 @@ class Scenario(Part, frozen=True):
     inference: tuple[Inference, ...] = ()
     gossip: tuple[Spread, ...] = ()
     faults: tuple[Fault, ...] = ()
-    swarm: Swarm | None = None
+    random_faults: RandomFaults | None = None
     checks: Checks = Checks()
     folder: str = ""
     """Where the file is; set by :func:`load`, so that a trace beside it is found. Empty for those that ship."""

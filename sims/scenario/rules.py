@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from sims.errors import ScenarioError
-from sims.scenario.parts import Fault, Fixed, Group, Scenario, Swarm, Trace, Waypoints
+from sims.scenario.parts import Fault, Fixed, Group, RandomFaults, Scenario, Trace, Waypoints
 from sims.scenario.schema import nearest, shown
 
 MAX_NODES: Final = 20_000
@@ -35,8 +35,8 @@ def _wrong(scenario: Scenario) -> Iterator[str]:
     yield from _wrong_names(scenario)
     for number, fault in enumerate(scenario.faults):
         yield from (f"faults[{number}]{wrong}" for wrong in _wrong_fault(scenario, fault))
-    if scenario.swarm is not None:
-        yield from _wrong_swarm(scenario, scenario.swarm)
+    if scenario.random_faults is not None:
+        yield from _wrong_random_faults(scenario, scenario.random_faults)
 
 
 def _wrong_groups(scenario: Scenario) -> Iterator[str]:
@@ -151,12 +151,12 @@ def _wrong_fault(scenario: Scenario, fault: Fault) -> Iterator[str]:
         yield from _no_time_to_settle(scenario, " ends", end_s)
 
 
-def _wrong_swarm(scenario: Scenario, swarm: Swarm) -> Iterator[str]:
-    for number, kind in enumerate(swarm.kinds):
-        yield from _without_effect(scenario, f"swarm.kinds[{number}]", kind)
-    if swarm.until_s <= swarm.from_s:
-        yield f"swarm.until_s is {swarm.until_s:g}, not after from_s = {swarm.from_s:g}"
-    yield from _no_time_to_settle(scenario, "swarm.until_s is", swarm.until_s)
+def _wrong_random_faults(scenario: Scenario, random_faults: RandomFaults) -> Iterator[str]:
+    for number, kind in enumerate(random_faults.kinds):
+        yield from _without_effect(scenario, f"random_faults.kinds[{number}]", kind)
+    if random_faults.until_s <= random_faults.from_s:
+        yield f"random_faults.until_s is {random_faults.until_s:g}, not after from_s = {random_faults.from_s:g}"
+    yield from _no_time_to_settle(scenario, "random_faults.until_s is", random_faults.until_s)
 
 
 def _without_effect(scenario: Scenario, place: str, kind: str) -> Iterator[str]:

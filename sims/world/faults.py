@@ -26,7 +26,7 @@ from protocols.wire.membership import MAJOR, MINOR, Hello
 from protocols.wire.readings import EventTime, Position, Provenance, Reading, Readings
 from protocols.wire.registry import NodeFrame
 from sims.results.result import Recorder
-from sims.scenario.file import Fault, FaultKind, Scenario, Swarm
+from sims.scenario.file import Fault, FaultKind, RandomFaults, Scenario
 
 BETWEEN = frozenset(("partition", "one-way-loss", "clog"))
 """Kinds that are done to links: they have a far side."""
@@ -111,8 +111,8 @@ class Controls(Protocol):
 
 # --- the tape ------------------------------------------------------------------------------------------------------
 def plan(scenario: Scenario, seed: int) -> tuple[Fault, ...]:
-    """The tape: faults of the scenario and of its swarm, with every victim by its own name, in order of time. A
-    scenario whose faults are a tape, and that has no swarm, has that tape.
+    """The tape: faults of the scenario and of its random faults, with every victim by its own name, in order of time. A
+    scenario whose faults are a tape, and that has no random faults, has that tape.
 
     :raises ScenarioError: when a victim is not a node.
     """
@@ -122,8 +122,8 @@ def plan(scenario: Scenario, seed: int) -> tuple[Fault, ...]:
                [member for what in fault.others for member in scenario.members(what)], names)
         for fault in scenario.faults
     ]  # fmt: skip
-    if scenario.swarm is not None:
-        faults += _drawn(scenario.swarm, names, Random(f"{seed}/faults"))
+    if scenario.random_faults is not None:
+        faults += _drawn(scenario.random_faults, names, Random(f"{seed}/faults"))
     return tuple(sorted(faults, key=lambda fault: fault.at_s))
 
 
@@ -138,15 +138,15 @@ def _named(fault: Fault, nodes: list[str], others: list[str], names: list[str]) 
     return replace(fault, nodes=near, others=tuple(n for n in dict.fromkeys(others or names) if n not in inside))
 
 
-def _drawn(swarm: Swarm, names: list[str], random: Random) -> list[Fault]:
-    kinds = [kind for kind in swarm.kinds if random.random() < 0.5] or [random.choice(swarm.kinds)]
-    return [_drawn_one(random.choice(kinds), swarm, names, random) for _ in range(random.randint(1, swarm.most))]
+def _drawn(chances: RandomFaults, names: list[str], random: Random) -> list[Fault]:
+    kinds = [kind for kind in chances.kinds if random.random() < 0.5] or [random.choice(chances.kinds)]
+    return [_drawn_one(random.choice(kinds), chances, names, random) for _ in range(random.randint(1, chances.most))]
 
 
-def _drawn_one(kind: FaultKind, swarm: Swarm, names: list[str], random: Random) -> Fault:
+def _drawn_one(kind: FaultKind, chances: RandomFaults, names: list[str], random: Random) -> Fault:
     """Over by ``until_s``. Durations and delays reach below and above every time-out of membership."""
-    at_s = round(random.uniform(swarm.from_s, max(swarm.until_s - _SHORTEST_S, swarm.from_s)), 3)
-    longest_s = min(swarm.longest_s, swarm.until_s - at_s)
+    at_s = round(random.uniform(chances.from_s, max(chances.until_s - _SHORTEST_S, chances.from_s)), 3)
+    longest_s = min(chances.longest_s, chances.until_s - at_s)
     for_s = round(random.uniform(min(_SHORTEST_S, longest_s), longest_s), 3)
     most = max(len(names) // (2 if kind in BETWEEN else 3), 1)
     nodes = random.sample(names, random.randint(1, most))

@@ -13,7 +13,7 @@ from msgspec import Raw
 from protocols.base.errors import StorageError
 from protocols.base.ids import UtcNs
 from protocols.base.limits import MS
-from protocols.records.ledger import BatchPlan, Counters, Entry, Ledger
+from protocols.records.ledger import BatchPlan, Counters, Ledger, LedgerEntry
 from protocols.wire.records import Acknowledgement, Fate, Record
 
 RECORD_OVERHEAD_BYTES: Final = 64
@@ -83,7 +83,8 @@ class Disk:
     def read(self, max_records: int) -> Ledger:
         """The ledger that was written. :raises LocalProtocolError: it does not add up."""
         entries = (
-            Entry(sequence, row.size_bytes, row.priority, row.expires_utc_ns) for sequence, row in self.rows.items()
+            LedgerEntry(sequence, row.size_bytes, row.priority, row.expires_utc_ns)
+            for sequence, row in self.rows.items()
         )
         fates = [self._fates[first] for first in sorted(self._fates)]
         return Ledger(max_records, MAX_BYTES, self._counters, entries, fates)

@@ -16,7 +16,7 @@ from protocols.base import limits
 from protocols.base.errors import StorageError
 from protocols.base.ids import MonotonicNs, UtcNs
 from protocols.records.ledger import Ledger
-from protocols.records.rules import Curator, Rule
+from protocols.records.rules import CurationRule, Curator
 from protocols.wire.codec import encode_reading
 from protocols.wire.readings import Reading
 from protocols.wire.records import Acknowledgement
@@ -42,7 +42,7 @@ class _Host:
     __slots__ = ("curator", "disk", "disk_lost", "ended", "known", "lost", "made", "outbox", "reaches",
                  "rule", "told", "unwritten", "uplink")  # fmt: skip
 
-    def __init__(self, rule: Rule) -> None:
+    def __init__(self, rule: CurationRule) -> None:
         self.rule = rule
         self.curator = Curator((rule,))
         self.disk = Disk()
@@ -73,7 +73,7 @@ class Records:
     ) -> None:  # fmt: skip
         """``planted``: bugs, see :mod:`sims.checks.bugs`."""
         curation = scenario.curation
-        rule = Rule(
+        rule = CurationRule(
             "all", "**", int(curation.interval_s * limits.SECOND), lifespan_ms=int(curation.lifespan_s * 1_000)
         )  # fmt: skip
         self._driver, self._way, self._recorder, self._random = driver, way, recorder, random

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from meshnode.readings.subscriptions import Subscription
-from protocols.access import Rule
+from protocols.access import AccessRule
 from protocols.base import limits
 from protocols.base.errors import (
     BoundExceeded,
@@ -369,11 +369,13 @@ async def test_subscriptions_beyond_the_bound_are_refused_until_one_is_closed(op
 
 async def test_table_denies_what_neighbours_may_not_publish_or_ask_for(opened: Open) -> None:
     """An insider who gives itself permissions gains nothing: each node judges by its own table."""
-    strict = (Rule(Role.RSU, "publish", "**"), Rule(Role.VEHICLE, "subscribe", "rsu/open/**"))
+    strict = (AccessRule(Role.RSU, "publish", "**"), AccessRule(Role.VEHICLE, "subscribe", "rsu/open/**"))
     here = await opened("rsu-1", role="rsu", rules=strict)
-    generous = (Rule(Role.VEHICLE, "publish", "**"), Rule(Role.VEHICLE, "subscribe", "**"))
+    generous = (AccessRule(Role.VEHICLE, "publish", "**"), AccessRule(Role.VEHICLE, "subscribe", "**"))
     there = await opened(
-        "veh-1", here.port, rules=(*generous, Rule(Role.RSU, "publish", "**"), Rule(Role.RSU, "subscribe", "**"))
+        "veh-1",
+        here.port,
+        rules=(*generous, AccessRule(Role.RSU, "publish", "**"), AccessRule(Role.RSU, "subscribe", "**")),
     )
     await asyncio.gather(here.wait_for_peers(1), there.wait_for_peers(1))
     heard: list[Reading] = []

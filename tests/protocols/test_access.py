@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 
-from protocols.access import DEFAULT_RULES, LINK_ROLES, AccessTable, Rule
+from protocols.access import DEFAULT_RULES, LINK_ROLES, AccessRule, AccessTable
 from protocols.base.errors import InvalidKey
 from protocols.base.ids import NodeId, Role
 from tests.tools.strategies import IDS, KEYS, MODEST
@@ -51,7 +51,9 @@ def test_empty_table_denies_everything() -> None:
 
 def test_subscribe_to_more_than_the_rule_is_denied() -> None:
     """Half of an expression can't be granted: the neighbour must ask for what it may have."""
-    table = AccessTable((Rule(Role.VEHICLE, "subscribe", "rsu/*/hazard"), Rule(Role.VEHICLE, "infer", "plate/**")))
+    table = AccessTable(
+        (AccessRule(Role.VEHICLE, "subscribe", "rsu/*/hazard"), AccessRule(Role.VEHICLE, "infer", "plate/**"))
+    )
     node = NodeId("a")
     assert table.permits_subscribe(Role.VEHICLE, node, "rsu/*/hazard")
     assert table.permits_subscribe(Role.VEHICLE, node, "rsu/north/hazard")
@@ -65,9 +67,9 @@ def test_subscribe_to_more_than_the_rule_is_denied() -> None:
 def test_table_with_a_bad_expression_is_refused_when_built() -> None:
     """A typing error in the configuration must not silently deny or allow."""
     with pytest.raises(InvalidKey):
-        AccessTable((Rule(Role.VEHICLE, "publish", "veh//{id}"),))
+        AccessTable((AccessRule(Role.VEHICLE, "publish", "veh//{id}"),))
     with pytest.raises(InvalidKey):
-        AccessTable((Rule(Role.VEHICLE, "publish", "veh/{id}*"),))
+        AccessTable((AccessRule(Role.VEHICLE, "publish", "veh/{id}*"),))
 
 
 @MODEST

@@ -25,7 +25,7 @@ import pytest
 import meshnode
 from meshnode.config.sections import CurationRule
 from meshnode.identity import issue
-from meshnode.links.transport import Address, Credentials
+from meshnode.links.transport import Address, CredentialFiles
 from protocols.base import limits
 from protocols.base.errors import UnknownFrame
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
@@ -96,7 +96,7 @@ class Insider:
         if not home.exists():
             issue(folder / "authority", "vehicle", name, home)
         self.name, self.target = name, target
-        self.files = Credentials(home / f"{name}.crt", home / f"{name}.key", home / "authority.crt")
+        self.files = CredentialFiles(home / f"{name}.crt", home / f"{name}.key", home / "authority.crt")
         self.link = raw_tls(Address("127.0.0.1", target.port), self.files, self.files.authority)
         self.link.sendall(SP_PUSH)
 
@@ -202,7 +202,7 @@ def test_insider_that_connects_a_hundred_times_keeps_few_pipes(
 class OtherVersion:
     """An inbox of a node of the next major version: takes the target's frames and keeps them."""
 
-    def __init__(self, files: Credentials) -> None:
+    def __init__(self, files: CredentialFiles) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(files.certificate, files.key)
         context.load_verify_locations(files.authority)

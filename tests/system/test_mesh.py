@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from meshnode.identity import create_mesh, issue
-from meshnode.links.transport import Address, Credentials
+from meshnode.links.transport import Address, CredentialFiles
 from tests.tools.link_fixture import SP_PUSH, drained, raw_tls
 from tests.tools.mesh_fixture import SOON_S, House, Member
 
@@ -215,7 +215,7 @@ def test_strangers_meet_nobody_and_hear_nothing(six: Six, tmp_path: Path) -> Non
             assert stranger.heard("reading") == stranger.heard("NeighbourMet") == []
         for stranger in strangers:
             assert stranger.end() == 0
-    files = Credentials(*(tmp_path / "ended" / name for name in ("veh-8.crt", "veh-8.key", "authority.crt")))
+    files = CredentialFiles(*(tmp_path / "ended" / name for name in ("veh-8.crt", "veh-8.key", "authority.crt")))
     time.sleep(max(0.0, files.certificate.stat().st_mtime + 1.2 - time.time()))  # until its end has passed
     for port in ports[:2]:
         got = b""

@@ -17,7 +17,7 @@ import pytest
 
 from meshnode.links.express.engine import open_express
 from meshnode.links.nng.library import open_transport
-from meshnode.links.transport import Address, Credentials, OutgoingLane, Transport
+from meshnode.links.transport import Address, CredentialFiles, OutgoingLane, Transport
 from protocols.base.ids import PeerIdentity, mesh_name
 from tests.tools.pki_fixture import Authority, authority, credentials
 
@@ -50,12 +50,12 @@ def given_ca() -> Authority:
 
 
 @pytest.fixture(scope="module", name="pki")
-def given_pki(ca: Authority, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Credentials]:
+def given_pki(ca: Authority, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CredentialFiles]:
     """Make credentials: ``pki("a")``, or with what should be wrong about them."""
     folder = tmp_path_factory.mktemp("pki")
-    made: dict[str, Credentials] = {}
+    made: dict[str, CredentialFiles] = {}
 
-    def make(node: str, signer: Authority = ca, **options: Any) -> Credentials:
+    def make(node: str, signer: Authority = ca, **options: Any) -> CredentialFiles:
         name = f"{node}{id(signer)}{sorted(options.items(), key=str)}"
         if name not in made:
             made[name] = credentials(folder / str(len(made)), signer, node, trusted=ca, **options)
@@ -138,7 +138,9 @@ class End:
 def given_end() -> Iterator[Callable[..., End]]:
     with contextlib.ExitStack() as stack:
 
-        def make(files: Credentials, recorder: Recorder | None = None, port: int = 0, engine: str = "express") -> End:
+        def make(
+            files: CredentialFiles, recorder: Recorder | None = None, port: int = 0, engine: str = "express"
+        ) -> End:
             told = recorder or Recorder()
             transport = ENGINES[engine](files, told, MESH)
             stack.callback(transport.close)
@@ -152,14 +154,17 @@ def given_two(end: Callable[..., End], pair: tuple[str, str]) -> Callable[..., t
     """Open both ends: ``two(pki("a"), pki("b"))``; the first is the one that dials."""
 
     def make(
-        first: Credentials, second: Credentials, told: Recorder | None = None, told_second: Recorder | None = None
+        first: CredentialFiles,
+        second: CredentialFiles,
+        told: Recorder | None = None,
+        told_second: Recorder | None = None,
     ) -> tuple[End, End]:
         return end(first, told, engine=pair[0]), end(second, told_second, engine=pair[1])
 
     return make
 
 
-def raw_tls(address: Address, files: Credentials | None, authority_file: Path, **options: Any) -> ssl.SSLSocket:
+def raw_tls(address: Address, files: CredentialFiles | None, authority_file: Path, **options: Any) -> ssl.SSLSocket:
     """A TLS client that is not ours, to send what ours never would."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(authority_file)

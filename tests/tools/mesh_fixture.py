@@ -39,7 +39,7 @@ from meshnode.config.sections import (
 )
 from meshnode.identity import create_mesh, issue
 from meshnode.links.transport import Address
-from protocols.access import Rule
+from protocols.access import AccessRule
 from protocols.base.errors import MeshError
 from protocols.base.ids import node_id
 from protocols.events import Event
@@ -80,7 +80,7 @@ class House:
 
     def config(
         self, node: str, *seeds: int, role: str = "vehicle", engine: str = "express", where: Position | None = HERE,
-        models: Mapping[str, ModelSection] | None = None, rules: tuple[Rule, ...] | None = None,
+        models: Mapping[str, ModelSection] | None = None, rules: tuple[AccessRule, ...] | None = None,
         inference: InferenceSection = _INFERENCE, membership: MembershipSection = _MEMBERSHIP,
     ) -> NodeConfig:  # fmt: skip
         """A node without mDNS and HTTP, to be opened in this process."""

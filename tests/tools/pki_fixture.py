@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from meshnode.links.transport import Credentials
+from meshnode.links.transport import CredentialFiles
 
 MESH = "demo"
 _DAY = dt.timedelta(days=1)
@@ -55,7 +55,7 @@ def credentials(
     uris: list[str] | None = None,
     dns: tuple[str, ...] = ("mesh.node",),
     days: int = 30,
-) -> Credentials:
+) -> CredentialFiles:
     """Write one node's PEM files into ``folder``.
 
     ``uris`` replaces the identity; ``days`` below zero gives an expired certificate; ``trusted`` is the authority the
@@ -73,7 +73,7 @@ def credentials(
         .sign(signer.key, hashes.SHA256())
     )
     folder.mkdir(parents=True, exist_ok=True)
-    files = Credentials(folder / f"{node}.crt", folder / f"{node}.key", folder / f"{node}.ca")
+    files = CredentialFiles(folder / f"{node}.crt", folder / f"{node}.key", folder / f"{node}.ca")
     files.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     files.key.write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())

@@ -2,18 +2,17 @@
 
 from collections import Counter
 
-from protocols.access import DEFAULT_RULES, AccessTable, Rule
+from protocols.access import DEFAULT_RULES, AccessRule, AccessTable
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
 from protocols.events import Delivery, Put
 from protocols.links.neighbour import Neighbour
 from protocols.links.queues import Drops, LaneQueue
-from protocols.readings.machine import Readings
+from protocols.readings.machine import Router
 from protocols.readings.streams import Peer
 from protocols.settings import Quality
 from protocols.wire.codec import decode_untrusted_node_frame
-from protocols.wire.readings import EventTime, Interest, Reading, Want
-from protocols.wire.readings import Readings as ReadingsFrame
+from protocols.wire.readings import EventTime, Interest, Reading, Readings, Want
 from tests.tools.strategies import HERE, HOW, NOW_UTC_NS
 
 ME, A, B = NodeId("me"), NodeId("a"), NodeId("b")
@@ -24,9 +23,9 @@ ALL = Quality()
 class Bench:
     """One machine, its neighbours' queues, and a clock."""
 
-    def __init__(self, *peers: NodeId, rules: tuple[Rule, ...] = DEFAULT_RULES) -> None:
+    def __init__(self, *peers: NodeId, rules: tuple[AccessRule, ...] = DEFAULT_RULES) -> None:
         self.drops = Drops()
-        self.machine = Readings(ME, Role.VEHICLE, 1, AccessTable(rules), self.drops)
+        self.machine = Router(ME, Role.VEHICLE, 1, AccessTable(rules), self.drops)
         self.peers: dict[NodeId, Peer] = {}
         self.now = 0
         self.version = 0
@@ -60,7 +59,7 @@ class Bench:
         readings: list[Reading] = []
         while (frame := queue.take(self.now)) is not None:
             decoded = decode_untrusted_node_frame(frame)
-            assert type(decoded) is ReadingsFrame
+            assert type(decoded) is Readings
             readings.extend(decoded.readings)
         return readings
 

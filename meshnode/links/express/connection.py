@@ -52,7 +52,7 @@ class HandshakeFailed(Closed):
         self.kind = kind
 
 
-class Refused(Closed):
+class PeerTurnedAway(Closed):
     """The peer proved who it is, and may not have a link."""
 
 
@@ -104,7 +104,7 @@ class Connection:
         """Monotonic; 0: none."""
         self._mine, self._theirs = _sp_header(mine), _sp_header(theirs)
         self._header = b""
-        self._refusal: Refused | None = None
+        self._refusal: PeerTurnedAway | None = None
         self._sock: socket.socket
         self._tls: ssl.SSLObject | None = None
         self._read: Any
@@ -217,7 +217,7 @@ class Connection:
             _log.exception("a handshake could not be judged: the peer is refused")
             reason = "internal error while its identity was checked"
         if self.identity is None or reason is not None:
-            self._refusal = Refused(f"refused: {reason or detail}")
+            self._refusal = PeerTurnedAway(f"refused: {reason or detail}")
 
 
 class Inbound(Connection):

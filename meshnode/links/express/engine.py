@@ -32,13 +32,13 @@ from meshnode.links.express.connection import (
     Connection,
     HandshakeFailed,
     Inbound,
-    Refused,
+    PeerTurnedAway,
 )
 from meshnode.links.express.lane import ExpressLane
 from meshnode.links.peer import plain_host, url_of
 from meshnode.links.priority import Priority, raise_priority
 from meshnode.links.tls import REFUSED, UNREACHABLE, Contexts, FailureKind, Failures, contexts
-from meshnode.links.transport import Address, Credentials, FailedLink, OutgoingLane, TransportObserver
+from meshnode.links.transport import Address, CredentialFiles, FailedLink, OutgoingLane, TransportObserver
 from protocols.base.errors import TransportError
 from protocols.base.ids import MeshName
 from protocols.base.limits import DIAL_TIMEOUT_NS, MAX_NEIGHBOURS, MS, SECOND
@@ -73,7 +73,7 @@ _open: "weakref.WeakSet[ExpressLinks]" = weakref.WeakSet()
 
 
 def open_express(
-    credentials: Credentials,
+    credentials: CredentialFiles,
     observer: TransportObserver,
     mesh: MeshName,
     spin_ns: int = 0,
@@ -99,7 +99,7 @@ class ExpressLinks:
 
     def __init__(
         self,
-        credentials: Credentials,
+        credentials: CredentialFiles,
         observer: TransportObserver,
         mesh: MeshName,
         spin_ns: int = 0,
@@ -189,7 +189,7 @@ class ExpressLinks:
             inbound.leaving = True
             self.post(lambda: self.finish(inbound, Closed("closed here")))
 
-    def renew(self, credentials: Credentials) -> None:
+    def renew(self, credentials: CredentialFiles) -> None:
         """See ``Transport``."""
         self.contexts = contexts(credentials)
 
@@ -285,7 +285,7 @@ class ExpressLinks:
         dialled = isinstance(connection, ExpressLane)
         if isinstance(end, HandshakeFailed):
             self._failures.note(end.kind, connection.label, str(end), dialled)
-        elif isinstance(end, Refused):
+        elif isinstance(end, PeerTurnedAway):
             self._refused += 1
             self._failures.tell(REFUSED, connection.label, str(end), dialled)
         elif dialled and end is not None and not connection.open:

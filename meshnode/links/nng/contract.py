@@ -116,7 +116,7 @@ class ReplySocket(Protocol):
         """Closes its contexts too."""
 
 
-class Engine(Protocol):
+class SocketLibrary(Protocol):
     """Opens sockets with one node's credentials. Each raises ``TransportError`` with the address and the way out."""
 
     def push(self, address: Address, watch: Watch) -> PushSocket:

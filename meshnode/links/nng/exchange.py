@@ -12,10 +12,10 @@ import time
 
 from meshnode.links.nng.connections import Connections
 from meshnode.links.nng.contract import (
-    Engine,
     Handshake,
     ReplyContext,
     RequestSocket,
+    SocketLibrary,
     Watch,
     lasting_failure,
     no_connection,
@@ -43,7 +43,9 @@ _LINGER_S = 0.1
 class RelayRequester:
     """See ``Requester``."""
 
-    def __init__(self, engine: Engine, address: Address, mesh: MeshName, role: Role, node: NodeId | None) -> None:
+    def __init__(
+        self, engine: SocketLibrary, address: Address, mesh: MeshName, role: Role, node: NodeId | None
+    ) -> None:
         self._engine = engine
         self._address = address
         self._mesh = mesh
@@ -164,7 +166,9 @@ class RelayRequester:
 class RelayResponder:
     """See ``Responder``; ``port`` is where it listens."""
 
-    def __init__(self, engine: Engine, host: str, port: int, mesh: MeshName, handler: Handler, workers: int) -> None:
+    def __init__(
+        self, engine: SocketLibrary, host: str, port: int, mesh: MeshName, handler: Handler, workers: int
+    ) -> None:
         self._mesh = mesh
         self._handler = handler
         self._peers: dict[int, tuple[PeerIdentity, tuple[str, int]]] = {}

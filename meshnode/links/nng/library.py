@@ -26,7 +26,7 @@ from meshnode.links.nng.contract import Handshake, Watch
 from meshnode.links.nng.exchange import RelayRequester, RelayResponder
 from meshnode.links.nng.links import Links
 from meshnode.links.peer import plain_host, read_credentials, url_of
-from meshnode.links.transport import Address, Credentials, Handler, Requester, Transport, TransportObserver
+from meshnode.links.transport import Address, CredentialFiles, Handler, Requester, Transport, TransportObserver
 from protocols.base.errors import IdentityError, TransportError
 from protocols.base.ids import SERVER_NAME, MeshName, NodeId, Role
 from protocols.base.limits import MAX_FRAME_BYTES
@@ -41,13 +41,13 @@ _LINK_REDIAL_MS = (100, 500)
 _EXCHANGE_REDIAL_MS = (250, 8_000)
 
 
-def open_transport(credentials: Credentials, observer: TransportObserver, mesh: MeshName) -> Transport:
+def open_transport(credentials: CredentialFiles, observer: TransportObserver, mesh: MeshName) -> Transport:
     """The links of one node. :raises IdentityError: when the credentials can't be used."""
     return _kept(Links(_NngEngine(credentials), observer, mesh))
 
 
 def open_requester(
-    credentials: Credentials, address: Address, mesh: MeshName, role: Role = Role.RELAY, node: NodeId | None = None
+    credentials: CredentialFiles, address: Address, mesh: MeshName, role: Role = Role.RELAY, node: NodeId | None = None
 ) -> Requester:
     """A connection to the relay at ``address``, dialled in the background; ``node`` pins one relay.
 
@@ -58,7 +58,7 @@ def open_requester(
 
 
 def open_responder(
-    credentials: Credentials, host: str, port: int, mesh: MeshName, handler: Handler, workers: int = 8
+    credentials: CredentialFiles, host: str, port: int, mesh: MeshName, handler: Handler, workers: int = 8
 ) -> RelayResponder:
     """Answer requests on ``host`` and ``port`` (0: any free one), ``workers`` at a time, each on its own thread.
 
@@ -104,7 +104,7 @@ def _configure() -> None:
 class _NngEngine:
     """One node's credentials in NNG's form. A used configuration is frozen: rotation takes a new engine."""
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: CredentialFiles) -> None:
         _configure()
         pem = read_credentials(credentials)
         configs = []

@@ -25,11 +25,19 @@ from enum import Enum, auto
 from functools import partial
 
 from meshnode.links.nng.connections import Connections
-from meshnode.links.nng.contract import Engine, Handshake, PullSocket, PushSocket, Watch, lasting_failure, no_connection
+from meshnode.links.nng.contract import (
+    Handshake,
+    PullSocket,
+    PushSocket,
+    SocketLibrary,
+    Watch,
+    lasting_failure,
+    no_connection,
+)
 from meshnode.links.nng.inbound import InboundPipe, InboundPipes
 from meshnode.links.peer import identify
 from meshnode.links.tls import REFUSED, UNREACHABLE, FailureKind, Failures
-from meshnode.links.transport import Address, Credentials, FailedLink, OutgoingLane, TransportObserver
+from meshnode.links.transport import Address, CredentialFiles, FailedLink, OutgoingLane, TransportObserver
 from protocols.base.errors import BoundExceeded, TransportError
 from protocols.base.ids import MeshName, PeerIdentity
 from protocols.base.limits import DIAL_TIMEOUT_NS, MAX_FRAME_BYTES, MAX_NEIGHBOURS, MS, SECOND
@@ -64,7 +72,7 @@ class _State(Enum):
     FINISHED = auto()
 
 
-class Lane:
+class NngLane:
     """See ``OutgoingLane``. ``judged`` and ``pipe`` belong to the engine's callbacks, ``state`` to ``lock``."""
 
     def __init__(self, links: "Links", address: Address, greeting: Callable[[], bytes]) -> None:
@@ -137,7 +145,7 @@ def _life_ends_ns(age_ns: int) -> int:
 class Links:
     """See ``Transport``."""
 
-    def __init__(self, engine: Engine, observer: TransportObserver, mesh: MeshName) -> None:
+    def __init__(self, engine: SocketLibrary, observer: TransportObserver, mesh: MeshName) -> None:
         self._engine = engine
         self._observer = observer
         self._mesh = mesh
@@ -149,7 +157,7 @@ class Links:
         self._refused_inbound = self._refused_outbound = self._mute_closed = self._outlived = 0
         self._frames_sent = self._bytes_sent = 0
         self._failures = Failures(time.monotonic_ns)
-        self._lanes: dict[int, Lane] = {}
+        self._lanes: dict[int, NngLane] = {}
         self._connections: Connections | None = None
         self._changing = threading.Lock()
         self._closing = self._stopping = self._stopped = False
@@ -183,7 +191,7 @@ class Links:
 
     def dial(self, address: Address, greeting: Callable[[], bytes], timeout_s: float) -> OutgoingLane:
         """See ``Transport.dial``."""
-        lane = Lane(self, address, greeting)
+        lane = NngLane(self, address, greeting)
         self.post(partial(self._start_dial, lane, timeout_s))
         return lane
 
@@ -192,7 +200,7 @@ class Links:
         if self._inbox is not None and self._inbound.get(pipe) is not None:
             self._inbox.close_pipe(pipe)
 
-    def renew(self, credentials: Credentials) -> None:
+    def renew(self, credentials: CredentialFiles) -> None:
         """See ``Transport.renew``."""
         raise TransportError(
             f"certificate {credentials.certificate} can't be taken into use while the node runs on link engine 'nng': "
@@ -249,7 +257,7 @@ class Links:
         """One ``lane_writable`` once the socket of that descriptor takes a frame; under the lock of an open lane."""
         self._epoll.modify(descriptor, _ONE_SHOT)
 
-    def linger(self, lane: Lane) -> None:
+    def linger(self, lane: NngLane) -> None:
         """Release a finished lane once its last frame is on its way, on the I/O thread."""
         if lane.pipe == 0 or lane.push is None:
             self._release(lane)
@@ -257,7 +265,7 @@ class Links:
             self.arm(lane.push.descriptor)
             self._later(_LINGER_NS, partial(self._release, lane))
 
-    def _release(self, lane: Lane) -> None:
+    def _release(self, lane: NngLane) -> None:
         push, lane.push = lane.push, None
         if push is not None:
             del self._lanes[push.descriptor]
@@ -290,7 +298,7 @@ class Links:
         if known is not None:
             self.post(lambda: self._later(_INBOUND_GRACE_NS, partial(self._inbound.close, known)))
 
-    def _judge_lane(self, lane: Lane, handshake: Handshake) -> bool:
+    def _judge_lane(self, lane: NngLane, handshake: Handshake) -> bool:
         if lane.judged or lane.state is not _State.DIALLING:
             return False
         lane.judged = True
@@ -308,11 +316,11 @@ class Links:
                 self.post(partial(self._lane_finished, lane, f"refused: {reason}", REFUSED))
         return False
 
-    def _lane_connected(self, lane: Lane, pipe: int) -> None:
+    def _lane_connected(self, lane: NngLane, pipe: int) -> None:
         if pipe == lane.pipe:
             self.post(partial(self._lane_opened, lane))
 
-    def _lane_removed(self, lane: Lane, pipe: int) -> None:
+    def _lane_removed(self, lane: NngLane, pipe: int) -> None:
         if pipe == lane.pipe:
             self.post(partial(self._lane_finished, lane, f"{lane.address} closed the connection"))
             # when a process dies, its pipe into our inbox ends too: don't wait for the next sweep to see that
@@ -364,7 +372,7 @@ class Links:
     def _later(self, delay_ns: int, task: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (time.monotonic_ns() + delay_ns, next(self._order), task))
 
-    def _start_dial(self, lane: Lane, timeout_s: float) -> None:
+    def _start_dial(self, lane: NngLane, timeout_s: float) -> None:
         if lane.state is not _State.DIALLING or self._closing:
             return
         watch = Watch(
@@ -381,11 +389,11 @@ class Links:
         deadline_ns = time.monotonic_ns() + int(timeout_s * SECOND)
         self._check_dial_later(lane, deadline_ns, timeout_s)
 
-    def _check_dial_later(self, lane: Lane, deadline_ns: int, timeout_s: float) -> None:
+    def _check_dial_later(self, lane: NngLane, deadline_ns: int, timeout_s: float) -> None:
         wait_ns = min(_DIAL_CHECK_NS, deadline_ns - time.monotonic_ns())
         self._later(wait_ns, partial(self._check_dial, lane, deadline_ns, timeout_s))
 
-    def _check_dial(self, lane: Lane, deadline_ns: int, timeout_s: float) -> None:
+    def _check_dial(self, lane: NngLane, deadline_ns: int, timeout_s: float) -> None:
         if lane.state is not _State.DIALLING or lane.push is None:
             return
         if lane.judged:  # NNG tells neither the begin nor the end of a pipe that its peer closes at once
@@ -405,12 +413,12 @@ class Links:
         else:
             self._check_dial_later(lane, deadline_ns, timeout_s)
 
-    def _lane_opened(self, lane: Lane) -> None:
+    def _lane_opened(self, lane: NngLane) -> None:
         identity = lane.identity
         if identity is not None and not self._closing and lane.state is _State.DIALLING and lane.greet(lane.greeting()):
             self._observer.lane_opened(lane, identity)
 
-    def _lane_writable(self, lane: Lane) -> None:
+    def _lane_writable(self, lane: NngLane) -> None:
         with lane.lock:
             finished, told = lane.state is _State.FINISHED, lane.armed and lane.state is _State.OPEN
             lane.armed = False
@@ -419,7 +427,7 @@ class Links:
         elif told and not self._closing:
             self._observer.lane_writable(lane)
 
-    def _lane_finished(self, lane: Lane, reason: str, kind: str | None = UNREACHABLE) -> None:
+    def _lane_finished(self, lane: NngLane, reason: str, kind: str | None = UNREACHABLE) -> None:
         """``kind``: of the failure to remember when it never opened; None: that is done."""
         if kind is not None and lane.state is _State.DIALLING:
             self._failures.remember(kind, str(lane.address), reason, dialled=True)

@@ -24,7 +24,7 @@ from meshnode.config.sections import (
     load,
 )
 from meshnode.links.transport import Address
-from protocols.access import Rule
+from protocols.access import AccessRule
 from protocols.base import limits
 from protocols.base.errors import ConfigError
 from protocols.base.ids import Role
@@ -129,7 +129,7 @@ def test_load_whole_file_parses_each_value_into_its_type(folder: Path) -> None:
         Address("::1", 7402),
         Address("rsu-2.example.org", 7403),
     )
-    assert config.access.rules == (Rule(Role.VEHICLE, "publish", "veh/{id}/**"),)
+    assert config.access.rules == (AccessRule(Role.VEHICLE, "publish", "veh/{id}/**"),)
     assert config.models["plate"].path == folder / "plate.onnx"
     assert config.sensors["traffic"].options == {"path": "a.xml.gz", "speed": 2}
     assert (config.curation[0].name, config.curation[0].source) == ("hazards", "any")
@@ -371,7 +371,7 @@ def test_reference_page_names_every_key_of_every_table() -> None:
         assert f"[{table}]" in page or f"[{table}.<name>]" in page
         for key in section.__struct_fields__:
             assert f"| `{key}` |" in page or (table, key) == ("sensors", "options"), f"{table}.{key}"
-    for key in (*Position.__struct_fields__, *Rule.__struct_fields__):
+    for key in (*Position.__struct_fields__, *AccessRule.__struct_fields__):
         assert f"| `{key}` |" in page, key
 
 

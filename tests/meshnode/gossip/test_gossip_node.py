@@ -29,7 +29,7 @@ from protocols.wire.codec import (
     encode_entry,
     entry_statement,
 )
-from protocols.wire.gossip import Address, Carried, Entry, GossipEntries
+from protocols.wire.gossip import Carried, Entry, GossipEntries, InboxAddress
 from sims.emulator.nodes import MESH as EMULATED_MESH
 from sims.scenario.file import Spread
 from tests.tools.mesh_fixture import House, Open, given_house, given_opened, until
@@ -116,7 +116,7 @@ def test_address_fits_an_entry_beside_the_largest_certificate(tmp_path: Path, na
     """Names of 63 characters leave room for four IPv4 addresses at least."""
     by = notary(tmp_path, name, mesh="m" * len(name))
     hosts = tuple(f"192.168.100.{number}" for number in range(100, 104))
-    entry = signed(by, name, 1_795_243_218 << 20, encode_address(Address("vehicle", 65_535, hosts)))
+    entry = signed(by, name, 1_795_243_218 << 20, encode_address(InboxAddress("vehicle", 65_535, hosts)))
     assert len(encode_entry(entry)) <= limits.MAX_ENTRY_BYTES
 
 

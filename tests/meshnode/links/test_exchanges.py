@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from meshnode.links.nng.library import open_requester, open_responder
-from meshnode.links.transport import Address, Credentials
+from meshnode.links.transport import Address, CredentialFiles
 from protocols.base.errors import TransportError
 from protocols.base.ids import PeerIdentity
 from tests.tools.link_fixture import MESH, given_ca, given_pki  # noqa: F401 -- fixtures
@@ -21,7 +21,7 @@ def relay(pki: Any) -> Iterator[Callable[..., Any]]:
     with contextlib.ExitStack() as stack:
 
         def make(
-            handler: Callable[[PeerIdentity, bytes], bytes], files: Credentials | None = None, port: int = 0
+            handler: Callable[[PeerIdentity, bytes], bytes], files: CredentialFiles | None = None, port: int = 0
         ) -> Any:
             responder = open_responder(files or pki("relay", role="relay"), "127.0.0.1", port, MESH, handler, workers=2)
             stack.callback(responder.close)
@@ -34,7 +34,7 @@ def relay(pki: Any) -> Iterator[Callable[..., Any]]:
 def ask(pki: Any) -> Iterator[Callable[..., Any]]:
     with contextlib.ExitStack() as stack:
 
-        def make(port: int, files: Credentials | None = None, **options: Any) -> Any:
+        def make(port: int, files: CredentialFiles | None = None, **options: Any) -> Any:
             requester = open_requester(files or pki("a"), Address("127.0.0.1", port), MESH, **options)
             stack.callback(requester.close)
             return requester

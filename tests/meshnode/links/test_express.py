@@ -21,7 +21,7 @@ import pytest
 
 from meshnode.links import express
 from meshnode.links.express.engine import ExpressLinks, open_express
-from meshnode.links.transport import Address, Credentials
+from meshnode.links.transport import Address, CredentialFiles
 from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
     MESH,
     SP_PULL,
@@ -38,7 +38,7 @@ from tests.tools.pki_fixture import authority
 
 
 @contextlib.contextmanager
-def raw_inbox(files: Credentials, serve: Callable[[ssl.SSLSocket], object], **options: Any) -> Iterator[Address]:
+def raw_inbox(files: CredentialFiles, serve: Callable[[ssl.SSLSocket], object], **options: Any) -> Iterator[Address]:
     """A TLS server that is not ours, for one connection."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.certificate, files.key)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from meshnode.links.peer import url_of
-from meshnode.links.transport import Address, Credentials
+from meshnode.links.transport import Address, CredentialFiles
 from protocols.base.errors import BoundExceeded, TransportError
 from protocols.base.limits import MAX_FRAME_BYTES
 from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
@@ -144,7 +144,7 @@ def test_frame_above_the_bound_is_refused_by_sender(pki: Any, two: Any) -> None:
         lane.try_send(bytes(MAX_FRAME_BYTES + 1))
 
 
-def told_off(b: End, odd: Credentials, files: Credentials, sent: bytes) -> None:
+def told_off(b: End, odd: CredentialFiles, files: CredentialFiles, sent: bytes) -> None:
     """Send it, end the sending half, and wait for the inbox to hang up."""
     with raw_tls(b.address, odd, files.authority) as sock:
         with contextlib.suppress(OSError):

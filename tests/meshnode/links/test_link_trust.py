@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from meshnode.links.peer import identify
-from meshnode.links.transport import Credentials
+from meshnode.links.transport import CredentialFiles
 from protocols.base.errors import IdentityError, TransportError
 from protocols.base.ids import PeerIdentity, Role, node_id
 from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
@@ -172,7 +172,7 @@ def test_unusable_credentials_name_the_file(pki: Any, tmp_path: Path, engine: st
     else:
         files["certificate"].write_bytes({"empty": b"", "text": b"hello\n", "binary": bytes(range(256))}[damage])
     with pytest.raises(IdentityError, match=str(tmp_path)):
-        ENGINES[engine](Credentials(**files), Recorder(), MESH)
+        ENGINES[engine](CredentialFiles(**files), Recorder(), MESH)
 
 
 def test_relay_refused_by_the_judge_of_either_side_is_told_why(pki: Any, two: Any) -> None:
@@ -209,7 +209,7 @@ def test_new_credentials_serve_new_handshakes_and_spare_open_pipes(pki: Any, end
     lane = a.dial(b)
     a.told.one("lane_opened")
     with pytest.raises(IdentityError):
-        b.transport.renew(Credentials(files.certificate, pki("a").key, files.authority))
+        b.transport.renew(CredentialFiles(files.certificate, pki("a").key, files.authority))
     b.transport.renew(pki("b", strange))
     assert lane.try_send(b"spared")
     wait(lambda: b.told.frames() == [b"hello", b"spared"], "the open pipe lives on")

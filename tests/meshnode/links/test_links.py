@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from meshnode.links.transport import Address, Credentials, OutgoingLane
+from meshnode.links.transport import Address, CredentialFiles, OutgoingLane
 from protocols.base.errors import TransportError
 from protocols.base.ids import PeerIdentity, Role, node_id
 from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
@@ -299,11 +299,11 @@ def test_notice_that_fails_or_exits_does_not_end_the_links(pki: Any, two: Any) -
 _CHILD = """
 import sys, time
 from pathlib import Path
-from meshnode.links.transport import Address, Credentials
+from meshnode.links.transport import Address, CredentialFiles
 from tests.tools.link_fixture import ENGINES, MESH, Recorder
 
 told = Recorder()
-transport = ENGINES[sys.argv[5]](Credentials(*map(Path, sys.argv[1:4])), told, MESH)
+transport = ENGINES[sys.argv[5]](CredentialFiles(*map(Path, sys.argv[1:4])), told, MESH)
 print(transport.listen("127.0.0.1", 0), flush=True)
 lane = transport.dial(Address("127.0.0.1", int(sys.argv[4])), lambda: b"child", 5)
 told.one("lane_opened")
@@ -311,7 +311,7 @@ told.one("frame")
 """
 
 
-def child(files: Credentials, port: int, engine: str, then: str) -> "subprocess.Popen[str]":
+def child(files: CredentialFiles, port: int, engine: str, then: str) -> "subprocess.Popen[str]":
     script = textwrap.dedent(_CHILD) + then
     arguments = [str(files.certificate), str(files.key), str(files.authority), str(port), engine]
     return subprocess.Popen(

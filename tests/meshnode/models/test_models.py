@@ -16,12 +16,12 @@ import pytest
 from meshnode.models import (
     ELEMENTS,
     Cancellation,
-    Done,
     Failed,
     Job,
     LoadedModel,
     ModelSpec,
     Outcome,
+    RunDone,
     Runner,
     element_of_onnx,
     element_of_open_inference,
@@ -286,7 +286,7 @@ def test_runner_given_a_job_calls_back_from_a_worker_thread(runner: Runner, doub
     outcomes = Outcomes()
     runner.submit(Job(doubler, ones(), ("y",)), outcomes)
     [outcome] = outcomes.wait_for(1)
-    assert isinstance(outcome, Done)
+    assert isinstance(outcome, RunDone)
     assert [(name, array.tolist()) for name, array in outcome.outputs] == [("y", [[2, 2, 2, 2]])]
     assert outcome.compute_ns > 0
     assert outcome.queued_ns >= 0
@@ -318,7 +318,7 @@ def test_runner_busy_beyond_a_deadline_does_not_run_the_late_job(
     assert isinstance(late, Failed)
     assert isinstance(late.error, BudgetExhausted)
     assert "its deadline passed" in str(late.error)
-    assert isinstance(in_time, Done)
+    assert isinstance(in_time, RunDone)
 
 
 def test_runner_with_a_queued_job_cancelled_skips_it(runner: Runner, slow: LoadedModel, doubler: LoadedModel) -> None:
@@ -381,7 +381,7 @@ def test_runner_whose_callback_raises_goes_on(
     outcomes = Outcomes()
     runner.submit(Job(doubler, ones()), broken)
     runner.submit(Job(doubler, ones()), outcomes)
-    assert isinstance(outcomes.wait_for(1)[0], Done)
+    assert isinstance(outcomes.wait_for(1)[0], RunDone)
     assert "the callback of a run of model 'doubler' failed" in caplog.text
 
 
@@ -391,7 +391,7 @@ def test_runner_emulating_a_slow_device_stretches_time_and_median(doubler: Loade
     cost_us = runner.warm_up(doubler)
     runner.submit(Job(doubler, ones()), outcomes)
     [outcome] = outcomes.wait_for(1)
-    assert isinstance(outcome, Done)
+    assert isinstance(outcome, RunDone)
     assert outcome.compute_ns >= 500 * 1_000  # a run takes at least a microsecond
     assert cost_us is not None
     assert cost_us >= 500
@@ -417,7 +417,7 @@ def test_runner_with_two_workers_runs_two_jobs_at_once(slow: LoadedModel, double
     assert zeros is not None
     runner.submit(Job(slow, zeros), blocked)
     runner.submit(Job(doubler, ones()), outcomes)
-    assert isinstance(outcomes.wait_for(1)[0], Done)
+    assert isinstance(outcomes.wait_for(1)[0], RunDone)
     assert not blocked.outcomes
     assert runner.close(DEADLINE_S)
 

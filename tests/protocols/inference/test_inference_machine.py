@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from protocols.access import DEFAULT_RULES, AccessTable, Rule
+from protocols.access import DEFAULT_RULES, AccessRule, AccessTable
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ModelUnknown
 from protocols.base.ids import NodeId, Role
@@ -38,7 +38,7 @@ def model(name: str = "plate", compute_ns: int = 50 * MS, **more: object) -> Loc
 class Bench:
     """One machine and its neighbourhood."""
 
-    def __init__(self, *present: NodeId, rules: tuple[Rule, ...] = DEFAULT_RULES) -> None:
+    def __init__(self, *present: NodeId, rules: tuple[AccessRule, ...] = DEFAULT_RULES) -> None:
         self.present = list(present)
         self.now = 0
         self.version = 0
@@ -342,7 +342,7 @@ def serve(
 
 def test_serve_of_what_is_not_offered_or_not_permitted_is_unknown() -> None:
     """A neighbour learns no more than that."""
-    bench = Bench(A, rules=(Rule(Role.RSU, "infer", "**"),))
+    bench = Bench(A, rules=(AccessRule(Role.RSU, "infer", "**"),))
     bench.machine.set_models((model(), model("secret", served=False)))
     for wrong in ({"model": "nothing"}, {"model": "secret"}, {"digest": OTHER}, {}):
         answer = serve(bench, A, 1, **wrong)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from protocols.access import Rule
+from protocols.access import AccessRule
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
 from protocols.settings import Quality
@@ -24,7 +24,7 @@ def test_interest_that_was_overtaken_is_ignored() -> None:
 
 def test_interest_in_what_is_denied_or_no_expression_is_counted() -> None:
     """The rest of it counts."""
-    bench = Bench(A, rules=(Rule(Role.VEHICLE, "subscribe", "veh/**"), Rule(Role.VEHICLE, "publish", "**")))
+    bench = Bench(A, rules=(AccessRule(Role.VEHICLE, "subscribe", "veh/**"), AccessRule(Role.VEHICLE, "publish", "**")))
     bench.wants(A, Want("**"), Want("a//b"), Want("\x1b[2J"), Want("veh/*/x"))
     assert bench.publish("veh/me/x")[0].queued == 1
     assert bench.publish("rsu/me/x")[0].queued == 0

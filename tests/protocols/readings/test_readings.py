@@ -13,8 +13,7 @@ from protocols.base.ids import NodeId
 from protocols.events import DeadlineMissed, Put
 from protocols.settings import MembershipSettings, Quality
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame, encode_reading, tensor_of
-from protocols.wire.readings import EventTime, Position, Provenance, Reading, Want
-from protocols.wire.readings import Readings as ReadingsFrame
+from protocols.wire.readings import EventTime, Position, Provenance, Reading, Readings, Want
 from protocols.wire.tensors import Tensor
 from sims.virtual.driver import EPOCH_UTC_NS, SimDriver
 from tests.tools.readings_fixture import ALL, MS, SECOND, A, B, Bench
@@ -351,20 +350,20 @@ def test_last_tensor_does_not_keep_its_whole_frame(monkeypatch: pytest.MonkeyPat
     """A tensor of one byte is a view into a frame of up to 16 MiB; 65,536 such would be a terabyte."""
     bench = Bench(A)
     small = reading("veh/a/small", value=tensor_of(b"z"))
-    frame = encode_frame(ReadingsFrame((reading("veh/a/large", value=bytes(1_000_000)), small)))
+    frame = encode_frame(Readings((reading("veh/a/large", value=bytes(1_000_000)), small)))
     decoded = decode_untrusted_node_frame(frame)
-    assert type(decoded) is ReadingsFrame
+    assert type(decoded) is Readings
     bench.accept(A, *decoded.readings)
     kept = bench.machine.subscribe("veh/a/small", ALL, 0)[1][0].value
     assert type(kept) is Tensor
     assert len(kept.data.obj) == 1
     nested = encode_frame(
-        ReadingsFrame(
+        Readings(
             (reading("veh/a/large", sequence=2, value=bytes(1_000_000)), reading("veh/a/n", value=[tensor_of(b"z")]))
         )
     )
     decoded = decode_untrusted_node_frame(nested)
-    assert type(decoded) is ReadingsFrame
+    assert type(decoded) is Readings
     bench.accept(A, *decoded.readings)
     assert bench.machine._cached_bytes > 2_000_000, "what can't be cut out is counted whole"
 

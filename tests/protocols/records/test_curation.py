@@ -6,7 +6,7 @@ from protocols.base.errors import BoundExceeded, InvalidKey, LocalProtocolError
 from protocols.base.ids import MonotonicNs
 from protocols.base.limits import SECOND
 from protocols.records import rules as curation
-from protocols.records.rules import Curator, Rule
+from protocols.records.rules import CurationRule, Curator
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
 
@@ -21,7 +21,7 @@ def chosen(curator: Curator, key: str, now_s: float, is_own: bool = True) -> str
 
 def test_choose_interval_limits_each_key_apart() -> None:
     """One busy sensor must not use up the uplink of another under the same rule."""
-    curator = Curator([Rule("speeds", "veh/*/speed", min_interval_ns=SECOND)])
+    curator = Curator([CurationRule("speeds", "veh/*/speed", min_interval_ns=SECOND)])
     assert chosen(curator, "veh/a/speed", 10.0) == "speeds"
     assert chosen(curator, "veh/a/speed", 10.9) is None
     assert chosen(curator, "veh/b/speed", 10.9) == "speeds"
@@ -31,7 +31,7 @@ def test_choose_interval_limits_each_key_apart() -> None:
 
 def test_choose_first_match_decides_alone() -> None:
     """A rate limit would mean nothing if a later, wider rule recorded what it held back."""
-    curator = Curator([Rule("slow", "veh/a/speed", min_interval_ns=SECOND), Rule("all", "veh/**")])
+    curator = Curator([CurationRule("slow", "veh/a/speed", min_interval_ns=SECOND), CurationRule("all", "veh/**")])
     assert chosen(curator, "veh/a/speed", 1.0) == "slow"
     assert chosen(curator, "veh/a/speed", 1.5) is None
     assert chosen(curator, "veh/a/hazard", 1.5) == "all"
@@ -40,7 +40,7 @@ def test_choose_first_match_decides_alone() -> None:
 
 def test_choose_neighbours_reading_needs_source_any() -> None:
     """With the default every node records only what it sensed: a hazard heard by ten nodes is one record, not ten."""
-    curator = Curator([Rule("mine", "**"), Rule("heard", "rsu/**", source="any")])
+    curator = Curator([CurationRule("mine", "**"), CurationRule("heard", "rsu/**", source="any")])
     assert chosen(curator, "rsu/1/hazard", 1.0, is_own=True) == "mine"
     assert chosen(curator, "rsu/1/hazard", 1.0, is_own=False) == "heard"
     assert chosen(curator, "veh/1/speed", 1.0, is_own=False) is None
@@ -49,7 +49,7 @@ def test_choose_neighbours_reading_needs_source_any() -> None:
 def test_choose_invented_keys_keep_memory_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys come from neighbours: a hostile one may invent millions."""
     monkeypatch.setattr(curation, "MAX_CACHED_KEYS", 8)
-    curator = Curator([Rule("all", "**", min_interval_ns=SECOND)])
+    curator = Curator([CurationRule("all", "**", min_interval_ns=SECOND)])
     for number in range(100):
         assert chosen(curator, f"veh/{number}/speed", 1.0) == "all"
     assert len(curator._last_ns) == len(curator._deciding) == 8
@@ -70,10 +70,10 @@ def test_choose_invented_keys_keep_memory_bounded(monkeypatch: pytest.MonkeyPatc
 def test_rule_out_of_range_is_refused(fields: dict[str, object], error: type[Exception]) -> None:
     """A rule that can't mean anything is found at the start, not after a day of missing records."""
     with pytest.raises(error):
-        Rule(**({"name": "r", "keys": "veh/**"} | fields))  # type: ignore[arg-type]
+        CurationRule(**({"name": "r", "keys": "veh/**"} | fields))  # type: ignore[arg-type]
 
 
 def test_curator_two_rules_of_one_name_are_refused() -> None:
     """Records carry the name of their rule: two of one name could not be told apart."""
     with pytest.raises(LocalProtocolError, match="'r'"):
-        Curator([Rule("r", "a"), Rule("r", "b")])
+        Curator([CurationRule("r", "a"), CurationRule("r", "b")])

@@ -12,7 +12,7 @@ from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import UtcNs
 from protocols.base.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_FATES_PER_BATCH, SECOND
 from protocols.records import ledger as ledger_module
-from protocols.records.ledger import BatchPlan, Counters, Entry, Ledger
+from protocols.records.ledger import BatchPlan, Counters, Ledger, LedgerEntry
 from protocols.wire.records import Acknowledgement, Fate, RefusedRecord
 
 
@@ -321,7 +321,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
     def restart(self) -> None:
         """Read back from what storage was told, as after a SIGKILL."""
         before = self.ledger.statistics()
-        entries = [Entry(sequence, *row) for sequence, row in sorted(self.stored_rows.items())]
+        entries = [LedgerEntry(sequence, *row) for sequence, row in sorted(self.stored_rows.items())]
         self.ledger = Ledger(*self.bounds, self.ledger.counters(), entries, self.stored_fates.values())
         assert self.ledger.statistics() == before
 

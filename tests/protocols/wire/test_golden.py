@@ -22,7 +22,7 @@ from protocols.wire.codec import (
     encode_frame,
     entry_statement,
 )
-from protocols.wire.gossip import Address, Carried, Entry, GossipDigest, GossipEntries, GossipHave, GossipPull
+from protocols.wire.gossip import Carried, Entry, GossipDigest, GossipEntries, GossipHave, GossipPull, InboxAddress
 from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, Want
@@ -49,7 +49,7 @@ IMAGE = NamedTensor("image", Tensor("f4", (1, 2), memoryview(b"\x00\x00\x80?\x00
 
 ENTRY = Entry(
     "veh-1", "address", 1_700_000_000 << 20, 86_400,
-    encode_address(Address("vehicle", 7447, ("192.0.2.7",), ("plate",))), b"(certificate)", b"(signature)",
+    encode_address(InboxAddress("vehicle", 7447, ("192.0.2.7",), ("plate",))), b"(certificate)", b"(signature)",
 )  # fmt: skip
 FINGERPRINTS = encode_fingerprints([0x0123456789ABCDEF, 0x5F])
 
@@ -198,7 +198,7 @@ def test_wire_page_names_every_field_of_every_frame() -> None:
         Record,
         Fate,
         Entry,
-        Address,
+        InboxAddress,
         Carried,
     ):
         assert [field for field in kind.__struct_fields__ if f"`{field}`" not in page] == [], kind.__name__

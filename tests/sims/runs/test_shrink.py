@@ -11,10 +11,10 @@ from sims.results.result import RESULT_VERSION, Check, Result
 from sims.runs import bundle
 from sims.runs.bundle import SavedRun, load, save, taped, with_result
 from sims.runs.shrink import described, minimised, only, shrink
-from sims.scenario.file import Checks, Fault, Fixed, Group, Scenario, Spread, Swarm, Traffic
+from sims.scenario.file import Checks, Fault, Fixed, Group, RandomFaults, Scenario, Spread, Traffic
 
 
-def crossing(faults: tuple[Fault, ...] = (), swarm: Swarm | None = None) -> Scenario:
+def crossing(faults: tuple[Fault, ...] = (), random_faults: RandomFaults | None = None) -> Scenario:
     """Two groups of cars and an RSU."""
     return Scenario(
         "crossing", "For tests.", 60.0,
@@ -24,7 +24,7 @@ def crossing(faults: tuple[Fault, ...] = (), swarm: Swarm | None = None) -> Scen
         ),
         traffic=(Traffic("car"), Traffic("rsu", topic="hazard", to=("car",))),
         gossip=(Spread(1.0, "rsu-1"), Spread(2.0, "car-3")),
-        faults=faults, swarm=swarm, checks=Checks(settle_s=10.0),
+        faults=faults, random_faults=random_faults, checks=Checks(settle_s=10.0),
     )  # fmt: skip
 
 
@@ -92,8 +92,8 @@ def test_only_one_group_drops_what_the_other_was_for() -> None:
 # --- shrinking -----------------------------------------------------------------------------------------------------
 def noisy() -> SavedRun:
     """Twelve faults; it fails when rsu-1 is down while car-2 is cut off."""
-    swarm = Swarm(("partition", "slow-node", "clog"), until_s=40.0, most=10)
-    noise = bundle.plan(crossing(swarm=swarm), 5)
+    random_faults = RandomFaults(("partition", "slow-node", "clog"), until_s=40.0, most=10)
+    noise = bundle.plan(crossing(random_faults=random_faults), 5)
     faults = (
         *noise,
         Fault("crash", 20.0, 8.0, ("car-0", "rsu-1")),
@@ -160,10 +160,10 @@ def test_shrink_of_what_fails_always_ends_with_one_node_and_no_fault() -> None:
 
 # --- files ---------------------------------------------------------------------------------------------------------
 def test_saved_run_comes_back_whole_from_a_file_and_from_a_folder(tmp_path: Path) -> None:
-    """The tape stands in it, not the swarm: a changed way of drawing must not change an old run."""
-    run = taped(crossing(swarm=Swarm(("crash", "clog"), until_s=40.0)), 9, frozenset({"b", "a"}))
+    """The tape stands in it, not the random faults: a changed way of drawing must not change an old run."""
+    run = taped(crossing(random_faults=RandomFaults(("crash", "clog"), until_s=40.0)), 9, frozenset({"b", "a"}))
     run = with_result(run, result(run, True))
-    assert run.scenario.swarm is None
+    assert run.scenario.random_faults is None
     assert run.scenario.faults
     save(tmp_path / "deep" / "case.json", run)
     save(tmp_path, run)

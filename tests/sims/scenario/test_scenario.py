@@ -24,9 +24,9 @@ from sims.scenario.file import (
     Mobility,
     Part,
     Radio,
+    RandomFaults,
     Scenario,
     Spread,
-    Swarm,
     Trace,
     Traffic,
     check,
@@ -96,10 +96,10 @@ def test_shipped_scenario_opens_with_what_it_shows(name: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_tape_of_a_swarm_is_a_scenario_again(seed: int) -> None:
+def test_tape_of_random_faults_is_a_scenario_again(seed: int) -> None:
     """A failing seed is saved with its faults written out; the rules must not refuse what was drawn."""
     scenario = load("partition-heal")
-    taped = replace(scenario, faults=plan(scenario, seed), swarm=None)
+    taped = replace(scenario, faults=plan(scenario, seed), random_faults=None)
     assert loads(dumps(taped)) == taped
 
 
@@ -126,7 +126,8 @@ REFERENCE = (Path(__file__).resolve().parents[3] / "docs/reference/scenarios.md"
 SECTIONS: list[tuple[str, type[Part]]] = [
     ("## Top level", Scenario), ("## `[[groups]]`", Group), ("## `[radio]`", Radio), ("## `[cellular]`", Cellular),
     ("## `[[backbone]]`", Backbone), ("## `[[traffic]]`", Traffic), ("## `[[inference]]`", Inference),
-    ("## `[[gossip]]`", Spread), ("## `[[faults]]`", Fault), ("## `[swarm]`", Swarm), ("## `[checks]`", Checks),
+    ("## `[[gossip]]`", Spread), ("## `[[faults]]`", Fault), ("## `[random_faults]`", RandomFaults),
+    ("## `[checks]`", Checks),
     *((f"**`{kind.__struct_config__.tag}`**", kind) for kind in get_args(Mobility)),
 ]  # fmt: skip
 
@@ -245,9 +246,10 @@ def test_unknown_fault_is_refused_with_the_nearest() -> None:
     expect('[[faults]]\nkind = "crush"\nat_s = 3\n', "faults[0].kind is 'crush': did you mean 'crash'?")
 
 
-def test_unknown_kind_in_a_swarm_is_refused() -> None:
+def test_unknown_kind_among_random_faults_is_refused() -> None:
     """As for a fault."""
-    expect('[swarm]\nuntil_s = 20\nkinds = ["crash", "cloc-jump"]\n', "swarm.kinds[1]", "did you mean 'clock-jump'?")
+    text = '[random_faults]\nuntil_s = 20\nkinds = ["crash", "cloc-jump"]\n'
+    expect(text, "random_faults.kinds[1]", "did you mean 'clock-jump'?")
 
 
 @pytest.mark.parametrize(
@@ -405,10 +407,10 @@ LOADED = [load(name) for name in ("partition-heal", "byzantine", "intersection",
             "[[faults]]\nkind = 'false-load'\nat_s = 3\nnodes = ['car']\n",
             "faults[0] is a 'false-load', but nobody asks for work",
         ),
-        ("[swarm]\nkinds = ['relay-outage']\nuntil_s = 20\n", "swarm.kinds[0] is a 'relay-outage', but no group"),
-        ("[swarm]\nkinds = ['crash']\nuntil_s = 4\n", "swarm.until_s is 4, not after from_s = 5"),
-        ("[swarm]\nkinds = ['crash']\nuntil_s = 50\n", "swarm.until_s is at 50 s; with checks.settle_s = 15"),
-        ("[swarm]\nkinds = []\nuntil_s = 20\n", "swarm.kinds is []"),
+        ("[random_faults]\nkinds = ['relay-outage']\nuntil_s = 20\n", "kinds[0] is a 'relay-outage', but no group"),
+        ("[random_faults]\nkinds = ['crash']\nuntil_s = 4\n", "random_faults.until_s is 4, not after from_s = 5"),
+        ("[random_faults]\nkinds = ['crash']\nuntil_s = 50\n", "until_s is at 50 s; with checks.settle_s = 15"),
+        ("[random_faults]\nkinds = []\nuntil_s = 20\n", "random_faults.kinds is []"),
     ],
 )
 def test_things_that_do_not_belong_together_are_refused(text: str, says: str) -> None:

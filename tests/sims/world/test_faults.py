@@ -12,20 +12,20 @@ from protocols.wire.membership import Hello
 from sims.errors import ScenarioError
 from sims.results.recorder import Recording
 from sims.runs.run import Run
-from sims.scenario.file import FAULT_KINDS, Checks, Fault, Fixed, Group, Inference, Scenario, Swarm, check
+from sims.scenario.file import FAULT_KINDS, Checks, Fault, Fixed, Group, Inference, RandomFaults, Scenario, check
 from sims.world.faults import Controls, Faults, end_ns, plan
 
 
-def town(faults: tuple[Fault, ...] = (), swarm: Swarm | None = None, nodes: int = 6) -> Scenario:
+def town(faults: tuple[Fault, ...] = (), random_faults: RandomFaults | None = None, nodes: int = 6) -> Scenario:
     """Six vehicles, everything on, so that every kind of fault means something."""
     points = tuple((10.0 * number, 0.0) for number in range(nodes))
     return Scenario(
         "town", "For tests.", 60.0, (Group("car", nodes, Fixed(points), relay=True),), inference=(Inference("car"),),
-        faults=faults, swarm=swarm,
+        faults=faults, random_faults=random_faults,
     )  # fmt: skip
 
 
-ALL = Swarm(FAULT_KINDS, until_s=40.0, most=12)
+ALL = RandomFaults(FAULT_KINDS, until_s=40.0, most=12)
 
 
 class World:
@@ -129,12 +129,12 @@ def sometimes(recorder: Recording) -> dict[str, int]:
 # --- the tape ------------------------------------------------------------------------------------------------------
 def test_plan_of_a_seed_is_always_the_same_and_of_another_seed_another() -> None:
     """A tape that depends on anything else can't be replayed."""
-    assert plan(town(swarm=ALL), 7) == plan(town(swarm=ALL), 7) != plan(town(swarm=ALL), 8)
+    assert plan(town(random_faults=ALL), 7) == plan(town(random_faults=ALL), 7) != plan(town(random_faults=ALL), 8)
 
 
 def test_plan_of_a_tape_is_the_tape() -> None:
     """A saved run holds its tape as the faults of its scenario."""
-    tape = plan(town(swarm=ALL), 3)
+    tape = plan(town(random_faults=ALL), 3)
     assert tape
     assert plan(town(faults=tape), 99) == tape
 
@@ -142,7 +142,7 @@ def test_plan_of_a_tape_is_the_tape() -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_plan_drawn_is_a_valid_scenario_that_ends_in_time(seed: int) -> None:
     """Liveness is judged after ``until_s``: a fault that lasts longer would make every verdict false."""
-    tape = plan(town(swarm=ALL), seed)
+    tape = plan(town(random_faults=ALL), seed)
     check(town(faults=tape))
     assert 1 <= len(tape) <= ALL.most
     assert all(ALL.from_s <= fault.at_s and 0 < fault.for_s <= ALL.longest_s for fault in tape)
@@ -152,7 +152,7 @@ def test_plan_drawn_is_a_valid_scenario_that_ends_in_time(seed: int) -> None:
 
 def test_plan_over_many_seeds_draws_every_kind_alone_and_together() -> None:
     """Swarm testing: what is on differs from seed to seed."""
-    kinds = [frozenset(fault.kind for fault in plan(town(swarm=ALL), seed)) for seed in range(300)]
+    kinds = [frozenset(fault.kind for fault in plan(town(random_faults=ALL), seed)) for seed in range(300)]
     assert frozenset().union(*kinds) == frozenset(FAULT_KINDS)
     assert min(len(drawn) for drawn in kinds) == 1
     assert max(len(drawn) for drawn in kinds) >= 5
@@ -177,7 +177,7 @@ def test_plan_with_a_victim_that_nobody_is_says_so() -> None:
 @pytest.mark.parametrize("seed", range(60))
 def test_faults_of_a_whole_tape_leave_nothing_behind(seed: int) -> None:
     """Overlapping faults must not mend each other early, nor leave a place broken for ever."""
-    scenario = town(swarm=Swarm(FAULT_KINDS, until_s=20.0, most=30, longest_s=10.0))
+    scenario = town(random_faults=RandomFaults(FAULT_KINDS, until_s=20.0, most=30, longest_s=10.0))
     world, recorder = played(scenario, seed)
     assert world.history
     assert world.state == {}

@@ -50,29 +50,29 @@ def outcomes() -> list[Outcome]:
         return pool.map(outcome, range(SEEDS), chunksize=10)
 
 
-def test_swarm_of_two_hundred_seeds_keeps_every_promise(outcomes: list[Outcome]) -> None:
+def test_two_hundred_seeds_of_random_faults_keep_every_promise(outcomes: list[Outcome]) -> None:
     """Replay a failure by `meshsim run partition-heal --seed N`, and make it small by `meshsim shrink`."""
     assert [(outcome.seed, outcome.failures) for outcome in outcomes if outcome.failures] == []
 
 
-def test_swarm_judged_every_pair_at_the_end_of_every_seed(outcomes: list[Outcome]) -> None:
+def test_random_faults_judged_every_pair_at_the_end_of_every_seed(outcomes: list[Outcome]) -> None:
     """A fault that is never undone would keep liveness from being judged, and look like success."""
     assert {outcome.judged["membership_converges"] for outcome in outcomes} == {6 * 5}
 
 
-def test_swarm_judged_every_check_many_times(outcomes: list[Outcome]) -> None:
+def test_random_faults_judged_every_check_many_times(outcomes: list[Outcome]) -> None:
     """A check that never judges is always green."""
     judged = sum((outcome.judged for outcome in outcomes), Counter())
     assert set(judged) == {name for name in known_checks() if name != "sometimes"}
     assert {name: count for name, count in judged.items() if count < SEEDS} == {}
 
 
-def test_swarm_saw_every_fault_and_every_way_out_of_one(outcomes: list[Outcome]) -> None:
+def test_random_faults_saw_every_fault_and_every_way_out_of_one(outcomes: list[Outcome]) -> None:
     """What never happened in the batch was never tested."""
     seen = sum((outcome.sometimes for outcome in outcomes), Counter())
-    swarm = load_scenario("partition-heal").swarm
-    assert swarm is not None
-    wanted = {*swarm.kinds, "restart", "restart without disk", "death", "refutation", "fallback", "failover"}
+    random_faults = load_scenario("partition-heal").random_faults
+    assert random_faults is not None
+    wanted = {*random_faults.kinds, "restart", "restart without disk", "death", "refutation", "fallback", "failover"}
     assert wanted - set(seen) == set()
 
 
@@ -82,7 +82,7 @@ BUG = "the-dead-are-not-dialled"
 
 @pytest.fixture(scope="module")
 def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved run of the swarm in which a planted bug breaks a promise."""
+    """A saved run of the random faults in which a planted bug breaks a promise."""
     scenario = load_scenario("partition-heal")
     for seed in range(SEEDS):
         run = taped(scenario, seed, frozenset({BUG}))
@@ -94,10 +94,10 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raise AssertionError("no seed shows the bug")
 
 
-def test_saved_seed_has_the_digest_of_the_swarm_it_was_drawn_from(failing: Path) -> None:
-    """The tape in the place of the swarm changes nothing."""
+def test_saved_seed_has_the_digest_of_the_random_faults_it_was_drawn_from(failing: Path) -> None:
+    """The tape in the place of the random faults changes nothing."""
     run = load(failing)
-    assert run.scenario.swarm is None
+    assert run.scenario.random_faults is None
     assert run.scenario.faults == plan(load_scenario("partition-heal"), run.seed)
     assert bundle.replay(run).digest == run.digest
 
