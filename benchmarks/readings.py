@@ -15,10 +15,9 @@ from typing import Any
 
 import msgspec
 
-from protocols.wire.codec import tensor_of
 from protocols.wire.fields import Count, Id, Key
 from protocols.wire.readings import EventTime, Position, Provenance
-from protocols.wire.tensors import Tensor
+from protocols.wire.tensors import Tensor, tensor_of
 
 WHERE = Position(48.7665, 11.4258, 1.5, 374.0, 90.0)
 HOW = Provenance("bench", "1")

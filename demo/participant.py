@@ -19,7 +19,9 @@ from typing import Any
 
 import meshnode
 from protocols.base.errors import MeshError
-from protocols.events import Answered, Event, NeighbourDead, NeighbourLeft, NeighbourMet, NeighbourSuspected
+from protocols.inference.events import Answered
+from protocols.machine import Event
+from protocols.membership.events import NeighbourDead, NeighbourLeft, NeighbourMet, NeighbourSuspected
 
 
 class Notebook:

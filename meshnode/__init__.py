@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from meshnode.readings.publisher import Publisher
     from meshnode.readings.subscriptions import Subscription
     from protocols.base.errors import MeshError
-    from protocols.events import Put, PutMany
+    from protocols.readings.events import Put, PutMany
     from protocols.wire.readings import EventTime, Position, Provenance, Reading
     from protocols.wire.tensors import Tensor
 

@@ -15,32 +15,22 @@ Threads: the transport's receiving thread and I/O thread, a timer thread of our 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
-from typing import assert_never
+from typing import Any, TypeVar
 
 from meshnode.links.transport import Address, FailedLink, OutgoingLane, Transport
 from protocols.base import limits
-from protocols.base.ids import NodeId, PeerIdentity
-from protocols.engine import Engine, PeerView
-from protocols.events import (
-    CancelCompute,
-    ClosePipe,
-    Compute,
-    Delivery,
-    Dial,
-    Effect,
-    Event,
-    HangUp,
-    Put,
-    PutMany,
-)
-from protocols.gossip.entries import EntryView, Stored, views
-from protocols.inference.placement import LocalModel
-from protocols.settings import NodeSettings, Quality
-from protocols.wire.inference import InferAnswer
-from protocols.wire.readings import EventTime, Position, Provenance, Reading
-from protocols.wire.tensors import NamedTensor
+from protocols.base.ids import PeerIdentity
+from protocols.engine import Engine
+from protocols.machine import Effect, Event, Machine
+from protocols.membership.events import ClosePipe, Dial, HangUp
+from protocols.readings.events import Delivery, Put, PutMany
+from protocols.readings.publication import Publication
+from protocols.readings.quality import Quality
+from protocols.settings import NodeSettings
+from protocols.wire.codec import encode_frame
+from protocols.wire.readings import EventTime, Position, Reading
 
 _log = logging.getLogger(__name__)
 _FULL = limits.MAX_READINGS_PER_FRAME
@@ -53,6 +43,7 @@ _PAUSE_NS = 500_000
 _GOODBYE_S = 0.3
 """How long a leaving node tries to hand its goodbyes to busy links."""
 
+_T = TypeVar("_T")
 ReadingCallback = Callable[[Reading], object]
 
 
@@ -81,12 +72,19 @@ class Driver:
         settings: NodeSettings,
         random: Random,
         on_event: Callable[[Event], None],
-        compute: Callable[[Compute], None],
-        cancel_compute: Callable[[int], None],
+        performers: Mapping[type[Effect], Callable[[Any], None]],
+        machines: Iterable[Machine] = (),
     ) -> None:
-        """The three callables are called on any thread and must not block."""
-        self.engine = Engine(settings, random)
-        self._on_event, self._compute, self._cancel_compute = on_event, compute, cancel_compute
+        """``performers``: what performs the effects of machines beside membership, by class of effect. They and
+        ``on_event`` are called on any thread and must not block. ``machines``: of further capabilities.
+
+        :raises: as :class:`Engine`.
+        """
+        self.engine = Engine(settings, random, machines=machines)
+        self._on_event = on_event
+        self._performers: dict[type[Effect], Callable[[Any], None]] = {
+            **performers, Dial: self._dial, HangUp: self._hang_up, ClosePipe: self._close_pipe,
+        }  # fmt: skip
         self._lock = threading.Lock()
         self._transport: Transport
         self._links: dict[int, _Link] = {}
@@ -106,7 +104,7 @@ class Driver:
         self._transport = transport  # before it listens: a neighbour may come in at once
         port = transport.listen(host, port)
         with self._lock:
-            self.engine.listening_on(port)
+            self.engine.membership.inbox_port = port
         self._timer.start()
         return port
 
@@ -114,9 +112,7 @@ class Driver:
         """Say goodbye, end every link and the timer thread. Idempotent."""
         if self._closing:
             return
-        with self._lock:
-            self.engine.leave(reason, time.monotonic_ns())
-        self._settle()
+        self.act(lambda engine, _: engine.membership.leave(reason))
         deadline = time.monotonic() + _GOODBYE_S
         while time.monotonic() < deadline and any(link.in_hand is not None for link in list(self._links.values())):
             for link in list(self._links.values()):
@@ -128,36 +124,39 @@ class Driver:
         self._transport.close()
 
     # --- calls from the node ---------------------------------------------------------------------------------------
-    def hint(self, name: str, node: NodeId | None, addresses: tuple[Address, ...]) -> None:
-        """Somebody may be at one of ``addresses``."""
-        with self._lock:
-            self.engine.hint(name, node, tuple((a.host, a.port) for a in addresses), time.monotonic_ns())
-        self._settle()
+    def act(self, call: Callable[[Engine, int], _T]) -> _T:
+        """Call a machine from any thread and see its decisions through: ``call(engine, now)``. What it raises goes to
+        the caller."""
+        result = self.begin(call)
+        self.settle()
+        return result
 
-    def withdraw(self, name: str) -> None:
-        """A hint was taken back."""
+    def begin(self, call: Callable[[Engine, int], _T]) -> _T:
+        """As :meth:`act`, but leave its decisions to :meth:`settle`: the caller has to note the result before anything
+        comes of it."""
         with self._lock:
-            self.engine.withdraw(name)
+            now = time.monotonic_ns()
+            result = call(self.engine, now)
+            self.engine.carry(now)
+        return result
 
-    def duplicate_hint(self, host: str) -> None:
-        """An advert carries our own id."""
+    def look(self, call: Callable[[Engine, int], _T]) -> _T:
+        """Ask the engine for what it knows; ``call`` decides nothing and doesn't take long."""
         with self._lock:
-            self.engine.duplicate_hint(host)
-        self._settle()
+            return call(self.engine, time.monotonic_ns())
 
     def publish(
-        self, key: str, value: object, where: Position | None, when: EventTime | None, how: Provenance | None,
-        priority: int, lifespan_ms: int, hops: int, utc_now: int,
-    ) -> Put:  # fmt: skip
-        """Publish from any thread; see ``Engine.publish`` for the errors."""
+        self, publication: Publication, value: object, where: Position | None, when: EventTime | None, utc_now: int
+    ) -> Put:
+        """Publish from any thread; see :meth:`protocols.readings.machine.Router.publish` for the errors."""
         now = time.monotonic_ns()
         engine = self.engine
         with self._lock:
-            put, delivery = engine.publish(key, value, where, when, how, priority, lifespan_ms, hops, now, utc_now)
+            put, delivery = engine.readings.publish(publication, value, where, when, now, utc_now)
             flushes = engine.flushes()
-            sooner = engine.deadline_at() < self._timer_due_ns
+            sooner = engine.readings.next_timer_at() < self._timer_due_ns
         if flushes is None:
-            self._settle()
+            self.settle()
         else:
             for lane in flushes:
                 self._kick(lane.dial, now)
@@ -168,19 +167,17 @@ class Driver:
         return put
 
     def publish_many(
-        self, key: str, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],
-        how: Provenance | None, priority: int, lifespan_ms: int, hops: int, utc_now: int,
+        self, publication: Publication, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],
+        utc_now: int,
     ) -> PutMany:  # fmt: skip
-        """Publish several values of one key from any thread; see ``Engine.publish_many`` for the errors."""
+        """Publish several values from any thread; see :meth:`protocols.readings.machine.Router.publish_many`."""
         now = time.monotonic_ns()
         with self._lock:
-            put, deliveries = self.engine.publish_many(
-                key, values, where, whens, how, priority, lifespan_ms, hops, now, utc_now
-            )
+            put, deliveries = self.engine.readings.publish_many(publication, values, where, whens, now, utc_now)
             flushes = self.engine.flushes()
-            sooner = self.engine.deadline_at() < self._timer_due_ns
+            sooner = self.engine.readings.next_timer_at() < self._timer_due_ns
         if flushes is None:
-            self._settle()
+            self.settle()
         else:
             for lane in flushes:
                 self._kick(lane.dial, now, put.count)
@@ -193,76 +190,18 @@ class Driver:
     def subscribe(self, expression: str, quality: Quality, callback: ReadingCallback) -> int:
         """Call ``callback`` for the last known values, here, and for every reading from now on."""
         with self._lock:
-            number, past = self.engine.subscribe(expression, quality, time.monotonic_ns())
+            now = time.monotonic_ns()
+            number, past = self.engine.readings.subscribe(expression, quality, now)
             self._handlers[number] = callback
+            self.engine.carry(now)
         self._deliver(((number,), reading) for reading in past)
-        self._settle()
+        self.settle()
         return number
 
     def unsubscribe(self, number: int) -> None:
         """Nothing new is delivered; a callback that has begun, or was about to, may still run once."""
-        with self._lock:
-            self._handlers.pop(number, None)
-            self.engine.unsubscribe(number, time.monotonic_ns())
-        self._settle()
-
-    def set_models(self, models: tuple[LocalModel, ...]) -> None:
-        """What is loaded here and what it costs now."""
-        with self._lock:
-            self.engine.set_models(models, time.monotonic_ns())
-        self._settle()
-
-    def ask(
-        self, model: str, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], budget_ns: int, hedge: bool
-    ) -> int:
-        """Start a request; its ``Answered`` event may come before this returns. Errors as ``Engine.ask``."""
-        with self._lock:
-            return self.engine.ask(model, inputs, outputs, budget_ns, hedge, time.monotonic_ns())
-
-    def settle(self) -> None:
-        """Perform what :meth:`ask` decided. Apart, so that the caller can note the number before the answer comes."""
-        self._settle()
-
-    def abandon(self, request: int) -> None:
-        """The caller no longer wants the answer."""
-        with self._lock:
-            self.engine.abandon(request, time.monotonic_ns())
-        self._settle()
-
-    def computed(self, run: int, answer: InferAnswer) -> None:
-        """A ``Compute`` ended."""
-        with self._lock:
-            self.engine.computed(run, answer, time.monotonic_ns())
-        self._settle()
-
-    def gossip_put(self, kind: str, body: bytes, lifetime_s: int) -> int:
-        """Author an entry that spreads to everybody; returns its version. Errors as ``Engine.gossip_put``."""
-        with self._lock:
-            version = self.engine.gossip_put(kind, body, lifetime_s, time.monotonic_ns())
-        self._settle()
-        return version
-
-    def gossip_restore(self, stored: list[Stored]) -> None:
-        """Entries kept by a former life."""
-        with self._lock:
-            self.engine.gossip_restore(stored, time.monotonic_ns())
-        self._settle()
-
-    def gossip_stored(self) -> list[Stored]:
-        """Entries to keep over a restart."""
-        with self._lock:
-            return self.engine.gossip_stored(time.monotonic_ns())
-
-    def gossip_entries(self) -> list[EntryView]:
-        """Every entry held, by author and kind."""
-        with self._lock:
-            stored = self.engine.gossip_stored(time.monotonic_ns())
-        return views(stored)
-
-    def peers(self) -> list[PeerView]:
-        """Everybody known."""
-        with self._lock:
-            return self.engine.peers(time.monotonic_ns())
+        self._handlers.pop(number, None)
+        self.act(lambda engine, _: engine.readings.unsubscribe(number))
 
     def statistics(self) -> dict[str, int]:
         """Counters of the engine, the links and the callbacks."""
@@ -276,16 +215,6 @@ class Driver:
         """See ``Transport.failures``."""
         return self._transport.failures()
 
-    def count_drop(self, key: str, reason: str) -> None:
-        """Count a reading that the node itself could not keep."""
-        with self._lock:
-            self.engine.drops.count("", key, reason)
-
-    def drops(self) -> list[tuple[tuple[str, str, str], int]]:
-        """((peer, key, reason), count) of everything dropped."""
-        with self._lock:
-            return list(self.engine.drops.items())
-
     # --- TransportObserver -----------------------------------------------------------------------------------------
     def admit(
         self, identity: PeerIdentity | None, detail: str, lane: OutgoingLane | None, remote_host: str
@@ -296,10 +225,10 @@ class Driver:
             if self._closing:
                 return "this node is leaving"
             if identity is None:
-                self.engine.refused_before_identity(remote_host, detail, now)
+                self.engine.membership.refused_before_identity(remote_host, detail, now)
                 reason: str | None = detail
             else:
-                reason = self.engine.admit(identity, now)
+                reason = self.engine.membership.admit(identity, now)
         if reason is not None:
             if lane is not None:
                 self._refused.add(lane)
@@ -308,15 +237,12 @@ class Driver:
 
     def inbound_opened(self, pipe: int, identity: PeerIdentity, remote_host: str) -> None:
         """Noted before the pipe's first frame."""
-        with self._lock:
-            self.engine.inbound_opened(pipe, identity, remote_host, time.monotonic_ns())
-        self._settle()  # it may be one too many
+        # it may be one too many
+        self.act(lambda engine, now: engine.membership.inbound_opened(pipe, identity, remote_host, now))
 
     def inbound_closed(self, pipe: int) -> None:
         """May start a suspicion."""
-        with self._lock:
-            self.engine.inbound_closed(pipe, time.monotonic_ns())
-        self._settle()
+        self.act(lambda engine, now: engine.inbound_closed(pipe, now))
 
     def frame_received(self, pipe: int, frame: bytes | bytearray) -> None:
         """The hot path: decode, accept, call back, forward."""
@@ -325,13 +251,13 @@ class Driver:
         with self._lock:
             deliveries = engine.receive(frame, pipe, now, time.time_ns())
             flushes = engine.flushes()
-            sooner = engine.deadline_at() < self._timer_due_ns
+            sooner = engine.readings.next_timer_at() < self._timer_due_ns
         for lane in flushes or ():  # others first: a callback may take its time
             self._kick(lane.dial, now)
         if deliveries:
             self._deliver(deliveries)
         if flushes is None:
-            self._settle()
+            self.settle()
         elif sooner:
             self._set_timer()
 
@@ -341,9 +267,7 @@ class Driver:
         if link is None:
             return
         link.opened = True
-        with self._lock:
-            self.engine.lane_opened(link.dial, identity, time.monotonic_ns())
-        self._settle()
+        self.act(lambda engine, now: engine.lane_opened(link.dial, identity, now))
 
     def lane_closed(self, lane: OutgoingLane, reason: str) -> None:
         """Whether to dial again is the engine's to decide."""
@@ -354,9 +278,7 @@ class Driver:
         refused = lane in self._refused
         self._refused.discard(lane)
         self._abandon(link)
-        with self._lock:
-            self.engine.lane_closed(link.dial, reason, refused, time.monotonic_ns())
-        self._settle()
+        self.act(lambda engine, now: engine.lane_closed(link.dial, reason, refused, now))
 
     def lane_writable(self, lane: OutgoingLane) -> None:
         """What waited goes out together."""
@@ -365,40 +287,31 @@ class Driver:
             self._flush(link)
 
     # --- effects ---------------------------------------------------------------------------------------------------
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Perform, report and set the timer until the engine wants nothing more."""
         while True:
             with self._lock:
-                lanes, effects, events = self.engine.lanes(), self.engine.outgoing(), self.engine.events()
+                lanes, effects, events = self.engine.lanes.taken(), self.engine.outgoing(), self.engine.events()
             if not lanes and not effects and not events:
                 break
-            self._perform(effects)
+            for effect in effects:
+                self._performers[type(effect)](effect)
             for lane in lanes:
                 self._kick(lane.dial, time.monotonic_ns())
             self._report(events)
         self._set_timer()
 
-    def _perform(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case Dial():
-                    self._dial(effect)
-                case HangUp():
-                    gone = self._links.get(effect.dial)
-                    if gone is not None:
-                        self._forget(gone)
-                        if gone.lane is not None:
-                            gone.lane.close()
-                            self._refused.discard(gone.lane)
-                        self._abandon(gone)
-                case ClosePipe():
-                    self._transport.close_pipe(effect.pipe)
-                case Compute():
-                    self._compute(effect)
-                case CancelCompute():
-                    self._cancel_compute(effect.run)
-                case _:
-                    assert_never(effect)
+    def _hang_up(self, effect: HangUp) -> None:
+        gone = self._links.get(effect.dial)
+        if gone is not None:
+            self._forget(gone)
+            if gone.lane is not None:
+                gone.lane.close()
+                self._refused.discard(gone.lane)
+            self._abandon(gone)
+
+    def _close_pipe(self, effect: ClosePipe) -> None:
+        self._transport.close_pipe(effect.pipe)
 
     def _kick(self, dial: int, now: int, readings: int = 1) -> None:
         """Something waits for a link: send it now, or let it gather in a burst. The counters race; they only guide."""
@@ -455,8 +368,7 @@ class Driver:
         link = _Link(effect.dial)
 
         def greeting() -> bytes:
-            with self._lock:
-                return self.engine.greeting(effect.dial)
+            return encode_frame(self.look(lambda engine, _: engine.membership.greeting(effect.dial)))
 
         with self._dialling:  # a notice about the lane may come before dial() has returned it
             lane = self._transport.dial(Address(effect.host, effect.port), greeting, effect.timeout_ns / limits.SECOND)
@@ -536,4 +448,4 @@ class Driver:
             now = time.monotonic_ns()
             if self.engine.next_timer_at() <= now:
                 self.engine.handle_timer(now, receiving_since_ns)
-        self._settle()
+        self.settle()

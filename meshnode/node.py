@@ -35,7 +35,7 @@ from meshnode.inference.result import InferenceResult as InferenceResult  # noqa
 from meshnode.links.express.engine import open_express
 from meshnode.links.mdns import Advert, Discovery, open_discovery
 from meshnode.links.nng.library import open_transport
-from meshnode.links.transport import CredentialFiles, FailedLink, Transport
+from meshnode.links.transport import Address, CredentialFiles, FailedLink, Transport
 from meshnode.local.server import LocalServer
 from meshnode.readings.publisher import Publisher, not_open
 from meshnode.readings.publishing import Publishing
@@ -53,22 +53,21 @@ from protocols.base.errors import (
     ModelUnknown,
 )
 from protocols.base.ids import NodeId
-from protocols.base.keys import checked_key
-from protocols.engine import PeerView
-from protocols.events import (
-    Answered,
-    DeadlineMissed,
-    DuplicateIdentity,
-    EntryAccepted,
-    EntryRefused,
-    Event,
-    PeerRefused,
-)
-from protocols.gossip.entries import EntryView
-from protocols.settings import MembershipSettings, NodeSettings, Quality
-from protocols.wire.codec import tensor_of
+from protocols.gossip.entries import EntryView, views
+from protocols.gossip.events import EntryAccepted, EntryRefused
+from protocols.inference.events import Answered, CancelCompute, Compute
+from protocols.inference.placement import LocalModel
+from protocols.machine import Effect, Event
+from protocols.membership.events import DuplicateIdentity, PeerRefused
+from protocols.membership.settings import MembershipSettings
+from protocols.peers import PeerView
+from protocols.readings.events import DeadlineMissed
+from protocols.readings.publication import checked_publication
+from protocols.readings.quality import Quality
+from protocols.settings import NodeSettings
+from protocols.wire.inference import InferAnswer
 from protocols.wire.readings import Position, Provenance, Reading
-from protocols.wire.tensors import NamedTensor, Tensor
+from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -139,7 +138,7 @@ class Node(Publishing):
         self._notary = Notary(identity.credentials, self.mesh)
         self._driver = self._make_driver()
         if config.curation or config.relay is not None:
-            self._recorder = Recorder(config, self.mesh, self.incarnation, self._driver.count_drop)
+            self._recorder = Recorder(config, self.mesh, self.incarnation, self._count_drop)
             await self._recorder.open()
             stack.push_async_callback(self._recorder.close, _FLUSH_S)
         self._compute = self._make_compute()
@@ -174,7 +173,7 @@ class Node(Publishing):
             discovery = await asyncio.to_thread(self._discover)
             stack.push_async_callback(asyncio.to_thread, discovery.close)
         for address in config.discovery.seeds:
-            self._driver.hint(f"seed {address}", None, (address,))
+            self._hint(f"seed {address}", None, (address,))
         # After joining: loading takes seconds, and hazards of neighbours need not wait for it.
         await asyncio.to_thread(self._compute.load_models)
         self._compute.announce()
@@ -200,10 +199,16 @@ class Node(Publishing):
             stack.push_async_callback(asyncio.to_thread, self._sensing.close)
 
     def _make_driver(self) -> Driver:
-        return Driver(self._settings(), Random(), self._event, self._compute_started, self._compute_cancelled)
+        return Driver(self._settings(), Random(), self._event, self._performers())
+
+    def _performers(self) -> dict[type[Effect], Callable[[Any], None]]:
+        return {
+            Compute: self._compute_started,
+            CancelCompute: lambda effect: self._compute.cancel(effect.run),
+        }
 
     def _make_compute(self) -> ComputeService:
-        return ComputeService(self.config, self._driver.computed, self._driver.set_models)
+        return ComputeService(self.config, self._computed, self._set_models)
 
     def _renewed(self, ends: datetime) -> None:
         self.certificate_ends = ends
@@ -249,14 +254,22 @@ class Node(Publishing):
 
     def _advert_seen(self, advert: Advert) -> None:
         if advert.node == self.id:
-            self._driver.duplicate_hint(advert.addresses[0].host if advert.addresses else "unknown")
+            host = advert.addresses[0].host if advert.addresses else "unknown"
+            self._driver.act(lambda engine, _: engine.membership.duplicate_hint(host))
         else:
-            self._driver.hint(advert.node, advert.node, advert.addresses)
+            self._hint(advert.node, advert.node, advert.addresses)
             for listener in self._advert_listeners:
                 listener(advert.node)
 
+    def _hint(self, name: str, node: NodeId | None, addresses: tuple[Address, ...]) -> None:
+        at = tuple((address.host, address.port) for address in addresses)
+        self._driver.act(lambda engine, now: engine.membership.hint(name, node, at, now))
+
+    def _count_drop(self, key: str, reason: str) -> None:
+        self._driver.look(lambda engine, _: engine.drops.count("", key, reason))
+
     def _advert_gone(self, node: NodeId) -> None:
-        self._driver.withdraw(node)
+        self._driver.act(lambda engine, _: engine.membership.withdraw(node))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -297,26 +310,11 @@ class Node(Publishing):
 
         :raises InvalidKey: when ``key`` is not one. :raises LocalProtocolError: when a number is out of its range.
         """
-        if not 0 <= priority <= 7 or not 0 <= lifespan_ms <= limits.MAX_LIFESPAN_MS or not 0 <= hops <= limits.MAX_HOPS:
-            raise LocalProtocolError(
-                f"priority {priority}, lifespan_ms {lifespan_ms} or hops {hops} is out of range: use 0 to 7, "
-                f"0 to {limits.MAX_LIFESPAN_MS} and 0 to {limits.MAX_HOPS}"
-            )
-        texts = (sensor, unit, calibration, *lineage)
-        if (
-            not 0 <= quality <= 1
-            or len(lineage) > limits.MAX_LINEAGE
-            or any(len(t) > limits.MAX_TEXT_CHARS for t in texts)
-        ):
-            raise LocalProtocolError(
-                f"quality {quality} must be 0 to 1, lineage at most {limits.MAX_LINEAGE} steps, and each text at most "
-                f"{limits.MAX_TEXT_CHARS} characters"
-            )
-        checked_key(key)
         if self._closed:
             raise not_open(self.id)
         how = Provenance(sensor, unit, quality, calibration, lineage)
-        publisher = Publisher(self, self._driver, self._recorder, key, how, where, priority, lifespan_ms, hops)
+        publication = checked_publication(key, how, where, priority, lifespan_ms, hops)
+        publisher = Publisher(self, self._driver, self._recorder, publication)
         self._all_publishers.add(publisher)
         return publisher
 
@@ -396,7 +394,9 @@ class Node(Publishing):
         budget_ns = (defaults.deadline_ms if deadline_ms is None else deadline_ms) * limits.MS
         future: asyncio.Future[Answered] = self._loop.create_future()
         with self._answers_lock:  # the answer may come before ask() has returned
-            number = self._driver.ask(model, tensors, outputs, budget_ns, defaults.hedge if hedge is None else hedge)
+            number = self._driver.begin(lambda engine, now: engine.inference.ask(
+                model, tensors, outputs, budget_ns, defaults.hedge if hedge is None else hedge, now
+            ))  # fmt: skip
             self._answers[number] = future
         self._driver.settle()
         try:
@@ -404,7 +404,7 @@ class Node(Publishing):
         except asyncio.CancelledError:
             with self._answers_lock:
                 self._answers.pop(number, None)
-            self._driver.abandon(number)
+            self._driver.act(lambda engine, now: engine.inference.abandon(number, now))
             raise
         return self._result(model, answered)
 
@@ -431,11 +431,14 @@ class Node(Publishing):
             answered.attempts,
         )
 
+    def _computed(self, run: int, answer: InferAnswer) -> None:
+        self._driver.act(lambda engine, now: engine.inference.computed(run, answer, now))
+
+    def _set_models(self, models: tuple[LocalModel, ...]) -> None:
+        self._driver.act(lambda engine, now: engine.inference.set_models(models, now))
+
     def _compute_started(self, effect: Any) -> None:
         self._compute.start(effect)
-
-    def _compute_cancelled(self, run: int) -> None:
-        self._compute.cancel(run)
 
     @property
     def models(self) -> dict[str, Any]:
@@ -445,16 +448,16 @@ class Node(Publishing):
     # --- who is there ----------------------------------------------------------------------------------------------
     def peers(self) -> list[PeerView]:
         """Every neighbour known, with state, round trip, lanes and offers; the dead for two minutes."""
-        return self._driver.peers()
+        return self._driver.look(lambda engine, now: engine.peers(now))
 
     def entries(self) -> list[EntryView]:
         """Every gossip entry held, those of nodes far beyond the neighbours too, by author and kind."""
-        return self._driver.gossip_entries()
+        return views(self._driver.look(lambda engine, now: engine.gossip.stored(now)))
 
     def put_entry(self, kind: str, body: bytes, lifetime_s: int) -> int:
         """Author a gossip entry for everybody to have, or replace the one of that kind; returns its version. Errors as
-        ``Engine.gossip_put``."""
-        return self._driver.gossip_put(kind, body, lifetime_s)
+        ``Gossip.put``."""
+        return self._driver.act(lambda engine, now: engine.gossip.put(kind, body, lifetime_s, now))
 
     async def wait_for_peers(self, count: int, timeout_s: float = 10.0) -> list[PeerView]:
         """Wait until at least ``count`` neighbours are met and alive.
@@ -536,7 +539,9 @@ class Node(Publishing):
 
     def drops(self) -> list[tuple[tuple[str, str, str], int]]:
         """((peer, key, reason), count) of every reading or frame dropped."""
-        return self._driver.drops() + ([] if self._local is None else self._local.drops())
+        return self._driver.look(lambda engine, _: list(engine.drops.items())) + (
+            [] if self._local is None else self._local.drops()
+        )
 
     def link_failures(self) -> list[FailedLink]:
         """With whom no link came about lately, and why; the last one last."""

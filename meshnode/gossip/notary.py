@@ -24,7 +24,7 @@ from protocols.base import limits
 from protocols.base.errors import IdentityError, InvalidName
 from protocols.base.ids import MeshName, NodeId
 from protocols.gossip.entries import Seal
-from protocols.wire.codec import entry_statement
+from protocols.wire.entries import entry_statement
 from protocols.wire.gossip import Entry
 
 _MAX_AUTHORS: Final = 1_024

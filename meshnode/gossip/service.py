@@ -22,7 +22,7 @@ from protocols.base import limits
 from protocols.base.errors import MeshError, RemoteProtocolError, ValueUnsupported
 from protocols.base.ids import Role
 from protocols.gossip.entries import EntryView, Stored
-from protocols.wire.codec import decode_untrusted_address, encode_address
+from protocols.wire.entries import decode_untrusted_address, encode_address
 from protocols.wire.gossip import InboxAddress
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class GossipService:
 
     def open(self) -> None:
         """Remember what was known, and say where this node is."""
-        self._driver.gossip_restore(load(self._file))
+        stored = load(self._file)
+        self._driver.act(lambda engine, now: engine.gossip.restore(stored, now))
         self.say()
 
     def renewed(self, certificate_ends: datetime) -> None:
@@ -80,7 +81,7 @@ class GossipService:
         lifetime_s = max(60, min(ADDRESS_LIFETIME_S, certified_s))
         while True:
             try:
-                self._driver.gossip_put(ADDRESS, body, lifetime_s)
+                self._author(body, lifetime_s)
             except ValueUnsupported as error:  # as much as fits beside the certificate
                 if not capabilities and not hosts:
                     self._said = said
@@ -95,6 +96,9 @@ class GossipService:
                 self._said = said
                 return
 
+    def _author(self, body: bytes, lifetime_s: int) -> None:
+        self._driver.act(lambda engine, now: engine.gossip.put(ADDRESS, body, lifetime_s, now))
+
     async def run(self) -> None:
         """Look again and again until cancelled."""
         saved_s = time.monotonic()
@@ -107,7 +111,7 @@ class GossipService:
 
     def save(self) -> None:
         """Write what is held, if it is not what was written."""
-        stored = self._driver.gossip_stored()
+        stored = self._driver.look(lambda engine, now: engine.gossip.stored(now))
         kept = frozenset(entry.data for entry in stored)
         if kept == self._kept:
             return

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from protocols.base.limits import SECOND
-from protocols.events import Answered, Event
-from protocols.membership.machine import State
+from protocols.inference.events import Answered
+from protocols.machine import Event
+from protocols.membership.neighbour import State
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric

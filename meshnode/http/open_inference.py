@@ -23,7 +23,7 @@ from meshnode.http.inference_wire import (
 from meshnode.inference.result import InferenceResult
 from meshnode.models import LoadedModel, TensorSignature, element_of_short
 from protocols.base.errors import InputInvalid, ModelUnknown
-from protocols.membership.machine import State
+from protocols.membership.neighbour import State
 from protocols.wire.inference import Offer
 
 _T = TypeVar("_T")

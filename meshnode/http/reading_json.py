@@ -22,10 +22,9 @@ from meshnode.http.guard import BadRequest
 from meshnode.models import element_of_short
 from protocols.base import limits
 from protocols.base.errors import InputInvalid
-from protocols.wire.codec import tensor_of
 from protocols.wire.fields import Latitude, Longitude, NonNegative
 from protocols.wire.readings import Position, Reading
-from protocols.wire.tensors import Tensor
+from protocols.wire.tensors import Tensor, tensor_of
 
 MAX_READING_BYTES: Final = 24 * 1024 * 1024
 """Largest body of one reading: the largest frame in base64, and its context."""

@@ -10,11 +10,10 @@ from meshnode.config.sections import NodeConfig
 from meshnode.models import Cancellation, Failed, Job, LoadedModel, ModelSpec, Outcome, RunDone, Runner, load_model
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InputInvalid, MeshError
 from protocols.base.limits import MAX_TEXT_CHARS
-from protocols.events import Compute
+from protocols.inference.events import Compute
 from protocols.inference.placement import LocalModel
-from protocols.wire.codec import tensor_of
 from protocols.wire.inference import InferAnswer
-from protocols.wire.tensors import NamedTensor
+from protocols.wire.tensors import NamedTensor, tensor_of
 
 _log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from protocols.base.ids import NodeId
-from protocols.events import RunReport
+from protocols.inference.events import RunReport
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -27,9 +27,7 @@ from protocols.base.errors import (
     UnknownFrame,
 )
 from protocols.links.queues import Drops
-from protocols.settings import Quality
-from protocols.wire.codec import tensor_of
-from protocols.wire.local import (
+from protocols.local import (
     LOCAL_MAJOR,
     LOCAL_MINOR,
     OWN_POSITION,
@@ -58,8 +56,9 @@ from protocols.wire.local import (
     encode_local,
     encode_parcel,
 )
+from protocols.readings.quality import Quality
 from protocols.wire.readings import Reading
-from protocols.wire.tensors import NamedTensor
+from protocols.wire.tensors import NamedTensor, tensor_of
 
 if TYPE_CHECKING:
     from meshnode.inference.result import InferenceResult

@@ -40,10 +40,7 @@ from protocols.base.errors import (
 )
 from protocols.base.ids import Incarnation, NodeId, Role
 from protocols.base.keys import checked_expression, checked_key
-from protocols.engine import PeerView
-from protocols.events import DeadlineMissed, Event
-from protocols.wire.codec import tensor_of
-from protocols.wire.local import (
+from protocols.local import (
     DROPS,
     MODELS,
     PEERS,
@@ -73,9 +70,12 @@ from protocols.wire.local import (
     event_of,
     told,
 )
+from protocols.machine import Event
+from protocols.peers import PeerView
+from protocols.readings.events import DeadlineMissed
+from protocols.wire.context import check_context
 from protocols.wire.readings import Position, Provenance, Reading
-from protocols.wire.tensors import NamedTensor, Tensor
-from protocols.wire.values import check_context
+from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

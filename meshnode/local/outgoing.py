@@ -18,7 +18,7 @@ from protocols.base.errors import BoundExceeded
 from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
 from protocols.links.queues import Drops, LaneQueue
-from protocols.wire.codec import frame_of_encoded_readings
+from protocols.wire.parcels import frame_of_encoded_readings
 
 
 class Outgoing:

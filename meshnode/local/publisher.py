@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from protocols.access import AccessTable
 from protocols.base.errors import NotPermitted, ValueUnsupported
-from protocols.events import Put, PutMany
-from protocols.wire.local import NODE_POSITION, OWN_POSITION, encode_parcel
+from protocols.local import NODE_POSITION, OWN_POSITION, encode_parcel
+from protocols.readings.events import Put, PutMany
+from protocols.wire.context import check_context
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
-from protocols.wire.values import check_context, listed, plain
+from protocols.wire.values import listed, plain
 
 if TYPE_CHECKING:
     from meshnode.local.client import ConnectedNode

@@ -25,8 +25,9 @@ from meshnode.local.application import Application, ProcessCredentials
 from meshnode.local.pipe import Pipe
 from protocols.base import limits
 from protocols.base.errors import ConfigError, RemoteProtocolError, TransportError
-from protocols.events import DeadlineMissed, Event
-from protocols.wire.local import Closing, encode_local, happened
+from protocols.local import Closing, encode_local, happened
+from protocols.machine import Event
+from protocols.readings.events import DeadlineMissed
 
 if TYPE_CHECKING:
     from meshnode.node import Node

@@ -31,7 +31,7 @@ from protocols.base.errors import (
     UnknownFrame,
 )
 from protocols.links.queues import Drops
-from protocols.wire.local import (
+from protocols.local import (
     LOCAL_MAJOR,
     LOCAL_MINOR,
     ApplicationFrame,

@@ -9,8 +9,9 @@ from meshnode.records.recording import Recorder
 from protocols.base import limits
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import NodeId
-from protocols.events import Put, PutMany
-from protocols.wire.readings import EventTime, Position, Provenance, Reading
+from protocols.readings.events import Put, PutMany
+from protocols.readings.publication import Publication
+from protocols.wire.readings import EventTime, Position, Reading
 from protocols.wire.values import listed, plain
 
 if TYPE_CHECKING:
@@ -25,16 +26,12 @@ def not_open(node: NodeId) -> LocalProtocolError:
 class Publisher:
     """Publishes on one key with one quality of service. Made by :meth:`Node.publisher`."""
 
-    def __init__(
-        self, node: "Node", driver: Driver, recorder: Recorder | None, key: str, how: Provenance,
-        where: Position | None, priority: int, lifespan_ms: int, hops: int,
-    ) -> None:  # fmt: skip
-        self.key = key
+    def __init__(self, node: "Node", driver: Driver, recorder: Recorder | None, publication: Publication) -> None:
+        self.key = publication.key
+        self._publication = publication
         self._node, self._recorder = node, recorder
         self._publish: Callable[..., Put] = driver.publish
         self._publish_many: Callable[..., PutMany] = driver.publish_many
-        self._how, self._where = how, where
-        self._priority, self._lifespan_ms, self._hops = priority, lifespan_ms, hops
         self._uncertainty_ns = int(node.config.node.clock_uncertainty_ms * limits.MS)
 
     def put(self, value: Any, *, where: Position | None = None, time_ns: int | None = None) -> Put:
@@ -48,11 +45,9 @@ class Publisher:
         """
         value = plain(value)
         utc_now = time.time_ns()
-        where = where or self._where or self._node.position
+        where = where or self._publication.where or self._node.position
         when = EventTime(utc_now if time_ns is None else time_ns, self._uncertainty_ns)
-        put = self._publish(
-            self.key, value, where, when, self._how, self._priority, self._lifespan_ms, self._hops, utc_now
-        )
+        put = self._publish(self._publication, value, where, when, utc_now)
         if self._recorder is not None:
             self._record(self._recorder, put.sequence, value, where, when)
         return put
@@ -72,14 +67,12 @@ class Publisher:
         """
         values = listed(values)
         utc_now = time.time_ns()
-        where = where or self._where or self._node.position
+        where = where or self._publication.where or self._node.position
         if times_ns is None:
             whens = [EventTime(utc_now, self._uncertainty_ns)] * len(values)
         else:
             whens = [EventTime(time_ns, self._uncertainty_ns) for time_ns in times_ns]
-        put = self._publish_many(
-            self.key, values, where, whens, self._how, self._priority, self._lifespan_ms, self._hops, utc_now
-        )
+        put = self._publish_many(self._publication, values, where, whens, utc_now)
         if self._recorder is not None:
             for sequence, (value, when) in enumerate(zip(values, whens, strict=True), put.first_sequence):
                 self._record(self._recorder, sequence, value, where, when)
@@ -88,8 +81,8 @@ class Publisher:
     def _record(self, recorder: Recorder, sequence: int, value: Any, where: Position | None, when: EventTime) -> None:
         assert where is not None, "it was published"
         reading = Reading(
-            self.key, self._node.id, sequence, value, where, when, self._how, self._priority, self._lifespan_ms,
-            self._hops,
+            self.key, self._node.id, sequence, value, where, when, self._publication.how, self._publication.priority,
+            self._publication.lifespan_ms, self._publication.hops,
         )  # fmt: skip
         recorder.consider(reading, True)
 

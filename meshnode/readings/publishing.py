@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 from protocols.base import limits
-from protocols.events import Put
+from protocols.readings.events import Put
 from protocols.wire.readings import Position
 
 

@@ -23,7 +23,7 @@ from protocols.base import limits
 from protocols.base.errors import BoundExceeded, StorageError, ValueUnsupported
 from protocols.base.ids import Incarnation, MeshName, MonotonicNs, NodeId, Role
 from protocols.records.rules import CurationRule, Curator
-from protocols.wire.codec import encode_reading
+from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import Reading
 
 _log = logging.getLogger(__name__)

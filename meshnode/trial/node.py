@@ -142,15 +142,11 @@ class TrialNode(Node):
         self._trial_compute: _TrialCompute | None = None
 
     def _make_driver(self) -> Driver:
-        self._trial_driver = _TrialDriver(
-            self._settings(), Random(), self._event, self._compute_started, self._compute_cancelled
-        )
+        self._trial_driver = _TrialDriver(self._settings(), Random(), self._event, self._performers())
         return self._trial_driver
 
     def _make_compute(self) -> ComputeService:
-        self._trial_compute = _TrialCompute(
-            self.config, self._driver.computed, self._driver.set_models, self._timed, self._condition
-        )
+        self._trial_compute = _TrialCompute(self.config, self._computed, self._set_models, self._timed, self._condition)
         return self._trial_compute
 
     # --- what it can be told; any thread ---------------------------------------------------------------------------
@@ -170,4 +166,6 @@ class TrialNode(Node):
 
     def stored_entries(self) -> list[Stored]:
         """Every gossip entry held, with its bytes."""
-        return [] if self._trial_driver is None else self._trial_driver.gossip_stored()
+        return (
+            [] if self._trial_driver is None else self._trial_driver.look(lambda engine, now: engine.gossip.stored(now))
+        )

@@ -31,11 +31,10 @@ from protocols.base.errors import (
     NotPermitted,
 )
 from protocols.base.ids import NodeId
-from protocols.events import (
-    Answered,
-    EntryAccepted,
-    EntryRefused,
-    Event,
+from protocols.gossip.events import EntryAccepted, EntryRefused
+from protocols.inference.events import Answered
+from protocols.machine import Event
+from protocols.membership.events import (
     NeighbourDead,
     NeighbourLeft,
     NeighbourMet,
@@ -43,8 +42,8 @@ from protocols.events import (
     NeighbourSuspected,
     PeerRefused,
 )
-from protocols.wire.codec import tensor_of
 from protocols.wire.readings import Reading
+from protocols.wire.tensors import tensor_of
 
 ENTRY_KIND = "spread"
 """Of the gossip entries that a trial puts in."""

@@ -17,7 +17,7 @@ from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
 from protocols.gossip.entries import EntryKey, Seal
 from protocols.gossip.store import EntryStore
-from protocols.wire.codec import decode_untrusted_entry
+from protocols.wire.entries import decode_untrusted_entry
 from protocols.wire.gossip import Entry
 
 _RESTORED_EVERY: Final = 8

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from protocols.base import limits
 from protocols.base.ids import NodeId
-from protocols.wire.codec import decode_untrusted_entry
+from protocols.wire.entries import decode_untrusted_entry
 from protocols.wire.gossip import Entry
 
 EntryKey = tuple[str, str]
@@ -33,7 +33,7 @@ class Seal(Struct, frozen=True):
     """How entries are signed and checked: what a machine may not do itself."""
 
     sign: Callable[[bytes], tuple[bytes, bytes]]
-    """Statement to (credential, signature); see ``protocols.wire.codec.entry_statement``."""
+    """Statement to (credential, signature); see ``protocols.wire.entries.entry_statement``."""
     verify: Callable[[Entry], bool]
     """Whether the credential is one of this mesh, names the author, and made the signature."""
     hash: Callable[[bytes], bytes]

@@ -14,10 +14,10 @@ For drivers, all through :class:`~protocols.engine.Engine`:
       Seal(sign, verify, lambda data: hashlib.sha256(data).digest(), lambda s: kept.setdefault(s.data, s))
 
   The last one makes all engines of a process keep one object an entry.
-- ``engine.gossip_put(kind, body, lifetime_s, now) -> version`` authors an entry, or raises its version. A running node
+- ``engine.gossip.put(kind, body, lifetime_s, now) -> version`` authors an entry, or raises its version. A running node
   repeats it by itself before its lifetime ends.
-- ``engine.gossip_entries(now) -> list[EntryView]`` (author, kind, version, age_ns, source, body, …), sorted;
-  ``engine.gossip_version(author, kind) -> int`` (0: none) is the cheap question for a check; ``engine.gossip_root``
+- ``engine.gossip.entries(now) -> list[EntryView]`` (author, kind, version, age_ns, source, body, …), sorted;
+  ``engine.gossip.version(author, kind) -> int`` (0: none) is the cheap question for a check; ``engine.gossip.root``
   is equal in two engines that hold the same.
 - ``engine.events()`` has ``EntryAccepted`` (own entries too, ``source`` is then the node itself) and ``EntryRefused``.
 - A forger in a test sends ``GossipEntries((Carried(age_ms, encode_entry(Entry(...))),))``.
@@ -50,21 +50,33 @@ Left out: tombstones (an entry is replaced, or ends), and dialling what was lear
 
 from collections.abc import Iterable
 from random import Random
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, assert_never
 
 from protocols.base import limits
 from protocols.base.allowance import Allowance
 from protocols.base.errors import BoundExceeded, LocalProtocolError, MeshError
 from protocols.base.ids import Incarnation, NodeId, Role
 from protocols.base.time import NEVER
-from protocols.events import DuplicateIdentity, EntryAccepted, EntryRefused
 from protocols.gossip.admission import Admission, EntryCandidate, Verdict
 from protocols.gossip.entries import EntryView, Held, Seal, Stored, views
+from protocols.gossip.events import EntryAccepted, EntryRefused
+from protocols.gossip.settings import GossipSettings
 from protocols.gossip.store import EntryStore
 from protocols.gossip.trickle import Trickle
-from protocols.settings import GossipSettings
-from protocols.wire.codec import decode_fingerprints, encode_entry, encode_fingerprints, entry_statement
-from protocols.wire.gossip import Carried, Entry, GossipDigest, GossipEntries, GossipFrame, GossipHave, GossipPull
+from protocols.machine import Effect, Message
+from protocols.membership.events import DuplicateIdentity
+from protocols.wire.entries import decode_fingerprints, encode_entry, encode_fingerprints, entry_statement
+from protocols.wire.frame import Frame
+from protocols.wire.gossip import (
+    FRAMES,
+    Carried,
+    Entry,
+    GossipDigest,
+    GossipEntries,
+    GossipFrame,
+    GossipHave,
+    GossipPull,
+)
 
 VERSION_BITS: Final = 20
 """A first version is ``incarnation << VERSION_BITS``: above all of former lives, with a million left for this one."""
@@ -105,7 +117,10 @@ class _Own(NamedTuple):
 
 
 class Gossip:
-    """The machine. Every method takes ``now`` in monotonic nanoseconds."""
+    """The machine of one node; see :class:`~protocols.machine.Machine`."""
+
+    name: Final = "gossip"
+    frames: Final = FRAMES
 
     def __init__(
         self, node: NodeId, incarnation: Incarnation, seal: Seal | None, settings: GossipSettings, random: Random
@@ -121,9 +136,9 @@ class Gossip:
         self._asked: dict[int, list[NodeId]] = {}  # who is asked for it (we: our disk), and who else has it
         self._news_ns = self._pulls_ns = self._refresh_ns = NEVER
         self._told_ns = -NEVER
-        self._messages: list[tuple[NodeId, GossipFrame]] = []
+        self._messages: list[Message] = []
         self._events: list[EntryAccepted | EntryRefused | DuplicateIdentity] = []
-        self.counters = {
+        self._counters = {
             "beacons_sent": 0, "beacons_suppressed": 0, "comparisons": 0, "pulls": 0, "pulls_timed_out": 0,
             "offers_over_bound": 0, "own_entries_failed": 0,
             "entries_ended": 0, "entries_evicted": 0, "frames_over_rate": 0, "equivocations": 0,
@@ -131,7 +146,7 @@ class Gossip:
         }  # fmt: skip
 
     # --- what the driver reads -------------------------------------------------------------------------------------
-    def messages(self) -> list[tuple[NodeId, GossipFrame]]:
+    def messages(self) -> list[Message]:
         """Control frames to queue for neighbours."""
         messages, self._messages = self._messages, []
         return messages
@@ -144,6 +159,21 @@ class Gossip:
     def has_news(self) -> bool:
         """Whether :meth:`messages` or :meth:`events` have any."""
         return bool(self._messages or self._events)
+
+    def outgoing(self) -> list[Effect]:
+        """It has no effects: what it decides is said in frames."""
+        return []
+
+    def greetings(self) -> list[Frame]:
+        """Nothing: a comparison of stores begins once both directions are open."""
+        return []
+
+    def undeliverable(self, node: NodeId, frame: Frame, now: int) -> None:
+        """Nothing to do: what a neighbour lacks is found by the next comparison."""
+
+    def counters(self) -> dict[str, int]:
+        """By name; ``entries_held`` is what is held now, the others only grow."""
+        return {**self._counters, "entries_held": len(self._store)}
 
     def entries(self, now: int) -> list[EntryView]:
         """Everything held, by author and kind."""
@@ -215,11 +245,11 @@ class Gossip:
             if verdict is Verdict.WAITING:
                 self._asked.setdefault(fingerprint, [self._node])  # no neighbour need send what the disk gives
             else:
-                self.counters[verdict] += 1
+                self._counters[verdict] += 1
         self._check(self._seal, now)
 
     # --- neighbours ------------------------------------------------------------------------------------------------
-    def contact(self, node: NodeId, role: Role, now: int) -> None:
+    def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:
         """A neighbour is in reach, both ways."""
         if self._seal is None:
             return
@@ -237,7 +267,7 @@ class Gossip:
                 self._trickle.start(now)
         return peer
 
-    def gone(self, node: NodeId, now: int) -> None:
+    def neighbour_gone(self, node: NodeId, now: int) -> None:
         """A neighbour is out of reach, or began a new life."""
         peer = self._peers.pop(node, None)
         if peer is None:
@@ -254,16 +284,18 @@ class Gossip:
             return
         peer = self._peer(node, role, now)
         if not peer.frames.take(now):
-            self.counters["frames_over_rate"] += 1
+            self._counters["frames_over_rate"] += 1
             return
-        if type(frame) is GossipDigest:
+        if isinstance(frame, GossipDigest):
             self._receive_digest(frame, peer, now)
-        elif type(frame) is GossipHave:
+        elif isinstance(frame, GossipHave):
             self._receive_have(frame, peer, now)
-        elif type(frame) is GossipPull:
+        elif isinstance(frame, GossipPull):
             self._receive_pull(frame, peer, now)
-        elif type(frame) is GossipEntries:
+        elif isinstance(frame, GossipEntries):
             self._receive_entries(frame, self._seal, peer, now)
+        else:
+            assert_never(frame)
         self._advance(now)
 
     # --- comparing stores ------------------------------------------------------------------------------------------
@@ -304,7 +336,7 @@ class Gossip:
 
     def _compare(self, peer: _Peer, now: int) -> None:
         peer.compared_ns = now
-        self.counters["comparisons"] += 1
+        self._counters["comparisons"] += 1
         store = self._store
         self._messages.append((peer.node, GossipDigest(store.root, len(store), encode_fingerprints(store.buckets))))
 
@@ -337,7 +369,7 @@ class Gossip:
         for fingerprint in fingerprints:
             if fingerprint not in held and not is_refused(fingerprint, now):
                 if len(offers) >= limits.MAX_ENTRY_OFFERS:
-                    self.counters["offers_over_bound"] += 1
+                    self._counters["offers_over_bound"] += 1
                     break
                 offers[fingerprint] = None
         if have.covered:
@@ -401,7 +433,7 @@ class Gossip:
             del peer.offers[fingerprint]
         if wanted:
             peer.asked.update(dict.fromkeys(wanted, now + limits.PULL_TIMEOUT_NS))
-            self.counters["pulls"] += 1
+            self._counters["pulls"] += 1
             self._messages.append((peer.node, GossipPull(encode_fingerprints(wanted))))
         if peer.asked:
             self._pulls_ns = min(self._pulls_ns, next(iter(peer.asked.values())))
@@ -430,7 +462,7 @@ class Gossip:
             for fingerprint in late:
                 del peer.asked[fingerprint]
                 self._ask_another(fingerprint, peer.node)
-            self.counters["pulls_timed_out"] += bool(late)
+            self._counters["pulls_timed_out"] += bool(late)
             if peer.asked:
                 self._pulls_ns = min(self._pulls_ns, next(iter(peer.asked.values())))
         self._ask_all(now)
@@ -474,7 +506,7 @@ class Gossip:
     def _turned_away(
         self, verdict: Verdict, fingerprint: int, candidate: EntryCandidate | None, peer: _Peer | None, now: int
     ) -> None:
-        self.counters[verdict] += 1
+        self._counters[verdict] += 1
         if verdict is Verdict.OVER_RATE and candidate is not None:
             self._ask_another(fingerprint, candidate.source)
             self._ask_all(now)
@@ -497,7 +529,7 @@ class Gossip:
         (author, kind), fingerprint = candidate.key, candidate.fingerprint
         held = self._store.get(candidate.key)
         if held is not None and held.sealed.version == candidate.version:
-            self.counters["equivocations"] += 1
+            self._counters["equivocations"] += 1
             self._complain(self._peers.get(candidate.source), candidate, "equivocation", now)
         known_to = self._asked.pop(fingerprint, ())
         if author == self._node and kind in self._own:
@@ -515,7 +547,7 @@ class Gossip:
     def _outrun(self, kind: str, candidate: EntryCandidate, now: int) -> None:
         """A newer entry of our own is about: of a former life whose state was lost, or somebody has our key. The two
         would answer one another for ever, and the whole mesh pays: we do so later and later."""
-        self.counters["own_entries_outrun"] += 1
+        self._counters["own_entries_outrun"] += 1
         above, pause_ns = self._outruns.get(kind, (0, 0))
         self._outruns[kind] = max(above, candidate.version), min(max(2 * pause_ns, limits.SECOND), _LONGEST_OUTRUN_NS)
         if pause_ns:
@@ -531,7 +563,7 @@ class Gossip:
                 try:
                     self._author(kind, own.body, own.lifetime_s, self._outruns.get(kind, (0, 0))[0], now)
                 except MeshError:  # a renewed certificate is longer, or there is no place for it now
-                    self.counters["own_entries_failed"] += 1
+                    self._counters["own_entries_failed"] += 1
         self._refresh_ns = min(own.refresh_ns for own in self._own.values())
 
     def _keep(self, held: Held, now: int) -> None:
@@ -539,8 +571,8 @@ class Gossip:
         replaces = self._store.get(sealed.key) is not None
         for fingerprint in self._store.put(held):
             self._admission.remember(fingerprint, now)
-            self.counters["entries_evicted"] += not replaces
-        self.counters["entries_accepted"] += 1
+            self._counters["entries_evicted"] += not replaces
+        self._counters["entries_accepted"] += 1
         author, kind = sealed.key
         self._events.append(EntryAccepted(NodeId(author), kind, sealed.version, held.source, now - held.born_ns))
         self._trickle.reset(now)
@@ -564,7 +596,7 @@ class Gossip:
         self._check(self._seal, now)
         if now >= self._refresh_ns:
             self._repeat_due(now)
-        self.counters["entries_ended"] += self._store.expire(now)
+        self._counters["entries_ended"] += self._store.expire(now)
         if now >= self._pulls_ns:
             self._time_out(now)
         if self._trickle.handle_timer(now):
@@ -575,9 +607,9 @@ class Gossip:
         beacon = GossipDigest(self._store.root, len(self._store))
         for peer in self._peers.values():
             if peer.interval == self._trickle.interval and peer.consistent >= limits.TRICKLE_REDUNDANCY:
-                self.counters["beacons_suppressed"] += 1
+                self._counters["beacons_suppressed"] += 1
             else:
-                self.counters["beacons_sent"] += 1
+                self._counters["beacons_sent"] += 1
                 self._messages.append((peer.node, beacon))
 
     def next_timer_at(self) -> int:

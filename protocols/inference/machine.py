@@ -18,17 +18,18 @@ Rules:
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, assert_never
 
 from protocols.access import AccessTable
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ModelUnknown
 from protocols.base.ids import NodeId, Role
 from protocols.base.time import NEVER
-from protocols.events import Answered, CancelCompute, Compute, RunReport
-from protocols.inference.placement import Candidate, CostModel, LocalModel, Neighbourhood, order
-from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
-from protocols.wire.registry import NodeFrame
+from protocols.inference.events import Answered, CancelCompute, Compute, RunReport
+from protocols.inference.placement import Candidate, CostModel, LocalModel, order
+from protocols.machine import Message
+from protocols.wire.frame import Frame
+from protocols.wire.inference import FRAMES, InferAnswer, InferCancel, InferenceFrame, InferRequest, Offer, Offers
 from protocols.wire.tensors import NamedTensor
 
 HEDGE_FACTOR: Final = 1.5
@@ -85,12 +86,19 @@ class _Served:
         self.node, self.request, self.size_bytes, self.give_up_ns = node, request, size_bytes, give_up_ns
 
 
-class Inference:
-    """The machine of one node."""
+OFFER_INTERVAL_NS: Final = 100 * limits.MS
+"""Changes of load are told at most this often."""
 
-    def __init__(self, node: NodeId, access: AccessTable, neighbourhood: Callable[[], list[Neighbourhood]]) -> None:
-        """``neighbourhood()`` lists the neighbours that can be asked now."""
-        self._node, self._access, self._neighbourhood = node, access, neighbourhood
+
+class Inference:
+    """The machine of one node; see :class:`~protocols.machine.Machine`."""
+
+    name: Final = "inference"
+    frames: Final = FRAMES
+
+    def __init__(self, node: NodeId, access: AccessTable, reachable: Callable[[], list[tuple[NodeId, int]]]) -> None:
+        """``reachable()`` lists the neighbours that can be asked now, each with its round trip in nanoseconds."""
+        self._node, self._access, self._reachable = node, access, reachable
         self._models: dict[str, LocalModel] = {}
         self._offers: dict[NodeId, dict[str, Offer]] = {}
         self._offers_seen: dict[NodeId, int] = {}  # version
@@ -102,21 +110,27 @@ class Inference:
         self._next = 1
         self._elsewhere = EXPLORE_EVERY  # runs given to neighbours since the last here; none was here yet
         self._offer_version = 0
+        self._offers_due_ns, self._offers_sent_ns = NEVER, -NEVER
         self._effects: list[Compute | CancelCompute] = []
-        self._messages: list[tuple[NodeId, NodeFrame]] = []
+        self._messages: list[Message] = []
         self._events: list[Answered] = []
-        self.counters = {
+        self._counters = {
             "asked": 0, "answered": 0, "failed": 0, "run_here": 0, "run_there": 0, "hedged": 0, "replayed": 0,
             "served": 0, "refused_busy": 0, "late_answers": 0,
         }  # fmt: skip
 
     # --- models and offers -----------------------------------------------------------------------------------------
-    def set_models(self, models: tuple[LocalModel, ...]) -> bool:
-        """What is loaded here and what it costs now. True when neighbours should be told (see :meth:`offers`)."""
+    def set_models(self, models: tuple[LocalModel, ...], now: int) -> None:
+        """What is loaded here and what it costs now. Neighbours are told of changes."""
         before = [(m.name, m.digest, m.served, m.waiting, m.compute_ns // limits.MS) for m in self._models.values()]
         self._models = {model.name: model for model in models}
         after = [(m.name, m.digest, m.served, m.waiting, m.compute_ns // limits.MS) for m in models]
-        return before != after
+        if before != after and self._offers_due_ns == NEVER:
+            self._offers_due_ns = max(now, self._offers_sent_ns + OFFER_INTERVAL_NS)
+
+    def greetings(self) -> list[Frame]:
+        """What this node computes for others."""
+        return [self.offers()]
 
     def offers(self) -> Offers:
         """What this node computes for others."""
@@ -158,7 +172,7 @@ class Inference:
         digest = self._digest_of(model)
         number, self._next = self._next, self._next + 1
         request = self._requests[number] = _Request(number, model, digest, inputs, outputs, now, budget_ns, hedge)
-        self.counters["asked"] += 1
+        self._counters["asked"] += 1
         if not self._start_next(request, now):
             self._fail(request, "unknown", f"nobody who may compute {model!r} is in reach", now)
         return number
@@ -190,15 +204,15 @@ class Inference:
         if local is not None and local.local and local.digest == request.digest and self._node not in request.tried:
             here = Candidate(self._node, self._costs.local_ns(local.compute_ns, local.waiting))
         there = []
-        for neighbour in self._neighbourhood():
-            offer = self._offers.get(neighbour.node, {}).get(request.model)
-            if offer is None or offer.digest != request.digest or neighbour.node in request.tried:
+        for node, round_trip_ns in self._reachable():
+            offer = self._offers.get(node, {}).get(request.model)
+            if offer is None or offer.digest != request.digest or node in request.tried:
                 continue
-            waiting = max(offer.waiting, self._asked_of.get(neighbour.node, 0))
+            waiting = max(offer.waiting, self._asked_of.get(node, 0))
             expected_ns = self._costs.remote_ns(
-                neighbour.node, offer.compute_us * 1_000, waiting, neighbour.round_trip_ns, request.size_bytes
+                node, offer.compute_us * 1_000, waiting, round_trip_ns, request.size_bytes
             )
-            there.append(Candidate(neighbour.node, expected_ns))
+            there.append(Candidate(node, expected_ns))
         return order(here, there, request.deadline_ns - now)
 
     def _start_next(self, request: _Request, now: int) -> bool:
@@ -212,10 +226,10 @@ class Inference:
         request.tried.add(best.node)
         budget_ns = max(request.deadline_ns - now, 0)
         if best.node == self._node:
-            self.counters["run_here"] += 1
+            self._counters["run_here"] += 1
             self._effects.append(Compute(number, request.model, request.inputs, request.outputs, budget_ns))
         else:
-            self.counters["run_there"] += 1
+            self._counters["run_there"] += 1
             self._asked_of[run.node] = self._asked_of.get(run.node, 0) + 1
             self._messages.append((best.node, InferRequest(
                 number, request.model, request.digest, budget_ns // 1_000, request.inputs, request.outputs
@@ -256,7 +270,7 @@ class Inference:
         request.attempts.append(report)
         self._cancel_runs(request, now)
         del self._requests[request.number]
-        self.counters["answered"] += 1
+        self._counters["answered"] += 1
         self._events.append(Answered(request.number, report, outputs, tuple(request.attempts), now - request.asked_ns))
 
     def _lose(self, request: _Request, run: _Run, report: RunReport, now: int) -> None:
@@ -269,14 +283,14 @@ class Inference:
         elif now >= request.deadline_ns:
             self._fail(request, "late", report.detail, now)
         elif not request.runs:
-            self.counters["replayed"] += 1
+            self._counters["replayed"] += 1
             if not self._start_next(request, now):
                 self._fail(request, "failed", report.detail or f"{report.node}: {report.outcome}", now)
 
     def _fail(self, request: _Request, failure: str, detail: str, now: int) -> None:
         self._cancel_runs(request, now)
         del self._requests[request.number]
-        self.counters["failed"] += 1
+        self._counters["failed"] += 1
         self._events.append(Answered(
             request.number, None, (), tuple(request.attempts), now - request.asked_ns, failure, detail  # type: ignore[arg-type]
         ))  # fmt: skip
@@ -296,7 +310,7 @@ class Inference:
         request = self._requests.get(self._runs.get(number, 0))
         run = request.runs.get(number) if request is not None else None
         if request is None or run is None or run.node != node:
-            self.counters["late_answers"] += 1
+            self._counters["late_answers"] += 1
             return
         took_ns = now - run.started_ns
         report = RunReport(node, answer.status, took_ns, answer.queued_us, answer.compute_us, answer.detail)
@@ -312,11 +326,11 @@ class Inference:
             self._lose(request, run, report, now)
 
     def _round_trip_ns(self, node: NodeId) -> int:
-        return next((n.round_trip_ns for n in self._neighbourhood() if n.node == node), 0)
+        return next((round_trip_ns for other, round_trip_ns in self._reachable() if other == node), 0)
 
     # --- frames ----------------------------------------------------------------------------------------------------
-    def receive(self, frame: NodeFrame, source: NodeId, role: Role, now: int) -> None:
-        """A frame of a neighbour; kinds that don't concern inference are ignored."""
+    def receive(self, frame: InferenceFrame, source: NodeId, role: Role, now: int) -> None:
+        """A frame of a neighbour."""
         match frame:
             case Offers():
                 if frame.version > self._offers_seen.get(source, -1):  # a large one, on the bulk lane, may be overtaken
@@ -332,7 +346,7 @@ class Inference:
                         del self._served[run]
                         self._effects.append(CancelCompute(run))
             case _:
-                pass
+                assert_never(frame)
 
     def _serve(self, asked: InferRequest, source: NodeId, role: Role, now: int) -> None:
         model = self._models.get(asked.model)
@@ -341,13 +355,13 @@ class Inference:
         elif not self._access.permits_infer(role, source, asked.model):
             self._decline(asked, source, "unknown", f"{self._node} may not compute {asked.model!r} for {source}")
         elif not self._has_room(source, size_bytes := sum(len(named.tensor.data) for named in asked.inputs)):
-            self.counters["refused_busy"] += 1
+            self._counters["refused_busy"] += 1
             self._decline(asked, source, "busy", f"{self._node} holds {len(self._served)} requests")
         else:
             run, self._next = self._next, self._next + 1
             budget_ns = min(asked.budget_us, limits.MAX_BUDGET_MS * 1_000) * 1_000
             self._served[run] = _Served(source, asked.request, size_bytes, now + budget_ns + _SERVED_GRACE_NS)
-            self.counters["served"] += 1
+            self._counters["served"] += 1
             self._effects.append(Compute(run, asked.model, asked.inputs, asked.outputs, budget_ns))
 
     def _has_room(self, source: NodeId, size_bytes: int) -> bool:
@@ -360,6 +374,9 @@ class Inference:
 
     def _decline(self, asked: InferRequest, source: NodeId, status: str, detail: str) -> None:
         self._messages.append((source, InferAnswer(asked.request, status, detail=detail[: limits.MAX_TEXT_CHARS])))  # type: ignore[arg-type]
+
+    def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:
+        """Nothing to do: it says by itself what it computes."""
 
     def neighbour_gone(self, node: NodeId, now: int) -> None:
         """Dead or left: its runs are replayed elsewhere, its requests dropped."""
@@ -376,16 +393,22 @@ class Inference:
                     self._lose(request, attempt, RunReport(node, "dead", now - attempt.started_ns), now)
         self._asked_of.pop(node, None)
 
-    def undeliverable(self, node: NodeId, frame: NodeFrame, now: int) -> None:
-        """A frame could not even be queued: a request then goes elsewhere at once."""
+    def undeliverable(self, node: NodeId, frame: Frame, now: int) -> None:
+        """A frame could not even be queued: a request then goes elsewhere at once, and whoever asked learns that the
+        answer won't come."""
         if type(frame) is InferRequest:
-            self._result(
-                frame.request, node, InferAnswer(frame.request, "failed", detail=f"{node} does not take frames"), now
-            )
+            detail = f"{node} does not take frames"
+            self._result(frame.request, node, InferAnswer(frame.request, "failed", detail=detail), now)
+        elif type(frame) is InferAnswer and frame.outputs:
+            detail = f"{self._node} computed it, but the answer is too large or the link is stuck"
+            self._messages.append((node, InferAnswer(frame.request, "failed", detail=detail)))
 
     # --- time ------------------------------------------------------------------------------------------------------
     def handle_timer(self, now: int) -> None:
-        """Hedge what is late, end what is past its deadline."""
+        """Hedge what is late, end what is past its deadline, tell neighbours what changed."""
+        if now >= self._offers_due_ns:
+            self._offers_due_ns, self._offers_sent_ns = NEVER, now
+            self._messages.append((None, self.offers()))
         if not (self._served or self._requests):
             return
         for number, served in list(self._served.items()):
@@ -401,13 +424,14 @@ class Inference:
                 if request.hedge and not run.hedged and now >= run.late_at:
                     run.hedged = True
                     if self._start_next(request, now):
-                        self.counters["hedged"] += 1
+                        self._counters["hedged"] += 1
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next."""
+        due = self._offers_due_ns
         if not (self._served or self._requests):
-            return NEVER
-        due = min((served.give_up_ns for served in self._served.values()), default=NEVER)
+            return due
+        due = min(due, min((served.give_up_ns for served in self._served.values()), default=NEVER))
         for request in self._requests.values():
             due = min(due, request.deadline_ns)
             if request.hedge:
@@ -421,24 +445,20 @@ class Inference:
         effects, self._effects = self._effects, []
         return effects
 
-    def has_outgoing(self) -> bool:
-        """Whether :meth:`outgoing` has any."""
-        return bool(self._effects)
+    def has_news(self) -> bool:
+        """Whether :meth:`messages` or :meth:`events` has any."""
+        return bool(self._messages or self._events)
 
-    def has_messages(self) -> bool:
-        """Whether :meth:`messages` has any."""
-        return bool(self._messages)
-
-    def messages(self) -> list[tuple[NodeId, NodeFrame]]:
+    def messages(self) -> list[Message]:
         """Frames to queue for neighbours."""
         messages, self._messages = self._messages, []
         return messages
-
-    def has_events(self) -> bool:
-        """Whether :meth:`events` has any."""
-        return bool(self._events)
 
     def events(self) -> list[Answered]:
         """Events since the last call."""
         events, self._events = self._events, []
         return events
+
+    def counters(self) -> dict[str, int]:
+        """By name; they only grow."""
+        return dict(self._counters)

@@ -37,13 +37,6 @@ class LocalModel(Struct, frozen=True):
     """Computed here for own requests; False leaves them all to neighbours."""
 
 
-class Neighbourhood(Struct, frozen=True):
-    """What placement must know of a neighbour."""
-
-    node: NodeId
-    round_trip_ns: int
-
-
 class Candidate(Struct, frozen=True):
     """A node that could compute, and when it would be done."""
 

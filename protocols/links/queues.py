@@ -15,7 +15,7 @@ from protocols.base import limits
 from protocols.base.errors import BoundExceeded
 from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
-from protocols.wire.codec import frame_of_alone
+from protocols.wire.parcels import frame_of_alone
 
 _MOST_URGENT: Final = 7
 
@@ -289,3 +289,13 @@ class Queues:
     def __init__(self, node: NodeId, drops: Drops, max_readings: int) -> None:
         self.realtime = LaneQueue(node, drops, max_readings)
         self.bulk = LaneQueue(node, drops, max_readings)
+
+    @property
+    def waiting_readings(self) -> int:
+        """On both lanes."""
+        return self.realtime.waiting_readings + self.bulk.waiting_readings
+
+    @property
+    def waiting_bytes(self) -> int:
+        """On both lanes."""
+        return self.realtime.waiting_bytes + self.bulk.waiting_bytes

@@ -17,7 +17,7 @@ from typing import Final
 from protocols.base import limits
 from protocols.base.ids import Lane, NodeId, PeerIdentity
 from protocols.base.time import NEVER
-from protocols.events import Dial, HangUp
+from protocols.membership.events import Dial, HangUp
 
 HostPort = tuple[str, int]
 

@@ -26,7 +26,9 @@ from protocols.access import LINK_ROLES
 from protocols.base import limits
 from protocols.base.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity
 from protocols.base.time import NEVER
-from protocols.events import (
+from protocols.links.queues import LaneQueue
+from protocols.membership.contacts import Contacts, HostPort
+from protocols.membership.events import (
     ClosePipe,
     Dial,
     DuplicateIdentity,
@@ -38,15 +40,12 @@ from protocols.events import (
     NeighbourSuspected,
     PeerRefused,
 )
-from protocols.links.neighbour import Neighbour as Neighbour  # noqa: PLC0414 -- handed on
-from protocols.links.neighbour import State as State  # noqa: PLC0414 -- handed on
-from protocols.links.queues import LaneQueue
-from protocols.membership.contacts import Contacts, HostPort
+from protocols.membership.neighbour import Neighbour, State
+from protocols.membership.settings import MembershipSettings
 from protocols.membership.suspicion import Suspicion
-from protocols.settings import MembershipSettings
 from protocols.wire.codec import encode_heartbeat
-from protocols.wire.membership import MAJOR, MINOR, Goodbye, Heartbeat, Hello, Refusal
-from protocols.wire.registry import NodeFrame
+from protocols.wire.frame import Frame
+from protocols.wire.membership import FRAMES, MAJOR, MINOR, Goodbye, Heartbeat, Hello, Refusal
 
 _LEAST_JITTER: Final = 0.9
 _MOST_JITTER: Final = 1.1
@@ -83,7 +82,11 @@ MembershipEvent = (
 
 
 class Membership:
-    """The machine. Every method takes ``now`` in monotonic nanoseconds."""
+    """The machine of one node. It speaks of pipes and dials before there are neighbours; what it has of
+    :class:`~protocols.machine.Machine` the engine asks it first."""
+
+    name: Final = "membership"
+    frames: Final = FRAMES
 
     def __init__(
         self,
@@ -114,9 +117,9 @@ class Membership:
         self._leaving = False
         self._effects: list[ClosePipe] = []
         self._events: list[MembershipEvent] = []
-        self._messages: list[tuple[NodeId, NodeFrame]] = []
+        self._messages: list[tuple[NodeId, Frame]] = []
         self._counters = {
-            "pipes_refused": 0, "frames_before_hello": 0, "local_stalls": 0, "suspicions": 0,
+            "pipes_opened": 0, "pipes_refused": 0, "frames_before_hello": 0, "local_stalls": 0, "suspicions": 0,
             "refutations": 0, "deaths": 0,
         }  # fmt: skip
 
@@ -134,12 +137,11 @@ class Membership:
         """Whether :meth:`messages` or :meth:`events` have any."""
         return bool(self._messages or self._events)
 
-    @property
     def counters(self) -> dict[str, int]:
         """By name; they only grow."""
         return {**self._counters, **self._contacts.counters}
 
-    def messages(self) -> list[tuple[NodeId, NodeFrame]]:
+    def messages(self) -> list[tuple[NodeId, Frame]]:
         """Control frames to queue for neighbours."""
         messages, self._messages = self._messages, []
         return messages
@@ -206,6 +208,7 @@ class Membership:
 
     def inbound_opened(self, pipe: int, identity: PeerIdentity, host: str, now: int) -> None:
         """An admitted pipe into our inbox."""
+        self._counters["pipes_opened"] += 1
         self._pipes[pipe] = _Pipe(identity, host, now)
         self._start_beating(now)  # without it a mute pipe would stay for ever
         same = [n for n, known in self._pipes.items() if known.identity.node == identity.node and not known.closing]
@@ -274,7 +277,7 @@ class Membership:
             self._contacts.dial_bulk(neighbour.realtime)
 
     # --- frames ----------------------------------------------------------------------------------------------------
-    def receive(self, frame: NodeFrame, pipe: int, now: int) -> Neighbour | None:
+    def receive(self, frame: Frame, pipe: int, now: int) -> Neighbour | None:
         """Take note of a frame. Returns its neighbour, or None when the frame must not be used."""
         known = self._pipes.get(pipe)
         if known is None or known.closing:
@@ -409,6 +412,17 @@ class Membership:
     def _start_beating(self, now: int) -> None:
         if self._next_heartbeat_ns == NEVER:
             self._next_heartbeat_ns = now + int(self._settings.heartbeat_interval_ns * self._random.random())
+
+    def reachable(self) -> list[tuple[NodeId, int]]:
+        """Neighbours that live and to whom a realtime lane is open, each with its round trip in nanoseconds."""
+        return [
+            (n.node, n.round_trip_ns) for n in self.neighbours.values() if n.state is _ALIVE and n.met and n.realtime
+        ]
+
+    def is_alive(self, node: NodeId) -> bool:
+        """Whether a neighbour was met and lives, for all that is known."""
+        neighbour = self.neighbours.get(node)
+        return neighbour is not None and neighbour.met and neighbour.state is _ALIVE
 
     def _living(self) -> int:
         return sum(n.state in (State.ALIVE, State.SUSPECT) for n in self.neighbours.values())

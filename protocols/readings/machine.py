@@ -28,9 +28,10 @@ from protocols.base.errors import BoundExceeded, ContextMissing, InvalidKey, Inv
 from protocols.base.ids import NodeId, Role, node_id
 from protocols.base.keys import checked_expression, checked_key, intersects, matches
 from protocols.base.time import NEVER
-from protocols.events import DeadlineMissed, Delivery, Put, PutMany
-from protocols.links.neighbour import Neighbour
 from protocols.links.queues import Drops, LaneQueue
+from protocols.readings.events import DeadlineMissed, Delivery, Put, PutMany
+from protocols.readings.publication import Publication
+from protocols.readings.quality import Quality
 from protocols.readings.streams import (
     IMMUTABLE,
     LocalSubscription,
@@ -42,17 +43,15 @@ from protocols.readings.streams import (
     one_hop_less,
     parcels_of,
 )
-from protocols.settings import Quality
-from protocols.wire.codec import decode_alone, encode_alone
-from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Want
+from protocols.wire.context import check_position
+from protocols.wire.parcels import decode_alone, encode_alone
+from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, Want
 from protocols.wire.tensors import Tensor
-from protocols.wire.values import check_position, check_provenance, kept_alive, weight_bytes
+from protocols.wire.values import kept_alive, weight_bytes
 
 _HEARSAY_LEAD: Final = 1_024
 """How far copies may run ahead of their origin. More is no race of two ways but a lie: the origin is right then."""
 _MS: Final = limits.MS
-_MAX_LIFESPAN_MS: Final = limits.MAX_LIFESPAN_MS
-_MAX_HOPS: Final = limits.MAX_HOPS
 _SMALL: Final = frozenset((type(None), bool, int, float))
 _SMALL_BYTES: Final = 64
 """What a held value of these types counts, with its reading."""
@@ -60,10 +59,18 @@ _BULK_THRESHOLD_BYTES: Final = limits.BULK_THRESHOLD_BYTES
 
 
 class Router:
-    """The machine of one node."""
+    """The machine of one node. Of :class:`~protocols.machine.Machine` it has what concerns it; the engine calls it
+    directly, since nothing is as frequent."""
 
-    def __init__(self, node: NodeId, role: Role, first_sequence: int, access: AccessTable, drops: Drops) -> None:
-        """``first_sequence`` must be above all that earlier lives of this node have used."""
+    name: Final = "readings"
+    frames: Final = FRAMES
+
+    def __init__(
+        self, node: NodeId, role: Role, first_sequence: int, access: AccessTable, drops: Drops,
+        touched: list[LaneQueue],
+    ) -> None:  # fmt: skip
+        """``first_sequence`` must be above all that earlier lives of this node have used. ``touched`` is told which
+        queues got something, each once: they are marked."""
         self._node, self._role, self._sequence, self._access, self._drops = node, role, first_sequence, access, drops
         self._streams: dict[tuple[str, str], Stream] = {}
         self._peers: dict[NodeId, Peer] = {}
@@ -76,13 +83,12 @@ class Router:
         self._deadlines: list[tuple[int, int, str, str]] = []
         self._watched: set[tuple[int, str, str]] = set()
         self._checked_where: Position | None = None
-        self._checked_how: Provenance | None = None
+        self.interest_changed = False
+        """Neighbours must be told :meth:`interest_for` them anew; whoever does it clears this."""
         self._events: list[DeadlineMissed] = []
-        self.touched: list[LaneQueue] = []
-        """Queues that got something since the caller last cleared it, each once: they are marked."""
+        self._touched = touched
         self._published = self._accepted = self._delivered = self._forwarded = 0
 
-    @property
     def counters(self) -> dict[str, int]:
         """By name; they only grow."""
         return {
@@ -106,6 +112,7 @@ class Router:
         self._subscriptions[number] = LocalSubscription(number, expression, quality)
         self._version += 1
         self._numbers_version += 1
+        self.interest_changed = True
         past = []
         for stream in self._streams.values():
             if matches(expression, stream.key):
@@ -120,6 +127,7 @@ class Router:
         if self._subscriptions.pop(number, None) is not None:
             self._version += 1
             self._numbers_version += 1
+            self.interest_changed = True
 
     def interest_for(self, peer: NodeId) -> Interest:
         """What to ask of ``peer``: own subscriptions, and what other neighbours asked us to ask."""
@@ -145,24 +153,23 @@ class Router:
         self._peers[peer.node] = peer
         self._version += 1
 
-    def remove_peer(self, node: NodeId) -> bool:
-        """A neighbour is gone. True when others' asking through us changes with it."""
+    def remove_peer(self, node: NodeId) -> None:
+        """A neighbour is gone."""
         peer = self._peers.pop(node, None)
-        if peer is not None:
-            peer.gone = True
         self._version += 1
-        return peer is not None and any(want.hops for want in peer.wants)
+        if peer is not None and any(want.hops for want in peer.wants):
+            self.interest_changed = True
 
     def forget_origin(self, node: NodeId) -> None:
         """A node began a new life whose sequences may be smaller."""
         for stream in [s for s in self._streams.values() if s.origin == node]:
             self._drop_stream(stream)
 
-    def receive_interest(self, interest: Interest, node: NodeId, now: int, utc_now: int) -> bool:
-        """A neighbour says what it wants. True when others must be asked on its behalf."""
+    def receive_interest(self, interest: Interest, node: NodeId, now: int, utc_now: int) -> None:
+        """A neighbour says what it wants; others may have to be asked on its behalf."""
         peer = self._peers.get(node)
         if peer is None or interest.version <= peer.interest_version:  # a large one, on the bulk lane, was overtaken
-            return False
+            return
         peer.interest_version = interest.version
         wants = []
         for want in interest.wants:
@@ -177,13 +184,14 @@ class Router:
                 self._drops.count(node, want.expression, "denied")
         before, peer.wants = peer.wants, tuple(wants)
         if before == peer.wants:
-            return False
+            return
         self._version += 1
         old = {want.expression for want in before}
         fresh = [want.expression for want in wants if want.history and want.expression not in old]
         if fresh:
             self._send_history(peer, fresh, now, utc_now)
-        return any(want.hops for want in (*before, *peer.wants))
+        if any(want.hops for want in (*before, *peer.wants)):
+            self.interest_changed = True
 
     def _send_history(self, peer: Peer, expressions: list[str], now: int, utc_now: int) -> None:
         for stream in list(self._streams.values()):
@@ -197,18 +205,21 @@ class Router:
 
     # --- the hot path ----------------------------------------------------------------------------------------------
     def publish(
-        self, key: str, value: object, where: Position | None, when: EventTime | None, how: Provenance | None,
-        priority: int, lifespan_ms: int, hops: int, now: int, utc_now: int,
+        self, publication: Publication, value: object, where: Position | None, when: EventTime | None, now: int,
+        utc_now: int,
     ) -> tuple[Put, Delivery | None]:  # fmt: skip
-        """Publish one value of this node.
+        """Publish one value of this node. ``where``: None for the publication's own.
 
-        :raises InvalidKey: when ``key`` is not one. :raises NotPermitted: when the table denies it.
-        :raises ContextMissing: without where, when or how. :raises ValueUnsupported: when ``value`` can't travel, or a
-            number of its context is out of range (NaN is).
+        :raises NotPermitted: when the table denies it. :raises ContextMissing: without where or when.
+        :raises ValueUnsupported: when ``value`` can't travel, or a number of its context is out of range (NaN is).
         """
-        stream = self._own_stream(key, where, when, how, priority, lifespan_ms, hops, now)
+        stream, where = self._own_stream(publication, where, when, now)
+        key, priority, lifespan_ms = publication.key, publication.priority, publication.lifespan_ms
         sequence = self._sequence
-        reading = Reading(key, self._node, sequence, value, where, when, how, priority, lifespan_ms, hops)  # type: ignore[arg-type]
+        reading = Reading(
+            key, self._node, sequence, value, where, when, publication.how, priority, lifespan_ms,  # type: ignore[arg-type]
+            publication.hops,
+        )  # fmt: skip
         data = encode_alone(reading)
         if type(value) not in IMMUTABLE:
             reading = decode_alone(data)
@@ -217,7 +228,7 @@ class Router:
         self._published += 1
         queued = dropped = 0
         if stream.routes:
-            touched, bulk = self.touched, len(data) > _BULK_THRESHOLD_BYTES
+            touched, bulk = self._touched, len(data) > _BULK_THRESHOLD_BYTES
             expires_ns = now + expiry_utc_ns(reading) - utc_now if lifespan_ms else NEVER
             for route in stream.routes:
                 if route.min_interval_ns and not self._due(route, key, now):
@@ -235,10 +246,11 @@ class Router:
         return Put(sequence, len(numbers), queued, dropped), (numbers, reading) if numbers else None
 
     def publish_many(
-        self, key: str, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],
-        how: Provenance | None, priority: int, lifespan_ms: int, hops: int, now: int, utc_now: int,
+        self, publication: Publication, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],
+        now: int, utc_now: int,
     ) -> tuple[PutMany, list[Delivery]]:  # fmt: skip
-        """Publish several values of one key, oldest first, each with its own time: all or, when one raises, none.
+        """Publish several values of one publication, oldest first, each with its own time: all or, when one raises,
+        none.
 
         What is the same for all is decided once, and neighbours without a rate limit get them in common frames.
 
@@ -246,14 +258,16 @@ class Router:
         """
         if len(values) == 0 or len(values) != len(whens):
             raise ValueUnsupported(f"{len(values)} values with {len(whens)} times: pass one or more, with a time each")
-        stream = self._own_stream(key, where, whens[0], how, priority, lifespan_ms, hops, now)
+        stream, where = self._own_stream(publication, where, whens[0], now)
+        key, how = publication.key, publication.how
+        priority, lifespan_ms, hops = publication.priority, publication.lifespan_ms, publication.hops
         checked = whens[0]
         for when in whens:
             if when is not checked:  # most often one time is meant for all
                 check_time(when)
         first = self._sequence
         readings = [
-            Reading(key, self._node, sequence, value, where, when, how, priority, lifespan_ms, hops)  # type: ignore[arg-type]
+            Reading(key, self._node, sequence, value, where, when, how, priority, lifespan_ms, hops)
             for sequence, (value, when) in enumerate(zip(values, whens, strict=True), first)
         ]
         parcels = parcels_of(readings)
@@ -290,31 +304,27 @@ class Router:
         return queued
 
     def _own_stream(
-        self, key: str, where: Position | None, when: EventTime | None, how: Provenance | None, priority: int,
-        lifespan_ms: int, hops: int, now: int,
-    ) -> Stream:  # fmt: skip
-        """What this node publishes on ``key``. :raises: as :meth:`publish`, but for the value."""
-        if where is None or when is None or how is None:
-            lacking = "where" if where is None else "when" if when is None else "how"
+        self, publication: Publication, where: Position | None, when: EventTime | None, now: int
+    ) -> tuple[Stream, Position]:
+        """The stream that a publication goes to, and where it is. :raises: as :meth:`publish`, but for the value."""
+        key = publication.key
+        if where is None:
+            where = publication.where
+        if where is None:
             raise ContextMissing(
-                f"a reading on {key!r} has no '{lacking}': a value without its context is of no use to others. "
-                + ("Set [node] position, or pass where=" if where is None else f"Pass {lacking}=")
+                f"a reading on {key!r} has no 'where': a value without its context is of no use to others. "
+                "Set [node] position, or pass where="
             )
         if where is not self._checked_where:
             check_position(where)
             self._checked_where = where
-        if how is not self._checked_how:
-            check_provenance(how)
-            self._checked_how = how
-        check_time(when)
-        if not (0 <= priority <= 7 and 0 <= lifespan_ms <= _MAX_LIFESPAN_MS and 0 <= hops <= _MAX_HOPS):
-            raise ValueUnsupported(
-                f"priority {priority}, lifespan_ms {lifespan_ms} or hops {hops} is out of range: use 0 to 7, "
-                f"0 to {limits.MAX_LIFESPAN_MS} and 0 to {limits.MAX_HOPS}"
+        if when is None:
+            raise ContextMissing(
+                f"a reading on {key!r} has no 'when': a value without its context is of no use to others. Pass when="
             )
+        check_time(when)
         stream = self._streams.get((self._node, key))
         if stream is None:
-            checked_key(key)
             stream = self._keep_stream(Stream(self._node, key), now)
         if stream.version != self._version:
             self._decide(stream, self._role)
@@ -322,23 +332,22 @@ class Router:
             self._route(stream)
         if not stream.permitted:
             raise NotPermitted(f"the access table does not let {self._role.value} {self._node} publish on {key!r}")
-        return stream
+        return stream, where
 
     def accept(  # noqa: C901, PLR0912  # calls cost too much here
-        self, readings: tuple[Reading, ...], neighbour: Neighbour, now: int, utc_now: int, uncertainty_ns: int
-    ) -> list[Delivery]:
-        """Take readings from a neighbour: what to deliver here; what goes on to others is queued (see ``touched``)."""
+        self, readings: tuple[Reading, ...], source: NodeId, source_role: Role, now: int, utc_now: int,
+        uncertainty_ns: int,
+    ) -> list[Delivery]:  # fmt: skip
+        """Take readings from a neighbour: what to deliver here; what goes on to others is queued."""
         deliveries: list[Delivery] = []
-        source, peer = neighbour.node, neighbour.peer
-        if peer is None or peer.gone:
-            peer = neighbour.peer = self._peers.get(source)
+        peer = self._peers.get(source)
         stream = peer.recent if peer is not None else None  # most often the same again
         for reading in readings:
             key, origin, sequence, value = reading.key, reading.origin, reading.sequence, reading.value
             if stream is None or key != stream.key or origin != stream.origin or stream.version != self._version:
                 stream = self._streams.get((origin, key))
                 if stream is None or stream.version != self._version:
-                    stream = self._admit(stream, reading, source, neighbour.role, now)
+                    stream = self._admit(stream, reading, source, source_role, now)
                     if stream is None:
                         continue
             if origin == source:
@@ -470,7 +479,7 @@ class Router:
         queue = peer.bulk if len(data) > _BULK_THRESHOLD_BYTES else peer.realtime
         if not queue.touched:
             queue.touched = True
-            self.touched.append(queue)
+            self._touched.append(queue)
         return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate, count)
 
     def _offer(self, peer: Peer, reading: Reading, now: int, utc_now: int, conflate: bool) -> bool:

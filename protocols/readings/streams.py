@@ -13,8 +13,8 @@ from protocols.base.errors import ValueUnsupported
 from protocols.base.ids import NodeId, Role
 from protocols.base.time import NEVER
 from protocols.links.queues import LaneQueue
-from protocols.settings import Quality
-from protocols.wire.codec import decode_alone, encode_alone, encode_together
+from protocols.readings.quality import Quality
+from protocols.wire.parcels import decode_alone, encode_alone, encode_together
 from protocols.wire.readings import EventTime, Reading, Want
 
 IMMUTABLE: Final = frozenset((type(None), bool, int, float, str, bytes))
@@ -75,14 +75,12 @@ class Stream:
 class Peer:
     """A neighbour as this machine sees it."""
 
-    __slots__ = ("bulk", "gone", "interest_version", "node", "realtime", "recent", "role", "wants")
+    __slots__ = ("bulk", "interest_version", "node", "realtime", "recent", "role", "wants")
 
     def __init__(self, node: NodeId, role: Role, realtime: LaneQueue, bulk: LaneQueue) -> None:
         self.node, self.role, self.realtime, self.bulk = node, role, realtime, bulk
         self.wants: tuple[Want, ...] = ()
         self.interest_version = -1
-        self.gone = False
-        """Whoever remembers it has to look again."""
         self.recent: Stream | None = None
         """Of its last reading."""
 

@@ -1,10 +1,12 @@
-"""Types of fields that many frames share, with the bounds that decoding checks."""
+"""Types of fields that many frames share, with the bounds that decoding checks, and the check of ids."""
 
 from typing import Annotated
 
 from msgspec import Meta
 
 from protocols.base import limits
+from protocols.base.errors import InvalidName, RemoteProtocolError
+from protocols.base.ids import node_id
 
 Text = Annotated[str, Meta(max_length=limits.MAX_TEXT_CHARS)]
 
@@ -25,3 +27,11 @@ NonNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
+
+
+def check_untrusted_id(text: str) -> None:
+    """:raises RemoteProtocolError: when it is no id of a node."""
+    try:
+        node_id(text)
+    except InvalidName as error:
+        raise RemoteProtocolError(str(error)) from error

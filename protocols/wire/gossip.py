@@ -1,11 +1,13 @@
 """Frames of gossip, and the signed entries that it spreads."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
 from protocols.base import limits
+from protocols.base.errors import RemoteProtocolError
 from protocols.wire.fields import U16, Count, Id, Text
+from protocols.wire.frame import Frame
 
 
 class Entry(Struct, frozen=True, array_like=True, gc=False):
@@ -48,7 +50,7 @@ Fingerprints = Annotated[bytes, Meta(max_length=8 * limits.MAX_FINGERPRINTS_PER_
 """Eight bytes each, little-endian."""
 
 
-class GossipDigest(Struct, frozen=True, array_like=True, gc=False, tag=11):
+class GossipDigest(Frame, frozen=True, array_like=True, gc=False, tag=11):
     """What the sender holds, in short: a beacon, or with ``buckets`` the start of a comparison."""
 
     root: Count
@@ -57,25 +59,49 @@ class GossipDigest(Struct, frozen=True, array_like=True, gc=False, tag=11):
     buckets: Annotated[bytes, Meta(max_length=8 * limits.ENTRY_BUCKETS)] = b""
     """The same for each bucket; empty in a beacon."""
 
+    def check_untrusted(self) -> None:
+        """:raises RemoteProtocolError: when it has some of the buckets."""
+        if len(self.buckets) not in (0, 8 * limits.ENTRY_BUCKETS):
+            raise RemoteProtocolError(
+                f"{len(self.buckets)} bytes are not the {limits.ENTRY_BUCKETS} buckets of a digest"
+            )
 
-class GossipHave(Struct, frozen=True, array_like=True, gc=False, tag=12):
+
+class GossipHave(Frame, frozen=True, array_like=True, gc=False, tag=12):
     """Fingerprints of entries that the sender holds: news, or all that it has in some buckets."""
 
     covered: Count
     """Bit *n*: bucket *n* is listed in full. 0: news."""
     fingerprints: Fingerprints
 
+    def check_untrusted(self) -> None:
+        """:raises RemoteProtocolError: when the bytes are no whole number of fingerprints."""
+        check_untrusted_fingerprints(self.fingerprints)
 
-class GossipPull(Struct, frozen=True, array_like=True, gc=False, tag=13):
+
+class GossipPull(Frame, frozen=True, array_like=True, gc=False, tag=13):
     """Give me these."""
 
     fingerprints: Annotated[bytes, Meta(max_length=8 * limits.MAX_PULL)]
 
+    def check_untrusted(self) -> None:
+        """:raises RemoteProtocolError: when the bytes are no whole number of fingerprints."""
+        check_untrusted_fingerprints(self.fingerprints)
 
-class GossipEntries(Struct, frozen=True, array_like=True, gc=False, tag=14):
+
+class GossipEntries(Frame, frozen=True, array_like=True, gc=False, tag=14):
     """Entries that were asked for, or are new from the sender itself."""
 
     entries: Annotated[tuple[Carried, ...], Meta(max_length=limits.MAX_ENTRIES_PER_FRAME)]
 
 
 GossipFrame = GossipDigest | GossipHave | GossipPull | GossipEntries
+
+
+FRAMES: Final = (GossipDigest, GossipHave, GossipPull, GossipEntries)
+
+
+def check_untrusted_fingerprints(data: bytes) -> None:
+    """:raises RemoteProtocolError: when the bytes are no whole number of fingerprints."""
+    if len(data) % 8:
+        raise RemoteProtocolError(f"{len(data)} bytes are no whole number of fingerprints")

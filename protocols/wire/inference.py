@@ -1,12 +1,13 @@
 """Frames of inference: what is offered, asked and answered."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta, Struct
 
 from protocols.base import limits
 from protocols.wire.fields import Count, Digest, Text
-from protocols.wire.tensors import NamedTensor
+from protocols.wire.frame import Frame
+from protocols.wire.tensors import NamedTensor, check_untrusted_tensor
 
 
 class Offer(Struct, frozen=True, array_like=True, gc=False):
@@ -20,14 +21,16 @@ class Offer(Struct, frozen=True, array_like=True, gc=False):
     """Runs queued or under way."""
 
 
-class Offers(Struct, frozen=True, array_like=True, gc=False, tag=7):
+class Offers(Frame, frozen=True, array_like=True, gc=False, tag=7):
     """Everything the sender computes for others; replaces what it said before."""
+
+    replaces: ClassVar[bool] = True
 
     version: Count
     offers: Annotated[tuple[Offer, ...], Meta(max_length=limits.MAX_OFFERS)]
 
 
-class InferRequest(Struct, frozen=True, array_like=True, gc=False, tag=8):
+class InferRequest(Frame, frozen=True, array_like=True, gc=False, tag=8):
     """Compute this for me."""
 
     request: Count
@@ -40,8 +43,13 @@ class InferRequest(Struct, frozen=True, array_like=True, gc=False, tag=8):
     outputs: Annotated[tuple[Text, ...], Meta(max_length=limits.MAX_TENSORS)] = ()
     """Names wanted; none: all."""
 
+    def check_untrusted(self) -> None:
+        """:raises RemoteProtocolError: when an input does not fit its shape."""
+        for named in self.inputs:
+            check_untrusted_tensor(named.tensor)
 
-class InferAnswer(Struct, frozen=True, array_like=True, gc=False, tag=9):
+
+class InferAnswer(Frame, frozen=True, array_like=True, gc=False, tag=9):
     """The result, or why there is none."""
 
     request: Count
@@ -51,8 +59,17 @@ class InferAnswer(Struct, frozen=True, array_like=True, gc=False, tag=9):
     compute_us: Count = 0
     detail: Text = ""
 
+    def check_untrusted(self) -> None:
+        """:raises RemoteProtocolError: when an output does not fit its shape."""
+        for named in self.outputs:
+            check_untrusted_tensor(named.tensor)
 
-class InferCancel(Struct, frozen=True, array_like=True, gc=False, tag=10):
+
+class InferCancel(Frame, frozen=True, array_like=True, gc=False, tag=10):
     """The answer is no longer wanted."""
 
     request: Count
+
+
+InferenceFrame = Offers | InferRequest | InferAnswer | InferCancel
+FRAMES: Final = (Offers, InferRequest, InferAnswer, InferCancel)

@@ -1,11 +1,12 @@
 """Frames that neighbours meet, stay and part with, and the version of the protocol."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from protocols.base import limits
-from protocols.wire.fields import U16, Count, Id, Text
+from protocols.wire.fields import U16, Count, Id, Text, check_untrusted_id
+from protocols.wire.frame import Frame
 
 MAJOR = 1
 """Versions that differ here refuse one another."""
@@ -14,7 +15,7 @@ MINOR = 1
 """0 knew no gossip."""
 
 
-class Hello(Struct, frozen=True, array_like=True, gc=False, tag=1):
+class Hello(Frame, frozen=True, array_like=True, gc=False, tag=1):
     """First frame of every pipe: who speaks, in which version, and where to dial back."""
 
     major: Count
@@ -25,8 +26,12 @@ class Hello(Struct, frozen=True, array_like=True, gc=False, tag=1):
     lane: Literal["realtime", "bulk"]
     addresses: Annotated[tuple[Text, ...], Meta(max_length=limits.MAX_ADVERT_ADDRESSES)] = ()
 
+    def check_untrusted(self) -> None:
+        """:raises RemoteProtocolError: when ``node`` is no id."""
+        check_untrusted_id(self.node)
 
-class Heartbeat(Struct, frozen=True, array_like=True, gc=False, tag=2):
+
+class Heartbeat(Frame, frozen=True, array_like=True, gc=False, tag=2):
     """Proof of life in one direction, and by its echo of the other."""
 
     sequence: Count
@@ -42,16 +47,19 @@ class Heartbeat(Struct, frozen=True, array_like=True, gc=False, tag=2):
     """Send one back at once: the receiver is under suspicion and may refute it."""
 
 
-class Goodbye(Struct, frozen=True, array_like=True, gc=False, tag=3):
+class Goodbye(Frame, frozen=True, array_like=True, gc=False, tag=3):
     """The sender leaves on purpose."""
 
     incarnation: Count
     reason: Text = ""
 
 
-class Refusal(Struct, frozen=True, array_like=True, gc=False, tag=4):
+class Refusal(Frame, frozen=True, array_like=True, gc=False, tag=4):
     """The sender won't talk to the receiver, and why; the receiver should not redial in a loop."""
 
     code: Text
     """``version``, ``identity``, ``duplicate``, ``full`` or a newer word."""
     detail: Text = ""
+
+
+FRAMES: Final = (Hello, Heartbeat, Goodbye, Refusal)

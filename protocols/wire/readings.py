@@ -1,11 +1,14 @@
 """Readings on the wire, and who wants which."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Final
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from protocols.base import limits
 from protocols.wire.fields import Count, Id, Key, Latitude, Longitude, NonNegative, Share, Text
+from protocols.wire.frame import Frame
+from protocols.wire.values import COMPOSITE, check_untrusted_value, travelling_value
 
 
 class Position(Struct, frozen=True, array_like=True, gc=False):
@@ -76,14 +79,36 @@ class Want(Struct, frozen=True, array_like=True, gc=False):
     """How much further the receiver may ask on the sender's behalf."""
 
 
-class Interest(Struct, frozen=True, array_like=True, gc=False, tag=5):
+class Interest(Frame, frozen=True, array_like=True, gc=False, tag=5):
     """Everything the sender wants; replaces what it said before."""
+
+    replaces: ClassVar[bool] = True
 
     version: Count
     wants: Annotated[tuple[Want, ...], Meta(max_length=limits.MAX_SUBSCRIPTIONS)]
 
 
-class Readings(Struct, frozen=True, array_like=True, gc=False, tag=6):
+class Readings(Frame, frozen=True, array_like=True, gc=False, tag=6):
     """One or more readings, oldest first."""
 
     readings: Annotated[tuple[Reading, ...], Meta(max_length=limits.MAX_READINGS_PER_FRAME)]
+
+    def check_untrusted(self) -> None:
+        """:raises RemoteProtocolError: when a value is nested too deeply or has a dict whose keys are not text."""
+        for reading in self.readings:
+            if type(reading.value) in COMPOSITE:
+                check_untrusted_value(reading.value)
+
+    def travelling(self) -> "Readings":
+        """See :meth:`Frame.travelling`."""
+        return Readings(tuple(travelling_reading(reading) for reading in self.readings))
+
+
+def travelling_reading(reading: Reading) -> Reading:
+    """The reading as the encoder needs it. :raises ValueUnsupported: when its value can't travel."""
+    if type(reading.value) in COMPOSITE:
+        return replace(reading, value=travelling_value(reading.value))
+    return reading
+
+
+FRAMES: Final = (Interest, Readings)

@@ -1,12 +1,15 @@
 """Frames between a node and the relay: records up, what became of them down."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from protocols.base import limits
-from protocols.wire.fields import Count, Id, Text
-from protocols.wire.readings import Reading
+from protocols.base.errors import RemoteProtocolError
+from protocols.wire.fields import Count, Id, Text, check_untrusted_id
+from protocols.wire.frame import Frame
+from protocols.wire.readings import Reading, travelling_reading
 
 
 class Record(Struct, frozen=True, array_like=True, gc=False):
@@ -27,7 +30,7 @@ class Fate(Struct, frozen=True, array_like=True, gc=False):
     state: Literal["expired", "evicted", "refused"]
 
 
-class Batch(Struct, frozen=True, array_like=True, gc=False, tag=64):
+class Batch(Frame, frozen=True, array_like=True, gc=False, tag=64):
     """Node to relay: records in order of sequence, and the fates of those that are missing."""
 
     major: Count
@@ -39,6 +42,16 @@ class Batch(Struct, frozen=True, array_like=True, gc=False, tag=64):
     records: Annotated[tuple[Record, ...], Meta(max_length=limits.MAX_BATCH_RECORDS)] = ()
     fates: Annotated[tuple[Fate, ...], Meta(max_length=limits.MAX_FATES_PER_BATCH)] = ()
 
+    def check_untrusted(self) -> None:
+        """:raises RemoteProtocolError: when ``node`` is no id, or a fate ends before it begins."""
+        check_untrusted_id(self.node)
+        if any(fate.last < fate.first for fate in self.fates):
+            raise RemoteProtocolError("a fate ends before it begins")
+
+    def travelling(self) -> "Batch":
+        """See :meth:`Frame.travelling`."""
+        return replace(self, records=tuple(_travelling_record(record) for record in self.records))
+
 
 class RefusedRecord(Struct, frozen=True, array_like=True, gc=False):
     """A record that the relay will never take."""
@@ -47,7 +60,7 @@ class RefusedRecord(Struct, frozen=True, array_like=True, gc=False):
     reason: Text
 
 
-class Acknowledgement(Struct, frozen=True, array_like=True, gc=False, tag=65):
+class Acknowledgement(Frame, frozen=True, array_like=True, gc=False, tag=65):
     """Relay to node, sent after the batch is on disk."""
 
     stored: Annotated[tuple[Count, ...], Meta(max_length=limits.MAX_BATCH_RECORDS)]
@@ -55,7 +68,7 @@ class Acknowledgement(Struct, frozen=True, array_like=True, gc=False, tag=65):
     refused: Annotated[tuple[RefusedRecord, ...], Meta(max_length=limits.MAX_BATCH_RECORDS)] = ()
 
 
-class RelayRefusal(Struct, frozen=True, array_like=True, gc=False, tag=66):
+class RelayRefusal(Frame, frozen=True, array_like=True, gc=False, tag=66):
     """Relay to node: nothing of the batch was taken."""
 
     code: Text
@@ -64,3 +77,11 @@ class RelayRefusal(Struct, frozen=True, array_like=True, gc=False, tag=66):
 
 
 RelayFrame = Batch | Acknowledgement | RelayRefusal
+
+FRAMES: Final = (Batch, Acknowledgement, RelayRefusal)
+
+
+def _travelling_record(record: Record) -> Record:
+    if type(record.reading) is not Reading:  # msgspec.Raw: a reading that was encoded before, as an outbox keeps it
+        return record
+    return replace(record, reading=travelling_reading(record.reading))

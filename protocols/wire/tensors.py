@@ -1,12 +1,19 @@
 """Arrays on the wire."""
 
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 
 from protocols.base import limits
+from protocols.base.errors import RemoteProtocolError, ValueUnsupported
 from protocols.wire.fields import Count, Text
+
+_DTYPES: Final = {
+    "?": "b1", "b": "i1", "B": "u1", "h": "i2", "H": "u2", "i": "i4", "I": "u4", "q": "i8", "Q": "u8",
+    "l": "i8", "L": "u8", "e": "f2", "f": "f4", "d": "f8",
+}  # fmt: skip
+"""Buffer-protocol format characters (``struct`` module) on the platforms in question, all LP64 and little-endian."""
 
 
 class Tensor(Struct, frozen=True, array_like=True, gc=False):
@@ -35,3 +42,39 @@ class NamedTensor(Struct, frozen=True, array_like=True, gc=False):
 
     name: Text
     tensor: Tensor
+
+
+def check_untrusted_tensor(tensor: Tensor) -> None:
+    """:raises RemoteProtocolError: when shape and data do not fit each other, or no frame can carry the shape."""
+    if prod(size for size in tensor.shape if size) > limits.MAX_FRAME_BYTES:  # NumPy refuses it even when it is empty
+        raise RemoteProtocolError(f"a tensor has the shape {list(tensor.shape)}, more than any frame can carry")
+    size_bytes = prod(tensor.shape) * int(tensor.dtype[1])
+    if size_bytes != len(tensor.data):
+        raise RemoteProtocolError(
+            f"a tensor of {tensor.dtype} {list(tensor.shape)} has {len(tensor.data)} bytes instead of {size_bytes}"
+        )
+
+
+def tensor_of(array: Any) -> Tensor:
+    """Describe anything with the buffer protocol (a NumPy array, ``array.array``, bytes) as a tensor, without a copy
+    when it is contiguous.
+
+    :raises ValueUnsupported: for object arrays, other byte orders or other element types.
+    """
+    try:
+        view = memoryview(array)
+    except (TypeError, ValueError, BufferError) as error:
+        raise ValueUnsupported(f"a value of type {type(array).__name__} can't travel: {error}") from error
+    dtype = _DTYPES.get(view.format.lstrip("<@="))
+    if dtype is None or view.format.startswith((">", "!")):
+        raise ValueUnsupported(
+            f"elements of format {view.format!r} can't travel: convert to one of b1 i1…i8 u1…u8 f2 f4 f8"
+        )
+    if view.ndim > limits.MAX_TENSOR_DIMENSIONS:
+        raise ValueUnsupported(
+            f"a tensor of {view.ndim} dimensions can't travel: use at most {limits.MAX_TENSOR_DIMENSIONS}"
+        )
+    shape = tuple(view.shape or ())
+    if not view.c_contiguous or 0 in shape:
+        return Tensor(dtype, shape, memoryview(view.tobytes()))  # type: ignore[arg-type]
+    return Tensor(dtype, shape, view.cast("B") if view.ndim else memoryview(view.tobytes()))  # type: ignore[arg-type]

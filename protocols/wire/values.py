@@ -1,17 +1,27 @@
-"""What a value and its context may be, and what they hold in memory.
+"""What the value of a reading may be, how it travels, and what it holds in memory.
 
-Structs are checked when they come from the wire; those that an application builds are checked here, by the same bounds.
+A tensor inside a value is MessagePack extension 1 whose payload is the array ``[dtype, shape, data]``. What one side
+encodes the other decodes, and a decoded value can be encoded again to be passed on: lists and dicts are at most
+``MAX_VALUE_DEPTH`` deep, and keys are text.
 """
 
 from typing import Any, Final
 
-from protocols.base import limits
-from protocols.base.errors import ValueUnsupported
-from protocols.wire.readings import Position, Provenance
-from protocols.wire.tensors import Tensor
+import msgspec
+
+from protocols.base.errors import RemoteProtocolError, ValueUnsupported
+from protocols.wire.tensors import Tensor, check_untrusted_tensor
+
+TENSOR_EXTENSION: Final = 1
+MAX_VALUE_DEPTH: Final = 32
+"""Lists and dicts inside one another in a value. Whoever passes it on, stores it or shows it recurses as deep."""
+COMPOSITE: Final = frozenset((list, tuple, dict, Tensor))
+"""Types of values that need a closer look."""
 
 _NUMBERS: Final = frozenset("biuf")
 """NumPy's letters for the kinds of elements that are plain numbers."""
+_tensor_encoder = msgspec.msgpack.Encoder()
+_tensor_decoder = msgspec.msgpack.Decoder(Tensor)
 
 
 def kept_alive(tensor: Tensor) -> bytes | bytearray | memoryview:
@@ -38,39 +48,6 @@ def weight_bytes(value: object) -> int:
     return total_bytes
 
 
-def check_context(where: Position, how: Provenance) -> None:
-    """:raises ValueUnsupported: as :func:`check_position`."""
-    check_position(where)
-    check_provenance(how)
-
-
-def check_position(where: Position) -> None:
-    """:raises ValueUnsupported: for what neighbours would refuse as malformed, and hang up. NaN is never in range."""
-    altitude_m, heading_deg = where.altitude_m, where.heading_deg
-    if (
-        not -90 <= where.latitude_deg <= 90
-        or not -180 <= where.longitude_deg <= 180
-        or not where.accuracy_m >= 0
-        or not (altitude_m is None or -1e6 <= altitude_m <= 1e9)
-        or not (heading_deg is None or 0 <= heading_deg < 360)
-    ):
-        raise ValueUnsupported(
-            f"{where} is not on earth: use latitude -90 to 90, longitude -180 to 180, accuracy 0 or more, "
-            "heading 0 to below 360"
-        )
-
-
-def check_provenance(how: Provenance) -> None:
-    """:raises ValueUnsupported: as :func:`check_position`."""
-    texts = (how.sensor, how.unit, how.calibration, *how.lineage)
-    too_long = any(len(text) > limits.MAX_TEXT_CHARS for text in texts)
-    if not 0 <= how.quality <= 1 or len(how.lineage) > limits.MAX_LINEAGE or too_long:
-        raise ValueUnsupported(
-            f"quality {how.quality} must be 0 to 1, lineage at most {limits.MAX_LINEAGE} steps, and each text at most "
-            f"{limits.MAX_TEXT_CHARS} characters"
-        )
-
-
 def plain(value: Any) -> Any:
     """A NumPy scalar, which would travel as an array of no dimension, as the number it is; anything else as it is."""
     if getattr(value, "ndim", None) != 0 or hasattr(value, "__setitem__"):  # an array has that
@@ -82,3 +59,48 @@ def plain(value: Any) -> Any:
 def listed(values: Any) -> Any:
     """Several values as a list, each :func:`plain`, and so the elements of an array of one dimension."""
     return values.tolist() if getattr(values, "ndim", None) == 1 else [plain(value) for value in values]
+
+
+def travelling_value(value: Any, depth: int = MAX_VALUE_DEPTH) -> Any:
+    """A composite value as the encoder needs it: tensors, at any depth, as extensions, which tells them from lists."""
+    if type(value) is Tensor:
+        return msgspec.msgpack.Ext(TENSOR_EXTENSION, _tensor_encoder.encode(value))
+    if depth == 0:
+        raise ValueUnsupported(f"the value is nested deeper than {MAX_VALUE_DEPTH}: flatten it")
+    if type(value) is dict:
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueUnsupported(f"the dict key {str(key)[:80]!r} is not text: keys of values must be")
+        return {
+            key: travelling_value(item, depth - 1) if type(item) in COMPOSITE else item for key, item in value.items()
+        }
+    return [travelling_value(item, depth - 1) if type(item) in COMPOSITE else item for item in value]
+
+
+def decode_untrusted_extension(code: int, data: memoryview) -> Any:
+    """A hook for decoders: the tensor in an extension. :raises ValueError: when it is none."""
+    if code != TENSOR_EXTENSION:
+        raise ValueError(f"unknown MessagePack extension {code}")
+    tensor = _tensor_decoder.decode(data)
+    check_untrusted_tensor(tensor)
+    return tensor
+
+
+def check_untrusted_value(value: Any) -> None:
+    """:raises RemoteProtocolError: when it is too deep or has a key that is not text. Tensors were checked where they
+    were decoded; of the rest only lists and dicts can be out of bounds."""
+    level = [value] if type(value) in (list, dict) else []
+    for _ in range(MAX_VALUE_DEPTH):
+        if not level:
+            return
+        below: list[Any] = []
+        for container in level:
+            items = container
+            if type(container) is dict:
+                if not all(type(key) is str for key in container):
+                    raise RemoteProtocolError("a value has a dict whose keys are not all text")
+                items = container.values()
+            below.extend(item for item in items if type(item) in (list, dict))
+        level = below
+    if level:
+        raise RemoteProtocolError(f"a value is nested deeper than {MAX_VALUE_DEPTH}")

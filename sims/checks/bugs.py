@@ -14,8 +14,8 @@ from protocols.base.ids import NodeId, PeerIdentity
 from protocols.base.limits import SECOND
 from protocols.base.time import NEVER
 from protocols.engine import Engine
-from protocols.events import Delivery
-from protocols.membership.machine import Neighbour, State
+from protocols.membership.neighbour import Neighbour, State
+from protocols.readings.events import Delivery
 from protocols.records.ledger import BatchPlan, Ledger
 from protocols.wire.gossip import GossipEntries
 from protocols.wire.inference import InferAnswer
@@ -75,7 +75,7 @@ def _instead(owner: object, method: str, make: Callable[[Any], Callable[..., Any
 @_caught_by("no_frame_from_unverified")
 def frames_before_hello(engine: Engine) -> None:
     """Whoever has a certificate is listened to at once."""
-    membership = engine._membership
+    membership = engine.membership
 
     def make(inbound_opened: Any) -> Callable[..., None]:
         def trusted(pipe: int, identity: PeerIdentity, host: str, now: int) -> None:
@@ -95,7 +95,7 @@ def strangers_admitted(engine: Engine) -> None:
         del identity, now
         return None
 
-    _instead(engine._membership, "admit", lambda _: anybody)
+    _instead(engine.membership, "admit", lambda _: anybody)
 
 
 # --- life and death ------------------------------------------------------------------------------------------------
@@ -107,13 +107,13 @@ def nobody_dies(engine: Engine) -> None:
         assert neighbour.suspicion is not None
         neighbour.suspicion.restart(now, 60 * SECOND)
 
-    _instead(engine._membership, "_die", lambda _: spare)
+    _instead(engine.membership, "_die", lambda _: spare)
 
 
 @_caught_by("no_neighbour_older_than_lifetime")
 def hints_raise_the_dead(engine: Engine) -> None:
     """An advert counts as life."""
-    membership = engine._membership
+    membership = engine.membership
 
     def make(hint: Any) -> Callable[..., None]:
         def believed(name: str, node: NodeId | None, addresses: tuple[tuple[str, int], ...], now: int) -> None:
@@ -130,7 +130,7 @@ def hints_raise_the_dead(engine: Engine) -> None:
 @_caught_by("membership_converges")
 def the_dead_are_not_dialled(engine: Engine) -> None:
     """After a partition each side waits for the other."""
-    membership = engine._membership
+    membership = engine.membership
 
     def make(may_dial: Any) -> Callable[[NodeId | None], bool]:
         def unless_dead(node: NodeId | None) -> bool:
@@ -145,7 +145,7 @@ def the_dead_are_not_dialled(engine: Engine) -> None:
 @_caught_by("membership_converges")
 def redial_is_forgotten(engine: Engine) -> None:
     """A dial that failed is the last one."""
-    contacts = engine._membership._contacts
+    contacts = engine.membership._contacts
 
     def make(closed: Any) -> Callable[..., Any]:
         def for_ever(dial: int, refused: bool, now: int) -> Any:
@@ -164,7 +164,7 @@ def redial_is_forgotten(engine: Engine) -> None:
 @_caught_by("readings_in_order_once")
 def duplicates_taken(engine: Engine) -> None:
     """Nobody remembers what came before."""
-    readings = engine._readings
+    readings = engine.readings
 
     def make(accept: Any) -> Callable[..., list[Delivery]]:
         def forgetful(frame: tuple[Reading, ...], *rest: Any) -> list[Delivery]:
@@ -182,7 +182,7 @@ def duplicates_taken(engine: Engine) -> None:
 @_caught_by("readings_in_order_once")
 def delivered_backwards(engine: Engine) -> None:
     """What came in one frame is handed over newest first."""
-    _instead(engine._readings, "accept", lambda accept: lambda *given: accept(*given)[::-1])
+    _instead(engine.readings, "accept", lambda accept: lambda *given: accept(*given)[::-1])
 
 
 @_caught_by("readings_flow")
@@ -204,7 +204,7 @@ def interest_told_once(engine: Engine) -> None:
 
         return and_remember
 
-    _instead(engine._readings, "interest_for", make)
+    _instead(engine.readings, "interest_for", make)
     _instead(engine, "_gone", remember)
 
 
@@ -230,14 +230,14 @@ def queues_unbounded(engine: Engine) -> None:
 
         return endless
 
-    _instead(engine, "_queues_of", make)
+    _instead(engine.lanes, "queues_of", make)
 
 
 # --- inference -----------------------------------------------------------------------------------------------------
 @_caught_by("one_answer_per_request")
 def answered_twice(engine: Engine) -> None:
     """The caller hears of each end twice."""
-    _instead(engine._inference, "events", lambda events: lambda: [e for event in events() for e in (event,) * 2])
+    _instead(engine.inference, "events", lambda events: lambda: [e for event in events() for e in (event,) * 2])
 
 
 @_caught_by("answer_is_right")
@@ -252,13 +252,13 @@ def answers_mixed_up(engine: Engine) -> None:
 
         return late
 
-    _instead(engine._inference, "computed", make)
+    _instead(engine.inference, "computed", make)
 
 
 @_caught_by("requests_end_by_deadline")
 def lost_on_failover(engine: Engine) -> None:
     """A request dies with the neighbour that had it, and nobody tells its caller."""
-    inference = engine._inference
+    inference = engine.inference
 
     def make(lose: Any) -> Callable[..., None]:
         def forget(request: Any, run: Any, report: Any, now: int) -> None:
@@ -276,7 +276,7 @@ def lost_on_failover(engine: Engine) -> None:
 @_caught_by("requests_end_by_deadline")
 def deadlines_ignored(engine: Engine) -> None:
     """A request waits for its answer as long as it takes."""
-    inference = engine._inference
+    inference = engine.inference
 
     def make(handle_timer: Any) -> Callable[[int], None]:
         def patient(now: int) -> None:
@@ -294,14 +294,14 @@ def deadlines_ignored(engine: Engine) -> None:
 @_caught_by("gossip_forward_only")
 def entries_go_back(engine: Engine) -> None:
     """An older version replaces a newer one."""
-    _instead(engine._gossip._store, "is_news", lambda _: lambda key, version, fingerprint: True)
-    _instead(engine._gossip._admission, "is_refused", lambda _: lambda fingerprint, now: False)
+    _instead(engine.gossip._store, "is_news", lambda _: lambda key, version, fingerprint: True)
+    _instead(engine.gossip._admission, "is_refused", lambda _: lambda fingerprint, now: False)
 
 
 @_caught_by("gossip_author_only")
 def signatures_unchecked(engine: Engine) -> None:
     """Entries are believed."""
-    gossip = engine._gossip
+    gossip = engine.gossip
     seal = gossip._seal
     if seal is not None:
         gossip._seal = replace(seal, verify=lambda entry: seal.verify(entry) or True)
@@ -310,7 +310,7 @@ def signatures_unchecked(engine: Engine) -> None:
 @_caught_by("newest_entry_everywhere")
 def entries_kept_to_oneself(engine: Engine) -> None:
     """Only what a node authors itself is told and given to others."""
-    gossip = engine._gossip
+    gossip = engine.gossip
 
     def make(messages: Any) -> Callable[[], list[Any]]:
         def first_hand() -> list[Any]:

@@ -15,11 +15,14 @@ from typing import Any, ClassVar, Protocol
 from protocols.base import limits
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import PeerIdentity
-from protocols.engine import Engine, PeerView
-from protocols.events import Answered, Event, Put
-from protocols.membership.machine import Neighbour
+from protocols.engine import Engine
+from protocols.inference.events import Answered
+from protocols.machine import Event
+from protocols.membership.neighbour import Neighbour
+from protocols.membership.settings import MembershipSettings
+from protocols.peers import PeerView
+from protocols.readings.events import Put
 from protocols.records.ledger import Ledger
-from protocols.settings import MembershipSettings
 from protocols.wire.tensors import NamedTensor
 from sims.errors import ScenarioError
 from sims.results.result import Recorder

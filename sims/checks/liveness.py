@@ -7,8 +7,10 @@ Only those are judged that could keep the promise: nodes that were up, and in go
 from collections.abc import Sequence
 
 from protocols.base import limits
-from protocols.events import Answered, Event, NeighbourDead, NeighbourRefuted, PeerRefused
-from protocols.membership.machine import State
+from protocols.inference.events import Answered
+from protocols.machine import Event
+from protocols.membership.events import NeighbourDead, NeighbourRefuted, PeerRefused
+from protocols.membership.neighbour import State
 from protocols.wire.tensors import NamedTensor
 from sims.checks.contract import Check, EntryView, World, register
 from sims.results.result import Recorder

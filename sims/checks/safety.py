@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from protocols.base import limits
 from protocols.base.ids import PeerIdentity
-from protocols.events import Answered, Put
-from protocols.membership.machine import State
+from protocols.inference.events import Answered
+from protocols.membership.neighbour import State
+from protocols.readings.events import Put
 from protocols.wire.tensors import NamedTensor
 from sims.checks.contract import Check, EntryView, World, computed_from, register
 from sims.checks.order import Order
@@ -116,7 +117,7 @@ class QueuesWithinBounds(Check):
             if not self.world.running(name):
                 continue
             engine, known = self.world.engine(name), len(self.world.neighbours(name))
-            readings, waiting_bytes = engine.most_waiting()
+            readings, waiting_bytes = engine.lanes.most_waiting()
             settings = engine.settings
             kept = (
                 readings <= 2 * settings.max_queue_readings  # a realtime and a bulk lane

@@ -25,7 +25,8 @@ import msgspec
 from msgspec.structs import replace
 
 from protocols.base import limits
-from protocols.wire.codec import decode_untrusted_entry, encode_entry, encode_frame
+from protocols.wire.codec import encode_frame
+from protocols.wire.entries import decode_untrusted_entry, encode_entry
 from protocols.wire.gossip import Carried, Entry, GossipEntries
 from sims.emulator.namespaces import address_of
 from sims.emulator.nodes import ELSEWHERE, GHOST, INBOX_PORT, MESH, RealNode, end_process, ghost_of, last_words, launch

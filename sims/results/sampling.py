@@ -174,7 +174,7 @@ class Sampler:
                 neighbour = self._driver.numbered[other]
                 if not neighbour.running:
                     continue
-                self._recording.aware(self._distance_m(number, other), engine.is_alive(neighbour.name))
+                self._recording.aware(self._distance_m(number, other), engine.membership.is_alive(neighbour.name))
                 newest_ns = newest_of.get(neighbour.name)
                 if newest_ns is not None:
                     self._recording.aged(now - newest_ns)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from protocols.base import limits
 from protocols.base.ids import NodeId, PeerIdentity
-from protocols.events import Dial
+from protocols.membership.events import Dial
+from protocols.wire.codec import encode_frame
 from sims.virtual.node import Attempt, Pipe, SimNode
 from sims.virtual.pipes import BREAK_NS, FIRST_RETRY_NS, Pipes
 
@@ -97,14 +98,14 @@ class Connections:
             self._fail((attempt, "connection refused"))
             return
         local = node.local(self._driver.now)
-        refused = node.engine.admit(target.identity, local)
+        refused = node.engine.membership.admit(target.identity, local)
         pipe = None if refused else self.accept(node, dial, target, node.identity)
         if pipe is None:
             self._fail((attempt, refused or "refused by the peer"), True)
             return
         del node.attempts[dial]
         node.dialled[dial] = pipe
-        self._pipes.send(pipe, node.engine.greeting(dial))
+        self._pipes.send(pipe, encode_frame(node.engine.membership.greeting(dial)))
         node.engine.lane_opened(dial, target.identity, local)
         self._driver.perform(node)
 
@@ -112,13 +113,13 @@ class Connections:
         """A pipe from a process on ``host`` with that identity into the inbox of ``target``, if that lets it in."""
         self._pipes.take_in(target, self._driver.now)
         local = target.local(self._driver.now)
-        refused = target.engine.admit(identity, local)
+        refused = target.engine.membership.admit(identity, local)
         pipe = None
         if not refused:
             self._opened += 1
             pipe = Pipe(self._opened, host, dial, target, identity)
             target.inbound[pipe.number] = pipe
-            target.engine.inbound_opened(pipe.number, identity, host.name, local)
+            target.engine.membership.inbound_opened(pipe.number, identity, host.name, local)
         self._driver.perform(target)
         return pipe
 

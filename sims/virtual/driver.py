@@ -19,20 +19,22 @@ from protocols.base import limits
 from protocols.base.ids import Incarnation, NodeId, PeerIdentity, Role
 from protocols.base.time import NEVER
 from protocols.engine import Engine
-from protocols.events import (
-    CancelCompute,
+from protocols.inference.events import CancelCompute, Compute
+from protocols.machine import Event
+from protocols.membership.events import (
     ClosePipe,
-    Compute,
     Dial,
-    Event,
     HangUp,
     NeighbourDead,
     NeighbourLeft,
     NeighbourRefuted,
     NeighbourSuspected,
-    Put,
 )
-from protocols.settings import MembershipSettings, NodeSettings, Quality
+from protocols.membership.settings import MembershipSettings
+from protocols.readings.events import Put
+from protocols.readings.publication import Publication, checked_publication
+from protocols.readings.quality import Quality
+from protocols.settings import NodeSettings
 from protocols.wire.inference import InferAnswer
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from sims.media.contract import Links
@@ -179,7 +181,7 @@ class SimDriver:
     def hint(self, node: SimNode, advertised: NodeId, host: str) -> None:
         """A node hears an advert: ``advertised`` is said to be at ``host``."""
         self.pipes.take_in(node, self.now)
-        node.engine.hint(advertised, advertised, ((host, 7000),), node.local(self.now))
+        node.engine.membership.hint(advertised, advertised, ((host, 7000),), node.local(self.now))
         self.perform(node)
 
     # --- faults ----------------------------------------------------------------------------------------------------
@@ -200,7 +202,7 @@ class SimDriver:
         """The node says goodbye; its process ends once that was sent."""
         node = self.nodes[NodeId(name)]
         engine = node.engine
-        self.act(node, lambda engine, now: engine.leave(reason, now))
+        self.act(node, lambda engine, now: engine.membership.leave(reason))
         self.at(2 * self.delay_ns, lambda: self.kill(name) if node.engine is engine else None)
 
     def restart(self, name: str, incarnation: Incarnation | None = None) -> None:
@@ -249,22 +251,17 @@ class SimDriver:
         """A node publishes one reading, at a place that does not matter."""
         node = self.nodes[NodeId(name)]
         self.pipes.take_in(node, self.now)
-        return self.publish_at(
-            node, key, value, Position(48.77, 11.42, 1.0), Provenance("sim", "1"), priority,
-            lifespan_ms, hops,
-        )  # fmt: skip
+        publication = checked_publication(
+            key, Provenance("sim", "1"), Position(48.77, 11.42, 1.0), priority, lifespan_ms, hops
+        )
+        return self.publish_at(node, publication, value, None)
 
-    def publish_at(
-        self, node: SimNode, key: str, value: object, where: Position, how: Provenance, priority: int, lifespan_ms: int,
-        hops: int,
-    ) -> Put:  # fmt: skip
-        """A node that has taken in what came publishes one reading. Errors as ``Engine.publish``."""
+    def publish_at(self, node: SimNode, publication: Publication, value: object, where: Position | None) -> Put:
+        """A node that has taken in what came publishes one reading. Errors as ``Router.publish``."""
         engine = node.engine
         local = node.local(self.now)
         utc_ns = local + node.utc_less_mono_ns
-        put, delivery = engine.publish(
-            key, value, where, EventTime(utc_ns, limits.MS), how, priority, lifespan_ms, hops, local, utc_ns
-        )
+        put, delivery = engine.readings.publish(publication, value, where, EventTime(utc_ns, limits.MS), local, utc_ns)
         node.note_sent(put.sequence, self.now)
         if delivery is not None:
             node.arrived.append((self.now, self.issue_of(delivery[1])))
@@ -272,8 +269,8 @@ class SimDriver:
         if flushes is None:
             self.perform(node)
         else:
-            self.pipes.flush(node, flushes, lone=True, calm=not hops)
-            if node.attentive and engine.deadline_at() != NEVER:
+            self.pipes.flush(node, flushes, lone=True, calm=not publication.hops)
+            if node.attentive and engine.readings.next_timer_at() != NEVER:
                 self.arm_deadline(node)
         return put
 
@@ -281,7 +278,9 @@ class SimDriver:
         """A node subscribes; what arrives is in its ``received``."""
         node = self.nodes[NodeId(name)]
         self.pipes.take_in(node, self.now)
-        number, past = node.engine.subscribe(expression, quality or Quality(), node.local(self.now))
+        local = node.local(self.now)
+        number, past = node.engine.readings.subscribe(expression, quality or Quality(), local)
+        node.engine.carry(local)
         node.arrived.extend([(self.now, self.issue_of(reading)) for reading in past])
         self.perform(node)
         return number
@@ -289,7 +288,9 @@ class SimDriver:
     def act(self, node: SimNode, action: Callable[[Engine, int], object]) -> None:
         """Do something with an engine, at its own time, and perform what it decides."""
         self.pipes.take_in(node, self.now)
-        action(node.engine, node.local(self.now))
+        local = node.local(self.now)
+        action(node.engine, local)
+        node.engine.carry(local)
         self.perform(node)
 
     # --- running ---------------------------------------------------------------------------------------------------
@@ -438,7 +439,7 @@ class SimDriver:
 
     def arm_deadline(self, node: SimNode) -> None:
         """After a reading: only the deadline of a subscription may have come nearer."""
-        if node.timer_ns is None or node.virtual(node.engine.deadline_at()) < node.timer_ns:
+        if node.timer_ns is None or node.virtual(node.engine.readings.next_timer_at()) < node.timer_ns:
             self._arm(node)
 
     def _ring(self, ringing: tuple[SimNode, int, int]) -> None:
@@ -466,7 +467,7 @@ class SimDriver:
         """Do what its engine has decided, hand on its events, and set its timer."""
         engine = node.engine
         while True:
-            lanes, effects, events = engine.lanes(), engine.outgoing(), engine.events()
+            lanes, effects, events = engine.lanes.taken(), engine.outgoing(), engine.events()
             if not lanes and not effects and not events:
                 break
             for effect in effects:
@@ -474,12 +475,12 @@ class SimDriver:
                 if kind is Dial:
                     self.connections.dial(node, effect)  # type: ignore[arg-type]
                 elif kind is HangUp:
-                    node.attempts.pop(effect.dial, None)  # type: ignore[union-attr]
-                    pipe = node.dialled.pop(effect.dial, None)  # type: ignore[union-attr]
+                    node.attempts.pop(effect.dial, None)  # type: ignore[attr-defined]
+                    pipe = node.dialled.pop(effect.dial, None)  # type: ignore[attr-defined]
                     if pipe is not None:
                         self.connections.close_sender(pipe)
                 elif kind is ClosePipe:
-                    pipe = node.drop_inbound(effect.pipe)  # type: ignore[union-attr]
+                    pipe = node.drop_inbound(effect.pipe)  # type: ignore[attr-defined]
                     if pipe is not None:
                         self.connections.close_receiver(pipe)
                         self.when_awake(node, self.now, self.connections.tell_listener, pipe)
@@ -500,7 +501,7 @@ class SimDriver:
             node.suspects_any = True
             self.pipes.attend(node)
         elif type(event) in (NeighbourRefuted, NeighbourDead, NeighbourLeft):
-            node.suspects.discard(event.node)  # type: ignore[union-attr]
+            node.suspects.discard(event.node)  # type: ignore[attr-defined]
             node.suspects_any = bool(node.suspects)
 
     def _compute(self, node: SimNode, effect: Compute | CancelCompute) -> None:
@@ -517,8 +518,7 @@ class SimDriver:
         if effect.run in node.runs:
             node.runs.discard(effect.run)
             answer = InferAnswer(0, "done", effect.inputs, 0, node.compute_ns // 1_000)
-            node.engine.computed(effect.run, answer, node.local(self.now))
-            self.perform(node)
+            self.act(node, lambda engine, now: engine.inference.computed(effect.run, answer, now))
 
 
 def _call(action: Callable[[], None]) -> None:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 from protocols.base import limits
 from protocols.base.ids import MeshName, NodeId, PeerIdentity
 from protocols.engine import Engine
-from protocols.events import Event
+from protocols.machine import Event
+from protocols.wire.frame import Frame as NodeFrame
 from protocols.wire.readings import Reading
-from protocols.wire.registry import NodeFrame
 from sims.media.radio import Way
 
 if TYPE_CHECKING:

@@ -20,10 +20,11 @@ from protocols.base import limits
 from protocols.base.errors import RemoteProtocolError
 from protocols.base.time import NEVER
 from protocols.links.queues import LaneQueue
-from protocols.wire.codec import decode_untrusted_node_frame, readings_in_own_frame
+from protocols.wire.codec import decode_untrusted_node_frame
+from protocols.wire.frame import Frame as NodeFrame
 from protocols.wire.membership import Hello
+from protocols.wire.parcels import readings_in_own_frame
 from protocols.wire.readings import Readings
-from protocols.wire.registry import NodeFrame
 from sims.media.radio import Radio
 from sims.virtual.node import MESH, Coming, Frame, Pipe, SimNode
 
@@ -338,7 +339,7 @@ class Pipes:
                     driver.perform(node)
                 else:
                     self.flush(node, flushes)
-            if node.attentive and engine.deadline_at() != NEVER:
+            if node.attentive and engine.readings.next_timer_at() != NEVER:
                 driver.arm_deadline(node)
             if pipe.full and pipe.sends:
                 self._go_on(pipe)

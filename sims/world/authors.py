@@ -12,7 +12,8 @@ from typing import Final
 from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.gossip.entries import EntryKey, Seal, Sealed
-from protocols.wire.codec import encode_address, encode_entry, encode_frame, entry_statement
+from protocols.wire.codec import encode_frame
+from protocols.wire.entries import encode_address, encode_entry, entry_statement
 from protocols.wire.gossip import Carried, Entry, GossipEntries, InboxAddress
 from sims.virtual.driver import SimDriver
 from sims.virtual.node import SimNode
@@ -87,7 +88,7 @@ class Authors:
     def say_address(self, node: SimNode) -> None:
         """A life begins: the node tells everybody where its inbox is, as a real one does."""
         body = encode_address(InboxAddress(node.role.value, 7000, (node.name,)))
-        self._driver.act(node, lambda engine, now: engine.gossip_put(ADDRESS_KIND, body, LIFETIME_S, now))
+        self._driver.act(node, lambda engine, now: engine.gossip.put(ADDRESS_KIND, body, LIFETIME_S, now))
 
     # --- lies ------------------------------------------------------------------------------------------------------
     def forge(self, node: SimNode, on: bool) -> None:

@@ -9,11 +9,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from protocols.events import CancelCompute, Compute
+from protocols.inference.events import CancelCompute, Compute
 from protocols.inference.placement import LocalModel
-from protocols.wire.codec import tensor_of
 from protocols.wire.inference import InferAnswer
-from protocols.wire.tensors import NamedTensor
+from protocols.wire.tensors import NamedTensor, tensor_of
 from sims.checks.contract import computed_from
 from sims.virtual.driver import SimDriver
 from sims.virtual.node import SimNode
@@ -70,7 +69,7 @@ class Worker:
             LocalModel(model.name, _digest(model), int(self._run_ns(model) / self.understated), waiting, True)
             for model in self._models.values()
         )
-        self._driver.act(self._node, lambda engine, now: engine.set_models(models, now))
+        self._driver.act(self._node, lambda engine, now: engine.inference.set_models(models, now))
 
     def _run_ns(self, model: Model) -> int:
         return int(model.compute_ns * self._factor * self.slowed)
@@ -129,4 +128,4 @@ class Worker:
 
     def _answer(self, answered: tuple[int, InferAnswer]) -> None:
         run, answer = answered
-        self._driver.act(self._node, lambda engine, now: engine.computed(run, answer, now))
+        self._driver.act(self._node, lambda engine, now: engine.inference.computed(run, answer, now))

@@ -22,9 +22,9 @@ from msgspec.structs import replace
 from protocols.base import limits
 from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
 from protocols.wire.codec import encode_frame
+from protocols.wire.frame import Frame
 from protocols.wire.membership import MAJOR, MINOR, Hello
 from protocols.wire.readings import EventTime, Position, Provenance, Reading, Readings
-from protocols.wire.registry import NodeFrame
 from sims.results.result import Recorder
 from sims.scenario.file import Fault, FaultKind, RandomFaults, Scenario
 
@@ -309,7 +309,7 @@ class Faults:
                 f"veh/{ghost}/{self._topic}", ghost, turn, b"", Position(0.0, 0.0, 1.0),
                 EventTime(0, 0), Provenance("forged", "1"),
             )  # fmt: skip
-            frames: list[NodeFrame] = [Readings((reading,))]
+            frames: list[Frame] = [Readings((reading,))]
             mesh = world.mesh
             if turn % 2:
                 mesh = MeshName("elsewhere")

@@ -17,7 +17,7 @@ from protocols.base.errors import StorageError
 from protocols.base.ids import MonotonicNs, UtcNs
 from protocols.records.ledger import Ledger
 from protocols.records.rules import CurationRule, Curator
-from protocols.wire.codec import encode_reading
+from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import Reading
 from protocols.wire.records import Acknowledgement
 from sims.checks import bugs

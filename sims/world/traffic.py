@@ -10,9 +10,9 @@ from typing import Final
 
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ModelUnknown
-from protocols.wire.codec import tensor_of
+from protocols.readings.publication import checked_publication
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
-from protocols.wire.tensors import NamedTensor
+from protocols.wire.tensors import NamedTensor, tensor_of
 from sims.roads.geodesy import Plane
 from sims.scenario.file import Inference, Spread, Traffic
 from sims.virtual.node import SimNode
@@ -24,12 +24,15 @@ _ACCURACY_M: Final = 1.0
 
 
 class _Source:
-    __slots__ = ("hops", "key", "lifespan_ms", "node", "period_ns", "priority", "recorded", "value")
+    __slots__ = ("hops", "key", "lifespan_ms", "node", "period_ns", "priority", "publication", "recorded", "value")
 
     def __init__(self, node: SimNode, traffic: Traffic, recorded: bool) -> None:
         self.node, self.recorded = node, recorded
         self.priority, self.lifespan_ms, self.hops = traffic.priority, traffic.lifespan_ms, traffic.hops
         self.key = f"{'rsu' if node.role == 'rsu' else 'veh'}/{node.name}/{traffic.topic}"
+        self.publication = checked_publication(
+            self.key, _HOW, None, traffic.priority, traffic.lifespan_ms, traffic.hops
+        )
         self.value = bytes(traffic.size_bytes)
         self.period_ns = int(limits.SECOND / traffic.rate_hz)
 
@@ -115,9 +118,7 @@ class Activity:
     def _publish_now(self, source: _Source) -> None:
         world, node = self.world, source.node
         now = self._driver.now
-        put = self._driver.publish_at(
-            node, source.key, source.value, self._position(node), _HOW, source.priority, source.lifespan_ms, source.hops
-        )
+        put = self._driver.publish_at(node, source.publication, source.value, self._position(node))
         world.note_published(node, source.key, put, now)
         if source.recorded:
             when = EventTime(node.local(now) + node.utc_less_mono_ns, limits.MS)
@@ -142,7 +143,7 @@ class Activity:
         inputs = (NamedTensor("x", tensor_of(data)),)
         budget_ns = wanted.deadline_ms * limits.MS
         try:
-            request = node.engine.ask(asker.model, inputs, (), budget_ns, True, node.local(now))
+            request = node.engine.inference.ask(asker.model, inputs, (), budget_ns, True, node.local(now))
         except (BoundExceeded, ModelUnknown) as error:
             self.world.recorder.answered(now, node.name, "", 0, type(error).__name__)
             return
@@ -154,4 +155,4 @@ class Activity:
         node = self.world.node(spread.author)
         if node.running:
             body = bytes(spread.size_bytes)
-            self._driver.act(node, lambda engine, now: engine.gossip_put(SPREAD_KIND, body, LIFETIME_S, now))
+            self._driver.act(node, lambda engine, now: engine.gossip.put(SPREAD_KIND, body, LIFETIME_S, now))

@@ -18,12 +18,20 @@ import msgspec
 from protocols.base import limits
 from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
 from protocols.base.keys import matches
-from protocols.engine import Engine, PeerView
-from protocols.events import Answered, EntryAccepted, Event, NeighbourMet, Put
+from protocols.engine import Engine
 from protocols.gossip.entries import Stored
-from protocols.membership.machine import Neighbour
+from protocols.gossip.events import EntryAccepted
+from protocols.gossip.settings import GossipSettings
+from protocols.inference.events import Answered
+from protocols.machine import Event
+from protocols.membership.events import NeighbourMet
+from protocols.membership.neighbour import Neighbour
+from protocols.membership.settings import MembershipSettings
+from protocols.peers import PeerView
+from protocols.readings.events import Put
+from protocols.readings.quality import Quality
 from protocols.records.ledger import Ledger
-from protocols.settings import GossipSettings, MembershipSettings, NodeSettings, Quality
+from protocols.settings import NodeSettings
 from sims.checks import bugs
 from sims.checks.contract import Check, EntryView, make_checks, overridden
 from sims.media.media import Media
@@ -190,7 +198,7 @@ class World:
         now, name = self.driver.now, node.name
         kind = type(event)
         if kind is NeighbourMet:
-            other = self._nodes.get(event.node)  # type: ignore[union-attr]
+            other = self._nodes.get(event.node)  # type: ignore[attr-defined]
             if other is not None:
                 pair = min(node.number, other.number), max(node.number, other.number)
                 since_ns = max(self.near_since_ns.get(pair, 0), node.started_ns, other.started_ns)
@@ -198,9 +206,9 @@ class World:
         elif kind is EntryAccepted:
             self._entry(node, event)  # type: ignore[arg-type]
         elif kind is Answered:
-            winner = event.winner  # type: ignore[union-attr]
+            winner = event.winner  # type: ignore[attr-defined]
             by = "" if winner is None else "here" if winner.node == name else str(winner.node)
-            self.recorder.answered(now, name, by, event.took_ns, event.failure)  # type: ignore[union-attr]
+            self.recorder.answered(now, name, by, event.took_ns, event.failure)  # type: ignore[attr-defined]
             for hook in self._on_answered:
                 hook(name, event)
         for hook in self._on_event:
@@ -274,7 +282,7 @@ class World:
         """See :class:`sims.checks.contract.World`."""
         node = self._nodes[name]
         self.driver.look(node)
-        return node.engine.neighbours()
+        return list(node.engine.membership.neighbours.values())
 
     def in_range(self, name: str) -> Sequence[str]:
         """See :class:`sims.checks.contract.World`."""
@@ -323,7 +331,7 @@ class World:
         node = self._nodes[name]
         return [
             EntryView(entry.author, entry.kind, entry.version, "")
-            for entry in node.engine.gossip_entries(node.local(self.driver.now))
+            for entry in node.engine.gossip.entries(node.local(self.driver.now))
         ]
 
     def ledger(self, name: str) -> Ledger | None:
@@ -378,7 +386,7 @@ class World:
         self._lost_with_nodes += sum(view.waiting_readings for view in self.peers(name))
         node = self._nodes[name]
         if node.number not in self._full:
-            self._disks[node.number] = self.now, node.engine.gossip_stored(node.local(self.now))
+            self._disks[node.number] = self.now, node.engine.gossip.stored(node.local(self.now))
         self.driver.kill(name)
 
     def restart(self, name: str, keep_disk: bool) -> None:
@@ -393,7 +401,7 @@ class World:
         written_ns, stored = self._disks.pop(node.number, (self.now, []))
         if keep_disk and stored:
             older = [entry._replace(age_ns=entry.age_ns + self.now - written_ns) for entry in stored]
-            self.driver.act(node, lambda engine, now: engine.gossip_restore(older, now))
+            self.driver.act(node, lambda engine, now: engine.gossip.restore(older, now))
 
     def cut(self, sender: str, receiver: str) -> None:
         """See :class:`sims.world.faults.Controls`."""

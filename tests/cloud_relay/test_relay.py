@@ -22,9 +22,11 @@ from meshnode.links.transport import Address
 from protocols.base.errors import ConfigError, LocalProtocolError, StorageError, TransportError
 from protocols.base.ids import MeshName, Role, UtcNs
 from protocols.base.limits import SECOND
-from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame, encode_reading, tensor_of
+from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.membership import MAJOR, MINOR
+from protocols.wire.parcels import encode_reading
 from protocols.wire.records import Acknowledgement, Batch, Fate, RelayFrame, RelayRefusal
+from protocols.wire.tensors import tensor_of
 from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, given_relay, reading  # noqa: F401 -- a fixture
 
 

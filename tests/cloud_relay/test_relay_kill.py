@@ -18,7 +18,7 @@ from meshnode.links.transport import Address
 from meshnode.records.outbox import Curated, Outbox
 from meshnode.records.uplink import Uplink
 from protocols.base.ids import Incarnation, MeshName, Role, node_id
-from protocols.wire.codec import encode_reading
+from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
 LIVES = 20

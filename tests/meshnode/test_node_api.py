@@ -22,7 +22,8 @@ from protocols.base.errors import (
 )
 from protocols.base.ids import Lane, Role
 from protocols.base.limits import MS
-from protocols.events import DeadlineMissed, Event
+from protocols.machine import Event
+from protocols.readings.events import DeadlineMissed
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.tensors import Tensor
 from tests.tools.mesh_fixture import HERE, Open, dropped, given_house, given_opened, pair, until, wanted

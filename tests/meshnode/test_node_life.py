@@ -22,7 +22,7 @@ from protocols.base.errors import (
     TransportError,
 )
 from protocols.base.ids import Role
-from protocols.membership.machine import State
+from protocols.membership.neighbour import State
 from protocols.wire.readings import Reading
 from tests.tools.mesh_fixture import House, Open, given_house, given_opened, pair, until, wanted
 

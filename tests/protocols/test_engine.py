@@ -6,26 +6,21 @@ import pytest
 
 from protocols.base import limits
 from protocols.base.ids import Incarnation, Lane, NodeId, Role
-from protocols.engine import OFFER_INTERVAL_NS, Engine
-from protocols.events import (
-    Answered,
-    ClosePipe,
-    Compute,
-    Dial,
-    HangUp,
-    NeighbourDead,
-    NeighbourSuspected,
-    PeerRefused,
-)
+from protocols.engine import Engine
+from protocols.inference.events import Answered, Compute
+from protocols.inference.machine import OFFER_INTERVAL_NS
 from protocols.inference.placement import LocalModel
-from protocols.membership.machine import State
-from protocols.settings import NodeSettings, Quality
-from protocols.wire.codec import decode_untrusted_node_frame, encode_frame, tensor_of
+from protocols.membership.events import ClosePipe, Dial, HangUp, NeighbourDead, NeighbourSuspected, PeerRefused
+from protocols.membership.neighbour import State
+from protocols.readings.publication import checked_publication
+from protocols.readings.quality import Quality
+from protocols.settings import NodeSettings
+from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
+from protocols.wire.frame import Frame
 from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
 from protocols.wire.membership import Goodbye, Heartbeat, Hello
 from protocols.wire.readings import Interest, Readings, Want
-from protocols.wire.registry import NodeFrame
-from protocols.wire.tensors import NamedTensor
+from protocols.wire.tensors import NamedTensor, tensor_of
 from sims.virtual.driver import SimDriver
 from tests.tools.strategies import HERE, HOW, NOW_UTC_NS, WHEN, engine, identity, reading
 
@@ -42,30 +37,31 @@ class Driven:
     def __init__(self) -> None:
         self.engine = engine("me")
         self.now = SECOND
-        self.engine.hint("x", NodeId("x"), (("192.0.2.7", 7000),), self.now)
+        self.engine.membership.hint("x", NodeId("x"), (("192.0.2.7", 7000),), self.now)
         self.engine.handle_timer(self.now)
         (dial,) = [effect for effect in self.engine.outgoing() if type(effect) is Dial]
         self.dial = dial.dial
-        self.hello = decode_untrusted_node_frame(self.engine.greeting(self.dial))
+        self.hello = self.engine.membership.greeting(self.dial)
         self.engine.lane_opened(self.dial, identity("x", Role.RSU), self.now)
-        self.engine.inbound_opened(1, identity("x", Role.RSU), "192.0.2.7", self.now)
+        self.engine.membership.inbound_opened(1, identity("x", Role.RSU), "192.0.2.7", self.now)
         self.receive(Hello(1, 0, "x", 5, 7000, "realtime"))
 
-    def receive(self, frame: NodeFrame | bytes, pipe: int = 1) -> list[object]:
+    def receive(self, frame: Frame | bytes, pipe: int = 1) -> list[object]:
         data = frame if isinstance(frame, bytes) else encode_frame(frame)
         return list(self.engine.receive(data, pipe, self.now, NOW_UTC_NS))
 
-    def sent(self, dial: int | None = None) -> list[NodeFrame]:
+    def sent(self, dial: int | None = None) -> list[Frame]:
         frames = []
         while (data := self.engine.next_frame(dial or self.dial, self.now)) is not None:
             frames.append(decode_untrusted_node_frame(data))
         return frames
 
     def lanes(self) -> list[int]:
-        return [lane.dial for lane in self.engine.lanes()]
+        return [lane.dial for lane in self.engine.lanes.taken()]
 
     def publish(self, value: object = 1, key: str = "veh/me/x") -> None:
-        self.engine.publish(key, value, HERE, WHEN, HOW, 3, 0, 0, self.now, NOW_UTC_NS)
+        self.engine.readings.publish(checked_publication(key, HOW), value, HERE, WHEN, self.now, NOW_UTC_NS)
+        self.engine.carry(self.now)
 
 
 def test_lane_opens_with_hello_interest_and_offers() -> None:
@@ -75,8 +71,8 @@ def test_lane_opens_with_hello_interest_and_offers() -> None:
     assert {type(frame) for frame in driven.sent()} == {Heartbeat, Interest, Offers}
     assert driven.lanes() == [driven.dial]
     moved = engine("me")
-    moved.listening_on(4711)
-    frame = decode_untrusted_node_frame(moved.greeting(1))
+    moved.membership.inbox_port = 4711
+    frame = moved.membership.greeting(1)
     assert type(frame) is Hello
     assert frame.inbox_port == 4711
 
@@ -84,8 +80,9 @@ def test_lane_opens_with_hello_interest_and_offers() -> None:
 def test_receive_of_readings_before_hello_is_not_used() -> None:
     """The shortcut for readings must not bypass the rule."""
     driven = Driven()
-    driven.engine.subscribe("**", Quality(), driven.now)
-    driven.engine.inbound_opened(2, identity("y"), "192.0.2.8", driven.now)
+    driven.engine.readings.subscribe("**", Quality(), driven.now)
+    driven.engine.carry(driven.now)
+    driven.engine.membership.inbound_opened(2, identity("y"), "192.0.2.8", driven.now)
     assert driven.receive(Readings((reading("veh/y/x", "y"),)), 2) == []
     assert driven.receive(Readings((reading("veh/y/x", "y"),)), 77) == []
     assert ClosePipe(2) in driven.engine.outgoing()
@@ -95,7 +92,8 @@ def test_receive_of_readings_before_hello_is_not_used() -> None:
 def test_receive_of_malformed_frame_closes_the_pipe_and_uses_nothing_after_it() -> None:
     """Whoever broke the protocol once is not listened to in the same breath."""
     driven = Driven()
-    driven.engine.subscribe("**", Quality(), driven.now)
+    driven.engine.readings.subscribe("**", Quality(), driven.now)
+    driven.engine.carry(driven.now)
     driven.receive(b"\xc1")
     assert driven.receive(Readings((reading("rsu/x/a", "x"),))) == []
     driven.receive(b"\xc1", 99)
@@ -109,7 +107,7 @@ def test_second_pipe_that_stays_mute_is_closed_and_not_held_against_its_neighbou
     """Found by simulation: on a bad radio the Hello of a former dial stands still while a later one gets through. The
     neighbour must be dialled again at once when our lane to it ends, not after the 30 s of a refusal."""
     driven = Driven()
-    driven.engine.inbound_opened(2, identity("x", Role.RSU), "192.0.2.7", driven.now)
+    driven.engine.membership.inbound_opened(2, identity("x", Role.RSU), "192.0.2.7", driven.now)
     for number in range(1, 21):
         driven.now += 200 * MS
         driven.receive(Heartbeat(number, driven.now, 0, 0, 0))
@@ -127,7 +125,7 @@ def test_advert_with_the_address_of_another_does_not_hide_where_a_neighbour_prov
     advertising each to the other at its own address."""
     driven = Driven()
     driven.engine.lane_closed(driven.dial, "the peer closed it", False, driven.now)
-    driven.engine.hint("x", NodeId("x"), (("192.0.2.66", 7000),), driven.now)
+    driven.engine.membership.hint("x", NodeId("x"), (("192.0.2.66", 7000),), driven.now)
     dialled = []
     for _ in range(4):
         driven.now += limits.REDIAL_MIN_NS + limits.REDIAL_MIN_NS // 4
@@ -164,7 +162,8 @@ def test_receive_of_unknown_frame_is_counted_and_the_link_lives() -> None:
     driven.receive(b"\x92\x3f\x01")
     assert driven.engine.statistics()["frames_unknown"] == 1
     assert driven.engine.outgoing()[-1:] != [ClosePipe(1)]
-    driven.engine.subscribe("**", Quality(), driven.now)
+    driven.engine.readings.subscribe("**", Quality(), driven.now)
+    driven.engine.carry(driven.now)
     assert len(driven.receive(Readings((reading("rsu/x/a", "x"),)))) == 1
 
 
@@ -178,7 +177,7 @@ def test_publish_of_a_large_reading_dials_the_bulk_lane_once() -> None:
     driven.publish(bytes(100_000))
     driven.publish(bytes(100_000))
     (dial,) = [effect for effect in driven.engine.outgoing() if type(effect) is Dial]
-    assert decode_untrusted_node_frame(driven.engine.greeting(dial.dial)).lane == "bulk"  # type: ignore[union-attr]
+    assert driven.engine.membership.greeting(dial.dial).lane == "bulk"
     assert driven.sent() == []
     driven.engine.lane_opened(dial.dial, identity("x", Role.RSU), driven.now)
     assert driven.lanes() == [dial.dial]
@@ -198,11 +197,11 @@ def test_most_waiting_is_that_of_both_lanes_of_the_neighbour_with_most() -> None
     driven = Driven()
     driven.receive(Interest(1, (Want("**"),)))
     driven.sent()
-    assert driven.engine.most_waiting() == (0, 0)
+    assert driven.engine.lanes.most_waiting() == (0, 0)
     driven.publish()
     driven.publish(bytes(100_000))
     (view,) = driven.engine.peers(driven.now)
-    assert driven.engine.most_waiting() == (view.waiting_readings, view.waiting_bytes)
+    assert driven.engine.lanes.most_waiting() == (view.waiting_readings, view.waiting_bytes)
     assert view.waiting_readings == 2
     assert view.waiting_bytes > 100_000
 
@@ -235,7 +234,7 @@ def test_neighbour_dead_with_readings_waiting_counts_them() -> None:
     assert NeighbourDead in {type(event) for event in driven.engine.events()}
     counted = dict(driven.engine.drops.items())
     assert counted["x", "veh/me/x", "neighbour_gone"] == 7
-    assert driven.engine.wanted_by("**") == []
+    assert driven.engine.readings.wanted_by("**") == []
 
 
 def test_neighbour_restarted_starts_clean() -> None:
@@ -244,24 +243,25 @@ def test_neighbour_restarted_starts_clean() -> None:
     driven.receive(Interest(9, (Want("**"),)))
     driven.receive(Offers(9, ()))
     driven.publish()
-    driven.engine.inbound_opened(2, identity("x", Role.RSU), "192.0.2.7", driven.now)
+    driven.engine.membership.inbound_opened(2, identity("x", Role.RSU), "192.0.2.7", driven.now)
     driven.receive(Hello(1, 0, "x", 6, 7000, "realtime"), 2)
-    assert driven.engine.wanted_by("**") == []
+    assert driven.engine.readings.wanted_by("**") == []
     assert ("x", "veh/me/x", "restarted") in dict(driven.engine.drops.items())
     driven.receive(Interest(1, (Want("veh/**"),)), 2)
-    assert driven.engine.wanted_by("**") == ["x"]
+    assert driven.engine.readings.wanted_by("**") == ["x"]
     driven.receive(Interest(2, (Want("rsu/**"),)), 2)
     driven.receive(Hello(1, 0, "x", 6, 7000, "realtime"), 2)
-    assert driven.engine.wanted_by("rsu/**") == ["x"], "a second Hello of the same life changes nothing"
+    assert driven.engine.readings.wanted_by("rsu/**") == ["x"], "a second Hello of the same life changes nothing"
 
 
 def test_neighbour_of_a_smaller_incarnation_is_heard_by_its_smaller_sequences() -> None:
     """Its count was lost with its disk."""
     driven = Driven()
-    driven.engine.subscribe("**", Quality(), driven.now)
+    driven.engine.readings.subscribe("**", Quality(), driven.now)
+    driven.engine.carry(driven.now)
     assert driven.receive(Readings((reading("rsu/x/a", "x", 5 << 32),)))
     driven.receive(Goodbye(5))
-    driven.engine.inbound_opened(2, identity("x", Role.RSU), "192.0.2.7", driven.now)
+    driven.engine.membership.inbound_opened(2, identity("x", Role.RSU), "192.0.2.7", driven.now)
     driven.receive(Hello(1, 0, "x", 3, 7000, "realtime"), 2)
     assert driven.receive(Readings((reading("rsu/x/a", "x", 3 << 32),)), 2)
 
@@ -276,15 +276,15 @@ def test_interest_with_hops_is_passed_on_and_withdrawn() -> None:
     sim.run_for(SECOND)
     number = sim.subscribe("n0", "veh/n2/**", Quality(hops=1))
     sim.run_for(SECOND)
-    assert sim.nodes[NodeId("n2")].engine.wanted_by("veh/n2/x") == ["n1"]
-    sim.act(sim.nodes[NodeId("n0")], lambda engine, now: engine.unsubscribe(number, now))
+    assert sim.nodes[NodeId("n2")].engine.readings.wanted_by("veh/n2/x") == ["n1"]
+    sim.act(sim.nodes[NodeId("n0")], lambda engine, now: engine.readings.unsubscribe(number))
     sim.run_for(SECOND)
-    assert sim.nodes[NodeId("n2")].engine.wanted_by("veh/n2/x") == []
+    assert sim.nodes[NodeId("n2")].engine.readings.wanted_by("veh/n2/x") == []
     sim.subscribe("n0", "veh/n2/**", Quality(hops=1))
     sim.run_for(SECOND)
     sim.kill("n0")
     sim.run_for(2 * SECOND)
-    assert sim.nodes[NodeId("n2")].engine.wanted_by("veh/n2/x") == []
+    assert sim.nodes[NodeId("n2")].engine.readings.wanted_by("veh/n2/x") == []
 
 
 def test_interest_of_a_stalled_neighbour_is_the_last_one_not_the_first() -> None:
@@ -292,9 +292,12 @@ def test_interest_of_a_stalled_neighbour_is_the_last_one_not_the_first() -> None
     driven = Driven()
     driven.sent()
     for _ in range(limits.MAX_CONTROL_FRAMES * 2):
-        number, _ = driven.engine.subscribe("a/**", Quality(), driven.now)
-        driven.engine.unsubscribe(number, driven.now)
-    driven.engine.subscribe("last/**", Quality(), driven.now)
+        number, _ = driven.engine.readings.subscribe("a/**", Quality(), driven.now)
+        driven.engine.carry(driven.now)
+        driven.engine.readings.unsubscribe(number)
+        driven.engine.carry(driven.now)
+    driven.engine.readings.subscribe("last/**", Quality(), driven.now)
+    driven.engine.carry(driven.now)
     interests = [frame for frame in driven.sent() if type(frame) is Interest]
     assert [frame.wants for frame in interests] == [(Want("last/**"),)]
     assert driven.engine.statistics()["frames_undeliverable"] == 0
@@ -304,11 +307,13 @@ def test_offers_are_told_at_once_and_then_at_intervals() -> None:
     """Load changes with every run; neighbours need it ten times a second at most."""
     driven = Driven()
     driven.sent()
-    driven.engine.set_models((PLATE,), driven.now)
+    driven.engine.inference.set_models((PLATE,), driven.now)
+    driven.engine.carry(driven.now)
     assert driven.engine.next_timer_at() <= driven.now
     told = 0
     for waiting in range(1, 21):
-        driven.engine.set_models((LocalModel("plate", DIGEST, 500 * MS, waiting, True),), driven.now)
+        driven.engine.inference.set_models((LocalModel("plate", DIGEST, 500 * MS, waiting, True),), driven.now)
+        driven.engine.carry(driven.now)
         driven.engine.handle_timer(driven.now)
         told += sum(type(frame) is Offers for frame in driven.sent())
         driven.now += OFFER_INTERVAL_NS // 10
@@ -322,7 +327,8 @@ def test_inference_goes_to_a_neighbour_and_back() -> None:
     driven = Driven()
     driven.receive(decode_offers())
     driven.sent()
-    number = driven.engine.ask("plate", LARGE, (), SECOND, False, driven.now)
+    number = driven.engine.inference.ask("plate", LARGE, (), SECOND, False, driven.now)
+    driven.engine.carry(driven.now)
     (dial,) = [effect for effect in driven.engine.outgoing() if type(effect) is Dial]
     driven.engine.lane_opened(dial.dial, identity("x", Role.RSU), driven.now)
     (request,) = driven.sent(dial.dial)
@@ -330,8 +336,10 @@ def test_inference_goes_to_a_neighbour_and_back() -> None:
     driven.receive(InferAnswer(request.request, "done", IMAGE))
     (answered,) = [event for event in driven.engine.events() if type(event) is Answered]
     assert (answered.request, answered.outputs) == (number, IMAGE)
-    number = driven.engine.ask("plate", IMAGE, (), SECOND, False, driven.now)
-    driven.engine.abandon(number, driven.now)
+    number = driven.engine.inference.ask("plate", IMAGE, (), SECOND, False, driven.now)
+    driven.engine.carry(driven.now)
+    driven.engine.inference.abandon(number, driven.now)
+    driven.engine.carry(driven.now)
     assert [type(frame) for frame in driven.sent() if type(frame) is not Heartbeat] == [InferRequest, InferCancel]
 
 
@@ -350,21 +358,25 @@ def offer() -> Offer:
 def test_inference_for_a_neighbour_is_computed_and_answered() -> None:
     """The driver gets a Compute and gives back its result."""
     driven = Driven()
-    driven.engine.set_models((PLATE,), driven.now)
+    driven.engine.inference.set_models((PLATE,), driven.now)
+    driven.engine.carry(driven.now)
     driven.sent()
     driven.receive(InferRequest(3, "plate", DIGEST, 1_000_000, IMAGE))
     (compute,) = [effect for effect in driven.engine.outgoing() if type(effect) is Compute]
-    driven.engine.computed(compute.run, InferAnswer(0, "done", IMAGE, 1, 2), driven.now)
+    driven.engine.inference.computed(compute.run, InferAnswer(0, "done", IMAGE, 1, 2), driven.now)
+    driven.engine.carry(driven.now)
     assert driven.sent() == [InferAnswer(3, "done", IMAGE, 1, 2)]
 
 
 def test_inference_that_no_frame_can_carry_runs_here() -> None:
     """An input of more than 16 MiB can't travel; that is no reason to fail."""
     driven = Driven()
-    driven.engine.set_models((PLATE,), driven.now)
+    driven.engine.inference.set_models((PLATE,), driven.now)
+    driven.engine.carry(driven.now)
     driven.receive(decode_offers())
     huge = (NamedTensor("image", tensor_of(bytes(limits.MAX_FRAME_BYTES))),)
-    driven.engine.ask("plate", huge, (), SECOND, False, driven.now)
+    driven.engine.inference.ask("plate", huge, (), SECOND, False, driven.now)
+    driven.engine.carry(driven.now)
     assert [type(effect) for effect in driven.engine.outgoing()] == [Compute]
     assert driven.engine.statistics()["frames_undeliverable"] == 1
 
@@ -372,11 +384,13 @@ def test_inference_that_no_frame_can_carry_runs_here() -> None:
 def test_inference_asked_of_a_neighbour_that_takes_nothing_runs_here() -> None:
     """Its control queue is full: as good as dead, for this request."""
     driven = Driven()
-    driven.engine.set_models((PLATE,), driven.now)
+    driven.engine.inference.set_models((PLATE,), driven.now)
+    driven.engine.carry(driven.now)
     driven.receive(decode_offers())
     for _ in range(limits.MAX_CONTROL_FRAMES):
         driven.receive(InferRequest(1, "nothing", DIGEST, 1_000_000, IMAGE))
-    driven.engine.ask("plate", IMAGE, (), SECOND, False, driven.now)
+    driven.engine.inference.ask("plate", IMAGE, (), SECOND, False, driven.now)
+    driven.engine.carry(driven.now)
     assert Compute in {type(effect) for effect in driven.engine.outgoing()}
     driven.receive(InferRequest(2, "nothing", DIGEST, 1_000_000, IMAGE))
     assert driven.engine.statistics()["frames_undeliverable"] == 2
@@ -385,10 +399,11 @@ def test_inference_asked_of_a_neighbour_that_takes_nothing_runs_here() -> None:
 def test_deadline_of_a_subscription_is_known_without_asking_everybody() -> None:
     """The receiving thread asks after every frame."""
     driven = Driven()
-    driven.engine.subscribe("**", Quality(deadline_ns=SECOND), driven.now)
-    assert driven.engine.deadline_at() > driven.now + 3_600 * SECOND
+    driven.engine.readings.subscribe("**", Quality(deadline_ns=SECOND), driven.now)
+    driven.engine.carry(driven.now)
+    assert driven.engine.readings.next_timer_at() > driven.now + 3_600 * SECOND
     driven.receive(Readings((reading("rsu/x/a", "x"),)))
-    assert driven.engine.deadline_at() == driven.now + SECOND
+    assert driven.engine.readings.next_timer_at() == driven.now + SECOND
     driven.engine.handle_timer(driven.now + SECOND)
     assert "DeadlineMissed" in {type(event).__name__ for event in driven.engine.events()}
 
@@ -414,7 +429,7 @@ def test_lives_of_many_nodes_take_bounded_memory(monkeypatch: pytest.MonkeyPatch
     driven = Driven()
     for number in range(50):
         pipe = 100 + number
-        driven.engine.inbound_opened(pipe, identity(f"veh-{number}"), "192.0.2.9", driven.now)
+        driven.engine.membership.inbound_opened(pipe, identity(f"veh-{number}"), "192.0.2.9", driven.now)
         driven.receive(Hello(1, 0, f"veh-{number}", 1, 7000, "realtime"), pipe)
         driven.receive(Goodbye(1), pipe)
     assert len(driven.engine._lives) <= 20
@@ -509,7 +524,7 @@ def test_bulk_lane_dropped_with_an_older_life_is_dialled_again() -> None:
     other = identity("b")
     machine = Engine(NodeSettings(other.mesh, NodeId("me"), Role.VEHICLE, Incarnation(5), 7000), Random(1))
     for number in range(250):
-        machine.subscribe(f"veh/{number:04d}/" + "x" * 160, Quality(), 0)  # an Interest for the bulk lane
+        machine.readings.subscribe(f"veh/{number:04d}/" + "x" * 160, Quality(), 0)  # an Interest for the bulk lane
     lanes: set[int] = set()
     now = SECOND
 
@@ -523,7 +538,7 @@ def test_bulk_lane_dropped_with_an_older_life_is_dialled_again() -> None:
                     machine.lane_opened(effect.dial, other, now)
                 elif type(effect) is Dial:
                     machine.lane_closed(effect.dial, "refused", False, now)
-        for lane in machine.lanes():
+        for lane in machine.lanes.taken():
             while lane.dial in lanes and lane.take(now):
                 pass
 
@@ -536,7 +551,7 @@ def test_bulk_lane_dropped_with_an_older_life_is_dialled_again() -> None:
             machine.handle_timer(now)
             settle()
 
-    machine.inbound_opened(1, other, "b", now)
+    machine.membership.inbound_opened(1, other, "b", now)
     machine.receive(encode_frame(Hello(1, 1, "b", 1, 7000, "realtime")), 1, now, now)
     run_until(5 * SECOND, 1)
     machine.inbound_closed(1, now)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from protocols.base import limits
 from protocols.base.errors import InvalidKey, RemoteProtocolError, ValueUnsupported
 from protocols.base.keys import checked_expression
-from protocols.events import PeerRefused
-from protocols.membership.machine import State
-from protocols.settings import Quality
-from protocols.wire.codec import _has_too_many_elements, decode_untrusted_node_frame, encode_reading
+from protocols.membership.events import PeerRefused
+from protocols.membership.neighbour import State
+from protocols.readings.quality import Quality
+from protocols.wire.codec import _has_too_many_elements, decode_untrusted_node_frame
+from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Want
 from sims.virtual.driver import SimDriver
 from tests.tools.lone_node_fixture import SECOND, Alone
@@ -90,7 +91,7 @@ def test_large_last_value_reaches_a_neighbour_whose_interest_came_before_the_lan
     driver.publish("v-0", "veh/v-0/map", b"x" * 100_000)
     driver.subscribe("v-1", "veh/**", Quality())
     node = driver.nodes[next(iter(driver.nodes))]
-    node.engine.hint("v-1", None, (("v-1", 7000),), driver.now)
+    node.engine.membership.hint("v-1", None, (("v-1", 7000),), driver.now)
     driver.act(node, lambda engine, now: None)
     driver.meet()
     driver.run_for(3 * SECOND)
@@ -119,9 +120,9 @@ def test_rate_limited_subscriptions_that_come_and_go_leave_nothing() -> None:
     for _ in range(50):
         number = driver.subscribe("v-0", "veh/**", Quality(min_interval_ns=SECOND))
         driver.publish("v-0", "veh/v-0/a", 1)
-        engine.unsubscribe(number, driver.now)
+        engine.readings.unsubscribe(number, driver.now)
     driver.publish("v-0", "veh/v-0/a", 1)
-    (stream,) = engine._readings._streams.values()
+    (stream,) = engine.readings._streams.values()
     assert len(stream.limited_last) == 0
 
 

@@ -29,8 +29,8 @@ from meshnode.links.transport import Address, CredentialFiles
 from protocols.base import limits
 from protocols.base.errors import UnknownFrame
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
+from protocols.wire.frame import Frame
 from protocols.wire.membership import Heartbeat, Hello, Refusal
-from protocols.wire.registry import NodeFrame
 from tests.tools.link_fixture import SP_PUSH, raw_tls
 from tests.tools.mesh_fixture import House, until
 from tests.tools.node_fixture import RunningNode, eventually, prepare
@@ -100,7 +100,7 @@ class Insider:
         self.link = raw_tls(Address("127.0.0.1", target.port), self.files, self.files.authority)
         self.link.sendall(SP_PUSH)
 
-    def say(self, *frames: NodeFrame | bytes) -> None:
+    def say(self, *frames: Frame | bytes) -> None:
         """Send frames, whatever they are."""
         encoded = [frame if isinstance(frame, bytes) else encode_frame(frame) for frame in frames]
         self.link.sendall(b"".join(struct.pack(">Q", len(frame)) + frame for frame in encoded))

@@ -8,11 +8,12 @@ from msgspec.structs import replace
 
 from protocols.base import limits
 from protocols.base.ids import Incarnation, NodeId, Role
-from protocols.events import EntryAccepted, EntryRefused
 from protocols.gossip.entries import Seal
+from protocols.gossip.events import EntryAccepted, EntryRefused
 from protocols.gossip.machine import Gossip
-from protocols.settings import GossipSettings, NodeSettings
-from protocols.wire.codec import encode_entry, entry_statement
+from protocols.gossip.settings import GossipSettings
+from protocols.settings import NodeSettings
+from protocols.wire.entries import encode_entry, entry_statement
 from protocols.wire.gossip import Carried, Entry, GossipEntries, GossipFrame
 from sims.virtual.driver import SimDriver
 
@@ -59,7 +60,7 @@ class Alone:
     def meet(self, *peers: str, role: Role = Role.VEHICLE) -> None:
         """These are neighbours from now on; what is said to them in greeting is left out."""
         for peer in peers:
-            self.gossip.contact(NodeId(peer), role, self.now)
+            self.gossip.neighbour_met(NodeId(peer), role, self.now)
         self.gossip.messages()
 
     def get(self, frame: GossipFrame, peer: str = "peer") -> list[GossipFrame]:
@@ -105,14 +106,14 @@ def world(seed: int = 1, delay_ns: int = 5 * MS) -> SimDriver:
 
 def put(sim: SimDriver, name: str, body: bytes = b"here", kind: str = "address", lifetime_s: int = DAY_S) -> None:
     """A node authors an entry."""
-    sim.act(sim.nodes[NodeId(name)], lambda engine, now: engine.gossip_put(kind, body, lifetime_s, now))
+    sim.act(sim.nodes[NodeId(name)], lambda engine, now: engine.gossip.put(kind, body, lifetime_s, now))
 
 
 def authors(sim: SimDriver, name: str) -> list[str]:
     """Whose addresses a node holds."""
-    return [view.author for view in sim.nodes[NodeId(name)].engine.gossip_entries(sim.now)]
+    return [view.author for view in sim.nodes[NodeId(name)].engine.gossip.entries(sim.now)]
 
 
 def roots(sim: SimDriver, *names: str) -> set[int]:
     """One when all these hold the same."""
-    return {sim.nodes[NodeId(name)].engine.gossip_root for name in names or tuple(sim.nodes)}
+    return {sim.nodes[NodeId(name)].engine.gossip.root for name in names or tuple(sim.nodes)}

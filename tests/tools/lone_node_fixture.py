@@ -3,12 +3,10 @@
 from protocols.base import limits
 from protocols.base.ids import Role
 from protocols.engine import Engine
-from protocols.events import (
-    Dial,
-)
+from protocols.membership.events import Dial
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
+from protocols.wire.frame import Frame
 from protocols.wire.membership import Hello
-from protocols.wire.registry import NodeFrame
 from tests.tools.strategies import NOW_UTC_NS, engine, identity
 
 MS, SECOND = limits.MS, limits.SECOND
@@ -23,12 +21,12 @@ class Alone:
         self.pipes = 0
 
     def pipe(self, node: str, role: Role = Role.VEHICLE) -> int:
-        assert self.engine.admit(identity(node, role), self.now) is None
+        assert self.engine.membership.admit(identity(node, role), self.now) is None
         self.pipes += 1
-        self.engine.inbound_opened(self.pipes, identity(node, role), "192.0.2.1", self.now)
+        self.engine.membership.inbound_opened(self.pipes, identity(node, role), "192.0.2.1", self.now)
         return self.pipes
 
-    def receive(self, pipe: int, frame: NodeFrame | bytes) -> None:
+    def receive(self, pipe: int, frame: Frame | bytes) -> None:
         data = frame if isinstance(frame, bytes) else encode_frame(frame)
         self.engine.receive(data, pipe, self.now, NOW_UTC_NS)
 
@@ -57,7 +55,7 @@ class Alone:
         self.engine.handle_timer(self.now)
         return [effect for effect in self.engine.outgoing() if type(effect) is Dial]
 
-    def sent(self, dial: int) -> list[NodeFrame]:
+    def sent(self, dial: int) -> list[Frame]:
         frames = []
         while (data := self.engine.next_frame(dial, self.now)) is not None:
             frames.append(decode_untrusted_node_frame(data))

@@ -42,7 +42,7 @@ from meshnode.links.transport import Address
 from protocols.access import AccessRule
 from protocols.base.errors import MeshError
 from protocols.base.ids import node_id
-from protocols.events import Event
+from protocols.machine import Event
 from protocols.wire.readings import Position, Reading
 from tests.tools.node_fixture import environment
 
@@ -140,7 +140,9 @@ async def pair(opened: Open, rsu: str = "express", vehicle: str = "express") -> 
 
 async def wanted(publisher: meshnode.Node, key: str, count: int = 1) -> None:
     """Until so many neighbours of ``publisher`` have said that they want ``key``."""
-    await until(lambda: len(publisher._driver.engine.wanted_by(key)) == count, f"{count} neighbours want {key}")
+    await until(
+        lambda: len(publisher._driver.engine.readings.wanted_by(key)) == count, f"{count} neighbours want {key}"
+    )
 
 
 def dropped(node: meshnode.Node, reason: str) -> int:

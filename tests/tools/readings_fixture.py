@@ -5,12 +5,12 @@ from collections import Counter
 from protocols.access import DEFAULT_RULES, AccessRule, AccessTable
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
-from protocols.events import Delivery, Put
-from protocols.links.neighbour import Neighbour
 from protocols.links.queues import Drops, LaneQueue
+from protocols.readings.events import Delivery, Put
 from protocols.readings.machine import Router
+from protocols.readings.publication import checked_publication
+from protocols.readings.quality import Quality
 from protocols.readings.streams import Peer
-from protocols.settings import Quality
 from protocols.wire.codec import decode_untrusted_node_frame
 from protocols.wire.readings import EventTime, Interest, Reading, Readings, Want
 from tests.tools.strategies import HERE, HOW, NOW_UTC_NS
@@ -25,7 +25,8 @@ class Bench:
 
     def __init__(self, *peers: NodeId, rules: tuple[AccessRule, ...] = DEFAULT_RULES) -> None:
         self.drops = Drops()
-        self.machine = Router(ME, Role.VEHICLE, 1, AccessTable(rules), self.drops)
+        self.touched: list[LaneQueue] = []
+        self.machine = Router(ME, Role.VEHICLE, 1, AccessTable(rules), self.drops, self.touched)
         self.peers: dict[NodeId, Peer] = {}
         self.now = 0
         self.version = 0
@@ -44,15 +45,18 @@ class Bench:
 
     def wants(self, node: NodeId, *wants: Want) -> bool:
         self.version += 1
-        return self.machine.receive_interest(Interest(self.version, wants), node, self.now, self.utc)
+        self.machine.interest_changed = False
+        self.machine.receive_interest(Interest(self.version, wants), node, self.now, self.utc)
+        return self.machine.interest_changed
 
     def publish(self, key: str = "veh/me/x", value: object = 1, **more: object) -> tuple[Put, Delivery | None]:
-        context = {"where": HERE, "when": EventTime(self.utc, 0), "how": HOW}
-        options = {**context, "priority": 3, "lifespan_ms": 0, "hops": 0, **more}
-        return self.machine.publish(key, value, **options, now=self.now, utc_now=self.utc)  # type: ignore[arg-type]
+        context: dict[str, object] = {"where": HERE, "when": EventTime(self.utc, 0), "how": HOW, **more}
+        where, when = context.pop("where"), context.pop("when")
+        publication = checked_publication(key, **context)  # type: ignore[arg-type]
+        return self.machine.publish(publication, value, where, when, self.now, self.utc)  # type: ignore[arg-type]
 
     def accept(self, source: NodeId, *readings: Reading) -> list[Delivery]:
-        return self.machine.accept(readings, Neighbour(source, Role.VEHICLE, 0, 0), self.now, self.utc, 10 * MS)
+        return self.machine.accept(readings, source, Role.VEHICLE, self.now, self.utc, 10 * MS)
 
     def sent(self, node: NodeId, bulk: bool = False) -> list[Reading]:
         queue = self.peers[node].bulk if bulk else self.peers[node].realtime

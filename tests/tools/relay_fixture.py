@@ -15,8 +15,9 @@ from cloud_relay.store.schema import open_for_reading
 from cloud_relay.store.sqlite import Store
 from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
 from protocols.base.limits import SECOND
-from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame, encode_reading
+from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.membership import MAJOR, MINOR
+from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.records import Batch, Fate, Record, RelayFrame
 

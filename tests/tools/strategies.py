@@ -14,7 +14,7 @@ from protocols.base import limits
 from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
 from protocols.engine import Engine
 from protocols.settings import NodeSettings
-from protocols.wire.codec import encode_fingerprints
+from protocols.wire.entries import encode_fingerprints
 from protocols.wire.gossip import Carried, GossipDigest, GossipEntries, GossipHave, GossipPull
 from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal

@@ -20,9 +20,10 @@ from meshnode.http.api import Api
 from meshnode.identity import create_mesh, issue
 from protocols.base import limits
 from protocols.base.ids import MeshName, NodeId
-from protocols.events import EntryRefused, Event
 from protocols.gossip.entries import EntryView, Stored
-from protocols.wire.codec import (
+from protocols.gossip.events import EntryRefused
+from protocols.machine import Event
+from protocols.wire.entries import (
     decode_untrusted_address,
     decode_untrusted_entry,
     encode_address,

@@ -29,7 +29,7 @@ from protocols.base.errors import (
     TransportError,
     ValueUnsupported,
 )
-from protocols.events import NeighbourMet
+from protocols.membership.events import NeighbourMet
 from protocols.wire.readings import Position, Reading
 from tests.tools.mesh_fixture import HERE, House, Member, until
 from tests.tools.node_fixture import environment

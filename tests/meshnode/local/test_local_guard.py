@@ -27,8 +27,7 @@ from protocols.base.errors import (
     RemoteProtocolError,
     TransportError,
 )
-from protocols.wire.codec import frame_of_encoded_readings
-from protocols.wire.local import (
+from protocols.local import (
     LOCAL_MAJOR,
     OWN_POSITION,
     Ask,
@@ -44,6 +43,7 @@ from protocols.wire.local import (
     encode_local,
     encode_parcel,
 )
+from protocols.wire.parcels import frame_of_encoded_readings
 from protocols.wire.readings import EventTime, Provenance, Reading
 from tests.tools.mesh_fixture import HERE, House, until
 

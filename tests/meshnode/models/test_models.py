@@ -30,9 +30,9 @@ from meshnode.models import (
     plate,
 )
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InferenceError, InputInvalid, ModelInvalid
-from protocols.wire.codec import decode_untrusted_node_frame, encode_frame, tensor_of
+from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.inference import InferAnswer
-from protocols.wire.tensors import NamedTensor, Tensor
+from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
 from tests.tools.tiny_onnx import model_bytes, write_model
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from protocols.base import limits
 from protocols.base.errors import ContextMissing, NotPermitted, ValueUnsupported
-from protocols.events import Delivery, PutMany
-from protocols.settings import Quality
-from protocols.wire.codec import decode_untrusted_node_frame, encode_alone, encode_frame, frame_of_alone
+from protocols.readings.events import Delivery, PutMany
+from protocols.readings.quality import Quality
+from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
+from protocols.wire.parcels import encode_alone, frame_of_alone
 from protocols.wire.readings import EventTime, Reading, Readings, Want
 from protocols.wire.tensors import Tensor
 from tests.tools.readings_fixture import ME, MS, A, B, Bench

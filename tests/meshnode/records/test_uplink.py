@@ -15,7 +15,8 @@ from meshnode.records.outbox import Curated, Outbox
 from meshnode.records.uplink import Uplink, UplinkState
 from protocols.base.errors import TransportError
 from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role, node_id
-from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame, encode_reading
+from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
+from protocols.wire.parcels import encode_reading
 from protocols.wire.records import Acknowledgement, Batch, RelayRefusal
 from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, given_relay, reading  # noqa: F401 -- a fixture
 

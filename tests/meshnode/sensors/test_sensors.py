@@ -23,7 +23,7 @@ from meshnode.sensors.fcd_trace import fixes
 from protocols.base.errors import ConfigError, ModelInvalid
 from protocols.base.ids import NodeId, Role
 from protocols.base.keys import checked_key
-from protocols.wire.codec import decode_untrusted_reading, encode_reading
+from protocols.wire.parcels import decode_untrusted_reading, encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from meshnode.trial.trial import Journal, load_plan
 from protocols.base.errors import ConfigError
-from protocols.wire.codec import decode_untrusted_entry
+from protocols.wire.entries import decode_untrusted_entry
 from tests.tools.node_fixture import environment, eventually, prepare
 
 PLAN = """\

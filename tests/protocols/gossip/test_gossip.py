@@ -10,19 +10,19 @@ from protocols.base import limits
 from protocols.base.errors import BoundExceeded, LocalProtocolError, ValueUnsupported
 from protocols.base.ids import Incarnation, NodeId, Role
 from protocols.base.time import NEVER
-from protocols.events import EntryAccepted, EntryRefused
 from protocols.gossip.entries import Stored
+from protocols.gossip.events import EntryAccepted, EntryRefused
 from protocols.gossip.machine import Gossip
+from protocols.gossip.settings import GossipSettings
 from protocols.gossip.trickle import Trickle
-from protocols.settings import GossipSettings
-from protocols.wire.codec import decode_fingerprints, encode_entry, encode_fingerprints
+from protocols.wire.entries import decode_fingerprints, encode_entry, encode_fingerprints
 from protocols.wire.gossip import Carried, Entry, GossipDigest, GossipEntries, GossipFrame, GossipHave, GossipPull
 from tests.tools.gossip_fixture import DAY_S, MS, SECOND, Alone, entry, handed, seal
 
 
 def counted(alone: Alone) -> dict[str, int]:
     """Counters above 0."""
-    return {name: value for name, value in alone.gossip.counters.items() if value}
+    return {name: value for name, value in alone.gossip.counters().items() if value}
 
 
 def fingerprint(one: Entry) -> int:
@@ -186,7 +186,7 @@ def test_put_of_what_can_not_travel_names_the_reason() -> None:
 def test_machine_without_a_seal_is_mute_and_deaf() -> None:
     """Simulations and tools that don't sign pay nothing."""
     gossip = Gossip(NodeId("me"), Incarnation(7), None, GossipSettings(), Random(1))
-    gossip.contact(NodeId("peer"), Role.RSU, 0)
+    gossip.neighbour_met(NodeId("peer"), Role.RSU, 0)
     gossip.receive(GossipDigest(1, 1), NodeId("peer"), Role.RSU, 0)
     gossip.receive(handed(entry("a", 1)), NodeId("peer"), Role.RSU, 0)
     assert gossip.messages() == []
@@ -244,14 +244,14 @@ def test_flood_of_forged_entries_is_checked_no_faster_than_allowed() -> None:
         return False
 
     gossip = Gossip(NodeId("me"), Incarnation(7), replace(seal("me"), verify=verify), GossipSettings(), Random(1))
-    gossip.contact(NodeId("peer"), Role.VEHICLE, 0)
+    gossip.neighbour_met(NodeId("peer"), Role.VEHICLE, 0)
     version = 0
     for now in range(0, 10 * SECOND, 25 * MS):
         frame = handed(*(entry("a", version := version + 1) for _ in range(8)))
         gossip.receive(frame, NodeId("peer"), Role.VEHICLE, now)
         gossip.handle_timer(now)
     assert checked < limits.MAX_ENTRY_BURST + 10 * limits.ENTRIES_PER_S / limits.FORGED_ENTRY_COST
-    assert gossip.counters["entries_over_rate"] > 2_000
+    assert gossip.counters()["entries_over_rate"] > 2_000
 
 
 def test_signatures_are_checked_a_few_at_a_time() -> None:
@@ -370,7 +370,7 @@ def test_author_who_makes_fingerprints_collide_breaks_nothing() -> None:
     alone = Alone()
     same = replace(seal("me"), hash=lambda _: b"\7" * 8)
     gossip = Gossip(NodeId("me"), Incarnation(7), same, GossipSettings(), Random(1))
-    gossip.contact(NodeId("peer"), Role.VEHICLE, 0)
+    gossip.neighbour_met(NodeId("peer"), Role.VEHICLE, 0)
     gossip.receive(handed(entry("a", 1, kind="x"), entry("a", 1, kind="y")), NodeId("peer"), Role.VEHICLE, alone.now)
     assert [view.kind for view in gossip.entries(0)] == ["x"]
     assert gossip.root == int.from_bytes(b"\7" * 8, "little")
@@ -394,8 +394,8 @@ def test_stores_that_differ_find_out_what_each_side_lacks() -> None:
     there.get(handed(*(entry(f"n{number}", 1 + number % 2) for number in range(20, 60))), "third")
     for one in (here, there):
         one.run_for(SECOND)
-    here.gossip.contact(there.node, Role.VEHICLE, here.now)
-    there.gossip.contact(here.node, Role.VEHICLE, there.now)
+    here.gossip.neighbour_met(there.node, Role.VEHICLE, here.now)
+    there.gossip.neighbour_met(here.node, Role.VEHICLE, there.now)
     sent = talk(here, there)
     assert here.gossip.root == there.gossip.root
     assert len(here.held()) == 60
@@ -409,8 +409,8 @@ def test_thousands_of_entries_are_caught_up_at_the_pace_that_is_allowed() -> Non
     here.gossip.restore([Stored(encode_entry(entry(f"n{number}", 1)), 0, here.node) for number in range(1_500)], 0)
     here.run_for(SECOND)
     there.run_for(SECOND)
-    here.gossip.contact(there.node, Role.VEHICLE, here.now)
-    there.gossip.contact(here.node, Role.VEHICLE, there.now)
+    here.gossip.neighbour_met(there.node, Role.VEHICLE, here.now)
+    there.gossip.neighbour_met(here.node, Role.VEHICLE, there.now)
     sent = talk(here, there)
     assert here.gossip.root == there.gossip.root
     for one in (here, there):
@@ -435,7 +435,7 @@ def test_node_of_the_smaller_id_begins_the_comparison_on_contact() -> None:
     """Once is enough."""
     for node, frames in (("a", 1), ("z", 0)):
         gossip = Gossip(NodeId(node), Incarnation(7), seal(node), GossipSettings(), Random(1))
-        gossip.contact(NodeId("m"), Role.VEHICLE, 0)
+        gossip.neighbour_met(NodeId("m"), Role.VEHICLE, 0)
         said = gossip.messages()
         assert len(said) == frames
         assert all(isinstance(frame, GossipDigest) and len(frame.buckets) == 512 for _, frame in said)
@@ -511,9 +511,9 @@ def test_neighbour_that_goes_is_asked_for_nothing_any_more() -> None:
     have = GossipHave(0, encode_fingerprints([fingerprint(entry("a", 1))]))
     alone.get(have, "first")
     alone.get(have, "second")
-    alone.gossip.gone(NodeId("first"), alone.now)
+    alone.gossip.neighbour_gone(NodeId("first"), alone.now)
     assert alone.gossip.messages() == [("second", GossipPull(have.fingerprints))]
-    alone.gossip.gone(NodeId("second"), alone.now)
+    alone.gossip.neighbour_gone(NodeId("second"), alone.now)
     assert alone.run_for(200 * SECOND) == []
 
 

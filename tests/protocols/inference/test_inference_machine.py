@@ -12,13 +12,12 @@ from protocols.access import DEFAULT_RULES, AccessRule, AccessTable
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ModelUnknown
 from protocols.base.ids import NodeId, Role
-from protocols.events import Answered, CancelCompute, Compute
+from protocols.inference.events import Answered, CancelCompute, Compute
 from protocols.inference.machine import MAX_SERVED_BYTES, MAX_SERVED_PER_NEIGHBOUR, Inference
-from protocols.inference.placement import LocalModel, Neighbourhood
-from protocols.wire.codec import tensor_of
+from protocols.inference.placement import LocalModel
+from protocols.wire.frame import Frame
 from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
-from protocols.wire.registry import NodeFrame
-from protocols.wire.tensors import NamedTensor
+from protocols.wire.tensors import NamedTensor, tensor_of
 from sims.virtual.driver import SimDriver
 from tests.tools.strategies import EXPLORE
 
@@ -42,7 +41,13 @@ class Bench:
         self.present = list(present)
         self.now = 0
         self.version = 0
-        self.machine = Inference(ME, AccessTable(rules), lambda: [Neighbourhood(node, MS) for node in self.present])
+        self.machine = Inference(ME, AccessTable(rules), lambda: [(node, MS) for node in self.present])
+
+    def load(self, models: tuple[LocalModel, ...]) -> list[Frame]:
+        """What neighbours are told of a change of models."""
+        self.machine.set_models(models, self.now)
+        self.machine.handle_timer(self.now)
+        return [frame for node, frame in self.machine.messages() if node is None]
 
     def offer(
         self, node: NodeId, compute_us: int = 1_000, name: str = "plate", digest: str = DIGEST, **more: int
@@ -94,7 +99,7 @@ def test_ask_of_a_model_whose_only_owner_is_out_of_reach_fails_at_once() -> None
 def test_ask_beyond_the_bound_is_refused() -> None:
     """An application that never waits must not take all memory."""
     bench = Bench()
-    bench.machine.set_models((model(),))
+    bench.load((model(),))
     for _ in range(limits.MAX_PENDING_REQUESTS):
         bench.ask()
     with pytest.raises(BoundExceeded, match="wait for answers"):
@@ -104,7 +109,7 @@ def test_ask_beyond_the_bound_is_refused() -> None:
 def test_ask_measures_this_node_at_first_and_every_sixteenth_time_unless_it_is_surely_slower() -> None:
     """A cost measured while all was starting was never corrected: a fast vehicle gave its frames away for ever."""
     bench = Bench(A)
-    bench.machine.set_models((model(compute_ns=10 * MS),))
+    bench.load((model(compute_ns=10 * MS),))
     bench.offer(A, 6_000)
     here = []
     for _ in range(18):
@@ -116,7 +121,7 @@ def test_ask_measures_this_node_at_first_and_every_sixteenth_time_unless_it_is_s
         bench.machine.events()
     assert [number for number, ran_here in enumerate(here) if ran_here] == [0, 16]
     slow = Bench(A)
-    slow.machine.set_models((model(compute_ns=100 * MS),))
+    slow.load((model(compute_ns=100 * MS),))
     slow.offer(A, 6_000)
     slow.ask()
     assert slow.requests(), "what is surely slower needs no measuring"
@@ -125,7 +130,7 @@ def test_ask_measures_this_node_at_first_and_every_sixteenth_time_unless_it_is_s
 def test_ask_runs_here_when_that_is_fastest() -> None:
     """A neighbour never makes the caller slower."""
     bench = Bench(A)
-    bench.machine.set_models((model(compute_ns=2 * MS),))
+    bench.load((model(compute_ns=2 * MS),))
     bench.offer(A, 1_500)
     bench.ask()
     (compute,) = bench.machine.outgoing()
@@ -143,7 +148,7 @@ def test_ask_runs_here_when_that_is_fastest() -> None:
 def test_ask_takes_the_same_file_only() -> None:
     """A model of the same name with other weights gives other answers."""
     bench = Bench(A, B)
-    bench.machine.set_models((model(local=False),))
+    bench.load((model(local=False),))
     bench.offer(A, digest=OTHER)
     bench.offer(B)
     bench.ask()
@@ -163,7 +168,7 @@ def test_ask_without_the_model_takes_the_file_most_offer() -> None:
 def test_late_neighbour_is_hedged_here_and_the_loser_cancelled() -> None:
     """The first answer wins; nobody computes for nothing."""
     bench = Bench(A)
-    bench.machine.set_models((model(compute_ns=100 * MS),))
+    bench.load((model(compute_ns=100 * MS),))
     bench.offer(A, 10_000)
     bench.ask()
     ((_, request),) = bench.requests()
@@ -171,20 +176,20 @@ def test_late_neighbour_is_hedged_here_and_the_loser_cancelled() -> None:
     bench.at(bench.machine.next_timer_at())
     (compute,) = bench.machine.outgoing()
     assert type(compute) is Compute
-    assert bench.machine.counters["hedged"] == 1
+    assert bench.machine.counters()["hedged"] == 1
     bench.machine.computed(compute.run, InferAnswer(0, "done", IMAGE), bench.now)
     assert bench.machine.messages() == [(A, InferCancel(request.request))]
     answered = bench.answered()
     assert [(report.node, report.outcome) for report in answered.attempts] == [(ME, "done"), (A, "cancelled")]
     bench.answer(A, request.request)
     assert bench.machine.events() == []
-    assert bench.machine.counters["late_answers"] == 1
+    assert bench.machine.counters()["late_answers"] == 1
 
 
 def test_late_neighbour_without_hedge_is_waited_for() -> None:
     """The caller said so."""
     bench = Bench(A)
-    bench.machine.set_models((model(compute_ns=100 * MS),))
+    bench.load((model(compute_ns=100 * MS),))
     bench.offer(A, 10_000)
     bench.ask(hedge=False)
     bench.requests()
@@ -199,7 +204,7 @@ def test_late_neighbour_without_hedge_is_waited_for() -> None:
 def test_answer_without_result_goes_to_the_next_at_once(status: str) -> None:
     """And to this node at last."""
     bench = Bench(A, B)
-    bench.machine.set_models((model(compute_ns=500 * MS),))
+    bench.load((model(compute_ns=500 * MS),))
     bench.offer(A, 1_000)
     bench.offer(B, 2_000)
     bench.ask()
@@ -212,13 +217,13 @@ def test_answer_without_result_goes_to_the_next_at_once(status: str) -> None:
     bench.machine.computed(compute.run, InferAnswer(0, "failed", detail="no memory"), bench.now)
     answered = bench.answered()
     assert (answered.failure, answered.detail, len(answered.attempts)) == ("failed", "no memory", 3)
-    assert bench.machine.counters["replayed"] == 3
+    assert bench.machine.counters()["replayed"] == 3
 
 
 def test_answer_that_the_input_is_invalid_ends_the_request() -> None:
     """It is invalid everywhere."""
     bench = Bench(A)
-    bench.machine.set_models((model(compute_ns=500 * MS),))
+    bench.load((model(compute_ns=500 * MS),))
     bench.offer(A)
     bench.ask()
     ((_, request),) = bench.requests()
@@ -262,7 +267,7 @@ def test_answer_of_another_node_or_to_nothing_is_not_used() -> None:
 def test_abandoned_request_is_cancelled_and_never_answered() -> None:
     """The caller went away."""
     bench = Bench(A)
-    bench.machine.set_models((model(compute_ns=500 * MS),))
+    bench.load((model(compute_ns=500 * MS),))
     bench.offer(A)
     number = bench.ask()
     ((_, request),) = bench.requests()
@@ -277,7 +282,7 @@ def test_abandoned_request_is_cancelled_and_never_answered() -> None:
 def test_neighbour_gone_replays_its_runs_and_drops_its_requests() -> None:
     """Dead: neither waits for the other."""
     bench = Bench(A, B)
-    bench.machine.set_models((model(compute_ns=500 * MS),))
+    bench.load((model(compute_ns=500 * MS),))
     bench.offer(A, 1_000)
     bench.ask()
     bench.ask()
@@ -299,7 +304,7 @@ def test_neighbour_gone_replays_its_runs_and_drops_its_requests() -> None:
 def test_request_that_could_not_be_queued_goes_elsewhere() -> None:
     """A stalled neighbour is as good as dead for this request."""
     bench = Bench(A)
-    bench.machine.set_models((model(compute_ns=500 * MS),))
+    bench.load((model(compute_ns=500 * MS),))
     bench.offer(A)
     bench.ask()
     ((_, request),) = bench.requests()
@@ -323,16 +328,18 @@ def test_offers_that_were_overtaken_are_ignored_until_a_new_life() -> None:
 def test_models_changed_are_offered_when_served() -> None:
     """A change of load is told, one that nobody could see is not."""
     bench = Bench()
-    assert bench.machine.set_models((model(), model("secret", served=False)))
-    assert not bench.machine.set_models((model(compute_ns=50 * MS + 10), model("secret", served=False)))
-    assert bench.machine.set_models((model(waiting=1), model("secret", served=False)))
-    assert bench.machine.offers().offers == (Offer("plate", DIGEST, 50_000, 1),)
+    assert bench.load((model(), model("secret", served=False)))
+    assert not bench.load((model(compute_ns=50 * MS + 10), model("secret", served=False)))
+    bench.now += SECOND
+    (told,) = bench.load((model(waiting=1), model("secret", served=False)))
+    assert type(told) is Offers
+    assert told.offers == (Offer("plate", DIGEST, 50_000, 1),)
 
 
 # --- requests of neighbours ----------------------------------------------------------------------------------------
 def serve(
     bench: Bench, node: NodeId, number: int, inputs: tuple[NamedTensor, ...] = IMAGE, **more: object
-) -> NodeFrame | None:
+) -> Frame | None:
     """Ask this node; its answer at once, if it has one."""
     fields: dict[str, object] = {"model": "plate", "digest": DIGEST, "budget_us": 100_000, **more}
     bench.machine.receive(InferRequest(number, inputs=inputs, **fields), node, Role.VEHICLE, bench.now)  # type: ignore[arg-type]
@@ -343,7 +350,7 @@ def serve(
 def test_serve_of_what_is_not_offered_or_not_permitted_is_unknown() -> None:
     """A neighbour learns no more than that."""
     bench = Bench(A, rules=(AccessRule(Role.RSU, "infer", "**"),))
-    bench.machine.set_models((model(), model("secret", served=False)))
+    bench.load((model(), model("secret", served=False)))
     for wrong in ({"model": "nothing"}, {"model": "secret"}, {"digest": OTHER}, {}):
         answer = serve(bench, A, 1, **wrong)
         assert type(answer) is InferAnswer
@@ -354,7 +361,7 @@ def test_serve_of_what_is_not_offered_or_not_permitted_is_unknown() -> None:
 def test_serve_is_bounded_per_neighbour_in_number_and_in_bytes() -> None:
     """Helping can't drown a node, and one neighbour can't take all places."""
     bench = Bench(A, B, C)
-    bench.machine.set_models((model(),))
+    bench.load((model(),))
     for number in range(MAX_SERVED_PER_NEIGHBOUR):
         assert serve(bench, A, number) is None
     busy = serve(bench, A, 99)
@@ -364,18 +371,18 @@ def test_serve_is_bounded_per_neighbour_in_number_and_in_bytes() -> None:
         assert serve(bench, B, number) is None
     assert serve(bench, C, 1) is not None
     fresh = Bench(A, B)
-    fresh.machine.set_models((model(),))
+    fresh.load((model(),))
     large = (NamedTensor("image", tensor_of(bytes(MAX_SERVED_BYTES // 2))),)
     assert serve(fresh, A, 1, large) is None
     assert serve(fresh, B, 1, large) is None
     assert serve(fresh, B, 2) is not None
-    assert fresh.machine.counters["refused_busy"] == 1
+    assert fresh.machine.counters()["refused_busy"] == 1
 
 
 def test_served_run_that_hangs_gives_its_place_back() -> None:
     """32 runs that never end would otherwise make this node busy for good."""
     bench = Bench(A)
-    bench.machine.set_models((model(),))
+    bench.load((model(),))
     serve(bench, A, 7)
     (compute,) = bench.machine.outgoing()
     bench.at(bench.machine.next_timer_at())
@@ -392,7 +399,7 @@ def test_served_run_that_hangs_gives_its_place_back() -> None:
 def test_served_request_cancelled_is_not_answered() -> None:
     """Only by who asked."""
     bench = Bench(A, B)
-    bench.machine.set_models((model(),))
+    bench.load((model(),))
     serve(bench, A, 7)
     (compute,) = bench.machine.outgoing()
     bench.machine.receive(InferCancel(7), B, Role.VEHICLE, 0)
@@ -405,7 +412,7 @@ def test_served_request_cancelled_is_not_answered() -> None:
 def test_served_budget_is_bounded() -> None:
     """A request may not hold a place for centuries."""
     bench = Bench(A)
-    bench.machine.set_models((model(),))
+    bench.load((model(),))
     serve(bench, A, 7, budget_us=2**64 - 1)
     (compute,) = bench.machine.outgoing()
     assert type(compute) is Compute
@@ -419,7 +426,7 @@ class AnyHistory(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.bench = Bench(A, B, C)
-        self.bench.machine.set_models((model(compute_ns=80 * MS), model("remote", local=False)))
+        self.bench.load((model(compute_ns=80 * MS), model("remote", local=False)))
         self.open: set[int] = set()
         self.ended: Counter[int] = Counter()
         self.asked_of: dict[NodeId, set[int]] = {A: set(), B: set(), C: set()}
@@ -519,13 +526,15 @@ def test_requests_of_whole_nodes_under_kills_and_stalls_end_exactly_once(seed: i
     for name in names:
         node = sim.add(name)
         node.compute_ns = random.choice([5, 50, 300]) * MS
-        node.engine.set_models((model(compute_ns=node.compute_ns),), 0)
+        node.engine.inference.set_models((model(compute_ns=node.compute_ns),), 0)
     sim.meet()
     sim.run_for(SECOND)
     asker = sim.nodes[NodeId("n0")]
     numbers = []
     for _ in range(30):
-        numbers.append(asker.engine.ask("plate", IMAGE, (), random.choice([20, 200, 2_000]) * MS, True, sim.now))
+        numbers.append(
+            asker.engine.inference.ask("plate", IMAGE, (), random.choice([20, 200, 2_000]) * MS, True, sim.now)
+        )
         sim.act(asker, lambda engine, now: None)
         victim = random.choice(names[1:])
         match random.choice(["kill", "restart", "stall", "cut", "heal", "calm"]):
@@ -534,7 +543,7 @@ def test_requests_of_whole_nodes_under_kills_and_stalls_end_exactly_once(seed: i
             case "restart" if not sim.nodes[NodeId(victim)].running:
                 sim.restart(victim)
                 node = sim.nodes[NodeId(victim)]
-                node.engine.set_models((model(compute_ns=node.compute_ns),), sim.now)
+                node.engine.inference.set_models((model(compute_ns=node.compute_ns),), sim.now)
                 sim.meet()
             case "stall":
                 sim.stall(victim, random.randint(10, 2_000) * MS)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from protocols.base.ids import Lane, NodeId, Role
 from protocols.base.limits import MS, SECOND
-from protocols.events import Answered
+from protocols.inference.events import Answered
 from protocols.inference.placement import LocalModel
 from protocols.links.throughput import FASTEST_BYTES_PER_S, MIN_SAMPLE_BYTES, SLOWEST_BYTES_PER_S, Throughput
 from protocols.wire.tensors import NamedTensor, Tensor
@@ -72,7 +72,7 @@ def asked(sim: SimDriver, count: int, size_bytes: int = 200_000) -> list[Answere
     tensor = NamedTensor("x", Tensor("u1", (size_bytes,), memoryview(bytes(size_bytes))))
     me = sim.nodes[NodeId("me")]
     for _ in range(count):
-        sim.act(me, lambda engine, now: engine.ask("m", (tensor,), (), 30 * SECOND, True, now))
+        sim.act(me, lambda engine, now: engine.inference.ask("m", (tensor,), (), 30 * SECOND, True, now))
         sim.run_for(3 * SECOND)
     return [event for _, event in me.events if type(event) is Answered]
 
@@ -82,7 +82,7 @@ def served_by(sim: SimDriver, *names: str) -> None:
     for name in names:
         node = sim.nodes[NodeId(name)]
         model = LocalModel("m", DIGEST, node.compute_ns, 0, True)
-        sim.act(node, lambda engine, now, model=model: engine.set_models((model,), now))
+        sim.act(node, lambda engine, now, model=model: engine.inference.set_models((model,), now))
 
 
 def test_planner_keeps_away_from_the_neighbour_behind_a_slow_link() -> None:

@@ -11,8 +11,9 @@ from protocols.base.errors import BoundExceeded
 from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
 from protocols.links.queues import Drops, LaneQueue
-from protocols.wire.codec import decode_untrusted_node_frame, encode_alone, encode_frame
+from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.membership import Goodbye, Heartbeat
+from protocols.wire.parcels import encode_alone
 from protocols.wire.readings import Interest, Readings
 from tests.tools.strategies import EXPLORE, reading
 

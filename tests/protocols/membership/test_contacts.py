@@ -2,11 +2,8 @@
 
 from protocols.base import limits
 from protocols.base.ids import Lane, NodeId, Role
-from protocols.events import (
-    HangUp,
-    PeerRefused,
-)
 from protocols.membership.contacts import MAX_DIALS
+from protocols.membership.events import HangUp, PeerRefused
 from tests.tools.lone_node_fixture import Alone
 from tests.tools.strategies import identity
 
@@ -18,7 +15,9 @@ def test_hints_of_a_flood_are_bounded_in_number_and_in_dials() -> None:
     """Anybody on the radio can send adverts for doors that never answer."""
     alone = Alone()
     for number in range(3 * limits.MAX_ADVERTS):
-        alone.engine.hint(f"fake-{number}", NodeId(f"fake-{number}"), (("192.0.2.9", number),) * 50, alone.now)
+        alone.engine.membership.hint(
+            f"fake-{number}", NodeId(f"fake-{number}"), (("192.0.2.9", number),) * 50, alone.now
+        )
     first = alone.dials()
     assert len(first) == MAX_DIALS
     assert alone.engine.statistics()["hints_ignored"] == 2 * limits.MAX_ADVERTS
@@ -32,7 +31,7 @@ def test_neighbour_that_came_itself_is_dialled_back_despite_a_full_table() -> No
     """A stranger's flood must not keep authenticated nodes apart."""
     alone = Alone()
     for number in range(limits.MAX_ADVERTS):
-        alone.engine.hint(f"fake-{number}", NodeId(f"fake-{number}"), (("192.0.2.9", number),), alone.now)
+        alone.engine.membership.hint(f"fake-{number}", NodeId(f"fake-{number}"), (("192.0.2.9", number),), alone.now)
     for dial in alone.dials():
         alone.engine.lane_closed(dial.dial, "no answer", False, alone.now)
     alone.hello("real", port=4242)
@@ -44,14 +43,14 @@ def test_hint_that_leads_nowhere_makes_room_for_a_newer_one() -> None:
     """Yesterday's adverts must not keep out today's."""
     alone = Alone()
     for number in range(limits.MAX_ADVERTS):
-        alone.engine.hint(f"old-{number}", NodeId(f"old-{number}"), (("192.0.2.9", number),), alone.now)
+        alone.engine.membership.hint(f"old-{number}", NodeId(f"old-{number}"), (("192.0.2.9", number),), alone.now)
     for _ in range(60):
         for dial in alone.dials():
             alone.engine.lane_closed(dial.dial, "no answer", False, alone.now)
         alone.now += limits.REDIAL_MAX_NS
     alone.dials()
     before = alone.engine.statistics()["hints_ignored"]
-    alone.engine.hint("new", NodeId("new"), (("192.0.2.8", 1),), alone.now)
+    alone.engine.membership.hint("new", NodeId("new"), (("192.0.2.8", 1),), alone.now)
     assert alone.engine.statistics()["hints_ignored"] == before + 1, "one was forgotten for it"
 
 
@@ -64,7 +63,7 @@ def test_full_forged_advert_leaves_a_place_for_where_a_node_proved_to_be() -> No
     tried = set()
     for number in range(40):
         forged = tuple((f"192.0.2.{100 + number % 2 * 8 + at}", 1) for at in range(limits.MAX_ADVERT_ADDRESSES))
-        alone.engine.hint("real", NodeId("real"), forged, alone.now)
+        alone.engine.membership.hint("real", NodeId("real"), forged, alone.now)
         for _ in range(12):
             alone.now += limits.REDIAL_MAX_NS
             for dial in alone.dials():
@@ -76,42 +75,42 @@ def test_full_forged_advert_leaves_a_place_for_where_a_node_proved_to_be() -> No
 def test_hint_with_anothers_address_does_not_block_the_real_one() -> None:
     """A stranger may advertise rsu-1 at the address of veh-2; rsu-1 must still be dialled where it is."""
     alone = Alone()
-    alone.engine.hint("rsu-1", NodeId("rsu-1"), (("192.0.2.2", 7000),), alone.now)
+    alone.engine.membership.hint("rsu-1", NodeId("rsu-1"), (("192.0.2.2", 7000),), alone.now)
     dial = alone.dials()[0].dial
     alone.engine.lane_opened(dial, identity("veh-2"), alone.now)
     assert HangUp(dial) in alone.engine.outgoing()
     alone.engine.handle_timer(alone.now)
     refused = [event for event in alone.engine.events() if type(event) is PeerRefused]
     assert refused[0].detail == "its advert says rsu-1, its certificate veh-2"
-    alone.engine.hint("rsu-1", NodeId("rsu-1"), (("192.0.2.1", 7000),), alone.now)
+    alone.engine.membership.hint("rsu-1", NodeId("rsu-1"), (("192.0.2.1", 7000),), alone.now)
     assert [(dial.host, dial.port) for dial in alone.dials()] == [("192.0.2.1", 7000)]
 
 
 def test_hint_withdrawn_ends_dialling_but_no_link() -> None:
     """MDNS is a hint in both directions."""
     alone = Alone()
-    alone.engine.hint("x", NodeId("x"), (("192.0.2.7", 7000),), alone.now)
-    alone.engine.hint("gone", NodeId("gone"), (("192.0.2.8", 7000),), alone.now)
+    alone.engine.membership.hint("x", NodeId("x"), (("192.0.2.7", 7000),), alone.now)
+    alone.engine.membership.hint("gone", NodeId("gone"), (("192.0.2.8", 7000),), alone.now)
     x, gone = alone.dials()
     alone.engine.lane_opened(x.dial, identity("x"), alone.now)
-    alone.engine.withdraw("x")
-    alone.engine.withdraw("gone")
-    alone.engine.withdraw("never heard of")
+    alone.engine.membership.withdraw("x")
+    alone.engine.membership.withdraw("gone")
+    alone.engine.membership.withdraw("never heard of")
     alone.engine.lane_closed(gone.dial, "no answer", False, alone.now)
     alone.engine.outgoing()
     alone.now += 60 * SECOND
     assert alone.dials() == []
-    alone.engine.hint("later", NodeId("later"), (("192.0.2.9", 1),), alone.now)
-    alone.engine.withdraw("later")
+    alone.engine.membership.hint("later", NodeId("later"), (("192.0.2.9", 1),), alone.now)
+    alone.engine.membership.withdraw("later")
     assert alone.dials() == []
 
 
 def test_hint_that_moved_gives_up_the_dial_to_the_old_place() -> None:
     """A vehicle got another address while we knocked at the former one."""
     alone = Alone()
-    alone.engine.hint("x", NodeId("x"), (("192.0.2.7", 1),), alone.now)
+    alone.engine.membership.hint("x", NodeId("x"), (("192.0.2.7", 1),), alone.now)
     old = alone.dials()[0]
-    alone.engine.hint("x", NodeId("x"), (("192.0.2.8", 2),), alone.now)
+    alone.engine.membership.hint("x", NodeId("x"), (("192.0.2.8", 2),), alone.now)
     assert alone.engine.outgoing() == [HangUp(old.dial)]
     assert [(dial.host, dial.port) for dial in alone.dials()] == [("192.0.2.8", 2)]
     alone.engine.lane_opened(old.dial, identity("x"), alone.now)
@@ -122,15 +121,15 @@ def test_hint_that_moved_gives_up_the_dial_to_the_old_place() -> None:
 def test_hint_about_ourselves_or_without_address_is_no_hint() -> None:
     """Our own advert comes back to us."""
     alone = Alone()
-    alone.engine.hint("me", NodeId("me"), (("192.0.2.7", 1),), alone.now)
-    alone.engine.hint("x", NodeId("x"), (), alone.now)
+    alone.engine.membership.hint("me", NodeId("me"), (("192.0.2.7", 1),), alone.now)
+    alone.engine.membership.hint("x", NodeId("x"), (), alone.now)
     assert alone.dials() == []
 
 
 def test_hint_with_several_addresses_tries_them_in_turn_and_briefly() -> None:
     """One of them may lead nowhere; IPv6 and IPv4 of one host often do."""
     alone = Alone()
-    alone.engine.hint("x", NodeId("x"), (("192.0.2.7", 1), ("192.0.2.8", 1)), alone.now)
+    alone.engine.membership.hint("x", NodeId("x"), (("192.0.2.7", 1), ("192.0.2.8", 1)), alone.now)
     tried = []
     for _ in range(6):
         dial = alone.dials()[0]
@@ -144,25 +143,25 @@ def test_hint_with_several_addresses_tries_them_in_turn_and_briefly() -> None:
 def test_seed_welcomes_whoever_answers_but_not_ourselves() -> None:
     """A seed has an address and no name."""
     alone = Alone()
-    alone.engine.hint("seed", None, (("192.0.2.7", 1),), alone.now)
+    alone.engine.membership.hint("seed", None, (("192.0.2.7", 1),), alone.now)
     dial = alone.dials()[0].dial
     alone.engine.lane_opened(dial, identity("me"), alone.now)
     assert HangUp(dial) in alone.engine.outgoing()
     alone.now += 600 * SECOND
     assert alone.dials() == [], "we know ourselves"
-    alone.engine.hint("other", None, (("192.0.2.8", 1),), alone.now)
+    alone.engine.membership.hint("other", None, (("192.0.2.8", 1),), alone.now)
     dial = alone.dials()[0].dial
     alone.engine.lane_opened(dial, identity("x", Role.RSU), alone.now)
     assert alone.engine.peers(alone.now)[0].lanes == (Lane.REALTIME,)
-    alone.engine.hint("x", NodeId("x"), (("192.0.2.8", 1),), alone.now)
+    alone.engine.membership.hint("x", NodeId("x"), (("192.0.2.8", 1),), alone.now)
     assert alone.dials() == [], "it has a lane already"
 
 
 def test_second_way_to_one_inbox_is_closed() -> None:
     """Two seeds may lead to one node."""
     alone = Alone()
-    alone.engine.hint("one", None, (("192.0.2.7", 1),), alone.now)
-    alone.engine.hint("two", None, (("192.0.2.8", 1),), alone.now)
+    alone.engine.membership.hint("one", None, (("192.0.2.7", 1),), alone.now)
+    alone.engine.membership.hint("two", None, (("192.0.2.8", 1),), alone.now)
     first, second = alone.dials()
     alone.engine.lane_opened(first.dial, identity("x"), alone.now)
     alone.engine.lane_opened(second.dial, identity("x"), alone.now)
@@ -172,7 +171,7 @@ def test_second_way_to_one_inbox_is_closed() -> None:
 def test_dial_refused_for_its_identity_is_left_alone_for_a_while() -> None:
     """NNG alone would redial 17 times in half a second."""
     alone = Alone()
-    alone.engine.hint("x", NodeId("x"), (("192.0.2.7", 1),), alone.now)
+    alone.engine.membership.hint("x", NodeId("x"), (("192.0.2.7", 1),), alone.now)
     alone.engine.lane_closed(alone.dials()[0].dial, "certificate of another mesh", True, alone.now)
     assert [type(event) for event in alone.engine.events()] == [PeerRefused]
     alone.now += limits.REFUSAL_MEMORY_NS - SECOND
@@ -185,12 +184,12 @@ def test_refusals_of_many_strangers_fill_neither_memory_nor_log() -> None:
     """An attacker has as many addresses as it likes."""
     alone = Alone()
     for number in range(5 * limits.MAX_ADVERTS):
-        alone.engine.refused_before_identity(f"stranger-{number}", "no certificate", alone.now)
+        alone.engine.membership.refused_before_identity(f"stranger-{number}", "no certificate", alone.now)
     alone.engine.handle_timer(alone.now)
     assert len(alone.engine.events()) <= limits.MAX_ADVERTS
     assert alone.engine.statistics()["pipes_refused"] == 5 * limits.MAX_ADVERTS
     alone.now += limits.REFUSAL_MEMORY_NS + 1
-    alone.engine.refused_before_identity("fresh", "no certificate", alone.now)
+    alone.engine.membership.refused_before_identity("fresh", "no certificate", alone.now)
     alone.engine.handle_timer(alone.now)
     assert len(alone.engine.events()) == 1
 
@@ -198,7 +197,7 @@ def test_refusals_of_many_strangers_fill_neither_memory_nor_log() -> None:
 def test_hint_of_somebody_refused_lately_waits() -> None:
     """It was let go for its certificate; its advert, heard again, is no reason to knock."""
     alone = Alone()
-    assert alone.engine.admit(identity("x", Role.RELAY), alone.now)
-    alone.engine.hint("x", NodeId("x"), (("192.0.2.7", 1),), alone.now)
+    assert alone.engine.membership.admit(identity("x", Role.RELAY), alone.now)
+    alone.engine.membership.hint("x", NodeId("x"), (("192.0.2.7", 1),), alone.now)
     assert alone.dials() == []
     assert alone.engine.next_timer_at() == alone.now + limits.REFUSAL_MEMORY_NS

@@ -7,7 +7,7 @@ import pytest
 from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.engine import Engine, PeerView
-from protocols.events import (
+from protocols.membership.events import (
     DuplicateIdentity,
     NeighbourDead,
     NeighbourLeft,
@@ -16,8 +16,8 @@ from protocols.events import (
     NeighbourSuspected,
     PeerRefused,
 )
-from protocols.membership.machine import State
-from protocols.settings import MembershipSettings
+from protocols.membership.neighbour import State
+from protocols.membership.settings import MembershipSettings
 from sims.virtual.driver import SimDriver
 
 MS, SECOND = limits.MS, limits.SECOND
@@ -66,8 +66,8 @@ class History:
     def check_short_forms(self, engine: Engine, views: list[PeerView]) -> None:
         """Whoever asks only for what it needs gets the same answers."""
         met = {view.node for view in views if view.met and view.state is State.ALIVE}
-        assert {name for name in self.names if engine.is_alive(NodeId(name))} == met
-        assert sorted((n.node, n.state, n.incarnation, n.met) for n in engine.neighbours()) == [
+        assert {name for name in self.names if engine.membership.is_alive(NodeId(name))} == met
+        assert sorted((n.node, n.state, n.incarnation, n.met) for n in engine.membership.neighbours.values()) == [
             (view.node, view.state, view.incarnation, view.met) for view in views
         ]
 

@@ -4,7 +4,7 @@ import pytest
 
 from protocols.base import limits
 from protocols.base.ids import Incarnation, MeshName, NodeId, Role
-from protocols.events import (
+from protocols.membership.events import (
     ClosePipe,
     Dial,
     DuplicateIdentity,
@@ -14,8 +14,9 @@ from protocols.events import (
     NeighbourSuspected,
     PeerRefused,
 )
-from protocols.membership.machine import MAX_PIPES_PER_NEIGHBOUR, State
-from protocols.settings import MembershipSettings
+from protocols.membership.machine import MAX_PIPES_PER_NEIGHBOUR
+from protocols.membership.neighbour import State
+from protocols.membership.settings import MembershipSettings
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
 from protocols.wire.readings import Interest, Readings, Want
 from tests.tools.lone_node_fixture import Alone
@@ -36,7 +37,7 @@ def test_admit_of_a_wrong_certificate_is_refused_with_the_reason(who: object, wh
     """And remembered: one event, no dial back."""
     alone = Alone()
     for _ in range(3):
-        assert why in str(alone.engine.admit(who, alone.now))  # type: ignore[arg-type]
+        assert why in str(alone.engine.membership.admit(who, alone.now))  # type: ignore[arg-type]
     refusals = alone.engine.events()
     alone.hello("warm-up")
     assert len(refusals + [e for e in alone.engine.events() if type(e) is PeerRefused]) <= 1
@@ -51,7 +52,7 @@ def test_frame_before_hello_is_not_used() -> None:
     alone.receive(pipe, Hello(1, 0, "x", 1, 7000, "realtime"))
     assert alone.engine.outgoing() == [ClosePipe(pipe)]
     assert alone.engine.peers(alone.now) == []
-    assert alone.engine.wanted_by("**") == []
+    assert alone.engine.readings.wanted_by("**") == []
     assert alone.engine.statistics()["frames_before_hello"] == 1
     alone.receive(99, Hello(1, 0, "x", 1, 7000, "realtime"))
     assert alone.engine.peers(alone.now) == []
@@ -141,7 +142,7 @@ def test_hello_with_our_own_id_is_told_as_a_duplicate_of_ours() -> None:
     assert alone.engine.events() == []
     alone.hello("me", 1_001)
     assert alone.engine.events() == [DuplicateIdentity(NodeId("me"), True, "192.0.2.1")]
-    alone.engine.duplicate_hint("192.0.2.9")
+    alone.engine.membership.duplicate_hint("192.0.2.9")
     alone.engine.handle_timer(alone.now)
     assert alone.engine.events() == [DuplicateIdentity(NodeId("me"), True, "192.0.2.9")]
 
@@ -152,7 +153,7 @@ def test_pipe_of_a_former_life_is_not_heard_any_more() -> None:
     old = alone.hello("x", 5)
     alone.hello("x", 6)
     alone.receive(old, Interest(99, (Want("**"),)))
-    assert alone.engine.wanted_by("**") == []
+    assert alone.engine.readings.wanted_by("**") == []
     assert ClosePipe(old) in alone.engine.outgoing()
     assert not [event for event in alone.engine.events() if type(event) is PeerRefused]
 
@@ -262,7 +263,7 @@ def test_accusation_of_somebody_not_suspected_here_leaves_nothing_to_do() -> Non
 def test_lane_to_a_peer_that_never_comes_back_is_given_up() -> None:
     """Its host lost power after our dial: no Hello, no reset, nobody would ever tell."""
     alone = Alone()
-    alone.engine.hint("x", NodeId("x"), (("192.0.2.7", 7000),), alone.now)
+    alone.engine.membership.hint("x", NodeId("x"), (("192.0.2.7", 7000),), alone.now)
     dial = alone.dials()[0].dial
     alone.engine.lane_opened(dial, identity("x"), alone.now)
     assert [view.node for view in alone.engine.peers(alone.now)] == ["x"]
@@ -271,7 +272,7 @@ def test_lane_to_a_peer_that_never_comes_back_is_given_up() -> None:
     assert HangUp(dial) in alone.engine.outgoing()
     alone.timers(2 * limits.REDIAL_MAX_NS)
     assert [effect for effect in alone.engine.outgoing() if type(effect) is Dial]
-    assert len(alone.engine._queues) == 0
+    assert len(alone.engine.lanes.of_node) == 0
 
 
 # --- bounds --------------------------------------------------------------------------------------------------------
@@ -280,9 +281,9 @@ def test_neighbours_beyond_the_bound_are_refused_as_full() -> None:
     alone = Alone(membership=MembershipSettings(max_neighbours=3))
     for node in ("a", "b", "c"):
         alone.hello(node)
-    assert "full" in str(alone.engine.admit(identity("d"), alone.now))
-    assert alone.engine.admit(identity("a"), alone.now) is None, "who is known may have a second lane"
-    alone.engine.hint("e", NodeId("e"), (("192.0.2.7", 1),), alone.now)
+    assert "full" in str(alone.engine.membership.admit(identity("d"), alone.now))
+    assert alone.engine.membership.admit(identity("a"), alone.now) is None, "who is known may have a second lane"
+    alone.engine.membership.hint("e", NodeId("e"), (("192.0.2.7", 1),), alone.now)
     assert "e" not in [dial.host for dial in alone.dials()]
 
 
@@ -304,7 +305,7 @@ def test_neighbours_long_dead_are_forgotten_with_where_they_were() -> None:
             alone.engine.lane_closed(effect.dial, "unreachable", False, alone.now)
     alone.timers(limits.FORGET_DEAD_NS)
     assert alone.engine.peers(alone.now) == []
-    assert alone.engine._queues == {}
+    assert alone.engine.lanes.of_node == {}
     alone.engine.outgoing()
     alone.timers(60 * SECOND)
     assert [effect for effect in alone.engine.outgoing() if type(effect) is Dial] == []
@@ -343,8 +344,9 @@ def test_leaving_node_says_goodbye_and_dials_nobody() -> None:
     alone = Alone()
     dial = alone.lane("x")
     alone.sent(dial)
-    alone.engine.hint("y", NodeId("y"), (("192.0.2.7", 1),), alone.now)
-    alone.engine.leave("stopped", alone.now)
+    alone.engine.membership.hint("y", NodeId("y"), (("192.0.2.7", 1),), alone.now)
+    alone.engine.membership.leave("stopped")
+    alone.engine.carry(alone.now)
     assert [type(frame) for frame in alone.sent(dial)] == [Goodbye]
     assert alone.dials() == []
     alone.timers(SECOND)

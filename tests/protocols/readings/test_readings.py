@@ -10,11 +10,13 @@ import pytest
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ContextMissing, InvalidKey, NotPermitted, ValueUnsupported
 from protocols.base.ids import NodeId
-from protocols.events import DeadlineMissed, Put
-from protocols.settings import MembershipSettings, Quality
-from protocols.wire.codec import decode_untrusted_node_frame, encode_frame, encode_reading, tensor_of
+from protocols.membership.settings import MembershipSettings
+from protocols.readings.events import DeadlineMissed, Put
+from protocols.readings.quality import Quality
+from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
+from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading, Readings, Want
-from protocols.wire.tensors import Tensor
+from protocols.wire.tensors import Tensor, tensor_of
 from sims.virtual.driver import EPOCH_UTC_NS, SimDriver
 from tests.tools.readings_fixture import ALL, MS, SECOND, A, B, Bench
 from tests.tools.strategies import HERE, HOW, NOW_UTC_NS, WHEN, reading
@@ -106,7 +108,7 @@ def test_publish_large_value_takes_the_bulk_lane() -> None:
     bench = Bench(A)
     bench.wants(A, Want("**"))
     bench.publish(value=bytes(limits.BULK_THRESHOLD_BYTES + 1))
-    (queue,) = bench.machine.touched
+    (queue,) = bench.touched
     assert queue is bench.peers[A].bulk
     assert (len(bench.sent(A)), len(bench.sent(A, bulk=True))) == (0, 1)
 

@@ -16,24 +16,20 @@ from msgspec import Struct
 from protocols.base import limits
 from protocols.base.errors import RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.base.ids import NodeId
-from protocols.wire import codec
+from protocols.wire import codec, registry
 from protocols.wire.codec import (
-    MAX_VALUE_DEPTH,
     decode_untrusted_node_frame,
-    decode_untrusted_reading,
     decode_untrusted_relay_frame,
     encode_frame,
     encode_heartbeat,
-    encode_reading,
-    frame_of_encoded_readings,
-    tensor_of,
     untrusted_other_major,
 )
 from protocols.wire.membership import Heartbeat, Hello
+from protocols.wire.parcels import decode_untrusted_reading, encode_reading, frame_of_encoded_readings
 from protocols.wire.readings import Position, Reading, Readings
-from protocols.wire.records import Batch, Record, RelayFrame
-from protocols.wire.registry import NodeFrame
-from protocols.wire.tensors import Tensor
+from protocols.wire.records import Batch, Record
+from protocols.wire.tensors import Tensor, tensor_of
+from protocols.wire.values import MAX_VALUE_DEPTH
 from tests.tools.strategies import MODEST, NODE_FRAMES, READINGS, RELAY_FRAMES, THOROUGH, reading
 
 pack = msgspec.msgpack.encode
@@ -76,9 +72,9 @@ def test_relay_frame_of_every_type_comes_back_equal(kind: type[Struct]) -> None:
 
 def test_strategies_cover_every_frame_of_the_unions() -> None:
     """A frame added later must not escape these tests."""
-    assert set(NODE_FRAMES) == set(NodeFrame.__args__)
-    assert set(RELAY_FRAMES) == set(RelayFrame.__args__)
-    assert {kind.__struct_config__.tag for kind in (*NODE_FRAMES, *RELAY_FRAMES)} == codec.KNOWN_TYPES
+    assert set(NODE_FRAMES) == set(registry.NODE_FRAMES)
+    assert set(RELAY_FRAMES) == set(registry.RELAY_FRAMES)
+    assert {kind.__struct_config__.tag for kind in (*NODE_FRAMES, *RELAY_FRAMES)} == codec.KNOWN_NUMBERS
 
 
 @MODEST
@@ -141,7 +137,7 @@ def test_frame_with_one_byte_changed_is_refused_or_decoded(kind: type[Struct]) -
 def test_frame_of_unknown_type_is_named_or_refused(frame_type: int) -> None:
     """A newer minor version adds types; its frames are skipped, not its link closed. Relay types are no such thing."""
     data = b"\x92" + pack(frame_type) + b"\x01"
-    if frame_type in codec.KNOWN_TYPES:
+    if frame_type in codec.KNOWN_NUMBERS:
         with pytest.raises(RemoteProtocolError, match="malformed"):
             decode_untrusted_node_frame(data)
     else:

@@ -12,22 +12,14 @@ import msgpack
 import pytest
 
 from protocols.base.errors import RemoteProtocolError
-from protocols.wire.codec import (
-    KNOWN_TYPES,
-    decode_untrusted_node_frame,
-    decode_untrusted_relay_frame,
-    encode_address,
-    encode_entry,
-    encode_fingerprints,
-    encode_frame,
-    entry_statement,
-)
+from protocols.wire.codec import KNOWN_NUMBERS, decode_untrusted_node_frame, decode_untrusted_relay_frame, encode_frame
+from protocols.wire.entries import encode_address, encode_entry, encode_fingerprints, entry_statement
+from protocols.wire.frame import Frame
 from protocols.wire.gossip import Carried, Entry, GossipDigest, GossipEntries, GossipHave, GossipPull, InboxAddress
 from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, Want
 from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayFrame, RelayRefusal
-from protocols.wire.registry import NodeFrame
 from protocols.wire.tensors import NamedTensor, Tensor
 
 FOLDER = Path(__file__).parents[2] / "golden" / "v1"
@@ -53,7 +45,7 @@ ENTRY = Entry(
 )  # fmt: skip
 FINGERPRINTS = encode_fingerprints([0x0123456789ABCDEF, 0x5F])
 
-FRAMES: dict[str, NodeFrame | RelayFrame] = {
+FRAMES: dict[str, Frame | RelayFrame] = {
     "01-hello": Hello(1, 0, "veh-1", 1_700_000_000, 7447, "realtime", ("192.0.2.7", "2001:db8::7")),
     "02-heartbeat": Heartbeat(17, 5_000_000_000, 16, 4_750_000_000, 1_500_000, ("rsu-2",), True),
     "03-goodbye": Goodbye(1_700_000_000, "stopped"),
@@ -80,7 +72,7 @@ def stored(name: str) -> bytes:
     return bytes.fromhex("".join(line.partition("#")[0] for line in lines))
 
 
-def decode(name: str, data: bytes) -> NodeFrame | RelayFrame:
+def decode(name: str, data: bytes) -> Frame | RelayFrame:
     """By the decoder of its side."""
     if int(name[:2]) < 64:
         return decode_untrusted_node_frame(data)
@@ -110,7 +102,7 @@ def independent(data: bytes) -> Any:
 def test_golden_files_are_one_per_frame_type() -> None:
     """A type without golden bytes could change unnoticed."""
     assert {path.stem for path in FOLDER.glob("*.hex")} == set(FRAMES)
-    assert {int(name[:2]) for name in FRAMES} == KNOWN_TYPES
+    assert {int(name[:2]) for name in FRAMES} == KNOWN_NUMBERS
 
 
 @pytest.mark.parametrize("name", FRAMES)
@@ -206,7 +198,7 @@ def test_wire_page_names_every_field_of_every_frame() -> None:
         assert f"### {kind.__name__} ({kind.__struct_config__.tag})" in page
 
 
-def _described(name: str, frame: NodeFrame | RelayFrame) -> str:
+def _described(name: str, frame: Frame | RelayFrame) -> str:
     data = encode_frame(frame).hex()
     fields = [f"#   {field} = {plain(getattr(frame, field))!r}" for field in frame.__struct_fields__]
     lines = [data[at : at + 64] for at in range(0, len(data), 64)]

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import UtcNs
+from protocols.membership.settings import MembershipSettings
 from protocols.records.ledger import Ledger
-from protocols.settings import MembershipSettings
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.records import Acknowledgement
 from sims.checks.bugs import BUGS

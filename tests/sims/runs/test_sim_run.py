@@ -21,7 +21,7 @@ import sims.cli.main
 from benchmarks.simulator import Size, measure, missed
 from protocols.base import limits
 from protocols.base.ids import NodeId
-from protocols.events import NeighbourDead, NeighbourSuspected
+from protocols.membership.events import NeighbourDead, NeighbourSuspected
 from protocols.wire.codec import encode_frame
 from protocols.wire.membership import Heartbeat
 from sims.roads.geodesy import Plane

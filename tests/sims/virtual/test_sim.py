@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from protocols.base import limits
 from protocols.base.ids import NodeId, PeerIdentity, Role
-from protocols.events import NeighbourDead, NeighbourMet
-from protocols.settings import Quality
+from protocols.membership.events import NeighbourDead, NeighbourMet
+from protocols.readings.quality import Quality
 from sims.virtual.driver import SimDriver
 from sims.virtual.node import EPOCH_UTC_NS, MESH, SimNode
 from sims.virtual.pipes import TICK_NS
@@ -91,7 +91,7 @@ def test_dial_of_a_stalled_node_waits_for_it_or_times_out() -> None:
         for name in ("n0", "n1"):
             sim.add(name)
         sim.stall("n1", stall_ns)
-        sim.nodes[NodeId("n0")].engine.hint("n1", NodeId("n1"), (("n1", 7000),), sim.now)
+        sim.nodes[NodeId("n0")].engine.membership.hint("n1", NodeId("n1"), (("n1", 7000),), sim.now)
         sim.act(sim.nodes[NodeId("n0")], lambda engine, now: engine.handle_timer(now))
         sim.run_for(4 * SECOND)
         assert bool([e for _, e in sim.nodes[NodeId("n0")].events if type(e) is NeighbourMet]) is met
@@ -103,7 +103,7 @@ def test_dial_of_nobody_and_across_a_cut_times_out() -> None:
     """A hint to an address where nobody lives."""
     sim = SimDriver(1)
     node = sim.add("n0")
-    sim.act(node, lambda engine, now: engine.hint("ghost", NodeId("ghost"), (("ghost", 1),), now))
+    sim.act(node, lambda engine, now: engine.membership.hint("ghost", NodeId("ghost"), (("ghost", 1),), now))
     sim.run_for(limits.DIAL_TIMEOUT_NS + 100 * MS)
     assert node.engine.statistics()["dials_failed"] == 1
 

@@ -13,10 +13,10 @@ from msgspec.structs import replace
 
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
-from protocols.events import EntryAccepted
 from protocols.gossip.entries import Held, Sealed
+from protocols.gossip.events import EntryAccepted
 from protocols.gossip.store import EntryStore
-from protocols.wire.codec import decode_untrusted_entry
+from protocols.wire.entries import decode_untrusted_entry
 from protocols.wire.gossip import Entry
 from tests.tools.gossip_fixture import DAY_S, MS, SECOND, Alone, authors, entry, handed, put, roots, seal, world
 from tests.tools.strategies import EXPLORE, MODEST
@@ -55,7 +55,7 @@ def test_entry_is_carried_by_a_node_that_moves() -> None:
     sim.run_for(SECOND)
     sim.meet("b", "c")
     sim.run_for(SECOND)
-    (view,) = [v for v in sim.nodes[NodeId("c")].engine.gossip_entries(sim.now) if v.author == "a"]
+    (view,) = [v for v in sim.nodes[NodeId("c")].engine.gossip.entries(sim.now) if v.author == "a"]
     assert (view.body, view.source) == (b"first", "b")
     assert 2 * SECOND < view.age_ns <= 3 * SECOND
 
@@ -96,7 +96,7 @@ def test_restarted_node_goes_above_its_former_life() -> None:
     sim.meet("a", "b")
     put(sim, "a", b"after")
     sim.run_for(SECOND)
-    assert [v.body for v in sim.nodes[NodeId("c")].engine.gossip_entries(sim.now)] == [b"after"]
+    assert [v.body for v in sim.nodes[NodeId("c")].engine.gossip.entries(sim.now)] == [b"after"]
 
 
 def test_same_seed_gives_the_same_gossip() -> None:
@@ -151,14 +151,14 @@ class Mesh(RuleBasedStateMachine):
         if pair not in self.linked:
             self.linked.add(pair)
             for one, other in (pair, pair[::-1]):
-                self.nodes[one].gossip.contact(NodeId(other), Role.VEHICLE, self.nodes[one].now)
+                self.nodes[one].gossip.neighbour_met(NodeId(other), Role.VEHICLE, self.nodes[one].now)
 
     @rule(pair=st.sampled_from([("n1", "n2"), ("n2", "n3"), ("n1", "n3")]))
     def part(self, pair: tuple[str, str]) -> None:
         if pair in self.linked:
             self.linked.remove(pair)
             for one, other in (pair, pair[::-1]):
-                self.nodes[one].gossip.gone(NodeId(other), self.nodes[one].now)
+                self.nodes[one].gossip.neighbour_gone(NodeId(other), self.nodes[one].now)
 
     @rule(name=st.sampled_from(["n1", "n2", "n3"]), body=st.binary(max_size=3))
     def author(self, name: str, body: bytes) -> None:

@@ -9,7 +9,7 @@ through ``decode_untrusted_…`` only. ``docs/reference/local.md`` describes eve
 both.
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -18,23 +18,15 @@ from protocols.access import AccessRule
 from protocols.base import errors, limits
 from protocols.base.errors import MeshError, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.base.ids import Role
-from protocols.engine import PeerView
-from protocols.events import (
-    DeadlineMissed,
-    DuplicateIdentity,
-    Event,
-    NeighbourDead,
-    NeighbourLeft,
-    NeighbourMet,
-    NeighbourRefuted,
-    NeighbourSuspected,
-    PeerRefused,
-    RunReport,
-)
-from protocols.wire.codec import decode_untrusted_reading, encode_reading
+from protocols.inference.events import RunReport
+from protocols.machine import Event
+from protocols.peers import PeerView
+from protocols.wire.codec import FrameSet
 from protocols.wire.fields import Count, Id, Key, Text
+from protocols.wire.frame import Frame
+from protocols.wire.parcels import decode_untrusted_reading, encode_reading
 from protocols.wire.readings import Position, Reading
-from protocols.wire.tensors import NamedTensor
+from protocols.wire.tensors import NamedTensor, check_untrusted_tensor
 
 LOCAL_MAJOR = 1
 """Versions that differ here refuse one another."""
@@ -60,14 +52,14 @@ NODE_POSITION = 0
 OWN_POSITION = 1
 
 
-class Parcels(Struct, frozen=True, array_like=True, tag=6):
+class Parcels(Frame, frozen=True, array_like=True, gc=False, tag=6):
     """One or more readings. To the node: to be published; origin and sequence are the application's own count."""
 
     parcels: Annotated[tuple[Parcel, ...], Meta(max_length=limits.MAX_READINGS_PER_FRAME)]
 
 
 # --- application to node -------------------------------------------------------------------------------------------
-class Open(Struct, frozen=True, array_like=True, tag=96):
+class Open(Frame, frozen=True, array_like=True, gc=False, tag=96):
     """First frame of a connection."""
 
     major: Count
@@ -76,7 +68,7 @@ class Open(Struct, frozen=True, array_like=True, tag=96):
     """For logs and counters of the node; need not be unique."""
 
 
-class Subscribe(Struct, frozen=True, array_like=True, tag=97):
+class Subscribe(Frame, frozen=True, array_like=True, gc=False, tag=97):
     """``question`` becomes the number of the subscription. Answered by ``Done``, after the last known values."""
 
     question: Count
@@ -89,13 +81,13 @@ class Subscribe(Struct, frozen=True, array_like=True, tag=97):
     own: bool = True
 
 
-class Unsubscribe(Struct, frozen=True, array_like=True, tag=98):
+class Unsubscribe(Frame, frozen=True, array_like=True, gc=False, tag=98):
     """Readings for it may still be on their way."""
 
     subscription: Count
 
 
-class Infer(Struct, frozen=True, array_like=True, tag=99):
+class Infer(Frame, frozen=True, array_like=True, gc=False, tag=99):
     """Have a model computed by whoever is fastest. Answered by ``Inferred``."""
 
     request: Count
@@ -105,27 +97,32 @@ class Infer(Struct, frozen=True, array_like=True, tag=99):
     deadline_ms: Annotated[int, Meta(ge=1, le=limits.MAX_BUDGET_MS)] | None = None
     hedge: bool | None = None
 
+    def check_untrusted(self) -> None:
+        """:raises RemoteProtocolError: when an input does not fit its shape."""
+        for named in self.inputs:
+            check_untrusted_tensor(named.tensor)
 
-class CancelInfer(Struct, frozen=True, array_like=True, tag=100):
+
+class CancelInfer(Frame, frozen=True, array_like=True, gc=False, tag=100):
     """The answer is no longer wanted; none will come."""
 
     request: Count
 
 
-class Ask(Struct, frozen=True, array_like=True, tag=101):
+class Ask(Frame, frozen=True, array_like=True, gc=False, tag=101):
     """What the node knows about ``subject``. Answered by ``Told``."""
 
     question: Count
     subject: Subject
 
 
-class Flush(Struct, frozen=True, array_like=True, tag=102):
+class Flush(Frame, frozen=True, array_like=True, gc=False, tag=102):
     """Answered by ``Done`` when everything that came before it was published or refused."""
 
     question: Count
 
 
-class Locate(Struct, frozen=True, array_like=True, tag=103):
+class Locate(Frame, frozen=True, array_like=True, gc=False, tag=103):
     """Where the node is now."""
 
     position: Position | None
@@ -135,7 +132,7 @@ ApplicationFrame = Open | Parcels | Subscribe | Unsubscribe | Infer | CancelInfe
 
 
 # --- node to application -------------------------------------------------------------------------------------------
-class Welcome(Struct, frozen=True, array_like=True, tag=112):
+class Welcome(Frame, frozen=True, array_like=True, gc=False, tag=112):
     """Who the node is, and what it may publish: an application asks this table before it puts."""
 
     major: Count
@@ -148,14 +145,14 @@ class Welcome(Struct, frozen=True, array_like=True, tag=112):
     rules: Annotated[tuple[AccessRule, ...], Meta(max_length=1_000)]
 
 
-class Closing(Struct, frozen=True, array_like=True, tag=113):
+class Closing(Frame, frozen=True, array_like=True, gc=False, tag=113):
     """Last frame of a connection. ``code``: ``version``, ``full``, ``malformed``, ``leaving`` or a newer word."""
 
     code: Text
     detail: Detail = ""
 
 
-class Done(Struct, frozen=True, array_like=True, tag=114):
+class Done(Frame, frozen=True, array_like=True, gc=False, tag=114):
     """A ``Subscribe`` or ``Flush`` was carried out; or ``error``, a name of the error tree, says why not."""
 
     question: Count
@@ -163,14 +160,14 @@ class Done(Struct, frozen=True, array_like=True, tag=114):
     detail: Detail = ""
 
 
-class Told(Struct, frozen=True, array_like=True, tag=115):
+class Told(Frame, frozen=True, array_like=True, gc=False, tag=115):
     """The answer to ``Ask``; :func:`told` gives it its type."""
 
     question: Count
     content: Any
 
 
-class Inferred(Struct, frozen=True, array_like=True, tag=116):
+class Inferred(Frame, frozen=True, array_like=True, gc=False, tag=116):
     """The result of an inference; or ``error``, a name of the error tree, says why there is none."""
 
     request: Count
@@ -183,8 +180,13 @@ class Inferred(Struct, frozen=True, array_like=True, tag=116):
     queued_ms: float = 0.0
     attempts: Annotated[tuple[RunReport, ...], Meta(max_length=64)] = ()
 
+    def check_untrusted(self) -> None:
+        """:raises RemoteProtocolError: when an output does not fit its shape."""
+        for named in self.outputs:
+            check_untrusted_tensor(named.tensor)
 
-class Refused(Struct, frozen=True, array_like=True, tag=117):
+
+class Refused(Frame, frozen=True, array_like=True, gc=False, tag=117):
     """A reading sent to be published was refused: its key, the application's count of it, and why."""
 
     key: Text
@@ -193,14 +195,14 @@ class Refused(Struct, frozen=True, array_like=True, tag=117):
     detail: Detail
 
 
-class Happened(Struct, frozen=True, array_like=True, tag=118):
+class Happened(Frame, frozen=True, array_like=True, gc=False, tag=118):
     """An event of the node: the name of its type, its fields by name. :func:`event_of` gives it its type."""
 
     kind: Text
     fields: dict[str, Any]
 
 
-class Missed(Struct, frozen=True, array_like=True, tag=119):
+class Missed(Frame, frozen=True, array_like=True, gc=False, tag=119):
     """A stream was silent for longer than the deadline of a subscription."""
 
     subscription: Count
@@ -208,7 +210,7 @@ class Missed(Struct, frozen=True, array_like=True, tag=119):
     key: Text
 
 
-class Fallen(Struct, frozen=True, array_like=True, tag=120):
+class Fallen(Frame, frozen=True, array_like=True, gc=False, tag=120):
     """Readings that the application was too slow for, of one subscription, since it was made."""
 
     subscription: Count
@@ -242,13 +244,6 @@ DROPS = list[tuple[tuple[str, str, str], int]]
 MODELS = tuple[ModelView, ...]
 POSITION = Position | None
 
-_FORWARDED: dict[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (
-        NeighbourMet, NeighbourSuspected, NeighbourRefuted, NeighbourDead, NeighbourLeft, PeerRefused,
-        DuplicateIdentity,
-    )
-}  # fmt: skip
 _ERRORS: dict[str, type[MeshError]] = {
     kind.__name__: kind
     for kind in vars(errors).values()
@@ -264,16 +259,18 @@ def told(content: object, kind: type[_T]) -> _T:
         raise RemoteProtocolError(f"the node's answer is malformed: {error}") from error
 
 
-def happened(event: Event | DeadlineMissed) -> Happened | None:
-    """The frame of an event; None for those that concern one application only, or an inference of another."""
-    kind = type(event).__name__
-    return Happened(kind, msgspec.structs.asdict(event)) if kind in _FORWARDED else None
+def happened(event: Event) -> Happened | None:
+    """The frame of an event; None for those that applications are not told."""
+    return Happened(type(event).__name__, msgspec.structs.asdict(event)) if event.for_applications else None
 
 
 def event_of(frame: Happened) -> Event | None:
-    """The event in a frame; None for one of a newer version. :raises RemoteProtocolError: for wrong fields."""
-    kind = _FORWARDED.get(frame.kind)
-    return None if kind is None else told(frame.fields, kind)
+    """The event in a frame; None for one that this program does not know. :raises RemoteProtocolError: for wrong
+    fields."""
+    for kind in Event.__subclasses__():  # declared by the capabilities that this program has loaded
+        if kind.__name__ == frame.kind and kind.for_applications:
+            return told(frame.fields, kind)
+    return None
 
 
 def error_named(name: str, detail: str) -> MeshError:
@@ -283,9 +280,14 @@ def error_named(name: str, detail: str) -> MeshError:
 
 # --- bytes ---------------------------------------------------------------------------------------------------------
 _encoder = msgspec.msgpack.Encoder()
-_application_decoder: msgspec.msgpack.Decoder[ApplicationFrame] = msgspec.msgpack.Decoder(ApplicationFrame)
-_node_decoder: msgspec.msgpack.Decoder[LocalNodeFrame] = msgspec.msgpack.Decoder(LocalNodeFrame)
-_KNOWN_TYPES = frozenset((6, *range(96, 104), *range(112, 121)))
+APPLICATION_FRAMES: Final = FrameSet((
+    Open, Parcels, Subscribe, Unsubscribe, Infer, CancelInfer, Ask, Flush, Locate,
+))  # fmt: skip
+"""From an application to its node."""
+LOCAL_NODE_FRAMES: Final = FrameSet((
+    Welcome, Parcels, Closing, Done, Told, Inferred, Refused, Happened, Missed, Fallen,
+))  # fmt: skip
+"""From a node to its applications."""
 
 
 def encode_local(frame: ApplicationFrame | LocalNodeFrame) -> bytes:
@@ -318,41 +320,14 @@ def decode_untrusted_parcel(parcel: Parcel) -> Reading:
 
 
 def decode_untrusted_application_frame(data: bytes | bytearray) -> ApplicationFrame:
-    """Parse a frame from an application. :raises UnknownFrame: for a type of a newer minor version.
-
-    :raises RemoteProtocolError: for anything else that is not a frame.
-    """
-    frame = _decode_untrusted(_application_decoder, data)
-    if type(frame) is Infer:
-        _check_untrusted_tensors(frame.inputs)
-    return frame
+    """Parse a frame from an application; errors as :meth:`~protocols.wire.codec.FrameSet.decode_untrusted`."""
+    frame: Any = APPLICATION_FRAMES.decode_untrusted(data)
+    decoded: ApplicationFrame = frame
+    return decoded
 
 
 def decode_untrusted_local_node_frame(data: bytes | bytearray) -> LocalNodeFrame:
     """Parse a frame from a node; errors as :func:`decode_untrusted_application_frame`."""
-    frame = _decode_untrusted(_node_decoder, data)
-    if type(frame) is Inferred:
-        _check_untrusted_tensors(frame.outputs)
-    return frame
-
-
-def _decode_untrusted(decoder: msgspec.msgpack.Decoder[_T], data: bytes | bytearray) -> _T:
-    if len(data) > limits.MAX_FRAME_BYTES:
-        raise RemoteProtocolError(f"a frame of {len(data)} bytes is larger than {limits.MAX_FRAME_BYTES}")
-    try:
-        return decoder.decode(data)
-    except RecursionError as error:
-        raise RemoteProtocolError("a frame is nested too deeply") from error
-    except (msgspec.DecodeError, ValueError, OverflowError) as error:
-        # the type alone: all of ours are below 128 and stand in the second byte of an array of up to 15
-        if len(data) > 1 and 0x91 <= data[0] <= 0x9F and data[1] < 0x80 and data[1] not in _KNOWN_TYPES:
-            raise UnknownFrame(data[1]) from error
-        raise RemoteProtocolError(f"a frame is malformed: {str(error)[:200]}") from error
-
-
-def _check_untrusted_tensors(tensors: tuple[NamedTensor, ...]) -> None:
-    for named in tensors:
-        try:
-            _ = named.tensor.__array_interface__
-        except ValueError as error:
-            raise RemoteProtocolError(f"the tensor {named.name!r} is malformed: {error}") from error
+    frame: Any = LOCAL_NODE_FRAMES.decode_untrusted(data)
+    decoded: LocalNodeFrame = frame
+    return decoded

@@ -5,7 +5,6 @@ from enum import StrEnum
 from protocols.base.ids import Incarnation, Lane, NodeId, Role
 from protocols.links.queues import LaneQueue
 from protocols.membership.suspicion import Suspicion
-from protocols.readings.streams import Peer
 
 
 class State(StrEnum):
@@ -22,7 +21,7 @@ class Neighbour:
 
     __slots__ = (
         "bulk", "echo_came_ns", "echo_sent_ns", "first_seen_ns", "heard_by_peer", "heartbeat_received",
-        "heartbeat_sent", "inbound", "incarnation", "last_heard_ns", "met", "node", "peer", "queue", "realtime",
+        "heartbeat_sent", "inbound", "incarnation", "last_heard_ns", "met", "node", "queue", "realtime",
         "role", "round_trip_ns", "since_ns", "state", "suspicion",
     )  # fmt: skip
 
@@ -37,8 +36,6 @@ class Neighbour:
         """Dials of the open lanes to it; 0: not open."""
         self.queue: LaneQueue | None = None
         """What waits for its realtime lane; None before the engine has one."""
-        self.peer: Peer | None = None
-        """What its readings are to us, if they came before; it may be out of date."""
         self.last_heard_ns = now
         self.heartbeat_sent = 0
         self.heartbeat_received = 0

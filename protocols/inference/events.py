@@ -1,0 +1,49 @@
+"""What the machine of inference decides: runs on this node, and answers to requests."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from protocols.base.ids import NodeId
+from protocols.machine import Effect, Event
+from protocols.wire.tensors import NamedTensor
+
+
+class RunReport(Struct, frozen=True):
+    """One attempt at an inference."""
+
+    node: NodeId
+    outcome: Literal["done", "busy", "unknown", "invalid", "late", "failed", "dead", "cancelled"]
+    took_ns: int
+    """From decision to outcome, as the caller saw it."""
+    queued_us: int = 0
+    compute_us: int = 0
+    detail: str = ""
+
+
+class Compute(Effect, frozen=True):
+    """Run a model here; answer with ``computed`` of the same ``run``."""
+
+    run: int
+    model: str
+    inputs: tuple[NamedTensor, ...]
+    outputs: tuple[str, ...]
+    budget_ns: int
+
+
+class CancelCompute(Effect, frozen=True):
+    """The result of a run is no longer wanted; ``computed`` may still follow and is ignored."""
+
+    run: int
+
+
+class Answered(Event, frozen=True):
+    """An own request ended. ``winner`` is None when it failed; ``failure`` then names the kind of error."""
+
+    request: int
+    winner: RunReport | None
+    outputs: tuple[NamedTensor, ...]
+    attempts: tuple[RunReport, ...]
+    took_ns: int
+    failure: Literal["", "unknown", "invalid", "late", "failed"] = ""
+    detail: str = ""

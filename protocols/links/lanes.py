@@ -1,0 +1,126 @@
+"""The queues of all neighbours, and which open lane takes from which.
+
+Whatever is put wakes its lane: :meth:`Lanes.taken` gives the driver the queues that got something. A bulk lane is
+dialled when something waits for it; :attr:`Lanes.wanted` names the neighbours for whom that is so.
+"""
+
+from protocols.base import limits
+from protocols.base.errors import BoundExceeded, ValueUnsupported
+from protocols.base.ids import Lane, NodeId
+from protocols.links.queues import Drops, LaneQueue, Queues
+from protocols.wire.codec import encode_frame
+from protocols.wire.frame import Frame
+from protocols.wire.membership import Heartbeat
+
+
+class Lanes:
+    """Queues by neighbour and by dial."""
+
+    def __init__(self, drops: Drops, max_readings: int) -> None:
+        """``max_readings``: that may wait in one queue."""
+        self.touched: list[LaneQueue] = []
+        """Queues that got something since :meth:`taken`, each once: they are marked."""
+        self.wanted: list[NodeId] = []
+        """Neighbours for whom something waits on a bulk lane that is not open; whoever dials clears the list."""
+        self.may_wait = False
+        """Something may wait for a bulk lane that is not open."""
+        self.of_dial: dict[int, LaneQueue] = {}
+        """By open dial."""
+        self.of_node: dict[NodeId, Queues] = {}
+        self._drops, self._max_readings = drops, max_readings
+
+    def queues_of(self, node: NodeId) -> Queues:
+        """The queues of a neighbour, made when there are none yet."""
+        queues = self.of_node.get(node)
+        if queues is None:
+            queues = self.of_node[node] = Queues(node, self._drops, self._max_readings)
+        return queues
+
+    def opened(self, dial: int, node: NodeId, lane: Lane) -> LaneQueue:
+        """A lane is open: its queue."""
+        queues = self.queues_of(node)
+        queue = self.of_dial[dial] = queues.realtime if lane is Lane.REALTIME else queues.bulk
+        queue.dial, queue.link = dial, None
+        return queue
+
+    def closed(self, dial: int) -> None:
+        """A lane is not open any more; what waits stays."""
+        queue = self.of_dial.pop(dial, None)
+        if queue is not None and queue.dial == dial:
+            queue.dial, queue.link = 0, None
+            self.may_wait = True
+
+    def forget(self, node: NodeId, reason: str) -> None:
+        """A neighbour is gone: what waits for it is dropped, and counted as ``reason``."""
+        queues = self.of_node.pop(node, None)
+        if queues is not None:
+            queues.realtime.clear(reason)
+            queues.bulk.clear(reason)
+            self.closed(queues.realtime.dial)
+            self.closed(queues.bulk.dial)
+
+    def put(self, node: NodeId, frame: Frame) -> bool:
+        """Queue a control frame for a neighbour. False: it has no queues, does not take frames, or can't be sent
+        this one."""
+        queues = self.of_node.get(node)
+        if queues is None:
+            return False
+        try:
+            data = encode_frame(frame)
+            queue = queues.bulk if len(data) > limits.BULK_THRESHOLD_BYTES else queues.realtime
+            if type(frame) is Heartbeat:
+                queue.put_heartbeat(data)
+            elif frame.replaces:
+                queue.put_latest(type(frame).__name__, data)
+            else:
+                queue.put_control(data)
+        except (BoundExceeded, ValueUnsupported):
+            return False
+        self.touch(queue)
+        return True
+
+    def touch(self, queue: LaneQueue) -> None:
+        """Something was put into a queue."""
+        if not queue.touched:
+            queue.touched = True
+            self.touched.append(queue)
+        if not queue.dial:
+            self._want(queue)
+
+    def look(self) -> None:
+        """Readings were put into queues, each of which is among :attr:`touched`."""
+        for queue in self.touched:
+            if not queue.dial:
+                self._want(queue)
+
+    def want_again(self) -> None:
+        """Ask anew for bulk lanes that failed or could not be dialled before."""
+        if self.may_wait:
+            self.may_wait = False
+            for queues in self.of_node.values():
+                if queues.bulk.waiting_bytes and not queues.bulk.dial:
+                    self._want(queues.bulk)
+
+    def _want(self, queue: LaneQueue) -> None:
+        queues = self.of_node.get(queue.peer)
+        if queues is not None and queue is queues.bulk:
+            self.wanted.append(queue.peer)
+            self.may_wait = True
+
+    def taken(self) -> list[LaneQueue]:
+        """What has got something to send since the last call; queues without a ``dial`` have no open lane."""
+        if not self.touched:
+            return []
+        lanes = self.touched[:]
+        self.touched.clear()
+        for lane in lanes:
+            lane.touched = False
+        return lanes
+
+    def most_waiting(self) -> tuple[int, int]:
+        """The most readings, and the most bytes, that wait for one neighbour."""
+        readings = size_bytes = 0
+        for queues in self.of_node.values():
+            readings = max(readings, queues.waiting_readings)
+            size_bytes = max(size_bytes, queues.waiting_bytes)
+        return readings, size_bytes

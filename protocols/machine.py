@@ -1,0 +1,79 @@
+"""The contract of every machine, and the roots of what machines decide.
+
+A machine is one capability of a node without its input and output. It is told what happened, decides, and hands its
+decisions out as frames, effects and events; a driver performs them. Time is an argument, in monotonic nanoseconds. A
+machine never calls another one and shares no mutable state with it: the engine carries what one decides and another
+must know. No method blocks, and none calls back.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+from msgspec import Struct
+
+from protocols.base.ids import NodeId, Role
+from protocols.wire.frame import Frame
+
+
+class Effect(Struct, frozen=True):
+    """Something for the driver to do. The effects of one machine are a closed union."""
+
+
+class Event(Struct, frozen=True):
+    """Something that whoever uses the node may want to know."""
+
+    for_applications: ClassVar[bool] = False
+    """Whether applications on the same computer are told; else only this process is."""
+
+
+Message = tuple[NodeId | None, Frame]
+"""A frame and the neighbour it is for; None: every neighbour to which a lane is open."""
+
+
+class Machine(Protocol):
+    """What the engine asks of each machine. Instants are monotonic nanoseconds."""
+
+    @property
+    def name(self) -> str:
+        """One word, the name of the capability: it comes before the names of its counters."""
+
+    @property
+    def frames(self) -> tuple[type[Frame], ...]:
+        """The frames that are its own: nobody else receives them."""
+
+    def receive(self, frame: Any, source: NodeId, role: Role, now: int) -> None:
+        """A neighbour sent one of :attr:`frames`, whose own check has passed."""
+
+    def greetings(self) -> Sequence[Frame]:
+        """What to tell a neighbour first, as soon as the realtime lane to it is open."""
+
+    def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:
+        """Both directions of the link to a neighbour are open."""
+
+    def neighbour_gone(self, node: NodeId, now: int) -> None:
+        """A neighbour died, left or began a new life: nothing more comes from its old one."""
+
+    def undeliverable(self, node: NodeId, frame: Frame, now: int) -> None:
+        """A frame of this machine could not be queued: the neighbour is gone or does not take frames, or it is too
+        large."""
+
+    def handle_timer(self, now: int) -> None:
+        """Do what is due."""
+
+    def next_timer_at(self) -> int:
+        """When :meth:`handle_timer` wants to be called next, at the latest; ``NEVER`` when nothing is due."""
+
+    def has_news(self) -> bool:
+        """Whether :meth:`messages` or :meth:`events` has anything. Cheap: it is asked often."""
+
+    def messages(self) -> Sequence[Message]:
+        """Frames to queue for neighbours, decided since the last call."""
+
+    def outgoing(self) -> Sequence[Effect]:
+        """Effects decided since the last call."""
+
+    def events(self) -> Sequence[Event]:
+        """Events since the last call."""
+
+    def counters(self) -> dict[str, int]:
+        """Counters by name. They only grow, except those that end in ``_held``."""

@@ -1,0 +1,45 @@
+"""What people and programs are shown of neighbours: what several machines know of each, in one view."""
+
+from msgspec import Struct
+
+from protocols.base.ids import Lane, NodeId, Role
+from protocols.inference.machine import Inference
+from protocols.links.lanes import Lanes
+from protocols.membership.machine import Membership
+from protocols.membership.neighbour import State
+from protocols.wire.inference import Offer
+
+
+class PeerView(Struct, frozen=True):
+    """A neighbour, for people and programs."""
+
+    node: NodeId
+    role: Role
+    state: State
+    incarnation: int
+    met: bool
+    round_trip_ns: int
+    """0: not measured yet."""
+    silent_ns: int
+    hears_us: bool
+    lanes: tuple[Lane, ...]
+    inbound_pipes: int
+    waiting_readings: int
+    waiting_bytes: int
+    offers: tuple[Offer, ...]
+    throughput_bytes_per_s: float = 0.0
+    """Of the link to it; 0: not measured yet."""
+
+
+def views(membership: Membership, lanes: Lanes, inference: Inference, now: int) -> list[PeerView]:
+    """Everybody known, by id; the dead for ``FORGET_DEAD_NS``."""
+    shown = []
+    for n in sorted(membership.neighbours.values(), key=lambda neighbour: neighbour.node):
+        queues = lanes.of_node.get(n.node)
+        shown.append(PeerView(
+            n.node, n.role, n.state, n.incarnation, n.met, n.round_trip_ns, now - n.last_heard_ns, n.heard_by_peer,
+            n.lanes, len(n.inbound),
+            0 if queues is None else queues.waiting_readings, 0 if queues is None else queues.waiting_bytes,
+            inference.offers_of(n.node), round(inference.throughput_of(n.node), 1),
+        ))  # fmt: skip
+    return shown

@@ -1,0 +1,47 @@
+"""What is the same for every reading of one publisher, checked once."""
+
+from msgspec import Struct
+
+from protocols.base import limits
+from protocols.base.errors import ContextMissing, ValueUnsupported
+from protocols.base.keys import checked_key
+from protocols.wire.context import check_position, check_provenance
+from protocols.wire.readings import Position, Provenance
+
+
+class Publication(Struct, frozen=True):
+    """Key, context and quality of service. One that exists is valid: made by :func:`checked_publication`."""
+
+    key: str
+    how: Provenance
+    where: Position | None = None
+    """Where a reading is sensed that is put without a place of its own."""
+    priority: int = 3
+    """7 is the most urgent."""
+    lifespan_ms: int = 0
+    """A reading is worthless this long after it was sensed; 0: never."""
+    hops: int = 0
+    """How many neighbours may pass it on."""
+
+
+def checked_publication(
+    key: str, how: Provenance | None, where: Position | None = None, priority: int = 3, lifespan_ms: int = 0,
+    hops: int = 0,
+) -> Publication:  # fmt: skip
+    """A publication.
+
+    :raises InvalidKey: when ``key`` is not one. :raises ContextMissing: without ``how``.
+    :raises ValueUnsupported: when a number or a text is out of its range; NaN is.
+    """
+    checked_key(key)
+    if how is None:
+        raise ContextMissing(f"a reading of {key!r} has no how: say what senses it, in which unit. Pass how=")
+    check_provenance(how)
+    if where is not None:
+        check_position(where)
+    if not (0 <= priority <= 7 and 0 <= lifespan_ms <= limits.MAX_LIFESPAN_MS and 0 <= hops <= limits.MAX_HOPS):
+        raise ValueUnsupported(
+            f"priority {priority}, lifespan_ms {lifespan_ms} or hops {hops} is out of range: use 0 to 7, "
+            f"0 to {limits.MAX_LIFESPAN_MS} and 0 to {limits.MAX_HOPS}"
+        )
+    return Publication(key, how, where, priority, lifespan_ms, hops)

@@ -1,0 +1,65 @@
+"""The bytes of gossip entries and of what frames of gossip carry."""
+
+from struct import pack, unpack
+from typing import Final
+
+import msgspec
+
+from protocols.base import limits
+from protocols.base.errors import RemoteProtocolError, ValueUnsupported
+from protocols.wire.codec import decode_untrusted, encode
+from protocols.wire.fields import check_untrusted_id
+from protocols.wire.gossip import Entry, InboxAddress
+
+_ENTRY_DOMAIN: Final = b"meshnode entry 1\0"
+_entry_decoder = msgspec.msgpack.Decoder(Entry)
+_address_decoder = msgspec.msgpack.Decoder(InboxAddress)
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """An entry as it travels and is fingerprinted.
+
+    :raises ValueUnsupported: when it is larger than ``MAX_ENTRY_BYTES``.
+    """
+    data = encode(entry)
+    if len(data) > limits.MAX_ENTRY_BYTES:
+        raise ValueUnsupported(
+            f"the entry {entry.kind!r} takes {len(data)} bytes with its certificate and signature, and "
+            f"{limits.MAX_ENTRY_BYTES} are allowed: shorten its body of {len(entry.body)}"
+        )
+    return data
+
+
+def entry_statement(entry: Entry) -> bytes:
+    """What the signature of an entry covers. It begins so that no signature made for anything else, such as a TLS
+    handshake with the same key, can pass for one."""
+    return _ENTRY_DOMAIN + encode((entry.author, entry.kind, entry.version, entry.lifetime_s, entry.body))
+
+
+def decode_untrusted_entry(data: bytes) -> Entry:
+    """Parse an entry; its signature is for others to check. :raises RemoteProtocolError: for anything that is none."""
+    entry = decode_untrusted(_entry_decoder, data)
+    check_untrusted_id(entry.author)
+    if not entry.kind.isprintable():
+        raise RemoteProtocolError("the kind of an entry is not printable")
+    return entry
+
+
+def encode_address(address: InboxAddress) -> bytes:
+    """The body of an entry of kind ``address``."""
+    return encode(address)
+
+
+def decode_untrusted_address(body: bytes) -> InboxAddress:
+    """Parse the body of an entry of kind ``address``. :raises RemoteProtocolError: for anything that is none."""
+    return decode_untrusted(_address_decoder, body)
+
+
+def encode_fingerprints(fingerprints: list[int]) -> bytes:
+    """Unsigned 64-bit numbers as a frame of gossip has them."""
+    return pack(f"<{len(fingerprints)}Q", *fingerprints)
+
+
+def decode_fingerprints(data: bytes) -> tuple[int, ...]:
+    """What :func:`encode_fingerprints` made, in frames that were decoded."""
+    return unpack(f"<{len(data) // 8}Q", data)

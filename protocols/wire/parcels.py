@@ -1,0 +1,134 @@
+"""The bytes of readings: one, several in a frame, and frames made once for all neighbours.
+
+These are the encoders of the hot path. They put a ``Readings`` frame together from pieces that are encoded once.
+"""
+
+from typing import Final
+
+import msgspec
+
+from protocols.base import limits
+from protocols.base.errors import ValueUnsupported
+from protocols.wire.codec import bounded, decode_untrusted, encode
+from protocols.wire.frame import number_of
+from protocols.wire.messagepack import has_too_many_elements
+from protocols.wire.readings import Reading, Readings, travelling_reading
+from protocols.wire.tensors import Tensor, tensor_of
+from protocols.wire.values import COMPOSITE, TENSOR_EXTENSION, check_untrusted_value, decode_untrusted_extension
+
+_READINGS_NUMBER: Final = number_of(Readings)
+_PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes))
+_NATIVE: Final = _PLAIN | {bytearray, memoryview, list, tuple, dict}
+"""What MessagePack has a form for by itself."""
+_ALONE: Final = bytes((0x92, _READINGS_NUMBER, 0x91))
+_FIXED_EXTENSIONS: Final = {1: 0xD4, 2: 0xD5, 4: 0xD6, 8: 0xD7, 16: 0xD8}
+_reading_decoder = msgspec.msgpack.Decoder(Reading, ext_hook=decode_untrusted_extension)
+
+
+def encode_reading(reading: Reading) -> bytes:
+    """One reading as it stands inside a frame or a record.
+
+    :raises ValueUnsupported: when its value can't travel or is too large.
+    """
+    return _encode_reading(reading, b"")
+
+
+def encode_alone(reading: Reading) -> bytes:
+    """The ``Readings`` frame of one reading, made once for all neighbours; see :func:`frame_of_alone`.
+
+    :raises ValueUnsupported: when its value can't travel or is too large.
+    """
+    return _encode_reading(reading, _ALONE)
+
+
+def encode_together(readings: list[Reading]) -> bytes:
+    """The ``Readings`` frame of 1 to ``MAX_READINGS_PER_FRAME`` readings of plain values.
+
+    :raises ValueUnsupported: when a value can't travel.
+    """
+    return bounded(encode(Readings(tuple(readings))))
+
+
+def _encode_reading(reading: Reading, head: bytes) -> bytes:
+    value = reading.value
+    kind = type(value)
+    if kind in _PLAIN:
+        return bounded(head + encode(reading))
+    if kind is Tensor:
+        return bounded(_encode_tensor_reading(reading, value, head))
+    if kind not in _NATIVE and _has_buffer(value):
+        return bounded(_encode_tensor_reading(reading, tensor_of(value), head))
+    data = bounded(head + encode(travelling_reading(reading)))
+    if len(data) > limits.LARGE_FRAME_BYTES and kind in COMPOSITE and has_too_many_elements(data):
+        raise ValueUnsupported(
+            f"the value has more than {limits.MAX_ELEMENTS} elements: publish large data as an array or as bytes"
+        )
+    return data
+
+
+def _encode_tensor_reading(reading: Reading, tensor: Tensor, head: bytes) -> bytes:
+    """Put together from pieces, so that the elements are copied once. The encoder would copy them three times, into
+    buffers that grow: measured, 1.1 ms for 1 MB instead of 0.03 ms."""
+    before = encode((reading.key, reading.origin, reading.sequence))
+    shape = encode((tensor.dtype, tensor.shape))
+    after = encode((reading.where, reading.when, reading.how, reading.priority, reading.lifespan_ms, reading.hops))
+    size_bytes = len(tensor.data)
+    elements = b"\xc4" + size_bytes.to_bytes(1) if size_bytes < 1 << 8 else _head(0xC5, size_bytes)
+    payload_bytes = len(shape) + len(elements) + size_bytes
+    if payload_bytes in _FIXED_EXTENSIONS:
+        extension = bytes((_FIXED_EXTENSIONS[payload_bytes], TENSOR_EXTENSION))
+    elif payload_bytes < 1 << 8:
+        extension = bytes((0xC7, payload_bytes, TENSOR_EXTENSION))
+    else:
+        extension = _head(0xC8, payload_bytes) + bytes((TENSOR_EXTENSION,))
+    # the arrays of three, of two and of six are parts of one of ten and of one of three
+    return b"".join((head, b"\x9a", before[1:], extension, b"\x93", shape[1:], elements, tensor.data, after[1:]))
+
+
+def _head(code: int, length: int) -> bytes:
+    """Of a length that takes 16 bits (``code``) or 32 (the next)."""
+    return bytes((code,)) + length.to_bytes(2) if length < 1 << 16 else bytes((code + 1,)) + length.to_bytes(4)
+
+
+def _has_buffer(value: object) -> bool:
+    try:
+        memoryview(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    except (ValueError, BufferError):  # it has one that can't travel: tensor_of says why
+        return True
+    return True
+
+
+def frame_of_encoded_readings(encoded: list[bytes]) -> bytes:
+    """The ``Readings`` frame of 1 to ``MAX_READINGS_PER_FRAME`` results of :func:`encode_reading`."""
+    count = len(encoded)
+    head = (
+        bytes((0x92, _READINGS_NUMBER, 0x90 | count)) if count < 16 else bytes((0x92, _READINGS_NUMBER, 0xDC, 0, count))
+    )
+    return head + (encoded[0] if count == 1 else b"".join(encoded))
+
+
+def frame_of_alone(alone: list[bytes]) -> bytes:
+    """The ``Readings`` frame of 1 to ``MAX_READINGS_PER_FRAME`` results of :func:`encode_alone`: for one that itself,
+    without a copy."""
+    return alone[0] if len(alone) == 1 else frame_of_encoded_readings([frame[len(_ALONE) :] for frame in alone])
+
+
+def readings_in_own_frame(frame: bytes) -> int:
+    """How many readings a frame of :func:`frame_of_encoded_readings` holds; 1 for a frame of another type."""
+    if frame[:2] != bytes((0x92, _READINGS_NUMBER)):
+        return 1
+    return frame[2] & 0x0F if frame[2] < 0xA0 else int.from_bytes(frame[3:5], "big")
+
+
+def decode_alone(frame: bytes) -> Reading:
+    """The reading of a result of :func:`encode_alone`, whose data its tensors look into."""
+    return decode_untrusted_reading(memoryview(frame)[len(_ALONE) :])
+
+
+def decode_untrusted_reading(data: bytes | memoryview) -> Reading:
+    """Parse one encoded reading. :raises RemoteProtocolError: for anything that is not one."""
+    reading = decode_untrusted(_reading_decoder, data)
+    check_untrusted_value(reading.value)
+    return reading
