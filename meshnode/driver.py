@@ -3,13 +3,8 @@
 Threads: the transport's receiving thread and I/O thread, a timer thread of our own, and whoever publishes. Rules:
 
 1. Every call into the engine is made under ``_lock``; the transport and user code are never called under it.
-2. A frame leaves a neighbour's queue only under that link's lock, so frames of one link keep their order whichever
-   thread sends them.
-3. A lone reading goes out at once, on the thread that publishes it. Only in a burst (``_BURST`` readings, each within
-   ``_BURST_GAP_NS`` of the one before) and on a link that did not take a frame are readings left to gather: until the
-   I/O thread has its turn, which it is given at once, or a full frame waits. While a callback runs nothing gathers,
-   for with some transports it is the I/O thread that runs it. That is all the batching there is.
-4. User callbacks run on the thread that received (or published) the reading; what they raise is logged and counted.
+2. How frames leave it is the business of :mod:`meshnode.outbound`.
+3. User callbacks run on the thread that received (or published) the reading; what they raise is logged and counted.
 """
 
 import logging
@@ -19,7 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from typing import Any, TypeVar
 
-from meshnode.links.transport import Address, FailedLink, OutgoingLane, Transport
+from meshnode.links.transport import FailedLink, OutgoingLane, Transport
+from meshnode.outbound import Outbound
 from protocols.base import limits
 from protocols.base.ids import PeerIdentity
 from protocols.engine import Engine
@@ -29,39 +25,14 @@ from protocols.readings.events import Delivery, Put, PutMany
 from protocols.readings.publication import Publication
 from protocols.readings.quality import Quality
 from protocols.settings import NodeSettings
-from protocols.wire.codec import encode_frame
 from protocols.wire.readings import EventTime, Position, Reading
 
 _log = logging.getLogger(__name__)
-_FULL = limits.MAX_READINGS_PER_FRAME
-_BURST = 4
-_BURST_GAP_NS = 20_000
-"""From having sent one reading to publishing the next. A loop that only publishes needs 5 µs; the answer to a
-neighbour's answer comes 30 µs later at the earliest, and must not be taken for a burst."""
-_PAUSE_NS = 500_000
-"""A longer gap ends a burst; shorter ones (another thread had the interpreter) only weaken it."""
 _GOODBYE_S = 0.3
 """How long a leaving node tries to hand its goodbyes to busy links."""
 
 _T = TypeVar("_T")
 ReadingCallback = Callable[[Reading], object]
-
-
-class _Link:
-    """A dialled lane and the frame it did not take."""
-
-    __slots__ = ("burst", "dial", "draining", "gathered", "in_hand", "kicked_ns", "lane", "lock", "opened")
-
-    def __init__(self, dial: int) -> None:
-        self.dial = dial
-        self.lane: OutgoingLane | None = None
-        self.lock = threading.Lock()
-        self.in_hand: bytes | None = None
-        self.draining: tuple[int, int] | None = None  # bytes, and since when, of a frame that had waited for the lane
-        self.opened = False
-        self.kicked_ns = 0
-        self.burst = 0
-        self.gathered = 0
 
 
 class Driver:
@@ -82,15 +53,12 @@ class Driver:
         """
         self.engine = Engine(settings, random, machines=machines)
         self._on_event = on_event
-        self._performers: dict[type[Effect], Callable[[Any], None]] = {
-            **performers, Dial: self._dial, HangUp: self._hang_up, ClosePipe: self._close_pipe,
-        }  # fmt: skip
         self._lock = threading.Lock()
+        self._outbound = Outbound(self.engine, self._lock)
+        self._performers: dict[type[Effect], Callable[[Any], None]] = {
+            **performers, Dial: self._outbound.dial, HangUp: self._outbound.hang_up, ClosePipe: self._close_pipe,
+        }  # fmt: skip
         self._transport: Transport
-        self._links: dict[int, _Link] = {}
-        self._dial_of: dict[OutgoingLane, _Link] = {}
-        self._dialling = threading.Lock()
-        self._refused: set[OutgoingLane] = set()
         self._handlers: dict[int, ReadingCallback] = {}
         self._timer_due_ns = 0
         self._timer_wake = threading.Event()
@@ -101,7 +69,7 @@ class Driver:
     # --- life ------------------------------------------------------------------------------------------------------
     def start(self, transport: Transport, host: str, port: int) -> int:
         """Listen and begin to keep time; returns the port. :raises TransportError: as ``Transport.listen``."""
-        self._transport = transport  # before it listens: a neighbour may come in at once
+        self._transport = self._outbound.transport = transport  # before it listens: a neighbour may come in at once
         port = transport.listen(host, port)
         with self._lock:
             self.engine.membership.inbox_port = port
@@ -114,9 +82,9 @@ class Driver:
             return
         self.act(lambda engine, _: engine.membership.leave(reason))
         deadline = time.monotonic() + _GOODBYE_S
-        while time.monotonic() < deadline and any(link.in_hand is not None for link in list(self._links.values())):
-            for link in list(self._links.values()):
-                self._flush(link)
+        while time.monotonic() < deadline and any(link.in_hand is not None for link in self._outbound.links()):
+            for link in self._outbound.links():
+                self._outbound.flush(link)
             time.sleep(0.005)
         self._closing = True
         self._timer_wake.set()
@@ -159,7 +127,7 @@ class Driver:
             self.settle()
         else:
             for lane in flushes:
-                self._kick(lane.dial, now)
+                self._outbound.kick(lane.dial, now)
             if sooner:
                 self._set_timer()
         if delivery is not None:
@@ -180,7 +148,7 @@ class Driver:
             self.settle()
         else:
             for lane in flushes:
-                self._kick(lane.dial, now, put.count)
+                self._outbound.kick(lane.dial, now, put.count)
             if sooner:
                 self._set_timer()
         if deliveries:
@@ -231,7 +199,7 @@ class Driver:
                 reason = self.engine.membership.admit(identity, now)
         if reason is not None:
             if lane is not None:
-                self._refused.add(lane)
+                self._outbound.refused.add(lane)
             self._timer_wake.set()  # its thread reports the refusal
         return reason
 
@@ -253,7 +221,7 @@ class Driver:
             flushes = engine.flushes()
             sooner = engine.readings.next_timer_at() < self._timer_due_ns
         for lane in flushes or ():  # others first: a callback may take its time
-            self._kick(lane.dial, now)
+            self._outbound.kick(lane.dial, now)
         if deliveries:
             self._deliver(deliveries)
         if flushes is None:
@@ -263,7 +231,7 @@ class Driver:
 
     def lane_opened(self, lane: OutgoingLane, identity: PeerIdentity) -> None:
         """Its greeting is out: the rest may follow."""
-        link = self._link_of(lane)
+        link = self._outbound.link_of(lane)
         if link is None:
             return
         link.opened = True
@@ -271,20 +239,20 @@ class Driver:
 
     def lane_closed(self, lane: OutgoingLane, reason: str) -> None:
         """Whether to dial again is the engine's to decide."""
-        link = self._link_of(lane)
+        link = self._outbound.link_of(lane)
         if link is None:
             return
-        self._forget(link)
-        refused = lane in self._refused
-        self._refused.discard(lane)
-        self._abandon(link)
+        self._outbound.forget(link)
+        refused = lane in self._outbound.refused
+        self._outbound.refused.discard(lane)
+        self._outbound.abandon(link)
         self.act(lambda engine, now: engine.lane_closed(link.dial, reason, refused, now))
 
     def lane_writable(self, lane: OutgoingLane) -> None:
         """What waited goes out together."""
-        link = self._link_of(lane)
+        link = self._outbound.link_of(lane)
         if link is not None:
-            self._flush(link)
+            self._outbound.flush(link)
 
     # --- effects ---------------------------------------------------------------------------------------------------
     def settle(self) -> None:
@@ -295,104 +263,14 @@ class Driver:
             if not lanes and not effects and not events:
                 break
             for effect in effects:
-                self._performers[type(effect)](effect)
+                self._performers[type(effect)](effect)  # a machine without a performer is a bug of its part
             for lane in lanes:
-                self._kick(lane.dial, time.monotonic_ns())
+                self._outbound.kick(lane.dial, time.monotonic_ns())
             self._report(events)
         self._set_timer()
 
-    def _hang_up(self, effect: HangUp) -> None:
-        gone = self._links.get(effect.dial)
-        if gone is not None:
-            self._forget(gone)
-            if gone.lane is not None:
-                gone.lane.close()
-                self._refused.discard(gone.lane)
-            self._abandon(gone)
-
     def _close_pipe(self, effect: ClosePipe) -> None:
         self._transport.close_pipe(effect.pipe)
-
-    def _kick(self, dial: int, now: int, readings: int = 1) -> None:
-        """Something waits for a link: send it now, or let it gather in a burst. The counters race; they only guide."""
-        link = self._links.get(dial)
-        if link is None:
-            return
-        gap_ns = now - link.kicked_ns
-        if gap_ns < _BURST_GAP_NS:
-            link.burst = min(link.burst + 1, 2 * _BURST)
-        elif link.burst:
-            link.burst = link.burst - 1 if gap_ns < _PAUSE_NS else 0
-        link.gathered += readings
-        # While the receiving thread runs a callback nobody may be free to take notice.
-        alone = link.burst < _BURST or self._transport.receiving_since_ns() is not None
-        if link.gathered >= _FULL or (alone and link.in_hand is None):
-            self._flush(link)
-            now = time.monotonic_ns()  # after the send: what that took says nothing of the publisher's pace
-        elif link.gathered == readings and link.in_hand is None and link.lane is not None:
-            link.lane.notify()
-        link.kicked_ns = now
-
-    def _flush(self, link: _Link) -> None:
-        lane = link.lane
-        if lane is None or not link.opened:
-            return
-        with link.lock:
-            while True:
-                frame = link.in_hand
-                waited = frame is not None
-                if frame is None:
-                    # Before looking: who queues something after the look must find it 0 and give notice.
-                    link.gathered = 0
-                    with self._lock:
-                        frame = self.engine.next_frame(link.dial, time.monotonic_ns())
-                    if frame is None:
-                        return
-                if not lane.try_send(frame):
-                    link.in_hand = frame
-                    return
-                link.in_hand = None
-                if waited or link.draining is not None:
-                    self._note_pace(link, len(frame) if waited else None)
-
-    def _note_pace(self, link: _Link, size_bytes: int | None) -> None:
-        """The lane has just taken a frame of ``size_bytes`` that had to wait for it, so the one before has drained.
-        None: it had not to wait, and since when the lane is free is not known."""
-        now, before = time.monotonic_ns(), link.draining
-        link.draining = None if size_bytes is None else (size_bytes, now)
-        if before is not None and size_bytes is not None:
-            with self._lock:
-                self.engine.lane_drained(link.dial, before[0], now - before[1])
-
-    def _dial(self, effect: Dial) -> None:
-        link = _Link(effect.dial)
-
-        def greeting() -> bytes:
-            return encode_frame(self.look(lambda engine, _: engine.membership.greeting(effect.dial)))
-
-        with self._dialling:  # a notice about the lane may come before dial() has returned it
-            lane = self._transport.dial(Address(effect.host, effect.port), greeting, effect.timeout_ns / limits.SECOND)
-            link.lane = lane
-            self._links[effect.dial] = link
-            self._dial_of[lane] = link
-
-    def _link_of(self, lane: OutgoingLane) -> _Link | None:
-        with self._dialling:
-            return self._dial_of.get(lane)
-
-    def _forget(self, link: _Link) -> None:
-        with self._dialling:
-            self._links.pop(link.dial, None)
-            if link.lane is not None:
-                self._dial_of.pop(link.lane, None)
-
-    def _abandon(self, link: _Link) -> None:
-        """The link is gone: the frame in hand is lost, and counted."""
-        with link.lock:
-            frame, link.in_hand, link.opened = link.in_hand, None, False
-        if frame is not None:
-            with self._lock:
-                self.engine.frame_lost(link.dial, frame, "link_lost")
 
     def _report(self, events: list[Event]) -> None:
         for event in events:

@@ -125,7 +125,7 @@ class _TrialDriver(Driver):
     def send_raw(self, frame: bytes) -> int:
         """Put a frame on one open lane to each neighbour; returns how many took it."""
         told: dict[Address, None] = {}
-        for link in list(self._links.values()):
+        for link in self._outbound.links():
             lane = link.lane
             if lane is not None and link.opened and lane.address not in told and lane.try_send(frame):
                 told[lane.address] = None

@@ -564,7 +564,7 @@ def test_bulk_lane_dropped_with_an_older_life_is_dialled_again() -> None:
         settle(answers=False)
     run_until(now + 10 * SECOND)
     assert len(lanes) == 2
-    machine.inbound_opened(2, other, "b", now)
+    machine.membership.inbound_opened(2, other, "b", now)
     machine.receive(encode_frame(Hello(1, 1, "b", 2, 7000, "realtime")), 2, now, now)
     run_until(now + 30 * SECOND, 2)
     assert machine.peers(now)[0].waiting_bytes == 0

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from protocols.base import limits
 from protocols.base.errors import ContextMissing, NotPermitted, ValueUnsupported
 from protocols.readings.events import Delivery, PutMany
+from protocols.readings.publication import checked_publication
 from protocols.readings.quality import Quality
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.parcels import encode_alone, frame_of_alone
@@ -37,8 +38,9 @@ QUALITIES = st.builds(Quality, min_interval_ns=st.sampled_from([0, MS]))
 
 def put_many(bench: Bench, values: list[Any], **more: Any) -> tuple[PutMany, list[Delivery]]:
     whens = [EventTime(NOW_UTC_NS + number, 0) for number in range(len(values))]
-    options = {"where": HERE, "whens": whens, "how": HOW, "priority": 3, "lifespan_ms": 0, "hops": 0, **more}
-    return bench.machine.publish_many(KEY, values, **options, now=bench.now, utc_now=bench.utc)
+    context = {"where": HERE, "whens": whens, "how": HOW, **more}
+    where, whens = context.pop("where"), context.pop("whens")
+    return bench.machine.publish_many(checked_publication(KEY, **context), values, where, whens, bench.now, bench.utc)
 
 
 def shown(reading: Reading) -> Any:

@@ -1,0 +1,157 @@
+"""The lanes that a node has dialled, and how frames come to leave the engine by them.
+
+1. A frame leaves a neighbour's queue only under that link's lock, so frames of one link keep their order whichever
+   thread sends them.
+2. A lone reading goes out at once, on the thread that publishes it. Only in a burst (``_BURST`` readings, each within
+   ``_BURST_GAP_NS`` of the one before) and on a link that did not take a frame are readings left to gather: until the
+   I/O thread has its turn, which it is given at once, or a full frame waits. While a callback runs nothing gathers,
+   for with some transports it is the I/O thread that runs it. That is all the batching there is.
+"""
+
+import threading
+import time
+
+from meshnode.links.transport import Address, OutgoingLane, Transport
+from protocols.base import limits
+from protocols.engine import Engine
+from protocols.membership.events import Dial, HangUp
+from protocols.wire.codec import encode_frame
+
+_FULL = limits.MAX_READINGS_PER_FRAME
+_BURST = 4
+_BURST_GAP_NS = 20_000
+"""From having sent one reading to publishing the next. A loop that only publishes needs 5 µs; the answer to a
+neighbour's answer comes 30 µs later at the earliest, and must not be taken for a burst."""
+_PAUSE_NS = 500_000
+"""A longer gap ends a burst; shorter ones (another thread had the interpreter) only weaken it."""
+
+
+class Link:
+    """A dialled lane and the frame it did not take."""
+
+    __slots__ = ("burst", "dial", "draining", "gathered", "in_hand", "kicked_ns", "lane", "lock", "opened")
+
+    def __init__(self, dial: int) -> None:
+        self.dial = dial
+        self.lane: OutgoingLane | None = None
+        self.lock = threading.Lock()
+        self.in_hand: bytes | None = None
+        self.draining: tuple[int, int] | None = None  # bytes, and since when, of a frame that had waited for the lane
+        self.opened = False
+        self.kicked_ns = 0
+        self.burst = 0
+        self.gathered = 0
+
+
+class Outbound:
+    """The dialled lanes of one engine, whose calls it makes under ``lock``."""
+
+    def __init__(self, engine: Engine, lock: threading.Lock) -> None:
+        self._engine, self._lock = engine, lock
+        self.transport: Transport
+        self._links: dict[int, Link] = {}
+        self._by_lane: dict[OutgoingLane, Link] = {}
+        self._dialling = threading.Lock()
+        self.refused: set[OutgoingLane] = set()
+        """Lanes whose peer this node refused when its handshake was done."""
+
+    def links(self) -> list[Link]:
+        """Every dialled lane, open or not."""
+        return list(self._links.values())
+
+    def kick(self, dial: int, now: int, readings: int = 1) -> None:
+        """Something waits for a link: send it now, or let it gather in a burst. The counters race; they only guide."""
+        link = self._links.get(dial)
+        if link is None:
+            return
+        gap_ns = now - link.kicked_ns
+        if gap_ns < _BURST_GAP_NS:
+            link.burst = min(link.burst + 1, 2 * _BURST)
+        elif link.burst:
+            link.burst = link.burst - 1 if gap_ns < _PAUSE_NS else 0
+        link.gathered += readings
+        # While the receiving thread runs a callback nobody may be free to take notice.
+        alone = link.burst < _BURST or self.transport.receiving_since_ns() is not None
+        if link.gathered >= _FULL or (alone and link.in_hand is None):
+            self.flush(link)
+            now = time.monotonic_ns()  # after the send: what that took says nothing of the publisher's pace
+        elif link.gathered == readings and link.in_hand is None and link.lane is not None:
+            link.lane.notify()
+        link.kicked_ns = now
+
+    def flush(self, link: Link) -> None:
+        """Send what waits for a link, as far as it takes it."""
+        lane = link.lane
+        if lane is None or not link.opened:
+            return
+        with link.lock:
+            while True:
+                frame = link.in_hand
+                waited = frame is not None
+                if frame is None:
+                    # Before looking: who queues something after the look must find it 0 and give notice.
+                    link.gathered = 0
+                    with self._lock:
+                        frame = self._engine.next_frame(link.dial, time.monotonic_ns())
+                    if frame is None:
+                        return
+                if not lane.try_send(frame):
+                    link.in_hand = frame
+                    return
+                link.in_hand = None
+                if waited or link.draining is not None:
+                    self._note_pace(link, len(frame) if waited else None)
+
+    def _note_pace(self, link: Link, size_bytes: int | None) -> None:
+        """The lane has just taken a frame of ``size_bytes`` that had to wait for it, so the one before has drained.
+        None: it had not to wait, and since when the lane is free is not known."""
+        now, before = time.monotonic_ns(), link.draining
+        link.draining = None if size_bytes is None else (size_bytes, now)
+        if before is not None and size_bytes is not None:
+            with self._lock:
+                self._engine.lane_drained(link.dial, before[0], now - before[1])
+
+    def dial(self, effect: Dial) -> None:
+        """Open a lane."""
+        link = Link(effect.dial)
+
+        def greeting() -> bytes:
+            with self._lock:
+                hello = self._engine.membership.greeting(effect.dial)
+            return encode_frame(hello)
+
+        with self._dialling:  # a notice about the lane may come before dial() has returned it
+            lane = self.transport.dial(Address(effect.host, effect.port), greeting, effect.timeout_ns / limits.SECOND)
+            link.lane = lane
+            self._links[effect.dial] = link
+            self._by_lane[lane] = link
+
+    def link_of(self, lane: OutgoingLane) -> Link | None:
+        """The link of a lane; None when it is closed."""
+        with self._dialling:
+            return self._by_lane.get(lane)
+
+    def forget(self, link: Link) -> None:
+        """The lane is closed: nothing is sent by it any more."""
+        with self._dialling:
+            self._links.pop(link.dial, None)
+            if link.lane is not None:
+                self._by_lane.pop(link.lane, None)
+
+    def abandon(self, link: Link) -> None:
+        """The link is gone: the frame in hand is lost, and counted."""
+        with link.lock:
+            frame, link.in_hand, link.opened = link.in_hand, None, False
+        if frame is not None:
+            with self._lock:
+                self._engine.frame_lost(link.dial, frame, "link_lost")
+
+    def hang_up(self, effect: HangUp) -> None:
+        """Close a lane."""
+        gone = self._links.get(effect.dial)
+        if gone is not None:
+            self.forget(gone)
+            if gone.lane is not None:
+                gone.lane.close()
+                self.refused.discard(gone.lane)
+            self.abandon(gone)
