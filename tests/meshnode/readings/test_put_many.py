@@ -181,9 +181,7 @@ def test_put_many_with_one_bad_value_publishes_nothing(values: list[Any], more: 
 def test_put_many_on_a_foreign_key_is_refused() -> None:
     """The access table holds for lists too."""
     with pytest.raises(NotPermitted):
-        Bench().machine.publish_many(
-            "veh/other/x", [1], HERE, [EventTime(1, 0)], HOW, priority=3, lifespan_ms=0, hops=0, now=0, utc_now=1
-        )
+        Bench().machine.publish_many(checked_publication("veh/other/x", HOW), [1], HERE, [EventTime(1, 0)], 0, 1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 15, 16, 64])
