@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 from msgspec import Struct
 
 from protocols.base.ids import NodeId, Role
+from protocols.base.time import NEVER
 from protocols.wire.frame import Frame
 
 
@@ -31,7 +32,10 @@ Message = tuple[NodeId | None, Frame]
 
 
 class Machine(Protocol):
-    """What the engine asks of each machine. Instants are monotonic nanoseconds."""
+    """What the engine asks of each machine. Instants are monotonic nanoseconds.
+
+    A machine that inherits from it has nothing to do and nothing to say where it defines nothing.
+    """
 
     @property
     def name(self) -> str:
@@ -46,6 +50,7 @@ class Machine(Protocol):
 
     def greetings(self) -> Sequence[Frame]:
         """What to tell a neighbour first, as soon as the realtime lane to it is open."""
+        return ()
 
     def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:
         """Both directions of the link to a neighbour are open."""
@@ -62,18 +67,24 @@ class Machine(Protocol):
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next, at the latest; ``NEVER`` when nothing is due."""
+        return NEVER
 
     def has_news(self) -> bool:
         """Whether :meth:`messages` or :meth:`events` has anything. Cheap: it is asked often."""
+        return False
 
     def messages(self) -> Sequence[Message]:
         """Frames to queue for neighbours, decided since the last call."""
+        return ()
 
     def outgoing(self) -> Sequence[Effect]:
         """Effects decided since the last call."""
+        return ()
 
     def events(self) -> Sequence[Event]:
         """Events since the last call."""
+        return ()
 
     def counters(self) -> dict[str, int]:
         """Counters by name. They only grow, except those that end in ``_held``."""
+        return {}
