@@ -246,6 +246,8 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         self.stored_rows: dict[int, tuple[int, int, int]] = {}
         self.stored_fates: dict[int, Fate] = {}
         self.at_relay: set[int] = set()
+        self.turned_away: set[int] = set()
+        """What the relay refused, whether its answer came back or not."""
         self.fates_at_relay: dict[int, str] = {}
         self.ended: dict[int, str] = {}
         self.told: set[int] = set()
@@ -299,13 +301,9 @@ class LedgerAgainstModel(RuleBasedStateMachine):
             for fate in plan.fates:
                 for sequence in range(fate.first, fate.last + 1):
                     assert self.fates_at_relay.setdefault(sequence, fate.state) == fate.state
+            self.turned_away |= refused
             highest = max(self.at_relay, default=0)
-            known = (
-                self.at_relay
-                | set(self.fates_at_relay)
-                | refused
-                | {s for s, e in self.ended.items() if e == "refused"}
-            )
+            known = self.at_relay | set(self.fates_at_relay) | self.turned_away
             assert set(range(1, highest)) <= known, "a hole at the relay"
         if arrives and answer_arrives:
             self.told.update(s for fate in plan.fates for s in range(fate.first, fate.last + 1))
