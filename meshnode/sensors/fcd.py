@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from meshnode.sensors.contract import DriverContext, Sample
-from meshnode.sensors.fcd_trace import MAX_VEHICLES, Fix, Presence, fixes, presences
+from meshnode.sensors.fcd_trace import Fix, Presence, fixes, presences
 from meshnode.sensors.options import Options
+from meshnode.sumo.floating_car import MAX_VEHICLES
 from protocols.base.errors import ConfigError
 from protocols.wire.readings import Position
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from meshnode.sumo.floating_car import MAX_MARKUP_BYTES
 from protocols.base.limits import MS, SECOND
 from sims.errors import TraceError
 from sims.media.contract import Places
 from sims.roads.geodesy import Plane
 from sims.roads.mobility import places
-from sims.roads.traces import MAX_MARKUP_BYTES
 from sims.scenario.file import (
     Fixed,
     Group,
@@ -373,7 +373,7 @@ def test_trace_that_jumps_outside_the_used_part_is_used(tmp_path: Path) -> None:
         (DRIVE.replace("fcd-export", "routes").encode(), "line 1, .*the root is <routes>, not <fcd-export>"),
         (b"<!DOCTYPE a [<!ENTITY b 'c'>]>" + DRIVE.encode(), "it declares a document type"),
         (fcd((0, [car("a", 0)]), (0, [car("a", 0)])).encode(), "line 5, .*time goes from 0 to 0 s"),
-        (fcd((1, [car("a", 0)]), (0.5, [car("a", 0)])).encode(), "time goes from 1 to 0.5 s"),
+        (fcd((1, [car("a", 0)]), (0.5, [car("a", 0)])).encode(), "time goes back from 1 to 0.5 s"),
         (fcd((0, ['x="0" y="0"'])).encode(), "a vehicle has no attribute 'id'"),
         (fcd((0, ['id="a" y="0"'])).encode(), "attribute 'x' is missing: expected a number"),
         (fcd((0, ['id="a" x="east" y="0"'])).encode(), "attribute 'x' is 'east': expected a number"),

@@ -1,0 +1,109 @@
+"""The reader of floating-car data that nodes and the simulator share: what it yields, where it stops, what it loads.
+
+Malformed files are tested where people meet them: in tests/meshnode/sensors and tests/sims/roads.
+"""
+
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from meshnode.sumo.floating_car import TimeStep, TraceInvalid, VehicleRow, rows
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def written(folder: Path, *lines: str, closed: bool = True) -> Path:
+    """A file of those lines between the tags of the root, each tag on a line of its own."""
+    path = folder / "trace.xml"
+    path.write_text("\n".join(["<fcd-export>", *lines, *(["</fcd-export>"] if closed else [])]))
+    return path
+
+
+def step(time_s: float, *vehicles: str) -> list[str]:
+    return [f'<timestep time="{time_s}">', *(f"<vehicle {vehicle}/>" for vehicle in vehicles), "</timestep>"]
+
+
+def test_rows_come_before_their_time_step_and_carry_what_the_file_has(tmp_path: Path) -> None:
+    """A simulation takes a step when it is complete, and traces without speed and angle are common."""
+    path = written(
+        tmp_path,
+        *step(0, 'id="a" x="1" y="2"', 'id="b" x="3" y="4" speed="5" angle="360"'),
+        *step(1),
+        '<person id="p"/>',
+    )
+    first, second = TimeStep(0.0, 2, 1), TimeStep(1.0, 6, 1)
+    assert list(rows(path)) == [
+        VehicleRow(first, "a", 1.0, 2.0, None, None, 3, 1),
+        VehicleRow(first, "b", 3.0, 4.0, 5.0, 0.0, 4, 1),
+        first,
+        second,
+    ]
+
+
+def test_rows_of_wanted_vehicles_and_times_ignore_faults_of_others(tmp_path: Path) -> None:
+    """A long recording need not be clean everywhere: only what is used is judged."""
+    path = written(
+        tmp_path,
+        *step(0, 'id="a" x="east" y="0"'),
+        *step(1, 'id="a" x="1" y="0"', 'id="b"'),
+        *step(2, 'id="a" x="2" y="0"'),
+        *step(3, 'id="a"'),
+        "<timestep",
+    )
+    found = list(rows(path, {"a"}, 1.0, 2.0))
+    assert [row.x if isinstance(row, VehicleRow) else f"until {row.time_s:g}" for row in found] == [
+        "until 0",
+        1.0,
+        "until 1",
+        2.0,
+        "until 2",
+    ]
+
+
+def test_rows_before_a_fault_are_yielded_before_it_is_raised(tmp_path: Path) -> None:
+    """A recording that was cut off is used up to the cut, wherever the file is cut into pieces."""
+    path = written(tmp_path, *step(0, 'id="a" x="1" y="2"'), '<timestep time="1"><vehicle id="a" x="1', closed=False)
+    read = rows(path)
+    assert [type(next(read)) for _ in range(2)] == [VehicleRow, TimeStep]
+    with pytest.raises(TraceInvalid, match=r"line 5, column 20: .*\(it ends before its last tag\)"):
+        next(read)
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (
+            ['<timestep time="0"><timestep time="1"/></timestep>'],
+            "line 2, column 20: a time step begins inside another",
+        ),
+        ([*step(0), '<vehicle id="a" x="0" y="0"/>'], "line 4, column 1: a vehicle stands outside any time step"),
+    ],
+)
+def test_rows_of_a_file_with_misplaced_tags_are_refused(tmp_path: Path, lines: list[str], says: str) -> None:
+    """A vehicle that belongs to no time step must not be given the time of another."""
+    with pytest.raises(TraceInvalid, match=says):
+        list(rows(written(tmp_path, *lines)))
+
+
+def test_rows_of_a_long_file_keep_their_order_over_all_pieces(tmp_path: Path) -> None:
+    """The file is read in pieces of 64 KiB; tags that lie across two of them must not get lost."""
+    path = written(tmp_path, *(line for t in range(2_000) for line in step(t, f'id="a" x="{t % 180}" y="0" speed="1"')))
+    assert path.stat().st_size > 2 * 64 * 1024
+    found = list(rows(path))
+    assert len(found) == 4_000
+    lines = [row.line for row in found if isinstance(row, VehicleRow)]
+    assert all(late - early == 3 for early, late in pairwise(lines))
+
+
+def test_rows_imported_alone_load_no_other_room_of_a_node() -> None:
+    """The simulator reads traces without the threads, sockets and libraries of a node."""
+    listing = (
+        "import meshnode.sumo.floating_car, sys; print(*sorted(n for n in sys.modules if n.startswith('meshnode')))"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", listing], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    assert loaded.split() == ["meshnode", "meshnode.sumo", "meshnode.sumo.floating_car"]
