@@ -57,7 +57,7 @@ class PeerTurnedAway(Closed):
 
 
 class Hub(Protocol):
-    """What a connection asks of the links it belongs to."""
+    """What connections, the inbox and dials ask of the links they belong to."""
 
     observer: TransportObserver
     mesh: MeshName
@@ -87,6 +87,12 @@ class Hub(Protocol):
 
     def linger(self, connection: "Connection") -> None:
         """Give what is left of its last frame a moment. I/O thread."""
+
+    def adopt(self, connection: "Connection", mask: int) -> None:
+        """Wait for these events of a new connection, until its deadline. I/O thread."""
+
+    def sweep_by(self, at_ns: int) -> None:
+        """Look at deadlines no later than then. I/O thread."""
 
 
 class Connection:

@@ -6,23 +6,19 @@ comes in on the one thread that waits for all connections, so that a reading tak
 Invariants:
 - one I/O thread owns the selector and every inbound connection; it alone gives notices and hands over frames;
 - a descriptor is given back only when all events of a poll are dealt with, so that none is taken for its successor's;
-- strangers are bounded in number, in time and in memory, and whoever comes most often makes room first;
+- frames of open links go before handshakes, and handshakes are taken one step at a time;
 - a connection is closed within a minute of the end of its peer's certificate.
 """
 
 import atexit
 import contextlib
-import errno
-import ipaddress
-import itertools
 import logging
 import os
 import select
-import socket
 import threading
 import time
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 
 from meshnode.links.express.connection import (
@@ -34,40 +30,29 @@ from meshnode.links.express.connection import (
     Inbound,
     PeerTurnedAway,
 )
+from meshnode.links.express.dialling import Dialling
+from meshnode.links.express.inbox import Inbox
 from meshnode.links.express.lane import ExpressLane
-from meshnode.links.peer import plain_host, url_of
+from meshnode.links.peer import url_of
 from meshnode.links.priority import Priority, raise_priority
 from meshnode.links.tls import REFUSED, UNREACHABLE, Contexts, FailureKind, Failures, contexts
 from meshnode.links.transport import Address, CredentialFiles, FailedLink, OutgoingLane, TransportObserver
 from protocols.base.errors import TransportError
 from protocols.base.ids import MeshName
-from protocols.base.limits import DIAL_TIMEOUT_NS, MAX_NEIGHBOURS, MS, SECOND
+from protocols.base.limits import MS, SECOND
 
 _log = logging.getLogger(__name__)
 
-_MAX_INBOUND = 4 * MAX_NEIGHBOURS
-"""Two lanes for each neighbour, and as many again while those of restarted neighbours drain."""
-_MAX_NEWCOMERS = 128
-"""Inbound connections that have not proved anything yet. 5 s each: a flood must be answered by making room."""
-_MAX_LOOK_UPS = 8
-"""Host names being resolved, each on a thread of its own: a resolver may take half a minute to give up."""
-_HANDSHAKE_NS = DIAL_TIMEOUT_NS
 _LINGER_NS = 200 * MS
 """A closed lane has this long to hand its last bytes to the kernel, a refused peer to go by itself."""
 _EXPIRY_CHECK_NS = 60 * SECOND
 _SWEEP_GAP_NS = 20 * MS
 """Deadlines are met this late at most; a flood of newcomers must not buy a sweep for each of them."""
-_REST_NS = 200 * MS
-"""Without accepting when descriptors or memory have run out: the listener stays readable, trying at once would spin."""
-_ACCEPTS = 8
-"""Accepted between two looks at open links: one takes up to 0.15 ms when another has to make room for it."""
 _HANDSHAKES = 1
 """Steps of handshakes between two looks at open links: the one that proves an identity takes up to 1.5 ms."""
 _EVENTS = 128
-_BACKLOG = 512
 _BRISK = 4
 """Short waits in a row after which frames are taken to come in quick succession."""
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _open: "weakref.WeakSet[ExpressLinks]" = weakref.WeakSet()
 
@@ -127,14 +112,7 @@ class ExpressLinks:
         self._receiving_since_ns: int | None = None
         self._connections: dict[int, Connection] = {}
         self._lanes: set[ExpressLane] = set()
-        self._pipes: dict[int, Inbound] = {}
-        self._newcomers: dict[int, Inbound] = {}
         self._buried: list[Connection] = []
-        self._next_pipe = itertools.count(1)
-        self._look_ups = 0
-        self._listener: socket.socket | None = None
-        self._listener_descriptor = -1
-        self._resting_until_ns = 0
         self._due_ns = 0
         self._expiry_due_ns = time.monotonic_ns() + _EXPIRY_CHECK_NS
         self._changing = threading.Lock()
@@ -145,6 +123,8 @@ class ExpressLinks:
         # not at close: a late close() of a lane may still write to it, and the number may then be another file's
         weakref.finalize(self, os.close, self._wake).atexit = False
         self._epoll.register(self._wake, select.EPOLLIN)
+        self._inbox = Inbox(self._epoll, self._failures)
+        self._dialling = Dialling()
         self._io = threading.Thread(target=self._run, name="mesh-io", daemon=True)
         self._io.start()
 
@@ -154,26 +134,11 @@ class ExpressLinks:
         address = Address(host, port)
         url_of(address)
         with self._changing:
-            if self._listener is not None or self._closing:
+            if self._inbox.descriptor >= 0 or self._closing:
                 raise TransportError(
                     f"can't listen on {address}: this transport is closed or has an inbox: open another"
                 )
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            both = host == "::" and socket.has_dualstack_ipv6()
-            try:
-                listener = socket.create_server((host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise TransportError(
-                        f"{address} is in use by another program: stop it or configure another port"
-                    ) from error
-                raise TransportError(
-                    f"can't listen on {address} ({error.strerror}): configure an address of this computer"
-                ) from error
-            listener.setblocking(False)
-            self._listener, self._listener_descriptor = listener, listener.fileno()
-            self._epoll.register(listener.fileno(), select.EPOLLIN)
-        return int(listener.getsockname()[1])
+            return self._inbox.listen(address)
 
     def dial(self, address: Address, greeting: Callable[[], bytes], timeout_s: float) -> OutgoingLane:
         """See ``Transport``."""
@@ -184,7 +149,7 @@ class ExpressLinks:
 
     def close_pipe(self, pipe: int) -> None:
         """See ``Transport``."""
-        inbound = self._pipes.get(pipe)
+        inbound = self._inbox.pipes.get(pipe)
         if inbound is not None:
             inbound.leaving = True
             self.post(lambda: self.finish(inbound, Closed("closed here")))
@@ -264,12 +229,8 @@ class ExpressLinks:
 
     def pipe_opened(self, inbound: Inbound) -> None:
         """Note and announce it. :raises Closed: there are too many."""
-        self._newcomers.pop(inbound.descriptor, None)
-        inbound.deadline_ns = 0
-        if len(self._pipes) >= _MAX_INBOUND:
-            raise Closed(f"{_MAX_INBOUND} links come in already")
+        self._inbox.opened(inbound)
         assert inbound.identity is not None, "judged"
-        self._pipes[inbound.pipe] = inbound
         if not self.silent:
             self.guarded(lambda: self.observer.inbound_opened(inbound.pipe, inbound.identity, inbound.host))  # type: ignore[arg-type]
 
@@ -291,8 +252,7 @@ class ExpressLinks:
         elif dialled and end is not None and not connection.open:
             self._failures.remember(UNREACHABLE, connection.label, str(end), dialled)
         if isinstance(connection, Inbound):
-            self._newcomers.pop(connection.descriptor, None)
-            if self._pipes.pop(connection.pipe, None) is not None and not self.silent:
+            if self._inbox.left(connection) and not self.silent:
                 self.guarded(lambda: self.observer.inbound_closed(connection.pipe))
         elif isinstance(connection, ExpressLane):
             self._lanes.discard(connection)
@@ -305,7 +265,19 @@ class ExpressLinks:
     def linger(self, connection: Connection) -> None:
         """Give what is left of its last frame a moment. I/O thread."""
         if not connection.finished:
-            self._expect(connection, time.monotonic_ns() + _LINGER_NS)
+            connection.deadline_ns = time.monotonic_ns() + _LINGER_NS
+            self.sweep_by(connection.deadline_ns)
+
+    def adopt(self, connection: Connection, mask: int) -> None:
+        """Wait for these events of a new connection, until its deadline. I/O thread."""
+        connection.mask = mask
+        self._connections[connection.descriptor] = connection
+        self._epoll.register(connection.descriptor, mask)
+        self.sweep_by(connection.deadline_ns)
+
+    def sweep_by(self, at_ns: int) -> None:
+        """Look at deadlines no later than then. I/O thread."""
+        self._due_ns = min(self._due_ns, at_ns)
 
     # --- the I/O thread --------------------------------------------------------------------------------------------
     def _run(self) -> None:
@@ -328,8 +300,8 @@ class ExpressLinks:
                 elif descriptor == self._wake:
                     os.eventfd_read(descriptor)
                     self._woken = False  # before the tasks: who posts from now on wakes us again
-                elif descriptor == self._listener_descriptor:
-                    self.guarded(self._accept)
+                elif descriptor == self._inbox.descriptor:
+                    self.guarded(lambda: self._inbox.accept(self))
             if shaking:  # after the frames that have come: a handshake takes as long as a hundred of them
                 for connection, events in shaking:
                     if not connection.finished:
@@ -378,10 +350,6 @@ class ExpressLinks:
                 connection.close_socket()
         self._buried.clear()
 
-    def _expect(self, connection: Connection, deadline_ns: int) -> None:
-        connection.deadline_ns = deadline_ns
-        self._due_ns = min(self._due_ns, deadline_ns)
-
     def _sweep(self) -> None:
         """End what is overdue, and find out when to look again."""
         now_ns = time.monotonic_ns()
@@ -389,12 +357,7 @@ class ExpressLinks:
         if now_ns >= due_ns:
             self._end_expired()
             due_ns = self._expiry_due_ns = now_ns + _EXPIRY_CHECK_NS
-        if self._resting_until_ns and self._listener is not None:
-            if now_ns >= self._resting_until_ns:
-                self._resting_until_ns = 0
-                self._epoll.register(self._listener_descriptor, select.EPOLLIN)
-            else:
-                due_ns = min(due_ns, self._resting_until_ns)
+        due_ns = min(due_ns, self._inbox.end_rest(now_ns))
         for connection in [*self._connections.values(), *self._lanes]:
             deadline_ns = connection.deadline_ns
             if deadline_ns > now_ns:
@@ -415,119 +378,17 @@ class ExpressLinks:
                 self._failures.tell(FailureKind.EXPIRED, connection.label, why, isinstance(connection, ExpressLane))
                 self.finish(connection, Closed(why))
 
-    # --- inbound ---------------------------------------------------------------------------------------------------
-    def _accept(self) -> None:
-        assert self._listener is not None, "it is readable"
-        for _ in range(_ACCEPTS):
-            try:
-                sock, peer = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    self._rest(error)
-                    return
-                continue  # the peer went before we came
-            if self._stopping or len(self._pipes) >= _MAX_INBOUND:
-                sock.close()
-                continue
-            sock.setblocking(False)
-            inbound = Inbound(self, next(self._next_pipe), plain_host(peer[0].partition("%")[0]))
-            try:
-                inbound.attach(sock)
-            except OSError:
-                sock.close()
-                continue
-            if len(self._newcomers) >= _MAX_NEWCOMERS:
-                self._make_room()
-            self._newcomers[inbound.descriptor] = inbound
-            self._adopt(inbound, select.EPOLLIN)
-            self._expect(inbound, time.monotonic_ns() + _HANDSHAKE_NS)
-
-    def _rest(self, error: OSError) -> None:
-        self._epoll.unregister(self._listener_descriptor)
-        self._resting_until_ns = time.monotonic_ns() + _REST_NS
-        self._due_ns = min(self._due_ns, self._resting_until_ns)
-        way_out = "raise the limit of open files"
-        self._failures.tell("accept", "newcomers", f"they can't be accepted ({error.strerror}): {way_out}")
-        if self._newcomers:
-            self._make_room()
-
-    def _make_room(self) -> None:
-        """End a newcomer: of the host that has most of them the oldest, and rather one that has said nothing."""
-        busiest = Counter(newcomer.host for newcomer in self._newcomers.values()).most_common(1)[0][0]
-        theirs = [newcomer for newcomer in self._newcomers.values() if newcomer.host == busiest]
-        out = next((newcomer for newcomer in theirs if newcomer.mute), theirs[0])
-        self.finish(out, HandshakeFailed(FailureKind.CROWDED, "too many connections come in at once"))
-
-    def _adopt(self, connection: Connection, mask: int) -> None:
-        connection.mask = mask
-        self._connections[connection.descriptor] = connection
-        self._epoll.register(connection.descriptor, mask)
-
-    # --- outgoing --------------------------------------------------------------------------------------------------
     def _start_dial(self, lane: ExpressLane) -> None:
         if lane.closed or self._stopping:
             lane.finished = True
             return
         self._lanes.add(lane)
-        self._expect(lane, lane.deadline_ns)
-        host, port = lane.address.host, lane.address.port
-        try:
-            url_of(lane.address)
-            ip = ipaddress.ip_address(host)
-        except TransportError as error:
-            self.finish(lane, Closed(str(error)))
-        except ValueError:  # a name: looking it up may take long, and must not hold up the links
-            if self._look_ups >= _MAX_LOOK_UPS:
-                self.finish(lane, Closed(f"{self._look_ups} host names are being looked up: use IP addresses"))
-                return
-            self._look_ups += 1
-            threading.Thread(target=self._look_up, args=(lane,), name="mesh-look-up", daemon=True).start()
-        else:
-            family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
-            self._connect(lane, family, (host, port))
-
-    def _look_up(self, lane: ExpressLane) -> None:
-        try:
-            found = socket.getaddrinfo(lane.address.host, lane.address.port, type=socket.SOCK_STREAM)
-            family, _, _, _, to = found[0]
-        except (OSError, UnicodeError) as error:
-            end = Closed(f"no connection to {lane.address} (unknown host: {error}): use an IP address")
-            self.post(lambda: self._looked_up(lambda: self.finish(lane, end)))
-        else:
-            self.post(lambda: self._looked_up(lambda: self._connect(lane, family, to)))  # type: ignore[arg-type]
-
-    def _looked_up(self, then: Callable[[], None]) -> None:
-        self._look_ups -= 1
-        then()
-
-    def _connect(self, lane: ExpressLane, family: int, to: "tuple[str, int] | tuple[str, int, int, int]") -> None:
-        if lane.finished:
-            return
-        try:
-            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            try:
-                lane.connect(sock, to)
-            except BaseException:
-                sock.close()
-                raise
-        except Closed as end:
-            lane.descriptor = -1
-            self.finish(lane, end)
-        except OSError as error:
-            lane.descriptor = -1
-            self.finish(lane, Closed(f"no connection to {lane.address} ({error.strerror or error})"))
-        else:
-            self._adopt(lane, select.EPOLLOUT)
+        self.sweep_by(lane.deadline_ns)
+        self._dialling.start(lane)
 
     def _stop(self) -> None:
         self._stopping = True
-        if self._listener is not None:
-            if not self._resting_until_ns:
-                self._epoll.unregister(self._listener_descriptor)
-            self._listener_descriptor = -1
-            self._listener.close()
+        self._inbox.close()
         for connection in [*self._connections.values(), *self._lanes]:
             if isinstance(connection, ExpressLane):
                 connection.end_quietly()

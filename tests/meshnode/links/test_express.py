@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from meshnode.links import express
+from meshnode.links.express import engine, inbox
 from meshnode.links.express.engine import ExpressLinks, open_express
 from meshnode.links.transport import Address, CredentialFiles
 from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
@@ -164,8 +164,8 @@ def test_five_hundred_half_open_connections_keep_no_neighbour_out(pki: Any, end:
         c.told.one("lane_opened")
         wait(lambda: b"new" in b.told.frames() and b.told.frames().count(b"still here") == 5, "both are heard")
         statistics = b.transport.statistics()
-        assert statistics["handshakes_failed_crowded_out"] >= 500 - express._MAX_NEWCOMERS - 1
-        assert psutil.Process().num_fds() - descriptors < 500 + express._MAX_NEWCOMERS + 20
+        assert statistics["handshakes_failed_crowded_out"] >= 500 - inbox._MAX_NEWCOMERS - 1
+        assert psutil.Process().num_fds() - descriptors < 500 + inbox._MAX_NEWCOMERS + 20
     assert not a.told.all("lane_closed")
 
 
@@ -186,7 +186,7 @@ def test_strangers_at_once_have_their_turn_one_by_one_between_looks_at_open_link
         def __getattr__(self, name: str) -> Any:
             return getattr(epoll, name)
 
-    turn, attach = express.Inbound.turn, express.Inbound.attach
+    turn, attach = inbox.Inbound.turn, inbox.Inbound.attach
 
     def counted_turn(self: Any, events: int) -> None:
         steps[-1] += not self.open
@@ -197,8 +197,8 @@ def test_strangers_at_once_have_their_turn_one_by_one_between_looks_at_open_link
         attach(self, sock)
 
     monkeypatch.setattr(links, "_epoll", Watched())
-    monkeypatch.setattr(express.Inbound, "turn", counted_turn)
-    monkeypatch.setattr(express.Inbound, "attach", counted_attach)
+    monkeypatch.setattr(inbox.Inbound, "turn", counted_turn)
+    monkeypatch.setattr(inbox.Inbound, "attach", counted_attach)
     with contextlib.ExitStack() as stack:
         for _ in range(60):
             sock = stack.enter_context(socket.create_connection((b.address.host, b.address.port)))
@@ -213,7 +213,7 @@ def test_strangers_at_once_have_their_turn_one_by_one_between_looks_at_open_link
 
 def test_handshake_of_one_byte_at_a_time_is_ended(pki: Any, end: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress does not buy time: the deadline is one for the whole handshake."""
-    monkeypatch.setattr(express, "_HANDSHAKE_NS", 300_000_000)
+    monkeypatch.setattr(inbox, "_HANDSHAKE_NS", 300_000_000)
     b = end(pki("b"))
     with socket.create_connection((b.address.host, b.address.port)) as sock, pytest.raises(OSError):  # noqa: PT012
         for byte in b"\x16\x03\x01\x02\x00" + bytes(10_000):
@@ -226,19 +226,19 @@ def test_listener_out_of_descriptors_rests_and_accepts_again(pki: Any, end: Any)
     """The listener stays readable then: without a rest the I/O thread would spin and starve every link."""
     a, b = end(pki("a")), end(pki("b"))
     links: Any = b.transport
-    real, tried = links._listener, []
+    real, tried = links._inbox._listener, []
 
     class Exhausted:
         def accept(self) -> None:
             tried.append(time.monotonic_ns())
             raise OSError(errno.EMFILE, "Too many open files")
 
-    links._listener = Exhausted()
+    links._inbox._listener = Exhausted()
     a.dial(b, b"patient")
     wait(lambda: len(tried) >= 3, "it tries again")
-    links._listener = real
+    links._inbox._listener = real
     wait(lambda: b.told.frames() == [b"patient"], "accepted after all")
-    assert all(later - earlier >= express._REST_NS for earlier, later in itertools.pairwise(tried))
+    assert all(later - earlier >= inbox._REST_NS for earlier, later in itertools.pairwise(tried))
 
 
 def test_frames_announced_but_not_sent_take_no_memory(pki: Any, end: Any) -> None:
@@ -321,7 +321,7 @@ def test_peer_changing_its_keys_again_and_again_is_heard(pki: Any, end: Any) -> 
 
 def test_certificate_that_ends_closes_pipe_and_lane(pki: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe outlives its certificate unless somebody ends it: a stolen one would work for months."""
-    monkeypatch.setattr(express, "_EXPIRY_CHECK_NS", 30_000_000)
+    monkeypatch.setattr(engine, "_EXPIRY_CHECK_NS", 30_000_000)
     now = time.time_ns()
     days_ahead = [0, 0]
     with contextlib.ExitStack() as stack:

@@ -1,0 +1,149 @@
+"""The inbox of the express links: it listens, and takes strangers in until each has proved who it is or has to go.
+
+Invariants:
+- strangers are bounded in number and in time, and whoever comes most often makes room first;
+- between two looks at open links it accepts at most ``_ACCEPTS`` connections;
+- it rests when descriptors or memory have run out.
+
+Everything but ``listen`` runs on the I/O thread.
+"""
+
+import errno
+import itertools
+import select
+import socket
+import time
+from collections import Counter
+
+from meshnode.links.express.connection import Closed, HandshakeFailed, Hub, Inbound
+from meshnode.links.peer import plain_host
+from meshnode.links.tls import FailureKind, Failures
+from meshnode.links.transport import Address
+from protocols.base.errors import TransportError
+from protocols.base.limits import DIAL_TIMEOUT_NS, MAX_NEIGHBOURS, MS
+from protocols.base.time import NEVER
+
+_MAX_INBOUND = 4 * MAX_NEIGHBOURS
+"""Two lanes for each neighbour, and as many again while those of restarted neighbours drain."""
+_MAX_NEWCOMERS = 128
+"""Inbound connections that have not proved anything yet. 5 s each: a flood must be answered by making room."""
+_HANDSHAKE_NS = DIAL_TIMEOUT_NS
+_REST_NS = 200 * MS
+"""Without accepting when descriptors or memory have run out: the listener stays readable, trying at once would spin."""
+_ACCEPTS = 8
+"""Accepted between two looks at open links: one takes up to 0.15 ms when another has to make room for it."""
+_BACKLOG = 512
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Inbox:
+    """The listener of one node and the connections that came in by it."""
+
+    def __init__(self, epoll: select.epoll, failures: Failures) -> None:
+        self.descriptor = -1
+        """Of the listener; -1: it does not listen."""
+        self.pipes: dict[int, Inbound] = {}
+        """Those that are open, by number."""
+        self._epoll, self._failures = epoll, failures
+        self._listener: socket.socket | None = None
+        self._resting_until_ns = 0
+        self._newcomers: dict[int, Inbound] = {}  # by descriptor
+        self._next_pipe = itertools.count(1)
+
+    def listen(self, address: Address) -> int:
+        """Open the listener and return its port. :raises TransportError: names the address and the way out."""
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        both = address.host == "::" and socket.has_dualstack_ipv6()
+        where = address.host, address.port
+        try:
+            listener = socket.create_server(where, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise TransportError(
+                    f"{address} is in use by another program: stop it or configure another port"
+                ) from error
+            raise TransportError(
+                f"can't listen on {address} ({error.strerror}): configure an address of this computer"
+            ) from error
+        listener.setblocking(False)
+        self._listener, self.descriptor = listener, listener.fileno()
+        self._epoll.register(listener.fileno(), select.EPOLLIN)
+        return int(listener.getsockname()[1])
+
+    def accept(self, hub: Hub) -> None:
+        """Take in who has connected, for the links that ``hub`` is."""
+        assert self._listener is not None, "it is readable"
+        for _ in range(_ACCEPTS):
+            try:
+                sock, peer = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._rest(hub, error)
+                    return
+                continue  # the peer went before we came
+            if len(self.pipes) >= _MAX_INBOUND:
+                sock.close()
+                continue
+            sock.setblocking(False)
+            inbound = Inbound(hub, next(self._next_pipe), plain_host(peer[0].partition("%")[0]))
+            try:
+                inbound.attach(sock)
+            except OSError:
+                sock.close()
+                continue
+            if len(self._newcomers) >= _MAX_NEWCOMERS:
+                self._make_room()
+            self._newcomers[inbound.descriptor] = inbound
+            inbound.deadline_ns = time.monotonic_ns() + _HANDSHAKE_NS
+            hub.adopt(inbound, select.EPOLLIN)
+
+    def opened(self, inbound: Inbound) -> None:
+        """A newcomer has proved who it is. :raises Closed: there are too many pipes."""
+        self._newcomers.pop(inbound.descriptor, None)
+        inbound.deadline_ns = 0
+        if len(self.pipes) >= _MAX_INBOUND:
+            raise Closed(f"{_MAX_INBOUND} links come in already")
+        self.pipes[inbound.pipe] = inbound
+
+    def left(self, inbound: Inbound) -> bool:
+        """A connection has ended. True: it was an open pipe."""
+        self._newcomers.pop(inbound.descriptor, None)
+        return self.pipes.pop(inbound.pipe, None) is not None
+
+    def end_rest(self, now_ns: int) -> int:
+        """Accept again once the rest is over. Returns when to call this next."""
+        if not self._resting_until_ns:
+            return NEVER
+        if now_ns < self._resting_until_ns:
+            return self._resting_until_ns
+        self._resting_until_ns = 0
+        self._epoll.register(self.descriptor, select.EPOLLIN)
+        return NEVER
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._listener is None:
+            return
+        if not self._resting_until_ns:
+            self._epoll.unregister(self.descriptor)
+        self._resting_until_ns = 0
+        self.descriptor = -1
+        self._listener.close()
+
+    def _rest(self, hub: Hub, error: OSError) -> None:
+        self._epoll.unregister(self.descriptor)
+        self._resting_until_ns = time.monotonic_ns() + _REST_NS
+        hub.sweep_by(self._resting_until_ns)
+        way_out = "raise the limit of open files"
+        self._failures.tell("accept", "newcomers", f"they can't be accepted ({error.strerror}): {way_out}")
+        if self._newcomers:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """End a newcomer: the oldest of the host that has most of them, and rather one that has said nothing."""
+        busiest = Counter(newcomer.host for newcomer in self._newcomers.values()).most_common(1)[0][0]
+        theirs = [newcomer for newcomer in self._newcomers.values() if newcomer.host == busiest]
+        out = next((newcomer for newcomer in theirs if newcomer.mute), theirs[0])
+        out.hub.finish(out, HandshakeFailed(FailureKind.CROWDED, "too many connections come in at once"))
