@@ -15,6 +15,7 @@ Rules:
 4. Budgets travel as durations; no clocks need to agree.
 5. At most ``MAX_SERVED_REQUESTS`` of neighbours are held, ``MAX_SERVED_PER_NEIGHBOUR`` of one, with at most
    ``MAX_SERVED_BYTES`` of inputs; the next is told ``busy`` before its input is kept. None is held beyond its budget.
+6. A result that comes at the deadline or after it is late: the caller gets an error, and the costs are learned.
 """
 
 from collections.abc import Callable
@@ -44,6 +45,7 @@ MAX_SERVED_PER_NEIGHBOUR: Final = 16
 """One neighbour can't take all places."""
 MAX_SERVED_BYTES: Final = 64 * 1024 * 1024
 """Inputs held for neighbours: 32 requests of 16 MiB would be half a gigabyte."""
+_LATE: Final = "{!r} was not answered within its deadline"
 _SERVED_GRACE_NS: Final = limits.SECOND
 """After its budget a served request that nobody answered is given up: a run that hangs must not hold a place for
 ever."""
@@ -281,7 +283,7 @@ class Inference:
             self._cancel_runs(request, now)
             self._fail(request, "invalid", report.detail, now)
         elif now >= request.deadline_ns:
-            self._fail(request, "late", report.detail, now)
+            self._fail(request, "late", report.detail or _LATE.format(request.model), now)
         elif not request.runs:
             self._counters["replayed"] += 1
             if not self._start_next(request, now):
@@ -313,13 +315,18 @@ class Inference:
             self._counters["late_answers"] += 1
             return
         took_ns = now - run.started_ns
-        report = RunReport(node, answer.status, took_ns, answer.queued_us, answer.compute_us, answer.detail)
+        late = answer.status == "done" and now >= request.deadline_ns  # it came before the timer was looked at
+        outcome = "late" if late else answer.status
+        report = RunReport(node, outcome, took_ns, answer.queued_us, answer.compute_us, answer.detail)
         if answer.status == "done":
             if node != self._node:
                 size_bytes = request.size_bytes + sum(len(named.tensor.data) for named in answer.outputs)
                 computed_ns = (answer.queued_us + answer.compute_us) * 1_000
                 self._costs.learn(node, run.expected_ns, took_ns, computed_ns, self._round_trip_ns(node), size_bytes)
-            self._win(request, run, report, answer.outputs, now)
+            if late:
+                self._lose(request, run, report, now)
+            else:
+                self._win(request, run, report, answer.outputs, now)
         else:
             if node != self._node:
                 self._costs.penalise(node)
@@ -418,7 +425,7 @@ class Inference:
                 self._messages.append((served.node, InferAnswer(served.request, "late", detail="its run hangs")))
         for request in list(self._requests.values()):
             if now >= request.deadline_ns:
-                self._fail(request, "late", f"{request.model!r} was not answered within its deadline", now)
+                self._fail(request, "late", _LATE.format(request.model), now)
                 continue
             for run in list(request.runs.values()):
                 if request.hedge and not run.hedged and now >= run.late_at:

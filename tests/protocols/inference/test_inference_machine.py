@@ -247,6 +247,31 @@ def test_answer_after_the_deadline_is_late_whatever_it_says() -> None:
     assert bench.answered().failure == "late"
 
 
+@pytest.mark.parametrize("here", [False, True])
+def test_result_that_comes_at_the_deadline_or_later_is_late(here: bool) -> None:
+    """On a busy node a result may be taken before the timer: outputs came after 104 ms where 1 ms was given."""
+    bench = Bench(A)
+    bench.offer(A, 1_000)
+    if here:
+        bench.machine.set_models((model(compute_ns=MS),))
+    bench.ask(budget_ns=10 * MS)
+    requests, computes = bench.requests(), bench.machine.outgoing()
+    bench.now = 10 * MS
+    if here:
+        ((compute,), nobody) = computes, requests
+        assert type(compute) is Compute
+        bench.machine.computed(compute.run, InferAnswer(0, "done", IMAGE), bench.now)
+    else:
+        (((asked, request),), nobody) = requests, computes
+        bench.answer(asked, request.request)
+    assert not nobody
+    answered = bench.answered()
+    assert (answered.failure, answered.winner, answered.outputs) == ("late", None, ())
+    assert answered.detail == "'plate' was not answered within its deadline"
+    assert [(report.outcome, report.took_ns) for report in answered.attempts] == [("late", 10 * MS)]
+    assert (bench.machine.counters["failed"], bench.machine.counters["answered"]) == (1, 0)
+
+
 def test_answer_of_another_node_or_to_nothing_is_not_used() -> None:
     """A neighbour can't answer for another, whatever number it guesses."""
     bench = Bench(A, B)
@@ -428,6 +453,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.bench = Bench(A, B, C)
         self.bench.load((model(compute_ns=80 * MS), model("remote", local=False)))
         self.open: set[int] = set()
+        self.budgets_ns: dict[int, int] = {}
         self.ended: Counter[int] = Counter()
         self.asked_of: dict[NodeId, set[int]] = {A: set(), B: set(), C: set()}
         self.computes: set[int] = set()
@@ -443,6 +469,7 @@ class AnyHistory(RuleBasedStateMachine):
             self.ended[event.request] += 1
             assert (event.winner is None) == bool(event.failure)
             assert [report.outcome for report in event.attempts].count("done") == (event.winner is not None)
+            assert event.winner is None or event.took_ns < self.budgets_ns[event.request]
             assert len({report.node for report in event.attempts}) == len(event.attempts)
 
     @rule(node=st.sampled_from([A, B, C]), compute_us=st.integers(0, 10**6), name=st.sampled_from(["plate", "remote"]))
@@ -451,7 +478,9 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule(budget_ms=st.integers(0, 500), hedge=st.booleans(), name=st.sampled_from(["plate", "remote"]))
     def ask(self, budget_ms: int, hedge: bool, name: str) -> None:
-        self.open.add(self.bench.ask(budget_ms * MS, hedge, name))
+        number = self.bench.ask(budget_ms * MS, hedge, name)
+        self.open.add(number)
+        self.budgets_ns[number] = budget_ms * MS
         self.gather()
 
     @rule(node=st.sampled_from([A, B, C]), status=st.sampled_from(STATUSES), data=st.data())
