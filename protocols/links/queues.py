@@ -18,6 +18,9 @@ from protocols.base.time import NEVER
 from protocols.wire.parcels import frame_of_alone
 
 _MOST_URGENT: Final = 7
+_TENSOR_PRIORITY: Final = 3
+"""Tensors push out readings of the default priority and below. A reading that was published as more urgent keeps its
+place: who asked for an inference is told at once that the tensor was refused, and asks somebody else."""
 
 
 class Drops:
@@ -52,7 +55,14 @@ class _Waiting:
 class LaneQueue:
     """Frames and readings waiting for one lane."""
 
-    def __init__(self, peer: NodeId, drops: Drops, max_readings: int = limits.MAX_QUEUE_READINGS) -> None:
+    def __init__(
+        self,
+        peer: NodeId,
+        drops: Drops,
+        max_readings: int = limits.MAX_QUEUE_READINGS,
+        control_priority: int = _MOST_URGENT,
+    ) -> None:
+        """Frames of :meth:`put_control` evict readings up to ``control_priority``."""
         # What each reading needs comes first: compiled, it lies together in memory.
         self.dial = 0
         """Of the open lane that it is for; 0: none is open."""
@@ -77,6 +87,7 @@ class LaneQueue:
         self._readings: tuple[deque[_Waiting], ...] = ()  # eight once they are needed, which at most links is never
         self._highest = 0  # nothing of a higher priority waits
         self._bytes = [0] * 8  # of the waiting readings, by priority
+        self._control_priority = control_priority
         self._newest: dict[str, _Waiting] = {}  # conflated readings by key, so that a newer one takes the place
 
     def __bool__(self) -> bool:
@@ -87,11 +98,11 @@ class LaneQueue:
         self._heartbeat = frame
 
     def put_control(self, frame: bytes) -> None:
-        """Readings make room for it.
+        """Queue a frame; readings that are not more urgent than it make room.
 
-        :raises BoundExceeded: when the neighbour has not taken ``MAX_CONTROL_FRAMES`` before, or too many bytes.
+        :raises BoundExceeded: ``MAX_CONTROL_FRAMES`` wait already, or too many bytes that may not be evicted.
         """
-        if len(self._control) >= limits.MAX_CONTROL_FRAMES or not self._make_room(len(frame), _MOST_URGENT):
+        if len(self._control) >= limits.MAX_CONTROL_FRAMES or not self._make_room(len(frame), self._control_priority):
             self._drops.count(self.peer, "", "control_queue_full")
             raise BoundExceeded(f"{self.peer} does not take frames: {len(self._control)} wait")
         self._control.append(frame)
@@ -99,7 +110,8 @@ class LaneQueue:
         self.waiting_bytes += len(frame)
 
     def put_latest(self, kind: str, frame: bytes) -> None:
-        """Only the newest frame of a ``kind`` is worth sending: it is never refused for want of places.
+        """Only the newest frame of a ``kind`` is worth sending: it is never refused for want of places, and evicts
+        readings of every priority.
 
         :raises BoundExceeded: when too many bytes wait.
         """
@@ -282,13 +294,13 @@ class LaneQueue:
 
 
 class Queues:
-    """Both of one neighbour."""
+    """The queues of both lanes of one neighbour."""
 
     __slots__ = ("bulk", "realtime")
 
     def __init__(self, node: NodeId, drops: Drops, max_readings: int) -> None:
         self.realtime = LaneQueue(node, drops, max_readings)
-        self.bulk = LaneQueue(node, drops, max_readings)
+        self.bulk = LaneQueue(node, drops, max_readings, _TENSOR_PRIORITY)
 
     @property
     def waiting_readings(self) -> int:

@@ -10,7 +10,7 @@ from protocols.base import limits
 from protocols.base.errors import BoundExceeded
 from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
-from protocols.links.queues import Drops, LaneQueue
+from protocols.links.queues import Drops, LaneQueue, Queues
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.membership import Goodbye, Heartbeat
 from protocols.wire.parcels import encode_alone
@@ -155,6 +155,23 @@ def test_control_frames_push_readings_out_but_have_a_bound_of_their_own() -> Non
         full.put_control(b"x")
     with pytest.raises(BoundExceeded):
         full.put_latest("Offers", b"x")
+
+
+def test_tensor_on_the_bulk_lane_evicts_ordinary_readings_and_no_urgent_ones() -> None:
+    """Somebody who borrows computing time must not push out the picture of an accident; a refused tensor has other
+    ways."""
+    drops = Drops()
+    queue = Queues(PEER, drops, limits.MAX_QUEUE_READINGS).bulk
+    for sequence, priority in enumerate((4, 3, 7)):
+        put(queue, sequence, priority=priority, size=10 * 1024 * 1024)
+    tensor = bytes(10 * 1024 * 1024)
+    queue.put_control(tensor)
+    with pytest.raises(BoundExceeded, match="does not take frames"):
+        queue.put_control(tensor)
+    queue.put_latest("Offers", bytes(10 * 1024 * 1024))  # what it says of itself is control as on the other lane
+    assert [len(queue.take(0) or b"") for _ in range(2)] == [10 * 1024 * 1024] * 2
+    assert taken(queue) == [2]
+    assert dict(drops.items()) == {(PEER, "k", "queue_full"): 2, (PEER, "", "control_queue_full"): 1}
 
 
 def test_latest_of_a_kind_replaces_the_one_that_waits() -> None:
