@@ -79,6 +79,18 @@ def test_links_of_every_page_lead_to_a_file() -> None:
     assert not dead
 
 
+def test_tables_of_every_page_have_a_head_and_rows_of_one_width() -> None:
+    """An empty line inside a table makes plain text of the rows below it."""
+    broken = []
+    for page in PAGES:
+        for paragraph in re.split(r"\n\s*\n", _FENCE.sub("", page.read_text("utf-8"))):
+            rows = [re.sub(r"\\\||`[^`]*`", "", line) for line in paragraph.splitlines() if line.startswith("|")]
+            headed = len(rows) > 1 and re.fullmatch(r"[|:\s-]+", rows[1])
+            if rows and (not headed or len({row.count("|") for row in rows}) > 1):
+                broken.append(f"{page.relative_to(ROOT)}: {rows[0][:60]!r}")
+    assert not broken
+
+
 def test_pages_of_the_tree_are_all_found() -> None:
     """A rule that looks at no page would pass for ever."""
     folders = {page.parent.name for page in PAGES}
