@@ -91,24 +91,6 @@ def test_tables_of_every_page_have_a_head_and_rows_of_one_width() -> None:
     assert not broken
 
 
-def test_glossary_gives_each_word_one_meaning_and_names_what_exists() -> None:
-    """A word with two rows has two meanings; a row about a class that is gone misleads."""
-    page = (ROOT / "docs/reference/glossary.md").read_text("utf-8")
-    rows = [
-        line.split(" | ", 1) for line in page.splitlines() if line.startswith("| ") and line != "| word | meaning |"
-    ]
-    words = [word for head, _ in rows for word in head.removeprefix("| ").split(", ")]
-    assert sorted(words) == sorted(set(words))
-    referred = {name for _, meaning in rows for name in re.findall(r"\*([^*]+)\*", meaning.replace("**", ""))}
-    known = {*words, *(f"{word}s" for word in words), *(head.removeprefix("| ") for head, _ in rows)}
-    assert sorted(referred - known - {"Swarm Testing"}) == []
-    sources = "".join(
-        path.read_text("utf-8") for top in ("protocols", "meshnode") for path in (ROOT / top).rglob("*.py")
-    )
-    classes = re.findall(r"`([A-Z]\w+)`", page)
-    assert [name for name in classes if f"class {name}" not in sources and name != "SimDriver"] == []
-
-
 def test_pages_of_the_tree_are_all_found() -> None:
     """A rule that looks at no page would pass for ever."""
     folders = {page.parent.name for page in PAGES}

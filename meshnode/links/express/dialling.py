@@ -18,7 +18,7 @@ _MAX_LOOK_UPS = 8
 """Host names being resolved, each on a thread of its own: a resolver may take half a minute to give up."""
 
 
-class Dialling:
+class Dialler:
     """The dials of one node that are under way."""
 
     def __init__(self) -> None:

@@ -30,7 +30,7 @@ from meshnode.links.express.connection import (
     Inbound,
     PeerTurnedAway,
 )
-from meshnode.links.express.dialling import Dialling
+from meshnode.links.express.dialling import Dialler
 from meshnode.links.express.inbox import Inbox
 from meshnode.links.express.lane import ExpressLane
 from meshnode.links.peer import url_of
@@ -124,7 +124,7 @@ class ExpressLinks:
         weakref.finalize(self, os.close, self._wake).atexit = False
         self._epoll.register(self._wake, select.EPOLLIN)
         self._inbox = Inbox(self._epoll, self._failures)
-        self._dialling = Dialling()
+        self._dialling = Dialler()
         self._io = threading.Thread(target=self._run, name="mesh-io", daemon=True)
         self._io.start()
 
