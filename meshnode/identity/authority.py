@@ -39,9 +39,9 @@ from protocols.base.ids import SERVER_NAME, MeshName, NodeId, PeerIdentity, Role
 AUTHORITY_CERTIFICATE: Final = "authority.crt"
 AUTHORITY_KEY: Final = "authority.key"
 CLOCK_TOLERANCE: Final = timedelta(hours=1)
-"""Certificates start this long before they are made: a vehicle's clock may be behind the authority's."""
+"""A certificate is valid from this long before it is made, because a vehicle's clock may be behind the authority's."""
 MAX_VALID_DAYS: Final = 100 * 366
-"""RFC 5280 ends with the year 9999; longer than a vehicle lives is a typing error."""
+"""A certificate that outlives its vehicle is a typing error, and RFC 5280 ends with the year 9999."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Authority:
 
 
 def create_mesh(folder: Path, mesh: str, *, valid_days: float = 3650, now: datetime | None = None) -> Authority:
-    """Make a new mesh: ``authority.crt``, and ``authority.key`` with mode 0600, in ``folder`` (made if need be).
+    """Make a new mesh: ``authority.crt``, and ``authority.key`` with mode 0600, in ``folder`` (made if it is missing).
 
     Whoever has the key can make nodes of this mesh: keep it off the nodes.
 
@@ -109,8 +109,8 @@ def issue(
 ) -> NodeIdentity:
     """Make the credentials of one node: ``<node>.crt``, ``<node>.key`` (mode 0600) and ``authority.crt``.
 
-    Issuing again for the same node renews it with a new key; the files are replaced. The certificate ends with its
-    authority if that is sooner than ``valid_days``.
+    Issuing again for the same node gives it a new key and replaces the files. The certificate ends with its authority
+    if that is sooner than ``valid_days``.
 
     :raises IdentityError: the authority can't be used or has expired, ``out_folder`` belongs to another mesh or can't
         be written, ``role`` is unknown, or ``node`` is ``authority``, whose files have that name.

@@ -30,16 +30,16 @@ class CertificateReport:
     """What ``inspect`` found."""
 
     identity: PeerIdentity | None
-    """None when the certificate names nobody of a mesh; a problem says why."""
+    """None when the certificate names nobody of a mesh; one of the problems says why."""
     not_before: datetime
-    """UTC."""
+    """In UTC."""
     not_after: datetime
-    """UTC."""
+    """In UTC."""
     serial: int
     fingerprint: str
     """SHA-256 of the certificate, 64 lower-case hexadecimal digits."""
     problems: tuple[str, ...]
-    """Each says what is wrong, with which file and value, and the way out. Most serious first."""
+    """Each says what is wrong, with which file and value, and what to do. The most serious one comes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ class NodeIdentity:
     peer: PeerIdentity
     credentials: CredentialFiles
     not_before: datetime
-    """UTC."""
+    """In UTC."""
     not_after: datetime
-    """UTC. A live pipe outlives its certificate: whoever holds pipes closes them at this time."""
+    """In UTC. A live pipe outlives its certificate: whoever holds pipes closes them at this time."""
     serial: int
     fingerprint: str
     """SHA-256 of the certificate, 64 lower-case hexadecimal digits."""
@@ -77,7 +77,8 @@ def load_identity(certificate: Path, key: Path, authority: Path, now: datetime |
 
 
 def inspect(certificate: Path, key: Path, authority: Path, now: datetime | None = None) -> CertificateReport:
-    """Read the three PEM files of a node and report on them. ``now`` must have a time zone; default: this moment.
+    """Read the three PEM files of a node and report on them. ``now`` must have a time zone; None is
+    this moment.
 
     :raises IdentityError: a file can't be read or is not what it should be; names the file.
     """

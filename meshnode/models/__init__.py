@@ -1,6 +1,7 @@
 """Models on this node: ONNX Runtime behind a small surface, and the threads that run it.
 
-Importing this package costs no memory to speak of: NumPy and ONNX Runtime are imported when a model is loaded.
+This package imports nothing else of ``meshnode``: the relay may use it too. Importing it takes hardly any memory,
+because NumPy and ONNX Runtime are imported when a model is loaded.
 """
 
 from meshnode.models.elements import ELEMENTS, Element, element_of_onnx, element_of_open_inference, element_of_short

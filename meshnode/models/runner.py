@@ -2,9 +2,9 @@
 
 Invariants:
 
-- Every accepted job gets exactly one outcome, by its callback, on a worker thread; closing the runner included.
-- A job whose budget ran out, or that was cancelled, before its turn is not run.
-- First in, first out. Threads start with the first job and end with :meth:`Runner.close`.
+- Every accepted job gets exactly one outcome, by its callback, on a worker thread, also when the runner is closed.
+- A job is not run when its budget ran out before its turn, or when it was cancelled before.
+- The first job in is the first one out. Threads start with the first job and end with :meth:`Runner.close`.
 """
 
 import logging
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 MAX_WORKERS: Final = 64
 MAX_WAITING: Final = MAX_PENDING_REQUESTS + MAX_SERVED_REQUESTS
-"""Own requests and neighbours' that may be held at once; the engine's bounds together."""
+"""Jobs held at once: the engine's bounds of own requests and of neighbours' requests together."""
 MEDIAN_WINDOW: Final = 31
-"""Runs whose median is the model's cost: odd, and short enough to follow a throttled processor within seconds."""
+"""The number of runs whose median is the model's cost. It is odd, and short enough to follow a throttled processor
+within seconds."""
 MAX_SLOWDOWN: Final = 1_000.0
 _WARM_UP_RUNS: Final = 3
 
@@ -42,9 +43,9 @@ class Job:
     model: LoadedModel
     inputs: Inputs
     outputs: tuple[str, ...] = ()
-    """Names wanted; none: all."""
+    """The names of the outputs that are wanted. None named: all of them."""
     deadline_ns: int | None = None
-    """On ``time.monotonic_ns``: not started after it."""
+    """An instant of ``time.monotonic_ns``; the job is not started after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class RunDone:
     outputs: "tuple[tuple[str, NDArray[Any]], ...]"
     queued_ns: int
     compute_ns: int
-    """With the emulated slowdown, as the slower device would have measured it."""
+    """Includes the emulated slowdown, as the slower device would have measured it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Failed:
     """The job has no result."""
 
     error: InferenceError
-    """``InputInvalid``, ``BudgetExhausted``, or what the model said; the plain ``InferenceError`` when cancelled."""
+    """``InputInvalid``, ``BudgetExhausted``, or what the model said. A cancelled job has a plain ``InferenceError``."""
     queued_ns: int
     cancelled: bool = False
 
@@ -104,7 +105,7 @@ class Runner:
 
     @property
     def waiting(self) -> int:
-        """Jobs queued and still wanted, and jobs under way."""
+        """The number of jobs that are queued and still wanted, and of jobs under way."""
         with self._condition:
             return self._held()
 
@@ -144,18 +145,20 @@ class Runner:
         zeros = model.zeros()
         if zeros is None:
             return None
-        model.run(zeros)  # The first run allocates and is no measure of the next.
+        model.run(zeros)  # The first run allocates memory, so its time says nothing about the next one.
         times_ns = []
         for _ in range(_WARM_UP_RUNS):
             started_ns = time.monotonic_ns()
             model.run(zeros)
             times_ns.append(time.monotonic_ns() - started_ns)
-        # The least: at a start the rest of the computer is busy too, and what is never run again is never corrected.
+        # The shortest counts: at the start other programs are busy too, and the cost of a model that never runs is
+        # never corrected.
         self._record(model.digest, int(min(times_ns) * self._slowdown))
         return self.median_us(model)
 
     def close(self, timeout_s: float = 5.0) -> bool:
-        """Cancel everything, tell every callback, end the threads. Whether all ended in time. Idempotent."""
+        """Cancel everything, tell every callback, and end the threads. Returns whether all ended in time.
+        Idempotent."""
         with self._condition:
             self._closed = True
             for cancel in (*self._running, *(entry.cancel for entry in self._queue)):
@@ -172,7 +175,7 @@ class Runner:
         return len(self._running) + sum(not entry.cancel.cancelled for entry in self._queue)
 
     def _start_worker(self) -> None:
-        # A daemon: a run that doesn't end must not keep the process from exiting after close() gave up on it.
+        # It is a daemon: a run that doesn't end must not keep the process from exiting after close() gave up on it.
         thread = threading.Thread(target=self._work, name=f"model-runner-{len(self._threads)}", daemon=True)
         self._threads.append(thread)
         thread.start()

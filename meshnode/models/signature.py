@@ -22,7 +22,7 @@ class TensorSignature:
     name: str
     dtype: Short
     shape: tuple[int | None, ...]
-    """None stands for a dimension that may have any size."""
+    """None stands for a dimension of any size."""
 
     def __str__(self) -> str:
         return f"{self.name}: {described(self.dtype, self.shape)}"
@@ -34,9 +34,10 @@ def described(dtype: str, shape: Sequence[int | None]) -> str:
 
 
 def check_inputs(model: str, signatures: Sequence[TensorSignature], inputs: Mapping[str, Any]) -> None:
-    """Hold ``inputs`` (wire tensors or NumPy arrays by name) against what the model takes.
+    """Compare ``inputs`` (wire tensors or NumPy arrays by name) with what the model takes.
 
-    :raises InputInvalid: an input too many, one too few, of the wrong type or shape; names it, expected and given.
+    :raises InputInvalid: there is an input too many or too few, or one of the wrong type or shape; the message names
+        it, what is expected and what was given.
     """
     names = [signature.name for signature in signatures]
     for name in inputs:
@@ -51,7 +52,7 @@ def check_inputs(model: str, signatures: Sequence[TensorSignature], inputs: Mapp
 
 
 def check_outputs(model: str, signatures: Sequence[TensorSignature], wanted: Sequence[str]) -> None:
-    """Hold the names of wanted outputs against what the model gives. :raises InputInvalid: for one it doesn't."""
+    """Check that the model has the wanted outputs. :raises InputInvalid: it lacks one of them."""
     names = [signature.name for signature in signatures]
     if len(wanted) > MAX_TENSORS:
         raise InputInvalid(f"{len(wanted)} outputs are wanted of model {model!r}: ask for at most {MAX_TENSORS}")
