@@ -3,7 +3,7 @@
 Invariants:
 - a private key never exists on disk, under any name, with a mode wider than 0600;
 - a reader sees the old file or the new one, never half of one, also after a power cut;
-- every failure is an ``IdentityError`` that names the file and the way out.
+- every failure is an ``IdentityError`` that names the file and says what to do.
 """
 
 import os
@@ -26,13 +26,13 @@ from cryptography.hazmat.primitives.serialization import (
 from protocols.base.errors import IdentityError
 
 MAX_PEM_BYTES: Final = 64 * 1024
-"""A chain of certificates takes a few kilobytes; a wrong path could name a device or a disk image."""
+"""A chain of certificates has a few kilobytes; a wrong path could name a device or a disk image."""
 PRIVATE_MODE: Final = 0o600
 PUBLIC_MODE: Final = 0o644
 
 
 def read_pem(path: Path, what: str) -> bytes:
-    """The bytes of a PEM file. ``what`` names its content in errors. :raises IdentityError: it can't be read."""
+    """The bytes of a PEM file. Errors call it ``what``. :raises IdentityError: it can't be read."""
     try:
         # O_NONBLOCK: opening a FIFO by a wrong path would otherwise wait for ever
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -58,7 +58,7 @@ def read_certificate(path: Path, what: str) -> x509.Certificate:
     content = read_pem(path, what)
     try:
         certificate = x509.load_pem_x509_certificate(content)
-        certificate.public_key(), certificate.extensions  # parsed lazily: fail here or nowhere
+        certificate.public_key(), certificate.extensions  # they are parsed lazily, and have to fail here
         return certificate
     except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise IdentityError(
@@ -84,7 +84,8 @@ def read_private_key(path: Path, what: str) -> PrivateKeyTypes:
 
 
 def key_mode_problem(path: Path) -> str | None:
-    """Who else may read a key file, in words, or None. The rule is PostgreSQL's: 0600 at most, 0640 when root owns it.
+    """A message about who else may read a key file, or None. The rule is PostgreSQL's: a mode of 0600 at most, or of
+    0640 when root owns the file.
 
     :raises IdentityError: the file can't be examined.
     """
@@ -102,10 +103,10 @@ def key_mode_problem(path: Path) -> str | None:
 
 
 def write_new(path: Path, content: bytes, mode: int) -> None:
-    """Create a file whole, with its final mode from the first byte on. :raises IdentityError: it exists already."""
+    """Create a whole file, with its final mode from the first byte on. :raises IdentityError: it exists already."""
     staged = _stage(path, content, mode)
     try:
-        os.link(staged, path)  # unlike rename, fails when somebody else was faster
+        os.link(staged, path)  # unlike a rename, it fails when somebody else was faster
     except FileExistsError as error:
         raise IdentityError(f"{path} exists already and is not overwritten: choose another folder") from error
     except OSError as error:
@@ -118,7 +119,7 @@ def write_new(path: Path, content: bytes, mode: int) -> None:
 def write_together(files: list[tuple[Path, bytes, int]]) -> None:
     """Create or replace files of ``(path, content, mode)``; none is touched before all are safely on disk.
 
-    A power cut between the last renames can leave a new key beside an old certificate; ``inspect`` tells.
+    A power cut between the last renames can leave a new key beside an old certificate; ``inspect`` reports that.
 
     :raises IdentityError: the folder can't be written.
     """
@@ -147,12 +148,12 @@ def make_folder(folder: Path, mode: int) -> None:
 
 
 def certificate_pem(certificate: x509.Certificate) -> bytes:
-    """PEM text, the only form NNG takes."""
+    """The certificate as PEM text, the only form that NNG takes."""
     return certificate.public_bytes(Encoding.PEM)
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Unencrypted PKCS #8 in PEM text, the one form that both Mbed TLS and OpenSSL take from memory."""
+    """The key as unencrypted PKCS #8 in PEM text, the one form that both Mbed TLS and OpenSSL take from memory."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 

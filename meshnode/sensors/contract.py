@@ -1,4 +1,4 @@
-"""What a sensor driver is.
+"""The contract of sensor drivers.
 
 A driver is a class with ``from_options`` and ``samples``. The node calls ``samples`` once, on a thread of its own, and
 takes one sample after the other: it waits until ``Sample.due_s`` and then publishes. So
@@ -7,7 +7,7 @@ takes one sample after the other: it waits until ``Sample.due_s`` and then publi
 - a *live* driver blocks in its generator until it has measured, by :meth:`DriverContext.wait` or by a call that
   returns soon after :attr:`DriverContext.stopping` is set, and gives :meth:`DriverContext.elapsed_s` as due time.
 
-The end of the generator is the end of the sensor; a node stops early by closing it. A fault in the data is raised as
+The sensor ends with its generator; a node that stops earlier closes it. A fault in the data is raised as
 :class:`ConfigError`, which ends this driver and nothing else.
 
 Another package offers a driver by an entry point of the group ``meshnode.sensors`` whose name is the driver's.
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InferenceSample:
-    """What a model should make of a sample."""
+    """A request to compute a model on a sample."""
 
     model: str
     inputs: "Mapping[str, Tensor | NDArray[Any]]"
     outputs: tuple[str, ...] = ()
-    """Names wanted; none: all."""
+    """The names of the outputs that are wanted. None named: all of them."""
     budget_ms: int = 1_000
     key: str | None = None
-    """Where the result is published; None: nowhere, the node only counts it."""
+    """The key under which the result is published. None: the node only counts it."""
     interpret: "Callable[[Mapping[str, NDArray[Any]]], Any] | None" = None
-    """Turns outputs into the value of the result's reading; None: the outputs travel as tensors."""
+    """Turns outputs into the value of the result's reading. None: the outputs travel as tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +49,20 @@ class Sample:
     """One value that a sensor gave."""
 
     due_s: float
-    """When it is published, in seconds after the driver started; never falls."""
+    """When it is published, in seconds after the driver started. It never decreases from one sample to the next."""
     key: str
     value: Any
-    """What a reading can carry: ``protocols.wire.readings.Reading.value``, or a NumPy array."""
+    """Anything that a reading can carry (``protocols.wire.readings.Reading.value``), or a NumPy array."""
     unit: str = "1"
-    """UCUM symbol; ``1`` for what has none."""
+    """The unit's UCUM symbol; ``1`` for values without a unit."""
     sensor: str = ""
     where: Position | None = None
-    """None: where the node is."""
+    """The position of the value. None: that of the node."""
     quality: float = 1.0
     priority: int = 3
-    """0 to 7, 7 is the most urgent."""
+    """0 to 7; 7 is the most urgent."""
     lifespan_ms: int = 0
-    """Worthless after this; 0: never."""
+    """The value is worthless after this time; 0: never."""
     hazard: bool = False
     """Somebody may have to brake for it."""
     infer: InferenceSample | None = None
@@ -70,26 +70,26 @@ class Sample:
 
 @dataclass(slots=True)
 class DriverContext:
-    """What a driver knows about its node. One for each driver: only :meth:`begin` changes it."""
+    """What a driver knows about its node. Each driver has one of its own, and only :meth:`begin` changes it."""
 
     node_id: NodeId
     folder: Path
-    """Of the configuration file; relative paths in options start here."""
+    """The folder of the configuration file. Relative paths in options start here."""
     random: Random
-    """The only source of chance a driver may use."""
+    """The only source of randomness that a driver may use."""
     role: Role = Role.VEHICLE
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the node stops."""
     started_s: float = field(default_factory=time.monotonic)
-    """On ``time.monotonic``."""
+    """An instant of ``time.monotonic``."""
 
     def begin(self) -> None:
-        """Due times count from now; the node calls it before it takes the first sample."""
+        """Let due times count from now. The node calls this before it takes the first sample."""
         self.started_s = time.monotonic()
 
     @property
     def prefix(self) -> str:
-        """First chunks of this node's keys: ``veh/<id>`` for a vehicle, ``rsu/<id>`` for a roadside unit."""
+        """The first chunks of this node's keys: ``veh/<id>`` for a vehicle, ``rsu/<id>`` for a roadside unit."""
         return f"{'veh' if self.role is Role.VEHICLE else self.role.value}/{self.node_id}"
 
     def elapsed_s(self) -> float:
@@ -97,7 +97,7 @@ class DriverContext:
         return time.monotonic() - self.started_s
 
     def wait(self, until_s: float) -> bool:
-        """Sleep until ``until_s`` seconds after the start. False: the node stops, end the generator."""
+        """Sleep until ``until_s`` seconds after the start. False: the node stops, so end the generator."""
         return not self.stopping.wait(max(0.0, until_s - self.elapsed_s()))
 
 
@@ -106,13 +106,14 @@ class SensorDriver(Protocol):
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], context: DriverContext) -> Self:
-        """Build it from the options in the node's configuration, taking hold of nothing yet.
+        """Build it from the options in the node's configuration, without opening anything yet.
 
-        :raises ConfigError: an option is unknown, missing or wrong, or a file it names is; says which and what to do.
+        :raises ConfigError: an option is unknown, missing or wrong, or a file that it names is; the message says which,
+            and what to do.
         """
 
     def samples(self) -> Generator[Sample, None, None]:
-        """The samples in order of ``due_s``. Called once; closing the generator lets go of everything it holds.
+        """The samples in order of ``due_s``. It is called once, and closing the generator closes everything it opened.
 
         :raises ConfigError: while iterating, when the data turn out to be malformed; names file and line.
         """

@@ -2,11 +2,11 @@
 
 The first line names the columns. ``time_s``, ``key`` and ``value`` are needed; ``unit``, ``sensor``, ``quality``,
 ``priority``, ``lifespan_ms``, ``latitude_deg``, ``longitude_deg``, ``altitude_m``, ``heading_deg`` and ``accuracy_m``
-may follow; an empty cell is a missing one. A value that is JSON (a number, true, a list, …) is taken as such,
-anything else as text. Time never falls; the first row's time is the start.
+may follow; an empty cell is a missing one. A value that is JSON (a number, true, a list, …) is read as JSON, every
+other one is a text. Times may not decrease; the time of the first row is the start.
 
 Options: ``file``, ``rate`` (2 plays twice as fast), ``loop``, ``key_prefix`` (put before each key, with its own ``/``),
-``accuracy_m`` (of positions whose row gives none).
+``accuracy_m`` (accuracy of positions whose row gives none).
 """
 
 import csv
@@ -81,7 +81,7 @@ class CsvReplay:
                 yield self._sample(due_s, row)
             if not self._loop or previous_s is None:
                 return
-            # Rows that all have one time give no step; without one, a loop would never let time pass.
+            # Rows that all have the same time give no step. Without a step, time would not pass in a loop.
             lap_starts_s = due_s + (step_s or 1.0) / self._rate
 
     def _sample(self, due_s: float, row: dict[str, str]) -> Sample:
@@ -189,5 +189,5 @@ def _value(text: str) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    # Integers beyond 64 bits can't travel; as a float they can.
+    # An integer beyond 64 bits can travel only as a float.
     return float(value) if isinstance(value, int) and not -(2**63) <= value < 2**64 else value

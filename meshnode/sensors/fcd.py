@@ -2,7 +2,7 @@
 
 Options: ``file`` (default: the trace of Ingolstadt that comes with the package), ``vehicle`` (an id) or ``pick`` (0 is
 the vehicle that stays longest), ``start_s`` (trace time that becomes the start; default: where the vehicle appears),
-``rate`` (2 plays twice as fast), ``loop``, ``hard_braking_mps2`` (deceleration beyond which a hazard is told),
+``rate`` (2 plays twice as fast), ``loop``, ``hard_braking_mps2`` (a stronger deceleration is published as a hazard),
 ``accuracy_m`` (of the position).
 """
 
@@ -22,7 +22,7 @@ from protocols.wire.readings import Position
 DEFAULT_TRACE: Final = Path(__file__).parent / "data" / "ingolstadt.fcd.xml.gz"
 SENSOR: Final = "sumo-fcd"
 HAZARD_LIFESPAN_MS: Final = 2_000
-"""Whoever brakes hard has stopped, or has stopped braking, by then."""
+"""A vehicle that brakes hard stands by then, or does not brake any more."""
 
 
 class FcdReplay:
@@ -69,7 +69,7 @@ class FcdReplay:
         return cls(context.prefix, path, vehicle, start_s, rate, loop, hard_braking_mps2, accuracy_m)
 
     def samples(self) -> Generator[Sample, None, None]:
-        """Two samples per fix, three while it brakes hard."""
+        """Two samples for each fix, three while the vehicle brakes hard."""
         lap_starts_s = 0.0
         while True:
             due_s = lap_starts_s
@@ -85,7 +85,7 @@ class FcdReplay:
                 raise self._absent()
             if not self._loop:
                 return
-            # A trace of a single fix has no step of its own; without one, a loop would never let time pass.
+            # A trace of a single fix gives no step. Without a step, time would not pass in a loop.
             lap_starts_s = due_s + (step_s or 1.0) / self._rate
 
     def _of_fix(self, due_s: float, fix: Fix, previous: Fix | None) -> Iterator[Sample]:

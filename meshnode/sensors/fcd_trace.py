@@ -12,7 +12,7 @@ class Fix(NamedTuple):
     """One vehicle at one instant."""
 
     time_s: float
-    """Of the simulation."""
+    """Seconds of the simulation's time."""
     vehicle: str
     latitude_deg: float
     longitude_deg: float
@@ -21,7 +21,7 @@ class Fix(NamedTuple):
 
 
 class Presence(NamedTuple):
-    """From when to when a vehicle is in a trace."""
+    """The first and the last time at which a vehicle is in a trace."""
 
     vehicle: str
     first_s: float
@@ -39,7 +39,7 @@ def fixes(path: Path, vehicle: str | None = None, start_s: float = -math.inf) ->
 
 
 def presences(path: Path) -> list[Presence]:
-    """When each vehicle is in the trace, in order of first appearance. Reads the whole file.
+    """The presence of each vehicle in the trace, in order of first appearance. Reads the whole file.
 
     :raises TraceInvalid: as :func:`fixes`, or the trace has more than ``MAX_VEHICLES`` vehicles.
     """

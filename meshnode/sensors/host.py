@@ -1,7 +1,7 @@
 """Measures the computer that the node runs on: load, memory, temperature.
 
-Options: ``interval_s`` between two measurements. What the machine can't tell (temperature in most virtual machines)
-is left out. Keys: ``<prefix>/host/cpu``, ``…/memory``, ``…/temperature``.
+Options: ``interval_s`` between two measurements. Values that the computer can't measure (temperature in most virtual
+machines) are left out. Keys: ``<prefix>/host/cpu``, ``…/memory``, ``…/temperature``.
 """
 
 from collections.abc import Generator, Mapping
@@ -33,7 +33,7 @@ class HostMetrics:
         import psutil
 
         prefix = f"{self._context.prefix}/host"
-        psutil.cpu_percent(None)  # The load is that since the previous call; the first has none before it.
+        psutil.cpu_percent(None)  # It measures the load since the call before; the first call has none.
         next_s = self._context.elapsed_s() + self._interval_s
         while self._context.wait(next_s):
             due_s = self._context.elapsed_s()

@@ -30,10 +30,10 @@ SENSOR: Final = "camera"
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 MAX_PICTURES: Final = 100_000
 MAX_PIXELS: Final = 40_000_000
-"""Of one picture: 120 MB decoded. A small file can claim far more."""
+"""The most pixels of one picture, 120 MB decoded. A small file can claim far more."""
 
 _SMALLEST_CROP: Final = 0.9
-"""Share of each side that a variation keeps at least; what is in the middle stays in the picture."""
+"""The smallest share of each side that a variation keeps, so that the middle stays in the picture."""
 _BRIGHTNESS: Final = (0.8, 1.2)
 
 
@@ -113,7 +113,7 @@ class ImageFolder:
         )
 
     def samples(self) -> Generator[Sample, None, None]:
-        """One sample per frame. :raises ConfigError: a file turns out to be no picture; names it."""
+        """One sample per frame. :raises ConfigError: a file is no picture; names the file."""
         frame = 0
         while True:
             for path in self._pictures:

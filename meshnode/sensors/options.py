@@ -1,4 +1,4 @@
-"""Reads the options of one driver, each checked once, with errors that name driver, option, value and way out."""
+"""Reads and checks the options of one driver, with errors that name driver, option, value and what to do."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ _SHOWN_CHARS = 60
 
 
 class Options:
-    """The options of one driver. Call :meth:`finish` when all were read: an unknown one is an error."""
+    """The options of one driver. Call :meth:`finish` when all were read, because an unknown option is an error."""
 
     def __init__(self, driver: str, options: Mapping[str, Any]) -> None:
         self._driver = driver
@@ -32,7 +32,7 @@ class Options:
         return value
 
     def choice(self, name: str, choices: Sequence[str], default: str) -> str:
-        """One of a few words."""
+        """One of the ``choices``."""
         value = self._value(name, default)
         if value not in choices:
             near = get_close_matches(str(value), choices, n=1)
@@ -77,7 +77,8 @@ class Options:
         return path
 
     def finish(self) -> None:
-        """:raises ConfigError: an option was given that nothing asked for; suggests the nearest."""
+        """:raises ConfigError: an option was given that nothing asked for; the message suggests the nearest known
+        one."""
         for name in self._options:
             if name not in self._asked:
                 near = get_close_matches(str(name), self._asked, n=1)
@@ -85,7 +86,7 @@ class Options:
                 raise ConfigError(f"sensor driver {self._driver!r} has no option {str(name)[:_SHOWN_CHARS]!r}: {hint}")
 
     def wrong(self, name: str, way_out: str) -> ConfigError:
-        """The error for an option that was read and doesn't do."""
+        """The error to raise for an option whose value can't be used."""
         shown = repr(self._options.get(name))
         shown = shown if len(shown) <= _SHOWN_CHARS else shown[:_SHOWN_CHARS] + "…"
         return ConfigError(f"sensor driver {self._driver!r}: option {name!r} is {shown}: {way_out}")

@@ -23,14 +23,14 @@ _BUILT_IN: Final = {
 
 
 def available_drivers() -> list[str]:
-    """Names of all drivers that can be asked for, sorted."""
+    """The sorted names of all drivers."""
     return sorted({*_BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
 
 
 def driver_named(name: str) -> type[SensorDriver]:
     """The driver class of that name.
 
-    :raises ConfigError: there is none (lists those that exist), or its package can't be imported.
+    :raises ConfigError: there is none (the message lists those that exist), or its package can't be imported.
     """
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
@@ -55,13 +55,13 @@ def _loaded(point: EntryPoint) -> type[SensorDriver]:
     package = point.dist.name if point.dist else "unknown"
     try:
         driver = point.load()
-    except Exception as error:  # Whatever a foreign module does when it is imported.
+    except Exception as error:  # A foreign module may raise anything when it is imported.
         raise ConfigError(
             f"sensor driver {point.name!r} of package {package!r} can't be imported ({error!r}): repair or remove it"
         ) from error
     if not callable(getattr(driver, "from_options", None)) or not callable(getattr(driver, "samples", None)):
         raise ConfigError(
             f"sensor driver {point.name!r} of package {package!r} is {point.value!r}, which has no 'from_options' and "
-            "'samples': see meshnode.sensors.Driver"
+            "'samples': see meshnode.sensors.SensorDriver"
         )
     return driver  # type: ignore[no-any-return]

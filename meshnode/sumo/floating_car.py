@@ -25,7 +25,7 @@ from protocols.base.errors import ConfigError
 
 MAX_MARKUP_BYTES: Final = 256 * 1024
 MAX_VEHICLES: Final = 100_000
-"""Vehicles of one file that a caller tells apart, so that a file can't fill the memory with ids."""
+"""The most vehicles of one file that a caller tells apart, so that a file can't fill the memory with ids."""
 _PIECE_BYTES: Final = 64 * 1024
 _MAX_SHOWN_CHARS: Final = 40
 
@@ -52,9 +52,9 @@ class VehicleRow(NamedTuple):
     y: float
     """Latitude in degrees, or metres to the north."""
     speed_mps: float | None
-    """None: the file has none."""
+    """None: the file gives none."""
     heading_deg: float | None
-    """From 0 to below 360, clockwise from north. None: the file has none."""
+    """From 0 to below 360, clockwise from north. None: the file gives none."""
     line: int
     column: int
 
@@ -108,14 +108,14 @@ class _Over(Exception):
 class _Parser:
     def __init__(self, path: Path, wanted: Container[str] | None, from_s: float, until_s: float) -> None:
         self.over = False
-        """No more is wanted of the file."""
+        """Nothing more is wanted of the file."""
         self._path = path
         self._wanted = wanted
         self._from_s, self._until_s = from_s, until_s
         self._step: TimeStep | None = None
         """The time step that has begun and not ended."""
         self._time_s = -math.inf
-        """Of the newest time step."""
+        """The time of the newest time step."""
         self._root_seen = False
         self._fed_bytes = 0
         self._found: list[VehicleRow | TimeStep] = []

@@ -19,12 +19,12 @@ from sims.roads.geodesy import Plane
 from sims.scenario.schema import nearest, shown
 
 MAX_SPEED_MPS: Final = 100.0
-"""Between two time steps, whatever the file says of speeds."""
+"""No vehicle is faster between two time steps, whatever speeds the file gives."""
 JUMP_M: Final = 10.0
-"""Further than a vehicle's own speeds explain. In the trace of Ingolstadt nobody who drives exceeds them by more than
-4 m in a step, and nobody whom SUMO moved out of a jam by less than 18 m."""
+"""A vehicle jumps when it is this much further than its own speeds explain. In the trace of Ingolstadt no driving
+vehicle exceeds them by more than 4 m in a step, and no vehicle that SUMO moved out of a jam by less than 18 m."""
 _ACCELERATION_MPS2: Final = 5.0
-"""Between two steps a vehicle may have been faster than at either: from a to b and back takes ``a t²/4``."""
+"""Between two steps a vehicle may have been faster than at both of them: that adds up to ``a t²/4`` to its way."""
 
 
 class Sample(NamedTuple):
@@ -35,7 +35,7 @@ class Sample(NamedTuple):
     speed_mps: float | None
     heading_deg: float | None
     jumped: bool
-    """Since the time step before."""
+    """It jumped since the time step before."""
 
 
 class Step(NamedTuple):
@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
 
 class Span(NamedTuple):
-    """What of a file is used."""
+    """The part of a file that is used."""
 
     path: Path
     from_s: float
@@ -84,7 +84,7 @@ def chosen(span: Span, count: int, named: tuple[str, ...]) -> list[str]:
 
 
 class _FirstComers(Container[str]):
-    """Accepts the first ids that it is asked for, and stays with them."""
+    """Accepts the first ids that it is asked for, and no others later."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -161,7 +161,7 @@ def _jumps(span: Span, before: Step, row: VehicleRow, x_m: float, y_m: float) ->
     :raises TraceError: it is, and the span says that no vehicle may.
     """
     sample = before.vehicles.get(row.vehicle)
-    if sample is None:  # it came, or comes back after an absence
+    if sample is None:  # it is new, or comes back after an absence
         return False
     way_m, took_s = math.hypot(x_m - sample.x_m, y_m - sample.y_m), row.step.time_s - before.time_s
     possible_m = MAX_SPEED_MPS * took_s
