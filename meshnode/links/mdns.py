@@ -1,16 +1,18 @@
-"""Discovery on the local network by multicast DNS-SD (RFC 6762, 6763). The only module that imports zeroconf.
+"""Discovery on the local network by multicast DNS-SD (RFC 6762, 6763). No other module imports zeroconf.
 
 Invariants:
-- everything received is a hint from a stranger: bounded, parsed into an ``Advert`` or counted, believed by nobody;
+- everything received is a hint from a stranger: it is bounded, parsed into an ``Advert`` or counted, and nobody
+  believes it;
 - questions ask for multicast answers, since several nodes of one host share port 5353 and the kernel hands a unicast
   answer to only one of them;
 - an instance name holds the incarnation, so it is unique without the 1.2 s of probing that DNS-SD asks for otherwise;
-- a goodbye withdraws the life that it names, never the one that came after it;
-- who is there is asked again every ``ASK_AGAIN_S`` for as long as the node runs, unless somebody else has just asked
-  the same. RFC 6762 (section 5.2) wants the intervals to double, for networks whose hosts come and stay; vehicles that
-  come into range stay for seconds, and heard nothing of what was announced or asked before.
+- a goodbye withdraws the life that it names, never a later one;
+- for as long as it runs, a node asks every ``ASK_AGAIN_S`` who is there, unless somebody else has just asked the same.
+  RFC 6762 (section 5.2) wants the intervals to double, for networks whose hosts come and stay. Vehicles stay in range
+  for seconds, and did not hear what was announced or asked before they came.
 
-A vanished host lingers for 20 minutes or more: adverts say where somebody may be, heartbeats whether it is alive.
+The adverts of a host that vanished stay for 20 minutes or more: adverts say where somebody may be, heartbeats say
+whether it is alive.
 """
 
 import asyncio
@@ -53,13 +55,14 @@ _MAX_TXT_VALUE_BYTES = 64
 _MAX_INCARNATION = 2**63 - 1
 _MAX_LABEL_CHARS = 63
 _MAX_RESOLVING = 32
-"""Instances asked for at once. Names without records cost a stranger one packet and us the whole time-out."""
+"""Instances that are resolved at once. A name without records costs a stranger one packet and us the whole time-out."""
 _RESOLVE_MS = 1_500
 _START_S = 10.0
 ASK_AGAIN_S = 2.0
-"""Between questions, ± 10 %. Vehicles that meet at 2 × 30 m/s are in range of each other for ten seconds or so."""
+"""The time between questions, ± 10 %. Vehicles that meet at 2 × 30 m/s are in range of each other for about ten
+seconds."""
 _MAX_KNOWN_ANSWERS = 40
-"""Named in a question, so that they don't answer: as many as fit one datagram. Beyond, some answer in vain."""
+"""Instances named in a question, so that they don't answer: as many as fit into one datagram. Others answer in vain."""
 _QUERY = 0x0000
 _PTR, _IN = 12, 1
 """DNS record type and class (RFC 1035)."""
@@ -67,7 +70,7 @@ _PTR, _IN = 12, 1
 
 @dataclass(frozen=True, slots=True)
 class Advert:
-    """What somebody says about a node: unproven."""
+    """An unproven statement about a node."""
 
     node: NodeId
     incarnation: Incarnation
@@ -75,7 +78,7 @@ class Advert:
 
 
 class OtherMesh(RemoteProtocolError):
-    """An advert of another mesh, or of another major version: none of our business."""
+    """An advert of another mesh, or of another major version, which does not concern us."""
 
 
 def parse_untrusted_advert(
@@ -83,8 +86,8 @@ def parse_untrusted_advert(
 ) -> Advert:
     """An advert from the TXT properties, addresses and port of a service.
 
-    :raises OtherMesh: when it is well-formed as far as needed to see that it is not for us.
-    :raises RemoteProtocolError: for anything else that is not an advert.
+    :raises OtherMesh: it is well-formed enough to show that it does not concern us.
+    :raises RemoteProtocolError: it is no advert for any other reason.
     """
     if (version := properties.get(b"v")) != _MAJOR:
         raise OtherMesh(f"advert of major version {(version or b'')[:8]!r} ignored: this node speaks {_MAJOR!r}")
@@ -116,7 +119,8 @@ def _text(properties: Mapping[bytes, bytes | None], key: bytes) -> str:
 
 
 def _host(text: str) -> str | None:
-    """None for what no node can listen on, and for IPv6 addresses that need an interface beside them."""
+    """An address that can be dialled. None: no node can listen there, or it is an IPv6 address that needs an
+    interface."""
     try:
         ip = ipaddress.ip_address(text)
     except ValueError:
@@ -136,15 +140,15 @@ def open_discovery(
     on_advert: Callable[[Advert], None],
     on_withdrawn: Callable[[NodeId], None],
 ) -> "Discovery":
-    """Start to listen for adverts of ``mesh`` on the interfaces with these addresses (none: all that have IPv4).
+    """Start to listen for adverts of ``mesh`` on the interfaces with these addresses (none given: all that have IPv4).
 
-    ``addresses`` are announced for this node (None: those of the interfaces). Both callbacks run on threads of its own,
-    must be quick, and are not called after ``Discovery.close`` returned. An advert of our own id is reported if its
-    incarnation is another one: somebody uses our id.
+    ``addresses`` are announced for this node (None: those of the interfaces). Both callbacks run on threads of
+    the discovery, must be quick, and are not called after ``Discovery.close`` returned. An advert of our own id with
+    another incarnation is reported too: somebody else uses our id.
 
-    Blocks for some milliseconds; call it from a thread that runs no event loop.
+    It blocks for some milliseconds; call it from a thread that runs no event loop.
 
-    :raises TransportError: when no interface can be used for multicast.
+    :raises TransportError: no interface can be used for multicast.
     """
     return Discovery(mesh, node, incarnation, port, addresses, interfaces, on_advert, on_withdrawn)
 
@@ -194,9 +198,9 @@ class Discovery:
         self._asking = self._on_loop(self._ask_again())
 
     def announce(self) -> None:
-        """Send our advert, and answer for it until ``close``. Returns before the repetitions are sent.
+        """Send our advert, and answer questions about it until ``close``. Returns before the repetitions are sent.
 
-        :raises TransportError: when it can't be sent.
+        :raises TransportError: it can't be sent.
         """
         try:
             self._on_loop(self._zeroconf.async_register_service(self._service, cooperating_responders=True)).result(
@@ -206,12 +210,12 @@ class Discovery:
             raise TransportError(f"the advert can't be sent ({error}): check multicast on this host") from error
 
     def statistics(self) -> dict[str, int]:
-        """Adverts by what became of them."""
+        """The number of adverts by what became of them."""
         with self._lock:
             return dict(self._counts)
 
     def close(self) -> None:
-        """Say goodbye and stop; takes up to half a second. Idempotent."""
+        """Say goodbye and stop, which takes up to half a second. Idempotent."""
         with self._lock:
             if self._closed:
                 return
@@ -337,7 +341,7 @@ def announced_addresses(addresses: Sequence[str] | None, interfaces: Sequence[st
 
 
 def _host_addresses() -> list[str]:
-    """IPv4 addresses of the interfaces that are up; loopback only on a host that has nothing else."""
+    """The IPv4 addresses of the interfaces that are up. Loopback counts only on a host that has nothing else."""
     running = {name for name, state in psutil.net_if_stats().items() if state.isup}
     every = [
         entry.address

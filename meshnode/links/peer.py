@@ -1,8 +1,9 @@
-"""The pure parts of a handshake: which address to dial, whom a certificate names, whether PEM files fit together.
+"""The parts of a handshake that need no connection: URLs of addresses, names in certificates, and whether PEM files fit
+together.
 
 Invariants: nothing from an advert or a certificate reaches a URL or an identity unchecked. A certificate names a peer
-only if exactly one of its alternative names is an identity URI. The link engine reads names without their type and cut
-at NUL, so a DNS name that spells an identity counts as one; our authority signs neither for anybody but its owner.
+only if exactly one of its alternative names is an identity URI. The link engine ``nng`` reads names without their type
+and cut at NUL, so a DNS name that spells an identity counts as one; our authority signs either only for its owner.
 """
 
 import ipaddress
@@ -22,7 +23,7 @@ _SCHEME = "tls+tcp"
 
 @dataclass(frozen=True, slots=True)
 class PemCredentials:
-    """The text of a node's PEM files, checked to fit together."""
+    """The text of a node's PEM files, which were checked to fit together."""
 
     certificate: str
     key: str
@@ -30,7 +31,7 @@ class PemCredentials:
 
 
 def url_of(address: Address) -> str:
-    """The URL of an inbox. :raises TransportError: when the host can't stand in one or the port is out of range."""
+    """The URL of an inbox. :raises TransportError: the host can't be part of a URL, or the port is out of range."""
     if not 0 <= address.port <= 65_535:
         raise TransportError(f"port {address.port} is out of range: use 0 to 65535")
     try:
@@ -47,7 +48,7 @@ def url_of(address: Address) -> str:
 
 
 def identify(names: Sequence[str], mesh: MeshName, not_after_utc_ns: int = 0) -> tuple[PeerIdentity | None, str]:
-    """Whom the alternative names of a certificate name. Without an identity the text says why."""
+    """The identity among the alternative names of a certificate. Without one the text says why."""
     uris = [name for name in names if name.lower().startswith("spiffe:")]
     if len(uris) != 1:
         return (
@@ -64,14 +65,15 @@ def identify(names: Sequence[str], mesh: MeshName, not_after_utc_ns: int = 0) ->
 
 
 def plain_host(text: str) -> str:
-    """An IP address in its shortest form; IPv4 seen through an IPv6 socket becomes IPv4 again."""
+    """An IP address in its shortest form. An IPv4 address seen through an IPv6 socket becomes IPv4 again."""
     ip = ipaddress.ip_address(text)
     mapped = ip.ipv4_mapped if ip.version == 6 else None
     return str(mapped or ip)
 
 
 def read_credentials(credentials: CredentialFiles) -> PemCredentials:
-    """Read and cross-check PEM files, so that a mistake is told at start instead of by every failing handshake.
+    """Read PEM files and check that they fit together, so that a mistake is reported at the start and not by each
+    handshake.
 
     :raises IdentityError: names the file and the fault.
     """

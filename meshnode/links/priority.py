@@ -1,4 +1,4 @@
-"""The priority of the thread that receives, so that other programs of a busy computer do not keep readings waiting."""
+"""The priority of the receiving thread, so that readings don't wait for other programs of a busy computer."""
 
 import os
 import threading
@@ -7,13 +7,13 @@ from typing import Literal
 Priority = Literal["normal", "high", "realtime"]
 
 _NICE = -10
-"""Before the other programs of a computer, behind nothing that the kernel itself needs."""
+"""A higher priority than that of ordinary programs, and lower than that of the kernel's own threads."""
 _REALTIME_PRIORITY = 5
-"""Of 1 to 99: above everything ordinary, below drivers and sound."""
+"""From 1 to 99: above all ordinary programs, below device drivers and sound."""
 
 
 def raise_priority(priority: Priority) -> str | None:
-    """Give the calling thread its priority. Returns why not, when the system does not allow it."""
+    """Give the calling thread its priority. Returns the reason when the system does not allow it."""
     try:
         if priority == "realtime":
             # a round-robin thread that never sleeps is stopped by the kernel after 95 % of each second

@@ -1,10 +1,11 @@
-"""TLS for the express links: contexts that allow one way only, and what a failed handshake means in plain words.
+"""TLS for the express links: contexts with the only settings that are allowed, and what a failed handshake means.
 
 Invariants:
-- TLS 1.3, certificates of the mesh's authority on both sides, no session is ever resumed: each handshake proves the
-  certificate anew, so that an expired or replaced one never slips back in;
-- every failure is counted by kind; a peer that fails again and again is written to the log once a minute at most;
-- the last failures are remembered with their peers. Strangers who come in can't push out those whom we dial.
+- TLS 1.3 with certificates of the mesh's authority on both sides. No session is ever resumed: each handshake proves the
+  certificate again, so that an expired or replaced one is never accepted;
+- every failure is counted by kind; the log names a peer that fails again and again once a minute at most;
+- the last failures are remembered with their peers. Failures of strangers who dial us don't push out those of peers
+  whom we dial.
 """
 
 import logging
@@ -24,17 +25,17 @@ _log = logging.getLogger(__name__)
 
 _LOG_PERIOD_NS = 60 * SECOND
 _MAX_TOLD = 64
-"""Lines in one period: whoever fails from ever new addresses can't fill a disk."""
+"""The most lines in one period, so that nobody fills a disk by failing from ever new addresses."""
 
 
 MAX_REMEMBERED = 64
-"""Failures of each direction, by peer and kind."""
+"""The most failures that are remembered of each direction, by peer and kind."""
 UNREACHABLE, REFUSED = "unreachable", "refused"
-"""Kinds of failure that are none of the handshake's."""
+"""Kinds of failure outside the handshake."""
 
 
 class FailureKind(StrEnum):
-    """Why there was no link, as far as statistics tell it apart."""
+    """The reasons for a failed handshake that statistics count apart."""
 
     EXPIRED = "expired"
     AUTHORITY = "other_authority"
@@ -91,13 +92,13 @@ class Contexts:
 
 
 def contexts(credentials: CredentialFiles) -> Contexts:
-    """Load credentials. :raises IdentityError: they can't be used; names the file and the fault."""
+    """The contexts of these credentials. :raises IdentityError: they can't be used; names the file and the fault."""
     read_credentials(credentials)
     return Contexts(_context(credentials, ssl.PROTOCOL_TLS_SERVER), _context(credentials, ssl.PROTOCOL_TLS_CLIENT))
 
 
 def explain(error: ssl.SSLError) -> tuple[FailureKind, str]:
-    """What OpenSSL's error says about the peer, for statistics and for a person."""
+    """The meaning of OpenSSL's error, as a kind for statistics and as text for a person."""
     if isinstance(error, ssl.SSLCertVerificationError):
         detail = f"its certificate is refused ({error.verify_message})"
         return _VERIFY.get(error.verify_code, (FailureKind.CERTIFICATE, detail))
@@ -106,7 +107,7 @@ def explain(error: ssl.SSLError) -> tuple[FailureKind, str]:
 
 
 def proved(tls: ssl.SSLObject) -> tuple[list[str], int]:
-    """Of the certificate that the peer has proved: its URI names, and its end in nanoseconds since 1970."""
+    """The URI names of the certificate that the peer has proved, and its end in nanoseconds since 1970."""
     certificate: Any = tls.getpeercert()
     assert certificate, "a handshake without certificate fails"
     names = [str(value) for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
@@ -114,7 +115,8 @@ def proved(tls: ssl.SSLObject) -> tuple[list[str], int]:
 
 
 class Failures:
-    """Counts links that failed to come about, and logs them without being floodable. For one thread."""
+    """Counts and logs links that failed, with a bound on the log. It belongs to one thread, where nothing else is
+    said."""
 
     def __init__(self, now_ns: Callable[[], int], utc_now_ns: Callable[[], int] = time.time_ns) -> None:
         self._now_ns, self._utc_now_ns = now_ns, utc_now_ns
@@ -130,7 +132,7 @@ class Failures:
         self.tell(kind, peer, why, dialled)
 
     def remember(self, about: str, peer: str, why: str, dialled: bool = False) -> None:
-        """For :meth:`recent`."""
+        """Remember a failure for :meth:`recent`."""
         links, key = self._dialled if dialled else self._came, (peer, str(about))
         before = links.pop(key, None)
         if len(links) >= MAX_REMEMBERED:
@@ -138,11 +140,11 @@ class Failures:
         links[key] = FailedLink(peer, str(about), why, before.count + 1 if before else 1, self._utc_now_ns())
 
     def recent(self) -> list[FailedLink]:
-        """What is remembered, the last one last. Any thread."""
+        """The remembered failures, the newest one last. Any thread may call it."""
         return sorted([*self._dialled.values(), *self._came.values()], key=lambda link: link.last_utc_ns)
 
     def tell(self, about: str, peer: str, why: str, dialled: bool = False) -> None:
-        """Remember it, and log it, unless the same was logged about this peer in this period."""
+        """Remember a failure, and log it unless the same was logged about this peer in this period."""
         self.remember(about, peer, why, dialled)
         now_ns = self._now_ns()
         if now_ns >= self._period_ends_ns:
@@ -157,7 +159,7 @@ class Failures:
             _log.warning("no link with %s: %s", peer, why)
 
     def statistics(self) -> dict[str, int]:
-        """Counters by kind, and their sum. Any thread."""
+        """The counters by kind, and their sum. Any thread may call it."""
         counts = {f"handshakes_failed_{kind}": count for kind, count in self._counts.items()}
         return {"handshakes_failed": sum(counts.values()), **counts}
 

@@ -1,9 +1,9 @@
-"""The transport contract: what the driver of a node asks of any link engine.
+"""The contract between the driver of a node and a link engine.
 
-Two kinds of connection, both mutual TLS 1.3 and both identified before the first frame:
+There are two kinds of connection. Both use mutual TLS 1.3, and both ends are identified before the first frame:
 
-- *links* between nodes: an inbox that takes frames from everybody, and for each neighbour outgoing lanes;
-- *exchanges* with the relay: one request, one response, always opened by the node.
+- *links* between nodes: an inbox that takes frames from everybody, and outgoing lanes for each neighbour;
+- *exchanges* with the relay: one request and one response on a connection that the node opened.
 
 Threads. ``frame_received`` runs on the one receiving thread of a transport and nothing else is received while it runs.
 ``admit`` runs on a thread of the link engine, may not block and may not call the transport. ``inbound_opened`` and
@@ -11,11 +11,11 @@ Threads. ``frame_received`` runs on the one receiving thread of a transport and 
 notice runs on the transport's I/O thread. ``try_send`` may be called from any thread and never blocks. ``close`` of the
 transport waits for notices under way: call it without a lock that a notice takes. A notice may close lanes and pipes.
 
-Certificates. ``express`` closes a pipe within a minute of the end of its peer's certificate and says so. NNG does not
-show that end, so ``nng`` closes every pipe and lane after about an hour: the next handshake proves the certificate.
+Certificates. ``express`` closes a pipe within a minute of the end of its peer's certificate and reports it. NNG does
+not show that end, so ``nng`` closes every pipe and lane after about an hour: the next handshake proves the certificate.
 
-A lane is dialled once: when its pipe is gone, or can't be had in time, the lane is finished and the observer is told
-why. Whether and when to dial again is decided by ``protocols.membership.machine``.
+A lane is dialled once. When its pipe is gone, or does not open in time, the lane is finished and the observer is told
+why. ``protocols.membership.machine`` decides whether and when to dial again.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class CredentialFiles:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an inbox listens. IPv6 hosts stand without brackets."""
+    """Where an inbox listens. An IPv6 host has no brackets."""
 
     host: str
     port: int
@@ -48,39 +48,39 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class FailedLink:
-    """Somebody with whom no link came about, or whose link was ended for a reason of trust."""
+    """A peer to which there is no link, because it failed or was ended for a reason of trust."""
 
     peer: str
-    """Where it is, as in ``192.0.2.7:7000`` (dialled) or ``192.0.2.7`` (it dialled us), and who, once that was
-    proved."""
+    """Its place, as in ``192.0.2.7:7000`` (we dialled it) or ``192.0.2.7`` (it dialled us), and its identity once that
+    was proved."""
     kind: str
-    """One word: why."""
+    """The reason as one word."""
     why: str
-    """Why, for a person."""
+    """The reason for a person."""
     count: int
     last_utc_ns: int
 
 
 class OutgoingLane(Protocol):
-    """One dialled way to one inbox."""
+    """One dialled connection to one inbox."""
 
     @property
     def address(self) -> Address:
-        """Where it was dialled."""
+        """The address that was dialled."""
 
     def try_send(self, frame: bytes) -> bool:
-        """Hand over one frame without waiting. False: not taken, because the link is busy or not open; when it was
+        """Hand over one frame without waiting. False: it was not taken, because the link is busy or not open. If it is
         open, ``lane_writable`` follows once it takes frames again."""
 
     def notify(self) -> None:
         """Have ``lane_writable`` called soon, on the I/O thread, whether or not a frame was refused. Never blocks."""
 
     def close(self) -> None:
-        """Finish it. Idempotent; no notice follows."""
+        """Finish the lane. No notice follows. Idempotent."""
 
 
 class TransportObserver(Protocol):
-    """What the driver is told."""
+    """The notices that the driver gets."""
 
     def admit(
         self, identity: PeerIdentity | None, detail: str, lane: OutgoingLane | None, remote_host: str
@@ -95,13 +95,13 @@ class TransportObserver(Protocol):
         """An admitted pipe into our inbox. Always before its first frame."""
 
     def inbound_closed(self, pipe: int) -> None:
-        """Told once for every ``inbound_opened``, after its last frame was received or lost."""
+        """The pipe has ended. Told once for every ``inbound_opened``, after its last frame was received or lost."""
 
     def frame_received(self, pipe: int, frame: bytes | bytearray) -> None:
         """One frame from an open inbound pipe."""
 
     def lane_opened(self, lane: OutgoingLane, identity: PeerIdentity) -> None:
-        """The lane's greeting was sent; it takes frames now."""
+        """The greeting of the lane was sent, and the lane takes frames now."""
 
     def lane_closed(self, lane: OutgoingLane, reason: str) -> None:
         """The lane is finished: it never opened in time, was refused, or its pipe is gone."""
@@ -116,7 +116,7 @@ class Transport(Protocol):
     def listen(self, host: str, port: int) -> int:
         """Open the inbox and return its port (``port`` 0: any free one).
 
-        :raises TransportError: when the port is in use or the credentials can't be used; names both and the way out.
+        :raises TransportError: the port is in use or the credentials can't be used; names both and says what to do.
         """
 
     def dial(self, address: Address, greeting: Callable[[], bytes], timeout_s: float) -> OutgoingLane:
@@ -126,7 +126,7 @@ class Transport(Protocol):
         """Close a pipe into our inbox. ``inbound_closed`` follows."""
 
     def renew(self, credentials: CredentialFiles) -> None:
-        """Use these for every handshake from now on; the listener and open pipes live on. Any thread.
+        """Use these for every handshake from now on; the listener and open pipes live on. Any thread may call it.
 
         :raises IdentityError: they can't be used; the old ones stay in use.
         :raises TransportError: this engine can't change them while it runs (``nng``: NNG freezes a TLS configuration
@@ -134,15 +134,15 @@ class Transport(Protocol):
         """
 
     def receiving_since_ns(self) -> int | None:
-        """Monotonic start of the ``frame_received`` under way, None when the receiving thread waits for frames."""
+        """The monotonic start of the ``frame_received`` under way; None when the receiving thread waits for frames."""
 
     def failures(self) -> list[FailedLink]:
-        """Recent links that failed, by peer and kind; a bounded number, the last one last. Any thread. NNG does not say
-        who failed to come in, and why: there those are counted only."""
+        """A bounded number of recent links that failed, by peer and kind, the newest one last. Any thread may call it.
+        NNG does not say who failed to connect to us, and why: ``nng`` only counts those."""
 
     def statistics(self) -> dict[str, int]:
-        """Counters by name: handshakes refused and failed (``express``: by kind too), connections closed for being
-        mute, frames and bytes each way; ``lanes`` is how many there are now."""
+        """Counters by name: refused and failed handshakes (``express``: by kind too), connections that were closed
+        because they were mute, frames and bytes each way. ``lanes`` is the number of lanes now."""
 
     def close(self) -> None:
         """Close everything; no notice follows after it returns. Idempotent."""
@@ -154,7 +154,7 @@ class Requester(Protocol):
     def request(self, frame: bytes, timeout_s: float) -> bytes:
         """Send one request and wait for its response; one at a time.
 
-        :raises TransportError: no answer in time, or the relay is not who it should be.
+        :raises TransportError: there was no answer in time, or the relay is not who it should be.
         """
 
     def close(self) -> None:
@@ -169,4 +169,4 @@ class Responder(Protocol):
 
 
 Handler = Callable[[PeerIdentity, bytes], bytes]
-"""Answers one request; runs on the responder's threads; must not raise."""
+"""Answers one request. It runs on the responder's threads and must not raise."""
