@@ -568,4 +568,4 @@ def test_bulk_lane_dropped_with_an_older_life_is_dialled_again() -> None:
     machine.receive(encode_frame(Hello(1, 1, "b", 2, 7000, "realtime")), 2, now, now)
     run_until(now + 30 * SECOND, 2)
     assert machine.peers(now)[0].waiting_bytes == 0
-    assert sorted(machine._queue_of) == sorted(lanes)
+    assert sorted(machine.lanes.of_dial) == sorted(lanes)

@@ -253,7 +253,7 @@ def test_result_that_comes_at_the_deadline_or_later_is_late(here: bool) -> None:
     bench = Bench(A)
     bench.offer(A, 1_000)
     if here:
-        bench.machine.set_models((model(compute_ns=MS),))
+        bench.load((model(compute_ns=MS),))
     bench.ask(budget_ns=10 * MS)
     requests, computes = bench.requests(), bench.machine.outgoing()
     bench.now = 10 * MS
@@ -269,7 +269,7 @@ def test_result_that_comes_at_the_deadline_or_later_is_late(here: bool) -> None:
     assert (answered.failure, answered.winner, answered.outputs) == ("late", None, ())
     assert answered.detail == "'plate' was not answered within its deadline"
     assert [(report.outcome, report.took_ns) for report in answered.attempts] == [("late", 10 * MS)]
-    assert (bench.machine.counters["failed"], bench.machine.counters["answered"]) == (1, 0)
+    assert (bench.machine.counters()["failed"], bench.machine.counters()["answered"]) == (1, 0)
 
 
 def test_answer_of_another_node_or_to_nothing_is_not_used() -> None:
