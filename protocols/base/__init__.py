@@ -1,1 +1,1 @@
-"""What everything else stands on: ids, keys, errors, bounds and time."""
+"""What everything else is built on: ids, keys, errors, bounds and time."""

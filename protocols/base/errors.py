@@ -8,13 +8,13 @@
     │   ├── ValueUnsupported      a value that the wire can't carry, or that is too large
     │   ├── NotPermitted          the access table denies it
     │   └── BoundExceeded         one of ``protocols.base.limits`` was reached
-    ├── RemoteProtocolError       their side sent something that is not valid
+    ├── RemoteProtocolError       the other side sent something that is not valid
     │   └── UnknownFrame          a frame type of a newer minor version: counted and skipped
-    ├── TransportError            a link, a listener or the credentials of one
-    ├── ConfigError               a configuration file, with file, key and value
-    ├── IdentityError             a certificate or key file
+    ├── TransportError            a link or a listener failed, or its credentials did
+    ├── ConfigError               a configuration is wrong; names file, key and value
+    ├── IdentityError             a certificate, a key or an authority can't be used
     ├── InferenceError            a request for inference was not answered
-    │   ├── ModelUnknown          nobody in reach has that model
+    │   ├── ModelUnknown          no node within reach has that model
     │   ├── ModelInvalid          the model file can't be loaded
     │   ├── InputInvalid          inputs of the wrong name, type or shape
     │   └── BudgetExhausted       no answer within the deadline
@@ -25,7 +25,7 @@ Every message says what happened, with which value, and what to do.
 
 
 class MeshError(Exception):
-    """The root: whoever catches it has caught everything this project raises on purpose."""
+    """The root of the tree: catching it catches every error that this project raises on purpose."""
 
 
 class LocalProtocolError(MeshError):
@@ -49,7 +49,7 @@ class ValueUnsupported(LocalProtocolError):
 
 
 class NotPermitted(LocalProtocolError):
-    """The access table denies it."""
+    """The access table denies the operation."""
 
 
 class BoundExceeded(LocalProtocolError):
@@ -57,7 +57,7 @@ class BoundExceeded(LocalProtocolError):
 
 
 class RemoteProtocolError(MeshError):
-    """Their side sent something that is not valid. The only error that parsing untrusted bytes raises."""
+    """The other side sent something that is not valid. Parsing untrusted bytes raises no other error."""
 
 
 class UnknownFrame(RemoteProtocolError):
@@ -85,7 +85,7 @@ class InferenceError(MeshError):
 
 
 class ModelUnknown(InferenceError):
-    """Neither this node nor a neighbour in reach has that model."""
+    """Neither this node nor a neighbour within reach has that model."""
 
 
 class ModelInvalid(InferenceError):

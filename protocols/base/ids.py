@@ -1,7 +1,7 @@
-"""Names of things: nodes, roles, instants, digests.
+"""Types of names and numbers: nodes, roles, instants, digests.
 
-A ``NodeId`` is unique in its mesh and stands in the certificate as ``spiffe://<mesh>/<role>/<node-id>``.
-An ``Incarnation`` grows with every start of a node and is never reused; it orders a node's lives and its readings.
+A ``NodeId`` is unique in its mesh. The certificate holds it as ``spiffe://<mesh>/<role>/<node-id>``.
+An ``Incarnation`` grows with every start of a node and is never used twice. It orders a node's lives and its readings.
 """
 
 import re
@@ -15,21 +15,21 @@ NodeId = NewType("NodeId", str)
 MeshName = NewType("MeshName", str)
 Incarnation = NewType("Incarnation", int)
 MonotonicNs = NewType("MonotonicNs", int)
-"""Nanoseconds of a clock that never goes back; only differences mean something."""
+"""Nanoseconds of a clock that never goes back; only differences of them mean something."""
 UtcNs = NewType("UtcNs", int)
 """Nanoseconds since 1970-01-01T00:00:00Z, of a clock that may be wrong and may jump."""
 ModelDigest = NewType("ModelDigest", str)
 """SHA-256 of a model file, 64 lower-case hexadecimal digits."""
 
 SERVER_NAME = "mesh.node"
-"""DNS SAN that every certificate carries and every dialer asks for."""
+"""The DNS SAN that every certificate carries and every dialer asks for."""
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _SPIFFE = re.compile(r"spiffe://([^/]+)/([^/]+)/([^/]+)")
 
 
 class Role(StrEnum):
-    """What a certificate entitles its bearer to be."""
+    """What the holder of a certificate may be."""
 
     VEHICLE = "vehicle"
     RSU = "rsu"
@@ -38,7 +38,7 @@ class Role(StrEnum):
 
 
 class Lane(StrEnum):
-    """One of the two ways to a neighbour. A large tensor on ``BULK`` can't delay a brake event on ``REALTIME``."""
+    """One of two connections to a neighbour: a large tensor on ``BULK`` can't delay a brake event on ``REALTIME``."""
 
     REALTIME = "realtime"
     BULK = "bulk"
@@ -69,7 +69,7 @@ def spiffe_uri(mesh: MeshName, role: Role, node: NodeId) -> str:
 
 
 def parse_untrusted_spiffe(uri: str) -> tuple[MeshName, Role, NodeId]:
-    """Take an identity URI apart. :raises InvalidName: for anything that is not exactly one of ours."""
+    """Parse an identity URI. :raises InvalidName: for anything that :func:`spiffe_uri` can't have made."""
     match = _SPIFFE.fullmatch(uri)
     if match is None:
         raise InvalidName(f"identity {uri[:120]!r} is not of the form spiffe://<mesh>/<role>/<node-id>")
@@ -81,10 +81,10 @@ def parse_untrusted_spiffe(uri: str) -> tuple[MeshName, Role, NodeId]:
 
 @dataclass(frozen=True, slots=True)
 class PeerIdentity:
-    """Who a TLS handshake proved to be at the other end of a pipe."""
+    """The identity that a TLS handshake proved for the other end of a pipe."""
 
     mesh: MeshName
     role: Role
     node: NodeId
     not_after_utc_ns: int = field(default=0, compare=False)
-    """When its certificate ends, nanoseconds since 1970; 0: the link engine can't tell."""
+    """When its certificate expires, in nanoseconds since 1970; 0: the link engine does not know."""

@@ -1,8 +1,8 @@
 """Keys and key expressions.
 
-A key is chunks joined by ``/``: ``rsu/north/hazard``. In an expression a chunk ``*`` stands for exactly one chunk
-and ``**`` for any number of chunks, none included. The grammar is the part of Zenoh's that has no ``$*``.
-Invariant: a valid key is also a valid expression that matches just itself.
+A key consists of chunks joined by ``/``: ``rsu/north/hazard``. In an expression the chunk ``*`` stands for exactly one
+chunk and ``**`` for any number of chunks, including none. The grammar is that of Zenoh without ``$*``.
+Invariant: a valid key is also a valid expression, which matches only itself.
 """
 
 from functools import lru_cache
@@ -15,7 +15,7 @@ _FORBIDDEN: Final = frozenset("#?$")
 
 
 def checked_key(text: str) -> str:
-    """Return ``text`` if it is a key. :raises InvalidKey: names the fault."""
+    """Return ``text`` if it is a valid key. :raises InvalidKey: says what is wrong with it."""
     _check(text, "key")
     if "*" in text:
         raise InvalidKey(f"key {text!r} has a wildcard: readings are published on exact keys")
@@ -23,7 +23,7 @@ def checked_key(text: str) -> str:
 
 
 def checked_expression(text: str) -> str:
-    """Return ``text`` if it is a key expression. :raises InvalidKey: names the fault."""
+    """Return ``text`` if it is a valid key expression. :raises InvalidKey: says what is wrong with it."""
     _check(text, "key expression")
     return text
 
@@ -54,16 +54,16 @@ def _chunks(text: str) -> tuple[str, ...]:
 
 
 def matches(expression: str, key: str) -> bool:
-    """Whether a valid ``expression`` matches a valid ``key``. At most ``MAX_KEY_CHUNKS`` squared steps."""
+    """Whether a valid ``expression`` matches a valid ``key``. It takes at most ``MAX_KEY_CHUNKS`` squared steps."""
     if expression == key or expression == "**":
         return True
     return "*" in expression and _matches(expression, key)
 
 
-@lru_cache(maxsize=4096)  # each change of an interest asks the same of every stream again
+@lru_cache(maxsize=4096)  # each change of an interest matches the same expressions with every stream again
 def _matches(expression: str, key: str) -> bool:
     pattern, text = _chunks(expression), key.split("/")
-    # reachable[j]: the pattern so far can consume the first j chunks
+    # reachable[j]: the pattern so far can match the first j chunks
     reachable = [True] + [False] * len(text)
     for part in pattern:
         if part == "**":
@@ -92,8 +92,11 @@ def intersects(left: str, right: str) -> bool:
 
 
 def includes(outer: str, inner: str) -> bool:
-    """Whether every key that matches ``inner`` also matches ``outer`` (exact for the table of access rules:
-    ``inner`` is compared chunk by chunk, a wildcard in it needs one at least as wide in ``outer``)."""
+    """Whether every key that matches ``inner`` also matches ``outer``.
+
+    ``inner`` is compared chunk by chunk: a wildcard in it needs one at least as wide in ``outer``. This is exact for
+    the expressions of access rules.
+    """
     pattern, text = _chunks(outer), _chunks(inner)
     reachable = [True] + [False] * len(text)
     for part in pattern:
