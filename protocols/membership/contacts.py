@@ -1,13 +1,14 @@
-"""Where to dial, when, and how often: the part of membership that deals in hints.
+"""Where to dial, when, and how often: the part of membership that works with hints.
 
-A *contact* is somewhere to dial: an advert or a seed (hints from strangers), or what an authenticated Hello said. Each
-contact has at most one dial per lane under way. Failure doubles the pause, up to ``REDIAL_MAX_NS``; a lane that closes
-within a second of opening counts as a failure, so that a peer which turns us away after the handshake is not dialled in
-a loop. Whoever was refused, by us or by them, is left alone for ``REFUSAL_MEMORY_NS``.
+A *contact* is somewhere to dial. It comes from an advert or a seed, which are hints from strangers, or from an
+authenticated Hello. Each contact has at most one dial under way for each lane. A failure doubles the pause before the
+next dial, up to ``REDIAL_MAX_NS``. A lane that closes within a second of opening counts as a failure, so that a peer
+which refuses us after the handshake is not dialled in a loop. After a refusal, by us or by the peer, the peer is not
+dialled for ``REFUSAL_MEMORY_NS``.
 
-Whoever floods the radio with adverts makes us knock at doors that never open, but not at all at once: at most
-``MAX_DIALS`` wait for an answer, those that failed least first. Who said Hello is not kept waiting by mere hints,
-neither for a place in the table nor for a dial.
+A stranger that floods the radio with adverts makes us dial addresses that do not answer. At most ``MAX_DIALS`` wait for
+an answer at once, and contacts that failed least are dialled first. Mere hints never keep a peer that said Hello
+waiting, neither for a place in the table nor for a dial.
 """
 
 from collections.abc import Callable
@@ -22,11 +23,11 @@ from protocols.membership.events import Dial, HangUp
 HostPort = tuple[str, int]
 
 MAX_DIALS: Final = 64
-"""Dials without an answer: each is a socket and, at a mute server, lasts until its time-out."""
+"""Dials without an answer: each takes a socket and, if the server is silent, lasts until its time-out."""
 _UNKNOWN: Final = -NEVER
-"""An instant that has to be looked for."""
+"""An instant that has to be computed again."""
 _LEADS_NOWHERE: Final = 3
-"""Failures after which a hint makes room for a newer one."""
+"""Failures after which a newer hint may replace a hint."""
 
 
 class Contact:
@@ -39,32 +40,33 @@ class Contact:
 
     def __init__(self, name: str, node: NodeId | None, now: int) -> None:
         self.name, self.node, self.first_seen_ns = name, node, now
-        self.seed = node is None  # whoever answers there is welcome; ``node`` is then who answered last
+        self.seed = node is None  # any node may answer there; ``node`` is then the one that answered last
         self.addresses: tuple[HostPort, ...] = ()
-        self.said: tuple[HostPort, ...] = ()  # by the newest advert
-        self.proven_addresses: tuple[HostPort, ...] = ()  # where it answered last, or its last Hello told
+        self.said: tuple[HostPort, ...] = ()  # from the newest advert
+        self.proven_addresses: tuple[HostPort, ...] = ()  # where it answered last, or from its last Hello
         self.attempt = 0  # which address comes next
         self.failures = 0
         self.next_dial_ns = now
         self.busy = 0
         """Realtime lanes to it that are open or being dialled."""
         self.wanted = True
-        """False once the hint was withdrawn: finish, don't dial again."""
+        """False once the hint was withdrawn: open lanes stay, but it is not dialled again."""
         self.advertised = False
-        """Somebody will say when it is gone; what only a Hello told is forgotten with its neighbour."""
+        """Whether a hint named it, which will also be withdrawn. A contact that comes only from a Hello is forgotten
+        with its neighbour."""
         self.proven = False
-        """An authenticated Hello told it."""
+        """Whether it comes from an authenticated Hello."""
 
 
 class Dialling:
-    """A dial under way, or the lane it became."""
+    """A dial that is under way, or the lane that it became."""
 
     __slots__ = ("address", "contact", "identity", "lane", "opened_ns")
 
     def __init__(self, contact: Contact, lane: Lane, address: HostPort) -> None:
         self.contact, self.lane, self.address = contact, lane, address
         self.identity: PeerIdentity | None = None
-        """Who answered; None while nobody has."""
+        """The peer that answered; None until one does."""
         self.opened_ns = 0
 
 
@@ -82,7 +84,7 @@ class Contacts:
         self.counters = {"hints_ignored": 0, "dials": 0, "dials_failed": 0}
 
     def has_outgoing(self) -> bool:
-        """Whether :meth:`outgoing` has any."""
+        """Whether :meth:`outgoing` would return any effects."""
         return bool(self._effects)
 
     def outgoing(self) -> list[Dial | HangUp]:
@@ -92,7 +94,8 @@ class Contacts:
 
     # --- hints -----------------------------------------------------------------------------------------------------
     def hint(self, name: str, node: NodeId | None, addresses: tuple[HostPort, ...], now: int) -> None:
-        """An advert (``node`` given) or a seed (``node`` None). Bounded; believed only once TLS has proved it."""
+        """Take an advert (with ``node``) or a seed (``node`` is None). Hints are bounded, and believed only once TLS
+        has proved them."""
         if node == self._node or not addresses:
             return
         addresses = addresses[: limits.MAX_ADVERT_ADDRESSES]
@@ -109,7 +112,8 @@ class Contacts:
             self._move(contact, addresses, now)
 
     def _make_room(self, min_failures: int) -> bool:
-        """Forget the hint that failed most if the table is full; False when none failed ``min_failures`` times."""
+        """Forget the hint that failed most if the table is full. False: it is full, and none failed ``min_failures``
+        times."""
         if len(self._contacts) < limits.MAX_ADVERTS:
             return True
         met = {dialling.contact.name for dialling in self._dials.values() if dialling.identity is not None}
@@ -124,7 +128,7 @@ class Contacts:
         return True
 
     def dial_back(self, node: NodeId, addresses: tuple[HostPort, ...], now: int) -> None:
-        """An authenticated Hello says where its inbox is: dial there, unless that is under way."""
+        """Dial the inbox that an authenticated Hello named, unless such a dial is under way."""
         if any(dialling.address == addresses[0] for dialling in self._dials.values()):
             return
         contact = self._contacts.get(node)
@@ -138,7 +142,7 @@ class Contacts:
         self._move(contact, contact.proven_addresses, now)
 
     def forget(self, node: NodeId) -> None:
-        """A neighbour is forgotten, and where it was with it, unless an advert still names it."""
+        """Forget where a neighbour was, unless an advert still names it."""
         contact = self._contacts.get(node)
         if contact is not None and not contact.advertised and not contact.seed:
             for dial in [dial for dial, dialling in self._dials.items() if dialling.contact is contact]:
@@ -147,10 +151,10 @@ class Contacts:
             self._due_ns = _UNKNOWN
 
     def _move(self, contact: Contact, addresses: tuple[HostPort, ...], now: int) -> None:
-        """It is said to be somewhere else: try there first, and then where it once proved to be, for anybody can say
-        so. Dials to elsewhere are given up."""
+        """A contact is said to have other addresses. Try these first, and then those where it once proved to be,
+        because anybody can send an advert. Give up dials to other addresses."""
         others = [address for address in contact.proven_addresses if address not in addresses]
-        others = others[: limits.MAX_ADVERT_ADDRESSES // 2]  # a liar may fill an advert
+        others = others[: limits.MAX_ADVERT_ADDRESSES // 2]  # a liar may fill an advert with addresses
         contact.addresses = (*addresses[: limits.MAX_ADVERT_ADDRESSES - len(others)], *others)
         contact.attempt = contact.failures = 0
         contact.next_dial_ns = min(contact.next_dial_ns, now)
@@ -159,7 +163,7 @@ class Contacts:
                 self.hang_up(dial)
 
     def withdraw(self, name: str) -> None:
-        """A hint was taken back. Says nothing of life: an open link stays."""
+        """A hint was withdrawn. This does not mean that the node is dead, so an open link stays."""
         contact = self._contacts.get(name)
         if contact is None:
             return
@@ -170,7 +174,7 @@ class Contacts:
 
     # --- refusals --------------------------------------------------------------------------------------------------
     def remember_refusal(self, who: str, now: int) -> bool:
-        """Leave ``who`` alone for a while. False: no news, because it was remembered already or too many are."""
+        """Don't dial ``who`` for a while. False: it was remembered already, or too many are."""
         news = self._refused.get(who, 0) <= now
         if len(self._refused) >= limits.MAX_ADVERTS:
             self._refused = {key: until for key, until in self._refused.items() if until > now}
@@ -180,17 +184,17 @@ class Contacts:
         return news
 
     def pardon(self, who: str) -> None:
-        """It was let in after all."""
+        """Forget a refusal, because the peer was accepted after all."""
         self._refused.pop(who, None)
 
     # --- dials -----------------------------------------------------------------------------------------------------
     def dialling(self, dial: int) -> Dialling | None:
-        """The dial of that number."""
+        """The dial with that number, if there is one."""
         return self._dials.get(dial)
 
     def answered(self, dial: int, identity: PeerIdentity) -> Dialling | None:
-        """Somebody answered. None: the dial was given up meanwhile, and the lane is closed."""
-        self._due_ns = _UNKNOWN  # it does not wait for an answer any more
+        """A peer answered a dial. None: the dial was given up meanwhile, and its lane is closed."""
+        self._due_ns = _UNKNOWN  # one dial less waits for an answer
         dialling = self._dials.get(dial)
         if dialling is None:
             self._effects.append(HangUp(dial))
@@ -202,14 +206,15 @@ class Contacts:
         return dialling
 
     def mistaken(self, dial: int, now: int) -> None:
-        """Somebody else answered: hang up, and try the next address, or all of them again much later."""
+        """Another node answered than the one that was dialled: close the lane and try the next address. After the last
+        address, try all of them again much later."""
         contact = self._dials[dial].contact
         contact.attempt += 1
         more = contact.attempt % len(contact.addresses) != 0
         self.hang_up(dial, now + (limits.REDIAL_MIN_NS if more else limits.REDIAL_MAX_NS))
 
     def hang_up(self, dial: int, next_dial_ns: int | None = None) -> None:
-        """Close a lane or give up a dial; dial that contact again at ``next_dial_ns`` when given."""
+        """Close a lane or give up a dial. Dial that contact again at ``next_dial_ns``, if it is given."""
         self._effects.append(HangUp(dial))
         self._due_ns = _UNKNOWN
         dialling = self._end(dial)
@@ -220,7 +225,7 @@ class Contacts:
         self._forget_unwanted(dialling.contact)
 
     def closed(self, dial: int, refused: bool, now: int) -> Dialling | None:
-        """A lane is finished, or never came to be; decides when to dial again. None: the dial is not known."""
+        """A lane was closed, or could not be opened; decide when to dial again. None: the dial is not known."""
         self._due_ns = _UNKNOWN
         dialling = self._end(dial)
         if dialling is None:
@@ -240,7 +245,7 @@ class Contacts:
         return dialling
 
     def _forget_unwanted(self, contact: Contact) -> None:
-        """With the last of its lanes; another may have its name by then."""
+        """Forget a withdrawn contact once it has no lanes. Another contact may have its name by then."""
         if not contact.wanted and self._contacts.get(contact.name) is contact:
             if not any(dialling.contact is contact for dialling in self._dials.values()):
                 del self._contacts[contact.name]
@@ -252,7 +257,7 @@ class Contacts:
         return dialling
 
     def dial_bulk(self, realtime: int) -> None:
-        """Dial the bulk lane to where a realtime lane leads, unless that is under way."""
+        """Dial the bulk lane to the address of a realtime lane, unless such a dial is under way."""
         to = self._dials[realtime]
         if not any(d.contact is to.contact and d.lane is Lane.BULK for d in self._dials.values()):
             self._dial(to.contact, Lane.BULK, to.address)
@@ -263,7 +268,7 @@ class Contacts:
         self._dials[dial] = Dialling(contact, lane, address)
         contact.busy += lane is Lane.REALTIME
         self.counters["dials"] += 1
-        # With several addresses the first tries are short: one of them may lead nowhere.
+        # With several addresses the first tries have short time-outs, because some addresses may not answer at all.
         timeout_ns = self._dial_timeout_ns
         if len(contact.addresses) > 1:
             timeout_ns = min(timeout_ns, (1_500 * limits.MS) << min(contact.failures // len(contact.addresses), 2))
@@ -281,7 +286,7 @@ class Contacts:
             if refused_until_ns > now:
                 contact.next_dial_ns = refused_until_ns
             elif may_dial(contact.node):
-                if free <= 0 and not contact.proven:  # the end of any dial makes room
+                if free <= 0 and not contact.proven:  # its turn comes when another dial ends
                     continue
                 free -= 1
                 self._dial(contact, Lane.REALTIME, contact.addresses[contact.attempt % len(contact.addresses)])
@@ -289,7 +294,7 @@ class Contacts:
                 contact.next_dial_ns = now + limits.REDIAL_MAX_NS
 
     def next_timer_at(self) -> int:
-        """When :meth:`dial_due` wants to be called next."""
+        """When :meth:`dial_due` has to be called next."""
         if self._due_ns != _UNKNOWN:
             return self._due_ns
         full, due_ns = self._unanswered() >= MAX_DIALS, NEVER

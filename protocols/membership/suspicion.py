@@ -1,11 +1,12 @@
-"""How long a suspected neighbour has to prove that it lives.
+"""How long a suspected neighbour has to prove that it is alive.
 
-After Dadgar, Phillips, Currey: *Lifeguard: Local Health Awareness for More Accurate Failure Detection* (2018):
-the time shrinks from ``max_ns`` to ``min_ns`` as more of the other neighbours suspect the same node,
+This follows Dadgar, Phillips, Currey: *Lifeguard: Local Health Awareness for More Accurate Failure Detection* (2018).
+The time-out shrinks from its maximum to its minimum as more of the other neighbours suspect the same node. After ``c``
+of ``k`` possible confirmations it is
 
     timeout = max − (max − min) · ln(c + 1) / ln(k + 1)
 
-after ``c`` of ``k`` possible confirmations. Left out: the indirect probe, since every neighbour is one hop away.
+The indirect probe is left out, since every neighbour is one hop away.
 """
 
 from math import log
@@ -14,7 +15,7 @@ from protocols.base.ids import NodeId
 
 
 def suspicion_timeout_ns(minimum_ns: int, maximum_ns: int, confirmations: int, possible: int) -> int:
-    """Time from suspect to dead, in nanoseconds. ``possible`` 0 (nobody could confirm) gives the maximum."""
+    """Time from suspect to dead, in nanoseconds. It is the maximum when ``possible`` is 0: nobody could confirm."""
     if possible <= 0:
         return maximum_ns
     share = log(min(confirmations, possible) + 1) / log(possible + 1)
@@ -22,7 +23,7 @@ def suspicion_timeout_ns(minimum_ns: int, maximum_ns: int, confirmations: int, p
 
 
 class Suspicion:
-    """One suspected neighbour."""
+    """The suspicion of one neighbour."""
 
     __slots__ = ("_confirmed", "_maximum_ns", "_minimum_ns", "_possible", "_started_ns", "dead_at")
 
@@ -34,11 +35,12 @@ class Suspicion:
         self._possible = possible
         self._confirmed: set[NodeId] = set()
         self.dead_at = 0
-        """When the time is up."""
+        """When the time-out ends, in monotonic nanoseconds."""
         self._reckon()
 
     def confirm(self, by: NodeId) -> bool:
-        """``by`` suspects it too; heard twice it counts once. Bounded by the number of neighbours. True: it is news."""
+        """Note that ``by`` suspects it too, and return whether that is new. A neighbour counts once, however often it
+        says so; so the memory is bounded by the number of neighbours."""
         if by in self._confirmed:
             return False
         self._confirmed.add(by)
@@ -46,12 +48,12 @@ class Suspicion:
         return True
 
     def tighten(self, maximum_ns: int) -> None:
-        """New evidence: allow at most ``maximum_ns`` from the start."""
+        """Allow at most ``maximum_ns`` from the start, because there is new evidence."""
         self._maximum_ns = max(min(self._maximum_ns, maximum_ns), self._minimum_ns)
         self._reckon()
 
     def restart(self, now: int, maximum_ns: int) -> None:
-        """We were not watching: the time counts anew, and what was seen meanwhile is no evidence."""
+        """Start the time-out anew, because this node did not run and what it saw meanwhile is no evidence."""
         self._started_ns, self._maximum_ns = now, max(maximum_ns, self._minimum_ns)
         self._reckon()
 
