@@ -3,10 +3,11 @@
     local  = (waiting + 1) · compute
     remote = round trip + (input + output bytes) / throughput + (waiting + 1) · compute, times a learned correction
 
-The throughput is that of the link (see ``throughput``), measured on answers and on lanes that drain. The correction is
-an exponential average of measured ÷ predicted per neighbour and keeps the model honest about what it does not know (a
-busy computer, an offer that flatters); what a slow link explains is not put down to it as well. A neighbour is chosen
-only when it is predicted to be faster than this node by ``WORTHWHILE``: a tie is not worth a radio.
+The throughput is that of the link (see :mod:`protocols.links.throughput`), measured on answers and on lanes that drain.
+The correction is an exponential average of measured ÷ predicted time for each neighbour. It stands for what the model
+does not know, such as a busy computer or an offer that is too optimistic. Time that a slow link explains is not counted
+in it a second time. A neighbour is chosen only when it is predicted to need less than ``WORTHWHILE`` of this node's
+time, since a small gain is not worth using the radio.
 """
 
 from msgspec import Struct
@@ -19,22 +20,22 @@ WORTHWHILE = 0.8
 """A neighbour must be predicted to need less than this share of the local time."""
 _UNKNOWN_COMPUTE_NS = 100 * limits.MS
 _START_THROUGHPUT = 125_000_000.0
-"""Bytes a second assumed of a link before the first measurement. Optimistic on purpose: what is never tried is never
-learned, and the hedge bounds what a wrong guess costs."""
+"""Bytes a second that a link is assumed to carry before the first measurement. This is optimistic on purpose: a link
+that is never used is never measured, and the hedge bounds what a wrong guess costs."""
 _LEARN = 0.2
 
 
 class LocalModel(Struct, frozen=True):
-    """A model loaded here."""
+    """A model that this node has loaded."""
 
     name: str
     digest: str
     compute_ns: int
     waiting: int
     served: bool
-    """Computed for neighbours too."""
+    """Whether this node computes it for neighbours too."""
     local: bool = True
-    """Computed here for own requests; False leaves them all to neighbours."""
+    """Whether this node computes its own requests; False leaves them all to neighbours."""
 
 
 class Candidate(Struct, frozen=True):
@@ -45,24 +46,24 @@ class Candidate(Struct, frozen=True):
 
 
 class CostModel:
-    """What this node has learned. Bounded by the number of neighbours."""
+    """What this node has learned about its neighbours and links. Its size is bounded by the number of neighbours."""
 
     def __init__(self) -> None:
         self._correction: dict[NodeId, float] = {}
         self._throughput: dict[NodeId, Throughput] = {}
 
     def local_ns(self, compute_ns: int, waiting: int) -> int:
-        """Predicted time of a run here."""
+        """Predicted time of a run on this node."""
         return (waiting + 1) * (compute_ns or _UNKNOWN_COMPUTE_NS)
 
     def remote_ns(self, node: NodeId, compute_ns: int, waiting: int, round_trip_ns: int, size_bytes: int) -> int:
-        """Predicted time of a run on ``node``, until its answer is here."""
+        """Predicted time of a run on ``node``, until its answer has arrived."""
         computed_ns = (waiting + 1) * (compute_ns or _UNKNOWN_COMPUTE_NS)
         predicted_ns = round_trip_ns + self._transfer_ns(node, size_bytes) + computed_ns
         return int(predicted_ns * self._correction.get(node, 1.0))
 
     def throughput_of(self, node: NodeId) -> float:
-        """Of the link to ``node``, bytes a second; 0: not measured yet."""
+        """Throughput of the link to ``node`` in bytes a second; 0: not measured yet."""
         throughput = self._throughput.get(node)
         return throughput.bytes_per_s if throughput is not None else 0.0
 
@@ -70,14 +71,14 @@ class CostModel:
         return size_bytes / (self.throughput_of(node) or _START_THROUGHPUT) * limits.SECOND
 
     def transferred(self, node: NodeId, size_bytes: int, took_ns: int) -> None:
-        """The link to ``node`` took so long for so many bytes."""
+        """Note that the link to ``node`` took ``took_ns`` for ``size_bytes``."""
         self._throughput.setdefault(node, Throughput()).measured(size_bytes, took_ns)
 
     def learn(
         self, node: NodeId, predicted_ns: int, took_ns: int, computed_ns: int, round_trip_ns: int, size_bytes: int
     ) -> None:
-        """An answer came. ``computed_ns``: queueing and computing there; the rest was the way. The first teaches
-        nothing: the bulk lane was dialled for it, and the model ran for the first time."""
+        """Learn from an answer. ``computed_ns`` is the time of queueing and computing there; the link took the rest.
+        The first answer is ignored, because it includes dialling the bulk lane and the first run of the model."""
         if node not in self._throughput:
             self._throughput[node] = Throughput()
             return
@@ -90,18 +91,18 @@ class CostModel:
         self._correction[node] = min(max(correction * (1 + _LEARN * (ratio - 1)), 0.25), 8.0)
 
     def penalise(self, node: NodeId) -> None:
-        """It was busy, late or failed: trust its offers less."""
+        """Trust a neighbour's offers less, because it was busy, was late or failed."""
         self._correction[node] = min(self._correction.get(node, 1.0) * 1.5, 8.0)
 
     def forget(self, node: NodeId) -> None:
-        """It is gone."""
+        """Forget a neighbour that is gone."""
         self._correction.pop(node, None)
         self._throughput.pop(node, None)
 
 
 def order(local: Candidate | None, remote: list[Candidate], remaining_ns: int) -> list[Candidate]:
-    """Whom to ask, best first. This node comes first unless a neighbour is worthwhile, and always stands in the list
-    when it can compute at all. Neighbours that would miss the deadline come last, for want of anything better."""
+    """Which nodes to ask, best first. This node comes first unless a neighbour is worthwhile, and is always in the list
+    if it can compute at all. Neighbours that would miss the deadline come last: they are better than nothing."""
     remote = sorted(
         remote, key=lambda candidate: (candidate.expected_ns > remaining_ns, candidate.expected_ns, candidate.node)
     )

@@ -1,16 +1,16 @@
-"""How fast a link carries bytes: what the planner must know before it sends a tensor over it.
+"""How fast a link carries bytes: what placement has to know before it sends a tensor over the link.
 
-The estimate is mean bytes over mean time, both averaged exponentially with a gain of 1/4: a sample counts by its bytes,
-for what a small frame takes is mostly not the link's doing (the round-trip filter of RFC 6298 has a gain of 1/8, for
-samples that come with every packet; ours are rare). The first sample counts whole.
+The estimate is mean bytes over mean time, both averaged exponentially with a gain of 1/4. (The round-trip filter of
+RFC 6298 has a gain of 1/8, for samples that come with every packet; ours are rare.) So a sample counts by its bytes,
+because most of the time that a small frame takes is not due to the link. The first sample counts fully.
 
-Two kinds of samples come in, both of ``MIN_SAMPLE_BYTES`` and more:
+There are two kinds of samples, both of ``MIN_SAMPLE_BYTES`` and more:
 
-- an answer: bytes of request and answer, over what is left of its time without computing, waiting and round trip;
-- a lane that drains: bytes of a frame that was handed over when the lane had just become free, over the time until it
-  was free again. The buffers below are full then, so that this is the pace of the link and not of a copy in memory.
+- an answer: the bytes of request and answer, over what is left of its time without computing, waiting and round trip;
+- a lane that drains: the bytes of a frame that was sent when the lane had just become free, over the time until the
+  lane was free again. The buffers below are full then, so this is the speed of the link and not of a copy in memory.
 
-Bounds: a sample lies between ``SLOWEST_BYTES_PER_S`` and ``FASTEST_BYTES_PER_S``, whatever a peer or a clock says.
+Whatever a peer or a clock says, a sample is bounded by ``SLOWEST_BYTES_PER_S`` and ``FASTEST_BYTES_PER_S``.
 """
 
 MIN_SAMPLE_BYTES = 16 * 1024
@@ -20,7 +20,7 @@ _GAIN = 0.25
 
 
 class Throughput:
-    """Of one neighbour. Bytes a second."""
+    """The throughput of the link to one neighbour, in bytes a second."""
 
     __slots__ = ("_bytes", "_ns")
 
@@ -29,11 +29,11 @@ class Throughput:
 
     @property
     def bytes_per_s(self) -> float:
-        """The estimate; 0: nothing was measured yet."""
+        """The estimate; 0 until something was measured."""
         return self._bytes / self._ns * 1e9 if self._ns else 0.0
 
     def measured(self, size_bytes: int, took_ns: int) -> bool:
-        """So many bytes took so long. False: too few to tell."""
+        """Take a sample: ``size_bytes`` took ``took_ns``. False: too few bytes to be a sample."""
         if size_bytes < MIN_SAMPLE_BYTES:
             return False
         sample_ns = min(max(took_ns, size_bytes / FASTEST_BYTES_PER_S * 1e9), size_bytes / SLOWEST_BYTES_PER_S * 1e9)

@@ -1,7 +1,7 @@
-"""What is known of one stream of readings, and how its readings become parcels for the queues.
+"""What a node knows about one stream of readings, and how its readings become parcels for the queues.
 
-A stream is all readings of one (origin, key). What a change of interests makes stale is decided once and kept here; see
-:mod:`protocols.readings.machine` for the rules.
+A stream is all readings of one (origin, key). Permissions and routes are decided once and kept here until a change of
+interests makes them stale; see :mod:`protocols.readings.machine` for the rules.
 """
 
 from typing import Final
@@ -18,11 +18,11 @@ from protocols.wire.parcels import decode_alone, encode_alone, encode_together
 from protocols.wire.readings import EventTime, Reading, Want
 
 IMMUTABLE: Final = frozenset((type(None), bool, int, float, str, bytes))
-"""Types of values that nobody can change afterwards."""
+"""Types of values that can't be changed after they were published."""
 
 
 class LocalSubscription:
-    """A local one."""
+    """A subscription of a program on this node."""
 
     __slots__ = ("expression", "number", "quality")
 
@@ -31,7 +31,7 @@ class LocalSubscription:
 
 
 class Route:
-    """A neighbour that wants a key, with what its matching wants add up to."""
+    """A neighbour that wants a key, with what its matching wants amount to together."""
 
     __slots__ = ("conflate", "last_ns", "min_interval_ns", "peer")
 
@@ -45,7 +45,7 @@ class Route:
 
 
 class Stream:
-    """All that is known of one (origin, key)."""
+    """Everything that is known about one (origin, key)."""
 
     __slots__ = (
         "direct", "held_bytes", "key", "last", "last_ns", "limited", "limited_last", "missed", "newest", "numbers",
@@ -53,18 +53,18 @@ class Stream:
     )  # fmt: skip
 
     def __init__(self, origin: str, key: str) -> None:
-        # What each reading needs comes first: compiled, it lies together in memory.
+        # Fields that each reading needs come first: compiled code keeps them together in memory.
         self.origin, self.key = origin, key
         self.version = -1
-        self.direct: Peer | None = None  # the origin, when it told us itself
+        self.direct: Peer | None = None  # the origin, if it sent a reading of the stream itself
         self.newest = -1
         self.held_bytes = 0
-        self.missed: tuple[int, ...] = ()  # subscriptions that know that it is silent
+        self.missed: tuple[int, ...] = ()  # subscriptions that were told that it is silent
         self.last: Reading | None = None
         self.last_ns = 0
         self.limited: tuple[LocalSubscription, ...] = ()
         self.numbers: tuple[int, ...] = ()  # subscriptions without a rate limit of their own
-        self.role: Role | None = None  # that permission was decided for
+        self.role: Role | None = None  # the role for which permission was decided
         self.permitted = False
         self.numbers_version = -1
         self.limited_last: dict[int, int] = {}
@@ -82,19 +82,19 @@ class Peer:
         self.wants: tuple[Want, ...] = ()
         self.interest_version = -1
         self.recent: Stream | None = None
-        """Of its last reading."""
+        """The stream of its last reading."""
 
 
 def check_time(when: EventTime) -> None:
-    """:raises ValueUnsupported: it is not one."""
+    """Check a time. :raises ValueUnsupported: it is not valid."""
     if type(when.utc_ns) is not int or when.utc_ns < 0 or when.uncertainty_ns < 0:
         raise ValueUnsupported(f"{when} is not a time: use whole nanoseconds since 1970, 0 or more")
 
 
 def parcels_of(readings: list[Reading]) -> list[tuple[bytes, list[Reading]]]:
-    """Encoded for the queues: small plain values in frames of many, others each by itself.
+    """Encode readings for the queues: small plain values many to a frame, each other value by itself.
 
-    :raises ValueUnsupported: when a value can't travel.
+    :raises ValueUnsupported: when a value can't be encoded.
     """
     parcels: list[tuple[bytes, list[Reading]]] = []
     for at in range(0, len(readings), limits.MAX_READINGS_PER_FRAME):
@@ -111,16 +111,16 @@ def parcels_of(readings: list[Reading]) -> list[tuple[bytes, list[Reading]]]:
 
 
 def _are_small(readings: list[Reading]) -> bool:
-    """Whether their texts and bytes together fit the realtime lane: encoding them in vain would hold up others."""
+    """Whether their texts and bytes together fit the realtime lane. Encoding them in vain would hold up other work."""
     sizes = (len(reading.value) for reading in readings if type(reading.value) in (str, bytes))
     return sum(sizes) <= limits.BULK_THRESHOLD_BYTES
 
 
 def expiry_utc_ns(reading: Reading) -> int:
-    """When it is worthless, on a clock that is right."""
+    """When the reading becomes worthless, in UTC nanoseconds of a correct clock."""
     return reading.when.utc_ns + reading.when.uncertainty_ns + reading.lifespan_ms * limits.MS
 
 
 def one_hop_less(reading: Reading) -> Reading:
-    """The reading as it is passed on."""
+    """The reading as it is passed on, with one hop less."""
     return msgspec.structs.replace(reading, hops=reading.hops - 1)
