@@ -37,8 +37,8 @@ _HOMES = {
     "Provenance": "protocols.wire.readings",
     "Reading": "protocols.wire.readings",
     "Tensor": "protocols.wire.tensors",
-    "Put": "protocols.events",
-    "PutMany": "protocols.events",
+    "Put": "protocols.readings.events",
+    "PutMany": "protocols.readings.events",
 }
 
 __all__ = [

@@ -302,7 +302,7 @@ class Trial:
 
 
 def _failure(error: MeshError) -> str:
-    """In the words of ``protocols.events.Answered``."""
+    """In the words of ``protocols.inference.events.Answered``."""
     match error:
         case BudgetExhausted():
             return "late"
