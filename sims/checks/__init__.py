@@ -1,1 +1,1 @@
-"""Promises that are judged while a simulation runs, and deliberate bugs that each of them catches."""
+"""Promises that are judged while a simulation runs."""

@@ -41,7 +41,7 @@ class SavedRun(Struct, frozen=True):
     scenario: Scenario
     seed: int
     bugs: tuple[str, ...] = ()
-    """Planted ones, see :mod:`sims.checks.bugs`."""
+    """Planted ones, see :mod:`sims.world.bugs`."""
     digest: str = ""
     broken: tuple[str, ...] = ()
     """Checks that failed."""

@@ -14,8 +14,8 @@ from protocols.base import limits
 from sims.checks.contract import overridden
 from sims.results.recorder import Recording
 from sims.results.result import Check, Result
-from sims.results.sampling import Sampler
 from sims.runs.bundle import versions
+from sims.runs.sampling import Sampler
 from sims.scenario.file import Scenario
 from sims.virtual.pages import LargePages
 from sims.virtual.processors import Processors
@@ -142,7 +142,7 @@ def simulate(
     scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset(), progress: Progress | None = None,
     processors: Processors | None = None,
 ) -> Result:  # fmt: skip
-    """Make a run. ``bugs``: to plant, see :mod:`sims.checks.bugs`. ``processors``: as of :class:`Run`.
+    """Make a run. ``bugs``: to plant, see :mod:`sims.world.bugs`. ``processors``: as of :class:`Run`.
 
     :raises ScenarioError: the scenario can't be used. :raises TraceError: its trace can't.
     """

@@ -1,1 +1,1 @@
-"""A scenario come to life: traffic, models, records, a relay, and faults."""
+"""A scenario come to life: traffic, models, records, a relay, faults, and bugs planted for the checks to catch."""

@@ -20,13 +20,13 @@ from protocols.records.rules import CurationRule, Curator
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import Reading
 from protocols.wire.records import Acknowledgement
-from sims.checks import bugs
 from sims.media.contract import Uplink as Way
 from sims.results.histogram import Histogram
 from sims.results.result import Recorder
 from sims.scenario.file import Scenario
 from sims.virtual.driver import SimDriver
 from sims.virtual.node import SimNode
+from sims.world import bugs
 from sims.world.outbox import Disk, Outbox, Upload
 from sims.world.relay import Content, Relay
 from sims.world.uplink import Uplink
@@ -71,7 +71,7 @@ class Records:
         self, scenario: Scenario, driver: SimDriver, way: Way, recorder: Recorder, random: Random,
         planted: frozenset[str],
     ) -> None:  # fmt: skip
-        """``planted``: bugs, see :mod:`sims.checks.bugs`."""
+        """``planted``: bugs, see :mod:`sims.world.bugs`."""
         curation = scenario.curation
         rule = CurationRule(
             "all", "**", int(curation.interval_s * limits.SECOND), lifespan_ms=int(curation.lifespan_s * 1_000)

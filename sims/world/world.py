@@ -33,6 +33,7 @@ from protocols.readings.quality import Quality
 from protocols.records.ledger import Ledger
 from protocols.settings import NodeSettings
 from sims.checks import bugs
+from protocols.settings import GossipSettings, MembershipSettings, NodeSettings, Quality
 from sims.checks.contract import Check, EntryView, make_checks, overridden
 from sims.media.media import Media
 from sims.results.result import Recorder
@@ -44,6 +45,7 @@ from sims.virtual.driver import SimDriver
 from sims.virtual.node import MESH, Arrival, Pipe, SimNode
 from sims.virtual.pipes import readings_in
 from sims.virtual.processors import Processors
+from sims.world import bugs
 from sims.world.authors import Authors
 from sims.world.compute import Model, Worker
 from sims.world.faults import Faults

@@ -13,7 +13,6 @@ from protocols.membership.settings import MembershipSettings
 from protocols.records.ledger import Ledger
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.records import Acknowledgement
-from sims.checks.bugs import BUGS
 from sims.checks.contract import Check, known_checks, make_checks, overridden, register
 from sims.checks.safety import ReadingsInOrderOnce
 from sims.errors import ScenarioError
@@ -34,6 +33,7 @@ from sims.scenario.file import (
     Traffic,
 )
 from sims.virtual.node import Arrival, Issue, Series
+from sims.world.bugs import BUGS
 from sims.world.world import World
 
 QUIET = Scenario(
