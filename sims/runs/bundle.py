@@ -7,23 +7,20 @@ they say why a digest may differ.
 A trace that does not ship is copied beside the file.
 """
 
-import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-from functools import cache
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-import protocols.engine
 from sims.errors import ReplayError, ScenarioError, SimulationError, TraceError
 from sims.results.result import Result
+from sims.runs.versions import versions
 from sims.scenario.file import SHIPPED, Scenario, Trace, check, dumps, loads, trace_path
 from sims.world.faults import plan
 
@@ -31,7 +28,6 @@ SAVED_VERSION = 1
 SAVED_FILE = "run.json"
 MAX_SAVED_BYTES = 16 * 1024 * 1024
 """A scenario is at most 4 MiB; a wrong file is not read into memory."""
-_SOURCES = (Path(protocols.__file__).parent, Path(__file__).parents[1])
 
 
 class SavedRun(Struct, frozen=True):
@@ -61,23 +57,9 @@ def with_result(run: SavedRun, result: Result) -> SavedRun:
 
 def play(run: SavedRun) -> Result:
     """Make the run."""
-    from sims.runs.run import simulate  # it draws in the whole harness, which a look at a saved run doesn't need
+    from sims.runs.run import simulate  # imports the whole harness, which a look at a saved run does not need
 
     return simulate(run.scenario, run.seed, bugs=frozenset(run.bugs))
-
-
-@cache
-def versions() -> dict[str, str]:
-    """What a digest depends on besides the run itself; ``code`` is a hash of the sources of engine and harness.
-    ``build``: whether these are compiled, on which no digest depends."""
-    code = hashlib.sha256()
-    for folder in _SOURCES:
-        for path in sorted(folder.rglob("*.py")):
-            code.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return {
-        "python": platform.python_version(), "msgspec": msgspec.__version__, "code": code.hexdigest()[:12],
-        "build": "interpreted" if (protocols.engine.__file__ or "").endswith(".py") else "compiled",
-    }  # fmt: skip
 
 
 # --- on disk -------------------------------------------------------------------------------------------------------

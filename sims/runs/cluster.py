@@ -18,9 +18,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sims.errors import SweepError
-from sims.runs.bundle import versions
 from sims.runs.grid import Cell
 from sims.runs.sweep import Ended, Row, RunFunction, compute
+from sims.runs.versions import versions
 from sims.scenario.file import Scenario
 
 _LOOK_AGAIN_S = 5.0

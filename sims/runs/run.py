@@ -14,8 +14,8 @@ from protocols.base import limits
 from sims.checks.contract import overridden
 from sims.results.recorder import Recording
 from sims.results.result import Check, Result
-from sims.runs.bundle import versions
 from sims.runs.sampling import Sampler
+from sims.runs.versions import versions
 from sims.scenario.file import Scenario
 from sims.virtual.pages import LargePages
 from sims.virtual.processors import Processors

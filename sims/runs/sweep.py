@@ -25,8 +25,8 @@ from msgspec import Struct
 from sims.errors import SweepError
 from sims.results.result import Result
 from sims.results.saved import encode, write, write_csv
-from sims.runs.bundle import versions
 from sims.runs.grid import Cell
+from sims.runs.versions import versions
 from sims.scenario.file import Scenario, dumps
 
 SWEEP_FILE = "sweep.json"

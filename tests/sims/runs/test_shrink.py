@@ -11,6 +11,7 @@ from sims.results.result import RESULT_VERSION, Check, Result
 from sims.runs import bundle
 from sims.runs.bundle import SavedRun, load, save, taped, with_result
 from sims.runs.shrink import described, minimised, only, shrink
+from sims.runs.versions import versions
 from sims.scenario.file import Checks, Fault, Fixed, Group, RandomFaults, Scenario, Spread, Traffic
 
 
@@ -170,7 +171,7 @@ def test_saved_run_comes_back_whole_from_a_file_and_from_a_folder(tmp_path: Path
     for path in (tmp_path / "deep" / "case.json", tmp_path):
         back = load(path)
         assert (back.seed, back.bugs, back.digest, back.broken) == (9, ("a", "b"), "d", ("promise",))
-        assert back.versions == bundle.versions()
+        assert back.versions == versions()
         assert taped(back.scenario, 9).scenario.faults == run.scenario.faults
 
 

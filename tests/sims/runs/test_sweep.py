@@ -18,10 +18,10 @@ import sims.runs.sweep
 from sims.cli.main import main as meshsim
 from sims.errors import ScenarioError, SweepError
 from sims.results.saved import load as load_result
-from sims.runs.bundle import versions
 from sims.runs.grid import MAX_CELLS, Cell, Setting, cells_of, parse_seeds, parse_setting
 from sims.runs.run import simulate
 from sims.runs.sweep import ROW_FILE, TABLE_FILE, Row, Sweep, on_this_machine
+from sims.runs.versions import versions
 from sims.scenario.file import load
 from tests.tools.result_fixture import run_that_may_kill
 
