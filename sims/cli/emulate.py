@@ -13,9 +13,10 @@ from types import FrameType
 import click
 import msgspec
 
-from sims.cli.replay import show_checks
+from sims.cli.output import show_checks, show_spreads, summary
 from sims.emulator.run import emulate
 from sims.errors import SimulationError
+from sims.report.render import render
 from sims.results import saved
 from sims.results.compare import WITHIN, Comparison, busy_host, compare, host_of
 from sims.results.result import Result
@@ -52,8 +53,6 @@ def emulate_command(
     if out is not None:
         _save(out, result)
     if as_json:
-        from sims.cli.main import summary
-
         click.echo(json.dumps(summary(result), indent=2))
     else:
         _show(result)
@@ -119,7 +118,7 @@ def _emulated(scenario: Scenario, seed: int, journals: Path | None) -> Result:
 
 def _save(folder: Path, result: Result) -> None:
     try:
-        saved.save(folder, result)
+        saved.save(folder, result, render(result))
     except SimulationError as error:
         raise click.ClickException(str(error)) from error
 
@@ -150,12 +149,9 @@ def _show(result: Result) -> None:
     for title, name, pairs in (("found", "found_all_s", "pairs_found"), ("linked", "linked_all_s", "pairs_linked")):
         reached = f"{figures[name]:.2f} s after the last start" if name in figures else "not all"
         click.echo(f"all {title}: {reached}; {figures[pairs]:.0f} pairs")
-    for title, spread in (
+    show_spreads((
         ("met after", result.discovery), ("readings took", result.latency), ("inferences took", result.inference)
-    ):  # fmt: skip
-        if spread.count:
-            quantiles = ", ".join(f"{name} {value:.3g}" for name, value in spread.quantiles.items())
-            click.echo(f"{title} ({spread.unit}): {quantiles}; {spread.count} cases")
+    ))  # fmt: skip
     if result.inference_by:
         click.echo("inferences: " + ", ".join(f"{count} {by}" for by, count in result.inference_by.items()))
     for entry in result.dissemination:

@@ -9,18 +9,18 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import click
-import msgspec
 
 from sims.cli.emulate import compare_command, emulate_command
-from sims.cli.replay import replay, require_determinism, show_checks, shrink
+from sims.cli.output import show_checks, show_spreads, summary
+from sims.cli.replay import replay, require_determinism, shrink
 from sims.cli.report import diff, report
 from sims.cli.sweep import sweep
 from sims.errors import SimulationError
+from sims.report.render import render
 from sims.results import saved
-from sims.results.result import Result, Spread
+from sims.results.result import Result
 from sims.runs import bundle
 from sims.runs.run import Run
 from sims.scenario.file import Scenario, load, shipped
@@ -29,8 +29,6 @@ COMMANDS: tuple[click.Command, ...] = (replay, shrink, report, diff, sweep, emul
 """Of other modules."""
 INTERRUPTED = 130
 _RECORDS = ("made", "delivered", "waiting", "expired", "evicted", "refused", "lost_with_disk", "not_written")
-_BULKY = frozenset(("places", "messages", "happenings", "node_infos", "load", "meetings", "distances", "dissemination"))
-"""Parts of a result that ``--json`` leaves to ``--out``."""
 _PROGRESS_INTERVAL_S = 0.25
 
 
@@ -65,7 +63,7 @@ def run(scenario: str, seed: int | None, as_json: bool, out: Path | None, check_
             )
     if out is not None:
         try:
-            saved.save(out, result)
+            saved.save(out, result, render(result))
             bundle.save(out, bundle.with_result(taped, result))
         except SimulationError as error:
             raise click.ClickException(str(error)) from error
@@ -108,19 +106,6 @@ class _Progress:
             click.echo("\r" + " " * len(text) + "\r" if over else text, nl=False, err=True)
 
 
-def summary(result: Result) -> dict[str, Any]:
-    """A result for programs, without what takes long to read; spreads without their histograms."""
-    parts: dict[str, Any] = {}
-    for name in result.__struct_fields__:
-        value = getattr(result, name)
-        if name in _BULKY:
-            continue
-        if isinstance(value, Spread):
-            value = {"unit": value.unit, "count": value.count, "mean": value.mean, **value.quantiles}
-        parts[name] = msgspec.to_builtins(value)
-    return parts
-
-
 def _show(result: Result) -> None:
     pace = result.figures.get("factor", 0.0)
     click.echo(
@@ -129,13 +114,10 @@ def _show(result: Result) -> None:
     )
     if not result.valid:
         click.echo(f"incomplete: {result.why_invalid}", err=True)
-    for title, spread in (
+    show_spreads((
         ("met after", result.discovery), ("readings took", result.latency), ("age of readings", result.age),
         ("inferences took", result.inference),
-    ):  # fmt: skip
-        if spread.count:
-            quantiles = ", ".join(f"{name} {value:.3g}" for name, value in spread.quantiles.items())
-            click.echo(f"{title} ({spread.unit}): {quantiles}; {spread.count} cases")
+    ))  # fmt: skip
     counted = {"published": result.counters.get("published", 0), "delivered": result.counters.get("delivered", 0)}
     click.echo("readings: " + ", ".join(f"{count} {what}" for what, count in (counted | result.drops).items()))
     if "records_made" in result.counters:

@@ -4,24 +4,14 @@ from pathlib import Path
 
 import click
 
+from sims.cli.output import show_checks
 from sims.errors import SimulationError
-from sims.results.result import Result
 from sims.runs.bundle import SavedRun, digests_under_hash_seeds, load, save
 from sims.runs.bundle import replay as replay_run
 from sims.runs.shrink import MAX_RUNS, described
 from sims.runs.shrink import shrink as shrink_run
 
 _FILE = click.Path(path_type=Path)
-_SHOWN_DETAILS = 3
-
-
-def show_checks(result: Result) -> None:
-    """One line a check, and the first failures in words on the error output."""
-    for name, check in sorted(result.checks.items()):
-        verdict = "FAILED" if check.failed else "kept  " if check.passed else "unseen"
-        click.echo(f"{verdict} {name}: {check.passed} of {check.passed + check.failed}")
-        for detail in check.details[:_SHOWN_DETAILS]:
-            click.echo(f"  {detail}", err=True)
 
 
 def require_determinism(run: SavedRun) -> str:

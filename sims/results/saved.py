@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 
 from sims.errors import ResultError
-from sims.report.render import render
 from sims.results.result import RESULT_VERSION, Result, Spread
 
 RESULT_FILE = "result.json"
@@ -23,14 +22,17 @@ MAX_RESULT_BYTES = 256 * 1024 * 1024
 Table = tuple[Sequence[str], Iterable[Sequence[object]]]
 
 
-def save(folder: Path, result: Result, report: bool = True) -> None:
-    """Write everything into ``folder``, which is made. :raises ResultError: when it can't be written."""
+def save(folder: Path, result: Result, page: str = "") -> None:
+    """Write the result, its tables and ``page`` (the HTML report; empty: none) into ``folder``, which is made.
+
+    :raises ResultError: when it can't be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, (head, rows) in tables(result).items():
             write_csv(folder / name, head, rows)
-        if report:
-            write(folder / REPORT_FILE, render(result).encode("utf-8"))
+        if page:
+            write(folder / REPORT_FILE, page.encode("utf-8"))
         write(folder / RESULT_FILE, encode(result))
     except OSError as error:
         raise ResultError(f"can't write a result into {folder}: {error.strerror or error}") from error

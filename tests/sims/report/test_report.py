@@ -40,7 +40,7 @@ def large() -> Result:
 def large_report(large: Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of it."""
     folder = tmp_path_factory.mktemp("report")
-    save(folder, large)
+    save(folder, large, render(large))
     return folder / "report.html"
 
 

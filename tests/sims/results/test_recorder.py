@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from sims.errors import ResultError
+from sims.report.render import render
 from sims.results.histogram import Histogram
 from sims.results.recorder import (
     MAX_ARRIVALS,
@@ -277,7 +278,7 @@ def test_equal_histories_give_equal_bytes() -> None:
 def test_saved_result_is_read_back_as_it_was(tmp_path: Path) -> None:
     """What a report shows later is what happened."""
     result = result_of(24, 20)
-    save(tmp_path / "run", result)
+    save(tmp_path / "run", result, render(result))
     assert load(tmp_path / "run") == load(tmp_path / "run" / "result.json")
     assert encode(load(tmp_path / "run")) == encode(result)
     names = {file.name for file in (tmp_path / "run").iterdir()}
@@ -289,7 +290,7 @@ def test_saved_result_is_read_back_as_it_was(tmp_path: Path) -> None:
 def test_tables_add_up_to_the_result(tmp_path: Path) -> None:
     """A table that says something else than the result is worse than none."""
     result = result_of(24, 20)
-    save(tmp_path, result, report=False)
+    save(tmp_path, result)
     assert not (tmp_path / "report.html").exists()
     rows = list(csv.DictReader(io.StringIO((tmp_path / "latency_histogram.csv").read_text("utf-8"))))
     assert sum(int(row["count"]) for row in rows) == result.latency.count

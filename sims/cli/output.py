@@ -1,0 +1,43 @@
+"""What several commands print of a result."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import click
+import msgspec
+
+from sims.results.result import Result, Spread
+
+_BULKY = frozenset(("places", "messages", "happenings", "node_infos", "load", "meetings", "distances", "dissemination"))
+"""Parts of a result that ``--json`` leaves to ``--out``."""
+_SHOWN_DETAILS = 3
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """A result for programs, without the parts that take long to read; spreads come without their histograms."""
+    parts: dict[str, Any] = {}
+    for name in result.__struct_fields__:
+        value = getattr(result, name)
+        if name in _BULKY:
+            continue
+        if isinstance(value, Spread):
+            value = {"unit": value.unit, "count": value.count, "mean": value.mean, **value.quantiles}
+        parts[name] = msgspec.to_builtins(value)
+    return parts
+
+
+def show_spreads(spreads: Iterable[tuple[str, Spread]]) -> None:
+    """One line for each title and spread that has values."""
+    for title, spread in spreads:
+        if spread.count:
+            quantiles = ", ".join(f"{name} {value:.3g}" for name, value in spread.quantiles.items())
+            click.echo(f"{title} ({spread.unit}): {quantiles}; {spread.count} cases")
+
+
+def show_checks(result: Result) -> None:
+    """One line for each check, and the first failures in words on the error output."""
+    for name, check in sorted(result.checks.items()):
+        verdict = "FAILED" if check.failed else "kept  " if check.passed else "unseen"
+        click.echo(f"{verdict} {name}: {check.passed} of {check.passed + check.failed}")
+        for detail in check.details[:_SHOWN_DETAILS]:
+            click.echo(f"  {detail}", err=True)
