@@ -27,7 +27,7 @@ from protocols.wire.tensors import NamedTensor
 from sims.errors import ScenarioError
 from sims.results.result import Recorder
 from sims.scenario.file import Scenario
-from sims.virtual.node import Arrival
+from sims.virtual.arrivals import Arrival
 
 
 @dataclass(frozen=True, slots=True)

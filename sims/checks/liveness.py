@@ -14,7 +14,7 @@ from protocols.membership.neighbour import State
 from protocols.wire.tensors import NamedTensor
 from sims.checks.contract import Check, EntryView, World, register
 from sims.results.result import Recorder
-from sims.virtual.node import Arrival
+from sims.virtual.arrivals import Arrival
 
 JUDGED_NODES = 200
 """At most, evenly spread over the names: what many must do, a part of them shows."""

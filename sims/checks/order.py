@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sims.virtual.node import Arrival, Issue, Series
+from sims.virtual.arrivals import Arrival, Issue, Series
 
 
 class Newest:

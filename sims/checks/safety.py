@@ -15,7 +15,7 @@ from protocols.wire.tensors import NamedTensor
 from sims.checks.contract import Check, EntryView, World, computed_from, register
 from sims.checks.order import Order
 from sims.results.result import Recorder
-from sims.virtual.node import Arrival
+from sims.virtual.arrivals import Arrival
 
 _ALIVE, _SUSPECT = State.ALIVE, State.SUSPECT  # looked up once: an enumeration is slow at it
 SAMPLED_NODES = 64

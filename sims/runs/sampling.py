@@ -13,7 +13,8 @@ from sims.checks.contract import SAMPLE_INTERVAL_NS, overridden
 from sims.media.airtime import WINDOW_NS
 from sims.results.recorder import Recording
 from sims.scenario.file import Fixed, Lattice
-from sims.virtual.node import Arrival, SimNode
+from sims.virtual.arrivals import Arrival
+from sims.virtual.node import SimNode
 from sims.world.world import World
 
 WATCHED: Final = 32

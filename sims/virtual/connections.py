@@ -6,7 +6,7 @@ receiver's resets, again and again while the sender is out of reach (it learns o
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from protocols.base import limits
 from protocols.base.ids import NodeId, PeerIdentity
@@ -14,26 +14,24 @@ from protocols.membership.events import Dial
 from protocols.wire.codec import encode_frame
 from sims.virtual.node import Attempt, Pipe, SimNode
 from sims.virtual.pipes import BREAK_NS, FIRST_RETRY_NS, Pipes
-
-if TYPE_CHECKING:
-    from sims.virtual.driver import SimDriver
+from sims.virtual.simulation import Simulation
 
 _SYN_INTERVAL_NS: Final = limits.SECOND
 """Linux since 6.5 sends the first SYNs once a second; a dial takes no longer than a few."""
 
 
 class Connections:
-    """Of all nodes of a driver."""
+    """All connections of a simulation."""
 
-    def __init__(self, driver: "SimDriver", pipes: Pipes) -> None:
-        self._driver, self._pipes = driver, pipes
+    def __init__(self, simulation: Simulation, pipes: Pipes) -> None:
+        self._simulation, self._pipes = simulation, pipes
         self._opened = 0
         self.resets: dict[int, Pipe] = {}
         """Pipes whose senders don't know yet that they are closed."""
 
     def dial(self, node: SimNode, effect: Dial) -> None:
         """A node's engine wants a lane."""
-        attempt = Attempt(node, effect.dial, effect.host, self._driver.now + effect.timeout_ns)
+        attempt = Attempt(node, effect.dial, effect.host, self._simulation.now + effect.timeout_ns)
         node.attempts[effect.dial] = attempt
         self._try(attempt)
 
@@ -42,62 +40,66 @@ class Connections:
         node = attempt.node
         if node.attempts.get(attempt.dial) is not attempt:
             return
-        target = self._driver.nodes.get(NodeId(attempt.host))
-        at_ns = None if target is None else self._driver.links.connect_ns(node.number, target.number, self._driver.now)
+        target = self._simulation.nodes.get(NodeId(attempt.host))
+        at_ns = (
+            None
+            if target is None
+            else self._simulation.links.connect_ns(node.number, target.number, self._simulation.now)
+        )
         if at_ns is None:
-            again_ns = self._driver.now + _SYN_INTERVAL_NS
+            again_ns = self._simulation.now + _SYN_INTERVAL_NS
             if again_ns < attempt.deadline_ns:
-                self._driver.push(again_ns, self._try, attempt)
+                self._simulation.push(again_ns, self._try, attempt)
             else:
-                self._driver.when_awake(node, attempt.deadline_ns, self._fail, (attempt, "no connection in time"))
+                self._simulation.when_awake(node, attempt.deadline_ns, self._fail, (attempt, "no connection in time"))
         elif at_ns < attempt.deadline_ns:
-            self._driver.push(at_ns, self._shake_hands, attempt)
+            self._simulation.push(at_ns, self._shake_hands, attempt)
         else:
-            self._driver.when_awake(node, attempt.deadline_ns, self._fail, (attempt, "no handshake in time"))
+            self._simulation.when_awake(node, attempt.deadline_ns, self._fail, (attempt, "no handshake in time"))
 
     def _fail(self, failed: tuple[Attempt, str], refused: bool = False) -> None:
         attempt, reason = failed
         node = attempt.node
         if node.attempts.get(attempt.dial) is attempt:
             del node.attempts[attempt.dial]
-            node.engine.lane_closed(attempt.dial, reason, refused, node.local(self._driver.now))
-            self._driver.perform(node)
+            node.engine.lane_closed(attempt.dial, reason, refused, node.local(self._simulation.now))
+            self._simulation.perform(node)
 
     def _shake_hands(self, attempt: Attempt) -> None:
         """The trips are over; what remains is the work of both ends, which waits for their CPU."""
-        node, target, now = attempt.node, self._driver.nodes[NodeId(attempt.host)], self._driver.now
-        self._pipes.take_in(node, now)
-        self._pipes.take_in(target, now)
+        node, target, now = attempt.node, self._simulation.nodes[NodeId(attempt.host)], self._simulation.now
+        self._simulation.take_in(node, now)
+        self._simulation.take_in(target, now)
         if node.attempts.get(attempt.dial) is not attempt:
             return
         if not target.running:
-            self._driver.when_awake(node, now, self._fail, (attempt, "connection refused"))
+            self._simulation.when_awake(node, now, self._fail, (attempt, "connection refused"))
             return
         done_ns = now
         for end in (node, target):
             if end.stalled_until_ns > now or end.handshake_ns:
                 free_ns = now
-                if self._driver.processors is not None:
-                    free_ns += self._driver.processors.occupy(now, 0, end.handshake_ns)
+                if self._simulation.processors is not None:
+                    free_ns += self._simulation.processors.occupy(now, 0, end.handshake_ns)
                 end_ns = max(free_ns, end.stalled_until_ns) + end.handshake_ns  # it waits for both at once
                 if end.handshake_ns:
                     end.stalled_until_ns = end_ns
                 done_ns = max(done_ns, end_ns)
         if done_ns >= attempt.deadline_ns:  # its kernel accepts, nobody shakes hands
-            self._driver.when_awake(node, attempt.deadline_ns, self._fail, (attempt, "no handshake in time"))
+            self._simulation.when_awake(node, attempt.deadline_ns, self._fail, (attempt, "no handshake in time"))
         elif done_ns > now:
-            self._driver.when_awake(node, done_ns, self._open, attempt)
+            self._simulation.when_awake(node, done_ns, self._open, attempt)
         else:
             self._open(attempt)
 
     def _open(self, attempt: Attempt) -> None:
-        node, target, dial = attempt.node, self._driver.nodes[NodeId(attempt.host)], attempt.dial
+        node, target, dial = attempt.node, self._simulation.nodes[NodeId(attempt.host)], attempt.dial
         if node.attempts.get(dial) is not attempt:
             return
         if not target.running:
             self._fail((attempt, "connection refused"))
             return
-        local = node.local(self._driver.now)
+        local = node.local(self._simulation.now)
         refused = node.engine.membership.admit(target.identity, local)
         pipe = None if refused else self.accept(node, dial, target, node.identity)
         if pipe is None:
@@ -107,12 +109,12 @@ class Connections:
         node.dialled[dial] = pipe
         self._pipes.send(pipe, encode_frame(node.engine.membership.greeting(dial)))
         node.engine.lane_opened(dial, target.identity, local)
-        self._driver.perform(node)
+        self._simulation.perform(node)
 
     def accept(self, host: SimNode, dial: int, target: SimNode, identity: PeerIdentity) -> Pipe | None:
         """A pipe from a process on ``host`` with that identity into the inbox of ``target``, if that lets it in."""
-        self._pipes.take_in(target, self._driver.now)
-        local = target.local(self._driver.now)
+        self._simulation.take_in(target, self._simulation.now)
+        local = target.local(self._simulation.now)
         refused = target.engine.membership.admit(identity, local)
         pipe = None
         if not refused:
@@ -120,14 +122,14 @@ class Connections:
             pipe = Pipe(self._opened, host, dial, target, identity)
             target.inbound[pipe.number] = pipe
             target.engine.membership.inbound_opened(pipe.number, identity, host.name, local)
-        self._driver.perform(target)
+        self._simulation.perform(target)
         return pipe
 
     def knock(self, host: SimNode, target: SimNode, identity: PeerIdentity, frames: Sequence[bytes]) -> None:
         """A process on ``host`` that is no node opens a pipe and sends ``frames``, if it is let in."""
-        at_ns = self._driver.links.connect_ns(host.number, target.number, self._driver.now)
+        at_ns = self._simulation.links.connect_ns(host.number, target.number, self._simulation.now)
         if at_ns is not None:
-            self._driver.push(at_ns, self._knocked, (host, target, identity, frames))
+            self._simulation.push(at_ns, self._knocked, (host, target, identity, frames))
 
     def _knocked(self, knock: tuple[SimNode, SimNode, PeerIdentity, Sequence[bytes]]) -> None:
         host, target, identity, frames = knock
@@ -161,7 +163,7 @@ class Connections:
             self._pipes.count_lost(pipe)
             self._pipes.standing.pop(pipe.number, None)
             if pipe.sends:
-                pipe.stalled_ns, pipe.wait_ns = self._driver.now, FIRST_RETRY_NS
+                pipe.stalled_ns, pipe.wait_ns = self._simulation.now, FIRST_RETRY_NS
                 self.send_reset(pipe)
 
     def send_reset(self, pipe: Pipe) -> None:
@@ -169,11 +171,11 @@ class Connections:
         if not pipe.sends:
             self.resets.pop(pipe.number, None)
             return
-        at_ns = self._driver.links.stream_ns(pipe.receiver.number, pipe.sender.number, 0, self._driver.now)
+        at_ns = self._simulation.links.stream_ns(pipe.receiver.number, pipe.sender.number, 0, self._simulation.now)
         if at_ns is not None:
             self.resets.pop(pipe.number, None)
-            self._driver.when_awake(pipe.sender, at_ns, self.tell_dialler, pipe)
-        elif self._driver.now - pipe.stalled_ns < BREAK_NS:  # it learns of it when it sends something again
+            self._simulation.when_awake(pipe.sender, at_ns, self.tell_dialler, pipe)
+        elif self._simulation.now - pipe.stalled_ns < BREAK_NS:  # it learns of it when it sends something again
             self.resets[pipe.number] = pipe
             self._pipes.retry(pipe, self.send_reset)
 
@@ -184,13 +186,13 @@ class Connections:
             self._pipes.count_lost(pipe)
             node = pipe.sender
             if node.dialled.pop(pipe.dial, None) is not None:
-                node.engine.lane_closed(pipe.dial, "the peer closed it", False, node.local(self._driver.now))
-                self._driver.perform(node)
+                node.engine.lane_closed(pipe.dial, "the peer closed it", False, node.local(self._simulation.now))
+                self._simulation.perform(node)
 
     def tell_listener(self, pipe: Pipe) -> None:
         """The receiver learns that a pipe into its inbox is gone."""
         node = pipe.receiver
         pipe.hears, pipe.aside = False, True
         node.drop_inbound(pipe.number)
-        node.engine.inbound_closed(pipe.number, node.local(self._driver.now))
-        self._driver.perform(node)
+        node.engine.inbound_closed(pipe.number, node.local(self._simulation.now))
+        self._simulation.perform(node)

@@ -1,17 +1,14 @@
-"""A virtual-time driver: many engines, one heap of events, one seed.
+"""The driver of a simulation: many engines in virtual time, and one seed that names one history exactly.
 
-Invariants: virtual time never goes back; events of one instant run in the order they were scheduled; nothing here
-depends on the wall clock, on hash order or on threads, so that a seed names one history exactly.
-
-What a medium does to time is the business of a :class:`~sims.media.contract.Links`; what is on the pipes that of
-:mod:`sims.virtual.pipes`; how they come and go that of :mod:`sims.virtual.connections`.
+A medium (:class:`~sims.media.contract.Links`) decides what takes how long, :mod:`sims.virtual.pipes` what is on the
+pipes, :mod:`sims.virtual.connections` how pipes come and go, and :mod:`sims.virtual.processes` when a node gets to do
+something. The driver builds nodes, harms them, uses them, lets time pass, and performs what their engines decide.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from heapq import heapify, heappop, heappush
+from collections.abc import Callable
+from heapq import heappop
 from random import Random
-from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -36,65 +33,21 @@ from protocols.readings.publication import Publication, checked_publication
 from protocols.readings.quality import Quality
 from protocols.settings import NodeSettings
 from protocols.wire.inference import InferAnswer
-from protocols.wire.readings import EventTime, Position, Provenance, Reading
+from protocols.wire.readings import EventTime, Position, Provenance
 from sims.media.contract import Links
 from sims.media.wires import Wires
-from sims.virtual.connections import Connections
-from sims.virtual.node import EPOCH_UTC_NS, MESH, Arrival, Issue, Pipe, Series, SimNode, marked
-from sims.virtual.pipes import Pipes
+from sims.virtual.arrivals import Arrival
+from sims.virtual.node import EPOCH_UTC_NS, MESH, SimNode
+from sims.virtual.processes import Processes
 from sims.virtual.processors import Processors
+from sims.virtual.simulation import Observer
 
 __all__ = ["EPOCH_UTC_NS", "MESH", "Arrival", "Observer", "SimDriver", "SimNode"]
 
 _encode_note = msgspec.msgpack.Encoder().encode
 
 
-_Due = tuple[int, int, Callable[[Any], None], Any]
-"""When, in which order of those of one instant, and what is called with what."""
-_SLICE_NS: Final = limits.MS
-
-
-class Observer(Protocol):
-    """Whoever watches a run. Called at once; must not call the driver back."""
-
-    def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
-        """Readings reached the subscriptions of a node, in this order. Told late, but before the next event of that
-        node, before any crash or new life, and, of what came before its end, by :meth:`SimDriver.run_until`."""
-
-    def event(self, node: SimNode, event: Event) -> None:
-        """The engine told its driver something."""
-
-    def frame_accepted(self, node: SimNode, pipe: Pipe) -> None:
-        """The engine took readings from a frame: the first on this pipe, and each of an unverified one."""
-
-    def life_began(self, node: SimNode) -> None:
-        """A fresh engine, that nothing has happened to."""
-
-
-class _Keep:
-    """Keeps what nodes see, for small runs."""
-
-    def __init__(self, driver: "SimDriver") -> None:
-        self._driver = driver
-
-    def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
-        for at_ns, issue in arrivals:
-            if node.on_reading is not None:
-                node.on_reading(issue.reading)
-            else:
-                node.received.append((at_ns, issue.reading))
-
-    def event(self, node: SimNode, event: Event) -> None:
-        node.events.append((self._driver.now, event))
-
-    def frame_accepted(self, node: SimNode, pipe: Pipe) -> None:
-        pass
-
-    def life_began(self, node: SimNode) -> None:
-        pass
-
-
-class SimDriver:
+class SimDriver(Processes):
     """Runs engines against each other."""
 
     def __init__(
@@ -111,29 +64,16 @@ class SimDriver:
         """``links``: the medium; None: wires on which everything takes ``delay_ns`` one way, unless :meth:`shape` and
         :meth:`cut` change that. ``observer``: None: nodes keep what they see. ``adjust`` the settings of each life.
         ``processors``: that all nodes share; they have to be attentive then. None: each has its own."""
+        wires = Wires(delay_ns)
+        super().__init__(links or wires, observer, processors)
         self.random = Random(seed)
-        self.now = 0
         self.delay_ns = delay_ns
-        self.wires = Wires(delay_ns)
-        self.links: Links = links or self.wires
-        self.nodes: dict[NodeId, SimNode] = {}
-        self.numbered: list[SimNode] = []
+        self.wires = wires
         self.events_run = 0
-        self.processors = processors
-        self.observer: Observer = observer or _Keep(self)
         self._adjust = adjust
         self._settings = settings or MembershipSettings()
         self._max_queue_readings = max_queue_readings
-        # What is due soon, as a heap, and what is due later, by slices of time: a heap of all would be all over memory.
-        self._soon: list[_Due] = []
-        self._slice = -1
-        self._later: dict[int, list[_Due]] = {}
-        self._slices: list[int] = []
-        self._number = 0
-        self._series: dict[tuple[str, str], Series] = {}
         self._digest = hashlib.sha256()
-        self.pipes = Pipes(self)
-        self.connections = Connections(self, self.pipes)
 
     # --- building --------------------------------------------------------------------------------------------------
     def add(self, name: str, role: Role = Role.VEHICLE) -> SimNode:
@@ -148,7 +88,7 @@ class SimDriver:
         node = SimNode(len(self.numbered), identity, self._engine(NodeId(name), role, Incarnation(1_001)))
         node.running = False
         self.nodes[node.name] = node
-        self.pipes.decoder.same(node.name)
+        self.decoder.same(node.name)
         self.numbered.append(node)
         self.wires.nodes = len(self.numbered)
         return node
@@ -157,7 +97,7 @@ class SimDriver:
         """Its next life begins now."""
         node.running, node.started_ns = True, self.now
         self.observer.life_began(node)
-        self._arm(node)
+        self.arm(node)
 
     def _engine(self, name: NodeId, role: Role, incarnation: Incarnation) -> Engine:
         settings = NodeSettings(
@@ -166,7 +106,7 @@ class SimDriver:
         )  # fmt: skip
         if self._adjust is not None:
             settings = self._adjust(settings)
-        return Engine(settings, Random(self.random.random()), decode=self.pipes.decoder)
+        return Engine(settings, Random(self.random.random()), decode=self.decoder)
 
     def meet(self, *names: str) -> None:
         """Each of ``names`` (all when empty) hears the adverts of the others, now."""
@@ -180,7 +120,7 @@ class SimDriver:
 
     def hint(self, node: SimNode, advertised: NodeId, host: str) -> None:
         """A node hears an advert: ``advertised`` is said to be at ``host``."""
-        self.pipes.take_in(node, self.now)
+        self.take_in(node, self.now)
         node.engine.membership.hint(advertised, advertised, ((host, 7000),), node.local(self.now))
         self.perform(node)
 
@@ -235,7 +175,7 @@ class SimDriver:
     def stall(self, name: str, duration_ns: int) -> None:
         """The process gets no CPU for ``duration_ns``: its timers are late and what is sent to it waits."""
         node = self.nodes[NodeId(name)]
-        self.pipes.take_in(node, self.now)
+        self.take_in(node, self.now)
         node.stalled_until_ns = max(node.stalled_until_ns, self.now + duration_ns)
 
     def shape(self, sender: str, receiver: str, delay_ns: int, bytes_per_s: int = 0) -> None:
@@ -250,7 +190,7 @@ class SimDriver:
     ) -> Put:
         """A node publishes one reading, at a place that does not matter."""
         node = self.nodes[NodeId(name)]
-        self.pipes.take_in(node, self.now)
+        self.take_in(node, self.now)
         publication = checked_publication(
             key, Provenance("sim", "1"), Position(48.77, 11.42, 1.0), priority, lifespan_ms, hops
         )
@@ -277,7 +217,7 @@ class SimDriver:
     def subscribe(self, name: str, expression: str, quality: Quality | None = None) -> int:
         """A node subscribes; what arrives is in its ``received``."""
         node = self.nodes[NodeId(name)]
-        self.pipes.take_in(node, self.now)
+        self.take_in(node, self.now)
         local = node.local(self.now)
         number, past = node.engine.readings.subscribe(expression, quality or Quality(), local)
         node.engine.carry(local)
@@ -287,7 +227,7 @@ class SimDriver:
 
     def act(self, node: SimNode, action: Callable[[Engine, int], object]) -> None:
         """Do something with an engine, at its own time, and perform what it decides."""
-        self.pipes.take_in(node, self.now)
+        self.take_in(node, self.now)
         local = node.local(self.now)
         action(node.engine, local)
         node.engine.carry(local)
@@ -301,7 +241,7 @@ class SimDriver:
     def run_until(self, instant_ns: int) -> None:
         """Run everything due up to ``instant_ns``. Arrivals of an instant come before all else that is due then."""
         soon, slices, pipes = self._soon, self._slices, self.pipes
-        ticks, woken, wake = pipes.ticks, pipes.woken, pipes.wake
+        ticks, woken = pipes.ticks, pipes.woken
         ran, later_ns = 0, instant_ns + 1
         while True:
             if not soon and slices:
@@ -312,7 +252,7 @@ class SimDriver:
                 if due_ns > instant_ns:
                     break
                 self.now = heappop(ticks)
-                wake(woken.pop(due_ns))
+                self.wake(woken.pop(due_ns))
             elif due_ns > instant_ns:
                 break
             else:
@@ -335,136 +275,9 @@ class SimDriver:
         """Take something that happened beside the engines into the digest."""
         self._digest.update(_encode_note(what))
 
-    def at(self, delay_ns: int, action: Callable[[], None]) -> None:
-        """Do something later."""
-        self.push(self.now + delay_ns, _call, action)
-
-    def push(self, due_ns: int, handler: Callable[[Any], None], argument: Any) -> None:
-        """Call ``handler(argument)`` at ``due_ns``."""
-        self._number += 1
-        due = due_ns, self._number, handler, argument
-        number = due_ns // _SLICE_NS
-        if number <= self._slice:
-            heappush(self._soon, due)
-            return
-        later = self._later.get(number)
-        if later is not None:
-            later.append(due)
-        else:
-            self._later[number] = [due]
-            heappush(self._slices, number)
-
-    def _next_slice(self) -> None:
-        self._slice = heappop(self._slices)
-        self._soon.extend(self._later.pop(self._slice))
-        heapify(self._soon)
-
-    def when_awake(self, node: SimNode, due_ns: int, handler: Callable[[Any], None], argument: Any) -> None:
-        """Call ``handler(argument)`` at ``due_ns``, or when the process of ``node`` has CPU again; not at all if it
-        was killed by then."""
-        self.push(due_ns, self._awake, (node, node.lives, handler, argument))
-
-    def _awake(self, waiting: tuple[SimNode, int, Callable[[Any], None], Any]) -> None:
-        node, life, handler, argument = waiting
-        if node.running and node.lives == life:
-            if self.is_awake(node):
-                handler(argument)
-            else:
-                self.wait(node, handler, argument)
-
-    def is_awake(self, node: SimNode) -> bool:
-        """Whether a node has CPU, once it has taken in what has come."""
-        self.pipes.take_in(node, self.now)
-        if self.processors is not None:
-            node.stalled_until_ns = max(node.stalled_until_ns, self.processors.free_ns)
-        return node.stalled_until_ns <= self.now
-
-    def wait(self, node: SimNode, handler: Callable[[Any], None] | None, argument: Any) -> None:
-        """Put something in line for the CPU of a node, behind all that has come."""
-        if not node.backlog:
-            self.push(node.stalled_until_ns, self._wake, node)
-        node.backlog.append((self.now, handler, argument))
-
-    def _wake(self, node: SimNode) -> None:
-        backlog = node.backlog
-        while backlog and self.pipes.take_in(node, backlog[0][0], awakes=True) and node.stalled_until_ns <= self.now:
-            _, handler, argument = backlog.popleft()
-            if handler is not None:
-                handler(argument)
-        if backlog:
-            self.push(max(node.stalled_until_ns, self.now), self._wake, node)
-
-    def settle(self) -> None:
-        """Every node takes in what has come, and whoever watches is told."""
-        for node in self.numbered:
-            self.look(node)
-
-    def look(self, node: SimNode) -> None:
-        """One node takes in what came before this instant, from which nothing follows, and whoever watches is told."""
-        if node.inbox:
-            self.pipes.take_in(node, self.now - 1)
-        if node.arrived:
-            self.tell(node)
-
-    def tell(self, node: SimNode) -> None:
-        """Take the arrivals at a node since the last time into its mark, and tell whoever watches."""
-        arrivals = node.arrived[:]
-        node.arrived.clear()
-        mark = node.mark
-        for at_ns, issue in arrivals:
-            mark = marked(mark, at_ns, issue)
-        node.mark = mark
-        self.observer.delivered(node, arrivals)
-
-    def issue_of(self, reading: Reading) -> Issue:
-        """A reading as those who watch know it; one of them should serve all nodes that it reaches."""
-        name = reading.origin, reading.key
-        series = self._series.get(name)
-        if series is None:
-            series = self._series[name] = Series(*name)
-        node = self.nodes.get(NodeId(reading.origin))
-        if node is None:
-            return Issue(reading, series, -1, -1)
-        return Issue(reading, series, node.number, node.sent_at(reading.sequence), node.followed)
-
     # --- what an engine decides ------------------------------------------------------------------------------------
-    def _arm(self, node: SimNode) -> None:
-        due_local = node.engine.next_timer_at()
-        if due_local >= NEVER:
-            return
-        due_ns = max(node.virtual(due_local), self.now)
-        if node.timer_ns is None or due_ns < node.timer_ns:
-            node.timer_ns = due_ns
-            self.push(due_ns, self._ring, (node, node.lives, due_ns))
-
-    def arm_deadline(self, node: SimNode) -> None:
-        """After a reading: only the deadline of a subscription may have come nearer."""
-        if node.timer_ns is None or node.virtual(node.engine.readings.next_timer_at()) < node.timer_ns:
-            self._arm(node)
-
-    def _ring(self, ringing: tuple[SimNode, int, int]) -> None:
-        node, life, due_ns = ringing
-        if node.timer_ns != due_ns or node.lives != life or not node.running:  # superseded by a sooner one
-            return
-        if self.is_awake(node):
-            self._ring_now(ringing)
-        else:
-            self.wait(node, self._ring_now, ringing)
-
-    def _ring_now(self, ringing: tuple[SimNode, int, int]) -> None:
-        node, life, due_ns = ringing
-        if node.timer_ns != due_ns or node.lives != life or not node.running:  # by what came before it
-            return
-        node.timer_ns = None
-        if node.frame_ns:
-            node.stalled_until_ns = self.now + node.frame_ns
-            if self.processors is not None:
-                self.processors.occupy(self.now, node.frame_ns)
-        node.engine.handle_timer(node.local(self.now))
-        self.perform(node)
-
     def perform(self, node: SimNode) -> None:
-        """Do what its engine has decided, hand on its events, and set its timer."""
+        """See :class:`sims.virtual.simulation.Simulation`."""
         engine = node.engine
         while True:
             lanes, effects, events = engine.lanes.taken(), engine.outgoing(), engine.events()
@@ -493,7 +306,7 @@ class SimDriver:
                 self._note_suspicion(node, event)
                 self._digest.update(_encode_note((self.now, node.number, type(event).__name__, event)))
                 self.observer.event(node, event)
-        self._arm(node)
+        self.arm(node)
 
     def _note_suspicion(self, node: SimNode, event: Event) -> None:
         if type(event) is NeighbourSuspected:
@@ -519,7 +332,3 @@ class SimDriver:
             node.runs.discard(effect.run)
             answer = InferAnswer(0, "done", effect.inputs, 0, node.compute_ns // 1_000)
             self.act(node, lambda engine, now: engine.inference.computed(effect.run, answer, now))
-
-
-def _call(action: Callable[[], None]) -> None:
-    action()

@@ -13,7 +13,7 @@ in a real node, which runs them on threads of their own outside the interpreter'
 from array import array
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from protocols.base import limits
 from protocols.base.ids import MeshName, NodeId, PeerIdentity
@@ -22,9 +22,7 @@ from protocols.machine import Event
 from protocols.wire.frame import Frame as NodeFrame
 from protocols.wire.readings import Reading
 from sims.media.radio import Way
-
-if TYPE_CHECKING:
-    from sims.virtual.driver import SimDriver
+from sims.virtual.arrivals import Arrival, Issue
 
 MESH: Final = MeshName("sim")
 """That all simulated nodes belong to."""
@@ -33,46 +31,6 @@ EPOCH_UTC_NS: Final = 1_700_000_000 * limits.SECOND
 SENT_KEPT: Final = 4_096
 """Readings of a node whose time of publishing is remembered."""
 _BILLION: Final = 1_000_000_000
-
-_MARK_PRIME: Final = (1 << 30) - 35
-_MARK_TIMES: Final = 1_000_000_007
-_MARK_TIMES_TOO: Final = 998_244_353
-
-
-class Series:
-    """All readings of one origin and key: an identity, to look things up by."""
-
-    __slots__ = ("key", "origin")
-
-    def __init__(self, origin: str, key: str) -> None:
-        self.origin, self.key = origin, key
-
-
-class Issue:
-    """A reading that was published, as those who watch know it: once, however many nodes it reaches."""
-
-    __slots__ = ("followed", "number", "published_ns", "reading", "sequence", "series", "stamp")
-
-    def __init__(
-        self, reading: Reading, series: Series, number: int, published_ns: int, followed: bool = False
-    ) -> None:
-        """``number``: of the node that is its origin; -1: none is. ``published_ns``: -1: nobody knows. ``followed``:
-        see :class:`SimNode`."""
-        self.reading, self.series, self.number, self.published_ns = reading, series, number, published_ns
-        self.followed = followed
-        self.sequence: int = reading.sequence
-        self.stamp = ((self.sequence << 16) + number) % _MARK_PRIME
-        """Tells it from others in a node's mark."""
-
-
-Arrival = tuple[int, Issue]
-"""When a reading reached the subscriptions of a node, and what it is."""
-
-
-def marked(mark: int, at_ns: int, issue: Issue) -> int:
-    """A node's mark with one more arrival in it: a polynomial modulo a prime, of numbers that fit machine words."""
-    mark = (mark * _MARK_TIMES + at_ns) % _MARK_PRIME
-    return (mark * _MARK_TIMES_TOO + issue.stamp) % _MARK_PRIME
 
 
 class Pipe:
@@ -140,20 +98,6 @@ class Frame:
         """Of the reading in it that was delivered first …"""
         self.others: list[Issue] | None = None
         """… and of others."""
-
-    def issue_of(self, reading: Reading, driver: "SimDriver") -> Issue:
-        """Of a reading in it."""
-        if self.issue is None:
-            self.issue = driver.issue_of(reading)
-            return self.issue
-        if self.others is None:
-            self.others = []
-        for issue in self.others:
-            if issue.reading is reading:
-                return issue
-        issue = driver.issue_of(reading)
-        self.others.append(issue)
-        return issue
 
 
 class Coming:

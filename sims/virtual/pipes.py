@@ -12,24 +12,14 @@ suspects somebody, and for every frame if it has subscriptions with deadlines.
 
 from collections.abc import Callable, Iterable
 from heapq import heappush
-from typing import TYPE_CHECKING, Final
-
-from msgspec.structs import force_setattr
+from typing import Final
 
 from protocols.base import limits
-from protocols.base.errors import RemoteProtocolError
-from protocols.base.time import NEVER
 from protocols.links.queues import LaneQueue
-from protocols.wire.codec import decode_untrusted_node_frame
-from protocols.wire.frame import Frame as NodeFrame
-from protocols.wire.membership import Hello
 from protocols.wire.parcels import readings_in_own_frame
-from protocols.wire.readings import Readings
 from sims.media.radio import Radio
-from sims.virtual.node import MESH, Coming, Frame, Pipe, SimNode
-
-if TYPE_CHECKING:
-    from sims.virtual.driver import SimDriver
+from sims.virtual.node import Coming, Frame, Pipe, SimNode
+from sims.virtual.simulation import Simulation
 
 TICK_NS: Final = 50_000
 """Arrivals are rounded up to this: a fortieth of the usual latency of a radio."""
@@ -43,58 +33,24 @@ _WINDOW_FRAMES: Final = 64
 """Frames under way on one pipe before the sender is held back."""
 _LENGTH_BYTES: Final = 8
 """NNG's length before each frame."""
-_NOTES: Final = 256
 _HEARTBEAT_TAG: Final = 2
 ASKS: Final = 0xC3
 """The end of one that wants an answer, of which something follows always."""
 ACCUSES_NOBODY: Final = b"\x90\xc2"
 """The end of one from which nothing follows, whomever its receiver suspects."""
-_FEW: Final = 32
-"""Frames that are put in order by insertion."""
 _READINGS_TAG: Final = 6
-_ENTRIES_TAG: Final = 14
+ENTRIES_TAG: Final = 14
 _SEALED_COST: Final = 6
 """How much more a frame with signed gossip entries costs than others. In the emulator 0.45 ms passed from putting an
 entry in to the first frame, and 0.5 ms from a frame's arrival to telling others of its entry."""
-_CHECKS_COST: Final = 3
-"""How much of this is for signatures, 240 µs where others cost 80."""
-
-
-class SharedDecoder:
-    """Neighbours get the same bytes, and decoded frames are frozen: one of them serves all."""
-
-    def __init__(self) -> None:
-        self.frame = Frame(b"")
-        """That is taken in."""
-        self._texts: dict[str, str] = {}
-
-    def __call__(self, data: bytes | bytearray) -> NodeFrame:
-        """As :func:`protocols.wire.codec.decode_untrusted_node_frame`."""
-        frame = self.frame
-        if frame.data is not data:  # an engine is used beside the pipes
-            return decode_untrusted_node_frame(data)
-        decoded: NodeFrame | None = frame.decoded
-        if decoded is None:
-            decoded = decode_untrusted_node_frame(data)
-            if type(decoded) is Readings:
-                frame.decoded = decoded
-                for reading in decoded.readings:
-                    force_setattr(reading, "key", self.same(reading.key))
-                    force_setattr(reading, "origin", self.same(reading.origin))
-        return decoded
-
-    def same(self, text: str) -> str:
-        """One object for all equal texts: they are compared at each receiver, and found equal without a look."""
-        return self._texts.setdefault(text, text)
 
 
 class Pipes:
-    """All pipes of a driver."""
+    """All pipes of a simulation."""
 
-    def __init__(self, driver: "SimDriver") -> None:
-        self._driver = driver
-        self.decoder = SharedDecoder()
-        self.processors = driver.processors
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self._processors = simulation.processors
         self._newest = Frame(b"")
         self.radio: Radio | None = None
         """All goes by it: a shorter way to the same answer than the driver's links."""
@@ -114,9 +70,9 @@ class Pipes:
     def flush(self, node: SimNode, lanes: list[LaneQueue], lone: bool = False, calm: bool = False) -> None:
         """Send what an engine has for some lanes, as far as their windows are open. ``lone``: it has one frame for
         each, and no more, of readings. ``calm``: these go no further. Hot: written out in one piece."""
-        now = self._driver.now
+        now = self._simulation.now
         local = now + node.offset_ns if not node.drift_ppb else node.local(now)
-        processors = self.processors
+        processors = self._processors
         for lane in lanes:
             pipe = lane.link
             if not isinstance(pipe, Pipe):
@@ -134,7 +90,7 @@ class Pipes:
                     self._stand_still(pipe, frame)
                     self._flush_aside(pipe)
                     break
-                at_ns = came_ns + (pipe.cost_ns if tag != _ENTRIES_TAG else _SEALED_COST * pipe.cost_ns)
+                at_ns = came_ns + (pipe.cost_ns if tag != ENTRIES_TAG else _SEALED_COST * pipe.cost_ns)
                 if processors is not None:
                     at_ns += processors.occupy(now, node.frame_ns + processors.packets_ns)
                 if at_ns < pipe.last_ns:
@@ -160,7 +116,7 @@ class Pipes:
         """See :meth:`sims.media.contract.Links.stream_ns`."""
         radio = self.radio
         if radio is None:
-            return self._driver.links.stream_ns(pipe.from_number, pipe.to_number, size_bytes, now)
+            return self._simulation.links.stream_ns(pipe.from_number, pipe.to_number, size_bytes, now)
         if pipe.way is None:
             pipe.way = radio.way(pipe.from_number, pipe.to_number)
         return radio.stream_along_ns(pipe.way, size_bytes, now)
@@ -171,14 +127,14 @@ class Pipes:
             self._put_aside(pipe, frame)
             return
         size_bytes = len(frame) + _LENGTH_BYTES if frame is not None else 0
-        at_ns = self._driver.links.stream_ns(pipe.sender.number, pipe.to_number, size_bytes, self._driver.now)
+        at_ns = self._simulation.links.stream_ns(pipe.sender.number, pipe.to_number, size_bytes, self._simulation.now)
         if at_ns is None:
             self._stand_still(pipe, frame)
             return
-        cost_ns = pipe.cost_ns if frame is None or frame[1] != _ENTRIES_TAG else _SEALED_COST * pipe.cost_ns
-        if self.processors is not None and frame is not None:
-            work_ns = pipe.sender.frame_ns + self.processors.packets_ns
-            cost_ns += self.processors.occupy(self._driver.now, work_ns)
+        cost_ns = pipe.cost_ns if frame is None or frame[1] != ENTRIES_TAG else _SEALED_COST * pipe.cost_ns
+        if self._processors is not None and frame is not None:
+            work_ns = pipe.sender.frame_ns + self._processors.packets_ns
+            cost_ns += self._processors.occupy(self._simulation.now, work_ns)
         pipe.last_ns = at_ns = max(at_ns + cost_ns, pipe.last_ns)
         tick_ns = at_ns - at_ns % -TICK_NS
         pipe.under_way += 1
@@ -204,11 +160,11 @@ class Pipes:
         of that neighbour and of those that accuse it too."""
         for coming in node.inbox:
             if coming.pipe.full or node.suspects_any:
-                self._wake_at(node, max(coming.tick_ns, self._driver.now))
+                self._wake_at(node, max(coming.tick_ns, self._simulation.now))
 
     def _is_full(self, pipe: Pipe) -> bool:
         """Whether the sender has to wait; then it is told of each frame that is taken in."""
-        self._driver.look(pipe.receiver)
+        self._simulation.look(pipe.receiver)
         if pipe.under_way >= _WINDOW_FRAMES:
             pipe.full = True
             self.attend(pipe.receiver)
@@ -223,7 +179,7 @@ class Pipes:
     def _flush_aside(self, pipe: Pipe) -> None:
         """The slow way, for a pipe that stands still, that nobody hears, or whose window was full."""
         node = pipe.sender
-        local = node.local(self._driver.now)
+        local = node.local(self._simulation.now)
         while pipe.under_way + len(pipe.held) < _WINDOW_FRAMES:
             frame = node.engine.next_frame(pipe.dial, local)
             if frame is None:
@@ -232,37 +188,38 @@ class Pipes:
             self.send(pipe, frame)
         pipe.full = True
 
-    def _flush_one(self, pipe: Pipe) -> None:
+    def flush_one(self, pipe: Pipe) -> None:
+        """Send what the engine has for one lane, if the sender's end is still open."""
         if pipe.sends:
             self._flush_aside(pipe)
 
     def _stand_still(self, pipe: Pipe, frame: bytes | None) -> None:
         pipe.aside = True
         pipe.held.append(frame)
-        pipe.stalled_ns, pipe.wait_ns = self._driver.now, FIRST_RETRY_NS
+        pipe.stalled_ns, pipe.wait_ns = self._simulation.now, FIRST_RETRY_NS
         self.standing[pipe.number] = pipe
         self.retry(pipe, self._resume_later)
 
     def retry(self, pipe: Pipe, action: Callable[[Pipe], None]) -> None:
         """Do it later, and the next time later still."""
-        self._driver.push(self._driver.now + pipe.wait_ns, action, pipe)
+        self._simulation.push(self._simulation.now + pipe.wait_ns, action, pipe)
         pipe.wait_ns = min(2 * pipe.wait_ns, _LONGEST_RETRY_NS)
 
     def _resume_later(self, pipe: Pipe) -> None:
         if pipe.number not in self.standing or self.resume(pipe):
             return
-        if self._driver.now - pipe.stalled_ns < (BREAK_NS if pipe.sends else _ORPHAN_NS):
+        if self._simulation.now - pipe.stalled_ns < (BREAK_NS if pipe.sends else _ORPHAN_NS):
             self.retry(pipe, self._resume_later)
             return
         del self.standing[pipe.number]
         self.count_lost(pipe)
         if pipe.sends:
-            self._driver.when_awake(pipe.sender, self._driver.now, self._driver.connections.tell_dialler, pipe)
+            self._simulation.give_up(pipe)
 
     def resume(self, pipe: Pipe) -> bool:
         """Send again what stands still. False: it still does."""
         sender, receiver, held = pipe.sender, pipe.receiver, pipe.held
-        if self._driver.links.stream_ns(sender.number, receiver.number, 0, self._driver.now) is None:
+        if self._simulation.links.stream_ns(sender.number, receiver.number, 0, self._simulation.now) is None:
             return False
         del self.standing[pipe.number]
         frames = list(held)
@@ -271,96 +228,8 @@ class Pipes:
         for frame in frames:
             self.send(pipe, frame)
         if pipe.full and sender.running:
-            self._flush_one(pipe)
+            self.flush_one(pipe)
         return True
-
-    def wake(self, nodes: Iterable[SimNode]) -> None:
-        """In the order in which the frames were sent that wake them."""
-        for node in nodes:
-            if not self.take_in(node, self._driver.now):
-                self._driver.wait(node, None, None)
-
-    def take_in(self, node: SimNode, until_ns: int, *, awakes: bool = False) -> bool:  # noqa: C901, PLR0912  # calls cost too much here
-        """A node takes what came until then, each frame at its own time, as far as its CPU lets it. False: some waits
-        for its CPU. ``awakes``: that of what waited for this instant is first. Hot: written out in one piece."""
-        inbox = node.inbox
-        if not inbox:
-            return True
-        due = taken(inbox, until_ns)
-        driver, now, processors = self._driver, self._driver.now, self.processors
-        engine, arrived, decoder = node.engine, node.arrived, self.decoder
-        for index, coming in enumerate(due):
-            pipe, frame = coming.pipe, coming.frame
-            at_ns = busy_ns = coming.tick_ns
-            if node.stalled_until_ns > at_ns and pipe.hears:
-                busy_ns = node.stalled_until_ns
-                if busy_ns > at_ns + TICK_NS:  # else it waits its turn, in the same tick
-                    if busy_ns > now or (busy_ns == now and not awakes):
-                        inbox[:0] = due[index:]
-                        return False
-                    at_ns = busy_ns
-            if not pipe.hears:  # it was closed meanwhile
-                self.readings_lost += readings_in([frame.data])
-                continue
-            if processors is not None and processors.free_ns > now:
-                node.stalled_until_ns = max(node.stalled_until_ns, processors.free_ns)
-                inbox[:0] = due[index:]
-                return False
-            self.frames += 1
-            pipe.under_way -= 1
-            data = frame.data
-            if data is None:
-                driver.connections.tell_listener(pipe)
-                continue
-            if not pipe.greeted:
-                self._greeted(pipe, data)
-            pipe.heard_ns = at_ns
-            local = at_ns + node.offset_ns if not node.drift_ppb else node.local(at_ns)
-            decoder.frame = frame
-            deliveries = engine.receive(data, pipe.number, local, local + node.utc_less_mono_ns)
-            if node.frame_ns:
-                node.stalled_until_ns = busy_ns + node.frame_ns
-                if processors is not None:
-                    checks = _CHECKS_COST if data[1] == _ENTRIES_TAG else 0
-                    processors.occupy(now, node.frame_ns, checks * node.frame_ns)
-            if deliveries:
-                if not pipe.used or not pipe.verified:
-                    pipe.used = True
-                    driver.observer.frame_accepted(node, pipe)
-                for _, reading in deliveries:
-                    issue = frame.issue
-                    if issue is None or issue.reading is not reading:
-                        issue = frame.issue_of(reading, driver)
-                    arrived.append((at_ns, issue))
-            if not engine.is_settled():
-                self.late += at_ns < now - TICK_NS
-                flushes = engine.flushes()
-                if flushes is None:
-                    driver.perform(node)
-                else:
-                    self.flush(node, flushes)
-            if node.attentive and engine.readings.next_timer_at() != NEVER:
-                driver.arm_deadline(node)
-            if pipe.full and pipe.sends:
-                self._go_on(pipe)
-        if len(arrived) >= _NOTES:
-            driver.tell(node)
-        return True
-
-    def _go_on(self, pipe: Pipe) -> None:
-        if pipe.sender.stalled_until_ns > self._driver.now:
-            self._driver.wait(pipe.sender, self._flush_one, pipe)
-        else:
-            self._flush_one(pipe)
-
-    def _greeted(self, pipe: Pipe, frame: bytes) -> None:
-        pipe.greeted = True
-        identity = pipe.identity
-        try:
-            hello = decode_untrusted_node_frame(frame)
-        except RemoteProtocolError:
-            return
-        pipe.verified = identity.mesh == MESH and type(hello) is Hello and hello.node == identity.node
 
     def count_lost(self, pipe: Pipe) -> None:
         """What is on a pipe will never arrive. It fills the window of a sender that doesn't know yet."""
@@ -372,40 +241,6 @@ class Pipes:
         pipe.under_way = 0
         pipe.held.clear()
         pipe.held.extend([None] * unanswered)
-
-
-def put_in_order(inbox: list[Coming]) -> None:
-    """By tick; those of one tick stay as they are. Most often they are few and nearly in order: insertion then."""
-    if len(inbox) > _FEW:
-        inbox.sort(key=_when)
-        return
-    for at in range(1, len(inbox)):
-        coming = inbox[at]
-        place = at
-        while place and inbox[place - 1].tick_ns > coming.tick_ns:
-            inbox[place] = inbox[place - 1]
-            place -= 1
-        inbox[place] = coming
-
-
-def taken(inbox: list[Coming], until_ns: int) -> list[Coming]:
-    """What comes in until then, in order, out of an inbox that is not empty."""
-    if len(inbox) > 1:
-        put_in_order(inbox)
-    if inbox[-1].tick_ns <= until_ns:
-        due = inbox[:]
-        inbox.clear()
-        return due
-    count = 0
-    while inbox[count].tick_ns <= until_ns:
-        count += 1
-    due = inbox[:count]
-    del inbox[:count]
-    return due
-
-
-def _when(coming: Coming) -> int:
-    return coming.tick_ns
 
 
 def readings_in(frames: Iterable[bytes | None]) -> int:

@@ -32,17 +32,16 @@ from protocols.readings.events import Put
 from protocols.readings.quality import Quality
 from protocols.records.ledger import Ledger
 from protocols.settings import NodeSettings
-from sims.checks import bugs
-from protocols.settings import GossipSettings, MembershipSettings, NodeSettings, Quality
 from sims.checks.contract import Check, EntryView, make_checks, overridden
 from sims.media.media import Media
 from sims.results.result import Recorder
 from sims.roads.mobility import places
 from sims.scenario.devices import DEVICES
 from sims.scenario.file import Fault, Group, Scenario
+from sims.virtual.arrivals import Arrival
 from sims.virtual.discovery import Discovery
 from sims.virtual.driver import SimDriver
-from sims.virtual.node import MESH, Arrival, Pipe, SimNode
+from sims.virtual.node import MESH, Pipe, SimNode
 from sims.virtual.pipes import readings_in
 from sims.virtual.processors import Processors
 from sims.world import bugs

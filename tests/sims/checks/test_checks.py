@@ -32,7 +32,7 @@ from sims.scenario.file import (
     Spread,
     Traffic,
 )
-from sims.virtual.node import Arrival, Issue, Series
+from sims.virtual.arrivals import Arrival, Issue, Series
 from sims.world.bugs import BUGS
 from sims.world.world import World
 

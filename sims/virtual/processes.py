@@ -1,0 +1,240 @@
+"""The processes of simulated nodes: they take in frames, wait for CPU, and wake up for their timers.
+
+What comes in while a process is busy, or gets no CPU, waits in line. From frames that wake nobody (see
+:mod:`sims.virtual.pipes`) nothing follows that anybody could see; they are taken in before anything else happens to
+their node.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from protocols.base.errors import RemoteProtocolError
+from protocols.base.time import NEVER
+from protocols.wire.codec import decode_untrusted_node_frame
+from protocols.wire.membership import Hello
+from protocols.wire.readings import Reading
+from sims.media.contract import Links
+from sims.virtual.arrivals import Issue, marked
+from sims.virtual.connections import Connections
+from sims.virtual.decoder import SharedDecoder
+from sims.virtual.inbox import taken
+from sims.virtual.node import MESH, Frame, Pipe, SimNode
+from sims.virtual.pipes import ENTRIES_TAG, TICK_NS, Pipes, readings_in
+from sims.virtual.processors import Processors
+from sims.virtual.simulation import Observer, Simulation
+
+_NOTES: Final = 256
+"""Arrivals at a node that wait to be told, at most."""
+_CHECKS_COST: Final = 3
+"""How much of the cost of a frame with signed entries is for signatures: 240 µs where other frames cost 80."""
+
+
+class Processes(Simulation):
+    """All processes of a simulation, and the pipes and connections between them."""
+
+    def __init__(self, links: Links, observer: Observer | None, processors: Processors | None) -> None:
+        super().__init__(links, observer, processors)
+        self.decoder = SharedDecoder()
+        self.pipes = Pipes(self)
+        self.connections = Connections(self, self.pipes)
+
+    # --- what comes in ---------------------------------------------------------------------------------------------
+    def wake(self, nodes: Iterable[SimNode]) -> None:
+        """In the order in which the frames were sent that wake them."""
+        for node in nodes:
+            if not self.take_in(node, self.now):
+                self.wait(node, None, None)
+
+    def take_in(self, node: SimNode, until_ns: int, *, awakes: bool = False) -> bool:  # noqa: C901, PLR0912  # calls cost too much here
+        """See :class:`Simulation`. Hot: written out in one piece."""
+        inbox = node.inbox
+        if not inbox:
+            return True
+        due = taken(inbox, until_ns)
+        pipes, now, processors = self.pipes, self.now, self.processors
+        engine, arrived, decoder = node.engine, node.arrived, self.decoder
+        for index, coming in enumerate(due):
+            pipe, frame = coming.pipe, coming.frame
+            at_ns = busy_ns = coming.tick_ns
+            if node.stalled_until_ns > at_ns and pipe.hears:
+                busy_ns = node.stalled_until_ns
+                if busy_ns > at_ns + TICK_NS:  # else it waits its turn, in the same tick
+                    if busy_ns > now or (busy_ns == now and not awakes):
+                        inbox[:0] = due[index:]
+                        return False
+                    at_ns = busy_ns
+            if not pipe.hears:  # it was closed meanwhile
+                pipes.readings_lost += readings_in([frame.data])
+                continue
+            if processors is not None and processors.free_ns > now:
+                node.stalled_until_ns = max(node.stalled_until_ns, processors.free_ns)
+                inbox[:0] = due[index:]
+                return False
+            pipes.frames += 1
+            pipe.under_way -= 1
+            data = frame.data
+            if data is None:
+                self.connections.tell_listener(pipe)
+                continue
+            if not pipe.greeted:
+                self._greeted(pipe, data)
+            pipe.heard_ns = at_ns
+            local = at_ns + node.offset_ns if not node.drift_ppb else node.local(at_ns)
+            decoder.frame = frame
+            deliveries = engine.receive(data, pipe.number, local, local + node.utc_less_mono_ns)
+            if node.frame_ns:
+                node.stalled_until_ns = busy_ns + node.frame_ns
+                if processors is not None:
+                    checks = _CHECKS_COST if data[1] == ENTRIES_TAG else 0
+                    processors.occupy(now, node.frame_ns, checks * node.frame_ns)
+            if deliveries:
+                if not pipe.used or not pipe.verified:
+                    pipe.used = True
+                    self.observer.frame_accepted(node, pipe)
+                for _, reading in deliveries:
+                    issue = frame.issue
+                    if issue is None or issue.reading is not reading:
+                        issue = self._issue_in(frame, reading)
+                    arrived.append((at_ns, issue))
+            if not engine.is_settled():
+                pipes.late += at_ns < now - TICK_NS
+                flushes = engine.flushes()
+                if flushes is None:
+                    self.perform(node)
+                else:
+                    pipes.flush(node, flushes)
+            if node.attentive and engine.readings.next_timer_at() != NEVER:
+                self.arm_deadline(node)
+            if pipe.full and pipe.sends:
+                self._go_on(pipe)
+        if len(arrived) >= _NOTES:
+            self.tell(node)
+        return True
+
+    def _go_on(self, pipe: Pipe) -> None:
+        if pipe.sender.stalled_until_ns > self.now:
+            self.wait(pipe.sender, self.pipes.flush_one, pipe)
+        else:
+            self.pipes.flush_one(pipe)
+
+    def _greeted(self, pipe: Pipe, frame: bytes) -> None:
+        pipe.greeted = True
+        identity = pipe.identity
+        try:
+            hello = decode_untrusted_node_frame(frame)
+        except RemoteProtocolError:
+            return
+        pipe.verified = identity.mesh == MESH and type(hello) is Hello and hello.node == identity.node
+
+    def _issue_in(self, frame: Frame, reading: Reading) -> Issue:
+        """The issue of a reading in a frame, made once for all receivers."""
+        if frame.issue is None:
+            frame.issue = self.issue_of(reading)
+            return frame.issue
+        if frame.others is None:
+            frame.others = []
+        for issue in frame.others:
+            if issue.reading is reading:
+                return issue
+        issue = self.issue_of(reading)
+        frame.others.append(issue)
+        return issue
+
+    def give_up(self, pipe: Pipe) -> None:
+        """See :class:`Simulation`."""
+        self.when_awake(pipe.sender, self.now, self.connections.tell_dialler, pipe)
+
+    # --- the line for the CPU --------------------------------------------------------------------------------------
+    def when_awake(self, node: SimNode, due_ns: int, handler: Callable[[Any], None], argument: Any) -> None:
+        """See :class:`Simulation`."""
+        self.push(due_ns, self._awake, (node, node.lives, handler, argument))
+
+    def _awake(self, waiting: tuple[SimNode, int, Callable[[Any], None], Any]) -> None:
+        node, life, handler, argument = waiting
+        if node.running and node.lives == life:
+            if self.is_awake(node):
+                handler(argument)
+            else:
+                self.wait(node, handler, argument)
+
+    def is_awake(self, node: SimNode) -> bool:
+        """Whether a node has CPU, once it has taken in what has come."""
+        self.take_in(node, self.now)
+        if self.processors is not None:
+            node.stalled_until_ns = max(node.stalled_until_ns, self.processors.free_ns)
+        return node.stalled_until_ns <= self.now
+
+    def wait(self, node: SimNode, handler: Callable[[Any], None] | None, argument: Any) -> None:
+        """Put something in line for the CPU of a node, behind all that has come."""
+        if not node.backlog:
+            self.push(node.stalled_until_ns, self._wake, node)
+        node.backlog.append((self.now, handler, argument))
+
+    def _wake(self, node: SimNode) -> None:
+        backlog = node.backlog
+        while backlog and self.take_in(node, backlog[0][0], awakes=True) and node.stalled_until_ns <= self.now:
+            _, handler, argument = backlog.popleft()
+            if handler is not None:
+                handler(argument)
+        if backlog:
+            self.push(max(node.stalled_until_ns, self.now), self._wake, node)
+
+    # --- timers ----------------------------------------------------------------------------------------------------
+    def arm(self, node: SimNode) -> None:
+        """Have the timer of a node ring when its engine asks for it."""
+        due_local = node.engine.next_timer_at()
+        if due_local >= NEVER:
+            return
+        due_ns = max(node.virtual(due_local), self.now)
+        if node.timer_ns is None or due_ns < node.timer_ns:
+            node.timer_ns = due_ns
+            self.push(due_ns, self._ring, (node, node.lives, due_ns))
+
+    def arm_deadline(self, node: SimNode) -> None:
+        """After a reading: only the deadline of a subscription may have come nearer."""
+        if node.timer_ns is None or node.virtual(node.engine.readings.next_timer_at()) < node.timer_ns:
+            self.arm(node)
+
+    def _ring(self, ringing: tuple[SimNode, int, int]) -> None:
+        node, life, due_ns = ringing
+        if node.timer_ns != due_ns or node.lives != life or not node.running:  # superseded by a sooner one
+            return
+        if self.is_awake(node):
+            self._ring_now(ringing)
+        else:
+            self.wait(node, self._ring_now, ringing)
+
+    def _ring_now(self, ringing: tuple[SimNode, int, int]) -> None:
+        node, life, due_ns = ringing
+        if node.timer_ns != due_ns or node.lives != life or not node.running:  # by what came before it
+            return
+        node.timer_ns = None
+        if node.frame_ns:
+            node.stalled_until_ns = self.now + node.frame_ns
+            if self.processors is not None:
+                self.processors.occupy(self.now, node.frame_ns)
+        node.engine.handle_timer(node.local(self.now))
+        self.perform(node)
+
+    # --- whoever watches -------------------------------------------------------------------------------------------
+    def settle(self) -> None:
+        """Every node takes in what has come, and whoever watches is told."""
+        for node in self.numbered:
+            self.look(node)
+
+    def look(self, node: SimNode) -> None:
+        """See :class:`Simulation`."""
+        if node.inbox:
+            self.take_in(node, self.now - 1)
+        if node.arrived:
+            self.tell(node)
+
+    def tell(self, node: SimNode) -> None:
+        """Take the arrivals at a node since the last time into its mark, and tell whoever watches."""
+        arrivals = node.arrived[:]
+        node.arrived.clear()
+        mark = node.mark
+        for at_ns, issue in arrivals:
+            mark = marked(mark, at_ns, issue)
+        node.mark = mark
+        self.observer.delivered(node, arrivals)

@@ -1,0 +1,107 @@
+"""What the parts of a simulation share: virtual time, the nodes, the medium, and whoever watches."""
+
+from abc import ABCMeta, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from protocols.base.ids import NodeId
+from protocols.machine import Event
+from protocols.wire.readings import Reading
+from sims.media.contract import Links
+from sims.virtual.arrivals import Arrival, Issue, Series
+from sims.virtual.node import Pipe, SimNode
+from sims.virtual.processors import Processors
+from sims.virtual.timeline import Timeline
+
+
+class Observer(Protocol):
+    """Whoever watches a run. Called at once; must not call the driver back."""
+
+    def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
+        """Readings reached the subscriptions of a node, in this order. Told late, but before the next event of that
+        node, before any crash or new life, and, of what came before its end, by
+        :meth:`sims.virtual.driver.SimDriver.run_until`."""
+
+    def event(self, node: SimNode, event: Event) -> None:
+        """The engine told its driver something."""
+
+    def frame_accepted(self, node: SimNode, pipe: Pipe) -> None:
+        """The engine took readings from a frame: the first on this pipe, and each of an unverified one."""
+
+    def life_began(self, node: SimNode) -> None:
+        """A fresh engine, that nothing has happened to."""
+
+
+class Simulation(Timeline, metaclass=ABCMeta):
+    """The state that all parts share. Its abstract methods are what pipes and connections ask of the processes at their
+    ends; :class:`sims.virtual.processes.Processes` implements them."""
+
+    def __init__(self, links: Links, observer: Observer | None, processors: Processors | None) -> None:
+        """``observer``: None: nodes keep what they see. ``processors``: those that all nodes share; None: each node has
+        its own."""
+        super().__init__()
+        self.links = links
+        """The medium."""
+        self.nodes: dict[NodeId, SimNode] = {}
+        self.numbered: list[SimNode] = []
+        """The same nodes, by number."""
+        self.processors = processors
+        self.observer: Observer = observer or _Keeper(self)
+        self._series: dict[tuple[str, str], Series] = {}
+
+    def issue_of(self, reading: Reading) -> Issue:
+        """A reading as those who watch know it. One issue should serve all nodes that the reading reaches."""
+        name = reading.origin, reading.key
+        series = self._series.get(name)
+        if series is None:
+            series = self._series[name] = Series(*name)
+        node = self.nodes.get(NodeId(reading.origin))
+        if node is None:
+            return Issue(reading, series, -1, -1)
+        return Issue(reading, series, node.number, node.sent_at(reading.sequence), node.followed)
+
+    # --- asked of the processes ------------------------------------------------------------------------------------
+    @abstractmethod
+    def take_in(self, node: SimNode, until_ns: int, *, awakes: bool = False) -> bool:
+        """A node takes what came until then, each frame at its own time, as far as its CPU lets it. False: some frames
+        wait for its CPU. ``awakes``: of what waited for this instant, the frames are first."""
+
+    @abstractmethod
+    def look(self, node: SimNode) -> None:
+        """One node takes in what came before this instant, from which nothing follows, and whoever watches is told."""
+
+    @abstractmethod
+    def perform(self, node: SimNode) -> None:
+        """Do what the engine of a node has decided, hand on its events, and set its timer."""
+
+    @abstractmethod
+    def when_awake(self, node: SimNode, due_ns: int, handler: Callable[[Any], None], argument: Any) -> None:
+        """Call ``handler(argument)`` at ``due_ns``, or when the process of ``node`` has CPU again; not at all if it
+        was killed by then."""
+
+    @abstractmethod
+    def give_up(self, pipe: Pipe) -> None:
+        """The kernel of the sender gives up a pipe whose receiver was out of reach for too long."""
+
+
+class _Keeper:
+    """Lets nodes keep what they see, for small runs."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+
+    def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
+        for at_ns, issue in arrivals:
+            if node.on_reading is not None:
+                node.on_reading(issue.reading)
+            else:
+                node.received.append((at_ns, issue.reading))
+
+    def event(self, node: SimNode, event: Event) -> None:
+        node.events.append((self._timeline.now, event))
+
+    def frame_accepted(self, node: SimNode, pipe: Pipe) -> None:
+        pass
+
+    def life_began(self, node: SimNode) -> None:
+        pass
