@@ -46,6 +46,11 @@ class Heartbeat(Frame, frozen=True, array_like=True, gc=False, tag=2):
     answer: bool = False
     """Send one back at once: the receiver is under suspicion and may refute it."""
 
+    @property
+    def calm(self) -> bool:
+        """Whether a receiver that suspects nobody has nothing to do about it at once."""
+        return not self.answer
+
 
 class Goodbye(Frame, frozen=True, array_like=True, gc=False, tag=3):
     """The sender leaves on purpose."""

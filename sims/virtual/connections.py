@@ -152,7 +152,7 @@ class Connections:
         if pipe.sends:
             pipe.sends = False
             if pipe.hears:
-                self._pipes.send(pipe, None)
+                self._pipes.send_end(pipe)
             else:
                 self._pipes.count_lost(pipe)
 

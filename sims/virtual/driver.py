@@ -32,11 +32,13 @@ from protocols.readings.events import Put
 from protocols.readings.publication import Publication, checked_publication
 from protocols.readings.quality import Quality
 from protocols.settings import NodeSettings
+from protocols.wire.codec import decode_untrusted_node_frame
 from protocols.wire.inference import InferAnswer
 from protocols.wire.readings import EventTime, Position, Provenance
 from sims.media.contract import Links
 from sims.media.wires import Wires
 from sims.virtual.arrivals import Arrival
+from sims.virtual.frames import Decode
 from sims.virtual.node import EPOCH_UTC_NS, MESH, SimNode
 from sims.virtual.processes import Processes
 from sims.virtual.processors import Processors
@@ -60,12 +62,14 @@ class SimDriver(Processes):
         observer: Observer | None = None,
         adjust: Callable[[NodeSettings], NodeSettings] | None = None,
         processors: Processors | None = None,
+        decode: Decode = decode_untrusted_node_frame,
     ) -> None:
         """``links``: the medium; None: wires on which everything takes ``delay_ns`` one way, unless :meth:`shape` and
         :meth:`cut` change that. ``observer``: None: nodes keep what they see. ``adjust`` the settings of each life.
-        ``processors``: that all nodes share; they have to be attentive then. None: each has its own."""
+        ``processors``: that all nodes share; they have to be attentive then. None: each has its own. ``decode``: knows
+        all frames that the nodes send."""
         wires = Wires(delay_ns)
-        super().__init__(links or wires, observer, processors)
+        super().__init__(links or wires, observer, processors, decode)
         self.random = Random(seed)
         self.delay_ns = delay_ns
         self.wires = wires

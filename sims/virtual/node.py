@@ -19,10 +19,10 @@ from protocols.base import limits
 from protocols.base.ids import MeshName, NodeId, PeerIdentity
 from protocols.engine import Engine
 from protocols.machine import Event
-from protocols.wire.frame import Frame as NodeFrame
 from protocols.wire.readings import Reading
 from sims.media.radio import Way
-from sims.virtual.arrivals import Arrival, Issue
+from sims.virtual.arrivals import Arrival
+from sims.virtual.frames import Frame
 
 MESH: Final = MeshName("sim")
 """That all simulated nodes belong to."""
@@ -36,8 +36,7 @@ _BILLION: Final = 1_000_000_000
 class Pipe:
     """One direction of one link: a lane of ``sender`` into the inbox of ``receiver``, a TCP stream with TLS on it.
 
-    ``held`` are frames that the sender's kernel took and that get nowhere, since the receiver is out of reach; None is
-    the end of the stream (FIN), or a frame that will never arrive.
+    ``held`` are frames that the sender's kernel took and that get nowhere, since the receiver is out of reach.
     """
 
     __slots__ = (
@@ -82,22 +81,7 @@ class Pipe:
         self.from_name, self.from_number = self.identity.node, sender.number
         self.stalled_ns = 0
         self.wait_ns = 0
-        self.held: list[bytes | None] = []
-
-
-class Frame:
-    """What is sent, and what it was found to be: once for all whom it is sent to at once."""
-
-    __slots__ = ("data", "decoded", "issue", "others")
-
-    def __init__(self, data: bytes | None) -> None:
-        """``data``: None is the end of a pipe."""
-        self.data = data
-        self.decoded: NodeFrame | None = None
-        self.issue: Issue | None = None
-        """Of the reading in it that was delivered first …"""
-        self.others: list[Issue] | None = None
-        """… and of others."""
+        self.held: list[Frame] = []
 
 
 class Coming:

@@ -10,15 +10,15 @@ For all others it is woken in their tick: also for those of a neighbour that it 
 suspects somebody, and for every frame if it has subscriptions with deadlines.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from heapq import heappush
 from typing import Final
 
 from protocols.base import limits
 from protocols.links.queues import LaneQueue
-from protocols.wire.parcels import readings_in_own_frame
 from sims.media.radio import Radio
-from sims.virtual.node import Coming, Frame, Pipe, SimNode
+from sims.virtual.frames import END, Frame, SharedDecoder, readings_in
+from sims.virtual.node import Coming, Pipe, SimNode
 from sims.virtual.simulation import Simulation
 
 TICK_NS: Final = 50_000
@@ -33,13 +33,6 @@ _WINDOW_FRAMES: Final = 64
 """Frames under way on one pipe before the sender is held back."""
 _LENGTH_BYTES: Final = 8
 """NNG's length before each frame."""
-_HEARTBEAT_TAG: Final = 2
-ASKS: Final = 0xC3
-"""The end of one that wants an answer, of which something follows always."""
-ACCUSES_NOBODY: Final = b"\x90\xc2"
-"""The end of one from which nothing follows, whomever its receiver suspects."""
-_READINGS_TAG: Final = 6
-ENTRIES_TAG: Final = 14
 _SEALED_COST: Final = 6
 """How much more a frame with signed gossip entries costs than others. In the emulator 0.45 ms passed from putting an
 entry in to the first frame, and 0.5 ms from a frame's arrival to telling others of its entry."""
@@ -48,10 +41,10 @@ entry in to the first frame, and 0.5 ms from a frame's arrival to telling others
 class Pipes:
     """All pipes of a simulation."""
 
-    def __init__(self, simulation: Simulation) -> None:
-        self._simulation = simulation
+    def __init__(self, simulation: Simulation, decoder: SharedDecoder) -> None:
+        self._simulation, self._decoder = simulation, decoder
         self._processors = simulation.processors
-        self._newest = Frame(b"")
+        self._newest = END
         self.radio: Radio | None = None
         """All goes by it: a shorter way to the same answer than the driver's links."""
         self.woken: dict[int, list[SimNode]] = {}
@@ -82,15 +75,17 @@ class Pipes:
             if pipe.aside or pipe.full:
                 self._flush_aside(pipe)
                 continue
-            frame = lane.take(local)
-            while frame is not None:
-                tag, size_bytes = frame[1], len(frame) + _LENGTH_BYTES
-                came_ns = self._came_ns(pipe, size_bytes, now)
+            data = lane.take(local)
+            while data is not None:
+                frame = self._newest  # most often neighbour after neighbour gets the same frame
+                if frame.data is not data:
+                    frame = self._newest = self._decoder.frame_of(data)
+                came_ns = self._came_ns(pipe, len(data) + _LENGTH_BYTES, now)
                 if came_ns is None:
                     self._stand_still(pipe, frame)
                     self._flush_aside(pipe)
                     break
-                at_ns = came_ns + (pipe.cost_ns if tag != ENTRIES_TAG else _SEALED_COST * pipe.cost_ns)
+                at_ns = came_ns + (pipe.cost_ns if not frame.sealed else _SEALED_COST * pipe.cost_ns)
                 if processors is not None:
                     at_ns += processors.occupy(now, node.frame_ns + processors.packets_ns)
                 if at_ns < pipe.last_ns:
@@ -99,18 +94,18 @@ class Pipes:
                     pipe.last_ns = at_ns
                 tick_ns = at_ns - at_ns % -TICK_NS
                 pipe.under_way += 1
-                pipe.inbox.append(self._coming(tick_ns, pipe, frame))
+                pipe.inbox.append(Coming(tick_ns, pipe, frame))
                 receiver = pipe.receiver
-                if (not calm and (tag != _HEARTBEAT_TAG or frame[-1] == ASKS)) or receiver.attentive:
+                if not (calm or frame.calm) or receiver.attentive:
                     self._wake_at(receiver, tick_ns)
                 elif receiver.suspects_any:
-                    if pipe.from_name in receiver.suspects or not (calm or frame.endswith(ACCUSES_NOBODY)):
+                    if frame.accuses or pipe.from_name in receiver.suspects:
                         self._wake_at(receiver, tick_ns)
                 if pipe.under_way >= _WINDOW_FRAMES and self._is_full(pipe):
                     break
                 if lone:
                     break
-                frame = lane.take(local)
+                data = lane.take(local)
 
     def _came_ns(self, pipe: Pipe, size_bytes: int, now: int) -> int | None:
         """See :meth:`sims.media.contract.Links.stream_ns`."""
@@ -121,31 +116,35 @@ class Pipes:
             pipe.way = radio.way(pipe.from_number, pipe.to_number)
         return radio.stream_along_ns(pipe.way, size_bytes, now)
 
-    def send(self, pipe: Pipe, frame: bytes | None) -> None:
-        """Put a frame, or the end, on its way, behind all that is; windows don't matter."""
+    def send(self, pipe: Pipe, data: bytes) -> None:
+        """Put a frame on its way, behind all that is; windows don't matter."""
+        if self._newest.data is not data:
+            self._newest = self._decoder.frame_of(data)
+        self._send(pipe, self._newest)
+
+    def send_end(self, pipe: Pipe) -> None:
+        """Put the end of a pipe on its way, behind all that is."""
+        self._send(pipe, END)
+
+    def _send(self, pipe: Pipe, frame: Frame) -> None:
         if pipe.aside:
             self._put_aside(pipe, frame)
             return
-        size_bytes = len(frame) + _LENGTH_BYTES if frame is not None else 0
+        data = frame.data
+        size_bytes = len(data) + _LENGTH_BYTES if data is not None else 0
         at_ns = self._simulation.links.stream_ns(pipe.sender.number, pipe.to_number, size_bytes, self._simulation.now)
         if at_ns is None:
             self._stand_still(pipe, frame)
             return
-        cost_ns = pipe.cost_ns if frame is None or frame[1] != ENTRIES_TAG else _SEALED_COST * pipe.cost_ns
-        if self._processors is not None and frame is not None:
+        cost_ns = pipe.cost_ns if not frame.sealed else _SEALED_COST * pipe.cost_ns
+        if self._processors is not None and data is not None:
             work_ns = pipe.sender.frame_ns + self._processors.packets_ns
             cost_ns += self._processors.occupy(self._simulation.now, work_ns)
         pipe.last_ns = at_ns = max(at_ns + cost_ns, pipe.last_ns)
         tick_ns = at_ns - at_ns % -TICK_NS
         pipe.under_way += 1
-        pipe.inbox.append(self._coming(tick_ns, pipe, frame))
+        pipe.inbox.append(Coming(tick_ns, pipe, frame))
         self._wake_at(pipe.receiver, tick_ns)
-
-    def _coming(self, tick_ns: int, pipe: Pipe, data: bytes | None) -> Coming:
-        """Most often neighbour after neighbour gets the same frame."""
-        if self._newest.data is not data:
-            self._newest = Frame(data)
-        return Coming(tick_ns, pipe, self._newest)
 
     def _wake_at(self, node: SimNode, tick_ns: int) -> None:
         woken = self.woken.get(tick_ns)
@@ -170,7 +169,7 @@ class Pipes:
             self.attend(pipe.receiver)
         return pipe.full
 
-    def _put_aside(self, pipe: Pipe, frame: bytes | None) -> None:
+    def _put_aside(self, pipe: Pipe, frame: Frame) -> None:
         """The pipe stands still, or its far end is closed, which the sender does not know yet."""
         pipe.held.append(frame)
         if not pipe.hears:
@@ -181,11 +180,11 @@ class Pipes:
         node = pipe.sender
         local = node.local(self._simulation.now)
         while pipe.under_way + len(pipe.held) < _WINDOW_FRAMES:
-            frame = node.engine.next_frame(pipe.dial, local)
-            if frame is None:
+            data = node.engine.next_frame(pipe.dial, local)
+            if data is None:
                 pipe.full = False
                 return
-            self.send(pipe, frame)
+            self.send(pipe, data)
         pipe.full = True
 
     def flush_one(self, pipe: Pipe) -> None:
@@ -193,7 +192,7 @@ class Pipes:
         if pipe.sends:
             self._flush_aside(pipe)
 
-    def _stand_still(self, pipe: Pipe, frame: bytes | None) -> None:
+    def _stand_still(self, pipe: Pipe, frame: Frame) -> None:
         pipe.aside = True
         pipe.held.append(frame)
         pipe.stalled_ns, pipe.wait_ns = self._simulation.now, FIRST_RETRY_NS
@@ -226,27 +225,18 @@ class Pipes:
         held.clear()
         pipe.aside = False
         for frame in frames:
-            self.send(pipe, frame)
+            self._send(pipe, frame)
         if pipe.full and sender.running:
             self.flush_one(pipe)
         return True
 
     def count_lost(self, pipe: Pipe) -> None:
         """What is on a pipe will never arrive. It fills the window of a sender that doesn't know yet."""
-        lost = [coming.frame.data for coming in pipe.inbox if coming.pipe is pipe]
+        lost = [coming.frame for coming in pipe.inbox if coming.pipe is pipe]
         if lost:
             pipe.inbox[:] = [coming for coming in pipe.inbox if coming.pipe is not pipe]
         self.readings_lost += readings_in([*lost, *pipe.held])
         unanswered = pipe.under_way + len(pipe.held) if pipe.sends and not pipe.hears else 0
         pipe.under_way = 0
         pipe.held.clear()
-        pipe.held.extend([None] * unanswered)
-
-
-def readings_in(frames: Iterable[bytes | None]) -> int:
-    """How many there are in frames; None is the end of a pipe."""
-    return sum(
-        readings_in_own_frame(frame)
-        for frame in frames
-        if frame is not None and len(frame) > 2 and frame[1] == _READINGS_TAG
-    )
+        pipe.held.extend([END] * unanswered)

@@ -8,18 +8,16 @@ their node.
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from protocols.base.errors import RemoteProtocolError
 from protocols.base.time import NEVER
-from protocols.wire.codec import decode_untrusted_node_frame
 from protocols.wire.membership import Hello
 from protocols.wire.readings import Reading
 from sims.media.contract import Links
 from sims.virtual.arrivals import Issue, marked
 from sims.virtual.connections import Connections
-from sims.virtual.decoder import SharedDecoder
+from sims.virtual.frames import Decode, Frame, SharedDecoder
 from sims.virtual.inbox import taken
-from sims.virtual.node import MESH, Frame, Pipe, SimNode
-from sims.virtual.pipes import ENTRIES_TAG, TICK_NS, Pipes, readings_in
+from sims.virtual.node import MESH, Pipe, SimNode
+from sims.virtual.pipes import TICK_NS, Pipes
 from sims.virtual.processors import Processors
 from sims.virtual.simulation import Observer, Simulation
 
@@ -32,10 +30,11 @@ _CHECKS_COST: Final = 3
 class Processes(Simulation):
     """All processes of a simulation, and the pipes and connections between them."""
 
-    def __init__(self, links: Links, observer: Observer | None, processors: Processors | None) -> None:
+    def __init__(self, links: Links, observer: Observer | None, processors: Processors | None, decode: Decode) -> None:
+        """``decode``: knows all frames of the simulation."""
         super().__init__(links, observer, processors)
-        self.decoder = SharedDecoder()
-        self.pipes = Pipes(self)
+        self.decoder = SharedDecoder(decode)
+        self.pipes = Pipes(self, self.decoder)
         self.connections = Connections(self, self.pipes)
 
     # --- what comes in ---------------------------------------------------------------------------------------------
@@ -64,7 +63,7 @@ class Processes(Simulation):
                         return False
                     at_ns = busy_ns
             if not pipe.hears:  # it was closed meanwhile
-                pipes.readings_lost += readings_in([frame.data])
+                pipes.readings_lost += frame.readings
                 continue
             if processors is not None and processors.free_ns > now:
                 node.stalled_until_ns = max(node.stalled_until_ns, processors.free_ns)
@@ -77,15 +76,15 @@ class Processes(Simulation):
                 self.connections.tell_listener(pipe)
                 continue
             if not pipe.greeted:
-                self._greeted(pipe, data)
+                self._greeted(pipe, frame)
             pipe.heard_ns = at_ns
             local = at_ns + node.offset_ns if not node.drift_ppb else node.local(at_ns)
-            decoder.frame = frame
+            decoder.arriving = frame
             deliveries = engine.receive(data, pipe.number, local, local + node.utc_less_mono_ns)
             if node.frame_ns:
                 node.stalled_until_ns = busy_ns + node.frame_ns
                 if processors is not None:
-                    checks = _CHECKS_COST if data[1] == ENTRIES_TAG else 0
+                    checks = _CHECKS_COST if frame.sealed else 0
                     processors.occupy(now, node.frame_ns, checks * node.frame_ns)
             if deliveries:
                 if not pipe.used or not pipe.verified:
@@ -117,13 +116,9 @@ class Processes(Simulation):
         else:
             self.pipes.flush_one(pipe)
 
-    def _greeted(self, pipe: Pipe, frame: bytes) -> None:
+    def _greeted(self, pipe: Pipe, frame: Frame) -> None:
         pipe.greeted = True
-        identity = pipe.identity
-        try:
-            hello = decode_untrusted_node_frame(frame)
-        except RemoteProtocolError:
-            return
+        identity, hello = pipe.identity, frame.decoded
         pipe.verified = identity.mesh == MESH and type(hello) is Hello and hello.node == identity.node
 
     def _issue_in(self, frame: Frame, reading: Reading) -> Issue:

@@ -41,8 +41,8 @@ from sims.scenario.file import Fault, Group, Scenario
 from sims.virtual.arrivals import Arrival
 from sims.virtual.discovery import Discovery
 from sims.virtual.driver import SimDriver
+from sims.virtual.frames import readings_in
 from sims.virtual.node import MESH, Pipe, SimNode
-from sims.virtual.pipes import readings_in
 from sims.virtual.processors import Processors
 from sims.world import bugs
 from sims.world.authors import Authors
@@ -362,7 +362,7 @@ class World:
             if not node.running:
                 continue
             waiting += sum(view.waiting_readings for view in node.engine.peers(node.local(self.now)))
-            waiting += readings_in([coming.frame.data for coming in node.inbox])
+            waiting += readings_in([coming.frame for coming in node.inbox])
             for pipe in node.inbound.values():
                 waiting += readings_in(pipe.held)
             for pipe in node.dialled.values():

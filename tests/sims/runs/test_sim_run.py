@@ -22,8 +22,6 @@ from benchmarks.simulator import Size, measure, missed
 from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.membership.events import NeighbourDead, NeighbourSuspected
-from protocols.wire.codec import encode_frame
-from protocols.wire.membership import Heartbeat
 from sims.roads.geodesy import Plane
 from sims.runs.bundle import load as load_run
 from sims.runs.bundle import replay
@@ -41,7 +39,6 @@ from sims.scenario.file import (
     load,
 )
 from sims.virtual.driver import SimDriver
-from sims.virtual.pipes import ACCUSES_NOBODY, ASKS
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "simulator.json"
 GOLDEN_RUNS = (("pair", 1), ("partition-heal", 7), ("byzantine", 3))
@@ -325,17 +322,6 @@ def test_digest_does_not_depend_on_when_somebody_looked() -> None:
         looked_at.world.driver.settle()
         looked_at.world.driver.digest()
     assert whole.go().digest == looked_at.go().digest
-
-
-def test_calm_heartbeat_is_known_by_its_end() -> None:
-    """The simulator tells by two bytes whether something follows from a heartbeat: always, never, or by whom the
-    receiver suspects."""
-    assert encode_frame(Heartbeat(1_000_000, 2, 3, 4, 5)).endswith(ACCUSES_NOBODY)
-    for suspects in ((), ("veh-1",), ("veh-1", "veh-2")):
-        asking = encode_frame(Heartbeat(1, 2, 3, 4, 5, suspects, True))
-        accusing = encode_frame(Heartbeat(1, 2, 3, 4, 5, suspects))
-        assert (asking[-1] == ASKS, accusing[-1] == ASKS) == (True, False)
-        assert accusing.endswith(ACCUSES_NOBODY) == (not suspects)
 
 
 def test_channel_load_is_a_mean_over_time_whatever_the_phase_of_its_sources() -> None:

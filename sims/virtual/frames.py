@@ -1,0 +1,96 @@
+"""Frames on simulated pipes: decoded once, for all receivers to which the same bytes are sent.
+
+A *calm* frame needs no answer and is passed on to nobody, so its receiver need not wake up for it. Only a frame itself
+knows this: heartbeats say so, and a publisher knows it of its readings. All other frames, those of an added capability
+among them, wake their receivers.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from msgspec.structs import replace
+
+from protocols.base.errors import RemoteProtocolError
+from protocols.wire.frame import Frame as NodeFrame
+from protocols.wire.gossip import GossipEntries
+from protocols.wire.membership import Heartbeat
+from protocols.wire.readings import Readings
+from sims.virtual.arrivals import Issue
+
+Decode = Callable[[bytes | bytearray], NodeFrame]
+"""Parses the bytes of one frame. :raises RemoteProtocolError: for anything that is no frame."""
+_ENTRIES: Final = GossipEntries  # compiled code finds these at once
+_HEARTBEAT: Final = Heartbeat
+_READINGS: Final = Readings
+
+
+class Frame:
+    """One frame, and what it was found to be."""
+
+    __slots__ = ("accuses", "calm", "data", "decoded", "issue", "others", "readings", "sealed")
+
+    def __init__(self, data: bytes | None, decoded: NodeFrame | None) -> None:
+        """``data``: None is the end of a pipe. ``decoded``: None for that, and for bytes that are no frame."""
+        self.data, self.decoded = data, decoded
+        self.calm = False
+        """See the module."""
+        self.accuses = False
+        """It accuses somebody, which shortens the time-outs of receivers that suspect the same node."""
+        self.sealed = False
+        """It carries signed entries."""
+        self.readings = 0
+        """How many it carries."""
+        self.issue: Issue | None = None
+        """The issue of the reading that was delivered first …"""
+        self.others: list[Issue] | None = None
+        """… and those of the others."""
+        if type(decoded) is _READINGS:
+            self.readings = len(decoded.readings)
+        elif type(decoded) is _HEARTBEAT:
+            self.calm, self.accuses = decoded.calm, bool(decoded.suspects)
+        elif type(decoded) is _ENTRIES:
+            self.sealed = True
+
+
+END: Final = Frame(None, None)
+"""The end of a pipe, or a frame that will never arrive."""
+
+
+def readings_in(frames: Iterable[Frame]) -> int:
+    """How many readings some frames carry."""
+    return sum([frame.readings for frame in frames])
+
+
+class SharedDecoder:
+    """Decodes what engines receive. Decoded frames are frozen, so that one of them serves all receivers."""
+
+    def __init__(self, decode: Decode) -> None:
+        """``decode``: knows all frames of the simulation."""
+        self.arriving = END
+        """The frame that is being taken in."""
+        self._decode = decode
+        self._texts: dict[str, str] = {}
+
+    def frame_of(self, data: bytes) -> Frame:
+        """The frame that these bytes are."""
+        try:
+            decoded = self._decode(data)
+        except RemoteProtocolError:  # its receiver will find that out
+            return Frame(data, None)
+        if type(decoded) is _READINGS:
+            decoded = _READINGS(tuple([
+                replace(reading, key=self.same(reading.key), origin=self.same(reading.origin))
+                for reading in decoded.readings
+            ]))  # fmt: skip
+        return Frame(data, decoded)
+
+    def __call__(self, data: bytes | bytearray) -> NodeFrame:
+        """What engines decode with: as ``decode``."""
+        frame = self.arriving
+        if frame.data is data and frame.decoded is not None:
+            return frame.decoded
+        return self._decode(data)
+
+    def same(self, text: str) -> str:
+        """One object for all equal texts: they are compared at each receiver, and found equal without a look."""
+        return self._texts.setdefault(text, text)
