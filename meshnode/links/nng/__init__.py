@@ -1,1 +1,1 @@
-"""The NNG link engine: links and exchanges on NNG sockets. The only package that imports pynng."""
+"""The link engine ``nng``: links and exchanges on NNG sockets. No other package imports pynng."""

@@ -1,13 +1,13 @@
-"""Compares the pipes of a listening port with the connections that the kernel knows, and names what does not match.
+"""Compares the pipes of a listening port with the connections that the kernel knows, and reports the differences.
 
-Two faults of NNG 1.11.0 make that necessary; both were measured and can be read in its ``tls_common.c``:
+Two faults of NNG 1.11.0 make that necessary. Both were measured, and stand in its ``tls_common.c``:
 
-- its negotiation time-out has no effect while TLS waits for the peer's first bytes: any stranger could take all
-  descriptors of a node by connecting and keeping still. Such connections are shut down here, and NNG sees them end;
+- its time-out of a negotiation has no effect while TLS waits for the peer's first bytes: any stranger could take all
+  descriptors of a node by connecting and keeping still. This module shuts such connections down, and NNG sees them end;
 - a connection that ends while nothing waits to receive from it (a slow reader, or a last frame directly before the end)
-  is closed without its pipe ever being told. Such pipes are named here, and the owner closes them.
+  is closed without a notice for its pipe. This module names such pipes, and their owner closes them.
 
-Linux only (``/proc``); elsewhere nothing is found and nothing is closed.
+It works on Linux only (``/proc``); elsewhere it finds and closes nothing.
 """
 
 import os
@@ -19,20 +19,20 @@ from meshnode.links.peer import plain_host
 
 _DESCRIPTORS = "/proc/self/fd"
 Remote = tuple[str, int]
-"""Host and port of the other end of a connection."""
+"""The host and port of the other end of a connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one look gave."""
+    """What one comparison found."""
 
     mute_closed: int
     vanished: frozenset[Remote]
-    """Ends of known pipes that have no connection any more."""
+    """The other ends of known pipes that have no connection any more."""
 
 
 class Connections:
-    """Connections into one listening port. Not thread-safe: call it from one thread."""
+    """The connections into one listening port. Not thread-safe: call it from one thread."""
 
     def __init__(self, port: int, handshake_ns: int) -> None:
         self._port = port
@@ -40,7 +40,8 @@ class Connections:
         self._since_ns: dict[Remote, int] = {}
 
     def look(self, known: Collection[Remote], now_ns: int) -> Found:
-        """Shut down strangers older than a handshake may take; ``known`` are the ends of all admitted pipes."""
+        """Shut down strangers that are older than a handshake may take. ``known`` are the other ends of all admitted
+        pipes."""
         strangers: dict[Remote, int] = {}
         missing = set(known)
         closed = 0
@@ -80,12 +81,12 @@ class Connections:
                 return None
             host, port = connection.getpeername()[:2]
         except OSError:
-            return None  # it listens, or has ended
+            return None  # it is the listener, or has ended
         return plain_host(host.partition("%")[0]), port
 
 
 def _socket_descriptors() -> list[int]:
-    # by names and not by Path: hundreds of them are looked at each second, with the interpreter held
+    # os.listdir and not Path: this looks at hundreds of descriptors each second, with the interpreter held
     try:
         names = os.listdir(_DESCRIPTORS)  # noqa: PTH208
     except OSError:

@@ -1,9 +1,9 @@
-"""What links and exchanges ask of a socket library, so that their logic names none. ``meshnode.links.nng.library``
+"""What links and exchanges ask of a socket library, so that their logic names none. The package's module ``library``
 provides it.
 
-Invariants of every engine: a handshake is judged before anything is received from or sent to the peer; ``connected``
-and ``removed`` follow only for judged and admitted pipes, in that order; judges and notices run on threads of the
-engine, may not block and may not close sockets.
+Invariants of every socket library: a handshake is judged before anything is received from or sent to the peer;
+``connected`` and ``removed`` follow only for pipes that were judged and admitted, in that order; judges and notices run
+on threads of the library, may not block and may not close sockets.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Handshake:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What the owner of a socket wants to be told about its pipes."""
+    """The callbacks of the owner of a socket, about its pipes."""
 
     judge: Callable[[Handshake], bool]
     """True lets the pipe live."""
@@ -44,10 +44,10 @@ class PushSocket(Protocol):
         """False: a frame is under way, or there is no pipe."""
 
     def counters(self) -> dict[str, int]:
-        """Failed dials by kind."""
+        """The number of failed dials by kind."""
 
     def close(self) -> None:
-        """Waits for callbacks under way: never call it from one."""
+        """Close the socket. It waits for callbacks under way: never call it from one."""
 
 
 class PullSocket(Protocol):
@@ -55,7 +55,7 @@ class PullSocket(Protocol):
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port where it listens."""
 
     def receive(self) -> tuple[int, bytes] | None:
         """The next frame and its pipe, in one thread. None: closed."""
@@ -64,39 +64,39 @@ class PullSocket(Protocol):
         """Close one pipe; unknown ones are ignored."""
 
     def counters(self) -> dict[str, int]:
-        """Failed handshakes by kind."""
+        """The number of failed handshakes by kind."""
 
     def close(self) -> None:
-        """Ends a waiting ``receive``."""
+        """Close it, and end a waiting ``receive``."""
 
 
 class RequestSocket(Protocol):
     """Dials one relay, again and again until it is closed."""
 
     def ask(self, frame: bytes, timeout_s: float, lost: Callable[[], bool]) -> bytes:
-        """Send and wait. ``lost()`` says that the pipe which was there at the start is gone.
+        """Send a request and wait for its answer. ``lost()`` says whether the pipe that was there at the start is gone.
 
-        :raises TransportError: no answer in time, connection lost, or closed.
+        :raises TransportError: there was no answer in time, or the connection was lost or closed.
         """
 
     def counters(self) -> dict[str, int]:
-        """Failed dials by kind."""
+        """The number of failed dials by kind."""
 
     def close(self) -> None:
-        """Ends a waiting ``ask``."""
+        """Close the socket, and end a waiting ``ask``."""
 
 
 class ReplyContext(Protocol):
-    """One request at a time, in one thread."""
+    """Takes one request at a time, in one thread."""
 
     def receive(self) -> tuple[int, bytes] | None:
         """The next request and its pipe. None: closed."""
 
     def reply(self, frame: bytes) -> None:
-        """Answer it; lost silently when the requester has gone."""
+        """Answer the request. The answer is lost silently when the requester has gone."""
 
     def close(self) -> None:
-        """Ends a waiting ``receive``."""
+        """Close it, and end a waiting ``receive``."""
 
 
 class ReplySocket(Protocol):
@@ -104,20 +104,21 @@ class ReplySocket(Protocol):
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port where it listens."""
 
     def context(self) -> ReplyContext:
-        """One more request at a time."""
+        """A context for one more request at a time."""
 
     def close_pipe(self, pipe: int) -> None:
         """Close one pipe; unknown ones are ignored."""
 
     def close(self) -> None:
-        """Closes its contexts too."""
+        """Close the socket and its contexts."""
 
 
 class SocketLibrary(Protocol):
-    """Opens sockets with one node's credentials. Each raises ``TransportError`` with the address and the way out."""
+    """Opens sockets with one node's credentials. Each method raises ``TransportError`` with the address and what to
+    do."""
 
     def push(self, address: Address, watch: Watch) -> PushSocket:
         """Start to dial an inbox."""

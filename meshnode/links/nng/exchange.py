@@ -1,9 +1,10 @@
-"""Exchanges with the relay: one request, one response, on a connection the node opened.
+"""Exchanges with the relay: one request and one response on a connection that the node opened.
 
 Invariants:
-- a request is sent at most once per call; whether it was handled is unknown when it fails, so requests are idempotent;
+- a request is sent at most once for each call. When it fails, nobody knows whether it was handled, so requests have to
+  be idempotent;
 - a response is never taken for another request's;
-- a relay that is not who it should be is never sent anything, and not dialled again for ``REFUSAL_MEMORY_NS``.
+- a relay that is not who it should be gets nothing, and is not dialled again for ``REFUSAL_MEMORY_NS``.
 """
 
 import logging
@@ -29,7 +30,7 @@ from protocols.base.limits import DIAL_TIMEOUT_NS, MAX_FRAME_BYTES, REFUSAL_MEMO
 _log = logging.getLogger(__name__)
 
 _MAX_REQUESTERS = 4_096
-"""Pipes into one relay."""
+"""The most pipes into one relay."""
 _CHECK_S = 0.4
 """How often a dial in progress is checked for a failure that repeating can't mend."""
 
@@ -37,16 +38,16 @@ _CHECK_S = 0.4
 _SWEEP_S = 2.0
 """How often pipes are compared with the kernel's connections."""
 _LINGER_S = 0.1
-"""An answer is handed over in steps on the engine's threads: a socket closed at once would often lose the last one."""
+"""An answer is handed over in steps on the library's threads: a socket closed at once would often lose the last one."""
 
 
 class RelayRequester:
     """See ``Requester``."""
 
     def __init__(
-        self, engine: SocketLibrary, address: Address, mesh: MeshName, role: Role, node: NodeId | None
+        self, library: SocketLibrary, address: Address, mesh: MeshName, role: Role, node: NodeId | None
     ) -> None:
-        self._engine = engine
+        self._library = library
         self._address = address
         self._mesh = mesh
         self._role = role
@@ -62,7 +63,7 @@ class RelayRequester:
         self._dial()
 
     def request(self, frame: bytes, timeout_s: float) -> bytes:
-        """Send one request and wait for its response; see ``Exchange.request``."""
+        """Send one request and wait for its response; see ``Requester.request``."""
         if len(frame) > MAX_FRAME_BYTES:
             raise BoundExceeded(f"a request of {len(frame)} bytes is larger than {MAX_FRAME_BYTES}: split it")
         deadline = time.monotonic() + timeout_s
@@ -76,13 +77,13 @@ class RelayRequester:
                     frame, max(0.001, deadline - time.monotonic()), lambda: self._pipe != pipe or self._closed
                 )
             except TransportError:
-                self._drop()  # the connection may be dead without NNG knowing: the next request dials anew
+                self._drop()  # NNG may not know that the connection is dead: the next request dials again
                 raise
         finally:
             self._one.release()
 
     def close(self) -> None:
-        """Close the socket; see ``Exchange.close``."""
+        """Close the socket; see ``Requester.close``."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -120,7 +121,7 @@ class RelayRequester:
     def _dial(self) -> None:
         with self._changed:
             self._refused, self._pipe = "", None
-        sock = self._engine.request(self._address, Watch(self._judge, self._connected_pipe, self._removed_pipe))
+        sock = self._library.request(self._address, Watch(self._judge, self._connected_pipe, self._removed_pipe))
         with self._changed:
             if not self._closed:
                 self._sock = sock
@@ -167,7 +168,7 @@ class RelayResponder:
     """See ``Responder``; ``port`` is where it listens."""
 
     def __init__(
-        self, engine: SocketLibrary, host: str, port: int, mesh: MeshName, handler: Handler, workers: int
+        self, library: SocketLibrary, host: str, port: int, mesh: MeshName, handler: Handler, workers: int
     ) -> None:
         self._mesh = mesh
         self._handler = handler
@@ -177,7 +178,7 @@ class RelayResponder:
         self._answered_at = 0.0
         self._closing = threading.Event()
         self._closed = threading.Event()
-        self._sock = engine.reply(host, port, Watch(self._judge, lambda pipe: None, self._removed))
+        self._sock = library.reply(host, port, Watch(self._judge, lambda pipe: None, self._removed))
         self.port = self._sock.port
         self._contexts = [self._sock.context() for _ in range(workers)]
         self._threads = [
@@ -189,7 +190,7 @@ class RelayResponder:
             thread.start()
 
     def close(self) -> None:
-        """Close the socket; see ``Exchange.close``."""
+        """Close the socket; see ``Responder.close``."""
         with self._lock:
             first = not self._closing.is_set()
             self._closing.set()
@@ -228,7 +229,7 @@ class RelayResponder:
                     return  # it was idle for close(), which closes the context: the requester asks again
                 self._busy.add(context)
             try:
-                if peer is not None:  # else gone: nobody waits for the answer
+                if peer is not None:  # it has gone otherwise, and nobody waits for the answer
                     context.reply(self._handler(peer[0], frame))
                     self._answered_at = time.monotonic()
             except Exception:  # noqa: BLE001 -- one bad request must not end the relay

@@ -1,12 +1,12 @@
-"""The pipes into an inbox: what is announced, in which order, and from which thread.
+"""The pipes into an inbox: which notices are given, in which order, and from which thread.
 
 Invariants, per pipe:
 - ``inbound_opened`` comes before the first ``frame_received``, ``inbound_closed`` after the last, each exactly once;
 - no two notices run at the same time, though they may run on different threads (the receiving or the I/O thread).
 
-Both threads may be the first to see a new pipe: whoever comes first announces it, the other waits for that. The end of
-a pipe is told by the I/O thread, unless the receiving thread is inside a notice of it, which then does it on its way
-out, so that a slow subscriber never holds up the I/O thread.
+Either thread may be the first to see a new pipe. The first one announces it, and the other waits for that. The I/O
+thread reports the end of a pipe, unless the receiving thread is inside a notice of it. Then the receiving thread
+reports it on its way out, so that a slow subscriber never holds up the I/O thread.
 """
 
 import threading
@@ -25,7 +25,7 @@ class InboundPipe:
     remote_host: str
     remote_port: int
     ends_ns: int
-    """Monotonic; it is closed then, so that a new one proves the certificate again."""
+    """The monotonic instant at which it is closed, so that a new pipe proves the certificate again."""
     announcing: threading.Lock = field(default_factory=threading.Lock)
     announced: bool = False
     gone: bool = False
@@ -56,12 +56,12 @@ class InboundPipes:
             return {(pipe.remote_host, pipe.remote_port): pipe.pipe for pipe in self._pipes.values()}
 
     def outlived(self, now_ns: int) -> list[int]:
-        """Pipes whose time is over."""
+        """The pipes whose time is over."""
         with self._lock:
             return [pipe.pipe for pipe in self._pipes.values() if pipe.ends_ns <= now_ns and not pipe.gone]
 
     def announce(self, pipe: InboundPipe) -> None:
-        """Tell the observer of a new pipe, unless that was done."""
+        """Tell the observer of a new pipe, unless it knows already."""
         with pipe.announcing:
             if not pipe.announced and not self._silent:
                 self._observer.inbound_opened(pipe.pipe, pipe.identity, pipe.remote_host)

@@ -1,9 +1,9 @@
-"""The link engine: ``meshnode.links.transport`` on NNG sockets over mutual TLS 1.3. The only module that imports pynng.
+"""Opens NNG sockets over mutual TLS 1.3: links, requesters and responders. No other module imports pynng.
 
 Invariants:
-- TLS 1.3 and a certificate of the mesh's authority on both sides, no message above ``MAX_FRAME_BYTES``;
-- a peer is judged in NNG's pre-connect callback, so nothing of a refused peer is ever received and nothing is sent to
-  it; a judge that fails refuses.
+- TLS 1.3 with a certificate of the mesh's authority on both sides, and no message above ``MAX_FRAME_BYTES``;
+- a peer is judged in NNG's pre-connect callback, so nothing is ever received from a refused peer or sent to it. A
+  judge that fails refuses.
 
 NNG is not fork-safe: start processes with ``spawn``. Every call here lets other Python threads run while NNG works.
 """
@@ -24,7 +24,7 @@ from pynng import TLSConfig, ffi, lib
 
 from meshnode.links.nng.contract import Handshake, Watch
 from meshnode.links.nng.exchange import RelayRequester, RelayResponder
-from meshnode.links.nng.links import Links
+from meshnode.links.nng.links import NngLinks
 from meshnode.links.peer import plain_host, read_credentials, url_of
 from meshnode.links.transport import Address, CredentialFiles, Handler, Requester, Transport, TransportObserver
 from protocols.base.errors import IdentityError, TransportError
@@ -34,16 +34,16 @@ from protocols.base.limits import MAX_FRAME_BYTES
 _log = logging.getLogger(__name__)
 
 _LOST_CHECK_MS = 200
-"""How often a request that waits looks whether its connection is still there."""
+"""How often a request that waits checks whether its connection is still there."""
 _MAX_ALTERNATIVE_NAMES = 64
 _LINK_REDIAL_MS = (100, 500)
-"""Only until the first pipe: a listener that starts a moment after us is met at once."""
+"""Serves only until the first pipe: a listener that starts a moment after us is met at once."""
 _EXCHANGE_REDIAL_MS = (250, 8_000)
 
 
 def open_transport(credentials: CredentialFiles, observer: TransportObserver, mesh: MeshName) -> Transport:
     """The links of one node. :raises IdentityError: when the credentials can't be used."""
-    return _kept(Links(_NngEngine(credentials), observer, mesh))
+    return _kept(NngLinks(_NngLibrary(credentials), observer, mesh))
 
 
 def open_requester(
@@ -54,7 +54,7 @@ def open_requester(
     :raises IdentityError: when the credentials can't be used.
     :raises TransportError: when the address can't be dialled at all.
     """
-    return _kept(RelayRequester(_NngEngine(credentials), address, mesh, role, node))
+    return _kept(RelayRequester(_NngLibrary(credentials), address, mesh, role, node))
 
 
 def open_responder(
@@ -65,7 +65,7 @@ def open_responder(
     :raises IdentityError: when the credentials can't be used.
     :raises TransportError: when the port is in use; names it and the way out.
     """
-    return _kept(RelayResponder(_NngEngine(credentials), host, port, mesh, handler, workers))
+    return _kept(RelayResponder(_NngLibrary(credentials), host, port, mesh, handler, workers))
 
 
 class _Closable(Protocol):
@@ -83,14 +83,14 @@ def _kept(item: _T) -> _T:
     return item
 
 
-@atexit.register  # after pynng's own, so run before it: NNG must not call into an interpreter that is going away
+@atexit.register  # registered after pynng's own, so it runs first: NNG must not call into a dying interpreter
 def _close_all() -> None:
     for item in list(_open):
         item.close()
 
 
 def _configure() -> None:
-    """Small thread pools, once, before the first socket: fewer threads hand a frame over faster."""
+    """Make NNG's thread pools small, once, before the first socket: fewer threads hand a frame over faster."""
     global _configured
     with _configuring:
         if not _configured:
@@ -101,8 +101,9 @@ def _configure() -> None:
             _configured = True
 
 
-class _NngEngine:
-    """One node's credentials in NNG's form. A used configuration is frozen: rotation takes a new engine."""
+class _NngLibrary:
+    """One node's credentials in NNG's form. NNG freezes a configuration that is in use: new credentials need a new
+    object."""
 
     def __init__(self, credentials: CredentialFiles) -> None:
         _configure()

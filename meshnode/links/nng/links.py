@@ -1,11 +1,11 @@
-"""The links of one node: an inbox, the lanes it dials, and the two threads that serve them.
+"""The links of one node on NNG sockets: an inbox, the lanes it dials, and the two threads that serve them.
 
 Invariants:
-- the engine's callbacks decide and enqueue; the I/O thread opens and closes sockets and gives notice;
-- a lane has at most one pipe in its life: the engine's redial serves only until the first;
+- the library's callbacks decide and enqueue; the I/O thread opens and closes sockets and gives notice;
+- a lane has at most one pipe in its life: the library's redial serves only until the first;
 - ``try_send`` never takes a second frame while one is under way. That is what batches readings: whoever has more waits
   for ``lane_writable`` and sends it in one frame;
-- nothing grows with what strangers do: pipes are bounded, mute connections are closed;
+- strangers can't make anything grow: pipes are bounded, and mute connections are closed;
 - no pipe outlives its certificate for long: NNG does not show when that ends, so each pipe ends after about an hour,
   and the next handshake proves the certificate again. The dialler ends it first, after its last frame.
 """
@@ -47,22 +47,23 @@ _log = logging.getLogger(__name__)
 _MAX_INBOUND_PIPES = 4 * MAX_NEIGHBOURS
 """Two lanes for each neighbour, and as many again while the pipes of restarted neighbours drain."""
 _INBOUND_GRACE_NS = 10 * MS
-"""Between the engine's notice that a pipe is gone and ours: the receiving thread may still hold a last frame."""
+"""The time between the library's notice that a pipe is gone and ours: the receiving thread may still hold a last
+frame."""
 _DIAL_CHECK_NS = 400 * MS
 """How often a dial in progress is checked for a failure that repeating can't mend."""
 _SWEEP_NS = SECOND
-"""How often pipes are compared with the kernel's connections: 0.3 ms for a hundred of them."""
+"""How often pipes are compared with the kernel's connections, which takes 0.3 ms for a hundred of them."""
 _HANDSHAKE_NS = DIAL_TIMEOUT_NS
 _SETTLE_NS = 5 * MS
-"""From taking the next frame to having given the last one to the kernel: one more step on the engine's threads."""
+"""The time from taking the next frame until the kernel has the last one: one more step on the library's threads."""
 _LINGER_NS = 200 * MS
-"""A frame is handed over in steps on the engine's threads: a lane closed at once would often lose its last one."""
+"""A frame is handed over in steps on the library's threads: a lane closed at once would often lose its last one."""
 _LANE_AGE_NS = 3_600 * SECOND
 _PIPE_AGE_NS = 5_400 * SECOND
-"""Of a pipe into the inbox: longer, so that it ends here only when its dialler (another engine, or nobody of ours) does
-not end it."""
+"""The age of a pipe into the inbox. It is longer, so that the pipe ends here only when its dialler (another link
+engine, or a program of somebody else) does not end it."""
 _SPREAD = 0.75
-"""Each lives for this share of its time at least: links opened together must not end together."""
+"""Each lane and pipe lives for at least this share of its age, so that links opened together don't end together."""
 _ONE_SHOT = select.EPOLLIN | select.EPOLLONESHOT
 
 
@@ -73,9 +74,9 @@ class _State(Enum):
 
 
 class NngLane:
-    """See ``OutgoingLane``. ``judged`` and ``pipe`` belong to the engine's callbacks, ``state`` to ``lock``."""
+    """See ``OutgoingLane``. ``judged`` and ``pipe`` belong to the library's callbacks, ``state`` to ``lock``."""
 
-    def __init__(self, links: "Links", address: Address, greeting: Callable[[], bytes]) -> None:
+    def __init__(self, links: "NngLinks", address: Address, greeting: Callable[[], bytes]) -> None:
         self._links = links
         self.address = address
         self.greeting = greeting
@@ -117,7 +118,7 @@ class NngLane:
             self._links.arm(push.descriptor)
 
     def greet(self, frame: bytes) -> bool:
-        """Send the first frame and open the lane. False: finished, or its pipe is gone already."""
+        """Send the first frame and open the lane. False: the lane is finished, or its pipe is gone already."""
         with self.lock:
             if self.state is not _State.DIALLING or self.push is None or not self.push.try_send(frame):
                 return False
@@ -127,7 +128,7 @@ class NngLane:
             return True
 
     def finish(self) -> bool:
-        """Take no more frames. False: that was so already."""
+        """Take no more frames. False: the lane was finished already."""
         with self.lock:
             was, self.state = self.state, _State.FINISHED
             return was is not _State.FINISHED
@@ -142,11 +143,11 @@ def _life_ends_ns(age_ns: int) -> int:
     return time.monotonic_ns() + int(age_ns * random.uniform(_SPREAD, 1.0))
 
 
-class Links:
+class NngLinks:
     """See ``Transport``."""
 
-    def __init__(self, engine: SocketLibrary, observer: TransportObserver, mesh: MeshName) -> None:
-        self._engine = engine
+    def __init__(self, library: SocketLibrary, observer: TransportObserver, mesh: MeshName) -> None:
+        self._library = library
         self._observer = observer
         self._mesh = mesh
         self._inbox: PullSocket | None = None
@@ -179,7 +180,7 @@ class Links:
                 raise TransportError(
                     f"can't listen on {Address(host, port)}: this transport is closed or has an inbox: open another"
                 )
-            inbox = self._engine.pull(host, port, Watch(self._judge_inbound, lambda pipe: None, self._inbound_removed))
+            inbox = self._library.pull(host, port, Watch(self._judge_inbound, lambda pipe: None, self._inbound_removed))
             self._inbox = inbox
             self._receiver = threading.Thread(
                 target=self._run_receiver, args=(inbox,), name="mesh-receive", daemon=True
@@ -234,7 +235,7 @@ class Links:
         }
 
     def close(self) -> None:
-        """Close it; idempotent."""
+        """See ``Transport.close``."""
         with self._changing:
             first, self._closing = not self._closing, True
         self._inbound.silence()
@@ -254,7 +255,8 @@ class Links:
         os.eventfd_write(self._wake, 1)
 
     def arm(self, descriptor: int) -> None:
-        """One ``lane_writable`` once the socket of that descriptor takes a frame; under the lock of an open lane."""
+        """Have ``lane_writable`` called once when the socket of that descriptor takes a frame. Under the lock of an
+        open lane."""
         self._epoll.modify(descriptor, _ONE_SHOT)
 
     def linger(self, lane: NngLane) -> None:
@@ -276,7 +278,7 @@ class Links:
         if self._stopping and not self._lanes:
             self._stopped = True
 
-    # --- the engine's threads --------------------------------------------------------------------------------------
+    # --- the library's threads -------------------------------------------------------------------------------------
 
     def _judge_inbound(self, handshake: Handshake) -> bool:
         identity, detail = identify(handshake.names, self._mesh)
@@ -379,7 +381,7 @@ class Links:
             partial(self._judge_lane, lane), partial(self._lane_connected, lane), partial(self._lane_removed, lane)
         )
         try:
-            push = self._engine.push(lane.address, watch)
+            push = self._library.push(lane.address, watch)
         except TransportError as error:
             self._lane_finished(lane, str(error))
             return
@@ -396,7 +398,7 @@ class Links:
     def _check_dial(self, lane: NngLane, deadline_ns: int, timeout_s: float) -> None:
         if lane.state is not _State.DIALLING or lane.push is None:
             return
-        if lane.judged:  # NNG tells neither the begin nor the end of a pipe that its peer closes at once
+        if lane.judged:  # NNG reports neither the beginning nor the end of a pipe that its peer closes at once
             if lane.overdue:
                 self._lane_finished(lane, f"{lane.address} closed the connection")
             else:
@@ -428,7 +430,7 @@ class Links:
             self._observer.lane_writable(lane)
 
     def _lane_finished(self, lane: NngLane, reason: str, kind: str | None = UNREACHABLE) -> None:
-        """``kind``: of the failure to remember when it never opened; None: that is done."""
+        """``kind`` of the failure to remember if the lane never opened. None: the failure is remembered already."""
         if kind is not None and lane.state is _State.DIALLING:
             self._failures.remember(kind, str(lane.address), reason, dialled=True)
         if lane.finish():
@@ -437,7 +439,7 @@ class Links:
                 self._observer.lane_closed(lane, reason)
 
     def _sweep(self) -> None:
-        self._later(_SWEEP_NS, self._sweep)  # first: what fails in an observer must not end the sweeps
+        self._later(_SWEEP_NS, self._sweep)  # first, because an observer that fails must not end the sweeps
         self._compare_connections()
         self._end_outlived(time.monotonic_ns())
 

@@ -88,8 +88,10 @@ def test_slow_reader_makes_try_send_decline_then_tells_writable(pki: Any, two: A
 def test_lane_asked_to_notify_tells_writable_once_and_not_when_closed(pki: Any, two: Any) -> None:
     """The driver hands work to the I/O thread this way; a lost or repeated notice would stall or spin it."""
     a, b = two(pki("a"), pki("b"))
-    lane = a.dial(b)
-    lane.notify()
+    asked = threading.Event()
+    lane = a.transport.dial(b.address, lambda: b"hello" if asked.wait(8) else b"late", 5.0)
+    lane.notify()  # before it is open, which it is after its greeting
+    asked.set()
     a.told.one("lane_opened")
     assert not a.told.all("lane_writable")
     for count in (1, 2):
