@@ -1,1 +1,1 @@
-"""The express link engine: NNG's wire spoken by Python's ``ssl``."""
+"""The link engine ``express``: NNG's wire spoken by Python's ``ssl``."""

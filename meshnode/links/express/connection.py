@@ -1,16 +1,16 @@
-"""Connections of the express links: TLS on bytes in memory, SP headers, then frames, one way only.
+"""Connections of the express links: TLS on bytes in memory, SP headers, then frames in one direction.
 
 Inside TLS each side sends ``00 'S' 'P' 00 <protocol:u16> 00 00``, then a PUSH side sends
-``<length:u64><payload>`` and a PULL side nothing: that is all of NNG's wire.
+``<length:u64><payload>`` and a PULL side sends nothing. That is all of NNG's wire.
 
-Why TLS works on memory and not on the socket: one ``recv`` feeds many records (OpenSSL would take two system calls for
-each, and a third to learn that there is no more; measured, 3.5 of 19 µs one way); it never wants to write before it can
-read; and a peer that floods us with key updates or empty records, which OpenSSL swallows in a loop of its own, gets no
-further than the bytes of one turn.
+TLS works on memory and not on the socket for three reasons. One ``recv`` feeds many records; OpenSSL would need two
+system calls for each, and a third to learn that there is no more, which was measured as 3.5 of 19 µs one way. TLS never
+wants to write before it can read. And OpenSSL swallows key updates and empty records in a loop of its own; a peer that
+floods us with them gets no further than the bytes of one turn.
 
 Invariants:
-- a connection belongs to the I/O thread; only an open lane is used by others too, under its lock;
-- nothing is held of a peer beyond the bytes that came from it, whatever a length claims.
+- a connection belongs to the I/O thread; only an open lane is used by other threads too, under its lock;
+- a peer makes us hold no more than the bytes that came from it, whatever a length claims.
 """
 
 import logging
@@ -32,11 +32,12 @@ _log = logging.getLogger(__name__)
 PUSH0, PULL0 = 0x0050, 0x0051
 LENGTH = struct.Struct(">Q")
 NET_BYTES = 64 * 1024
-"""Taken from the kernel at once; OpenSSL's memory buffer of a connection grows to about this and stays."""
+"""The most bytes taken from the kernel at once. OpenSSL's memory buffer of a connection grows to about this and
+stays."""
 PLAIN_BYTES = 32 * 1024
-"""Room for one TLS record (16 KiB) and a rest."""
+"""Room for one TLS record (16 KiB) and the rest of the one before."""
 _TURN_READS = 4
-"""Receives of one connection before the others get their turn."""
+"""How often one connection receives before the others get their turn."""
 _ALL = 1 << 30
 
 
@@ -45,7 +46,7 @@ class Closed(Exception):
 
 
 class HandshakeFailed(Closed):
-    """It is over before it began."""
+    """The connection is over before its first frame."""
 
     def __init__(self, kind: FailureKind, why: str) -> None:
         super().__init__(why)
@@ -53,7 +54,7 @@ class HandshakeFailed(Closed):
 
 
 class PeerTurnedAway(Closed):
-    """The peer proved who it is, and may not have a link."""
+    """The peer proved who it is, but may not have a link."""
 
 
 class Hub(Protocol):
@@ -68,35 +69,35 @@ class Hub(Protocol):
     oversize: int
 
     def post(self, task: Callable[[], None]) -> None:
-        """Have the I/O thread run ``task``, in order."""
+        """Have the I/O thread run ``task``. Tasks keep their order. Any thread may call it."""
 
     def watch(self, connection: "Connection", mask: int) -> None:
-        """Wait for these events of a connection. Under its lock once it is open."""
+        """Wait for these events of a connection. Once it is open, call this under its lock."""
 
     def received(self, pipe: int, frame: bytes | bytearray) -> None:
-        """Hand one frame over."""
+        """Hand one frame over to the observer."""
 
     def guarded(self, task: Callable[[], None]) -> None:
-        """Give a notice; what the observer raises is logged."""
+        """Give a notice. An error of the observer is logged."""
 
     def pipe_opened(self, inbound: "Inbound") -> None:
-        """Note and announce it. :raises Closed: there are too many."""
+        """Note and announce an open pipe. :raises Closed: there are too many."""
 
     def finish(self, connection: "Connection", end: Closed | None) -> None:
-        """Close it; without an ``end`` nobody is told. I/O thread."""
+        """Close a connection. Without an ``end`` nobody is told. I/O thread only."""
 
     def linger(self, connection: "Connection") -> None:
-        """Give what is left of its last frame a moment. I/O thread."""
+        """Give a connection a moment to send the rest of its last frame. I/O thread only."""
 
     def adopt(self, connection: "Connection", mask: int) -> None:
-        """Wait for these events of a new connection, until its deadline. I/O thread."""
+        """Wait for these events of a new connection, until its deadline. I/O thread only."""
 
     def sweep_by(self, at_ns: int) -> None:
-        """Look at deadlines no later than then. I/O thread."""
+        """Look at all deadlines no later than at that instant. I/O thread only."""
 
 
 class Connection:
-    """One TCP connection: handshake, SP headers, then frames."""
+    """One TCP connection with its handshake, its SP headers and its frames."""
 
     def __init__(self, hub: Hub, mine: int, theirs: int) -> None:
         self.hub = hub
@@ -107,7 +108,7 @@ class Connection:
         self.identity: PeerIdentity | None = None
         self.secured = self.open = self.finished = False
         self.deadline_ns = 0
-        """Monotonic; 0: none."""
+        """A monotonic instant at which it has to have ended; 0: there is none."""
         self._mine, self._theirs = _sp_header(mine), _sp_header(theirs)
         self._header = b""
         self._refusal: PeerTurnedAway | None = None
@@ -117,7 +118,7 @@ class Connection:
 
     @property
     def label(self) -> str:
-        """Where the peer is, and who, once that is proved."""
+        """The place of the peer, and its identity once that is proved."""
         return f"{self.identity.role.value} {self.identity.node} at {self._place}" if self.identity else self._place
 
     @property
@@ -128,17 +129,17 @@ class Connection:
         return None
 
     def overdue(self) -> Closed:
-        """What to say when the deadline has passed."""
+        """The end of a connection whose deadline has passed."""
         raise NotImplementedError
 
     def turn(self, events: int) -> None:
-        """Go on with what ``events`` allow. :raises Closed: at the end."""
+        """Do what ``events`` allow. :raises Closed: the connection is over."""
         raise NotImplementedError
 
     def attach(self, sock: socket.socket) -> None:
-        """Use this non-blocking socket."""
+        """Take over this non-blocking socket."""
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # heartbeats see a vanished neighbour first; this frees the descriptor when nobody listens to them
+        # heartbeats notice a vanished neighbour earlier; this frees the descriptor when nobody listens to them
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
@@ -160,7 +161,7 @@ class Connection:
         return tls
 
     def _fetch(self) -> int:
-        """Give TLS what has come; 0: nothing. :raises Closed: the connection is over."""
+        """Give TLS the bytes that have come, and return how many. :raises Closed: the connection is over."""
         net = self.hub.net
         try:
             got = self._recv_into(net)
@@ -179,7 +180,7 @@ class Connection:
         return HandshakeFailed(FailureKind.HUNG_UP, f"it hung up during the handshake ({why})")
 
     def _shake_hands(self, tls: ssl.SSLObject) -> bool:
-        """Go on as far as what has come allows. True: done. :raises Closed: when it failed."""
+        """Go on with the handshake as far as the bytes allow. True: it is done. :raises Closed: it failed."""
         try:
             if not self.secured:
                 tls.do_handshake()
@@ -207,12 +208,13 @@ class Connection:
         return True
 
     def _hand_over(self) -> bool:
-        """Send what TLS has to say. False: it was not taken whole, and the connection is of no more use."""
+        """Send the bytes that TLS has made. False: the kernel did not take all, and the connection can't be used any
+        more."""
         flight = self._encrypted()
         try:
             return not flight or self._sock.send(flight) == len(flight)
         except OSError:
-            return False  # what the peer sent before it went says why, and is read next
+            return False  # what the peer sent before it went is read next, and says why
 
     def _judge(self, tls: ssl.SSLObject) -> None:
         names, not_after_utc_ns = proved(tls)
@@ -233,24 +235,24 @@ class Inbound(Connection):
         super().__init__(hub, PULL0, PUSH0)
         self.pipe, self.host = pipe, host
         self.leaving = False
-        """It is about to be closed here: no more of it is handed over."""
+        """It will be closed here, and none of its frames is handed over any more."""
         self._rest = b""
         """The first bytes of a length, up to seven."""
         self._partial: bytearray | None = None
-        """What came of a frame. It grows by what comes and never by what a length claims."""
+        """The bytes of a frame that have come. It grows by the bytes that come and never by what a length claims."""
         self._missing = 0
 
     @property
     def mute(self) -> bool:
-        """It has sent nothing; only then TLS costs memory."""
+        """Whether it has sent nothing yet. TLS costs memory only after that."""
         return self._tls is None
 
     def overdue(self) -> Closed:
-        """What to say when the deadline has passed."""
+        """The end of a connection whose deadline has passed."""
         return self._refusal or HandshakeFailed(FailureKind.MUTE, "it did not finish the handshake in time")
 
     def turn(self, events: int) -> None:
-        """Hand over what has come. :raises Closed: at the end."""
+        """Hand over the frames that have come. :raises Closed: the connection is over."""
         if self._refusal is not None:
             raise self._refusal
         tls = self._tls or self._begin(self.hub.contexts.server, None)
@@ -262,7 +264,8 @@ class Inbound(Connection):
                 if not self._shake_hands(tls):
                     return
                 if self._refusal is not None:
-                    # libnng takes an end at this point for a failed dial and repeats it ten times a second: wait a bit
+                    # if it were closed now, libnng would take that for a failed dial and repeat it ten times a second:
+                    # wait a bit
                     self.hub.watch(self, 0)
                     self.hub.linger(self)
                     return

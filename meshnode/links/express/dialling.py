@@ -1,6 +1,6 @@
 """Dialling of the express links: from the address of a lane to a socket that connects.
 
-Runs on the I/O thread, except that each host name is looked up on a thread of its own.
+It runs on the I/O thread, except that each host name is looked up on a thread of its own.
 """
 
 import ipaddress
@@ -15,17 +15,17 @@ from meshnode.links.peer import url_of
 from protocols.base.errors import TransportError
 
 _MAX_LOOK_UPS = 8
-"""Host names being resolved, each on a thread of its own: a resolver may take half a minute to give up."""
+"""The most look-ups at once, each on a thread of its own: a resolver may take half a minute to give up."""
 
 
 class Dialler:
-    """The dials of one node that are under way."""
+    """Connects the lanes of one node."""
 
     def __init__(self) -> None:
         self._look_ups = 0
 
     def start(self, lane: ExpressLane) -> None:
-        """Begin to connect; the lane is finished when that can't be done."""
+        """Begin to connect a lane. The lane is finished when that can't be done."""
         host, port = lane.address.host, lane.address.port
         try:
             url_of(lane.address)
@@ -43,7 +43,7 @@ class Dialler:
             self._connect(lane, family, (host, port))
 
     def _look_up(self, lane: ExpressLane) -> None:
-        """On a thread of its own."""
+        """Look a host name up. It runs on a thread of its own."""
         try:
             found = socket.getaddrinfo(lane.address.host, lane.address.port, type=socket.SOCK_STREAM)
             family, _, _, _, to = found[0]

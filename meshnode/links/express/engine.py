@@ -1,12 +1,13 @@
-"""The express link engine: NNG's own wire (SP PUSH/PULL over TLS 1.3) spoken by Python's ``ssl``.
+"""The link engine ``express``: NNG's own wire (SP PUSH/PULL over TLS 1.3) spoken by Python's ``ssl``.
 
-A peer can't tell it from libnng. What differs is the way to the wire: a frame goes out on the thread that sends it, and
-comes in on the one thread that waits for all connections, so that a reading takes fewer thread switches each way.
+A peer can't tell it from libnng. But a frame goes out on the thread that sends it, and comes in on the one thread that
+waits for all connections, so that a reading takes fewer thread switches each way.
 
 Invariants:
 - one I/O thread owns the selector and every inbound connection; it alone gives notices and hands over frames;
-- a descriptor is given back only when all events of a poll are dealt with, so that none is taken for its successor's;
-- frames of open links go before handshakes, and handshakes are taken one step at a time;
+- a descriptor is closed only after all events of a poll were handled, so that no event is taken for one of its
+  successor;
+- frames of open links are received before handshakes go on, and handshakes go on one step at a time;
 - a connection is closed within a minute of the end of its peer's certificate.
 """
 
@@ -44,15 +45,15 @@ from protocols.base.limits import MS, SECOND
 _log = logging.getLogger(__name__)
 
 _LINGER_NS = 200 * MS
-"""A closed lane has this long to hand its last bytes to the kernel, a refused peer to go by itself."""
+"""The time that a closed lane has to hand its last bytes to the kernel, and a refused peer to go by itself."""
 _EXPIRY_CHECK_NS = 60 * SECOND
 _SWEEP_GAP_NS = 20 * MS
-"""Deadlines are met this late at most; a flood of newcomers must not buy a sweep for each of them."""
+"""The time between two looks at all deadlines: a flood of newcomers must not cause one look for each of them."""
 _HANDSHAKES = 1
-"""Steps of handshakes between two looks at open links: the one that proves an identity takes up to 1.5 ms."""
+"""Steps of handshakes between two looks at open links. The step that proves an identity takes up to 1.5 ms."""
 _EVENTS = 128
 _BRISK = 4
-"""Short waits in a row after which frames are taken to come in quick succession."""
+"""So many short waits in a row mean that frames come in quick succession."""
 
 _open: "weakref.WeakSet[ExpressLinks]" = weakref.WeakSet()
 
@@ -66,7 +67,7 @@ def open_express(
 ) -> "ExpressLinks":
     """A transport that speaks NNG's wire by OpenSSL; ``spin_ns`` and ``priority`` as of :class:`ExpressLinks`.
 
-    :raises IdentityError: when the credentials can't be used.
+    :raises IdentityError: the credentials can't be used.
     """
     links = ExpressLinks(credentials, observer, mesh, spin_ns, priority)
     _open.add(links)
@@ -91,11 +92,11 @@ class ExpressLinks:
         priority: Priority = "normal",
         utc_now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """``spin_ns``: how long the I/O thread stays awake for the next frame while frames come in quick succession.
-        To wake a thread takes 25 µs on a virtual machine, half of the way of a reading. ``priority``: of that thread;
-        one that the system does not allow is logged.
+        """``spin_ns`` is how long the I/O thread stays awake for the next frame while frames come in quick succession.
+        To wake a thread takes 25 µs on a virtual machine, half of the time that a reading takes. ``priority`` is that
+        of the I/O thread; it is logged when the system does not allow it.
 
-        :raises IdentityError: when the credentials can't be used.
+        :raises IdentityError: the credentials can't be used.
         """
         self.observer, self.mesh = observer, mesh
         self.contexts: Contexts = contexts(credentials)
@@ -105,7 +106,7 @@ class ExpressLinks:
         self._utc_now_ns = utc_now_ns
         self._failures = Failures(time.monotonic_ns)
         self._priority = priority
-        self._spin_ns = spin_ns if len(os.sched_getaffinity(0)) > 1 else 0  # alone, it would only be in the way
+        self._spin_ns = spin_ns if len(os.sched_getaffinity(0)) > 1 else 0  # it would keep others waiting
         self._awaited_awake = self._brisk = 0
         self._refused = self._mute_closed = self._expired = 0
         self._frames_received = self._bytes_received = self._frames_sent = self._bytes_sent = 0
@@ -195,20 +196,20 @@ class ExpressLinks:
 
     # --- Hub -------------------------------------------------------------------------------------------------------
     def post(self, task: Callable[[], None]) -> None:
-        """Have the I/O thread run ``task``, in order."""
+        """Have the I/O thread run ``task``. Tasks keep their order. Any thread may call it."""
         self._tasks.append(task)
         if not self._woken:
             self._woken = True
             os.eventfd_write(self._wake, 1)
 
     def watch(self, connection: Connection, mask: int) -> None:
-        """Wait for these events of a connection. Under its lock once it is open."""
+        """Wait for these events of a connection. Once it is open, call this under its lock."""
         if connection.mask != mask and not connection.finished:
             connection.mask = mask
             self._epoll.modify(connection.descriptor, mask)
 
     def received(self, pipe: int, frame: bytes | bytearray) -> None:
-        """Hand one frame over."""
+        """Hand one frame over to the observer."""
         self._frames_received += 1
         self._bytes_received += len(frame)
         if self.silent:
@@ -221,21 +222,21 @@ class ExpressLinks:
         self._receiving_since_ns = None
 
     def guarded(self, task: Callable[[], None]) -> None:
-        """Give a notice; what the observer raises is logged."""
+        """Give a notice. An error of the observer is logged."""
         try:
             task()
         except BaseException:  # noqa: BLE001 - an observer's bug, or its sys.exit(), must not end the links
             _log.exception("a notice of the links failed in its observer")
 
     def pipe_opened(self, inbound: Inbound) -> None:
-        """Note and announce it. :raises Closed: there are too many."""
+        """Note and announce an open pipe. :raises Closed: there are too many."""
         self._inbox.opened(inbound)
         assert inbound.identity is not None, "judged"
         if not self.silent:
             self.guarded(lambda: self.observer.inbound_opened(inbound.pipe, inbound.identity, inbound.host))  # type: ignore[arg-type]
 
     def finish(self, connection: Connection, end: Closed | None) -> None:
-        """Close it; without an ``end`` nobody is told. I/O thread."""
+        """Close a connection. Without an ``end`` nobody is told. I/O thread only."""
         if connection.finished:
             return
         with connection.lock:
@@ -263,20 +264,20 @@ class ExpressLinks:
                 self.guarded(lambda: self.observer.lane_closed(connection, f"{prefix}{end}"))
 
     def linger(self, connection: Connection) -> None:
-        """Give what is left of its last frame a moment. I/O thread."""
+        """Give a connection a moment to send the rest of its last frame. I/O thread only."""
         if not connection.finished:
             connection.deadline_ns = time.monotonic_ns() + _LINGER_NS
             self.sweep_by(connection.deadline_ns)
 
     def adopt(self, connection: Connection, mask: int) -> None:
-        """Wait for these events of a new connection, until its deadline. I/O thread."""
+        """Wait for these events of a new connection, until its deadline. I/O thread only."""
         connection.mask = mask
         self._connections[connection.descriptor] = connection
         self._epoll.register(connection.descriptor, mask)
         self.sweep_by(connection.deadline_ns)
 
     def sweep_by(self, at_ns: int) -> None:
-        """Look at deadlines no later than then. I/O thread."""
+        """Look at all deadlines no later than at that instant. I/O thread only."""
         self._due_ns = min(self._due_ns, at_ns)
 
     # --- the I/O thread --------------------------------------------------------------------------------------------
@@ -307,7 +308,7 @@ class ExpressLinks:
                     if not connection.finished:
                         self._turn(connection, events)
                 shaking.clear()
-            for _ in range(len(tasks)):  # what these post has the next turn: events must not wait for ever
+            for _ in range(len(tasks)):  # what these tasks post has the next turn, so that events don't wait for ever
                 self.guarded(tasks.popleft())
             if self._buried:
                 self._bury()
@@ -315,8 +316,8 @@ class ExpressLinks:
         self._epoll.close()
 
     def _wait(self, left_ns: int) -> list[tuple[int, int]]:
-        """Descriptors with their events. After ``_BRISK`` waits shorter than ``spin_ns`` it looks again and again
-        before it sleeps: who answers an answer is not kept waiting, and ten readings a second never make it spin."""
+        """The descriptors with their events. After ``_BRISK`` waits shorter than ``spin_ns`` it polls again and again
+        before it sleeps: a peer that answers an answer does not wait, and ten readings a second never make it spin."""
         poll, spin_ns = self._epoll.poll, self._spin_ns
         if not spin_ns:
             return poll(left_ns / SECOND, _EVENTS)
@@ -351,7 +352,7 @@ class ExpressLinks:
         self._buried.clear()
 
     def _sweep(self) -> None:
-        """End what is overdue, and find out when to look again."""
+        """End the connections that are overdue, and find out when to look again."""
         now_ns = time.monotonic_ns()
         due_ns = self._expiry_due_ns
         if now_ns >= due_ns:

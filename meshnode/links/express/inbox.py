@@ -1,7 +1,7 @@
-"""The inbox of the express links: it listens, and takes strangers in until each has proved who it is or has to go.
+"""The inbox of the express links. It listens, and holds newcomers until they have proved who they are or have to go.
 
 Invariants:
-- strangers are bounded in number and in time, and whoever comes most often makes room first;
+- newcomers are bounded in number and in time, and the host with the most of them makes room first;
 - between two looks at open links it accepts at most ``_ACCEPTS`` connections;
 - it rests when descriptors or memory have run out.
 
@@ -24,26 +24,29 @@ from protocols.base.limits import DIAL_TIMEOUT_NS, MAX_NEIGHBOURS, MS
 from protocols.base.time import NEVER
 
 _MAX_INBOUND = 4 * MAX_NEIGHBOURS
-"""Two lanes for each neighbour, and as many again while those of restarted neighbours drain."""
+"""The most open pipes: two for each neighbour, and as many again while those of restarted neighbours drain."""
 _MAX_NEWCOMERS = 128
-"""Inbound connections that have not proved anything yet. 5 s each: a flood must be answered by making room."""
+"""The most inbound connections that have not proved anything yet. Each has 5 s, so a flood must be answered by making
+room."""
 _HANDSHAKE_NS = DIAL_TIMEOUT_NS
 _REST_NS = 200 * MS
-"""Without accepting when descriptors or memory have run out: the listener stays readable, trying at once would spin."""
+"""The time without accepting after descriptors or memory ran out. The listener stays readable: to try at once would
+spin."""
 _ACCEPTS = 8
-"""Accepted between two looks at open links: one takes up to 0.15 ms when another has to make room for it."""
+"""Connections accepted between two looks at open links. One takes up to 0.15 ms when another has to make room for
+it."""
 _BACKLOG = 512
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Inbox:
-    """The listener of one node and the connections that came in by it."""
+    """The listener of one node, and the connections that came in."""
 
     def __init__(self, epoll: select.epoll, failures: Failures) -> None:
         self.descriptor = -1
-        """Of the listener; -1: it does not listen."""
+        """The listener's descriptor; -1: it does not listen."""
         self.pipes: dict[int, Inbound] = {}
-        """Those that are open, by number."""
+        """The open pipes by number."""
         self._epoll, self._failures = epoll, failures
         self._listener: socket.socket | None = None
         self._resting_until_ns = 0
@@ -71,7 +74,7 @@ class Inbox:
         return int(listener.getsockname()[1])
 
     def accept(self, hub: Hub) -> None:
-        """Take in who has connected, for the links that ``hub`` is."""
+        """Accept connections; they belong to ``hub``."""
         assert self._listener is not None, "it is readable"
         for _ in range(_ACCEPTS):
             try:
@@ -82,7 +85,7 @@ class Inbox:
                 if error.errno in _EXHAUSTED:
                     self._rest(hub, error)
                     return
-                continue  # the peer went before we came
+                continue  # the peer hung up before it was accepted
             if len(self.pipes) >= _MAX_INBOUND:
                 sock.close()
                 continue
@@ -100,7 +103,7 @@ class Inbox:
             hub.adopt(inbound, select.EPOLLIN)
 
     def opened(self, inbound: Inbound) -> None:
-        """A newcomer has proved who it is. :raises Closed: there are too many pipes."""
+        """Note that a newcomer has proved who it is. :raises Closed: there are too many pipes."""
         self._newcomers.pop(inbound.descriptor, None)
         inbound.deadline_ns = 0
         if len(self.pipes) >= _MAX_INBOUND:
@@ -108,7 +111,7 @@ class Inbox:
         self.pipes[inbound.pipe] = inbound
 
     def left(self, inbound: Inbound) -> bool:
-        """A connection has ended. True: it was an open pipe."""
+        """Note that a connection has ended. Returns whether it was an open pipe."""
         self._newcomers.pop(inbound.descriptor, None)
         return self.pipes.pop(inbound.pipe, None) is not None
 
@@ -142,7 +145,7 @@ class Inbox:
             self._make_room()
 
     def _make_room(self) -> None:
-        """End a newcomer: the oldest of the host that has most of them, and rather one that has said nothing."""
+        """End a newcomer of the host that has the most: the oldest that has sent nothing, or else the oldest."""
         busiest = Counter(newcomer.host for newcomer in self._newcomers.values()).most_common(1)[0][0]
         theirs = [newcomer for newcomer in self._newcomers.values() if newcomer.host == busiest]
         out = next((newcomer for newcomer in theirs if newcomer.mute), theirs[0])

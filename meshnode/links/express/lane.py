@@ -1,9 +1,10 @@
-"""A lane of the express links: the dialled end of a connection, which sends frames on whatever thread hands them over.
+"""A lane of the express links: the dialled end of a connection. It sends a frame on the thread that hands it over.
 
 Invariants:
-- once it is open, its TLS object and what is left of a frame are used under its lock only: OpenSSL allows one thread;
-- a frame that was taken goes out whole before the next is taken; the rest that the kernel did not take is sent by the
-  I/O thread, and only that much of it is encrypted as the kernel takes at once.
+- once it is open, its TLS object and the rest of a frame are used only under its lock, because OpenSSL allows one
+  thread;
+- a frame that was taken goes out whole before the next one is taken. The I/O thread sends the rest that the kernel did
+  not take, and encrypts only as much of it as the kernel takes at once.
 """
 
 import errno
@@ -21,11 +22,11 @@ from protocols.base.ids import SERVER_NAME
 from protocols.base.limits import MAX_FRAME_BYTES
 
 _CHUNK_BYTES = 64 * 1024
-"""Of a large frame, encrypted and handed to the kernel at once."""
+"""Bytes of a large frame that are encrypted and handed to the kernel at once."""
 _HEAD_BYTES = 16_384 - LENGTH.size
-"""Of a large frame, beside its length: one whole TLS record, and no more of it is copied."""
+"""Bytes of a large frame that share a TLS record with its length. No more of it is copied."""
 _MAX_CONTROL_BYTES = 16 * 1024
-"""Answers to key updates that wait for the peer to take a frame."""
+"""The most bytes of answers to key updates that wait until the peer takes a frame."""
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
 
@@ -41,7 +42,7 @@ class ExpressLane(Connection):
         self._greeting = greeting
         self._connected = False
         self._unsent = memoryview(b"")
-        """Encrypted, not taken by the kernel yet."""
+        """Bytes that are encrypted and that the kernel has not taken yet."""
         self._unencrypted = memoryview(b"")
         self._declined = self._notified = False
         self._failure = ""
@@ -54,7 +55,7 @@ class ExpressLane(Connection):
         return str(self.address)
 
     def overdue(self) -> Closed:
-        """What to say when the deadline has passed."""
+        """The end of a lane whose deadline has passed."""
         if self.open:
             return Closed("closed here before it took all")
         if not self._connected:
@@ -62,7 +63,7 @@ class ExpressLane(Connection):
         return HandshakeFailed(FailureKind.MUTE, f"no answer within {self.timeout_s:g} s: unreachable or mute")
 
     def connect(self, sock: socket.socket, to: "tuple[str, int] | tuple[str, int, int, int]") -> None:
-        """Begin to connect; events tell how it went. :raises Closed: no way leads there."""
+        """Begin to connect. Events tell how that went. :raises Closed: there is no route to the address."""
         self.attach(sock)
         self.host = to[0]
         error = sock.connect_ex(to)
@@ -70,7 +71,7 @@ class ExpressLane(Connection):
             raise self._unreachable(error)
 
     def turn(self, events: int) -> None:
-        """Go on with the handshake, or with a frame. :raises Closed: at the end."""
+        """Go on with the handshake or with a frame. :raises Closed: the connection is over."""
         if not self.open:
             self._open()
             return
@@ -106,7 +107,7 @@ class ExpressLane(Connection):
             self.hub.post(self._release)
 
     def end_quietly(self) -> None:
-        """Close it on the I/O thread, with nobody told."""
+        """Close the lane without a notice. I/O thread only."""
         self.closed = True
         self._release()
 
@@ -143,7 +144,7 @@ class ExpressLane(Connection):
         return Closed(f"no connection to {self.address} ({why})")
 
     def _writable(self) -> bool:
-        """Send what is left of a frame. True: another was declined meanwhile, and its sender waits for notice."""
+        """Send the rest of a frame. True: another frame was declined meanwhile, and its sender waits for a notice."""
         with self.lock:
             try:
                 if not self._push():
@@ -155,13 +156,13 @@ class ExpressLane(Connection):
             return declined
 
     def _readable(self) -> None:
-        """Nothing may come back but the end. :raises Closed: at the end, or when something did."""
+        """Read from a peer that may only close. :raises Closed: it closed the connection, or sent something."""
         with self.lock:
             if self._fetch():
                 self._digest()
 
     def _digest(self) -> None:
-        """Let TLS deal with what it was given: a ticket, a key update. :raises Closed: it was something else."""
+        """Let TLS handle what came: a ticket or a key update. :raises Closed: it was something else."""
         try:
             got = self._read(1)
         except ssl.SSLWantReadError:
@@ -196,7 +197,7 @@ class ExpressLane(Connection):
 
     # --- under the lock --------------------------------------------------------------------------------------------
     def _send(self, frame: bytes) -> bool:
-        """Send; what the kernel does not take is left to the I/O thread. False: the connection has failed."""
+        """Send a frame, and leave what the kernel does not take to the I/O thread. False: the connection has failed."""
         size = len(frame)
         try:
             if size <= _CHUNK_BYTES:
@@ -210,7 +211,7 @@ class ExpressLane(Connection):
                     self._unsent = memoryview(data)[sent:]
                     self.hub.watch(self, _IN | _OUT)
             else:
-                self._encrypt(LENGTH.pack(size) + frame[:_HEAD_BYTES])  # one whole record: nothing more is copied
+                self._encrypt(LENGTH.pack(size) + frame[:_HEAD_BYTES])  # a whole record: nothing more is copied
                 self._unencrypted = memoryview(frame)[_HEAD_BYTES:]
                 if not self._push():
                     self.hub.watch(self, _IN | _OUT)
@@ -223,7 +224,7 @@ class ExpressLane(Connection):
         return True
 
     def _push(self) -> bool:
-        """Hand over as much as the kernel takes. True: all of it."""
+        """Hand the kernel as much as it takes. True: it took all."""
         while True:
             if not self._unsent:
                 if self._unencrypted:
