@@ -87,7 +87,7 @@ def parse_untrusted_advert(
     """An advert from the TXT properties, addresses and port of a service.
 
     :raises OtherMesh: it is well-formed enough to show that it does not concern us.
-    :raises RemoteProtocolError: it is no advert for any other reason.
+    :raises RemoteProtocolError: it is not an advert for any other reason.
     """
     if (version := properties.get(b"v")) != _MAJOR:
         raise OtherMesh(f"advert of major version {(version or b'')[:8]!r} ignored: this node speaks {_MAJOR!r}")
@@ -99,7 +99,7 @@ def parse_untrusted_advert(
         raise RemoteProtocolError(f"advert ignored: {error}") from error
     digits = _text(properties, b"i")
     if not (digits.isascii() and digits.isdigit()) or int(digits) > _MAX_INCARNATION:
-        raise RemoteProtocolError(f"advert of {node!r} ignored: incarnation {digits[:24]!r} is no number below 2^63")
+        raise RemoteProtocolError(f"advert of {node!r} ignored: incarnation {digits[:24]!r} is not a number below 2^63")
     if port is None or not 0 < port <= 65_535:
         raise RemoteProtocolError(f"advert of {node!r} ignored: it has no valid port")
     hosts = [host for text in addresses[: 4 * MAX_ADVERT_ADDRESSES] if (host := _host(text)) is not None]

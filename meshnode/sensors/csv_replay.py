@@ -162,9 +162,9 @@ class CsvReplay:
         while line := file.readline(MAX_LINE_CHARS + 1):
             self._line += 1
             if len(line) > MAX_LINE_CHARS:
-                self._fail(f"the line is longer than {MAX_LINE_CHARS} characters: this is no CSV of readings")
+                self._fail(f"the line is longer than {MAX_LINE_CHARS} characters: this is not a CSV file of readings")
             if "\0" in line:
-                self._fail("the line has a NUL character: this is no text file")
+                self._fail("the line has a NUL character: this is not a text file")
             yield line
 
     def _check_header(self, header: list[str] | None) -> None:

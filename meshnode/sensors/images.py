@@ -113,7 +113,7 @@ class ImageFolder:
         )
 
     def samples(self) -> Generator[Sample, None, None]:
-        """One sample per frame. :raises ConfigError: a file is no picture; names the file."""
+        """One sample per frame. :raises ConfigError: a file is not a picture; names the file."""
         frame = 0
         while True:
             for path in self._pictures:

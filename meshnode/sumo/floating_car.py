@@ -145,7 +145,7 @@ class _Parser:
             self.fail(f"it is not well-formed XML ({what}): it may be cut off, export or copy it again", error)
         self._fed_bytes += len(piece)
         if self._fed_bytes - self._parser.CurrentByteIndex > MAX_MARKUP_BYTES:
-            self.fail(f"one tag is longer than {MAX_MARKUP_BYTES} bytes: this is no floating-car data")
+            self.fail(f"one tag is longer than {MAX_MARKUP_BYTES} bytes: this is not floating-car data")
 
     def fail(self, fault: str, cause: Exception | None = None) -> NoReturn:
         """:raises TraceInvalid: with the place that the parser has reached."""
