@@ -1,18 +1,14 @@
-"""The reader of floating-car data that nodes and the simulator share: what it yields, where it stops, what it loads.
+"""The reader of floating-car data that nodes and the simulator share: what it yields and where it stops.
 
 Malformed files are tested where people meet them: in tests/meshnode/sensors and tests/sims/roads.
 """
 
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from meshnode.sumo.floating_car import TimeStep, TraceInvalid, VehicleRow, rows
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def written(folder: Path, *lines: str, closed: bool = True) -> Path:
@@ -96,14 +92,3 @@ def test_rows_of_a_long_file_keep_their_order_over_all_pieces(tmp_path: Path) ->
     assert len(found) == 4_000
     lines = [row.line for row in found if isinstance(row, VehicleRow)]
     assert all(late - early == 3 for early, late in pairwise(lines))
-
-
-def test_rows_imported_alone_load_no_other_room_of_a_node() -> None:
-    """The simulator reads traces without the threads, sockets and libraries of a node."""
-    listing = (
-        "import meshnode.sumo.floating_car, sys; print(*sorted(n for n in sys.modules if n.startswith('meshnode')))"
-    )
-    loaded = subprocess.run(
-        [sys.executable, "-c", listing], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout
-    assert loaded.split() == ["meshnode", "meshnode.sumo", "meshnode.sumo.floating_car"]
