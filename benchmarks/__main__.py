@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.contender import PEERS
+from benchmarks.contender import OURS, PEERS
 from benchmarks.measures import RUNS
 from benchmarks.schedule import Plan, carry_out
 
@@ -16,7 +16,7 @@ QUICK_BUDGET_S = 38.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line. Returns 0; 1 when a contender failed, or with ``--check`` when a bar was missed."""
+    """Run from the command line; returns the exit status, see :func:`benchmarks.report.status`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="finish within 45 seconds")
     parser.add_argument("--check", action="store_true", help="end with status 1 when a promised bar is missed")
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--rounds and --generations start at 1, --pace lies above 0 and up to 20")
     peers = tuple(peer for peer in PEERS if peer in (options.against or PEERS))
     plan = Plan(
-        contenders=peers if options.without_ours else ("ours", *peers),
+        contenders=peers if options.without_ours else (OURS, *peers),
         runs=tuple(run for run in RUNS if run in (options.only or RUNS)),
         generations=options.generations or (1 if options.quick else 3),
         rounds=options.rounds,
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     missed = report.missed_bars(outcome) if options.check else []
     for sentence in missed:
         print(f"MISSED {sentence}")
-    return 1 if outcome.failures or missed else 0
+    return report.status(outcome, missed)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ from protocols.base.errors import MeshError
 
 End = Literal["near", "far"]
 ENDS: tuple[End, End] = ("near", "far")
-NAMES = ("ours", "pynng", "zenoh", "ssl")
+OURS = "ours"
 Ports = tuple[int, ...]
 """TCP ports on the loopback address."""
 PEERS = ("pynng", "zenoh", "ssl")
+NAMES = (OURS, *PEERS)
 
 
 class BenchmarkFailed(MeshError):

@@ -10,7 +10,7 @@ import ssl
 import threading
 from collections.abc import Callable
 
-from benchmarks.contender import Ports, Setting
+from benchmarks.contender import BenchmarkFailed, Ports, Setting
 from benchmarks.peer import Peer
 from protocols.base.ids import SERVER_NAME
 
@@ -43,12 +43,18 @@ class SslPeer(Peer):
         self._outgoing = outgoing
 
     def sender(self, *, batched: bool) -> Callable[[bytes], object]:
-        """A frame is a TLS record, or several when it is long."""
+        """A frame is a TLS record, or several when it is long.
+
+        The function raises ``BenchmarkFailed`` when the other end has closed the connection.
+        """
         outgoing = self._outgoing
         assert outgoing is not None, "connect first"
 
         def send(frame: bytes) -> None:
-            outgoing.sendall(len(frame).to_bytes(LENGTH_BYTES, "big") + frame)
+            try:
+                outgoing.sendall(len(frame).to_bytes(LENGTH_BYTES, "big") + frame)
+            except OSError as error:
+                raise BenchmarkFailed(f"the other end closed the connection: {error}") from error
 
         return send
 
@@ -71,7 +77,8 @@ class SslPeer(Peer):
         context = _context(self.setting, ssl.PROTOCOL_TLS_SERVER)
         with (
             context.wrap_socket(raw, server_side=True) as incoming,
-            contextlib.suppress(ConnectionError, ssl.SSLEOFError),
+            # The last: an echo found that the other end has gone, which whoever waits there reports.
+            contextlib.suppress(ConnectionError, ssl.SSLEOFError, BenchmarkFailed),
         ):
             incoming.settimeout(None)
             self._read_frames(incoming)

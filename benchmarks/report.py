@@ -11,7 +11,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contender import NAMES, PEERS
+from benchmarks.contender import NAMES, OURS, PEERS
 from benchmarks.schedule import Outcome
 
 UNITS = {
@@ -105,8 +105,18 @@ def table(outcome: Outcome) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     count = max((len(runs) for by_name in outcome.values.values() for runs in by_name.values()), default=0)
     lines.append(f"median (least..most) of {count} interleaved runs; a ratio above 1 means that ours is better")
-    lines += [f"FAILED {failure}" for failure in outcome.failures]
+    for name, failures in outcome.failures.items():
+        verdict = "FAILED" if name == OURS else "LEFT OUT"
+        lines += [f"{verdict} {name}, {failure}" for failure in failures]
     return "\n".join(lines)
+
+
+def status(outcome: Outcome, missed: list[str]) -> int:
+    """The exit status: 1 when ours failed, when a promise in ``missed`` was missed, or when nothing was measured.
+
+    A peer that fails is somebody else's fault: its row is missing, and the table says why.
+    """
+    return 1 if OURS in outcome.failures or missed or not outcome.values else 0
 
 
 def missed_bars(outcome: Outcome) -> list[str]:

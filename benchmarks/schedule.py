@@ -52,7 +52,8 @@ class Outcome:
 
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
+    failures: dict[str, list[str]] = field(default_factory=dict)
+    """Of each contender that failed: what happened, a sentence for each time."""
 
     def add(self, measure: str, contender: str, value: float) -> None:
         """Note the result of one run."""
@@ -65,7 +66,7 @@ class Outcome:
 
 
 def carry_out(plan: Plan, say: Callable[[str], None]) -> Outcome:
-    """Measure. A contender that fails is told in ``failures`` and left out for the rest of its generation."""
+    """Measure. A contender that fails is named in ``failures`` and left out for the rest of its generation."""
     begin_s = time.monotonic()
     outcome = Outcome()
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as name:
@@ -120,7 +121,7 @@ def _attempt(pairs: dict[str, Pair], name: str, what: str, outcome: Outcome, act
     except BenchmarkFailed as error:
         # a pair whose ends disagree about where they are would hand its confusion on to its next measure
         pair = pairs.pop(name)
-        outcome.failures.append("; ".join(filter(None, (f"{name}, {what}: {error}", pair.dead()))))
+        outcome.failures.setdefault(name, []).append("; ".join(filter(None, (f"{what}: {error}", pair.dead()))))
         pair.kill()
 
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from benchmarks import busy, ends, report, schedule
+from benchmarks.__main__ import main
 from benchmarks.contender import ENDS, PEERS, BenchmarkFailed, End, Setting
 from benchmarks.model import INPUT, OUTPUT, bare_session, sample_input, write_model
 from benchmarks.schedule import Outcome, Plan
@@ -175,6 +176,59 @@ def test_pair_far_end_killed_fails_and_says_so(ssl_pair: ends.Pair) -> None:
     os.kill(ssl_pair.process_ids["far"], signal.SIGKILL)
     with pytest.raises(BenchmarkFailed, match=r"ssl/(near|far)"):
         ssl_pair.run("readings_per_s", 0.1)
+
+
+@pytest.fixture
+def run_with_one_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], int]]:
+    """The whole command on ours and the bare ssl sockets; the far end of one is killed as soon as both have met."""
+
+    def run(victim: str) -> int:
+        class ShortLivedPair(ends.Pair):
+            def open(self) -> dict[str, str]:
+                versions = super().open()
+                if self.name == victim:
+                    os.kill(self.process_ids["far"], signal.SIGKILL)
+                return versions
+
+        monkeypatch.setattr(schedule, "Pair", ShortLivedPair)
+        options = ["--against", "ssl", "--only", "readings_per_s", "--generations", "1", "--rounds", "1"]
+        return main([*options, "--pace", "0.1", "--out", str(tmp_path / "bench.json")])
+
+    before = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_benchmark_peer_ends_early_is_left_out_and_does_not_fail_ours(
+    run_with_one_killed: Callable[[str], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A whole run of ours was once called failed because a bare socket of a peer had closed."""
+    assert run_with_one_killed("ssl") == 0
+    assert "LEFT OUT ssl, readings_per_s: " in capsys.readouterr().out
+    runs = json.loads((tmp_path / "bench_runs.json").read_text())
+    assert set(runs["runs"]["readings_per_s"]) == {"ours"}
+    assert set(runs["failures"]) == {"ssl"}
+
+
+def test_benchmark_ours_ends_early_fails_the_run(
+    run_with_one_killed: Callable[[str], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit status speaks of ours."""
+    assert run_with_one_killed("ours") == 1
+    assert "FAILED ours, readings_per_s: " in capsys.readouterr().out
+
+
+def test_status_nothing_measured_fails() -> None:
+    """A run in which every contender ended early must not pass for a good one."""
+    assert report.status(Outcome(failures={"ssl": ["open: gone"]}), []) == 1
+    assert report.status(outcome_of(zenoh=1.0), []) == 0
+
+
+def test_ssl_sender_other_end_gone_says_so(ssl_pair: ends.Pair) -> None:
+    """The sentence must name the closed connection, not show a traceback of the ssl module."""
+    os.kill(ssl_pair.process_ids["far"], signal.SIGKILL)
+    with pytest.raises(BenchmarkFailed, match=r"ssl/near: the other end closed the connection: "):
+        ssl_pair.run("tensor_1MB_bytes_per_s", 0.5)  # more than the kernel's buffers hold
 
 
 def test_children_parent_killed_end_too(tmp_path: Path) -> None:
