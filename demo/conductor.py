@@ -9,18 +9,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
+from demo.machine import Machine, Watch, ended_children_s
 from demo.stage import ALL, UNITS, Participant
 from protocols.base.errors import MeshError
 
 STOPPING = "tell everybody to stop"
-GRACE_S = 10.0
-"""A process told to stop has this long before it is killed, which breaks a promise."""
+READY_TIMEOUT_S = 60.0
+"""From the start of a node to its ready line. A machine on which that takes longer can't show the demonstration."""
+MEET_TIMEOUT_S = 20.0
+"""Far beyond the promise, so that a slow machine is not taken for a mesh that never met."""
+GRACE_S = 30.0
+"""A process told to stop has this long before it is killed, which breaks a promise. A slow machine needs 10 s."""
 
 
 class Conductor:
@@ -36,6 +43,9 @@ class Conductor:
         """Every event line of every participant, figures left out."""
         self.exit_codes: dict[str, int] = {}
         self._processes: dict[str, subprocess.Popen[str]] = {}
+        self._usage: dict[str, psutil.Process] = {}
+        self._starts: Counter[str] = Counter()
+        self._ready: Counter[str] = Counter()
         self._begin_s = time.time()
         paths = (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))
         self._environment = {
@@ -47,7 +57,9 @@ class Conductor:
     def start(self, participant: Participant) -> None:
         """Start a node; its lines come in by a thread of their own."""
         home = self.folder / participant.name
-        life = sum(line["what"] == f"start {participant.name}" for line in self.timeline)
+        life = self._starts[participant.name]
+        self._starts[participant.name] += 1
+        self.figures.pop(participant.name, None)
         self._spawn(
             participant.name,
             ["-m", "demo.participant", str(home / "node.toml"), str(home / f"report-{life}.json")],
@@ -61,27 +73,30 @@ class Conductor:
         self._spawn("relay-1", arguments, (home / "log.txt").open("a"))
 
     def _spawn(self, name: str, arguments: list[str], log: IO[str]) -> None:
+        self.note(f"start {name}")
         with log:
             process = subprocess.Popen(
                 [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
                 env=self._environment, start_new_session=True,
             )  # fmt: skip
         self._processes[name] = process
-        self.note(f"start {name}")
+        self._usage[name] = psutil.Process(process.pid)
         threading.Thread(target=self._read, args=(name, process), daemon=True).start()
 
     def _read(self, name: str, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            with suppress(json.JSONDecodeError, queue.Full):
-                self.lines.put_nowait({"node": name, **json.loads(line)})
+        with process.stdout as lines:
+            for line in lines:
+                with suppress(json.JSONDecodeError, queue.Full):
+                    self.lines.put_nowait({"node": name, **json.loads(line)})
 
     def kill(self, name: str) -> None:
         """SIGKILL: no goodbye, no flush."""
-        process = self._processes.pop(name)
+        process = self._processes[name]
         self.note(f"kill {name}")
         process.kill()
         process.wait()
+        self._forget(name)
 
     def stop(self, name: str) -> None:
         """SIGTERM, to be followed by :meth:`wait`."""
@@ -89,14 +104,28 @@ class Conductor:
 
     def wait(self, name: str) -> None:
         """Wait for a stopped process and note its exit status; one that hangs is killed."""
-        process = self._processes.pop(name)
+        process = self._processes[name]
         try:
             self.exit_codes[name] = process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             self.exit_codes[name] = -signal.SIGKILL
+        self._forget(name)
         self.note(f"stopped {name}")
+
+    def _forget(self, name: str) -> None:
+        """Of a process that has ended and was waited for."""
+        del self._processes[name], self._usage[name]
+
+    def processor_s(self) -> float:
+        """Processor time used so far by the demonstration: this process and all that it started. Any thread."""
+        used_s = time.process_time() + ended_children_s()
+        for usage in list(self._usage.values()):
+            with suppress(psutil.NoSuchProcess):  # it has just ended and counts among the ended ones next time
+                times = usage.cpu_times()
+                used_s += times.user + times.system
+        return used_s
 
     def ended_early(self) -> list[str]:
         """Processes that ended although nobody told them to."""
@@ -116,6 +145,7 @@ class Conductor:
             process.kill()
             process.wait()
         self._processes.clear()
+        self._usage.clear()
 
     # --- what happens ----------------------------------------------------------------------------------------------
     def note(self, what: str) -> None:
@@ -145,6 +175,7 @@ class Conductor:
                 self.figures[line["node"]] = line
                 continue
             self.seen.append(line)
+            self._ready[line["node"]] += line["kind"] == "ready"
             match line["kind"]:
                 case "dead" | "suspect" | "left":
                     self._tell(line["at"], f"{line['node']}: {line['about']} is {line['kind']}")
@@ -157,9 +188,21 @@ class Conductor:
                 case _:
                     pass
 
-    def wait_until_met(self, names: list[str], timeout_s: float, view: "View") -> bool:
-        """Until each of ``names`` sees all the others alive."""
-        end_s = time.monotonic() + timeout_s
+    def wait_until_ready(self, view: "View") -> None:
+        """Until every node that was started has said that it is ready.
+
+        :raises MeshError: when one does not within ``READY_TIMEOUT_S``, or a process ended by itself.
+        """
+        end_s = time.monotonic() + READY_TIMEOUT_S
+        while late := [name for name, starts in self._starts.items() if self._ready[name] < starts]:
+            self.check_running()
+            if time.monotonic() > end_s:
+                raise MeshError(f"{', '.join(late)} did not become ready within {READY_TIMEOUT_S:g} s")
+            self.play(0.1, view)
+
+    def wait_until_met(self, names: list[str], view: "View") -> bool:
+        """Until each of ``names`` sees all the others alive; False when that takes longer than ``MEET_TIMEOUT_S``."""
+        end_s = time.monotonic() + MEET_TIMEOUT_S
         while time.monotonic() < end_s:
             self.play(0.25, view)
             if all(set(names) - {name} <= set(self.figures.get(name, {}).get("alive", ())) for name in names):
@@ -246,17 +289,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def play_all(folder: Path, relay_port: int | None, view: View) -> tuple[Conductor, bool]:
-    """The whole piece. Returns the conductor, closed, and whether everybody met at the start."""
+def play_all(folder: Path, relay_port: int | None, view: View) -> tuple[Conductor, bool, Machine]:
+    """The whole piece. Returns the conductor, closed, whether everybody met at the start, and how the machine did.
+
+    :raises MeshError: a process ended by itself or did not become ready.
+    """
     conductor = Conductor(folder, relay_port)
     everybody = [participant.name for participant in ALL]
+    watch = Watch(conductor.processor_s)
     try:
-        with view.shown():
+        with watch, view.shown():
             if relay_port is not None:
                 conductor.start_relay()
             for participant in ALL:
                 conductor.start(participant)
-            met = conductor.wait_until_met(everybody, 20.0, view)
+            conductor.wait_until_ready(view)
+            met = conductor.wait_until_met(everybody, view)
             conductor.check_running()
             conductor.play(9.0, view)
             if relay_port is not None:
@@ -267,7 +315,8 @@ def play_all(folder: Path, relay_port: int | None, view: View) -> tuple[Conducto
             conductor.kill("rsu-2")
             conductor.play(7.0, view)
             conductor.start(UNITS[1])
-            conductor.wait_until_met(everybody, 10.0, view)
+            conductor.wait_until_ready(view)
+            conductor.wait_until_met(everybody, view)
             conductor.play(4.0, view)
             conductor.check_running()
             conductor.note(STOPPING)
@@ -281,4 +330,4 @@ def play_all(folder: Path, relay_port: int | None, view: View) -> tuple[Conducto
             conductor.read_lines(0.2)
     finally:
         conductor.close()
-    return conductor, met
+    return conductor, met, watch.machine()

@@ -2,8 +2,8 @@
 
     python -m demo.participant node.toml report.json
 
-Prints a line of JSON for each event, and twice a second its figures; writes its report when it is told to stop
-(SIGTERM).
+It prints a line of JSON when it is ready, one for each event, and its figures twice a second; it writes its report when
+it is told to stop (SIGTERM).
 """
 
 import asyncio
@@ -33,6 +33,8 @@ class Notebook:
         self._printing = threading.Lock()
         self.latencies_us: list[float] = []
         self.readings: Counter[str] = Counter()
+        self.first_heard: dict[str, float] = {}
+        """When the first reading of each neighbour came: from then on, it knows what this node asks for."""
         self.hazards: list[dict[str, Any]] = []
         self.told: list[dict[str, Any]] = []
         """Hazards of this vehicle, which every neighbour must have heard of."""
@@ -53,6 +55,7 @@ class Notebook:
         with self.lock:
             self.latencies_us.append(age_us)
             self.readings[reading.key] += 1
+            self.first_heard.setdefault(reading.origin, time.time())
         if reading.key.endswith("/hazard"):
             hazard = {"origin": reading.origin, "sequence": reading.sequence, "age_us": round(age_us)}
             with self.lock:
@@ -83,6 +86,7 @@ class Notebook:
             case Answered():
                 winner = event.winner
                 line = {
+                    "at": time.time(),
                     "ran_on": winner.node if winner is not None else None,
                     "took_ms": round(event.took_ns / 1e6, 1),
                     "compute_ms": round(winner.compute_us / 1e3, 1) if winner is not None else None,
@@ -129,6 +133,7 @@ class Notebook:
                 "events": self.events,
                 "latencies_us": [round(value, 1) for value in self.latencies_us],
                 "readings": dict(self.readings),
+                "first_heard": self.first_heard,
                 "hazards": self.hazards,
                 "told": self.told,
                 "plates": self.plates,
@@ -152,7 +157,7 @@ async def main(config: Path) -> dict[str, Any]:
         node.subscribe("rsu/**", callback=notes.received, own=False, history=False)
         node.subscribe(f"veh/{node.id}/hazard", callback=notes.hazard_told, history=False)
         node.subscribe(f"veh/{node.id}/plates", callback=notes.plates_seen, history=False)
-        notes.say("up", port=node.port, http=node.http_port)
+        notes.say("ready", port=node.port, http=node.http_port)
         conductor = os.getppid()
         while not stop.is_set() and os.getppid() == conductor:  # an orphan ends by itself
             notes.say("figures", **notes.figures(node))

@@ -1,5 +1,6 @@
 """Prepares the demonstration: a mesh, its certificates and a configuration file for every process."""
 
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from meshnode.identity import create_mesh, issue
 from meshnode.models.plate import find_detector
 from protocols.base.ids import Role
 
-MESH = "ingolstadt"
+_MESH = "ingolstadt"
 START_S = 540.0
 """Trace time at which four neighbouring vehicles all brake hard within the next 30 s."""
 SLOWDOWN = 6.0
@@ -113,7 +114,8 @@ def write_files(folder: Path, relay_port: int | None, mixed: bool) -> None:
 
     :raises MeshError: when it can't.
     """
-    create_mesh(folder / "authority", MESH)
+    # A name of its own, or two demonstrations on one host would dial one another's nodes.
+    create_mesh(folder / "authority", f"{_MESH}-{secrets.token_hex(4)}")
     if relay_port is not None:
         issue(folder / "authority", Role.RELAY, "relay-1", folder / "relay-1")
         (folder / "relay-1" / "relay.toml").write_text(_RELAY_TOML.format(port=relay_port))

@@ -2,10 +2,10 @@
 
 import json
 import os
-import resource
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,70 +14,45 @@ from typing import Any
 import psutil
 import pytest
 
+from demo import repeat
+from demo.__main__ import STATUS
 from demo.conductor import STOPPING, Conductor
+from demo.machine import LATE_S, OTHERS_SHARE, SLOW_START_S, Machine, Moment, Watch
 from demo.stage import ALL, UNITS, VEHICLES
-from demo.verdict import DEAD_WITHIN_S, MEET_WITHIN_S, Verdict, percentile
+from demo.verdict import DEAD_WITHIN_S, MEET_WITHIN_S, Outcome, Verdict, percentile
 from meshnode.models.plate import find_detector
 from protocols.base.errors import MeshError
-from tests.tools.node_fixture import environment
+from tests.tools.node_fixture import environment, eventually
 
 NAMES = [participant.name for participant in ALL]
 SLOW = [participant.name for participant in VEHICLES if participant.slow]
-ABOUT_TIME = (
-    f"within {MEET_WITHIN_S} s of the last start",
-    f"the killed unit is dead everywhere within {DEAD_WITHIN_S} s",
-)
-OTHERS_SHARE = 0.25
-"""Of all cores: when other programs took more, the two promises about absolute times say nothing about ours."""
 
 
 # --- the real thing --------------------------------------------------------------------------------------------------
-def busy_s() -> float:
-    """Processor seconds that everybody on this computer has used."""
-    times = psutil.cpu_times()
-    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
-
-
-def children_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def test_demonstration_without_a_relay_keeps_its_promises(tmp_path: Path) -> None:
-    """What a visitor sees first. Promises about absolute times are excused only when other programs took a quarter of
-    the computer meanwhile, and never the noticing itself."""
+def test_demonstration_without_a_relay_breaks_no_promise(tmp_path: Path) -> None:
+    """What a visitor sees first. On a busy machine a timing may be missed; it must then be the machine that is blamed,
+    and everything else must hold."""
     try:
         find_detector()
     except MeshError as error:
         pytest.skip(str(error))
     out = tmp_path / "demo.json"
-    before = busy_s(), children_s(), psutil.Process().cpu_times()
     done = subprocess.run(
         [sys.executable, "-m", "demo", "--no-relay", "--out", str(out)],
-        env=environment(), capture_output=True, text=True, timeout=100, check=False,
+        env=environment(), capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
-    own = psutil.Process().cpu_times()
-    ours_s = children_s() - before[1] + own.user + own.system - before[2].user - before[2].system
-    summary = json.loads(out.read_text()) if out.exists() else {}
-    assert summary, done.stdout + done.stderr
-    others_share = (busy_s() - before[0] - ours_s) / ((os.cpu_count() or 1) * summary_s(summary))
-    broken = {promise["name"]: promise["seen"] for promise in summary["promises"] if not promise["kept"]}
-    if others_share > OTHERS_SHARE:
-        for name in ABOUT_TIME:
-            if name in broken:
-                print(f"excused, others used {others_share:.0%} of this computer: {name}: {broken.pop(name)}")
-        assert len(summary["death_noticed_s"]) == len(ALL) - 1
-    assert broken == {}, f"others used {others_share:.0%} of this computer"
-    assert done.returncode == (0 if summary["kept"] else 1), done.stderr
+    assert out.exists(), done.stdout + done.stderr
+    summary = json.loads(out.read_text())
+    assert [promise for promise in summary["promises"] if promise["outcome"] == "broken"] == []
+    assert done.returncode == STATUS[Outcome(summary["outcome"])], done.stderr
     assert summary["relay"] is False
+    assert set(summary["start_up_s"]) == set(NAMES)
+    assert len(summary["start_up_s"]["rsu-2"]) == 2
     assert len(summary["meetings"]) >= len(ALL) * (len(ALL) - 1)
+    assert len(summary["death_noticed_s"]) == len(ALL) - 1
     assert summary["readings_received"] > 100
+    assert summary["machine"]["bare_interpreter_start_s"] > 0
     assert "kept" in done.stdout
-
-
-def summary_s(summary: dict[str, Any]) -> float:
-    """How long the piece took."""
-    return float(summary["timeline"][-1]["at"] - summary["timeline"][0]["at"])
 
 
 # --- made-up pieces --------------------------------------------------------------------------------------------------
@@ -89,18 +64,23 @@ class Piece:
         self.timeline = [{"at": 100.0 + n / 10, "what": f"start {name}"} for n, name in enumerate(NAMES)]
         self.timeline += [{"at": 120.0, "what": "kill rsu-2"}, {"at": 127.0, "what": "start rsu-2"}]
         self.timeline += [{"at": 135.0, "what": STOPPING}]
-        self.seen = [
-            {"kind": "met", "node": a, "about": b, "at": 101.5, "took_ms": 9.0} for a in NAMES for b in NAMES if a != b
+        self.seen = [{"kind": "ready", "node": name, "at": 101.0 + n / 10} for n, name in enumerate(NAMES)]
+        self.seen += [{"kind": "ready", "node": "rsu-2", "at": 128.0}]
+        self.seen += [
+            {"kind": "met", "node": a, "about": b, "at": 102.0, "took_ms": 9.0} for a in NAMES for b in NAMES if a != b
         ]
         living = [name for name in NAMES if name != "rsu-2"]
         self.seen += [{"kind": "dead", "node": name, "about": "rsu-2", "at": 121.0} for name in living]
-        self.seen += [{"kind": "met", "node": name, "about": "rsu-2", "at": 128.0, "took_ms": 9.0} for name in living]
+        self.seen += [{"kind": "met", "node": name, "about": "rsu-2", "at": 128.5, "took_ms": 9.0} for name in living]
+        self.seen += [{"kind": "met", "node": "rsu-2", "about": name, "at": 128.5, "took_ms": 9.0} for name in living]
+        self.machine = idle_machine()
         self.exit_codes: dict[str, int] = dict.fromkeys(NAMES, 0)
         waiting = 0 if relay else 5
         ledger = {"issued": 5, "pending": waiting, "delivered": 5 - waiting, "expired": 0, "evicted": 0, "refused": 0}
         self.reports: dict[str, dict[str, Any]] = {
             name: {
                 "latencies_us": [200.0, 300.0],
+                "first_heard": {origin: 102.5 for origin in ("veh-1", "veh-2") if origin != name},
                 "hazards": [
                     {"origin": origin, "sequence": sequence}
                     for origin in ("veh-1", "veh-2") for sequence in (7, 8, 9) if origin != name
@@ -116,7 +96,7 @@ class Piece:
         }  # fmt: skip
         for name in SLOW:
             self.reports[name]["inferences"] = [
-                {"ran_on": where, "took_ms": 50.0, "failure": ""} for where in (UNITS[0].name, name)
+                {"at": 110.0, "ran_on": where, "took_ms": 50.0, "failure": ""} for where in (UNITS[0].name, name)
             ]
             self.reports[name]["plates"] = [{"boxes": [[1, 2, 3, 4]]}]
         self.stored = [(name, sequence) for name in NAMES for sequence in range(1, 6)] if relay else []
@@ -135,10 +115,19 @@ class Piece:
                 database.execute("CREATE TABLE records (origin TEXT, sequence INTEGER)")
                 database.executemany("INSERT INTO records VALUES (?, ?)", self.stored)
                 database.commit()
-        return Verdict(conductor, self.met)
+        return Verdict(conductor, self.met, self.machine)
 
-    def broken(self) -> list[str]:
-        return [promise.name for promise in self.verdict().promises() if not promise.kept]
+
+def not_kept(verdict: Verdict) -> dict[str, Outcome]:
+    return {promise.name: promise.outcome for promise in verdict.promises() if promise.outcome is not Outcome.KEPT}
+
+
+def idle_machine(**changes: float) -> Machine:
+    """One second after the other in which nobody else wanted anything; ``changes`` are made to every moment."""
+    moments = [
+        Moment(float(at), changes.get("late_s", 0.0), at * changes.get("used", 0.5), at * 0.5) for at in range(90, 150)
+    ]
+    return Machine(changes.get("bare_start_s", 0.01), moments, 2)
 
 
 @pytest.mark.parametrize("relay", [True, False], ids=["relay", "no relay"])
@@ -146,10 +135,11 @@ def test_verdict_on_a_piece_without_fault_keeps_every_promise(tmp_path: Path, re
     """The made-up piece must be good, or the damages below would prove nothing."""
     piece = Piece(tmp_path, relay)
     verdict = piece.verdict()
-    assert [promise.name for promise in verdict.promises() if not promise.kept] == []
+    assert [promise for promise in verdict.promises() if promise.outcome is not Outcome.KEPT] == []
     summary = json.loads(json.dumps(verdict.summary()))
-    assert summary["kept"] is True
-    assert summary["met_after_last_start_s"] == pytest.approx(1.0)
+    assert summary["outcome"] == "kept"
+    assert summary["met_after_ready_s"] == pytest.approx(0.9)
+    assert summary["start_up_s"]["rsu-2"] == pytest.approx([1.0, 1.0])
     assert summary["latency_us"]["p99"] == 300.0
     assert set(summary["inference_ran_on"]) == set(SLOW)
 
@@ -163,7 +153,7 @@ def _lose_report(piece: Piece) -> None:
 
 
 def _never_meet(piece: Piece) -> None:
-    piece.seen = [line for line in piece.seen if (line["node"], line["about"]) != ("veh-1", "veh-2")]
+    piece.seen = [line for line in piece.seen if (line["node"], line.get("about")) != ("veh-1", "veh-2")]
 
 
 def _not_met_at_once(piece: Piece) -> None:
@@ -171,7 +161,17 @@ def _not_met_at_once(piece: Piece) -> None:
 
 
 def _meet_late(piece: Piece) -> None:
-    next(_lines(piece, kind="met", node="veh-1"))["at"] = 100.5 + MEET_WITHIN_S + 0.01
+    ready_s = max(line["at"] for line in _lines(piece, kind="ready") if line["node"] in ("veh-1", "rsu-1"))
+    next(_lines(piece, kind="met", node="veh-1", about="rsu-1"))["at"] = ready_s + MEET_WITHIN_S + 0.01
+
+
+def _meet_late_after_restart(piece: Piece) -> None:
+    met = [line for line in _lines(piece, kind="met", node="veh-1", about="rsu-2") if line["at"] > 127.0]
+    met[0]["at"] = 128.0 + MEET_WITHIN_S + 0.01
+
+
+def _never_meet_anybody(piece: Piece) -> None:
+    piece.seen = [line for line in piece.seen if line["kind"] != "met"]
 
 
 def _notice_late(piece: Piece) -> None:
@@ -191,7 +191,12 @@ def _bury_before_the_kill(piece: Piece) -> None:
 
 
 def _not_come_back(piece: Piece) -> None:
-    piece.seen = [line for line in piece.seen if not (line["at"] == 128.0 and line["node"] == "veh-1")]
+    piece.seen = [line for line in piece.seen if not (line["at"] > 128.0 and line["node"] == "veh-1")]
+
+
+def _hear_nothing_of_one(piece: Piece) -> None:
+    _lose_all_hazards_of_one(piece)
+    del piece.reports["veh-3"]["first_heard"]["veh-2"]
 
 
 def _lose_hazard(piece: Piece) -> None:
@@ -226,7 +231,16 @@ def _helped_by_a_vehicle(piece: Piece) -> None:
 
 
 def _fail_inference(piece: Piece) -> None:
-    piece.reports["veh-1"]["inferences"] = [{"ran_on": None, "took_ms": 3_000.0, "failure": "late"}]
+    piece.reports["veh-1"]["inferences"] = [{"at": 113.0, "ran_on": None, "took_ms": 99.0, "failure": "failed"}]
+
+
+def _answer_late(piece: Piece) -> None:
+    piece.reports["veh-1"]["inferences"] = [{"at": 113.0, "ran_on": None, "took_ms": 3_000.0, "failure": "late"}]
+
+
+def _ask_nothing(piece: Piece) -> None:
+    for report in piece.reports.values():
+        report["inferences"] = []
 
 
 def _miss_plate(piece: Piece) -> None:
@@ -254,52 +268,111 @@ def _store_twice(piece: Piece) -> None:
     piece.stored.append(("veh-1", 3))
 
 
+def _leave_record_waiting(piece: Piece) -> None:
+    statistics = piece.reports["veh-1"]["statistics"]
+    statistics["outbox_delivered"], statistics["outbox_pending"] = 4, 1
+    piece.stored.remove(("veh-1", 5))
+
+
 def _replace_at_relay(piece: Piece) -> None:
     piece.stored.remove(("veh-1", 3))
     piece.stored.append(("veh-1", 9))
 
 
-MEETING, TIME_TO_MEET = "everybody met everybody", ABOUT_TIME[0]
-RELAYED = "each curated record is at the relay exactly once"
+MEETING, TIME_TO_MEET = "everybody met everybody", f"within {MEET_WITHIN_S} s of the ready lines of both"
+NOTICED, TIME_TO_NOTICE = "everybody noticed that the killed unit died", f"within {DEAD_WITHIN_S} s of the kill"
+ANSWERED, TIME_TO_ANSWER = "no inference failed", "every inference was answered within its deadline"
+RELAYED = "no curated record is lost or twice at the relay"
+TIME_TO_RELAY = "every curated record reached the relay before its node had stopped"
+CAME_BACK = "the killed unit came back and was met again"
 HAZARDS = "hard-braking hazards reached everybody"
+HELPED = "slow vehicles had frames computed by a roadside unit"
+TIMINGS: list[tuple[Callable[[Piece], None], str]] = [
+    (_meet_late, TIME_TO_MEET),
+    (_meet_late_after_restart, TIME_TO_MEET),
+    (_notice_late, TIME_TO_NOTICE),
+    (_answer_late, TIME_TO_ANSWER),
+    (_leave_record_waiting, TIME_TO_RELAY),
+]
 DAMAGES: list[tuple[Callable[[Piece], None], set[str]]] = [
-    (_lose_report, {"every participant lived to write its report", RELAYED}),
+    (_lose_report, {"every participant lived to write its report"}),
     (_never_meet, {MEETING}),
+    (_never_meet_anybody, {MEETING, TIME_TO_MEET, CAME_BACK}),
     (_not_met_at_once, {MEETING}),
-    (_meet_late, {TIME_TO_MEET}),
-    (_notice_late, {ABOUT_TIME[1]}),
-    (_not_notice, {ABOUT_TIME[1]}),
+    (_not_notice, {NOTICED}),
     (_bury_alive, {"nobody alive was called dead"}),
     (_bury_before_the_kill, {"nobody alive was called dead"}),
-    (_not_come_back, {"the killed unit came back and was met again"}),
+    (_not_come_back, {CAME_BACK}),
     (_lose_hazard, {HAZARDS}),
     (_lose_all_hazards_of_one, {HAZARDS}),
     (_first_of_one_unheard, {HAZARDS}),
+    (_hear_nothing_of_one, {HAZARDS}),
     (_no_hazard, {HAZARDS}),
-    (_not_helped, {"slow vehicles had frames computed by a roadside unit"}),
-    (_helped_by_a_vehicle, {"slow vehicles had frames computed by a roadside unit"}),
-    (_fail_inference, {"every inference was answered"}),
+    (_not_helped, {HELPED}),
+    (_helped_by_a_vehicle, {HELPED}),
+    (_fail_inference, {ANSWERED}),
+    (_ask_nothing, {ANSWERED, HELPED}),
     (_miss_plate, {"the number plate was found in the frames"}),
     (_no_plates, {"the number plate was found in the frames"}),
     (_exit_badly, {"everybody stopped by SIGTERM with status 0"}),
     (_nobody_knows_how_it_ended, {"everybody stopped by SIGTERM with status 0"}),
     (_forget_record, {"every ledger adds up"}),
-    (_lose_at_relay, {RELAYED}),
+    (_lose_at_relay, {RELAYED, TIME_TO_RELAY}),
     (_store_twice, {RELAYED}),
     (_replace_at_relay, {RELAYED}),
 ]
+SLOW_MACHINES = {
+    "probe waited": idle_machine(late_s=LATE_S + 0.01),
+    "others busy": idle_machine(used=0.5 + 2 * OTHERS_SHARE + 0.01),
+    "slow processor": idle_machine(bare_start_s=SLOW_START_S + 0.01),
+}
 
 
 @pytest.mark.parametrize(("damage", "promises"), DAMAGES, ids=[damage.__name__.strip("_") for damage, _ in DAMAGES])
-def test_verdict_on_a_damaged_piece_breaks_that_promise(
-    tmp_path: Path, damage: Callable[[Piece], None], promises: set[str]
+@pytest.mark.parametrize("machine", [idle_machine(), SLOW_MACHINES["others busy"]], ids=["idle", "busy"])
+def test_verdict_on_a_damaged_piece_breaks_that_promise_on_any_machine(
+    tmp_path: Path, damage: Callable[[Piece], None], promises: set[str], machine: Machine
 ) -> None:
-    """Each promise can be broken, by the very thing that it is about."""
+    """Each promise about the mesh can be broken by the very thing that it is about; a slow machine is no excuse."""
+    piece = Piece(tmp_path, True)
+    piece.machine = machine
+    damage(piece)
+    verdict = piece.verdict()
+    assert set(not_kept(verdict)) == promises
+    assert verdict.outcome() is Outcome.BROKEN
+
+
+@pytest.mark.parametrize(("damage", "promise"), TIMINGS, ids=[damage.__name__.strip("_") for damage, _ in TIMINGS])
+def test_verdict_on_a_timing_missed_breaks_that_promise_when_the_machine_had_time(
+    tmp_path: Path, damage: Callable[[Piece], None], promise: str
+) -> None:
+    """Nothing but the machine excuses a mesh that was late."""
     piece = Piece(tmp_path, True)
     damage(piece)
-    broken = set(piece.broken())
-    assert promises & broken, f"{broken}"
-    assert broken <= promises
+    assert not_kept(piece.verdict()) == {promise: Outcome.BROKEN}
+
+
+@pytest.mark.parametrize("machine", SLOW_MACHINES.values(), ids=SLOW_MACHINES)
+@pytest.mark.parametrize(("damage", "promise"), TIMINGS, ids=[damage.__name__.strip("_") for damage, _ in TIMINGS])
+def test_verdict_on_a_timing_missed_blames_a_slow_machine(
+    tmp_path: Path, damage: Callable[[Piece], None], promise: str, machine: Machine
+) -> None:
+    """A visitor with a busy computer must not read that the mesh is broken."""
+    piece = Piece(tmp_path, True)
+    piece.machine = machine
+    damage(piece)
+    assert not_kept(piece.verdict()) == {promise: Outcome.TOO_SLOW}
+
+
+def test_verdict_on_a_timing_missed_twice_needs_an_excuse_for_both(tmp_path: Path) -> None:
+    """A machine that was slow at the start says nothing about a meeting half a minute later."""
+    piece = Piece(tmp_path, True)
+    piece.machine = idle_machine()
+    slow_at_first = [Moment(m.at_s, 1.0 if m.at_s < 110 else 0.0, m.used_s, m.ours_s) for m in piece.machine.moments]
+    piece.machine = Machine(0.01, slow_at_first, 2)
+    _meet_late(piece)
+    _meet_late_after_restart(piece)
+    assert not_kept(piece.verdict()) == {TIME_TO_MEET: Outcome.BROKEN}
 
 
 def test_verdict_without_a_relay_wants_every_record_on_disk(tmp_path: Path) -> None:
@@ -307,12 +380,12 @@ def test_verdict_without_a_relay_wants_every_record_on_disk(tmp_path: Path) -> N
     piece = Piece(tmp_path, False)
     statistics = piece.reports["veh-1"]["statistics"]
     statistics["outbox_pending"], statistics["outbox_evicted"] = 4, 1
-    assert piece.broken() == ["without a relay every record waits on disk"]
+    assert not_kept(piece.verdict()) == {"without a relay every record waits on disk": Outcome.BROKEN}
 
 
 def test_damages_break_every_promise_that_there_is(tmp_path: Path) -> None:
     """A promise that is added later must get its damage here, or nobody knows whether it can be broken."""
-    named = set().union(*(promises for _, promises in DAMAGES))
+    named = set().union(*(promises for _, promises in DAMAGES), {promise for _, promise in TIMINGS})
     assert named == {promise.name for promise in Piece(tmp_path, True).verdict().promises()}
 
 
@@ -322,3 +395,82 @@ def test_damages_break_every_promise_that_there_is(tmp_path: Path) -> None:
 def test_percentile_is_a_value_that_was_seen(values: list[float], share: float, expected: float | None) -> None:
     """A figure in the summary must be one that somebody measured."""
     assert percentile(values, share) == expected
+
+
+# --- the machine -----------------------------------------------------------------------------------------------------
+def test_machine_busy_with_the_demonstration_itself_is_no_excuse() -> None:
+    """A mesh that keeps the processors busy is to blame for its own lateness."""
+    moments = [Moment(float(at), 0.0, at * 2.0, at * 2.0) for at in range(10)]
+    assert Machine(0.01, moments, 2).why_slow(2.0, 5.0) == ""
+
+
+def test_machine_slow_at_another_time_is_no_excuse() -> None:
+    """Only what happened while the clock of a promise ran counts."""
+    moments = [Moment(float(at), 1.0 if at == 8 else 0.0, 0.0, 0.0) for at in range(10)]
+    machine = Machine(0.01, moments, 2)
+    assert machine.why_slow(2.0, 5.0) == ""
+    assert machine.why_slow(6.0, 7.5) == "a process that only wanted to wake up waited 1.00 s"
+
+
+def test_machine_without_record_has_no_excuse() -> None:
+    """A probe that never ran must not excuse everything."""
+    assert Machine(0.01, (), 2).why_slow(0.0, 9.0) == ""
+
+
+def test_watch_tells_other_programs_from_ours() -> None:
+    """The same busy process is an excuse when it is somebody else's, and none when it is ours."""
+    with repeat.busy_processes(1):
+        ours = psutil.Process().children()[-1]
+        before_s = time.time()
+
+        def ours_s() -> float:
+            times = ours.cpu_times()
+            return float(times.user + times.system)
+
+        with Watch(lambda: 0.0) as blind, Watch(ours_s) as watch:
+            eventually(lambda: ours_s() > 0.5, "the busy process has run for half a second", 60.0)
+    as_others, as_ours = (w.machine().summary()["others_share"] for w in (blind, watch))
+    assert as_others - as_ours > 0.4 / ((os.cpu_count() or 1) * (time.time() - before_s))
+    assert watch.machine().bare_start_s > 0
+
+
+def test_conductor_counts_the_processor_time_of_ended_and_living_processes(tmp_path: Path) -> None:
+    """What the demonstration used itself must not look like the work of other programs."""
+    conductor = Conductor(tmp_path, None)
+    (tmp_path / "log.txt").touch()
+    before_s = conductor.processor_s()
+    code = "import time\nwhile time.process_time() < 0.3: pass\nimport sys; sys.stdin.read()"
+    try:
+        for name in ("a", "b"):
+            conductor._spawn(
+                name, ["-c", code.replace("sys.stdin.read()", "time.sleep(60)")], (tmp_path / name).open("w")
+            )
+        eventually(lambda: conductor.processor_s() - before_s > 0.6, "both have worked", 60.0)
+        conductor.kill("a")
+        assert conductor.processor_s() - before_s > 0.6
+    finally:
+        conductor.close()
+
+
+# --- many runs -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("outcomes", "status"),
+    [(["kept", "too slow"], 0), (["kept", "broken"], 1), (["kept", "could not be run"], 2)],
+)
+def test_repeat_counts_outcomes_and_fails_for_a_broken_promise_only(
+    outcomes: list[str],
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Twenty runs in a row are worth what their count says."""
+
+    def summary(number: int) -> dict[str, Any]:
+        outcome = outcomes[number - 1]
+        return {"outcome": outcome, "promises": []} if outcome != repeat.COULD_NOT_RUN else {}
+
+    assert repeat.repeat(2, 1, summary) == status
+    said = capsys.readouterr().out
+    assert f"1 of 1 alone: {outcomes[0]}" in said
+    assert f"1 of 1 beside load: {outcomes[1]}" in said
