@@ -4,7 +4,6 @@ Times are those of the nodes' own log lines, in milliseconds; all clocks of a co
 outlives :class:`Fleet`, nor its parent, however that ends: a node leaves when its standard input ends.
 """
 
-import contextlib
 import json
 import os
 import platform
@@ -15,7 +14,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -60,18 +59,22 @@ class Sighting:
 
 
 class FleetNode:
-    """One life of one node."""
+    """One life of one node. Times are those of ``time.time``."""
 
     def __init__(self, name: str, config: Path, seen: Callable[[Sighting], None]) -> None:
         self.name, self._seen = name, seen
         self.started_s = time.time()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.fleet", str(config)],
+            [sys.executable, "-m", "benchmarks.fleet_node", str(config)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
         )  # fmt: skip
         self.usage = psutil.Process(self.process.pid)
         self.http_port = 0
+        self.ready_s = 0.0
+        """When its ready line came; 0 before."""
+        self.ready_cpu_s = 0.0
+        """Processor time that it had used by then."""
         self.last_words = ""
         for target in (self._read_ready, self._read_log):
             threading.Thread(target=target, daemon=True).start()
@@ -80,6 +83,7 @@ class FleetNode:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("ready "):
+                self.ready_s, self.ready_cpu_s = time.time(), self.cpu_s()
                 self.http_port = int(line.split()[6])
 
     def _read_log(self) -> None:
@@ -93,6 +97,11 @@ class FleetNode:
             if found := _EVENT.match(entry["message"]):
                 at_s = datetime.fromisoformat(entry["time"]).timestamp()
                 self._seen(Sighting(at_s, self.name, found[1], found[2]))
+
+    def check(self) -> None:
+        """:raises FleetFailed: when it ended by itself."""
+        if self.process.poll() is not None:
+            raise FleetFailed(f"{self.name} ended with {self.process.returncode}: {self.last_words}")
 
     def cpu_s(self) -> float:
         """Processor seconds used so far."""
@@ -130,6 +139,27 @@ class FleetNode:
             return self.process.wait()
 
 
+def wait_until(
+    condition: Callable[[], bool], nodes: Iterable[FleetNode], what: str, timeout_s: float = START_TIMEOUT_S
+) -> None:
+    """Wait while ``nodes`` run. :raises FleetFailed: when ``condition`` does not come to be, or one of them ended."""
+    ends_s = time.monotonic() + timeout_s
+    while not condition():
+        for node in nodes:
+            node.check()
+        if time.monotonic() > ends_s:
+            raise FleetFailed(f"not within {timeout_s:g} s: {what}")
+        time.sleep(0.05)
+
+
+def prepare(folder: Path, name: str) -> Path:
+    """Issue a certificate of the authority in ``folder`` and write a configuration; returns its path."""
+    issue(folder / "authority", "rsu" if name.startswith("rsu") else "vehicle", name, folder / name)
+    config = folder / name / "node.toml"
+    config.write_text(_TOML.format(name=name))
+    return config
+
+
 class Fleet:
     """All of them."""
 
@@ -142,8 +172,7 @@ class Fleet:
     def __enter__(self) -> Self:
         create_mesh(self._folder / "authority", f"bench-{os.getpid()}")
         for name in NAMES:
-            issue(self._folder / "authority", "rsu" if name.startswith("rsu") else "vehicle", name, self._folder / name)
-            (self._folder / name / "node.toml").write_text(_TOML.format(name=name))
+            prepare(self._folder, name)
         for name in NAMES:
             self.start(name)
         return self
@@ -163,18 +192,12 @@ class Fleet:
 
     def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
         """:raises FleetFailed: when it does not come to be, or a node ended."""
-        ends_s = time.monotonic() + timeout_s
-        while not condition():
-            self.check()
-            if time.monotonic() > ends_s:
-                raise FleetFailed(f"not within {timeout_s:g} s: {what}")
-            time.sleep(0.05)
+        wait_until(condition, self.nodes.values(), what, timeout_s)
 
     def check(self) -> None:
         """:raises FleetFailed: when a node ended by itself."""
         for node in self.nodes.values():
-            if node.process.poll() is not None:
-                raise FleetFailed(f"{node.name} ended with {node.process.returncode}: {node.last_words}")
+            node.check()
 
     def wait_until_met(self) -> float:
         """Until every node has met every other in its present life; the time of the last meeting."""
@@ -215,23 +238,3 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
-
-
-def _run_node(config: str) -> None:
-    """The child: ``meshnode run``, for as long as the parent holds its end of our standard input."""
-
-    def end_with_parent() -> None:
-        with contextlib.suppress(OSError):
-            while os.read(0, 1):
-                pass
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    from meshnode.cli.main import main
-
-    sys.argv = ["meshnode", "run", "--json", config]
-    main()
-
-
-if __name__ == "__main__":
-    _run_node(sys.argv[1])

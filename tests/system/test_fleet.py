@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks import churn, command, hostile, idle, soak
+from benchmarks import churn, command, hostile, idle, soak, startup
 from benchmarks.fleet import NAMES, NEIGHBOURS, FleetFailed
 from tests.tools.node_fixture import environment
 
@@ -29,6 +29,7 @@ GOOD_IDLE = idle.Outcome(
     [idle.Cost(name, idle.CPU_BAR_PERCENT, idle.RESIDENT_BAR_MB) for name in NAMES], idle.MET_BAR_S,
     [dict.fromkeys(NAMES[1:], idle.DEAD_BAR_S)], 0,
 )  # fmt: skip
+GOOD_START_UP = startup.Outcome(3, 0.02, 0.01, 0.3, 0.3, startup.Start(startup.READY_BAR_S, 0.4, startup.MET_BAR_S))
 GOOD_SOAK = soak.Outcome(10.0, 2, 1.0, 7, 7, [], 3, dict.fromkeys(NAMES, 0))
 
 
@@ -37,7 +38,7 @@ GOOD_SOAK = soak.Outcome(10.0, 2, 1.0, 7, 7, [], 3, dict.fromkeys(NAMES, 0))
     [
         ({"costs": [idle.Cost("veh-1", 1.51, 1.0)]}, "veh-1 uses 1.51 % of a core"),
         ({"costs": [idle.Cost("veh-1", 1.0, 90.5)]}, "veh-1 has 90.5 MB resident"),
-        ({"met_after_s": 2.51}, "2.51 s after the last start"),
+        ({"met_after_s": 2.51}, "2.51 s after the last ready line"),
         ({"noticed_s": [dict.fromkeys(NAMES[1:], 1.51)]}, "kill 1 was noticed after 1.51 s"),
         ({"noticed_s": [dict.fromkeys(NAMES[2:], 1.0)]}, f"kill 1 was noticed by 4 of {NEIGHBOURS}"),
         ({"noticed_s": [{}]}, f"kill 1 was noticed by 0 of {NEIGHBOURS}"),
@@ -49,6 +50,34 @@ def test_idle_bars_are_kept_until_one_is_missed(changes: dict[str, Any], says: s
     assert GOOD_IDLE.missed_bars() == []
     (missed,) = dataclasses.replace(GOOD_IDLE, **changes).missed_bars()
     assert says in missed
+
+
+@pytest.mark.parametrize(
+    ("node", "says"),
+    [
+        (startup.Start(startup.READY_BAR_S + 0.01, 0.4, startup.MET_BAR_S), "ready after 1.01 s"),
+        (startup.Start(startup.READY_BAR_S, 0.4, startup.MET_BAR_S + 0.01), "met its neighbour after 1.51 s"),
+    ],
+)
+def test_startup_bars_are_kept_until_one_is_missed(node: startup.Start, says: str) -> None:
+    """Each promise can be broken; at the bar it is kept."""
+    assert GOOD_START_UP.missed_bars() == []
+    (missed,) = dataclasses.replace(GOOD_START_UP, node=node).missed_bars()
+    assert says in missed
+
+
+def test_startup_short_run_measures_the_interpreter_the_imports_and_the_node(tmp_path: Path) -> None:
+    """What the interpreter takes must stand apart from what the node takes."""
+    out = tmp_path / "startup.json"
+    done = run("startup", "--starts", "2", "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = json.loads(out.read_text())
+    assert content["starts"] == 2
+    assert 0 < content["interpreter_cpu_s"] < content["imports_cpu_s"]
+    assert content["node"]["ready_cpu_s"] > 0
+    assert content["interpreter_s"] < content["node"]["ready_s"]
+    assert content["interpreter_s"] < content["node"]["met_s"]
+    assert "first neighbour met" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -74,7 +103,7 @@ def test_idle_short_run_measures_every_node_and_kill(tmp_path: Path) -> None:
     content = json.loads(out.read_text())
     assert [cost["node"] for cost in content["costs"]] == list(NAMES)
     assert all(10 < cost["resident_mb"] < 1_000 for cost in content["costs"])
-    assert content["met_after_s"] > 0
+    assert content["met_after_s"] >= 0
     (noticed,) = content["noticed_s"]
     assert sorted(noticed) == sorted(NAMES[1:])
     assert content["false_deaths"] == 0
