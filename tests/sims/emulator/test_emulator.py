@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from sims.emulator import namespaces, run, wire
+from sims.emulator import namespaces, run
+from sims.emulator.air import wire
 from sims.emulator.air.disturbances import Disturbances
 from sims.emulator.air.wire import Wire, WireReport
 from sims.emulator.namespaces import address_of, hardware_address_of, open_network
