@@ -41,7 +41,7 @@ def run_apart(path: Path, runs: list[tuple[str, int, float | None]]) -> Any:
 def test_compiled_modules_give_the_same_digests() -> None:
     """A check of types or a whole number that behaves otherwise would make another history of the same seed."""
     golden: list[tuple[str, int, float | None]] = [(name, seed, None) for name, seed in GOLDEN_RUNS]
-    for source in (*(ROOT / "protocols").glob("*.py"), *(ROOT / "sims").glob("*.py")):
+    for source in (*(ROOT / "protocols").rglob("*.py"), *(ROOT / "sims").rglob("*.py")):
         copy = COMPILED / source.relative_to(ROOT)
         assert copy.read_bytes() == source.read_bytes(), f"{source.name} has changed since: run 'make compiled'"
     engine, pipes, build, digests = run_apart(COMPILED, golden)
