@@ -20,8 +20,6 @@ import psutil
 import pytest
 
 from meshnode.links.express import engine, inbox
-from meshnode.links.express import engine as express
-from meshnode.links.express.connection import Inbound
 from meshnode.links.express.engine import ExpressLinks, open_express
 from meshnode.links.transport import Address, CredentialFiles
 from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
