@@ -6,7 +6,7 @@ The digest covers every event of every node and every delivery. It does not depe
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import sims.checks.liveness
 import sims.checks.safety
@@ -17,6 +17,7 @@ from sims.results.result import Check, Result
 from sims.runs.sampling import Sampler
 from sims.runs.versions import versions
 from sims.scenario.file import Scenario
+from sims.virtual.capability import Capability
 from sims.virtual.pages import LargePages
 from sims.virtual.processors import Processors
 from sims.world.faults import end_ns, plan
@@ -38,15 +39,17 @@ class Run:
     """One simulation."""
 
     def __init__(
-        self, scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset(), processors: Processors | None = None
-    ) -> None:
-        """``processors``: that all nodes share; None: each has its own.
+        self, scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset(),
+        processors: Processors | None = None, capabilities: Sequence[Capability] = (),
+    ) -> None:  # fmt: skip
+        """``processors``: that all nodes share; None: each has its own. ``capabilities``: of all nodes, beside those
+        that every node has.
 
         :raises ScenarioError: the scenario can't be used. :raises TraceError: its trace can't."""
         self.scenario, self.seed = scenario, seed
         self.recording = Recording(scenario)
         self.tape = plan(scenario, seed)
-        self.world = World(scenario, seed, self.recording, self.tape, bugs, processors)
+        self.world = World(scenario, seed, self.recording, self.tape, bugs, processors, capabilities)
         self._activity = Activity(self.world, seed)
         self._sampler = Sampler(self.world, self.recording)
         self._activity.on_published = self._sampler.published
@@ -140,10 +143,11 @@ class Run:
 
 def simulate(
     scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset(), progress: Progress | None = None,
-    processors: Processors | None = None,
+    processors: Processors | None = None, capabilities: Sequence[Capability] = (),
 ) -> Result:  # fmt: skip
-    """Make a run. ``bugs``: to plant, see :mod:`sims.world.bugs`. ``processors``: as of :class:`Run`.
+    """Make a run. ``bugs``: to plant, see :mod:`sims.world.bugs`. ``processors``, ``capabilities``: as of
+    :class:`Run`.
 
     :raises ScenarioError: the scenario can't be used. :raises TraceError: its trace can't.
     """
-    return Run(scenario, seed, bugs, processors).go(progress)
+    return Run(scenario, seed, bugs, processors, capabilities).go(progress)

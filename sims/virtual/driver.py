@@ -6,7 +6,7 @@ something. The driver builds nodes, harms them, uses them, lets time pass, and p
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop
 from random import Random
 
@@ -38,7 +38,7 @@ from protocols.wire.readings import EventTime, Position, Provenance
 from sims.media.contract import Links
 from sims.media.wires import Wires
 from sims.virtual.arrivals import Arrival
-from sims.virtual.frames import Decode
+from sims.virtual.capability import Capability, decoder_of
 from sims.virtual.node import EPOCH_UTC_NS, MESH, SimNode
 from sims.virtual.processes import Processes
 from sims.virtual.processors import Processors
@@ -62,14 +62,17 @@ class SimDriver(Processes):
         observer: Observer | None = None,
         adjust: Callable[[NodeSettings], NodeSettings] | None = None,
         processors: Processors | None = None,
-        decode: Decode = decode_untrusted_node_frame,
+        capabilities: Sequence[Capability] = (),
     ) -> None:
         """``links``: the medium; None: wires on which everything takes ``delay_ns`` one way, unless :meth:`shape` and
         :meth:`cut` change that. ``observer``: None: nodes keep what they see. ``adjust`` the settings of each life.
-        ``processors``: that all nodes share; they have to be attentive then. None: each has its own. ``decode``: knows
-        all frames that the nodes send."""
+        ``processors``: that all nodes share; they have to be attentive then. None: each has its own.
+        ``capabilities``: of all nodes, beside those that every node has."""
         wires = Wires(delay_ns)
+        decode = decoder_of(capabilities) if capabilities else decode_untrusted_node_frame
         super().__init__(links or wires, observer, processors, decode)
+        self._capabilities = tuple(capabilities)
+        self._performers = {kind: perform for one in capabilities for kind, perform in one.performers.items()}
         self.random = Random(seed)
         self.delay_ns = delay_ns
         self.wires = wires
@@ -110,7 +113,8 @@ class SimDriver(Processes):
         )  # fmt: skip
         if self._adjust is not None:
             settings = self._adjust(settings)
-        return Engine(settings, Random(self.random.random()), decode=self.decoder)
+        machines = [capability.machine(settings) for capability in self._capabilities]
+        return Engine(settings, Random(self.random.random()), self.decoder, machines)
 
     def meet(self, *names: str) -> None:
         """Each of ``names`` (all when empty) hears the adverts of the others, now."""
@@ -301,8 +305,10 @@ class SimDriver(Processes):
                     if pipe is not None:
                         self.connections.close_receiver(pipe)
                         self.when_awake(node, self.now, self.connections.tell_listener, pipe)
-                else:
+                elif kind is Compute or kind is CancelCompute:
                     self._compute(node, effect)  # type: ignore[arg-type]
+                else:
+                    self._performers[kind](node, effect)
             self.pipes.flush(node, lanes)
             if events and node.arrived:
                 self.tell(node)

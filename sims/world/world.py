@@ -39,6 +39,7 @@ from sims.roads.mobility import places
 from sims.scenario.devices import DEVICES
 from sims.scenario.file import Fault, Group, Scenario
 from sims.virtual.arrivals import Arrival
+from sims.virtual.capability import Capability
 from sims.virtual.discovery import Discovery
 from sims.virtual.driver import SimDriver
 from sims.virtual.frames import readings_in
@@ -65,7 +66,7 @@ class World:
 
     def __init__(
         self, scenario: Scenario, seed: int, recorder: Recorder, tape: Sequence[Fault], planted: frozenset[str],
-        processors: Processors | None = None,
+        processors: Processors | None = None, capabilities: Sequence[Capability] = (),
     ) -> None:  # fmt: skip
         """:raises ScenarioError: a check is not known. :raises TraceError: a trace can't be used."""
         self.scenario, self.settings = scenario, MembershipSettings()
@@ -73,7 +74,9 @@ class World:
         self.mesh: MeshName = MESH
         self.places = places(scenario, Random(f"{seed}/places"))
         self.media = Media(scenario, self.places, Random(f"{seed}/links"), Random(f"{seed}/uplink"))
-        self.driver = SimDriver(seed, links=self.media, observer=self, adjust=self._adjust, processors=processors)
+        self.driver = SimDriver(
+            seed, links=self.media, observer=self, adjust=self._adjust, processors=processors, capabilities=capabilities
+        )
         self.discovery = Discovery(self.driver, self.media, Random(f"{seed}/discovery"))
         self.authors = Authors(self.driver, Random(f"{seed}/gossip"))
         self.recorder, self._planted = recorder, planted
