@@ -17,7 +17,6 @@ Rules:
 """
 
 from collections.abc import Sequence
-from heapq import heappop, heappush
 from typing import Final
 
 import msgspec
@@ -29,6 +28,8 @@ from protocols.base.ids import NodeId, Role, node_id
 from protocols.base.keys import checked_expression, checked_key, intersects, matches
 from protocols.base.time import NEVER
 from protocols.links.queues import Drops, LaneQueue
+from protocols.readings.cache import SMALL, SMALL_BYTES, LastValues
+from protocols.readings.deadlines import Deadlines
 from protocols.readings.events import DeadlineMissed, Delivery, Put, PutMany
 from protocols.readings.publication import Publication
 from protocols.readings.quality import Quality
@@ -46,15 +47,10 @@ from protocols.readings.streams import (
 from protocols.wire.context import check_position
 from protocols.wire.parcels import decode_alone, encode_alone
 from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, Want
-from protocols.wire.tensors import Tensor
-from protocols.wire.values import kept_alive, weight_bytes
 
 _HEARSAY_LEAD: Final = 1_024
 """How far copies may run ahead of their origin. More is no race of two ways but a lie: the origin is right then."""
 _MS: Final = limits.MS
-_SMALL: Final = frozenset((type(None), bool, int, float))
-_SMALL_BYTES: Final = 64
-"""What a held value of these types counts, with its reading."""
 _BULK_THRESHOLD_BYTES: Final = limits.BULK_THRESHOLD_BYTES
 
 
@@ -78,10 +74,8 @@ class Router:
         self._next_subscription = 1
         self._version = self._numbers_version = 0
         self._interest_version = 0
-        self._cached_bytes = 0
-        self._holding: dict[Stream, None] = {}  # streams whose last value counts, oldest first
-        self._deadlines: list[tuple[int, int, str, str]] = []
-        self._watched: set[tuple[int, str, str]] = set()
+        self._last_values = LastValues()
+        self._deadlines = Deadlines(self._subscriptions, self._streams)
         self._checked_where: Position | None = None
         self.interest_changed = False
         """Neighbours must be told :meth:`interest_for` them anew; whoever does it clears this."""
@@ -117,7 +111,7 @@ class Router:
         for stream in self._streams.values():
             if matches(expression, stream.key):
                 if quality.deadline_ns:
-                    self._watch(number, stream, max(now, stream.last_ns) + quality.deadline_ns)
+                    self._deadlines.watch(number, stream, max(now, stream.last_ns) + quality.deadline_ns)
                 if quality.history and stream.last is not None and (quality.own or stream.origin != self._node):
                     past.append(stream.last)
         return number, past
@@ -369,7 +363,7 @@ class Router:
                 self._drops.count(source, key, "expired")
                 continue
             kind = type(value)
-            held_bytes = _SMALL_BYTES if kind in _SMALL else len(value) if kind is bytes else -1
+            held_bytes = SMALL_BYTES if kind in SMALL else len(value) if kind is bytes else -1
             if held_bytes == stream.held_bytes and not stream.missed:
                 stream.newest, stream.last, stream.last_ns = sequence, reading, now
             else:
@@ -416,41 +410,11 @@ class Router:
         return fresh
 
     def _note(self, stream: Stream, reading: Reading, size_bytes: int, now: int) -> None:
-        stream.newest, stream.last, stream.last_ns = reading.sequence, reading, now
+        """``size_bytes``: of the encoded reading; 0: it is not known."""
+        stream.newest, stream.last_ns = reading.sequence, now
         if stream.missed:
-            self._watch_again(stream, now)
-        value = reading.value
-        kind = type(value)
-        if kind is bytes or kind is str:
-            size_bytes = len(value)
-        elif not size_bytes:
-            if kind is Tensor:
-                size_bytes = len(value.data)
-                if len(kept_alive(value)) > 2 * size_bytes + 4_096:  # a small part of a large frame
-                    alone = Tensor(value.dtype, value.shape, memoryview(bytes(value.data)))
-                    stream.last = msgspec.structs.replace(reading, value=alone)
-            elif kind is list or kind is dict:
-                size_bytes = weight_bytes(value)
-            else:
-                size_bytes = _SMALL_BYTES
-        if size_bytes != stream.held_bytes:
-            self._cached_bytes += size_bytes - stream.held_bytes
-            stream.held_bytes = size_bytes
-            self._holding[stream] = None
-            if self._cached_bytes > limits.MAX_CACHE_BYTES:
-                self._shrink_cache(stream)
-
-    def _shrink_cache(self, keep: Stream) -> None:
-        """Forget last values, oldest stream first, until the bound holds; a value above it alone is not kept at all."""
-        del self._holding[keep]
-        while self._cached_bytes > limits.MAX_CACHE_BYTES:
-            stream = next(iter(self._holding), keep)
-            self._holding.pop(stream, None)
-            self._cached_bytes -= stream.held_bytes
-            stream.last, stream.held_bytes = None, 0
-            if stream is keep:
-                return
-        self._holding[keep] = None
+            self._deadlines.watch_again(stream, now)
+        self._last_values.keep(stream, reading, size_bytes)
 
     def _due(self, route: Route, key: str, now: int) -> bool:
         if now - route.last_ns < route.min_interval_ns:
@@ -518,14 +482,13 @@ class Router:
         stream.last_ns = now
         for subscription in self._subscriptions.values():
             if subscription.quality.deadline_ns and matches(subscription.expression, stream.key):
-                self._watch(subscription.number, stream, now + subscription.quality.deadline_ns)
+                self._deadlines.watch(subscription.number, stream, now + subscription.quality.deadline_ns)
         return stream
 
     def _drop_stream(self, stream: Stream) -> None:
         del self._streams[stream.origin, stream.key]
-        stream.version, stream.last = -1, None  # its last neighbour may remember it
-        self._holding.pop(stream, None)
-        self._cached_bytes -= stream.held_bytes
+        stream.version = -1  # its last neighbour may remember it
+        self._last_values.forget(stream)
 
     def _decide(self, stream: Stream, role: Role | None) -> None:
         """Anew, but for the routes. ``role`` of the origin when the caller knows it."""
@@ -570,38 +533,15 @@ class Router:
         """Neighbours that want some key which ``expression`` matches."""
         return [p.node for p in self._peers.values() if any(intersects(w.expression, expression) for w in p.wants)]
 
-    # --- deadlines -------------------------------------------------------------------------------------------------
-    def _watch(self, number: int, stream: Stream, due_ns: int) -> None:
-        watched = (number, stream.origin, stream.key)
-        if len(self._deadlines) < limits.MAX_STREAMS and watched not in self._watched:
-            self._watched.add(watched)
-            heappush(self._deadlines, (due_ns, *watched))
-
-    def _watch_again(self, stream: Stream, now: int) -> None:
-        missed, stream.missed = stream.missed, ()
-        for number in missed:
-            subscription = self._subscriptions.get(number)
-            if subscription is not None:
-                self._watch(number, stream, now + subscription.quality.deadline_ns)
-
+    # --- time ------------------------------------------------------------------------------------------------------
     def handle_timer(self, now: int) -> None:
-        """Report streams that missed a deadline, once for each silence: what is gone for good is reported once."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, number, origin, key = heappop(self._deadlines)
-            self._watched.discard((number, origin, key))
-            subscription, stream = self._subscriptions.get(number), self._streams.get((origin, key))
-            if subscription is None or stream is None:
-                continue
-            deadline_ns = subscription.quality.deadline_ns
-            if stream.last_ns + deadline_ns <= now:
-                self._events.append(DeadlineMissed(number, origin, key))
-                stream.missed = (*stream.missed, number)
-            else:
-                self._watch(number, stream, stream.last_ns + deadline_ns)
+        """Report streams that missed a deadline."""
+        if self._deadlines.due_ns <= now:
+            self._events.extend(self._deadlines.missed(now))
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next."""
-        return self._deadlines[0][0] if self._deadlines else NEVER
+        return self._deadlines.due_ns
 
     def events(self) -> list[DeadlineMissed]:
         """Events since the last call."""

@@ -335,7 +335,7 @@ def test_last_values_of_any_type_stay_below_the_bound(monkeypatch: pytest.Monkey
     kept = bench.machine.subscribe("**", ALL, 0)[1]
     assert 0 < len(kept) < 20
     assert kept[-1].key == "veh/a/59"
-    assert 0 <= bench.machine._cached_bytes <= 1_000_000
+    assert 0 <= bench.machine._last_values.held_bytes <= 1_000_000
 
 
 def test_last_value_above_the_bound_alone_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +345,7 @@ def test_last_value_above_the_bound_alone_is_not_kept(monkeypatch: pytest.Monkey
     bench.machine.subscribe("veh/**", ALL, 0)
     assert bench.accept(A, reading(value=bytes(2_000)))
     assert bench.machine.subscribe("**", ALL, 0)[1] == []
-    assert bench.machine._cached_bytes == 0
+    assert bench.machine._last_values.held_bytes == 0
 
 
 def test_last_tensor_does_not_keep_its_whole_frame(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +367,7 @@ def test_last_tensor_does_not_keep_its_whole_frame(monkeypatch: pytest.MonkeyPat
     decoded = decode_untrusted_node_frame(nested)
     assert type(decoded) is Readings
     bench.accept(A, *decoded.readings)
-    assert bench.machine._cached_bytes > 2_000_000, "what can't be cut out is counted whole"
+    assert bench.machine._last_values.held_bytes > 2_000_000, "what can't be cut out is counted whole"
 
 
 # --- deadlines -----------------------------------------------------------------------------------------------------
