@@ -19,8 +19,6 @@ Rules:
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
 from protocols.access import AccessTable
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ContextMissing, InvalidKey, InvalidName, NotPermitted, ValueUnsupported
@@ -31,6 +29,7 @@ from protocols.links.queues import Drops, LaneQueue
 from protocols.readings.cache import SMALL, SMALL_BYTES, LastValues
 from protocols.readings.deadlines import Deadlines
 from protocols.readings.events import DeadlineMissed, Delivery, Put, PutMany
+from protocols.readings.interest import decide_routes, decide_subscribers, permitted_wants, wants_to_ask_for
 from protocols.readings.publication import Publication
 from protocols.readings.quality import Quality
 from protocols.readings.streams import (
@@ -46,7 +45,7 @@ from protocols.readings.streams import (
 )
 from protocols.wire.context import check_position
 from protocols.wire.parcels import decode_alone, encode_alone
-from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, Want
+from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading
 
 _HEARSAY_LEAD: Final = 1_024
 """How far copies may run ahead of their origin. More is no race of two ways but a lie: the origin is right then."""
@@ -125,20 +124,9 @@ class Router:
 
     def interest_for(self, peer: NodeId) -> Interest:
         """What to ask of ``peer``: own subscriptions, and what other neighbours asked us to ask."""
-        hops: dict[Want, int] = {}  # wants that differ in nothing else are one
-        for subscription in self._subscriptions.values():
-            quality = subscription.quality
-            want = Want(subscription.expression, quality.min_interval_ns // 1_000, quality.conflate, quality.history)
-            hops[want] = max(hops.get(want, 0), quality.hops)
-        for other in self._peers.values():
-            if other.node != peer:
-                for asked in other.wants:
-                    if asked.hops:
-                        want = msgspec.structs.replace(asked, hops=0)
-                        hops[want] = max(hops.get(want, 0), asked.hops - 1)
         self._interest_version += 1
-        wants = [msgspec.structs.replace(want, hops=further) for want, further in hops.items()]
-        return Interest(self._interest_version, tuple(wants[: limits.MAX_SUBSCRIPTIONS]))
+        others = (wanted for other in self._peers.values() if other.node != peer for wanted in other.wants)
+        return Interest(self._interest_version, wants_to_ask_for(self._subscriptions.values(), others))
 
     # --- neighbours ------------------------------------------------------------------------------------------------
     def add_peer(self, peer: Peer) -> None:
@@ -165,26 +153,16 @@ class Router:
         if peer is None or interest.version <= peer.interest_version:  # a large one, on the bulk lane, was overtaken
             return
         peer.interest_version = interest.version
-        wants = []
-        for want in interest.wants:
-            try:
-                checked_expression(want.expression)
-            except InvalidKey:
-                self._drops.count(node, want.expression, "invalid_key")
-                continue
-            if self._access.permits_subscribe(peer.role, node, want.expression):
-                wants.append(want)
-            else:
-                self._drops.count(node, want.expression, "denied")
-        before, peer.wants = peer.wants, tuple(wants)
-        if before == peer.wants:
+        before, wants = peer.wants, permitted_wants(interest, node, peer.role, self._access, self._drops)
+        if before == wants:
             return
+        peer.wants = wants
         self._version += 1
         old = {want.expression for want in before}
         fresh = [want.expression for want in wants if want.history and want.expression not in old]
         if fresh:
             self._send_history(peer, fresh, now, utc_now)
-        if any(want.hops for want in (*before, *peer.wants)):
+        if any(want.hops for want in (*before, *wants)):
             self.interest_changed = True
 
     def _send_history(self, peer: Peer, expressions: list[str], now: int, utc_now: int) -> None:
@@ -195,7 +173,10 @@ class Router:
             own = stream.origin == self._node
             if (own or reading.hops) and any(matches(expression, stream.key) for expression in expressions):
                 if not reading.lifespan_ms or utc_now < expiry_utc_ns(reading):
-                    self._offer(peer, reading if own else one_hop_less(reading), now, utc_now, False)
+                    passed_on = reading if own else one_hop_less(reading)
+                    data = self._encoded_again(passed_on, peer.node)
+                    if data is not None:
+                        self._enqueue(peer, passed_on, data, False, now, utc_now)
 
     # --- the hot path ----------------------------------------------------------------------------------------------
     def publish(
@@ -305,17 +286,12 @@ class Router:
         if where is None:
             where = publication.where
         if where is None:
-            raise ContextMissing(
-                f"a reading on {key!r} has no 'where': a value without its context is of no use to others. "
-                "Set [node] position, or pass where="
-            )
+            raise _without(key, "where", "Set [node] position, or pass where=")
         if where is not self._checked_where:
             check_position(where)
             self._checked_where = where
         if when is None:
-            raise ContextMissing(
-                f"a reading on {key!r} has no 'when': a value without its context is of no use to others. Pass when="
-            )
+            raise _without(key, "when", "Pass when=")
         check_time(when)
         stream = self._streams.get((self._node, key))
         if stream is None:
@@ -323,7 +299,7 @@ class Router:
         if stream.version != self._version:
             self._decide(stream, self._role)
         if stream.routes_version != self._version:
-            self._route(stream)
+            decide_routes(stream, self._peers.values(), self._version)
         if not stream.permitted:
             raise NotPermitted(f"the access table does not let {self._role.value} {self._node} publish on {key!r}")
         return stream, where
@@ -373,7 +349,7 @@ class Router:
                 deliveries.append((numbers, reading))
             if reading.hops:
                 if stream.routes_version != self._version:
-                    self._route(stream)
+                    decide_routes(stream, self._peers.values(), self._version)
                 if stream.routes:
                     self._forward(stream, reading, source, now, utc_now)
         if peer is not None:
@@ -446,10 +422,6 @@ class Router:
             self._touched.append(queue)
         return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate, count)
 
-    def _offer(self, peer: Peer, reading: Reading, now: int, utc_now: int, conflate: bool) -> bool:
-        data = self._encoded_again(reading, peer.node)
-        return data is not None and self._enqueue(peer, reading, data, conflate, now, utc_now)
-
     def _encoded_again(self, reading: Reading, peer: NodeId) -> bytes | None:
         """None, and counted: it grew above a frame, as single precision does that is doubled here."""
         try:
@@ -502,32 +474,9 @@ class Router:
             else:
                 stream.permitted = self._access.permits_origin(origin, stream.key)
         if stream.numbers_version != self._numbers_version:
-            self._number(stream, origin == self._node)
+            decide_subscribers(stream, self._subscriptions.values(), origin == self._node)
+            stream.numbers_version = self._numbers_version
         stream.version = self._version
-
-    def _number(self, stream: Stream, own: bool) -> None:
-        """Decide anew which subscriptions get a stream."""
-        matching = [
-            s for s in self._subscriptions.values() if (s.quality.own or not own) and matches(s.expression, stream.key)
-        ]
-        stream.numbers = tuple(s.number for s in matching if not s.quality.min_interval_ns)
-        stream.limited = tuple(s for s in matching if s.quality.min_interval_ns)
-        known = stream.limited_last
-        stream.limited_last = {s.number: known[s.number] for s in stream.limited if s.number in known}
-        stream.numbers_version = self._numbers_version
-
-    def _route(self, stream: Stream) -> None:
-        """Decide the routes anew; most streams go no further than here and never need any."""
-        last_ns = {route.peer.node: route.last_ns for route in stream.routes}
-        routes = []
-        for peer in self._peers.values():
-            wants = [want for want in peer.wants if matches(want.expression, stream.key)]
-            if wants:
-                route = Route(peer, wants)
-                route.last_ns = last_ns.get(peer.node, -NEVER)
-                routes.append(route)
-        stream.routes = tuple(routes)
-        stream.routes_version = self._version
 
     def wanted_by(self, expression: str) -> list[NodeId]:
         """Neighbours that want some key which ``expression`` matches."""
@@ -547,3 +496,9 @@ class Router:
         """Events since the last call."""
         events, self._events = self._events, []
         return events
+
+
+def _without(key: str, what: str, advice: str) -> ContextMissing:
+    return ContextMissing(
+        f"a reading on {key!r} has no {what!r}: a value without its context is of no use to others. {advice}"
+    )
