@@ -1,1 +1,1 @@
-"""Gossip: signed entries that spread to every node, however far away."""
+"""Gossip: signed entries that spread from neighbour to neighbour to every node."""

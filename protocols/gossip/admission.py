@@ -1,8 +1,14 @@
-"""Which entries are let in: from bytes of a neighbour to an entry whose signature was checked.
+"""Which entries are accepted: from the bytes that a neighbour sent to an entry whose signature was checked.
 
-The order keeps useless entries cheap, for a signature costs 80 µs: what is held or was refused before, by its
-fingerprint; what is malformed; what is not newer, has ended or has no place; the allowance of the neighbour; then the
-signature. A few are checked at a time and the others wait, so that readings can pass between.
+Checking a signature takes 80 µs, so the order of the checks keeps useless entries cheap:
+
+1. by its fingerprint: whether it is held, or was refused before;
+2. whether it is malformed;
+3. whether it is not newer, has expired or has no place in the store;
+4. whether the allowance of the neighbour is used up;
+5. the signature.
+
+A few signatures are checked at a time, and the other entries wait, so that readings can pass in between.
 """
 
 from collections import deque
@@ -21,12 +27,12 @@ from protocols.wire.entries import decode_untrusted_entry
 from protocols.wire.gossip import Entry
 
 _RESTORED_EVERY: Final = 8
-"""Of the signatures checked one in so many is of a former life, however many new ones neighbours send: until then
-nobody is asked for that entry."""
+"""One in this many of the signatures that are checked is of an entry that this node kept from before its restart,
+however many new entries neighbours send. Until such an entry is checked, no neighbour is asked for it."""
 
 
 class Verdict(StrEnum):
-    """On an entry; the values are names of counters."""
+    """The verdict on an entry; the values are the names of counters."""
 
     WAITING = "entries_waiting_for_check"
     ACCEPTED = "entries_accepted"
@@ -40,7 +46,7 @@ class Verdict(StrEnum):
 
 
 class EntryCandidate(NamedTuple):
-    """A parsed entry. Its signature is good once it was ACCEPTED, and not before."""
+    """A parsed entry. Its signature is known to be good only once the verdict is ACCEPTED."""
 
     key: EntryKey
     version: int
@@ -52,28 +58,28 @@ class EntryCandidate(NamedTuple):
 
     @property
     def ends_ns(self) -> int:
-        """When its lifetime is over."""
+        """When it expires, in monotonic nanoseconds."""
         return self.born_ns + self.entry.lifetime_s * limits.SECOND
 
 
 class Admission:
-    """Of one node."""
+    """Decides which entries one node accepts."""
 
     def __init__(self, store: EntryStore, checks_at_once: int, check_pause_ns: int) -> None:
         self._store, self._checks_at_once, self._pause_ns = store, checks_at_once, check_pause_ns
         self._candidates: deque[EntryCandidate] = deque()
-        self._restored: deque[EntryCandidate] = deque()  # of a former life: they let new ones pass, but not for ever
+        self._restored: deque[EntryCandidate] = deque()  # from before a restart: new ones go first, but not for ever
         self._turn = 0
-        self._refused: dict[int, int] = {}  # fingerprint: until when
+        self._refused: dict[int, int] = {}  # until when, by fingerprint
         self.due_ns = NEVER
-        """When :meth:`checked` has more to do."""
+        """When :meth:`checked` has to be called next, in monotonic nanoseconds."""
 
     def is_refused(self, fingerprint: int, now: int) -> bool:
-        """Whether it was found superseded, forged or without a place, not long ago."""
+        """Whether the entry was found superseded, malformed, forged or without a place, not long ago."""
         return bool(self._refused) and self._refused.get(fingerprint, -NEVER) > now
 
     def remember(self, fingerprint: int, now: int) -> None:
-        """Have it neither asked for nor checked again for a while."""
+        """Remember a fingerprint, so that for a while its entry is neither asked for nor checked again."""
         self._refused.pop(fingerprint, None)
         if len(self._refused) >= limits.MAX_REFUSED_ENTRIES:
             del self._refused[next(iter(self._refused))]
@@ -82,9 +88,9 @@ class Admission:
     def consider(
         self, data: bytes, fingerprint: int, age_ns: int, source: NodeId, allowance: Allowance | None, now: int
     ) -> tuple[Verdict, EntryCandidate | None]:
-        """Judge an entry as far as that is cheap. WAITING: :meth:`checked` has the last word. The candidate is None
-        when the bytes were not looked into, or are none. ``allowance``: of ``source``; None: it was kept by a former
-        life of this node."""
+        """Judge an entry as far as that is cheap. When the verdict is WAITING, :meth:`checked` gives the final one. The
+        candidate is None when the bytes were not parsed, or are malformed. ``allowance`` is that of ``source``; None:
+        this node kept the entry from before its restart."""
         if self._store.holding(fingerprint) is not None or self.is_refused(fingerprint, now):
             return Verdict.DUPLICATE, None
         try:
@@ -98,12 +104,12 @@ class Admission:
         if not self._store.is_news(candidate.key, entry.version, fingerprint):
             self.remember(fingerprint, now)
             return Verdict.STALE, candidate
-        if candidate.ends_ns <= now:  # not remembered: who lied about its age must not keep the true one away
+        if candidate.ends_ns <= now:  # not remembered: a lie about its age must not keep the true one away
             return Verdict.EXPIRED, candidate
         if not self._store.has_room_for(candidate.key, candidate.ends_ns):
             if not self._store.has_room_for(candidate.key, now + entry.lifetime_s * limits.SECOND):
                 self.remember(fingerprint, now)
-            elif allowance is not None:  # its age decided, and who lied about that must not keep the true one away
+            elif allowance is not None:  # not remembered, for the same reason: only its age leaves it without a place
                 allowance.take(now)
             return Verdict.WITHOUT_PLACE, candidate
         if allowance is None:
@@ -115,8 +121,8 @@ class Admission:
         return Verdict.WAITING, candidate
 
     def checked(self, seal: Seal, now: int) -> Iterator[tuple[Verdict, EntryCandidate]]:
-        """Check a few signatures: ACCEPTED ones must be put into the store before the next is asked for. Those left
-        have their turn at :attr:`due_ns`."""
+        """Check a few signatures. The caller must put an ACCEPTED entry into the store before it takes the next
+        verdict. The entries that are left have their turn at :attr:`due_ns`."""
         if self.due_ns != NEVER and now < self.due_ns:
             return
         for _ in range(self._checks_at_once):
@@ -131,7 +137,7 @@ class Admission:
     def _verdict(self, candidate: EntryCandidate, seal: Seal, now: int) -> Verdict:
         store, fingerprint = self._store, candidate.fingerprint
         if store.holding(fingerprint) is not None or self.is_refused(fingerprint, now):
-            return Verdict.DUPLICATE  # it came twice before its turn
+            return Verdict.DUPLICATE  # it arrived a second time before its turn
         if not store.is_news(candidate.key, candidate.version, fingerprint):
             self.remember(fingerprint, now)
             return Verdict.STALE

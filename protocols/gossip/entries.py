@@ -1,4 +1,4 @@
-"""What a gossip entry is here: signed, held, seen, kept over a restart."""
+"""The forms of a gossip entry on a node: signed, held in the store, shown to people, kept over a restart."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -15,7 +15,8 @@ EntryKey = tuple[str, str]
 
 
 class Sealed(Struct, frozen=True, gc=False):
-    """An entry as it is kept: its bytes and what is asked of it often. The same for every node that holds it."""
+    """An entry as it is kept: its bytes, and the fields that are needed often. It is equal on every node that holds
+    it."""
 
     key: EntryKey
     version: int
@@ -30,23 +31,23 @@ def _itself(sealed: Sealed) -> Sealed:
 
 
 class Seal(Struct, frozen=True):
-    """How entries are signed and checked: what a machine may not do itself."""
+    """How entries are signed and checked, which a machine may not do itself."""
 
     sign: Callable[[bytes], tuple[bytes, bytes]]
-    """Statement to (credential, signature); see ``protocols.wire.entries.entry_statement``."""
+    """Signs a statement and returns (credential, signature); see ``protocols.wire.entries.entry_statement``."""
     verify: Callable[[Entry], bool]
-    """Whether the credential is one of this mesh, names the author, and made the signature."""
+    """Whether the credential belongs to this mesh, names the author, and made the signature."""
     hash: Callable[[bytes], bytes]
-    """SHA-256 on the road: 8 bytes or more, of which the first 8 are the fingerprint."""
+    """A hash of 8 bytes or more, of which the first 8 are the fingerprint. On real nodes it is SHA-256."""
     share: Callable[[Sealed], Sealed] = _itself
-    """An equal object to keep instead: thousands of nodes in one process need to hold an entry once."""
+    """Returns an equal object to keep instead, so that thousands of nodes in one process hold an entry only once."""
 
     def fingerprint(self, data: bytes) -> int:
-        """Of the bytes of an entry."""
+        """The fingerprint of the bytes of an entry."""
         return int.from_bytes(self.hash(data)[:8], "little")
 
     def sealed(self, key: EntryKey, version: int, lifetime_s: int, fingerprint: int, data: bytes) -> Sealed:
-        """An entry to keep, whose signature was made or checked here."""
+        """An entry to keep. This node must have made or checked its signature."""
         return self.share(Sealed(key, version, lifetime_s * limits.SECOND, fingerprint, data))
 
 
@@ -55,34 +56,34 @@ class Held(Struct, gc=False):
 
     sealed: Sealed
     born_ns: int
-    """When it was signed, on this node's clock, as far as those who carried it say."""
+    """When it was signed, in monotonic nanoseconds of this node, according to the nodes that carried it."""
     source: NodeId
     """The neighbour it came from, or this node."""
 
     @property
     def ends_ns(self) -> int:
-        """When it is forgotten."""
+        """When it expires, in monotonic nanoseconds."""
         return self.born_ns + self.sealed.lifetime_ns
 
 
 class EntryView(Struct, frozen=True):
-    """An entry held, for people and programs."""
+    """An entry that the node holds, as people and programs see it."""
 
     author: NodeId
     kind: str
     version: int
     age_ns: int
-    """Since it was signed."""
+    """Time since it was signed."""
     lifetime_s: int
     source: NodeId
     """The neighbour it came from; the node itself for its own."""
     size_bytes: int
-    """As it travels."""
+    """Its size on the wire."""
     body: bytes
 
 
 class Stored(NamedTuple):
-    """An entry as it is kept over a restart."""
+    """An entry as it is kept on disk over a restart."""
 
     data: bytes
     age_ns: int
@@ -90,8 +91,8 @@ class Stored(NamedTuple):
 
 
 def views(stored: Iterable[Stored]) -> list[EntryView]:
-    """Entries as people and programs see them, by author and kind. A full store takes 10 ms: hold no lock
-    meanwhile."""
+    """Entries as people and programs see them, sorted by author and kind. A full store takes 10 ms, so call this
+    without a lock."""
     shown = []
     for data, age_ns, source in stored:
         entry = decode_untrusted_entry(data)

@@ -3,8 +3,8 @@
 For drivers, all through :class:`~protocols.engine.Engine`:
 
 - ``NodeSettings(..., seal=Seal(sign, verify, hash))`` switches it on (``protocols.gossip.entries.Seal``). Without a
-  seal this
-  machine is mute and deaf. A simulator needs no certificates; one seal for each node, and one dict ``kept`` for all::
+  seal this machine sends and receives nothing. A simulator needs no certificates: it makes one seal for each node, and
+  one dict ``kept`` for all::
 
       def sign(statement):  # (credential, signature) of node ``name``
           return b"", hashlib.blake2b(statement, key=name.encode(), digest_size=16).digest()
@@ -13,39 +13,41 @@ For drivers, all through :class:`~protocols.engine.Engine`:
           return made == entry.signature
       Seal(sign, verify, lambda data: hashlib.sha256(data).digest(), lambda s: kept.setdefault(s.data, s))
 
-  The last one makes all engines of a process keep one object an entry.
-- ``engine.gossip.put(kind, body, lifetime_s, now) -> version`` authors an entry, or raises its version. A running node
-  repeats it by itself before its lifetime ends.
-- ``engine.gossip.entries(now) -> list[EntryView]`` (author, kind, version, age_ns, source, body, …), sorted;
-  ``engine.gossip.version(author, kind) -> int`` (0: none) is the cheap question for a check; ``engine.gossip.root``
-  is equal in two engines that hold the same.
-- ``engine.events()`` has ``EntryAccepted`` (own entries too, ``source`` is then the node itself) and ``EntryRefused``.
+  The last argument makes all engines of a process keep one object for each entry.
+- ``engine.gossip.put(kind, body, lifetime_s, now) -> version`` writes an entry of this node, or raises its version. A
+  running node repeats the entry by itself before its lifetime ends.
+- ``engine.gossip.entries(now) -> list[EntryView]`` returns the entries sorted (author, kind, version, age_ns, source,
+  body, …). ``engine.gossip.version(author, kind) -> int`` (0: none) is a cheap query for a check.
+  ``engine.gossip.root`` is equal in two engines that hold the same entries.
+- ``engine.events()`` has ``EntryAccepted`` (own entries too; ``source`` is then the node itself) and ``EntryRefused``.
 - A forger in a test sends ``GossipEntries((Carried(age_ms, encode_entry(Entry(...))),))``.
 
-How it spreads. Four frames, all control frames of the realtime lane:
+Entries spread by four frames, which are all control frames of the realtime lane:
 
-    beacon  GossipDigest(root)             equal roots: nothing to do, and a reason for the receiver not to beacon
-            GossipDigest(root, buckets)    the receiver finds the buckets that differ
-            GossipHave(covered, all in it) … and says what it has there; the receiver finds what each side lacks
-    news    GossipHave(0, some)            told once to each neighbour that is not known to have it, RSUs first: theirs
-                                           are the long links
-            GossipPull → GossipEntries     who lacks it asks one neighbour at a time, at its own pace
-            GossipEntries                  unasked only for what a node authors itself: nobody can have it yet
+    beacon  GossipDigest(root)             with equal roots there is nothing to do, and the receiver need not beacon
+            GossipDigest(root, buckets)    the receiver finds the buckets that differ …
+            GossipHave(covered, all in it) … and says what it has there; the other finds what each side lacks
+    news    GossipHave(0, some)            is sent once to each neighbour that is not known to have the entry, to RSUs
+                                           first, because they have the long links
+            GossipPull → GossipEntries     a node that lacks the entry asks one neighbour at a time, at its own pace
+            GossipEntries                  is sent unasked only by an entry's author: no other node can have it yet
 
-Bodies thus cross each node once, whoever tells of them. On contact the node with the smaller id sends its buckets.
-Beacons follow Trickle (RFC 6206) with its redundancy counted for each link.
+So the body of an entry is sent to each node once, whichever neighbours tell of it. On contact the node with the smaller
+id sends its buckets. Beacons follow Trickle (RFC 6206), with the redundancy counted for each link.
 
 Rules:
 
-1. What is not newer than what is held costs no signature check; what was found superseded or forged is remembered by
-   its fingerprint. Checks are bounded for each neighbour, and made a few at a time, so that readings can pass between.
-2. Ages, not instants, travel: no clocks need to agree. Whoever lies about an age keeps an entry longer, or drops it
-   here until another neighbour tells of it; nobody can change what it says.
-3. A node that meets a newer entry of its own (its state was lost) goes above it.
-4. Kinds that this version does not know are kept and passed on: whoever acts on an entry decides whether its author may
-   say so.
+1. An entry that is not newer than the one that is held costs no signature check. An entry that was found superseded or
+   forged is remembered by its fingerprint. Checks are bounded for each neighbour, and made a few at a time, so that
+   readings can pass in between.
+2. Entries travel with their age instead of a date, so no clocks need to agree. A neighbour that lies about an age can
+   make this node keep an entry too long, or drop it until another neighbour tells of it. Nobody can change what it
+   says.
+3. A node that receives a newer entry of its own (its state was lost) takes a version above that one.
+4. Kinds that this version does not know are kept and passed on. Whatever acts on an entry decides whether its author
+   may say this.
 
-Left out: tombstones (an entry is replaced, or ends), and dialling what was learnt.
+Left out: tombstones (an entry is replaced, or expires), and dialling addresses that were learnt.
 """
 
 from collections.abc import Iterable
@@ -79,15 +81,16 @@ from protocols.wire.gossip import (
 )
 
 VERSION_BITS: Final = 20
-"""A first version is ``incarnation << VERSION_BITS``: above all of former lives, with a million left for this one."""
+"""The first version is ``incarnation << VERSION_BITS``: it is above all versions of former lives, and leaves a million
+for this one."""
 _LEAST_PULL: Final = 8
-"""Entries worth a pull, unless fewer are left to ask for."""
+"""A pull asks for at least this many entries, unless fewer are left to ask for."""
 _REFRESH_SHARE: Final = 3
-"""An own entry is repeated after a third of its lifetime."""
+"""A node repeats its own entry after a third of the entry's lifetime."""
 _LONGEST_OUTRUN_NS: Final = 600 * limits.SECOND
 _RETRY_NS: Final = 60 * limits.SECOND
 _COMPLAINT_PAUSE_NS: Final = 60 * limits.SECOND
-"""Between two events about entries of one neighbour: it must not fill a log."""
+"""Pause between two events about entries from one neighbour, so that it can't fill a log."""
 
 
 class _Peer:
@@ -99,12 +102,12 @@ class _Peer:
     def __init__(self, node: NodeId, role: Role, now: int) -> None:
         self.node, self.role = node, role
         self.agreed = False
-        self.interval = self.consistent = 0  # consistent beacons heard in that interval of ours
-        self.compared_ns = self.listed_ns = -NEVER  # when our buckets, and when a list of ours, last went to it
-        self.told_of_ns = -NEVER  # when the application last heard of an entry of it that was refused
+        self.interval = self.consistent = 0  # consistent beacons heard from it in that interval of ours
+        self.compared_ns = self.listed_ns = -NEVER  # when we last sent it our buckets, and a list of ours
+        self.told_of_ns = -NEVER  # when an event last reported a refused entry from it
         self.news: dict[int, None] = {}  # fingerprints to tell it of
         self.offers: dict[int, None] = {}  # fingerprints to ask it for
-        self.asked: dict[int, int] = {}  # fingerprints it was asked for, and until when it has time
+        self.asked: dict[int, int] = {}  # fingerprints it was asked for, and its time-outs
         self.frames = Allowance(limits.GOSSIP_FRAMES_PER_S, limits.MAX_GOSSIP_FRAME_BURST, now)
         self.checks = Allowance(limits.ENTRIES_PER_S, limits.MAX_ENTRY_BURST, now)
         self.served = Allowance(limits.SERVED_ENTRIES_PER_S, limits.MAX_SERVED_BURST, now)
@@ -117,7 +120,7 @@ class _Own(NamedTuple):
 
 
 class Gossip:
-    """The machine of one node; see :class:`~protocols.machine.Machine`."""
+    """The machine of one node; see :class:`~protocols.machine.Machine`. ``now`` is always in monotonic nanoseconds."""
 
     name: Final = "gossip"
     frames: Final = FRAMES
@@ -129,11 +132,11 @@ class Gossip:
         self._first_version = incarnation << VERSION_BITS
         self._store = EntryStore(settings.max_entries)
         self._own: dict[str, _Own] = {}
-        self._outruns: dict[str, tuple[int, int]] = {}  # version to go above, and how long to wait next time
+        self._outruns: dict[str, tuple[int, int]] = {}  # the version to exceed, and how long to wait next time
         self._peers: dict[NodeId, _Peer] = {}  # RSUs first
         self._trickle = Trickle(settings.trickle_min_ns, settings.trickle_max_ns, random)
         self._admission = Admission(self._store, settings.checks_at_once, settings.check_pause_ns)
-        self._asked: dict[int, list[NodeId]] = {}  # who is asked for it (we: our disk), and who else has it
+        self._asked: dict[int, list[NodeId]] = {}  # node asked for it (this node: its disk), then others that have it
         self._news_ns = self._pulls_ns = self._refresh_ns = NEVER
         self._told_ns = -NEVER
         self._messages: list[Message] = []
@@ -147,7 +150,7 @@ class Gossip:
 
     # --- what the driver reads -------------------------------------------------------------------------------------
     def messages(self) -> list[Message]:
-        """Control frames to queue for neighbours."""
+        """Control frames to queue for neighbours, decided since the last call."""
         messages, self._messages = self._messages, []
         return messages
 
@@ -157,7 +160,7 @@ class Gossip:
         return events
 
     def has_news(self) -> bool:
-        """Whether :meth:`messages` or :meth:`events` have any."""
+        """Whether :meth:`messages` or :meth:`events` would return anything."""
         return bool(self._messages or self._events)
 
     def outgoing(self) -> list[Effect]:
@@ -176,29 +179,30 @@ class Gossip:
         return {**self._counters, "entries_held": len(self._store)}
 
     def entries(self, now: int) -> list[EntryView]:
-        """Everything held, by author and kind."""
+        """All entries that are held, sorted by author and kind."""
         return views(self.stored(now))
 
     def version(self, author: str, kind: str) -> int:
-        """The version held; 0: none."""
+        """The version that is held; 0: none."""
         held = self._store.get((author, kind))
         return 0 if held is None else held.sealed.version
 
     @property
     def root(self) -> int:
-        """Equal in two stores that hold the same entries."""
+        """A number that is equal in two stores that hold the same entries."""
         return self._store.root
 
     def __len__(self) -> int:
         return len(self._store)
 
     def stored(self, now: int) -> list[Stored]:
-        """What is worth keeping over a restart."""
+        """All entries, in the form in which they are kept over a restart."""
         return [Stored(held.sealed.data, max(now - held.born_ns, 0), held.source) for held in self._store.all()]
 
     # --- own entries -----------------------------------------------------------------------------------------------
     def put(self, kind: str, body: bytes, lifetime_s: int, now: int) -> int:
-        """Author an entry, or raise its version; it is repeated before its lifetime ends. Returns the version.
+        """Write an entry of this node, or raise its version. It is repeated before its lifetime ends. Returns the
+        version.
 
         :raises LocalProtocolError: when this node can't sign, or ``kind`` or ``lifetime_s`` is out of range.
         :raises ValueUnsupported: when ``body`` is too large. :raises BoundExceeded: with too many kinds.
@@ -225,8 +229,8 @@ class Gossip:
         held = Held(sealed, now, self._node)
         if not self._store.has_room_for(key, held.ends_ns):
             raise BoundExceeded(
-                f"{self._node} authors {limits.MAX_KINDS_PER_AUTHOR} kinds of entries already, or holds "
-                f"{len(self._store)} that all end later: {kind!r} has no place"
+                f"{self._node} already has {limits.MAX_KINDS_PER_AUTHOR} kinds of entries of its own, or holds "
+                f"{len(self._store)} entries that all expire later: {kind!r} has no place"
             )
         self._keep(held, now)
         self._own[kind] = _Own(body, lifetime_s, now + lifetime_s * limits.SECOND // _REFRESH_SHARE)
@@ -236,21 +240,21 @@ class Gossip:
         return version
 
     def restore(self, stored: Iterable[Stored], now: int) -> None:
-        """Take what a former life kept. It is checked like everything else, a few at a time."""
+        """Take the entries that were kept before a restart. They are checked like all others, a few at a time."""
         if self._seal is None:
             return
         for data, age_ns, source in stored:
             fingerprint = self._seal.fingerprint(data)
             verdict, _ = self._admission.consider(data, fingerprint, age_ns, source, None, now)
             if verdict is Verdict.WAITING:
-                self._asked.setdefault(fingerprint, [self._node])  # no neighbour need send what the disk gives
+                self._asked.setdefault(fingerprint, [self._node])  # no neighbour needs to send what the disk has
             else:
                 self._counters[verdict] += 1
         self._check(self._seal, now)
 
     # --- neighbours ------------------------------------------------------------------------------------------------
     def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:
-        """A neighbour is in reach, both ways."""
+        """Note that links to and from a neighbour are open."""
         if self._seal is None:
             return
         peer = self._peer(node, role, now)
@@ -268,7 +272,7 @@ class Gossip:
         return peer
 
     def neighbour_gone(self, node: NodeId, now: int) -> None:
-        """A neighbour is out of reach, or began a new life."""
+        """Note that a neighbour is out of reach, or has restarted."""
         peer = self._peers.pop(node, None)
         if peer is None:
             return
@@ -279,7 +283,7 @@ class Gossip:
         self._ask_all(now)
 
     def receive(self, frame: GossipFrame, node: NodeId, role: Role, now: int) -> None:
-        """Take a frame of a neighbour."""
+        """Handle a frame from a neighbour."""
         if self._seal is None:
             return
         peer = self._peer(node, role, now)
@@ -317,7 +321,7 @@ class Gossip:
             return
         self._disagree(peer, now)
         if now - peer.compared_ns < limits.EXCHANGE_PAUSE_NS and self._node < peer.node:
-            return  # both began: the larger id answers
+            return  # both sent buckets: the larger id answers
         if now - peer.listed_ns >= limits.EXCHANGE_PAUSE_NS:
             peer.listed_ns = now
             self._list(differing, peer)
@@ -328,8 +332,9 @@ class Gossip:
         peer.consistent += 1
 
     def _disagree(self, peer: _Peer, now: int) -> None:
-        """Only the change from agreement resets the timer: a difference that nothing can settle (a certificate that has
-        ended by one clock and not by another) must not make beacons frequent for ever."""
+        """Note that a neighbour holds other entries. Only the change from agreement resets the timer: a difference that
+        can't be settled (a certificate that has expired by one clock and not by another) must not make beacons frequent
+        for ever."""
         if peer.agreed:
             peer.agreed = False
             self._trickle.reset(now)
@@ -341,7 +346,7 @@ class Gossip:
         self._messages.append((peer.node, GossipDigest(store.root, len(store), encode_fingerprints(store.buckets))))
 
     def _list(self, buckets: list[int], peer: _Peer) -> None:
-        """Say all that is in some buckets; in several frames if need be, each of whole buckets."""
+        """Send the fingerprints in some buckets, in several frames if necessary, each with whole buckets."""
         covered = 0
         listed: list[int] = []
         contents = self._store.contents()
@@ -407,11 +412,11 @@ class Gossip:
 
     # --- pulling ---------------------------------------------------------------------------------------------------
     def _ask(self, peer: _Peer, now: int) -> None:
-        """Ask a neighbour for what it offered: one outstanding request for an entry, and no more at a time than its
-        entries may be checked."""
+        """Ask a neighbour for what it offered, with one outstanding request for each entry, and for no more entries at
+        a time than its allowance lets us check."""
         if not peer.offers:
             return
-        # A pull for each token that comes would be a frame for each entry.
+        # A pull for each token of the allowance would be a frame for each entry.
         least = min(_LEAST_PULL, len(peer.offers))
         room = min(limits.MAX_PULL, peer.checks.left(now)) - len(peer.asked)
         held = self._store.fingerprints
@@ -445,7 +450,7 @@ class Gossip:
             self._ask(peer, now)
 
     def _ask_another(self, fingerprint: int, asked: NodeId) -> None:
-        """Whoever was asked does not give it: let the others who have it be asked."""
+        """Have other neighbours asked for an entry, because the one that was asked does not send it."""
         others = self._asked.get(fingerprint)
         if others is None or others[0] != asked:
             return
@@ -545,8 +550,9 @@ class Gossip:
         self._news_due(now)
 
     def _outrun(self, kind: str, candidate: EntryCandidate, now: int) -> None:
-        """A newer entry of our own is about: of a former life whose state was lost, or somebody has our key. The two
-        would answer one another for ever, and the whole mesh pays: we do so later and later."""
+        """Exceed a newer entry of our own that a neighbour sent. It is from before a restart with lost state, or
+        another node has our key. Two such nodes would answer each other for ever at the cost of the whole mesh, so each
+        answer waits longer than the last."""
         self._counters["own_entries_outrun"] += 1
         above, pause_ns = self._outruns.get(kind, (0, 0))
         self._outruns[kind] = max(above, candidate.version), min(max(2 * pause_ns, limits.SECOND), _LONGEST_OUTRUN_NS)
@@ -562,7 +568,7 @@ class Gossip:
                 self._own[kind] = own._replace(refresh_ns=now + _RETRY_NS)
                 try:
                     self._author(kind, own.body, own.lifetime_s, self._outruns.get(kind, (0, 0))[0], now)
-                except MeshError:  # a renewed certificate is longer, or there is no place for it now
+                except MeshError:  # a renewed certificate is longer, or there is no place now
                     self._counters["own_entries_failed"] += 1
         self._refresh_ns = min(own.refresh_ns for own in self._own.values())
 
@@ -613,7 +619,7 @@ class Gossip:
                 self._messages.append((peer.node, beacon))
 
     def next_timer_at(self) -> int:
-        """When :meth:`handle_timer` wants to be called next, at the latest."""
+        """When :meth:`handle_timer` has to be called at the latest."""
         if self._seal is None:
             return NEVER
         due_ns = min(self._trickle.due_ns, self._admission.due_ns)

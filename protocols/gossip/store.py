@@ -1,15 +1,15 @@
-"""Signed entries: what a node holds of them, and what is newer than what.
+"""The signed entries that a node holds, and which entry is newer.
 
 Invariants:
 
-1. Of an author and a kind one entry is held, and it only goes forward: to a higher version, or at the same version to
-   the higher fingerprint. Two entries of one version are the author's fault (equivocation); this settles it everywhere
-   alike.
-2. ``root`` and ``buckets`` are the exclusive or of the fingerprints held, kept as entries come and go, so that two
-   stores are compared by one number. A fingerprint is the first 64 bits of a hash of the entry's bytes.
-3. Bounds: ``MAX_ENTRIES`` in all, ``MAX_KINDS_PER_AUTHOR`` of one author.
+1. For each author and kind the store holds one entry. It is only replaced by a higher version, or at the same version
+   by a higher fingerprint. Two entries with one version are the author's fault (equivocation); by this rule every node
+   keeps the same one.
+2. ``root`` and ``buckets`` are the exclusive or of the fingerprints held. They are updated as entries come and go, so
+   that two stores can be compared by one number. A fingerprint is the first 64 bits of a hash of the entry's bytes.
+3. The store holds at most ``MAX_ENTRIES`` in all, and at most ``MAX_KINDS_PER_AUTHOR`` of one author.
 
-Nothing here checks a signature: whoever puts an entry has done that.
+The store checks no signatures: the caller must have checked an entry before it puts it in.
 """
 
 from collections.abc import Iterator, KeysView
@@ -21,37 +21,37 @@ from protocols.base.time import NEVER
 from protocols.gossip.entries import EntryKey, Held
 
 _LEAST_ENDS: Final = 64
-"""Below, a list of ends is not worth tidying."""
+"""A shorter list of ends is not worth tidying."""
 
 
 class EntryStore:
-    """Entries by key and by fingerprint."""
+    """The entries of one node, by key and by fingerprint."""
 
     def __init__(self, max_entries: int = limits.MAX_ENTRIES) -> None:
         self.root = 0
         self.buckets = [0] * limits.ENTRY_BUCKETS
         self.next_end_ns = NEVER
-        """Not after the end of any entry held."""
+        """No entry that is held expires before this."""
         self._max_entries = max_entries
         self._by_key: dict[EntryKey, Held] = {}
         self._by_fingerprint: dict[int, Held] = {}
-        self._authored: dict[str, int] = {}  # entries of each author
-        self._ends: list[tuple[int, EntryKey, int]] = []  # a heap, with entries that are gone and passed over
+        self._authored: dict[str, int] = {}  # number of entries of each author
+        self._ends: list[tuple[int, EntryKey, int]] = []  # a heap; entries that are gone stay in it and are skipped
 
     def __len__(self) -> int:
         return len(self._by_key)
 
     def get(self, key: EntryKey) -> Held | None:
-        """The entry of an author and a kind."""
+        """The entry of an author and kind; None: there is none."""
         return self._by_key.get(key)
 
     def holding(self, fingerprint: int) -> Held | None:
-        """The entry of a fingerprint."""
+        """The entry with a fingerprint; None: there is none."""
         return self._by_fingerprint.get(fingerprint)
 
     @property
     def fingerprints(self) -> KeysView[int]:
-        """Of everything held, in the order it came; a live view."""
+        """The fingerprints of all entries, in the order in which they came, as a live view."""
         return self._by_fingerprint.keys()
 
     def contents(self) -> list[list[int]]:
@@ -62,12 +62,13 @@ class EntryStore:
         return contents
 
     def is_news(self, key: EntryKey, version: int, fingerprint: int) -> bool:
-        """Whether it goes forward from what is held."""
+        """Whether such an entry is newer than the one that is held."""
         held = self._by_key.get(key)
         return held is None or (version, fingerprint) > (held.sealed.version, held.sealed.fingerprint)
 
     def has_room_for(self, key: EntryKey, ends_ns: int) -> bool:
-        """Whether :meth:`put` would take it: it replaces one, a place is free, or another ends sooner."""
+        """Whether :meth:`put` would accept such an entry: it replaces one, or a place is free, or another expires
+        sooner."""
         if key in self._by_key:
             return True
         if self._authored.get(key[0], 0) >= limits.MAX_KINDS_PER_AUTHOR:
@@ -75,16 +76,17 @@ class EntryStore:
         return len(self._by_key) < self._max_entries or self._first_end_ns() < ends_ns
 
     def put(self, held: Held) -> list[int]:
-        """Take an entry that :meth:`is_news` and :meth:`has_room_for`; returns the fingerprints that left for it."""
+        """Add an entry for which :meth:`is_news` and :meth:`has_room_for` are true. Returns the fingerprints of the
+        entries that it replaced or displaced."""
         sealed = held.sealed
-        assert self.holding(sealed.fingerprint) is None, "an author can make two of his entries collide: look before"
+        assert self.holding(sealed.fingerprint) is None, "an author can make two of their entries collide: check before"
         gone = []
         before = self._by_key.get(sealed.key)
         if before is not None:
             gone.append(before.sealed.fingerprint)
             self._remove(before)
         elif len(self._by_key) >= self._max_entries:
-            self._first_end_ns()  # now it is the first of the heap
+            self._first_end_ns()  # now that entry is the first of the heap
             gone.append(self._ends[0][2])
             self._remove(self._by_fingerprint[gone[0]])
         author, ends_ns = sealed.key[0], held.ends_ns
@@ -97,7 +99,7 @@ class EntryStore:
         return gone
 
     def expire(self, now: int) -> int:
-        """Forget what has reached its end; how many those were."""
+        """Forget entries that have expired, and return how many."""
         if now < self.next_end_ns:
             return 0
         before = len(self._by_key)
@@ -107,11 +109,11 @@ class EntryStore:
         return before - len(self._by_key)
 
     def all(self) -> Iterator[Held]:
-        """Everything held, in the order it came."""
+        """All entries, in the order in which they came."""
         return iter(self._by_key.values())
 
     def _first_end_ns(self) -> int:
-        """When the first entry held ends, NEVER when there is none; it is at the top of the heap then."""
+        """When the next entry expires; NEVER when there is none. That entry is then at the top of the heap."""
         while self._ends:
             ends_ns, _, fingerprint = self._ends[0]
             held = self._by_fingerprint.get(fingerprint)

@@ -1,8 +1,9 @@
-"""When to say again what others probably know: the Trickle timer of RFC 6206.
+"""When to repeat what others probably know: the Trickle timer of RFC 6206.
 
-An interval doubles from the smallest to the largest while all is consistent, and starts small again after a reset. In
-each one there is one instant to speak, drawn from its second half. Suppression (section 4.2, rule 4) is left to the
-caller: ours speaks over links, one neighbour at a time, so it counts what it heard from each of them by itself.
+The interval doubles from the smallest to the largest as long as everything is consistent, and is the smallest again
+after a reset. In each interval there is one time to speak, drawn from its second half. Suppression (section 4.2,
+rule 4) is left to the caller. Ours speaks over links, to one neighbour at a time, so it counts what it heard from each
+neighbour separately.
 """
 
 from random import Random
@@ -11,14 +12,14 @@ from protocols.base.time import NEVER
 
 
 class Trickle:
-    """One timer. It stands still until :meth:`start`."""
+    """One timer. It does not run until :meth:`start`."""
 
     def __init__(self, min_ns: int, max_ns: int, random: Random) -> None:
         self._min_ns, self._max_ns, self._random = min_ns, max_ns, random
         self._length_ns = min_ns
         self._speak_ns = self._end_ns = NEVER
         self.interval = 0
-        """Number of the present interval."""
+        """The number of the current interval."""
 
     @property
     def due_ns(self) -> int:
@@ -30,16 +31,17 @@ class Trickle:
         self._begin(self._min_ns, now)
 
     def stop(self) -> None:
-        """Nobody is there to speak to."""
+        """Stop the timer, because there is nobody to speak to."""
         self._speak_ns = self._end_ns = NEVER
 
     def reset(self, now: int) -> None:
-        """Something is inconsistent. Does nothing in an interval that is the smallest already, or when stopped."""
+        """Begin the smallest interval again, because something is inconsistent. This does nothing when the interval is
+        the smallest already, or when the timer is stopped."""
         if self._length_ns > self._min_ns and self._end_ns != NEVER:
             self._begin(self._min_ns, now)
 
     def handle_timer(self, now: int) -> bool:
-        """Whether it is time to speak."""
+        """Advance the timer to ``now``, and return whether it is time to speak."""
         speak = now >= self._speak_ns
         if speak:
             self._speak_ns = NEVER
