@@ -1,27 +1,5 @@
 """Anti-entropy of small signed entries: every node comes to hold the newest entry of every author.
 
-For drivers, all through :class:`~protocols.engine.Engine`:
-
-- ``NodeSettings(..., seal=Seal(sign, verify, hash))`` switches it on (``protocols.gossip.entries.Seal``). Without a
-  seal this machine sends and receives nothing. A simulator needs no certificates: it makes one seal for each node, and
-  one dict ``kept`` for all::
-
-      def sign(statement):  # (credential, signature) of node ``name``
-          return b"", hashlib.blake2b(statement, key=name.encode(), digest_size=16).digest()
-      def verify(entry):    # entry: protocols.wire.gossip.Entry
-          made = hashlib.blake2b(entry_statement(entry), key=entry.author.encode(), digest_size=16).digest()
-          return made == entry.signature
-      Seal(sign, verify, lambda data: hashlib.sha256(data).digest(), lambda s: kept.setdefault(s.data, s))
-
-  The last argument makes all engines of a process keep one object for each entry.
-- ``engine.gossip.put(kind, body, lifetime_s, now) -> version`` writes an entry of this node, or raises its version. A
-  running node repeats the entry by itself before its lifetime ends.
-- ``engine.gossip.entries(now) -> list[EntryView]`` returns the entries sorted (author, kind, version, age_ns, source,
-  body, …). ``engine.gossip.version(author, kind) -> int`` (0: none) is a cheap query for a check.
-  ``engine.gossip.root`` is equal in two engines that hold the same entries.
-- ``engine.events()`` has ``EntryAccepted`` (own entries too; ``source`` is then the node itself) and ``EntryRefused``.
-- A forger in a test sends ``GossipEntries((Carried(age_ms, encode_entry(Entry(...))),))``.
-
 Entries spread by four frames, which are all control frames of the realtime lane:
 
     beacon  GossipDigest(root)             with equal roots there is nothing to do, and the receiver need not beacon
@@ -52,27 +30,28 @@ Left out: tombstones (an entry is replaced, or expires), and dialling addresses 
 
 from collections.abc import Iterable
 from random import Random
-from typing import Final, Literal, NamedTuple, assert_never
+from typing import Final, Literal, assert_never
 
 from protocols.base import limits
-from protocols.base.allowance import Allowance
-from protocols.base.errors import BoundExceeded, LocalProtocolError, MeshError
+from protocols.base.errors import MeshError
 from protocols.base.ids import Incarnation, NodeId, Role
 from protocols.base.time import NEVER
 from protocols.gossip.admission import Admission, EntryCandidate, Verdict
+from protocols.gossip.authoring import OwnEntries
 from protocols.gossip.entries import EntryView, Held, Seal, Stored, views
 from protocols.gossip.events import EntryAccepted, EntryRefused
+from protocols.gossip.peer import GossipPeer
+from protocols.gossip.pulling import Pulls
 from protocols.gossip.settings import GossipSettings
 from protocols.gossip.store import EntryStore
 from protocols.gossip.trickle import Trickle
 from protocols.machine import Effect, Message
 from protocols.membership.events import DuplicateIdentity
-from protocols.wire.entries import decode_fingerprints, encode_entry, encode_fingerprints, entry_statement
+from protocols.wire.entries import decode_fingerprints, encode_fingerprints
 from protocols.wire.frame import Frame
 from protocols.wire.gossip import (
     FRAMES,
     Carried,
-    Entry,
     GossipDigest,
     GossipEntries,
     GossipFrame,
@@ -80,43 +59,8 @@ from protocols.wire.gossip import (
     GossipPull,
 )
 
-VERSION_BITS: Final = 20
-"""The first version is ``incarnation << VERSION_BITS``: it is above all versions of former lives, and leaves a million
-for this one."""
-_LEAST_PULL: Final = 8
-"""A pull asks for at least this many entries, unless fewer are left to ask for."""
-_REFRESH_SHARE: Final = 3
-"""A node repeats its own entry after a third of the entry's lifetime."""
-_LONGEST_OUTRUN_NS: Final = 600 * limits.SECOND
-_RETRY_NS: Final = 60 * limits.SECOND
 _COMPLAINT_PAUSE_NS: Final = 60 * limits.SECOND
 """Pause between two events about entries from one neighbour, so that it can't fill a log."""
-
-
-class _Peer:
-    __slots__ = (
-        "agreed", "asked", "checks", "compared_ns", "consistent", "frames", "interval", "listed_ns",
-        "news", "node", "offers", "role", "served", "told_of_ns",
-    )  # fmt: skip
-
-    def __init__(self, node: NodeId, role: Role, now: int) -> None:
-        self.node, self.role = node, role
-        self.agreed = False
-        self.interval = self.consistent = 0  # consistent beacons heard from it in that interval of ours
-        self.compared_ns = self.listed_ns = -NEVER  # when we last sent it our buckets, and a list of ours
-        self.told_of_ns = -NEVER  # when an event last reported a refused entry from it
-        self.news: dict[int, None] = {}  # fingerprints to tell it of
-        self.offers: dict[int, None] = {}  # fingerprints to ask it for
-        self.asked: dict[int, int] = {}  # fingerprints it was asked for, and its time-outs
-        self.frames = Allowance(limits.GOSSIP_FRAMES_PER_S, limits.MAX_GOSSIP_FRAME_BURST, now)
-        self.checks = Allowance(limits.ENTRIES_PER_S, limits.MAX_ENTRY_BURST, now)
-        self.served = Allowance(limits.SERVED_ENTRIES_PER_S, limits.MAX_SERVED_BURST, now)
-
-
-class _Own(NamedTuple):
-    body: bytes
-    lifetime_s: int
-    refresh_ns: int
 
 
 class Gossip:
@@ -129,23 +73,21 @@ class Gossip:
         self, node: NodeId, incarnation: Incarnation, seal: Seal | None, settings: GossipSettings, random: Random
     ) -> None:
         self._node, self._seal, self._settings = node, seal, settings
-        self._first_version = incarnation << VERSION_BITS
         self._store = EntryStore(settings.max_entries)
-        self._own: dict[str, _Own] = {}
-        self._outruns: dict[str, tuple[int, int]] = {}  # the version to exceed, and how long to wait next time
-        self._peers: dict[NodeId, _Peer] = {}  # RSUs first
+        self._own = OwnEntries(node, incarnation, self._store)
+        self._peers: dict[NodeId, GossipPeer] = {}  # RSUs first
         self._trickle = Trickle(settings.trickle_min_ns, settings.trickle_max_ns, random)
         self._admission = Admission(self._store, settings.checks_at_once, settings.check_pause_ns)
-        self._asked: dict[int, list[NodeId]] = {}  # node asked for it (this node: its disk), then others that have it
-        self._news_ns = self._pulls_ns = self._refresh_ns = NEVER
+        self._pulls = Pulls(self._store, self._admission, settings.gather_ns)
+        self._news_ns = NEVER
         self._told_ns = -NEVER
         self._messages: list[Message] = []
         self._events: list[EntryAccepted | EntryRefused | DuplicateIdentity] = []
         self._counters = {
-            "beacons_sent": 0, "beacons_suppressed": 0, "comparisons": 0, "pulls": 0, "pulls_timed_out": 0,
-            "offers_over_bound": 0, "own_entries_failed": 0,
-            "entries_ended": 0, "entries_evicted": 0, "frames_over_rate": 0, "equivocations": 0,
-            "own_entries_outrun": 0, **{str(verdict): 0 for verdict in Verdict if verdict is not Verdict.WAITING},
+            "beacons_sent": 0, "beacons_suppressed": 0, "comparisons": 0, "offers_over_bound": 0,
+            "own_entries_failed": 0, "entries_ended": 0, "entries_evicted": 0, "frames_over_rate": 0,
+            "equivocations": 0, "own_entries_outrun": 0,
+            **{str(verdict): 0 for verdict in Verdict if verdict is not Verdict.WAITING},
         }  # fmt: skip
 
     # --- what the driver reads -------------------------------------------------------------------------------------
@@ -176,7 +118,10 @@ class Gossip:
 
     def counters(self) -> dict[str, int]:
         """By name; ``entries_held`` is what is held now, the others only grow."""
-        return {**self._counters, "entries_held": len(self._store)}
+        return {
+            **self._counters, "pulls": self._pulls.sent, "pulls_timed_out": self._pulls.timed_out,
+            "entries_held": len(self._store),
+        }  # fmt: skip
 
     def entries(self, now: int) -> list[EntryView]:
         """All entries that are held, sorted by author and kind."""
@@ -207,37 +152,16 @@ class Gossip:
         :raises LocalProtocolError: when this node can't sign, or ``kind`` or ``lifetime_s`` is out of range.
         :raises ValueUnsupported: when ``body`` is too large. :raises BoundExceeded: with too many kinds.
         """
-        if not 1 <= len(kind) <= limits.MAX_KIND_CHARS or not kind.isprintable():
-            raise LocalProtocolError(f"the kind {kind[:80]!r} is not 1 to {limits.MAX_KIND_CHARS} printable characters")
-        if not 1 <= lifetime_s <= limits.MAX_ENTRY_LIFETIME_S:
-            raise LocalProtocolError(
-                f"a lifetime of {lifetime_s} s is out of range: use 1 to {limits.MAX_ENTRY_LIFETIME_S}"
-            )
         version = self._author(kind, body, lifetime_s, 0, now)
         self._advance(now)
         return version
 
     def _author(self, kind: str, body: bytes, lifetime_s: int, above: int, now: int) -> int:
-        if self._seal is None:
-            raise LocalProtocolError(f"{self._node} can't sign entries: give its engine a seal")
-        key = (str(self._node), kind)
-        version = max(self._first_version, self.version(*key) + 1, above + 1)
-        draft = Entry(self._node, kind, version, lifetime_s, body, b"", b"")
-        credential, signature = self._seal.sign(entry_statement(draft))
-        data = encode_entry(Entry(self._node, kind, version, lifetime_s, body, credential, signature))
-        sealed = self._seal.sealed(key, version, lifetime_s, self._seal.fingerprint(data), data)
-        held = Held(sealed, now, self._node)
-        if not self._store.has_room_for(key, held.ends_ns):
-            raise BoundExceeded(
-                f"{self._node} already has {limits.MAX_KINDS_PER_AUTHOR} kinds of entries of its own, or holds "
-                f"{len(self._store)} entries that all expire later: {kind!r} has no place"
-            )
+        held = self._own.author(self._seal, kind, body, lifetime_s, above, now)
         self._keep(held, now)
-        self._own[kind] = _Own(body, lifetime_s, now + lifetime_s * limits.SECOND // _REFRESH_SHARE)
-        self._refresh_ns = min(own.refresh_ns for own in self._own.values())
-        pushed = GossipEntries((Carried(0, data),))
+        pushed = GossipEntries((Carried(0, held.sealed.data),))
         self._messages.extend((peer.node, pushed) for peer in self._peers.values())
-        return version
+        return held.sealed.version
 
     def restore(self, stored: Iterable[Stored], now: int) -> None:
         """Take the entries that were kept before a restart. They are checked like all others, a few at a time."""
@@ -247,7 +171,7 @@ class Gossip:
             fingerprint = self._seal.fingerprint(data)
             verdict, _ = self._admission.consider(data, fingerprint, age_ns, source, None, now)
             if verdict is Verdict.WAITING:
-                self._asked.setdefault(fingerprint, [self._node])  # no neighbour needs to send what the disk has
+                self._pulls.coming(fingerprint, self._node)  # no neighbour needs to send what the disk has
             else:
                 self._counters[verdict] += 1
         self._check(self._seal, now)
@@ -262,10 +186,10 @@ class Gossip:
         if self._node < node:
             self._compare(peer, now)
 
-    def _peer(self, node: NodeId, role: Role, now: int) -> _Peer:
+    def _peer(self, node: NodeId, role: Role, now: int) -> GossipPeer:
         peer = self._peers.get(node)
         if peer is None:
-            peer = self._peers[node] = _Peer(node, role, now)
+            peer = self._peers[node] = GossipPeer(node, role, now)
             self._peers = dict(sorted(self._peers.items(), key=lambda item: (item[1].role is not Role.RSU, item[0])))
             if len(self._peers) == 1:
                 self._trickle.start(now)
@@ -279,7 +203,7 @@ class Gossip:
         if not self._peers:
             self._trickle.stop()
         for fingerprint in peer.asked:
-            self._ask_another(fingerprint, node)
+            self._pulls.ask_another(fingerprint, node, self._peers)
         self._ask_all(now)
 
     def receive(self, frame: GossipFrame, node: NodeId, role: Role, now: int) -> None:
@@ -303,11 +227,11 @@ class Gossip:
         self._advance(now)
 
     # --- comparing stores ------------------------------------------------------------------------------------------
-    def _receive_digest(self, digest: GossipDigest, peer: _Peer, now: int) -> None:
+    def _receive_digest(self, digest: GossipDigest, peer: GossipPeer, now: int) -> None:
         if not digest.buckets:
             if digest.root == self._store.root:
                 peer.agreed = True
-                self._heard_consistent(peer)
+                peer.heard_consistent(self._trickle.interval)
                 return
             self._disagree(peer, now)
             busy = peer.asked or peer.offers or peer.news
@@ -326,12 +250,7 @@ class Gossip:
             peer.listed_ns = now
             self._list(differing, peer)
 
-    def _heard_consistent(self, peer: _Peer) -> None:
-        if peer.interval != self._trickle.interval:
-            peer.interval, peer.consistent = self._trickle.interval, 0
-        peer.consistent += 1
-
-    def _disagree(self, peer: _Peer, now: int) -> None:
+    def _disagree(self, peer: GossipPeer, now: int) -> None:
         """Note that a neighbour holds other entries. Only the change from agreement resets the timer: a difference that
         can't be settled (a certificate that has expired by one clock and not by another) must not make beacons frequent
         for ever."""
@@ -339,13 +258,13 @@ class Gossip:
             peer.agreed = False
             self._trickle.reset(now)
 
-    def _compare(self, peer: _Peer, now: int) -> None:
+    def _compare(self, peer: GossipPeer, now: int) -> None:
         peer.compared_ns = now
         self._counters["comparisons"] += 1
         store = self._store
         self._messages.append((peer.node, GossipDigest(store.root, len(store), encode_fingerprints(store.buckets))))
 
-    def _list(self, buckets: list[int], peer: _Peer) -> None:
+    def _list(self, buckets: list[int], peer: GossipPeer) -> None:
         """Send the fingerprints in some buckets, in several frames if necessary, each with whole buckets."""
         covered = 0
         listed: list[int] = []
@@ -365,7 +284,7 @@ class Gossip:
         if covered:
             self._messages.append((peer.node, GossipHave(covered, encode_fingerprints(listed))))
 
-    def _receive_have(self, have: GossipHave, peer: _Peer, now: int) -> None:
+    def _receive_have(self, have: GossipHave, peer: GossipPeer, now: int) -> None:
         fingerprints = decode_fingerprints(have.fingerprints)
         held, offers, is_refused = self._store.fingerprints, peer.offers, self._admission.is_refused
         if peer.news:
@@ -386,7 +305,7 @@ class Gossip:
         self._ask(peer, now)
 
     # --- news ------------------------------------------------------------------------------------------------------
-    def _to_tell(self, fingerprints: list[int], peer: _Peer, now: int) -> None:
+    def _to_tell(self, fingerprints: list[int], peer: GossipPeer, now: int) -> None:
         if fingerprints:
             peer.news.update(dict.fromkeys(fingerprints))
             self._news_due(now)
@@ -405,74 +324,22 @@ class Gossip:
                 self._tell_of([fingerprint for fingerprint in peer.news if fingerprint in held], peer)
                 peer.news.clear()
 
-    def _tell_of(self, fingerprints: list[int], peer: _Peer) -> None:
+    def _tell_of(self, fingerprints: list[int], peer: GossipPeer) -> None:
         most = limits.MAX_FINGERPRINTS_PER_FRAME
         for at in range(0, len(fingerprints), most):
             self._messages.append((peer.node, GossipHave(0, encode_fingerprints(fingerprints[at : at + most]))))
 
     # --- pulling ---------------------------------------------------------------------------------------------------
-    def _ask(self, peer: _Peer, now: int) -> None:
-        """Ask a neighbour for what it offered, with one outstanding request for each entry, and for no more entries at
-        a time than its allowance lets us check."""
-        if not peer.offers:
-            return
-        # A pull for each token of the allowance would be a frame for each entry.
-        least = min(_LEAST_PULL, len(peer.offers))
-        room = min(limits.MAX_PULL, peer.checks.left(now)) - len(peer.asked)
-        held = self._store.fingerprints
-        looked_at: list[int] = []
-        wanted: list[int] = []
-        for fingerprint in peer.offers:
-            if room < least or len(wanted) >= room:
-                break
-            looked_at.append(fingerprint)
-            if fingerprint in held or self._admission.is_refused(fingerprint, now):
-                continue
-            others = self._asked.get(fingerprint)
-            if others is None:
-                self._asked[fingerprint] = [peer.node]
-                wanted.append(fingerprint)
-            elif peer.node not in others:
-                others.append(peer.node)
-        for fingerprint in looked_at:
-            del peer.offers[fingerprint]
-        if wanted:
-            peer.asked.update(dict.fromkeys(wanted, now + limits.PULL_TIMEOUT_NS))
-            self._counters["pulls"] += 1
-            self._messages.append((peer.node, GossipPull(encode_fingerprints(wanted))))
-        if peer.asked:
-            self._pulls_ns = min(self._pulls_ns, next(iter(peer.asked.values())))
-        elif peer.offers:  # its allowance is used up
-            self._pulls_ns = min(self._pulls_ns, now + self._settings.gather_ns)
+    def _ask(self, peer: GossipPeer, now: int) -> None:
+        pull = self._pulls.next_of(peer, now)
+        if pull is not None:
+            self._messages.append((peer.node, pull))
 
     def _ask_all(self, now: int) -> None:
         for peer in self._peers.values():
             self._ask(peer, now)
 
-    def _ask_another(self, fingerprint: int, asked: NodeId) -> None:
-        """Have other neighbours asked for an entry, because the one that was asked does not send it."""
-        others = self._asked.get(fingerprint)
-        if others is None or others[0] != asked:
-            return
-        del self._asked[fingerprint]
-        for node in others[1:]:
-            peer = self._peers.get(node)
-            if peer is not None:
-                peer.offers[fingerprint] = None
-
-    def _time_out(self, now: int) -> None:
-        self._pulls_ns = NEVER
-        for peer in self._peers.values():
-            late = [fingerprint for fingerprint, until_ns in peer.asked.items() if until_ns <= now]
-            for fingerprint in late:
-                del peer.asked[fingerprint]
-                self._ask_another(fingerprint, peer.node)
-            self._counters["pulls_timed_out"] += bool(late)
-            if peer.asked:
-                self._pulls_ns = min(self._pulls_ns, next(iter(peer.asked.values())))
-        self._ask_all(now)
-
-    def _receive_pull(self, pull: GossipPull, peer: _Peer, now: int) -> None:
+    def _receive_pull(self, pull: GossipPull, peer: GossipPeer, now: int) -> None:
         batch: list[Carried] = []
         size_bytes = 0
         for fingerprint in decode_fingerprints(pull.fingerprints):
@@ -489,7 +356,7 @@ class Gossip:
             self._messages.append((peer.node, GossipEntries(tuple(batch))))
 
     # --- taking entries --------------------------------------------------------------------------------------------
-    def _receive_entries(self, frame: GossipEntries, seal: Seal, peer: _Peer, now: int) -> None:
+    def _receive_entries(self, frame: GossipEntries, seal: Seal, peer: GossipPeer, now: int) -> None:
         for carried in frame.entries:
             fingerprint = seal.fingerprint(carried.entry)
             peer.asked.pop(fingerprint, 0)
@@ -509,14 +376,14 @@ class Gossip:
                 self._turned_away(verdict, candidate.fingerprint, candidate, self._peers.get(candidate.source), now)
 
     def _turned_away(
-        self, verdict: Verdict, fingerprint: int, candidate: EntryCandidate | None, peer: _Peer | None, now: int
+        self, verdict: Verdict, fingerprint: int, candidate: EntryCandidate | None, peer: GossipPeer | None, now: int
     ) -> None:
         self._counters[verdict] += 1
         if verdict is Verdict.OVER_RATE and candidate is not None:
-            self._ask_another(fingerprint, candidate.source)
+            self._pulls.ask_another(fingerprint, candidate.source, self._peers)
             self._ask_all(now)
             return
-        self._asked.pop(fingerprint, None)
+        self._pulls.done(fingerprint)
         if peer is None:
             return
         match verdict:
@@ -536,10 +403,13 @@ class Gossip:
         if held is not None and held.sealed.version == candidate.version:
             self._counters["equivocations"] += 1
             self._complain(self._peers.get(candidate.source), candidate, "equivocation", now)
-        known_to = self._asked.pop(fingerprint, ())
+        known_to = self._pulls.done(fingerprint)
         if author == self._node and kind in self._own:
             self._admission.remember(fingerprint, now)
-            self._outrun(kind, candidate, now)
+            self._counters["own_entries_outrun"] += 1
+            if self._own.outrun(kind, candidate.version, now):
+                self._events.append(DuplicateIdentity(self._node, True, candidate.source))
+            self._repeat_due(now)
             return
         lifetime_s = candidate.entry.lifetime_s
         sealed = seal.sealed(candidate.key, candidate.version, lifetime_s, fingerprint, candidate.data)
@@ -549,28 +419,12 @@ class Gossip:
                 peer.news[fingerprint] = None
         self._news_due(now)
 
-    def _outrun(self, kind: str, candidate: EntryCandidate, now: int) -> None:
-        """Exceed a newer entry of our own that a neighbour sent. It is from before a restart with lost state, or
-        another node has our key. Two such nodes would answer each other for ever at the cost of the whole mesh, so each
-        answer waits longer than the last."""
-        self._counters["own_entries_outrun"] += 1
-        above, pause_ns = self._outruns.get(kind, (0, 0))
-        self._outruns[kind] = max(above, candidate.version), min(max(2 * pause_ns, limits.SECOND), _LONGEST_OUTRUN_NS)
-        if pause_ns:
-            self._events.append(DuplicateIdentity(self._node, True, candidate.source))
-        due_ns = min(self._own[kind].refresh_ns, now + pause_ns)
-        self._own[kind] = self._own[kind]._replace(refresh_ns=due_ns)
-        self._repeat_due(now)
-
     def _repeat_due(self, now: int) -> None:
-        for kind, own in list(self._own.items()):
-            if now >= own.refresh_ns:
-                self._own[kind] = own._replace(refresh_ns=now + _RETRY_NS)
-                try:
-                    self._author(kind, own.body, own.lifetime_s, self._outruns.get(kind, (0, 0))[0], now)
-                except MeshError:  # a renewed certificate is longer, or there is no place now
-                    self._counters["own_entries_failed"] += 1
-        self._refresh_ns = min(own.refresh_ns for own in self._own.values())
+        for own, above in self._own.due(now):
+            try:
+                self._author(own.kind, own.body, own.lifetime_s, above, now)
+            except MeshError:  # a renewed certificate is longer, or there is no place now
+                self._counters["own_entries_failed"] += 1
 
     def _keep(self, held: Held, now: int) -> None:
         sealed = held.sealed
@@ -584,7 +438,7 @@ class Gossip:
         self._trickle.reset(now)
 
     def _complain(
-        self, peer: _Peer | None, candidate: EntryCandidate | None,
+        self, peer: GossipPeer | None, candidate: EntryCandidate | None,
         because: Literal["forged", "malformed", "equivocation"], now: int,
     ) -> None:  # fmt: skip
         if peer is not None and now - peer.told_of_ns >= _COMPLAINT_PAUSE_NS:
@@ -600,11 +454,12 @@ class Gossip:
         if self._seal is None or now < self.next_timer_at():
             return
         self._check(self._seal, now)
-        if now >= self._refresh_ns:
+        if now >= self._own.due_ns:
             self._repeat_due(now)
         self._counters["entries_ended"] += self._store.expire(now)
-        if now >= self._pulls_ns:
-            self._time_out(now)
+        if now >= self._pulls.due_ns:
+            self._pulls.time_out(self._peers, now)
+            self._ask_all(now)
         if self._trickle.handle_timer(now):
             self._beacon()
         self._advance(now)
@@ -612,7 +467,7 @@ class Gossip:
     def _beacon(self) -> None:
         beacon = GossipDigest(self._store.root, len(self._store))
         for peer in self._peers.values():
-            if peer.interval == self._trickle.interval and peer.consistent >= limits.TRICKLE_REDUNDANCY:
+            if peer.heard_enough(self._trickle.interval):
                 self._counters["beacons_suppressed"] += 1
             else:
                 self._counters["beacons_sent"] += 1
@@ -624,6 +479,6 @@ class Gossip:
             return NEVER
         due_ns = min(self._trickle.due_ns, self._admission.due_ns)
         due_ns = min(due_ns, self._news_ns)
-        due_ns = min(due_ns, self._pulls_ns)
-        due_ns = min(due_ns, self._refresh_ns)
+        due_ns = min(due_ns, self._pulls.due_ns)
+        due_ns = min(due_ns, self._own.due_ns)
         return min(due_ns, self._store.next_end_ns)
