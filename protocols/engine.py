@@ -79,6 +79,7 @@ class Engine:
         known = node_frames(frames).decode_untrusted if frames else decode_untrusted_node_frame
         self._decode = known if decode is None else decode
         self._neighbour_of = self.membership.neighbour_of
+        self._heartbeats = self.membership.heartbeats
         self._touched = self.lanes.touched
         self._more = False
         """Something was decided beside lanes to flush."""
@@ -159,7 +160,7 @@ class Engine:
                     frame.readings, neighbour.node, neighbour.role, now, utc_now, self._clock_uncertainty_ns
                 )
             if type(frame) is _HEARTBEAT and neighbour.state is _ALIVE:
-                if self.membership.heartbeat(frame, neighbour, now):
+                if self._heartbeats.receive(frame, neighbour, now):
                     self._more = True
                     self.carry(now)
                 return []
@@ -255,10 +256,10 @@ class Engine:
     def carry(self, now: int) -> None:
         """Carry decisions from machine to machine until none is left; each round empties what it carries."""
         membership = self.membership
-        if membership.touched:
-            for queue in membership.touched:
+        if self._heartbeats.touched:
+            for queue in self._heartbeats.touched:
                 self.lanes.touch(queue)
-            membership.touched.clear()
+            self._heartbeats.touched.clear()
         self._tell_interest(now)
         while membership.has_news() or self._have_news():
             events = membership.events()

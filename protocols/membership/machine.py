@@ -26,7 +26,6 @@ from protocols.access import LINK_ROLES
 from protocols.base import limits
 from protocols.base.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity
 from protocols.base.time import NEVER
-from protocols.links.queues import LaneQueue
 from protocols.membership.contacts import Contacts, HostPort
 from protocols.membership.events import (
     ClosePipe,
@@ -40,33 +39,15 @@ from protocols.membership.events import (
     NeighbourSuspected,
     PeerRefused,
 )
+from protocols.membership.heartbeats import Heartbeats
 from protocols.membership.neighbour import Neighbour, State
+from protocols.membership.pipes import AdmittedPipe, AdmittedPipes
 from protocols.membership.settings import MembershipSettings
 from protocols.membership.suspicion import Suspicion
-from protocols.wire.codec import encode_heartbeat
 from protocols.wire.frame import Frame
 from protocols.wire.membership import FRAMES, MAJOR, MINOR, Goodbye, Heartbeat, Hello, Refusal
 
-_LEAST_JITTER: Final = 0.9
-_MOST_JITTER: Final = 1.1
-"""Of the interval of heartbeats, so that those of neighbours don't fall together."""
-HEARTBEATS_A_ROUND: Final = 4
-"""While readings flow to a neighbour, one heartbeat in so many is sent: they are a third of all frames at 10 Hz."""
-_LONGEST_ROUND_TRIP_NS: Final = 60 * limits.SECOND
-MAX_PIPES_PER_NEIGHBOUR: Final = 8
-"""Pipes of one identity into our inbox: two lanes, and those of connections that nobody closed yet. The oldest goes."""
-
-
 _ALIVE: Final = State.ALIVE  # looked up once: an enumeration is slow at it
-
-
-class _Pipe:
-    __slots__ = ("closing", "host", "identity", "opened_ns", "spoken")
-
-    def __init__(self, identity: PeerIdentity, host: str, now: int) -> None:
-        self.identity, self.host, self.opened_ns = identity, host, now
-        self.spoken = False  # it said Hello, and its frames count
-        self.closing = False  # what still comes of it is of no interest
 
 
 MembershipEffect = Dial | HangUp | ClosePipe
@@ -99,39 +80,36 @@ class Membership:
     ) -> None:
         self._mesh, self._node, self._incarnation, self.inbox_port = mesh, node, incarnation, inbox_port
         self._settings, self._random = settings, random
-        self._interval_ns, self._local_stall_ns = settings.heartbeat_interval_ns, settings.local_stall_ns
+        self._local_stall_ns = settings.local_stall_ns
         self._suspect_after_ns = settings.suspect_after_silence_ns
         self.neighbours: dict[NodeId, Neighbour] = {}
         self._contacts = Contacts(node, settings.dial_timeout_ns, random)
-        self._pipes: dict[int, _Pipe] = {}
-        self.neighbour_of: dict[int, Neighbour] = {}
+        self._pipes = AdmittedPipes()
+        self.neighbour_of = self._pipes.neighbour_of
         """By inbound pipe that has said Hello. Not to be changed by others."""
-        self.touched: list[LaneQueue] = []
-        """Got a heartbeat; whoever flushes them clears the list."""
+        self.heartbeats = Heartbeats(settings.heartbeat_interval_ns, random)
         self.forgot = False
         """Somebody is no neighbour any more; whoever acts on it clears it."""
-        self._suspected: dict[NodeId, Neighbour] = {}
-        self._next_heartbeat_ns = NEVER
+        self._suspected = self.heartbeats.suspected
         self._promised_ns = NEVER
         self._forgiven_ns = -NEVER
         self._leaving = False
-        self._effects: list[ClosePipe] = []
         self._events: list[MembershipEvent] = []
         self._messages: list[tuple[NodeId, Frame]] = []
         self._counters = {
-            "pipes_opened": 0, "pipes_refused": 0, "frames_before_hello": 0, "local_stalls": 0, "suspicions": 0,
-            "refutations": 0, "deaths": 0,
+            "pipes_refused": 0, "frames_before_hello": 0, "local_stalls": 0, "suspicions": 0, "refutations": 0,
+            "deaths": 0,
         }  # fmt: skip
 
     # --- what the driver reads -------------------------------------------------------------------------------------
     def outgoing(self) -> list[MembershipEffect]:
         """Effects decided since the last call."""
-        effects, self._effects = self._effects, []
+        effects, self._pipes.effects = self._pipes.effects, []
         return [*effects, *self._contacts.outgoing()]
 
     def has_outgoing(self) -> bool:
         """Whether :meth:`outgoing` has any."""
-        return bool(self._effects) or self._contacts.has_outgoing()
+        return bool(self._pipes.effects) or self._contacts.has_outgoing()
 
     def has_news(self) -> bool:
         """Whether :meth:`messages` or :meth:`events` have any."""
@@ -139,7 +117,7 @@ class Membership:
 
     def counters(self) -> dict[str, int]:
         """By name; they only grow."""
-        return {**self._counters, **self._contacts.counters}
+        return {"pipes_opened": self._pipes.opened_in_all, **self._counters, **self._contacts.counters}
 
     def messages(self) -> list[tuple[NodeId, Frame]]:
         """Control frames to queue for neighbours."""
@@ -201,35 +179,20 @@ class Membership:
 
     def malformed(self, pipe: int, detail: str, now: int) -> None:
         """A frame of a pipe is none: close it. Told once a period, whatever its sender's next Hello pardons."""
-        who = self._pipes[pipe].identity.node if pipe in self._pipes else f"pipe {pipe}"
+        who = self._pipes.of_number[pipe].identity.node if pipe in self._pipes.of_number else f"pipe {pipe}"
         if self._contacts.remember_refusal(f"{who}, malformed", now):
             self._events.append(PeerRefused(who, "protocol", detail))
-        self.close_pipe(pipe)
+        self._pipes.close(pipe)
 
     def inbound_opened(self, pipe: int, identity: PeerIdentity, host: str, now: int) -> None:
         """An admitted pipe into our inbox."""
-        self._counters["pipes_opened"] += 1
-        self._pipes[pipe] = _Pipe(identity, host, now)
-        self._start_beating(now)  # without it a mute pipe would stay for ever
-        same = [n for n, known in self._pipes.items() if known.identity.node == identity.node and not known.closing]
-        if len(same) > MAX_PIPES_PER_NEIGHBOUR:
-            self.close_pipe(same[0])
-
-    def close_pipe(self, pipe: int) -> None:
-        """Have a pipe closed; nothing that still comes of it counts."""
-        known = self._pipes.get(pipe)
-        if known is not None:
-            known.spoken, known.closing = False, True
-            self.neighbour_of.pop(pipe, None)
-        self._effects.append(ClosePipe(pipe))
+        self._pipes.opened(pipe, identity, host, now)
+        self.heartbeats.start(now)  # without it a mute pipe would stay for ever
 
     def inbound_closed(self, pipe: int, now: int) -> None:
         """A pipe into our inbox is gone."""
-        known = self._pipes.pop(pipe, None)
-        if known is None:
-            return
-        self.neighbour_of.pop(pipe, None)
-        neighbour = self.neighbours.get(known.identity.node)
+        known = self._pipes.closed(pipe)
+        neighbour = self.neighbours.get(known.identity.node) if known is not None else None
         if neighbour is not None:
             neighbour.inbound.discard(pipe)
             self._check_pipes(neighbour, now)
@@ -279,7 +242,7 @@ class Membership:
     # --- frames ----------------------------------------------------------------------------------------------------
     def receive(self, frame: Frame, pipe: int, now: int) -> Neighbour | None:
         """Take note of a frame. Returns its neighbour, or None when the frame must not be used."""
-        known = self._pipes.get(pipe)
+        known = self._pipes.of_number.get(pipe)
         if known is None or known.closing:
             return None
         if not known.spoken:
@@ -287,7 +250,7 @@ class Membership:
                 self._counters["frames_before_hello"] += 1
                 detail = f"its first frame was {type(frame).__name__}, not Hello"
                 self._refuse(known.identity.node, "protocol", detail, now)
-                self.close_pipe(pipe)
+                self._pipes.close(pipe)
                 return None
             return self._hello(frame, pipe, known, now)
         neighbour = self.neighbours.get(known.identity.node)
@@ -297,7 +260,7 @@ class Membership:
         if neighbour.state is State.SUSPECT:
             self.refute(neighbour, now)
         if type(frame) is Heartbeat:
-            self.heartbeat(frame, neighbour, now)
+            self.heartbeats.receive(frame, neighbour, now)
         elif type(frame) is Goodbye:
             self._goodbye(frame, neighbour, now)
         elif type(frame) is Refusal:
@@ -306,19 +269,19 @@ class Membership:
 
     def receive_other_major(self, major: int, pipe: int, now: int) -> None:
         """A Hello of another major version, of which nothing else is known."""
-        known = self._pipes.get(pipe)
+        known = self._pipes.of_number.get(pipe)
         if known is not None and not known.closing:
             self._turn_away(pipe, known, "version", f"it speaks version {major}, this node {MAJOR}.{MINOR}", now)
 
-    def _turn_away(self, pipe: int, known: _Pipe, code: str, detail: str, now: int) -> None:
+    def _turn_away(self, pipe: int, known: AdmittedPipe, code: str, detail: str, now: int) -> None:
         node = known.identity.node
         self._refuse(node, code, detail, now)
         neighbour = self.neighbours.get(node)
         if neighbour is not None and neighbour.realtime:
             self._messages.append((node, Refusal(code, detail[: limits.MAX_TEXT_CHARS])))
-        self.close_pipe(pipe)
+        self._pipes.close(pipe)
 
-    def _hello(self, hello: Hello, pipe: int, known: _Pipe, now: int) -> Neighbour | None:
+    def _hello(self, hello: Hello, pipe: int, known: AdmittedPipe, now: int) -> Neighbour | None:
         identity = known.identity
         fault: tuple[str, str] | None = None
         if hello.major != MAJOR:
@@ -328,7 +291,7 @@ class Membership:
         elif hello.node == self._node:
             if hello.incarnation != self._incarnation:
                 self._events.append(DuplicateIdentity(self._node, True, known.host))
-            self.close_pipe(pipe)
+            self._pipes.close(pipe)
             return None
         neighbour = self.neighbours.get(identity.node)
         if fault is None and neighbour is not None and neighbour.state in (State.ALIVE, State.SUSPECT):
@@ -342,8 +305,7 @@ class Membership:
             neighbour = self._add(identity, now, now)
         elif neighbour.incarnation != hello.incarnation and neighbour.incarnation:
             self._forget_older_life(neighbour, now)
-        known.spoken = True
-        self.neighbour_of[pipe] = neighbour
+        self._pipes.spoke(pipe, neighbour)
         neighbour.incarnation = Incarnation(hello.incarnation)
         neighbour.inbound.add(pipe)
         neighbour.last_heard_ns = now
@@ -370,31 +332,6 @@ class Membership:
         neighbour.heartbeat_received = 0
         neighbour.heard_by_peer = False
 
-    def heartbeat(self, beat: Heartbeat, neighbour: Neighbour, now: int) -> bool:
-        """A neighbour that is not suspected says that it lives. True: ``beat`` asks for an answer, or brings the end of
-        somebody nearer whom this node suspects too; else nothing follows."""
-        neighbour.last_heard_ns = now
-        sequence, echo_sequence, suspects, answer = beat.sequence, beat.echo_sequence, beat.suspects, beat.answer
-        if sequence > neighbour.heartbeat_received:
-            neighbour.heartbeat_received = sequence
-            neighbour.echo_sent_ns, neighbour.echo_came_ns = beat.sent_ns, now
-        newest = neighbour.heartbeat_sent - echo_sequence <= 2 * HEARTBEATS_A_ROUND
-        neighbour.heard_by_peer = newest if echo_sequence else False
-        if 0 < echo_sequence <= neighbour.heartbeat_sent:
-            sample_ns = now - beat.echo_sent_ns - beat.echo_held_ns
-            if 0 <= sample_ns < _LONGEST_ROUND_TRIP_NS:
-                old = neighbour.round_trip_ns
-                neighbour.round_trip_ns = sample_ns if not old else old + (sample_ns - old) // 8
-        decided = answer
-        if suspects and self._suspected:
-            for suspect in suspects:
-                accused = self._suspected.get(NodeId(suspect))
-                if accused is not None and accused.suspicion is not None and accused is not neighbour:
-                    decided = accused.suspicion.confirm(neighbour.node) or decided
-        if answer:
-            self._beat(neighbour, now)
-        return decided
-
     def _goodbye(self, goodbye: Goodbye, neighbour: Neighbour, now: int) -> None:
         if goodbye.incarnation != neighbour.incarnation:
             return
@@ -406,12 +343,8 @@ class Membership:
     # --- life and death --------------------------------------------------------------------------------------------
     def _add(self, identity: PeerIdentity, first_seen_ns: int, now: int) -> Neighbour:
         neighbour = self.neighbours[identity.node] = Neighbour(identity.node, identity.role, first_seen_ns, now)
-        self._start_beating(now)
+        self.heartbeats.start(now)
         return neighbour
-
-    def _start_beating(self, now: int) -> None:
-        if self._next_heartbeat_ns == NEVER:
-            self._next_heartbeat_ns = now + int(self._settings.heartbeat_interval_ns * self._random.random())
 
     def reachable(self) -> list[tuple[NodeId, int]]:
         """Neighbours that live and to whom a realtime lane is open, each with its round trip in nanoseconds."""
@@ -461,7 +394,7 @@ class Membership:
         self._counters["suspicions"] += 1
         self._events.append(NeighbourSuspected(neighbour.node, because))
         if neighbour.realtime:
-            self._beat(neighbour, now, answer=True)
+            self.heartbeats.send(neighbour, now, answer=True)
 
     def refute(self, neighbour: Neighbour, now: int) -> None:
         """Somebody who was suspected sent a frame."""
@@ -479,7 +412,7 @@ class Membership:
 
     def _drop_links(self, neighbour: Neighbour, next_dial_ns: int | None = None) -> None:
         for pipe in sorted(neighbour.inbound):
-            self.close_pipe(pipe)
+            self._pipes.close(pipe)
         for dial in (neighbour.realtime, neighbour.bulk):
             if dial:
                 self._contacts.hang_up(dial, next_dial_ns)
@@ -501,12 +434,9 @@ class Membership:
         if held_up or now - self._promised_ns > self._local_stall_ns:
             self._forgive(now)
         self._check_silence(now)
-        if now >= self._next_heartbeat_ns:
-            jitter = _LEAST_JITTER + (_MOST_JITTER - _LEAST_JITTER) * self._random.random()
-            self._next_heartbeat_ns = now + int(self._interval_ns * jitter)
-            self._beat_all(now)
-            if len(self._pipes) > len(self.neighbour_of):  # else all of them have spoken
-                self._close_mute_pipes(now)
+        if now >= self.heartbeats.due_ns:
+            self.heartbeats.round(self.neighbours.values(), now)
+            self._close_mute_pipes(now)
         if not self._leaving and now >= self._contacts.next_timer_at():
             self._contacts.dial_due(self._may_dial, now)
         self._promised_ns = self.next_timer_at()
@@ -542,38 +472,13 @@ class Membership:
         self.forgot = True
         self._contacts.forget(node)
 
-    def _beat_all(self, now: int) -> None:
-        suspects = tuple(self._suspected)[:8] if self._suspected else ()
-        for neighbour in self.neighbours.values():
-            if not neighbour.realtime:
-                continue
-            if neighbour.suspicion is not None and neighbour.since_ns == now:
-                continue  # what asks it for an answer waits in its queue, and this would take the place
-            # Any frame is a sign of life, and few have to carry echoes.
-            if not suspects and (neighbour.heartbeat_sent + 1) % HEARTBEATS_A_ROUND:
-                queue = neighbour.queue
-                if queue is not None and now - queue.taken_ns < self._interval_ns:
-                    neighbour.heartbeat_sent += 1
-                    continue
-            self._beat(neighbour, now, suspects)
-
-    def _beat(self, neighbour: Neighbour, now: int, suspects: tuple[NodeId, ...] = (), answer: bool = False) -> None:
-        queue = neighbour.queue
-        neighbour.heartbeat_sent += 1
-        if queue is not None:
-            queue.put_heartbeat(encode_heartbeat(
-                neighbour.heartbeat_sent, now, neighbour.heartbeat_received, neighbour.echo_sent_ns,
-                now - neighbour.echo_came_ns, suspects, answer,
-            ))  # fmt: skip
-            self.touched.append(queue)
-
     def _close_mute_pipes(self, now: int) -> None:
-        for pipe, known in self._pipes.items():
-            if not known.spoken and not known.closing and now - known.opened_ns >= limits.HELLO_TIMEOUT_NS:
-                neighbour = self.neighbours.get(known.identity.node)
-                if neighbour is None or not neighbour.inbound:  # else one of its Hellos came, and this one stands still
-                    self._refuse(known.identity.node, "protocol", "it said no Hello", now)
-                self.close_pipe(pipe)
+        for pipe in self._pipes.mute(now):
+            node = self._pipes.of_number[pipe].identity.node
+            neighbour = self.neighbours.get(node)
+            if neighbour is None or not neighbour.inbound:  # else another pipe of it said Hello
+                self._refuse(node, "protocol", "it said no Hello", now)
+            self._pipes.close(pipe)
 
     def _may_dial(self, node: NodeId | None) -> bool:
         neighbour = self.neighbours.get(node) if node is not None else None
@@ -583,7 +488,7 @@ class Membership:
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next, at the latest."""
-        due = self._next_heartbeat_ns
+        due = self.heartbeats.due_ns
         for neighbour in self._suspected.values():
             if neighbour.suspicion is not None:
                 due = min(due, neighbour.suspicion.dead_at)

@@ -14,8 +14,8 @@ from protocols.membership.events import (
     NeighbourSuspected,
     PeerRefused,
 )
-from protocols.membership.machine import MAX_PIPES_PER_NEIGHBOUR
 from protocols.membership.neighbour import State
+from protocols.membership.pipes import MAX_PIPES_PER_NEIGHBOUR
 from protocols.membership.settings import MembershipSettings
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
 from protocols.wire.readings import Interest, Readings, Want

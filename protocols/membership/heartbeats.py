@@ -1,0 +1,96 @@
+"""Heartbeats: what is said in them, what follows from those that come, and when they are due.
+
+While readings flow to a neighbour most heartbeats are left out, because any frame is a sign of life. A neighbour under
+suspicion is asked for an answer at once.
+"""
+
+from collections.abc import Iterable
+from random import Random
+from typing import Final
+
+from protocols.base import limits
+from protocols.base.ids import NodeId
+from protocols.base.time import NEVER
+from protocols.links.queues import LaneQueue
+from protocols.membership.neighbour import Neighbour
+from protocols.wire.codec import encode_heartbeat
+from protocols.wire.membership import Heartbeat
+
+_LEAST_JITTER: Final = 0.9
+_MOST_JITTER: Final = 1.1
+"""Shares of the interval, so that the heartbeats of neighbours don't fall together."""
+HEARTBEATS_A_ROUND: Final = 4
+"""While readings flow to a neighbour, one heartbeat in so many is sent: they are a third of all frames at 10 Hz."""
+_LONGEST_ROUND_TRIP_NS: Final = 60 * limits.SECOND
+
+
+class Heartbeats:
+    """The heartbeats of one node."""
+
+    def __init__(self, interval_ns: int, random: Random) -> None:
+        self._interval_ns, self._random = interval_ns, random
+        self.due_ns = NEVER
+        """When :meth:`round` is due; ``NEVER`` before :meth:`start`."""
+        self.suspected: dict[NodeId, Neighbour] = {}
+        """Neighbours under suspicion; membership keeps it."""
+        self.touched: list[LaneQueue] = []
+        """The queues that got a heartbeat. The caller that flushes them clears the list."""
+
+    def start(self, now: int) -> None:
+        """There is somebody to speak to. Does nothing when heartbeats are under way."""
+        if self.due_ns == NEVER:
+            self.due_ns = now + int(self._interval_ns * self._random.random())
+
+    def round(self, neighbours: Iterable[Neighbour], now: int) -> None:
+        """Send a heartbeat to each neighbour that needs one, and plan the next round."""
+        jitter = _LEAST_JITTER + (_MOST_JITTER - _LEAST_JITTER) * self._random.random()
+        self.due_ns = now + int(self._interval_ns * jitter)
+        suspects = tuple(self.suspected)[:8] if self.suspected else ()
+        for neighbour in neighbours:
+            if not neighbour.realtime:
+                continue
+            if neighbour.suspicion is not None and neighbour.since_ns == now:
+                continue  # what asks it for an answer waits in its queue, and this would take the place
+            # Any frame is a sign of life, and few have to carry echoes.
+            if not suspects and (neighbour.heartbeat_sent + 1) % HEARTBEATS_A_ROUND:
+                queue = neighbour.queue
+                if queue is not None and now - queue.taken_ns < self._interval_ns:
+                    neighbour.heartbeat_sent += 1
+                    continue
+            self.send(neighbour, now, suspects)
+
+    def send(self, neighbour: Neighbour, now: int, suspects: tuple[NodeId, ...] = (), answer: bool = False) -> None:
+        """Queue a heartbeat for one neighbour. ``answer``: ask it for one at once."""
+        queue = neighbour.queue
+        neighbour.heartbeat_sent += 1
+        if queue is not None:
+            queue.put_heartbeat(encode_heartbeat(
+                neighbour.heartbeat_sent, now, neighbour.heartbeat_received, neighbour.echo_sent_ns,
+                now - neighbour.echo_came_ns, suspects, answer,
+            ))  # fmt: skip
+            self.touched.append(queue)
+
+    def receive(self, beat: Heartbeat, neighbour: Neighbour, now: int) -> bool:
+        """A neighbour that is not suspected says that it lives. True: ``beat`` asks for an answer, or shortens the
+        time-out of another suspect. Otherwise nothing follows from it."""
+        neighbour.last_heard_ns = now
+        sequence, echo_sequence, suspects, answer = beat.sequence, beat.echo_sequence, beat.suspects, beat.answer
+        if sequence > neighbour.heartbeat_received:
+            neighbour.heartbeat_received = sequence
+            neighbour.echo_sent_ns, neighbour.echo_came_ns = beat.sent_ns, now
+        newest = neighbour.heartbeat_sent - echo_sequence <= 2 * HEARTBEATS_A_ROUND
+        neighbour.heard_by_peer = newest if echo_sequence else False
+        if 0 < echo_sequence <= neighbour.heartbeat_sent:
+            sample_ns = now - beat.echo_sent_ns - beat.echo_held_ns
+            if 0 <= sample_ns < _LONGEST_ROUND_TRIP_NS:
+                old = neighbour.round_trip_ns
+                neighbour.round_trip_ns = sample_ns if not old else old + (sample_ns - old) // 8
+        decided = answer
+        if suspects and self.suspected:
+            for suspect in suspects:
+                accused = self.suspected.get(NodeId(suspect))
+                if accused is not None and accused.suspicion is not None and accused is not neighbour:
+                    decided = accused.suspicion.confirm(neighbour.node) or decided
+        if answer:
+            self.send(neighbour, now)
+        return decided
