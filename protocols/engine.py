@@ -23,7 +23,7 @@ from protocols.gossip.machine import Gossip
 from protocols.inference.machine import Inference
 from protocols.links.lanes import Lanes
 from protocols.links.queues import Drops, LaneQueue
-from protocols.machine import Effect, Event, Machine, Message
+from protocols.machine import Effect, Event, Machine, Message, by_frame
 from protocols.membership.events import HangUp, NeighbourDead, NeighbourLeft, NeighbourMet
 from protocols.membership.machine import Membership
 from protocols.membership.neighbour import Neighbour, State
@@ -72,9 +72,7 @@ class Engine:
         self.gossip = Gossip(settings.node, settings.incarnation, settings.seal, settings.gossip, random)
         further = tuple(machines)
         self._machines: tuple[Machine, ...] = (self.inference, self.gossip, *further)
-        self._machine_of: dict[type[Frame], Machine] = {
-            frame: machine for machine in self._machines for frame in machine.frames
-        }
+        self._machine_of = by_frame(self._machines)
         frames = tuple(frame for machine in further for frame in machine.frames)
         known = node_frames(frames).decode_untrusted if frames else decode_untrusted_node_frame
         self._decode = known if decode is None else decode

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 from msgspec import Struct
 
+from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import NodeId, Role
 from protocols.base.time import NEVER
 from protocols.wire.frame import Frame
@@ -88,3 +89,21 @@ class Machine(Protocol):
     def counters(self) -> dict[str, int]:
         """Counters by name. They only grow, except those that end in ``_held``."""
         return {}
+
+
+def by_frame(machines: Sequence[Machine]) -> dict[type[Frame], Machine]:
+    """Which machine each frame belongs to. :raises LocalProtocolError: when two machines have the same name or declare
+    the same frame."""
+    names: set[str] = set()
+    owners: dict[type[Frame], Machine] = {}
+    for machine in machines:
+        if machine.name in names:
+            raise LocalProtocolError(f"two machines are called {machine.name!r}: rename one, or hand it over once")
+        names.add(machine.name)
+        for frame in machine.frames:
+            if frame in owners:
+                raise LocalProtocolError(
+                    f"the machines {owners[frame].name!r} and {machine.name!r} both declare the frame {frame.__name__}"
+                )
+            owners[frame] = machine
+    return owners

@@ -91,7 +91,7 @@ class FrameSet:
         self._bounded_elements = bounded_elements
         by_number: dict[int, type[Frame]] = {}
         here = tuple(frames)
-        for frame in (*here, *elsewhere):
+        for frame in (*elsewhere, *here):
             number = number_of(frame)
             if by_number.setdefault(number, frame) is not frame or number in RETIRED_NUMBERS:
                 taken = by_number[number].__name__ if by_number[number] is not frame else "a frame that was"
