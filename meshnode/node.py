@@ -53,12 +53,13 @@ from protocols.base.errors import (
     ModelUnknown,
 )
 from protocols.base.ids import NodeId
+from protocols.events import DuplicateIdentity
 from protocols.gossip.entries import EntryView, views
 from protocols.gossip.events import EntryAccepted, EntryRefused
 from protocols.inference.events import Answered, CancelCompute, Compute
 from protocols.inference.placement import LocalModel
 from protocols.machine import Effect, Event
-from protocols.membership.events import DuplicateIdentity, PeerRefused
+from protocols.membership.events import PeerRefused
 from protocols.membership.settings import MembershipSettings
 from protocols.peers import PeerView
 from protocols.readings.events import DeadlineMissed

@@ -36,6 +36,7 @@ from protocols.base import limits
 from protocols.base.errors import MeshError
 from protocols.base.ids import Incarnation, NodeId, Role
 from protocols.base.time import NEVER
+from protocols.events import DuplicateIdentity
 from protocols.gossip.admission import Admission, EntryCandidate, Verdict
 from protocols.gossip.authoring import OwnEntries
 from protocols.gossip.entries import EntryView, Held, Seal, Stored, views
@@ -46,7 +47,6 @@ from protocols.gossip.settings import GossipSettings
 from protocols.gossip.store import EntryStore
 from protocols.gossip.trickle import Trickle
 from protocols.machine import Effect, Message
-from protocols.membership.events import DuplicateIdentity
 from protocols.wire.entries import decode_fingerprints, encode_fingerprints
 from protocols.wire.frame import Frame
 from protocols.wire.gossip import (

@@ -82,13 +82,3 @@ class PeerRefused(Event, frozen=True):
     who: str
     code: str
     detail: str
-
-
-class DuplicateIdentity(Event, frozen=True):
-    """Another node uses this id: ours, or that of a live neighbour."""
-
-    for_applications: ClassVar[bool] = True
-
-    node: NodeId
-    ours: bool
-    host: str

@@ -26,11 +26,11 @@ from protocols.access import LINK_ROLES
 from protocols.base import limits
 from protocols.base.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity
 from protocols.base.time import NEVER
+from protocols.events import DuplicateIdentity
 from protocols.membership.contacts import Contacts, HostPort
 from protocols.membership.events import (
     ClosePipe,
     Dial,
-    DuplicateIdentity,
     HangUp,
     NeighbourDead,
     NeighbourLeft,

@@ -7,8 +7,8 @@ import pytest
 from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.engine import Engine, PeerView
+from protocols.events import DuplicateIdentity
 from protocols.membership.events import (
-    DuplicateIdentity,
     NeighbourDead,
     NeighbourLeft,
     NeighbourMet,

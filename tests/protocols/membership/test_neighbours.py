@@ -4,10 +4,10 @@ import pytest
 
 from protocols.base import limits
 from protocols.base.ids import Incarnation, MeshName, NodeId, Role
+from protocols.events import DuplicateIdentity
 from protocols.membership.events import (
     ClosePipe,
     Dial,
-    DuplicateIdentity,
     HangUp,
     NeighbourLeft,
     NeighbourRefuted,

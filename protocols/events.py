@@ -1,0 +1,16 @@
+"""Events that several machines report."""
+
+from typing import ClassVar
+
+from protocols.base.ids import NodeId
+from protocols.machine import Event
+
+
+class DuplicateIdentity(Event, frozen=True):
+    """Another node uses this id: ours, or that of a live neighbour."""
+
+    for_applications: ClassVar[bool] = True
+
+    node: NodeId
+    ours: bool
+    host: str
