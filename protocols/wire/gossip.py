@@ -98,7 +98,7 @@ class GossipEntries(Frame, frozen=True, array_like=True, gc=False, tag=14):
 GossipFrame = GossipDigest | GossipHave | GossipPull | GossipEntries
 
 
-FRAMES: Final = (GossipDigest, GossipHave, GossipPull, GossipEntries)
+FRAMES: Final[tuple[type[Frame], ...]] = (GossipDigest, GossipHave, GossipPull, GossipEntries)
 
 
 def check_untrusted_fingerprints(data: bytes) -> None:

@@ -72,4 +72,4 @@ class InferCancel(Frame, frozen=True, array_like=True, gc=False, tag=10):
 
 
 InferenceFrame = Offers | InferRequest | InferAnswer | InferCancel
-FRAMES: Final = (Offers, InferRequest, InferAnswer, InferCancel)
+FRAMES: Final[tuple[type[Frame], ...]] = (Offers, InferRequest, InferAnswer, InferCancel)

@@ -67,4 +67,4 @@ class Refusal(Frame, frozen=True, array_like=True, gc=False, tag=4):
     detail: Text = ""
 
 
-FRAMES: Final = (Hello, Heartbeat, Goodbye, Refusal)
+FRAMES: Final[tuple[type[Frame], ...]] = (Hello, Heartbeat, Goodbye, Refusal)

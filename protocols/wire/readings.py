@@ -111,4 +111,4 @@ def travelling_reading(reading: Reading) -> Reading:
     return reading
 
 
-FRAMES: Final = (Interest, Readings)
+FRAMES: Final[tuple[type[Frame], ...]] = (Interest, Readings)

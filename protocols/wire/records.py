@@ -78,7 +78,7 @@ class RelayRefusal(Frame, frozen=True, array_like=True, gc=False, tag=66):
 
 RelayFrame = Batch | Acknowledgement | RelayRefusal
 
-FRAMES: Final = (Batch, Acknowledgement, RelayRefusal)
+FRAMES: Final[tuple[type[Frame], ...]] = (Batch, Acknowledgement, RelayRefusal)
 
 
 def _travelling_record(record: Record) -> Record:
