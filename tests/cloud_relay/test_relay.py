@@ -272,6 +272,7 @@ def test_cli_query_and_audit_read_a_live_store_in_each_format(relay: RelayInProc
     assert run(main, ["audit", *store]).exit_code == 0
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -323,6 +324,7 @@ def test_config_error_names_file_key_and_value(tmp_path: Path, text: str, said: 
 
 
 # --- a relay process over TLS --------------------------------------------------------------------------------------
+@pytest.mark.processes
 def test_relay_process_takes_its_own_and_refuses_impostors_over_tls(tmp_path: Path) -> None:
     """The certificate decides who a batch is from, not the batch; SIGTERM ends the relay with status 0."""
     create_mesh(tmp_path / "authority", "demo")
@@ -358,6 +360,7 @@ def test_relay_process_takes_its_own_and_refuses_impostors_over_tls(tmp_path: Pa
         assert [record["sequence"] for record in select(db, Query())] == [1]
 
 
+@pytest.mark.processes
 def test_relay_process_wrong_certificate_or_port_in_use_is_told(tmp_path: Path) -> None:
     """The two mistakes of every first installation."""
     create_mesh(tmp_path / "authority", "demo")

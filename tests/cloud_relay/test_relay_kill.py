@@ -10,6 +10,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from random import Random
 
+import pytest
+
 from cloud_relay.query.audit import audit
 from cloud_relay.store.schema import open_for_reading
 from meshnode.identity import create_mesh, issue
@@ -20,6 +22,8 @@ from meshnode.records.uplink import Uplink
 from protocols.base.ids import Incarnation, MeshName, Role, node_id
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
+
+pytestmark = pytest.mark.processes
 
 LIVES = 20
 

@@ -35,6 +35,8 @@ from tests.tools.link_fixture import SP_PUSH, raw_tls
 from tests.tools.mesh_fixture import House, until
 from tests.tools.node_fixture import RunningNode, eventually, prepare
 
+pytestmark = pytest.mark.processes
+
 SP_PULL = b"\0SP\0\0\x51\0\0"
 RECORDS = '[[curation]]\nname = "all"\nkeys = "rsu/**"\n'
 

@@ -68,6 +68,7 @@ def ssl_pair(settings: dict[End, Setting]) -> Iterator[ends.Pair]:
     pair.kill()
 
 
+@pytest.mark.processes
 def test_benchmark_tiny_run_writes_every_measure_and_peer(tmp_path: Path) -> None:
     """Whoever reads bench.json relies on the whole matrix being there, in one form."""
     path = tmp_path / "build" / "bench.json"
@@ -163,6 +164,7 @@ def test_model_runs_adds_one(tmp_path: Path) -> None:
     assert (output == array + 1).all()
 
 
+@pytest.mark.processes
 def test_pair_far_end_stopped_fails_within_its_deadline(ssl_pair: ends.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that hangs must not hang the run."""
     monkeypatch.setattr(ends, "ORDER_TIMEOUT_S", 0.5)
@@ -171,6 +173,7 @@ def test_pair_far_end_stopped_fails_within_its_deadline(ssl_pair: ends.Pair, mon
         ssl_pair.run("reading_64B", 0.1)
 
 
+@pytest.mark.processes
 def test_pair_far_end_killed_fails_and_says_so(ssl_pair: ends.Pair) -> None:
     """A child that dies is told as that, not as a bad figure."""
     os.kill(ssl_pair.process_ids["far"], signal.SIGKILL)
@@ -199,6 +202,7 @@ def run_with_one_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.processes
 def test_benchmark_peer_ends_early_is_left_out_and_does_not_fail_ours(
     run_with_one_killed: Callable[[str], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +214,7 @@ def test_benchmark_peer_ends_early_is_left_out_and_does_not_fail_ours(
     assert set(runs["failures"]) == {"ssl"}
 
 
+@pytest.mark.processes
 def test_benchmark_ours_ends_early_fails_the_run(
     run_with_one_killed: Callable[[str], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,6 +229,7 @@ def test_status_nothing_measured_fails() -> None:
     assert report.status(outcome_of(zenoh=1.0), []) == 0
 
 
+@pytest.mark.processes
 def test_ssl_sender_other_end_gone_says_so(ssl_pair: ends.Pair) -> None:
     """The sentence must name the closed connection, not show a traceback of the ssl module."""
     os.kill(ssl_pair.process_ids["far"], signal.SIGKILL)
@@ -231,6 +237,7 @@ def test_ssl_sender_other_end_gone_says_so(ssl_pair: ends.Pair) -> None:
         ssl_pair.run("tensor_1MB_bytes_per_s", 0.5)  # more than the kernel's buffers hold
 
 
+@pytest.mark.processes
 def test_children_parent_killed_end_too(tmp_path: Path) -> None:
     """An aborted benchmark must not leave eight processes that load the machine."""
     command = [
@@ -271,6 +278,7 @@ def written(tmp_path: Path, module: str, *options: str) -> Any:
     return json.loads(path.read_text())
 
 
+@pytest.mark.processes
 def test_crowd_tiny_run_gives_latency_and_share_of_the_node(tmp_path: Path) -> None:
     """The promise about thirty neighbours is read from this file."""
     (run,) = written(tmp_path, "crowd", "--neighbours", "3", "--seconds", "1")
@@ -280,6 +288,7 @@ def test_crowd_tiny_run_gives_latency_and_share_of_the_node(tmp_path: Path) -> N
     assert 0 < run["core_share"] < 2
 
 
+@pytest.mark.processes
 def test_busy_tiny_run_measures_every_case(tmp_path: Path) -> None:
     """Alone, beside a computing thread and beside other programs, in one run: else there is nothing to compare."""
     runs = written(tmp_path, "busy", "--count", "20", "--rounds", "1")
@@ -290,6 +299,7 @@ def test_busy_tiny_run_measures_every_case(tmp_path: Path) -> None:
     assert all(run["round_trips"] == 18 and 0 < run["p50_us"] <= run["p99_us"] for run in runs)
 
 
+@pytest.mark.processes
 def test_local_tiny_run_gives_every_way_and_loses_nothing(tmp_path: Path) -> None:
     """What the way through the local socket costs is told beside what it is compared with."""
     run = written(tmp_path, "local", "--readings", "20", "--flood", "2000")
@@ -301,6 +311,7 @@ def test_local_tiny_run_gives_every_way_and_loses_nothing(tmp_path: Path) -> Non
     assert run["readings_per_s"] > 0
 
 
+@pytest.mark.processes
 def test_hostile_tiny_run_measures_before_during_and_after(tmp_path: Path) -> None:
     """Without the same figures before and after, those during the torment say nothing."""
     content = written(tmp_path, "hostile", "--seconds", "1", "--half-open", "150", "--engine", "express")

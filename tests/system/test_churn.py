@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import psutil
+import pytest
 
 from benchmarks.churn import MAX_GROWTH_BYTES, Outcome, Sample, judge
 from benchmarks.churners import ENDINGS, LINK_ENDINGS
@@ -50,6 +51,7 @@ def test_run_too_short_or_never_at_rest_proves_nothing() -> None:
     assert "1 of 6 rounds" in outcome_of(*[FLAT] * 5, replace(FLAT, at_rest=False)).missed_bars()[0]
 
 
+@pytest.mark.processes
 def test_churn_of_a_few_seconds_does_all_it_says_and_leaves_no_process(tmp_path: Path) -> None:
     """Ten minutes of it on both engines are a release's business; that it works at all is every commit's."""
     out = tmp_path / "build" / "churn.json"

@@ -29,6 +29,7 @@ SLOW = [participant.name for participant in VEHICLES if participant.slow]
 
 
 # --- the real thing --------------------------------------------------------------------------------------------------
+@pytest.mark.processes
 def test_demonstration_without_a_relay_breaks_no_promise(tmp_path: Path) -> None:
     """What a visitor sees first. On a busy machine a timing may be missed; it must then be the machine that is blamed,
     and everything else must hold."""

@@ -246,6 +246,7 @@ def test_python_examples_compile() -> None:
         compile(block.text, block.place, "exec")
 
 
+@pytest.mark.processes
 def test_api_example_runs_on_a_real_node(tmp_path: Path) -> None:
     """The first program that an application developer copies: two nodes, seen from the API reference's own words."""
     (example,) = [
@@ -271,6 +272,7 @@ def test_api_example_runs_on_a_real_node(tmp_path: Path) -> None:
     assert ended.stdout.startswith("rsu/rsu-1/host/")
 
 
+@pytest.mark.processes
 def test_virtual_time_example_prints_what_its_page_says(tmp_path: Path) -> None:
     """Its numbers are quoted in two pages: who is dead, and that nobody else is."""
     page = (ROOT / "docs/howto/test-a-topology.md",)
@@ -353,6 +355,7 @@ class Walk:
         self.outputs[line] = ended.stdout
 
 
+@pytest.mark.processes
 def test_readme_followed_word_by_word_gives_a_mesh(tmp_path: Path) -> None:
     """Whoever has five minutes does exactly this, and judges the rest by it."""
     text = (ROOT / "README.md").read_text("utf-8")

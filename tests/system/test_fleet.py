@@ -95,6 +95,7 @@ def test_soak_bars_are_kept_until_one_is_missed(changes: dict[str, Any], says: s
     assert says in missed
 
 
+@pytest.mark.processes
 def test_idle_short_run_measures_every_node_and_kill(tmp_path: Path) -> None:
     """The figures come from six real nodes; whether they keep the bars is not judged on a shared machine."""
     out = tmp_path / "build" / "idle.json"
@@ -110,6 +111,7 @@ def test_idle_short_run_measures_every_node_and_kill(tmp_path: Path) -> None:
     assert all(name in done.stdout for name in NAMES)
 
 
+@pytest.mark.processes
 def test_soak_short_run_counts_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """Its busy processes would make a computer useless if they outlived it."""
     out = tmp_path / "soak.json"
@@ -128,6 +130,7 @@ def test_soak_short_run_counts_and_leaves_nothing_behind(tmp_path: Path) -> None
     gone(children)
 
 
+@pytest.mark.processes
 def test_soak_killed_takes_its_processes_along(tmp_path: Path) -> None:
     """A SIGKILL leaves no time to clean up: children must notice by themselves."""
     command = [

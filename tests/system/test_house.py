@@ -403,6 +403,7 @@ def test_constraints_hold_names_and_versions_only() -> None:
     assert {_normalised(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in wanted} - pinned == set()
 
 
+@pytest.mark.processes
 def test_files_of_the_repository_name_no_place_outside_it() -> None:
     """A clone works at any path, on any machine, with any package index."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():

@@ -19,6 +19,8 @@ from meshnode.links.transport import Address, CredentialFiles
 from tests.tools.link_fixture import SP_PUSH, drained, raw_tls
 from tests.tools.mesh_fixture import SOON_S, House, Member
 
+pytestmark = pytest.mark.processes
+
 NAMES = ("rsu-1", "rsu-2", "veh-1", "veh-2", "veh-3", "veh-4")
 
 

@@ -17,6 +17,8 @@ from meshnode.cli.probes import multicast_returns
 from tests.tools.node_fixture import RunningNode, environment, eventually, meshnode, pair, prepare
 from tests.tools.tiny_onnx import write_model
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningNode, RunningNode]]:

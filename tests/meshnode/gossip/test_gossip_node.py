@@ -244,6 +244,7 @@ async def test_list_of_entries_is_put_together_beside_the_engine_and_the_loop(
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
+@pytest.mark.processes
 def test_gossip_command_shows_three_nodes_in_a_line_and_from_whom(tmp_path: Path) -> None:
     """The two ends know one another's address by the one between, though no link is between them."""
     with (

@@ -25,6 +25,8 @@ from protocols.wire.tensors import Tensor
 from tests.tools.node_fixture import RunningNode, environment, eventually, pair, prepare
 from tests.tools.tiny_onnx import write_model
 
+pytestmark = pytest.mark.processes
+
 HEAVY = 384
 """Side of the matrices of a model that takes at least tens of milliseconds."""
 

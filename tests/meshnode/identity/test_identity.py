@@ -414,6 +414,7 @@ print("accepted")
 """
 
 
+@pytest.mark.processes
 def test_mbed_tls_accepts_both_sides(tmp_path: Path) -> None:
     """NNG's TLS stack differs from OpenSSL in what it takes. In a process of its own: NNG must not see a fork."""
     create_mesh(tmp_path / "ca", "demo")

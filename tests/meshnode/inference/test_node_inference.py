@@ -220,6 +220,7 @@ async def test_node_closed_with_requests_in_flight_answers_each_with_an_error(
         assert not isinstance(end, BudgetExhausted)
 
 
+@pytest.mark.processes
 async def test_neighbour_killed_during_an_inference_is_replaced_by_another(
     opened: Open, started: Callable[..., Member], matrix: Any
 ) -> None:
@@ -241,6 +242,7 @@ async def test_neighbour_killed_during_an_inference_is_replaced_by_another(
     assert vehicle.statistics()["inference_replayed"] == 1
 
 
+@pytest.mark.processes
 async def test_neighbour_that_leaves_during_an_inference_is_replaced_at_once(
     opened: Open, started: Callable[..., Member], model: dict[str, ModelSection], matrix: Any
 ) -> None:
@@ -257,6 +259,7 @@ async def test_neighbour_that_leaves_during_an_inference_is_replaced_at_once(
     assert result.attempts[0].outcome in ("dead", "failed")
 
 
+@pytest.mark.processes
 async def test_neighbour_that_stalls_is_hedged_and_its_late_answer_is_harmless(
     opened: Open, started: Callable[..., Member], model: dict[str, ModelSection], matrix: Any
 ) -> None:

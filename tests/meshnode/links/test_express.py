@@ -287,6 +287,7 @@ def test_inbox_that_sends_frames_back_loses_the_lane(pki: Any, end: Any) -> None
         assert "where none belong" in a.told.one("lane_closed")[2]
 
 
+@pytest.mark.processes
 def test_peer_changing_its_keys_again_and_again_is_heard(pki: Any, end: Any) -> None:
     """TLS 1.3 may renew keys at any time, and asks us to do so too."""
     openssl = shutil.which("openssl")

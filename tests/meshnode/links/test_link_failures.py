@@ -105,6 +105,7 @@ def prepare_strange(folder: Path, strange: Path) -> Path:
     return config
 
 
+@pytest.mark.processes
 def test_running_node_tells_log_metrics_and_doctor_why_and_with_whom(seeds: dict[str, Address], tmp_path: Path) -> None:
     """'It does not connect' is the call an operator gets; the node itself must know the answer."""
     with socket.socket() as reserved:

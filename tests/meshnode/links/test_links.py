@@ -325,6 +325,7 @@ def child(files: CredentialFiles, port: int, engine: str, then: str) -> "subproc
     )
 
 
+@pytest.mark.processes
 def test_process_killed_is_told_at_both_its_pipes(pki: Any, end: Any, engine: str) -> None:
     """SIGKILL must be noticed by the kernel's word, long before silence is."""
     b = end(pki("b"), engine=engine)
@@ -339,6 +340,7 @@ def test_process_killed_is_told_at_both_its_pipes(pki: Any, end: Any, engine: st
         b.told.one("inbound_closed")
 
 
+@pytest.mark.processes
 def test_interpreter_that_forgets_to_close_exits_cleanly(pki: Any, end: Any, engine: str) -> None:
     """NNG panics when its callbacks meet an interpreter that is going away."""
     b = end(pki("b"), engine=engine)

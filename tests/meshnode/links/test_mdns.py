@@ -161,6 +161,7 @@ def test_node_that_comes_into_range_is_found_although_it_announced_itself_long_a
         far.close()
 
 
+@pytest.mark.processes
 def test_node_in_another_process_is_found_and_its_goodbye_heard(finder: Any, mesh: MeshName) -> None:
     """Processes of one host share port 5353: an answer by unicast would reach only one of them."""
     here = finder("here")

@@ -26,6 +26,7 @@ print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0) == os.SCHED_O
 """
 
 
+@pytest.mark.processes
 def test_priority_that_is_not_allowed_is_told_with_the_way_out() -> None:
     """A node without privileges runs all the same; its operator learns what to allow."""
     done = subprocess.run([sys.executable, "-c", AS_NOBODY], capture_output=True, text=True, check=True, timeout=30)

@@ -101,6 +101,7 @@ class Child:
 
 
 # --- publish, subscribe, infer ---------------------------------------------------------------------------------------
+@pytest.mark.processes
 async def test_application_in_another_process_publishes_and_subscribes_through_the_node(house: House) -> None:
     """The purpose of it all: what a node's own code can do, a process beside it can."""
     config = house.config("veh-1")
@@ -391,6 +392,7 @@ async def test_closing_application_hands_over_what_it_put(house: House) -> None:
         assert [(await heard.next(10)).value for _ in range(1_000)] == list(range(1_000))
 
 
+@pytest.mark.processes
 def test_application_loads_neither_links_nor_models() -> None:
     """Ten small programs on a vehicle must not cost ten nodes' memory."""
     heavy = "{'pynng', 'zeroconf', 'onnxruntime', 'numpy', 'cryptography', 'uvicorn'}"
@@ -402,6 +404,7 @@ def test_application_loads_neither_links_nor_models() -> None:
 
 
 # --- dying and coming back -------------------------------------------------------------------------------------------
+@pytest.mark.processes
 async def test_killed_application_leaves_nothing_behind(house: House) -> None:
     """Applications crash; the node must not keep their subscriptions, descriptors or places."""
     config = house.config("veh-1")
@@ -418,6 +421,7 @@ async def test_killed_application_leaves_nothing_behind(house: House) -> None:
     assert not config.local_socket.exists()
 
 
+@pytest.mark.processes
 async def test_killed_node_is_noticed_and_its_successor_takes_over(house: House) -> None:
     """A node may crash and be restarted by its supervisor: applications go on by themselves, and lose nothing they put
     while it was away."""
@@ -457,6 +461,7 @@ async def test_killed_node_is_noticed_and_its_successor_takes_over(house: House)
     assert not path.exists()
 
 
+@pytest.mark.processes
 async def test_inference_under_way_fails_when_the_node_is_killed(house: House) -> None:
     """Waiting for ever for the answer of a dead process is the worst of answers."""
     model = write_model(house.folder / "long.onnx", [96, 96], "MatMul", repeat=4)

@@ -90,6 +90,7 @@ def received(sock: socket.socket) -> list[Any]:
 
 
 # --- who may connect -------------------------------------------------------------------------------------------------
+@pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 async def test_socket_admits_only_whom_its_mode_admits() -> None:
     """File permissions are the guard: without them any process on the vehicle could publish as the vehicle."""

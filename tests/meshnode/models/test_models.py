@@ -92,6 +92,7 @@ def ones(rows: int = 1) -> dict[str, Any]:
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
+@pytest.mark.processes
 def test_package_imported_without_a_model_leaves_the_heavy_libraries_out() -> None:
     """An idle node must stay small: ONNX Runtime alone takes tens of megabytes."""
     code = (

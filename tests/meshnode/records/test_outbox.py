@@ -46,6 +46,7 @@ async def drain(outbox: Outbox) -> list[int]:
     return sequences
 
 
+@pytest.mark.processes
 def test_put_acknowledged_records_survive_sigkill(tmp_path: Path) -> None:
     """A record counts from the moment put returned: a crash after that must not take it."""
     path = tmp_path / "outbox.sqlite"
@@ -168,6 +169,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.processes
 def test_disk_full_in_the_kernel_acknowledgements_still_count(tmp_path: Path) -> None:
     """The records on a full disk must reach the relay: only that makes room again."""
     path = tmp_path / "outbox.sqlite"

@@ -14,6 +14,8 @@ from meshnode.links.transport import Address
 from protocols.base.errors import TransportError
 from protocols.base.ids import MeshName, Role
 
+pytestmark = pytest.mark.processes
+
 _SILENT_RELAY = """
 import sys, threading
 from pathlib import Path

@@ -16,6 +16,8 @@ from protocols.base.errors import ConfigError
 from protocols.wire.entries import decode_untrusted_entry
 from tests.tools.node_fixture import environment, eventually, prepare
 
+pytestmark = pytest.mark.processes
+
 PLAN = """\
 subscribe = ["veh/*/position"]
 [[publish]]

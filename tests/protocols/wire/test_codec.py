@@ -291,6 +291,7 @@ def test_frame_nested_without_end_is_refused(data: bytes) -> None:
         decode_untrusted_node_frame(data)
 
 
+@pytest.mark.processes
 def test_frame_that_claims_huge_lengths_takes_no_memory() -> None:
     """A header of five bytes can claim 4 billion elements; in a process of its own, since a bad one dies of it."""
     script = """

@@ -18,7 +18,7 @@ from sims.runs.run import simulate
 from sims.scenario.file import load as load_scenario
 from sims.world.faults import plan
 
-pytestmark = pytest.mark.timeout(300)  # half a minute on two idle cores
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]  # half a minute on two idle cores
 SEEDS = 200
 WORKERS = 2
 

@@ -40,6 +40,8 @@ from tests.tools.emulator_fixture import (
     wait,
 )
 
+pytestmark = pytest.mark.processes
+
 MS = 1_000_000
 
 THREE = Scenario(

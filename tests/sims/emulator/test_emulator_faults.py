@@ -25,6 +25,8 @@ from sims.runs.run import simulate
 from sims.scenario.file import Fault, Fixed, Group, Inference, Radio, Scenario, Spread, Traffic
 from tests.tools.emulator_fixture import POSSIBLE, WHY_NOT, children_of, command_of, emulation
 
+pytestmark = pytest.mark.processes
+
 SECOND = 1_000_000_000
 MS = 1_000_000
 

@@ -16,6 +16,8 @@ from sims.results.saved import encode, save
 from tests.tools.browser_fixture import Browser
 from tests.tools.result_fixture import city, result_of
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).resolve().parents[3]
 MAX_REPORT_BYTES = 3_000_000
 

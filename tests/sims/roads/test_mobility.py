@@ -75,6 +75,7 @@ def test_shipped_scenario_moves_everybody_at_plausible_speeds(name: str) -> None
     assert (came_back > 0) == (name == "highway")
 
 
+@pytest.mark.processes
 def test_shipped_scenarios_move_alike_whatever_the_hash_seed() -> None:
     """The same seed has to give the same run in another process."""
     program = (

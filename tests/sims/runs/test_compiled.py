@@ -11,6 +11,8 @@ import pytest
 
 from tests.sims.runs.test_sim_run import GOLDEN, GOLDEN_RUNS
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).resolve().parents[3]
 COMPILED = ROOT / "build" / "compiled"
 RUN = """

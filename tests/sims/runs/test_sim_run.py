@@ -72,6 +72,7 @@ def digests(runs: tuple[tuple[str, int], ...], hash_seed: int) -> dict[str, str]
 
 
 # --- one seed, one history -------------------------------------------------------------------------------------------
+@pytest.mark.processes
 @pytest.mark.parametrize("hash_seed", [1, 4_242])
 def test_runs_have_the_golden_digests_under_any_hash_seed(hash_seed: int) -> None:
     """A seed that does not replay finds bugs that nobody can find again. Meant to change? See the module."""
@@ -230,6 +231,7 @@ def test_saved_run_replays_to_the_same_digest(tmp_path: Path) -> None:
     assert replay(load_run(tmp_path)).digest == json.loads(done.stdout)["digest"]
 
 
+@pytest.mark.processes
 def test_interrupted_run_keeps_what_it_has(tmp_path: Path) -> None:
     """Ctrl-C after a minute of waiting must not throw the minute away."""
     scenario = tmp_path / "long.json"

@@ -125,6 +125,7 @@ def test_cell_with_odd_values_gets_a_folder_of_plain_letters() -> None:
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
+@pytest.mark.processes
 def test_runs_over_processes_give_what_one_process_gives(tmp_path: Path) -> None:
     """More cores must not change a single figure."""
     scenario = load("partition-heal")
@@ -138,6 +139,7 @@ def test_runs_over_processes_give_what_one_process_gives(tmp_path: Path) -> None
         assert made.rows[cell].figures["latency_p50_ms"] == alone.latency.quantiles["p50"]
 
 
+@pytest.mark.processes
 def test_run_that_fails_is_told_and_made_again(tmp_path: Path) -> None:
     """One bad cell must cost neither the others nor its own second chance."""
     made = Sweep(tmp_path, load("partition-heal"), cells(seeds="12..14"))
@@ -150,6 +152,7 @@ def test_run_that_fails_is_told_and_made_again(tmp_path: Path) -> None:
     assert [cell.seed for cell in again.missing] == [13]
 
 
+@pytest.mark.processes
 def test_process_that_is_killed_loses_only_what_it_ran(tmp_path: Path) -> None:
     """The kernel ends the largest process when memory is short."""
     made = Sweep(tmp_path, load("partition-heal"), cells(seeds="1,666,2,3,4"))
@@ -221,6 +224,7 @@ def command(out: Path, seeds: int) -> list[str]:
     return [*program, "sweep", "partition-heal", "--seeds", str(seeds), "--jobs", "2", "--out", str(out)]
 
 
+@pytest.mark.processes
 def test_sweep_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path) -> None:
     """A night's work must survive a reboot, and leave no process behind."""
     out = tmp_path / "sweep"
@@ -240,6 +244,7 @@ def test_sweep_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path) -> None
     assert "occurred: " in second.stdout
 
 
+@pytest.mark.processes
 def test_sweep_interrupted_keeps_what_was_computed_and_leaves_no_process(tmp_path: Path) -> None:
     """Ctrl-C is how a person says that they have seen enough."""
     out = tmp_path / "sweep"

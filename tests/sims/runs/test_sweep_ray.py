@@ -18,6 +18,8 @@ from sims.results.saved import load as load_result
 from sims.runs.sweep import ROW_FILE, TABLE_FILE
 from tests.tools.ray_fixture import BIN, ROOT, Cluster
 
+pytestmark = pytest.mark.processes
+
 SEEDS = 100
 """So many runs that the other machine, too, has made its worker before the first has made them all."""
 
