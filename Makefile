@@ -9,15 +9,19 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # The first file says which interpreter, the others which extras are installed in it.
 READY := $(VENV)/.ready-$(KEY)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Files side by side, in the order of tests/conftest.py. The tests start hundreds of interpreters: none of them has to
+# compile our modules again, whatever the caller's environment says.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -rs
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint bench bench-quick bench-simulator compiled docs pins clean
+.PHONY: help demo test test-quick lint bench bench-quick bench-simulator compiled docs pins clean
 
 help:
 	@echo "make demo          a mesh of real processes on this host, then a summary (RELAY=0: without a relay)"
 	@echo "make test          all tests, coverage of protocols/, and what was skipped (ARGS='-k name' to choose)"
+	@echo "make test-quick    those that start no process, in less than two minutes, without coverage"
 	@echo "make lint          format, style, types, who may import whom"
 	@echo "make bench         the full comparison with pynng, zenoh and bare TLS sockets"
 	@echo "make bench-quick   the same in less than 45 s"
@@ -36,7 +40,10 @@ test: $(READY)-test $(READY)-demo $(READY)-bench $(READY)-compiled
 	@.ci/browser
 	@.ci/compiled $(BIN)/python || { [ $$? = 3 ] && echo "without it the tests of compiled modules are skipped"; }
 	@.ci/ray
-	$(BIN)/python -m pytest -rs --cov --cov-report=term $(ARGS)
+	$(PYTEST) --cov --cov-report=term $(ARGS)
+
+test-quick: $(READY)-test $(READY)-demo $(READY)-bench
+	$(PYTEST) -m 'not processes' $(ARGS)
 
 lint: $(READY)-lint
 	$(BIN)/ruff format --check .

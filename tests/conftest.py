@@ -1,7 +1,17 @@
-"""What holds for every test: Hypothesis judges outcomes, not speed, and says how to replay a failure; Ctrl-C works."""
+"""What holds for every test: Hypothesis judges outcomes, not speed, and says how to replay a failure; Ctrl-C works.
 
+`make test` runs the files side by side, one worker a file: the longest first, traced for coverage only where that adds
+something. A test that starts a process says so by its mark, which `make test-quick` leaves out.
+"""
+
+import os
 import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
+import coverage
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -14,3 +24,84 @@ settings.load_profile("house")
 
 # A shell that starts the tests in the background has them ignore interrupts, and so would every program they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+HERE = Path(__file__).parent
+LONGEST_FIRST = (
+    "sims/runs/test_sweep_ray.py", "sims/checks/test_random_faults.py", "system/test_demo.py",
+    "system/test_benchmarks.py", "sims/checks/test_checks.py", "meshnode/cli/test_cli.py",
+    "meshnode/links/test_links.py", "system/test_bad_input.py", "system/test_fleet.py",
+    "sims/emulator/test_emulator.py", "system/test_mesh.py", "sims/emulator/test_emulator_faults.py",
+    "sims/world/test_sim_records.py", "sims/runs/test_sim_run.py", "meshnode/links/test_mdns.py",
+    "sims/runs/test_sweep.py", "cloud_relay/test_relay_kill.py", "system/test_churn.py", "sims/report/test_report.py",
+    "system/test_docs.py", "protocols/wire/test_codec.py", "protocols/membership/test_membership.py",
+    "meshnode/links/test_link_trust.py", "meshnode/test_node_life.py",
+)  # fmt: skip
+"""Files that take more than about eight seconds: begun last, one of them would keep one worker busy and the others
+idle. Those that are not named here follow as they are found."""
+TRACED = (
+    "protocols", "meshnode/gossip", "meshnode/identity", "meshnode/inference", "meshnode/local", "meshnode/readings",
+    "meshnode/records", "meshnode/test_node_api.py", "sims/checks/test_checks.py", "sims/world", "system/test_abuse.py",
+    "system/test_bad_input.py",
+)  # fmt: skip
+"""Where the coverage of ``protocols/`` comes from. All other tests together reach no line and no branch that these do
+not reach, and tracing makes a simulation twice as slow."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: about half of the time is spent waiting for processes, timers and links."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first. The tests of one file keep their order, and their shared fixtures."""
+    order = {HERE / name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+# --- coverage --------------------------------------------------------------------------------------------------------
+class _Tracing:
+    """Switches off the measurement that pytest-cov has begun, where it is not wanted, and on again."""
+
+    def __init__(self) -> None:
+        """Once it has begun; what is switched off is no longer the current one."""
+        self._measurement = coverage.Coverage.current()
+        self._places = tuple(HERE / name for name in TRACED)
+        self._on = True
+
+    def follow(self, item: pytest.Item) -> None:
+        """Before a test and its fixtures."""
+        wanted = any(item.path.is_relative_to(place) for place in self._places)
+        if self._measurement is not None and wanted is not self._on:
+            (self._measurement.start if wanted else self._measurement.stop)()
+            self._on = wanted
+
+
+_tracing = pytest.StashKey[_Tracing]()
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+_now: list[pytest.Item] = []
+
+
+def _no_process_without_the_mark(event: str, arguments: tuple[object, ...]) -> None:
+    if event in {"subprocess.Popen", "os.posix_spawn", "os.fork"} and _now:
+        test = _now[-1]
+        if test.get_closest_marker("processes") is None:
+            raise AssertionError(f"{test.nodeid} starts a process ({arguments}): give it @pytest.mark.processes")
+
+
+sys.addaudithook(_no_process_without_the_mark)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Around a test and the fixtures that it sets up or tears down."""
+    if _tracing not in item.config.stash:
+        item.config.stash[_tracing] = _Tracing()
+    item.config.stash[_tracing].follow(item)
+    _now.append(item)
+    try:
+        return (yield)
+    finally:
+        _now.pop()
