@@ -20,10 +20,10 @@ _SILENT_RELAY = """
 import sys, threading
 from pathlib import Path
 from meshnode.links.nng.library import open_responder
-from meshnode.links.transport import Credentials
+from meshnode.links.transport import CredentialFiles
 from protocols.base.ids import MeshName
 folder, port = Path(sys.argv[1]), int(sys.argv[2])
-files = Credentials(folder / "relay-1.crt", folder / "relay-1.key", folder / "authority.crt")
+files = CredentialFiles(folder / "relay-1.crt", folder / "relay-1.key", folder / "authority.crt")
 def answer(identity, frame):
     print("asked", flush=True)
     if frame == b"hold":

@@ -449,7 +449,7 @@ def test_harness_killed_leaves_no_process_and_the_next_removes_its_folder(
     children = children_of(harness.pid)
     commands = " ".join(map(command_of, children))
     assert len(processes_below(str(work))) == commands.count(" trial ") == 2
-    assert "wire_process" in commands
+    assert "sims.emulator.air.process" in commands
     assert "sims.emulator.liar" in commands
     harness.kill()
     harness.wait()
