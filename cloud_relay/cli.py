@@ -14,7 +14,7 @@ import msgspec
 
 from cloud_relay.config import load_config
 from cloud_relay.query.audit import OriginAccount, audit
-from cloud_relay.query.query import COLUMNS, Query, parse_box, parse_instant, select
+from cloud_relay.query.selection import COLUMNS, Query, parse_box, parse_instant, select
 from cloud_relay.store.schema import open_for_reading, storage_error
 from protocols.base.errors import MeshError
 from protocols.base.ids import UtcNs

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from cloud_relay.config import RelayConfig
-from cloud_relay.ingest.ingest import Ingest
+from cloud_relay.ingest.batches import Ingest
 from cloud_relay.store.sqlite import Store
 from meshnode.identity import load_identity
 from meshnode.links.nng.library import open_responder

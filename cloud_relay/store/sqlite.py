@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cloud_relay.store.rows import Row
 from cloud_relay.store.schema import open_for_writing, storage_error
@@ -30,8 +31,7 @@ MAX_GROUP_BATCHES = 16
 _INSERT = f"INSERT OR IGNORE INTO records VALUES ({','.join('?' * 23)})"  # noqa: S608 - marks only
 
 
-@dataclass(frozen=True, slots=True)
-class StorableRecord:
+class StorableRecord(NamedTuple):
     """A record that fits the store."""
 
     sequence: int
@@ -54,7 +54,7 @@ class StorableBatch:
 
 
 class Store:
-    """Takes batches; reading goes through ``cloud_relay.query.query`` and ``cloud_relay.query.audit``."""
+    """Takes batches; reading goes through ``cloud_relay.query.selection`` and ``cloud_relay.query.audit``."""
 
     def __init__(self, path: Path, clock: Callable[[], int] = time.time_ns) -> None:
         """Open or create the store in ``path``. ``clock`` gives UTC nanoseconds.

@@ -393,7 +393,7 @@ class Outbox:
             f"SELECT sequence, rule, reading FROM records WHERE sequence IN ({marks}) ORDER BY sequence",  # noqa: S608 - marks only
             sequences,
         )
-        records = tuple(Record(row[0], row[1], Raw(row[2])) for row in rows if row[0] in wanted)  # type: ignore[arg-type]
+        records = tuple(Record(row[0], row[1], Raw(row[2])) for row in rows if row[0] in wanted)
         if len(records) != len(sequences):
             raise StorageError(f"{len(sequences) - len(records)} pending records are missing in {self._path}")
         return records

@@ -144,7 +144,7 @@ def decode_untrusted_node_frame(data: bytes | bytearray) -> Frame:
 def decode_untrusted_relay_frame(data: bytes) -> RelayFrame:
     """Parse a frame between node and relay.
 
-    The values of records are not looked into: the store refuses a record that it can't hold, and takes the others.
+    The readings of records are not looked into, see :func:`decode_untrusted_record`.
 
     :raises RemoteProtocolError: for anything that is not such a frame.
     """

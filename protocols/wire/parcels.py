@@ -13,6 +13,7 @@ from protocols.wire.codec import bounded, decode_untrusted, encode
 from protocols.wire.frame import number_of
 from protocols.wire.messagepack import has_too_many_elements
 from protocols.wire.readings import Reading, Readings, travelling_reading
+from protocols.wire.records import Record
 from protocols.wire.tensors import Tensor, tensor_of
 from protocols.wire.values import COMPOSITE, TENSOR_EXTENSION, check_untrusted_value, decode_untrusted_extension
 
@@ -132,3 +133,13 @@ def decode_untrusted_reading(data: bytes | memoryview) -> Reading:
     reading = decode_untrusted(_reading_decoder, data)
     check_untrusted_value(reading.value)
     return reading
+
+
+def decode_untrusted_record(record: Record) -> Reading:
+    """Parse the reading of a record. Its value is not looked into: a store refuses what it can't hold.
+
+    Tensors in the result look into the frame that the record came in.
+
+    :raises RemoteProtocolError: when it is not a reading.
+    """
+    return decode_untrusted(_reading_decoder, memoryview(record.reading))

@@ -2,14 +2,12 @@
 
 from typing import Annotated, Final, Literal
 
-from msgspec import Meta, Struct
-from msgspec.structs import replace
+from msgspec import Meta, Raw, Struct
 
 from protocols.base import limits
 from protocols.base.errors import RemoteProtocolError
 from protocols.wire.fields import Count, Id, Text, check_untrusted_id
 from protocols.wire.frame import Frame
-from protocols.wire.readings import Reading, travelling_reading
 
 
 class Record(Struct, frozen=True, array_like=True, gc=False):
@@ -19,7 +17,9 @@ class Record(Struct, frozen=True, array_like=True, gc=False):
     """Given by the curating node, without gaps: 1, 2, 3, …"""
     rule: Text
     """The curation rule that chose it."""
-    reading: Reading
+    reading: Raw
+    """A reading, encoded. An outbox keeps it in these bytes, they travel as they are, and the store of the relay keeps
+    them too, so nothing on the way encodes it again."""
 
 
 class Fate(Struct, frozen=True, array_like=True, gc=False):
@@ -48,10 +48,6 @@ class Batch(Frame, frozen=True, array_like=True, gc=False, tag=64):
         if any(fate.last < fate.first for fate in self.fates):
             raise RemoteProtocolError("a fate ends before it begins")
 
-    def travelling(self) -> "Batch":
-        """See :meth:`Frame.travelling`."""
-        return replace(self, records=tuple(_travelling_record(record) for record in self.records))
-
 
 class RefusedRecord(Struct, frozen=True, array_like=True, gc=False):
     """A record that the relay will never take."""
@@ -79,9 +75,3 @@ class RelayRefusal(Frame, frozen=True, array_like=True, gc=False, tag=66):
 RelayFrame = Batch | Acknowledgement | RelayRefusal
 
 FRAMES: Final[tuple[type[Frame], ...]] = (Batch, Acknowledgement, RelayRefusal)
-
-
-def _travelling_record(record: Record) -> Record:
-    if type(record.reading) is not Reading:  # msgspec.Raw: a reading that was encoded before, as an outbox keeps it
-        return record
-    return replace(record, reading=travelling_reading(record.reading))

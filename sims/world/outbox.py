@@ -121,7 +121,7 @@ class Outbox:
             return None
         rows = self.disk.rows
         return Upload(plan, tuple(
-            Record(sequence, rows[sequence].rule, Raw(rows[sequence].reading))  # type: ignore[arg-type]
+            Record(sequence, rows[sequence].rule, Raw(rows[sequence].reading))
             for sequence in plan.sequences
         ))  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The relay of a simulation: takes batches as ``cloud_relay.ingest.ingest`` and ``.store`` do, on a disk that never
+"""The relay of a simulation: takes batches as ``cloud_relay.ingest.batches`` and ``.store`` do, on a disk that never
 fails.
 
 Each record is stored once by (origin, sequence), whatever comes again; the same sequence with another content is a
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from protocols.base.errors import RemoteProtocolError
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
+from protocols.wire.parcels import decode_untrusted_record
 from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayRefusal
 
 Content = tuple[str, int]
@@ -74,7 +75,8 @@ class Relay:
 
     def store(self, node: str, record: Record) -> bool:
         """Have a record on disk. False: another one has its sequence."""
-        origin, content = self._origins[node], (record.reading.key, record.reading.sequence)
+        reading = decode_untrusted_record(record)
+        origin, content = self._origins[node], (reading.key, reading.sequence)
         held = origin.held.setdefault(record.sequence, content)
         if held is content:
             origin.stored.append(record.sequence)

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from cloud_relay.cli import main
 from cloud_relay.config import load_config
-from cloud_relay.query.query import Query, parse_box, parse_instant, select
+from cloud_relay.query.selection import Query, parse_box, parse_instant, select
 from cloud_relay.store.schema import open_for_reading
 from meshnode.identity import create_mesh, issue
 from meshnode.links.nng.library import open_requester

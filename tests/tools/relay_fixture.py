@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from cloud_relay.ingest.ingest import Ingest
+from cloud_relay.ingest.batches import Ingest
 from cloud_relay.query.audit import OriginAccount, audit
-from cloud_relay.query.query import Query, select
+from cloud_relay.query.selection import Query, select
 from cloud_relay.store.schema import open_for_reading
 from cloud_relay.store.sqlite import Store
 from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
@@ -42,7 +42,7 @@ def batch(
     *numbers: int, fates: tuple[Fate, ...] = (), node: str = "v-1", following: int | None = None, **of: Any
 ) -> Batch:
     # encoded apart, as the outbox keeps them
-    records = tuple(Record(number, "r", Raw(encode_reading(reading(number, **of)))) for number in numbers)  # type: ignore[arg-type]
+    records = tuple(Record(number, "r", Raw(encode_reading(reading(number, **of)))) for number in numbers)
     if following is None:
         following = max((*numbers, *(fate.last for fate in fates)), default=0) + 1
     return Batch(MAJOR, MINOR, node, 1, following, records, fates)

@@ -8,7 +8,7 @@ from random import Random
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from protocols.base import limits
 from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
@@ -18,6 +18,7 @@ from protocols.wire.entries import encode_fingerprints
 from protocols.wire.gossip import Carried, GossipDigest, GossipEntries, GossipHave, GossipPull
 from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
+from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, Want
 from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayRefusal
 from protocols.wire.tensors import NamedTensor, Tensor
@@ -129,7 +130,7 @@ RELAY_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
         IDS,
         U64,
         POSITIVE,
-        st.lists(st.builds(Record, POSITIVE, TEXT, READINGS), max_size=2).map(tuple),
+        st.lists(st.builds(Record, POSITIVE, TEXT, READINGS.map(encode_reading).map(Raw)), max_size=2).map(tuple),
         st.lists(_fates(), max_size=3).map(tuple),
     ),
     Acknowledgement: st.builds(

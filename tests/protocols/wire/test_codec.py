@@ -25,7 +25,12 @@ from protocols.wire.codec import (
     untrusted_other_major,
 )
 from protocols.wire.membership import Heartbeat, Hello
-from protocols.wire.parcels import decode_untrusted_reading, encode_reading, frame_of_encoded_readings
+from protocols.wire.parcels import (
+    decode_untrusted_reading,
+    decode_untrusted_record,
+    encode_reading,
+    frame_of_encoded_readings,
+)
 from protocols.wire.readings import Position, Reading, Readings
 from protocols.wire.records import Batch, Record
 from protocols.wire.tensors import Tensor, tensor_of
@@ -402,11 +407,33 @@ def test_hello_of_a_newer_minor_is_taken() -> None:
 def test_record_of_an_encoded_reading_travels_as_it_was() -> None:
     """An outbox keeps encoded readings and puts them into batches without decoding them."""
     one = reading(value=[tensor_of(b"abc")])
-    raw = Record(1, "rule", msgspec.Raw(encode_reading(one)))  # type: ignore[arg-type]
-    batch = Batch(1, 0, "a", 1, 2, (raw,))
+    batch = Batch(1, 0, "a", 1, 2, (Record(1, "rule", msgspec.Raw(encode_reading(one))),))
     decoded = decode_untrusted_relay_frame(encode_frame(batch))
     assert type(decoded) is Batch
-    assert decoded.records == (Record(1, "rule", one),)
+    assert decode_untrusted_record(decoded.records[0]) == one
+
+
+@MODEST
+@given(RELAY_FRAMES[Batch], st.data())
+def test_record_with_one_byte_changed_is_refused_or_decoded(frame: Batch, data: st.DataObject) -> None:
+    """The relay decodes each reading by itself, and another exception there would stop a batch for ever."""
+    good = bytearray(encode_frame(frame))
+    good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(RemoteProtocolError):
+        decoded = decode_untrusted_relay_frame(bytes(good))
+        assert type(decoded) is Batch
+        for record in decoded.records:
+            decode_untrusted_record(record)
+
+
+@pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa1a", b"\xdd\x00\x00\x00\x01"])
+def test_record_nested_without_end_is_malformed(opening: bytes) -> None:
+    """Its reading is skipped before it is decoded, and neither may exhaust the stack."""
+    head = encode_frame(Batch(1, 0, "a", 1, 2, (Record(1, "r", msgspec.Raw(b"\xc0")),))).removesuffix(b"\xc0\x90")
+    for depth in (40, 100_000):
+        data = head + opening * depth + b"\xc0\x90"
+        with pytest.raises(RemoteProtocolError):
+            decode_untrusted_record(decode_untrusted_relay_frame(data).records[0])  # type: ignore[union-attr]
 
 
 def test_tensor_that_is_a_lie_is_not_read_past_its_end() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgpack
 import pytest
+from msgspec import Raw
 
 from protocols.base.errors import RemoteProtocolError
 from protocols.wire.codec import KNOWN_NUMBERS, decode_untrusted_node_frame, decode_untrusted_relay_frame, encode_frame
@@ -18,6 +19,7 @@ from protocols.wire.frame import Frame
 from protocols.wire.gossip import Carried, Entry, GossipDigest, GossipEntries, GossipHave, GossipPull, InboxAddress
 from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
+from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, Want
 from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayFrame, RelayRefusal
 from protocols.wire.tensors import NamedTensor, Tensor
@@ -60,7 +62,9 @@ FRAMES: dict[str, Frame | RelayFrame] = {
     "12-gossip-have": GossipHave(1 << 63 | 1 << 31, FINGERPRINTS),
     "13-gossip-pull": GossipPull(FINGERPRINTS),
     "14-gossip-entries": GossipEntries((Carried(1_500, encode_entry(ENTRY)),)),
-    "64-batch": Batch(1, 0, "veh-1", 1_700_000_000, 8, (Record(6, "brakes", BRAKE),), (Fate(1, 5, "expired"),)),
+    "64-batch": Batch(
+        1, 0, "veh-1", 1_700_000_000, 8, (Record(6, "brakes", Raw(encode_reading(BRAKE))),), (Fate(1, 5, "expired"),)
+    ),
     "65-acknowledgement": Acknowledgement((6, 7), (RefusedRecord(8, "no such key"),)),
     "66-relay-refusal": RelayRefusal("storage", "the relay's disk does not take records now"),
 }
@@ -83,6 +87,8 @@ def plain(value: Any) -> Any:
     """A struct as the arrays that MessagePack knows, for comparison with an independent decoder."""
     if isinstance(value, Tensor):
         return [value.dtype, list(value.shape), bytes(value.data)]
+    if isinstance(value, Raw):
+        return independent(bytes(value))
     if hasattr(value, "__struct_fields__"):
         tag = value.__struct_config__.tag
         fields = [plain(getattr(value, name)) for name in value.__struct_fields__]

@@ -1,37 +1,41 @@
-"""Ingest: the bytes of a node's batch in, the bytes of the relay's answer out.
+"""Ingest: takes the bytes of a node's batch and gives the bytes of the relay's answer.
 
-In this order: parse, compare the batch's node with the certificate's, the major version, then the store. A node never
-learns anything about another. Nothing is acknowledged before it is on disk.
+It checks the role of the sender, the major version, the form of the batch and the node that it is of, in this order,
+and hands the batch to the store. A node never learns anything about another one. Nothing is acknowledged before it is
+on disk. Each reading is decoded once, and stored in the bytes in which it came.
 """
 
 import logging
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
-from cloud_relay.store.rows import RecordUnsuitable, decode_untrusted_batch, row_of
+from cloud_relay.store.rows import MAX_INTEGER, RecordUnsuitable, row_of
 from cloud_relay.store.sqlite import StorableBatch, StorableRecord, Store
 from protocols.base.errors import RemoteProtocolError, StorageError
 from protocols.base.ids import PeerIdentity, Role
 from protocols.base.limits import MAX_TEXT_CHARS
-from protocols.wire.codec import encode_frame
+from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.membership import MAJOR
+from protocols.wire.parcels import decode_untrusted_record
+from protocols.wire.readings import Reading
 from protocols.wire.records import Acknowledgement, Batch, RefusedRecord, RelayRefusal
 
 COMMIT_TIMEOUT_S = 8.0
-"""A disk slower than this is as good as full; below the node's own time-out, so that the node learns why."""
+"""A disk that is slower than this is as good as full. The bound is below the node's own time-out, so that the node
+learns why."""
 _SENDERS = (Role.VEHICLE, Role.RSU)
 
 _log = logging.getLogger(__name__)
 
 
 class Ingest:
-    """Answers batches; ``answer`` is a handler for ``meshnode.links.transport.Responder`` and may run on any thread."""
+    """Answers batches. ``answer`` is a handler for ``meshnode.links.transport.Responder`` and may run on any thread."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._refusals: dict[str, int] = {}
 
     def statistics(self) -> dict[str, int]:
-        """Refused batches by code."""
+        """Refused batches, counted by the code of the refusal."""
         return dict(self._refusals)
 
     def answer(self, peer: PeerIdentity, data: bytes) -> bytes:
@@ -56,18 +60,36 @@ class Ingest:
         major = _untrusted_major(data)
         if major is not None and major != MAJOR:
             return RelayRefusal("version", f"this relay speaks version {MAJOR}, the node {major}: update the older one")
-        batch, encoded = decode_untrusted_batch(data)
+        batch, readings = decode_untrusted_batch(data)
         if batch.node != peer.node:
             return RelayRefusal("identity", f"a batch of {batch.node} came with the certificate of {peer.node}")
-        return self._store.submit(_storable(batch, encoded)).result(COMMIT_TIMEOUT_S)
+        return self._store.submit(_storable(batch, readings)).result(COMMIT_TIMEOUT_S)
 
 
-def _storable(batch: Batch, encoded: list[bytes]) -> StorableBatch:
+def decode_untrusted_batch(data: bytes) -> tuple[Batch, list[Reading]]:
+    """A batch, and the reading of each of its records.
+
+    :raises RemoteProtocolError: for anything that is not a batch, or contradicts itself.
+    """
+    batch = decode_untrusted_relay_frame(data)
+    if isinstance(batch, Acknowledgement | RelayRefusal):
+        raise RemoteProtocolError("a relay takes batches only")
+    if batch.next_sequence > MAX_INTEGER or batch.incarnation > MAX_INTEGER:
+        raise RemoteProtocolError("a sequence or incarnation has more than 63 bits")
+    if any(fate.last >= batch.next_sequence for fate in batch.fates):
+        raise RemoteProtocolError("a fate is about records that were not issued yet")
+    if any(record.sequence >= batch.next_sequence for record in batch.records):
+        raise RemoteProtocolError("a record's sequence is not below next_sequence")
+    return batch, [decode_untrusted_record(record) for record in batch.records]
+
+
+def _storable(batch: Batch, readings: list[Reading]) -> StorableBatch:
     records: list[StorableRecord] = []
     refused: list[RefusedRecord] = []
-    for record, reading in zip(batch.records, encoded, strict=True):
+    for record, reading in zip(batch.records, readings, strict=True):
+        encoded = bytes(record.reading)
         try:
-            records.append(StorableRecord(record.sequence, record.rule, row_of(record.reading, reading), reading))
+            records.append(StorableRecord(record.sequence, record.rule, row_of(reading, encoded), encoded))
         except RecordUnsuitable as error:
             refused.append(RefusedRecord(record.sequence, str(error)[:MAX_TEXT_CHARS]))
     return StorableBatch(
@@ -76,7 +98,8 @@ def _storable(batch: Batch, encoded: list[bytes]) -> StorableBatch:
 
 
 def _untrusted_major(data: bytes) -> int | None:
-    """The major version at the head of a batch, read apart: the rest of another version may not parse at all."""
+    """The major version at the head of a batch. It is read by itself, because the rest of another version may not parse
+    at all."""
     if len(data) > 3 and 0x91 <= data[0] <= 0x9F and data[1] == 64 and data[2] < 0x80:
         return data[2]
     return None
