@@ -17,11 +17,12 @@ from random import Random
 from meshnode.config.sections import NodeConfig
 from meshnode.links.nng.library import open_requester
 from meshnode.links.transport import CredentialFiles
-from meshnode.records.outbox import Curated, Outbox
-from meshnode.records.uplink import Uplink
+from meshnode.records.outbox import Outbox
+from meshnode.records.uplink import UplinkDriver
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, StorageError, ValueUnsupported
 from protocols.base.ids import Incarnation, MeshName, MonotonicNs, NodeId, Role
+from protocols.records.curated import Curated
 from protocols.records.rules import CurationRule, Curator
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import Reading
@@ -61,14 +62,14 @@ class Recorder:
         self.outbox = Outbox.open(
             config.node.state_dir / "outbox.sqlite", config.outbox.max_records, config.outbox.max_bytes
         )
-        self.uplink: Uplink | None = None
+        self.uplink: UplinkDriver | None = None
         self.stored = 0
         self.not_stored = 0
         self._tasks: list[asyncio.Task[None]] = []
         if config.relay is not None:
             relay = config.relay
             credentials: CredentialFiles = config.identity.credentials
-            self.uplink = Uplink(
+            self.uplink = UplinkDriver(
                 self.outbox,
                 lambda: open_requester(credentials, relay.address, mesh, Role.RELAY, relay.id),
                 NodeId(config.node.id), incarnation, Random(),

@@ -21,25 +21,22 @@ storage.
 """
 
 from array import array
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Final
 
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import UtcNs
 from protocols.base.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_FATES_PER_BATCH, SECOND
+from protocols.records.curated import Curated
+from protocols.records.fates import FateRanges, LostState
 from protocols.wire.records import Acknowledgement, Fate
 
-LostState = Literal["expired", "evicted", "refused"]
-
-MAX_FATE_RANGES = 4 * MAX_FATES_PER_BATCH
-"""Ranges kept apart by state while the relay is away. Beyond, a record that ends next to a range of expired or evicted
-records takes the state of that range: months without a relay could otherwise fill memory with alternating ranges."""
-SWEEP_INTERVAL_NS = SECOND
+SWEEP_INTERVAL_NS: Final = SECOND
 """Expired records are looked for this often: a look at 100,000 records takes about 10 ms."""
-_GONE = 255
-_PRIORITIES = 8
+_GONE: Final = 255
+_PRIORITIES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +60,13 @@ class BatchPlan:
     next_sequence: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Changes:
     """What storage has to write, all in one transaction. The counters are written whole each time."""
 
-    removed: list[int] = field(default_factory=list)
+    removed: list[int]
     """Sequences whose record is to be deleted."""
-    fates: dict[int, Fate | None] = field(default_factory=dict)
+    fates: dict[int, Fate | None]
     """By first sequence: the range to write, None: the one to delete."""
 
 
@@ -106,7 +103,13 @@ class Ledger:
         if max_records < 1 or max_bytes < 1:
             raise LocalProtocolError(f"a ledger of {max_records} records and {max_bytes} bytes: use 1 or more of each")
         self._max_records, self._max_bytes = max_records, max_bytes
-        counters = counters or Counters()
+        self.restore(counters or Counters(), pending, fates)
+
+    def restore(self, counters: Counters, pending: Iterable[LedgerEntry], fates: Iterable[Fate]) -> None:
+        """Forget everything and take what storage has. Ends the batch under way.
+
+        :raises LocalProtocolError: when that does not add up.
+        """
         self._first_sequence, self._next_sequence = counters.first_sequence, counters.next_sequence
         self._introduced = counters.introduced
         self._delivered = counters.delivered
@@ -123,23 +126,29 @@ class Ledger:
         self._next_sweep_ns = 0
         self._pinned: frozenset[int] = frozenset()
         self._passed_over = False
-        self._fate_firsts: list[int] = []
-        self._fates: dict[int, Fate] = {}
-        self._changes = Changes()
+        self._fates = FateRanges(fates)
+        self._removed: list[int] = []
         for entry in pending:
             self._append(entry)
-        for fate in fates:
-            insort(self._fate_firsts, fate.first)
-            self._fates[fate.first] = fate
         if not self.adds_up():
             raise LocalProtocolError(f"the ledger read back does not add up: {self.statistics()}")
         self._evict()
 
     # --- what is asked of it ---------------------------------------------------------------------------------------
     @property
+    def first_sequence(self) -> int:
+        """The sequence of the first record that was ever issued."""
+        return self._first_sequence
+
+    @property
     def next_sequence(self) -> int:
         """The sequence of the next record."""
         return self._next_sequence
+
+    @property
+    def introduced(self) -> bool:
+        """Whether the relay knows this ledger. Until then no record may be sent, see :meth:`renumber`."""
+        return self._introduced
 
     @property
     def pending(self) -> int:
@@ -154,7 +163,7 @@ class Ledger:
     @property
     def untold_fates(self) -> int:
         """Ranges of fates that the relay doesn't know yet."""
-        return len(self._fate_firsts)
+        return len(self._fates)
 
     def counters(self) -> Counters:
         """The row that storage keeps."""
@@ -178,7 +187,7 @@ class Ledger:
             "expired": self._lost["expired"],
             "evicted": self._lost["evicted"],
             "refused": self._lost["refused"],
-            "untold_fates": len(self._fate_firsts),
+            "untold_fates": len(self._fates),
         }
 
     def adds_up(self) -> bool:
@@ -187,6 +196,20 @@ class Ledger:
         return issued == self._live + self._delivered + sum(self._lost.values()) and issued >= 0
 
     # --- what happens to records -----------------------------------------------------------------------------------
+    def upcoming(self, records: Iterable[Curated], now: UtcNs) -> list[LedgerEntry]:
+        """What these records will be when they are issued next. Storage writes them first, because a record that is not
+        on disk must not have a sequence; then :meth:`issue_all` takes them."""
+        return [
+            LedgerEntry(sequence, record.size_bytes, record.priority, record.expires_utc_ns(now))
+            for sequence, record in enumerate(records, self._next_sequence)
+        ]
+
+    def issue_all(self, entries: Iterable[LedgerEntry], now: UtcNs) -> None:
+        """Take the records that :meth:`upcoming` gave, and are in storage now."""
+        for entry in entries:
+            issued = self.issue(entry.size_bytes, entry.priority, entry.expires_utc_ns, now)
+            assert issued == entry.sequence, "nothing else was issued in between"
+
     def issue(self, size_bytes: int, priority: int, expires_utc_ns: int, now: UtcNs) -> int:
         """Take a record and return its sequence.
 
@@ -239,14 +262,14 @@ class Ledger:
                         break
                     chosen.append(self._sequences[index])
             index += 1
-        firsts = self._fate_firsts[: MAX_FATES_PER_BATCH + 1]
-        if len(firsts) > MAX_FATES_PER_BATCH:
-            untold = firsts.pop()
-            chosen = [sequence for sequence in chosen if sequence < untold]
-        if not chosen and not firsts:
+        fates = self._fates.in_order(MAX_FATES_PER_BATCH + 1)
+        if len(fates) > MAX_FATES_PER_BATCH:
+            untold = fates.pop()
+            chosen = [sequence for sequence in chosen if sequence < untold.first]
+        if not chosen and not fates:
             return None
         self._pinned = frozenset(chosen)
-        return BatchPlan(tuple(chosen), tuple(self._fates[first] for first in firsts), self._next_sequence)
+        return BatchPlan(tuple(chosen), tuple(fates), self._next_sequence)
 
     def acknowledged(self, plan: BatchPlan, answer: Acknowledgement) -> int:
         """The relay has the batch on disk. Returns how many of its records ended.
@@ -255,7 +278,7 @@ class Ledger:
         """
         self._pinned = frozenset()
         for fate in plan.fates:
-            self._told(fate)
+            self._fates.forget(fate)
         sent = frozenset(plan.sequences)
         ended = 0
         for sequence in answer.stored:
@@ -302,26 +325,29 @@ class Ledger:
         """
         self._pinned = frozenset()
         self._rewind()
-        shift = first_sequence - self._first_sequence
-        if self._introduced or shift <= 0:
+        if not self.can_begin_at(first_sequence):
             return False
-        self._changes = Changes()
+        shift = first_sequence - self._first_sequence
+        self._removed = []
         self._first_sequence += shift
         self._next_sequence += shift
         self._sequences = array("Q", (sequence + shift for sequence in self._sequences))
-        shifted = [Fate(f.first + shift, f.last + shift, f.state) for f in self._fates.values()]
-        self._fates = {fate.first: fate for fate in shifted}
-        self._fate_firsts = sorted(self._fates)
+        self._fates = self._fates.shifted(shift)
         return True
+
+    def can_begin_at(self, first_sequence: int) -> bool:
+        """Whether :meth:`renumber` would do it."""
+        return not self._introduced and first_sequence > self._first_sequence
 
     # --- what storage has to do ------------------------------------------------------------------------------------
     def changes(self) -> Changes:
         """What was not saved yet."""
-        return self._changes
+        return Changes(self._removed, self._fates.changes())
 
     def changes_saved(self) -> None:
-        """All of :meth:`changes` is on disk."""
-        self._changes = Changes()
+        """All of :meth:`changes` is in storage."""
+        self._removed = []
+        self._fates.changes_saved()
 
     def entries(self) -> list[LedgerEntry]:
         """The pending records, in order of sequence."""
@@ -333,7 +359,7 @@ class Ledger:
 
     def fates(self) -> list[Fate]:
         """The ranges that the relay doesn't know yet, in order."""
-        return [self._fates[first] for first in self._fate_firsts]
+        return self._fates.in_order()
 
     # --- columns of pending records --------------------------------------------------------------------------------
     def _append(self, entry: LedgerEntry) -> None:
@@ -351,7 +377,7 @@ class Ledger:
         return index
 
     def _remove(self, index: int) -> None:
-        self._changes.removed.append(self._sequences[index])
+        self._removed.append(self._sequences[index])
         self._live -= 1
         self._live_bytes -= self._sizes[index]
         self._priorities[index] = _GONE
@@ -394,47 +420,7 @@ class Ledger:
                 self._lose(index, "evicted")
         self._compact()
 
-    # --- ranges of fates -------------------------------------------------------------------------------------------
     def _lose(self, index: int, state: LostState) -> None:
         sequence = self._sequences[index]
         self._remove(index)
-        at = bisect_right(self._fate_firsts, sequence)
-        left = self._fates[self._fate_firsts[at - 1]] if at else None
-        if left is not None and left.last != sequence - 1:
-            left = None
-        right = self._fates.get(sequence + 1)
-        if len(self._fate_firsts) >= MAX_FATE_RANGES and state != "refused":
-            state = next((f.state for f in (left, right) if f is not None and f.state != "refused"), state)
-        self._lost[state] += 1
-        first = last = sequence
-        if left is not None and left.state == state:
-            first = left.first
-        if right is not None and right.state == state:
-            last = right.last
-            self._drop_fate(right.first)
-        self._put_fate(Fate(first, last, state))
-
-    def _told(self, told: Fate) -> None:
-        """Forget a range that the relay has. What was sent may have grown at either end since."""
-        at = bisect_right(self._fate_firsts, told.first) - 1
-        if at < 0:
-            return
-        held = self._fates[self._fate_firsts[at]]
-        if held.last < told.last or held.state != told.state:
-            return
-        self._drop_fate(held.first)
-        if held.first < told.first:
-            self._put_fate(Fate(held.first, told.first - 1, held.state))
-        if held.last > told.last:
-            self._put_fate(Fate(told.last + 1, held.last, held.state))
-
-    def _put_fate(self, fate: Fate) -> None:
-        if fate.first not in self._fates:
-            insort(self._fate_firsts, fate.first)
-        self._fates[fate.first] = fate
-        self._changes.fates[fate.first] = fate
-
-    def _drop_fate(self, first: int) -> None:
-        del self._fates[first]
-        del self._fate_firsts[bisect_left(self._fate_firsts, first)]
-        self._changes.fates[first] = None
+        self._lost[self._fates.add(sequence, state)] += 1

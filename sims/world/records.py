@@ -1,6 +1,6 @@
 """Records of a simulation: which nodes make any, what becomes of each, and whether the account adds up.
 
-Curator, ledger and messages are those of real nodes; :mod:`sims.world.outbox`, :mod:`sims.world.uplink` and
+Curator, ledger, uplink and frames are those of real nodes; :mod:`sims.world.disk`, :mod:`sims.world.uplink` and
 :mod:`sims.world.relay` play what is around them. A node makes a record of its own readings, at most one of a key in
 ``curation.interval_s``.
 
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from random import Random
 
 from protocols.base import limits
-from protocols.base.errors import StorageError
+from protocols.base.errors import BoundExceeded, StorageError
 from protocols.base.ids import MonotonicNs, UtcNs
+from protocols.records.curated import Curated
 from protocols.records.ledger import Ledger
 from protocols.records.rules import CurationRule, Curator
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import Reading
-from protocols.wire.records import Acknowledgement
 from sims.media.contract import Uplink as Way
 from sims.results.histogram import Histogram
 from sims.results.result import Recorder
@@ -27,9 +27,9 @@ from sims.scenario.file import Scenario
 from sims.virtual.driver import SimDriver
 from sims.virtual.node import SimNode
 from sims.world import bugs
-from sims.world.outbox import Disk, Outbox, Upload
+from sims.world.disk import Disk
 from sims.world.relay import Content, Relay
-from sims.world.uplink import Uplink
+from sims.world.uplink import SimUplink
 
 _STATES = ("delivered", "expired", "evicted", "refused")
 _LONG_NS = 10 * limits.SECOND
@@ -39,18 +39,19 @@ _LONG_NS = 10 * limits.SECOND
 class _Host:
     """A node over all its lives."""
 
-    __slots__ = ("curator", "disk", "disk_lost", "ended", "known", "lost", "made", "outbox", "reaches",
+    __slots__ = ("curator", "disk", "disk_lost", "ended", "known", "ledger", "lost", "made", "reaches",
                  "rule", "told", "unwritten", "uplink")  # fmt: skip
 
     def __init__(self, rule: CurationRule) -> None:
         self.rule = rule
         self.curator = Curator((rule,))
         self.disk = Disk()
-        self.outbox: Outbox | None = None
-        self.uplink: Uplink | None = None
+        self.ledger: Ledger | None = None
+        """Of the present or last life."""
+        self.uplink: SimUplink | None = None
         self.made = 0
         self.unwritten = 0
-        """Readings that a full disk did not take: they never became records."""
+        """Readings that a full disk did not take, or that were too large: they never became records."""
         self.told: dict[int, None] = {}
         """Sequences that the relay acknowledged, as the node learned."""
         self.ended = dict.fromkeys(_STATES, 0)
@@ -96,17 +97,16 @@ class Records:
         host = self._hosts.get(node.name)
         if host is None:
             return
-        ledger = host.disk.read(self._max_records)
+        ledger = host.ledger = host.disk.read_ledger(self._max_records)
         bugs.plant(ledger, self._planted)
         host.curator = Curator((host.rule,))
-        host.outbox = Outbox(host.disk, ledger)
-        host.uplink = Uplink(self._driver, self._way, self._relay, self._random, node, host.outbox, self)
+        host.uplink = SimUplink(self._driver, self._way, self._relay, self._random, node, host.disk, ledger, self)
         host.uplink.begin()
 
     def consider(self, node: SimNode, reading: Reading) -> None:
         """A node, which makes records, published a reading."""
         host, now = self._hosts[node.name], self._driver.now
-        if host.outbox is None or host.uplink is None:
+        if host.ledger is None or host.uplink is None:
             return
         local = node.local(now)
         rule = host.curator.choose(reading, True, MonotonicNs(local))
@@ -114,10 +114,9 @@ class Records:
             return
         utc_ns = UtcNs(local + node.utc_less_mono_ns)
         try:
-            sequence = host.outbox.put(
-                rule.name, encode_reading(reading), reading.priority, rule.lifespan_ms, utc_ns, now
-            )  # fmt: skip
-        except StorageError:
+            record = Curated(rule.name, encode_reading(reading), reading.priority, rule.lifespan_ms)
+            sequence = host.disk.put(host.ledger, record, utc_ns, now)
+        except (StorageError, BoundExceeded):
             host.unwritten += 1
             return
         host.made += 1
@@ -128,14 +127,14 @@ class Records:
     def lose_disk(self, name: str) -> None:
         """The next life begins with nothing."""
         host = self._hosts.get(name)
-        if host is None or host.outbox is None:
+        if host is None or host.ledger is None:
             return
-        ledger = host.outbox.ledger
+        ledger = host.ledger
         statistics = ledger.statistics()
         for state in _STATES:
             host.ended[state] += statistics[state]
         host.disk_lost += statistics["pending"]
-        if host.outbox.introduced:
+        if ledger.introduced:
             host.lost.update(dict.fromkeys(entry.sequence for entry in ledger.entries()))
             for fate in ledger.fates():
                 host.lost.update(dict.fromkeys(range(fate.first, fate.last + 1)))
@@ -160,17 +159,16 @@ class Records:
         host, now = self._hosts[node.name], self._driver.now
         stored = self._relay.stored(node.name)
         for sequence in stored[host.known :]:
-            row = host.disk.rows.get(sequence)
+            waiting = host.disk.records.get(sequence)
             self._driver.note((now, node.number, "stored", sequence))
-            if row is not None:
-                self._took.add(now - row.made_ns)
-                self._late += now - row.made_ns > _LONG_NS
+            if waiting is not None:
+                self._took.add(now - waiting.made_ns)
+                self._late += now - waiting.made_ns > _LONG_NS
         host.known = len(stored)
 
-    def acknowledged(self, node: SimNode, upload: Upload, answer: Acknowledgement) -> None:
+    def delivered(self, node: SimNode, sequences: Sequence[int]) -> None:
         """See :class:`sims.world.uplink.Watch`."""
-        sent = frozenset(upload.plan.sequences)
-        self._hosts[node.name].told.update(dict.fromkeys(s for s in answer.stored if s in sent))
+        self._hosts[node.name].told.update(dict.fromkeys(sequences))
 
     def renumbered(self, node: SimNode, first_sequence: int) -> None:
         """See :class:`sims.world.uplink.Watch`."""
@@ -184,7 +182,7 @@ class Records:
         self._unanswered += not answers
         if answers != host.reaches:
             if host.reaches is not None or not answers:
-                waiting = 0 if host.outbox is None else host.outbox.ledger.pending
+                waiting = 0 if host.ledger is None else host.ledger.pending
                 what = "relay reached" if answers else "relay out of reach"
                 self._recorder.occurred(what, self._driver.now, node.name, "", f"{waiting} records wait")
             host.reaches = answers
@@ -193,7 +191,7 @@ class Records:
     def ledger(self, name: str) -> Ledger | None:
         """Of the present or last life; None: the node makes no records, or did not live yet."""
         host = self._hosts.get(name)
-        return None if host is None or host.outbox is None else host.outbox.ledger
+        return None if host is None else host.ledger
 
     def stored(self, name: str) -> Sequence[int]:
         """Sequences at the relay, each as often as it was stored, in the order they came."""
@@ -206,18 +204,18 @@ class Records:
     def waiting_since_ns(self, name: str) -> int | None:
         """When the oldest record that waits was made; None: none waits."""
         host = self._hosts.get(name)
-        if host is None or host.outbox is None:
+        if host is None or host.ledger is None:
             return None
-        rows = host.disk.rows
-        made = (rows[entry.sequence].made_ns for entry in host.outbox.ledger.entries() if entry.sequence in rows)
+        records = host.disk.records
+        made = (records[entry.sequence].made_ns for entry in host.ledger.entries() if entry.sequence in records)
         return min(made, default=None)
 
     def complaints(self, name: str) -> list[str]:
         """What does not add up for a node, in words."""
         host = self._hosts[name]
         found = []
-        if host.outbox is not None:
-            statistics = host.outbox.ledger.statistics()
+        if host.ledger is not None:
+            statistics = host.ledger.statistics()
             accounted = statistics["pending"] + host.disk_lost
             accounted += sum(statistics[state] + host.ended[state] for state in _STATES)
             if accounted != host.made:
@@ -250,8 +248,8 @@ class Records:
             totals["at_relay"] += len(self._relay.stored(name))
             for state in _STATES:
                 totals[state] += host.ended[state]
-            if host.outbox is not None:
-                statistics = host.outbox.ledger.statistics()
+            if host.ledger is not None:
+                statistics = host.ledger.statistics()
                 totals["waiting"] += statistics["pending"]
                 for state in _STATES:
                     totals[state] += statistics[state]

@@ -1,45 +1,48 @@
-"""The uplink of a simulated node: carries its outbox to the relay, one batch at a time, for as long as it takes.
-
-Follows ``meshnode.records.uplink`` step by step, with its times: an empty batch introduces a new outbox, the next batch
-goes out when the one before is answered, no answer means back-off with jitter and a new connection.
+"""The uplink of a simulated node: performs what ``protocols.records.uplink`` decides, on a disk and the cellular way.
 
 Below it is TCP over the cellular way (:class:`sims.media.contract.Uplink`): without coverage, or while nobody answers,
 what was written stands still and is tried again after ever longer pauses, until the node gives the exchange up. What is
 under way arrives, and is stored, even when its node has given up or crashed meanwhile: then the relay gets it twice.
 
-Left out: refusals that no simulated relay gives (``malformed``, ``version``), and CPU time, for a batch a second costs
-next to nothing.
+The machine counts its pauses by virtual time, not by the clock of its node, whose drift is nothing over seconds. CPU
+time is left out, since a batch a second costs next to nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
-from typing import Final, Protocol
+from typing import Final, Protocol, assert_never
 
 from protocols.base.errors import StorageError
-from protocols.base.ids import UtcNs
+from protocols.base.ids import MonotonicNs, UtcNs
 from protocols.base.limits import MS, SECOND
-from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
-from protocols.wire.membership import MAJOR, MINOR
-from protocols.wire.records import Acknowledgement, Batch, RelayFrame, RelayRefusal
+from protocols.base.time import NEVER
+from protocols.records.ledger import Ledger
+from protocols.records.uplink import (
+    RecordRefused,
+    RecordsDelivered,
+    RecordsRenumbered,
+    SaveLedger,
+    SendBatch,
+    ShiftSequences,
+    Uplink,
+    UplinkChanged,
+    decode_untrusted_answer,
+)
 from sims.media.contract import Uplink as Way
 from sims.virtual.driver import SimDriver
 from sims.virtual.node import SimNode
-from sims.world.outbox import Outbox, Upload
+from sims.world.disk import Disk
 from sims.world.relay import Relay
 
-RETRY_MIN_S: Final = 0.25
-RETRY_MAX_S: Final = 5.0
-REFUSED_RETRY_S: Final = 30.0
-REQUEST_TIMEOUT_NS: Final = 10 * SECOND
-"""These four are those of ``meshnode.records.uplink``."""
 COMMIT_NS: Final = 5 * MS
 """From a batch's arrival until it is on the relay's disk: a transaction of SQLite with ``synchronous=FULL``."""
 ANSWER_NS: Final = MS
 """From there until the answer is on its way."""
 _SYN_RETRY_NS: Final = SECOND
-"""Of a connection that nobody answers, doubled each time (RFC 6298)."""
+"""The first pause of a connection that nobody answers, doubled each time (RFC 6298)."""
 _FIRST_RETRY_NS: Final = 200 * MS
-"""Of a stream that stands still, doubled each time."""
+"""The first pause of a stream that stands still, doubled each time."""
 _LENGTH_BYTES: Final = 8
 """NNG's length before each message."""
 
@@ -50,8 +53,8 @@ class Watch(Protocol):
     def taken(self, node: SimNode) -> None:
         """The relay has taken a batch of the node, now."""
 
-    def acknowledged(self, node: SimNode, upload: Upload, answer: Acknowledgement) -> None:
-        """The node learns what became of a batch."""
+    def delivered(self, node: SimNode, sequences: Sequence[int]) -> None:
+        """The node learns that the relay has these records."""
 
     def renumbered(self, node: SimNode, first_sequence: int) -> None:
         """The node goes on where the relay stands: sequences from there on are new."""
@@ -63,121 +66,96 @@ class Watch(Protocol):
 class _Exchange:
     """A request, and what becomes of it."""
 
-    __slots__ = ("answer", "over", "relay_life", "request", "settle", "upload", "wait_ns")
+    __slots__ = ("answer", "over", "relay_life", "request", "wait_ns")
 
-    def __init__(
-        self, request: bytes, upload: Upload | None, settle: Callable[["_Exchange", RelayFrame], None]
-    ) -> None:
-        self.request, self.upload, self.settle = request, upload, settle
+    def __init__(self, request: bytes) -> None:
+        self.request = request
         self.answer = b""
         self.over = False
-        """For the node."""
+        """Whether the node waits no more."""
         self.relay_life = -1
         self.wait_ns = _SYN_RETRY_NS
 
 
-class Uplink:
-    """Of one life of a node."""
+class SimUplink:
+    """The uplink of one life of a node."""
 
     def __init__(
-        self, driver: SimDriver, way: Way, relay: Relay, random: Random, node: SimNode, outbox: Outbox, watch: Watch
-    ) -> None:
-        self._driver, self._way, self._relay, self._random = driver, way, relay, random
-        self._node, self._life, self._outbox, self._watch = node, node.lives, outbox, watch
+        self, driver: SimDriver, way: Way, relay: Relay, random: Random, node: SimNode, disk: Disk, ledger: Ledger,
+        watch: Watch,
+    ) -> None:  # fmt: skip
+        """``ledger``: what was read from ``disk`` for this life."""
+        self._driver, self._way, self._relay, self._watch = driver, way, relay, watch
+        self._node, self._life, self._disk, self._ledger = node, node.lives, disk, ledger
+        self._machine = Uplink(ledger, node.name, node.engine.settings.incarnation, random)
         self._connected: int | None = None
         """To which life of the relay."""
-        self._idle = False
-        self._failures = 0
 
     def begin(self) -> None:
         """Start to carry."""
-        self._driver.when_awake(self._node, self._driver.now, self._step, None)
+        self._set_timer()
 
     def wake(self) -> None:
         """A record was put."""
-        if self._idle:
-            self._idle = False
-            self._driver.when_awake(self._node, self._driver.now, self._step, None)
+        due_ns = self._machine.next_timer_at()
+        self._machine.wake(MonotonicNs(self._driver.now))
+        if self._machine.next_timer_at() < due_ns:
+            self._set_timer()
 
-    # --- one step --------------------------------------------------------------------------------------------------
-    def _step(self, _: None) -> None:
-        if not self._outbox.introduced:
-            self._ask(None, self._outbox.first_sequence, self._introduced)
-            return
-        upload = self._outbox.next_upload(self._utc_ns())
-        if upload is None:
-            self._idle = True
-        else:
-            self._ask(upload, upload.plan.next_sequence, self._settled)
+    # --- decisions -------------------------------------------------------------------------------------------------
+    def _set_timer(self) -> None:
+        due_ns = self._machine.next_timer_at()
+        if due_ns < NEVER:
+            now = self._driver.now
+            self._driver.when_awake(self._node, max(due_ns, now), self._handle_timer, None)
 
-    def _introduced(self, exchange: _Exchange, answer: RelayFrame) -> None:
-        del exchange
+    def _handle_timer(self, _: None) -> None:
+        utc_ns = UtcNs(self._node.local(self._driver.now) + self._node.utc_less_mono_ns)
+        self._decide(lambda now: self._machine.handle_timer(now, utc_ns))
+
+    def _decide(self, tell: Callable[[MonotonicNs], None]) -> None:
+        """Tell the machine something and perform what it decides."""
+        tell(MonotonicNs(self._driver.now))
+        while effects := self._machine.outgoing():
+            for effect in effects:
+                match effect:
+                    case SendBatch(plan, timeout_ns):
+                        self._ask(self._machine.batch(plan, self._disk.read_records(plan.sequences)), timeout_ns)
+                    case SaveLedger():
+                        self._write(0)
+                    case ShiftSequences(shift):
+                        self._write(shift)
+                    case _:
+                        assert_never(effect)
+        for event in self._machine.events():
+            match event:
+                case RecordsDelivered(sequences):
+                    self._watch.delivered(self._node, sequences)
+                case RecordsRenumbered(first_sequence):
+                    self._watch.renumbered(self._node, first_sequence)
+                case UplinkChanged() | RecordRefused():  # the ledger counts what is refused
+                    pass
+                case _:
+                    assert_never(event)
+        self._set_timer()
+
+    def _write(self, shift: int) -> None:
+        now = MonotonicNs(self._driver.now)
         try:
-            if isinstance(answer, Acknowledgement):
-                self._outbox.introduce()
-            elif isinstance(answer, RelayRefusal) and answer.code == "sequence":
-                if not self._outbox.renumber(int(answer.detail)):
-                    self._refused()
-                    return
-                self._watch.renumbered(self._node, int(answer.detail))
-            else:
-                self._refused()
-                return
-        except StorageError:
-            self._failed()
-            return
-        self._succeeded()
-
-    def _settled(self, exchange: _Exchange, answer: RelayFrame) -> None:
-        upload = exchange.upload
-        assert upload is not None
-        if not isinstance(answer, Acknowledgement):
-            self._outbox.abandon()
-            self._refused()
-            return
-        ended = self._outbox.acknowledge(upload.plan, answer)
-        self._watch.acknowledged(self._node, upload, answer)
-        if upload.records and not ended:
-            self._failed()
+            self._disk.write(self._ledger, shift=shift)
+        except StorageError as error:
+            self._machine.not_saved(str(error), now)
         else:
-            self._succeeded()
-
-    def _succeeded(self) -> None:
-        self._failures = 0
-        self._driver.when_awake(self._node, self._driver.now, self._step, None)
-
-    def _refused(self) -> None:
-        """Somebody has to repair something."""
-        self._pause(REFUSED_RETRY_S)
-
-    def _failed(self) -> None:
-        pause_s = min(RETRY_MIN_S * 2.0**self._failures, RETRY_MAX_S)
-        self._failures = min(self._failures + 1, 16)
-        self._pause(pause_s)
-
-    def _pause(self, pause_s: float) -> None:
-        pause_ns = int(pause_s * self._random.uniform(0.5, 1.0) * SECOND)
-        self._driver.when_awake(self._node, self._driver.now + pause_ns, self._again, None)
-
-    def _again(self, _: None) -> None:
-        self._outbox.expire(self._utc_ns())
-        self._step(None)
-
-    def _utc_ns(self) -> UtcNs:
-        return UtcNs(self._node.local(self._driver.now) + self._node.utc_less_mono_ns)
+            self._machine.saved(now)
 
     # --- the exchange, at the node ---------------------------------------------------------------------------------
-    def _ask(self, upload: Upload | None, next_sequence: int, settle: Callable[[_Exchange, RelayFrame], None]) -> None:
-        driver, node = self._driver, self._node
-        records, fates = ((), ()) if upload is None else (upload.records, upload.plan.fates)
-        incarnation = node.engine.settings.incarnation
-        batch = Batch(MAJOR, MINOR, node.name, incarnation, next_sequence, records, fates)
-        exchange = _Exchange(encode_frame(batch), upload, settle)
-        driver.when_awake(node, driver.now + REQUEST_TIMEOUT_NS, self._unanswered, exchange)
+    def _ask(self, request: bytes, timeout_ns: int) -> None:
+        exchange = _Exchange(request)
+        self._driver.when_awake(self._node, self._driver.now + timeout_ns, self._unanswered, exchange)
         if self._connected is None:
             self._dial(exchange)
         else:
-            self._write(exchange)
+            self._write_request(exchange)
 
     def _unanswered(self, exchange: _Exchange) -> None:
         """The time is up, or the connection was reset."""
@@ -185,17 +163,15 @@ class Uplink:
             return
         exchange.over = True
         self._connected = None
-        if exchange.upload is not None:
-            self._outbox.abandon()
         self._watch.reached(self._node, answers=False)
-        self._failed()
+        self._decide(partial(self._machine.unanswered, "nobody answered"))
 
     def _answered(self, exchange: _Exchange) -> None:
         if exchange.over:
             return
         exchange.over = True
         self._watch.reached(self._node, answers=True)
-        exchange.settle(exchange, decode_untrusted_relay_frame(exchange.answer))
+        self._decide(partial(self._machine.receive, decode_untrusted_answer(exchange.answer)))
 
     # --- the exchange, on its way ----------------------------------------------------------------------------------
     def _is_void(self, exchange: _Exchange) -> bool:
@@ -222,9 +198,9 @@ class Uplink:
             self._later(exchange, self._dial)
             return
         self._connected = self._relay.life
-        self._write(exchange)
+        self._write_request(exchange)
 
-    def _write(self, exchange: _Exchange) -> None:
+    def _write_request(self, exchange: _Exchange) -> None:
         assert self._connected is not None
         exchange.relay_life, exchange.wait_ns = self._connected, _FIRST_RETRY_NS
         self._send(exchange)

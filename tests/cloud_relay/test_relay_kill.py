@@ -17,9 +17,10 @@ from cloud_relay.store.schema import open_for_reading
 from meshnode.identity import create_mesh, issue
 from meshnode.links.nng.library import open_requester
 from meshnode.links.transport import Address
-from meshnode.records.outbox import Curated, Outbox
-from meshnode.records.uplink import Uplink
+from meshnode.records.outbox import Outbox
+from meshnode.records.uplink import UplinkDriver
 from protocols.base.ids import Incarnation, MeshName, Role, node_id
+from protocols.records.curated import Curated
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
@@ -77,7 +78,7 @@ async def test_relay_killed_twenty_times_under_load_holds_every_record_once(tmp_
 
     try:
         async with Outbox.open(tmp_path / "outbox.sqlite", 100_000, 2**28) as outbox:
-            uplink = Uplink(
+            uplink = UplinkDriver(
                 outbox,
                 lambda: open_requester(node.credentials, Address("127.0.0.1", port), MeshName("demo")),
                 node_id("v-1"),

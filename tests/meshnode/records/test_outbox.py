@@ -6,20 +6,23 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
-from meshnode.records.outbox import MAX_GROUP_RECORDS, Curated, Outbox
+from meshnode.records.outbox import MAX_GROUP_RECORDS, Outbox
 from protocols.base.errors import BoundExceeded, StorageError
 from protocols.base.limits import MAX_BATCH_RECORDS, MAX_RECORD_BYTES, SECOND
-from protocols.wire.records import Acknowledgement, Fate, RefusedRecord
+from protocols.records.curated import Curated
+from protocols.records.ledger import BatchPlan
+from protocols.wire.records import Acknowledgement, Fate, Record, RefusedRecord
 
 _PUTTER = """
 import asyncio, sys
 from pathlib import Path
-from meshnode.records.outbox import Curated, Outbox
+from meshnode.records.outbox import Outbox
+from protocols.records.curated import Curated
 
 async def main():
     async with Outbox.open(Path(sys.argv[1]), 1_000_000, 2**30) as outbox:
@@ -37,12 +40,28 @@ def open_outbox(folder: Path, **options: int) -> Outbox:
     return Outbox.open(folder / "outbox.sqlite", **({"max_records": 1000, "max_bytes": 2**24} | options))  # type: ignore[arg-type]
 
 
+async def next_batch(outbox: Outbox, most: int = MAX_BATCH_RECORDS) -> tuple[BatchPlan, tuple[Record, ...]] | None:
+    """What an uplink would send, and has to settle."""
+    async with outbox.exclusive():
+        plan = outbox.ledger.next_batch(outbox.utc_now(), most)
+        return None if plan is None else (plan, await outbox.read(plan.sequences))
+
+
+async def acknowledge(outbox: Outbox, plan: BatchPlan, answer: Acknowledgement) -> int:
+    """As an uplink does it; a disk that is full takes the account later."""
+    async with outbox.exclusive():
+        ended = outbox.ledger.acknowledged(plan, answer)
+        with suppress(StorageError):
+            await outbox.save()
+        return ended
+
+
 async def drain(outbox: Outbox) -> list[int]:
     """Acknowledge everything; what a relay would have got, in order."""
     sequences: list[int] = []
-    while (upload := await outbox.next_upload()) is not None:
-        sequences += upload.plan.sequences
-        await outbox.acknowledge(upload, Acknowledgement(upload.plan.sequences))
+    while (batch := await next_batch(outbox)) is not None:
+        sequences += batch[0].sequences
+        await acknowledge(outbox, batch[0], Acknowledgement(batch[0].sequences))
     return sequences
 
 
@@ -79,11 +98,12 @@ async def test_put_many_at_once_share_transactions_and_keep_their_order(tmp_path
     async with open_outbox(tmp_path, max_records=5000) as outbox:
         results = await asyncio.gather(*(outbox.put(Curated("r", b"%d" % n), Curated("s", b"")) for n in range(600)))
         assert [s for pair in results for s in pair] == list(range(1, 1201))
-        upload = await outbox.next_upload()
-        assert upload is not None
-        assert len(upload.records) == MAX_BATCH_RECORDS
-        assert [bytes(record.reading) for record in upload.records[:4]] == [b"0", b"", b"1", b""]  # type: ignore[call-overload]
-        assert [record.rule for record in upload.records[:2]] == ["r", "s"]
+        batch = await next_batch(outbox)
+        assert batch is not None
+        _, records = batch
+        assert len(records) == MAX_BATCH_RECORDS
+        assert [bytes(record.reading) for record in records[:4]] == [b"0", b"", b"1", b""]
+        assert [record.rule for record in records[:2]] == ["r", "s"]
 
 
 async def test_outbox_reopened_keeps_account_and_fates(tmp_path: Path) -> None:
@@ -93,22 +113,24 @@ async def test_outbox_reopened_keeps_account_and_fates(tmp_path: Path) -> None:
     async with Outbox.open(path, 4, 2**20, clock=lambda: now) as outbox:
         await outbox.put(Curated("r", b"1", lifespan_ms=1000), Curated("r", b"2"), Curated("r", b"3", priority=0))
         now += 5 * SECOND
-        assert await outbox.expire() == 1
+        async with outbox.exclusive():
+            assert outbox.ledger.expire(outbox.utc_now()) == 1
+            await outbox.save()
         await outbox.put(Curated("r", b"4"), Curated("r", b"5"), Curated("r", b"6"))
-        upload = await outbox.next_upload(2)
-        assert upload is not None
-        assert upload.plan.sequences == (2, 4)
-        assert upload.fates == (Fate(1, 1, "expired"), Fate(3, 3, "evicted"))
-        await outbox.acknowledge(upload, Acknowledgement((2,), (RefusedRecord(4, "no"),)))
+        batch = await next_batch(outbox, 2)
+        assert batch is not None
+        assert batch[0].sequences == (2, 4)
+        assert batch[0].fates == (Fate(1, 1, "expired"), Fate(3, 3, "evicted"))
+        await acknowledge(outbox, batch[0], Acknowledgement((2,), (RefusedRecord(4, "no"),)))
         before = outbox.statistics()
     async with Outbox.open(path, 4, 2**20, clock=lambda: now) as outbox:
         assert outbox.statistics() == before
         assert (before["pending"], before["delivered"], before["expired"], before["evicted"], before["refused"]) == (
             2, 1, 1, 1, 1,
         )  # fmt: skip
-        upload = await outbox.next_upload()
-        assert upload is not None
-        assert (upload.plan.sequences, upload.fates) == ((5, 6), (Fate(4, 4, "refused"),))
+        batch = await next_batch(outbox)
+        assert batch is not None
+        assert (batch[0].sequences, batch[0].fates) == ((5, 6), (Fate(4, 4, "refused"),))
 
 
 async def test_outbox_reopened_smaller_evicts_the_least_valuable(tmp_path: Path) -> None:
@@ -126,14 +148,14 @@ async def test_put_full_disk_is_refused_and_recovers(tmp_path: Path) -> None:
     """A full disk stops new records with a clear error; it loses none, and the node goes on."""
     async with open_outbox(tmp_path) as outbox:
         stored = await outbox.put(*(Curated("r", b"x" * 1000) for _ in range(10)))
-        pages = await outbox._number("PRAGMA page_count")
-        await outbox._db.execute(f"PRAGMA max_page_count = {pages + 2}")
+        pages = await outbox._file._number("PRAGMA page_count")
+        await outbox._file._db.execute(f"PRAGMA max_page_count = {pages + 2}")
         with pytest.raises(StorageError, match="free space"):
             await outbox.put(*(Curated("r", b"y" * 10_000) for _ in range(100)))
         assert outbox.statistics()["failed_puts"] == 100
         assert outbox.statistics()["issued"] == 10
         assert await drain(outbox) == stored, "what waits is delivered all the same"
-        await outbox._db.execute("PRAGMA max_page_count = 1000000")
+        await outbox._file._db.execute("PRAGMA max_page_count = 1000000")
         assert await outbox.put(Curated("r", b"z")) == [11]
     async with open_outbox(tmp_path) as outbox:
         assert outbox.statistics()["delivered"] == 10
@@ -143,8 +165,9 @@ async def test_put_full_disk_is_refused_and_recovers(tmp_path: Path) -> None:
 _FILLER = """
 import asyncio, resource, signal, sys
 from pathlib import Path
-from meshnode.records.outbox import Curated, Outbox
+from meshnode.records.outbox import Outbox
 from protocols.base.errors import StorageError
+from protocols.records.curated import Curated
 from protocols.wire.records import Acknowledgement
 
 async def main():
@@ -158,8 +181,14 @@ async def main():
                 count += len(await outbox.put(Curated("r", b"x" * 20_000)))
         except StorageError as error:
             assert "free space" in str(error), error
-        upload = await outbox.next_upload()
-        assert await outbox.acknowledge(upload, Acknowledgement(upload.plan.sequences)) == count
+        async with outbox.exclusive():
+            plan = outbox.ledger.next_batch(outbox.utc_now())
+            assert len(await outbox.read(plan.sequences)) == count
+            assert outbox.ledger.acknowledged(plan, Acknowledgement(plan.sequences)) == count
+            try:
+                await outbox.save()
+            except StorageError as error:
+                assert "free space" in str(error), error
         assert outbox.pending == 0
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert await outbox.put(Curated("r", b"y")) == [count + 1]
@@ -222,49 +251,51 @@ async def test_open_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
             pass
 
 
-async def test_put_out_of_bounds_is_refused_and_stores_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"reading": b"x" * (MAX_RECORD_BYTES + 1)}, {"priority": 8}, {"lifespan_ms": -1}, {"rule": "r" * 201}]
+)
+def test_curated_out_of_bounds_is_refused(wrong: dict[str, object]) -> None:
     """One oversize record must not fill the disk or block the uplink."""
+    with pytest.raises(BoundExceeded, match="by rule"):
+        Curated(**({"rule": "r", "reading": b"x"} | wrong))  # type: ignore[arg-type]
+
+
+async def test_put_too_many_at_once_is_refused_and_stores_nothing(tmp_path: Path) -> None:
+    """One caller must not hold up the disk for all others."""
     async with open_outbox(tmp_path) as outbox:
-        for wrong in (
-            [Curated("r", b"x" * (MAX_RECORD_BYTES + 1))],
-            [Curated("r", b"x", priority=8)],
-            [Curated("r", b"x", lifespan_ms=-1)],
-            [Curated("r", b"x")] * (MAX_GROUP_RECORDS + 1),
-        ):
-            with pytest.raises(BoundExceeded):
-                await outbox.put(Curated("r", b"ok"), *wrong)
+        with pytest.raises(BoundExceeded, match="at most"):
+            await outbox.put(*[Curated("r", b"x")] * (MAX_GROUP_RECORDS + 1))
         assert outbox.statistics()["issued"] == 0
 
 
-async def test_renumber_moves_what_waits_and_survives_reopening(tmp_path: Path) -> None:
+async def test_shift_moves_what_waits_and_survives_reopening(tmp_path: Path) -> None:
     """After the loss of its file a node goes on where the relay stands, with all that it has put since."""
     async with open_outbox(tmp_path, max_records=3) as outbox:
         await outbox.put(*(Curated("r", b"%d" % n) for n in range(5)))
-        assert await outbox.renumber(101)
+        async with outbox.exclusive():
+            await outbox.shift(100)
+            assert outbox.ledger.renumber(101)
         assert await outbox.put(Curated("r", b"5")) == [106]
         before = outbox.statistics()
     async with open_outbox(tmp_path, max_records=3) as outbox:
         assert outbox.statistics() == before
-        upload = await outbox.next_upload()
-        assert upload is not None
-        assert (upload.plan.sequences, upload.fates) == ((104, 105, 106), (Fate(101, 103, "evicted"),))
-        assert [bytes(r.reading) for r in upload.records] == [b"3", b"4", b"5"]  # type: ignore[call-overload]
-        await outbox.abandon()
-        await outbox.introduce()
-        assert not await outbox.renumber(500)
+        batch = await next_batch(outbox)
+        assert batch is not None
+        assert (batch[0].sequences, batch[0].fates) == ((104, 105, 106), (Fate(101, 103, "evicted"),))
+        assert [bytes(record.reading) for record in batch[1]] == [b"3", b"4", b"5"]
 
 
-async def test_introduction_that_the_disk_did_not_take_is_asked_for_again(tmp_path: Path) -> None:
-    """Records sent before it is written down would be sent under other sequences after a crash."""
+async def test_shift_that_the_disk_did_not_take_changes_nothing(tmp_path: Path) -> None:
+    """Half a renumbering would be two accounts of one node."""
     async with open_outbox(tmp_path) as outbox:
         await outbox.put(Curated("r", b"x"))
-        await outbox._db.execute("PRAGMA query_only = ON")
-        with pytest.raises(StorageError, match="could not note"):
-            await outbox.introduce()
-        assert not outbox.introduced
-        await outbox._db.execute("PRAGMA query_only = OFF")
-        await outbox.introduce()
-        assert outbox.introduced
+        await outbox._file._db.execute("PRAGMA query_only = ON")
+        async with outbox.exclusive():
+            with pytest.raises(StorageError, match="could not be renumbered"):
+                await outbox.shift(100)
+        await outbox._file._db.execute("PRAGMA query_only = OFF")
+        assert await outbox.put(Curated("r", b"y")) == [2]
+        assert await drain(outbox) == [1, 2]
 
 
 async def test_put_cancelled_while_committing_leaves_a_consistent_outbox(tmp_path: Path) -> None:

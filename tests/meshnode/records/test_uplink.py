@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from meshnode.records.outbox import Curated, Outbox
-from meshnode.records.uplink import Uplink, UplinkState
+from meshnode.records.outbox import Outbox
+from meshnode.records.uplink import UplinkDriver
 from protocols.base.errors import TransportError
 from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role, node_id
+from protocols.records.curated import Curated
+from protocols.records.uplink import UplinkState
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.parcels import encode_reading
 from protocols.wire.records import Acknowledgement, Batch, RelayRefusal
@@ -35,9 +37,9 @@ class DirectRequester:
 
 
 @asynccontextmanager
-async def uplinked(path: Path, answer: Callable[[bytes], bytes]) -> AsyncIterator[tuple[Outbox, Uplink]]:
+async def uplinked(path: Path, answer: Callable[[bytes], bytes]) -> AsyncIterator[tuple[Outbox, UplinkDriver]]:
     async with Outbox.open(path, 1000, 2**24) as outbox:
-        uplink = Uplink(outbox, lambda: DirectRequester(answer), node_id("v-1"), Incarnation(1), Random(1))
+        uplink = UplinkDriver(outbox, lambda: DirectRequester(answer), node_id("v-1"), Incarnation(1), Random(1))
         task = asyncio.create_task(uplink.run())
         yield outbox, uplink
         await uplink.stop(5)
@@ -181,6 +183,60 @@ async def test_uplink_node_that_lost_its_outbox_goes_on_without_conflicts(
     assert relay.account().adds_up
 
 
+async def test_uplink_introduction_that_the_disk_did_not_take_is_asked_for_again(
+    relay: RelayInProcess, tmp_path: Path
+) -> None:
+    """Records sent before it is written down would be sent under other sequences after a crash."""
+    async with Outbox.open(tmp_path / "o.sqlite", 1000, 2**24) as outbox:
+        await outbox.put(curated(1))
+        await outbox._file._db.execute("PRAGMA query_only = ON")
+        uplink = UplinkDriver(
+            outbox, lambda: DirectRequester(direct(relay)), node_id("v-1"), Incarnation(1), Random(1)
+        )  # fmt: skip
+        task = asyncio.create_task(uplink.run())
+        await until(lambda: uplink.state is UplinkState.STORAGE)
+        assert "could not note" in uplink.detail
+        assert (outbox.ledger.introduced, relay.records()) == (False, [])
+        await outbox._file._db.execute("PRAGMA query_only = OFF")
+        await until(lambda: outbox.pending == 0)
+        await uplink.stop(5)
+        await asyncio.wait_for(task, 5)
+        assert uplink.state is UplinkState.STOPPED
+
+
+async def test_uplink_cancelled_leaves_its_batch_for_the_next(relay: RelayInProcess, tmp_path: Path) -> None:
+    """A batch that nobody settles would be under way for ever, and nothing could be sent again."""
+    held = threading.Event()
+
+    class Mute(DirectRequester):
+        def request(self, frame: bytes, timeout_s: float) -> bytes:
+            batch = decode_untrusted_relay_frame(frame)
+            if isinstance(batch, Batch) and batch.records:
+                held.set()
+                closed.wait(20)
+                raise TransportError("closed here")
+            return super().request(frame, timeout_s)
+
+        def close(self) -> None:
+            closed.set()
+
+    closed = threading.Event()
+    async with Outbox.open(tmp_path / "o.sqlite", 1000, 2**24) as outbox:
+        await outbox.put(curated(1))
+        first = UplinkDriver(outbox, lambda: Mute(direct(relay)), node_id("v-1"), Incarnation(1), Random(1))
+        task = asyncio.create_task(first.run())
+        await until(held.is_set)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        second = UplinkDriver(
+            outbox, lambda: DirectRequester(direct(relay)), node_id("v-1"), Incarnation(1), Random(1)
+        )  # fmt: skip
+        task = asyncio.create_task(second.run())
+        await until(lambda: outbox.pending == 0)
+        await second.stop(5)
+        await task
+
+
 async def test_uplink_stop_during_a_request_without_answer_ends_in_time(tmp_path: Path) -> None:
     """SIGTERM must end a node even when the relay holds its request for ever."""
 
@@ -198,7 +254,7 @@ async def test_uplink_stop_during_a_request_without_answer_ends_in_time(tmp_path
 
     mute = Mute()
     async with Outbox.open(tmp_path / "o.sqlite", 10, 2**20) as outbox:
-        uplink = Uplink(outbox, lambda: mute, node_id("v-1"), Incarnation(1), Random(1))
+        uplink = UplinkDriver(outbox, lambda: mute, node_id("v-1"), Incarnation(1), Random(1))
         task = asyncio.create_task(uplink.run())
         await outbox.put(curated(1))
         await until(mute.asked.is_set)

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import UtcNs
 from protocols.base.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_FATES_PER_BATCH, SECOND
-from protocols.records import ledger as ledger_module
+from protocols.records import fates
 from protocols.records.ledger import BatchPlan, Counters, Ledger, LedgerEntry
 from protocols.wire.records import Acknowledgement, Fate, RefusedRecord
 
@@ -157,7 +157,7 @@ def test_acknowledged_fate_that_grew_meanwhile_keeps_the_rest() -> None:
 
 def test_fates_alternating_for_months_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a relay, ranges of alternating states would otherwise grow with time, not with what waits."""
-    monkeypatch.setattr(ledger_module, "MAX_FATE_RANGES", 10)
+    monkeypatch.setattr(fates, "MAX_FATE_RANGES", 10)
     ledger = Ledger(5, 1000)
     for step in range(2_000):
         ledger.issue(10, step % 2, at(step + 2) if step % 2 else 0, at(step))

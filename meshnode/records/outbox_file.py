@@ -1,0 +1,187 @@
+"""The file of an outbox: an SQLite database with the ledger's account, the records that wait and the untold fates.
+
+Each method that writes is one transaction, all of it or nothing. What was written survives SIGKILL and loss of power
+(write-ahead log, ``synchronous=FULL``). The file is locked while it is open, so that two processes can't use it.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import astuple
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import aiosqlite
+from msgspec import Raw
+
+from protocols.base.errors import StorageError
+from protocols.records.ledger import Changes, Counters, LedgerEntry
+from protocols.wire.records import Fate, Record
+
+_APPLICATION_ID: Final = 0x6D6E6F62
+_VERSION: Final = 1
+_FULL: Final = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN))
+
+_SCHEMA: Final = """
+CREATE TABLE ledger (one INTEGER PRIMARY KEY CHECK (one = 1), first_sequence INTEGER NOT NULL,
+    next_sequence INTEGER NOT NULL, delivered INTEGER NOT NULL, expired INTEGER NOT NULL, evicted INTEGER NOT NULL,
+    refused INTEGER NOT NULL, introduced INTEGER NOT NULL);
+CREATE TABLE records (sequence INTEGER PRIMARY KEY, rule TEXT NOT NULL, priority INTEGER NOT NULL,
+    expires_utc_ns INTEGER NOT NULL, size_bytes INTEGER NOT NULL, reading BLOB NOT NULL);
+CREATE TABLE fates (first INTEGER PRIMARY KEY, last INTEGER NOT NULL, state TEXT NOT NULL);
+"""
+
+RecordRow = tuple[int, str, int, int, int, bytes]
+"""The columns of a record, from ``sequence`` to ``reading``."""
+
+
+class StoredLedger(NamedTuple):
+    """What the file knows of a ledger, as ``Ledger.restore`` takes it."""
+
+    counters: Counters
+    pending: list[LedgerEntry]
+    fates: list[Fate]
+
+
+class OutboxFile:
+    """One open file. All methods belong to the event loop that opened it and raise ``sqlite3.Error`` or ``OSError``
+    when the disk fails; :meth:`storage_error` says what to do about it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._db: aiosqlite.Connection
+
+    async def open(self) -> StoredLedger:
+        """Open the file, created if missing. :raises StorageError: when it is another one or in use."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = await aiosqlite.connect(self.path, isolation_level=None, timeout=1.0)
+        try:
+            await self._prepare()
+            return await self.read_ledger()
+        except BaseException:
+            await self._db.close()
+            raise
+
+    async def close(self) -> None:
+        """Let go of the file."""
+        await self._db.close()
+
+    async def _prepare(self) -> None:
+        db = self._db
+        # exclusive: no shared-memory file, and a second process on this file is told at once
+        await db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        await db.execute("PRAGMA journal_mode = WAL")
+        await db.execute("PRAGMA synchronous = FULL")
+        await db.execute("PRAGMA journal_size_limit = 4194304")
+        await db.execute("PRAGMA cache_size = -1024")
+        await db.execute("BEGIN IMMEDIATE")
+        version, application = await self._number("PRAGMA user_version"), await self._number("PRAGMA application_id")
+        tables = await self._number("SELECT count(*) FROM sqlite_schema")
+        if tables == 0 and version == 0:
+            for statement in _SCHEMA.split(";"):
+                await db.execute(statement)
+            await db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            await db.execute(f"PRAGMA user_version = {_VERSION}")
+            await db.execute("INSERT INTO ledger VALUES (1, ?, ?, ?, ?, ?, ?, ?)", astuple(Counters()))
+        elif application != _APPLICATION_ID:
+            raise StorageError(f"{self.path} is another program's database: name another file for the outbox")
+        elif version != _VERSION:
+            raise StorageError(
+                f"the outbox {self.path} has version {version}, this program knows {_VERSION}: start the newer program"
+            )
+        await db.execute("COMMIT")
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+    async def read_ledger(self) -> StoredLedger:
+        """What was written last."""
+        counters = await self._fetch(
+            "SELECT first_sequence, next_sequence, delivered, expired, evicted, refused, introduced FROM ledger"
+        )
+        if len(counters) != 1:
+            raise sqlite3.DatabaseError("the ledger's row is missing")
+        first, following, delivered, expired, evicted, refused, introduced = counters[0]
+        entries = await self._fetch(
+            "SELECT sequence, size_bytes, priority, expires_utc_ns FROM records ORDER BY sequence"
+        )
+        fates = await self._fetch("SELECT first, last, state FROM fates ORDER BY first")
+        return StoredLedger(
+            Counters(first, following, delivered, expired, evicted, refused, bool(introduced)),
+            [LedgerEntry(*row) for row in entries],
+            [Fate(*row) for row in fates],
+        )
+
+    async def read_records(self, sequences: Sequence[int]) -> tuple[Record, ...]:
+        """The records with these sequences, in order. :raises StorageError: when one is missing."""
+        if not sequences:
+            return ()
+        marks = ",".join("?" * len(sequences))
+        rows = await self._fetch(
+            f"SELECT sequence, rule, reading FROM records WHERE sequence IN ({marks}) ORDER BY sequence",  # noqa: S608 - marks only
+            sequences,
+        )
+        if len(rows) != len(sequences):
+            raise StorageError(f"{len(sequences) - len(rows)} pending records are missing in {self.path}")
+        return tuple(Record(sequence, rule, Raw(reading)) for sequence, rule, reading in rows)
+
+    async def _fetch(self, statement: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
+        return list(await self._db.execute_fetchall(statement, tuple(values)))
+
+    async def _number(self, statement: str) -> int:
+        return int((await self._fetch(statement))[0][0])
+
+    # --- writing ---------------------------------------------------------------------------------------------------
+    async def write(self, changes: Changes, counters: Counters, new: Sequence[RecordRow] = (), shift: int = 0) -> None:
+        """Write what the ledger decided and ``new`` records, then add ``shift`` to every sequence.
+
+        When this is cancelled, the thread of SQLite goes on: only :meth:`read_ledger` knows then whether it happened.
+        """
+        db = self._db
+        try:
+            await db.execute("BEGIN IMMEDIATE")
+            if changes.removed:
+                await db.executemany("DELETE FROM records WHERE sequence = ?", [(s,) for s in changes.removed])
+            gone = [(first,) for first, fate in changes.fates.items() if fate is None]
+            if gone:
+                await db.executemany("DELETE FROM fates WHERE first = ?", gone)
+            kept = [(fate.first, fate.last, fate.state) for fate in changes.fates.values() if fate is not None]
+            if kept:
+                await db.executemany("INSERT OR REPLACE INTO fates VALUES (?, ?, ?)", kept)
+            if new:
+                await db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)", new)
+            first, following, *ended = astuple(counters)
+            await db.execute(
+                "UPDATE ledger SET first_sequence = ?, next_sequence = ?, delivered = ?, expired = ?, evicted = ?,"
+                " refused = ?, introduced = ?",
+                (first + shift, following + len(new) + shift, *ended),
+            )
+            if shift:
+                await self._shift(shift)
+            await db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                await db.rollback()
+            raise
+
+    async def _shift(self, shift: int) -> None:
+        """Sequences are unique at every moment, so they take a turn through the negative numbers."""
+        await self._db.execute("UPDATE records SET sequence = -(sequence + ?)", (shift,))
+        await self._db.execute("UPDATE records SET sequence = -sequence")
+        await self._db.execute("UPDATE fates SET first = -(first + ?), last = last + ?", (shift, shift))
+        await self._db.execute("UPDATE fates SET first = -first")
+
+    # --- errors ----------------------------------------------------------------------------------------------------
+    def storage_error(self, error: Exception, happened: str) -> StorageError:
+        """What to tell a person: what happened to the outbox, why, and the way out."""
+        if isinstance(error, StorageError):
+            return error
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            way_out = "another process uses it: give each node its own state_dir"
+        elif isinstance(error, OSError) or code in _FULL:
+            way_out = "free space on that disk and check that the folder is writable"
+        else:
+            way_out = (
+                "the file is damaged: move it away and start again; the node goes on with a new one, and the audit at "
+                "the relay will name the records that were in it"
+            )
+        return StorageError(f"the outbox {self.path} {happened}: {error}; {way_out}")

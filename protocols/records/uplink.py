@@ -1,0 +1,384 @@
+"""The uplink: what a node sends to the relay next, when it tries again, and what an answer means.
+
+One batch is under way at a time. While it is, records collect in the ledger, so load makes batches larger and not more.
+
+    acknowledgement        its records have ended; the next batch goes out at once
+    refusal "storage"      the relay's disk is full: try again with back-off
+    refusal "malformed"    halve the batch until one record is left, make sure that the relay takes an empty batch, and
+                           only then end that record as refused: a relay that refuses everything costs no record
+    refusal "sequence"     this ledger is new and the relay knows more records of the node: go on where the relay stands
+    any other refusal      only a person can lift it: ask again rarely
+    no answer              try again with back-off and jitter; the relay takes each record only once
+
+A new ledger introduces itself with an empty batch before its first record, see :meth:`Ledger.renumber`.
+
+The uplink changes the ledger that it is given, and storage follows: a driver performs the effects in their order and
+calls back before it does anything else with the ledger. Records may be issued at any time in between.
+"""
+
+from enum import StrEnum
+from random import Random
+from typing import Final, assert_never
+
+from msgspec import Struct
+
+from protocols.base.errors import LocalProtocolError, RemoteProtocolError
+from protocols.base.ids import Incarnation, MonotonicNs, NodeId, UtcNs
+from protocols.base.limits import MAX_BATCH_RECORDS, MS, SECOND
+from protocols.base.time import NEVER
+from protocols.records.ledger import BatchPlan, Ledger
+from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
+from protocols.wire.membership import MAJOR, MINOR
+from protocols.wire.records import Acknowledgement, Batch, Record, RelayRefusal
+
+RETRY_MIN_NS: Final = 250 * MS
+RETRY_MAX_NS: Final = 5 * SECOND
+"""Back-off while the relay is away: a node in reach of it again waits at most this long. A thousand nodes of a relay
+that comes back are then 200 requests a second, spread by the jitter."""
+REFUSED_RETRY_NS: Final = 30 * SECOND
+"""Pause after a refusal that only a person can lift."""
+REQUEST_TIMEOUT_NS: Final = 10 * SECOND
+"""A full batch of 1 MiB passes an uplink of 1 Mb/s in 8.4 s."""
+_MAX_DOUBLINGS: Final = 16
+"""Failures in a row that are counted: the pause has long reached its maximum."""
+_MAX_SEQUENCE_DIGITS: Final = 18
+"""A sequence of more digits does not fit the 63 bits that storage has for it."""
+
+
+class UplinkState(StrEnum):
+    """How a node and its relay get on."""
+
+    STARTING = "starting"
+    CONNECTED = "connected"
+    UNREACHABLE = "unreachable"
+    REFUSED = "refused"
+    STORAGE = "storage"
+    """A disk, here or at the relay, does not take records."""
+    STOPPED = "stopped"
+
+
+# --- effects -------------------------------------------------------------------------------------------------------
+class SendBatch(Struct, frozen=True):
+    """Read the records of ``plan``, send them with :meth:`Uplink.batch`, and report what became of it: with
+    :meth:`Uplink.receive`, :meth:`Uplink.unanswered` or :meth:`Uplink.unreadable`."""
+
+    plan: BatchPlan
+    timeout_ns: int
+    """No answer within this time is none."""
+
+
+class SaveLedger(Struct, frozen=True):
+    """Write the ledger's changes in one transaction, and report with :meth:`Uplink.saved` or
+    :meth:`Uplink.not_saved`."""
+
+
+class ShiftSequences(Struct, frozen=True):
+    """Write the ledger's changes, then add ``shift`` to every sequence in storage; report as for
+    :class:`SaveLedger`."""
+
+    shift: int
+
+
+UplinkEffect = SendBatch | SaveLedger | ShiftSequences
+
+
+# --- events --------------------------------------------------------------------------------------------------------
+class UplinkChanged(Struct, frozen=True):
+    """The state is another one now."""
+
+    state: UplinkState
+    detail: str
+
+
+class RecordsDelivered(Struct, frozen=True):
+    """The relay has these records on disk."""
+
+    sequences: tuple[int, ...]
+
+
+class RecordRefused(Struct, frozen=True):
+    """The relay will never take this record."""
+
+    sequence: int
+    reason: str
+
+
+class RecordsRenumbered(Struct, frozen=True):
+    """The memory of this node was lost: its records now begin at ``first_sequence``, where the relay stands."""
+
+    first_sequence: int
+
+
+UplinkEvent = UplinkChanged | RecordsDelivered | RecordRefused | RecordsRenumbered
+
+
+# --- what is under way ---------------------------------------------------------------------------------------------
+class _Resting(Struct, frozen=True):
+    """Nothing is under way until ``due_ns``."""
+
+    due_ns: int
+    failed: bool = False
+    """Whether this is the pause after a failure."""
+
+
+class _Introducing(Struct, frozen=True):
+    """An empty batch, which introduces the ledger."""
+
+
+class _NotingIntroduction(Struct, frozen=True):
+    """Storage writes that the relay knows the ledger."""
+
+
+class _Renumbering(Struct, frozen=True):
+    """Storage shifts the sequences."""
+
+    first_sequence: int
+
+
+class _Carrying(Struct, frozen=True):
+    """A batch of records and fates."""
+
+    plan: BatchPlan
+
+
+class _Probing(Struct, frozen=True):
+    """An empty batch, which tells whether the relay refuses only the one record of ``plan``."""
+
+    plan: BatchPlan
+    refusal: RelayRefusal
+
+
+_Step = _Resting | _Introducing | _NotingIntroduction | _Renumbering | _Carrying | _Probing
+
+
+class Uplink:
+    """The uplink of one life of a node. Instants are monotonic nanoseconds unless they are called ``utc``."""
+
+    def __init__(self, ledger: Ledger, node: NodeId, incarnation: Incarnation, random: Random) -> None:
+        """The first batch is due at once. ``random`` spreads the pauses of many nodes."""
+        self._ledger, self._random = ledger, random
+        self._node, self._incarnation = node, incarnation
+        self._step: _Step = _Resting(-NEVER)
+        self._state, self._detail = UplinkState.STARTING, ""
+        self._failures = 0
+        self._largest_batch = MAX_BATCH_RECORDS
+        self._batches = self._batches_failed = 0
+        self._effects: list[UplinkEffect] = []
+        self._events: list[UplinkEvent] = []
+
+    # --- what is asked of it ---------------------------------------------------------------------------------------
+    @property
+    def state(self) -> UplinkState:
+        """How this node and its relay get on."""
+        return self._state
+
+    @property
+    def detail(self) -> str:
+        """Why, when the state is not a good one; empty otherwise."""
+        return self._detail
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether nothing is under way: neither a batch nor something that storage has to report."""
+        return isinstance(self._step, _Resting)
+
+    def counters(self) -> dict[str, int]:
+        """Batches that were answered, and batches that were not taken."""
+        return {"batches": self._batches, "batches_failed": self._batches_failed}
+
+    def outgoing(self) -> list[UplinkEffect]:
+        """Effects decided since the last call, to be performed in this order."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    def events(self) -> list[UplinkEvent]:
+        """Events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def batch(self, plan: BatchPlan, records: tuple[Record, ...]) -> bytes:
+        """The frame of a batch. ``records``: those of the plan, in its order."""
+        assert len(records) == len(plan.sequences), "a plan names each of its records"
+        return encode_frame(
+            Batch(MAJOR, MINOR, self._node, self._incarnation, plan.next_sequence, records, plan.fates)
+        )  # fmt: skip
+
+    # --- time ------------------------------------------------------------------------------------------------------
+    def next_timer_at(self) -> int:
+        """When :meth:`handle_timer` wants to be called next. ``NEVER``: something is under way, or nothing waits."""
+        return self._step.due_ns if isinstance(self._step, _Resting) else NEVER
+
+    def handle_timer(self, now: MonotonicNs, utc_now: UtcNs) -> None:
+        """Send the next batch when it is due."""
+        if not isinstance(self._step, _Resting) or now < self._step.due_ns:
+            return
+        if self._step.failed and self._ledger.expire(utc_now):
+            self._effects.append(SaveLedger())
+        if not self._ledger.introduced:
+            self._step = _Introducing()
+            self._send_empty(self._ledger.first_sequence)
+            return
+        plan = self._ledger.next_batch(utc_now, self._largest_batch)
+        if plan is None:
+            self._step = _Resting(NEVER)
+        else:
+            self._step = _Carrying(plan)
+            self._effects.append(SendBatch(plan, REQUEST_TIMEOUT_NS))
+
+    def wake(self, now: MonotonicNs) -> None:
+        """A record was issued: send it at once, unless this is a pause after a failure."""
+        if isinstance(self._step, _Resting) and not self._step.failed:
+            self._step = _Resting(min(self._step.due_ns, now))
+
+    # --- what became of a batch ------------------------------------------------------------------------------------
+    def receive(self, answer: Acknowledgement | RelayRefusal, now: MonotonicNs) -> None:
+        """The relay answered the batch under way. :raises LocalProtocolError: when there is none."""
+        step = self._step
+        self._batches += 1
+        match step:
+            case _Introducing():
+                self._introduced(answer, now)
+            case _Carrying():
+                self._carried(step.plan, answer, now)
+            case _Probing():
+                self._probed(step, answer, now)
+            case _Resting() | _NotingIntroduction() | _Renumbering():
+                raise LocalProtocolError("an answer came to the uplink while no batch was under way")
+            case _:
+                assert_never(step)
+
+    def unanswered(self, detail: str, now: MonotonicNs) -> None:
+        """No valid answer came to the batch under way, and none will."""
+        self._give_up()
+        self._fail(UplinkState.UNREACHABLE, detail, now)
+
+    def unreadable(self, detail: str, now: MonotonicNs) -> None:
+        """Storage can't give the records of the batch under way; nothing was sent."""
+        self._give_up()
+        self._fail(UplinkState.STORAGE, detail, now)
+
+    def _give_up(self) -> None:
+        if isinstance(self._step, _Carrying | _Probing):
+            self._ledger.abandoned()
+
+    def _introduced(self, answer: Acknowledgement | RelayRefusal, now: int) -> None:
+        if isinstance(answer, Acknowledgement):
+            self._ledger.introduce()
+            self._step = _NotingIntroduction()
+            self._effects.append(SaveLedger())
+            return
+        first_sequence = _untrusted_sequence(answer)
+        if first_sequence is not None and self._ledger.can_begin_at(first_sequence):
+            self._step = _Renumbering(first_sequence)
+            self._effects.append(ShiftSequences(first_sequence - self._ledger.first_sequence))
+            return
+        self._refuse(answer, now)
+
+    def _carried(self, plan: BatchPlan, answer: Acknowledgement | RelayRefusal, now: int) -> None:
+        if isinstance(answer, RelayRefusal):
+            if answer.code == "malformed" and len(plan.sequences) == 1:
+                self._step = _Probing(plan, answer)
+                self._send_empty(plan.next_sequence)
+                return
+            self._ledger.abandoned()
+            if answer.code == "malformed" and plan.sequences:
+                self._largest_batch = len(plan.sequences) // 2
+                self._step = _Resting(now)
+            else:
+                self._refuse(answer, now)
+            return
+        ended = self._ledger.acknowledged(plan, answer)
+        self._effects.append(SaveLedger())
+        sent = frozenset(plan.sequences)
+        self._events.append(RecordsDelivered(tuple(sequence for sequence in answer.stored if sequence in sent)))
+        self._events += (RecordRefused(r.sequence, r.reason) for r in answer.refused if r.sequence in sent)
+        if sent and not ended:
+            self._fail(UplinkState.REFUSED, "the relay's acknowledgement names none of the records sent", now)
+        else:
+            self._largest_batch = min(2 * self._largest_batch, MAX_BATCH_RECORDS)
+            self._succeed(now)
+
+    def _probed(self, step: _Probing, answer: Acknowledgement | RelayRefusal, now: int) -> None:
+        if isinstance(answer, Acknowledgement):
+            (sequence,) = step.plan.sequences
+            self._ledger.refuse(sequence)
+            self._effects.append(SaveLedger())
+            self._events.append(RecordRefused(sequence, step.refusal.detail))
+            self._step = _Resting(now)
+        else:
+            self._ledger.abandoned()
+            self._refuse(step.refusal, now)
+
+    # --- what became of the ledger ---------------------------------------------------------------------------------
+    def saved(self, now: MonotonicNs) -> None:
+        """Storage has written what it was told to."""
+        match self._step:
+            case _NotingIntroduction():
+                self._succeed(now)
+            case _Renumbering(first_sequence):
+                renumbered = self._ledger.renumber(first_sequence)
+                assert renumbered, "it was asked before whether it can"
+                self._events.append(RecordsRenumbered(first_sequence))
+                self._succeed(now)
+            case _:  # nobody waits for it
+                pass
+
+    def not_saved(self, detail: str, now: MonotonicNs) -> None:
+        """Storage could not write; nothing changed there. Most changes just go with the next transaction."""
+        match self._step:
+            case _NotingIntroduction():
+                self._ledger.introduce(known=False)
+                self._fail(UplinkState.STORAGE, detail, now)
+            case _Renumbering():
+                self._fail(UplinkState.STORAGE, detail, now)
+            case _:  # nobody waits for it
+                pass
+
+    # --- how it stands ---------------------------------------------------------------------------------------------
+    def _send_empty(self, next_sequence: int) -> None:
+        self._effects.append(SendBatch(BatchPlan((), (), next_sequence), REQUEST_TIMEOUT_NS))
+
+    def _succeed(self, now: int) -> None:
+        self._failures = 0
+        self._enter(UplinkState.CONNECTED, "")
+        self._step = _Resting(now)
+
+    def _refuse(self, answer: RelayRefusal, now: int) -> None:
+        if answer.code == "storage":
+            self._fail(UplinkState.STORAGE, f"the relay can't store records: {answer.detail}", now)
+            return
+        detail = answer.detail
+        if answer.code == "sequence":
+            detail = f"it stands at record {answer.detail}, this node does not: does another node use its name?"
+        self._fail(
+            UplinkState.REFUSED, f"the relay refuses this node ({answer.code}): {detail}", now, REFUSED_RETRY_NS
+        )  # fmt: skip
+
+    def _fail(self, state: UplinkState, detail: str, now: int, pause_ns: int = 0) -> None:
+        """Pause for ``pause_ns``, or as the failures in a row demand, less up to half of it."""
+        self._batches_failed += 1
+        pause_ns = pause_ns or min(RETRY_MIN_NS << self._failures, RETRY_MAX_NS)
+        self._failures = min(self._failures + 1, _MAX_DOUBLINGS)
+        self._enter(state, detail)
+        self._step = _Resting(now + int(pause_ns * self._random.uniform(0.5, 1.0)), failed=True)
+
+    def _enter(self, state: UplinkState, detail: str) -> None:
+        if state is not self._state:
+            self._events.append(UplinkChanged(state, detail))
+        self._state, self._detail = state, detail
+
+
+def decode_untrusted_answer(data: bytes) -> Acknowledgement | RelayRefusal:
+    """Parse a relay's answer. :raises RemoteProtocolError: when it is none."""
+    frame = decode_untrusted_relay_frame(data)
+    if isinstance(frame, Batch):
+        raise RemoteProtocolError("the relay answered with a batch")
+    return frame
+
+
+def _untrusted_sequence(answer: RelayRefusal) -> int | None:
+    """Where the relay stands, by a refusal that says so."""
+    digits = answer.detail
+    if answer.code != "sequence" or not (digits.isascii() and digits.isdecimal()) or len(digits) > _MAX_SEQUENCE_DIGITS:
+        return None
+    return int(digits)
