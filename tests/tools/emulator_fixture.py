@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,23 +15,26 @@ from sims.scenario.file import Scenario
 
 POSSIBLE = sys.platform == "linux" and os.geteuid() == 0 and TUN.exists()
 WHY_NOT = "the emulator needs Linux, root and /dev/net/tun"
+ATTEMPTS = 4
 as_root = pytest.mark.skipif(not POSSIBLE, reason=WHY_NOT)
 
 
-def emulation(scenario: Scenario, folders: pytest.TempPathFactory) -> tuple[Result, Path]:
-    """One run with real nodes, and their journals; skips where that is impossible."""
+def emulation(
+    scenario: Scenario, folders: pytest.TempPathFactory, undisturbed: Callable[[Result], bool]
+) -> tuple[Result, Path]:
+    """A run with real nodes, and their journals; skips where that is impossible.
+
+    An emulation takes place in real time, so other programs can spoil it, and it says so. It is made again until it is
+    ``undisturbed``, a few times at most: a fault of ours is there every time.
+    """
     if not POSSIBLE:
         pytest.skip(WHY_NOT)
-    journals = folders.mktemp("journals")
-    return emulate(scenario, 1, keep=journals), journals
-
-
-def wait(condition: Callable[[], bool], what: str, for_s: float = 20.0) -> None:
-    """Until it holds."""
-    deadline_s = time.monotonic() + for_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"never: {what}"
-        time.sleep(0.02)
+    for _ in range(ATTEMPTS):
+        journals = folders.mktemp("journals")
+        result = emulate(scenario, 1, keep=journals)
+        if undisturbed(result):
+            break
+    return result, journals
 
 
 def processes_below(folder: str) -> list[int]:

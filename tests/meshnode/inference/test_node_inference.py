@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from typing import Any
@@ -179,15 +178,15 @@ async def test_infer_cancelled_by_its_caller_is_cancelled_at_the_neighbour(
     rsu = await opened("rsu-1", role="rsu", models=model, inference=SLOW)
     vehicle = await opened("veh-1", rsu.port)
     await offered(vehicle)
-    tasks = [asyncio.create_task(vehicle.infer("work", {"x": matrix}, deadline_ms=30_000)) for _ in range(3)]
+    tasks = [asyncio.create_task(vehicle.infer("work", {"x": matrix}, deadline_ms=60_000)) for _ in range(3)]
     await serving(rsu, 3)
-    begin_s = time.monotonic()
+    (measured,) = rsu._compute._runner._times_us.values()
+    before = len(measured)
     for task in tasks:
         task.cancel()
     assert all(isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*tasks, return_exceptions=True))
     await serving(rsu, 0)
-    three_runs_s = 3 * (rsu._compute._runner.median_us(rsu.models["work"]) or 0) / 1e6
-    assert time.monotonic() - begin_s < three_runs_s, "they were not run to their end"
+    assert len(measured) <= before + 1, "those that waited were not run, and the one under way hardly to its end"
 
 
 async def test_requests_beyond_the_bound_are_refused_and_the_others_end(
@@ -195,13 +194,20 @@ async def test_requests_beyond_the_bound_are_refused_and_the_others_end(
 ) -> None:
     """An application that asks faster than anybody computes gets an error, not a full memory."""
     node = await opened("veh-1", models=model, inference=SLOW)
-    count = limits.MAX_PENDING_REQUESTS + 20
-    asked = (node.infer("work", {"x": matrix}, deadline_ms=1_000) for _ in range(count))
-    ends = await asyncio.gather(*asked, return_exceptions=True)
-    refused = [str(end) for end in ends if isinstance(end, BoundExceeded)]
-    assert 10 <= len(refused) <= 20
-    assert "wait for answers" in refused[0]
-    assert len(refused) + sum(isinstance(end, meshnode.InferenceResult | BudgetExhausted) for end in ends) == count
+
+    def asked(count: int) -> list[asyncio.Task[meshnode.InferenceResult]]:
+        return [asyncio.create_task(node.infer("work", {"x": matrix}, deadline_ms=60_000)) for _ in range(count)]
+
+    held = asked(limits.MAX_PENDING_REQUESTS)
+    await until(lambda: node.statistics()["inference_asked"] == len(held), "all are under way")
+    more = asked(20)
+    await until(lambda: sum(task.done() for task in more) >= 10, "at most those few that ended have made room")
+    refused = [str(task.exception()) for task in more if task.done()]
+    assert all("wait for answers" in told for told in refused)
+    for task in (*held, *more):
+        task.cancel()
+    ends = await asyncio.gather(*held, *more, return_exceptions=True)
+    assert {type(end) for end in ends} <= {meshnode.InferenceResult, asyncio.CancelledError, BoundExceeded}
     assert (await node.infer("work", {"x": matrix}, deadline_ms=30_000)).ran_on == "veh-1"
 
 
