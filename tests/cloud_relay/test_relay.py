@@ -293,7 +293,7 @@ def test_cli_bad_input_gets_one_line_and_status_2(tmp_path: Path, arguments: lis
     (tmp_path / "notes.txt").write_text("not a database\n" * 100)
     (tmp_path / "relay.toml").write_text('[relay]\nid = "relay-1"\n')
     command = [sys.executable, "-m", "cloud_relay", *(a.format(folder=tmp_path) for a in arguments)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
@@ -352,7 +352,7 @@ def test_relay_process_takes_its_own_and_refuses_impostors_over_tls(tmp_path: Pa
         with closing(requester), pytest.raises(TransportError):
             requester.request(encode_frame(batch(2)), 1.5)
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
@@ -367,7 +367,7 @@ def test_relay_process_wrong_certificate_or_port_in_use_is_told(tmp_path: Path) 
     issue(tmp_path / "authority", Role.VEHICLE, "relay-1", tmp_path)
     (tmp_path / "relay.toml").write_text('[relay]\nid = "relay-1"\nhost = "127.0.0.1"\nport = 0\n')
     command = [sys.executable, "-m", "cloud_relay", "run", "--config", str(tmp_path / "relay.toml")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "--role relay" in done.stderr
     issue(tmp_path / "authority", Role.RELAY, "relay-1", tmp_path)
@@ -377,7 +377,7 @@ def test_relay_process_wrong_certificate_or_port_in_use_is_told(tmp_path: Path) 
         (tmp_path / "relay.toml").write_text(
             f'[relay]\nid = "relay-1"\nhost = "127.0.0.1"\nport = {taken.getsockname()[1]}\n'
         )
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "in use" in done.stderr
     assert "Traceback" not in done.stderr

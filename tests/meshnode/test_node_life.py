@@ -72,7 +72,7 @@ async def test_callback_that_is_slow_kills_no_neighbour_on_either_side(opened: O
     await wanted(there, "veh/veh-1/a")
     there.publish("veh/veh-1/a", 1)
     try:
-        assert await asyncio.to_thread(entered.wait, 5)
+        assert await asyncio.to_thread(entered.wait, 30)
         beats = there.statistics()["link_frames_received"]
         await until(lambda: there.statistics()["link_frames_received"] > beats + 20, "two seconds of heartbeats")
     finally:

@@ -1,6 +1,7 @@
 """What a neighbour with a valid certificate, or a careless application, could do to a node; each was done once."""
 
 import logging
+import threading
 import time
 
 import msgpack
@@ -18,6 +19,7 @@ from protocols.wire.codec import _has_too_many_elements, decode_untrusted_node_f
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Want
 from sims.virtual.driver import SimDriver
+from tests.tools.eventually import LIMIT_S
 from tests.tools.lone_node_fixture import SECOND, Alone
 from tests.tools.mesh_fixture import Open, given_house, given_opened, pair, until, wanted
 
@@ -150,22 +152,21 @@ async def test_listener_that_fails_takes_no_node_out_of_the_mesh(
 async def test_burst_published_in_a_callback_goes_out_while_the_callback_works(opened: Open) -> None:
     """The thread that would have sent the rest of the burst was the one that ran the callback."""
     here, there = await pair(opened)
-    arrived: list[float] = []
-    there.subscribe(f"rsu/{here.id}/answer", callback=lambda _: arrived.append(time.monotonic()), history=False)
+    arrived = threading.Semaphore(0)
+    there.subscribe(f"rsu/{here.id}/answer", callback=lambda _: arrived.release(), history=False)
     await wanted(here, f"rsu/{here.id}/answer")
-    ended: list[float] = []
+    all_came: list[bool] = []
 
     def work(_: object) -> None:
         for number in range(20):
             here.publish(f"rsu/{here.id}/answer", number)
-        time.sleep(1.0)
-        ended.append(time.monotonic())
+        all_came.append(all(arrived.acquire(timeout=LIMIT_S) for _ in range(20)))
 
     here.subscribe("veh/veh-1/question", callback=work, history=False)
     await wanted(there, "veh/veh-1/question")
     there.publish("veh/veh-1/question", 1)
-    await until(lambda: len(arrived) >= 20 and ended, "all answers are here")
-    assert arrived[19] < ended[0]
+    await until(lambda: all_came, "the callback has ended", 2 * LIMIT_S)
+    assert all_came == [True]
 
 
 def test_insider_whose_frames_are_none_is_named_once_however_often_it_comes_again() -> None:

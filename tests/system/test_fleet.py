@@ -168,7 +168,7 @@ def descendants(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", coun
 
 def gone(children: list[psutil.Process]) -> None:
     """:raises AssertionError: when one still runs after a while."""
-    _, left = psutil.wait_procs(children, timeout=15)
+    _, left = psutil.wait_procs(children, timeout=60)
     assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []
 
 

@@ -64,7 +64,7 @@ def given_pki(ca: Authority, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return make
 
 
-def wait(condition: Callable[[], Any], what: str, seconds: float = 8.0) -> Any:
+def wait(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
     """Poll until ``condition`` gives something true, and return it."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
@@ -172,14 +172,14 @@ def raw_tls(address: Address, files: CredentialFiles | None, authority_file: Pat
         context.load_cert_chain(files.certificate, files.key)
     for name, value in options.items():
         setattr(context, name, value)
-    plain = socket.create_connection((address.host, address.port), timeout=5)
+    plain = socket.create_connection((address.host, address.port), timeout=30)
     return context.wrap_socket(plain, server_hostname="mesh.node")
 
 
 def drained(sock: ssl.SSLSocket) -> bytes:
     """Read until the other end hangs up."""
     data = b""
-    sock.settimeout(5)
+    sock.settimeout(30)
     with contextlib.suppress(ssl.SSLError, ConnectionError):
         while chunk := sock.recv(4096):
             data += chunk

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from meshnode.identity import create_mesh, issue
 
-START_S = 20.0
+START_S = 60.0
 _POSITION = "position = { latitude_deg = 48.7661, longitude_deg = 11.4298, accuracy_m = 3.0 }"
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +26,7 @@ def environment() -> dict[str, str]:
 
 
 def meshnode(
-    *arguments: str | Path, timeout_s: float = 30.0, cwd: Path | None = None
+    *arguments: str | Path, timeout_s: float = 60.0, cwd: Path | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """Run one command to its end."""
     return subprocess.run(
@@ -99,7 +99,7 @@ class RunningNode:
         self, method: str, path: str, body: bytes | str | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
         """One HTTP request: status, headers in lower case, body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=15)
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=30)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
@@ -127,7 +127,7 @@ class RunningNode:
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            return self.process.wait(10)
+            return self.process.wait(30)
         finally:
             self.process.kill()
             assert self.process.stdout is not None

@@ -109,7 +109,7 @@ def test_command_sent_to_something_else_says_that_it_is_no_node() -> None:
         link.recv(4096)
         link.sendall(b"SSH-2.0-OpenSSH_9.9\r\n")
         link.close()
-        _, said = command.communicate(timeout=20)
+        _, said = command.communicate(timeout=60)
     assert command.returncode == 1
     assert "does not answer like a node" in said
     assert "Traceback" not in said
@@ -204,7 +204,7 @@ def test_run_told_to_leave_while_it_starts_exits_with_0(tmp_path: Path) -> None:
     )  # fmt: skip
     eventually((config.parent / "state" / "incarnation").exists, "the node begins to start")
     process.send_signal(signal.SIGTERM)
-    out, said = process.communicate(timeout=20)
+    out, said = process.communicate(timeout=60)
     assert (process.returncode, out, "Traceback" in said) == (0, "", False), said
 
 
@@ -218,7 +218,7 @@ def test_run_with_json_logs_one_object_a_line(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline().startswith("ready veh-1")
     process.terminate()
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=60)
     entries = [json.loads(line) for line in said.splitlines()]
     assert [entry["message"] for entry in entries][-1] == "veh-1 has left"
     assert set(entries[-1]) == {"time", "level", "logger", "message"}
@@ -287,7 +287,7 @@ def test_watch_interrupted_leaves_without_a_word(rsu: RunningNode) -> None:
     before = rsu.get("/v1/node")["uptime_s"]
     eventually(lambda: rsu.get("/v1/node")["uptime_s"] > before + 1.0 or process.poll() is not None, "it watches")
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=60)
     assert (process.returncode, said.strip()) == (130, "")
 
 
@@ -344,7 +344,7 @@ def test_subscription_ended_by_its_reader_says_nothing(vehicle: RunningNode, way
         process.send_signal(signal.SIGINT)
     else:
         process.stdout.close()
-    assert process.wait(20) == (130 if way == "interrupt" else 141)
+    assert process.wait(60) == (130 if way == "interrupt" else 141)
     assert process.stderr.read().strip() == ""
     process.stdout.close()
     process.stderr.close()

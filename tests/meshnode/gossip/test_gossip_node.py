@@ -226,7 +226,7 @@ async def test_list_of_entries_is_put_together_beside_the_engine_and_the_loop(
     lock, threads = node._driver._lock, []
 
     def decode(data: bytes) -> Entry:
-        assert lock.acquire(timeout=5.0), "whoever asks for the list holds the engine's lock"
+        assert lock.acquire(timeout=30), "whoever asks for the list holds the engine's lock"
         lock.release()
         threads.append(threading.current_thread())
         return decode_untrusted_entry(data)

@@ -158,7 +158,7 @@ def test_reading_published_at_one_node_streams_from_the_other_with_its_context(
 
 def test_stream_open_gets_readings_as_they_come(rsu: RunningNode, vehicle: RunningNode) -> None:
     """A stream that only shows what it began with is a query."""
-    connection = http.client.HTTPConnection("127.0.0.1", rsu.http_port, timeout=15)
+    connection = http.client.HTTPConnection("127.0.0.1", rsu.http_port, timeout=30)
     connection.request("GET", "/v1/readings?key=veh/veh-1/live&history=false&timeout_s=30")
     response = connection.getresponse()
     for number in range(3):
@@ -180,7 +180,7 @@ def test_streams_beyond_the_bound_are_refused_until_one_is_closed(vehicle: Runni
     """Each stream takes a subscription of the node; a program that leaks them must not take all."""
     streams = []
     for _ in range(32):
-        connection = http.client.HTTPConnection("127.0.0.1", vehicle.http_port, timeout=15)
+        connection = http.client.HTTPConnection("127.0.0.1", vehicle.http_port, timeout=30)
         connection.request("GET", "/v1/readings?key=leak&timeout_s=60")
         streams.append((connection, connection.getresponse()))
     status, headers, _ = vehicle.ask("GET", "/v1/readings?key=leak&timeout_s=0")
@@ -415,7 +415,7 @@ def test_inference_whose_caller_hangs_up_is_cancelled(rsu: RunningNode) -> None:
     body, headers = _heavy(timeout=60_000_000)
     callers = []
     for _ in range(8):  # one runs, the others wait
-        caller = http.client.HTTPConnection("127.0.0.1", rsu.http_port, timeout=15)
+        caller = http.client.HTTPConnection("127.0.0.1", rsu.http_port, timeout=30)
         caller.request("POST", "/v2/models/heavy/infer", body, headers)
         callers.append(caller)
     eventually(lambda: since("asked") == 8, "all requests are under way")
@@ -478,13 +478,13 @@ def test_value_that_is_not_a_number_survives_json() -> None:
 # --- silence -------------------------------------------------------------------------------------------------------
 def test_silent_connections_make_place_for_who_asks(vehicle: RunningNode) -> None:
     """A program that leaks connections, or is stopped in the middle of a request, must not lock everybody out."""
-    stream = http.client.HTTPConnection("127.0.0.1", vehicle.http_port, timeout=15)
+    stream = http.client.HTTPConnection("127.0.0.1", vehicle.http_port, timeout=30)
     stream.request("GET", "/v1/readings?key=veh/veh-1/kept")
     response = stream.getresponse()
     begun = [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"]
     silent = []
     for number in range(300):
-        silent.append(socket.create_connection(("127.0.0.1", vehicle.http_port), timeout=15))
+        silent.append(socket.create_connection(("127.0.0.1", vehicle.http_port), timeout=30))
         silent[-1].sendall(begun[number % len(begun)])
     eventually(lambda: vehicle.ask("GET", "/healthz")[0] == 200, "the API answers")
     assert silent[0].recv(1) == b"", "the one that was silent for longest is closed"
@@ -499,7 +499,7 @@ def test_silent_connections_make_place_for_who_asks(vehicle: RunningNode) -> Non
 def test_node_told_to_leave_with_a_stream_open_ends_it_and_exits(tmp_path: Any) -> None:
     """A dashboard that listens must not keep a vehicle from shutting down."""
     with RunningNode(prepare(tmp_path, "veh-9", "vehicle")) as node:
-        connection = http.client.HTTPConnection("127.0.0.1", node.http_port, timeout=15)
+        connection = http.client.HTTPConnection("127.0.0.1", node.http_port, timeout=30)
         connection.request("GET", "/v1/readings?key=**")
         response = connection.getresponse()
         assert node.stop() == 0

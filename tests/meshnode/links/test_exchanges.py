@@ -136,7 +136,7 @@ def test_relay_restarted_ends_the_request_and_is_found_again(relay: Any, ask: An
 
     waiting = threading.Thread(target=request)
     waiting.start()
-    assert entered.wait(5)
+    assert entered.wait(30)
     first._sock.close()  # as a crash would: the request under way gets no answer
     waiting.join(5)
     assert failed
@@ -150,7 +150,7 @@ def test_relay_restarted_ends_the_request_and_is_found_again(relay: Any, ask: An
 def test_requester_closed_ends_a_waiting_request(relay: Any, ask: Any) -> None:
     """SIGTERM must not wait for the relay."""
     entered, release = threading.Event(), threading.Event()
-    responder = relay(lambda identity, frame: (entered.set(), release.wait(10), b"late")[2])
+    responder = relay(lambda identity, frame: (entered.set(), release.wait(60), b"late")[2])
     requester = ask(responder.port)
     failed: list[Exception] = []
 
@@ -162,7 +162,7 @@ def test_requester_closed_ends_a_waiting_request(relay: Any, ask: Any) -> None:
 
     waiting = threading.Thread(target=request)
     waiting.start()
-    assert entered.wait(5)
+    assert entered.wait(30)
     requester.close()
     waiting.join(5)
     assert failed
@@ -174,12 +174,12 @@ def test_requester_closed_ends_a_waiting_request(relay: Any, ask: Any) -> None:
 def test_responder_closing_answers_the_request_under_way(relay: Any, ask: Any) -> None:
     """A record that was stored must be acknowledged, or it comes again at once."""
     entered, release = threading.Event(), threading.Event()
-    responder = relay(lambda identity, frame: (entered.set(), release.wait(10), b"done")[2])
+    responder = relay(lambda identity, frame: (entered.set(), release.wait(60), b"done")[2])
     requester = ask(responder.port)
     answers: list[bytes] = []
     waiting = threading.Thread(target=lambda: answers.append(requester.request(b"x", 10)))
     waiting.start()
-    assert entered.wait(5)
+    assert entered.wait(30)
     closing = threading.Thread(target=responder.close)
     closing.start()
     release.set()

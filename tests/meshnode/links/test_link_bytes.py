@@ -118,7 +118,7 @@ def test_peer_killed_while_the_reader_is_slow_is_told(pki: Any, end: Any, engine
     files = pki("b")
     b = end(files, engine=engine)
     release = threading.Event()
-    b.told.on_frame = lambda pipe, frame: None if release.is_set() else bool(release.wait(10))
+    b.told.on_frame = lambda pipe, frame: None if release.is_set() else bool(release.wait(60))
     with raw_tls(b.address, pki("a"), files.authority) as sock:
         sock.sendall(SP_PUSH + (struct.pack(">Q", 1) + b"x") * 2)
         wait(lambda: b.transport.receiving_since_ns() is not None, "the reader is stuck")

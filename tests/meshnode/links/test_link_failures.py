@@ -126,7 +126,7 @@ def test_running_node_tells_log_metrics_and_doctor_why_and_with_whom(seeds: dict
         with contextlib.suppress(OSError):
             raw_tls(inbox, good, good.authority, maximum_version=ssl.TLSVersion.TLSv1_2).close()
         with contextlib.suppress(OSError):
-            connection = http.client.HTTPConnection("127.0.0.1", node.port, timeout=5)
+            connection = http.client.HTTPConnection("127.0.0.1", node.port, timeout=30)
             connection.request("GET", "/")
             connection.getresponse()
 

@@ -68,7 +68,7 @@ def test_slow_reader_makes_try_send_decline_then_tells_writable(pki: Any, two: A
     """Back-pressure must reach the publisher, who decides what to drop; nothing may be lost or block here."""
     a, b = two(pki("a"), pki("b"))
     release = threading.Event()
-    b.told.on_frame = lambda pipe, frame: None if release.is_set() else bool(release.wait(10))
+    b.told.on_frame = lambda pipe, frame: None if release.is_set() else bool(release.wait(60))
     lane = a.dial(b)
     a.told.one("lane_opened")
     wait(lambda: b.transport.receiving_since_ns() is not None, "the reader is stuck")
@@ -348,5 +348,5 @@ def test_interpreter_that_forgets_to_close_exits_cleanly(pki: Any, end: Any, eng
         assert process.stdout is not None
         port = int(process.stdout.readline())
         b.dial(Address("127.0.0.1", port))
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
         assert (process.returncode, errors) == (0, "")

@@ -98,7 +98,7 @@ def test_pipe_lost_during_a_notice_is_told_after_it() -> None:
     told.on_frame = lambda number, frame: (inside.set(), go_on.wait(5), told.log.append(("returned",)))[0]
     receiver = threading.Thread(target=pipes.receive, args=(7, b"x"))
     receiver.start()
-    assert inside.wait(5)
+    assert inside.wait(30)
     pipes.close(pipe)
     assert not told.all("inbound_closed")
     go_on.set()

@@ -269,7 +269,7 @@ async def test_program_on_libnng_is_an_application(house: House) -> None:
     reading = Reading("veh/veh-1/x", "veh-1", 1, 2.5, HERE, EventTime(5, 0), Provenance("c", "1"))
 
     def talk() -> list[Any]:
-        with pynng.Pair0(dial=f"ipc://{config.local_socket}", recv_timeout=5_000, send_timeout=5_000) as sock:
+        with pynng.Pair0(dial=f"ipc://{config.local_socket}", recv_timeout=30_000, send_timeout=30_000) as sock:
             sock.send(encode_local(Open(LOCAL_MAJOR, 0, "c")))
             answers = [sock.recv()]
             sock.send(encode_local(Subscribe(1, "veh/**")))

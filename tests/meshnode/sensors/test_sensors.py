@@ -481,5 +481,5 @@ def test_host_metrics_measure_until_the_node_stops(tmp_path: Path) -> None:
     thread = threading.Thread(target=drain, daemon=True)
     thread.start()
     where.stopping.set()
-    assert ended.wait(10)
+    assert ended.wait(30)
     thread.join(10)

@@ -136,7 +136,7 @@ def test_clock_that_is_wrong_from_the_start_is_told_before_a_life_begins(tmp_pat
         node.held = launch(["/bin/cat"], None)
         node.let_go(1.5)
         assert node.running is not None
-        output, _ = node.running.communicate(timeout=10)
+        output, _ = node.running.communicate(timeout=60)
         told.append(output.decode().splitlines())
     clock, age = told[0]
     what, offset_ns, drift_ppb, _ = json.loads(clock)
@@ -203,7 +203,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 def _inside(disk: Disk, script: str) -> tuple[int, str]:
     """Status and output of a program that has the disk."""
     process = launch(["/bin/sh", "-c", script], None, disk=disk)
-    output, _ = process.communicate(timeout=10)
+    output, _ = process.communicate(timeout=60)
     return process.returncode, output.decode()
 
 
