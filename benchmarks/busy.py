@@ -26,12 +26,12 @@ from typing import Literal
 import meshnode
 from meshnode.config.sections import (
     DiscoverySection,
-    HttpSection,
     IdentitySection,
     ListenSection,
     NodeConfig,
     NodeSection,
 )
+from meshnode.http.section import HttpSection
 from meshnode.identity import create_mesh, issue
 from meshnode.links.transport import Address
 from protocols.base.ids import Role, node_id
@@ -72,7 +72,7 @@ def _config(folder: Path, name: str, case: Case, seeds: tuple[Address, ...] = ()
         identity=IdentitySection.in_folder(folder / name, name),
         listen=ListenSection(host="127.0.0.1", priority=case.priority),
         discovery=DiscoverySection(mdns=False, seeds=seeds),
-        http=HttpSection(enabled=False),
+        sections=(HttpSection(enabled=False),),
     )
 
 

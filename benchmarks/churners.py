@@ -26,19 +26,19 @@ from typing import ClassVar
 import meshnode
 from meshnode.config.sections import (
     DiscoverySection,
-    HttpSection,
     IdentitySection,
     ListenSection,
-    LocalSection,
     LogSection,
     MembershipSection,
     NodeConfig,
     NodeSection,
 )
+from meshnode.http.section import HttpSection
 from meshnode.identity import issue
 from meshnode.links.express.engine import open_express
 from meshnode.links.nng.library import open_transport
 from meshnode.links.transport import Address, CredentialFiles, OutgoingLane, Transport
+from meshnode.local.section import LocalSection
 from protocols.base.ids import SERVER_NAME, Incarnation, Lane, MeshName, PeerIdentity, Role, node_id
 from protocols.wire.codec import encode_frame
 from protocols.wire.membership import MAJOR, MINOR, Hello
@@ -65,8 +65,7 @@ def config(folder: Path, name: str, engine: str, *seeds: Address, port: int = 0)
         identity=IdentitySection.in_folder(folder / name, name),
         listen=ListenSection(host="127.0.0.1", port=port, link_engine=engine),  # type: ignore[arg-type]
         discovery=DiscoverySection(mdns=False, seeds=seeds),
-        http=HttpSection(enabled=False),
-        local=LocalSection(enabled=False),
+        sections=(HttpSection(enabled=False), LocalSection(enabled=False)),
         # so that no dial of a dead neighbour is under way for long, and the node comes to rest between rounds
         membership=MembershipSection(dial_timeout_ms=1_000),
         log=LogSection(level="error"),

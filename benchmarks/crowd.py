@@ -21,12 +21,12 @@ from typing import Any
 import meshnode
 from meshnode.config.sections import (
     DiscoverySection,
-    HttpSection,
     IdentitySection,
     ListenSection,
     NodeConfig,
     NodeSection,
 )
+from meshnode.http.section import HttpSection
 from meshnode.identity import create_mesh, issue
 from meshnode.links.transport import Address
 from protocols.base.ids import Role, node_id
@@ -43,7 +43,7 @@ def _config(folder: Path, name: str, engine: str, seeds: tuple[Address, ...] = (
         identity=IdentitySection.in_folder(folder / name, name),
         listen=ListenSection(host="127.0.0.1", link_engine=engine),  # type: ignore[arg-type]
         discovery=DiscoverySection(mdns=False, seeds=seeds),
-        http=HttpSection(enabled=False),
+        sections=(HttpSection(enabled=False),),
     )
 
 

@@ -18,13 +18,14 @@ from typing import Any
 import meshnode
 from meshnode.config.sections import (
     DiscoverySection,
-    HttpSection,
     IdentitySection,
     ListenSection,
     NodeConfig,
     NodeSection,
 )
+from meshnode.http.section import HttpSection
 from meshnode.identity import create_mesh, issue
+from meshnode.local.section import socket_of
 from protocols.base.ids import node_id
 from protocols.wire.readings import Position, Reading
 
@@ -96,10 +97,10 @@ async def _measure(folder: Path, count: int, flood: int) -> dict[str, Any]:
         identity=IdentitySection.in_folder(folder, "bench"),
         listen=ListenSection(host="127.0.0.1"),
         discovery=DiscoverySection(mdns=False),
-        http=HttpSection(enabled=False),
+        sections=(HttpSection(enabled=False),),
     )  # fmt: skip
     inside, from_application = _Latencies(), _Latencies()
-    path = str(config.local_socket)
+    path = str(socket_of(config))
     async with meshnode.open(config) as node:
         listener = _child("listen", path)
         try:

@@ -18,14 +18,14 @@ from benchmarks.contender import BenchmarkFailed, Ports, Setting
 from benchmarks.readings import HOW, WHERE
 from meshnode.config.sections import (
     DiscoverySection,
-    HttpSection,
     IdentitySection,
     ListenSection,
     LogSection,
-    ModelSection,
     NodeConfig,
     NodeSection,
 )
+from meshnode.http.section import HttpSection
+from meshnode.inference.section import ModelSection, ModelsSection
 from meshnode.links.transport import Address
 from protocols.base.errors import InferenceError, ModelUnknown
 from protocols.base.ids import node_id
@@ -158,9 +158,11 @@ class Ours:
             identity=IdentitySection(certificate=setting.certificate, key=setting.key, authority=setting.authority),
             listen=ListenSection(host="127.0.0.1", port=0, advertise=("127.0.0.1",)),
             discovery=DiscoverySection(mdns=False, seeds=tuple(Address("127.0.0.1", port) for port in seeds)),
-            http=HttpSection(enabled=False),
-            models={model.NAME: ModelSection(path=setting.model)} if far else {},
             log=LogSection(level="warning"),
+            sections=(
+                HttpSection(enabled=False),
+                ModelsSection(models={model.NAME: ModelSection(path=setting.model)} if far else {}),
+            ),
         )
 
     def _in_loop(self, task: Coroutine[Any, Any, _T], timeout_s: float) -> _T:

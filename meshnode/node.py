@@ -23,24 +23,30 @@ from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from meshnode.config.sections import NodeConfig, load
+from meshnode.config.sections import NodeConfig
 from meshnode.driver import Driver, ReadingCallback
 from meshnode.gossip.notary import Notary
 from meshnode.gossip.service import GossipService
+from meshnode.http.section import HttpSection
 from meshnode.identity import NodeIdentity, load_identity
 from meshnode.identity.renewal import Renewal
 from meshnode.identity.state import StateFolder
 from meshnode.inference.compute import ComputeService
 from meshnode.inference.result import InferenceResult as InferenceResult  # noqa: PLC0414 -- handed on
+from meshnode.inference.section import InferenceSection
 from meshnode.links.express.engine import open_express
 from meshnode.links.mdns import Advert, Discovery, open_discovery
 from meshnode.links.nng.library import open_transport
 from meshnode.links.transport import Address, CredentialFiles, FailedLink, Transport
+from meshnode.local.section import LocalSection, socket_of
 from meshnode.local.server import LocalServer
+from meshnode.parts import load
 from meshnode.readings.publisher import Publisher, not_open
 from meshnode.readings.publishing import Publishing
 from meshnode.readings.subscriptions import Subscription
 from meshnode.records.recording import Recorder
+from meshnode.records.section import CurationRulesSection, RelaySection
+from meshnode.sensors.section import SensorsSection
 from meshnode.sensors.sensing import Sensing
 from protocols.access import DEFAULT_RULES, LINK_ROLES
 from protocols.base import limits
@@ -138,7 +144,7 @@ class Node(Publishing):
         self.incarnation = state.next_incarnation()
         self._notary = Notary(identity.credentials, self.mesh)
         self._driver = self._make_driver()
-        if config.curation or config.relay is not None:
+        if config.of(CurationRulesSection).rules or config.given(RelaySection) is not None:
             self._recorder = Recorder(config, self.mesh, self.incarnation, self._count_drop)
             await self._recorder.open()
             stack.push_async_callback(self._recorder.close, _FLUSH_S)
@@ -178,24 +184,25 @@ class Node(Publishing):
         # After joining: loading takes seconds, and hazards of neighbours need not wait for it.
         await asyncio.to_thread(self._compute.load_models)
         self._compute.announce()
-        if config.http.enabled:
+        http_section, local_section, socket = config.of(HttpSection), config.of(LocalSection), socket_of(config)
+        if http_section.enabled:
             from meshnode.http import HttpServer
 
             http = HttpServer(self)
-            self.http_port = await http.start(config.http.host, config.http.port)
+            self.http_port = await http.start(http_section.host, http_section.port)
             stack.push_async_callback(http.close)
-        if config.local.enabled and len(os.fsencode(config.local_socket)) > limits.MAX_SOCKET_PATH_BYTES:
+        if local_section.enabled and len(os.fsencode(socket)) > limits.MAX_SOCKET_PATH_BYTES:
             _log.warning(
                 "%s is too long a path for a socket: local applications can't connect; set [local] socket to a shorter "
-                "one, as in '/run/mesh/node.sock'", config.local_socket,
+                "one, as in '/run/mesh/node.sock'", socket,
             )  # fmt: skip
-        elif config.local.enabled:
+        elif local_section.enabled:
             local = LocalServer(self, self._driver, self._loop)
-            local.start(config.local_socket, int(config.local.mode, 8))
+            local.start(socket, int(local_section.mode, 8))
             self._local = local
             stack.push_async_callback(asyncio.to_thread, local.close)
-        if config.sensors:
-            self._sensing = Sensing(self, dict(config.sensors), self._folder, self.role)
+        if sensors := config.of(SensorsSection).sensors:
+            self._sensing = Sensing(self, dict(sensors), self._folder, self.role)
             self._sensing.start()
             stack.push_async_callback(asyncio.to_thread, self._sensing.close)
 
@@ -391,7 +398,7 @@ class Node(Publishing):
             NamedTensor(name, value if isinstance(value, Tensor) else tensor_of(value))
             for name, value in arrays.items()
         )
-        defaults = self.config.inference
+        defaults = self.config.of(InferenceSection)
         budget_ns = (defaults.deadline_ms if deadline_ms is None else deadline_ms) * limits.MS
         future: asyncio.Future[Answered] = self._loop.create_future()
         with self._answers_lock:  # the answer may come before ask() has returned

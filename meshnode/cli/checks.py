@@ -20,9 +20,14 @@ from meshnode.cli.probes import (
     multicast_returns,
     tls_identity,
 )
-from meshnode.config.sections import NodeConfig, load
+from meshnode.config.sections import NodeConfig
+from meshnode.http.section import HttpSection
 from meshnode.identity import inspect
 from meshnode.identity.state import StateFolder
+from meshnode.inference.section import ModelsSection
+from meshnode.parts import load
+from meshnode.records.section import OutboxSection, RelaySection
+from meshnode.sensors.section import SensorsSection
 from protocols.access import LINK_ROLES
 from protocols.base.errors import ConfigError, IdentityError, MeshError, StorageError
 from protocols.base.ids import NodeId, PeerIdentity, Role
@@ -77,10 +82,11 @@ def examine(config_path: Path) -> Iterator[Finding]:
 
 def _running(config: NodeConfig) -> dict[str, Any] | None:
     """What the node itself says, if it runs and can be asked."""
-    if not config.http.enabled or config.http.port == 0:
+    http = config.of(HttpSection)
+    if not http.enabled or http.port == 0:
         return None
     try:
-        node: dict[str, Any] = NodeApi(config.http.host, config.http.port, "[http]").get("/v1/node")
+        node: dict[str, Any] = NodeApi(http.host, http.port, "[http]").get("/v1/node")
         return node if node["id"] == config.node.id else None
     except (MeshError, KeyError, TypeError):
         return None
@@ -166,10 +172,10 @@ def _state(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Findi
             if running is None:
                 yield Finding("fail", "state", str(error))
                 return
-    free_bytes = shutil.disk_usage(existing).free
-    if free_bytes < config.outbox.max_bytes + _RESERVE_BYTES:
+    free_bytes, outbox = shutil.disk_usage(existing).free, config.of(OutboxSection)
+    if free_bytes < outbox.max_bytes + _RESERVE_BYTES:
         yield Finding("warn", "state", f"{free_bytes // 2**20} MiB are free and the outbox may take "
-                      f"{config.outbox.max_mib}: free some disk, or lower [outbox] max_mib")  # fmt: skip
+                      f"{outbox.max_mib}: free some disk, or lower [outbox] max_mib")  # fmt: skip
     else:
         used = "held by this very node" if running is not None else "not in use"
         yield Finding("ok", "state", f"{folder}: writable, {used}, {free_bytes // 2**20} MiB free")
@@ -177,8 +183,9 @@ def _state(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Findi
 
 def _ports(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Finding]:
     asked = [("inbox", "[listen]", config.listen.host, config.listen.port, "port")]
-    if config.http.enabled:
-        asked.append(("http", "[http]", config.http.host, config.http.port, "http_port"))
+    http = config.of(HttpSection)
+    if http.enabled:
+        asked.append(("http", "[http]", http.host, http.port, "http_port"))
     for check, section, host, port, field in asked:
         if running is not None and port in (0, running[field]):
             yield Finding("ok", check, f"port {running[field]}, held by this very node")
@@ -227,11 +234,12 @@ def _multicast(config: NodeConfig) -> Iterator[Finding]:
 
 
 def _models(config: NodeConfig) -> Iterator[Finding]:
-    if not config.models:
+    models = config.of(ModelsSection).models
+    if not models:
         return
     from meshnode.models import ModelSpec, load_model
 
-    for name, section in config.models.items():
+    for name, section in models.items():
         started_s = time.monotonic()
         try:
             model = load_model(ModelSpec(name, section.path, section.threads, section.serve, section.optimisation))
@@ -242,12 +250,13 @@ def _models(config: NodeConfig) -> Iterator[Finding]:
 
 
 def _sensors(config: NodeConfig, folder: Path, identity: PeerIdentity | None) -> Iterator[Finding]:
-    if not config.sensors:
+    sensors = config.of(SensorsSection).sensors
+    if not sensors:
         return
     from meshnode.sensors import DriverContext, create_driver
 
     role = identity.role if identity is not None else Role.VEHICLE
-    for name, section in config.sensors.items():
+    for name, section in sensors.items():
         context = DriverContext(NodeId(config.node.id), folder, Random(name), role)
         try:
             create_driver(section.driver, section.options, context)
@@ -258,9 +267,9 @@ def _sensors(config: NodeConfig, folder: Path, identity: PeerIdentity | None) ->
 
 
 def _relay(config: NodeConfig, identity: PeerIdentity) -> Iterator[Finding]:
-    if config.relay is None:
+    relay = config.given(RelaySection)
+    if relay is None:
         return
-    relay = config.relay
     try:
         peer = tls_identity(relay.address, config.identity.credentials)
     except ProbeFailed as error:

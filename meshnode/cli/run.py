@@ -36,8 +36,8 @@ def run(config_path: Path, as_json: bool) -> None:
     """
     import asyncio
 
-    from meshnode.config.sections import load
     from meshnode.node import Node
+    from meshnode.parts import load
 
     config = load(config_path)
     log_to_stderr(config.log.level, as_json)

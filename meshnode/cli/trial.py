@@ -45,7 +45,7 @@ def trial(config_path: Path, plan_path: Path, journal_path: Path, hold: bool) ->
     from importlib import import_module
 
     from meshnode.cli.run import log_to_stderr, serve
-    from meshnode.config.sections import load
+    from meshnode.parts import load
     from meshnode.trial.control import Control
     from meshnode.trial.node import TrialNode
     from meshnode.trial.trial import Journal, Trial, load_plan

@@ -2,8 +2,8 @@
 
 A section is a struct whose annotations are its schema: ``Annotated[int, Meta(ge=0, le=65_535, description=…)]``.
 The same annotations check what Python code constructs and make the reference page, so the three can't drift apart.
-``Meta(extra={…})`` may hold ``check`` (a value in, a complaint or None out), ``file`` (the file must exist; the text
-says how to get it) and ``default`` (the default in words, when it is not a constant).
+``Meta(extra={…})`` may hold ``check`` (it takes the value and returns a complaint, or None), ``file`` (the file must
+exist; the text says how to get it) and ``default`` (the default in words, when it is not a constant).
 
 Invariant: a section that exists is valid. Values are parsed once, here, into ids, addresses and paths.
 """
@@ -21,6 +21,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Union, get_args, ge
 import msgspec
 from msgspec import Meta, Struct
 
+from meshnode.config.kinds import parse_address
 from meshnode.links.transport import Address
 from protocols.base.errors import ConfigError, InvalidName, MeshError
 from protocols.base.ids import NodeId, node_id
@@ -34,8 +35,12 @@ MAX_TABLE_ENTRIES: Final = 1_000
 class Section(Struct, frozen=True, kw_only=True):
     """A table of the configuration. :raises ConfigError: constructed with values out of range, all of them named."""
 
+    table: ClassVar[str] = ""
+    """Name of the table in the file; empty for a section that stands inside another one."""
     free_keys: ClassVar[str | None] = None
     """The field that takes all keys not declared, if any."""
+    listed: ClassVar[str | None] = None
+    """The field that takes the whole value, if the file has a list of tables, ``[[table]]``."""
 
     def __post_init__(self) -> None:
         reader = TableReader()
@@ -113,13 +118,13 @@ class TableReader:
     """Reads values by their annotations and keeps the problems.
 
     ``folder`` is what relative paths are relative to; None: values come from Python, and no file is looked at.
-    ``root`` is the schema of the whole file, to tell where a misplaced key belongs.
+    ``tables`` are all tables of the file by name, to tell where a misplaced key belongs.
     """
 
-    def __init__(self, folder: Path | None = None, root: type[Section] | None = None) -> None:
+    def __init__(self, folder: Path | None = None, tables: Mapping[str, type[Section]] | None = None) -> None:
         self.problems: list[Problem] = []
         self._folder = folder
-        self._root = root
+        self._tables = tables or {}
 
     def report(self, key: str, value: object, text: str) -> Unreadable:
         """Keep a problem."""
@@ -226,6 +231,10 @@ class TableReader:
 
     def read_table(self, section: type[Struct], raw: Any, key: str) -> Any:
         """A TOML table as a struct, or ``UNREADABLE`` after a report of everything wrong in it."""
+        listed = getattr(section, "listed", None)
+        if listed is not None:
+            rows = self.read(hints_of(section)[listed], raw, key)
+            return UNREADABLE if rows is UNREADABLE else self.build(section, {listed: rows}, key, key)
         if not isinstance(raw, Mapping):
             shape = f"[{key}]" if issubclass(section, Section) else "{ … }"
             return self.report(key, raw, f"is {_kind(raw)}: write a table {shape}")
@@ -239,17 +248,18 @@ class TableReader:
             elif free is not None:
                 rest[name] = item
             else:
-                self.problems.append(Problem(prefix + _quoted(name), shown(item), self._unknown_key(name, list(hints))))
+                self.report_unknown(name, item, prefix, list(hints))
         missing = [field for field in msgspec.structs.fields(section) if field.required and field.name not in raw]
         for field in missing:
-            description = description_of(hints[field.name])
-            is_table = isinstance(hints[field.name], type) and issubclass(hints[field.name], Section)
-            way_out = f"add a table [{prefix}{field.name}]" if is_table else f"add it. {description}".rstrip(". ")
-            self.problems.append(Problem(prefix + field.name, None, f"is missing: {way_out}"))
+            self.report_missing(field.name, hints[field.name], prefix)
+        if free is not None:
+            values[free] = self.read(hints[free], rest, key)
         if missing or UNREADABLE in values.values():
             return UNREADABLE
-        if free is not None:
-            values[free] = rest
+        return self.build(section, values, key, prefix)
+
+    def build(self, section: type[Struct], values: Mapping[str, Any], key: str, prefix: str) -> Any:
+        """The section of values that are right on their own, or ``UNREADABLE`` after a report of what conflicts."""
         try:
             return section(**values)
         except SectionInvalid as error:
@@ -258,15 +268,21 @@ class TableReader:
             self.problems.append(Problem(key, None, str(error)))
         return UNREADABLE
 
+    def report_unknown(self, name: str, item: object, prefix: str, known: list[str]) -> None:
+        """Keep the problem of a key that nobody declares, with what its author may have meant."""
+        self.problems.append(Problem(prefix + _quoted(name), shown(item), self._unknown_key(name, known)))
+
+    def report_missing(self, name: str, hint: Any, prefix: str) -> None:
+        """Keep the problem of a key that must be given."""
+        is_table = isinstance(hint, type) and issubclass(hint, Section)
+        way_out = f"add a table [{prefix}{name}]" if is_table else f"add it. {description_of(hint)}".rstrip(". ")
+        self.problems.append(Problem(prefix + name, None, f"is missing: {way_out}"))
+
     def _unknown_key(self, name: str, known: list[str]) -> str:
         text = "is not a key of this table"
         if near := difflib.get_close_matches(name.lower().replace("-", "_")[:100], known, 1, 0.6):
             return f"{text}: did you mean {near[0]!r}?"
-        homes = [
-            f"[{table}]"
-            for table, hint in (hints_of(self._root).items() if self._root else ())
-            if isinstance(hint, type) and issubclass(hint, Section) and name in hint.__struct_fields__
-        ]
+        homes = [f"[{table}]" for table, section in self._tables.items() if name in _own_keys(section)]
         if homes:
             return f"{text}: move it to {' or '.join(homes)}"
         return f"{text}: remove it, or use one of {', '.join(known)}"
@@ -298,6 +314,11 @@ def hints_of(section: type[Struct]) -> dict[str, Any]:
     return {name: hints[name] for name in section.__struct_fields__}
 
 
+def _own_keys(section: type[Section]) -> frozenset[str]:
+    """Keys that stand directly in a table of the file."""
+    return frozenset(section.__struct_fields__) - {section.free_keys, section.listed}
+
+
 def description_of(hint: Any) -> str:
     """What an annotation says about its field, or nothing."""
     if get_origin(hint) is Annotated:
@@ -305,24 +326,6 @@ def description_of(hint: Any) -> str:
             if isinstance(meta, Meta) and meta.description:
                 return meta.description
     return ""
-
-
-def parse_address(text: str) -> Address:
-    """``host:port`` or ``[ipv6]:port``. :raises ValueError: says what is wrong and the way out."""
-    host, colon, port = text.rpartition(":")
-    if not port.isascii() or not port.isdigit() or len(port) > 5 or not 1 <= int(port) <= 65_535 or not colon:
-        raise ValueError("has no port from 1 to 65535: write 'host:port', as in '192.0.2.7:7400'")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError("has a bare IPv6 address: put brackets around it, as in '[2001:db8::7]:7400'")
-    if not HOST.fullmatch(host):
-        raise ValueError("has no valid host: write 'host:port', as in '192.0.2.7:7400' or 'relay.example.org:7400'")
-    return Address(host, int(port))
-
-
-HOST: Final = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z.:%_-]{0,251}[0-9A-Za-z.])?|::[0-9A-Za-z:.%]{0,60}")
-"""A host name or an IP address, in form only."""
 
 
 def _limit_complaint(meta: Meta, value: Any) -> str | None:

@@ -1,10 +1,10 @@
-"""The reference page of the configuration, made from its declarations: ``python -m meshnode.config.reference``.
+"""The reference page of the configuration, made from its declarations. ``python -m meshnode.cli.reference`` prints it.
 
 Invariant: the page names every key with its type, unit, range and default, because it is made from what checks them.
 """
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
@@ -12,8 +12,9 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 import msgspec
 from msgspec import Meta, Struct
 
+from meshnode.config.loading import own_tables
 from meshnode.config.parsing import Section, description_of, hints_of
-from meshnode.config.sections import NodeConfig, NodeSection
+from meshnode.config.sections import NodeSection, PartSection
 from meshnode.links.transport import Address
 from protocols.base.ids import NodeId
 
@@ -29,11 +30,11 @@ _WIRE_FIELDS: Final = {
     "verb": "What it may do.",
     "keys": "Key expression; for `infer` a model name or an expression.",
 }
-"""Structs of the wire describe their fields in ``docs/reference/wire.md``; here is what fits into a cell."""
+"""Structs of the wire describe their fields in ``docs/reference/wire.md``; these descriptions fit into a cell."""
 _OPENING: Final = """\
 # Configuration
 
-<!-- Made from the declarations in meshnode/config/sections.py by `python -m meshnode.config.reference`; edit those. -->
+<!-- Made from the declarations of the sections by `python -m meshnode.cli.reference`; edit those. -->
 
 A node reads one TOML file: `meshnode run vehicle.toml`. Two lines are enough:
 
@@ -51,41 +52,45 @@ _CLOSING: Final = """\
 ```python
 from pathlib import Path
 
-from meshnode.config.sections import HttpSection, IdentitySection, NodeConfig, NodeSection
+from meshnode.config.sections import IdentitySection, NodeConfig, NodeSection
+from meshnode.http.section import HttpSection
 from protocols.base.ids import NodeId
 
 config = NodeConfig(
     node=NodeSection(id=NodeId("vehicle-1"), state_dir=Path("state")),
     identity=IdentitySection.in_folder(Path("certificates"), "vehicle-1"),
-    http=HttpSection(port=0),
+    sections=(HttpSection(port=0),),
 )
 ```
 
-Values are checked in the same way, and `ConfigError` names all that are wrong. Whether files exist is checked by `load`
-only.
+The node's own sections have names of their own; those of its parts stand in `sections`, each at most once. Values are
+checked in the same way, and `ConfigError` names all that are wrong. Whether files exist is checked only when a file is
+read.
 """
 
 
-def reference_page() -> str:
-    """The page as Markdown."""
-    parts = [_OPENING]
-    for table, hint in hints_of(NodeConfig).items():
-        section, heading = _section_of(table, hint)
-        parts.append("\n".join([heading, "", _first_sentences(section), "", *_rows(section)]) + "\n")
+def reference_page(sections: Iterable[type[PartSection]]) -> str:
+    """The page as Markdown: the node's own sections, then those of its parts."""
+    page = [_OPENING]
+    for table, section in {**own_tables(), **{section.table: section for section in sections}}.items():
+        rows, heading = _rows_of(table, section)
+        page.append("\n".join([heading, "", _first_sentences(rows), "", *_rows(rows)]) + "\n")
         if section is NodeSection:
-            parts.append("\n".join(["### `position`", "", *_rows(_struct_in(hints_of(section)["position"]))]) + "\n")
+            page.append("\n".join(["### `position`", "", *_rows(_struct_in(hints_of(section)["position"]))]) + "\n")
         if table == "access":
             rules = _struct_in(hints_of(section)["rules"])
-            parts.append("\n".join(["### `rules`", "", _first_sentences(rules), "", *_rows(rules)]) + "\n")
-    return "\n".join([*parts, _CLOSING])
+            page.append("\n".join(["### `rules`", "", _first_sentences(rules), "", *_rows(rules)]) + "\n")
+    return "\n".join([*page, _CLOSING])
 
 
-def _section_of(table: str, hint: Any) -> tuple[type[Struct], str]:
-    bare = _bare(hint)
-    section = _struct_in(bare)
-    if get_origin(bare) is Mapping:
-        return section, f"## `[{table}.<name>]`"
-    return section, f"## `[[{table}]]`" if get_origin(bare) is tuple else f"## `[{table}]`"
+def _rows_of(table: str, section: type[Section]) -> tuple[type[Struct], str]:
+    """The struct whose fields are the keys of a table, and the heading of the table."""
+    named, listed = section.free_keys, section.listed
+    if listed is not None:
+        return _struct_in(hints_of(section)[listed]), f"## `[[{table}]]`"
+    if named is not None and len(section.__struct_fields__) == 1:
+        return _struct_in(hints_of(section)[named]), f"## `[{table}.<name>]`"
+    return section, f"## `[{table}]`"
 
 
 def _rows(section: type[Struct]) -> Iterator[str]:
@@ -180,7 +185,3 @@ def _struct_in(hint: Any) -> type[Struct]:
 def _first_sentences(section: type[Struct]) -> str:
     text = " ".join((section.__doc__ or "").split())
     return text if issubclass(section, Section) else text.replace("``", "`")
-
-
-if __name__ == "__main__":
-    print(reference_page(), end="")  # noqa: T201 - the page goes to standard output

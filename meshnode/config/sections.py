@@ -1,97 +1,37 @@
-"""The configuration of a node: TOML in, one frozen ``NodeConfig`` out, checked once and wholly.
+"""The configuration of a node: its own sections, and the one frozen value that holds them and those of its parts.
 
-Invariants: a ``NodeConfig`` that exists is valid; durations and sizes carry their unit in their name; paths from a file
-are relative to that file. ``docs/reference/configuration.md`` is made from the declarations here (see
-``config_reference``).
+Invariants: a ``NodeConfig`` that exists is valid; durations and sizes carry their unit in their name.
+``docs/reference/configuration.md`` is made from the declarations (see :mod:`meshnode.config.reference`). A capability
+declares its sections in its own folder; they are found by :meth:`NodeConfig.of`.
 """
 
-import ipaddress
-import os
-import re
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from msgspec import Meta
+from msgspec.structs import replace
 
-from meshnode.config.parsing import HOST, UNREADABLE, Problem, Section, TableReader, problem_report, shown
+from meshnode.config.kinds import Announced, Bound, CheckedRule, Interface
+from meshnode.config.parsing import Problem, Section, shown
 from meshnode.links.transport import Address, CredentialFiles
-from protocols.access import AccessRule
 from protocols.base import limits
-from protocols.base.errors import ConfigError, InvalidKey, InvalidName
-from protocols.base.ids import NodeId, node_id
-from protocols.base.keys import checked_expression
+from protocols.base.ids import NodeId
 from protocols.wire.readings import Position
 
-MAX_CONFIG_BYTES: Final = 1024 * 1024
-"""Largest configuration file: a wrong path could name a disk image."""
-_ISSUE: Final = "create it with 'meshnode mesh issue', or correct the path"
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_ISSUE = "create it with 'meshnode mesh issue', or correct the path"
+_S = TypeVar("_S", bound="PartSection")
 
 
-def _check_host(value: str) -> str | None:
-    return None if HOST.fullmatch(value) else "is not a host: use an IP address or a host name"
-
-
-def _check_loopback(value: str) -> str | None:
-    try:
-        loopback = ipaddress.ip_address(value).is_loopback
-    except ValueError:
-        loopback = value == "localhost"
-    if loopback:
-        return None
-    return "is reachable by others, and HTTP here asks nobody who they are: use '127.0.0.1', with a proxy before it"
-
-
-def _check_announced(value: str) -> str | None:
-    try:
-        address = ipaddress.ip_address(value)
-    except ValueError:
-        return "is not an IP address: announce numbers, a neighbour may have no DNS"
-    if address.is_unspecified or address.is_multicast:
-        return "can't be dialled: announce an address that neighbours reach"
-    return None
-
-
-def _check_interface(value: str) -> str | None:
-    try:
-        ipaddress.ip_address(value)
-    except ValueError:
-        return "is not an IP address: name an interface by one of its addresses"
-    return None
-
-
-def _check_expression(value: str) -> str | None:
-    try:
-        checked_expression(value)
-    except InvalidKey as error:
-        return str(error)
-    return None
-
-
-def _check_name(value: str) -> str | None:
-    return None if _NAME.fullmatch(value) else "is not a name: use up to 100 letters, digits and inner . _ -"
-
-
-def _check_rule(rule: AccessRule) -> str | None:
-    keys = rule.keys.replace("{id}", "x")
-    if "{" in keys or "}" in keys:
-        return f"keys {rule.keys[:80]!r} have braces that match nothing: only {{id}}, the node that asks, is filled in"
-    return _check_expression(keys)
-
-
-Bound = Annotated[str, Meta(extra={"check": _check_host})]
-Name = Annotated[str, Meta(extra={"check": _check_name})]
-CheckedRule = Annotated[AccessRule, Meta(extra={"check": _check_rule})]
-Loopback = Annotated[str, Meta(extra={"check": _check_loopback})]
-Expression = Annotated[str, Meta(extra={"check": _check_expression})]
-Announced = Annotated[str, Meta(extra={"check": _check_announced})]
-Interface = Annotated[str, Meta(extra={"check": _check_interface})]
+def identity_names(node: str) -> dict[str, str]:
+    """The names of the files that ``meshnode.identity.issue`` writes for ``node``, by key of ``[identity]``."""
+    return {"certificate": f"{node}.crt", "key": f"{node}.key", "authority": "authority.crt"}
 
 
 class NodeSection(Section, frozen=True, kw_only=True):
     """Who the node is."""
+
+    table: ClassVar[str] = "node"
 
     id: Annotated[
         NodeId, Meta(description="Name of the node, unique in its mesh; must equal the one in its certificate.")
@@ -115,6 +55,8 @@ class NodeSection(Section, frozen=True, kw_only=True):
 class IdentitySection(Section, frozen=True, kw_only=True):
     """The files that prove who the node is, PEM."""
 
+    table: ClassVar[str] = "identity"
+
     certificate: Annotated[
         Path,
         Meta(description="The node's certificate.", extra={"file": _ISSUE, "default": "`<id>.crt` beside the file"}),
@@ -136,7 +78,7 @@ class IdentitySection(Section, frozen=True, kw_only=True):
     @classmethod
     def in_folder(cls, folder: Path, node: str) -> "IdentitySection":
         """The files that ``meshnode.identity.issue`` writes for ``node`` into ``folder``."""
-        names = _identity_names(node)
+        names = identity_names(node)
         return cls(**{key: folder / name for key, name in names.items()})
 
     @property
@@ -147,6 +89,8 @@ class IdentitySection(Section, frozen=True, kw_only=True):
 
 class ListenSection(Section, frozen=True, kw_only=True):
     """Where neighbours reach the node. TLS 1.3 with certificates on both sides, always."""
+
+    table: ClassVar[str] = "listen"
 
     link_engine: Annotated[
         Literal["express", "nng"],
@@ -165,7 +109,6 @@ class ListenSection(Section, frozen=True, kw_only=True):
             "and then it takes a core.",
         ),
     ] = 200
-
     priority: Annotated[
         Literal["normal", "high", "realtime"],
         Meta(
@@ -173,7 +116,6 @@ class ListenSection(Section, frozen=True, kw_only=True):
             "computer: `high` (nice -10) and `realtime` (round robin) as far as the system allows it."
         ),
     ] = "high"
-
     host: Annotated[Bound, Meta(description="Address to listen on; `0.0.0.0` or `::` for all of the host.")] = "0.0.0.0"  # noqa: S104 - neighbours come from outside; both sides of every connection show a certificate
     port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port of the inbox; 0 takes any free one.")] = 0
     advertise: Annotated[
@@ -187,6 +129,8 @@ class ListenSection(Section, frozen=True, kw_only=True):
 
 class DiscoverySection(Section, frozen=True, kw_only=True):
     """How the node finds neighbours."""
+
+    table: ClassVar[str] = "discovery"
 
     mdns: Annotated[bool, Meta(description="Announce and listen by mDNS.")] = True
     interfaces: Annotated[
@@ -203,38 +147,10 @@ class DiscoverySection(Section, frozen=True, kw_only=True):
             yield Problem("interfaces", None, "is given but mdns = false: remove it, or set mdns = true")
 
 
-class HttpSection(Section, frozen=True, kw_only=True):
-    """Health, metrics and inference for programs on the same host."""
-
-    enabled: Annotated[bool, Meta(description="Serve HTTP.")] = True
-    host: Annotated[Loopback, Meta(description="Loopback address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port; 0 takes any free one.")] = 8470
-
-
-class LocalSection(Section, frozen=True, kw_only=True):
-    """Other programs on this computer that publish, subscribe and infer through the node (`meshnode.connect`)."""
-
-    enabled: Annotated[bool, Meta(description="Let them connect.")] = True
-    socket: Annotated[
-        str,
-        Meta(
-            min_length=1,
-            max_length=1_000,
-            description="Path of the Unix socket, in `[node] state_dir` unless it is absolute; at most "
-            f"{limits.MAX_SOCKET_PATH_BYTES} bytes in all.",
-        ),
-    ] = "local.sock"
-    mode: Annotated[
-        Literal["0600", "0660"],
-        Meta(
-            description="Who may connect: `0600` the user that the node runs as, `0660` the socket's group too (that "
-            "of the node's process, or of a folder with the set-group-ID bit)."
-        ),
-    ] = "0600"
-
-
 class MembershipSection(Section, frozen=True, kw_only=True):
     """How fast a silent neighbour is given up. Lower is a faster fail-over and more false alarms on busy computers."""
+
+    table: ClassVar[str] = "membership"
 
     heartbeat_interval_ms: Annotated[int, Meta(ge=50, le=10_000, description="Time between heartbeats.")] = (
         limits.HEARTBEAT_INTERVAL_NS // limits.MS
@@ -279,6 +195,8 @@ class MembershipSection(Section, frozen=True, kw_only=True):
 class AccessSection(Section, frozen=True, kw_only=True):
     """Who may do what. What no rule allows is denied."""
 
+    table: ClassVar[str] = "access"
+
     rules: Annotated[
         tuple[CheckedRule, ...] | None,
         Meta(
@@ -290,121 +208,20 @@ class AccessSection(Section, frozen=True, kw_only=True):
     ] = None
 
 
-class ModelSection(Section, frozen=True, kw_only=True):
-    """A model that the node can run."""
-
-    path: Annotated[
-        Path, Meta(description="The ONNX file.", extra={"file": "copy the ONNX file there, or correct the path"})
-    ]
-    threads: Annotated[int, Meta(ge=1, le=256, description="Threads that one run uses.")] = 1
-    serve: Annotated[bool, Meta(description="Compute it for neighbours too.")] = True
-    warm_up: Annotated[
-        Mapping[str, tuple[int, ...]],
-        Meta(
-            max_length=limits.MAX_TENSORS,
-            description="Shapes, by input, of the zeros it is timed with at the start; needed where the model leaves "
-            "sizes open, as in `{ image = [1, 3, 640, 640] }`.",
-        ),
-    ] = {}
-    optimisation: Annotated[
-        Literal["disabled", "basic", "extended", "all"],
-        Meta(
-            description="ONNX Runtime's graph optimisation. Nodes that share a model use the same level: answers of "
-            "different levels differ in the last digits."
-        ),
-    ] = "basic"
-
-
-class InferenceSection(Section, frozen=True, kw_only=True):
-    """How the node computes, and when it lets others."""
-
-    workers: Annotated[int, Meta(ge=1, le=64, description="Runs at the same time.")] = 1
-    local: Annotated[
-        bool, Meta(description="Compute own requests here when that is fastest; false: neighbours only.")
-    ] = True
-    hedge: Annotated[bool, Meta(description="Ask a second neighbour when the first is late.")] = True
-    deadline_ms: Annotated[
-        int, Meta(ge=1, le=limits.MAX_BUDGET_MS, description="Deadline of requests that name none.")
-    ] = 1_000
-    emulate_slowdown: Annotated[
-        float,
-        Meta(
-            ge=1,
-            le=1_000,
-            description="Each run takes this many times longer: emulates a slower device class in tests.",
-        ),
-    ] = 1.0
-
-
-class SensorSection(Section, frozen=True, kw_only=True):
-    """A source of readings. Keys other than `driver` go to the driver, which checks them."""
-
-    free_keys: ClassVar[str | None] = "options"
-
-    driver: Annotated[
-        str,
-        Meta(
-            min_length=1,
-            max_length=100,
-            description="Name of the driver: an entry point of the group `meshnode.sensors`.",
-        ),
-    ]
-    options: Annotated[Mapping[str, Any], Meta(description="All other keys of the table.")] = {}
-
-
-class CurationSection(Section, frozen=True, kw_only=True):
-    """Which readings become records for the relay."""
-
-    name: Annotated[
-        str,
-        Meta(
-            min_length=1,
-            max_length=limits.MAX_TEXT_CHARS,
-            description="Name of the rule, unique; stands in each record.",
-        ),
-    ]
-    keys: Annotated[Expression, Meta(description="Key expression of the readings.")]
-    min_interval_ms: Annotated[
-        int, Meta(ge=0, le=86_400_000, description="At most one record of a key in this time; 0: every reading.")
-    ] = 0
-    source: Annotated[
-        Literal["own", "any"], Meta(description="`own`: readings of this node; `any`: those of neighbours too.")
-    ] = "own"
-    lifespan_s: Annotated[
-        int,
-        Meta(ge=1, le=366 * 86_400, description="A record not delivered by then is dropped and counted as expired."),
-    ] = 86_400
-    priority: Annotated[
-        int, Meta(ge=0, le=7, description="7 is the most urgent; a full outbox drops the lowest first.")
-    ] = 3
-
-
-class OutboxSection(Section, frozen=True, kw_only=True):
-    """The records that wait for the relay, on disk."""
-
-    max_records: Annotated[int, Meta(ge=1, le=100_000_000, description="Records kept at most.")] = 100_000
-    max_mib: Annotated[int, Meta(ge=1, le=1_048_576, description="Size kept at most.")] = 256
-
-    @property
-    def max_bytes(self) -> int:
-        """``max_mib`` in bytes."""
-        return self.max_mib * 1024 * 1024
-
-
-class RelaySection(Section, frozen=True, kw_only=True):
-    """Where records go. Without this table they stay in the outbox."""
-
-    address: Annotated[Address, Meta(description="`host:port` of the relay.")]
-    id: Annotated[
-        NodeId | None,
-        Meta(description="Node id that its certificate must carry.", extra={"default": "any relay of the mesh"}),
-    ] = None
-
-
 class LogSection(Section, frozen=True, kw_only=True):
     """What the node writes to standard error."""
 
+    table: ClassVar[str] = "log"
+
     level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least severity written.")] = "info"
+
+
+class PartSection(Section, frozen=True, kw_only=True):
+    """A section that a part of the node declares; see :mod:`meshnode.part`."""
+
+    def conflicts_in(self, config: "NodeConfig") -> Iterator[Problem]:
+        """Problems that show only when the section is seen together with the others."""
+        return iter(())
 
 
 class NodeConfig(Section, frozen=True, kw_only=True):
@@ -414,119 +231,31 @@ class NodeConfig(Section, frozen=True, kw_only=True):
     identity: IdentitySection
     listen: ListenSection = ListenSection()
     discovery: DiscoverySection = DiscoverySection()
-    http: HttpSection = HttpSection()
-    local: LocalSection = LocalSection()
     membership: MembershipSection = MembershipSection()
     access: AccessSection = AccessSection()
-    models: Annotated[Mapping[Name, ModelSection], Meta(max_length=limits.MAX_OFFERS)] = {}
-    inference: InferenceSection = InferenceSection()
-    sensors: Annotated[Mapping[Name, SensorSection], Meta(max_length=64)] = {}
-    curation: Annotated[tuple[CurationSection, ...], Meta(max_length=256)] = ()
-    outbox: OutboxSection = OutboxSection()
-    relay: RelaySection | None = None
     log: LogSection = LogSection()
+    sections: tuple[PartSection, ...] = ()
+    """Of the node's parts, at most one of each table. A table that is left out has its defaults."""
 
-    @property
-    def local_socket(self) -> Path:
-        """Where applications connect."""
-        return self.node.state_dir / self.local.socket
+    def given(self, kind: type[_S]) -> _S | None:
+        """The section of that kind, if there is one."""
+        return next((section for section in self.sections if isinstance(section, kind)), None)
+
+    def of(self, kind: type[_S]) -> _S:
+        """The section of that kind, or its defaults. Not for kinds with keys that must be given."""
+        return self.given(kind) or kind()
+
+    def with_sections(self, *sections: PartSection) -> Self:
+        """The same configuration with ``sections`` in place of those of the same tables."""
+        tables = {section.table for section in sections}
+        kept = tuple(section for section in self.sections if section.table not in tables)
+        return replace(self, sections=(*kept, *sections))
 
     def conflicts(self) -> Iterator[Problem]:
-        """Curation rules of the same name, and a socket that no kernel makes."""
-        # A default that is too long is left out by the node, with a warning.
-        chosen = self.local.enabled and self.local.socket != LocalSection().socket
-        if chosen and (length := len(os.fsencode(self.local_socket))) > limits.MAX_SOCKET_PATH_BYTES:
-            yield Problem(
-                "local.socket",
-                shown(str(self.local_socket)),
-                f"is a path of {length} bytes, and Linux allows a socket {limits.MAX_SOCKET_PATH_BYTES}: set a shorter "
-                "one, as in '/run/mesh/node.sock', or [local] enabled = false",
-            )
+        """Sections given twice, and what contradicts another section."""
         seen: set[str] = set()
-        for index, rule in enumerate(self.curation):
-            if rule.name in seen:
-                yield Problem(f"curation[{index}].name", shown(rule.name), "is used twice: give each rule its own name")
-            seen.add(rule.name)
-
-
-def load(path: Path | str) -> NodeConfig:
-    """Read and check a configuration file. Relative paths in it become relative to its folder.
-
-    :raises ConfigError: the file can't be read, or everything that is wrong in it, one line each with key, value and
-        the way out.
-    """
-    path = Path(path)
-    table = _read_toml(path)
-    reader = TableReader(folder=path.absolute().parent, root=NodeConfig)
-    config = reader.read_table(NodeConfig, _with_defaults(table), "")
-    if reader.problems:
-        raise ConfigError(problem_report(str(path), tuple(reader.problems)))
-    assert config is not UNREADABLE, "a table without problems is readable"
-    loaded: NodeConfig = config
-    return loaded
-
-
-def load_local_socket(path: Path | str) -> Path:
-    """Where the node of a configuration file lets applications connect. Nothing else in the file is checked, and its
-    keys need not be readable: the application may be another user than the node.
-
-    :raises ConfigError: the file can't be read, or it names no such place.
-    """
-    path = Path(path)
-    table = _read_toml(path)
-    reader = TableReader(folder=path.absolute().parent, root=NodeConfig)
-    node, local = table.get("node"), reader.read_table(LocalSection, table.get("local", {}), "local")
-    raw = node.get("state_dir", "state") if isinstance(node, dict) else "state"
-    state_dir = reader.read(NodeSection.__annotations__["state_dir"], raw, "node.state_dir")
-    if reader.problems:
-        raise ConfigError(problem_report(str(path), tuple(reader.problems)))
-    if not local.enabled:
-        raise ConfigError(f"{path} has [local] enabled = false, so no application can connect: set it to true")
-    socket: Path = state_dir / local.socket
-    return socket
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"{path} is not a file: name the TOML file itself")
-        with path.open("rb") as file:
-            content = file.read(MAX_CONFIG_BYTES + 1)
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f'{path} does not exist: correct the path, or write it (two lines are enough: [node] and id = "…")'
-        ) from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ConfigError(f"{path} can't be read ({reason}): check its path, owner and mode") from error
-    if len(content) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES:,} bytes: name the TOML file itself")
-    try:
-        return tomllib.loads(content.decode())
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}, line {line} is not UTF-8 text: save the file as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}; correct that line") from error
-    except (RecursionError, ValueError) as error:
-        raise ConfigError(f"{path} is not valid TOML: a value is nested too deep or too long; simplify it") from error
-
-
-def _identity_names(node: str) -> dict[str, str]:
-    return {"certificate": f"{node}.crt", "key": f"{node}.key", "authority": "authority.crt"}
-
-
-def _with_defaults(table: dict[str, Any]) -> dict[str, Any]:
-    """Add the defaults that are no constants: paths beside the file, named after ``[node] id``."""
-    node, identity = table.get("node"), table.get("identity", {})
-    files: dict[str, Any] = _identity_names("")
-    try:
-        files = _identity_names(node_id(node["id"]))  # type: ignore[index]
-    except (KeyError, TypeError, InvalidName):
-        files = dict.fromkeys(files, UNREADABLE)  # the id's own problem is enough
-    completed = dict(table)
-    if isinstance(node, dict):
-        completed["node"] = {"state_dir": "state", **node}
-    if isinstance(identity, dict):
-        completed["identity"] = {**files, **identity}
-    return completed
+        for section in self.sections:
+            if section.table in seen:
+                yield Problem(section.table, None, "is given twice: give each section once")
+            seen.add(section.table)
+            yield from section.conflicts_in(self)

@@ -18,6 +18,7 @@ from meshnode.http.guard import BadRequest, Bodies, error_response, json_respons
 from meshnode.http.metrics import Metrics
 from meshnode.http.reading_json import MAX_READING_BYTES, parse_untrusted_publish, position_form, reading_form
 from meshnode.readings.subscriptions import Subscription
+from meshnode.records.section import RelaySection
 from protocols.base import limits
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Api:
     async def node_view(self, _: Request) -> Response:
         """Who the node is and how it stands."""
         node = self.node
-        relay = node.config.relay
+        relay = node.config.given(RelaySection)
         state, _sep, detail = node.uplink_state.partition(" ")
         position = node.position
         return json_response({

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from meshnode.records.section import RelaySection
 from protocols.base.limits import SECOND
 from protocols.inference.events import Answered
 from protocols.machine import Event
@@ -99,7 +100,7 @@ class Metrics:
                      "id", "role", "mesh")  # fmt: skip
         yield _gauge("certificate_ends_timestamp_seconds", "When the certificate ends, seconds since 1970.",
                      [((), node.certificate_ends.timestamp())])  # fmt: skip
-        if node.config.relay is not None:
+        if node.config.given(RelaySection) is not None:
             connected = node.uplink_state.partition(" ")[0] == "connected"
             yield _gauge("relay_connected", "Whether the relay answers.", [((), float(connected))])
         for name, value in sorted(node.statistics().items()):

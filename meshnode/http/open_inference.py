@@ -21,6 +21,7 @@ from meshnode.http.inference_wire import (
     parse_untrusted_request,
 )
 from meshnode.inference.result import InferenceResult
+from meshnode.inference.section import InferenceSection
 from meshnode.models import LoadedModel, TensorSignature, element_of_short
 from protocols.base.errors import InputInvalid, ModelUnknown
 from protocols.membership.neighbour import State
@@ -119,7 +120,7 @@ class OpenInference:
     async def model_ready(self, request: Request) -> Response:
         """Whether somebody in reach can compute it."""
         name, loaded, offers = self._find(request)
-        here = loaded is not None and self._node.config.inference.local
+        here = loaded is not None and self._node.config.of(InferenceSection).local
         if self._api.leaving or not (here or offers):
             why = "the node is leaving" if self._api.leaving else "this node leaves it to neighbours, and none is there"
             return error_response(503, f"model {name!r} is not ready: {why}")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import assert_never
 
 from meshnode.config.sections import NodeConfig
+from meshnode.inference.section import InferenceSection, ModelsSection
 from meshnode.models import Cancellation, Failed, Job, LoadedModel, ModelSpec, Outcome, RunDone, Runner, load_model
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InputInvalid, MeshError
 from protocols.base.limits import MAX_TEXT_CHARS
@@ -29,7 +30,8 @@ class ComputeService:
     ) -> None:
         self._config, self._computed, self._changed = config, computed, changed
         self.models: dict[str, LoadedModel] = {}
-        self._runner = Runner(config.inference.workers, emulate_slowdown=config.inference.emulate_slowdown)
+        self._how = config.of(InferenceSection)
+        self._runner = Runner(self._how.workers, emulate_slowdown=self._how.emulate_slowdown)
         self._cancels: dict[int, Cancellation] = {}
         self._lock = threading.Lock()
 
@@ -38,7 +40,7 @@ class ComputeService:
 
         :raises ModelInvalid: a file is missing or can't be loaded.
         """
-        for name, section in self._config.models.items():
+        for name, section in self._config.of(ModelsSection).models.items():
             model = load_model(
                 ModelSpec(name, section.path, section.threads, section.serve, section.optimisation, section.warm_up)
             )
@@ -55,11 +57,11 @@ class ComputeService:
         self._changed(self._local_models())
 
     def _local_models(self) -> tuple[LocalModel, ...]:
-        waiting = self._runner.waiting // self._config.inference.workers
+        waiting = self._runner.waiting // self._how.workers
         return tuple(
             LocalModel(
                 model.name, model.digest, (self._runner.median_us(model) or 0) * 1_000, waiting, model.spec.serve,
-                self._config.inference.local,
+                self._how.local,
             )
             for model in self.models.values()
         )  # fmt: skip

@@ -545,10 +545,12 @@ def connect(node: "NodeConfig | Path | str", name: str | None = None) -> Connect
     if name is None:
         name = Path(sys.argv[0]).name or "python"
     if not isinstance(node, Path | str):
-        return ConnectedNode(node.local_socket, name[: limits.MAX_TEXT_CHARS])
+        from meshnode.local.section import socket_of
+
+        return ConnectedNode(socket_of(node), name[: limits.MAX_TEXT_CHARS])
     path = Path(node)
     if path.suffix == ".toml" or path.is_file():
-        from meshnode.config.sections import load_local_socket
+        from meshnode.local.section import load_local_socket
 
         path = load_local_socket(path)
     return ConnectedNode(path, name[: limits.MAX_TEXT_CHARS])

@@ -18,6 +18,7 @@ from meshnode.config.sections import NodeConfig
 from meshnode.links.nng.library import open_requester
 from meshnode.links.transport import CredentialFiles
 from meshnode.records.outbox import Outbox
+from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
 from meshnode.records.uplink import UplinkDriver
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, StorageError, ValueUnsupported
@@ -41,7 +42,7 @@ def rules_of(config: NodeConfig) -> tuple[CurationRule, ...]:
             name=rule.name, keys=rule.keys, min_interval_ns=rule.min_interval_ms * limits.MS, source=rule.source,
             lifespan_ms=rule.lifespan_s * 1_000, priority=rule.priority,
         )
-        for rule in config.curation
+        for rule in config.of(CurationRulesSection).rules
     )  # fmt: skip
 
 
@@ -59,15 +60,14 @@ class Recorder:
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self.outbox = Outbox.open(
-            config.node.state_dir / "outbox.sqlite", config.outbox.max_records, config.outbox.max_bytes
-        )
+        bounds = config.of(OutboxSection)
+        self.outbox = Outbox.open(config.node.state_dir / "outbox.sqlite", bounds.max_records, bounds.max_bytes)
         self.uplink: UplinkDriver | None = None
         self.stored = 0
         self.not_stored = 0
         self._tasks: list[asyncio.Task[None]] = []
-        if config.relay is not None:
-            relay = config.relay
+        relay = config.given(RelaySection)
+        if relay is not None:
             credentials: CredentialFiles = config.identity.credentials
             self.uplink = UplinkDriver(
                 self.outbox,

@@ -8,8 +8,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from meshnode.config.sections import SensorSection
 from meshnode.sensors import DriverContext, Sample, SensorDriver, create_driver
+from meshnode.sensors.section import SensorSection
 from protocols.base.errors import MeshError
 from protocols.base.ids import Role
 

@@ -23,9 +23,9 @@ import msgspec
 import pytest
 
 import meshnode
-from meshnode.config.sections import CurationSection
 from meshnode.identity import issue
 from meshnode.links.transport import Address, CredentialFiles
+from meshnode.records.section import CurationRulesSection, CurationSection
 from protocols.base import limits
 from protocols.base.errors import UnknownFrame
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
@@ -528,7 +528,7 @@ def test_node_whose_disk_is_full_goes_on_counts_and_recovers(tmp_path: Path, fol
 async def test_reading_too_large_for_a_record_costs_no_other_its_record(tmp_path: Path) -> None:
     """A picture under a rule meant for numbers must not take the numbers that come with it along."""
     house = House(tmp_path)
-    config = msgspec.structs.replace(house.config("veh-1"), curation=(CurationSection(name="all", keys="**"),))
+    config = house.config("veh-1").with_sections(CurationRulesSection(rules=(CurationSection(name="all", keys="**"),)))
     async with meshnode.open(config) as node:
         for number in range(60):
             node.publish("veh/veh-1/number", number)
@@ -545,8 +545,8 @@ async def test_burst_on_a_full_disk_counts_every_record_it_lost(tmp_path: Path) 
     with _small_disk(tmp_path / "disk") as (_, fill):
         config = house.config("veh-1")
         node_section = msgspec.structs.replace(config.node, state_dir=tmp_path / "disk" / "state")
-        rule = CurationSection(name="all", keys="**")
-        config = msgspec.structs.replace(config, node=node_section, curation=(rule,))
+        rules = CurationRulesSection(rules=(CurationSection(name="all", keys="**"),))
+        config = msgspec.structs.replace(config, node=node_section).with_sections(rules)
         async with meshnode.open(config) as node:
             node.publish("veh/veh-1/x", 0)
             await until(lambda: node.statistics()["outbox_issued"] == 1, "the first is kept")

@@ -27,17 +27,16 @@ import meshnode
 from meshnode.config.sections import (
     AccessSection,
     DiscoverySection,
-    HttpSection,
     IdentitySection,
-    InferenceSection,
     ListenSection,
     LogSection,
     MembershipSection,
-    ModelSection,
     NodeConfig,
     NodeSection,
 )
+from meshnode.http.section import HttpSection
 from meshnode.identity import create_mesh, issue
+from meshnode.inference.section import InferenceSection, ModelSection, ModelsSection
 from meshnode.links.transport import Address
 from protocols.access import AccessRule
 from protocols.base.errors import MeshError
@@ -90,12 +89,10 @@ class House:
             identity=IdentitySection.in_folder(home, node),
             listen=ListenSection(link_engine=engine, host="127.0.0.1"),  # type: ignore[arg-type]
             discovery=DiscoverySection(mdns=False, seeds=tuple(Address("127.0.0.1", port) for port in seeds)),
-            http=HttpSection(enabled=False),
             membership=membership,
             access=AccessSection(rules=rules),
-            models=models or {},
-            inference=inference,
             log=LogSection(level="warning"),
+            sections=(HttpSection(enabled=False), ModelsSection(models=models or {}), inference),
         )
 
     def file(self, node: str, tables: str = "", *, role: str = "vehicle", mdns: bool = True) -> Path:

@@ -6,30 +6,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from meshnode.config.parsing import hints_of, parse_address
+from meshnode.config.kinds import parse_address
+from meshnode.config.loading import own_tables
+from meshnode.config.parsing import Section, hints_of
 from meshnode.config.reference import reference_page
-from meshnode.config.sections import (
-    HttpSection,
-    IdentitySection,
-    MembershipSection,
-    NodeConfig,
-    NodeSection,
-    OutboxSection,
-    SensorSection,
-    load,
-)
+from meshnode.config.sections import IdentitySection, MembershipSection, NodeConfig, NodeSection
+from meshnode.http.section import HttpSection
+from meshnode.inference.section import InferenceSection, ModelsSection
 from meshnode.links.transport import Address
+from meshnode.parts import SECTIONS, load
+from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
+from meshnode.sensors.section import SensorSection, SensorsSection
 from protocols.access import AccessRule
 from protocols.base import limits
 from protocols.base.errors import ConfigError
 from protocols.base.ids import Role
 from protocols.wire.readings import Position
 
+TABLES: dict[str, type[Section]] = {**own_tables(), **{section.table: section for section in SECTIONS}}
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "configuration.md"
 
 WHOLE = """
@@ -111,10 +109,10 @@ def test_load_two_lines_gives_the_documented_defaults(folder: Path) -> None:
     assert config.identity.key == folder / "rsu-1.key"
     assert config.identity.authority == folder / "authority.crt"
     assert config.membership.heartbeat_interval_ms * limits.MS == limits.HEARTBEAT_INTERVAL_NS
-    assert config.relay is None
+    assert config.given(RelaySection) is None
     assert config.access.rules is None
-    assert config.http.host == "127.0.0.1"
-    assert config.outbox.max_bytes == 256 * 1024 * 1024
+    assert config.of(HttpSection).host == "127.0.0.1"
+    assert config.of(OutboxSection).max_bytes == 256 * 1024 * 1024
 
 
 def test_load_whole_file_parses_each_value_into_its_type(folder: Path) -> None:
@@ -130,12 +128,14 @@ def test_load_whole_file_parses_each_value_into_its_type(folder: Path) -> None:
         Address("rsu-2.example.org", 7403),
     )
     assert config.access.rules == (AccessRule(Role.VEHICLE, "publish", "veh/{id}/**"),)
-    assert config.models["plate"].path == folder / "plate.onnx"
-    assert config.sensors["traffic"].options == {"path": "a.xml.gz", "speed": 2}
-    assert (config.curation[0].name, config.curation[0].source) == ("hazards", "any")
-    assert config.relay is not None
-    assert config.relay.address == Address("relay.example.org", 7500)
-    assert config.inference.emulate_slowdown == 3.0
+    assert config.of(ModelsSection).models["plate"].path == folder / "plate.onnx"
+    assert config.of(SensorsSection).sensors["traffic"].options == {"path": "a.xml.gz", "speed": 2}
+    (rule,) = config.of(CurationRulesSection).rules
+    assert (rule.name, rule.source) == ("hazards", "any")
+    relay = config.given(RelaySection)
+    assert relay is not None
+    assert relay.address == Address("relay.example.org", 7500)
+    assert config.of(InferenceSection).emulate_slowdown == 3.0
 
 
 def test_load_relative_path_survives_a_change_of_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,11 +284,9 @@ values = st.recursive(
 @given(st.data())
 def test_load_any_value_at_any_key_is_taken_or_refused(folder: Path, data: st.DataObject) -> None:
     """No value of a file, however odd, may end in anything but a configuration or a ``ConfigError``."""
-    table = data.draw(st.sampled_from(sorted(hints_of(NodeConfig))))
+    table = data.draw(st.sampled_from(sorted(TABLES)))
     keys = ["driver", "name", "keys", "path", "x"]
-    keys += [
-        key for hint in hints_of(NodeConfig).values() for section in sections_in(hint) for key in hints_of(section)
-    ]
+    keys += [key for table in TABLES.values() for section in (table, *rows_in(table)) for key in hints_of(section)]
     shape = data.draw(st.sampled_from(["[{}]", "[[{}]]", "[{}.a]"])).format(table)
     lines = "".join(
         f"{key} = {toml(data.draw(values))}\n"
@@ -330,8 +328,10 @@ def test_sections_constructed_in_python_are_checked_alike(tmp_path: Path) -> Non
     config = NodeConfig(
         node=NodeSection(id="vehicle-1", state_dir=tmp_path),
         identity=IdentitySection.in_folder(tmp_path, "vehicle-1"),
-        http=HttpSection(port=0),
-        sensors={"gps": SensorSection(driver="csv", options={"path": tmp_path})},
+        sections=(
+            HttpSection(port=0),
+            SensorsSection(sensors={"gps": SensorSection(driver="csv", options={"path": tmp_path})}),
+        ),
     )
     assert config.identity.certificate == tmp_path / "vehicle-1.crt"
     with pytest.raises(ConfigError, match=r"HttpSection: 2 problems\n  host = .*\n  port = 70000"):
@@ -358,29 +358,35 @@ def test_section_error_survives_pickling() -> None:
 # --- the reference page --------------------------------------------------------------------------------------------
 def test_reference_page_is_what_the_declarations_make() -> None:
     """A page that differs from what is checked sends its readers wrong."""
-    assert PAGE.read_text(encoding="utf-8") == reference_page(), (
-        "run: python -m meshnode.config.reference > docs/reference/configuration.md"
+    assert PAGE.read_text(encoding="utf-8") == reference_page(SECTIONS), (
+        "run: python -m meshnode.cli.reference > docs/reference/configuration.md"
     )
 
 
 def test_reference_page_names_every_key_of_every_table() -> None:
     """Each key can be found by searching the page for it."""
-    page = reference_page()
-    for table, hint in hints_of(NodeConfig).items():
-        (section,) = sections_in(hint)
+    page = reference_page(SECTIONS)
+    for table, section in TABLES.items():
         assert f"[{table}]" in page or f"[{table}.<name>]" in page
-        for key in section.__struct_fields__:
-            assert f"| `{key}` |" in page or (table, key) == ("sensors", "options"), f"{table}.{key}"
+        for rows in (section, *rows_in(section)):
+            for key in rows.__struct_fields__:
+                assert f"| `{key}` |" in page or key in (rows.free_keys, rows.listed), f"{table}.{key}"
     for key in (*Position.__struct_fields__, *AccessRule.__struct_fields__):
         assert f"| `{key}` |" in page, key
 
 
-def sections_in(hint: Any) -> Iterator[type[msgspec.Struct]]:
+def rows_in(table: type[Section]) -> Iterator[type[Section]]:
+    """The sections that stand in a table of tables."""
+    for hint in hints_of(table).values():
+        yield from sections_in(hint)
+
+
+def sections_in(hint: Any) -> Iterator[type[Section]]:
     """The sections that an annotation speaks of."""
-    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+    if isinstance(hint, type) and issubclass(hint, Section):
         yield hint
-    for part in get_args(hint):
-        yield from sections_in(part)
+    for inner in get_args(hint):
+        yield from sections_in(inner)
 
 
 def test_reference_page_examples_are_right(folder: Path) -> None:

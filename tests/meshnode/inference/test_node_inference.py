@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import meshnode
-from meshnode.config.sections import InferenceSection, ModelSection
+from meshnode.inference.section import InferenceSection, ModelSection
+from meshnode.links.transport import Address
 from protocols.access import DEFAULT_RULES
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InferenceError, InputInvalid, ModelUnknown
@@ -238,8 +239,7 @@ async def test_neighbour_killed_during_an_inference_is_replaced_by_another(
     await offered(vehicle)
     asked = asyncio.create_task(vehicle.infer("work", {"x": matrix}, deadline_ms=30_000, hedge=False))
     await until(lambda: better.ask("statistics")["inference_served"], "the first neighbour computes")
-    later = (("127.0.0.1", worse.port),)
-    vehicle._driver.act(lambda engine, now: engine.membership.hint("later", None, later, now))
+    vehicle._driver.hint("later", None, (Address("127.0.0.1", worse.port),))
     await offered(vehicle, 2)
     better.send(signal.SIGKILL)
     result = await asked

@@ -15,8 +15,9 @@ import pytest
 from msgspec.structs import replace
 
 import meshnode
-from meshnode.config.sections import InferenceSection, ModelSection, load_local_socket
+from meshnode.inference.section import InferenceSection, ModelSection
 from meshnode.local.client import NodeAway, NodeBack
+from meshnode.local.section import load_local_socket, socket_of
 from protocols.base import limits
 from protocols.base.errors import (
     BoundExceeded,
@@ -107,7 +108,7 @@ async def test_application_in_another_process_publishes_and_subscribes_through_t
     config = house.config("veh-1")
     async with meshnode.open(config) as node:
         heard = node.subscribe("veh/**")
-        with Child(config.local_socket) as child:
+        with Child(socket_of(config)) as child:
             first = await heard.next(10)
             assert (first.key, first.value, first.origin, first.where) == ("veh/veh-1/child", "up", "veh-1", HERE)
             assert abs(first.when.utc_ns - time.time_ns()) < 60 * limits.SECOND
@@ -124,9 +125,9 @@ async def test_two_applications_hear_each_other_and_a_neighbour(house: House) ->
         vehicle = replace(vehicle, discovery=house.config("veh-1", north.port).discovery)
         async with (
             meshnode.open(vehicle),
-            meshnode.connect(vehicle.local_socket, "left") as left,
-            meshnode.connect(vehicle.local_socket, "right") as right,
-            meshnode.connect(rsu.local_socket, "far") as far,
+            meshnode.connect(socket_of(vehicle), "left") as left,
+            meshnode.connect(socket_of(vehicle), "right") as right,
+            meshnode.connect(socket_of(rsu), "far") as far,
         ):
             met: list[Any] = []
             left.on_event(met.append)
@@ -147,8 +148,8 @@ async def test_tensor_of_a_megabyte_arrives_bit_for_bit(house: House) -> None:
     array = np.random.default_rng(1).integers(0, 255, (3, 640, 640), dtype="u1")
     async with (
         meshnode.open(config),
-        meshnode.connect(config.local_socket) as one,
-        meshnode.connect(config.local_socket) as two,
+        meshnode.connect(socket_of(config)) as one,
+        meshnode.connect(socket_of(config)) as two,
     ):
         frames = two.subscribe("veh/veh-1/camera")
         for _ in range(5):
@@ -166,8 +167,8 @@ async def test_infer_through_the_node_is_computed_by_a_neighbour(house: House) -
         vehicle = house.config("veh-1", north.port)
         async with (
             meshnode.open(vehicle) as own,
-            meshnode.connect(vehicle.local_socket) as app,
-            meshnode.connect(rsu.local_socket) as roadside,
+            meshnode.connect(socket_of(vehicle)) as app,
+            meshnode.connect(socket_of(rsu)) as roadside,
         ):
             (signature,) = roadside.models["double"].inputs
             assert (signature.name, signature.dtype, signature.shape) == ("x", "f4", (2, 3))
@@ -188,7 +189,7 @@ async def test_infer_cancelled_is_forgotten_by_the_node(house: House) -> None:
     """An application that gives up must not keep the node's places."""
     model = write_model(house.folder / "long.onnx", [96, 96], "MatMul", repeat=4)
     config = house.config("veh-1", models={"long": ModelSection(path=model)}, inference=_SLOW)
-    async with meshnode.open(config) as node, meshnode.connect(config.local_socket) as app:
+    async with meshnode.open(config) as node, meshnode.connect(socket_of(config)) as app:
         x = np.zeros((96, 96), "f4")
         running = [asyncio.ensure_future(app.infer("long", {"x": x}, deadline_ms=60_000)) for _ in range(20)]
         await until(lambda: node.statistics()["local_inferences"] == 20, "they are under way")
@@ -202,7 +203,7 @@ async def test_infer_cancelled_is_forgotten_by_the_node(house: House) -> None:
 async def test_put_that_the_node_would_refuse_raises_where_it_was_made(house: House) -> None:
     """An application gets the errors of a node in its own process, at the line that made the mistake."""
     config = house.config("veh-1")
-    async with meshnode.open(config) as node, meshnode.connect(config.local_socket) as app:
+    async with meshnode.open(config) as node, meshnode.connect(socket_of(config)) as app:
         with pytest.raises(NotPermitted, match="rsu/x"):
             app.publish("rsu/x", 1)
         with pytest.raises(InvalidKey):
@@ -229,7 +230,7 @@ async def test_put_that_the_node_would_refuse_raises_where_it_was_made(house: Ho
 async def test_put_without_position_is_refused_until_an_application_tells_it(house: House) -> None:
     """A GNSS receiver may be an application too: then the others need not know where they are."""
     config = house.config("veh-1", where=None)
-    async with meshnode.open(config) as node, meshnode.connect(config.local_socket) as app:
+    async with meshnode.open(config) as node, meshnode.connect(socket_of(config)) as app:
         heard = node.subscribe("veh/**")
         with pytest.raises(ContextMissing, match=r"node\.position"):
             app.publish("veh/veh-1/speed", 3)
@@ -250,7 +251,7 @@ async def test_put_without_position_is_refused_until_an_application_tells_it(hou
 async def test_question_in_a_callback_is_answered(house: House) -> None:
     """A callback holds the thread that receives the answer; an application must not hang itself by asking there."""
     config = house.config("veh-1")
-    async with meshnode.open(config), meshnode.connect(config.local_socket) as app:
+    async with meshnode.open(config), meshnode.connect(socket_of(config)) as app:
         seen: list[Any] = []
 
         def ask(reading: Reading) -> None:
@@ -271,7 +272,7 @@ async def test_question_in_a_callback_is_answered(house: House) -> None:
 async def test_missed_deadline_is_counted_and_told(house: House) -> None:
     """Silence of a brake sensor must be noticed by the application that depends on it."""
     config = house.config("veh-1")
-    async with meshnode.open(config), meshnode.connect(config.local_socket) as app:
+    async with meshnode.open(config), meshnode.connect(socket_of(config)) as app:
         events: list[Any] = []
         app.on_event(events.append)
         app.publish("veh/veh-1/brake", 1)
@@ -285,7 +286,7 @@ async def test_missed_deadline_is_counted_and_told(house: House) -> None:
 async def test_values_published_together_arrive_in_order(house: House) -> None:
     """An application moves between the node's process and its own: ``put_many`` has to mean the same in both."""
     config = house.config("veh-1")
-    async with meshnode.open(config), meshnode.connect(config.local_socket) as here:
+    async with meshnode.open(config), meshnode.connect(socket_of(config)) as here:
         heard: list[object] = []
         here.subscribe("veh/veh-1/*", callback=lambda reading: heard.append(reading.value))
         publisher = here.publisher("veh/veh-1/imu", where=HERE)
@@ -310,8 +311,8 @@ async def test_publishers_on_many_threads_lose_and_reorder_nothing(house: House)
     each, threads = 200, 8
     async with (
         meshnode.open(config),
-        meshnode.connect(config.local_socket) as one,
-        meshnode.connect(config.local_socket) as two,
+        meshnode.connect(socket_of(config)) as one,
+        meshnode.connect(socket_of(config)) as two,
     ):
         heard: dict[str, list[int]] = {f"veh/veh-1/{thread}": [] for thread in range(threads)}
         two.subscribe("veh/veh-1/*", callback=lambda reading: heard[reading.key].append(reading.value))
@@ -336,8 +337,8 @@ async def test_slow_application_loses_its_oldest_and_holds_up_nobody(house: Hous
     config = house.config("veh-1")
     async with (
         meshnode.open(config) as node,
-        meshnode.connect(config.local_socket, "slow") as slow,
-        meshnode.connect(config.local_socket, "quick") as quick,
+        meshnode.connect(socket_of(config), "slow") as slow,
+        meshnode.connect(socket_of(config), "quick") as quick,
     ):
         release, seen, prompt = threading.Event(), [], []
 
@@ -365,7 +366,7 @@ async def test_slow_application_loses_its_oldest_and_holds_up_nobody(house: Hous
 async def test_conflated_subscription_of_a_slow_application_gets_the_newest(house: House) -> None:
     """A display wants the speed now, not that of a minute ago."""
     config = house.config("veh-1")
-    async with meshnode.open(config) as node, meshnode.connect(config.local_socket) as app:
+    async with meshnode.open(config) as node, meshnode.connect(socket_of(config)) as app:
         release, seen = threading.Event(), []
 
         def hang(reading: Reading) -> None:
@@ -386,7 +387,7 @@ async def test_closing_application_hands_over_what_it_put(house: House) -> None:
     config = house.config("veh-1")
     async with meshnode.open(config) as node:
         heard = node.subscribe("veh/veh-1/*", depth=2_000)
-        async with meshnode.connect(config.local_socket) as app:
+        async with meshnode.connect(socket_of(config)) as app:
             for value in range(1_000):
                 app.publish("veh/veh-1/result", value)
         assert [(await heard.next(10)).value for _ in range(1_000)] == list(range(1_000))
@@ -411,14 +412,14 @@ async def test_killed_application_leaves_nothing_behind(house: House) -> None:
     async with meshnode.open(config) as node:
         descriptors = _open_files()
         for _ in range(2):
-            with Child(config.local_socket) as child:
+            with Child(socket_of(config)) as child:
                 await child.heard("up")
                 child.process.send_signal(signal.SIGKILL)
                 child.process.wait()
         await until(lambda: node.statistics()["local_closed"] == 2, "the node notices")
         assert node._driver._handlers == {}
         assert _open_files() <= descriptors
-    assert not config.local_socket.exists()
+    assert not socket_of(config).exists()
 
 
 @pytest.mark.processes
@@ -482,7 +483,7 @@ async def test_inference_under_way_fails_when_the_node_is_killed(house: House) -
 async def test_events_of_the_neighbourhood_reach_the_application(house: House) -> None:
     """An application that shows neighbours need not ask every second."""
     config = house.config("veh-1")
-    async with meshnode.open(config) as node, meshnode.connect(config.local_socket) as app:
+    async with meshnode.open(config) as node, meshnode.connect(socket_of(config)) as app:
         events: list[Any] = []
         app.on_event(events.append)
         async with meshnode.open(house.config("rsu-1", node.port, role="rsu")):

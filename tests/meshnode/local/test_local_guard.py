@@ -17,10 +17,10 @@ import pynng
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 import meshnode
-from meshnode.config.sections import LocalSection, NodeConfig
+from meshnode.config.sections import NodeConfig
+from meshnode.local.section import LocalSection, socket_of
 from protocols.base import limits
 from protocols.base.errors import (
     ConfigError,
@@ -109,11 +109,11 @@ async def test_socket_admits_only_whom_its_mode_admits() -> None:
             return subprocess.run([sys.executable, "-c", script, str(path), str(uid), str(gid)], check=False).returncode
 
         for mode, member in (("0600", 13), ("0660", 0)):
-            config = replace(house.config(f"veh-{mode}"), local=LocalSection(mode=mode))  # type: ignore[arg-type]
+            config = house.config(f"veh-{mode}").with_sections(LocalSection(mode=mode))  # type: ignore[arg-type]
             async with meshnode.open(config):
-                assert stat.S_IMODE(config.local_socket.stat().st_mode) == int(mode, 8)
-                stranger = await asyncio.to_thread(attempt, config.local_socket, 65_534, 65_534)
-                same_group = await asyncio.to_thread(attempt, config.local_socket, 65_534, os.getegid())
+                assert stat.S_IMODE(socket_of(config).stat().st_mode) == int(mode, 8)
+                stranger = await asyncio.to_thread(attempt, socket_of(config), 65_534, 65_534)
+                same_group = await asyncio.to_thread(attempt, socket_of(config), 65_534, os.getegid())
                 assert (stranger, same_group) == (13, member)
 
 
@@ -144,7 +144,7 @@ async def test_path_that_no_socket_can_have_is_refused_with_its_length(house: Ho
     config = house.config("veh-1")
     long = "/".join(["a" * 20] * 6) + "/s"
     with pytest.raises(ConfigError, match=str(len(os.fsencode(config.node.state_dir / long)))):
-        replace(config, local=LocalSection(socket=long))
+        config.with_sections(LocalSection(socket=long))
     with pytest.raises(ConfigError, match=r"local\.socket"):
         meshnode.open(house.file("veh-1", f'[local]\nsocket = "{long}"\n', mdns=False))
 
@@ -159,20 +159,20 @@ async def test_place_that_is_taken_or_open_to_all_is_refused(house: House) -> No
     config = house.config("veh-1")
     (house.folder / "file").write_text("precious")
     with pytest.raises(TransportError, match="not a socket"):
-        await opened(replace(config, local=LocalSection(socket=str(house.folder / "file"))))
+        await opened(config.with_sections(LocalSection(socket=str(house.folder / "file"))))
     assert (house.folder / "file").read_text() == "precious"
-    common = replace(config, local=LocalSection(socket=str(house.folder / "common.sock")))
+    common = config.with_sections(LocalSection(socket=str(house.folder / "common.sock")))
     async with meshnode.open(common):
-        other = replace(house.config("veh-2"), local=common.local)
+        other = house.config("veh-2").with_sections(common.of(LocalSection))
         with pytest.raises(TransportError, match="in use"):
             await opened(other)
     public = house.folder / "public"
     public.mkdir()
     public.chmod(0o777)
     with pytest.raises(TransportError, match="everybody"):
-        await opened(replace(config, local=LocalSection(socket=str(public / "s"))))
+        await opened(config.with_sections(LocalSection(socket=str(public / "s"))))
     with pytest.raises(TransportError, match="folder"):
-        await opened(replace(config, local=LocalSection(socket=str(house.folder / "no" / "s"))))
+        await opened(config.with_sections(LocalSection(socket=str(house.folder / "no" / "s"))))
 
 
 # --- hostile applications --------------------------------------------------------------------------------------------
@@ -195,9 +195,9 @@ _HOSTILE = {
 async def test_hostile_bytes_are_counted_and_hurt_nobody(house: House) -> None:
     """The guard is a file's mode: an application with a bug passes it, and must not take the node along."""
     config = house.config("veh-1")
-    async with meshnode.open(config) as node, meshnode.connect(config.local_socket) as good:
+    async with meshnode.open(config) as node, meshnode.connect(socket_of(config)) as good:
         for name, data in _HOSTILE.items():
-            with raw(config.local_socket, data) as sock:
+            with raw(socket_of(config), data) as sock:
                 frames = await asyncio.to_thread(received, sock)
             assert isinstance(frames[-1], Closing), name
             assert frames[-1].code == "malformed", name
@@ -210,13 +210,13 @@ async def test_unknown_frame_of_a_newer_version_is_skipped(house: House) -> None
     config = house.config("veh-1")
     async with meshnode.open(config) as node:
         newer = _OPEN + message(b"\x92\x7e\x01") + message(b"\x93\x66\x07\xa5extra")
-        with raw(config.local_socket, _GREETING + newer) as sock:
+        with raw(socket_of(config), _GREETING + newer) as sock:
             await until(lambda: node.statistics()["local_frames_unknown"] == 1, "skipped")
             sock.shutdown(socket.SHUT_WR)
             welcome, done = await asyncio.to_thread(received, sock)
         assert isinstance(welcome, Welcome)
         assert done.question == 7
-        with raw(config.local_socket, _GREETING + message(encode_local(Open(LOCAL_MAJOR + 1, 0, "x")))) as sock:
+        with raw(socket_of(config), _GREETING + message(encode_local(Open(LOCAL_MAJOR + 1, 0, "x")))) as sock:
             (closing,) = await asyncio.to_thread(received, sock)
         assert closing.code == "version"
 
@@ -225,9 +225,9 @@ async def test_application_cut_off_at_any_byte_leaves_the_node_whole(house: Hous
     """A killed process stops in the middle of a frame, anywhere."""
     config = house.config("veh-1")
     whole = _GREETING + _OPEN + message(encode_local(Subscribe(1, "veh/**"))) + message(encode_local(Flush(2)))
-    async with meshnode.open(config) as node, meshnode.connect(config.local_socket) as good:
+    async with meshnode.open(config) as node, meshnode.connect(socket_of(config)) as good:
         for end in range(len(whole)):
-            with raw(config.local_socket, whole[:end]):
+            with raw(socket_of(config), whole[:end]):
                 pass
         await until(lambda: len(node._local._applications) == 1, "all are gone")  # type: ignore[union-attr]
         assert node.statistics()["local_malformed"] == 0
@@ -239,17 +239,17 @@ async def test_applications_beyond_the_bound_are_turned_away(house: House) -> No
     """A program that connects in a loop must not use up the node's memory."""
     config = house.config("veh-1")
     async with meshnode.open(config) as node, asyncio.timeout(20):
-        apps = [meshnode.connect(config.local_socket) for _ in range(limits.MAX_LOCAL_APPLICATIONS)]
+        apps = [meshnode.connect(socket_of(config)) for _ in range(limits.MAX_LOCAL_APPLICATIONS)]
         for app in apps:
             await app.__aenter__()
         with pytest.raises(TransportError, match="full"):
-            async with meshnode.connect(config.local_socket):
+            async with meshnode.connect(socket_of(config)):
                 pass
         assert node.statistics()["local_turned_away"] == 1
         for app in apps:
             await app.close()
         await until(lambda: node.statistics()["local_closed"] == len(apps), "their places are free")
-        async with meshnode.connect(config.local_socket) as late:
+        async with meshnode.connect(socket_of(config)) as late:
             assert late.id == "veh-1"
 
 
@@ -258,7 +258,7 @@ async def test_mute_connection_is_closed(house: House, monkeypatch: pytest.Monke
     monkeypatch.setattr(limits, "LOCAL_OPEN_TIMEOUT_NS", 100 * limits.MS)
     config = house.config("veh-1")
     async with meshnode.open(config):
-        with raw(config.local_socket) as sock:
+        with raw(socket_of(config)) as sock:
             assert await asyncio.to_thread(received, sock) == []
 
 
@@ -269,7 +269,7 @@ async def test_program_on_libnng_is_an_application(house: House) -> None:
     reading = Reading("veh/veh-1/x", "veh-1", 1, 2.5, HERE, EventTime(5, 0), Provenance("c", "1"))
 
     def talk() -> list[Any]:
-        with pynng.Pair0(dial=f"ipc://{config.local_socket}", recv_timeout=30_000, send_timeout=30_000) as sock:
+        with pynng.Pair0(dial=f"ipc://{socket_of(config)}", recv_timeout=30_000, send_timeout=30_000) as sock:
             sock.send(encode_local(Open(LOCAL_MAJOR, 0, "c")))
             answers = [sock.recv()]
             sock.send(encode_local(Subscribe(1, "veh/**")))

@@ -1,0 +1,94 @@
+"""From a TOML file to a ``NodeConfig``, checked once and wholly.
+
+Paths in the file become relative to its folder. What is wrong is reported all at once, one line each.
+"""
+
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from meshnode.config.parsing import UNREADABLE, Section, TableReader, hints_of, problem_report
+from meshnode.config.sections import NodeConfig, PartSection, identity_names
+from protocols.base.errors import ConfigError, InvalidName
+from protocols.base.ids import node_id
+
+MAX_CONFIG_BYTES: Final = 1024 * 1024
+"""Largest configuration file: a wrong path could name a disk image."""
+
+
+def own_tables() -> dict[str, type[Section]]:
+    """The tables of the node itself, by name; those of its parts come on top."""
+    return {name: hint for name, hint in hints_of(NodeConfig).items() if name != "sections"}
+
+
+def read_config(tables: dict[str, Any], path: Path, kinds: Iterable[type[PartSection]]) -> NodeConfig:
+    """Check what :func:`read_toml` gave of the file ``path``. ``kinds``: the sections of all parts of the node.
+
+    :raises ConfigError: everything that is wrong in it, one line each with key, value and the way out.
+    """
+    own, parts = own_tables(), {kind.table: kind for kind in kinds}
+    reader = TableReader(folder=path.absolute().parent, tables={**own, **parts})
+    values: dict[str, Any] = {}
+    sections: list[Any] = []
+    for name, content in _with_defaults(tables).items():
+        if name in own:
+            values[name] = reader.read_table(own[name], content, name)
+        elif name in parts:
+            sections.append(reader.read_table(parts[name], content, name))
+        else:
+            reader.report_unknown(name, content, "", [*own, *parts])
+    for field in msgspec.structs.fields(NodeConfig):
+        if field.required and field.name not in tables and field.name not in values:
+            reader.report_missing(field.name, own[field.name], "")
+    if not reader.problems:
+        config = reader.build(NodeConfig, {**values, "sections": tuple(sections)}, "", "")
+        if isinstance(config, NodeConfig):
+            return config
+    assert reader.problems, "tables without problems are readable"
+    raise ConfigError(problem_report(str(path), tuple(reader.problems)))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a file as they stand in it. :raises ConfigError: when it can't be read, or is not TOML."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is not a file: name the TOML file itself")
+        with path.open("rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f'{path} does not exist: correct the path, or write it (two lines are enough: [node] and id = "…")'
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(f"{path} can't be read ({reason}): check its path, owner and mode") from error
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES:,} bytes: name the TOML file itself")
+    try:
+        return tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}, line {line} is not UTF-8 text: save the file as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}; correct that line") from error
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"{path} is not valid TOML: a value is nested too deep or too long; simplify it") from error
+
+
+def _with_defaults(table: dict[str, Any]) -> dict[str, Any]:
+    """Add the defaults that are no constants: paths beside the file, named after ``[node] id``."""
+    node, identity = table.get("node"), table.get("identity", {})
+    files: dict[str, Any] = identity_names("")
+    try:
+        files = identity_names(node_id(node["id"]))  # type: ignore[index]
+    except (KeyError, TypeError, InvalidName):
+        files = dict.fromkeys(files, UNREADABLE)  # the id's own problem is enough
+    completed = dict(table)
+    if isinstance(node, dict):
+        completed["node"] = {"state_dir": "state", **node}
+    if isinstance(identity, dict):
+        completed["identity"] = {**files, **identity}
+    return completed

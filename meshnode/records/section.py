@@ -1,0 +1,83 @@
+"""The sections of records: which readings become one, where they wait, and where they go."""
+
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
+
+from msgspec import Meta
+
+from meshnode.config.kinds import Expression
+from meshnode.config.parsing import Problem, Section, shown
+from meshnode.config.sections import PartSection
+from meshnode.links.transport import Address
+from protocols.base import limits
+from protocols.base.ids import NodeId
+
+
+class CurationSection(Section, frozen=True, kw_only=True):
+    """Which readings become records for the relay."""
+
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=limits.MAX_TEXT_CHARS,
+            description="Name of the rule, unique; stands in each record.",
+        ),
+    ]
+    keys: Annotated[Expression, Meta(description="Key expression of the readings.")]
+    min_interval_ms: Annotated[
+        int, Meta(ge=0, le=86_400_000, description="At most one record of a key in this time; 0: every reading.")
+    ] = 0
+    source: Annotated[
+        Literal["own", "any"], Meta(description="`own`: readings of this node; `any`: those of neighbours too.")
+    ] = "own"
+    lifespan_s: Annotated[
+        int,
+        Meta(ge=1, le=366 * 86_400, description="A record not delivered by then is dropped and counted as expired."),
+    ] = 86_400
+    priority: Annotated[
+        int, Meta(ge=0, le=7, description="7 is the most urgent; a full outbox drops the lowest first.")
+    ] = 3
+
+
+class CurationRulesSection(PartSection, frozen=True, kw_only=True):
+    """The rules that choose records."""
+
+    table: ClassVar[str] = "curation"
+    listed: ClassVar[str | None] = "rules"
+
+    rules: Annotated[tuple[CurationSection, ...], Meta(max_length=256, description="The rules.")] = ()
+
+    def conflicts(self) -> Iterator[Problem]:
+        """Rules of the same name."""
+        seen: set[str] = set()
+        for index, rule in enumerate(self.rules):
+            if rule.name in seen:
+                yield Problem(f"[{index}].name", shown(rule.name), "is used twice: give each rule its own name")
+            seen.add(rule.name)
+
+
+class OutboxSection(PartSection, frozen=True, kw_only=True):
+    """The records that wait for the relay, on disk."""
+
+    table: ClassVar[str] = "outbox"
+
+    max_records: Annotated[int, Meta(ge=1, le=100_000_000, description="Records kept at most.")] = 100_000
+    max_mib: Annotated[int, Meta(ge=1, le=1_048_576, description="Size kept at most.")] = 256
+
+    @property
+    def max_bytes(self) -> int:
+        """``max_mib`` in bytes."""
+        return self.max_mib * 1024 * 1024
+
+
+class RelaySection(PartSection, frozen=True, kw_only=True):
+    """Where records go. Without this table they stay in the outbox."""
+
+    table: ClassVar[str] = "relay"
+
+    address: Annotated[Address, Meta(description="`host:port` of the relay.")]
+    id: Annotated[
+        NodeId | None,
+        Meta(description="Node id that its certificate must carry.", extra={"default": "any relay of the mesh"}),
+    ] = None
