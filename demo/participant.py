@@ -149,10 +149,10 @@ async def main(config: Path) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    node = meshnode.open(config)
-    notes = Notebook(node.id)
-    node.on_event(notes.happened)
-    async with node:
+    configured = meshnode.open(config)
+    notes = Notebook(configured.id)
+    configured.on_event(notes.happened)
+    async with configured as node:
         node.subscribe("veh/*/*", callback=notes.received, own=False, history=False)
         node.subscribe("rsu/**", callback=notes.received, own=False, history=False)
         node.subscribe(f"veh/{node.id}/hazard", callback=notes.hazard_told, history=False)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from meshnode.config.sections import NodeConfig
     from meshnode.inference.result import InferenceResult
     from meshnode.local.client import ConnectedNode, connect
-    from meshnode.node import Node, open  # noqa: A004 - reads as ``meshnode.open``
+    from meshnode.node import Node
+    from meshnode.opening import ConfiguredNode, open  # noqa: A004 - reads as ``meshnode.open``
     from meshnode.readings.publisher import Publisher
     from meshnode.readings.subscriptions import Subscription
     from protocols.base.errors import MeshError
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "NodeConfig": "meshnode.config.sections",
+    "ConfiguredNode": "meshnode.opening",
     "ConnectedNode": "meshnode.local.client",
     "InferenceResult": "meshnode.inference.result",
     "Node": "meshnode.node",
     "Publisher": "meshnode.readings.publisher",
     "connect": "meshnode.local.client",
-    "open": "meshnode.node",
+    "open": "meshnode.opening",
     "Subscription": "meshnode.readings.subscriptions",
     "MeshError": "protocols.base.errors",
     "EventTime": "protocols.wire.readings",
@@ -42,6 +44,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ConfiguredNode",
     "ConnectedNode",
     "EventTime",
     "InferenceResult",

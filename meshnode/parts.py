@@ -1,27 +1,55 @@
-"""The configuration of a node with all its parts."""
+"""The parts that every node has, and how those of other packages are found.
 
-from pathlib import Path
-from typing import Final
+A part of another package has an entry point in the group ``meshnode.parts``, whose name is the part's. It is loaded
+only where it is asked for by that name: by a table of the configuration, or by a command. A package that is merely
+installed changes nothing, and none can take the place of a part that is listed here.
+"""
 
-from meshnode.config.loading import read_config, read_toml
-from meshnode.config.sections import NodeConfig, PartSection
-from meshnode.http.section import HttpSection
-from meshnode.inference.section import InferenceSection, ModelsSection
-from meshnode.local.section import LocalSection
-from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
-from meshnode.sensors.section import SensorsSection
+from typing import TYPE_CHECKING, Final
 
-SECTIONS: Final[tuple[type[PartSection], ...]] = (
-    HttpSection, LocalSection, ModelsSection, InferenceSection, SensorsSection, CurationRulesSection, OutboxSection,
-    RelaySection,
-)  # fmt: skip
+from meshnode.gossip.part import GOSSIP
+from meshnode.http.part import HTTP
+from meshnode.inference.part import INFERENCE
+from meshnode.local.part import LOCAL
+from meshnode.part import Part
+from meshnode.records.part import RECORDS
+from meshnode.sensors.part import SENSORS
+from protocols.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+GROUP: Final = "meshnode.parts"
+
+CAPABILITIES: Final = (RECORDS, INFERENCE, GOSSIP)
+"""In the order in which they open. Parts that are handed over follow."""
+DOORS: Final = (HTTP, LOCAL, SENSORS)
+"""What uses all other parts, and opens after them."""
 
 
-def load(path: Path | str) -> NodeConfig:
-    """Read and check a configuration file. Relative paths in it become relative to its folder.
+def installed_part(name: str) -> Part | None:
+    """The part of another package by its name; None when there is none.
 
-    :raises ConfigError: the file can't be read, or everything that is wrong in it, one line each with key, value and
-        the way out.
+    :raises ConfigError: when its package can't be imported, or offers something else.
     """
-    path = Path(path)
-    return read_config(read_toml(path), path, SECTIONS)
+    from importlib.metadata import entry_points  # takes 20 ms, and most commands don't need it
+
+    for point in entry_points(group=GROUP, name=name):
+        return _loaded(point)
+    return None
+
+
+def _loaded(point: "EntryPoint") -> Part:
+    package = point.dist.name if point.dist else "unknown"
+    try:
+        part = point.load()
+    except Exception as error:  # whatever a foreign module does when it is imported
+        raise ConfigError(
+            f"part {point.name!r} of package {package!r} can't be imported ({error!r}): repair or remove it"
+        ) from error
+    if not (isinstance(part, Part) and part.name == point.name):
+        raise ConfigError(
+            f"part {point.name!r} of package {package!r} is {point.value!r}, which is no meshnode.part.Part of that "
+            "name: correct its entry point"
+        )
+    return part

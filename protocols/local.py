@@ -9,7 +9,7 @@ through ``decode_untrusted_…`` only. ``docs/reference/local.md`` describes eve
 both.
 """
 
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -30,10 +30,13 @@ from protocols.wire.tensors import NamedTensor, check_untrusted_tensor
 
 LOCAL_MAJOR = 1
 """Versions that differ here refuse one another."""
-LOCAL_MINOR = 0
+LOCAL_MINOR = 1
+"""1: ``Ask`` may have any subject, and an argument."""
 
 Detail = Annotated[str, Meta(max_length=4_096)]
-Subject = Literal["peers", "statistics", "drops", "models", "position", "uplink"]
+FIRST_SUBJECTS = frozenset({"peers", "statistics", "drops", "models", "position", "uplink"})
+"""What a node of version 1.0 can be asked; it takes another subject for a malformed frame. Later ones say what they
+don't answer."""
 
 _T = TypeVar("_T")
 
@@ -110,10 +113,12 @@ class CancelInfer(Frame, frozen=True, array_like=True, gc=False, tag=100):
 
 
 class Ask(Frame, frozen=True, array_like=True, gc=False, tag=101):
-    """What the node knows about ``subject``. Answered by ``Told``."""
+    """Ask a part of the node. Answered by ``Told``, or by ``Done`` with the error when nobody answers ``subject``."""
 
     question: Count
-    subject: Subject
+    subject: Text
+    argument: Any = None
+    """Plain data, as the subject wants it."""
 
 
 class Flush(Frame, frozen=True, array_like=True, gc=False, tag=102):

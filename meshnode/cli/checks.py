@@ -4,14 +4,13 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Any, Final, Literal
 
-from meshnode.cli.node_api import NodeApi
 from meshnode.cli.probes import (
     ProbeFailed,
     interface_addresses,
@@ -21,11 +20,13 @@ from meshnode.cli.probes import (
     tls_identity,
 )
 from meshnode.config.sections import NodeConfig
+from meshnode.console.node_api import NodeApi
 from meshnode.http.section import HttpSection
 from meshnode.identity import inspect
 from meshnode.identity.state import StateFolder
 from meshnode.inference.section import ModelsSection
-from meshnode.parts import load
+from meshnode.loading import load
+from meshnode.part import Part
 from meshnode.records.section import OutboxSection, RelaySection
 from meshnode.sensors.section import SensorsSection
 from protocols.access import LINK_ROLES
@@ -52,10 +53,10 @@ class Finding:
     message: str
 
 
-def examine(config_path: Path) -> Iterator[Finding]:
+def examine(config_path: Path, parts: Sequence[Part] = ()) -> Iterator[Finding]:
     """Run all checks, in the order in which a node would stumble over them."""
     try:
-        config = load(config_path)
+        config = load(config_path, parts)
     except ConfigError as error:
         yield Finding("fail", "config", str(error))
         return

@@ -1,17 +1,23 @@
 """``meshnode doctor``: is everything there that a node needs, and what to do about what is not."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from meshnode.cli.printing import print_json
+from meshnode.console.printing import print_json
+
+if TYPE_CHECKING:
+    from meshnode.part import Part
 
 
 @click.command()
 @click.argument("config_path", metavar="CONFIG", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(config_path: Path, as_json: bool) -> None:
+@click.pass_obj
+def doctor(parts: "Sequence[Part]", config_path: Path, as_json: bool) -> None:
     """Check certificates, clock, multicast, ports, models, state folder and relay of a node.
 
     Works beside the running node too. Status 1 when something would keep the node from working.
@@ -19,7 +25,7 @@ def doctor(config_path: Path, as_json: bool) -> None:
     from meshnode.cli.checks import examine
 
     findings = []
-    for finding in examine(config_path):
+    for finding in examine(config_path, parts):
         findings.append(finding)
         if not as_json:
             click.echo(f"{finding.status:<5} {finding.check:<12} {finding.message}")

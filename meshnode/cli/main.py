@@ -9,19 +9,20 @@ Importing this must stay cheap: commands import what they need when they run.
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import click
 
 from meshnode.cli.doctor import doctor
-from meshnode.cli.gossip import gossip
-from meshnode.cli.inference import infer
 from meshnode.cli.mesh import mesh
 from meshnode.cli.neighbours import peers, watch
-from meshnode.cli.printing import PIPE_CLOSED
 from meshnode.cli.readings import pub, sub
 from meshnode.cli.run import run
-from meshnode.cli.trial import trial
+from meshnode.console.printing import PIPE_CLOSED
+from meshnode.part import Part
+from meshnode.parts import CAPABILITIES, DOORS, installed_part
+from meshnode.trial.commands import trial
 from protocols.base.errors import ConfigError, InputInvalid, LocalProtocolError, MeshError
 
 INTERRUPTED = 130
@@ -39,7 +40,32 @@ def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     ctx.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class PartGroup(click.Group):
+    """Commands of the node itself and of its parts. A command that is not known may be that of an installed part."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """See :class:`click.Group`. :raises ConfigError: when an installed part of that name is broken."""
+        command = super().get_command(ctx, cmd_name)
+        if command is None:
+            for command in _commands_of(ctx.obj or ()):
+                if command.name == cmd_name:
+                    return command
+            part = installed_part(cmd_name)
+            commands = part.commands() if part is not None else ()
+            command = next((command for command in commands if command.name == cmd_name), None)
+        return command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Those of the node and of the parts handed over; installed parts are loaded only when they are asked for."""
+        handed = [command.name for command in _commands_of(ctx.obj or ()) if command.name is not None]
+        return sorted({*super().list_commands(ctx), *handed})
+
+
+def _commands_of(parts: Sequence[Part]) -> list[click.Command]:
+    return [command for part in parts for command in part.commands()]
+
+
+@click.group(cls=PartGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
               help="Show the version and exit.")  # fmt: skip
 def commands() -> None:
@@ -49,18 +75,19 @@ def commands() -> None:
     """
 
 
-for _command in (run, peers, watch, gossip, pub, sub, infer, doctor, mesh, trial):
+for _command in (run, peers, watch, pub, sub, doctor, mesh, trial, *_commands_of((*CAPABILITIES, *DOORS))):
     commands.add_command(_command)
 
 
-def main() -> NoReturn:
-    """Entry point of the console script."""
-    sys.exit(_status())
+def main(parts: Sequence[Part] = ()) -> NoReturn:
+    """Entry point of the console script. ``parts``: capabilities on top of those that every node has; a program that
+    brings some has its own entry point, which calls this."""
+    sys.exit(_status(parts))
 
 
-def _status() -> int:
+def _status(parts: Sequence[Part]) -> int:
     try:
-        status = commands(prog_name="meshnode", standalone_mode=False)
+        status = commands(prog_name="meshnode", standalone_mode=False, obj=tuple(parts))
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()

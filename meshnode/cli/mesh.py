@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meshnode.cli.printing import print_json
+from meshnode.console.printing import print_json
 
 if TYPE_CHECKING:
     from cryptography import x509

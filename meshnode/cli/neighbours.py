@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meshnode.cli.node_api import NodeApi, chosen_node, on_a_node
-from meshnode.cli.printing import duration, milliseconds, print_json, printable
+from meshnode.console.node_api import NodeApi, chosen_node, on_a_node
+from meshnode.console.printing import duration, milliseconds, print_json, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

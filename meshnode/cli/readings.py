@@ -12,8 +12,8 @@ from urllib.parse import urlencode
 
 import click
 
-from meshnode.cli.node_api import chosen_node, on_a_node
-from meshnode.cli.printing import PIPE_CLOSED, print_json, printable, value_text
+from meshnode.console.node_api import chosen_node, on_a_node
+from meshnode.console.printing import PIPE_CLOSED, print_json, printable, value_text
 
 
 class _Place(click.ParamType):  # type: ignore[type-arg]  # generic only in newer click

@@ -3,7 +3,7 @@
 import click
 
 from meshnode.config.reference import reference_page
-from meshnode.parts import SECTIONS
+from meshnode.loading import parts_with, sections_of
 
 if __name__ == "__main__":
-    click.echo(reference_page(SECTIONS), nl=False)
+    click.echo(reference_page(sections_of(parts_with())), nl=False)

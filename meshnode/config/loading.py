@@ -6,7 +6,7 @@ Paths in the file become relative to its folder. What is wrong is reported all a
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -14,6 +14,8 @@ from meshnode.config.parsing import UNREADABLE, Section, TableReader, hints_of, 
 from meshnode.config.sections import NodeConfig, PartSection, identity_names
 from protocols.base.errors import ConfigError, InvalidName
 from protocols.base.ids import node_id
+
+_S = TypeVar("_S", bound=PartSection)
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 """Largest configuration file: a wrong path could name a disk image."""
@@ -49,6 +51,20 @@ def read_config(tables: dict[str, Any], path: Path, kinds: Iterable[type[PartSec
             return config
     assert reader.problems, "tables without problems are readable"
     raise ConfigError(problem_report(str(path), tuple(reader.problems)))
+
+
+def read_section(path: Path | str, kind: type[_S]) -> _S:
+    """One section of a file, or its defaults. Nothing else in the file is checked: whoever asks may be another user
+    than the node, and know less of its parts.
+
+    :raises ConfigError: the file can't be read, or everything that is wrong in that table.
+    """
+    path = Path(path)
+    reader = TableReader(folder=path.absolute().parent)
+    section = reader.read_table(kind, read_toml(path).get(kind.table, {}), kind.table)
+    if not isinstance(section, kind):
+        raise ConfigError(problem_report(str(path), tuple(reader.problems)))
+    return section
 
 
 def read_toml(path: Path) -> dict[str, Any]:

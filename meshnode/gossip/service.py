@@ -10,23 +10,19 @@ import ipaddress
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
-from meshnode.config.sections import NodeConfig
+from meshnode.running import Host
 from protocols.base import limits
-from protocols.base.errors import MeshError, RemoteProtocolError, ValueUnsupported
-from protocols.base.ids import Role
-from protocols.gossip.entries import EntryView, Stored
-from protocols.wire.entries import decode_untrusted_address, encode_address
+from protocols.base.errors import MeshError, ValueUnsupported
+from protocols.gossip.entries import Stored
+from protocols.wire.entries import encode_address
 from protocols.wire.gossip import InboxAddress
-
-if TYPE_CHECKING:
-    from meshnode.driver import Driver
 
 _log = logging.getLogger(__name__)
 
@@ -35,9 +31,9 @@ ADDRESS: Final = "address"
 ADDRESS_LIFETIME_S: Final = 24 * 3_600
 """A vehicle that nobody has heard of for a day may be anywhere."""
 LOOK_S: Final = 30.0
-"""Between two looks whether the addresses of this host or what it computes have changed …"""
+"""Between two looks whether the addresses of this host or its capabilities have changed."""
 SAVE_S: Final = 300.0
-"""… and between two writings of what has changed: a memory card lives for some thousand of each block."""
+"""Between two writings of what has changed: a memory card endures some thousand writings of each block."""
 _File = tuple[Literal[1], int, list[tuple[int, str, bytes]]]
 """Format, UTC nanoseconds of writing, and of each entry its age in nanoseconds, from whom, and its bytes."""
 _MAX_FILE_BYTES: Final = limits.MAX_ENTRIES * (limits.MAX_ENTRY_BYTES + 128)
@@ -46,21 +42,17 @@ _MAX_FILE_BYTES: Final = limits.MAX_ENTRIES * (limits.MAX_ENTRY_BYTES + 128)
 class GossipService:
     """Authors the address entry of one node and keeps its store on disk."""
 
-    def __init__(
-        self, config: NodeConfig, role: Role, port: int, certificate_ends: datetime, driver: "Driver",
-        models: Callable[[], Iterable[str]],
-    ) -> None:  # fmt: skip
-        """``port``: of the inbox. ``models``: names of what this node computes, now."""
-        self._config, self._role, self._port, self._ends = config, role, port, certificate_ends
-        self._driver, self._models = driver, models
-        self._file = config.node.state_dir / "gossip.msgpack"
+    def __init__(self, host: Host) -> None:
+        """``host`` listens."""
+        self._host, self._ends = host, host.certificate_ends
+        self._file = host.config.node.state_dir / "gossip.msgpack"
         self._said = b""
         self._kept: frozenset[bytes] = frozenset()
 
     def open(self) -> None:
         """Remember what was known, and say where this node is."""
         stored = load(self._file)
-        self._driver.act(lambda engine, now: engine.gossip.restore(stored, now))
+        self._host.driver.act(lambda engine, now: engine.gossip.restore(stored, now))
         self.say()
 
     def renewed(self, certificate_ends: datetime) -> None:
@@ -70,10 +62,11 @@ class GossipService:
 
     def say(self) -> None:
         """Author the address entry, unless it says what was said before."""
-        listen, discovery = self._config.listen, self._config.discovery
+        host, listen, discovery = self._host, self._host.config.listen, self._host.config.discovery
         hosts = own_hosts(listen.host, listen.advertise, discovery.interfaces)[: limits.MAX_ADVERT_ADDRESSES]
-        capabilities = sorted(self._models())[: limits.MAX_OFFERS]
-        body = encode_address(InboxAddress(self._role.value, self._port, tuple(hosts), tuple(capabilities)))
+        known = {name for part in host.parts for name in part.capabilities()}
+        capabilities = sorted(known)[: limits.MAX_OFFERS]
+        body = encode_address(InboxAddress(host.role.value, host.port, tuple(hosts), tuple(capabilities)))
         if body == self._said:
             return
         said = body
@@ -81,14 +74,14 @@ class GossipService:
         lifetime_s = max(60, min(ADDRESS_LIFETIME_S, certified_s))
         while True:
             try:
-                self._author(body, lifetime_s)
+                self._put(body, lifetime_s)
             except ValueUnsupported as error:  # as much as fits beside the certificate
                 if not capabilities and not hosts:
                     self._said = said
                     _log.warning("this node's addresses are not spread: %s", error)
                     return
                 (capabilities or hosts).pop()
-                body = encode_address(InboxAddress(self._role.value, self._port, tuple(hosts), tuple(capabilities)))
+                body = encode_address(InboxAddress(host.role.value, host.port, tuple(hosts), tuple(capabilities)))
             except MeshError as error:
                 _log.warning("this node's addresses are not spread: %s", error)
                 return
@@ -96,8 +89,8 @@ class GossipService:
                 self._said = said
                 return
 
-    def _author(self, body: bytes, lifetime_s: int) -> None:
-        self._driver.act(lambda engine, now: engine.gossip.put(ADDRESS, body, lifetime_s, now))
+    def _put(self, body: bytes, lifetime_s: int) -> None:
+        self._host.driver.act(lambda engine, now: engine.gossip.put(ADDRESS, body, lifetime_s, now))
 
     async def run(self) -> None:
         """Look again and again until cancelled."""
@@ -111,7 +104,7 @@ class GossipService:
 
     def save(self) -> None:
         """Write what is held, if it is not what was written."""
-        stored = self._driver.look(lambda engine, now: engine.gossip.stored(now))
+        stored = self._host.driver.look(lambda engine, now: engine.gossip.stored(now))
         kept = frozenset(entry.data for entry in stored)
         if kept == self._kept:
             return
@@ -156,23 +149,3 @@ def own_hosts(listen: str, advertise: Sequence[str], interfaces: Sequence[str]) 
     from meshnode.links.mdns import announced_addresses
 
     return announced_addresses(None, interfaces)
-
-
-def entry_form(view: EntryView) -> dict[str, Any]:
-    """An entry as the HTTP API gives it; ``address`` is null for other kinds, and for a body that is none."""
-    address: dict[str, Any] | None = None
-    if view.kind == ADDRESS:
-        try:
-            address = msgspec.structs.asdict(decode_untrusted_address(view.body))
-        except RemoteProtocolError:
-            address = None
-    return {
-        "author": view.author,
-        "kind": view.kind,
-        "version": view.version,
-        "age_s": round(view.age_ns / limits.SECOND, 3),
-        "lifetime_s": view.lifetime_s,
-        "from": view.source,
-        "size_bytes": view.size_bytes,
-        "address": address,
-    }

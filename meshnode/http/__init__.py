@@ -1,3 +1,1 @@
-"""A node's HTTP API on loopback: health, metrics, readings, and the Open Inference Protocol."""
-
-from meshnode.http.server import HttpServer as HttpServer
+"""A node's HTTP API on loopback: the server, what all its routes share, and the routes of the node itself."""

@@ -1,71 +1,81 @@
-"""The node's own part of the API: health, who is there, what was dropped, readings in and out."""
+"""The node's own part of the API: health, metrics, who is there, what was dropped."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Final
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
+from starlette.routing import Route
 
-from meshnode.gossip.service import entry_form
-from meshnode.http.guard import BadRequest, Bodies, error_response, json_response
+from meshnode.http.guard import Bodies, error_response, json_response
 from meshnode.http.metrics import Metrics
-from meshnode.http.reading_json import MAX_READING_BYTES, parse_untrusted_publish, position_form, reading_form
-from meshnode.readings.subscriptions import Subscription
-from meshnode.records.section import RelaySection
-from protocols.base import limits
-
-if TYPE_CHECKING:
-    from meshnode.node import Node
-
-MAX_STREAMS: Final = 32
-"""Streams of readings at once; each takes one of the node's subscriptions."""
-_MAX_COUNT: Final = 1_000_000_000
-_MAX_TIMEOUT_S: Final = 86_400.0
-_OFF_LOOP_BYTES: Final = 64 * 1024
+from meshnode.http.reading_json import position_form
+from meshnode.running import Host
 
 
 class Api:
-    """Handlers of one node, and what they share."""
+    """Handlers of one node, and what all handlers share; it is the ``HttpService`` of the routes of parts."""
 
-    def __init__(self, node: "Node") -> None:
-        self.node = node
-        self.bodies = Bodies()
+    def __init__(self, host: Host, bound_port: Callable[[], int | None]) -> None:
+        """``bound_port``: where the server listens, once it does."""
+        self.host = host
         self.leaving = False
         self.given_up = asyncio.Event()
-        """Set when a closing node waits no longer."""
-        self._metrics = Metrics(node)
-        self._streams: set[Subscription] = set()
+        self._bound_port = bound_port
+        self._bodies = Bodies()
+        self._metrics = Metrics(host)
+        self._ends: list[Callable[[], None]] = []
         self._started_s = time.monotonic()
         try:
             self.version = version("meshnode")
         except PackageNotFoundError:
             self.version = "0+unknown"
 
+    def routes(self) -> list[Route]:
+        """Paths of the handlers below."""
+        return [
+            Route("/healthz", self.healthz),
+            Route("/readyz", self.readyz),
+            Route("/metrics", self.metrics),
+            Route("/v1/node", self.node_view),
+            Route("/v1/peers", self.peers),
+            Route("/v1/drops", self.drops),
+        ]
+
+    def body(self, request: Request, max_bytes: int) -> AbstractAsyncContextManager[bytes]:
+        """See :meth:`meshnode.http.guard.Bodies.read`."""
+        return self._bodies.read(request, max_bytes)
+
+    def at_leave(self, end: Callable[[], None]) -> None:
+        """Call ``end`` when the node begins to close."""
+        self._ends.append(end)
+
     def leave(self, drain_s: float) -> None:
         """No longer ready: end streams now and everything else after ``drain_s``."""
         self.leaving = True
-        for subscription in list(self._streams):
-            subscription.close()
+        for end in self._ends:
+            end()
         asyncio.get_running_loop().call_later(drain_s, self.given_up.set)
 
     # --- health ----------------------------------------------------------------------------------------------------
     async def healthz(self, _: Request) -> Response:
         """The event loop turns and the engine answers."""
-        await asyncio.to_thread(self.node.statistics)
+        await asyncio.to_thread(self.host.statistics)
         return json_response({"alive": True})
 
     async def readyz(self, _: Request) -> Response:
-        """The inbox listens and all models are loaded; no longer so while the node leaves."""
+        """The inbox listens and the parts are open; it is no longer ready while it leaves."""
         if self.leaving:
-            return error_response(503, f"the node {self.node.id} is leaving", {"retry-after": "1"})
-        return json_response({"ready": True, "models": sorted(self.node.models)})
+            return error_response(503, f"the node {self.host.id} is leaving", {"retry-after": "1"})
+        ready = {"ready": True}
+        for part in self.host.parts:
+            ready.update(part.readiness())
+        return json_response(ready)
 
     async def metrics(self, _: Request) -> Response:
         """Everything countable, for Prometheus."""
@@ -75,24 +85,20 @@ class Api:
     # --- who and what ----------------------------------------------------------------------------------------------
     async def node_view(self, _: Request) -> Response:
         """Who the node is and how it stands."""
-        node = self.node
-        relay = node.config.given(RelaySection)
-        state, _sep, detail = node.uplink_state.partition(" ")
-        position = node.position
-        return json_response({
-            "id": node.id,
-            "role": node.role.value,
-            "mesh": node.mesh,
+        host = self.host
+        position, ends = host.position, host.certificate_ends
+        view = {
+            "id": host.id,
+            "role": host.role.value,
+            "mesh": host.mesh,
             "version": self.version,
-            "incarnation": node.incarnation,
-            "port": node.port,
-            "http_port": node.http_port,
+            "incarnation": host.incarnation,
+            "port": host.port,
+            "http_port": self._bound_port(),
             "uptime_s": round(time.monotonic() - self._started_s, 3),
-            "certificate_ends": node.certificate_ends.isoformat(),
-            "certificate_days_left": round((node.certificate_ends - datetime.now(UTC)).total_seconds() / 86_400, 2),
+            "certificate_ends": ends.isoformat(),
+            "certificate_days_left": round((ends - datetime.now(UTC)).total_seconds() / 86_400, 2),
             "position": position_form(position) if position is not None else None,
-            "relay": {"address": str(relay.address), "state": state, "detail": detail} if relay is not None else None,
-            "models": sorted(node.models),
             "link_failures": [
                 {
                     "peer": failed.peer,
@@ -101,10 +107,13 @@ class Api:
                     "count": failed.count,
                     "last_s": round(max(0.0, (time.time_ns() - failed.last_utc_ns) / 1e9), 1),
                 }
-                for failed in node.link_failures()
+                for failed in host.link_failures()
             ],
-            "statistics": node.statistics(),
-        })  # fmt: skip
+            "statistics": host.statistics(),
+        }
+        for part in host.parts:
+            view.update(part.node_view())
+        return json_response(view)
 
     async def peers(self, _: Request) -> Response:
         """Every neighbour known."""
@@ -115,137 +124,12 @@ class Api:
                     {field: getattr(offer, field) for field in offer.__struct_fields__} for offer in peer.offers
                 ],
             }
-            for peer in self.node.peers()
+            for peer in self.host.peers()
         ])  # fmt: skip
-
-    async def gossip(self, _: Request) -> Response:
-        """Every gossip entry held."""
-        return await asyncio.to_thread(lambda: json_response([entry_form(view) for view in self.node.entries()]))
 
     async def drops(self, _: Request) -> Response:
         """Every drop counter."""
         return json_response([
             {"peer": peer, "key": key, "reason": reason, "count": count}
-            for (peer, key, reason), count in self.node.drops()
+            for (peer, key, reason), count in self.host.drops()
         ])  # fmt: skip
-
-    # --- readings --------------------------------------------------------------------------------------------------
-    async def stream_readings(self, request: Request) -> Response:
-        """Readings as they come, one JSON object a line."""
-        asked = _Query(request.query_params, "key conflate history own count timeout_s max_rate_hz hops")
-        count = asked.whole("count", 0, _MAX_COUNT)
-        timeout_s = asked.number("timeout_s", 0.0, _MAX_TIMEOUT_S)
-        if self.leaving:
-            raise BadRequest(f"the node {self.node.id} is leaving", 503)
-        if len(self._streams) >= MAX_STREAMS:
-            raise BadRequest(f"{MAX_STREAMS} streams of readings are open: close one first", 503)
-        subscription = self.node.subscribe(
-            asked.text("key"),
-            conflate=asked.flag("conflate", False),
-            history=asked.flag("history", True),
-            own=asked.flag("own", True),
-            max_rate_hz=asked.number("max_rate_hz", 0.0, 1e6) or 0.0,
-            hops=asked.whole("hops", 0, limits.MAX_HOPS),
-        )
-        self._streams.add(subscription)
-        return _ReadingStream(subscription, count, timeout_s, self._streams)
-
-    async def publish(self, request: Request) -> Response:
-        """Publish one reading."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise BadRequest(f"Content-Type is {kind[:60]!r}: send application/json", 415)
-        async with self.bodies.read(request, MAX_READING_BYTES) as body:
-            if len(body) > _OFF_LOOP_BYTES:
-                form = await asyncio.to_thread(parse_untrusted_publish, body)
-            else:
-                form = parse_untrusted_publish(body)
-            put = self.node.publish(
-                form.key, form.value, unit=form.unit, sensor=form.sensor, where=form.position, time_ns=form.time_ns,
-                quality=form.quality, calibration=form.calibration, lineage=form.lineage, priority=form.priority,
-                lifespan_ms=form.lifespan_ms, hops=form.hops,
-            )  # fmt: skip
-        return json_response({"key": form.key, "origin": self.node.id, **msgspec.to_builtins(put)})
-
-
-class _ReadingStream(StreamingResponse):
-    """Owns its subscription: it ends with the response, however that ends."""
-
-    def __init__(
-        self, subscription: Subscription, count: int, timeout_s: float | None, streams: set[Subscription]
-    ) -> None:
-        self._subscription, self._streams = subscription, streams
-        super().__init__(
-            _lines(subscription, count, timeout_s),
-            media_type="application/x-ndjson",
-            headers={"cache-control": "no-store"},
-        )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._subscription.close()
-            self._streams.discard(self._subscription)
-
-
-async def _lines(subscription: Subscription, count: int, timeout_s: float | None) -> AsyncIterator[bytes]:
-    ends_s = None if timeout_s is None else time.monotonic() + timeout_s
-    sent = told = 0
-    while not count or sent < count:
-        try:
-            reading = await subscription.next(None if ends_s is None else max(ends_s - time.monotonic(), 0.0))
-        except (TimeoutError, StopAsyncIteration):
-            return
-        if subscription.dropped != told:
-            told = subscription.dropped
-            yield msgspec.json.encode({"dropped": told}) + b"\n"
-        yield msgspec.json.encode(reading_form(reading)) + b"\n"
-        sent += 1
-
-
-class _Query:
-    """The query of a URL, each value checked where it is read."""
-
-    def __init__(self, given: Mapping[str, str], known: str) -> None:
-        self._given = given
-        names = known.split()
-        for name in given:
-            if name not in names:
-                near = get_close_matches(name, names, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
-                raise BadRequest(f"the query has an unknown name {name[:40]!r}: {hint}")
-
-    def text(self, name: str) -> str:
-        """A value that must be there."""
-        if name not in self._given:
-            raise BadRequest(f"the query lacks {name!r}: add ?{name}=…, as in ?key=veh/**")
-        return self._given[name]
-
-    def flag(self, name: str, default: bool) -> bool:
-        """True or false."""
-        words = {"true": True, "1": True, "false": False, "0": False}
-        text = self._given.get(name, str(default).lower()).lower()
-        if text not in words:
-            raise BadRequest(f"{name} is {text[:40]!r}: use true or false")
-        return words[text]
-
-    def whole(self, name: str, default: int, most: int) -> int:
-        """A whole number from 0 to ``most``."""
-        text = self._given.get(name, str(default))
-        if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text) <= most):
-            raise BadRequest(f"{name} is {text[:40]!r}: use a whole number from 0 to {most}")
-        return int(text)
-
-    def number(self, name: str, least: float, most: float) -> float | None:
-        """A number from ``least`` to ``most``; None when it is not there."""
-        text = self._given.get(name)
-        if text is None:
-            return None
-        try:
-            number = float(text)
-        except ValueError:
-            number = float("nan")
-        if not least <= number <= most:
-            raise BadRequest(f"{name} is {text[:40]!r}: use a number from {least:g} to {most:g}")
-        return number

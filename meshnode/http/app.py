@@ -1,4 +1,4 @@
-"""Which path leads where. ``docs/reference/http.md`` describes each of them."""
+"""Puts the routes of a node and its parts together. ``docs/reference/http.md`` describes each of them."""
 
 from http import HTTPStatus
 
@@ -7,41 +7,19 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from meshnode.http.api import Api
 from meshnode.http.guard import Guard, error_response, status_of
-from meshnode.http.open_inference import OpenInference
+from meshnode.http.readings import ReadingsApi
 from protocols.base.errors import MeshError
 
 
 def build_app(api: Api) -> Starlette:
-    """The whole API of one node as an ASGI application."""
-    inference = OpenInference(api)
-    routes = [
-        Route("/healthz", api.healthz),
-        Route("/readyz", api.readyz),
-        Route("/metrics", api.metrics),
-        Route("/v1/node", api.node_view),
-        Route("/v1/peers", api.peers),
-        Route("/v1/drops", api.drops),
-        Route("/v1/gossip", api.gossip),
-        Route("/v1/models", inference.models),
-        Route("/v1/readings", api.stream_readings, methods=["GET"]),
-        Route("/v1/readings", api.publish, methods=["POST"]),
-        Route("/v2", inference.server),
-        Route("/v2/", inference.server),
-        Route("/v2/health/live", inference.live),
-        Route("/v2/health/ready", inference.ready),
-    ]
-    for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        routes += [
-            Route(model, inference.model),
-            Route(f"{model}/ready", inference.model_ready),
-            Route(f"{model}/infer", inference.infer, methods=["POST"]),
-        ]
+    """The whole API of one node as an ASGI application. No part can take a path of the node's own."""
+    readings = ReadingsApi(api.host, api)
+    api.at_leave(readings.end_streams)
     app = Starlette(
-        routes=routes,
+        routes=[*api.routes(), *readings.routes(), *(route for part in api.host.parts for route in part.routes(api))],
         middleware=[Middleware(Guard)],
         exception_handlers={MeshError: _mesh_error, HTTPException: _http_error, Exception: _our_bug},
     )

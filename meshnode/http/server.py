@@ -10,17 +10,15 @@ import contextlib
 import errno
 import socket
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from meshnode.http.api import Api
 from meshnode.http.app import build_app
+from meshnode.running import Host
 from protocols.base.errors import TransportError
-
-if TYPE_CHECKING:
-    from meshnode.node import Node
 
 DRAIN_S: Final = 1.0
 """How long a closing node lets inferences finish; what runs longer is answered 503."""
@@ -35,8 +33,9 @@ MAX_HEADER_BYTES: Final = 32 * 1024
 class HttpServer:
     """Serves one node on a loopback address."""
 
-    def __init__(self, node: "Node") -> None:
-        self._api = Api(node)
+    def __init__(self, host: Host) -> None:
+        self._api = Api(host, lambda: self._port)
+        self._port: int | None = None
         self._server: _Embedded | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -62,6 +61,7 @@ class HttpServer:
             self._task.result()
             raise TransportError(f"the HTTP server on {host}:{port} ended before it listened")
         bound: int = listener.getsockname()[1]
+        self._port = bound
         return bound
 
     async def close(self) -> None:

@@ -1,14 +1,13 @@
 """Takes up a renewed certificate while the node runs.
 
 ``meshnode mesh issue`` replaces a node's files; this notices within ``CHECK_S`` and hands them to the links. New
-handshakes use the new certificate, open links live on. Files that don't fit together (the copying is under way, say)
-change nothing and are looked at again.
+handshakes use the new certificate, and open links live on. Files that don't fit together (while they are being copied,
+for example) change nothing and are looked at again.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 
 from meshnode.identity import NodeIdentity, load_identity
@@ -23,12 +22,10 @@ CHECK_S = 5.0
 class Renewal:
     """Watches the credentials of one node."""
 
-    def __init__(
-        self, current: NodeIdentity, renew: Callable[[CredentialFiles], None], renewed: Callable[[datetime], None]
-    ) -> None:
-        """``renew`` is ``Transport.renew``; ``renewed`` is told when the new certificate ends."""
+    def __init__(self, current: NodeIdentity, renewed: Callable[[CredentialFiles, NodeIdentity], None]) -> None:
+        """``renewed`` takes the new files up; what it raises is logged."""
         self._peer, self._credentials = current.peer, current.credentials
-        self._renew, self._renewed = renew, renewed
+        self._renewed = renewed
         self._seen = self._look()
 
     def _look(self) -> tuple[tuple[int, int], ...]:
@@ -52,11 +49,10 @@ class Renewal:
                     f"{files.certificate} now belongs to {identity.peer.role.value} {identity.peer.node}, this node is "
                     f"{self._peer.role.value} {self._peer.node}: copy the right file, or restart"
                 )
-            self._renew(files)
+            self._renewed(files, identity)
         except MeshError as error:
             _log.warning("the new certificate is not in use: %s", error)
         else:
-            self._renewed(identity.not_after)
             _log.info("a new certificate is in use, valid until %s", identity.not_after)
         self._seen = now
 

@@ -1,13 +1,12 @@
-"""The models of a node and the engine's ``Compute``: what is asked here is run here, and what it costs is told."""
+"""Runs the models of a node for the engine, and tells it what they cost."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import assert_never
 
-from meshnode.config.sections import NodeConfig
-from meshnode.inference.section import InferenceSection, ModelsSection
+from meshnode.inference.section import InferenceSection, ModelSection
 from meshnode.models import Cancellation, Failed, Job, LoadedModel, ModelSpec, Outcome, RunDone, Runner, load_model
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InputInvalid, MeshError
 from protocols.base.limits import MAX_TEXT_CHARS
@@ -24,23 +23,23 @@ class ComputeService:
 
     def __init__(
         self,
-        config: NodeConfig,
+        models: Mapping[str, ModelSection],
+        how: InferenceSection,
         computed: Callable[[int, InferAnswer], None],
         changed: Callable[[tuple[LocalModel, ...]], None],
     ) -> None:
-        self._config, self._computed, self._changed = config, computed, changed
+        self._sections, self._how, self._computed, self._changed = models, how, computed, changed
         self.models: dict[str, LoadedModel] = {}
-        self._how = config.of(InferenceSection)
-        self._runner = Runner(self._how.workers, emulate_slowdown=self._how.emulate_slowdown)
+        self._runner = Runner(how.workers, emulate_slowdown=how.emulate_slowdown)
         self._cancels: dict[int, Cancellation] = {}
         self._lock = threading.Lock()
 
     def load_models(self) -> None:
-        """Load and measure every configured model; takes seconds, and the node serves readings meanwhile.
+        """Load and measure every configured model. This takes seconds, and the node serves readings meanwhile.
 
         :raises ModelInvalid: a file is missing or can't be loaded.
         """
-        for name, section in self._config.of(ModelsSection).models.items():
+        for name, section in self._sections.items():
             model = load_model(
                 ModelSpec(name, section.path, section.threads, section.serve, section.optimisation, section.warm_up)
             )

@@ -1,21 +1,22 @@
 """One application as its node sees it: what its frames do, and what goes back.
 
-Everything runs on the server's thread but deliveries, events and answers of inferences, which come from any. Errors of
-the tree go back to the application by name; a frame that is none raises, and the server hangs up.
+Everything runs on the server's thread, except deliveries, events and answers of inferences, which come from any thread.
+Errors of the tree go back to the application by name; a malformed frame raises, and the server hangs up.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import assert_never
 
-from meshnode.driver import Driver
+from meshnode.inference.result import InferenceResult
+from meshnode.inference.running import RunningInference
 from meshnode.local.outgoing import Outgoing
 from meshnode.local.pipe import Pipe
+from meshnode.running import DropCount, Host
 from protocols.access import DEFAULT_RULES
 from protocols.base import limits
 from protocols.base.errors import (
@@ -42,12 +43,10 @@ from protocols.local import (
     LocalNodeFrame,
     Locate,
     Missed,
-    ModelView,
     Open,
     Parcels,
     Refused,
     Subscribe,
-    TensorView,
     Told,
     Unsubscribe,
     Welcome,
@@ -59,10 +58,6 @@ from protocols.local import (
 from protocols.readings.quality import Quality
 from protocols.wire.readings import Reading
 from protocols.wire.tensors import NamedTensor, tensor_of
-
-if TYPE_CHECKING:
-    from meshnode.inference.result import InferenceResult
-    from meshnode.node import Node
 
 _log = logging.getLogger(__name__)
 _TELL_DROPS_NS = 100 * limits.MS
@@ -109,15 +104,12 @@ class _Fallen(Drops):
 class Application:
     """A connection to :class:`meshnode.local.server.LocalServer`."""
 
-    def __init__(
-        self, number: int, pipe: Pipe, who: ProcessCredentials, node: "Node", driver: Driver,
-        loop: asyncio.AbstractEventLoop, counters: dict[str, int],
-    ) -> None:  # fmt: skip
+    def __init__(self, number: int, pipe: Pipe, who: ProcessCredentials, host: Host, counters: dict[str, int]) -> None:
         self.number, self.pipe, self.who = number, pipe, who
         self.name = ""
         """Empty until it has opened."""
         self.since_ns = time.monotonic_ns()
-        self._node, self._driver, self._loop, self._counters = node, driver, loop, counters
+        self._host, self._inference, self._counters = host, host.part(RunningInference), counters
         self._drops = _Fallen()
         self.outgoing = Outgoing(f"application {number}", self._drops)
         self._running: dict[int, Future[InferenceResult]] = {}
@@ -160,7 +152,7 @@ class Application:
             case Flush():
                 self._say(Done(frame.question))
             case Locate():
-                self._node.position = frame.position
+                self._host.position = frame.position
             case _:
                 assert_never(frame)
         return True
@@ -176,7 +168,7 @@ class Application:
             )
             return False
         self.name = frame.name or "?"
-        node = self._node
+        node = self._host
         rules = node.config.access.rules
         self._say(
             Welcome(
@@ -205,14 +197,14 @@ class Application:
             self._counters["closed"] += 1
             _log.info("%s is gone", self)
 
-    def drops(self) -> list[tuple[tuple[str, str, str], int]]:
+    def drops(self) -> list[DropCount]:
         """((application, key, reason), count) of what it was too slow for."""
         with self.outgoing.lock:
             return list(self._drops.items())
 
     # --- readings --------------------------------------------------------------------------------------------------
     def _publish(self, frame: Parcels) -> None:
-        node, counters = self._node, self._counters
+        node, counters = self._host, self._counters
         for parcel in frame.parcels:
             reading = decode_untrusted_parcel(parcel)
             how = reading.how
@@ -251,7 +243,7 @@ class Application:
             wanted = _Wanted(frame.question, frame.conflate)
             subscriptions[frame.question] = wanted
             try:
-                wanted.handle = self._driver.subscribe(frame.expression, quality, partial(self._deliver, wanted))
+                wanted.handle = self._host.driver.subscribe(frame.expression, quality, partial(self._deliver, wanted))
             except MeshError:
                 del subscriptions[frame.question]
                 raise
@@ -263,7 +255,7 @@ class Application:
     def _unsubscribe(self, number: int) -> None:
         wanted = self._drops.wanted.pop(number, None)
         if wanted is not None:
-            self._driver.unsubscribe(wanted.handle)
+            self._host.driver.unsubscribe(wanted.handle)
 
     def _deliver(self, wanted: _Wanted, reading: Reading) -> None:
         """Any thread; never waits."""
@@ -305,10 +297,8 @@ class Application:
             return
         inputs = {named.name: named.tensor for named in frame.inputs}
         running = asyncio.run_coroutine_threadsafe(
-            self._node.infer(
-                frame.model, inputs, outputs=frame.outputs, deadline_ms=frame.deadline_ms, hedge=frame.hedge
-            ),
-            self._loop,
+            self._inference.infer(frame.model, inputs, frame.outputs, frame.deadline_ms, frame.hedge),
+            self._host.loop,
         )
         self._running[frame.request] = running
         running.add_done_callback(partial(self._inferred, frame.request))
@@ -335,16 +325,14 @@ class Application:
 
     # --- answers ---------------------------------------------------------------------------------------------------
     def _tell(self, frame: Ask) -> None:
-        node = self._node
-        subjects: dict[str, Callable[[], Any]] = {
-            "peers": node.peers,
-            "statistics": node.statistics,
-            "drops": node.drops,
-            "models": lambda: [_model_view(model) for model in node.models.values()],
-            "position": lambda: node.position,
-            "uplink": lambda: node.uplink_state,
-        }
-        self._say(Told(frame.question, subjects[frame.subject]()))
+        try:
+            answer = encode_local(Told(frame.question, self._host.ask(frame.subject, frame.argument)))
+        except MeshError as error:
+            answer = encode_local(Done(frame.question, type(error).__name__, str(error)[:4_096]))
+        except Exception as error:  # noqa: BLE001 -- whatever a part does, the application gets an answer
+            _log.exception("a question of %s about %r failed", self, frame.subject)
+            answer = encode_local(Done(frame.question, MeshError.__name__, f"the node failed: {error}"[:4_096]))
+        self._send(answer, needed=True)
 
     def _say(self, frame: LocalNodeFrame, needed: bool = True) -> None:
         self._send(encode_local(frame), needed)
@@ -362,10 +350,3 @@ class Application:
         """Send an event; any thread."""
         if self.name:
             self._send(frame, needed=False)
-
-
-def _model_view(model: Any) -> ModelView:
-    def views(signatures: Any) -> tuple[TensorView, ...]:
-        return tuple(TensorView(s.name, str(s.dtype), tuple(s.shape)) for s in signatures)
-
-    return ModelView(model.name, str(model.digest), views(model.inputs), views(model.outputs))

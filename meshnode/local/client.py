@@ -16,14 +16,17 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, assert_never
 
 from msgspec import Struct
 
 from meshnode.inference.result import InferenceResult
-from meshnode.local.publisher import NOWHERE, ConnectedPublisher
+from meshnode.local.deliveries import Deliveries, Wanted
+from meshnode.local.outgoing import Outgoing
+from meshnode.local.publisher import ConnectedPublisher
 from meshnode.local.session import Session
 from meshnode.readings.publishing import Publishing
+from meshnode.readings.subscribing import ReadingCallback, Subscribing
 from meshnode.readings.subscriptions import Subscription
 from protocols.access import AccessTable
 from protocols.base import limits
@@ -36,18 +39,18 @@ from protocols.base.errors import (
     MeshError,
     RemoteProtocolError,
     TransportError,
-    ValueUnsupported,
 )
 from protocols.base.ids import Incarnation, NodeId, Role
-from protocols.base.keys import checked_expression, checked_key
 from protocols.local import (
     DROPS,
+    FIRST_SUBJECTS,
     MODELS,
     PEERS,
     POSITION,
     STATISTICS,
     Ask,
     CancelInfer,
+    Closing,
     Done,
     Fallen,
     Flush,
@@ -60,12 +63,10 @@ from protocols.local import (
     ModelView,
     Parcels,
     Refused,
-    Subject,
     Subscribe,
     Told,
     Unsubscribe,
     Welcome,
-    decode_untrusted_parcel,
     error_named,
     event_of,
     told,
@@ -73,8 +74,10 @@ from protocols.local import (
 from protocols.machine import Event
 from protocols.peers import PeerView
 from protocols.readings.events import DeadlineMissed
-from protocols.wire.context import check_context
-from protocols.wire.readings import Position, Provenance, Reading
+from protocols.readings.publication import Publication
+from protocols.readings.quality import Quality
+from protocols.wire.context import check_position
+from protocols.wire.readings import Position
 from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
 
 if TYPE_CHECKING:
@@ -101,24 +104,18 @@ class NodeBack(Struct, frozen=True):
 LocalEvent = Event | NodeAway | NodeBack
 
 
-class _Wanted:
-    """A subscription, and what it takes to make it again."""
-
-    __slots__ = ("before", "callback", "fallen", "frame", "handle", "newest")
-
-    def __init__(self, frame: Subscribe, handle: Subscription, callback: Callable[[Reading], object]) -> None:
-        self.frame, self.handle, self.callback = frame, handle, callback
-        self.fallen = 0
-        self.newest: dict[tuple[str, str], int] = {}
-        self.before: dict[tuple[str, str], int] = {}  # as ``newest`` was when the node went
-
-
-class ConnectedNode(Publishing):
+class ConnectedNode(Publishing[ConnectedPublisher], Subscribing):
     """A node in another process. Made by :func:`connect`; methods raise ``LocalProtocolError`` outside ``async with``.
 
-    Unlike :class:`meshnode.node.Node` it has no ``config``, ``port``, ``http_port`` and ``certificate_ends``: they are
-    the node's own affair. When the node is restarted it reconnects, with its subscriptions, and says so by the events
-    :class:`NodeAway` and :class:`NodeBack`.
+    Unlike :class:`meshnode.node.Node` it has no ``config``, ``port``, ``http_port`` and ``certificate_ends``, which
+    concern only the node itself. When the node is restarted it reconnects, with its subscriptions, and tells that by
+    the events :class:`NodeAway` and :class:`NodeBack`.
+
+    A put hands the reading over and does not wait until it is published; see :meth:`ConnectedPublisher.put`.
+    ``subscribe`` waits for the node's answer, so it raises the same errors, and ``TransportError`` when the node is
+    away. A callback runs on this application's receiving thread and holds up only this application; when it is too
+    slow, the node drops the oldest readings of the lowest priority and ``dropped`` says how many. After a restart of
+    the node a subscription goes on, and readings that it had before do not come again.
     """
 
     id: NodeId
@@ -129,25 +126,26 @@ class ConnectedNode(Publishing):
     def __init__(self, path: Path, name: str) -> None:
         super().__init__()
         self.session = Session(path, name, self._received, self._back, self._gone)
+        self.outgoing: Outgoing = self.session.outgoing
         self.access = AccessTable(())
-        self.closed = True
-        self._loop: asyncio.AbstractEventLoop
+        self._closed = True
+        self._minor = 0
         self._puts = itertools.count(1)
         self._position_known = False
-        self._wanted: dict[int, _Wanted] = {}
+        self._deliveries = Deliveries()
         self._answers: dict[int, asyncio.Future[Inferred]] = {}
         self._flushes: dict[int, asyncio.Future[None]] = {}
         self._refused: dict[str, MeshError] = {}
         self._listeners: list[Callable[[LocalEvent], None]] = []
         self._changed = asyncio.Event()
-        self._counters = {"puts_refused": 0, "reconnected": 0, "callbacks_failed": 0}
+        self._counters = {"puts_refused": 0, "reconnected": 0}
 
     # --- life ------------------------------------------------------------------------------------------------------
     async def __aenter__(self) -> Self:
         """:raises TransportError: when no node answers at the socket; says why and the way out."""
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._welcomed(await asyncio.to_thread(self.session.start))
-        self.closed = False
+        self._closed = False
         return self
 
     async def __aexit__(
@@ -157,29 +155,30 @@ class ConnectedNode(Publishing):
 
     async def close(self) -> None:
         """Hand over what waits, for at most half a second, and disconnect. The node goes on. Idempotent."""
-        self.closed = True
+        self._closed = True
         await asyncio.to_thread(self.session.close)
         self._publishers.clear()
-        for wanted in list(self._wanted.values()):
+        for wanted in list(self._deliveries.wanted.values()):
             wanted.handle.close()
         self._fail_all("the application closed its connection")
 
-    def not_open(self) -> LocalProtocolError:
-        """What methods raise outside ``async with``."""
-        return LocalProtocolError(
-            f"not connected to the node at {self.session.path}: use it inside 'async with meshnode.connect(…) as node:'"
-        )
+    def require_open(self) -> None:
+        """:raises LocalProtocolError: outside ``async with``."""
+        if self._closed:
+            raise LocalProtocolError(
+                f"not connected to the node at {self.session.path}: use it inside 'async with meshnode.connect(…) as "
+                "node:'"
+            )
 
     def _welcomed(self, welcome: Welcome) -> None:
         self.id, self.role, self.mesh = NodeId(welcome.node), welcome.role, welcome.mesh
         self.incarnation = Incarnation(welcome.incarnation)
-        self.access = AccessTable(welcome.rules)
+        self.access, self._minor = AccessTable(welcome.rules), welcome.minor
         self._position_known = False
 
     def _gone(self, reason: str) -> None:
         _log.warning("the node %s is away: %s", self.id, reason)
-        for wanted in list(self._wanted.values()):
-            wanted.before = wanted.newest.copy()
+        self._deliveries.node_went()
         self._soon(self._fail_all, reason)
         self._tell(NodeAway(reason))
 
@@ -187,7 +186,7 @@ class ConnectedNode(Publishing):
         if welcome.node != self.id:
             _log.error("at %s there is now the node %s instead of %s", self.session.path, welcome.node, self.id)
         self._welcomed(welcome)
-        for wanted in list(self._wanted.values()):
+        for wanted in list(self._deliveries.wanted.values()):
             self.session.say(wanted.frame)
         self._counters["reconnected"] += 1
         _log.warning("the node %s is back, incarnation %d", self.id, self.incarnation)
@@ -204,34 +203,15 @@ class ConnectedNode(Publishing):
                 flush.set_exception(TransportError(f"the node {self.id} was lost before it confirmed: {reason}"))
 
     # --- readings --------------------------------------------------------------------------------------------------
-    def publisher(
-        self, key: str, *, unit: str = "1", sensor: str = "application", where: Position | None = None,
-        quality: float = 1.0, calibration: str = "", lineage: tuple[str, ...] = (), priority: int = 3,
-        lifespan_ms: int = 0, hops: int = 0,
-    ) -> ConnectedPublisher:  # fmt: skip
-        """As :meth:`meshnode.node.Node.publisher`; see :meth:`ConnectedPublisher.put` for what differs."""
-        if self.closed:
-            raise self.not_open()
-        if not 0 <= priority <= 7 or not 0 <= lifespan_ms <= limits.MAX_LIFESPAN_MS or not 0 <= hops <= limits.MAX_HOPS:
-            raise LocalProtocolError(
-                f"priority {priority}, lifespan_ms {lifespan_ms} or hops {hops} is out of range: use 0 to 7, "
-                f"0 to {limits.MAX_LIFESPAN_MS} and 0 to {limits.MAX_HOPS}"
-            )
-        checked_key(key)
-        how = Provenance(sensor, unit, quality, calibration, lineage)
-        try:
-            check_context(NOWHERE if where is None else where, how)
-        except ValueUnsupported as error:
-            raise LocalProtocolError(str(error)) from error
-        return ConnectedPublisher(self, key, how, where, priority, lifespan_ms, hops)
+    def _publisher_of(self, publication: Publication) -> ConnectedPublisher:
+        return ConnectedPublisher(self, publication)
 
     async def flushed(self, timeout_s: float = 10.0, key: str | None = None) -> None:
         """Wait until the node has published what this application put so far; errors as
         :meth:`ConnectedPublisher.flushed`, of ``key`` or of any."""
-        if self.closed:
-            raise self.not_open()
+        self.require_open()
         number = self.session.number()
-        flush: asyncio.Future[None] = self._loop.create_future()
+        flush: asyncio.Future[None] = self.loop.create_future()
         self._flushes[number] = flush
         try:
             async with asyncio.timeout(timeout_s):
@@ -264,47 +244,29 @@ class ConnectedNode(Publishing):
                 "Set [node] position of the node, set node.position here, or pass where="
             )
 
-    def subscribe(
-        self, expression: str, callback: Callable[[Reading], object] | None = None, *, deadline_ms: int = 0,
-        max_rate_hz: float = 0.0, conflate: bool = False, history: bool = True, hops: int = 0, own: bool = True,
-        depth: int = 1_024,
-    ) -> Subscription:  # fmt: skip
-        """As :meth:`meshnode.node.Node.subscribe`. Waits for the node's answer, so the errors are the same ones.
-
-        A callback runs on this application's receiving thread and holds up only this application; when it is too slow,
-        the node drops the oldest readings of the lowest priority and ``dropped`` says how many. After a restart of the
-        node the subscription goes on, and readings that it had before do not come again.
-
-        :raises InvalidKey: when ``expression`` is not one. :raises BoundExceeded: with too many subscriptions open.
-        :raises TransportError: when the node is away.
-        """
-        if max_rate_hz < 0 or deadline_ms < 0 or depth < 1 or not 0 <= hops <= limits.MAX_HOPS:
-            raise LocalProtocolError(
-                f"max_rate_hz {max_rate_hz}, deadline_ms {deadline_ms}, depth {depth} or hops {hops} is out of range"
-            )
-        if self.closed:
-            raise self.not_open()
-        checked_expression(expression)
-        number = self.session.number()
-        min_interval_us = int(1e6 / max_rate_hz) if max_rate_hz else 0
-        frame = Subscribe(number, expression, deadline_ms, min_interval_us, conflate, history, hops, own)
-        subscription = Subscription(expression, depth, conflate, None if callback is not None else self._loop)
-        self._wanted[number] = _Wanted(frame, subscription, callback or subscription.take)
+    def _subscribe(
+        self, expression: str, quality: Quality, subscription: Subscription, callback: ReadingCallback
+    ) -> Callable[[], None]:
+        number, wanted = self.session.number(), self._deliveries.wanted
+        frame = Subscribe(
+            number, expression, quality.deadline_ns // limits.MS, quality.min_interval_ns // 1_000, quality.conflate,
+            quality.history, quality.hops, quality.own,
+        )  # fmt: skip
+        wanted[number] = Wanted(frame, subscription, callback)
         try:
             self.session.ask(number, frame)
         except BaseException:
-            self._wanted.pop(number, None)
+            wanted.pop(number, None)
             raise
 
         def ended() -> None:
-            if self._wanted.pop(number, None) is not None and not self.closed:
+            if wanted.pop(number, None) is not None and not self._closed:
                 try:
                     self.session.say(Unsubscribe(number))
                 except (BoundExceeded, TransportError) as error:
                     _log.debug("nothing to unsubscribe at the node: %s", error)
 
-        subscription.bind(ended)
-        return subscription
+        return ended
 
     # --- inference -------------------------------------------------------------------------------------------------
     async def infer(
@@ -319,8 +281,7 @@ class ConnectedNode(Publishing):
         """
         import numpy as np
 
-        if self.closed:
-            raise self.not_open()
+        self.require_open()
         arrays = {name: value if isinstance(value, Tensor) else np.asarray(value) for name, value in inputs.items()}
         too_many = len(arrays) > limits.MAX_TENSORS or len(outputs) > limits.MAX_TENSORS
         if too_many or any(len(name) > limits.MAX_TEXT_CHARS for name in (model, *arrays, *outputs)):
@@ -335,7 +296,7 @@ class ConnectedNode(Publishing):
             for name, value in arrays.items()
         )
         number = self.session.number()
-        answer: asyncio.Future[Inferred] = self._loop.create_future()
+        answer: asyncio.Future[Inferred] = self.loop.create_future()
         self._answers[number] = answer
         try:
             self.session.say(Infer(number, model, tensors, tuple(outputs), deadline_ms, hedge))
@@ -356,11 +317,20 @@ class ConnectedNode(Publishing):
         )  # fmt: skip
 
     # --- who is there, and for operators: each asks the node and waits, normally well below a millisecond -----------
-    def _ask(self, subject: Subject) -> Any:
-        if self.closed:
-            raise self.not_open()
+    def ask(self, subject: str, argument: Any = None) -> Any:
+        """As :meth:`meshnode.node.Node.ask`; the answer comes as plain data.
+
+        :raises LocalProtocolError: no part of the node answers that; or whatever the part raises.
+        :raises TransportError: when the node is away.
+        """
+        self.require_open()
+        if self._minor < 1 and subject not in FIRST_SUBJECTS:
+            raise LocalProtocolError(
+                f"the node {self.id} is of an older version, which answers only {', '.join(sorted(FIRST_SUBJECTS))}: "
+                f"update it to ask for {subject[:60]!r}"
+            )
         number = self.session.number()
-        answer = self.session.ask(number, Ask(number, subject))
+        answer = self.session.ask(number, Ask(number, subject, argument))
         if type(answer) is not Told:
             raise RemoteProtocolError(f"the node answered {subject!r} with {type(answer).__name__}: update the older")
         return answer.content
@@ -368,7 +338,7 @@ class ConnectedNode(Publishing):
     @property
     def models(self) -> dict[str, ModelView]:
         """Models loaded in the node, by name: their digest and signature. :raises TransportError: the node is away."""
-        return {view.name: view for view in told(self._ask("models"), MODELS)}
+        return {view.name: view for view in told(self.ask("models"), MODELS)}
 
     @property
     def position(self) -> Position | None:
@@ -376,26 +346,25 @@ class ConnectedNode(Publishing):
 
         :raises TransportError: when the node is away.
         """
-        position: Position | None = told(self._ask("position"), POSITION)  # type: ignore[arg-type]  # a union
+        position: Position | None = told(self.ask("position"), POSITION)  # type: ignore[arg-type]  # a union
         return position
 
     @position.setter
     def position(self, position: Position | None) -> None:
-        if self.closed:
-            raise self.not_open()
+        self.require_open()
         if position is not None:
-            check_context(position, Provenance("", "1"))
+            check_position(position)
         self.session.say(Locate(position))
         self._position_known = position is not None
 
     @property
     def uplink_state(self) -> str:
         """As :attr:`meshnode.node.Node.uplink_state`. :raises TransportError: when the node is away."""
-        return told(self._ask("uplink"), str)
+        return told(self.ask("uplink"), str)
 
     def peers(self) -> list[PeerView]:
         """Every neighbour of the node, as it sees them. :raises TransportError: when the node is away."""
-        return list(told(self._ask("peers"), PEERS))
+        return list(told(self.ask("peers"), PEERS))
 
     async def wait_for_peers(self, count: int, timeout_s: float = 10.0) -> list[PeerView]:
         """Wait until the node has met at least ``count`` neighbours that are alive.
@@ -420,14 +389,15 @@ class ConnectedNode(Publishing):
     def statistics(self) -> dict[str, int]:
         """Counters of the node, and of this connection under ``application_…``; without the node's while it is away."""
         try:
-            counters = told(self._ask("statistics"), STATISTICS)
+            counters = told(self.ask("statistics"), STATISTICS)
         except TransportError:
             counters = {}
         session = self.session
         own = {
             **self._counters,
+            "callbacks_failed": self._deliveries.callbacks_failed,
             "frames_unknown": session.frames_unknown,
-            "frames_malformed": session.frames_malformed,
+            "frames_malformed": session.frames_malformed + self._deliveries.malformed,
             "frames_put_off_too_long": session.backlog_dropped,
             "readings_waiting": session.outgoing.waiting_readings,
         }
@@ -438,7 +408,7 @@ class ConnectedNode(Publishing):
         """((peer, key, reason), count) of the node's drops, and as ``("", key, reason)`` of readings put here that the
         node did not take in time; only these while the node is away."""
         try:
-            drops = told(self._ask("drops"), DROPS)
+            drops = told(self.ask("drops"), DROPS)
         except TransportError:
             drops = []
         with self.session.outgoing.lock:
@@ -448,83 +418,48 @@ class ConnectedNode(Publishing):
     def _received(self, frame: LocalNodeFrame) -> None:
         match frame:
             case Parcels():
-                self._deliver(frame)
+                self._deliveries.deliver(frame)
             case Inferred():
                 self._soon(_settle, self._answers.get(frame.request), frame)
             case Refused():
-                self._counters["puts_refused"] += 1
-                error = error_named(frame.error, frame.detail)
-                if len(self._refused) < limits.MAX_CACHED_KEYS:
-                    self._refused.setdefault(frame.key, error)
-                count = self._counters["puts_refused"]
-                if count & (count - 1) == 0:  # 1, 2, 4, 8 …
-                    _log.warning("the node refused a reading on %s: %s (%d so far)", frame.key, error, count)
+                self._put_was_refused(frame)
             case Happened():
                 event = event_of(frame)
                 if event is not None:
                     self._tell(event)
             case Missed():
-                wanted = self._wanted.get(frame.subscription)
-                if wanted is not None:
-                    wanted.handle.deadlines_missed += 1
+                if self._deliveries.missed(frame.subscription):
                     self._tell(DeadlineMissed(frame.subscription, frame.origin, frame.key))
             case Fallen():
-                wanted = self._wanted.get(frame.subscription)
-                if wanted is not None:
-                    wanted.handle.dropped += max(0, frame.dropped - wanted.fallen)
-                    wanted.fallen = frame.dropped
+                self._deliveries.fell(frame.subscription, frame.dropped)
+            case Done():  # nobody waits for it on a thread: of a flush, or of a subscription made again
+                flush = self._flushes.get(frame.question)
+                if flush is not None:
+                    self._soon(_settle, flush, None)
+                elif frame.error:
+                    self._deliveries.refused(frame.question, f"{frame.error}: {frame.detail}")
+            case Told() | Welcome() | Closing():  # an answer that came too late; the others belong to the session
+                pass
             case _:
-                self._completed(frame)
+                assert_never(frame)
 
-    def _completed(self, frame: LocalNodeFrame) -> None:
-        """A ``Done`` nobody waits for on a thread: of a flush, or of a subscription made again."""
-        if type(frame) is not Done:
-            return
-        number = frame.question
-        flush = self._flushes.get(number)
-        if flush is not None:
-            self._soon(_settle, flush, None)
-        elif frame.error and number in self._wanted:
-            wanted = self._wanted.pop(number)
-            _log.error("the node that came back refused %r: %s", wanted.frame.expression, frame)
-            wanted.handle.close()
-
-    def _deliver(self, frame: Parcels) -> None:
-        for parcel in frame.parcels:
-            wanted = self._wanted.get(parcel.label)
-            if wanted is None:
-                continue
-            try:
-                reading = decode_untrusted_parcel(parcel)
-            except RemoteProtocolError as error:
-                self.session.frames_malformed += 1
-                _log.warning("the node sent what is no reading: %s", error)
-                continue
-            stream = (reading.origin, reading.key)
-            if wanted.before and reading.sequence <= wanted.before.get(stream, -1):
-                continue
-            if stream not in wanted.newest and len(wanted.newest) >= limits.MAX_CACHED_KEYS:
-                wanted.newest.clear()
-            wanted.newest[stream] = reading.sequence
-            self._call(wanted.callback, reading)
+    def _put_was_refused(self, frame: Refused) -> None:
+        self._counters["puts_refused"] += 1
+        error = error_named(frame.error, frame.detail)
+        if len(self._refused) < limits.MAX_CACHED_KEYS:
+            self._refused.setdefault(frame.key, error)
+        count = self._counters["puts_refused"]
+        if count & (count - 1) == 0:  # 1, 2, 4, 8 …
+            _log.warning("the node refused a reading on %s: %s (%d so far)", frame.key, error, count)
 
     def _tell(self, event: LocalEvent) -> None:
         for listener in list(self._listeners):
-            self._call(listener, event)
+            self._deliveries.call(listener, event)
         self._soon(self._changed.set)
-
-    def _call(self, callback: Callable[[Any], object], argument: object) -> None:
-        try:
-            callback(argument)
-        except Exception:  # noqa: BLE001 -- whatever a callback does, receiving goes on
-            self._counters["callbacks_failed"] += 1
-            count = self._counters["callbacks_failed"]
-            if count & (count - 1) == 0:
-                _log.exception("a callback failed (%d failures so far)", count)
 
     def _soon(self, callback: Callable[..., object], *arguments: Any) -> None:
         try:
-            self._loop.call_soon_threadsafe(callback, *arguments)
+            self.loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:
             _log.debug("the event loop has ended before %s", callback)
 

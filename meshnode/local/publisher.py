@@ -1,45 +1,63 @@
-"""What an application publishes with: checks everything that can be known here, then hands the reading to the node.
+"""What an application publishes with: it checks everything that can be known here, then hands the reading to the node.
 
-A put does not wait for the node. What it refuses can be known beforehand, for the node told its access table at the
-start, so an application gets the errors it would get in the node's own process, where it made the mistake. The table or
-the position may change while a reading is on its way: that refusal is counted, logged, and raised by ``flushed``.
+A put does not wait for the node. What the node refuses can be known beforehand, because it told its access table at the
+start: an application gets the errors it would get in the node's own process, where it made the mistake. The table or
+the position may change while a reading is on its way; that refusal is counted, logged, and raised by ``flushed``.
 """
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from meshnode.local.outgoing import Outgoing
 from protocols.access import AccessTable
 from protocols.base.errors import NotPermitted, ValueUnsupported
+from protocols.base.ids import NodeId, Role
 from protocols.local import NODE_POSITION, OWN_POSITION, encode_parcel
 from protocols.readings.events import Put, PutMany
-from protocols.wire.context import check_context
-from protocols.wire.readings import EventTime, Position, Provenance, Reading
+from protocols.readings.publication import Publication
+from protocols.wire.context import check_position
+from protocols.wire.readings import EventTime, Position, Reading
 from protocols.wire.values import listed, plain
-
-if TYPE_CHECKING:
-    from meshnode.local.client import ConnectedNode
 
 NOWHERE = Position(0.0, 0.0, 0.0)
 """Stands where the node fills in its own position."""
 
 
+class NodeConnection(Protocol):
+    """The connection to the node, as its publishers see it."""
+
+    id: NodeId
+    role: Role
+    access: AccessTable
+    """Of the node."""
+    outgoing: Outgoing
+
+    def require_open(self) -> None:
+        """:raises LocalProtocolError: when the connection was closed."""
+
+    def require_position(self, key: str) -> None:
+        """:raises ContextMissing: when the node does not know where it is."""
+
+    def next_put(self) -> int:
+        """The number of a put."""
+
+    async def flushed(self, timeout_s: float = 10.0, key: str | None = None) -> None:
+        """Wait until the node has published what was put; raises what it refused of ``key``, or of any."""
+
+
 class ConnectedPublisher:
     """Publishes on one key with one quality of service. Made by :meth:`ConnectedNode.publisher`."""
 
-    def __init__(
-        self, node: "ConnectedNode", key: str, how: Provenance, where: Position | None, priority: int,
-        lifespan_ms: int, hops: int,
-    ) -> None:  # fmt: skip
-        self.key = key
-        self._node, self._how, self._where = node, how, where
-        self._priority, self._lifespan_ms, self._hops = priority, lifespan_ms, hops
+    def __init__(self, node: NodeConnection, publication: Publication) -> None:
+        self.key = publication.key
+        self._node, self._publication = node, publication
         self._permitted_by: AccessTable | None = None
-        self._checked: Position | None = None
+        self._checked = publication.where
 
     def put(self, value: Any, *, where: Position | None = None, time_ns: int | None = None) -> Put:
-        """Hand one value to the node, which publishes it. Any thread; waits only while nobody knows where the node is,
-        to ask it.
+        """Hand one value to the node, which publishes it. May be called from any thread; it waits only while nobody
+        knows where the node is, to ask it.
 
         All that ``Publisher.put`` of a node refuses is refused here and now by the same errors: the node's access table
         is known here. The rare rest (the table or the position changed under way) is counted, logged and raised by
@@ -53,28 +71,27 @@ class ConnectedPublisher:
         :raises ValueUnsupported: when ``value`` can't travel.
         :raises LocalProtocolError: when the connection was closed.
         """
-        node = self._node
-        if node.closed:
-            raise node.not_open()
+        node, asked = self._node, self._publication
+        node.require_open()
         if self._permitted_by is not node.access:
             self._check_permission(node)
-        label, where = OWN_POSITION, where or self._where
+        label, where = OWN_POSITION, where or asked.where
         if where is None:
             node.require_position(self.key)
             label, where = NODE_POSITION, NOWHERE
         if where is not self._checked:
-            check_context(where, self._how)
+            check_position(where)
             self._checked = where
         utc_ns = time.time_ns() if time_ns is None else time_ns
         if type(utc_ns) is not int or utc_ns < 0:
             raise ValueUnsupported(f"{utc_ns!r} is not a time: use whole nanoseconds since 1970, 0 or more")
         sequence = node.next_put()
         reading = Reading(
-            self.key, node.id, sequence, plain(value), where, EventTime(utc_ns, 0), self._how, self._priority,
-            self._lifespan_ms, self._hops,
+            self.key, node.id, sequence, plain(value), where, EventTime(utc_ns, 0), asked.how, asked.priority,
+            asked.lifespan_ms, asked.hops,
         )  # fmt: skip
         parcel = encode_parcel(label, reading)
-        kept = node.session.outgoing.send_reading(self.key, parcel, self._priority, self._lifespan_ms)
+        kept = node.outgoing.send_reading(self.key, parcel, asked.priority, asked.lifespan_ms)
         return Put(sequence, 0, 1, 0) if kept else Put(sequence, 0, 0, 1)
 
     def put_many(
@@ -101,7 +118,7 @@ class ConnectedPublisher:
         """
         await self._node.flushed(timeout_s, self.key)
 
-    def _check_permission(self, node: "ConnectedNode") -> None:
+    def _check_permission(self, node: NodeConnection) -> None:
         access = node.access
         if not access.permits_publish(node.role, node.id, self.key):
             raise NotPermitted(

@@ -7,7 +7,6 @@ Invariants:
 - nothing of an application outlives its connection; a socket left behind by a killed node is removed at the next start.
 """
 
-import asyncio
 import logging
 import os
 import select
@@ -18,19 +17,15 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from meshnode.driver import Driver
 from meshnode.local.application import Application, ProcessCredentials
 from meshnode.local.pipe import Pipe
+from meshnode.running import DropCount, Host
 from protocols.base import limits
 from protocols.base.errors import ConfigError, RemoteProtocolError, TransportError
 from protocols.local import Closing, encode_local, happened
 from protocols.machine import Event
 from protocols.readings.events import DeadlineMissed
-
-if TYPE_CHECKING:
-    from meshnode.node import Node
 
 _log = logging.getLogger(__name__)
 _CREDENTIALS = struct.Struct("3i")
@@ -42,9 +37,9 @@ _BOTH = select.EPOLLIN | select.EPOLLOUT
 class LocalServer:
     """Serves applications until :meth:`close`."""
 
-    def __init__(self, node: "Node", driver: Driver, loop: asyncio.AbstractEventLoop) -> None:
-        """``node`` is open, and closes this first. Inferences of applications run on ``loop``."""
-        self._node, self._driver, self._loop = node, driver, loop
+    def __init__(self, host: Host) -> None:
+        """``host`` is open, and closes this first."""
+        self._host = host
         self._applications: dict[int, Application] = {}  # by descriptor
         self._next = 1
         self._counters = dict.fromkeys(
@@ -67,7 +62,7 @@ class LocalServer:
         self._epoll.register(self._listener.fileno(), _READ)
         self._epoll.register(self._wake, _READ)
         self._thread = threading.Thread(target=self._run, name="meshnode-local", daemon=True)
-        self._node.on_event(self._happened)
+        self._host.on_event(self._happened)
         self._thread.start()
         _log.info("local applications: %s, mode %04o", path, mode)
 
@@ -84,7 +79,7 @@ class LocalServer:
         """Counters by name."""
         return dict(self._counters)
 
-    def drops(self) -> list[tuple[tuple[str, str, str], int]]:
+    def drops(self) -> list[DropCount]:
         """((application, key, reason), count) of readings that applications were too slow for."""
         counts = dict(self._past_drops)
         for application in list(self._applications.values()):
@@ -120,7 +115,7 @@ class LocalServer:
                     self._close_mute()
         finally:
             for application in list(self._applications.values()):
-                application.farewell(Closing("leaving", f"the node {self._node.id} is leaving"))
+                application.farewell(Closing("leaving", f"the node {self._host.id} is leaving"))
                 self._hang_up(application)
             self._listener.close()
             self._epoll.close()
@@ -138,9 +133,7 @@ class LocalServer:
         pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         pipe = Pipe(sock)
         number, self._next = self._next, self._next + 1
-        application = Application(
-            number, pipe, ProcessCredentials(pid, uid), self._node, self._driver, self._loop, self._counters
-        )
+        application = Application(number, pipe, ProcessCredentials(pid, uid), self._host, self._counters)
         if len(self._applications) >= limits.MAX_LOCAL_APPLICATIONS:
             self._counters["turned_away"] += 1
             _log.warning("%s is turned away: %d are connected", application, len(self._applications))
@@ -167,7 +160,7 @@ class LocalServer:
                 alive = application.receive(frame) and alive
         except RemoteProtocolError as error:
             self._counters["malformed"] += 1
-            _log.warning("%s sent what is no frame, hanging up: %s", application, error)
+            _log.warning("%s sent a malformed frame, hanging up: %s", application, error)
             application.farewell(Closing("malformed", str(error)[:4_096]))
             alive = False
         except Exception:  # noqa: BLE001 -- whatever an application makes happen, the node goes on

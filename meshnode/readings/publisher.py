@@ -2,11 +2,8 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from meshnode.driver import Driver
-from meshnode.records.recording import Recorder
-from protocols.base import limits
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import NodeId
 from protocols.readings.events import Put, PutMany
@@ -14,28 +11,55 @@ from protocols.readings.publication import Publication
 from protocols.wire.readings import EventTime, Position, Reading
 from protocols.wire.values import listed, plain
 
-if TYPE_CHECKING:
-    from meshnode.node import Node
-
 
 def not_open(node: NodeId) -> LocalProtocolError:
     """What somebody gets who uses a node that is closed."""
     return LocalProtocolError(f"the node {node} is not running: use it inside 'async with meshnode.open(…) as node:'")
 
 
+class Here(Protocol):
+    """The node that publishes."""
+
+    @property
+    def id(self) -> NodeId:
+        """Origin of the readings."""
+
+    @property
+    def position(self) -> Position | None:
+        """Where it is now."""
+
+
+class Door(Protocol):
+    """The driver, as a publisher sees it."""
+
+    def publish(
+        self, publication: Publication, value: object, where: Position | None, when: EventTime, utc_now: int
+    ) -> Put:
+        """Publish one value."""
+
+    def publish_many(
+        self, publication: Publication, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],
+        utc_now: int,
+    ) -> PutMany:  # fmt: skip
+        """Publish several values."""
+
+
 class Publisher:
     """Publishes on one key with one quality of service. Made by :meth:`Node.publisher`."""
 
-    def __init__(self, node: "Node", driver: Driver, recorder: Recorder | None, publication: Publication) -> None:
+    def __init__(
+        self, node: Here, door: Door, publication: Publication, clock_uncertainty_ns: int,
+        watch: Callable[[Reading], object] | None = None,
+    ) -> None:  # fmt: skip
+        """``watch`` is called with each reading once it is published."""
         self.key = publication.key
-        self._publication = publication
-        self._node, self._recorder = node, recorder
-        self._publish: Callable[..., Put] = driver.publish
-        self._publish_many: Callable[..., PutMany] = driver.publish_many
-        self._uncertainty_ns = int(node.config.node.clock_uncertainty_ms * limits.MS)
+        self._node, self._publication, self._watch = node, publication, watch
+        self._publish: Callable[..., Put] = door.publish
+        self._publish_many: Callable[..., PutMany] = door.publish_many
+        self._where, self._uncertainty_ns = publication.where, clock_uncertainty_ns
 
     def put(self, value: Any, *, where: Position | None = None, time_ns: int | None = None) -> Put:
-        """Publish one value and say what happened to it. Any thread; never waits.
+        """Publish one value and say what happened to it. May be called from any thread, and never waits.
 
         ``time_ns``: UTC of the measurement in nanoseconds, default now. ``where``: default the publisher's, then the
         node's.
@@ -45,19 +69,19 @@ class Publisher:
         """
         value = plain(value)
         utc_now = time.time_ns()
-        where = where or self._publication.where or self._node.position
+        where = where or self._where or self._node.position
         when = EventTime(utc_now if time_ns is None else time_ns, self._uncertainty_ns)
         put = self._publish(self._publication, value, where, when, utc_now)
-        if self._recorder is not None:
-            self._record(self._recorder, put.sequence, value, where, when)
+        if self._watch is not None:
+            self._show(self._watch, put.sequence, value, where, when)
         return put
 
     def put_many(
         self, values: Sequence[Any], *, where: Position | None = None, times_ns: Sequence[int] | None = None
     ) -> PutMany:
         """Publish several values at once, oldest first: each is a reading of its own, at a fraction of the cost of as
-        many :meth:`put`. For sensors that hand over what they gathered, as a list or an array of one dimension. Any
-        thread; never waits.
+        many :meth:`put`. It is for sensors that hand over what they gathered, as a list or an array of one dimension.
+        May be called from any thread, and never waits.
 
         ``times_ns``: UTC of each measurement in nanoseconds, default now for all. ``where``: as of :meth:`put`.
 
@@ -67,24 +91,28 @@ class Publisher:
         """
         values = listed(values)
         utc_now = time.time_ns()
-        where = where or self._publication.where or self._node.position
+        where = where or self._where or self._node.position
         if times_ns is None:
             whens = [EventTime(utc_now, self._uncertainty_ns)] * len(values)
         else:
             whens = [EventTime(time_ns, self._uncertainty_ns) for time_ns in times_ns]
         put = self._publish_many(self._publication, values, where, whens, utc_now)
-        if self._recorder is not None:
+        if self._watch is not None:
             for sequence, (value, when) in enumerate(zip(values, whens, strict=True), put.first_sequence):
-                self._record(self._recorder, sequence, value, where, when)
+                self._show(self._watch, sequence, value, where, when)
         return put
 
-    def _record(self, recorder: Recorder, sequence: int, value: Any, where: Position | None, when: EventTime) -> None:
+    def _show(
+        self, watch: Callable[[Reading], object], sequence: int, value: Any, where: Position | None, when: EventTime
+    ) -> None:
         assert where is not None, "it was published"
-        reading = Reading(
-            self.key, self._node.id, sequence, value, where, when, self._publication.how, self._publication.priority,
-            self._publication.lifespan_ms, self._publication.hops,
+        asked = self._publication
+        watch(
+            Reading(
+                asked.key, self._node.id, sequence, value, where, when, asked.how, asked.priority, asked.lifespan_ms,
+                asked.hops,
+            )
         )  # fmt: skip
-        recorder.consider(reading, True)
 
     def end(self) -> None:
         """Called by the node when it has closed: from now on :meth:`put` and :meth:`put_many` raise."""

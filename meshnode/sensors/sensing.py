@@ -1,20 +1,17 @@
-"""Runs the sensor drivers of a node: a thread each, paced by the samples' own due times."""
+"""Runs the sensor drivers of a node, each on a thread of its own, paced by the due times of its samples."""
 
 import asyncio
 import logging
 import threading
 import time
-from pathlib import Path
+from collections.abc import Mapping
 from random import Random
-from typing import TYPE_CHECKING
 
+from meshnode.inference.running import RunningInference
+from meshnode.running import Host
 from meshnode.sensors import DriverContext, Sample, SensorDriver, create_driver
 from meshnode.sensors.section import SensorSection
 from protocols.base.errors import MeshError
-from protocols.base.ids import Role
-
-if TYPE_CHECKING:
-    from meshnode.node import Node
 
 _log = logging.getLogger(__name__)
 
@@ -22,13 +19,12 @@ _log = logging.getLogger(__name__)
 class Sensing:
     """The sensors of one node."""
 
-    def __init__(self, node: "Node", sensors: dict[str, SensorSection], folder: Path, role: Role) -> None:
+    def __init__(self, host: Host, sensors: Mapping[str, SensorSection]) -> None:
         """Builds every driver. :raises ConfigError: when an option of one is wrong."""
-        self._node = node
+        self._host, self._inference = host, host.part(RunningInference)
         self._contexts: list[DriverContext] = []
         self._threads: list[threading.Thread] = []
         self._inferring: set[str] = set()
-        self._loop = asyncio.get_running_loop()
         self.samples = 0
         self.skipped_inferences = 0
         """Frames that came while the frame before was still being computed."""
@@ -36,7 +32,7 @@ class Sensing:
         """Samples that came before anybody knew where the node is; not published."""
         self.failed: dict[str, str] = {}
         for name, section in sensors.items():
-            context = DriverContext(node.id, folder, Random(f"{node.id}/{name}"), role)
+            context = DriverContext(host.id, host.folder, Random(f"{host.id}/{name}"), host.role)
             driver = create_driver(section.driver, section.options, context)
             self._contexts.append(context)
             self._threads.append(
@@ -69,13 +65,13 @@ class Sensing:
 
     def _publish(self, name: str, sample: Sample) -> None:
         if sample.where is not None:
-            self._node.position = sample.where
+            self._host.position = sample.where
         self.samples += 1
-        if sample.where is None and self._node.position is None:
+        if sample.where is None and self._host.position is None:
             # A camera may be ready before the receiver of satellites is.
             self.without_position += 1
             return
-        self._node.publish(
+        self._host.publish(
             sample.key, sample.value, unit=sample.unit, sensor=sample.sensor or name, where=sample.where,
             quality=sample.quality, priority=sample.priority, lifespan_ms=sample.lifespan_ms,
         )  # fmt: skip
@@ -84,18 +80,16 @@ class Sensing:
                 self.skipped_inferences += 1
             else:
                 self._inferring.add(name)
-                asyncio.run_coroutine_threadsafe(self._infer(name, sample), self._loop)
+                asyncio.run_coroutine_threadsafe(self._infer(name, sample), self._host.loop)
 
     async def _infer(self, name: str, sample: Sample) -> None:
         asked = sample.infer
         assert asked is not None
         try:
-            result = await self._node.infer(
-                asked.model, asked.inputs, outputs=asked.outputs, deadline_ms=asked.budget_ms
-            )
+            result = await self._inference.infer(asked.model, asked.inputs, asked.outputs, asked.budget_ms)
             if asked.key is not None:
                 value = asked.interpret(result.outputs) if asked.interpret is not None else result.outputs
-                self._node.publish(asked.key, value, sensor=sample.sensor or name, where=sample.where)
+                self._host.publish(asked.key, value, sensor=sample.sensor or name, where=sample.where)
         except MeshError as error:
             _log.warning("sensor %s: %s", name, error)
         except Exception as error:  # noqa: BLE001 - whatever a driver makes of the outputs

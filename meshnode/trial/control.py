@@ -96,6 +96,7 @@ class Control:
         self._told: dict[bytes, None] = {}
         self._telling = threading.Lock()
         self._watches = False
+        node.on_event(self._happened)
 
     def listen(self, lines: Lines) -> None:
         """Obey until no line is left, on a thread of its own."""
@@ -120,9 +121,7 @@ class Control:
             case UnderstateLoad():
                 self._node.understate_load(command.factor)
             case TellEntries():
-                if not self._watches:
-                    self._watches = True
-                    self._node.on_event(self._happened)
+                self._watches = True
                 self._tell_entries()
             case SendRaw():
                 self._note("sent", self._node.send_raw(command.frame))
@@ -130,7 +129,7 @@ class Control:
                 assert_never(command)
 
     def _happened(self, event: Event) -> None:
-        if isinstance(event, EntryAccepted):
+        if self._watches and isinstance(event, EntryAccepted):
             self._tell_entries()
 
     def _tell_entries(self) -> None:

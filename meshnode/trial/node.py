@@ -8,10 +8,11 @@ What it can be told is what faults of an emulation do to a process from outside 
 of it is reachable by neighbours, or by another command than ``meshnode trial --hold``.
 """
 
+import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from msgspec import Meta, Struct
@@ -20,9 +21,14 @@ from msgspec.structs import replace
 from meshnode.config.sections import NodeConfig
 from meshnode.driver import Driver
 from meshnode.inference.compute import ComputeService
+from meshnode.inference.part import INFERENCE
+from meshnode.inference.running import RunningInference
+from meshnode.inference.section import InferenceSection, ModelSection, ModelsSection
 from meshnode.links.transport import Address
+from meshnode.loading import parts_of
 from meshnode.models import Cancellation, LoadedModel, ModelSpec, TensorSignature
-from meshnode.node import Node
+from meshnode.opening import ConfiguredNode
+from meshnode.running import Host
 from protocols.base import limits
 from protocols.base.errors import InferenceError
 from protocols.base.ids import ModelDigest
@@ -88,18 +94,14 @@ class _TimedModel(LoadedModel):
         return [answer for _ in wanted]
 
 
-class _TrialCompute(ComputeService):
+class TrialCompute(ComputeService):
     """Timed models beside those of the configuration, and lies about all of them."""
 
     def __init__(
-        self,
-        config: NodeConfig,
-        computed: Callable[[int, InferAnswer], None],
-        changed: Callable[[tuple[LocalModel, ...]], None],
-        timed: Sequence[TrialModel],
-        condition: Condition,
-    ) -> None:
-        super().__init__(config, computed, changed)
+        self, models: Mapping[str, ModelSection], how: InferenceSection, computed: Callable[[int, InferAnswer], None],
+        changed: Callable[[tuple[LocalModel, ...]], None], timed: Sequence[TrialModel], condition: Condition,
+    ) -> None:  # fmt: skip
+        super().__init__(models, how, computed, changed)
         self._timed = {model.name: _TimedModel(model, condition) for model in timed}
         self._condition = condition
 
@@ -132,33 +134,31 @@ class _TrialDriver(Driver):
         return len(told)
 
 
-class TrialNode(Node):
-    """See the module."""
+class TrialNode(ConfiguredNode):
+    """See the module. It can be told things before it opens."""
 
     def __init__(self, config: NodeConfig, folder: Path, timed: Sequence[TrialModel] = ()) -> None:
-        super().__init__(config, folder)
-        self._timed, self._condition = timed, Condition()
+        timed_inference = dataclasses.replace(INFERENCE, start=partial(_TimedInference, self, timed))
+        parts = tuple(timed_inference if part is INFERENCE else part for part in parts_of(config))
+        super().__init__(config, folder, parts, self._make_driver)
+        self.condition = Condition()
+        self.compute: TrialCompute | None = None
         self._trial_driver: _TrialDriver | None = None
-        self._trial_compute: _TrialCompute | None = None
 
-    def _make_driver(self) -> Driver:
-        self._trial_driver = _TrialDriver(self._settings(), Random(), self._event, self._performers())
+    def _make_driver(self, *arguments: Any) -> Driver:
+        self._trial_driver = _TrialDriver(*arguments)
         return self._trial_driver
-
-    def _make_compute(self) -> ComputeService:
-        self._trial_compute = _TrialCompute(self.config, self._computed, self._set_models, self._timed, self._condition)
-        return self._trial_compute
 
     # --- what it can be told; any thread ---------------------------------------------------------------------------
     def slow_models(self, factor: float) -> None:
         """Timed models take so many times as long from now on; 1: as long as the plan says."""
-        self._condition.slowed = factor
+        self.condition.slowed = factor
 
     def understate_load(self, factor: float) -> None:
         """Tell neighbours that models take ``1/factor`` of their time and that nothing waits; 1: the truth."""
-        self._condition.understated = factor
-        if self._trial_compute is not None:
-            self._trial_compute.announce()
+        self.condition.understated = factor
+        if self.compute is not None:
+            self.compute.announce()
 
     def send_raw(self, frame: bytes) -> int:
         """Send a frame to all neighbours as it is; returns how many links took it."""
@@ -169,3 +169,19 @@ class TrialNode(Node):
         return (
             [] if self._trial_driver is None else self._trial_driver.look(lambda engine, now: engine.gossip.stored(now))
         )
+
+
+class _TimedInference(RunningInference):
+    """Inference with timed models."""
+
+    def __init__(self, trial: TrialNode, timed: Sequence[TrialModel], host: Host) -> None:
+        self._trial, self._timed = trial, timed
+        super().__init__(host)
+
+    def _make_compute(self) -> ComputeService:
+        models = self.host.config.of(ModelsSection).models
+        trial = self._trial
+        trial.compute = TrialCompute(
+            models, self.defaults, self._computed, self._set_models, self._timed, trial.condition
+        )
+        return trial.compute

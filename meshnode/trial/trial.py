@@ -19,6 +19,7 @@ from typing import Annotated, Any, Self
 import msgspec
 from msgspec import Meta, Struct
 
+from meshnode.node import Node
 from meshnode.trial.node import ECHOED_BYTES, INPUT, MAX_TIMED_BYTES, OUTPUT, TrialModel, TrialNode, echoed
 from protocols.base import limits
 from protocols.base.errors import (
@@ -164,20 +165,22 @@ class Journal:
 class Trial:
     """A node under trial: listens to it, and publishes and asks while it is between :meth:`begin` and :meth:`end`."""
 
-    def __init__(self, node: TrialNode, plan: TrialPlan, journal: Journal, age_s: float = 0.0) -> None:
+    def __init__(self, configured: TrialNode, plan: TrialPlan, journal: Journal, age_s: float = 0.0) -> None:
         """``age_s``: of the trial, now; what it was to do earlier is left out."""
-        self._node, self._plan, self._journal = node, plan, journal
+        self._plan, self._journal = plan, journal
+        self._node: Node
         self._began_s = time.monotonic() - age_s
         self._spread = sorted((entry for entry in plan.spread if entry.at_s >= age_s), key=lambda entry: entry.at_s)
         self._ended = threading.Event()
         self._publishing = threading.Thread(target=self._publish_on, name="trial", daemon=True)
         self._asked = 0
         self._asking: set[asyncio.Task[None]] = set()
-        node.on_event(self._happened)
-        node.on_advert(self._found)
+        configured.on_event(self._happened)
+        configured.on_advert(self._found)
 
-    def begin(self) -> None:
-        """The node is open; on its event loop. :raises InvalidKey: a key or an expression of the plan is none."""
+    def begin(self, node: Node) -> None:
+        """The node is open; called on its event loop. :raises InvalidKey: when the plan has a wrong one."""
+        self._node = node
         for expression in self._plan.subscribe:
             self._node.subscribe(expression, callback=self._delivered, own=False, history=False)
         self._publishers = [
@@ -191,15 +194,14 @@ class Trial:
             self._run(self._ask_on(requests))
         self._journal.note("ready", self._node.id, self._node.port, time.process_time_ns())
 
-    def end(self) -> None:
-        """Before the node is closed: what it counted goes into the journal."""
+    def end(self, node: Node) -> None:
+        """Called before the node is closed: what it counted goes into the journal."""
         self._ended.set()
         for task in tuple(self._asking):
             task.cancel()
         self._publishing.join()
-        drops = [[peer, key, reason, count] for (peer, key, reason), count in self._node.drops()]
-        statistics = self._node.statistics()
-        self._journal.note("ended", self._node.id, time.process_time_ns(), statistics, drops, self._journal.lost)
+        drops = [[peer, key, reason, count] for (peer, key, reason), count in node.drops()]
+        self._journal.note("ended", node.id, time.process_time_ns(), node.statistics(), drops, self._journal.lost)
 
     def _publish_on(self) -> None:
         streams = self._plan.publish

@@ -176,8 +176,7 @@ async def test_waiting_for_peers_that_never_come_times_out(opened: Open) -> None
 
 async def test_node_closed_twice_ends_its_readers_and_frees_its_port_and_folder(house: House) -> None:
     """Programs close in ``finally`` and by ``async with``; the next node must find the place free."""
-    node = meshnode.open(house.config("veh-1"))
-    async with node:
+    async with meshnode.open(house.config("veh-1")) as node:
         subscription, port = node.subscribe("veh/**"), node.port
         node.publish("veh/veh-1/a", 1)
         await node.close()
@@ -211,25 +210,19 @@ def _fields(config: meshnode.NodeConfig) -> dict[str, Any]:
 
 
 async def test_node_used_outside_its_with_block_says_so(house: House) -> None:
-    """The contract of ``Node``: a mistake of the application is named, not a traceback from within."""
-    node = meshnode.open(house.config("veh-1"))
-    for use in (
-        lambda: node.publish("veh/veh-1/a", 1),
-        lambda: node.subscribe("veh/**"),
-        node.peers,
-        node.statistics,
-        node.drops,
-    ):
-        with pytest.raises(LocalProtocolError, match="async with"):
-            use()
-    with pytest.raises(LocalProtocolError, match="async with"):
-        await node.infer("x", {})
-    async with node:
+    """The contract of ``Node``: a mistake of the application is named, not a traceback from within. Before it is open
+    there is no node to use, which a type checker sees."""
+    configured = meshnode.open(house.config("veh-1"))
+    with pytest.raises(AttributeError, match="'ConfiguredNode' object has no attribute 'publish'"):
+        configured.publish("veh/veh-1/a", 1)  # type: ignore[attr-defined]
+    async with configured as node:
         publisher = node.publisher("veh/veh-1/a")
         node.publish("veh/veh-1/a", 1)
     for use in (lambda: publisher.put(1), lambda: node.publish("veh/veh-1/a", 1), lambda: node.subscribe("veh/**")):
         with pytest.raises(LocalProtocolError, match="async with"):
             use()
+    with pytest.raises(LocalProtocolError, match="async with"):
+        await node.infer("x", {})
     assert node.statistics()["readings_published"] == 1, "what it counted can still be read"
     assert not node.drops()
     assert not node.peers()

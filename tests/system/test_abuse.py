@@ -8,6 +8,7 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tools.eventually import LIMIT_S
 
 from protocols.base import limits
 from protocols.base.errors import InvalidKey, RemoteProtocolError, ValueUnsupported
@@ -19,7 +20,6 @@ from protocols.wire.codec import _has_too_many_elements, decode_untrusted_node_f
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Want
 from sims.virtual.driver import SimDriver
-from tests.tools.eventually import LIMIT_S
 from tests.tools.lone_node_fixture import SECOND, Alone
 from tests.tools.mesh_fixture import Open, given_house, given_opened, pair, until, wanted
 

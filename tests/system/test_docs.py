@@ -23,7 +23,7 @@ from cloud_relay.cli import main as cloud_relay
 from cloud_relay.config import load_config
 from meshnode.cli.main import commands as meshnode_commands
 from meshnode.identity import create_mesh, issue
-from meshnode.parts import load
+from meshnode.loading import load
 from meshnode.trial.trial import load_plan
 from protocols.base.errors import ConfigError
 from sims.cli.main import main as meshsim

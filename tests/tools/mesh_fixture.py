@@ -137,9 +137,7 @@ async def pair(opened: Open, rsu: str = "express", vehicle: str = "express") -> 
 
 async def wanted(publisher: meshnode.Node, key: str, count: int = 1) -> None:
     """Until so many neighbours of ``publisher`` have said that they want ``key``."""
-    await until(
-        lambda: len(publisher._driver.engine.readings.wanted_by(key)) == count, f"{count} neighbours want {key}"
-    )
+    await until(lambda: len(publisher.driver.engine.readings.wanted_by(key)) == count, f"{count} neighbours want {key}")
 
 
 def dropped(node: meshnode.Node, reason: str) -> int:
@@ -267,9 +265,9 @@ async def _main(config: Path) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    node = meshnode.open(config)
-    node.on_event(_happened)
-    async with node:
+    configured = meshnode.open(config)
+    configured.on_event(_happened)
+    async with configured as node:
         node.subscribe("**", callback=_received, own=False)
         _say("up", port=node.port, incarnation=node.incarnation)
 

@@ -18,7 +18,7 @@ from meshnode.config.sections import IdentitySection, MembershipSection, NodeCon
 from meshnode.http.section import HttpSection
 from meshnode.inference.section import InferenceSection, ModelsSection
 from meshnode.links.transport import Address
-from meshnode.parts import SECTIONS, load
+from meshnode.loading import load, parts_with, sections_of
 from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
 from meshnode.sensors.section import SensorSection, SensorsSection
 from protocols.access import AccessRule
@@ -27,6 +27,7 @@ from protocols.base.errors import ConfigError
 from protocols.base.ids import Role
 from protocols.wire.readings import Position
 
+SECTIONS = sections_of(parts_with())
 TABLES: dict[str, type[Section]] = {**own_tables(), **{section.table: section for section in SECTIONS}}
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "configuration.md"
 

@@ -15,8 +15,9 @@ from starlette.requests import Request
 import meshnode.gossip.service
 import meshnode.identity.renewal
 from meshnode.gossip.notary import Notary
-from meshnode.gossip.service import entry_form, load, own_hosts
-from meshnode.http.api import Api
+from meshnode.gossip.routes import entry_form, gossip_routes
+from meshnode.gossip.running import RunningGossip
+from meshnode.gossip.service import load, own_hosts
 from meshnode.identity import create_mesh, issue
 from protocols.base import limits
 from protocols.base.ids import MeshName, NodeId
@@ -144,11 +145,11 @@ async def test_forged_entry_of_a_neighbour_is_refused_and_told(opened: Open) -> 
     told: list[Event] = []
     victim.on_event(told.append)
     genuine = held(victim)
-    forged = signed(insider._notary, "victim", version=genuine["victim"] + 5)
-    old = signed(insider._notary, "insider", version=1)
+    forged = signed(insider.part(RunningGossip)._notary, "victim", version=genuine["victim"] + 5)
+    old = signed(insider.part(RunningGossip)._notary, "insider", version=1)
     frame = GossipEntries(tuple(Carried(0, encode_entry(entry)) for entry in (forged, old)))
-    insider._driver.engine._put(NodeId("victim"), frame, time.monotonic_ns())
-    insider._driver.settle()
+    insider.driver.engine._put(NodeId("victim"), frame, time.monotonic_ns())
+    insider.driver.settle()
     await until(lambda: victim.statistics()["gossip_entries_forged"] == 1, "the forgery was looked at")
     assert held(victim) == genuine
     (refused,) = [event for event in told if isinstance(event, EntryRefused)]
@@ -207,11 +208,13 @@ async def test_full_disk_keeps_no_entries_and_costs_nothing_else(
 ) -> None:
     """What is known can be told again."""
     node = await opened("full-disk")
-    node._spread._file = tmp_path / "missing" / "gossip.msgpack"
-    node._spread.save()
+    service = node.part(RunningGossip)._service
+    assert service is not None
+    service._file = tmp_path / "missing" / "gossip.msgpack"
+    service.save()
     assert "can't be kept" in caplog.text
-    node._spread._file = tmp_path / "gossip.msgpack"
-    node._spread.save()
+    service._file = tmp_path / "gossip.msgpack"
+    service.save()
     (stored,) = load(tmp_path / "gossip.msgpack")
     assert isinstance(stored, Stored)
     assert stored.source == "full-disk"
@@ -223,7 +226,7 @@ async def test_list_of_entries_is_put_together_beside_the_engine_and_the_loop(
 ) -> None:
     """Thousands of them take tens of milliseconds, in which readings and requests would wait."""
     node = await opened("lists-1")
-    lock, threads = node._driver._lock, []
+    lock, threads = node.driver._lock, []
 
     def decode(data: bytes) -> Entry:
         assert lock.acquire(timeout=30), "whoever asks for the list holds the engine's lock"
@@ -236,8 +239,9 @@ async def test_list_of_entries_is_put_together_beside_the_engine_and_the_loop(
         return entry_form(view)
 
     monkeypatch.setattr("protocols.gossip.entries.decode_untrusted_entry", decode)
-    monkeypatch.setattr("meshnode.http.api.entry_form", form)
-    response = await Api(node).gossip(Request({"type": "http"}))
+    monkeypatch.setattr("meshnode.gossip.routes.entry_form", form)
+    (route,) = gossip_routes(node.entries)
+    response = await route.endpoint(Request({"type": "http"}))
     assert [entry["author"] for entry in json.loads(response.body)] == ["lists-1"]
     assert len(threads) == 2
     assert threading.current_thread() not in threads

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from meshnode.http.guard import BadRequest
-from meshnode.http.inference_wire import parse_untrusted_request
 from meshnode.http.reading_json import parse_untrusted_publish, reading_form
+from meshnode.inference.open_inference import parse_untrusted_request
 from protocols.base.errors import InputInvalid
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.tensors import Tensor

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import meshnode
+from meshnode.inference.running import RunningInference
 from meshnode.inference.section import InferenceSection, ModelSection
-from meshnode.links.transport import Address
 from protocols.access import DEFAULT_RULES
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InferenceError, InputInvalid, ModelUnknown
@@ -65,7 +65,7 @@ async def offered(node: meshnode.Node, count: int = 1, model: str = "work") -> N
 
 async def serving(node: meshnode.Node, count: int) -> None:
     """Until so many runs are held there."""
-    await until(lambda: node._compute._runner.waiting == count, f"{count} runs at {node.id}")
+    await until(lambda: node.part(RunningInference)._compute._runner.waiting == count, f"{count} runs at {node.id}")
 
 
 async def test_infer_here_and_at_a_neighbour_give_the_same_bits(
@@ -181,7 +181,7 @@ async def test_infer_cancelled_by_its_caller_is_cancelled_at_the_neighbour(
     await offered(vehicle)
     tasks = [asyncio.create_task(vehicle.infer("work", {"x": matrix}, deadline_ms=60_000)) for _ in range(3)]
     await serving(rsu, 3)
-    (measured,) = rsu._compute._runner._times_us.values()
+    (measured,) = rsu.part(RunningInference)._compute._runner._times_us.values()
     before = len(measured)
     for task in tasks:
         task.cancel()
@@ -216,8 +216,7 @@ async def test_node_closed_with_requests_in_flight_answers_each_with_an_error(
     opened: Open, house: House, model: dict[str, ModelSection], matrix: Any
 ) -> None:
     """Nobody may wait for ever: neither at the node that closes nor at the neighbour that it computed for."""
-    rsu = meshnode.open(house.config("rsu-1", role="rsu", models=model, inference=SLOW))
-    async with rsu:
+    async with meshnode.open(house.config("rsu-1", role="rsu", models=model, inference=SLOW)) as rsu:
         vehicle = await opened("veh-1", rsu.port)
         await offered(vehicle)
         tasks = [asyncio.create_task(node.infer("work", {"x": matrix}, deadline_ms=60_000)) for node in (rsu, vehicle)]
@@ -239,7 +238,8 @@ async def test_neighbour_killed_during_an_inference_is_replaced_by_another(
     await offered(vehicle)
     asked = asyncio.create_task(vehicle.infer("work", {"x": matrix}, deadline_ms=30_000, hedge=False))
     await until(lambda: better.ask("statistics")["inference_served"], "the first neighbour computes")
-    vehicle._driver.hint("later", None, (Address("127.0.0.1", worse.port),))
+    at = (("127.0.0.1", worse.port),)
+    vehicle.driver.act(lambda engine, now: engine.membership.hint("later", None, at, now))
     await offered(vehicle, 2)
     better.send(signal.SIGKILL)
     result = await asked

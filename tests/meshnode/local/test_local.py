@@ -15,6 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 import meshnode
+from meshnode.inference.running import RunningInference
 from meshnode.inference.section import InferenceSection, ModelSection
 from meshnode.local.client import NodeAway, NodeBack
 from meshnode.local.section import load_local_socket, socket_of
@@ -196,7 +197,7 @@ async def test_infer_cancelled_is_forgotten_by_the_node(house: House) -> None:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        await until(lambda: not node._answers, "none is")
+        await until(lambda: not node.part(RunningInference)._answers, "none is")
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -417,7 +418,7 @@ async def test_killed_application_leaves_nothing_behind(house: House) -> None:
                 child.process.send_signal(signal.SIGKILL)
                 child.process.wait()
         await until(lambda: node.statistics()["local_closed"] == 2, "the node notices")
-        assert node._driver._handlers == {}
+        assert node.driver._handlers == {}
         assert _open_files() <= descriptors
     assert not socket_of(config).exists()
 

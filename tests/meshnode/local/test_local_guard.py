@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import meshnode
 from meshnode.config.sections import NodeConfig
+from meshnode.local.running import RunningLocal
 from meshnode.local.section import LocalSection, socket_of
 from protocols.base import limits
 from protocols.base.errors import (
@@ -187,7 +188,7 @@ _HOSTILE = {
     "opened_twice": _GREETING + _OPEN + _OPEN,
     "reading_malformed": _GREETING + _OPEN + message(b"\x92\x06\x91\x92\x01\x93abc"),
     "nested": _GREETING + _OPEN + message(b"\x92\x06" + b"\x91" * 100_000),
-    "subject_unknown": _GREETING + _OPEN + message(b"\x93\x65\x01\xa3key"),
+    "subject_malformed": _GREETING + _OPEN + message(b"\x93\x65\x01\x07"),
     "negative": _GREETING + _OPEN + message(b"\x93\x61\xff\xa1a"),
 }
 
@@ -229,9 +230,9 @@ async def test_application_cut_off_at_any_byte_leaves_the_node_whole(house: Hous
         for end in range(len(whole)):
             with raw(socket_of(config), whole[:end]):
                 pass
-        await until(lambda: len(node._local._applications) == 1, "all are gone")  # type: ignore[union-attr]
+        await until(lambda: len(node.part(RunningLocal)._server._applications) == 1, "all are gone")  # type: ignore[union-attr]
         assert node.statistics()["local_malformed"] == 0
-        assert len(node._driver._handlers) == 0
+        assert len(node.driver._handlers) == 0
         assert good.peers() == []
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from tests.tools.eventually import LIMIT_S, eventually
 
 from sims.emulator import namespaces, run
 from sims.emulator.air import wire
@@ -38,7 +39,6 @@ from tests.tools.emulator_fixture import (
     emulation,
     processes_below,
 )
-from tests.tools.eventually import LIMIT_S, eventually
 
 pytestmark = pytest.mark.processes
 

@@ -135,10 +135,10 @@ def chosen_node(node_config: Path | None, http_address: str | None) -> NodeApi:
             raise click.UsageError(f"--http {http_address!r} is not HOST:PORT, as in {DEFAULT}")
         named_by = f"--http {http_address}" if http_address else "the default; see --http and --node"
         return NodeApi(host.strip("[]") or "127.0.0.1", int(port), named_by)
+    from meshnode.config.loading import read_section
     from meshnode.http.section import HttpSection
-    from meshnode.parts import load
 
-    section = load(node_config).of(HttpSection)
+    section = read_section(node_config, HttpSection)
     if not section.enabled:
         raise ConfigError(f"{node_config} has [http] enabled = false: set it to true, and start the node again")
     if section.port == 0:

@@ -44,8 +44,8 @@ def trial(config_path: Path, plan_path: Path, journal_path: Path, hold: bool) ->
     import asyncio
     from importlib import import_module
 
-    from meshnode.cli.run import log_to_stderr, serve
-    from meshnode.parts import load
+    from meshnode.console.process import log_to_stderr, serve
+    from meshnode.loading import load
     from meshnode.trial.control import Control
     from meshnode.trial.node import TrialNode
     from meshnode.trial.trial import Journal, Trial, load_plan

@@ -5,15 +5,15 @@ model, called ``1``: which file that is, its digest says.
 """
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
-from meshnode.http.api import Api
 from meshnode.http.guard import BadRequest, error_response, json_response
-from meshnode.http.inference_wire import (
+from meshnode.inference.open_inference import (
     JSON_LENGTH_HEADER,
     MAX_REQUEST_BYTES,
     InferenceCall,
@@ -23,6 +23,7 @@ from meshnode.http.inference_wire import (
 from meshnode.inference.result import InferenceResult
 from meshnode.inference.section import InferenceSection
 from meshnode.models import LoadedModel, TensorSignature, element_of_short
+from meshnode.running import Host, HttpService
 from protocols.base.errors import InputInvalid, ModelUnknown
 from protocols.membership.neighbour import State
 from protocols.wire.inference import Offer
@@ -35,17 +36,51 @@ _OFF_LOOP_BYTES: Final = 256 * 1024
 """Larger bodies are parsed on a thread, so that they don't hold up the event loop."""
 
 
+class Inferring(Protocol):
+    """What the handlers need of the part that they belong to."""
+
+    @property
+    def defaults(self) -> InferenceSection:
+        """How this node computes."""
+
+    @property
+    def models(self) -> dict[str, LoadedModel]:
+        """Models loaded here, by name."""
+
+    def infer(
+        self, model: str, inputs: Mapping[str, Any], outputs: tuple[str, ...], deadline_ms: int | None
+    ) -> Coroutine[Any, Any, InferenceResult]:
+        """Have a model computed."""
+
+
 class OpenInference:
     """Handlers below ``/v2``, and the list of models."""
 
-    def __init__(self, api: Api) -> None:
-        self._api, self._node = api, api.node
+    def __init__(self, host: Host, models: Inferring, service: HttpService) -> None:
+        self._host, self._inference, self._service = host, models, service
+
+    def routes(self) -> list[Route]:
+        """Paths of the handlers below."""
+        routes = [
+            Route("/v1/models", self.models),
+            Route("/v2", self.server),
+            Route("/v2/", self.server),
+            Route("/v2/health/live", self.live),
+            Route("/v2/health/ready", self.ready),
+        ]
+        for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+            routes += [
+                Route(model, self.model),
+                Route(f"{model}/ready", self.model_ready),
+                Route(f"{model}/infer", self.infer, methods=["POST"]),
+            ]
+        return routes
 
     # --- server ----------------------------------------------------------------------------------------------------
     async def server(self, _: Request) -> Response:
         """Who serves, and what beyond the core of the protocol."""
         return json_response({
-            "name": "meshnode", "version": self._api.version, "extensions": ["binary_tensor_data", "parameters"]
+            "name": "meshnode", "version": self._service.version, "extensions": ["binary_tensor_data", "parameters"]
         })  # fmt: skip
 
     async def live(self, _: Request) -> Response:
@@ -54,18 +89,18 @@ class OpenInference:
 
     async def ready(self, request: Request) -> Response:
         """As ``/readyz``."""
-        return await self._api.readyz(request)
+        return await self._service.readyz(request)
 
     # --- models ----------------------------------------------------------------------------------------------------
     async def models(self, _: Request) -> Response:
         """Every model in reach: loaded here, or offered by a neighbour."""
         offered = self._offered()
-        names = sorted({*self._node.models, *offered})
+        names = sorted({*self._inference.models, *offered})
         return json_response([
             {
                 "name": name,
-                "loaded": name in self._node.models,
-                "digest": self._node.models[name].digest if name in self._node.models else None,
+                "loaded": name in self._inference.models,
+                "digest": self._inference.models[name].digest if name in self._inference.models else None,
                 "offered_by": [
                     {"node": node, "digest": offer.digest, "compute_us": offer.compute_us, "waiting": offer.waiting}
                     for node, offer in offered.get(name, [])
@@ -76,7 +111,7 @@ class OpenInference:
 
     def _offered(self) -> dict[str, list[tuple[str, Offer]]]:
         offered: dict[str, list[tuple[str, Offer]]] = {}
-        for peer in self._node.peers():
+        for peer in self._host.peers():
             if peer.state in (State.ALIVE, State.SUSPECT):
                 for offer in peer.offers:
                     offered.setdefault(offer.model, []).append((peer.node, offer))
@@ -86,10 +121,10 @@ class OpenInference:
         """The model in the path. :raises ModelUnknown: nobody in reach has it, or not in that version."""
         name = request.path_params["name"]
         version = request.path_params.get("version", VERSION)
-        loaded: LoadedModel | None = self._node.models.get(name)
+        loaded: LoadedModel | None = self._inference.models.get(name)
         offers = self._offered().get(name, [])
         if loaded is None and not offers:
-            known = sorted({*self._node.models, *self._offered()})
+            known = sorted({*self._inference.models, *self._offered()})
             raise ModelUnknown(
                 f"no model {name[:80]!r} here or at a neighbour; known: {', '.join(known) or 'none'}. Add "
                 "[models.<name>] to the configuration of a node in reach"
@@ -120,9 +155,13 @@ class OpenInference:
     async def model_ready(self, request: Request) -> Response:
         """Whether somebody in reach can compute it."""
         name, loaded, offers = self._find(request)
-        here = loaded is not None and self._node.config.of(InferenceSection).local
-        if self._api.leaving or not (here or offers):
-            why = "the node is leaving" if self._api.leaving else "this node leaves it to neighbours, and none is there"
+        here = loaded is not None and self._inference.defaults.local
+        if self._service.leaving or not (here or offers):
+            why = (
+                "the node is leaving"
+                if self._service.leaving
+                else "this node leaves it to neighbours, and none is there"
+            )
             return error_response(503, f"model {name!r} is not ready: {why}")
         return json_response({"name": name, "ready": True})
 
@@ -131,14 +170,14 @@ class OpenInference:
         """Have a model computed by whoever is predicted to be done first."""
         name, loaded, _ = self._find(request)
         json_length = request.headers.get(JSON_LENGTH_HEADER)
-        async with self._api.bodies.read(request, MAX_REQUEST_BYTES) as body:
+        async with self._service.body(request, MAX_REQUEST_BYTES) as body:
             if len(body) > _OFF_LOOP_BYTES:
                 call = await asyncio.to_thread(parse_untrusted_request, body, json_length)
             else:
                 call = parse_untrusted_request(body, json_length)
             self._check_outputs(name, loaded, call)
             result = await self._while_wanted(
-                request, self._node.infer(name, call.inputs, outputs=call.outputs, deadline_ms=call.deadline_ms)
+                request, self._inference.infer(name, call.inputs, call.outputs, call.deadline_ms)
             )
         content, headers = encode_answer(call, name, VERSION, result.outputs, _report(result))
         return Response(content, headers=headers)
@@ -157,7 +196,7 @@ class OpenInference:
         """
         running = asyncio.create_task(work)
         hung_up = asyncio.create_task(_hang_up(request))
-        given_up = asyncio.create_task(self._api.given_up.wait())
+        given_up = asyncio.create_task(self._service.given_up.wait())
         others = (hung_up, given_up)
         try:
             await asyncio.wait((running, *others), return_when=asyncio.FIRST_COMPLETED)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meshnode.cli.node_api import chosen_node, on_a_node
-from meshnode.cli.printing import duration, print_json, printable
+from meshnode.console.node_api import chosen_node, on_a_node
+from meshnode.console.printing import duration, print_json, printable
 
 if TYPE_CHECKING:
     from rich.table import Table

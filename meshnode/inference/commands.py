@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 import click
 
-from meshnode.cli.node_api import TIMEOUT_S, NodeApi, chosen_node, on_a_node
-from meshnode.cli.printing import print_json
+from meshnode.console.node_api import TIMEOUT_S, NodeApi, chosen_node, on_a_node
+from meshnode.console.printing import print_json
 from protocols.base.errors import InputInvalid, LocalProtocolError
 from protocols.base.limits import MAX_BUDGET_MS
 

@@ -1,0 +1,82 @@
+"""Gossip as a part of a node: who signs its entries, what it says about itself, and what it keeps."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from meshnode.gossip.notary import Notary
+from meshnode.gossip.service import GossipService
+from meshnode.links.transport import CredentialFiles
+from meshnode.running import Host, HttpService, RunningPart
+from protocols.gossip.entries import EntryView, Seal, views
+from protocols.gossip.events import EntryAccepted, EntryRefused
+from protocols.machine import Event
+
+if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
+_log = logging.getLogger(__name__)
+
+
+class RunningGossip(RunningPart):
+    """See the module."""
+
+    gauges = frozenset({"gossip_entries_held"})
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._notary = Notary(host.identity.credentials, host.mesh)
+        self._service: GossipService | None = None
+
+    # --- to the engine ---------------------------------------------------------------------------------------------
+    def seal(self) -> Seal:
+        """How entries are signed and checked."""
+        return self._notary.seal()
+
+    def handlers(self) -> Mapping[type[Event], Callable[[Any], object]]:
+        """Entries taken and refused."""
+        return {EntryAccepted: _entry_was_accepted, EntryRefused: _entry_was_refused}
+
+    def entries(self) -> list[EntryView]:
+        """Every entry held, by author and kind."""
+        return views(self.host.driver.look(lambda engine, now: engine.gossip.stored(now)))
+
+    def put(self, kind: str, body: bytes, lifetime_s: int) -> int:
+        """Author an entry; see :meth:`meshnode.node.Node.put_entry`."""
+        return self.host.driver.act(lambda engine, now: engine.gossip.put(kind, body, lifetime_s, now))
+
+    # --- life ------------------------------------------------------------------------------------------------------
+    async def join(self, closing: AsyncExitStack) -> None:
+        """Remember what was known before, and say where this node is, now and whenever that changes."""
+        self._service = GossipService(self.host)
+        await asyncio.to_thread(self._service.open)
+        closing.push_async_callback(asyncio.to_thread, self._service.save)
+        running = asyncio.create_task(self._service.run(), name="gossip")
+        closing.callback(running.cancel)
+
+    def renewed(self, credentials: CredentialFiles, ends: datetime) -> None:
+        """Sign with the new certificate."""
+        self._notary.renew(credentials)
+        if self._service is not None:
+            self._service.renewed(ends)
+
+    # --- over HTTP -------------------------------------------------------------------------------------------------
+    def routes(self, service: HttpService) -> "Sequence[BaseRoute]":
+        """``GET /v1/gossip``."""
+        from meshnode.gossip.routes import gossip_routes
+
+        return gossip_routes(self.entries)
+
+
+def _entry_was_accepted(event: EntryAccepted) -> None:
+    _log.debug("%s", event)  # there are thousands in a large mesh
+
+
+def _entry_was_refused(event: EntryRefused) -> None:
+    _log.warning(
+        "%s handed over an entry that was not taken: %s %r of %r, version %d", event.source, event.because, event.kind,
+        event.author, event.version,
+    )  # fmt: skip

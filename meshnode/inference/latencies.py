@@ -1,0 +1,47 @@
+"""How long own requests took and why they failed, for Prometheus."""
+
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from meshnode.http.exposition import LatencyHistogram, counter
+from protocols.base.ids import NodeId
+from protocols.base.limits import SECOND
+from protocols.inference.events import Answered
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+
+class Latencies:
+    """Collected while a server of metrics runs. Methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._latencies = {where: LatencyHistogram() for where in ("here", "neighbour", "failed")}
+        self._failures: dict[str, int] = {}
+
+    def note(self, event: Answered, here: NodeId) -> None:
+        """Count the end of a request of the node ``here``."""
+        winner = event.winner
+        where = "failed" if winner is None else "here" if winner.node == here else "neighbour"
+        with self._lock:
+            self._latencies[where].observe(event.took_ns / SECOND)
+            if winner is None:
+                self._failures[event.failure] = self._failures.get(event.failure, 0) + 1
+
+    def metrics(self) -> "Iterable[Metric]":
+        """All that was counted."""
+        from prometheus_client.core import HistogramMetricFamily
+
+        latencies = HistogramMetricFamily(
+            "meshnode_inference_latency_seconds",
+            "From the request to its end, for own requests, by who computed.",
+            labels=["where"],
+        )
+        with self._lock:
+            for where, histogram in self._latencies.items():
+                buckets, sum_s = histogram.cumulative()
+                latencies.add_metric([where], buckets, sum_s)
+            failures = [((kind,), float(count)) for kind, count in sorted(self._failures.items())]
+        return (latencies, counter("inference_failures", "Own requests without an answer, by kind.", failures, "kind"))

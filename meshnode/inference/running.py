@@ -1,0 +1,197 @@
+"""Inference as a part of a node: its models run here, and its own requests wait for their answers."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from meshnode.inference.compute import ComputeService
+from meshnode.inference.result import InferenceResult
+from meshnode.inference.section import InferenceSection, ModelsSection
+from meshnode.models import LoadedModel
+from meshnode.running import Host, HttpService, RunningPart
+from protocols.base import limits
+from protocols.base.errors import BudgetExhausted, InferenceError, InputInvalid, ModelUnknown
+from protocols.inference.events import Answered, CancelCompute, Compute
+from protocols.inference.placement import LocalModel
+from protocols.local import ModelView, TensorView
+from protocols.machine import Event
+from protocols.wire.inference import InferAnswer
+from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from prometheus_client.core import Metric
+    from starlette.routing import BaseRoute
+
+    from meshnode.inference.latencies import Latencies
+
+_log = logging.getLogger(__name__)
+_ERRORS: dict[str, type[InferenceError]] = {"unknown": ModelUnknown, "invalid": InputInvalid, "late": BudgetExhausted}
+"""By ``Answered.failure``."""
+
+
+class RunningInference(RunningPart):
+    """See the module."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self.defaults = host.config.of(InferenceSection)
+        self._answers: dict[int, asyncio.Future[Answered]] = {}
+        self._answers_lock = threading.Lock()
+        self._latencies: Latencies | None = None
+        self._compute = self._make_compute()
+
+    def _make_compute(self) -> ComputeService:
+        models = self.host.config.of(ModelsSection).models
+        return ComputeService(models, self.defaults, self._computed, self._set_models)
+
+    # --- to the engine ---------------------------------------------------------------------------------------------
+    def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
+        """Runs of models."""
+        return {Compute: self._compute.start, CancelCompute: self._cancel}
+
+    def handlers(self) -> Mapping[type[Event], Callable[[Any], object]]:
+        """Answers."""
+        return {Answered: self._answered}
+
+    def _cancel(self, effect: CancelCompute) -> None:
+        self._compute.cancel(effect.run)
+
+    def _computed(self, run: int, answer: InferAnswer) -> None:
+        self.host.driver.act(lambda engine, now: engine.inference.computed(run, answer, now))
+
+    def _set_models(self, models: tuple[LocalModel, ...]) -> None:
+        self.host.driver.act(lambda engine, now: engine.inference.set_models(models, now))
+
+    # --- life ------------------------------------------------------------------------------------------------------
+    async def prepare(self, closing: AsyncExitStack) -> None:
+        """Runs may be asked for from the first neighbour on."""
+        closing.callback(self._fail_all)
+        closing.push_async_callback(asyncio.to_thread, self._compute.close)
+
+    async def serve(self, closing: AsyncExitStack) -> None:
+        """Load and measure the models. :raises ModelInvalid: a file is missing or can't be loaded."""
+        await asyncio.to_thread(self._compute.load_models)
+        self._compute.announce()
+
+    def _fail_all(self) -> None:
+        with self._answers_lock:
+            answers, self._answers = list(self._answers.values()), {}
+        for answer in answers:
+            if not answer.done():
+                answer.set_exception(InferenceError(f"the node {self.host.id} closed before the answer came"))
+
+    # --- requests --------------------------------------------------------------------------------------------------
+    @property
+    def models(self) -> dict[str, LoadedModel]:
+        """Models loaded here, by name."""
+        return dict(self._compute.models)
+
+    async def infer(
+        self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", outputs: tuple[str, ...] = (),
+        deadline_ms: int | None = None, hedge: bool | None = None,
+    ) -> InferenceResult:  # fmt: skip
+        """See :meth:`meshnode.node.Node.infer`."""
+        import numpy as np
+
+        self.host.require_open()
+        arrays = {name: value if isinstance(value, Tensor) else np.asarray(value) for name, value in inputs.items()}
+        loaded = self._compute.models.get(model)
+        if loaded is not None:
+            loaded.check(arrays)
+        if len(arrays) > limits.MAX_TENSORS or any(len(name) > limits.MAX_TEXT_CHARS for name in arrays):
+            raise InputInvalid(
+                f"{len(arrays)} inputs: give at most {limits.MAX_TENSORS}, with names of {limits.MAX_TEXT_CHARS}"
+            )
+        tensors = tuple(
+            NamedTensor(name, value if isinstance(value, Tensor) else tensor_of(value))
+            for name, value in arrays.items()
+        )
+        budget_ns = (self.defaults.deadline_ms if deadline_ms is None else deadline_ms) * limits.MS
+        hedged = self.defaults.hedge if hedge is None else hedge
+        future: asyncio.Future[Answered] = self.host.loop.create_future()
+        with self._answers_lock:  # the answer may come before the request is noted
+            number = self.host.driver.begin(
+                lambda engine, now: engine.inference.ask(model, tensors, outputs, budget_ns, hedged, now)
+            )
+            self._answers[number] = future
+        self.host.driver.settle()
+        try:
+            answered = await future
+        except asyncio.CancelledError:
+            with self._answers_lock:
+                self._answers.pop(number, None)
+            self.host.driver.act(lambda engine, now: engine.inference.abandon(number, now))
+            raise
+        return _result(model, answered)
+
+    def _answered(self, event: Answered) -> None:
+        with self._answers_lock:
+            future = self._answers.pop(event.request, None)
+        if future is not None:
+            try:
+                self.host.loop.call_soon_threadsafe(_settle, future, event)
+            except RuntimeError:
+                _log.debug("the event loop has ended before the answer to request %d", event.request)
+        if self._latencies is not None:
+            self._latencies.note(event, self.host.id)
+
+    # --- what it tells ---------------------------------------------------------------------------------------------
+    def capabilities(self) -> Iterable[str]:
+        """Names of the models."""
+        return self._compute.models
+
+    def questions(self) -> Mapping[str, Callable[[Any], Any]]:
+        """``models``: their names, digests and signatures."""
+        return {"models": lambda _: [_view(model) for model in self.models.values()]}
+
+    # --- over HTTP -------------------------------------------------------------------------------------------------
+    def routes(self, service: HttpService) -> "Sequence[BaseRoute]":
+        """The Open Inference Protocol, and the list of models."""
+        from meshnode.inference.latencies import Latencies
+        from meshnode.inference.routes import OpenInference
+
+        self._latencies = Latencies()
+        return OpenInference(self.host, self, service).routes()
+
+    def node_view(self) -> Mapping[str, Any]:
+        """``models``."""
+        return {"models": sorted(self.models)}
+
+    def readiness(self) -> Mapping[str, Any]:
+        """``models``."""
+        return {"models": sorted(self.models)}
+
+    def metrics(self) -> "Iterable[Metric]":
+        """Latencies and failures of own requests."""
+        return () if self._latencies is None else self._latencies.metrics()
+
+
+def _settle(future: "asyncio.Future[Answered]", answer: Answered) -> None:
+    if not future.done():
+        future.set_result(answer)
+
+
+def _result(model: str, answered: Answered) -> InferenceResult:
+    import numpy as np
+
+    winner = answered.winner
+    if winner is None:
+        tried = ", ".join(f"{run.node}: {run.outcome} after {run.took_ns / 1e6:.0f} ms" for run in answered.attempts)
+        message = f"{answered.detail or f'model {model!r} was not computed'} (tried {tried or 'nobody'})"
+        raise _ERRORS.get(answered.failure, InferenceError)(message)
+    outputs = {named.name: np.asarray(named.tensor) for named in answered.outputs}
+    return InferenceResult(
+        outputs, winner.node, answered.took_ns / 1e6, winner.compute_us / 1e3, winner.queued_us / 1e3,
+        answered.attempts,
+    )  # fmt: skip
+
+
+def _view(model: LoadedModel) -> ModelView:
+    def views(signatures: Any) -> tuple[TensorView, ...]:
+        return tuple(TensorView(s.name, str(s.dtype), tuple(s.shape)) for s in signatures)
+
+    return ModelView(model.name, str(model.digest), views(model.inputs), views(model.outputs))

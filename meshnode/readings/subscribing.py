@@ -1,0 +1,61 @@
+"""Subscribing to a key expression, for whoever delivers: a node, and an application that is connected to one."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from meshnode.readings.subscriptions import Subscription
+from protocols.base import limits
+from protocols.base.errors import LocalProtocolError
+from protocols.base.keys import checked_expression
+from protocols.readings.quality import Quality
+from protocols.wire.readings import Reading
+
+ReadingCallback = Callable[[Reading], object]
+
+
+class Subscribing(ABC):
+    """Makes subscriptions."""
+
+    loop: asyncio.AbstractEventLoop
+
+    @abstractmethod
+    def require_open(self) -> None:
+        """:raises LocalProtocolError: outside ``async with``."""
+
+    @abstractmethod
+    def _subscribe(
+        self, expression: str, quality: Quality, subscription: Subscription, callback: ReadingCallback
+    ) -> Callable[[], None]:
+        """Deliver to ``callback`` on behalf of ``subscription``; returns what ends that."""
+
+    def subscribe(
+        self, expression: str, callback: ReadingCallback | None = None, *, deadline_ms: int = 0,
+        max_rate_hz: float = 0.0, conflate: bool = False, history: bool = True, hops: int = 0, own: bool = True,
+        depth: int = 1_024,
+    ) -> Subscription:  # fmt: skip
+        """Readings whose key matches ``expression`` (``veh/*/speed``, ``rsu/**``), of this node and of neighbours.
+
+        Without ``callback``: iterate over the result with ``async for``; at most ``depth`` readings wait.
+        With ``callback``: it runs on the receiving thread and holds up all receiving while it runs.
+
+        ``deadline_ms``: count streams that are silent for longer. ``max_rate_hz``: at most so many readings a second of
+        a stream; the publisher leaves out the others. ``conflate``: of readings that wait only the newest of a key.
+        ``history``: begin with the last known values. ``hops``: neighbours ask theirs, so many times. ``own``: this
+        node's readings too.
+
+        :raises InvalidKey: when ``expression`` is not one. :raises BoundExceeded: with too many subscriptions open.
+        """
+        if max_rate_hz < 0 or deadline_ms < 0 or depth < 1 or not 0 <= hops <= limits.MAX_HOPS:
+            raise LocalProtocolError(
+                f"max_rate_hz {max_rate_hz}, deadline_ms {deadline_ms}, depth {depth} or hops {hops} is out of range"
+            )
+        self.require_open()
+        checked_expression(expression)
+        quality = Quality(
+            deadline_ns=deadline_ms * limits.MS, min_interval_ns=int(limits.SECOND / max_rate_hz) if max_rate_hz else 0,
+            conflate=conflate, history=history, hops=hops, own=own,
+        )  # fmt: skip
+        subscription = Subscription(expression, depth, conflate, None if callback is not None else self.loop)
+        subscription.bind(self._subscribe(expression, quality, subscription, callback or subscription.take))
+        return subscription

@@ -1,0 +1,25 @@
+"""Records as a part of a node."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from meshnode.part import Part
+
+if TYPE_CHECKING:
+    from meshnode.config.sections import PartSection
+    from meshnode.running import Host, RunningPart
+
+
+def _start(host: "Host") -> "RunningPart":
+    from meshnode.records.running import RunningRecords
+
+    return RunningRecords(host)
+
+
+def _sections() -> "Sequence[type[PartSection]]":
+    from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
+
+    return (CurationRulesSection, OutboxSection, RelaySection)
+
+
+RECORDS: Final = Part("records", _start, _sections)

@@ -1,0 +1,98 @@
+"""Records as a part of a node: readings that rules choose wait on disk and go to the relay."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Final
+
+from meshnode.records.recording import Recorder
+from meshnode.records.section import CurationRulesSection, RelaySection
+from meshnode.running import Host, RunningPart
+from protocols.wire.readings import Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prometheus_client.core import Metric
+
+_FLUSH_S: Final = 1.0
+"""How long a closing node tries to deliver records to the relay; the rest stays in the outbox."""
+
+
+class RunningRecords(RunningPart):
+    """See the module."""
+
+    gauges = frozenset({"outbox_pending", "outbox_pending_bytes", "outbox_untold_fates"})
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._relay = host.config.given(RelaySection)
+        self._wanted = bool(host.config.of(CurationRulesSection).rules) or self._relay is not None
+        self._recorder: Recorder | None = None
+
+    def watches_published(self) -> Callable[[Reading], object] | None:
+        """Own readings may be chosen."""
+        return self._consider_own if self._wanted else None
+
+    async def prepare(self, closing: AsyncExitStack) -> None:
+        """Open the outbox. :raises StorageError: when it can't be used."""
+        host = self.host
+        if self._wanted:
+            recorder = Recorder(host.config, host.mesh, host.incarnation, self._count_drop)
+            await recorder.open()
+            closing.push_async_callback(recorder.close, _FLUSH_S)
+            self._recorder = recorder
+
+    async def join(self, closing: AsyncExitStack) -> None:
+        """Readings of neighbours may be chosen too."""
+        if self._recorder is not None:
+            for expression in self._recorder.expressions:
+                self.host.subscribe(expression, callback=self._consider_other, own=False, history=False)
+
+    def _count_drop(self, key: str, reason: str) -> None:
+        self.host.driver.look(lambda engine, _: engine.drops.count("", key, reason))
+
+    def _consider_own(self, reading: Reading) -> None:
+        if self._recorder is not None:
+            self._recorder.consider(reading, True)
+
+    def _consider_other(self, reading: Reading) -> None:
+        if self._recorder is not None and reading.origin != self.host.id:
+            self._recorder.consider(reading, False)
+
+    # --- what it tells ---------------------------------------------------------------------------------------------
+    @property
+    def uplink_state(self) -> str:
+        """How it stands with the relay: a word, and why when it is not a good one; empty without a relay."""
+        uplink = self._recorder.uplink if self._recorder is not None else None
+        return "" if uplink is None else f"{uplink.state.value} {uplink.detail}".strip()
+
+    def statistics(self) -> Mapping[str, int]:
+        """Counters of the outbox and of the way to the relay."""
+        recorder = self._recorder
+        if recorder is None:
+            return {}
+        counters = {f"outbox_{name}": value for name, value in recorder.outbox.statistics().items()}
+        counters["outbox_not_stored"] = recorder.not_stored
+        if recorder.uplink is not None:
+            counters.update({f"uplink_{name}": value for name, value in recorder.uplink.statistics().items()})
+        return counters
+
+    def questions(self) -> Mapping[str, Callable[[Any], Any]]:
+        """``uplink``: how it stands with the relay."""
+        return {"uplink": lambda _: self.uplink_state}
+
+    def node_view(self) -> Mapping[str, Any]:
+        """``relay``."""
+        if self._relay is None:
+            return {"relay": None}
+        state, _, detail = self.uplink_state.partition(" ")
+        return {"relay": {"address": str(self._relay.address), "state": state, "detail": detail}}
+
+    def metrics(self) -> "Iterable[Metric]":
+        """Whether the relay answers."""
+        if self._relay is None:
+            return ()
+        from meshnode.http.exposition import gauge
+
+        connected = self.uplink_state.partition(" ")[0] == "connected"
+        return (gauge("relay_connected", "Whether the relay answers.", [((), float(connected))]),)
