@@ -6,16 +6,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from meshnode.config.sections import NodeConfig
 from meshnode.driver import Driver
 from meshnode.identity import NodeIdentity, load_identity
 from meshnode.identity.renewal import Renewal
 from meshnode.identity.state import StateFolder
-from meshnode.links.express.engine import open_express
-from meshnode.links.mdns import Advert, Discovery, open_discovery
-from meshnode.links.nng.library import open_transport
 from meshnode.links.transport import Address, CredentialFiles, Transport
 from meshnode.loading import load, parts_of
 from meshnode.node import Node
@@ -24,6 +21,9 @@ from protocols.access import LINK_ROLES
 from protocols.base.errors import ConfigError
 from protocols.base.ids import NodeId
 from protocols.machine import Event
+
+if TYPE_CHECKING:
+    from meshnode.links.mdns import Advert, Discovery
 
 _SWITCH_INTERVAL_S: Final = 0.0002
 """It holds for the whole process. A thread of the application that only computes holds the interpreter this long before
@@ -118,11 +118,17 @@ class ConfiguredNode:
     def _transport(self, node: Node) -> Transport:
         credentials, listen = self.config.identity.credentials, self.config.listen
         if listen.link_engine == "express":
+            from meshnode.links.express.engine import open_express
+
             return open_express(credentials, node.driver, node.mesh, listen.spin_us * 1_000, listen.priority)
+        from meshnode.links.nng.library import open_transport  # libnng takes 0.1 s to load
+
         return open_transport(credentials, node.driver, node.mesh)
 
-    def _discover(self, node: Node) -> Discovery:
-        def seen(advert: Advert) -> None:
+    def _discover(self, node: Node) -> "Discovery":
+        from meshnode.links.mdns import open_discovery
+
+        def seen(advert: "Advert") -> None:
             if advert.node == node.id:
                 host = advert.addresses[0].host if advert.addresses else "unknown"
                 node.driver.act(lambda engine, _: engine.membership.duplicate_hint(host))

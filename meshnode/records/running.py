@@ -1,18 +1,17 @@
 """Records as a part of a node: readings that rules choose wait on disk and go to the relay."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
-from meshnode.records.recording import Recorder
 from meshnode.records.section import CurationRulesSection, RelaySection
 from meshnode.running import Host, RunningPart
 from protocols.wire.readings import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from prometheus_client.core import Metric
+
+    from meshnode.records.recording import Recorder
 
 _FLUSH_S: Final = 1.0
 """How long a closing node tries to deliver records to the relay; the rest stays in the outbox."""
@@ -37,6 +36,8 @@ class RunningRecords(RunningPart):
         """Open the outbox. :raises StorageError: when it can't be used."""
         host = self.host
         if self._wanted:
+            from meshnode.records.recording import Recorder  # the database and libnng, which only such a node pays for
+
             recorder = Recorder(host.config, host.mesh, host.incarnation, self._count_drop)
             await recorder.open()
             closing.push_async_callback(recorder.close, _FLUSH_S)

@@ -3,10 +3,13 @@
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from meshnode.running import Host, RunningPart
 from meshnode.sensors.section import SensorsSection
-from meshnode.sensors.sensing import Sensing
+
+if TYPE_CHECKING:
+    from meshnode.sensors.sensing import Sensing
 
 
 class RunningSensors(RunningPart):
@@ -20,6 +23,8 @@ class RunningSensors(RunningPart):
         """Begin to sense. :raises ConfigError: when a driver, or an option of one, is wrong."""
         sensors = self.host.config.of(SensorsSection).sensors
         if sensors:
+            from meshnode.sensors.sensing import Sensing
+
             self._sensing = Sensing(self.host, sensors)
             self._sensing.start()
             closing.push_async_callback(asyncio.to_thread, self._sensing.close)
