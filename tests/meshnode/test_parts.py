@@ -5,14 +5,17 @@ import dataclasses
 import json
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import meshnode
+from meshnode.http.section import HttpSection
 from meshnode.loading import load, parts_of
 from meshnode.local.section import socket_of
 from meshnode.part import Part
@@ -22,7 +25,7 @@ from protocols.base.errors import ConfigError, LocalProtocolError, MeshError, St
 from protocols.local import Welcome
 from tests.system.echo.part import ECHO, RunningEcho
 from tests.system.echo.section import EchoSection
-from tests.tools.mesh_fixture import House, given_house, until
+from tests.tools.mesh_fixture import House, given_house, until, wanted
 from tests.tools.node_fixture import ROOT, RunningNode, environment, prepare
 
 __all__ = ["given_house"]
@@ -233,3 +236,34 @@ async def test_part_between_two_nodes_is_reached_from_everywhere(house: House) -
             assert application.ask("echo.ask", "rsu-1") > 2
             assert any(type(event).__name__ == "Echoed" for event in events)
             await asyncio.gather(rsu.wait_for_peers(1), vehicle.wait_for_peers(1))
+
+
+# --- the guide -------------------------------------------------------------------------------------------------------
+async def test_part_of_the_guide_does_what_the_guide_says(house: House) -> None:
+    """Whoever adds a capability begins with a copy of it."""
+    page = (ROOT / "docs" / "howto" / "add-a-capability.md").read_text("utf-8")
+    space: dict[str, Any] = {"__name__": "meshnode_tally"}
+    exec(page.split("```python\n")[1].split("```")[0], space)
+    tally = space["TALLY"]
+    async with meshnode.open(house.config("rsu-1", role="rsu")) as rsu:
+        config = house.config("veh-1", rsu.port).with_sections(HttpSection(port=0))
+        async with meshnode.open(config, parts=(tally,)) as node:
+            await asyncio.gather(rsu.wait_for_peers(1), node.wait_for_peers(1))
+            await wanted(rsu, "rsu/rsu-1/a")
+            rsu.publish("rsu/rsu-1/a", 1)
+            await until(lambda: node.ask("tally") == {"rsu-1": 1}, "it is counted")
+            assert node.statistics()["tally_readings"] == 1
+            url = f"http://127.0.0.1:{node.http_port}"
+            assert json.loads(await asyncio.to_thread(_get, f"{url}/v1/tally")) == {"rsu-1": 1}
+            metrics = (await asyncio.to_thread(_get, f"{url}/metrics")).decode()
+            assert "# TYPE meshnode_tally_nodes_heard gauge" in metrics
+            assert "# TYPE meshnode_tally_readings_total counter" in metrics
+            arguments = ["--http", f"127.0.0.1:{node.http_port}"]
+            ran = await asyncio.to_thread(CliRunner().invoke, space["tally"], arguments)
+            assert ran.output == "rsu-1  1\n"
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        content: bytes = answer.read()
+        return content
