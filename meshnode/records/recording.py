@@ -1,8 +1,11 @@
 """From readings to records: the curator chooses, the outbox keeps, the uplink carries.
 
-Readings are chosen on whichever thread they pass and handed to the event loop, where the outbox lives. The way there is
-bounded; each reading that can't be kept is counted in ``not_stored``, and in the drops under its key with the reason
-``outbox_behind``, ``outbox_failed`` or ``record_too_large``. A record counts only from its commit on.
+:meth:`Recorder.consider` is the one door for readings, those of this node and those of neighbours. They are chosen on
+whichever thread they pass and handed to the event loop, where the outbox lives. The way there is bounded. Each reading
+that can't be kept is counted in ``not_stored``, and in the drops under its key with the reason ``outbox_behind``,
+``outbox_failed``, ``outbox_closed`` or ``record_too_large``. A record counts only from its commit on.
+
+Readings that curation derives are published as the node's own; what can't be published is dropped as ``not_derived``.
 """
 
 import asyncio
@@ -11,8 +14,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from random import Random
+from typing import Final, assert_never
 
 from meshnode.config.sections import NodeConfig
 from meshnode.links.nng.library import open_requester
@@ -21,18 +26,22 @@ from meshnode.records.outbox import Outbox
 from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
 from meshnode.records.uplink import UplinkDriver
 from protocols.base import limits
-from protocols.base.errors import BoundExceeded, StorageError, ValueUnsupported
+from protocols.base.errors import BoundExceeded, MeshError, StorageError, ValueUnsupported
 from protocols.base.ids import Incarnation, MeshName, MonotonicNs, NodeId, Role
+from protocols.base.keys import matches
+from protocols.base.time import NEVER
 from protocols.records.curated import Curated
-from protocols.records.rules import CurationRule, Curator
+from protocols.records.curation import CurationOutput, Curator, Pattern, ReadingDerived, RecordChosen
+from protocols.records.rules import CurationRule
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import Reading
 
 _log = logging.getLogger(__name__)
-MAX_WAITING = 4_096
+MAX_WAITING: Final = 4_096
 """Chosen readings on their way to the outbox."""
-MAX_WAITING_BYTES = 16 * 1024 * 1024
-_GROUP = 256
+MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
+_GROUP: Final = 256
+"""Records put into the outbox at once."""
 
 
 def rules_of(config: NodeConfig) -> tuple[CurationRule, ...]:
@@ -50,12 +59,19 @@ class Recorder:
     """Curator, outbox and uplink of one node. Opened and closed on the event loop."""
 
     def __init__(
-        self, config: NodeConfig, mesh: MeshName, incarnation: Incarnation, dropped: Callable[[str, str], None]
-    ) -> None:
-        """``dropped(key, reason)`` counts a reading that could not be recorded; called on any thread."""
-        self._config, self._dropped = config, dropped
-        self._curator = Curator(rules_of(config))
+        self, config: NodeConfig, mesh: MeshName, incarnation: Incarnation, dropped: Callable[[str, str], None],
+        publish: Callable[..., object], patterns: Iterable[Pattern] = (),
+    ) -> None:  # fmt: skip
+        """``dropped(key, reason)`` counts a reading that could not be recorded; it is called on any thread. ``publish``
+        is that of the node."""
+        self._config, self._dropped, self._publish = config, dropped, publish
+        self._node = NodeId(config.node.id)
+        patterns = tuple(patterns)
+        self._curator, self._has_patterns = Curator(rules_of(config), patterns), bool(patterns)
+        self._expressions = self._curator.expressions
         self._lock = threading.Lock()
+        self._due_ns = NEVER
+        self._timer: asyncio.TimerHandle | None = None
         self._waiting: deque[tuple[str, Curated]] = deque()
         self._waiting_bytes = 0
         self._wake = asyncio.Event()
@@ -72,13 +88,8 @@ class Recorder:
             self.uplink = UplinkDriver(
                 self.outbox,
                 lambda: open_requester(credentials, relay.address, mesh, Role.RELAY, relay.id),
-                NodeId(config.node.id), incarnation, Random(),
+                self._node, incarnation, Random(),
             )  # fmt: skip
-
-    @property
-    def expressions(self) -> tuple[str, ...]:
-        """Key expressions of the rules that also take neighbours' readings."""
-        return tuple(rule.keys for rule in self._curator.rules if rule.source == "any")
 
     async def open(self) -> None:
         """:raises StorageError: when the outbox can't be used."""
@@ -89,27 +100,102 @@ class Recorder:
         for task in self._tasks:
             task.add_done_callback(_told)
 
-    def consider(self, reading: Reading, is_own: bool) -> None:
-        """Record it if a rule says so. Any thread; never blocks."""
-        with self._lock:
-            rule = self._curator.choose(reading, is_own, MonotonicNs(time.monotonic_ns()))
-            if rule is None:
-                return
-            if len(self._waiting) >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES:
-                self._not_kept(reading.key, "outbox_behind")
-                return
-            encoded = _record_of(reading)
-            if encoded is None:  # refused here: in the outbox it would take its whole group with it
-                self._not_kept(reading.key, "record_too_large")
-                return
-            first = not self._waiting
-            self._waiting_bytes += len(encoded)
-            priority = reading.priority if rule.priority is None else rule.priority
-            self._waiting.append((reading.key, Curated(rule.name, encoded, priority, rule.lifespan_ms)))
-        if first:
-            with contextlib.suppress(RuntimeError):  # the loop has ended; so will we
-                self._loop.call_soon_threadsafe(self._wake.set)
+    # --- readings in -----------------------------------------------------------------------------------------------
+    def listen(self, subscribe: Callable[..., object]) -> None:
+        """Have the readings of neighbours that rules and patterns want come in. ``subscribe`` is that of the node."""
+        for number, expression in enumerate(self._expressions):
+            subscribe(expression, callback=partial(self._heard, number), own=False, history=False)
 
+    def _heard(self, number: int, reading: Reading) -> None:
+        """A reading comes once for each expression that it matches; that of the first is considered."""
+        if reading.origin != self._node and not any(matches(e, reading.key) for e in self._expressions[:number]):
+            self.consider(reading)
+
+    def consider(self, reading: Reading, encoded: bytes | None = None) -> None:
+        """Record or derive what rules and patterns say of a reading that this node published, or that came from a
+        neighbour. ``encoded``: the result of ``encode_reading``, when the caller has it. May be called from any thread,
+        and never blocks."""
+        derived: Sequence[ReadingDerived] = ()
+        with self._lock:
+            now = MonotonicNs(time.monotonic_ns())
+            outputs = self._curator.receive(reading, reading.origin == self._node, now)
+            if outputs:
+                derived = self._keep(outputs, reading, encoded)
+            is_sooner = self._has_patterns and self._curator.next_timer_at() < self._due_ns
+        if derived:
+            self._derive(derived)
+        if is_sooner:
+            self._call_soon(self._set_timer)
+
+    def _keep(
+        self, outputs: Sequence[CurationOutput], reading: Reading | None, encoded: bytes | None
+    ) -> Sequence[ReadingDerived]:
+        """Let records wait for the outbox; returns what to publish once the lock is free. ``encoded``: the bytes of
+        ``reading``."""
+        derived: list[ReadingDerived] = []
+        was_empty = not self._waiting
+        for output in outputs:
+            match output:
+                case RecordChosen():
+                    self._wait_for_outbox(output, encoded if output.reading is reading else None)
+                case ReadingDerived():
+                    derived.append(output)
+                case _:
+                    assert_never(output)
+        if was_empty and self._waiting:
+            self._call_soon(self._wake.set)
+        return derived
+
+    def _wait_for_outbox(self, chosen: RecordChosen, encoded: bytes | None) -> None:
+        key = chosen.reading.key
+        if len(self._waiting) >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES:
+            self._not_kept(key, "outbox_behind")
+            return
+        try:
+            encoded = encode_reading(chosen.reading) if encoded is None else encoded
+            curated = Curated(chosen.rule, encoded, chosen.priority, chosen.lifespan_ms)
+        except (BoundExceeded, ValueUnsupported):
+            # refused here: in the outbox it would take its whole group with it; and what came in single precision may
+            # have doubled above a frame
+            self._not_kept(key, "record_too_large")
+            return
+        self._waiting_bytes += len(encoded)
+        self._waiting.append((key, curated))
+
+    def _derive(self, derived: Sequence[ReadingDerived]) -> None:
+        for output in derived:
+            how = output.how
+            try:
+                self._publish(
+                    output.key, output.value, unit=how.unit, sensor=how.sensor, where=output.where,
+                    time_ns=output.when.utc_ns, quality=how.quality, calibration=how.calibration, lineage=how.lineage,
+                    priority=output.priority, lifespan_ms=output.lifespan_ms,
+                )  # fmt: skip
+            except MeshError as error:
+                self._dropped(output.key, "not_derived")
+                _log.warning("%r derived a reading that can't be published: %s", output.rule, error)
+
+    # --- time ------------------------------------------------------------------------------------------------------
+    def _set_timer(self) -> None:
+        with self._lock:
+            self._due_ns = self._curator.next_timer_at()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._due_ns < NEVER:
+            self._timer = self._loop.call_later(max(0, self._due_ns - _now()) / limits.SECOND, self._handle_timer)
+
+    def _handle_timer(self) -> None:
+        with self._lock:
+            derived = self._keep(self._curator.handle_timer(_now()), None, None)
+        self._derive(derived)
+        self._set_timer()
+
+    def _call_soon(self, callback: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and so will this node
+            self._loop.call_soon_threadsafe(callback)
+
+    # --- records out -----------------------------------------------------------------------------------------------
     def _not_kept(self, key: str, reason: str) -> None:
         self.not_stored += 1
         self._dropped(key, reason)
@@ -138,6 +224,8 @@ class Recorder:
 
     async def close(self, flush_s: float) -> None:
         """Store what was chosen, try for ``flush_s`` to deliver it, close."""
+        if self._timer is not None:
+            self._timer.cancel()
         await self._drain()
         if self.uplink is not None:
             await self.uplink.stop(flush_s)
@@ -150,16 +238,11 @@ class Recorder:
         await self.outbox.__aexit__(None, None, None)
 
 
-def _record_of(reading: Reading) -> bytes | None:
-    """Its bytes; None when they are too many for a record."""
-    try:
-        encoded = encode_reading(reading)
-    except ValueUnsupported:  # single precision that is doubled here can grow above a frame
-        return None
-    return encoded if len(encoded) <= limits.MAX_RECORD_BYTES else None
+def _now() -> MonotonicNs:
+    return MonotonicNs(time.monotonic_ns())
 
 
 def _told(task: "asyncio.Task[None]") -> None:
-    """A task that ends by a bug is told, for nobody awaits it before the node closes."""
+    """Log a task that ended by a bug, because nobody awaits it before the node closes."""
     if not task.cancelled() and task.exception() is not None:
         _log.error("the task %s of the records failed", task.get_name(), exc_info=task.exception())

@@ -30,7 +30,7 @@ class RunningRecords(RunningPart):
 
     def watches_published(self) -> Callable[[Reading], object] | None:
         """Own readings may be chosen."""
-        return self._consider_own if self._wanted else None
+        return self._consider if self._wanted else None
 
     async def prepare(self, closing: AsyncExitStack) -> None:
         """Open the outbox. :raises StorageError: when it can't be used."""
@@ -38,7 +38,7 @@ class RunningRecords(RunningPart):
         if self._wanted:
             from meshnode.records.recording import Recorder  # the database and libnng, which only such a node pays for
 
-            recorder = Recorder(host.config, host.mesh, host.incarnation, self._count_drop)
+            recorder = Recorder(host.config, host.mesh, host.incarnation, self._count_drop, host.publish)
             await recorder.open()
             closing.push_async_callback(recorder.close, _FLUSH_S)
             self._recorder = recorder
@@ -46,19 +46,14 @@ class RunningRecords(RunningPart):
     async def join(self, closing: AsyncExitStack) -> None:
         """Readings of neighbours may be chosen too."""
         if self._recorder is not None:
-            for expression in self._recorder.expressions:
-                self.host.subscribe(expression, callback=self._consider_other, own=False, history=False)
+            self._recorder.listen(self.host.subscribe)
 
     def _count_drop(self, key: str, reason: str) -> None:
         self.host.driver.look(lambda engine, _: engine.drops.count("", key, reason))
 
-    def _consider_own(self, reading: Reading) -> None:
+    def _consider(self, reading: Reading) -> None:
         if self._recorder is not None:
-            self._recorder.consider(reading, True)
-
-    def _consider_other(self, reading: Reading) -> None:
-        if self._recorder is not None and reading.origin != self.host.id:
-            self._recorder.consider(reading, False)
+            self._recorder.consider(reading)
 
     # --- what it tells ---------------------------------------------------------------------------------------------
     @property

@@ -1,23 +1,27 @@
 """Records of a simulation: which nodes make any, what becomes of each, and whether the account adds up.
 
 Curator, ledger, uplink and frames are those of real nodes; :mod:`sims.world.disk`, :mod:`sims.world.uplink` and
-:mod:`sims.world.relay` play what is around them. A node makes a record of its own readings, at most one of a key in
-``curation.interval_s``.
+:mod:`sims.world.relay` stand for what is around them. A node makes a record of its own readings, at most one of a key
+in ``curation.interval_s``.
 
-The account is kept apart from the ledgers, over all lives of a node: what was made, what its node was told to be
-delivered, what went with a lost disk. :meth:`Records.complaints` holds ledger, relay and account against one another.
-It grows with the records of a run, by about 300 bytes each.
+An account apart from the ledgers covers all lives of a node: what was made, what its node was told to be delivered,
+what went with a lost disk. :meth:`Records.complaints` compares ledger, relay and account. The account grows with the
+records of a run, by about 300 bytes each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
+from typing import assert_never
 
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, StorageError
 from protocols.base.ids import MonotonicNs, UtcNs
+from protocols.base.time import NEVER
+from protocols.readings.publication import checked_publication
 from protocols.records.curated import Curated
+from protocols.records.curation import CurationOutput, Curator, Pattern, ReadingDerived, RecordChosen
 from protocols.records.ledger import Ledger
-from protocols.records.rules import CurationRule, Curator
+from protocols.records.rules import CurationRule
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import Reading
 from sims.media.contract import Uplink as Way
@@ -40,11 +44,12 @@ class _Host:
     """A node over all its lives."""
 
     __slots__ = ("curator", "disk", "disk_lost", "ended", "known", "ledger", "lost", "made", "reaches",
-                 "rule", "told", "unwritten", "uplink")  # fmt: skip
+                 "timer_ns", "told", "unwritten", "uplink")  # fmt: skip
 
-    def __init__(self, rule: CurationRule) -> None:
-        self.rule = rule
-        self.curator = Curator((rule,))
+    def __init__(self) -> None:
+        self.curator = Curator(())
+        self.timer_ns = NEVER
+        """When the curator is asked next, by the clock of its node."""
         self.disk = Disk()
         self.ledger: Ledger | None = None
         """Of the present or last life."""
@@ -70,17 +75,18 @@ class Records:
 
     def __init__(
         self, scenario: Scenario, driver: SimDriver, way: Way, recorder: Recorder, random: Random,
-        planted: frozenset[str],
+        planted: frozenset[str], patterns: Callable[[], Sequence[Pattern]] = tuple,
     ) -> None:  # fmt: skip
-        """``planted``: bugs, see :mod:`sims.world.bugs`."""
+        """``planted``: bugs, see :mod:`sims.world.bugs`. ``patterns``: made anew for each life of a node."""
         curation = scenario.curation
-        rule = CurationRule(
+        self._rule = CurationRule(
             "all", "**", int(curation.interval_s * limits.SECOND), lifespan_ms=int(curation.lifespan_s * 1_000)
         )  # fmt: skip
+        self._patterns = patterns
         self._driver, self._way, self._recorder, self._random = driver, way, recorder, random
         self._planted, self._max_records = planted, curation.max_records
         self._hosts = {
-            name: _Host(rule) for group in scenario.groups if group.relay for name in scenario.members(group.name)
+            name: _Host() for group in scenario.groups if group.relay for name in scenario.members(group.name)
         }
         self._relay = Relay()
         bugs.plant(self._relay, planted)
@@ -99,22 +105,45 @@ class Records:
             return
         ledger = host.ledger = host.disk.read_ledger(self._max_records)
         bugs.plant(ledger, self._planted)
-        host.curator = Curator((host.rule,))
+        host.curator, host.timer_ns = Curator((self._rule,), self._patterns()), NEVER
         host.uplink = SimUplink(self._driver, self._way, self._relay, self._random, node, host.disk, ledger, self)
         host.uplink.begin()
 
     def consider(self, node: SimNode, reading: Reading) -> None:
-        """A node, which makes records, published a reading."""
-        host, now = self._hosts[node.name], self._driver.now
-        if host.ledger is None or host.uplink is None:
-            return
-        local = node.local(now)
-        rule = host.curator.choose(reading, True, MonotonicNs(local))
-        if rule is None:
-            return
-        utc_ns = UtcNs(local + node.utc_less_mono_ns)
+        """A node, which makes records, published a reading or got one from a neighbour."""
+        host = self._hosts[node.name]
+        if host.ledger is not None:
+            now = MonotonicNs(node.local(self._driver.now))
+            self._perform(node, host, host.curator.receive(reading, reading.origin == node.name, now))
+
+    def _handle_timer(self, node: SimNode) -> None:
+        host = self._hosts[node.name]
+        host.timer_ns = NEVER
+        self._perform(node, host, host.curator.handle_timer(MonotonicNs(node.local(self._driver.now))))
+
+    def _perform(self, node: SimNode, host: _Host, outputs: Sequence[CurationOutput]) -> None:
+        for output in outputs:
+            match output:
+                case RecordChosen():
+                    self._put(node, host, output)
+                case ReadingDerived():
+                    self._publish(node, output)
+                case _:
+                    assert_never(output)
+        due_ns = host.curator.next_timer_at()
+        if due_ns < host.timer_ns:
+            host.timer_ns = due_ns
+            self._driver.when_awake(
+                node, max(node.virtual(due_ns), self._driver.now), self._handle_timer, node
+            )  # fmt: skip
+
+    def _put(self, node: SimNode, host: _Host, chosen: RecordChosen) -> None:
+        assert host.ledger is not None, "its node lives"
+        assert host.uplink is not None, "its node lives"
+        now = self._driver.now
+        utc_ns = UtcNs(node.local(now) + node.utc_less_mono_ns)
         try:
-            record = Curated(rule.name, encode_reading(reading), reading.priority, rule.lifespan_ms)
+            record = Curated(chosen.rule, encode_reading(chosen.reading), chosen.priority, chosen.lifespan_ms)
             sequence = host.disk.put(host.ledger, record, utc_ns, now)
         except (StorageError, BoundExceeded):
             host.unwritten += 1
@@ -122,6 +151,16 @@ class Records:
         host.made += 1
         self._driver.note((now, node.number, "record", sequence))
         host.uplink.wake()
+
+    def _publish(self, node: SimNode, derived: ReadingDerived) -> None:
+        publication = checked_publication(
+            derived.key, derived.how, derived.where, derived.priority, derived.lifespan_ms
+        )
+        put = self._driver.publish_at(node, publication, derived.value, None)
+        self.consider(node, Reading(
+            derived.key, node.name, put.sequence, derived.value, derived.where, derived.when, derived.how,
+            derived.priority, derived.lifespan_ms,
+        ))  # fmt: skip
 
     # --- lives and faults ------------------------------------------------------------------------------------------
     def lose_disk(self, name: str) -> None:

@@ -1,22 +1,38 @@
 """Which readings become records."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from protocols.base.errors import BoundExceeded, InvalidKey, LocalProtocolError
 from protocols.base.ids import MonotonicNs
-from protocols.base.limits import SECOND
-from protocols.records import rules as curation
-from protocols.records.rules import CurationRule, Curator
+from protocols.base.keys import matches
+from protocols.base.limits import MAX_DOUBLE_WILDCARDS, SECOND
+from protocols.base.time import NEVER
+from protocols.records import curation
+from protocols.records.curation import CurationOutput, Curator, ReadingDerived, RecordChosen
+from protocols.records.rules import CurationRule
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
+from tests.tools.strategies import EXPRESSIONS, MODEST
 
 
-def reading(key: str) -> Reading:
-    return Reading(key, "v-1", 1, 2.0, Position(48.7, 11.4, 2.0), EventTime(1, 1), Provenance("wheel", "m/s"))
+def reading(key: str, lineage: tuple[str, ...] = (), origin: str = "v-1") -> Reading:
+    how = Provenance("wheel", "m/s", lineage=lineage)
+    return Reading(key, origin, 1, 2.0, Position(48.7, 11.4, 2.0), EventTime(1, 1), how, 4)
+
+
+def at(seconds: float) -> MonotonicNs:
+    return MonotonicNs(int(seconds * SECOND))
 
 
 def chosen(curator: Curator, key: str, now_s: float, is_own: bool = True) -> str | None:
-    rule = curator.choose(reading(key), is_own, MonotonicNs(int(now_s * SECOND)))
-    return rule.name if rule else None
+    """The rule that chose a reading of that key."""
+    outputs = curator.receive(reading(key), is_own, at(now_s))
+    assert len(outputs) <= 1
+    return outputs[0].rule if outputs else None
 
 
 def test_choose_interval_limits_each_key_apart() -> None:
@@ -26,7 +42,7 @@ def test_choose_interval_limits_each_key_apart() -> None:
     assert chosen(curator, "veh/a/speed", 10.9) is None
     assert chosen(curator, "veh/b/speed", 10.9) == "speeds"
     assert chosen(curator, "veh/a/speed", 11.0) == "speeds"
-    assert curator.statistics() == {"speeds": {"chosen": 3, "limited": 1}}
+    assert curator.counters() == {"chosen": 3, "limited": 1, "derived": 0}
 
 
 def test_choose_first_match_decides_alone() -> None:
@@ -77,3 +93,104 @@ def test_curator_two_rules_of_one_name_are_refused() -> None:
     """Records carry the name of their rule: two of one name could not be told apart."""
     with pytest.raises(LocalProtocolError, match="'r'"):
         Curator([CurationRule("r", "a"), CurationRule("r", "b")])
+
+
+def test_record_has_the_priority_and_lifespan_of_its_rule() -> None:
+    """The outbox evicts by priority, and only the rule knows what the relay needs."""
+    curator = Curator([CurationRule("a", "a", priority=7, lifespan_ms=5), CurationRule("rest", "**", lifespan_ms=0)])
+    assert curator.receive(reading("a"), True, at(1)) == (RecordChosen("a", reading("a"), 7, 5),)
+    assert curator.receive(reading("b"), True, at(1)) == (RecordChosen("rest", reading("b"), 4, 0),)
+
+
+# --- patterns ------------------------------------------------------------------------------------------------------
+class Silence:
+    """Says that a key was silent for two seconds, and keeps the reading after which it was."""
+
+    def __init__(self, name: str, key: str) -> None:
+        self.name, self.expressions, self._key = name, (key,), key
+        self._last: Reading | None = None
+        self._due_ns = NEVER
+
+    def receive(self, reading: Reading, is_own: bool, now: MonotonicNs) -> Sequence[CurationOutput]:
+        if reading.key == self._key:
+            self._last, self._due_ns = reading, now + 2 * SECOND
+        return ()
+
+    def handle_timer(self, now: MonotonicNs) -> Sequence[CurationOutput]:
+        last, self._due_ns = self._last, NEVER
+        assert last is not None
+        return (
+            RecordChosen(self.name, last, 5, 0),
+            ReadingDerived(self.name, f"{last.key}/silent", True, last.where, last.when, last.how),
+        )
+
+    def next_timer_at(self) -> int:
+        return self._due_ns
+
+
+def test_pattern_of_absence_gives_a_record_and_a_derived_reading_when_its_time_has_come() -> None:
+    """That nothing came is known by the clock alone."""
+    curator = Curator([CurationRule("all", "**", min_interval_ns=SECOND)], [Silence("silence", "rsu/1/light")])
+    assert (curator.next_timer_at(), curator.expressions) == (NEVER, ("rsu/1/light",))
+    curator.receive(reading("rsu/1/light", origin="rsu-1"), False, at(1))
+    assert curator.next_timer_at() == at(3)
+    curator.receive(reading("rsu/1/light", origin="rsu-1"), False, at(2))
+    assert list(curator.handle_timer(at(3))) == []
+    assert curator.next_timer_at() == at(4)
+    record, derived = curator.handle_timer(at(4))
+    assert isinstance(record, RecordChosen)
+    assert isinstance(derived, ReadingDerived)
+    assert (record.rule, derived.key, derived.how.lineage) == ("silence", "rsu/1/light/silent", ("silence",))
+    assert curator.next_timer_at() == NEVER
+    assert curator.counters() == {"chosen": 1, "limited": 0, "derived": 1}
+
+
+def test_derived_reading_is_shown_to_rules_and_other_patterns_but_not_to_its_own() -> None:
+    """Patterns build on one another; one that sees what it derived would feed itself for ever."""
+    first, second = Silence("first", "a"), Silence("second", "a/silent")
+    curator = Curator([CurationRule("silent", "*/silent")], [first, second, Silence("again", "a/silent")])
+    outputs = curator.receive(reading("a/silent", ("first", "again")), True, at(1))
+    assert [output.rule for output in outputs] == ["silent"]
+    derived = [output for output in curator.handle_timer(at(3)) if isinstance(output, ReadingDerived)]
+    assert [(output.rule, output.how.lineage) for output in derived] == [("second", ("second", "first", "again"))]
+
+
+def test_pattern_with_the_name_of_a_rule_is_refused() -> None:
+    """Records carry that name."""
+    with pytest.raises(LocalProtocolError, match="'r'"):
+        Curator([CurationRule("r", "a")], [Silence("r", "b")])
+
+
+KEYS = st.sampled_from(["a", "b", "a/b", "b/a", "a/b/a"])
+
+
+@MODEST
+@given(
+    st.lists(
+        st.tuples(
+            EXPRESSIONS.filter(lambda text: text.split("/").count("**") <= MAX_DOUBLE_WILDCARDS),
+            st.integers(0, 3),
+            st.sampled_from(["own", "any"]),
+        ),
+        max_size=4,
+    ),
+    st.lists(st.tuples(KEYS, st.booleans(), st.integers(0, 2)), max_size=30),
+)
+def test_rules_in_any_order_choose_as_their_description_says(
+    given_rules: list[tuple[str, int, Any]], came: list[tuple[str, bool, int]]
+) -> None:
+    """The first rule that matches decides alone, and no two of its records of a key are nearer than its interval."""
+    rules = [
+        CurationRule(str(number), keys, interval_s * SECOND, source)
+        for number, (keys, interval_s, source) in enumerate(given_rules)
+    ]
+    curator = Curator(rules)
+    now_s, last_s = 0, dict[tuple[str, str], int]()
+    for key, is_own, later_s in came:
+        now_s += later_s
+        rule = next((r for r in rules if matches(r.keys, key) and (is_own or r.source == "any")), None)
+        expected = None
+        if rule is not None and now_s - last_s.get((rule.name, key), -10) >= rule.min_interval_ns // SECOND:
+            expected = rule.name
+            last_s[rule.name, key] = now_s
+        assert chosen(curator, key, now_s, is_own) == expected

@@ -1,0 +1,167 @@
+"""Curation: which readings become records for the relay, how often, and what is derived from them.
+
+The curator is told of every reading that may matter, own ones and those of neighbours, and of the time. It answers with
+outputs: records, and readings derived from others, which the node publishes as its own and which come back like them.
+
+Rules choose single readings. They are tried in order, and the first whose key expression and source match decides
+alone: when its interval has not passed, no later rule is asked. A pattern looks at several readings, or at their
+absence, and is shown each reading whatever the rules decide. A derived reading has the name of its pattern in its
+lineage, and a pattern is not shown what was derived through its own name, here or at a neighbour: so patterns may build
+on one another, and can't feed themselves for ever.
+
+The memory of the rules is bounded by ``MAX_CACHED_KEYS``, whatever keys neighbours invent. When a key was forgotten,
+its next reading is chosen: pressure on the memory can add records but never suppress them.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from protocols.base.errors import LocalProtocolError
+from protocols.base.ids import MonotonicNs
+from protocols.base.keys import matches
+from protocols.base.limits import MAX_CACHED_KEYS
+from protocols.base.time import NEVER
+from protocols.records.rules import CurationRule
+from protocols.wire.readings import EventTime, Position, Provenance, Reading
+
+
+class RecordChosen(Struct, frozen=True, gc=False):
+    """A reading becomes a record."""
+
+    rule: str
+    """Name of the rule or pattern that chose it."""
+    reading: Reading
+    priority: int
+    lifespan_ms: int
+
+
+class ReadingDerived(Struct, frozen=True):
+    """A reading that follows from others, for this node to publish."""
+
+    rule: str
+    """Name of the pattern that derived it."""
+    key: str
+    value: Any
+    where: Position
+    when: EventTime
+    how: Provenance
+    priority: int = 3
+    lifespan_ms: int = 0
+
+
+CurationOutput = RecordChosen | ReadingDerived
+
+
+class Pattern(Protocol):
+    """A machine inside the curator. Instants are monotonic nanoseconds."""
+
+    @property
+    def name(self) -> str:
+        """No rule and no other pattern has it."""
+
+    @property
+    def expressions(self) -> tuple[str, ...]:
+        """Key expressions of the readings that it wants from neighbours."""
+
+    def receive(self, reading: Reading, is_own: bool, now: MonotonicNs) -> Sequence[CurationOutput]:
+        """A reading came; ``is_own``: this node published it. What the pattern derives has the lineage of what it was
+        derived from; the curator puts the name of the pattern before it."""
+
+    def handle_timer(self, now: MonotonicNs) -> Sequence[CurationOutput]:
+        """Do what is due."""
+
+    def next_timer_at(self) -> int:
+        """When :meth:`handle_timer` wants to be called next, at the latest; ``NEVER`` when nothing is due."""
+
+
+class Curator:
+    """Chooses and derives. Instants are monotonic nanoseconds."""
+
+    def __init__(self, rules: Iterable[CurationRule], patterns: Iterable[Pattern] = ()) -> None:
+        """:raises LocalProtocolError: when two of them have one name: nobody could tell their records apart."""
+        self._rules, self._patterns = tuple(rules), tuple(patterns)
+        names = [rule.name for rule in self._rules] + [pattern.name for pattern in self._patterns]
+        for name in names:
+            if names.count(name) > 1:
+                raise LocalProtocolError(f"two curation rules are named {name!r}: give each its own name")
+        self._deciding: OrderedDict[tuple[str, bool], CurationRule | None] = OrderedDict()
+        self._last_ns: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._chosen = self._limited = self._derived = 0
+
+    @property
+    def expressions(self) -> tuple[str, ...]:
+        """Key expressions of the readings that are wanted from neighbours, each once."""
+        of_rules = (rule.keys for rule in self._rules if rule.source == "any")
+        of_patterns = (expression for pattern in self._patterns for expression in pattern.expressions)
+        return tuple(dict.fromkeys((*of_rules, *of_patterns)))
+
+    def receive(self, reading: Reading, is_own: bool, now: MonotonicNs) -> Sequence[CurationOutput]:
+        """What becomes of a reading that was published here (``is_own``) or came from a neighbour, in order."""
+        rule = self._rule_for(reading.key, is_own)
+        if rule is None or (rule.min_interval_ns and not self._is_due(rule, reading.key, now)):
+            outputs: Sequence[CurationOutput] = ()
+        else:
+            self._chosen += 1
+            priority = reading.priority if rule.priority is None else rule.priority
+            outputs = (RecordChosen(rule.name, reading, priority, rule.lifespan_ms),)
+        for pattern in self._patterns:
+            if pattern.name not in reading.how.lineage:
+                outputs = (*outputs, *self._counted(pattern, pattern.receive(reading, is_own, now)))
+        return outputs
+
+    def handle_timer(self, now: MonotonicNs) -> Sequence[CurationOutput]:
+        """Do what is due; returns what becomes of it, in order."""
+        outputs: list[CurationOutput] = []
+        for pattern in self._patterns:
+            if pattern.next_timer_at() <= now:
+                outputs += self._counted(pattern, pattern.handle_timer(now))
+        return outputs
+
+    def next_timer_at(self) -> int:
+        """When :meth:`handle_timer` wants to be called next, at the latest; ``NEVER`` when nothing is due."""
+        return min((pattern.next_timer_at() for pattern in self._patterns), default=NEVER)
+
+    def counters(self) -> dict[str, int]:
+        """Records chosen, readings left out because the interval of their rule had not passed, readings derived."""
+        return {"chosen": self._chosen, "limited": self._limited, "derived": self._derived}
+
+    def _counted(self, pattern: Pattern, outputs: Sequence[CurationOutput]) -> Iterator[CurationOutput]:
+        """The outputs of a pattern, each derived reading with the name of the pattern in its lineage."""
+        for output in outputs:
+            match output:
+                case RecordChosen():
+                    self._chosen += 1
+                    yield output
+                case ReadingDerived():
+                    self._derived += 1
+                    how = replace(output.how, lineage=(pattern.name, *output.how.lineage))
+                    yield replace(output, how=how)
+                case _:
+                    assert_never(output)
+
+    def _is_due(self, rule: CurationRule, key: str, now: MonotonicNs) -> bool:
+        stream = (rule.name, key)
+        last_ns = self._last_ns.get(stream)
+        if last_ns is not None and now - last_ns < rule.min_interval_ns:
+            self._limited += 1
+            return False
+        self._last_ns[stream] = now
+        self._last_ns.move_to_end(stream)
+        if len(self._last_ns) > MAX_CACHED_KEYS:
+            self._last_ns.popitem(last=False)
+        return True
+
+    def _rule_for(self, key: str, is_own: bool) -> CurationRule | None:
+        asked = (key, is_own)
+        if asked in self._deciding:
+            self._deciding.move_to_end(asked)
+            return self._deciding[asked]
+        found = next((r for r in self._rules if (is_own or r.source == "any") and matches(r.keys, key)), None)
+        self._deciding[asked] = found
+        if len(self._deciding) > MAX_CACHED_KEYS:
+            self._deciding.popitem(last=False)
+        return found

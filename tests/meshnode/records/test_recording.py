@@ -1,0 +1,124 @@
+"""From readings to records on a running node: who is asked, once each, and what is derived."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import meshnode
+from meshnode.records.recording import Recorder
+from protocols.base.errors import ValueUnsupported
+from protocols.base.ids import Incarnation, MeshName, MonotonicNs
+from protocols.base.limits import MS
+from protocols.base.time import NEVER
+from protocols.records.curation import CurationOutput, ReadingDerived, RecordChosen
+from protocols.wire.parcels import encode_reading
+from protocols.wire.readings import Reading
+from tests.tools.mesh_fixture import House, until
+from tests.tools.strategies import reading
+
+RULES = """
+[[curation]]
+name = "hazards"
+keys = "rsu/*/hazard"
+source = "any"
+
+[[curation]]
+name = "all of the roadside"
+keys = "rsu/**"
+source = "any"
+
+[[curation]]
+name = "own"
+keys = "veh/**"
+"""
+
+
+async def test_reading_that_several_rules_match_becomes_one_record(tmp_path: Path) -> None:
+    """The first rule that matches decides alone; a neighbour's hazard once became a record for each rule."""
+    house = House(tmp_path)
+    async with meshnode.open(house.file("veh-1", f"[discovery]\nmdns = false\n{RULES}")) as vehicle:
+        seeds = f'[discovery]\nmdns = false\nseeds = ["127.0.0.1:{vehicle.port}"]\n'
+        async with meshnode.open(house.file("rsu-1", seeds, role="rsu")) as rsu:
+            await rsu.wait_for_peers(1)
+            await until(
+                lambda: rsu.publish("rsu/rsu-1/ready", 0).queued, "the vehicle asks for the roadside's readings"
+            )
+            heard = vehicle.subscribe("rsu/**")
+            for number in range(1, 4):
+                rsu.publish("rsu/rsu-1/hazard", number)
+                rsu.publish("rsu/rsu-1/light", number)
+            vehicle.publish("veh/veh-1/speed", 13.9)
+            while (came := await heard.next(10.0)).key != "rsu/rsu-1/light" or came.value != 3:
+                pass
+            issued = 1 + 1 + 3 + 3
+            await until(lambda: vehicle.statistics()["outbox_issued"] >= issued, f"{vehicle.statistics()}")
+        assert vehicle.statistics()["outbox_issued"] == issued
+        assert vehicle.statistics()["outbox_not_stored"] == 0
+
+
+class Silence:
+    """Says that a key was silent for 50 ms, and keeps what came last."""
+
+    name, expressions = "silence", ("rsu/*/light",)
+
+    def __init__(self) -> None:
+        self._last: Reading | None = None
+        self._due_ns = NEVER
+
+    def receive(self, reading: Reading, is_own: bool, now: MonotonicNs) -> Sequence[CurationOutput]:
+        self._last, self._due_ns = reading, now + 50 * MS
+        return ()
+
+    def handle_timer(self, now: MonotonicNs) -> Sequence[CurationOutput]:
+        last, self._due_ns = self._last, NEVER
+        assert last is not None
+        return (
+            RecordChosen("silence", last, 5, 0),
+            ReadingDerived("silence", f"{last.key}/silent", True, last.where, last.when, last.how),
+        )
+
+    def next_timer_at(self) -> int:
+        return self._due_ns
+
+
+async def test_pattern_of_absence_is_asked_when_its_time_has_come(tmp_path: Path) -> None:
+    """That nothing came is known by the clock alone: no reading may have to come for it to be told."""
+    published: list[tuple[str, Any, tuple[str, ...]]] = []
+    dropped: list[tuple[str, str]] = []
+
+    def publish(key: str, value: object, *, lineage: tuple[str, ...], **_: object) -> None:
+        published.append((key, value, lineage))
+        if len(published) > 1:
+            raise ValueUnsupported("not twice")
+
+    recorder = Recorder(
+        House(tmp_path).config("veh-1"), MeshName("test"), Incarnation(1),
+        lambda key, reason: dropped.append((key, reason)), publish, [Silence()],
+    )  # fmt: skip
+    await recorder.open()
+    try:
+        light = reading("rsu/rsu-1/light", "rsu-1")
+        recorder.consider(light)
+        await until(lambda: recorder.outbox.pending == 1, "the record waits")
+        assert published == [("rsu/rsu-1/light/silent", True, ("silence",))]
+        recorder.consider(light)
+        await until(lambda: dropped, "a reading that can't be published is counted")
+        assert dropped == [("rsu/rsu-1/light/silent", "not_derived")]
+    finally:
+        await recorder.close(0.0)
+
+
+async def test_reading_whose_bytes_are_known_is_not_encoded_again(tmp_path: Path) -> None:
+    """The node has encoded it for its neighbours already."""
+    house = House(tmp_path)
+    path = house.file("veh-1", "[discovery]\nmdns = false\n[[curation]]\nname = 'all'\nkeys = '**'\n")
+    async with meshnode.open(path) as node:
+        recorder = node._recorder
+        assert recorder is not None
+        one, told = reading("veh/v/x", "veh-1", value=1), reading("veh/v/x", "veh-1", value=2)
+        recorder.consider(one)
+        recorder.consider(one, encode_reading(told))
+        await until(lambda: recorder.outbox.pending == 2, "both wait")
+        async with recorder.outbox.exclusive():
+            kept = [bytes(record.reading) for record in await recorder.outbox.read((1, 2))]
+        assert kept == [encode_reading(one), encode_reading(told)]
