@@ -6,6 +6,7 @@ from typing import Any
 
 import meshnode
 from meshnode.records.recording import Recorder
+from meshnode.records.running import RunningRecords
 from protocols.base.errors import ValueUnsupported
 from protocols.base.ids import Incarnation, MeshName, MonotonicNs
 from protocols.base.limits import MS
@@ -113,7 +114,7 @@ async def test_reading_whose_bytes_are_known_is_not_encoded_again(tmp_path: Path
     house = House(tmp_path)
     path = house.file("veh-1", "[discovery]\nmdns = false\n[[curation]]\nname = 'all'\nkeys = '**'\n")
     async with meshnode.open(path) as node:
-        recorder = node._recorder
+        recorder = node.part(RunningRecords)._recorder
         assert recorder is not None
         one, told = reading("veh/v/x", "veh-1", value=1), reading("veh/v/x", "veh-1", value=2)
         recorder.consider(one)
