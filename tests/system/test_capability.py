@@ -4,10 +4,16 @@ It has frames, a machine, an effect, an event, a section of the configuration, a
 for local applications and a check. Nothing of the product knows it.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import meshnode
+from meshnode.loading import load as load_config
+from meshnode.local.section import socket_of
 from protocols.base.ids import NodeId
 from protocols.base.limits import MS, SECOND
 from protocols.settings import NodeSettings
@@ -20,6 +26,12 @@ from sims.virtual.node import SimNode
 from tests.system.echo.checks import EchoesComeBack
 from tests.system.echo.frames import FRAMES
 from tests.system.echo.machine import Chime, Echo, Echoed
+from tests.system.echo.part import ECHO
+from tests.tools.node_fixture import RunningNode, environment, eventually, prepare
+
+PROGRAM = "tests.system.echo"
+"""``meshnode`` with one more part."""
+TABLE = "[echo]\ninterval_ms = 50\n"
 
 
 def echo_of(chimes: list[tuple[str, NodeId]], interval_ns: int = 200 * MS) -> Capability:
@@ -77,3 +89,47 @@ def test_capability_has_its_check_judged_in_a_scenario(known_check: None) -> Non
     assert result.checks[EchoesComeBack.name].passed > 0
     assert result.checks[EchoesComeBack.name].failed == 0
     assert result.counters["echo_answered"] > 0
+
+
+# --- real nodes ------------------------------------------------------------------------------------------------------
+def shown_by_command(node: RunningNode) -> str:
+    """What the capability's command prints."""
+    ran = subprocess.run(
+        [sys.executable, "-m", PROGRAM, "echo", "--http", f"127.0.0.1:{node.http_port}"],
+        env=environment(), capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return ran.stdout.strip()
+
+
+@pytest.mark.processes
+async def test_capability_between_two_real_nodes_is_reached_from_everywhere(tmp_path: Path) -> None:
+    """Two processes over mutual TLS: its section, frames, effects, counters, metric, route, command and questions."""
+    with (
+        RunningNode(prepare(tmp_path, "rsu-1", "rsu", TABLE), PROGRAM) as rsu,
+        RunningNode(prepare(tmp_path, "veh-1", "vehicle", TABLE, (rsu.port,)), PROGRAM) as vehicle,
+    ):
+        eventually(lambda: vehicle.get("/v1/echo").get("rsu-1", 0) > 3, "echoes come back")
+        metrics = vehicle.ask("GET", "/metrics")[2].decode()
+        assert 'meshnode_echo_chimes_total{neighbour="rsu-1"}' in metrics
+        assert "# TYPE meshnode_echo_neighbours_heard gauge" in metrics
+        assert "# TYPE meshnode_echo_answered_total counter" in metrics
+        node, _, count = shown_by_command(vehicle).partition(" ")
+        assert (node, int(count) > 3) == ("rsu-1", True)
+        async with meshnode.connect(socket_of(load_config(vehicle.config, (ECHO,)))) as application:
+            told: list[str] = []
+            application.on_event(lambda event: told.append(type(event).__name__))
+            assert application.ask("echo.chimes")["rsu-1"] > 3
+            assert application.ask("echo.ask", "rsu-1") > 3
+            eventually(lambda: "Echoed" in told, "an application is told of its event")
+
+
+@pytest.mark.processes
+def test_section_of_the_capability_is_refused_where_the_capability_is_missing(tmp_path: Path) -> None:
+    """A table that nobody reads would be a setting that does nothing."""
+    config = prepare(tmp_path, "rsu-1", "rsu", TABLE)
+    plain = subprocess.run(
+        [sys.executable, "-m", "meshnode.cli", "run", str(config)],
+        env=environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert plain.returncode == 2
+    assert "echo" in plain.stderr

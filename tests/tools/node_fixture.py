@@ -66,6 +66,8 @@ class RunningNode:
     """``meshnode run`` with its ready line read."""
 
     config: Path
+    program: str = "meshnode.cli"
+    """The module that is run: ``meshnode`` itself, or a program with more parts."""
     process: "subprocess.Popen[str]" = field(init=False)
     ready: str = field(init=False)
     port: int = field(init=False)
@@ -75,7 +77,7 @@ class RunningNode:
         self.log = self.config.with_suffix(".log")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "meshnode.cli", "run", str(self.config)],
+                [sys.executable, "-m", self.program, "run", str(self.config)],
                 env=environment(), stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip
         self.ready = self._first_line()
