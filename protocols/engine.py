@@ -16,15 +16,15 @@ from random import Random
 from typing import Final, TypeVar
 
 from protocols.access import AccessTable
-from protocols.base import limits
 from protocols.base.errors import LocalProtocolError, RemoteProtocolError, UnknownFrame
-from protocols.base.ids import Incarnation, Lane, NodeId, PeerIdentity
+from protocols.base.ids import Lane, NodeId, PeerIdentity
 from protocols.gossip.machine import Gossip
 from protocols.inference.machine import Inference
 from protocols.links.lanes import Lanes
 from protocols.links.queues import Drops, LaneQueue
 from protocols.machine import Effect, Event, Machine, Message, by_frame
 from protocols.membership.events import HangUp, NeighbourDead, NeighbourLeft, NeighbourMet
+from protocols.membership.lives import Lives
 from protocols.membership.machine import Membership
 from protocols.membership.neighbour import Neighbour, State
 from protocols.peers import PeerView, views
@@ -32,7 +32,7 @@ from protocols.readings.events import Delivery
 from protocols.readings.machine import Router
 from protocols.readings.streams import Peer
 from protocols.settings import NodeSettings
-from protocols.wire.codec import decode_untrusted_node_frame, node_frames, untrusted_other_major
+from protocols.wire.codec import NODE_FRAME_SET, node_frames, untrusted_other_major
 from protocols.wire.frame import Frame
 from protocols.wire.membership import Heartbeat, Hello
 from protocols.wire.parcels import readings_in_own_frame
@@ -66,7 +66,8 @@ class Engine:
             settings.mesh, settings.node, settings.incarnation, settings.inbox_port, settings.membership, random
         )  # fmt: skip
         self.readings = Router(
-            settings.node, settings.role, settings.incarnation << 32, access, self.drops, self.lanes.touched
+            settings.node, settings.role, settings.incarnation << 32, access, self.drops, self.lanes.touched,
+            self.lanes.wanted,
         )  # fmt: skip
         self.inference = Inference(settings.node, access, self.membership.reachable)
         self.gossip = Gossip(settings.node, settings.incarnation, settings.seal, settings.gossip, random)
@@ -74,15 +75,15 @@ class Engine:
         self._machines: tuple[Machine, ...] = (self.inference, self.gossip, *further)
         self._machine_of = by_frame(self._machines)
         frames = tuple(frame for machine in further for frame in machine.frames)
-        known = node_frames(frames).decode_untrusted if frames else decode_untrusted_node_frame
-        self._decode = known if decode is None else decode
+        known = node_frames(frames) if frames else NODE_FRAME_SET
+        self._decode = known.decode_untrusted if decode is None else decode
         self._neighbour_of = self.membership.neighbour_of
         self._heartbeats = self.membership.heartbeats
-        self._touched = self.lanes.touched
+        self._queue_of = self.lanes.of_dial
+        self._touched, self._wanted = self.lanes.touched, self.lanes.wanted
         self._more = False
         """Something was decided beside lanes to flush."""
-        self._lives: dict[NodeId, Incarnation] = {}
-        self._present: set[NodeId] = set()
+        self._lives = Lives()
         self._clock_uncertainty_ns = settings.clock_uncertainty_ns
         self._events: list[Event] = []
         self._frames_received = 0
@@ -177,17 +178,13 @@ class Engine:
 
     def _joined(self, neighbour: Neighbour, now: int) -> None:
         """A Hello was accepted: the first of a life makes a clean start."""
-        node, before = neighbour.node, self._lives.get(neighbour.node)
-        if node in self._present and before == neighbour.incarnation:
+        node, incarnation = neighbour.node, neighbour.incarnation
+        if self._lives.is_present(node, incarnation):
             return
-        if node in self._present:
+        if node in self._lives.present:
             self._gone(node, "restarted", now)
-        if before is not None and neighbour.incarnation < before:
+        if self._lives.begin(node, incarnation):
             self.readings.forget_origin(node)
-        if len(self._lives) >= limits.MAX_CACHED_KEYS:  # nodes ever met; a forgotten one may at worst seem stale
-            self._lives = {known: life for known, life in self._lives.items() if known in self._present}
-        self._lives[node] = neighbour.incarnation
-        self._present.add(node)
         self._link(node)
         queues = self.lanes.queues_of(node)
         self.readings.add_peer(Peer(node, neighbour.role, queues.realtime, queues.bulk))
@@ -205,7 +202,7 @@ class Engine:
         neighbour = self.membership.neighbours.get(node)
         if neighbour is not None:
             neighbour.queue = None
-        self._present.discard(node)
+        self._lives.present.discard(node)
         for machine in self._machines:
             machine.neighbour_gone(node, now)
         self.readings.remove_peer(node)
@@ -213,43 +210,38 @@ class Engine:
     # --- lanes -----------------------------------------------------------------------------------------------------
     def next_frame(self, dial: int, now: int) -> bytes | None:
         """The next frame for an open lane, None when nothing waits. A frame taken is the driver's."""
-        queue = self.lanes.of_dial.get(dial)
+        queue = self._queue_of.get(dial)
         return None if queue is None else queue.take(now)
 
     def frame_lost(self, dial: int, frame: bytes, why: str) -> None:
-        """A frame that was taken could not be sent: the lane went first. Counts the readings in it."""
-        reached = self.membership.lane_of(dial)
-        self.drops.count(reached[0] if reached is not None else "", "", why, readings_in_own_frame(frame))
+        """A frame that was taken could not be sent, because the lane was closed. Counts the readings in it."""
+        queue = self._queue_of.get(dial)
+        self.drops.count(queue.peer if queue is not None else "", "", why, readings_in_own_frame(frame))
 
     def lane_drained(self, dial: int, size_bytes: int, took_ns: int) -> None:
         """A frame that was handed over when the lane had just become free was on its way after ``took_ns``."""
-        reached = self.membership.lane_of(dial)
-        if reached is not None:
-            self.inference.transferred(reached[0], size_bytes, took_ns)
+        queue = self._queue_of.get(dial)
+        if queue is not None:
+            self.inference.transferred(queue.peer, size_bytes, took_ns)
 
     def _put(self, node: NodeId, frame: Frame, now: int) -> None:
         if node in self.membership.neighbours and self.lanes.put(node, frame):
-            self._look_for_lanes()
             return
         self._counters["frames_undeliverable"] += 1
         machine = self._machine_of.get(type(frame))
         if machine is not None:
             machine.undeliverable(node, frame, now)
 
-    def _look_for_lanes(self) -> None:
-        """Something was put into queues: have bulk lanes dialled that are not open."""
-        lanes = self.lanes
-        lanes.look()
-        if lanes.wanted:
-            for node in lanes.wanted:
-                self.membership.want_bulk(node)
-            lanes.wanted.clear()
-            self._more = True
+    def _dial_bulk(self) -> None:
+        """Have the bulk lanes dialled that something waits for."""
+        for node in self.lanes.to_dial():
+            self.membership.want_bulk(node)
+        self._more = True
 
     def _reached(self) -> list[NodeId]:
         """Neighbours to whom a realtime lane is open."""
         neighbours = self.membership.neighbours
-        return [node for node in sorted(self._present) if node in neighbours and neighbours[node].realtime]
+        return [node for node in sorted(self._lives.present) if node in neighbours and neighbours[node].realtime]
 
     def carry(self, now: int) -> None:
         """Carry decisions from machine to machine until none is left; each round empties what it carries."""
@@ -258,14 +250,14 @@ class Engine:
             for queue in self._heartbeats.touched:
                 self.lanes.touch(queue)
             self._heartbeats.touched.clear()
-        self._tell_interest(now)
-        while membership.has_news() or self._have_news():
+        if self.readings.interest_changed:
+            self._tell_interest(now)
+        while (news := [machine for machine in self._machines if machine.has_news()]) or membership.has_news():
             events = membership.events()
             messages: list[Message] = [*membership.messages()]
-            for machine in self._machines:
-                if machine.has_news():
-                    messages.extend(machine.messages())
-                    self._events.extend(machine.events())
+            for machine in news:
+                messages.extend(machine.messages())
+                self._events.extend(machine.events())
             for event in events:
                 if type(event) is NeighbourDead or type(event) is NeighbourLeft:
                     self._gone(event.node, "neighbour_gone", now)
@@ -276,20 +268,15 @@ class Engine:
             for node, frame in messages:
                 for reached in [node] if node is not None else self._reached():
                     self._put(reached, frame, now)
-            self._tell_interest(now)
-        self._look_for_lanes()
+            if self.readings.interest_changed:
+                self._tell_interest(now)
+        if self._wanted:
+            self._dial_bulk()
 
     def _tell_interest(self, now: int) -> None:
-        if self.readings.interest_changed:
-            self.readings.interest_changed = False
-            for node in self._reached():
-                self._put(node, self.readings.interest_for(node), now)
-
-    def _have_news(self) -> bool:
-        for machine in self._machines:  # noqa: SIM110 - a generator would cost more than all that is asked
-            if machine.has_news():
-                return True
-        return False
+        self.readings.interest_changed = False
+        for node in self._reached():
+            self._put(node, self.readings.interest_for(node), now)
 
     # --- time, effects, events -------------------------------------------------------------------------------------
     def handle_timer(self, now: int, receiving_since_ns: int | None = None) -> None:
@@ -310,14 +297,15 @@ class Engine:
         """When :meth:`handle_timer` wants to be called next, at the latest."""
         due_ns = min(self.membership.next_timer_at(), self.readings.next_timer_at())
         for machine in self._machines:
-            due_ns = min(due_ns, machine.next_timer_at())
+            machine_due_ns = machine.next_timer_at()
+            due_ns = min(due_ns, machine_due_ns)
         return due_ns
 
     def flushes(self) -> list[LaneQueue] | None:
         """The hot path's short form of all below after a reading was published or a frame received: the lanes, or None
         when there may be more to do. Of timers only ``readings.next_timer_at()`` may have come forward."""
-        if self._touched:
-            self._look_for_lanes()
+        if self._wanted:
+            self._dial_bulk()
         return None if self._more else self.lanes.taken()
 
     def is_settled(self) -> bool:
@@ -341,9 +329,6 @@ class Engine:
         """What the application should know, since the last call."""
         events, self._events = self._events, []
         events.extend(self.readings.events())
-        for machine in self._machines:
-            if machine.has_news():
-                events.extend(machine.events())
         return events
 
     # --- for people ------------------------------------------------------------------------------------------------

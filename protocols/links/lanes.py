@@ -21,7 +21,7 @@ class Lanes:
         self.touched: list[LaneQueue] = []
         """Queues that got something since :meth:`taken`, each once: they are marked."""
         self.wanted: list[NodeId] = []
-        """Neighbours for whom something waits on a bulk lane that is not open; whoever dials clears the list."""
+        """Neighbours for whom something waits on a bulk lane that is not open, until :meth:`to_dial`."""
         self.may_wait = False
         """Something may wait for a bulk lane that is not open."""
         self.of_dial: dict[int, LaneQueue] = {}
@@ -87,14 +87,8 @@ class Lanes:
         if not queue.dial:
             self._want(queue)
 
-    def look(self) -> None:
-        """Readings were put into queues, each of which is among :attr:`touched`."""
-        for queue in self.touched:
-            if not queue.dial:
-                self._want(queue)
-
     def want_again(self) -> None:
-        """Ask anew for bulk lanes that failed or could not be dialled before."""
+        """Ask again for bulk lanes that failed or could not be dialled before."""
         if self.may_wait:
             self.may_wait = False
             for queues in self.of_node.values():
@@ -105,7 +99,13 @@ class Lanes:
         queues = self.of_node.get(queue.peer)
         if queues is not None and queue is queues.bulk:
             self.wanted.append(queue.peer)
-            self.may_wait = True
+
+    def to_dial(self) -> list[NodeId]:
+        """Take the neighbours out of :attr:`wanted`."""
+        self.may_wait = True  # the dial may fail
+        wanted = self.wanted[:]
+        self.wanted.clear()
+        return wanted
 
     def taken(self) -> list[LaneQueue]:
         """What has got something to send since the last call; queues without a ``dial`` have no open lane."""

@@ -32,11 +32,11 @@ from protocols.readings.events import DeadlineMissed, Delivery, Put, PutMany
 from protocols.readings.interest import decide_routes, decide_subscribers, permitted_wants, wants_to_ask_for
 from protocols.readings.publication import Publication
 from protocols.readings.quality import Quality
+from protocols.readings.queueing import Queueing
 from protocols.readings.streams import (
     IMMUTABLE,
     LocalSubscription,
     Peer,
-    Route,
     Stream,
     check_time,
     expiry_utc_ns,
@@ -62,10 +62,11 @@ class Router:
 
     def __init__(
         self, node: NodeId, role: Role, first_sequence: int, access: AccessTable, drops: Drops,
-        touched: list[LaneQueue],
+        touched: list[LaneQueue], wanted: list[NodeId],
     ) -> None:  # fmt: skip
-        """``first_sequence`` must be above all that earlier lives of this node have used. ``touched`` is told which
-        queues got something, each once: they are marked."""
+        """``first_sequence`` must be above all that earlier lives of this node have used. The router appends to
+        ``touched`` the queues that get something, each once: they are marked. It appends to ``wanted`` the neighbours
+        for whom something waits on a bulk lane that is not open."""
         self._node, self._role, self._sequence, self._access, self._drops = node, role, first_sequence, access, drops
         self._streams: dict[tuple[str, str], Stream] = {}
         self._peers: dict[NodeId, Peer] = {}
@@ -80,6 +81,7 @@ class Router:
         """Neighbours must be told :meth:`interest_for` them anew; whoever does it clears this."""
         self._events: list[DeadlineMissed] = []
         self._touched = touched
+        self._queueing = Queueing(drops, touched, wanted)
         self._published = self._accepted = self._delivered = self._forwarded = 0
 
     def counters(self) -> dict[str, int]:
@@ -173,10 +175,7 @@ class Router:
             own = stream.origin == self._node
             if (own or reading.hops) and any(matches(expression, stream.key) for expression in expressions):
                 if not reading.lifespan_ms or utc_now < expiry_utc_ns(reading):
-                    passed_on = reading if own else one_hop_less(reading)
-                    data = self._encoded_again(passed_on, peer.node)
-                    if data is not None:
-                        self._enqueue(peer, passed_on, data, False, now, utc_now)
+                    self._queueing.put_past(peer, reading if own else one_hop_less(reading), now, utc_now)
 
     # --- the hot path ----------------------------------------------------------------------------------------------
     def publish(
@@ -188,7 +187,9 @@ class Router:
         :raises NotPermitted: when the table denies it. :raises ContextMissing: without where or when.
         :raises ValueUnsupported: when ``value`` can't travel, or a number of its context is out of range (NaN is).
         """
-        stream, where = self._own_stream(publication, where, when, now)
+        if where is None:
+            where = publication.where
+        stream = self._own_stream(publication, where, when, now)
         key, priority, lifespan_ms = publication.key, publication.priority, publication.lifespan_ms
         sequence = self._sequence
         reading = Reading(
@@ -196,20 +197,24 @@ class Router:
             publication.hops,
         )  # fmt: skip
         data = encode_alone(reading)
-        if type(value) not in IMMUTABLE:
+        kind = type(value)
+        if kind not in IMMUTABLE:
             reading = decode_alone(data)
         self._sequence = sequence + 1
-        self._note(stream, reading, len(data), now)
+        if stream.held_bytes == len(data) and not stream.missed and kind in SMALL:
+            stream.newest, stream.last, stream.last_ns = sequence, reading, now
+        else:
+            self._note(stream, reading, len(data), now)
         self._published += 1
         queued = dropped = 0
         if stream.routes:
             touched, bulk = self._touched, len(data) > _BULK_THRESHOLD_BYTES
             expires_ns = now + expiry_utc_ns(reading) - utc_now if lifespan_ms else NEVER
             for route in stream.routes:
-                if route.min_interval_ns and not self._due(route, key, now):
+                if route.min_interval_ns and not self._queueing.is_due(route, key, now):
                     dropped += 1
                     continue
-                queue = route.peer.bulk if bulk else route.peer.realtime
+                queue = self._queueing.bulk_of(route.peer) if bulk else route.peer.realtime
                 if not queue.touched:
                     queue.touched = True
                     touched.append(queue)
@@ -233,7 +238,9 @@ class Router:
         """
         if len(values) == 0 or len(values) != len(whens):
             raise ValueUnsupported(f"{len(values)} values with {len(whens)} times: pass one or more, with a time each")
-        stream, where = self._own_stream(publication, where, whens[0], now)
+        if where is None:
+            where = publication.where
+        stream = self._own_stream(publication, where, whens[0], now)
         key, how = publication.key, publication.how
         priority, lifespan_ms, hops = publication.priority, publication.lifespan_ms, publication.hops
         checked = whens[0]
@@ -242,7 +249,7 @@ class Router:
                 check_time(when)
         first = self._sequence
         readings = [
-            Reading(key, self._node, sequence, value, where, when, how, priority, lifespan_ms, hops)
+            Reading(key, self._node, sequence, value, where, when, how, priority, lifespan_ms, hops)  # type: ignore[arg-type]
             for sequence, (value, when) in enumerate(zip(values, whens, strict=True), first)
         ]
         parcels = parcels_of(readings)
@@ -252,7 +259,7 @@ class Router:
         self._published += len(kept)
         queued = 0
         for route in stream.routes:
-            queued += self._put_parcels(route, key, parcels, now, utc_now)
+            queued += self._queueing.put_parcels(route, parcels, now, utc_now)
         deliveries: list[Delivery] = []
         for reading in kept if stream.numbers or stream.limited else ():
             numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
@@ -260,31 +267,9 @@ class Router:
                 deliveries.append((numbers, reading))
         return PutMany(first, len(kept), queued, len(kept) * len(stream.routes) - queued), deliveries
 
-    def _put_parcels(
-        self, route: Route, key: str, parcels: list[tuple[bytes, list[Reading]]], now: int, utc_now: int
-    ) -> int:
-        """Queue them for one neighbour; returns how many readings were."""
-        peer, queued = route.peer, 0
-        for data, readings in parcels:
-            if len(readings) == 1 or not (route.min_interval_ns or route.conflate):
-                if route.min_interval_ns and not self._due(route, key, now):
-                    continue
-                if self._enqueue(peer, readings[-1], data, route.conflate, now, utc_now, len(readings)):
-                    queued += len(readings)
-                continue
-            for reading in readings:
-                if route.min_interval_ns and not self._due(route, key, now):
-                    continue
-                queued += self._enqueue(peer, reading, encode_alone(reading), route.conflate, now, utc_now)
-        return queued
-
-    def _own_stream(
-        self, publication: Publication, where: Position | None, when: EventTime | None, now: int
-    ) -> tuple[Stream, Position]:
-        """The stream that a publication goes to, and where it is. :raises: as :meth:`publish`, but for the value."""
+    def _own_stream(self, publication: Publication, where: Position | None, when: EventTime | None, now: int) -> Stream:
+        """The stream that a publication goes to. :raises: as :meth:`publish`, but for the value."""
         key = publication.key
-        if where is None:
-            where = publication.where
         if where is None:
             raise _without(key, "where", "Set [node] position, or pass where=")
         if where is not self._checked_where:
@@ -302,7 +287,7 @@ class Router:
             decide_routes(stream, self._peers.values(), self._version)
         if not stream.permitted:
             raise NotPermitted(f"the access table does not let {self._role.value} {self._node} publish on {key!r}")
-        return stream, where
+        return stream
 
     def accept(  # noqa: C901, PLR0912  # calls cost too much here
         self, readings: tuple[Reading, ...], source: NodeId, source_role: Role, now: int, utc_now: int,
@@ -351,7 +336,7 @@ class Router:
                 if stream.routes_version != self._version:
                     decide_routes(stream, self._peers.values(), self._version)
                 if stream.routes:
-                    self._forward(stream, reading, source, now, utc_now)
+                    self._forwarded += self._queueing.pass_on(stream.routes, reading, source, now, utc_now)
         if peer is not None:
             peer.recent = stream
         self._accepted += len(readings)
@@ -392,13 +377,6 @@ class Router:
             self._deadlines.watch_again(stream, now)
         self._last_values.keep(stream, reading, size_bytes)
 
-    def _due(self, route: Route, key: str, now: int) -> bool:
-        if now - route.last_ns < route.min_interval_ns:
-            self._drops.count(route.peer.node, key, "rate_limited")
-            return False
-        route.last_ns = now
-        return True
-
     def _limited(self, stream: Stream, now: int) -> list[int]:
         due = []
         for subscription in stream.limited:
@@ -409,42 +387,6 @@ class Router:
             else:
                 self._drops.count("", stream.key, "rate_limited")
         return due
-
-    def _enqueue(
-        self, peer: Peer, reading: Reading, data: bytes, conflate: bool, now: int, utc_now: int, count: int = 1
-    ) -> bool:
-        expires_ns = NEVER
-        if reading.lifespan_ms:
-            expires_ns = now + expiry_utc_ns(reading) - utc_now
-        queue = peer.bulk if len(data) > _BULK_THRESHOLD_BYTES else peer.realtime
-        if not queue.touched:
-            queue.touched = True
-            self._touched.append(queue)
-        return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate, count)
-
-    def _encoded_again(self, reading: Reading, peer: NodeId) -> bytes | None:
-        """None, and counted: it grew above a frame, as single precision does that is doubled here."""
-        try:
-            return encode_alone(reading)
-        except ValueUnsupported:
-            self._drops.count(peer, reading.key, "too_large")
-            return None
-
-    def _forward(self, stream: Stream, reading: Reading, source: NodeId, now: int, utc_now: int) -> None:
-        passed_on = one_hop_less(reading)
-        data: bytes | None = None
-        for route in stream.routes:
-            node = route.peer.node
-            if node == source or node == reading.origin:
-                continue
-            if data is None:
-                data = self._encoded_again(passed_on, node)
-                if data is None:
-                    return
-            if route.min_interval_ns and not self._due(route, reading.key, now):
-                continue
-            if self._enqueue(route.peer, passed_on, data, route.conflate, now, utc_now):
-                self._forwarded += 1
 
     # --- decisions kept per stream ---------------------------------------------------------------------------------
     def _keep_stream(self, stream: Stream, now: int) -> Stream:

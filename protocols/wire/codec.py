@@ -131,14 +131,14 @@ def node_frames(further: Iterable[type[Frame]] = ()) -> FrameSet:
     return FrameSet((*NODE_FRAMES, *further), RELAY_FRAMES, bounded_elements=True)
 
 
-_node_frames: Final = node_frames()
+NODE_FRAME_SET: Final = node_frames()
 _relay_frames: Final = FrameSet(RELAY_FRAMES, NODE_FRAMES)
-KNOWN_NUMBERS: Final = _node_frames.numbers
+KNOWN_NUMBERS: Final = NODE_FRAME_SET.numbers
 
 
 def decode_untrusted_node_frame(data: bytes | bytearray) -> Frame:
     """Parse a frame from a neighbour; errors as :meth:`FrameSet.decode_untrusted`."""
-    return _node_frames.decode_untrusted(data)
+    return NODE_FRAME_SET.decode_untrusted(data)
 
 
 def decode_untrusted_relay_frame(data: bytes) -> RelayFrame:

@@ -26,7 +26,7 @@ class Bench:
     def __init__(self, *peers: NodeId, rules: tuple[AccessRule, ...] = DEFAULT_RULES) -> None:
         self.drops = Drops()
         self.touched: list[LaneQueue] = []
-        self.machine = Router(ME, Role.VEHICLE, 1, AccessTable(rules), self.drops, self.touched)
+        self.machine = Router(ME, Role.VEHICLE, 1, AccessTable(rules), self.drops, self.touched, [])
         self.peers: dict[NodeId, Peer] = {}
         self.now = 0
         self.version = 0
