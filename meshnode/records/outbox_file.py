@@ -15,7 +15,8 @@ import aiosqlite
 from msgspec import Raw
 
 from protocols.base.errors import StorageError
-from protocols.records.ledger import Changes, Counters, LedgerEntry
+from protocols.records.ledger import Changes, Counters
+from protocols.records.pending import LedgerEntry
 from protocols.wire.records import Fate, Record
 
 _APPLICATION_ID: Final = 0x6D6E6F62

@@ -15,13 +15,10 @@ for the relay a hole below the highest sequence that it has is a loss, not a del
 Records of the batch under way are neither expired nor evicted: the relay may be storing them right now. When no answer
 came, nobody can know; such a record may end as expired or evicted here and still be at the relay, never the reverse.
 
-The ledger decides and its storage (``meshnode.records.outbox``) writes: :meth:`Ledger.changes` says what to delete and
-write, and :meth:`Ledger.changes_saved` that it was done. A pending record costs 21 bytes here; its payload stays in
-storage.
+The ledger decides and its storage (``meshnode.records.outbox_file``) writes: :meth:`Ledger.changes` says what to delete
+and write, and :meth:`Ledger.changes_saved` that it was done.
 """
 
-from array import array
-from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -31,23 +28,11 @@ from protocols.base.ids import UtcNs
 from protocols.base.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_FATES_PER_BATCH, SECOND
 from protocols.records.curated import Curated
 from protocols.records.fates import FateRanges, LostState
+from protocols.records.pending import LedgerEntry, PendingRecords
 from protocols.wire.records import Acknowledgement, Fate
 
 SWEEP_INTERVAL_NS: Final = SECOND
 """Expired records are looked for this often: a look at 100,000 records takes about 10 ms."""
-_GONE: Final = 255
-_PRIORITIES: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerEntry:
-    """What the ledger knows about a pending record."""
-
-    sequence: int
-    size_bytes: int
-    priority: int
-    expires_utc_ns: int
-    """0: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +103,10 @@ class Ledger:
             "evicted": counters.evicted,
             "refused": counters.refused,
         }
-        self._sequences, self._sizes = array("Q"), array("I")
-        self._priorities, self._expiries = array("B"), array("Q")
-        self._head = 0
-        self._live = self._live_bytes = 0
-        self._cursors = [0] * _PRIORITIES
         self._next_sweep_ns = 0
-        self._pinned: frozenset[int] = frozenset()
-        self._passed_over = False
+        self._pending = PendingRecords(pending)
         self._fates = FateRanges(fates)
         self._removed: list[int] = []
-        for entry in pending:
-            self._append(entry)
         if not self.adds_up():
             raise LocalProtocolError(f"the ledger read back does not add up: {self.statistics()}")
         self._evict()
@@ -153,12 +130,12 @@ class Ledger:
     @property
     def pending(self) -> int:
         """Records that wait."""
-        return self._live
+        return self._pending.count
 
     @property
     def pending_bytes(self) -> int:
         """Bytes that wait."""
-        return self._live_bytes
+        return self._pending.size_bytes
 
     @property
     def untold_fates(self) -> int:
@@ -181,8 +158,8 @@ class Ledger:
         """Records issued, by state, and what waits."""
         return {
             "issued": self._next_sequence - self._first_sequence,
-            "pending": self._live,
-            "pending_bytes": self._live_bytes,
+            "pending": self.pending,
+            "pending_bytes": self.pending_bytes,
             "delivered": self._delivered,
             "expired": self._lost["expired"],
             "evicted": self._lost["evicted"],
@@ -193,7 +170,7 @@ class Ledger:
     def adds_up(self) -> bool:
         """Whether each record issued is pending or in exactly one end state."""
         issued = self._next_sequence - self._first_sequence
-        return issued == self._live + self._delivered + sum(self._lost.values()) and issued >= 0
+        return issued == self.pending + self._delivered + sum(self._lost.values()) and issued >= 0
 
     # --- what happens to records -----------------------------------------------------------------------------------
     def upcoming(self, records: Iterable[Curated], now: UtcNs) -> list[LedgerEntry]:
@@ -215,10 +192,10 @@ class Ledger:
 
         When a bound is reached the least valuable record is evicted, which may be this one.
         """
-        if self._live >= self._max_records or self._live_bytes + size_bytes > self._max_bytes:
+        if self.pending >= self._max_records or self.pending_bytes + size_bytes > self._max_bytes:
             self.expire(now)
         sequence = self._next_sequence
-        self._append(LedgerEntry(sequence, size_bytes, priority, expires_utc_ns))
+        self._pending.append(LedgerEntry(sequence, size_bytes, priority, expires_utc_ns))
         self._next_sequence += 1
         self._evict()
         return sequence
@@ -229,46 +206,38 @@ class Ledger:
         if self._next_sweep_ns - SWEEP_INTERVAL_NS <= now < self._next_sweep_ns:
             return 0
         self._next_sweep_ns = now + SWEEP_INTERVAL_NS
-        due = [
-            index
-            for index in range(self._head, len(self._sequences))
-            if 0 < self._expiries[index] <= now and self._priorities[index] != _GONE
-        ]
-        ended = 0
-        for index in due:
-            if self._sequences[index] not in self._pinned:
-                self._lose(index, "expired")
-                ended += 1
-        self._compact()
-        return ended
+        due = self._pending.expired(now)
+        for sequence in due:
+            self._lose(sequence, "expired")
+        self._pending.compact()
+        return len(due)
 
     def next_batch(self, now: UtcNs, max_records: int = MAX_BATCH_RECORDS) -> BatchPlan | None:
         """The next batch within ``MAX_BATCH_RECORDS`` and ``MAX_BATCH_BYTES``, or None when there is nothing to tell.
 
         It is under way until :meth:`acknowledged` or :meth:`abandoned`; there is one at a time.
         """
-        if self._pinned:
+        if self._pending.has_pinned:
             raise LocalProtocolError("a batch is under way: report what became of it first")
         chosen: list[int] = []
         room = MAX_BATCH_BYTES
-        index = self._head
-        while index < len(self._sequences) and len(chosen) < min(max_records, MAX_BATCH_RECORDS):
-            if self._priorities[index] != _GONE:
-                if 0 < self._expiries[index] <= now:
-                    self._lose(index, "expired")
-                else:
-                    room -= self._sizes[index]
-                    if room < 0 and chosen:
-                        break
-                    chosen.append(self._sequences[index])
-            index += 1
+        for entry in self._pending.oldest_first():
+            if len(chosen) >= min(max_records, MAX_BATCH_RECORDS):
+                break
+            if 0 < entry.expires_utc_ns <= now:
+                self._lose(entry.sequence, "expired")
+                continue
+            room -= entry.size_bytes
+            if room < 0 and chosen:
+                break
+            chosen.append(entry.sequence)
         fates = self._fates.in_order(MAX_FATES_PER_BATCH + 1)
         if len(fates) > MAX_FATES_PER_BATCH:
             untold = fates.pop()
             chosen = [sequence for sequence in chosen if sequence < untold.first]
         if not chosen and not fates:
             return None
-        self._pinned = frozenset(chosen)
+        self._pending.pin(chosen)
         return BatchPlan(tuple(chosen), tuple(fates), self._next_sequence)
 
     def acknowledged(self, plan: BatchPlan, answer: Acknowledgement) -> int:
@@ -276,38 +245,30 @@ class Ledger:
 
         Sequences that were not in the batch are ignored; records that the answer doesn't name stay pending.
         """
-        self._pinned = frozenset()
         for fate in plan.fates:
             self._fates.forget(fate)
         sent = frozenset(plan.sequences)
         ended = 0
         for sequence in answer.stored:
-            index = self._find(sequence) if sequence in sent else None
-            if index is not None:
-                self._remove(index)
+            if sequence in sent and self._pending.remove(sequence):
+                self._removed.append(sequence)
                 self._delivered += 1
                 ended += 1
         for refused in answer.refused:
-            index = self._find(refused.sequence) if refused.sequence in sent else None
-            if index is not None:
-                self._lose(index, "refused")
+            if refused.sequence in sent and self._lose(refused.sequence, "refused"):
                 ended += 1
-        self._rewind()
+        self._pending.unpin()
         return ended
 
     def abandoned(self) -> None:
         """No answer came for the batch under way: its records are pending as before."""
-        self._pinned = frozenset()
-        self._rewind()
+        self._pending.unpin()
         self._evict()
 
     def refuse(self, sequence: int) -> None:
         """The relay can't even read this pending record. Ends the batch under way."""
-        self._pinned = frozenset()
-        index = self._find(sequence)
-        if index is not None:
-            self._lose(index, "refused")
-        self._rewind()
+        self._lose(sequence, "refused")
+        self._pending.unpin()
 
     def introduce(self, known: bool = True) -> None:
         """The relay acknowledged that this ledger begins at its first sequence: from now on it can't be renumbered.
@@ -323,15 +284,14 @@ class Ledger:
         False, and nothing done, when the relay knows this very ledger already (then somebody else uses this node's
         name) or stands before it. Storage has to write everything anew. Ends the batch under way.
         """
-        self._pinned = frozenset()
-        self._rewind()
+        self._pending.unpin()
         if not self.can_begin_at(first_sequence):
             return False
         shift = first_sequence - self._first_sequence
         self._removed = []
         self._first_sequence += shift
         self._next_sequence += shift
-        self._sequences = array("Q", (sequence + shift for sequence in self._sequences))
+        self._pending.shift(shift)
         self._fates = self._fates.shifted(shift)
         return True
 
@@ -351,76 +311,26 @@ class Ledger:
 
     def entries(self) -> list[LedgerEntry]:
         """The pending records, in order of sequence."""
-        return [
-            LedgerEntry(self._sequences[i], self._sizes[i], self._priorities[i], self._expiries[i])
-            for i in range(self._head, len(self._sequences))
-            if self._priorities[i] != _GONE
-        ]
+        return list(self._pending.oldest_first())
 
     def fates(self) -> list[Fate]:
         """The ranges that the relay doesn't know yet, in order."""
         return self._fates.in_order()
 
-    # --- columns of pending records --------------------------------------------------------------------------------
-    def _append(self, entry: LedgerEntry) -> None:
-        self._sequences.append(entry.sequence)
-        self._sizes.append(entry.size_bytes)
-        self._priorities.append(entry.priority)
-        self._expiries.append(entry.expires_utc_ns)
-        self._live += 1
-        self._live_bytes += entry.size_bytes
-
-    def _find(self, sequence: int) -> int | None:
-        index = bisect_left(self._sequences, sequence, self._head)
-        if index == len(self._sequences) or self._sequences[index] != sequence or self._priorities[index] == _GONE:
-            return None
-        return index
-
-    def _remove(self, index: int) -> None:
-        self._removed.append(self._sequences[index])
-        self._live -= 1
-        self._live_bytes -= self._sizes[index]
-        self._priorities[index] = _GONE
-        while self._head < len(self._priorities) and self._priorities[self._head] == _GONE:
-            self._head += 1
-
-    def _rewind(self) -> None:
-        """Let eviction look again at records that it passed over while they were under way."""
-        self._compact()
-        if self._passed_over:
-            self._passed_over = False
-            self._cursors = [self._head] * _PRIORITIES
-
-    def _compact(self) -> None:
-        if len(self._sequences) <= 2 * self._live + 1_024:
-            return
-        kept = [i for i in range(self._head, len(self._sequences)) if self._priorities[i] != _GONE]
-        self._sequences = array("Q", (self._sequences[i] for i in kept))
-        self._sizes = array("I", (self._sizes[i] for i in kept))
-        self._expiries = array("Q", (self._expiries[i] for i in kept))
-        self._priorities = array("B", (self._priorities[i] for i in kept))
-        self._head = 0
-        self._cursors = [0] * _PRIORITIES
-
+    # --- ends of records -------------------------------------------------------------------------------------------
     def _evict(self) -> None:
-        """Evict until the bounds hold: the lowest priority first, of that the oldest."""
-        priority = 0
-        while priority < _PRIORITIES and (self._live > self._max_records or self._live_bytes > self._max_bytes):
-            index = max(self._cursors[priority], self._head)
-            while index < len(self._priorities):
-                if self._priorities[index] == priority:
-                    if self._sequences[index] not in self._pinned:
-                        break
-                    self._passed_over = True
-                index += 1
-            self._cursors[priority] = index
-            if index == len(self._priorities):
-                priority += 1
-            else:
-                self._lose(index, "evicted")
-        self._compact()
+        """Evict until the bounds hold."""
+        while self.pending > self._max_records or self.pending_bytes > self._max_bytes:
+            sequence = self._pending.least_valuable()
+            if sequence is None:
+                break
+            self._lose(sequence, "evicted")
+        self._pending.compact()
 
-    def _lose(self, index: int, state: LostState) -> None:
-        sequence = self._sequences[index]
-        self._remove(index)
+    def _lose(self, sequence: int, state: LostState) -> bool:
+        """End a pending record undelivered. False: it is not pending."""
+        if not self._pending.remove(sequence):
+            return False
+        self._removed.append(sequence)
         self._lost[self._fates.add(sequence, state)] += 1
+        return True

@@ -14,7 +14,8 @@ from msgspec import Raw
 from protocols.base.errors import StorageError
 from protocols.base.ids import UtcNs
 from protocols.records.curated import Curated
-from protocols.records.ledger import Counters, Ledger, LedgerEntry
+from protocols.records.ledger import Counters, Ledger
+from protocols.records.pending import LedgerEntry
 from protocols.wire.records import Fate, Record
 
 MAX_BYTES: Final = 256 * 1024 * 1024

@@ -12,7 +12,8 @@ from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import UtcNs
 from protocols.base.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_FATES_PER_BATCH, SECOND
 from protocols.records import fates
-from protocols.records.ledger import BatchPlan, Counters, Ledger, LedgerEntry
+from protocols.records.ledger import BatchPlan, Counters, Ledger
+from protocols.records.pending import LedgerEntry
 from protocols.wire.records import Acknowledgement, Fate, RefusedRecord
 
 

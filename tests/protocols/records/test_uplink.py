@@ -13,7 +13,8 @@ from protocols.base.errors import LocalProtocolError, RemoteProtocolError
 from protocols.base.ids import Incarnation, MonotonicNs, NodeId, UtcNs
 from protocols.base.limits import MAX_BATCH_RECORDS, SECOND
 from protocols.base.time import NEVER
-from protocols.records.ledger import BatchPlan, Counters, Ledger, LedgerEntry
+from protocols.records.ledger import BatchPlan, Counters, Ledger
+from protocols.records.pending import LedgerEntry
 from protocols.records.uplink import (
     REFUSED_RETRY_NS,
     REQUEST_TIMEOUT_NS,
