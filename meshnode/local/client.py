@@ -76,8 +76,7 @@ from protocols.peers import PeerView
 from protocols.readings.events import DeadlineMissed
 from protocols.readings.publication import Publication
 from protocols.readings.quality import Quality
-from protocols.wire.context import check_position
-from protocols.wire.readings import Position
+from protocols.wire.readings import Position, check_position
 from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
 
 if TYPE_CHECKING:

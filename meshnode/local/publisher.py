@@ -16,8 +16,7 @@ from protocols.base.ids import NodeId, Role
 from protocols.local import NODE_POSITION, OWN_POSITION, encode_parcel
 from protocols.readings.events import Put, PutMany
 from protocols.readings.publication import Publication
-from protocols.wire.context import check_position
-from protocols.wire.readings import EventTime, Position, Reading
+from protocols.wire.readings import EventTime, Position, Reading, check_position
 from protocols.wire.values import listed, plain
 
 NOWHERE = Position(0.0, 0.0, 0.0)

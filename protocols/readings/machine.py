@@ -43,9 +43,8 @@ from protocols.readings.streams import (
     one_hop_less,
     parcels_of,
 )
-from protocols.wire.context import check_position
 from protocols.wire.parcels import decode_alone, encode_alone
-from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading
+from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, check_position
 
 _HEARSAY_LEAD: Final = 1_024
 """How far copies may run ahead of their origin. More is no race of two ways but a lie: the origin is right then."""

@@ -5,8 +5,7 @@ from msgspec import Struct
 from protocols.base import limits
 from protocols.base.errors import ContextMissing, ValueUnsupported
 from protocols.base.keys import checked_key
-from protocols.wire.context import check_position, check_provenance
-from protocols.wire.readings import Position, Provenance
+from protocols.wire.readings import Position, Provenance, check_position, check_provenance
 
 
 class Publication(Struct, frozen=True):
