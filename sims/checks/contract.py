@@ -31,7 +31,7 @@ from sims.virtual.arrivals import Arrival
 
 
 @dataclass(frozen=True, slots=True)
-class EntryView:
+class KnownEntry:
     """One gossip entry as a node holds it, or as its author put it in."""
 
     author: str
@@ -41,7 +41,7 @@ class EntryView:
     """Of the signed bytes, any hash; empty: not known."""
 
 
-class World(Protocol):
+class WorldView(Protocol):
     """What checks may look at; read-only."""
 
     scenario: Scenario
@@ -82,7 +82,7 @@ class World(Protocol):
     def slowed(self, name: str) -> bool:
         """Whether a fault takes CPU from it now."""
 
-    def entries(self, name: str) -> Sequence[EntryView]:
+    def entries(self, name: str) -> Sequence[KnownEntry]:
         """Gossip entries that it holds now."""
 
     def ledger(self, name: str) -> Ledger | None:
@@ -116,7 +116,7 @@ class Check:
     judges: ClassVar[bool] = True
     """False: it only takes notes, and is left out of the verdict."""
 
-    def __init__(self, world: World, recorder: Recorder) -> None:
+    def __init__(self, world: WorldView, recorder: Recorder) -> None:
         self.world, self._recorder = world, recorder
 
     def judge(self, kept: bool, detail: str = "", times: int = 1) -> None:
@@ -158,10 +158,10 @@ class Check:
         """That request ended, as its caller sees it."""
 
     # --- gossip ----------------------------------------------------------------------------------------------------
-    def authored(self, node: str, entry: EntryView) -> None:
+    def authored(self, node: str, entry: KnownEntry) -> None:
         """``node`` made an entry of its own (``EntryAccepted`` of itself). Called before ``entry``."""
 
-    def entry(self, node: str, entry: EntryView) -> None:
+    def entry(self, node: str, entry: KnownEntry) -> None:
         """``node``'s engine holds an entry now that it did not hold before (``EntryAccepted``); its own too."""
 
     # --- time ------------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def known_checks() -> list[str]:
     return sorted(_known)
 
 
-def make_checks(names: Sequence[str], world: World, recorder: Recorder) -> list[Check]:
+def make_checks(names: Sequence[str], world: WorldView, recorder: Recorder) -> list[Check]:
     """The checks of a run; no names: all. :raises ScenarioError: when a name is not known."""
     unknown = [name for name in names if name not in _known]
     if unknown:

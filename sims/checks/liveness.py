@@ -12,7 +12,7 @@ from protocols.machine import Event
 from protocols.membership.events import NeighbourDead, NeighbourRefuted, PeerRefused
 from protocols.membership.neighbour import State
 from protocols.wire.tensors import NamedTensor
-from sims.checks.contract import Check, EntryView, World, register
+from sims.checks.contract import Check, KnownEntry, WorldView, register
 from sims.results.result import Recorder
 from sims.virtual.arrivals import Arrival
 
@@ -30,7 +30,7 @@ def _some(names: Sequence[str]) -> list[str]:
 class _Settled(Check):
     """Base of checks that judge who was in reach of whom, without a break, since everything had to settle."""
 
-    def __init__(self, world: World, recorder: Recorder) -> None:
+    def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
         self._settle_ns = round(world.scenario.checks.settle_s * limits.SECOND)
         self._from_ns = round(world.scenario.duration_s * limits.SECOND) - self._settle_ns
@@ -110,7 +110,7 @@ class ReadingsFlow(_Settled):
 
     name = "readings_flow"
 
-    def __init__(self, world: World, recorder: Recorder) -> None:
+    def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
         scenario = world.scenario
         self._armed = False
@@ -160,7 +160,7 @@ class RequestsEndByDeadline(Check):
 
     name = "requests_end_by_deadline"
 
-    def __init__(self, world: World, recorder: Recorder) -> None:
+    def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
         self._open: dict[str, dict[int, int]] = {}
 
@@ -198,12 +198,12 @@ class NewestEntryEverywhere(_Settled):
 
     name = "newest_entry_everywhere"
 
-    def __init__(self, world: World, recorder: Recorder) -> None:
+    def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
         self._newest: dict[tuple[str, str], int] = {}
         """By author and kind, of those made before everything had to settle."""
 
-    def authored(self, node: str, entry: EntryView) -> None:
+    def authored(self, node: str, entry: KnownEntry) -> None:
         """See :class:`Check`."""
         del node
         if self.world.now <= self._from_ns:
@@ -250,7 +250,7 @@ class RecordsArrive(_Settled):
 
     name = "records_arrive"
 
-    def __init__(self, world: World, recorder: Recorder) -> None:
+    def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
         groups = [group.name for group in world.scenario.groups if group.relay]
         self._senders = _some([name for group in groups for name in world.scenario.members(group)])

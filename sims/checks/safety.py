@@ -12,7 +12,7 @@ from protocols.inference.events import Answered
 from protocols.membership.neighbour import State
 from protocols.readings.events import Put
 from protocols.wire.tensors import NamedTensor
-from sims.checks.contract import Check, EntryView, World, computed_from, register
+from sims.checks.contract import Check, KnownEntry, WorldView, computed_from, register
 from sims.checks.order import Order
 from sims.results.result import Recorder
 from sims.virtual.arrivals import Arrival
@@ -54,7 +54,7 @@ class NoNeighbourOlderThanLifetime(Check):
 
     name = "no_neighbour_older_than_lifetime"
 
-    def __init__(self, world: World, recorder: Recorder) -> None:
+    def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
         settings = world.settings
         slack_ns = 2 * settings.heartbeat_interval_ns
@@ -107,7 +107,7 @@ class QueuesWithinBounds(Check):
 
     name = "queues_within_bounds"
 
-    def __init__(self, world: World, recorder: Recorder) -> None:
+    def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
         self._turns = _Turns()
 
@@ -135,7 +135,7 @@ class ReadingsInOrderOnce(Check):
 
     name = "readings_in_order_once"
 
-    def __init__(self, world: World, recorder: Recorder) -> None:
+    def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
         self._orders: dict[str, Order] = {}
         self._lives: dict[str, list[int]] = {}
@@ -187,7 +187,7 @@ class DropsAccounted(Check):
 
     name = "drops_accounted"
 
-    def __init__(self, world: World, recorder: Recorder) -> None:
+    def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
         self._wanted = self._delivered = self._counted = 0
         self._blind = any(traffic.hops and traffic.to for traffic in world.scenario.traffic)
@@ -233,7 +233,7 @@ _WHOLE_FRAMES = frozenset(("link_lost",))
 class _Requests(Check):
     """Base of checks that know what is asked and not answered, by node and number of the request."""
 
-    def __init__(self, world: World, recorder: Recorder) -> None:
+    def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
         self._asked: dict[str, dict[int, tuple[NamedTensor, ...]]] = {}
 
@@ -285,7 +285,7 @@ class GossipForwardOnly(Check):
 
     name = "gossip_forward_only"
 
-    def __init__(self, world: World, recorder: Recorder) -> None:
+    def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
         self._held: dict[str, dict[tuple[str, str], int]] = {}
 
@@ -293,7 +293,7 @@ class GossipForwardOnly(Check):
         """See :class:`Check`."""
         self._held[node] = {}
 
-    def entry(self, node: str, entry: EntryView) -> None:
+    def entry(self, node: str, entry: KnownEntry) -> None:
         """See :class:`Check`."""
         held = self._held.setdefault(node, {})
         before = held.get((entry.author, entry.kind), -1)
@@ -309,16 +309,16 @@ class GossipAuthorOnly(Check):
 
     name = "gossip_author_only"
 
-    def __init__(self, world: World, recorder: Recorder) -> None:
+    def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
         self._made: dict[tuple[str, str, int], str] = {}
 
-    def authored(self, node: str, entry: EntryView) -> None:
+    def authored(self, node: str, entry: KnownEntry) -> None:
         """See :class:`Check`."""
         if node == entry.author:
             self._made[entry.author, entry.kind, entry.version] = entry.digest
 
-    def entry(self, node: str, entry: EntryView) -> None:
+    def entry(self, node: str, entry: KnownEntry) -> None:
         """See :class:`Check`."""
         name = (entry.author, entry.kind, entry.version)
         made = self._made.get(name)
@@ -342,7 +342,7 @@ class RecordInOneState(Check):
 
     name = "record_in_one_state"
 
-    def __init__(self, world: World, recorder: Recorder) -> None:
+    def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
         self._turns = _Turns()
 

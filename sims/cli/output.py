@@ -6,7 +6,7 @@ from typing import Any
 import click
 import msgspec
 
-from sims.results.result import Result, Spread
+from sims.results.result import Distribution, Result
 
 _BULKY = frozenset(("places", "messages", "happenings", "node_infos", "load", "meetings", "distances", "dissemination"))
 """Parts of a result that ``--json`` leaves to ``--out``."""
@@ -20,13 +20,13 @@ def summary(result: Result) -> dict[str, Any]:
         value = getattr(result, name)
         if name in _BULKY:
             continue
-        if isinstance(value, Spread):
+        if isinstance(value, Distribution):
             value = {"unit": value.unit, "count": value.count, "mean": value.mean, **value.quantiles}
         parts[name] = msgspec.to_builtins(value)
     return parts
 
 
-def show_spreads(spreads: Iterable[tuple[str, Spread]]) -> None:
+def show_spreads(spreads: Iterable[tuple[str, Distribution]]) -> None:
     """One line for each title and spread that has values."""
     for title, spread in spreads:
         if spread.count:

@@ -10,7 +10,7 @@ import click
 
 from sims.errors import ResultError
 from sims.report.render import render
-from sims.results.diff import DEFAULT_TOLERANCE, Verdict, compare, parse_tolerances
+from sims.results.diff import DEFAULT_TOLERANCE, Trend, compare, parse_tolerances
 from sims.results.saved import REPORT_FILE, load, write
 
 UNUSABLE = 2
@@ -53,12 +53,12 @@ def diff(
     except ResultError as error:
         _unusable(str(error))
         return
-    worse = [change for change in changes if change.verdict is Verdict.WORSE]
+    worse = [change for change in changes if change.verdict is Trend.WORSE]
     if as_json:
         click.echo(json.dumps({"worse": len(worse), "changes": [change.as_dict() for change in changes]}, indent=2))
     else:
         for change in changes:
-            if everything or change.verdict is not Verdict.SAME:
+            if everything or change.verdict is not Trend.SAME:
                 click.echo(change.line())
         click.echo(f"{len(worse)} of {len(changes)} got worse" if worse else f"none of {len(changes)} got worse")
     if worse:

@@ -20,7 +20,7 @@ from sims.errors import SimulationError
 from sims.runs.cluster import on_ray
 from sims.runs.grid import cells_of, parse_seeds, parse_setting
 from sims.runs.run import simulate
-from sims.runs.sweep import Row, Sweep, on_this_machine
+from sims.runs.sweep import RunFigures, Sweep, on_this_machine
 from sims.scenario.file import load
 
 UNUSABLE = 2
@@ -145,6 +145,6 @@ def _show(made: Sweep) -> None:
         click.echo(f"never occurred, so not tested: {', '.join(never)}; more seeds may reach them")
 
 
-def _median(rows: list[Row], name: str, factor: float) -> str:
+def _median(rows: list[RunFigures], name: str, factor: float) -> str:
     values = [value for row in rows if (value := row.figures.get(name)) is not None]
     return f"{statistics.median(values) * factor:.3g}" if values else "–"

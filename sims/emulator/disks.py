@@ -28,7 +28,7 @@ _CLONE_NEWNS: Final = 0x00020000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 16384, 1 << 18
 
 
-class Disk:
+class RealDisk:
     """Of one node."""
 
     def __init__(self, folder: Path, size_bytes: int = SIZE_BYTES) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from protocols.base.limits import MS
-from sims.emulator.disks import Disk
+from sims.emulator.disks import RealDisk
 from sims.emulator.namespaces import Network, address_of
 from sims.errors import EmulatorError
 from sims.scenario.devices import DEVICES
@@ -61,7 +61,7 @@ def program(name: str) -> list[str]:
 
 def launch(
     command: Sequence[str], network: Network | None, descriptors: Iterable[int] = (), urgency: int = 0,
-    errors: Path | None = None, disk: Disk | None = None,
+    errors: Path | None = None, disk: RealDisk | None = None,
 ) -> "subprocess.Popen[bytes]":  # fmt: skip
     """Start a program in a network, bound to the life of this process. It gets none of the terminal's signals."""
     namespaces = [network.namespace if network is not None else -1, disk.namespace if disk is not None else -1]
@@ -112,7 +112,7 @@ class RealNode:
         """Whether it should be running: an end that nobody wanted is a finding."""
         self.urgent = False
         """Whether it runs before all else on this host."""
-        self.disk: Disk | None = None
+        self.disk: RealDisk | None = None
         """Of its own, for what it stores; None: that of this host."""
         self._told: dict[str, bytes] = {}
         self._clock_ns = self._drift_ppb = 0
@@ -240,7 +240,7 @@ def prepare(
         node.urgent = len(nodes) <= URGENT_NODES_PER_CORE * (os.cpu_count() or 1)
         node.set_clock(clocks)
         if node.name in own_disks:
-            node.disk = Disk(node.folder / "state")
+            node.disk = RealDisk(node.folder / "state")
         (node.folder / "node.toml").write_text(_config(scenario, node))
         (node.folder / "plan.toml").write_text(_plan(scenario, node, phases))
     return nodes

@@ -15,7 +15,7 @@ from typing import Final
 from protocols.base.limits import MS
 from sims.media.cells import Cells
 from sims.media.contract import RELAY, Places
-from sims.media.radio import Radio
+from sims.media.radio import Air
 from sims.media.tcp import (
     CONNECT_ROUND_TRIPS,
     PATIENCE_NS,
@@ -38,7 +38,7 @@ class Media:
     def __init__(self, scenario: Scenario, places: Places, random: Random, of_uplink: Random | None = None) -> None:
         """``of_uplink``: chance of the cellular way; None: that of the rest."""
         self._places, self._draw = places, random.random
-        self.radio = Radio(scenario.radio, places, random)
+        self.radio = Air(scenario.radio, places, random)
         self._present = places.present[:]
         self._wires = _Wires(scenario, places)
         self._wired = bool(scenario.backbone)

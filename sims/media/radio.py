@@ -86,7 +86,7 @@ _OUT_OF_REACH: Final = _Pair(1.0, 0.0, True)
 
 
 class Way:
-    """From one node to another, for whoever sends much there: see :meth:`Radio.way`."""
+    """From one node to another, for whoever sends much there: see :meth:`Air.way`."""
 
     __slots__ = ("air", "far", "pair", "receiver", "sender")
 
@@ -98,7 +98,7 @@ def _nobody(node: int) -> list[int]:
     return []
 
 
-class Radio:
+class Air:
     """See the module; the methods are those of :class:`sims.media.contract.Links`."""
 
     def __init__(self, radio: scenario.Radio, places: Places, random: Random) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from msgspec import to_builtins
 
-from sims.results.result import Happening, Message, Result, Spread
+from sims.results.result import Distribution, Happening, Message, Result
 from sims.scenario.file import Fault
 
 ABSENT = -32768
@@ -96,7 +96,7 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _spread(spread: Spread) -> dict[str, Any]:
+def _spread(spread: Distribution) -> dict[str, Any]:
     return {
         "unit": spread.unit, "count": spread.count, "mean": _short(spread.mean),
         "quantiles": {name: _short(value) for name, value in spread.quantiles.items()},

@@ -19,7 +19,7 @@ from typing import Final
 from msgspec import Struct, field
 
 from protocols.base import limits
-from sims.results.result import Result, Spread
+from sims.results.result import Distribution, Result
 from sims.virtual.processors import WIRE_NS, Processors
 
 WITHIN: Final = 0.25
@@ -34,7 +34,7 @@ _FEW_FRAMES: Final = 10_000
 _MOST_SLOW: Final = 4.0
 
 
-class Row(Struct):
+class ComparedFigure(Struct):
     """One figure in both harnesses."""
 
     figure: str
@@ -61,7 +61,7 @@ class Comparison(Struct):
     within: float
     valid: bool
     why_invalid: str
-    rows: list[Row] = field(default_factory=list)
+    rows: list[ComparedFigure] = field(default_factory=list)
     wire: dict[str, float] = field(default_factory=dict)
     """Figures of the emulated wire and of the processors."""
 
@@ -95,7 +95,7 @@ def compare(emulated: Result, simulated: Result, within: float = WITHIN, apart: 
     return comparison
 
 
-def _rows(emulated: Result, simulated: Result) -> Iterator[tuple[Row, int]]:
+def _rows(emulated: Result, simulated: Result) -> Iterator[tuple[ComparedFigure, int]]:
     """Each figure, and how many cases the fewer of both have."""
     spreads = [
         ("discovery", emulated.discovery, simulated.discovery, True),
@@ -106,21 +106,25 @@ def _rows(emulated: Result, simulated: Result) -> Iterator[tuple[Row, int]]:
         spreads.append(("inference", emulated.inference, simulated.inference, True))
     for figure, ours, theirs, judged in spreads:
         for quantile in ("p50", "p90", "p99"):
-            row = Row(f"{figure} {quantile}", ours.unit, _quantile(ours, quantile), _quantile(theirs, quantile),
-                      judged and quantile == "p50")  # fmt: skip
+            row = ComparedFigure(
+                f"{figure} {quantile}", ours.unit, _quantile(ours, quantile), _quantile(theirs, quantile),
+                judged and quantile == "p50",
+            )  # fmt: skip
             yield row, min(ours.count, theirs.count)
     for name in ("t50_s", "t90_s", "t100_s"):
         ours_s, theirs_s = _spreads(emulated, name), _spreads(simulated, name)
-        row = Row(f"dissemination {name[:-2]}, median", "s", median(ours_s) if ours_s else None,
-                  median(theirs_s) if theirs_s else None, name == "t90_s" or name == "t100_s")  # fmt: skip
+        row = ComparedFigure(
+            f"dissemination {name[:-2]}, median", "s", median(ours_s) if ours_s else None,
+            median(theirs_s) if theirs_s else None, name == "t90_s" or name == "t100_s",
+        )  # fmt: skip
         yield row, min(len(ours_s), len(theirs_s))
     if emulated.inference.count or simulated.inference.count:
-        yield Row("inferences here", "share", _here(emulated), _here(simulated), judged=False), _FEW
-    yield Row("readings delivered", "share", _share(emulated), _share(simulated), judged=False), _FEW
-    yield Row("channel busy", "share", _load(emulated), _load(simulated), judged=False), _FEW
+        yield ComparedFigure("inferences here", "share", _here(emulated), _here(simulated), judged=False), _FEW
+    yield ComparedFigure("readings delivered", "share", _share(emulated), _share(simulated), judged=False), _FEW
+    yield ComparedFigure("channel busy", "share", _load(emulated), _load(simulated), judged=False), _FEW
 
 
-def _quantile(spread: Spread, name: str) -> float | None:
+def _quantile(spread: Distribution, name: str) -> float | None:
     return spread.quantiles.get(name) if spread.count else None
 
 
@@ -148,7 +152,7 @@ def _load(result: Result) -> float | None:
 
 
 # --- why -----------------------------------------------------------------------------------------------------------
-def _causes(row: Row, cases: int, emulated: Result, simulated: Result) -> Iterator[str]:
+def _causes(row: ComparedFigure, cases: int, emulated: Result, simulated: Result) -> Iterator[str]:
     if not emulated.valid:
         yield f"the emulation is invalid: {emulated.why_invalid}"
     if cases < _FEW:

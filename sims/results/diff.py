@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from sims.errors import ResultError
-from sims.results.result import Check, Result, Spread
+from sims.results.result import CheckTally, Distribution, Result
 
 DEFAULT_TOLERANCE = 0.1
 """Quantiles are right within 3 % each; other seeds of one scenario differ by some percent more."""
@@ -23,7 +23,7 @@ _MAX_TOLERANCE = 100.0
 Tolerances = Mapping[str, float]
 
 
-class Verdict(StrEnum):
+class Trend(StrEnum):
     """Of one comparison."""
 
     WORSE = "worse"
@@ -39,11 +39,11 @@ class Change:
     what: str
     before: str
     after: str
-    verdict: Verdict
+    verdict: Trend
 
     def line(self) -> str:
         """For people."""
-        word = self.verdict.value.upper() if self.verdict is Verdict.WORSE else self.verdict.value
+        word = self.verdict.value.upper() if self.verdict is Trend.WORSE else self.verdict.value
         return f"{word:<6} {self.what}: {self.before} → {self.after}"
 
     def as_dict(self) -> dict[str, str]:
@@ -83,7 +83,7 @@ def compare(before: Result, after: Result, tolerances: Tolerances, across_scenar
             "--across-scenarios compares them all the same"
         )
     changes = [*_notes(before, after), *_checks(before, after), *_figures(before, after, tolerances)]
-    order = (Verdict.WORSE, Verdict.NOTE, Verdict.BETTER, Verdict.SAME)
+    order = (Trend.WORSE, Trend.NOTE, Trend.BETTER, Trend.SAME)
     return sorted(changes, key=lambda change: order.index(change.verdict))
 
 
@@ -96,32 +96,32 @@ def _notes(before: Result, after: Result) -> Iterator[Change]:
         ("duration", f"{before.virtual_s:g} s", f"{after.virtual_s:g} s"),
     ):
         if one != other:
-            yield Change(f"not alike: {what}", one, other, Verdict.NOTE)
+            yield Change(f"not alike: {what}", one, other, Trend.NOTE)
     for what, number in before.sometimes.items():
         if number and not after.sometimes.get(what):
-            yield Change(f"did not occur again: {what}", f"{number} times", "never", Verdict.NOTE)
+            yield Change(f"did not occur again: {what}", f"{number} times", "never", Trend.NOTE)
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
 def _checks(before: Result, after: Result) -> Iterator[Change]:
     for name in sorted(before.checks.keys() | after.checks.keys()):
-        one, other = before.checks.get(name, Check()), after.checks.get(name, Check())
+        one, other = before.checks.get(name, CheckTally()), after.checks.get(name, CheckTally())
         yield Change(f"check {name}", _judged(one), _judged(other), _check_verdict(one, other))
 
 
-def _check_verdict(before: Check, after: Check) -> Verdict:
+def _check_verdict(before: CheckTally, after: CheckTally) -> Trend:
     """A check that failed before may fail as often again; that is no news, but no pass either."""
     judged_before, judged_after = before.passed + before.failed, after.passed + after.failed
     share_before = before.failed / judged_before if judged_before else 0.0
     share_after = after.failed / judged_after if judged_after else 0.0
     if share_after > share_before or (judged_before and not judged_after):
-        return Verdict.WORSE
+        return Trend.WORSE
     if share_after < share_before:
-        return Verdict.BETTER
-    return Verdict.NOTE if after.failed else Verdict.SAME
+        return Trend.BETTER
+    return Trend.NOTE if after.failed else Trend.SAME
 
 
-def _judged(check: Check) -> str:
+def _judged(check: CheckTally) -> str:
     judged = check.passed + check.failed
     if not judged:
         return "never judged"
@@ -148,9 +148,11 @@ def _figures(before: Result, after: Result, tolerances: Tolerances) -> Iterator[
     yield from _amounts("readings dropped", _drops(before), _drops(after), "per reading", tolerances["drops"])
 
 
-def _spreads(group: str, before: Spread, after: Spread, names: Iterable[str], tolerance: float) -> Iterator[Change]:
+def _spreads(
+    group: str, before: Distribution, after: Distribution, names: Iterable[str], tolerance: float
+) -> Iterator[Change]:
     if before.count and not after.count:
-        yield Change(group, f"{before.count} values", "none", Verdict.WORSE)
+        yield Change(group, f"{before.count} values", "none", Trend.WORSE)
     for name in names:
         yield from _amounts(
             f"{group} {name}", before.quantiles.get(name), after.quantiles.get(name), before.unit, tolerance
@@ -184,11 +186,11 @@ def _amounts(
         return
     difference, least = after - before, max(least, _LEAST[unit])
     if difference > max(tolerance * before, least):
-        verdict = Verdict.WORSE
+        verdict = Trend.WORSE
     elif -difference > max(tolerance * before, least):
-        verdict = Verdict.BETTER
+        verdict = Trend.BETTER
     else:
-        verdict = Verdict.SAME
+        verdict = Trend.SAME
     yield Change(what, _shown(before, unit), f"{_shown(after, unit)}{_percent(before, after)}", verdict)
 
 
@@ -208,7 +210,7 @@ def _disseminations(before: Result, after: Result, tolerance: float) -> Iterator
         other = entries.get((entry.author, entry.version))
         name = f"entry {entry.author}" + (f" v{entry.version}" if authors.count(entry.author) > 1 else "")
         if other is None:
-            yield Change(name, f"{entry.holders} nodes had it", "not there", Verdict.NOTE)
+            yield Change(name, f"{entry.holders} nodes had it", "not there", Trend.NOTE)
             continue
         for what, one_s, other_s in (
             ("t50", entry.t50_s, other.t50_s),
@@ -216,9 +218,9 @@ def _disseminations(before: Result, after: Result, tolerance: float) -> Iterator
             ("t100", entry.t100_s, other.t100_s),
         ):
             if one_s is not None and other_s is None:
-                yield Change(f"{name} {what}", f"{one_s:.3g} s", "never", Verdict.WORSE)
+                yield Change(f"{name} {what}", f"{one_s:.3g} s", "never", Trend.WORSE)
             elif one_s is None and other_s is not None:
-                yield Change(f"{name} {what}", "never", f"{other_s:.3g} s", Verdict.BETTER)
+                yield Change(f"{name} {what}", "never", f"{other_s:.3g} s", Trend.BETTER)
             else:
                 yield from _amounts(f"{name} {what}", one_s, other_s, "s", tolerance)
 

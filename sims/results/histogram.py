@@ -5,7 +5,7 @@ The bins are those of HdrHistogram (Gil Tene): a value keeps its five highest bi
 
 from typing import Final
 
-from sims.results.result import Spread
+from sims.results.result import Distribution
 
 _QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99))
 _MAX_BITS: Final = 60
@@ -56,11 +56,11 @@ class Histogram:
             counts[index] = counts[index] + 1  # compiled, += would go by way of objects
         self.total_ns, self.max_ns = total_ns, max_ns
 
-    def spread(self, unit: str) -> Spread:
+    def spread(self, unit: str) -> Distribution:
         """As a result keeps it, in ``unit``: ``s`` or ``ms``."""
         count = sum(self.counts)
         if not count:
-            return Spread(unit)
+            return Distribution(unit)
         scale = 1e-9 if unit == "s" else 1e-6
         first = next(index for index, number in enumerate(self.counts) if number)
         last = next(index for index in range(_BINS - 1, -1, -1) if self.counts[index])
@@ -69,7 +69,7 @@ class Histogram:
         quantiles = {name: self._quantile_ns(share, count) * scale for name, share in _QUANTILES}
         quantiles["max"] = self.max_ns * scale
         counts = [0, *self.counts[first : last + 1]]
-        return Spread(unit, count, self.total_ns / count * scale, quantiles, edges, counts)
+        return Distribution(unit, count, self.total_ns / count * scale, quantiles, edges, counts)
 
     def _quantile_ns(self, share: float, count: int) -> float:
         """Linear within its bin, and never beyond the largest value."""

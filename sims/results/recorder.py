@@ -17,7 +17,7 @@ from typing import Final
 from sims.results.histogram import Histogram
 from sims.results.result import (
     RESULT_VERSION,
-    Check,
+    CheckTally,
     Dissemination,
     Distances,
     Happening,
@@ -58,7 +58,7 @@ class Recording:
         self._scenario = scenario
         self._names = scenario.names
         self._group = {name: group.name for group in scenario.groups for name in scenario.members(group.name)}
-        self._checks: dict[str, Check] = {}
+        self._checks: dict[str, CheckTally] = {}
         self._sometimes: dict[str, int] = {}
         self._happenings: dict[str, deque[Happening]] = {}
         self._happened_times: dict[str, int] = {}
@@ -84,7 +84,7 @@ class Recording:
         """One judgement of a check, or so many alike; the first failures are kept in words."""
         counted = self._checks.get(check)
         if counted is None:
-            counted = self._checks[check] = Check()
+            counted = self._checks[check] = CheckTally()
         if kept:
             counted.passed += times
             return

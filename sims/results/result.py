@@ -14,7 +14,7 @@ from sims.scenario.file import Fault
 RESULT_VERSION = 1
 
 
-class Check(Struct):
+class CheckTally(Struct):
     """A promise, judged many times."""
 
     passed: int = 0
@@ -23,7 +23,7 @@ class Check(Struct):
     """Of the first failures."""
 
 
-class Spread(Struct):
+class Distribution(Struct):
     """A distribution: quantiles by name (``p50`` …), count, mean, and the histogram it was made from."""
 
     unit: str
@@ -107,20 +107,20 @@ class Result(Struct):
     why_invalid: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     node_infos: list[NodeInfo] = field(default_factory=list)
-    checks: dict[str, Check] = field(default_factory=dict)
+    checks: dict[str, CheckTally] = field(default_factory=dict)
     sometimes: dict[str, int] = field(default_factory=dict)
     """How often each fault, fallback and failover did occur."""
     figures: dict[str, float] = field(default_factory=dict)
     """Single figures by name with unit: ``discovery_all_s``, ``events``, ``wire_late_p99_ms`` …"""
     counters: dict[str, int] = field(default_factory=dict)
     drops: dict[str, int] = field(default_factory=dict)
-    latency: Spread = field(default_factory=lambda: Spread("ms"))
+    latency: Distribution = field(default_factory=lambda: Distribution("ms"))
     """From publish to callback."""
-    age: Spread = field(default_factory=lambda: Spread("ms"))
+    age: Distribution = field(default_factory=lambda: Distribution("ms"))
     """Age of information: of the newest reading of a neighbour in range, sampled."""
-    discovery: Spread = field(default_factory=lambda: Spread("s"))
+    discovery: Distribution = field(default_factory=lambda: Distribution("s"))
     """From the later of both starts (or of coming into range) until one has met the other."""
-    inference: Spread = field(default_factory=lambda: Spread("ms"))
+    inference: Distribution = field(default_factory=lambda: Distribution("ms"))
     inference_by: dict[str, int] = field(default_factory=dict)
     """Answers by who computed them (group names, ``here``) and by failure."""
     distances: Distances = field(default_factory=Distances)

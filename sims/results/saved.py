@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from sims.errors import ResultError
-from sims.results.result import RESULT_VERSION, Result, Spread
+from sims.results.result import RESULT_VERSION, Distribution, Result
 
 RESULT_FILE = "result.json"
 REPORT_FILE = "report.html"
@@ -120,7 +120,7 @@ def write_csv(file: Path, head: Sequence[str], rows: Iterable[Sequence[object]])
     write(file, text.getvalue().encode("utf-8"))
 
 
-def _histogram(spread: Spread) -> Table:
+def _histogram(spread: Distribution) -> Table:
     edges = [0.0, *spread.edges]
     rows = [(edges[index], edges[index + 1], count) for index, count in enumerate(spread.counts) if count]
     return (f"from_{spread.unit}", f"to_{spread.unit}", "count"), rows

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from sims.errors import SweepError
 from sims.runs.grid import Cell
-from sims.runs.sweep import Ended, Row, RunFunction, compute
+from sims.runs.sweep import Ended, RunFigures, RunFunction, compute
 from sims.runs.versions import versions
 from sims.scenario.file import Scenario
 
@@ -71,19 +71,19 @@ def on_ray(
                     if attempts[cell] < MAX_ATTEMPTS:
                         waiting.append(cell)
                         continue
-                    row, result = Row(error=f"lost {MAX_ATTEMPTS} times with its worker: {_told(error)}"), b""
+                    row, result = RunFigures(error=f"lost {MAX_ATTEMPTS} times with its worker: {_told(error)}"), b""
                 except ray.exceptions.RayTaskError as error:
                     # No run fails so; and a machine that fails at once would soon have taken all of them.
                     told = _told(getattr(error, "cause", None) or error)
                     raise SweepError(f"a machine of the Ray cluster at {address!r} can't make runs: {told}") from error
                 except ray.exceptions.RayError as error:
-                    row, result = Row(error=f"Ray could not make it: {_told(error)}"), b""
+                    row, result = RunFigures(error=f"Ray could not make it: {_told(error)}"), b""
                 yield cell, row, result
     finally:
         ray.shutdown()
 
 
-def _compute_there(run: RunFunction, scenario: Scenario, seed: int, code: str) -> tuple[Row, bytes]:
+def _compute_there(run: RunFunction, scenario: Scenario, seed: int, code: str) -> tuple[RunFigures, bytes]:
     """On a machine of the cluster. :raises SweepError: figures made there can't stand beside those made here."""
     there = versions()["code"]
     if there != code:

@@ -13,7 +13,7 @@ import sims.checks.safety
 from protocols.base import limits
 from sims.checks.contract import overridden
 from sims.results.recorder import Recording
-from sims.results.result import Check, Result
+from sims.results.result import CheckTally, Result
 from sims.runs.sampling import Sampler
 from sims.runs.versions import versions
 from sims.scenario.file import Scenario
@@ -119,7 +119,7 @@ class Run:
             result.valid, result.why_invalid = False, f"interrupted after {result.virtual_s:g} virtual seconds"
         for check in world.checks:
             if check.judges:
-                result.checks.setdefault(check.name, Check())
+                result.checks.setdefault(check.name, CheckTally())
         result.versions = versions()
         counters: Counter[str] = Counter()
         drops: Counter[str] = Counter()

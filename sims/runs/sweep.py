@@ -36,7 +36,7 @@ TABLE_FILE = "sweep.csv"
 RunFunction = Callable[[Scenario, int], Result]
 
 
-class Row(Struct, omit_defaults=True):
+class RunFigures(Struct, omit_defaults=True):
     """What the table of a sweep keeps of a run."""
 
     figures: dict[str, float | None] = {}
@@ -55,7 +55,7 @@ class _Begun(Struct, frozen=True):
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------
-def row_of(result: Result) -> Row:
+def row_of(result: Result) -> RunFigures:
     """The figures by name, units last; None where there is none."""
     wanted, in_range = sum(result.distances.wanted), sum(result.distances.in_range)
     times = {
@@ -84,20 +84,20 @@ def row_of(result: Result) -> Row:
         "virtual_s": result.virtual_s,
         "wall_s": result.wall_s,
     }
-    return Row(figures, result.broken, result.sometimes, result.digest)
+    return RunFigures(figures, result.broken, result.sometimes, result.digest)
 
 
 def _middle(values: Sequence[float]) -> float | None:
     return values[len(values) // 2] if values else None
 
 
-def compute(run: RunFunction, scenario: Scenario, seed: int) -> tuple[Row, bytes]:
+def compute(run: RunFunction, scenario: Scenario, seed: int) -> tuple[RunFigures, bytes]:
     """In a worker: what is kept of a run. One that fails must not end the others, whatever it fails with."""
     try:
         result = run(scenario, seed)
     except Exception as error:  # noqa: BLE001
         last = traceback.extract_tb(error.__traceback__)[-1]
-        return Row(error=f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"), b""
+        return RunFigures(error=f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"), b""
     return row_of(result), encode(result)
 
 
@@ -108,7 +108,7 @@ class Sweep:
     def __init__(self, folder: Path, scenario: Scenario, cells: Sequence[Cell]) -> None:
         """:raises SweepError: the folder belongs to another sweep, or can't be used."""
         self.folder, self.scenario, self.cells = folder, scenario, list(cells)
-        self.rows: dict[Cell, Row] = {}
+        self.rows: dict[Cell, RunFigures] = {}
         begun = _Begun(scenario.name, sha256(dumps(scenario).encode()).hexdigest(), versions().get("code", ""))
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -141,9 +141,9 @@ class Sweep:
                 f"{self.folder} was begun with other code; results of both would be mixed: give a new folder"
             )
 
-    def combinations(self) -> dict[tuple[tuple[str, str], ...], list[Row]]:
+    def combinations(self) -> dict[tuple[tuple[str, str], ...], list[RunFigures]]:
         """The runs that ended, by what was set to what."""
-        found: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+        found: dict[tuple[tuple[str, str], ...], list[RunFigures]] = {}
         for cell in self.cells:
             rows = found.setdefault(cell.values, [])
             if cell in self.rows:
@@ -155,7 +155,7 @@ class Sweep:
         """Not made yet, or failed."""
         return [cell for cell in self.cells if cell not in self.rows or self.rows[cell].error]
 
-    def keep(self, cell: Cell, row: Row, result: bytes) -> None:
+    def keep(self, cell: Cell, row: RunFigures, result: bytes) -> None:
         """A run has ended."""
         self.rows[cell] = row
         if row.error:
@@ -179,9 +179,9 @@ class Sweep:
         return file
 
 
-def _finished(file: Path) -> Row | None:
+def _finished(file: Path) -> RunFigures | None:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Row)
+        return msgspec.json.decode(file.read_bytes(), type=RunFigures)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 
@@ -191,14 +191,14 @@ def _empty(value: float | None) -> str:
 
 
 # --- where runs are made ---------------------------------------------------------------------------------------------
-Ended = tuple[Cell, Row, bytes]
+Ended = tuple[Cell, RunFigures, bytes]
 
 
 def on_this_machine(cells: Sequence[Cell], run: RunFunction, jobs: int) -> Generator[Ended, None, None]:
     """Over ``jobs`` processes. A process that is killed fails its runs; the others go on in new ones."""
     waiting = list(reversed(cells))
     while waiting:
-        under_way: dict[Future[tuple[Row, bytes]], Cell] = {}
+        under_way: dict[Future[tuple[RunFigures, bytes]], Cell] = {}
         pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin_worker)
         try:
             while waiting or under_way:
@@ -212,7 +212,7 @@ def on_this_machine(cells: Sequence[Cell], run: RunFunction, jobs: int) -> Gener
                     yield under_way.pop(future), row, result
         except BrokenProcessPool:
             for cell in under_way.values():
-                yield cell, Row(error="a worker process died, perhaps for want of memory: try fewer --jobs"), b""
+                yield cell, RunFigures(error="a worker process died, perhaps for want of memory: try fewer --jobs"), b""
         finally:
             for worker in multiprocessing.active_children():
                 worker.terminate()

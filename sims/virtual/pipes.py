@@ -16,7 +16,7 @@ from typing import Final
 
 from protocols.base import limits
 from protocols.links.queues import LaneQueue
-from sims.media.radio import Radio
+from sims.media.radio import Air
 from sims.virtual.frames import END, Frame, SharedDecoder, readings_in
 from sims.virtual.node import Coming, Pipe, SimNode
 from sims.virtual.simulation import Simulation
@@ -45,7 +45,7 @@ class Pipes:
         self._simulation, self._decoder = simulation, decoder
         self._processors = simulation.processors
         self._newest = END
-        self.radio: Radio | None = None
+        self.radio: Air | None = None
         """All goes by it: a shorter way to the same answer than the driver's links."""
         self.woken: dict[int, list[SimNode]] = {}
         """Nodes that take in what has come, by tick …"""

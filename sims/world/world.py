@@ -1,9 +1,9 @@
 """A scenario come to life: nodes with their clocks, devices, traffic and models, moved about, watched, and at the mercy
 of faults.
 
-It is what faults act on (:class:`sims.world.faults.Controls`), what checks look at
-(:class:`sims.checks.contract.World`), and what the driver reports to (:class:`sims.virtual.driver.Observer`). Names are
-turned into numbers and back here and nowhere else.
+Faults act on it (:class:`sims.world.faults.Controls`), checks look at it (:class:`sims.checks.contract.WorldView`), and
+the driver reports to it (:class:`sims.virtual.simulation.Observer`). Names are turned into numbers and back here and
+nowhere else.
 
 Chance: each part has a ``Random`` of its own, made from the seed and the name of the part, so that a part left out
 leaves the others as they were.
@@ -32,7 +32,7 @@ from protocols.readings.events import Put
 from protocols.readings.quality import Quality
 from protocols.records.ledger import Ledger
 from protocols.settings import NodeSettings
-from sims.checks.contract import Check, EntryView, make_checks, overridden
+from sims.checks.contract import Check, KnownEntry, make_checks, overridden
 from sims.media.media import Media
 from sims.results.result import Recorder
 from sims.roads.mobility import places
@@ -176,7 +176,7 @@ class World:
 
     # --- what happens: Observer ------------------------------------------------------------------------------------
     def life_began(self, node: SimNode) -> None:
-        """See :class:`sims.virtual.driver.Observer`."""
+        """See :class:`sims.virtual.simulation.Observer`."""
         bugs.plant(node.engine, self._planted)
         for hook in self._on_started:
             hook(node.name)
@@ -191,14 +191,14 @@ class World:
             self.authors.say_address(node)
 
     def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
-        """See :class:`sims.virtual.driver.Observer`."""
+        """See :class:`sims.virtual.simulation.Observer`."""
         for hook in self._on_delivered:
             hook(node.name, arrivals)
         if self.on_deliveries is not None:
             self.on_deliveries(node, arrivals)
 
     def event(self, node: SimNode, event: Event) -> None:
-        """See :class:`sims.virtual.driver.Observer`."""
+        """See :class:`sims.virtual.simulation.Observer`."""
         now, name = self.driver.now, node.name
         kind = type(event)
         if kind is NeighbourMet:
@@ -232,7 +232,7 @@ class World:
         return False
 
     def _entry(self, node: SimNode, event: EntryAccepted) -> None:
-        view = EntryView(
+        view = KnownEntry(
             event.author, event.kind, event.version,
             self.authors.taken(node.name, (event.author, event.kind), event.version),
         )  # fmt: skip
@@ -244,7 +244,7 @@ class World:
         self.recorder.spread(self.driver.now, node.name, f"{event.author}/{event.kind}", event.version)
 
     def frame_accepted(self, node: SimNode, pipe: Pipe) -> None:
-        """See :class:`sims.virtual.driver.Observer`."""
+        """See :class:`sims.virtual.simulation.Observer`."""
         for hook in self._on_frame_accepted:
             hook(node.name, pipe.identity, pipe.verified)
 
@@ -259,19 +259,19 @@ class World:
         return self._nodes[name]
 
     def running(self, name: str) -> bool:
-        """See :class:`sims.checks.contract.World`."""
+        """See :class:`sims.checks.contract.WorldView`."""
         return self._nodes[name].running
 
     def since(self, name: str) -> int:
-        """See :class:`sims.checks.contract.World`."""
+        """See :class:`sims.checks.contract.WorldView`."""
         return self._nodes[name].started_ns
 
     def engine(self, name: str) -> Engine:
-        """See :class:`sims.checks.contract.World`."""
+        """See :class:`sims.checks.contract.WorldView`."""
         return self._nodes[name].engine
 
     def peers(self, name: str) -> Sequence[PeerView]:
-        """See :class:`sims.checks.contract.World`."""
+        """See :class:`sims.checks.contract.WorldView`."""
         if self._peers_ns != self.driver.now:
             self._peers_ns = self.driver.now
             self._peers.clear()
@@ -283,13 +283,13 @@ class World:
         return peers
 
     def neighbours(self, name: str) -> Sequence[Neighbour]:
-        """See :class:`sims.checks.contract.World`."""
+        """See :class:`sims.checks.contract.WorldView`."""
         node = self._nodes[name]
         self.driver.look(node)
         return list(node.engine.membership.neighbours.values())
 
     def in_range(self, name: str) -> Sequence[str]:
-        """See :class:`sims.checks.contract.World`."""
+        """See :class:`sims.checks.contract.WorldView`."""
         number = self._nodes[name].number
         self.near(number)
         return self._near_names[number]
@@ -322,44 +322,44 @@ class World:
         return self._radio.delivery_share(one, other) >= self._least_share  # the same both ways
 
     def heard_ns(self, name: str, other: str) -> int | None:
-        """See :class:`sims.checks.contract.World`."""
+        """See :class:`sims.checks.contract.WorldView`."""
         at_ns = self._nodes[name].heard_ns(NodeId(other))
         return None if at_ns < 0 else at_ns
 
     def slowed(self, name: str) -> bool:
-        """See :class:`sims.checks.contract.World`."""
+        """See :class:`sims.checks.contract.WorldView`."""
         return self._nodes[name].number in self._slowed
 
-    def entries(self, name: str) -> Sequence[EntryView]:
-        """See :class:`sims.checks.contract.World`."""
+    def entries(self, name: str) -> Sequence[KnownEntry]:
+        """See :class:`sims.checks.contract.WorldView`."""
         node = self._nodes[name]
         return [
-            EntryView(entry.author, entry.kind, entry.version, "")
+            KnownEntry(entry.author, entry.kind, entry.version, "")
             for entry in node.engine.gossip.entries(node.local(self.driver.now))
         ]
 
     def ledger(self, name: str) -> Ledger | None:
-        """See :class:`sims.checks.contract.World`."""
+        """See :class:`sims.checks.contract.WorldView`."""
         return self.records.ledger(name)
 
     def stored(self, name: str) -> Sequence[int]:
-        """See :class:`sims.checks.contract.World`."""
+        """See :class:`sims.checks.contract.WorldView`."""
         return self.records.stored(name)
 
     def records_complaints(self, name: str) -> Sequence[str]:
-        """See :class:`sims.checks.contract.World`."""
+        """See :class:`sims.checks.contract.WorldView`."""
         return self.records.complaints(name)
 
     def waiting_since_ns(self, name: str) -> int | None:
-        """See :class:`sims.checks.contract.World`."""
+        """See :class:`sims.checks.contract.WorldView`."""
         return self.records.waiting_since_ns(name)
 
     def covered(self, name: str) -> bool:
-        """See :class:`sims.checks.contract.World`."""
+        """See :class:`sims.checks.contract.WorldView`."""
         return self.media.covered(self._nodes[name].number)
 
     def readings_under_way(self) -> int:
-        """See :class:`sims.checks.contract.World`."""
+        """See :class:`sims.checks.contract.WorldView`."""
         waiting = 0
         for node in self.driver.numbered:
             if not node.running:
@@ -374,7 +374,7 @@ class World:
         return waiting
 
     def readings_lost(self) -> int:
-        """See :class:`sims.checks.contract.World`."""
+        """See :class:`sims.checks.contract.WorldView`."""
         return self.driver.pipes.readings_lost + self._lost_with_nodes
 
     # --- what faults do --------------------------------------------------------------------------------------------

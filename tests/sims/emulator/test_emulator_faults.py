@@ -13,7 +13,7 @@ from zeroconf import DNSAddress, DNSIncoming, DNSService, DNSText
 
 from meshnode.links.mdns import parse_untrusted_advert
 from protocols.base.ids import MeshName
-from sims.emulator.disks import Disk
+from sims.emulator.disks import RealDisk
 from sims.emulator.liar import advert
 from sims.emulator.namespaces import Network
 from sims.emulator.nodes import RealNode, launch
@@ -191,23 +191,23 @@ def _names_a_mount(descriptor: Path) -> bool:
 
 # --- disks -----------------------------------------------------------------------------------------------------------
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
+def disk(tmp_path: Path) -> Iterator[RealDisk]:
     """Of 1 MB, over ``tmp_path / 'state'``."""
     if not POSSIBLE:
         pytest.skip(WHY_NOT)
-    made = Disk(tmp_path / "state", 1 << 20)
+    made = RealDisk(tmp_path / "state", 1 << 20)
     yield made
     made.close()
 
 
-def _inside(disk: Disk, script: str) -> tuple[int, str]:
+def _inside(disk: RealDisk, script: str) -> tuple[int, str]:
     """Status and output of a program that has the disk."""
     process = launch(["/bin/sh", "-c", script], None, disk=disk)
     output, _ = process.communicate(timeout=60)
     return process.returncode, output.decode()
 
 
-def test_disk_that_is_filled_refuses_what_programs_write_until_it_is_emptied(disk: Disk, tmp_path: Path) -> None:
+def test_disk_that_is_filled_refuses_what_programs_write_until_it_is_emptied(disk: RealDisk, tmp_path: Path) -> None:
     """That is the whole fault; what was on the disk before has to be there after it."""
     written = tmp_path / "state" / "written"
     assert _inside(disk, f"echo before > {written}") == (0, "")
@@ -218,7 +218,7 @@ def test_disk_that_is_filled_refuses_what_programs_write_until_it_is_emptied(dis
     assert _inside(disk, f"cat {written}; echo after >> {written}; tail -n 1 {written}") == (0, "before\nafter\n")
 
 
-def test_disk_is_seen_by_its_own_processes_only_and_can_be_lost(disk: Disk, tmp_path: Path) -> None:
+def test_disk_is_seen_by_its_own_processes_only_and_can_be_lost(disk: RealDisk, tmp_path: Path) -> None:
     """A mount in the host's own table would outlive a harness that is killed."""
     folder = tmp_path / "state"
     assert _inside(disk, f"mkdir -p {folder}/a/b; echo x > {folder}/a/b/c; echo y > {folder}/d; ls {folder}")[1]

@@ -13,8 +13,7 @@ from sims.media.airtime import WINDOW_NS, airtime_ns, fair_share, hidden_share
 from sims.media.cells import Cells
 from sims.media.contract import Places
 from sims.media.pathloss import delivery_of, free_space_db, range_m
-from sims.media.radio import STEP_M
-from sims.media.radio import Radio as Air
+from sims.media.radio import STEP_M, Air
 from sims.scenario.file import Radio
 
 MODELS = ["logistic", "tr37885", "winner-plus", "ideal"]

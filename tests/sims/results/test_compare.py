@@ -2,8 +2,8 @@
 
 import pytest
 
-from sims.results.compare import Comparison, Row, compare, host_of, slowness_of
-from sims.results.result import Dissemination, Distances, Result, Spread
+from sims.results.compare import ComparedFigure, Comparison, compare, host_of, slowness_of
+from sims.results.result import Dissemination, Distances, Distribution, Result
 from sims.runs.run import Run
 from sims.scenario.file import load
 from sims.virtual.processors import WIRE_NS, Processors
@@ -20,11 +20,11 @@ def _result(harness: str, latency_ms: float = 4.0, discovery_s: float = 0.1, spr
     )  # fmt: skip
 
 
-def _spread(unit: str, middle: float) -> Spread:
-    return Spread(unit, 100, middle, {"p50": middle, "p90": 2 * middle, "p99": 4 * middle})
+def _spread(unit: str, middle: float) -> Distribution:
+    return Distribution(unit, 100, middle, {"p50": middle, "p90": 2 * middle, "p99": 4 * middle})
 
 
-def _row(comparison: Comparison, figure: str) -> Row:
+def _row(comparison: Comparison, figure: str) -> ComparedFigure:
     return next(row for row in comparison.rows if row.figure == figure)
 
 
@@ -113,7 +113,7 @@ def test_compare_difference_without_evidence_admits_it() -> None:
 def test_compare_figure_of_one_harness_only_is_a_difference() -> None:
     """No reading delivered in one harness must not pass as agreement for want of a ratio."""
     emulated = _result("emulator")
-    emulated.latency = Spread("ms")
+    emulated.latency = Distribution("ms")
     comparison = compare(emulated, _result("simulator"))
     assert not comparison.agrees
     assert _row(comparison, "reading latency p50").why == "only the simulator has it"

@@ -10,8 +10,8 @@ from click.testing import Result as Done
 
 from sims.cli.main import main as meshsim
 from sims.errors import ResultError
-from sims.results.diff import GROUPS, Verdict, compare, parse_tolerances
-from sims.results.result import Check, Result
+from sims.results.diff import GROUPS, Trend, compare, parse_tolerances
+from sims.results.result import CheckTally, Result
 from sims.results.saved import encode
 from tests.tools.result_fixture import result_of
 
@@ -24,7 +24,7 @@ def run(seed: int = 1, slower: float = 1.0, broken: int = 0) -> Result:
 def worse(before: Result, after: Result, *tolerances: str) -> list[str]:
     """What got worse."""
     changes = compare(before, after, parse_tolerances(tolerances))
-    return [change.what for change in changes if change.verdict is Verdict.WORSE]
+    return [change.what for change in changes if change.verdict is Trend.WORSE]
 
 
 def diff(folder: Path, before: Result, after: Result, *options: str) -> Done:
@@ -80,7 +80,7 @@ def test_diff_finds_a_check_that_fails_now(tmp_path: Path) -> None:
 def test_diff_finds_a_check_that_is_no_longer_judged() -> None:
     """A check that was switched off must not look green."""
     after = run()
-    after.checks["membership_converges"] = Check()
+    after.checks["membership_converges"] = CheckTally()
     assert worse(run(), after) == ["check membership_converges"]
     del after.checks["membership_converges"]
     assert worse(run(), after) == ["check membership_converges"]
@@ -89,7 +89,7 @@ def test_diff_finds_a_check_that_is_no_longer_judged() -> None:
 def test_diff_of_a_check_that_fails_as_before_is_told_but_passes() -> None:
     """What was broken already is not the fault of this change; nor is it green."""
     changes = compare(run(broken=2), run(broken=2), parse_tolerances(()))
-    assert [change.verdict for change in changes if change.what == "check one_answer_per_request"] == [Verdict.NOTE]
+    assert [change.verdict for change in changes if change.what == "check one_answer_per_request"] == [Trend.NOTE]
     assert worse(run(broken=2), run(broken=3)) == ["check one_answer_per_request"]
     assert worse(run(broken=3), run(broken=2)) == []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sims.errors import ReplayError
-from sims.results.result import RESULT_VERSION, Check, Result
+from sims.results.result import RESULT_VERSION, CheckTally, Result
 from sims.runs import bundle
 from sims.runs.bundle import SavedRun, load, save, taped, with_result
 from sims.runs.shrink import described, minimised, only, shrink
@@ -31,7 +31,7 @@ def crossing(faults: tuple[Fault, ...] = (), random_faults: RandomFaults | None 
 
 def result(run: SavedRun, broken: bool, digest: str = "d") -> Result:
     """Of a run that was only pretended."""
-    checks = {"kept": Check(1, 0), "promise": Check(1, int(broken))}
+    checks = {"kept": CheckTally(1, 0), "promise": CheckTally(1, int(broken))}
     scenario = run.scenario
     return Result(
         RESULT_VERSION, "simulator", scenario.name, run.seed, len(scenario.names), scenario.duration_s, 0.0, digest,

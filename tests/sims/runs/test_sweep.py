@@ -20,7 +20,7 @@ from sims.errors import ScenarioError, SweepError
 from sims.results.saved import load as load_result
 from sims.runs.grid import MAX_CELLS, Cell, Setting, cells_of, parse_seeds, parse_setting
 from sims.runs.run import simulate
-from sims.runs.sweep import ROW_FILE, TABLE_FILE, Row, Sweep, on_this_machine
+from sims.runs.sweep import ROW_FILE, TABLE_FILE, RunFigures, Sweep, on_this_machine
 from sims.runs.versions import versions
 from sims.scenario.file import load
 from tests.tools.result_fixture import run_that_may_kill
@@ -167,7 +167,7 @@ def test_table_has_a_line_for_each_run(tmp_path: Path) -> None:
     """What goes into a notebook."""
     made = Sweep(tmp_path, load("partition-heal"), cells("traffic.0.rate_hz=1,5", seeds="2"))
     for cell in made.cells:
-        made.keep(cell, Row({"latency_p50_ms": 1.5, "age_p50_ms": None}, ["one"], {}, "d" * 64), b"{}")
+        made.keep(cell, RunFigures({"latency_p50_ms": 1.5, "age_p50_ms": None}, ["one"], {}, "d" * 64), b"{}")
     rows = lines_of(made.write_table())
     assert [(row["traffic.0.rate_hz"], row["seed"]) for row in rows] == [("1", "1"), ("1", "2"), ("5", "1"), ("5", "2")]
     assert {row["latency_p50_ms"] for row in rows} == {"1.5"}
@@ -178,7 +178,7 @@ def test_larger_sweep_takes_over_what_a_smaller_one_finished(tmp_path: Path) -> 
     """Ten more seeds should cost ten runs."""
     small = Sweep(tmp_path, load("partition-heal"), cells(seeds="2"))
     for cell in small.cells:
-        small.keep(cell, Row({"latency_p50_ms": 1.0}), b"{}")
+        small.keep(cell, RunFigures({"latency_p50_ms": 1.0}), b"{}")
     large = Sweep(tmp_path, load("partition-heal"), cells(seeds="5"))
     assert [cell.seed for cell in large.missing] == [3, 4, 5]
 
@@ -201,7 +201,7 @@ def test_half_written_row_does_not_count_as_finished(tmp_path: Path) -> None:
     """A disk that filled up leaves such files; the run is simply made again."""
     made = Sweep(tmp_path, load("partition-heal"), cells())
     for cell in made.cells:
-        made.keep(cell, Row({"latency_p50_ms": 1.0}), b"{}")
+        made.keep(cell, RunFigures({"latency_p50_ms": 1.0}), b"{}")
     (tmp_path / made.cells[0].folder / ROW_FILE).write_bytes(b'{"figu')
     assert [cell.seed for cell in Sweep(tmp_path, load("partition-heal"), cells()).missing] == [1]
 
