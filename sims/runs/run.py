@@ -20,7 +20,8 @@ from sims.scenario.file import Scenario
 from sims.virtual.capability import Capability
 from sims.virtual.pages import LargePages
 from sims.virtual.processors import Processors
-from sims.world.faults import end_ns, plan
+from sims.world.controls import WorldControls
+from sims.world.faults import Faults, end_ns, plan
 from sims.world.traffic import Activity
 from sims.world.world import World
 
@@ -49,7 +50,8 @@ class Run:
         self.scenario, self.seed = scenario, seed
         self.recording = Recording(scenario)
         self.tape = plan(scenario, seed)
-        self.world = World(scenario, seed, self.recording, self.tape, bugs, processors, capabilities)
+        self.world = World(scenario, seed, self.recording, bugs, processors, capabilities)
+        self._faults = Faults(self.tape, scenario, WorldControls(self.world), self.recording)
         self._activity = Activity(self.world, seed)
         self._sampler = Sampler(self.world, self.recording)
         self._activity.on_published = self._sampler.published
@@ -64,7 +66,7 @@ class Run:
         self._begun = True
         self._sampler.begin()
         self._activity.begin()
-        self.world.faults.arm()
+        self._faults.arm()
 
     def go(self, progress: Progress | None = None) -> Result:
         """All of it. An interrupt ends it early: the result says so and holds what was noted until then."""

@@ -88,7 +88,7 @@ class Activity:
     def _move(self, _: None) -> None:
         world, now = self.world, self._driver.now
         world.places.advance(now)
-        world.moved(world.media.moved(now))
+        world.links.moved(world.media.moved(now))
         self._moved_ns = now
         self._driver.push(now + PLACES_INTERVAL_NS, self._move, None)
 

@@ -1,9 +1,9 @@
 """A scenario come to life: nodes with their clocks, devices, traffic and models, moved about, watched, and at the mercy
 of faults.
 
-Faults act on it (:class:`sims.world.faults.Controls`), checks look at it (:class:`sims.checks.contract.WorldView`), and
-the driver reports to it (:class:`sims.virtual.simulation.Observer`). Names are turned into numbers and back here and
-nowhere else.
+Faults act on it (:class:`sims.world.controls.WorldControls`), checks look at it
+(:class:`sims.checks.contract.WorldView`), and the driver reports to it
+(:class:`sims.virtual.simulation.Observer`). Names are turned into numbers and back here and nowhere else.
 
 Chance: each part has a ``Random`` of its own, made from the seed and the name of the part, so that a part left out
 leaves the others as they were.
@@ -16,10 +16,9 @@ from typing import Final
 import msgspec
 
 from protocols.base import limits
-from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role
+from protocols.base.ids import MeshName, NodeId, Role
 from protocols.base.keys import matches
 from protocols.engine import Engine
-from protocols.gossip.entries import Stored
 from protocols.gossip.events import EntryAccepted
 from protocols.gossip.settings import GossipSettings
 from protocols.inference.events import Answered
@@ -37,7 +36,7 @@ from sims.media.media import Media
 from sims.results.result import Recorder
 from sims.roads.mobility import places
 from sims.scenario.devices import DEVICES
-from sims.scenario.file import Fault, Group, Scenario
+from sims.scenario.file import Group, Scenario
 from sims.virtual.arrivals import Arrival
 from sims.virtual.capability import Capability
 from sims.virtual.discovery import Discovery
@@ -48,7 +47,7 @@ from sims.virtual.processors import Processors
 from sims.world import bugs
 from sims.world.authors import Authors
 from sims.world.compute import Model, Worker
-from sims.world.faults import Faults
+from sims.world.links import WorldLinks
 from sims.world.records import Records
 
 PLACES_INTERVAL_NS: Final = 200 * limits.MS
@@ -56,7 +55,6 @@ PLACES_INTERVAL_NS: Final = 200 * limits.MS
 MOST_ADDRESSES: Final = 200
 """In a larger mesh nodes don't spread their addresses, only what the scenario puts in spreads: a thousand addresses at
 a thousand nodes are a million entries, all in the first seconds, and would drown what the scenario is about."""
-_GOOD_SHARE: Final = 0.9
 _GOSSIP: Final = GossipSettings(checks_at_once=limits.MAX_ENTRIES_PER_FRAME)
 """A signature costs nothing here: a real node checks one, lets readings pass, and goes on a millisecond later."""
 
@@ -65,7 +63,7 @@ class World:
     """See the module."""
 
     def __init__(
-        self, scenario: Scenario, seed: int, recorder: Recorder, tape: Sequence[Fault], planted: frozenset[str],
+        self, scenario: Scenario, seed: int, recorder: Recorder, planted: frozenset[str],
         processors: Processors | None = None, capabilities: Sequence[Capability] = (),
     ) -> None:  # fmt: skip
         """:raises ScenarioError: a check is not known. :raises TraceError: a trace can't be used."""
@@ -86,34 +84,18 @@ class World:
         self._nodes: dict[str, SimNode] = {}
         self._wants: list[list[tuple[str, int]]] = []
         """By node: the key expressions that it subscribes to, and over how many hops."""
-        self._cut: dict[tuple[int, int], int] = {}
-        self._lossy: set[tuple[int, int]] = set()
-        self._clogged: set[tuple[int, int]] = set()
-        self._slowed: dict[int, float] = {}
-        self._full: set[int] = set()
+        self.slowed_nodes: set[int] = set()
+        """Numbers of the nodes from which a fault takes CPU."""
+        self.lost_with_nodes = 0
+        """Readings that waited in queues of engines when their processes crashed."""
         self.records = Records(scenario, self.driver, self.media, recorder, Random(f"{seed}/records"), planted)
-        self._lost_with_nodes = 0
-        self._disks: dict[int, tuple[int, list[Stored]]] = {}
-        """Of crashed nodes: when their entries were written, and these."""
         self._peers: dict[str, Sequence[PeerView]] = {}
         self._peers_ns = -1
-        self._near: list[list[int]] = [[] for _ in scenario.names]
-        self._near_names: list[list[str]] = [[] for _ in scenario.names]
-        self._near_known = [False] * len(scenario.names)
-        """Whether what :meth:`near` found is still so."""
-        self._least_share: float = 1 - (1 - _GOOD_SHARE) ** (1 / (scenario.radio.retries + 1))
-        self._radio = self.media.radio
-        self._wires = bool(scenario.backbone)
-        self._wired = [
-            frozenset(number for number, backbone in enumerate(scenario.backbone) if group.name in backbone.groups)
-            for group in scenario.groups
-            for _ in range(group.count)
-        ]
         self._make_nodes(seed)
-        self._choose_way()
+        self.links = WorldLinks(scenario, self.media, self.driver.pipes)
         self.checks: list[Check] = make_checks(scenario.checks.names, self, recorder)
         self._on_started = overridden(self.checks, "started")
-        self._on_crashing = overridden(self.checks, "crashing")
+        self.on_crashing = overridden(self.checks, "crashing")
         self._on_frame_accepted = overridden(self.checks, "frame_accepted")
         self.on_published = overridden(self.checks, "published")
         self._on_delivered = overridden(self.checks, "delivered")
@@ -124,7 +106,6 @@ class World:
         self._on_entry = overridden(self.checks, "entry")
         self.on_deliveries: Callable[[SimNode, Sequence[Arrival]], None] | None = None
         """Whoever samples what comes."""
-        self.faults = Faults(tape, scenario, self, recorder)
 
     # --- building --------------------------------------------------------------------------------------------------
     def _make_nodes(self, seed: int) -> None:
@@ -290,36 +271,11 @@ class World:
 
     def in_range(self, name: str) -> Sequence[str]:
         """See :class:`sims.checks.contract.WorldView`."""
-        number = self._nodes[name].number
-        self.near(number)
-        return self._near_names[number]
+        return self.links.near_names(self._nodes[name].number)
 
     def near(self, number: int) -> list[int]:
         """:meth:`in_range` by numbers: the same object as long as they stay the same. Not to be changed."""
-        if not self._near_known[number]:
-            self._near_known[number] = True
-            near = [other for other in self.media.neighbours(number) if self._good(number, other)]
-            if near != self._near[number]:
-                self._near[number] = near
-                self._near_names[number] = [self.names[other] for other in near]
-        return self._near[number]
-
-    def moved(self, touched: list[int]) -> None:
-        """The places have changed; ``touched`` are nodes that may be near others than before."""
-        for number in touched:
-            self._near_known[number] = False
-
-    def _links_changed(self) -> None:
-        self._near_known = [False] * len(self._near)
-
-    def _good(self, one: int, other: int) -> bool:
-        if self._cut or self._lossy:
-            for pair in ((one, other), (other, one)):
-                if pair in self._cut or pair in self._lossy:
-                    return False
-        if self._wires and self._wired[one] & self._wired[other]:
-            return True
-        return self._radio.delivery_share(one, other) >= self._least_share  # the same both ways
+        return self.links.near(number)
 
     def heard_ns(self, name: str, other: str) -> int | None:
         """See :class:`sims.checks.contract.WorldView`."""
@@ -328,7 +284,7 @@ class World:
 
     def slowed(self, name: str) -> bool:
         """See :class:`sims.checks.contract.WorldView`."""
-        return self._nodes[name].number in self._slowed
+        return self._nodes[name].number in self.slowed_nodes
 
     def entries(self, name: str) -> Sequence[KnownEntry]:
         """See :class:`sims.checks.contract.WorldView`."""
@@ -375,136 +331,4 @@ class World:
 
     def readings_lost(self) -> int:
         """See :class:`sims.checks.contract.WorldView`."""
-        return self.driver.pipes.readings_lost + self._lost_with_nodes
-
-    # --- what faults do --------------------------------------------------------------------------------------------
-    def after(self, delay_ns: int, action: Callable[[], None]) -> None:
-        """See :class:`sims.world.faults.Controls`."""
-        self.driver.at(delay_ns, action)
-
-    def crash(self, name: str) -> None:
-        """See :class:`sims.world.faults.Controls`."""
-        self.driver.settle()
-        for hook in self._on_crashing:
-            hook(name)
-        self._lost_with_nodes += sum(view.waiting_readings for view in self.peers(name))
-        node = self._nodes[name]
-        if node.number not in self._full:
-            self._disks[node.number] = self.now, node.engine.gossip.stored(node.local(self.now))
-        self.driver.kill(name)
-
-    def restart(self, name: str, keep_disk: bool) -> None:
-        """See :class:`sims.world.faults.Controls`. The incarnation is the larger of the last one on disk + 1 and the
-        clock in seconds, as in a real node."""
-        node = self._nodes[name]
-        clock_s = (node.local(self.now) + node.utc_less_mono_ns) // limits.SECOND
-        last = int(node.engine.settings.incarnation) if keep_disk else 0
-        if not keep_disk:
-            self.records.lose_disk(name)
-        self.driver.restart(name, Incarnation(max(last + 1, clock_s)))
-        written_ns, stored = self._disks.pop(node.number, (self.now, []))
-        if keep_disk and stored:
-            older = [entry._replace(age_ns=entry.age_ns + self.now - written_ns) for entry in stored]
-            self.driver.act(node, lambda engine, now: engine.gossip.restore(older, now))
-
-    def cut(self, sender: str, receiver: str) -> None:
-        """See :class:`sims.world.faults.Controls`."""
-        self._links_changed()
-        pair = self._pair(sender, receiver)
-        self._cut[pair] = self._cut.get(pair, 0) + 1
-        self.media.cut(*pair)
-        self._choose_way()
-
-    def uncut(self, sender: str, receiver: str) -> None:
-        """See :class:`sims.world.faults.Controls`."""
-        self._links_changed()
-        pair = self._pair(sender, receiver)
-        if self._cut.get(pair, 0) > 1:
-            self._cut[pair] -= 1
-        else:
-            self._cut.pop(pair, None)
-        self.media.uncut(*pair)
-        self._choose_way()
-
-    def lose(self, sender: str, receiver: str, share: float) -> None:
-        """See :class:`sims.world.faults.Controls`."""
-        self._links_changed()
-        pair = self._pair(sender, receiver)
-        if share:
-            self._lossy.add(pair)
-        else:
-            self._lossy.discard(pair)
-        self.media.lose(*pair, share)
-        self._choose_way()
-
-    def clog(self, sender: str, receiver: str, delay_ns: int) -> None:
-        """See :class:`sims.world.faults.Controls`."""
-        pair = self._pair(sender, receiver)
-        if delay_ns:
-            self._clogged.add(pair)
-        else:
-            self._clogged.discard(pair)
-        self.media.clog(*pair, delay_ns)
-        self._choose_way()
-
-    def _choose_way(self) -> None:
-        """Without wires and faults all goes by air, and nobody need look at each frame whether it does."""
-        plain = not (self.scenario.backbone or self._cut or self._lossy or self._clogged)
-        self.driver.pipes.radio = self.media.radio if plain else None
-
-    def _pair(self, sender: str, receiver: str) -> tuple[int, int]:
-        return self._nodes[sender].number, self._nodes[receiver].number
-
-    def slow(self, name: str, factor: float) -> None:
-        """See :class:`sims.world.faults.Controls`."""
-        node = self._nodes[name]
-        self.driver.look(node)
-        node.slow(factor)
-        worker = self.workers.get(node.number)
-        if worker is not None:
-            worker.slowed = factor
-        if factor > 1:
-            self._slowed[node.number] = factor
-        else:
-            self._slowed.pop(node.number, None)
-
-    def full_disk(self, name: str, full: bool) -> None:
-        """See :class:`sims.world.faults.Controls`."""
-        number = self._nodes[name].number
-        if full:
-            self._full.add(number)
-        else:
-            self._full.discard(number)
-        self.records.full_disk(name, full)
-
-    def clock_jump(self, name: str, by_ns: int) -> None:
-        """See :class:`sims.world.faults.Controls`."""
-        node = self._nodes[name]
-        self.driver.look(node)
-        node.utc_less_mono_ns += by_ns
-
-    def relay(self, up: bool) -> None:
-        """See :class:`sims.world.faults.Controls`."""
-        self.records.relay(up)
-
-    def false_adverts(self, name: str, on: bool) -> None:
-        """See :class:`sims.world.faults.Controls`."""
-        self.discovery.lie(self._nodes[name], on)
-
-    def forge_gossip(self, name: str, on: bool) -> None:
-        """See :class:`sims.world.faults.Controls`."""
-        self.authors.forge(self._nodes[name], on)
-
-    def stale_gossip(self, name: str, on: bool) -> None:
-        """See :class:`sims.world.faults.Controls`."""
-        self.authors.repeat_old(self._nodes[name], on)
-
-    def understate_load(self, name: str, factor: float) -> None:
-        """See :class:`sims.world.faults.Controls`."""
-        worker = self.workers.get(self._nodes[name].number)
-        if worker is not None:
-            worker.understate(factor)
-
-    def knock(self, host: str, target: str, identity: PeerIdentity, frames: Sequence[bytes]) -> None:
-        """See :class:`sims.world.faults.Controls`."""
-        self.driver.connections.knock(self._nodes[host], self._nodes[target], identity, frames)
+        return self.driver.pipes.readings_lost + self.lost_with_nodes

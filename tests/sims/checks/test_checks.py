@@ -238,7 +238,7 @@ def test_checks_change_nothing_of_the_history() -> None:
 def test_order_after_a_life_with_smaller_sequences_is_judged_within_one_batch() -> None:
     """Deliveries are told in batches: what one of them hides would be hidden for good."""
     recording = Recording(QUIET)
-    world = World(QUIET, 1, recording, (), frozenset())
+    world = World(QUIET, 1, recording, frozenset())
     check = ReadingsInOrderOnce(world, recording)
     check.started("car-0")
     check._lives["car-1"] = [2_000, 1_000]  # its clock went back and its disk is lost
