@@ -10,7 +10,7 @@ _MARK_TIMES_TOO: Final = 998_244_353
 
 
 class Series:
-    """All readings of one origin and key: an identity, to look things up by."""
+    """All readings of one origin and key: an identity that things are looked up by."""
 
     __slots__ = ("key", "origin")
 
@@ -26,8 +26,8 @@ class Issue:
     def __init__(
         self, reading: Reading, series: Series, number: int, published_ns: int, followed: bool = False
     ) -> None:
-        """``number``: the node that is its origin; -1: no node is. ``published_ns``: -1: not known. ``followed``: see
-        :class:`sims.virtual.node.SimNode`."""
+        """``number``: the number of the node that is the origin; -1 when no node is. ``published_ns``: -1 when it is
+        not known. ``followed``: see :class:`sims.virtual.node.SimNode`."""
         self.reading, self.series, self.number, self.published_ns = reading, series, number, published_ns
         self.followed = followed
         self.sequence: int = reading.sequence

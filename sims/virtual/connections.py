@@ -1,8 +1,9 @@
 """How simulated pipes come and go: dials, handshakes, resets, and strangers who knock.
 
-A dial sends SYNs until somebody hears them or its time is up. The trips of the handshake are the medium's business; the
-work at both ends waits for their processors. A closed sender's kernel sends what it has and then the end; a closed
-receiver's resets, again and again while the sender is out of reach (it learns of it when it sends again).
+A dial sends SYNs until somebody hears them or its time is up. The medium decides how long the trips of the handshake
+take; the work at both ends waits for their processors. When a sender's end is closed, its kernel sends what it has and
+then the end of the stream. When a receiver's end is closed, its kernel sends resets, again and again while the sender
+is out of reach; the sender may also learn of it when it sends again.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from sims.virtual.pipes import BREAK_NS, FIRST_RETRY_NS, Pipes
 from sims.virtual.simulation import Simulation
 
 _SYN_INTERVAL_NS: Final = limits.SECOND
-"""Linux since 6.5 sends the first SYNs once a second; a dial takes no longer than a few."""
+"""Linux since 6.5 sends the first SYNs once a second, and a dial takes no longer than a few seconds."""
 
 
 class Connections:
@@ -36,7 +37,7 @@ class Connections:
         self._try(attempt)
 
     def _try(self, attempt: Attempt) -> None:
-        """Send a SYN; another one later if nobody can hear it."""
+        """Send a SYN, and try again later when nobody can hear it."""
         node = attempt.node
         if node.attempts.get(attempt.dial) is not attempt:
             return
@@ -66,7 +67,7 @@ class Connections:
             self._simulation.perform(node)
 
     def _shake_hands(self, attempt: Attempt) -> None:
-        """The trips are over; what remains is the work of both ends, which waits for their CPU."""
+        """The trips are over. What remains is the work of both ends, which waits for their CPU."""
         node, target, now = attempt.node, self._simulation.nodes[NodeId(attempt.host)], self._simulation.now
         self._simulation.take_in(node, now)
         self._simulation.take_in(target, now)
@@ -81,11 +82,11 @@ class Connections:
                 free_ns = now
                 if self._simulation.processors is not None:
                     free_ns += self._simulation.processors.occupy(now, 0, end.handshake_ns)
-                end_ns = max(free_ns, end.stalled_until_ns) + end.handshake_ns  # it waits for both at once
+                end_ns = max(free_ns, end.stalled_until_ns) + end.handshake_ns  # waits for both at once
                 if end.handshake_ns:
                     end.stalled_until_ns = end_ns
                 done_ns = max(done_ns, end_ns)
-        if done_ns >= attempt.deadline_ns:  # its kernel accepts, nobody shakes hands
+        if done_ns >= attempt.deadline_ns:  # the kernel accepts, but nobody shakes hands
             self._simulation.when_awake(node, attempt.deadline_ns, self._fail, (attempt, "no handshake in time"))
         elif done_ns > now:
             self._simulation.when_awake(node, done_ns, self._open, attempt)
@@ -112,7 +113,8 @@ class Connections:
         self._simulation.perform(node)
 
     def accept(self, host: SimNode, dial: int, target: SimNode, identity: PeerIdentity) -> Pipe | None:
-        """A pipe from a process on ``host`` with that identity into the inbox of ``target``, if that lets it in."""
+        """Open a pipe from a process on ``host`` with that identity into the inbox of ``target``; None when the target
+        refuses it."""
         self._simulation.take_in(target, self._simulation.now)
         local = target.local(self._simulation.now)
         refused = target.engine.membership.admit(identity, local)
@@ -126,7 +128,7 @@ class Connections:
         return pipe
 
     def knock(self, host: SimNode, target: SimNode, identity: PeerIdentity, frames: Sequence[bytes]) -> None:
-        """A process on ``host`` that is no node opens a pipe and sends ``frames``, if it is let in."""
+        """A process on ``host`` that is no node opens a pipe and sends ``frames``, if the target lets it in."""
         at_ns = self._simulation.links.connect_ns(host.number, target.number, self._simulation.now)
         if at_ns is not None:
             self._simulation.push(at_ns, self._knocked, (host, target, identity, frames))
@@ -140,7 +142,7 @@ class Connections:
                     self._pipes.send(pipe, frame)
 
     def slip_in(self, node: SimNode, frame: bytes) -> None:
-        """A node sends a frame to all its neighbours that its engine knows nothing of."""
+        """A node sends all its neighbours a frame that its engine knows nothing of."""
         told: dict[int, None] = {}
         for pipe in node.dialled.values():
             if pipe.receiver.number not in told:
@@ -148,7 +150,7 @@ class Connections:
                 self._pipes.send(pipe, frame)
 
     def close_sender(self, pipe: Pipe) -> None:
-        """The sender's end is closed; its kernel sends what it has, and then that it is the end."""
+        """The sender's end is closed; its kernel sends what it has, and then the end of the stream."""
         if pipe.sends:
             pipe.sends = False
             if pipe.hears:
@@ -157,7 +159,7 @@ class Connections:
                 self._pipes.count_lost(pipe)
 
     def close_receiver(self, pipe: Pipe) -> None:
-        """The receiver's end is closed: what is under way is lost, and the sender is told, as by a TCP reset."""
+        """The receiver's end is closed: frames on the pipe are lost, and the sender is told, as by a TCP reset."""
         if pipe.hears:
             pipe.hears, pipe.aside = False, True
             self._pipes.count_lost(pipe)
@@ -167,7 +169,7 @@ class Connections:
                 self.send_reset(pipe)
 
     def send_reset(self, pipe: Pipe) -> None:
-        """Tell a sender that nobody takes what it sends, as soon as it can be reached."""
+        """Tell a sender as soon as it can be reached that nobody takes what it sends."""
         if not pipe.sends:
             self.resets.pop(pipe.number, None)
             return
@@ -175,7 +177,7 @@ class Connections:
         if at_ns is not None:
             self.resets.pop(pipe.number, None)
             self._simulation.when_awake(pipe.sender, at_ns, self.tell_dialler, pipe)
-        elif self._simulation.now - pipe.stalled_ns < BREAK_NS:  # it learns of it when it sends something again
+        elif self._simulation.now - pipe.stalled_ns < BREAK_NS:  # it learns of the reset when it sends something again
             self.resets[pipe.number] = pipe
             self._pipes.retry(pipe, self.send_reset)
 

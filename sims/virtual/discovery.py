@@ -1,14 +1,13 @@
 """How simulated nodes find each other: multicast DNS as a real node speaks it, one datagram at a time.
 
-A life begins with three announcements (now, +225 ms, +450 ms) and asks 20 to 120 ms after its start, as
-python-zeroconf does, 1 s later, and then every ``ASK_AGAIN_NS``: who came into range, or whose announcements were lost,
-is found by that. A question names the lives that the asker knows; each other node that hears it answers to all, 20 to
-120 ms later (RFC 6762, section 6), once a second at most. Each datagram is lost or not at each receiver, as the medium
-says. What was heard once is known until the process ends: records live for 75 minutes.
+A life begins with three announcements (now, +225 ms, +450 ms). It asks for others 20 to 120 ms after its start, as
+python-zeroconf does, again 1 s later, and then every ``ASK_AGAIN_NS``; so it finds nodes that came into range, or whose
+announcements were lost. A question names the lives that the asker knows. Every other node that hears it answers to all,
+20 to 120 ms later (RFC 6762, section 6), at most once a second. The medium decides at each receiver whether a datagram
+is lost. A node knows what it has heard until its process ends: records live for 75 minutes.
 
-Left out: questions that are not asked because somebody else has just asked them, those that python-zeroconf asks
-by itself 5 and 14 s after the start, answers that one datagram carries
-together, refreshing of records that get old.
+Left out: questions that are not asked because somebody else has just asked them, the questions that python-zeroconf
+asks by itself 5 and 14 s after the start, several answers in one datagram, and refreshing of records that get old.
 """
 
 from random import Random
@@ -21,25 +20,25 @@ from sims.virtual.driver import SimDriver
 from sims.virtual.node import SimNode
 
 ASK_AGAIN_NS: Final = 2 * limits.SECOND
-"""As ``meshnode.links.mdns.ASK_AGAIN_S``."""
+"""The same as ``meshnode.links.mdns.ASK_AGAIN_S``."""
 _OPEN_NS: Final = 12 * limits.MS
-"""From the start of a process that has loaded everything to its first announcement: certificates, inbox, sockets.
-Emulated nodes took 12 to 25 ms."""
+"""How long a process that has loaded everything takes to its first announcement: certificates, inbox, sockets. Emulated
+nodes took 12 to 25 ms."""
 _ANNOUNCED_AFTER_NS: Final = (_OPEN_NS, _OPEN_NS + 225 * limits.MS, _OPEN_NS + 450 * limits.MS)
 _ASKED_SOON_NS: Final = limits.SECOND
 _ANSWER_AFTER_NS: Final = (20 * limits.MS, 120 * limits.MS)
 _ANSWER_INTERVAL_NS: Final = limits.SECOND
 _ADVERT_BYTES: Final = 28 + 300
-"""UDP and IP headers; PTR, SRV, TXT and A records of one service."""
+"""UDP and IP headers, and the PTR, SRV, TXT and A records of one service."""
 _QUESTION_BYTES: Final = 28 + 40
 _KNOWN_BYTES: Final = 32
 _MOST_KNOWN: Final = 40
-"""Known answers that fit one datagram."""
+"""So many known answers fit one datagram."""
 _LIE_INTERVAL_NS: Final = limits.SECOND
 
 
 class Advert(NamedTuple):
-    """Says that a life of a node is at a host."""
+    """A claim that a life of a node is at a host."""
 
     node: NodeId
     incarnation: int
@@ -57,14 +56,14 @@ class _Host:
 
 
 class Discovery:
-    """Multicast DNS of all nodes."""
+    """The multicast DNS of all nodes."""
 
     def __init__(self, driver: SimDriver, links: Links, random: Random) -> None:
         self._driver, self._links, self._random = driver, links, random
         self._hosts: dict[int, _Host] = {}
 
     def begin(self, node: SimNode) -> None:
-        """A life of a node begins, with nothing known."""
+        """A life of a node begins and knows nobody."""
         lies = node.number in self._hosts and self._hosts[node.number].lies
         host = self._hosts[node.number] = _Host()
         host.lies = lies
@@ -74,7 +73,7 @@ class Discovery:
         self._driver.push(now + self._random.randint(*_ANSWER_AFTER_NS), self._ask, (node, node.lives, False))
 
     def lie(self, node: SimNode, on: bool) -> None:
-        """While on, the host advertises others, and nobodies, at its own address."""
+        """While this is on, the host advertises other nodes, and nodes that don't exist, at its own address."""
         host = self._hosts.setdefault(node.number, _Host())
         if on and not host.lies:
             self._driver.push(self._driver.now, self._tell_lies, node)

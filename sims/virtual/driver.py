@@ -50,7 +50,7 @@ _encode_note = msgspec.msgpack.Encoder().encode
 
 
 class SimDriver(Processes):
-    """Runs engines against each other."""
+    """Runs many engines against each other."""
 
     def __init__(
         self,
@@ -64,10 +64,10 @@ class SimDriver(Processes):
         processors: Processors | None = None,
         capabilities: Sequence[Capability] = (),
     ) -> None:
-        """``links``: the medium; None: wires on which everything takes ``delay_ns`` one way, unless :meth:`shape` and
-        :meth:`cut` change that. ``observer``: None: nodes keep what they see. ``adjust`` the settings of each life.
-        ``processors``: that all nodes share; they have to be attentive then. None: each has its own.
-        ``capabilities``: of all nodes, beside those that every node has."""
+        """``links``: the medium; None means wires on which everything takes ``delay_ns`` one way, unless :meth:`shape`
+        and :meth:`cut` change that. ``observer``: None means that nodes keep what they see. ``adjust`` changes the
+        settings of each life. ``processors``: the processors that all nodes share, which have to be attentive then;
+        None gives each node its own. ``capabilities``: what all nodes have beside the capabilities of every node."""
         wires = Wires(delay_ns)
         decode = decoder_of(capabilities) if capabilities else decode_untrusted_node_frame
         super().__init__(links or wires, observer, processors, decode)
@@ -84,13 +84,13 @@ class SimDriver(Processes):
 
     # --- building --------------------------------------------------------------------------------------------------
     def add(self, name: str, role: Role = Role.VEHICLE) -> SimNode:
-        """A node that starts now. Its inbox is at (``name``, 7000)."""
+        """Add a node that starts now. Its inbox is at (``name``, 7000)."""
         node = self.prepare(name, role)
         self.start(node)
         return node
 
     def prepare(self, name: str, role: Role) -> SimNode:
-        """A node that does not run yet; clocks and costs may be set before :meth:`start`."""
+        """Add a node that does not run yet; its clocks and costs may be set before :meth:`start`."""
         identity = PeerIdentity(MESH, role, NodeId(name))
         node = SimNode(len(self.numbered), identity, self._engine(NodeId(name), role, Incarnation(1_001)))
         node.running = False
@@ -101,7 +101,7 @@ class SimDriver(Processes):
         return node
 
     def start(self, node: SimNode) -> None:
-        """Its next life begins now."""
+        """The next life of a node begins now."""
         node.running, node.started_ns = True, self.now
         self.observer.life_began(node)
         self.arm(node)
@@ -147,14 +147,14 @@ class SimDriver(Processes):
         node.timer_ns, node.suspects_any = None, False
 
     def leave(self, name: str, reason: str = "stopped") -> None:
-        """The node says goodbye; its process ends once that was sent."""
+        """The node says goodbye; its process ends once the goodbye was sent."""
         node = self.nodes[NodeId(name)]
         engine = node.engine
         self.act(node, lambda engine, now: engine.membership.leave(reason))
         self.at(2 * self.delay_ns, lambda: self.kill(name) if node.engine is engine else None)
 
     def restart(self, name: str, incarnation: Incarnation | None = None) -> None:
-        """A killed node starts its next life with nothing remembered but its incarnation (None: one more)."""
+        """A killed node starts its next life. It remembers nothing but its incarnation (None: one more than before)."""
         self.settle()
         node = self.nodes[NodeId(name)]
         node.lives += 1
@@ -173,7 +173,7 @@ class SimDriver(Processes):
         self.wires.cut(self.nodes[NodeId(sender)].number, self.nodes[NodeId(receiver)].number)
 
     def heal(self) -> None:
-        """All cuts end; what waited goes on at once."""
+        """All cuts end, and what waited goes on at once."""
         self.wires.heal()
         for pipe in list(self.pipes.standing.values()):
             self.pipes.resume(pipe)
@@ -181,13 +181,14 @@ class SimDriver(Processes):
             self.connections.send_reset(pipe)
 
     def stall(self, name: str, duration_ns: int) -> None:
-        """The process gets no CPU for ``duration_ns``: its timers are late and what is sent to it waits."""
+        """The process gets no CPU for ``duration_ns``: its timers are late, and what is sent to it waits."""
         node = self.nodes[NodeId(name)]
         self.take_in(node, self.now)
         node.stalled_until_ns = max(node.stalled_until_ns, self.now + duration_ns)
 
     def shape(self, sender: str, receiver: str, delay_ns: int, bytes_per_s: int = 0) -> None:
-        """From now on what ``sender`` sends to ``receiver`` takes so long; 0 bytes a second: no limit."""
+        """From now on a frame from ``sender`` to ``receiver`` takes ``delay_ns``, and at ``bytes_per_s`` the time for
+        its bytes on top; 0 bytes a second means no limit."""
         self.wires.shape(
             self.nodes[NodeId(sender)].number, self.nodes[NodeId(receiver)].number, delay_ns, bytes_per_s
         )  # fmt: skip
@@ -196,7 +197,7 @@ class SimDriver(Processes):
     def publish(
         self, name: str, key: str, value: object, lifespan_ms: int = 0, priority: int = 3, hops: int = 0
     ) -> Put:
-        """A node publishes one reading, at a place that does not matter."""
+        """A node publishes one reading from a place that does not matter."""
         node = self.nodes[NodeId(name)]
         self.take_in(node, self.now)
         publication = checked_publication(
@@ -205,7 +206,7 @@ class SimDriver(Processes):
         return self.publish_at(node, publication, value, None)
 
     def publish_at(self, node: SimNode, publication: Publication, value: object, where: Position | None) -> Put:
-        """A node that has taken in what came publishes one reading. Errors as ``Router.publish``."""
+        """A node that has taken in its frames publishes one reading. Errors as ``Router.publish``."""
         engine = node.engine
         local = node.local(self.now)
         utc_ns = local + node.utc_less_mono_ns
@@ -223,7 +224,7 @@ class SimDriver(Processes):
         return put
 
     def subscribe(self, name: str, expression: str, quality: Quality | None = None) -> int:
-        """A node subscribes; what arrives is in its ``received``."""
+        """A node subscribes; what arrives is in its ``received``. Returns the number of the subscription."""
         node = self.nodes[NodeId(name)]
         self.take_in(node, self.now)
         local = node.local(self.now)
@@ -234,7 +235,7 @@ class SimDriver(Processes):
         return number
 
     def act(self, node: SimNode, action: Callable[[Engine, int], object]) -> None:
-        """Do something with an engine, at its own time, and perform what it decides."""
+        """Do something with an engine at the node's own time, and perform what the engine decides."""
         self.take_in(node, self.now)
         local = node.local(self.now)
         action(node.engine, local)
@@ -243,11 +244,12 @@ class SimDriver(Processes):
 
     # --- running ---------------------------------------------------------------------------------------------------
     def run_for(self, duration_ns: int) -> None:
-        """Advance virtual time."""
+        """Let virtual time advance by ``duration_ns``."""
         self.run_until(self.now + duration_ns)
 
     def run_until(self, instant_ns: int) -> None:
-        """Run everything due up to ``instant_ns``. Arrivals of an instant come before all else that is due then."""
+        """Run everything that is due up to ``instant_ns``. Arrivals of an instant come before everything else that is
+        due then."""
         soon, slices, pipes = self._soon, self._slices, self.pipes
         ticks, woken = pipes.ticks, pipes.woken
         ran, later_ns = 0, instant_ns + 1
@@ -272,7 +274,8 @@ class SimDriver(Processes):
         self.settle()
 
     def digest(self) -> str:
-        """Of every event and reading so far: the same for the same seed, whenever it was looked at meanwhile."""
+        """A hash of every event and reading so far. It is the same for the same seed, whenever somebody looked
+        meanwhile."""
         self.settle()
         digest = self._digest.copy()
         for node in self.numbered:

@@ -18,28 +18,28 @@ from protocols.wire.readings import Readings
 from sims.virtual.arrivals import Issue
 
 Decode = Callable[[bytes | bytearray], NodeFrame]
-"""Parses the bytes of one frame. :raises RemoteProtocolError: for anything that is no frame."""
+"""Parses the bytes of one frame, and raises :class:`RemoteProtocolError` for anything that is no frame."""
 _ENTRIES: Final = GossipEntries  # compiled code finds these at once
 _HEARTBEAT: Final = Heartbeat
 _READINGS: Final = Readings
 
 
 class Frame:
-    """One frame, and what it was found to be."""
+    """One frame, and what decoding found it to be."""
 
     __slots__ = ("accuses", "calm", "data", "decoded", "issue", "others", "readings", "sealed")
 
     def __init__(self, data: bytes | None, decoded: NodeFrame | None) -> None:
-        """``data``: None is the end of a pipe. ``decoded``: None for that, and for bytes that are no frame."""
+        """``data``: None for the end of a pipe. ``decoded``: None for that, and for bytes that are no frame."""
         self.data, self.decoded = data, decoded
         self.calm = False
-        """See the module."""
+        """Nothing follows at once from receiving it."""
         self.accuses = False
         """It accuses somebody, which shortens the time-outs of receivers that suspect the same node."""
         self.sealed = False
         """It carries signed entries."""
         self.readings = 0
-        """How many it carries."""
+        """How many readings it carries."""
         self.issue: Issue | None = None
         """The issue of the reading that was delivered first …"""
         self.others: list[Issue] | None = None
@@ -53,7 +53,7 @@ class Frame:
 
 
 END: Final = Frame(None, None)
-"""The end of a pipe, or a frame that will never arrive."""
+"""Stands for the end of a pipe, and for a frame that will never arrive."""
 
 
 def readings_in(frames: Iterable[Frame]) -> int:
@@ -62,17 +62,17 @@ def readings_in(frames: Iterable[Frame]) -> int:
 
 
 class SharedDecoder:
-    """Decodes what engines receive. Decoded frames are frozen, so that one of them serves all receivers."""
+    """Decodes what engines receive. Decoded frames are immutable, so one of them serves all receivers."""
 
     def __init__(self, decode: Decode) -> None:
-        """``decode``: knows all frames of the simulation."""
+        """``decode`` has to know all frames of the simulation."""
         self.arriving = END
         """The frame that is being taken in."""
         self._decode = decode
         self._texts: dict[str, str] = {}
 
     def frame_of(self, data: bytes) -> Frame:
-        """The frame that these bytes are."""
+        """The frame that is in these bytes."""
         try:
             decoded = self._decode(data)
         except RemoteProtocolError:  # its receiver will find that out
@@ -85,12 +85,13 @@ class SharedDecoder:
         return Frame(data, decoded)
 
     def __call__(self, data: bytes | bytearray) -> NodeFrame:
-        """What engines decode with: as ``decode``."""
+        """The decoder of engines. Errors as ``decode``."""
         frame = self.arriving
         if frame.data is data and frame.decoded is not None:
             return frame.decoded
         return self._decode(data)
 
     def same(self, text: str) -> str:
-        """One object for all equal texts: they are compared at each receiver, and found equal without a look."""
+        """One object for all equal texts. Each receiver compares them, and equality of one object needs no look at the
+        letters."""
         return self._texts.setdefault(text, text)

@@ -5,11 +5,11 @@ from typing import Final
 from sims.virtual.node import Coming
 
 _FEW: Final = 32
-"""So many frames are put in order by insertion."""
+"""Up to so many frames are put in order by insertion."""
 
 
 def taken(inbox: list[Coming], until_ns: int) -> list[Coming]:
-    """Take out what comes in until then, in order. The inbox must not be empty."""
+    """Take out what comes in until ``until_ns``, in order. The inbox must not be empty."""
     if len(inbox) > 1:
         _put_in_order(inbox)
     if inbox[-1].tick_ns <= until_ns:
@@ -25,7 +25,8 @@ def taken(inbox: list[Coming], until_ns: int) -> list[Coming]:
 
 
 def _put_in_order(inbox: list[Coming]) -> None:
-    """By tick. Frames of one tick stay as they are. Most often they are few and nearly in order: insertion then."""
+    """Sort by tick; frames of one tick keep their order. There are usually few, nearly in order, which is where
+    insertion is fast."""
     if len(inbox) > _FEW:
         inbox.sort(key=_when)
         return

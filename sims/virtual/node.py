@@ -3,11 +3,11 @@
 *Clocks*: the engine sees a monotonic clock that began at some other instant and runs a little fast or slow, and a UTC
 clock that is wrong by some skew and may jump. Only the driver knows the true time.
 
-*Processor*: two servers. The protocol's (receiving, sending, handshakes) is one: while it is busy, or gets no CPU at
-all, timers and what is sent to the node wait in line. Models run beside it (see :mod:`sims.world.compute`), as they do
-in a real node, which runs them on threads of their own outside the interpreter's lock.
+*Processor*: two servers. One does the work of the protocol: receiving, sending, handshakes. While it is busy, or gets
+no CPU at all, timers and frames to the node wait in line. Models run beside it (see :mod:`sims.world.compute`), as they
+do in a real node, which runs them on threads of their own outside the interpreter's lock.
 
-*Inbox*: what comes in is looked at when something depends on it (see :mod:`sims.virtual.pipes`).
+*Inbox*: a node looks at its frames when something depends on them (see :mod:`sims.virtual.pipes`).
 """
 
 from array import array
@@ -25,11 +25,11 @@ from sims.virtual.arrivals import Arrival
 from sims.virtual.frames import Frame
 
 MESH: Final = MeshName("sim")
-"""That all simulated nodes belong to."""
+"""The mesh that all simulated nodes belong to."""
 EPOCH_UTC_NS: Final = 1_700_000_000 * limits.SECOND
-"""UTC at virtual time 0."""
+"""The time in UTC at virtual time 0."""
 SENT_KEPT: Final = 4_096
-"""Readings of a node whose time of publishing is remembered."""
+"""For so many readings of a node the time of publishing is remembered."""
 _BILLION: Final = 1_000_000_000
 
 
@@ -48,11 +48,11 @@ class Pipe:
     def __init__(
         self, number: int, sender: "SimNode", dial: int, receiver: "SimNode", identity: PeerIdentity | None = None
     ) -> None:
-        """``identity``: that TLS proved to the receiver; None: the sender's own. Dial 0: nobody's lane, of a stranger
-        on the sender's host."""
-        # What each frame needs comes first: it lies together in memory.
+        """``identity``: the identity that TLS proved to the receiver; None means the sender's own. Dial 0 is nobody's
+        lane: the pipe belongs to a stranger on the sender's host."""
+        # What each frame needs comes first, so that it lies together in memory.
         self.aside = False
-        """Nothing that is put on it gets under way: it stands still, or nobody hears it."""
+        """Nothing that is put on it gets under way, because it stands still or nobody hears it."""
         self.full = False
         """The sender is held back until something arrives."""
         self.hears = True
@@ -66,7 +66,7 @@ class Pipe:
         self.sends = True
         """The sender's end is open."""
         self.way: Way | None = None
-        """Of the radio."""
+        """The way of the radio, once it was asked for."""
         self.cost_ns = sender.frame_ns + receiver.frame_ns
         """CPU time that each frame takes at both ends."""
         self.last_ns = 0
@@ -75,7 +75,7 @@ class Pipe:
         self.inbox, self.receiver = receiver.inbox, receiver
         self.number = number
         self.heard_ns = -1
-        """When the last frame came in; -1: none did."""
+        """When the last frame came in; -1 when none did."""
         self.sender, self.dial, self.to_number = sender, dial, receiver.number
         self.identity = identity or sender.identity
         self.from_name, self.from_number = self.identity.node, sender.number
@@ -85,7 +85,7 @@ class Pipe:
 
 
 class Coming:
-    """A frame that comes in, and when."""
+    """A frame that comes in, the pipe it is on, and when it comes."""
 
     __slots__ = ("frame", "pipe", "tick_ns")
 
@@ -103,7 +103,7 @@ class Attempt:
 
 
 class SimNode:
-    """See the module."""
+    """One node over all its lives."""
 
     __slots__ = (
         "arrived", "attempts", "attentive", "backlog", "compute", "compute_ns", "device_frame_ns",
@@ -114,38 +114,39 @@ class SimNode:
     )  # fmt: skip
 
     def __init__(self, number: int, identity: PeerIdentity, engine: Engine) -> None:
-        # What each frame needs comes first: it lies together in memory.
+        # What each frame needs comes first, so that it lies together in memory.
         self.engine = engine
         self.inbox: list[Coming] = []
-        """In the order in which they were sent. Always the same list, as ``arrived``."""
+        """Frames on their way, in the order in which they were sent. It is always the same list, as is ``arrived``."""
         self.arrived: list[Arrival] = []
-        """Readings that reached its subscriptions; whoever watches has not been told yet."""
+        """Readings that reached its subscriptions, of which whoever watches has not been told yet."""
         self.mark = 0
-        """Of those told, in their order: what the digest takes of them."""
+        """Stands for the arrivals that were told, in their order. The digest takes it in."""
         self.stalled_until_ns = 0
-        """The process does nothing before: it is busy, or gets no CPU."""
+        """Until then the process does nothing: it is busy, or gets no CPU."""
         self.frame_ns = 0
         """CPU time to receive a frame, and to send one."""
         self.offset_ns = 0
         self.drift_ppb = 0
         self.utc_less_mono_ns = EPOCH_UTC_NS
         self.attentive = True
-        """False: no subscription of it has a deadline, so that nothing follows from readings."""
+        """Whether a subscription of it may have a deadline. Otherwise nothing follows from readings."""
         self.suspects_any = False
         self.running = True
         self.number = number
         self.suspects: set[NodeId] = set()
         """Neighbours whose next frame would refute a suspicion."""
         self.backlog: deque[tuple[int, Callable[[Any], None] | None, Any]] = deque()
-        """What waits for that instant, in order, and since when. None: what is in the inbox."""
+        """What waits in line for the CPU: since when, and what to call with what. None instead of a handler stands for
+        the frames in the inbox."""
         self.timer_ns: int | None = None
         """When the engine's timer rings, in virtual time."""
         self.lives = 1
         self.name: NodeId = identity.node
         self.followed = False
-        """Somebody wants to know of each of its readings where it came to."""
+        """Whether somebody wants to know where each of its readings came to."""
         self._sent_ns = array("q")
-        """When this life published which sequence, from ``_first_sent`` on; -1: it did not."""
+        """When this life published the sequences from ``_first_sent`` on; -1 for those that it did not publish."""
         self._first_sent = 0
         self.identity, self.role = identity, identity.role
         self.started_ns = 0
@@ -153,55 +154,55 @@ class SimNode:
         self.dialled: dict[int, Pipe] = {}
         self.inbound: dict[int, Pipe] = {}
         self._heard_ns: dict[NodeId, int] = {}
-        """When something came in last on pipes of others that are gone."""
+        """By neighbour: when something came in last on pipes that are gone."""
         self.events: list[tuple[int, Event]] = []
         self.received: list[tuple[int, Reading]] = []
         self.on_reading: Callable[[Reading], None] | None = None
-        """Takes readings instead of ``received``, which would hold all of a long run."""
+        """Takes readings instead of ``received``, which would keep all readings of a long run."""
         self.compute: Callable[[Any], None] | None = None
-        """Takes the engine's Compute and CancelCompute; None: every run takes ``compute_ns``, all at once."""
+        """Takes the engine's Compute and CancelCompute. None: every run takes ``compute_ns``, all of them at once."""
         self.compute_ns = 50 * limits.MS
         self.runs: set[int] = set()
         self.handshake_ns = 0
-        """CPU time of its part in a mutual TLS handshake."""
+        """CPU time of the node's part in a mutual TLS handshake."""
         self.device_frame_ns = self.device_handshake_ns = 0
-        """The same when nothing slows the node down."""
+        """The same costs when nothing slows the node down."""
 
     def set_clocks(self, offset_ns: int, skew_ns: int, drift_ppb: int) -> None:
-        """At virtual time 0 the monotonic clock shows ``offset_ns`` and UTC is wrong by ``skew_ns``; both gain
+        """At virtual time 0 the monotonic clock shows ``offset_ns``, and UTC is wrong by ``skew_ns``. Both gain
         ``drift_ppb`` nanoseconds in each true second."""
         self.offset_ns, self.drift_ppb = offset_ns, drift_ppb
         self.utc_less_mono_ns = EPOCH_UTC_NS + skew_ns - offset_ns
 
     def slow(self, factor: float) -> None:
-        """Everything takes so many times as long from now on as the device needs; 1: as long as that."""
+        """From now on everything takes ``factor`` times as long as the device needs."""
         self.frame_ns = int(self.device_frame_ns * factor)
         self.handshake_ns = int(self.device_handshake_ns * factor)
         for pipe in (*self.dialled.values(), *self.inbound.values()):
             pipe.cost_ns = pipe.sender.frame_ns + pipe.receiver.frame_ns
 
     def drop_inbound(self, number: int) -> Pipe | None:
-        """A pipe of that number into its inbox is gone."""
+        """A pipe into its inbox is gone; returns that pipe, or None when there is none of that number."""
         pipe = self.inbound.pop(number, None)
         if pipe is not None and pipe.heard_ns > self._heard_ns.get(pipe.from_name, -1):
             self._heard_ns[pipe.from_name] = pipe.heard_ns
         return pipe
 
     def heard_ns(self, name: NodeId) -> int:
-        """When the last frame of another node came in, in virtual time; -1: none came in this life."""
+        """When the last frame of another node came in, in virtual time; -1 when none came in this life."""
         open_ns = max((pipe.heard_ns for pipe in self.inbound.values() if pipe.from_name == name), default=-1)
         return max(open_ns, self._heard_ns.get(name, -1))
 
     def forget(self) -> None:
-        """All of its former life."""
+        """Forget everything of its former life."""
         self._heard_ns.clear()
         del self._sent_ns[:]
 
     def note_sent(self, sequence: int, now: int) -> None:
-        """It published that. Sequences of a life grow."""
+        """It published that sequence. The sequences of one life grow."""
         sent_ns = self._sent_ns
         left_out = sequence - self._first_sent - len(sent_ns)
-        if not 0 <= left_out <= SENT_KEPT:  # the first
+        if not 0 <= left_out <= SENT_KEPT:  # the first sequence of this life
             del sent_ns[:]
             self._first_sent, left_out = sequence, 0
         for _ in range(left_out):
@@ -212,7 +213,7 @@ class SimNode:
             self._first_sent += SENT_KEPT // 2
 
     def sent_at(self, sequence: int) -> int:
-        """When it published that, in virtual time; -1: it did not, or too long ago."""
+        """When it published that sequence, in virtual time; -1 when it did not, or too long ago."""
         index = sequence - self._first_sent
         return self._sent_ns[index] if 0 <= index < len(self._sent_ns) else -1
 

@@ -1,10 +1,10 @@
-"""Large pages for large simulations.
+"""Large memory pages for large simulations.
 
-The state of a thousand nodes is some hundred megabytes, all of it in use all the time, and the processor remembers
-where a few thousand pages lie: with pages of 4 KiB nearly each object is a walk through the page tables. Linux puts
+The state of a thousand nodes is some hundred megabytes, all of it in use all the time, while a processor remembers
+where a few thousand pages lie. With pages of 4 KiB nearly every access is a walk through the page tables. Linux puts
 memory into pages of 2 MiB by itself where it is told to (``always`` in ``/sys/kernel/mm/transparent_hugepage/enabled``;
-most are set to ``madvise``), and on request, since 6.1, at once (``MADV_COLLAPSE``, madvise(2)). Elsewhere nothing
-happens.
+most systems say ``madvise``), and since 6.1 it does so at once on request (``MADV_COLLAPSE``, madvise(2)). On other
+systems nothing happens.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from typing import Final
 
 PAGE_BYTES: Final = 2 << 20
 LEAST_BYTES: Final = 128 << 20
-"""Smaller programs lie in the caches well enough."""
+"""Smaller programs fit the caches well enough."""
 _GROWTH: Final = 1.25
 _COLLAPSE: Final = 25
 _MAPS: Final = Path("/proc/self/maps")
@@ -23,7 +23,7 @@ _RESIDENT: Final = Path("/proc/self/statm")
 
 
 def plain_regions(maps: Iterable[str]) -> Iterator[tuple[int, int]]:
-    """Start and size of whole large pages in the private memory that lines of ``/proc/self/maps`` tell of."""
+    """Start and size of the whole large pages in the private memory that lines of ``/proc/self/maps`` describe."""
     for line in maps:
         addresses, permissions, _, _, _, *name = line.split(maxsplit=5)
         if permissions != "rw-p" or (name and name[0].strip() != "[heap]"):
@@ -41,7 +41,8 @@ class LargePages:
         self._next_bytes = LEAST_BYTES
 
     def gather(self) -> bool:
-        """Move what is in small pages, if there is much of it. True: it was tried. Takes some 3 ms for each MiB."""
+        """Move memory from small pages into large ones, if there is much of it. Returns whether that was tried. It
+        takes some 3 ms for each MiB."""
         try:
             resident_bytes = int(_RESIDENT.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             if resident_bytes < self._next_bytes:
@@ -51,7 +52,7 @@ class LargePages:
             madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
             for start, size_bytes in plain_regions(_MAPS.read_text().splitlines()):
                 madvise(start, size_bytes, _COLLAPSE)  # a part that can't be moved stays where it is
-        except (OSError, AttributeError, ValueError, IndexError):  # not Linux
+        except (OSError, AttributeError, ValueError, IndexError):  # this is not Linux
             self._next_bytes = 1 << 62
             return False
         return True

@@ -1,13 +1,13 @@
-"""What is on simulated pipes: frames in order, none lost, and what is late holds up what is behind it.
+"""What is on simulated pipes: frames in order, none lost, where a late frame holds up those behind it.
 
-While the ends are out of reach a pipe stands still, and it goes on when TCP tries again (RFC 6298: after 200 ms,
-doubled each time, as Linux does). ``_WINDOW_FRAMES`` may be under way before a sender is held back.
+While its ends are out of reach a pipe stands still. It goes on when TCP tries again (RFC 6298: after 200 ms, doubled
+each time, as Linux does). ``_WINDOW_FRAMES`` may be under way before a sender is held back.
 
-Arrivals are put on a grid of ``TICK_NS`` and wait in the inbox of their receiver. From most of them nothing follows
-that anybody could see: readings that go no further, signs of life. Such *calm* frames wake nobody; their receiver takes
-them in, each at its own time, before anything else happens to it (of what waits for its processor, what came first).
-For all others it is woken in their tick: also for those of a neighbour that it suspects, for accusations while it
-suspects somebody, and for every frame if it has subscriptions with deadlines.
+Arrivals are put on a grid of ``TICK_NS`` and wait in the inbox of their receiver. Nothing that anybody could see
+follows from most of them: readings that go no further, signs of life. Such *calm* frames wake nobody. Their receiver
+takes them in, each at its own time, before anything else happens to it; of what waits for its processor, what came
+first goes first. All other frames wake their receiver in their tick. So do the frames of a neighbour that it suspects,
+accusations while it suspects somebody, and every frame when it has subscriptions with deadlines.
 """
 
 from collections.abc import Callable
@@ -22,20 +22,20 @@ from sims.virtual.node import Coming, Pipe, SimNode
 from sims.virtual.simulation import Simulation
 
 TICK_NS: Final = 50_000
-"""Arrivals are rounded up to this: a fortieth of the usual latency of a radio."""
+"""Arrivals are rounded up to a multiple of it: a fortieth of the usual latency of a radio."""
 FIRST_RETRY_NS: Final = 200 * limits.MS
 _LONGEST_RETRY_NS: Final = 120 * limits.SECOND
 BREAK_NS: Final = 924 * limits.SECOND
-"""Linux gives up a connection after so long (tcp_retries2 = 15) …"""
+"""After so long Linux gives up a connection (tcp_retries2 = 15) …"""
 _ORPHAN_NS: Final = 50 * limits.SECOND
-"""… and one whose process is gone after so long (tcp_orphan_retries = 8)."""
+"""… and one whose process is gone (tcp_orphan_retries = 8)."""
 _WINDOW_FRAMES: Final = 64
-"""Frames under way on one pipe before the sender is held back."""
+"""So many frames may be under way on one pipe before the sender is held back."""
 _LENGTH_BYTES: Final = 8
-"""NNG's length before each frame."""
+"""NNG puts its length before each frame."""
 _SEALED_COST: Final = 6
-"""How much more a frame with signed gossip entries costs than others. In the emulator 0.45 ms passed from putting an
-entry in to the first frame, and 0.5 ms from a frame's arrival to telling others of its entry."""
+"""How much more a frame with signed gossip entries costs than other frames. In the emulator 0.45 ms passed between
+putting an entry in and the first frame, and 0.5 ms between a frame's arrival and telling others of its entry."""
 
 
 class Pipes:
@@ -46,23 +46,24 @@ class Pipes:
         self._processors = simulation.processors
         self._newest = END
         self.radio: Air | None = None
-        """All goes by it: a shorter way to the same answer than the driver's links."""
+        """Everything goes by it, when it is set: a shorter way to the same answer than the simulation's links."""
         self.woken: dict[int, list[SimNode]] = {}
-        """Nodes that take in what has come, by tick …"""
+        """The nodes that take in their frames in each tick …"""
         self.ticks: list[int] = []
         """… and the heap of these ticks."""
         self.standing: dict[int, Pipe] = {}
-        """Those that stand still."""
+        """The pipes that stand still, by number."""
         self.frames = 0
-        """That were taken in."""
+        """How many frames were taken in."""
         self.late = 0
-        """Frames that were taken for calm, and something followed from them all the same: it followed too late."""
+        """How many frames were calm, and something followed from them all the same, which then was too late."""
         self.readings_lost = 0
-        """In frames on pipes when these broke, which no engine could count."""
+        """How many readings were in frames on pipes when these broke. No engine could count them."""
 
     def flush(self, node: SimNode, lanes: list[LaneQueue], lone: bool = False, calm: bool = False) -> None:
-        """Send what an engine has for some lanes, as far as their windows are open. ``lone``: it has one frame for
-        each, and no more, of readings. ``calm``: these go no further. Hot: written out in one piece."""
+        """Send what an engine has for some lanes, as far as their windows are open. ``lone``: it has one frame of
+        readings for each lane and no more. ``calm``: these readings go no further. This is hot, and written out in one
+        piece."""
         now = self._simulation.now
         local = now + node.offset_ns if not node.drift_ppb else node.local(now)
         processors = self._processors
@@ -70,14 +71,14 @@ class Pipes:
             pipe = lane.link
             if not isinstance(pipe, Pipe):
                 pipe = lane.link = node.dialled.get(lane.dial)
-                if pipe is None:  # it is not open
+                if pipe is None:  # the lane is not open
                     continue
             if pipe.aside or pipe.full:
                 self._flush_aside(pipe)
                 continue
             data = lane.take(local)
             while data is not None:
-                frame = self._newest  # most often neighbour after neighbour gets the same frame
+                frame = self._newest  # usually one neighbour after another gets the same frame
                 if frame.data is not data:
                     frame = self._newest = self._decoder.frame_of(data)
                 came_ns = self._came_ns(pipe, len(data) + _LENGTH_BYTES, now)
@@ -117,13 +118,13 @@ class Pipes:
         return radio.stream_along_ns(pipe.way, size_bytes, now)
 
     def send(self, pipe: Pipe, data: bytes) -> None:
-        """Put a frame on its way, behind all that is; windows don't matter."""
+        """Put a frame on its way behind everything that is on the pipe, whatever its window."""
         if self._newest.data is not data:
             self._newest = self._decoder.frame_of(data)
         self._send(pipe, self._newest)
 
     def send_end(self, pipe: Pipe) -> None:
-        """Put the end of a pipe on its way, behind all that is."""
+        """Put the end of a pipe on its way behind everything that is on it."""
         self._send(pipe, END)
 
     def _send(self, pipe: Pipe, frame: Frame) -> None:
@@ -155,14 +156,14 @@ class Pipes:
             heappush(self.ticks, tick_ns)
 
     def attend(self, node: SimNode) -> None:
-        """From now on something follows from frames on their way to a node: on full pipes, and, if it suspects anybody,
-        of that neighbour and of those that accuse it too."""
+        """From now on something follows from frames on their way to a node: from those on full pipes, and while it
+        suspects somebody from those of that neighbour and of nodes that accuse it too."""
         for coming in node.inbox:
             if coming.pipe.full or node.suspects_any:
                 self._wake_at(node, max(coming.tick_ns, self._simulation.now))
 
     def _is_full(self, pipe: Pipe) -> bool:
-        """Whether the sender has to wait; then it is told of each frame that is taken in."""
+        """Whether the sender has to wait. From then on it is told of each frame that is taken in."""
         self._simulation.look(pipe.receiver)
         if pipe.under_way >= _WINDOW_FRAMES:
             pipe.full = True
@@ -170,7 +171,7 @@ class Pipes:
         return pipe.full
 
     def _put_aside(self, pipe: Pipe, frame: Frame) -> None:
-        """The pipe stands still, or its far end is closed, which the sender does not know yet."""
+        """The pipe stands still, or its far end is closed and the sender does not know it yet."""
         pipe.held.append(frame)
         if not pipe.hears:
             self.count_lost(pipe)
@@ -200,7 +201,7 @@ class Pipes:
         self.retry(pipe, self._resume_later)
 
     def retry(self, pipe: Pipe, action: Callable[[Pipe], None]) -> None:
-        """Do it later, and the next time later still."""
+        """Do something later, and after a longer pause each time."""
         self._simulation.push(self._simulation.now + pipe.wait_ns, action, pipe)
         pipe.wait_ns = min(2 * pipe.wait_ns, _LONGEST_RETRY_NS)
 
@@ -216,7 +217,7 @@ class Pipes:
             self._simulation.give_up(pipe)
 
     def resume(self, pipe: Pipe) -> bool:
-        """Send again what stands still. False: it still does."""
+        """Send again what stands still. Returns False when it still stands."""
         sender, receiver, held = pipe.sender, pipe.receiver, pipe.held
         if self._simulation.links.stream_ns(sender.number, receiver.number, 0, self._simulation.now) is None:
             return False
@@ -231,7 +232,7 @@ class Pipes:
         return True
 
     def count_lost(self, pipe: Pipe) -> None:
-        """What is on a pipe will never arrive. It fills the window of a sender that doesn't know yet."""
+        """What is on a pipe will never arrive. It still fills the window of a sender that does not know it yet."""
         lost = [coming.frame for coming in pipe.inbox if coming.pipe is pipe]
         if lost:
             pipe.inbox[:] = [coming for coming in pipe.inbox if coming.pipe is not pipe]

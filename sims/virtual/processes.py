@@ -1,8 +1,7 @@
 """The processes of simulated nodes: they take in frames, wait for CPU, and wake up for their timers.
 
-What comes in while a process is busy, or gets no CPU, waits in line. From frames that wake nobody (see
-:mod:`sims.virtual.pipes`) nothing follows that anybody could see; they are taken in before anything else happens to
-their node.
+While a process is busy, or gets no CPU, everything that comes in waits in line. Frames that wake nobody (see
+:mod:`sims.virtual.pipes`) are taken in before anything else happens to their node.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,16 +21,16 @@ from sims.virtual.processors import Processors
 from sims.virtual.simulation import Observer, Simulation
 
 _NOTES: Final = 256
-"""Arrivals at a node that wait to be told, at most."""
+"""So many arrivals at a node may wait to be told."""
 _CHECKS_COST: Final = 3
-"""How much of the cost of a frame with signed entries is for signatures: 240 µs where other frames cost 80."""
+"""How much of the cost of a frame with signed entries is for signatures: 240 µs, where other frames cost 80 µs."""
 
 
 class Processes(Simulation):
     """All processes of a simulation, and the pipes and connections between them."""
 
     def __init__(self, links: Links, observer: Observer | None, processors: Processors | None, decode: Decode) -> None:
-        """``decode``: knows all frames of the simulation."""
+        """``decode`` has to know all frames of the simulation."""
         super().__init__(links, observer, processors)
         self.decoder = SharedDecoder(decode)
         self.pipes = Pipes(self, self.decoder)
@@ -39,7 +38,7 @@ class Processes(Simulation):
 
     # --- what comes in ---------------------------------------------------------------------------------------------
     def wake(self, nodes: Iterable[SimNode]) -> None:
-        """In the order in which the frames were sent that wake them."""
+        """Nodes take in their frames, in the order in which the frames were sent that wake them."""
         for node in nodes:
             if not self.take_in(node, self.now):
                 self.wait(node, None, None)
@@ -57,12 +56,12 @@ class Processes(Simulation):
             at_ns = busy_ns = coming.tick_ns
             if node.stalled_until_ns > at_ns and pipe.hears:
                 busy_ns = node.stalled_until_ns
-                if busy_ns > at_ns + TICK_NS:  # else it waits its turn, in the same tick
+                if busy_ns > at_ns + TICK_NS:  # else it waits its turn in the same tick
                     if busy_ns > now or (busy_ns == now and not awakes):
                         inbox[:0] = due[index:]
                         return False
                     at_ns = busy_ns
-            if not pipe.hears:  # it was closed meanwhile
+            if not pipe.hears:  # the pipe was closed meanwhile
                 pipes.readings_lost += frame.readings
                 continue
             if processors is not None and processors.free_ns > now:
@@ -153,14 +152,14 @@ class Processes(Simulation):
                 self.wait(node, handler, argument)
 
     def is_awake(self, node: SimNode) -> bool:
-        """Whether a node has CPU, once it has taken in what has come."""
+        """Whether a node has CPU, once it has taken in its frames."""
         self.take_in(node, self.now)
         if self.processors is not None:
             node.stalled_until_ns = max(node.stalled_until_ns, self.processors.free_ns)
         return node.stalled_until_ns <= self.now
 
     def wait(self, node: SimNode, handler: Callable[[Any], None] | None, argument: Any) -> None:
-        """Put something in line for the CPU of a node, behind all that has come."""
+        """Put something in line for the CPU of a node, behind everything that has come."""
         if not node.backlog:
             self.push(node.stalled_until_ns, self._wake, node)
         node.backlog.append((self.now, handler, argument))
@@ -186,13 +185,13 @@ class Processes(Simulation):
             self.push(due_ns, self._ring, (node, node.lives, due_ns))
 
     def arm_deadline(self, node: SimNode) -> None:
-        """After a reading: only the deadline of a subscription may have come nearer."""
+        """A reading came: of all timers only the deadline of a subscription may be nearer now."""
         if node.timer_ns is None or node.virtual(node.engine.readings.next_timer_at()) < node.timer_ns:
             self.arm(node)
 
     def _ring(self, ringing: tuple[SimNode, int, int]) -> None:
         node, life, due_ns = ringing
-        if node.timer_ns != due_ns or node.lives != life or not node.running:  # superseded by a sooner one
+        if node.timer_ns != due_ns or node.lives != life or not node.running:  # a sooner one superseded it
             return
         if self.is_awake(node):
             self._ring_now(ringing)
@@ -201,7 +200,7 @@ class Processes(Simulation):
 
     def _ring_now(self, ringing: tuple[SimNode, int, int]) -> None:
         node, life, due_ns = ringing
-        if node.timer_ns != due_ns or node.lives != life or not node.running:  # by what came before it
+        if node.timer_ns != due_ns or node.lives != life or not node.running:  # what came before it superseded it
             return
         node.timer_ns = None
         if node.frame_ns:
@@ -213,7 +212,7 @@ class Processes(Simulation):
 
     # --- whoever watches -------------------------------------------------------------------------------------------
     def settle(self) -> None:
-        """Every node takes in what has come, and whoever watches is told."""
+        """Every node takes in its frames, and whoever watches is told."""
         for node in self.numbered:
             self.look(node)
 
@@ -225,7 +224,7 @@ class Processes(Simulation):
             self.tell(node)
 
     def tell(self, node: SimNode) -> None:
-        """Take the arrivals at a node since the last time into its mark, and tell whoever watches."""
+        """Add the arrivals at a node since the last time to its mark, and tell whoever watches."""
         arrivals = node.arrived[:]
         node.arrived.clear()
         mark = node.mark

@@ -15,21 +15,22 @@ from sims.virtual.timeline import Timeline
 
 
 class Observer(Protocol):
-    """Whoever watches a run. Called at once; must not call the driver back."""
+    """Whoever watches a run. It is called at once, and must not call the driver back."""
 
     def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
-        """Readings reached the subscriptions of a node, in this order. Told late, but before the next event of that
-        node, before any crash or new life, and, of what came before its end, by
-        :meth:`sims.virtual.driver.SimDriver.run_until`."""
+        """Readings reached the subscriptions of a node, in this order. It is told late, but before the next event of
+        that node and before any crash or new life. :meth:`sims.virtual.driver.SimDriver.run_until` tells of everything
+        that came before its end."""
 
     def event(self, node: SimNode, event: Event) -> None:
         """The engine told its driver something."""
 
     def frame_accepted(self, node: SimNode, pipe: Pipe) -> None:
-        """The engine took readings from a frame: the first on this pipe, and each of an unverified one."""
+        """The engine took readings from a frame: the first such frame of this pipe, and each one of an unverified
+        pipe."""
 
     def life_began(self, node: SimNode) -> None:
-        """A fresh engine, that nothing has happened to."""
+        """A life began with a fresh engine that nothing has happened to."""
 
 
 class Simulation(Timeline, metaclass=ABCMeta):
@@ -37,8 +38,8 @@ class Simulation(Timeline, metaclass=ABCMeta):
     ends; :class:`sims.virtual.processes.Processes` implements them."""
 
     def __init__(self, links: Links, observer: Observer | None, processors: Processors | None) -> None:
-        """``observer``: None: nodes keep what they see. ``processors``: those that all nodes share; None: each node has
-        its own."""
+        """``observer``: None means that nodes keep what they see. ``processors``: those that all nodes share; None
+        gives each node its own."""
         super().__init__()
         self.links = links
         """The medium."""
@@ -50,7 +51,7 @@ class Simulation(Timeline, metaclass=ABCMeta):
         self._series: dict[tuple[str, str], Series] = {}
 
     def issue_of(self, reading: Reading) -> Issue:
-        """A reading as those who watch know it. One issue should serve all nodes that the reading reaches."""
+        """The reading as those who watch know it. One issue should serve all nodes that the reading reaches."""
         name = reading.origin, reading.key
         series = self._series.get(name)
         if series is None:
@@ -63,8 +64,9 @@ class Simulation(Timeline, metaclass=ABCMeta):
     # --- asked of the processes ------------------------------------------------------------------------------------
     @abstractmethod
     def take_in(self, node: SimNode, until_ns: int, *, awakes: bool = False) -> bool:
-        """A node takes what came until then, each frame at its own time, as far as its CPU lets it. False: some frames
-        wait for its CPU. ``awakes``: of what waited for this instant, the frames are first."""
+        """A node takes in what came until ``until_ns``, each frame at its own time, as far as its CPU lets it. Returns
+        False when frames wait for its CPU. ``awakes``: of everything that waited for this instant, the frames are
+        first."""
 
     @abstractmethod
     def look(self, node: SimNode) -> None:
@@ -76,8 +78,8 @@ class Simulation(Timeline, metaclass=ABCMeta):
 
     @abstractmethod
     def when_awake(self, node: SimNode, due_ns: int, handler: Callable[[Any], None], argument: Any) -> None:
-        """Call ``handler(argument)`` at ``due_ns``, or when the process of ``node`` has CPU again; not at all if it
-        was killed by then."""
+        """Call ``handler(argument)`` at ``due_ns``, or when the process of ``node`` has CPU again. It is not called
+        when the process was killed by then."""
 
     @abstractmethod
     def give_up(self, pipe: Pipe) -> None:

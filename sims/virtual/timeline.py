@@ -11,7 +11,7 @@ from typing import Any, Final
 from protocols.base import limits
 
 _Due = tuple[int, int, Callable[[Any], None], Any]
-"""The instant, the position among calls of that instant, the handler, and its argument."""
+"""The instant, the position among all calls, the handler, and its argument."""
 _SLICE_NS: Final = limits.MS
 
 
