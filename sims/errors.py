@@ -1,12 +1,12 @@
-"""Errors of the harness.
+"""Errors of the simulator and the emulator.
 
 SimulationError
 ├── ScenarioError      a scenario can't be used; names the file, the place and the value
 ├── TraceError         a floating-car file is missing, cut off or makes no sense
-├── EmulatorError      no root, no TAP, no namespace; says which, and what still works
+├── EmulatorError      this host can't emulate; names what is missing, and what still works
 ├── ReplayError        a saved run can't be repeated
 ├── ResultError        a saved result can't be read, or compared with another
-└── SweepError         a sweep can't be made, or not go on where it stopped
+└── SweepError         a sweep can't be made, or can't go on where it stopped
 """
 
 
@@ -23,7 +23,7 @@ class TraceError(SimulationError):
 
 
 class EmulatorError(SimulationError):
-    """The emulator can't run here."""
+    """The emulator can't run on this host."""
 
 
 class ReplayError(SimulationError):
@@ -35,4 +35,4 @@ class ResultError(SimulationError):
 
 
 class SweepError(SimulationError):
-    """A sweep can't be made, or not go on where it stopped."""
+    """A sweep can't be made, or can't go on where it stopped."""

@@ -1,8 +1,8 @@
 """Signed gossip entries in simulation: who signs what, who holds it, and who lies.
 
-Signatures are keyed hashes (BLAKE2b with the author's name as key): as good as real ones among simulated nodes, none of
-which guesses them, and cheap. Whether an entry is genuine is remembered, so that a thousand nodes check it once, and
-all of them keep one object of it.
+Signatures are keyed hashes (BLAKE2b with the author's name as key). They are cheap, and as good as real ones among
+simulated nodes, because none of these guesses them. The result of checking an entry is remembered, so that a thousand
+nodes check it once, and all of them keep one object of it.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from sims.virtual.node import SimNode
 ADDRESS_KIND: Final = "address"
 LIFETIME_S: Final = 24 * 3_600
 SPREAD_KIND: Final = "spread"
-"""Kind of the entries that a scenario puts in."""
+"""The kind of the entries that a scenario puts in."""
 _LIE_INTERVAL_NS: Final = limits.SECOND
 _CREDENTIAL: Final = bytes(466)
 _SIGNATURE_BYTES: Final = 70
-"""Certificate and ECDSA signature of a real node: they are most of what a small entry costs on the air. An entry of 200
-bytes took 1,022 on the wire of the emulator."""
+"""Certificate and ECDSA signature of a real node are most of what a small entry costs on the air. An entry of 200 bytes
+took 1,022 on the wire of the emulator."""
 _MOST_KEPT: Final = 65_536
 _MOST_WAITING: Final = 4_096
 
@@ -36,7 +36,7 @@ def _signature(author: str, statement: bytes) -> bytes:
 
 
 class Authors:
-    """All seals of a world, and its forgers."""
+    """All authors of a world, and its forgers."""
 
     def __init__(self, driver: SimDriver, random: Random) -> None:
         self._driver, self._random = driver, random
@@ -49,7 +49,7 @@ class Authors:
         self._repeating: dict[int, bool] = {}
 
     def seal(self, node: NodeId) -> Seal:
-        """What an engine of ``node`` signs and checks with."""
+        """What the engine of ``node`` signs and checks with."""
         taken = self._taken.setdefault(node, {})
 
         def share(sealed: Sealed) -> Sealed:
@@ -82,17 +82,17 @@ class Authors:
         return known
 
     def taken(self, node: str, key: EntryKey, version: int) -> str:
-        """Hash of the signed bytes of an entry that ``node`` has just taken."""
+        """A hash of the signed bytes of an entry that ``node`` has just taken."""
         return f"{self._taken[node].pop((key, version), 0):x}"
 
     def say_address(self, node: SimNode) -> None:
-        """A life begins: the node tells everybody where its inbox is, as a real one does."""
+        """At the beginning of its life a node tells everybody where its inbox is, as a real one does."""
         body = encode_address(InboxAddress(node.role.value, 7000, (node.name,)))
         self._driver.act(node, lambda engine, now: engine.gossip.put(ADDRESS_KIND, body, LIFETIME_S, now))
 
     # --- lies ------------------------------------------------------------------------------------------------------
     def forge(self, node: SimNode, on: bool) -> None:
-        """While on, a node sends its neighbours entries of other authors that it made up."""
+        """While this is on, a node sends its neighbours entries of other authors that it made up."""
         if on and not self._forging.get(node.number):
             self._driver.push(self._driver.now, self._forge, node)
         self._forging[node.number] = on
@@ -108,7 +108,7 @@ class Authors:
         self._driver.push(self._driver.now + _LIE_INTERVAL_NS, self._forge, node)
 
     def repeat_old(self, node: SimNode, on: bool) -> None:
-        """While on, a node sends its neighbours genuine entries that newer ones have superseded."""
+        """While this is on, a node sends its neighbours genuine entries that newer ones have superseded."""
         if on and not self._repeating.get(node.number):
             self._driver.push(self._driver.now, self._repeat, node)
         self._repeating[node.number] = on

@@ -1,8 +1,8 @@
-"""Deliberate bugs: what each check is there to catch, planted into the engines of a simulated world.
+"""Deliberate bugs, planted into the engines of a simulated world: each check is there to catch some of them.
 
-A check that never failed proves nothing. Each bug here is one that somebody could write; beside it stands the check
-that has to catch it, and tests hold both to it. Bugs reach into machines from outside, so that nothing of the kind is
-in ``protocols``.
+A check that never failed proves nothing. Each bug here is one that somebody could write. Beside it stands the check
+that has to catch it, and tests hold both to it. Bugs reach into machines from outside, so that ``protocols`` contains
+nothing of the kind.
 """
 
 from collections.abc import Callable
@@ -26,25 +26,25 @@ from sims.scenario.schema import nearest
 from sims.world.relay import Relay
 
 Spoilt = Engine | Ledger | Relay
-"""What bugs can be planted into."""
+"""The parts into which bugs can be planted."""
 
 
 class Bug(NamedTuple):
-    """One of them."""
+    """A deliberate bug."""
 
     check: str
-    """Name of the check that has to catch it."""
+    """The name of the check that has to catch it."""
     spoil: Callable[[Any], None]
     of: type[Spoilt] = Engine
-    """What it spoils."""
+    """The part that it spoils."""
 
 
 BUGS: dict[str, Bug] = {}
-"""By name."""
+"""All bugs by name."""
 
 
 def plant(part: Spoilt, bugs: frozenset[str]) -> None:
-    """Spoil a fresh engine or ledger, for every life of every node, or the relay, before anything else happens to it.
+    """Spoil a fresh engine or ledger (of every life of every node) or the relay, before anything else happens to it.
 
     :raises ScenarioError: when a bug is not known, or the modules are compiled.
     """

@@ -1,7 +1,7 @@
 """The models of a simulated node: one worker, a queue, and the time that runs take on that class of computer.
 
-As in a real node, the worker is a thread beside the protocol's: a long run delays other runs, not readings. A run
-whose budget is over when its turn comes ends as late. What waits is told to the engine at each change.
+As in a real node, the worker is a thread beside the protocol's: a long run delays other runs, not readings. A run whose
+budget is over when its turn comes ends as late. The engine is told of each change in what waits.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ from sims.virtual.node import SimNode
 
 
 class Model(NamedTuple):
-    """What every node that has it computes alike."""
+    """A model. Every node that has it computes the same."""
 
     name: str
     compute_ns: int
-    """On a ``car-computer``."""
+    """The time of one run on a ``car-computer``."""
     output_bytes: int
 
 
@@ -40,7 +40,7 @@ class Worker:
     """Runs the models of one node, in all its lives."""
 
     def __init__(self, driver: SimDriver, node: SimNode, models: Sequence[Model], factor: float) -> None:
-        """``factor``: how much longer than on a ``car-computer`` everything takes."""
+        """``factor``: how many times as long everything takes as on a ``car-computer``."""
         self._driver, self._node, self._factor = driver, node, factor
         self._models = {model.name: model for model in models}
         self._waiting: deque[_Waiting] = deque()
@@ -50,14 +50,14 @@ class Worker:
         self.understated = 1.0
 
     def begin(self) -> None:
-        """A life begins: nothing runs, and the engine learns what is here."""
+        """A life begins: nothing runs, and the engine learns which models are here."""
         self._waiting.clear()
         self._cancelled.clear()
         self._running = None
         self._tell()
 
     def understate(self, factor: float) -> None:
-        """Tell others that runs take ``1/factor`` of the time and that nothing waits; 1: the truth."""
+        """Tell others that runs take ``1/factor`` of the time and that nothing waits; 1 means the truth."""
         self.understated = factor
         if self._node.running:
             self._tell()
@@ -75,7 +75,7 @@ class Worker:
         return int(model.compute_ns * self._factor * self.slowed)
 
     def perform(self, effect: Compute | CancelCompute) -> None:
-        """The engine wants a run, or no longer."""
+        """The engine wants a run, or no longer wants one."""
         if isinstance(effect, CancelCompute):
             if effect.run == self._running or any(w.effect.run == effect.run for w in self._waiting):
                 self._cancelled.add(effect.run)
@@ -92,7 +92,7 @@ class Worker:
         self._tell()
 
     def _next(self) -> None:
-        """Take the next run whose answer anybody can still use."""
+        """Begin the next run whose answer anybody can still use."""
         now = self._driver.now
         while self._waiting:
             waiting = self._waiting.popleft()

@@ -1,14 +1,14 @@
-"""What goes wrong in a run, when, and with whom: written in the scenario, or drawn from its seed.
+"""The faults of a run: what goes wrong, when, and with whom, as the scenario says or as its seed draws it.
 
-The *tape* of a run is all its faults with their times and victims, as :class:`~sims.scenario.file.Fault`: :func:`plan`
-makes it, :class:`Faults` plays it on a world, replaying repeats it and shrinking edits it. Drawing has its own chance,
-so that a shorter tape changes nothing but the faults that were left out.
+The *tape* of a run is all its faults with their times and victims, as :class:`~sims.scenario.file.Fault`. :func:`plan`
+makes it, :class:`Faults` plays it on a world, replaying repeats it, and shrinking edits it. Drawing has a ``Random`` of
+its own, so that a shorter tape changes nothing but the faults that were left out.
 
-Each seed draws first which kinds are on at all, after Groce, Zhang, Eide, Chen, Regehr: *Swarm Testing* (ISSTA 2012):
-runs with half of the features reach states that runs with all of them never do.
+Each seed first draws which kinds of faults are on at all, after Groce, Zhang, Eide, Chen, Regehr: *Swarm Testing*
+(ISSTA 2012): runs with half of the features reach states that runs with all of them never reach.
 
 Faults may overlap: the strongest of a kind holds at a place until the last of them is over. A crash of a node that is
-down already is none. A fault without duration lasts to the end.
+down already does not count as a crash. A fault without duration lasts to the end.
 
 Left out: faults inside a process that the engine could not survive in reality either (memory errors, a wrong CPU).
 """
@@ -29,22 +29,22 @@ from sims.results.result import Recorder
 from sims.scenario.file import Fault, FaultKind, RandomFaults, Scenario
 
 BETWEEN = frozenset(("partition", "one-way-loss", "clog"))
-"""Kinds that are done to links: they have a far side."""
+"""Kinds of faults that happen to links: they have a far side."""
 _SHORTEST_S = 0.2
 _KNOCK_INTERVAL_NS = limits.SECOND
 
 
 class Controls(Protocol):
-    """What a world lets faults do to it, by node name. Every setting belongs to the host and outlives a restart of its
-    node, but for what only a process can know."""
+    """What faults can do to a world, by names of nodes. Every setting belongs to the host and outlives a restart of its
+    node, except for what only a process can know."""
 
     @property
     def names(self) -> Sequence[str]:
-        """Of all nodes, in the order of their numbers."""
+        """The names of all nodes, in the order of their numbers."""
 
     @property
     def mesh(self) -> MeshName:
-        """That all nodes belong to."""
+        """The mesh that all nodes belong to."""
 
     @property
     def now(self) -> int:
@@ -57,62 +57,64 @@ class Controls(Protocol):
         """Do something later."""
 
     def crash(self, name: str) -> None:
-        """The process ends without a word; its kernel resets its pipes, as far as its links let that through. Hooks
-        ``crashing`` of the checks come first."""
+        """The process ends without a word. Its kernel resets its pipes, as far as its links let that through. The hooks
+        ``crashing`` of the checks are called before."""
 
     def restart(self, name: str, keep_disk: bool) -> None:
-        """A crashed node begins its next life; without its disk it has lost outbox, kept entries and counters of
+        """A crashed node begins its next life. Without its disk it has lost outbox, kept entries and counters of
         starts."""
 
     def cut(self, sender: str, receiver: str) -> None:
-        """Nothing passes from one to the other: datagrams are lost, streams stall. Other direction untouched. Not
-        called again before :meth:`uncut`; faults that overlap are one cut."""
+        """Nothing passes from one to the other: datagrams are lost, and streams stall. The other direction is not
+        touched. This is not called again before :meth:`uncut`, because overlapping faults are one cut."""
 
     def uncut(self, sender: str, receiver: str) -> None:
         """Undoes :meth:`cut`; what stalled goes on."""
 
     def lose(self, sender: str, receiver: str, share: float) -> None:
-        """So many of the frames one way are lost beside what the air loses (streams get late by it); 0 ends it."""
+        """A share of the frames one way is lost beside what the air loses, which makes streams late; 0 ends it."""
 
     def clog(self, sender: str, receiver: str, delay_ns: int) -> None:
-        """Everything one way takes so much longer; 0 ends it."""
+        """Everything one way takes ``delay_ns`` longer; 0 ends it."""
 
     def slow(self, name: str, factor: float) -> None:
-        """The node's CPU takes so many times as long for everything, its timers included; 1 ends it."""
+        """The node's CPU takes ``factor`` times as long for everything, its timers included; 1 ends it."""
 
     def full_disk(self, name: str, full: bool) -> None:
-        """Nothing can be stored while it is full."""
+        """While its disk is full, the node can't store anything."""
 
     def clock_jump(self, name: str, by_ns: int) -> None:
-        """The node's UTC clock is so much further from now on; its monotonic clock isn't."""
+        """From now on the node's UTC clock is further by ``by_ns``; its monotonic clock is not."""
 
     def relay(self, up: bool) -> None:
         """Whether the relay answers."""
 
     def false_adverts(self, name: str, on: bool) -> None:
-        """While on: once a second the host advertises other nodes' ids at its own address, and ids of nodes that don't
-        exist, to whoever hears it."""
+        """While this is on, the host advertises other nodes' ids, and ids of nodes that don't exist, at its own
+        address, once a second, to whoever hears it."""
 
     def forge_gossip(self, name: str, on: bool) -> None:
-        """While on: once a second the node sends its neighbours entries of other authors that it made up, a version
-        higher than the newest, with a signature that is not theirs."""
+        """While this is on, the node sends its neighbours once a second entries of other authors that it made up. They
+        are a version higher than the newest, with a signature that is not the author's."""
 
     def stale_gossip(self, name: str, on: bool) -> None:
-        """While on: once a second the node sends its neighbours the oldest genuine entries that it ever saw."""
+        """While this is on, the node sends its neighbours once a second the oldest genuine entries that it ever saw."""
 
     def understate_load(self, name: str, factor: float) -> None:
-        """The node tells neighbours that its models take ``1/factor`` of the time and that nothing waits; 1 ends it."""
+        """The node tells its neighbours that its models take ``1/factor`` of the time and that nothing waits; 1 ends
+        it."""
 
     def knock(self, host: str, target: str, identity: PeerIdentity, frames: Sequence[bytes]) -> None:
-        """A process on ``host`` opens a pipe into the inbox of ``target`` and sends raw frames, the first of which need
-        not be a Hello. TLS proves ``identity`` to the target, whose ``admit`` is asked as for anybody. The checks' hook
-        ``frame_accepted`` gets ``verified=False`` when that mesh isn't ours, or no Hello of that id came first."""
+        """A process on ``host`` opens a pipe into the inbox of ``target`` and sends raw frames, of which the first need
+        not be a Hello. TLS proves ``identity`` to the target, whose ``admit`` is asked as for anybody. The hook
+        ``frame_accepted`` of the checks gets ``verified=False`` when that mesh is not ours, or when no Hello of that id
+        came first."""
 
 
 # --- the tape ------------------------------------------------------------------------------------------------------
 def plan(scenario: Scenario, seed: int) -> tuple[Fault, ...]:
-    """The tape: faults of the scenario and of its random faults, with every victim by its own name, in order of time. A
-    scenario whose faults are a tape, and that has no random faults, has that tape.
+    """The tape of a run: the faults of the scenario and those drawn from its seed, in order of time, with every victim
+    by its own name. A scenario without random faults whose faults are a tape has that tape.
 
     :raises ScenarioError: when a victim is not a node.
     """
@@ -128,7 +130,7 @@ def plan(scenario: Scenario, seed: int) -> tuple[Fault, ...]:
 
 
 def _named(fault: Fault, nodes: list[str], others: list[str], names: list[str]) -> Fault:
-    """Victims by name: no near side means every node, no far side everybody else."""
+    """Name the victims. No near side means every node, and no far side means everybody else."""
     if fault.kind == "relay-outage":
         return replace(fault, nodes=(), others=())
     near = tuple(dict.fromkeys(nodes or names))
@@ -144,7 +146,8 @@ def _drawn(chances: RandomFaults, names: list[str], random: Random) -> list[Faul
 
 
 def _drawn_one(kind: FaultKind, chances: RandomFaults, names: list[str], random: Random) -> Fault:
-    """Over by ``until_s``. Durations and delays reach below and above every time-out of membership."""
+    """Draw one fault that is over by ``until_s``. Durations and delays reach below and above every time-out of
+    membership."""
     at_s = round(random.uniform(chances.from_s, max(chances.until_s - _SHORTEST_S, chances.from_s)), 3)
     longest_s = min(chances.longest_s, chances.until_s - at_s)
     for_s = round(random.uniform(min(_SHORTEST_S, longest_s), longest_s), 3)
@@ -172,7 +175,7 @@ def _drawn_one(kind: FaultKind, chances: RandomFaults, names: list[str], random:
 
 
 def end_ns(tape: Sequence[Fault]) -> int:
-    """When the last fault is over, or began if it lasts; 0: there is none."""
+    """When the last fault is over, or when it began if it lasts; 0 when there is none."""
     return max((_ns(fault.at_s) + _ns(fault.for_s) for fault in tape), default=0)
 
 
@@ -182,7 +185,7 @@ def _ns(seconds: float) -> int:
 
 # --- playing it ----------------------------------------------------------------------------------------------------
 class Faults:
-    """The tape of one run, played on its world."""
+    """Plays the tape of one run on its world."""
 
     def __init__(self, tape: Sequence[Fault], scenario: Scenario, world: Controls, recorder: Recorder) -> None:
         self.tape = tape
@@ -193,7 +196,7 @@ class Faults:
         self._topic = scenario.traffic[0].topic if scenario.traffic else "position"
 
     def arm(self) -> None:
-        """Have everything happen; once, at the start of the run."""
+        """Have everything happen. To be called once, at the start of the run."""
         for fault in self.tape:
             self._world.after(_ns(fault.at_s), lambda fault=fault: self._begin(fault))  # type: ignore[misc]
 
@@ -270,7 +273,7 @@ class Faults:
         return bool(_places(fault))
 
     def _set(self, kind: str, place: tuple[str, str], strength: float | None) -> None:
-        """None: no fault of that kind is there any more."""
+        """Set what holds at a place. None means that no fault of that kind is there any more."""
         world, on, (near, far) = self._world, strength is not None, place
         match kind:
             case "partition":
@@ -296,8 +299,8 @@ class Faults:
 
     # --- strangers -------------------------------------------------------------------------------------------------
     def _knock(self, name: str, turn: int) -> None:
-        """While ``name`` tells false adverts, a stranger on its host tries one node after another: by turns with a
-        certificate of ours but without a Hello, and with a Hello but a certificate of another mesh."""
+        """While ``name`` tells false adverts, a stranger on its host tries one node after another: in turns with a
+        certificate of our mesh but without a Hello, and with a Hello but with a certificate of another mesh."""
         world = self._world
         if not self._held["false-adverts", name, ""]:
             self._knocking.discard(name)
@@ -320,7 +323,7 @@ class Faults:
 
 
 def _places(fault: Fault) -> list[tuple[str, str]]:
-    """Where it holds: (sender, receiver), (node, ""), or ("", "") for the relay."""
+    """The places where a fault holds: (sender, receiver), (node, ""), or ("", "") for the relay."""
     if fault.kind == "relay-outage":
         return [("", "")]
     if fault.kind not in BETWEEN:

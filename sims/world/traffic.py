@@ -1,7 +1,7 @@
 """What the nodes of a scenario do by themselves: publish readings, ask for inferences, put in entries, move.
 
 Each source begins at a random part of its period, so that a thousand nodes do not publish in the same instant, and then
-keeps its period. A node that is down, or has no CPU, does not publish meanwhile and makes up for nothing.
+keeps its period. A node that is down, or has no CPU, does not publish meanwhile, and does not catch up later.
 """
 
 from collections.abc import Callable
@@ -42,10 +42,10 @@ class _Spot:
 
     def __init__(self) -> None:
         self.position: Position | None = None
-        """Of a place …"""
+        """The position at a place …"""
         self.x_m = self.y_m = 0.0
         self.looked_ns = -1
-        """… at which the node was when everybody moved at this instant."""
+        """… where the node was when everybody moved at this instant."""
 
 
 class _Asker:
@@ -58,7 +58,7 @@ class _Asker:
 
 
 class Activity:
-    """Everything that nodes begin in a run."""
+    """Everything that nodes of a run begin by themselves."""
 
     def __init__(self, world: World, seed: int) -> None:
         self.world = world
@@ -68,10 +68,10 @@ class Activity:
         self._moved_ns = 0
         self._random = Random(f"{seed}/traffic")
         self.on_published: Callable[[SimNode, str, int], None] | None = None
-        """Whoever samples what is published, with its sequence."""
+        """Whoever samples what is published; called with the node, the key and the sequence."""
 
     def begin(self) -> None:
-        """Once, at the start of the run."""
+        """Start everything. To be called once, at the start of the run."""
         scenario, driver, random = self.world.scenario, self._driver, self._random
         for traffic in scenario.traffic:
             for name in scenario.members(traffic.group):

@@ -1,9 +1,9 @@
-"""A scenario come to life: nodes with their clocks, devices, traffic and models, moved about, watched, and at the mercy
-of faults.
+"""A scenario while it runs: nodes with their clocks, devices, traffic and models, which move, are watched, and suffer
+faults.
 
 Faults act on it (:class:`sims.world.controls.WorldControls`), checks look at it
-(:class:`sims.checks.contract.WorldView`), and the driver reports to it
-(:class:`sims.virtual.simulation.Observer`). Names are turned into numbers and back here and nowhere else.
+(:class:`sims.checks.contract.WorldView`), and the driver reports to it (:class:`sims.virtual.simulation.Observer`).
+Names are turned into numbers and back here and nowhere else.
 
 Chance: each part has a ``Random`` of its own, made from the seed and the name of the part, so that a part left out
 leaves the others as they were.
@@ -53,20 +53,21 @@ from sims.world.records import Records
 PLACES_INTERVAL_NS: Final = 200 * limits.MS
 """How often everybody moves: seven metres on a motorway."""
 MOST_ADDRESSES: Final = 200
-"""In a larger mesh nodes don't spread their addresses, only what the scenario puts in spreads: a thousand addresses at
-a thousand nodes are a million entries, all in the first seconds, and would drown what the scenario is about."""
+"""In a larger mesh nodes don't spread their addresses; only what the scenario puts in spreads. A thousand addresses
+at a thousand nodes are a million entries, all of them in the first seconds. They would drown what the scenario is
+about."""
 _GOSSIP: Final = GossipSettings(checks_at_once=limits.MAX_ENTRIES_PER_FRAME)
-"""A signature costs nothing here: a real node checks one, lets readings pass, and goes on a millisecond later."""
+"""A signature costs nothing here. A real node checks one, lets readings pass, and goes on a millisecond later."""
 
 
 class World:
-    """See the module."""
+    """The world of one run."""
 
     def __init__(
         self, scenario: Scenario, seed: int, recorder: Recorder, planted: frozenset[str],
         processors: Processors | None = None, capabilities: Sequence[Capability] = (),
     ) -> None:  # fmt: skip
-        """:raises ScenarioError: a check is not known. :raises TraceError: a trace can't be used."""
+        """:raises ScenarioError: when a check is not known. :raises TraceError: when a trace can't be used."""
         self.scenario, self.settings = scenario, MembershipSettings()
         self.names: Sequence[str] = scenario.names
         self.mesh: MeshName = MESH
@@ -80,7 +81,7 @@ class World:
         self.recorder, self._planted = recorder, planted
         self.workers: dict[int, Worker] = {}
         self.near_since_ns: dict[tuple[int, int], int] = {}
-        """Pairs in good range of one another, the smaller first, and since when."""
+        """Since when pairs, the smaller number first, are in good range of one another."""
         self._nodes: dict[str, SimNode] = {}
         self._wants: list[list[tuple[str, int]]] = []
         """By node: the key expressions that it subscribes to, and over how many hops."""
@@ -105,7 +106,7 @@ class World:
         self._on_authored = overridden(self.checks, "authored")
         self._on_entry = overridden(self.checks, "entry")
         self.on_deliveries: Callable[[SimNode, Sequence[Arrival]], None] | None = None
-        """Whoever samples what comes."""
+        """Whoever samples what arrives."""
 
     # --- building --------------------------------------------------------------------------------------------------
     def _make_nodes(self, seed: int) -> None:
@@ -200,7 +201,7 @@ class World:
             hook(name, event)
 
     def note_published(self, node: SimNode, key: str, put: Put, now: int) -> None:
-        """A node published a reading."""
+        """A node published a reading: the recorder and the checks are told."""
         self.recorder.published(now, node.name, key, put.sequence)
         for hook in self.on_published:
             hook(node.name, key, put)
@@ -236,7 +237,7 @@ class World:
         return self.driver.now
 
     def node(self, name: str) -> SimNode:
-        """By name."""
+        """A node by its name."""
         return self._nodes[name]
 
     def running(self, name: str) -> bool:
@@ -257,7 +258,7 @@ class World:
             self._peers_ns = self.driver.now
             self._peers.clear()
         peers = self._peers.get(name)
-        if peers is None:  # several checks ask in the same instant
+        if peers is None:  # several checks ask at the same instant
             node = self._nodes[name]
             self.driver.look(node)
             peers = self._peers[name] = node.engine.peers(node.local(self.driver.now))
@@ -274,7 +275,7 @@ class World:
         return self.links.near_names(self._nodes[name].number)
 
     def near(self, number: int) -> list[int]:
-        """:meth:`in_range` by numbers: the same object as long as they stay the same. Not to be changed."""
+        """As :meth:`in_range`, by numbers: the same object as long as they stay the same. Not to be changed."""
         return self.links.near(number)
 
     def heard_ns(self, name: str, other: str) -> int | None:
@@ -325,7 +326,7 @@ class World:
             for pipe in node.inbound.values():
                 waiting += readings_in(pipe.held)
             for pipe in node.dialled.values():
-                if not pipe.hears:  # its sender doesn't know yet that nobody takes what is on it
+                if not pipe.hears:  # its sender does not know yet that nobody takes what is on it
                     waiting += readings_in(pipe.held)
         return waiting
 
