@@ -1,7 +1,7 @@
-"""Liveness: what has to come about once the last fault is over, and what ought to happen now and then.
+"""Liveness checks: what has to come about once the last fault is over, and what ought to happen now and then.
 
-Only those are judged that could keep the promise: nodes that were up, and in good range of one another, for all of
-``checks.settle_s`` before the end, which itself lies at least that long after the last fault.
+They judge only nodes that could keep the promise: nodes that were up, and in good range of one another, for all of
+``checks.settle_s`` before the end. The end itself lies at least that long after the last fault.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from sims.results.result import Recorder
 from sims.virtual.arrivals import Arrival
 
 JUDGED_NODES = 200
-"""At most, evenly spread over the names: what many must do, a part of them shows."""
+"""At most so many nodes are judged, evenly spread over the names: what holds for many shows in a part of them."""
 DEADLINE_SLACK_NS = 50 * limits.MS
-"""For timers and a busy CPU."""
+"""Room for timers and a busy CPU."""
 
 
 def _some(names: Sequence[str]) -> list[str]:
@@ -28,7 +28,8 @@ def _some(names: Sequence[str]) -> list[str]:
 
 
 class _Settled(Check):
-    """Base of checks that judge who was in reach of whom, without a break, since everything had to settle."""
+    """Base of checks that judge nodes which were in reach of one another, without a break, since everything had to
+    settle."""
 
     def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
@@ -37,7 +38,7 @@ class _Settled(Check):
         self._judged = _some(world.names)
         self._near: dict[str, Sequence[str]] = {}
         self._seen: dict[str, Sequence[str]] = {}
-        """Who was in range when it was looked at last."""
+        """By node: who was in range at the last look."""
         self._disturbed: set[str] = set()
 
     def sampled(self, now: int) -> None:
@@ -66,17 +67,17 @@ class _Settled(Check):
         return now - faults_end_ns >= self._settle_ns
 
     def undisturbed(self, name: str) -> bool:
-        """Whether a node was up, or down, all the time."""
+        """Whether a node was up all the time, or down all the time."""
         return name not in self._disturbed
 
     def near(self, name: str) -> Sequence[str]:
-        """In reach all the time, running or not."""
+        """The nodes in reach of one all the time, running or not."""
         return self._near.get(name, ())
 
 
 @register
 class MembershipConverges(_Settled):
-    """Whoever is in reach and up is an alive neighbour that was met; whoever is down is not."""
+    """A node that is in reach and up is an alive neighbour that was met; a node that is down is not."""
 
     name = "membership_converges"
 
@@ -106,7 +107,7 @@ class MembershipConverges(_Settled):
 
 @register
 class ReadingsFlow(_Settled):
-    """Whoever subscribes gets readings of every publisher in reach again."""
+    """Subscribers get readings of every publisher in reach again."""
 
     name = "readings_flow"
 
@@ -115,7 +116,7 @@ class ReadingsFlow(_Settled):
         scenario = world.scenario
         self._armed = False
         self._came: dict[str, dict[str, int]] = {name: {} for name in world.names}
-        """By reader and origin: when the newest reading came."""
+        """By reader and origin: when the newest reading arrived."""
         self._slowest_ns: dict[str, int] = {}
         self._wanted: dict[str, set[str]] = {}
         for traffic in scenario.traffic:
@@ -156,7 +157,8 @@ class ReadingsFlow(_Settled):
 
 @register
 class RequestsEndByDeadline(Check):
-    """Each request has an answer, or a failure, when its deadline is over; asked of nodes that have their CPU."""
+    """Each request has an answer, or a failure, when its deadline is over. Only nodes that have their CPU are
+    judged."""
 
     name = "requests_end_by_deadline"
 
@@ -194,14 +196,14 @@ class RequestsEndByDeadline(Check):
 
 @register
 class NewestEntryEverywhere(_Settled):
-    """Nodes that can reach one another, over whatever hops, hold the same newest entry of every author."""
+    """Nodes that can reach one another, over however many hops, hold the same newest entry of every author."""
 
     name = "newest_entry_everywhere"
 
     def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
         self._newest: dict[tuple[str, str], int] = {}
-        """By author and kind, of those made before everything had to settle."""
+        """By author and kind: the newest version of those made before everything had to settle."""
 
     def authored(self, node: str, entry: KnownEntry) -> None:
         """See :class:`Check`."""
@@ -229,7 +231,7 @@ class NewestEntryEverywhere(_Settled):
                     self.judge(kept, "" if kept else f"{name} lacks {what}: it has {entries.get(key, 'none')}")
 
     def _islands(self) -> list[list[str]]:
-        """Undisturbed running nodes, by who reaches whom."""
+        """Undisturbed running nodes, grouped by who reaches whom."""
         names = [n for n in self._judged if self.world.running(n) and self.undisturbed(n)]
         left, islands = dict.fromkeys(names), []
         while left:
@@ -245,8 +247,8 @@ class NewestEntryEverywhere(_Settled):
 
 @register
 class RecordsArrive(_Settled):
-    """Records that were made before everything had to settle do not wait any more, at nodes that could reach the relay
-    all that time."""
+    """Records that were made before everything had to settle no longer wait, at nodes that could reach the relay all
+    that time."""
 
     name = "records_arrive"
 
@@ -277,7 +279,7 @@ class RecordsArrive(_Settled):
 
 @register
 class Sometimes(Check):
-    """Judges nothing: tells that what faults are there to provoke did happen in a batch of runs."""
+    """Judges nothing. It notes that the things which faults are there to provoke did happen in a batch of runs."""
 
     name = "sometimes"
     judges = False

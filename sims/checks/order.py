@@ -6,7 +6,7 @@ from sims.virtual.arrivals import Arrival, Issue, Series
 
 
 class Newest:
-    """The largest sequence that came of one series."""
+    """The largest sequence of one series that has come."""
 
     __slots__ = ("sequence",)
 
@@ -15,13 +15,14 @@ class Newest:
 
 
 class Order:
-    """What one life of a node was given."""
+    """The order in which one life of a node got its readings."""
 
     def __init__(self) -> None:
         self.newest: dict[Series, Newest] = {}
 
     def take(self, arrivals: Sequence[Arrival]) -> list[Issue]:
-        """Look at what came, in this order. Returns what is not newer than what came before; it is not taken."""
+        """Look at what came, in this order. Returns the issues that are not newer than what came before; they are not
+        taken."""
         late = []
         newest = self.newest
         for _, issue in arrivals:

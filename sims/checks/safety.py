@@ -1,4 +1,4 @@
-"""Safety: what must never happen, judged as things happen.
+"""Safety checks: what must never happen, judged as things happen.
 
 Bounds of time have a slack, because timers ring once a heartbeat and a simulated CPU takes its time. Nodes are looked
 at in turns, so that judging a large mesh costs a bounded share of running it.
@@ -17,13 +17,13 @@ from sims.checks.order import Order
 from sims.results.result import Recorder
 from sims.virtual.arrivals import Arrival
 
-_ALIVE, _SUSPECT = State.ALIVE, State.SUSPECT  # looked up once: an enumeration is slow at it
+_ALIVE, _SUSPECT = State.ALIVE, State.SUSPECT  # looked up once, because looking into an enumeration is slow
 SAMPLED_NODES = 64
-"""Looked at in one sample; the others follow in the next ones."""
+"""So many nodes are looked at in one sample. The others follow in the next samples."""
 
 
 class _Turns:
-    """Which nodes are looked at next: all of a small mesh, a part of a large one."""
+    """Says which nodes are looked at next: all of a small mesh, a part of a large one."""
 
     def __init__(self) -> None:
         self._next = 0
@@ -49,8 +49,8 @@ class NoFrameFromUnverified(Check):
 
 @register
 class NoNeighbourOlderThanLifetime(Check):
-    """Nobody counts as living who has not been heard for longer than suspicion takes. What was heard is what the world
-    delivered, whatever the engine believes."""
+    """No neighbour counts as living that has not been heard for longer than suspicion takes. What was heard is what the
+    world delivered, whatever the engine believes."""
 
     name = "no_neighbour_older_than_lifetime"
 
@@ -68,7 +68,7 @@ class NoNeighbourOlderThanLifetime(Check):
         """See :class:`Check`."""
         world = self.world
         for name in world.names:
-            if world.slowed(name):  # whoever did not watch accuses nobody
+            if world.slowed(name):  # a node that did not watch accuses nobody
                 self._excused_until_ns[name] = now + max(self._mute_ns, self._suspect_ns)
         for name in self._turns.of(world.names):
             if world.running(name) and now >= self._excused_until_ns.get(name, 0):
@@ -86,7 +86,7 @@ class NoNeighbourOlderThanLifetime(Check):
                 continue
             heard_ns = world.heard_ns(name, neighbour.node)
             silent_ns = now - (world.since(name) if heard_ns is None else heard_ns)
-            if not neighbour.incarnation:  # it took our lane and never said Hello itself
+            if not neighbour.incarnation:  # it took our lane, but never said Hello itself
                 bound_ns = self._mute_ns
                 silent_ns = min(silent_ns, self._believed_ns(name, neighbour.node))
             if silent_ns <= bound_ns:
@@ -97,13 +97,13 @@ class NoNeighbourOlderThanLifetime(Check):
             self.judge(True, times=kept)
 
     def _believed_ns(self, name: str, other: str) -> int:
-        """For how long the engine itself has not heard of a neighbour."""
+        """For how long the engine itself has not heard of a neighbour, in nanoseconds."""
         return next(view.silent_ns for view in self.world.peers(name) if view.node == other)
 
 
 @register
 class QueuesWithinBounds(Check):
-    """Whatever waits for a neighbour is bounded, and so is the number of neighbours and of entries."""
+    """Whatever waits for a neighbour is bounded, and so are the numbers of neighbours and of entries."""
 
     name = "queues_within_bounds"
 
@@ -120,7 +120,7 @@ class QueuesWithinBounds(Check):
             readings, waiting_bytes = engine.lanes.most_waiting()
             settings = engine.settings
             kept = (
-                readings <= 2 * settings.max_queue_readings  # a realtime and a bulk lane
+                readings <= 2 * settings.max_queue_readings  # a realtime lane and a bulk lane
                 and waiting_bytes <= 2 * limits.MAX_QUEUE_BYTES
                 and known <= 4 * settings.membership.max_neighbours
             )
@@ -131,7 +131,7 @@ class QueuesWithinBounds(Check):
 # --- readings ------------------------------------------------------------------------------------------------------
 @register
 class ReadingsInOrderOnce(Check):
-    """Of one origin and key a subscriber gets growing sequences: no reading twice, none after a newer one."""
+    """A subscriber gets growing sequences of each origin and key: no reading twice, and none after a newer one."""
 
     name = "readings_in_order_once"
 
@@ -139,7 +139,7 @@ class ReadingsInOrderOnce(Check):
         super().__init__(world, recorder)
         self._orders: dict[str, Order] = {}
         self._lives: dict[str, list[int]] = {}
-        self._passed = 0  # told once a sample: this is the hot path
+        self._passed = 0  # told once a sample, because this is the hot path
 
     def started(self, node: str) -> None:
         """See :class:`Check`."""
@@ -155,13 +155,13 @@ class ReadingsInOrderOnce(Check):
             series, sequence = issue.series, issue.sequence
             before = order.newest[series].sequence
             if sequence > before or self._life(series.origin, sequence) > self._life(series.origin, before):
-                # Its clock went back and its disk is lost: smaller, and yet newer.
+                # Its clock went back and its disk is lost, so the sequence is smaller and yet newer.
                 order.newest[series].sequence = sequence
             else:
                 self.judge(False, f"{node} got {series.key} number {sequence} after {before}")
 
     def _life(self, origin: str, sequence: int) -> int:
-        """Which life of its origin a sequence is of: they begin at ``incarnation << 32``."""
+        """Which life of its origin a sequence belongs to: lives begin at ``incarnation << 32``."""
         lives = self._lives.get(origin, ())
         return max((number for number, life in enumerate(lives) if life == sequence >> 32), default=-1)
 
@@ -179,10 +179,10 @@ class ReadingsInOrderOnce(Check):
 
 @register
 class DropsAccounted(Check):
-    """Every reading that a neighbour wanted was delivered, or is on its way, or somebody counted why not.
+    """Every reading that a neighbour wanted was delivered, or is on its way, or somebody counted why it was not.
 
-    Judged once, at the end, over the whole mesh. Scenarios in which readings are passed on (``hops``) by nodes that
-    don't subscribe to them are not judged.
+    It is judged once, at the end, over the whole mesh. Scenarios are not judged in which readings are passed on
+    (``hops``) by nodes that don't subscribe to them.
     """
 
     name = "drops_accounted"
@@ -226,12 +226,12 @@ class DropsAccounted(Check):
 
 
 _WHOLE_FRAMES = frozenset(("link_lost",))
-"""Reasons that drivers give to ``Engine.frame_lost``, which counts the readings of a frame without their keys."""
+"""The reasons that drivers give to ``Engine.frame_lost``, which counts the readings of a frame without their keys."""
 
 
 # --- inference -----------------------------------------------------------------------------------------------------
 class _Requests(Check):
-    """Base of checks that know what is asked and not answered, by node and number of the request."""
+    """Base of checks that know which requests are open, by node and number of the request."""
 
     def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
@@ -249,7 +249,7 @@ class _Requests(Check):
 
 @register
 class OneAnswerPerRequest(_Requests):
-    """No request is answered twice, and none that nobody made."""
+    """No request is answered twice, and nobody gets an answer to a request that was not made."""
 
     name = "one_answer_per_request"
 
@@ -281,7 +281,7 @@ class AnswerIsRight(_Requests):
 # --- gossip --------------------------------------------------------------------------------------------------------
 @register
 class GossipForwardOnly(Check):
-    """What a node holds of an author is replaced by newer versions only."""
+    """What a node holds of an author is only ever replaced by newer versions."""
 
     name = "gossip_forward_only"
 
@@ -338,7 +338,7 @@ class GossipAuthorOnly(Check):
 # --- records -------------------------------------------------------------------------------------------------------
 @register
 class RecordInOneState(Check):
-    """Each record is pending, delivered, expired, evicted or refused; the relay has each once."""
+    """Each record is pending, delivered, expired, evicted or refused, and the relay has each delivered record once."""
 
     name = "record_in_one_state"
 

@@ -1,15 +1,16 @@
-"""The same scenario in both harnesses, side by side: where simulation and real processes agree, and where not and why.
+"""Compares the same scenario in simulator and emulator: where both agree, where not, and why.
 
-Judged are the figures that a person plans with: how soon nodes find each other, how long a reading takes, how soon a
-gossip entry is everywhere, how long an inference takes. They agree when neither is more than ``WITHIN`` above the
-other. Tails and shares are shown beside them, unjudged: they hang on a few cases, and of these a run of a minute has
-few.
+The figures that a person plans with are judged: how soon nodes find each other, how long a reading takes, how soon a
+gossip entry is everywhere, and how long an inference takes. They agree when neither is more than ``WITHIN`` above the
+other. Tails and shares are shown beside them but not judged, because they depend on a few cases, and a run of a minute
+has few of these.
 
-The nodes of an emulation share the processors of one host, and so do those of the simulation that is judged by it
-(:mod:`sims.virtual.processors`). How fast the host was in that run is known by what each packet of the wire took. What
-computers of their own make of it, as on the road, stands beside.
+The nodes of an emulation share the processors of one host, and so do those of the simulation that is compared with it
+(:mod:`sims.virtual.processors`). What each packet of the wire took tells how fast the host was in that run. What the
+nodes would do on computers of their own, as on the road, is shown beside.
 
-Causes of a difference are those that the two results themselves bear out; where none does, that is said.
+A difference is explained only by causes that the two results themselves show. When they show none, the comparison says
+so.
 """
 
 from collections.abc import Iterator
@@ -24,9 +25,9 @@ from sims.virtual.processors import WIRE_NS, Processors
 
 WITHIN: Final = 0.25
 _FEW: Final = 8
-"""Cases below which a median is mostly luck."""
+"""With fewer cases a median is mostly luck."""
 _BUSY_CHANNEL: Final = 0.5
-"""Channel busy ratio from which queues form: waiting grows as 1/(1 - load), so a small error in load is a large one in
+"""Above this channel busy ratio queues form. Waiting grows as 1/(1 - load), so a small error in load is a large one in
 delay."""
 _BUSY_HOST: Final = 0.7
 _TINY: Final = 1e-9
@@ -41,15 +42,15 @@ class ComparedFigure(Struct):
     unit: str
     emulator: float | None
     simulator: float | None
-    """None: nothing to measure."""
+    """None when there was nothing to measure."""
     judged: bool
     apart: float | None = None
-    """The simulator's, where each node has a processor to itself."""
+    """The simulator's figure when each node has a processor to itself."""
     ratio: float | None = None
-    """Emulator over simulator."""
+    """The emulator's figure divided by the simulator's."""
     agrees: bool | None = None
     why: str = ""
-    """Of a difference."""
+    """The cause of a difference."""
 
 
 class Comparison(Struct):
@@ -63,17 +64,17 @@ class Comparison(Struct):
     why_invalid: str
     rows: list[ComparedFigure] = field(default_factory=list)
     wire: dict[str, float] = field(default_factory=dict)
-    """Figures of the emulated wire and of the processors."""
+    """The figures of the emulated wire and of the processors."""
 
     @property
     def agrees(self) -> bool:
-        """Whether all that is judged does."""
+        """Whether everything that is judged agrees."""
         return all(row.agrees is not False for row in self.rows if row.judged)
 
 
 def compare(emulated: Result, simulated: Result, within: float = WITHIN, apart: Result | None = None) -> Comparison:
-    """Both results side by side. ``within``: how far apart they may be, as a share of the smaller. ``simulated``: on
-    as many processors as the emulation had. ``apart``: on one for each node."""
+    """Set both results side by side. ``within``: how far apart they may be, as a share of the smaller. ``simulated``:
+    on as many processors as the emulation had. ``apart``: with a processor for each node."""
     comparison = Comparison(
         emulated.scenario, emulated.seed, emulated.nodes, within, emulated.valid and simulated.valid,
         emulated.why_invalid or simulated.why_invalid,
@@ -96,7 +97,7 @@ def compare(emulated: Result, simulated: Result, within: float = WITHIN, apart: 
 
 
 def _rows(emulated: Result, simulated: Result) -> Iterator[tuple[ComparedFigure, int]]:
-    """Each figure, and how many cases the fewer of both have."""
+    """Each figure, and the number of cases of the result that has fewer."""
     spreads = [
         ("discovery", emulated.discovery, simulated.discovery, True),
         ("reading latency", emulated.latency, simulated.latency, True),
@@ -129,14 +130,15 @@ def _quantile(spread: Distribution, name: str) -> float | None:
 
 
 def _spreads(result: Result, name: str) -> list[float]:
-    """Of the entries that the scenario puts in; those that the nodes author themselves spread while they still meet."""
+    """Times of the entries that the scenario puts in. The entries that nodes author themselves spread while nodes still
+    meet."""
     asked = (entry for entry in result.dissemination if entry.author.rpartition("/")[2] in ("spread", entry.author))
     times = [getattr(entry, name) for entry in asked]
     return [time for time in times if time is not None]
 
 
 def _here(result: Result) -> float | None:
-    """Of the inferences that were answered, those that nobody else was needed for."""
+    """The share of the answered inferences that needed nobody else."""
     answered = result.inference.count
     return result.inference_by.get("here", 0) / answered if answered else None
 
@@ -180,19 +182,20 @@ def _causes(row: ComparedFigure, cases: int, emulated: Result, simulated: Result
 
 
 def busy_host(emulated: Result) -> float:
-    """Share of the processors that nodes and wire used."""
+    """The share of the host's processors that nodes and wire used."""
     cores = cores_of(emulated)
     used_s = emulated.figures.get("nodes_cpu_s", 0.0) + emulated.figures.get("wire_cpu_s", 0.0)
     return used_s / (cores * emulated.virtual_s) if emulated.virtual_s else 0.0
 
 
 def host_of(emulated: Result) -> Processors:
-    """The processors that it ran on, as fast as they were then."""
+    """The processors that the emulation ran on, as fast as they were then."""
     return Processors(cores_of(emulated), slowness_of(emulated))
 
 
 def slowness_of(emulated: Result) -> float:
-    """How many times as long the wire took for a packet as where costs were measured; a shared host has its days."""
+    """How many times as long the wire took for a packet as where costs were measured: shared hosts differ from day to
+    day."""
     frames = emulated.figures.get("wire_frames", 0.0)
     if frames < _FEW_FRAMES:
         return 1.0
@@ -202,5 +205,5 @@ def slowness_of(emulated: Result) -> float:
 
 
 def cores_of(emulated: Result) -> int:
-    """Processors of the host that it ran on."""
+    """How many processors the host of the emulation had."""
     return int(emulated.versions.get("cores", "1"))

@@ -1,8 +1,8 @@
 """Compares two results and says what got worse: for CI, where nobody looks at a chart.
 
-Judged are checks (any failure that was not there before; a check that is no longer judged), and figures whose direction
-is known: times and loss, by a share that is tolerated and a least difference below which nobody would notice. Single
-``figures`` of a harness have no known direction and are not judged.
+Checks are judged: any failure that was not there before, and a check that is no longer judged. Figures whose direction
+is known are judged too: times and loss, by a share that is tolerated and a least difference below which nobody would
+notice. Single ``figures`` of a harness have no known direction, so they are not judged.
 """
 
 import math
@@ -14,17 +14,17 @@ from sims.errors import ResultError
 from sims.results.result import CheckTally, Distribution, Result
 
 DEFAULT_TOLERANCE = 0.1
-"""Quantiles are right within 3 % each; other seeds of one scenario differ by some percent more."""
+"""Quantiles are right within 3 % each, and other seeds of one scenario differ by some percent more."""
 GROUPS = ("latency", "age", "discovery", "inference", "dissemination", "delivery", "load", "drops")
 _LEAST = {"ms": 0.1, "s": 0.05, "share": 0.005, "per reading": 0.001}
-"""A difference that nobody would notice, by unit."""
+"""By unit: a difference that nobody would notice."""
 _MAX_TOLERANCE = 100.0
 
 Tolerances = Mapping[str, float]
 
 
 class Trend(StrEnum):
-    """Of one comparison."""
+    """How one thing changed."""
 
     WORSE = "worse"
     BETTER = "better"
@@ -34,7 +34,7 @@ class Trend(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One thing that was compared. ``before``, ``after``: in words, with units."""
+    """One thing that was compared. ``before`` and ``after`` are words with units."""
 
     what: str
     before: str
@@ -42,17 +42,18 @@ class Change:
     verdict: Trend
 
     def line(self) -> str:
-        """For people."""
+        """The change as a line for people."""
         word = self.verdict.value.upper() if self.verdict is Trend.WORSE else self.verdict.value
         return f"{word:<6} {self.what}: {self.before} → {self.after}"
 
     def as_dict(self) -> dict[str, str]:
-        """For programs."""
+        """The change for programs."""
         return {name: str(value) for name, value in asdict(self).items()}
 
 
 def parse_tolerances(texts: Iterable[str]) -> dict[str, float]:
-    """``0.2`` for everything, ``latency=0.2`` for a group; later ones win. :raises ResultError: names the text."""
+    """Parse ``0.2`` for everything, or ``latency=0.2`` for a group; later texts win. :raises ResultError: names the
+    text."""
     found = dict.fromkeys(GROUPS, DEFAULT_TOLERANCE)
     for text in texts:
         group, sign, share = text.rpartition("=")
@@ -72,7 +73,8 @@ def parse_tolerances(texts: Iterable[str]) -> dict[str, float]:
 def compare(before: Result, after: Result, tolerances: Tolerances, across_scenarios: bool = False) -> list[Change]:
     """All changes, the worst first.
 
-    :raises ResultError: one of them proves nothing, or they are of different scenarios and that was not asked for.
+    :raises ResultError: when one of the results proves nothing, or they are of different scenarios and that was not
+    asked for.
     """
     for name, result in (("the first", before), ("the second", after)):
         if not result.valid:
@@ -110,7 +112,7 @@ def _checks(before: Result, after: Result) -> Iterator[Change]:
 
 
 def _check_verdict(before: CheckTally, after: CheckTally) -> Trend:
-    """A check that failed before may fail as often again; that is no news, but no pass either."""
+    """A check that failed before may fail as often again. That is no news, but it is no pass either."""
     judged_before, judged_after = before.passed + before.failed, after.passed + after.failed
     share_before = before.failed / judged_before if judged_before else 0.0
     share_after = after.failed / judged_after if judged_after else 0.0
@@ -170,7 +172,7 @@ class _Cases:
 
 
 def _shares(what: str, before: _Cases | None, after: _Cases | None, tolerance: float) -> Iterator[Change]:
-    """Of few cases a share says little: what lies within two standard errors of the difference is chance."""
+    """A share of few cases says little: a difference within two standard errors is chance."""
     if before is None or after is None:
         return
     both = (before.bad + after.bad) / (before.number + after.number)
@@ -181,7 +183,7 @@ def _shares(what: str, before: _Cases | None, after: _Cases | None, tolerance: f
 def _amounts(
     what: str, before: float | None, after: float | None, unit: str, tolerance: float, least: float = 0.0
 ) -> Iterator[Change]:
-    """More is worse. What only one of the two has is not compared."""
+    """More is worse. A figure that only one of the two has is not compared."""
     if before is None or after is None:
         return
     difference, least = after - before, max(least, _LEAST[unit])
@@ -203,7 +205,8 @@ def _percent(before: float, after: float) -> str:
 
 
 def _disseminations(before: Result, after: Result, tolerance: float) -> Iterator[Change]:
-    """By entry, since each may start somewhere else; those of the scenario have the same author in both."""
+    """Compare entry by entry, because each may start somewhere else. The entries of a scenario have the same author in
+    both."""
     entries = {(entry.author, entry.version): entry for entry in after.dissemination}
     authors = [entry.author for entry in before.dissemination]
     for entry in before.dissemination:

@@ -1,4 +1,5 @@
-"""A bounded histogram of times: sixteen bins an octave, so that a quantile is right within 3 %, whatever the times are.
+"""A bounded histogram of times. It has sixteen bins an octave, so that a quantile is right within 3 %, whatever the
+times are.
 
 The bins are those of HdrHistogram (Gil Tene): a value keeps its five highest bits.
 """
@@ -21,7 +22,7 @@ def _upper_ns(index: int) -> int:
 
 
 class Histogram:
-    """Of nanoseconds. A negative time counts as zero."""
+    """A histogram of nanoseconds. A negative time counts as zero."""
 
     __slots__ = ("counts", "max_ns", "total_ns")
 
@@ -31,7 +32,7 @@ class Histogram:
         self.max_ns = 0
 
     def add(self, value_ns: int) -> None:
-        """Count one value. Hot: nothing is allocated."""
+        """Count one value. This is hot, so it allocates nothing."""
         if value_ns > self.max_ns:
             self.max_ns = value_ns
         elif value_ns < 0:
@@ -40,7 +41,7 @@ class Histogram:
         shift = value_ns.bit_length() - 5
         if shift < 0:
             shift = 0
-        elif shift > _MAX_SHIFT:  # 36 years: the last bin
+        elif shift > _MAX_SHIFT:  # 36 years: in the last bin
             shift, value_ns = _MAX_SHIFT, (1 << _MAX_BITS) - 1
         self.counts[(shift << 4) + (value_ns >> shift)] += 1
 
@@ -53,11 +54,11 @@ class Histogram:
                 max_ns = value_ns
             shift = max(value_ns.bit_length() - 5, 0)
             index = (shift << 4) + (value_ns >> shift) if shift <= _MAX_SHIFT else _BINS - 1
-            counts[index] = counts[index] + 1  # compiled, += would go by way of objects
+            counts[index] = counts[index] + 1  # compiled, += would take a detour through objects
         self.total_ns, self.max_ns = total_ns, max_ns
 
     def spread(self, unit: str) -> Distribution:
-        """As a result keeps it, in ``unit``: ``s`` or ``ms``."""
+        """The distribution as a result keeps it, in ``unit``: ``s`` or ``ms``."""
         count = sum(self.counts)
         if not count:
             return Distribution(unit)
@@ -72,7 +73,7 @@ class Histogram:
         return Distribution(unit, count, self.total_ns / count * scale, quantiles, edges, counts)
 
     def _quantile_ns(self, share: float, count: int) -> float:
-        """Linear within its bin, and never beyond the largest value."""
+        """A quantile. It is linear within its bin, and never beyond the largest value."""
         wanted, before = share * count, 0
         for index, number in enumerate(self.counts):
             if number and before + number >= wanted:

@@ -1,12 +1,12 @@
-"""Takes notes while a run goes on and makes a :class:`~sims.results.result.Result` of them: the recorder of both
-harnesses.
+"""Takes notes while a run goes on, and makes a :class:`~sims.results.result.Result` of them. Simulator and emulator use
+the same recorder.
 
-Invariants: memory does not grow with the length of a run beyond the bounds below; what a bound cuts is said in
-``Result.left_out``; nothing depends on chance or on the wall clock, so equal histories give equal results.
+Invariants: memory does not grow with the length of a run beyond the bounds below. ``Result.left_out`` says what a bound
+cuts. Nothing depends on chance or on the wall clock, so equal histories give equal results.
 
-Places are kept every second, or as often as ``MAX_PLACES`` allows. Of the messages of ``TRACED_NODES`` nodes one every
-now and then is followed to everybody who has it; when that is too much, every second one is forgotten and from then on
-half as many are followed, so that they always cover the whole run.
+Places are kept every second, or as often as ``MAX_PLACES`` allows. Some messages of ``TRACED_NODES`` nodes are followed
+to everybody who gets them. When they are too many, every second one is forgotten, and from then on half as many are
+followed, so that they always cover the whole run.
 """
 
 from collections import deque
@@ -29,12 +29,12 @@ from sims.scenario.file import Fault, Scenario
 
 SECOND_NS: Final = 1_000_000_000
 MAX_PLACES: Final = 120_000
-"""Points kept in all: 200 nodes for ten minutes, 1.5 MB of result."""
+"""So many points are kept in all: 200 nodes for ten minutes, 1.5 MB of result."""
 MAX_FRAMES: Final = 1_800
 LEAST_FRAMES: Final = 60
-"""A map needs that many to be played: when they are too many points, fewer nodes are on it."""
+"""A map needs so many frames to be played. When these are too many points, fewer nodes are on it."""
 MAX_HAPPENINGS_OF_KIND: Final = 1_000
-"""The newest of each kind, so that a thousand meetings don't push out the one crash."""
+"""The newest of each kind are kept, so that a thousand meetings don't push out the one crash."""
 MAX_KINDS: Final = 64
 MAX_DETAILS: Final = 10
 MAX_DETAIL_CHARS: Final = 300
@@ -42,12 +42,12 @@ TRACED_NODES: Final = 12
 MAX_MESSAGES: Final = 1_500
 MAX_ARRIVALS: Final = 30_000
 MAX_ENTRIES: Final = 96
-"""Gossip entries that are followed: those that the scenario puts in, then the first others."""
+"""So many gossip entries are followed: those that the scenario puts in, then the first others."""
 MAX_SAMPLES: Final = 1_200
-"""Of the channel load, and of meetings, over the run."""
+"""So many samples of the channel load, and of meetings, cover the run."""
 _FINEST_NS: Final = 100_000_000
 DISTANCE_BINS: Final = 80
-"""Of 25 m: 2 km, and beyond that the last."""
+"""Bins of 25 m up to 2 km; the last one also holds everything beyond."""
 _BIN_M: Final = 25.0
 
 
@@ -77,11 +77,11 @@ class Recording:
         self._entries = _Entries({entry.author for entry in scenario.gossip}, len(self._names))
         self._traced = self._traces.origins
         self.places_every_s = self._places.every_ns / SECOND_NS
-        """How often :meth:`placed` keeps a place; calls between are ignored."""
+        """How often :meth:`placed` keeps a place. Calls in between are ignored."""
 
     # --- the protocol ----------------------------------------------------------------------------------------------
     def judge(self, check: str, kept: bool, detail: str, now: int, times: int = 1) -> None:
-        """One judgement of a check, or so many alike; the first failures are kept in words."""
+        """Count one judgement of a check, or several alike. The first failures are kept in words."""
         counted = self._checks.get(check)
         if counted is None:
             counted = self._checks[check] = CheckTally()
@@ -94,7 +94,7 @@ class Recording:
         self._happened("check-failed", now, "", "", f"{check}: {detail}")
 
     def occurred(self, what: str, now: int, node: str, other: str = "", detail: str = "") -> None:
-        """Something of the timeline."""
+        """Note something on the timeline."""
         self._sometimes[what] = self._sometimes.get(what, 0) + 1
         self._happened(what, now, node, other, detail)
 
@@ -109,7 +109,7 @@ class Recording:
         kept.append(Happening(now / SECOND_NS, kind, node, other, detail[:MAX_DETAIL_CHARS]))
 
     def placed(self, now: int, node: str, x_m: float, y_m: float) -> None:
-        """Where a node is."""
+        """Note where a node is."""
         self._places.add(now, node, x_m, y_m)
 
     def published(self, now: int, origin: str, key: str, sequence: int) -> None:
@@ -119,14 +119,14 @@ class Recording:
             self._traces.published(now, origin, key, sequence)
 
     def delivered(self, now: int, node: str, origin: str, key: str, sequence: int, published: int) -> None:
-        """It reached a callback. Hot: less than a microsecond."""
+        """A reading reached a callback. This is hot: it takes less than a microsecond."""
         self._latency.add(now - published)
         if origin in self._traced:
             self._traces.delivered(now, node, origin, key, sequence)
 
     @property
     def traced(self) -> frozenset[str]:
-        """Origins whose readings are followed: of others, :meth:`delivered_many` is enough."""
+        """The origins whose readings are followed. For readings of others :meth:`delivered_many` is enough."""
         return self._traced
 
     def delivered_many(self, latencies_ns: list[int]) -> None:
@@ -149,7 +149,7 @@ class Recording:
             self._happened("entry", now, node, "", f"{author}, version {version}")
 
     def answered(self, now: int, node: str, by: str, took_ns: int, failure: str = "") -> None:
-        """An inference ended. ``by``: a node, ``here`` or nobody."""
+        """An inference ended. ``by``: a node, ``here``, or empty when nobody answered."""
         if failure:
             where = f"failed: {failure[:60]}"
         else:
@@ -160,7 +160,7 @@ class Recording:
         self._inference_by[where] = self._inference_by.get(where, 0) + 1
 
     def busy(self, now: int, share: float) -> None:
-        """Mean channel busy ratio."""
+        """Note the mean channel busy ratio."""
         index = now // self._sample_ns
         if index <= MAX_SAMPLES:
             while len(self._load) <= index:
@@ -169,34 +169,35 @@ class Recording:
             self._load[index] = (total + share, number + 1)
 
     def aware(self, distance_m: float, known: bool) -> None:
-        """Of one pair in range."""
+        """Note of one pair in range whether one knows the other."""
         index = min(int(distance_m / _BIN_M), DISTANCE_BINS - 1)
         self._distances.in_range[index] += 1
         if known:
             self._distances.known[index] += 1
 
     def wanted(self, distance_m: float, came: bool) -> None:
-        """Of one reading and one subscriber."""
+        """Note of one reading and one subscriber whether it came."""
         index = min(int(distance_m / _BIN_M), DISTANCE_BINS - 1)
         self._distances.wanted[index] += 1
         if came:
             self._distances.delivered[index] += 1
 
     def aged(self, age_ns: int) -> None:
-        """Age of the newest reading of one pair."""
+        """Note the age of the newest reading of one pair."""
         self._age.add(age_ns)
 
     # --- the result ------------------------------------------------------------------------------------------------
     def result(
         self, harness: str, seed: int, virtual_s: float, wall_s: float, digest: str = "", faults: Sequence[Fault] = ()
     ) -> Result:
-        """What was noted so far. Fields that only the harness knows (versions, figures, drops) are its to fill in.
+        """The result of what was noted so far. The harness fills in the fields that only it knows (versions, figures,
+        drops).
 
         ``faults``: the tape of the run, as :func:`sims.world.faults.plan` makes it.
         """
         latency = self._latency.spread("ms")
         happenings = [happening for kind in self._happenings.values() for happening in kind]
-        happenings.sort(key=lambda happening: happening.at_s)  # stable: those of one instant stay grouped by kind
+        happenings.sort(key=lambda happening: happening.at_s)  # stable: one instant stays grouped by kind
         return Result(
             RESULT_VERSION, harness, self._scenario.name, seed, len(self._names), virtual_s, wall_s, digest,
             node_infos=[
@@ -227,7 +228,7 @@ class Recording:
 
 
 class _Places:
-    """Where the nodes were, and who was there at all."""
+    """Where the nodes were, and which of them were there at all."""
 
     def __init__(self, names: Sequence[str], duration_s: float) -> None:
         chosen = min(len(names), MAX_PLACES // LEAST_FRAMES)
@@ -253,12 +254,12 @@ class _Places:
             track.append([round(x_m, 1), round(y_m, 1)])
 
     def there_since(self, instant_ns: int) -> set[str]:
-        """Who was there from an instant (or the first look after it) until the last look. Empty: nobody looked."""
+        """Who was there from an instant (or the first look after it) until the last look. Empty when nobody looked."""
         last_ns = self._newest_ns - self.every_ns
         first_ns = instant_ns + self.every_ns
         return {
             node for node, last in self._last_ns.items() if last > last_ns and self._first_ns[node] <= first_ns
-        }  # only its size is used and who is in it, never its order
+        }  # only its size and its members are used, never its order
 
     def left_out(self) -> list[str]:
         notes = []
@@ -277,7 +278,7 @@ class _Traces:
         self.messages: list[Message] = []
         self._every_ns = int(max(0.1, duration_s * len(self.origins) / MAX_MESSAGES) * SECOND_NS)
         self._first_ns = {
-            name: self._every_ns * turn // len(self.origins)  # by turns, so that some message is always seen on its way
+            name: self._every_ns * turn // len(self.origins)  # in turns, so that some message is always on its way
             for turn, name in enumerate(_spread_over(names, TRACED_NODES))
         }
         self._next_ns: dict[tuple[str, str], int] = {}
@@ -304,7 +305,7 @@ class _Traces:
             self._thin()
 
     def _thin(self) -> None:
-        """Forget every second message. The last one stays, whatever it reached: that is bounded by the nodes."""
+        """Forget every second message. The last one stays, whatever it reached: the number of nodes bounds it."""
         self.messages = self.messages[::2]
         self._under_way = {(m.origin, m.key, m.sequence): m for m in self.messages}
         self._arrivals = sum(len(message.arrivals) for message in self.messages)
@@ -327,11 +328,12 @@ class _Entries:
         self._nodes = nodes
         self._held: dict[str, dict[int, dict[str, int]]] = {}
         self._followed = {True: 0, False: 0}
-        """By whether the scenario asks for the entry."""
+        """How many are followed, by whether the scenario asks for the entry."""
         self._unfollowed = 0
 
     def held(self, now: int, node: str, author: str, version: int) -> bool:
-        """Whether it is a new entry that is followed from now on. ``author``: a node, or ``<node>/<kind of entry>``."""
+        """Note that a node holds an entry. Returns whether the entry is new and followed from now on. ``author``: a
+        node, or ``<node>/<kind of entry>``."""
         owner, followed = author.partition("/")[0], False
         versions = self._held.setdefault(author, {})
         if version not in versions:
@@ -380,14 +382,14 @@ class _Entries:
 
 
 def _spread_over(names: Sequence[str], number: int) -> list[str]:
-    """``number`` of ``names``, evenly chosen."""
+    """Choose ``number`` of ``names``, evenly."""
     if number >= len(names):
         return list(names)
     return [names[index * len(names) // number] for index in range(number)]
 
 
 def _trimmed(distances: Distances) -> Distances:
-    """Without the empty bins at the end."""
+    """The same without the empty bins at the end."""
     used = 1 + max((index for index in range(DISTANCE_BINS) if distances.wanted[index] or distances.in_range[index]),
                    default=-1)  # fmt: skip
     return Distances(

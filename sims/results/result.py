@@ -1,6 +1,6 @@
 """What a run leaves behind: the recorder that both harnesses feed, and the result that reports and comparisons read.
 
-The recorder is bounded (:mod:`sims.results.recorder` holds the bounds): figures go into histograms at once, single
+The recorder is bounded (:mod:`sims.results.recorder` holds the bounds). Figures go into histograms at once, single
 events are kept only up to a number, and ``left_out`` says what is not there. :mod:`sims.results.saved` puts a result on
 disk.
 """
@@ -15,12 +15,12 @@ RESULT_VERSION = 1
 
 
 class CheckTally(Struct):
-    """A promise, judged many times."""
+    """How often a check judged, and with what outcome."""
 
     passed: int = 0
     failed: int = 0
     details: list[str] = field(default_factory=list)
-    """Of the first failures."""
+    """The first failures in words."""
 
 
 class Distribution(Struct):
@@ -31,7 +31,7 @@ class Distribution(Struct):
     mean: float = 0.0
     quantiles: dict[str, float] = field(default_factory=dict)
     edges: list[float] = field(default_factory=list)
-    """Upper edges of the bins; logarithmic for times."""
+    """The upper edges of the bins, which are logarithmic for times."""
     counts: list[int] = field(default_factory=list)
 
 
@@ -55,7 +55,7 @@ class Happening(Struct, array_like=True):
 
 
 class Message(Struct, array_like=True):
-    """One traced reading on its way: who published what when, and who had it when."""
+    """One traced reading on its way: who published it when, and who got it when."""
 
     published_s: float
     origin: str
@@ -65,7 +65,8 @@ class Message(Struct, array_like=True):
 
 
 class Dissemination(Struct):
-    """How one gossip entry spread: seconds until a share of the nodes that were there had it; None: never."""
+    """How one gossip entry spread: seconds until a share of the nodes that were there had it; None when they never had
+    it."""
 
     author: str
     version: int
@@ -74,15 +75,16 @@ class Dissemination(Struct):
     t100_s: float | None = None
     holders: int = 0
     made_s: float = 0.0
-    """When its author put it in; the times above count from here."""
+    """When its author put it in. The times above count from here."""
     there: int = 0
-    """Nodes that were there from then to the end, or hold it: what the shares are of."""
+    """How many nodes were there from then to the end, or hold it. The shares are of these."""
     curve: list[tuple[float, int]] = field(default_factory=list)
-    """(seconds since ``made_s``, nodes that hold it), thinned."""
+    """Pairs of seconds since ``made_s`` and the number of nodes that hold it, thinned."""
 
 
 class Distances(Struct):
-    """By distance, in bins of ``width_m``: what was wanted, what came, and what share of neighbours was known."""
+    """By distance, in bins of ``width_m``: readings that were wanted and that came, and neighbours in range that were
+    known."""
 
     width_m: float = 25.0
     wanted: list[int] = field(default_factory=list)
@@ -92,11 +94,11 @@ class Distances(Struct):
 
 
 class Result(Struct):
-    """See the module."""
+    """The result of one run."""
 
     version: int
     harness: str
-    """``simulator`` or ``emulator``."""
+    """Either ``simulator`` or ``emulator``."""
     scenario: str
     seed: int
     nodes: int
@@ -109,31 +111,31 @@ class Result(Struct):
     node_infos: list[NodeInfo] = field(default_factory=list)
     checks: dict[str, CheckTally] = field(default_factory=dict)
     sometimes: dict[str, int] = field(default_factory=dict)
-    """How often each fault, fallback and failover did occur."""
+    """How often each fault, fallback and failover occurred."""
     figures: dict[str, float] = field(default_factory=dict)
-    """Single figures by name with unit: ``discovery_all_s``, ``events``, ``wire_late_p99_ms`` …"""
+    """Single figures by name, with the unit in the name: ``discovery_all_s``, ``events``, ``wire_late_p99_ms`` …"""
     counters: dict[str, int] = field(default_factory=dict)
     drops: dict[str, int] = field(default_factory=dict)
     latency: Distribution = field(default_factory=lambda: Distribution("ms"))
-    """From publish to callback."""
+    """Times from publishing to the callback."""
     age: Distribution = field(default_factory=lambda: Distribution("ms"))
-    """Age of information: of the newest reading of a neighbour in range, sampled."""
+    """Age of information: how old the newest reading of a neighbour in range is, sampled."""
     discovery: Distribution = field(default_factory=lambda: Distribution("s"))
-    """From the later of both starts (or of coming into range) until one has met the other."""
+    """Times from the later of both starts (or from coming into range) until one has met the other."""
     inference: Distribution = field(default_factory=lambda: Distribution("ms"))
     inference_by: dict[str, int] = field(default_factory=dict)
-    """Answers by who computed them (group names, ``here``) and by failure."""
+    """Answers by who computed them (group names, ``here``), and failures by reason."""
     distances: Distances = field(default_factory=Distances)
     dissemination: list[Dissemination] = field(default_factory=list)
     load_every_s: float = 1.0
     load: list[float] = field(default_factory=list)
-    """Mean channel busy ratio, one value every ``load_every_s``; -1: not measured."""
+    """Mean channel busy ratio, one value every ``load_every_s``; -1 where it was not measured."""
     meetings: list[int] = field(default_factory=list)
-    """How many nodes met another, in each ``meetings_every_s``."""
+    """How many nodes met another, in each span of ``meetings_every_s``."""
     meetings_every_s: float = 1.0
     places_every_s: float = 1.0
     places: dict[str, list[list[float] | None]] = field(default_factory=dict)
-    """By node: [x_m, y_m] every ``places_every_s``; None: not on the map."""
+    """By node: [x_m, y_m] every ``places_every_s``; None while it is not on the map."""
     faults: list[Fault] = field(default_factory=list)
     """The tape: what went wrong, when, and with whom."""
     happenings: list[Happening] = field(default_factory=list)
@@ -143,28 +145,28 @@ class Result(Struct):
 
     @property
     def broken(self) -> list[str]:
-        """Names of the checks that failed."""
+        """The names of the checks that failed."""
         return [name for name, check in self.checks.items() if check.failed]
 
 
 class Recorder(Protocol):
-    """Takes notes while a run goes on. ``now`` is nanoseconds since its start; nodes go by their names."""
+    """Takes notes while a run goes on. ``now`` is nanoseconds since its start, and nodes go by their names."""
 
     def judge(self, check: str, kept: bool, detail: str, now: int, times: int = 1) -> None:
-        """One judgement of a check, or so many alike. ``detail`` is used when it failed: pass a constant or build it
-        then."""
+        """Count one judgement of a check, or several alike. ``detail`` is used only for a failure: pass a constant, or
+        build it only then."""
 
     def occurred(self, what: str, now: int, node: str, other: str = "", detail: str = "") -> None:
-        """Something of the timeline; counted in ``sometimes`` too."""
+        """Something happened on the timeline. It is counted in ``sometimes`` too."""
 
     def placed(self, now: int, node: str, x_m: float, y_m: float) -> None:
-        """Where a node is; called every ``places_every_s``."""
+        """A node is at a place. This is called every ``places_every_s``."""
 
     def published(self, now: int, origin: str, key: str, sequence: int) -> None:
         """A reading was published."""
 
     def delivered(self, now: int, node: str, origin: str, key: str, sequence: int, published: int) -> None:
-        """It reached a subscriber's callback. Hot: called for each delivery."""
+        """A reading reached a subscriber's callback. This is hot: it is called for each delivery."""
 
     def met(self, now: int, node: str, other: str, possible_since: int) -> None:
         """A node met another."""
@@ -176,13 +178,13 @@ class Recorder(Protocol):
         """An inference ended."""
 
     def busy(self, now: int, share: float) -> None:
-        """Mean channel busy ratio."""
+        """The channel had this mean busy ratio."""
 
     def aware(self, distance_m: float, known: bool) -> None:
         """Of one pair in range, sampled: whether one knows the other."""
 
     def wanted(self, distance_m: float, came: bool) -> None:
-        """Of one reading and one subscriber: whether it came, and over what distance."""
+        """Of one reading and one subscriber: whether it came, and over which distance."""
 
     def aged(self, age_ns: int) -> None:
-        """Age of the newest reading of one pair, sampled."""
+        """The newest reading of one pair has this age, sampled."""

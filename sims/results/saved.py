@@ -1,6 +1,7 @@
 """A result on disk: ``result.json`` for programs, CSV files for tables, ``report.html`` for people.
 
-A file is whole or not there: each is written beside its place and then moved onto it. ``result.json`` comes last.
+A file is there whole or not at all: each is written beside its place and then moved onto it. ``result.json`` comes
+last.
 """
 
 import csv
@@ -17,7 +18,7 @@ from sims.results.result import RESULT_VERSION, Distribution, Result
 RESULT_FILE = "result.json"
 REPORT_FILE = "report.html"
 MAX_RESULT_BYTES = 256 * 1024 * 1024
-"""Twenty times what the bounds of the recorder allow; a wrong file is not read into memory."""
+"""Twenty times what the bounds of the recorder allow. A wrong file is not read into memory."""
 
 Table = tuple[Sequence[str], Iterable[Sequence[object]]]
 
@@ -44,7 +45,7 @@ def encode(result: Result) -> bytes:
 
 
 def load(path: Path) -> Result:
-    """A result out of its file, or the folder it is in.
+    """Read a result from its file, or from the folder that holds the file.
 
     :raises ResultError: names the file and what is wrong with it.
     """
@@ -67,7 +68,7 @@ def load(path: Path) -> Result:
 
 
 def tables(result: Result) -> dict[str, Table]:
-    """The CSV files by name."""
+    """The CSV files by name: titles and rows."""
     spreads = {
         "latency_histogram.csv": result.latency,
         "age_histogram.csv": result.age,
@@ -105,14 +106,14 @@ def tables(result: Result) -> dict[str, Table]:
 
 
 def write(file: Path, data: bytes) -> None:
-    """All or nothing, also when the process is killed in between."""
+    """Write all of a file or nothing, also when the process is killed in between."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     beside.write_bytes(data)
     beside.replace(file)
 
 
 def write_csv(file: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table with a line of titles."""
+    """Write a table with a line of titles."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)

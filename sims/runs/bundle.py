@@ -1,8 +1,8 @@
-"""A run that can be repeated: one file with all that decides it, and what it came to.
+"""A run that can be repeated: one file with everything that decides it, and with its outcome.
 
-A saved run is its scenario with the *tape* in place of the random faults, so that the faults can be read, edited and
-kept as a scenario of its own; its seed; planted bugs, if any; and the digest of the history. Versions are for people:
-they say why a digest may differ.
+A saved run holds its scenario with the *tape* in place of the random faults, so that the faults can be read, edited and
+kept as a scenario of its own. It also holds the seed, planted bugs if there are any, and the digest of the history.
+Versions are for people: they say why a digest may differ.
 
 A trace that does not ship is copied beside the file.
 """
@@ -27,31 +27,31 @@ from sims.world.faults import plan
 SAVED_VERSION = 1
 SAVED_FILE = "run.json"
 MAX_SAVED_BYTES = 16 * 1024 * 1024
-"""A scenario is at most 4 MiB; a wrong file is not read into memory."""
+"""A scenario is at most 4 MiB. A wrong file is not read into memory."""
 
 
 class SavedRun(Struct, frozen=True):
-    """See the module."""
+    """A run, and its outcome once it was made."""
 
     version: int
     scenario: Scenario
     seed: int
     bugs: tuple[str, ...] = ()
-    """Planted ones, see :mod:`sims.world.bugs`."""
+    """The planted bugs, see :mod:`sims.world.bugs`."""
     digest: str = ""
     broken: tuple[str, ...] = ()
-    """Checks that failed."""
+    """The names of the checks that failed."""
     versions: dict[str, str] = {}
 
 
 def taped(scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset()) -> SavedRun:
-    """A run that was not made yet, its faults drawn. :raises ScenarioError: as :func:`sims.world.faults.plan`."""
+    """A run that was not made yet, with its faults drawn. :raises ScenarioError: as :func:`sims.world.faults.plan`."""
     plain = replace(scenario, faults=plan(scenario, seed), random_faults=None, seed=seed)
     return SavedRun(SAVED_VERSION, plain, seed, tuple(sorted(bugs)))
 
 
 def with_result(run: SavedRun, result: Result) -> SavedRun:
-    """The same with what it came to, here and now."""
+    """The same run with its outcome here and now."""
     return replace(run, digest=result.digest, broken=tuple(result.broken), versions=versions())
 
 
@@ -64,7 +64,7 @@ def play(run: SavedRun) -> Result:
 
 # --- on disk -------------------------------------------------------------------------------------------------------
 def save(path: Path, run: SavedRun) -> None:
-    """Write it to ``path``, or as ``run.json`` into ``path`` when that is a folder; whole or not at all.
+    """Write a run to ``path``, or as ``run.json`` into ``path`` when that is a folder; whole or not at all.
 
     :raises ReplayError: when it can't be written.
     """
@@ -98,7 +98,7 @@ class _Envelope(Struct):
 
 
 def load(path: Path) -> SavedRun:
-    """Read it back. :raises ReplayError: names the file and what is wrong with it."""
+    """Read a run back. :raises ReplayError: names the file and what is wrong with it."""
     file = path / SAVED_FILE if path.is_dir() else path
     try:
         if file.stat().st_size > MAX_SAVED_BYTES:
@@ -120,7 +120,8 @@ def load(path: Path) -> SavedRun:
 
 # --- again ---------------------------------------------------------------------------------------------------------
 def replay(run: SavedRun) -> Result:
-    """Make it again, to the same digest. :raises ReplayError: when the digest is another; says what else is."""
+    """Make a run again, to the same digest. :raises ReplayError: when the digest is another; says what else is
+    different."""
     result = play(run)
     if result.digest != run.digest:
         raise ReplayError(
@@ -143,7 +144,7 @@ def _why(run: SavedRun) -> str:
 
 
 def digests_under_hash_seeds(run: SavedRun, hash_seeds: tuple[int, ...] = (1, 4_242)) -> list[str]:
-    """Make the run in a process for each ``PYTHONHASHSEED``, side by side; one digest each.
+    """Make the run in one process for each ``PYTHONHASHSEED``, side by side. Returns their digests.
 
     :raises ReplayError: when a process fails; with what it said.
     """
@@ -172,7 +173,7 @@ def digests_under_hash_seeds(run: SavedRun, hash_seeds: tuple[int, ...] = (1, 4_
 
 
 def print_digest() -> None:
-    """Program of those processes: the digest of the saved run named as the argument."""
+    """The program of those processes: it prints the digest of the saved run that the argument names."""
     try:
         sys.stdout.write(play(load(Path(sys.argv[1]))).digest + "\n")
     except SimulationError as error:

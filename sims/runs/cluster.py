@@ -1,6 +1,6 @@
-"""Makes the runs of a sweep on a Ray cluster that is there already; its machines need this package, the same code.
+"""Makes the runs of a sweep on a Ray cluster that is there already. Its machines need the same code of this package.
 
-The first connection is made by a process of its own. Ray's native part waits for minutes for an address where nobody
+A process of its own makes the first connection. Ray's native part waits for minutes for an address where nobody
 answers, can't be interrupted meanwhile, and ends the whole process when this machine has no part in the cluster.
 
 No cluster is started here. One of this machine alone would gain nothing over its processes, and the head that Ray would
@@ -25,21 +25,23 @@ from sims.scenario.file import Scenario
 
 _LOOK_AGAIN_S = 5.0
 PER_CPU = 2
-"""Runs handed over at a time, per processor: none waits for work, and results don't pile up."""
+"""So many runs are handed over at a time for each processor, so that none waits for work and results don't pile up."""
 MAX_ATTEMPTS = 3
-"""Of a run that is lost: machines of a cluster come and go, but one that kills its workers must not go on for ever."""
+"""A run that is lost is tried so often. Machines of a cluster come and go, but a run that kills its workers must not go
+on for ever."""
 ANSWER_S = 5.0
-"""Until somebody takes the connection; as long as Ray itself waits for one."""
+"""How long to wait until somebody takes the connection: as long as Ray itself waits."""
 CONNECT_S = 20.0
-"""Until Ray has joined, which takes half a second where nothing else runs."""
+"""How long to wait until Ray has joined, which takes half a second where nothing else runs."""
 
 
 def on_ray(
     cells: Sequence[Cell], run: RunFunction, address: str, jobs: int | None = None
 ) -> Generator[Ended, None, None]:
-    """On all processors of the cluster, also those that join later, at most ``jobs`` runs at a time.
+    """Make runs on all processors of the cluster, also on those that join later, at most ``jobs`` at a time.
 
-    :raises SweepError: Ray is not installed, or the cluster or one of its machines can't be used; names the address.
+    :raises SweepError: when Ray is not installed, or the cluster or one of its machines can't be used; names the
+    address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody outside
     try:
@@ -73,7 +75,7 @@ def on_ray(
                         continue
                     row, result = RunFigures(error=f"lost {MAX_ATTEMPTS} times with its worker: {_told(error)}"), b""
                 except ray.exceptions.RayTaskError as error:
-                    # No run fails so; and a machine that fails at once would soon have taken all of them.
+                    # No run fails so, and a machine that fails at once would soon have taken all of them.
                     told = _told(getattr(error, "cause", None) or error)
                     raise SweepError(f"a machine of the Ray cluster at {address!r} can't make runs: {told}") from error
                 except ray.exceptions.RayError as error:
@@ -84,7 +86,8 @@ def on_ray(
 
 
 def _compute_there(run: RunFunction, scenario: Scenario, seed: int, code: str) -> tuple[RunFigures, bytes]:
-    """On a machine of the cluster. :raises SweepError: figures made there can't stand beside those made here."""
+    """The program of a run on a machine of the cluster. :raises SweepError: when that machine has other code: its
+    figures can't stand beside those made here."""
     there = versions()["code"]
     if there != code:
         raise SweepError(f"{socket.gethostname()} has other code of this package ({there}, here {code}), or it changed")
@@ -92,7 +95,7 @@ def _compute_there(run: RunFunction, scenario: Scenario, seed: int, code: str) -
 
 
 def _told(error: Exception) -> str:
-    """The gist; the rest are traces of Ray's own calls."""
+    """The gist of an error. The rest are traces of Ray's own calls."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
@@ -101,12 +104,12 @@ def _told(error: Exception) -> str:
 def _join(ray: Any, address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except Exception as error:  # what Ray and gRPC raise here is of many kinds
+    except Exception as error:  # Ray and gRPC raise errors of many kinds here
         raise SweepError(f"can't use the Ray cluster at {address!r}: {error}") from error
 
 
 def _try_to_join(address: str) -> None:
-    """:raises SweepError: names the address."""
+    """Join in a process of its own. :raises SweepError: when that fails; names the address."""
     if address == "local":
         raise SweepError(
             "--ray local: Ray gains nothing on this machine alone; leave --ray out to use all its processors"
@@ -134,7 +137,7 @@ _NOT_A_MEMBER = (
 
 
 def _knock(address: str) -> None:
-    """Whether anybody is there: a misspelt address is told at once. :raises SweepError: nobody is."""
+    """Connect once, so that a misspelt address is told at once. :raises SweepError: when nobody is there."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         host, port = parts.hostname, parts.port
@@ -149,7 +152,8 @@ def _knock(address: str) -> None:
 
 
 def join_and_leave() -> None:
-    """Program of that first process: status 0 when the address given as the argument can be used, else says why not."""
+    """The program of that first process. It ends with status 0 when the address in the argument can be used, and else
+    says why not."""
     ray: Any = importlib.import_module("ray")
     try:
         _join(ray, sys.argv[1])

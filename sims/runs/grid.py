@@ -1,7 +1,7 @@
 """The cells of a sweep: every combination of the values that settings may have, times the seeds.
 
 A setting is a path into the scenario: ``radio.environment``, ``traffic.0.rate_hz`` (by position), ``groups.car.count``
-(by name). Each combination is checked as if it had been written into the file, before anything runs.
+(by name). Each combination is checked before anything runs, as if it had been written into the file.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ from sims.scenario.file import Scenario, dumps, loads
 from sims.scenario.schema import nearest, shown
 
 MAX_CELLS = 100_000
-"""Of seconds each: more than a day of both cores. A slip of the pen in a range asks for more."""
+"""At some seconds each they take more than a day on two cores. A slip of the pen in a range asks for more."""
 _MAX_FOLDER_CHARS = 120
 _SPLIT = re.compile(r",(?![^\[{\"']*[\]}\"'])")
-"""Commas outside of brackets and quotes; nesting goes no deeper in any setting."""
+"""Matches commas outside of brackets and quotes. No setting is nested more deeply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cell:
-    """One run of a sweep. Equal only to itself: comparing scenarios of thousands of points costs too much."""
+    """One run of a sweep. It is equal only to itself, because comparing scenarios of thousands of points costs too
+    much."""
 
     scenario: Scenario
     seed: int
@@ -44,7 +45,8 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """Where its result is kept: named after its values, so that a larger sweep finds those of a smaller one."""
+        """The folder of its result, named after its values, so that a larger sweep finds the results of a smaller
+        one."""
         name = ",".join(f"{path}={value}" for path, value in self.values) or "as-written"
         plain = re.sub(r"[^\w.=,+-]", "_", name)
         if plain != name or len(plain) > _MAX_FOLDER_CHARS:
@@ -53,7 +55,8 @@ class Cell:
 
 
 def parse_setting(text: str) -> Setting:
-    """``path=value,value,…``; values as in TOML, quotes may be left out. :raises SweepError: names the text."""
+    """Parse ``path=value,value,…``. Values are as in TOML, and quotes may be left out. :raises SweepError: names the
+    text."""
     path, sign, values = text.partition("=")
     if not sign or not path.strip() or not values.strip():
         raise SweepError(f"--set {text}: give a path and its values, like traffic.0.rate_hz=1,5,10")
@@ -71,7 +74,7 @@ def _value(text: str) -> Any:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """``20`` (1 to 20), ``5..8``, ``1,4,9`` or several of them. :raises SweepError: names the text."""
+    """Parse ``20`` (1 to 20), ``5..8``, ``1,4,9`` or several of them. :raises SweepError: names the text."""
     if re.fullmatch(r"\d+", text):
         text = f"1..{text}"
     seeds: dict[int, None] = {}
@@ -89,8 +92,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 def cells_of(scenario: Scenario, settings: Sequence[Setting], seeds: Sequence[int]) -> list[Cell]:
     """All runs, seed by seed within a combination.
 
-    :raises SweepError: a path leads nowhere, is given twice, or there are too many combinations.
-    :raises ScenarioError: a combination can't be used; names it.
+    :raises SweepError: when a path leads nowhere or is given twice, or there are too many combinations.
+
+    :raises ScenarioError: when a combination can't be used; names it.
     """
     paths = [setting.path for setting in settings]
     if len(set(paths)) < len(paths):
@@ -138,7 +142,7 @@ def _put(data: Any, path: str, value: object) -> None:
         elif isinstance(here, dict):
             if last:
                 here[step] = value
-            here = here.setdefault(step, {})  # a part that is as by default is not written
+            here = here.setdefault(step, {})  # a part that has its defaults is not written
         else:
             raise SweepError(f"--set {path}: {'.'.join(steps[:number])} is {shown(here)}, nothing is inside")
 

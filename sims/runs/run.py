@@ -1,6 +1,7 @@
-"""From a scenario and a seed to a result: builds the world, lets time pass, judges, and counts.
+"""Makes a run: from a scenario and a seed to a result.
 
-The digest covers every event of every node and every delivery. It does not depend on what is recorded or checked.
+It builds the world, lets time pass, judges, and counts. The digest covers every event of every node and every delivery.
+It does not depend on what is recorded or checked.
 """
 
 import gc
@@ -26,14 +27,14 @@ from sims.world.traffic import Activity
 from sims.world.world import World
 
 CHECK_MODULES = (sims.checks.safety, sims.checks.liveness)
-"""Bring checks; imported so that these are known by name."""
+"""Modules that bring checks. They are imported so that their checks are known by name."""
 _STEP_NS = limits.SECOND
 _COLLECT_EVERY = 60
-"""Steps between collections of what reference counts do not free, which is little: crashed engines. Each looks through
-all that there is, half a second for a thousand nodes."""
+"""Steps between two collections of what reference counts do not free: crashed engines, which are few. Each collection
+looks through everything there is, which takes half a second for a thousand nodes."""
 
 Progress = Callable[[float, float], None]
-"""Told virtual and wall seconds passed."""
+"""Told how many virtual and wall seconds have passed."""
 
 
 class Run:
@@ -43,10 +44,11 @@ class Run:
         self, scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset(),
         processors: Processors | None = None, capabilities: Sequence[Capability] = (),
     ) -> None:  # fmt: skip
-        """``processors``: that all nodes share; None: each has its own. ``capabilities``: of all nodes, beside those
-        that every node has.
+        """``processors``: those that all nodes share; None gives each node its own. ``capabilities``: what all nodes
+        have beside the capabilities of every node.
 
-        :raises ScenarioError: the scenario can't be used. :raises TraceError: its trace can't."""
+        :raises ScenarioError: when the scenario can't be used. :raises TraceError: when its trace can't be used.
+        """
         self.scenario, self.seed = scenario, seed
         self.recording = Recording(scenario)
         self.tape = plan(scenario, seed)
@@ -62,14 +64,14 @@ class Run:
         self._steps = 0
 
     def begin(self) -> None:
-        """Put everything that will happen by itself on the heap."""
+        """Schedule everything that will happen by itself."""
         self._begun = True
         self._sampler.begin()
         self._activity.begin()
         self._faults.arm()
 
     def go(self, progress: Progress | None = None) -> Result:
-        """All of it. An interrupt ends it early: the result says so and holds what was noted until then."""
+        """Make the whole run. An interrupt ends it early: the result says so, and holds what was noted until then."""
         interrupted = False
         try:
             self.advance(int(self.scenario.duration_s * limits.SECOND), progress)
@@ -87,7 +89,7 @@ class Run:
         """Let virtual time pass until ``until_ns``."""
         if not self._begun:
             gc.unfreeze()
-            gc.collect()  # what was left by runs before
+            gc.collect()  # runs before this one left something
             self.begin()
         driver = self.world.driver
         began_s, before_s = time.perf_counter(), self._wall_s
@@ -111,7 +113,7 @@ class Run:
                 gc.enable()
 
     def result(self, interrupted: bool = False) -> Result:
-        """What was noted so far."""
+        """The result of what was noted so far."""
         gc.unfreeze()
         world, driver = self.world, self.world.driver
         result = self.recording.result(
@@ -147,9 +149,9 @@ def simulate(
     scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset(), progress: Progress | None = None,
     processors: Processors | None = None, capabilities: Sequence[Capability] = (),
 ) -> Result:  # fmt: skip
-    """Make a run. ``bugs``: to plant, see :mod:`sims.world.bugs`. ``processors``, ``capabilities``: as of
+    """Make a run. ``bugs``: to plant, see :mod:`sims.world.bugs`. ``processors``, ``capabilities``: as for
     :class:`Run`.
 
-    :raises ScenarioError: the scenario can't be used. :raises TraceError: its trace can't.
+    :raises ScenarioError: when the scenario can't be used. :raises TraceError: when its trace can't be used.
     """
     return Run(scenario, seed, bugs, processors, capabilities).go(progress)

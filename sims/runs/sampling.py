@@ -1,7 +1,8 @@
-"""What is looked at now and then, because looking at all of it would cost more than running it.
+"""Takes samples of a run, because looking at everything would cost more than running it.
 
-Once a virtual second: the checks' samples, places, the channel, who knows whom, and how old the newest readings are. Of
-``WATCHED`` nodes, evenly spread over the names, one reading a second is followed to every subscriber in range.
+Once a virtual second it looks at the checks' samples, places, the channel, who knows whom, and how old the newest
+readings are. It follows one reading a second of ``WATCHED`` nodes, evenly spread over the names, to every subscriber in
+range.
 """
 
 import math
@@ -19,12 +20,12 @@ from sims.world.world import World
 
 WATCHED: Final = 32
 _LOOKS_PER_S: Final = 300
-"""How many nodes a virtual second are looked at for who comes into range, five times each at most: of a large mesh
-it is known less well since when two could have met."""
+"""So many nodes are looked at in a virtual second for who comes into range, each at most five times. In a large mesh it
+is known less precisely since when two nodes could have met."""
 _GOLDEN: Final = 0.6180339887498949
-"""Multiples of the golden ratio, less their whole parts, fill a second evenly however many there are."""
+"""The fractional parts of multiples of the golden ratio fill a second evenly, however many they are."""
 _GRACE_NS: Final = limits.SECOND
-"""A reading that has not come by then, or within its lifespan, did not come."""
+"""A reading that has not come by then, or within its lifespan, counts as not delivered."""
 
 
 class _Probe:
@@ -36,16 +37,16 @@ class _Probe:
 
 
 class _Origin:
-    """What has to be known of whoever published a reading."""
+    """What has to be known of a node that publishes readings."""
 
     __slots__ = ("last", "newest", "traced")
 
     def __init__(self, traced: bool) -> None:
         self.traced = traced
         self.newest: _Probe | None = None
-        """Of this second …"""
+        """The reading that is followed in this second …"""
         self.last: _Probe | None = None
-        """… and of the one before."""
+        """… and the one of the second before."""
 
 
 class Sampler:
@@ -59,23 +60,23 @@ class Sampler:
         chosen = [int(number * step) for number in range(min(len(world.names), WATCHED))]
         self._watched = {world.names[number]: number for number in chosen}
         self._newest_ns: dict[int, dict[str, int]] = {number: {} for number in chosen}
-        """Of watched receivers: when the newest reading that came from each origin was published."""
+        """By watched receiver and origin: when the newest reading that came was published."""
         self._origins = [_Origin(name in recording.traced) for name in world.names]
-        """By number."""
+        """What is known of each node as an origin, by number."""
         for number, name in enumerate(world.names):
             world.driver.numbered[number].followed = name in self._watched or name in recording.traced
         self._near: list[list[int]] = [[] for _ in world.names]
-        """By node: who was near it when it was looked at last."""
+        """By node: who was near it at the last look."""
         self._samples = 0
         self._shares: list[float] = []
-        """Of the channel's time that was busy, as watched nodes heard it since the last sample."""
+        """Shares of the channel's time that was busy, as watched nodes heard it since the last sample."""
         self._mobile = any(not isinstance(group.mobility, Fixed | Lattice) for group in world.scenario.groups)
         self._pairs_interval_ns = max(len(world.names) * limits.SECOND // _LOOKS_PER_S, 200 * limits.MS)
         self._on_sampled = overridden(world.checks, "sampled")
         self._places_ns = int(recording.places_every_s * limits.SECOND)
 
     def begin(self) -> None:
-        """Once, at the start of the run."""
+        """Schedule the samples. To be called once, at the start of the run."""
         self._look_at_pairs(None)
         self._driver.push(0, self._listen, None)
         self._driver.push(0, self._sample, None)
@@ -95,7 +96,7 @@ class Sampler:
         origin.newest = _Probe(sequence, subscribers, self._driver.now + _GRACE_NS)
 
     def _judge(self) -> None:
-        """What was published in the second before the last: it came in time, or did not."""
+        """Judge what was published in the second before the last: whether it came in time."""
         for number in self._newest_ns:
             origin = self._origins[number]
             probe = origin.last
@@ -105,7 +106,7 @@ class Sampler:
             origin.last, origin.newest = origin.newest, None
 
     def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
-        """Hot."""
+        """Arrivals at a node. This is hot."""
         origins, newest_ns, latencies_ns = self._origins, self._newest_ns.get(node.number), []
         for at_ns, issue in arrivals:
             published_ns = issue.published_ns
@@ -150,8 +151,8 @@ class Sampler:
         self._driver.push(now + int(self._samples * _GOLDEN % 1 * limits.SECOND), self._look_at_neighbours, None)
 
     def _listen(self, _: None) -> None:
-        """Once in each window in which airtimes are added up: sources keep their periods, so that one look a second
-        would always see the same of them."""
+        """Look at the channel once in each window in which airtimes are added up. Sources keep their periods, so one
+        look a second would always see the same of them."""
         now = self._driver.now
         self._driver.push(now + WINDOW_NS, self._listen, None)
         for number in self._newest_ns:
@@ -164,7 +165,7 @@ class Sampler:
                 self._recording.placed(now, name, places.xs_m[number], places.ys_m[number])
 
     def _look_at_neighbours(self, _: None) -> None:
-        """Once in each second, at another part of it each time: see :meth:`_listen`."""
+        """Look at neighbours once in each second, at another part of it each time: see :meth:`_listen`."""
         world, now = self._world, self._driver.now
         for name, number in self._watched.items():
             if not world.running(name):
@@ -181,7 +182,7 @@ class Sampler:
                     self._recording.aged(now - newest_ns)
 
     def _look_at_pairs(self, _: None) -> None:
-        """Note since when who is in good range of whom; once only if nobody moves."""
+        """Note since when nodes are in good range of one another; only once when nobody moves."""
         world, now = self._world, self._driver.now
         since_ns = world.near_since_ns
         for number, before in enumerate(self._near):

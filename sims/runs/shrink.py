@@ -1,10 +1,10 @@
 """Makes a failing run small: fewer faults, then fewer nodes and less load, then less time, while the same check fails.
 
-Faults and what hangs on a node are left out by delta debugging after Zeller and Hildebrandt, *Simplifying and Isolating
-Failure-Inducing Input* (2002): halves first, then smaller parts, until no single one can go. A smaller run is another
-history, so it may fail for another reason; that the same check fails is what is asked of it, and what can be asked.
+Faults and what depends on a node are left out by delta debugging after Zeller and Hildebrandt, *Simplifying and
+Isolating Failure-Inducing Input* (2002): halves first, then smaller parts, until no single one can go. A smaller run is
+another history, so it may fail for another reason. The same check has to fail in it; more can't be asked.
 
-Bounded by a number of runs; what is smallest by then is the result.
+The number of runs is bounded. The smallest run that was found by then is the result.
 """
 
 import math
@@ -25,22 +25,22 @@ T = TypeVar("T")
 MAX_RUNS = 400
 _MIN_DURATION_S = 1.0
 _TIME_STEP_S = 0.5
-"""Finer than this nobody reads a timeline."""
+"""Nobody reads a timeline more finely than this."""
 
 
 class Shrunk(Struct, frozen=True):
-    """What came of it."""
+    """The outcome of shrinking a run."""
 
     run: SavedRun
     check: str
-    """That fails in it."""
+    """The check that fails in the run."""
     runs: int
     exhausted: bool
-    """The bound on runs ended it: it may get smaller still."""
+    """Whether the bound on runs ended it: the run may get smaller still."""
 
 
 class _Exhausted(Exception):
-    """No more runs."""
+    """The bound on runs is reached."""
 
 
 class _Shrinker:
@@ -50,12 +50,12 @@ class _Shrinker:
         self._run, self._max_runs = run, max_runs
 
     def try_(self, scenario: Scenario) -> bool:
-        """Whether the check fails in ``scenario`` too; it is the smallest so far then."""
+        """Whether the check fails in ``scenario`` too. Then it is the smallest scenario so far."""
         if scenario == self.best.scenario:
             return False
         try:
             check(scenario)
-        except ScenarioError:  # too short to judge, a fault without victims: no smaller case of this one
+        except ScenarioError:  # too short to judge, or a fault without victims: not a smaller case of this one
             return False
         if self.runs >= self._max_runs:
             raise _Exhausted
@@ -75,9 +75,10 @@ def shrink(
     max_runs: int = MAX_RUNS,
     told: Callable[[str], None] = lambda _: None,
 ) -> Shrunk:
-    """The smallest run found in which ``check_name`` (none: the first that fails) fails; ``told`` hears of progress.
+    """The smallest run found in which ``check_name`` (empty: the first check that fails) fails. ``told`` hears of
+    progress.
 
-    :raises ReplayError: when it doesn't fail in ``saved`` itself.
+    :raises ReplayError: when the check doesn't fail in ``saved`` itself.
     """
     result = run(saved)
     failing = check_name or next(iter(result.broken), "")
@@ -101,15 +102,15 @@ def shrink(
 
 
 def described(scenario: Scenario) -> str:
-    """How large it is, in words."""
+    """How large a scenario is, in words."""
     parts = [f"{len(scenario.faults)} fault{'s' * (len(scenario.faults) != 1)}"]
     parts += [f"{len(scenario.names)} node{'s' * (len(scenario.names) != 1)}", f"{scenario.duration_s:g} s"]
     return ", ".join(parts)
 
 
 def minimised(items: Sequence[T], fails: Callable[[tuple[T, ...]], bool]) -> tuple[T, ...]:
-    """The fewest of ``items``, in order, with which ``fails`` still holds: 1-minimal, by ddmin without its test of
-    subsets. ``fails`` is never asked of all items, which must fail."""
+    """The fewest of ``items``, in order, for which ``fails`` still holds. The result is 1-minimal, found by ddmin
+    without its test of subsets. ``fails`` must hold for all items, and is never asked that."""
     left, parts = tuple(items), 2
     if left and fails(()):
         return ()
@@ -175,7 +176,7 @@ def _less_time(work: _Shrinker) -> None:
 
 
 def _sooner(work: _Shrinker) -> None:
-    """All faults earlier by the same time; the run ends earlier by it too."""
+    """Move all faults to earlier times by the same amount, and the end of the run too."""
     shift_s = min((fault.at_s for fault in work.best.scenario.faults), default=0.0)
     while shift_s >= _TIME_STEP_S:
         scenario = work.best.scenario
@@ -198,7 +199,7 @@ def _shorter_faults(work: _Shrinker) -> None:
 
 
 def _lasting(scenario: Scenario, duration_s: float) -> Scenario:
-    """Ends at ``duration_s``; faults that would begin later are left out."""
+    """The same scenario ending at ``duration_s``, without the faults that would begin later."""
     return replace(
         scenario,
         duration_s=duration_s,
@@ -209,8 +210,8 @@ def _lasting(scenario: Scenario, duration_s: float) -> Scenario:
 
 # --- leaving out nodes ---------------------------------------------------------------------------------------------
 def only(scenario: Scenario, kept: Sequence[str]) -> Scenario:
-    """The scenario with those nodes alone, renumbered, and without what only concerned the others. The faults must be
-    a tape (every victim by its own name)."""
+    """The scenario with those nodes alone, renumbered, and without what only concerned the others. The faults must be a
+    tape: every victim has its own name."""
     keep = frozenset(kept)
     renamed: dict[str, str] = {}
     groups = []
@@ -255,5 +256,5 @@ def _smaller(group: Group, members: list[int]) -> Group:
 
 
 def _complete(fault: Fault, before: Fault) -> bool:
-    """Whether it still has victims on every side that it had."""
+    """Whether a fault still has victims on every side on which it had some."""
     return bool(fault.nodes) == bool(before.nodes) and bool(fault.others) == bool(before.others)

@@ -1,9 +1,9 @@
-"""Makes many runs, over all cores of this machine; :mod:`sims.runs.cluster` over those of many. What is finished is
-never made again.
+"""Makes many runs over all cores of this machine; :mod:`sims.runs.cluster` makes them on the cores of many machines.
+What is finished is never made again.
 
-A run is finished when its ``row.json`` is there, which is written last and at once; so a sweep that was killed loses
-the runs that were under way and nothing else, and the same call goes on. Results of other code or of another scenario
-are not mixed in: the folder says what it was begun with.
+A run is finished when its ``row.json`` is there, which is written last and at once. A sweep that was killed loses the
+runs that were under way and nothing else, and the same call goes on. Results of other code or of another scenario are
+not mixed in, because the folder says what it was begun with.
 
 Workers are spawned, not forked, and end with the process that started them, however that ended.
 """
@@ -41,11 +41,11 @@ class RunFigures(Struct, omit_defaults=True):
 
     figures: dict[str, float | None] = {}
     broken: list[str] = []
-    """Checks that failed."""
+    """The names of the checks that failed."""
     sometimes: dict[str, int] = {}
     digest: str = ""
     error: str = ""
-    """Why there is no result; such a run is made again by the next call."""
+    """Why there is no result. The next call makes such a run again."""
 
 
 class _Begun(Struct, frozen=True):
@@ -92,7 +92,8 @@ def _middle(values: Sequence[float]) -> float | None:
 
 
 def compute(run: RunFunction, scenario: Scenario, seed: int) -> tuple[RunFigures, bytes]:
-    """In a worker: what is kept of a run. One that fails must not end the others, whatever it fails with."""
+    """Make a run in a worker, and return what is kept of it. A run that fails must not end the others, whatever it
+    fails with."""
     try:
         result = run(scenario, seed)
     except Exception as error:  # noqa: BLE001
@@ -103,10 +104,10 @@ def compute(run: RunFunction, scenario: Scenario, seed: int) -> tuple[RunFigures
 
 # --- a folder of runs ------------------------------------------------------------------------------------------------
 class Sweep:
-    """All cells, those that are finished, and the folder they are in."""
+    """All cells of a sweep, those that are finished, and the folder they are in."""
 
     def __init__(self, folder: Path, scenario: Scenario, cells: Sequence[Cell]) -> None:
-        """:raises SweepError: the folder belongs to another sweep, or can't be used."""
+        """:raises SweepError: when the folder belongs to another sweep, or can't be used."""
         self.folder, self.scenario, self.cells = folder, scenario, list(cells)
         self.rows: dict[Cell, RunFigures] = {}
         begun = _Begun(scenario.name, sha256(dumps(scenario).encode()).hexdigest(), versions().get("code", ""))
@@ -152,11 +153,11 @@ class Sweep:
 
     @property
     def missing(self) -> list[Cell]:
-        """Not made yet, or failed."""
+        """The cells that were not made yet, or failed."""
         return [cell for cell in self.cells if cell not in self.rows or self.rows[cell].error]
 
     def keep(self, cell: Cell, row: RunFigures, result: bytes) -> None:
-        """A run has ended."""
+        """Keep the outcome of a run that has ended."""
         self.rows[cell] = row
         if row.error:
             return
@@ -166,7 +167,7 @@ class Sweep:
         write(place / ROW_FILE, msgspec.json.encode(row))
 
     def write_table(self) -> Path:
-        """``sweep.csv``: a line for each run."""
+        """Write ``sweep.csv``, with a line for each run. Returns its path."""
         paths = [path for path, _ in self.cells[0].values] if self.cells else []
         names = list(dict.fromkeys(name for row in self.rows.values() for name in row.figures))
         rows = [
@@ -195,7 +196,7 @@ Ended = tuple[Cell, RunFigures, bytes]
 
 
 def on_this_machine(cells: Sequence[Cell], run: RunFunction, jobs: int) -> Generator[Ended, None, None]:
-    """Over ``jobs`` processes. A process that is killed fails its runs; the others go on in new ones."""
+    """Make runs in ``jobs`` processes. A process that is killed fails its runs; the others go on in new ones."""
     waiting = list(reversed(cells))
     while waiting:
         under_way: dict[Future[tuple[RunFigures, bytes]], Cell] = {}
@@ -216,12 +217,12 @@ def on_this_machine(cells: Sequence[Cell], run: RunFunction, jobs: int) -> Gener
         finally:
             for worker in multiprocessing.active_children():
                 worker.terminate()
-            # Waits for the thread of the pool: or the interpreter, as it ends, would write to a pipe that this closes.
+            # Wait for the thread of the pool: the interpreter would write to a pipe that this closes, as it ends.
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin_worker() -> None:
-    """Ctrl-C is for the parent; and when that is gone, however it went, so is this process."""
+    """Leave Ctrl-C to the parent, and end this process when the parent is gone, however it went."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -15,7 +15,7 @@ _SOURCES = (Path(protocols.__file__).parent, Path(__file__).parents[1])
 @cache
 def versions() -> dict[str, str]:
     """Versions by name. ``code`` is a hash of the sources of engine and harness. ``build`` says whether these are
-    compiled, on which no digest depends."""
+    compiled; no digest depends on that."""
     code = hashlib.sha256()
     for folder in _SOURCES:
         for path in sorted(folder.rglob("*.py")):
