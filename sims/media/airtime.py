@@ -1,23 +1,23 @@
 """How long frames are on the air, and what it costs that nodes in range of one another share it.
 
 A frame of 802.11p (10 MHz; IEEE 802.11-2020, clause 17) is 40 µs of preamble and header, then symbols of 8 µs. With its
-link-layer header a packet of 350 bytes takes 560 µs at 6 Mb/s, one of 1500 bytes 2.1 ms.
+link-layer header a packet of 350 bytes takes 560 µs at 6 Mb/s, and one of 1500 bytes 2.1 ms.
 
 :class:`Channel` adds up what each node sends in windows of 100 ms (as ETSI TS 102 687 measures the channel busy ratio).
-What a node heard in the last whole window, from itself and all within range, is its *offered load* G, from which follow
+What a node heard in the last whole window, from itself and all nodes within range, is its *offered load* G. From G
+follow:
 
-- the **busy share** ``G / (1 + (G / 0.95)^4)^(1/4)``: G itself while there is room, for transmitters wait for one
-  another; it saturates below 1, for they leave pauses of at least 58 µs;
-- the **wait** for the others, that of an M/D/1 queue: ``busy / (2 (1 - busy))`` frames of 560 µs in the mean, drawn
-  between nothing and twice that, where ``busy`` leaves out what the node sent itself;
-- the **stretch** of the own transmissions beyond G = 1: everybody gets the fair share (max-min) of the channel that
-  lets the loads add up to 1, so that a queue grows at who wants more than that;
+- the **busy share** ``G / (1 + (G / 0.95)^4)^(1/4)``: it is G itself while there is room, because transmitters wait for
+  one another, and it saturates below 1, because they leave pauses of at least 58 µs;
+- the **wait** for the others, which is that of an M/D/1 queue: ``busy / (2 (1 - busy))`` frames of 560 µs in the mean,
+  drawn between nothing and twice that, where ``busy`` leaves out what the node sent itself;
+- the **stretch** of the own transmissions beyond G = 1: every node gets the fair share (max-min) of the channel that
+  lets the loads add up to 1, so that a queue grows at a node that wants more than that;
 - **collisions** at the receiver with nodes that the sender can't hear: ``1 - exp(-2 h busy)`` as in unslotted ALOHA,
   where h is the share of the receiver's surroundings that hides such nodes, see :func:`hidden_share`.
 
-Each costs nothing per frame but a look at the node's entry; the entry is made once per node and window from those of
-its neighbours. Sums over square cells were not taken instead: along a road between two rows of cells they are a third
-off.
+Each of these costs one look at the node's entry per frame. The entry is made once per node and window from those of its
+neighbours. Sums over square cells would be cheaper, but along a road between two rows of cells they are a third off.
 
 Left out: collisions within range (same back-off slot), growing back-off windows, and the priorities of 802.11e.
 """
@@ -30,34 +30,34 @@ from protocols.base.limits import MS, SECOND
 
 WINDOW_NS: Final = 100 * MS
 LINK_HEADER_BYTES: Final = 36
-"""802.11 header and check sequence, and LLC/SNAP."""
+"""The 802.11 header and check sequence, and LLC/SNAP."""
 ACKNOWLEDGED_NS: Final = 96_000
 """SIFS (32 µs) and the link layer's acknowledgement (64 µs) behind a unicast frame."""
 MOST_BUSY: Final = 0.95
 HIDDEN_SHARE: Final = 0.61
-"""Of a disc, what lies outside an equal one whose centre is on its edge: 1 - 2/3 + sqrt(3) / (2 pi)."""
+"""The share of a disc that lies outside an equal disc whose centre is on its edge: 1 - 2/3 + sqrt(3) / (2 pi)."""
 _NO_COLLISION: Final = 0.30
 _ALL_COLLIDE: Final = 0.43
 _PREAMBLE_NS: Final = 40_000
 _SYMBOL_NS: Final = 8_000
 _SERVICE_AND_TAIL_BITS: Final = 22
 _NEAR_NS: Final = SECOND
-"""How long it is kept who hears whom: loads are means, and nobody drives far in a second."""
+"""So long it is kept who hears whom: loads are means, and nobody drives far in a second."""
 _USUAL_FRAME_NS: Final = 560_000
 
 
 def airtime_ns(size_bytes: int, bit_rate_mbps: float) -> int:
-    """Of one frame; ``size_bytes`` from the IP header on."""
+    """The airtime of one frame. ``size_bytes`` counts from the IP header on."""
     bits = (size_bytes + LINK_HEADER_BYTES) * 8 + _SERVICE_AND_TAIL_BITS
     return _PREAMBLE_NS + math.ceil(bits / (bit_rate_mbps * _SYMBOL_NS / 1_000)) * _SYMBOL_NS
 
 
 def hidden_share(distance_share: float) -> float:
-    """Of what is in range of a receiver, what the sender can't hear and what spoils its frame. ``distance_share``: how
-    far they are from one another, 1 at the end of the range.
+    """The share of a receiver's surroundings that the sender can't hear and that spoils its frame. ``distance_share``:
+    how far both are from one another, 1 at the end of the range.
 
     What is hidden grows nearly linearly with the distance. A frame outlives an interferer that is 10 dB weaker (2.3
-    times as far away at a path loss exponent of 2.75): close by, hidden nodes are all too far to do harm.
+    times as far away at a path loss exponent of 2.75), so close by, all hidden nodes are too far away to do harm.
     """
     if distance_share < _ALL_COLLIDE:
         rise = (distance_share - _NO_COLLISION) / (_ALL_COLLIDE - _NO_COLLISION)
@@ -66,7 +66,8 @@ def hidden_share(distance_share: float) -> float:
 
 
 def fair_share(loads: list[float]) -> float:
-    """The most that one may have so that the sum of ``loads``, each cut to it, is 1; infinite if the sum is less."""
+    """The most that one node may have so that the sum of ``loads``, each cut to it, is 1; infinite when the sum is
+    less."""
     left, waiting = 1.0, len(loads)
     for load in sorted(loads):
         if load * waiting > left:
@@ -77,7 +78,7 @@ def fair_share(loads: list[float]) -> float:
 
 
 def _busy(offered: float) -> float:
-    squared = (offered / MOST_BUSY) * (offered / MOST_BUSY)  # compiled, ** costs as much as all of the rest
+    squared = (offered / MOST_BUSY) * (offered / MOST_BUSY)  # compiled, ** costs as much as everything else here
     return offered / math.sqrt(math.sqrt(1 + squared * squared))
 
 
@@ -91,31 +92,32 @@ class Transmitter:
 
     def __init__(self) -> None:
         self.sent_ns = 0
-        """Airtime for the window that runs …"""
+        """Its airtime in the window that runs …"""
         self.heard_ns = 0
-        """… and what of the last one was on the air."""
+        """… and how much of its airtime in the last window was on the air."""
         self.near: list[Transmitter] | None = None
         self.free_ns = 0
-        """When it has finished its lone frames …"""
+        """When it has finished its messages of one segment …"""
         self.bulk_free_ns = 0
-        """… and its messages of several."""
+        """… and its messages of several segments."""
         self.known = True
-        """Whether what follows is of the last window; else it is to be made by :meth:`Channel.hear`."""
+        """Whether the following fields are of the last window. Otherwise :meth:`Channel.hear` has to make them."""
         self.offered_ns = 0
-        """Airtime that it heard, its own included."""
+        """The airtime that it heard, its own included."""
         self.wait_ns = 0
-        """Most that a frame waits for the others."""
+        """The longest that a frame waits for the others."""
         self.collided = 0.0
-        """Times the hidden share: mean number of collisions of one frame that comes to this node."""
+        """Times the hidden share this is the mean number of collisions of one frame that comes to this node."""
         self.stretch = 1.0
 
     def busy(self) -> float:
-        """Share of the window that was."""
+        """The share of the window that was busy."""
         return _busy(self.offered_ns / WINDOW_NS)
 
 
 class Channel:
-    """The airtime of all nodes. Who writes to ``sent_ns`` has called :meth:`turn` first when ``now_ns >= turn_ns``."""
+    """The airtime of all nodes. Before a caller adds to ``sent_ns``, it calls :meth:`turn` when ``now_ns >=
+    turn_ns``."""
 
     def __init__(self, nodes: int, neighbours: Callable[[int], list[int]]) -> None:
         self.transmitters = [Transmitter() for _ in range(nodes)]
@@ -144,7 +146,7 @@ class Channel:
             self._near_until_ns = self.turn_ns + _NEAR_NS
 
     def _close(self, most_ns: int) -> None:
-        """A window is over; what a node had no time for goes on in the next one."""
+        """End a window. What a node had no time for goes on in the next one."""
         if self._overloaded or most_ns > WINDOW_NS:
             for number, air in enumerate(self.transmitters):
                 if air.sent_ns and not air.known:
@@ -159,7 +161,7 @@ class Channel:
         self._overloaded = False
 
     def hear(self, node: int) -> Transmitter:
-        """That of ``node``, once it is known what it heard in the last whole window."""
+        """The transmitter of ``node``, once it is known what it heard in the last whole window."""
         air = self.transmitters[node]
         near = air.near
         if near is None:

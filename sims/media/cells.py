@@ -1,13 +1,13 @@
-"""Where everybody counts as being, and who is within range of whom.
+"""Where each node counts as being, and who is within range of whom.
 
-A node counts as being where it was when it last *moved*: came, vanished, or got further than a step from where it
-counted as being before. All that follows from distances is made of these places and of no others. It is therefore the
-same both ways and whenever it is asked for, and need not be made anew five times a second for whoever has gone two
-metres.
+A node counts as being where it was when it last *moved*: when it came, vanished, or got further than a step from where
+it counted as being before. Everything that follows from distances is made of these places and of no others. It is
+therefore the same both ways and whenever it is asked for, and need not be made anew five times a second for a node that
+has gone two metres.
 
 Nodes are kept by square cells as wide as the range, so that only nine cells are looked at. Neighbours are found when
-they are asked for. While few move, only what they come to and what they leave is put right; when many do, everything is
-found anew. A list of neighbours that stays as it was stays the same object.
+they are asked for. While few nodes move, only what they come to and what they leave is corrected. When many move,
+everything is found anew. A list of neighbours that stays equal stays the same object.
 """
 
 from bisect import insort
@@ -16,32 +16,33 @@ from typing import Final
 from sims.media.contract import Places
 
 _FEW: Final = 0.25
-"""Of all nodes. To put right what one node touches costs two looks at nine cells, and finding anew one for each node
-that is asked for."""
+"""When more than this share of all nodes moves, everything is found anew. Correcting what one node touches costs two
+looks at nine cells; finding anew costs one look for each node that is asked for."""
 
 _Cell = tuple[float, float]
 
 
 class Cells:
-    """See the module."""
+    """The places of all nodes, by cells."""
 
     def __init__(self, places: Places, range_m: float, step_m: float = 0.0) -> None:
         self._places, self._range_m = places, range_m
         self._step_m = step_m
         self._cell_m = range_m * 1.000001
-        """A little wider, for a distance that is rounded to the range may be longer than it."""
+        """A little wider than the range, because a distance that is rounded to the range may be longer than it."""
         self.xs_m, self.ys_m, self.present = places.xs_m[:], places.ys_m[:], places.present[:]
-        """Where everybody counts as being, and whether it is on the map."""
+        """Where each node counts as being, and whether it is on the map."""
         self.movers: list[int] = []
-        """Who moved by the last call of :meth:`moved`, in order."""
+        """The nodes that moved by the last call of :meth:`moved`, in order."""
         self._members: dict[_Cell, list[int]] = {}
         self._around: dict[_Cell, list[int]] = {}
-        """By cell: the members of it and of those that touch it, in order."""
+        """By cell: the members of it and of the cells that touch it, in order."""
         self._neighbours: dict[int, list[int]] = {}
         self._find_all()
 
     def moved(self) -> list[int]:
-        """The places may have changed. Returns who moved and everybody in whose range it was or is, in order."""
+        """Take in that the places may have changed. Returns the nodes that moved and all nodes in whose range they were
+        or are, in order."""
         movers = self.movers = self._look()
         nodes = len(self.xs_m)
         if len(movers) > _FEW * nodes:
@@ -55,7 +56,7 @@ class Cells:
         return sorted(touched)
 
     def neighbours(self, node: int) -> list[int]:
-        """Nodes within range of ``node``, in order; none when it is not on the map. Not to be changed."""
+        """The nodes within range of ``node``, in order; none when it is not on the map. Not to be changed."""
         known = self._neighbours.get(node)
         if known is None:
             known = self._neighbours[node] = self._find(node)
@@ -95,7 +96,7 @@ class Cells:
         if was != now:
             if was is not None:
                 self._members[was].remove(node)
-                if not self._members[was]:  # or there would be one for each place that somebody has ever been at
+                if not self._members[was]:  # or there would be one for each place that anybody has ever been at
                     del self._members[was]
                 self._forget_around(was)
             if now is not None:
@@ -146,6 +147,6 @@ class Cells:
 
 
 def _touching(cell: _Cell) -> list[_Cell]:
-    """It and the eight around it."""
+    """A cell and the eight cells around it."""
     column, row = cell
     return [(column + across, row + along) for across in (-1.0, 0.0, 1.0) for along in (-1.0, 0.0, 1.0)]

@@ -1,27 +1,27 @@
-"""What links do to what is sent: the contract between models of the air and the wires, and both harnesses.
+"""The contract between models of the air and the wires and both harnesses: what links do to what is sent.
 
-Nodes are numbers, in the order of ``Scenario.names``. Time is virtual nanoseconds in the simulator and monotonic ones
-in the emulator. Chance comes from the ``random.Random`` a model was made with, and from nowhere else.
+Nodes are numbers, in the order of ``Scenario.names``. Time is virtual nanoseconds in the simulator, and monotonic
+nanoseconds in the emulator. Chance comes from the ``random.Random`` that a model was made with, and from nowhere else.
 
-Datagrams (mDNS) are lost. Streams (TLS over TCP) never are: what the air loses is sent again, so a stream is late, or
-stands still while its ends are out of reach.
+Datagrams (mDNS) may be lost. Streams (TLS over TCP) never lose anything: what the air loses is sent again, so a stream
+is late, or stands still while its ends are out of reach.
 
-:class:`sims.media.media.Media` is all of these protocols in one object.
+:class:`sims.media.media.Media` implements all of these protocols in one object.
 """
 
 from typing import Protocol
 
 RELAY = -1
-"""Stands for the relay where a fault of the way to it is meant; no node has this number."""
+"""Stands for the relay in a fault of the way to it. No node has this number."""
 
 
 class Places(Protocol):
-    """Where the nodes are. Models hold on to it and its lists; :meth:`advance` changes them in place."""
+    """Where the nodes are. Models keep the object and its lists; :meth:`advance` changes them in place."""
 
     xs_m: "list[float]"
     ys_m: "list[float]"
     present: "list[bool]"
-    """Whether a node is on the map at all (a trace's vehicle comes and goes)."""
+    """Whether a node is on the map at all: a vehicle of a trace comes and goes."""
     speeds_mps: "list[float]"
     headings_deg: "list[float]"
 
@@ -30,80 +30,82 @@ class Places(Protocol):
 
 
 class Links(Protocol):
-    """One medium or several; the same object serves the simulator and the emulator.
+    """One medium or several. The same object serves the simulator and the emulator.
 
-    ``size_bytes`` of a datagram or frame counts from its IP header on; of a stream it is what the program writes: TLS,
-    TCP and IP come on top here. ``now_ns`` never goes back from call to call. Arrivals are later than ``now_ns``.
+    ``size_bytes`` of a datagram or frame counts from its IP header on. Of a stream it is what the program writes,
+    without TLS, TCP and IP. ``now_ns`` never goes back from call to call. Arrivals are later than ``now_ns``.
     """
 
     def moved(self, now_ns: int) -> list[int]:
-        """The places may have changed, and what is kept about distances has to be made anew. Returns the nodes, in
-        order, of which :meth:`neighbours` or what lies between them and these may be others now."""
+        """Take in that the places may have changed: what is kept about distances is made anew. Returns the nodes, in
+        order, whose :meth:`neighbours` may have changed, or the links between them and these."""
 
     def neighbours(self, node: int) -> list[int]:
-        """Nodes that could hear ``node`` now (by air or by wire), in order. Not to be changed by the caller."""
+        """The nodes that could hear ``node`` now, by air or by wire, in order. The caller must not change the list."""
 
     def multicast_ns(self, sender: int, size_bytes: int, now_ns: int) -> tuple[int, list[int]]:
-        """When one multicast datagram arrives, and at whom, in order. It is on the air once: one event is enough."""
+        """When one multicast datagram arrives, and at which nodes, in order. It is on the air once, so it arrives
+        everywhere at one instant."""
 
     def datagram_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
-        """When a datagram that nobody acknowledges arrives at one receiver; None: it is lost.
+        """When a datagram that nobody acknowledges arrives at one receiver; None when it is lost.
 
         Calls with the same sender, size and instant are receivers of one transmission.
         """
 
     def frame_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
-        """When one unicast Ethernet frame arrives, the link layer's retries included; None: it is lost.
+        """When one unicast Ethernet frame arrives, retries of the link layer included; None when it is lost.
 
-        The order of one pair's frames is the caller's to keep, as the link layer of 802.11 does.
+        The caller keeps the frames of one pair in order, as the link layer of 802.11 does.
         """
 
     def stream_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
-        """When bytes put on an open stream arrive, retransmissions included, not regarding what is ahead of them; None:
-        the stream stands still, for its ends are out of reach or lose too much in a row; ask again later.
+        """When bytes put on an open stream arrive, with retransmissions, whatever is ahead of them. None means that the
+        stream stands still, because its ends are out of reach or lose too much in a row; ask again later.
 
-        Order is the caller's: nothing on a pipe arrives before what was written earlier. What stood still for a while
+        The caller keeps the order: nothing on a pipe arrives before what was written earlier. A stream that stood still
         goes on with TCP's next retransmission, which comes after ever longer pauses.
         """
 
     def connect_ns(self, sender: int, receiver: int, now_ns: int) -> int | None:
-        """When a stream is open at both ends, TCP and mutual TLS included; None: nobody answers."""
+        """When a stream is open at both ends, with TCP and mutual TLS; None when nobody answers."""
 
     def busy_share(self, node: int, now_ns: int) -> float:
-        """Channel busy ratio that ``node`` sees, 0 to 1."""
+        """The channel busy ratio that ``node`` sees, 0 to 1."""
 
 
 class Uplink(Protocol):
     """The way between the nodes and the relay."""
 
     def uplink_ns(self, node: int, size_bytes: int, now_ns: int, upward: bool = True) -> int | None:
-        """When bytes on an open stream between ``node`` and the relay arrive (``upward``: there); None: no coverage."""
+        """When bytes on an open stream between ``node`` and the relay arrive; None without coverage. ``upward``:
+        towards the relay."""
 
     def uplink_connect_ns(self, node: int, now_ns: int) -> int | None:
-        """When a stream to the relay is open; None: no coverage."""
+        """When a stream to the relay is open; None without coverage."""
 
 
 class Overlay(Protocol):
-    """Faults on top of what the media do, each one way: from ``sender`` to ``receiver``; one of them may be RELAY.
+    """Faults on top of what the media do. Each is one way, from ``sender`` to ``receiver``, one of which may be RELAY.
 
-    A stream stands still when either of its directions is cut, for want of acknowledgements.
+    A stream stands still when either of its directions is cut, because acknowledgements are missing.
     """
 
     def cut(self, sender: int, receiver: int) -> None:
-        """Nothing passes, until :meth:`uncut` was called as often as this."""
+        """Nothing passes until :meth:`uncut` was called as often as this."""
 
     def uncut(self, sender: int, receiver: int) -> None:
-        """Takes back one :meth:`cut`; without one nothing happens."""
+        """Take back one :meth:`cut`. Without one, nothing happens."""
 
     def lose(self, sender: int, receiver: int, share: float) -> None:
-        """So many of the frames are lost, the link layer's retries notwithstanding; 0 ends it."""
+        """A share of the frames is lost, whatever the link layer retries; 0 ends it."""
 
     def clog(self, sender: int, receiver: int, delay_ns: int) -> None:
-        """Everything takes so much longer; 0 ends it."""
+        """Everything takes ``delay_ns`` longer; 0 ends it."""
 
     def clear(self) -> None:
-        """No fault any more."""
+        """End all faults."""
 
 
 class Medium(Links, Uplink, Overlay, Protocol):
-    """What a harness is given."""
+    """Everything that a harness needs of the media."""

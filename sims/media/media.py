@@ -1,11 +1,11 @@
 """All media of a scenario in one object: the air, wires between roadside units, the cellular way to the relay, and the
 faults on top of them.
 
-Two nodes that share a backbone use its wire for everything, whatever their distance; all others the air. A wire loses
-nothing and is never shared. The cellular way loses nothing either, for its link layer acknowledges (RLC, 3GPP
+Two nodes that share a backbone use its wire for everything, whatever their distance. All others use the air. A wire
+loses nothing and is never shared. The cellular way loses nothing either, because its link layer acknowledges (RLC, 3GPP
 TS 38.322); it ends where a hole begins.
 
-Faults are kept by pair and cost one look at a flag while there are none. They hit wires, air and cellular way alike.
+Faults are kept by pair, and cost one look at a flag while there are none. They hit wires, air and cellular way alike.
 """
 
 import math
@@ -28,15 +28,15 @@ from sims.media.tcp import (
 from sims.scenario.file import Backbone, Cellular, Scenario
 
 MOST_LOST: Final = 0.999
-"""A stream that loses more of its segments stands still."""
+"""A stream that loses a larger share of its segments stands still."""
 _ETHERNET_BYTES: Final = 18
 
 
 class Media:
-    """See the module. It is a :class:`sims.media.contract.Medium`."""
+    """All media of a scenario: a :class:`sims.media.contract.Medium`."""
 
     def __init__(self, scenario: Scenario, places: Places, random: Random, of_uplink: Random | None = None) -> None:
-        """``of_uplink``: chance of the cellular way; None: that of the rest."""
+        """``of_uplink``: randomness of the cellular way; None: the same as for the rest."""
         self._places, self._draw = places, random.random
         self.radio = Air(scenario.radio, places, random)
         self._present = places.present[:]
@@ -54,7 +54,7 @@ class Media:
     def moved(self, now_ns: int) -> list[int]:
         """See :class:`sims.media.contract.Links`. Costs next to nothing when everybody stayed."""
         touched = self.radio.moved()
-        if self._wired and self._present != self._places.present:  # by wire it is seen from anywhere
+        if self._wired and self._present != self._places.present:  # wires make it visible from everywhere
             self._present = self._places.present[:]
             touched = list(range(len(self._present)))
         for node in touched:
@@ -142,7 +142,7 @@ class Media:
         return self._connected_ns(node, RELAY, arrival_ns, now_ns) if self._faulty else arrival_ns
 
     def covered(self, node: int) -> bool:
-        """Whether the relay is within reach, as far as the way there goes."""
+        """Whether the way of a node to the relay is open; the relay may be out all the same."""
         return self._cellular.covered(node) and not (self._faulty and self._stands_still(node, RELAY))
 
     # --- Overlay ---------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class Media:
         return arrival_ns
 
     def _connected_ns(self, sender: int, receiver: int, arrival_ns: int | None, now_ns: int) -> int | None:
-        """Each round trip of a handshake meets the faults of both ways."""
+        """When a connection is open: each round trip of its handshake meets the faults of both ways."""
         for _ in range(CONNECT_ROUND_TRIPS):
             arrival_ns = self._late_ns(sender, receiver, 0, arrival_ns, now_ns)
             arrival_ns = self._late_ns(receiver, sender, 0, arrival_ns, now_ns)
@@ -233,7 +233,7 @@ class Media:
 
 
 class _Wires:
-    """Backbones. Each direction of each pair is a wire of its own (a switch that never drops)."""
+    """The backbones. Each direction of each pair is a wire of its own, as on a switch that never drops."""
 
     def __init__(self, scenario: Scenario, places: Places) -> None:
         self._places = places
@@ -250,7 +250,7 @@ class _Wires:
         self._free_ns: dict[tuple[int, int], int] = {}
 
     def joined(self, node: int) -> list[int]:
-        """Who is wired to ``node`` and on the map, in order."""
+        """The nodes that are wired to ``node`` and on the map, in order."""
         present = self._places.present
         if not self._of[node] or not present[node]:
             return []
@@ -281,7 +281,7 @@ class _Wires:
 
 
 class _Cellular:
-    """The way to the relay."""
+    """The cellular way to the relay."""
 
     def __init__(self, cellular: Cellular, places: Cells, random: Random) -> None:
         self._cellular, self._places, self._draw = cellular, places, random.random
@@ -323,6 +323,6 @@ class _Cellular:
 
 
 def _on_wire(size_bytes: int) -> tuple[int, int]:
-    """Bytes and segments that a stream's message becomes."""
+    """The bytes and segments that a stream's message becomes."""
     segments = segments_of(size_bytes)
     return size_bytes + TLS_BYTES + segments * TCP_IP_BYTES, segments

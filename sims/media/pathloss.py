@@ -1,10 +1,10 @@
 """How likely one transmission of a frame is received, over distance: models of propagation, and of a receiver.
 
-A :class:`Delivery` answers for one distance and one shadow. Range is where 1 % of the frames arrive.
+A :class:`Delivery` answers for one distance and one shadow. The range is where 1 % of the frames arrive.
 
 Sources:
 
-- ``logistic``: ``PDR = 1 / (1 + exp((d - d50) / s))``, a shape that field trials of 802.11p and LTE-V2X fit; the
+- ``logistic``: ``PDR = 1 / (1 + exp((d - d50) / s))``, a shape that field trials of 802.11p and LTE-V2X fit. The
   constants of the three environments agree with 90 % awareness up to 200 m in towns and over 500 m on highways.
 - ``tr37885``: 3GPP TR 37.885 V15.3.0, table 6.2.1-1 (path loss, shadowing) and 6.2.3 (correlation distances, with those
   of TR 38.901 UMi in towns).
@@ -42,7 +42,7 @@ _ANTENNA_HEIGHT_M: Final = 1.5
 _LOGISTIC: Final = {"highway": (450.0, 45.0), "urban": (320.0, 32.0), "urban-blocked": (160.0, 30.0)}
 
 PathLoss = Callable[[float], float]
-"""Metres to decibels."""
+"""A model of path loss: from metres to decibels."""
 
 
 class Delivery(Protocol):
@@ -50,18 +50,18 @@ class Delivery(Protocol):
 
     @property
     def sigma_db(self) -> float:
-        """Standard deviation of the shadowing; 0: the model has none."""
+        """The standard deviation of the shadowing; 0 when the model has none."""
 
     @property
     def decorrelation_m(self) -> float:
         """How far the ends move until their shadow is mostly another one."""
 
     def share(self, distance_m: float, shadow_db: float = 0.0) -> float:
-        """Of the frames that arrive, 0 to 1. ``shadow_db`` is lost on top of the path loss."""
+        """The share of frames that arrives, 0 to 1. ``shadow_db`` is lost on top of the path loss."""
 
 
 class Logistic(Struct, frozen=True):
-    """See the module."""
+    """The logistic model."""
 
     d50_m: float
     slope_m: float
@@ -74,7 +74,7 @@ class Logistic(Struct, frozen=True):
 
 
 class Ideal(Struct, frozen=True):
-    """All or nothing."""
+    """All frames within a range arrive, and none beyond it."""
 
     range_m: float
     sigma_db: float = 0.0
@@ -86,7 +86,7 @@ class Ideal(Struct, frozen=True):
 
 
 class Budget(Struct, frozen=True):
-    """A link budget: what is left of the transmit power over the noise decides."""
+    """A link budget: the margin of the transmit power over the noise decides."""
 
     path_loss: PathLoss
     sigma_db: float
@@ -113,7 +113,7 @@ def delivery_of(radio: Radio) -> Delivery:
 
 
 def range_m(delivery: Delivery) -> float:
-    """Where one in a hundred frames arrives, without a shadow."""
+    """The distance at which one in a hundred frames arrives, without a shadow."""
     near_m, far_m = 0.0, _LONGEST_M
     while far_m - near_m > 0.01:
         middle_m = (near_m + far_m) / 2
@@ -125,27 +125,27 @@ def range_m(delivery: Delivery) -> float:
 
 
 def free_space_db(distance_m: float) -> float:
-    """Path loss with nothing in the way, for distances of 1 m and more."""
+    """Path loss with nothing in between, for distances of 1 m and more."""
     return 20 * math.log10(distance_m) + 46.4 + 20 * math.log10(CARRIER_GHZ / 5.0)
 
 
 def tr37885_highway_db(distance_m: float) -> float:
-    """Line of sight on a highway."""
+    """Path loss with line of sight on a highway."""
     return 32.4 + 20 * math.log10(max(distance_m, 1.0)) + 20 * math.log10(CARRIER_GHZ)
 
 
 def tr37885_urban_db(distance_m: float) -> float:
-    """Line of sight in a street."""
+    """Path loss with line of sight in a street."""
     return 38.77 + 16.7 * math.log10(max(distance_m, 1.0)) + 18.2 * math.log10(CARRIER_GHZ)
 
 
 def tr37885_blocked_db(distance_m: float) -> float:
-    """A building in between."""
+    """Path loss with a building in between."""
     return 36.85 + 30 * math.log10(max(distance_m, 1.0)) + 18.9 * math.log10(CARRIER_GHZ)
 
 
 def winner_plus_los_db(distance_m: float) -> float:
-    """Line of sight: one slope up to the break point, a steeper one beyond."""
+    """Path loss with line of sight: one slope up to the break point, and a steeper one beyond."""
     distance_m = max(distance_m, 3.0)
     if distance_m < 4 * _EFFECTIVE_HEIGHT_M**2 * CARRIER_GHZ * 1e9 / _LIGHT_MPS:
         loss_db = 22.7 * math.log10(distance_m) + 27.0 + 20.0 * math.log10(CARRIER_GHZ)
@@ -156,7 +156,7 @@ def winner_plus_los_db(distance_m: float) -> float:
 
 
 def winner_plus_blocked_db(distance_m: float) -> float:
-    """A building in between."""
+    """Path loss with a building in between."""
     distance_m = max(distance_m, 3.0)
     height = math.log10(_ANTENNA_HEIGHT_M)
     slope = 44.9 - 6.55 * height

@@ -1,25 +1,24 @@
 """The air: what distance, a shared channel, the link layer of 802.11 and TCP do to what nodes send one another.
 
-Every transmission waits for those its sender has not finished, and for the channel; it takes its airtime, the latency
-of the scenario and a jitter. Whether it arrives is one draw against the delivery share of the distance
+Every transmission waits for those that its sender has not finished, and for the channel. It takes its airtime, the
+latency of the scenario and a jitter. Whether it arrives is one draw against the delivery share of the distance
 (:mod:`sims.media.pathloss`), the scenario's loss, and collisions (:mod:`sims.media.airtime`; the ``ideal`` model has
 none):
 
 - a datagram has one attempt;
-- a unicast frame has ``1 + retries``, each of which costs airtime;
+- a unicast frame has ``1 + retries`` attempts, each of which costs airtime;
 - a message on a stream is one or several such frames, and TCP sends again what all attempts lost
-  (:mod:`sims.media.tcp`);
-  beyond a second of that the stream stands still.
+  (:mod:`sims.media.tcp`). When that takes longer than a second, the stream stands still.
 
-The draw that decides also gives the jitter: the common case costs one random number. The number of failed attempts is
-geometric, drawn at once by inversion.
+The draw that decides also gives the jitter, so the common case costs one random number. The number of failed attempts
+is geometric, and drawn at once by inversion.
 
 Queues: datagrams and frames that would wait longer than 100 ms for their own sender are dropped. Messages of one
 segment pass those of several, as ``fq_codel`` (the default of Linux under 802.11) lets flows with little to send pass;
 they wait for the one frame that is on the air. Messages of several segments wait for everything.
 
 What is known of a pair is kept until one of the two has gone ``STEP_M`` (:mod:`sims.media.cells`). Shadowing belongs to
-a pair, is the same both ways and changes with the ground that its ends cover: ``exp(-distance / decorrelation)`` of it
+a pair, is the same both ways, and changes with the ground that its ends cover: ``exp(-distance / decorrelation)`` of it
 stays (Gudmundson, 1991; TR 36.885).
 """
 
@@ -49,44 +48,44 @@ from sims.media.tcp import (
 from sims.scenario import file as scenario
 
 LEAST_SHARE: Final = 1e-3
-"""Of the frames that have to arrive for a pair to be in reach of one another."""
+"""So many frames have to arrive for a pair to be in reach of one another."""
 LONGEST_QUEUE_NS: Final = 100 * MS
 STEP_M: Final = 5.0
-"""How far a node goes before its distances are measured anew. The logistic curves fall over 30 to 45 m, so that five
-shift them by 0.04 where they are steepest; GNSS receivers err as much."""
+"""How far a node goes before its distances are measured anew. The logistic curves fall over 30 to 45 m, so 5 m shift
+them by 0.04 where they are steepest. GNSS receivers err as much."""
 _STEPS_A_SHADOW: Final = 4
-"""A step is at most this part of the shadow's decorrelation distance: three quarters of the shadow outlive it, and what
-changes is still more than the path loss does on that way."""
+"""A step is at most this part of the shadow's decorrelation distance. Three quarters of the shadow outlive it, and the
+rest changes more than the path loss does on that way."""
 _MOST: Final = 0.7
-"""Of all nodes: when so many moved, forgetting all pairs costs less than finding those of the movers."""
+"""When more than this share of all nodes moved, forgetting all pairs costs less than finding those of the movers."""
 MAX_PAIRS: Final = 1_000_000
-"""After so many were measured all are forgotten, so that at most so many are kept: about 200 MB."""
+"""After so many measurements all pairs are forgotten, so that at most so many are kept: about 200 MB."""
 _LONE_BYTES: Final = SEGMENT_BYTES - TLS_BYTES
 """The most that one segment takes from a program."""
 _REPEATED_SLOWLY: Final = ARP_FLIGHTS + 2
-"""Flights of a connection whose loss costs a second."""
+"""The flights of a connection whose loss costs a second."""
 _TINY: Final = 1e-18
 
 
 class _Pair:
-    """What lies between two nodes: the same both ways."""
+    """What lies between two nodes. It is the same both ways."""
 
     __slots__ = ("failure", "hidden", "stale")
 
     def __init__(self, failure: float, hidden: float, stale: bool = False) -> None:
         self.stale = stale
-        """One of them has moved since."""
+        """Whether one of them has moved since."""
         self.failure = failure
-        """Share of the attempts that fail for distance and loss."""
+        """The share of the attempts that fail for distance and loss."""
         self.hidden = hidden
-        """Share of the receiver's surroundings that is hidden from the sender."""
+        """The share of the receiver's surroundings that is hidden from the sender."""
 
 
 _OUT_OF_REACH: Final = _Pair(1.0, 0.0, True)
 
 
 class Way:
-    """From one node to another, for whoever sends much there: see :meth:`Air.way`."""
+    """The way from one node to another, for callers that send much there: see :meth:`Air.way`."""
 
     __slots__ = ("air", "far", "pair", "receiver", "sender")
 
@@ -99,21 +98,21 @@ def _nobody(node: int) -> list[int]:
 
 
 class Air:
-    """See the module; the methods are those of :class:`sims.media.contract.Links`."""
+    """The air between all nodes. Its methods are those of :class:`sims.media.contract.Links`."""
 
     def __init__(self, radio: scenario.Radio, places: Places, random: Random) -> None:
         self._draw, self._random = random.random, random
         self._delivery = delivery_of(radio)
         self.range_m = radio.range_m or range_m(self._delivery)
-        """Nothing is heard beyond."""
+        """Nothing is heard beyond it."""
         self.cells = Cells(places, self.range_m, min(STEP_M, self._delivery.decorrelation_m / _STEPS_A_SHADOW))
         nodes = len(places.xs_m)
         self._stride = nodes + 1
         self._pairs: list[dict[int, _Pair]] = [{} for _ in range(nodes)]
-        """Of each sender, by receiver."""
+        """What lies between nodes, by sender and receiver."""
         self._measured = 0
         self._resolved: set[int] = set()
-        """Pairs that know each other's link-layer addresses; looked into, never gone through."""
+        """The pairs that know each other's link-layer addresses. The set is looked into, but never gone through."""
         self._shadows: dict[int, tuple[float, float, float, float, float]] = {}
         self._channel = Channel(nodes, self.cells.neighbours if radio.shared else _nobody)
         self._air = self._channel.transmitters
@@ -125,16 +124,17 @@ class Air:
         self._rate_mbps = radio.bit_rate_mbps
         segment_bytes = range(TCP_IP_BYTES + TLS_BYTES, TCP_IP_BYTES + SEGMENT_BYTES + 1)
         self._lone_ns = [airtime_ns(size_bytes, self._rate_mbps) for size_bytes in segment_bytes]
-        """Airtime of a stream's message of one segment, by its size."""
+        """The airtime of a stream's message of one segment, by its size."""
         self._full_ns = self._lone_ns[-1]
         self._confirmed_ns = ACKNOWLEDGED_NS + airtime_ns(TCP_IP_BYTES, self._rate_mbps) + ACKNOWLEDGED_NS
-        """On the air behind each segment that is alone: its acknowledgements by 802.11 and by TCP."""
+        """Airtime behind each segment that is alone, for its acknowledgements by 802.11 and by TCP."""
         self._back_ns = airtime_ns(TCP_IP_BYTES, self._rate_mbps) + ACKNOWLEDGED_NS
         self._cast: tuple[int, int, int, int | None] = (-1, 0, 0, None)
 
     # --- places ----------------------------------------------------------------------------------------------------
     def moved(self) -> list[int]:
-        """The places may have changed. Returns whose distances, or whose neighbours' distances, may be others now."""
+        """Take in that the places may have changed. Returns the nodes whose distances, or whose neighbours' distances,
+        may be others now."""
         touched = self.cells.moved()
         if len(self.cells.movers) > _MOST * len(self._pairs):
             self._forget_pairs()
@@ -154,7 +154,7 @@ class Air:
         return self.cells.neighbours(node)
 
     def delivery_share(self, sender: int, receiver: int) -> float:
-        """Of single attempts that arrive now on a quiet channel."""
+        """The share of single attempts that would arrive now on a quiet channel."""
         return 1.0 - self._pair(sender, receiver).failure
 
     def busy_share(self, node: int, now_ns: int) -> float:
@@ -212,19 +212,19 @@ class Air:
 
     # --- the channel -----------------------------------------------------------------------------------------------
     def _heard(self, node: int, now_ns: int) -> Transmitter:
-        """Its transmitter, and what it heard of the channel."""
+        """The transmitter of a node, once it is known what it heard of the channel."""
         if now_ns >= self._channel.turn_ns:
             self._channel.turn(now_ns)
         air = self._air[node]
         return air if air.known else self._channel.hear(node)
 
     def _failure(self, pair: _Pair, receiver: int, now_ns: int) -> float:
-        """Of one attempt, collisions included."""
+        """The share of single attempts that fail, collisions included."""
         collided = self._heard(receiver, now_ns).collided * pair.hidden
         return 1.0 - (1.0 - pair.failure) * math.exp(-collided) if collided else pair.failure
 
     def _send(self, air: Transmitter, airtime: int, now_ns: int) -> int | None:
-        """When a packet leaves the air whose queue is bounded; None: it was dropped."""
+        """When a packet leaves the air whose queue is bounded; None when it was dropped."""
         free_ns = air.free_ns
         if free_ns - now_ns > LONGEST_QUEUE_NS:
             return None
@@ -284,11 +284,11 @@ class Air:
         return self.stream_along_ns(self.way(sender, receiver), size_bytes, now_ns)
 
     def way(self, sender: int, receiver: int) -> Way:
-        """For :meth:`stream_along_ns`, as often as wanted."""
+        """The way between two nodes, for any number of calls of :meth:`stream_along_ns`."""
         return Way(sender, receiver, self._air[sender], self._air[receiver])
 
     def stream_along_ns(self, way: Way, size_bytes: int, now_ns: int) -> int | None:
-        """As :meth:`stream_ns`. The hottest function of the simulator: written out in one piece."""
+        """As :meth:`stream_ns`. This is the hottest function of the simulator, and written out in one piece."""
         pair = way.pair
         if pair.stale:
             pair = way.pair = self._pair(way.sender, way.receiver)
@@ -348,7 +348,7 @@ class Air:
         return late_ns
 
     def _burst_ns(self, air: Transmitter, size_bytes: int, failure: float, now_ns: int) -> int | None:
-        """A message of several segments."""
+        """When a message of several segments arrives; None when the stream stands still."""
         segments = segments_of(size_bytes)
         lost = failure**self._attempts
         attempts = (1.0 - lost) / (1.0 - failure)
@@ -366,9 +366,9 @@ class Air:
         return gone_ns + self._latency_ns + int(self._draw() * (self._jitter_ns + air.wait_ns))
 
     def connect_ns(self, sender: int, receiver: int, now_ns: int) -> int | None:
-        """See :class:`sims.media.contract.Links`. Its flights don't reserve the transmitters ahead of time. Two nodes
-        that have not met before ask for the other's link-layer address first (ARP), which is repeated as slowly as a
-        SYN."""
+        """See :class:`sims.media.contract.Links`. The flights of a handshake don't reserve the transmitters ahead of
+        time. Two nodes that have not met before first ask for the other's link-layer address (ARP), which is repeated
+        as slowly as a SYN."""
         pair = self._pair(sender, receiver)
         if pair is _OUT_OF_REACH:
             return None

@@ -1,13 +1,14 @@
-"""The plainest medium: one delay for all, links shaped and cut by hand. For tests and small programs.
+"""The simplest medium: one delay for everything, and links that are shaped and cut by hand. It is for tests and small
+programs.
 
-Implements :class:`~sims.media.contract.Links`. Nothing is lost by chance. A link with a rate sends one frame after the
-other, whichever pipe it is on.
+It implements :class:`~sims.media.contract.Links`. Nothing is lost by chance. A link with a rate sends one frame after
+the other, whichever pipe it is on.
 """
 
 from protocols.base import limits
 
 HANDSHAKE_TRIPS = 5
-"""TCP, TLS 1.3 with certificates of both sides and NNG's headers: one-way trips until a stream takes a frame."""
+"""One-way trips until a stream takes a frame: TCP, TLS 1.3 with certificates of both sides, and NNG's headers."""
 
 
 class _Shape:
@@ -19,17 +20,17 @@ class _Shape:
 
 
 class Wires:
-    """Everybody reaches everybody."""
+    """Wires between all nodes."""
 
     def __init__(self, delay_ns: int) -> None:
         self.delay_ns = delay_ns
         self.nodes = 0
-        """How many there are."""
+        """How many nodes there are."""
         self._shapes: dict[tuple[int, int], _Shape] = {}
         self._cut: set[tuple[int, int]] = set()
 
     def shape(self, sender: int, receiver: int, delay_ns: int, bytes_per_s: int) -> None:
-        """One direction from now on; 0 bytes a second: frames take no time to send."""
+        """Shape one direction from now on; 0 bytes a second means that frames take no time to send."""
         self._shapes[sender, receiver] = _Shape(delay_ns, bytes_per_s)
 
     def cut(self, sender: int, receiver: int) -> None:
@@ -41,7 +42,7 @@ class Wires:
         self._cut.clear()
 
     def moved(self, now_ns: int) -> list[int]:
-        """Nobody moves."""
+        """Nobody moves, so nobody is touched."""
         return []
 
     def neighbours(self, node: int) -> list[int]:
@@ -49,16 +50,16 @@ class Wires:
         return [other for other in range(self.nodes) if other != node]
 
     def multicast_ns(self, sender: int, size_bytes: int, now_ns: int) -> tuple[int, list[int]]:
-        """At all it is not cut off from, after the common delay."""
+        """A datagram arrives at all nodes that the sender is not cut off from, after the common delay."""
         del size_bytes
         return now_ns + self.delay_ns, [o for o in self.neighbours(sender) if (sender, o) not in self._cut]
 
     def datagram_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
-        """As a frame."""
+        """A datagram takes as long as a frame."""
         return self.stream_ns(sender, receiver, size_bytes, now_ns)
 
     def frame_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
-        """As bytes on a stream."""
+        """A frame takes as long as bytes on a stream."""
         return self.stream_ns(sender, receiver, size_bytes, now_ns)
 
     def stream_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
@@ -74,11 +75,11 @@ class Wires:
         return now_ns + shape.delay_ns
 
     def connect_ns(self, sender: int, receiver: int, now_ns: int) -> int | None:
-        """None while either direction is cut."""
+        """When a stream is open; None while either direction is cut."""
         if (sender, receiver) in self._cut or (receiver, sender) in self._cut:
             return None
         return now_ns + HANDSHAKE_TRIPS * self.delay_ns
 
     def busy_share(self, node: int, now_ns: int) -> float:
-        """Nobody shares anything."""
+        """Always 0: nobody shares anything."""
         return 0.0

@@ -1,10 +1,10 @@
 """What computing costs on the classes of computers that scenarios name.
 
-``car-computer`` is the measure of ``compute_ms`` in scenarios; the other factors are those between recent small-board,
+``car-computer`` is the measure of ``compute_ms`` in scenarios. The other factors are those between recent small-board,
 roadside and server processors in single-thread integer work, rounded. Handshakes and frames were measured in the
-emulator: mutual TLS 1.3 with P-256 takes 1.2 ms an end, and where twelve nodes have readings at 10 Hz each frame sent
-or received takes 80 µs of processor, kernel included: ten times what a loop of nothing else takes, for caches are cold
-and threads sleep in between. One core of that host stands for a ``car-computer``.
+emulator. Mutual TLS 1.3 with P-256 takes 1.2 ms an end. Where twelve nodes have readings at 10 Hz, each frame sent or
+received takes 80 µs of processor, kernel included. That is ten times what a loop of nothing else takes, because caches
+are cold and threads sleep in between. One core of that host stands for a ``car-computer``.
 """
 
 from typing import Final, NamedTuple
@@ -16,11 +16,11 @@ class Device(NamedTuple):
     """A class of computers."""
 
     factor: float
-    """Of the time that models take."""
+    """How many times as long models take as on a ``car-computer``."""
     frame_ns: int
-    """To send a frame, or to receive one, decode it and call back."""
+    """CPU time to send a frame, or to receive one, decode it and call back."""
     handshake_ns: int
-    """One end of a mutual TLS handshake."""
+    """CPU time of one end of a mutual TLS handshake."""
 
 
 def _scaled(factor: float) -> Device:

@@ -1,6 +1,6 @@
-"""What a simulation or an emulation is of: one TOML file, checked whole before anything starts.
+"""Reads and writes scenario files. A scenario is one TOML file, and is checked whole before anything starts.
 
-The structs are those of :mod:`sims.scenario.parts`. A name that they don't know is an error that names the nearest
+The structs are those of :mod:`sims.scenario.parts`. A name that they don't know is an error, which names the nearest
 known one: a misspelt fault that never happens would be a false proof.
 """
 
@@ -78,7 +78,7 @@ __all__ = [
 
 SHIPPED: Final = Path(__file__).parent / "shipped"
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024
-"""20,000 fixed points take a tenth of it; a trace given by mistake would take all memory."""
+"""20,000 fixed points take a tenth of it. A trace that was given by mistake would take all memory."""
 
 
 def shipped() -> list[str]:
@@ -87,10 +87,11 @@ def shipped() -> list[str]:
 
 
 def load(what: str | Path) -> Scenario:
-    """A scenario by the name of one that ships, or from a file (TOML, or JSON as :func:`dumps` writes it).
+    """Load a scenario by the name of one that ships, or from a file (TOML, or JSON as :func:`dumps` writes it).
 
-    :raises ScenarioError: it can't be read or used; names the file, the place in it and the value.
-    :raises TraceError: a trace that it names is not there.
+    :raises ScenarioError: when it can't be read or used; names the file, the place in it and the value.
+
+    :raises TraceError: when a trace that it names is not there.
     """
     names = shipped()
     if str(what) in names:
@@ -122,10 +123,11 @@ def _read(path: Path, folder: str) -> Scenario:
 
 
 def loads(text: str, folder: str = "") -> Scenario:
-    """A scenario from TOML, or from JSON (which begins with a brace). A ``folder`` named in the text wins.
+    """Make a scenario of TOML, or of JSON (which begins with a brace). A ``folder`` named in the text wins.
 
     :raises ScenarioError: names the place and the value.
-    :raises TraceError: a trace that it names is not there.
+
+    :raises TraceError: when a trace that it names is not there.
     """
     try:
         data = msgspec.json.decode(text) if text.lstrip().startswith("{") else tomllib.loads(text)
@@ -144,12 +146,13 @@ def loads(text: str, folder: str = "") -> Scenario:
 
 
 def dumps(scenario: Scenario) -> str:
-    """The canonical text (JSON): the same for equal scenarios, and :func:`loads` makes an equal one of it."""
+    """The canonical text (JSON) of a scenario. It is the same for equal scenarios, and :func:`loads` makes an equal one
+    of it."""
     return msgspec.json.format(msgspec.json.encode(scenario), indent=2).decode() + "\n"
 
 
 def trace_path(scenario: Scenario, trace: Trace) -> Path:
-    """The file of a trace: beside the scenario, else of those that ship. :raises TraceError: there is none."""
+    """The file of a trace: beside the scenario, or one of those that ship. :raises TraceError: when there is none."""
     for folder in (scenario.folder, SHIPPED):
         path = Path(folder) / trace.file
         if path.is_file():

@@ -1,8 +1,8 @@
 """The structs of a scenario file: names, types, bounds, defaults. :mod:`sims.scenario.file` hands them on and loads
 files.
 
-Units stand in the names. Places are metres east (``x``) and north (``y``) of ``origin``. Headings are degrees clockwise
-from north. Required fields come first: mypy does not know that msgspec could do without.
+The units are in the names. Places are metres east (``x``) and north (``y``) of ``origin``. Headings are degrees
+clockwise from north. Required fields come first, because mypy does not know that msgspec could do without that order.
 
 Left out: anything that only one of the two harnesses understands, apart from what a fault says of itself.
 """
@@ -25,12 +25,13 @@ Longitude = Annotated[float, Meta(ge=-180, le=180)]
 Name = Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9-]{0,47}\\Z")]
 
 MAX_SPREAD_BYTES: Final = 446
-"""An entry has 1,024 bytes. Of real nodes in the emulator up to 578 were taken by all but the body and the name, which
-stands in it three times, twice in the certificate; ECDSA signatures differ by 4 bytes in length."""
+"""The most that fits an entry of 1,024 bytes. In the emulator up to 578 of these were taken by everything but the body
+and the name. The name is in an entry three times, twice of these in the certificate. ECDSA signatures differ by 4 bytes
+in length."""
 
 
 class Part(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Of a scenario."""
+    """The base of all parts of a scenario."""
 
 
 class Radio(Part, frozen=True):
@@ -39,19 +40,19 @@ class Radio(Part, frozen=True):
     model: Literal["logistic", "tr37885", "winner-plus", "ideal"] = "logistic"
     environment: Literal["highway", "urban", "urban-blocked"] = "urban"
     d50_m: Annotated[float, Meta(gt=0)] | None = None
-    """Of the logistic model: where half of the frames arrive; None: that of ``environment``."""
+    """The distance at which half of the frames arrive, in the logistic model; None: that of ``environment``."""
     slope_m: Annotated[float, Meta(gt=0)] | None = None
     range_m: Annotated[float, Meta(gt=0)] | None = None
-    """Nothing is heard beyond; None: where 1 % of the frames arrive."""
+    """Nothing is heard beyond it; None: the distance at which 1 % of the frames arrive."""
     bit_rate_mbps: Annotated[float, Meta(gt=0)] = 6.0
     latency_ms: Annotated[float, Meta(ge=0)] = 2.0
-    """One way, beside airtime and queueing."""
+    """The delay one way, beside airtime and queueing."""
     jitter_ms: Annotated[float, Meta(ge=0)] = 1.0
-    """Uniform, on top."""
+    """A uniform delay on top."""
     loss: Share = 0.0
-    """Beside what distance costs."""
+    """The share of frames that is lost beside what distance costs."""
     retries: Annotated[int, Meta(ge=0, le=15)] = 6
-    """Of a unicast frame that was not acknowledged (802.11: 7 attempts)."""
+    """How often a unicast frame is repeated that was not acknowledged (802.11: 7 attempts)."""
     shared: bool = True
     """Whether nodes in range of one another share the airtime."""
 
@@ -65,7 +66,7 @@ class Hole(Part, frozen=True):
 
 
 class Cellular(Part, frozen=True):
-    """The way to the relay."""
+    """The cellular way to the relay."""
 
     latency_ms: Annotated[float, Meta(ge=0)] = 50.0
     jitter_ms: Annotated[float, Meta(ge=0)] = 20.0
@@ -83,13 +84,13 @@ class Backbone(Part, frozen=True):
 
 
 class Fixed(Part, frozen=True, tag="fixed", tag_field="kind"):
-    """Nodes that stand; as many points as nodes."""
+    """Nodes that stand still. There are as many points as nodes."""
 
     points: Annotated[tuple[Point, ...], Meta(min_length=1)]
 
 
 class Lattice(Part, frozen=True, tag="lattice", tag_field="kind"):
-    """Nodes that stand on a square lattice, row by row."""
+    """Nodes that stand still on a square lattice, row by row."""
 
     spacing_m: Annotated[float, Meta(gt=0)]
     corner: Point = (0.0, 0.0)
@@ -100,28 +101,29 @@ class Waypoints(Part, frozen=True, tag="waypoints", tag_field="kind"):
 
     points: Annotated[tuple[tuple[float, float, float], ...], Meta(min_length=1)]
     stagger_s: Seconds = 0.0
-    """The next node runs this much later. Before its first point and after its last a node stands there."""
+    """Each node runs this much later than the one before. Before its first point and after its last a node stands
+    there."""
 
 
 class Streets(Part, frozen=True, tag="streets", tag_field="kind"):
     """A generated grid of streets; a vehicle turns at random at each crossing."""
 
     blocks: Annotated[int, Meta(ge=1, le=200)] = 10
-    """Each way; there is a street on every side of a block."""
+    """How many blocks each way. There is a street on every side of a block."""
     spacing_m: Annotated[float, Meta(ge=1)] = 150.0
     speed_mps: Speed = 10.0
     corner: Point = (0.0, 0.0)
 
 
 class Highway(Part, frozen=True, tag="highway", tag_field="kind"):
-    """Parallel lanes, half of them each way; who leaves at one end comes back at the other."""
+    """Parallel lanes, half of them each way. A vehicle that leaves at one end comes back at the other."""
 
     length_m: Annotated[float, Meta(ge=10)] = 2_000.0
     lanes: Annotated[int, Meta(ge=1, le=12)] = 4
     lane_width_m: Annotated[float, Meta(gt=0)] = 3.5
     speed_mps: Speed = 33.0
     spread: Annotated[float, Meta(ge=0, le=0.9)] = 0.1
-    """Of the speeds, each way of the mean."""
+    """How far the speeds differ from the mean, each way, as a share of it."""
     corner: Point = (0.0, 0.0)
     """The western end of the southernmost lane."""
 
@@ -135,35 +137,35 @@ class Platoon(Part, frozen=True, tag="platoon", tag_field="kind"):
 
 
 class Trace(Part, frozen=True, tag="trace", tag_field="kind"):
-    """Vehicles of a SUMO floating-car file. Those there at ``from_s`` and later take the names of the group in order of
-    appearance; more vehicles than names are left out."""
+    """Vehicles of a SUMO floating-car file. Vehicles that are there at ``from_s`` or later take the names of the group
+    in order of appearance. Vehicles beyond the number of names are left out."""
 
     file: str
-    """Beside the scenario, or of those that ship."""
+    """A file beside the scenario, or one of those that ship."""
     from_s: Seconds = 0.0
-    """Time in the trace that is 0 here."""
+    """The time in the trace that is 0 in the scenario."""
     vehicles: tuple[str, ...] = ()
-    """These and no others take the names, in this order; none: see above."""
+    """Only these vehicles take the names, in this order; when empty, all do as described above."""
     geo: bool = True
     """Whether the file holds longitudes and latitudes (``sumo --fcd-output.geo``), or metres in the frame of the other
     groups."""
     jumps: Literal["refuse", "reappear"] = "refuse"
-    """What to do with a vehicle that is suddenly elsewhere, as SUMO moves those that are stuck: call the trace useless,
-    or have it absent between the two time steps."""
+    """What to do with a vehicle that is suddenly elsewhere, as SUMO moves vehicles that are stuck: call the trace
+    useless, or have the vehicle absent between the two time steps."""
 
 
 Mobility = Fixed | Lattice | Waypoints | Streets | Highway | Platoon | Trace
 
 
 class Group(Part, frozen=True):
-    """Nodes alike. Their names are ``<name>-0``, ``<name>-1``, …"""
+    """Nodes of the same kind. Their names are ``<name>-0``, ``<name>-1``, …"""
 
     name: Name
     count: Annotated[int, Meta(ge=1, le=20_000)]
     mobility: Mobility
     role: Literal["vehicle", "rsu"] = "vehicle"
     device: Literal["server", "rsu", "car-computer", "single-board"] = "car-computer"
-    """Class of the computer: what signatures, codecs and models cost."""
+    """The class of the computer, which decides what signatures, codecs and models cost."""
     start_s: Seconds = 0.0
     stagger_s: Seconds = 0.0
     """Each node starts this much after the one before."""
@@ -175,18 +177,18 @@ class Group(Part, frozen=True):
 
 
 class Curation(Part, frozen=True):
-    """What nodes of groups with ``relay`` keep for the relay: readings of their own."""
+    """Which of their own readings the nodes of groups with ``relay`` keep for the relay."""
 
     interval_s: Annotated[float, Meta(ge=0, le=86_400)] = 1.0
-    """Between two records of one key; 0: every reading."""
+    """The least time between two records of one key; 0: every reading is a record."""
     lifespan_s: Annotated[float, Meta(ge=0.001, le=86_400)] = 86_400.0
-    """What is not delivered by then expires."""
+    """A record that is not delivered by then expires."""
     max_records: Annotated[int, Meta(ge=1, le=1_000_000)] = 100_000
-    """That wait at one node; beyond, the least urgent and then the oldest is evicted."""
+    """So many records may wait at one node. Beyond that the least urgent is evicted, and of these the oldest."""
 
 
 class Traffic(Part, frozen=True):
-    """Readings that each node of a group publishes as ``<vehicle or rsu>/<node>/<topic>``."""
+    """The readings that each node of a group publishes as ``<vehicle or rsu>/<node>/<topic>``."""
 
     group: Name
     topic: Annotated[str, Meta(pattern="^[a-z0-9_-]{1,48}\\Z")] = "position"
@@ -196,25 +198,25 @@ class Traffic(Part, frozen=True):
     lifespan_ms: Annotated[int, Meta(ge=0)] = 1_000
     hops: Annotated[int, Meta(ge=0, le=8)] = 0
     to: tuple[Name, ...] = ()
-    """Groups that subscribe; none: all."""
+    """The groups that subscribe; empty: all groups."""
 
 
 class Inference(Part, frozen=True):
-    """Work that each node of a group asks for."""
+    """The work that each node of a group asks for."""
 
     group: Name
     rate_hz: Rate = 1.0
     input_bytes: Annotated[int, Meta(ge=1, le=8_000_000)] = 30_000
     output_bytes: Annotated[int, Meta(ge=1, le=8_000_000)] = 1_000
     compute_ms: Annotated[float, Meta(gt=0)] = 50.0
-    """On a ``car-computer``; other devices by their factor."""
+    """The time on a ``car-computer``. Other devices take their factor times as long."""
     deadline_ms: Annotated[int, Meta(gt=0, le=600_000)] = 500
     offered_by: tuple[Name, ...] = ()
-    """Groups that have the model; none: all."""
+    """The groups that have the model; empty: all groups."""
 
 
 class Spread(Part, frozen=True):
-    """A signed entry that one node puts in, for everybody to have."""
+    """A signed entry that one node puts in for everybody to have."""
 
     at_s: Seconds
     author: str
@@ -239,27 +241,28 @@ class Fault(Part, frozen=True):
     kind: FaultKind
     at_s: Seconds
     for_s: Seconds = 0.0
-    """0: to the end."""
+    """0: it lasts to the end."""
     nodes: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
-    """The far side of a partition, a loss or a clog; none: everybody else. A loss is of what ``nodes`` send to it."""
+    """The far side of a partition, a loss or a clog; empty: everybody else. A loss concerns what ``nodes`` send to
+    it."""
     keep_disk: bool = True
-    """Of a crash: whether what was stored is there at the restart."""
+    """After a crash: whether what was stored is there at the restart."""
     share: Share = 1.0
-    """Of the frames that are lost one way."""
+    """The share of the frames that is lost one way."""
     delay_ms: Annotated[float, Meta(ge=0)] = 500.0
-    """Of a clog."""
+    """The delay of a clog."""
     factor: Annotated[float, Meta(ge=1, le=1000)] = 20.0
     """How much slower a slow node is, or how far load is understated."""
     jump_s: float = 60.0
 
 
 class RandomFaults(Part, frozen=True):
-    """Faults drawn from the seed: each seed draws which kinds are on, how many and when."""
+    """Faults drawn from the seed. Each seed draws which kinds are on, how many faults there are, and when."""
 
     kinds: Annotated[tuple[FaultKind, ...], Meta(min_length=1)]
     until_s: Seconds
-    """Everything is well again by then: liveness is judged after it."""
+    """All faults are over by then, because liveness is judged after it."""
     most: Annotated[int, Meta(ge=1, le=1_000)] = 8
     from_s: Seconds = 5.0
     longest_s: Annotated[float, Meta(gt=0)] = 5.0
@@ -269,13 +272,13 @@ class Checks(Part, frozen=True):
     """What is judged beside what is always judged."""
 
     names: tuple[str, ...] = ()
-    """None: all that are known."""
+    """The names of the checks; empty: all that are known."""
     settle_s: Seconds = 15.0
-    """After the last fault, until everything has to be well."""
+    """After the last fault everything must have recovered within this time."""
 
 
 class Scenario(Part, frozen=True):
-    """See the module."""
+    """A whole scenario."""
 
     name: Name
     description: str
@@ -295,15 +298,17 @@ class Scenario(Part, frozen=True):
     random_faults: RandomFaults | None = None
     checks: Checks = Checks()
     folder: str = ""
-    """Where the file is; set by :func:`load`, so that a trace beside it is found. Empty for those that ship."""
+    """The folder of the file. :func:`load` sets it, so that a trace beside the file is found. It is empty for scenarios
+    that ship."""
 
     @property
     def names(self) -> list[str]:
-        """Of all nodes, in the order of their numbers."""
+        """The names of all nodes, in the order of their numbers."""
         return [f"{group.name}-{number}" for group in self.groups for number in range(group.count)]
 
     def members(self, what: str) -> list[str]:
-        """Node names that a node's or a group's name stands for. :raises ScenarioError: nobody has it."""
+        """The names of the nodes that the name of a node or group stands for. :raises ScenarioError: when nobody has
+        that name."""
         for group in self.groups:
             if group.name == what:
                 return [f"{group.name}-{number}" for number in range(group.count)]

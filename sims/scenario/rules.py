@@ -1,8 +1,8 @@
-"""What no type can say of a scenario: names that somebody has, times within the run, settings that something uses.
+"""What types can't say of a scenario: names that must exist, times within the run, and settings that must be used.
 
 A setting that its fault or radio does not use, and a fault that can't have an effect, are errors like a misspelt name:
-what never happens would be a false proof. What stands in trace files is judged by :mod:`sims.roads.traces`; the names
-of checks by those who know them.
+a fault that never happens would be a false proof. :mod:`sims.roads.traces` judges what is in trace files. The names of
+checks are judged where the checks are known.
 """
 
 import math
@@ -14,13 +14,13 @@ from sims.scenario.parts import Fault, Fixed, Group, RandomFaults, Scenario, Tra
 from sims.scenario.schema import nearest, shown
 
 MAX_NODES: Final = 20_000
-"""Four times what fits a simulation in 16 GB; a slip of the pen asks for more."""
+"""Four times what fits a simulation in 16 GB. A slip of the pen asks for more."""
 MAX_SPEED_MPS: Final = 100.0
-"""What moves faster on a road is an error of the data."""
+"""A vehicle that moves faster on a road is an error of the data."""
 SLACK_S: Final = 0.01
-"""Times that were drawn and rounded may add up to a little more."""
+"""Times that were drawn and rounded may add up to a little more than the duration."""
 MIN_WAY_S: Final = 0.001
-"""Between two waypoints."""
+"""The least time between two waypoints."""
 
 
 def check(scenario: Scenario) -> None:
@@ -121,11 +121,11 @@ _USED_BY: Final = {
     "factor": ("slow-node", "false-load"),
     "jump_s": ("clock-jump",),
 }
-"""Settings that only some faults have."""
+"""The settings that only some faults have."""
 
 
 def _wrong_fault(scenario: Scenario, fault: Fault) -> Iterator[str]:
-    """What is wrong, to be put behind its place."""
+    """What is wrong with a fault, to be put behind its place."""
     plain = Fault(fault.kind, fault.at_s)
     for field, kinds in _USED_BY.items():
         if getattr(fault, field) != getattr(plain, field) and fault.kind not in kinds:

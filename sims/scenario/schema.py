@@ -1,6 +1,6 @@
 """Turns plain data into structs, and says of bad data where it is, what it is and what would be right.
 
-msgspec checks types and bounds; before it, the data is walked along the struct's own description, because a misspelt
+msgspec checks types and bounds. Before that, the data is walked along the struct's own description, because a misspelt
 name deserves its nearest known one, and a bound would let an infinite number pass.
 """
 
@@ -24,7 +24,8 @@ _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]|\[\.\.\.\]")
 
 
 def nearest(what: str, known: Iterable[str]) -> str:
-    """The way out for a misspelt name, to be put behind a message: the nearest known name, or all if they are few."""
+    """The way out for a misspelt name, to be put behind a message: the nearest known name, or all names when they are
+    few."""
     names = list(dict.fromkeys(known))
     close = difflib.get_close_matches(what, names, n=1)
     if close:
@@ -42,7 +43,7 @@ def shown(value: object) -> str:
 
 
 def struct_from(data: object, kind: type[T]) -> T:
-    """``data`` (dicts, lists, texts, numbers) as the struct ``kind``.
+    """Convert ``data`` (dicts, lists, texts, numbers) to the struct ``kind``.
 
     :raises ScenarioError: names the place (``faults[2].at_s``), the value and what is expected.
     """
@@ -55,7 +56,7 @@ def struct_from(data: object, kind: type[T]) -> T:
 
 def _explained(message: str, data: object) -> str:
     match = _AT.fullmatch(message)
-    if match is None:  # at the top
+    if match is None:  # the error is at the top
         return message.removeprefix("Object ")
     fault, path = match[1], match[2].removeprefix(".")
     value = data
@@ -72,7 +73,7 @@ def _explained(message: str, data: object) -> str:
 
 
 def _walk(data: object, kind: inspect.Type, place: str) -> None:
-    """Names that nobody knows, and numbers that are none. What has the wrong type is left to msgspec."""
+    """Refuse unknown names and numbers that are not finite. Wrong types are left to msgspec."""
     match kind:
         case inspect.Metadata():
             _walk(data, kind.type, place)
@@ -103,7 +104,7 @@ def _walk_struct(data: dict[object, object], kind: inspect.StructType, place: st
 
 
 def _walk_union(data: object, kind: inspect.UnionType, place: str) -> None:
-    """Of structs told apart by a tag, or of something and None."""
+    """Walk a union of structs that a tag tells apart, or of something and None."""
     structs = [member for member in kind.types if isinstance(member, inspect.StructType)]
     tagged = {str(member.tag): member for member in structs if member.tag_field is not None}
     if not isinstance(data, dict) or not structs:
