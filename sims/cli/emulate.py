@@ -1,7 +1,7 @@
-"""``meshsim emulate`` and ``meshsim compare``: scenarios with real nodes. Linux, root.
+"""``meshsim emulate`` and ``meshsim compare``: scenarios with real nodes. They need Linux and root.
 
 Exit statuses: 0 all is well; 1 a check was broken, a bound not kept, or the harnesses disagree; 2 the scenario can't be
-used, or this host can't emulate; 3 the emulation is invalid, the wire was too late; 130 interrupted.
+used, or this host can't emulate; 3 the emulation is invalid because the wire was too late; 130 interrupted.
 """
 
 import json
@@ -106,7 +106,7 @@ def _emulated(scenario: Scenario, seed: int, journals: Path | None) -> Result:
     def told_to_end(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, told_to_end)  # whoever asks so deserves what was seen until then, as with Ctrl-C
+    signal.signal(signal.SIGTERM, told_to_end)  # whoever sends it gets what was seen until then, as with Ctrl-C
     try:
         return emulate(scenario, seed, say, None if journals is None else journals / "journals")
     except SimulationError as error:

@@ -1,8 +1,8 @@
 """``meshsim``: tests a topology before it is on the road.
 
-Each group of commands has a module of its own; :data:`COMMANDS` is where they are made known.
+Each group of commands has a module of its own, and :data:`COMMANDS` lists the commands.
 
-Exit statuses of ``run``: 0 every check was kept, 1 one was broken, 2 the scenario can't be used, 130 interrupted.
+Exit statuses of ``run``: 0 every check was kept, 1 a check was broken, 2 the scenario can't be used, 130 interrupted.
 """
 
 import json
@@ -26,7 +26,7 @@ from sims.runs.run import Run
 from sims.scenario.file import Scenario, load, shipped
 
 COMMANDS: tuple[click.Command, ...] = (replay, shrink, report, diff, sweep, emulate_command, compare_command)
-"""Of other modules."""
+"""The commands of other modules."""
 INTERRUPTED = 130
 _RECORDS = ("made", "delivered", "waiting", "expired", "evicted", "refused", "lost_with_disk", "not_written")
 _PROGRESS_INTERVAL_S = 0.25
@@ -91,7 +91,7 @@ for _command in COMMANDS:
 
 
 class _Progress:
-    """One line on the terminal, written over and over."""
+    """Shows how far a run is, on one line of the terminal that is written over and over."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._duration_s = scenario.duration_s

@@ -1,4 +1,4 @@
-"""``meshsim replay`` and ``meshsim shrink``, and what ``meshsim run --check-determinism`` does."""
+"""``meshsim replay`` and ``meshsim shrink``, and the work of ``meshsim run --check-determinism``."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""``meshsim report`` and ``meshsim diff``: what is done with results that are there already.
+"""``meshsim report`` and ``meshsim diff``: commands that use results which are there already.
 
-Exit status: 0, 1 for a regression, 2 for input that can't be used.
+Exit status: 0 when all is well, 1 for a regression, 2 for input that can't be used.
 """
 
 import json

@@ -1,6 +1,7 @@
 """``meshsim sweep``: a grid of settings and seeds over all cores, or over those of a Ray cluster.
 
-Exit status: 0, 1 when a check was broken or a run failed, 2 for input that can't be used, 130 when interrupted.
+Exit status: 0 when all is well, 1 when a check was broken or a run failed, 2 for input that can't be used, 130 when
+interrupted.
 """
 
 import os
@@ -36,7 +37,7 @@ _COLUMNS = (
     ("load\n%", "load_share", 100.0),
 )
 _WIDE = 120
-"""Columns where no terminal says how many there are."""
+"""The number of columns where no terminal says how many there are."""
 
 
 @click.command()
@@ -79,7 +80,7 @@ def sweep(
 
 
 def _make(made: Sweep, jobs: int | None, ray: str | None, console: Console) -> bool:
-    """Make what is missing; whether that was interrupted."""
+    """Make the runs that are missing. Returns whether that was interrupted."""
     missing = made.missing
     finished = len(made.cells) - len(missing)
     if finished:
@@ -108,7 +109,8 @@ def _make(made: Sweep, jobs: int | None, ray: str | None, console: Console) -> b
 
 
 def _show(made: Sweep) -> None:
-    """A line for each combination: medians over its seeds. Then what broke, and what occurred in the whole batch."""
+    """Show a line of medians over the seeds for each combination. Then show what broke, and what occurred in the whole
+    batch."""
     table = Table(title=f"{made.scenario.name}: medians over seeds", title_justify="left", box=box.SIMPLE_HEAD)
     for path, _ in made.cells[0].values:
         table.add_column(escape(path.replace(".", "\n")))

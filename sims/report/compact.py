@@ -24,11 +24,11 @@ _MOST = 32_000
 MAX_LOAD_POINTS = 1_300
 MAX_HAPPENINGS = 8_000
 MAX_DETAIL_CHARS = 120
-"""With both, what happened takes at most half of the three megabytes that a report may have."""
+"""With both, the timeline takes at most half of the three megabytes that a report may have."""
 
 
 class _Texts:
-    """Each text once."""
+    """Gives each text one number."""
 
     def __init__(self) -> None:
         self.all: list[str] = []
@@ -47,7 +47,7 @@ def compact(result: Result) -> dict[str, Any]:
     texts = _Texts()
     happenings, cut = _happenings(result)
     names = [info.name for info in result.node_infos]
-    for name in names:  # the first texts are the nodes, in the order of ``nodes``
+    for name in names:  # the first texts are the names of the nodes, in the order of ``nodes``
         texts.index(name)
     page = {
         "harness": result.harness, "scenario": result.scenario, "seed": result.seed, "nodes": result.nodes,
@@ -77,7 +77,8 @@ def compact(result: Result) -> dict[str, Any]:
 
 
 def _happenings(result: Result) -> tuple[list[Happening], list[str]]:
-    """As many as the page may hold, the newest of each kind, and a word on what is missing: rare kinds stay whole."""
+    """As many happenings as the page may hold, the newest of each kind, and a word on what is missing. Rare kinds stay
+    whole."""
     numbers = Counter(happening.kind for happening in result.happenings)
     most = max(numbers.values(), default=0)
     while sum(min(number, most) for number in numbers.values()) > MAX_HAPPENINGS and most > 1:

@@ -1,7 +1,7 @@
 """Makes the report: one HTML file that needs nothing but itself.
 
-Invariants: the page asks for nothing over any network (its own content security policy forbids it); what a result says
-(names of nodes, details of failures) is data in the page and never becomes markup or script.
+Invariants: the page asks for nothing over any network (its own content security policy forbids it). What a result says
+(names of nodes, details of failures) is data in the page, and never becomes markup or script.
 """
 
 import html
@@ -28,7 +28,7 @@ def render(result: Result) -> str:
     page = (folder / "page.html").read_text("utf-8")
     parts = page.split("{{")
     filled = [parts[0]]
-    for part in parts[1:]:  # one pass: what was filled in is not looked at again
+    for part in parts[1:]:  # one pass, so that what was filled in is not looked at again
         name, _, rest = part.partition("}}")
         filled += [fields[name], rest]
     return "".join(filled)

@@ -1,12 +1,13 @@
 """Where the nodes of a scenario are: all groups in one object, which is moved in place.
 
-All motion is legs: straight and steady from one instant to another. A tick therefore costs two multiplications per
-moving node, done by numpy for a whole group, and a look at the heap of the legs that end. Who stands costs nothing.
+All motion is legs, which are straight and steady from one instant to another. A tick therefore costs two
+multiplications per moving node, done by numpy for a whole group, and a look at the heap of the legs that end. Nodes
+that stand cost nothing.
 
 The same seed gives the same ways, whatever the length of the ticks: each node that chooses has its own ``Random``, made
 from the seed and its name. Taking away one group or node therefore leaves the ways of the others as they were.
 
-Headings are degrees clockwise from north; who stands keeps the last one.
+Headings are degrees clockwise from north. A node that stops keeps its last heading.
 """
 
 import math
@@ -39,7 +40,7 @@ NEVER_NS: Final = 1 << 62
 
 
 class Leg(NamedTuple):
-    """Straight and steady from ``from_ns`` until ``until_ns``."""
+    """A straight and steady motion from ``from_ns`` until ``until_ns``."""
 
     from_ns: int
     until_ns: int
@@ -50,7 +51,7 @@ class Leg(NamedTuple):
 
 
 class Map:
-    """Implements :class:`sims.media.contract.Places`."""
+    """The places of all nodes: a :class:`sims.media.contract.Places`."""
 
     def __init__(self, nodes: int) -> None:
         self.xs_m = [0.0] * nodes
@@ -87,7 +88,7 @@ class Legs:
         self._vys = np.zeros(count)
 
     def begin(self, number: int, leg: Leg) -> None:
-        """The node with this number in its group is on ``leg`` now."""
+        """The node with this number in its group is now on ``leg``."""
         self._from_ns[number] = leg.from_ns
         self._xs_m[number], self._ys_m[number] = leg.x_m, leg.y_m
         self._vxs[number], self._vys[number] = leg.vx_mps / SECOND, leg.vy_mps / SECOND
@@ -97,7 +98,7 @@ class Legs:
             self._places.headings_deg[node] = math.degrees(math.atan2(leg.vx_mps, leg.vy_mps)) % 360.0
 
     def show(self, now_ns: int) -> None:
-        """Put everybody where they are now."""
+        """Put all nodes of the group where they are now."""
         elapsed_ns = now_ns - self._from_ns
         self._places.xs_m[self._nodes] = (self._xs_m + self._vxs * elapsed_ns).tolist()
         self._places.ys_m[self._nodes] = (self._ys_m + self._vys * elapsed_ns).tolist()
@@ -107,7 +108,7 @@ class Journeys:
     """Nodes whose next leg is known when one ends."""
 
     def __init__(self, places: Map, first: int, journeys: list[Iterator[Leg]]) -> None:
-        """A journey's last leg ends at ``NEVER_NS``."""
+        """``journeys``: the legs of each node, of which the last ends at ``NEVER_NS``."""
         self._journeys = journeys
         self._legs = Legs(places, first, len(journeys))
         self._ends: list[tuple[int, int]] = []
@@ -129,8 +130,8 @@ class Journeys:
 
 
 class Drives:
-    """Vehicles of a trace: present where two time steps in a row have them, and in between on the line that joins
-    their places."""
+    """Vehicles of a trace. A vehicle is present where two time steps in a row have it, and between them it is on the
+    line that joins its places."""
 
     def __init__(self, places: Map, first: int, vehicles: list[str], track: Iterator[Step], zero_s: float) -> None:
         """``zero_s``: the time in the trace that is 0 here."""
@@ -145,7 +146,7 @@ class Drives:
         self.advance(0)
 
     def advance(self, now_ns: int) -> None:
-        """As :meth:`Map.advance`. After the last time step everybody stands."""
+        """As :meth:`Map.advance`. After the last time step all vehicles stand."""
         while self._next is not None and self._ns(self._next) <= now_ns:
             step, self._next = self._next, next(self._track, None)
             self._begin(step, self._next)
@@ -177,9 +178,9 @@ def _between(sample: Sample, goal: Sample, from_ns: int, until_ns: int) -> Leg:
 
 
 def places(scenario: Scenario, random: Random) -> Places:
-    """All nodes at the start, in the order of ``scenario.names``. Draws one number from ``random``.
+    """The places of all nodes at the start, in the order of ``scenario.names``. Draws one number from ``random``.
 
-    :raises TraceError: a trace can't be used, or has fewer vehicles than a group has nodes.
+    :raises TraceError: when a trace can't be used, or has fewer vehicles than a group has nodes.
     """
     seed = random.getrandbits(64)
     made, first = Map(sum(group.count for group in scenario.groups)), 0
@@ -212,7 +213,7 @@ def _place(made: Map, first: int, scenario: Scenario, group: Group, seeds: list[
 
 
 def _drives(made: Map, first: int, scenario: Scenario, group: Group, trace: Trace) -> Drives:
-    """Reads the file twice, to judge all that will be used before anything starts."""
+    """The vehicles of a trace. The file is read twice, to judge everything that will be used before anything starts."""
     plane = Plane(*scenario.origin) if trace.geo else None
     until_s = trace.from_s + scenario.duration_s
     span = Span(trace_path(scenario, trace), trace.from_s, until_s, plane, trace.jumps == "reappear")
@@ -247,15 +248,15 @@ def _waypoints(way: Waypoints, late_ns: int) -> Iterator[Leg]:
 
 
 _TURNS: Final = ((1, 0), (0, 1), (-1, 0), (0, -1))
-"""Directions in streets: east, north, west, south."""
+"""The directions in streets: east, north, west, south."""
 
 
 def _streets(streets: Streets, random: Random) -> Iterator[Leg]:
-    """From crossing to crossing. It turns around only where there is no other way."""
+    """A way from crossing to crossing. A vehicle turns around only where there is no other way."""
     last, leg_ns = streets.blocks, round(streets.spacing_m / streets.speed_mps * SECOND)
     column, row = random.randrange(last + 1), random.randrange(last + 1)
     came, (x_m, y_m) = (0, 0), streets.corner
-    # It starts somewhere on its first street: whole blocks would have everybody turn at once.
+    # It starts somewhere on its first street: with whole blocks all vehicles would turn at once.
     from_ns = -random.randrange(leg_ns)
     while True:
         ways = [
@@ -272,7 +273,8 @@ def _streets(streets: Streets, random: Random) -> Iterator[Leg]:
 
 
 def _highway(highway: Highway, number: int, count: int, random: Random) -> Iterator[Leg]:
-    """Equal gaps in each lane at the start. Vehicles of one lane pass through each other: the air does not mind."""
+    """A way along a lane, with equal gaps at the start. Vehicles of one lane pass through each other, which the air
+    does not mind."""
     lane, rank = number % highway.lanes, number // highway.lanes
     in_lane = len(range(lane, count, highway.lanes))
     east = lane < (highway.lanes + 1) // 2
