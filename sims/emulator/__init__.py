@@ -1,1 +1,1 @@
-"""Real nodes as processes, each in a network of its own, on an emulated radio. Linux, root."""
+"""Real nodes as processes, each in a network of its own, on an emulated radio. The emulator needs Linux and root."""

@@ -1,11 +1,11 @@
-"""Disks of their own for nodes whose disks get full: a small file system in memory, seen by that node's processes only.
+"""Disks of their own for nodes whose disks get full: small file systems in memory, which only the node's processes see.
 
-It is mounted over the node's state folder in a mount namespace without a name. Like networks, it lives as long as a
-descriptor or a process holds it, so the kernel removes it however the harness ends, and the host's own table of mounts
-never shows it. A life of the node that ends leaves it as it is, as a crash leaves a disk.
+Such a disk is mounted over the node's state folder in a mount namespace without a name. Like a network, it lives as
+long as a descriptor or a process holds it, so the kernel removes it however the harness ends, and the host's own table
+of mounts never shows it. A life of the node that ends leaves the disk as it is, as a crash does.
 
-Full means what it does to any program: ``ENOSPC`` for each page more. What a program may write over (a log that SQLite
-begins anew) it still can.
+A full disk does to the node what it does to any program: each further page fails with ``ENOSPC``. A program can still
+write over what it has, as SQLite does with a log that it begins anew.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from sims.emulator.namespaces import STILL_WORKS
 from sims.errors import EmulatorError
 
 SIZE_BYTES: Final = 16 * 1024 * 1024
-"""Memory is taken as it is used, all of it while the disk is full. Outbox and entries of some minutes take a tenth."""
+"""Memory is taken as it is used, and all of it while the disk is full. Outbox and entries of some minutes take a
+tenth."""
 _BALLAST: Final = "ballast"
 _BLOCK: Final = bytes(256 * 1024)
 _CLONE_NEWNS: Final = 0x00020000
@@ -29,10 +30,10 @@ _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 16384, 1 << 1
 
 
 class RealDisk:
-    """Of one node."""
+    """The disk of one node."""
 
     def __init__(self, folder: Path, size_bytes: int = SIZE_BYTES) -> None:
-        """Mount it over ``folder``, which is made. :raises EmulatorError: the kernel refuses; says what."""
+        """Mount a disk over ``folder``, which is made. :raises EmulatorError: when the kernel refuses; says what."""
         folder.mkdir(parents=True, exist_ok=True)
         self.namespace = self._folder = -1
         failed: list[Exception] = []
@@ -43,7 +44,7 @@ class RealDisk:
             except Exception as error:  # noqa: BLE001  told by whoever waits for this thread
                 failed.append(error)
 
-        # A thread that has left the mount namespace of its process has no way back: it ends with this.
+        # A thread that has left the mount namespace of its process has no way back, so this one ends with it.
         mounting = threading.Thread(target=mount, name="mount")
         mounting.start()
         mounting.join()
@@ -62,7 +63,7 @@ class RealDisk:
                 raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
 
         done(library.unshare(_CLONE_NEWNS), "unshare")
-        # Or the host, whose mounts a distribution lets spread, would get it as well.
+        # Otherwise the host, whose mounts a distribution lets spread, would get the mount as well.
         done(library.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "making mounts private")
         flags, options = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, f"size={size_bytes},mode=0700".encode()
         done(library.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", flags, options), "mounting a tmpfs")
@@ -70,7 +71,7 @@ class RealDisk:
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
 
     def fill(self) -> None:
-        """Take what is left of it; again, what has become free since."""
+        """Take all room that is left. A further call takes what has become free since."""
         ballast = os.open(_BALLAST, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600, dir_fd=self._folder)
         try:
             while True:
@@ -87,7 +88,7 @@ class RealDisk:
             os.unlink(_BALLAST, dir_fd=self._folder)
 
     def lose(self) -> None:
-        """What its node stored is gone; as full as before."""
+        """Lose what its node stored. The disk stays as full as it was."""
         for name in os.listdir(self._folder):  # noqa: PTH208 - pathlib knows no descriptors
             if name == _BALLAST:
                 continue
@@ -97,12 +98,12 @@ class RealDisk:
                 shutil.rmtree(name, dir_fd=self._folder)
 
     def free_bytes(self) -> int:
-        """What can still be written."""
+        """How many bytes can still be written."""
         found = os.fstatvfs(self._folder)
         return found.f_bavail * found.f_frsize
 
     def close(self) -> None:
-        """Let go; the kernel removes it with the last process of the node."""
+        """Let the disk go; the kernel removes it with the last process of the node."""
         for descriptor in (self.namespace, self._folder):
             if descriptor >= 0:
                 with contextlib.suppress(OSError):

@@ -1,13 +1,13 @@
 """What faults do to the processes of an emulation, in real time: :class:`sims.world.faults.Controls` on real nodes.
 
-The tape is played by :class:`sims.world.faults.Faults`, as in the simulator: overlapping faults, what counts as having
-happened, and when, are the same. What is done to the air is left to the wire, which plays the tape too
+:class:`sims.world.faults.Faults` plays the tape, as in the simulator. So overlapping faults, and what counts as having
+happened and when, are the same. What faults do to the air is left to the wire, which plays the tape too
 (:mod:`sims.emulator.air.disturbances`).
 
-- A crash is SIGKILL; the next life is loaded while the node is down.
-- A slow node is stopped for most of each tenth of a second, and its models take so many times as long.
-- A full disk is a file system of its own, filled up (:mod:`sims.emulator.disks`). A node does not start on one: it
-  is started once there is room, as by a supervisor that tries again and again.
+- A crash is SIGKILL. The next life is loaded while the node is down.
+- A slow node is stopped for most of each tenth of a second, and its models take longer by the same factor.
+- A full disk is a file system of its own that was filled up (:mod:`sims.emulator.disks`). A node does not start on one.
+  It is started once there is room, as by a supervisor that tries again and again.
 - A clock jump is one of the UTC clock that the node's process asks (``meshnode.trial.clock``).
 - Lies are told by the node over its own links, or by a stranger on its host (:mod:`sims.emulator.lies`).
 """
@@ -31,14 +31,15 @@ ON_HOSTS: Final = frozenset({
     "crash", "slow-node", "full-disk", "clock-jump", "false-adverts", "forged-gossip", "stale-gossip", "false-load",
 })  # fmt: skip
 _PULSE_S: Final = 0.1
-"""Period of the stops of a slow node."""
+"""The period of the stops of a slow node."""
 
 
 class Hosts:
-    """All nodes of one run, and what is to happen to them. Single-threaded but for the pulses of slow nodes."""
+    """All nodes of one run, and what is to happen to them. It is single-threaded, except for the pulses of slow
+    nodes."""
 
     def __init__(self, nodes: Sequence[RealNode], relay: RealRelay | None, tape: Sequence[Fault], seed: int) -> None:
-        """``tape``: tells who will need a liar, or another life."""
+        """``tape``: tells which nodes will need a liar, or another life."""
         self._nodes = {node.name: node for node in nodes}
         self._relay = relay
         self._zero_ns = 0
@@ -46,7 +47,7 @@ class Hosts:
         self._entered = 0
         self._full: dict[str, RealNode] = {}
         self._no_room: dict[str, RealNode] = {}
-        """Should have started since their disks are full."""
+        """Nodes that should have started since their disks are full."""
         self._pulses: dict[str, _Pulse] = {}
         self._come_back = _victims(tape, "crash", lasting=False)
         names = list(self._nodes)
@@ -61,7 +62,7 @@ class Hosts:
 
     # --- time ------------------------------------------------------------------------------------------------------
     def begin(self, zero_ns: int) -> None:
-        """The run starts at that instant of the monotonic clock: nodes start when their groups do."""
+        """Begin the run at that instant of the monotonic clock: nodes start when their groups do."""
         self._zero_ns = zero_ns
         for node in self._nodes.values():
             index = int(node.name.rpartition("-")[2])
@@ -82,15 +83,15 @@ class Hosts:
         heapq.heappush(self._agenda, (self.now + delay_ns, self._entered, action))
 
     def play(self) -> int | None:
-        """Do what has come due; returns when the next is due, None: nothing is left."""
+        """Do what has come due. Returns when the next thing is due; None when nothing is left."""
         while self._agenda and self._agenda[0][0] <= time.monotonic_ns() - self._zero_ns:
             heapq.heappop(self._agenda)[2]()
         return self._agenda[0][0] if self._agenda else None
 
     def look_after(self) -> None:
-        """Now and then: a full disk stays full though something was deleted, and liars live.
+        """Look after hosts now and then: a full disk stays full though something was deleted, and liars must live.
 
-        :raises EmulatorError: a liar has ended: what it was to say was not said.
+        :raises EmulatorError: when a liar has ended, so that its lies were not told.
         """
         for node in self._full.values():
             assert node.disk is not None, "full_disk() looked"
@@ -99,7 +100,7 @@ class Hosts:
             adverts.check()
 
     def end(self) -> None:
-        """Nothing is done to anybody any more; liars end."""
+        """Do nothing to anybody any more, and end the liars."""
         self._agenda.clear()
         for pulse in self._pulses.values():
             pulse.end()
@@ -121,7 +122,7 @@ class Hosts:
 
     @property
     def now(self) -> int:
-        """Nanoseconds since the start of the run; 0 before."""
+        """Nanoseconds since the start of the run; 0 before it."""
         return max(time.monotonic_ns() - self._zero_ns, 0) if self._zero_ns else 0
 
     def running(self, name: str) -> bool:
@@ -206,7 +207,7 @@ class Hosts:
         self._nodes[name].set("understate", factor)
 
     def knock(self, host: str, target: str, identity: PeerIdentity, frames: Sequence[bytes]) -> None:
-        """See :class:`sims.world.faults.Controls`. The certificate is one that the harness made beforehand."""
+        """See :class:`sims.world.faults.Controls`. The harness made the certificate beforehand."""
         self._adverts[host].knock(self._nodes[target].number, identity.mesh, frames)
 
 
@@ -227,12 +228,12 @@ class _Pulse:
             self._over.wait(_PULSE_S / self._factor)
 
     def end(self) -> None:
-        """It runs again, from now on."""
+        """Let the process run again from now on."""
         self._over.set()
         self._beating.join()
 
 
 def _victims(tape: Sequence[Fault], *kinds: str, lasting: bool = True) -> tuple[str, ...]:
-    """Names of the nodes that faults of these kinds happen to; without ``lasting`` only of those that end."""
+    """The names of the nodes that faults of these kinds happen to; without ``lasting`` only of faults that end."""
     names = (name for fault in tape if fault.kind in kinds and (lasting or fault.for_s) for name in fault.nodes)
     return tuple(dict.fromkeys(names))

@@ -2,11 +2,12 @@
 
     python launch.py PARENT NAMESPACE MOUNTS URGENCY PROGRAM [ARGUMENT …]
 
-``PARENT``: process id of the harness; when it ends, however it ends, the kernel kills the program (PR_SET_PDEATHSIG,
-which exec keeps). ``NAMESPACE`` and ``MOUNTS``: inherited descriptors of a network and of a mount namespace, or -1 to
-stay. ``URGENCY``: priority among what runs before all else on this host (``SCHED_RR``, where that is allowed), for an
-emulated computer shares its processor with nobody else's work, and the air waits for nobody; 0: first among what takes
-turns. A program of its own, for code between fork and exec of a process with threads may deadlock.
+``PARENT``: the process id of the harness. When the harness ends, however it ends, the kernel kills the program
+(PR_SET_PDEATHSIG, which exec keeps). ``NAMESPACE`` and ``MOUNTS``: inherited descriptors of a network namespace and of
+a mount namespace, or -1 to stay. ``URGENCY``: the priority among what runs before all other processes of this host
+(``SCHED_RR``, where that is allowed), because an emulated computer shares its processor with nobody else's work, and
+the air waits for nobody; 0: first among processes that take turns. This is a program of its own, because code between
+fork and exec of a process with threads may deadlock.
 """
 
 import contextlib

@@ -2,7 +2,8 @@
 
     python -m sims.emulator.liar
 
-Its orders are lines of JSON on standard input; how each knock ended is a line on standard error.
+Its orders are lines of JSON on standard input. For each knock it writes a line on standard error, which says how the
+knock ended.
 
     ["advert", address, mesh, node, incarnation, port]   multicast DNS-SD records that say that a life of ``node`` is at
                                                          ``address``, which is this host's
@@ -10,8 +11,8 @@ Its orders are lines of JSON on standard input; how each knock ended is a line o
                                                          (base64), the first of which need not be a Hello, and see
                                                          whether the other end closes it
 
-DNS messages follow RFC 1035, DNS-SD RFC 6763; links are TLS 1.3 with NNG's framing (``docs/reference/wire.md``).
-None of the node's code is used: a stranger has his own.
+DNS messages follow RFC 1035, and DNS-SD RFC 6763. Links are TLS 1.3 with NNG's framing (``docs/reference/wire.md``).
+It uses none of the node's code: a stranger has code of their own.
 """
 
 import base64
@@ -28,13 +29,13 @@ _GROUP: Final = ("224.0.0.251", 5353)
 _SERVICE: Final = "_meshnode._tcp.local."
 _SERVER_NAME: Final = "mesh.node"
 _IN, _FLUSH = 1, 0x8001
-"""Class, and the same with the bit that has hearers forget other records of that name and type."""
+"""The class of records, and the same with the bit that makes hearers forget other records of that name and type."""
 _A, _PTR, _TXT, _SRV = 1, 12, 16, 33
 _TTL_S: Final = 120
 _PATIENCE_S: Final = 3.0
 _MAX_LABEL_CHARS: Final = 63
 _AT_ONCE: Final = 8
-"""Knocks under way; more wait."""
+"""So many knocks may be under way; more wait."""
 
 
 def advert(address: str, mesh: str, node: str, incarnation: int, port: int) -> bytes:
@@ -62,7 +63,7 @@ def _name(name: str) -> bytes:
 
 
 def send_advert(address: str, mesh: str, node: str, incarnation: int, port: int) -> None:
-    """Once, to everybody but this host."""
+    """Send one advert to everybody but this host."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # the node of this host has that port
@@ -74,7 +75,8 @@ def send_advert(address: str, mesh: str, node: str, incarnation: int, port: int)
 
 
 def knock(address: str, port: int, certificate: str, key: str, frames: list[bytes]) -> str:
-    """How it ended: ``refused …`` before a frame could be sent, ``closed`` by the other end, or ``open`` still."""
+    """Open a link and send frames. Returns how it ended: ``refused …`` before a frame could be sent, ``closed`` by the
+    other end, or ``open`` still."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

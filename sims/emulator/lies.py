@@ -1,14 +1,15 @@
-"""What lying nodes say, and to whom: false adverts and knocks by the liar of their host, gossip over their own links.
+"""What lying nodes say, and to whom: false adverts and knocks by the liar of their host, and gossip over their own
+links.
 
-The lies are those of the simulator (:mod:`sims.virtual.discovery`, :mod:`sims.world.authors`), once a second each:
+The lies are those of the simulator (:mod:`sims.virtual.discovery`, :mod:`sims.world.authors`), each once a second:
 
-- adverts of nodes that don't exist and of others, at the liar's own address; strangers with a certificate that knock
-  at the others' inboxes (:mod:`sims.emulator.liar`);
+- adverts of nodes that don't exist and of other nodes, at the liar's own address, and strangers with a certificate that
+  knock at the others' inboxes (:mod:`sims.emulator.liar`);
 - entries of others that were changed after their authors signed them, a version higher than the newest;
 - genuine entries that newer ones have superseded.
 
-Entries go over the lying node's own authenticated links (``send`` of ``meshnode.trial.control``). What it holds it
-writes into its journal, since it is told to (``entries``).
+Entries go over the lying node's own authenticated links (``send`` of ``meshnode.trial.control``). The node is told to
+write the entries that it holds into its journal (``entries``).
 """
 
 import base64
@@ -33,7 +34,7 @@ from sims.emulator.nodes import ELSEWHERE, GHOST, INBOX_PORT, MESH, RealNode, en
 from sims.errors import EmulatorError
 
 LIAR_LOG: Final = "liar.log"
-"""How the knocks from the host of a node ended."""
+"""The log that says how the knocks from the host of a node ended."""
 EVERY_NS: Final = limits.SECOND
 _GHOSTS: Final = 1_000
 
@@ -61,14 +62,14 @@ class _Repeated:
 
 
 class Adverts:
-    """The liar of one node's host: a process."""
+    """The liar of one node's host, which is a process."""
 
     def __init__(self, node: RealNode, names: list[str], random: Random, after: After) -> None:
         self._node, self._names, self._random = node, names, random
         command = [sys.executable, "-m", "sims.emulator.liar"]
         self._process: subprocess.Popen[bytes] = launch(command, node.network, errors=node.folder / LIAR_LOG)
         self.lie = _Repeated(self._lie, after).set
-        """Lie from now on, or no more."""
+        """Tell lies from now on, or no more."""
 
     def _lie(self) -> None:
         node, random = self._node, self._random
@@ -94,18 +95,18 @@ class Adverts:
             self._process.stdin.flush()
 
     def check(self) -> None:
-        """:raises EmulatorError: it has ended."""
+        """:raises EmulatorError: when the liar has ended."""
         if self._process.poll() is not None:
             words = last_words(self._node.folder / LIAR_LOG) or "no word"
             raise EmulatorError(f"the liar on the host of {self._node.name} ended: {words}")
 
     def end(self) -> None:
-        """At once."""
+        """End the liar at once."""
         end_process(self._process, 0.0)
 
 
 class Gossip:
-    """What one node holds, and what it says of others."""
+    """The entries that one node holds, and the lies that it tells of others."""
 
     def __init__(self, node: RealNode, random: Random, after: After) -> None:
         self._node, self._random = node, random
@@ -113,11 +114,11 @@ class Gossip:
         self._oldest: dict[tuple[str, str], tuple[int, bytes]] = {}
         self._newest: dict[tuple[str, str], Entry] = {}
         self.gather = _Repeated(self._gather, after).set
-        """Get to know what the node holds, from now on."""
+        """Learn from now on which entries the node holds."""
         self.forge = _Repeated(self._forge, after).set
-        """Send what others never said, or no more."""
+        """Send entries that others never made, or no more."""
         self.repeat_old = _Repeated(self._repeat, after).set
-        """Send what others say no longer, or no more."""
+        """Send entries that newer ones have superseded, or no more."""
         node.set("entries")
 
     def _gather(self) -> None:
@@ -145,7 +146,7 @@ class Gossip:
         self._node.tell("send", encode_frame(GossipEntries((Carried(0, entry),))))
 
     def _fresh(self, journal: Path) -> Iterator[bytes]:
-        """Entries in whole lines that were written since the last look."""
+        """The entries in whole lines that were written since the last look."""
         if not journal.exists():
             return
         with journal.open("rb") as lines:
@@ -155,5 +156,5 @@ class Gossip:
         self._read_bytes += len(whole)
         for line in whole.splitlines():
             if line.startswith(b'["entries"'):
-                with suppress(msgspec.DecodeError):  # a killed life's last line
+                with suppress(msgspec.DecodeError):  # it is the last line of a life that was killed
                     yield from (base64.b64decode(data) for data in msgspec.json.decode(line)[2])

@@ -1,14 +1,14 @@
-"""Networks without names: one network namespace a node, with one TAP as its only way out.
+"""Networks without names: one network namespace for each node, with one TAP as its only way out.
 
-A namespace lives as long as a descriptor or a process holds it, a TAP as long as its descriptor is open. Nothing has a
-name under ``/run/netns``, so nothing can be left behind, however the harness ends. Addresses and flags are set by the
-ioctls of netdevice(7): five of them, and no ``ip`` has to be installed.
+A namespace lives as long as a descriptor or a process holds it, and a TAP as long as its descriptor is open. Nothing
+has a name under ``/run/netns``, so nothing can be left behind, however the harness ends. Addresses and flags are set by
+five ioctls of netdevice(7), so ``ip`` need not be installed.
 
-Who has which hardware address is set beforehand, permanently, and ARP never asks. The kernel has one table of
-neighbours for all namespaces, of 1,024 entries that were learnt (``net.ipv4.neigh.default.gc_thresh3``): 33 nodes that
-met filled it, and the 34th could not even send multicast. Permanent entries do not count.
+Hardware addresses are set beforehand and permanently, so ARP never asks. The kernel has one table of neighbours for all
+namespaces, with room for 1,024 learnt entries (``net.ipv4.neigh.default.gc_thresh3``). 33 nodes that met filled it, and
+the 34th could not even send multicast. Permanent entries do not count.
 
-The descriptors of a node's TAP carry bare Ethernet frames (``IFF_NO_PI``), one a read or write.
+The descriptors of a node's TAP carry bare Ethernet frames (``IFF_NO_PI``), one for each read or write.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ TUN = Path("/dev/net/tun")
 STILL_WORKS = "'meshsim run' simulates the same scenario without root, on any system"
 NETWORK = "10.78.0.0"
 MOST_NODES = 60_000
-"""Hosts of the /16, less a few."""
+"""The hosts of the /16, less a few."""
 
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF = 0x400454CA
@@ -44,17 +44,17 @@ _ARPHRD_ETHER = 1
 
 
 def address_of(node: int) -> str:
-    """IPv4 address of a node by number."""
+    """The IPv4 address of a node, by its number."""
     return socket.inet_ntoa(struct.pack("!I", struct.unpack("!I", socket.inet_aton(NETWORK))[0] + node + 1))
 
 
 def hardware_address_of(node: int) -> bytes:
-    """MAC address of a node by number: locally administered, unicast."""
+    """The MAC address of a node, by its number: locally administered, unicast."""
     return b"\x02\x00" + struct.pack("!I", node + 1)
 
 
 def check_possible() -> None:
-    """:raises EmulatorError: this host, or this user, can't emulate; says why and what still works."""
+    """:raises EmulatorError: when this host, or this user, can't emulate; says why and what still works."""
     if sys.platform != "linux":
         raise EmulatorError(
             f"the emulator needs the network namespaces of Linux, this is {sys.platform}; {STILL_WORKS}"
@@ -73,24 +73,26 @@ def check_possible() -> None:
 
 @dataclass(slots=True)
 class Network:
-    """Of one node. Both descriptors are closed by :meth:`close`, and are inherited only by whom they are passed to."""
+    """The network of one node. :meth:`close` closes both descriptors. Only processes that they are passed to inherit
+    them."""
 
     namespace: int
-    """Descriptor of the namespace, for setns(2)."""
+    """The descriptor of the namespace, for setns(2)."""
     tap: int
-    """Descriptor of the TAP, non-blocking."""
+    """The descriptor of the TAP, non-blocking."""
 
     def close(self) -> None:
-        """Let go; the kernel removes what nobody else holds."""
+        """Let the network go; the kernel removes what nobody else holds."""
         for descriptor in (self.namespace, self.tap):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 
 
 def open_network(node: int, nodes: int) -> Network:
-    """A new namespace with loopback and ``wlan0`` up and addressed, for one of ``nodes`` that all know one another.
+    """Make a new namespace with loopback and ``wlan0`` up and addressed, for one of ``nodes`` that all know one
+    another.
 
-    :raises EmulatorError: the kernel refuses; says what.
+    :raises EmulatorError: when the kernel refuses; says what.
     """
     with _own_namespace(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
@@ -121,7 +123,7 @@ def open_network(node: int, nodes: int) -> Network:
 
 @contextlib.contextmanager
 def _own_namespace() -> Iterator[None]:
-    """The calling thread in a new network namespace, and back. :raises EmulatorError: it may not."""
+    """Put the calling thread into a new network namespace, and back. :raises EmulatorError: when it may not."""
     library = ctypes.CDLL(None, use_errno=True)
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
@@ -134,7 +136,7 @@ def _own_namespace() -> Iterator[None]:
         try:
             yield
         finally:
-            if library.setns(home, _CLONE_NEWNET):  # going on would mix up everybody's networks
+            if library.setns(home, _CLONE_NEWNET):  # going on would mix up all networks
                 raise OSError(ctypes.get_errno(), "no way back to the network of this host")
     finally:
         os.close(home)
@@ -155,19 +157,20 @@ def _tap() -> int:
 
 
 def _silence_ipv6() -> None:
-    """No router solicitations and listener reports on the air: nodes announce IPv4. Fine without it."""
+    """Keep router solicitations and listener reports off the air: nodes announce IPv4. It does not matter when this
+    fails."""
     for interface in ("all", "default"):
         with contextlib.suppress(OSError):
             Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").write_text("1")
 
 
 def _ioctl(control: socket.socket, request: int, interface: str, value: bytes) -> bytes:
-    """``struct ifreq``: a name of 16 bytes and a union of 24."""
+    """Call an ioctl with a ``struct ifreq``: a name of 16 bytes and a union of 24."""
     return fcntl.ioctl(control.fileno(), request, struct.pack("16s24s", interface.encode(), value))
 
 
 def _internet(address: str) -> bytes:
-    """``struct sockaddr_in``."""
+    """The bytes of a ``struct sockaddr_in``."""
     return struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
 
 
@@ -177,7 +180,7 @@ def _up(control: socket.socket, interface: str) -> None:
 
 
 def _know(control: socket.socket, node: int) -> None:
-    """``struct arpreq``: protocol address, hardware address, flags, netmask, device."""
+    """Make a neighbour known by a ``struct arpreq``: protocol address, hardware address, flags, netmask, device."""
     hardware = struct.pack("=H14s", _ARPHRD_ETHER, hardware_address_of(node))
     request = struct.pack(
         "16s16si16s16s", _internet(address_of(node)), hardware, _ATF_COM | _ATF_PERM, b"", INTERFACE.encode()

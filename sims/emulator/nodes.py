@@ -1,10 +1,10 @@
 """Real nodes as processes: their certificates, configurations and trial plans, their starts and ends.
 
-Certificates are made by ``meshnode mesh``, nodes run as ``meshnode trial``: the harness knows of them what their
+``meshnode mesh`` makes the certificates, and nodes run as ``meshnode trial``. The harness knows of nodes what their
 command line and their journals say, and imports nothing of them.
 
-A node is started *held*: it loads everything and waits for a line on its standard input. So nodes start when the
-scenario says, not when this host got round to loading them.
+A node is started *held*: it loads everything and then waits for a line on its standard input. So nodes start when the
+scenario says, not when this host has loaded them.
 """
 
 import contextlib
@@ -31,22 +31,22 @@ from sims.scenario.devices import DEVICES
 from sims.scenario.file import Fault, Group, Scenario
 
 NODE_URGENCY, HARNESS_URGENCY, WIRE_URGENCY = 1, 2, 3
-"""Priorities among what runs before all else on this host; see :mod:`sims.emulator.launch`."""
+"""Priorities among the processes that run before all others on this host; see :mod:`sims.emulator.launch`."""
 URGENT_NODES_PER_CORE = 8
-"""More of them fill the processors when they meet. Then the 100 ms that each may run at a time make the others lose
-what is sent to them: forty nodes found one another after 5.1 s instead of 1.9."""
+"""More nodes than these fill the processors when they meet. Then the 100 ms that each may run at a time make the others
+lose what is sent to them: forty nodes found one another after 5.1 s instead of 1.9."""
 MESH = "emulation"
 MESH_RELAY = "relay-1"
-"""Name of the relay in its certificate."""
+"""The name of the relay in its certificate."""
 RELAY_PORT = 7_450
 INBOX_PORT = 7_000
 GHOST = "ghost"
-"""Folder, below that of a lying node, of a genuine certificate of somebody who is no node of the scenario."""
+"""The folder, below that of a lying node, with a genuine certificate of somebody who is no node of the scenario."""
 ELSEWHERE = "elsewhere"
-"""The same of another mesh; its name too."""
+"""The same folder for a certificate of another mesh, and the name of that mesh."""
 _LAUNCH = Path(__file__).with_name("launch.py")
 _HOLD_S = 60.0
-"""For one node to load everything, on a busy host."""
+"""The time for one node to load everything, on a busy host."""
 _ISSUE_S = 60.0
 _LEAVE_S = 10.0
 _SHOWN_CHARS = 600
@@ -54,7 +54,7 @@ _PHASES = 16
 
 
 def program(name: str) -> list[str]:
-    """Command line of ``meshnode`` or ``cloud-relay`` of this installation."""
+    """The command line of ``meshnode`` or ``cloud-relay`` of this installation."""
     module = {"meshnode": "meshnode.cli", "cloud-relay": "cloud_relay"}[name]
     return [sys.executable, "-m", module]
 
@@ -109,18 +109,18 @@ class RealNode:
         self.held: subprocess.Popen[bytes] | None = None
         self.running: subprocess.Popen[bytes] | None = None
         self.wanted = False
-        """Whether it should be running: an end that nobody wanted is a finding."""
+        """Whether it should be running. An end that nobody wanted is a finding."""
         self.urgent = False
-        """Whether it runs before all else on this host."""
+        """Whether it runs before all other processes of this host."""
         self.disk: RealDisk | None = None
-        """Of its own, for what it stores; None: that of this host."""
+        """A disk of its own for what it stores; None: it uses the disk of this host."""
         self._told: dict[str, bytes] = {}
         self._clock_ns = self._drift_ppb = 0
         self._made_ns = time.monotonic_ns()
 
     @property
     def journal(self) -> Path:
-        """Of all its lives."""
+        """The journal of all its lives."""
         return self.folder / "journal.jsonl"
 
     @property
@@ -133,18 +133,18 @@ class RealNode:
         return last_words(self.errors)
 
     def hold(self) -> None:
-        """Start its next life, up to where it waits."""
+        """Start its next life, up to the point where it waits."""
         command = [*program("meshnode"), "trial", str(self.folder / "node.toml"), "--plan",
                    str(self.folder / "plan.toml"), "--journal", str(self.journal), "--hold"]  # fmt: skip
         self.held = launch(command, self.network, errors=self.errors, disk=self.disk)
 
     def let_go(self, age_s: float) -> None:
-        """The held life begins now, when the run is ``age_s`` old."""
+        """Let the held life begin now, when the run is ``age_s`` old."""
         process, self.held = self.held, None
         assert process is not None, "a node is held before it is let go"
         self.running, self.wanted = process, True
         assert process.stdin is not None, "launch() gives it a pipe"
-        if self.urgent:  # not before: what loads need not hold up what runs
+        if self.urgent:  # not before: loading need not hold up what runs
             with contextlib.suppress(OSError):
                 os.sched_setscheduler(process.pid, os.SCHED_RR, os.sched_param(NODE_URGENCY))
         with contextlib.suppress(BrokenPipeError):  # it died while it was loading; that is noticed as any death is
@@ -152,46 +152,46 @@ class RealNode:
             process.stdin.flush()
 
     def tell(self, command: str, *arguments: Any) -> None:
-        """Have the running life do something, as ``meshnode.trial.control`` lists it."""
+        """Have the running life obey a command, as ``meshnode.trial.control`` lists it."""
         process = self.running
         if process is not None and process.stdin is not None:
-            with contextlib.suppress(OSError):  # it has just ended; that is seen elsewhere
+            with contextlib.suppress(OSError):  # it has just ended, which is seen elsewhere
                 process.stdin.write(msgspec.json.encode((command, *arguments)) + b"\n")
                 process.stdin.flush()
 
     def set(self, command: str, *arguments: Any) -> None:
-        """:meth:`tell` this life and every later one, before it begins."""
+        """:meth:`tell` this life, and every later life before it begins."""
         self._told[command] = msgspec.json.encode((command, *arguments)) + b"\n"
         self.tell(command, *arguments)
 
     def kill(self) -> None:
-        """As a power failure: no goodbye."""
+        """Kill the process without a goodbye, as a power failure does."""
         self.wanted = False
         if self.running is not None:
             end_process(self.running, 0.0)
             self.running = None
 
     def set_clock(self, random: Random) -> None:
-        """Draw how wrong its UTC is from the start and how much it gains. Its monotonic clock is that of this host."""
+        """Draw how wrong its UTC is from the start, and how much it gains. Its monotonic clock is that of this host."""
         self._clock_ns = int(random.gauss(0, self.group.clock_skew_ms) * MS)
         self._drift_ppb = int(random.gauss(0, self.group.clock_drift_ppm) * 1_000)
         if self._clock_ns or self._drift_ppb:
             self.clock_jump(0)
 
     def clock_jump(self, by_ns: int) -> None:
-        """Its UTC is so much further from now on."""
+        """Move its UTC by ``by_ns`` from now on."""
         self._clock_ns += by_ns
         self.set("clock", self._clock_ns, self._drift_ppb, self._made_ns)
 
     def lose_disk(self) -> None:
-        """What its last life stored is gone."""
+        """Lose what its last life stored."""
         if self.disk is not None:
             self.disk.lose()
             return
         shutil.rmtree(self.folder / "state", ignore_errors=True)
 
     def stop(self) -> None:
-        """It gets no processor from now on."""
+        """Take the processor from it from now on."""
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
@@ -211,10 +211,11 @@ class RealNode:
 def prepare(
     scenario: Scenario, folder: Path, networks: Sequence[Network], tape: Sequence[Fault], seed: int
 ) -> list[RealNode]:
-    """Write everything that the nodes need below ``folder``; certificates are valid for a day. A network more than
-    nodes is that of the relay, whose certificate is made too. ``tape``: tells whose disk needs room of its own.
+    """Write everything that the nodes need below ``folder``. Certificates are valid for a day. When there is one
+    network more than nodes, it is that of the relay, whose certificate is made too. ``tape``: tells whose disk needs
+    room of its own.
 
-    :raises EmulatorError: certificates or disks can't be made.
+    :raises EmulatorError: when certificates or disks can't be made.
     """
     clocks = Random(f"{seed}/clocks")
     own_disks = frozenset(name for fault in tape if fault.kind == "full-disk" for name in fault.nodes)
@@ -247,7 +248,7 @@ def prepare(
 
 
 def ghost_of(name: str) -> str:
-    """The stranger who knocks from the host of a node, as :mod:`sims.world.faults` calls it."""
+    """The name of the stranger who knocks from the host of a node, the same as in :mod:`sims.world.faults`."""
     return f"ghost-{name}"[:63]
 
 
@@ -257,7 +258,7 @@ def _issue(role: str, name: str, folder: Path, authority: Path) -> list[str]:
 
 
 def _strangers(name: str, folder: Path, authority: Path) -> "list[subprocess.Popen[bytes]]":
-    """Certificates of the stranger on the host of a lying node: one of this mesh, one of another."""
+    """Make the certificates of the stranger on the host of a lying node: one of this mesh, one of another."""
     elsewhere = folder / ELSEWHERE
     if not elsewhere.exists():
         _finish(_run([*program("meshnode"), "mesh", "init", "--name", ELSEWHERE, "--days", "1", str(elsewhere)]))
@@ -284,7 +285,7 @@ def _finish(process: "subprocess.Popen[bytes]") -> None:
 
 
 def hold_all(nodes: Sequence[RealNode], at_once: int | None = None) -> None:
-    """Have every node load and wait, a few at a time. :raises EmulatorError: one ended instead, or is too slow."""
+    """Have every node load and wait, a few at a time. :raises EmulatorError: when one ended instead, or is too slow."""
     at_once = at_once or os.cpu_count() or 1
     waiting, loading = list(nodes), 0
     with selectors.DefaultSelector() as selector:
@@ -308,7 +309,7 @@ def hold_all(nodes: Sequence[RealNode], at_once: int | None = None) -> None:
 
 
 def end_all(nodes: Sequence[RealNode], patience_s: float = _LEAVE_S) -> list[str]:
-    """Have every node leave, and kill those that don't within ``patience_s``; returns the names of these."""
+    """Have every node leave, and kill those that don't within ``patience_s``. Returns the names of these."""
     processes = {node.name: p for node in nodes for p in (node.held, node.running) if p is not None}
     for process in processes.values():
         process.terminate()
@@ -368,7 +369,7 @@ max_records = {curation.max_records}
 
 
 def subscriptions(scenario: Scenario, group: Group) -> list[str]:
-    """Key expressions that the nodes of a group ask for."""
+    """The key expressions that the nodes of a group subscribe to."""
     kinds = {other.name: _kind(other) for other in scenario.groups}
     wanted = [
         f"{kinds[traffic.group]}/*/{traffic.topic}"
@@ -379,13 +380,13 @@ def subscriptions(scenario: Scenario, group: Group) -> list[str]:
 
 
 def _kind(group: Group) -> str:
-    """First chunk of the keys of its readings."""
+    """The first chunk of the keys of its readings."""
     return "veh" if group.role == "vehicle" else "rsu"
 
 
 def _phases(scenario: Scenario, seed: int) -> dict[tuple[int, str], float]:
-    """By number of the inference and node: when in each period it is asked for, in seconds, as the simulator draws it.
-    A rhythm instead would have nodes that start one after the other fall into step."""
+    """By number of the inference and name of the node: when in each period it is asked for, in seconds, as the
+    simulator draws it. With a common rhythm, nodes that start one after the other would fall into step."""
     random = Random(f"{seed}/traffic")
     for traffic in scenario.traffic:
         for _ in scenario.members(traffic.group):
@@ -401,7 +402,7 @@ def _plan(scenario: Scenario, node: RealNode, phases: Mapping[tuple[int, str], f
     text = f"subscribe = {json.dumps(subscriptions(scenario, node.group))}\n"
     for number, traffic in enumerate(scenario.traffic):
         if traffic.group == node.group.name:
-            # Nodes that start together would otherwise publish together, at the same moment of each period.
+            # Otherwise nodes that start together would publish together, at the same moment of each period.
             phase_s = (node.number * 7 + number) % _PHASES / _PHASES / traffic.rate_hz
             text += f"""
 [[publish]]

@@ -1,7 +1,7 @@
-"""From the journals of real nodes to a result: everything that they wrote, in order of time, told to a recorder.
+"""Makes a result of the journals of real nodes: everything that they wrote is told to a recorder, in order of time.
 
-Instants of all journals are of one monotonic clock, so latencies between processes are exact to the microsecond. Where
-nodes were is worked out anew: mobility follows from the scenario and the seed.
+The instants of all journals are of one monotonic clock, so latencies between processes are exact to the microsecond.
+Where the nodes were is worked out anew, because mobility follows from the scenario and the seed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,13 +21,13 @@ from sims.results.result import Recorder
 from sims.scenario.file import Fault, Scenario
 
 Line = tuple[int, str, list[Any]]
-"""Nanoseconds since the start of the run, the node, and the line of its journal."""
+"""Nanoseconds since the start of the run, the node, and a line of its journal."""
 GOOD_SHARE = 0.9
 _LOOK_EVERY_NS = 100 * limits.MS
 _SAMPLE_EVERY_NS = limits.SECOND
 _SECOND = limits.SECOND
 _COUNTED_AS_WANTED_NS = 2 * _SECOND
-"""Readings published later than this before the end are not asked about: they may be under way."""
+"""Readings published later than this before the end do not count as wanted, because they may still be under way."""
 
 
 class Found(Struct):
@@ -36,21 +36,21 @@ class Found(Struct):
     drops: dict[str, int] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     node_cpu_s: float = 0.0
-    """Of all nodes that ended in order, from their starts."""
+    """CPU seconds of all nodes that ended in order, from their starts."""
     last_start_s: float = 0.0
     found_all_s: float | None = None
-    """From the last start until everybody had an advert of everybody; None: not all."""
+    """Seconds from the last start until every node had an advert of every other; None when not all had."""
     linked_all_s: float | None = None
-    """From the last start until all links were authenticated, both ways."""
+    """Seconds from the last start until all links were authenticated, both ways; None when not all were."""
     found_pairs: int = 0
     linked_pairs: int = 0
     cpu_at: list[tuple[float, float]] = field(default_factory=list)
-    """(seconds of the run, CPU seconds of all nodes so far), about twice a second."""
+    """Pairs of the second of the run and the CPU seconds of all nodes so far, about twice a second."""
 
 
 def read_journals(journals: Mapping[str, Path], zero_ns: int, until_ns: int) -> list[Line]:
-    """All lines up to ``until_ns`` (but for the accounts at the end), in order of time. A line that a killed process
-    left unfinished is passed over."""
+    """All lines up to ``until_ns`` (and the accounts at the end), in order of time. A line that a killed process left
+    unfinished is skipped."""
     lines: list[Line] = []
     decoder = msgspec.json.Decoder(list[Any])
     for node, path in journals.items():
@@ -74,7 +74,7 @@ class Observation:
     def __init__(
         self, scenario: Scenario, tape: Sequence[Fault], recorder: Recorder, places: Places, media: Media,
     ) -> None:  # fmt: skip
-        """``places`` and ``media`` as the wire has them, but fresh ones."""
+        """``places`` and ``media``: as the wire has them, but fresh ones."""
         self.found = Found()
         self._recorder, self._places, self._media = recorder, places, media
         self._disturbances = Disturbances(scenario.names, tape, media)
@@ -104,7 +104,7 @@ class Observation:
         self._sampled_ns = -_SAMPLE_EVERY_NS
 
     def replay(self, lines: Sequence[Line], end_ns: int) -> Found:
-        """Tell the recorder everything; once."""
+        """Tell the recorder everything; to be called once."""
         for at_ns, node, line in lines:
             self._look(min(at_ns, end_ns))
             self._tell(max(at_ns, 0), node, line, end_ns)
@@ -141,7 +141,7 @@ class Observation:
             self._near_of[node].append(other)
 
     def _near(self, node: int) -> list[int]:
-        """Who is in good reach of a node: as the simulator has it, nine of ten frames arrive, retries included."""
+        """The nodes in good reach of one. As in the simulator, nine of ten frames arrive, retries included."""
         return [
             other
             for other in self._media.neighbours(node)
@@ -252,7 +252,7 @@ class Observation:
                 self._wanted[node, key, sequence] = reached
 
     def subscribed(self, node: str, keys: frozenset[str]) -> None:
-        """``keys``: ``<kind>/*/<topic>`` that a node subscribes to."""
+        """``keys``: the expressions ``<kind>/*/<topic>`` that a node subscribes to."""
         self._wanted_from[node] = keys
 
     def _wants(self, node: str, key: str) -> bool:
@@ -289,7 +289,7 @@ class Observation:
 
     # --- at the end ------------------------------------------------------------------------------------------------
     def _judge_pairs(self, end_ns: int) -> None:
-        """Whether everybody who could knew everybody, and since when."""
+        """Judge whether all nodes that could know one another did, and since when."""
         found = self.found
         pairs = list(self._pairs_in_range())
         adverts = [self._adverts[pair] for pair in pairs if pair in self._adverts]

@@ -1,10 +1,11 @@
 """Promises judged by what real nodes wrote down, under the names that the simulator's checks have.
 
-``one_answer_per_request``, ``answer_is_right``, ``requests_end_by_deadline``: of each inference, but for those that
-were under way when their node was killed, slowed down or told to leave. ``no_frame_from_unverified``: who is met, and
-whose readings reach callbacks, is a node of the scenario. ``gossip_forward_only``, ``gossip_author_only``: entries are
-replaced by newer ones, and were put in by their authors; what an author that was killed had not written down yet is not
-held against it. ``commands_obeyed``: what the harness told a node it did.
+- ``one_answer_per_request``, ``answer_is_right`` and ``requests_end_by_deadline`` judge each inference, except those
+  that were under way when their node was killed, slowed down or told to leave.
+- ``no_frame_from_unverified``: every node that is met, and whose readings reach callbacks, is a node of the scenario.
+- ``gossip_forward_only`` and ``gossip_author_only``: entries are replaced by newer ones, and were put in by their
+  authors. What an author that was killed had not written down yet is not held against it.
+- ``commands_obeyed``: a node did what the harness told it.
 """
 
 from collections.abc import Sequence
@@ -16,26 +17,26 @@ from sims.results.result import Recorder
 from sims.scenario.file import Fault
 
 _Request = tuple[str, int]
-"""(node, number in its present life)"""
+"""The node, and the number of the request in its present life."""
 
 
 class Promises:
-    """Of one run. Told every line in order of time; times are nanoseconds since the start."""
+    """The promises of one run. It is told every line in order of time; times are nanoseconds since the start."""
 
     def __init__(self, names: Sequence[str], tape: Sequence[Fault], recorder: Recorder) -> None:
         self._names, self._recorder = dict.fromkeys(names), recorder
         self._slowed = [fault for fault in tape if fault.kind == "slow-node"]
         self._crashes = {name for fault in tape if fault.kind == "crash" for name in fault.nodes}
         self._open: dict[_Request, int] = {}
-        """Deadlines."""
+        """The deadlines of open requests."""
         self._verified = 0
         self._held: dict[str, dict[tuple[str, str], int]] = {}
         self._made: dict[tuple[str, str, int], None] = {}
         self._taken: dict[tuple[str, str, int], tuple[int, str]] = {}
-        """Entries of others: when the first node held it, and which."""
+        """Entries of others: when the first node held it, and which node that was."""
 
     def tell(self, now_ns: int, node: str, line: list[Any]) -> None:
-        """One line of a journal."""
+        """Take in one line of a journal."""
         match line:
             case ["delivered", _, str(origin), *_]:
                 self._verified += origin in self._names
@@ -51,7 +52,7 @@ class Promises:
             case ["started", *_]:
                 self._held[node] = {}
                 self._forget(node)
-            case ["ended", *_]:  # it cancels what is under way
+            case ["ended", *_]:  # a node that leaves cancels what is under way
                 self._judge_overdue(now_ns, node)
                 self._forget(node)
             case ["failed", _, "control", str(why)]:
@@ -60,7 +61,7 @@ class Promises:
                 pass
 
     def end(self, now_ns: int) -> None:
-        """No line is left."""
+        """Judge what is left, once there are no more lines."""
         for node in dict.fromkeys(node for node, _ in self._open):
             if node in self._crashes:  # its last lines may have been lost with it
                 self._forget(node)
@@ -115,7 +116,7 @@ class Promises:
         held = self._held.setdefault(node, {})
         if node == key[0] == source:
             if (*key, version) in self._made and held.get(key) == version:
-                return  # told twice, by who put it in and by the node
+                return  # it was told twice, by whoever put it in and by the node
             self._made[*key, version] = None
         elif node != key[0]:
             self._taken.setdefault((*key, version), (now_ns, node))
@@ -126,8 +127,8 @@ class Promises:
 
 
 def passed_over(runs: Sequence[Sequence[Any]], winner: str) -> tuple[str, str] | None:
-    """The first run of an answered request that did not lead to its answer, as (node, outcome); None: all went well.
-    One that was cancelled because another was faster is none.
+    """The first run of an answered request that did not lead to its answer, as (node, outcome); None when all went
+    well. A run that was cancelled because another was faster does not count.
 
     ``runs``: (node, outcome, nanoseconds) each.
     """

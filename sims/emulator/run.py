@@ -1,11 +1,11 @@
-"""One emulation from its first certificate to its result.
+"""One emulation, from its first certificate to its result.
 
-Order: networks, certificates, nodes loaded and held, the wire; then the run, whose instant 0 all processes know; then
-the ends, and the journals are read. Ctrl-C ends the run early and keeps what was seen until then. Networks have no
-names and processes are bound to this one, so that nothing survives it, however it ends.
+First come networks, certificates, nodes that are loaded and held, and the wire. Then comes the run, whose instant 0 all
+processes know. At last everything ends, and the journals are read. Ctrl-C ends the run early and keeps what was seen
+until then. Networks have no names, and processes are bound to this one, so that nothing survives it, however it ends.
 
-Left out: drift of the monotonic clocks, which all processes of a host share, and classes of computers, but for the time
-that models take: everything else takes what it takes here.
+Left out: drift of the monotonic clocks, which all processes of a host share, and classes of computers. Only the time of
+models follows the class; everything else takes what it takes here.
 """
 
 import os
@@ -50,15 +50,15 @@ from sims.scenario.file import Fault, Scenario
 from sims.world.faults import Faults, plan
 
 MAX_NODES = 64
-"""Processes of 60 MB each; a host with more memory and cores than most laptops is no reason to fill it."""
+"""Processes of 60 MB each. A host with more memory and cores than most laptops is no reason to fill it."""
 SUPPORTED = ON_THE_AIR | ON_HOSTS | {"relay-outage"}
 LATE_SHARE = 0.25
-"""Of the radio's latency: a wire that is later than this at p99 is another radio. 0.25 is how far the two harnesses may
-be apart in a comparison."""
+"""How late the wire may be at p99, as a share of the radio's latency: a later wire is another radio. 0.25 is how far
+the two harnesses may be apart in a comparison."""
 LEAST_LATE_MS = 1.0
 MOST_LATE_MS = 20.0
 _LEAD_S = 0.5
-"""From knowing when the run starts to its start: the wire makes its models in it."""
+"""From knowing when the run starts to its start. In this time the wire makes its models."""
 _LOOK_S = 0.25
 _WIRE_ENDS_S = 10.0
 _RELAY_ENDS_S = 10.0
@@ -67,11 +67,11 @@ Say = Callable[[str], None]
 
 
 def emulate(scenario: Scenario, seed: int, say: Say = lambda _: None, keep: Path | None = None) -> Result:
-    """Run the scenario with real nodes; takes its duration and about a second for each node.
+    """Run the scenario with real nodes. It takes the scenario's duration and about a second for each node.
 
     ``keep``: a folder for the journals. Ctrl-C during the run ends it early; the result says so.
 
-    :raises EmulatorError: this host can't, or the scenario has what an emulation does not; names it.
+    :raises EmulatorError: when this host can't, or the scenario has what an emulation does not; names it.
     """
     check_possible()
     tape = _checked(scenario, seed)
@@ -102,7 +102,7 @@ def _checked(scenario: Scenario, seed: int) -> tuple[Fault, ...]:
 
 
 class Emulation:
-    """See the module. :meth:`set_up`, :meth:`run`, :meth:`result`, and :meth:`close` whatever happened."""
+    """One emulation: :meth:`set_up`, :meth:`run`, :meth:`result`, and :meth:`close` whatever happened."""
 
     def __init__(self, scenario: Scenario, seed: int, tape: tuple[Fault, ...], folder: Path, say: Say) -> None:
         self._scenario, self._seed, self._tape, self._folder, self._say = scenario, seed, tape, folder, say
@@ -121,7 +121,7 @@ class Emulation:
 
     # --- before ----------------------------------------------------------------------------------------------------
     def set_up(self) -> None:
-        """Everything is there and waits. :raises EmulatorError: something could not be made."""
+        """Make everything, up to where it waits. :raises EmulatorError: when something could not be made."""
         names = self._scenario.names
         hosts = len(names) + has_relay(self._scenario)
         for number in range(hosts):
@@ -141,7 +141,7 @@ class Emulation:
 
     # --- the run ---------------------------------------------------------------------------------------------------
     def run(self) -> None:
-        """From instant 0 to the end of the scenario, or to Ctrl-C."""
+        """Run from instant 0 to the end of the scenario, or to Ctrl-C."""
         self._zero_ns = time.monotonic_ns() + int(_LEAD_S * 1e9)
         taps = tuple(network.tap for network in self._networks)
         job = Job(self._scenario, self._seed, self._tape, taps, self._zero_ns)
@@ -195,7 +195,7 @@ class Emulation:
         wire = self._wire
         assert wire is not None, "set_up() starts it"
         try:
-            output, _ = wire.communicate(timeout=_WIRE_ENDS_S)  # closes its input, which tells it
+            output, _ = wire.communicate(timeout=_WIRE_ENDS_S)  # this closes its input, which tells it to end
             return msgspec.json.decode(output, type=WireReport)
         except (subprocess.TimeoutExpired, msgspec.DecodeError) as error:
             wire.kill()
@@ -207,7 +207,7 @@ class Emulation:
         return "no word"
 
     def close(self) -> None:
-        """End what still runs, at once."""
+        """End everything that still runs, at once."""
         if self._hosts is not None:
             self._hosts.end()
         end_all(self._nodes, 0.0)
@@ -223,7 +223,7 @@ class Emulation:
             network.close()
 
     def result(self, began_s: float, keep: Path | None) -> Result:
-        """What came of it."""
+        """The result of what was seen."""
         scenario, seed = self._scenario, self._seed
         if keep is not None:
             self._keep(keep)
@@ -288,7 +288,7 @@ class Emulation:
         result.figures |= {name: round(value, 4) for name, value in figures.items()}
 
     def _keep(self, keep: Path) -> None:
-        """Journals and what processes wrote to standard error; no keys."""
+        """Keep the journals and what processes wrote to standard error, but no keys."""
         keep.mkdir(parents=True, exist_ok=True)
         for node in self._nodes:
             files = ((node.journal, "jsonl"), (node.errors, "log"), (node.folder / LIAR_LOG, LIAR_LOG))
@@ -299,7 +299,7 @@ class Emulation:
 
 @contextmanager
 def _punctual() -> Iterator[None]:
-    """Starts and faults are on time though nodes run before all else."""
+    """Keep starts and faults on time though nodes run before all other processes."""
     before = os.sched_getscheduler(0), os.sched_getparam(0)
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(HARNESS_URGENCY))
@@ -311,7 +311,7 @@ def _punctual() -> Iterator[None]:
 
 
 def late_bound_ms(scenario: Scenario) -> float:
-    """How late the wire may be at p99."""
+    """How late the wire may be at p99, in milliseconds."""
     return min(MOST_LATE_MS, max(LEAST_LATE_MS, LATE_SHARE * scenario.radio.latency_ms))
 
 

@@ -1,8 +1,8 @@
-"""The folder of one emulation: certificates, keys, configurations, journals. It goes when the emulation ends; what a
-killed one left is removed by the next.
+"""The folder of one emulation: certificates, keys, configurations, journals. It is removed when the emulation ends.
+What a killed emulation left, the next one removes.
 
-Whoever uses a folder holds a lock on a file in it, which the kernel lets go with the process: the lock says more than a
-process id, which another process may have by now.
+Whoever uses a folder holds a lock on a file in it, which the kernel releases with the process. The lock says more than
+a process id, which another process may have by now.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _YOUNG_S = 30.0
 
 @contextlib.contextmanager
 def workplace(parent: Path | None = None) -> Iterator[Path]:
-    """A new folder below ``parent`` (default: that for temporary files), readable by root only."""
+    """A new folder below ``parent`` (default: the folder for temporary files), which only root can read."""
     parent = parent or Path(tempfile.gettempdir())
     remove_leftovers(parent)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
@@ -37,7 +37,7 @@ def workplace(parent: Path | None = None) -> Iterator[Path]:
 
 
 def remove_leftovers(parent: Path) -> int:
-    """Remove folders of emulations that are no more; returns how many."""
+    """Remove the folders of emulations that have ended. Returns how many."""
     removed = 0
     for folder in sorted(parent.glob(f"{PREFIX}*")):
         found = folder.lstat()

@@ -1,7 +1,7 @@
 """What the faults of a tape do to the air, in real time: partitions, losses one way and clogs, set on the medium.
 
-As in the simulator the strongest of a kind holds at a place while faults overlap. The other faults of an emulation
-happen to processes, see :mod:`sims.emulator.run`.
+As in the simulator, the strongest of a kind holds at a place while faults overlap. The other faults of an emulation
+happen to processes, see :mod:`sims.emulator.hosts`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,8 @@ class Disturbances:
     """Plays a tape on an overlay. :meth:`advance` costs one comparison while nothing changes."""
 
     def __init__(self, names: Sequence[str], tape: Sequence[Fault], overlay: Overlay) -> None:
-        """``tape``: as :func:`sims.world.faults.plan` makes it, victims by their own names. Faults that are not on the
-        air are passed over."""
+        """``tape``: as :func:`sims.world.faults.plan` makes it, with every victim by its own name. Faults that don't
+        happen to the air are skipped."""
         numbers = {name: number for number, name in enumerate(names)}
         self._overlay = overlay
         self._all = [_disturbance(fault, numbers) for fault in tape if fault.kind in ON_THE_AIR]
@@ -37,7 +37,7 @@ class Disturbances:
         self._edges_ns = sorted(edges, reverse=True)
 
     def advance(self, now_ns: int) -> None:
-        """Begin and end what has come due."""
+        """Begin and end the faults that have come due."""
         if not self._edges_ns or self._edges_ns[-1] > now_ns:
             return
         while self._edges_ns and self._edges_ns[-1] <= now_ns:

@@ -23,14 +23,14 @@ from sims.scenario.file import Fault, Scenario
 
 
 class Job(Struct):
-    """One line of JSON."""
+    """The job of the process, as one line of JSON."""
 
     scenario: Scenario
     seed: int
     tape: tuple[Fault, ...]
     taps: tuple[int, ...]
     zero_ns: int
-    """Monotonic instant of the start of the run."""
+    """The monotonic instant of the start of the run."""
 
 
 def _main() -> None:
@@ -49,7 +49,7 @@ def _main() -> None:
         media if len(job.taps) > len(job.scenario.names) else None,
     )
     gc.freeze()
-    gc.disable()  # nothing here is cyclic, and a collection would hold up the air
+    gc.disable()  # nothing here has cycles, and a collection would hold up the air
     report = wire.run(sys.stdin.fileno())
     report.realtime = os.sched_getscheduler(0) == os.SCHED_RR
     sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")

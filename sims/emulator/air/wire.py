@@ -1,8 +1,8 @@
 """The wire: moves Ethernet frames between the TAPs of nodes as the models of the air and of the wires say.
 
-Every frame that is read gets the instant at which it arrives, or is lost; a heap holds it until then. Unicast frames
-of one pair keep their order, as the link layer of 802.11 keeps it for its block acknowledgements: jitter would
-otherwise look like loss to TCP. How late frames are put out is measured, for a late wire is another radio than the
+Every frame that is read gets the instant at which it arrives, or is lost; a heap holds it until then. Unicast frames of
+one pair keep their order, as the link layer of 802.11 keeps it for its block acknowledgements: jitter would otherwise
+look like loss to TCP. The wire measures how late frames are put out, because a late wire is another radio than the
 model's.
 
 Instants are nanoseconds since the start of the run, on the monotonic clock.
@@ -21,21 +21,21 @@ from sims.emulator.air.disturbances import Disturbances
 from sims.media.contract import Links, Places, Uplink
 
 MAX_UNDER_WAY: Final = 100_000
-"""Frames on the air at once; 150 MB at most. What comes beyond is dropped and counted."""
+"""So many frames may be on the air at once, 150 MB at most. Frames beyond are dropped and counted."""
 _HEADER_BYTES: Final = 14
-"""Of Ethernet: models count from the IP header on."""
+"""The header of Ethernet: models count from the IP header on."""
 _MOVE_EVERY_NS: Final = 100_000_000
 _LOAD_EVERY_NS: Final = 1_000_000_000
 _READS: Final = 32
-"""Frames of one node in one turn, so that none waits for another's burst."""
+"""So many frames of one node are read in one turn, so that no node waits for another's burst."""
 _LONGEST_WAIT_NS: Final = 20_000_000
 _HANDLING_NS: Final = 120_000
-"""Taken off every arrival: what the way through two kernels and this process costs by itself. Measured from socket to
-socket with a model that delays nothing, less loopback: 55 µs with 1,000 frames a second, 150 to 190 µs with 10 or
-100, when processors fall asleep between them."""
+"""This is taken off every arrival: the time that the way through two kernels and this process takes by itself. It was
+measured from socket to socket with a model that delays nothing, less loopback: 55 µs with 1,000 frames a second, and
+150 to 190 µs with 10 or 100, when processors fall asleep between them."""
 _LATE_BIN_NS: Final = 50_000
 _LATE_BINS: Final = 20_000
-"""Lateness up to a second."""
+"""Enough bins for lateness up to a second."""
 _MAX_FRAME_BYTES: Final = 65_536
 _MULTICAST: Final = 0x01
 
@@ -50,30 +50,30 @@ class Lateness(Struct):
 
 
 class WireReport(Struct):
-    """What a wire did."""
+    """The counts of a wire."""
 
     late: Lateness = field(default_factory=Lateness)
     unicast: int = 0
     multicast: int = 0
-    """Sent; each reaches several."""
+    """Multicast frames that were sent; each reaches several nodes."""
     delivered: int = 0
     delivered_bytes: int = 0
     lost: int = 0
     unknown: int = 0
-    """Unicast frames for nobody here."""
+    """Unicast frames to an unknown address."""
     overflowed: int = 0
-    """Dropped because of ``MAX_UNDER_WAY``."""
+    """Frames dropped because of ``MAX_UNDER_WAY``."""
     refused: int = 0
-    """Frames that a kernel did not take: its node is gone."""
+    """Frames that a kernel did not take, because its node is gone."""
     cpu_s: float = 0.0
     realtime: bool = False
     """Whether it ran before all other processes of the host."""
     load: list[float] = field(default_factory=list)
-    """Mean channel busy ratio, one value a second."""
+    """The mean channel busy ratio, one value a second."""
 
 
 class Wire:
-    """See the module. Single-threaded."""
+    """The wire between all TAPs. It is single-threaded."""
 
     def __init__(
         self,
@@ -85,8 +85,8 @@ class Wire:
         zero_ns: int,
         uplink: Uplink | None = None,
     ) -> None:
-        """``taps``: non-blocking descriptors, by node number. ``zero_ns``: monotonic instant of the start of the run.
-        ``uplink``: the way to a relay, whose TAP then is the last."""
+        """``taps``: non-blocking descriptors, by node number. ``zero_ns``: the monotonic instant of the start of the
+        run. ``uplink``: the way to a relay, whose TAP then is the last."""
         self.report = WireReport()
         self._taps, self._links, self._places, self._disturbances = list(taps), links, places, disturbances
         self._uplink = uplink
@@ -106,7 +106,7 @@ class Wire:
         self._load_ns = 0
 
     def run(self, stop: int) -> WireReport:
-        """Until descriptor ``stop`` is readable or closed at its other end."""
+        """Move frames until descriptor ``stop`` is readable or closed at its other end."""
         self._epoll.register(stop, select.EPOLLIN)
         while True:
             now_ns = self._now_ns()
@@ -214,7 +214,7 @@ class Wire:
         return self.report
 
     def _quantile_ms(self, share: float) -> float:
-        """Upper edge of the bin that holds the quantile."""
+        """The upper edge of the bin that holds the quantile."""
         left = share * sum(self._late)
         for number, count in enumerate(self._late):
             left -= count
