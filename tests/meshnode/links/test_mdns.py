@@ -32,6 +32,8 @@ from protocols.base.ids import Incarnation, MeshName, NodeId, mesh_name, node_id
 from protocols.base.limits import MAX_ADVERT_ADDRESSES
 
 LOOPBACK = ("127.0.0.1",)
+NEXT_QUESTION_S = 4.5
+"""A search asks at once, after 1 s, 5 s and 14 s, and then no more: what should be found at once is found by then."""
 GOOD = {b"v": b"1", b"m": b"demo", b"n": b"rsu-1", b"i": b"17"}
 DEMO = mesh_name("demo")
 
@@ -89,10 +91,11 @@ def test_listener_first_and_late_joiner_find_each_other(finder: Any) -> None:
     """Nodes start in any order; each must learn of the other without waiting for the next repetition."""
     early = finder("early")
     late = finder("late")
-    wait(lambda: early.sees(late) and late.sees(early), "both see each other", 3)
+    wait(lambda: early.sees(late) and late.sees(early), "both see each other", NEXT_QUESTION_S)
     assert early.adverts[0] == Advert(node_id("late"), Incarnation(1), (Address("127.0.0.1", 4711),))
     last = finder("last")
-    wait(lambda: last.sees(early) and last.sees(late) and early.sees(last) and late.sees(last), "all three", 3)
+    wait(lambda: last.sees(early) and last.sees(late), "the last sees all", NEXT_QUESTION_S)
+    wait(lambda: early.sees(last) and late.sees(last), "all see the last", NEXT_QUESTION_S)
     assert not any(one.sees(one) for one in (early, late, last))
 
 
@@ -145,20 +148,25 @@ def test_node_that_comes_into_range_is_found_although_it_announced_itself_long_a
 ) -> None:
     """On a road that is how nodes meet: both have run for hours and neither has reason to announce itself."""
     monkeypatch.setattr(mdns, "ASK_AGAIN_S", 0.4)
-    far = Silent(mesh, "far")
-    try:
-        here, neighbour = finder("here"), finder("neighbour")
-        wait(lambda: here.sees(neighbour), "who is in range is found")
-        time.sleep(1.5)  # the questions that every search begins with are over; the next would come seconds later
-        asked = far.questions
-        far.in_range.set()
-        wait(lambda: any(advert.node == "far" for advert in here.adverts), "whoever came into range is found", 2.5)
-        assert far.questions > asked
-        assert {"here-1", "neighbour-1"} <= {name.partition(".")[0] for name in far.known}, (
-            "who is known need not answer"
-        )
-    finally:
-        far.close()
+
+    def seconds_until_found(attempt: int) -> float:
+        far = Silent(mesh, f"far{attempt}")
+        try:
+            here, neighbour = finder(f"here{attempt}"), finder(f"neighbour{attempt}")
+            wait(lambda: here.sees(neighbour), "who is in range is found")
+            time.sleep(1.5)  # the search has asked twice
+            asked, began_s = far.questions, time.monotonic()
+            far.in_range.set()
+            wait(lambda: any(advert.node == f"far{attempt}" for advert in here.adverts), "whoever came is found")
+            assert far.questions > asked
+            known = {name.partition(".")[0] for name in far.known}
+            assert {f"here{attempt}-1", f"neighbour{attempt}-1"} <= known, "who is known need not answer"
+            return time.monotonic() - began_s
+        finally:
+            far.close()
+
+    # A busy machine may hold it up once; without asking again it would take as long every time.
+    assert any(seconds_until_found(attempt) < NEXT_QUESTION_S - 1.5 for attempt in range(4))
 
 
 @pytest.mark.processes
