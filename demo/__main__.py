@@ -15,7 +15,7 @@ from typing import Any
 
 from demo.conductor import View, free_port, play_all
 from demo.repeat import repeat, run_as_process
-from demo.stage import write_files
+from demo.stage import compile_packages, write_files
 from demo.verdict import Outcome, Verdict
 from protocols.base.errors import MeshError
 
@@ -52,6 +52,7 @@ def once(no_relay: bool, mixed: bool, out: Path) -> int:
     # Not under build/: a path to a socket or a slow shared folder must not decide how the demonstration goes.
     folder = Path(tempfile.mkdtemp(prefix="meshnode-demo-"))
     try:
+        compile_packages()
         relay_port = None if no_relay else free_port()
         write_files(folder, relay_port, mixed)
         verdict = Verdict(*play_all(folder, relay_port, View("a mesh on this host")))

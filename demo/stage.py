@@ -1,5 +1,6 @@
 """Prepares the demonstration: a mesh, its certificates and a configuration file for every process."""
 
+import compileall
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,20 +53,22 @@ interfaces = ["127.0.0.1"]
 [http]
 port = 0
 
-[models.plate]
-path = "{detector}"
-warm_up = {{ "{detector_input}" = [1, 3, {side}, {side}] }}
-serve = {serve}
-
-[inference]
-emulate_slowdown = {slowdown}
-deadline_ms = 3000
-
 [[curation]]
 name = "{rule}"
 keys = "{rule_keys}"
 source = "{rule_source}"
 min_interval_ms = {rule_interval_ms}
+"""
+
+_MODEL = """
+[models.plate]
+path = "{detector}"
+warm_up = {{ "image" = [1, 3, {side}, {side}] }}
+serve = {serve}
+
+[inference]
+emulate_slowdown = {slowdown}
+deadline_ms = 3000
 """
 
 _POSITION = "position = {{ latitude_deg = {latitude}, longitude_deg = {longitude}, accuracy_m = 0.1 }}\n"
@@ -109,6 +112,13 @@ port = {port}
 """
 
 
+def compile_packages() -> None:
+    """Write the bytecode of our packages, as an installation does it: in a fresh source tree each of seven processes
+    would otherwise compile every module for itself. Does nothing where it is up to date or can't be written."""
+    for package in ("protocols", "meshnode", "cloud_relay", "demo"):
+        compileall.compile_dir(Path(__file__).parent.parent / package, quiet=2)
+
+
 def write_files(folder: Path, relay_port: int | None, mixed: bool) -> None:
     """Write everything under ``folder``, which must be empty or missing. ``mixed``: every second node runs on libnng.
 
@@ -130,11 +140,14 @@ def _node_toml(participant: Participant, index: int, relay_port: int | None, mix
     position = _POSITION.format(latitude=48.7655 + index * 0.0005, longitude=11.4237) if unit else ""
     text = _COMMON.format(
         name=participant.name, engine="nng" if mixed and index % 2 else "express", position=position,
-        detector=find_detector(), detector_input="image", side=SIDE, serve="true" if unit else "false",
-        slowdown=SLOWDOWN if participant.slow else 1.0,
         rule="hazards" if unit else "track", rule_keys="veh/*/hazard" if unit else "veh/*/position",
         rule_source="any" if unit else "own", rule_interval_ms=0 if unit else 1_000,
     )  # fmt: skip
+    if unit or participant.camera_hz:  # loading it takes longer than everything else at the start of a node
+        text += _MODEL.format(
+            detector=find_detector(), side=SIDE, serve="true" if unit else "false",
+            slowdown=SLOWDOWN if participant.slow else 1.0,
+        )  # fmt: skip
     if relay_port is not None:
         text += _RELAY.format(port=relay_port)
     if participant.trace_vehicle:
