@@ -6,11 +6,13 @@ A built-in name can't be taken over: a package that is installed for one driver 
 import importlib
 from collections.abc import Mapping
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.sensors.contract import DriverContext, SensorDriver
 from protocols.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP: Final = "meshnode.sensors"
 
@@ -24,6 +26,8 @@ _BUILT_IN: Final = {
 
 def available_drivers() -> list[str]:
     """The sorted names of all drivers."""
+    from importlib.metadata import entry_points
+
     return sorted({*_BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
 
 
@@ -35,6 +39,9 @@ def driver_named(name: str) -> type[SensorDriver]:
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
         return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    # Imported only here: reading the metadata of packages is slow, and nodes start without other packages' drivers.
+    from importlib.metadata import entry_points
+
     for point in entry_points(group=GROUP, name=name):
         return _loaded(point)
     names = available_drivers()
@@ -51,7 +58,7 @@ def create_driver(name: str, options: Mapping[str, Any], context: DriverContext)
     return driver_named(name).from_options(options, context)
 
 
-def _loaded(point: EntryPoint) -> type[SensorDriver]:
+def _loaded(point: "EntryPoint") -> type[SensorDriver]:
     package = point.dist.name if point.dist else "unknown"
     try:
         driver = point.load()
