@@ -181,9 +181,9 @@ class Store:
     def _note(self, origin: str, fate: Fate) -> None:
         """Add a range to those of its state; what another state holds already stays as it is."""
         near = self._db.execute(
-            "SELECT first, last, state FROM fates WHERE origin = ?1 AND first <= ?3 + 1 AND first >="
-            " coalesce((SELECT max(first) FROM fates WHERE origin = ?1 AND first < ?2), 0) ORDER BY first",
-            (origin, fate.first, fate.last),
+            "SELECT first, last, state FROM fates WHERE origin = :origin AND first <= :last + 1 AND first >="
+            " coalesce((SELECT max(first) FROM fates WHERE origin = :origin AND first < :first), 0) ORDER BY first",
+            {"origin": origin, "first": fate.first, "last": fate.last},
         ).fetchall()
         first, last = fate.first, fate.last
         pieces: list[tuple[int, int]] = []
