@@ -114,13 +114,15 @@ class Watch:
 
     def _run(self) -> None:
         late_s = ours_s = 0.0
+        ended = False
         while True:
             ours_s = max(ours_s, self._ours_s())  # a process that ends while it is read may be missing once
             self._moments.append(Moment(time.time(), late_s, _used_s(psutil.cpu_times()), ours_s))
-            slept_s = time.monotonic()
-            if self._end.wait(STEP_S):
+            if ended:
                 return
-            late_s = time.monotonic() - slept_s - STEP_S
+            slept_s = time.monotonic()
+            ended = self._end.wait(STEP_S)
+            late_s = max(time.monotonic() - slept_s - STEP_S, 0.0)
 
 
 def _used_s(times: Any) -> float:

@@ -1,11 +1,9 @@
 """The demonstration keeps its promises, and each of them can be broken: a judge who only nods proves nothing."""
 
 import json
-import os
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -418,37 +416,36 @@ def test_machine_without_record_has_no_excuse() -> None:
     assert Machine(0.01, (), 2).why_slow(0.0, 9.0) == ""
 
 
-def test_watch_tells_other_programs_from_ours() -> None:
-    """The same busy process is an excuse when it is somebody else's, and none when it is ours."""
+def test_watch_counts_our_processor_time_among_that_of_all_programs() -> None:
+    """Otherwise a busy mesh would look like other programs that are busy."""
     with repeat.busy_processes(1):
-        ours = psutil.Process().children()[-1]
-        before_s = time.time()
+        busy = psutil.Process().children()[-1]
 
         def ours_s() -> float:
-            times = ours.cpu_times()
+            times = busy.cpu_times()
             return float(times.user + times.system)
 
-        with Watch(lambda: 0.0) as blind, Watch(ours_s) as watch:
-            eventually(lambda: ours_s() > 0.5, "the busy process has run for half a second", 60.0)
-    as_others, as_ours = (w.machine().summary()["others_share"] for w in (blind, watch))
-    assert as_others - as_ours > 0.4 / ((os.cpu_count() or 1) * (time.time() - before_s))
-    assert watch.machine().bare_start_s > 0
+        with Watch(ours_s) as watch:
+            begin_s = ours_s()
+            eventually(lambda: ours_s() > begin_s + 0.5, "the busy process has run for half a second", 60.0)
+    machine = watch.machine()
+    first, last = machine.moments[0], machine.moments[-1]
+    assert last.ours_s - first.ours_s > 0.4
+    assert last.used_s - first.used_s > last.ours_s - first.ours_s - 0.1  # both are rounded to 0.01 s a processor
+    assert machine.bare_start_s > 0
 
 
 def test_conductor_counts_the_processor_time_of_ended_and_living_processes(tmp_path: Path) -> None:
     """What the demonstration used itself must not look like the work of other programs."""
     conductor = Conductor(tmp_path, None)
-    (tmp_path / "log.txt").touch()
     before_s = conductor.processor_s()
-    code = "import time\nwhile time.process_time() < 0.3: pass\nimport sys; sys.stdin.read()"
+    code = "import time\nwhile time.process_time() < 0.3: pass\ntime.sleep(60)"
     try:
         for name in ("a", "b"):
-            conductor._spawn(
-                name, ["-c", code.replace("sys.stdin.read()", "time.sleep(60)")], (tmp_path / name).open("w")
-            )
-        eventually(lambda: conductor.processor_s() - before_s > 0.6, "both have worked", 60.0)
+            conductor._spawn(name, ["-c", code], (tmp_path / name).open("w"))
+        eventually(lambda: conductor.processor_s() - before_s > 0.55, "both have worked", 60.0)
         conductor.kill("a")
-        assert conductor.processor_s() - before_s > 0.6
+        assert conductor.processor_s() - before_s > 0.55
     finally:
         conductor.close()
 
@@ -459,11 +456,7 @@ def test_conductor_counts_the_processor_time_of_ended_and_living_processes(tmp_p
     [(["kept", "too slow"], 0), (["kept", "broken"], 1), (["kept", "could not be run"], 2)],
 )
 def test_repeat_counts_outcomes_and_fails_for_a_broken_promise_only(
-    outcomes: list[str],
-    status: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    outcomes: list[str], status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Twenty runs in a row are worth what their count says."""
 
