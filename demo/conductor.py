@@ -27,7 +27,8 @@ READY_TIMEOUT_S = 60.0
 MEET_TIMEOUT_S = 20.0
 """Far beyond the promise, so that a slow machine is not taken for a mesh that never met."""
 GRACE_S = 30.0
-"""A process told to stop has this long before it is killed, which breaks a promise. A slow machine needs 10 s."""
+"""A process told to stop has this long before it is killed, which breaks a promise: long enough for a slow
+machine, since no promise is about how fast a node stops."""
 
 
 class Conductor:

@@ -22,6 +22,7 @@ from demo.stage import ALL, SLOWDOWN, UNITS, VEHICLES
 from meshnode.sensors.fcd import HAZARD_LIFESPAN_MS
 
 MEET_WITHIN_S = 2.5
+"""A node asks every 2 s who is there, so the loss of one question or answer is within the promise."""
 DEAD_WITHIN_S = 1.5
 """From the kill, at which everybody has long been ready."""
 KILLED = "rsu-2"
