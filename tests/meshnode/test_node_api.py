@@ -26,7 +26,8 @@ from protocols.machine import Event
 from protocols.readings.events import DeadlineMissed
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.tensors import Tensor
-from tests.tools.mesh_fixture import HERE, Open, dropped, given_house, given_opened, pair, until, wanted
+from tests.tools.eventually import until
+from tests.tools.mesh_fixture import HERE, Open, dropped, given_house, given_opened, pair, wanted
 
 BOTH = ("express", "nng")
 __all__ = ["given_house", "given_opened"]

@@ -24,7 +24,8 @@ from protocols.base.errors import (
 from protocols.base.ids import Role
 from protocols.membership.neighbour import State
 from protocols.wire.readings import Reading
-from tests.tools.mesh_fixture import House, Open, given_house, given_opened, pair, until, wanted
+from tests.tools.eventually import until
+from tests.tools.mesh_fixture import House, Open, given_house, given_opened, pair, wanted
 
 BOTH = ("express", "nng")
 __all__ = ["given_house", "given_opened"]

@@ -20,8 +20,9 @@ from protocols.wire.codec import _has_too_many_elements, decode_untrusted_node_f
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Want
 from sims.virtual.driver import SimDriver
+from tests.tools.eventually import LIMIT_S, until
 from tests.tools.lone_node_fixture import SECOND, Alone
-from tests.tools.mesh_fixture import Open, given_house, given_opened, pair, until, wanted
+from tests.tools.mesh_fixture import Open, given_house, given_opened, pair, wanted
 
 __all__ = ["given_house", "given_opened"]
 values = st.recursive(

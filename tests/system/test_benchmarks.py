@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from benchmarks.contender import ENDS, PEERS, BenchmarkFailed, End, Setting
 from benchmarks.model import INPUT, OUTPUT, bare_session, sample_input, write_model
 from benchmarks.schedule import Outcome, Plan
 from meshnode.identity import create_mesh, issue
+from tests.tools.eventually import eventually
 
 MEASURES = {
     "reading_64B_p50",
@@ -29,13 +29,6 @@ MEASURES = {
     "tensor_1MB_bytes_per_s",
     "remote_inference_overhead",
 }
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not within {timeout_s} s: {what}"
-        time.sleep(0.02)
 
 
 def outcome_of(**ours_and_peer: float) -> Outcome:
@@ -261,9 +254,9 @@ def test_children_parent_killed_end_too(tmp_path: Path) -> None:
             children[:] = [child for child in own.children() if "spawn_main" in " ".join(child.cmdline())]
             return len(children) == len(ENDS)
 
-        wait_until(both_run, 15, "two children")
+        eventually(both_run, "two children")
         parent.kill()
-    wait_until(lambda: not any(child.is_running() for child in children), 10, "the children ended")
+    eventually(lambda: not any(child.is_running() for child in children), "the children ended")
 
 
 # --- benchmarks of one thing each ------------------------------------------------------------------------------------

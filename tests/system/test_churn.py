@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.churn import MAX_GROWTH_BYTES, Outcome, Sample, judge
 from benchmarks.churners import ENDINGS, LINK_ENDINGS
-from tests.tools.link_fixture import wait
+from tests.tools.eventually import eventually
 
 FLAT = Sample(80_000_000, 16, 10, 0, 0, 0, 0, True)
 
@@ -58,10 +58,10 @@ def test_churn_of_a_few_seconds_does_all_it_says_and_leaves_no_process(tmp_path:
     command = [sys.executable, "-m", "benchmarks.churn", "--minutes", "0.01", "--round-s", "0.5", "--engine", "express"]
     with subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE, text=True) as process:
         own = psutil.Process(process.pid)
-        children = wait(lambda: own.children(recursive=True), "it has started others")
+        children = eventually(lambda: own.children(recursive=True), "it has started others")
         printed, _ = process.communicate(timeout=100)
     assert process.returncode == 0, printed
-    wait(lambda: not any(child.is_running() for child in children), "they have ended")
+    eventually(lambda: not any(child.is_running() for child in children), "they have ended")
     content = json.loads(out.read_text())
     (run,) = content["runs"]
     assert set(content) == {"runs", "missed", "machine"}

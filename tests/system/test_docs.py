@@ -28,7 +28,8 @@ from meshnode.trial.trial import load_plan
 from protocols.base.errors import ConfigError
 from sims.cli.main import main as meshsim
 from sims.scenario.file import loads
-from tests.tools.node_fixture import RunningNode, environment, eventually, meshnode
+from tests.tools.eventually import eventually
+from tests.tools.node_fixture import RunningNode, environment, meshnode
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")))

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 
 from benchmarks import churn, command, hostile, idle, soak, startup
 from benchmarks.fleet import NAMES, NEIGHBOURS, FleetFailed
+from tests.tools.eventually import eventually
 from tests.tools.node_fixture import environment
 
 
@@ -157,13 +157,14 @@ def test_soak_killed_takes_its_processes_along(tmp_path: Path) -> None:
 
 def descendants(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", count: int) -> list[psutil.Process]:
     """The six nodes and the busy process, once they are there; a node has children of its own while it starts."""
-    ends_s = time.monotonic() + 30
     parent = psutil.Process(process.pid)
-    while len(children := parent.children(recursive=True)) < count:
+
+    def all_of_them() -> list[psutil.Process]:
         assert process.poll() is None, "it ended early"
-        assert time.monotonic() < ends_s, f"only {children}"
-        time.sleep(0.02)
-    return list(children)
+        children = parent.children(recursive=True)
+        return list(children) if len(children) >= count else []
+
+    return eventually(all_of_them, lambda: f"{count} processes, not only {parent.children(recursive=True)}")
 
 
 def gone(children: list[psutil.Process]) -> None:

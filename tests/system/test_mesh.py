@@ -10,14 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from meshnode.identity import create_mesh, issue
 from meshnode.links.transport import Address, CredentialFiles
+from tests.tools.eventually import LIMIT_S, eventually
 from tests.tools.link_fixture import SP_PUSH, drained, raw_tls
-from tests.tools.mesh_fixture import SOON_S, House, Member
+from tests.tools.mesh_fixture import House, Member
 
 pytestmark = pytest.mark.processes
 
@@ -26,14 +26,6 @@ NAMES = ("rsu-1", "rsu-2", "veh-1", "veh-2", "veh-3", "veh-4")
 
 def role(name: str) -> str:
     return "rsu" if name.startswith("rsu") else "vehicle"
-
-
-def eventually(condition: Any, what: str, timeout_s: float = SOON_S) -> Any:
-    ends_s = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < ends_s, f"not within {timeout_s} s: {what}"
-        time.sleep(0.05)
-    return value
 
 
 class Six:
@@ -78,7 +70,7 @@ def test_six_nodes_started_at_once_all_meet_within_bounds(six: Six) -> None:
     for name, member in six.members.items():
         for other in set(NAMES) - {name}:
             met = member.wait_for("NeighbourMet", node=other)
-            assert met["at"] - last_start_s < SOON_S
+            assert met["at"] - last_start_s < LIMIT_S
             assert met["role"] == role(other)
     assert six.deaths() == []
 
@@ -105,7 +97,7 @@ def test_node_killed_is_dead_everywhere_and_met_again_when_it_restarts(six: Six)
     killed_s = time.time()
     victim.end(signal.SIGKILL)
     for member in others:
-        assert member.wait_for("NeighbourDead", node="rsu-2")["at"] - killed_s < SOON_S
+        assert member.wait_for("NeighbourDead", node="rsu-2")["at"] - killed_s < LIMIT_S
     assert {about for who, about in six.deaths() if (who, about) not in deaths} == {"rsu-2"}
     again = six.start("rsu-2")
     assert again.wait_for("up")["incarnation"] > before
@@ -240,7 +232,7 @@ def test_member_whose_certificate_has_ended_does_not_start(six: Six) -> None:
     issue(six.house.folder / "authority", "vehicle", "veh-7", home, valid_days=0.000_01)
     time.sleep(max(0.0, (home / "veh-7.crt").stat().st_mtime + 1.2 - time.time()))
     with Member(six.house.file("veh-7")) as late:
-        assert late.process.wait(SOON_S) == 1
+        assert late.process.wait(LIMIT_S) == 1
         said = late.log.read_text()
     assert "veh-7.crt" in said
     assert "expired" in said

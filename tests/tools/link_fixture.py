@@ -7,7 +7,6 @@ Its fixtures, imported where they are used: ``ca``, ``pki``, ``end``; and what m
 import contextlib
 import socket
 import ssl
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from meshnode.links.express.engine import open_express
 from meshnode.links.nng.library import open_transport
 from meshnode.links.transport import Address, CredentialFiles, OutgoingLane, Transport
 from protocols.base.ids import PeerIdentity, mesh_name
+from tests.tools.eventually import eventually
 from tests.tools.pki_fixture import Authority, authority, credentials
 
 MESH = mesh_name("demo")
@@ -62,15 +62,6 @@ def given_pki(ca: Authority, tmp_path_factory: pytest.TempPathFactory) -> Callab
         return made[name]
 
     return make
-
-
-def wait(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
-    """Poll until ``condition`` gives something true, and return it."""
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.002)
-    return result
 
 
 @dataclass
@@ -119,7 +110,7 @@ class Recorder:
 
     def one(self, kind: str) -> tuple[Any, ...]:
         """Wait for the first notice of a kind."""
-        return wait(lambda: self.all(kind), kind)[0]
+        return eventually(lambda: self.all(kind), kind)[0]
 
 
 @dataclass

@@ -43,23 +43,13 @@ from protocols.base.errors import MeshError
 from protocols.base.ids import node_id
 from protocols.machine import Event
 from protocols.wire.readings import Position, Reading
+from tests.tools.eventually import LIMIT_S, eventually, until
 from tests.tools.node_fixture import environment
 
 HERE = Position(48.7661, 11.4298, 3.0)
-SOON_S = 30.0
-"""Long enough for a busy machine: what the promises say in seconds is measured by ``benchmarks``."""
 _INFERENCE, _MEMBERSHIP = InferenceSection(), MembershipSection()
 _POSITION = "position = { latitude_deg = 48.7661, longitude_deg = 11.4298, accuracy_m = 3.0 }"
 _numbers = itertools.count()
-
-
-async def until(condition: Callable[[], Any], what: str, timeout_s: float = SOON_S) -> Any:
-    """The first true value of ``condition``, while the event loop goes on."""
-    ends_s = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < ends_s, f"not within {timeout_s} s: {what}"
-        await asyncio.sleep(0.005)
-    return value
 
 
 class House:
@@ -173,16 +163,15 @@ class Member:
             line for line in list(self.said) if wanted <= {k: v for k, v in line.items() if k in dict(wanted)}.items()
         ]
 
-    def wait_for(self, kind: str, *, since: int = 0, timeout_s: float = SOON_S, **fields: Any) -> dict[str, Any]:
+    def wait_for(self, kind: str, *, since: int = 0, **fields: Any) -> dict[str, Any]:
         """The first such line after the first ``since`` of them."""
-        ends_s = time.monotonic() + timeout_s
-        while len(found := self.heard(kind, **fields)) <= since:
-            assert self.process.poll() is None, f"{self.name} ended: {self.log.read_text()[-2_000:]}"
-            assert time.monotonic() < ends_s, (
-                f"{self.name} did not say {kind} {fields} within {timeout_s} s: {self.said[-20:]}"
-            )
-            time.sleep(0.01)
-        return found[since]
+
+        def found() -> list[dict[str, Any]]:
+            lines = self.heard(kind, **fields)[since:]
+            assert lines or self.process.poll() is None, f"{self.name} ended: {self.log.read_text()[-2_000:]}"
+            return lines
+
+        return eventually(found, lambda: f"{self.name} says {kind} {fields}, not only {self.said[-20:]}")[0]
 
     def tell(self, verb: str, *arguments: Any) -> None:
         """Send an order."""
@@ -214,7 +203,7 @@ class Member:
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            return self.process.wait(SOON_S)
+            return self.process.wait(LIMIT_S)
         finally:
             self.process.kill()
             self.process.wait()

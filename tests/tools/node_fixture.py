@@ -7,13 +7,13 @@ import selectors
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from meshnode.identity import create_mesh, issue
+from tests.tools.eventually import eventually
 
 START_S = 60.0
 _POSITION = "position = { latitude_deg = 48.7661, longitude_deg = 11.4298, accuracy_m = 3.0 }"
@@ -33,15 +33,6 @@ def meshnode(
         [sys.executable, "-m", "meshnode.cli", *map(str, arguments)],
         env=environment(), cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False,
     )  # fmt: skip
-
-
-def eventually(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
-    """The first true value of ``condition``, asked again and again."""
-    ends_s = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < ends_s, f"not within {timeout_s} s: {what}"
-        time.sleep(0.02)
-    return value
 
 
 def prepare(folder: Path, node: str, role: str, tables: str = "", seeds: tuple[int, ...] = ()) -> Path:

@@ -8,10 +8,11 @@ import os
 import secrets
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import psutil
+
+from tests.tools.eventually import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / "build" / "ray" / "bin"
@@ -53,11 +54,12 @@ class Cluster:
                 command, stdout=output, stderr=subprocess.STDOUT, env=self.environment, start_new_session=True
             )
         self._machines.append(process)
-        limit = time.monotonic() + _START_S
-        while "Ray runtime started" not in told.read_text("utf-8"):
+
+        def started() -> bool:
             assert process.poll() is None, told.read_text("utf-8")
-            assert time.monotonic() < limit, told.read_text("utf-8")
-            time.sleep(0.05)
+            return "Ray runtime started" in told.read_text("utf-8")
+
+        eventually(started, lambda: f"Ray starts: {told.read_text('utf-8')}", _START_S)
 
     def workers(self, machine: int) -> list[psutil.Process]:
         """Processes of a machine (0: the head) that make a run now."""

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from meshnode.cli.probes import multicast_returns
-from tests.tools.node_fixture import RunningNode, environment, eventually, meshnode, pair, prepare
+from tests.tools.eventually import eventually
+from tests.tools.node_fixture import RunningNode, environment, meshnode, pair, prepare
 from tests.tools.tiny_onnx import write_model
 
 pytestmark = pytest.mark.processes

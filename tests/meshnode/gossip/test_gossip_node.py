@@ -34,8 +34,9 @@ from protocols.wire.entries import (
 from protocols.wire.gossip import Carried, Entry, GossipEntries, InboxAddress
 from sims.emulator.nodes import MESH as EMULATED_MESH
 from sims.scenario.file import Spread
-from tests.tools.mesh_fixture import House, Open, given_house, given_opened, until
-from tests.tools.node_fixture import RunningNode, eventually, prepare
+from tests.tools.eventually import eventually, until
+from tests.tools.mesh_fixture import House, Open, given_house, given_opened
+from tests.tools.node_fixture import RunningNode, prepare
 from tests.tools.node_fixture import meshnode as command
 
 __all__ = ["given_house", "given_opened"]

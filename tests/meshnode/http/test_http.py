@@ -22,7 +22,8 @@ from meshnode.inference.open_inference import parse_untrusted_request
 from protocols.base.errors import InputInvalid
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.tensors import Tensor
-from tests.tools.node_fixture import RunningNode, environment, eventually, pair, prepare
+from tests.tools.eventually import eventually
+from tests.tools.node_fixture import RunningNode, environment, pair, prepare
 from tests.tools.tiny_onnx import write_model
 
 pytestmark = pytest.mark.processes

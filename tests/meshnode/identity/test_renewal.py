@@ -4,7 +4,8 @@ import pytest
 
 import meshnode.identity.renewal
 from meshnode.identity import issue
-from tests.tools.mesh_fixture import House, Open, given_house, given_opened, until, wanted
+from tests.tools.eventually import until
+from tests.tools.mesh_fixture import House, Open, given_house, given_opened, wanted
 
 __all__ = ["given_house", "given_opened"]
 

@@ -16,7 +16,8 @@ from protocols.access import DEFAULT_RULES
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InferenceError, InputInvalid, ModelUnknown
 from protocols.base.ids import Lane
-from tests.tools.mesh_fixture import House, Member, Open, given_house, given_opened, until
+from tests.tools.eventually import until
+from tests.tools.mesh_fixture import House, Member, Open, given_house, given_opened
 from tests.tools.tiny_onnx import write_model
 
 __all__ = ["given_house", "given_opened"]

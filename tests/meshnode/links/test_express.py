@@ -33,7 +33,6 @@ from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
     given_end,
     given_pki,
     raw_tls,
-    wait,
 )
 from tests.tools.pki_fixture import authority
 
@@ -82,7 +81,9 @@ def test_dial_of_untrusted_inbox_counts_and_tells_why(
     a.dial(b)
     assert why in a.told.one("lane_closed")[2]
     assert a.transport.statistics()[f"handshakes_failed_{kind}"] == 1
-    wait(lambda: b.transport.statistics()["handshakes_failed_rejects_ours"] == 1, "the inbox knows that it is refused")
+    eventually(
+        lambda: b.transport.statistics()["handshakes_failed_rejects_ours"] == 1, "the inbox knows that it is refused"
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_inbox_dialled_by_the_untrusted_counts_why_and_the_dialler_learns_it(
     a, b = end(pki("bad", authority("other"), **options) if stranger else pki("bad", **options)), end(pki("b"))
     a.dial(b)
     assert why in a.told.one("lane_closed")[2]
-    wait(lambda: b.transport.statistics()[f"handshakes_failed_{kind}"] == 1, "counted")
+    eventually(lambda: b.transport.statistics()[f"handshakes_failed_{kind}"] == 1, "counted")
 
 
 def test_strangers_of_every_kind_are_counted_apart_and_logged_once(
@@ -119,7 +120,7 @@ def test_strangers_of_every_kind_are_counted_apart_and_logged_once(
             tls.recv(1)
         with socket.create_connection((b.address.host, b.address.port)) as sock:
             sock.sendall(b"\x16\x03")
-    counts = wait(lambda: (s := b.transport.statistics())["handshakes_failed"] == 20 and s, "all are counted")
+    counts = eventually(lambda: (s := b.transport.statistics())["handshakes_failed"] == 20 and s, "all are counted")
     kinds = ("not_our_protocol", "old_tls", "no_certificate", "hung_up")
     assert [counts[f"handshakes_failed_{kind}"] for kind in kinds] == [5, 5, 5, 5]
     lines = [record.getMessage() for record in caplog.records]
@@ -142,7 +143,7 @@ def test_refused_peer_is_logged_by_name(pki: Any, end: Any, caplog: pytest.LogCa
     a, b = end(pki("a")), end(pki("b"), Recorder(refusal="revoked"))
     a.dial(b)
     a.told.one("lane_closed")
-    wait(lambda: "no link with vehicle a at 127.0.0.1: refused: revoked" in caplog.text, "the line")
+    eventually(lambda: "no link with vehicle a at 127.0.0.1: refused: revoked" in caplog.text, "the line")
 
 
 # --- strangers -----------------------------------------------------------------------------------------------------
@@ -160,10 +161,10 @@ def test_five_hundred_half_open_connections_keep_no_neighbour_out(pki: Any, end:
             sock.setblocking(False)
             sock.connect_ex((b.address.host, b.address.port))
             if number % 100 == 0:
-                assert wait(lambda: lane.try_send(b"still here"), "the open link takes a frame")
+                assert eventually(lambda: lane.try_send(b"still here"), "the open link takes a frame")
         c.dial(b, b"new")
         c.told.one("lane_opened")
-        wait(lambda: b"new" in b.told.frames() and b.told.frames().count(b"still here") == 5, "both are heard")
+        eventually(lambda: b"new" in b.told.frames() and b.told.frames().count(b"still here") == 5, "both are heard")
         statistics = b.transport.statistics()
         assert statistics["handshakes_failed_crowded_out"] >= 500 - inbox._MAX_NEWCOMERS - 1
         assert psutil.Process().num_fds() - descriptors < 500 + inbox._MAX_NEWCOMERS + 20
@@ -207,7 +208,7 @@ def test_strangers_at_once_have_their_turn_one_by_one_between_looks_at_open_link
         with raw_tls(b.address, pki("a"), files.authority) as tls:
             tls.sendall(SP_PUSH)
             b.told.one("inbound_opened")
-        wait(lambda: sum(steps) > 60, "all had their turn")
+        eventually(lambda: sum(steps) > 60, "all had their turn")
     assert max(steps[1:]) == 1
     assert 1 <= max(accepted) <= 8
 
@@ -236,9 +237,9 @@ def test_listener_out_of_descriptors_rests_and_accepts_again(pki: Any, end: Any)
 
     links._inbox._listener = Exhausted()
     a.dial(b, b"patient")
-    wait(lambda: len(tried) >= 3, "it tries again")
+    eventually(lambda: len(tried) >= 3, "it tries again")
     links._inbox._listener = real
-    wait(lambda: b.told.frames() == [b"patient"], "accepted after all")
+    eventually(lambda: b.told.frames() == [b"patient"], "accepted after all")
     assert all(later - earlier >= inbox._REST_NS for earlier, later in itertools.pairwise(tried))
 
 
@@ -251,11 +252,11 @@ def test_frames_announced_but_not_sent_take_no_memory(pki: Any, end: Any) -> Non
         for _ in range(40):
             sock = stack.enter_context(raw_tls(b.address, pki("odd"), files.authority))
             sock.sendall(SP_PUSH + struct.pack(">Q", 16 * 1024 * 1024) + b"x" * 1000)
-        wait(lambda: len(b.told.all("inbound_opened")) == 40, "all are open")
+        eventually(lambda: len(b.told.all("inbound_opened")) == 40, "all are open")
         b.transport.close_pipe(b.told.all("inbound_opened")[-1][1])
         b.told.one("inbound_closed")
         assert psutil.Process().memory_info().rss - before < 60_000_000
-    wait(lambda: len(b.told.all("inbound_closed")) == 40, "all are told")
+    eventually(lambda: len(b.told.all("inbound_closed")) == 40, "all are told")
     assert not b.told.frames()
 
 
@@ -271,11 +272,11 @@ def test_inbox_that_never_reads_declines_frames_and_can_be_closed(pki: Any, end:
         lane = a.dial(address)
         a.told.one("lane_opened")
         frame = bytes(1_000_000)
-        wait(lambda: not lane.try_send(frame), "the lane is full")
+        eventually(lambda: not lane.try_send(frame), "the lane is full")
         assert not lane.try_send(b"x")
         lane.close()
         assert not lane.try_send(b"x")
-        wait(lambda: a.transport.statistics()["lanes"] == 0, "its descriptor is given back")
+        eventually(lambda: a.transport.statistics()["lanes"] == 0, "its descriptor is given back")
         done.set()
     assert not a.told.all("lane_closed")
 
@@ -304,7 +305,7 @@ def test_peer_changing_its_keys_again_and_again_is_heard(pki: Any, end: Any) -> 
         assert client.stderr is not None
         client.stdin.write(SP_PUSH + struct.pack(">Q", 1) + b"0")
         client.stdin.flush()
-        wait(lambda: b.told.frames() == [b"0"], "the first frame")
+        eventually(lambda: b.told.frames() == [b"0"], "the first frame")
         for number in range(1, 6):
             client.stdin.write(b"K\n")
             client.stdin.flush()
@@ -312,7 +313,7 @@ def test_peer_changing_its_keys_again_and_again_is_heard(pki: Any, end: Any) -> 
                 pass
             client.stdin.write(struct.pack(">Q", 1) + b"%d" % number)
             client.stdin.flush()
-            wait(lambda number=number: b.told.frames()[-1] == b"%d" % number, "a frame under new keys")
+            eventually(lambda number=number: b.told.frames()[-1] == b"%d" % number, "a frame under new keys")
         client.stdin.close()
         client.wait(8)
     b.told.one("inbound_closed")
@@ -342,8 +343,8 @@ def test_certificate_that_ends_closes_pipe_and_lane(pki: Any, monkeypatch: pytes
         b.told.one("lane_opened")
         days_ahead[1] = 40  # b's clock: a's certificate of 300 days is good for long
         days_ahead[0] = 29
-        wait(lambda: lane.try_send(b"day 29"), "the lane takes a frame")
-        wait(lambda: b.told.frames()[-1:] == [b"day 29"], "the day before")
+        eventually(lambda: lane.try_send(b"day 29"), "the lane takes a frame")
+        eventually(lambda: b.told.frames()[-1:] == [b"day 29"], "the day before")
         days_ahead[0] = 31
         assert "certificate has expired" in a.told.one("lane_closed")[2]
         a.told.one("inbound_closed")
@@ -381,7 +382,7 @@ def test_notices_asked_for_by_many_threads_are_never_lost(pki: Any, end: Any) ->
         for _ in range(300):
             seen = len(a.told.all("lane_writable"))
             lane.notify()
-            wait(lambda seen=seen: len(a.told.all("lane_writable")) > seen, "told")
+            eventually(lambda seen=seen: len(a.told.all("lane_writable")) > seen, "told")
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:

@@ -13,6 +13,7 @@ from meshnode.links.peer import url_of
 from meshnode.links.transport import Address, CredentialFiles
 from protocols.base.errors import BoundExceeded, TransportError
 from protocols.base.limits import MAX_FRAME_BYTES
+from tests.tools.eventually import eventually
 from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
     SP_PUSH,
     End,
@@ -24,7 +25,6 @@ from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
     given_pki,
     given_two,
     raw_tls,
-    wait,
 )
 
 
@@ -97,9 +97,9 @@ def test_garbage_inside_tls_gives_no_frame_and_the_inbox_lives_on(pki: Any, two:
     a, b = two(pki("a"), files)
     told_off(b, pki("odd"), files, sent)
     assert not b.told.frames()
-    wait(lambda: len(b.told.all("inbound_opened")) == len(b.told.all("inbound_closed")), "its end is told")
+    eventually(lambda: len(b.told.all("inbound_opened")) == len(b.told.all("inbound_closed")), "its end is told")
     a.dial(b, b"still here")
-    wait(lambda: b.told.frames() == [b"still here"], "others are heard")
+    eventually(lambda: b.told.frames() == [b"still here"], "others are heard")
 
 
 def test_raw_ssl_peer_that_follows_the_wire_is_a_peer(pki: Any, end: Any, engine: str) -> None:
@@ -108,7 +108,7 @@ def test_raw_ssl_peer_that_follows_the_wire_is_a_peer(pki: Any, end: Any, engine
     b = end(files, engine=engine)
     with raw_tls(b.address, pki("second"), files.authority) as sock:
         sock.sendall(SP_PUSH + struct.pack(">Q", 3) + b"one" + struct.pack(">Q", 0))
-        wait(lambda: b.told.frames() == [b"one", b""], "its frames")
+        eventually(lambda: b.told.frames() == [b"one", b""], "its frames")
     pipe = b.told.one("inbound_opened")[1]
     assert b.told.one("inbound_closed") == ("inbound_closed", pipe)
 
@@ -121,9 +121,9 @@ def test_peer_killed_while_the_reader_is_slow_is_told(pki: Any, end: Any, engine
     b.told.on_frame = lambda pipe, frame: None if release.is_set() else bool(release.wait(60))
     with raw_tls(b.address, pki("a"), files.authority) as sock:
         sock.sendall(SP_PUSH + (struct.pack(">Q", 1) + b"x") * 2)
-        wait(lambda: b.transport.receiving_since_ns() is not None, "the reader is stuck")
+        eventually(lambda: b.transport.receiving_since_ns() is not None, "the reader is stuck")
     # closed without TLS's farewell, as the kernel does for a process that is killed; nothing waits to receive that
-    wait(lambda: not connected(b.address.port), "the end has arrived")
+    eventually(lambda: not connected(b.address.port), "the end has arrived")
     release.set()
     b.told.one("inbound_closed")
     assert b.told.frames() == [b"x", b"x"]
@@ -161,9 +161,9 @@ def test_frame_truncated_at_every_byte_gives_no_frame(pki: Any, end: Any, engine
     for cut in range(len(second)):
         with raw_tls(b.address, pki("odd"), files.authority) as sock:
             sock.sendall(SP_PUSH + struct.pack(">Q", 5) + b"first")
-            wait(lambda cut=cut: len(b.told.frames()) == cut + 1, "the first frame")
+            eventually(lambda cut=cut: len(b.told.frames()) == cut + 1, "the first frame")
             sock.sendall(second[:cut])
-    wait(lambda: len(b.told.all("inbound_closed")) == len(second), "every end is told")
+    eventually(lambda: len(b.told.all("inbound_closed")) == len(second), "every end is told")
     assert set(b.told.frames()) == {b"first"}
 
 
@@ -174,7 +174,7 @@ def test_frame_split_into_single_bytes_arrives_whole(pki: Any, end: Any, engine:
     with raw_tls(b.address, pki("odd"), files.authority) as sock:
         for byte in SP_PUSH + struct.pack(">Q", 3) + b"one" + struct.pack(">Q", 0) + struct.pack(">Q", 3) + b"two":
             sock.sendall(bytes([byte]))
-        wait(lambda: b.told.frames() == [b"one", b"", b"two"], "its frames")
+        eventually(lambda: b.told.frames() == [b"one", b"", b"two"], "its frames")
 
 
 def test_peer_resetting_in_the_middle_of_a_frame_is_told(pki: Any, end: Any, engine: str) -> None:
@@ -183,7 +183,7 @@ def test_peer_resetting_in_the_middle_of_a_frame_is_told(pki: Any, end: Any, eng
     b = end(files, engine=engine)
     with raw_tls(b.address, pki("odd"), files.authority) as sock:
         sock.sendall(SP_PUSH + struct.pack(">Q", 1) + b"x" + struct.pack(">Q", 1_000_000) + b"y" * 100_000)
-        wait(lambda: b.told.frames() == [b"x"], "the first frame")
+        eventually(lambda: b.told.frames() == [b"x"], "the first frame")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     b.told.one("inbound_closed")
     assert b.told.frames() == [b"x"]

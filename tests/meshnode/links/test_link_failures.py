@@ -15,6 +15,7 @@ import pytest
 from meshnode.identity import create_mesh, issue
 from meshnode.links.tls import MAX_REMEMBERED, REFUSED, UNREACHABLE, FailureKind, Failures
 from meshnode.links.transport import Address
+from tests.tools.eventually import eventually
 from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
     Recorder,
     given_ca,
@@ -22,9 +23,8 @@ from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
     given_engine,
     given_pki,
     raw_tls,
-    wait,
 )
-from tests.tools.node_fixture import RunningNode, eventually, meshnode, prepare
+from tests.tools.node_fixture import RunningNode, meshnode, prepare
 from tests.tools.pki_fixture import authority
 
 
@@ -49,7 +49,7 @@ def test_dial_that_fails_is_remembered_with_its_address_and_reason(pki: Any, end
         nowhere = Address("127.0.0.1", unused.getsockname()[1])
     a.dial(stranger)
     a.dial(nowhere, timeout_s=0.5)
-    wait(lambda: len(a.told.all("lane_closed")) == 2, "both dials end")
+    eventually(lambda: len(a.told.all("lane_closed")) == 2, "both dials end")
     by_peer = {link.peer: link for link in a.transport.failures()}
     told = by_peer[str(stranger.address)]
     assert "another authority" in told.why or "refuses the other's certificate (other authority" in told.why
@@ -62,7 +62,7 @@ def test_peer_that_is_refused_is_remembered_by_name_at_both_ends(pki: Any, end: 
     a, b = end(pki("a"), engine=engine), end(pki("b"), Recorder(refusal="revoked"), engine=engine)
     a.dial(b)
     a.told.one("lane_closed")
-    (came,) = wait(b.transport.failures, "the inbox remembers")
+    (came,) = eventually(b.transport.failures, "the inbox remembers")
     assert (came.peer, came.kind, "revoked" in came.why) == ("vehicle a at 127.0.0.1", REFUSED, True)
     b.dial(a)
     b.told.one("lane_closed")

@@ -13,6 +13,7 @@ from meshnode.links.peer import identify
 from meshnode.links.transport import CredentialFiles
 from protocols.base.errors import IdentityError, TransportError
 from protocols.base.ids import PeerIdentity, Role, node_id
+from tests.tools.eventually import eventually
 from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
     ENGINES,
     MESH,
@@ -26,7 +27,6 @@ from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
     given_pki,
     given_two,
     raw_tls,
-    wait,
 )
 from tests.tools.pki_fixture import authority
 
@@ -64,7 +64,7 @@ def test_dialer_with_untrusted_certificate_never_gets_in(
     a.dial(b, timeout_s=3)
     a.told.one("lane_closed")
     assert not b.told.log
-    wait(lambda: b.transport.statistics()["handshakes_failed"] >= 1, "the failure is counted")
+    eventually(lambda: b.transport.statistics()["handshakes_failed"] >= 1, "the failure is counted")
 
 
 def test_client_without_certificate_is_closed_unheard(pki: Any, end: Any, engine: str) -> None:
@@ -74,7 +74,7 @@ def test_client_without_certificate_is_closed_unheard(pki: Any, end: Any, engine
     with contextlib.suppress(ssl.SSLError, ConnectionError), raw_tls(b.address, None, files.authority) as sock:
         sock.sendall(SP_PUSH + struct.pack(">Q", 5) + b"hello")
         assert drained(sock) == b""
-    wait(lambda: b.transport.statistics()["handshakes_failed"], "the failure is counted")
+    eventually(lambda: b.transport.statistics()["handshakes_failed"], "the failure is counted")
     assert not b.told.log
 
 
@@ -212,7 +212,7 @@ def test_new_credentials_serve_new_handshakes_and_spare_open_pipes(pki: Any, end
         b.transport.renew(CredentialFiles(files.certificate, pki("a").key, files.authority))
     b.transport.renew(pki("b", strange))
     assert lane.try_send(b"spared")
-    wait(lambda: b.told.frames() == [b"hello", b"spared"], "the open pipe lives on")
+    eventually(lambda: b.told.frames() == [b"hello", b"spared"], "the open pipe lives on")
     a.dial(b)
     assert "another authority" in a.told.one("lane_closed")[2]
 

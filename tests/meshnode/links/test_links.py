@@ -18,6 +18,7 @@ import pytest
 from meshnode.links.transport import Address, CredentialFiles, OutgoingLane
 from protocols.base.errors import TransportError
 from protocols.base.ids import PeerIdentity, Role, node_id
+from tests.tools.eventually import eventually
 from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
     ENGINES,
     MESH,
@@ -29,7 +30,6 @@ from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
     given_pair,
     given_pki,
     given_two,
-    wait,
 )
 
 
@@ -40,8 +40,8 @@ def test_lane_dialled_greets_first_and_both_ends_know_each_other(pki: Any, two: 
     _, opened, identity = a.told.one("lane_opened")
     assert opened is lane
     assert identity == PeerIdentity(MESH, Role.RSU, node_id("b"))
-    wait(lambda: lane.try_send(b"reading"), "the lane takes a frame")
-    wait(lambda: len(b.told.frames()) == 2, "both frames")
+    eventually(lambda: lane.try_send(b"reading"), "the lane takes a frame")
+    eventually(lambda: len(b.told.frames()) == 2, "both frames")
     kinds = [entry[0] for entry in b.told.log]
     assert kinds == ["admit", "inbound_opened", "frame", "frame"]
     _, pipe, identity, host = b.told.one("inbound_opened")
@@ -59,8 +59,8 @@ def test_frame_of_every_size_arrives_unchanged(pki: Any, two: Any) -> None:
     a.told.one("lane_opened")
     frames = [bytes([size % 251]) * size for size in (0, 1, 16_383, 16_384, 16_385, 1_000_003)]
     for frame in frames:
-        wait(lambda frame=frame: lane.try_send(frame), "the lane takes a frame")
-    wait(lambda: len(b.told.frames()) == 7, "all frames")
+        eventually(lambda frame=frame: lane.try_send(frame), "the lane takes a frame")
+    eventually(lambda: len(b.told.frames()) == 7, "all frames")
     assert b.told.frames()[1:] == frames
 
 
@@ -71,7 +71,7 @@ def test_slow_reader_makes_try_send_decline_then_tells_writable(pki: Any, two: A
     b.told.on_frame = lambda pipe, frame: None if release.is_set() else bool(release.wait(60))
     lane = a.dial(b)
     a.told.one("lane_opened")
-    wait(lambda: b.transport.receiving_since_ns() is not None, "the reader is stuck")
+    eventually(lambda: b.transport.receiving_since_ns() is not None, "the reader is stuck")
     frame, taken, declined_since = b"x" * 1_000_000, 0, time.monotonic()
     while time.monotonic() - declined_since < 0.3:  # full is when nothing was taken for a while
         if lane.try_send(frame):
@@ -79,9 +79,9 @@ def test_slow_reader_makes_try_send_decline_then_tells_writable(pki: Any, two: A
         time.sleep(0.001)
     seen = len(a.told.all("lane_writable"))
     release.set()
-    wait(lambda: len(a.told.all("lane_writable")) > seen, "writable")
+    eventually(lambda: len(a.told.all("lane_writable")) > seen, "writable")
     assert lane.try_send(b"last")
-    wait(lambda: b.told.frames()[-1:] == [b"last"], "the rest arrives")
+    eventually(lambda: b.told.frames()[-1:] == [b"last"], "the rest arrives")
     assert len(b.told.frames()) == taken + 2
 
 
@@ -96,10 +96,10 @@ def test_lane_asked_to_notify_tells_writable_once_and_not_when_closed(pki: Any, 
     assert not a.told.all("lane_writable")
     for count in (1, 2):
         lane.notify()
-        wait(lambda count=count: len(a.told.all("lane_writable")) == count, "told")
+        eventually(lambda count=count: len(a.told.all("lane_writable")) == count, "told")
     lane.close()
     lane.notify()
-    wait(lambda: a.transport.statistics()["lanes"] == 0, "closed")
+    eventually(lambda: a.transport.statistics()["lanes"] == 0, "closed")
     assert len(a.told.all("lane_writable")) == 2
 
 
@@ -111,9 +111,9 @@ def test_last_frame_before_close_is_received(pki: Any, end: Any, engine: str) ->
         lane = a.dial(b)
         a.told.one("lane_opened")
         goodbye = b"goodbye %d" % number
-        wait(lambda lane=lane, goodbye=goodbye: lane.try_send(goodbye), "the lane takes it")
+        eventually(lambda lane=lane, goodbye=goodbye: lane.try_send(goodbye), "the lane takes it")
         a.transport.close()
-        wait(lambda number=number: len(b.told.all("inbound_closed")) == number + 1, "its end is told")
+        eventually(lambda number=number: len(b.told.all("inbound_closed")) == number + 1, "its end is told")
         assert b.told.frames()[-1] == goodbye
     assert not a.told.all("lane_closed")
 
@@ -127,7 +127,7 @@ def test_lane_closed_by_us_gives_no_notice_and_ends_the_pipe(pki: Any, two: Any)
     lane.close()
     assert not lane.try_send(b"x")
     b.told.one("inbound_closed")
-    wait(lambda: a.transport.statistics()["lanes"] == 0, "its socket is gone")
+    eventually(lambda: a.transport.statistics()["lanes"] == 0, "its socket is gone")
     assert not a.told.all("lane_closed")
 
 
@@ -156,7 +156,7 @@ def test_close_while_threads_send_returns_and_nothing_is_told_after(pki: Any, tw
     senders = [threading.Thread(target=send) for _ in range(3)]
     for sender in senders:
         sender.start()
-    wait(lambda: len(b.told.frames()) > 50, "frames flow")
+    eventually(lambda: len(b.told.frames()) > 50, "frames flow")
     a.transport.close()
     told = len(a.told.log)
     stop.set()
@@ -173,7 +173,7 @@ def test_close_while_threads_send_returns_and_nothing_is_told_after(pki: Any, tw
 def met_again(a: End, b: End) -> OutgoingLane | None:
     """A lane that came to be; each dial is one attempt, as membership makes them."""
     lane = a.dial(b, b"again")
-    opened = wait(lambda: a.told.of(lane) & {"lane_opened", "lane_closed"}, "the dial ends")
+    opened = eventually(lambda: a.told.of(lane) & {"lane_opened", "lane_closed"}, "the dial ends")
     return lane if "lane_opened" in opened else None
 
 
@@ -185,8 +185,8 @@ def test_inbox_restarted_on_its_port_is_met_again_by_a_new_dial(pki: Any, two: A
     b.transport.close()
     assert a.told.one("lane_closed")[1] is first
     again = end(pki("b"), port=b.address.port, engine=pair[1])
-    second = wait(lambda: met_again(a, again), "opened again")
-    wait(lambda: again.told.frames() == [b"again"], "greeting")
+    second = eventually(lambda: met_again(a, again), "opened again")
+    eventually(lambda: again.told.frames() == [b"again"], "greeting")
     assert second.try_send(b"x")
 
 
@@ -221,11 +221,11 @@ def test_thousands_of_lanes_leave_no_descriptor_no_thread_and_no_memory(
                 told.log.clear()
             good = [a.dial(b) for _ in range(good_count)]
             bad = [a.dial(nowhere, timeout_s=20) for _ in range(bad_count)]
-            wait(lambda: len(a.told.all("lane_opened")) == good_count, "all open", 20)
+            eventually(lambda: len(a.told.all("lane_opened")) == good_count, "all open")
             for lane in good + bad:
                 lane.close()
-            wait(lambda: a.transport.statistics()["lanes"] == 0, "all closed")
-            wait(lambda: len(b.told.all("inbound_closed")) == good_count, "all gone")
+            eventually(lambda: a.transport.statistics()["lanes"] == 0, "all closed")
+            eventually(lambda: len(b.told.all("inbound_closed")) == good_count, "all gone")
 
         def held() -> tuple[int, int]:
             return len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
@@ -235,7 +235,7 @@ def test_thousands_of_lanes_leave_no_descriptor_no_thread_and_no_memory(
         before, resident = held(), psutil.Process().memory_info().rss
         for _ in range(count // 50):
             round_of(50)
-        wait(lambda: held() <= (before[0] + 2, before[1]), f"as many descriptors and threads as before: {before}")
+        eventually(lambda: held() <= (before[0] + 2, before[1]), f"as many descriptors and threads as before: {before}")
         assert psutil.Process().memory_info().rss - resident < 12_000_000
 
 
@@ -279,7 +279,7 @@ def test_ten_thousand_frames_of_mixed_sizes_arrive_whole_and_in_order_both_ways(
     senders = [threading.Thread(target=send, args=(lane,)) for lane in lanes]
     for sender in senders:
         sender.start()
-    wait(lambda: a.told.seen == b.told.seen == count or failures, "all frames", 30)
+    eventually(lambda: a.told.seen == b.told.seen == count or failures, "all frames")
     for sender in senders:
         sender.join(5)
     assert failures == []
@@ -292,8 +292,8 @@ def test_notice_that_fails_or_exits_does_not_end_the_links(pki: Any, two: Any) -
     lane = a.dial(b)
     a.told.one("lane_opened")
     for frame in (b"exit", b"bug", b"fine"):
-        wait(lambda frame=frame: lane.try_send(frame), "the lane takes a frame")
-    wait(lambda: b.told.frames() == [b"hello", b"exit", b"bug", b"fine"], "all of them")
+        eventually(lambda frame=frame: lane.try_send(frame), "the lane takes a frame")
+    eventually(lambda: b.told.frames() == [b"hello", b"exit", b"bug", b"fine"], "all of them")
 
 
 # --- other processes -----------------------------------------------------------------------------------------------

@@ -30,20 +30,13 @@ from meshnode.links.transport import Address
 from protocols.base.errors import RemoteProtocolError, TransportError
 from protocols.base.ids import Incarnation, MeshName, NodeId, mesh_name, node_id
 from protocols.base.limits import MAX_ADVERT_ADDRESSES
+from tests.tools.eventually import eventually
 
 LOOPBACK = ("127.0.0.1",)
 NEXT_QUESTION_S = 4.5
 """A search asks at once, after 1 s, 5 s and 14 s, and then no more: what should be found at once is found by then."""
 GOOD = {b"v": b"1", b"m": b"demo", b"n": b"rsu-1", b"i": b"17"}
 DEMO = mesh_name("demo")
-
-
-def wait(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.005)
-    return result
 
 
 @dataclass
@@ -91,11 +84,11 @@ def test_listener_first_and_late_joiner_find_each_other(finder: Any) -> None:
     """Nodes start in any order; each must learn of the other without waiting for the next repetition."""
     early = finder("early")
     late = finder("late")
-    wait(lambda: early.sees(late) and late.sees(early), "both see each other", NEXT_QUESTION_S)
+    eventually(lambda: early.sees(late) and late.sees(early), "both see each other", NEXT_QUESTION_S)
     assert early.adverts[0] == Advert(node_id("late"), Incarnation(1), (Address("127.0.0.1", 4711),))
     last = finder("last")
-    wait(lambda: last.sees(early) and last.sees(late), "the last sees all", NEXT_QUESTION_S)
-    wait(lambda: early.sees(last) and late.sees(last), "all see the last", NEXT_QUESTION_S)
+    eventually(lambda: last.sees(early) and last.sees(late), "the last sees all", NEXT_QUESTION_S)
+    eventually(lambda: early.sees(last) and late.sees(last), "all see the last", NEXT_QUESTION_S)
     assert not any(one.sees(one) for one in (early, late, last))
 
 
@@ -153,11 +146,11 @@ def test_node_that_comes_into_range_is_found_although_it_announced_itself_long_a
         far = Silent(mesh, f"far{attempt}")
         try:
             here, neighbour = finder(f"here{attempt}"), finder(f"neighbour{attempt}")
-            wait(lambda: here.sees(neighbour), "who is in range is found")
+            eventually(lambda: here.sees(neighbour), "who is in range is found")
             time.sleep(1.5)  # the search has asked twice
             asked, began_s = far.questions, time.monotonic()
             far.in_range.set()
-            wait(lambda: any(advert.node == f"far{attempt}" for advert in here.adverts), "whoever came is found")
+            eventually(lambda: any(advert.node == f"far{attempt}" for advert in here.adverts), "whoever came is found")
             assert far.questions > asked
             known = {name.partition(".")[0] for name in far.known}
             assert {f"here{attempt}-1", f"neighbour{attempt}-1"} <= known, "who is known need not answer"
@@ -190,46 +183,46 @@ def test_node_in_another_process_is_found_and_its_goodbye_heard(finder: Any, mes
         stdout=subprocess.PIPE,
         text=True,
     ) as there:
-        wait(lambda: here.adverts, "found")
+        eventually(lambda: here.adverts, "found")
         assert here.adverts[0] == Advert(node_id("there"), Incarnation(5), (Address("127.0.0.1", 99),))
         assert not here.withdrawn
         assert there.stdout is not None
         assert there.stdout.readline().strip() == "['here']"
         there.communicate("\n", timeout=30)
-    wait(lambda: here.withdrawn == ["there"], "goodbye")
+    eventually(lambda: here.withdrawn == ["there"], "goodbye")
 
 
 def test_goodbye_of_an_old_life_does_not_withdraw_the_new_one(finder: Any) -> None:
     """A node that restarts quickly overlaps with its own goodbye."""
     here = finder("here")
     old = finder("moving", 1)
-    wait(lambda: here.sees(old), "the old life")
+    eventually(lambda: here.sees(old), "the old life")
     new = finder("moving", 2)
-    wait(lambda: here.sees(new), "the new life")
+    eventually(lambda: here.sees(new), "the new life")
     old.discovery.close()
     new.discovery.close()
-    wait(lambda: here.withdrawn == ["moving"], "withdrawn once, with the last life")
+    eventually(lambda: here.withdrawn == ["moving"], "withdrawn once, with the last life")
 
 
 def test_own_id_used_by_another_life_is_reported(finder: Any) -> None:
     """Two nodes of one id would steal each other's links: somebody must be told."""
     first = finder("twin", 1)
     second = finder("twin", 2)
-    wait(lambda: first.sees(second) and second.sees(first), "both learn of it")
+    eventually(lambda: first.sees(second) and second.sees(first), "both learn of it")
 
 
 def test_longest_id_is_announced_in_full(finder: Any) -> None:
     """A DNS label holds 63 bytes, which an id may take alone."""
     here = finder("here")
     long = finder("x" * 63, 2**62)
-    wait(lambda: here.sees(long), "found")
+    eventually(lambda: here.sees(long), "found")
 
 
 def test_advert_of_another_mesh_is_counted_and_ignored(finder: Any) -> None:
     """Two fleets on one road."""
     here = finder("here")
     finder("foreign", of=mesh_name("elsewhere"))
-    wait(lambda: here.discovery.statistics()["adverts_foreign"], "counted")
+    eventually(lambda: here.discovery.statistics()["adverts_foreign"], "counted")
     assert not here.adverts
 
 
@@ -237,13 +230,13 @@ def test_nothing_is_told_after_close(finder: Any) -> None:
     """The driver is gone by then."""
     here = finder("here")
     other = finder("other")
-    wait(lambda: here.sees(other), "found")
+    eventually(lambda: here.sees(other), "found")
     here.discovery.close()
     here.discovery.close()
     told = len(here.adverts), len(here.withdrawn)
     other.discovery.close()
     later = finder("later")
-    wait(lambda: not later.adverts and later.discovery.statistics(), "another one runs")
+    eventually(lambda: not later.adverts and later.discovery.statistics(), "another one runs")
     assert (len(here.adverts), len(here.withdrawn)) == told
 
 
@@ -270,10 +263,10 @@ def test_hostile_services_on_the_wire_are_counted_and_discovery_goes_on(finder: 
                 server=f"{name}.local.",
             )
             attacker.register_service(service, cooperating_responders=True)
-        wait(lambda: here.discovery.statistics()["adverts_invalid"] >= len(hostile), "all are counted")
+        eventually(lambda: here.discovery.statistics()["adverts_invalid"] >= len(hostile), "all are counted")
         assert not here.adverts
         good = finder("good")
-        wait(lambda: here.sees(good), "an honest one is still heard")
+        eventually(lambda: here.sees(good), "an honest one is still heard")
     finally:
         attacker.close()
 

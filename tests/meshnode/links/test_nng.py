@@ -9,7 +9,8 @@ import pytest
 from meshnode.links.nng.connections import Connections
 from meshnode.links.nng.inbound import InboundPipe, InboundPipes
 from protocols.base.ids import PeerIdentity, Role, node_id
-from tests.tools.link_fixture import MESH, Recorder, given_ca, given_end, given_pki, wait  # noqa: F401 -- fixtures
+from tests.tools.eventually import eventually
+from tests.tools.link_fixture import MESH, Recorder, given_ca, given_end, given_pki  # noqa: F401 -- fixtures
 
 
 def test_connections_of_strangers_are_shut_once_older_than_a_handshake() -> None:
@@ -47,9 +48,9 @@ def test_stranger_keeping_still_at_the_inbox_is_closed_and_peers_stay(
     with socket.create_connection((b.address.host, b.address.port)) as stranger:
         stranger.settimeout(8)
         assert stranger.recv(1) == b""
-    wait(lambda: b.transport.statistics()["mute_connections_closed"] == 1, "it is counted")
+    eventually(lambda: b.transport.statistics()["mute_connections_closed"] == 1, "it is counted")
     assert lane.try_send(b"still here")
-    wait(lambda: b.told.frames() == [b"hello", b"still here"], "the peer is heard")
+    eventually(lambda: b.told.frames() == [b"hello", b"still here"], "the peer is heard")
 
 
 def test_lane_that_has_lived_its_hour_is_ended_after_its_last_frame_and_told(
@@ -72,7 +73,7 @@ def test_lane_that_has_lived_its_hour_is_ended_after_its_last_frame_and_told(
     assert a.transport.statistics()["outlived_connections_closed"] == 1
     assert b.transport.statistics()["outlived_connections_closed"] == 0
     again = a.dial(b)
-    wait(lambda: "lane_opened" in a.told.of(again), "the next handshake")
+    eventually(lambda: "lane_opened" in a.told.of(again), "the next handshake")
 
 
 def test_pipe_whose_dialler_does_not_end_it_is_ended_by_the_inbox(

@@ -33,7 +33,8 @@ from protocols.base.errors import (
 )
 from protocols.membership.events import NeighbourMet
 from protocols.wire.readings import Position, Reading
-from tests.tools.mesh_fixture import HERE, House, Member, until
+from tests.tools.eventually import until
+from tests.tools.mesh_fixture import HERE, House, Member
 from tests.tools.node_fixture import environment
 from tests.tools.tiny_onnx import write_model
 

@@ -46,7 +46,8 @@ from protocols.local import (
 )
 from protocols.wire.parcels import frame_of_encoded_readings
 from protocols.wire.readings import EventTime, Provenance, Reading
-from tests.tools.mesh_fixture import HERE, House, until
+from tests.tools.eventually import until
+from tests.tools.mesh_fixture import HERE, House
 
 _GREETING = b"\x00SP\x00\x00\x10\x00\x00"
 

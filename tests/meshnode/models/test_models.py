@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,12 @@ from protocols.base.errors import BoundExceeded, BudgetExhausted, InferenceError
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.inference import InferAnswer
 from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
+from protocols.wire.tensors import NamedTensor, Tensor
+from tests.tools.eventually import LIMIT_S, eventually
 from tests.tools.tiny_onnx import model_bytes, write_model
 
 ROOT = Path(__file__).resolve().parents[3]
 PICTURE = ROOT / "meshnode" / "sensors" / "data" / "street_plate.png"
-DEADLINE_S = 20.0
 
 
 class Outcomes:
@@ -56,15 +57,8 @@ class Outcomes:
 
     def wait_for(self, count: int) -> list[Outcome]:
         with self._condition:
-            assert self._condition.wait_for(lambda: len(self.outcomes) >= count, DEADLINE_S), self.outcomes
+            assert self._condition.wait_for(lambda: len(self.outcomes) >= count, LIMIT_S), self.outcomes
             return list(self.outcomes)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    ends_at = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < ends_at, "the condition did not come true in time"
-        time.sleep(0.002)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +78,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 def runner() -> Iterator[Runner]:
     made = Runner()
     yield made
-    assert made.close(DEADLINE_S)
+    assert made.close(LIMIT_S)
 
 
 def ones(rows: int = 1) -> dict[str, Any]:
@@ -264,9 +258,9 @@ def test_run_cancelled_from_another_thread_ends_early(slow: LoadedModel) -> None
 
     thread = threading.Thread(target=run)
     thread.start()
-    until(lambda: cancel._options is not None)
+    eventually(lambda: cancel._options is not None)
     cancel.cancel()
-    thread.join(DEADLINE_S)
+    thread.join(LIMIT_S)
     assert not thread.is_alive()
     assert "was cancelled" in str(errors[0])
 
@@ -293,7 +287,7 @@ def test_runner_given_a_job_calls_back_from_a_worker_thread(runner: Runner, doub
     assert outcome.queued_ns >= 0
     assert outcomes.threads == ["model-runner-0"]
     assert runner.median_us(doubler) is not None
-    until(lambda: runner.waiting == 0)
+    eventually(lambda: runner.waiting == 0)
 
 
 def test_runner_given_wrong_inputs_refuses_at_once(runner: Runner, doubler: LoadedModel) -> None:
@@ -310,7 +304,7 @@ def test_runner_busy_beyond_a_deadline_does_not_run_the_late_job(
     zeros, outcomes = slow.zeros(), Outcomes()
     assert zeros is not None
     blocker = runner.submit(Job(slow, zeros), Outcomes())
-    until(lambda: runner.waiting == 1)
+    eventually(lambda: runner.waiting == 1)
     runner.submit(Job(doubler, ones(), deadline_ns=time.monotonic_ns()), outcomes)
     runner.submit(Job(doubler, ones(), deadline_ns=time.monotonic_ns() + 60_000_000_000), outcomes)
     assert runner.waiting == 3
@@ -352,7 +346,7 @@ def test_runner_with_a_full_queue_refuses_the_next_job(slow: LoadedModel) -> Non
         runner.submit(Job(slow, zeros), outcomes)
     queued.cancel()
     runner.submit(Job(slow, zeros), outcomes)
-    assert runner.close(DEADLINE_S)
+    assert runner.close(LIMIT_S)
     assert [type(outcome) for outcome in outcomes.wait_for(3)] == [Failed] * 3
 
 
@@ -363,8 +357,8 @@ def test_runner_closed_under_load_answers_every_job_and_takes_no_more(slow: Load
     assert zeros is not None
     for _ in range(5):
         runner.submit(Job(slow, zeros), outcomes)
-    assert runner.close(DEADLINE_S)
-    assert runner.close(DEADLINE_S)
+    assert runner.close(LIMIT_S)
+    assert runner.close(LIMIT_S)
     assert len(outcomes.outcomes) == 5
     assert all(isinstance(outcome, Failed) and outcome.cancelled for outcome in outcomes.outcomes)
     with pytest.raises(BoundExceeded, match="the runner is closed"):
@@ -396,7 +390,7 @@ def test_runner_emulating_a_slow_device_stretches_time_and_median(doubler: Loade
     assert outcome.compute_ns >= 500 * 1_000  # a run takes at least a microsecond
     assert cost_us is not None
     assert cost_us >= 500
-    assert runner.close(DEADLINE_S)
+    assert runner.close(LIMIT_S)
 
 
 def test_runner_emulating_a_slow_device_ends_the_pause_when_cancelled(doubler: LoadedModel) -> None:
@@ -408,7 +402,7 @@ def test_runner_emulating_a_slow_device_ends_the_pause_when_cancelled(doubler: L
     [outcome] = outcomes.wait_for(1)
     assert isinstance(outcome, Failed)
     assert outcome.cancelled
-    assert runner.close(DEADLINE_S)
+    assert runner.close(LIMIT_S)
 
 
 def test_runner_with_two_workers_runs_two_jobs_at_once(slow: LoadedModel, doubler: LoadedModel) -> None:
@@ -420,7 +414,7 @@ def test_runner_with_two_workers_runs_two_jobs_at_once(slow: LoadedModel, double
     runner.submit(Job(doubler, ones()), outcomes)
     assert isinstance(outcomes.wait_for(1)[0], RunDone)
     assert not blocked.outcomes
-    assert runner.close(DEADLINE_S)
+    assert runner.close(LIMIT_S)
 
 
 def test_runner_out_of_bounds_is_refused() -> None:

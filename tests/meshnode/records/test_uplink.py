@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from protocols.records.uplink import UplinkState
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.parcels import encode_reading
 from protocols.wire.records import Acknowledgement, Batch, RelayRefusal
+from tests.tools.eventually import until
 from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, given_relay, reading  # noqa: F401 -- a fixture
 
 
@@ -44,13 +44,6 @@ async def uplinked(path: Path, answer: Callable[[bytes], bytes]) -> AsyncIterato
         yield outbox, uplink
         await uplink.stop(5)
         await asyncio.wait_for(task, 5)
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not within its deadline"
-        await asyncio.sleep(0.005)
 
 
 def direct(relay: RelayInProcess) -> Callable[[bytes], bytes]:
@@ -78,7 +71,7 @@ async def test_uplink_lost_answers_are_repaired_by_sending_again(relay: RelayInP
     async with uplinked(tmp_path / "o.sqlite", unreliable) as (outbox, _):
         for number in range(1, 41):
             await outbox.put(curated(number))
-        await until(lambda: outbox.pending == 0, 20)
+        await until(lambda: outbox.pending == 0)
         assert outbox.statistics()["delivered"] == 40
     assert relay.account().stored == 40
     assert relay.account().adds_up

@@ -14,8 +14,9 @@ from protocols.inference.placement import LocalModel
 from protocols.links.throughput import FASTEST_BYTES_PER_S, MIN_SAMPLE_BYTES, SLOWEST_BYTES_PER_S, Throughput
 from protocols.wire.tensors import NamedTensor, Tensor
 from sims.virtual.driver import SimDriver
+from tests.tools.eventually import until
 from tests.tools.lone_node_fixture import Alone
-from tests.tools.mesh_fixture import Open, given_house, given_opened, until, wanted
+from tests.tools.mesh_fixture import Open, given_house, given_opened, wanted
 from tests.tools.strategies import MODEST
 
 __all__ = ["given_house", "given_opened"]

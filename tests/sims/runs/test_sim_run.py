@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,8 @@ from sims.scenario.file import (
     load,
 )
 from sims.virtual.driver import SimDriver
+from sims.virtual.pipes import ACCUSES_NOBODY, ASKS
+from tests.tools.eventually import eventually
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "simulator.json"
 GOLDEN_RUNS = (("pair", 1), ("partition-heal", 7), ("byzantine", 3))
@@ -245,9 +246,7 @@ def test_interrupted_run_keeps_what_it_has(tmp_path: Path) -> None:
         str(out)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     stat = Path(f"/proc/{process.pid}/stat")
-    deadline = time.monotonic() + 60
-    while int(stat.read_text().split()[13]) < 150 and time.monotonic() < deadline:  # a second and a half of work
-        time.sleep(0.05)
+    eventually(lambda: int(stat.read_text().split()[13]) > 150, "a second and a half of work", 60.0)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == sims.cli.main.INTERRUPTED, stderr

@@ -5,7 +5,6 @@ import io
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +22,7 @@ from sims.runs.run import simulate
 from sims.runs.sweep import ROW_FILE, TABLE_FILE, RunFigures, Sweep, on_this_machine
 from sims.runs.versions import versions
 from sims.scenario.file import load
+from tests.tools.eventually import eventually
 from tests.tools.result_fixture import run_that_may_kill
 
 
@@ -210,11 +210,12 @@ def test_half_written_row_does_not_count_as_finished(tmp_path: Path) -> None:
 def begun(out: Path, seeds: int, finished: int) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
     """A sweep under way of which some runs are finished, and its workers."""
     process = subprocess.Popen(command(out, seeds), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    limit = time.monotonic() + 60
-    while len(list(out.rglob(ROW_FILE))) < finished:
-        assert time.monotonic() < limit, "no run was finished"
+
+    def enough() -> bool:
         assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+        return len(list(out.rglob(ROW_FILE))) >= finished
+
+    eventually(enough, "some runs are finished", 60.0)
     return process, psutil.Process(process.pid).children(recursive=True)
 
 

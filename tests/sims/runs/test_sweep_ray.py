@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 
 from sims.results.saved import load as load_result
 from sims.runs.sweep import ROW_FILE, TABLE_FILE
+from tests.tools.eventually import eventually
 from tests.tools.ray_fixture import BIN, ROOT, Cluster
 
 pytestmark = pytest.mark.processes
@@ -79,11 +79,12 @@ def begun(out: Path, cluster: Cluster, seeds: int, rows: int) -> subprocess.Pope
         env=cluster.environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         process_group=0,
     )  # fmt: skip
-    limit = time.monotonic() + 60
-    while len(list(out.rglob(ROW_FILE))) < rows:
+
+    def enough() -> bool:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < limit, "no run was finished"
-        time.sleep(0.02)
+        return len(list(out.rglob(ROW_FILE))) >= rows
+
+    eventually(enough, "some runs are finished", 60.0)
     return process
 
 
