@@ -115,12 +115,13 @@ class Driver:
 
     def publish(
         self, publication: Publication, value: object, where: Position | None, when: EventTime | None, utc_now: int
-    ) -> Put:
-        """Publish from any thread; see :meth:`protocols.readings.machine.Router.publish` for the errors."""
+    ) -> tuple[Put, bytes]:
+        """Publish from any thread; returns the reading encoded too. See
+        :meth:`protocols.readings.machine.Router.publish`, also for the errors."""
         now = time.monotonic_ns()
         engine = self.engine
         with self._lock:
-            put, delivery = engine.readings.publish(publication, value, where, when, now, utc_now)
+            put, delivery, alone = engine.readings.publish(publication, value, where, when, now, utc_now)
             flushes = engine.flushes()
             sooner = engine.readings.next_timer_at() < self._timer_due_ns
         if flushes is None:
@@ -132,7 +133,7 @@ class Driver:
                 self._set_timer()
         if delivery is not None:
             self._deliver((delivery,))
-        return put
+        return put, alone
 
     def publish_many(
         self, publication: Publication, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],

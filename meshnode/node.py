@@ -28,7 +28,7 @@ from meshnode.inference.result import InferenceResult
 from meshnode.inference.running import RunningInference
 from meshnode.links.transport import FailedLink
 from meshnode.part import Part
-from meshnode.readings.publisher import Publisher, not_open
+from meshnode.readings.publisher import PublishedWatch, Publisher, not_open
 from meshnode.readings.subscribing import ReadingCallback
 from meshnode.readings.subscriptions import Subscription
 from meshnode.records.running import RunningRecords
@@ -263,16 +263,16 @@ class Node(Host):
         return self.part(RunningRecords).uplink_state
 
 
-def _one_of(watches: Sequence[Callable[[Reading], object]]) -> Callable[[Reading], object] | None:
+def _one_of(watches: Sequence[PublishedWatch]) -> PublishedWatch | None:
     """One callable that calls all of them."""
     if len(watches) <= 1:
         return watches[0] if watches else None
     return partial(_show_all, watches)
 
 
-def _show_all(watches: Sequence[Callable[[Reading], object]], reading: Reading) -> None:
+def _show_all(watches: Sequence[PublishedWatch], reading: Reading, alone: bytes | None) -> None:
     for watch in watches:
-        watch(reading)
+        watch(reading, alone)
 
 
 def _id_is_used_twice(event: DuplicateIdentity) -> None:

@@ -26,13 +26,13 @@ from meshnode.config.sections import NodeConfig
 from meshnode.driver import Driver
 from meshnode.identity import NodeIdentity
 from meshnode.links.transport import CredentialFiles, FailedLink
-from meshnode.readings.publisher import Publisher
+from meshnode.readings.publisher import PublishedWatch, Publisher
 from meshnode.readings.publishing import Publishing
 from meshnode.readings.subscribing import Subscribing
 from protocols.base.ids import Incarnation, MeshName, NodeId, Role
 from protocols.machine import Event, Machine
 from protocols.peers import PeerView
-from protocols.wire.readings import Position, Reading
+from protocols.wire.readings import Position
 
 if TYPE_CHECKING:  # libraries that only some nodes load
     from prometheus_client.core import Metric
@@ -140,7 +140,7 @@ class RunningPart:
         logs events that nobody handles."""
         return {}
 
-    def watches_published(self) -> Callable[[Reading], object] | None:
+    def watches_published(self) -> PublishedWatch | None:
         """What is called with each reading that this node has published, on the thread that published it; it must not
         block. None: nothing."""
         return None

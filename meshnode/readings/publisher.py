@@ -11,6 +11,10 @@ from protocols.readings.publication import Publication
 from protocols.wire.readings import EventTime, Position, Reading
 from protocols.wire.values import listed, plain
 
+PublishedWatch = Callable[[Reading, bytes | None], object]
+"""Takes a reading that was just published, and the result of ``encode_alone`` for it. None: it was encoded together
+with others."""
+
 
 def not_open(node: NodeId) -> LocalProtocolError:
     """What somebody gets who uses a node that is closed."""
@@ -34,8 +38,8 @@ class Door(Protocol):
 
     def publish(
         self, publication: Publication, value: object, where: Position | None, when: EventTime, utc_now: int
-    ) -> Put:
-        """Publish one value."""
+    ) -> tuple[Put, bytes]:
+        """Publish one value; gives the reading encoded too, as ``encode_alone`` does."""
 
     def publish_many(
         self, publication: Publication, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],
@@ -49,12 +53,12 @@ class Publisher:
 
     def __init__(
         self, node: Here, door: Door, publication: Publication, clock_uncertainty_ns: int,
-        watch: Callable[[Reading], object] | None = None,
+        watch: PublishedWatch | None = None,
     ) -> None:  # fmt: skip
         """``watch`` is called with each reading once it is published."""
         self.key = publication.key
         self._node, self._publication, self._watch = node, publication, watch
-        self._publish: Callable[..., Put] = door.publish
+        self._publish: Callable[..., tuple[Put, bytes]] = door.publish
         self._publish_many: Callable[..., PutMany] = door.publish_many
         self._where, self._uncertainty_ns = publication.where, clock_uncertainty_ns
 
@@ -71,9 +75,9 @@ class Publisher:
         utc_now = time.time_ns()
         where = where or self._where or self._node.position
         when = EventTime(utc_now if time_ns is None else time_ns, self._uncertainty_ns)
-        put = self._publish(self._publication, value, where, when, utc_now)
+        put, alone = self._publish(self._publication, value, where, when, utc_now)
         if self._watch is not None:
-            self._show(self._watch, put.sequence, value, where, when)
+            self._show(self._watch, put.sequence, value, where, when, alone)
         return put
 
     def put_many(
@@ -99,19 +103,21 @@ class Publisher:
         put = self._publish_many(self._publication, values, where, whens, utc_now)
         if self._watch is not None:
             for sequence, (value, when) in enumerate(zip(values, whens, strict=True), put.first_sequence):
-                self._show(self._watch, sequence, value, where, when)
+                self._show(self._watch, sequence, value, where, when, None)
         return put
 
     def _show(
-        self, watch: Callable[[Reading], object], sequence: int, value: Any, where: Position | None, when: EventTime
-    ) -> None:
+        self, watch: PublishedWatch, sequence: int, value: Any, where: Position | None, when: EventTime,
+        alone: bytes | None,
+    ) -> None:  # fmt: skip
         assert where is not None, "it was published"
         asked = self._publication
         watch(
             Reading(
                 asked.key, self._node.id, sequence, value, where, when, asked.how, asked.priority, asked.lifespan_ms,
                 asked.hops,
-            )
+            ),
+            alone,
         )  # fmt: skip
 
     def end(self) -> None:

@@ -33,7 +33,7 @@ from protocols.base.time import NEVER
 from protocols.records.curated import Curated
 from protocols.records.curation import CurationOutput, Curator, Pattern, ReadingDerived, RecordChosen
 from protocols.records.rules import CurationRule
-from protocols.wire.parcels import encode_reading
+from protocols.wire.parcels import encode_reading, reading_in_alone
 from protocols.wire.readings import Reading
 
 _log = logging.getLogger(__name__)
@@ -111,16 +111,16 @@ class Recorder:
         if reading.origin != self._node and not any(matches(e, reading.key) for e in self._expressions[:number]):
             self.consider(reading)
 
-    def consider(self, reading: Reading, encoded: bytes | None = None) -> None:
+    def consider(self, reading: Reading, alone: bytes | None = None) -> None:
         """Record or derive what rules and patterns say of a reading that this node published, or that came from a
-        neighbour. ``encoded``: the result of ``encode_reading``, when the caller has it. May be called from any thread,
-        and never blocks."""
+        neighbour. ``alone``: the result of ``encode_alone`` for it, when the caller has it. May be called from any
+        thread, and never blocks."""
         derived: Sequence[ReadingDerived] = ()
         with self._lock:
             now = MonotonicNs(time.monotonic_ns())
             outputs = self._curator.receive(reading, reading.origin == self._node, now)
             if outputs:
-                derived = self._keep(outputs, reading, encoded)
+                derived = self._keep(outputs, reading, alone)
             is_sooner = self._has_patterns and self._curator.next_timer_at() < self._due_ns
         if derived:
             self._derive(derived)
@@ -128,16 +128,16 @@ class Recorder:
             self._call_soon(self._set_timer)
 
     def _keep(
-        self, outputs: Sequence[CurationOutput], reading: Reading | None, encoded: bytes | None
+        self, outputs: Sequence[CurationOutput], reading: Reading | None, alone: bytes | None
     ) -> Sequence[ReadingDerived]:
-        """Let records wait for the outbox; returns what to publish once the lock is free. ``encoded``: the bytes of
+        """Let records wait for the outbox; returns what to publish once the lock is free. ``alone``: the bytes of
         ``reading``."""
         derived: list[ReadingDerived] = []
         was_empty = not self._waiting
         for output in outputs:
             match output:
                 case RecordChosen():
-                    self._wait_for_outbox(output, encoded if output.reading is reading else None)
+                    self._wait_for_outbox(output, alone if output.reading is reading else None)
                 case ReadingDerived():
                     derived.append(output)
                 case _:
@@ -146,13 +146,13 @@ class Recorder:
             self._call_soon(self._wake.set)
         return derived
 
-    def _wait_for_outbox(self, chosen: RecordChosen, encoded: bytes | None) -> None:
+    def _wait_for_outbox(self, chosen: RecordChosen, alone: bytes | None) -> None:
         key = chosen.reading.key
         if len(self._waiting) >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES:
             self._not_kept(key, "outbox_behind")
             return
         try:
-            encoded = encode_reading(chosen.reading) if encoded is None else encoded
+            encoded = encode_reading(chosen.reading) if alone is None else reading_in_alone(alone)
             curated = Curated(chosen.rule, encoded, chosen.priority, chosen.lifespan_ms)
         except (BoundExceeded, ValueUnsupported):
             # refused here: in the outbox it would take its whole group with it; and what came in single precision may

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
+from meshnode.readings.publisher import PublishedWatch
 from meshnode.records.section import CurationRulesSection, RelaySection
 from meshnode.running import Host, RunningPart
 from protocols.wire.readings import Reading
@@ -28,7 +29,7 @@ class RunningRecords(RunningPart):
         self._wanted = bool(host.config.of(CurationRulesSection).rules) or self._relay is not None
         self._recorder: Recorder | None = None
 
-    def watches_published(self) -> Callable[[Reading], object] | None:
+    def watches_published(self) -> PublishedWatch | None:
         """Own readings may be chosen."""
         return self._consider if self._wanted else None
 
@@ -51,9 +52,9 @@ class RunningRecords(RunningPart):
     def _count_drop(self, key: str, reason: str) -> None:
         self.host.driver.look(lambda engine, _: engine.drops.count("", key, reason))
 
-    def _consider(self, reading: Reading) -> None:
+    def _consider(self, reading: Reading, alone: bytes | None) -> None:
         if self._recorder is not None:
-            self._recorder.consider(reading)
+            self._recorder.consider(reading, alone)
 
     # --- what it tells ---------------------------------------------------------------------------------------------
     @property

@@ -180,8 +180,9 @@ class Router:
     def publish(
         self, publication: Publication, value: object, where: Position | None, when: EventTime | None, now: int,
         utc_now: int,
-    ) -> tuple[Put, Delivery | None]:  # fmt: skip
-        """Publish one value of this node. ``where``: None for the publication's own.
+    ) -> tuple[Put, Delivery | None, bytes]:  # fmt: skip
+        """Publish one value of this node. ``where``: None for the publication's own. Returns the result of
+        ``encode_alone`` too, so that whoever keeps the reading need not encode it again.
 
         :raises NotPermitted: when the table denies it. :raises ContextMissing: without where or when.
         :raises ValueUnsupported: when ``value`` can't travel, or a number of its context is out of range (NaN is).
@@ -222,7 +223,7 @@ class Router:
                 else:
                     dropped += 1
         numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
-        return Put(sequence, len(numbers), queued, dropped), (numbers, reading) if numbers else None
+        return Put(sequence, len(numbers), queued, dropped), (numbers, reading) if numbers else None, data
 
     def publish_many(
         self, publication: Publication, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],

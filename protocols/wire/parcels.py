@@ -116,6 +116,11 @@ def frame_of_alone(alone: list[bytes]) -> bytes:
     return alone[0] if len(alone) == 1 else frame_of_encoded_readings([frame[len(_ALONE) :] for frame in alone])
 
 
+def reading_in_alone(alone: bytes) -> bytes:
+    """The result of :func:`encode_reading` for the reading of a result of :func:`encode_alone`."""
+    return alone[len(_ALONE) :]
+
+
 def readings_in_own_frame(frame: bytes) -> int:
     """How many readings a frame of :func:`frame_of_encoded_readings` holds; 1 for a frame of another type."""
     if frame[:2] != bytes((0x92, _READINGS_NUMBER)):

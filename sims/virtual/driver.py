@@ -210,7 +210,8 @@ class SimDriver(Processes):
         engine = node.engine
         local = node.local(self.now)
         utc_ns = local + node.utc_less_mono_ns
-        put, delivery = engine.readings.publish(publication, value, where, EventTime(utc_ns, limits.MS), local, utc_ns)
+        when = EventTime(utc_ns, limits.MS)
+        put, delivery, _ = engine.readings.publish(publication, value, where, when, local, utc_ns)
         node.note_sent(put.sequence, self.now)
         if delivery is not None:
             node.arrived.append((self.now, self.issue_of(delivery[1])))

@@ -53,7 +53,7 @@ class Bench:
         context: dict[str, object] = {"where": HERE, "when": EventTime(self.utc, 0), "how": HOW, **more}
         where, when = context.pop("where"), context.pop("when")
         publication = checked_publication(key, **context)  # type: ignore[arg-type]
-        return self.machine.publish(publication, value, where, when, self.now, self.utc)  # type: ignore[arg-type]
+        return self.machine.publish(publication, value, where, when, self.now, self.utc)[:2]  # type: ignore[arg-type]
 
     def accept(self, source: NodeId, *readings: Reading) -> list[Delivery]:
         return self.machine.accept(readings, source, Role.VEHICLE, self.now, self.utc, 10 * MS)

@@ -1,8 +1,11 @@
 """From readings to records on a running node: who is asked, once each, and what is derived."""
 
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import meshnode
 from meshnode.records.recording import Recorder
@@ -12,8 +15,9 @@ from protocols.base.ids import Incarnation, MeshName, MonotonicNs
 from protocols.base.limits import MS
 from protocols.base.time import NEVER
 from protocols.records.curation import CurationOutput, ReadingDerived, RecordChosen
-from protocols.wire.parcels import encode_reading
+from protocols.wire.parcels import decode_untrusted_record, encode_reading
 from protocols.wire.readings import Reading
+from protocols.wire.tensors import tensor_of
 from tests.tools.mesh_fixture import House, until
 from tests.tools.strategies import reading
 
@@ -109,17 +113,28 @@ async def test_pattern_of_absence_is_asked_when_its_time_has_come(tmp_path: Path
         await recorder.close(0.0)
 
 
-async def test_reading_whose_bytes_are_known_is_not_encoded_again(tmp_path: Path) -> None:
-    """The node has encoded it for its neighbours already."""
+async def test_own_reading_is_recorded_in_the_bytes_that_were_encoded_for_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoding a picture twice costs the sensor's thread twice as much."""
     house = House(tmp_path)
     path = house.file("veh-1", "[discovery]\nmdns = false\n[[curation]]\nname = 'all'\nkeys = '**'\n")
+
+    def again(reading: Reading) -> bytes:
+        raise AssertionError(f"{reading.key} was encoded before")
+
     async with meshnode.open(path) as node:
+        values = [13.9, {"a": [1, b"x"]}, array("f", [1.0, 2.0])]
+        with monkeypatch.context() as patched:
+            patched.setattr("meshnode.records.recording.encode_reading", again)
+            for value in values:
+                node.publish("veh/veh-1/x", value)
+        node.publisher("veh/veh-1/y").put_many([1, 2])
         recorder = node.part(RunningRecords)._recorder
         assert recorder is not None
-        one, told = reading("veh/v/x", "veh-1", value=1), reading("veh/v/x", "veh-1", value=2)
-        recorder.consider(one)
-        recorder.consider(one, encode_reading(told))
-        await until(lambda: recorder.outbox.pending == 2, "both wait")
+        await until(lambda: recorder.outbox.pending == 5, "all wait")
         async with recorder.outbox.exclusive():
-            kept = [bytes(record.reading) for record in await recorder.outbox.read((1, 2))]
-        assert kept == [encode_reading(one), encode_reading(told)]
+            records = await recorder.outbox.read((1, 2, 3, 4, 5))
+        kept = [decode_untrusted_record(record) for record in records]
+        assert [bytes(record.reading) for record in records] == [encode_reading(one) for one in kept]
+        assert [one.value for one in kept] == [13.9, {"a": [1, b"x"]}, tensor_of(values[2]), 1, 2]
