@@ -22,7 +22,7 @@ import psutil
 STEP_S = 0.1
 """Between two wakings of the probe."""
 LATE_S = 0.1
-"""A probe that waits this long for a processor proves that a node may wait as long: half a heartbeat interval."""
+"""Two fifths of a heartbeat interval. A node that waits as long for a processor is late because of the machine."""
 OTHERS_SHARE = 0.5
 """Of all processors. A smaller load never made the demonstration miss a timing, so it must not be an excuse."""
 SLOW_START_S = 0.1
