@@ -8,7 +8,6 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.tools.eventually import LIMIT_S
 
 from protocols.base import limits
 from protocols.base.errors import InvalidKey, RemoteProtocolError, ValueUnsupported

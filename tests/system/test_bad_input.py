@@ -31,7 +31,6 @@ from protocols.base.errors import UnknownFrame
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.frame import Frame
 from protocols.wire.membership import Heartbeat, Hello, Refusal
-from protocols.wire.registry import NodeFrame
 from tests.tools.eventually import eventually, until
 from tests.tools.link_fixture import SP_PUSH, raw_tls
 from tests.tools.mesh_fixture import House

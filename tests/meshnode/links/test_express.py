@@ -18,11 +18,11 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.tools.eventually import eventually
 
 from meshnode.links.express import engine, inbox
 from meshnode.links.express.engine import ExpressLinks, open_express
 from meshnode.links.transport import Address, CredentialFiles
+from tests.tools.eventually import eventually
 from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
     MESH,
     SP_PULL,

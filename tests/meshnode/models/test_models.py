@@ -33,7 +33,6 @@ from protocols.base.errors import BoundExceeded, BudgetExhausted, InferenceError
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.inference import InferAnswer
 from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
-from protocols.wire.tensors import NamedTensor, Tensor
 from tests.tools.eventually import LIMIT_S, eventually
 from tests.tools.tiny_onnx import model_bytes, write_model
 

@@ -14,8 +14,6 @@ import pytest
 from meshnode.trial.trial import Journal, load_plan
 from protocols.base.errors import ConfigError
 from protocols.wire.entries import decode_untrusted_entry
-from tests.tools.node_fixture import environment, eventually, prepare
-from protocols.wire.codec import decode_untrusted_entry
 from tests.tools.eventually import eventually
 from tests.tools.node_fixture import environment, prepare
 

@@ -38,7 +38,6 @@ from sims.scenario.file import (
     load,
 )
 from sims.virtual.driver import SimDriver
-from sims.virtual.pipes import ACCUSES_NOBODY, ASKS
 from tests.tools.eventually import eventually
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "simulator.json"
