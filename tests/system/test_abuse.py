@@ -15,7 +15,8 @@ from protocols.base.keys import checked_expression
 from protocols.membership.events import PeerRefused
 from protocols.membership.neighbour import State
 from protocols.readings.quality import Quality
-from protocols.wire.codec import _has_too_many_elements, decode_untrusted_node_frame
+from protocols.wire.codec import decode_untrusted_node_frame
+from protocols.wire.messagepack import has_too_many_elements
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Want
 from sims.virtual.driver import SimDriver
@@ -73,9 +74,9 @@ def test_elements_are_counted_as_the_decoder_makes_them(value: object) -> None:
     expected = count(value)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "MAX_ELEMENTS", expected)
-        assert not _has_too_many_elements(data)
+        assert not has_too_many_elements(data)
         patch.setattr(limits, "MAX_ELEMENTS", expected - 1)
-        assert _has_too_many_elements(data)
+        assert has_too_many_elements(data)
 
 
 def test_expression_of_many_double_wildcards_is_refused() -> None:

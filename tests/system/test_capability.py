@@ -27,7 +27,8 @@ from tests.system.echo.checks import EchoesComeBack
 from tests.system.echo.frames import FRAMES
 from tests.system.echo.machine import Chime, Echo, Echoed
 from tests.system.echo.part import ECHO
-from tests.tools.node_fixture import RunningNode, environment, eventually, prepare
+from tests.tools.eventually import eventually
+from tests.tools.node_fixture import RunningNode, environment, prepare
 
 PROGRAM = "tests.system.echo"
 """``meshnode`` with one more part."""

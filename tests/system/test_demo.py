@@ -20,7 +20,8 @@ from demo.stage import ALL, UNITS, VEHICLES
 from demo.verdict import DEAD_WITHIN_S, MEET_WITHIN_S, Outcome, Verdict, percentile
 from meshnode.models.plate import find_detector
 from protocols.base.errors import MeshError
-from tests.tools.node_fixture import environment, eventually
+from tests.tools.eventually import eventually
+from tests.tools.node_fixture import environment
 
 NAMES = [participant.name for participant in ALL]
 SLOW = [participant.name for participant in VEHICLES if participant.slow]

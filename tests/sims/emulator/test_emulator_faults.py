@@ -19,7 +19,7 @@ from sims.emulator.namespaces import Network
 from sims.emulator.nodes import RealNode, launch
 from sims.emulator.promises import Promises, passed_over
 from sims.emulator.workplace import PREFIX
-from sims.results.compare import Row, compare
+from sims.results.compare import ComparedFigure, compare
 from sims.results.recorder import Recording
 from sims.results.result import Result
 from sims.runs.run import simulate
@@ -62,7 +62,7 @@ def simulated() -> Result:
     return simulate(TROUBLED, 1)
 
 
-def inference_row(result: Result) -> Row:
+def inference_row(result: Result) -> ComparedFigure:
     """How long inferences took in a run of real nodes, beside how long they take in the simulator."""
     return next(row for row in compare(result, simulated()).rows if row.figure == "inference p50")
 
