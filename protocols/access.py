@@ -1,7 +1,7 @@
-"""Who may do what: a default-deny table of role × verb × key expression.
+"""The table of access says who may do what, by role, verb and key expression. What no rule allows is denied.
 
 ``{id}`` in an expression stands for the id of the node that asks, so that one rule lets every vehicle publish on its
-own keys and on nobody else's. What no rule allows is denied.
+own keys and on nobody else's.
 """
 
 from typing import Literal
@@ -33,14 +33,14 @@ DEFAULT_RULES = (
     AccessRule(Role.TOOL, "subscribe", "**"),
     AccessRule(Role.TOOL, "infer", "**"),
 )
-"""In force unless the configuration says otherwise."""
+"""The rules in force unless the configuration says otherwise."""
 
 LINK_ROLES = frozenset((Role.VEHICLE, Role.RSU, Role.TOOL))
-"""Roles that may be neighbours. A relay's certificate opens no link: relays never dial a node."""
+"""Roles that may be neighbours. A relay's certificate opens no link, because relays never dial a node."""
 
 
 class AccessTable:
-    """Answers questions about a fixed tuple of rules."""
+    """A fixed tuple of rules, and what they permit."""
 
     def __init__(self, rules: tuple[AccessRule, ...] = DEFAULT_RULES) -> None:
         """:raises InvalidKey: when an expression is not one."""
@@ -53,8 +53,8 @@ class AccessTable:
         return any(matches(expression, key) for expression in self._expressions(role, node, "publish"))
 
     def permits_origin(self, node: NodeId, key: str) -> bool:
-        """Whether some role would let ``node`` be the origin of ``key``: for readings passed on by others, whose
-        origin's certificate this node has not seen."""
+        """Whether some role would let ``node`` be the origin of ``key``. This decides for readings that others passed
+        on, because this node has not seen the certificate of their origin."""
         return any(self.permits_publish(role, node, key) for role in LINK_ROLES)
 
     def permits_subscribe(self, role: Role, node: NodeId, expression: str) -> bool:

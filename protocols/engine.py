@@ -1,14 +1,14 @@
-"""One node: the machines composed, and the only door for drivers.
+"""The engine composes the machines of one node, and drivers reach them through it.
 
-A driver tells the engine what happened, then performs ``outgoing()`` and hands on ``events()``. Whoever calls a machine
-directly, as in ``engine.inference.ask(...)``, calls :meth:`Engine.carry` next: machines never call each other, and what
-one decides and another must know is carried there. Frames for a neighbour wait in the engine until the driver takes
-them with ``next_frame``: backpressure is a frame not taken.
+A driver tells the engine what happened, then performs ``outgoing()`` and hands on ``events()``. A caller that calls a
+machine directly, as in ``engine.inference.ask(...)``, calls :meth:`Engine.carry` next: machines never call each other,
+and ``carry`` takes what one machine decides to the others that must know it. Frames for a neighbour wait in the engine
+until the driver takes them with ``next_frame``. A driver applies backpressure by not taking frames.
 
-Readings and heartbeats, which are nearly all frames, have a short way of their own (``readings.publish`` needs no
-``carry``); every other frame goes to the machine that declares it.
+Readings and heartbeats are nearly all frames, and have a short way of their own (``readings.publish`` needs no
+``carry``). Every other frame goes to the machine that declares it.
 
-Not thread-safe: a driver with threads holds one lock around every call. No call blocks or calls back.
+The engine is not thread-safe: a driver with threads holds one lock around every call. No call blocks or calls back.
 """
 
 from collections.abc import Callable, Iterable
@@ -39,9 +39,9 @@ from protocols.wire.parcels import readings_in_own_frame
 from protocols.wire.readings import Interest, Readings
 
 _M = TypeVar("_M")
-_ALIVE: Final = State.ALIVE  # looked up once: an enumeration is slow at it
+_ALIVE: Final = State.ALIVE  # looked up once, because looking into an enumeration is slow
 _SUSPECT: Final = State.SUSPECT
-_READINGS: Final = Readings  # as for these; compiled code finds them at once
+_READINGS: Final = Readings  # looked up once as well: compiled code then needs no look into a module
 _HEARTBEAT: Final = Heartbeat
 
 
@@ -52,8 +52,8 @@ class Engine:
         self, settings: NodeSettings, random: Random, decode: Callable[[bytes | bytearray], Frame] | None = None,
         machines: Iterable[Machine] = (),
     ) -> None:  # fmt: skip
-        """``decode``: for a driver that knows that it has decoded the same bytes before; errors as
-        :func:`~protocols.wire.codec.decode_untrusted_node_frame`. ``machines``: further capabilities.
+        """``decode`` is for a driver that knows when it has decoded the same bytes before. It raises the errors of
+        :func:`~protocols.wire.codec.decode_untrusted_node_frame`. ``machines`` are those of further capabilities.
 
         :raises InvalidKey: when an access rule has no valid key expression.
         :raises LocalProtocolError: when two machines declare the same frame, number or name.
@@ -82,7 +82,7 @@ class Engine:
         self._queue_of = self.lanes.of_dial
         self._touched, self._wanted = self.lanes.touched, self.lanes.wanted
         self._more = False
-        """Something was decided beside lanes to flush."""
+        """Whether something was decided beside lanes to flush."""
         self._lives = Lives()
         self._clock_uncertainty_ns = settings.clock_uncertainty_ns
         self._events: list[Event] = []
@@ -92,7 +92,7 @@ class Engine:
         }  # fmt: skip
 
     def machine(self, kind: type[_M]) -> _M:
-        """The machine of that class. :raises LocalProtocolError: when there is none."""
+        """Return the machine of that class. :raises LocalProtocolError: when there is none."""
         for machine in self._machines:
             if isinstance(machine, kind):
                 return machine
@@ -100,12 +100,12 @@ class Engine:
 
     # --- what happened on the links --------------------------------------------------------------------------------
     def inbound_closed(self, pipe: int, now: int) -> None:
-        """That pipe is gone."""
+        """Note that a pipe into our inbox is gone."""
         self.membership.inbound_closed(pipe, now)
         self.carry(now)
 
     def lane_opened(self, dial: int, identity: PeerIdentity, now: int) -> None:
-        """A lane has taken its greeting."""
+        """Note that a lane has taken its greeting."""
         self.membership.lane_opened(dial, identity, now)
         reached = self.membership.lane_of(dial)
         if reached is not None:
@@ -123,13 +123,13 @@ class Engine:
         self.carry(now)
 
     def lane_closed(self, dial: int, reason: str, refused: bool, now: int) -> None:
-        """A lane is finished, or never came to be."""
+        """Note that a lane was closed, or could not be opened."""
         self.membership.lane_closed(dial, reason, refused, now)
         self.lanes.closed(dial)
         self.carry(now)
 
     def receive(self, data: bytes | bytearray, pipe: int, now: int, utc_now: int) -> list[Delivery]:
-        """One frame from a pipe; returns the readings in it that are wanted here."""
+        """Take one frame from a pipe. Returns the readings in it that local subscriptions want."""
         self._frames_received += 1
         try:
             frame = self._decode(data)
@@ -177,7 +177,7 @@ class Engine:
         return []
 
     def _joined(self, neighbour: Neighbour, now: int) -> None:
-        """A Hello was accepted: the first of a life makes a clean start."""
+        """A Hello was accepted. The first one of a new life clears what was kept for the life before."""
         node, incarnation = neighbour.node, neighbour.incarnation
         if self._lives.is_present(node, incarnation):
             return
@@ -209,17 +209,17 @@ class Engine:
 
     # --- lanes -----------------------------------------------------------------------------------------------------
     def next_frame(self, dial: int, now: int) -> bytes | None:
-        """The next frame for an open lane, None when nothing waits. A frame taken is the driver's."""
+        """Take the next frame for an open lane; None when nothing waits. A frame that was taken is not kept here."""
         queue = self._queue_of.get(dial)
         return None if queue is None else queue.take(now)
 
     def frame_lost(self, dial: int, frame: bytes, why: str) -> None:
-        """A frame that was taken could not be sent, because the lane was closed. Counts the readings in it."""
+        """Count the readings in a frame that was taken and could not be sent, because its lane was closed."""
         queue = self._queue_of.get(dial)
         self.drops.count(queue.peer if queue is not None else "", "", why, readings_in_own_frame(frame))
 
     def lane_drained(self, dial: int, size_bytes: int, took_ns: int) -> None:
-        """A frame that was handed over when the lane had just become free was on its way after ``took_ns``."""
+        """Note that the link took ``took_ns`` for a frame that was handed over when the lane had just become free."""
         queue = self._queue_of.get(dial)
         if queue is not None:
             self.inference.transferred(queue.peer, size_bytes, took_ns)
@@ -239,12 +239,12 @@ class Engine:
         self._more = True
 
     def _reached(self) -> list[NodeId]:
-        """Neighbours to whom a realtime lane is open."""
+        """The neighbours to which a realtime lane is open."""
         neighbours = self.membership.neighbours
         return [node for node in sorted(self._lives.present) if node in neighbours and neighbours[node].realtime]
 
     def carry(self, now: int) -> None:
-        """Carry decisions from machine to machine until none is left; each round empties what it carries."""
+        """Carry decisions from machine to machine until none is left. Each round empties what it carries."""
         membership = self.membership
         if self._heartbeats.touched:
             for queue in self._heartbeats.touched:
@@ -280,7 +280,7 @@ class Engine:
 
     # --- time, effects, events -------------------------------------------------------------------------------------
     def handle_timer(self, now: int, receiving_since_ns: int | None = None) -> None:
-        """Do what is due. ``receiving_since_ns``: since when a callback has held up the receiving thread."""
+        """Do what is due. ``receiving_since_ns``: since when a callback has been holding up the receiving thread."""
         membership = self.membership
         membership.handle_timer(now, receiving_since_ns)
         self.lanes.want_again()
@@ -302,8 +302,8 @@ class Engine:
         return due_ns
 
     def flushes(self) -> list[LaneQueue] | None:
-        """The hot path's short form of all below after a reading was published or a frame received: the lanes, or None
-        when there may be more to do. Of timers only ``readings.next_timer_at()`` may have come forward."""
+        """The queues to flush after a reading was published or a frame was received. None: there may be effects and
+        events too. Otherwise, of all timers, only ``readings.next_timer_at()`` may be earlier than before."""
         if self._wanted:
             self._dial_bulk()
         return None if self._more else self.lanes.taken()
@@ -313,12 +313,12 @@ class Engine:
         return not (self._more or self._touched)
 
     def outgoing(self) -> list[Effect]:
-        """What to do before lanes are flushed, decided since the last call."""
+        """The effects to perform before lanes are flushed, decided since the last call."""
         effects: list[Effect] = []
         if self.membership.has_outgoing():
             effects.extend(self.membership.outgoing())
             for effect in effects:
-                if type(effect) is HangUp:  # the driver does not tell of the end of a lane that it was told to close
+                if type(effect) is HangUp:  # the driver does not report the end of a lane that it was told to close
                     self.lanes.closed(effect.dial)
         for machine in self._machines:
             effects.extend(machine.outgoing())
@@ -326,18 +326,18 @@ class Engine:
         return effects
 
     def events(self) -> list[Event]:
-        """What the application should know, since the last call."""
+        """The events that the application should know of, since the last call."""
         events, self._events = self._events, []
         events.extend(self.readings.events())
         return events
 
     # --- for people ------------------------------------------------------------------------------------------------
     def peers(self, now: int) -> list[PeerView]:
-        """Everybody known, dead ones included for ``FORGET_DEAD_NS``."""
+        """All neighbours known; dead ones are listed for ``FORGET_DEAD_NS``."""
         return views(self.membership, self.lanes, self.inference, now)
 
     def statistics(self) -> dict[str, int]:
-        """Counters by name, those of a machine after its name; they only grow, except those that end in ``_held``."""
+        """Counters by name, where those of a machine begin with its name. They only grow, except those in ``_held``."""
         counters = {"frames_received": self._frames_received, **self._counters, **self.membership.counters()}
         for name, counts in (
             (self.readings.name, self.readings.counters()),

@@ -29,7 +29,7 @@ from protocols.wire.readings import Position, Reading
 from protocols.wire.tensors import NamedTensor, check_untrusted_tensor
 
 LOCAL_MAJOR = 1
-"""Versions that differ here refuse one another."""
+"""A node and an application whose versions differ here refuse each other."""
 LOCAL_MINOR = 1
 """1: ``Ask`` may have any subject, and an argument."""
 
@@ -63,16 +63,17 @@ class Parcels(Frame, frozen=True, array_like=True, gc=False, tag=6):
 
 # --- application to node -------------------------------------------------------------------------------------------
 class Open(Frame, frozen=True, array_like=True, gc=False, tag=96):
-    """First frame of a connection."""
+    """The first frame of a connection."""
 
     major: Count
     minor: Count
     name: Text
-    """For logs and counters of the node; need not be unique."""
+    """A name for logs and counters of the node. It need not be unique."""
 
 
 class Subscribe(Frame, frozen=True, array_like=True, gc=False, tag=97):
-    """``question`` becomes the number of the subscription. Answered by ``Done``, after the last known values."""
+    """Subscribes. ``question`` becomes the number of the subscription. ``Done`` answers it, after the last known
+    values."""
 
     question: Count
     expression: Key
@@ -85,13 +86,13 @@ class Subscribe(Frame, frozen=True, array_like=True, gc=False, tag=97):
 
 
 class Unsubscribe(Frame, frozen=True, array_like=True, gc=False, tag=98):
-    """Readings for it may still be on their way."""
+    """Ends a subscription. Readings for it may still be on their way."""
 
     subscription: Count
 
 
 class Infer(Frame, frozen=True, array_like=True, gc=False, tag=99):
-    """Have a model computed by whoever is fastest. Answered by ``Inferred``."""
+    """Has a model computed by the node that is fastest. ``Inferred`` answers it."""
 
     request: Count
     model: Text
@@ -107,7 +108,7 @@ class Infer(Frame, frozen=True, array_like=True, gc=False, tag=99):
 
 
 class CancelInfer(Frame, frozen=True, array_like=True, gc=False, tag=100):
-    """The answer is no longer wanted; none will come."""
+    """Says that the answer is no longer wanted. None will come."""
 
     request: Count
 
@@ -122,13 +123,13 @@ class Ask(Frame, frozen=True, array_like=True, gc=False, tag=101):
 
 
 class Flush(Frame, frozen=True, array_like=True, gc=False, tag=102):
-    """Answered by ``Done`` when everything that came before it was published or refused."""
+    """Asks to be told when everything sent before it was published or refused. ``Done`` answers it."""
 
     question: Count
 
 
 class Locate(Frame, frozen=True, array_like=True, gc=False, tag=103):
-    """Where the node is now."""
+    """Says where the node is now."""
 
     position: Position | None
 
@@ -138,7 +139,7 @@ ApplicationFrame = Open | Parcels | Subscribe | Unsubscribe | Infer | CancelInfe
 
 # --- node to application -------------------------------------------------------------------------------------------
 class Welcome(Frame, frozen=True, array_like=True, gc=False, tag=112):
-    """Who the node is, and what it may publish: an application asks this table before it puts."""
+    """Says who the node is, and what it may publish. An application checks these rules before it puts."""
 
     major: Count
     minor: Count
@@ -151,7 +152,7 @@ class Welcome(Frame, frozen=True, array_like=True, gc=False, tag=112):
 
 
 class Closing(Frame, frozen=True, array_like=True, gc=False, tag=113):
-    """Last frame of a connection. ``code``: ``version``, ``full``, ``malformed``, ``leaving`` or a newer word."""
+    """The last frame of a connection. ``code``: ``version``, ``full``, ``malformed``, ``leaving`` or a newer word."""
 
     code: Text
     detail: Detail = ""
@@ -192,7 +193,7 @@ class Inferred(Frame, frozen=True, array_like=True, gc=False, tag=116):
 
 
 class Refused(Frame, frozen=True, array_like=True, gc=False, tag=117):
-    """A reading sent to be published was refused: its key, the application's count of it, and why."""
+    """A reading sent to be published was refused. It has its key, the application's count of it, and the reason."""
 
     key: Text
     sequence: Count
@@ -201,7 +202,7 @@ class Refused(Frame, frozen=True, array_like=True, gc=False, tag=117):
 
 
 class Happened(Frame, frozen=True, array_like=True, gc=False, tag=118):
-    """An event of the node: the name of its type, its fields by name. :func:`event_of` gives it its type."""
+    """An event of the node: the name of its type, and its fields by name. :func:`event_of` gives it its type."""
 
     kind: Text
     fields: dict[str, Any]
@@ -216,7 +217,7 @@ class Missed(Frame, frozen=True, array_like=True, gc=False, tag=119):
 
 
 class Fallen(Frame, frozen=True, array_like=True, gc=False, tag=120):
-    """Readings that the application was too slow for, of one subscription, since it was made."""
+    """How many readings of one subscription were dropped since it was made, because the application was too slow."""
 
     subscription: Count
     dropped: Count
@@ -288,16 +289,16 @@ _encoder = msgspec.msgpack.Encoder()
 APPLICATION_FRAMES: Final = FrameSet((
     Open, Parcels, Subscribe, Unsubscribe, Infer, CancelInfer, Ask, Flush, Locate,
 ))  # fmt: skip
-"""From an application to its node."""
+"""The frames from an application to its node."""
 LOCAL_NODE_FRAMES: Final = FrameSet((
     Welcome, Parcels, Closing, Done, Told, Inferred, Refused, Happened, Missed, Fallen,
 ))  # fmt: skip
-"""From a node to its applications."""
+"""The frames from a node to its applications."""
 
 
 def encode_local(frame: ApplicationFrame | LocalNodeFrame) -> bytes:
-    """One frame as bytes. :raises ValueUnsupported: when it is larger than ``MAX_FRAME_BYTES``, or holds a NaN's kin
-    that MessagePack has no form for."""
+    """Encode one frame. :raises ValueUnsupported: when it is larger than ``MAX_FRAME_BYTES``, or holds a value that
+    MessagePack has no form for."""
     try:
         data = _encoder.encode(frame)
     except (TypeError, ValueError, OverflowError) as error:
@@ -310,7 +311,7 @@ def encode_local(frame: ApplicationFrame | LocalNodeFrame) -> bytes:
 
 
 def encode_parcel(label: int, reading: Reading) -> bytes:
-    """One parcel as it stands inside ``Parcels``; ``frame_of_encoded_readings`` makes the frame of up to 64.
+    """Encode one parcel as it stands inside ``Parcels``; ``frame_of_encoded_readings`` makes the frame of up to 64.
 
     :raises ValueUnsupported: when the reading's value can't travel or is too large.
     """

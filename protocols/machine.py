@@ -22,14 +22,14 @@ class Effect(Struct, frozen=True):
 
 
 class Event(Struct, frozen=True):
-    """Something that whoever uses the node may want to know."""
+    """Something that the user of the node may want to know."""
 
     for_applications: ClassVar[bool] = False
-    """Whether applications on the same computer are told; else only this process is."""
+    """Whether applications on the same computer are told too, or only this process."""
 
 
 Message = tuple[NodeId | None, Frame]
-"""A frame and the neighbour it is for; None: every neighbour to which a lane is open."""
+"""A frame and the neighbour that it is for. None stands for every neighbour to which a lane is open."""
 
 
 class Machine(Protocol):
@@ -40,38 +40,38 @@ class Machine(Protocol):
 
     @property
     def name(self) -> str:
-        """One word, the name of the capability: it comes before the names of its counters."""
+        """The name of the capability, one word. The names of its counters begin with it."""
 
     @property
     def frames(self) -> tuple[type[Frame], ...]:
-        """The frames that are its own: nobody else receives them."""
+        """The frames that only this machine receives."""
 
     def receive(self, frame: Any, source: NodeId, role: Role, now: int) -> None:
-        """A neighbour sent one of :attr:`frames`, whose own check has passed."""
+        """Take one of :attr:`frames` from a neighbour. The frame's own check has passed."""
 
     def greetings(self) -> Sequence[Frame]:
-        """What to tell a neighbour first, as soon as the realtime lane to it is open."""
+        """The frames to send to a neighbour first, as soon as the realtime lane to it is open."""
         return ()
 
     def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:
-        """Both directions of the link to a neighbour are open."""
+        """Note that both directions of the link to a neighbour are open."""
 
     def neighbour_gone(self, node: NodeId, now: int) -> None:
-        """A neighbour died, left or began a new life: nothing more comes from its old one."""
+        """Note that a neighbour died, left or restarted. Nothing more comes from its old life."""
 
     def undeliverable(self, node: NodeId, frame: Frame, now: int) -> None:
-        """A frame of this machine could not be queued: the neighbour is gone or does not take frames, or it is too
-        large."""
+        """Note that a frame of this machine could not be queued: the neighbour is gone or does not take frames, or the
+        frame is too large."""
 
     def handle_timer(self, now: int) -> None:
         """Do what is due."""
 
     def next_timer_at(self) -> int:
-        """When :meth:`handle_timer` wants to be called next, at the latest; ``NEVER`` when nothing is due."""
+        """When :meth:`handle_timer` has to be called at the latest; ``NEVER`` when nothing will be due."""
         return NEVER
 
     def has_news(self) -> bool:
-        """Whether :meth:`messages` or :meth:`events` has anything. Cheap: it is asked often."""
+        """Whether :meth:`messages` or :meth:`events` has anything. It is asked often, so it must be cheap."""
         return False
 
     def messages(self) -> Sequence[Message]:
@@ -83,7 +83,7 @@ class Machine(Protocol):
         return ()
 
     def events(self) -> Sequence[Event]:
-        """Events since the last call."""
+        """Events decided since the last call."""
         return ()
 
     def counters(self) -> dict[str, int]:

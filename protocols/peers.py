@@ -1,4 +1,4 @@
-"""What people and programs are shown of neighbours: what several machines know of each, in one view."""
+"""Views of neighbours for people and programs, which put together what several machines know."""
 
 from msgspec import Struct
 
@@ -19,7 +19,7 @@ class PeerView(Struct, frozen=True):
     incarnation: int
     met: bool
     round_trip_ns: int
-    """0: not measured yet."""
+    """0: it is not measured yet."""
     silent_ns: int
     hears_us: bool
     lanes: tuple[Lane, ...]
@@ -28,11 +28,11 @@ class PeerView(Struct, frozen=True):
     waiting_bytes: int
     offers: tuple[Offer, ...]
     throughput_bytes_per_s: float = 0.0
-    """Of the link to it; 0: not measured yet."""
+    """What the link to it carries; 0: it is not measured yet."""
 
 
 def views(membership: Membership, lanes: Lanes, inference: Inference, now: int) -> list[PeerView]:
-    """Everybody known, by id; the dead for ``FORGET_DEAD_NS``."""
+    """All neighbours known, by id; dead ones are listed for ``FORGET_DEAD_NS``."""
     shown = []
     for n in sorted(membership.neighbours.values(), key=lambda neighbour: neighbour.node):
         queues = lanes.of_node.get(n.node)

@@ -1,4 +1,4 @@
-"""What makes one engine different from another."""
+"""The settings of one engine."""
 
 from msgspec import Struct
 
@@ -11,13 +11,13 @@ from protocols.membership.settings import MembershipSettings
 
 
 class NodeSettings(Struct, frozen=True):
-    """What makes one engine different from another."""
+    """The settings in which one engine differs from another."""
 
     mesh: MeshName
     node: NodeId
     role: Role
     incarnation: Incarnation
-    """Grows with every start."""
+    """It grows with every start."""
     inbox_port: int
     clock_uncertainty_ns: int = 10 * limits.MS
     access: tuple[AccessRule, ...] = DEFAULT_RULES
@@ -25,4 +25,4 @@ class NodeSettings(Struct, frozen=True):
     max_queue_readings: int = limits.MAX_QUEUE_READINGS
     gossip: GossipSettings = GossipSettings()
     seal: Seal | None = None
-    """How entries are signed and checked; None: this node takes no part in gossip."""
+    """How entries of gossip are signed and checked. None: this node takes no part in gossip."""

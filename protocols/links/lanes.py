@@ -1,7 +1,7 @@
-"""The queues of all neighbours, and which open lane takes from which.
+"""The queues of all neighbours, and the open lanes that take from them.
 
-Whatever is put wakes its lane: :meth:`Lanes.taken` gives the driver the queues that got something. A bulk lane is
-dialled when something waits for it; :attr:`Lanes.wanted` names the neighbours for whom that is so.
+:meth:`Lanes.taken` gives the driver the queues that got something, so that it flushes their lanes. A bulk lane is
+dialled when something waits for it: :attr:`Lanes.wanted` names the neighbours for which that is the case.
 """
 
 from protocols.base import limits
@@ -14,44 +14,44 @@ from protocols.wire.membership import Heartbeat
 
 
 class Lanes:
-    """Queues by neighbour and by dial."""
+    """All queues, by neighbour and by dial."""
 
     def __init__(self, drops: Drops, max_readings: int) -> None:
-        """``max_readings``: that may wait in one queue."""
+        """``max_readings``: how many readings may wait in one queue."""
         self.touched: list[LaneQueue] = []
-        """Queues that got something since :meth:`taken`, each once: they are marked."""
+        """The queues that got something since :meth:`taken`. Each is listed once, and marked as ``touched``."""
         self.wanted: list[NodeId] = []
-        """Neighbours for whom something waits on a bulk lane that is not open, until :meth:`to_dial`."""
+        """The neighbours for which something waits on a bulk lane that is not open, until :meth:`to_dial`."""
         self.may_wait = False
-        """Something may wait for a bulk lane that is not open."""
+        """Whether something may wait for a bulk lane that is not open."""
         self.of_dial: dict[int, LaneQueue] = {}
-        """By open dial."""
+        """The queues of open lanes, by dial id."""
         self.of_node: dict[NodeId, Queues] = {}
         self._drops, self._max_readings = drops, max_readings
 
     def queues_of(self, node: NodeId) -> Queues:
-        """The queues of a neighbour, made when there are none yet."""
+        """Return the queues of a neighbour, and make them when there are none yet."""
         queues = self.of_node.get(node)
         if queues is None:
             queues = self.of_node[node] = Queues(node, self._drops, self._max_readings)
         return queues
 
     def opened(self, dial: int, node: NodeId, lane: Lane) -> LaneQueue:
-        """A lane is open: its queue."""
+        """Note that a lane is open. Returns its queue."""
         queues = self.queues_of(node)
         queue = self.of_dial[dial] = queues.realtime if lane is Lane.REALTIME else queues.bulk
         queue.dial, queue.link = dial, None
         return queue
 
     def closed(self, dial: int) -> None:
-        """A lane is not open any more; what waits stays."""
+        """Note that a lane is not open any more. What waits for it stays."""
         queue = self.of_dial.pop(dial, None)
         if queue is not None and queue.dial == dial:
             queue.dial, queue.link = 0, None
             self.may_wait = True
 
     def forget(self, node: NodeId, reason: str) -> None:
-        """A neighbour is gone: what waits for it is dropped, and counted as ``reason``."""
+        """Drop what waits for a neighbour that is gone, and count it as ``reason``."""
         queues = self.of_node.pop(node, None)
         if queues is not None:
             queues.realtime.clear(reason)
@@ -60,8 +60,8 @@ class Lanes:
             self.closed(queues.bulk.dial)
 
     def put(self, node: NodeId, frame: Frame) -> bool:
-        """Queue a control frame for a neighbour. False: it has no queues, does not take frames, or can't be sent
-        this one."""
+        """Queue a control frame for a neighbour. Returns False when the neighbour has no queues, does not take frames,
+        or can't be sent this one."""
         queues = self.of_node.get(node)
         if queues is None:
             return False
@@ -80,7 +80,7 @@ class Lanes:
         return True
 
     def touch(self, queue: LaneQueue) -> None:
-        """Something was put into a queue."""
+        """Note that something was put into a queue."""
         if not queue.touched:
             queue.touched = True
             self.touched.append(queue)
@@ -108,7 +108,7 @@ class Lanes:
         return wanted
 
     def taken(self) -> list[LaneQueue]:
-        """What has got something to send since the last call; queues without a ``dial`` have no open lane."""
+        """Take the queues that got something to send since the last call. Without a ``dial`` one has no open lane."""
         if not self.touched:
             return []
         lanes = self.touched[:]

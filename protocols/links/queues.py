@@ -1,4 +1,4 @@
-"""What waits for one lane of one neighbour.
+"""The queue of frames and readings that wait for one lane of one neighbour.
 
 Order: the heartbeat slot, control frames in order, then readings by priority, oldest first within one. A frame that
 replaces what its kind said before (``put_latest``) takes the place of the one that still waits.
@@ -20,11 +20,11 @@ from protocols.wire.parcels import frame_of_alone
 _MOST_URGENT: Final = 7
 _TENSOR_PRIORITY: Final = 3
 """Tensors push out readings of the default priority and below. A reading that was published as more urgent keeps its
-place: who asked for an inference is told at once that the tensor was refused, and asks somebody else."""
+place: the node that asked for an inference is told at once that the tensor was refused, and asks another neighbour."""
 
 
 class Drops:
-    """Counts what was dropped, by (peer, key, reason). Bounded: beyond the bound keys are lumped as ``*``."""
+    """Counts what was dropped, by (peer, key, reason). Beyond ``MAX_DROP_REASONS`` all further keys count as ``*``."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str, str], int] = {}
@@ -39,7 +39,7 @@ class Drops:
         self.total += number
 
     def items(self) -> Iterator[tuple[tuple[str, str, str], int]]:
-        """Every ((peer, key, reason), count)."""
+        """Every ((peer, key, reason), count), sorted."""
         return iter(sorted(self._counts.items()))
 
 
@@ -53,7 +53,7 @@ class _Waiting:
 
 
 class LaneQueue:
-    """Frames and readings waiting for one lane."""
+    """The frames and readings that wait for one lane."""
 
     def __init__(
         self,
@@ -63,16 +63,16 @@ class LaneQueue:
         control_priority: int = _MOST_URGENT,
     ) -> None:
         """Frames of :meth:`put_control` evict readings up to ``control_priority``."""
-        # What each reading needs comes first: compiled, it lies together in memory.
+        # What each reading needs comes first, so that it lies together in memory when it is compiled.
         self.dial = 0
-        """Of the open lane that it is for; 0: none is open."""
+        """The dial id of the open lane that it is for; 0: no lane is open."""
         self.link: object = None
-        """What the driver put here for that lane, to find it again at once."""
+        """What the driver puts here for that lane, so that it finds it at once."""
         self.touched = False
-        """The driver has not been told yet that something waits."""
+        """Whether the driver has yet to be told that something waits."""
         self._controls = 0  # frames in the two below
         self._heartbeat: bytes | None = None
-        # What came to an empty queue and will be taken at once, most often: nothing else of readings waits beside it.
+        # The reading that came to an empty queue, which is most often taken at once. No other reading waits beside it.
         self._lone: bytes | None = None
         self._lone_key = ""
         self._lone_expires_ns = self._lone_priority = self._lone_count = 0
@@ -80,11 +80,11 @@ class LaneQueue:
         self.waiting_bytes = 0
         self._max_readings = max_readings
         self.taken_ns = -NEVER
-        """When readings were taken last."""
+        """When readings were last taken."""
         self.peer, self._drops = peer, drops
         self._control: deque[bytes] = deque()
         self._latest: dict[str, bytes] = {}
-        self._readings: tuple[deque[_Waiting], ...] = ()  # eight once they are needed, which at most links is never
+        self._readings: tuple[deque[_Waiting], ...] = ()  # eight as soon as they are needed; most links never need them
         self._highest = 0  # nothing of a higher priority waits
         self._bytes = [0] * 8  # of the waiting readings, by priority
         self._control_priority = control_priority
@@ -94,11 +94,11 @@ class LaneQueue:
         return bool(self.waiting_readings or self._controls or self._heartbeat is not None)
 
     def put_heartbeat(self, frame: bytes) -> None:
-        """Only the newest heartbeat is worth sending."""
+        """Queue a heartbeat in place of one that still waits: only the newest is worth sending."""
         self._heartbeat = frame
 
     def put_control(self, frame: bytes) -> None:
-        """Queue a frame; readings that are not more urgent than it make room.
+        """Queue a frame. Readings that are not more urgent than it make room.
 
         :raises BoundExceeded: ``MAX_CONTROL_FRAMES`` wait already, or too many bytes that may not be evicted.
         """
@@ -128,7 +128,8 @@ class LaneQueue:
         self, key: str, data: bytes, priority: int, expires_ns: int, conflate: bool, count: int = 1
     ) -> bool:
         """Queue a result of ``codec.encode_alone``, or of ``encode_together`` with ``count`` readings (which are not
-        conflated). False: it was dropped at once, and counted."""
+        conflated). Returns False when it was dropped at once, and
+        counted."""
         if not self.waiting_readings and not conflate:
             waiting_bytes = self.waiting_bytes + len(data)
             if waiting_bytes <= limits.MAX_QUEUE_BYTES and count <= self._max_readings:
@@ -172,7 +173,7 @@ class LaneQueue:
         return True
 
     def _line_up(self) -> None:
-        """Put the lone one in line: it is not alone any more."""
+        """Put the lone reading in line, because it is not alone any more."""
         if not self._readings:
             self._readings = tuple(deque() for _ in range(8))
         if self._lone is not None:
@@ -185,7 +186,7 @@ class LaneQueue:
             self._bytes[priority] += len(data)
 
     def _has_places(self, count: int, priority: int) -> bool:
-        """Whether evicting readings up to ``priority`` would be enough: in vain it would lose those too."""
+        """Whether evicting readings up to ``priority`` would be enough. If it is not, none of them should be lost."""
         excess = self.waiting_readings + count - self._max_readings
         for readings in self._readings[: priority + 1] if excess > 0 else ():
             for waiting in readings:
@@ -195,7 +196,7 @@ class LaneQueue:
         return excess <= 0
 
     def _make_room(self, size_bytes: int, priority: int) -> bool:
-        """Evict readings up to ``priority`` until so many bytes fit; nothing when that would not be enough."""
+        """Evict readings up to ``priority`` until so many bytes fit, or none when that would not be enough."""
         excess_bytes = self.waiting_bytes + size_bytes - limits.MAX_QUEUE_BYTES
         if excess_bytes <= 0:
             return True
@@ -228,7 +229,7 @@ class LaneQueue:
         self._bytes[waiting.priority] -= len(waiting.data)
 
     def take(self, now: int) -> bytes | None:
-        """The next frame to send, None when nothing waits."""
+        """Take the next frame to send; None when nothing waits."""
         if self._heartbeat is not None:
             frame, self._heartbeat = self._heartbeat, None
             return frame
@@ -275,7 +276,7 @@ class LaneQueue:
         return frame_of_alone(batch)
 
     def clear(self, reason: str) -> None:
-        """The neighbour is gone: everything that waits is dropped and counted."""
+        """Drop and count everything that waits, because the neighbour is gone."""
         if self._lone is not None:
             self._line_up()
         for waiting in chain.from_iterable(self._readings):

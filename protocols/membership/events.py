@@ -1,4 +1,4 @@
-"""What membership decides: effects on links, and what it tells of neighbours."""
+"""The effects of membership on links, and the events that it reports about neighbours."""
 
 from typing import ClassVar
 
@@ -7,7 +7,7 @@ from protocols.machine import Effect, Event
 
 
 class Dial(Effect, frozen=True):
-    """Open a lane to an inbox; answer with ``lane_opened`` or ``lane_closed`` of the same ``dial``."""
+    """Open a lane to an inbox. The driver answers with ``lane_opened`` or ``lane_closed`` of the same ``dial``."""
 
     dial: int
     host: str
@@ -16,13 +16,13 @@ class Dial(Effect, frozen=True):
 
 
 class HangUp(Effect, frozen=True):
-    """Close a dialled lane; no answer expected."""
+    """Close a dialled lane. The driver does not answer."""
 
     dial: int
 
 
 class ClosePipe(Effect, frozen=True):
-    """Close a pipe into our inbox; ``inbound_closed`` follows."""
+    """Close a pipe into our inbox. The driver answers with ``inbound_closed``."""
 
     pipe: int
 
@@ -36,11 +36,11 @@ class NeighbourMet(Event, frozen=True):
     role: Role
     incarnation: Incarnation
     took_ns: int
-    """Since the first sign of it: its advert, or its Hello."""
+    """Time since the first sign of it, which is its advert or its Hello."""
 
 
 class NeighbourSuspected(Event, frozen=True):
-    """Silent, or its pipes are gone."""
+    """A neighbour is silent, or its pipes are gone."""
 
     for_applications: ClassVar[bool] = True
 
@@ -57,7 +57,7 @@ class NeighbourRefuted(Event, frozen=True):
 
 
 class NeighbourDead(Event, frozen=True):
-    """Silent for too long. ``silent_ns`` since its last frame."""
+    """A suspected neighbour was silent for too long: ``silent_ns`` since its last frame."""
 
     for_applications: ClassVar[bool] = True
 
@@ -66,7 +66,7 @@ class NeighbourDead(Event, frozen=True):
 
 
 class NeighbourLeft(Event, frozen=True):
-    """Said goodbye."""
+    """A neighbour said goodbye."""
 
     for_applications: ClassVar[bool] = True
 
@@ -75,7 +75,7 @@ class NeighbourLeft(Event, frozen=True):
 
 
 class PeerRefused(Event, frozen=True):
-    """Somebody was turned away, or turned us away."""
+    """A peer was refused, or refused this node."""
 
     for_applications: ClassVar[bool] = True
 

@@ -1,7 +1,6 @@
-"""Who is there, and whether they live.
+"""Which neighbours there are, and whether they live.
 
-Where to dial is the business of ``contacts``. A *neighbour* is a node whose certificate and Hello were checked. Its
-life:
+``contacts`` decides where to dial. A *neighbour* is a node whose certificate and Hello were checked. Its life:
 
     (unknown) ──Hello──▶ alive ──silence, pipes gone──▶ suspect ──time is up──▶ dead ──Hello──▶ alive
                            ▲                               │
@@ -9,12 +8,12 @@ life:
 
 Rules:
 1. Only frames on a pipe whose certificate names the neighbour count as life. Hints never do.
-2. A node that did not watch accuses nobody: when our own timer is late, every silence counts anew (local health, after
-   Lifeguard), and pipes that are gone then are those of neighbours that gave us up.
+2. A node that did not watch accuses nobody. When our own timer is late, every silence counts anew (local health, after
+   Lifeguard), and neighbours whose pipes are gone then have given us up, and need not be dead.
 3. Pipes gone in both directions, without a Goodbye, mean that the peer's kernel ended them: suspicion starts at once
    and is short. Silence on open pipes may be a radio shadow: suspicion starts late and is long.
 4. Of two lives of one id the larger incarnation is right; the smaller is refused while the larger is alive.
-5. Whoever was refused, by us or by them, is not dialled again for ``REFUSAL_MEMORY_NS``.
+5. A node that refused us, or that we refused, is not dialled again for ``REFUSAL_MEMORY_NS``.
 
 Left out: relaying of suspicion beyond one hop; links exist only between nodes in range.
 """
@@ -47,7 +46,7 @@ from protocols.membership.suspicion import Suspicion
 from protocols.wire.frame import Frame
 from protocols.wire.membership import FRAMES, MAJOR, MINOR, Goodbye, Heartbeat, Hello, Refusal
 
-_ALIVE: Final = State.ALIVE  # looked up once: an enumeration is slow at it
+_ALIVE: Final = State.ALIVE  # looked up once, because looking into an enumeration is slow
 
 
 MembershipEffect = Dial | HangUp | ClosePipe
@@ -63,8 +62,8 @@ MembershipEvent = (
 
 
 class Membership:
-    """The machine of one node. It speaks of pipes and dials before there are neighbours; what it has of
-    :class:`~protocols.machine.Machine` the engine asks it first."""
+    """The machine of one node. It also deals with pipes and dials, before there are neighbours, so the engine calls it
+    directly and asks it before the other machines."""
 
     name: Final = "membership"
     frames: Final = FRAMES
@@ -86,10 +85,10 @@ class Membership:
         self._contacts = Contacts(node, settings.dial_timeout_ns, random)
         self._pipes = AdmittedPipes()
         self.neighbour_of = self._pipes.neighbour_of
-        """By inbound pipe that has said Hello. Not to be changed by others."""
+        """The neighbours by inbound pipe that has said Hello. Others must not change it."""
         self.heartbeats = Heartbeats(settings.heartbeat_interval_ns, random)
         self.forgot = False
-        """Somebody is no neighbour any more; whoever acts on it clears it."""
+        """Whether a neighbour was forgotten. The caller that acts on it clears it."""
         self._suspected = self.heartbeats.suspected
         self._promised_ns = NEVER
         self._forgiven_ns = -NEVER
@@ -116,21 +115,21 @@ class Membership:
         return bool(self._messages or self._events)
 
     def counters(self) -> dict[str, int]:
-        """By name; they only grow."""
+        """Counters by name, which only grow."""
         return {"pipes_opened": self._pipes.opened_in_all, **self._counters, **self._contacts.counters}
 
     def messages(self) -> list[tuple[NodeId, Frame]]:
-        """Control frames to queue for neighbours."""
+        """Control frames to queue for neighbours, decided since the last call."""
         messages, self._messages = self._messages, []
         return messages
 
     def events(self) -> list[MembershipEvent]:
-        """Events since the last call."""
+        """Events decided since the last call."""
         events, self._events = self._events, []
         return events
 
     def lane_of(self, dial: int) -> tuple[NodeId, Lane] | None:
-        """Whom an open lane reaches."""
+        """The node and the lane behind an open dial; None when the dial is not open."""
         dialling = self._contacts.dialling(dial)
         return None if dialling is None or dialling.identity is None else (dialling.identity.node, dialling.lane)
 
@@ -142,20 +141,20 @@ class Membership:
 
     # --- hints -----------------------------------------------------------------------------------------------------
     def hint(self, name: str, node: NodeId | None, addresses: tuple[HostPort, ...], now: int) -> None:
-        """An advert (``node`` given) or a seed (``node`` None); see :meth:`Contacts.hint`."""
+        """Take note of an advert (``node`` is given) or a seed (``node`` is None); see :meth:`Contacts.hint`."""
         self._contacts.hint(name, node, addresses, now)
 
     def withdraw(self, name: str) -> None:
-        """A hint was taken back. Says nothing of life: an open link stays."""
+        """Note that a hint was taken back. It says nothing of life, so an open link stays."""
         self._contacts.withdraw(name)
 
     def duplicate_hint(self, host: str) -> None:
-        """An advert with our own id and another incarnation."""
+        """Report an advert with our own id and another incarnation."""
         self._events.append(DuplicateIdentity(self._node, True, host))
 
     # --- pipes and lanes -------------------------------------------------------------------------------------------
     def admit(self, identity: PeerIdentity, now: int) -> str | None:
-        """Whether a peer with this certificate may have a link: None, or the reason for refusal."""
+        """Decide whether a peer with this certificate may have a link. Returns None, or the reason for refusal."""
         if identity.mesh != self._mesh:
             detail = f"it belongs to mesh {identity.mesh!r}, not {self._mesh!r}"
             return self._refuse(identity.node, "identity", detail, now)
@@ -168,29 +167,30 @@ class Membership:
         return None
 
     def refused_before_identity(self, who: str, detail: str, now: int) -> None:
-        """TLS turned somebody away, or it had no identity of ours."""
+        """Count a peer that TLS turned away, or that has no identity of this mesh."""
         self._refuse(who, "identity", detail, now)
 
     def _refuse(self, who: str, code: str, detail: str, now: int) -> str:
         self._counters["pipes_refused"] += 1
-        if self._contacts.remember_refusal(who, now):  # one event a period: a stranger must not fill the log
+        if self._contacts.remember_refusal(who, now):  # one event in a period, so that a stranger can't fill the log
             self._events.append(PeerRefused(who, code, detail))
         return f"{code}: {detail}"
 
     def malformed(self, pipe: int, detail: str, now: int) -> None:
-        """A frame of a pipe is none: close it. Told once a period, whatever its sender's next Hello pardons."""
+        """Close a pipe that sent a malformed frame. An event reports it once in a period, even if the sender's next
+        Hello ends its refusal."""
         who = self._pipes.of_number[pipe].identity.node if pipe in self._pipes.of_number else f"pipe {pipe}"
         if self._contacts.remember_refusal(f"{who}, malformed", now):
             self._events.append(PeerRefused(who, "protocol", detail))
         self._pipes.close(pipe)
 
     def inbound_opened(self, pipe: int, identity: PeerIdentity, host: str, now: int) -> None:
-        """An admitted pipe into our inbox."""
+        """Note that an admitted pipe into our inbox is open."""
         self._pipes.opened(pipe, identity, host, now)
-        self.heartbeats.start(now)  # without it a mute pipe would stay for ever
+        self.heartbeats.start(now)  # each round closes pipes that stay mute
 
     def inbound_closed(self, pipe: int, now: int) -> None:
-        """A pipe into our inbox is gone."""
+        """Note that a pipe into our inbox is gone."""
         known = self._pipes.closed(pipe)
         neighbour = self.neighbours.get(known.identity.node) if known is not None else None
         if neighbour is not None:
@@ -198,7 +198,7 @@ class Membership:
             self._check_pipes(neighbour, now)
 
     def lane_opened(self, dial: int, identity: PeerIdentity, now: int) -> None:
-        """A dialled lane took its greeting."""
+        """Note that a dialled lane took its greeting."""
         dialling = self._contacts.answered(dial, identity)
         if dialling is None:
             return
@@ -207,7 +207,7 @@ class Membership:
             self._contacts.hang_up(dial, NEVER)
             return
         if contact.node != identity.node:
-            # Not remembered against the name: any stranger may advertise it with the address of another.
+            # It is not remembered against the name, because any stranger may advertise it with the address of another.
             self._contacts.mistaken(dial, now)
             detail = f"its advert says {contact.node}, its certificate {identity.node}"
             self._refuse(f"{contact.name} at {dialling.address[0]}", "identity", detail, now)
@@ -222,7 +222,7 @@ class Membership:
         self._check_met(neighbour, now)
 
     def lane_closed(self, dial: int, reason: str, refused: bool, now: int) -> None:
-        """A dialled lane is finished; ``refused``: an identity was wrong, so that dialling again is pointless now."""
+        """Note that a dialled lane was closed. ``refused``: an identity was wrong, so dialling again is in vain."""
         dialling = self._contacts.closed(dial, refused, now)
         if dialling is None:
             return
@@ -234,7 +234,7 @@ class Membership:
             self._check_pipes(neighbour, now)
 
     def want_bulk(self, node: NodeId) -> None:
-        """Something waits for the bulk lane of a neighbour: dial it if it is neither open nor being dialled."""
+        """Dial the bulk lane of a neighbour, for which something waits, if it is neither open nor being dialled."""
         neighbour = self.neighbours.get(node)
         if neighbour is not None and neighbour.realtime and not neighbour.bulk and not self._leaving:
             self._contacts.dial_bulk(neighbour.realtime)
@@ -268,7 +268,7 @@ class Membership:
         return neighbour
 
     def receive_other_major(self, major: int, pipe: int, now: int) -> None:
-        """A Hello of another major version, of which nothing else is known."""
+        """Turn away the sender of a Hello of another major version, of which nothing else is known."""
         known = self._pipes.of_number.get(pipe)
         if known is not None and not known.closing:
             self._turn_away(pipe, known, "version", f"it speaks version {major}, this node {MAJOR}.{MINOR}", now)
@@ -326,7 +326,7 @@ class Membership:
         return neighbour
 
     def _forget_older_life(self, neighbour: Neighbour, now: int) -> None:
-        """It restarted: pipes and lanes of its former life lead nowhere."""
+        """Drop the pipes and lanes of a neighbour that restarted: they belong to its former life."""
         self._drop_links(neighbour)
         neighbour.first_seen_ns = now
         neighbour.heartbeat_received = 0
@@ -353,7 +353,7 @@ class Membership:
         ]
 
     def is_alive(self, node: NodeId) -> bool:
-        """Whether a neighbour was met and lives, for all that is known."""
+        """Whether a neighbour was met and is not suspected, dead or gone."""
         neighbour = self.neighbours.get(node)
         return neighbour is not None and neighbour.met and neighbour.state is _ALIVE
 
@@ -362,7 +362,7 @@ class Membership:
 
     def _check_met(self, neighbour: Neighbour, now: int) -> None:
         if neighbour.inbound and neighbour.realtime and not neighbour.met:
-            neighbour.met = True  # if it is suspected, it still is: our own lane says nothing of its voice
+            neighbour.met = True  # a suspected one stays so: an open lane of ours is no frame of it
             self._events.append(
                 NeighbourMet(neighbour.node, neighbour.role, neighbour.incarnation, now - neighbour.first_seen_ns)
             )
@@ -381,7 +381,7 @@ class Membership:
                 assert neighbour.suspicion is not None
                 if now - self._forgiven_ns > self._settings.suspicion_max_ns:
                     neighbour.suspicion.tighten(self._settings.lost_link_suspicion_ns)
-            else:  # never said Hello: nobody to mourn
+            else:  # it never said Hello, so nobody needs to be told
                 del self.neighbours[neighbour.node]
                 self.forgot = True
 
@@ -397,7 +397,7 @@ class Membership:
             self.heartbeats.send(neighbour, now, answer=True)
 
     def refute(self, neighbour: Neighbour, now: int) -> None:
-        """Somebody who was suspected sent a frame."""
+        """Note that a suspected neighbour sent a frame, and so lives."""
         neighbour.state, neighbour.since_ns, neighbour.suspicion = State.ALIVE, now, None
         self._suspected.pop(neighbour.node, None)
         self._counters["refutations"] += 1
@@ -421,7 +421,7 @@ class Membership:
         neighbour.met = False
 
     def leave(self, reason: str) -> None:
-        """Say goodbye to everybody and dial nobody any more."""
+        """Say goodbye to all neighbours, and dial nobody any more."""
         self._leaving = True
         for neighbour in self.neighbours.values():
             if neighbour.realtime:
@@ -429,7 +429,7 @@ class Membership:
 
     # --- time ------------------------------------------------------------------------------------------------------
     def handle_timer(self, now: int, receiving_since_ns: int | None = None) -> None:
-        """Do what is due. ``receiving_since_ns``: since when the receiving thread has been held up by a callback."""
+        """Do what is due. ``receiving_since_ns``: since when a callback has been holding up the receiving thread."""
         held_up = receiving_since_ns is not None and now - receiving_since_ns > self._local_stall_ns
         if held_up or now - self._promised_ns > self._local_stall_ns:
             self._forgive(now)
@@ -458,7 +458,7 @@ class Membership:
                     if silent_ns >= suspect_after_ns:
                         self._suspect(neighbour, "silence", now)
                 elif silent_ns >= self._settings.dial_timeout_ns + limits.HELLO_TIMEOUT_NS:
-                    # It took our Hello and never came itself: its host may be gone, and nobody would tell.
+                    # It took our Hello and never sent its own: its host may be gone, and nothing would report that.
                     self._drop_links(neighbour, now + limits.REDIAL_MAX_NS)
                     self._forget(neighbour.node)
             elif neighbour.suspicion is not None:
@@ -487,7 +487,7 @@ class Membership:
         return self._living() < self._settings.max_neighbours
 
     def next_timer_at(self) -> int:
-        """When :meth:`handle_timer` wants to be called next, at the latest."""
+        """When :meth:`handle_timer` has to be called at the latest."""
         due = self.heartbeats.due_ns
         for neighbour in self._suspected.values():
             if neighbour.suspicion is not None:

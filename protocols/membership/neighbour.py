@@ -1,4 +1,4 @@
-"""What a node knows of a neighbour: the rows of :mod:`protocols.membership.machine`'s table."""
+"""What membership knows of one neighbour; see :mod:`protocols.membership.machine` for its life."""
 
 from enum import StrEnum
 
@@ -8,7 +8,7 @@ from protocols.membership.suspicion import Suspicion
 
 
 class State(StrEnum):
-    """Of a neighbour."""
+    """The state of a neighbour."""
 
     ALIVE = "alive"
     SUSPECT = "suspect"
@@ -33,9 +33,9 @@ class Neighbour:
         self.met = False
         self.inbound: set[int] = set()
         self.realtime = self.bulk = 0
-        """Dials of the open lanes to it; 0: not open."""
+        """The dial ids of the open lanes to it; 0: the lane is not open."""
         self.queue: LaneQueue | None = None
-        """What waits for its realtime lane; None before the engine has one."""
+        """The queue of its realtime lane; None before the engine has made it."""
         self.last_heard_ns = now
         self.heartbeat_sent = 0
         self.heartbeat_received = 0
@@ -46,16 +46,16 @@ class Neighbour:
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
-        """That are open."""
+        """The lanes to it that are open."""
         open_dials = ((Lane.REALTIME, self.realtime), (Lane.BULK, self.bulk))
         return tuple(lane for lane, dial in open_dials if dial)
 
     def dial_of(self, lane: Lane) -> int:
-        """Of an open lane; 0: it is not open."""
+        """The dial id of a lane; 0: it is not open."""
         return self.realtime if lane is Lane.REALTIME else self.bulk
 
     def set_dial(self, lane: Lane, dial: int) -> None:
-        """A lane is open, or with 0 not any more."""
+        """Note that a lane is open, or with 0 that it is not open any more."""
         if lane is Lane.REALTIME:
             self.realtime = dial
         else:

@@ -1,4 +1,4 @@
-"""What can be set about membership."""
+"""The settings of membership."""
 
 from msgspec import Struct
 

@@ -1,4 +1,4 @@
-"""What became of readings: deliveries, what a put says, and deadlines that were missed."""
+"""What became of readings: deliveries, results of puts, and deadlines that were missed."""
 
 from msgspec import Struct
 
@@ -6,7 +6,7 @@ from protocols.machine import Event
 from protocols.wire.readings import Reading
 
 Delivery = tuple[tuple[int, ...], Reading]
-"""Numbers of local subscriptions, and a reading for them. A plain tuple: one is made for each reading that comes."""
+"""Numbers of local subscriptions, and a reading for them. It is a plain tuple, because each reading makes one."""
 
 
 class DeadlineMissed(Event, frozen=True):
@@ -22,11 +22,11 @@ class Put(Struct, frozen=True, gc=False):
 
     sequence: int
     local: int
-    """Subscriptions of this node that got it."""
+    """How many subscriptions of this node got it."""
     queued: int
-    """Neighbours it was queued for."""
+    """How many neighbours it was queued for."""
     dropped: int
-    """Neighbours that want it and do not get it, by rate limit or full queue; the counters say which."""
+    """How many neighbours want it and do not get it, for a rate limit or a full queue. The counters say which."""
 
 
 class PutMany(Struct, frozen=True, gc=False):
@@ -34,8 +34,8 @@ class PutMany(Struct, frozen=True, gc=False):
 
     first_sequence: int
     count: int
-    """They have ``first_sequence`` and the ``count - 1`` that follow."""
+    """They have the sequence ``first_sequence`` and the ``count - 1`` that follow."""
     queued: int
-    """Over all neighbours that want them."""
+    """Readings queued, summed over all neighbours that want them."""
     dropped: int
-    """The same, of those that do not get them; the counters say why."""
+    """Readings not queued, summed in the same way. The counters say why."""

@@ -1,4 +1,4 @@
-"""Who wants what, who gets it, and what happened to the rest.
+"""The routing table of readings: who wants what, who gets it, and what happened to the rest.
 
 The two functions of the hot path, :meth:`Router.publish` and :meth:`Router.accept`, are the ones that the simulator
 calls. Everything that can be decided per (origin, key) is decided once and kept in a :class:`Stream`. A change of any
@@ -10,10 +10,9 @@ Rules:
 3. A reading older than its lifespan, by the sum of both clocks' uncertainties, is dropped and counted as ``expired``.
 4. The access table decides who may be the origin of a key; what it denies is dropped and counted as ``denied``, and
    takes no place in any table.
-5. What an origin tells us itself needs no hearsay: while a stream comes directly, copies of it from others are
-   ``stale``. A copy is only vouched for by the neighbour that passed it on, so it can't silence a neighbour by a
-   sequence made up.
-6. What is kept and delivered is what was sent: a value that its publisher changes afterwards changes nothing here.
+5. While a stream comes directly from its origin, copies of it from others are ``stale``. Only the neighbour that passed
+   a copy on vouches for it, so a copy must not silence its origin by a made-up sequence.
+6. The value that is kept and delivered is the value that was sent, even if its publisher changes it afterwards.
 """
 
 from collections.abc import Sequence
@@ -47,14 +46,14 @@ from protocols.wire.parcels import decode_alone, encode_alone
 from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, check_position
 
 _HEARSAY_LEAD: Final = 1_024
-"""How far copies may run ahead of their origin. More is no race of two ways but a lie: the origin is right then."""
+"""How far copies may run ahead of their origin. Copies that are further ahead were made up, and the origin is right."""
 _MS: Final = limits.MS
 _BULK_THRESHOLD_BYTES: Final = limits.BULK_THRESHOLD_BYTES
 
 
 class Router:
-    """The machine of one node. Of :class:`~protocols.machine.Machine` it has what concerns it; the engine calls it
-    directly, since nothing is as frequent."""
+    """The machine of one node. The engine calls it directly, because nothing is as frequent. Of
+    :class:`~protocols.machine.Machine` it has the parts that concern readings."""
 
     name: Final = "readings"
     frames: Final = FRAMES
@@ -77,14 +76,14 @@ class Router:
         self._deadlines = Deadlines(self._subscriptions, self._streams)
         self._checked_where: Position | None = None
         self.interest_changed = False
-        """Neighbours must be told :meth:`interest_for` them anew; whoever does it clears this."""
+        """Whether neighbours must be told :meth:`interest_for` them again. The caller that does it clears this."""
         self._events: list[DeadlineMissed] = []
         self._touched = touched
         self._queueing = Queueing(drops, touched, wanted)
         self._published = self._accepted = self._delivered = self._forwarded = 0
 
     def counters(self) -> dict[str, int]:
-        """By name; they only grow."""
+        """Counters by name, which only grow."""
         return {
             "published": self._published, "accepted": self._accepted, "delivered": self._delivered,
             "forwarded": self._forwarded,
@@ -92,7 +91,7 @@ class Router:
 
     # --- subscriptions ---------------------------------------------------------------------------------------------
     def subscribe(self, expression: str, quality: Quality, now: int) -> tuple[int, list[Reading]]:
-        """Add a subscription; returns its number and the last known values it starts with.
+        """Add a subscription. Returns its number, and the last known values that it starts with.
 
         :raises InvalidKey: when the expression is not one.
         :raises BoundExceeded: beyond ``MAX_SUBSCRIPTIONS``.
@@ -117,7 +116,7 @@ class Router:
         return number, past
 
     def unsubscribe(self, number: int) -> None:
-        """Remove it. Unknown numbers are ignored."""
+        """Remove a subscription. Unknown numbers are ignored."""
         if self._subscriptions.pop(number, None) is not None:
             self._version += 1
             self._numbers_version += 1
@@ -131,27 +130,27 @@ class Router:
 
     # --- neighbours ------------------------------------------------------------------------------------------------
     def add_peer(self, peer: Peer) -> None:
-        """A neighbour was met; it wants nothing until its Interest comes."""
+        """Add a neighbour. It wants nothing until its Interest comes."""
         self.remove_peer(peer.node)
         self._peers[peer.node] = peer
         self._version += 1
 
     def remove_peer(self, node: NodeId) -> None:
-        """A neighbour is gone."""
+        """Remove a neighbour that is gone."""
         peer = self._peers.pop(node, None)
         self._version += 1
         if peer is not None and any(want.hops for want in peer.wants):
             self.interest_changed = True
 
     def forget_origin(self, node: NodeId) -> None:
-        """A node began a new life whose sequences may be smaller."""
+        """Forget the streams of a node that began a new life, because its sequences may be smaller now."""
         for stream in [s for s in self._streams.values() if s.origin == node]:
             self._drop_stream(stream)
 
     def receive_interest(self, interest: Interest, node: NodeId, now: int, utc_now: int) -> None:
-        """A neighbour says what it wants; others may have to be asked on its behalf."""
+        """Note what a neighbour wants. Other neighbours may have to be asked on its behalf."""
         peer = self._peers.get(node)
-        if peer is None or interest.version <= peer.interest_version:  # a large one, on the bulk lane, was overtaken
+        if peer is None or interest.version <= peer.interest_version:  # a large one was overtaken
             return
         peer.interest_version = interest.version
         before, wants = peer.wants, permitted_wants(interest, node, peer.role, self._access, self._drops)
@@ -229,8 +228,8 @@ class Router:
         self, publication: Publication, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],
         now: int, utc_now: int,
     ) -> tuple[PutMany, list[Delivery]]:  # fmt: skip
-        """Publish several values of one publication, oldest first, each with its own time: all or, when one raises,
-        none.
+        """Publish several values of one publication, oldest first, each with its own time. If one of them raises, none
+        is published.
 
         What is the same for all is decided once, and neighbours without a rate limit get them in common frames.
 
@@ -245,7 +244,7 @@ class Router:
         priority, lifespan_ms, hops = publication.priority, publication.lifespan_ms, publication.hops
         checked = whens[0]
         for when in whens:
-            if when is not checked:  # most often one time is meant for all
+            if when is not checked:  # most often all have the same time
                 check_time(when)
         first = self._sequence
         readings = [
@@ -293,10 +292,10 @@ class Router:
         self, readings: tuple[Reading, ...], source: NodeId, source_role: Role, now: int, utc_now: int,
         uncertainty_ns: int,
     ) -> list[Delivery]:  # fmt: skip
-        """Take readings from a neighbour: what to deliver here; what goes on to others is queued."""
+        """Take readings from a neighbour. Returns what to deliver here; what is passed on to others is queued."""
         deliveries: list[Delivery] = []
         peer = self._peers.get(source)
-        stream = peer.recent if peer is not None else None  # most often the same again
+        stream = peer.recent if peer is not None else None  # most often it is the same again
         for reading in readings:
             key, origin, sequence, value = reading.key, reading.origin, reading.sequence, reading.value
             if stream is None or key != stream.key or origin != stream.origin or stream.version != self._version:
@@ -346,14 +345,14 @@ class Router:
     def _admit(
         self, stream: Stream | None, reading: Reading, source: NodeId, source_role: Role, now: int
     ) -> Stream | None:
-        """The stream of a reading from ``source``, decided anew; None, and counted, when it may not be."""
+        """The stream of a reading from ``source``, decided anew. None when access denies it, which is counted."""
         if reading.origin == self._node:
             self._drops.count(source, reading.key if stream is not None else "*", "echo")
             return None
         if stream is None:
             try:
                 checked_key(reading.key)
-                node_id(reading.origin)  # or a wildcard as origin would match every access rule
+                node_id(reading.origin)  # a wildcard as origin would match every access rule
             except (InvalidKey, InvalidName):
                 self._drops.count(source, "*", "invalid_key")
                 return None
@@ -371,7 +370,7 @@ class Router:
         return fresh
 
     def _note(self, stream: Stream, reading: Reading, size_bytes: int, now: int) -> None:
-        """``size_bytes``: of the encoded reading; 0: it is not known."""
+        """Keep the newest reading of a stream. ``size_bytes``: of the encoded reading; 0: it is not known."""
         stream.newest, stream.last_ns = reading.sequence, now
         if stream.missed:
             self._deadlines.watch_again(stream, now)
@@ -401,15 +400,15 @@ class Router:
 
     def _drop_stream(self, stream: Stream) -> None:
         del self._streams[stream.origin, stream.key]
-        stream.version = -1  # its last neighbour may remember it
+        stream.version = -1  # a neighbour may have it as its most recent one
         self._last_values.forget(stream)
 
     def _decide(self, stream: Stream, role: Role | None) -> None:
-        """Anew, but for the routes. ``role`` of the origin when the caller knows it."""
+        """Decide anew all but the routes. ``role``: that of the origin when the caller knows it."""
         origin = NodeId(stream.origin)
         if role is None and origin in self._peers:
             role = self._peers[origin].role
-        if role is not stream.role or stream.version < 0:  # the table of access stays as it is
+        if role is not stream.role or stream.version < 0:  # the table of access itself never changes
             stream.role = role
             if role is not None:
                 stream.permitted = self._access.permits_publish(role, origin, stream.key)
@@ -431,11 +430,11 @@ class Router:
             self._events.extend(self._deadlines.missed(now))
 
     def next_timer_at(self) -> int:
-        """When :meth:`handle_timer` wants to be called next."""
+        """When :meth:`handle_timer` has to be called at the latest."""
         return self._deadlines.due_ns
 
     def events(self) -> list[DeadlineMissed]:
-        """Events since the last call."""
+        """Events decided since the last call."""
         events, self._events = self._events, []
         return events
 

@@ -1,4 +1,4 @@
-"""What is the same for every reading of one publisher, checked once."""
+"""A publication is what all readings of one publisher share. It is checked once."""
 
 from msgspec import Struct
 
@@ -9,25 +9,25 @@ from protocols.wire.readings import Position, Provenance, check_position, check_
 
 
 class Publication(Struct, frozen=True):
-    """Key, context and quality of service. One that exists is valid: made by :func:`checked_publication`."""
+    """Key, context and quality of service, made by :func:`checked_publication`, so that every publication is valid."""
 
     key: str
     how: Provenance
     where: Position | None = None
-    """Where a reading is sensed that is put without a place of its own."""
+    """Where readings are sensed that are put without a place of their own."""
     priority: int = 3
     """7 is the most urgent."""
     lifespan_ms: int = 0
     """A reading is worthless this long after it was sensed; 0: never."""
     hops: int = 0
-    """How many neighbours may pass it on."""
+    """How many nodes may pass it on, one after the other."""
 
 
 def checked_publication(
     key: str, how: Provenance | None, where: Position | None = None, priority: int = 3, lifespan_ms: int = 0,
     hops: int = 0,
 ) -> Publication:  # fmt: skip
-    """A publication.
+    """Check the parts of a publication and make it.
 
     :raises InvalidKey: when ``key`` is not one. :raises ContextMissing: without ``how``.
     :raises ValueUnsupported: when a number or a text is out of its range; NaN is.

@@ -7,14 +7,14 @@ class Quality(Struct, frozen=True):
     """Quality of service of a subscription."""
 
     deadline_ns: int = 0
-    """Report a stream that was silent for longer; 0: never."""
+    """A stream that is silent for longer is reported; 0: never."""
     min_interval_ns: int = 0
-    """At most one reading of a stream in this time; 0: all."""
+    """At most one reading of a stream is delivered in this time; 0: all are."""
     conflate: bool = False
-    """Of readings that wait for a slow link or reader, only the newest of a key."""
+    """Whether only the newest reading of a key waits for a slow link or reader."""
     history: bool = True
-    """Start with the last known values."""
+    """Whether the subscription starts with the last known values."""
     hops: int = 0
-    """Ask neighbours to ask theirs: how many nodes may stand between."""
+    """How many nodes may stand between: neighbours are asked to ask theirs."""
     own: bool = True
-    """Readings of this node too."""
+    """Whether readings of this node are delivered too."""

@@ -1,4 +1,4 @@
-"""MessagePack bytes to and from frames.
+"""The codec turns frames into MessagePack bytes and back.
 
 Untrusted bytes enter through the functions named ``decode_untrusted…``; they raise :class:`RemoteProtocolError` and
 nothing else. The encoders raise :class:`ValueUnsupported` for values that the wire can't carry. Which frames there are
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 _HELLO_NUMBER: Final = number_of(Hello)
 _HEARTBEAT_NUMBER: Final = number_of(Heartbeat)
-_READINGS: Final = Readings  # compiled code finds these at once
+_READINGS: Final = Readings  # compiled code then needs no look into a module
 _HEARTBEAT: Final = Heartbeat
 
 
@@ -40,7 +40,7 @@ _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_other)
 
 # --- encoding ------------------------------------------------------------------------------------------------------
 def encode_frame(frame: Frame) -> bytes:
-    """One frame as bytes.
+    """Encode one frame.
 
     :raises ValueUnsupported: when a value in it can't travel, or the frame is larger than ``MAX_FRAME_BYTES``.
     """
@@ -48,7 +48,7 @@ def encode_frame(frame: Frame) -> bytes:
 
 
 def encode(value: Any) -> bytes:
-    """Anything as MessagePack. :raises ValueUnsupported: when it has no form there."""
+    """Encode anything. :raises ValueUnsupported: when MessagePack has no form for it."""
     try:
         return _encoder.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError, UnicodeEncodeError) as error:
@@ -59,7 +59,7 @@ def encode(value: Any) -> bytes:
 
 
 def bounded(data: bytes) -> bytes:
-    """The bytes of a frame, unchanged. :raises ValueUnsupported: when they are too many."""
+    """Return the bytes of a frame unchanged. :raises ValueUnsupported: when they are too many."""
     if len(data) > limits.MAX_FRAME_BYTES - 16:
         raise ValueUnsupported(
             f"{len(data)} bytes are too large for a frame of {limits.MAX_FRAME_BYTES}: split or shrink it"
@@ -71,8 +71,8 @@ def encode_heartbeat(
     sequence: int, sent_ns: int, echo_sequence: int, echo_sent_ns: int, echo_held_ns: int, suspects: tuple[NodeId, ...],
     answer: bool,
 ) -> bytes:  # fmt: skip
-    """A :class:`Heartbeat` as :func:`encode_frame` gives it, without the structure: nothing else is sent as often to
-    neighbours that want no readings."""
+    """Encode a :class:`Heartbeat` as :func:`encode_frame` does, without making the structure. Nothing else is sent as
+    often to neighbours that want no readings."""
     return encode((_HEARTBEAT_NUMBER, sequence, sent_ns, echo_sequence, echo_sent_ns, echo_held_ns, suspects, answer))
 
 
@@ -97,7 +97,7 @@ class FrameSet:
                 taken = by_number[number].__name__ if by_number[number] is not frame else "a frame that was"
                 raise LocalProtocolError(f"{frame.__name__} declares the number {number} of {taken}: choose another")
         self.numbers: Final = frozenset(by_number)
-        """Of every frame known, of other connections too."""
+        """The numbers of all frames known, those of other connections included."""
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
             Union[here], ext_hook=decode_untrusted_extension  # noqa: UP007 - it is made of a tuple
         )  # fmt: skip
@@ -117,11 +117,11 @@ class FrameSet:
             if number is not None and number not in self.numbers and len(data) <= limits.MAX_FRAME_BYTES:
                 raise UnknownFrame(number) from error
             raise
-        if type(frame) is _READINGS:  # written out for the most frequent kind
+        if type(frame) is _READINGS:  # check_untrusted() written out for the most frequent kind
             for reading in frame.readings:
                 if type(reading.value) in COMPOSITE:
                     check_untrusted_value(reading.value)
-        elif type(frame) is not _HEARTBEAT:  # the other frequent kind, with nothing more to check
+        elif type(frame) is not _HEARTBEAT:  # the other frequent kind has nothing more to check
             frame.check_untrusted()
         return frame
 
@@ -137,7 +137,7 @@ KNOWN_NUMBERS: Final = NODE_FRAME_SET.numbers
 
 
 def decode_untrusted_node_frame(data: bytes | bytearray) -> Frame:
-    """Parse a frame from a neighbour; errors as :meth:`FrameSet.decode_untrusted`."""
+    """Parse a frame from a neighbour. It raises the errors of :meth:`FrameSet.decode_untrusted`."""
     return NODE_FRAME_SET.decode_untrusted(data)
 
 
@@ -154,7 +154,7 @@ def decode_untrusted_relay_frame(data: bytes) -> RelayFrame:
 
 
 def untrusted_other_major(data: bytes | bytearray) -> int | None:
-    """The major version of a ``Hello`` of another one than ours, whose rest may be anything; None for all else."""
+    """The major version in a ``Hello`` when it is not ours, whatever follows it; None for all other frames."""
     if len(data) > 2 and 0x91 <= data[0] <= 0x9F and data[1] == _HELLO_NUMBER and data[2] < 0x80 and data[2] != MAJOR:
         return data[2]
     return None

@@ -1,4 +1,4 @@
-"""The bytes of gossip entries and of what frames of gossip carry."""
+"""The bytes of gossip entries, of addresses in them, and of fingerprints."""
 
 from struct import pack, unpack
 from typing import Final
@@ -17,7 +17,7 @@ _address_decoder = msgspec.msgpack.Decoder(InboxAddress)
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """An entry as it travels and is fingerprinted.
+    """Encode an entry as it travels and is fingerprinted.
 
     :raises ValueUnsupported: when it is larger than ``MAX_ENTRY_BYTES``.
     """
@@ -31,13 +31,13 @@ def encode_entry(entry: Entry) -> bytes:
 
 
 def entry_statement(entry: Entry) -> bytes:
-    """What the signature of an entry covers. It begins so that no signature made for anything else, such as a TLS
-    handshake with the same key, can pass for one."""
+    """The bytes that the signature of an entry covers. Their prefix makes sure that no signature made for anything
+    else, such as a TLS handshake with the same key, can pass for one."""
     return _ENTRY_DOMAIN + encode((entry.author, entry.kind, entry.version, entry.lifetime_s, entry.body))
 
 
 def decode_untrusted_entry(data: bytes) -> Entry:
-    """Parse an entry; its signature is for others to check. :raises RemoteProtocolError: for anything that is none."""
+    """Parse an entry. Its signature is not checked here. :raises RemoteProtocolError: for anything that is not one."""
     entry = decode_untrusted(_entry_decoder, data)
     check_untrusted_id(entry.author)
     if not entry.kind.isprintable():
@@ -46,20 +46,20 @@ def decode_untrusted_entry(data: bytes) -> Entry:
 
 
 def encode_address(address: InboxAddress) -> bytes:
-    """The body of an entry of kind ``address``."""
+    """Encode the body of an entry of kind ``address``."""
     return encode(address)
 
 
 def decode_untrusted_address(body: bytes) -> InboxAddress:
-    """Parse the body of an entry of kind ``address``. :raises RemoteProtocolError: for anything that is none."""
+    """Parse the body of an entry of kind ``address``. :raises RemoteProtocolError: for anything that is not one."""
     return decode_untrusted(_address_decoder, body)
 
 
 def encode_fingerprints(fingerprints: list[int]) -> bytes:
-    """Unsigned 64-bit numbers as a frame of gossip has them."""
+    """Encode unsigned 64-bit numbers as frames of gossip carry them."""
     return pack(f"<{len(fingerprints)}Q", *fingerprints)
 
 
 def decode_fingerprints(data: bytes) -> tuple[int, ...]:
-    """What :func:`encode_fingerprints` made, in frames that were decoded."""
+    """Decode what :func:`encode_fingerprints` made, from a frame that was checked."""
     return unpack(f"<{len(data) // 8}Q", data)

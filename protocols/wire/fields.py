@@ -1,4 +1,4 @@
-"""Types of fields that many frames share, with the bounds that decoding checks, and the check of ids."""
+"""Types of fields that many frames share, with bounds that decoding checks, and the check of node ids."""
 
 from typing import Annotated
 
@@ -30,7 +30,7 @@ Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
 
 
 def check_untrusted_id(text: str) -> None:
-    """:raises RemoteProtocolError: when it is no id of a node."""
+    """:raises RemoteProtocolError: when it is not the id of a node."""
     try:
         node_id(text)
     except InvalidName as error:

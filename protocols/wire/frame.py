@@ -1,4 +1,4 @@
-"""What every frame is: a struct that declares its number and checks what its types can't say.
+"""The base of all frames: a struct that declares its number and checks what its types can't say.
 
 A frame is a MessagePack array ``[number, field, field, …]``. A newer minor version may append fields with defaults and
 add frames; a receiver skips what it does not know. Anything else is a new major version.
@@ -19,11 +19,11 @@ class Frame(Struct, frozen=True, array_like=True, gc=False):
     """Whether a newer frame of this class takes the place of one that still waits for the same neighbour."""
 
     def check_untrusted(self) -> None:
-        """Check what decoding did not. :raises RemoteProtocolError: when the frame breaks a rule of its own."""
+        """Check what decoding did not check. :raises RemoteProtocolError: when the frame breaks a rule of its own."""
 
     def travelling(self) -> Self:
-        """The frame as the encoder needs it: tensors inside values as extensions. :raises ValueUnsupported: when a
-        value in it can't travel."""
+        """Return the frame as the encoder needs it, with tensors inside values as extensions. :raises ValueUnsupported:
+        when a value in it can't travel."""
         return self
 
 

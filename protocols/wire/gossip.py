@@ -11,16 +11,16 @@ from protocols.wire.frame import Frame
 
 
 class Entry(Struct, frozen=True, array_like=True, gc=False):
-    """What a node has to say to everybody, signed by it. Travels as the bytes of its MessagePack array, never encoded
-    anew on the way, so that its fingerprint is the same everywhere."""
+    """Something that a node says to all others, signed by it. It travels as the bytes of its MessagePack array, which
+    are never encoded again on the way, so that its fingerprint is the same everywhere."""
 
     author: Id
     kind: Annotated[str, Meta(min_length=1, max_length=limits.MAX_KIND_CHARS)]
     """``address``, or a word of a newer version, which is passed on all the same."""
     version: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
-    """Grows with each entry of ``(author, kind)``, over restarts too."""
+    """It grows with each entry of ``(author, kind)``, over restarts too."""
     lifetime_s: Annotated[int, Meta(ge=1, le=limits.MAX_ENTRY_LIFETIME_S)]
-    """Forgotten this long after it was signed."""
+    """The entry is forgotten this long after it was signed."""
     body: Annotated[bytes, Meta(max_length=limits.MAX_ENTRY_BYTES)]
     credential: Annotated[bytes, Meta(max_length=limits.MAX_ENTRY_BYTES)]
     """The author's certificate, DER."""
@@ -34,14 +34,14 @@ class InboxAddress(Struct, frozen=True, array_like=True, gc=False):
     port: U16
     hosts: Annotated[tuple[Text, ...], Meta(max_length=limits.MAX_ADVERT_ADDRESSES)]
     capabilities: Annotated[tuple[Text, ...], Meta(max_length=limits.MAX_OFFERS)] = ()
-    """Names of models that it computes for others, as many as fit."""
+    """Names of models that the author computes for others, as many as fit."""
 
 
 class Carried(Struct, frozen=True, array_like=True, gc=False):
-    """An entry under way."""
+    """An entry on its way."""
 
     age_ms: Count
-    """Since it was signed, as far as the sender knows: no clocks need to agree."""
+    """Time since it was signed, as far as the sender knows. No clocks need to agree."""
     entry: Annotated[bytes, Meta(min_length=1, max_length=limits.MAX_ENTRY_BYTES)]
     """The bytes of an :class:`Entry`."""
 
@@ -51,16 +51,16 @@ Fingerprints = Annotated[bytes, Meta(max_length=8 * limits.MAX_FINGERPRINTS_PER_
 
 
 class GossipDigest(Frame, frozen=True, array_like=True, gc=False, tag=11):
-    """What the sender holds, in short: a beacon, or with ``buckets`` the start of a comparison."""
+    """A summary of what the sender holds. It is a beacon, or with ``buckets`` the start of a comparison."""
 
     root: Count
-    """Exclusive or of the fingerprints of all entries."""
+    """The exclusive or of the fingerprints of all entries."""
     entries: Count
     buckets: Annotated[bytes, Meta(max_length=8 * limits.ENTRY_BUCKETS)] = b""
-    """The same for each bucket; empty in a beacon."""
+    """The same number for each bucket; empty in a beacon."""
 
     def check_untrusted(self) -> None:
-        """:raises RemoteProtocolError: when it has some of the buckets."""
+        """:raises RemoteProtocolError: when it has some of the buckets, and not all or none."""
         if len(self.buckets) not in (0, 8 * limits.ENTRY_BUCKETS):
             raise RemoteProtocolError(
                 f"{len(self.buckets)} bytes are not the {limits.ENTRY_BUCKETS} buckets of a digest"
@@ -68,24 +68,24 @@ class GossipDigest(Frame, frozen=True, array_like=True, gc=False, tag=11):
 
 
 class GossipHave(Frame, frozen=True, array_like=True, gc=False, tag=12):
-    """Fingerprints of entries that the sender holds: news, or all that it has in some buckets."""
+    """Fingerprints of entries that the sender holds, either news or all that it has in some buckets."""
 
     covered: Count
-    """Bit *n*: bucket *n* is listed in full. 0: news."""
+    """Bit *n* says that bucket *n* is listed in full. 0: these are news."""
     fingerprints: Fingerprints
 
     def check_untrusted(self) -> None:
-        """:raises RemoteProtocolError: when the bytes are no whole number of fingerprints."""
+        """:raises RemoteProtocolError: when the bytes are not a whole number of fingerprints."""
         check_untrusted_fingerprints(self.fingerprints)
 
 
 class GossipPull(Frame, frozen=True, array_like=True, gc=False, tag=13):
-    """Give me these."""
+    """Asks for the entries with these fingerprints."""
 
     fingerprints: Annotated[bytes, Meta(max_length=8 * limits.MAX_PULL)]
 
     def check_untrusted(self) -> None:
-        """:raises RemoteProtocolError: when the bytes are no whole number of fingerprints."""
+        """:raises RemoteProtocolError: when the bytes are not a whole number of fingerprints."""
         check_untrusted_fingerprints(self.fingerprints)
 
 
@@ -102,6 +102,6 @@ FRAMES: Final[tuple[type[Frame], ...]] = (GossipDigest, GossipHave, GossipPull, 
 
 
 def check_untrusted_fingerprints(data: bytes) -> None:
-    """:raises RemoteProtocolError: when the bytes are no whole number of fingerprints."""
+    """:raises RemoteProtocolError: when the bytes are not a whole number of fingerprints."""
     if len(data) % 8:
         raise RemoteProtocolError(f"{len(data)} bytes are no whole number of fingerprints")

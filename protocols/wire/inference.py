@@ -1,4 +1,4 @@
-"""Frames of inference: what is offered, asked and answered."""
+"""The frames of inference: offers, requests and answers."""
 
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -16,13 +16,13 @@ class Offer(Struct, frozen=True, array_like=True, gc=False):
     model: Text
     digest: Digest
     compute_us: Count
-    """Median time of one run on the sender, without waiting."""
+    """The median time of one run on the sender, without waiting."""
     waiting: Count = 0
     """Runs queued or under way."""
 
 
 class Offers(Frame, frozen=True, array_like=True, gc=False, tag=7):
-    """Everything the sender computes for others; replaces what it said before."""
+    """Everything that the sender computes for others. It replaces what the sender said before."""
 
     replaces: ClassVar[bool] = True
 
@@ -31,17 +31,17 @@ class Offers(Frame, frozen=True, array_like=True, gc=False, tag=7):
 
 
 class InferRequest(Frame, frozen=True, array_like=True, gc=False, tag=8):
-    """Compute this for me."""
+    """Asks the receiver to compute something."""
 
     request: Count
-    """Unique in one incarnation of the sender."""
+    """A number that is unique in one incarnation of the sender."""
     model: Text
     digest: Digest
     budget_us: Count
-    """What is left of the deadline; a duration, so that no clocks need to agree."""
+    """The time that is left until the deadline. It is a duration, so that no clocks need to agree."""
     inputs: Annotated[tuple[NamedTensor, ...], Meta(max_length=limits.MAX_TENSORS)]
     outputs: Annotated[tuple[Text, ...], Meta(max_length=limits.MAX_TENSORS)] = ()
-    """Names wanted; none: all."""
+    """The names of the outputs that are wanted; none: all are."""
 
     def check_untrusted(self) -> None:
         """:raises RemoteProtocolError: when an input does not fit its shape."""

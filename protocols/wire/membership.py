@@ -1,4 +1,4 @@
-"""Frames that neighbours meet, stay and part with, and the version of the protocol."""
+"""The frames of membership, and the version of the protocol."""
 
 from typing import Annotated, Final, Literal
 
@@ -9,14 +9,14 @@ from protocols.wire.fields import U16, Count, Id, Text, check_untrusted_id
 from protocols.wire.frame import Frame
 
 MAJOR = 1
-"""Versions that differ here refuse one another."""
+"""Nodes whose versions differ here refuse each other."""
 
 MINOR = 1
-"""0 knew no gossip."""
+"""Version 0 had no gossip."""
 
 
 class Hello(Frame, frozen=True, array_like=True, gc=False, tag=1):
-    """First frame of every pipe: who speaks, in which version, and where to dial back."""
+    """The first frame of every pipe. It says who the sender is, which version it speaks, and where to dial back."""
 
     major: Count
     minor: Count
@@ -32,19 +32,19 @@ class Hello(Frame, frozen=True, array_like=True, gc=False, tag=1):
 
 
 class Heartbeat(Frame, frozen=True, array_like=True, gc=False, tag=2):
-    """Proof of life in one direction, and by its echo of the other."""
+    """Proves life in one direction, and by its echo in the other."""
 
     sequence: Count
     sent_ns: Count
-    """The sender's monotonic clock; only the sender reads it, from the echo."""
+    """The sender's monotonic clock. Only the sender uses it, when it comes back as an echo."""
     echo_sequence: Count
-    """Newest heartbeat heard from the receiver; 0: none, so that an asymmetric link shows."""
+    """The newest heartbeat heard from the receiver. 0: none was heard, which shows an asymmetric link."""
     echo_sent_ns: Count
     echo_held_ns: Count
-    """How long the echoed heartbeat lay here."""
+    """How long the sender had the echoed heartbeat before it sent this one."""
     suspects: Annotated[tuple[Id, ...], Meta(max_length=limits.MAX_SUSPECTS_PER_HEARTBEAT)] = ()
     answer: bool = False
-    """Send one back at once: the receiver is under suspicion and may refute it."""
+    """Whether the receiver should send one back at once. It is under suspicion, and can refute it so."""
 
     @property
     def calm(self) -> bool:
@@ -60,7 +60,7 @@ class Goodbye(Frame, frozen=True, array_like=True, gc=False, tag=3):
 
 
 class Refusal(Frame, frozen=True, array_like=True, gc=False, tag=4):
-    """The sender won't talk to the receiver, and why; the receiver should not redial in a loop."""
+    """Says why the sender won't talk to the receiver, which should not redial in a loop."""
 
     code: Text
     """``version``, ``identity``, ``duplicate``, ``full`` or a newer word."""

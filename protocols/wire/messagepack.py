@@ -1,4 +1,4 @@
-"""What the first bytes of MessagePack say, found without decoding it."""
+"""What the head bytes of MessagePack say, found without decoding the rest."""
 
 from typing import Final
 
@@ -8,17 +8,17 @@ _WIDTHS: Final = {
     0xC0: 1, 0xC2: 1, 0xC3: 1, 0xCA: 5, 0xCB: 9, 0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9,
     0xD4: 3, 0xD5: 4, 0xD6: 6, 0xD7: 10, 0xD8: 18,
 }  # fmt: skip
-"""Bytes of a whole element by its first byte, where that says it."""
+"""The size in bytes of a whole element by its first byte, for elements of fixed size."""
 _LENGTHS: Final = {0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0), 0xC7: (1, 1), 0xC8: (2, 1), 0xC9: (4, 1), 0xD9: (1, 0),
             0xDA: (2, 0), 0xDB: (4, 0)}  # fmt: skip
-"""Binary, extensions and strings: bytes of the length, and of the type that follows it."""
+"""For binary, extensions and strings: bytes of the length, and bytes of the type that follows it."""
 _COUNTS: Final = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
-"""Arrays and maps: bytes of the count, and elements for each."""
+"""For arrays and maps: bytes of the count, and elements for each item."""
 
 
 def has_too_many_elements(data: bytes | bytearray) -> bool:
-    """Whether MessagePack has more than ``MAX_ELEMENTS`` elements, found without making any of them. Malformed data has
-    not: that is found by the decoder."""
+    """Whether MessagePack has more than ``MAX_ELEMENTS`` elements, found without making any of them. False for
+    malformed data, which the decoder finds."""
     at, left, elements, end = 0, 1, 0, len(data)
     while left and at < end:
         left -= 1

@@ -13,46 +13,46 @@ from protocols.wire.values import COMPOSITE, check_untrusted_value, travelling_v
 
 
 class Position(Struct, frozen=True, array_like=True, gc=False):
-    """Where: WGS 84."""
+    """Where a reading was sensed, in WGS 84."""
 
     latitude_deg: Latitude
     longitude_deg: Longitude
     accuracy_m: NonNegative
-    """Radius of the 68 % circle."""
+    """The radius of the 68 % circle."""
     altitude_m: Annotated[float, Meta(ge=-1e6, le=1e9)] | None = None
-    """Above the ellipsoid."""
+    """Height above the ellipsoid."""
     heading_deg: Annotated[float, Meta(ge=0, lt=360)] | None = None
     """Clockwise from true north."""
 
 
 class EventTime(Struct, frozen=True, array_like=True, gc=False):
-    """When: the instant of sensing, not of sending."""
+    """When a reading was sensed, not when it was sent."""
 
     utc_ns: Count
     uncertainty_ns: Count
-    """Half width of the interval that holds the true time."""
+    """Half the width of the interval that holds the true time."""
 
 
 class Provenance(Struct, frozen=True, array_like=True, gc=False):
-    """How: what sensed it and how good it is."""
+    """How a reading was sensed, and how good it is."""
 
     sensor: Text
     unit: Text
-    """UCUM symbol such as ``m/s``; ``1`` for a bare number."""
+    """A UCUM symbol such as ``m/s``; ``1`` for a bare number."""
     quality: Share = 1.0
     calibration: Text = ""
-    """Identifier of the calibration in force; empty when there is none."""
+    """The identifier of the calibration in force; empty when there is none."""
     lineage: Annotated[tuple[Text, ...], Meta(max_length=limits.MAX_LINEAGE)] = ()
     """What it was derived from, nearest step first."""
 
 
 class Reading(Struct, frozen=True, array_like=True, gc=False):
-    """One value with its context. ``(origin, key, sequence)`` names it for ever."""
+    """One value with its context. ``(origin, key, sequence)`` identifies it for ever."""
 
     key: Key
     origin: Id
     sequence: Count
-    """Grows within ``(origin, key)``, over restarts too."""
+    """It grows within ``(origin, key)``, over restarts too."""
     value: Any
     """``None``, bool, int, float, str, bytes, list, dict with text keys, or :class:`Tensor`."""
     where: Position
@@ -61,9 +61,9 @@ class Reading(Struct, frozen=True, array_like=True, gc=False):
     priority: Annotated[int, Meta(ge=0, le=7)] = 3
     """7 is the most urgent."""
     lifespan_ms: Annotated[int, Meta(ge=0, le=limits.MAX_LIFESPAN_MS)] = 0
-    """Worthless this long after ``when``; 0: never."""
+    """The reading is worthless this long after ``when``; 0: never."""
     hops: Annotated[int, Meta(ge=0, le=limits.MAX_HOPS)] = 0
-    """How many more neighbours may pass it on."""
+    """How many more nodes may pass it on."""
 
 
 class Want(Struct, frozen=True, array_like=True, gc=False):
@@ -71,17 +71,17 @@ class Want(Struct, frozen=True, array_like=True, gc=False):
 
     expression: Key
     min_interval_us: Count = 0
-    """At most one reading of a key in this time; 0: all."""
+    """At most one reading of a key is sent in this time; 0: all are."""
     conflate: bool = False
-    """Of readings that wait, only the newest of a key is wanted."""
+    """Whether only the newest of the waiting readings of a key is wanted."""
     history: bool = True
-    """Send the last known values of matching keys first."""
+    """Whether the last known values of matching keys are sent first."""
     hops: Annotated[int, Meta(ge=0, le=limits.MAX_HOPS)] = 0
     """How much further the receiver may ask on the sender's behalf."""
 
 
 class Interest(Frame, frozen=True, array_like=True, gc=False, tag=5):
-    """Everything the sender wants; replaces what it said before."""
+    """Everything that the sender wants. It replaces what the sender said before."""
 
     replaces: ClassVar[bool] = True
 
@@ -139,7 +139,7 @@ def check_provenance(how: Provenance) -> None:
 
 
 def travelling_reading(reading: Reading) -> Reading:
-    """The reading as the encoder needs it. :raises ValueUnsupported: when its value can't travel."""
+    """Return the reading as the encoder needs it. :raises ValueUnsupported: when its value can't travel."""
     if type(reading.value) in COMPOSITE:
         return replace(reading, value=travelling_value(reading.value))
     return reading

@@ -1,4 +1,4 @@
-"""Frames between a node and the relay: records up, what became of them down."""
+"""The frames between a node and the relay: records go up, and what became of them comes down."""
 
 from typing import Annotated, Final, Literal
 
@@ -11,10 +11,10 @@ from protocols.wire.frame import Frame
 
 
 class Record(Struct, frozen=True, array_like=True, gc=False):
-    """A curated reading on its way to the relay. ``(origin node, sequence)`` names it for ever."""
+    """A curated reading on its way to the relay. ``(origin node, sequence)`` identifies it for ever."""
 
     sequence: Annotated[int, Meta(ge=1)]
-    """Given by the curating node, without gaps: 1, 2, 3, …"""
+    """The curating node counts its records without gaps: 1, 2, 3, …"""
     rule: Text
     """The curation rule that chose it."""
     reading: Raw
@@ -31,19 +31,19 @@ class Fate(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Batch(Frame, frozen=True, array_like=True, gc=False, tag=64):
-    """Node to relay: records in order of sequence, and the fates of those that are missing."""
+    """From node to relay: records in order of sequence, and the fates of those that are missing."""
 
     major: Count
     minor: Count
     node: Id
     incarnation: Count
     next_sequence: Annotated[int, Meta(ge=1)]
-    """The sequence that the next record will get: the relay can tell how many it has yet to see."""
+    """The sequence that the next record will get. It tells the relay how many records it has yet to see."""
     records: Annotated[tuple[Record, ...], Meta(max_length=limits.MAX_BATCH_RECORDS)] = ()
     fates: Annotated[tuple[Fate, ...], Meta(max_length=limits.MAX_FATES_PER_BATCH)] = ()
 
     def check_untrusted(self) -> None:
-        """:raises RemoteProtocolError: when ``node`` is no id, or a fate ends before it begins."""
+        """:raises RemoteProtocolError: when ``node`` is not an id, or a fate ends before it begins."""
         check_untrusted_id(self.node)
         if any(fate.last < fate.first for fate in self.fates):
             raise RemoteProtocolError("a fate ends before it begins")
@@ -57,15 +57,15 @@ class RefusedRecord(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Acknowledgement(Frame, frozen=True, array_like=True, gc=False, tag=65):
-    """Relay to node, sent after the batch is on disk."""
+    """From relay to node, sent after the batch is on disk."""
 
     stored: Annotated[tuple[Count, ...], Meta(max_length=limits.MAX_BATCH_RECORDS)]
-    """Sequences now in the store, those among them that already were included."""
+    """The sequences that are in the store now, including those that were there before."""
     refused: Annotated[tuple[RefusedRecord, ...], Meta(max_length=limits.MAX_BATCH_RECORDS)] = ()
 
 
 class RelayRefusal(Frame, frozen=True, array_like=True, gc=False, tag=66):
-    """Relay to node: nothing of the batch was taken."""
+    """From relay to node: nothing of the batch was taken."""
 
     code: Text
     """``version``, ``identity``, ``malformed``, ``storage`` (try again later) or a newer word."""

@@ -1,7 +1,7 @@
-"""Which frames travel where: the lists that codec and tests derive from.
+"""The lists of frames by kind of connection, from which codec and tests are derived.
 
 A new capability adds a module of frames beside this one, and one line here. A number is never used again for
-something else: nodes of different ages meet.
+something else, because nodes of different versions meet.
 """
 
 from typing import Final
@@ -15,8 +15,8 @@ NODE_FRAMES: Final[tuple[type[Frame], ...]] = (
     *inference.FRAMES,
     *gossip.FRAMES,
 )
-"""Between nodes."""
+"""The frames between nodes."""
 RELAY_FRAMES: Final[tuple[type[Frame], ...]] = records.FRAMES
-"""Between node and relay."""
+"""The frames between node and relay."""
 RETIRED_NUMBERS: Final[frozenset[int]] = frozenset()
-"""Numbers of frames that were, and are not to be used again."""
+"""The numbers of frames of former versions, which must not be used again."""

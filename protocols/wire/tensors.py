@@ -13,11 +13,12 @@ _DTYPES: Final = {
     "?": "b1", "b": "i1", "B": "u1", "h": "i2", "H": "u2", "i": "i4", "I": "u4", "q": "i8", "Q": "u8",
     "l": "i8", "L": "u8", "e": "f2", "f": "f4", "d": "f8",
 }  # fmt: skip
-"""Buffer-protocol format characters (``struct`` module) on the platforms in question, all LP64 and little-endian."""
+"""Element types by format character of the buffer protocol (``struct`` module). All supported platforms are LP64 and
+little-endian."""
 
 
 class Tensor(Struct, frozen=True, array_like=True, gc=False):
-    """An array on the wire: element type, shape, raw little-endian bytes in C order.
+    """An array on the wire: its element type, its shape, and its raw little-endian bytes in C order.
 
     NumPy takes it without a copy through ``__array_interface__``: ``numpy.asarray(tensor)``.
     """
@@ -26,7 +27,7 @@ class Tensor(Struct, frozen=True, array_like=True, gc=False):
     """Kind and bytes per element, as in NumPy's type strings."""
     shape: Annotated[tuple[Count, ...], Meta(max_length=limits.MAX_TENSOR_DIMENSIONS)]
     data: memoryview
-    """After decoding a view into the frame, which it keeps alive."""
+    """After decoding it is a view into the frame, which it keeps alive."""
 
     @property
     def __array_interface__(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What the value of a reading may be, how it travels, and what it holds in memory.
 
 A tensor inside a value is MessagePack extension 1 whose payload is the array ``[dtype, shape, data]``. What one side
-encodes the other decodes, and a decoded value can be encoded again to be passed on: lists and dicts are at most
+encodes the other can decode, and a decoded value can be encoded again to be passed on. Lists and dicts are at most
 ``MAX_VALUE_DEPTH`` deep, and keys are text.
 """
 
@@ -14,7 +14,7 @@ from protocols.wire.tensors import Tensor, check_untrusted_tensor
 
 TENSOR_EXTENSION: Final = 1
 MAX_VALUE_DEPTH: Final = 32
-"""Lists and dicts inside one another in a value. Whoever passes it on, stores it or shows it recurses as deep."""
+"""How deep lists and dicts may be nested in a value. Code that passes it on, stores it or shows it recurses as deep."""
 COMPOSITE: Final = frozenset((list, tuple, dict, Tensor))
 """Types of values that need a closer look."""
 
@@ -25,7 +25,7 @@ _tensor_decoder = msgspec.msgpack.Decoder(Tensor)
 
 
 def kept_alive(tensor: Tensor) -> bytes | bytearray | memoryview:
-    """What a tensor keeps in memory: the frame that it came in, or itself."""
+    """The buffer that a tensor keeps in memory: the frame that it came in, or its own data."""
     frame = tensor.data.obj
     return frame if isinstance(frame, bytes | bytearray) else tensor.data
 
@@ -49,7 +49,8 @@ def weight_bytes(value: object) -> int:
 
 
 def plain(value: Any) -> Any:
-    """A NumPy scalar, which would travel as an array of no dimension, as the number it is; anything else as it is."""
+    """Return a NumPy scalar as a plain number, because it would travel as an array of no dimension. Anything else is
+    returned unchanged."""
     if getattr(value, "ndim", None) != 0 or hasattr(value, "__setitem__"):  # an array has that
         return value
     kind = getattr(getattr(value, "dtype", None), "kind", "")
@@ -57,12 +58,12 @@ def plain(value: Any) -> Any:
 
 
 def listed(values: Any) -> Any:
-    """Several values as a list, each :func:`plain`, and so the elements of an array of one dimension."""
+    """Return several values as a list, each :func:`plain`. An array of one dimension gives its elements."""
     return values.tolist() if getattr(values, "ndim", None) == 1 else [plain(value) for value in values]
 
 
 def travelling_value(value: Any, depth: int = MAX_VALUE_DEPTH) -> Any:
-    """A composite value as the encoder needs it: tensors, at any depth, as extensions, which tells them from lists."""
+    """Return a composite value as the encoder needs it: tensors at any depth are extensions, unlike lists."""
     if type(value) is Tensor:
         return msgspec.msgpack.Ext(TENSOR_EXTENSION, _tensor_encoder.encode(value))
     if depth == 0:
@@ -78,7 +79,7 @@ def travelling_value(value: Any, depth: int = MAX_VALUE_DEPTH) -> Any:
 
 
 def decode_untrusted_extension(code: int, data: memoryview) -> Any:
-    """A hook for decoders: the tensor in an extension. :raises ValueError: when it is none."""
+    """A hook for decoders: return the tensor in an extension. :raises ValueError: when there is none."""
     if code != TENSOR_EXTENSION:
         raise ValueError(f"unknown MessagePack extension {code}")
     tensor = _tensor_decoder.decode(data)
@@ -87,8 +88,8 @@ def decode_untrusted_extension(code: int, data: memoryview) -> Any:
 
 
 def check_untrusted_value(value: Any) -> None:
-    """:raises RemoteProtocolError: when it is too deep or has a key that is not text. Tensors were checked where they
-    were decoded; of the rest only lists and dicts can be out of bounds."""
+    """:raises RemoteProtocolError: when it is too deep or has a key that is not text. Tensors were checked when
+    they were decoded, so only lists and dicts can still be out of bounds."""
     level = [value] if type(value) in (list, dict) else []
     for _ in range(MAX_VALUE_DEPTH):
         if not level:
