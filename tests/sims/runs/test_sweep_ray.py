@@ -18,9 +18,9 @@ from sims.runs.sweep import ROW_FILE, TABLE_FILE
 from tests.tools.eventually import eventually
 from tests.tools.ray_fixture import BIN, ROOT, Cluster
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]  # half a minute on two idle cores
 
-SEEDS = 100
+SEEDS = 40
 """So many runs that the other machine, too, has made its worker before the first has made them all."""
 
 
@@ -60,7 +60,7 @@ def command(out: Path, seeds: int, *more: str) -> list[str]:
 def finished(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """A process from start to end."""
     return subprocess.run(
-        arguments, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
+        arguments, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
     )
 
 
@@ -115,7 +115,7 @@ def test_worker_killed_on_the_other_machine_has_its_run_made_again(
         for worker in cluster.workers(1):
             worker.kill()
             killed += 1
-    said, complained = process.communicate(timeout=150)
+    said, complained = process.communicate(timeout=240)
     assert killed, "no run was made on the other machine"
     assert process.returncode == 0, complained + said
     assert table(out) == table(local)
