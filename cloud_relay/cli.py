@@ -31,7 +31,7 @@ _MAX_CELL_CHARS = 40
 
 
 class _Failure(click.ClickException):
-    """One line on standard error and status 2."""
+    """An error that is told as one line on standard error, with status 2."""
 
     exit_code = 2
 
@@ -168,7 +168,7 @@ def _cell(field: str, value: Any) -> str:
         except (OverflowError, ValueError, OSError):
             return f"{value} ns"
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    # texts come from nodes: a control character could rewrite the terminal of whoever looks
+    # Texts come from nodes, and a control character could rewrite the terminal of whoever looks.
     text = "".join(character if character.isprintable() else "�" for character in text[: _MAX_CELL_CHARS + 1])
     return text if len(text) <= _MAX_CELL_CHARS else text[: _MAX_CELL_CHARS - 1] + "…"
 

@@ -14,7 +14,8 @@
     [store]
     path = "state/relay.sqlite" # default: relay.sqlite in state_dir
 
-Relative paths are relative to the file. An unknown key is an error: a misspelt one would else be ignored in silence.
+Relative paths are relative to the file. An unknown key is an error, because a misspelt one would be ignored in silence
+otherwise.
 """
 
 import difflib
@@ -29,7 +30,7 @@ from protocols.base.ids import NodeId, node_id
 
 DEFAULT_PORT = 7450
 MAX_CONFIG_BYTES = 1024 * 1024
-"""A configuration larger than this is another file named by mistake."""
+"""A file that is larger than this is not a configuration, but was named by mistake."""
 
 _KEYS = {
     "relay": ("id", "host", "port", "state_dir"),

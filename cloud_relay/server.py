@@ -1,4 +1,4 @@
-"""The relay as a process: identity, store, ingest and responder, from start to drained end."""
+"""The relay as a process. It opens identity, store, ingest and responder, and closes them when it is told to end."""
 
 import logging
 import signal

@@ -1,1 +1,1 @@
-"""The way of records into the relay."""
+"""The way of records into the store of the relay."""

@@ -39,7 +39,7 @@ class Ingest:
         return dict(self._refusals)
 
     def answer(self, peer: PeerIdentity, data: bytes) -> bytes:
-        """The answer to one request of ``peer``; never raises."""
+        """The answer to one request of ``peer``. Never raises."""
         try:
             answer = self._answer(peer, data)
         except RemoteProtocolError as error:

@@ -1,1 +1,1 @@
-"""What people ask of the store: records, and whether the account adds up."""
+"""What people ask the store for: records, and whether the account adds up."""

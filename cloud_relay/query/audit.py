@@ -1,10 +1,10 @@
 """The audit: does the account of every origin add up?
 
 Nodes send records in the order of their sequence and never before the fates of those that are missing before them. So
-of the sequences below the highest stored one each must be stored or have a fate; a hole is a loss. Above it, what was
-issued and is not here yet is outstanding: it waits at the node, or ended there and the node did not yet say so.
+each sequence below the highest stored one must be stored or have a fate, and a hole is a loss. Sequences above it that
+were issued are outstanding: their records wait at the node, or ended there and the node has not told yet.
 
-A record that is stored although its node gave it up (the acknowledgement was lost) counts as stored.
+When an acknowledgement was lost, a record may be stored although its node gave it up. It counts as stored.
 """
 
 import sqlite3
@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from itertools import chain
 
 MAX_LISTED_GAPS = 100
-"""Holes listed per origin; all are counted."""
+"""How many holes are listed for an origin. All are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class OriginAccount:
-    """One origin's records. ``issued == stored + expired + evicted + refused + missing + outstanding``, always."""
+    """The account of one origin. It holds that
+    ``issued == stored + expired + evicted + refused + missing + outstanding``."""
 
     origin: str
     issued: int
@@ -27,24 +28,24 @@ class OriginAccount:
     evicted: int
     refused: int
     outstanding: int
-    """Issued by the node and not yet accounted for by it."""
+    """Records that the node has issued and not yet accounted for."""
     missing: int
-    """Lost: below the highest stored sequence, neither stored nor with a fate."""
+    """Lost records: they are below the highest stored sequence, and neither stored nor have a fate."""
     gaps: tuple[tuple[int, int], ...]
-    """First and last of the missing ranges, at most ``MAX_LISTED_GAPS``."""
+    """First and last sequence of each range of missing records, at most ``MAX_LISTED_GAPS`` ranges."""
     stored_after_all: int
-    """Stored although the node gave them up; counted in ``stored``."""
+    """Records that are stored although the node gave them up. They are counted in ``stored``."""
     conflicts: int
     """Sequences that came with two contents."""
 
     @property
     def adds_up(self) -> bool:
-        """Nothing is lost and nothing contradicts itself."""
+        """Whether nothing is lost and nothing contradicts itself."""
         return not self.missing and not self.conflicts
 
 
 def audit(db: sqlite3.Connection) -> list[OriginAccount]:
-    """The account of each origin, by name, all of one moment."""
+    """The accounts of all origins at one moment, ordered by name."""
     db.execute("BEGIN")
     try:
         origins = db.execute("SELECT origin, next_sequence FROM origins ORDER BY origin").fetchall()
@@ -65,7 +66,7 @@ def _account(db: sqlite3.Connection, origin: str, next_sequence: int) -> OriginA
     hole = next(holes, None)
     missing = 0
     gaps: list[tuple[int, int]] = []
-    # fates are disjoint and ordered, as the holes between stored records are: one walk along both
+    # Fates are disjoint and ordered, and so are the holes between stored records: one walk along both is enough.
     for first, last, state in chain(fates, [(next_sequence, next_sequence, "")]):
         if state:
             fated += last - first + 1

@@ -1,7 +1,7 @@
-"""Queries: stored records back by key, origin, time and place.
+"""Queries: they select stored records by key, origin, time and place.
 
-Filters are combined with AND. A key expression selects by SQL where its beginning is fixed, and exactly by
-``protocols.base.keys.matches`` in the end. Results come newest event first.
+Filters are combined with AND. SQL selects by the fixed beginning of a key expression, and
+``protocols.base.keys.matches`` decides about each record that is found. The newest event comes first.
 """
 
 import re
@@ -43,7 +43,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to look for; None: anything."""
+    """What to look for. None stands for anything."""
 
     key: str | None = None
     """Key expression."""
@@ -99,7 +99,7 @@ def parse_box(text: str) -> Box:
 
 
 def select(db: sqlite3.Connection, query: Query) -> Iterator[dict[str, Any]]:
-    """The records of a query, newest event first; ``value`` and ``lineage`` parsed."""
+    """The records of a query, newest event first, with ``value`` and ``lineage`` parsed."""
     conditions: list[str] = []
     values: list[object] = []
 
@@ -114,7 +114,7 @@ def select(db: sqlite3.Connection, query: Query) -> Iterator[dict[str, Any]]:
         if prefix == query.key:
             demand("key = ?", query.key)
         elif prefix:
-            # `a/**` matches `a` too, which has no slash
+            # The expression `a/**` matches the key `a` too, which has no slash.
             demand("key >= ? AND key < ?", prefix.removesuffix("/"), prefix.removesuffix("/") + "\U0010ffff")
     if query.since_utc_ns is not None:
         demand("event_utc_ns >= ?", _bounded(query.since_utc_ns))

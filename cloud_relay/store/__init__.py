@@ -1,1 +1,1 @@
-"""The relay's store."""
+"""The relay's store of records."""

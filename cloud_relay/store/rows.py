@@ -22,17 +22,18 @@ MAX_INTEGER: Final = 2**63 - 1
 Row = tuple[Any, ...]
 
 _PLAIN: Final = frozenset((type(None), bool, int, float, str))
-"""Types of values that JSON has a form for."""
+"""Types of values that JSON has a form for, and that hold no other value."""
 _checked_key: Final = lru_cache(MAX_CACHED_KEYS)(checked_key)
-"""Nodes send the same keys again and again."""
+"""Remembers keys that were found valid, because nodes send the same ones again and again."""
 
 
 class RecordUnsuitable(RemoteProtocolError):
-    """A record that the store can't hold; the message is the reason told to its node."""
+    """The store can't hold a record. The message is the reason that its node is told."""
 
 
 def row_of(reading: Reading, encoded: bytes) -> Row:
-    """The columns of a reading from ``key`` to ``lifespan_ms``. :raises RecordUnsuitable: says why."""
+    """The columns of a reading from ``key`` to ``lifespan_ms``. :raises RecordUnsuitable: when the store can't hold
+    them; says why."""
     where, when, how = reading.where, reading.when, reading.how
     try:
         _checked_key(reading.key)

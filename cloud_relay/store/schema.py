@@ -1,8 +1,9 @@
 """The tables of the relay's store, and how the file is opened.
 
-``records`` holds each record once, by origin and sequence, with its whole context in columns and the reading's own
-bytes in ``encoded``. ``fates`` holds disjoint ranges of records that will never come. ``origins`` holds how far each
-node is. Texts and blobs are as they came from authenticated nodes; nothing in them is ever part of a statement.
+The table ``records`` holds each record once, by origin and sequence, with its whole context in columns and the
+reading's own bytes in ``encoded``. ``fates`` holds disjoint ranges of records that will never come. ``origins`` holds
+the next sequence of each node. Texts and blobs are stored as authenticated nodes sent them, and nothing in them ever
+becomes part of a statement.
 """
 
 import sqlite3
@@ -41,11 +42,11 @@ _FULL = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_REA
 
 
 def open_for_writing(path: Path) -> sqlite3.Connection:
-    """The store in ``path``, created if missing; usable on one thread at a time.
+    """The store in ``path``, created if missing. One thread at a time may use it.
 
-    A commit is on disk when it returns (write-ahead log, ``synchronous=FULL``); readers don't disturb it.
+    A commit is on disk when it returns (write-ahead log, ``synchronous=FULL``). Readers don't disturb it.
 
-    :raises StorageError: it can't be used; says why and the way out.
+    :raises StorageError: when it can't be used; says why and the way out.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
-    """A live or idle store, read-only. :raises StorageError: it is missing or can't be read."""
+    """A store for reading, which a relay may be writing. :raises StorageError: when it is missing or can't be read."""
     if not path.is_file():
         raise StorageError(f"the store {path} does not exist: start the relay once, or name the right file")
     try:
@@ -93,7 +94,7 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
 
 
 def storage_error(path: Path, error: Exception) -> StorageError:
-    """What SQLite said, with the way out."""
+    """An error that says what SQLite said, and the way out."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         way_out = "another process is writing to it: run one relay on a store"

@@ -1,11 +1,11 @@
 """The relay's store: SQLite with one writing thread.
 
-Batches that arrive while a transaction is under way share the next one, and nobody is answered before it is on disk. A
-plain thread with ``sqlite3`` and not aiosqlite, which the outbox uses: batches arrive on the responder's threads, which
-wait for the commit anyway, and an event loop in between would only add two changes of thread to each.
+Batches that arrive while a transaction is under way share the next one, and nobody is answered before it is on disk.
+The store uses a plain thread with ``sqlite3``, and not aiosqlite as the outbox does. Batches arrive on the responder's
+threads, which wait for the commit anyway, and an event loop in between would only add two changes of thread to each.
 
-What is stored is settled by ``INSERT OR IGNORE`` on (origin, sequence): a batch may come again any number of times. The
-same name with other bytes is a conflict: the first is kept, the second refused and counted.
+``INSERT OR IGNORE`` on (origin, sequence) decides what is stored, so a batch may come any number of times. The same
+name with other bytes is a conflict: the first record is kept, and the second is refused and counted.
 """
 
 import queue
@@ -25,9 +25,9 @@ from protocols.base.errors import StorageError
 from protocols.wire.records import Acknowledgement, Fate, RefusedRecord, RelayRefusal
 
 MAX_WAITING_BATCHES = 64
-"""Batches between the responder and the disk, at most 1 MiB each."""
+"""Batches that wait between the responder and the disk, of at most 1 MiB each."""
 MAX_GROUP_BATCHES = 16
-"""Batches in one transaction: bounds the wait of the first of them."""
+"""Batches in one transaction. It bounds how long the first of them waits."""
 _INSERT = f"INSERT OR IGNORE INTO records VALUES ({','.join('?' * 23)})"  # noqa: S608 - marks only
 
 
@@ -42,24 +42,24 @@ class StorableRecord(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StorableBatch:
-    """A batch from a proven node, checked."""
+    """A batch that was checked, from a node that TLS proved."""
 
     origin: str
     incarnation: int
     next_sequence: int
     records: tuple[StorableRecord, ...]
     refused: tuple[RefusedRecord, ...]
-    """Records that don't fit; they are noted as refused."""
+    """Records that don't fit the store. They are noted as refused."""
     fates: tuple[Fate, ...]
 
 
 class Store:
-    """Takes batches; reading goes through ``cloud_relay.query.selection`` and ``cloud_relay.query.audit``."""
+    """Takes batches. The package ``cloud_relay.query`` reads them."""
 
     def __init__(self, path: Path, clock: Callable[[], int] = time.time_ns) -> None:
         """Open or create the store in ``path``. ``clock`` gives UTC nanoseconds.
 
-        :raises StorageError: it can't be used; says why and the way out.
+        :raises StorageError: when it can't be used; says why and the way out.
         """
         self._path = path
         self._clock = clock
@@ -73,9 +73,9 @@ class Store:
         self._thread.start()
 
     def submit(self, batch: StorableBatch, timeout_s: float = 5.0) -> "Future[Acknowledgement | RelayRefusal]":
-        """Queue a batch; the result comes when it is on disk. It fails with StorageError when the disk does.
+        """Queue a batch. The result comes when it is on disk, and is a StorageError when the disk fails.
 
-        :raises StorageError: the store is closed, or so busy that the queue stayed full.
+        :raises StorageError: when the store is closed, or so busy that the queue stayed full.
         """
         done: Future[Acknowledgement | RelayRefusal] = Future()
         if self._closing:
@@ -89,7 +89,7 @@ class Store:
         return done
 
     def statistics(self) -> dict[str, int]:
-        """Since the start: records stored, records that came again, conflicts, transactions that failed."""
+        """Counts since the start: records stored, records that came again, conflicts, and failed transactions."""
         return {
             "stored": self._stored,
             "repeated": self._repeated,
@@ -132,7 +132,7 @@ class Store:
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told and the thread goes on
             self._stored, self._repeated, self._conflicts = before
             self._failures += 1
-            with suppress(sqlite3.Error):  # or this thread would end, and every later batch wait for it
+            with suppress(sqlite3.Error):  # else this thread would end, and every later batch would wait for it
                 if self._db.in_transaction:
                     self._db.rollback()
             for _, done in group:
@@ -179,7 +179,7 @@ class Store:
         return bool(held == (record.rule, record.encoded))
 
     def _note(self, origin: str, fate: Fate) -> None:
-        """Add a range to those of its state; what another state holds already stays as it is."""
+        """Add a range to those of its state. Sequences that have another state already keep it."""
         near = self._db.execute(
             "SELECT first, last, state FROM fates WHERE origin = :origin AND first <= :last + 1 AND first >="
             " coalesce((SELECT max(first) FROM fates WHERE origin = :origin AND first < :first), 0) ORDER BY first",

@@ -1,4 +1,4 @@
-"""From readings to records: the curator chooses, the outbox keeps, the uplink carries.
+"""From readings to records: the curator chooses them, the outbox keeps them, and the uplink carries them.
 
 :meth:`Recorder.consider` is the one door for readings, those of this node and those of neighbours. They are chosen on
 whichever thread they pass and handed to the event loop, where the outbox lives. The way there is bounded. Each reading
@@ -92,7 +92,7 @@ class Recorder:
             )  # fmt: skip
 
     async def open(self) -> None:
-        """:raises StorageError: when the outbox can't be used."""
+        """Open the outbox and start to carry. :raises StorageError: when the outbox can't be used."""
         await self.outbox.__aenter__()
         self._tasks.append(asyncio.create_task(self._store(), name="recorder"))
         if self.uplink is not None:
@@ -107,7 +107,7 @@ class Recorder:
             subscribe(expression, callback=partial(self._heard, number), own=False, history=False)
 
     def _heard(self, number: int, reading: Reading) -> None:
-        """A reading comes once for each expression that it matches; that of the first is considered."""
+        """A reading comes once for each expression that it matches, and is considered when it comes for the first."""
         if reading.origin != self._node and not any(matches(e, reading.key) for e in self._expressions[:number]):
             self.consider(reading)
 
@@ -155,8 +155,8 @@ class Recorder:
             encoded = encode_reading(chosen.reading) if alone is None else reading_in_alone(alone)
             curated = Curated(chosen.rule, encoded, chosen.priority, chosen.lifespan_ms)
         except (BoundExceeded, ValueUnsupported):
-            # refused here: in the outbox it would take its whole group with it; and what came in single precision may
-            # have doubled above a frame
+            # In the outbox it would take its whole group with it. A value is unsupported when a neighbour's reading had
+            # numbers of single precision: they are encoded as double, and the bytes may grow above a frame.
             self._not_kept(key, "record_too_large")
             return
         self._waiting_bytes += len(encoded)
@@ -224,6 +224,7 @@ class Recorder:
 
     async def close(self, flush_s: float) -> None:
         """Store what was chosen, try for ``flush_s`` to deliver it, close."""
+        self._has_patterns = False  # so that nobody sets the timer again
         if self._timer is not None:
             self._timer.cancel()
         await self._drain()

@@ -20,18 +20,17 @@ from protocols.base.errors import MeshError, StorageError, TransportError
 from protocols.base.ids import Incarnation, MonotonicNs, NodeId
 from protocols.base.limits import SECOND
 from protocols.base.time import NEVER
-from protocols.records.uplink import (
+from protocols.records.events import (
     RecordRefused,
     RecordsDelivered,
     RecordsRenumbered,
     SaveLedger,
     SendBatch,
     ShiftSequences,
-    Uplink,
     UplinkChanged,
     UplinkState,
-    decode_untrusted_answer,
 )
+from protocols.records.uplink import Uplink, decode_untrusted_answer
 
 _log = logging.getLogger(__name__)
 
@@ -58,12 +57,12 @@ class UplinkDriver:
 
     @property
     def state(self) -> UplinkState:
-        """How this node and its relay get on."""
+        """Whether the relay takes this node's records, and if not, what kind of fault prevents it."""
         return UplinkState.STOPPED if self._ended.is_set() else self._machine.state
 
     @property
     def detail(self) -> str:
-        """Why, when the state is not a good one; empty otherwise."""
+        """The reason when records are not taken; empty otherwise."""
         return "" if self._ended.is_set() else self._machine.detail
 
     def statistics(self) -> dict[str, int]:
@@ -94,7 +93,7 @@ class UplinkDriver:
 
     # --- decisions -------------------------------------------------------------------------------------------------
     async def _turn(self) -> bool:
-        """Do what is due, or wait until something is. False: the end."""
+        """Do what is due, or wait until something is. Returns False when the uplink is to end."""
         machine = self._machine
         wait_ns = machine.next_timer_at() - _now()
         if wait_ns > 0:
@@ -163,7 +162,7 @@ class UplinkDriver:
                     assert_never(event)
 
     async def _unless_stopped(self, waiting: Coroutine[Any, Any, None]) -> bool:
-        """Wait for the first of ``waiting`` and the stop. False: stopped."""
+        """Wait until ``waiting`` is done or :meth:`stop` is called. Returns False when it was called."""
         tasks = (asyncio.ensure_future(waiting), asyncio.ensure_future(self._stop.wait()))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -174,8 +173,8 @@ class UplinkDriver:
 
     # --- the exchange ----------------------------------------------------------------------------------------------
     async def _exchange(self, request: _Request) -> Callable[[MonotonicNs], None]:
-        """Make a request. Returns what to tell the machine of it; without a valid answer the connection is opened anew
-        next time."""
+        """Make a request, and return what to tell the machine about it. Without a valid answer the next request opens a
+        new connection."""
         try:
             response = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, request)
             return partial(self._machine.receive, decode_untrusted_answer(response))

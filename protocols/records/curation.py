@@ -17,7 +17,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, assert_never
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from protocols.base.errors import LocalProtocolError
@@ -25,11 +24,12 @@ from protocols.base.ids import MonotonicNs
 from protocols.base.keys import matches
 from protocols.base.limits import MAX_CACHED_KEYS
 from protocols.base.time import NEVER
+from protocols.machine import Effect
 from protocols.records.rules import CurationRule
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
 
-class RecordChosen(Struct, frozen=True, gc=False):
+class RecordChosen(Effect, frozen=True, gc=False):
     """A reading becomes a record."""
 
     rule: str
@@ -39,7 +39,7 @@ class RecordChosen(Struct, frozen=True, gc=False):
     lifespan_ms: int
 
 
-class ReadingDerived(Struct, frozen=True):
+class ReadingDerived(Effect, frozen=True):
     """A reading that follows from others, for this node to publish."""
 
     rule: str

@@ -10,12 +10,13 @@ from protocols.wire.records import Fate
 LostState = Literal["expired", "evicted", "refused"]
 
 MAX_FATE_RANGES: Final = 4 * MAX_FATES_PER_BATCH
-"""Ranges kept apart by state while the relay is away. Beyond, a record that ends next to a range of expired or evicted
-records takes the state of that range: months without a relay could otherwise fill memory with alternating ranges."""
+"""Ranges that are kept apart by state while the relay is away. When there are more, a record that ends beside a range
+of expired or evicted records takes the state of that range. Months without a relay could otherwise fill memory with
+alternating ranges."""
 
 
 class FateRanges:
-    """Disjoint ranges of sequences, neighbours of one state joined, in order."""
+    """Disjoint ranges of sequences, in order. Adjacent ranges of one state are one range."""
 
     def __init__(self, fates: Iterable[Fate] = ()) -> None:
         self._ranges = {fate.first: fate for fate in fates}
@@ -30,7 +31,7 @@ class FateRanges:
         return [self._ranges[first] for first in self._firsts[:most]]
 
     def changes(self) -> dict[int, Fate | None]:
-        """By first sequence, since :meth:`changes_saved`: the range to write, None: the one to delete."""
+        """What changed since :meth:`changes_saved`, by first sequence: a range to write, or None for one to delete."""
         return self._changes
 
     def changes_saved(self) -> None:
@@ -38,7 +39,7 @@ class FateRanges:
         self._changes = {}
 
     def add(self, sequence: int, state: LostState) -> LostState:
-        """A record ended so. Returns the state that it counts as, see :data:`MAX_FATE_RANGES`."""
+        """Note that a record ended in this state. Returns the state that it counts as, see :data:`MAX_FATE_RANGES`."""
         at = bisect_right(self._firsts, sequence)
         left = self._ranges[self._firsts[at - 1]] if at else None
         if left is not None and left.last != sequence - 1:
@@ -56,7 +57,8 @@ class FateRanges:
         return state
 
     def forget(self, told: Fate) -> None:
-        """The relay has this range. What was sent may have grown at either end since, and the rest stays."""
+        """Forget a range that the relay knows. The range may have grown at either end since it was sent, and what was
+        added stays."""
         at = bisect_right(self._firsts, told.first) - 1
         if at < 0:
             return
@@ -70,7 +72,7 @@ class FateRanges:
             self._put(Fate(told.last + 1, held.last, held.state))
 
     def shifted(self, shift: int) -> "FateRanges":
-        """The same ranges, ``shift`` sequences further, as if they had been read from storage."""
+        """The same ranges, each ``shift`` sequences higher, as if they had been read from storage."""
         return FateRanges(Fate(fate.first + shift, fate.last + shift, fate.state) for fate in self._ranges.values())
 
     def _put(self, fate: Fate) -> None:

@@ -6,17 +6,18 @@
             └─► refused     the relay will never take it
 
 Records get the sequences 1, 2, 3, … without gaps, each record ends in exactly one state, and at every moment
-``issued == pending + delivered + expired + evicted + refused``. What ended undelivered is kept as ranges of sequences
-(:class:`~protocols.wire.records.Fate`) until the relay acknowledged them, then only counted.
+``issued == pending + delivered + expired + evicted + refused``. Records that ended undelivered are kept as ranges of
+sequences (:class:`~protocols.wire.records.Fate`) until the relay has acknowledged them, and are only counted then.
 
-Records are offered in the order of their sequence, and never before the fates of all that are missing before them. So
-for the relay a hole below the highest sequence that it has is a loss, not a delay.
+Records are offered in the order of their sequence, and never before the fates of all that are missing below them. So
+the relay knows that a hole below the highest sequence it has is a loss, not a delay.
 
-Records of the batch under way are neither expired nor evicted: the relay may be storing them right now. When no answer
-came, nobody can know; such a record may end as expired or evicted here and still be at the relay, never the reverse.
+Records of the batch under way are neither expired nor evicted, because the relay may be storing them right now. When
+no answer comes, the node can't know whether it did. Such a record may end as expired or evicted here and still be at
+the relay, but a record that ended as delivered is there.
 
 The ledger decides and its storage (``meshnode.records.outbox_file``) writes: :meth:`Ledger.changes` says what to delete
-and write, and :meth:`Ledger.changes_saved` that it was done.
+and write, and :meth:`Ledger.changes_saved` notes that it was done.
 """
 
 from collections.abc import Iterable
@@ -37,30 +38,30 @@ SWEEP_INTERVAL_NS: Final = SECOND
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """What to send next."""
+    """The batch to send next."""
 
     sequences: tuple[int, ...]
-    """Records, oldest first."""
+    """The records in it, oldest first."""
     fates: tuple[Fate, ...]
     next_sequence: int
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What storage has to write, all in one transaction. The counters are written whole each time."""
+    """What storage has to write in one transaction. The counters are written whole each time."""
 
     removed: list[int]
-    """Sequences whose record is to be deleted."""
+    """Sequences of the records to delete."""
     fates: dict[int, Fate | None]
-    """By first sequence: the range to write, None: the one to delete."""
+    """By first sequence: the range to write, or None for a range to delete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The ledger apart from its pending records and untold fates; what storage keeps in one row."""
+    """The ledger without its pending records and untold fates. Storage keeps it in one row."""
 
     first_sequence: int = 1
-    """1, or where the relay told a node without memory to go on."""
+    """1, or the sequence at which the relay told a node without memory to go on."""
     next_sequence: int = 1
     delivered: int = 0
     expired: int = 0
@@ -71,7 +72,7 @@ class Counters:
 
 
 class Ledger:
-    """Accounts for records; see the module."""
+    """Accounts for the records of one node."""
 
     def __init__(
         self,
@@ -81,9 +82,10 @@ class Ledger:
         pending: Iterable[LedgerEntry] = (),
         fates: Iterable[Fate] = (),
     ) -> None:
-        """An empty ledger, or one read back from storage (``pending`` in order of sequence). Bounds may have shrunk.
+        """An empty ledger, or one read back from storage, with ``pending`` in order of sequence. The bounds may be
+        smaller than they were when it was written.
 
-        :raises LocalProtocolError: when a bound is below 1 or what was read back doesn't add up.
+        :raises LocalProtocolError: when a bound is below 1, or what was read back does not add up.
         """
         if max_records < 1 or max_bytes < 1:
             raise LocalProtocolError(f"a ledger of {max_records} records and {max_bytes} bytes: use 1 or more of each")
@@ -91,7 +93,7 @@ class Ledger:
         self.restore(counters or Counters(), pending, fates)
 
     def restore(self, counters: Counters, pending: Iterable[LedgerEntry], fates: Iterable[Fate]) -> None:
-        """Forget everything and take what storage has. Ends the batch under way.
+        """Forget everything and take what storage has. This ends the batch under way.
 
         :raises LocalProtocolError: when that does not add up.
         """
@@ -129,21 +131,21 @@ class Ledger:
 
     @property
     def pending(self) -> int:
-        """Records that wait."""
+        """How many records wait."""
         return self._pending.count
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes that wait."""
+        """How many bytes wait."""
         return self._pending.size_bytes
 
     @property
     def untold_fates(self) -> int:
-        """Ranges of fates that the relay doesn't know yet."""
+        """How many ranges of fates the relay does not know yet."""
         return len(self._fates)
 
     def counters(self) -> Counters:
-        """The row that storage keeps."""
+        """What storage keeps in one row."""
         return Counters(
             self._first_sequence,
             self._next_sequence,
@@ -155,7 +157,7 @@ class Ledger:
         )
 
     def statistics(self) -> dict[str, int]:
-        """Records issued, by state, and what waits."""
+        """How many records were issued, ended in each state and wait."""
         return {
             "issued": self._next_sequence - self._first_sequence,
             "pending": self.pending,
@@ -174,15 +176,15 @@ class Ledger:
 
     # --- what happens to records -----------------------------------------------------------------------------------
     def upcoming(self, records: Iterable[Curated], now: UtcNs) -> list[LedgerEntry]:
-        """What these records will be when they are issued next. Storage writes them first, because a record that is not
-        on disk must not have a sequence; then :meth:`issue_all` takes them."""
+        """The entries of these records when they are issued next. Storage writes them first, because a record that is
+        not on disk must not have a sequence, and :meth:`issue_all` takes them then."""
         return [
             LedgerEntry(sequence, record.size_bytes, record.priority, record.expires_utc_ns(now))
             for sequence, record in enumerate(records, self._next_sequence)
         ]
 
     def issue_all(self, entries: Iterable[LedgerEntry], now: UtcNs) -> None:
-        """Take the records that :meth:`upcoming` gave, and are in storage now."""
+        """Take the entries of :meth:`upcoming`, which are in storage now."""
         for entry in entries:
             issued = self.issue(entry.size_bytes, entry.priority, entry.expires_utc_ns, now)
             assert issued == entry.sequence, "nothing else was issued in between"
@@ -190,7 +192,7 @@ class Ledger:
     def issue(self, size_bytes: int, priority: int, expires_utc_ns: int, now: UtcNs) -> int:
         """Take a record and return its sequence.
 
-        When a bound is reached the least valuable record is evicted, which may be this one.
+        When a bound is reached, the least valuable record is evicted, which may be this one.
         """
         if self.pending >= self._max_records or self.pending_bytes + size_bytes > self._max_bytes:
             self.expire(now)
@@ -201,8 +203,8 @@ class Ledger:
         return sequence
 
     def expire(self, now: UtcNs) -> int:
-        """End records whose lifespan is over; looks at most once in ``SWEEP_INTERVAL_NS``. Returns how many ended."""
-        # a clock that was set back by more than one interval must not stop the sweeps until it has caught up
+        """End records whose lifespan is over, at most once in ``SWEEP_INTERVAL_NS``. Returns how many ended."""
+        # A clock that was set back by more than one interval must not stop the sweeps until it has caught up.
         if self._next_sweep_ns - SWEEP_INTERVAL_NS <= now < self._next_sweep_ns:
             return 0
         self._next_sweep_ns = now + SWEEP_INTERVAL_NS
@@ -215,7 +217,7 @@ class Ledger:
     def next_batch(self, now: UtcNs, max_records: int = MAX_BATCH_RECORDS) -> BatchPlan | None:
         """The next batch within ``MAX_BATCH_RECORDS`` and ``MAX_BATCH_BYTES``, or None when there is nothing to tell.
 
-        It is under way until :meth:`acknowledged` or :meth:`abandoned`; there is one at a time.
+        The batch is under way until :meth:`acknowledged` or :meth:`abandoned` is called. There is one at a time.
         """
         if self._pending.has_pinned:
             raise LocalProtocolError("a batch is under way: report what became of it first")
@@ -243,7 +245,7 @@ class Ledger:
     def acknowledged(self, plan: BatchPlan, answer: Acknowledgement) -> int:
         """The relay has the batch on disk. Returns how many of its records ended.
 
-        Sequences that were not in the batch are ignored; records that the answer doesn't name stay pending.
+        Sequences that were not in the batch are ignored, and records that the answer does not name stay pending.
         """
         for fate in plan.fates:
             self._fates.forget(fate)
@@ -266,23 +268,24 @@ class Ledger:
         self._evict()
 
     def refuse(self, sequence: int) -> None:
-        """The relay can't even read this pending record. Ends the batch under way."""
+        """The relay can't even read this pending record. This ends the batch under way."""
         self._lose(sequence, "refused")
         self._pending.unpin()
 
     def introduce(self, known: bool = True) -> None:
-        """The relay acknowledged that this ledger begins at its first sequence: from now on it can't be renumbered.
+        """Note that the relay knows this ledger, which can't be renumbered from now on.
 
-        ``known=False`` takes that back, when storage could not write it down: after a crash the ledger would have to
-        ask again, and records sent meanwhile would come a second time under other sequences.
+        ``known=False`` takes that back when storage could not write it down: after a crash the ledger would have to ask
+        again, and records sent meanwhile would come a second time under other sequences.
         """
         self._introduced = known
 
     def renumber(self, first_sequence: int) -> bool:
-        """Go on at ``first_sequence``, where the relay stands, because the memory of this node was lost.
+        """Go on at ``first_sequence``, where the relay stands, because the memory of this node was lost. This ends the
+        batch under way. Storage has to add the same difference to every sequence.
 
-        False, and nothing done, when the relay knows this very ledger already (then somebody else uses this node's
-        name) or stands before it. Storage has to write everything anew. Ends the batch under way.
+        Returns False and changes nothing when the relay knows this ledger already, so that another node must be using
+        this node's name, or when the relay stands before it.
         """
         self._pending.unpin()
         if not self.can_begin_at(first_sequence):
@@ -296,12 +299,12 @@ class Ledger:
         return True
 
     def can_begin_at(self, first_sequence: int) -> bool:
-        """Whether :meth:`renumber` would do it."""
+        """Whether :meth:`renumber` with this sequence would change anything."""
         return not self._introduced and first_sequence > self._first_sequence
 
     # --- what storage has to do ------------------------------------------------------------------------------------
     def changes(self) -> Changes:
-        """What was not saved yet."""
+        """What storage has not written yet."""
         return Changes(self._removed, self._fates.changes())
 
     def changes_saved(self) -> None:
@@ -314,7 +317,7 @@ class Ledger:
         return list(self._pending.oldest_first())
 
     def fates(self) -> list[Fate]:
-        """The ranges that the relay doesn't know yet, in order."""
+        """The ranges that the relay does not know yet, in order."""
         return self._fates.in_order()
 
     # --- ends of records -------------------------------------------------------------------------------------------

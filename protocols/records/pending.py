@@ -1,4 +1,4 @@
-"""The records of a ledger that wait, as columns: one costs 21 bytes of memory. Storage keeps what is in them."""
+"""The records of a ledger that wait, kept as columns of numbers. One costs 21 bytes; its content is in storage."""
 
 from array import array
 from bisect import bisect_left
@@ -12,7 +12,7 @@ _GONE: Final = 255
 """The priority of a row whose record does not wait any more."""
 _PRIORITIES: Final = 8
 _SPARE_ROWS: Final = 1_024
-"""Rows may be gone up to this number and as many as wait; then the columns are made anew."""
+"""The columns are made anew when more rows are gone than records wait, and this many on top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class PendingRecords:
         return True
 
     def oldest_first(self) -> Iterator[LedgerEntry]:
-        """Every record; those that were given may be removed meanwhile."""
+        """Every record. The caller may remove what it was given."""
         for row in range(self._head, len(self._sequences)):
             if self._priorities[row] != _GONE:
                 yield LedgerEntry(
@@ -74,7 +74,7 @@ class PendingRecords:
                 )  # fmt: skip
 
     def expired(self, now: UtcNs) -> list[int]:
-        """Sequences of the records whose lifespan is over, without those that are pinned."""
+        """Sequences of the records whose lifespan is over and that are not pinned."""
         return [
             self._sequences[row]
             for row in range(self._head, len(self._sequences))
@@ -84,8 +84,7 @@ class PendingRecords:
         ]
 
     def least_valuable(self) -> int | None:
-        """The sequence of the record to evict next: of the lowest priority, and of that the oldest. None: all are
-        pinned."""
+        """The sequence of the record to evict next: the oldest of the lowest priority. None when all are pinned."""
         for priority in range(_PRIORITIES):
             row = max(self._cursors[priority], self._head)
             while row < len(self._priorities):
@@ -105,11 +104,11 @@ class PendingRecords:
         return bool(self._pinned)
 
     def pin(self, sequences: Iterable[int]) -> None:
-        """These records are under way."""
+        """Note that these records are under way."""
         self._pinned = frozenset(sequences)
 
     def unpin(self) -> None:
-        """No record is under way: eviction looks again at those that it passed over."""
+        """Note that no record is under way. Eviction looks again at those that it passed over."""
         self._pinned = frozenset()
         self.compact()
         if self._passed_over:
@@ -117,7 +116,7 @@ class PendingRecords:
             self._cursors = [self._head] * _PRIORITIES
 
     def compact(self) -> None:
-        """Give back the memory of rows that are gone, once there are many."""
+        """Give back the memory of rows that are gone, when there are many."""
         if len(self._sequences) <= 2 * self.count + _SPARE_ROWS:
             return
         kept = [row for row in range(self._head, len(self._sequences)) if self._priorities[row] != _GONE]

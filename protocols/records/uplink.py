@@ -12,11 +12,11 @@ One batch is under way at a time. While it is, records collect in the ledger, so
 
 A new ledger introduces itself with an empty batch before its first record, see :meth:`Ledger.renumber`.
 
-The uplink changes the ledger that it is given, and storage follows: a driver performs the effects in their order and
-calls back before it does anything else with the ledger. Records may be issued at any time in between.
+The uplink changes the ledger that it is given, and storage follows. A driver performs the effects in their order, and
+nobody else may use the ledger until it has reported what storage did. Records may be issued while a batch is on its
+way to the relay and back.
 """
 
-from enum import StrEnum
 from random import Random
 from typing import Final, assert_never
 
@@ -26,6 +26,18 @@ from protocols.base.errors import LocalProtocolError, RemoteProtocolError
 from protocols.base.ids import Incarnation, MonotonicNs, NodeId, UtcNs
 from protocols.base.limits import MAX_BATCH_RECORDS, MS, SECOND
 from protocols.base.time import NEVER
+from protocols.records.events import (
+    RecordRefused,
+    RecordsDelivered,
+    RecordsRenumbered,
+    SaveLedger,
+    SendBatch,
+    ShiftSequences,
+    UplinkChanged,
+    UplinkEffect,
+    UplinkEvent,
+    UplinkState,
+)
 from protocols.records.ledger import BatchPlan, Ledger
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.membership import MAJOR, MINOR
@@ -43,73 +55,6 @@ _MAX_DOUBLINGS: Final = 16
 """Failures in a row that are counted: the pause has long reached its maximum."""
 _MAX_SEQUENCE_DIGITS: Final = 18
 """A sequence of more digits does not fit the 63 bits that storage has for it."""
-
-
-class UplinkState(StrEnum):
-    """How a node and its relay get on."""
-
-    STARTING = "starting"
-    CONNECTED = "connected"
-    UNREACHABLE = "unreachable"
-    REFUSED = "refused"
-    STORAGE = "storage"
-    """A disk, here or at the relay, does not take records."""
-    STOPPED = "stopped"
-
-
-# --- effects -------------------------------------------------------------------------------------------------------
-class SendBatch(Struct, frozen=True):
-    """Read the records of ``plan``, send them with :meth:`Uplink.batch`, and report what became of it: with
-    :meth:`Uplink.receive`, :meth:`Uplink.unanswered` or :meth:`Uplink.unreadable`."""
-
-    plan: BatchPlan
-    timeout_ns: int
-    """No answer within this time is none."""
-
-
-class SaveLedger(Struct, frozen=True):
-    """Write the ledger's changes in one transaction, and report with :meth:`Uplink.saved` or
-    :meth:`Uplink.not_saved`."""
-
-
-class ShiftSequences(Struct, frozen=True):
-    """Write the ledger's changes, then add ``shift`` to every sequence in storage; report as for
-    :class:`SaveLedger`."""
-
-    shift: int
-
-
-UplinkEffect = SendBatch | SaveLedger | ShiftSequences
-
-
-# --- events --------------------------------------------------------------------------------------------------------
-class UplinkChanged(Struct, frozen=True):
-    """The state is another one now."""
-
-    state: UplinkState
-    detail: str
-
-
-class RecordsDelivered(Struct, frozen=True):
-    """The relay has these records on disk."""
-
-    sequences: tuple[int, ...]
-
-
-class RecordRefused(Struct, frozen=True):
-    """The relay will never take this record."""
-
-    sequence: int
-    reason: str
-
-
-class RecordsRenumbered(Struct, frozen=True):
-    """The memory of this node was lost: its records now begin at ``first_sequence``, where the relay stands."""
-
-    first_sequence: int
-
-
-UplinkEvent = UplinkChanged | RecordsDelivered | RecordRefused | RecordsRenumbered
 
 
 # --- what is under way ---------------------------------------------------------------------------------------------
@@ -169,12 +114,12 @@ class Uplink:
     # --- what is asked of it ---------------------------------------------------------------------------------------
     @property
     def state(self) -> UplinkState:
-        """How this node and its relay get on."""
+        """Whether the relay takes this node's records, and if not, what kind of fault prevents it."""
         return self._state
 
     @property
     def detail(self) -> str:
-        """Why, when the state is not a good one; empty otherwise."""
+        """The reason when records are not taken; empty otherwise."""
         return self._detail
 
     @property
@@ -312,7 +257,8 @@ class Uplink:
     # --- what became of the ledger ---------------------------------------------------------------------------------
     def saved(self, now: MonotonicNs) -> None:
         """Storage has written what it was told to."""
-        match self._step:
+        step = self._step
+        match step:
             case _NotingIntroduction():
                 self._succeed(now)
             case _Renumbering(first_sequence):
@@ -320,21 +266,26 @@ class Uplink:
                 assert renumbered, "it was asked before whether it can"
                 self._events.append(RecordsRenumbered(first_sequence))
                 self._succeed(now)
-            case _:  # nobody waits for it
+            case _Resting() | _Introducing() | _Carrying() | _Probing():  # nothing waits for it
                 pass
+            case _:
+                assert_never(step)
 
     def not_saved(self, detail: str, now: MonotonicNs) -> None:
-        """Storage could not write; nothing changed there. Most changes just go with the next transaction."""
-        match self._step:
+        """Storage could not write, and nothing changed there. Most changes just go with the next transaction."""
+        step = self._step
+        match step:
             case _NotingIntroduction():
                 self._ledger.introduce(known=False)
                 self._fail(UplinkState.STORAGE, detail, now)
             case _Renumbering():
                 self._fail(UplinkState.STORAGE, detail, now)
-            case _:  # nobody waits for it
+            case _Resting() | _Introducing() | _Carrying() | _Probing():  # nothing waits for it
                 pass
+            case _:
+                assert_never(step)
 
-    # --- how it stands ---------------------------------------------------------------------------------------------
+    # --- what follows ----------------------------------------------------------------------------------------------
     def _send_empty(self, next_sequence: int) -> None:
         self._effects.append(SendBatch(BatchPlan((), (), next_sequence), REQUEST_TIMEOUT_NS))
 

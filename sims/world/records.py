@@ -41,7 +41,7 @@ _LONG_NS = 10 * limits.SECOND
 
 
 class _Host:
-    """A node over all its lives."""
+    """The records of one node over all its lives."""
 
     __slots__ = ("curator", "disk", "disk_lost", "ended", "known", "ledger", "lost", "made", "reaches",
                  "timer_ns", "told", "unwritten", "uplink")  # fmt: skip
@@ -52,26 +52,26 @@ class _Host:
         """When the curator is asked next, by the clock of its node."""
         self.disk = Disk()
         self.ledger: Ledger | None = None
-        """Of the present or last life."""
+        """The ledger of the present or last life."""
         self.uplink: SimUplink | None = None
         self.made = 0
         self.unwritten = 0
         """Readings that a full disk did not take, or that were too large: they never became records."""
         self.told: dict[int, None] = {}
-        """Sequences that the relay acknowledged, as the node learned."""
+        """Sequences that the relay acknowledged, as far as the node learned."""
         self.ended = dict.fromkeys(_STATES, 0)
-        """By ledgers that went with their disks."""
+        """Records that had ended, by state, in ledgers that were lost with their disks."""
         self.disk_lost = 0
-        """Records that waited on a disk that was lost …"""
+        """Records that waited on a disk that was lost."""
         self.lost: dict[int, None] = {}
-        """… and sequences that such a disk held or knew the fate of, and the relay may have heard of."""
+        """Sequences that a lost disk held or knew the fate of, and that the relay may have heard of."""
         self.known = 0
-        """Records of it that the relay has."""
+        """How many of its records the relay has."""
         self.reaches: bool | None = None
 
 
 class Records:
-    """Of all nodes that send any."""
+    """The records of all nodes that send any."""
 
     def __init__(
         self, scenario: Scenario, driver: SimDriver, way: Way, recorder: Recorder, random: Random,
@@ -181,12 +181,12 @@ class Records:
         host.disk.full = was_full
 
     def full_disk(self, name: str, full: bool) -> None:
-        """Whether nothing can be written."""
+        """Say whether nothing can be written to the disk of a node."""
         if name in self._hosts:
             self._hosts[name].disk.full = full
 
     def relay(self, up: bool) -> None:
-        """Whether the relay answers. What it stored it keeps."""
+        """Say whether the relay answers. It keeps what it has stored."""
         if up:
             self._relay.start()
         else:
@@ -228,12 +228,12 @@ class Records:
 
     # --- what is asked of it ---------------------------------------------------------------------------------------
     def ledger(self, name: str) -> Ledger | None:
-        """Of the present or last life; None: the node makes no records, or did not live yet."""
+        """The ledger of the present or last life. None: the node makes no records, or has not lived yet."""
         host = self._hosts.get(name)
         return None if host is None else host.ledger
 
     def stored(self, name: str) -> Sequence[int]:
-        """Sequences at the relay, each as often as it was stored, in the order they came."""
+        """Sequences at the relay, each as often as it was stored, in the order in which they came."""
         return self._relay.stored(name)
 
     def contents(self, name: str) -> dict[int, Content]:
@@ -241,7 +241,7 @@ class Records:
         return self._relay.contents(name)
 
     def waiting_since_ns(self, name: str) -> int | None:
-        """When the oldest record that waits was made; None: none waits."""
+        """When the oldest record that waits was made. None: none waits."""
         host = self._hosts.get(name)
         if host is None or host.ledger is None:
             return None
@@ -276,7 +276,7 @@ class Records:
         return found
 
     def counters(self) -> dict[str, int]:
-        """Over all nodes and lives; empty when nobody makes records."""
+        """Counters over all nodes and lives. Empty when nobody makes records."""
         if not self._hosts:
             return {}
         totals = dict.fromkeys(("made", "waiting", "lost_with_disk", "not_written", "at_relay", *_STATES), 0)

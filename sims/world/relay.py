@@ -1,9 +1,10 @@
-"""The relay of a simulation: takes batches as ``cloud_relay.ingest.batches`` and ``.store`` do, on a disk that never
-fails.
+"""The relay of a simulation. It takes batches as ``cloud_relay.ingest`` and ``cloud_relay.store`` do, on a disk that
+never fails.
 
-Each record is stored once by (origin, sequence), whatever comes again; the same sequence with another content is a
-conflict, and the first is kept. :meth:`Relay.holes` is the audit of ``cloud_relay.query.audit``: nodes send records in
-order and never before the fates of those that are missing before them, so that a hole is a loss and not a delay.
+Each record is stored once by (origin, sequence), however often it comes. When the same sequence comes with another
+content, that is a conflict, and the first content is kept. :meth:`Relay.holes` is the audit of
+``cloud_relay.query.audit``: nodes send records in order and never before the fates of those that are missing before
+them, so that a hole is a loss and not a delay.
 """
 
 from collections.abc import Sequence
@@ -28,26 +29,26 @@ class _Origin:
 
 
 class Relay:
-    """See the module. Origins are names of nodes, as TLS proved them."""
+    """One relay. Origins are names of nodes, as TLS proved them."""
 
     def __init__(self) -> None:
         self.up = True
         self.life = 0
-        """Counts the processes; connections to earlier ones are broken."""
+        """How many processes there were before; connections to them are broken."""
         self._origins: dict[str, _Origin] = {}
 
     def stop(self) -> None:
-        """The process ends; what it stored stays."""
+        """The process ends. What it stored stays."""
         self.up = False
 
     def start(self) -> None:
-        """The next one answers."""
+        """The next process answers."""
         self.up = True
         self.life += 1
 
     # --- batches ---------------------------------------------------------------------------------------------------
     def answer(self, peer: str, data: bytes) -> bytes:
-        """What it answers to one request of ``peer``; what it acknowledges is on its disk."""
+        """The answer to one request of ``peer``. What it acknowledges is on its disk."""
         try:
             batch = decode_untrusted_relay_frame(data)
         except RemoteProtocolError as error:
@@ -74,7 +75,7 @@ class Relay:
         return Acknowledgement(tuple(stored), tuple(refused))
 
     def store(self, node: str, record: Record) -> bool:
-        """Have a record on disk. False: another one has its sequence."""
+        """Have a record on disk. Returns False when another one has its sequence."""
         reading = decode_untrusted_record(record)
         origin, content = self._origins[node], (reading.key, reading.sequence)
         held = origin.held.setdefault(record.sequence, content)
@@ -86,7 +87,7 @@ class Relay:
 
     # --- what is asked of it ---------------------------------------------------------------------------------------
     def stored(self, node: str) -> Sequence[int]:
-        """Sequences on disk, each as often as it was stored, in the order they came. Not to be changed."""
+        """Sequences on disk, each as often as it was stored, in the order in which they came. Not to be changed."""
         origin = self._origins.get(node)
         return () if origin is None else origin.stored
 
@@ -96,7 +97,7 @@ class Relay:
         return {} if origin is None else origin.held
 
     def conflicts(self, node: str) -> int:
-        """Records that came with a sequence of another."""
+        """How many records came with the sequence of another one."""
         origin = self._origins.get(node)
         return 0 if origin is None else origin.conflicts
 

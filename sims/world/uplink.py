@@ -17,18 +17,17 @@ from protocols.base.errors import StorageError
 from protocols.base.ids import MonotonicNs, UtcNs
 from protocols.base.limits import MS, SECOND
 from protocols.base.time import NEVER
-from protocols.records.ledger import Ledger
-from protocols.records.uplink import (
+from protocols.records.events import (
     RecordRefused,
     RecordsDelivered,
     RecordsRenumbered,
     SaveLedger,
     SendBatch,
     ShiftSequences,
-    Uplink,
     UplinkChanged,
-    decode_untrusted_answer,
 )
+from protocols.records.ledger import Ledger
+from protocols.records.uplink import Uplink, decode_untrusted_answer
 from sims.media.contract import Uplink as Way
 from sims.virtual.driver import SimDriver
 from sims.virtual.node import SimNode
@@ -38,7 +37,7 @@ from sims.world.relay import Relay
 COMMIT_NS: Final = 5 * MS
 """From a batch's arrival until it is on the relay's disk: a transaction of SQLite with ``synchronous=FULL``."""
 ANSWER_NS: Final = MS
-"""From there until the answer is on its way."""
+"""From the commit until the answer is on its way."""
 _SYN_RETRY_NS: Final = SECOND
 """The first pause of a connection that nobody answers, doubled each time (RFC 6298)."""
 _FIRST_RETRY_NS: Final = 200 * MS
@@ -48,7 +47,7 @@ _LENGTH_BYTES: Final = 8
 
 
 class Watch(Protocol):
-    """Whoever keeps the account."""
+    """The one who keeps the account of a simulation."""
 
     def taken(self, node: SimNode) -> None:
         """The relay has taken a batch of the node, now."""
@@ -57,10 +56,10 @@ class Watch(Protocol):
         """The node learns that the relay has these records."""
 
     def renumbered(self, node: SimNode, first_sequence: int) -> None:
-        """The node goes on where the relay stands: sequences from there on are new."""
+        """The node goes on where the relay stands, and sequences from there on are new."""
 
     def reached(self, node: SimNode, answers: bool) -> None:
-        """An exchange came to an end: with an answer, or without."""
+        """An exchange ended with an answer, or without one."""
 
 
 class _Exchange:
@@ -72,7 +71,7 @@ class _Exchange:
         self.request = request
         self.answer = b""
         self.over = False
-        """Whether the node waits no more."""
+        """Whether the node has stopped waiting for it."""
         self.relay_life = -1
         self.wait_ns = _SYN_RETRY_NS
 
@@ -89,10 +88,10 @@ class SimUplink:
         self._node, self._life, self._disk, self._ledger = node, node.lives, disk, ledger
         self._machine = Uplink(ledger, node.name, node.engine.settings.incarnation, random)
         self._connected: int | None = None
-        """To which life of the relay."""
+        """The life of the relay to which a connection is open."""
 
     def begin(self) -> None:
-        """Start to carry."""
+        """Start to carry records."""
         self._set_timer()
 
     def wake(self) -> None:

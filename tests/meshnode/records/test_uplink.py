@@ -15,7 +15,7 @@ from meshnode.records.uplink import UplinkDriver
 from protocols.base.errors import TransportError
 from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role, node_id
 from protocols.records.curated import Curated
-from protocols.records.uplink import UplinkState
+from protocols.records.events import UplinkState
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.parcels import encode_reading
 from protocols.wire.records import Acknowledgement, Batch, RelayRefusal

@@ -13,6 +13,16 @@ from protocols.base.errors import LocalProtocolError, RemoteProtocolError
 from protocols.base.ids import Incarnation, MonotonicNs, NodeId, UtcNs
 from protocols.base.limits import MAX_BATCH_RECORDS, SECOND
 from protocols.base.time import NEVER
+from protocols.records.events import (
+    RecordRefused,
+    RecordsDelivered,
+    RecordsRenumbered,
+    SaveLedger,
+    SendBatch,
+    ShiftSequences,
+    UplinkChanged,
+    UplinkState,
+)
 from protocols.records.ledger import BatchPlan, Counters, Ledger
 from protocols.records.pending import LedgerEntry
 from protocols.records.uplink import (
@@ -20,15 +30,7 @@ from protocols.records.uplink import (
     REQUEST_TIMEOUT_NS,
     RETRY_MAX_NS,
     RETRY_MIN_NS,
-    RecordRefused,
-    RecordsDelivered,
-    RecordsRenumbered,
-    SaveLedger,
-    SendBatch,
-    ShiftSequences,
     Uplink,
-    UplinkChanged,
-    UplinkState,
     decode_untrusted_answer,
 )
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
