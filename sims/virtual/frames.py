@@ -11,25 +11,25 @@ from typing import Final
 from msgspec.structs import replace
 
 from protocols.base.errors import RemoteProtocolError
-from protocols.wire.frame import Frame as NodeFrame
+from protocols.wire.frame import Frame
 from protocols.wire.gossip import GossipEntries
 from protocols.wire.membership import Heartbeat
 from protocols.wire.readings import Readings
 from sims.virtual.arrivals import Issue
 
-Decode = Callable[[bytes | bytearray], NodeFrame]
+Decode = Callable[[bytes | bytearray], Frame]
 """Parses the bytes of one frame, and raises :class:`RemoteProtocolError` for anything that is no frame."""
 _ENTRIES: Final = GossipEntries  # compiled code finds these at once
 _HEARTBEAT: Final = Heartbeat
 _READINGS: Final = Readings
 
 
-class Frame:
+class SimFrame:
     """One frame, and what decoding found it to be."""
 
     __slots__ = ("accuses", "calm", "data", "decoded", "issue", "others", "readings", "sealed")
 
-    def __init__(self, data: bytes | None, decoded: NodeFrame | None) -> None:
+    def __init__(self, data: bytes | None, decoded: Frame | None) -> None:
         """``data``: None for the end of a pipe. ``decoded``: None for that, and for bytes that are no frame."""
         self.data, self.decoded = data, decoded
         self.calm = False
@@ -52,11 +52,11 @@ class Frame:
             self.sealed = True
 
 
-END: Final = Frame(None, None)
+END: Final = SimFrame(None, None)
 """Stands for the end of a pipe, and for a frame that will never arrive."""
 
 
-def readings_in(frames: Iterable[Frame]) -> int:
+def readings_in(frames: Iterable[SimFrame]) -> int:
     """How many readings some frames carry."""
     return sum([frame.readings for frame in frames])
 
@@ -71,20 +71,20 @@ class SharedDecoder:
         self._decode = decode
         self._texts: dict[str, str] = {}
 
-    def frame_of(self, data: bytes) -> Frame:
+    def frame_of(self, data: bytes) -> SimFrame:
         """The frame that is in these bytes."""
         try:
             decoded = self._decode(data)
         except RemoteProtocolError:  # its receiver will find that out
-            return Frame(data, None)
+            return SimFrame(data, None)
         if type(decoded) is _READINGS:
             decoded = _READINGS(tuple([
                 replace(reading, key=self.same(reading.key), origin=self.same(reading.origin))
                 for reading in decoded.readings
             ]))  # fmt: skip
-        return Frame(data, decoded)
+        return SimFrame(data, decoded)
 
-    def __call__(self, data: bytes | bytearray) -> NodeFrame:
+    def __call__(self, data: bytes | bytearray) -> Frame:
         """The decoder of engines. Errors as ``decode``."""
         frame = self.arriving
         if frame.data is data and frame.decoded is not None:

@@ -22,7 +22,7 @@ from protocols.machine import Event
 from protocols.wire.readings import Reading
 from sims.media.radio import Way
 from sims.virtual.arrivals import Arrival
-from sims.virtual.frames import Frame
+from sims.virtual.frames import SimFrame
 
 MESH: Final = MeshName("sim")
 """The mesh that all simulated nodes belong to."""
@@ -81,7 +81,7 @@ class Pipe:
         self.from_name, self.from_number = self.identity.node, sender.number
         self.stalled_ns = 0
         self.wait_ns = 0
-        self.held: list[Frame] = []
+        self.held: list[SimFrame] = []
 
 
 class Coming:
@@ -89,7 +89,7 @@ class Coming:
 
     __slots__ = ("frame", "pipe", "tick_ns")
 
-    def __init__(self, tick_ns: int, pipe: Pipe, frame: Frame) -> None:
+    def __init__(self, tick_ns: int, pipe: Pipe, frame: SimFrame) -> None:
         self.tick_ns, self.pipe, self.frame = tick_ns, pipe, frame
 
 

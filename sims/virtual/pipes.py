@@ -17,7 +17,7 @@ from typing import Final
 from protocols.base import limits
 from protocols.links.queues import LaneQueue
 from sims.media.radio import Air
-from sims.virtual.frames import END, Frame, SharedDecoder, readings_in
+from sims.virtual.frames import END, SharedDecoder, SimFrame, readings_in
 from sims.virtual.node import Coming, Pipe, SimNode
 from sims.virtual.simulation import Simulation
 
@@ -127,7 +127,7 @@ class Pipes:
         """Put the end of a pipe on its way behind everything that is on it."""
         self._send(pipe, END)
 
-    def _send(self, pipe: Pipe, frame: Frame) -> None:
+    def _send(self, pipe: Pipe, frame: SimFrame) -> None:
         if pipe.aside:
             self._put_aside(pipe, frame)
             return
@@ -170,7 +170,7 @@ class Pipes:
             self.attend(pipe.receiver)
         return pipe.full
 
-    def _put_aside(self, pipe: Pipe, frame: Frame) -> None:
+    def _put_aside(self, pipe: Pipe, frame: SimFrame) -> None:
         """The pipe stands still, or its far end is closed and the sender does not know it yet."""
         pipe.held.append(frame)
         if not pipe.hears:
@@ -193,7 +193,7 @@ class Pipes:
         if pipe.sends:
             self._flush_aside(pipe)
 
-    def _stand_still(self, pipe: Pipe, frame: Frame) -> None:
+    def _stand_still(self, pipe: Pipe, frame: SimFrame) -> None:
         pipe.aside = True
         pipe.held.append(frame)
         pipe.stalled_ns, pipe.wait_ns = self._simulation.now, FIRST_RETRY_NS

@@ -13,7 +13,7 @@ from protocols.wire.readings import Reading
 from sims.media.contract import Links
 from sims.virtual.arrivals import Issue, marked
 from sims.virtual.connections import Connections
-from sims.virtual.frames import Decode, Frame, SharedDecoder
+from sims.virtual.frames import Decode, SharedDecoder, SimFrame
 from sims.virtual.inbox import taken
 from sims.virtual.node import MESH, Pipe, SimNode
 from sims.virtual.pipes import TICK_NS, Pipes
@@ -115,12 +115,12 @@ class Processes(Simulation):
         else:
             self.pipes.flush_one(pipe)
 
-    def _greeted(self, pipe: Pipe, frame: Frame) -> None:
+    def _greeted(self, pipe: Pipe, frame: SimFrame) -> None:
         pipe.greeted = True
         identity, hello = pipe.identity, frame.decoded
         pipe.verified = identity.mesh == MESH and type(hello) is Hello and hello.node == identity.node
 
-    def _issue_in(self, frame: Frame, reading: Reading) -> Issue:
+    def _issue_in(self, frame: SimFrame, reading: Reading) -> Issue:
         """The issue of a reading in a frame, made once for all receivers."""
         if frame.issue is None:
             frame.issue = self.issue_of(reading)
