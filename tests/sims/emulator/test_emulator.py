@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from tests.tools.eventually import LIMIT_S, eventually
 
 from sims.emulator import namespaces, run
 from sims.emulator.air import wire
@@ -39,6 +38,7 @@ from tests.tools.emulator_fixture import (
     emulation,
     processes_below,
 )
+from tests.tools.eventually import LIMIT_S, eventually
 
 pytestmark = pytest.mark.processes
 
