@@ -52,7 +52,7 @@ def load(path: Path) -> Result:
     file = path / RESULT_FILE if path.is_dir() else path
     try:
         if file.stat().st_size > MAX_RESULT_BYTES:
-            raise ResultError(f"{file} is larger than {MAX_RESULT_BYTES // 1024**2} MiB: that is no result")
+            raise ResultError(f"{file} is larger than {MAX_RESULT_BYTES // 1024**2} MiB, so it is not a result")
         data = file.read_bytes()
     except OSError as error:
         raise ResultError(f"can't read {file}: {error.strerror or error}") from error

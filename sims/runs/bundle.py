@@ -102,7 +102,7 @@ def load(path: Path) -> SavedRun:
     file = path / SAVED_FILE if path.is_dir() else path
     try:
         if file.stat().st_size > MAX_SAVED_BYTES:
-            raise ReplayError(f"{file} is larger than {MAX_SAVED_BYTES // 1024**2} MiB: that is no saved run")
+            raise ReplayError(f"{file} is larger than {MAX_SAVED_BYTES // 1024**2} MiB, so it is not a saved run")
         data = file.read_bytes()
     except OSError as error:
         raise ReplayError(f"can't read {file}: {error.strerror or error}") from error

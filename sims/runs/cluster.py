@@ -144,7 +144,7 @@ def _knock(address: str) -> None:
     except ValueError:
         host = port = None
     if not host or not port:
-        raise SweepError(f"--ray {address!r} is no address: give HOST:6379, ray://HOST:10001, or auto")
+        raise SweepError(f"--ray {address!r} is not an address: give HOST:6379, ray://HOST:10001, or auto")
     try:
         socket.create_connection((host, port), ANSWER_S).close()
     except OSError as error:

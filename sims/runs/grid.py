@@ -81,10 +81,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     for piece in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", piece)
         if match is None:
-            raise SweepError(f"--seeds {text}: {piece!r} is no seed; give 20, 5..8 or 1,4,9")
+            raise SweepError(f"--seeds {text}: {piece!r} is not a seed: give 20, 5..8 or 1,4,9")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last - first >= MAX_CELLS:
-            raise SweepError(f"--seeds {text}: {piece.strip()} has no or more than {MAX_CELLS} seeds")
+            raise SweepError(f"--seeds {text}: {piece.strip()} means no seed or more than {MAX_CELLS}")
         seeds |= dict.fromkeys(range(first, last + 1))
     return tuple(seeds)
 
