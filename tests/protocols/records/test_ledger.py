@@ -235,6 +235,17 @@ def test_acknowledged_fates_again_change_nothing() -> None:
     assert ledger.statistics()["delivered"] == 1
 
 
+def test_acknowledged_fates_of_another_shape_are_not_forgotten() -> None:
+    """A range that was joined to another since the batch was made has not been told in that state."""
+    ledger = Ledger(10, 1000)
+    issue(ledger, 2, expires_s=5)
+    ledger.expire(at(6))
+    assert ledger.fates() == [Fate(1, 2, "expired")]
+    for told in (Fate(1, 3, "expired"), Fate(1, 2, "evicted"), Fate(0, 0, "expired")):
+        ledger.acknowledged(BatchPlan((), (told,), 3), Acknowledgement(()))
+    assert ledger.fates() == [Fate(1, 2, "expired")]
+
+
 class LedgerAgainstModel(RuleBasedStateMachine):
     """Any order of events; the model knows each record's state, and storage only what ``changes`` told it."""
 

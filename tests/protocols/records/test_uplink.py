@@ -255,6 +255,19 @@ def test_introduction_that_storage_did_not_take_is_asked_for_again(answer: Ackno
     assert carried.due() == BatchPlan((), (), 1)
 
 
+def test_account_that_storage_did_not_take_does_not_stop_the_uplink() -> None:
+    """Records on a full disk must reach the relay: only that makes room again."""
+    carried = Carried(records=1)
+    carried.due()
+    carried.uplink.receive(Acknowledgement((1,)), carried.now)
+    assert carried.uplink.outgoing() == [SaveLedger()]
+    carried.uplink.not_saved("the disk is full", carried.now)
+    assert carried.uplink.state is UplinkState.CONNECTED
+    carried.issue(1)
+    assert carried.due() == BatchPlan((2,), (), 3)
+    assert carried.ledger.changes().removed == [1], "it goes with the next transaction"
+
+
 def test_records_that_storage_can_not_read_stay_pending() -> None:
     """A disk that fails for a moment must not cost a record."""
     carried = Carried(records=1)
