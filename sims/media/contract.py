@@ -74,8 +74,8 @@ class Links(Protocol):
         """The channel busy ratio that ``node`` sees, 0 to 1."""
 
 
-class Uplink(Protocol):
-    """The way between the nodes and the relay."""
+class RelayLinks(Protocol):
+    """What the cellular network does to streams between the nodes and the relay."""
 
     def uplink_ns(self, node: int, size_bytes: int, now_ns: int, upward: bool = True) -> int | None:
         """When bytes on an open stream between ``node`` and the relay arrive; None without coverage. ``upward``:
@@ -107,5 +107,5 @@ class Overlay(Protocol):
         """End all faults."""
 
 
-class Medium(Links, Uplink, Overlay, Protocol):
+class Medium(Links, RelayLinks, Overlay, Protocol):
     """Everything that a harness needs of the media."""

@@ -127,7 +127,7 @@ class Media:
 
     # --- Uplink ----------------------------------------------------------------------------------------------------
     def uplink_ns(self, node: int, size_bytes: int, now_ns: int, upward: bool = True) -> int | None:
-        """See :class:`sims.media.contract.Uplink`."""
+        """See :class:`sims.media.contract.RelayLinks`."""
         ends = (node, RELAY) if upward else (RELAY, node)
         if self._faulty and self._stands_still(*ends):
             return None
@@ -135,7 +135,7 @@ class Media:
         return self._late_ns(*ends, size_bytes, arrival_ns, now_ns) if self._faulty else arrival_ns
 
     def uplink_connect_ns(self, node: int, now_ns: int) -> int | None:
-        """See :class:`sims.media.contract.Uplink`."""
+        """See :class:`sims.media.contract.RelayLinks`."""
         if self._faulty and self._stands_still(node, RELAY):
             return None
         arrival_ns = self._cellular.connect_ns(node, now_ns)

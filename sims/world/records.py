@@ -24,7 +24,7 @@ from protocols.records.ledger import Ledger
 from protocols.records.rules import CurationRule
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import Reading
-from sims.media.contract import Uplink as Way
+from sims.media.contract import RelayLinks
 from sims.results.histogram import Histogram
 from sims.results.result import Recorder
 from sims.scenario.file import Scenario
@@ -74,7 +74,7 @@ class Records:
     """The records of all nodes that send any."""
 
     def __init__(
-        self, scenario: Scenario, driver: SimDriver, way: Way, recorder: Recorder, random: Random,
+        self, scenario: Scenario, driver: SimDriver, links: RelayLinks, recorder: Recorder, random: Random,
         planted: frozenset[str], patterns: Callable[[], Sequence[Pattern]] = tuple,
     ) -> None:  # fmt: skip
         """``planted``: bugs, see :mod:`sims.world.bugs`. ``patterns``: made anew for each life of a node."""
@@ -83,7 +83,7 @@ class Records:
             "all", "**", int(curation.interval_s * limits.SECOND), lifespan_ms=int(curation.lifespan_s * 1_000)
         )  # fmt: skip
         self._patterns = patterns
-        self._driver, self._way, self._recorder, self._random = driver, way, recorder, random
+        self._driver, self._links, self._recorder, self._random = driver, links, recorder, random
         self._planted, self._max_records = planted, curation.max_records
         self._hosts = {
             name: _Host() for group in scenario.groups if group.relay for name in scenario.members(group.name)
@@ -106,7 +106,7 @@ class Records:
         ledger = host.ledger = host.disk.read_ledger(self._max_records)
         bugs.plant(ledger, self._planted)
         host.curator, host.timer_ns = Curator((self._rule,), self._patterns()), NEVER
-        host.uplink = SimUplink(self._driver, self._way, self._relay, self._random, node, host.disk, ledger, self)
+        host.uplink = SimUplink(self._driver, self._links, self._relay, self._random, node, host.disk, ledger, self)
         host.uplink.begin()
 
     def consider(self, node: SimNode, reading: Reading) -> None:

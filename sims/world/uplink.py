@@ -1,8 +1,9 @@
-"""The uplink of a simulated node: performs what ``protocols.records.uplink`` decides, on a disk and the cellular way.
+"""The uplink of a simulated node: performs what ``protocols.records.uplink`` decides, on a disk and over the air.
 
-Below it is TCP over the cellular way (:class:`sims.media.contract.Uplink`): without coverage, or while nobody answers,
-what was written stands still and is tried again after ever longer pauses, until the node gives the exchange up. What is
-under way arrives, and is stored, even when its node has given up or crashed meanwhile: then the relay gets it twice.
+Below it is TCP over the cellular network (:class:`sims.media.contract.RelayLinks`). Without coverage, or while nobody
+answers, what was written stands still and is tried again after increasing pauses, until the node gives the exchange up.
+What is under way arrives and is stored even when its node has given up or crashed meanwhile; then the relay gets it
+twice.
 
 The machine counts its pauses by virtual time, not by the clock of its node, whose drift is nothing over seconds. CPU
 time is left out, since a batch a second costs next to nothing.
@@ -28,7 +29,7 @@ from protocols.records.events import (
 )
 from protocols.records.ledger import Ledger
 from protocols.records.uplink import Uplink, decode_untrusted_answer
-from sims.media.contract import Uplink as Way
+from sims.media.contract import RelayLinks
 from sims.virtual.driver import SimDriver
 from sims.virtual.node import SimNode
 from sims.world.disk import Disk
@@ -80,11 +81,11 @@ class SimUplink:
     """The uplink of one life of a node."""
 
     def __init__(
-        self, driver: SimDriver, way: Way, relay: Relay, random: Random, node: SimNode, disk: Disk, ledger: Ledger,
-        watch: Watch,
+        self, driver: SimDriver, links: RelayLinks, relay: Relay, random: Random, node: SimNode, disk: Disk,
+        ledger: Ledger, watch: Watch,
     ) -> None:  # fmt: skip
         """``ledger``: what was read from ``disk`` for this life."""
-        self._driver, self._way, self._relay, self._watch = driver, way, relay, watch
+        self._driver, self._links, self._relay, self._watch = driver, links, relay, watch
         self._node, self._life, self._disk, self._ledger = node, node.lives, disk, ledger
         self._machine = Uplink(ledger, node.name, node.engine.settings.incarnation, random)
         self._connected: int | None = None
@@ -184,7 +185,7 @@ class SimUplink:
     def _dial(self, exchange: _Exchange) -> None:
         if self._is_void(exchange):
             return
-        open_ns = self._way.uplink_connect_ns(self._node.number, self._driver.now) if self._relay.up else None
+        open_ns = self._links.uplink_connect_ns(self._node.number, self._driver.now) if self._relay.up else None
         if open_ns is None:
             self._later(exchange, self._dial)
         else:
@@ -208,7 +209,7 @@ class SimUplink:
         if self._is_void(exchange):
             return
         size_bytes = len(exchange.request) + _LENGTH_BYTES
-        there_ns = self._way.uplink_ns(self._node.number, size_bytes, self._driver.now)
+        there_ns = self._links.uplink_ns(self._node.number, size_bytes, self._driver.now)
         if there_ns is None:
             self._later(exchange, self._send)
         else:
@@ -222,7 +223,7 @@ class SimUplink:
         elif relay.life == exchange.relay_life:
             driver.push(driver.now + COMMIT_NS, self._commit, exchange)
         else:  # its kernel knows no such connection
-            reset_ns = self._way.uplink_ns(self._node.number, 0, driver.now, upward=False)
+            reset_ns = self._links.uplink_ns(self._node.number, 0, driver.now, upward=False)
             if reset_ns is not None and not self._is_void(exchange):
                 driver.when_awake(self._node, reset_ns, self._unanswered, exchange)
 
@@ -238,7 +239,7 @@ class SimUplink:
         if self._is_void(exchange) or not self._holds(exchange):
             return
         size_bytes = len(exchange.answer) + _LENGTH_BYTES
-        back_ns = self._way.uplink_ns(self._node.number, size_bytes, self._driver.now, upward=False)
+        back_ns = self._links.uplink_ns(self._node.number, size_bytes, self._driver.now, upward=False)
         if back_ns is None:
             self._later(exchange, self._respond)
         else:

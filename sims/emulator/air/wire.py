@@ -18,7 +18,7 @@ from typing import Final
 from msgspec import Struct, field
 
 from sims.emulator.air.disturbances import Disturbances
-from sims.media.contract import Links, Places, Uplink
+from sims.media.contract import Links, Places, RelayLinks
 
 MAX_UNDER_WAY: Final = 100_000
 """So many frames may be on the air at once, 150 MB at most. Frames beyond are dropped and counted."""
@@ -83,7 +83,7 @@ class Wire:
         places: Places,
         disturbances: Disturbances,
         zero_ns: int,
-        uplink: Uplink | None = None,
+        uplink: RelayLinks | None = None,
     ) -> None:
         """``taps``: non-blocking descriptors, by node number. ``zero_ns``: the monotonic instant of the start of the
         run. ``uplink``: the way to a relay, whose TAP then is the last."""
