@@ -66,7 +66,7 @@ class Node(Host):
         self, config: NodeConfig, folder: Path, identity: NodeIdentity, incarnation: Incarnation,
         parts: Sequence[Part], make_driver: Callable[..., Driver], closing: AsyncExitStack,
     ) -> None:  # fmt: skip
-        """Made on the event loop by :class:`meshnode.opening.ConfiguredNode`, which opens it; ``closing`` ends it."""
+        """:class:`meshnode.opening.ConfiguredNode` makes it on the event loop and opens it; ``closing`` closes it."""
         super().__init__()
         self.config, self.folder, self.identity, self.incarnation = config, folder, identity, incarnation
         self.id, self.role, self.mesh = identity.peer.node, identity.peer.role, identity.peer.mesh
@@ -119,7 +119,7 @@ class Node(Host):
         await self._closing.aclose()
 
     def end(self) -> None:
-        """The last step of closing, and of an opening that failed: nobody is left waiting."""
+        """End publishers and subscriptions, so that nobody waits for ever. The last step of closing."""
         self._closed = True
         self._publishers.clear()
         for publisher in list(self._all_publishers):
@@ -237,7 +237,7 @@ class Node(Host):
         return [*own, *(drop for part in self.parts for drop in part.drops())]
 
     def link_failures(self) -> list[FailedLink]:
-        """With whom no link came about lately, and why; the last one last."""
+        """Peers with whom no link could be opened lately, and why; the latest failure last."""
         return self.driver.link_failures()
 
     def ask(self, subject: str, argument: Any = None) -> Any:
@@ -259,7 +259,8 @@ class Node(Host):
 
     @property
     def uplink_state(self) -> str:
-        """How it stands with the relay: a word, and why when it is not a good one; empty without a relay."""
+        """The state of the connection to the relay: a word, and the reason when it is not a good one; empty without a
+        relay."""
         return self.part(RunningRecords).uplink_state
 
 

@@ -6,7 +6,7 @@ effects, and all that is opened, counted, asked and served. Each method has a de
 It lives on the event loop of its node, in this order:
 
     made      the driver does not exist yet; right afterwards it takes what the part brings to the engine
-    prepare   nothing listens yet: take hold of files and threads
+    prepare   nothing listens yet: open files, start threads
     join      the inbox listens and links come about
     serve     the node is in the mesh: load what takes long, open doors for others
 
@@ -93,7 +93,7 @@ class Host(Publishing[Publisher], Subscribing):
 
     @abstractmethod
     def link_failures(self) -> list[FailedLink]:
-        """With whom no link came about lately, and why; the last one last."""
+        """Peers with whom no link could be opened lately, and why; the latest failure last."""
 
     @abstractmethod
     def ask(self, subject: str, argument: Any = None) -> Any:
@@ -128,7 +128,7 @@ class RunningPart:
 
     # --- to the engine ---------------------------------------------------------------------------------------------
     def machines(self) -> Sequence[Machine]:
-        """Machines of its own, beside those of every engine."""
+        """Its own machines, beside those that every engine has."""
         return ()
 
     def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
@@ -147,13 +147,13 @@ class RunningPart:
 
     # --- life ------------------------------------------------------------------------------------------------------
     async def prepare(self, closing: AsyncExitStack) -> None:
-        """Take hold of what it needs; nothing listens yet."""
+        """Open files and start threads. Nothing listens yet."""
 
     async def join(self, closing: AsyncExitStack) -> None:
-        """The inbox listens."""
+        """Begin to work with neighbours: the inbox listens."""
 
     async def serve(self, closing: AsyncExitStack) -> None:
-        """The node is in the mesh."""
+        """Load what takes long, and let others in: the node is in the mesh."""
 
     def renewed(self, credentials: CredentialFiles, ends: datetime) -> None:
         """The node's certificate was replaced. Called on a thread. :raises IdentityError: when it can't be used."""
@@ -164,7 +164,7 @@ class RunningPart:
         return {}
 
     def drops(self) -> Iterable[DropCount]:
-        """What it dropped."""
+        """Readings and frames that it dropped."""
         return ()
 
     def capabilities(self) -> Iterable[str]:
@@ -178,7 +178,7 @@ class RunningPart:
 
     # --- over HTTP; on the event loop ------------------------------------------------------------------------------
     def routes(self, service: HttpService) -> "Sequence[BaseRoute]":
-        """Routes of its own."""
+        """Its own routes."""
         return ()
 
     def node_view(self) -> Mapping[str, Any]:

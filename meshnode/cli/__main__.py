@@ -1,4 +1,4 @@
-"""``python -m meshnode.cli``, for where the console script is not on the path."""
+"""``python -m meshnode.cli``, for hosts where the console script is not on the path."""
 
 from meshnode.cli.main import main
 

@@ -1,4 +1,4 @@
-"""What the doctor looks at. Every check only reads and probes; a finding that is not ``ok`` says what to do."""
+"""The checks of the doctor. Each only reads and probes; a finding that is not ``ok`` says what to do."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ _DAYS_TO_RENEW: Final = 7
 _MAX_SEEDS: Final = 8
 _MAX_LINKS: Final = 16
 _RECENT_S: Final = 120
-"""Whoever fails still is dialled again within 30 s; older failures are history."""
+"""A link that still fails is tried again within 30 s, so older failures are over."""
 _OLDEST_UTC_S: Final = 1_735_689_600
 """2025-01-01: this software is younger, so an earlier clock was never set."""
 _RESERVE_BYTES: Final = 64 * 1024 * 1024
@@ -54,7 +54,7 @@ class Finding:
 
 
 def examine(config_path: Path, parts: Sequence[Part] = ()) -> Iterator[Finding]:
-    """Run all checks, in the order in which a node would stumble over them."""
+    """Run all checks, in the order in which a node would meet what they look at."""
     try:
         config = load(config_path, parts)
     except ConfigError as error:
@@ -82,7 +82,7 @@ def examine(config_path: Path, parts: Sequence[Part] = ()) -> Iterator[Finding]:
 
 
 def _running(config: NodeConfig) -> dict[str, Any] | None:
-    """What the node itself says, if it runs and can be asked."""
+    """The view of the running node, if it runs and can be asked."""
     http = config.of(HttpSection)
     if not http.enabled or http.port == 0:
         return None
@@ -94,7 +94,7 @@ def _running(config: NodeConfig) -> dict[str, Any] | None:
 
 
 def _links(running: dict[str, Any]) -> Iterator[Finding]:
-    """With whom the running node failed to have a link lately."""
+    """Links that the running node could not open lately."""
     failures = running.get("link_failures", [])  # a node of an older version does not tell
     recent = [failed for failed in failures if failed["last_s"] <= _RECENT_S][-_MAX_LINKS:]
     for failed in recent:

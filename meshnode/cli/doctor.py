@@ -1,4 +1,4 @@
-"""``meshnode doctor``: is everything there that a node needs, and what to do about what is not."""
+"""``meshnode doctor``: whether a node has everything it needs, and what to do about what is missing."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""``meshnode peers`` and ``meshnode watch``: who is there, and how it goes."""
+"""``meshnode peers`` and ``meshnode watch``: the neighbours of a node, and a live view of it."""
 
 import time
 from pathlib import Path
@@ -61,7 +61,7 @@ def watch(node_config: Path | None, http_address: str | None, once: bool, interv
 
 
 class _Frame:
-    """What is shown, and the moment before, for rates."""
+    """One picture of the node, made from two moments because it shows rates."""
 
     def __init__(self, api: NodeApi) -> None:
         self._api = api

@@ -1,4 +1,4 @@
-"""Questions to the host and the network, each with a time limit and without a trace."""
+"""Probes of the host and the network. Each has a time limit and leaves nothing behind."""
 
 import ctypes
 import secrets
@@ -25,12 +25,12 @@ _TIME_ERROR: Final = 5
 
 
 class ProbeFailed(Exception):
-    """What was asked for did not come; the message says what and what to do."""
+    """A probe failed; the message says what happened and what to do."""
 
     def __init__(self, message: str, absent: bool = False) -> None:
         super().__init__(message)
         self.absent = absent
-        """Nobody was there, as opposed to the wrong one."""
+        """Whether nobody answered, as opposed to somebody else."""
 
 
 # --- clock -----------------------------------------------------------------------------------------------------------

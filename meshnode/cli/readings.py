@@ -1,4 +1,4 @@
-"""``meshnode pub`` and ``meshnode sub``: put a reading into the mesh, and see those that pass."""
+"""``meshnode pub`` and ``meshnode sub``: publish a reading, and show readings as they come."""
 
 import json
 import os
@@ -111,7 +111,7 @@ def sub(
 
 
 def _end_with_reader() -> None:
-    """End the process once nobody reads its output: between two readings, no write would tell."""
+    """End the process once nobody reads its output. Between two readings there is no write that would fail."""
     output = select.poll()
     try:
         output.register(sys.stdout.fileno(), 0)

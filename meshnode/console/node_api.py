@@ -49,10 +49,10 @@ class NodeApi:
     host: str
     port: int
     named_by: str
-    """How the user chose it, for messages."""
+    """How the user chose the node, for messages."""
 
     def get(self, path: str) -> Any:
-        """What a path holds. :raises MeshError: the node says no, or there is no node."""
+        """The content of a path. :raises MeshError: the node refuses, or there is no node."""
         return json.loads(self.exchange("GET", path)[0])
 
     def exchange(

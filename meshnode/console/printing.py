@@ -1,5 +1,5 @@
-"""How values and durations look to people. What others chose is stripped of control characters: it could rewrite the
-terminal of whoever looks."""
+"""How values and durations look to people. Control characters are removed from what others chose, because they could
+rewrite the reader's terminal."""
 
 import json
 from typing import Any, Final
@@ -45,5 +45,5 @@ def duration(seconds: float) -> str:
 
 
 def print_json(content: Any) -> None:
-    """``content`` for a program, indented for the people who look all the same."""
+    """Print ``content`` as JSON for a program, indented for people who read it too."""
     click.echo(json.dumps(content, indent=1, ensure_ascii=False))

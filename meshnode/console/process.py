@@ -69,7 +69,7 @@ async def serve(
 
 
 def log_to_stderr(level: str, as_json: bool) -> None:
-    """Where the log of a process goes."""
+    """Send the log of the process to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
@@ -80,7 +80,7 @@ def log_to_stderr(level: str, as_json: bool) -> None:
 
 
 class _TextFormatter(logging.Formatter):
-    """One line a message: what a peer sent must not look like lines of ours, nor move the cursor of a terminal."""
+    """One line for each message: what a peer sent must neither look like a line of ours nor move the cursor."""
 
     converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"

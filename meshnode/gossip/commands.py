@@ -1,4 +1,4 @@
-"""``meshnode gossip``: what a node knows of nodes near and far, and from whom."""
+"""``meshnode gossip``: the signed entries that a node holds, and from whom it has them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

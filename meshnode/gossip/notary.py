@@ -42,7 +42,7 @@ class _Author:
 
 @dataclass(frozen=True, slots=True)
 class _Own:
-    """What a renewal replaces, all at once."""
+    """The files of this node. A renewal replaces all of them at once."""
 
     certificate: bytes
     key: ec.EllipticCurvePrivateKey
@@ -50,7 +50,7 @@ class _Own:
 
 
 class Notary:
-    """Of one node. Any thread."""
+    """Signs and checks the entries of one node. Methods may be called from any thread."""
 
     def __init__(self, credentials: CredentialFiles, mesh: MeshName) -> None:
         """:raises IdentityError: when a file can't be read."""
@@ -59,7 +59,7 @@ class Notary:
         self._authors: dict[bytes, _Author | None] = {}
 
     def seal(self) -> Seal:
-        """For the engine."""
+        """Signing, checking and hashing, as the engine takes them."""
         return Seal(self.sign, self.verify, lambda data: hashlib.sha256(data).digest())
 
     def renew(self, credentials: CredentialFiles) -> None:
@@ -104,7 +104,7 @@ def _read(credentials: CredentialFiles) -> _Own:
 
 
 def _untrusted_author(data: bytes, authority: x509.Certificate, mesh: MeshName) -> _Author | None:
-    """Whom a certificate from an entry names; None when it names nobody of this mesh."""
+    """The author that a certificate in an entry names; None when it names nobody of this mesh."""
     try:
         certificate = x509.load_der_x509_certificate(data)
         certificate.verify_directly_issued_by(authority)

@@ -27,7 +27,7 @@ def gossip_routes(entries: Callable[[], list[EntryView]]) -> list[Route]:
 
 
 def entry_form(view: EntryView) -> dict[str, Any]:
-    """An entry as the HTTP API gives it; ``address`` is null for other kinds, and for a body that is none."""
+    """An entry as the HTTP API gives it; ``address`` is null for other kinds, and for a malformed body."""
     address: dict[str, Any] | None = None
     if view.kind == ADDRESS:
         try:

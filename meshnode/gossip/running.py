@@ -37,7 +37,7 @@ class RunningGossip(RunningPart):
         return self._notary.seal()
 
     def handlers(self) -> Mapping[type[Event], Callable[[Any], object]]:
-        """Entries taken and refused."""
+        """It logs which entries were taken and refused."""
         return {EntryAccepted: _entry_was_accepted, EntryRefused: _entry_was_refused}
 
     def entries(self) -> list[EntryView]:
@@ -50,7 +50,7 @@ class RunningGossip(RunningPart):
 
     # --- life ------------------------------------------------------------------------------------------------------
     async def join(self, closing: AsyncExitStack) -> None:
-        """Remember what was known before, and say where this node is, now and whenever that changes."""
+        """Restore the entries that were kept, and author the address entry, now and whenever it changes."""
         self._service = GossipService(self.host)
         await asyncio.to_thread(self._service.open)
         closing.push_async_callback(asyncio.to_thread, self._service.save)

@@ -43,14 +43,14 @@ class GossipService:
     """Authors the address entry of one node and keeps its store on disk."""
 
     def __init__(self, host: Host) -> None:
-        """``host`` listens."""
+        """``host`` must be listening already."""
         self._host, self._ends = host, host.certificate_ends
         self._file = host.config.node.state_dir / "gossip.msgpack"
         self._said = b""
         self._kept: frozenset[bytes] = frozenset()
 
     def open(self) -> None:
-        """Remember what was known, and say where this node is."""
+        """Restore the entries that were kept, and author the address entry."""
         stored = load(self._file)
         self._host.driver.act(lambda engine, now: engine.gossip.restore(stored, now))
         self.say()
@@ -93,7 +93,7 @@ class GossipService:
         self._host.driver.act(lambda engine, now: engine.gossip.put(ADDRESS, body, lifetime_s, now))
 
     async def run(self) -> None:
-        """Look again and again until cancelled."""
+        """Look for changes until cancelled."""
         saved_s = time.monotonic()
         while True:
             await asyncio.sleep(LOOK_S)
@@ -103,7 +103,7 @@ class GossipService:
                 await asyncio.to_thread(self.save)
 
     def save(self) -> None:
-        """Write what is held, if it is not what was written."""
+        """Write the entries held, if they changed since the last time."""
         stored = self._host.driver.look(lambda engine, now: engine.gossip.stored(now))
         kept = frozenset(entry.data for entry in stored)
         if kept == self._kept:
@@ -123,7 +123,7 @@ class GossipService:
 
 
 def load(file: Path) -> list[Stored]:
-    """What a former life kept, older by the time since; nothing when there is no such file or it can't be read."""
+    """The entries that an earlier run kept, older by the time since; none when the file is missing or unreadable."""
     try:
         with file.open("rb") as kept:
             content = kept.read(_MAX_FILE_BYTES)  # a larger one is no more readable than a torn one
@@ -138,7 +138,7 @@ def load(file: Path) -> list[Stored]:
 
 
 def own_hosts(listen: str, advertise: Sequence[str], interfaces: Sequence[str]) -> list[str]:
-    """Where neighbours reach the inbox: what is advertised, or the one address it listens on, or those of the host."""
+    """The addresses of the inbox: those that are advertised, or the one that it listens on, or those of the host."""
     if advertise:
         return list(advertise)
     try:

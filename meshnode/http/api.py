@@ -56,7 +56,7 @@ class Api:
         self._ends.append(end)
 
     def leave(self, drain_s: float) -> None:
-        """No longer ready: end streams now and everything else after ``drain_s``."""
+        """The node closes: end streams now, and everything else after ``drain_s``."""
         self.leaving = True
         for end in self._ends:
             end()
@@ -78,13 +78,13 @@ class Api:
         return json_response(ready)
 
     async def metrics(self, _: Request) -> Response:
-        """Everything countable, for Prometheus."""
+        """All metrics, for Prometheus."""
         content, media_type = await asyncio.to_thread(self._metrics.exposition)
         return Response(content, media_type=media_type)
 
     # --- who and what ----------------------------------------------------------------------------------------------
     async def node_view(self, _: Request) -> Response:
-        """Who the node is and how it stands."""
+        """The identity and the state of the node."""
         host = self.host
         position, ends = host.position, host.certificate_ends
         view = {

@@ -1,7 +1,7 @@
-"""What every request passes before it is looked at, and the one form that all errors have.
+"""The checks that every request passes first, and the one form that all errors have.
 
-The API asks nobody who they are: being on this host is the permission. So that a web page which somebody on this host
-looks at can't borrow it,
+The API asks nobody who they are: whoever is on this host may use it. A web page that somebody on this host looks at
+must not, so
 
 - the ``Host`` header must be a loopback name (DNS rebinding makes any other name point here);
 - an ``Origin`` header, which browsers add to what a page sends elsewhere, must be of loopback too;

@@ -40,12 +40,12 @@ class ReadingsApi:
         ]
 
     def end_streams(self) -> None:
-        """The node leaves."""
+        """End all streams, because the node leaves."""
         for subscription in list(self._streams):
             subscription.close()
 
     async def stream_readings(self, request: Request) -> Response:
-        """Readings as they come, one JSON object a line."""
+        """Stream readings as they come, one JSON object a line."""
         asked = _Query(request.query_params, "key conflate history own count timeout_s max_rate_hz hops")
         count = asked.whole("count", 0, _MAX_COUNT)
         timeout_s = asked.number("timeout_s", 0.0, _MAX_TIMEOUT_S)
@@ -83,7 +83,7 @@ class ReadingsApi:
 
 
 class _ReadingStream(StreamingResponse):
-    """Owns its subscription: it ends with the response, however that ends."""
+    """A response that owns its subscription, and ends it however the response ends."""
 
     def __init__(
         self, subscription: Subscription, count: int, timeout_s: float | None, streams: set[Subscription]

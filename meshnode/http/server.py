@@ -1,8 +1,8 @@
 """The HTTP server of a node: uvicorn inside the node's own event loop.
 
 Invariants: no signal handler is touched; an idle server has no timer (uvicorn alone wakes up ten times a second); while
-the node closes, streams end, inferences get ``DRAIN_S`` to finish, and only then are connections cut; a connection that
-asks for nothing takes no place that another needs.
+the node closes, streams end, inferences get ``DRAIN_S`` to finish, and only then are connections cut; a connection
+without a request gives way when another needs its place.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from protocols.base.errors import TransportError
 DRAIN_S: Final = 1.0
 """How long a closing node lets inferences finish; what runs longer is answered 503."""
 MAX_CONNECTIONS: Final = 128
-"""More are told to come back later. Each may hold a body or a stream."""
+"""Further ones are told to come back later. Each may hold a body or a stream."""
 SILENT_S: Final = 1.0
-"""A connection without a request for so long is closed when all are taken, the longest silent first. Young ones are
-spared: of many that come at once all would be closed before they could ask."""
+"""When all places are taken, connections that made no request for so long are closed, the longest silent first. Younger
+ones are spared, because of many that come at once all would be closed before they could ask."""
 MAX_HEADER_BYTES: Final = 32 * 1024
 
 
@@ -82,7 +82,7 @@ class _Embedded(uvicorn.Server):
         self.listening, self.stopping = asyncio.Event(), asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Tell :meth:`HttpServer.start`."""
+        """Let :meth:`HttpServer.start` know that it listens."""
         await super().startup(sockets)
         self.listening.set()
 
@@ -92,12 +92,13 @@ class _Embedded(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals belong to the process."""
+        """Leave signals to the process."""
         yield
 
 
 class _Connection(H11Protocol):
-    """Makes place for itself: uvicorn bounds neither the time before a first request nor that of its head."""
+    """A connection that makes silent ones give way: uvicorn bounds neither the time before a first request nor the time
+    that its head takes."""
 
     asked_s = 0.0
     """When it was opened, or its last request was answered; on the clock of the loop."""
@@ -116,12 +117,12 @@ class _Connection(H11Protocol):
             connection.transport.abort()
 
     def on_response_complete(self) -> None:
-        """Its silence begins anew."""
+        """Count its silence from now on."""
         self.asked_s = self.loop.time()
         super().on_response_complete()
 
     def is_silent(self, now_s: float) -> bool:
-        """Whether it has asked for nothing for long."""
+        """Whether it has made no request for ``SILENT_S``."""
         waits = getattr(self.cycle, "response_complete", True)  # there is no cycle before the first request
         return bool(waits) and now_s - self.asked_s >= SILENT_S
 

@@ -33,7 +33,7 @@ class Renewal:
         return tuple(_stamp(file) for file in files)
 
     async def run(self) -> None:
-        """Look again and again until cancelled."""
+        """Look at the files until cancelled."""
         while True:
             await asyncio.sleep(CHECK_S)
             now = self._look()

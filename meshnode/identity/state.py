@@ -14,7 +14,7 @@ _WAY_OUT = "make it writable, free some disk, or set [node] state_dir to another
 
 
 class StateFolder:
-    """Held open for the life of a node."""
+    """The folder, locked for this process until it is closed."""
 
     def __init__(self, path: Path) -> None:
         """Create the folder if missing and lock it.
@@ -37,7 +37,7 @@ class StateFolder:
             ) from error
 
     def next_incarnation(self) -> Incarnation:
-        """A number above all former ones: seconds since 1970, or one more than the last when the clock went back.
+        """A number above all earlier ones: seconds since 1970, or one more than the last when the clock went back.
 
         Written and synced before it is used, so that not even a crash repeats one. 32 bits of it order readings.
 
@@ -65,5 +65,5 @@ class StateFolder:
         return Incarnation(incarnation)
 
     def close(self) -> None:
-        """Let another process have it. Idempotent."""
+        """Release the folder for other processes. Idempotent."""
         self._lock.close()

@@ -82,7 +82,7 @@ class ComputeService:
         self._tell()
 
     def cancel(self, run: int) -> None:
-        """Nobody wants it any more."""
+        """Stop a run whose result nobody wants any more."""
         with self._lock:
             cancellation = self._cancels.pop(run, None)
         if cancellation is not None:

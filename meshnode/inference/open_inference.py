@@ -61,7 +61,7 @@ class RequestForm(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class InferenceCall:
-    """A request, understood."""
+    """A parsed request."""
 
     id: str
     inputs: "dict[str, NDArray[Any]]"

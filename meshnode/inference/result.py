@@ -1,4 +1,4 @@
-"""What an inference gave: the same for a node in this process and for one that an application is connected to."""
+"""The result of an inference, the same for a node in this process and for one that an application is connected to."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

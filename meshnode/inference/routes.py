@@ -78,17 +78,17 @@ class OpenInference:
 
     # --- server ----------------------------------------------------------------------------------------------------
     async def server(self, _: Request) -> Response:
-        """Who serves, and what beyond the core of the protocol."""
+        """The name of the server, and which extensions of the protocol it has."""
         return json_response({
             "name": "meshnode", "version": self._service.version, "extensions": ["binary_tensor_data", "parameters"]
         })  # fmt: skip
 
     async def live(self, _: Request) -> Response:
-        """The server answers."""
+        """The server is alive."""
         return json_response({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """As ``/readyz``."""
+        """The same as ``/readyz``."""
         return await self._service.readyz(request)
 
     # --- models ----------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ class OpenInference:
         return name, loaded, offers
 
     async def model(self, request: Request) -> Response:
-        """What a model takes and gives; of a model that only neighbours have, its name and who offers it."""
+        """The inputs and outputs of a model. For one that only neighbours have: its name and who offers it."""
         name, loaded, offers = self._find(request)
         if loaded is not None:
             offers = [(node, offer) for node, offer in offers if offer.digest == loaded.digest]
@@ -223,7 +223,7 @@ def _signature(tensor: TensorSignature) -> dict[str, Any]:
 
 
 def _report(result: InferenceResult) -> dict[str, str | float]:
-    """Who computed and for how long: parameters may only be texts, numbers and bools."""
+    """Who computed and for how long, as parameters, which may only be texts, numbers and bools."""
     return {
         "ran_on": result.ran_on,
         "took_ms": round(result.took_ms, 3),

@@ -50,11 +50,11 @@ class RunningInference(RunningPart):
 
     # --- to the engine ---------------------------------------------------------------------------------------------
     def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
-        """Runs of models."""
+        """It starts and cancels runs of models."""
         return {Compute: self._compute.start, CancelCompute: self._cancel}
 
     def handlers(self) -> Mapping[type[Event], Callable[[Any], object]]:
-        """Answers."""
+        """It hands the answers to those who asked."""
         return {Answered: self._answered}
 
     def _cancel(self, effect: CancelCompute) -> None:
@@ -68,7 +68,7 @@ class RunningInference(RunningPart):
 
     # --- life ------------------------------------------------------------------------------------------------------
     async def prepare(self, closing: AsyncExitStack) -> None:
-        """Runs may be asked for from the first neighbour on."""
+        """See that the threads end. The first neighbour may already ask for a run."""
         closing.callback(self._fail_all)
         closing.push_async_callback(asyncio.to_thread, self._compute.close)
 

@@ -1,4 +1,4 @@
-"""One application as its node sees it: what its frames do, and what goes back.
+"""One application as its node sees it: it does what frames ask for, and sends back what they get.
 
 Everything runs on the server's thread, except deliveries, events and answers of inferences, which come from any thread.
 Errors of the tree go back to the application by name; a malformed frame raises, and the server hangs up.
@@ -66,7 +66,7 @@ _TELL_DROPS_NS = 100 * limits.MS
 
 @dataclass(frozen=True, slots=True)
 class ProcessCredentials:
-    """Who the kernel says is at the other end."""
+    """The process and the user at the other end, as the kernel says."""
 
     pid: int
     uid: int
@@ -91,7 +91,7 @@ class _Fallen(Drops):
         self.wanted: dict[int, _Wanted] = {}
 
     def count(self, peer: str, key: str, reason: str, number: int = 1) -> None:
-        """``key``: as :meth:`Application._deliver` made it."""
+        """``key`` is as :meth:`Application._deliver` made it."""
         subscription, _, stream = key.partition(" ")
         if stream:
             wanted = self.wanted.get(int(subscription))
@@ -121,9 +121,9 @@ class Application:
 
     # --- life ------------------------------------------------------------------------------------------------------
     def receive(self, data: bytes | bytearray) -> bool:
-        """Do what a frame says; False: hang up, after what is queued.
+        """Do what a frame asks for. False: hang up, after sending what is queued.
 
-        :raises RemoteProtocolError: for what is no frame, or not one of this moment.
+        :raises RemoteProtocolError: for a malformed frame, or one that may not come now.
         """
         try:
             frame = decode_untrusted_application_frame(data)
@@ -181,12 +181,12 @@ class Application:
         return True
 
     def farewell(self, frame: Closing) -> None:
-        """Try to say why, once: nobody waits for it."""
+        """Try once to send the reason for hanging up."""
         with self.outgoing.lock:
             self.pipe.try_send(encode_local(frame))
 
     def end(self) -> None:
-        """The connection is gone: so is all that it asked for."""
+        """The connection is gone: end everything that the application asked for."""
         self.outgoing.detach()
         for wanted in list(self._drops.wanted.values()):
             self._unsubscribe(wanted.number)
@@ -258,7 +258,7 @@ class Application:
             self._host.driver.unsubscribe(wanted.handle)
 
     def _deliver(self, wanted: _Wanted, reading: Reading) -> None:
-        """Any thread; never waits."""
+        """Send a reading. Called on any thread, and never waits."""
         left_ms = 0
         if reading.lifespan_ms:
             left_ms = max(1, reading.lifespan_ms - (time.time_ns() - reading.when.utc_ns) // limits.MS)
@@ -267,7 +267,7 @@ class Application:
         self.outgoing.send_reading(name, parcel, reading.priority, left_ms, wanted.conflate)
 
     def flush(self) -> None:
-        """The socket takes bytes again."""
+        """Send what waits, because the socket takes bytes again."""
         self.outgoing.flush()
         now = time.monotonic_ns()
         if now - self._told_ns >= _TELL_DROPS_NS or not self.outgoing.waiting_readings:
@@ -338,7 +338,7 @@ class Application:
         self._send(encode_local(frame), needed)
 
     def _send(self, data: bytes, needed: bool) -> None:
-        """``needed``: an application that does not take it would wait for ever, so it is hung up on."""
+        """``needed``: without this frame the application would wait for ever, so hang up if it can't be queued."""
         try:
             self.outgoing.send_control(data)
         except BoundExceeded as error:
@@ -347,6 +347,6 @@ class Application:
                 self.pipe.shut_down()
 
     def notify(self, frame: bytes) -> None:
-        """Send an event; any thread."""
+        """Send an event. May be called from any thread."""
         if self.name:
             self._send(frame, needed=False)

@@ -94,7 +94,7 @@ class NodeAway(Struct, frozen=True):
 
 
 class NodeBack(Struct, frozen=True):
-    """The node answers again; subscriptions are in place and readings that waited go out."""
+    """The node answers again. Subscriptions are renewed, and readings that waited are being sent."""
 
     incarnation: Incarnation
     """A larger one than before: the node was restarted."""
@@ -153,7 +153,7 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing):
         await self.close()
 
     async def close(self) -> None:
-        """Hand over what waits, for at most half a second, and disconnect. The node goes on. Idempotent."""
+        """Send what waits, for at most half a second, and disconnect. The node goes on. Idempotent."""
         self._closed = True
         await asyncio.to_thread(self.session.close)
         self._publishers.clear()

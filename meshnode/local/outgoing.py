@@ -1,8 +1,8 @@
-"""What one end of a local connection still has to send: straight out when the socket takes it, else a bounded queue.
+"""What one end of a local connection sends: at once when the socket takes it, else by a bounded queue.
 
-The rules are those of a neighbour's lane (``protocols.links.queues``): control frames first, then readings by priority;
-when the other end is slow the oldest readings of the lowest priority fall, counted, and nobody waits. Readings gather
-to frames of up to 64 while the socket is full, and never otherwise. Without a pipe readings wait for the next one.
+The rules are those of a neighbour's lane (``protocols.links.queues``): control frames go first, then readings by
+priority. When the other end is slow, the oldest readings of the lowest priority are dropped and counted, and nobody
+waits. Readings gather to frames of up to 64 only while the socket is full. Without a pipe they wait for the next one.
 
 Any thread may call any method; ``flush`` belongs to the thread that watches the socket.
 """
@@ -25,7 +25,7 @@ class Outgoing:
     """The sending half of a connection."""
 
     def __init__(self, name: str, drops: Drops) -> None:
-        """``drops`` counts what falls, under the peer ``name``; whoever else reads it holds ``lock``."""
+        """``drops`` counts what is dropped, under the peer ``name``; whoever else reads it holds ``lock``."""
         self.lock = threading.Lock()
         self.drops = drops
         self._name = name
@@ -44,7 +44,7 @@ class Outgoing:
             watch(True)
 
     def detach(self) -> None:
-        """The pipe is gone. Readings wait for the next one; control frames concerned this one and go with it."""
+        """The pipe is gone. Readings wait for the next one; control frames are discarded, because they concerned it."""
         with self.lock:
             if self._pipe is not None and self._pipe.backed_up:
                 self.drops.count(self._name, "", "link_lost")
@@ -54,7 +54,7 @@ class Outgoing:
             self._last.clear()
 
     def clear(self, reason: str) -> None:
-        """Nobody will take what waits: count it."""
+        """Discard and count what waits, because nobody will take it."""
         with self.lock:
             if self._gathered is not None:
                 self._gathered = None
@@ -69,7 +69,7 @@ class Outgoing:
 
     @property
     def waiting_readings(self) -> int:
-        """Readings that wait; racy, for people."""
+        """How many readings wait, read without the lock: a figure for people."""
         return self._readings.waiting_readings
 
     def send_reading(self, key: str, parcel: bytes, priority: int, lifespan_ms: int, conflate: bool = False) -> bool:
@@ -138,7 +138,7 @@ class Outgoing:
         return True
 
     def flush(self) -> None:
-        """The socket takes bytes: send what waits, as far as it goes."""
+        """The socket takes bytes: send as much as it takes of what waits."""
         with self.lock:
             pipe = self._pipe
             while pipe is not None and pipe.flush():

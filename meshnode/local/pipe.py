@@ -25,10 +25,10 @@ _JOINED_BYTES = 16 * 1024
 
 
 class Pipe:
-    """One end of a connection. The greeting is sent at once and that of the other end expected first."""
+    """One end of a connection. It sends its greeting at once, and expects that of the other end first."""
 
     def __init__(self, sock: socket.socket) -> None:
-        """Takes ``sock``, connected, over."""
+        """Take over ``sock``, which is connected."""
         sock.setblocking(False)
         self._sock = sock
         self.descriptor = sock.fileno()
@@ -45,11 +45,11 @@ class Pipe:
     # --- sending ---------------------------------------------------------------------------------------------------
     @property
     def backed_up(self) -> bool:
-        """Whether the end of a frame still waits: call :meth:`flush` when the socket takes bytes again."""
+        """Whether the rest of a frame still waits: call :meth:`flush` when the socket takes bytes again."""
         return self._rest is not None
 
     def try_send(self, frame: bytes) -> bool:
-        """Send a frame if the socket takes its beginning now; False: not taken, or the other end is gone."""
+        """Send a frame if the socket takes its beginning now. False: it was not taken, or the other end is gone."""
         if self._rest is not None and not self.flush():
             return False
         head = _HEAD.pack(_MESSAGE, len(frame))
@@ -81,9 +81,9 @@ class Pipe:
 
     # --- receiving -------------------------------------------------------------------------------------------------
     def receive(self) -> list[bytes | bytearray] | None:
-        """What one read of the socket completes; None when the other end is gone.
+        """The frames that one read of the socket completes; None when the other end is gone.
 
-        :raises RemoteProtocolError: for bytes that are no such wire, or a frame above ``MAX_FRAME_BYTES``.
+        :raises RemoteProtocolError: for bytes of another protocol, or a frame above ``MAX_FRAME_BYTES``.
         """
         try:
             if self._large is not None:
@@ -141,7 +141,7 @@ class Pipe:
         return frames
 
     def shut_down(self) -> None:
-        """End the connection from any thread: both ends read its end, and whoever receives here closes."""
+        """End the connection from any thread. Both ends then read its end, and the receiving thread closes it."""
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 

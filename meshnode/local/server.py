@@ -38,7 +38,7 @@ class LocalServer:
     """Serves applications until :meth:`close`."""
 
     def __init__(self, host: Host) -> None:
-        """``host`` is open, and closes this first."""
+        """``host`` must be open, and closes the server first."""
         self._host = host
         self._applications: dict[int, Application] = {}  # by descriptor
         self._next = 1
@@ -87,7 +87,7 @@ class LocalServer:
         return sorted(counts.items())
 
     def _happened(self, event: Event) -> None:
-        """Any thread."""
+        """Send an event to the applications. Called on any thread."""
         applications = list(self._applications.values())
         if not applications:
             return
@@ -148,7 +148,7 @@ class LocalServer:
         application.outgoing.attach(pipe, lambda wanted: self._epoll.modify(descriptor, _BOTH if wanted else _READ))
 
     def _serve(self, application: Application, mask: int) -> None:
-        """One turn of one application: at most one read of its socket, so that a busy one leaves room for others."""
+        """Serve one application once: at most one read of its socket, so that a busy one leaves time for others."""
         try:
             if mask & select.EPOLLOUT:
                 application.flush()

@@ -1,9 +1,9 @@
-"""An application's connection to its node: the thread that receives, questions and answers, and coming back.
+"""An application's connection to its node: the receiving thread, questions and their answers, and reconnecting.
 
-When the node goes, questions fail at once, readings to be published wait in the bounded queue, and the socket is looked
-at again after 50 ms, doubled up to a second, until a node answers. The receiving thread does all of that; what it
-receives it hands to ``on_frame``. A question asked on the receiving thread itself (by a callback) reads on until its
-answer is there, and what came before that is handed out after the callback, in order.
+When the node goes, questions fail at once, and readings to be published wait in the bounded queue. The socket is tried
+again after 50 ms, then after twice as long each time up to a second, until a node answers. The receiving thread does
+all of that, and hands what it receives to ``on_frame``. A question asked on the receiving thread itself (by a callback)
+reads on until its answer is there; what came before the answer is handed out after the callback, in order.
 """
 
 import logging
@@ -51,7 +51,7 @@ _ANSWER_S: Final = limits.LOCAL_ANSWER_TIMEOUT_NS / limits.SECOND
 _DRAIN_S: Final = 0.5
 """How long a closing application tries to hand over what waits."""
 _STEADY_S: Final = 2.0
-"""A connection that lasted longer is no reason to look for the node more and more rarely."""
+"""After a connection that lasted longer, the pauses between attempts to reconnect start small again."""
 _MAX_BACKLOG: Final = 4_096
 """Frames put off while a callback waits for an answer."""
 
@@ -107,7 +107,7 @@ class Session:
         return welcome
 
     def close(self) -> None:
-        """Hand over what waits, for at most half a second, and let go. Idempotent; not from a callback."""
+        """Send what waits, for at most half a second, and disconnect. Idempotent. Not to be called by a callback."""
         if self._closing or not self._thread.ident:
             return
         ends_s = time.monotonic() + _DRAIN_S
@@ -157,7 +157,7 @@ class Session:
         return answer
 
     def say(self, frame: ApplicationFrame, last: bool = False) -> None:
-        """Send a frame; ``last``: after all readings that wait.
+        """Send a frame. ``last``: send it after all readings that wait.
 
         :raises TransportError: when the node is away. :raises BoundExceeded: when it does not take what was asked.
         """
@@ -166,7 +166,7 @@ class Session:
             raise TransportError(f"the node at {self.path} is away ({self._away}): wait for NodeBack, or try again")
 
     def _read_on(self, question: _Question) -> None:
-        """Wait for an answer on the very thread that receives it."""
+        """Wait for an answer on the thread that receives it."""
         pipe, ends_s = self._pipe, time.monotonic() + _ANSWER_S
         while pipe is not None and question.answer is None and (left_s := ends_s - time.monotonic()) > 0:
             frames = self._poll(pipe, left_s)
@@ -215,7 +215,7 @@ class Session:
             self._epoll.close()
 
     def _serve(self) -> str:
-        """Hand out what comes until the connection ends: why."""
+        """Hand out what comes until the connection ends; returns why it ended."""
         pipe = self._pipe
         assert pipe is not None
         reason = "the connection ended"
@@ -262,7 +262,7 @@ class Session:
             return frames
         except RemoteProtocolError as error:
             self.frames_malformed += 1
-            _log.warning("the node at %s sent what is no frame: %s", self.path, error)
+            _log.warning("the node at %s sent a malformed frame: %s", self.path, error)
             return None
 
     def _connect(self) -> Welcome:

@@ -1,1 +1,1 @@
-"""What an application publishes and subscribes with."""
+"""Publishers and subscriptions of the Python API."""

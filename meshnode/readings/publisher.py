@@ -1,4 +1,4 @@
-"""What a node's own process publishes with."""
+"""The publisher of a node in this process."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ with others."""
 
 
 def not_open(node: NodeId) -> LocalProtocolError:
-    """What somebody gets who uses a node that is closed."""
+    """The error of a method of a node that is closed."""
     return LocalProtocolError(f"the node {node} is not running: use it inside 'async with meshnode.open(…) as node:'")
 
 

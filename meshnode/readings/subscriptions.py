@@ -1,4 +1,4 @@
-"""What an application holds of a subscription: a handle, and for ``async for`` a bounded queue behind it."""
+"""A subscription as an application holds it: a handle, with a bounded queue for ``async for``."""
 
 import asyncio
 import threading
@@ -37,7 +37,7 @@ class Subscription:
         self._on_close = on_close
 
     def take(self, reading: Reading) -> None:
-        """Queue a reading; any thread."""
+        """Queue a reading. May be called from any thread."""
         with self._lock:
             if self._conflate:
                 stream = (reading.origin, reading.key)
@@ -96,7 +96,7 @@ class Subscription:
             return await self.__anext__()
 
     def close(self) -> None:
-        """End it; an ``async for`` over it ends after what is queued. Idempotent, any thread."""
+        """End it; an ``async for`` over it ends after what is queued. Idempotent. May be called from any thread."""
         if not self._closed:
             self._closed = True
             if self._on_close is not None:

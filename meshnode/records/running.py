@@ -59,7 +59,8 @@ class RunningRecords(RunningPart):
     # --- what it tells ---------------------------------------------------------------------------------------------
     @property
     def uplink_state(self) -> str:
-        """How it stands with the relay: a word, and why when it is not a good one; empty without a relay."""
+        """The state of the connection to the relay: a word, and the reason when it is not a good one; empty without a
+        relay."""
         uplink = self._recorder.uplink if self._recorder is not None else None
         return "" if uplink is None else f"{uplink.state.value} {uplink.detail}".strip()
 

@@ -1,4 +1,4 @@
-"""The UTC clock of a trial's process, which can be wrong by so much and run so much too fast.
+"""The UTC clock of a trial's process, which can be made wrong and made to drift.
 
 ``time.time`` and ``time.time_ns`` are replaced in the whole process, before anything of the node is imported: default
 arguments hold on to what they find then. The monotonic clock stays as it is. All that the node does by the wall clock
@@ -16,7 +16,7 @@ _true_ns = time.time_ns
 
 
 class WallClock:
-    """Made once in a process; right until it is told otherwise."""
+    """The clock of this process, made once. It is right until it is told otherwise."""
 
     def __init__(self) -> None:
         self._offset_ns = 0
@@ -29,12 +29,12 @@ class WallClock:
         time.time = lambda: self.now_ns() / _BILLION
 
     def set(self, offset_ns: int, drift_ppb: int, since_ns: int) -> None:
-        """Wrong by ``offset_ns`` at the monotonic instant ``since_ns``, and by ``drift_ppb`` nanoseconds more for each
-        second since."""
+        """Make it wrong by ``offset_ns`` at the monotonic instant ``since_ns``, and by ``drift_ppb`` nanoseconds more
+        for each second since then."""
         self._offset_ns, self._drift_ppb, self._since_ns = offset_ns, drift_ppb, since_ns
 
     def now_ns(self) -> int:
-        """What it shows, in nanoseconds since 1970."""
+        """The time that it shows, in nanoseconds since 1970."""
         now_ns = _true_ns() + self._offset_ns
         if self._drift_ppb:
             now_ns += (time.monotonic_ns() - self._since_ns) * self._drift_ppb // _BILLION

@@ -63,8 +63,8 @@ def trial(config_path: Path, plan_path: Path, journal_path: Path, hold: bool) ->
 
 
 def _held(node: str, control: "Control") -> float:
-    """Wait for the line that lets the node go, the age of the trial in seconds; lines before and after it are told to
-    the node."""
+    """Wait for the line that lets the node go, the age of the trial in seconds. The node is told the lines before and
+    after it."""
     from meshnode.trial.control import Lines
 
     click.echo(f"holding {node}")

@@ -1,4 +1,4 @@
-"""What a trial is told while it runs: lines of JSON on its standard input, from whoever holds it (``--hold``).
+"""What a trial can be told while it runs, by lines of JSON on its standard input (``--hold``).
 
     ["clock", offset_ns, drift_ppb, since_ns]
                               UTC is wrong by so much, and gains so many nanoseconds in each second since that instant
@@ -8,7 +8,7 @@
     ["entries"]               write every gossip entry that is held, or comes to be held, into the journal
     ["send", frame]           send a frame (base64) to every neighbour as it is, genuine or not
 
-A line that is none of these is written down and passed over.
+Any other line is written into the journal and skipped.
 """
 
 import os
@@ -66,15 +66,15 @@ Command = SetClock | SlowModels | UnderstateLoad | TellEntries | SendRaw
 
 
 class Lines:
-    """Lines that come in on a descriptor. Without a lock that a daemon thread would hold when the process ends, as
-    ``sys.stdin`` has one."""
+    """Lines that come in on a descriptor. ``sys.stdin`` has a lock, which a waiting daemon thread would still hold when
+    the process ends; this has none."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._waiting = b""
 
     def next(self) -> bytes | None:
-        """The next one, blocking; longer than ``MAX_LINE_BYTES``: its beginning. None: none is left."""
+        """Wait for the next line, cut to ``MAX_LINE_BYTES``; None when there is none left."""
         line = b""
         while True:
             part, end, self._waiting = self._waiting.partition(b"\n")
@@ -87,7 +87,7 @@ class Lines:
 
 
 class Control:
-    """Obeys lines."""
+    """Does what lines say."""
 
     def __init__(self, node: TrialNode, clock: WallClock, note: Callable[..., None]) -> None:
         """``note(what, …)``: writes a line into the journal."""
@@ -99,7 +99,7 @@ class Control:
         node.on_event(self._happened)
 
     def listen(self, lines: Lines) -> None:
-        """Obey until no line is left, on a thread of its own."""
+        """Obey lines on a thread of its own until none is left."""
         threading.Thread(target=self._listen, args=(lines,), name="control", daemon=True).start()
 
     def _listen(self, lines: Lines) -> None:

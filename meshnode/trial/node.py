@@ -70,7 +70,8 @@ class Condition:
 
 
 class _TimedModel(LoadedModel):
-    """Models of one name and size of answer are the same file to neighbours: they compute the same."""
+    """A model that takes a given time. Neighbours hold models of the same name and size of answer for the same file,
+    because they compute the same."""
 
     def __init__(self, model: TrialModel, condition: Condition) -> None:
         self.compute_s = model.compute_ms / 1_000
@@ -81,7 +82,7 @@ class _TimedModel(LoadedModel):
 
     @property
     def run_ns(self) -> int:
-        """Of one run, now."""
+        """How long one run takes now."""
         return int(self.compute_s * self._condition.slowed * limits.SECOND)
 
     def _compute(self, feeds: "dict[str, Any]", wanted: tuple[str, ...], cancel: Cancellation) -> list[Any]:
@@ -95,7 +96,7 @@ class _TimedModel(LoadedModel):
 
 
 class TrialCompute(ComputeService):
-    """Timed models beside those of the configuration, and lies about all of them."""
+    """Runs timed models beside those of the configuration, and can lie about all of them."""
 
     def __init__(
         self, models: Mapping[str, ModelSection], how: InferenceSection, computed: Callable[[int, InferAnswer], None],
@@ -106,7 +107,7 @@ class TrialCompute(ComputeService):
         self._condition = condition
 
     def load_models(self) -> None:
-        """See :class:`ComputeService`; nothing of timed models has to be measured."""
+        """See :class:`ComputeService`. Timed models need not be measured."""
         super().load_models()
         self.models.update(self._timed)
 
@@ -122,7 +123,7 @@ class TrialCompute(ComputeService):
 
 
 class _TrialDriver(Driver):
-    """Sends what the engine knows nothing of."""
+    """A driver that can send frames of which the engine knows nothing."""
 
     def send_raw(self, frame: bytes) -> int:
         """Put a frame on one open lane to each neighbour; returns how many took it."""
@@ -135,7 +136,7 @@ class _TrialDriver(Driver):
 
 
 class TrialNode(ConfiguredNode):
-    """See the module. It can be told things before it opens."""
+    """The node of a trial. It can be told things before it opens."""
 
     def __init__(self, config: NodeConfig, folder: Path, timed: Sequence[TrialModel] = ()) -> None:
         timed_inference = dataclasses.replace(INFERENCE, start=partial(_TimedInference, self, timed))
@@ -151,7 +152,7 @@ class TrialNode(ConfiguredNode):
 
     # --- what it can be told; any thread ---------------------------------------------------------------------------
     def slow_models(self, factor: float) -> None:
-        """Timed models take so many times as long from now on; 1: as long as the plan says."""
+        """Make timed models take so many times as long from now on; 1: as long as the plan says."""
         self.condition.slowed = factor
 
     def understate_load(self, factor: float) -> None:

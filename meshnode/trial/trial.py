@@ -4,7 +4,7 @@ The journal is one JSON array a line: ``[what, instant, …]``, the instant in n
 all processes of one computer share. Lines are gathered in memory and written twice a second by a thread of their own,
 so that writing disturbs no latency. ``docs/howto/emulate-a-topology.md`` lists them.
 
-Left out: anything that compares nodes; whoever has all journals does that.
+It compares nothing between nodes: whoever has all journals does that.
 """
 
 import asyncio
@@ -47,11 +47,11 @@ from protocols.wire.readings import Reading
 from protocols.wire.tensors import tensor_of
 
 ENTRY_KIND = "spread"
-"""Of the gossip entries that a trial puts in."""
+"""The kind of the gossip entries that a trial authors."""
 _ENTRY_LIFETIME_S = 3_600
 _WRITE_EVERY_S = 0.5
 _MAX_WAITING = 1_000_000
-"""Lines in memory: a disk that does not take them must not take the node with it."""
+"""Lines kept in memory at most: a disk that does not take them must not bring down the node."""
 
 
 class TrialReadings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -69,7 +69,7 @@ class TrialReadings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class TrialEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A gossip entry that a trial puts in."""
+    """A gossip entry that a trial authors."""
 
     at_s: Annotated[float, Meta(ge=0)]
     """Age of the trial; one that is older when the node opens leaves it out."""
@@ -109,7 +109,7 @@ def load_plan(path: Path) -> TrialPlan:
 
 
 class Journal:
-    """Lines of a trial. :meth:`note` may be called on any thread and costs less than a microsecond."""
+    """The journal of a trial. :meth:`note` may be called on any thread and costs less than a microsecond."""
 
     def __init__(self, path: Path) -> None:
         """:raises ConfigError: the file can't be written."""
@@ -135,11 +135,11 @@ class Journal:
         self._file.close()
 
     def note(self, what: str, *rest: Any) -> None:
-        """A line with the instant of now."""
+        """Note a line with the present instant."""
         self.note_at(time.monotonic_ns(), what, *rest)
 
     def note_at(self, instant_ns: int, what: str, *rest: Any) -> None:
-        """A line about an earlier instant."""
+        """Note a line with an earlier instant."""
         if len(self._lines) < _MAX_WAITING:
             self._lines.append((what, instant_ns, *rest))
         else:
@@ -163,10 +163,10 @@ class Journal:
 
 
 class Trial:
-    """A node under trial: listens to it, and publishes and asks while it is between :meth:`begin` and :meth:`end`."""
+    """Listens to a node under trial, and publishes and asks in its name between :meth:`begin` and :meth:`end`."""
 
     def __init__(self, configured: TrialNode, plan: TrialPlan, journal: Journal, age_s: float = 0.0) -> None:
-        """``age_s``: of the trial, now; what it was to do earlier is left out."""
+        """``age_s`` is the age of the trial now; what it should have done earlier is left out."""
         self._plan, self._journal = plan, journal
         self._node: Node
         self._began_s = time.monotonic() - age_s
@@ -304,7 +304,7 @@ class Trial:
 
 
 def _failure(error: MeshError) -> str:
-    """In the words of ``protocols.inference.events.Answered``."""
+    """The failure in the words of ``protocols.inference.events.Answered``."""
     match error:
         case BudgetExhausted():
             return "late"

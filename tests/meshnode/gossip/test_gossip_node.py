@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 import meshnode.gossip.service
 import meshnode.identity.renewal
+import meshnode.links.mdns  # here: while it is loaded, its library starts a process, which these tests may not
 from meshnode.gossip.notary import Notary
 from meshnode.gossip.routes import entry_form, gossip_routes
 from meshnode.gossip.running import RunningGossip
