@@ -337,7 +337,7 @@ class Engine:
         return views(self.membership, self.lanes, self.inference, now)
 
     def statistics(self) -> dict[str, int]:
-        """Counters by name, where those of a machine begin with its name. They only grow, except those in ``_held``."""
+        """Counters by name, where those of a machine begin with its name. They only grow, except gauges of parts."""
         counters = {"frames_received": self._frames_received, **self._counters, **self.membership.counters()}
         for name, counts in (
             (self.readings.name, self.readings.counters()),

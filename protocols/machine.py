@@ -87,7 +87,7 @@ class Machine(Protocol):
         return ()
 
     def counters(self) -> dict[str, int]:
-        """Counters by name. They only grow, except those that end in ``_held``."""
+        """Counters by name. They only grow, except those that the capability's part declares as gauges."""
         return {}
 
 
