@@ -1,6 +1,6 @@
-"""Kinds of text and rules that sections of a configuration share, each with the check of its form.
+"""Types of text and rules that sections of a configuration share, each with the check of its form.
 
-A check takes the value and returns a complaint with the way out, or None.
+A check takes the value and returns None, or what is wrong and what to do.
 """
 
 import ipaddress
@@ -44,7 +44,7 @@ def _check_loopback(value: str) -> str | None:
         loopback = value == "localhost"
     if loopback:
         return None
-    return "is reachable by others, and HTTP here asks nobody who they are: use '127.0.0.1', with a proxy before it"
+    return "is reachable by others, and the HTTP server has no log-in: use '127.0.0.1', with a proxy in front of it"
 
 
 def _check_announced(value: str) -> str | None:

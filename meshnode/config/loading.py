@@ -1,6 +1,6 @@
-"""From a TOML file to a ``NodeConfig``, checked once and wholly.
+"""Turns a TOML file into a ``NodeConfig``, which is checked once and completely.
 
-Paths in the file become relative to its folder. What is wrong is reported all at once, one line each.
+Paths in the file become relative to its folder. All mistakes are reported at once, one line each.
 """
 
 import tomllib
@@ -18,18 +18,18 @@ from protocols.base.ids import node_id
 _S = TypeVar("_S", bound=PartSection)
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
-"""Largest configuration file: a wrong path could name a disk image."""
+"""The largest configuration file, because a wrong path could name a disk image."""
 
 
 def own_tables() -> dict[str, type[Section]]:
-    """The tables of the node itself, by name; those of its parts come on top."""
+    """The tables of the node itself, by name; those of its parts are not among them."""
     return {name: hint for name, hint in hints_of(NodeConfig).items() if name != "sections"}
 
 
 def read_config(tables: dict[str, Any], path: Path, kinds: Iterable[type[PartSection]]) -> NodeConfig:
     """Check what :func:`read_toml` gave of the file ``path``. ``kinds``: the sections of all parts of the node.
 
-    :raises ConfigError: everything that is wrong in it, one line each with key, value and the way out.
+    :raises ConfigError: names every mistake on a line of its own, with key, value and what to do.
     """
     own, parts = own_tables(), {kind.table: kind for kind in kinds}
     reader = TableReader(folder=path.absolute().parent, tables={**own, **parts})
@@ -54,10 +54,10 @@ def read_config(tables: dict[str, Any], path: Path, kinds: Iterable[type[PartSec
 
 
 def read_section(path: Path | str, kind: type[_S]) -> _S:
-    """One section of a file, or its defaults. Nothing else in the file is checked: whoever asks may be another user
-    than the node, and know less of its parts.
+    """One section of a file, or its defaults. Nothing else in the file is checked, because the caller may be another
+    user than the node and know fewer parts.
 
-    :raises ConfigError: the file can't be read, or everything that is wrong in that table.
+    :raises ConfigError: the file can't be read, or the table has mistakes; names all of them.
     """
     path = Path(path)
     reader = TableReader(folder=path.absolute().parent)
@@ -95,7 +95,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _with_defaults(table: dict[str, Any]) -> dict[str, Any]:
-    """Add the defaults that are no constants: paths beside the file, named after ``[node] id``."""
+    """Add the defaults that are not constants: paths beside the file, named after ``[node] id``."""
     node, identity = table.get("node"), table.get("identity", {})
     files: dict[str, Any] = identity_names("")
     try:

@@ -1,4 +1,4 @@
-"""From TOML tables to frozen sections, collecting every problem on the way.
+"""Turns TOML tables into frozen sections, and collects every problem on the way.
 
 A section is a struct whose annotations are its schema: ``Annotated[int, Meta(ge=0, le=65_535, description=…)]``.
 The same annotations check what Python code constructs and make the reference page, so the three can't drift apart.
@@ -29,7 +29,7 @@ from protocols.base.ids import NodeId, node_id
 MAX_PROBLEMS_SHOWN: Final = 40
 """Lines of one error: a binary file renamed to .toml could otherwise fill the journal."""
 MAX_TABLE_ENTRIES: Final = 1_000
-"""Entries of one list or of one table with free names: nobody writes more by hand."""
+"""Entries of one list or of one table with free names: nobody writes more by hand, so more is a mistake."""
 
 
 class Section(Struct, frozen=True, kw_only=True):
@@ -62,9 +62,9 @@ class Problem(Struct, frozen=True):
     key: str
     """Dotted, as in ``models.plate.path``; empty for the whole file."""
     value: str | None
-    """As shown to a person; None when the key is missing."""
+    """The value as a person sees it; None when the key is missing."""
     text: str
-    """What is wrong and the way out."""
+    """What is wrong and what to do."""
 
     def __str__(self) -> str:
         if not self.key:
@@ -117,7 +117,7 @@ UNREADABLE: Final = Unreadable()
 class TableReader:
     """Reads values by their annotations and keeps the problems.
 
-    ``folder`` is what relative paths are relative to; None: values come from Python, and no file is looked at.
+    Relative paths start at ``folder``; None: values come from Python, and no file is looked at.
     ``tables`` are all tables of the file by name, to tell where a misplaced key belongs.
     """
 
@@ -259,7 +259,7 @@ class TableReader:
         return self.build(section, values, key, prefix)
 
     def build(self, section: type[Struct], values: Mapping[str, Any], key: str, prefix: str) -> Any:
-        """The section of values that are right on their own, or ``UNREADABLE`` after a report of what conflicts."""
+        """A section of values that are valid one by one, or ``UNREADABLE`` after a report of those that conflict."""
         try:
             return section(**values)
         except SectionInvalid as error:
@@ -269,7 +269,7 @@ class TableReader:
         return UNREADABLE
 
     def report_unknown(self, name: str, item: object, prefix: str, known: list[str]) -> None:
-        """Keep the problem of a key that nobody declares, with what its author may have meant."""
+        """Keep the problem of an undeclared key, with what its author may have meant."""
         self.problems.append(Problem(prefix + _quoted(name), shown(item), self._unknown_key(name, known)))
 
     def report_missing(self, name: str, hint: Any, prefix: str) -> None:

@@ -1,6 +1,6 @@
 """The reference page of the configuration, made from its declarations. ``python -m meshnode.cli.reference`` prints it.
 
-Invariant: the page names every key with its type, unit, range and default, because it is made from what checks them.
+Invariant: the page names every key with its type, unit, range and default, because the declarations also check them.
 """
 
 import types
@@ -63,9 +63,9 @@ config = NodeConfig(
 )
 ```
 
-The node's own sections have names of their own; those of its parts stand in `sections`, each at most once. Values are
-checked in the same way, and `ConfigError` names all that are wrong. Whether files exist is checked only when a file is
-read.
+The node's own sections are arguments of their own; those of its parts go into `sections`, each at most once. Values are
+checked in the same way, and `ConfigError` names all that are wrong. Whether files exist is checked only when a TOML
+file is read.
 """
 
 

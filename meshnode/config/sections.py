@@ -29,13 +29,11 @@ def identity_names(node: str) -> dict[str, str]:
 
 
 class NodeSection(Section, frozen=True, kw_only=True):
-    """Who the node is."""
+    """The node's name, place and clock."""
 
     table: ClassVar[str] = "node"
 
-    id: Annotated[
-        NodeId, Meta(description="Name of the node, unique in its mesh; must equal the one in its certificate.")
-    ]
+    id: Annotated[NodeId, Meta(description="Name of the node, unique in its mesh; the same as in its certificate.")]
     state_dir: Annotated[Path, Meta(description="Folder for what must survive a restart: outbox, incarnation.")] = Path(
         "state"
     )
@@ -43,7 +41,7 @@ class NodeSection(Section, frozen=True, kw_only=True):
         Position | None,
         Meta(
             description="Fixed position of a node that does not move, WGS 84: `{ latitude_deg, longitude_deg, "
-            "accuracy_m, altitude_m, heading_deg }`, the last two optional. A moving node gets it from a sensor.",
+            "accuracy_m, altitude_m, heading_deg }`, the last two optional. A sensor gives that of a moving node.",
         ),
     ] = None
     clock_uncertainty_ms: Annotated[
@@ -53,7 +51,7 @@ class NodeSection(Section, frozen=True, kw_only=True):
 
 
 class IdentitySection(Section, frozen=True, kw_only=True):
-    """The files that prove who the node is, PEM."""
+    """The PEM files that prove who the node is."""
 
     table: ClassVar[str] = "identity"
 
@@ -112,8 +110,8 @@ class ListenSection(Section, frozen=True, kw_only=True):
     priority: Annotated[
         Literal["normal", "high", "realtime"],
         Meta(
-            description="Of the receiving thread of `express`, on which callbacks run too, among all programs of the "
-            "computer: `high` (nice -10) and `realtime` (round robin) as far as the system allows it."
+            description="Priority of the receiving thread of `express`, on which callbacks run too, among all programs "
+            "of the computer: `high` (nice -10) and `realtime` (round robin) only if the system allows it."
         ),
     ] = "high"
     host: Annotated[Bound, Meta(description="Address to listen on; `0.0.0.0` or `::` for all of the host.")] = "0.0.0.0"  # noqa: S104 - neighbours come from outside; both sides of every connection show a certificate
@@ -122,7 +120,7 @@ class ListenSection(Section, frozen=True, kw_only=True):
         tuple[Announced, ...],
         Meta(
             max_length=limits.MAX_ADVERT_ADDRESSES,
-            description="IP addresses announced to neighbours; empty: those of the host.",
+            description="IP addresses to announce to neighbours; empty: those of the host.",
         ),
     ] = ()
 
@@ -142,13 +140,14 @@ class DiscoverySection(Section, frozen=True, kw_only=True):
     ] = ()
 
     def conflicts(self) -> Iterator[Problem]:
-        """Interfaces of a discovery that is off."""
+        """Interfaces that are given although mDNS is off."""
         if self.interfaces and not self.mdns:
             yield Problem("interfaces", None, "is given but mdns = false: remove it, or set mdns = true")
 
 
 class MembershipSection(Section, frozen=True, kw_only=True):
-    """How fast a silent neighbour is given up. Lower is a faster fail-over and more false alarms on busy computers."""
+    """How fast a silent neighbour is given up. Lower values detect failures faster and raise more false alarms on busy
+    computers."""
 
     table: ClassVar[str] = "membership"
 
@@ -160,23 +159,23 @@ class MembershipSection(Section, frozen=True, kw_only=True):
         Meta(ge=100, le=120_000, description="Silence on an open link until suspicion; at least twice the heartbeat."),
     ] = limits.SUSPECT_AFTER_SILENCE_NS // limits.MS
     suspicion_min_ms: Annotated[
-        int, Meta(ge=10, le=120_000, description="From suspect to dead when every other neighbour agrees.")
+        int, Meta(ge=10, le=120_000, description="Time from suspect to dead when every other neighbour agrees.")
     ] = limits.SUSPICION_MIN_NS // limits.MS
     suspicion_max_ms: Annotated[
-        int, Meta(ge=10, le=120_000, description="From suspect to dead when nobody agrees.")
+        int, Meta(ge=10, le=120_000, description="Time from suspect to dead when nobody agrees.")
     ] = limits.SUSPICION_MAX_NS // limits.MS
     lost_link_suspicion_ms: Annotated[
-        int, Meta(ge=10, le=120_000, description="From suspect to dead when the neighbour's connections are gone too.")
+        int, Meta(ge=10, le=120_000, description="Time from suspect to dead if its connections are gone too.")
     ] = limits.LOST_LINK_SUSPICION_NS // limits.MS
     dial_timeout_ms: Annotated[
         int, Meta(ge=100, le=60_000, description="A dialled neighbour that has not answered by then is given up.")
     ] = limits.DIAL_TIMEOUT_NS // limits.MS
     max_neighbours: Annotated[
-        int, Meta(ge=1, le=limits.MAX_NEIGHBOURS, description="Neighbours at once; further ones are refused.")
+        int, Meta(ge=1, le=limits.MAX_NEIGHBOURS, description="The most neighbours at once; further ones are refused.")
     ] = limits.MAX_NEIGHBOURS
 
     def conflicts(self) -> Iterator[Problem]:
-        """Times that contradict one another."""
+        """Pairs of times that contradict each other."""
         if self.suspect_after_silence_ms < 2 * self.heartbeat_interval_ms:
             yield Problem(
                 "suspect_after_silence_ms",
@@ -193,7 +192,7 @@ class MembershipSection(Section, frozen=True, kw_only=True):
 
 
 class AccessSection(Section, frozen=True, kw_only=True):
-    """Who may do what. What no rule allows is denied."""
+    """Who may publish, subscribe and infer what. What no rule allows is denied."""
 
     table: ClassVar[str] = "access"
 
@@ -235,14 +234,14 @@ class NodeConfig(Section, frozen=True, kw_only=True):
     access: AccessSection = AccessSection()
     log: LogSection = LogSection()
     sections: tuple[PartSection, ...] = ()
-    """Of the node's parts, at most one of each table. A table that is left out has its defaults."""
+    """The sections of the node's parts, at most one of each table. A table that is left out has its defaults."""
 
     def given(self, kind: type[_S]) -> _S | None:
         """The section of that kind, if there is one."""
         return next((section for section in self.sections if isinstance(section, kind)), None)
 
     def of(self, kind: type[_S]) -> _S:
-        """The section of that kind, or its defaults. Not for kinds with keys that must be given."""
+        """The section of that kind, or its defaults. It must not be used for kinds with required keys."""
         return self.given(kind) or kind()
 
     def with_sections(self, *sections: PartSection) -> Self:

@@ -13,6 +13,6 @@ class HttpSection(PartSection, frozen=True, kw_only=True):
 
     table: ClassVar[str] = "http"
 
-    enabled: Annotated[bool, Meta(description="Serve HTTP.")] = True
+    enabled: Annotated[bool, Meta(description="Run the HTTP server.")] = True
     host: Annotated[Loopback, Meta(description="Loopback address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port; 0 takes any free one.")] = 8470

@@ -49,11 +49,11 @@ class ModelsSection(PartSection, frozen=True, kw_only=True):
 
 
 class InferenceSection(PartSection, frozen=True, kw_only=True):
-    """How the node computes, and when it lets others."""
+    """How the node computes, and when it asks others."""
 
     table: ClassVar[str] = "inference"
 
-    workers: Annotated[int, Meta(ge=1, le=64, description="Runs at the same time.")] = 1
+    workers: Annotated[int, Meta(ge=1, le=64, description="How many runs go on at the same time.")] = 1
     local: Annotated[
         bool, Meta(description="Compute own requests here when that is fastest; false: neighbours only.")
     ] = True

@@ -19,7 +19,7 @@ class LocalSection(PartSection, frozen=True, kw_only=True):
 
     table: ClassVar[str] = "local"
 
-    enabled: Annotated[bool, Meta(description="Let them connect.")] = True
+    enabled: Annotated[bool, Meta(description="Let local applications connect.")] = True
     socket: Annotated[
         str,
         Meta(
@@ -38,7 +38,7 @@ class LocalSection(PartSection, frozen=True, kw_only=True):
     ] = "0600"
 
     def conflicts_in(self, config: NodeConfig) -> Iterator[Problem]:
-        """A socket that no kernel makes. A default that is too long is left out by the node, with a warning."""
+        """A path too long for a socket. If the default is too long, the node warns and opens no socket."""
         path = socket_of(config)
         chosen = self.enabled and self.socket != LocalSection().socket
         if chosen and (length := len(os.fsencode(path))) > limits.MAX_SOCKET_PATH_BYTES:
@@ -59,7 +59,7 @@ def load_local_socket(path: Path | str) -> Path:
     """Where the node of a configuration file lets applications connect. Nothing else in the file is checked, and its
     keys need not be readable: the application may be another user than the node.
 
-    :raises ConfigError: the file can't be read, or it names no such place.
+    :raises ConfigError: the file can't be read, or it lets no application connect.
     """
     path = Path(path)
     table = read_toml(path)

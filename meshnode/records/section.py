@@ -21,7 +21,7 @@ class CurationSection(Section, frozen=True, kw_only=True):
         Meta(
             min_length=1,
             max_length=limits.MAX_TEXT_CHARS,
-            description="Name of the rule, unique; stands in each record.",
+            description="Unique name of the rule, which each of its records carries.",
         ),
     ]
     keys: Annotated[Expression, Meta(description="Key expression of the readings.")]
@@ -62,8 +62,8 @@ class OutboxSection(PartSection, frozen=True, kw_only=True):
 
     table: ClassVar[str] = "outbox"
 
-    max_records: Annotated[int, Meta(ge=1, le=100_000_000, description="Records kept at most.")] = 100_000
-    max_mib: Annotated[int, Meta(ge=1, le=1_048_576, description="Size kept at most.")] = 256
+    max_records: Annotated[int, Meta(ge=1, le=100_000_000, description="The most records kept.")] = 100_000
+    max_mib: Annotated[int, Meta(ge=1, le=1_048_576, description="The most space that they take.")] = 256
 
     @property
     def max_bytes(self) -> int:
