@@ -3,8 +3,8 @@
 ``async with meshnode.open("vehicle.toml") as node: …`` is where to start; see :class:`meshnode.node.Node`.
 ``meshnode.connect("vehicle.toml")`` gives the same of a node that runs in another process of this computer.
 
-Names are imported when they are used: the relay and the ``mesh`` commands need parts of this package and not its
-threads.
+Names are imported when they are used, because the relay and the ``mesh`` commands need some of this package but not the
+node itself.
 """
 
 from importlib import import_module

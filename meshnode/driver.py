@@ -1,4 +1,4 @@
-"""The engine in the world: one lock, two clocks, and the threads that call it.
+"""Runs the engine in a process: one lock, two clocks, and the threads that call it.
 
 Threads: the transport's receiving thread and I/O thread, a timer thread of our own, and whoever publishes. Rules:
 
@@ -46,8 +46,8 @@ class Driver:
         performers: Mapping[type[Effect], Callable[[Any], None]],
         machines: Iterable[Machine] = (),
     ) -> None:
-        """``performers``: what performs the effects of machines beside membership, by class of effect. They and
-        ``on_event`` are called on any thread and must not block. ``machines``: of further capabilities.
+        """``performers`` gives the function for each class of effect that machines other than membership have. They
+        and ``on_event`` are called on any thread and must not block. ``machines`` are those of further capabilities.
 
         :raises: as :class:`Engine`.
         """
@@ -68,7 +68,7 @@ class Driver:
 
     # --- life ------------------------------------------------------------------------------------------------------
     def start(self, transport: Transport, host: str, port: int) -> int:
-        """Listen and begin to keep time; returns the port. :raises TransportError: as ``Transport.listen``."""
+        """Listen, start the timer thread and return the port. :raises TransportError: as ``Transport.listen``."""
         self._transport = self._outbound.transport = transport  # before it listens: a neighbour may come in at once
         port = transport.listen(host, port)
         with self._lock:
@@ -93,15 +93,15 @@ class Driver:
 
     # --- calls from the node ---------------------------------------------------------------------------------------
     def act(self, call: Callable[[Engine, int], _T]) -> _T:
-        """Call a machine from any thread and see its decisions through: ``call(engine, now)``. What it raises goes to
-        the caller."""
+        """Run ``call(engine, now)`` from any thread, then carry out what the engine decided. What ``call`` raises goes
+        to the caller."""
         result = self.begin(call)
         self.settle()
         return result
 
     def begin(self, call: Callable[[Engine, int], _T]) -> _T:
-        """As :meth:`act`, but leave its decisions to :meth:`settle`: the caller has to note the result before anything
-        comes of it."""
+        """Like :meth:`act`, but leave the decisions to a later :meth:`settle`, so that the caller can note the result
+        before they take effect."""
         with self._lock:
             now = time.monotonic_ns()
             result = call(self.engine, now)
@@ -109,7 +109,7 @@ class Driver:
         return result
 
     def look(self, call: Callable[[Engine, int], _T]) -> _T:
-        """Ask the engine for what it knows; ``call`` decides nothing and doesn't take long."""
+        """Read something from the engine; ``call`` must decide nothing and be quick."""
         with self._lock:
             return call(self.engine, time.monotonic_ns())
 
@@ -157,7 +157,7 @@ class Driver:
         return put
 
     def subscribe(self, expression: str, quality: Quality, callback: ReadingCallback) -> int:
-        """Call ``callback`` for the last known values, here, and for every reading from now on."""
+        """Call ``callback`` for the last known values, on this thread, and then for every new reading."""
         with self._lock:
             now = time.monotonic_ns()
             number, past = self.engine.readings.subscribe(expression, quality, now)
@@ -168,7 +168,7 @@ class Driver:
         return number
 
     def unsubscribe(self, number: int) -> None:
-        """Nothing new is delivered; a callback that has begun, or was about to, may still run once."""
+        """Deliver nothing new; a callback that has begun, or was about to, may still run once."""
         self._handlers.pop(number, None)
         self.act(lambda engine, _: engine.readings.unsubscribe(number))
 
@@ -188,7 +188,7 @@ class Driver:
     def admit(
         self, identity: PeerIdentity | None, detail: str, lane: OutgoingLane | None, remote_host: str
     ) -> str | None:
-        """Whether a handshaken pipe may live. Its events are reported by the next settle, not on this thread."""
+        """Why a pipe must be closed after its handshake; None: it may stay. The next settle reports the events."""
         now = time.monotonic_ns()
         with self._lock:
             if self._closing:
@@ -205,12 +205,12 @@ class Driver:
         return reason
 
     def inbound_opened(self, pipe: int, identity: PeerIdentity, remote_host: str) -> None:
-        """Noted before the pipe's first frame."""
-        # it may be one too many
+        """Tell the engine of a new pipe, before the pipe's first frame."""
+        # the engine may want to close it, when there are too many
         self.act(lambda engine, now: engine.membership.inbound_opened(pipe, identity, remote_host, now))
 
     def inbound_closed(self, pipe: int) -> None:
-        """May start a suspicion."""
+        """Tell the engine that a pipe has closed, which may start a suspicion."""
         self.act(lambda engine, now: engine.inbound_closed(pipe, now))
 
     def frame_received(self, pipe: int, frame: bytes | bytearray) -> None:
@@ -231,7 +231,7 @@ class Driver:
             self._set_timer()
 
     def lane_opened(self, lane: OutgoingLane, identity: PeerIdentity) -> None:
-        """Its greeting is out: the rest may follow."""
+        """Let other frames follow the greeting, which has been sent."""
         link = self._outbound.link_of(lane)
         if link is None:
             return
@@ -239,7 +239,7 @@ class Driver:
         self.act(lambda engine, now: engine.lane_opened(link.dial, identity, now))
 
     def lane_closed(self, lane: OutgoingLane, reason: str) -> None:
-        """Whether to dial again is the engine's to decide."""
+        """Tell the engine, which decides whether to dial again."""
         link = self._outbound.link_of(lane)
         if link is None:
             return
@@ -250,14 +250,14 @@ class Driver:
         self.act(lambda engine, now: engine.lane_closed(link.dial, reason, refused, now))
 
     def lane_writable(self, lane: OutgoingLane) -> None:
-        """What waited goes out together."""
+        """Send everything that waited for the lane."""
         link = self._outbound.link_of(lane)
         if link is not None:
             self._outbound.flush(link)
 
     # --- effects ---------------------------------------------------------------------------------------------------
     def settle(self) -> None:
-        """Perform, report and set the timer until the engine wants nothing more."""
+        """Perform effects and report events until the engine has no more, then set the timer."""
         while True:
             with self._lock:
                 lanes, effects, events = self.engine.lanes.taken(), self.engine.outgoing(), self.engine.events()
@@ -292,7 +292,7 @@ class Driver:
                         self._failed(reading)
 
     def _failed(self, reading: Reading) -> None:
-        """A callback has just raised."""
+        """Count a callback that has just raised, and log it if the count is a power of two."""
         self.callbacks_failed += 1
         # 1, 2, 4, 8 …: a broken callback can't fill a disk
         if self.callbacks_failed & (self.callbacks_failed - 1) == 0:

@@ -11,7 +11,7 @@ from protocols.base.errors import ConfigError
 
 
 def parts_with(more: Sequence[Part] = ()) -> tuple[Part, ...]:
-    """All parts of a node that is given ``more``, in the order of opening.
+    """All parts of a node that is given ``more``, in the order in which they open.
 
     :raises ConfigError: when two have the same name or table.
     """
@@ -24,7 +24,7 @@ def parts_with(more: Sequence[Part] = ()) -> tuple[Part, ...]:
         names.add(part.name)
         for section in part.sections():
             if section.table in tables:
-                raise ConfigError(f"part {part.name!r} declares [{section.table}], which others declare: rename it")
+                raise ConfigError(f"part {part.name!r} declares [{section.table}], which another part has: rename it")
             tables.add(section.table)
     return parts
 
@@ -38,8 +38,8 @@ def load(path: Path | str, more: Sequence[Part] = ()) -> NodeConfig:
     """Read and check a configuration file. Relative paths in it become relative to its folder. ``more``: parts that
     will be handed over when the node is opened.
 
-    :raises ConfigError: the file can't be read, or everything that is wrong in it, one line each with key, value and
-        the way out.
+    :raises ConfigError: when the file can't be read or has mistakes; the message names each mistake on a line of its
+        own, with key, value and what to do.
     """
     path = Path(path)
     tables = read_toml(path)
@@ -47,7 +47,7 @@ def load(path: Path | str, more: Sequence[Part] = ()) -> NodeConfig:
 
 
 def parts_of(config: NodeConfig, more: Sequence[Part] = ()) -> tuple[Part, ...]:
-    """All parts of a node of that configuration: ``more``, and installed ones that have a section in it.
+    """All parts of a node with that configuration: ``more``, and installed ones that have a section in it.
 
     :raises ConfigError: when a section belongs to no part.
     """

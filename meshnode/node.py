@@ -59,8 +59,8 @@ _log = logging.getLogger(__name__)
 
 
 class Node(Host):
-    """A running node. ``async with meshnode.open(…)`` gives it. Once it has closed, methods that need others raise
-    ``LocalProtocolError``, and what it counted can still be read."""
+    """A running node, made by ``async with meshnode.open(…)``. After it has closed, methods that need other nodes raise
+    ``LocalProtocolError``, and its counters can still be read."""
 
     def __init__(
         self, config: NodeConfig, folder: Path, identity: NodeIdentity, incarnation: Incarnation,
@@ -115,7 +115,7 @@ class Node(Host):
         )  # fmt: skip
 
     async def close(self) -> None:
-        """Stop sensing, say goodbye, hand records to the relay, let go of everything. Idempotent."""
+        """Stop sensing, say goodbye, hand records to the relay and release everything. Idempotent."""
         await self._closing.aclose()
 
     def end(self) -> None:
@@ -157,7 +157,7 @@ class Node(Host):
     ) -> InferenceResult:  # fmt: skip
         """Have ``model`` computed by whoever is predicted to be done first: this node, or a neighbour.
 
-        ``inputs``: arrays by input name. ``outputs``: names wanted; none: all. ``deadline_ms``: default from the
+        ``inputs``: arrays by input name. ``outputs``: wanted outputs; empty: all. ``deadline_ms``: default from the
         configuration. ``hedge``: start a second run when the first is late.
 
         :raises ModelUnknown: nobody in reach has it. :raises InputInvalid: inputs of the wrong name, type or shape.
@@ -172,22 +172,22 @@ class Node(Host):
 
     # --- who is there ----------------------------------------------------------------------------------------------
     def peers(self) -> list[PeerView]:
-        """Every neighbour known, with state, round trip, lanes and offers; the dead for two minutes."""
+        """Every neighbour known, with state, round trip, lanes and offers; dead ones stay for two minutes."""
         return self.driver.look(lambda engine, now: engine.peers(now))
 
     def entries(self) -> list[EntryView]:
-        """Every gossip entry held, those of nodes far beyond the neighbours too, by author and kind."""
+        """Every gossip entry held, by author and kind, also those of nodes far beyond the neighbours."""
         return self.part(RunningGossip).entries()
 
     def put_entry(self, kind: str, body: bytes, lifetime_s: int) -> int:
-        """Author a gossip entry for everybody to have, or replace the one of that kind; returns its version. Errors as
-        ``protocols.gossip.machine.Gossip.put``."""
+        """Author a gossip entry that spreads to all nodes, or replace the one of that kind; return its version. It
+        raises the errors of ``protocols.gossip.machine.Gossip.put``."""
         return self.part(RunningGossip).put(kind, body, lifetime_s)
 
     async def wait_for_peers(self, count: int, timeout_s: float = 10.0) -> list[PeerView]:
         """Wait until at least ``count`` neighbours are met and alive.
 
-        :raises TimeoutError: when they are not in time.
+        :raises TimeoutError: when there are fewer in the end.
         """
         async with asyncio.timeout(timeout_s):
             while True:
@@ -241,14 +241,14 @@ class Node(Host):
         return self.driver.link_failures()
 
     def ask(self, subject: str, argument: Any = None) -> Any:
-        """Ask a part of the node what it declared, with plain data. May be called from any thread.
+        """Ask a part of the node one of the questions that it declares, in plain data. May be called from any thread.
 
-        :raises LocalProtocolError: no part answers that; says what can be asked.
+        :raises LocalProtocolError: when no part answers it; the message lists what can be asked.
         """
         answer = self._questions.get(subject)
         if answer is None:
             raise LocalProtocolError(
-                f"nobody answers {subject[:60]!r}: ask for one of {', '.join(sorted(self._questions))}"
+                f"no part answers {subject[:60]!r}: ask for one of {', '.join(sorted(self._questions))}"
             )
         return answer(argument)
 

@@ -1,4 +1,4 @@
-"""From a configuration to a running node: what is opened, in which order, and undone in the opposite one."""
+"""Opens a node from its configuration: what is opened, in which order, and undone in the reverse order."""
 
 import asyncio
 import sys
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from meshnode.links.mdns import Advert, Discovery
 
 _SWITCH_INTERVAL_S: Final = 0.0002
-"""It holds for the whole process. A thread of the application that only computes holds the interpreter this long before
-a reading gets it. Measured between two processes, one way, both with such a thread: p50 5.3 ms at Python's own 5 ms,
-0.66 ms at 0.5 ms, 0.25 ms at 0.1 ms, where publishing in a loop lost a sixth of its rate."""
+"""The interpreter's switch interval, which holds for the whole process. A thread of the application that only computes
+holds the interpreter this long before a thread with a reading gets it. Measured one way between two processes that both
+have such a thread, the median is 5.3 ms at Python's default of 5 ms, 0.66 ms at 0.5 ms and 0.25 ms at 0.1 ms; but at
+0.1 ms publishing in a loop lost a sixth of its rate."""
 
 EventListener = Callable[[Event], None]
 AdvertListener = Callable[[NodeId], None]
@@ -40,7 +41,7 @@ class ConfiguredNode:
     def __init__(
         self, config: NodeConfig, folder: Path, parts: Sequence[Part], driver: Callable[..., Driver] = Driver
     ) -> None:
-        """``folder``: relative paths in options start there. ``parts``: all that it has, in the order of opening."""
+        """Relative paths in options start at ``folder``. ``parts``: all of them, in the order in which they open."""
         self.config = config
         self.id = NodeId(config.node.id)
         self._folder, self._parts, self._driver = folder, tuple(parts), driver
@@ -49,7 +50,7 @@ class ConfiguredNode:
         self._closing = AsyncExitStack()
 
     def on_event(self, listener: EventListener) -> None:
-        """As :meth:`Node.on_event`, from the first event on."""
+        """Like :meth:`Node.on_event`, but from the first event on."""
         self._listeners.append(listener)
 
     def on_advert(self, listener: AdvertListener) -> None:
@@ -58,7 +59,7 @@ class ConfiguredNode:
         self._advert_listeners.append(listener)
 
     async def __aenter__(self) -> Node:
-        """:raises IdentityError, ModelInvalid, StorageError, TransportError, ConfigError: each with the way out."""
+        """:raises IdentityError, ModelInvalid, StorageError, TransportError, ConfigError: each says what to do."""
         self._closing = AsyncExitStack()
         try:
             return await self._open(self._closing)
@@ -112,7 +113,7 @@ class ConfiguredNode:
                 "use its id, or issue a certificate for this one"
             )
         if identity.peer.role not in LINK_ROLES:
-            raise ConfigError(f"{files.certificate} has the role {identity.peer.role.value!r}: a node can't have it")
+            raise ConfigError(f"{files.certificate} has the role {identity.peer.role.value!r}, which a node can't have")
         return identity
 
     def _transport(self, node: Node) -> Transport:
@@ -149,7 +150,7 @@ class ConfiguredNode:
 
 
 def _hint(node: Node, name: str, other: NodeId | None, addresses: tuple[Address, ...]) -> None:
-    """Somebody may be at one of ``addresses``."""
+    """Tell the engine that a node may be at one of ``addresses``."""
     at = tuple((address.host, address.port) for address in addresses)
     node.driver.act(lambda engine, now: engine.membership.hint(name, other, at, now))
 
@@ -167,11 +168,11 @@ def _renewal_of(node: Node, transport: Transport) -> Renewal:
 def open(  # noqa: A001 - ``meshnode.open`` reads as it should
     config: NodeConfig | Path | str, parts: Sequence[Part] = ()
 ) -> ConfiguredNode:
-    """A node, running inside ``async with``. ``config``: a TOML file, or a ``NodeConfig``. ``parts``: capabilities on
+    """A node that runs inside ``async with``. ``config``: a TOML file, or a ``NodeConfig``. ``parts``: capabilities on
     top of those that every node has; see :mod:`meshnode.part`.
 
     :raises ConfigError: at once, when the file is wrong. Entering raises ``IdentityError``, ``ModelInvalid``,
-        ``StorageError`` or ``TransportError``, each with the way out.
+        ``StorageError`` or ``TransportError``; each says what to do.
     """
     if isinstance(config, NodeConfig):
         return ConfiguredNode(config, Path.cwd(), parts_of(config, parts))

@@ -1,11 +1,11 @@
-"""The lanes that a node has dialled, and how frames come to leave the engine by them.
+"""The lanes that a node has dialled, and how the engine's frames are sent on them.
 
 1. A frame leaves a neighbour's queue only under that link's lock, so frames of one link keep their order whichever
    thread sends them.
-2. A lone reading goes out at once, on the thread that publishes it. Only in a burst (``_BURST`` readings, each within
-   ``_BURST_GAP_NS`` of the one before) and on a link that did not take a frame are readings left to gather: until the
-   I/O thread has its turn, which it is given at once, or a full frame waits. While a callback runs nothing gathers,
-   for with some transports it is the I/O thread that runs it. That is all the batching there is.
+2. A lone reading is sent at once, on the thread that publishes it. Readings gather only in a burst (``_BURST``
+   readings, each within ``_BURST_GAP_NS`` of the one before) and on a link that did not take a frame. They gather until
+   the I/O thread, which is notified at once, gets to them or until they fill a frame. While a callback runs nothing
+   gathers, because with some transports the I/O thread runs the callback. There is no other batching.
 """
 
 import threading
@@ -20,8 +20,8 @@ from protocols.wire.codec import encode_frame
 _FULL = limits.MAX_READINGS_PER_FRAME
 _BURST = 4
 _BURST_GAP_NS = 20_000
-"""From having sent one reading to publishing the next. A loop that only publishes needs 5 µs; the answer to a
-neighbour's answer comes 30 µs later at the earliest, and must not be taken for a burst."""
+"""The time from having sent one reading to publishing the next, within a burst. A loop that only publishes needs 5 µs.
+The answer to a neighbour's answer comes 30 µs later at the earliest, and must not be taken for a burst."""
 _PAUSE_NS = 500_000
 """A longer gap ends a burst; shorter ones (another thread had the interpreter) only weaken it."""
 
@@ -36,7 +36,7 @@ class Link:
         self.lane: OutgoingLane | None = None
         self.lock = threading.Lock()
         self.in_hand: bytes | None = None
-        self.draining: tuple[int, int] | None = None  # bytes, and since when, of a frame that had waited for the lane
+        self.draining: tuple[int, int] | None = None  # size of a frame that waited, and when the lane took it
         self.opened = False
         self.kicked_ns = 0
         self.burst = 0
@@ -44,7 +44,7 @@ class Link:
 
 
 class Outbound:
-    """The dialled lanes of one engine, whose calls it makes under ``lock``."""
+    """The dialled lanes of one engine. It calls the engine under ``lock``."""
 
     def __init__(self, engine: Engine, lock: threading.Lock) -> None:
         self._engine, self._lock = engine, lock
@@ -60,7 +60,7 @@ class Outbound:
         return list(self._links.values())
 
     def kick(self, dial: int, now: int, readings: int = 1) -> None:
-        """Something waits for a link: send it now, or let it gather in a burst. The counters race; they only guide."""
+        """Send what waits for a link, or let it gather in a burst. Threads race on the counters, which only guide."""
         link = self._links.get(dial)
         if link is None:
             return
@@ -70,17 +70,17 @@ class Outbound:
         elif link.burst:
             link.burst = link.burst - 1 if gap_ns < _PAUSE_NS else 0
         link.gathered += readings
-        # While the receiving thread runs a callback nobody may be free to take notice.
+        # While the receiving thread runs a callback, there may be no free thread to notify.
         alone = link.burst < _BURST or self.transport.receiving_since_ns() is not None
         if link.gathered >= _FULL or (alone and link.in_hand is None):
             self.flush(link)
-            now = time.monotonic_ns()  # after the send: what that took says nothing of the publisher's pace
+            now = time.monotonic_ns()  # after the send, whose duration says nothing about the publisher's pace
         elif link.gathered == readings and link.in_hand is None and link.lane is not None:
             link.lane.notify()
         link.kicked_ns = now
 
     def flush(self, link: Link) -> None:
-        """Send what waits for a link, as far as it takes it."""
+        """Send as much of what waits for a link as it takes."""
         lane = link.lane
         if lane is None or not link.opened:
             return
@@ -89,7 +89,7 @@ class Outbound:
                 frame = link.in_hand
                 waited = frame is not None
                 if frame is None:
-                    # Before looking: who queues something after the look must find it 0 and give notice.
+                    # Before looking: a thread that queues something after the look must find 0 and notify the lane.
                     link.gathered = 0
                     with self._lock:
                         frame = self._engine.next_frame(link.dial, time.monotonic_ns())
@@ -104,7 +104,7 @@ class Outbound:
 
     def _note_pace(self, link: Link, size_bytes: int | None) -> None:
         """The lane has just taken a frame of ``size_bytes`` that had to wait for it, so the one before has drained.
-        None: it had not to wait, and since when the lane is free is not known."""
+        None: the frame did not have to wait, so it is not known since when the lane was free."""
         now, before = time.monotonic_ns(), link.draining
         link.draining = None if size_bytes is None else (size_bytes, now)
         if before is not None and size_bytes is not None:
@@ -132,14 +132,14 @@ class Outbound:
             return self._by_lane.get(lane)
 
     def forget(self, link: Link) -> None:
-        """The lane is closed: nothing is sent by it any more."""
+        """Forget the link of a closed lane, so that nothing more is sent on it."""
         with self._dialling:
             self._links.pop(link.dial, None)
             if link.lane is not None:
                 self._by_lane.pop(link.lane, None)
 
     def abandon(self, link: Link) -> None:
-        """The link is gone: the frame in hand is lost, and counted."""
+        """Drop and count the frame in hand of a link that is gone."""
         with link.lock:
             frame, link.in_hand, link.opened = link.in_hand, None, False
         if frame is not None:

@@ -1,7 +1,7 @@
-"""What a node is told of a capability before it opens: its name, its configuration, its commands, and how it starts.
+"""What a capability declares before a node opens: its name, its configuration, its commands, and how it starts.
 
-Declaring a part costs nothing: whatever takes long to import is imported by the functions, when they are called. What a
-part does in a running node is :class:`meshnode.running.RunningPart`.
+Declaring a part is cheap: its functions import what takes long to import when they are called. What a part does in a
+running node is :class:`meshnode.running.RunningPart`.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,10 +28,10 @@ class Part:
     """One capability."""
 
     name: str
-    """One word, which no other part has. A part of another package is found by it: a table of the configuration, a
-    command of ``meshnode`` and the entry point in the group ``meshnode.parts`` bear it."""
+    """One word, unique among parts. A part of another package is found by it: its table of the configuration, its
+    command of ``meshnode`` and its entry point in the group ``meshnode.parts`` have the same name."""
     start: "Callable[[Host], RunningPart]"
-    """Called for each life of a node, on its event loop."""
+    """Called each time a node opens, on its event loop."""
     sections: "Callable[[], Sequence[type[PartSection]]]" = _none
     """Its sections of the configuration."""
     commands: "Callable[[], Sequence[click.Command]]" = _silent

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 GROUP: Final = "meshnode.parts"
 
 CAPABILITIES: Final = (RECORDS, INFERENCE, GOSSIP)
-"""In the order in which they open. Parts that are handed over follow."""
+"""Capabilities in the order in which they open. Parts that are handed over follow them."""
 DOORS: Final = (HTTP, LOCAL, SENSORS)
-"""What uses all other parts, and opens after them."""
+"""Parts that use all others and open after them."""
 
 
 def installed_part(name: str) -> Part | None:
@@ -43,13 +43,13 @@ def _loaded(point: "EntryPoint") -> Part:
     package = point.dist.name if point.dist else "unknown"
     try:
         part = point.load()
-    except Exception as error:  # whatever a foreign module does when it is imported
+    except Exception as error:  # a foreign module may raise anything when it is imported
         raise ConfigError(
             f"part {point.name!r} of package {package!r} can't be imported ({error!r}): repair or remove it"
         ) from error
     if not (isinstance(part, Part) and part.name == point.name):
         raise ConfigError(
-            f"part {point.name!r} of package {package!r} is {point.value!r}, which is no meshnode.part.Part of that "
-            "name: correct its entry point"
+            f"part {point.name!r} of package {package!r} is {point.value!r}, which is not a meshnode.part.Part of "
+            "that name: correct its entry point"
         )
     return part

@@ -50,7 +50,7 @@ class Host(Publishing[Publisher], Subscribing):
 
     config: NodeConfig
     folder: Path
-    """Of the configuration file; relative paths in options start here."""
+    """The folder of the configuration file; relative paths in options start here."""
     identity: NodeIdentity
     id: NodeId
     role: Role
@@ -63,7 +63,7 @@ class Host(Publishing[Publisher], Subscribing):
     loop: asyncio.AbstractEventLoop
     """The event loop that opened the node."""
     driver: Driver
-    """Once the parts are made."""
+    """Set once the parts are made."""
     port: int
     """TCP port of the inbox; 0 until it listens."""
     parts: "tuple[RunningPart, ...]"
@@ -81,7 +81,7 @@ class Host(Publishing[Publisher], Subscribing):
 
     @abstractmethod
     def peers(self) -> list[PeerView]:
-        """Every neighbour known, with state, round trip, lanes and offers; the dead for two minutes."""
+        """Every neighbour known, with state, round trip, lanes and offers; dead ones stay for two minutes."""
 
     @abstractmethod
     def statistics(self) -> dict[str, int]:
@@ -97,21 +97,21 @@ class Host(Publishing[Publisher], Subscribing):
 
     @abstractmethod
     def ask(self, subject: str, argument: Any = None) -> Any:
-        """Ask a part one of its :meth:`RunningPart.questions`. :raises LocalProtocolError: nobody answers that."""
+        """Ask a part one of its :meth:`RunningPart.questions`. :raises LocalProtocolError: when no part answers it."""
 
 
 class HttpService(Protocol):
     """What the handlers of all routes of one server share."""
 
     version: str
-    """Of this software."""
+    """The version of this software."""
     leaving: bool
-    """Whether the node closes: nothing new begins."""
+    """Whether the node is closing, so that no new work begins."""
     given_up: asyncio.Event
-    """Set when a closing node waits no longer."""
+    """Set when a closing node stops waiting for requests under way."""
 
     def body(self, request: "Request", max_bytes: int) -> AbstractAsyncContextManager[bytes]:
-        """The body of a request, within the bounds of the server. :raises LocalProtocolError: beyond them."""
+        """The body of a request, within the server's bounds. :raises LocalProtocolError: when it exceeds them."""
 
     async def readyz(self, request: "Request", /) -> "Response":
         """Whether the node is ready."""
@@ -132,17 +132,17 @@ class RunningPart:
         return ()
 
     def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
-        """What performs the effects of its machines, by class; called on any thread, and must not block."""
+        """Functions that perform its machines' effects, by class; called on any thread, they must not block."""
         return {}
 
     def handlers(self) -> Mapping[type[Event], Callable[[Any], object]]:
-        """What takes note of the events of its machines, by class; called on any thread, and must not block. The node
-        logs events that nobody handles."""
+        """Functions that handle the events of its machines, by class; called on any thread, they must not block. The
+        node logs events that nobody handles."""
         return {}
 
     def watches_published(self) -> PublishedWatch | None:
-        """What is called with each reading that this node has published, on the thread that published it; it must not
-        block. None: nothing."""
+        """A function to call with each reading that this node has published, on the thread that published it; it must
+        not block. None: there is no such function."""
         return None
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -156,11 +156,11 @@ class RunningPart:
         """Load what takes long, and let others in: the node is in the mesh."""
 
     def renewed(self, credentials: CredentialFiles, ends: datetime) -> None:
-        """The node's certificate was replaced. Called on a thread. :raises IdentityError: when it can't be used."""
+        """Use the node's new certificate. Called on a worker thread. :raises IdentityError: it can't be used."""
 
     # --- what it tells; any thread ---------------------------------------------------------------------------------
     def statistics(self) -> Mapping[str, int]:
-        """Its counters, by names that begin with its own."""
+        """Its counters by name; each name begins with the part's."""
         return {}
 
     def drops(self) -> Iterable[DropCount]:
@@ -190,5 +190,5 @@ class RunningPart:
         return {}
 
     def metrics(self) -> "Iterable[Metric]":
-        """Metrics beside its statistics, which are exposed anyway. Called on a thread."""
+        """Metrics beyond its statistics, which are always exposed. Called on a worker thread."""
         return ()

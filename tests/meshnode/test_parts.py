@@ -61,7 +61,7 @@ def test_part_that_takes_the_name_or_the_table_of_another_is_refused(house: Hous
     config = house.config("veh-1")
     with pytest.raises(ConfigError, match="two parts of the node are called 'gossip'"):
         meshnode.open(config, (dataclasses.replace(ECHO, name="gossip"),))
-    with pytest.raises(ConfigError, match=r"part 'echo2' declares \[echo\], which others declare"):
+    with pytest.raises(ConfigError, match=r"part 'echo2' declares \[echo\], which another part has"):
         meshnode.open(config, (ECHO, dataclasses.replace(ECHO, name="echo2")))
 
 
@@ -96,7 +96,7 @@ def test_installed_part_is_used_only_where_the_configuration_names_its_table(
     ("entry_point", "said"),
     [
         ("echo = tests.system.echo.no_such_module:ECHO", "can't be imported"),
-        ("echo = tests.system.echo.part:RunningEcho", "which is no meshnode.part.Part of that name"),
+        ("echo = tests.system.echo.part:RunningEcho", "which is not a meshnode.part.Part of that name"),
     ],
 )
 def test_installed_part_that_is_broken_is_refused_with_its_package(
@@ -201,7 +201,7 @@ async def test_question_to_a_part_is_answered_in_the_process_and_over_the_socket
             assert asked.ask("stubborn", [1, "a", None]) == {"asked": [1, "a", None]}
             with pytest.raises(StorageError, match="the disk is full"):
                 asked.ask("stubborn", "error")
-            with pytest.raises(LocalProtocolError, match="nobody answers 'stubborm': ask for one of drops, models"):
+            with pytest.raises(LocalProtocolError, match="no part answers 'stubborm': ask for one of drops, models"):
                 asked.ask("stubborm")
         with pytest.raises(MeshError, match="a bug of the part"):
             application.ask("stubborn", "bug")
