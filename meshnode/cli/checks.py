@@ -145,11 +145,11 @@ def _clock(config: NodeConfig) -> Iterator[Finding]:
     clock = kernel_clock()
     promised_ms = config.node.clock_uncertainty_ms
     if clock is None:
-        yield Finding("ok", "clock", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC; whether it is synchronised, this "
-                      "system doesn't say")  # fmt: skip
+        yield Finding("ok", "clock", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC; this system doesn't say "
+                      "whether it is synchronised")  # fmt: skip
     elif not clock.synchronised:
-        yield Finding("warn", "clock", "nothing synchronises it, says the kernel: run chrony or systemd-timesyncd, or "
-                      f"set [node] clock_uncertainty_ms (now {promised_ms:g}) to what it may be off")  # fmt: skip
+        yield Finding("warn", "clock", "the kernel says that nothing synchronises it: run chrony or systemd-timesyncd, "
+                      f"or set [node] clock_uncertainty_ms (now {promised_ms:g}) to its largest error")  # fmt: skip
     elif clock.error_ms > promised_ms:
         yield Finding("warn", "clock", f"it may be {clock.error_ms:.1f} ms off, and [node] clock_uncertainty_ms is "
                       f"{promised_ms:g}: raise it, or use a better time source")  # fmt: skip
@@ -163,8 +163,8 @@ def _state(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Findi
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        yield Finding("fail", "state", f"{existing} is no folder that this user may write to: change its owner, or set "
-                      "[node] state_dir to another one")  # fmt: skip
+        yield Finding("fail", "state", f"this user may not write to {existing}, or it is not a folder: change its "
+                      "owner, or set [node] state_dir to another folder")  # fmt: skip
         return
     if existing == folder:
         try:
@@ -178,7 +178,7 @@ def _state(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Findi
         yield Finding("warn", "state", f"{free_bytes // 2**20} MiB are free and the outbox may take "
                       f"{outbox.max_mib}: free some disk, or lower [outbox] max_mib")  # fmt: skip
     else:
-        used = "held by this very node" if running is not None else "not in use"
+        used = "in use by this node" if running is not None else "not in use"
         yield Finding("ok", "state", f"{folder}: writable, {used}, {free_bytes // 2**20} MiB free")
 
 
@@ -189,7 +189,7 @@ def _ports(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Findi
         asked.append(("http", "[http]", http.host, http.port, "http_port"))
     for check, section, host, port, field in asked:
         if running is not None and port in (0, running[field]):
-            yield Finding("ok", check, f"port {running[field]}, held by this very node")
+            yield Finding("ok", check, f"port {running[field]}, in use by this node")
             continue
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -198,8 +198,8 @@ def _ports(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Findi
                 probe.bind(address)
                 probe.listen(1)
         except OSError as error:
-            yield Finding("fail", check, f"{host} port {port} can't be had ({error.strerror}): stop who has it, or set "
-                          f"{section} host and port to others (port 0: any free one)")  # fmt: skip
+            yield Finding("fail", check, f"{host} port {port} can't be used ({error.strerror}): stop the program that "
+                          f"uses it, or set {section} host and port to others (port 0: any free one)")  # fmt: skip
         else:
             yield Finding("ok", check, f"{host} port {port} is free" if port else f"{host}, any free port")
 
@@ -207,7 +207,7 @@ def _ports(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Findi
 def _multicast(config: NodeConfig) -> Iterator[Finding]:
     if not config.discovery.mdns:
         status: Literal["ok", "warn"] = "ok" if config.discovery.seeds else "warn"
-        hint = "" if config.discovery.seeds else ", and no seeds: only nodes that dial this one are found"
+        hint = "" if config.discovery.seeds else ", but there are no seeds: only nodes that dial this one are found"
         yield Finding(status, "multicast", f"not needed: [discovery] mdns = false{hint}")
         return
     addresses = interface_addresses(config.discovery.interfaces)
@@ -216,8 +216,8 @@ def _multicast(config: NodeConfig) -> Iterator[Finding]:
                       "mdns = false and seeds")  # fmt: skip
         return
     if (reason := mdns_port_shared()) is not None:
-        yield Finding("fail", "multicast", f"UDP port 5353 can't be shared ({reason}): another mDNS program holds it "
-                      "for itself alone, let it share, or stop it")  # fmt: skip
+        yield Finding("fail", "multicast", f"UDP port 5353 can't be shared ({reason}): another mDNS program does "
+                      "not share it: configure that program to share the port, or stop it")  # fmt: skip
     worked = 0
     findings = []
     for name, address in addresses:
@@ -294,7 +294,7 @@ def _seeds(config: NodeConfig, identity: PeerIdentity) -> Iterator[Finding]:
             yield Finding("warn", "seed", f"{address}: {error}")
             continue
         if peer.mesh != identity.mesh or peer.role not in LINK_ROLES:
-            yield Finding("warn", "seed", f"{address} is {peer.role.value} {peer.node} of mesh {peer.mesh}, no node of "
-                          f"{identity.mesh}: correct [discovery] seeds")  # fmt: skip
+            yield Finding("warn", "seed", f"{address} is {peer.role.value} {peer.node} of mesh {peer.mesh}, not a node "
+                          f"of {identity.mesh}: correct [discovery] seeds")  # fmt: skip
         else:
             yield Finding("ok", "seed", f"{address} is {peer.role.value} {peer.node}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def doctor(parts: "Sequence[Part]", config_path: Path, as_json: bool) -> None:
     """Check certificates, clock, multicast, ports, models, state folder and relay of a node.
 
-    Works beside the running node too. Status 1 when something would keep the node from working.
+    The node may be running. The exit status is 1 when something would keep the node from working.
     """
     from meshnode.cli.checks import examine
 

@@ -1,8 +1,8 @@
 """The ``meshnode`` command.
 
-Exit status: 0 done; 1 a check failed, something didn't work, or nothing was there; 2 wrong use, of the command line or
-in a configuration, where trying again can't help; 130 interrupted; 141 whoever read the output has gone (the last two
-as a shell has it). Whatever goes wrong is one line on standard error.
+Exit status: 0 done; 1 a check failed, something didn't work, or nothing was found; 2 the command line or a
+configuration is wrong, so trying again can't help; 130 interrupted; 141 the reader of the output has gone (the last two
+as in a shell). Every error is one line on standard error.
 
 Importing this must stay cheap: commands import what they need when they run.
 """
@@ -41,7 +41,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
 
 
 class PartGroup(click.Group):
-    """Commands of the node itself and of its parts. A command that is not known may be that of an installed part."""
+    """Commands of the node itself and of its parts. An unknown command may belong to an installed part."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """See :class:`click.Group`. :raises ConfigError: when an installed part of that name is broken."""
@@ -56,7 +56,7 @@ class PartGroup(click.Group):
         return command
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Those of the node and of the parts handed over; installed parts are loaded only when they are asked for."""
+        """The node's commands and those of parts handed over; an installed part is loaded only when it is named."""
         handed = [command.name for command in _commands_of(ctx.obj or ()) if command.name is not None]
         return sorted({*super().list_commands(ctx), *handed})
 
@@ -81,7 +81,7 @@ for _command in (run, peers, watch, pub, sub, doctor, mesh, trial, *_commands_of
 
 def main(parts: Sequence[Part] = ()) -> NoReturn:
     """Entry point of the console script. ``parts``: capabilities on top of those that every node has; a program that
-    brings some has its own entry point, which calls this."""
+    has such parts calls this from an entry point of its own."""
     sys.exit(_status(parts))
 
 

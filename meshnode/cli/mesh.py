@@ -21,13 +21,14 @@ def mesh() -> None:
 
 @mesh.command(name="init")
 @click.option("--name", required=True, help="Name of the mesh: lower-case letters, digits, inner hyphens.")
-@click.option("--days", type=click.FloatRange(0, min_open=True), default=3650, show_default=True, help="Its life.")
+@click.option("--days", type=click.FloatRange(0, min_open=True), default=3650, show_default=True,
+              help="Days that the authority is valid.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("folder", type=_PATH)
 def init(name: str, days: float, as_json: bool, folder: Path) -> None:
     """Make a new mesh: its authority's certificate and key, in FOLDER.
 
-    Whoever has authority.key can make nodes of this mesh: keep it off the nodes.
+    Whoever has authority.key can make nodes of this mesh: never copy it to a node.
     """
     from meshnode.identity import create_mesh
 
@@ -45,7 +46,8 @@ def init(name: str, days: float, as_json: bool, folder: Path) -> None:
 @mesh.command()
 @click.option("--role", required=True, type=click.Choice(["vehicle", "rsu", "relay", "tool"]))
 @click.option("--id", "node", required=True, help="Id of the node: lower-case letters, digits, inner hyphens.")
-@click.option("--days", type=click.FloatRange(0, min_open=True), default=30, show_default=True, help="Its life.")
+@click.option("--days", type=click.FloatRange(0, min_open=True), default=30, show_default=True,
+              help="Days that the certificate is valid.")  # fmt: skip
 @click.option("--out", "out_folder", required=True, type=_PATH, help="Folder for the node's files.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("authority_folder", type=_PATH)
@@ -76,7 +78,10 @@ def issue(role: str, node: str, days: float, out_folder: Path, as_json: bool, au
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("certificates", nargs=-1, required=True, type=_PATH, metavar="CERT...")
 def show(certificates: tuple[Path, ...], as_json: bool) -> None:
-    """Show whose certificates these are and how long they live. Status 1 when one is not good for a mesh now."""
+    """Show whose certificates these are and how long they are valid.
+
+    The exit status is 1 when a mesh would not accept one of them now.
+    """
     from meshnode.identity.pem_files import read_certificate
 
     reports = [_report(path, read_certificate(path, "certificate")) for path in certificates]

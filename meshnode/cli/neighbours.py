@@ -22,7 +22,7 @@ _NUMBERS = ("round trip", "MB/s", "silent", "waiting")
 @on_a_node
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def peers(node_config: Path | None, http_address: str | None, as_json: bool) -> None:
-    """Show the neighbours of a node. Status 1 when there are none."""
+    """Show the neighbours of a node. The exit status is 1 when there are none."""
     known = chosen_node(node_config, http_address).get("/v1/peers")
     if as_json:
         print_json(known)
@@ -51,7 +51,7 @@ def watch(node_config: Path | None, http_address: str | None, once: bool, interv
     frame = _Frame(api)
     if once:
         frame.read()
-        time.sleep(min(interval_s, 0.5))  # rates need two moments
+        time.sleep(min(interval_s, 0.5))  # a rate needs two samples
         console.print(frame.read())
         return
     with Live(frame.read(), console=console, auto_refresh=False, screen=console.is_terminal) as live:
@@ -68,7 +68,7 @@ class _Frame:
         self._before: tuple[float, dict[str, int]] | None = None
 
     def read(self) -> "RenderableType":
-        """Ask the node and draw. :raises MeshError: it doesn't answer."""
+        """Ask the node and draw a frame. :raises MeshError: when it doesn't answer."""
         from rich.console import Group
         from rich.text import Text
 

@@ -21,7 +21,7 @@ MDNS_PORT: Final = 5353
 PROBE_S: Final = 1.0
 CONNECT_S: Final = 3.0
 _TIME_ERROR: Final = 5
-"""``adjtimex`` returns it while nothing disciplines the clock."""
+"""What ``adjtimex`` returns while nothing synchronises the clock."""
 
 
 class ProbeFailed(Exception):
@@ -40,7 +40,7 @@ class KernelClock:
 
     synchronised: bool
     error_ms: float
-    """Its estimate."""
+    """The kernel's estimate of the clock's error."""
 
 
 class _Timex(ctypes.Structure):
@@ -66,7 +66,7 @@ def kernel_clock() -> KernelClock | None:
 
 # --- multicast -------------------------------------------------------------------------------------------------------
 def interface_addresses(chosen: tuple[str, ...]) -> list[tuple[str, str]]:
-    """(interface, IPv4 address) of those that are up: the chosen ones, or all but loopback."""
+    """(interface, IPv4 address) of the interfaces that are up: the chosen ones, or all but loopback."""
     states = psutil.net_if_stats()
     found = []
     for name, addresses in sorted(psutil.net_if_addrs().items()):
@@ -79,9 +79,10 @@ def interface_addresses(chosen: tuple[str, ...]) -> list[tuple[str, str]]:
 
 
 def multicast_returns(address: str) -> str | None:
-    """Send a datagram to the group of mDNS (on a port of our own) from ``address`` and wait for it: None, or why not.
+    """Send a datagram to the group of mDNS (on a port of our own) from ``address`` and wait until it comes back.
 
-    Proves that this host sends and receives on the interface; a switch or access point may still swallow it.
+    Returns None when it does, else the reason. It proves that this host sends and receives on the interface; a switch
+    or access point may still swallow datagrams.
     """
     nonce = secrets.token_bytes(16)
     interface = socket.inet_aton(address)
@@ -98,7 +99,7 @@ def multicast_returns(address: str) -> str | None:
             sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
             sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 1)
             sender.sendto(nonce, (MDNS_GROUP, receiver.getsockname()[1]))
-            for _ in range(16):  # others may send here; not for ever
+            for _ in range(16):  # others may send here too, so the tries are bounded
                 if receiver.recv(64) == nonce:
                     return None
     except TimeoutError:
@@ -109,7 +110,7 @@ def multicast_returns(address: str) -> str | None:
 
 
 def mdns_port_shared() -> str | None:
-    """Whether UDP port 5353 can be had beside others: None, or why not."""
+    """Why UDP port 5353 can't be shared with other programs; None: it can."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -123,7 +124,7 @@ def mdns_port_shared() -> str | None:
 
 # --- TLS -------------------------------------------------------------------------------------------------------------
 def tls_identity(address: Address, credentials: CredentialFiles) -> PeerIdentity:
-    """Shake hands with whoever listens at ``address``, as this node would, and hang up: who it is.
+    """Who listens at ``address``: make a TLS handshake as this node would, and hang up.
 
     :raises ProbeFailed: nobody listens, it is not of the mesh, or it refuses this node.
     """
@@ -133,7 +134,7 @@ def tls_identity(address: Address, credentials: CredentialFiles) -> PeerIdentity
         context.load_verify_locations(credentials.authority)
         context.load_cert_chain(credentials.certificate, credentials.key)
     except (OSError, ssl.SSLError) as error:
-        raise ProbeFailed(f"this node's certificate can't be used ({error}): see the check of it") from error
+        raise ProbeFailed(f"this node's certificate can't be used ({error}): see its own check") from error
     try:
         with socket.create_connection((address.host, address.port), CONNECT_S) as plain:
             return _shake_hands(context, plain)
@@ -161,7 +162,7 @@ def _shake_hands(context: ssl.SSLContext, plain: socket.socket) -> PeerIdentity:
         try:
             peer = identity_from_untrusted_names(names)
         except InvalidName as error:
-            raise ProbeFailed(f"its certificate is of no mesh ({error}): correct the address") from error
+            raise ProbeFailed(f"its certificate belongs to no mesh ({error}): correct the address") from error
         try:
             # In TLS 1.3 a refusal of our certificate shows in the first read; a peer of ours sends its greeting.
             if not link.recv(8):

@@ -30,7 +30,10 @@ class _Place(click.ParamType):  # type: ignore[type-arg]  # generic only in newe
         except ValueError:
             numbers = []
         if len(numbers) not in (2, 3):
-            self.fail(f"{value!r} is no place: give degrees and metres, as in 48.766,11.43,5", param, ctx)
+            self.fail(
+                f"{value!r} is not a position: give latitude and longitude in degrees and the accuracy in metres, "
+                "as in 48.766,11.43,5", param, ctx,
+            )  # fmt: skip
         return dict(zip(("latitude_deg", "longitude_deg", "accuracy_m"), [*numbers, 10.0][:3], strict=True))
 
 
@@ -39,17 +42,18 @@ class _Place(click.ParamType):  # type: ignore[type-arg]  # generic only in newe
 @click.argument("value")
 @on_a_node
 @click.option("--unit", default="1", help="UCUM symbol, such as m/s.")
-@click.option("--sensor", default="command", show_default=True, help="What sensed it.")
-@click.option("--at", "where", type=_Place(), help="Where it was sensed.  [default: where the node is]")
+@click.option("--sensor", default="command", show_default=True, help="Name of the sensor.")
+@click.option("--at", "where", type=_Place(), help="Where it was measured.  [default: the node's position]")
 @click.option("--quality", type=click.FloatRange(0, 1), default=1.0, show_default=True)
-@click.option("--priority", type=click.IntRange(0, 7), default=3, show_default=True, help="7 overtakes everything.")
-@click.option("--lifespan-ms", type=click.IntRange(0), default=0, help="Worthless after this.  [default: never]")
-@click.option("--hops", type=click.IntRange(0), default=0, show_default=True, help="How many nodes may pass it on.")
+@click.option("--priority", type=click.IntRange(0, 7), default=3, show_default=True, help="7 is the most urgent.")
+@click.option("--lifespan-ms", type=click.IntRange(0), default=0,
+              help="Milliseconds until the reading is worthless.  [default: never]")  # fmt: skip
+@click.option("--hops", type=click.IntRange(0), default=0, show_default=True, help="How many nodes may forward it.")
 @click.option("--text", "as_text", is_flag=True, help="VALUE is text even if it looks like JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def pub(key: str, value: str, node_config: Path | None, http_address: str | None, as_text: bool, as_json: bool,
         **context: Any) -> None:  # fmt: skip
-    """Publish VALUE on KEY, in the name of a running node.
+    """Publish VALUE on KEY through a running node.
 
     VALUE is JSON (13.9, true, '{"a": 1}'), or text when it is not. A value that begins with a minus follows '--':
     meshnode pub veh/veh-1/temperature -- -3.5
@@ -74,18 +78,20 @@ def _parsed(text: str) -> Any:
 
 
 def _no_constant(_: str) -> Any:
-    raise ValueError  # "NaN" is no JSON: it is a text
+    raise ValueError  # "NaN" is not JSON, so it is text
 
 
 @click.command()
 @click.argument("expression")
 @on_a_node
-@click.option("--count", type=click.IntRange(0), default=0, help="End after so many readings.  [default: never]")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(0, 86_400), help="End after so many seconds.")
-@click.option("--conflate", is_flag=True, help="Of readings that wait, only the newest of each key.")
-@click.option("--no-history", is_flag=True, help="Only new readings, not the last known ones.")
-@click.option("--max-rate", "max_rate_hz", type=click.FloatRange(0, 1e6), help="At most so many a second of a key.")
-@click.option("--hops", type=click.IntRange(0), default=0, show_default=True, help="Neighbours ask theirs, so often.")
+@click.option("--count", type=click.IntRange(0), default=0, help="End after this many readings.  [default: never]")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0, 86_400), help="End after this many seconds.")
+@click.option("--conflate", is_flag=True, help="Keep only the newest of the readings of a key that wait to be shown.")
+@click.option("--no-history", is_flag=True, help="Show only new readings, not the last known ones.")
+@click.option("--max-rate", "max_rate_hz", type=click.FloatRange(0, 1e6),
+              help="Show at most this many readings of a key per second.")  # fmt: skip
+@click.option("--hops", type=click.IntRange(0), default=0, show_default=True,
+              help="How many times neighbours pass the subscription on to theirs.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with the whole context.")
 def sub(
     expression: str, node_config: Path | None, http_address: str | None, count: int, timeout_s: float | None,
@@ -93,7 +99,7 @@ def sub(
 ) -> None:  # fmt: skip
     """Show readings whose key matches EXPRESSION, such as 'veh/*/speed' or 'rsu/**'.
 
-    Status 1 when --timeout ended it and no reading, or less than --count, had come.
+    The exit status is 1 when --timeout ended it before any reading, or before --count readings, had come.
     """
     query = {"key": expression, "count": count, "hops": hops, "conflate": conflate, "history": not no_history}
     query |= {name: v for name, v in (("timeout_s", timeout_s), ("max_rate_hz", max_rate_hz)) if v is not None}

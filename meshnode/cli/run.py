@@ -18,8 +18,8 @@ def run(parts: "Sequence[Part]", config_path: Path, as_json: bool) -> None:
     """Run the node of a configuration file until SIGTERM or Ctrl-C.
 
     The log goes to standard error. Once the node listens, one line on standard output says so:
-    'ready rsu-1 rsu port 41234 http 8470'. A node that is told to leave says goodbye and exits with 0; told twice, it
-    drops everything.
+    'ready rsu-1 rsu port 41234 http 8470'. On the first signal the node says goodbye and exits with 0; on a second one
+    it ends at once.
     """
     import asyncio
 

@@ -1,6 +1,6 @@
 """A running node, as commands reach it: its HTTP API on this host.
 
-Every failure leaves as a ``MeshError`` with the node's own words, or with what to do when no node is there.
+Every failure is raised as a ``MeshError`` with the node's own words, or with what to do when no node answers.
 """
 
 import json
@@ -91,7 +91,7 @@ class NodeApi:
             ) from error
         except TimeoutError as error:
             raise TransportError(
-                f"{where} ({self.named_by}) did not answer within {timeout_s:g} s: is it a node, and not stopped?"
+                f"{where} ({self.named_by}) did not answer within {timeout_s:g} s: is it a node, and is it stopped?"
             ) from error
         except (OSError, HTTPException, ValueError) as error:
             what = str(error) or type(error).__name__
@@ -115,7 +115,7 @@ def _error_of(response: "HTTPResponse", where: str) -> MeshError:
 
 
 def on_a_node(command: _F) -> _F:
-    """Options that choose the node a command talks to; the command takes both (see :func:`chosen_node`)."""
+    """Add the options that choose the node a command talks to; it passes both to :func:`chosen_node`."""
     command = click.option(
         "--http", "http_address", metavar="HOST:PORT", help=f"The node's HTTP address.  [default: {DEFAULT}]"
     )(command)
@@ -143,7 +143,7 @@ def chosen_node(node_config: Path | None, http_address: str | None) -> NodeApi:
         raise ConfigError(f"{node_config} has [http] enabled = false: set it to true, and start the node again")
     if section.port == 0:
         raise ConfigError(
-            f"{node_config} has [http] port = 0, which is any free one: the node's ready line tells it, give it as "
-            "--http 127.0.0.1:PORT"
+            f"{node_config} has [http] port = 0, so the node takes any free one: read it in the node's ready line and "
+            "give it as --http 127.0.0.1:PORT"
         )
     return NodeApi(section.host, section.port, f"[http] of {node_config}")

@@ -8,7 +8,7 @@ import click
 
 MAX_CELL_CHARS: Final = 60
 PIPE_CLOSED: Final = 141
-"""Exit status, as a shell has it, when whoever read the output has gone."""
+"""Exit status, as in a shell, when the reader of the output has gone."""
 
 
 def printable(text: str, most: int = MAX_CELL_CHARS) -> str:

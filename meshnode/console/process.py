@@ -37,7 +37,7 @@ async def serve(
 
     def told_to_leave(number: int) -> None:
         if leave.is_set():
-            _log.warning("told twice: dropping everything")
+            _log.warning("second signal: ending at once")
             os._exit(128 + number)
         leave.set()
 
@@ -73,7 +73,7 @@ def log_to_stderr(level: str, as_json: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.raiseExceptions = False  # a log that can't be written is no reason to disturb the node
+    logging.raiseExceptions = False  # a log that can't be written must not disturb the node
     logging.captureWarnings(True)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))

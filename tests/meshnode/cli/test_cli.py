@@ -444,7 +444,7 @@ def test_doctor_beside_the_running_node_takes_its_ports_and_folder_as_held(tmp_p
     with RunningNode(prepare(tmp_path, "veh-1", "vehicle", f"[http]\nport = {port}\n")) as node:
         status, found = findings(node.config)
     assert status == 0, found
-    held = {entry["check"] for entry in found if "held by this very node" in entry["message"]}
+    held = {entry["check"] for entry in found if "in use by this node" in entry["message"]}
     assert held == {"state", "inbox", "http"}
 
 
