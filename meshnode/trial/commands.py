@@ -15,17 +15,18 @@ _PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("config_path", metavar="CONFIG", type=_PATH)
-@click.option("--plan", "plan_path", required=True, type=_PATH, help="What to publish and to subscribe to, TOML.")
-@click.option("--journal", "journal_path", required=True, type=_PATH, help="File to append what happens to.")
+@click.option("--plan", "plan_path", required=True, type=_PATH, help="TOML file of what to publish and subscribe to.")
+@click.option("--journal", "journal_path", required=True, type=_PATH, help="File to which what happens is appended.")
 @click.option(
     "--hold",
     is_flag=True,
-    help="Load everything, say 'holding', and wait for the trial's age on standard input; takes commands there.",
+    help="Load everything, print 'holding' and wait for the trial's age in seconds on standard input, which also takes "
+    "commands.",
 )
 def trial(config_path: Path, plan_path: Path, journal_path: Path, hold: bool) -> None:
-    r"""Run the node of CONFIG as 'meshnode run' does, publish test readings and write down what it sees.
+    """Run the node of CONFIG as 'meshnode run' does, publish test readings and write down what it sees.
 
-    For a field trial: put it on each vehicle, drive, and compare the journals. A plan names key expressions and
+    Use it for a field trial: run it on each vehicle, drive, and compare the journals. A plan names key expressions and
     streams:
 
     \b
@@ -34,8 +35,8 @@ def trial(config_path: Path, plan_path: Path, journal_path: Path, hold: bool) ->
         key = "veh/veh-1/position"
         rate_hz = 10
 
-    The journal has one JSON array a line: what, the instant in nanoseconds of the monotonic clock, and the rest.
-    """
+    The journal has one JSON array per line: what happened, when (nanoseconds of the monotonic clock), and details.
+    """  # noqa: D301 - click knows a block that it must not wrap by a real backspace
     from meshnode.trial.clock import WallClock
 
     clock = WallClock()
