@@ -24,7 +24,7 @@ class WallClock:
         self._since_ns = 0
 
     def install(self) -> None:
-        """Have the process ask this clock from now on."""
+        """Make the process use this clock from now on."""
         time.time_ns = self.now_ns
         time.time = lambda: self.now_ns() / _BILLION
 

@@ -90,7 +90,7 @@ class Control:
     """Does what lines say."""
 
     def __init__(self, node: TrialNode, clock: WallClock, note: Callable[..., None]) -> None:
-        """``note(what, …)``: writes a line into the journal."""
+        """``note(what, …)`` writes a line into the journal."""
         self._node, self._clock, self._note = node, clock, note
         self._decoder = msgspec.json.Decoder(Command)
         self._told: dict[bytes, None] = {}
@@ -107,7 +107,7 @@ class Control:
             self.obey(line)
 
     def obey(self, line: bytes) -> None:
-        """Do what one line says."""
+        """Carry out one line."""
         try:
             command: Command = self._decoder.decode(line)
         except msgspec.MsgspecError as error:

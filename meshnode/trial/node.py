@@ -1,11 +1,11 @@
 """The node of a trial: a real one, whose models may take given times, and which can be told to misbehave.
 
-A *timed model* answers after as long as its plan says, with the first 32 bytes of its input over and over: who asked
-can tell whether the answer belongs to its request. It stands for a model that the computer at hand would take another
-time for; queue, budgets, offers and wire are those of any model.
+A *timed model* answers after the time that its plan gives, with the first 32 bytes of its input over and over, so that
+the caller can tell whether the answer belongs to its request. It stands for a model that would take another time on
+this computer; queue, budgets, offers and wire are those of any model.
 
-What it can be told is what faults of an emulation do to a process from outside (see ``meshnode.trial.control``). None
-of it is reachable by neighbours, or by another command than ``meshnode trial --hold``.
+Commands (see ``meshnode.trial.control``) make it misbehave as the faults of an emulation demand. Neighbours can't give
+them, and no other command than ``meshnode trial --hold`` takes them.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ECHOED_BYTES: Final = 32
-"""Of the input of a timed model; callers put there what no other request has."""
+"""The bytes of its input that a timed model answers with; callers make them unique to the request."""
 MAX_TIMED_BYTES: Final = 8_000_000
 INPUT, OUTPUT = "x", "y"
 
@@ -66,7 +66,7 @@ class Condition:
         self.slowed = 1.0
         """How many times as long timed models take."""
         self.understated = 1.0
-        """How many times faster it says they are; above 1 it denies too that anything waits."""
+        """How many times faster than they are it says timed models are; above 1 it also says that nothing waits."""
 
 
 class _TimedModel(LoadedModel):

@@ -60,19 +60,19 @@ class TrialReadings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     key: str
     rate_hz: Annotated[float, Meta(gt=0, le=1_000)] = 10.0
     size_bytes: Annotated[int, Meta(ge=0, le=1_000_000)] = 64
-    """Of the value."""
+    """The size of the value."""
     priority: Annotated[int, Meta(ge=0, le=7)] = 3
     lifespan_ms: Annotated[int, Meta(ge=0, le=limits.MAX_LIFESPAN_MS)] = 0
     hops: Annotated[int, Meta(ge=0, le=limits.MAX_HOPS)] = 0
     phase_s: Annotated[float, Meta(ge=0)] = 0.0
-    """After the node is ready."""
+    """When the first reading is due, after the node is ready."""
 
 
 class TrialEntry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A gossip entry that a trial authors."""
 
     at_s: Annotated[float, Meta(ge=0)]
-    """Age of the trial; one that is older when the node opens leaves it out."""
+    """Age of the trial at which it is authored. It is left out when the node opens later."""
     size_bytes: Annotated[int, Meta(ge=1, le=900)] = 200
 
 
@@ -84,7 +84,7 @@ class TrialRequests(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     input_bytes: Annotated[int, Meta(ge=1, le=MAX_TIMED_BYTES)] = 30_000
     deadline_ms: Annotated[int, Meta(ge=1, le=limits.MAX_BUDGET_MS)] = 500
     phase_s: Annotated[float, Meta(ge=0)] = 0.0
-    """Age of the trial at the first request, which is left out, as others are, if the node is not open then."""
+    """Age of the trial at the first request. Requests due before the node is open are left out."""
 
 
 class TrialPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -99,7 +99,7 @@ class TrialPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 def load_plan(path: Path) -> TrialPlan:
-    """Read a plan, TOML. :raises ConfigError: it can't be read, or names the value that is wrong."""
+    """Read a plan, TOML. :raises ConfigError: it can't be read, or a value in it is wrong."""
     try:
         return msgspec.convert(tomllib.loads(path.read_text()), TrialPlan)
     except OSError as error:
@@ -179,7 +179,7 @@ class Trial:
         configured.on_advert(self._found)
 
     def begin(self, node: Node) -> None:
-        """The node is open; called on its event loop. :raises InvalidKey: when the plan has a wrong one."""
+        """Called on the event loop when the node is open. :raises InvalidKey: a key of the plan is invalid."""
         self._node = node
         for expression in self._plan.subscribe:
             self._node.subscribe(expression, callback=self._delivered, own=False, history=False)
@@ -195,7 +195,7 @@ class Trial:
         self._journal.note("ready", self._node.id, self._node.port, time.process_time_ns())
 
     def end(self, node: Node) -> None:
-        """Called before the node is closed: what it counted goes into the journal."""
+        """Write the node's counters into the journal; called before the node is closed."""
         self._ended.set()
         for task in tuple(self._asking):
             task.cancel()
@@ -223,7 +223,7 @@ class Trial:
                     self._journal.note("failed", stream.key, str(error))
                     return
                 self._journal.note_at(before_ns, "published", stream.key, put.sequence, put.queued, put.dropped)
-                # A sender that was held up leaves out what is late, it does not make up for it in a burst.
+                # A sender that was held up skips what is late and does not make up for it in a burst.
                 behind = max(0.0, time.monotonic() - dues_s[index]) * stream.rate_hz
                 dues_s[index] += (int(behind) + 1) / stream.rate_hz
 
