@@ -1,7 +1,7 @@
 """One application as its node sees it: it does what frames ask for, and sends back what they get.
 
 Everything runs on the server's thread, except deliveries, events and answers of inferences, which come from any thread.
-Errors of the tree go back to the application by name; a malformed frame raises, and the server hangs up.
+A ``MeshError`` goes back to the application by name; a malformed frame raises, and the server hangs up.
 """
 
 import asyncio
@@ -84,7 +84,7 @@ class _Wanted:
 
 
 class _Fallen(Drops):
-    """Counts for the node by key, and for the application by subscription. Queued readings are named by both."""
+    """Counts drops for the node by key, and for the application by subscription. A queued reading's name has both."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ class Application:
                     "wider expression"
                 )
             if frame.question in subscriptions:
-                raise LocalProtocolError(f"a subscription with the number {frame.question} is open: count on")
+                raise LocalProtocolError(f"a subscription with the number {frame.question} is open: use another")
             quality = Quality(
                 deadline_ns=frame.deadline_ms * limits.MS, min_interval_ns=frame.min_interval_us * 1_000,
                 conflate=frame.conflate, history=frame.history, hops=frame.hops, own=frame.own,
@@ -278,7 +278,7 @@ class Application:
                     self._say(Fallen(wanted.number, wanted.told), needed=False)
 
     def missed(self, handle: int, origin: str, key: str) -> bool:
-        """A deadline of the driver's subscription ``handle`` passed; False when that is not one of this application."""
+        """Report a missed deadline of the driver's subscription ``handle``; False: it is of another application."""
         for wanted in list(self._drops.wanted.values()):
             if wanted.handle == handle:
                 self._say(Missed(wanted.number, origin, key), needed=False)

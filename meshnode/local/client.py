@@ -5,8 +5,8 @@
         async for reading in node.subscribe("veh/*/hazard"):
             ...
 
-Methods and errors are those of :class:`meshnode.node.Node`; where the distance shows, the docstring says so. Light to
-import: neither the links nor ONNX Runtime are loaded.
+Methods and errors are those of :class:`meshnode.node.Node`, except where a docstring says otherwise. Importing this
+module is cheap: it loads neither the links nor ONNX Runtime.
 """
 
 import asyncio
@@ -107,7 +107,7 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing):
     """A node in another process. Made by :func:`connect`; methods raise ``LocalProtocolError`` outside ``async with``.
 
     Unlike :class:`meshnode.node.Node` it has no ``config``, ``port``, ``http_port`` and ``certificate_ends``, which
-    concern only the node itself. When the node is restarted it reconnects, with its subscriptions, and tells that by
+    concern only the node itself. When the node is restarted it reconnects, with its subscriptions, and reports that by
     the events :class:`NodeAway` and :class:`NodeBack`.
 
     A put hands the reading over and does not wait until it is published; see :meth:`ConnectedPublisher.put`.
@@ -230,7 +230,7 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing):
         return next(self._puts)
 
     def require_position(self, key: str) -> None:
-        """Ask the node where it is until it knows. :raises ContextMissing: when it does not."""
+        """Ask whether the node knows where it is, until it does. :raises ContextMissing: when it does not."""
         if self._position_known:
             return
         try:
@@ -272,8 +272,8 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing):
         self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", *, outputs: tuple[str, ...] = (),
         deadline_ms: int | None = None, hedge: bool | None = None,
     ) -> InferenceResult:  # fmt: skip
-        """As :meth:`meshnode.node.Node.infer`: the node has it computed, by itself or by a neighbour. ``took_ms`` is
-        the node's; the way to the node and back comes on top.
+        """Like :meth:`meshnode.node.Node.infer`: the node computes it or asks a neighbour. ``took_ms`` is measured by
+        the node, so it leaves out the way to the node and back.
 
         :raises ModelUnknown, InputInvalid, BudgetExhausted, InferenceError: as there.
         :raises TransportError: when the node is away. :raises BoundExceeded: with too many inferences under way.
@@ -380,13 +380,14 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing):
 
     def on_event(self, listener: Callable[[LocalEvent], None]) -> None:
         """Call ``listener`` for every event of the node's neighbourhood, for missed deadlines of own subscriptions, and
-        for :class:`NodeAway` and :class:`NodeBack`, on the receiving thread. ``Answered`` is no event here: inferences
-        of others are not shown. An application too slow for its readings may miss events, and should ask ``peers()``.
+        for :class:`NodeAway` and :class:`NodeBack`, on the receiving thread. ``Answered`` is not reported, because
+        it would show inferences of other applications. An application that is too slow for its readings may miss
+        events, and should ask ``peers()``.
         """
         self._listeners.append(listener)
 
     def statistics(self) -> dict[str, int]:
-        """Counters of the node, and of this connection under ``application_…``; without the node's while it is away."""
+        """Counters of this connection under ``application_…`` and, unless the node is away, those of the node."""
         try:
             counters = told(self.ask("statistics"), STATISTICS)
         except TransportError:
@@ -404,8 +405,8 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing):
         return counters
 
     def drops(self) -> list[tuple[tuple[str, str, str], int]]:
-        """((peer, key, reason), count) of the node's drops, and as ``("", key, reason)`` of readings put here that the
-        node did not take in time; only these while the node is away."""
+        """((peer, key, reason), count) of the node's drops. The peer is empty for readings put here that the node did
+        not take in time; while the node is away, only those are listed."""
         try:
             drops = told(self.ask("drops"), DROPS)
         except TransportError:
@@ -431,7 +432,7 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing):
                     self._tell(DeadlineMissed(frame.subscription, frame.origin, frame.key))
             case Fallen():
                 self._deliveries.fell(frame.subscription, frame.dropped)
-            case Done():  # nobody waits for it on a thread: of a flush, or of a subscription made again
+            case Done():  # no thread waits for it: it answers a flush, or a subscription made again
                 flush = self._flushes.get(frame.question)
                 if flush is not None:
                     self._soon(_settle, flush, None)
@@ -471,8 +472,8 @@ def _settle(future: "asyncio.Future[Any] | None", value: object) -> None:
 def connect(node: "NodeConfig | Path | str", name: str | None = None) -> ConnectedNode:
     """A node that runs in another process of this computer, connected inside ``async with``.
 
-    ``node``: its TOML file, its ``NodeConfig``, or the path of its socket. ``name``: of this application, for the
-    node's logs; default that of the program.
+    ``node``: its TOML file, its ``NodeConfig``, or the path of its socket. ``name``: the application's name in
+    the node's logs; by default that of the program.
 
     :raises ConfigError: at once, when the file is wrong. Entering raises ``TransportError`` with the way out.
     """

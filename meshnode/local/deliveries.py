@@ -64,21 +64,21 @@ class Deliveries:
             self.call(wanted.callback, reading)
 
     def missed(self, number: int) -> bool:
-        """A stream of a subscription was silent for too long; False when it has ended."""
+        """Count a stream that was silent for too long; False when its subscription has ended."""
         wanted = self.wanted.get(number)
         if wanted is not None:
             wanted.handle.deadlines_missed += 1
         return wanted is not None
 
     def fell(self, number: int, dropped: int) -> None:
-        """The application was too slow for so many readings of a subscription, since it was made."""
+        """Note how many readings of a subscription the application was too slow for, since it was made."""
         wanted = self.wanted.get(number)
         if wanted is not None:
             wanted.handle.dropped += max(0, dropped - wanted.fallen)
             wanted.fallen = dropped
 
     def refused(self, number: int, error: str) -> None:
-        """The node that came back does not make a subscription again."""
+        """Note that the node, after it came back, refused to make a subscription again."""
         wanted = self.wanted.pop(number, None)
         if wanted is not None:
             _log.error("the node that came back refused %r: %s", wanted.frame.expression, error)

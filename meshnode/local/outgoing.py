@@ -104,7 +104,7 @@ class Outgoing:
     def send_last(self, frame: bytes) -> bool:
         """Send a frame after everything that waits now. False: there is no pipe.
 
-        :raises BoundExceeded: when ``MAX_CONTROL_FRAMES`` such wait.
+        :raises BoundExceeded: when ``MAX_CONTROL_FRAMES`` of them wait.
         """
         with self.lock:
             if self._pipe is None:

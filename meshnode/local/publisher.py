@@ -1,8 +1,8 @@
-"""What an application publishes with: it checks everything that can be known here, then hands the reading to the node.
+"""Publishes for an application: it checks everything that can be checked here, then hands the reading to the node.
 
-A put does not wait for the node. What the node refuses can be known beforehand, because it told its access table at the
-start: an application gets the errors it would get in the node's own process, where it made the mistake. The table or
-the position may change while a reading is on its way; that refusal is counted, logged, and raised by ``flushed``.
+A put does not wait for the node. The node sends its access table at the start, so an application gets the same errors
+at the same call as in the node's own process. The table or the position may change while a reading is on its way; the
+node's refusal is then counted, logged, and raised by ``flushed``.
 """
 
 import time
@@ -20,7 +20,7 @@ from protocols.wire.readings import EventTime, Position, Reading, check_position
 from protocols.wire.values import listed, plain
 
 NOWHERE = Position(0.0, 0.0, 0.0)
-"""Stands where the node fills in its own position."""
+"""Stands for the node's own position, which the node fills in."""
 
 
 class NodeConnection(Protocol):
@@ -29,7 +29,7 @@ class NodeConnection(Protocol):
     id: NodeId
     role: Role
     access: AccessTable
-    """Of the node."""
+    """The node's access table."""
     outgoing: Outgoing
 
     def require_open(self) -> None:
@@ -55,18 +55,19 @@ class ConnectedPublisher:
         self._checked = publication.where
 
     def put(self, value: Any, *, where: Position | None = None, time_ns: int | None = None) -> Put:
-        """Hand one value to the node, which publishes it. May be called from any thread; it waits only while nobody
-        knows where the node is, to ask it.
+        """Hand one value to the node, which publishes it. May be called from any thread; it waits only to
+        ask the node for its position while that is unknown.
 
-        All that ``Publisher.put`` of a node refuses is refused here and now by the same errors: the node's access table
-        is known here. The rare rest (the table or the position changed under way) is counted, logged and raised by
-        :meth:`flushed`. Of the result ``queued`` is 1 when the node has it or it waits for the node, ``dropped`` 1 when
-        too much waits already; ``sequence`` counts this application's puts, and who gets the reading is not known yet.
+        What ``Publisher.put`` of a node refuses is refused here at once with the same errors, because the node's access
+        table is known here. A refusal because the table or the position changed meanwhile is rare; it is counted,
+        logged and raised by :meth:`flushed`. In the result, ``queued`` is 1 when the node has the reading or it waits
+        for the node, and ``dropped`` is 1 when too much waits already. ``sequence`` counts this application's puts; who
+        gets the reading is not known yet.
 
         ``time_ns``: UTC of the measurement in nanoseconds, default now. ``where``: default the publisher's, then the
         node's.
 
-        :raises ContextMissing: when nobody knows where. :raises NotPermitted: when the node may not publish the key.
+        :raises ContextMissing: when no position is known. :raises NotPermitted: when the node may not publish the key.
         :raises ValueUnsupported: when ``value`` can't travel.
         :raises LocalProtocolError: when the connection was closed.
         """
@@ -98,8 +99,8 @@ class ConnectedPublisher:
     ) -> PutMany:
         """Hand several values to the node, oldest first, as :meth:`put` does; ``times_ns``: UTC of each, default now.
 
-        :raises ValueUnsupported: without a value, or without a time for each; and as :meth:`put`, which may come when
-            some are with the node already.
+        :raises ValueUnsupported: without a value, or without a time for each. It also raises the errors of :meth:`put`,
+            possibly after some of the values were handed over.
         """
         values = listed(values)
         if len(values) == 0 or (times_ns is not None and len(times_ns) != len(values)):
@@ -113,7 +114,7 @@ class ConnectedPublisher:
         """Wait until the node has published what was put so far, on any key.
 
         :raises NotPermitted, ContextMissing: the first refusal by the node on this key since the last call.
-        :raises TransportError: the node is away or went. :raises TimeoutError: it did not get that far in time.
+        :raises TransportError: the node is away or goes away. :raises TimeoutError: it needs longer than that.
         """
         await self._node.flushed(timeout_s, self.key)
 

@@ -1,9 +1,9 @@
 """The node's end of the local socket: who may connect, and the one thread that serves all applications.
 
 Invariants:
-- the file's mode stands before anybody can connect, and a folder in which strangers could replace it is refused;
-- at most ``MAX_LOCAL_APPLICATIONS`` connections, each with bounded queues; a broken or hostile one is hung up on and
-  counted, and touches neither the node nor the others;
+- the file's mode is set before anybody can connect, and a folder in which strangers could replace it is refused;
+- at most ``MAX_LOCAL_APPLICATIONS`` connections, each with bounded queues; a broken or hostile one is disconnected and
+  counted, and affects neither the node nor the others;
 - nothing of an application outlives its connection; a socket left behind by a killed node is removed at the next start.
 """
 
@@ -52,7 +52,7 @@ class LocalServer:
         """Listen on ``path`` with the permissions ``mode``.
 
         :raises ConfigError: when the path is too long for a socket.
-        :raises TransportError: when the path is in use, is no socket, or its folder is missing or open to everybody.
+        :raises TransportError: when the path is in use or not a socket, or its folder is missing or open to everybody.
         """
         self._path = path
         self._listener = _listening(path, mode)
@@ -128,7 +128,7 @@ class LocalServer:
             sock, _ = self._listener.accept()
         except OSError as error:
             _log.warning("a local connection could not be accepted (%s): raise the limit of open files", error)
-            time.sleep(0.05)  # out of descriptors: the connection stays and would wake us at once
+            time.sleep(0.05)  # out of descriptors: the connection stays in the queue and would wake us at once
             return
         pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         pipe = Pipe(sock)
@@ -202,7 +202,7 @@ def _listening(path: Path, mode: int) -> socket.socket:
         ) from error
     if permissions & stat.S_IWOTH and not permissions & stat.S_ISVTX:
         raise TransportError(
-            f"the folder {folder} of the local socket may be written by everybody, who could put their own one there: "
+            f"the folder {folder} of the local socket may be written by everybody, so anyone could replace the socket: "
             "'chmod o-w' it, or set [local] socket"
         )
     _remove_stale(path)
@@ -231,7 +231,7 @@ def check_length(path: Path) -> None:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove what a killed node left. :raises TransportError: when it is no socket, or somebody listens on it."""
+    """Remove a killed node's socket. :raises TransportError: when it is not a socket, or somebody listens on it."""
     try:
         kind = path.lstat().st_mode
     except OSError:

@@ -135,7 +135,7 @@ class Session:
         """Send a question and wait for its answer, normally well below a millisecond.
 
         :raises TransportError: when the node is away, goes, or does not answer within ``LOCAL_ANSWER_TIMEOUT_NS``.
-        :raises MeshError: what the node answered instead.
+        :raises MeshError: the error that the node answered.
         """
         question = _Question()
         self._questions[number] = question
@@ -159,7 +159,7 @@ class Session:
     def say(self, frame: ApplicationFrame, last: bool = False) -> None:
         """Send a frame. ``last``: send it after all readings that wait.
 
-        :raises TransportError: when the node is away. :raises BoundExceeded: when it does not take what was asked.
+        :raises TransportError: when the node is away. :raises BoundExceeded: when too much waits for it already.
         """
         data = encode_local(frame)
         if not (self.outgoing.send_last(data) if last else self.outgoing.send_control(data)):
@@ -300,7 +300,7 @@ class Session:
                     raise TransportError(
                         f"the node at {self.path} refused this application: {first.code}: {first.detail}"
                     )
-                raise TransportError(f"what listens at {self.path} is no node: correct the path")
+                raise TransportError(f"what listens at {self.path} is not a node: correct the path")
         raise TransportError(f"what listens at {self.path} did not answer within {_ANSWER_S:g} s: is it a node?")
 
     def _disconnect(self, reason: str) -> None:
@@ -328,7 +328,7 @@ class Session:
             try:
                 self._on_up(welcome)
             except (BoundExceeded, LocalProtocolError, TransportError) as error:
-                _log.warning("the node at %s is back, and went again: %s", self.path, error)
+                _log.warning("the node at %s came back and went away again: %s", self.path, error)
             return
 
 
