@@ -1,6 +1,6 @@
 """``meshnode infer``: have a model computed by the mesh, from files.
 
-Speaks the Open Inference Protocol with binary tensors, as any other client of a node would.
+It speaks the Open Inference Protocol with binary tensors, as any other client of a node would.
 """
 
 import json
@@ -30,18 +30,19 @@ _SHOWN = 6
 @click.argument("model")
 @on_a_node
 @click.option("--input", "inputs", multiple=True, required=True, metavar="NAME[:TYPE]=VALUE",
-              help="A .npy file, an image, a .json file, or JSON itself. Once for each input.")  # fmt: skip
+              help="A .npy file, an image, a .json file, or JSON itself. Repeat it for each input.")  # fmt: skip
 @click.option("--output", "outputs", multiple=True, metavar="NAME[=FILE.npy]",
-              help="Only this output; with a file, save it there.")  # fmt: skip
-@click.option("--deadline-ms", type=click.IntRange(1, MAX_BUDGET_MS), help="[default: of the node's configuration]")
+              help="Return only this output; with a file, save it there.")  # fmt: skip
+@click.option("--deadline-ms", type=click.IntRange(1, MAX_BUDGET_MS),
+              help="Deadline of the request.  [default: that of the node's configuration]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def infer(model: str, node_config: Path | None, http_address: str | None, inputs: tuple[str, ...],
           outputs: tuple[str, ...], deadline_ms: int | None, as_json: bool) -> None:  # fmt: skip
-    """Have MODEL computed by a node or whichever neighbour is faster.
+    """Have MODEL computed by a node, or by a neighbour when that is faster.
 
-    JSON takes type and shape from the model; of a model that only neighbours have they are not known here, so say the
-    type: --input x:f4=[[1,2]]. An image is fitted to an input of type UINT8 or FP32 (then 0 to 1) with three colours;
-    for other preparations, give a .npy file.
+    JSON takes its type and shape from the model. A node does not know them for a model that only neighbours have, so
+    give the type then: --input x:f4=[[1,2]]. An image is fitted to an input with three colours, of type UINT8, or of
+    type FP32 with values from 0 to 1; for other preparations, give a .npy file.
     """
     api = chosen_node(node_config, http_address)
     signatures = {each["name"]: each for each in api.get(f"/v2/models/{quote(model, safe='')}")["inputs"]}
@@ -166,7 +167,7 @@ def _from_npy(name: str, path: Path) -> "NDArray[Any]":
     try:
         array = np.load(io.BytesIO(_read(name, path)), allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise InputInvalid(f"input {name!r}: {path} is no .npy file of numbers ({error}): save it by numpy") from error
+        raise InputInvalid(f"input {name!r}: {path} is not a .npy file of numbers ({error}): save it again") from error
     if array.dtype.kind not in "biuf":
         raise InputInvalid(f"input {name!r}: {path} has elements of type {array.dtype}: convert them to numbers")
     little: NDArray[Any] = array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -185,7 +186,7 @@ def _from_json(name: str, text: str, signature: Mapping[str, Any] | None) -> "ND
             f"input {name!r}: {text[:40]!r} is neither a .npy, .json or image file nor JSON of an array ({error})"
         ) from error
     if array.dtype.kind not in "biuf":
-        raise InputInvalid(f"input {name!r}: the JSON has elements that are no numbers, or rows of different lengths")
+        raise InputInvalid(f"input {name!r}: the JSON has elements that are not numbers, or rows of different lengths")
     if signature is None:
         return array.astype("f4") if array.dtype.kind == "f" else array
     array = array.astype(element_of_open_inference(signature["datatype"]).short)
@@ -223,7 +224,7 @@ def _from_image(name: str, path: Path, signature: Mapping[str, Any] | None) -> "
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(content).convert("RGB")
     except Exception as error:  # Pillow's decoders raise whatever they like
-        raise InputInvalid(f"input {name!r}: {path} is no image that can be read ({error})") from error
+        raise InputInvalid(f"input {name!r}: {path} can't be read as an image ({error})") from error
     size = (width if width > 0 else image.width, height if height > 0 else image.height)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)

@@ -36,7 +36,7 @@ class Latencies:
 
         latencies = HistogramMetricFamily(
             "meshnode_inference_latency_seconds",
-            "From the request to its end, for own requests, by who computed.",
+            "Time from an own request to its end, by the node that computed.",
             labels=["where"],
         )
         with self._lock:

@@ -66,13 +66,13 @@ class InferenceCall:
     id: str
     inputs: "dict[str, NDArray[Any]]"
     outputs: tuple[str, ...]
-    """Names wanted; none: all."""
+    """The names of the wanted outputs; empty: all."""
     binary: frozenset[str]
     """Outputs wanted as binary data."""
     binary_by_default: bool
     """Whether outputs that were not named come as binary data."""
     deadline_ms: int | None
-    """None: that of the node's configuration."""
+    """None: the deadline in the node's configuration."""
 
     def wants_binary(self, output: str) -> bool:
         """Whether that output goes behind the JSON part."""
@@ -85,7 +85,7 @@ _request_decoder = msgspec.json.Decoder(RequestForm)
 def parse_untrusted_request(body: bytes, json_length: str | None) -> InferenceCall:
     """Parse a request; ``json_length`` is the header ``Inference-Header-Content-Length``, None when there is none.
 
-    :raises BadRequest: it is no request. :raises InputInvalid: one of its tensors contradicts itself.
+    :raises BadRequest: it is not a request. :raises InputInvalid: one of its tensors contradicts itself.
     """
     split = len(body)
     if json_length is not None:
@@ -104,7 +104,7 @@ def parse_untrusted_request(body: bytes, json_length: str | None) -> InferenceCa
     try:
         form = _request_decoder.decode(view[:split])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(f"the JSON part is no inference request: {str(error)[:200]}") from error
+        raise BadRequest(f"the JSON part is not an inference request: {str(error)[:200]}") from error
     inputs = _tensors(form.inputs, view[split:])
     binary_by_default = _flag(form.parameters, "binary_data_output", False, "the request")
     return InferenceCall(
@@ -149,7 +149,7 @@ def _from_bytes(form: InputForm, element: Element, data: memoryview) -> "NDArray
         raise InputInvalid(
             f"input {form.name!r} of {form.datatype} {list(form.shape)} has {expected} bytes, {len(data)} are given"
         )
-    if element.short == "b1":  # a byte other than 0 or 1 is no bool to a compiler
+    if element.short == "b1":  # a byte other than 0 or 1 is not a bool to compiled code
         return _shaped(np.frombuffer(data, np.uint8).astype(np.bool_), form)
     return _shaped(np.frombuffer(data, element.short), form)
 
@@ -157,7 +157,7 @@ def _from_bytes(form: InputForm, element: Element, data: memoryview) -> "NDArray
 def _shaped(flat: "NDArray[Any]", form: InputForm) -> "NDArray[Any]":
     try:
         return flat.reshape(form.shape)
-    except (ValueError, OverflowError) as error:  # [0, 2^40, 2^40] has no elements, and is no shape
+    except (ValueError, OverflowError) as error:  # [0, 2^40, 2^40] has no elements, but is not a valid shape
         raise InputInvalid(f"input {form.name!r} has the shape {list(form.shape)}: {error}") from error
 
 
@@ -170,14 +170,14 @@ def _from_json(form: InputForm, element: Element) -> "NDArray[Any]":
     try:
         values = np.array(msgspec.json.decode(raw))
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
-        raise InputInvalid(f"the data of input {form.name!r} is no array of numbers: {str(error)[:120]}") from error
+        raise InputInvalid(f"the data of input {form.name!r} is not an array of numbers: {str(error)[:120]}") from error
     if values.size != prod(form.shape) or (values.ndim > 1 and values.shape != form.shape):
         raise InputInvalid(
             f"input {form.name!r} of shape {list(form.shape)} has {prod(form.shape)} elements, its data is of shape "
             f"{list(values.shape)}"
         )
     if values.dtype.kind not in "biuf" and values.size:
-        raise InputInvalid(f"the data of input {form.name!r} has elements that are no numbers")
+        raise InputInvalid(f"the data of input {form.name!r} has elements that are not numbers")
     with np.errstate(all="ignore"):
         tensor = _shaped(values.astype(element.short), form)
         if element.short[0] != "f" and not np.array_equal(tensor.reshape(values.shape), values):

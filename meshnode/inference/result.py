@@ -21,6 +21,6 @@ class InferenceResult:
     compute_ms: float
     """The model's own time."""
     queued_ms: float
-    """Waiting for a worker there."""
+    """The time that it waited for a worker of the node that computed it."""
     attempts: tuple[RunReport, ...]
     """Every run that was started, losers and failures included."""

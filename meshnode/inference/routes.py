@@ -1,7 +1,7 @@
 """The Open Inference Protocol v2 on a node: clients written for an inference server work unchanged.
 
 The mesh decides who computes, so models of neighbours are served like the node's own. A node has one version of a
-model, called ``1``: which file that is, its digest says.
+model, called ``1``; its digest says which file that is.
 """
 
 import asyncio
@@ -190,9 +190,9 @@ class OpenInference:
                     raise InputInvalid(f"model {name!r} has no output {output!r}: it gives {', '.join(known)}")
 
     async def _while_wanted(self, request: Request, work: "Coroutine[Any, Any, _T]") -> "_T":
-        """The result of ``work``, unless the client hangs up or the node has to go first: both cancel it.
+        """The result of ``work``, unless the client hangs up or the node has to leave first: both cancel it.
 
-        :raises BadRequest: 503 when the node had to go; nobody sees it when the client hung up.
+        :raises BadRequest: 503 when the node had to leave; nobody sees it when the client hung up.
         """
         running = asyncio.create_task(work)
         hung_up = asyncio.create_task(_hang_up(request))

@@ -68,7 +68,7 @@ def element_of_onnx(onnx: str) -> Element:
 
 
 def element_of_open_inference(name: str) -> Element:
-    """The element type that an Open Inference Protocol client calls ``name``. :raises InputInvalid: if none is."""
+    """The element type that an Open Inference Protocol client calls ``name``. :raises InputInvalid: it is unknown."""
     element = _BY_OPEN_INFERENCE.get(name)
     if element is None:
         raise InputInvalid(f"datatype {name[:40]!r} is not supported: use one of {', '.join(_BY_OPEN_INFERENCE)}")

@@ -1,6 +1,6 @@
 """Number plates in a picture: what goes into the detector ``clp_det.onnx`` and what its outputs mean.
 
-The detector takes one look (Liu et al., "SSD: Single Shot MultiBox Detector", 2016): prior boxes lie on three grids
+It is a single-shot detector (Liu et al., "SSD: Single Shot MultiBox Detector", 2016): prior boxes lie on three grids
 over the picture, and each of them gets an offset and a probability. Its outputs are
 
 - ``loc[1, N, 4]``: offset of the centre and log of the size, relative to the prior, with variances 0.1 and 0.2;
