@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 @on_a_node
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def gossip(node_config: Path | None, http_address: str | None, as_json: bool) -> None:
-    """Show the signed entries that a node holds: its own, and those that spread to it from node to node. Status 1 when
-    there are none."""
+    """Show the signed entries that a node holds: its own, and those that spread to it from node to node.
+
+    The exit status is 1 when there are none.
+    """
     entries = chosen_node(node_config, http_address).get("/v1/gossip")
     if as_json:
         print_json(entries)

@@ -1,9 +1,9 @@
 """Signs this node's gossip entries and checks those of others, by the certificates of the mesh.
 
 Order of trust: the authority's certificate, read from this node's own files, signs the author's, which travels in the
-entry; its URI SAN names the author; its key makes the signature. Until then an entry is a stranger's.
+entry; its URI SAN names the author; its key makes the signature. An entry that fails any of this is not trusted.
 
-A certificate is checked once and then remembered. Its validity is looked at each time, by the wall clock.
+A certificate is checked once and then remembered. Its validity period is checked each time, by the wall clock.
 """
 
 import hashlib

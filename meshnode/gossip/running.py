@@ -1,4 +1,4 @@
-"""Gossip as a part of a node: who signs its entries, what it says about itself, and what it keeps."""
+"""Gossip as a part of a node: how its entries are signed, what it says about itself, and what it keeps."""
 
 import asyncio
 import logging
@@ -77,6 +77,6 @@ def _entry_was_accepted(event: EntryAccepted) -> None:
 
 def _entry_was_refused(event: EntryRefused) -> None:
     _log.warning(
-        "%s handed over an entry that was not taken: %s %r of %r, version %d", event.source, event.because, event.kind,
+        "%s sent an entry that was refused: %s %r of %r, version %d", event.source, event.because, event.kind,
         event.author, event.version,
     )  # fmt: skip

@@ -1,8 +1,8 @@
-"""What a node says about itself by gossip, and how it keeps what others said over a restart.
+"""What a node says about itself by gossip, and how it keeps what others said across a restart.
 
-The entries held are written to ``gossip.msgpack`` in the state folder, when they have changed and when the node closes:
-a node that comes back knows the mesh before it meets anybody. They are checked again when they are read, so the file
-need not be trusted, and one that can't be read costs nothing but that.
+The entries held are written to ``gossip.msgpack`` in the state folder when they have changed and when the node closes,
+so that a restarted node knows the mesh before it meets anybody. They are checked again when they are read, so the file
+need not be trusted; without a readable file the node starts with no entries of others.
 """
 
 import asyncio
@@ -31,11 +31,11 @@ ADDRESS: Final = "address"
 ADDRESS_LIFETIME_S: Final = 24 * 3_600
 """A vehicle that nobody has heard of for a day may be anywhere."""
 LOOK_S: Final = 30.0
-"""Between two looks whether the addresses of this host or its capabilities have changed."""
+"""The time between two checks whether the addresses of this host or its capabilities have changed."""
 SAVE_S: Final = 300.0
-"""Between two writings of what has changed: a memory card endures some thousand writings of each block."""
+"""The time between two writes of changed entries: a memory card endures some thousand writes of each block."""
 _File = tuple[Literal[1], int, list[tuple[int, str, bytes]]]
-"""Format, UTC nanoseconds of writing, and of each entry its age in nanoseconds, from whom, and its bytes."""
+"""Format version, UTC nanoseconds of writing, and for each entry its age in nanoseconds, its source and its bytes."""
 _MAX_FILE_BYTES: Final = limits.MAX_ENTRIES * (limits.MAX_ENTRY_BYTES + 128)
 
 
@@ -56,12 +56,12 @@ class GossipService:
         self.say()
 
     def renewed(self, certificate_ends: datetime) -> None:
-        """A new certificate is in use: it signs the entry again."""
+        """Sign the address entry again, with a new certificate."""
         self._ends, self._said = certificate_ends, b""
         self.say()
 
     def say(self) -> None:
-        """Author the address entry, unless it says what was said before."""
+        """Author the address entry, unless it would say the same as before."""
         host, listen, discovery = self._host, self._host.config.listen, self._host.config.discovery
         hosts = own_hosts(listen.host, listen.advertise, discovery.interfaces)[: limits.MAX_ADVERT_ADDRESSES]
         known = {name for part in host.parts for name in part.capabilities()}
@@ -70,12 +70,12 @@ class GossipService:
         if body == self._said:
             return
         said = body
-        certified_s = int(self._ends.timestamp() - time.time())  # beyond, nobody would take it
+        certified_s = int(self._ends.timestamp() - time.time())  # nobody would accept it for longer
         lifetime_s = max(60, min(ADDRESS_LIFETIME_S, certified_s))
         while True:
             try:
                 self._put(body, lifetime_s)
-            except ValueUnsupported as error:  # as much as fits beside the certificate
+            except ValueUnsupported as error:  # it doesn't fit beside the certificate
                 if not capabilities and not hosts:
                     self._said = said
                     _log.warning("this node's addresses are not spread: %s", error)
@@ -126,12 +126,12 @@ def load(file: Path) -> list[Stored]:
     """The entries that an earlier run kept, older by the time since; none when the file is missing or unreadable."""
     try:
         with file.open("rb") as kept:
-            content = kept.read(_MAX_FILE_BYTES)  # a larger one is no more readable than a torn one
+            content = kept.read(_MAX_FILE_BYTES)  # a larger file is cut here and fails to decode, as a torn one does
         _, saved_ns, entries = msgspec.msgpack.decode(content, type=_File)
     except FileNotFoundError:
         return []
     except (OSError, msgspec.DecodeError) as error:
-        _log.warning("%s is left unread (%s): others will tell what was in it", file, error)
+        _log.warning("%s can't be read (%s): this node gets the entries again from neighbours", file, error)
         return []
     passed_ns = max(time.time_ns() - saved_ns, 0)
     return [Stored(data, age_ns + passed_ns, source) for age_ns, source, data in entries]

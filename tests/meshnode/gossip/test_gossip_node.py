@@ -196,7 +196,7 @@ def test_file_that_can_not_be_read_is_left_alone_and_said(
     file = tmp_path / "gossip.msgpack"
     file.write_bytes(content)
     assert load(file) == []
-    assert "is left unread" in caplog.text
+    assert "this node gets the entries again from neighbours" in caplog.text
 
 
 def test_file_that_does_not_exist_is_an_empty_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
