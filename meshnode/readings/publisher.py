@@ -30,7 +30,7 @@ class Here(Protocol):
 
     @property
     def position(self) -> Position | None:
-        """Where it is now."""
+        """Where the node is now."""
 
 
 class Door(Protocol):
@@ -39,7 +39,7 @@ class Door(Protocol):
     def publish(
         self, publication: Publication, value: object, where: Position | None, when: EventTime, utc_now: int
     ) -> tuple[Put, bytes]:
-        """Publish one value; gives the reading encoded too, as ``encode_alone`` does."""
+        """Publish one value; also returns the reading as ``encode_alone`` encodes it."""
 
     def publish_many(
         self, publication: Publication, values: Sequence[object], where: Position | None, whens: Sequence[EventTime],
@@ -68,7 +68,7 @@ class Publisher:
         ``time_ns``: UTC of the measurement in nanoseconds, default now. ``where``: default the publisher's, then the
         node's.
 
-        :raises ContextMissing: when nobody knows where. :raises ValueUnsupported: when ``value`` can't travel.
+        :raises ContextMissing: when no position is known. :raises ValueUnsupported: when ``value`` can't travel.
         :raises LocalProtocolError: when the node was closed.
         """
         value = plain(value)
@@ -83,14 +83,14 @@ class Publisher:
     def put_many(
         self, values: Sequence[Any], *, where: Position | None = None, times_ns: Sequence[int] | None = None
     ) -> PutMany:
-        """Publish several values at once, oldest first: each is a reading of its own, at a fraction of the cost of as
-        many :meth:`put`. It is for sensors that hand over what they gathered, as a list or an array of one dimension.
-        May be called from any thread, and never waits.
+        """Publish several values at once, oldest first. Each is a reading of its own, at a fraction of the cost of a
+        :meth:`put` for each. It is for sensors that hand over what they gathered, as a list or an array of one
+        dimension. May be called from any thread, and never waits.
 
-        ``times_ns``: UTC of each measurement in nanoseconds, default now for all. ``where``: as of :meth:`put`.
+        ``times_ns``: UTC of each measurement in nanoseconds, default now for all. ``where``: as for :meth:`put`.
 
-        :raises ContextMissing: when nobody knows where. :raises ValueUnsupported: when a value can't travel, there is
-            none, or not one time for each; nothing is published then.
+        :raises ContextMissing: when no position is known. :raises ValueUnsupported: when a value can't travel, there
+            are none, or there is not one time for each; nothing is published then.
         :raises LocalProtocolError: when the node was closed.
         """
         values = listed(values)
@@ -121,7 +121,7 @@ class Publisher:
         )  # fmt: skip
 
     def end(self) -> None:
-        """Called by the node when it has closed: from now on :meth:`put` and :meth:`put_many` raise."""
+        """Make :meth:`put` and :meth:`put_many` raise from now on. The node calls it when it has closed."""
         self._publish = self._publish_many = self._refuse
 
     def _refuse(self, *_: Any) -> Any:

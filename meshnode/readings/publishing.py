@@ -1,4 +1,4 @@
-"""Publishing by key, for whoever makes publishers: a node, and an application that is connected to one."""
+"""Publishing by key: what a node and an application that is connected to one have in common."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,7 +20,7 @@ _P = TypeVar("_P", bound=Puts)
 
 
 class Publishing(ABC, Generic[_P]):
-    """Makes publishers, and keeps those that :meth:`publish` needed, one for each key and its options."""
+    """Makes publishers, and keeps those that :meth:`publish` used, one for each key and its options."""
 
     def __init__(self) -> None:
         self._publishers: dict[tuple[Any, ...], _P] = {}
@@ -31,18 +31,18 @@ class Publishing(ABC, Generic[_P]):
 
     @abstractmethod
     def _publisher_of(self, publication: Publication) -> _P:
-        """Something that publishes it."""
+        """Make a publisher for it."""
 
     def publisher(
         self, key: str, *, unit: str = "1", sensor: str = "application", where: Position | None = None,
         quality: float = 1.0, calibration: str = "", lineage: tuple[str, ...] = (), priority: int = 3,
         lifespan_ms: int = 0, hops: int = 0,
     ) -> _P:  # fmt: skip
-        """Something that publishes on ``key``: make it once, ``put`` often.
+        """A publisher on ``key``. Make it once, and call its ``put`` for each value.
 
         ``unit``: UCUM symbol (``m/s``). ``quality``: 0 to 1. ``lineage``: what it was derived from, nearest first.
-        ``priority``: 0 to 7, 7 overtakes everything. ``lifespan_ms``: a reading is worthless after this; 0: never.
-        ``hops``: how many neighbours may pass it on.
+        ``priority``: 0 to 7; 7 is the most urgent. ``lifespan_ms``: a reading is worthless after this; 0: never.
+        ``hops``: how many nodes may forward it.
 
         :raises InvalidKey: when ``key`` is not one. :raises LocalProtocolError: when a number is out of its range.
         """
@@ -56,10 +56,10 @@ class Publishing(ABC, Generic[_P]):
         priority: int = 3, lifespan_ms: int = 0, hops: int = 0,
     ) -> Put:  # fmt: skip
         """Publish one value and say what happened to it. May be called from any thread. See :meth:`publisher` for the
-        options, and ``put`` of what that makes for the result.
+        options, and the publisher's ``put`` for the result.
 
-        :raises ContextMissing: when nobody knows where.
-        :raises InvalidKey, NotPermitted, ValueUnsupported: what they say.
+        :raises ContextMissing: when no position is known. :raises InvalidKey: when ``key`` is not one.
+        :raises NotPermitted: when the node may not publish it. :raises ValueUnsupported: when ``value`` can't travel.
         """
         options = (key, unit, sensor, quality, calibration, lineage, priority, lifespan_ms, hops)
         publisher = self._publishers.get(options)

@@ -1,4 +1,4 @@
-"""Subscribing to a key expression, for whoever delivers: a node, and an application that is connected to one."""
+"""Subscribing to a key expression: what a node and an application that is connected to one have in common."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -27,7 +27,7 @@ class Subscribing(ABC):
     def _subscribe(
         self, expression: str, quality: Quality, subscription: Subscription, callback: ReadingCallback
     ) -> Callable[[], None]:
-        """Deliver to ``callback`` on behalf of ``subscription``; returns what ends that."""
+        """Deliver to ``callback`` on behalf of ``subscription``; returns a function that ends it."""
 
     def subscribe(
         self, expression: str, callback: ReadingCallback | None = None, *, deadline_ms: int = 0,
@@ -39,10 +39,10 @@ class Subscribing(ABC):
         Without ``callback``: iterate over the result with ``async for``; at most ``depth`` readings wait.
         With ``callback``: it runs on the receiving thread and holds up all receiving while it runs.
 
-        ``deadline_ms``: count streams that are silent for longer. ``max_rate_hz``: at most so many readings a second of
-        a stream; the publisher leaves out the others. ``conflate``: of readings that wait only the newest of a key.
-        ``history``: begin with the last known values. ``hops``: neighbours ask theirs, so many times. ``own``: this
-        node's readings too.
+        ``deadline_ms``: count streams that are silent for longer. ``max_rate_hz``: the most readings of a stream per
+        second; the publisher leaves out the others. ``conflate``: keep only the newest of the waiting readings of a
+        key. ``history``: begin with the last known values. ``hops``: how many times neighbours pass the subscription on
+        to theirs. ``own``: deliver this node's readings too.
 
         :raises InvalidKey: when ``expression`` is not one. :raises BoundExceeded: with too many subscriptions open.
         """

@@ -20,9 +20,9 @@ class Subscription:
     def __init__(self, expression: str, depth: int, conflate: bool, loop: asyncio.AbstractEventLoop | None) -> None:
         self.expression = expression
         self.dropped = 0
-        """Readings this reader was too slow for."""
+        """How many readings were dropped because this reader was too slow."""
         self.deadlines_missed = 0
-        """Times a stream was silent for longer than the deadline."""
+        """How often a stream was silent for longer than the deadline."""
         self._depth, self._conflate, self._loop = depth, conflate, loop
         self._lock = threading.Lock()
         self._waiting: deque[Reading] = deque()
@@ -33,7 +33,7 @@ class Subscription:
         self._on_close: Callable[[], None] | None = None
 
     def bind(self, on_close: Callable[[], None]) -> None:
-        """Called by the node once it is registered."""
+        """Set what :meth:`close` calls. The node does so once the subscription is registered."""
         self._on_close = on_close
 
     def take(self, reading: Reading) -> None:
@@ -42,7 +42,7 @@ class Subscription:
             if self._conflate:
                 stream = (reading.origin, reading.key)
                 if stream in self._newest:
-                    if reading.sequence > self._newest[stream].sequence:  # history comes beside what is live
+                    if reading.sequence > self._newest[stream].sequence:  # history may come later
                         self._newest[stream] = reading
                     self.dropped += 1
                     return
@@ -63,7 +63,7 @@ class Subscription:
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(self._arrived.set)
-        except RuntimeError:  # the loop has ended, and with it the reader
+        except RuntimeError:  # the event loop has ended, and with it the reader
             self._closed = True
 
     def _next(self) -> Reading | None:

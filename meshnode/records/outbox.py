@@ -1,8 +1,8 @@
 """The outbox: records for the relay, on disk until the relay knows their fate.
 
 ``protocols.records.ledger`` decides and :mod:`meshnode.records.outbox_file` writes. A record that :meth:`Outbox.put`
-returned for survives SIGKILL and loss of power. Puts that meet share one transaction. What the ledger decides is
-written with the next transaction at the latest; when a crash takes that, the records concerned are offered again, and
+returned for survives SIGKILL and loss of power. Puts at the same time share one transaction. What the ledger decides is
+written with the next transaction at the latest; when a crash loses that, the records concerned are offered again, and
 the relay takes each only once. So a full disk stops new records, with a :class:`StorageError`, and nothing else.
 
 One process at a time may use a file. All methods belong to the event loop that opened the outbox.
@@ -27,7 +27,7 @@ from protocols.wire.records import Record
 MAX_WAITING_RECORDS: Final = 8_192
 """Records waiting for a commit. Beyond, the disk is slower than the sensors, and waiting longer would not help."""
 MAX_GROUP_RECORDS: Final = 512
-"""Records in one transaction: bounds what a full ledger can exceed its bounds by until the next one."""
+"""Records in one transaction, and so the most by which a full ledger can exceed its bounds until the next one."""
 
 
 class _WaitingPut(NamedTuple):
@@ -97,7 +97,7 @@ class Outbox:
     async def put(self, *records: Curated) -> list[int]:
         """Store records and return their sequences once they are on disk: all of them or none.
 
-        When a bound is reached the record of the lowest priority is evicted, of those the oldest; it may be this one.
+        When a bound is reached, the oldest record of the lowest priority is evicted; it may be this one.
 
         :raises StorageError: the disk is full or fails; nothing was stored and later puts may succeed.
         :raises BoundExceeded: more than ``MAX_WAITING_RECORDS`` wait for the disk.
@@ -144,7 +144,7 @@ class Outbox:
                 self._failed_puts += len(put.records)
                 if not put.done.done():
                     put.done.set_exception(self._file.storage_error(error, f"did not take {len(put.records)} records"))
-                    put.done.exception()  # a caller that was cancelled meanwhile is no news
+                    put.done.exception()  # a caller that was cancelled meanwhile needs no log entry
             return
         except BaseException:
             for put in group:
@@ -175,7 +175,7 @@ class Outbox:
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
-        """Keep everybody else from the ledger and the file. What follows here may only be called inside."""
+        """Keep everybody else from the ledger and the file. The methods below may only be called inside it."""
         async with self._lock:
             yield
 
@@ -219,7 +219,7 @@ class Outbox:
         return self._ledger.pending
 
     async def _settle(self) -> None:
-        """After an interrupted transaction: find out whether it happened."""
+        """Find out whether an interrupted transaction happened."""
         if self._uncertain:
             self._ledger.restore(*await self._file.read_ledger())
             self._uncertain = False
@@ -230,7 +230,7 @@ class Outbox:
             await self._file.write(self._ledger.changes(), self._ledger.counters(), new, shift)
         except (sqlite3.Error, OSError):
             raise
-        except BaseException:  # cancelled; without new records it may happen twice
+        except BaseException:  # cancelled; without new records writing twice does no harm
             self._uncertain = bool(new or shift)
             raise
         self._ledger.changes_saved()

@@ -53,7 +53,7 @@ class OutboxFile:
         self._db: aiosqlite.Connection
 
     async def open(self) -> StoredLedger:
-        """Open the file, created if missing. :raises StorageError: when it is another one or in use."""
+        """Open the file, created if missing. :raises StorageError: it is another program's or in use."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._db = await aiosqlite.connect(self.path, isolation_level=None, timeout=1.0)
         try:
@@ -64,7 +64,7 @@ class OutboxFile:
             raise
 
     async def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         await self._db.close()
 
     async def _prepare(self) -> None:
@@ -164,7 +164,7 @@ class OutboxFile:
             raise
 
     async def _shift(self, shift: int) -> None:
-        """Sequences are unique at every moment, so they take a turn through the negative numbers."""
+        """Add ``shift`` by way of negative numbers, because sequences must be unique at every moment."""
         await self._db.execute("UPDATE records SET sequence = -(sequence + ?)", (shift,))
         await self._db.execute("UPDATE records SET sequence = -sequence")
         await self._db.execute("UPDATE fates SET first = -(first + ?), last = last + ?", (shift, shift))

@@ -1,9 +1,10 @@
 """From readings to records: the curator chooses them, the outbox keeps them, and the uplink carries them.
 
-:meth:`Recorder.consider` is the one door for readings, those of this node and those of neighbours. They are chosen on
-whichever thread they pass and handed to the event loop, where the outbox lives. The way there is bounded. Each reading
-that can't be kept is counted in ``not_stored``, and in the drops under its key with the reason ``outbox_behind``,
-``outbox_failed``, ``outbox_closed`` or ``record_too_large``. A record counts only from its commit on.
+All readings, those of this node and those of neighbours, enter by :meth:`Recorder.consider`. They are chosen on the
+thread that publishes or receives them and handed to the event loop, where the outbox lives, by a bounded queue. Each
+reading that can't be kept is counted in ``not_stored``, and in the drops under its key with the reason
+``outbox_behind``, ``outbox_failed``, ``outbox_closed`` or ``record_too_large``. A record counts only once it is
+committed.
 
 Readings that curation derives are published as the node's own; what can't be published is dropped as ``not_derived``.
 """
@@ -102,7 +103,7 @@ class Recorder:
 
     # --- readings in -----------------------------------------------------------------------------------------------
     def listen(self, subscribe: Callable[..., object]) -> None:
-        """Have the readings of neighbours that rules and patterns want come in. ``subscribe`` is that of the node."""
+        """Subscribe to the readings of neighbours that rules and patterns need. ``subscribe`` is that of the node."""
         for number, expression in enumerate(self._expressions):
             subscribe(expression, callback=partial(self._heard, number), own=False, history=False)
 

@@ -30,7 +30,7 @@ class RunningRecords(RunningPart):
         self._recorder: Recorder | None = None
 
     def watches_published(self) -> PublishedWatch | None:
-        """Own readings may be chosen."""
+        """Let rules choose from own readings."""
         return self._consider if self._wanted else None
 
     async def prepare(self, closing: AsyncExitStack) -> None:
@@ -45,7 +45,7 @@ class RunningRecords(RunningPart):
             self._recorder = recorder
 
     async def join(self, closing: AsyncExitStack) -> None:
-        """Readings of neighbours may be chosen too."""
+        """Let rules choose from readings of neighbours too."""
         if self._recorder is not None:
             self._recorder.listen(self.host.subscribe)
 
@@ -76,7 +76,7 @@ class RunningRecords(RunningPart):
         return counters
 
     def questions(self) -> Mapping[str, Callable[[Any], Any]]:
-        """``uplink``: how it stands with the relay."""
+        """``uplink``: the state of the link to the relay."""
         return {"uplink": lambda _: self.uplink_state}
 
     def node_view(self) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """The uplink of a node: performs what ``protocols.records.uplink`` decides, on the outbox and the way to the relay.
 
-The decisions are made on the event loop, inside :meth:`Outbox.exclusive`, and so is what they need of the file. A
-request blocks a thread of its own meanwhile, so that records can be put while the relay thinks.
+The decisions are made on the event loop inside :meth:`Outbox.exclusive`, as is their access to the file. A request
+blocks a thread of its own meanwhile, so that records can be put while the relay works on it.
 """
 
 import asyncio
@@ -154,7 +154,7 @@ class UplinkDriver:
                     _log.warning("the relay refused record %d: %s", sequence, reason)
                 case RecordsRenumbered(first_sequence):
                     _log.warning(
-                        "the relay knows more records of this node than the outbox: going on at %d", first_sequence
+                        "the relay knows more records of this node than the outbox: continuing at %d", first_sequence
                     )
                 case RecordsDelivered():  # the statistics count them
                     pass
