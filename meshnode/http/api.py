@@ -1,4 +1,4 @@
-"""The node's own part of the API: health, metrics, who is there, what was dropped."""
+"""The node's own part of the HTTP API: health, metrics, neighbours and drops."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ class Api:
     """Handlers of one node, and what all handlers share; it is the ``HttpService`` of the routes of parts."""
 
     def __init__(self, host: Host, bound_port: Callable[[], int | None]) -> None:
-        """``bound_port``: where the server listens, once it does."""
+        """``bound_port`` returns the port of the server, or None before it listens."""
         self.host = host
         self.leaving = False
         self.given_up = asyncio.Event()
@@ -64,12 +64,12 @@ class Api:
 
     # --- health ----------------------------------------------------------------------------------------------------
     async def healthz(self, _: Request) -> Response:
-        """The event loop turns and the engine answers."""
+        """Answers when the event loop runs and the engine responds."""
         await asyncio.to_thread(self.host.statistics)
         return json_response({"alive": True})
 
     async def readyz(self, _: Request) -> Response:
-        """The inbox listens and the parts are open; it is no longer ready while it leaves."""
+        """Answers 200 when the inbox listens and the parts are open, and 503 while the node leaves."""
         if self.leaving:
             return error_response(503, f"the node {self.host.id} is leaving", {"retry-after": "1"})
         ready = {"ready": True}

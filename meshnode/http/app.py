@@ -30,7 +30,7 @@ def build_app(api: Api) -> Starlette:
 async def _mesh_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, MeshError)
     status = status_of(error)
-    # What is left of the body would be read as the next request.
+    # The rest of the body would otherwise be read as the next request.
     headers = {"connection": "close"} if status in (408, 413, 415) else {"retry-after": "1"} if status == 503 else {}
     return error_response(status, str(error), headers)
 

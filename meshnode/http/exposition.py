@@ -21,7 +21,7 @@ class LatencyHistogram:
         self._sum_s = 0.0
 
     def observe(self, took_s: float) -> None:
-        """Count one."""
+        """Count one latency."""
         self._counts[bisect.bisect_left(LATENCY_BUCKETS_S, took_s)] += 1
         self._sum_s += took_s
 
@@ -46,7 +46,7 @@ def gauge(name: str, text: str, samples: Samples, *labels: str) -> "GaugeMetricF
 
 
 def counter(name: str, text: str, samples: Samples, *labels: str) -> "CounterMetricFamily":
-    """A family of numbers that only grow; ``name`` as of :func:`gauge`."""
+    """A family of numbers that only grow; ``name`` as for :func:`gauge`."""
     from prometheus_client.core import CounterMetricFamily
 
     family = CounterMetricFamily(f"meshnode_{name}", text, labels=labels)

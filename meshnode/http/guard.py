@@ -38,9 +38,9 @@ from protocols.base.errors import (
 )
 
 MAX_BODIES_BYTES: Final = 192 * 1024 * 1024
-"""All request bodies held at once: 128 connections of one careless program would otherwise take all memory."""
+"""The most bytes of all request bodies held at once: 128 connections could otherwise take all memory."""
 BODY_TIMEOUT_S: Final = 30.0
-"""A body that is not here by then is given up: a stuck sender would hold its share for ever."""
+"""A body that takes longer to arrive is given up, because a stuck sender would hold its share for ever."""
 
 _STATUS: Final[tuple[tuple[type[MeshError], int], ...]] = (
     (InputInvalid, 400),
@@ -58,7 +58,7 @@ _STATUS: Final[tuple[tuple[type[MeshError], int], ...]] = (
 
 
 class BadRequest(LocalProtocolError):
-    """A request that can't be understood; ``status`` says in which way."""
+    """A request that can't be handled; ``status`` is the HTTP status of the answer."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -83,7 +83,7 @@ def error_response(status: int, message: str, headers: dict[str, str] | None = N
 
 
 class Guard:
-    """Refuses requests that a web page could have sent, and dates what is answered (uvicorn would wake up each second
+    """Refuses requests that a web page could have sent, and adds the date to answers (uvicorn would wake up each second
     to do so)."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -104,7 +104,7 @@ class Guard:
         try:
             await self._app(scope, receive, dated)
         except ClientDisconnect:
-            return  # nobody is left to be told
+            return  # the client has gone
 
 
 def _refusal(scope: Scope) -> str | None:
@@ -115,7 +115,7 @@ def _refusal(scope: Scope) -> str | None:
         return f"Host {given!r} is not a name of this host: use 127.0.0.1, [::1] or localhost"
     for name, value in headers:
         if name == b"origin" and not _is_loopback(value.decode("latin-1").partition("://")[2]):
-            return f"requests of pages from {value[:100].decode('latin-1')!r} are not served: ask from this host"
+            return f"requests of web pages from {value[:100].decode('latin-1')!r} are refused: ask from this host"
     return None
 
 
@@ -143,7 +143,7 @@ class Bodies:
 
     @asynccontextmanager
     async def read(self, request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-        """The body, counted as held until the block is left.
+        """The body, which counts as held until the ``with`` block ends.
 
         :raises BadRequest: 413 beyond ``max_bytes``, 415 when it is compressed, 408 when it doesn't arrive, 503 when
             too many bodies are held already.

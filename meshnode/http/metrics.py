@@ -1,7 +1,7 @@
 """What a node tells Prometheus: its statistics, its neighbours, its drops, and the metrics of its parts.
 
-Everything is read when it is asked for. Invariant: label values that others choose (ids of peers) are bounded: the
-first ``MAX_LABELS`` get a series of their own and the rest share ``other``, for good, so that no counter ever falls.
+Everything is read at the time of a scrape. Invariant: label values that others choose (ids of peers) are bounded: the
+first ``MAX_LABELS`` get a series of their own and the rest share ``other`` for ever, so that no counter ever decreases.
 """
 
 import re
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_LABELS: Final = 64
 _LINK_GAUGES: Final = frozenset({"link_lanes"})
-"""Names in the statistics of links that go up and down; those of the parts are declared by them."""
+"""Names in the statistics of links that go up and down; each part declares its own."""
 
 
 class _Labels:
@@ -66,7 +66,7 @@ class Metrics:
             text = re.sub(r"\W", "_", name)
             if name in self._gauges:
                 yield gauge(text, f"See {name!r} in the reference.", [((), float(value))])
-            elif text != "drops":  # it is the sum of the series below
+            elif text != "drops":  # "drops" is the sum of the series below
                 yield counter(text, f"See {name!r} in the reference.", [((), float(value))])
         for part in host.parts:
             yield from part.metrics()
@@ -88,19 +88,19 @@ class Metrics:
         for failed in self._host.link_failures():
             labels = (self._strangers.bounded(failed.peer), failed.kind)
             sums[labels] = sums.get(labels, 0.0) + failed.count
-        yield gauge("link_failures", "Links that did not come about, of those remembered.", sorted(sums.items()),
+        yield gauge("link_failures", "Remembered failures to make a link.", sorted(sums.items()),
                     "peer", "kind")  # fmt: skip
 
     def _collect_peers(self) -> "Iterable[Metric]":
         peers = self._host.peers()
         states = [((state.value,), float(sum(peer.state is state for peer in peers))) for state in State]
         yield gauge("neighbours", "Neighbours by state.", states, "state")
-        # A gauge may stop: only those who are there, and no more than the bound on neighbours.
+        # The series of a gauge may end: only present neighbours have one, and their number is bounded.
         present = [peer for peer in peers if peer.state in (State.ALIVE, State.SUSPECT)]
         measured = [((peer.node,), peer.round_trip_ns / SECOND) for peer in present if peer.round_trip_ns]
         yield gauge("neighbour_round_trip_seconds", "Round trip of a heartbeat.", measured, "peer")
         paced = [((peer.node,), peer.throughput_bytes_per_s) for peer in present if peer.throughput_bytes_per_s]
-        yield gauge("neighbour_throughput_bytes_per_second", "Of the link, as the planner reckons.", paced, "peer")
+        yield gauge("neighbour_throughput_bytes_per_second", "Estimated throughput of the link.", paced, "peer")
         for name, what in (("waiting_readings", "Readings"), ("waiting_bytes", "Bytes")):
             values = [((peer.node,), float(getattr(peer, name))) for peer in present]
             yield gauge(f"neighbour_{name}", f"{what} queued for a neighbour.", values, "peer")

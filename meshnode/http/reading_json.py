@@ -6,7 +6,7 @@ JSON has fewer types than a reading, so four of them are written as objects with
     array        {"$tensor": {"dtype": "f4", "shape": [2, 3], "data": "<base64 of little-endian bytes in C order>"}}
     nan, ±inf    {"$float": "nan"}   "inf"   "-inf"
 
-Keys of a reading's own objects that begin with ``$`` get a second one, so that nothing is taken for what it is not.
+A key in a reading's own objects that begins with ``$`` gets a second ``$``, so that it is not taken for one of these.
 """
 
 import base64
@@ -34,7 +34,7 @@ _MAX_EXTENT: Final = 2**48
 
 
 class PositionForm(Struct, frozen=True, forbid_unknown_fields=True):
-    """``protocols.wire.readings.Position`` by name instead of by place."""
+    """``protocols.wire.readings.Position`` as an object with named members."""
 
     latitude_deg: Latitude
     longitude_deg: Longitude
@@ -72,12 +72,12 @@ _publish_decoder = msgspec.json.Decoder(PublishForm)
 
 
 def parse_untrusted_publish(body: bytes) -> PublishForm:
-    """A body that wants to publish, its value as Python has it. :raises BadRequest: for anything else."""
+    """Parse a body that publishes; its value becomes a Python value. :raises BadRequest: for anything else."""
     try:
         form = _publish_decoder.decode(body)
         return msgspec.structs.replace(form, value=_value_of(form.value))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(f"the body is no reading: {str(error)[:200]}") from error
+        raise BadRequest(f"the body is not a reading: {str(error)[:200]}") from error
 
 
 def reading_form(reading: Reading) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _value_of(form: Any) -> Any:
                 if key.startswith("$") and not key.startswith("$$"):
                     raise BadRequest(
                         f"the value has the key {key[:40]!r}: write '$bytes', '$tensor' or '$float' alone and as "
-                        "documented, and a key of your own that begins with '$' with a second one"
+                        "documented, and double the '$' of a key of your own that begins with it"
                     )
             return {key.removeprefix("$"): _value_of(item) for key, item in form.items()}
         case _:

@@ -1,4 +1,4 @@
-"""Readings over HTTP: publish one, and stream those that pass."""
+"""Readings over HTTP: publish one, and stream readings as they come."""
 
 import asyncio
 import time
@@ -131,7 +131,7 @@ class _Query:
                 raise BadRequest(f"the query has an unknown name {name[:40]!r}: {hint}")
 
     def text(self, name: str) -> str:
-        """A value that must be there."""
+        """A text that must be given."""
         if name not in self._given:
             raise BadRequest(f"the query lacks {name!r}: add ?{name}=…, as in ?key=veh/**")
         return self._given[name]

@@ -15,7 +15,7 @@ class RunningHttp(RunningPart):
         """Where it listens; None when it is off."""
 
     async def serve(self, closing: AsyncExitStack) -> None:
-        """Listen. :raises TransportError: the address can't be had."""
+        """Listen. :raises TransportError: the address can't be used."""
         section = self.host.config.of(HttpSection)
         if section.enabled:
             from meshnode.http.server import HttpServer  # its libraries take 10 MB, which only a node with HTTP pays

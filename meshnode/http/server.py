@@ -21,7 +21,7 @@ from meshnode.running import Host
 from protocols.base.errors import TransportError
 
 DRAIN_S: Final = 1.0
-"""How long a closing node lets inferences finish; what runs longer is answered 503."""
+"""How long a closing node lets inferences finish; a longer one is answered with 503."""
 MAX_CONNECTIONS: Final = 128
 """Further ones are told to come back later. Each may hold a body or a stream."""
 SILENT_S: Final = 1.0
@@ -42,7 +42,7 @@ class HttpServer:
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port (``port`` 0: any free one).
 
-        :raises TransportError: the address can't be had; names it, the key and the way out.
+        :raises TransportError: the address can't be used; names it, the key, and what to do.
         """
         listener = _listen(host, port)
         config = uvicorn.Config(
@@ -101,7 +101,7 @@ class _Connection(H11Protocol):
     that its head takes."""
 
     asked_s = 0.0
-    """When it was opened, or its last request was answered; on the clock of the loop."""
+    """When it was opened or its last request was answered, on the event loop's clock."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Close the longest silent ones, if there are too many."""
