@@ -7,7 +7,7 @@ Follows RFC 5280 as far as OpenSSL's strict mode asks, and SPIFFE's X.509-SVID f
 - a leaf has exactly one URI SAN, ``spiffe://<mesh>/<role>/<node-id>``, and the DNS SAN ``mesh.node``;
 - a leaf never outlives its authority.
 
-Left out: intermediate authorities and revocation. A short life does the work of a revocation list until there is one.
+Left out: intermediate authorities and revocation. Short validity does the work of a revocation list until there is one.
 """
 
 from dataclasses import dataclass
@@ -59,9 +59,9 @@ class Authority:
 def create_mesh(folder: Path, mesh: str, *, valid_days: float = 3650, now: datetime | None = None) -> Authority:
     """Make a new mesh: ``authority.crt``, and ``authority.key`` with mode 0600, in ``folder`` (made if it is missing).
 
-    Whoever has the key can make nodes of this mesh: keep it off the nodes.
+    Whoever has the key can make nodes of this mesh: never copy it to a node.
 
-    :raises IdentityError: the folder holds an authority already, or can't be written.
+    :raises IdentityError: the folder already holds an authority, or can't be written.
     :raises InvalidName: ``mesh`` is not a lower-case DNS label.
     """
     name = mesh_name(mesh)
@@ -130,7 +130,7 @@ def issue(
     if anchor_path.exists() and read_certificate(anchor_path, "authority certificate") != issuer:
         raise IdentityError(
             f"{anchor_path} is of another authority than {authority_folder / AUTHORITY_CERTIFICATE}: "
-            "nodes in that folder would stop to trust their mesh. Choose another folder"
+            "nodes in that folder would stop trusting their mesh. Choose another folder"
         )
     key = ec.generate_private_key(ec.SECP256R1())
     not_after = min(_end(now, valid_days), issuer.not_valid_after_utc)

@@ -51,7 +51,7 @@ class NodeIdentity:
     not_before: datetime
     """In UTC."""
     not_after: datetime
-    """In UTC. A live pipe outlives its certificate: whoever holds pipes closes them at this time."""
+    """In UTC. An open pipe would outlive its certificate, so the owner of pipes closes them at this time."""
     serial: int
     fingerprint: str
     """SHA-256 of the certificate, 64 lower-case hexadecimal digits."""

@@ -1,8 +1,8 @@
-"""Takes up a renewed certificate while the node runs.
+"""Puts a renewed certificate into use while the node runs.
 
 ``meshnode mesh issue`` replaces a node's files; this notices within ``CHECK_S`` and hands them to the links. New
-handshakes use the new certificate, and open links live on. Files that don't fit together (while they are being copied,
-for example) change nothing and are looked at again.
+handshakes use the new certificate, and open links stay open. Files that don't fit together (while they are being
+copied, for example) change nothing and are checked again.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ from protocols.base.errors import IdentityError, MeshError
 
 _log = logging.getLogger(__name__)
 CHECK_S = 5.0
-"""Between two looks at the files: three system calls."""
+"""The time between two checks of the files, each of which takes three system calls."""
 
 
 class Renewal:
     """Watches the credentials of one node."""
 
     def __init__(self, current: NodeIdentity, renewed: Callable[[CredentialFiles, NodeIdentity], None]) -> None:
-        """``renewed`` takes the new files up; what it raises is logged."""
+        """``renewed`` puts the new files into use; what it raises is logged."""
         self._peer, self._credentials = current.peer, current.credentials
         self._renewed = renewed
         self._seen = self._look()

@@ -1,4 +1,4 @@
-"""The state folder of a node: one process at a time, and an incarnation that grows with every start."""
+"""The state folder of a node: it locks out other processes, and keeps an incarnation that grows with every start."""
 
 import fcntl
 import os
@@ -39,7 +39,7 @@ class StateFolder:
     def next_incarnation(self) -> Incarnation:
         """A number above all earlier ones: seconds since 1970, or one more than the last when the clock went back.
 
-        Written and synced before it is used, so that not even a crash repeats one. 32 bits of it order readings.
+        Written and synced before it is used, so that not even a crash repeats one. Its lowest 32 bits order readings.
 
         :raises StorageError: when it can't be written.
         """
@@ -57,7 +57,7 @@ class StateFolder:
             fresh.replace(file)
             folder = os.open(self.path, os.O_RDONLY)
             try:
-                os.fsync(folder)  # or a loss of power could bring the old name back
+                os.fsync(folder)  # without it a loss of power could bring the old name back
             finally:
                 os.close(folder)
         except OSError as error:

@@ -1,6 +1,6 @@
 """Sensor drivers: where a node's readings come from, and how other packages plug theirs in.
 
-Names are imported when they are used: a command that only wants to know of the node's parts must not load them.
+Names are imported when they are used: a command that only lists the node's parts must not load them.
 """
 
 from importlib import import_module

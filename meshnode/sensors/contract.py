@@ -64,7 +64,7 @@ class Sample:
     lifespan_ms: int = 0
     """The value is worthless after this time; 0: never."""
     hazard: bool = False
-    """Somebody may have to brake for it."""
+    """Whether somebody may have to brake for it."""
     infer: InferenceSample | None = None
 
 

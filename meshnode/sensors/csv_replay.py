@@ -24,7 +24,7 @@ from protocols.base.limits import MAX_LIFESPAN_MS, MAX_TEXT_CHARS
 from protocols.wire.readings import Position
 
 MAX_LINE_CHARS: Final = 64 * 1024
-"""A file without line ends must not be read whole."""
+"""The longest line, because a file without line ends must not be read whole."""
 _NEEDED: Final = ("time_s", "key", "value")
 _OPTIONAL: Final = (
     "unit", "sensor", "quality", "priority", "lifespan_ms",
@@ -178,7 +178,7 @@ class CsvReplay:
             if name not in _NEEDED and name not in _OPTIONAL:
                 self._fail(f"column {name[:40]!r} is unknown: use {', '.join((*_NEEDED, *_OPTIONAL))}")
             if name in header[:index]:
-                self._fail(f"column {name!r} stands there twice: remove one")
+                self._fail(f"column {name!r} appears twice: remove one")
 
     def _fail(self, fault: str, cause: Exception | None = None) -> NoReturn:
         raise ConfigError(f"file {self._path}, line {self._line}: {fault}") from cause

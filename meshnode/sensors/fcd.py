@@ -22,7 +22,7 @@ from protocols.wire.readings import Position
 DEFAULT_TRACE: Final = Path(__file__).parent / "data" / "ingolstadt.fcd.xml.gz"
 SENSOR: Final = "sumo-fcd"
 HAZARD_LIFESPAN_MS: Final = 2_000
-"""A vehicle that brakes hard stands by then, or does not brake any more."""
+"""A vehicle that brakes hard has stopped by then, or no longer brakes."""
 
 
 class FcdReplay:
@@ -50,7 +50,7 @@ class FcdReplay:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], context: DriverContext) -> Self:
-        """See the module for the options. With ``pick`` the whole trace is read once. :raises ConfigError:"""
+        """See the module for the options. ``pick`` reads the whole trace once. :raises ConfigError: one is wrong."""
         read = Options("fcd", options)
         path = read.file("file", context.folder, DEFAULT_TRACE)
         start_s = read.number("start_s", 0.0, 0.0, 1e9) if read.has("start_s") else None

@@ -39,7 +39,7 @@ _BRIGHTNESS: Final = (0.8, 1.2)
 
 @dataclass(frozen=True, slots=True)
 class _Variation:
-    """The part of a picture that is shown, as shares of its sides, and how bright."""
+    """The part of a picture that is shown, as shares of its sides, and its brightness."""
 
     left: float = 0.0
     top: float = 0.0

@@ -20,7 +20,7 @@ class RunningSensors(RunningPart):
         self._sensing: Sensing | None = None
 
     async def serve(self, closing: AsyncExitStack) -> None:
-        """Begin to sense. :raises ConfigError: when a driver, or an option of one, is wrong."""
+        """Start the sensors. :raises ConfigError: when a driver, or an option of one, is wrong."""
         sensors = self.host.config.of(SensorsSection).sensors
         if sensors:
             from meshnode.sensors.sensing import Sensing
@@ -30,7 +30,7 @@ class RunningSensors(RunningPart):
             closing.push_async_callback(asyncio.to_thread, self._sensing.close)
 
     def statistics(self) -> Mapping[str, int]:
-        """Samples, and what came of them."""
+        """Counts of samples and of what happened to them."""
         sensing = self._sensing
         if sensing is None:
             return {}

@@ -29,7 +29,7 @@ class Sensing:
         self.skipped_inferences = 0
         """Frames that came while the frame before was still being computed."""
         self.without_position = 0
-        """Samples that came before anybody knew where the node is; not published."""
+        """Samples that were not published because they came before the node's position was known."""
         self.failed: dict[str, str] = {}
         for name, section in sensors.items():
             context = DriverContext(host.id, host.folder, Random(f"{host.id}/{name}"), host.role)
@@ -40,7 +40,7 @@ class Sensing:
             )
 
     def start(self) -> None:
-        """Begin to sense."""
+        """Start the threads of the drivers."""
         for context in self._contexts:
             context.begin()
         for thread in self._threads:
@@ -68,7 +68,7 @@ class Sensing:
             self._host.position = sample.where
         self.samples += 1
         if sample.where is None and self._host.position is None:
-            # A camera may be ready before the receiver of satellites is.
+            # A camera may be ready before the GNSS receiver is.
             self.without_position += 1
             return
         self._host.publish(

@@ -4,10 +4,10 @@ Invariants:
 
 - Memory is bounded whatever the size of the file: it is parsed piece by piece, and a single piece of markup that is
   longer than ``MAX_MARKUP_BYTES`` is refused.
-- A document type is refused, and every entity with it: the format has none, and expanding entities is an attack.
+- A document type is refused, and every entity with it: the format has none, and entity expansion is an attack.
 - Rows come in the order of the file, which is the order of time; a file that goes back in time is malformed.
 - Everything before a fault is yielded before the fault is raised.
-- Only the vehicles and the span of time that are asked for are judged.
+- Only the vehicles and the span of time that are asked for are checked.
 
 Format: https://sumo.dlr.de/docs/Simulation/Output/FCDOutput.html. A vehicle needs ``id``, ``x`` and ``y``; ``speed``
 and ``angle`` may be missing. Whether positions have to be degrees (``--fcd-output.geo``) is for the caller to decide.
