@@ -62,7 +62,7 @@ ASK_AGAIN_S = 2.0
 """The time between questions, ± 10 %. Vehicles that meet at 2 × 30 m/s are in range of each other for about ten
 seconds."""
 _MAX_KNOWN_ANSWERS = 40
-"""Instances named in a question, so that they don't answer: as many as fit into one datagram. Others answer in vain."""
+"""Instances named in a question so that they don't answer: as many as fit into one datagram."""
 _QUERY = 0x0000
 _PTR, _IN = 12, 1
 """DNS record type and class (RFC 1035)."""
@@ -86,7 +86,7 @@ def parse_untrusted_advert(
 ) -> Advert:
     """An advert from the TXT properties, addresses and port of a service.
 
-    :raises OtherMesh: it is well-formed enough to show that it does not concern us.
+    :raises OtherMesh: it is of another mesh or major version.
     :raises RemoteProtocolError: it is not an advert for any other reason.
     """
     if (version := properties.get(b"v")) != _MAJOR:

@@ -1,5 +1,5 @@
-"""The parts of a handshake that need no connection: URLs of addresses, names in certificates, and whether PEM files fit
-together.
+"""The parts of a handshake that need no connection: URLs of addresses, names in certificates, and the check that PEM
+files fit together.
 
 Invariants: nothing from an advert or a certificate reaches a URL or an identity unchecked. A certificate names a peer
 only if exactly one of its alternative names is an identity URI. The link engine ``nng`` reads names without their type

@@ -115,8 +115,8 @@ def proved(tls: ssl.SSLObject) -> tuple[list[str], int]:
 
 
 class Failures:
-    """Counts and logs links that failed, with a bound on the log. It belongs to one thread, where nothing else is
-    said."""
+    """Counts and logs links that failed, with a bound on the log. It belongs to one thread, except where a method says
+    otherwise."""
 
     def __init__(self, now_ns: Callable[[], int], utc_now_ns: Callable[[], int] = time.time_ns) -> None:
         self._now_ns, self._utc_now_ns = now_ns, utc_now_ns

@@ -1,1 +1,1 @@
-"""The link engine ``express``: NNG's wire spoken by Python's ``ssl``."""
+"""The link engine ``express``: NNG's wire protocol on Python's ``ssl``."""

@@ -93,7 +93,7 @@ class Hub(Protocol):
         """Wait for these events of a new connection, until its deadline. I/O thread only."""
 
     def sweep_by(self, at_ns: int) -> None:
-        """Look at all deadlines no later than at that instant. I/O thread only."""
+        """Check all deadlines at that instant or earlier. I/O thread only."""
 
 
 class Connection:
@@ -148,7 +148,7 @@ class Connection:
         self._recv_into = sock.recv_into
 
     def close_socket(self) -> None:
-        """Give the descriptor back."""
+        """Close the socket, and so free its descriptor."""
         if self.descriptor >= 0:
             self._sock.close()
 

@@ -1,7 +1,7 @@
 """The link engine ``express``: NNG's own wire (SP PUSH/PULL over TLS 1.3) spoken by Python's ``ssl``.
 
-A peer can't tell it from libnng. But a frame goes out on the thread that sends it, and comes in on the one thread that
-waits for all connections, so that a reading takes fewer thread switches each way.
+A peer can't tell it from libnng. But a frame goes out on the thread that sends it and comes in on the one thread that
+waits for all connections, so a reading needs fewer thread switches each way.
 
 Invariants:
 - one I/O thread owns the selector and every inbound connection; it alone gives notices and hands over frames;
@@ -53,7 +53,7 @@ _HANDSHAKES = 1
 """Steps of handshakes between two looks at open links. The step that proves an identity takes up to 1.5 ms."""
 _EVENTS = 128
 _BRISK = 4
-"""So many short waits in a row mean that frames come in quick succession."""
+"""This many short waits in a row mean that frames come in quick succession."""
 
 _open: "weakref.WeakSet[ExpressLinks]" = weakref.WeakSet()
 
@@ -277,7 +277,7 @@ class ExpressLinks:
         self.sweep_by(connection.deadline_ns)
 
     def sweep_by(self, at_ns: int) -> None:
-        """Look at all deadlines no later than at that instant. I/O thread only."""
+        """Check all deadlines at that instant or earlier. I/O thread only."""
         self._due_ns = min(self._due_ns, at_ns)
 
     # --- the I/O thread --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The inbox of the express links. It listens, and holds newcomers until they have proved who they are or have to go.
+"""The inbox of the express links. It listens, and holds newcomers until they have proved who they are or must go.
 
 Invariants:
 - newcomers are bounded in number and in time, and the host with the most of them makes room first;
@@ -107,7 +107,7 @@ class Inbox:
         self._newcomers.pop(inbound.descriptor, None)
         inbound.deadline_ns = 0
         if len(self.pipes) >= _MAX_INBOUND:
-            raise Closed(f"{_MAX_INBOUND} links come in already")
+            raise Closed(f"there are {_MAX_INBOUND} inbound links already")
         self.pipes[inbound.pipe] = inbound
 
     def left(self, inbound: Inbound) -> bool:

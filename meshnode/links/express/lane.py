@@ -176,7 +176,7 @@ class ExpressLane(Connection):
             return
         except ssl.SSLError as error:
             raise Closed(f"TLS failed: {explain(error)[1]}") from error
-        raise Closed("it sent bytes where none belong" if got else f"{self.address} closed the connection")
+        raise Closed("it sent data on a lane that only we send on" if got else f"{self.address} closed the connection")
 
     def _tell_writable(self) -> None:
         self._notified = False

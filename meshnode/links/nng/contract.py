@@ -41,7 +41,7 @@ class PushSocket(Protocol):
         """Readable while the socket takes a frame."""
 
     def try_send(self, frame: bytes) -> bool:
-        """False: a frame is under way, or there is no pipe."""
+        """Send a frame without waiting. False: a frame is under way, or there is no pipe."""
 
     def counters(self) -> dict[str, int]:
         """The number of failed dials by kind."""
@@ -145,7 +145,7 @@ def lasting_failure(counters: dict[str, int]) -> str | None:
 
 
 def no_connection(address: Address, seconds: float, counters: dict[str, int]) -> str:
-    """Why there is no pipe after so many seconds, from the counters of a dialled socket."""
+    """The reason why there is no pipe after ``seconds``, from the counters of a dialled socket."""
     if counters.get("refused"):
         why = "connection refused: is it running, and is the port right?"
     elif counters.get("disconnect"):

@@ -306,7 +306,7 @@ class _Pull:
             if error == lib.NNG_ECLOSED:
                 return None
             _log.warning("the inbox failed to receive: NNG error %d", error)
-            time.sleep(0.1)  # out of memory is the only other one known; spinning would not make more
+            time.sleep(0.1)  # the only other known error is lack of memory, which spinning would not mend
 
     def close_pipe(self, pipe: int) -> None:
         _close_pipe(pipe)
