@@ -24,7 +24,7 @@ _CONFIG = click.option(
     help="The relay's configuration.",
 )  # fmt: skip
 _STORE = click.option(
-    "--store", "store_path", type=click.Path(path_type=Path), help="The store itself; no configuration is read then."
+    "--store", "store_path", type=click.Path(path_type=Path), help="Path of the store; no configuration is read then."
 )
 _SHOWN = ("origin", "sequence", "key", "value", "unit", "event_utc_ns", "latitude_deg", "longitude_deg", "rule")
 _MAX_CELL_CHARS = 40
@@ -75,9 +75,10 @@ def run(config_path: Path, log_level: str) -> None:
 @click.option("--key", help="Key expression, as in 'rsu/*/hazard' or 'veh/**'.")
 @click.option("--origin", help="The node that sent the record.")
 @click.option("--since", help="Event time, inclusive: ISO 8601, seconds since 1970, or an age as in 10m.")
-@click.option("--until", help="Event time, exclusive; as --since.")
+@click.option("--until", help="Event time, exclusive, in the form of --since.")
 @click.option("--box", help="lat,lon,lat,lon: two opposite corners, the western longitude first.")
-@click.option("--limit", type=click.IntRange(1, 10_000_000), default=100, show_default=True, help="The newest so many.")
+@click.option("--limit", type=click.IntRange(1, 10_000_000), default=100, show_default=True,
+              help="Show at most this many records, the newest ones.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
 def query(
     config_path: Path,
@@ -113,7 +114,7 @@ def query(
 @_STORE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def audit_command(config_path: Path, store_path: Path | None, as_json: bool) -> None:
-    """Check that the account of every node adds up; status 1 when it does not."""
+    """Check that the account of every node adds up. The exit status is 1 when it does not."""
     path = _store_of(config_path, store_path)
     with closing(open_for_reading(path)) as db:
         try:

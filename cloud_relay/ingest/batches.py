@@ -1,6 +1,6 @@
 """Ingest: takes the bytes of a node's batch and gives the bytes of the relay's answer.
 
-It checks the role of the sender, the major version, the form of the batch and the node that it is of, in this order,
+It checks the role of the sender, the major version, the form of the batch and the node that it names, in this order,
 and hands the batch to the store. A node never learns anything about another one. Nothing is acknowledged before it is
 on disk. Each reading is decoded once, and stored in the bytes in which it came.
 """
