@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import meshnode
+from meshnode.console.process import log_to_stderr
 from protocols.base.errors import MeshError
 from protocols.inference.events import Answered
 from protocols.machine import Event
@@ -35,6 +36,8 @@ class Notebook:
         self.readings: Counter[str] = Counter()
         self.first_heard: dict[str, float] = {}
         """When the first reading of each neighbour came: from then on, it knows what this node asks for."""
+        self.first_advert: dict[str, float] = {}
+        """When an advert named each node for the first time."""
         self.hazards: list[dict[str, Any]] = []
         self.told: list[dict[str, Any]] = []
         """Hazards of this vehicle, which every neighbour must have heard of."""
@@ -48,6 +51,11 @@ class Notebook:
         with self._printing:  # several threads speak, and print() writes a line in two pieces
             sys.stdout.write(line)
             sys.stdout.flush()
+
+    def advert(self, node: str) -> None:
+        """An advert named a node."""
+        with self.lock:
+            self.first_advert.setdefault(node, time.time())
 
     def received(self, reading: meshnode.Reading) -> None:
         """A neighbour's reading: all clocks of this host are one, so the age is the latency."""
@@ -133,6 +141,7 @@ class Notebook:
                 "events": self.events,
                 "latencies_us": [round(value, 1) for value in self.latencies_us],
                 "readings": dict(self.readings),
+                "first_advert": self.first_advert,
                 "first_heard": self.first_heard,
                 "hazards": self.hazards,
                 "told": self.told,
@@ -152,6 +161,7 @@ async def main(config: Path) -> dict[str, Any]:
     configured = meshnode.open(config)
     notes = Notebook(configured.id)
     configured.on_event(notes.happened)
+    configured.on_advert(notes.advert)
     async with configured as node:
         node.subscribe("veh/*/*", callback=notes.received, own=False, history=False)
         node.subscribe("rsu/**", callback=notes.received, own=False, history=False)
@@ -170,6 +180,7 @@ async def main(config: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    log_to_stderr("info", as_json=False)
     try:
         Path(sys.argv[2]).write_text(json.dumps(asyncio.run(main(Path(sys.argv[1])))))
     except MeshError as error:

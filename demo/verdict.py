@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from demo.conductor import STOPPING, Conductor
+from demo.conductor import MEET_TIMEOUT_S, STOPPING, Conductor
 from demo.machine import Machine
 from demo.stage import ALL, SLOWDOWN, UNITS, VEHICLES
 from meshnode.sensors.fcd import HAZARD_LIFESPAN_MS
@@ -165,7 +165,10 @@ class Verdict:
     def _all_met(self) -> Promise:
         pairs = len(ALL) * (len(ALL) - 1)
         met = len({(meeting.node, meeting.met) for meeting in self.meetings()})
-        return about_mesh("everybody met everybody", self._met and met == pairs, f"{met} of {pairs} directed pairs")
+        seen = f"{met} of {pairs} directed pairs"
+        if not self._met:
+            seen += f", not all within {MEET_TIMEOUT_S:g} s"
+        return about_mesh("everybody met everybody", self._met and met == pairs, seen)
 
     def _met_quickly(self) -> Promise:
         name = f"within {MEET_WITHIN_S} s of the ready lines of both"
