@@ -43,7 +43,7 @@ class AccessTable:
     """A fixed tuple of rules, and what they permit."""
 
     def __init__(self, rules: tuple[AccessRule, ...] = DEFAULT_RULES) -> None:
-        """:raises InvalidKey: when an expression is not one."""
+        """:raises InvalidKey: when the keys of a rule are not a valid key expression."""
         for rule in rules:
             checked_expression(rule.keys.replace("{id}", "x"))
         self._rules = rules
@@ -58,7 +58,7 @@ class AccessTable:
         return any(self.permits_publish(role, node, key) for role in LINK_ROLES)
 
     def permits_subscribe(self, role: Role, node: NodeId, expression: str) -> bool:
-        """Whether ``node`` may have every reading that ``expression`` matches."""
+        """Whether ``node`` may receive every reading that ``expression`` matches."""
         return any(includes(allowed, expression) for allowed in self._expressions(role, node, "subscribe"))
 
     def permits_infer(self, role: Role, node: NodeId, model: str) -> bool:

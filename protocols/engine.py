@@ -56,7 +56,7 @@ class Engine:
         :func:`~protocols.wire.codec.decode_untrusted_node_frame`. ``machines`` are those of further capabilities.
 
         :raises InvalidKey: when an access rule has no valid key expression.
-        :raises LocalProtocolError: when two machines declare the same frame, number or name.
+        :raises LocalProtocolError: when two machines have the same name, or declare the same frame or the same number.
         """
         self.settings = settings
         self.drops = Drops()
@@ -82,7 +82,7 @@ class Engine:
         self._queue_of = self.lanes.of_dial
         self._touched, self._wanted = self.lanes.touched, self.lanes.wanted
         self._more = False
-        """Whether something was decided beside lanes to flush."""
+        """Whether something was decided other than lanes to flush."""
         self._lives = Lives()
         self._clock_uncertainty_ns = settings.clock_uncertainty_ns
         self._events: list[Event] = []
@@ -96,7 +96,7 @@ class Engine:
         for machine in self._machines:
             if isinstance(machine, kind):
                 return machine
-        raise LocalProtocolError(f"this node has no machine {kind.__name__}: hand it over when the node is opened")
+        raise LocalProtocolError(f"this node has no machine {kind.__name__}: pass it when the node is opened")
 
     # --- what happened on the links --------------------------------------------------------------------------------
     def inbound_closed(self, pipe: int, now: int) -> None:
@@ -105,7 +105,7 @@ class Engine:
         self.carry(now)
 
     def lane_opened(self, dial: int, identity: PeerIdentity, now: int) -> None:
-        """Note that a lane has taken its greeting."""
+        """Note that a dialled lane is open and has accepted our Hello."""
         self.membership.lane_opened(dial, identity, now)
         reached = self.membership.lane_of(dial)
         if reached is not None:
@@ -233,7 +233,7 @@ class Engine:
             machine.undeliverable(node, frame, now)
 
     def _dial_bulk(self) -> None:
-        """Have the bulk lanes dialled that something waits for."""
+        """Dial the bulk lanes for which something waits."""
         for node in self.lanes.to_dial():
             self.membership.want_bulk(node)
         self._more = True
@@ -309,7 +309,7 @@ class Engine:
         return None if self._more else self.lanes.taken()
 
     def is_settled(self) -> bool:
-        """Whether :meth:`flushes` has nothing to say."""
+        """Whether :meth:`flushes` would return an empty list."""
         return not (self._more or self._touched)
 
     def outgoing(self) -> list[Effect]:

@@ -7,7 +7,7 @@ from protocols.machine import Event
 
 
 class DuplicateIdentity(Event, frozen=True):
-    """Another node uses this id: ours, or that of a live neighbour."""
+    """Another node uses the id of this node (``ours``) or of a live neighbour."""
 
     for_applications: ClassVar[bool] = True
 

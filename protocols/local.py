@@ -1,12 +1,12 @@
 """The frames between a node and an application on the same computer, and their bytes.
 
-An application opens with ``Open``; the node answers with ``Welcome`` or ``Closing``. From then on both send what they
-have. Readings travel in ``Parcels``, everything else in the other frames. As on the wire between nodes a frame is a
-MessagePack array ``[type, field, …]``, unknown types and extra trailing fields are skipped, and untrusted bytes enter
-through ``decode_untrusted_…`` only. ``docs/reference/local.md`` describes every field.
+An application opens with ``Open``; the node answers with ``Welcome`` or ``Closing``. From then on either side may send
+at any time. Readings travel in ``Parcels``, everything else in the other frames. As on the wire between nodes, a frame
+is a MessagePack array ``[type, field, …]``, unknown types and extra trailing fields are skipped, and untrusted bytes
+enter through ``decode_untrusted_…`` only. ``docs/reference/local.md`` describes every field.
 
-``Parcels`` has the type and the outer form of ``Readings``, so that :class:`protocols.links.queues.LaneQueue` makes
-both.
+``Parcels`` has the same type number and outer form as ``Readings``, so :class:`protocols.links.queues.LaneQueue` can
+make frames of both.
 """
 
 from typing import Annotated, Any, Final, TypeVar
@@ -31,12 +31,12 @@ from protocols.wire.tensors import NamedTensor, check_untrusted_tensor
 LOCAL_MAJOR = 1
 """A node and an application whose versions differ here refuse each other."""
 LOCAL_MINOR = 1
-"""1: ``Ask`` may have any subject, and an argument."""
+"""Version 1 allows any subject in ``Ask``, and an argument."""
 
 Detail = Annotated[str, Meta(max_length=4_096)]
 FIRST_SUBJECTS = frozenset({"peers", "statistics", "drops", "models", "position", "uplink"})
-"""What a node of version 1.0 can be asked; it takes another subject for a malformed frame. Later ones say what they
-don't answer."""
+"""The subjects that a node of version 1.0 answers. It treats any other subject as a malformed frame; a newer node
+answers with an error instead."""
 
 _T = TypeVar("_T")
 
@@ -56,7 +56,8 @@ OWN_POSITION = 1
 
 
 class Parcels(Frame, frozen=True, array_like=True, gc=False, tag=6):
-    """One or more readings. To the node: to be published; origin and sequence are the application's own count."""
+    """One or more readings. The node publishes those that an application sends; their origin and sequence are then the
+    application's own."""
 
     parcels: Annotated[tuple[Parcel, ...], Meta(max_length=limits.MAX_READINGS_PER_FRAME)]
 
@@ -114,12 +115,13 @@ class CancelInfer(Frame, frozen=True, array_like=True, gc=False, tag=100):
 
 
 class Ask(Frame, frozen=True, array_like=True, gc=False, tag=101):
-    """Ask a part of the node. Answered by ``Told``, or by ``Done`` with the error when nobody answers ``subject``."""
+    """Ask a part of the node. The node answers with ``Told``, or with ``Done`` and an error when no part answers
+    ``subject``."""
 
     question: Count
     subject: Text
     argument: Any = None
-    """Plain data, as the subject wants it."""
+    """Plain data, in the form that the subject expects."""
 
 
 class Flush(Frame, frozen=True, array_like=True, gc=False, tag=102):
@@ -159,7 +161,8 @@ class Closing(Frame, frozen=True, array_like=True, gc=False, tag=113):
 
 
 class Done(Frame, frozen=True, array_like=True, gc=False, tag=114):
-    """A ``Subscribe`` or ``Flush`` was carried out; or ``error``, a name of the error tree, says why not."""
+    """A ``Subscribe`` or ``Flush`` was carried out, or ``error`` (the name of a class of the error tree) says why
+    not."""
 
     question: Count
     error: Text = ""
@@ -167,14 +170,14 @@ class Done(Frame, frozen=True, array_like=True, gc=False, tag=114):
 
 
 class Told(Frame, frozen=True, array_like=True, gc=False, tag=115):
-    """The answer to ``Ask``; :func:`told` gives it its type."""
+    """The answer to ``Ask``; :func:`told` converts its content to a type."""
 
     question: Count
     content: Any
 
 
 class Inferred(Frame, frozen=True, array_like=True, gc=False, tag=116):
-    """The result of an inference; or ``error``, a name of the error tree, says why there is none."""
+    """The result of an inference, or ``error`` (the name of a class of the error tree) says why there is none."""
 
     request: Count
     error: Text = ""
@@ -226,7 +229,7 @@ class Fallen(Frame, frozen=True, array_like=True, gc=False, tag=120):
 LocalNodeFrame = Welcome | Parcels | Closing | Done | Told | Inferred | Refused | Happened | Missed | Fallen
 
 
-# --- what questions give -------------------------------------------------------------------------------------------
+# --- contents of answers -------------------------------------------------------------------------------------------
 class TensorView(Struct, frozen=True):
     """One input or output of a model; None stands for a dimension of any size."""
 
@@ -258,7 +261,7 @@ _ERRORS: dict[str, type[MeshError]] = {
 
 
 def told(content: object, kind: type[_T]) -> _T:
-    """The content of ``Told`` as ``kind``. :raises RemoteProtocolError: when it is nothing of the kind."""
+    """The content of ``Told`` as ``kind``. :raises RemoteProtocolError: when it is not of that type."""
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
@@ -266,13 +269,13 @@ def told(content: object, kind: type[_T]) -> _T:
 
 
 def happened(event: Event) -> Happened | None:
-    """The frame of an event; None for those that applications are not told."""
+    """The frame of an event; None for an event that is not for applications."""
     return Happened(type(event).__name__, msgspec.structs.asdict(event)) if event.for_applications else None
 
 
 def event_of(frame: Happened) -> Event | None:
-    """The event in a frame; None for one that this program does not know. :raises RemoteProtocolError: for wrong
-    fields."""
+    """The event in a frame; None for an event that this program does not know. :raises RemoteProtocolError: when a
+    field has the wrong type."""
     for kind in Event.__subclasses__():  # declared by the capabilities that this program has loaded
         if kind.__name__ == frame.kind and kind.for_applications:
             return told(frame.fields, kind)
@@ -280,7 +283,7 @@ def event_of(frame: Happened) -> Event | None:
 
 
 def error_named(name: str, detail: str) -> MeshError:
-    """The error of the tree with that name, or its root for one of a newer version."""
+    """An error of the class with that name, or of the root class when a newer version added the name."""
     return _ERRORS.get(name, MeshError)(detail)
 
 
@@ -321,19 +324,21 @@ def encode_parcel(label: int, reading: Reading) -> bytes:
 
 
 def decode_untrusted_parcel(parcel: Parcel) -> Reading:
-    """The reading in a parcel; its tensors look into the frame. :raises RemoteProtocolError: when it is none."""
+    """The reading in a parcel. Its tensors are views into the frame. :raises RemoteProtocolError: when it is not a
+    reading."""
     return decode_untrusted_reading(memoryview(parcel.reading))
 
 
 def decode_untrusted_application_frame(data: bytes | bytearray) -> ApplicationFrame:
-    """Parse a frame from an application; errors as :meth:`~protocols.wire.codec.FrameSet.decode_untrusted`."""
+    """Parse a frame from an application; it raises the errors of
+    :meth:`~protocols.wire.codec.FrameSet.decode_untrusted`."""
     frame: Any = APPLICATION_FRAMES.decode_untrusted(data)
     decoded: ApplicationFrame = frame
     return decoded
 
 
 def decode_untrusted_local_node_frame(data: bytes | bytearray) -> LocalNodeFrame:
-    """Parse a frame from a node; errors as :func:`decode_untrusted_application_frame`."""
+    """Parse a frame from a node; it raises the errors of :func:`decode_untrusted_application_frame`."""
     frame: Any = LOCAL_NODE_FRAMES.decode_untrusted(data)
     decoded: LocalNodeFrame = frame
     return decoded

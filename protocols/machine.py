@@ -1,9 +1,10 @@
-"""The contract of every machine, and the roots of what machines decide.
+"""The contract of every machine, and the base classes of effects and events.
 
-A machine is one capability of a node without its input and output. It is told what happened, decides, and hands its
-decisions out as frames, effects and events; a driver performs them. Time is an argument, in monotonic nanoseconds. A
-machine never calls another one and shares no mutable state with it: the engine carries what one decides and another
-must know. No method blocks, and none calls back.
+A machine is one capability of a node without its input and output. The engine tells it what happened. The machine
+decides and hands its decisions out as frames, effects and events, which a driver sends, performs and reports. Time is
+an argument, in monotonic nanoseconds. A machine never calls another machine and shares no mutable state with it: when
+one machine decides something that another must know, the engine carries it there. No method blocks, and none calls
+back.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ Message = tuple[NodeId | None, Frame]
 class Machine(Protocol):
     """What the engine asks of each machine. Instants are monotonic nanoseconds.
 
-    A machine that inherits from it has nothing to do and nothing to say where it defines nothing.
+    A machine that inherits from this class needs to define only the methods in which it has something to do or to say.
     """
 
     @property
@@ -92,13 +93,13 @@ class Machine(Protocol):
 
 
 def by_frame(machines: Sequence[Machine]) -> dict[type[Frame], Machine]:
-    """Which machine each frame belongs to. :raises LocalProtocolError: when two machines have the same name or declare
-    the same frame."""
+    """The machine that each frame belongs to. :raises LocalProtocolError: when two machines have the same name or
+    declare the same frame."""
     names: set[str] = set()
     owners: dict[type[Frame], Machine] = {}
     for machine in machines:
         if machine.name in names:
-            raise LocalProtocolError(f"two machines are called {machine.name!r}: rename one, or hand it over once")
+            raise LocalProtocolError(f"two machines are called {machine.name!r}: rename one, or pass it only once")
         names.add(machine.name)
         for frame in machine.frames:
             if frame in owners:

@@ -1,4 +1,4 @@
-"""What a neighbour may cost: a token bucket that refills with time."""
+"""The allowance of a neighbour: a token bucket, which bounds the work that one neighbour may cause."""
 
 from protocols.base import limits
 

@@ -22,7 +22,7 @@ MAX_READINGS_PER_FRAME: Final = 64
 """Readings in one frame. Larger batches gained nothing when we measured them, and they delay their first reading."""
 
 LARGE_FRAME_BYTES: Final = 128 * 1024
-"""Above this the elements of a frame are counted before it is decoded …"""
+"""The elements of a frame larger than this are counted before it is decoded …"""
 MAX_ELEMENTS: Final = 65_536
 """… and it may have at most this many. An empty dict takes one byte on the wire and 64 in memory: 15 MB of them took
 10 s to decode, and a neighbour could send them again and again. A tensor or bytes of any size count as one element."""
@@ -126,7 +126,7 @@ MAX_ENTRIES_FRAME_BYTES: Final = 8 * 1024
 MAX_PULL: Final = 32
 """Entries that one neighbour was asked for and has not sent yet."""
 MAX_ENTRY_OFFERS: Final = 2_048
-"""Fingerprints that one neighbour told of, and for which it was not asked yet."""
+"""Fingerprints that one neighbour has announced and has not been asked for yet."""
 MAX_ENTRY_CANDIDATES: Final = 512
 """Entries that wait for their signature to be checked."""
 MAX_REFUSED_ENTRIES: Final = 2_048
@@ -149,7 +149,7 @@ TRICKLE_MAX_NS: Final = 64 * SECOND
 """Intervals between beacons: the shortest while stores differ, and the longest when all agree. The longest costs a
 frame of 20 bytes a minute for each neighbour."""
 TRICKLE_REDUNDANCY: Final = 1
-"""How many consistent beacons of a neighbour in an interval make our beacon to it unnecessary."""
+"""A neighbour that sent this many consistent beacons in an interval gets no beacon from us in it."""
 NEWS_GATHER_NS: Final = 100 * MS
 """News is passed on at once, and after that at most this often."""
 PULL_TIMEOUT_NS: Final = 2 * SECOND

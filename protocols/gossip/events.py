@@ -1,4 +1,4 @@
-"""What gossip tells of the entries that it takes and refuses."""
+"""The events of gossip: entries that were accepted or refused."""
 
 from typing import Literal
 
@@ -15,12 +15,12 @@ class EntryAccepted(Event, frozen=True):
     source: NodeId
     """The neighbour it came from; this node for its own."""
     age_ns: int
-    """Since it was signed."""
+    """Time since it was signed."""
 
 
 class EntryRefused(Event, frozen=True):
-    """A neighbour handed over an entry that is forged or malformed, or its author made two of one version. Told once
-    a minute and neighbour."""
+    """A neighbour sent an entry that is forged or malformed, or whose author made two of one version. It is reported at
+    most once a minute for each neighbour."""
 
     source: NodeId
     author: str

@@ -64,7 +64,7 @@ _COMPLAINT_PAUSE_NS: Final = 60 * limits.SECOND
 
 
 class Gossip:
-    """The machine of one node; see :class:`~protocols.machine.Machine`. ``now`` is always in monotonic nanoseconds."""
+    """The gossip of one node, a :class:`~protocols.machine.Machine`. ``now`` is always in monotonic nanoseconds."""
 
     name: Final = "gossip"
     frames: Final = FRAMES
@@ -106,7 +106,7 @@ class Gossip:
         return bool(self._messages or self._events)
 
     def outgoing(self) -> list[Effect]:
-        """It has no effects: what it decides is said in frames."""
+        """Nothing: all that gossip decides is sent in frames."""
         return []
 
     def greetings(self) -> list[Frame]:
@@ -117,7 +117,7 @@ class Gossip:
         """Nothing to do: what a neighbour lacks is found by the next comparison."""
 
     def counters(self) -> dict[str, int]:
-        """By name; ``entries_held`` is what is held now, the others only grow."""
+        """Counters by name. ``entries_held`` is how many entries are held now; the others only grow."""
         return {
             **self._counters, "pulls": self._pulls.sent, "pulls_timed_out": self._pulls.timed_out,
             "entries_held": len(self._store),
@@ -128,7 +128,7 @@ class Gossip:
         return views(self.stored(now))
 
     def version(self, author: str, kind: str) -> int:
-        """The version that is held; 0: none."""
+        """The version of the entry that is held; 0: none is held."""
         held = self._store.get((author, kind))
         return 0 if held is None else held.sealed.version
 

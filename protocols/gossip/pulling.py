@@ -17,7 +17,7 @@ from protocols.wire.entries import encode_fingerprints
 from protocols.wire.gossip import GossipPull
 
 _LEAST_PULL: Final = 8
-"""A pull asks for at least so many entries, unless fewer are left to ask for."""
+"""A pull asks for at least this many entries, unless fewer are left to ask for."""
 
 
 class Pulls:

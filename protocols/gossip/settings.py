@@ -1,4 +1,4 @@
-"""What can be set about gossip."""
+"""The settings of gossip."""
 
 from msgspec import Struct
 
@@ -6,7 +6,7 @@ from protocols.base import limits
 
 
 class GossipSettings(Struct, frozen=True):
-    """Times in nanoseconds; the reasons stand in ``limits``."""
+    """The settings of gossip. Times are in nanoseconds; ``limits`` gives the reasons for the defaults."""
 
     trickle_min_ns: int = limits.TRICKLE_MIN_NS
     trickle_max_ns: int = limits.TRICKLE_MAX_NS

@@ -1,1 +1,1 @@
-"""Inference: where a request is computed, and that it is answered exactly once."""
+"""Inference: deciding where a request is computed, and answering it exactly once."""

@@ -1,4 +1,4 @@
-"""What the machine of inference decides: runs on this node, and answers to requests."""
+"""The effects and events of inference: runs on this node, and answers to requests."""
 
 from typing import Literal
 
@@ -15,14 +15,14 @@ class RunReport(Struct, frozen=True):
     node: NodeId
     outcome: Literal["done", "busy", "unknown", "invalid", "late", "failed", "dead", "cancelled"]
     took_ns: int
-    """From decision to outcome, as the caller saw it."""
+    """Time from the decision to ask the node until the outcome was known to the caller."""
     queued_us: int = 0
     compute_us: int = 0
     detail: str = ""
 
 
 class Compute(Effect, frozen=True):
-    """Run a model here; answer with ``computed`` of the same ``run``."""
+    """Run a model here; report the result with ``computed`` of the same ``run``."""
 
     run: int
     model: str
@@ -38,7 +38,7 @@ class CancelCompute(Effect, frozen=True):
 
 
 class Answered(Event, frozen=True):
-    """An own request ended. ``winner`` is None when it failed; ``failure`` then names the kind of error."""
+    """A request of this node ended. ``winner`` is None when it failed; ``failure`` then names the kind of error."""
 
     request: int
     winner: RunReport | None

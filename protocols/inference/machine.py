@@ -1,21 +1,22 @@
-"""Requests for inference: our own, and those of neighbours.
+"""Requests for inference: those of this node, and those of neighbours.
 
-An own request:
+The life of an own request:
 
     asked ──▶ running on the best candidate ──answer──▶ done
-                 │ late by the hedge: the next one starts beside it; the first answer wins, the other is cancelled
-                 │ busy, failed, dead: the next one at once
-                 └ deadline, or nobody left ──▶ failed, with every attempt named
+                 │ late (see HEDGE_FACTOR): the next candidate starts too; the first answer wins, the other is cancelled
+                 │ busy, failed, dead: the next candidate starts at once
+                 └ deadline, or no candidate left ──▶ failed, with every attempt named
 
 Rules:
 1. Each own request is answered exactly once.
 2. Only neighbours that offer the very same file (digest) are asked.
-3. A neighbour never makes the caller slower than doing it alone: it is asked only when predicted faster, and this node
-   starts itself once the neighbour is late by its own prediction.
+3. A neighbour should not make the caller slower than computing alone: it is asked only when it is predicted to be
+   faster, and when it is late by that prediction, this node starts computing too.
 4. Budgets travel as durations; no clocks need to agree.
-5. At most ``MAX_SERVED_REQUESTS`` of neighbours are held, ``MAX_SERVED_PER_NEIGHBOUR`` of one, with at most
-   ``MAX_SERVED_BYTES`` of inputs; the next is told ``busy`` before its input is kept. None is held beyond its budget.
-6. A result that comes at the deadline or after it is late: the caller gets an error, and the costs are learned.
+5. This node holds at most ``MAX_SERVED_REQUESTS`` of all neighbours and ``MAX_SERVED_PER_NEIGHBOUR`` of one, with at
+   most ``MAX_SERVED_BYTES`` of inputs. It answers the next one with ``busy`` before it keeps the input. It holds none
+   beyond its budget.
+6. A result that comes at the deadline or later is late: the caller gets an error, and the cost model still learns.
 """
 
 from collections.abc import Callable
@@ -38,17 +39,18 @@ HEDGE_FACTOR: Final = 1.5
 HEDGE_SLACK_NS: Final = 5 * limits.MS
 """… and this much more."""
 EXPLORE_EVERY: Final = 16
-"""The first run that neighbours were predicted to do faster is done here, and then one of so many …"""
+"""Of the runs that neighbours are predicted to do faster, the first is done here all the same, and then one in this
+many …"""
 EXPLORE_FACTOR: Final = 2
-"""… unless this node is predicted to need more than this many times as long: what is sure needs no measuring."""
+"""… unless this node is predicted to need more than this many times as long: then there is nothing to find out."""
 MAX_SERVED_PER_NEIGHBOUR: Final = 16
-"""One neighbour can't take all places."""
+"""Requests held of one neighbour, so that one can't take all places."""
 MAX_SERVED_BYTES: Final = 64 * 1024 * 1024
 """Inputs held for neighbours: 32 requests of 16 MiB would be half a gigabyte."""
 _LATE: Final = "{!r} was not answered within its deadline"
 _SERVED_GRACE_NS: Final = limits.SECOND
-"""After its budget a served request that nobody answered is given up: a run that hangs must not hold a place for
-ever."""
+"""A served request that was not answered this long after its budget is given up, because a run that hangs must not hold
+a place for ever."""
 
 
 class _Run:
@@ -89,11 +91,11 @@ class _Served:
 
 
 OFFER_INTERVAL_NS: Final = 100 * limits.MS
-"""Changes of load are told at most this often."""
+"""Neighbours are told of changes of load at most this often."""
 
 
 class Inference:
-    """The machine of one node; see :class:`~protocols.machine.Machine`."""
+    """The inference of one node, a :class:`~protocols.machine.Machine`."""
 
     name: Final = "inference"
     frames: Final = FRAMES
@@ -108,9 +110,9 @@ class Inference:
         self._requests: dict[int, _Request] = {}
         self._runs: dict[int, int] = {}  # run -> own request
         self._served: dict[int, _Served] = {}
-        self._asked_of: dict[NodeId, int] = {}  # own runs under way there, which its offers may not show yet
+        self._asked_of: dict[NodeId, int] = {}  # own runs under way there; its offers may not show them yet
         self._next = 1
-        self._elsewhere = EXPLORE_EVERY  # runs given to neighbours since the last here; none was here yet
+        self._elsewhere = EXPLORE_EVERY  # runs given to neighbours since the last run here; initially none has run here
         self._offer_version = 0
         self._offers_due_ns, self._offers_sent_ns = NEVER, -NEVER
         self._effects: list[Compute | CancelCompute] = []
@@ -123,7 +125,7 @@ class Inference:
 
     # --- models and offers -----------------------------------------------------------------------------------------
     def set_models(self, models: tuple[LocalModel, ...], now: int) -> None:
-        """What is loaded here and what it costs now. Neighbours are told of changes."""
+        """Set which models are loaded here and what they cost now. Neighbours are told of changes."""
         before = [(m.name, m.digest, m.served, m.waiting, m.compute_ns // limits.MS) for m in self._models.values()]
         self._models = {model.name: model for model in models}
         after = [(m.name, m.digest, m.served, m.waiting, m.compute_ns // limits.MS) for m in models]
@@ -131,7 +133,7 @@ class Inference:
             self._offers_due_ns = max(now, self._offers_sent_ns + OFFER_INTERVAL_NS)
 
     def greetings(self) -> list[Frame]:
-        """What this node computes for others."""
+        """The :meth:`offers` of this node."""
         return [self.offers()]
 
     def offers(self) -> Offers:
@@ -143,15 +145,15 @@ class Inference:
         )[: limits.MAX_OFFERS])  # fmt: skip
 
     def throughput_of(self, node: NodeId) -> float:
-        """Of the link to a neighbour, bytes a second; 0: not measured yet."""
+        """The throughput of the link to a neighbour, in bytes a second; 0: it was not measured yet."""
         return self._costs.throughput_of(node)
 
     def transferred(self, node: NodeId, size_bytes: int, took_ns: int) -> None:
-        """The link to a neighbour took so long for so many bytes."""
+        """The link to a neighbour took ``took_ns`` for ``size_bytes``."""
         self._costs.transferred(node, size_bytes, took_ns)
 
     def offers_of(self, node: NodeId) -> tuple[Offer, ...]:
-        """What a neighbour said it computes."""
+        """The models that a neighbour has offered."""
         return tuple(self._offers.get(node, {}).values())
 
     # --- own requests ----------------------------------------------------------------------------------------------
@@ -239,7 +241,8 @@ class Inference:
         return True
 
     def _explored(self, candidates: list[Candidate]) -> Candidate:
-        """The best, or now and then this node, whose own cost is else never measured again while others are faster."""
+        """The best candidate, or now and then this node: its own cost would otherwise never be measured again while
+        others are faster."""
         best = candidates[0]
         if best.node == self._node:
             self._elsewhere = 0
@@ -263,7 +266,7 @@ class Inference:
             if run.node == self._node:
                 self._effects.append(CancelCompute(run.number))
             else:
-                if now > run.late_at:  # its answer will teach nothing any more, and it would be asked first again
+                if now > run.late_at:  # its answer will teach nothing: without a penalty it would be asked first again
                     self._costs.penalise(run.node)
                 self._messages.append((run.node, InferCancel(run.number)))
 
@@ -315,7 +318,7 @@ class Inference:
             self._counters["late_answers"] += 1
             return
         took_ns = now - run.started_ns
-        late = answer.status == "done" and now >= request.deadline_ns  # it came before the timer was looked at
+        late = answer.status == "done" and now >= request.deadline_ns  # it came before the timer was handled
         outcome = "late" if late else answer.status
         report = RunReport(node, outcome, took_ns, answer.queued_us, answer.compute_us, answer.detail)
         if answer.status == "done":
@@ -337,7 +340,7 @@ class Inference:
 
     # --- frames ----------------------------------------------------------------------------------------------------
     def receive(self, frame: InferenceFrame, source: NodeId, role: Role, now: int) -> None:
-        """A frame of a neighbour."""
+        """A neighbour sent a frame of inference."""
         match frame:
             case Offers():
                 if frame.version > self._offers_seen.get(source, -1):  # a large one, on the bulk lane, may be overtaken
@@ -383,10 +386,10 @@ class Inference:
         self._messages.append((source, InferAnswer(asked.request, status, detail=detail[: limits.MAX_TEXT_CHARS])))  # type: ignore[arg-type]
 
     def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:
-        """Nothing to do: it says by itself what it computes."""
+        """Nothing to do: the neighbour sends its offers unasked."""
 
     def neighbour_gone(self, node: NodeId, now: int) -> None:
-        """Dead or left: its runs are replayed elsewhere, its requests dropped."""
+        """A neighbour is gone: its runs are repeated elsewhere, and its requests are dropped."""
         self._offers.pop(node, None)
         self._offers_seen.pop(node, None)
         self._costs.forget(node)
@@ -401,8 +404,8 @@ class Inference:
         self._asked_of.pop(node, None)
 
     def undeliverable(self, node: NodeId, frame: Frame, now: int) -> None:
-        """A frame could not even be queued: a request then goes elsewhere at once, and whoever asked learns that the
-        answer won't come."""
+        """A frame could not be queued. A request goes to another node at once. For an answer, the run is reported as
+        failed."""
         if type(frame) is InferRequest:
             detail = f"{node} does not take frames"
             self._result(frame.request, node, InferAnswer(frame.request, "failed", detail=detail), now)
@@ -412,7 +415,7 @@ class Inference:
 
     # --- time ------------------------------------------------------------------------------------------------------
     def handle_timer(self, now: int) -> None:
-        """Hedge what is late, end what is past its deadline, tell neighbours what changed."""
+        """Hedge what is late, end what is past its deadline, and tell neighbours what changed."""
         if now >= self._offers_due_ns:
             self._offers_due_ns, self._offers_sent_ns = NEVER, now
             self._messages.append((None, self.offers()))
@@ -453,7 +456,7 @@ class Inference:
         return effects
 
     def has_news(self) -> bool:
-        """Whether :meth:`messages` or :meth:`events` has any."""
+        """Whether :meth:`messages` or :meth:`events` would return anything."""
         return bool(self._messages or self._events)
 
     def messages(self) -> list[Message]:
@@ -467,5 +470,5 @@ class Inference:
         return events
 
     def counters(self) -> dict[str, int]:
-        """By name; they only grow."""
+        """Counters by name; they only grow."""
         return dict(self._counters)

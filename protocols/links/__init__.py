@@ -1,1 +1,1 @@
-"""What waits for a link to a neighbour, and how fast that link is."""
+"""Links: the queues of frames that wait for a neighbour, and the throughput of the link to it."""

@@ -1,7 +1,7 @@
 """The queue of frames and readings that wait for one lane of one neighbour.
 
-Order: the heartbeat slot, control frames in order, then readings by priority, oldest first within one. A frame that
-replaces what its kind said before (``put_latest``) takes the place of the one that still waits.
+They leave in this order: the heartbeat, then control frames in the order they came, then readings by priority, the
+oldest of a priority first. A frame of ``put_latest`` replaces the frame of its kind that still waits.
 Invariants: every bound of ``limits`` holds after each call; whatever is dropped is reported to ``Drops``;
 a frame is taken only when the link accepts it, so a slow neighbour costs memory up to the bound and nothing else.
 """
@@ -19,8 +19,8 @@ from protocols.wire.parcels import frame_of_alone
 
 _MOST_URGENT: Final = 7
 _TENSOR_PRIORITY: Final = 3
-"""Tensors push out readings of the default priority and below. A reading that was published as more urgent keeps its
-place: the node that asked for an inference is told at once that the tensor was refused, and asks another neighbour."""
+"""Tensors evict readings of the default priority and below. When a tensor finds no room because more urgent readings
+wait, the node that asked for the inference learns it at once and asks another neighbour."""
 
 
 class Drops:
@@ -44,7 +44,7 @@ class Drops:
 
 
 class _Waiting:
-    """One reading, or several of one key that were published together and are a frame by themselves."""
+    """One reading, or several readings of one key that were published together and already form a frame."""
 
     __slots__ = ("count", "data", "expires_ns", "key", "priority")
 
@@ -70,7 +70,7 @@ class LaneQueue:
         """What the driver puts here for that lane, so that it finds it at once."""
         self.touched = False
         """Whether the driver has yet to be told that something waits."""
-        self._controls = 0  # frames in the two below
+        self._controls = 0  # how many frames wait in _control and _latest
         self._heartbeat: bytes | None = None
         # The reading that came to an empty queue, which is most often taken at once. No other reading waits beside it.
         self._lone: bytes | None = None
@@ -85,10 +85,10 @@ class LaneQueue:
         self._control: deque[bytes] = deque()
         self._latest: dict[str, bytes] = {}
         self._readings: tuple[deque[_Waiting], ...] = ()  # eight as soon as they are needed; most links never need them
-        self._highest = 0  # nothing of a higher priority waits
-        self._bytes = [0] * 8  # of the waiting readings, by priority
+        self._highest = 0  # no reading of a higher priority waits
+        self._bytes = [0] * 8  # bytes of the waiting readings, by priority
         self._control_priority = control_priority
-        self._newest: dict[str, _Waiting] = {}  # conflated readings by key, so that a newer one takes the place
+        self._newest: dict[str, _Waiting] = {}  # conflated readings by key: a newer one replaces them
 
     def __bool__(self) -> bool:
         return bool(self.waiting_readings or self._controls or self._heartbeat is not None)
@@ -98,9 +98,9 @@ class LaneQueue:
         self._heartbeat = frame
 
     def put_control(self, frame: bytes) -> None:
-        """Queue a frame. Readings that are not more urgent than it make room.
+        """Queue a control frame. Readings up to ``control_priority`` are evicted to make room for it.
 
-        :raises BoundExceeded: ``MAX_CONTROL_FRAMES`` wait already, or too many bytes that may not be evicted.
+        :raises BoundExceeded: when ``MAX_CONTROL_FRAMES`` wait already, or too many bytes that may not be evicted.
         """
         if len(self._control) >= limits.MAX_CONTROL_FRAMES or not self._make_room(len(frame), self._control_priority):
             self._drops.count(self.peer, "", "control_queue_full")
@@ -110,8 +110,8 @@ class LaneQueue:
         self.waiting_bytes += len(frame)
 
     def put_latest(self, kind: str, frame: bytes) -> None:
-        """Only the newest frame of a ``kind`` is worth sending: it is never refused for want of places, and evicts
-        readings of every priority.
+        """Queue a frame in place of one of its ``kind`` that still waits. ``MAX_CONTROL_FRAMES`` does not apply to it,
+        and it evicts readings of every priority.
 
         :raises BoundExceeded: when too many bytes wait.
         """
@@ -127,9 +127,8 @@ class LaneQueue:
     def put_reading(
         self, key: str, data: bytes, priority: int, expires_ns: int, conflate: bool, count: int = 1
     ) -> bool:
-        """Queue a result of ``codec.encode_alone``, or of ``encode_together`` with ``count`` readings (which are not
-        conflated). Returns False when it was dropped at once, and
-        counted."""
+        """Queue a result of ``encode_alone``, or of ``encode_together`` with ``count`` readings (which are not
+        conflated). Returns False when it was dropped at once, which is counted."""
         if not self.waiting_readings and not conflate:
             waiting_bytes = self.waiting_bytes + len(data)
             if waiting_bytes <= limits.MAX_QUEUE_BYTES and count <= self._max_readings:
@@ -208,7 +207,7 @@ class LaneQueue:
         return True
 
     def _evict(self, below_or_equal: int) -> bool:
-        """Drop the oldest reading of the lowest priority, unless only more urgent ones wait."""
+        """Drop the oldest reading of the lowest priority. False: only more urgent readings wait."""
         for readings in self._readings[: below_or_equal + 1]:
             if readings:
                 evicted = self._pop(readings)
@@ -305,10 +304,10 @@ class Queues:
 
     @property
     def waiting_readings(self) -> int:
-        """On both lanes."""
+        """Readings that wait on both lanes together."""
         return self.realtime.waiting_readings + self.bulk.waiting_readings
 
     @property
     def waiting_bytes(self) -> int:
-        """On both lanes."""
+        """Bytes that wait on both lanes together."""
         return self.realtime.waiting_bytes + self.bulk.waiting_bytes

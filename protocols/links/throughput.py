@@ -1,8 +1,8 @@
-"""How fast a link carries bytes: what placement has to know before it sends a tensor over the link.
+"""The throughput of a link, which placement has to know before it sends a tensor over the link.
 
 The estimate is mean bytes over mean time, both averaged exponentially with a gain of 1/4. (The round-trip filter of
-RFC 6298 has a gain of 1/8, for samples that come with every packet; ours are rare.) So a sample counts by its bytes,
-because most of the time that a small frame takes is not due to the link. The first sample counts fully.
+RFC 6298 has a gain of 1/8, for samples that come with every packet; ours are rare.) So a sample weighs as much as it
+has bytes, because most of the time that a small frame takes is not due to the link. The first sample counts fully.
 
 There are two kinds of samples, both of ``MIN_SAMPLE_BYTES`` and more:
 

@@ -1,1 +1,1 @@
-"""Who is there: finding neighbours, meeting them, and noticing that they are gone."""
+"""Membership: finding neighbours, meeting them, and noticing that they are gone."""

@@ -1,4 +1,4 @@
-"""Where to dial, when, and how often: the part of membership that works with hints.
+"""Contacts: where a node dials, when, and how often.
 
 A *contact* is somewhere to dial. It comes from an advert or a seed, which are hints from strangers, or from an
 authenticated Hello. Each contact has at most one dial under way for each lane. A failure doubles the pause before the
@@ -151,7 +151,7 @@ class Contacts:
             self._due_ns = _UNKNOWN
 
     def _move(self, contact: Contact, addresses: tuple[HostPort, ...], now: int) -> None:
-        """A contact is said to have other addresses. Try these first, and then those where it once proved to be,
+        """An advert or a Hello names new addresses. Try these first, and then those where it once proved to be,
         because anybody can send an advert. Give up dials to other addresses."""
         others = [address for address in contact.proven_addresses if address not in addresses]
         others = others[: limits.MAX_ADVERT_ADDRESSES // 2]  # a liar may fill an advert with addresses

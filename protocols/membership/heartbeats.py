@@ -1,4 +1,4 @@
-"""Heartbeats: what is said in them, what follows from those that come, and when they are due.
+"""Heartbeats: when they are sent, what they say, and what follows from those that are received.
 
 While readings flow to a neighbour most heartbeats are left out, because any frame is a sign of life. A neighbour under
 suspicion is asked for an answer at once.
@@ -20,7 +20,8 @@ _LEAST_JITTER: Final = 0.9
 _MOST_JITTER: Final = 1.1
 """Shares of the interval, so that the heartbeats of neighbours don't fall together."""
 HEARTBEATS_A_ROUND: Final = 4
-"""While readings flow to a neighbour, one heartbeat in so many is sent: they are a third of all frames at 10 Hz."""
+"""While readings flow to a neighbour, only one heartbeat in this many is sent; at 10 Hz the heartbeats would otherwise
+be a third of all frames."""
 _LONGEST_ROUND_TRIP_NS: Final = 60 * limits.SECOND
 
 
@@ -32,12 +33,12 @@ class Heartbeats:
         self.due_ns = NEVER
         """When :meth:`round` is due; ``NEVER`` before :meth:`start`."""
         self.suspected: dict[NodeId, Neighbour] = {}
-        """Neighbours under suspicion; membership keeps it."""
+        """Neighbours under suspicion. Membership adds and removes them."""
         self.touched: list[LaneQueue] = []
         """The queues that got a heartbeat. The caller that flushes them clears the list."""
 
     def start(self, now: int) -> None:
-        """There is somebody to speak to. Does nothing when heartbeats are under way."""
+        """Plan the first round, because there is a neighbour now. Does nothing when heartbeats are already planned."""
         if self.due_ns == NEVER:
             self.due_ns = now + int(self._interval_ns * self._random.random())
 
@@ -50,8 +51,8 @@ class Heartbeats:
             if not neighbour.realtime:
                 continue
             if neighbour.suspicion is not None and neighbour.since_ns == now:
-                continue  # what asks it for an answer waits in its queue, and this would take the place
-            # Any frame is a sign of life, and few have to carry echoes.
+                continue  # a heartbeat that asks it for an answer waits in its queue, and this one would replace it
+            # Any frame is a sign of life, and only few heartbeats have to carry echoes.
             if not suspects and (neighbour.heartbeat_sent + 1) % HEARTBEATS_A_ROUND:
                 queue = neighbour.queue
                 if queue is not None and now - queue.taken_ns < self._interval_ns:
@@ -71,8 +72,8 @@ class Heartbeats:
             self.touched.append(queue)
 
     def receive(self, beat: Heartbeat, neighbour: Neighbour, now: int) -> bool:
-        """A neighbour that is not suspected says that it lives. True: ``beat`` asks for an answer, or shortens the
-        time-out of another suspect. Otherwise nothing follows from it."""
+        """Take a heartbeat of a neighbour that is not suspected. True: it asks for an answer, or it shortened the
+        time-out of another suspect. False: there is nothing to do because of it."""
         neighbour.last_heard_ns = now
         sequence, echo_sequence, suspects, answer = beat.sequence, beat.echo_sequence, beat.suspects, beat.answer
         if sequence > neighbour.heartbeat_received:

@@ -8,14 +8,14 @@
 
 Rules:
 1. Only frames on a pipe whose certificate names the neighbour count as life. Hints never do.
-2. A node that did not watch accuses nobody. When our own timer is late, every silence counts anew (local health, after
-   Lifeguard), and neighbours whose pipes are gone then have given us up, and need not be dead.
+2. A node that did not run accuses nobody. When our own timer is late, every silence is counted from now (local health,
+   after Lifeguard), and neighbours whose pipes are gone by then have given us up, and need not be dead.
 3. Pipes gone in both directions, without a Goodbye, mean that the peer's kernel ended them: suspicion starts at once
    and is short. Silence on open pipes may be a radio shadow: suspicion starts late and is long.
-4. Of two lives of one id the larger incarnation is right; the smaller is refused while the larger is alive.
+4. When two nodes use one id, the one with the larger incarnation is right. The other is refused while it is alive.
 5. A node that refused us, or that we refused, is not dialled again for ``REFUSAL_MEMORY_NS``.
 
-Left out: relaying of suspicion beyond one hop; links exist only between nodes in range.
+Suspicion is not passed on beyond one hop, because links exist only between nodes in range.
 """
 
 from random import Random
@@ -107,11 +107,11 @@ class Membership:
         return [*effects, *self._contacts.outgoing()]
 
     def has_outgoing(self) -> bool:
-        """Whether :meth:`outgoing` has any."""
+        """Whether :meth:`outgoing` would return any effects."""
         return bool(self._pipes.effects) or self._contacts.has_outgoing()
 
     def has_news(self) -> bool:
-        """Whether :meth:`messages` or :meth:`events` have any."""
+        """Whether :meth:`messages` or :meth:`events` would return anything."""
         return bool(self._messages or self._events)
 
     def counters(self) -> dict[str, int]:
@@ -145,7 +145,7 @@ class Membership:
         self._contacts.hint(name, node, addresses, now)
 
     def withdraw(self, name: str) -> None:
-        """Note that a hint was taken back. It says nothing of life, so an open link stays."""
+        """Note that a hint was withdrawn. That does not mean that the node is dead, so an open link stays."""
         self._contacts.withdraw(name)
 
     def duplicate_hint(self, host: str) -> None:
@@ -198,12 +198,12 @@ class Membership:
             self._check_pipes(neighbour, now)
 
     def lane_opened(self, dial: int, identity: PeerIdentity, now: int) -> None:
-        """Note that a dialled lane took its greeting."""
+        """Note that a dialled lane is open and has accepted our Hello."""
         dialling = self._contacts.answered(dial, identity)
         if dialling is None:
             return
         contact, neighbour = dialling.contact, self.neighbours.get(identity.node)
-        if identity.node == self._node:  # ourselves, behind a seed
+        if identity.node == self._node:  # a seed led to ourselves
             self._contacts.hang_up(dial, NEVER)
             return
         if contact.node != identity.node:
@@ -241,7 +241,7 @@ class Membership:
 
     # --- frames ----------------------------------------------------------------------------------------------------
     def receive(self, frame: Frame, pipe: int, now: int) -> Neighbour | None:
-        """Take note of a frame. Returns its neighbour, or None when the frame must not be used."""
+        """Take note of a frame. Returns the neighbour that sent it, or None when nobody else may use the frame."""
         known = self._pipes.of_number.get(pipe)
         if known is None or known.closing:
             return None
@@ -362,13 +362,13 @@ class Membership:
 
     def _check_met(self, neighbour: Neighbour, now: int) -> None:
         if neighbour.inbound and neighbour.realtime and not neighbour.met:
-            neighbour.met = True  # a suspected one stays so: an open lane of ours is no frame of it
+            neighbour.met = True  # a suspicion stays: that our own lane is open does not prove that the neighbour lives
             self._events.append(
                 NeighbourMet(neighbour.node, neighbour.role, neighbour.incarnation, now - neighbour.first_seen_ns)
             )
             neighbour.heartbeat_sent += 1
             held_ns = now - neighbour.echo_came_ns
-            self._messages.append((neighbour.node, Heartbeat(  # its queue may be another by the time this is sent
+            self._messages.append((neighbour.node, Heartbeat(  # queued by the engine: its queue may change first
                 neighbour.heartbeat_sent, now, neighbour.heartbeat_received, neighbour.echo_sent_ns, held_ns
             )))  # fmt: skip
 
@@ -476,7 +476,7 @@ class Membership:
         for pipe in self._pipes.mute(now):
             node = self._pipes.of_number[pipe].identity.node
             neighbour = self.neighbours.get(node)
-            if neighbour is None or not neighbour.inbound:  # else another pipe of it said Hello
+            if neighbour is None or not neighbour.inbound:  # otherwise another pipe of it said Hello
                 self._refuse(node, "protocol", "it said no Hello", now)
             self._pipes.close(pipe)
 

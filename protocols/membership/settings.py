@@ -6,7 +6,7 @@ from protocols.base import limits
 
 
 class MembershipSettings(Struct, frozen=True):
-    """Times in nanoseconds; the reasons stand in ``limits``.
+    """The settings of membership. Times are in nanoseconds; ``limits`` gives the reasons for the defaults.
 
     A crash is noticed within ``lost_link_suspicion_ns``; a radio shadow is forgiven for
     ``suspect_after_silence_ns + suspicion_max_ns``. Lower both for faster fail-over, at the price of false alarms

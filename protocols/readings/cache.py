@@ -17,7 +17,7 @@ from protocols.wire.values import kept_alive, weight_bytes
 SMALL: Final = frozenset((type(None), bool, int, float))
 """Types of values that take :data:`SMALL_BYTES`."""
 SMALL_BYTES: Final = 64
-"""What a held value of these types counts, with its reading."""
+"""How many bytes a held value of these types counts, together with its reading."""
 
 
 class LastValues:
@@ -27,12 +27,12 @@ class LastValues:
 
     def __init__(self) -> None:
         self.held_bytes = 0
-        """All of them together."""
+        """What all values together count."""
         self._holding: dict[Stream, None] = {}  # streams whose last value counts, oldest first
 
     def keep(self, stream: Stream, reading: Reading, size_bytes: int) -> None:
-        """Keep ``reading`` as the last of its stream. ``size_bytes``: what its value counts when that is neither text
-        nor bytes; 0: it is reckoned here."""
+        """Keep ``reading`` as the last of its stream. ``size_bytes``: how many bytes its value counts if it is neither
+        text nor bytes; 0: compute that here."""
         stream.last = reading
         value = reading.value
         kind = type(value)

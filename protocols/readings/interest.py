@@ -16,8 +16,8 @@ from protocols.wire.readings import Interest, Want
 
 
 def wants_to_ask_for(subscriptions: Iterable[LocalSubscription], others: Iterable[Want]) -> tuple[Want, ...]:
-    """What to ask of a neighbour: own subscriptions, and what ``others`` asked this node to ask. Wants that differ in
-    nothing but their hops become one."""
+    """What to ask of a neighbour: own subscriptions, and what ``others`` asked this node to ask for. Wants that differ
+    only in their hops are merged into one."""
     hops: dict[Want, int] = {}
     for subscription in subscriptions:
         quality = subscription.quality
@@ -34,7 +34,7 @@ def wants_to_ask_for(subscriptions: Iterable[LocalSubscription], others: Iterabl
 def permitted_wants(
     interest: Interest, node: NodeId, role: Role, access: AccessTable, drops: Drops
 ) -> tuple[Want, ...]:  # fmt: skip
-    """What a neighbour wants and may have; the rest is counted."""
+    """The wants of a neighbour that the access table permits; the others are counted."""
     wants = []
     for want in interest.wants:
         try:
@@ -59,7 +59,7 @@ def decide_subscribers(stream: Stream, subscriptions: Iterable[LocalSubscription
 
 
 def decide_routes(stream: Stream, peers: Iterable[Peer], version: int) -> None:
-    """Decide anew which neighbours get a stream. Most streams of others go no further than here and never need it."""
+    """Decide anew which neighbours get a stream. Most streams of other nodes are not passed on and never need this."""
     last_ns = {known.peer.node: known.last_ns for known in stream.routes}
     routes = []
     for peer in peers:

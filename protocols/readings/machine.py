@@ -1,8 +1,8 @@
 """The routing table of readings: who wants what, who gets it, and what happened to the rest.
 
-The two functions of the hot path, :meth:`Router.publish` and :meth:`Router.accept`, are the ones that the simulator
-calls. Everything that can be decided per (origin, key) is decided once and kept in a :class:`Stream`. A change of any
-interest makes decisions stale by raising a version number: one of own subscriptions, another of all.
+:meth:`Router.publish` and :meth:`Router.accept` are the hot path. Everything that can be decided per (origin, key) is
+decided once and kept in a :class:`Stream`. A change of interests makes these decisions stale by raising a version
+number: own subscriptions have one, and all interests together have another.
 
 Rules:
 1. A reading goes only to neighbours whose Interest matches its key, never back to its source or its origin.
@@ -62,9 +62,9 @@ class Router:
         self, node: NodeId, role: Role, first_sequence: int, access: AccessTable, drops: Drops,
         touched: list[LaneQueue], wanted: list[NodeId],
     ) -> None:  # fmt: skip
-        """``first_sequence`` must be above all that earlier lives of this node have used. The router appends to
-        ``touched`` the queues that get something, each once: they are marked. It appends to ``wanted`` the neighbours
-        for whom something waits on a bulk lane that is not open."""
+        """``first_sequence`` must be above all sequences that earlier lives of this node have used. The router appends
+        to ``touched`` the queues into which it puts something; each is listed once, because it is marked. It appends to
+        ``wanted`` the neighbours for whom something waits on a bulk lane that is not open."""
         self._node, self._role, self._sequence, self._access, self._drops = node, role, first_sequence, access, drops
         self._streams: dict[tuple[str, str], Stream] = {}
         self._peers: dict[NodeId, Peer] = {}
@@ -93,7 +93,7 @@ class Router:
     def subscribe(self, expression: str, quality: Quality, now: int) -> tuple[int, list[Reading]]:
         """Add a subscription. Returns its number, and the last known values that it starts with.
 
-        :raises InvalidKey: when the expression is not one.
+        :raises InvalidKey: when ``expression`` is not a valid key expression.
         :raises BoundExceeded: beyond ``MAX_SUBSCRIPTIONS``.
         """
         checked_expression(expression)
@@ -123,7 +123,7 @@ class Router:
             self.interest_changed = True
 
     def interest_for(self, peer: NodeId) -> Interest:
-        """What to ask of ``peer``: own subscriptions, and what other neighbours asked us to ask."""
+        """What to ask of ``peer``: own subscriptions, and what other neighbours asked this node to ask for."""
         self._interest_version += 1
         others = (wanted for other in self._peers.values() if other.node != peer for wanted in other.wants)
         return Interest(self._interest_version, wants_to_ask_for(self._subscriptions.values(), others))
@@ -180,10 +180,10 @@ class Router:
         self, publication: Publication, value: object, where: Position | None, when: EventTime | None, now: int,
         utc_now: int,
     ) -> tuple[Put, Delivery | None, bytes]:  # fmt: skip
-        """Publish one value of this node. ``where``: None for the publication's own. Returns the result of
-        ``encode_alone`` too, so that whoever keeps the reading need not encode it again.
+        """Publish one value of this node. ``where``: None for the position of the publication. The last item that it
+        returns is the result of ``encode_alone``, so that a caller that keeps the reading need not encode it again.
 
-        :raises NotPermitted: when the table denies it. :raises ContextMissing: without where or when.
+        :raises NotPermitted: when the access table denies it. :raises ContextMissing: without where or when.
         :raises ValueUnsupported: when ``value`` can't travel, or a number of its context is out of range (NaN is).
         """
         if where is None:
@@ -267,7 +267,7 @@ class Router:
         return PutMany(first, len(kept), queued, len(kept) * len(stream.routes) - queued), deliveries
 
     def _own_stream(self, publication: Publication, where: Position | None, when: EventTime | None, now: int) -> Stream:
-        """The stream that a publication goes to. :raises: as :meth:`publish`, but for the value."""
+        """The stream that a publication goes to. It raises what :meth:`publish` raises, except for the value."""
         key = publication.key
         if where is None:
             raise _without(key, "where", "Set [node] position, or pass where=")

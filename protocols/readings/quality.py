@@ -15,6 +15,6 @@ class Quality(Struct, frozen=True):
     history: bool = True
     """Whether the subscription starts with the last known values."""
     hops: int = 0
-    """How many nodes may stand between: neighbours are asked to ask theirs."""
+    """How many nodes may pass a reading on between its origin and this node; 0: only neighbours are asked."""
     own: bool = True
     """Whether readings of this node are delivered too."""

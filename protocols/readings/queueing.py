@@ -1,6 +1,6 @@
-"""How readings get into the queues of neighbours, beside the written-out loop of a publication.
+"""How readings get into the queues of neighbours, except for the loop that ``Router.publish`` writes out itself.
 
-What a neighbour does not get, by its own rate limit or because a reading is too large for a frame, is counted.
+A reading that a neighbour does not get, because of its rate limit or because it is too large for a frame, is counted.
 """
 
 from typing import Final
@@ -18,12 +18,12 @@ _BULK_THRESHOLD_BYTES: Final = limits.BULK_THRESHOLD_BYTES
 
 
 class Queueing:
-    """The way of one router into the queues."""
+    """Puts the readings of one router into the queues."""
 
     __slots__ = ("_drops", "_touched", "_wanted")
 
     def __init__(self, drops: Drops, touched: list[LaneQueue], wanted: list[NodeId]) -> None:
-        """``touched`` and ``wanted``: as for the router."""
+        """``touched`` and ``wanted`` are those of the router."""
         self._drops, self._touched, self._wanted = drops, touched, wanted
 
     def bulk_of(self, peer: Peer) -> LaneQueue:
@@ -33,7 +33,7 @@ class Queueing:
         return peer.bulk
 
     def is_due(self, route: Route, key: str, now: int) -> bool:
-        """Whether the rate limit of a route lets a reading pass now. If it does, the limit counts it."""
+        """Whether the rate limit of a route lets a reading pass now. If so, the reading counts towards the limit."""
         if now - route.last_ns < route.min_interval_ns:
             self._drops.count(route.peer.node, key, "rate_limited")
             return False
@@ -54,7 +54,7 @@ class Queueing:
         return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate, count)
 
     def put_parcels(self, route: Route, parcels: list[tuple[bytes, list[Reading]]], now: int, utc_now: int) -> int:
-        """Queue what was published together for one neighbour; returns how many readings were queued."""
+        """Queue for one neighbour what was published together. Returns how many readings were queued."""
         peer, queued = route.peer, 0
         for data, readings in parcels:
             if len(readings) == 1 or not (route.min_interval_ns or route.conflate):
@@ -76,7 +76,7 @@ class Queueing:
             self.put(peer, reading, data, False, now, utc_now)
 
     def pass_on(self, routes: tuple[Route, ...], reading: Reading, source: NodeId, now: int, utc_now: int) -> int:
-        """Queue a reading of ``source`` for further neighbours, with one hop less; returns for how many."""
+        """Queue a reading from ``source`` for further neighbours, with one hop less. Returns for how many."""
         passed_on = one_hop_less(reading)
         data: bytes | None = None
         queued = 0
@@ -94,7 +94,8 @@ class Queueing:
         return queued
 
     def _encoded_again(self, reading: Reading, peer: NodeId) -> bytes | None:
-        """None, and counted: it grew above a frame, as single precision does, which is doubled here."""
+        """The reading, encoded again to be passed on. None: it is now too large for a frame, which is counted. It can
+        grow, because numbers of single precision are encoded in double precision here."""
         try:
             return encode_alone(reading)
         except ValueUnsupported:

@@ -31,7 +31,7 @@ class LocalSubscription:
 
 
 class Route:
-    """A neighbour that wants a key, with what its matching wants amount to together."""
+    """A neighbour that wants a key, with all its matching wants taken together."""
 
     __slots__ = ("conflate", "last_ns", "min_interval_ns", "peer")
 
@@ -86,13 +86,13 @@ class Peer:
 
 
 def check_time(when: EventTime) -> None:
-    """Check a time. :raises ValueUnsupported: it is not valid."""
+    """Check a time. :raises ValueUnsupported: when it is out of range."""
     if type(when.utc_ns) is not int or when.utc_ns < 0 or when.uncertainty_ns < 0:
         raise ValueUnsupported(f"{when} is not a time: use whole nanoseconds since 1970, 0 or more")
 
 
 def parcels_of(readings: list[Reading]) -> list[tuple[bytes, list[Reading]]]:
-    """Encode readings for the queues: small plain values many to a frame, each other value by itself.
+    """Encode readings for the queues. Small plain values share frames; each other value has a frame of its own.
 
     :raises ValueUnsupported: when a value can't be encoded.
     """
@@ -111,7 +111,8 @@ def parcels_of(readings: list[Reading]) -> list[tuple[bytes, list[Reading]]]:
 
 
 def _are_small(readings: list[Reading]) -> bool:
-    """Whether their texts and bytes together fit the realtime lane. Encoding them in vain would hold up other work."""
+    """Whether their texts and bytes together fit the realtime lane. It is checked before they are encoded, because
+    encoding them for nothing would hold up other work."""
     sizes = (len(reading.value) for reading in readings if type(reading.value) in (str, bytes))
     return sum(sizes) <= limits.BULK_THRESHOLD_BYTES
 
