@@ -1,1 +1,1 @@
-"""Promises that are judged while a simulation runs."""
+"""Checks: promises of the project that are judged while a simulation runs."""

@@ -1,11 +1,13 @@
-"""Promises that are judged while a simulation runs: what a check is, what it may see, and how it becomes known by name.
+"""The contract of checks: what a check is, what it may see, and how it is registered.
+
+A check is a promise of the project that is judged while a simulation runs.
 
 A check overrides the hooks that it needs and judges with ``self.judge``; the world calls nothing else (see
 :func:`overridden`). *Safety* checks judge as things happen. *Liveness* checks judge at the end, when the last fault is
 long enough ago. A check decides nothing and changes nothing: with and without it a seed has the same digest.
 
 ``@register`` makes a check known, and scenarios choose checks by name. ``sims.runs.run`` imports the modules that bring
-checks. A check that never judged anything shows up with 0 of 0: it proved nothing.
+checks. A check that never judged anything is listed with 0 of 0, because it proved nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,12 +71,12 @@ class WorldView(Protocol):
         """``Engine.peers`` of a node at the present instant of its own clock."""
 
     def neighbours(self, name: str) -> Sequence[Neighbour]:
-        """The neighbours of a node now. Of many nodes they can be asked for often, unlike :meth:`peers`."""
+        """The neighbours of a node now. Unlike :meth:`peers`, this is cheap enough to ask for many nodes often."""
 
     def in_range(self, name: str) -> Sequence[str]:
-        """Nodes, in order, running or not, with which a node has a good link both ways now: by wire, or by air where at
-        least nine of ten frames get through with their retries. They are on the map, and no fault cuts or loses
-        anything between them. The same object as long as they stay the same."""
+        """The nodes with which a node has a good link both ways now, in order, whether they run or not. A link is good
+        by wire, and by air when at least nine of ten frames get through with their retries. Both ends are on the map,
+        and no fault cuts or loses anything between them. It is the same list as long as they stay the same."""
 
     def heard_ns(self, name: str, other: str) -> int | None:
         """When the newest frame from a pipe of ``other`` reached the present life of ``name``; None when none did."""
@@ -92,13 +94,13 @@ class WorldView(Protocol):
         """The sequences of its records that the relay has on disk, each as often as it was stored."""
 
     def records_complaints(self, name: str) -> Sequence[str]:
-        """What does not add up between its ledgers, the relay, and what was told of its records, in words."""
+        """What does not add up between its ledgers, the relay, and what the node was told of its records, in words."""
 
     def waiting_since_ns(self, name: str) -> int | None:
         """When the oldest of its waiting records was made; None when none waits."""
 
     def covered(self, name: str) -> bool:
-        """Whether its way to the relay is open now. The relay may be out all the same."""
+        """Whether its link to the relay is open now. The relay itself may be down all the same."""
 
     def readings_under_way(self) -> int:
         """How many readings wait in queues of running engines (both lanes) or are on pipes between running nodes
@@ -149,7 +151,7 @@ class Check:
         """Readings reached subscriptions of ``node``, its own readings too, in this order. This is hot."""
 
     def event(self, node: str, event: Event) -> None:
-        """The engine of ``node`` told its driver something. ``Answered`` comes here too."""
+        """The engine of ``node`` reported an event. ``Answered`` comes here too."""
 
     # --- inference -------------------------------------------------------------------------------------------------
     def asked(self, node: str, request: int, inputs: tuple[NamedTensor, ...], deadline_ns: int) -> None:

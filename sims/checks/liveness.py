@@ -1,4 +1,4 @@
-"""Liveness checks: what has to come about once the last fault is over, and what ought to happen now and then.
+"""Liveness checks: what must have happened some time after the last fault, and what should happen in some runs.
 
 They judge only nodes that could keep the promise: nodes that were up, and in good range of one another, for all of
 ``checks.settle_s`` before the end. The end itself lies at least that long after the last fault.
@@ -17,7 +17,7 @@ from sims.results.result import Recorder
 from sims.virtual.arrivals import Arrival
 
 JUDGED_NODES = 200
-"""At most so many nodes are judged, evenly spread over the names: what holds for many shows in a part of them."""
+"""At most this many nodes are judged, evenly spread over the names. A fault that affects many shows in these too."""
 DEADLINE_SLACK_NS = 50 * limits.MS
 """Room for timers and a busy CPU."""
 
@@ -28,8 +28,8 @@ def _some(names: Sequence[str]) -> list[str]:
 
 
 class _Settled(Check):
-    """Base of checks that judge nodes which were in reach of one another, without a break, since everything had to
-    settle."""
+    """The base of checks that judge nodes which were in reach of one another, without a break, for all of
+    ``checks.settle_s`` before the end."""
 
     def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
@@ -157,7 +157,7 @@ class ReadingsFlow(_Settled):
 
 @register
 class RequestsEndByDeadline(Check):
-    """Each request has an answer, or a failure, when its deadline is over. Only nodes that have their CPU are
+    """Each request has an answer, or a failure, when its deadline is over. Nodes from which a fault takes CPU are not
     judged."""
 
     name = "requests_end_by_deadline"
@@ -203,7 +203,7 @@ class NewestEntryEverywhere(_Settled):
     def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
         self._newest: dict[tuple[str, str], int] = {}
-        """By author and kind: the newest version of those made before everything had to settle."""
+        """By author and kind: the newest version that was made early enough to be judged."""
 
     def authored(self, node: str, entry: KnownEntry) -> None:
         """See :class:`Check`."""
@@ -247,8 +247,7 @@ class NewestEntryEverywhere(_Settled):
 
 @register
 class RecordsArrive(_Settled):
-    """Records that were made before everything had to settle no longer wait, at nodes that could reach the relay all
-    that time."""
+    """A node that could reach the relay for all of ``checks.settle_s`` holds no waiting records that are older."""
 
     name = "records_arrive"
 
@@ -274,12 +273,12 @@ class RecordsArrive(_Settled):
                 continue
             since_ns = world.waiting_since_ns(name)
             kept = since_ns is None or since_ns >= self._from_ns
-            self.judge(kept, "" if kept else f"a record of {name} waits since {(since_ns or 0) / 1e9:.3f} s")
+            self.judge(kept, "" if kept else f"a record of {name} has waited since {(since_ns or 0) / 1e9:.3f} s")
 
 
 @register
 class Sometimes(Check):
-    """Judges nothing. It notes that the things which faults are there to provoke did happen in a batch of runs."""
+    """It judges nothing. It notes how often the things happened that faults are meant to provoke."""
 
     name = "sometimes"
     judges = False

@@ -1,4 +1,4 @@
-"""Whether readings came in order, each once: the part of that check that looks at every delivery."""
+"""The order of readings: the part of the check ``readings_in_order_once`` that looks at every delivery."""
 
 from collections.abc import Sequence
 

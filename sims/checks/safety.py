@@ -1,7 +1,7 @@
-"""Safety checks: what must never happen, judged as things happen.
+"""Safety checks: what must never happen. They judge as things happen.
 
-Bounds of time have a slack, because timers ring once a heartbeat and a simulated CPU takes its time. Nodes are looked
-at in turns, so that judging a large mesh costs a bounded share of running it.
+Bounds of time have a slack, because timers are handled once a heartbeat and a simulated CPU takes its time. Nodes are
+looked at in turns, so that judging a large mesh costs a bounded share of running it.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from sims.virtual.arrivals import Arrival
 
 _ALIVE, _SUSPECT = State.ALIVE, State.SUSPECT  # looked up once, because looking into an enumeration is slow
 SAMPLED_NODES = 64
-"""So many nodes are looked at in one sample. The others follow in the next samples."""
+"""The number of nodes that are looked at in one sample. The others follow in the next samples."""
 
 
 class _Turns:
@@ -49,8 +49,8 @@ class NoFrameFromUnverified(Check):
 
 @register
 class NoNeighbourOlderThanLifetime(Check):
-    """No neighbour counts as living that has not been heard for longer than suspicion takes. What was heard is what the
-    world delivered, whatever the engine believes."""
+    """A neighbour that was not heard for longer than suspicion takes does not count as living. What was heard is what
+    the world delivered, and not what the engine believes."""
 
     name = "no_neighbour_older_than_lifetime"
 
@@ -68,7 +68,7 @@ class NoNeighbourOlderThanLifetime(Check):
         """See :class:`Check`."""
         world = self.world
         for name in world.names:
-            if world.slowed(name):  # a node that did not watch accuses nobody
+            if world.slowed(name):  # a node that got no CPU accuses nobody
                 self._excused_until_ns[name] = now + max(self._mute_ns, self._suspect_ns)
         for name in self._turns.of(world.names):
             if world.running(name) and now >= self._excused_until_ns.get(name, 0):
@@ -86,7 +86,7 @@ class NoNeighbourOlderThanLifetime(Check):
                 continue
             heard_ns = world.heard_ns(name, neighbour.node)
             silent_ns = now - (world.since(name) if heard_ns is None else heard_ns)
-            if not neighbour.incarnation:  # it took our lane, but never said Hello itself
+            if not neighbour.incarnation:  # it accepted our lane, but never sent a Hello itself
                 bound_ns = self._mute_ns
                 silent_ns = min(silent_ns, self._believed_ns(name, neighbour.node))
             if silent_ns <= bound_ns:
@@ -179,7 +179,7 @@ class ReadingsInOrderOnce(Check):
 
 @register
 class DropsAccounted(Check):
-    """Every reading that a neighbour wanted was delivered, or is on its way, or somebody counted why it was not.
+    """Every reading that a neighbour wanted was delivered, is on its way, or was counted with the reason for its loss.
 
     It is judged once, at the end, over the whole mesh. Scenarios are not judged in which readings are passed on
     (``hops``) by nodes that don't subscribe to them.
@@ -231,7 +231,7 @@ _WHOLE_FRAMES = frozenset(("link_lost",))
 
 # --- inference -----------------------------------------------------------------------------------------------------
 class _Requests(Check):
-    """Base of checks that know which requests are open, by node and number of the request."""
+    """The base of checks that know which requests are open, by node and number of the request."""
 
     def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)

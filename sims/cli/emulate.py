@@ -25,7 +25,7 @@ from sims.scenario.file import Scenario, load
 
 INVALID = 3
 INTERRUPTED = 130
-_SEED = click.option("--seed", type=click.IntRange(0), help="Of places and of the air; otherwise that of the scenario.")
+_SEED = click.option("--seed", type=click.IntRange(0), help="Seed of positions and radio; default: the scenario's.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -36,9 +36,9 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
               help="Folder for result.json, tables, the report, and the nodes' journals.")  # fmt: skip
 @click.option("--found-within", "found_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-              help="Exit 1 unless everybody had everybody's advert so soon after the last start.")  # fmt: skip
+              help="Exit 1 unless every node found all others within this time after the last start.")  # fmt: skip
 @click.option("--linked-within", "linked_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-              help="Exit 1 unless all links were authenticated both ways so soon after the last start.")  # fmt: skip
+              help="Exit 1 unless all links were up both ways within this time after the last start.")  # fmt: skip
 def emulate_command(
     scenario: str, seed: int | None, as_json: bool, out: Path | None, found_s: float | None, linked_s: float | None
 ) -> None:
@@ -66,11 +66,15 @@ def emulate_command(
 @_SEED
 @_JSON
 @click.option("--within", type=click.FloatRange(0.01, 10), default=WITHIN, show_default=True,
-              help="How far apart the harnesses may be, as a share of the smaller figure.")  # fmt: skip
+              help="How far apart emulator and simulator may be, as a share of the smaller figure.")  # fmt: skip
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
-              help="Folder for the results, in emulator, simulator and apart, and comparison.json.")  # fmt: skip
+              help="Folder for comparison.json and the results: emulator/, simulator/, apart/.")  # fmt: skip
 def compare_command(scenario: str, seed: int | None, as_json: bool, within: float, out: Path | None) -> None:
-    """Run SCENARIO with real nodes and in virtual time, and set the figures side by side. Linux, root."""
+    """Run SCENARIO with real nodes and in virtual time, and set the figures side by side. Linux, root.
+
+    The column "apart" is the simulator's figure when each node has a processor to itself, as on the road. It is shown
+    and not judged.
+    """
     chosen, seed = _load(scenario, seed)
     emulated = _emulated(chosen, seed, None if out is None else out / "emulator")
     if emulated.why_invalid.startswith("interrupted"):
@@ -106,7 +110,7 @@ def _emulated(scenario: Scenario, seed: int, journals: Path | None) -> Result:
     def told_to_end(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, told_to_end)  # whoever sends it gets what was seen until then, as with Ctrl-C
+    signal.signal(signal.SIGTERM, told_to_end)  # it ends the run with the results so far, as Ctrl-C does
     try:
         return emulate(scenario, seed, say, None if journals is None else journals / "journals")
     except SimulationError as error:
@@ -133,7 +137,7 @@ def _exit(result: Result, failed: bool) -> None:
 def _late(result: Result, figure: str, bound_s: float) -> str:
     took_s = result.figures.get(figure)
     if took_s is None:
-        return f"{figure}: not all pairs, within {result.virtual_s:g} s"
+        return f"{figure}: some pairs are missing after {result.virtual_s:g} s"
     return f"{figure}: {took_s:.2f} s, more than {bound_s:g} s" if took_s > bound_s else ""
 
 

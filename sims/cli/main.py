@@ -34,12 +34,12 @@ _PROGRESS_INTERVAL_S = 0.25
 
 @click.group()
 def main() -> None:
-    """Simulate a mesh in virtual time: one seed, one history."""
+    """Simulate a mesh in virtual time. The same seed gives the same run."""
 
 
 @main.command()
 @click.argument("scenario")
-@click.option("--seed", type=click.IntRange(0), help="Names the whole history; otherwise that of the scenario.")
+@click.option("--seed", type=click.IntRange(0), help="Seed that determines the whole run; default: the scenario's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, without maps and time lines.")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path),
@@ -47,7 +47,10 @@ def main() -> None:
 )  # fmt: skip
 @click.option("--check-determinism", is_flag=True, help="Also run under two PYTHONHASHSEEDs and compare digests.")
 def run(scenario: str, seed: int | None, as_json: bool, out: Path | None, check_determinism: bool) -> None:
-    """Run SCENARIO, a file or the name of one that ships (`meshsim scenarios`); exit 1 when a check was broken."""
+    """Run SCENARIO, a file or the name of one that ships (`meshsim scenarios`); exit 1 when a check was broken.
+
+    Each check is printed as kept, FAILED, or unseen: in this run there was nothing for it to judge.
+    """
     try:
         chosen = load(scenario)
         taped = bundle.taped(chosen, chosen.seed if seed is None else seed)

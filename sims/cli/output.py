@@ -27,7 +27,7 @@ def summary(result: Result) -> dict[str, Any]:
 
 
 def show_spreads(spreads: Iterable[tuple[str, Distribution]]) -> None:
-    """One line for each title and spread that has values."""
+    """Print one line for each title and spread that has values."""
     for title, spread in spreads:
         if spread.count:
             quantiles = ", ".join(f"{name} {value:.3g}" for name, value in spread.quantiles.items())
@@ -35,7 +35,8 @@ def show_spreads(spreads: Iterable[tuple[str, Distribution]]) -> None:
 
 
 def show_checks(result: Result) -> None:
-    """One line for each check, and the first failures in words on the error output."""
+    """Print one line for each check, and the first failures in words on the error output. A check that is ``unseen``
+    had nothing to judge."""
     for name, check in sorted(result.checks.items()):
         verdict = "FAILED" if check.failed else "kept  " if check.passed else "unseen"
         click.echo(f"{verdict} {name}: {check.passed} of {check.passed + check.failed}")

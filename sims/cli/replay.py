@@ -49,11 +49,11 @@ def replay(file: Path) -> None:
 
 @click.command()
 @click.argument("file", type=_FILE)
-@click.option("--check", "check_name", default="", help="That has to fail; otherwise the first that does.")
+@click.option("--check", "check_name", default="", help="Check that must go on failing; default: the first that fails.")
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path), help="Where to; otherwise beside FILE as *.small.json."
+    "--output", "-o", type=click.Path(path_type=Path), help="Where to save it; default: *.small.json beside FILE."
 )
-@click.option("--most-runs", default=MAX_RUNS, show_default=True, type=click.IntRange(1), help="Stop after so many.")
+@click.option("--most-runs", default=MAX_RUNS, show_default=True, type=click.IntRange(1), help="Stop after N runs.")
 def shrink(file: Path, check_name: str, output: Path | None, most_runs: int) -> None:
     """Reduce a saved run that fails: fewer faults, then fewer nodes, then less time, while the same check fails."""
     try:

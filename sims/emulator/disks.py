@@ -1,4 +1,4 @@
-"""Disks of their own for nodes whose disks get full: small file systems in memory, which only the node's processes see.
+"""Disks for nodes whose disks get full: small file systems in memory, each of which only one node's processes see.
 
 Such a disk is mounted over the node's state folder in a mount namespace without a name. Like a network, it lives as
 long as a descriptor or a process holds it, so the kernel removes it however the harness ends, and the host's own table

@@ -35,11 +35,11 @@ _PULSE_S: Final = 0.1
 
 
 class Hosts:
-    """All nodes of one run, and what is to happen to them. It is single-threaded, except for the pulses of slow
+    """All nodes of one run, and the faults that happen to them. It is single-threaded, except for the pulses of slow
     nodes."""
 
     def __init__(self, nodes: Sequence[RealNode], relay: RealRelay | None, tape: Sequence[Fault], seed: int) -> None:
-        """``tape``: tells which nodes will need a liar, or another life."""
+        """``tape``: the faults of the run, from which follows which nodes need a liar or another life."""
         self._nodes = {node.name: node for node in nodes}
         self._relay = relay
         self._zero_ns = 0
@@ -100,7 +100,7 @@ class Hosts:
             adverts.check()
 
     def end(self) -> None:
-        """Do nothing to anybody any more, and end the liars."""
+        """Play no more faults, and end the liars."""
         self._agenda.clear()
         for pulse in self._pulses.values():
             pulse.end()

@@ -26,7 +26,7 @@ def _launch(parent: int, namespace: int, mounts: int, urgency: int, command: lis
     library = ctypes.CDLL(None, use_errno=True)
     if library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "the program can't be bound to the life of the harness")
-    if os.getppid() != parent:  # it ended before we asked to be told
+    if os.getppid() != parent:  # the harness ended before the signal was set
         sys.exit(1)
     for descriptor, kind, what in ((namespace, _CLONE_NEWNET, "network"), (mounts, _CLONE_NEWNS, "mount")):
         if descriptor >= 0:

@@ -35,7 +35,7 @@ _TTL_S: Final = 120
 _PATIENCE_S: Final = 3.0
 _MAX_LABEL_CHARS: Final = 63
 _AT_ONCE: Final = 8
-"""So many knocks may be under way; more wait."""
+"""The number of knocks that may be under way; more wait."""
 
 
 def advert(address: str, mesh: str, node: str, incarnation: int, port: int) -> bytes:

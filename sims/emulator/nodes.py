@@ -1,7 +1,7 @@
 """Real nodes as processes: their certificates, configurations and trial plans, their starts and ends.
 
-``meshnode mesh`` makes the certificates, and nodes run as ``meshnode trial``. The harness knows of nodes what their
-command line and their journals say, and imports nothing of them.
+``meshnode mesh`` makes the certificates, and nodes run as ``meshnode trial``. The harness knows nodes only by their
+command line and their journals, and imports none of their code.
 
 A node is started *held*: it loads everything and then waits for a line on its standard input. So nodes start when the
 scenario says, not when this host has loaded them.
@@ -41,7 +41,7 @@ MESH_RELAY = "relay-1"
 RELAY_PORT = 7_450
 INBOX_PORT = 7_000
 GHOST = "ghost"
-"""The folder, below that of a lying node, with a genuine certificate of somebody who is no node of the scenario."""
+"""The folder, below that of a lying node, with a genuine certificate whose name is not a node of the scenario."""
 ELSEWHERE = "elsewhere"
 """The same folder for a certificate of another mesh, and the name of that mesh."""
 _LAUNCH = Path(__file__).with_name("launch.py")
@@ -109,7 +109,7 @@ class RealNode:
         self.held: subprocess.Popen[bytes] | None = None
         self.running: subprocess.Popen[bytes] | None = None
         self.wanted = False
-        """Whether it should be running. An end that nobody wanted is a finding."""
+        """Whether it should be running. If it ends while this is true, that is reported."""
         self.urgent = False
         """Whether it runs before all other processes of this host."""
         self.disk: RealDisk | None = None
@@ -144,7 +144,7 @@ class RealNode:
         assert process is not None, "a node is held before it is let go"
         self.running, self.wanted = process, True
         assert process.stdin is not None, "launch() gives it a pipe"
-        if self.urgent:  # not before: loading need not hold up what runs
+        if self.urgent:  # only now, because loading must not hold up what runs
             with contextlib.suppress(OSError):
                 os.sched_setscheduler(process.pid, os.SCHED_RR, os.sched_param(NODE_URGENCY))
         with contextlib.suppress(BrokenPipeError):  # it died while it was loading; that is noticed as any death is

@@ -1,4 +1,4 @@
-"""Makes a result of the journals of real nodes: everything that they wrote is told to a recorder, in order of time.
+"""Makes a result of the journals of real nodes: it replays all lines to a recorder, in order of time.
 
 The instants of all journals are of one monotonic clock, so latencies between processes are exact to the microsecond.
 Where the nodes were is worked out anew, because mobility follows from the scenario and the seed.
@@ -31,7 +31,7 @@ _COUNTED_AS_WANTED_NS = 2 * _SECOND
 
 
 class Found(Struct):
-    """What the journals say beside what the recorder keeps."""
+    """Figures from the journals that the recorder does not keep."""
 
     drops: dict[str, int] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class Observation:
         self._sampled_ns = -_SAMPLE_EVERY_NS
 
     def replay(self, lines: Sequence[Line], end_ns: int) -> Found:
-        """Tell the recorder everything; to be called once."""
+        """Tell the recorder everything. It is called once."""
         for at_ns, node, line in lines:
             self._look(min(at_ns, end_ns))
             self._tell(max(at_ns, 0), node, line, end_ns)
@@ -141,7 +141,7 @@ class Observation:
             self._near_of[node].append(other)
 
     def _near(self, node: int) -> list[int]:
-        """The nodes in good reach of one. As in the simulator, nine of ten frames arrive, retries included."""
+        """The nodes in good reach of one node. As in the simulator, nine of ten frames arrive, retries included."""
         return [
             other
             for other in self._media.neighbours(node)

@@ -5,7 +5,7 @@
 - ``no_frame_from_unverified``: every node that is met, and whose readings reach callbacks, is a node of the scenario.
 - ``gossip_forward_only`` and ``gossip_author_only``: entries are replaced by newer ones, and were put in by their
   authors. What an author that was killed had not written down yet is not held against it.
-- ``commands_obeyed``: a node did what the harness told it.
+- ``commands_obeyed``, which the simulator does not have: a node did what the harness told it to do.
 """
 
 from collections.abc import Sequence
@@ -116,7 +116,7 @@ class Promises:
         held = self._held.setdefault(node, {})
         if node == key[0] == source:
             if (*key, version) in self._made and held.get(key) == version:
-                return  # it was told twice, by whoever put it in and by the node
+                return  # the journal names it twice: where it was put in, and where the node accepted it
             self._made[*key, version] = None
         elif node != key[0]:
             self._taken.setdefault((*key, version), (now_ns, node))

@@ -23,7 +23,7 @@ _AUDIT_S = 30.0
 
 
 def has_relay(scenario: Scenario) -> bool:
-    """Whether anybody sends records to a relay."""
+    """Whether any node sends records to a relay."""
     return any(group.relay for group in scenario.groups)
 
 
@@ -52,7 +52,7 @@ class RealRelay:
         self._running = launch(command, self._network, errors=self._folder / "errors.log")
 
     def wait_until_ready(self) -> None:
-        """:raises EmulatorError: when it is not ready in time."""
+        """Wait until the relay answers. :raises EmulatorError: when it is not ready in time."""
         assert self._running is not None, "start() comes first"
         assert self._running.stdout is not None, "launch() gives it a pipe"
         with selectors.DefaultSelector() as selector:

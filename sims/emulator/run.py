@@ -50,7 +50,7 @@ from sims.scenario.file import Fault, Scenario
 from sims.world.faults import Faults, plan
 
 MAX_NODES = 64
-"""Processes of 60 MB each. A host with more memory and cores than most laptops is no reason to fill it."""
+"""The most nodes, which are processes of 60 MB each: more would fill most laptops."""
 SUPPORTED = ON_THE_AIR | ON_HOSTS | {"relay-outage"}
 LATE_SHARE = 0.25
 """How late the wire may be at p99, as a share of the radio's latency: a later wire is another radio. 0.25 is how far

@@ -1,8 +1,8 @@
 """The folder of one emulation: certificates, keys, configurations, journals. It is removed when the emulation ends.
-What a killed emulation left, the next one removes.
+If an emulation is killed, the next one removes its folder.
 
-Whoever uses a folder holds a lock on a file in it, which the kernel releases with the process. The lock says more than
-a process id, which another process may have by now.
+The process that uses a folder holds a lock on a file in it, which the kernel releases when the process ends. A process
+id would not be as reliable, because another process may have got it since.
 """
 
 import contextlib

@@ -42,7 +42,7 @@ _PREAMBLE_NS: Final = 40_000
 _SYMBOL_NS: Final = 8_000
 _SERVICE_AND_TAIL_BITS: Final = 22
 _NEAR_NS: Final = SECOND
-"""So long it is kept who hears whom: loads are means, and nobody drives far in a second."""
+"""How long it is remembered who hears whom: loads are means, and no vehicle drives far in a second."""
 _USUAL_FRAME_NS: Final = 560_000
 
 

@@ -1,4 +1,4 @@
-"""How likely one transmission of a frame is received, over distance: models of propagation, and of a receiver.
+"""Models of propagation and of a receiver: how likely one transmission of a frame is received, by distance.
 
 A :class:`Delivery` answers for one distance and one shadow. The range is where 1 % of the frames arrive.
 

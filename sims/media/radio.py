@@ -1,4 +1,4 @@
-"""The air: what distance, a shared channel, the link layer of 802.11 and TCP do to what nodes send one another.
+"""The model of the air: what distance, a shared channel, the link layer of 802.11 and TCP do to frames of nodes.
 
 Every transmission waits for those that its sender has not finished, and for the channel. It takes its airtime, the
 latency of the scenario and a jitter. Whether it arrives is one draw against the delivery share of the distance
@@ -48,7 +48,7 @@ from sims.media.tcp import (
 from sims.scenario import file as scenario
 
 LEAST_SHARE: Final = 1e-3
-"""So many frames have to arrive for a pair to be in reach of one another."""
+"""The share of frames that has to arrive for a pair to be in reach of one another."""
 LONGEST_QUEUE_NS: Final = 100 * MS
 STEP_M: Final = 5.0
 """How far a node goes before its distances are measured anew. The logistic curves fall over 30 to 45 m, so 5 m shift
@@ -59,7 +59,7 @@ rest changes more than the path loss does on that way."""
 _MOST: Final = 0.7
 """When more than this share of all nodes moved, forgetting all pairs costs less than finding those of the movers."""
 MAX_PAIRS: Final = 1_000_000
-"""After so many measurements all pairs are forgotten, so that at most so many are kept: about 200 MB."""
+"""After this many measurements all pairs are forgotten, so that no more than this are kept: about 200 MB."""
 _LONE_BYTES: Final = SEGMENT_BYTES - TLS_BYTES
 """The most that one segment takes from a program."""
 _REPEATED_SLOWLY: Final = ARP_FLIGHTS + 2
@@ -288,7 +288,7 @@ class Air:
         return Way(sender, receiver, self._air[sender], self._air[receiver])
 
     def stream_along_ns(self, way: Way, size_bytes: int, now_ns: int) -> int | None:
-        """As :meth:`stream_ns`. This is the hottest function of the simulator, and written out in one piece."""
+        """As :meth:`stream_ns`. This is the hottest function of the simulator, so it calls few others."""
         pair = way.pair
         if pair.stale:
             pair = way.pair = self._pair(way.sender, way.receiver)

@@ -1,4 +1,4 @@
-"""How late TCP makes what the link below lost: arithmetic of retransmissions, without state.
+"""TCP's retransmissions: how late data arrives that the link below lost, computed without state.
 
 It follows Linux. A segment that is lost alone is sent again after the retransmission time-out, the round trip plus
 200 ms (RFC 6298 asks for one second), which doubles from try to try. A tail-loss probe (RFC 8985, section 7) would come
@@ -39,7 +39,7 @@ PATIENCE_NS: Final = SECOND
 """A stream that losses stall for longer stands still, to be tried again: by then its ends may be nearer, or a fault
 over."""
 LONGEST_CONNECT_NS: Final = 127 * SECOND
-"""After so long Linux stops dialling (tcp_syn_retries = 6). No stall is counted further."""
+"""After this time Linux stops dialling (tcp_syn_retries = 6). No stall is longer."""
 CONNECT_ROUND_TRIPS: Final = 3
 """TCP, TLS 1.3 with both certificates, and NNG's headers. This was measured, as was one more round trip for ARP at
 first."""

@@ -42,11 +42,11 @@ class Wires:
         self._cut.clear()
 
     def moved(self, now_ns: int) -> list[int]:
-        """Nobody moves, so nobody is touched."""
+        """An empty list, because no node moves."""
         return []
 
     def neighbours(self, node: int) -> list[int]:
-        """Everybody else."""
+        """All other nodes."""
         return [other for other in range(self.nodes) if other != node]
 
     def multicast_ns(self, sender: int, size_bytes: int, now_ns: int) -> tuple[int, list[int]]:
@@ -81,5 +81,5 @@ class Wires:
         return now_ns + HANDSHAKE_TRIPS * self.delay_ns
 
     def busy_share(self, node: int, now_ns: int) -> float:
-        """Always 0: nobody shares anything."""
+        """Always 0, because wires are not shared."""
         return 0.0

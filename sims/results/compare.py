@@ -1,9 +1,9 @@
-"""Compares the same scenario in simulator and emulator: where both agree, where not, and why.
+"""Compares the same scenario in simulator and emulator, and says where they agree, where they do not, and why.
 
 The figures that a person plans with are judged: how soon nodes find each other, how long a reading takes, how soon a
 gossip entry is everywhere, and how long an inference takes. They agree when neither is more than ``WITHIN`` above the
-other. Tails and shares are shown beside them but not judged, because they depend on a few cases, and a run of a minute
-has few of these.
+other. Tails and shares are shown too but not judged, because they depend on rare cases, of which a run of a minute has
+few.
 
 The nodes of an emulation share the processors of one host, and so do those of the simulation that is compared with it
 (:mod:`sims.virtual.processors`). What each packet of the wire took tells how fast the host was in that run. What the

@@ -29,10 +29,10 @@ from sims.scenario.file import Fault, Scenario
 
 SECOND_NS: Final = 1_000_000_000
 MAX_PLACES: Final = 120_000
-"""So many points are kept in all: 200 nodes for ten minutes, 1.5 MB of result."""
+"""The number of points that are kept in all: 200 nodes for ten minutes, 1.5 MB of result."""
 MAX_FRAMES: Final = 1_800
 LEAST_FRAMES: Final = 60
-"""A map needs so many frames to be played. When these are too many points, fewer nodes are on it."""
+"""A map that is played needs at least this many frames. When these are too many points, fewer nodes are on it."""
 MAX_HAPPENINGS_OF_KIND: Final = 1_000
 """The newest of each kind are kept, so that a thousand meetings don't push out the one crash."""
 MAX_KINDS: Final = 64
@@ -42,9 +42,9 @@ TRACED_NODES: Final = 12
 MAX_MESSAGES: Final = 1_500
 MAX_ARRIVALS: Final = 30_000
 MAX_ENTRIES: Final = 96
-"""So many gossip entries are followed: those that the scenario puts in, then the first others."""
+"""The number of gossip entries that are followed: those that the scenario puts in, then the first others."""
 MAX_SAMPLES: Final = 1_200
-"""So many samples of the channel load, and of meetings, cover the run."""
+"""The number of samples of the channel load, and of meetings, that cover a run."""
 _FINEST_NS: Final = 100_000_000
 DISTANCE_BINS: Final = 80
 """Bins of 25 m up to 2 km; the last one also holds everything beyond."""

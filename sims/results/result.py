@@ -181,10 +181,10 @@ class Recorder(Protocol):
         """The channel had this mean busy ratio."""
 
     def aware(self, distance_m: float, known: bool) -> None:
-        """Of one pair in range, sampled: whether one knows the other."""
+        """Whether one node of a pair in range knows the other, sampled."""
 
     def wanted(self, distance_m: float, came: bool) -> None:
-        """Of one reading and one subscriber: whether it came, and over which distance."""
+        """Whether one reading came to one subscriber, and over which distance."""
 
     def aged(self, age_ns: int) -> None:
         """The newest reading of one pair has this age, sampled."""

@@ -1,1 +1,1 @@
-"""Where the nodes of a scenario are, and how they move."""
+"""Roads: where the nodes of a scenario are, and how they move."""

@@ -98,7 +98,7 @@ class Legs:
             self._places.headings_deg[node] = math.degrees(math.atan2(leg.vx_mps, leg.vy_mps)) % 360.0
 
     def show(self, now_ns: int) -> None:
-        """Put all nodes of the group where they are now."""
+        """Compute the places of all nodes of the group for ``now_ns``."""
         elapsed_ns = now_ns - self._from_ns
         self._places.xs_m[self._nodes] = (self._xs_m + self._vxs * elapsed_ns).tolist()
         self._places.ys_m[self._nodes] = (self._ys_m + self._vys * elapsed_ns).tolist()

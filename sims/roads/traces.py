@@ -3,8 +3,8 @@
 Invariants:
 
 - Memory is bounded whatever the size of the file: by the vehicles that are asked for.
-- Only the span of time that is asked for is judged; in it, everything is: a file that is cut off, a time that does not
-  grow, a value that is not a number and a vehicle that jumps are errors that name file, line and value.
+- Only the span of time that is asked for is judged. In it, a file that is cut off, a time that does not grow, a value
+  that is not a number and a vehicle that jumps are errors that name file, line and value.
 """
 
 import math

@@ -1,1 +1,1 @@
-"""Runs: one, many side by side, repeated from a file, or shrunk to what makes them fail."""
+"""Runs: making one or many, repeating a saved one, and shrinking one that fails."""

@@ -25,10 +25,10 @@ from sims.scenario.file import Scenario
 
 _LOOK_AGAIN_S = 5.0
 PER_CPU = 2
-"""So many runs are handed over at a time for each processor, so that none waits for work and results don't pile up."""
+"""Runs that are handed over at a time for each processor, so that none waits for work and results don't pile up."""
 MAX_ATTEMPTS = 3
-"""A run that is lost is tried so often. Machines of a cluster come and go, but a run that kills its workers must not go
-on for ever."""
+"""How often a run that is lost is tried. Machines of a cluster come and go, but a run that kills its workers must not
+be tried for ever."""
 ANSWER_S = 5.0
 """How long to wait until somebody takes the connection: as long as Ray itself waits."""
 CONNECT_S = 20.0
@@ -137,7 +137,7 @@ _NOT_A_MEMBER = (
 
 
 def _knock(address: str) -> None:
-    """Connect once, so that a misspelt address is told at once. :raises SweepError: when nobody is there."""
+    """Connect once, so that a misspelt address is reported at once. :raises SweepError: when nothing answers there."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         host, port = parts.hostname, parts.port
@@ -152,8 +152,8 @@ def _knock(address: str) -> None:
 
 
 def join_and_leave() -> None:
-    """The program of that first process. It ends with status 0 when the address in the argument can be used, and else
-    says why not."""
+    """The program of that first process. It ends with status 0 when the address in the argument can be used, and
+    otherwise prints why not."""
     ray: Any = importlib.import_module("ray")
     try:
         _join(ray, sys.argv[1])

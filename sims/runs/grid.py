@@ -19,7 +19,8 @@ from sims.scenario.file import Scenario, dumps, loads
 from sims.scenario.schema import nearest, shown
 
 MAX_CELLS = 100_000
-"""At some seconds each they take more than a day on two cores. A slip of the pen in a range asks for more."""
+"""At some seconds each, this many runs take more than a day on two cores. A larger number is most likely a typing error
+in a range."""
 _MAX_FOLDER_CHARS = 120
 _SPLIT = re.compile(r",(?![^\[{\"']*[\]}\"'])")
 """Matches commas outside of brackets and quotes. No setting is nested more deeply."""

@@ -1,4 +1,4 @@
-"""Makes a run: from a scenario and a seed to a result.
+"""Makes a run of a scenario with a seed, and returns its result.
 
 It builds the world, lets time pass, judges, and counts. The digest covers every event of every node and every delivery.
 It does not depend on what is recorded or checked.
@@ -34,7 +34,7 @@ _COLLECT_EVERY = 60
 looks through everything there is, which takes half a second for a thousand nodes."""
 
 Progress = Callable[[float, float], None]
-"""Told how many virtual and wall seconds have passed."""
+"""A function that is called with the virtual seconds and the wall seconds that have passed."""
 
 
 class Run:
@@ -89,7 +89,7 @@ class Run:
         """Let virtual time pass until ``until_ns``."""
         if not self._begun:
             gc.unfreeze()
-            gc.collect()  # runs before this one left something
+            gc.collect()  # free what earlier runs left behind
             self.begin()
         driver = self.world.driver
         began_s, before_s = time.perf_counter(), self._wall_s
@@ -108,7 +108,7 @@ class Run:
                     progress(driver.now / limits.SECOND, self._wall_s)
         finally:
             self._wall_s = before_s + time.perf_counter() - began_s
-            gc.freeze()  # or it would be looked through as soon as that is possible again
+            gc.freeze()  # otherwise the next collection would look through all of it
             if was_enabled:
                 gc.enable()
 
@@ -149,8 +149,8 @@ def simulate(
     scenario: Scenario, seed: int, bugs: frozenset[str] = frozenset(), progress: Progress | None = None,
     processors: Processors | None = None, capabilities: Sequence[Capability] = (),
 ) -> Result:  # fmt: skip
-    """Make a run. ``bugs``: to plant, see :mod:`sims.world.bugs`. ``processors``, ``capabilities``: as for
-    :class:`Run`.
+    """Make a run. ``bugs``: the names of bugs to plant, see :mod:`sims.world.bugs`. ``processors`` and ``capabilities``
+    are those of :class:`Run`.
 
     :raises ScenarioError: when the scenario can't be used. :raises TraceError: when its trace can't be used.
     """

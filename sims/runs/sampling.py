@@ -20,8 +20,8 @@ from sims.world.world import World
 
 WATCHED: Final = 32
 _LOOKS_PER_S: Final = 300
-"""So many nodes are looked at in a virtual second for who comes into range, each at most five times. In a large mesh it
-is known less precisely since when two nodes could have met."""
+"""The number of looks in a virtual second at who has come into range, at most five for each node. In a large mesh it is
+therefore known less precisely since when two nodes could have met."""
 _GOLDEN: Final = 0.6180339887498949
 """The fractional parts of multiples of the golden ratio fill a second evenly, however many they are."""
 _GRACE_NS: Final = limits.SECOND

@@ -75,8 +75,8 @@ def shrink(
     max_runs: int = MAX_RUNS,
     told: Callable[[str], None] = lambda _: None,
 ) -> Shrunk:
-    """The smallest run found in which ``check_name`` (empty: the first check that fails) fails. ``told`` hears of
-    progress.
+    """The smallest run found in which ``check_name`` (empty: the first check that fails) fails. ``told`` is called with
+    lines about the progress.
 
     :raises ReplayError: when the check doesn't fail in ``saved`` itself.
     """

@@ -56,7 +56,7 @@ class _Begun(Struct, frozen=True):
 
 # --- one run ---------------------------------------------------------------------------------------------------------
 def row_of(result: Result) -> RunFigures:
-    """The figures by name, units last; None where there is none."""
+    """The row of the table for a result: figures by name, units last; None where there is none."""
     wanted, in_range = sum(result.distances.wanted), sum(result.distances.in_range)
     times = {
         name: sorted(value for entry in result.dissemination if (value := getattr(entry, name)) is not None)

@@ -1,1 +1,1 @@
-"""Scenario files: what they may say, and what is wrong with one."""
+"""Scenario files: their structs, reading and writing them, and what is wrong with a bad one."""

@@ -4,7 +4,7 @@ files.
 The units are in the names. Places are metres east (``x``) and north (``y``) of ``origin``. Headings are degrees
 clockwise from north. Required fields come first, because mypy does not know that msgspec could do without that order.
 
-Left out: anything that only one of the two harnesses understands, apart from what a fault says of itself.
+Left out: settings that only simulator or emulator understands, apart from those of faults.
 """
 
 from typing import Annotated, Final, Literal, get_args
@@ -25,9 +25,9 @@ Longitude = Annotated[float, Meta(ge=-180, le=180)]
 Name = Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9-]{0,47}\\Z")]
 
 MAX_SPREAD_BYTES: Final = 446
-"""The most that fits an entry of 1,024 bytes. In the emulator up to 578 of these were taken by everything but the body
-and the name. The name is in an entry three times, twice of these in the certificate. ECDSA signatures differ by 4 bytes
-in length."""
+"""The largest body that fits an entry of 1,024 bytes. In the emulator, everything but the body and the name took up to
+578 bytes. The name is in an entry three times, two of them in the certificate. ECDSA signatures differ by 4 bytes in
+length."""
 
 
 class Part(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -50,7 +50,7 @@ class Radio(Part, frozen=True):
     jitter_ms: Annotated[float, Meta(ge=0)] = 1.0
     """A uniform delay on top."""
     loss: Share = 0.0
-    """The share of frames that is lost beside what distance costs."""
+    """The share of frames that is lost in addition to what distance costs."""
     retries: Annotated[int, Meta(ge=0, le=15)] = 6
     """How often a unicast frame is repeated that was not acknowledged (802.11: 7 attempts)."""
     shared: bool = True
@@ -184,7 +184,8 @@ class Curation(Part, frozen=True):
     lifespan_s: Annotated[float, Meta(ge=0.001, le=86_400)] = 86_400.0
     """A record that is not delivered by then expires."""
     max_records: Annotated[int, Meta(ge=1, le=1_000_000)] = 100_000
-    """So many records may wait at one node. Beyond that the least urgent is evicted, and of these the oldest."""
+    """The number of records that may wait at one node. Beyond it the least urgent is evicted, and of these the
+    oldest."""
 
 
 class Traffic(Part, frozen=True):
@@ -269,7 +270,7 @@ class RandomFaults(Part, frozen=True):
 
 
 class Checks(Part, frozen=True):
-    """What is judged beside what is always judged."""
+    """Which checks judge the run, and when."""
 
     names: tuple[str, ...] = ()
     """The names of the checks; empty: all that are known."""

@@ -14,7 +14,7 @@ from sims.scenario.parts import Fault, Fixed, Group, RandomFaults, Scenario, Tra
 from sims.scenario.schema import nearest, shown
 
 MAX_NODES: Final = 20_000
-"""Four times what fits a simulation in 16 GB. A slip of the pen asks for more."""
+"""Four times what fits a simulation in 16 GB. A larger number is most likely a typing error."""
 MAX_SPEED_MPS: Final = 100.0
 """A vehicle that moves faster on a road is an error of the data."""
 SLACK_S: Final = 0.01

@@ -1,4 +1,4 @@
-"""Turns plain data into structs, and says of bad data where it is, what it is and what would be right.
+"""Turns plain data into structs. The error for bad data says where it is, what it is and what would be right.
 
 msgspec checks types and bounds. Before that, the data is walked along the struct's own description, because a misspelt
 name deserves its nearest known one, and a bound would let an infinite number pass.
@@ -24,8 +24,7 @@ _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]|\[\.\.\.\]")
 
 
 def nearest(what: str, known: Iterable[str]) -> str:
-    """The way out for a misspelt name, to be put behind a message: the nearest known name, or all names when they are
-    few."""
+    """The end of a message about a misspelt name: the nearest known name, or the names that are known."""
     names = list(dict.fromkeys(known))
     close = difflib.get_close_matches(what, names, n=1)
     if close:

@@ -1,4 +1,4 @@
-"""Readings that reached simulated nodes, as whoever watches a run knows them."""
+"""Readings that reached simulated nodes, in the form in which the observer of a run gets them."""
 
 from typing import Final
 
@@ -10,7 +10,7 @@ _MARK_TIMES_TOO: Final = 998_244_353
 
 
 class Series:
-    """All readings of one origin and key: an identity that things are looked up by."""
+    """All readings of one origin and key. One object stands for each series, so that it can be a key of dicts."""
 
     __slots__ = ("key", "origin")
 
@@ -32,7 +32,7 @@ class Issue:
         self.followed = followed
         self.sequence: int = reading.sequence
         self.stamp = ((self.sequence << 16) + number) % _MARK_PRIME
-        """Tells it from other readings in the mark of a node."""
+        """A number that distinguishes this reading from others in the mark of a node."""
 
 
 Arrival = tuple[int, Issue]

@@ -1,7 +1,8 @@
-"""What a simulation is told of a capability beside those that every node has.
+"""A capability that a simulation adds to those that every node has.
 
-A capability brings its machine, made anew for each life of each node, and whoever performs the machine's effects. Its
-checks make themselves known (:func:`sims.checks.contract.register`). Nothing of the simulator is edited for it.
+A capability brings a machine, which is made anew for each life of each node, and functions that perform the machine's
+effects. Its checks are registered with :func:`sims.checks.contract.register`. Nothing in the simulator has to be edited
+for it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +26,10 @@ class Capability:
     frames: tuple[type[Frame], ...]
     """The frames of that machine."""
     performers: Mapping[type[Effect], Callable[[SimNode, Any], None]] = field(default_factory=dict)
-    """What performs an effect of a node, by class of effect."""
+    """The function that performs an effect of a node, by class of effect."""
 
 
 def decoder_of(capabilities: Sequence[Capability]) -> Decode:
-    """Decodes the frames between nodes, those of ``capabilities`` too. :raises LocalProtocolError: when two frames
-    declare the same number."""
+    """The decoder of the frames between nodes, including those of ``capabilities``. :raises LocalProtocolError: when
+    two frames declare the same number."""
     return node_frames(frame for capability in capabilities for frame in capability.frames).decode_untrusted

@@ -1,4 +1,4 @@
-"""How simulated pipes come and go: dials, handshakes, resets, and strangers who knock.
+"""How simulated pipes are opened and closed: dials, handshakes, resets, and connections of strangers.
 
 A dial sends SYNs until somebody hears them or its time is up. The medium decides how long the trips of the handshake
 take; the work at both ends waits for their processors. When a sender's end is closed, its kernel sends what it has and
@@ -86,7 +86,7 @@ class Connections:
                 if end.handshake_ns:
                     end.stalled_until_ns = end_ns
                 done_ns = max(done_ns, end_ns)
-        if done_ns >= attempt.deadline_ns:  # the kernel accepts, but nobody shakes hands
+        if done_ns >= attempt.deadline_ns:  # the kernel accepts, but the process does not do the handshake in time
             self._simulation.when_awake(node, attempt.deadline_ns, self._fail, (attempt, "no handshake in time"))
         elif done_ns > now:
             self._simulation.when_awake(node, done_ns, self._open, attempt)
@@ -128,7 +128,7 @@ class Connections:
         return pipe
 
     def knock(self, host: SimNode, target: SimNode, identity: PeerIdentity, frames: Sequence[bytes]) -> None:
-        """A process on ``host`` that is no node opens a pipe and sends ``frames``, if the target lets it in."""
+        """A process on ``host`` that is not a node opens a pipe and sends ``frames``, if the target admits it."""
         at_ns = self._simulation.links.connect_ns(host.number, target.number, self._simulation.now)
         if at_ns is not None:
             self._simulation.push(at_ns, self._knocked, (host, target, identity, frames))

@@ -6,7 +6,7 @@ announcements were lost. A question names the lives that the asker knows. Every 
 20 to 120 ms later (RFC 6762, section 6), at most once a second. The medium decides at each receiver whether a datagram
 is lost. A node knows what it has heard until its process ends: records live for 75 minutes.
 
-Left out: questions that are not asked because somebody else has just asked them, the questions that python-zeroconf
+Not modelled: questions that are not asked because another node has just asked them, the questions that python-zeroconf
 asks by itself 5 and 14 s after the start, several answers in one datagram, and refreshing of records that get old.
 """
 
@@ -33,7 +33,7 @@ _ADVERT_BYTES: Final = 28 + 300
 _QUESTION_BYTES: Final = 28 + 40
 _KNOWN_BYTES: Final = 32
 _MOST_KNOWN: Final = 40
-"""So many known answers fit one datagram."""
+"""The most known answers that fit one datagram."""
 _LIE_INTERVAL_NS: Final = limits.SECOND
 
 

@@ -33,11 +33,11 @@ class SimFrame:
         """``data``: None for the end of a pipe. ``decoded``: None for that, and for bytes that are no frame."""
         self.data, self.decoded = data, decoded
         self.calm = False
-        """Nothing follows at once from receiving it."""
+        """Whether its receiver has nothing to do at once because of it."""
         self.accuses = False
-        """It accuses somebody, which shortens the time-outs of receivers that suspect the same node."""
+        """Whether it names suspects, which shortens the time-outs of receivers that suspect the same node."""
         self.sealed = False
-        """It carries signed entries."""
+        """Whether it carries signed entries."""
         self.readings = 0
         """How many readings it carries."""
         self.issue: Issue | None = None
@@ -85,13 +85,12 @@ class SharedDecoder:
         return SimFrame(data, decoded)
 
     def __call__(self, data: bytes | bytearray) -> Frame:
-        """The decoder of engines. Errors as ``decode``."""
+        """Decode for an engine. It raises the errors of ``decode``."""
         frame = self.arriving
         if frame.data is data and frame.decoded is not None:
             return frame.decoded
         return self._decode(data)
 
     def same(self, text: str) -> str:
-        """One object for all equal texts. Each receiver compares them, and equality of one object needs no look at the
-        letters."""
+        """One object for all equal texts. Each receiver compares them, and comparing an object with itself is fast."""
         return self._texts.setdefault(text, text)

@@ -5,7 +5,7 @@ from typing import Final
 from sims.virtual.node import Coming
 
 _FEW: Final = 32
-"""Up to so many frames are put in order by insertion."""
+"""Up to this many frames are sorted by insertion."""
 
 
 def taken(inbox: list[Coming], until_ns: int) -> list[Coming]:

@@ -29,7 +29,7 @@ MESH: Final = MeshName("sim")
 EPOCH_UTC_NS: Final = 1_700_000_000 * limits.SECOND
 """The time in UTC at virtual time 0."""
 SENT_KEPT: Final = 4_096
-"""For so many readings of a node the time of publishing is remembered."""
+"""The number of readings of a node whose time of publishing is remembered."""
 _BILLION: Final = 1_000_000_000
 
 
@@ -52,21 +52,21 @@ class Pipe:
         lane: the pipe belongs to a stranger on the sender's host."""
         # What each frame needs comes first, so that it lies together in memory.
         self.aside = False
-        """Nothing that is put on it gets under way, because it stands still or nobody hears it."""
+        """Whether frames put on it wait, because the pipe stands still or its far end is closed."""
         self.full = False
-        """The sender is held back until something arrives."""
+        """Whether the sender has to wait until a frame arrives."""
         self.hears = True
-        """The receiver's end is open."""
+        """Whether the receiver's end is open."""
         self.greeted = False
-        """Its first frame came …"""
+        """Whether its first frame came …"""
         self.verified = False
         """… and was a Hello of the identity, which is of the receiver's mesh."""
         self.used = False
-        """Readings came through it."""
+        """Whether readings came through it."""
         self.sends = True
-        """The sender's end is open."""
+        """Whether the sender's end is open."""
         self.way: Way | None = None
-        """The way of the radio, once it was asked for."""
+        """The radio's path between both nodes, once it was looked up."""
         self.cost_ns = sender.frame_ns + receiver.frame_ns
         """CPU time that each frame takes at both ends."""
         self.last_ns = 0
@@ -119,32 +119,32 @@ class SimNode:
         self.inbox: list[Coming] = []
         """Frames on their way, in the order in which they were sent. It is always the same list, as is ``arrived``."""
         self.arrived: list[Arrival] = []
-        """Readings that reached its subscriptions, of which whoever watches has not been told yet."""
+        """Readings that reached its subscriptions and have not been reported to the observer yet."""
         self.mark = 0
-        """Stands for the arrivals that were told, in their order. The digest takes it in."""
+        """A hash of the arrivals that were reported, in their order. It becomes part of the digest."""
         self.stalled_until_ns = 0
-        """Until then the process does nothing: it is busy, or gets no CPU."""
+        """The instant until which the process does nothing, because it is busy or gets no CPU."""
         self.frame_ns = 0
         """CPU time to receive a frame, and to send one."""
         self.offset_ns = 0
         self.drift_ppb = 0
         self.utc_less_mono_ns = EPOCH_UTC_NS
         self.attentive = True
-        """Whether a subscription of it may have a deadline. Otherwise nothing follows from readings."""
+        """Whether one of its subscriptions may have a deadline. If none has, a reading that arrives causes nothing."""
         self.suspects_any = False
         self.running = True
         self.number = number
         self.suspects: set[NodeId] = set()
         """Neighbours whose next frame would refute a suspicion."""
         self.backlog: deque[tuple[int, Callable[[Any], None] | None, Any]] = deque()
-        """What waits in line for the CPU: since when, and what to call with what. None instead of a handler stands for
-        the frames in the inbox."""
+        """What waits for the CPU: since when it waits, a handler, and the argument of the handler. None in place of a
+        handler stands for the frames in the inbox."""
         self.timer_ns: int | None = None
-        """When the engine's timer rings, in virtual time."""
+        """When the engine's timer is due, in virtual time."""
         self.lives = 1
         self.name: NodeId = identity.node
         self.followed = False
-        """Whether somebody wants to know where each of its readings came to."""
+        """Whether each delivery of its readings is recorded."""
         self._sent_ns = array("q")
         """When this life published the sequences from ``_first_sent`` on; -1 for those that it did not publish."""
         self._first_sent = 0
@@ -154,7 +154,7 @@ class SimNode:
         self.dialled: dict[int, Pipe] = {}
         self.inbound: dict[int, Pipe] = {}
         self._heard_ns: dict[NodeId, int] = {}
-        """By neighbour: when something came in last on pipes that are gone."""
+        """By neighbour: when the last frame came in on pipes that are gone by now."""
         self.events: list[tuple[int, Event]] = []
         self.received: list[tuple[int, Reading]] = []
         self.on_reading: Callable[[Reading], None] | None = None
@@ -199,7 +199,7 @@ class SimNode:
         del self._sent_ns[:]
 
     def note_sent(self, sequence: int, now: int) -> None:
-        """It published that sequence. The sequences of one life grow."""
+        """Note that it published that sequence. The sequences of one life grow."""
         sent_ns = self._sent_ns
         left_out = sequence - self._first_sent - len(sent_ns)
         if not 0 <= left_out <= SENT_KEPT:  # the first sequence of this life

@@ -15,7 +15,7 @@ from typing import Final
 
 PAGE_BYTES: Final = 2 << 20
 LEAST_BYTES: Final = 128 << 20
-"""Smaller programs fit the caches well enough."""
+"""Programs smaller than this fit the caches well enough."""
 _GROWTH: Final = 1.25
 _COLLAPSE: Final = 25
 _MAPS: Final = Path("/proc/self/maps")

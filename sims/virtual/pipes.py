@@ -3,11 +3,12 @@
 While its ends are out of reach a pipe stands still. It goes on when TCP tries again (RFC 6298: after 200 ms, doubled
 each time, as Linux does). ``_WINDOW_FRAMES`` may be under way before a sender is held back.
 
-Arrivals are put on a grid of ``TICK_NS`` and wait in the inbox of their receiver. Nothing that anybody could see
-follows from most of them: readings that go no further, signs of life. Such *calm* frames wake nobody. Their receiver
-takes them in, each at its own time, before anything else happens to it; of what waits for its processor, what came
-first goes first. All other frames wake their receiver in their tick. So do the frames of a neighbour that it suspects,
-accusations while it suspects somebody, and every frame when it has subscriptions with deadlines.
+Arrivals are rounded to a grid of ``TICK_NS`` and wait in the inbox of their receiver. Most of them cause nothing that
+can be observed: they are readings that are not passed on, and signs of life. Such *calm* frames do not wake their
+receiver. It takes them in later, each with the time of its arrival, before anything else happens to it. What waits for
+its processor is handled in the order in which it came. All other frames wake their receiver in their tick. So do the
+frames of a neighbour that it suspects, heartbeats that name suspects while it suspects a neighbour itself, and every
+frame when it has subscriptions with deadlines.
 """
 
 from collections.abc import Callable
@@ -26,11 +27,11 @@ TICK_NS: Final = 50_000
 FIRST_RETRY_NS: Final = 200 * limits.MS
 _LONGEST_RETRY_NS: Final = 120 * limits.SECOND
 BREAK_NS: Final = 924 * limits.SECOND
-"""After so long Linux gives up a connection (tcp_retries2 = 15) …"""
+"""After this time Linux gives up a connection (tcp_retries2 = 15) …"""
 _ORPHAN_NS: Final = 50 * limits.SECOND
 """… and one whose process is gone (tcp_orphan_retries = 8)."""
 _WINDOW_FRAMES: Final = 64
-"""So many frames may be under way on one pipe before the sender is held back."""
+"""The number of frames that may be under way on one pipe before the sender has to wait."""
 _LENGTH_BYTES: Final = 8
 """NNG puts its length before each frame."""
 _SEALED_COST: Final = 6
@@ -46,7 +47,7 @@ class Pipes:
         self._processors = simulation.processors
         self._newest = END
         self.radio: Air | None = None
-        """Everything goes by it, when it is set: a shorter way to the same answer than the simulation's links."""
+        """When it is set, all frames go through it. It gives the same times as the simulation's links, and faster."""
         self.woken: dict[int, list[SimNode]] = {}
         """The nodes that take in their frames in each tick …"""
         self.ticks: list[int] = []
@@ -56,14 +57,14 @@ class Pipes:
         self.frames = 0
         """How many frames were taken in."""
         self.late = 0
-        """How many frames were calm, and something followed from them all the same, which then was too late."""
+        """How many calm frames caused something all the same, which then happened too late."""
         self.readings_lost = 0
-        """How many readings were in frames on pipes when these broke. No engine could count them."""
+        """How many readings were on pipes when these broke. No engine could count them."""
 
     def flush(self, node: SimNode, lanes: list[LaneQueue], lone: bool = False, calm: bool = False) -> None:
-        """Send what an engine has for some lanes, as far as their windows are open. ``lone``: it has one frame of
-        readings for each lane and no more. ``calm``: these readings go no further. This is hot, and written out in one
-        piece."""
+        """Send what an engine has for some lanes, as far as their windows are open. ``lone``: it has exactly one frame
+        of readings for each lane. ``calm``: these readings are not passed on. This is the hot path, so it is one long
+        method."""
         now = self._simulation.now
         local = now + node.offset_ns if not node.drift_ppb else node.local(now)
         processors = self._processors
@@ -156,14 +157,14 @@ class Pipes:
             heappush(self.ticks, tick_ns)
 
     def attend(self, node: SimNode) -> None:
-        """From now on something follows from frames on their way to a node: from those on full pipes, and while it
-        suspects somebody from those of that neighbour and of nodes that accuse it too."""
+        """Frames on their way to a node wake it from now on: those on full pipes and, while it suspects a neighbour,
+        those of that neighbour and of nodes that suspect it too."""
         for coming in node.inbox:
             if coming.pipe.full or node.suspects_any:
                 self._wake_at(node, max(coming.tick_ns, self._simulation.now))
 
     def _is_full(self, pipe: Pipe) -> bool:
-        """Whether the sender has to wait. From then on it is told of each frame that is taken in."""
+        """Whether the sender has to wait. If so, it is told of each frame that is taken in from then on."""
         self._simulation.look(pipe.receiver)
         if pipe.under_way >= _WINDOW_FRAMES:
             pipe.full = True
@@ -177,7 +178,8 @@ class Pipes:
             self.count_lost(pipe)
 
     def _flush_aside(self, pipe: Pipe) -> None:
-        """The slow way, for a pipe that stands still, that nobody hears, or whose window was full."""
+        """The slow way of :meth:`flush`, for a pipe that stands still, whose far end is closed, or whose window was
+        full."""
         node = pipe.sender
         local = node.local(self._simulation.now)
         while pipe.under_way + len(pipe.held) < _WINDOW_FRAMES:

@@ -21,7 +21,7 @@ from sims.virtual.processors import Processors
 from sims.virtual.simulation import Observer, Simulation
 
 _NOTES: Final = 256
-"""So many arrivals at a node may wait to be told."""
+"""The number of arrivals at a node that may wait until they are reported to the observer."""
 _CHECKS_COST: Final = 3
 """How much of the cost of a frame with signed entries is for signatures: 240 µs, where other frames cost 80 µs."""
 
@@ -44,7 +44,7 @@ class Processes(Simulation):
                 self.wait(node, None, None)
 
     def take_in(self, node: SimNode, until_ns: int, *, awakes: bool = False) -> bool:  # noqa: C901, PLR0912  # calls cost too much here
-        """See :class:`Simulation`. Hot: written out in one piece."""
+        """See :class:`Simulation`. This is the hot path, so it is one long method."""
         inbox = node.inbox
         if not inbox:
             return True
@@ -56,7 +56,7 @@ class Processes(Simulation):
             at_ns = busy_ns = coming.tick_ns
             if node.stalled_until_ns > at_ns and pipe.hears:
                 busy_ns = node.stalled_until_ns
-                if busy_ns > at_ns + TICK_NS:  # else it waits its turn in the same tick
+                if busy_ns > at_ns + TICK_NS:  # otherwise it waits for its turn in the same tick
                     if busy_ns > now or (busy_ns == now and not awakes):
                         inbox[:0] = due[index:]
                         return False
@@ -175,7 +175,7 @@ class Processes(Simulation):
 
     # --- timers ----------------------------------------------------------------------------------------------------
     def arm(self, node: SimNode) -> None:
-        """Have the timer of a node ring when its engine asks for it."""
+        """Schedule the timer of a node for the instant that its engine asks for."""
         due_local = node.engine.next_timer_at()
         if due_local >= NEVER:
             return
@@ -185,7 +185,7 @@ class Processes(Simulation):
             self.push(due_ns, self._ring, (node, node.lives, due_ns))
 
     def arm_deadline(self, node: SimNode) -> None:
-        """A reading came: of all timers only the deadline of a subscription may be nearer now."""
+        """Schedule the timer again after a reading came: only the deadline of a subscription may be earlier now."""
         if node.timer_ns is None or node.virtual(node.engine.readings.next_timer_at()) < node.timer_ns:
             self.arm(node)
 
@@ -212,7 +212,7 @@ class Processes(Simulation):
 
     # --- whoever watches -------------------------------------------------------------------------------------------
     def settle(self) -> None:
-        """Every node takes in its frames, and whoever watches is told."""
+        """Every node takes in its frames, and the observer is told."""
         for node in self.numbered:
             self.look(node)
 
@@ -224,7 +224,7 @@ class Processes(Simulation):
             self.tell(node)
 
     def tell(self, node: SimNode) -> None:
-        """Add the arrivals at a node since the last time to its mark, and tell whoever watches."""
+        """Add the arrivals at a node since the last call to its mark, and tell the observer."""
         arrivals = node.arrived[:]
         node.arrived.clear()
         mark = node.mark

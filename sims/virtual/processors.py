@@ -16,7 +16,7 @@ which all other costs were measured (see :mod:`sims.scenario.devices`)."""
 PACKETS = 2
 """A message takes two packets: itself and TCP's acknowledgement."""
 WARM_DIVISOR = 4
-"""Frames and packets are so many times cheaper when they come while a processor is at work on others."""
+"""How many times cheaper a frame or packet is when it comes while its processor is busy with others."""
 
 
 class Processors:
@@ -35,8 +35,8 @@ class Processors:
         return self._free_ns[0]
 
     def occupy(self, now: int, for_ns: int, besides_ns: int = 0) -> int:
-        """Work comes: ``for_ns`` of handling frames, which is less when warm, and ``besides_ns`` of arithmetic. Returns
-        how long it waits for its turn, in nanoseconds."""
+        """Take work: ``for_ns`` of handling frames, which takes less when warm, and ``besides_ns`` of arithmetic.
+        Returns how long the work waits for its turn, in nanoseconds."""
         free_ns = self._free_ns[0]
         if free_ns > now:
             heapreplace(self._free_ns, free_ns + for_ns // WARM_DIVISOR + besides_ns)

@@ -1,4 +1,4 @@
-"""What the parts of a simulation share: virtual time, the nodes, the medium, and whoever watches."""
+"""What the parts of a simulation share: virtual time, the nodes, the medium, and the observer."""
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Sequence
@@ -15,15 +15,15 @@ from sims.virtual.timeline import Timeline
 
 
 class Observer(Protocol):
-    """Whoever watches a run. It is called at once, and must not call the driver back."""
+    """The observer of a run. It is called as things happen, and must not call the driver."""
 
     def delivered(self, node: SimNode, arrivals: Sequence[Arrival]) -> None:
-        """Readings reached the subscriptions of a node, in this order. It is told late, but before the next event of
-        that node and before any crash or new life. :meth:`sims.virtual.driver.SimDriver.run_until` tells of everything
+        """Readings reached the subscriptions of a node, in this order. The call may come late, but it comes before the
+        next event, crash or new life of that node. :meth:`sims.virtual.driver.SimDriver.run_until` reports everything
         that came before its end."""
 
     def event(self, node: SimNode, event: Event) -> None:
-        """The engine told its driver something."""
+        """The engine of a node reported an event."""
 
     def frame_accepted(self, node: SimNode, pipe: Pipe) -> None:
         """The engine took readings from a frame: the first such frame of this pipe, and each one of an unverified
@@ -51,7 +51,7 @@ class Simulation(Timeline, metaclass=ABCMeta):
         self._series: dict[tuple[str, str], Series] = {}
 
     def issue_of(self, reading: Reading) -> Issue:
-        """The reading as those who watch know it. One issue should serve all nodes that the reading reaches."""
+        """The issue of a reading, for the observer. One issue should serve all nodes that the reading reaches."""
         name = reading.origin, reading.key
         series = self._series.get(name)
         if series is None:
@@ -64,13 +64,13 @@ class Simulation(Timeline, metaclass=ABCMeta):
     # --- asked of the processes ------------------------------------------------------------------------------------
     @abstractmethod
     def take_in(self, node: SimNode, until_ns: int, *, awakes: bool = False) -> bool:
-        """A node takes in what came until ``until_ns``, each frame at its own time, as far as its CPU lets it. Returns
-        False when frames wait for its CPU. ``awakes``: of everything that waited for this instant, the frames are
-        first."""
+        """A node takes in the frames that came until ``until_ns``, each with the time of its arrival, as far as its CPU
+        has time. Returns False when frames wait for its CPU. ``awakes``: the frames are handled before everything else
+        that waited for this instant."""
 
     @abstractmethod
     def look(self, node: SimNode) -> None:
-        """One node takes in what came before this instant, from which nothing follows, and whoever watches is told."""
+        """One node takes in the calm frames that came before this instant, and the observer is told."""
 
     @abstractmethod
     def perform(self, node: SimNode) -> None:

@@ -16,8 +16,8 @@ _SLICE_NS: Final = limits.MS
 
 
 class Timeline:
-    """The agenda of a simulation. What is due within the present slice of time lies on a heap, what is due later in
-    lists, one for each slice: one heap of everything would be spread all over memory."""
+    """The agenda of a simulation. Calls that are due within the present slice of time are on a heap. Later calls are in
+    lists, one for each slice, because one heap of all calls would be spread all over memory."""
 
     def __init__(self) -> None:
         self.now = 0

@@ -86,7 +86,7 @@ class Authors:
         return f"{self._taken[node].pop((key, version), 0):x}"
 
     def say_address(self, node: SimNode) -> None:
-        """At the beginning of its life a node tells everybody where its inbox is, as a real one does."""
+        """A node puts in an entry with the address of its inbox, as a real node does at its start."""
         body = encode_address(InboxAddress(node.role.value, 7000, (node.name,)))
         self._driver.act(node, lambda engine, now: engine.gossip.put(ADDRESS_KIND, body, LIFETIME_S, now))
 

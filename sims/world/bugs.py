@@ -1,8 +1,8 @@
-"""Deliberate bugs, planted into the engines of a simulated world: each check is there to catch some of them.
+"""Deliberate bugs, which are planted into the engines of a simulated world, so that checks can prove that they work.
 
-A check that never failed proves nothing. Each bug here is one that somebody could write. Beside it stands the check
-that has to catch it, and tests hold both to it. Bugs reach into machines from outside, so that ``protocols`` contains
-nothing of the kind.
+A check that never failed proves nothing. Each bug here is one that somebody could write, and names the check that has
+to catch it. Tests plant the bug and require that this check fails. Bugs replace methods of machines from outside, so
+that ``protocols`` contains nothing of them.
 """
 
 from collections.abc import Callable
@@ -74,7 +74,7 @@ def _instead(owner: object, method: str, make: Callable[[Any], Callable[..., Any
 # --- trust ---------------------------------------------------------------------------------------------------------
 @_caught_by("no_frame_from_unverified")
 def frames_before_hello(engine: Engine) -> None:
-    """Whoever has a certificate is listened to at once."""
+    """Frames are accepted from anybody with a certificate, before a Hello."""
     membership = engine.membership
 
     def make(inbound_opened: Any) -> Callable[..., None]:
@@ -89,7 +89,7 @@ def frames_before_hello(engine: Engine) -> None:
 
 @_caught_by("no_frame_from_unverified")
 def strangers_admitted(engine: Engine) -> None:
-    """Certificates are not looked at."""
+    """Certificates are not checked."""
 
     def anybody(identity: PeerIdentity, now: int) -> str | None:
         del identity, now
@@ -101,7 +101,7 @@ def strangers_admitted(engine: Engine) -> None:
 # --- life and death ------------------------------------------------------------------------------------------------
 @_caught_by("no_neighbour_older_than_lifetime")
 def nobody_dies(engine: Engine) -> None:
-    """A suspect is given one more chance, each time."""
+    """The suspicion of a silent neighbour starts anew each time it ends."""
 
     def spare(neighbour: Neighbour, now: int) -> None:
         assert neighbour.suspicion is not None
@@ -112,7 +112,7 @@ def nobody_dies(engine: Engine) -> None:
 
 @_caught_by("no_neighbour_older_than_lifetime")
 def hints_raise_the_dead(engine: Engine) -> None:
-    """An advert counts as life."""
+    """An advert counts as a sign of life."""
     membership = engine.membership
 
     def make(hint: Any) -> Callable[..., None]:
@@ -144,7 +144,7 @@ def the_dead_are_not_dialled(engine: Engine) -> None:
 
 @_caught_by("membership_converges")
 def redial_is_forgotten(engine: Engine) -> None:
-    """A dial that failed is the last one."""
+    """A dial that failed is never tried again."""
     contacts = engine.membership._contacts
 
     def make(closed: Any) -> Callable[..., Any]:
@@ -163,7 +163,7 @@ def redial_is_forgotten(engine: Engine) -> None:
 # --- readings ------------------------------------------------------------------------------------------------------
 @_caught_by("readings_in_order_once")
 def duplicates_taken(engine: Engine) -> None:
-    """Nobody remembers what came before."""
+    """The sequences that came before are not remembered."""
     readings = engine.readings
 
     def make(accept: Any) -> Callable[..., list[Delivery]]:
@@ -181,7 +181,7 @@ def duplicates_taken(engine: Engine) -> None:
 
 @_caught_by("readings_in_order_once")
 def delivered_backwards(engine: Engine) -> None:
-    """What came in one frame is handed over newest first."""
+    """The readings of one frame are delivered newest first."""
     _instead(engine.readings, "accept", lambda accept: lambda *given: accept(*given)[::-1])
 
 
@@ -210,7 +210,7 @@ def interest_told_once(engine: Engine) -> None:
 
 @_caught_by("drops_accounted")
 def drops_uncounted(engine: Engine) -> None:
-    """What waited for a neighbour that died is forgotten without a word."""
+    """Readings that waited for a neighbour that died are dropped and not counted."""
 
     def silent(peer: str, key: str, reason: str, number: int = 1) -> None:
         del peer, key, reason, number
@@ -220,7 +220,7 @@ def drops_uncounted(engine: Engine) -> None:
 
 @_caught_by("queues_within_bounds")
 def queues_unbounded(engine: Engine) -> None:
-    """A slow neighbour may cost all memory."""
+    """The queues for a slow neighbour have no bound."""
 
     def make(queues_of: Any) -> Callable[[NodeId], Any]:
         def endless(node: NodeId) -> Any:
@@ -236,7 +236,7 @@ def queues_unbounded(engine: Engine) -> None:
 # --- inference -----------------------------------------------------------------------------------------------------
 @_caught_by("one_answer_per_request")
 def answered_twice(engine: Engine) -> None:
-    """The caller hears of each end twice."""
+    """The caller gets the end of each request twice."""
     _instead(engine.inference, "events", lambda events: lambda: [e for event in events() for e in (event,) * 2])
 
 
@@ -257,7 +257,7 @@ def answers_mixed_up(engine: Engine) -> None:
 
 @_caught_by("requests_end_by_deadline")
 def lost_on_failover(engine: Engine) -> None:
-    """A request dies with the neighbour that had it, and nobody tells its caller."""
+    """A request is lost with the neighbour that had it, and its caller is not told."""
     inference = engine.inference
 
     def make(lose: Any) -> Callable[..., None]:
@@ -300,7 +300,7 @@ def entries_go_back(engine: Engine) -> None:
 
 @_caught_by("gossip_author_only")
 def signatures_unchecked(engine: Engine) -> None:
-    """Entries are believed."""
+    """Signatures of entries are not checked."""
     gossip = engine.gossip
     seal = gossip._seal
     if seal is not None:
@@ -309,7 +309,7 @@ def signatures_unchecked(engine: Engine) -> None:
 
 @_caught_by("newest_entry_everywhere")
 def entries_kept_to_oneself(engine: Engine) -> None:
-    """Only what a node authors itself is told and given to others."""
+    """A node announces and sends only its own entries, and does not pass on those of others."""
     gossip = engine.gossip
 
     def make(messages: Any) -> Callable[[], list[Any]]:
@@ -339,7 +339,7 @@ def acknowledgements_counted_twice(ledger: Ledger) -> None:
 
 @_caught_by("record_in_one_state", Ledger)
 def fates_untold(ledger: Ledger) -> None:
-    """What ended on the way is counted at the node, and the relay never hears of it."""
+    """Records that ended undelivered are counted at the node, and the relay is never told."""
 
     def make(next_batch: Any) -> Callable[..., BatchPlan | None]:
         def records_only(*given: Any) -> BatchPlan | None:
@@ -353,7 +353,7 @@ def fates_untold(ledger: Ledger) -> None:
 
 @_caught_by("record_in_one_state", Relay)
 def acknowledged_before_stored(relay: Relay) -> None:
-    """What is not on disk yet when the relay stops is gone, though its node was told that it has it."""
+    """The relay acknowledges records before they are on disk, so that they are lost when it stops."""
     behind: list[Batch] = []
 
     def make(take: Any) -> Callable[[Batch], Any]:
@@ -380,7 +380,7 @@ def acknowledged_before_stored(relay: Relay) -> None:
 
 @_caught_by("record_in_one_state", Relay)
 def stored_again(relay: Relay) -> None:
-    """Nobody looks whether the relay has a record already."""
+    """The relay stores a record again that it has already."""
 
     def make(store: Any) -> Callable[..., bool]:
         def blindly(node: str, record: Any) -> bool:
@@ -394,7 +394,7 @@ def stored_again(relay: Relay) -> None:
 
 @_caught_by("records_arrive", Ledger)
 def given_up_for_good(ledger: Ledger) -> None:
-    """A batch that was not answered is the last one."""
+    """A batch that was not answered is never sent again."""
     given_up: list[bool] = []
 
     def make(abandoned: Any) -> Callable[[], None]:

@@ -50,7 +50,7 @@ class Worker:
         self.understated = 1.0
 
     def begin(self) -> None:
-        """A life begins: nothing runs, and the engine learns which models are here."""
+        """Begin a life of the node: nothing runs, and the engine is told which models are here."""
         self._waiting.clear()
         self._cancelled.clear()
         self._running = None
@@ -92,7 +92,7 @@ class Worker:
         self._tell()
 
     def _next(self) -> None:
-        """Begin the next run whose answer anybody can still use."""
+        """Begin the next run whose answer would still be in time."""
         now = self._driver.now
         while self._waiting:
             waiting = self._waiting.popleft()

@@ -9,7 +9,7 @@ from sims.world.world import World
 
 
 class WorldControls:
-    """The controls of one world. The contract of each method stands at the method of that name in ``Controls``."""
+    """The controls of one world. The methods of ``Controls`` describe what each method does."""
 
     def __init__(self, world: World) -> None:
         self._world, self._driver = world, world.driver

@@ -19,7 +19,7 @@ from protocols.records.pending import LedgerEntry
 from protocols.wire.records import Fate, Record
 
 MAX_BYTES: Final = 256 * 1024 * 1024
-"""The most that waits in an outbox: the default of real nodes."""
+"""The most bytes that wait in an outbox: the default of real nodes."""
 
 
 class StoredRecord(NamedTuple):

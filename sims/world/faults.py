@@ -10,7 +10,7 @@ Each seed first draws which kinds of faults are on at all, after Groce, Zhang, E
 Faults may overlap: the strongest of a kind holds at a place until the last of them is over. A crash of a node that is
 down already does not count as a crash. A fault without duration lasts to the end.
 
-Left out: faults inside a process that the engine could not survive in reality either (memory errors, a wrong CPU).
+Not modelled: faults inside a process that the engine could not survive in reality either (memory errors, a wrong CPU).
 """
 
 from collections.abc import Callable, Sequence
@@ -57,8 +57,8 @@ class Controls(Protocol):
         """Do something later."""
 
     def crash(self, name: str) -> None:
-        """The process ends without a word. Its kernel resets its pipes, as far as its links let that through. The hooks
-        ``crashing`` of the checks are called before."""
+        """The process ends without a goodbye. Its kernel resets its pipes, as far as its links let that through. The
+        ``crashing`` hooks of the checks are called before."""
 
     def restart(self, name: str, keep_disk: bool) -> None:
         """A crashed node begins its next life. Without its disk it has lost outbox, kept entries and counters of
@@ -72,7 +72,8 @@ class Controls(Protocol):
         """Undoes :meth:`cut`; what stalled goes on."""
 
     def lose(self, sender: str, receiver: str, share: float) -> None:
-        """A share of the frames one way is lost beside what the air loses, which makes streams late; 0 ends it."""
+        """A share of the frames one way is lost, in addition to what the air loses. That makes streams late. 0 ends
+        it."""
 
     def clog(self, sender: str, receiver: str, delay_ns: int) -> None:
         """Everything one way takes ``delay_ns`` longer; 0 ends it."""
@@ -84,7 +85,7 @@ class Controls(Protocol):
         """While its disk is full, the node can't store anything."""
 
     def clock_jump(self, name: str, by_ns: int) -> None:
-        """From now on the node's UTC clock is further by ``by_ns``; its monotonic clock is not."""
+        """The node's UTC clock jumps forward by ``by_ns``; its monotonic clock does not."""
 
     def relay(self, up: bool) -> None:
         """Whether the relay answers."""
@@ -196,7 +197,7 @@ class Faults:
         self._topic = scenario.traffic[0].topic if scenario.traffic else "position"
 
     def arm(self) -> None:
-        """Have everything happen. To be called once, at the start of the run."""
+        """Schedule all faults. It is called once, at the start of the run."""
         for fault in self.tape:
             self._world.after(_ns(fault.at_s), lambda fault=fault: self._begin(fault))  # type: ignore[misc]
 
@@ -273,7 +274,7 @@ class Faults:
         return bool(_places(fault))
 
     def _set(self, kind: str, place: tuple[str, str], strength: float | None) -> None:
-        """Set what holds at a place. None means that no fault of that kind is there any more."""
+        """Set the strength of a kind of fault at a place. None means that no fault of that kind is there any more."""
         world, on, (near, far) = self._world, strength is not None, place
         match kind:
             case "partition":

@@ -27,7 +27,7 @@ class WorldLinks:
         self._near: list[list[int]] = [[] for _ in self._names]
         self._near_names: list[list[str]] = [[] for _ in self._names]
         self._known = [False] * len(self._names)
-        """Whether what :meth:`near` found is still so."""
+        """By node: whether the last result of :meth:`near` is still right."""
         self._least_share: float = 1 - (1 - _GOOD_SHARE) ** (1 / (scenario.radio.retries + 1))
         self._wires = bool(scenario.backbone)
         self._wired = [
@@ -38,8 +38,8 @@ class WorldLinks:
         self._choose_way()
 
     def near(self, number: int) -> list[int]:
-        """The nodes in good range of one, in order: the same object as long as they stay the same. Not to be
-        changed."""
+        """The nodes in good range of one node, in order. It is the same list as long as they stay the same. The caller
+        must not change it."""
         if not self._known[number]:
             self._known[number] = True
             near = [other for other in self._media.neighbours(number) if self._good(number, other)]
@@ -86,7 +86,7 @@ class WorldLinks:
         self._changed()
 
     def lose(self, sender: int, receiver: int, share: float) -> None:
-        """A share of the frames one way is lost beside what the air loses; 0 ends it."""
+        """A share of the frames one way is lost, in addition to what the air loses; 0 ends it."""
         if share:
             self._lossy.add((sender, receiver))
         else:
@@ -108,6 +108,7 @@ class WorldLinks:
         self._choose_way()
 
     def _choose_way(self) -> None:
-        """Without wires and faults everything goes by air, and nobody need look at each frame whether it does."""
+        """Let pipes use the radio directly while there are no wires and no faults, so that they need not look at each
+        frame which medium it takes."""
         plain = not (self._wires or self._cut or self._lossy or self._clogged)
         self._pipes.radio = self._radio if plain else None

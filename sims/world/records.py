@@ -4,9 +4,9 @@ Curator, ledger, uplink and frames are those of real nodes; :mod:`sims.world.dis
 :mod:`sims.world.relay` stand for what is around them. A node makes a record of its own readings, at most one of a key
 in ``curation.interval_s``.
 
-An account apart from the ledgers covers all lives of a node: what was made, what its node was told to be delivered,
-what went with a lost disk. :meth:`Records.complaints` compares ledger, relay and account. The account grows with the
-records of a run, by about 300 bytes each.
+Beside the ledgers there is an account that covers all lives of a node: the records that were made, those that the relay
+acknowledged to the node, and those that were lost with a disk. :meth:`Records.complaints` compares ledger, relay and
+account. The account grows with the records of a run, by about 300 bytes each.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,7 +56,7 @@ class _Host:
         self.uplink: SimUplink | None = None
         self.made = 0
         self.unwritten = 0
-        """Readings that a full disk did not take, or that were too large: they never became records."""
+        """Readings that never became records, because the disk was full or they were too large."""
         self.told: dict[int, None] = {}
         """Sequences that the relay acknowledged, as far as the node learned."""
         self.ended = dict.fromkeys(_STATES, 0)
@@ -64,7 +64,7 @@ class _Host:
         self.disk_lost = 0
         """Records that waited on a disk that was lost."""
         self.lost: dict[int, None] = {}
-        """Sequences that a lost disk held or knew the fate of, and that the relay may have heard of."""
+        """Sequences of records that were on a lost disk, or whose fate was, and of which the relay may know."""
         self.known = 0
         """How many of its records the relay has."""
         self.reaches: bool | None = None
@@ -77,7 +77,7 @@ class Records:
         self, scenario: Scenario, driver: SimDriver, links: RelayLinks, recorder: Recorder, random: Random,
         planted: frozenset[str], patterns: Callable[[], Sequence[Pattern]] = tuple,
     ) -> None:  # fmt: skip
-        """``planted``: bugs, see :mod:`sims.world.bugs`. ``patterns``: made anew for each life of a node."""
+        """``planted``: the names of bugs, see :mod:`sims.world.bugs`. ``patterns`` makes the patterns of each life."""
         curation = scenario.curation
         self._rule = CurationRule(
             "all", "**", int(curation.interval_s * limits.SECOND), lifespan_ms=int(curation.lifespan_s * 1_000)
@@ -110,7 +110,7 @@ class Records:
         host.uplink.begin()
 
     def consider(self, node: SimNode, reading: Reading) -> None:
-        """A node, which makes records, published a reading or got one from a neighbour."""
+        """A node that makes records published a reading or got one from a neighbour."""
         host = self._hosts[node.name]
         if host.ledger is not None:
             now = MonotonicNs(node.local(self._driver.now))
@@ -164,7 +164,7 @@ class Records:
 
     # --- lives and faults ------------------------------------------------------------------------------------------
     def lose_disk(self, name: str) -> None:
-        """The next life begins with nothing."""
+        """The disk of a node is lost, so that its next life begins without records."""
         host = self._hosts.get(name)
         if host is None or host.ledger is None:
             return
@@ -237,11 +237,11 @@ class Records:
         return self._relay.stored(name)
 
     def contents(self, name: str) -> dict[int, Content]:
-        """What the relay has of a node, by sequence. Not to be changed."""
+        """What the relay has of a node, by sequence. The caller must not change it."""
         return self._relay.contents(name)
 
     def waiting_since_ns(self, name: str) -> int | None:
-        """When the oldest record that waits was made. None: none waits."""
+        """When the oldest record that waits was made; None when none waits."""
         host = self._hosts.get(name)
         if host is None or host.ledger is None:
             return None

@@ -87,12 +87,13 @@ class Relay:
 
     # --- what is asked of it ---------------------------------------------------------------------------------------
     def stored(self, node: str) -> Sequence[int]:
-        """Sequences on disk, each as often as it was stored, in the order in which they came. Not to be changed."""
+        """Sequences on disk, each as often as it was stored, in the order in which they came. The caller must not
+        change the list."""
         origin = self._origins.get(node)
         return () if origin is None else origin.stored
 
     def contents(self, node: str) -> dict[int, Content]:
-        """What is stored, by sequence. Not to be changed."""
+        """What is stored, by sequence. The caller must not change it."""
         origin = self._origins.get(node)
         return {} if origin is None else origin.held
 

@@ -42,10 +42,10 @@ class _Spot:
 
     def __init__(self) -> None:
         self.position: Position | None = None
-        """The position at a place …"""
+        """The position of the node …"""
         self.x_m = self.y_m = 0.0
         self.looked_ns = -1
-        """… where the node was when everybody moved at this instant."""
+        """… at the instant at which all nodes were moved last."""
 
 
 class _Asker:
@@ -68,10 +68,10 @@ class Activity:
         self._moved_ns = 0
         self._random = Random(f"{seed}/traffic")
         self.on_published: Callable[[SimNode, str, int], None] | None = None
-        """Whoever samples what is published; called with the node, the key and the sequence."""
+        """A function that is called for each reading published, with the node, the key and the sequence."""
 
     def begin(self) -> None:
-        """Start everything. To be called once, at the start of the run."""
+        """Start everything. It is called once, at the start of the run."""
         scenario, driver, random = self.world.scenario, self._driver, self._random
         for traffic in scenario.traffic:
             for name in scenario.members(traffic.group):

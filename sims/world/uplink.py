@@ -48,7 +48,7 @@ _LENGTH_BYTES: Final = 8
 
 
 class Watch(Protocol):
-    """The one who keeps the account of a simulation."""
+    """The contract of the object that keeps the account of records."""
 
     def taken(self, node: SimNode) -> None:
         """The relay has taken a batch of the node, now."""
@@ -72,7 +72,7 @@ class _Exchange:
         self.request = request
         self.answer = b""
         self.over = False
-        """Whether the node has stopped waiting for it."""
+        """Whether the node does not wait for the answer any more."""
         self.relay_life = -1
         self.wait_ns = _SYN_RETRY_NS
 
@@ -96,7 +96,7 @@ class SimUplink:
         self._set_timer()
 
     def wake(self) -> None:
-        """A record was put."""
+        """A record was put into the outbox."""
         due_ns = self._machine.next_timer_at()
         self._machine.wake(MonotonicNs(self._driver.now))
         if self._machine.next_timer_at() < due_ns:

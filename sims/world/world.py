@@ -1,12 +1,11 @@
-"""A scenario while it runs: nodes with their clocks, devices, traffic and models, which move, are watched, and suffer
-faults.
+"""The world of a run: the nodes of a scenario with their clocks, devices, traffic and models.
 
 Faults act on it (:class:`sims.world.controls.WorldControls`), checks look at it
 (:class:`sims.checks.contract.WorldView`), and the driver reports to it (:class:`sims.virtual.simulation.Observer`).
 Names are turned into numbers and back here and nowhere else.
 
-Chance: each part has a ``Random`` of its own, made from the seed and the name of the part, so that a part left out
-leaves the others as they were.
+Each part has a ``Random`` of its own, made from the seed and the name of the part, so that leaving out one part does
+not change what the others draw.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,7 +50,7 @@ from sims.world.links import WorldLinks
 from sims.world.records import Records
 
 PLACES_INTERVAL_NS: Final = 200 * limits.MS
-"""How often everybody moves: seven metres on a motorway."""
+"""How often nodes are moved. In this time a vehicle on a motorway drives seven metres."""
 MOST_ADDRESSES: Final = 200
 """In a larger mesh nodes don't spread their addresses; only what the scenario puts in spreads. A thousand addresses
 at a thousand nodes are a million entries, all of them in the first seconds. They would drown what the scenario is
@@ -106,7 +105,7 @@ class World:
         self._on_authored = overridden(self.checks, "authored")
         self._on_entry = overridden(self.checks, "entry")
         self.on_deliveries: Callable[[SimNode, Sequence[Arrival]], None] | None = None
-        """Whoever samples what arrives."""
+        """A function that is called with the arrivals at a node, to sample them."""
 
     # --- building --------------------------------------------------------------------------------------------------
     def _make_nodes(self, seed: int) -> None:
@@ -201,7 +200,7 @@ class World:
             hook(name, event)
 
     def note_published(self, node: SimNode, key: str, put: Put, now: int) -> None:
-        """A node published a reading: the recorder and the checks are told."""
+        """A node published a reading. The recorder and the checks are told."""
         self.recorder.published(now, node.name, key, put.sequence)
         for hook in self.on_published:
             hook(node.name, key, put)
@@ -275,7 +274,8 @@ class World:
         return self.links.near_names(self._nodes[name].number)
 
     def near(self, number: int) -> list[int]:
-        """As :meth:`in_range`, by numbers: the same object as long as they stay the same. Not to be changed."""
+        """As :meth:`in_range`, by numbers. It is the same list as long as they stay the same. The caller must not
+        change it."""
         return self.links.near(number)
 
     def heard_ns(self, name: str, other: str) -> int | None:
@@ -326,7 +326,7 @@ class World:
             for pipe in node.inbound.values():
                 waiting += readings_in(pipe.held)
             for pipe in node.dialled.values():
-                if not pipe.hears:  # its sender does not know yet that nobody takes what is on it
+                if not pipe.hears:  # its sender does not know yet that the far end is closed
                     waiting += readings_in(pipe.held)
         return waiting
 

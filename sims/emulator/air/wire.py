@@ -21,13 +21,13 @@ from sims.emulator.air.disturbances import Disturbances
 from sims.media.contract import Links, Places, RelayLinks
 
 MAX_UNDER_WAY: Final = 100_000
-"""So many frames may be on the air at once, 150 MB at most. Frames beyond are dropped and counted."""
+"""The number of frames that may be on the air at once, 150 MB at most. Frames beyond it are dropped and counted."""
 _HEADER_BYTES: Final = 14
 """The header of Ethernet: models count from the IP header on."""
 _MOVE_EVERY_NS: Final = 100_000_000
 _LOAD_EVERY_NS: Final = 1_000_000_000
 _READS: Final = 32
-"""So many frames of one node are read in one turn, so that no node waits for another's burst."""
+"""The number of frames of one node that are read in one turn, so that no node waits for another's burst."""
 _LONGEST_WAIT_NS: Final = 20_000_000
 _HANDLING_NS: Final = 120_000
 """This is taken off every arrival: the time that the way through two kernels and this process takes by itself. It was
@@ -174,7 +174,7 @@ class Wire:
         return self._uplink.uplink_ns(sender if upward else receiver, size_bytes, now_ns, upward)
 
     def _send_to_all(self, sender: int, frame: bytes, now_ns: int) -> None:
-        if sender == self._relay:  # nobody hears multicast on the cellular way
+        if sender == self._relay:  # multicast does not travel on the cellular link
             return
         self.report.multicast += 1
         arrival_ns, receivers = self._links.multicast_ns(sender, len(frame) - _HEADER_BYTES, now_ns)
