@@ -1,1 +1,1 @@
-"""Measures of this mesh beside bare pynng, eclipse-zenoh and bare ``ssl`` sockets, all in one run."""
+"""Benchmarks of this mesh beside bare pynng, eclipse-zenoh and bare ``ssl`` sockets, all in one run."""

@@ -12,16 +12,16 @@ from benchmarks.measures import RUNS
 from benchmarks.schedule import Plan, carry_out
 
 QUICK_BUDGET_S = 38.0
-"""Leaves 7 of the promised 45 seconds for closing and for a busy machine."""
+"""The budget of ``--quick``. It leaves 7 of the promised 45 seconds for closing and for a busy machine."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line; returns the exit status, see :func:`benchmarks.report.status`."""
+    """Run the command line. Returns the exit status, see :func:`benchmarks.report.status`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="finish within 45 seconds")
     parser.add_argument("--check", action="store_true", help="end with status 1 when a promised bar is missed")
-    parser.add_argument("--only", action="append", choices=RUNS, help="measure only this (may be repeated)")
-    parser.add_argument("--against", action="append", choices=PEERS, help="only this peer (may be repeated)")
+    parser.add_argument("--only", action="append", choices=RUNS, help="make only this run (may be repeated)")
+    parser.add_argument("--against", action="append", choices=PEERS, help="measure only this peer (may be repeated)")
     parser.add_argument("--without-ours", action="store_true", help="measure the peers alone")
     parser.add_argument("--generations", type=int, help="times that all processes are started (default 3, quick: 1)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each measure per generation (default 3)")
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         pace=options.pace or (0.7 if options.quick else 1.5),
         **({"budget_s": QUICK_BUDGET_S} if options.quick else {}),
     )
-    # a request to end must pass through the clean-up of the children
+    # A request to end must pass through the clean-up of the children.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begin_s = time.monotonic()
     try:

@@ -1,9 +1,9 @@
-"""``python -m benchmarks.busy``: what those who only compute do to readings.
+"""``python -m benchmarks.busy``: how much threads and programs that only compute delay readings.
 
-Two processes play ping-pong between callbacks: alone; each with a thread that never lets go of the interpreter of its
-own accord, at several switch intervals; and beside other programs that keep every core busy, at each priority of the
-receiving thread. Prints one-way p50 and p99 and writes ``build/busy.json``. All cases are measured in turn, twice, in
-one run.
+Two processes play ping-pong between callbacks in three situations: alone; each with a thread that never releases the
+interpreter by itself, at several switch intervals; and beside other programs that keep every core busy, at each
+priority of the receiving thread. The benchmark prints one-way p50 and p99 and writes ``build/busy.json``. All cases are
+measured in turn, twice, in one run.
 """
 
 import argparse
@@ -43,13 +43,13 @@ TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run."""
+    """One situation to measure."""
 
     busy_thread: bool = False
     interval_s: float | None = None
     """Python's switch interval; None: what the node sets."""
     other_programs: bool = False
-    """As many as there are cores, each computing without end."""
+    """Whether as many other programs as there are cores compute without end."""
     priority: Literal["normal", "high", "realtime"] = "normal"
 
 
@@ -77,7 +77,7 @@ def _config(folder: Path, name: str, case: Case, seeds: tuple[Address, ...] = ()
 
 
 class Computing:
-    """A thread that only computes, while inside."""
+    """A context in which a thread only computes."""
 
     def __init__(self, busy: bool) -> None:
         self._wanted = busy
@@ -105,7 +105,7 @@ def _compute_until(end: Connection) -> None:
 
 @contextlib.contextmanager
 def _other_programs(wanted: bool) -> Iterator[None]:
-    """On every core one that computes, while inside."""
+    """A context in which a program computes on every core, if ``wanted``."""
     context = multiprocessing.get_context("spawn")
     running = []
     for _ in range(len(os.sched_getaffinity(0)) if wanted else 0):
@@ -143,7 +143,7 @@ def _wait(orders: Connection) -> None:
 
 
 async def measure(folder: Path, case: Case, count: int) -> list[float]:
-    """One-way times in microseconds, half a round trip each, in order of size."""
+    """Measure one case. Returns one-way times in microseconds, each half a round trip, sorted."""
     context = multiprocessing.get_context("spawn")
     times_us: list[float] = []
     done = threading.Event()
@@ -185,9 +185,9 @@ async def measure(folder: Path, case: Case, count: int) -> list[float]:
 
 
 def main() -> int:
-    """Run it once."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.busy", description="Readings beside a busy thread.")
-    parser.add_argument("--count", type=int, default=1_000, help="round trips a run")
+    parser.add_argument("--count", type=int, default=1_000, help="round trips of each run")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each case (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("build/busy.json"))
     options = parser.parse_args()

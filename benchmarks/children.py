@@ -1,4 +1,4 @@
-"""Processes that a benchmark starts and gives orders to. None outlives the block that started it."""
+"""Child processes that carry out orders of a benchmark. None outlives the block that started it."""
 
 import contextlib
 import multiprocessing
@@ -10,11 +10,11 @@ ANSWER_S = 90.0
 
 
 class ChildFailed(Exception):
-    """A process said nothing in time, or has ended."""
+    """A process did not answer in time, or has ended."""
 
 
 class Child:
-    """A process that obeys."""
+    """A process that carries out orders."""
 
     def __init__(self, context: BaseContext, target: Any, *arguments: Any) -> None:
         self.orders, theirs = multiprocessing.Pipe()
@@ -23,7 +23,7 @@ class Child:
         theirs.close()
 
     def answer(self, timeout_s: float = ANSWER_S) -> Any:
-        """:raises ChildFailed: it says nothing in time, or has ended."""
+        """Wait for its answer. :raises ChildFailed: when it does not answer in time, or has ended."""
         try:
             if self.orders.poll(timeout_s):
                 return self.orders.recv()
@@ -32,7 +32,7 @@ class Child:
         raise ChildFailed(f"{self.process.name} did not answer (exit status {self.process.exitcode})")
 
     def end(self) -> None:
-        """By the end of its orders; killed when that is not enough."""
+        """End it by closing its orders, and kill it when that is not enough."""
         self.orders.close()
         self.process.join(10)
         if self.process.is_alive():
@@ -42,7 +42,7 @@ class Child:
 
 @contextlib.contextmanager
 def child(context: BaseContext, target: Any, *arguments: Any) -> Iterator[Child]:
-    """A process that runs ``target(*arguments, orders)`` and ends with the block."""
+    """Start a process that runs ``target(*arguments, orders)`` and ends with the block."""
     process = Child(context, target, *arguments)
     try:
         yield process

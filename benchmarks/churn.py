@@ -1,14 +1,14 @@
-"""``python -m benchmarks.churn``: connect, send, kill and rotate certificates, over and over; does anything pile up?
+"""``python -m benchmarks.churn``: whether a node leaks anything when links, nodes and certificates come and go.
 
-One node in a process of its own. Around it whole nodes in other processes join, exchange readings and tensors, are
-killed, leave, or leave in the middle of a send, and come back with new certificates; bare links open and end by the
-hundred. Meanwhile the node's own certificate is rotated: ``express`` takes it up while it runs; ``nng`` can't, so there
-the node is closed and opened again in the same process, and what a restart leaves behind counts as well.
+One node runs in a process of its own. Whole nodes in other processes join it, exchange readings and tensors, are
+killed, leave, or leave in the middle of a send, and come back with new certificates. Bare links open and end by the
+hundred. Meanwhile the node's own certificate is rotated. ``express`` takes the new one up while it runs. ``nng`` can't,
+so the node is closed and opened again in the same process, and what a restart leaves behind counts as well.
 
-After each round everybody goes away, and once no link is left the process is measured: resident memory after a garbage
+After each round all others go away. Once no link is left, the process is measured: resident memory after a garbage
 collection and ``malloc_trim``, descriptors, threads. The first third of the rounds warms up (caches and tables fill up
-to their bounds). Flat means: from the second third to the last the median grows by less than ``MAX_GROWTH_BYTES``, and
-neither descriptors nor threads grow. Writes ``build/churn.json``.
+to their bounds). The node passes when from the second third to the last the median of its memory grows by less than
+``MAX_GROWTH_BYTES``, and neither descriptors nor threads grow. The benchmark writes ``build/churn.json``.
 """
 
 import asyncio
@@ -40,18 +40,19 @@ MAX_MINUTES = 600.0
 ENGINES = ("express", "nng")
 _ROUND_S = 8.0
 _LINKS_HZ = 20.0
-"""Of each of the bare identities, one per engine."""
+"""The rate at which each identity opens bare links. There is one identity for each engine."""
 _REST_S = 40.0
-"""To come to rest: a neighbour that was killed is given up after about a second, its last dial a second later."""
+"""The longest wait for rest. A neighbour that was killed is given up after about a second, its last dial a second
+later."""
 _LIFE_S = 60.0
 _POOL_THREADS = 64
-"""More than asyncio's pool has: it grows at leisure up to its bound, which must not be taken for a leak."""
+"""More threads than asyncio's pool has. The pool grows slowly up to its bound, which must not be taken for a leak."""
 _LOOKS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The node's process at rest."""
+    """Figures of the node's process at rest."""
 
     resident_bytes: int
     descriptors: int
@@ -59,7 +60,7 @@ class Sample:
     pipes_in: int
     """Links into the node since its process began."""
     dials: int
-    """Links and attempts out of it."""
+    """Links and attempted links out of it."""
     readings: int
     rotations: int
     """Certificates taken up while running, and restarts with a new one."""
@@ -68,7 +69,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Outcome:
-    """One run on one engine."""
+    """The outcome of a run on one engine."""
 
     engine: str
     minutes: float
@@ -78,22 +79,22 @@ class Outcome:
     readings: int = 0
     rotations: int = 0
     lives: dict[str, int] = field(default_factory=dict)
-    """Whole nodes by how they ended."""
+    """The number of lives of whole nodes, by how they ended."""
     links: dict[str, int] = field(default_factory=dict)
-    """Bare links by how they ended."""
+    """The number of bare links, by how they ended."""
     certificates: int = 0
-    """Issued to those around the node."""
+    """Certificates issued to the other nodes and links."""
     resident_growth_bytes: int = 0
     descriptors_growth: float = 0.0
     threads_growth: float = 0.0
     resident_bytes_per_1000_links: int = 0
-    """Slope of a straight line through the samples after the warm-up."""
+    """The slope of a straight line through the samples after the warm-up."""
     faults: list[str] = field(default_factory=list)
     load_average: float = 0.0
     samples: list[Sample] = field(default_factory=list)
 
     def missed_bars(self) -> list[str]:
-        """What was promised and not kept, a sentence each."""
+        """The promises that were not kept, one sentence each."""
         missed = [f"{self.engine}: {fault}" for fault in self.faults]
         if self.resident_growth_bytes >= MAX_GROWTH_BYTES:
             missed.append(f"{self.engine}: memory grew by {self.resident_growth_bytes / 1e6:.1f} MB")
@@ -105,7 +106,7 @@ class Outcome:
 
 
 def judge(outcome: Outcome) -> None:
-    """Fill in the growth from the samples. Fewer than six are too few: that is a fault."""
+    """Fill in the growth from the samples. Fewer than six samples are noted as a fault."""
     samples = outcome.samples
     if len(samples) < 6:
         outcome.faults.append(f"{len(samples)} samples are too few to judge: run it longer")
@@ -138,7 +139,7 @@ class _Subject:
         self._restart = False
 
     async def run(self) -> None:
-        """Until the parent is gone; a restart is a new node in the same process."""
+        """Run until the parent is gone. A restart is a new node in the same process."""
         await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.05) for _ in range(_POOL_THREADS)))
         again = True
         while again:
@@ -161,7 +162,7 @@ class _Subject:
         return self._pipes_in + counted["pipes_opened"], self._dials + counted["dials"]
 
     async def _serve(self, node: meshnode.Node) -> bool:
-        """Answer orders; True: open a new node."""
+        """Answer orders. Returns whether a new node has to be opened."""
         while True:
             try:
                 order = await asyncio.to_thread(self._orders.recv)
@@ -172,7 +173,7 @@ class _Subject:
                 if self._engine == "nng":
                     return True
                 before = node.certificate_ends
-                churners.new_certificate(self._folder, SUBJECT, 30 + self._rotations)  # so that its end tells it apart
+                churners.new_certificate(self._folder, SUBJECT, 30 + self._rotations)  # its end distinguishes it
                 async with asyncio.timeout(ANSWER_S):
                     while node.certificate_ends == before:  # noqa: ASYNC110 -- nobody tells
                         await asyncio.sleep(0.05)
@@ -187,7 +188,7 @@ class _Subject:
         gc.collect()
         _trim()
         held = []
-        for _ in range(_LOOKS):  # a dial of somebody who was killed may be under way: the least counts
+        for _ in range(_LOOKS):  # a dial of a killed node may be under way, so the least of some looks counts
             held.append(_held())
             await asyncio.sleep(0.05)
         resident_bytes, descriptors, threads = (min(values) for values in zip(*held, strict=True))
@@ -222,7 +223,7 @@ def _held() -> tuple[int, int, int]:
 
 
 def _trim() -> None:
-    """Have the C library give free memory back, so that what is left is held."""
+    """Have the C library give free memory back, so that only memory in use is measured."""
     with contextlib.suppress(AttributeError, OSError):  # a library without it
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -234,7 +235,7 @@ def _run_subject(folder: Path, engine: str, orders: Connection) -> None:
 
 # --- the run ---------------------------------------------------------------------------------------------------------
 class _Slot:
-    """One name that lives again and again, each time another way."""
+    """One node that lives again and again under one name, and each time ends another way."""
 
     def __init__(self, context: BaseContext, folder: Path, name: str, engine: str, first: int) -> None:
         self._context, self._folder, self._name, self._engine, self._number = context, folder, name, engine, first
@@ -243,7 +244,7 @@ class _Slot:
         self._since_s = 0.0
 
     def begin(self, port: int) -> None:
-        """A new life."""
+        """Begin a new life."""
         self._ending = ENDINGS[self._number % len(ENDINGS)]
         self._number += 1
         arguments = self._folder, self._name, self._engine, port, self._ending
@@ -252,7 +253,7 @@ class _Slot:
         self.process.start()
 
     def ended(self, outcome: Outcome) -> bool:
-        """Whether it is over; notes how."""
+        """Whether the life is over. It notes how it ended."""
         if self.process is None:
             return True
         if self.process.is_alive():
@@ -274,7 +275,7 @@ class _Slot:
 
 
 def measure(folder: Path, engine: str, minutes: float, round_s: float = _ROUND_S, least_rounds: int = 6) -> Outcome:
-    """Run it once. :raises ChildFailed: when the node or a helper of the churn does not answer."""
+    """Measure one engine. :raises ChildFailed: when the node or a helper of the churn does not answer."""
     outcome = Outcome(engine, minutes)
     create_mesh(folder / "authority", MESH)
     # Python's fork server has loaded the modules and opened no link: a life does not cost an interpreter's start
@@ -302,7 +303,7 @@ def measure(folder: Path, engine: str, minutes: float, round_s: float = _ROUND_S
 def _round(outcome: Outcome, subject: Child, linking: Child, slots: list[_Slot], port: int, round_s: float) -> None:
     ends_s = time.monotonic() + round_s
     linking.orders.send((round_s, _LINKS_HZ))
-    subject.orders.send("rotate")  # in the middle of it all
+    subject.orders.send("rotate")  # while links and nodes come and go
     subject.answer()
     while (left_s := ends_s - time.monotonic()) > 0:
         for slot in slots:
@@ -334,10 +335,10 @@ def _tell(outcome: Outcome) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line; returns the exit status, see :mod:`benchmarks.command`."""
+    """Run the command line. Returns the exit status, see :mod:`benchmarks.command`."""
     parser = command.parser("churn", "Connect, send, kill, rotate.", "something grew or went wrong")
     minutes, round_s = between(0.001, MAX_MINUTES), between(0.5, 600.0)
-    parser.add_argument("--minutes", type=minutes, default=10.0, help="on each engine (default: %(default)s)")
+    parser.add_argument("--minutes", type=minutes, default=10.0, help="minutes on each engine (default: %(default)s)")
     parser.add_argument("--engine", choices=(*ENGINES, "both"), default="both", help="default: %(default)s")
     parser.add_argument("--round-s", type=round_s, default=_ROUND_S, help="length of a round (default: %(default)s)")
     options = parser.parse_args(arguments)

@@ -59,27 +59,28 @@ _OPENERS = {"express": open_express, "nng": open_transport}
 
 
 def config(folder: Path, name: str, engine: str, *seeds: Address, port: int = 0) -> NodeConfig:
-    """A node on loopback, as small as it gets."""
+    """The smallest configuration of a node on loopback."""
     return NodeConfig(
         node=NodeSection(id=node_id(name), state_dir=folder / name / "state", position=WHERE),
         identity=IdentitySection.in_folder(folder / name, name),
         listen=ListenSection(host="127.0.0.1", port=port, link_engine=engine),  # type: ignore[arg-type]
         discovery=DiscoverySection(mdns=False, seeds=seeds),
         sections=(HttpSection(enabled=False), LocalSection(enabled=False)),
-        # so that no dial of a dead neighbour is under way for long, and the node comes to rest between rounds
+        # No dial of a dead neighbour is then under way for long, and the node comes to rest between rounds.
         membership=MembershipSection(dial_timeout_ms=1_000),
         log=LogSection(level="error"),
     )
 
 
 def new_certificate(folder: Path, name: str, valid_days: float = 30) -> CredentialFiles:
-    """From the authority, in place of the old one."""
+    """Issue a certificate of the authority in place of the old one."""
     role = Role.RSU if name.startswith("rsu") else Role.VEHICLE
     return issue(folder / "authority", role, name, folder / name, valid_days=valid_days).credentials
 
 
 def live(folder: Path, name: str, engine: str, port: int, ending: str) -> None:
-    """Join, exchange readings and tensors with the node at ``port``, and end as told. The process's main function."""
+    """Join, exchange readings and tensors with the node at ``port``, and end as ``ending`` says. This is the main
+    function of a process."""
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     new_certificate(folder, name)
     asyncio.run(_live(config(folder, name, engine, Address("127.0.0.1", port)), name, ending))
@@ -132,14 +133,14 @@ class _Ends:
         self._told = threading.Condition()
 
     def opened(self, lane: OutgoingLane, timeout_s: float) -> bool:
-        """Wait for the end of a dial: whether it is open."""
+        """Wait for the end of a dial. Returns whether its lane is open."""
         with self._told:
             self._told.wait_for(lambda: lane in self._opened, timeout_s)
             return self._opened.pop(lane, False)
 
     def _tell(self, lane: OutgoingLane, opened: bool) -> None:
         with self._told:
-            while len(self._opened) >= _MAX_TOLD:  # lanes that ended after they were opened: nobody asks
+            while len(self._opened) >= _MAX_TOLD:  # lanes that ended after they were opened, which nobody asks about
                 del self._opened[next(iter(self._opened))]
             self._opened[lane] = opened
             self._told.notify_all()
@@ -173,7 +174,7 @@ class Linking:
     """What one process of bare links did in one round."""
 
     counts: dict[str, int]
-    """Connections by how they ended."""
+    """The number of connections, by how they ended."""
     certificates: int
     not_opened: int
 
@@ -187,7 +188,7 @@ class Links:
         self._sequence = 0
 
     def run(self, seconds: float, rate_hz: float) -> Linking:
-        """Open and end links for so long, then take the inbox away too."""
+        """Open and end links for ``seconds``, then close the inbox too."""
         self._counts: Counter[str] = Counter()
         self._certificates = self._not_opened = 0
         self._open()
@@ -293,7 +294,7 @@ class Links:
 
 
 def link_up(folder: Path, names: list[str], engines: list[str], port: int, orders: Connection) -> None:
-    """Bare links of several identities, as told by ``orders``: (seconds, rate) gives a :class:`Linking` each."""
+    """Open bare links of several identities. Each order (seconds, rate) is answered with a :class:`Linking`."""
     identities = [Links(folder, name, engine, port) for name, engine in zip(names, engines, strict=True)]
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
         while True:

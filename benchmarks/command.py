@@ -1,6 +1,7 @@
-"""What the benchmarks that watch over a promise have in common as commands: options, a folder, a file, an exit status.
+"""What all benchmarks that check a promise share as commands: options, a folder, a file, an exit status.
 
-Status 0; 1 with ``--check`` when a promise was missed; 2 when it could not be measured; 130 and 143 when told to end.
+The status is 0, or 1 with ``--check`` when a promise was missed, 2 when it could not be measured, and 130 or 143 when
+it was told to end.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from benchmarks.fleet import FleetFailed, machine
 
 
 def parser(name: str, description: str | None, check: str) -> argparse.ArgumentParser:
-    """With the options that all have. ``check``: when ``--check`` makes it end with status 1."""
+    """A parser with the options that all have. ``check`` says in words when ``--check`` ends with status 1."""
     made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     made.add_argument("--check", action="store_true", help=f"end with status 1 when {check}")
     made.add_argument("--out", type=Path, default=Path(f"build/{name}.json"), help="default: %(default)s")
@@ -26,7 +27,7 @@ def parser(name: str, description: str | None, check: str) -> argparse.ArgumentP
 
 
 def between(least: float, most: float) -> Callable[[str], float]:
-    """The type of an option that is such a number; a whole one when ``least`` is."""
+    """The type of an option that is a number between both; a whole number when ``least`` is one."""
     kind = type(least)
 
     def number(text: str) -> float:
@@ -40,8 +41,8 @@ def between(least: float, most: float) -> Callable[[str], float]:
 
 @contextmanager
 def measuring(what: str) -> Iterator[Path]:
-    """A temporary folder to measure ``what`` in. Whatever ends it early ends the process with its status, through the
-    clean-up of the children."""
+    """A temporary folder in which ``what`` is measured. An error or an interrupt ends the process with its status,
+    after the clean-up of the children."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with tempfile.TemporaryDirectory(prefix="meshnode-benchmark-", ignore_cleanup_errors=True) as folder:
@@ -54,7 +55,7 @@ def measuring(what: str) -> Iterator[Path]:
 
 
 def finish(options: argparse.Namespace, figures: dict[str, Any], missed: list[str]) -> int:
-    """Write the figures and say what was missed; returns the exit status."""
+    """Write the figures and print what was missed. Returns the exit status."""
     options.out.parent.mkdir(parents=True, exist_ok=True)
     content = {**figures, "missed": missed, "machine": machine()}
     options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

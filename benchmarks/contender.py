@@ -1,4 +1,4 @@
-"""What a contender has to offer: the one surface through which all of them are measured.
+"""The contract of a contender, through which all of them are measured.
 
 A contender is a pair of processes, *near* and *far*. The measures run at near; far echoes, counts or computes.
 """
@@ -25,7 +25,7 @@ class BenchmarkFailed(MeshError):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What one end needs to open: who it is and where its PEM files and the model lie."""
+    """What one end needs to open: who it is, and where its PEM files and the model are."""
 
     end: End
     certificate: Path
@@ -33,7 +33,7 @@ class Setting:
     authority: Path
     model: Path
     state: Path
-    """An own folder of this end, empty at the start."""
+    """The folder of this end alone, empty at the start."""
 
     @property
     def node(self) -> str:
@@ -48,16 +48,16 @@ class Contender(Protocol):
     """
 
     def listen(self, ports: Ports) -> Ports:
-        """Open; ``ports`` is where the far end listens, none at the far end itself. Returns the own ports."""
+        """Open this end. ``ports``: where the far end listens; empty at the far end itself. Returns its own ports."""
 
     def connect(self, ports: Ports) -> None:
-        """Connect to the other end, which listens on ``ports``. May return before it is done."""
+        """Connect to the other end, which listens on ``ports``. It may return before that is done."""
 
     def subscribe(self, key: str, callback: Callable[[Any], object]) -> None:
         """Call ``callback(reading)`` for readings of ``key``; ``reading.value`` is what was put."""
 
     def publisher(self, key: str, *, batched: bool) -> Callable[[Any], object]:
-        """A function that puts a value (float, bytes or float32 array) and waits only when the way is full.
+        """A function that puts a value (float, bytes or float32 array) and waits only when the link is full.
 
         ``batched`` trades latency for throughput where the contender has that choice.
         """
@@ -74,7 +74,7 @@ class Contender(Protocol):
         """
 
     def versions(self) -> dict[str, str]:
-        """The libraries at work, by name."""
+        """The versions of the libraries in use, by name."""
 
     def close(self) -> None:
-        """Close in peace."""
+        """Close this end in an orderly way."""

@@ -1,9 +1,9 @@
 """``python -m benchmarks.crowd``: one node with 30 neighbours, each publishing ten readings a second.
 
-Measures, in the node: the time from ``put`` at a neighbour to the callback here (one host, one clock), and the share
-of one core that its process takes. The neighbours are whole nodes in a few other processes; they talk to the one node
-only, so that the two cores of a small computer are not what is measured. Writes ``build/crowd.json``; ``--check``
-holds it against 3 ms at p99 and 12 % of a core.
+It measures in the node: the time from ``put`` at a neighbour to the callback here (one host, one clock), and the share
+of one core that its process takes. The neighbours are whole nodes in a few other processes. They talk to the one node
+only, so that the two cores of a small computer are not the limit. It writes ``build/crowd.json``; with ``--check`` the
+bars are 3 ms at p99 and 12 % of a core.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def _config(folder: Path, name: str, engine: str, seeds: tuple[Address, ...] = (
 
 
 def neighbours(folder: Path, names: list[str], port: int, rate_hz: float, engine: str, orders: Connection) -> None:
-    """Several nodes in one process, publishing until told to stop or until the parent is gone."""
+    """Run several nodes in one process, which publish until they are told to stop or the parent is gone."""
 
     async def one(name: str, index: int, stop: asyncio.Event) -> None:
         async with meshnode.open(_config(folder, name, engine, (Address("127.0.0.1", port),))) as node:
@@ -78,7 +78,7 @@ def _wait(orders: Connection) -> None:
 async def measure(
     folder: Path, count: int, processes: int, rate_hz: float, seconds: float, engine: str
 ) -> dict[str, Any]:
-    """The one node, in this process."""
+    """Measure the one node, which runs in this process."""
     context = multiprocessing.get_context("spawn")
     children, pipes = [], []
     async with meshnode.open(_config(folder, "rsu-1", engine)) as node:
@@ -122,7 +122,7 @@ async def measure(
 
 
 def main() -> int:
-    """Run it once per engine asked for."""
+    """Run the command line: measure once for each engine that was asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.crowd", description="One node with many neighbours.")
     parser.add_argument("--neighbours", type=int, default=30)
     parser.add_argument("--rate-hz", type=float, default=10.0)
@@ -130,7 +130,7 @@ def main() -> int:
     parser.add_argument(
         "--engine", choices=("express", "nng"), action="append", help="may be repeated; default express"
     )
-    parser.add_argument("--check", action="store_true", help="status 1 when a promised bar is missed")
+    parser.add_argument("--check", action="store_true", help="end with status 1 when a promised bar is missed")
     parser.add_argument("--out", type=Path, default=Path("build/crowd.json"))
     options = parser.parse_args()
     results = []

@@ -1,4 +1,4 @@
-"""The processes of a contender: a child for each end, and the parent's hold on both.
+"""The processes of a contender: a child for each end, and the parent's handles to both.
 
 Invariants: every order of the parent has a deadline, and a child that misses it is killed with its pair. A child ends
 by itself when its parent is gone, in whatever way. Processes are spawned, never forked: NNG does not survive a fork.
@@ -20,9 +20,9 @@ from benchmarks.contender import ENDS, BenchmarkFailed, Contender, End, Ports, S
 from benchmarks.measures import LATENCY_BYTES, RUNS, FarEnd, NearEnd
 
 OPEN_TIMEOUT_S = 20.0
-"""Importing and loading included, on a machine that is busy with starting the others."""
+"""The time to open, including imports and loading, on a machine that is busy with starting the others."""
 ORDER_TIMEOUT_S = 8.0
-"""Beyond the seconds that the order itself asks for."""
+"""The time for an order, in addition to the seconds for which it asks to run."""
 CLOSE_TIMEOUT_S = 3.0
 
 _CLASSES = {
@@ -35,9 +35,9 @@ _CLASSES = {
 
 # --- in the child ----------------------------------------------------------------------------------------------------
 def meet(contender: Contender, end: End, timeout_s: float) -> None:
-    """Say hello until the other end says that it hears us, so that both ways are known to carry readings.
+    """Say hello until the other end says that it hears us, so that both directions are known to carry readings.
 
-    :raises BenchmarkFailed: when it doesn't in time.
+    :raises BenchmarkFailed: when that does not happen in time.
     """
     other = "far" if end == "near" else "near"
     heard, understood = threading.Event(), threading.Event()
@@ -59,8 +59,8 @@ def meet(contender: Contender, end: End, timeout_s: float) -> None:
 
 
 def _run_end(name: str, setting: Setting, orders: Connection) -> None:
-    """The child: carry out orders until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle: it ends us
+    """The main function of a child. It carries out orders until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles an interrupt, and ends this process
     threading.Thread(target=_end_with_parent, name="orphan", daemon=True).start()
     module, class_name = _CLASSES[name]
     contender: Contender = getattr(importlib.import_module(module), class_name)(setting)
@@ -105,7 +105,7 @@ def _end_with_parent() -> None:
 
 # --- in the parent ---------------------------------------------------------------------------------------------------
 class _Child:
-    """One end, seen from the parent."""
+    """One end, as the parent sees it."""
 
     def __init__(self, name: str, setting: Setting) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -150,7 +150,7 @@ class _Child:
 
 
 class Pair:
-    """Both ends of one contender. Starting is split in two, so that all contenders can load at once."""
+    """Both ends of one contender. Starting has two steps, so that all contenders can load at the same time."""
 
     def __init__(self, name: str, settings: dict[End, Setting]) -> None:
         self.name = name
@@ -158,11 +158,11 @@ class Pair:
 
     @property
     def process_ids(self) -> dict[End, int]:
-        """Of both children."""
+        """The process ids of both children."""
         return {end: child.process_id for end, child in self._children.items()}
 
     def open(self) -> dict[str, str]:
-        """Connect the ends; returns the versions at work. :raises BenchmarkFailed: when they don't meet."""
+        """Connect the ends. Returns the versions in use. :raises BenchmarkFailed: when they don't meet."""
         near, far = self._children["near"], self._children["far"]
         for child in (far, near):
             child.answer(OPEN_TIMEOUT_S)
@@ -176,7 +176,8 @@ class Pair:
         return versions
 
     def run(self, run: str, seconds: float) -> dict[str, float]:
-        """Carry out one of ``measures.RUNS``; returns values by measure. :raises BenchmarkFailed: no result."""
+        """Carry out one of ``measures.RUNS``. Returns values by measure. :raises BenchmarkFailed: when there is no
+        result."""
         assert run in RUNS, run
         near, far = self._children["near"], self._children["far"]
         if run in LATENCY_BYTES:
@@ -195,7 +196,7 @@ class Pair:
         return {run: count * scale / took_s}
 
     def dead(self) -> str:
-        """The ends that are no more, with their exit codes; empty when both live."""
+        """The ends that have ended, with their exit codes; empty when both run."""
         codes = {end: child.exit_code for end, child in self._children.items()}
         return ", ".join(f"{end} has ended with exit code {code}" for end, code in codes.items() if code is not None)
 

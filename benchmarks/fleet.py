@@ -1,7 +1,7 @@
 """Six nodes as an operator runs them (``meshnode run``, HTTP on, mDNS on loopback), and what their logs say.
 
-Times are those of the nodes' own log lines, in milliseconds; all clocks of a computer are one. Invariant: no process
-outlives :class:`Fleet`, nor its parent, however that ends: a node leaves when its standard input ends.
+Times are those of the nodes' own log lines, in milliseconds; all processes of a computer share one clock. Invariant: no
+process outlives :class:`Fleet` or its parent, however that ends, because a node leaves when its standard input ends.
 """
 
 import json
@@ -50,7 +50,7 @@ class FleetFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One node noticed something about another."""
+    """One node logged something about another."""
 
     at_s: float
     node: str
@@ -72,7 +72,7 @@ class FleetNode:
         self.usage = psutil.Process(self.process.pid)
         self.http_port = 0
         self.ready_s = 0.0
-        """When its ready line came; 0 before."""
+        """When its ready line came; 0 before that."""
         self.ready_cpu_s = 0.0
         """Processor time that it had used by then."""
         self.last_words = ""
@@ -99,7 +99,7 @@ class FleetNode:
                 self._seen(Sighting(at_s, self.name, found[1], found[2]))
 
     def check(self) -> None:
-        """:raises FleetFailed: when it ended by itself."""
+        """Check that it runs. :raises FleetFailed: when it ended by itself."""
         if self.process.poll() is not None:
             raise FleetFailed(f"{self.name} ended with {self.process.returncode}: {self.last_words}")
 
@@ -113,25 +113,25 @@ class FleetNode:
         return float(self.usage.memory_info().rss / 1e6)
 
     def statistics(self) -> dict[str, int]:
-        """What it counted, by HTTP."""
+        """Its counters, asked for by HTTP."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/v1/node", timeout=20) as answer:
             counted: dict[str, int] = json.load(answer)["statistics"]
         return counted
 
     def kill(self) -> float:
-        """SIGKILL; the time at which it was sent."""
+        """Send SIGKILL. Returns the time at which it was sent."""
         at_s = time.time()
         self.process.kill()
         self.process.wait()
         return at_s
 
     def tell_to_leave(self) -> None:
-        """SIGTERM, once: told twice, a node drops everything."""
+        """Send SIGTERM, but only once: at the second one a node drops everything."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
 
     def left(self) -> int:
-        """Wait for one that was told to leave: its exit status."""
+        """Wait for the end of a node that was told to leave. Returns its exit status."""
         try:
             return self.process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -142,7 +142,8 @@ class FleetNode:
 def wait_until(
     condition: Callable[[], bool], nodes: Iterable[FleetNode], what: str, timeout_s: float = START_TIMEOUT_S
 ) -> None:
-    """Wait while ``nodes`` run. :raises FleetFailed: when ``condition`` does not come to be, or one of them ended."""
+    """Wait for ``condition`` while ``nodes`` run. :raises FleetFailed: when it does not come true, or one of them
+    ended."""
     ends_s = time.monotonic() + timeout_s
     while not condition():
         for node in nodes:
@@ -153,7 +154,7 @@ def wait_until(
 
 
 def prepare(folder: Path, name: str) -> Path:
-    """Issue a certificate of the authority in ``folder`` and write a configuration; returns its path."""
+    """Issue a certificate of the authority in ``folder`` and write a configuration. Returns its path."""
     issue(folder / "authority", "rsu" if name.startswith("rsu") else "vehicle", name, folder / name)
     config = folder / name / "node.toml"
     config.write_text(_TOML.format(name=name))
@@ -161,7 +162,7 @@ def prepare(folder: Path, name: str) -> Path:
 
 
 class Fleet:
-    """All of them."""
+    """All six nodes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -186,21 +187,21 @@ class Fleet:
             self._sightings.append(sighting)
 
     def sightings(self, kind: str, about: str | None = None, since_s: float = 0.0) -> list[Sighting]:
-        """What was noticed, in the order in which it came here."""
+        """The sightings of a kind, in the order in which they were read."""
         with self._lock:
             return [s for s in self._sightings if s.kind == kind and about in (None, s.about) and s.at_s >= since_s]
 
     def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
-        """:raises FleetFailed: when it does not come to be, or a node ended."""
+        """Wait for a condition. :raises FleetFailed: when it does not come true, or a node ended."""
         wait_until(condition, self.nodes.values(), what, timeout_s)
 
     def check(self) -> None:
-        """:raises FleetFailed: when a node ended by itself."""
+        """Check that all run. :raises FleetFailed: when a node ended by itself."""
         for node in self.nodes.values():
             node.check()
 
     def wait_until_met(self) -> float:
-        """Until every node has met every other in its present life; the time of the last meeting."""
+        """Wait until every node has met every other in its present life. Returns the time of the last meeting."""
 
         def meetings() -> list[float]:
             found = []
@@ -217,7 +218,7 @@ class Fleet:
         return max(meetings())
 
     def stop(self) -> dict[str, int]:
-        """Stop all by SIGTERM; their exit statuses."""
+        """Stop all by SIGTERM. Returns their exit statuses."""
         for node in self.nodes.values():
             node.tell_to_leave()
         return {name: node.left() for name, node in self.nodes.items()}
@@ -231,7 +232,7 @@ class Fleet:
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on."""
+    """What the machine is that it ran on."""
     return {
         "cores": os.cpu_count(),
         "processor": platform.machine(),

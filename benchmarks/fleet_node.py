@@ -1,4 +1,4 @@
-"""One node as a process of its own: ``meshnode run``, for as long as the parent holds its end of our standard input.
+"""A process that is ``meshnode run``, as long as the parent keeps the other end of its standard input open.
 
 It imports next to nothing itself, so that a measured start is the node's.
 """

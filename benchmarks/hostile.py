@@ -1,13 +1,13 @@
-"""``python -m benchmarks.hostile``: what real neighbours notice while strangers and insiders misbehave.
+"""``python -m benchmarks.hostile``: how much strangers and insiders that misbehave delay the readings of others.
 
-Six neighbours publish ten readings a second to one node, and a seventh plays ping-pong with it; each of these times is
+Six neighbours publish ten readings a second to one node, and a seventh plays ping-pong with it. These times are
 measured before, during and after the torment of ``benchmarks.strangers``: 500 half-open connections at once, peers that
 send one byte a second, that never read, that reset in the middle of a frame, and floods of garbage outside and inside
-of TLS. One host, one clock, one run for all three. Writes ``build/hostile.json``.
+of TLS. All three phases are of one run, on one host with one clock. The benchmark writes ``build/hostile.json``.
 
-The tormentors share the cores with those who are measured; how much of one core they took is written beside. So is
-what other programs took: more than ``MAX_OTHERS_SHARE`` of the computer is said beside a missed bar, for late readings
-then prove little.
+The tormentors share the cores with the nodes that are measured, so the share of one core that they took is written
+beside the figures. So is the share that other programs took. If it was more than ``MAX_OTHERS_SHARE`` of the computer,
+a missed bar says so, because late readings then prove little.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ _SETTLE_S = 2.0
 
 @dataclass(slots=True)
 class Phase:
-    """What real neighbours saw. Times of a reading: from ``put`` to the callback; of a ping: half a round trip."""
+    """Figures of one phase. The time of a reading is from ``put`` to the callback, that of a ping half a round trip."""
 
     readings: int = 0
     reading_p50_us: float = 0.0
@@ -60,28 +60,28 @@ class Phase:
     ping_p99_us: float = 0.0
     ping_max_us: float = 0.0
     core_share: float = 0.0
-    """Of one core, the node under torment."""
+    """The share of one core that the node under torment took."""
     others_share: float = 0.0
-    """Of all cores, programs that are no part of this."""
+    """The share of all cores that programs outside this benchmark took."""
     suspected: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
-    """Real neighbours called dead, or gone."""
+    """Real neighbours that were called dead, or left."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """One run on one engine."""
+    """The outcome of a run on one engine."""
 
     engine: str
     seconds: float
     phases: dict[str, Phase] = field(default_factory=dict)
     torment: dict[str, float] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
-    """Of the node: what it counted of links."""
+    """The node's counters of links."""
     load_average: float = 0.0
 
     def missed_bars(self) -> list[str]:
-        """What was promised and not kept, a sentence each."""
+        """The promises that were not kept, one sentence each."""
         missed = []
         for name, phase in self.phases.items():
             missed += [f"{self.engine}: {who} was lost {name} the torment" for who in phase.lost]
@@ -102,7 +102,7 @@ def _besieged(folder: Path, engine: str, orders: Connection) -> None:
 
 
 async def _serve(folder: Path, engine: str, orders: Connection) -> None:
-    """Answer each order with what was seen since the one before, until the parent is gone."""
+    """Answer each order with what was measured since the order before, until the parent is gone."""
     latencies_us: list[float] = []
     suspected: list[str] = []
     lost: list[str] = []
@@ -141,7 +141,7 @@ async def _serve(folder: Path, engine: str, orders: Connection) -> None:
 
 
 async def _feed(node: meshnode.Node) -> None:
-    """Something large for those who ask for it and never read it."""
+    """Publish something large for the peers that ask for it and never read it."""
     while True:
         node.publish("rsu/rsu-1/image", bytes(200_000), sensor="benchmark")
         await asyncio.sleep(0.1)
@@ -182,7 +182,7 @@ def _percentiles(values: list[float]) -> tuple[float, float, float]:
 
 
 async def measure(folder: Path, engine: str, seconds: float, crowd: Crowd) -> Outcome:
-    """One run. :raises ChildFailed: when a process does not answer."""
+    """Make one run. :raises ChildFailed: when a process does not answer."""
     outcome = Outcome(engine, seconds)
     settle_s = min(_SETTLE_S, seconds)
     create_mesh(folder / "authority", "hostile")
@@ -218,7 +218,7 @@ async def measure(folder: Path, engine: str, seconds: float, crowd: Crowd) -> Ou
 
 
 class _Cores:
-    """What programs that are no part of this take of the computer."""
+    """Measures how much of the computer programs outside this benchmark take."""
 
     def __init__(self) -> None:
         self._all, self._ours, self._since_s = self._look()
@@ -236,7 +236,7 @@ class _Cores:
         return all_s, ours_s, time.monotonic()
 
     def others_share(self) -> float:
-        """Since this was made, of all cores."""
+        """Their share of all cores since this object was made."""
         all_s, ours_s, now_s = self._look()
         others_s = (all_s - self._all) - (ours_s - self._ours)
         return max(0.0, others_s / ((now_s - self._since_s) * (os.cpu_count() or 1)))
@@ -247,7 +247,7 @@ async def _phase(besieged: Any, pinger: _Pinger, seconds: float, counters: dict[
         besieged.orders.send(None)
         return await asyncio.to_thread(besieged.answer)
 
-    await ask()  # forget what was before
+    await ask()  # discard what was measured before
     pinger.times_us.clear()
     cores = _Cores()
     await asyncio.sleep(seconds)
@@ -264,12 +264,12 @@ async def _phase(besieged: Any, pinger: _Pinger, seconds: float, counters: dict[
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line; returns the exit status, see :mod:`benchmarks.command`."""
+    """Run the command line. Returns the exit status, see :mod:`benchmarks.command`."""
     parser = command.parser("hostile", "Neighbours under torment.", "the promised bar is missed")
     seconds, half_open = between(0.5, 600.0), between(0, 2_000)
-    parser.add_argument("--seconds", type=seconds, default=20.0, help="of each phase (default: %(default)s)")
+    parser.add_argument("--seconds", type=seconds, default=20.0, help="length of each phase (default: %(default)s)")
     parser.add_argument("--engine", choices=(*ENGINES, "both"), default="both", help="default: %(default)s")
-    parser.add_argument("--half-open", type=half_open, default=500, help="connections at once (default: %(default)s)")
+    parser.add_argument("--half-open", type=half_open, default=500, help="half-open connections (default: %(default)s)")
     options = parser.parse_args(arguments)
     outcomes = []
     for engine in ENGINES if options.engine == "both" else (options.engine,):
@@ -282,7 +282,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _table(outcome: Outcome) -> str:
-    """One way in microseconds, processor time in shares of one core (the node) and of all (other programs)."""
+    """The outcome as a table for people: one-way times in microseconds, and processor time as a share of one core (the
+    node) and of all cores (other programs)."""
     lines = [f"{outcome.engine:8}  reading p50      p99   ping p50      p99   node  others  lost  suspected"]
     for name, phase in outcome.phases.items():
         reading = f"{phase.reading_p50_us:11.0f} {phase.reading_p99_us:8.0f}"

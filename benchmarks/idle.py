@@ -1,8 +1,9 @@
-"""``python -m benchmarks.idle``: what a node costs that has nothing to do, and how fast a mesh of six knows itself.
+"""``python -m benchmarks.idle``: what an idle node costs, and how fast six nodes meet and notice a death.
 
-Six nodes with five neighbours each, no model, HTTP on. Measured are the share of one core and the resident memory of
-each, the time from the last ready line until all have met, and the time until everybody has noticed a SIGKILL. Written
-to ``build/idle.json``. How long a node takes to become ready is measured by :mod:`benchmarks.startup`.
+Six nodes run with five neighbours each, no model, and HTTP on. The benchmark measures the share of one core and the
+resident memory of each, the time from the last ready line until all have met, and the time until all others have
+noticed a SIGKILL. It writes ``build/idle.json``. :mod:`benchmarks.startup` measures how long a node takes to become
+ready.
 """
 
 import sys
@@ -19,16 +20,16 @@ RESIDENT_BAR_MB = 90.0
 MET_BAR_S = 2.5
 DEAD_BAR_S = 1.5
 _SETTLE_S = 2.0
-"""Between the last meeting and the first measurement."""
+"""The pause between the last meeting and the first measurement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one node."""
+    """What one node costs."""
 
     node: str
     cpu_percent: float
-    """Of one core."""
+    """The share of one core."""
     resident_mb: float
 
 
@@ -38,13 +39,13 @@ class Outcome:
 
     costs: list[Cost]
     met_after_s: float
-    """From the last ready line to the last meeting; 0 when all had met before."""
+    """Time from the last ready line to the last meeting; 0 when all had met before."""
     noticed_s: list[dict[str, float]]
-    """For each kill: how long after it every survivor knew."""
+    """For each kill: how long after it each survivor noticed."""
     false_deaths: int
 
     def missed_bars(self) -> list[str]:
-        """What was promised and not kept, a sentence each."""
+        """The promises that were not kept, one sentence each."""
         missed = []
         for cost in self.costs:
             if cost.cpu_percent > CPU_BAR_PERCENT:
@@ -66,7 +67,7 @@ class Outcome:
 
 
 def measure(folder: Path, seconds: float, kills: int) -> Outcome:
-    """Run it once. :raises FleetFailed: when the nodes do not start or never meet."""
+    """Measure once. :raises FleetFailed: when the nodes do not start or never meet."""
     with Fleet(folder) as fleet:
         met_after_s = max(fleet.wait_until_met() - max(node.ready_s for node in fleet.nodes.values()), 0.0)
         time.sleep(_SETTLE_S)
@@ -87,11 +88,11 @@ def measure(folder: Path, seconds: float, kills: int) -> Outcome:
 
 
 def _kill(fleet: Fleet, name: str) -> dict[str, float]:
-    """Kill one, wait until all know, start it again."""
+    """Kill one node, wait until all others have noticed, and start it again."""
     killed_s = fleet.nodes.pop(name).kill()
 
     def noticed() -> dict[str, float]:
-        # A log line has milliseconds, cut off.
+        # The times of log lines are cut off to milliseconds.
         dead = fleet.sightings("NeighbourDead", name, killed_s - 0.001)
         return {sighting.node: round(max(sighting.at_s - killed_s, 0.0), 3) for sighting in dead}
 
@@ -102,7 +103,7 @@ def _kill(fleet: Fleet, name: str) -> dict[str, float]:
 
 
 def table(outcome: Outcome) -> str:
-    """For people."""
+    """The outcome as a table for people."""
     lines = [f"{'node':8}{'core':>10}{'resident':>12}"]
     lines += [f"{cost.node:8}{cost.cpu_percent:8.2f} %{cost.resident_mb:9.1f} MB" for cost in outcome.costs]
     lines.append(f"{'bar':8}{CPU_BAR_PERCENT:8.2f} %{RESIDENT_BAR_MB:9.1f} MB")
@@ -116,10 +117,10 @@ def table(outcome: Outcome) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line; returns the exit status, see :mod:`benchmarks.command`."""
+    """Run the command line. Returns the exit status, see :mod:`benchmarks.command`."""
     parser = command.parser("idle", __doc__, "a promise is missed")
     seconds, kills = between(0.001, 3_600.0), between(0, 100)
-    parser.add_argument("--seconds", type=seconds, default=20.0, help="to measure (default: %(default)s)")
+    parser.add_argument("--seconds", type=seconds, default=20.0, help="seconds to measure for (default: %(default)s)")
     parser.add_argument("--kills", type=kills, default=3, help="nodes killed, one by one (default: %(default)s)")
     options = parser.parse_args(arguments)
     with measuring("idle") as folder:

@@ -1,17 +1,18 @@
-"""How many instructions the hot paths take: ``python -m benchmarks.instructions [--only NAME] [--json]``.
+"""``python -m benchmarks.instructions [--only NAME] [--json]``: how many instructions the hot paths take.
 
 Valgrind's callgrind counts the instructions of whole processes, which other programs do not disturb. Each figure is the
-difference of two runs, of *n* and of 2 *n* operations, by *n*: what a process needs to start cancels out. Both runs
-prepare the same frames. The garbage collector is off, because a collection would fall into one run and not the other.
+difference between runs of *n* and of 2 *n* operations, divided by *n*, so what a process needs to start cancels out.
+Both runs prepare the same frames. The garbage collector is off, because a collection would fall into one run and not
+the other.
 
 An operation is what a driver does:
 
-- ``publish_1``, ``publish_8``: publish one number to so many neighbours that want it, and take the frame for each;
+- ``publish_1``, ``publish_8``: publish one number to one or eight neighbours that want it, and take a frame for each;
 - ``receive_readings``: receive a frame of one reading that a local subscription wants;
 - ``receive_heartbeat``: receive a heartbeat that asks for nothing;
 - ``timer_11``: a timer with eleven neighbours, and take the frames that it decides on.
 
-``PYTHONPATH=build/compiled python -P -m benchmarks.instructions`` counts those of compiled modules.
+``PYTHONPATH=build/compiled python -P -m benchmarks.instructions`` counts the instructions of compiled modules.
 """
 
 import argparse
@@ -45,7 +46,7 @@ HOW = Provenance("gnss", "m/s")
 SEAL = Seal(lambda statement: (b"", b"signature"), lambda entry: True, lambda data: sha256(data).digest())
 
 Operation = Callable[[int], None]
-"""Does one operation, given its number from 0."""
+"""A function that does one operation, given its number from 0."""
 
 
 class Bench:
@@ -81,7 +82,7 @@ class Bench:
 
 
 def publishing(neighbours: int) -> Operation:
-    """One number to so many neighbours."""
+    """Publish one number to ``neighbours`` neighbours."""
     bench = Bench(neighbours, "veh/me/**")
     engine, publication = bench.engine, checked_publication("veh/me/speed", HOW, HERE)
     router = engine.readings
@@ -101,7 +102,7 @@ def publishing(neighbours: int) -> Operation:
 
 
 def receiving(frames: list[bytes]) -> Operation:
-    """Each of the frames, of ``n0``."""
+    """Receive one of the frames from ``n0``."""
     bench = Bench(1, "")
     engine = bench.engine
     engine.readings.subscribe("veh/**", Quality(), bench.now)
@@ -119,7 +120,7 @@ def receiving(frames: list[bytes]) -> Operation:
 
 
 def receiving_readings(prepared: int) -> Operation:
-    """A frame of one reading, which is delivered here."""
+    """Receive a frame of one reading, which is delivered here."""
     return receiving([
         encode_frame(Readings((
             Reading("veh/n0/speed", "n0", number, number * 0.5, HERE, EventTime(UTC_NS + number * MS, MS), HOW),
@@ -129,14 +130,14 @@ def receiving_readings(prepared: int) -> Operation:
 
 
 def receiving_heartbeat(prepared: int) -> Operation:
-    """A heartbeat of a neighbour that suspects nobody."""
+    """Receive a heartbeat of a neighbour that suspects nobody."""
     return receiving([
         encode_frame(Heartbeat(number, number * MS, 1, number * MS, 0)) for number in range(1, prepared + 1)
     ])  # fmt: skip
 
 
 def timing(neighbours: int) -> Operation:
-    """A timer with so many neighbours, all of which were heard just before."""
+    """Handle a timer with ``neighbours`` neighbours, all of which were heard just before."""
     bench = Bench(neighbours, "veh/me/**")
     engine = bench.engine
     known = list(engine.membership.neighbours.values())
@@ -159,11 +160,11 @@ OPERATIONS: dict[str, tuple[Callable[[int], Operation], int]] = {
     "receive_heartbeat": (receiving_heartbeat, 3_000),
     "timer_11": (lambda _: timing(11), 1_000),
 }
-"""By name: what makes the operation, given how many frames to prepare, and *n*."""
+"""By name: a function that makes the operation, given how many frames to prepare, and *n*."""
 
 
 def run(name: str, operations: int) -> None:
-    """In a child: do so many operations of the 2 *n* that are prepared."""
+    """Do ``operations`` of the 2 *n* operations that are prepared. It runs in a child."""
     make, base = OPERATIONS[name]
     operation = make(2 * base)
     gc.disable()
@@ -172,7 +173,7 @@ def run(name: str, operations: int) -> None:
 
 
 def count(name: str, operations: int) -> int:
-    """Instructions of a child that does so many operations."""
+    """Count the instructions of a child that does ``operations`` operations."""
     child = subprocess.run(
         ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", *command(name, operations)],
         check=True, capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "0"},
@@ -189,10 +190,10 @@ def command(name: str, operations: int) -> list[str]:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--only", action="append", choices=OPERATIONS, help="may be repeated")
+    parser.add_argument("--only", action="append", choices=OPERATIONS, help="count only this (may be repeated)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--child", nargs=2, metavar=("NAME", "COUNT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -207,7 +208,7 @@ def main() -> int:
     for name in options.only or OPERATIONS:
         operations = OPERATIONS[name][1]
         try:
-            subprocess.run(command(name, 1), check=True, capture_output=True, text=True)  # its bytecode is cached then
+            subprocess.run(command(name, 1), check=True, capture_output=True, text=True)  # caches the bytecode
             once, twice = count(name, operations), count(name, 2 * operations)
         except subprocess.CalledProcessError as error:
             print(f"{name} could not be measured: {error}\n{error.stderr[-2_000:]}", file=sys.stderr)

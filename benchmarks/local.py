@@ -1,8 +1,8 @@
-"""``python -m benchmarks.local``: what the way through the local socket costs, beside a callback in the node's process.
+"""``python -m benchmarks.local``: what the local socket costs, compared with a callback in the node's process.
 
-Three processes: a node, an application that publishes and one that listens. Every reading carries the instant of its
-publishing, so one run gives the latencies of all ways that it took; readings are 1 ms apart. The throughput run puts as
-fast as the node takes, so that nothing is dropped. Prints a table and writes ``build/local.json``.
+There are three processes: a node, an application that publishes and one that listens. Every reading carries the instant
+of its publishing, so one run gives the latencies of all paths. Readings are 1 ms apart. The throughput run puts as fast
+as the node takes them, so that nothing is dropped. The benchmark prints a table and writes ``build/local.json``.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def _publish(publisher: Any, count: int) -> None:
 
 
 async def _listen(path: str) -> None:
-    """Print ``ready``, then, when the end is published, the latencies and the rate of the flood as JSON."""
+    """Print ``ready`` and, once the end is published, the latencies and the rate of the flood as JSON."""
     down, up, ended = _Latencies(), _Latencies(), asyncio.Event()
     loop = asyncio.get_running_loop()
     flood: list[int] = []
@@ -141,9 +141,9 @@ def _child(*arguments: str) -> "subprocess.Popen[str]":
 
 
 def main() -> None:
-    """Run from the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.local", description=__doc__)
-    parser.add_argument("--readings", type=int, default=3_000, help="per way (default 3000)")
+    parser.add_argument("--readings", type=int, default=3_000, help="readings on each path (default 3000)")
     parser.add_argument("--flood", type=int, default=100_000, help="readings of the throughput run (default 100000)")
     parser.add_argument("--out", type=Path, default=Path("build/local.json"), help="default: %(default)s")
     commands = parser.add_subparsers(dest="role")

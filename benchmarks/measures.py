@@ -1,10 +1,10 @@
-"""The measures, written once for every contender.
+"""The measures, which are the same code for every contender.
 
 Latency is half of a round trip between callbacks: the callback that got a reading puts the next one, at both ends, so
 that each half holds packing, sending, receiving, unpacking, validation, deduplication and the call back.
 
 Throughput is what arrives in the receiver's callback between two marks in the stream. The sender puts as fast as the
-contender takes it; readings put but not delivered are counted and told.
+contender takes it. Readings that were put and not delivered are counted and reported.
 
 The first part of each run is not counted (``WARM_UP``): caches, branch predictors and congestion windows fill first.
 """
@@ -23,26 +23,26 @@ GATHERED = "gathered_readings_per_s"
 TENSORS = "tensor_1MB_bytes_per_s"
 INFERENCE = "remote_inference_overhead"
 RUNS = (*LATENCY_BYTES, READINGS, GATHERED, TENSORS, INFERENCE)
-"""What is run; a latency run gives two measures."""
+"""The names of all runs. A latency run gives two measures."""
 
 TENSOR_ELEMENTS = 250_000
-"""Of four bytes each: 1 MB."""
+"""Elements of four bytes each, 1 MB in all."""
 WARM_UP = 0.15
 STALL_S = 5.0
-"""Nothing heard for this long ends a run."""
+"""A run ends when nothing was heard for this long."""
 BEGIN = -1.0
 FINISH = -2.0
 PUTS_PER_CLOCK = 32
-"""Small readings between two looks at the clock; as many are handed over together where they are gathered."""
+"""Small readings that are put between two looks at the clock. As many are put together in the gathered run."""
 
 
 def percentile(sorted_values: list[int], share: float) -> int:
-    """The value below which ``share`` of them lie."""
+    """The value below which a ``share`` of the values lies."""
     return sorted_values[min(int(len(sorted_values) * share), len(sorted_values) - 1)]
 
 
 class Echo:
-    """Far's half of the latency runs: sends each ping back."""
+    """The far half of the latency runs. It sends each ping back."""
 
     def __init__(self, contender: Contender) -> None:
         pong = contender.publisher("veh/bench-far/pong", batched=False)
@@ -50,7 +50,7 @@ class Echo:
 
 
 class Pinger:
-    """Near's half of the latency runs."""
+    """The near half of the latency runs."""
 
     def __init__(self, contender: Contender) -> None:
         self._put = contender.publisher("veh/bench-near/ping", batched=False)
@@ -64,7 +64,7 @@ class Pinger:
     def _pong(self, reading: Any) -> None:
         now_ns = time.perf_counter_ns()
         if len(reading.value) != len(self._value):
-            return  # of a run that was given up
+            return  # it belongs to a run that was given up
         self._times_ns.append(now_ns - self._begin_ns)
         if now_ns >= self._end_ns:
             self._over.set()
@@ -73,7 +73,7 @@ class Pinger:
         self._put(self._value)
 
     def run(self, size_bytes: int, seconds: float) -> dict[str, float]:
-        """One-way latency in microseconds. :raises BenchmarkFailed: when a reading is lost."""
+        """Measure the one-way latency in microseconds. :raises BenchmarkFailed: when a reading is lost."""
         self._value = b"x" * size_bytes
         self._times_ns = []
         self._over.clear()
@@ -93,7 +93,7 @@ class Pinger:
 
 
 class Counter:
-    """Far's half of a throughput run: counts between the marks."""
+    """The far half of a throughput run. It counts between the marks."""
 
     def __init__(self, contender: Contender, key: str, look: Callable[[Any], float]) -> None:
         self._look = look
@@ -115,7 +115,7 @@ class Counter:
             self._finished.set()
 
     def result(self) -> tuple[int, float]:
-        """How many came and in how many seconds. :raises BenchmarkFailed: when the last mark doesn't come."""
+        """How many readings came, and in how many seconds. :raises BenchmarkFailed: when the last mark is missing."""
         if not self._finished.wait(STALL_S):
             raise BenchmarkFailed(f"the stream stalled after {self._count} readings: its last mark did not arrive")
         self._finished.clear()
@@ -123,7 +123,7 @@ class Counter:
 
 
 def flood(put: Callable[[Any], object], value: Any, mark: Callable[[float], Any], puts: int, seconds: float) -> int:
-    """Near's half of a throughput run. Returns how many were put between the marks."""
+    """The near half of a throughput run. Returns how many readings were put between the marks."""
     end_s = time.perf_counter() + seconds * WARM_UP
     while time.perf_counter() < end_s:
         for _ in range(puts):
@@ -140,7 +140,7 @@ def flood(put: Callable[[Any], object], value: Any, mark: Callable[[float], Any]
 
 
 def touch_array(value: Any) -> float:
-    """Use a tensor as a NumPy array: one element of every page. Returns the first."""
+    """Read one element of every page of a tensor, as a NumPy array. Returns the first."""
     import numpy as np
 
     array = np.asarray(value)
@@ -161,7 +161,7 @@ class FarEnd:
         }
 
     def result(self, run: str) -> tuple[int, float]:
-        """What arrived in a throughput run: count and seconds. :raises BenchmarkFailed: its end did not arrive."""
+        """What arrived in a throughput run: count and seconds. :raises BenchmarkFailed: when its end did not arrive."""
         return self._counters[run].result()
 
 
@@ -176,11 +176,11 @@ class NearEnd:
         self._put_tensor = contender.publisher("veh/bench-near/tensor", batched=True)
 
     def latency(self, run: str, seconds: float) -> dict[str, float]:
-        """``p50`` and ``p99`` of one way in microseconds."""
+        """``p50`` and ``p99`` of the one-way latency in microseconds."""
         return self._pinger.run(LATENCY_BYTES[run], seconds)
 
     def flood(self, run: str, seconds: float) -> int:
-        """Send for ``seconds``; returns how many were put between the marks."""
+        """Send for ``seconds``. Returns how many readings were put between the marks."""
         if run == READINGS:
             return flood(self._put_small, 13.25, lambda mark: mark, PUTS_PER_CLOCK, seconds)
         if run == GATHERED:

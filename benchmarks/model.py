@@ -1,4 +1,4 @@
-"""A model that costs next to nothing (``y = x + 1``), so that a remote run of it shows the price of the way.
+"""A model that costs next to nothing (``y = x + 1``), so that a remote run of it shows what the transport costs.
 
 The file is written byte by byte (protobuf wire format of ONNX ``ModelProto``, IR version 8, opset 13): the ``onnx``
 package would be a heavy dependency for 150 bytes.
@@ -16,7 +16,7 @@ NAME = "bench-add"
 INPUT = "x"
 OUTPUT = "y"
 ELEMENTS = 75_000
-"""Of four bytes each: 300 kB, the size of a small camera frame."""
+"""Elements of four bytes each: 300 kB, the size of a small camera frame."""
 
 _FLOAT = 1
 

@@ -1,7 +1,7 @@
-"""Our mesh, through its public API alone: two nodes with static seeds, default quality of service, mDNS off.
+"""The contender that is this mesh, used through its public API: two nodes with seed addresses and without mDNS.
 
-A node drops what its neighbour does not take in time (it carries fresh readings, it does not stall its publisher), so
-the throughput runs look at what waits before they put more, as a program does that must not lose any.
+A node drops readings that its neighbour does not take in time, rather than hold up their publisher. So the throughput
+runs look at how many wait before they put more, as a program does that must not lose any.
 """
 
 import asyncio
@@ -34,17 +34,17 @@ _T = TypeVar("_T")
 
 OPEN_TIMEOUT_S = 10.0
 OFFER_TIMEOUT_S = 3.0
-"""Until the far end's offer to compute has arrived."""
+"""How long to wait until the far end's offer to compute has arrived."""
 BUDGET_MS = 5_000
 MAX_WAITING = 1_024
-"""Readings that may wait for the far end: half of what a queue holds."""
+"""The number of readings that may wait for the far end: half of what a queue holds."""
 MAX_WAITING_TENSORS = 8
 LOOK_EVERY = 256
-"""Puts between two looks at what waits."""
+"""The number of puts between two looks at how many wait."""
 
 
 class Ours:
-    """See the module."""
+    """One end of this mesh: a node."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -63,7 +63,7 @@ class Ours:
         self._in_loop(self._opened.wait_for_peers(1, timeout_s=OPEN_TIMEOUT_S), OPEN_TIMEOUT_S + 1)
 
     def subscribe(self, key: str, callback: Callable[[Any], object]) -> None:
-        """With the callback on the receiving thread."""
+        """Subscribe with the callback on the receiving thread."""
         self._opened.subscribe(key, callback=callback)
 
     def publisher(self, key: str, *, batched: bool) -> Callable[[Any], object]:
@@ -89,18 +89,18 @@ class Ours:
         return paced
 
     def infer(self, array: Any, seconds: float) -> list[int]:
-        """One request after the other, on the event loop as an application does it."""
+        """Make one request after the other, on the event loop, as an application does."""
         return self._in_loop(self._infer(array, seconds), seconds + OFFER_TIMEOUT_S + BUDGET_MS / 1_000)
 
     def versions(self) -> dict[str, str]:
-        """Of this distribution, when it is installed."""
+        """The version of this distribution, when it is installed."""
         try:
             return {"meshnode": version("meshnode")}
         except PackageNotFoundError:
             return {"meshnode": "not installed"}
 
     def close(self) -> None:
-        """Say goodbye."""
+        """Close the node, which says goodbye."""
         self._in_loop(self._open.aclose(), OPEN_TIMEOUT_S)
 
     @property

@@ -1,4 +1,4 @@
-"""The half of a peer that is the same over every link: readings and requests on top of frames."""
+"""The part of a peer that is the same over every link: readings and requests on top of frames."""
 
 import abc
 import itertools
@@ -41,7 +41,7 @@ class Peer(abc.ABC):
 
     @abc.abstractmethod
     def sender(self, *, batched: bool) -> Callable[[bytes], object]:
-        """A function that sends one frame and waits while the way is full."""
+        """A function that sends one frame and waits while the link is full."""
 
     def request_sender(self) -> Callable[[bytes], object]:
         """The function that sends requests and answers of 300 kB."""
@@ -64,7 +64,7 @@ class Peer(abc.ABC):
         return publisher(self.sender(batched=batched), key, self.setting.node)
 
     def gatherer(self, key: str) -> Callable[[list[Any]], None]:
-        """See :class:`benchmarks.contender.Contender`: one put each; links that can gather them do so."""
+        """See :class:`benchmarks.contender.Contender`. Each value is put by itself, unless a subclass gathers them."""
         put = self.publisher(key, batched=True)
 
         def put_all(values: list[Any]) -> None:

@@ -21,7 +21,7 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 
 class PynngPeer(Peer):
-    """See the module."""
+    """One end of bare pynng."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -55,7 +55,7 @@ class PynngPeer(Peer):
         return send
 
     def versions(self) -> dict[str, str]:
-        """Of pynng and the NNG in it."""
+        """The versions of pynng and of the NNG in it."""
         return {"pynng": str(pynng.__version__), "nng": pynng.ffi.string(lib.nng_version()).decode()}
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Bare ``ssl`` sockets: one TCP connection each way, blocking calls, frames with a length in front.
 
-Close to what this machine can do from Python: no routing, no queue, no second connection attempt, no idea of who
-else is there. One connection each way, because one TLS object must not be read and written by two threads at once.
+This is close to the most that this machine can do from Python, because there is no routing, no queue, no reconnecting
+and no discovery. There is one connection each way, because two threads must not read and write one TLS object at once.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from protocols.base.ids import SERVER_NAME
 
 LENGTH_BYTES = 4
 CHUNK_BYTES = 256 * 1024
-"""Read at once; a larger frame is read straight into its own buffer."""
+"""How much is read at once. A larger frame is read straight into its own buffer."""
 TIMEOUT_S = 5.0
 
 
 class SslPeer(Peer):
-    """See the module."""
+    """One end of bare ``ssl`` sockets."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -37,7 +37,7 @@ class SslPeer(Peer):
         """Connect for sending."""
         raw = socket.create_connection(("127.0.0.1", ports[0]), timeout=TIMEOUT_S)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # the time-out stays for the handshake; sending blocks, as a bare user writes it
+        # The time-out holds for the handshake only. Sending blocks, as in a program without a library.
         outgoing = _context(self.setting, ssl.PROTOCOL_TLS_CLIENT).wrap_socket(raw, server_hostname=SERVER_NAME)
         outgoing.settimeout(None)
         self._outgoing = outgoing
@@ -59,7 +59,7 @@ class SslPeer(Peer):
         return send
 
     def versions(self) -> dict[str, str]:
-        """Of OpenSSL."""
+        """The version of OpenSSL."""
         return {"openssl": ssl.OPENSSL_VERSION.split()[1]}
 
     def close(self) -> None:
@@ -72,12 +72,12 @@ class SslPeer(Peer):
         try:
             raw, _ = self._listener.accept()
         except OSError:
-            return  # closed before anybody came
+            return  # it was closed before a connection came
         raw.settimeout(TIMEOUT_S)
         context = _context(self.setting, ssl.PROTOCOL_TLS_SERVER)
         with (
             context.wrap_socket(raw, server_side=True) as incoming,
-            # The last: an echo found that the other end has gone, which whoever waits there reports.
+            # BenchmarkFailed: an echo found that the other end is gone, which the waiting thread there reports.
             contextlib.suppress(ConnectionError, ssl.SSLEOFError, BenchmarkFailed),
         ):
             incoming.settimeout(None)
@@ -98,7 +98,7 @@ class SslPeer(Peer):
                     start -= LENGTH_BYTES
                     break
                 else:
-                    # a frame of its own memory: whoever receives an array may keep it
+                    # The frame gets memory of its own, because a receiver may keep the array in it.
                     frame = memoryview(bytearray(size))
                     have = end - start
                     frame[:have] = chunk[start:end]

@@ -1,6 +1,6 @@
 """Eclipse Zenoh: sessions in peer mode over mutual TLS, one key each way.
 
-Each end has two sessions, because what is best for latency and for throughput excludes one another in Zenoh:
+Each end has two sessions, because in Zenoh the settings that are best for latency exclude those for throughput:
 
 - *quick*: the low-latency transport and express publishers, for the latency runs. It neither batches nor fragments;
 - *wide*: the default transport. Its default publishers, which batch, serve the throughput runs; an express one the
@@ -28,7 +28,7 @@ QUICK, WIDE = "quick", "wide"
 
 
 class ZenohPeer(Peer):
-    """See the module."""
+    """One end of Eclipse Zenoh."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -65,7 +65,7 @@ class ZenohPeer(Peer):
         return put
 
     def versions(self) -> dict[str, str]:
-        """Of eclipse-zenoh."""
+        """The version of eclipse-zenoh."""
         return {"eclipse-zenoh": version("eclipse-zenoh")}
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ def _config(setting: Setting, port: int, low_latency: bool) -> zenoh.Config:
             {
                 "root_ca_certificate": str(setting.authority),
                 "enable_mtls": True,
-                # mesh certificates name the mesh, not an address; the authority is checked all the same
+                # Certificates of a mesh name no address. The authority is checked all the same.
                 "verify_name_on_connect": False,
                 "listen_certificate": str(setting.certificate),
                 "listen_private_key": str(setting.key),
@@ -120,7 +120,7 @@ def _config(setting: Setting, port: int, low_latency: bool) -> zenoh.Config:
     }
     if low_latency:
         settings["transport/unicast/lowlatency"] = "true"
-        settings["transport/unicast/qos/enabled"] = "false"  # the two exclude one another
+        settings["transport/unicast/qos/enabled"] = "false"  # it excludes the low-latency transport
     config = zenoh.Config()
     for path, value in settings.items():
         config.insert_json5(path, value)

@@ -1,11 +1,11 @@
-"""What every peer does around its link: pack a whole reading, unpack, validate, deduplicate, call back.
+"""The readings of all peers: packing and unpacking, validation, deduplication and callbacks.
 
 The peers carry the same fields as a reading of ours, in the same MessagePack layout, through the fastest public codec
 there is for Python (msgspec, which parses and validates in one pass). So a difference between contenders comes from
 the runtime around the codec, never from the choice of a slower one. Arrays are packed with one copy and unpacked with
 none.
 
-Invariant: a frame is one reading, as somebody writes it who has a socket and no mesh.
+Invariant: a frame is one reading, as in a program that has a socket and no mesh.
 """
 
 import itertools
@@ -55,14 +55,14 @@ class Large(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
-    """Compute this."""
+    """A request to compute a model."""
 
     request: Count
     value: Tensor
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
-    """The outcome of a request, and what the model itself took."""
+    """The outcome of a request, and the time that the model itself took."""
 
     request: Count
     compute_ns: Count
@@ -74,12 +74,12 @@ _decode = msgspec.msgpack.Decoder(Small | Large | Request | Answer).decode
 
 
 def pack_request(request: int, array: Any) -> bytes:
-    """One request for inference as a frame."""
+    """Pack a request for inference into a frame."""
     return _encode(Request(request, tensor_of(array)))
 
 
 def pack_answer(request: int, compute_ns: int, array: Any) -> bytes:
-    """One answer as a frame."""
+    """Pack an answer into a frame."""
     return _encode(Answer(request, compute_ns, tensor_of(array)))
 
 
@@ -98,7 +98,7 @@ def publisher(send: Callable[[bytes], object], key: str, origin: str) -> Callabl
 
 
 class Inbox:
-    """Takes frames on one thread and calls back what is new."""
+    """Takes frames on one thread, and calls back with new readings."""
 
     def __init__(self) -> None:
         self._newest: dict[tuple[str, str], int] = {}
@@ -125,4 +125,4 @@ class Inbox:
 
 
 def _ignore(_message: Any) -> None:
-    """A frame that nobody waits for, or not yet."""
+    """Ignore a frame that nobody waits for, or not yet."""

@@ -1,8 +1,8 @@
-"""What is told about an outcome: a table for people, ``bench.json`` for programs, the promised bars.
+"""The report of an outcome: a table for people, ``bench.json`` for programs, and the promised bars.
 
 ``bench.json`` is a list of ``{"name", "unit", "ours", "peer", "peer_value", "ratio"}``, one entry for each measure and
 peer, with medians over the runs; ``ratio`` is above 1 where ours is better. ``bench_runs.json`` beside it has every
-single run and what it ran on.
+single run, and the machine that it ran on.
 """
 
 import json
@@ -25,13 +25,13 @@ UNITS = {
 }
 """The measures that are reported."""
 RATES = frozenset({"readings_per_s", "gathered_readings_per_s", "tensor_1MB_bytes_per_s"})
-"""More is better; of the others less is."""
+"""The measures of which more is better. Of the others less is better."""
 
 P50_BAR = 1.4
-"""One-way p50 of a 64 B reading at most this many times bare pynng's."""
+"""The one-way p50 of a 64 B reading may be at most this many times that of bare pynng."""
 P99_BAR = 2.0
 READINGS_BAR = 150_000.0
-"""Small readings a second into one callback, at least."""
+"""The least number of small readings a second into one callback."""
 INFERENCE_BAR_MS = 3.0
 ZENOH_BARS = {
     "reading_64B_p50": 2.0,
@@ -40,11 +40,11 @@ ZENOH_BARS = {
     "gathered_readings_per_s": 1.5,
     "tensor_1MB_bytes_per_s": 1.0,
 }
-"""How many times better than zenoh, at least."""
+"""By measure: the least factor by which ours has to be better than zenoh."""
 
 
 def ratio(measure: str, ours: float, peer: float) -> float:
-    """How many times better ours is."""
+    """The factor by which ours is better."""
     return ours / peer if measure in RATES else peer / ours
 
 
@@ -88,7 +88,7 @@ def write(outcome: Outcome, path: Path) -> None:
 
 
 def table(outcome: Outcome) -> str:
-    """All measures as plain text: medians, least and most of the runs, ratios."""
+    """All measures as plain text: the median, least and greatest value of the runs, and ratios."""
     rows = [("measure", "unit", *(title for name in NAMES for title in _titles(name)))]
     for measure, unit in UNITS.items():
         if measure not in outcome.values:
@@ -114,13 +114,13 @@ def table(outcome: Outcome) -> str:
 def status(outcome: Outcome, missed: list[str]) -> int:
     """The exit status: 1 when ours failed, when a promise in ``missed`` was missed, or when nothing was measured.
 
-    A peer that fails is somebody else's fault: its row is missing, and the table says why.
+    A peer that fails does not change it: its row is missing, and the table says why.
     """
     return 1 if OURS in outcome.failures or missed or not outcome.values else 0
 
 
 def missed_bars(outcome: Outcome) -> list[str]:
-    """What was promised and not kept, a sentence each; a bar that could not be measured counts as missed."""
+    """The bars that were missed, one sentence each. A bar that could not be measured counts as missed."""
     missed = []
     for measure, bar in (("reading_64B_p50", P50_BAR), ("reading_64B_p99", P99_BAR)):
         ours, pynng = outcome.median(measure, "ours"), outcome.median(measure, "pynng")

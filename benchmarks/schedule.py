@@ -1,8 +1,8 @@
-"""One run of everything: who is measured when, and what came out.
+"""The schedule of a benchmark: which contender is measured when, and the results.
 
 Machines are noisy, and their noise drifts. So the contenders take turns within each measure (A B C D, then the next
 measure), the first of them changes from round to round, and all rounds are repeated with new processes
-(*generations*), because addresses in memory and placement on cores are drawn once a process.
+(*generations*), because addresses in memory and placement on cores are fixed by chance at the start of a process.
 """
 
 import math
@@ -29,7 +29,7 @@ SECONDS = {
     "tensor_1MB_bytes_per_s": 0.7,
     "remote_inference_overhead": 0.5,
 }
-"""Relative lengths of the runs; the 64 B run has to fill a p99."""
+"""The relative lengths of the runs. The 64 B run needs enough samples for a p99."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,32 +41,32 @@ class Plan:
     generations: int = 1
     rounds: int = 3
     pace: float = 0.7
-    """Length of the runs as a multiple of ``SECONDS``."""
+    """The length of the runs as a multiple of ``SECONDS``."""
     budget_s: float = math.inf
-    """Time for everything, set-up included: runs are shortened when the set-up took long."""
+    """The time for everything, including the set-up. Runs are shortened when the set-up took long."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What came out, by measure and contender."""
+    """The results, by measure and contender."""
 
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     failures: dict[str, list[str]] = field(default_factory=dict)
-    """Of each contender that failed: what happened, a sentence for each time."""
+    """For each contender that failed: what happened, one sentence for each time."""
 
     def add(self, measure: str, contender: str, value: float) -> None:
         """Note the result of one run."""
         self.values.setdefault(measure, {}).setdefault(contender, []).append(value)
 
     def median(self, measure: str, contender: str) -> float | None:
-        """Median over the runs; None when there was none."""
+        """The median over the runs; None when there was no run."""
         values = self.values.get(measure, {}).get(contender)
         return statistics.median(values) if values else None
 
 
 def carry_out(plan: Plan, say: Callable[[str], None]) -> Outcome:
-    """Measure. A contender that fails is named in ``failures`` and left out for the rest of its generation."""
+    """Carry out a plan. A contender that fails is named in ``failures`` and left out for the rest of its generation."""
     begin_s = time.monotonic()
     outcome = Outcome()
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as name:
@@ -103,7 +103,7 @@ def _run_generation(
 
 
 def _affordable_pace(plan: Plan, contenders: int, rounds_left: int, left_s: float) -> float:
-    """``plan.pace``, or less when time is short; never so little that a run means nothing."""
+    """``plan.pace``, or less when time is short, but never so little that a run means nothing."""
     planned_s = rounds_left * contenders * sum(SECONDS[run] for run in plan.runs) * plan.pace
     return plan.pace * min(1.0, max(0.1, left_s / planned_s)) if planned_s else plan.pace
 
@@ -119,7 +119,7 @@ def _attempt(pairs: dict[str, Pair], name: str, what: str, outcome: Outcome, act
     try:
         act(pairs[name])
     except BenchmarkFailed as error:
-        # a pair whose ends disagree about where they are would hand its confusion on to its next measure
+        # A pair whose ends disagree about which run they are in would spoil its next measure too.
         pair = pairs.pop(name)
         outcome.failures.setdefault(name, []).append("; ".join(filter(None, (f"{what}: {error}", pair.dead()))))
         pair.kill()

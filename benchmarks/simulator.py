@@ -1,11 +1,11 @@
-"""How fast the simulator is: ``python -m benchmarks.simulator [--check] [--large]``.
+"""``python -m benchmarks.simulator [--check] [--large]``: how fast the simulator is.
 
-Runs the scenarios ``grid-100`` and ``grid-1000`` (with ``--large`` also ``grid-5000``): the full engine, readings at
+It runs the scenarios ``grid-100`` and ``grid-1000`` (with ``--large`` also ``grid-5000``): the full engine, readings at
 10 Hz to a mean of eight neighbours in range, gossip, all checks. Each size has a process of its own, one after the
-other, on one core. Factors are virtual seconds by seconds of processor time, so that other programs on the machine
-disturb little; the *whole* run includes that everybody finds everybody and shakes hands, *steady* is its second half.
+other, on one core. Factors are virtual seconds divided by seconds of processor time, so that other programs on the
+machine disturb little. The *whole* run includes discovery and all handshakes; *steady* is its second half.
 
-``--check`` holds the steady factor and the memory to their bars and exits with 1 when one is missed.
+``--check`` compares the steady factor and the memory with their bars, and exits with 1 when one is missed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SECOND_NS = 1_000_000_000
 
 
 class Size(NamedTuple):
-    """One scenario and what it is held to."""
+    """One scenario and its bars."""
 
     scenario: str
     duration_s: float
@@ -37,11 +37,11 @@ class Size(NamedTuple):
 
 SIZES = (Size("grid-100", 40.0, 20.0, 1.0), Size("grid-1000", 16.0, 2.0, 4.0))
 LARGE = Size("grid-5000", 10.0, 0.0, 16.0)
-"""It has to complete."""
+"""A scenario that only has to complete within its memory."""
 
 
 class Figures(NamedTuple):
-    """What one run came to."""
+    """The figures of one run."""
 
     scenario: str
     nodes: int
@@ -50,18 +50,18 @@ class Figures(NamedTuple):
     steady_factor: float
     wall_s: float
     us_per_frame: float
-    """Of processor time, steady."""
+    """Microseconds of processor time for each frame, in the steady half."""
     frames_per_node_s: float
     mib_per_node: float
     gib: float
     degree: float
-    """Mean number of neighbours in range."""
+    """The mean number of neighbours in range."""
     broken: tuple[str, ...]
     digest: str
 
 
 def measure(size: Size, seed: int = 1) -> Figures:
-    """One run, in this process."""
+    """Make one run in this process."""
     scenario = replace(load(size.scenario), duration_s=size.duration_s)
     began_s, wall_s = time.process_time(), time.perf_counter()
     run = Run(scenario, seed)
@@ -90,7 +90,7 @@ def measure(size: Size, seed: int = 1) -> Figures:
 
 
 def missed(size: Size, figures: Figures) -> list[str]:
-    """Bars that a run misses, in words."""
+    """The bars that a run misses, in words."""
     found = [f"{figures.scenario}: the check {name} failed" for name in figures.broken]
     if figures.steady_factor < size.least_factor:
         found.append(f"{figures.scenario}: {figures.steady_factor:.2f} times real time, wanted {size.least_factor:g}")
@@ -100,10 +100,10 @@ def missed(size: Size, figures: Figures) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Run the command line. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulator", description="How fast the simulator is.")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a bar is missed")
-    parser.add_argument("--large", action="store_true", help="also 5,000 nodes (several minutes)")
+    parser.add_argument("--large", action="store_true", help="also run 5,000 nodes (several minutes)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     chosen = parser.parse_args(arguments)
     sizes = (*SIZES, LARGE) if chosen.large else SIZES

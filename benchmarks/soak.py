@@ -1,7 +1,7 @@
-"""``python -m benchmarks.soak --minutes 10``: is anybody falsely called dead while the computer is overloaded?
+"""``python -m benchmarks.soak --minutes 10``: whether nodes are falsely called dead while the computer is overloaded.
 
-Six nodes, and as many busy processes as there are cores. Nobody is killed, so every death is false; suspicions that are
-refuted are the price of noticing fast, and are counted. Written to ``build/soak.json``.
+Six nodes run beside as many busy processes as there are cores. No node is killed, so every death is false. Suspicions
+that are refuted are the price of noticing deaths fast, and are counted. The benchmark writes ``build/soak.json``.
 """
 
 import contextlib
@@ -34,22 +34,22 @@ while time.monotonic() < ends_s and os.getppid() == parent:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was seen."""
+    """What happened in the run."""
 
     minutes: float
     busy_processes: int
     busy_share: float
-    """Of the computer's cores, all programs together: 1.0 is overloaded throughout."""
+    """The share of the computer's cores that all programs together used; 1.0 means overloaded throughout."""
     suspicions: int
     refuted: int
     deaths: list[str]
-    """Who was called dead by whom, and when."""
+    """Each death in words: which node was called dead, by which node, and when."""
     local_stalls: int
-    """Times a node found that it had not been watching, and accused nobody for it."""
+    """How often a node found that it had not run itself, and so suspected nobody."""
     exit_statuses: dict[str, int]
 
     def missed_bars(self) -> list[str]:
-        """What was promised and not kept, a sentence each."""
+        """The promises that were not kept, one sentence each."""
         missed = [f"false death: {death}" for death in self.deaths]
         missed += [f"{name} ended with status {status}" for name, status in self.exit_statuses.items() if status]
         if self.busy_share < 0.9:
@@ -73,7 +73,7 @@ def busy_processes(count: int, seconds: float) -> Iterator[None]:
 
 
 def measure(folder: Path, minutes: float, busy: int) -> Outcome:
-    """Run it once. :raises FleetFailed: when a node does not start, never meets the others or ends by itself."""
+    """Measure once. :raises FleetFailed: when a node does not start, never meets the others or ends by itself."""
     with Fleet(folder) as fleet:
         fleet.wait_until_met()
         begin_s, begin_times = time.time(), psutil.cpu_times()
@@ -108,7 +108,7 @@ def _busy_share(begin: Any) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line; returns the exit status, see :mod:`benchmarks.command`."""
+    """Run the command line. Returns the exit status, see :mod:`benchmarks.command`."""
     parser = command.parser("soak", __doc__, "anybody was falsely called dead")
     minutes, busy = between(0.001, MAX_MINUTES), between(0, 1_024)
     parser.add_argument("--minutes", type=minutes, default=10.0, help="default: %(default)s")

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.startup``: how long a node takes from the start of its process until it is of use.
+"""``python -m benchmarks.startup``: how long a node takes from the start of its process until it is ready.
 
 It starts ``meshnode run`` again and again beside a neighbour that runs already, HTTP on, no model, mDNS on loopback. It
 measures the time until the ready line, the processor time used by then, and the time until the node has met the
@@ -24,7 +24,7 @@ from benchmarks.fleet import FleetNode, Sighting, prepare, wait_until
 from meshnode.identity import create_mesh
 
 READY_BAR_S = 1.0
-"""On an idle machine; a roadside unit that restarts is away for no longer than a death takes to be noticed."""
+"""The bar on an idle machine. A roadside unit that restarts is then back before its death would be noticed."""
 MET_BAR_S = 1.5
 IMPORTS = "import meshnode.cli.main, meshnode.node, meshnode.http"
 _ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +32,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start of a node, or the median of several. Seconds from the start of the process."""
+    """One start of a node, or the median of several, in seconds from the start of the process."""
 
     ready_s: float
     ready_cpu_s: float
@@ -52,7 +52,7 @@ class Outcome:
     node: Start
 
     def missed_bars(self) -> list[str]:
-        """What was promised and not kept, a sentence each."""
+        """The promises that were not kept, one sentence each."""
         missed = []
         if self.node.ready_s > READY_BAR_S:
             missed.append(f"a node is ready after {self.node.ready_s:.2f} s, later than {READY_BAR_S} s")
@@ -99,7 +99,7 @@ def _median(values: Iterable[float]) -> float:
 
 
 def _run(code: str) -> tuple[float, float]:
-    """Seconds and processor seconds of an interpreter that runs ``code``."""
+    """Run an interpreter with ``code``. Returns its seconds and its processor seconds."""
     begin_s, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=_ROOT, stdin=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -124,9 +124,9 @@ def _start(config: Path) -> Start:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line; returns the exit status, see :mod:`benchmarks.command`."""
+    """Run the command line. Returns the exit status, see :mod:`benchmarks.command`."""
     parser = command.parser("startup", __doc__, "a promise is missed")
-    parser.add_argument("--starts", type=between(1, 1_000), default=10, help="of the node (default: %(default)s)")
+    parser.add_argument("--starts", type=between(1, 1_000), default=10, help="how many starts (default: %(default)s)")
     options = parser.parse_args(arguments)
     with measuring("startup") as folder:
         outcome = measure(folder, options.starts)
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def table(outcome: Outcome) -> str:
-    """For people."""
+    """The outcome as a table for people."""
     node = outcome.node
     return "\n".join((
         f"{'from process start to':32}{'time':>10}{'processor':>12}",

@@ -1,7 +1,7 @@
 """Bad neighbours for ``benchmarks.hostile``, in one process: strangers without a certificate, and insiders with one.
 
-Everything is bounded: so many of each kind, none tries again sooner than its pause, and all ends with the run. Only
-loopback is dialled.
+Everything is bounded: ``Crowd`` gives the number of each kind, none tries again sooner than its pause, and all ends
+with the run. Only loopback is dialled.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _WHERE = Position(48.7657, 11.4237, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """How many of each kind, and how long each waits before it comes again."""
+    """How many there are of each kind, and how long each waits before it connects again."""
 
     half_open: int = 500
     half_open_pause_s: float = 1.0
@@ -45,12 +45,13 @@ class Crowd:
 
     @property
     def insiders(self) -> int:
-        """Certificates needed."""
+        """How many certificates are needed."""
         return self.never_reading + self.resetting + self.garbage_inside
 
 
 def torment(port: int, files: list[CredentialFiles], crowd: Crowd, orders: Connection) -> None:
-    """Begin at once; at the first order end, and answer with what was done. The process's main function."""
+    """Begin at once, end at the first order, and answer it with what was done. This is the main function of a
+    process."""
     orders.send(None)
     orders.send(asyncio.run(_Torment(port, files, crowd).run(orders)))
     os._exit(0)
@@ -143,7 +144,7 @@ class _Torment:
             writer.transport.abort()
 
     async def _never_reading(self, files: CredentialFiles) -> None:
-        """Says what it wants, gets it, and leaves it lying; it stays alive by readings of its own."""
+        """Ask for readings and never read them, and stay alive by publishing some."""
         name = files.certificate.stem
         held = []
 
@@ -208,5 +209,5 @@ def _context(files: CredentialFiles, side: int) -> ssl.SSLContext:
 
 
 def insiders(crowd: Crowd) -> list[str]:
-    """Names of those who need a certificate."""
+    """The names of the insiders, which need certificates."""
     return [f"veh-bad-{number}" for number in range(crowd.insiders)]
