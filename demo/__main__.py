@@ -24,7 +24,7 @@ COULD_NOT_RUN = 2
 
 
 def main() -> int:
-    """Run it once, or as often as ``--times`` says."""
+    """Run the demonstration once, or as often as ``--times`` says. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m demo", description="A mesh of six nodes on this host, with accidents."
     )
@@ -48,8 +48,8 @@ def main() -> int:
 
 
 def once(no_relay: bool, mixed: bool, out: Path) -> int:
-    """Run it once; returns the exit status."""
-    # Not under build/: a path to a socket or a slow shared folder must not decide how the demonstration goes.
+    """Run the demonstration once. Returns the exit status."""
+    # The folder is not under build/, because a long path of a socket or a slow shared folder would disturb the run.
     folder = Path(tempfile.mkdtemp(prefix="meshnode-demo-"))
     try:
         compile_packages()
@@ -76,7 +76,7 @@ def once(no_relay: bool, mixed: bool, out: Path) -> int:
 
 
 def show(summary: dict[str, Any]) -> None:
-    """For people."""
+    """Print the summary for people."""
     from rich.console import Console
     from rich.table import Table
 

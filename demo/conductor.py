@@ -1,4 +1,4 @@
-"""Starts, hurts, restarts and ends the processes of the demonstration, and shows what happens."""
+"""Starts, kills, restarts and stops the processes of the demonstration, and shows what happens."""
 
 import json
 import os
@@ -23,12 +23,13 @@ from protocols.base.errors import MeshError
 
 STOPPING = "tell everybody to stop"
 READY_TIMEOUT_S = 60.0
-"""From the start of a node to its ready line. A machine on which that takes longer can't show the demonstration."""
+"""The longest time from the start of a node to its ready line. A slower machine can't show the demonstration."""
 MEET_TIMEOUT_S = 20.0
-"""Far beyond the promise, so that a slow machine is not taken for a mesh that never met."""
+"""How long to wait for meetings: far longer than promised, so that a slow machine does not look like a mesh that never
+met."""
 GRACE_S = 30.0
-"""A process told to stop has this long before it is killed, which breaks a promise: long enough for a slow
-machine, since no promise is about how fast a node stops."""
+"""A process that was told to stop is killed after this time, which breaks a promise. It is long enough for a slow
+machine, because no promise is about how fast a node stops."""
 
 
 class Conductor:
@@ -41,7 +42,7 @@ class Conductor:
         self.figures: dict[str, dict[str, Any]] = {}
         self.timeline: list[dict[str, Any]] = []
         self.seen: list[dict[str, Any]] = []
-        """Every event line of every participant, figures left out."""
+        """Every line of every participant, except the figures."""
         self.exit_codes: dict[str, int] = {}
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._usage: dict[str, psutil.Process] = {}
@@ -56,7 +57,7 @@ class Conductor:
 
     # --- processes -------------------------------------------------------------------------------------------------
     def start(self, participant: Participant) -> None:
-        """Start a node; its lines come in by a thread of their own."""
+        """Start a node. A thread of its own reads its lines."""
         home = self.folder / participant.name
         life = self._starts[participant.name]
         self._starts[participant.name] += 1
@@ -92,7 +93,7 @@ class Conductor:
                     self.lines.put_nowait({"node": name, **json.loads(line)})
 
     def kill(self, name: str) -> None:
-        """SIGKILL: no goodbye, no flush."""
+        """Send SIGKILL, so that the process ends without a goodbye or a flush."""
         process = self._processes[name]
         self.note(f"kill {name}")
         process.kill()
@@ -100,7 +101,7 @@ class Conductor:
         self._forget(name)
 
     def stop(self, name: str) -> None:
-        """SIGTERM, to be followed by :meth:`wait`."""
+        """Send SIGTERM. Call :meth:`wait` afterwards."""
         self._processes[name].terminate()
 
     def wait(self, name: str) -> None:
@@ -116,14 +117,14 @@ class Conductor:
         self.note(f"stopped {name}")
 
     def _forget(self, name: str) -> None:
-        """Of a process that has ended and was waited for."""
+        """Forget a process that has ended and was waited for."""
         del self._processes[name], self._usage[name]
 
     def processor_s(self) -> float:
-        """Processor time used so far by the demonstration: this process and all that it started. Any thread."""
+        """The processor time used so far by this process and all that it started. May be called from any thread."""
         used_s = time.process_time() + ended_children_s()
         for usage in list(self._usage.values()):
-            with suppress(psutil.NoSuchProcess):  # it has just ended and counts among the ended ones next time
+            with suppress(psutil.NoSuchProcess):  # it has just ended, and is counted with the ended ones next time
                 times = usage.cpu_times()
                 used_s += times.user + times.system
         return used_s
@@ -133,7 +134,8 @@ class Conductor:
         return [name for name, process in self._processes.items() if process.poll() is not None]
 
     def check_running(self) -> None:
-        """:raises MeshError: names processes that ended by themselves, and the end of what one of them logged."""
+        """Check that all run. :raises MeshError: names processes that ended by themselves, and the end of what one of
+        them logged."""
         early = self.ended_early()
         if early:
             logs = sorted((self.folder / early[0]).glob("log*.txt"))
@@ -141,7 +143,7 @@ class Conductor:
             raise MeshError(f"{', '.join(early)} ended by itself: {' '.join(last) or 'it logged nothing'}")
 
     def close(self) -> None:
-        """Kill whatever still runs."""
+        """Kill all processes that still run."""
         for process in self._processes.values():
             process.kill()
             process.wait()
@@ -150,7 +152,7 @@ class Conductor:
 
     # --- what happens ----------------------------------------------------------------------------------------------
     def note(self, what: str) -> None:
-        """Something the conductor did."""
+        """Note something that the conductor did."""
         self.timeline.append({"at": time.time(), "what": what})
         self._tell(time.time(), what)
 
@@ -165,7 +167,7 @@ class Conductor:
             view.draw(self)
 
     def read_lines(self, timeout_s: float) -> None:
-        """Take in what participants said."""
+        """Take in the lines that participants printed."""
         end_s = time.monotonic() + timeout_s
         while (left_s := end_s - time.monotonic()) > 0:
             try:
@@ -190,7 +192,7 @@ class Conductor:
                     pass
 
     def wait_until_ready(self, view: "View") -> None:
-        """Until every node that was started has said that it is ready.
+        """Wait until every node that was started has said that it is ready.
 
         :raises MeshError: when one does not within ``READY_TIMEOUT_S``, or a process ended by itself.
         """
@@ -202,7 +204,7 @@ class Conductor:
             self.play(0.1, view)
 
     def wait_until_met(self, names: list[str], view: "View") -> bool:
-        """Until each of ``names`` sees all the others alive; False when that takes longer than ``MEET_TIMEOUT_S``."""
+        """Wait until each of ``names`` sees all the others alive. False: that took longer than ``MEET_TIMEOUT_S``."""
         end_s = time.monotonic() + MEET_TIMEOUT_S
         while time.monotonic() < end_s:
             self.play(0.25, view)
@@ -214,7 +216,7 @@ class Conductor:
 
 
 class View:
-    """The live table on a terminal; on anything else a line now and then."""
+    """The live table on a terminal, or a line now and then on anything else."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -224,7 +226,7 @@ class View:
 
     @contextmanager
     def shown(self) -> Iterator["View"]:
-        """Draw while inside."""
+        """A context in which the view is drawn."""
         if not sys.stdout.isatty():
             yield self
             return
@@ -284,16 +286,17 @@ class View:
 
 
 def free_port() -> int:
-    """A TCP port of this host that is free now; the relay must come back on the same one."""
+    """A TCP port of this host that is free now. The relay needs a fixed one, because it comes back on the same port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def play_all(folder: Path, relay_port: int | None, view: View) -> tuple[Conductor, bool, Machine]:
-    """The whole piece. Returns the conductor, closed, whether everybody met at the start, and how the machine did.
+    """Play the whole demonstration. Returns the closed conductor, whether all nodes met at the start, and the record of
+    the machine.
 
-    :raises MeshError: a process ended by itself or did not become ready.
+    :raises MeshError: when a process ended by itself or did not become ready.
     """
     conductor = Conductor(folder, relay_port)
     everybody = [participant.name for participant in ALL]

@@ -1,8 +1,9 @@
 """How busy and how slow this machine was while the demonstration ran.
 
-A missed timing says something about the mesh only if the machine could have kept it. Three signs say that it could not:
-a probe that only wanted to wake up was kept waiting, other programs used the processors, or the processor is slow. The
-processor time of the demonstration itself is no such sign: a mesh that keeps the processors busy is to blame for that.
+A missed timing is evidence against the mesh only if the machine was fast enough to keep it. Three signs say that it was
+not: a probe that only wanted to wake up had to wait, other programs used the processors, or the processor is slow. The
+processor time of the demonstration itself is not such a sign, because a mesh that keeps the processors busy is at
+fault.
 """
 
 import os
@@ -20,13 +21,16 @@ from typing import Any, Self
 import psutil
 
 STEP_S = 0.1
-"""Between two wakings of the probe."""
+"""The time between two wakings of the probe."""
 LATE_S = 0.1
-"""Two fifths of a heartbeat interval. A node that waits as long for a processor is late because of the machine."""
+"""The machine is too slow when the probe wakes later than this, two fifths of a heartbeat interval. A node that waits
+as long for a processor is late because of the machine."""
 OTHERS_SHARE = 0.5
-"""Of all processors. A smaller load never made the demonstration miss a timing, so it must not be an excuse."""
+"""The machine is too slow when other programs use more than this share of all processors. A smaller load never made the
+demonstration miss a timing, so it must not be an excuse."""
 SLOW_START_S = 0.1
-"""Processor time of a bare interpreter's start: ten times that of the machines on which the timings were promised."""
+"""The machine is too slow when a bare interpreter needs more processor time than this to start: ten times that of the
+machines on which the timings were promised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +38,11 @@ class Moment:
     """What the probe saw when it woke."""
 
     at_s: float
-    """On the clock of ``time.time``, as every time here."""
+    """The time of ``time.time``, like all times here."""
     late_s: float
-    """After it was due."""
+    """How long after it was due."""
     used_s: float
-    """Processor time used since the start of the machine, by all programs; time that a hypervisor took included."""
+    """Processor time used by all programs since the start of the machine, including time that a hypervisor took."""
     ours_s: float
     """Processor time used by the demonstration's own processes."""
 
@@ -66,7 +70,7 @@ class Machine:
         return ", ".join(sign for sign, seen in signs.items() if seen)
 
     def summary(self) -> dict[str, float]:
-        """Figures of the whole run."""
+        """Figures of the whole run, by name."""
         return {
             "bare_interpreter_start_s": round(self.bare_start_s, 4),
             "probe_latest_s": round(max((moment.late_s for moment in self.moments), default=0.0), 3),
@@ -88,7 +92,7 @@ class Machine:
 
 
 class Watch:
-    """The probe: a thread that wakes every ``STEP_S`` and takes notes while inside ``with``."""
+    """The probe: a context in which a thread wakes every ``STEP_S`` and takes notes."""
 
     def __init__(self, ours_s: Callable[[], float]) -> None:
         """``ours_s``: processor time used by the demonstration so far; called on the probe's thread."""
@@ -99,7 +103,7 @@ class Watch:
         self._bare_start_s = min(_bare_start_s() for _ in range(3))
 
     def machine(self) -> Machine:
-        """What was seen so far."""
+        """The record of the machine so far."""
         return Machine(self._bare_start_s, tuple(self._moments), os.cpu_count() or 1)
 
     def __enter__(self) -> Self:
@@ -116,7 +120,7 @@ class Watch:
         late_s = ours_s = 0.0
         ended = False
         while True:
-            ours_s = max(ours_s, self._ours_s())  # a process that ends while it is read may be missing once
+            ours_s = max(ours_s, self._ours_s())  # a process that ends just now may be missing from one sum
             self._moments.append(Moment(time.time(), late_s, _used_s(psutil.cpu_times()), ours_s))
             if ended:
                 return

@@ -26,7 +26,7 @@ from protocols.membership.events import NeighbourDead, NeighbourLeft, NeighbourM
 
 
 class Notebook:
-    """What one participant saw."""
+    """The notes of one participant."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -35,20 +35,20 @@ class Notebook:
         self.latencies_us: list[float] = []
         self.readings: Counter[str] = Counter()
         self.first_heard: dict[str, float] = {}
-        """When the first reading of each neighbour came: from then on, it knows what this node asks for."""
+        """When the first reading of each neighbour came. From then on, it knows what this node asks for."""
         self.first_advert: dict[str, float] = {}
         """When an advert named each node for the first time."""
         self.hazards: list[dict[str, Any]] = []
         self.told: list[dict[str, Any]] = []
-        """Hazards of this vehicle, which every neighbour must have heard of."""
+        """Hazards that this vehicle published and that every neighbour must have received."""
         self.plates: list[dict[str, Any]] = []
         self.inferences: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
 
     def say(self, kind: str, **fields: Any) -> None:
-        """One line for the conductor."""
+        """Print a line for the conductor."""
         line = json.dumps({"at": time.time(), "node": self.name, "kind": kind, **fields}) + "\n"
-        with self._printing:  # several threads speak, and print() writes a line in two pieces
+        with self._printing:  # several threads print, and print() writes a line in two pieces
             sys.stdout.write(line)
             sys.stdout.flush()
 
@@ -58,7 +58,7 @@ class Notebook:
             self.first_advert.setdefault(node, time.time())
 
     def received(self, reading: meshnode.Reading) -> None:
-        """A neighbour's reading: all clocks of this host are one, so the age is the latency."""
+        """A reading came from a neighbour. All processes of this host share one clock, so its age is the latency."""
         age_us = (time.time_ns() - reading.when.utc_ns) / 1e3
         with self.lock:
             self.latencies_us.append(age_us)
@@ -71,17 +71,17 @@ class Notebook:
             self.say("hazard", **hazard, value=reading.value)
 
     def hazard_told(self, reading: meshnode.Reading) -> None:
-        """A hazard of this vehicle itself."""
+        """Note a hazard that this vehicle published."""
         with self.lock:
             self.told.append({"at": time.time(), "sequence": reading.sequence})
 
     def plates_seen(self, reading: meshnode.Reading) -> None:
-        """What the detector made of a frame of this vehicle's own camera."""
+        """The detector found plates in a frame of this vehicle's own camera, or none."""
         with self.lock:
             self.plates.append({"boxes": reading.value})
 
     def happened(self, event: Event) -> None:
-        """Something about neighbours or inference."""
+        """The node reported an event about neighbours or inference."""
         match event:
             case NeighbourMet():
                 self._event("met", event.node, took_ms=round(event.took_ns / 1e6, 1))
@@ -113,7 +113,7 @@ class Notebook:
         self.say(kind, about=about, **fields)
 
     def figures(self, node: meshnode.Node) -> dict[str, Any]:
-        """Small enough for twice a second."""
+        """The figures that are printed twice a second."""
         with self.lock:
             recent = sorted(self.latencies_us[-500:])
             count = len(self.latencies_us)
@@ -132,7 +132,7 @@ class Notebook:
         }
 
     def report(self, node: meshnode.Node) -> dict[str, Any]:
-        """Everything, for the summary."""
+        """The report, with everything that the summary needs."""
         with self.lock:
             return {
                 "node": self.name,
@@ -153,7 +153,7 @@ class Notebook:
 
 
 async def main(config: Path) -> dict[str, Any]:
-    """Run until SIGTERM; returns the report."""
+    """Run until SIGTERM. Returns the report."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -169,7 +169,7 @@ async def main(config: Path) -> dict[str, Any]:
         node.subscribe(f"veh/{node.id}/plates", callback=notes.plates_seen, history=False)
         notes.say("ready", port=node.port, http=node.http_port)
         conductor = os.getppid()
-        while not stop.is_set() and os.getppid() == conductor:  # an orphan ends by itself
+        while not stop.is_set() and os.getppid() == conductor:  # it ends by itself when its parent is gone
             notes.say("figures", **notes.figures(node))
             try:
                 async with asyncio.timeout(0.5):

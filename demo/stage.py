@@ -11,11 +11,12 @@ from protocols.base.ids import Role
 
 _MESH = "ingolstadt"
 START_S = 540.0
-"""Trace time at which four neighbouring vehicles all brake hard within the next 30 s."""
+"""The time in the trace from which four neighbouring vehicles all brake hard within 30 s."""
 SLOWDOWN = 6.0
-"""Slow vehicles emulate a processor this many times slower: on one host all are equally fast."""
+"""Slow vehicles emulate a processor this many times slower, because on one host all are equally fast."""
 SIDE = 512
-"""Pixels of the square that the detector looks at; the plate is found in every variation of the picture from 512 on."""
+"""The side of the square that the detector looks at, in pixels. From 512 on it finds the plate in every variation of
+the picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +114,8 @@ port = {port}
 
 
 def compile_packages() -> None:
-    """Write the bytecode of our packages, as an installation does it: in a fresh source tree each of seven processes
-    would otherwise compile every module for itself. Does nothing where it is up to date or can't be written."""
+    """Write the bytecode of our packages, as an installation does. In a fresh source tree each of seven processes would
+    otherwise compile every module for itself. Nothing happens where it is up to date or can't be written."""
     for package in ("protocols", "meshnode", "cloud_relay", "demo"):
         compileall.compile_dir(Path(__file__).parent.parent / package, quiet=2)
 
@@ -122,9 +123,9 @@ def compile_packages() -> None:
 def write_files(folder: Path, relay_port: int | None, mixed: bool) -> None:
     """Write everything under ``folder``, which must be empty or missing. ``mixed``: every second node runs on libnng.
 
-    :raises MeshError: when it can't.
+    :raises MeshError: when that fails.
     """
-    # A name of its own, or two demonstrations on one host would dial one another's nodes.
+    # Each run has a mesh name of its own, because two demonstrations on one host would dial one another's nodes.
     create_mesh(folder / "authority", f"{_MESH}-{secrets.token_hex(4)}")
     if relay_port is not None:
         issue(folder / "authority", Role.RELAY, "relay-1", folder / "relay-1")
@@ -143,7 +144,7 @@ def _node_toml(participant: Participant, index: int, relay_port: int | None, mix
         rule="hazards" if unit else "track", rule_keys="veh/*/hazard" if unit else "veh/*/position",
         rule_source="any" if unit else "own", rule_interval_ms=0 if unit else 1_000,
     )  # fmt: skip
-    if unit or participant.camera_hz:  # loading it takes longer than everything else at the start of a node
+    if unit or participant.camera_hz:  # loading the model takes longer than everything else at the start of a node
         text += _MODEL.format(
             detector=find_detector(), side=SIDE, serve="true" if unit else "false",
             slowdown=SLOWDOWN if participant.slow else 1.0,

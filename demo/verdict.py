@@ -1,11 +1,11 @@
 """Compares what happened with what was promised.
 
-Its inputs are what the participants wrote themselves, the outboxes and the relay's store; of the conductor it takes
-only the times at which it started and killed.
+Its inputs are the reports of the participants, the outboxes and the relay's store. From the conductor it takes only the
+times at which processes were started and killed.
 
-A promise about the mesh (who met whom, what arrived, that nothing was lost) is kept or broken. A promise about time is
-counted from the ready lines of the nodes. When it was missed, the record of the machine says whether the machine was
-too slow for it; only if it was not, the promise is broken.
+A promise about the mesh (who met whom, what arrived, that nothing was lost) is kept or broken. A promise about time
+counts from the ready lines of the nodes. When it was missed, it is broken only if the record of the machine shows that
+the machine was fast enough for it.
 """
 
 import json
@@ -22,17 +22,18 @@ from demo.stage import ALL, SLOWDOWN, UNITS, VEHICLES
 from meshnode.sensors.fcd import HAZARD_LIFESPAN_MS
 
 MEET_WITHIN_S = 2.5
-"""A node asks every 2 s who is there, so the loss of one question or answer is within the promise."""
+"""The longest time until two nodes have met. A node asks every 2 s who is there, so one lost question or answer is
+within the promise."""
 DEAD_WITHIN_S = 1.5
-"""From the kill, at which everybody has long been ready."""
+"""The longest time from the kill, when all nodes have long been ready, until the others have noticed it."""
 KILLED = "rsu-2"
 LATE = "late"
-"""How an inference failed that ran out of time."""
+"""The failure of an inference that ran out of time."""
 HAZARD_LIFESPAN_S = HAZARD_LIFESPAN_MS / 1e3
-"""A hazard that was told later than this before the stop may still be under way."""
+"""A hazard that was published less than this before the stop may still be under way."""
 
 Span = tuple[float, float]
-"""Begin and end of a timing that was missed."""
+"""The begin and the end of a timing that was missed."""
 
 
 class Outcome(StrEnum):
@@ -40,7 +41,7 @@ class Outcome(StrEnum):
 
     KEPT = "kept"
     TOO_SLOW = "too slow"
-    """The machine was too slow for the timing; nothing is said against the mesh."""
+    """The machine was too slow for the timing, so the mesh is not at fault."""
     BROKEN = "broken"
 
 
@@ -65,7 +66,8 @@ class Meeting:
 
     @property
     def took_s(self) -> float:
-        """From the ready line of the later one; negative when they met before that, while models were loaded."""
+        """Time from the ready line of the later one. It is negative when they met before it, while models were
+        loaded."""
         return self.at_s - self.ready_s
 
 
@@ -75,13 +77,13 @@ def about_mesh(name: str, kept: bool, seen: str) -> Promise:
 
 
 def percentile(values: list[float], share: float) -> float | None:
-    """Nearest rank; None of nothing."""
+    """The percentile by nearest rank; None when there are no values."""
     ordered = sorted(values)
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else None
 
 
 class Verdict:
-    """Reads the reports once and judges."""
+    """Reads the reports once, and judges every promise by them."""
 
     def __init__(self, conductor: Conductor, met: bool, machine: Machine) -> None:
         self._conductor, self._met, self._machine = conductor, met, machine
@@ -127,7 +129,8 @@ class Verdict:
         return next((worst for worst in (Outcome.BROKEN, Outcome.TOO_SLOW) if worst in outcomes), Outcome.KEPT)
 
     def _timing(self, name: str, seen: str, missed: list[Span]) -> Promise:
-        """A promise about time, missed in ``missed``; broken unless the machine was too slow in all of these spans."""
+        """A promise about time, which was missed in the spans ``missed``. It is broken unless the machine was too slow
+        in all of them."""
         whys = [self._machine.why_slow(*span) for span in missed]
         if not whys:
             return Promise(name, Outcome.KEPT, seen)
@@ -141,7 +144,7 @@ class Verdict:
         return about_mesh("every participant lived to write its report", not missing, f"missing: {missing or 'none'}")
 
     def start_ups_s(self) -> dict[str, list[float]]:
-        """From the start of each process to its ready line, for each of its lives."""
+        """By node: the time from the start of its process to its ready line, for each of its lives."""
         return {
             name: [ready_s - started_s for started_s, ready_s in zip(self._started[name], lives, strict=False)]
             for name, lives in sorted(self._ready.items())
@@ -181,7 +184,7 @@ class Verdict:
 
     # --- the killed unit -------------------------------------------------------------------------------------------
     def deaths_s(self) -> dict[str, float]:
-        """Who noticed the killed unit's death, how long after."""
+        """By node: how long after the kill it noticed the death of the killed unit."""
         return {
             line["node"]: line["at"] - self._killed_s
             for line in self._conductor.seen
@@ -216,12 +219,12 @@ class Verdict:
 
     # --- readings --------------------------------------------------------------------------------------------------
     def latencies_us(self) -> list[float]:
-        """Of every reading at every receiver, from sensing to callback."""
+        """The time from sensing to callback of every reading at every receiver."""
         return [value for report in self.reports.values() for value in report["latencies_us"]]
 
     def _hazards_arrived(self) -> Promise:
-        """Whoever lives throughout must have each hazard that an origin told after this node had heard it for the first
-        time: from then on, the origin knows who asks for hazards."""
+        """A node that lived throughout must have each hazard that another published after this node first heard of that
+        one: from then on, the other knows that this node asks for hazards."""
         told = [(name, line) for name, report in self.reports.items() for line in report["told"]]
         stopping_s = self._stopping_s()
         owed = heard = 0
@@ -249,7 +252,7 @@ class Verdict:
 
     # --- inference -------------------------------------------------------------------------------------------------
     def ran_on(self) -> dict[str, Counter[str]]:
-        """For each asking vehicle: where its frames were computed."""
+        """For each asking vehicle: how many of its frames were computed on which node."""
         return {
             name: Counter(line["ran_on"] or "nobody" for line in report["inferences"])
             for name, report in sorted(self.reports.items())
@@ -299,7 +302,7 @@ class Verdict:
         }
 
     def records(self) -> list[dict[str, Any]]:
-        """For each node: what its ledger issued, what waits, and what the relay has."""
+        """For each node: how many records its ledger issued, how many wait, and how many the relay has."""
         stored = self._stored()
         return [
             {
@@ -348,12 +351,12 @@ class Verdict:
         return [ledger, once, in_time]
 
     def _stopping_s(self) -> float:
-        """When everybody was told to stop; 0 if that never happened."""
+        """When all nodes were told to stop; 0 if that never happened."""
         return min((line["at"] for line in self._conductor.timeline if line["what"] == STOPPING), default=0.0)
 
     # --- summary ---------------------------------------------------------------------------------------------------
     def summary(self) -> dict[str, Any]:
-        """All of it, for ``build/demo.json``."""
+        """Everything that goes into ``build/demo.json``."""
         latencies = self.latencies_us()
         drops: Counter[str] = Counter()
         for report in self.reports.values():
