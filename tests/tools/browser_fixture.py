@@ -76,7 +76,7 @@ class Browser:
         os.close(self._from)
 
     def call(self, method: str, **parameters: object) -> Any:
-        """One command and its answer."""
+        """Send a command and return its answer."""
         self._number += 1
         message: dict[str, object] = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -124,13 +124,13 @@ class Browser:
             self._next()
 
     def resize(self, width: int, height: int) -> None:
-        """The window of the page."""
+        """Set the size of the page's window."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
         )
 
     def run(self, script: str) -> Any:
-        """The value of an expression in the page; promises are waited for."""
+        """The value of an expression in the page. A promise is awaited."""
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
@@ -143,6 +143,6 @@ class Browser:
             self.run("new Promise(requestAnimationFrame)")
 
     def screenshot(self, file: Path, whole: bool = False) -> None:
-        """What is seen; ``whole``: of the page from top to bottom."""
+        """Save a picture of the window or, with ``whole``, of the page from top to bottom."""
         picture = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         file.write_bytes(base64.b64decode(picture["data"]))

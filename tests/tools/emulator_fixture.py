@@ -1,4 +1,4 @@
-"""Where emulations are possible, and what is left of them."""
+"""Emulations for tests, and the processes that may be left of them."""
 
 import contextlib
 import os
@@ -22,10 +22,11 @@ as_root = pytest.mark.skipif(not POSSIBLE, reason=WHY_NOT)
 def emulation(
     scenario: Scenario, folders: pytest.TempPathFactory, undisturbed: Callable[[Result], bool]
 ) -> tuple[Result, Path]:
-    """A run with real nodes, and their journals; skips where that is impossible.
+    """Make a run with real nodes, and return its result and the folder of journals. The test is skipped where that is
+    impossible.
 
-    An emulation takes place in real time, so other programs can spoil it, and it says so. It is made again until it is
-    ``undisturbed``, a few times at most: a fault of ours is there every time.
+    An emulation runs in real time, so other programs can spoil it, and then it says so. It is made again until it is
+    ``undisturbed``, a few times at most. A fault of ours would show in every run.
     """
     if not POSSIBLE:
         pytest.skip(WHY_NOT)
@@ -62,7 +63,7 @@ def children_of(process: int) -> list[int]:
 
 
 def command_of(process: int) -> str:
-    """Its command line; nothing when it has ended, even if nobody has asked yet how."""
+    """The command line of a process. It is empty when the process has ended, even if nobody has waited for it yet."""
     try:
         return Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ")
     except OSError:

@@ -14,16 +14,16 @@ T = TypeVar("T")
 LIMIT_S = 30.0
 """Three waits of this length fit into the time that one test may take."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.05
-"""Pauses grow by half: what is there at once is seen at once, and a long wait costs little."""
+"""Pauses grow by half. So a condition that is true at once is seen at once, and a long wait costs little."""
 
 What = str | Callable[[], str]
-"""What is waited for. A function is called when the time is up, and can tell how far things have come."""
+"""A text about the condition. A function is called when the time is up, so that the text can say what was reached."""
 
 
 def eventually(condition: Callable[[], T], what: What = "it comes true", limit_s: float = LIMIT_S) -> T:
     """The first true value of ``condition``, asked again and again while this thread sleeps in between.
 
-    :raises AssertionError: it did not come true.
+    :raises AssertionError: when it did not come true in time.
     """
     pauses = _pauses(what, limit_s)
     while True:
@@ -33,7 +33,7 @@ def eventually(condition: Callable[[], T], what: What = "it comes true", limit_s
 
 
 async def until(condition: Callable[[], T], what: What = "it comes true", limit_s: float = LIMIT_S) -> T:
-    """The same while the event loop goes on."""
+    """As :func:`eventually`, while the event loop goes on."""
     pauses = _pauses(what, limit_s)
     while True:
         if value := condition():

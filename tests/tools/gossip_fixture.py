@@ -22,12 +22,12 @@ DAY_S = 86_400
 
 
 def signature(author: str, statement: bytes) -> bytes:
-    """What only ``author`` can make, as long as nobody else asks for it."""
+    """The signature of ``author``. Tests must not ask for it in the name of another node."""
     return hashlib.blake2b(statement, key=author.encode(), digest_size=16).digest()
 
 
 def seal(node: str) -> Seal:
-    """Signs as ``node`` and checks everybody."""
+    """A seal that signs as ``node`` and checks the signatures of all authors."""
     return Seal(
         lambda statement: (b"", signature(node, statement)),
         lambda entry: signature(entry.author, entry_statement(entry)) == entry.signature,
@@ -36,18 +36,18 @@ def seal(node: str) -> Seal:
 
 
 def entry(author: str, version: int, body: bytes = b"", kind: str = "address", lifetime_s: int = DAY_S) -> Entry:
-    """Signed by ``author``."""
+    """An entry signed by ``author``."""
     draft = Entry(author, kind, version, lifetime_s, body, b"", b"")
     return replace(draft, signature=signature(author, entry_statement(draft)))
 
 
 def handed(*entries: Entry, age_ms: int = 0) -> GossipEntries:
-    """The frame that hands them over."""
+    """The frame that carries these entries."""
     return GossipEntries(tuple(Carried(age_ms, encode_entry(one)) for one in entries))
 
 
 class Alone:
-    """One machine, and what it said."""
+    """One machine of gossip, and the frames that it sent."""
 
     def __init__(self, node: str = "me", seed: int = 1, **settings: Any) -> None:
         self.now = 0
@@ -58,18 +58,18 @@ class Alone:
         self._said: dict[str, int] = {}
 
     def meet(self, *peers: str, role: Role = Role.VEHICLE) -> None:
-        """These are neighbours from now on; what is said to them in greeting is left out."""
+        """Make these its neighbours. The frames that it sends them first are not kept."""
         for peer in peers:
             self.gossip.neighbour_met(NodeId(peer), role, self.now)
         self.gossip.messages()
 
     def get(self, frame: GossipFrame, peer: str = "peer") -> list[GossipFrame]:
-        """A frame comes from a neighbour: what goes back to it at once."""
+        """Have it receive a frame from a neighbour. Returns the frames that it sends back at once."""
         self.gossip.receive(frame, NodeId(peer), Role.VEHICLE, self.now)
         return [frame for to, frame in self._take() if to == peer]
 
     def run_for(self, duration_ns: int) -> list[tuple[NodeId, GossipFrame]]:
-        """Time passes: what is said in it."""
+        """Let time pass. Returns the frames that it sent meanwhile."""
         before, end_ns = len(self.sent), self.now + duration_ns
         while (due_ns := self.gossip.next_timer_at()) <= end_ns:
             self.now = max(self.now, due_ns)
@@ -79,13 +79,13 @@ class Alone:
         return [(to, frame) for _, to, frame in self.sent[before:]]
 
     def said_to(self, peer: str) -> list[GossipFrame]:
-        """Every frame to a neighbour since this was asked for that one."""
+        """The frames to a neighbour since the last call for that neighbour."""
         self._take()
         begin, self._said[peer] = self._said.get(peer, 0), len(self.sent)
         return [frame for _, to, frame in self.sent[begin:] if to == peer]
 
     def held(self) -> dict[tuple[str, str], int]:
-        """Versions by author and kind."""
+        """The versions that it holds, by author and kind."""
         return {(view.author, view.kind): view.version for view in self.gossip.entries(self.now)}
 
     def _take(self) -> list[tuple[NodeId, GossipFrame]]:
@@ -110,10 +110,10 @@ def put(sim: SimDriver, name: str, body: bytes = b"here", kind: str = "address",
 
 
 def authors(sim: SimDriver, name: str) -> list[str]:
-    """Whose addresses a node holds."""
+    """The nodes whose addresses a node holds."""
     return [view.author for view in sim.nodes[NodeId(name)].engine.gossip.entries(sim.now)]
 
 
 def roots(sim: SimDriver, *names: str) -> set[int]:
-    """One when all these hold the same."""
+    """The roots of these nodes: one element when all hold the same entries."""
     return {sim.nodes[NodeId(name)].engine.gossip.root for name in names or tuple(sim.nodes)}

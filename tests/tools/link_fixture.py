@@ -1,6 +1,6 @@
 """Two ends of a link for tests: credentials, an observer that remembers, transports that are closed again.
 
-Its fixtures, imported where they are used: ``ca``, ``pki``, ``end``; and what makes one test hold for both engines:
+Its fixtures are imported where they are used: ``ca``, ``pki`` and ``end``. Two more run one test on both engines:
 ``engine``, and ``two``, which opens the two ends of a link on each engine and across them.
 """
 
@@ -51,7 +51,7 @@ def given_ca() -> Authority:
 
 @pytest.fixture(scope="module", name="pki")
 def given_pki(ca: Authority, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CredentialFiles]:
-    """Make credentials: ``pki("a")``, or with what should be wrong about them."""
+    """Make credentials: ``pki("a")``, or with arguments that make them wrong on purpose."""
     folder = tmp_path_factory.mktemp("pki")
     made: dict[str, CredentialFiles] = {}
 
@@ -115,7 +115,7 @@ class Recorder:
 
 @dataclass
 class End:
-    """One node: its transport, what it was told, where its inbox is."""
+    """One node: its transport, the notices that it got, and the address of its inbox."""
 
     transport: Transport
     told: Recorder
@@ -156,7 +156,7 @@ def given_two(end: Callable[..., End], pair: tuple[str, str]) -> Callable[..., t
 
 
 def raw_tls(address: Address, files: CredentialFiles | None, authority_file: Path, **options: Any) -> ssl.SSLSocket:
-    """A TLS client that is not ours, to send what ours never would."""
+    """A TLS client of the standard library, to send what ours never would."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(authority_file)
     if files is not None:

@@ -1,4 +1,4 @@
-"""One engine without a world: the test plays its driver and everybody else."""
+"""One engine without a simulation: the test plays its driver and all other nodes."""
 
 from protocols.base import limits
 from protocols.base.ids import Role
@@ -13,7 +13,7 @@ MS, SECOND = limits.MS, limits.SECOND
 
 
 class Alone:
-    """One engine; the test plays everybody else."""
+    """One engine. The test plays all other nodes."""
 
     def __init__(self, **more: object) -> None:
         self.engine: Engine = engine("me", **more)
@@ -36,7 +36,7 @@ class Alone:
         return pipe
 
     def lane(self, node: str, incarnation: int = 5) -> int:
-        """Both directions; returns the dial of our lane."""
+        """Open both directions of a link to a node. Returns the dial number of our lane."""
         self.hello(node, incarnation)
         dial = self.dials()[-1]
         self.engine.lane_opened(dial.dial, identity(node), self.now)

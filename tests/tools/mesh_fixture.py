@@ -1,4 +1,4 @@
-"""Whole nodes for tests: in this process through the public API, and as processes that tell what they see.
+"""Whole nodes for tests: in this process through the public API, and as processes that print what happens to them.
 
 ``python -m tests.tools.mesh_fixture node.toml`` is such a process: it prints a line of JSON for every event and every
 reading of others, and obeys the lines on its standard input (see ``_obey``). It ends by SIGTERM, or when its input
@@ -86,7 +86,7 @@ class House:
         )
 
     def file(self, node: str, tables: str = "", *, role: str = "vehicle", mdns: bool = True) -> Path:
-        """A configuration file of a node on loopback; returns its path."""
+        """Write a configuration file of a node on loopback. Returns its path."""
         path = self.home(node, role) / "node.toml"
         discovery = 'interfaces = ["127.0.0.1"]' if mdns else "mdns = false"
         path.write_text(
@@ -118,7 +118,7 @@ async def given_opened(house: House) -> AsyncIterator[Open]:
 
 
 async def pair(opened: Open, rsu: str = "express", vehicle: str = "express") -> tuple[meshnode.Node, meshnode.Node]:
-    """``rsu-1`` and ``veh-1``, who have met."""
+    """Open ``rsu-1`` and ``veh-1``, and wait until they have met."""
     here = await opened("rsu-1", role="rsu", engine=rsu)
     there = await opened("veh-1", here.port, engine=vehicle)
     await asyncio.gather(here.wait_for_peers(1), there.wait_for_peers(1))
@@ -126,7 +126,7 @@ async def pair(opened: Open, rsu: str = "express", vehicle: str = "express") -> 
 
 
 async def wanted(publisher: meshnode.Node, key: str, count: int = 1) -> None:
-    """Until so many neighbours of ``publisher`` have said that they want ``key``."""
+    """Wait until ``count`` neighbours of ``publisher`` have said that they want ``key``."""
     await until(lambda: len(publisher.driver.engine.readings.wanted_by(key)) == count, f"{count} neighbours want {key}")
 
 
@@ -136,7 +136,7 @@ def dropped(node: meshnode.Node, reason: str) -> int:
 
 # --- a node as a process ---------------------------------------------------------------------------------------------
 class Member:
-    """A child process with a node in it, and every line that it said."""
+    """A child process with a node in it, and every line that it printed."""
 
     def __init__(self, config: Path) -> None:
         self.name = config.parent.name
@@ -157,14 +157,14 @@ class Member:
             self.said.append(json.loads(line))
 
     def heard(self, kind: str, **fields: Any) -> list[dict[str, Any]]:
-        """Lines of a kind with these values."""
+        """The lines of a kind that have these values."""
         wanted = {"kind": kind, **fields}.items()
         return [
             line for line in list(self.said) if wanted <= {k: v for k, v in line.items() if k in dict(wanted)}.items()
         ]
 
     def wait_for(self, kind: str, *, since: int = 0, **fields: Any) -> dict[str, Any]:
-        """The first such line after the first ``since`` of them."""
+        """Wait for such a line, and return it. The first ``since`` of them are left out."""
 
         def found() -> list[dict[str, Any]]:
             lines = self.heard(kind, **fields)[since:]
@@ -180,26 +180,26 @@ class Member:
         self.process.stdin.flush()
 
     def ask(self, verb: str, *arguments: Any) -> Any:
-        """Send an order and wait for what it gives."""
+        """Send an order and wait for its answer."""
         number = next(_numbers)
         self.tell(verb, *arguments, number)
         return self.wait_for("answer", number=number)["value"]
 
     def alive(self) -> set[str]:
-        """Neighbours that it has met and holds for alive."""
+        """The neighbours that it has met and that it considers alive."""
         return {peer["node"] for peer in self.ask("peers") if peer["met"] and peer["state"] == "alive"}
 
     @property
     def port(self) -> int:
-        """Of its inbox."""
+        """The port of its inbox."""
         return int(self.wait_for("up")["port"])
 
     def send(self, number: int) -> None:
-        """A signal."""
+        """Send it a signal."""
         self.process.send_signal(number)
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """Signal it if it runs, and wait: its exit status."""
+        """Signal it if it still runs, and wait for its end. Returns its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
@@ -223,7 +223,7 @@ class Member:
 # --- the program of that process -------------------------------------------------------------------------------------
 def _say(kind: str, **fields: Any) -> None:
     line = json.dumps({"at": time.time(), "kind": kind, **fields}, default=str)
-    print(line + "\n", end="", flush=True)  # in one piece: events come on several threads
+    print(line + "\n", end="", flush=True)  # one call writes the whole line, because events come on several threads
 
 
 def _happened(event: Event) -> None:

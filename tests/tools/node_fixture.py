@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment() -> dict[str, str]:
-    """That of the tests, so that a child finds the packages wherever it runs."""
+    """The environment of the tests, with which a child finds the packages wherever it runs."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 
@@ -36,7 +36,7 @@ def meshnode(
 
 
 def prepare(folder: Path, node: str, role: str, tables: str = "", seeds: tuple[int, ...] = ()) -> Path:
-    """Issue a certificate and write a configuration without mDNS and with free ports; returns its path."""
+    """Issue a certificate and write a configuration without mDNS and with free ports. Returns its path."""
     authority = folder / "authority"
     if not authority.exists():
         create_mesh(authority, "test")
@@ -54,7 +54,7 @@ def prepare(folder: Path, node: str, role: str, tables: str = "", seeds: tuple[i
 
 @dataclass
 class RunningNode:
-    """``meshnode run`` with its ready line read."""
+    """A process of ``meshnode run`` whose ready line has come."""
 
     config: Path
     program: str = "meshnode.cli"
@@ -91,7 +91,7 @@ class RunningNode:
     def ask(
         self, method: str, path: str, body: bytes | str | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        """One HTTP request: status, headers in lower case, body."""
+        """Make an HTTP request. Returns status, headers in lower case, and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=30)
         try:
             connection.request(method, path, body, headers or {})
@@ -101,22 +101,22 @@ class RunningNode:
             connection.close()
 
     def get(self, path: str) -> Any:
-        """The JSON at a path, which must be there."""
+        """The JSON at a path, which must exist."""
         status, _, body = self.ask("GET", path)
         assert status == 200, body
         return json.loads(body)
 
     def post(self, path: str, content: Any) -> tuple[int, Any]:
-        """Status and JSON answer of a JSON body."""
+        """Post a JSON body. Returns the status and the JSON of the answer."""
         status, _, body = self.ask("POST", path, json.dumps(content), {"Content-Type": "application/json"})
         return status, json.loads(body)
 
     def met(self, node: str) -> bool:
-        """Whether that neighbour is alive and both ways to it are open."""
+        """Whether that neighbour is alive and both directions of the link to it are open."""
         return any(p["node"] == node and p["met"] and p["state"] == "alive" for p in self.get("/v1/peers"))
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Signal it, if it still runs, and wait: its exit status."""
+        """Signal it, if it still runs, and wait for its end. Returns its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
@@ -134,7 +134,7 @@ class RunningNode:
 
 
 def pair(folder: Path, rsu_tables: str = "", vehicle_tables: str = "") -> Iterator[tuple[RunningNode, RunningNode]]:
-    """``rsu-1`` and ``veh-1``, who know each other."""
+    """Start ``rsu-1`` and ``veh-1``, and wait until they have met."""
     with (
         RunningNode(prepare(folder, "rsu-1", "rsu", rsu_tables)) as rsu,
         RunningNode(prepare(folder, "veh-1", "vehicle", vehicle_tables, (rsu.port,))) as vehicle,

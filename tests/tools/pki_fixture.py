@@ -1,4 +1,4 @@
-"""Certificates for tests, made with ``cryptography`` alone: tests of links don't lean on ``meshnode.identity``.
+"""Certificates for tests, made with ``cryptography`` alone, so that tests of links don't need ``meshnode.identity``.
 
 ECDSA P-256 throughout, as in the product: the TLS library behind NNG refuses Ed25519.
 """
@@ -32,7 +32,7 @@ class Authority:
 
 
 def authority(name: str = "mesh-authority") -> Authority:
-    """A new authority. Two of the same name are strangers to each other all the same."""
+    """A new authority. Two of the same name do not trust each other all the same."""
     key = ec.generate_private_key(ec.SECP256R1())
     usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
     certificate = (

@@ -22,13 +22,13 @@ _START_S = 60
 
 
 class Cluster:
-    """Two machines with a processor each. ``environment``: for whoever wants to join."""
+    """Two machines with a processor each. ``environment``: the environment of a process that joins."""
 
     def __init__(self, folder: Path) -> None:
-        """``folder`` has a short name: sockets are in it."""
+        """``folder`` must have a short name, because sockets are in it."""
         self._folder = folder
-        # The head asks metadata services of clouds what they call it unless it knows that from this file, and reports
-        # to Ray's makers that reports are off; nobody listens at port 9.
+        # Without this file the head would ask metadata services of clouds for its name. It also tells Ray's makers
+        # that reports are off, for which it gets port 9, where nobody listens.
         (folder / "ray_bootstrap_config.yaml").write_text("{}\n")
         self.environment = os.environ | {
             "HOME": str(folder), "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "token",
@@ -62,7 +62,7 @@ class Cluster:
         eventually(started, lambda: f"Ray starts: {told.read_text('utf-8')}", _START_S)
 
     def workers(self, machine: int) -> list[psutil.Process]:
-        """Processes of a machine (0: the head) that make a run now."""
+        """The processes of a machine (0: the head) that make a run now."""
         found = []
         for process in psutil.Process(self._machines[machine].pid).children(recursive=True):
             try:

@@ -1,4 +1,4 @@
-"""The machine of readings without a node: its neighbours' queues, and a clock that the test turns."""
+"""The machine of readings without a node, with the queues of its neighbours and a clock that the test sets."""
 
 from collections import Counter
 

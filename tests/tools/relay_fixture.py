@@ -41,7 +41,7 @@ def reading(number: int, key: str = "veh/v-1/speed", value: Any = None, **where:
 def batch(
     *numbers: int, fates: tuple[Fate, ...] = (), node: str = "v-1", following: int | None = None, **of: Any
 ) -> Batch:
-    # encoded apart, as the outbox keeps them
+    # The readings are encoded one by one, as the outbox keeps them.
     records = tuple(Record(number, "r", Raw(encode_reading(reading(number, **of)))) for number in numbers)
     if following is None:
         following = max((*numbers, *(fate.last for fate in fates)), default=0) + 1
@@ -49,7 +49,7 @@ def batch(
 
 
 class RelayInProcess:
-    """Store and ingest without a network."""
+    """The store and the ingest of a relay, without a network."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

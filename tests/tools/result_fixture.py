@@ -1,4 +1,4 @@
-"""Results of runs that never were: what a recorder is told about a city of 200 nodes in ten minutes, from one seed."""
+"""Made-up results: what a recorder is told about a city of 200 nodes in ten minutes, drawn from one seed."""
 
 import math
 import os
@@ -13,7 +13,7 @@ MS_NS = 1_000_000
 
 
 def city(nodes: int = 200, duration_s: float = 600.0) -> Scenario:
-    """Roadside units on a lattice, vehicles on streets."""
+    """A scenario of roadside units on a lattice and vehicles on streets."""
     units = max(1, nodes // 12)
     return Scenario(
         "city", "vehicles and roadside units", duration_s,
@@ -34,7 +34,7 @@ def city(nodes: int = 200, duration_s: float = 600.0) -> Scenario:
 def result_of(
     nodes: int = 200, duration_s: float = 600.0, seed: int = 1, slower: float = 1.0, broken: int = 0
 ) -> Result:
-    """``slower``: factor of all times; ``broken``: judgements of one check that failed."""
+    """A made-up result. ``slower``: the factor of all times; ``broken``: how many judgements of one check failed."""
     scenario, random = city(nodes, duration_s), Random(seed)
     recording = Recording(scenario)
     names = scenario.names
@@ -112,7 +112,7 @@ def _talk(recording: Recording, names: list[str], now: int, second: int, random:
 
 
 def run_that_may_kill(scenario: Scenario, seed: int) -> Result:
-    """A run that takes no time; seed 13 fails, seed 666 takes its process with it."""
+    """A run that takes no time. With seed 13 it fails, and with seed 666 it kills its process."""
     if seed == 13:
         raise ValueError("an unlucky run")
     if seed == 666:

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for everything that stands on the wire, and small builders that many tests share.
+"""Hypothesis strategies for everything that travels on the wire, and small builders that many tests share.
 
 Runs repeat: examples are derived from the test's name unless ``MESH_EXPLORE`` is set, which searches anew each time.
 """
@@ -156,10 +156,10 @@ def reading(key: str = "veh/a/x", origin: str = "a", sequence: int = 1, value: o
 
 
 def identity(node: str, role: Role = Role.VEHICLE, mesh: MeshName = MESH) -> PeerIdentity:
-    """What a certificate says."""
+    """The identity that a certificate names."""
     return PeerIdentity(mesh, role, NodeId(node))
 
 
 def engine(node: str = "me", role: Role = Role.VEHICLE, **more: object) -> Engine:
-    """An engine that nobody drives but the test."""
+    """An engine that the test drives."""
     return Engine(NodeSettings(MESH, NodeId(node), role, Incarnation(1_000), 7000, **more), Random(1))  # type: ignore[arg-type]

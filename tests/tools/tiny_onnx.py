@@ -1,4 +1,4 @@
-"""Writes small ONNX files without the ``onnx`` package: a chain of one operator, as protobuf by hand.
+"""Writes small ONNX files without the ``onnx`` package: a chain of one operator, encoded as protobuf by hand.
 
 Follows ``onnx.proto`` (ModelProto and below) at operator set 13; leaves out everything that such a chain doesn't need.
 """
@@ -42,7 +42,7 @@ def model_bytes(
     output_name: str = "y",
     opset: int = 13,
 ) -> bytes:
-    """The same as bytes."""
+    """The bytes of such a file."""
     names = [input_name, *(f"t{i}" for i in range(1, repeat)), output_name]
     nodes = b"".join(
         _message(1, _text(1, source) * (2 if op in _BINARY else 1) + _text(2, target) + _text(4, op))
