@@ -37,7 +37,7 @@ function short(value) {
 
 const percent = (share) => `${share >= 0.9995 && share < 1 ? (share * 100).toFixed(2) : short(share * 100)} %`;
 
-/** The least of 1, 2, 5, 10, 20 … that is not less. */
+/** The least of the numbers 1, 2, 5, 10, 20 … that is not less than a value. */
 function round(value) {
   const power = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= value * 0.999);
@@ -280,7 +280,7 @@ function hover(root, { x, y, series, placeX, placeY, width, left, right, top, bo
   });
 }
 
-/** A card with a title, a note and a chart, or why there is none. */
+/** A card with a title, a note and a chart, or with the reason why there is no chart. */
 function card(title, note, content, empty) {
   return el(
     "div",

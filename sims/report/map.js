@@ -1,8 +1,8 @@
-// The map, its playback, and the strip of what happened when.
+// The map, its playback, and the strip that shows when things happened.
 "use strict";
 
-const FLASH_S = 0.45; // how long a delivery is seen, in seconds of the watcher
-const RING_S = 1.6; // and something that happened at a node
+const FLASH_S = 0.45; // how long a delivery is shown, in real seconds
+const RING_S = 1.6; // and an event at a node
 
 /** Plays a result on two canvases. */
 class Player {
@@ -172,7 +172,7 @@ class Player {
     this.tell();
   }
 
-  /** Stand still at a message, with its ways drawn. */
+  /** Stop at a message, and draw its paths. */
   show(message) {
     if (this.playing) this.toggle();
     this.message = message;
@@ -290,7 +290,7 @@ class Player {
     context.lineTo(...this.screen(to));
   }
 
-  /** Who is kept from whom: at most a few dozen lines, more would only blacken the map. */
+  /** The pairs that a partition separates: at most a few dozen lines, because more would only blacken the map. */
   drawFaults(context, faults) {
     context.strokeStyle = this.style("--bad");
     context.lineWidth = 1;

@@ -1,4 +1,4 @@
-// One message on its way: who had it when.
+// One message on its way: which node got it, and when.
 "use strict";
 
 class Messages {

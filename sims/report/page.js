@@ -329,5 +329,5 @@ computeCharts();
 faults();
 numbers();
 footer();
-/** For whoever drives the page from outside. */
+/** For tests and other programs that drive the page from outside. */
 window.meshReport = { page, player, messages };

@@ -1,7 +1,7 @@
 // The sections of charts: links, mesh, inference. Each card says why it is empty when it is.
 "use strict";
 
-/** Bars of equal width on a logarithmic axis; what a bin of the recorder holds is shared out by overlap. */
+/** Bars of equal width on a logarithmic axis. The content of a bin of the recorder is divided among them by overlap. */
 function histogram(spread, colour) {
   const low = Math.log(Math.max(spread.edges[0], spread.edges[spread.edges.length - 1] / 1e6));
   const high = Math.log(spread.edges[spread.edges.length - 1]);

@@ -1,10 +1,10 @@
-// Where everybody is at any time, out of the 16-bit places of the page.
+// The positions of all nodes at any time, from the 16-bit places of the page.
 "use strict";
 
 const ABSENT = -32768;
-const TOO_FAST_MPS = 120; // who moves faster came in again elsewhere: not a way to be drawn
+const TOO_FAST_MPS = 120; // a node that moves faster has re-entered elsewhere, so no path is drawn
 
-/** Where everybody is at any time. */
+/** The positions of all nodes at any time. */
 class Track {
   constructor({ frames, every_s, nodes, x0, y0, scale, data }) {
     this.frames = frames;
