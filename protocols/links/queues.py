@@ -195,7 +195,7 @@ class LaneQueue:
         return excess <= 0
 
     def _make_room(self, size_bytes: int, priority: int) -> bool:
-        """Evict readings up to ``priority`` until so many bytes fit, or none when that would not be enough."""
+        """Evict readings up to ``priority`` until ``size_bytes`` fit, or none when that would not be enough."""
         excess_bytes = self.waiting_bytes + size_bytes - limits.MAX_QUEUE_BYTES
         if excess_bytes <= 0:
             return True

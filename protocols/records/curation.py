@@ -82,7 +82,7 @@ class Curator:
     """Chooses and derives. Instants are monotonic nanoseconds."""
 
     def __init__(self, rules: Iterable[CurationRule], patterns: Iterable[Pattern] = ()) -> None:
-        """:raises LocalProtocolError: when two of them have one name: nobody could tell their records apart."""
+        """:raises LocalProtocolError: when two of them have one name, because their records could not be told apart."""
         self._rules, self._patterns = tuple(rules), tuple(patterns)
         names = [rule.name for rule in self._rules] + [pattern.name for pattern in self._patterns]
         for name in names:

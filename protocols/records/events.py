@@ -1,4 +1,4 @@
-"""What the machine of the uplink decides: effects for its driver, and events for whoever uses the node."""
+"""The effects and events of the uplink."""
 
 from enum import StrEnum
 

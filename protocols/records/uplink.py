@@ -320,7 +320,7 @@ class Uplink:
 
 
 def decode_untrusted_answer(data: bytes) -> Acknowledgement | RelayRefusal:
-    """Parse a relay's answer. :raises RemoteProtocolError: when it is none."""
+    """Parse a relay's answer. :raises RemoteProtocolError: when it is not an answer."""
     frame = decode_untrusted_relay_frame(data)
     if isinstance(frame, Batch):
         raise RemoteProtocolError("the relay answered with a batch")

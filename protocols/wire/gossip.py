@@ -16,7 +16,7 @@ class Entry(Struct, frozen=True, array_like=True, gc=False):
 
     author: Id
     kind: Annotated[str, Meta(min_length=1, max_length=limits.MAX_KIND_CHARS)]
-    """``address``, or a word of a newer version, which is passed on all the same."""
+    """``address``, or a word that a newer version adds. Entries of unknown kinds are passed on too."""
     version: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
     """It grows with each entry of ``(author, kind)``, over restarts too."""
     lifetime_s: Annotated[int, Meta(ge=1, le=limits.MAX_ENTRY_LIFETIME_S)]
