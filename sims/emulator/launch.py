@@ -5,8 +5,8 @@
 ``PARENT``: the process id of the harness. When the harness ends, however it ends, the kernel kills the program
 (PR_SET_PDEATHSIG, which exec keeps). ``NAMESPACE`` and ``MOUNTS``: inherited descriptors of a network namespace and of
 a mount namespace, or -1 to stay. ``URGENCY``: the priority among what runs before all other processes of this host
-(``SCHED_RR``, where that is allowed), because an emulated computer shares its processor with nobody else's work, and
-the air waits for nobody; 0: first among processes that take turns. This is a program of its own, because code between
+(``SCHED_RR``, where that is allowed), because an emulated computer does not share its processor with other work, and
+the air does not wait; 0: first among processes that take turns. This is a program of its own, because code between
 fork and exec of a process with threads may deadlock.
 """
 

@@ -87,7 +87,8 @@ def last_words(log: Path) -> str:
 
 
 def end_process(process: "subprocess.Popen[bytes]", patience_s: float) -> bool:
-    """Wait for a process that was told to end, then kill it; returns whether that was needed."""
+    """Wait for the end of a process that was told to stop, and kill it after ``patience_s``. Returns whether it had to
+    be killed."""
     stuck = False
     try:
         process.wait(max(0.0, patience_s))
@@ -204,7 +205,7 @@ class RealNode:
             process.send_signal(number)
 
     def ended_unasked(self) -> bool:
-        """Whether its process is gone though nobody killed it."""
+        """Whether its process has ended without being killed or told to leave."""
         return self.wanted and self.running is not None and self.running.poll() is not None
 
 

@@ -58,7 +58,7 @@ the two harnesses may be apart in a comparison."""
 LEAST_LATE_MS = 1.0
 MOST_LATE_MS = 20.0
 _LEAD_S = 0.5
-"""From knowing when the run starts to its start. In this time the wire makes its models."""
+"""How long before the start of the run all processes know it. In this time the wire makes its models."""
 _LOOK_S = 0.25
 _WIRE_ENDS_S = 10.0
 _RELAY_ENDS_S = 10.0

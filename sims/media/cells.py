@@ -56,7 +56,8 @@ class Cells:
         return sorted(touched)
 
     def neighbours(self, node: int) -> list[int]:
-        """The nodes within range of ``node``, in order; none when it is not on the map. Not to be changed."""
+        """The nodes within range of ``node``, in order; none when it is not on the map. The caller must not change the
+        list."""
         known = self._neighbours.get(node)
         if known is None:
             known = self._neighbours[node] = self._find(node)

@@ -26,7 +26,7 @@ class Places(Protocol):
     headings_deg: "list[float]"
 
     def advance(self, now_ns: int) -> None:
-        """Move everybody to where they are at ``now_ns``, which never goes back."""
+        """Move all nodes to where they are at ``now_ns``, which never goes back."""
 
 
 class Links(Protocol):

@@ -52,7 +52,7 @@ class Media:
 
     # --- Links -----------------------------------------------------------------------------------------------------
     def moved(self, now_ns: int) -> list[int]:
-        """See :class:`sims.media.contract.Links`. Costs next to nothing when everybody stayed."""
+        """See :class:`sims.media.contract.Links`. It costs next to nothing when no node moved."""
         touched = self.radio.moved()
         if self._wired and self._present != self._places.present:  # wires make it visible from everywhere
             self._present = self._places.present[:]
@@ -142,7 +142,7 @@ class Media:
         return self._connected_ns(node, RELAY, arrival_ns, now_ns) if self._faulty else arrival_ns
 
     def covered(self, node: int) -> bool:
-        """Whether the way of a node to the relay is open; the relay may be out all the same."""
+        """Whether the link of a node to the relay is open. The relay itself may be down all the same."""
         return self._cellular.covered(node) and not (self._faulty and self._stands_still(node, RELAY))
 
     # --- Overlay ---------------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def _spreads(result: Result, name: str) -> list[float]:
 
 
 def _here(result: Result) -> float | None:
-    """The share of the answered inferences that needed nobody else."""
+    """The share of the answered inferences that the asking node computed itself."""
     answered = result.inference.count
     return result.inference_by.get("here", 0) / answered if answered else None
 

@@ -1,4 +1,4 @@
-"""Compares two results and says what got worse: for CI, where nobody looks at a chart.
+"""Compares two results and says what got worse, for CI, where no person looks at a chart.
 
 Checks are judged: any failure that was not there before, and a check that is no longer judged. Figures whose direction
 is known are judged too: times and loss, by a share that is tolerated and a least difference below which nobody would

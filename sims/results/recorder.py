@@ -254,7 +254,8 @@ class _Places:
             track.append([round(x_m, 1), round(y_m, 1)])
 
     def there_since(self, instant_ns: int) -> set[str]:
-        """Who was there from an instant (or the first look after it) until the last look. Empty when nobody looked."""
+        """The nodes that were there from an instant (or the first sample after it) until the last sample. It is empty
+        when there was no sample."""
         last_ns = self._newest_ns - self.every_ns
         first_ns = instant_ns + self.every_ns
         return {
@@ -271,7 +272,7 @@ class _Places:
 
 
 class _Traces:
-    """Messages that are followed to everybody who has them."""
+    """Messages that are followed to all nodes that get them."""
 
     def __init__(self, names: Sequence[str], duration_s: float) -> None:
         self.origins = frozenset(_spread_over(names, TRACED_NODES))

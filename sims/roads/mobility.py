@@ -62,7 +62,8 @@ class Map:
         self.movers: list[Mover] = []
 
     def advance(self, now_ns: int) -> None:
-        """Move everybody to where they are at ``now_ns``, which never goes back. :raises TraceError: see traces."""
+        """Move all nodes to where they are at ``now_ns``, which never goes back. :raises TraceError: when a trace can't
+        be used."""
         for mover in self.movers:
             mover.advance(now_ns)
 

@@ -30,7 +30,7 @@ MAX_ATTEMPTS = 3
 """How often a run that is lost is tried. Machines of a cluster come and go, but a run that kills its workers must not
 be tried for ever."""
 ANSWER_S = 5.0
-"""How long to wait until somebody takes the connection: as long as Ray itself waits."""
+"""How long to wait until the connection is accepted: as long as Ray itself waits."""
 CONNECT_S = 20.0
 """How long to wait until Ray has joined, which takes half a second where nothing else runs."""
 

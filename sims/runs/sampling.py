@@ -182,7 +182,7 @@ class Sampler:
                     self._recording.aged(now - newest_ns)
 
     def _look_at_pairs(self, _: None) -> None:
-        """Note since when nodes are in good range of one another; only once when nobody moves."""
+        """Note since when nodes are in good range of one another. When no node moves, one call is enough."""
         world, now = self._world, self._driver.now
         since_ns = world.near_since_ns
         for number, before in enumerate(self._near):

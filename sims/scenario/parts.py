@@ -217,7 +217,7 @@ class Inference(Part, frozen=True):
 
 
 class Spread(Part, frozen=True):
-    """A signed entry that one node puts in for everybody to have."""
+    """A signed gossip entry that one node puts in, and that spreads to all nodes."""
 
     at_s: Seconds
     author: str

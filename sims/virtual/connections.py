@@ -1,9 +1,9 @@
 """How simulated pipes are opened and closed: dials, handshakes, resets, and connections of strangers.
 
-A dial sends SYNs until somebody hears them or its time is up. The medium decides how long the trips of the handshake
-take; the work at both ends waits for their processors. When a sender's end is closed, its kernel sends what it has and
-then the end of the stream. When a receiver's end is closed, its kernel sends resets, again and again while the sender
-is out of reach; the sender may also learn of it when it sends again.
+A dial sends SYNs until the other host hears one or its time is up. The medium decides how long the trips of the
+handshake take; the work at both ends waits for their processors. When a sender's end is closed, its kernel sends what
+it has and then the end of the stream. When a receiver's end is closed, its kernel sends resets, again and again while
+the sender is out of reach; the sender may also learn of it when it sends again.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Connections:
         self._try(attempt)
 
     def _try(self, attempt: Attempt) -> None:
-        """Send a SYN, and try again later when nobody can hear it."""
+        """Send a SYN, and try again later when the other host can't hear it."""
         node = attempt.node
         if node.attempts.get(attempt.dial) is not attempt:
             return
@@ -169,7 +169,7 @@ class Connections:
                 self.send_reset(pipe)
 
     def send_reset(self, pipe: Pipe) -> None:
-        """Tell a sender as soon as it can be reached that nobody takes what it sends."""
+        """Tell a sender that the far end is closed, as soon as it can be reached."""
         if not pipe.sends:
             self.resets.pop(pipe.number, None)
             return

@@ -236,7 +236,8 @@ class SimDriver(Processes):
         return number
 
     def act(self, node: SimNode, action: Callable[[Engine, int], object]) -> None:
-        """Do something with an engine at the node's own time, and perform what the engine decides."""
+        """Call a machine of a node: ``action(engine, now)`` with the node's own time. Then perform what the engine
+        decides."""
         self.take_in(node, self.now)
         local = node.local(self.now)
         action(node.engine, local)
@@ -275,7 +276,7 @@ class SimDriver(Processes):
         self.settle()
 
     def digest(self) -> str:
-        """A hash of every event and reading so far. It is the same for the same seed, whenever somebody looked
+        """A hash of every event and reading so far. It is the same for the same seed, however often it was asked for
         meanwhile."""
         self.settle()
         digest = self._digest.copy()

@@ -48,8 +48,8 @@ class Pipe:
     def __init__(
         self, number: int, sender: "SimNode", dial: int, receiver: "SimNode", identity: PeerIdentity | None = None
     ) -> None:
-        """``identity``: the identity that TLS proved to the receiver; None means the sender's own. Dial 0 is nobody's
-        lane: the pipe belongs to a stranger on the sender's host."""
+        """``identity``: the identity that TLS proved to the receiver; None means the sender's own. A pipe
+        of dial 0 is not a lane, but belongs to a stranger on the sender's host."""
         # What each frame needs comes first, so that it lies together in memory.
         self.aside = False
         """Whether frames put on it wait, because the pipe stands still or its far end is closed."""

@@ -1,6 +1,6 @@
 """The processes of simulated nodes: they take in frames, wait for CPU, and wake up for their timers.
 
-While a process is busy, or gets no CPU, everything that comes in waits in line. Frames that wake nobody (see
+While a process is busy, or gets no CPU, everything that comes in waits in line. Frames that wake no node (see
 :mod:`sims.virtual.pipes`) are taken in before anything else happens to their node.
 """
 
