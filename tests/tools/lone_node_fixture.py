@@ -36,7 +36,7 @@ class Alone:
         return pipe
 
     def lane(self, node: str, incarnation: int = 5) -> int:
-        """Open both directions of a link to a node. Returns the dial number of our lane."""
+        """Open both directions of a link to a node. Returns the dial id of our lane."""
         self.hello(node, incarnation)
         dial = self.dials()[-1]
         self.engine.lane_opened(dial.dial, identity(node), self.now)
