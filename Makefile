@@ -20,7 +20,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto -
 
 help:
 	@echo "make demo          a mesh of real processes on this host, then a summary (RELAY=0: without a relay)"
-	@echo "make test          all tests, coverage of protocols/, and what was skipped (ARGS='-k name' to choose)"
+	@echo "make test          all tests, coverage of protocols/, and what was skipped (ARGS='-k name' to choose, '-n 0' one by one)"
 	@echo "make test-quick    those that start no process, in less than two minutes, without coverage"
 	@echo "make lint          format, style, types, who may import whom"
 	@echo "make bench         the full comparison with pynng, zenoh and bare TLS sockets"
