@@ -51,8 +51,8 @@ def run_as_process(flags: list[str], out: Path, number: int) -> dict[str, Any]:
     path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "demo", *flags, "--out", str(path)]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode in (1, 2):
-        print(done.stderr.strip(), file=sys.stderr)
+    if done.returncode not in (0, 3):
+        print(f"run {number} ended with status {done.returncode}: {done.stderr.strip()}", file=sys.stderr, flush=True)
     return json.loads(path.read_text()) if path.exists() else {}
 
 
