@@ -46,11 +46,6 @@ class Heartbeat(Frame, frozen=True, array_like=True, gc=False, tag=2):
     answer: bool = False
     """Whether the receiver should send one back at once. It is under suspicion, and can refute it so."""
 
-    @property
-    def calm(self) -> bool:
-        """Whether a receiver that suspects nobody has nothing to do about it at once."""
-        return not self.answer
-
 
 class Goodbye(Frame, frozen=True, array_like=True, gc=False, tag=3):
     """The sender leaves on purpose."""

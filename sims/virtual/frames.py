@@ -1,8 +1,8 @@
 """Frames on simulated pipes: decoded once, for all receivers to which the same bytes are sent.
 
-A *calm* frame needs no answer and is passed on to nobody, so its receiver need not wake up for it. Only a frame itself
-knows this: heartbeats say so, and a publisher knows it of its readings. All other frames, those of an added capability
-among them, wake their receivers.
+A *calm* frame needs no answer and is passed on to nobody, so its receiver need not wake up for it. Heartbeats say in a
+field whether they ask for an answer, and a publisher knows how far its readings go. All other frames, those of an added
+capability among them, wake their receivers.
 """
 
 from collections.abc import Callable, Iterable
@@ -47,7 +47,7 @@ class SimFrame:
         if type(decoded) is _READINGS:
             self.readings = len(decoded.readings)
         elif type(decoded) is _HEARTBEAT:
-            self.calm, self.accuses = decoded.calm, bool(decoded.suspects)
+            self.calm, self.accuses = not decoded.answer, bool(decoded.suspects)
         elif type(decoded) is _ENTRIES:
             self.sealed = True
 
