@@ -14,6 +14,7 @@ from protocols.base.errors import InvalidKey, RemoteProtocolError, ValueUnsuppor
 from protocols.base.keys import checked_expression
 from protocols.membership.events import PeerRefused
 from protocols.membership.neighbour import State
+from protocols.readings.publication import checked_publication
 from protocols.readings.quality import Quality
 from protocols.wire.codec import decode_untrusted_node_frame
 from protocols.wire.messagepack import has_too_many_elements
@@ -108,7 +109,9 @@ def test_bulk_lane_that_fails_is_dialled_again_while_something_waits_for_it() ->
     alone.lane("a")
     pipe = alone.pipes
     alone.receive(pipe, Interest(1, (Want("veh/**"),)))
-    alone.engine.publish("veh/me/map", b"x" * 100_000, WHERE, EventTime(1, 1), HOW, 3, 0, 0, alone.now, 1)
+    publication = checked_publication("veh/me/map", HOW, WHERE)
+    alone.engine.readings.publish(publication, b"x" * 100_000, None, EventTime(1, 1), alone.now, 1)
+    alone.engine.carry(alone.now)
     (first,) = alone.dials()
     alone.engine.lane_closed(first.dial, "reset", False, alone.now)
     alone.timers(SECOND)
@@ -123,7 +126,7 @@ def test_rate_limited_subscriptions_that_come_and_go_leave_nothing() -> None:
     for _ in range(50):
         number = driver.subscribe("v-0", "veh/**", Quality(min_interval_ns=SECOND))
         driver.publish("v-0", "veh/v-0/a", 1)
-        engine.readings.unsubscribe(number, driver.now)
+        engine.readings.unsubscribe(number)
     driver.publish("v-0", "veh/v-0/a", 1)
     (stream,) = engine.readings._streams.values()
     assert len(stream.limited_last) == 0

@@ -417,6 +417,7 @@ def test_machine_without_record_has_no_excuse() -> None:
     assert Machine(0.01, (), 2).why_slow(0.0, 9.0) == ""
 
 
+@pytest.mark.processes
 def test_watch_counts_our_processor_time_among_that_of_all_programs() -> None:
     """Otherwise a busy mesh would look like other programs that are busy."""
     with repeat.busy_processes(1):
@@ -436,6 +437,7 @@ def test_watch_counts_our_processor_time_among_that_of_all_programs() -> None:
     assert machine.bare_start_s > 0
 
 
+@pytest.mark.processes
 def test_conductor_counts_the_processor_time_of_ended_and_living_processes(tmp_path: Path) -> None:
     """What the demonstration used itself must not look like the work of other programs."""
     conductor = Conductor(tmp_path, None)
@@ -452,6 +454,7 @@ def test_conductor_counts_the_processor_time_of_ended_and_living_processes(tmp_p
 
 
 # --- many runs -------------------------------------------------------------------------------------------------------
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("outcomes", "status"),
     [(["kept", "too slow"], 0), (["kept", "broken"], 1), (["kept", "could not be run"], 2)],

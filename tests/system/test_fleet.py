@@ -66,6 +66,7 @@ def test_startup_bars_are_kept_until_one_is_missed(node: startup.Start, says: st
     assert says in missed
 
 
+@pytest.mark.processes
 def test_startup_short_run_measures_the_interpreter_the_imports_and_the_node(tmp_path: Path) -> None:
     """What the interpreter takes must stand apart from what the node takes."""
     out = tmp_path / "startup.json"

@@ -216,7 +216,7 @@ def test_stream_asked_for_wrongly_says_what_is_wrong(rsu: RunningNode, query: st
     ("body", "kind", "status", "said"),
     [
         ('{"key": "veh/veh-1/x", "value": 1}', "text/plain", 415, "application/json"),
-        ("{", "application/json", 400, "no reading"),
+        ("{", "application/json", 400, "not a reading"),
         ('{"key": "veh/veh-1/x"}', "application/json", 400, "value"),
         ('{"key": "veh/veh-1/x", "value": 1, "units": "m"}', "application/json", 400, "units"),
         ('{"key": "veh/veh-1/x", "value": 1, "priority": 8}', "application/json", 400, "priority"),
@@ -229,7 +229,8 @@ def test_stream_asked_for_wrongly_says_what_is_wrong(rsu: RunningNode, query: st
          "application/json", 400, "has 8 bytes"),
         ('{"key": "veh/veh-1/x", "value": {"$what": 1}}', "application/json", 400, "$what"),
         ('{"key": "veh/veh-1/x", "value": 123456789012345678901234567890}', "application/json", 400, "travel"),
-        ('{"key": "veh/veh-1/x", "value": ' + "[" * 5_000 + "]" * 5_000 + "}", "application/json", 400, "no reading"),
+        ('{"key": "veh/veh-1/x", "value": ' + "[" * 5_000 + "]" * 5_000 + "}",
+         "application/json", 400, "not a reading"),
     ],
 )  # fmt: skip
 def test_reading_published_wrongly_is_refused(

@@ -433,7 +433,7 @@ def test_csv_replay_in_a_loop_at_twice_the_rate_goes_on_in_time(tmp_path: Path) 
         (b"", "line 1: the header is missing: begin the file with time_s,key,value"),
         (b"time_s,key\n", "line 1: column 'value' is missing"),
         (b"time_s,key,value,speeed\n", "line 1: column 'speeed' is unknown"),
-        (b"time_s,key,value,key\n", "line 1: column 'key' stands there twice"),
+        (b"time_s,key,value,key\n", "line 1: column 'key' appears twice"),
         (b"time_s,key,value\n1,a,1\nx,a,1\n", "line 3: 'time_s' is 'x': give a number"),
         (b"time_s,key,value\n1,a,1\n,a,1\n", "line 3: 'time_s' is empty"),
         (b"time_s,key,value\n1,a,1\nnan,a,1\n", "line 3: 'time_s' is 'nan'"),
