@@ -43,8 +43,8 @@ TRACED = (
     "meshnode/records", "meshnode/test_node_api.py", "sims/checks/test_checks.py", "sims/world", "system/test_abuse.py",
     "system/test_bad_input.py",
 )  # fmt: skip
-"""Where the coverage of ``protocols/`` comes from. All other tests together reach no line and no branch that these do
-not reach, and tracing makes a simulation twice as slow."""
+"""Where the coverage of ``protocols/`` comes from: when the list was made, all other tests together reached no line and
+no branch beside. Tracing makes a simulation twice as slow."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -88,7 +88,7 @@ def _no_process_without_the_mark(event: str, arguments: tuple[object, ...]) -> N
     if event in {"subprocess.Popen", "os.posix_spawn", "os.fork"} and _now:
         test = _now[-1]
         if test.get_closest_marker("processes") is None:
-            raise AssertionError(f"{test.nodeid} starts a process ({arguments}): give it @pytest.mark.processes")
+            raise AssertionError(f"{test.nodeid} starts {arguments[0]}: give it @pytest.mark.processes")
 
 
 sys.addaudithook(_no_process_without_the_mark)
