@@ -8,7 +8,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 from msgspec import inspect
@@ -21,6 +21,9 @@ MAX_SHOWN_CHARS = 60
 MAX_LISTED_NAMES = 16
 _AT = re.compile(r"(.*) - at `(?:key in )?\$(.*)`", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]|\[\.\.\.\]")
+
+_RENAMED: Final = {"swarm": "random_faults"}
+"""Old names of keys, so that a file of an older version says what to change."""
 
 
 def nearest(what: str, known: Iterable[str]) -> str:
@@ -99,7 +102,9 @@ def _walk_struct(data: dict[object, object], kind: inspect.StructType, place: st
         if key in kinds:
             _walk(value, kinds[str(key)], inner)
         elif key != kind.tag_field:
-            raise ScenarioError(f"{inner} is unknown{nearest(str(key), kinds)}")
+            renamed = _RENAMED.get(inner)
+            hint = f": it is called {renamed} now" if renamed is not None else nearest(str(key), kinds)
+            raise ScenarioError(f"{inner} is unknown{hint}")
 
 
 def _walk_union(data: object, kind: inspect.UnionType, place: str) -> None:

@@ -246,6 +246,11 @@ def test_unknown_fault_is_refused_with_the_nearest() -> None:
     expect('[[faults]]\nkind = "crush"\nat_s = 3\n', "faults[0].kind is 'crush': did you mean 'crash'?")
 
 
+def test_section_of_an_older_version_is_refused_with_its_new_name() -> None:
+    """The list of all sections does not say which of them the old one became."""
+    expect("[swarm]\nuntil_s = 20\n", "swarm is unknown: it is called random_faults now")
+
+
 def test_unknown_kind_among_random_faults_is_refused() -> None:
     """As for a fault."""
     text = '[random_faults]\nuntil_s = 20\nkinds = ["crash", "cloc-jump"]\n'
