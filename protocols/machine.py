@@ -5,6 +5,19 @@ decides and hands its decisions out as frames, effects and events, which a drive
 an argument, in monotonic nanoseconds. A machine never calls another machine and shares no mutable state with it: when
 one machine decides something that another must know, the engine carries it there. No method blocks, and none calls
 back.
+
+Any neighbour may be hostile, so every machine follows these rules (docs/adr/0020):
+
+- Everything that a peer can fill or wake has a payer: the neighbour for frames and work, the identity for connections,
+  the author for what it signed, the origin for records.
+- A bounded table is shared by its payers, and when it is full its largest holder gives way
+  (:mod:`protocols.base.shares`).
+- What a frame costs beyond its decoding is taken from an allowance of its payer (:mod:`protocols.base.allowance`).
+- One frame causes a bounded amount of work. What may take longer is done in slices by ``handle_timer``.
+- The node's own work never waits behind that of others.
+- What a neighbour says of itself counts; what another one says about it never changes that.
+- A neighbour is fined for what it did, an author for what it signed, a carrier never for what it could not know.
+- What gives way is counted by payer and reason.
 """
 
 from collections.abc import Sequence

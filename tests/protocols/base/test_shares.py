@@ -1,0 +1,37 @@
+"""Shares: the largest holder of a table gives way, so that a flood costs only whoever sends it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocols.base.shares import Shares
+
+
+def test_largest_of_nobody_is_an_error_of_the_caller() -> None:
+    """A full table has a holder; asking an empty one is our own mistake."""
+    with pytest.raises(ValueError, match="empty"):
+        Shares[str]().largest()
+
+
+def test_payer_that_holds_nothing_any_more_is_forgotten() -> None:
+    """Neighbours come and go for months: what is kept of them must go too."""
+    shares = Shares[str]()
+    shares.add("a", 5)
+    shares.remove("a", 5)
+    assert (shares.payers(), shares.total, shares.held("a")) == ([], 0, 0)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 9)), max_size=200), st.integers(4, 60))
+def test_flood_never_costs_a_row_of_whoever_holds_less_than_an_equal_share(
+    puts: list[tuple[str, int]], bound: int
+) -> None:
+    """The promise that every table inherits: a payer below its equal share is never the one that gives way."""
+    shares = Shares[str]()
+    for payer, amount in puts:
+        shares.add(payer, amount)
+        while shares.total > bound:
+            giver = shares.largest()
+            assert shares.held(giver) * len(shares.payers()) >= shares.total
+            assert shares.held(giver) == max(map(shares.held, shares.payers()))
+            shares.remove(giver)
+    assert shares.total == sum(map(shares.held, shares.payers())) <= bound
