@@ -61,8 +61,10 @@ _START_S = 10.0
 ASK_AGAIN_S = 2.0
 """The time between questions, ± 10 %. Vehicles that meet at 2 × 30 m/s are in range of each other for about ten
 seconds."""
-_MAX_KNOWN_ANSWERS = 40
-"""Instances named in a question so that they don't answer: as many as fit into one datagram."""
+_MAX_KNOWN_ANSWER_BYTES = 1_300
+"""The size of the instances named in a question so that they don't answer: as many as fit into one datagram."""
+_RECORD_BYTES = 15
+"""The size of a pointer record without the label of its instance: the other names in it are compressed (RFC 1035)."""
 _QUERY = 0x0000
 _PTR, _IN = 12, 1
 """DNS record type and class (RFC 1035)."""
@@ -176,6 +178,7 @@ class Discovery:
         self._counts = {"adverts_received": 0, "adverts_foreign": 0, "adverts_invalid": 0, "adverts_unresolved": 0}
         self._lives: dict[str, tuple[NodeId, Incarnation]] = {}
         self._resolving: set[str] = set()
+        self._unresolved: dict[str, None] = {}
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
             raise TransportError("discovery can't start inside an event loop: use asyncio.to_thread")
@@ -240,7 +243,9 @@ class Discovery:
     def _ask_who_is_there(self) -> None:
         now_ms = current_time_millis()
         records = self._zeroconf.cache.get_all_by_details(SERVICE_TYPE, _PTR, _IN)
-        known = [record for record in records if not record.is_stale(now_ms)]
+        with self._lock:
+            unresolved = set(self._unresolved)
+        known = [record for record in records if not record.is_stale(now_ms) and record.alias not in unresolved]
         question = DNSQuestion(SERVICE_TYPE, _PTR, _IN)
         history = self._zeroconf.question_history
         if history.suppresses(question, now_ms, set(known)):
@@ -248,7 +253,11 @@ class Discovery:
         history.add_question_at_time(question, now_ms, set(known))
         message = DNSOutgoing(_QUERY)
         message.add_question(question)
-        for record in known[:_MAX_KNOWN_ANSWERS]:
+        size_bytes = 0
+        for record in known:
+            size_bytes += _RECORD_BYTES + len(record.alias) - len(SERVICE_TYPE)
+            if size_bytes > _MAX_KNOWN_ANSWER_BYTES:
+                break
             message.add_answer_at_time(record, now_ms)
         self._zeroconf.async_send(message)
 
@@ -276,7 +285,7 @@ class Discovery:
             if not full:
                 self._resolving.add(name)
         if full:
-            self._count("adverts_unresolved")
+            self._not_resolved(name)
             return
         self._on_loop(self._ask(name, service))
 
@@ -285,15 +294,25 @@ class Discovery:
             if await service.async_request(self._zeroconf, _RESOLVE_MS, DNSQuestionType.QM):
                 self._seen(name, service)
             else:
-                self._count("adverts_unresolved")
+                self._not_resolved(name)
         except Exception:  # noqa: BLE001 -- never into zeroconf's threads, whatever a stranger sent
             _log.exception("an advert could not be resolved: it is ignored")
-            self._count("adverts_unresolved")
+            self._not_resolved(name)
         finally:
             with self._lock:
                 self._resolving.discard(name)
 
+    def _not_resolved(self, name: str) -> None:
+        """Only the name of a node arrived. As long as it is not among the known answers, the node tells all again."""
+        with self._lock:
+            self._counts["adverts_unresolved"] += 1
+            self._unresolved[name] = None
+            if len(self._unresolved) > MAX_ADVERTS:
+                del self._unresolved[next(iter(self._unresolved))]
+
     def _seen(self, name: str, service: ServiceInfo) -> None:
+        with self._lock:
+            self._unresolved.pop(name, None)
         try:
             addresses = service.parsed_addresses(IPVersion.All)
             advert = parse_untrusted_advert(service.properties, addresses, service.port, self._mesh)
@@ -319,6 +338,7 @@ class Discovery:
 
     def _removed(self, name: str) -> None:
         with self._lock:
+            self._unresolved.pop(name, None)
             life = self._lives.pop(name, None)
             if life is None or self._closed or any(node == life[0] for node, _ in self._lives.values()):
                 return

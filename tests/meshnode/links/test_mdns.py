@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zeroconf import DNSIncoming, DNSOutgoing, IPVersion, ServiceInfo, Zeroconf  # type: ignore[attr-defined]
+from zeroconf import DNSIncoming, DNSOutgoing, DNSRecord, IPVersion, ServiceInfo, Zeroconf  # type: ignore[attr-defined]
 
 from meshnode.links import mdns
 from meshnode.links.mdns import (
@@ -121,14 +121,19 @@ class Silent:
             if not message.is_query() or all(question.name != SERVICE_TYPE for question in message.questions):
                 continue
             self.questions += 1
-            self.known |= {str(getattr(answer, "alias", "")) for answer in message.answers()}
-            if self.in_range.is_set():
-                answer = DNSOutgoing(0x8400)
-                records = [self.service.dns_pointer(), self.service.dns_service(), self.service.dns_text()]
-                for record in (*records, *self.service.dns_addresses()):
-                    answer.add_answer_at_time(record, 0)
-                for packet in answer.packets():
-                    self._socket.sendto(packet, ("224.0.0.251", 5353))
+            known = {str(getattr(answer, "alias", "")) for answer in message.answers()}
+            self.known |= known
+            if self.in_range.is_set() and self.service.name not in known:
+                records = [self.service.dns_service(), self.service.dns_text(), *self.service.dns_addresses()]
+                self.tell(self.service.dns_pointer(), *records)
+
+    def tell(self, *records: DNSRecord) -> None:
+        """Send records to everybody."""
+        answer = DNSOutgoing(0x8400)
+        for record in records:
+            answer.add_answer_at_time(record, 0)
+        for packet in answer.packets():
+            self._socket.sendto(packet, ("224.0.0.251", 5353))
 
     def close(self) -> None:
         self._over = True
@@ -160,6 +165,50 @@ def test_node_that_comes_into_range_is_found_although_it_announced_itself_long_a
 
     # A busy machine may hold it up once; without asking again it would take as long every time.
     assert any(seconds_until_found(attempt) < NEXT_QUESTION_S - 1.5 for attempt in range(4))
+
+
+def test_node_whose_name_came_without_the_rest_is_found_with_a_later_question(
+    finder: Any, mesh: MeshName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One lost packet hid a node for half a minute: its name was known, so it was never asked for the rest again."""
+    monkeypatch.setattr(mdns, "ASK_AGAIN_S", 0.4)
+    monkeypatch.setattr(mdns, "_RESOLVE_MS", 200)
+    far = Silent(mesh, "far")
+    try:
+        here = finder("here")
+        far.tell(far.service.dns_pointer())
+        eventually(lambda: here.discovery.statistics()["adverts_unresolved"] == 1, "its name, and nothing else, came")
+        far.in_range.set()
+        eventually(lambda: any(advert.node == "far" for advert in here.adverts), "it is found")
+    finally:
+        far.close()
+
+
+def test_question_names_as_many_known_nodes_as_fit_into_one_datagram(
+    finder: Any, mesh: MeshName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question that is split makes everybody wait for its second half, which a poor link may lose."""
+    asked: list[DNSOutgoing] = []
+
+    class Recorded(DNSOutgoing):  # zeroconf's own first questions are not ours
+        def __init__(self, flags: int) -> None:
+            super().__init__(flags)
+            asked.append(self)
+
+    far, here = Silent(mesh, "far"), finder("here")
+    try:
+        for number in range(60):
+            node = f"{'a-very-long-name-' * 3}{number}"
+            service = mdns._service(mesh, node_id(node), Incarnation(1), 4711, list(LOOPBACK))
+            far.tell(service.dns_pointer(), service.dns_service(), service.dns_text(), *service.dns_addresses())
+    finally:
+        far.close()
+    eventually(lambda: len(here.adverts) == 60, "all are known")
+    monkeypatch.setattr(mdns, "DNSOutgoing", Recorded)
+    monkeypatch.setattr(mdns, "ASK_AGAIN_S", 0.1)
+    eventually(lambda: len(asked) > 1 and asked[0].packets(), "it goes on asking")
+    assert len(asked[0].packets()) == 1
+    assert len(asked[0].answers) >= 15
 
 
 @pytest.mark.processes
