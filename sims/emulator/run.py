@@ -259,14 +259,14 @@ class Emulation:
         bound_ms = late_bound_ms(self._scenario)
         result.versions = {"python": platform.python_version(), "kernel": platform.release(),
                            "cores": str(os.cpu_count() or 1)}  # fmt: skip
-        if report.late.p99_ms > bound_ms:
+        if self._interrupted:  # told first: whoever interrupts a run asks for its status
+            result.valid, result.why_invalid = False, f"interrupted after {result.virtual_s:.1f} s"
+        elif report.late.p99_ms > bound_ms:
             result.valid = False
             result.why_invalid = (
                 f"the wire was {report.late.p99_ms:.2f} ms late at p99, more than {bound_ms:.2f} ms: this host is too "
                 "busy for so many nodes"
             )
-        elif self._interrupted:
-            result.valid, result.why_invalid = False, f"interrupted after {result.virtual_s:.1f} s"
         result.drops = dict(sorted(found.drops.items()))
         result.counters |= dict(sorted(found.counters.items()))
         figures = {
