@@ -33,7 +33,7 @@ from benchmarks.command import between, finish, measuring
 from benchmarks.strangers import Crowd, insiders, torment
 from meshnode.identity import create_mesh, issue
 from meshnode.links.transport import Address
-from protocols.machine import Event
+from protocols.base.effects import Event
 from protocols.membership.events import NeighbourDead, NeighbourLeft, NeighbourSuspected
 
 MAX_P99_MS = 3.0

@@ -19,9 +19,9 @@ from typing import Any
 
 import meshnode
 from meshnode.console.process import log_to_stderr
+from protocols.base.effects import Event
 from protocols.base.errors import MeshError
 from protocols.inference.events import Answered
-from protocols.machine import Event
 from protocols.membership.events import NeighbourDead, NeighbourLeft, NeighbourMet, NeighbourSuspected
 
 

@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 from meshnode.links.transport import FailedLink, OutgoingLane, Transport
 from meshnode.outbound import Outbound
 from protocols.base import limits
+from protocols.base.effects import Effect, Event
 from protocols.base.ids import PeerIdentity
 from protocols.engine import Engine
-from protocols.machine import Effect, Event, Machine
+from protocols.machine import Machine
 from protocols.membership.events import ClosePipe, Dial, HangUp
 from protocols.readings.events import Delivery, Put, PutMany
 from protocols.readings.publication import Publication

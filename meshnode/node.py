@@ -35,11 +35,11 @@ from meshnode.records.running import RunningRecords
 from meshnode.running import DropCount, Host
 from protocols.access import DEFAULT_RULES
 from protocols.base import limits
+from protocols.base.effects import Event
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import Incarnation
 from protocols.events import DuplicateIdentity
 from protocols.gossip.entries import EntryView
-from protocols.machine import Event
 from protocols.membership.events import PeerRefused
 from protocols.membership.settings import MembershipSettings
 from protocols.peers import PeerView

@@ -18,9 +18,9 @@ from meshnode.loading import load, parts_of
 from meshnode.node import Node
 from meshnode.part import Part
 from protocols.access import LINK_ROLES
+from protocols.base.effects import Event
 from protocols.base.errors import ConfigError
 from protocols.base.ids import NodeId
-from protocols.machine import Event
 
 if TYPE_CHECKING:
     from meshnode.links.mdns import Advert, Discovery

@@ -29,8 +29,9 @@ from meshnode.links.transport import CredentialFiles, FailedLink
 from meshnode.readings.publisher import PublishedWatch, Publisher
 from meshnode.readings.publishing import Publishing
 from meshnode.readings.subscribing import Subscribing
+from protocols.base.effects import Event
 from protocols.base.ids import Incarnation, MeshName, NodeId, Role
-from protocols.machine import Event, Machine
+from protocols.machine import Machine
 from protocols.peers import PeerView
 from protocols.wire.readings import Position
 

@@ -16,13 +16,14 @@ from random import Random
 from typing import Final, TypeVar
 
 from protocols.access import AccessTable
+from protocols.base.effects import Effect, Event
 from protocols.base.errors import LocalProtocolError, RemoteProtocolError, UnknownFrame
 from protocols.base.ids import Lane, NodeId, PeerIdentity
 from protocols.gossip.machine import Gossip
 from protocols.inference.machine import Inference
 from protocols.links.lanes import Lanes
 from protocols.links.queues import Drops, LaneQueue
-from protocols.machine import Effect, Event, Machine, Message, by_frame
+from protocols.machine import Machine, Message, by_frame
 from protocols.membership.events import HangUp, NeighbourDead, NeighbourLeft, NeighbourMet
 from protocols.membership.lives import Lives
 from protocols.membership.machine import Membership

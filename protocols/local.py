@@ -16,10 +16,10 @@ from msgspec import Meta, Struct
 
 from protocols.access import AccessRule
 from protocols.base import errors, limits
+from protocols.base.effects import Event
 from protocols.base.errors import MeshError, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.base.ids import Role
 from protocols.inference.events import RunReport
-from protocols.machine import Event
 from protocols.peers import PeerView
 from protocols.wire.codec import FrameSet
 from protocols.wire.fields import Count, Id, Key, Text

@@ -1,4 +1,4 @@
-"""The contract of every machine, and the base classes of effects and events.
+"""The contract of every machine.
 
 A machine is one capability of a node without its input and output. The engine tells it what happened. The machine
 decides and hands its decisions out as frames, effects and events, which a driver sends, performs and reports. Time is
@@ -21,44 +21,30 @@ Any neighbour may be hostile, so every machine follows these rules (docs/adr/002
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
-from msgspec import Struct
-
+from protocols.base.compiling import mypyc_attr
+from protocols.base.effects import Effect, Event
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import NodeId, Role
 from protocols.base.time import NEVER
 from protocols.wire.frame import Frame
 
-
-class Effect(Struct, frozen=True):
-    """Something for the driver to do. The effects of one machine are a closed union."""
-
-
-class Event(Struct, frozen=True):
-    """Something that the user of the node may want to know."""
-
-    for_applications: ClassVar[bool] = False
-    """Whether applications on the same computer are told too, or only this process."""
-
-
 Message = tuple[NodeId | None, Frame]
 """A frame and the neighbour that it is for. None stands for every neighbour to which a lane is open."""
 
 
-class Machine(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Machine:
     """What the engine asks of each machine. Instants are monotonic nanoseconds.
 
-    A machine that inherits from this class needs to define only the methods in which it has something to do or to say.
+    A machine inherits from this class, and defines only the methods in which it has something to do or to say.
     """
 
-    @property
-    def name(self) -> str:
-        """The name of the capability, one word. The names of its counters begin with it."""
-
-    @property
-    def frames(self) -> tuple[type[Frame], ...]:
-        """The frames that only this machine receives."""
+    name: ClassVar[str]
+    """The name of the capability, one word. The names of its counters begin with it."""
+    frames: ClassVar[tuple[type[Frame], ...]] = ()
+    """The frames that only this machine receives."""
 
     def receive(self, frame: Any, source: NodeId, role: Role, now: int) -> None:
         """Take one of :attr:`frames` from a neighbour. The frame's own check has passed."""

@@ -11,9 +11,9 @@ from meshnode.gossip.notary import Notary
 from meshnode.gossip.service import GossipService
 from meshnode.links.transport import CredentialFiles
 from meshnode.running import Host, HttpService, RunningPart
+from protocols.base.effects import Event
 from protocols.gossip.entries import EntryView, Seal, views
 from protocols.gossip.events import EntryAccepted, EntryRefused
-from protocols.machine import Event
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute

@@ -13,11 +13,11 @@ from meshnode.inference.section import InferenceSection, ModelsSection
 from meshnode.models import LoadedModel
 from meshnode.running import Host, HttpService, RunningPart
 from protocols.base import limits
+from protocols.base.effects import Event
 from protocols.base.errors import BudgetExhausted, InferenceError, InputInvalid, ModelUnknown
 from protocols.inference.events import Answered, CancelCompute, Compute
 from protocols.inference.placement import LocalModel
 from protocols.local import ModelView, TensorView
-from protocols.machine import Event
 from protocols.wire.inference import InferAnswer
 from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
 

@@ -30,6 +30,7 @@ from typing import Any
 import psutil
 from zeroconf import (  # type: ignore[attr-defined]  # documented, though not in its __all__
     DNSOutgoing,
+    DNSPointer,
     DNSQuestion,
     DNSQuestionType,
     InterfaceChoice,
@@ -245,7 +246,11 @@ class Discovery:
         records = self._zeroconf.cache.get_all_by_details(SERVICE_TYPE, _PTR, _IN)
         with self._lock:
             unresolved = set(self._unresolved)
-        known = [record for record in records if not record.is_stale(now_ms) and record.alias not in unresolved]
+        known = [
+            record
+            for record in records
+            if isinstance(record, DNSPointer) and not record.is_stale(now_ms) and record.alias not in unresolved
+        ]
         question = DNSQuestion(SERVICE_TYPE, _PTR, _IN)
         history = self._zeroconf.question_history
         if history.suppresses(question, now_ms, set(known)):

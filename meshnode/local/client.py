@@ -30,6 +30,7 @@ from meshnode.readings.subscribing import ReadingCallback, Subscribing
 from meshnode.readings.subscriptions import Subscription
 from protocols.access import AccessTable
 from protocols.base import limits
+from protocols.base.effects import Event
 from protocols.base.errors import (
     BoundExceeded,
     ContextMissing,
@@ -71,7 +72,6 @@ from protocols.local import (
     event_of,
     told,
 )
-from protocols.machine import Event
 from protocols.peers import PeerView
 from protocols.readings.events import DeadlineMissed
 from protocols.readings.publication import Publication

@@ -22,9 +22,9 @@ from meshnode.local.application import Application, ProcessCredentials
 from meshnode.local.pipe import Pipe
 from meshnode.running import DropCount, Host
 from protocols.base import limits
+from protocols.base.effects import Event
 from protocols.base.errors import ConfigError, RemoteProtocolError, TransportError
 from protocols.local import Closing, encode_local, happened
-from protocols.machine import Event
 from protocols.readings.events import DeadlineMissed
 
 _log = logging.getLogger(__name__)

@@ -21,9 +21,9 @@ from msgspec import Meta, Struct
 
 from meshnode.trial.clock import WallClock
 from meshnode.trial.node import TrialNode
+from protocols.base.effects import Event
 from protocols.base.limits import MAX_FRAME_BYTES, SECOND
 from protocols.gossip.events import EntryAccepted
-from protocols.machine import Event
 
 MAX_LINE_BYTES: Final = 2 * 1024 * 1024
 _READ_BYTES: Final = 65_536

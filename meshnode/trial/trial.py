@@ -22,6 +22,7 @@ from msgspec import Meta, Struct
 from meshnode.node import Node
 from meshnode.trial.node import ECHOED_BYTES, INPUT, MAX_TIMED_BYTES, OUTPUT, TrialModel, TrialNode, echoed
 from protocols.base import limits
+from protocols.base.effects import Event
 from protocols.base.errors import (
     BudgetExhausted,
     ConfigError,
@@ -34,7 +35,6 @@ from protocols.base.errors import (
 from protocols.base.ids import NodeId
 from protocols.gossip.events import EntryAccepted, EntryRefused
 from protocols.inference.events import Answered
-from protocols.machine import Event
 from protocols.membership.events import (
     NeighbourDead,
     NeighbourLeft,

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
+from protocols.base.effects import Event
 from protocols.base.ids import NodeId
-from protocols.machine import Event
 
 
 class EntryAccepted(Event, frozen=True):

@@ -30,9 +30,10 @@ Left out: tombstones (an entry is replaced, or expires), and dialling addresses 
 
 from collections.abc import Iterable
 from random import Random
-from typing import Final, Literal, assert_never
+from typing import ClassVar, Final, Literal, assert_never
 
 from protocols.base import limits
+from protocols.base.effects import Effect
 from protocols.base.errors import MeshError
 from protocols.base.ids import Incarnation, NodeId, Role
 from protocols.base.time import NEVER
@@ -46,7 +47,7 @@ from protocols.gossip.pulling import Pulls
 from protocols.gossip.settings import GossipSettings
 from protocols.gossip.store import EntryStore
 from protocols.gossip.trickle import Trickle
-from protocols.machine import Effect, Message
+from protocols.machine import Machine, Message
 from protocols.wire.entries import decode_fingerprints, encode_fingerprints
 from protocols.wire.frame import Frame
 from protocols.wire.gossip import (
@@ -63,11 +64,11 @@ _COMPLAINT_PAUSE_NS: Final = 60 * limits.SECOND
 """Pause between two events about entries from one neighbour, so that it can't fill a log."""
 
 
-class Gossip:
-    """The gossip of one node, a :class:`~protocols.machine.Machine`. ``now`` is always in monotonic nanoseconds."""
+class Gossip(Machine):
+    """The gossip of one node. ``now`` is always in monotonic nanoseconds."""
 
-    name: Final = "gossip"
-    frames: Final = FRAMES
+    name: ClassVar[str] = "gossip"
+    frames: ClassVar[tuple[type[Frame], ...]] = FRAMES
 
     def __init__(
         self, node: NodeId, incarnation: Incarnation, seal: Seal | None, settings: GossipSettings, random: Random

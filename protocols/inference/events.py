@@ -4,8 +4,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from protocols.base.effects import Effect, Event
 from protocols.base.ids import NodeId
-from protocols.machine import Effect, Event
 from protocols.wire.tensors import NamedTensor
 
 

@@ -20,7 +20,7 @@ Rules:
 """
 
 from collections.abc import Callable
-from typing import Final, assert_never
+from typing import ClassVar, Final, assert_never
 
 from protocols.access import AccessTable
 from protocols.base import limits
@@ -29,7 +29,7 @@ from protocols.base.ids import NodeId, Role
 from protocols.base.time import NEVER
 from protocols.inference.events import Answered, CancelCompute, Compute, RunReport
 from protocols.inference.placement import Candidate, CostModel, LocalModel, order
-from protocols.machine import Message
+from protocols.machine import Machine, Message
 from protocols.wire.frame import Frame
 from protocols.wire.inference import FRAMES, InferAnswer, InferCancel, InferenceFrame, InferRequest, Offer, Offers
 from protocols.wire.tensors import NamedTensor
@@ -94,11 +94,11 @@ OFFER_INTERVAL_NS: Final = 100 * limits.MS
 """Neighbours are told of changes of load at most this often."""
 
 
-class Inference:
-    """The inference of one node, a :class:`~protocols.machine.Machine`."""
+class Inference(Machine):
+    """The inference of one node."""
 
-    name: Final = "inference"
-    frames: Final = FRAMES
+    name: ClassVar[str] = "inference"
+    frames: ClassVar[tuple[type[Frame], ...]] = FRAMES
 
     def __init__(self, node: NodeId, access: AccessTable, reachable: Callable[[], list[tuple[NodeId, int]]]) -> None:
         """``reachable()`` lists the neighbours that can be asked now, each with its round trip in nanoseconds."""

@@ -2,8 +2,8 @@
 
 from typing import ClassVar
 
+from protocols.base.effects import Effect, Event
 from protocols.base.ids import Incarnation, NodeId, Role
-from protocols.machine import Effect, Event
 
 
 class Dial(Effect, frozen=True):

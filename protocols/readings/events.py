@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from protocols.machine import Event
+from protocols.base.effects import Event
 from protocols.wire.readings import Reading
 
 Delivery = tuple[tuple[int, ...], Reading]

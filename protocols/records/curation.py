@@ -19,12 +19,12 @@ from typing import Any, Protocol, assert_never
 
 from msgspec.structs import replace
 
+from protocols.base.effects import Effect
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import MonotonicNs
 from protocols.base.keys import matches
 from protocols.base.limits import MAX_CACHED_KEYS
 from protocols.base.time import NEVER
-from protocols.machine import Effect
 from protocols.records.rules import CurationRule
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 

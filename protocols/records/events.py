@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from protocols.machine import Effect, Event
+from protocols.base.effects import Effect, Event
 from protocols.records.ledger import BatchPlan
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from protocols.base import limits
+from protocols.base.effects import Event
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import PeerIdentity
 from protocols.engine import Engine
 from protocols.inference.events import Answered
-from protocols.machine import Event
 from protocols.membership.neighbour import Neighbour
 from protocols.membership.settings import MembershipSettings
 from protocols.peers import PeerView

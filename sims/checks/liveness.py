@@ -7,8 +7,8 @@ They judge only nodes that could keep the promise: nodes that were up, and in go
 from collections.abc import Sequence
 
 from protocols.base import limits
+from protocols.base.effects import Event
 from protocols.inference.events import Answered
-from protocols.machine import Event
 from protocols.membership.events import NeighbourDead, NeighbourRefuted, PeerRefused
 from protocols.membership.neighbour import State
 from protocols.wire.tensors import NamedTensor

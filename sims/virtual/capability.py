@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from protocols.machine import Effect, Machine
+from protocols.base.effects import Effect
+from protocols.machine import Machine
 from protocols.settings import NodeSettings
 from protocols.wire.codec import node_frames
 from protocols.wire.frame import Frame

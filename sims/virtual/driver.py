@@ -13,11 +13,11 @@ from random import Random
 import msgspec
 
 from protocols.base import limits
+from protocols.base.effects import Event
 from protocols.base.ids import Incarnation, NodeId, PeerIdentity, Role
 from protocols.base.time import NEVER
 from protocols.engine import Engine
 from protocols.inference.events import CancelCompute, Compute
-from protocols.machine import Event
 from protocols.membership.events import (
     ClosePipe,
     Dial,

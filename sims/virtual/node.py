@@ -16,9 +16,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from protocols.base import limits
+from protocols.base.effects import Event
 from protocols.base.ids import MeshName, NodeId, PeerIdentity
 from protocols.engine import Engine
-from protocols.machine import Event
 from protocols.wire.readings import Reading
 from sims.media.radio import Way
 from sims.virtual.arrivals import Arrival

@@ -4,8 +4,8 @@ from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from protocols.base.effects import Event
 from protocols.base.ids import NodeId
-from protocols.machine import Event
 from protocols.wire.readings import Reading
 from sims.media.contract import Links
 from sims.virtual.arrivals import Arrival, Issue, Series

@@ -15,13 +15,13 @@ from typing import Final
 import msgspec
 
 from protocols.base import limits
+from protocols.base.effects import Event
 from protocols.base.ids import MeshName, NodeId, Role
 from protocols.base.keys import matches
 from protocols.engine import Engine
 from protocols.gossip.events import EntryAccepted
 from protocols.gossip.settings import GossipSettings
 from protocols.inference.events import Answered
-from protocols.machine import Event
 from protocols.membership.events import NeighbourMet
 from protocols.membership.neighbour import Neighbour
 from protocols.membership.settings import MembershipSettings

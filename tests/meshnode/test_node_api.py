@@ -12,6 +12,7 @@ import pytest
 from meshnode.readings.subscriptions import Subscription
 from protocols.access import AccessRule
 from protocols.base import limits
+from protocols.base.effects import Event
 from protocols.base.errors import (
     BoundExceeded,
     ContextMissing,
@@ -22,7 +23,6 @@ from protocols.base.errors import (
 )
 from protocols.base.ids import Lane, Role
 from protocols.base.limits import MS
-from protocols.machine import Event
 from protocols.readings.events import DeadlineMissed
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.tensors import Tensor

@@ -39,9 +39,9 @@ from meshnode.identity import create_mesh, issue
 from meshnode.inference.section import InferenceSection, ModelSection, ModelsSection
 from meshnode.links.transport import Address
 from protocols.access import AccessRule
+from protocols.base.effects import Event
 from protocols.base.errors import MeshError
 from protocols.base.ids import node_id
-from protocols.machine import Event
 from protocols.wire.readings import Position, Reading
 from tests.tools.eventually import LIMIT_S, eventually, until
 from tests.tools.node_fixture import environment

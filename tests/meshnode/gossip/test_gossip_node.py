@@ -21,10 +21,10 @@ from meshnode.gossip.running import RunningGossip
 from meshnode.gossip.service import load, own_hosts
 from meshnode.identity import create_mesh, issue
 from protocols.base import limits
+from protocols.base.effects import Event
 from protocols.base.ids import MeshName, NodeId
 from protocols.gossip.entries import EntryView, Stored
 from protocols.gossip.events import EntryRefused
-from protocols.machine import Event
 from protocols.wire.entries import (
     decode_untrusted_address,
     decode_untrusted_entry,

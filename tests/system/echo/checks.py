@@ -1,6 +1,6 @@
 """What the simulator checks of the capability ``echo``."""
 
-from protocols.machine import Event
+from protocols.base.effects import Event
 from sims.checks.contract import Check
 from tests.system.echo.machine import Echoed
 

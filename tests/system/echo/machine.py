@@ -6,9 +6,10 @@ product knows it.
 
 from typing import ClassVar, assert_never
 
+from protocols.base.effects import Effect, Event
 from protocols.base.ids import NodeId, Role
 from protocols.base.time import NEVER
-from protocols.machine import Effect, Event, Machine, Message
+from protocols.machine import Machine, Message
 from tests.system.echo.frames import FRAMES, EchoAnswer, EchoAsk, EchoFrame
 
 
