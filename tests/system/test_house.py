@@ -34,9 +34,10 @@ VAGUE_NAMES = frozenset({"utils", "util", "helpers", "helper", "manager", "commo
 PURE_MODULES = frozenset({
     "__future__", "abc", "array", "base64", "binascii", "bisect", "collections", "contextlib", "dataclasses", "enum",
     "fractions", "functools", "graphlib", "heapq", "ipaddress", "itertools", "math", "msgspec", "operator", "protocols",
-    "random", "re", "statistics", "string", "struct", "types", "typing", "unicodedata",
+    "mypy_extensions", "random", "re", "statistics", "string", "struct", "types", "typing", "unicodedata",
 })  # fmt: skip
-"""All that protocols/ may import. ``random`` is there for the name of a type, see ``impurities``."""
+"""All that protocols/ may import. ``random`` is there for the name of a type, see ``impurities``, ``mypy_extensions``
+for type checkers only."""
 IMPURE_BUILTINS = frozenset({"open", "print", "input", "breakpoint", "exec", "eval", "__import__", "hash"})
 """``hash`` of a text differs from process to process: one seed would no longer give one history."""
 
