@@ -1,0 +1,104 @@
+"""Fuzzes every decoder: ``python -m tests.fuzz --inputs 10000000 --keep``.
+
+Each target runs in a process of its own, with the kept corpus to begin with, and gets an equal number of inputs; with
+``--seconds`` an equal time. With ``--keep`` inputs that reached new code are added to the corpus, which is then reduced
+to those that are needed for what is reached.
+
+Exit statuses: 0 every input did what was promised; 1 one did not, and it is printed; 3 the fuzzer is not to be had
+here.
+"""
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from tests.fuzz import corpus
+from tests.fuzz.targets import MAX_INPUT_BYTES, TARGETS, Target
+
+ROOT = Path(__file__).parents[2]
+_SPARE_S = 120
+"""What a process may take longer than it was given before it is ended."""
+
+
+@dataclass(frozen=True)
+class Fuzzed:
+    """What the fuzzing of one target gave."""
+
+    inputs: int
+    slowest_ms: float
+    broken: str
+
+
+@contextmanager
+def _folder_of(target: Target) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+        for number, data in enumerate(corpus.read(target)):
+            (Path(name) / f"kept-{number}").write_bytes(data)
+        yield Path(name)
+
+
+def _worker(target: Target, *options: str, timeout_s: float) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "tests.fuzz.worker", target.name, *options, f"-max_len={MAX_INPUT_BYTES}"],
+        cwd=ROOT, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
+    )  # fmt: skip
+
+
+def fuzz(target: Target, inputs: int, seconds: float, seed: int, keep: bool) -> Fuzzed:
+    """Fuzz one target until ``inputs`` were tried, or for some seconds."""
+    with _folder_of(target) as folder:
+        bound = [f"-runs={inputs}"] if inputs else [f"-max_total_time={max(1, round(seconds))}"]
+        ran = _worker(
+            target, str(folder), *bound, f"-seed={seed}", "-print_final_stats=1", f"-artifact_prefix={folder}/",
+            timeout_s=(inputs / 500 if inputs else seconds) + _SPARE_S,
+        )  # fmt: skip
+        tried = [line for line in ran.stderr.splitlines() if line.startswith("stat::number_of_executed_units")]
+        broken = [line for line in ran.stderr.splitlines() if line.startswith("Broken: ")]
+        if ran.returncode and not broken:
+            broken = [f"{target.name}: the fuzzer ended with status {ran.returncode}: {ran.stderr[-2_000:]}"]
+        if keep and not broken:
+            corpus.keep(target, [path.read_bytes() for path in folder.iterdir()])
+        slowest = [float(line) for line in ran.stdout.splitlines() if line.replace(".", "").isdigit()]
+        return Fuzzed(int(tried[0].split()[-1]) if tried else 0, max(slowest, default=0.0), broken[0] if broken else "")
+
+
+@click.command()
+@click.option("--inputs", type=click.IntRange(0), default=0, help="inputs in all; 0: go by --seconds")
+@click.option(
+    "--seconds", type=click.FloatRange(1), default=60.0, show_default=True, help="time in all, of one process"
+)
+@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="processes at a time")
+@click.option("--seed", type=click.IntRange(1), default=1, show_default=True, help="for the mutations")
+@click.option("--keep", is_flag=True, help="add what reached new code to the corpus")
+@click.option("--target", "names", multiple=True, type=click.Choice(list(TARGETS)), help="only these; default: all")
+def main(inputs: int, seconds: float, jobs: int, seed: int, keep: bool, names: tuple[str, ...]) -> None:
+    """Fuzz the decoders of everything that a stranger or a neighbour can send."""
+    if importlib.util.find_spec("atheris") is None:
+        click.echo("atheris is not installed: it has wheels for Linux on x86-64 only, 'pip install atheris'", err=True)
+        raise SystemExit(3)
+    chosen = [TARGETS[name] for name in names] or list(TARGETS.values())
+    share, share_s = -(-inputs // len(chosen)), seconds / len(chosen)
+    with ThreadPoolExecutor(jobs) as pool:
+        results = list(pool.map(lambda target: fuzz(target, share, share_s, seed, keep), chosen))
+    click.echo(f"{'target':<18} {'inputs':>12} {'slowest ms':>12} {'kept':>6}")
+    for target, result in zip(chosen, results, strict=True):
+        kept = len(corpus.read(target))
+        click.echo(f"{target.name:<18} {result.inputs:>12,} {result.slowest_ms:>12.3f} {kept:>6}")
+    click.echo(f"{'all':<18} {sum(result.inputs for result in results):>12,}")
+    broken = [result.broken for result in results if result.broken]
+    for line in broken:
+        click.echo(line, err=True)
+    if broken:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
