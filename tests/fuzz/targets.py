@@ -27,9 +27,11 @@ from protocols.readings.quality import Quality
 from protocols.records.uplink import decode_untrusted_answer
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame, untrusted_other_major
 from protocols.wire.entries import decode_untrusted_address, decode_untrusted_entry
+from protocols.wire.gossip import GossipEntries
 from protocols.wire.membership import Hello
 from protocols.wire.messagepack import untrusted_frame_number
-from protocols.wire.parcels import decode_untrusted_reading
+from protocols.wire.parcels import decode_untrusted_reading, encode_reading
+from protocols.wire.readings import Readings
 from tests.tools.strategies import NOW_UTC_NS, engine, identity
 
 MAX_INPUT_BYTES = 4_096
@@ -65,6 +67,15 @@ def _golden(numbers: range) -> Callable[[], list[bytes]]:
         return [bytes.fromhex(re.sub(r"#.*", "", path.read_text())) for path in paths]
 
     return read
+
+
+def _inside(data: bytes) -> list[bytes]:
+    """The encoded readings or entries inside a frame."""
+    frame = decode_untrusted_node_frame(data)
+    if isinstance(frame, Readings):
+        return [encode_reading(reading) for reading in frame.readings]
+    assert isinstance(frame, GossipEntries)
+    return [carried.entry for carried in frame.entries]
 
 
 def _texts(*texts: str) -> Callable[[], list[bytes]]:
@@ -145,8 +156,8 @@ TARGETS = {
         Target(
             "local-node-frame", decode_untrusted_local_node_frame, _REMOTE, _golden(range(1, 96)), Form.MESSAGEPACK,
         ),
-        Target("reading", decode_untrusted_reading, _REMOTE, _golden(range(6, 7)), Form.MESSAGEPACK),
-        Target("gossip-entry", _entry, _REMOTE, _golden(range(11, 15)), Form.MESSAGEPACK),
+        Target("reading", decode_untrusted_reading, _REMOTE, lambda: _inside(*_golden(range(6, 7))()), Form.MESSAGEPACK),
+        Target("gossip-entry", _entry, _REMOTE, lambda: _inside(*_golden(range(14, 15))()), Form.MESSAGEPACK),
         Target("frame-head", _heads, (), _golden(range(1, 96))),
         Target(
             "spiffe", lambda data: parse_untrusted_spiffe(data.decode("utf-8", "replace")), (InvalidName,),
