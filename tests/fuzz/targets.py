@@ -156,7 +156,9 @@ TARGETS = {
         Target(
             "local-node-frame", decode_untrusted_local_node_frame, _REMOTE, _golden(range(1, 96)), Form.MESSAGEPACK,
         ),
-        Target("reading", decode_untrusted_reading, _REMOTE, lambda: _inside(*_golden(range(6, 7))()), Form.MESSAGEPACK),
+        Target(
+            "reading", decode_untrusted_reading, _REMOTE, lambda: _inside(*_golden(range(6, 7))()), Form.MESSAGEPACK,
+        ),
         Target("gossip-entry", _entry, _REMOTE, lambda: _inside(*_golden(range(14, 15))()), Form.MESSAGEPACK),
         Target("frame-head", _heads, (), _golden(range(1, 96))),
         Target(
