@@ -63,7 +63,7 @@ class Ingest:
         batch, readings = decode_untrusted_batch(data)
         if batch.node != peer.node:
             return RelayRefusal("identity", f"a batch of {batch.node} came with the certificate of {peer.node}")
-        return self._store.submit(_storable(batch, readings)).result(COMMIT_TIMEOUT_S)
+        return self._store.submit(storable(batch, readings)).result(COMMIT_TIMEOUT_S)
 
 
 def decode_untrusted_batch(data: bytes) -> tuple[Batch, list[Reading]]:
@@ -83,7 +83,8 @@ def decode_untrusted_batch(data: bytes) -> tuple[Batch, list[Reading]]:
     return batch, [decode_untrusted_record(record) for record in batch.records]
 
 
-def _storable(batch: Batch, readings: list[Reading]) -> StorableBatch:
+def storable(batch: Batch, readings: list[Reading]) -> StorableBatch:
+    """A batch as the store takes it, with the records that don't fit the store apart."""
     records: list[StorableRecord] = []
     refused: list[RefusedRecord] = []
     for record, reading in zip(batch.records, readings, strict=True):

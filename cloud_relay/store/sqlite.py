@@ -16,9 +16,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from cloud_relay.store.fates import FateTable
 from cloud_relay.store.rows import Row
 from cloud_relay.store.schema import open_for_writing, storage_error
 from protocols.base.errors import StorageError
@@ -67,6 +69,7 @@ class Store:
         self._queue: queue.Queue[tuple[StorableBatch, Future[Acknowledgement | RelayRefusal]] | None] = queue.Queue(
             MAX_WAITING_BATCHES
         )
+        self._fates = FateTable(self._db)
         self._stored = self._repeated = self._conflicts = self._failures = 0
         self._closing = False
         self._thread = threading.Thread(target=self._write, name="store")
@@ -89,12 +92,14 @@ class Store:
         return done
 
     def statistics(self) -> dict[str, int]:
-        """Counts since the start: records stored, records that came again, conflicts, and failed transactions."""
+        """Counts since the start: records stored, records that came again, conflicts, failed transactions, and fates
+        that were not noted whole because a bound was reached."""
         return {
             "stored": self._stored,
             "repeated": self._repeated,
             "conflicts": self._conflicts,
             "failures": self._failures,
+            "fates_beyond_bounds": self._fates.beyond_bounds,
         }
 
     def close(self) -> None:
@@ -132,6 +137,7 @@ class Store:
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait are told and the thread goes on
             self._stored, self._repeated, self._conflicts = before
             self._failures += 1
+            self._fates.rolled_back()
             with suppress(sqlite3.Error):  # else this thread would end, and every later batch would wait for it
                 if self._db.in_transaction:
                     self._db.rollback()
@@ -168,37 +174,11 @@ class Store:
                 refused.append(RefusedRecord(record.sequence, "conflict: another record has this sequence"))
                 continue
             stored.append(record.sequence)
-        for unsuitable in batch.refused:
-            self._note(batch.origin, Fate(unsuitable.sequence, unsuitable.sequence, "refused"))
-        for fate in batch.fates:
-            self._note(batch.origin, fate)
+        if batch.refused or batch.fates:
+            unsuitable = (Fate(record.sequence, record.sequence, "refused") for record in batch.refused)
+            self._fates.note(batch.origin, chain(unsuitable, batch.fates))
         return Acknowledgement(tuple(stored), tuple(refused))
 
     def _holds(self, name: tuple[str, int], record: StorableRecord) -> bool:
         held = self._db.execute("SELECT rule, encoded FROM records WHERE origin = ? AND sequence = ?", name).fetchone()
         return bool(held == (record.rule, record.encoded))
-
-    def _note(self, origin: str, fate: Fate) -> None:
-        """Add a range to those of its state. Sequences that have another state already keep it."""
-        near = self._db.execute(
-            "SELECT first, last, state FROM fates WHERE origin = :origin AND first <= :last + 1 AND first >="
-            " coalesce((SELECT max(first) FROM fates WHERE origin = :origin AND first < :first), 0) ORDER BY first",
-            {"origin": origin, "first": fate.first, "last": fate.last},
-        ).fetchall()
-        first, last = fate.first, fate.last
-        pieces: list[tuple[int, int]] = []
-        for other_first, other_last, state in near:
-            if other_last < first - 1:
-                continue
-            if state == fate.state:
-                first, last = min(first, other_first), max(last, other_last)
-                self._db.execute("DELETE FROM fates WHERE origin = ? AND first = ?", (origin, other_first))
-            elif other_last >= first:
-                if other_first > first:
-                    pieces.append((first, min(other_first - 1, last)))
-                first = other_last + 1
-        if first <= last:
-            pieces.append((first, last))
-        self._db.executemany(
-            "INSERT INTO fates VALUES (?, ?, ?, ?)", [(origin, a, b, fate.state) for a, b in pieces]
-        )  # fmt: skip

@@ -41,12 +41,22 @@ class Batch(Frame, frozen=True, array_like=True, gc=False, tag=64):
     """The sequence that the next record will get. It tells the relay how many records it has yet to see."""
     records: Annotated[tuple[Record, ...], Meta(max_length=limits.MAX_BATCH_RECORDS)] = ()
     fates: Annotated[tuple[Fate, ...], Meta(max_length=limits.MAX_FATES_PER_BATCH)] = ()
+    """In order, and no two of them about one record."""
 
     def check_untrusted(self) -> None:
-        """:raises RemoteProtocolError: when ``node`` is not an id, or a fate ends before it begins."""
+        """:raises RemoteProtocolError: when ``node`` is not an id, records or fates are not in order of sequence, or
+        two of them are about one."""
         check_untrusted_id(self.node)
-        if any(fate.last < fate.first for fate in self.fates):
-            raise RemoteProtocolError("a fate ends before it begins")
+        sequence = 0
+        for record in self.records:
+            if record.sequence <= sequence:
+                raise RemoteProtocolError(f"record {record.sequence} comes after record {sequence}")
+            sequence = record.sequence
+        last = 0
+        for fate in self.fates:
+            if fate.last < fate.first or fate.first <= last:
+                raise RemoteProtocolError(f"the fate of {fate.first} to {fate.last} comes after one up to {last}")
+            last = fate.last
 
 
 class RefusedRecord(Struct, frozen=True, array_like=True, gc=False):

@@ -37,7 +37,8 @@ def test_ingest_same_batch_again_is_acknowledged_and_stored_once(relay: RelayInP
         assert relay.send(batch(1, 2, 3)) == Acknowledgement((1, 2, 3))
     assert relay.send(batch(2, 3, 4)) == Acknowledgement((2, 3, 4))
     assert [record["sequence"] for record in relay.records()] == [4, 3, 2, 1]
-    assert relay.store.statistics() == {"stored": 4, "repeated": 8, "conflicts": 0, "failures": 0}
+    counts = {"stored": 4, "repeated": 8, "conflicts": 0, "failures": 0}
+    assert relay.store.statistics() == counts | {"fates_beyond_bounds": 0}
 
 
 def test_ingest_same_sequence_with_other_content_is_refused_and_counted(relay: RelayInProcess) -> None:
@@ -90,6 +91,11 @@ def test_ingest_truncated_at_every_byte_is_refused_as_malformed(relay: RelayInPr
         batch(5, following=5),
         batch(fates=(Fate(3, 9, "expired"),), following=9),
         batch(following=2**63),
+        batch(2, 1),
+        batch(1, 1),
+        batch(fates=(Fate(4, 5, "expired"), Fate(1, 2, "expired"))),
+        batch(fates=(Fate(1, 4, "expired"), Fate(4, 5, "evicted"))),
+        batch(fates=(Fate(3, 2, "expired"),)),
         Acknowledgement((1,)),
         RelayRefusal("version"),
     ],
@@ -198,6 +204,32 @@ def test_fates_told_in_any_pieces_are_counted_once(relay: RelayInProcess) -> Non
         account = relay.account()
         assert account.expired == sum(truth[i] == "expired" for i in told)
         assert account.evicted == sum(truth[i] == "evicted" for i in told)
+
+
+def test_fates_beyond_the_ranges_of_an_origin_are_counted_and_cost_only_that_origin(
+    relay: RelayInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sequences are free, so a node could make the table of ranges, and every look at it, as large as it likes."""
+    monkeypatch.setattr("cloud_relay.store.fates.MAX_RANGES_PER_ORIGIN", 3)
+    relay.send(batch(fates=tuple(Fate(number, number, "expired") for number in (1, 3, 5, 7, 9)), following=20))
+    assert relay.store.statistics()["fates_beyond_bounds"] == 2
+    assert relay.account().expired == 3
+    relay.send(batch(fates=(Fate(1, 6, "expired"), Fate(8, 8, "evicted")), following=20))
+    assert (relay.account().expired, relay.account().evicted) == (6, 1), "what joins ranges makes room"
+    relay.send(batch(fates=(Fate(1, 1, "expired"),), node="v-2"), node="v-2")
+    assert [account.expired for account in relay.accounts()] == [6, 1]
+
+
+def test_fate_across_more_ranges_than_a_batch_may_touch_is_noted_in_part(
+    relay: RelayInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One fate across all ranges of an origin must not keep the writer from everybody else."""
+    monkeypatch.setattr("cloud_relay.store.fates.MAX_TOUCHED_RANGES", 4)
+    relay.send(batch(fates=tuple(Fate(number, number, "evicted") for number in range(2, 42, 2)), following=50))
+    relay.send(batch(fates=(Fate(1, 41, "expired"),), following=50))
+    assert relay.store.statistics()["fates_beyond_bounds"] == 1
+    account = relay.account()
+    assert (account.evicted, account.expired) == (20, 7)
 
 
 # --- query ---------------------------------------------------------------------------------------------------------

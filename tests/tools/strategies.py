@@ -116,10 +116,14 @@ NODE_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
 
 
 @st.composite
-def _fates(draw: st.DrawFn) -> Fate:
-    first = draw(POSITIVE)
-    state = draw(st.sampled_from(["expired", "evicted", "refused"]))
-    return Fate(first, draw(st.integers(first, 2**64 - 1)), state)  # type: ignore[arg-type]
+def _fates(draw: st.DrawFn) -> tuple[Fate, ...]:
+    """Up to three fates, in order and disjoint."""
+    ends = sorted(draw(st.sets(POSITIVE, max_size=6)))
+    states = st.sampled_from(["expired", "evicted", "refused"])
+    return tuple(Fate(*range_, draw(states)) for range_ in zip(ends[::2], ends[1::2], strict=False))  # type: ignore[arg-type]
+
+
+_RECORDS = st.builds(Record, POSITIVE, TEXT, READINGS.map(encode_reading).map(Raw))
 
 
 RELAY_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
@@ -130,8 +134,10 @@ RELAY_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
         IDS,
         U64,
         POSITIVE,
-        st.lists(st.builds(Record, POSITIVE, TEXT, READINGS.map(encode_reading).map(Raw)), max_size=2).map(tuple),
-        st.lists(_fates(), max_size=3).map(tuple),
+        st.lists(_RECORDS, max_size=2, unique_by=lambda record: record.sequence).map(
+            lambda records: tuple(sorted(records, key=lambda record: record.sequence))
+        ),
+        _fates(),
     ),
     Acknowledgement: st.builds(
         Acknowledgement,
