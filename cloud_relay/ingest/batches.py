@@ -8,7 +8,7 @@ on disk. Each reading is decoded once, and stored in the bytes in which it came.
 import logging
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
-from cloud_relay.store.rows import MAX_INTEGER, RecordUnsuitable, row_of
+from cloud_relay.store.rows import MAX_INTEGER, Cost, RecordUnsuitable, row_of
 from cloud_relay.store.sqlite import StorableBatch, StorableRecord, Store
 from protocols.base.errors import RemoteProtocolError, StorageError
 from protocols.base.ids import PeerIdentity, Role
@@ -16,12 +16,13 @@ from protocols.base.limits import MAX_TEXT_CHARS
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.membership import MAJOR
 from protocols.wire.parcels import decode_untrusted_record
-from protocols.wire.readings import Reading
 from protocols.wire.records import Acknowledgement, Batch, RefusedRecord, RelayRefusal
 
 COMMIT_TIMEOUT_S = 8.0
 """A disk that is slower than this is as good as full. The bound is below the node's own time-out, so that the node
 learns why."""
+MAX_BATCH_CONTAINERS = 32_768
+"""Lists and dicts in the values of one batch. A batch of 1 MiB could have a million, which took 0.9 s."""
 _SENDERS = (Role.VEHICLE, Role.RSU)
 
 _log = logging.getLogger(__name__)
@@ -60,14 +61,14 @@ class Ingest:
         major = _untrusted_major(data)
         if major is not None and major != MAJOR:
             return RelayRefusal("version", f"this relay speaks version {MAJOR}, the node {major}: update the older one")
-        batch, readings = decode_untrusted_batch(data)
+        batch = decode_untrusted_batch(data)
         if batch.node != peer.node:
             return RelayRefusal("identity", f"a batch of {batch.node} came with the certificate of {peer.node}")
-        return self._store.submit(storable(batch, readings)).result(COMMIT_TIMEOUT_S)
+        return self._store.submit(storable(batch)).result(COMMIT_TIMEOUT_S)
 
 
-def decode_untrusted_batch(data: bytes) -> tuple[Batch, list[Reading]]:
-    """A batch, and the reading of each of its records.
+def decode_untrusted_batch(data: bytes) -> Batch:
+    """A batch, whose readings are not decoded yet.
 
     :raises RemoteProtocolError: for anything that is not a batch, or contradicts itself.
     """
@@ -76,23 +77,36 @@ def decode_untrusted_batch(data: bytes) -> tuple[Batch, list[Reading]]:
         raise RemoteProtocolError("a relay takes batches only")
     if batch.next_sequence > MAX_INTEGER or batch.incarnation > MAX_INTEGER:
         raise RemoteProtocolError("a sequence or incarnation has more than 63 bits")
-    if any(fate.last >= batch.next_sequence for fate in batch.fates):
+    if batch.fates and batch.fates[-1].last >= batch.next_sequence:
         raise RemoteProtocolError("a fate is about records that were not issued yet")
-    if any(record.sequence >= batch.next_sequence for record in batch.records):
+    if batch.records and batch.records[-1].sequence >= batch.next_sequence:
         raise RemoteProtocolError("a record's sequence is not below next_sequence")
-    return batch, [decode_untrusted_record(record) for record in batch.records]
+    return batch
 
 
-def storable(batch: Batch, readings: list[Reading]) -> StorableBatch:
-    """A batch as the store takes it, with the records that don't fit the store apart."""
+def storable(batch: Batch) -> StorableBatch:
+    """A batch as the store takes it, with the records that don't fit the store apart.
+
+    Readings are decoded one after the other, because objects take up to a hundred times the memory of their bytes.
+    After ``MAX_BATCH_CONTAINERS`` the rest of the records is left out. Its node sends what the acknowledgement does not
+    name again.
+
+    :raises RemoteProtocolError: when a record holds no reading.
+    """
     records: list[StorableRecord] = []
     refused: list[RefusedRecord] = []
-    for record, reading in zip(batch.records, readings, strict=True):
+    cost = Cost()
+    for record in batch.records:
         encoded = bytes(record.reading)
+        reading = decode_untrusted_record(record)
         try:
-            records.append(StorableRecord(record.sequence, record.rule, row_of(reading, encoded), encoded))
+            row = row_of(reading, encoded, cost)
         except RecordUnsuitable as error:
             refused.append(RefusedRecord(record.sequence, str(error)[:MAX_TEXT_CHARS]))
+            continue
+        if cost.containers > MAX_BATCH_CONTAINERS and (records or refused):
+            break
+        records.append(StorableRecord(record.sequence, record.rule, row, encoded))
     return StorableBatch(
         batch.node, batch.incarnation, batch.next_sequence, tuple(records), tuple(refused), batch.fates
     )  # fmt: skip

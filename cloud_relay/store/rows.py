@@ -4,6 +4,7 @@ SQLite can't hold integers beyond 63 bits, numbers that are not finite or values
 are refused here one by one, so that an odd record never holds up the others of its batch.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
 from typing import Any, Final
@@ -27,13 +28,23 @@ _checked_key: Final = lru_cache(MAX_CACHED_KEYS)(checked_key)
 """Remembers keys that were found valid, because nodes send the same ones again and again."""
 
 
+@dataclass(slots=True)
+class Cost:
+    """What the values of a batch cost beyond their bytes."""
+
+    containers: int = 0
+    """Lists and dicts. One takes a byte on the wire, and a microsecond here."""
+
+
 class RecordUnsuitable(RemoteProtocolError):
     """The store can't hold a record. The message is the reason that its node is told."""
 
 
-def row_of(reading: Reading, encoded: bytes) -> Row:
-    """The columns of a reading from ``key`` to ``lifespan_ms``. :raises RecordUnsuitable: when the store can't hold
-    them; says why."""
+def row_of(reading: Reading, encoded: bytes, cost: Cost) -> Row:
+    """The columns of a reading from ``key`` to ``lifespan_ms``. What it took is added to ``cost``.
+
+    :raises RecordUnsuitable: when the store can't hold them; says why.
+    """
     where, when, how = reading.where, reading.when, reading.how
     try:
         _checked_key(reading.key)
@@ -54,7 +65,7 @@ def row_of(reading: Reading, encoded: bytes) -> Row:
     if not all(number is None or isfinite(number) for number in numbers):
         raise RecordUnsuitable("position or quality is not a finite number")
     try:
-        value = msgspec.json.encode(_described(reading.value)).decode()
+        value = msgspec.json.encode(_described(reading.value, cost)).decode()
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise RecordUnsuitable(f"the value has no JSON form: {str(error)[:120]}") from error
     return (
@@ -79,15 +90,16 @@ def row_of(reading: Reading, encoded: bytes) -> Row:
     )
 
 
-def _described(value: Any) -> Any:
+def _described(value: Any, cost: Cost) -> Any:
     """The value with each tensor replaced by its type and shape; the encoded bytes have its elements."""
     kind = type(value)
     if kind in _PLAIN:
         return value
     if kind is Tensor:
         return {"tensor": {"dtype": value.dtype, "shape": value.shape}}
+    cost.containers += 1
     if kind is dict:
-        return {key: inner if type(inner) in _PLAIN else _described(inner) for key, inner in value.items()}
+        return {key: inner if type(inner) in _PLAIN else _described(inner, cost) for key, inner in value.items()}
     if kind is list:
-        return [inner if type(inner) in _PLAIN else _described(inner) for inner in value]
+        return [inner if type(inner) in _PLAIN else _described(inner, cost) for inner in value]
     return value

@@ -174,6 +174,9 @@ MAX_BATCH_BYTES: Final = 1024 * 1024
 MAX_RECORD_BYTES: Final = 256 * 1024
 MAX_FATES_PER_BATCH: Final = 1_024
 """Ranges of sequences of undelivered records in one upload."""
+MAX_EXCHANGE_BYTES: Final = MAX_BATCH_BYTES + 64 * 1024
+"""Largest frame between a node and the relay: an upload with its head and its fates, which take at most 30 KiB. One
+frame of 16 MB once made a relay of 45 MB grow to 1.2 GB."""
 
 # --- local applications --------------------------------------------------------------------------------------------
 MAX_LOCAL_APPLICATIONS: Final = 16

@@ -81,14 +81,15 @@ class FrameSet:
     """The frames that one kind of connection carries."""
 
     def __init__(
-        self, frames: Iterable[type[Frame]], elsewhere: Iterable[type[Frame]] = (), bounded_elements: bool = False
-    ) -> None:
-        """``elsewhere``: frames of other connections, which are malformed here and not unknown.
-        ``bounded_elements``: whether a frame may have at most ``MAX_ELEMENTS``.
+        self, frames: Iterable[type[Frame]], elsewhere: Iterable[type[Frame]] = (),
+        max_bytes: int = limits.MAX_FRAME_BYTES, bounded_elements: bool = False,
+    ) -> None:  # fmt: skip
+        """``elsewhere``: frames of other connections, which are malformed here and not unknown. ``max_bytes``: size of
+        the largest frame. ``bounded_elements``: whether a frame may have at most ``MAX_ELEMENTS``.
 
         :raises LocalProtocolError: when two frames declare the same number, or a retired one.
         """
-        self._bounded_elements = bounded_elements
+        self._max_bytes, self._bounded_elements = max_bytes, bounded_elements
         by_number: dict[int, type[Frame]] = {}
         here = tuple(frames)
         for frame in (*elsewhere, *here):
@@ -108,13 +109,11 @@ class FrameSet:
         :raises UnknownFrame: for a number of a newer minor version.
         :raises RemoteProtocolError: for anything else that is not a frame of this connection.
         """
-        if self._bounded_elements and len(data) > limits.LARGE_FRAME_BYTES and has_too_many_elements(data):
-            raise RemoteProtocolError(f"a frame has more than {limits.MAX_ELEMENTS} elements")
         try:
-            frame: Frame = decode_untrusted(self._decoder, data)
+            frame: Frame = decode_untrusted(self._decoder, data, self._max_bytes, self._bounded_elements)
         except RemoteProtocolError as error:
             number = untrusted_frame_number(data)
-            if number is not None and number not in self.numbers and len(data) <= limits.MAX_FRAME_BYTES:
+            if number is not None and number not in self.numbers and len(data) <= self._max_bytes:
                 raise UnknownFrame(number) from error
             raise
         if type(frame) is _READINGS:  # check_untrusted() written out for the most frequent kind
@@ -132,7 +131,8 @@ def node_frames(further: Iterable[type[Frame]] = ()) -> FrameSet:
 
 
 NODE_FRAME_SET: Final = node_frames()
-_relay_frames: Final = FrameSet(RELAY_FRAMES, NODE_FRAMES)
+_relay_frames: Final = FrameSet(RELAY_FRAMES, NODE_FRAMES, limits.MAX_EXCHANGE_BYTES)
+"""Decoding a batch makes no objects of its readings. Each reading is decoded by itself, with its own bound."""
 KNOWN_NUMBERS: Final = NODE_FRAME_SET.numbers
 
 
@@ -160,10 +160,18 @@ def untrusted_other_major(data: bytes | bytearray) -> int | None:
     return None
 
 
-def decode_untrusted(decoder: msgspec.msgpack.Decoder[_T], data: bytes | bytearray | memoryview) -> _T:
-    """Parse anything. :raises RemoteProtocolError: when it is not what the decoder is for."""
-    if len(data) > limits.MAX_FRAME_BYTES:
-        raise RemoteProtocolError(f"a frame of {len(data)} bytes is larger than {limits.MAX_FRAME_BYTES}")
+def decode_untrusted(
+    decoder: msgspec.msgpack.Decoder[_T], data: bytes | bytearray | memoryview,
+    max_bytes: int = limits.MAX_FRAME_BYTES, bounded_elements: bool = False,
+) -> _T:  # fmt: skip
+    """Parse anything. Its bytes, and with ``bounded_elements`` its elements, are counted before any object is made.
+
+    :raises RemoteProtocolError: when it is not what the decoder is for.
+    """
+    if len(data) > max_bytes:
+        raise RemoteProtocolError(f"a frame of {len(data)} bytes is larger than {max_bytes}")
+    if bounded_elements and len(data) > limits.LARGE_FRAME_BYTES and has_too_many_elements(data):
+        raise RemoteProtocolError(f"a frame has more than {limits.MAX_ELEMENTS} elements")
     try:
         return decoder.decode(data)
     except RecursionError as error:

@@ -141,10 +141,11 @@ def decode_untrusted_reading(data: bytes | memoryview) -> Reading:
 
 
 def decode_untrusted_record(record: Record) -> Reading:
-    """Parse the reading of a record. Its value is not looked into: a store refuses what it can't hold.
+    """Parse the reading of a record. Its value is not looked into: a store refuses what it can't hold. A large record
+    has at most as many elements as a frame between nodes.
 
     Tensors in the result look into the frame that the record came in.
 
     :raises RemoteProtocolError: when it is not a reading.
     """
-    return decode_untrusted(_reading_decoder, memoryview(record.reading))
+    return decode_untrusted(_reading_decoder, memoryview(record.reading), bounded_elements=True)

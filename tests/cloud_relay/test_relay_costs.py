@@ -96,7 +96,7 @@ class Relay:
 
     def _commit(self, data: bytes) -> float:
         try:
-            taken = storable(*decode_untrusted_batch(data))
+            taken = storable(decode_untrusted_batch(data))
         except RemoteProtocolError:
             return 0.0  # it never reaches the writer
         done: Future[Acknowledgement | RelayRefusal] = Future()

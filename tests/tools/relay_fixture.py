@@ -1,9 +1,11 @@
 """A relay without a network, and what tests send to it. Import ``given_relay`` where the fixture ``relay`` is used."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from msgspec import Raw
@@ -13,6 +15,9 @@ from cloud_relay.query.audit import OriginAccount, audit
 from cloud_relay.query.selection import Query, select
 from cloud_relay.store.schema import open_for_reading
 from cloud_relay.store.sqlite import Store
+from meshnode.identity import create_mesh, issue
+from meshnode.links.nng.library import open_requester
+from meshnode.links.transport import Address, Requester
 from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
 from protocols.base.limits import SECOND
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
@@ -46,6 +51,41 @@ def batch(
     if following is None:
         following = max((*numbers, *(fate.last for fate in fates)), default=0) + 1
     return Batch(MAJOR, MINOR, node, 1, following, records, fates)
+
+
+class RelayProcess:
+    """A real relay with a mesh of its own in ``folder``. ``with RelayProcess(folder) as relay:``"""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        create_mesh(folder / "authority", "demo")
+        issue(folder / "authority", Role.RELAY, "relay-1", folder)
+
+    def __enter__(self) -> Self:
+        config = self.folder / "relay.toml"
+        if not config.exists():
+            config.write_text('[relay]\nid = "relay-1"\nhost = "127.0.0.1"\nport = 0\n')
+        command = [sys.executable, "-m", "cloud_relay", "run", "--config", str(config), "--log-level", "error"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        with self.process.stdout:
+            line = self.process.stdout.readline()
+        self.address = Address("127.0.0.1", int(line.rsplit(":", 1)[1]))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def requester(self, node: str = "v-1", role: Role = Role.VEHICLE) -> "closing[Requester]":
+        """A connection of a node of the relay's mesh."""
+        credentials = issue(self.folder / "authority", role, node, self.folder / "nodes").credentials
+        return closing(open_requester(credentials, self.address, MeshName("demo")))
+
+    def memory_bytes(self) -> int:
+        """The largest resident memory that the process ever had."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 class RelayInProcess:

@@ -25,7 +25,7 @@ from meshnode.links.peer import identify, url_of
 from meshnode.links.transport import Address, Handler
 from protocols.base.errors import BoundExceeded, TransportError
 from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
-from protocols.base.limits import DIAL_TIMEOUT_NS, MAX_FRAME_BYTES, REFUSAL_MEMORY_NS, SECOND
+from protocols.base.limits import DIAL_TIMEOUT_NS, MAX_EXCHANGE_BYTES, REFUSAL_MEMORY_NS, SECOND
 
 _log = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ class RelayRequester:
 
     def request(self, frame: bytes, timeout_s: float) -> bytes:
         """Send one request and wait for its response; see ``Requester.request``."""
-        if len(frame) > MAX_FRAME_BYTES:
-            raise BoundExceeded(f"a request of {len(frame)} bytes is larger than {MAX_FRAME_BYTES}: split it")
+        if len(frame) > MAX_EXCHANGE_BYTES:
+            raise BoundExceeded(f"a request of {len(frame)} bytes is larger than {MAX_EXCHANGE_BYTES}: split it")
         deadline = time.monotonic() + timeout_s
         if not self._one.acquire(timeout=timeout_s):
             raise TransportError(f"the request before this one to {self._address} is still waiting: ask one at a time")

@@ -1,7 +1,8 @@
 """Opens NNG sockets over mutual TLS 1.3: links, requesters and responders. No other module imports pynng.
 
 Invariants:
-- TLS 1.3 with a certificate of the mesh's authority on both sides, and no message above ``MAX_FRAME_BYTES``;
+- TLS 1.3 with a certificate of the mesh's authority on both sides, and no message above ``MAX_FRAME_BYTES``,
+  in exchanges none above ``MAX_EXCHANGE_BYTES``;
 - a peer is judged in NNG's pre-connect callback, so nothing is ever received from a refused peer or sent to it. A
   judge that fails refuses.
 
@@ -29,7 +30,7 @@ from meshnode.links.peer import plain_host, read_credentials, url_of
 from meshnode.links.transport import Address, CredentialFiles, Handler, Requester, Transport, TransportObserver
 from protocols.base.errors import IdentityError, TransportError
 from protocols.base.ids import SERVER_NAME, MeshName, NodeId, Role
-from protocols.base.limits import MAX_FRAME_BYTES
+from protocols.base.limits import MAX_EXCHANGE_BYTES, MAX_FRAME_BYTES
 
 _log = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ class _NngLibrary:
     def request(self, address: Address, watch: Watch) -> "_Request":
         url = url_of(address)
         sock = _watched(pynng.Req0, self._client, watch, address)
+        sock.recv_max_size = MAX_EXCHANGE_BYTES
         # -1: a request is never repeated behind our back, and a lost connection ends it at once
         pynng.check_err(lib.nng_socket_set_ms(sock.socket, b"req:resend-time", -1))
         _dial(sock, url, _EXCHANGE_REDIAL_MS)
@@ -150,6 +152,7 @@ class _NngLibrary:
 
     def reply(self, host: str, port: int, watch: Watch) -> "_Reply":
         sock = _watched(pynng.Rep0, self._server, watch)
+        sock.recv_max_size = MAX_EXCHANGE_BYTES
         return _Reply(sock, _listen(sock, Address(host, port)))
 
 

@@ -1,0 +1,68 @@
+"""What one node of the mesh can cost a real relay, and everybody else there."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import pytest
+from msgspec import Raw
+
+from protocols.base.errors import TransportError
+from protocols.base.limits import MAX_BATCH_BYTES, MAX_FRAME_BYTES
+from protocols.wire.codec import decode_untrusted_relay_frame, encode, encode_frame
+from protocols.wire.membership import MAJOR, MINOR
+from protocols.wire.parcels import encode_reading
+from protocols.wire.records import Acknowledgement, Batch, Record, RelayRefusal
+from tests.tools.relay_fixture import RelayInProcess, RelayProcess, batch, given_relay, reading  # noqa: F401 -- a fixture
+
+MAX_GROWTH_BYTES: Final = 80 * 1024 * 1024
+"""Eight threads may each hold a batch, its rows and the objects of one reading."""
+
+
+def batch_of_maps(size_bytes: int, records: int) -> bytes:
+    """A batch of this size whose readings consist of empty maps."""
+    head = encode_reading(reading(1, value="?"))
+    at = head.index(b"\xa1?")
+    count = size_bytes // records - 200
+    maps = b"\xdd" + count.to_bytes(4) + b"\x80" * count
+    readings = Raw(head[:at] + maps + head[at + 2 :])
+    all_records = tuple(Record(number + 1, "r", readings) for number in range(records))
+    return encode(Batch(MAJOR, MINOR, "v-1", 1, records + 1, all_records))
+
+
+@pytest.mark.processes
+def test_relay_process_sent_frames_of_empty_maps_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One frame of 16 MB made a relay of 45 MB grow to 1,234 MB."""
+    monkeypatch.setattr("meshnode.links.nng.exchange.MAX_EXCHANGE_BYTES", MAX_FRAME_BYTES)
+    with RelayProcess(tmp_path) as relay:
+        with relay.requester("v-2") as honest:
+            assert decode_untrusted_relay_frame(honest.request(encode_frame(batch(1, node="v-2")), 20)) == (
+                Acknowledgement((1,))
+            )
+            before = relay.memory_bytes()
+            with relay.requester() as insider, suppress(TransportError):
+                insider.request(batch_of_maps(MAX_FRAME_BYTES - 1000, 64), 20)
+            for records in (1, 4, 8, 256):
+                with relay.requester() as insider:
+                    insider.request(batch_of_maps(MAX_BATCH_BYTES, records), 20)
+            assert relay.memory_bytes() - before < MAX_GROWTH_BYTES
+            answer = decode_untrusted_relay_frame(honest.request(encode_frame(batch(2, node="v-2")), 20))
+        assert answer == Acknowledgement((2,))
+
+
+def test_ingest_batch_of_many_containers_is_taken_in_parts(relay: RelayInProcess) -> None:
+    """A node with such values must not lose records, nor keep a thread of the relay for a second."""
+    values = [[] for _ in range(20_000)]
+    records = tuple(Record(number, "r", Raw(encode_reading(reading(number, value=values)))) for number in range(1, 5))
+    frame = Batch(MAJOR, MINOR, "v-1", 1, 5, records)
+    assert relay.send(frame) == Acknowledgement((1,))
+    rest = Batch(MAJOR, MINOR, "v-1", 1, 5, records[1:])
+    assert relay.send(rest) == Acknowledgement((2,))
+
+
+def test_ingest_record_of_too_many_elements_is_refused_before_it_is_decoded(relay: RelayInProcess) -> None:
+    """The bound of a frame between nodes holds for a record too."""
+    answer = relay.send(batch_of_maps(200 * 1024, 1))
+    assert isinstance(answer, RelayRefusal)
+    assert answer.code == "malformed"
+    assert "65536 elements" in answer.detail
