@@ -48,4 +48,5 @@ def serve(config: RelayConfig, ready: Callable[[int], None]) -> None:
             responder.close()
     finally:
         store.close()
-    _log.info("stopped: %s", {**store.statistics(), "refusals": ingest.statistics()})
+    counted = {**store.statistics(), **responder.statistics(), "refusals": ingest.statistics()}
+    _log.info("stopped: %s", counted)

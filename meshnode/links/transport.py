@@ -13,6 +13,7 @@ transport waits for notices under way: call it without a lock that a notice take
 
 Certificates. ``express`` closes a pipe within a minute of the end of its peer's certificate and reports it. NNG does
 not show that end, so ``nng`` closes every pipe and lane after about an hour: the next handshake proves the certificate.
+The relay does the same with the pipes of exchanges.
 
 A lane is dialled once. When its pipe is gone, or does not open in time, the lane is finished and the observer is told
 why. ``protocols.membership.machine`` decides whether and when to dial again.

@@ -4,6 +4,7 @@ Invariants:
 - a request is sent at most once for each call. When it fails, nobody knows whether it was handled, so requests have to
   be idempotent;
 - a response is never taken for another request's;
+- one identity can take neither all connections to a relay nor all of its threads;
 - a relay that is not who it should be gets nothing, and is not dialled again for ``REFUSAL_MEMORY_NS``.
 """
 
@@ -21,6 +22,7 @@ from meshnode.links.nng.contract import (
     lasting_failure,
     no_connection,
 )
+from meshnode.links.nng.requesters import RequesterPipes
 from meshnode.links.peer import identify, url_of
 from meshnode.links.transport import Address, Handler
 from protocols.base.errors import BoundExceeded, TransportError
@@ -29,14 +31,13 @@ from protocols.base.limits import DIAL_TIMEOUT_NS, MAX_EXCHANGE_BYTES, REFUSAL_M
 
 _log = logging.getLogger(__name__)
 
-_MAX_REQUESTERS = 4_096
-"""The most pipes into one relay."""
 _CHECK_S = 0.4
 """How often a dial in progress is checked for a failure that repeating can't mend."""
-
-
 _SWEEP_S = 2.0
 """How often pipes are compared with the kernel's connections."""
+_MIN_REQUESTS = 2
+"""Requests of one identity that are handled at a time, at least: a node that gave up waiting asks again while the relay
+still handles its last request."""
 _LINGER_S = 0.1
 """An answer is handed over in steps on the library's threads: a socket closed at once would often lose the last one."""
 
@@ -172,13 +173,14 @@ class RelayResponder:
     ) -> None:
         self._mesh = mesh
         self._handler = handler
-        self._peers: dict[int, tuple[PeerIdentity, tuple[str, int]]] = {}
+        self._pipes = RequesterPipes(max(_MIN_REQUESTS, workers // 4))
         self._lock = threading.Lock()
         self._busy: set[ReplyContext] = set()
         self._answered_at = 0.0
+        self._look = threading.Event()
         self._closing = threading.Event()
         self._closed = threading.Event()
-        self._sock = library.reply(host, port, Watch(self._judge, lambda pipe: None, self._removed))
+        self._sock = library.reply(host, port, Watch(self._judge, lambda pipe: None, self._pipes.removed))
         self.port = self._sock.port
         self._contexts = [self._sock.context() for _ in range(workers)]
         self._threads = [
@@ -194,6 +196,7 @@ class RelayResponder:
         with self._lock:
             first = not self._closing.is_set()
             self._closing.set()
+            self._look.set()
             idle = [context for context in self._contexts if context not in self._busy]
         if not first:
             self._closed.wait()
@@ -207,41 +210,56 @@ class RelayResponder:
         self._sock.close()
         self._closed.set()
 
+    def statistics(self) -> dict[str, int]:
+        """See :meth:`RequesterPipes.statistics`."""
+        return self._pipes.statistics()
+
     def _judge(self, handshake: Handshake) -> bool:
         identity, reason = identify(handshake.names, self._mesh)
-        with self._lock:
-            if identity is None or len(self._peers) >= _MAX_REQUESTERS or self._closing.is_set():
-                _log.info("a requester at %s is refused: %s", handshake.host, reason or "too many connections")
-                return False
-            self._peers[handshake.pipe] = identity, (handshake.host, handshake.port)
-            return True
+        remote = handshake.host, handshake.port
+        if identity is None or self._closing.is_set() or not self._admit(handshake.pipe, identity, remote):
+            _log.info("a requester at %s is refused: %s", handshake.host, reason or "too many connections")
+            return False
+        return True
 
-    def _removed(self, pipe: int) -> None:
-        with self._lock:
-            self._peers.pop(pipe, None)
+    def _admit(self, pipe: int, identity: PeerIdentity, remote: tuple[str, int]) -> bool:
+        admitted = self._pipes.admit(pipe, identity, remote, time.monotonic_ns())
+        if self._pipes.has_given_way:
+            self._look.set()  # callbacks of the library may not close pipes themselves
+        return admitted
 
     def _serve(self, context: ReplyContext) -> None:
         while not self._closing.is_set() and (received := context.receive()) is not None:
             pipe, frame = received
             with self._lock:
-                peer = self._peers.get(pipe)
                 if self._closing.is_set():
                     return  # it was idle for close(), which closes the context: the requester asks again
                 self._busy.add(context)
+            peer = self._pipes.begin(pipe)
             try:
-                if peer is not None:  # it has gone otherwise, and nobody waits for the answer
-                    context.reply(self._handler(peer[0], frame))
+                if peer is not None:
+                    context.reply(self._handler(peer, frame))
                     self._answered_at = time.monotonic()
+                elif self._pipes.has_given_way:
+                    self._look.set()
             except Exception:  # noqa: BLE001 -- one bad request must not end the relay
                 _log.exception("a request of %s failed in its handler: it gets no answer", peer)
             finally:
+                if peer is not None:
+                    self._pipes.ended(pipe, peer)
                 with self._lock:
                     self._busy.discard(context)
 
     def _sweep(self) -> None:
         connections = Connections(self.port, DIAL_TIMEOUT_NS)
-        while not self._closing.wait(_SWEEP_S):
-            with self._lock:
-                pipes = {remote: pipe for pipe, (_, remote) in self._peers.items()}
-            for remote in connections.look(pipes, time.monotonic_ns()).vanished:
-                self._sock.close_pipe(pipes[remote])
+        compared_at = time.monotonic()
+        while not self._closing.is_set():
+            self._look.wait(_SWEEP_S)
+            self._look.clear()
+            for pipe in self._pipes.to_close(time.monotonic_ns()):
+                self._sock.close_pipe(pipe)
+            if time.monotonic() - compared_at >= _SWEEP_S and not self._closing.is_set():
+                compared_at = time.monotonic()
+                pipes = self._pipes.remotes()
+                for remote in connections.look(pipes, time.monotonic_ns()).vanished:
+                    self._sock.close_pipe(pipes[remote])

@@ -4,14 +4,18 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from meshnode.identity import create_mesh, issue
 from meshnode.links.nng.library import open_requester, open_responder
 from meshnode.links.transport import Address, CredentialFiles
 from protocols.base.errors import TransportError
-from protocols.base.ids import PeerIdentity
+from protocols.base.ids import PeerIdentity, Role
+from protocols.base.limits import SECOND
+from tests.tools.eventually import eventually
 from tests.tools.link_fixture import MESH, given_ca, given_pki  # noqa: F401 -- fixtures
 from tests.tools.pki_fixture import authority
 
@@ -209,3 +213,110 @@ def test_responder_port_in_use_is_named(relay: Any) -> None:
     first = relay(lambda identity, frame: b"")
     with pytest.raises(TransportError, match=f"{first.port} is in use"):
         relay(lambda identity, frame: b"", port=first.port)
+
+
+# --- what one identity can take ------------------------------------------------------------------------------------
+def test_identity_that_takes_all_places_leaves_room_for_others(
+    pki: Any, relay: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One certificate could take all 4,096 places of a relay, and nobody else got in."""
+    monkeypatch.setattr("meshnode.links.nng.requesters.MAX_PIPES", 6)
+    responder = relay(lambda identity, frame: identity.node.encode())
+    insider = [ask(responder.port) for _ in range(12)]
+    for requester in insider:
+        with contextlib.suppress(TransportError):  # its oldest connections make way for its newest
+            requester.request(b"x", 10)
+    honest = [ask(responder.port, pki(name)) for name in ("b", "c", "d", "e")]
+    for requester, name in zip(honest, (b"b", b"c", b"d", b"e"), strict=True):
+        assert requester.request(b"x", 20) == name
+    assert responder.statistics()["requesters"] <= 6
+
+
+def test_identity_whose_connections_were_left_behind_gets_a_new_one(relay: Any, ask: Any) -> None:
+    """A vehicle that changes networks leaves connections behind that nobody closes for hours."""
+    responder = relay(lambda identity, frame: b"ok")
+    for _ in range(7):
+        assert ask(responder.port).request(b"x", 20) == b"ok"
+    assert responder.statistics()["requesters_gave_way"] >= 3
+
+
+def test_identity_with_many_requests_under_way_leaves_threads_for_others(
+    pki: Any, ask: Any, relay_of_four: Any
+) -> None:
+    """Requests that wait for the disk would otherwise keep each thread of the relay."""
+    release, waiting = threading.Event(), threading.Semaphore(0)
+
+    def handle(identity: PeerIdentity, frame: bytes) -> bytes:
+        if identity.node == "a":
+            waiting.release()
+            release.wait(60)
+        return b"ok"
+
+    responder = relay_of_four(handle)
+    insider = [ask(responder.port) for _ in range(4)]
+    threads = [threading.Thread(target=_tried, args=(requester,)) for requester in insider]
+    for thread in threads:
+        thread.start()
+    try:
+        assert waiting.acquire(timeout=30)
+        assert waiting.acquire(timeout=30)
+        eventually(lambda: responder.statistics()["requests_refused"] >= 2, "the other two are not handled")
+        assert ask(responder.port, pki("b")).request(b"x", 20) == b"ok"
+    finally:
+        release.set()
+        for thread in threads:
+            thread.join(60)
+
+
+def _tried(requester: Any) -> None:
+    with contextlib.suppress(TransportError):
+        requester.request(b"x", 5)
+
+
+@pytest.fixture
+def relay_of_four(pki: Any) -> Iterator[Callable[..., Any]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(handler: Callable[[PeerIdentity, bytes], bytes]) -> Any:
+            responder = open_responder(pki("relay", role="relay"), "127.0.0.1", 0, MESH, handler, workers=4)
+            stack.callback(responder.close)
+            return responder
+
+        yield make
+
+
+# --- certificates that end -----------------------------------------------------------------------------------------
+def test_connection_whose_certificate_has_ended_is_not_served_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relay went on to serve it until its connection broke, which may take months."""
+    monkeypatch.setattr("meshnode.links.nng.requesters.PIPE_AGE_NS", SECOND)
+    create_mesh(tmp_path / "authority", MESH)
+    files = {
+        name: issue(tmp_path / "authority", role, name, tmp_path, valid_days=seconds / 86_400).credentials
+        for name, role, seconds in (("relay-1", Role.RELAY, 600), ("valid", Role.RSU, 600), ("ending", Role.RSU, 10))
+    }
+    answered = dict.fromkeys(("valid", "ending"), 0)
+    refused: list[str] = []
+
+    def asked(name: str, requester: Any) -> None:
+        try:
+            requester.request(b"x", 5)
+        except TransportError as error:
+            if "TLS handshake failed" in str(error):
+                refused.append(name)
+        else:
+            answered[name] += 1
+
+    with (
+        contextlib.closing(open_responder(files["relay-1"], "127.0.0.1", 0, MESH, lambda *_: b"ok")) as responder,
+        contextlib.closing(open_requester(files["valid"], Address("127.0.0.1", responder.port), MESH)) as valid,
+        contextlib.closing(open_requester(files["ending"], Address("127.0.0.1", responder.port), MESH)) as ending,
+    ):
+        asked("ending", ending)
+        assert answered["ending"] == 1
+        eventually(lambda: asked("ending", ending) or bool(refused), "the relay closes it, and takes it no more", 60)
+        asked("valid", valid)
+        eventually(lambda: asked("valid", valid) or answered["valid"] > 1, "who proves its certificate goes on", 60)
+        assert responder.statistics()["requesters_outlived"] >= 1
+    assert refused == ["ending"]
