@@ -1,6 +1,7 @@
 """The relay's store: SQLite with one writing thread.
 
-Batches that arrive while a transaction is under way share the next one, and nobody is answered before it is on disk.
+Batches that arrive while a transaction is under way share the next one, one batch of each node at a time, and nobody is
+answered before it is on disk.
 The store uses a plain thread with ``sqlite3``, and not aiosqlite as the outbox does. Batches arrive on the responder's
 threads, which wait for the commit anyway, and an event loop in between would only add two changes of thread to each.
 
@@ -8,7 +9,6 @@ threads, which wait for the commit anyway, and an event loop in between would on
 name with other bytes is a conflict: the first record is kept, and the second is refused and counted.
 """
 
-import queue
 import sqlite3
 import threading
 import time
@@ -23,13 +23,14 @@ from typing import NamedTuple
 from cloud_relay.store.fates import FateTable
 from cloud_relay.store.rows import Row
 from cloud_relay.store.schema import open_for_writing, storage_error
+from cloud_relay.store.turns import Turns
 from protocols.base.errors import StorageError
 from protocols.wire.records import Acknowledgement, Fate, RefusedRecord, RelayRefusal
 
 MAX_WAITING_BATCHES = 64
 """Batches that wait between the responder and the disk, of at most 1 MiB each."""
 MAX_GROUP_BATCHES = 16
-"""Batches in one transaction. It bounds how long the first of them waits."""
+"""Batches in one transaction, each of another node. It bounds how long the first of them waits."""
 _INSERT = f"INSERT OR IGNORE INTO records VALUES ({','.join('?' * 23)})"  # noqa: S608 - marks only
 
 
@@ -66,67 +67,54 @@ class Store:
         self._path = path
         self._clock = clock
         self._db = open_for_writing(path)
-        self._queue: queue.Queue[tuple[StorableBatch, Future[Acknowledgement | RelayRefusal]] | None] = queue.Queue(
-            MAX_WAITING_BATCHES
-        )
+        self._turns: Turns[tuple[StorableBatch, Future[Acknowledgement | RelayRefusal]]] = Turns(MAX_WAITING_BATCHES)
         self._fates = FateTable(self._db)
         self._stored = self._repeated = self._conflicts = self._failures = 0
-        self._closing = False
+        self._closed = False
         self._thread = threading.Thread(target=self._write, name="store")
         self._thread.start()
 
-    def submit(self, batch: StorableBatch, timeout_s: float = 5.0) -> "Future[Acknowledgement | RelayRefusal]":
-        """Queue a batch. The result comes when it is on disk, and is a StorageError when the disk fails.
+    def submit(self, batch: StorableBatch) -> "Future[Acknowledgement | RelayRefusal]":
+        """Queue a batch. The result comes when it is on disk. It is a StorageError when the disk fails, or when the
+        queue is full and the batch gave way.
 
-        :raises StorageError: when the store is closed, or so busy that the queue stayed full.
+        :raises StorageError: when the store is closed.
         """
         done: Future[Acknowledgement | RelayRefusal] = Future()
-        if self._closing:
-            raise StorageError("the store is closed: send the batch again later")
         try:
-            self._queue.put((batch, done), timeout=timeout_s)
-        except queue.Full as error:
-            raise StorageError(
-                f"the store is {MAX_WAITING_BATCHES} batches behind: send the batch again later"
-            ) from error
+            left = self._turns.put(batch.origin, (batch, done))
+        except ValueError as error:
+            raise StorageError("the store is closed: send the batch again later") from error
+        if left is not None:
+            left[1].set_exception(
+                StorageError(f"the store is {MAX_WAITING_BATCHES} batches behind: send the batch again later")
+            )
         return done
 
     def statistics(self) -> dict[str, int]:
-        """Counts since the start: records stored, records that came again, conflicts, failed transactions, and fates
-        that were not noted whole because a bound was reached."""
+        """Counts since the start: records stored, records that came again, conflicts, failed transactions, batches that
+        gave way in a full queue, and fates that were not noted whole because a bound was reached."""
         return {
             "stored": self._stored,
             "repeated": self._repeated,
             "conflicts": self._conflicts,
             "failures": self._failures,
+            "batches_gave_way": self._turns.gave_way,
             "fates_beyond_bounds": self._fates.beyond_bounds,
         }
 
     def close(self) -> None:
         """Finish what is queued and close the file. Idempotent."""
-        if not self._closing:
-            self._closing = True
-            self._queue.put(None)
+        if not self._closed:
+            self._closed = True
+            self._turns.close()
             self._thread.join()
             self._db.close()
 
     # --- the writing thread ----------------------------------------------------------------------------------------
     def _write(self) -> None:
-        while (first := self._queue.get()) is not None:
-            group = [first]
-            last = False
-            while len(group) < MAX_GROUP_BATCHES and not last:
-                try:
-                    another = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if another is None:
-                    last = True
-                else:
-                    group.append(another)
+        while group := self._turns.take(MAX_GROUP_BATCHES):
             self._commit(group)
-            if last:
-                return
 
     def _commit(self, group: list[tuple[StorableBatch, "Future[Acknowledgement | RelayRefusal]"]]) -> None:
         before = (self._stored, self._repeated, self._conflicts)

@@ -1,12 +1,17 @@
 """What one node of the mesh can cost a real relay, and everybody else there."""
 
-from contextlib import suppress
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import pytest
 from msgspec import Raw
 
+from cloud_relay.ingest.batches import storable
+from cloud_relay.store.sqlite import MAX_WAITING_BATCHES
 from protocols.base.errors import TransportError
 from protocols.base.limits import MAX_BATCH_BYTES, MAX_FRAME_BYTES
 from protocols.wire.codec import decode_untrusted_relay_frame, encode, encode_frame
@@ -48,6 +53,49 @@ def test_relay_process_sent_frames_of_empty_maps_does_not_grow(tmp_path: Path, m
             assert relay.memory_bytes() - before < MAX_GROWTH_BYTES
             answer = decode_untrusted_relay_frame(honest.request(encode_frame(batch(2, node="v-2")), 20))
         assert answer == Acknowledgement((2,))
+
+
+# --- turns at the writer ---------------------------------------------------------------------------------------------
+@contextmanager
+def busy_disk(relay: RelayInProcess) -> Iterator[None]:
+    """Another program holds the store, so that batches collect before the writer."""
+    with closing(sqlite3.connect(relay.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def submitted(
+    relay: RelayInProcess, node: str, number: int, order: list[str]
+) -> Future[Acknowledgement | RelayRefusal]:
+    """Submit a batch, and note in ``order`` when it is answered."""
+    done = relay.store.submit(storable(batch(number, node=node)))
+    done.add_done_callback(lambda _: order.append(node))
+    return done
+
+
+def test_store_of_a_node_that_uploads_much_serves_another_by_its_turn(relay: RelayInProcess) -> None:
+    """The batches of one node must not stand before those of all others."""
+    order: list[str] = []
+    with busy_disk(relay):
+        many = [submitted(relay, "v-1", number, order) for number in range(1, 50)]
+        one = submitted(relay, "v-2", 1, order)
+    assert one.result(30) == Acknowledgement((1,))
+    for done in many:
+        done.result(30)
+    assert order.index("v-2") <= 2, "the transaction under way, and at most one batch of each in the next"
+
+
+def test_store_whose_queue_is_full_turns_away_who_fills_it(relay: RelayInProcess) -> None:
+    """Otherwise one node could have the batches of all others refused."""
+    order: list[str] = []
+    with busy_disk(relay):
+        many = [submitted(relay, "v-1", number, order) for number in range(1, MAX_WAITING_BATCHES + 20)]
+        others = [submitted(relay, node, 1, order) for node in ("v-2", "v-3")]
+    for done in others:
+        assert done.result(30) == Acknowledgement((1,))
+    failed = sum(done.exception(30) is not None for done in many)
+    assert failed == relay.store.statistics()["batches_gave_way"] > 0
 
 
 def test_ingest_batch_of_many_containers_is_taken_in_parts(relay: RelayInProcess) -> None:
