@@ -22,6 +22,7 @@ from protocols.base.errors import BoundExceeded, LocalProtocolError, StorageErro
 from protocols.base.ids import UtcNs
 from protocols.records.curated import Curated
 from protocols.records.ledger import Ledger
+from protocols.records.pending import OWN
 from protocols.wire.records import Record
 
 MAX_WAITING_RECORDS: Final = 8_192
@@ -97,7 +98,8 @@ class Outbox:
     async def put(self, *records: Curated) -> list[int]:
         """Store records and return their sequences once they are on disk: all of them or none.
 
-        When a bound is reached, the oldest record of the lowest priority is evicted; it may be this one.
+        When a bound is reached, the payer that gives way loses the oldest of its records of the lowest priority, see
+        :mod:`protocols.records.pending`. It may be this one.
 
         :raises StorageError: the disk is full or fails; nothing was stored and later puts may succeed.
         :raises BoundExceeded: more than ``MAX_WAITING_RECORDS`` wait for the disk.
@@ -136,7 +138,10 @@ class Outbox:
             await self._settle()
             entries = self._ledger.upcoming(records, now)
             await self._write([
-                (entry.sequence, record.rule, entry.priority, entry.expires_utc_ns, entry.size_bytes, record.reading)
+                (
+                    entry.sequence, record.rule, entry.priority, entry.expires_utc_ns, entry.size_bytes,
+                    record.reading, entry.payer,
+                )
                 for entry, record in zip(entries, records, strict=True)
             ])  # fmt: skip
         except (sqlite3.Error, OSError) as error:
@@ -209,9 +214,15 @@ class Outbox:
 
     # --- the account -----------------------------------------------------------------------------------------------
     def statistics(self) -> dict[str, int]:
-        """The ledger's account, records that the disk did not take (``failed_puts``) and accounts that it did not take
-        yet (``failed_saves``)."""
-        return self._ledger.statistics() | {"failed_puts": self._failed_puts, "failed_saves": self._failed_saves}
+        """The ledger's account, how many of the evicted are of other nodes' readings (``evicted_of_others``, in this
+        life), records that the disk did not take (``failed_puts``) and accounts that it did not take yet
+        (``failed_saves``)."""
+        evicted = self._ledger.evicted_by_payer()
+        return self._ledger.statistics() | {
+            "evicted_of_others": sum(count for payer, count in evicted.items() if payer != OWN),
+            "failed_puts": self._failed_puts,
+            "failed_saves": self._failed_saves,
+        }
 
     @property
     def pending(self) -> int:

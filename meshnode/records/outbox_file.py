@@ -20,7 +20,7 @@ from protocols.records.pending import LedgerEntry
 from protocols.wire.records import Fate, Record
 
 _APPLICATION_ID: Final = 0x6D6E6F62
-_VERSION: Final = 1
+_VERSION: Final = 2
 _FULL: Final = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN))
 
 _SCHEMA: Final = """
@@ -28,12 +28,16 @@ CREATE TABLE ledger (one INTEGER PRIMARY KEY CHECK (one = 1), first_sequence INT
     next_sequence INTEGER NOT NULL, delivered INTEGER NOT NULL, expired INTEGER NOT NULL, evicted INTEGER NOT NULL,
     refused INTEGER NOT NULL, introduced INTEGER NOT NULL);
 CREATE TABLE records (sequence INTEGER PRIMARY KEY, rule TEXT NOT NULL, priority INTEGER NOT NULL,
-    expires_utc_ns INTEGER NOT NULL, size_bytes INTEGER NOT NULL, reading BLOB NOT NULL);
+    expires_utc_ns INTEGER NOT NULL, size_bytes INTEGER NOT NULL, reading BLOB NOT NULL,
+    payer TEXT NOT NULL DEFAULT '');
 CREATE TABLE fates (first INTEGER PRIMARY KEY, last INTEGER NOT NULL, state TEXT NOT NULL);
 """
 
-RecordRow = tuple[int, str, int, int, int, bytes]
-"""The columns of a record, from ``sequence`` to ``reading``."""
+_PAYERS: Final = "ALTER TABLE records ADD COLUMN payer TEXT NOT NULL DEFAULT ''"
+"""Version 1 did not know whose readings its records are, so all count as those of this node."""
+
+RecordRow = tuple[int, str, int, int, int, bytes, str]
+"""The columns of a record, from ``sequence`` to ``payer``."""
 
 
 class StoredLedger(NamedTuple):
@@ -86,6 +90,9 @@ class OutboxFile:
             await db.execute("INSERT INTO ledger VALUES (1, ?, ?, ?, ?, ?, ?, ?)", astuple(Counters()))
         elif application != _APPLICATION_ID:
             raise StorageError(f"{self.path} is another program's database: name another file for the outbox")
+        elif version == 1:
+            await db.execute(_PAYERS)
+            await db.execute(f"PRAGMA user_version = {_VERSION}")
         elif version != _VERSION:
             raise StorageError(
                 f"the outbox {self.path} has version {version}, this program knows {_VERSION}: start the newer program"
@@ -102,7 +109,7 @@ class OutboxFile:
             raise sqlite3.DatabaseError("the ledger's row is missing")
         first, following, delivered, expired, evicted, refused, introduced = counters[0]
         entries = await self._fetch(
-            "SELECT sequence, size_bytes, priority, expires_utc_ns FROM records ORDER BY sequence"
+            "SELECT sequence, size_bytes, priority, expires_utc_ns, payer FROM records ORDER BY sequence"
         )
         fates = await self._fetch("SELECT first, last, state FROM fates ORDER BY first")
         return StoredLedger(
@@ -148,7 +155,7 @@ class OutboxFile:
             if kept:
                 await db.executemany("INSERT OR REPLACE INTO fates VALUES (?, ?, ?)", kept)
             if new:
-                await db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)", new)
+                await db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", new)
             first, following, *ended = astuple(counters)
             await db.execute(
                 "UPDATE ledger SET first_sequence = ?, next_sequence = ?, delivered = ?, expired = ?, evicted = ?,"

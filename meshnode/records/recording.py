@@ -14,7 +14,6 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from random import Random
@@ -26,6 +25,7 @@ from meshnode.links.transport import CredentialFiles
 from meshnode.records.outbox import Outbox
 from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
 from meshnode.records.uplink import UplinkDriver
+from meshnode.records.waiting import Waiting, WaitingRecords
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, MeshError, StorageError, ValueUnsupported
 from protocols.base.ids import Incarnation, MeshName, MonotonicNs, NodeId, Role
@@ -33,14 +33,12 @@ from protocols.base.keys import matches
 from protocols.base.time import NEVER
 from protocols.records.curated import Curated
 from protocols.records.curation import CurationOutput, Curator, Pattern, ReadingDerived, RecordChosen
+from protocols.records.pending import OWN
 from protocols.records.rules import CurationRule
 from protocols.wire.parcels import encode_reading, reading_in_alone
 from protocols.wire.readings import Reading
 
 _log = logging.getLogger(__name__)
-MAX_WAITING: Final = 4_096
-"""Chosen readings on their way to the outbox."""
-MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
 _GROUP: Final = 256
 """Records put into the outbox at once."""
 
@@ -73,8 +71,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._due_ns = NEVER
         self._timer: asyncio.TimerHandle | None = None
-        self._waiting: deque[tuple[str, Curated]] = deque()
-        self._waiting_bytes = 0
+        self._waiting = WaitingRecords()
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         bounds = config.of(OutboxSection)
@@ -134,7 +131,7 @@ class Recorder:
         """Let records wait for the outbox; returns what to publish once the lock is free. ``alone``: the bytes of
         ``reading``."""
         derived: list[ReadingDerived] = []
-        was_empty = not self._waiting
+        was_empty = not len(self._waiting)
         for output in outputs:
             match output:
                 case RecordChosen():
@@ -143,25 +140,23 @@ class Recorder:
                     derived.append(output)
                 case _:
                     assert_never(output)
-        if was_empty and self._waiting:
+        if was_empty and len(self._waiting):
             self._call_soon(self._wake.set)
         return derived
 
     def _wait_for_outbox(self, chosen: RecordChosen, alone: bytes | None) -> None:
-        key = chosen.reading.key
-        if len(self._waiting) >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES:
-            self._not_kept(key, "outbox_behind")
-            return
+        key, origin = chosen.reading.key, chosen.reading.origin
+        payer = OWN if origin == self._node else origin
         try:
             encoded = encode_reading(chosen.reading) if alone is None else reading_in_alone(alone)
-            curated = Curated(chosen.rule, encoded, chosen.priority, chosen.lifespan_ms)
+            curated = Curated(chosen.rule, encoded, chosen.priority, chosen.lifespan_ms, payer)
         except (BoundExceeded, ValueUnsupported):
             # In the outbox it would take its whole group with it. A value is unsupported when a neighbour's reading had
             # numbers of single precision: they are encoded as double, and the bytes may grow above a frame.
             self._not_kept(key, "record_too_large")
             return
-        self._waiting_bytes += len(encoded)
-        self._waiting.append((key, curated))
+        for gave_way in self._waiting.append(Waiting(key, curated)):
+            self._not_kept(gave_way.key, "outbox_behind")
 
     def _derive(self, derived: Sequence[ReadingDerived]) -> None:
         for output in derived:
@@ -210,8 +205,7 @@ class Recorder:
     async def _drain(self) -> None:
         while True:
             with self._lock:
-                group = [self._waiting.popleft() for _ in range(min(len(self._waiting), _GROUP))]
-                self._waiting_bytes -= sum(len(curated.reading) for _, curated in group)
+                group = self._waiting.take(_GROUP)
             if not group:
                 return
             try:
@@ -234,9 +228,8 @@ class Recorder:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for key, _ in self._waiting:  # chosen while the node was closing
+        for key, _ in self._waiting.take(len(self._waiting)):  # chosen while the node was closing
             self._not_kept(key, "outbox_closed")
-        self._waiting.clear()
         await self.outbox.__aexit__(None, None, None)
 
 

@@ -6,6 +6,7 @@ from typing import Final
 from protocols.base.errors import BoundExceeded
 from protocols.base.ids import UtcNs
 from protocols.base.limits import MAX_RECORD_BYTES, MAX_TEXT_CHARS, MS
+from protocols.records.pending import OWN
 
 RECORD_OVERHEAD_BYTES: Final = 64
 """Bytes that a record counts beside its reading and rule: row, keys and index pages of storage."""
@@ -26,6 +27,8 @@ class Curated:
     """0 to 7; the lowest is evicted first."""
     lifespan_ms: int = 0
     """The record expires when it is not delivered this long after it was put; 0: never."""
+    payer: str = OWN
+    """The node that sensed the reading, which pays for the record; ``OWN``: this one."""
 
     def __post_init__(self) -> None:
         if len(self.reading) > MAX_RECORD_BYTES:
@@ -42,7 +45,7 @@ class Curated:
     @property
     def size_bytes(self) -> int:
         """What it counts towards the bounds of an outbox."""
-        return len(self.reading) + len(self.rule) + RECORD_OVERHEAD_BYTES
+        return len(self.reading) + len(self.rule) + len(self.payer) + RECORD_OVERHEAD_BYTES
 
     def expires_utc_ns(self, utc_now: UtcNs) -> int:
         """When it expires if it is put now; 0: never."""

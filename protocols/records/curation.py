@@ -9,8 +9,9 @@ absence, and is shown each reading whatever the rules decide. A derived reading 
 lineage, and a pattern is not shown what was derived through its own name, here or at a neighbour: so patterns may build
 on one another, and can't feed themselves for ever.
 
-The memory of the rules is bounded by ``MAX_CACHED_KEYS``, whatever keys neighbours invent. When a key was forgotten,
-its next reading is chosen: pressure on the memory can add records but never suppress them.
+The memory of the rules is bounded, whatever keys neighbours invent: ``MAX_CACHED_KEYS`` own keys and as many of other
+nodes, which share them. When they are full, the node that holds most of them gives way. When a key was forgotten, its
+next reading is chosen: pressure on the memory can add records but never suppress them.
 """
 
 from collections import OrderedDict
@@ -25,6 +26,7 @@ from protocols.base.ids import MonotonicNs
 from protocols.base.keys import matches
 from protocols.base.limits import MAX_CACHED_KEYS
 from protocols.base.time import NEVER
+from protocols.records.last_chosen import LastChosen
 from protocols.records.rules import CurationRule
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 
@@ -88,8 +90,10 @@ class Curator:
         for name in names:
             if names.count(name) > 1:
                 raise LocalProtocolError(f"two curation rules are named {name!r}: give each its own name")
-        self._deciding: OrderedDict[tuple[str, bool], CurationRule | None] = OrderedDict()
-        self._last_ns: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._deciding_own: OrderedDict[str, CurationRule | None] = OrderedDict()
+        self._deciding_others: OrderedDict[str, CurationRule | None] = OrderedDict()
+        self._last_own = LastChosen()
+        self._last_others = LastChosen()
         self._chosen = self._limited = self._derived = 0
 
     @property
@@ -102,7 +106,7 @@ class Curator:
     def receive(self, reading: Reading, is_own: bool, now: MonotonicNs) -> Sequence[CurationOutput]:
         """What becomes of a reading that was published here (``is_own``) or came from a neighbour, in order."""
         rule = self._rule_for(reading.key, is_own)
-        if rule is None or (rule.min_interval_ns and not self._is_due(rule, reading.key, now)):
+        if rule is None or (rule.min_interval_ns and not self._is_due(rule, reading, is_own, now)):
             outputs: Sequence[CurationOutput] = ()
         else:
             self._chosen += 1
@@ -126,8 +130,12 @@ class Curator:
         return min((pattern.next_timer_at() for pattern in self._patterns), default=NEVER)
 
     def counters(self) -> dict[str, int]:
-        """Records chosen, readings left out because the interval of their rule had not passed, readings derived."""
-        return {"chosen": self._chosen, "limited": self._limited, "derived": self._derived}
+        """Records chosen, readings left out because the interval of their rule had not passed, readings derived, and
+        keys forgotten because there were too many."""
+        return {
+            "chosen": self._chosen, "limited": self._limited, "derived": self._derived,
+            "keys_forgotten": self._last_own.forgotten + self._last_others.forgotten,
+        }  # fmt: skip
 
     def _counted(self, pattern: Pattern, outputs: Sequence[CurationOutput]) -> Iterator[CurationOutput]:
         """The outputs of a pattern, each derived reading with the name of the pattern in its lineage."""
@@ -143,25 +151,24 @@ class Curator:
                 case _:
                     assert_never(output)
 
-    def _is_due(self, rule: CurationRule, key: str, now: MonotonicNs) -> bool:
-        stream = (rule.name, key)
-        last_ns = self._last_ns.get(stream)
-        if last_ns is not None and now - last_ns < rule.min_interval_ns:
+    def _is_due(self, rule: CurationRule, reading: Reading, is_own: bool, now: MonotonicNs) -> bool:
+        """Whether the interval of the rule has passed for this key, whoever its readings come from."""
+        stream = (rule.name, reading.key)
+        last = self._last_own if is_own else self._last_others
+        last_ns = max(self._last_own.when(stream), self._last_others.when(stream))
+        if now - last_ns < rule.min_interval_ns:
             self._limited += 1
             return False
-        self._last_ns[stream] = now
-        self._last_ns.move_to_end(stream)
-        if len(self._last_ns) > MAX_CACHED_KEYS:
-            self._last_ns.popitem(last=False)
+        last.note(stream, reading.origin, now)
         return True
 
     def _rule_for(self, key: str, is_own: bool) -> CurationRule | None:
-        asked = (key, is_own)
-        if asked in self._deciding:
-            self._deciding.move_to_end(asked)
-            return self._deciding[asked]
+        deciding = self._deciding_own if is_own else self._deciding_others
+        if key in deciding:
+            deciding.move_to_end(key)
+            return deciding[key]
         found = next((r for r in self._rules if (is_own or r.source == "any") and matches(r.keys, key)), None)
-        self._deciding[asked] = found
-        if len(self._deciding) > MAX_CACHED_KEYS:
-            self._deciding.popitem(last=False)
+        deciding[key] = found
+        if len(deciding) > MAX_CACHED_KEYS:
+            deciding.popitem(last=False)
         return found

@@ -2,7 +2,8 @@
 
     pending ──► delivered   the relay has it on disk
             ├─► expired     its lifespan ended first
-            ├─► evicted     a bound was reached: the lowest priority goes first, then the oldest
+            ├─► evicted     a bound was reached: of the payer that gives way, the lowest priority goes first, then
+            │               the oldest; see :mod:`protocols.records.pending`
             └─► refused     the relay will never take it
 
 Records get the sequences 1, 2, 3, … without gaps, each record ends in exactly one state, and at every moment
@@ -20,6 +21,7 @@ The ledger decides and its storage (``meshnode.records.outbox_file``) writes: :m
 and write, and :meth:`Ledger.changes_saved` notes that it was done.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -29,7 +31,7 @@ from protocols.base.ids import UtcNs
 from protocols.base.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_FATES_PER_BATCH, SECOND
 from protocols.records.curated import Curated
 from protocols.records.fates import FateRanges, LostState
-from protocols.records.pending import LedgerEntry, PendingRecords
+from protocols.records.pending import MAX_PAYERS, OTHERS, OWN, LedgerEntry, PendingRecords
 from protocols.wire.records import Acknowledgement, Fate
 
 SWEEP_INTERVAL_NS: Final = SECOND
@@ -90,6 +92,7 @@ class Ledger:
         if max_records < 1 or max_bytes < 1:
             raise LocalProtocolError(f"a ledger of {max_records} records and {max_bytes} bytes: use 1 or more of each")
         self._max_records, self._max_bytes = max_records, max_bytes
+        self._evicted: Counter[str] = Counter()
         self.restore(counters or Counters(), pending, fates)
 
     def restore(self, counters: Counters, pending: Iterable[LedgerEntry], fates: Iterable[Fate]) -> None:
@@ -169,6 +172,11 @@ class Ledger:
             "untold_fates": len(self._fates),
         }
 
+    def evicted_by_payer(self) -> dict[str, int]:
+        """How many records of each payer were evicted in this life of the node. Beyond ``MAX_PAYERS``, payers are
+        counted together."""
+        return dict(self._evicted)
+
     def adds_up(self) -> bool:
         """Whether each record issued is pending or in exactly one end state."""
         issued = self._next_sequence - self._first_sequence
@@ -179,25 +187,25 @@ class Ledger:
         """The entries of these records when they are issued next. Storage writes them first, because a record that is
         not on disk must not have a sequence, and :meth:`issue_all` takes them then."""
         return [
-            LedgerEntry(sequence, record.size_bytes, record.priority, record.expires_utc_ns(now))
+            LedgerEntry(sequence, record.size_bytes, record.priority, record.expires_utc_ns(now), record.payer)
             for sequence, record in enumerate(records, self._next_sequence)
         ]
 
     def issue_all(self, entries: Iterable[LedgerEntry], now: UtcNs) -> None:
         """Take the entries of :meth:`upcoming`, which are in storage now."""
         for entry in entries:
-            issued = self.issue(entry.size_bytes, entry.priority, entry.expires_utc_ns, now)
+            issued = self.issue(entry.size_bytes, entry.priority, entry.expires_utc_ns, now, entry.payer)
             assert issued == entry.sequence, "nothing else was issued in between"
 
-    def issue(self, size_bytes: int, priority: int, expires_utc_ns: int, now: UtcNs) -> int:
+    def issue(self, size_bytes: int, priority: int, expires_utc_ns: int, now: UtcNs, payer: str = OWN) -> int:
         """Take a record and return its sequence.
 
-        When a bound is reached, the least valuable record is evicted, which may be this one.
+        When a bound is reached, the least valuable record of the payer that gives way is evicted. It may be this one.
         """
         if self.pending >= self._max_records or self.pending_bytes + size_bytes > self._max_bytes:
             self.expire(now)
         sequence = self._next_sequence
-        self._pending.append(LedgerEntry(sequence, size_bytes, priority, expires_utc_ns))
+        self._pending.append(LedgerEntry(sequence, size_bytes, priority, expires_utc_ns, payer))
         self._next_sequence += 1
         self._evict()
         return sequence
@@ -252,12 +260,12 @@ class Ledger:
         sent = frozenset(plan.sequences)
         ended = 0
         for sequence in answer.stored:
-            if sequence in sent and self._pending.remove(sequence):
+            if sequence in sent and self._pending.remove(sequence) is not None:
                 self._removed.append(sequence)
                 self._delivered += 1
                 ended += 1
         for refused in answer.refused:
-            if refused.sequence in sent and self._lose(refused.sequence, "refused"):
+            if refused.sequence in sent and self._lose(refused.sequence, "refused") is not None:
                 ended += 1
         self._pending.unpin()
         return ended
@@ -324,16 +332,20 @@ class Ledger:
     def _evict(self) -> None:
         """Evict until the bounds hold."""
         while self.pending > self._max_records or self.pending_bytes > self._max_bytes:
-            sequence = self._pending.least_valuable()
+            sequence = self._pending.least_valuable(in_bytes=self.pending <= self._max_records)
             if sequence is None:
                 break
-            self._lose(sequence, "evicted")
+            payer = self._lose(sequence, "evicted")
+            if payer is not None and (payer in self._evicted or len(self._evicted) < MAX_PAYERS):
+                self._evicted[payer] += 1
+            else:
+                self._evicted[OTHERS] += 1
         self._pending.compact()
 
-    def _lose(self, sequence: int, state: LostState) -> bool:
-        """End a pending record undelivered. False: it is not pending."""
-        if not self._pending.remove(sequence):
-            return False
-        self._removed.append(sequence)
-        self._lost[self._fates.add(sequence, state)] += 1
-        return True
+    def _lose(self, sequence: int, state: LostState) -> str | None:
+        """End a pending record undelivered, and return who pays for it. None: it is not pending."""
+        payer = self._pending.remove(sequence)
+        if payer is not None:
+            self._removed.append(sequence)
+            self._lost[self._fates.add(sequence, state)] += 1
+        return payer

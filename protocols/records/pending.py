@@ -1,4 +1,10 @@
-"""The records of a ledger that wait, kept as columns of numbers. One costs 21 bytes; its content is in storage."""
+"""The records of a ledger that wait, kept as columns of numbers. One costs about 40 bytes; its content is in storage.
+
+Each record has a payer: the node that sensed its reading, or ``OWN``. Which record is evicted is decided by payer: own
+records give way only while they are ``OWN_SHARE`` of what waits or more, and among other nodes the one that holds most
+gives way. Of that payer, the oldest record of the lowest priority goes. So other nodes can fill what is free, and push
+out at most a quarter, however many keys they invent.
+"""
 
 from array import array
 from bisect import bisect_left
@@ -7,7 +13,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocols.base.ids import UtcNs
+from protocols.base.shares import Shares
 
+OWN: Final = ""
+"""The payer of records whose readings were sensed here."""
+OWN_SHARE: Final = 0.75
+OTHERS: Final = "*"
+"""The payer of the records of all nodes beyond ``MAX_PAYERS``, together."""
+MAX_PAYERS: Final = 256
+"""Nodes whose shares are counted apart: each eviction looks at each of them."""
 _GONE: Final = 255
 """The priority of a row whose record does not wait any more."""
 _PRIORITIES: Final = 8
@@ -24,6 +38,8 @@ class LedgerEntry:
     priority: int
     expires_utc_ns: int
     """0: never."""
+    payer: str = OWN
+    """The node whose reading it is; ``OWN``: this one."""
 
 
 class PendingRecords:
@@ -31,46 +47,67 @@ class PendingRecords:
 
     def __init__(self, entries: Iterable[LedgerEntry] = ()) -> None:
         """``entries``: in order of sequence."""
-        self.count = self.size_bytes = 0
         self._sequences, self._sizes = array("Q"), array("I")
         self._priorities, self._expiries = array("B"), array("Q")
+        self._payers: list[str] = []
         self._head = 0
         """The first row that may wait."""
-        self._cursors = [0] * _PRIORITIES
-        """By priority: no row before it can be evicted."""
+        self._records: Shares[str] = Shares()
+        self._bytes: Shares[str] = Shares()
+        self._queues: dict[tuple[str, int], _EvictionQueue] = {}
+        """By payer and priority."""
+        self._names: dict[str, str] = {}
+        """Nodes that pay for themselves."""
         self._pinned: frozenset[int] = frozenset()
-        self._passed_over = False
-        """Whether a cursor went past a pinned record."""
         for entry in entries:
             self.append(entry)
 
+    @property
+    def count(self) -> int:
+        """How many records wait."""
+        return self._records.total
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes wait."""
+        return self._bytes.total
+
     def append(self, entry: LedgerEntry) -> None:
         """Add a record whose sequence is above all others."""
+        payer = self._payer(entry.payer)
         self._sequences.append(entry.sequence)
         self._sizes.append(entry.size_bytes)
         self._priorities.append(entry.priority)
         self._expiries.append(entry.expires_utc_ns)
-        self.count += 1
-        self.size_bytes += entry.size_bytes
+        self._payers.append(payer)
+        self._records.add(payer)
+        self._bytes.add(payer, entry.size_bytes)
+        self._queue(payer, entry.priority).append(entry.sequence)
 
-    def remove(self, sequence: int) -> bool:
-        """Remove a record. False: it does not wait."""
+    def remove(self, sequence: int) -> str | None:
+        """Remove a record, and return its payer. None: it does not wait."""
         row = bisect_left(self._sequences, sequence, self._head)
         if row == len(self._sequences) or self._sequences[row] != sequence or self._priorities[row] == _GONE:
-            return False
-        self.count -= 1
-        self.size_bytes -= self._sizes[row]
+            return None
+        payer, priority = self._payers[row], self._priorities[row]
+        self._records.remove(payer)
+        self._bytes.remove(payer, self._sizes[row])
+        if payer != OWN and not self._records.held(payer):
+            self._names.pop(payer, None)
         self._priorities[row] = _GONE
+        if self._queue(payer, priority).remove(sequence):
+            del self._queues[payer, priority]
         while self._head < len(self._priorities) and self._priorities[self._head] == _GONE:
             self._head += 1
-        return True
+        return payer
 
     def oldest_first(self) -> Iterator[LedgerEntry]:
         """Every record. The caller may remove what it was given."""
         for row in range(self._head, len(self._sequences)):
             if self._priorities[row] != _GONE:
                 yield LedgerEntry(
-                    self._sequences[row], self._sizes[row], self._priorities[row], self._expiries[row]
+                    self._sequences[row], self._sizes[row], self._priorities[row], self._expiries[row],
+                    self._payers[row],
                 )  # fmt: skip
 
     def expired(self, now: UtcNs) -> list[int]:
@@ -83,19 +120,28 @@ class PendingRecords:
             and self._sequences[row] not in self._pinned
         ]
 
-    def least_valuable(self) -> int | None:
-        """The sequence of the record to evict next: the oldest of the lowest priority. None when all are pinned."""
+    def least_valuable(self, in_bytes: bool) -> int | None:
+        """The sequence of the record to evict next, by the rule of the module. Shares count in records, or
+        ``in_bytes``. None when all are pinned."""
+        shares = self._bytes if in_bytes else self._records
+        own = shares.held(OWN)
+        if own == shares.total:
+            return self._least_valuable_of(OWN)
+        others = [payer for payer in shares.payers() if payer != OWN]
+        largest = max(others, key=shares.held)
+        first, second = (OWN, largest) if own >= OWN_SHARE * shares.total else (largest, OWN)
+        for payer in (first, second, *others):  # beyond the first two only while a batch pins all of theirs
+            if (sequence := self._least_valuable_of(payer)) is not None:
+                return sequence
+        return None
+
+    def _least_valuable_of(self, payer: str) -> int | None:
         for priority in range(_PRIORITIES):
-            row = max(self._cursors[priority], self._head)
-            while row < len(self._priorities):
-                if self._priorities[row] == priority:
-                    if self._sequences[row] not in self._pinned:
-                        break
-                    self._passed_over = True
-                row += 1
-            self._cursors[priority] = row
-            if row < len(self._priorities):
-                return self._sequences[row]
+            queue = self._queues.get((payer, priority))
+            if queue is not None:
+                for sequence in queue:
+                    if sequence not in self._pinned:
+                        return sequence
         return None
 
     @property
@@ -108,12 +154,9 @@ class PendingRecords:
         self._pinned = frozenset(sequences)
 
     def unpin(self) -> None:
-        """Note that no record is under way. Eviction looks again at those that it passed over."""
+        """Note that no record is under way."""
         self._pinned = frozenset()
         self.compact()
-        if self._passed_over:
-            self._passed_over = False
-            self._cursors = [self._head] * _PRIORITIES
 
     def compact(self) -> None:
         """Give back the memory of rows that are gone, when there are many."""
@@ -124,9 +167,62 @@ class PendingRecords:
         self._sizes = array("I", (self._sizes[row] for row in kept))
         self._expiries = array("Q", (self._expiries[row] for row in kept))
         self._priorities = array("B", (self._priorities[row] for row in kept))
+        self._payers = [self._payers[row] for row in kept]
         self._head = 0
-        self._cursors = [0] * _PRIORITIES
+        self._make_queues()
 
     def shift(self, shift: int) -> None:
         """Add ``shift`` to every sequence."""
         self._sequences = array("Q", (sequence + shift for sequence in self._sequences))
+        self._make_queues()
+
+    def _make_queues(self) -> None:
+        self._queues = {}
+        for sequence, payer, priority in zip(self._sequences, self._payers, self._priorities, strict=True):
+            if priority != _GONE:
+                self._queue(payer, priority).append(sequence)
+
+    def _queue(self, payer: str, priority: int) -> "_EvictionQueue":
+        queue = self._queues.get((payer, priority))
+        if queue is None:
+            queue = self._queues[payer, priority] = _EvictionQueue()
+        return queue
+
+    def _payer(self, node: str) -> str:
+        """Who pays for a record of ``node``; always the same string, so that columns share it."""
+        if node == OWN:
+            return OWN
+        known = self._names.get(node)
+        if known is None:
+            if len(self._names) >= MAX_PAYERS:
+                return OTHERS
+            known = self._names[node] = node
+        return known
+
+
+class _EvictionQueue:
+    """The sequences of the records of one payer and priority that wait, oldest first."""
+
+    __slots__ = ("_head", "_sequences")
+
+    def __init__(self) -> None:
+        self._sequences = array("Q")
+        self._head = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for at in range(self._head, len(self._sequences)):
+            yield self._sequences[at]
+
+    def append(self, sequence: int) -> None:
+        self._sequences.append(sequence)
+
+    def remove(self, sequence: int) -> bool:
+        """Remove a sequence that is there. Returns whether it was the last one."""
+        if self._sequences[self._head] != sequence:
+            del self._sequences[bisect_left(self._sequences, sequence, self._head)]
+            return False
+        self._head += 1
+        if self._head > _SPARE_ROWS and 2 * self._head > len(self._sequences):
+            del self._sequences[: self._head]
+            self._head = 0
+        return self._head == len(self._sequences)

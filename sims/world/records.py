@@ -21,6 +21,7 @@ from protocols.readings.publication import checked_publication
 from protocols.records.curated import Curated
 from protocols.records.curation import CurationOutput, Curator, Pattern, ReadingDerived, RecordChosen
 from protocols.records.ledger import Ledger
+from protocols.records.pending import OWN
 from protocols.records.rules import CurationRule
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import Reading
@@ -143,7 +144,11 @@ class Records:
         now = self._driver.now
         utc_ns = UtcNs(node.local(now) + node.utc_less_mono_ns)
         try:
-            record = Curated(chosen.rule, encode_reading(chosen.reading), chosen.priority, chosen.lifespan_ms)
+            origin = chosen.reading.origin
+            record = Curated(
+                chosen.rule, encode_reading(chosen.reading), chosen.priority, chosen.lifespan_ms,
+                OWN if origin == node.name else origin,
+            )  # fmt: skip
             sequence = host.disk.put(host.ledger, record, utc_ns, now)
         except (StorageError, BoundExceeded):
             host.unwritten += 1

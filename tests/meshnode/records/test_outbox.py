@@ -144,6 +144,44 @@ async def test_outbox_reopened_smaller_evicts_the_least_valuable(tmp_path: Path)
         assert outbox.statistics()["delivered"] == 10
 
 
+async def test_outbox_reopened_still_knows_whose_readings_its_records_are(tmp_path: Path) -> None:
+    """Otherwise a node could wait for a restart, and its flood would count as the node's own records."""
+    async with open_outbox(tmp_path, max_records=40) as outbox:
+        await outbox.put(*(Curated("r", b"own") for _ in range(10)))
+        await outbox.put(*(Curated("r", b"flood", payer="v-9") for _ in range(30)))
+    async with open_outbox(tmp_path, max_records=40) as outbox:
+        await outbox.put(*(Curated("r", b"own") for _ in range(10)))
+        await outbox.put(*(Curated("r", b"flood", payer="v-9") for _ in range(100)))
+        assert outbox.statistics()["evicted_of_others"] == outbox.statistics()["evicted"] == 110
+        batch = await next_batch(outbox)
+        assert batch is not None
+        assert sum(bytes(record.reading) == b"own" for record in batch[1]) == 20
+        outbox.ledger.abandoned()
+
+
+async def test_outbox_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
+    """An update of the program must not cost the records that wait."""
+    with closing(sqlite3.connect(tmp_path / "outbox.sqlite")) as db:
+        db.executescript(
+            "CREATE TABLE ledger (one INTEGER PRIMARY KEY CHECK (one = 1), first_sequence INTEGER NOT NULL,"
+            " next_sequence INTEGER NOT NULL, delivered INTEGER NOT NULL, expired INTEGER NOT NULL,"
+            " evicted INTEGER NOT NULL, refused INTEGER NOT NULL, introduced INTEGER NOT NULL);"
+            "CREATE TABLE records (sequence INTEGER PRIMARY KEY, rule TEXT NOT NULL, priority INTEGER NOT NULL,"
+            " expires_utc_ns INTEGER NOT NULL, size_bytes INTEGER NOT NULL, reading BLOB NOT NULL);"
+            "CREATE TABLE fates (first INTEGER PRIMARY KEY, last INTEGER NOT NULL, state TEXT NOT NULL);"
+            "PRAGMA application_id = 0x6D6E6F62; PRAGMA user_version = 1;"
+            "INSERT INTO ledger VALUES (1, 1, 3, 0, 0, 0, 0, 1);"
+            "INSERT INTO records VALUES (1, 'r', 3, 0, 100, x'01'), (2, 'r', 3, 0, 100, x'02');"
+        )
+    for _ in range(2):
+        async with open_outbox(tmp_path) as outbox:
+            assert outbox.pending == 2
+            assert {entry.payer for entry in outbox.ledger.entries()} == {""}
+    async with open_outbox(tmp_path) as outbox:
+        assert await outbox.put(Curated("r", b"3", payer="v-1")) == [3]
+        assert await drain(outbox) == [1, 2, 3]
+
+
 async def test_put_full_disk_is_refused_and_recovers(tmp_path: Path) -> None:
     """A full disk stops new records with a clear error; it loses none, and the node goes on."""
     async with open_outbox(tmp_path) as outbox:

@@ -1,6 +1,7 @@
 """From readings to records on a running node: who is asked, once each, and what is derived."""
 
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,29 @@ async def test_pattern_of_absence_is_asked_when_its_time_has_come(tmp_path: Path
         assert dropped == [("rsu/rsu-1/light/silent", "not_derived")]
     finally:
         await recorder.close(0.0)
+
+
+async def test_node_that_invents_keys_costs_only_its_own_records(tmp_path: Path) -> None:
+    """Rules with source "any" record what neighbours send; one of them once pushed out the records of all others."""
+    house = House(tmp_path)
+    path = house.file(
+        "veh-1", "[discovery]\nmdns = false\n[outbox]\nmax_records = 1000\n[[curation]]\nname = 'all'\nkeys = '**'\n"
+        "source = 'any'\n",
+    )  # fmt: skip
+    async with meshnode.open(path) as node:
+        recorder = node.part(RunningRecords)._recorder
+        assert recorder is not None
+        for number in range(200):
+            recorder.consider(reading(f"veh/veh-1/{number}", "veh-1"))
+            recorder.consider(reading(f"rsu/rsu-1/{number % 50}", "rsu-1"))
+        for number in range(20_000):  # one thread gives the outbox no chance to take any: the queue is tested too
+            recorder.consider(reading(f"rsu/rsu-9/{number}", "rsu-9"))
+        await until(lambda: recorder.stored + recorder.not_stored == 20_400, "all that was kept is on disk")
+        async with recorder.outbox.exclusive():
+            payers = Counter(entry.payer for entry in recorder.outbox.ledger.entries())
+        assert (payers[""], payers["rsu-1"]) == (200, 200)
+        assert payers.total() == 1_000
+        assert recorder.not_stored > 15_000
 
 
 async def test_own_reading_is_recorded_in_the_bytes_that_were_encoded_for_neighbours(

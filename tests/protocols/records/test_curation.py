@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocols.base import limits
 from protocols.base.errors import BoundExceeded, InvalidKey, LocalProtocolError
 from protocols.base.ids import MonotonicNs
 from protocols.base.keys import matches
@@ -42,7 +43,7 @@ def test_choose_interval_limits_each_key_apart() -> None:
     assert chosen(curator, "veh/a/speed", 10.9) is None
     assert chosen(curator, "veh/b/speed", 10.9) == "speeds"
     assert chosen(curator, "veh/a/speed", 11.0) == "speeds"
-    assert curator.counters() == {"chosen": 3, "limited": 1, "derived": 0}
+    assert curator.counters() == {"chosen": 3, "limited": 1, "derived": 0, "keys_forgotten": 0}
 
 
 def test_choose_first_match_decides_alone() -> None:
@@ -65,11 +66,28 @@ def test_choose_neighbours_reading_needs_source_any() -> None:
 def test_choose_invented_keys_keep_memory_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys come from neighbours: a hostile one may invent millions."""
     monkeypatch.setattr(curation, "MAX_CACHED_KEYS", 8)
+    monkeypatch.setattr(limits, "MAX_CACHED_KEYS", 8)
     curator = Curator([CurationRule("all", "**", min_interval_ns=SECOND)])
     for number in range(100):
         assert chosen(curator, f"veh/{number}/speed", 1.0) == "all"
-    assert len(curator._last_ns) == len(curator._deciding) == 8
+    assert len(curator._last_own) == len(curator._deciding_own) == 8
     assert chosen(curator, "veh/99/speed", 1.5) is None, "a recent key is still limited"
+
+
+def test_choose_invented_keys_of_one_node_leave_the_intervals_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule limits what goes to the relay. A node that invents keys must not lift that limit for own keys, nor for
+    those of its neighbours."""
+    monkeypatch.setattr(limits, "MAX_CACHED_KEYS", 8)
+    curator = Curator([CurationRule("all", "**", min_interval_ns=SECOND, source="any")])
+
+    def is_chosen(key: str, origin: str, now_s: float) -> bool:
+        return bool(curator.receive(reading(key, origin=origin), origin == "me", at(now_s)))
+
+    assert all(is_chosen(f"veh/{origin}/{n}", origin, 1.0) for origin in ("me", "v-1", "v-2") for n in range(2))
+    for number in range(100):
+        assert is_chosen(f"veh/v-9/{number}", "v-9", 1.0)
+    assert not any(is_chosen(f"veh/{origin}/{n}", origin, 1.5) for origin in ("me", "v-1", "v-2") for n in range(2))
+    assert curator.counters()["keys_forgotten"] == 4 + 100 - 8
 
 
 @pytest.mark.parametrize(
@@ -142,7 +160,7 @@ def test_pattern_of_absence_gives_a_record_and_a_derived_reading_when_its_time_h
     assert isinstance(derived, ReadingDerived)
     assert (record.rule, derived.key, derived.how.lineage) == ("silence", "rsu/1/light/silent", ("silence",))
     assert curator.next_timer_at() == NEVER
-    assert curator.counters() == {"chosen": 1, "limited": 0, "derived": 1}
+    assert curator.counters() == {"chosen": 1, "limited": 0, "derived": 1, "keys_forgotten": 0}
 
 
 def test_derived_reading_is_shown_to_rules_and_other_patterns_but_not_to_its_own() -> None:

@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import UtcNs
 from protocols.base.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_FATES_PER_BATCH, SECOND
-from protocols.records import fates
+from protocols.records import fates, pending
+from protocols.records import ledger as ledger_module
 from protocols.records.ledger import BatchPlan, Counters, Ledger
 from protocols.records.pending import LedgerEntry
 from protocols.wire.records import Acknowledgement, Fate, RefusedRecord
@@ -41,6 +42,45 @@ def test_issue_full_evicts_lowest_priority_then_oldest() -> None:
     issue(ledger, priority=0)
     assert [entry.sequence for entry in ledger.entries()] == [1, 3, 4], "the new one was worth least"
     assert ledger.fates() == [Fate(2, 2, "evicted"), Fate(5, 5, "evicted")]
+
+
+def test_issue_flood_of_one_node_evicts_only_its_own_records_and_a_quarter_of_ours() -> None:
+    """A neighbour can invent keys without end; what it pushes out must be its own."""
+    ledger = Ledger(100, 100_000)
+    issue(ledger, 80, priority=1)
+    quiet = [ledger.issue(10, 1, 0, at(1), payer) for payer in ("v-1", "v-2") for _ in range(5)]
+    for _ in range(1_000):
+        ledger.issue(10, 7, 0, at(1), "v-9")
+    payers = Counter(entry.payer for entry in ledger.entries())
+    assert payers == {"": 75, "v-1": 5, "v-2": 5, "v-9": 15} or payers == {"": 74, "v-1": 5, "v-2": 5, "v-9": 16}
+    assert set(quiet) <= {entry.sequence for entry in ledger.entries()}
+    evicted = ledger.evicted_by_payer()
+    assert set(evicted) == {"", "v-9"}
+    assert sum(evicted.values()) == ledger.statistics()["evicted"]
+
+
+def test_issue_own_records_push_out_those_of_others_before_any_own() -> None:
+    """Own work never waits behind that of others. Of others, the node that holds most gives way."""
+    ledger = Ledger(100, 1_000)
+    for payer, count in (("v-1", 10), ("v-2", 60), ("v-3", 20)):
+        for _ in range(count):
+            ledger.issue(10, 7, 0, at(1), payer)
+    issue(ledger, 70, priority=0)
+    payers = Counter(entry.payer for entry in ledger.entries())
+    assert payers == {"": 70, "v-1": 10, "v-2": 10, "v-3": 10}
+
+
+def test_issue_flood_of_invented_nodes_is_counted_together_beyond_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each eviction looks at each payer, so invented names must not make it slow."""
+    monkeypatch.setattr(pending, "MAX_PAYERS", 4)
+    monkeypatch.setattr(ledger_module, "MAX_PAYERS", 4)
+    ledger = Ledger(20, 1_000)
+    issue(ledger, 5)
+    for number in range(100):
+        ledger.issue(10, 3, 0, at(1), f"v-{number}")
+    payers = Counter(entry.payer for entry in ledger.entries())
+    assert payers == {"": 5, "v-0": 1, "v-1": 1, "v-2": 1, "v-3": 1, "*": 11}
+    assert ledger.evicted_by_payer() == {"*": 85}
 
 
 def test_issue_bytes_full_evicts_until_it_fits() -> None:
@@ -255,7 +295,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         self.ledger = Ledger(max_records, max_bytes)
         self.now = 1
         self.plan: BatchPlan | None = None
-        self.stored_rows: dict[int, tuple[int, int, int]] = {}
+        self.stored_rows: dict[int, tuple[int, int, int, str]] = {}
         self.stored_fates: dict[int, Fate] = {}
         self.at_relay: set[int] = set()
         self.turned_away: set[int] = set()
@@ -278,12 +318,15 @@ class LedgerAgainstModel(RuleBasedStateMachine):
             for sequence in range(fate.first, fate.last + 1):
                 assert self.ended.setdefault(sequence, fate.state) == fate.state, "a second end state"
 
-    @rule(size=st.integers(1, 60), priority=st.integers(0, 7), lifespan=st.integers(0, 5))
-    def put(self, size: int, priority: int, lifespan: int) -> None:
+    @rule(
+        size=st.integers(1, 60), priority=st.integers(0, 7), lifespan=st.integers(0, 5),
+        payer=st.sampled_from(["", "", "v-1", "v-2"]),
+    )  # fmt: skip
+    def put(self, size: int, priority: int, lifespan: int, payer: str) -> None:
         expires = (self.now + lifespan) * SECOND if lifespan else 0
         expected = self.ledger.next_sequence
-        self.stored_rows[expected] = (size, priority, expires)
-        assert self.ledger.issue(size, priority, expires, at(self.now)) == expected
+        self.stored_rows[expected] = (size, priority, expires, payer)
+        assert self.ledger.issue(size, priority, expires, at(self.now), payer) == expected
         self.save()
 
     @rule(seconds=st.integers(1, 4))
