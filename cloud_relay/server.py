@@ -9,8 +9,9 @@ from cloud_relay.config import RelayConfig
 from cloud_relay.ingest.batches import Ingest
 from cloud_relay.store.sqlite import Store
 from meshnode.identity import load_identity
+from meshnode.identity.private_files import make_private_folder
 from meshnode.links.nng.library import open_responder
-from protocols.base.errors import ConfigError
+from protocols.base.errors import ConfigError, StorageError
 from protocols.base.ids import Role
 
 _log = logging.getLogger(__name__)
@@ -36,6 +37,13 @@ def serve(config: RelayConfig, ready: Callable[[int], None]) -> None:
             f"{files.certificate} is the certificate of {identity.peer.role} {identity.peer.node}, relay.id is "
             f"{config.node}: issue one with --role relay --id {config.node}"
         )
+    try:
+        make_private_folder(config.state_dir)
+    except OSError as error:
+        raise StorageError(
+            f"the state folder {config.state_dir} can't be made ({error.strerror}): set [relay] state_dir to a folder "
+            "that you may write to"
+        ) from error
     store = Store(config.store)
     try:
         ingest = Ingest(store)

@@ -9,6 +9,7 @@ becomes part of a statement.
 import sqlite3
 from pathlib import Path
 
+from meshnode.identity.private_files import create_private, narrow_database
 from protocols.base.errors import StorageError
 
 APPLICATION_ID = 0x6D6E7273
@@ -42,14 +43,15 @@ _FULL = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_REA
 
 
 def open_for_writing(path: Path) -> sqlite3.Connection:
-    """The store in ``path``, created if missing. One thread at a time may use it.
+    """The store in ``path``, created if missing. One thread at a time may use it. Only its owner may read the file.
 
     A commit is on disk when it returns (write-ahead log, ``synchronous=FULL``). Readers don't disturb it.
 
     :raises StorageError: when it can't be used; says why and the way out.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_private(path)
         db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
     except (OSError, sqlite3.Error) as error:
         raise storage_error(path, error) from error
@@ -65,6 +67,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             db.execute(f"PRAGMA user_version = {VERSION}")
         db.execute("COMMIT")
         _check(db, path)
+        narrow_database(path)
     except sqlite3.Error as error:
         db.close()
         raise storage_error(path, error) from error

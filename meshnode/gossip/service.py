@@ -8,7 +8,6 @@ need not be trusted; without a readable file the node starts with no entries of 
 import asyncio
 import ipaddress
 import logging
-import os
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -17,6 +16,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from meshnode.identity.private_files import narrow, write_private
 from meshnode.running import Host
 from protocols.base import limits
 from protocols.base.errors import MeshError, ValueUnsupported
@@ -109,13 +109,8 @@ class GossipService:
         if kept == self._kept:
             return
         content = (1, time.time_ns(), [(entry.age_ns, entry.source, entry.data) for entry in stored])
-        fresh = self._file.with_suffix(".new")
         try:
-            with fresh.open("wb") as out:
-                out.write(msgspec.msgpack.encode(content))
-                out.flush()
-                os.fsync(out.fileno())
-            fresh.replace(self._file)
+            write_private(self._file, msgspec.msgpack.encode(content))
         except OSError as error:
             _log.warning("gossip entries can't be kept in %s (%s): free some disk", self._file, error.strerror)
         else:
@@ -124,6 +119,7 @@ class GossipService:
 
 def load(file: Path) -> list[Stored]:
     """The entries that an earlier run kept, older by the time since; none when the file is missing or unreadable."""
+    narrow(file)  # an older version let everybody read it
     try:
         with file.open("rb") as kept:
             content = kept.read(_MAX_FILE_BYTES)  # a larger file is cut here and fails to decode, as a torn one does

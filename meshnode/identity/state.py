@@ -1,12 +1,13 @@
-"""The state folder of a node: it locks out other processes, and keeps an incarnation that grows with every start."""
+"""The state folder of a node. Only its owner may enter it. It locks out other processes, and keeps an incarnation that
+grows with every start."""
 
 import fcntl
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from meshnode.identity.private_files import create_private, make_private_folder, narrow, write_private
 from protocols.base.errors import StorageError
 from protocols.base.ids import Incarnation
 
@@ -23,7 +24,9 @@ class StateFolder:
         """
         self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_private_folder(path)
+            create_private(path / "lock")
+            narrow(path / "lock")
             self._lock: IO[bytes] = (path / "lock").open("wb")
         except OSError as error:
             raise StorageError(f"the state folder {path} can't be used ({error.strerror}): {_WAY_OUT}") from error
@@ -48,18 +51,8 @@ class StateFolder:
         with suppress(OSError, ValueError):
             last = int(file.read_text())
         incarnation = max(last + 1, int(time.time()))
-        fresh = self.path / "incarnation.new"
         try:
-            with fresh.open("w") as out:
-                out.write(str(incarnation))
-                out.flush()
-                os.fsync(out.fileno())
-            fresh.replace(file)
-            folder = os.open(self.path, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # without it a loss of power could bring the old name back
-            finally:
-                os.close(folder)
+            write_private(file, str(incarnation).encode())
         except OSError as error:
             raise StorageError(f"{file} can't be written ({error.strerror}): {_WAY_OUT}") from error
         return Incarnation(incarnation)

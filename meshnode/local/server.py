@@ -206,6 +206,11 @@ def _listening(path: Path, mode: int) -> socket.socket:
             "'chmod o-w' it, or set [local] socket"
         )
     _remove_stale(path)
+    if mode & stat.S_IWGRP and not permissions & stat.S_IXGRP:
+        with suppress(
+            OSError
+        ):  # the state folder is for its owner alone; the group may reach the socket, and read nothing
+            folder.chmod(stat.S_IMODE(permissions) | stat.S_IXGRP)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(os.fspath(path))

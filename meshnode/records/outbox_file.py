@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import aiosqlite
 from msgspec import Raw
 
+from meshnode.identity.private_files import create_private, narrow_database
 from protocols.base.errors import StorageError
 from protocols.records.ledger import Changes, Counters
 from protocols.records.pending import LedgerEntry
@@ -58,10 +59,12 @@ class OutboxFile:
 
     async def open(self) -> StoredLedger:
         """Open the file, created if missing. :raises StorageError: it is another program's or in use."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_private(self.path)
         self._db = await aiosqlite.connect(self.path, isolation_level=None, timeout=1.0)
         try:
             await self._prepare()
+            narrow_database(self.path)
             return await self.read_ledger()
         except BaseException:
             await self._db.close()
