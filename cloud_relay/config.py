@@ -14,6 +14,9 @@
     [store]
     path = "state/relay.sqlite" # default: relay.sqlite in state_dir
 
+    [access]                    # as in the configurations of the nodes; default: the built-in table
+    rules = [{ role = "vehicle", verb = "publish", keys = "veh/{id}/**" }]
+
 Relative paths are relative to the file. An unknown key is an error, because a misspelt one would be ignored in silence
 otherwise.
 """
@@ -24,8 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from meshnode.links.transport import CredentialFiles
-from protocols.base.errors import ConfigError, InvalidName
+from protocols.access import AccessRule, AccessTable
+from protocols.base.errors import ConfigError, InvalidKey, InvalidName
 from protocols.base.ids import NodeId, node_id
 
 DEFAULT_PORT = 7450
@@ -36,6 +42,7 @@ _KEYS = {
     "relay": ("id", "host", "port", "state_dir"),
     "identity": ("certificate", "key", "authority"),
     "store": ("path",),
+    "access": ("rules",),
 }
 _WANTED: dict[type, str] = {str: "text in quotes", int: "a whole number"}
 _T = TypeVar("_T", str, int)
@@ -51,6 +58,7 @@ class RelayConfig:
     state_dir: Path
     credentials: CredentialFiles
     store: Path
+    access: AccessTable
 
 
 def load_config(path: Path) -> RelayConfig:
@@ -104,6 +112,7 @@ class _Parser:
                 self._file("identity", "authority", "authority.crt"),
             ),
             store=self._file("store", "path", str(state_dir / "relay.sqlite")),
+            access=self._access(),
         )
 
     def _check_names(self, prefix: str, content: dict[str, Any], known: tuple[str, ...]) -> None:
@@ -118,6 +127,18 @@ class _Parser:
         if type(value) is not type(default):
             raise ConfigError(f"{self._path}: {table}.{key} is {_shown(value)}: write {_WANTED[type(default)]}")
         return value
+
+    def _access(self) -> AccessTable:
+        rules = self._tables.get("access", {}).get("rules")
+        if rules is None:
+            return AccessTable()
+        try:
+            return AccessTable(msgspec.convert(rules, tuple[AccessRule, ...]))
+        except (msgspec.ValidationError, InvalidKey) as error:
+            raise ConfigError(
+                f"{self._path}: access.rules: {error}: write rules as at the nodes, "
+                '{ role = "vehicle", verb = "publish", keys = "veh/{id}/**" }'
+            ) from error
 
     def _file(self, table: str, key: str, default: str) -> Path:
         value = self._value(table, key, default)

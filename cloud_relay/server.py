@@ -46,7 +46,7 @@ def serve(config: RelayConfig, ready: Callable[[int], None]) -> None:
         ) from error
     store = Store(config.store)
     try:
-        ingest = Ingest(store)
+        ingest = Ingest(store, config.access)
         responder = open_responder(files, config.host, config.port, identity.peer.mesh, ingest.answer)
         try:
             ready(responder.port)

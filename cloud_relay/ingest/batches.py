@@ -1,15 +1,18 @@
 """Ingest: takes the bytes of a node's batch and gives the bytes of the relay's answer.
 
 It checks the role of the sender, the major version, the form of the batch and the node that it names, in this order,
-and hands the batch to the store. A node never learns anything about another one. Nothing is acknowledged before it is
+and hands the batch to the store. A record whose key its origin may not publish is refused, see
+:mod:`cloud_relay.ingest.access`. A node never learns anything about another one. Nothing is acknowledged before it is
 on disk. Each reading is decoded once, and stored in the bytes in which it came.
 """
 
 import logging
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
+from cloud_relay.ingest.access import PublishAccess
 from cloud_relay.store.rows import MAX_INTEGER, Cost, RecordUnsuitable, row_of
 from cloud_relay.store.sqlite import StorableBatch, StorableRecord, Store
+from protocols.access import AccessTable
 from protocols.base.errors import RemoteProtocolError, StorageError
 from protocols.base.ids import PeerIdentity, Role
 from protocols.base.limits import MAX_TEXT_CHARS
@@ -31,8 +34,8 @@ _log = logging.getLogger(__name__)
 class Ingest:
     """Answers batches. ``answer`` is a handler for ``meshnode.links.transport.Responder`` and may run on any thread."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, access: AccessTable) -> None:
+        self._store, self._access = store, PublishAccess(access)
         self._refusals: dict[str, int] = {}
 
     def statistics(self) -> dict[str, int]:
@@ -64,7 +67,7 @@ class Ingest:
         batch = decode_untrusted_batch(data)
         if batch.node != peer.node:
             return RelayRefusal("identity", f"a batch of {batch.node} came with the certificate of {peer.node}")
-        return self._store.submit(storable(batch)).result(COMMIT_TIMEOUT_S)
+        return self._store.submit(storable(batch, peer, self._access)).result(COMMIT_TIMEOUT_S)
 
 
 def decode_untrusted_batch(data: bytes) -> Batch:
@@ -84,8 +87,9 @@ def decode_untrusted_batch(data: bytes) -> Batch:
     return batch
 
 
-def storable(batch: Batch) -> StorableBatch:
-    """A batch as the store takes it, with the records that don't fit the store apart.
+def storable(batch: Batch, peer: PeerIdentity, access: PublishAccess) -> StorableBatch:
+    """A batch of ``peer`` as the store takes it, with the records that don't fit the store, or that nobody may send,
+    apart.
 
     Readings are decoded one after the other, because objects take up to a hundred times the memory of their bytes.
     After ``MAX_BATCH_CONTAINERS`` the rest of the records is left out. Its node sends what the acknowledgement does not
@@ -100,6 +104,7 @@ def storable(batch: Batch) -> StorableBatch:
         encoded = bytes(record.reading)
         reading = decode_untrusted_record(record)
         try:
+            access.check(reading, peer)
             row = row_of(reading, encoded, cost)
         except RecordUnsuitable as error:
             refused.append(RefusedRecord(record.sequence, str(error)[:MAX_TEXT_CHARS]))

@@ -343,6 +343,12 @@ def test_cli_bad_input_gets_one_line_and_status_2(tmp_path: Path, arguments: lis
         ("[relay]", "relay.id is missing"),
         ("relay = 1", "relay is '1' (int): write a table"),
         ('[relay]\nid = "relay-1"\n[store]\npath = ""', "store.path"),
+        ('[relay]\nid = "relay-1"\n[access]\nrules = 1', "access.rules"),
+        ('[relay]\nid = "relay-1"\n[access]\nrules = [{ role = "car" }]', "access.rules: Invalid enum value 'car'"),
+        (
+            '[relay]\nid = "relay-1"\n[access]\nrules = [{ role = "rsu", verb = "publish", keys = "a//b" }]',
+            "access.rules",
+        ),
     ],
 )
 def test_config_error_names_file_key_and_value(tmp_path: Path, text: str, said: str) -> None:

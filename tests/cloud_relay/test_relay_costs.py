@@ -9,15 +9,17 @@ from typing import Any, Final
 
 from msgspec import Raw
 
+from cloud_relay.ingest.access import PublishAccess
 from cloud_relay.ingest.batches import decode_untrusted_batch, storable
 from cloud_relay.store.sqlite import Store
 from protocols.base.errors import RemoteProtocolError
+from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
 from protocols.base.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_FATES_PER_BATCH
 from protocols.wire.codec import encode_frame
 from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.parcels import encode_reading
 from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RelayRefusal
-from tests.tools.relay_fixture import reading
+from tests.tools.relay_fixture import EVERYTHING, reading
 
 MAX_HOLD_MS: Final = 100
 TRIALS: Final = 40
@@ -60,6 +62,7 @@ class Relay:
     def __init__(self, path: Path) -> None:
         self.store = Store(path)
         self._trials = 0
+        self._peer = PeerIdentity(MeshName("demo"), Role.VEHICLE, NodeId("v-1"))
 
     def hold_ms(self, shape: Shape) -> float:
         """The processor time that the writer needs for a batch of this shape."""
@@ -96,7 +99,7 @@ class Relay:
 
     def _commit(self, data: bytes) -> float:
         try:
-            taken = storable(decode_untrusted_batch(data))
+            taken = storable(decode_untrusted_batch(data), self._peer, PublishAccess(EVERYTHING))
         except RemoteProtocolError:
             return 0.0  # it never reaches the writer
         done: Future[Acknowledgement | RelayRefusal] = Future()

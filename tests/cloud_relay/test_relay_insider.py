@@ -9,16 +9,20 @@ from typing import Final
 
 import pytest
 from msgspec import Raw
+from msgspec.structs import replace
 
+from cloud_relay.ingest.access import PublishAccess
 from cloud_relay.ingest.batches import storable
 from cloud_relay.store.sqlite import MAX_WAITING_BATCHES
+from protocols.access import AccessRule, AccessTable
 from protocols.base.errors import TransportError
+from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
 from protocols.base.limits import MAX_BATCH_BYTES, MAX_FRAME_BYTES
 from protocols.wire.codec import decode_untrusted_relay_frame, encode, encode_frame
 from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.parcels import encode_reading
 from protocols.wire.records import Acknowledgement, Batch, Record, RelayRefusal
-from tests.tools.relay_fixture import RelayInProcess, RelayProcess, batch, given_relay, reading  # noqa: F401 -- a fixture
+from tests.tools.relay_fixture import EVERYTHING, RelayInProcess, RelayProcess, batch, given_relay, reading  # noqa: F401 -- a fixture
 
 MAX_GROWTH_BYTES: Final = 80 * 1024 * 1024
 """Eight threads may each hold a batch, its rows and the objects of one reading."""
@@ -69,7 +73,8 @@ def submitted(
     relay: RelayInProcess, node: str, number: int, order: list[str]
 ) -> Future[Acknowledgement | RelayRefusal]:
     """Submit a batch, and note in ``order`` when it is answered."""
-    done = relay.store.submit(storable(batch(number, node=node)))
+    peer = PeerIdentity(MeshName("demo"), Role.VEHICLE, NodeId(node))
+    done = relay.store.submit(storable(batch(number, node=node), peer, PublishAccess(EVERYTHING)))
     done.add_done_callback(lambda _: order.append(node))
     return done
 
@@ -114,3 +119,52 @@ def test_ingest_record_of_too_many_elements_is_refused_before_it_is_decoded(rela
     assert isinstance(answer, RelayRefusal)
     assert answer.code == "malformed"
     assert "65536 elements" in answer.detail
+
+
+# --- access ----------------------------------------------------------------------------------------------------------
+RULES = (AccessRule(Role.VEHICLE, "publish", "veh/{id}/**"), AccessRule(Role.RSU, "publish", "rsu/{id}/**"))
+
+
+@pytest.mark.parametrize(
+    ("role", "origin", "key", "is_taken"),
+    [
+        (Role.VEHICLE, "v-1", "veh/v-1/speed", True),
+        (Role.VEHICLE, "v-1", "veh/v-2/speed", False),
+        (Role.VEHICLE, "v-1", "rsu/v-1/light", False),  # its role may not
+        (Role.RSU, "v-1", "rsu/v-1/light", True),
+        (Role.VEHICLE, "rsu-2", "rsu/rsu-2/hazard", True),  # it heard that from a neighbour
+        (Role.VEHICLE, "rsu-2", "rsu/rsu-1/hazard", False),
+        (Role.VEHICLE, "rsu-2", "admin/rsu-2", False),
+        (Role.VEHICLE, "*", "veh/v-2/speed", False),  # no wildcard reaches a rule
+        (Role.VEHICLE, "", "veh/v-2/speed", False),
+    ],
+)
+def test_ingest_record_that_its_origin_may_not_publish_is_refused_alone(
+    tmp_path: Path, role: Role, origin: str, key: str, is_taken: bool
+) -> None:
+    """The table of access held between nodes, and any of them could upload what it liked."""
+    relay = RelayInProcess(tmp_path / "relay.sqlite", AccessTable(RULES))
+    try:
+        good = batch(1, 3, key="veh/v-1/speed" if role is Role.VEHICLE else "rsu/v-1/light").records
+        tested = Record(2, "r", Raw(encode_reading(replace(reading(2, key), origin=origin or "?"))))
+        answer = relay.send(Batch(MAJOR, MINOR, "v-1", 1, 4, (good[0], tested, good[1])), role=role)
+        assert isinstance(answer, Acknowledgement)
+        assert answer.stored == ((1, 2, 3) if is_taken else (1, 3))
+        assert [refused.sequence for refused in answer.refused] == ([] if is_taken else [2])
+        assert relay.account().adds_up
+    finally:
+        relay.store.close()
+
+
+@pytest.mark.processes
+def test_relay_process_holds_uploads_against_the_rules_of_its_configuration(tmp_path: Path) -> None:
+    """A mesh with rules of its own writes them into the configuration of the relay too."""
+    with RelayProcess(tmp_path) as relay, relay.requester() as node:
+        answer = decode_untrusted_relay_frame(node.request(encode_frame(batch(1, key="fleet/v-1/speed")), 20))
+        assert isinstance(answer, Acknowledgement)
+        assert "fleet/v-1/speed" in answer.refused[0].reason
+        with (tmp_path / "relay.toml").open("a") as config:
+            config.write('[access]\nrules = [{ role = "vehicle", verb = "publish", keys = "fleet/{id}/**" }]\n')
+    with relay, relay.requester() as node:
+        answer = decode_untrusted_relay_frame(node.request(encode_frame(batch(2, key="fleet/v-1/speed")), 20))
+        assert answer == Acknowledgement((2,))

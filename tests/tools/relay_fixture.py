@@ -18,6 +18,7 @@ from cloud_relay.store.sqlite import Store
 from meshnode.identity import create_mesh, issue
 from meshnode.links.nng.library import open_requester
 from meshnode.links.transport import Address, Requester
+from protocols.access import LINK_ROLES, AccessRule, AccessTable
 from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
 from protocols.base.limits import SECOND
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
@@ -26,6 +27,8 @@ from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.records import Batch, Fate, Record, RelayFrame
 
+EVERYTHING = AccessTable(tuple(AccessRule(role, "publish", "**") for role in LINK_ROLES))
+"""Lets everybody publish on every key."""
 BASE_NS = 1_700_000_000 * SECOND
 
 
@@ -91,10 +94,10 @@ class RelayProcess:
 class RelayInProcess:
     """The store and the ingest of a relay, without a network."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, access: AccessTable = EVERYTHING) -> None:
         self.path = path
         self.store = Store(path, clock=lambda: BASE_NS)
-        self.ingest = Ingest(self.store)
+        self.ingest = Ingest(self.store, access)
 
     def send(self, frame: RelayFrame | bytes, node: str = "v-1", role: Role = Role.VEHICLE) -> RelayFrame:
         data = frame if isinstance(frame, bytes) else encode_frame(frame)
