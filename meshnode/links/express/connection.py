@@ -18,6 +18,7 @@ import socket
 import ssl
 import struct
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from meshnode.links.peer import identify
 from meshnode.links.tls import Contexts, FailureKind, explain, proved
 from meshnode.links.transport import OutgoingLane, TransportObserver
 from protocols.base.ids import MeshName, PeerIdentity
-from protocols.base.limits import MAX_FRAME_BYTES
+from protocols.base.limits import MAX_FRAME_BYTES, MS
 
 _log = logging.getLogger(__name__)
 
@@ -36,8 +37,12 @@ NET_BYTES = 64 * 1024
 stays."""
 PLAIN_BYTES = 32 * 1024
 """Room for one TLS record (16 KiB) and the rest of the one before."""
-_TURN_READS = 4
-"""How often one connection receives before the others get their turn."""
+TURN_READS = 4
+"""How often the pipes of one identity receive before the others get their turn …"""
+TURN_FRAMES = 64
+"""… how many frames of them are handed over, because a frame of two bytes costs as much as one of a kilobyte …"""
+TURN_NS = MS // 2
+"""… and for how long. A frame that has begun is finished."""
 _ALL = 1 << 30
 
 
@@ -57,6 +62,34 @@ class PeerTurnedAway(Closed):
     """The peer proved who it is, but may not have a link."""
 
 
+class Turn:
+    """What is left of the turn of one identity. All its pipes share it, so that more pipes don't get more."""
+
+    __slots__ = ("ends_ns", "frames_left", "pipes", "reads_left", "round", "waiting")
+
+    def __init__(self) -> None:
+        self.pipes = 0
+        """How many open pipes the identity has."""
+        self.waiting: deque[Connection] = deque()
+        """Those that hold frames of an earlier round, or have their turn after such a one."""
+        self.round = 0
+        self.frames_left = self.reads_left = 0
+        self.ends_ns = 0
+        """0: no frame was handed over in this round."""
+
+    def begin(self, number: int) -> None:
+        """Begin the turn of a round, if it has not begun."""
+        if self.round != number:
+            self.round, self.frames_left, self.reads_left, self.ends_ns = number, TURN_FRAMES, TURN_READS, 0
+
+    def is_over(self, began_ns: int) -> bool:
+        """Note that a frame was handed over, which began at ``began_ns``. Returns whether it was the last one."""
+        if not self.ends_ns:
+            self.ends_ns = began_ns + TURN_NS
+        self.frames_left -= 1
+        return self.frames_left <= 0 or began_ns > self.ends_ns
+
+
 class Hub(Protocol):
     """What connections, the inbox and dials ask of the links they belong to."""
 
@@ -67,6 +100,10 @@ class Hub(Protocol):
     plain: memoryview
     silent: bool
     oversize: int
+    round: int
+    """The number of the current look at all connections."""
+    began_ns: int
+    """When the last frame was handed over."""
 
     def post(self, task: Callable[[], None]) -> None:
         """Have the I/O thread run ``task``. Tasks keep their order. Any thread may call it."""
@@ -82,6 +119,9 @@ class Hub(Protocol):
 
     def pipe_opened(self, inbound: "Inbound") -> None:
         """Note and announce an open pipe. :raises Closed: there are too many."""
+
+    def postpone(self, inbound: "Inbound") -> None:
+        """Give a pipe that holds frames another turn in the next round, without waiting for an event."""
 
     def finish(self, connection: "Connection", end: Closed | None) -> None:
         """Close a connection. Without an ``end`` nobody is told. I/O thread only."""
@@ -107,6 +147,8 @@ class Connection:
         self.host = ""
         self.identity: PeerIdentity | None = None
         self.secured = self.open = self.finished = False
+        self.shared: Turn | None = None
+        """The turn of its identity; only open pipes into our inbox have one."""
         self.deadline_ns = 0
         """A monotonic instant at which it has to have ended; 0: there is none."""
         self._mine, self._theirs = _sp_header(mine), _sp_header(theirs)
@@ -237,7 +279,9 @@ class Inbound(Connection):
         self.leaving = False
         """It will be closed here, and none of its frames is handed over any more."""
         self._rest = b""
-        """The first bytes of a length, up to seven."""
+        """The first bytes of a length, up to seven, or what was left when its turn was over."""
+        self._held_up = False
+        """Its turn was over before all that had come was handed over."""
         self._partial: bytearray | None = None
         """The bytes of a frame that have come. It grows by the bytes that come and never by what a length claims."""
         self._missing = 0
@@ -256,7 +300,16 @@ class Inbound(Connection):
         if self._refusal is not None:
             raise self._refusal
         tls = self._tls or self._begin(self.hub.contexts.server, None)
-        for _ in range(_TURN_READS):
+        shared = self.shared
+        if shared is not None:
+            shared.begin(self.hub.round)
+            if self._held_up:
+                self._go_on()
+        while not self._held_up:
+            if shared is not None:
+                if not shared.reads_left:
+                    return
+                shared.reads_left -= 1
             got = self._fetch()
             if not got:
                 return
@@ -271,11 +324,24 @@ class Inbound(Connection):
                     return
                 self.open = True
                 self.hub.pipe_opened(self)
+                shared = self.shared
+                assert shared is not None, "an open pipe has one"
+                shared.begin(self.hub.round)
             self._receive()
             if self._outgoing.pending and not self._hand_over():
                 raise Closed("it asks for key updates and does not read the answers")
             if got < NET_BYTES:
-                return  # the kernel has no more: asking again would cost a system call for each message
+                break  # the kernel has no more: asking again would cost a system call for each message
+        if self._held_up:
+            self.hub.postpone(self)
+
+    def _go_on(self) -> None:
+        """Hand over what was left when the turn before was over."""
+        self._held_up = False
+        rest, self._rest = self._rest, b""
+        self._frames(memoryview(rest), len(rest))
+        if not self._held_up and self._incoming.pending:
+            self._receive()
 
     def _receive(self) -> None:
         read, plain, incoming = self._read, self.hub.plain, self._incoming
@@ -289,7 +355,7 @@ class Inbound(Connection):
                     plain[:held] = self._rest
                     self._rest = b""
                 self._frames(plain, held + got)
-                if not incoming.pending:
+                if self._held_up or not incoming.pending:
                     return
         except ssl.SSLWantReadError:
             return
@@ -297,7 +363,9 @@ class Inbound(Connection):
             raise Closed(f"TLS failed: {explain(error)[1]}") from error
 
     def _frames(self, plain: memoryview, end: int) -> None:
-        at = 0
+        """Hand over the frames in ``plain`` up to ``end``, until the turn is over."""
+        at, shared = 0, self.shared
+        assert shared is not None, "an open pipe has one"
         partial = self._partial
         if partial is not None:
             at = min(self._missing, end)
@@ -306,8 +374,8 @@ class Inbound(Connection):
             if self._missing:
                 return
             self._partial = None
-            self.hub.received(self.pipe, partial)
-        while end - at >= 8 and not self.leaving:
+            self._hand_in(partial, shared)
+        while end - at >= 8 and not self.leaving and not self._held_up:
             (size,) = LENGTH.unpack_from(plain, at)
             if size > MAX_FRAME_BYTES:
                 self.hub.oversize += 1
@@ -316,9 +384,14 @@ class Inbound(Connection):
             if at > end:
                 self._partial, self._missing = bytearray(plain[start:end]), at - end
                 return
-            self.hub.received(self.pipe, bytes(plain[start:at]))
+            self._hand_in(bytes(plain[start:at]), shared)
         if at < end:
             self._rest = bytes(plain[at:end])
+
+    def _hand_in(self, frame: bytes | bytearray, shared: Turn) -> None:
+        hub = self.hub
+        hub.received(self.pipe, frame)
+        self._held_up = shared.is_over(hub.began_ns)
 
 
 def _sp_header(protocol: int) -> bytes:

@@ -8,6 +8,8 @@ Invariants:
 - a descriptor is closed only after all events of a poll were handled, so that no event is taken for one of its
   successor;
 - frames of open links are received before handshakes go on, and handshakes go on one step at a time;
+- in each round every identity has one turn, which is bounded in bytes, frames and time, and which all its pipes share.
+  What is left waits for the next round, and comes after the frames of those that have sent less;
 - a connection is closed within a minute of the end of its peer's certificate.
 """
 
@@ -30,6 +32,7 @@ from meshnode.links.express.connection import (
     HandshakeFailed,
     Inbound,
     PeerTurnedAway,
+    Turn,
 )
 from meshnode.links.express.dialling import Dialler
 from meshnode.links.express.inbox import Inbox
@@ -102,7 +105,8 @@ class ExpressLinks:
         self.contexts: Contexts = contexts(credentials)
         self.net, self.plain = memoryview(bytearray(NET_BYTES)), memoryview(bytearray(PLAIN_BYTES))
         self.silent = False
-        self.oversize = 0
+        self.oversize = self.round = self.began_ns = 0
+        self._behind: dict[Turn, None] = {}  # the turns of identities whose pipes hold frames
         self._utc_now_ns = utc_now_ns
         self._failures = Failures(time.monotonic_ns)
         self._priority = priority
@@ -214,7 +218,7 @@ class ExpressLinks:
         self._bytes_received += len(frame)
         if self.silent:
             return
-        self._receiving_since_ns = time.monotonic_ns()
+        self._receiving_since_ns = self.began_ns = time.monotonic_ns()
         try:
             self.observer.frame_received(pipe, frame)
         except BaseException:  # noqa: BLE001 - an application's bug, or its sys.exit(), must not end receiving
@@ -234,6 +238,12 @@ class ExpressLinks:
         assert inbound.identity is not None, "judged"
         if not self.silent:
             self.guarded(lambda: self.observer.inbound_opened(inbound.pipe, inbound.identity, inbound.host))  # type: ignore[arg-type]
+
+    def postpone(self, inbound: Inbound) -> None:
+        """Give a pipe that holds frames another turn in the next round, without waiting for an event."""
+        assert inbound.shared is not None, "it is open"
+        inbound.shared.waiting.append(inbound)
+        self._behind[inbound.shared] = None
 
     def finish(self, connection: Connection, end: Closed | None) -> None:
         """Close a connection. Without an ``end`` nobody is told. I/O thread only."""
@@ -291,7 +301,9 @@ class ExpressLinks:
             if left_ns <= 0:
                 self.guarded(self._sweep)
                 left_ns = 0
-            for descriptor, events in self._wait(left_ns):
+            self.round += 1
+            behind = list(self._behind) if self._behind else ()
+            for descriptor, events in self._epoll.poll(0, _EVENTS) if behind else self._wait(left_ns):
                 connection = connections.get(descriptor)
                 if connection is not None:
                     if connection.open:
@@ -303,11 +315,10 @@ class ExpressLinks:
                     self._woken = False  # before the tasks: who posts from now on wakes us again
                 elif descriptor == self._inbox.descriptor:
                     self.guarded(lambda: self._inbox.accept(self))
+            for turn in behind:
+                self._catch_up(turn)
             if shaking:  # after the frames that have come: a handshake takes as long as a hundred of them
-                for connection, events in shaking:
-                    if not connection.finished:
-                        self._turn(connection, events)
-                shaking.clear()
+                self._shake(shaking)
             for _ in range(len(tasks)):  # what these tasks post has the next turn, so that events don't wait for ever
                 self.guarded(tasks.popleft())
             if self._buried:
@@ -337,6 +348,14 @@ class ExpressLinks:
         return ready
 
     def _turn(self, connection: Connection, events: int) -> None:
+        shared = connection.shared
+        if shared is not None and shared.waiting:  # it comes after the other pipes of its identity, which hold frames
+            if connection not in shared.waiting:
+                shared.waiting.append(connection)
+            return
+        self._take_turn(connection, events)
+
+    def _take_turn(self, connection: Connection, events: int) -> None:
         try:
             connection.turn(events)
         except Closed as end:
@@ -344,6 +363,21 @@ class ExpressLinks:
         except BaseException:  # noqa: BLE001 - one broken connection must not end the others
             _log.exception("a link failed inside: it is closed")
             self.finish(connection, Closed("internal error"))
+
+    def _catch_up(self, turn: Turn) -> None:
+        """Give an identity whose pipes hold frames its turn: one pipe in each round."""
+        inbound = turn.waiting.popleft()
+        if not inbound.finished:
+            self._take_turn(inbound, select.EPOLLIN)
+        if not turn.waiting:
+            del self._behind[turn]
+
+    def _shake(self, shaking: list[tuple[Connection, int]]) -> None:
+        """Go on with these handshakes."""
+        for connection, events in shaking:
+            if not connection.finished:
+                self._take_turn(connection, events)
+        shaking.clear()
 
     def _bury(self) -> None:
         for connection in self._buried:

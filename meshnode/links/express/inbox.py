@@ -15,11 +15,12 @@ import socket
 import time
 from collections import Counter
 
-from meshnode.links.express.connection import Closed, HandshakeFailed, Hub, Inbound
+from meshnode.links.express.connection import Closed, HandshakeFailed, Hub, Inbound, Turn
 from meshnode.links.peer import plain_host
 from meshnode.links.tls import FailureKind, Failures
 from meshnode.links.transport import Address
 from protocols.base.errors import TransportError
+from protocols.base.ids import NodeId
 from protocols.base.limits import DIAL_TIMEOUT_NS, MAX_NEIGHBOURS, MS
 from protocols.base.time import NEVER
 
@@ -47,6 +48,7 @@ class Inbox:
         """The listener's descriptor; -1: it does not listen."""
         self.pipes: dict[int, Inbound] = {}
         """The open pipes by number."""
+        self._turns: dict[NodeId, Turn] = {}
         self._epoll, self._failures = epoll, failures
         self._listener: socket.socket | None = None
         self._resting_until_ns = 0
@@ -109,11 +111,22 @@ class Inbox:
         if len(self.pipes) >= _MAX_INBOUND:
             raise Closed(f"there are {_MAX_INBOUND} inbound links already")
         self.pipes[inbound.pipe] = inbound
+        assert inbound.identity is not None, "judged"
+        inbound.shared = self._turns.setdefault(inbound.identity.node, Turn())
+        inbound.shared.pipes += 1
 
     def left(self, inbound: Inbound) -> bool:
         """Note that a connection has ended. Returns whether it was an open pipe."""
         self._newcomers.pop(inbound.descriptor, None)
-        return self.pipes.pop(inbound.pipe, None) is not None
+        if self.pipes.pop(inbound.pipe, None) is None:
+            return False
+        turn, identity = inbound.shared, inbound.identity
+        assert turn is not None, "it was open"
+        assert identity is not None, "it was open"
+        turn.pipes -= 1
+        if not turn.pipes:
+            del self._turns[identity.node]
+        return True
 
     def end_rest(self, now_ns: int) -> int:
         """Accept again once the rest is over. Returns when to call this next."""
