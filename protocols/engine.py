@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 from protocols.access import AccessTable
 from protocols.base.effects import Effect, Event
-from protocols.base.errors import LocalProtocolError, RemoteProtocolError, UnknownFrame
+from protocols.base.errors import LocalProtocolError, RemoteProtocolError
 from protocols.base.ids import Lane, NodeId, PeerIdentity
 from protocols.gossip.machine import Gossip
 from protocols.inference.machine import Inference
@@ -33,7 +33,7 @@ from protocols.readings.events import Delivery
 from protocols.readings.machine import Router
 from protocols.readings.streams import Peer
 from protocols.settings import NodeSettings
-from protocols.wire.codec import NODE_FRAME_SET, node_frames, untrusted_other_major
+from protocols.wire.codec import NODE_FRAME_SET, node_frames
 from protocols.wire.frame import Frame
 from protocols.wire.membership import Heartbeat, Hello
 from protocols.wire.parcels import readings_in_own_frame
@@ -64,7 +64,8 @@ class Engine:
         self.lanes = Lanes(self.drops, settings.max_queue_readings)
         access = AccessTable(settings.access)
         self.membership = Membership(
-            settings.mesh, settings.node, settings.incarnation, settings.inbox_port, settings.membership, random
+            settings.mesh, settings.node, settings.incarnation, settings.inbox_port, settings.membership, random,
+            self.drops,
         )  # fmt: skip
         self.readings = Router(
             settings.node, settings.role, settings.incarnation << 32, access, self.drops, self.lanes.touched,
@@ -88,9 +89,7 @@ class Engine:
         self._clock_uncertainty_ns = settings.clock_uncertainty_ns
         self._events: list[Event] = []
         self._frames_received = 0
-        self._counters = {
-            "frames_malformed": 0, "frames_unknown": 0, "frames_undeliverable": 0,
-        }  # fmt: skip
+        self._frames_undeliverable = 0
 
     def machine(self, kind: type[_M]) -> _M:
         """Return the machine of that class. :raises LocalProtocolError: when there is none."""
@@ -134,17 +133,8 @@ class Engine:
         self._frames_received += 1
         try:
             frame = self._decode(data)
-        except UnknownFrame:
-            self._counters["frames_unknown"] += 1
-            self._more = True
-            return []
         except RemoteProtocolError as error:
-            major = untrusted_other_major(data)
-            if major is None:
-                self._counters["frames_malformed"] += 1
-                self.membership.malformed(pipe, str(error), now)
-            else:
-                self.membership.receive_other_major(major, pipe, now)
+            self.membership.receive_unreadable(error, data, pipe, now)
             self.carry(now)
             self._more = True
             return []
@@ -166,25 +156,32 @@ class Engine:
                 return []
         self._more = True
         neighbour = self.membership.receive(frame, pipe, now)
-        if neighbour is not None:
-            machine = self._machine_of.get(type(frame))
-            if machine is not None:
-                machine.receive(frame, neighbour.node, neighbour.role, now)
-            elif type(frame) is Hello:
-                self._joined(neighbour, now)
-            elif type(frame) is Interest:
-                self.readings.receive_interest(frame, neighbour.node, now, utc_now)
+        if neighbour is not None and type(frame) is not _HEARTBEAT:
+            self._dispatch(frame, neighbour, now, utc_now)
         self.carry(now)
         return []
+
+    def _dispatch(self, frame: Frame, neighbour: Neighbour, now: int, utc_now: int) -> None:
+        """Give a control frame of a neighbour to the machine that declares it, unless the neighbour sends too many."""
+        if type(frame) is Hello:  # membership has accepted it, and only the first of a life causes work
+            self._joined(neighbour, now)
+            return
+        if not self.membership.refusals.may_cost(neighbour.node, now):
+            return
+        machine = self._machine_of.get(type(frame))
+        if machine is not None:
+            machine.receive(frame, neighbour.node, neighbour.role, now)
+        elif type(frame) is Interest:
+            self.readings.receive_interest(frame, neighbour.node, now, utc_now)
 
     def _joined(self, neighbour: Neighbour, now: int) -> None:
         """A Hello was accepted. The first one of a new life clears what was kept for the life before."""
         node, incarnation = neighbour.node, neighbour.incarnation
-        if self._lives.is_present(node, incarnation):
+        if self._lives.is_present(node, incarnation, neighbour.role):
             return
         if node in self._lives.present:
             self._gone(node, "restarted", now)
-        if self._lives.begin(node, incarnation):
+        if self._lives.begin(node, incarnation, neighbour.role):
             self.readings.forget_origin(node)
         self._link(node)
         queues = self.lanes.queues_of(node)
@@ -228,7 +225,7 @@ class Engine:
     def _put(self, node: NodeId, frame: Frame, now: int) -> None:
         if node in self.membership.neighbours and self.lanes.put(node, frame):
             return
-        self._counters["frames_undeliverable"] += 1
+        self._frames_undeliverable += 1
         machine = self._machine_of.get(type(frame))
         if machine is not None:
             machine.undeliverable(node, frame, now)
@@ -339,7 +336,10 @@ class Engine:
 
     def statistics(self) -> dict[str, int]:
         """Counters by name, where those of a machine begin with its name. They only grow, except gauges of parts."""
-        counters = {"frames_received": self._frames_received, **self._counters, **self.membership.counters()}
+        counters = {
+            "frames_received": self._frames_received, "frames_undeliverable": self._frames_undeliverable,
+            **self.membership.counters(),
+        }  # fmt: skip
         for name, counts in (
             (self.readings.name, self.readings.counters()),
             *((machine.name, machine.counters()) for machine in self._machines),

@@ -52,6 +52,25 @@ MAX_ADVERT_ADDRESSES: Final = 8
 """Addresses tried for each advert: a hostile advert could otherwise make us dial the whole subnet."""
 MAX_SUSPECTS_PER_HEARTBEAT: Final = 8
 """Suspects that one heartbeat names."""
+PIPES_PER_S: Final = 4
+MAX_PIPE_BURST: Final = 64
+"""Connections of one identity into our inbox: each costs a handshake of 1.5 ms and the work of a Hello."""
+MALFORMED_PIPE_COST: Final = 2
+"""What a malformed frame takes from the connections of its sender, beside the one that it was sent on."""
+UNKNOWN_FRAMES_PER_S: Final = 20
+MAX_UNKNOWN_FRAME_BURST: Final = 200
+"""Frames of one identity whose type this version does not know; beyond that they are malformed. A newer version may
+send a few, and 100,000 frames of two bytes a second would take a whole core."""
+CONTROL_FRAMES_PER_S: Final = 1_000
+MAX_CONTROL_FRAME_BURST: Final = 2_000
+"""Frames of one neighbour that machines look at, without readings and heartbeats. A model of 1 ms that is asked without
+a pause causes 1,000 a second."""
+HEARTBEAT_ANSWER_PAUSE_NS: Final = 100 * MS
+"""A neighbour that asks for an answer gets at most one heartbeat in this time. An honest one asks once in a suspicion,
+and regular heartbeats follow."""
+LEAST_CONFIRMERS: Final = 3
+"""Other neighbours that must agree before a suspect gets only ``SUSPICION_MIN_NS``, however few there are. Otherwise a
+single insider could cut the time of everybody whom a radio shadow hides."""
 HEARTBEAT_INTERVAL_NS: Final = 250 * MS
 """Pause between heartbeats. They cost 20 frames a second for five neighbours, and four of one neighbour may be lost or
 late before it is suspected."""

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from protocols.base.effects import Effect, Event
 from protocols.base.ids import Incarnation, NodeId, Role
+from protocols.events import DuplicateIdentity
 
 
 class Dial(Effect, frozen=True):
@@ -82,3 +83,15 @@ class PeerRefused(Event, frozen=True):
     who: str
     code: str
     detail: str
+
+
+MembershipEffect = Dial | HangUp | ClosePipe
+MembershipEvent = (
+    NeighbourMet
+    | NeighbourSuspected
+    | NeighbourRefuted
+    | NeighbourDead
+    | NeighbourLeft
+    | PeerRefused
+    | DuplicateIdentity
+)

@@ -92,6 +92,7 @@ class Heartbeats:
                 accused = self.suspected.get(NodeId(suspect))
                 if accused is not None and accused.suspicion is not None and accused is not neighbour:
                     decided = accused.suspicion.confirm(neighbour.node) or decided
-        if answer:
+        if answer and now - neighbour.answered_ns >= limits.HEARTBEAT_ANSWER_PAUSE_NS:
+            neighbour.answered_ns = now
             self.send(neighbour, now)
         return decided

@@ -14,6 +14,8 @@ Rules:
    and is short. Silence on open pipes may be a radio shadow: suspicion starts late and is long.
 4. When two nodes use one id, the one with the larger incarnation is right. The other is refused while it is alive.
 5. A node that refused us, or that we refused, is not dialled again for ``REFUSAL_MEMORY_NS``.
+6. Whoever comes with a certificate of another role begins a new life: what the old role might do ends with the links of
+   the life before.
 
 Suspicion is not passed on beyond one hop, because links exist only between nodes in range.
 """
@@ -23,42 +25,32 @@ from typing import Final
 
 from protocols.access import LINK_ROLES
 from protocols.base import limits
-from protocols.base.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity
+from protocols.base.errors import RemoteProtocolError, UnknownFrame
+from protocols.base.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity, Role
 from protocols.base.time import NEVER
 from protocols.events import DuplicateIdentity
+from protocols.links.queues import Drops
 from protocols.membership.contacts import Contacts, HostPort
 from protocols.membership.events import (
-    ClosePipe,
-    Dial,
-    HangUp,
+    MembershipEffect,
+    MembershipEvent,
     NeighbourDead,
     NeighbourLeft,
     NeighbourMet,
     NeighbourRefuted,
     NeighbourSuspected,
-    PeerRefused,
 )
 from protocols.membership.heartbeats import Heartbeats
 from protocols.membership.neighbour import Neighbour, State
 from protocols.membership.pipes import AdmittedPipe, AdmittedPipes
+from protocols.membership.refusals import Refusals
 from protocols.membership.settings import MembershipSettings
 from protocols.membership.suspicion import Suspicion
+from protocols.wire.codec import untrusted_other_major
 from protocols.wire.frame import Frame
 from protocols.wire.membership import FRAMES, MAJOR, MINOR, Goodbye, Heartbeat, Hello, Refusal
 
 _ALIVE: Final = State.ALIVE  # looked up once, because looking into an enumeration is slow
-
-
-MembershipEffect = Dial | HangUp | ClosePipe
-MembershipEvent = (
-    NeighbourMet
-    | NeighbourSuspected
-    | NeighbourRefuted
-    | NeighbourDead
-    | NeighbourLeft
-    | PeerRefused
-    | DuplicateIdentity
-)
 
 
 class Membership:
@@ -76,6 +68,7 @@ class Membership:
         inbox_port: int,
         settings: MembershipSettings,
         random: Random,
+        drops: Drops,
     ) -> None:
         self._mesh, self._node, self._incarnation, self.inbox_port = mesh, node, incarnation, inbox_port
         self._settings, self._random = settings, random
@@ -94,9 +87,11 @@ class Membership:
         self._forgiven_ns = -NEVER
         self._leaving = False
         self._events: list[MembershipEvent] = []
+        self.refusals = Refusals(self._contacts, self._pipes, self._events, drops)
+        self._refuse = self.refusals.refuse
         self._messages: list[tuple[NodeId, Frame]] = []
         self._counters = {
-            "pipes_refused": 0, "frames_before_hello": 0, "local_stalls": 0, "suspicions": 0, "refutations": 0,
+            "local_stalls": 0, "suspicions": 0, "refutations": 0,
             "deaths": 0,
         }  # fmt: skip
 
@@ -116,7 +111,12 @@ class Membership:
 
     def counters(self) -> dict[str, int]:
         """Counters by name, which only grow."""
-        return {"pipes_opened": self._pipes.opened_in_all, **self._counters, **self._contacts.counters}
+        return {
+            "pipes_opened": self._pipes.opened_in_all,
+            **self.refusals.counters,
+            **self._counters,
+            **self._contacts.counters,
+        }
 
     def messages(self) -> list[tuple[NodeId, Frame]]:
         """Control frames to queue for neighbours, decided since the last call."""
@@ -125,7 +125,8 @@ class Membership:
 
     def events(self) -> list[MembershipEvent]:
         """Events decided since the last call."""
-        events, self._events = self._events, []
+        events = self._events[:]
+        self._events.clear()
         return events
 
     def lane_of(self, dial: int) -> tuple[NodeId, Lane] | None:
@@ -164,28 +165,17 @@ class Membership:
         full = self._living() >= most or len(self.neighbours) >= 4 * most
         if identity.node not in self.neighbours and full:
             return self._refuse(identity.node, "full", f"this node has {most} neighbours", now)
+        if not self.refusals.may_open(identity.node, now):
+            return self._refuse(identity.node, "crowded", "it opens too many links, or sent malformed frames", now)
         return None
 
     def refused_before_identity(self, who: str, detail: str, now: int) -> None:
         """Count a peer that TLS turned away, or that has no identity of this mesh."""
         self._refuse(who, "identity", detail, now)
 
-    def _refuse(self, who: str, code: str, detail: str, now: int) -> str:
-        self._counters["pipes_refused"] += 1
-        if self._contacts.remember_refusal(who, now):  # one event in a period, so that a stranger can't fill the log
-            self._events.append(PeerRefused(who, code, detail))
-        return f"{code}: {detail}"
-
-    def malformed(self, pipe: int, detail: str, now: int) -> None:
-        """Close a pipe that sent a malformed frame. An event reports it once in a period, even if the sender's next
-        Hello ends its refusal."""
-        who = self._pipes.of_number[pipe].identity.node if pipe in self._pipes.of_number else f"pipe {pipe}"
-        if self._contacts.remember_refusal(f"{who}, malformed", now):
-            self._events.append(PeerRefused(who, "protocol", detail))
-        self._pipes.close(pipe)
-
     def inbound_opened(self, pipe: int, identity: PeerIdentity, host: str, now: int) -> None:
         """Note that an admitted pipe into our inbox is open."""
+        self.refusals.opened(identity.node, now)
         self._pipes.opened(pipe, identity, host, now)
         self.heartbeats.start(now)  # each round closes pipes that stay mute
 
@@ -211,6 +201,12 @@ class Membership:
             self._contacts.mistaken(dial, now)
             detail = f"its advert says {contact.node}, its certificate {identity.node}"
             self._refuse(f"{contact.name} at {dialling.address[0]}", "identity", detail, now)
+            return
+        if neighbour is not None and neighbour.role is not identity.role:
+            self._contacts.hang_up(dial, now + limits.REDIAL_MIN_NS)  # the life with the new role has its own links
+            if neighbour.state in (State.ALIVE, State.SUSPECT):
+                self._leave(neighbour, "it has another role now", now + limits.REDIAL_MIN_NS, now)
+            neighbour.role = identity.role
             return
         if neighbour is not None and neighbour.dial_of(dialling.lane):  # a second way to the same inbox
             self._contacts.hang_up(dial, now + limits.REDIAL_MAX_NS)
@@ -247,10 +243,7 @@ class Membership:
             return None
         if not known.spoken:
             if type(frame) is not Hello:
-                self._counters["frames_before_hello"] += 1
-                detail = f"its first frame was {type(frame).__name__}, not Hello"
-                self._refuse(known.identity.node, "protocol", detail, now)
-                self._pipes.close(pipe)
+                self.refusals.before_hello(pipe, known, type(frame).__name__, now)
                 return None
             return self._hello(frame, pipe, known, now)
         neighbour = self.neighbours.get(known.identity.node)
@@ -267,10 +260,15 @@ class Membership:
             self._refuse(neighbour.node, f"refused by it ({frame.code})", frame.detail, now)
         return neighbour
 
-    def receive_other_major(self, major: int, pipe: int, now: int) -> None:
-        """Turn away the sender of a Hello of another major version, of which nothing else is known."""
-        known = self._pipes.of_number.get(pipe)
-        if known is not None and not known.closing:
+    def receive_unreadable(self, error: RemoteProtocolError, data: bytes | bytearray, pipe: int, now: int) -> None:
+        """Note a frame of an unknown type, a Hello of another major version, or a malformed frame."""
+        if isinstance(error, UnknownFrame):
+            self.refusals.unknown(error.frame_type, pipe, now)
+            return
+        known, major = self._pipes.of_number.get(pipe), untrusted_other_major(data)
+        if major is None:
+            self.refusals.malformed(pipe, str(error), now)
+        elif known is not None and not known.closing:  # nothing else is known of it
             self._turn_away(pipe, known, "version", f"it speaks version {major}, this node {MAJOR}.{MINOR}", now)
 
     def _turn_away(self, pipe: int, known: AdmittedPipe, code: str, detail: str, now: int) -> None:
@@ -303,8 +301,8 @@ class Membership:
             return None
         if neighbour is None:
             neighbour = self._add(identity, now, now)
-        elif neighbour.incarnation != hello.incarnation and neighbour.incarnation:
-            self._forget_older_life(neighbour, now)
+        elif neighbour.role is not identity.role or neighbour.incarnation not in (hello.incarnation, 0):
+            self._forget_older_life(neighbour, identity.role, now)
         self._pipes.spoke(pipe, neighbour)
         neighbour.incarnation = Incarnation(hello.incarnation)
         neighbour.inbound.add(pipe)
@@ -325,20 +323,24 @@ class Membership:
         self._check_met(neighbour, now)
         return neighbour
 
-    def _forget_older_life(self, neighbour: Neighbour, now: int) -> None:
-        """Drop the pipes and lanes of a neighbour that restarted: they belong to its former life."""
+    def _forget_older_life(self, neighbour: Neighbour, role: Role, now: int) -> None:
+        """Drop the pipes and lanes of a neighbour that restarted or has another role: they belong to its former
+        life."""
         self._drop_links(neighbour)
+        neighbour.role = role
         neighbour.first_seen_ns = now
         neighbour.heartbeat_received = 0
         neighbour.heard_by_peer = False
 
     def _goodbye(self, goodbye: Goodbye, neighbour: Neighbour, now: int) -> None:
-        if goodbye.incarnation != neighbour.incarnation:
-            return
+        if goodbye.incarnation == neighbour.incarnation:
+            self._leave(neighbour, goodbye.reason, now + limits.REDIAL_MAX_NS, now)
+
+    def _leave(self, neighbour: Neighbour, reason: str, next_dial_ns: int, now: int) -> None:
         neighbour.state, neighbour.since_ns, neighbour.suspicion = State.LEFT, now, None
         self._suspected.pop(neighbour.node, None)
-        self._events.append(NeighbourLeft(neighbour.node, goodbye.reason))
-        self._drop_links(neighbour, now + limits.REDIAL_MAX_NS)
+        self._events.append(NeighbourLeft(neighbour.node, reason))
+        self._drop_links(neighbour, next_dial_ns)
 
     # --- life and death --------------------------------------------------------------------------------------------
     def _add(self, identity: PeerIdentity, first_seen_ns: int, now: int) -> Neighbour:
@@ -388,7 +390,10 @@ class Membership:
     def _suspect(self, neighbour: Neighbour, because: str, now: int) -> None:
         neighbour.state, neighbour.since_ns = State.SUSPECT, now
         neighbour.suspicion = Suspicion(
-            now, self._settings.suspicion_min_ns, self._settings.suspicion_max_ns, max(self._living() - 1, 0)
+            now,
+            self._settings.suspicion_min_ns,
+            self._settings.suspicion_max_ns,
+            max(self._living() - 1, limits.LEAST_CONFIRMERS),
         )
         self._suspected[neighbour.node] = neighbour
         self._counters["suspicions"] += 1

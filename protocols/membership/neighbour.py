@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from protocols.base.ids import Incarnation, Lane, NodeId, Role
+from protocols.base.time import NEVER
 from protocols.links.queues import LaneQueue
 from protocols.membership.suspicion import Suspicion
 
@@ -20,7 +21,7 @@ class Neighbour:
     """A node whose certificate and Hello were checked, or to whose inbox we have a lane."""
 
     __slots__ = (
-        "bulk", "echo_came_ns", "echo_sent_ns", "first_seen_ns", "heard_by_peer", "heartbeat_received",
+        "answered_ns", "bulk", "echo_came_ns", "echo_sent_ns", "first_seen_ns", "heard_by_peer", "heartbeat_received",
         "heartbeat_sent", "inbound", "incarnation", "last_heard_ns", "met", "node", "queue", "realtime",
         "role", "round_trip_ns", "since_ns", "state", "suspicion",
     )  # fmt: skip
@@ -39,6 +40,8 @@ class Neighbour:
         self.last_heard_ns = now
         self.heartbeat_sent = 0
         self.heartbeat_received = 0
+        self.answered_ns = -NEVER
+        """When it was last sent a heartbeat because it asked for one."""
         self.echo_sent_ns, self.echo_came_ns = 0, now  # the peer's clock in its newest heartbeat, and when it came
         self.heard_by_peer = False
         self.round_trip_ns = 0

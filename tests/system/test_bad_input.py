@@ -94,10 +94,10 @@ def _next_reading(node: RunningNode, value: str) -> Any:
 class Insider:
     """A raw connection into the inbox of the target."""
 
-    def __init__(self, folder: Path, target: RunningNode, name: str) -> None:
-        home = folder / name
+    def __init__(self, folder: Path, target: RunningNode, name: str, role: str = "vehicle") -> None:
+        home = folder / f"{name}-{role}"
         if not home.exists():
-            issue(folder / "authority", "vehicle", name, home)
+            issue(folder / "authority", role, name, home)
         self.name, self.target = name, target
         self.files = CredentialFiles(home / f"{name}.crt", home / f"{name}.key", home / "authority.crt")
         self.link = raw_tls(Address("127.0.0.1", target.port), self.files, self.files.authority)
@@ -272,6 +272,39 @@ def test_newer_minor_version_with_unknown_fields_and_types_is_a_neighbour(
     eventually(lambda: counters(target)["frames_unknown"] == before + 2, "both are counted")
     assert any(peer["node"] == "veh-68" and peer["incarnation"] == 5 for peer in target.get("/v1/peers"))
     assert not newer.closed(0.3)
+
+
+def test_flood_of_unknown_frames_of_two_bytes_ends_the_pipes_and_is_counted_by_name(
+    insider: Callable[[str], Insider], target: RunningNode
+) -> None:
+    """They cost their sender nothing, and took a whole core of the node for as long as it liked."""
+    pipes = [insider("veh-91"), insider("veh-91")]
+    for pipe in pipes:
+        pipe.hello()
+    for pipe in pipes:
+        with suppress(OSError):
+            pipe.say(*[b"\x91\x3f"] * 50_000)
+    assert all(pipe.closed() for pipe in pipes)
+    drops = {drop["reason"]: drop["count"] for drop in target.get("/v1/drops") if drop["peer"] == "veh-91"}
+    assert limits.MAX_UNKNOWN_FRAME_BURST < drops["unknown_frame"] < 10 * limits.MAX_UNKNOWN_FRAME_BURST
+    logged(target, "veh-91: protocol: it sends too many frames of unknown types")
+
+
+def test_node_that_was_issued_again_with_another_role_loses_the_old_rights(folder: Path, target: RunningNode) -> None:
+    """Its neighbours took the role from the first certificate that they saw, until they forgot the node."""
+
+    def denied() -> int:
+        return sum(drop["count"] for drop in target.get("/v1/drops") if drop["peer"] == "veh-92")
+
+    before, frame = counters(target)["readings_accepted"], reading(key="rsu/veh-92/x", origin="veh-92")
+    with Insider(folder, target, "veh-92", "rsu") as first, Insider(folder, target, "veh-92", "vehicle") as second:
+        first.say(hello("veh-92"), msgpack.packb([6, [frame]]))
+        eventually(lambda: counters(target)["readings_accepted"] == before + 1, "an RSU may say this")
+        assert denied() == 0
+        second.say(hello("veh-92"), msgpack.packb([6, [frame]]))
+        eventually(lambda: denied() == 1, "a vehicle may not")
+        assert first.closed()
+        assert [peer["role"] for peer in target.get("/v1/peers") if peer["node"] == "veh-92"] == ["vehicle"]
 
 
 # --- what it says ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,80 @@
+"""Who is turned away, for what, and what that costs them.
+
+A refused peer is reported once in a period and not dialled for ``REFUSAL_MEMORY_NS``. What an identity may cost is kept
+in its account, so it doesn't get a new allowance by coming again.
+"""
+
+from protocols.base import limits
+from protocols.base.ids import NodeId
+from protocols.links.queues import Drops
+from protocols.membership.accounts import Accounts
+from protocols.membership.contacts import Contacts
+from protocols.membership.events import MembershipEvent, PeerRefused
+from protocols.membership.pipes import AdmittedPipe, AdmittedPipes
+
+
+class Refusals:
+    """The refusals of one node."""
+
+    def __init__(
+        self, contacts: Contacts, pipes: AdmittedPipes, events: list[MembershipEvent], drops: Drops
+    ) -> None:  # fmt: skip
+        """``events`` and ``drops`` get what happens."""
+        self._contacts, self._pipes, self._events, self._drops = contacts, pipes, events, drops
+        self._accounts = Accounts()
+        self.counters = {"pipes_refused": 0, "frames_before_hello": 0, "frames_malformed": 0, "frames_unknown": 0}
+
+    def refuse(self, who: str, code: str, detail: str, now: int) -> str:
+        """Refuse a peer. Returns the reason."""
+        self.counters["pipes_refused"] += 1
+        if self._contacts.remember_refusal(who, now):  # one event in a period, so that a stranger can't fill the log
+            self._events.append(PeerRefused(who, code, detail))
+        return f"{code}: {detail}"
+
+    def may_open(self, node: NodeId, now: int) -> bool:
+        """Whether an identity may open one more pipe."""
+        return self._accounts.of(node, now).pipes.left(now) >= 1
+
+    def opened(self, node: NodeId, now: int) -> None:
+        """Note that an identity opened a pipe."""
+        self._accounts.of(node, now).pipes.take(now)
+
+    def may_cost(self, node: NodeId, now: int) -> bool:
+        """Whether a neighbour may have one more control frame looked at. Otherwise the frame is dropped."""
+        may = self._accounts.of(node, now).control.take(now)
+        if not may:
+            self._drops.count(node, "", "control_over_rate")
+        return may
+
+    def malformed(self, pipe: int, detail: str, now: int) -> None:
+        """Close a pipe that sent a malformed frame, and fine its sender. An event reports it once in a period, even if
+        the sender's next Hello ends its refusal."""
+        self.counters["frames_malformed"] += 1
+        known = self._pipes.of_number.get(pipe)
+        node = "" if known is None else known.identity.node
+        if known is not None and not known.closing:
+            self._accounts.of(known.identity.node, now).pipes.fine(limits.MALFORMED_PIPE_COST)
+        who = node or f"pipe {pipe}"
+        if self._contacts.remember_refusal(f"{who}, malformed", now):
+            self._events.append(PeerRefused(who, "protocol", detail))
+        self._drops.count(node, "", "malformed_frame")
+        self._pipes.close(pipe)
+
+    def unknown(self, number: int, pipe: int, now: int) -> None:
+        """Take note of a frame of an unknown type. Too many of them are malformed."""
+        self.counters["frames_unknown"] += 1
+        known = self._pipes.of_number.get(pipe)
+        if known is None or known.closing:
+            return
+        node = known.identity.node
+        self._drops.count(node, "", "unknown_frame")
+        if not known.spoken:
+            self.before_hello(pipe, known, f"of type {number}", now)
+        elif not self._accounts.of(node, now).unknown.take(now):
+            self.malformed(pipe, f"it sends too many frames of unknown types, such as {number}", now)
+
+    def before_hello(self, pipe: int, known: AdmittedPipe, what: str, now: int) -> None:
+        """Close a pipe whose first frame was something else than Hello."""
+        self.counters["frames_before_hello"] += 1
+        self.refuse(known.identity.node, "protocol", f"its first frame was {what}, not Hello", now)
+        self._pipes.close(pipe)
