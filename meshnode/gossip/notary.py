@@ -4,6 +4,9 @@ Order of trust: the authority's certificate, read from this node's own files, si
 entry; its URI SAN names the author; its key makes the signature. An entry that fails any of this is not trusted.
 
 A certificate is checked once and then remembered. Its validity period is checked each time, by the wall clock.
+
+An ECDSA signature (r, s) has a twin (r, n - s), which anybody can compute. Only the one with the lower s is made and
+accepted here, so that nobody can make a second signature of a statement out of the first.
 """
 
 import hashlib
@@ -15,6 +18,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshnode.identity.inspection import identity_from_untrusted_names
@@ -30,6 +34,8 @@ from protocols.wire.gossip import Entry
 _MAX_AUTHORS: Final = 1_024
 """Certificates remembered: a kilobyte each. One that was forgotten costs 100 µs more."""
 _ALGORITHM: Final = ec.ECDSA(hashes.SHA256())
+_GROUP_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+"""The order n of P-256 (SEC 2, section 2.4.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +62,13 @@ class Notary:
         """:raises IdentityError: when a file can't be read."""
         self._mesh = mesh
         self._own = _read(credentials)
-        self._authors: dict[bytes, _Author | None] = {}
+        self._authors: dict[bytes, _Author] = {}
 
     def seal(self) -> Seal:
         """Signing, checking and hashing, as the engine takes them."""
-        return Seal(self.sign, self.verify, lambda data: hashlib.sha256(data).digest())
+        return Seal(
+            self.sign, self.verify, lambda data: hashlib.sha256(data).digest(), is_current=self.is_current
+        )  # fmt: skip
 
     def renew(self, credentials: CredentialFiles) -> None:
         """Sign with new files from now on. :raises IdentityError: when one can't be read."""
@@ -68,30 +76,40 @@ class Notary:
         self._authors = {}
 
     def sign(self, statement: bytes) -> tuple[bytes, bytes]:
-        """The certificate of this node (DER), and its signature (ASN.1 DER) of a statement."""
+        """The certificate of this node (DER), and its signature (ASN.1 DER, low s) of a statement."""
         own = self._own
-        return own.certificate, own.key.sign(statement, _ALGORITHM)
+        r, s = decode_dss_signature(own.key.sign(statement, _ALGORITHM))
+        return own.certificate, encode_dss_signature(r, min(s, _GROUP_ORDER - s))
 
     def verify(self, entry: Entry) -> bool:
-        """Whether the author named in the entry is one of this mesh and signed it."""
+        """Whether the author named in the entry is one of this mesh and signed it, in the only accepted form."""
         author = self._author(entry.credential)
         if author is None or author.node != entry.author:
             return False
-        if not author.not_before_utc_ns <= time.time_ns() <= author.not_after_utc_ns:
-            return False
         try:
+            r, s = decode_dss_signature(entry.signature)
+            if s > _GROUP_ORDER // 2 or encode_dss_signature(r, s) != entry.signature:
+                return False
             author.key.verify(entry.signature, entry_statement(entry), _ALGORITHM)
         except (InvalidSignature, ValueError):
             return False
         return True
 
+    def is_current(self, entry: Entry) -> bool:
+        """Whether the certificate in an entry that was verified is valid now."""
+        author = self._author(entry.credential)
+        return author is not None and author.not_before_utc_ns <= time.time_ns() <= author.not_after_utc_ns
+
     def _author(self, certificate: bytes) -> _Author | None:
         authors = self._authors
-        if certificate not in authors:
-            if len(authors) >= _MAX_AUTHORS:
-                del authors[next(iter(authors))]
-            authors[certificate] = _untrusted_author(certificate, self._own.authority, self._mesh)
-        return authors[certificate]
+        author = authors.get(certificate)
+        if author is None:
+            author = _untrusted_author(certificate, self._own.authority, self._mesh)
+            if author is not None:  # others are free to make, and would push these out
+                if len(authors) >= _MAX_AUTHORS:
+                    del authors[next(iter(authors))]
+                authors[certificate] = author
+        return author
 
 
 def _read(credentials: CredentialFiles) -> _Own:

@@ -161,6 +161,15 @@ MAX_SERVED_BURST: Final = 800
 GOSSIP_FRAMES_PER_S: Final = 100
 MAX_GOSSIP_FRAME_BURST: Final = 400
 """Gossip frames of one neighbour that are looked at."""
+AUTHOR_ENTRIES_PER_S: Final = 1
+MAX_AUTHOR_BURST: Final = 64
+"""Entries of one author that are accepted: each costs every node of the mesh a signature check and a kilobyte on the
+air. An author writes when its addresses change, and repeats an entry a few times a day."""
+AUTHOR_PAUSE_NS: Final = 10 * SECOND
+"""An entry of an author that signs too many is asked for again after this time. The newest then has its turn."""
+MAX_ENDED_AT_ONCE: Final = 512
+"""Entries that are forgotten at once, because they have ended: 8,192 of them take 30 ms, and carriers say how old each
+entry is."""
 FORGED_ENTRY_COST: Final = 20
 """What a forged entry takes from the allowance of the neighbour that sent it, in entries."""
 TRICKLE_MIN_NS: Final = 1 * SECOND

@@ -2,11 +2,16 @@
 
 Checking a signature takes 80 µs, so the order of the checks keeps useless entries cheap:
 
-1. by its fingerprint: whether it is held, or was refused before;
-2. whether it is malformed;
-3. whether it is not newer, has expired or has no place in the store;
-4. whether the allowance of the neighbour is used up;
-5. the signature.
+1. whether it is malformed;
+2. by the fingerprint of its statement: whether it is held, or was refused before;
+3. by its bytes: whether they were found forged before;
+4. whether it is not newer, has expired or has no place in the store;
+5. whether the allowance of its author, or that of the neighbour, is used up;
+6. the signature, and then whether the certificate is valid now.
+
+Who pays: the neighbour for malformed and forged entries, which an honest carrier never passes on. The author for
+signing too many. Nobody for a certificate that has ended by this node's clock, because the carrier's clock may differ.
+A forgery is remembered by its bytes and never by its statement, because the statement may be genuine.
 
 A few signatures are checked at a time, and the other entries wait, so that readings can pass in between.
 """
@@ -43,6 +48,8 @@ class Verdict(StrEnum):
     EXPIRED = "entries_expired"
     WITHOUT_PLACE = "entries_without_place"
     OVER_RATE = "entries_over_rate"
+    AUTHOR_OVER_RATE = "entries_of_author_over_rate"
+    UNCERTIFIED = "entries_uncertified"
 
 
 class EntryCandidate(NamedTuple):
@@ -51,6 +58,7 @@ class EntryCandidate(NamedTuple):
     key: EntryKey
     version: int
     fingerprint: int
+    bytes_fingerprint: int
     entry: Entry
     data: bytes
     born_ns: int
@@ -71,36 +79,37 @@ class Admission:
         self._restored: deque[EntryCandidate] = deque()  # from before a restart: new ones go first, but not for ever
         self._turn = 0
         self._refused: dict[int, int] = {}  # until when, by fingerprint
+        self._forged: dict[int, int] = {}  # until when, by fingerprint of all bytes
+        self._authors: dict[str, Allowance] = {}
         self.due_ns = NEVER
         """When :meth:`checked` has to be called next, in monotonic nanoseconds."""
 
     def is_refused(self, fingerprint: int, now: int) -> bool:
-        """Whether the entry was found superseded, malformed, forged or without a place, not long ago."""
+        """Whether the entry was found superseded, uncertified or without a place, not long ago."""
         return bool(self._refused) and self._refused.get(fingerprint, -NEVER) > now
 
-    def remember(self, fingerprint: int, now: int) -> None:
+    def remember(self, fingerprint: int, now: int, for_ns: int = limits.REFUSED_ENTRY_MEMORY_NS) -> None:
         """Remember a fingerprint, so that for a while its entry is neither asked for nor checked again."""
-        self._refused.pop(fingerprint, None)
-        if len(self._refused) >= limits.MAX_REFUSED_ENTRIES:
-            del self._refused[next(iter(self._refused))]
-        self._refused[fingerprint] = now + limits.REFUSED_ENTRY_MEMORY_NS
+        _remember(self._refused, fingerprint, now + for_ns)
 
     def consider(
-        self, data: bytes, fingerprint: int, age_ns: int, source: NodeId, allowance: Allowance | None, now: int
+        self, data: bytes, seal: Seal, age_ns: int, source: NodeId, allowance: Allowance | None, now: int
     ) -> tuple[Verdict, EntryCandidate | None]:
         """Judge an entry as far as that is cheap. When the verdict is WAITING, :meth:`checked` gives the final one. The
-        candidate is None when the bytes were not parsed, or are malformed. ``allowance`` is that of ``source``; None:
-        this node kept the entry from before its restart."""
-        if self._store.holding(fingerprint) is not None or self.is_refused(fingerprint, now):
-            return Verdict.DUPLICATE, None
+        candidate is None when the bytes are malformed. ``allowance`` is that of ``source``; None: this node kept the
+        entry from before its restart."""
         try:
             entry = decode_untrusted_entry(data)
         except RemoteProtocolError:
-            self.remember(fingerprint, now)
             return Verdict.MALFORMED, None
+        fingerprint, bytes_fingerprint = seal.fingerprint(entry), seal.fingerprint_of_bytes(data)
         candidate = EntryCandidate(
-            (entry.author, entry.kind), entry.version, fingerprint, entry, data, now - age_ns, source
+            (entry.author, entry.kind), entry.version, fingerprint, bytes_fingerprint, entry, data, now - age_ns, source
         )
+        if self._store.holding(fingerprint) is not None or self.is_refused(fingerprint, now):
+            return Verdict.DUPLICATE, candidate
+        if self._forged.get(bytes_fingerprint, -NEVER) > now:
+            return Verdict.FORGED, candidate
         if not self._store.is_news(candidate.key, entry.version, fingerprint):
             self.remember(fingerprint, now)
             return Verdict.STALE, candidate
@@ -112,6 +121,10 @@ class Admission:
             elif allowance is not None:  # not remembered, for the same reason: only its age leaves it without a place
                 allowance.take(now)
             return Verdict.WITHOUT_PLACE, candidate
+        author = self._authors.get(entry.author)
+        if allowance is not None and author is not None and author.left(now) < 1:
+            self.remember(fingerprint, now, limits.AUTHOR_PAUSE_NS)
+            return Verdict.AUTHOR_OVER_RATE, candidate
         if allowance is None:
             self._restored.append(candidate)
         elif len(self._candidates) >= limits.MAX_ENTRY_CANDIDATES or not allowance.take(now):
@@ -142,8 +155,30 @@ class Admission:
             self.remember(fingerprint, now)
             return Verdict.STALE
         if not seal.verify(candidate.entry):
-            self.remember(fingerprint, now)
+            _remember(self._forged, candidate.bytes_fingerprint, now + limits.REFUSED_ENTRY_MEMORY_NS)
             return Verdict.FORGED
+        if not seal.is_current(candidate.entry):
+            self.remember(fingerprint, now)
+            return Verdict.UNCERTIFIED
         if not store.has_room_for(candidate.key, candidate.ends_ns):
             return Verdict.WITHOUT_PLACE
+        if not self._author(candidate.key[0], now).take(now):
+            self.remember(fingerprint, now, limits.AUTHOR_PAUSE_NS)
+            return Verdict.AUTHOR_OVER_RATE
         return Verdict.ACCEPTED
+
+    def _author(self, author: str, now: int) -> Allowance:
+        """The allowance of an author that has proved its name."""
+        allowance = self._authors.get(author)
+        if allowance is None:
+            if len(self._authors) >= limits.MAX_ENTRIES:
+                del self._authors[next(iter(self._authors))]
+            allowance = self._authors[author] = Allowance(limits.AUTHOR_ENTRIES_PER_S, limits.MAX_AUTHOR_BURST, now)
+        return allowance
+
+
+def _remember(memory: dict[int, int], fingerprint: int, until_ns: int) -> None:
+    memory.pop(fingerprint, None)
+    if len(memory) >= limits.MAX_REFUSED_ENTRIES:
+        del memory[next(iter(memory))]
+    memory[fingerprint] = until_ns

@@ -67,7 +67,7 @@ class OwnEntries:
         draft = Entry(self._node, kind, version, lifetime_s, body, b"", b"")
         credential, signature = seal.sign(entry_statement(draft))
         data = encode_entry(Entry(self._node, kind, version, lifetime_s, body, credential, signature))
-        held = Held(seal.sealed(key, version, lifetime_s, seal.fingerprint(data), data), now, self._node)
+        held = Held(seal.sealed(key, version, lifetime_s, seal.fingerprint(draft), data), now, self._node)
         if not self._store.has_room_for(key, held.ends_ns):
             raise BoundExceeded(
                 f"{self._node} already has {limits.MAX_KINDS_PER_AUTHOR} kinds of entries of its own, or holds "

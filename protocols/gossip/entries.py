@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from protocols.base import limits
 from protocols.base.ids import NodeId
-from protocols.wire.entries import decode_untrusted_entry
+from protocols.wire.entries import decode_untrusted_entry, entry_statement
 from protocols.wire.gossip import Entry
 
 EntryKey = tuple[str, str]
@@ -22,6 +22,7 @@ class Sealed(Struct, frozen=True, gc=False):
     version: int
     lifetime_ns: int
     fingerprint: int
+    """That of its statement."""
     data: bytes
     """MessagePack of :class:`~protocols.wire.gossip.Entry`."""
 
@@ -30,20 +31,31 @@ def _itself(sealed: Sealed) -> Sealed:
     return sealed
 
 
+def _always(entry: Entry) -> bool:
+    return True
+
+
 class Seal(Struct, frozen=True):
     """How entries are signed and checked, which a machine may not do itself."""
 
     sign: Callable[[bytes], tuple[bytes, bytes]]
     """Signs a statement and returns (credential, signature); see ``protocols.wire.entries.entry_statement``."""
     verify: Callable[[Entry], bool]
-    """Whether the credential belongs to this mesh, names the author, and made the signature."""
+    """Whether the credential belongs to this mesh, names the author, and made the signature, whenever that was."""
     hash: Callable[[bytes], bytes]
     """A hash of 8 bytes or more, of which the first 8 are the fingerprint. On real nodes it is SHA-256."""
     share: Callable[[Sealed], Sealed] = _itself
     """Returns an equal object to keep instead, so that thousands of nodes in one process hold an entry only once."""
+    is_current: Callable[[Entry], bool] = _always
+    """Whether the credential of an entry that was verified is valid now. Clocks differ, so its carrier is not to
+    blame."""
 
-    def fingerprint(self, data: bytes) -> int:
-        """The fingerprint of the bytes of an entry."""
+    def fingerprint(self, entry: Entry) -> int:
+        """The fingerprint of an entry: that of what its author signed."""
+        return self.fingerprint_of_bytes(entry_statement(entry))
+
+    def fingerprint_of_bytes(self, data: bytes) -> int:
+        """The fingerprint of any bytes."""
         return int.from_bytes(self.hash(data)[:8], "little")
 
     def sealed(self, key: EntryKey, version: int, lifetime_s: int, fingerprint: int, data: bytes) -> Sealed:

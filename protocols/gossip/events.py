@@ -19,11 +19,11 @@ class EntryAccepted(Event, frozen=True):
 
 
 class EntryRefused(Event, frozen=True):
-    """A neighbour sent an entry that is forged or malformed, or whose author made two of one version. It is reported at
-    most once a minute for each neighbour."""
+    """A neighbour sent an entry that is forged or malformed, or whose author made two of one version or signs too many.
+    The author is to blame for the last two. It is reported at most once a minute for each neighbour."""
 
     source: NodeId
     author: str
     kind: str
     version: int
-    because: Literal["forged", "malformed", "equivocation"]
+    because: Literal["forged", "malformed", "equivocation", "over_rate"]

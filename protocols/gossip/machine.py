@@ -15,9 +15,9 @@ id sends its buckets. Beacons follow Trickle (RFC 6206), with the redundancy cou
 
 Rules:
 
-1. An entry that is not newer than the one that is held costs no signature check. An entry that was found superseded or
-   forged is remembered by its fingerprint. Checks are bounded for each neighbour, and made a few at a time, so that
-   readings can pass in between.
+1. An entry that is not newer than the one that is held costs no signature check. An entry that was found superseded is
+   remembered by its fingerprint, and a forged one by its bytes. Checks are bounded for each neighbour, and accepted
+   entries for each author. Signatures are checked a few at a time, so that readings can pass in between.
 2. Entries travel with their age instead of a date, so no clocks need to agree. A neighbour that lies about an age can
    make this node keep an entry too long, or drop it until another neighbour tells of it. Nobody can change what it
    says.
@@ -169,10 +169,9 @@ class Gossip(Machine):
         if self._seal is None:
             return
         for data, age_ns, source in stored:
-            fingerprint = self._seal.fingerprint(data)
-            verdict, _ = self._admission.consider(data, fingerprint, age_ns, source, None, now)
-            if verdict is Verdict.WAITING:
-                self._pulls.coming(fingerprint, self._node)  # no neighbour needs to send what the disk has
+            verdict, candidate = self._admission.consider(data, self._seal, age_ns, source, None, now)
+            if verdict is Verdict.WAITING and candidate is not None:
+                self._pulls.coming(candidate.fingerprint, self._node)  # no neighbour needs to send what the disk has
             else:
                 self._counters[verdict] += 1
         self._check(self._seal, now)
@@ -299,9 +298,10 @@ class Gossip(Machine):
                 offers[fingerprint] = None
         if have.covered:
             listed = frozenset(fingerprints)
-            contents = self._store.contents()
+            covered = peer.newly_covered(have.covered, now)  # 13 bytes ask for the list of the whole store
+            contents = self._store.contents() if covered else []
             for number in range(limits.ENTRY_BUCKETS):
-                if have.covered >> number & 1:
+                if covered >> number & 1:
                     self._to_tell([lacked for lacked in contents[number] if lacked not in listed], peer, now)
         self._ask(peer, now)
 
@@ -359,13 +359,13 @@ class Gossip(Machine):
     # --- taking entries --------------------------------------------------------------------------------------------
     def _receive_entries(self, frame: GossipEntries, seal: Seal, peer: GossipPeer, now: int) -> None:
         for carried in frame.entries:
-            fingerprint = seal.fingerprint(carried.entry)
-            peer.asked.pop(fingerprint, 0)
             verdict, candidate = self._admission.consider(
-                carried.entry, fingerprint, carried.age_ms * limits.MS, peer.node, peer.checks, now
+                carried.entry, seal, carried.age_ms * limits.MS, peer.node, peer.checks, now
             )
+            if candidate is not None:
+                peer.asked.pop(candidate.fingerprint, 0)
             if verdict is not Verdict.WAITING:
-                self._turned_away(verdict, fingerprint, candidate, peer, now)
+                self._turned_away(verdict, candidate, peer, now)
         self._check(seal, now)
         self._ask(peer, now)
 
@@ -374,29 +374,34 @@ class Gossip(Machine):
             if verdict is Verdict.ACCEPTED:
                 self._accept(seal, candidate, now)
             else:
-                self._turned_away(verdict, candidate.fingerprint, candidate, self._peers.get(candidate.source), now)
+                self._turned_away(verdict, candidate, self._peers.get(candidate.source), now)
 
     def _turned_away(
-        self, verdict: Verdict, fingerprint: int, candidate: EntryCandidate | None, peer: GossipPeer | None, now: int
+        self, verdict: Verdict, candidate: EntryCandidate | None, peer: GossipPeer | None, now: int
     ) -> None:
         self._counters[verdict] += 1
-        if verdict is Verdict.OVER_RATE and candidate is not None:
-            self._pulls.ask_another(fingerprint, candidate.source, self._peers)
-            self._ask_all(now)
+        if candidate is None or verdict is Verdict.FORGED:
+            if peer is not None:
+                peer.checks.fine(limits.FORGED_ENTRY_COST)
+                self._complain(peer, candidate, "malformed" if candidate is None else "forged", now)
+        fingerprint = 0 if candidate is None else candidate.fingerprint
+        if candidate is None or verdict is Verdict.OVER_RATE or verdict is Verdict.FORGED:
+            # The genuine entry with this statement may still come from somebody else.
+            if candidate is not None:
+                self._pulls.ask_another(fingerprint, candidate.source, self._peers)
+                self._ask_all(now)
             return
         self._pulls.done(fingerprint)
         if peer is None:
             return
-        match verdict:
-            case Verdict.DUPLICATE:
-                peer.news.pop(fingerprint, None)
-            case Verdict.STALE if candidate is not None:
-                held = self._store.get(candidate.key)
-                if held is not None:
-                    self._to_tell([held.sealed.fingerprint], peer, now)
-            case Verdict.FORGED | Verdict.MALFORMED:
-                peer.checks.fine(limits.FORGED_ENTRY_COST)
-                self._complain(peer, candidate, "forged" if verdict is Verdict.FORGED else "malformed", now)
+        if verdict is Verdict.DUPLICATE:
+            peer.news.pop(fingerprint, None)
+        elif verdict is Verdict.STALE:
+            held = self._store.get(candidate.key)
+            if held is not None:
+                self._to_tell([held.sealed.fingerprint], peer, now)
+        elif verdict is Verdict.AUTHOR_OVER_RATE:
+            self._complain(peer, candidate, "over_rate", now)
 
     def _accept(self, seal: Seal, candidate: EntryCandidate, now: int) -> None:
         (author, kind), fingerprint = candidate.key, candidate.fingerprint
@@ -440,7 +445,7 @@ class Gossip(Machine):
 
     def _complain(
         self, peer: GossipPeer | None, candidate: EntryCandidate | None,
-        because: Literal["forged", "malformed", "equivocation"], now: int,
+        because: Literal["forged", "malformed", "equivocation", "over_rate"], now: int,
     ) -> None:  # fmt: skip
         if peer is not None and now - peer.told_of_ns >= _COMPLAINT_PAUSE_NS:
             peer.told_of_ns = now

@@ -10,8 +10,8 @@ class GossipPeer:
     """A neighbour as gossip sees it: what is exchanged with it, and what it may still cost."""
 
     __slots__ = (
-        "agreed", "asked", "checks", "compared_ns", "consistent", "frames", "interval", "listed_ns",
-        "news", "node", "offers", "role", "served", "told_of_ns",
+        "agreed", "asked", "checks", "compared_ns", "consistent", "covered", "covered_ns", "frames", "interval",
+        "listed_ns", "news", "node", "offers", "role", "served", "told_of_ns",
     )  # fmt: skip
 
     def __init__(self, node: NodeId, role: Role, now: int) -> None:
@@ -22,6 +22,8 @@ class GossipPeer:
         """How many consistent beacons it sent in that interval of our Trickle timer."""
         self.compared_ns = self.listed_ns = -NEVER
         """When it was last sent our buckets, and a list of fingerprints in some of them."""
+        self.covered, self.covered_ns = 0, -NEVER
+        """The buckets that it listed in full since that instant."""
         self.told_of_ns = -NEVER
         """When an event last reported a refused entry from it."""
         self.news: dict[int, None] = {}
@@ -33,6 +35,14 @@ class GossipPeer:
         self.frames = Allowance(limits.GOSSIP_FRAMES_PER_S, limits.MAX_GOSSIP_FRAME_BURST, now)
         self.checks = Allowance(limits.ENTRIES_PER_S, limits.MAX_ENTRY_BURST, now)
         self.served = Allowance(limits.SERVED_ENTRIES_PER_S, limits.MAX_SERVED_BURST, now)
+
+    def newly_covered(self, covered: int, now: int) -> int:
+        """The buckets among ``covered`` that it has not listed since ``EXCHANGE_PAUSE_NS`` ago, as bits."""
+        if now - self.covered_ns >= limits.EXCHANGE_PAUSE_NS:
+            self.covered, self.covered_ns = 0, now
+        new = covered & ~self.covered
+        self.covered |= covered
+        return new
 
     def heard_consistent(self, interval: int) -> None:
         """It sent a beacon with our root in that interval."""

@@ -6,7 +6,7 @@ Invariants:
    by a higher fingerprint. Two entries with one version are the author's fault (equivocation); by this rule every node
    keeps the same one.
 2. ``root`` and ``buckets`` are the exclusive or of the fingerprints held. They are updated as entries come and go, so
-   that two stores can be compared by one number. A fingerprint is the first 64 bits of a hash of the entry's bytes.
+   that two stores can be compared by one number. A fingerprint is the first 64 bits of a hash of what was signed.
 3. The store holds at most ``MAX_ENTRIES`` in all, and at most ``MAX_KINDS_PER_AUTHOR`` of one author.
 
 The store checks no signatures: the caller must have checked an entry before it puts it in.
@@ -99,11 +99,12 @@ class EntryStore:
         return gone
 
     def expire(self, now: int) -> int:
-        """Forget entries that have expired, and return how many."""
+        """Forget entries that have expired, ``MAX_ENDED_AT_ONCE`` at most, and return how many. The others are due at
+        once."""
         if now < self.next_end_ns:
             return 0
         before = len(self._by_key)
-        while self._first_end_ns() <= now:
+        while self._first_end_ns() <= now and before - len(self._by_key) < limits.MAX_ENDED_AT_ONCE:
             self._remove(self._by_fingerprint[self._ends[0][2]])
         self.next_end_ns = self._first_end_ns()
         return before - len(self._by_key)

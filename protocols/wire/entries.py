@@ -1,4 +1,8 @@
-"""The bytes of gossip entries, of addresses in them, and of fingerprints."""
+"""The bytes of gossip entries, of addresses in them, and of fingerprints.
+
+There is one way to encode an entry. Its fingerprint is that of its statement, so that neither other bytes nor another
+signature of the same statement make another entry of it.
+"""
 
 from struct import pack, unpack
 from typing import Final
@@ -37,9 +41,15 @@ def entry_statement(entry: Entry) -> bytes:
 
 
 def decode_untrusted_entry(data: bytes) -> Entry:
-    """Parse an entry. Its signature is not checked here. :raises RemoteProtocolError: for anything that is not one."""
+    """Parse an entry. Its signature is not checked here.
+
+    :raises RemoteProtocolError: for anything that is not one, or is not encoded as :func:`encode_entry` does it. A
+        carrier could otherwise make other bytes of what the author signed.
+    """
     entry = decode_untrusted(_entry_decoder, data)
     check_untrusted_id(entry.author)
+    if encode(entry) != data:
+        raise RemoteProtocolError("an entry is not in its shortest form, or has more than its fields")
     if not entry.kind.isprintable():
         raise RemoteProtocolError("the kind of an entry is not printable")
     return entry

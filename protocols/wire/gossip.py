@@ -11,8 +11,8 @@ from protocols.wire.frame import Frame
 
 
 class Entry(Struct, frozen=True, array_like=True, gc=False):
-    """Something that a node says to all others, signed by it. It travels as the bytes of its MessagePack array, which
-    are never encoded again on the way, so that its fingerprint is the same everywhere."""
+    """Something that a node says to all others, signed by it. It travels as the bytes of its MessagePack array, in the
+    shortest form and with these seven fields only."""
 
     author: Id
     kind: Annotated[str, Meta(min_length=1, max_length=limits.MAX_KIND_CHARS)]

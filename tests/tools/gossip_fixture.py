@@ -95,6 +95,20 @@ class Alone:
         return messages
 
 
+def checks(alone: Alone) -> list[Entry]:
+    """The entries whose signatures ``alone`` checks from now on."""
+    checked: list[Entry] = []
+    before = alone.gossip._seal
+    assert before is not None
+
+    def verify(entry: Entry) -> bool:
+        checked.append(entry)
+        return before.verify(entry)
+
+    alone.gossip._seal = replace(before, verify=verify)
+    return checked
+
+
 def world(seed: int = 1, delay_ns: int = 5 * MS) -> SimDriver:
     """A simulation whose nodes have seals."""
 

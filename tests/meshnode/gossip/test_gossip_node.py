@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from msgspec.structs import replace
 from starlette.requests import Request
 
@@ -94,14 +95,29 @@ def test_entry_with_a_changed_field_is_not_verified(tmp_path: Path, change: Call
     assert not checker.verify(change(signed(checker, "veh-1")))
 
 
-def test_entry_signed_in_another_name_or_mesh_or_time_is_not_verified(tmp_path: Path) -> None:
+def test_signature_has_one_form_and_its_twin_is_not_verified(tmp_path: Path) -> None:
+    """Of each ECDSA signature anybody can compute a second one, which passed for another entry of the author."""
+    by, order = notary(tmp_path, "veh-1"), 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    for version in range(1, 21):
+        entry = signed(by, "veh-1", version)
+        r, s = decode_dss_signature(entry.signature)
+        assert s <= order // 2
+        assert by.verify(entry)
+        assert not by.verify(replace(entry, signature=encode_dss_signature(r, order - s)))
+        assert not by.verify(replace(entry, signature=b"\x30\x81" + entry.signature[1:])), "a longer form of its length"
+
+
+def test_entry_signed_in_another_name_or_mesh_is_not_verified_and_has_its_time(tmp_path: Path) -> None:
     """A valid certificate speaks for its owner, its mesh and its time only."""
     here = notary(tmp_path / "here", "veh-1")
     assert not here.verify(signed(here, "veh-2"))
     assert not here.verify(signed(notary(tmp_path / "there", "veh-1"), "veh-1"))
     for days in (-3, 3):
         then = datetime.now(UTC) + timedelta(days=days)
-        assert not here.verify(signed(notary(tmp_path / "here", "veh-3", valid_days=1, now=then), "veh-3"))
+        late = signed(notary(tmp_path / "here", "veh-3", valid_days=1, now=then), "veh-3")
+        assert here.verify(late), "it is genuine, so its carrier is not to blame"
+        assert not here.is_current(late)
+    assert here.is_current(signed(here, "veh-1"))
 
 
 def test_remembered_authors_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

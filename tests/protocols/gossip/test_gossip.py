@@ -17,7 +17,7 @@ from protocols.gossip.settings import GossipSettings
 from protocols.gossip.trickle import Trickle
 from protocols.wire.entries import decode_fingerprints, encode_entry, encode_fingerprints
 from protocols.wire.gossip import Carried, Entry, GossipDigest, GossipEntries, GossipFrame, GossipHave, GossipPull
-from tests.tools.gossip_fixture import DAY_S, MS, SECOND, Alone, entry, handed, seal
+from tests.tools.gossip_fixture import DAY_S, MS, SECOND, Alone, checks, entry, handed, seal
 
 
 def counted(alone: Alone) -> dict[str, int]:
@@ -26,7 +26,7 @@ def counted(alone: Alone) -> dict[str, int]:
 
 
 def fingerprint(one: Entry) -> int:
-    return seal("x").fingerprint(encode_entry(one))
+    return seal("x").fingerprint(one)
 
 
 # --- entries -------------------------------------------------------------------------------------------------------
@@ -61,11 +61,13 @@ def test_forged_entry_is_refused_told_once_and_remembered(forged: Entry) -> None
     """Every field is covered by the signature; a forger costs one check an entry, and one line in the log."""
     alone = Alone()
     alone.meet("peer")
+    checked = checks(alone)
     alone.get(handed(forged))
     alone.get(handed(forged))
     assert alone.held() == {}
     assert [type(event) for event in alone.told] == [EntryRefused]
-    assert counted(alone)["entries_forged"] == 1
+    assert counted(alone)["entries_forged"] == 2
+    assert checked == [forged]
 
 
 def test_two_entries_of_one_version_are_settled_alike_whatever_came_first() -> None:

@@ -205,7 +205,7 @@ class Mesh(RuleBasedStateMachine):
             root = 0
             for kept in node.gossip.stored(node.now):
                 assert seal("x").verify(decode_untrusted_entry(kept.data))
-                root ^= seal("x").fingerprint(kept.data)
+                root ^= seal("x").fingerprint(decode_untrusted_entry(kept.data))
             assert node.gossip.root == root
 
     def teardown(self) -> None:
@@ -308,4 +308,4 @@ def test_entries_renewed_for_long_leave_nothing_behind() -> None:
 
 
 def hash_of(*parts: Any) -> int:
-    return seal("x").fingerprint(repr(parts).encode())
+    return seal("x").fingerprint_of_bytes(repr(parts).encode())
