@@ -70,10 +70,12 @@ class Notary:
             self.sign, self.verify, lambda data: hashlib.sha256(data).digest(), is_current=self.is_current
         )  # fmt: skip
 
-    def renew(self, credentials: CredentialFiles) -> None:
-        """Sign with new files from now on. :raises IdentityError: when one can't be read."""
-        self._own = _read(credentials)
+    def renew(self, credentials: CredentialFiles) -> bool:
+        """Sign with new files from now on. Returns whether the authority is another one, so that entries that were
+        checked before have to be checked again. :raises IdentityError: when a file can't be read."""
+        before, self._own = self._own, _read(credentials)
         self._authors = {}
+        return before.authority != self._own.authority
 
     def sign(self, statement: bytes) -> tuple[bytes, bytes]:
         """The certificate of this node (DER), and its signature (ASN.1 DER, low s) of a statement."""

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from meshnode.gossip.notary import Notary
@@ -12,13 +13,16 @@ from meshnode.gossip.service import GossipService
 from meshnode.links.transport import CredentialFiles
 from meshnode.running import Host, HttpService, RunningPart
 from protocols.base.effects import Event
-from protocols.gossip.entries import EntryView, Seal, views
+from protocols.engine import Engine
+from protocols.gossip.entries import EntryView, Seal, Stored, views
 from protocols.gossip.events import EntryAccepted, EntryRefused
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
 _log = logging.getLogger(__name__)
+_CHECKED_AGAIN_AT_ONCE = 32
+"""Entries that are taken out of the store under one hold of the engine's lock: a millisecond."""
 
 
 class RunningGossip(RunningPart):
@@ -58,8 +62,14 @@ class RunningGossip(RunningPart):
         closing.callback(running.cancel)
 
     def renewed(self, credentials: CredentialFiles, ends: datetime) -> None:
-        """Sign with the new certificate."""
-        self._notary.renew(credentials)
+        """Sign with the new certificate. With a new authority, keep only the entries that it vouches for."""
+        if self._notary.renew(credentials):
+            driver = self.host.driver
+            stored = driver.look(lambda engine, now: engine.gossip.stored(now))
+            for at in range(0, len(stored), _CHECKED_AGAIN_AT_ONCE):
+                few = stored[at : at + _CHECKED_AGAIN_AT_ONCE]
+                driver.act(partial(_check_again, few))
+            driver.act(lambda engine, now: engine.gossip.sign_again(now))
         if self._service is not None:
             self._service.renewed(ends)
 
@@ -69,6 +79,10 @@ class RunningGossip(RunningPart):
         from meshnode.gossip.routes import gossip_routes
 
         return gossip_routes(self.entries)
+
+
+def _check_again(few: Sequence[Stored], engine: Engine, now: int) -> None:
+    engine.gossip.check_again(few, now)
 
 
 def _entry_was_accepted(event: EntryAccepted) -> None:

@@ -208,5 +208,9 @@ def _form_problems(path: Path, leaf: x509.Certificate, names: x509.SubjectAltern
         purposes = set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
     except (x509.ExtensionNotFound, ValueError):
         purposes = set()
+    try:
+        leaf.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+    except (x509.ExtensionNotFound, ValueError):
+        yield f"certificate {path} has no authority key identifier, so neighbours refuse it: {_REISSUE}"
     if not {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH} <= purposes:
         yield f"certificate {path} is not for both server and client use, and a node is both: {_REISSUE}"

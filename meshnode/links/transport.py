@@ -11,7 +11,8 @@ Threads. ``frame_received`` runs on the one receiving thread of a transport and 
 notice runs on the transport's I/O thread. ``try_send`` may be called from any thread and never blocks. ``close`` of the
 transport waits for notices under way: call it without a lock that a notice takes. A notice may close lanes and pipes.
 
-Certificates. ``express`` closes a pipe within a minute of the end of its peer's certificate and reports it. NNG does
+Certificates. ``express`` closes a pipe within a minute of the end of its peer's certificate and reports it. When a node
+takes up another authority, it closes at once what that authority does not vouch for. NNG does
 not show that end, so ``nng`` closes every pipe and lane after about an hour: the next handshake proves the certificate.
 The relay does the same with the pipes of exchanges.
 
@@ -127,7 +128,8 @@ class Transport(Protocol):
         """Close a pipe into our inbox. ``inbound_closed`` follows."""
 
     def renew(self, credentials: CredentialFiles) -> None:
-        """Use these for every handshake from now on; the listener and open pipes live on. Any thread may call it.
+        """Use these for every handshake from now on; the listener and open pipes live on. If the authority is another
+        one, pipes and lanes whose certificates it did not sign are closed at once. Any thread may call it.
 
         :raises IdentityError: they can't be used; the old ones stay in use.
         :raises TransportError: this engine can't change them while it runs (``nng``: NNG freezes a TLS configuration

@@ -84,6 +84,11 @@ class OwnEntries:
             self._plan(own._replace(refresh_ns=now + _RETRY_NS))
         return [(own, self._outruns.get(own.kind, (0, 0))[0]) for own in due]
 
+    def sign_again(self, now: int) -> None:
+        """Have all of them signed again at once."""
+        for own in list(self._own.values()):
+            self._plan(own._replace(refresh_ns=now))
+
     def outrun(self, kind: str, version: int, now: int) -> bool:
         """A neighbour sent a newer entry of ours. It is from before a restart with lost state, or another node has our
         key. Two such nodes would answer each other for ever at the cost of the whole mesh, so each answer waits longer

@@ -15,9 +15,9 @@ id sends its buckets. Beacons follow Trickle (RFC 6206), with the redundancy cou
 
 Rules:
 
-1. An entry that is not newer than the one that is held costs no signature check. An entry that was found superseded is
-   remembered by its fingerprint, and a forged one by its bytes. Checks are bounded for each neighbour, and accepted
-   entries for each author. Signatures are checked a few at a time, so that readings can pass in between.
+1. An entry that is not newer than the one held costs no signature check, nor does one that was refused before. Checks
+   are bounded for each neighbour, and accepted entries for each author. Few are checked at a time, so that readings can
+   pass in between.
 2. Entries travel with their age instead of a date, so no clocks need to agree. A neighbour that lies about an age can
    make this node keep an entry too long, or drop it until another neighbour tells of it. Nobody can change what it
    says.
@@ -25,7 +25,7 @@ Rules:
 4. Kinds that this version does not know are kept and passed on. Whatever acts on an entry decides whether its author
    may say this.
 
-Left out: tombstones (an entry is replaced, or expires), and dialling addresses that were learnt.
+Left out: tombstones (entries are replaced, or expire), and dialling addresses that were learnt.
 """
 
 from collections.abc import Iterable
@@ -48,7 +48,7 @@ from protocols.gossip.settings import GossipSettings
 from protocols.gossip.store import EntryStore
 from protocols.gossip.trickle import Trickle
 from protocols.machine import Machine, Message
-from protocols.wire.entries import decode_fingerprints, encode_fingerprints
+from protocols.wire.entries import decode_fingerprints, decode_untrusted_entry, encode_fingerprints
 from protocols.wire.frame import Frame
 from protocols.wire.gossip import (
     FRAMES,
@@ -170,11 +170,24 @@ class Gossip(Machine):
             return
         for data, age_ns, source in stored:
             verdict, candidate = self._admission.consider(data, self._seal, age_ns, source, None, now)
-            if verdict is Verdict.WAITING and candidate is not None:
-                self._pulls.coming(candidate.fingerprint, self._node)  # no neighbour needs to send what the disk has
+            if verdict is Verdict.WAITING and candidate is not None:  # no neighbour needs to send what the disk has
+                self._pulls.coming(candidate.fingerprint, self._node)
             else:
                 self._counters[verdict] += 1
         self._check(self._seal, now)
+
+    def check_again(self, stored: Iterable[Stored], now: int) -> None:
+        """Take these few entries of others again once their signatures were checked by a new authority."""
+        for entry in stored:
+            decoded = decode_untrusted_entry(entry.data)
+            if self._seal is not None and decoded.author != self._node:
+                self._store.forget(self._seal.fingerprint(decoded))
+                self.restore((entry,), now)
+
+    def sign_again(self, now: int) -> None:
+        """Sign all own entries again."""
+        self._own.sign_again(now)
+        self._repeat_due(now)
 
     # --- neighbours ------------------------------------------------------------------------------------------------
     def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:
@@ -380,16 +393,15 @@ class Gossip(Machine):
         self, verdict: Verdict, candidate: EntryCandidate | None, peer: GossipPeer | None, now: int
     ) -> None:
         self._counters[verdict] += 1
-        if candidate is None or verdict is Verdict.FORGED:
-            if peer is not None:
-                peer.checks.fine(limits.FORGED_ENTRY_COST)
-                self._complain(peer, candidate, "malformed" if candidate is None else "forged", now)
-        fingerprint = 0 if candidate is None else candidate.fingerprint
-        if candidate is None or verdict is Verdict.OVER_RATE or verdict is Verdict.FORGED:
-            # The genuine entry with this statement may still come from somebody else.
-            if candidate is not None:
-                self._pulls.ask_another(fingerprint, candidate.source, self._peers)
-                self._ask_all(now)
+        if peer is not None and (candidate is None or verdict is Verdict.FORGED):
+            peer.checks.fine(limits.FORGED_ENTRY_COST)
+            self._complain(peer, candidate, "malformed" if candidate is None else "forged", now)
+        if candidate is None:
+            return
+        fingerprint = candidate.fingerprint
+        if verdict is Verdict.OVER_RATE or verdict is Verdict.FORGED:  # the genuine one may come from somebody else
+            self._pulls.ask_another(fingerprint, candidate.source, self._peers)
+            self._ask_all(now)
             return
         self._pulls.done(fingerprint)
         if peer is None:
@@ -397,8 +409,7 @@ class Gossip(Machine):
         if verdict is Verdict.DUPLICATE:
             peer.news.pop(fingerprint, None)
         elif verdict is Verdict.STALE:
-            held = self._store.get(candidate.key)
-            if held is not None:
+            if (held := self._store.get(candidate.key)) is not None:
                 self._to_tell([held.sealed.fingerprint], peer, now)
         elif verdict is Verdict.AUTHOR_OVER_RATE:
             self._complain(peer, candidate, "over_rate", now)

@@ -98,6 +98,12 @@ class EntryStore:
         self.next_end_ns = min(self.next_end_ns, ends_ns)
         return gone
 
+    def forget(self, fingerprint: int) -> None:
+        """Give up the entry with a fingerprint, if there is one."""
+        held = self._by_fingerprint.get(fingerprint)
+        if held is not None:
+            self._remove(held)
+
     def expire(self, now: int) -> int:
         """Forget entries that have expired, ``MAX_ENDED_AT_ONCE`` at most, and return how many. The others are due at
         once."""

@@ -39,6 +39,7 @@ def authority(name: str = "mesh-authority") -> Authority:
         _builder(name, name, key, days=365)
         .add_extension(x509.BasicConstraints(True, 0), True)
         .add_extension(usage, True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
         .sign(key, hashes.SHA256())
     )
     return Authority(key, certificate)
@@ -55,11 +56,13 @@ def credentials(
     uris: list[str] | None = None,
     dns: tuple[str, ...] = ("mesh.node",),
     days: int = 30,
+    identified: bool = True,
 ) -> CredentialFiles:
     """Write one node's PEM files into ``folder``.
 
     ``uris`` replaces the identity; ``days`` below zero gives an expired certificate; ``trusted`` is the authority the
-    node itself believes (default: its signer).
+    node itself believes (default: its signer). ``identified``: whether it names the key of its signer, as RFC 5280
+    asks.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     names: list[x509.GeneralName] = [x509.DNSName(name) for name in dns]
@@ -67,11 +70,11 @@ def credentials(
         x509.UniformResourceIdentifier(uri) for uri in ([f"spiffe://{mesh}/{role}/{node}"] if uris is None else uris)
     ]
     issuer = signer.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
-    certificate = (
-        _builder(node, str(issuer), key, days=days)
-        .add_extension(x509.SubjectAlternativeName(names), False)
-        .sign(signer.key, hashes.SHA256())
-    )
+    certificate = _builder(node, str(issuer), key, days=days).add_extension(x509.SubjectAlternativeName(names), False)
+    if identified:
+        signed_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.key.public_key())
+        certificate = certificate.add_extension(signed_by, False)
+    certificate = certificate.sign(signer.key, hashes.SHA256())
     folder.mkdir(parents=True, exist_ok=True)
     files = CredentialFiles(folder / f"{node}.crt", folder / f"{node}.key", folder / f"{node}.ca")
     files.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

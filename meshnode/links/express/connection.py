@@ -167,6 +167,12 @@ class Connection:
     def _place(self) -> str:
         return self.host
 
+    def is_vouched_for(self, contexts: Contexts) -> bool:
+        """Whether the authority of ``contexts`` signed the certificate of the peer."""
+        with self.lock:
+            certificate = None if self._tls is None or not self.open else self._tls.getpeercert(True)
+        return certificate is not None and contexts.vouch_for(certificate)
+
     def _outgoing_lane(self) -> OutgoingLane | None:
         return None
 

@@ -112,7 +112,7 @@ class ExpressLinks:
         self._priority = priority
         self._spin_ns = spin_ns if len(os.sched_getaffinity(0)) > 1 else 0  # it would keep others waiting
         self._awaited_awake = self._brisk = 0
-        self._refused = self._mute_closed = self._expired = 0
+        self._refused = self._mute_closed = self._expired = self._unvouched = 0
         self._frames_received = self._bytes_received = self._frames_sent = self._bytes_sent = 0
         self._receiving_since_ns: int | None = None
         self._connections: dict[int, Connection] = {}
@@ -161,7 +161,9 @@ class ExpressLinks:
 
     def renew(self, credentials: CredentialFiles) -> None:
         """See ``Transport``."""
-        self.contexts = contexts(credentials)
+        before, self.contexts = self.contexts, contexts(credentials)
+        if self.contexts.authority != before.authority:
+            self.post(lambda: self._prove_again(list(self._connections.values()), self.contexts))
 
     def receiving_since_ns(self) -> int | None:
         """See ``Transport``."""
@@ -179,6 +181,7 @@ class ExpressLinks:
             **self._failures.statistics(),
             "mute_connections_closed": self._mute_closed,
             "expired_connections_closed": self._expired,
+            "unvouched_connections_closed": self._unvouched,
             "oversize_frames": self.oversize,
             "frames_received": self._frames_received,
             "bytes_received": self._bytes_received,
@@ -412,6 +415,22 @@ class ExpressLinks:
                 why = "its certificate has expired: renew it there, or compare the clocks"
                 self._failures.tell(FailureKind.EXPIRED, connection.label, why, isinstance(connection, ExpressLane))
                 self.finish(connection, Closed(why))
+
+    def _prove_again(self, connections: list[Connection], trusted: Contexts) -> None:
+        """Close the first of ``connections`` that the new authority does not vouch for, or that is still in its
+        handshake with the old one. The others have their turn after the frames that have come."""
+        while connections and connections[-1].finished:
+            connections.pop()
+        if not connections:
+            return
+        connection = connections.pop()
+        if not connection.is_vouched_for(trusted):
+            self._unvouched += 1
+            why = "this node has a new authority, which did not sign its certificate"
+            if connection.open:
+                self._failures.tell(FailureKind.AUTHORITY, connection.label, why, isinstance(connection, ExpressLane))
+            self.finish(connection, Closed(why))
+        self.post(lambda: self._prove_again(connections, trusted))
 
     def _start_dial(self, lane: ExpressLane) -> None:
         if lane.closed or self._stopping:

@@ -284,6 +284,7 @@ def test_inspect_wrong_names_are_explained(mesh: Path, rsu: NodeIdentity, uris: 
     assert expected in found[0]
     assert any("DNS SAN mesh.node" in problem for problem in found) or not uris
     assert any("both server and client use" in problem for problem in found)
+    assert any("no authority key identifier" in problem for problem in found)
 
 
 def test_inspect_wrong_kind_of_key_is_named(mesh: Path, rsu: NodeIdentity) -> None:

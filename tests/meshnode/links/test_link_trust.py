@@ -28,7 +28,7 @@ from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
     given_two,
     raw_tls,
 )
-from tests.tools.pki_fixture import authority
+from tests.tools.pki_fixture import Authority, authority, credentials
 
 
 @pytest.mark.parametrize(
@@ -224,3 +224,37 @@ def test_identity_tells_when_its_certificate_ends_where_the_engine_can(pki: Any,
     for told, engine in ((a.told.one("lane_opened")[2], pair[0]), (b.told.one("inbound_opened")[2], pair[1])):
         days_left = (told.not_after_utc_ns - time.time_ns()) / 86_400e9
         assert 29 < days_left < 31 if engine == "express" else told.not_after_utc_ns == 0
+
+
+def test_certificate_that_breaks_rfc_5280_is_refused(pki: Any, end: Any) -> None:
+    """OpenSSL takes a certificate that names no key of its signer unless it is told to be strict."""
+    inbox, loose = end(pki("b")), end(pki("a", identified=False))
+    loose.dial(inbox)
+    loose.told.one("lane_closed")
+    assert not inbox.told.all("admit")
+    inbox.dial(loose)
+    inbox.told.one("lane_closed")
+    assert [failed.peer for failed in inbox.transport.failures() if "Authority Key Identifier" in failed.why] == [
+        "127.0.0.1", str(loose.address)
+    ]  # fmt: skip
+
+
+def test_links_that_a_new_authority_does_not_vouch_for_are_closed_at_once(
+    pki: Any, end: Any, ca: Authority, tmp_path: Path
+) -> None:
+    """They lived on for as long as their certificates, up to 30 days after the node had been locked out."""
+    here, there = end(pki("a")), end(pki("b"))
+    lane, back = here.dial(there), there.dial(here)
+    here.told.one("lane_opened")
+    there.told.one("lane_opened")
+    here.transport.renew(credentials(tmp_path / "same", ca, "a"))
+    assert lane.try_send(b"the authority is the same")
+    eventually(lambda: b"the authority is the same" in there.told.frames(), "the link lives")
+    here.transport.renew(credentials(tmp_path / "new", authority(), "a"))
+    _, closed, reason = here.told.one("lane_closed")
+    assert closed is lane
+    assert "new authority" in reason
+    here.told.one("inbound_closed")
+    there.told.one("lane_closed")
+    assert back is there.told.one("lane_closed")[1]
+    assert here.transport.statistics()["unvouched_connections_closed"] == 2

@@ -13,7 +13,7 @@ from protocols.gossip.events import EntryRefused
 from protocols.gossip.store import EntryStore
 from protocols.wire.entries import decode_untrusted_entry, encode_entry, encode_fingerprints
 from protocols.wire.gossip import Carried, Entry, GossipEntries, GossipHave, GossipPull
-from tests.tools.gossip_fixture import MS, SECOND, Alone, checks, entry, handed, seal
+from tests.tools.gossip_fixture import DAY_S, MS, SECOND, Alone, checks, entry, handed, seal
 
 GENUINE = entry("a", 1, b"here")
 DATA = encode_entry(GENUINE)
@@ -193,3 +193,19 @@ def test_entries_that_end_together_are_forgotten_in_slices() -> None:
     assert store.next_end_ns <= 10 * SECOND, "the others are due at once"
     while len(store):
         assert store.expire(10 * SECOND) <= limits.MAX_ENDED_AT_ONCE
+
+
+def test_entries_that_a_new_authority_does_not_vouch_for_are_given_up() -> None:
+    """They would be passed on, and each neighbour of the new authority would take their carrier for a forger."""
+    alone = Alone("me", checks_at_once=32)
+    alone.meet("peer")
+    for author in ("a", "b"):
+        alone.get(handed(entry(author, 1)))
+    mine = alone.gossip.put("address", b"here", DAY_S, alone.now)
+    before = alone.gossip._seal
+    assert before is not None
+    alone.gossip._seal = replace(before, verify=lambda one: one.author != "b" and before.verify(one))
+    alone.gossip.check_again(alone.gossip.stored(alone.now), alone.now)
+    alone.gossip.sign_again(alone.now)
+    alone.run_for(SECOND)
+    assert alone.held() == {("a", "address"): 1, ("me", "address"): mine + 1}
