@@ -11,11 +11,11 @@ from msgspec import Struct
 from protocols.base.ids import NodeId, Role
 from protocols.base.keys import checked_expression, includes, matches
 
-Verb = Literal["publish", "subscribe", "infer"]
+Verb = Literal["publish", "subscribe", "infer", "offer"]
 
 
 class AccessRule(Struct, frozen=True):
-    """Nodes of ``role`` may ``verb`` on ``keys`` (for ``infer``: on models whose name matches)."""
+    """Nodes of ``role`` may ``verb`` on ``keys`` (for ``infer`` and ``offer``: on models whose name matches)."""
 
     role: Role
     verb: Verb
@@ -26,14 +26,18 @@ DEFAULT_RULES = (
     AccessRule(Role.VEHICLE, "publish", "veh/{id}/**"),
     AccessRule(Role.VEHICLE, "subscribe", "**"),
     AccessRule(Role.VEHICLE, "infer", "**"),
+    AccessRule(Role.VEHICLE, "offer", "**"),
     AccessRule(Role.RSU, "publish", "rsu/{id}/**"),
     AccessRule(Role.RSU, "subscribe", "**"),
     AccessRule(Role.RSU, "infer", "**"),
+    AccessRule(Role.RSU, "offer", "**"),
     AccessRule(Role.TOOL, "publish", "tool/{id}/**"),
     AccessRule(Role.TOOL, "subscribe", "**"),
     AccessRule(Role.TOOL, "infer", "**"),
+    AccessRule(Role.TOOL, "offer", "**"),
 )
-"""The rules in force unless the configuration says otherwise."""
+"""The rules in force unless the configuration says otherwise. Those for ``offer`` are also in force beside rules that
+have none for it, because rules written before there was this verb would otherwise forbid all offers."""
 
 LINK_ROLES = frozenset((Role.VEHICLE, Role.RSU, Role.TOOL))
 """Roles that may be neighbours. A relay's certificate opens no link, because relays never dial a node."""
@@ -46,6 +50,8 @@ class AccessTable:
         """:raises InvalidKey: when the keys of a rule are not a valid key expression."""
         for rule in rules:
             checked_expression(rule.keys.replace("{id}", "x"))
+        if not any(rule.verb == "offer" for rule in rules):
+            rules = (*rules, *(rule for rule in DEFAULT_RULES if rule.verb == "offer"))
         self._rules = rules
 
     def permits_publish(self, role: Role, node: NodeId, key: str) -> bool:
@@ -64,6 +70,10 @@ class AccessTable:
     def permits_infer(self, role: Role, node: NodeId, model: str) -> bool:
         """Whether ``node`` may have ``model`` computed here."""
         return any(matches(expression, model) for expression in self._expressions(role, node, "infer"))
+
+    def permits_offer(self, role: Role, node: NodeId, model: str) -> bool:
+        """Whether ``node`` may be asked to compute ``model`` for this node."""
+        return any(matches(expression, model) for expression in self._expressions(role, node, "offer"))
 
     def _expressions(self, role: Role, node: NodeId, verb: Verb) -> list[str]:
         return [rule.keys.replace("{id}", node) for rule in self._rules if rule.role is role and rule.verb == verb]

@@ -71,7 +71,7 @@ class Engine:
             settings.node, settings.role, settings.incarnation << 32, access, self.drops, self.lanes.touched,
             self.lanes.wanted,
         )  # fmt: skip
-        self.inference = Inference(settings.node, access, self.membership.reachable)
+        self.inference = Inference(settings.node, access, self.membership.reachable, self.drops)
         self.gossip = Gossip(settings.node, settings.incarnation, settings.seal, settings.gossip, random)
         further = tuple(machines)
         self._machines: tuple[Machine, ...] = (self.inference, self.gossip, *further)

@@ -238,12 +238,16 @@ def _models(config: NodeConfig) -> Iterator[Finding]:
     models = config.of(ModelsSection).models
     if not models:
         return
-    from meshnode.models import ModelSpec, load_model
+    from meshnode.models import load_model
 
     for name, section in models.items():
         started_s = time.monotonic()
         try:
-            model = load_model(ModelSpec(name, section.path, section.threads, section.serve, section.optimisation))
+            spec = section.spec(name)
+            if spec is None:
+                yield Finding("ok", "model", f"{name}: computed by neighbours that have {(section.digest or '')[:12]}")
+                continue
+            model = load_model(spec)
         except MeshError as error:
             yield Finding("fail", "model", str(error))
         else:

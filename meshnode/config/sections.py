@@ -192,7 +192,7 @@ class MembershipSection(Section, frozen=True, kw_only=True):
 
 
 class AccessSection(Section, frozen=True, kw_only=True):
-    """Who may publish, subscribe and infer what. What no rule allows is denied."""
+    """Who may publish, subscribe, infer and offer what. What no rule allows is denied."""
 
     table: ClassVar[str] = "access"
 
@@ -201,7 +201,8 @@ class AccessSection(Section, frozen=True, kw_only=True):
         Meta(
             max_length=1_000,
             description='Rules `{ role = "vehicle", verb = "publish", keys = "veh/{id}/**" }`; verbs `publish`, '
-            "`subscribe`, `infer`; `{id}` stands for the node that asks. Replaces the built-in table.",
+            "`subscribe`, `infer`, `offer`; `{id}` stands for the node that asks. Replaces the built-in table, whose "
+            "rules for `offer` stay in force if none is given for it.",
             extra={"default": "built-in table"},
         ),
     ] = None

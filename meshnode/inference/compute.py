@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import assert_never
 
 from meshnode.inference.section import InferenceSection, ModelSection
-from meshnode.models import Cancellation, Failed, Job, LoadedModel, ModelSpec, Outcome, RunDone, Runner, load_model
+from meshnode.models import Cancellation, Failed, Job, LoadedModel, Outcome, RunDone, Runner, load_model
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InputInvalid, MeshError
 from protocols.base.limits import MAX_TEXT_CHARS
 from protocols.inference.events import Compute
@@ -37,12 +37,13 @@ class ComputeService:
     def load_models(self) -> None:
         """Load and measure every configured model. This takes seconds, and the node serves readings meanwhile.
 
-        :raises ModelInvalid: a file is missing or can't be loaded.
+        :raises ModelInvalid: a file is missing, can't be loaded, or is not the one that is pinned.
         """
         for name, section in self._sections.items():
-            model = load_model(
-                ModelSpec(name, section.path, section.threads, section.serve, section.optimisation, section.warm_up)
-            )
+            spec = section.spec(name)
+            if spec is None:
+                continue
+            model = load_model(spec)
             median_us = self._runner.warm_up(model)
             _log.info("model %s: %s, %s ms a run", name, model.digest[:12], median_us and round(median_us / 1e3, 1))
             self.models[name] = model
@@ -57,10 +58,11 @@ class ComputeService:
 
     def _local_models(self) -> tuple[LocalModel, ...]:
         waiting = self._runner.waiting // self._how.workers
+        own_waiting = self._runner.own_waiting // self._how.workers
         return tuple(
             LocalModel(
                 model.name, model.digest, (self._runner.median_us(model) or 0) * 1_000, waiting, model.spec.serve,
-                self._how.local,
+                self._how.local, own_waiting, model.signature,
             )
             for model in self.models.values()
         )  # fmt: skip
@@ -72,7 +74,7 @@ class ComputeService:
             self._computed(effect.run, InferAnswer(0, "unknown", detail=f"no model {effect.model!r} here"))
             return
         inputs = {named.name: named.tensor for named in effect.inputs}
-        job = Job(model, inputs, effect.outputs, time.monotonic_ns() + effect.budget_ns)
+        job = Job(model, inputs, effect.outputs, time.monotonic_ns() + effect.budget_ns, effect.asked_by)
         try:
             with self._lock:  # so that the run is in the table before its outcome looks for it
                 self._cancels[effect.run] = self._runner.submit(job, lambda outcome: self._ended(effect.run, outcome))

@@ -14,7 +14,8 @@ from meshnode.models import LoadedModel
 from meshnode.running import Host, HttpService, RunningPart
 from protocols.base import limits
 from protocols.base.effects import Event
-from protocols.base.errors import BudgetExhausted, InferenceError, InputInvalid, ModelUnknown
+from protocols.base.errors import BudgetExhausted, InferenceError, InputInvalid, ModelUnknown, NeighbourFailed
+from protocols.base.ids import NodeId
 from protocols.inference.events import Answered, CancelCompute, Compute
 from protocols.inference.placement import LocalModel
 from protocols.local import ModelView, TensorView
@@ -68,12 +69,14 @@ class RunningInference(RunningPart):
 
     # --- life ------------------------------------------------------------------------------------------------------
     async def prepare(self, closing: AsyncExitStack) -> None:
-        """See that the threads end. The first neighbour may already ask for a run."""
+        """See that the threads end, and say which files are pinned. The first neighbour may already ask for a run."""
+        pinned = self.host.config.of(ModelsSection).pinned
+        self.host.driver.act(lambda engine, _: engine.inference.pin(pinned))
         closing.callback(self._fail_all)
         closing.push_async_callback(asyncio.to_thread, self._compute.close)
 
     async def serve(self, closing: AsyncExitStack) -> None:
-        """Load and measure the models. :raises ModelInvalid: a file is missing or can't be loaded."""
+        """Load and measure the models. :raises ModelInvalid: as :meth:`ComputeService.load_models`."""
         await asyncio.to_thread(self._compute.load_models)
         self._compute.announce()
 
@@ -126,7 +129,7 @@ class RunningInference(RunningPart):
                 self._answers.pop(number, None)
             self.host.driver.act(lambda engine, now: engine.inference.abandon(number, now))
             raise
-        return _result(model, answered)
+        return _result(model, answered, self.host.id)
 
     def _answered(self, event: Answered) -> None:
         with self._answers_lock:
@@ -175,14 +178,15 @@ def _settle(future: "asyncio.Future[Answered]", answer: Answered) -> None:
         future.set_result(answer)
 
 
-def _result(model: str, answered: Answered) -> InferenceResult:
+def _result(model: str, answered: Answered, here: NodeId) -> InferenceResult:
     import numpy as np
 
     winner = answered.winner
     if winner is None:
         tried = ", ".join(f"{run.node}: {run.outcome} after {run.took_ns / 1e6:.0f} ms" for run in answered.attempts)
         message = f"{answered.detail or f'model {model!r} was not computed'} (tried {tried or 'nobody'})"
-        raise _ERRORS.get(answered.failure, InferenceError)(message)
+        ran_here = any(run.node == here for run in answered.attempts)
+        raise _ERRORS.get(answered.failure, InferenceError if ran_here else NeighbourFailed)(message)
     outputs = {named.name: np.asarray(named.tensor) for named in answered.outputs}
     return InferenceResult(
         outputs, winner.node, answered.took_ns / 1e6, winner.compute_us / 1e3, winner.queued_us / 1e3,

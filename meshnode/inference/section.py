@@ -1,23 +1,44 @@
 """The sections of inference: models, and how they are computed."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta
 
 from meshnode.config.kinds import Name
-from meshnode.config.parsing import Section
+from meshnode.config.parsing import Problem, Section
 from meshnode.config.sections import PartSection
+from meshnode.models import ModelSpec
 from protocols.base import limits
+
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
+
+
+def _check_digest(value: str) -> str | None:
+    return None if _DIGEST.fullmatch(value) else "is not a digest: use the 64 digits that sha256sum prints"
 
 
 class ModelSection(Section, frozen=True, kw_only=True):
-    """A model that the node can run."""
+    """A model that the node can run, or that it only has neighbours compute."""
 
     path: Annotated[
-        Path, Meta(description="The ONNX file.", extra={"file": "copy the ONNX file there, or correct the path"})
-    ]
+        Path | None,
+        Meta(
+            description="The ONNX file. Without it, neighbours compute the model; `digest` then says which file is "
+            "meant.",
+            extra={"file": "copy the ONNX file there, or correct the path"},
+        ),
+    ] = None
+    digest: Annotated[
+        str | None,
+        Meta(
+            description="SHA-256 of the ONNX file, 64 hexadecimal digits. A file that differs is not loaded, and "
+            "neighbours that offer another one are not asked.",
+            extra={"check": _check_digest},
+        ),
+    ] = None
     threads: Annotated[int, Meta(ge=1, le=256, description="Threads that one run uses.")] = 1
     serve: Annotated[bool, Meta(description="Compute it for neighbours too.")] = True
     warm_up: Annotated[
@@ -36,6 +57,19 @@ class ModelSection(Section, frozen=True, kw_only=True):
         ),
     ] = "basic"
 
+    def conflicts(self) -> Iterator[Problem]:
+        """Neither a file nor a digest."""
+        if self.path is None and self.digest is None:
+            yield Problem("path", None, "is missing: add it, or add digest to have neighbours compute the model")
+
+    def spec(self, name: str) -> ModelSpec | None:
+        """The model as it is loaded; None when only neighbours compute it."""
+        if self.path is None:
+            return None
+        return ModelSpec(
+            name, self.path, self.threads, self.serve, self.optimisation, self.warm_up, self.digest
+        )  # fmt: skip
+
 
 class ModelsSection(PartSection, frozen=True, kw_only=True):
     """The models that the node can run."""
@@ -46,6 +80,11 @@ class ModelsSection(PartSection, frozen=True, kw_only=True):
     models: Annotated[
         Mapping[Name, ModelSection], Meta(max_length=limits.MAX_OFFERS, description="The models by name.")
     ] = {}
+
+    @property
+    def pinned(self) -> dict[str, str]:
+        """The digests that are given, by name of the model."""
+        return {name: model.digest for name, model in self.models.items() if model.digest is not None}
 
 
 class InferenceSection(PartSection, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ because NumPy and ONNX Runtime are imported when a model is loaded.
 from meshnode.models.elements import ELEMENTS, Element, element_of_onnx, element_of_open_inference, element_of_short
 from meshnode.models.model import Cancellation, Inputs, LoadedModel, ModelSpec, load_model
 from meshnode.models.runner import Callback, Failed, Job, Outcome, RunDone, Runner
-from meshnode.models.signature import TensorSignature
+from protocols.inference.signature import TensorSignature
 
 __all__ = [
     "ELEMENTS",

@@ -11,16 +11,17 @@ Invariants:
 
 import hashlib
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meshnode.models.elements import element_of_onnx
-from meshnode.models.signature import TensorSignature, check_inputs, check_outputs, described
+from meshnode.models.signature import check_inputs, check_outputs
 from protocols.base.errors import InferenceError, InputInvalid, ModelInvalid
 from protocols.base.ids import ModelDigest
 from protocols.base.limits import MAX_TENSOR_DIMENSIONS, MAX_TENSORS, MAX_TEXT_CHARS
+from protocols.inference.signature import ModelSignature, TensorSignature, described
 from protocols.wire.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class ModelSpec:
     """ONNX Runtime's graph optimisation level. All nodes that share the model need the same one."""
     warm_up: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Shapes, by input, of the zeros that the model is measured with. Needed only where it leaves a size open."""
+    digest: str | None = None
+    """The SHA-256 that the file must have; None: any."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= MAX_THREADS:
@@ -65,6 +68,7 @@ class Cancellation:
         self._lock = threading.Lock()
         self._event = threading.Event()
         self._options: Any = None
+        self._told: Callable[[], None] | None = None
 
     @property
     def cancelled(self) -> bool:
@@ -77,6 +81,13 @@ class Cancellation:
             self._event.set()
             if self._options is not None:
                 self._options.terminate = True
+            told, self._told = self._told, None
+        if told is not None:
+            told()
+
+    def when_cancelled(self, told: Callable[[], None]) -> None:
+        """Call ``told`` once, on the thread that cancels. It is set before anybody can cancel."""
+        self._told = told
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep until cancelled or until ``timeout_s`` is over. Returns whether it was cancelled."""
@@ -108,6 +119,11 @@ class LoadedModel:
         self.inputs = inputs
         self.outputs = outputs
         self._session = session
+
+    @property
+    def signature(self) -> ModelSignature:
+        """What it takes and gives."""
+        return ModelSignature(self.inputs, self.outputs)
 
     def check(self, inputs: Inputs) -> None:
         """Compare ``inputs`` with the signature. :raises InputInvalid: names the input, what is expected and what was
@@ -191,6 +207,12 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         which.
     """
     content = _read(spec)
+    digest = ModelDigest(hashlib.sha256(content).hexdigest())
+    if spec.digest is not None and digest != spec.digest:
+        raise ModelInvalid(
+            f"model {spec.name!r}: {spec.path} has the digest {digest}, not {spec.digest}: copy the file that is "
+            "meant, or correct 'digest'"
+        )
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -207,7 +229,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         raise _explained(spec, error) from error
     inputs = _signatures(spec, "input", session.get_inputs())
     outputs = _signatures(spec, "output", session.get_outputs())
-    return LoadedModel(spec, ModelDigest(hashlib.sha256(content).hexdigest()), session, inputs, outputs)
+    return LoadedModel(spec, digest, session, inputs, outputs)
 
 
 _LOG_FATAL = 4
@@ -264,7 +286,8 @@ def _signatures(spec: ModelSpec, what: str, described_by_session: list[Any]) -> 
                 f"model {spec.name!r}, {what} {tensor.name[:80]!r} of {described(element.short, shape)}: at most "
                 f"{MAX_TENSOR_DIMENSIONS} dimensions and {MAX_TEXT_CHARS} characters of name can travel"
             )
-        signatures.append(TensorSignature(tensor.name, element.short, shape))
+        names = tuple(size if isinstance(size, str) else "" for size in tensor.shape)
+        signatures.append(TensorSignature(tensor.name, element.short, shape, names if any(names) else ()))
     return tuple(signatures)
 
 

@@ -2,9 +2,12 @@
 
 Invariants:
 
-- Every accepted job gets exactly one outcome, by its callback, on a worker thread, also when the runner is closed.
-- A job is not run when its budget ran out before its turn, or when it was cancelled before.
-- The first job in is the first one out. Threads start with the first job and end with :meth:`Runner.close`.
+- Every accepted job gets exactly one outcome, by its callback, also when the runner is closed. The callback runs on a
+  worker thread; that of a job that is cancelled while it waits runs on the thread that cancels.
+- A job is not run when its budget ran out before its turn. One that is cancelled before its turn is dropped at once,
+  because a neighbour could otherwise fill the memory by asking and cancelling.
+- Jobs of this node go before those of neighbours, which take turns (:mod:`meshnode.models.waiting`). A run under way is
+  not interrupted. Threads start with the first job and end with :meth:`Runner.close`.
 """
 
 import logging
@@ -17,6 +20,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.models.model import Cancellation, Inputs, LoadedModel
+from meshnode.models.waiting import WaitingJobs
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InferenceError
 from protocols.base.ids import ModelDigest
 from protocols.base.limits import MAX_OFFERS, MAX_PENDING_REQUESTS, MAX_SERVED_REQUESTS
@@ -46,6 +50,8 @@ class Job:
     """The names of the outputs that are wanted. None named: all of them."""
     deadline_ns: int | None = None
     """An instant of ``time.monotonic_ns``; the job is not started after it."""
+    asked_by: str | None = None
+    """The neighbour that wants it; None: this node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,7 @@ Outcome = RunDone | Failed
 Callback = Callable[[Outcome], None]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
     job: Job
     callback: Callback
@@ -97,17 +103,23 @@ class Runner:
         self._max_waiting = max_waiting
         self._slowdown = emulate_slowdown
         self._condition = threading.Condition()
-        self._queue: deque[_Entry] = deque()
-        self._running: set[Cancellation] = set()
+        self._queue: WaitingJobs[_Entry] = WaitingJobs()
+        self._running: set[_Entry] = set()
         self._threads: list[threading.Thread] = []
         self._closed = False
         self._times_us: OrderedDict[ModelDigest, deque[int]] = OrderedDict()
 
     @property
     def waiting(self) -> int:
-        """The number of jobs that are queued and still wanted, and of jobs under way."""
+        """The number of jobs that are queued, and of jobs under way."""
         with self._condition:
-            return self._held()
+            return len(self._queue) + len(self._running)
+
+    @property
+    def own_waiting(self) -> int:
+        """The number of jobs that end before the next job of this node starts: its own, and those under way."""
+        with self._condition:
+            return self._queue.own + len(self._running)
 
     def median_us(self, model: LoadedModel) -> int | None:
         """Median compute time of the last ``MEDIAN_WINDOW`` runs in microseconds; None before the first."""
@@ -123,12 +135,13 @@ class Runner:
         """
         job.model.check(job.inputs)
         entry = _Entry(job, callback, Cancellation(), time.monotonic_ns())
+        entry.cancel.when_cancelled(lambda: self._withdraw(entry))
         with self._condition:
             if self._closed:
                 raise BoundExceeded("the runner is closed: the node is shutting down")
-            if self._held() >= self._max_waiting:
+            if len(self._queue) + len(self._running) >= self._max_waiting:
                 raise BoundExceeded(f"{self._max_waiting} runs are waiting already: ask later, or another node")
-            self._queue.append(entry)
+            self._queue.put(entry, job.asked_by, job.deadline_ns)
             if len(self._threads) < min(self._workers, len(self._queue) + len(self._running)):
                 self._start_worker()
             self._condition.notify()
@@ -161,18 +174,29 @@ class Runner:
         Idempotent."""
         with self._condition:
             self._closed = True
-            for cancel in (*self._running, *(entry.cancel for entry in self._queue)):
-                cancel.cancel()
+            entries = (*self._running, *self._queue.all())
             threads = tuple(self._threads)
             self._condition.notify_all()
+        for entry in entries:
+            entry.cancel.cancel()
         ends_at = time.monotonic() + timeout_s
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, ends_at - time.monotonic()))
         return not any(thread.is_alive() for thread in threads if thread is not threading.current_thread())
 
-    def _held(self) -> int:
-        return len(self._running) + sum(not entry.cancel.cancelled for entry in self._queue)
+    def _withdraw(self, entry: _Entry) -> None:
+        """Drop a cancelled job, if it still waits."""
+        with self._condition:
+            if not self._queue.remove(entry, entry.job.asked_by):
+                return
+        self._tell(entry, self._outcome(entry))
+
+    def _tell(self, entry: _Entry, outcome: Outcome) -> None:
+        try:
+            entry.callback(outcome)
+        except Exception:  # noqa: BLE001 - the callback is another's; the worker must go on
+            _log.exception("the callback of a run of model %r failed", entry.job.model.name)
 
     def _start_worker(self) -> None:
         # It is a daemon: a run that doesn't end must not keep the process from exiting after close() gave up on it.
@@ -187,15 +211,12 @@ class Runner:
                     self._condition.wait()
                 if not self._queue:
                     return
-                entry = self._queue.popleft()
-                self._running.add(entry.cancel)
+                entry = self._queue.take()
+                self._running.add(entry)
             outcome = self._outcome(entry)
             with self._condition:
-                self._running.discard(entry.cancel)
-            try:
-                entry.callback(outcome)
-            except Exception:  # noqa: BLE001 - the callback is another's; the worker must go on
-                _log.exception("the callback of a run of model %r failed", entry.job.model.name)
+                self._running.discard(entry)
+            self._tell(entry, outcome)
             # Drop the tensors now, not when the next job comes.
             del entry, outcome
 

@@ -1,36 +1,18 @@
-"""What a model takes and gives, and the check of inputs against it.
+"""The check of inputs against the signature of a model.
 
 The check needs neither NumPy nor ONNX Runtime: it reads ``dtype`` and ``shape`` of wire tensors and of arrays alike.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from math import prod
 from typing import Any
 
-from meshnode.models.elements import Short, element_of_short
+from meshnode.models.elements import element_of_short
 from protocols.base.errors import InputInvalid
 from protocols.base.limits import MAX_TENSORS
+from protocols.inference.signature import TensorSignature, described
 from protocols.wire.tensors import Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSignature:
-    """One input or output of a model."""
-
-    name: str
-    dtype: Short
-    shape: tuple[int | None, ...]
-    """None stands for a dimension of any size."""
-
-    def __str__(self) -> str:
-        return f"{self.name}: {described(self.dtype, self.shape)}"
-
-
-def described(dtype: str, shape: Sequence[int | None]) -> str:
-    """A tensor type as people read it: ``f4[1, 3, ?, ?]``."""
-    return f"{dtype}[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
 def check_inputs(model: str, signatures: Sequence[TensorSignature], inputs: Mapping[str, Any]) -> None:

@@ -17,7 +17,8 @@
     │   ├── ModelUnknown          no node within reach has that model
     │   ├── ModelInvalid          the model file can't be loaded
     │   ├── InputInvalid          inputs of the wrong name, type or shape
-    │   └── BudgetExhausted       no answer within the deadline
+    │   ├── BudgetExhausted       no answer within the deadline
+    │   └── NeighbourFailed       neighbours alone could compute it, and none of them did
     └── StorageError              the outbox or the store can't take a record (a full disk, say)
 
 Every message says what happened, with which value, and what to do.
@@ -98,6 +99,10 @@ class InputInvalid(InferenceError):
 
 class BudgetExhausted(InferenceError):
     """No answer within the deadline."""
+
+
+class NeighbourFailed(InferenceError):
+    """Neighbours alone could compute it, and none of them did. Nothing is wrong with this node."""
 
 
 class StorageError(MeshError):

@@ -29,6 +29,8 @@ class Compute(Effect, frozen=True):
     inputs: tuple[NamedTensor, ...]
     outputs: tuple[str, ...]
     budget_ns: int
+    asked_by: NodeId | None = None
+    """The neighbour that wants it; None: this node does. Own runs go first."""
 
 
 class CancelCompute(Effect, frozen=True):

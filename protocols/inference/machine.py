@@ -4,7 +4,7 @@ The life of an own request:
 
     asked ──▶ running on the best candidate ──answer──▶ done
                  │ late (see HEDGE_FACTOR): the next candidate starts too; the first answer wins, the other is cancelled
-                 │ busy, failed, dead: the next candidate starts at once
+                 │ busy, failed, wrong, dead: the next candidate starts at once
                  └ deadline, or no candidate left ──▶ failed, with every attempt named
 
 Rules:
@@ -13,13 +13,15 @@ Rules:
 3. A neighbour should not make the caller slower than computing alone: it is asked only when it is predicted to be
    faster, and when it is late by that prediction, this node starts computing too.
 4. Budgets travel as durations; no clocks need to agree.
-5. This node holds at most ``MAX_SERVED_REQUESTS`` of all neighbours and ``MAX_SERVED_PER_NEIGHBOUR`` of one, with at
-   most ``MAX_SERVED_BYTES`` of inputs. It answers the next one with ``busy`` before it keeps the input. It holds none
-   beyond its budget.
+5. What a neighbour answers is checked against the signature of the model. An answer that can't be a result is a
+   ``failed`` run, and its neighbour is not asked for a while (:mod:`protocols.inference.standing`). A neighbour alone
+   can't end a request by calling its inputs invalid; this node can, or two neighbours that agree.
 6. A result that comes at the deadline or later is late: the caller gets an error, and the cost model still learns.
+
+Requests of neighbours are the business of :mod:`protocols.inference.serving`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Final, assert_never
 
 from protocols.access import AccessTable
@@ -28,66 +30,26 @@ from protocols.base.errors import BoundExceeded, ModelUnknown
 from protocols.base.ids import NodeId, Role
 from protocols.base.time import NEVER
 from protocols.inference.events import Answered, CancelCompute, Compute, RunReport
+from protocols.inference.offers import OfferTable
 from protocols.inference.placement import Candidate, CostModel, LocalModel, order
+from protocols.inference.requests import OwnRequest, OwnRun
+from protocols.inference.serving import Serving
+from protocols.inference.signature import misfit
+from protocols.inference.standing import Standings
+from protocols.links.queues import Drops
 from protocols.machine import Machine, Message
 from protocols.wire.frame import Frame
 from protocols.wire.inference import FRAMES, InferAnswer, InferCancel, InferenceFrame, InferRequest, Offer, Offers
 from protocols.wire.tensors import NamedTensor
 
-HEDGE_FACTOR: Final = 1.5
-"""A run is late when it takes this much longer than predicted …"""
-HEDGE_SLACK_NS: Final = 5 * limits.MS
-"""… and this much more."""
 EXPLORE_EVERY: Final = 16
 """Of the runs that neighbours are predicted to do faster, the first is done here all the same, and then one in this
 many …"""
 EXPLORE_FACTOR: Final = 2
 """… unless this node is predicted to need more than this many times as long: then there is nothing to find out."""
-MAX_SERVED_PER_NEIGHBOUR: Final = 16
-"""Requests held of one neighbour, so that one can't take all places."""
-MAX_SERVED_BYTES: Final = 64 * 1024 * 1024
-"""Inputs held for neighbours: 32 requests of 16 MiB would be half a gigabyte."""
 _LATE: Final = "{!r} was not answered within its deadline"
-_SERVED_GRACE_NS: Final = limits.SECOND
-"""A served request that was not answered this long after its budget is given up, because a run that hangs must not hold
-a place for ever."""
-
-
-class _Run:
-    __slots__ = ("expected_ns", "hedged", "node", "number", "started_ns")
-
-    def __init__(self, number: int, candidate: Candidate, now: int) -> None:
-        self.number, self.node, self.expected_ns, self.started_ns = number, candidate.node, candidate.expected_ns, now
-        self.hedged = False
-
-    @property
-    def late_at(self) -> int:
-        return self.started_ns + int(self.expected_ns * HEDGE_FACTOR) + HEDGE_SLACK_NS
-
-
-class _Request:
-    __slots__ = (
-        "asked_ns", "attempts", "deadline_ns", "digest", "hedge", "inputs", "model", "number", "outputs", "runs",
-        "size_bytes", "tried",
-    )  # fmt: skip
-
-    def __init__(
-        self, number: int, model: str, digest: str, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], now: int,
-        budget_ns: int, hedge: bool,
-    ) -> None:  # fmt: skip
-        self.number, self.model, self.digest, self.inputs, self.outputs = number, model, digest, inputs, outputs
-        self.asked_ns, self.deadline_ns, self.hedge = now, now + budget_ns, hedge
-        self.size_bytes = sum(len(named.tensor.data) for named in inputs)
-        self.runs: dict[int, _Run] = {}
-        self.tried: set[NodeId] = set()
-        self.attempts: list[RunReport] = []
-
-
-class _Served:
-    __slots__ = ("give_up_ns", "node", "request", "size_bytes")
-
-    def __init__(self, node: NodeId, request: int, size_bytes: int, give_up_ns: int) -> None:
-        self.node, self.request, self.size_bytes, self.give_up_ns = node, request, size_bytes, give_up_ns
+_SHOWN_MODELS: Final = 20
+"""Names of models in one message: each neighbour may offer 64."""
 
 
 OFFER_INTERVAL_NS: Final = 100 * limits.MS
@@ -100,16 +62,20 @@ class Inference(Machine):
     name: ClassVar[str] = "inference"
     frames: ClassVar[tuple[type[Frame], ...]] = FRAMES
 
-    def __init__(self, node: NodeId, access: AccessTable, reachable: Callable[[], list[tuple[NodeId, int]]]) -> None:
-        """``reachable()`` lists the neighbours that can be asked now, each with its round trip in nanoseconds."""
-        self._node, self._access, self._reachable = node, access, reachable
+    def __init__(
+        self, node: NodeId, access: AccessTable, reachable: Callable[[], list[tuple[NodeId, int]]], drops: Drops
+    ) -> None:
+        """``reachable()`` lists the neighbours that can be asked now, each with its round trip in nanoseconds.
+        ``drops`` counts what was refused, by neighbour."""
+        self._node, self._reachable, self._drops = node, reachable, drops
         self._models: dict[str, LocalModel] = {}
-        self._offers: dict[NodeId, dict[str, Offer]] = {}
-        self._offers_seen: dict[NodeId, int] = {}  # version
+        self._offers = OfferTable(access, drops)
+        self._standings = Standings()
         self._costs = CostModel()
-        self._requests: dict[int, _Request] = {}
+        self._serving = Serving(node, access, drops)
+        self._requests: dict[int, OwnRequest] = {}
         self._runs: dict[int, int] = {}  # run -> own request
-        self._served: dict[int, _Served] = {}
+        self._misnamed: set[str] = set()  # digests of models here whose names of sizes were seen to be wrong
         self._asked_of: dict[NodeId, int] = {}  # own runs under way there; its offers may not show them yet
         self._next = 1
         self._elsewhere = EXPLORE_EVERY  # runs given to neighbours since the last run here; initially none has run here
@@ -120,7 +86,7 @@ class Inference(Machine):
         self._events: list[Answered] = []
         self._counters = {
             "asked": 0, "answered": 0, "failed": 0, "run_here": 0, "run_there": 0, "hedged": 0, "replayed": 0,
-            "served": 0, "refused_busy": 0, "late_answers": 0,
+            "late_answers": 0, "wrong_answers": 0,
         }  # fmt: skip
 
     # --- models and offers -----------------------------------------------------------------------------------------
@@ -153,8 +119,17 @@ class Inference(Machine):
         self._costs.transferred(node, size_bytes, took_ns)
 
     def offers_of(self, node: NodeId) -> tuple[Offer, ...]:
-        """The models that a neighbour has offered."""
-        return tuple(self._offers.get(node, {}).values())
+        """The models that a neighbour has offered and may offer."""
+        return self._offers.of(node)
+
+    def pin(self, digests: Mapping[str, str]) -> None:
+        """Say which files the names of models stand for, whatever neighbours offer."""
+        self._offers.pinned = dict(digests)
+
+    def digest_of(self, model: str) -> str | None:
+        """The file that this node means by the name of a model; None when nobody has it."""
+        local = self._models.get(model)
+        return local.digest if local is not None else self._offers.digest_of(model)
 
     # --- own requests ----------------------------------------------------------------------------------------------
     def ask(
@@ -173,28 +148,32 @@ class Inference(Machine):
         """
         if len(self._requests) >= limits.MAX_PENDING_REQUESTS:
             raise BoundExceeded(f"{limits.MAX_PENDING_REQUESTS} requests are in flight: wait for answers")
-        digest = self._digest_of(model)
-        number, self._next = self._next, self._next + 1
-        request = self._requests[number] = _Request(number, model, digest, inputs, outputs, now, budget_ns, hedge)
-        self._counters["asked"] += 1
-        if not self._start_next(request, now):
-            self._fail(request, "unknown", f"nobody who may compute {model!r} is in reach", now)
-        return number
-
-    def _digest_of(self, model: str) -> str:
-        local = self._models.get(model)
-        if local is not None:
-            return local.digest
-        offered = sorted(
-            offer.digest for offers in self._offers.values() for offer in offers.values() if offer.model == model
-        )
-        if not offered:
-            known = sorted({*self._models, *(name for offers in self._offers.values() for name in offers)})
+        digest = self.digest_of(model)
+        if digest is None:
+            names = sorted({*self._models, *self._offers.names()})
+            known = ", ".join(names[:_SHOWN_MODELS]) + (", …" if len(names) > _SHOWN_MODELS else "")
             raise ModelUnknown(
-                f"no model {model!r} here or at a neighbour; known: {', '.join(known) or 'none'}. "
+                f"no model {model!r} here or at a neighbour; known: {known or 'none'}. "
                 "Add [models.<name>] to the configuration of a node in reach"
             )
-        return max(offered, key=offered.count)
+        number, self._next = self._next, self._next + 1
+        request = self._requests[number] = OwnRequest(number, model, digest, inputs, outputs, now, budget_ns, hedge)
+        self._counters["asked"] += 1
+        if not self._start_next(request, now):
+            liars = self._distrusted(request, now)
+            if liars:
+                detail = f"{', '.join(liars)} gave wrong answers and must not be asked for a while"
+                self._fail(request, "failed", detail[: limits.MAX_TEXT_CHARS], now)
+            else:
+                self._fail(request, "unknown", f"nobody who may compute {model!r} is in reach", now)
+        return number
+
+    def _distrusted(self, request: OwnRequest, now: int) -> list[NodeId]:
+        """The neighbours that could compute it if their answers had been right."""
+        return [
+            node for node, _ in self._reachable()
+            if self._standings.is_distrusted(node, now) and self._offers.find(node, request.model, request.digest)
+        ]  # fmt: skip
 
     def abandon(self, number: int, now: int) -> None:
         """The caller no longer wants the answer: no event follows."""
@@ -202,30 +181,35 @@ class Inference(Machine):
         if request is not None:
             self._cancel_runs(request, now)
 
-    def _candidates(self, request: _Request, now: int) -> list[Candidate]:
+    def _candidates(self, request: OwnRequest, now: int) -> list[Candidate]:
         local = self._models.get(request.model)
         here = None
         if local is not None and local.local and local.digest == request.digest and self._node not in request.tried:
-            here = Candidate(self._node, self._costs.local_ns(local.compute_ns, local.waiting))
+            waiting = local.waiting if local.own_waiting is None else local.own_waiting
+            here = Candidate(self._node, self._costs.local_ns(local.compute_ns, waiting))
         there = []
         for node, round_trip_ns in self._reachable():
-            offer = self._offers.get(node, {}).get(request.model)
-            if offer is None or offer.digest != request.digest or node in request.tried:
+            offer = self._offers.find(node, request.model, request.digest)
+            if offer is None or node in request.tried or self._standings.is_distrusted(node, now):
                 continue
             waiting = max(offer.waiting, self._asked_of.get(node, 0))
             expected_ns = self._costs.remote_ns(
                 node, offer.compute_us * 1_000, waiting, round_trip_ns, request.size_bytes
             )
-            there.append(Candidate(node, expected_ns))
+            fastest_ns = self._standings.fastest_ns(node, request.digest, now)
+            if fastest_ns:
+                link_ns = round_trip_ns + int(self._costs.transfer_ns(node, request.size_bytes))
+                expected_ns = max(expected_ns, link_ns + fastest_ns)
+            there.append(Candidate(node, expected_ns, self._standings.is_doubtful(node, now)))
         return order(here, there, request.deadline_ns - now)
 
-    def _start_next(self, request: _Request, now: int) -> bool:
+    def _start_next(self, request: OwnRequest, now: int) -> bool:
         candidates = self._candidates(request, now)
         if not candidates:
             return False
         best = self._explored(candidates)
         number, self._next = self._next, self._next + 1
-        run = request.runs[number] = _Run(number, best, now)
+        run = request.runs[number] = OwnRun(number, best, now)
         self._runs[number] = request.number
         request.tried.add(best.node)
         budget_ns = max(request.deadline_ns - now, 0)
@@ -254,12 +238,12 @@ class Inference(Machine):
         self._elsewhere = 0
         return here
 
-    def _end_run(self, request: _Request, run: _Run) -> None:
+    def _end_run(self, request: OwnRequest, run: OwnRun) -> None:
         del request.runs[run.number], self._runs[run.number]
         if run.node != self._node:
             self._asked_of[run.node] = max(self._asked_of.get(run.node, 1) - 1, 0)
 
-    def _cancel_runs(self, request: _Request, now: int) -> None:
+    def _cancel_runs(self, request: OwnRequest, now: int) -> None:
         for run in list(request.runs.values()):
             self._end_run(request, run)
             request.attempts.append(RunReport(run.node, "cancelled", now - run.started_ns))
@@ -268,31 +252,41 @@ class Inference(Machine):
             else:
                 if now > run.late_at:  # its answer will teach nothing: without a penalty it would be asked first again
                     self._costs.penalise(run.node)
+                    self._standings.missed(run.node, now)
+                    self._prove(request, run, 0, now)
                 self._messages.append((run.node, InferCancel(run.number)))
 
-    def _win(self, request: _Request, run: _Run, report: RunReport, outputs: tuple[NamedTensor, ...], now: int) -> None:
+    def _win(
+        self, request: OwnRequest, run: OwnRun, report: RunReport, outputs: tuple[NamedTensor, ...], now: int
+    ) -> None:
         self._end_run(request, run)
         request.attempts.append(report)
         self._cancel_runs(request, now)
         del self._requests[request.number]
+        for attempt in request.attempts:
+            if attempt.outcome == "invalid":  # others took the same inputs
+                self._was_wrong(attempt.node, request.model, now)
         self._counters["answered"] += 1
         self._events.append(Answered(request.number, report, outputs, tuple(request.attempts), now - request.asked_ns))
 
-    def _lose(self, request: _Request, run: _Run, report: RunReport, now: int) -> None:
+    def _lose(self, request: OwnRequest, run: OwnRun, report: RunReport, now: int) -> None:
         """A run ended without a result: try the next candidate."""
         self._end_run(request, run)
         request.attempts.append(report)
-        if report.outcome == "invalid":
-            self._cancel_runs(request, now)
+        invalid = [attempt for attempt in request.attempts if attempt.outcome == "invalid"]
+        if report.outcome == "invalid" and (report.node == self._node or len(invalid) > 1):
             self._fail(request, "invalid", report.detail, now)
         elif now >= request.deadline_ns:
             self._fail(request, "late", report.detail or _LATE.format(request.model), now)
         elif not request.runs:
             self._counters["replayed"] += 1
             if not self._start_next(request, now):
-                self._fail(request, "failed", report.detail or f"{report.node}: {report.outcome}", now)
+                if invalid:
+                    self._fail(request, "invalid", invalid[0].detail, now)
+                else:
+                    self._fail(request, "failed", report.detail or f"{report.node}: {report.outcome}", now)
 
-    def _fail(self, request: _Request, failure: str, detail: str, now: int) -> None:
+    def _fail(self, request: OwnRequest, failure: str, detail: str, now: int) -> None:
         self._cancel_runs(request, now)
         del self._requests[request.number]
         self._counters["failed"] += 1
@@ -303,13 +297,8 @@ class Inference(Machine):
     # --- results ---------------------------------------------------------------------------------------------------
     def computed(self, run: int, answer: InferAnswer, now: int) -> None:
         """A run of this node ended; ``answer.request`` is ignored."""
-        served = self._served.pop(run, None)
-        if served is not None:
-            self._messages.append((served.node, InferAnswer(
-                served.request, answer.status, answer.outputs, answer.queued_us, answer.compute_us, answer.detail
-            )))  # fmt: skip
-            return
-        self._result(run, self._node, answer, now)
+        if not self._serving.computed(run, answer):
+            self._result(run, self._node, answer, now)
 
     def _result(self, number: int, node: NodeId, answer: InferAnswer, now: int) -> None:
         request = self._requests.get(self._runs.get(number, 0))
@@ -317,23 +306,59 @@ class Inference(Machine):
         if request is None or run is None or run.node != node:
             self._counters["late_answers"] += 1
             return
+        wrong = self._misfit(request, node, answer) if answer.status == "done" else ""
+        if wrong:
+            self._was_wrong(node, request.model, now)
+            answer = InferAnswer(answer.request, "failed", detail=f"{node}: {wrong}"[: limits.MAX_TEXT_CHARS])
         took_ns = now - run.started_ns
         late = answer.status == "done" and now >= request.deadline_ns  # it came before the timer was handled
         outcome = "late" if late else answer.status
         report = RunReport(node, outcome, took_ns, answer.queued_us, answer.compute_us, answer.detail)
         if answer.status == "done":
             if node != self._node:
-                size_bytes = request.size_bytes + sum(len(named.tensor.data) for named in answer.outputs)
+                output_bytes = sum(len(named.tensor.data) for named in answer.outputs)
                 computed_ns = (answer.queued_us + answer.compute_us) * 1_000
-                self._costs.learn(node, run.expected_ns, took_ns, computed_ns, self._round_trip_ns(node), size_bytes)
+                if self._costs.knows(node):
+                    self._prove(request, run, output_bytes, now)
+                self._costs.learn(
+                    node, run.expected_ns, took_ns, computed_ns, self._round_trip_ns(node),
+                    request.size_bytes + output_bytes,
+                )  # fmt: skip
+                self._standings.succeeded(node)
             if late:
                 self._lose(request, run, report, now)
             else:
                 self._win(request, run, report, answer.outputs, now)
         else:
-            if node != self._node:
+            if node != self._node and not wrong:
                 self._costs.penalise(node)
+                if answer.status != "invalid":
+                    self._standings.missed(node, now)
             self._lose(request, run, report, now)
+
+    def _misfit(self, request: OwnRequest, node: NodeId, answer: InferAnswer) -> str:
+        """Why the outputs of a neighbour can't be the result of the model. This node is not checked, but its own
+        results show whether the model names its sizes rightly."""
+        model = self._models.get(request.model)
+        signature = model.signature if model is not None and model.digest == request.digest else None
+        by_name = request.digest not in self._misnamed
+        wrong = misfit(signature, request.inputs, request.outputs, answer.outputs, by_name=by_name)
+        if node != self._node:
+            return wrong
+        if wrong and signature is not None and by_name:
+            self._misnamed.add(request.digest)
+        return ""
+
+    def _was_wrong(self, node: NodeId, model: str, now: int) -> None:
+        if node != self._node:
+            self._counters["wrong_answers"] += 1
+            self._drops.count(node, model, "wrong_answer")
+            self._standings.was_wrong(node, now)
+
+    def _prove(self, request: OwnRequest, run: OwnRun, output_bytes: int, now: int) -> None:
+        """Note the time that a neighbour has needed, without the link's."""
+        link_ns = self._costs.transfer_ns(run.node, request.size_bytes + output_bytes) + self._round_trip_ns(run.node)
+        self._standings.proved(run.node, request.digest, int(now - run.started_ns - link_ns), now)
 
     def _round_trip_ns(self, node: NodeId) -> int:
         return next((round_trip_ns for other, round_trip_ns in self._reachable() if other == node), 0)
@@ -343,60 +368,25 @@ class Inference(Machine):
         """A neighbour sent a frame of inference."""
         match frame:
             case Offers():
-                if frame.version > self._offers_seen.get(source, -1):  # a large one, on the bulk lane, may be overtaken
-                    self._offers_seen[source] = frame.version
-                    self._offers[source] = {offer.model: offer for offer in frame.offers}
+                self._offers.receive(frame, source, role, now)
             case InferRequest():
-                self._serve(frame, source, role, now)
+                run, self._next = self._next, self._next + 1
+                self._serving.request(frame, self._models.get(frame.model), source, role, run, now)
             case InferAnswer():
                 self._result(frame.request, source, frame, now)
             case InferCancel():
-                for run, served in list(self._served.items()):
-                    if served.node == source and served.request == frame.request:
-                        del self._served[run]
-                        self._effects.append(CancelCompute(run))
+                self._serving.cancel(frame.request, source, now)
             case _:
                 assert_never(frame)
-
-    def _serve(self, asked: InferRequest, source: NodeId, role: Role, now: int) -> None:
-        model = self._models.get(asked.model)
-        if model is None or not model.served or model.digest != asked.digest:
-            self._decline(asked, source, "unknown", f"{self._node} does not offer this {asked.model!r}")
-        elif not self._access.permits_infer(role, source, asked.model):
-            self._decline(asked, source, "unknown", f"{self._node} may not compute {asked.model!r} for {source}")
-        elif not self._has_room(source, size_bytes := sum(len(named.tensor.data) for named in asked.inputs)):
-            self._counters["refused_busy"] += 1
-            self._decline(asked, source, "busy", f"{self._node} holds {len(self._served)} requests")
-        else:
-            run, self._next = self._next, self._next + 1
-            budget_ns = min(asked.budget_us, limits.MAX_BUDGET_MS * 1_000) * 1_000
-            self._served[run] = _Served(source, asked.request, size_bytes, now + budget_ns + _SERVED_GRACE_NS)
-            self._counters["served"] += 1
-            self._effects.append(Compute(run, asked.model, asked.inputs, asked.outputs, budget_ns))
-
-    def _has_room(self, source: NodeId, size_bytes: int) -> bool:
-        held = self._served.values()
-        return (
-            len(held) < limits.MAX_SERVED_REQUESTS
-            and sum(served.node == source for served in held) < MAX_SERVED_PER_NEIGHBOUR
-            and sum(served.size_bytes for served in held) + size_bytes <= MAX_SERVED_BYTES
-        )
-
-    def _decline(self, asked: InferRequest, source: NodeId, status: str, detail: str) -> None:
-        self._messages.append((source, InferAnswer(asked.request, status, detail=detail[: limits.MAX_TEXT_CHARS])))  # type: ignore[arg-type]
 
     def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:
         """Nothing to do: the neighbour sends its offers unasked."""
 
     def neighbour_gone(self, node: NodeId, now: int) -> None:
         """A neighbour is gone: its runs are repeated elsewhere, and its requests are dropped."""
-        self._offers.pop(node, None)
-        self._offers_seen.pop(node, None)
+        self._offers.forget(node)
         self._costs.forget(node)
-        for run, served in list(self._served.items()):
-            if served.node == node:
-                del self._served[run]
-                self._effects.append(CancelCompute(run))
+        self._serving.neighbour_gone(node)
         for request in list(self._requests.values()):
             for attempt in list(request.runs.values()):
                 if attempt.node == node and request.number in self._requests:
@@ -419,13 +409,9 @@ class Inference(Machine):
         if now >= self._offers_due_ns:
             self._offers_due_ns, self._offers_sent_ns = NEVER, now
             self._messages.append((None, self.offers()))
-        if not (self._served or self._requests):
+        if not (self._serving or self._requests):
             return
-        for number, served in list(self._served.items()):
-            if now >= served.give_up_ns:
-                del self._served[number]
-                self._effects.append(CancelCompute(number))
-                self._messages.append((served.node, InferAnswer(served.request, "late", detail="its run hangs")))
+        self._serving.handle_timer(now)
         for request in list(self._requests.values()):
             if now >= request.deadline_ns:
                 self._fail(request, "late", _LATE.format(request.model), now)
@@ -439,9 +425,9 @@ class Inference(Machine):
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next."""
         due = self._offers_due_ns
-        if not (self._served or self._requests):
+        if not (self._serving or self._requests):
             return due
-        due = min(due, min((served.give_up_ns for served in self._served.values()), default=NEVER))
+        due = min(due, self._serving.next_timer_at())
         for request in self._requests.values():
             due = min(due, request.deadline_ns)
             if request.hedge:
@@ -452,16 +438,18 @@ class Inference(Machine):
 
     def outgoing(self) -> list[Compute | CancelCompute]:
         """Effects since the last call."""
-        effects, self._effects = self._effects, []
+        effects, self._effects = [*self._effects, *self._serving.effects], []
+        self._serving.effects = []
         return effects
 
     def has_news(self) -> bool:
         """Whether :meth:`messages` or :meth:`events` would return anything."""
-        return bool(self._messages or self._events)
+        return bool(self._messages or self._events or self._serving.messages)
 
     def messages(self) -> list[Message]:
         """Frames to queue for neighbours."""
-        messages, self._messages = self._messages, []
+        messages, self._messages = [*self._messages, *self._serving.messages], []
+        self._serving.messages = []
         return messages
 
     def events(self) -> list[Answered]:
@@ -471,4 +459,4 @@ class Inference(Machine):
 
     def counters(self) -> dict[str, int]:
         """Counters by name; they only grow."""
-        return dict(self._counters)
+        return {**self._counters, "served": self._serving.served, "refused_busy": self._serving.refused_busy}

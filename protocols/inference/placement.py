@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from protocols.base import limits
 from protocols.base.ids import NodeId
+from protocols.inference.signature import ModelSignature
 from protocols.links.throughput import Throughput
 
 WORTHWHILE = 0.8
@@ -36,6 +37,10 @@ class LocalModel(Struct, frozen=True):
     """Whether this node computes it for neighbours too."""
     local: bool = True
     """Whether this node computes its own requests; False leaves them all to neighbours."""
+    own_waiting: int | None = None
+    """Runs of ``waiting`` that this node wants itself. Only they are before its next own run. None: all of them."""
+    signature: ModelSignature | None = None
+    """What the model takes and gives, to check answers of neighbours. None: their shapes are not checked."""
 
 
 class Candidate(Struct, frozen=True):
@@ -43,6 +48,8 @@ class Candidate(Struct, frozen=True):
 
     node: NodeId
     expected_ns: int
+    doubtful: bool = False
+    """Whether it has lately given no result; see :mod:`protocols.inference.standing`."""
 
 
 class CostModel:
@@ -59,7 +66,7 @@ class CostModel:
     def remote_ns(self, node: NodeId, compute_ns: int, waiting: int, round_trip_ns: int, size_bytes: int) -> int:
         """Predicted time of a run on ``node``, until its answer has arrived."""
         computed_ns = (waiting + 1) * (compute_ns or _UNKNOWN_COMPUTE_NS)
-        predicted_ns = round_trip_ns + self._transfer_ns(node, size_bytes) + computed_ns
+        predicted_ns = round_trip_ns + self.transfer_ns(node, size_bytes) + computed_ns
         return int(predicted_ns * self._correction.get(node, 1.0))
 
     def throughput_of(self, node: NodeId) -> float:
@@ -67,12 +74,17 @@ class CostModel:
         throughput = self._throughput.get(node)
         return throughput.bytes_per_s if throughput is not None else 0.0
 
-    def _transfer_ns(self, node: NodeId, size_bytes: int) -> float:
+    def transfer_ns(self, node: NodeId, size_bytes: int) -> float:
+        """Predicted time that the link to ``node`` takes for ``size_bytes``."""
         return size_bytes / (self.throughput_of(node) or _START_THROUGHPUT) * limits.SECOND
 
     def transferred(self, node: NodeId, size_bytes: int, took_ns: int) -> None:
         """Note that the link to ``node`` took ``took_ns`` for ``size_bytes``."""
         self._throughput.setdefault(node, Throughput()).measured(size_bytes, took_ns)
+
+    def knows(self, node: NodeId) -> bool:
+        """Whether ``node`` has answered before."""
+        return node in self._throughput
 
     def learn(
         self, node: NodeId, predicted_ns: int, took_ns: int, computed_ns: int, round_trip_ns: int, size_bytes: int
@@ -83,9 +95,9 @@ class CostModel:
             self._throughput[node] = Throughput()
             return
         correction = self._correction.get(node, 1.0)
-        before_ns = self._transfer_ns(node, size_bytes)
+        before_ns = self.transfer_ns(node, size_bytes)
         self.transferred(node, size_bytes, max(took_ns - computed_ns - round_trip_ns, 1))
-        predicted_ns += int(correction * (self._transfer_ns(node, size_bytes) - before_ns))
+        predicted_ns += int(correction * (self.transfer_ns(node, size_bytes) - before_ns))
         # Keep the correction between a quarter and eight times, so that one odd run can't exile a neighbour.
         ratio = min(max(took_ns / max(predicted_ns, 1), 0.25), 8.0)
         self._correction[node] = min(max(correction * (1 + _LEARN * (ratio - 1)), 0.25), 8.0)
@@ -102,12 +114,16 @@ class CostModel:
 
 def order(local: Candidate | None, remote: list[Candidate], remaining_ns: int) -> list[Candidate]:
     """Which nodes to ask, best first. This node comes first unless a neighbour is worthwhile, and is always in the list
-    if it can compute at all. Neighbours that would miss the deadline come last: they are better than nothing."""
+    if it can compute at all. Neighbours that would miss the deadline, or have lately given no result, come last: they
+    are better than nothing."""
     remote = sorted(
-        remote, key=lambda candidate: (candidate.expected_ns > remaining_ns, candidate.expected_ns, candidate.node)
-    )
+        remote,
+        key=lambda candidate: (
+            candidate.doubtful, candidate.expected_ns > remaining_ns, candidate.expected_ns, candidate.node
+        ),
+    )  # fmt: skip
     if local is None:
         return remote
-    if remote and remote[0].expected_ns < WORTHWHILE * local.expected_ns:
+    if remote and not remote[0].doubtful and remote[0].expected_ns < WORTHWHILE * local.expected_ns:
         return [remote[0], local, *remote[1:]]
     return [local, *remote]

@@ -277,8 +277,6 @@ async def test_neighbour_that_stalls_is_hedged_and_its_late_answer_is_harmless(
     assert (await vehicle.infer("work", {"x": matrix}, hedge=False)).ran_on == "rsu-1"
     member.send(signal.SIGSTOP)
     try:
-        with pytest.raises(BudgetExhausted):
-            await vehicle.infer("work", {"x": matrix}, deadline_ms=100, hedge=False)
         result = await vehicle.infer("work", {"x": matrix}, deadline_ms=20_000)
     finally:
         member.send(signal.SIGCONT)

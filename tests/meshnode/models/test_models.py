@@ -34,30 +34,11 @@ from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.inference import InferAnswer
 from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
 from tests.tools.eventually import LIMIT_S, eventually
+from tests.tools.outcomes import Outcomes
 from tests.tools.tiny_onnx import model_bytes, write_model
 
 ROOT = Path(__file__).resolve().parents[3]
 PICTURE = ROOT / "meshnode" / "sensors" / "data" / "street_plate.png"
-
-
-class Outcomes:
-    """Collects what the runner says, and from which thread."""
-
-    def __init__(self) -> None:
-        self.outcomes: list[Outcome] = []
-        self.threads: list[str] = []
-        self._condition = threading.Condition()
-
-    def __call__(self, outcome: Outcome) -> None:
-        with self._condition:
-            self.outcomes.append(outcome)
-            self.threads.append(threading.current_thread().name)
-            self._condition.notify_all()
-
-    def wait_for(self, count: int) -> list[Outcome]:
-        with self._condition:
-            assert self._condition.wait_for(lambda: len(self.outcomes) >= count, LIMIT_S), self.outcomes
-            return list(self.outcomes)
 
 
 @pytest.fixture(scope="module")

@@ -8,72 +8,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from protocols.access import DEFAULT_RULES, AccessRule, AccessTable
+from protocols.access import AccessRule
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ModelUnknown
 from protocols.base.ids import NodeId, Role
 from protocols.inference.events import Answered, CancelCompute, Compute
-from protocols.inference.machine import MAX_SERVED_BYTES, MAX_SERVED_PER_NEIGHBOUR, Inference
-from protocols.inference.placement import LocalModel
-from protocols.wire.frame import Frame
+from protocols.inference.offers import MAX_OFFERS_BURST
 from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
-from protocols.wire.tensors import NamedTensor, tensor_of
 from sims.virtual.driver import SimDriver
+from tests.tools.inference_fixture import DIGEST, IMAGE, ME, OTHER, A, B, Bench, C, model
 from tests.tools.strategies import EXPLORE
 
 MS, SECOND = limits.MS, limits.SECOND
-ME, A, B, C = NodeId("me"), NodeId("a"), NodeId("b"), NodeId("c")
-DIGEST, OTHER = "1" * 64, "2" * 64
-IMAGE = (NamedTensor("image", tensor_of(bytes(1_000))),)
 STATUSES = ("done", "busy", "unknown", "invalid", "late", "failed")
-
-
-def model(name: str = "plate", compute_ns: int = 50 * MS, **more: object) -> LocalModel:
-    """A model loaded here."""
-    fields: dict[str, object] = {"digest": DIGEST, "waiting": 0, "served": True, **more}
-    return LocalModel(name, compute_ns=compute_ns, **fields)  # type: ignore[arg-type]
-
-
-class Bench:
-    """One machine and its neighbourhood."""
-
-    def __init__(self, *present: NodeId, rules: tuple[AccessRule, ...] = DEFAULT_RULES) -> None:
-        self.present = list(present)
-        self.now = 0
-        self.version = 0
-        self.machine = Inference(ME, AccessTable(rules), lambda: [(node, MS) for node in self.present])
-
-    def load(self, models: tuple[LocalModel, ...]) -> list[Frame]:
-        """What neighbours are told of a change of models."""
-        self.machine.set_models(models, self.now)
-        self.machine.handle_timer(self.now)
-        return [frame for node, frame in self.machine.messages() if node is None]
-
-    def offer(
-        self, node: NodeId, compute_us: int = 1_000, name: str = "plate", digest: str = DIGEST, **more: int
-    ) -> None:
-        self.version += 1
-        offers = Offers(self.version, (Offer(name, digest, compute_us, **more),))
-        self.machine.receive(offers, node, Role.RSU, self.now)
-
-    def ask(self, budget_ns: int = SECOND, hedge: bool = True, name: str = "plate") -> int:
-        return self.machine.ask(name, IMAGE, (), budget_ns, hedge, self.now)
-
-    def answer(self, node: NodeId, request: int, status: str = "done", **more: object) -> None:
-        self.machine.receive(InferAnswer(request, status, IMAGE, **more), node, Role.RSU, self.now)  # type: ignore[arg-type]
-
-    def at(self, instant_ns: int) -> None:
-        self.now = instant_ns
-        self.machine.handle_timer(instant_ns)
-        assert self.machine.next_timer_at() > instant_ns
-
-    def requests(self) -> list[tuple[NodeId, InferRequest]]:
-        return [(node, frame) for node, frame in self.machine.messages() if type(frame) is InferRequest]
-
-    def answered(self) -> Answered:
-        events = self.machine.events()
-        assert len(events) == 1
-        return events[0]
 
 
 # --- own requests --------------------------------------------------------------------------------------------------
@@ -155,6 +102,37 @@ def test_ask_takes_the_same_file_only() -> None:
     assert [node for node, _ in bench.requests()] == [B]
 
 
+def test_ask_of_a_file_that_came_later_does_not_take_the_place_of_the_first() -> None:
+    """The smallest of two digests won, and anybody can claim zeros."""
+    bench = Bench(A, B)
+    bench.offer(B, digest=OTHER)
+    bench.offer(A, 1, digest=DIGEST)
+    bench.ask()
+    assert [(node, request.digest) for node, request in bench.requests()] == [(B, OTHER)]
+    bench.machine.pin({"plate": DIGEST})
+    bench.ask()
+    assert [(node, request.digest) for node, request in bench.requests()] == [(A, DIGEST)]
+
+
+def test_ask_of_a_pinned_file_that_nobody_offers_fails_at_once() -> None:
+    """Another file of that name is not what the operator meant."""
+    bench = Bench(A)
+    bench.machine.pin({"plate": OTHER})
+    bench.offer(A)
+    bench.ask()
+    assert bench.answered().failure == "unknown"
+
+
+def test_ask_of_an_unknown_model_names_a_bounded_number_of_others() -> None:
+    """64 neighbours with 64 names of 200 characters each made a message of a megabyte."""
+    bench = Bench(A)
+    offers = tuple(Offer(f"{number:03}" * 60, DIGEST, 1) for number in range(limits.MAX_OFFERS))
+    bench.machine.receive(Offers(1, offers), A, Role.RSU, 0)
+    with pytest.raises(ModelUnknown) as raised:
+        bench.ask()
+    assert len(str(raised.value)) < 5_000
+
+
 def test_ask_without_the_model_takes_the_file_most_offer() -> None:
     """One neighbour with another version must not decide for all."""
     bench = Bench(A, B, C)
@@ -220,19 +198,51 @@ def test_answer_without_result_goes_to_the_next_at_once(status: str) -> None:
     assert bench.machine.counters()["replayed"] == 3
 
 
-def test_answer_that_the_input_is_invalid_ends_the_request() -> None:
-    """It is invalid everywhere."""
+def test_input_that_this_node_calls_invalid_ends_the_request() -> None:
+    """It has the model, so it knows."""
     bench = Bench(A)
     bench.load((model(compute_ns=500 * MS),))
     bench.offer(A)
     bench.ask()
     ((_, request),) = bench.requests()
     bench.at(bench.machine.next_timer_at())
-    assert [type(effect) for effect in bench.machine.outgoing()] == [Compute]
-    bench.answer(A, request.request, "invalid", detail="image has 3 dimensions")
+    (compute,) = bench.machine.outgoing()
+    assert type(compute) is Compute
+    bench.machine.computed(compute.run, InferAnswer(0, "invalid", detail="image has 3 dimensions"), bench.now)
     answered = bench.answered()
     assert (answered.failure, answered.detail) == ("invalid", "image has 3 dimensions")
-    assert [type(effect) for effect in bench.machine.outgoing()] == [CancelCompute]
+    assert bench.machine.messages() == [(A, InferCancel(request.request))]
+
+
+def test_input_that_one_neighbour_calls_invalid_is_tried_elsewhere_and_its_lie_is_punished() -> None:
+    """One liar ended every request with an error that blamed the caller."""
+    bench = Bench(A, B)
+    bench.offer(A, 1_000)
+    bench.offer(B, 2_000)
+    for asked in ([A, B], [B]):
+        bench.ask()
+        for node in asked:
+            ((first, request),) = bench.requests()
+            assert first == node
+            bench.answer(node, request.request, "invalid" if node == A else "done")
+        answered = bench.answered()
+        assert answered.winner is not None
+        assert answered.winner.node == B
+    assert list(bench.drops.items()) == [((A, "plate", "wrong_answer"), 1)]
+
+
+def test_input_that_two_neighbours_call_invalid_ends_the_request() -> None:
+    """They agree, so the mistake is the caller's, and the third need not be asked."""
+    bench = Bench(A, B, C)
+    for node, compute_us in ((A, 1_000), (B, 2_000), (C, 3_000)):
+        bench.offer(node, compute_us)
+    bench.ask()
+    for node in (A, B):
+        ((_, request),) = bench.requests()
+        bench.answer(node, request.request, "invalid", detail=f"{node} dislikes it")
+    answered = bench.answered()
+    assert (answered.failure, answered.detail) == ("invalid", "b dislikes it")
+    assert bench.requests() == []
 
 
 def test_answer_after_the_deadline_is_late_whatever_it_says() -> None:
@@ -350,6 +360,23 @@ def test_offers_that_were_overtaken_are_ignored_until_a_new_life() -> None:
     assert [offer.model for offer in bench.machine.offers_of(A)] == ["again"]
 
 
+def test_offers_of_one_neighbour_have_an_allowance_and_need_permission() -> None:
+    """A neighbour may not keep this node busy with lists, nor have itself asked for what it may not compute."""
+    bench = Bench(A, B, rules=(AccessRule(Role.RSU, "offer", "plate"),))
+    for _ in range(2 * MAX_OFFERS_BURST):
+        bench.offer(A)
+    bench.offer(B, name="face")
+    assert bench.machine.offers_of(B) == ()
+    bench.version += 1
+    bench.machine.receive(Offers(bench.version, (Offer("plate", DIGEST, 1),)), C, Role.VEHICLE, 0)
+    assert bench.machine.offers_of(C) == ()
+    assert [offer.model for offer in bench.machine.offers_of(A)] == ["plate"]
+    assert list(bench.drops.items()) == [
+        ((A, "", "too_many_offers"), MAX_OFFERS_BURST), ((B, "", "offer_not_permitted"), 1),
+        ((C, "", "offer_not_permitted"), 1),
+    ]  # fmt: skip
+
+
 def test_models_changed_are_offered_when_served() -> None:
     """A change of load is told, one that nobody could see is not."""
     bench = Bench()
@@ -359,89 +386,6 @@ def test_models_changed_are_offered_when_served() -> None:
     (told,) = bench.load((model(waiting=1), model("secret", served=False)))
     assert type(told) is Offers
     assert told.offers == (Offer("plate", DIGEST, 50_000, 1),)
-
-
-# --- requests of neighbours ----------------------------------------------------------------------------------------
-def serve(
-    bench: Bench, node: NodeId, number: int, inputs: tuple[NamedTensor, ...] = IMAGE, **more: object
-) -> Frame | None:
-    """Ask this node; its answer at once, if it has one."""
-    fields: dict[str, object] = {"model": "plate", "digest": DIGEST, "budget_us": 100_000, **more}
-    bench.machine.receive(InferRequest(number, inputs=inputs, **fields), node, Role.VEHICLE, bench.now)  # type: ignore[arg-type]
-    messages = bench.machine.messages()
-    return messages[0][1] if messages else None
-
-
-def test_serve_of_what_is_not_offered_or_not_permitted_is_unknown() -> None:
-    """A neighbour learns no more than that."""
-    bench = Bench(A, rules=(AccessRule(Role.RSU, "infer", "**"),))
-    bench.load((model(), model("secret", served=False)))
-    for wrong in ({"model": "nothing"}, {"model": "secret"}, {"digest": OTHER}, {}):
-        answer = serve(bench, A, 1, **wrong)
-        assert type(answer) is InferAnswer
-        assert (answer.request, answer.status) == (1, "unknown")
-    assert bench.machine.outgoing() == []
-
-
-def test_serve_is_bounded_per_neighbour_in_number_and_in_bytes() -> None:
-    """Helping can't drown a node, and one neighbour can't take all places."""
-    bench = Bench(A, B, C)
-    bench.load((model(),))
-    for number in range(MAX_SERVED_PER_NEIGHBOUR):
-        assert serve(bench, A, number) is None
-    busy = serve(bench, A, 99)
-    assert type(busy) is InferAnswer
-    assert busy.status == "busy"
-    for number in range(limits.MAX_SERVED_REQUESTS - MAX_SERVED_PER_NEIGHBOUR):
-        assert serve(bench, B, number) is None
-    assert serve(bench, C, 1) is not None
-    fresh = Bench(A, B)
-    fresh.load((model(),))
-    large = (NamedTensor("image", tensor_of(bytes(MAX_SERVED_BYTES // 2))),)
-    assert serve(fresh, A, 1, large) is None
-    assert serve(fresh, B, 1, large) is None
-    assert serve(fresh, B, 2) is not None
-    assert fresh.machine.counters()["refused_busy"] == 1
-
-
-def test_served_run_that_hangs_gives_its_place_back() -> None:
-    """32 runs that never end would otherwise make this node busy for good."""
-    bench = Bench(A)
-    bench.load((model(),))
-    serve(bench, A, 7)
-    (compute,) = bench.machine.outgoing()
-    bench.at(bench.machine.next_timer_at())
-    assert bench.now == 100 * MS + SECOND
-    ((_, answer),) = bench.machine.messages()
-    assert type(answer) is InferAnswer
-    assert (answer.request, answer.status) == (7, "late")
-    assert type(compute) is Compute
-    assert bench.machine.outgoing() == [CancelCompute(compute.run)]
-    bench.machine.computed(compute.run, InferAnswer(0, "done", IMAGE), bench.now)
-    assert bench.machine.messages() == []
-
-
-def test_served_request_cancelled_is_not_answered() -> None:
-    """Only by who asked."""
-    bench = Bench(A, B)
-    bench.load((model(),))
-    serve(bench, A, 7)
-    (compute,) = bench.machine.outgoing()
-    bench.machine.receive(InferCancel(7), B, Role.VEHICLE, 0)
-    assert bench.machine.outgoing() == []
-    bench.machine.receive(InferCancel(7), A, Role.VEHICLE, 0)
-    assert type(compute) is Compute
-    assert bench.machine.outgoing() == [CancelCompute(compute.run)]
-
-
-def test_served_budget_is_bounded() -> None:
-    """A request may not hold a place for centuries."""
-    bench = Bench(A)
-    bench.load((model(),))
-    serve(bench, A, 7, budget_us=2**64 - 1)
-    (compute,) = bench.machine.outgoing()
-    assert type(compute) is Compute
-    assert compute.budget_ns == limits.MAX_BUDGET_MS * MS
 
 
 # --- any history ---------------------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 import msgspec
 import pytest
 
+from protocols.access import AccessTable
 from protocols.base.errors import LocalProtocolError, RemoteProtocolError, UnknownFrame
 from protocols.engine import Engine
 from protocols.gossip.machine import Gossip
 from protocols.inference.machine import Inference
+from protocols.links.queues import Drops
 from protocols.local import APPLICATION_FRAMES, LOCAL_NODE_FRAMES
 from protocols.membership.machine import Membership
 from protocols.readings.machine import Router
@@ -100,6 +102,6 @@ def test_engine_refuses_two_machines_of_one_name_or_frame() -> None:
     from tests.tools.lone_node_fixture import engine
 
     settings = engine("me").settings
-    twice = Inference(settings.node, None, list)  # type: ignore[arg-type]
+    twice = Inference(settings.node, AccessTable(), list, Drops())
     with pytest.raises(LocalProtocolError, match="inference"):
         Engine(settings, Random(1), machines=(twice,))

@@ -1,0 +1,103 @@
+"""What neighbours offer to compute, and which file the name of a model stands for.
+
+The file is, in this order: that of the model loaded here; the one that the configuration pins; the one that most
+neighbours offer; of several, the one that was offered first. So a neighbour that comes later can't replace it alone,
+whatever digest it makes up. Offers that the table of access does not permit are not kept.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from protocols.access import AccessTable
+from protocols.base.allowance import Allowance
+from protocols.base.ids import NodeId, Role
+from protocols.links.queues import Drops
+from protocols.wire.inference import Offer, Offers
+
+OFFERS_PER_S: Final = 20
+MAX_OFFERS_BURST: Final = 40
+"""Frames of offers of one neighbour that are looked at; an honest one sends at most ten a second."""
+
+
+class _Row:
+    """The offers of one neighbour."""
+
+    __slots__ = ("allowance", "offers", "since", "version")
+
+    def __init__(self, now: int) -> None:
+        self.version = -1
+        self.offers: dict[str, Offer] = {}
+        self.since: dict[str, int] = {}  # model -> when its file was first offered, as a number that grows
+        self.allowance = Allowance(OFFERS_PER_S, MAX_OFFERS_BURST, now)
+
+
+class OfferTable:
+    """The offers of all neighbours: at most ``MAX_OFFERS`` of each."""
+
+    def __init__(self, access: AccessTable, drops: Drops) -> None:
+        self._access, self._drops = access, drops
+        self._rows: dict[NodeId, _Row] = {}
+        self._next = 0
+        self.pinned: Mapping[str, str] = {}
+        """Digests by name of the model, as the configuration has them."""
+
+    def receive(self, frame: Offers, source: NodeId, role: Role, now: int) -> None:
+        """Take what a neighbour offers, unless it comes too often or was overtaken."""
+        row = self._rows.get(source)
+        if row is None:
+            row = self._rows[source] = _Row(now)
+        if not row.allowance.take(now):
+            self._drops.count(source, "", "too_many_offers")
+            return
+        if frame.version <= row.version:  # a large one, on the bulk lane, may be overtaken
+            return
+        row.version = frame.version
+        offers: dict[str, Offer] = {}
+        since: dict[str, int] = {}
+        refused = 0
+        permits = self._access.permits_offer
+        for offer in frame.offers:
+            before = row.offers.get(offer.model)
+            if before is None and not permits(role, source, offer.model):
+                refused += 1
+                continue
+            offers[offer.model] = offer
+            if before is not None and before.digest == offer.digest:
+                since[offer.model] = row.since[offer.model]
+            else:
+                since[offer.model] = self._next
+                self._next += 1
+        row.offers, row.since = offers, since
+        if refused:
+            self._drops.count(source, "", "offer_not_permitted", refused)
+
+    def forget(self, node: NodeId) -> None:
+        """Forget what a neighbour offers, because it is gone."""
+        self._rows.pop(node, None)
+
+    def of(self, node: NodeId) -> tuple[Offer, ...]:
+        """Everything that a neighbour offers."""
+        row = self._rows.get(node)
+        return () if row is None else tuple(row.offers.values())
+
+    def find(self, node: NodeId, model: str, digest: str) -> Offer | None:
+        """The offer of a neighbour to compute that file under that name."""
+        row = self._rows.get(node)
+        offer = None if row is None else row.offers.get(model)
+        return offer if offer is not None and offer.digest == digest else None
+
+    def digest_of(self, model: str) -> str | None:
+        """The file that ``model`` stands for at a node that has not loaded it; None when nobody offers it."""
+        if model in self.pinned:
+            return self.pinned[model]
+        votes: dict[str, tuple[int, int]] = {}  # digest -> number of neighbours, and the first of them negated
+        for row in self._rows.values():
+            offer = row.offers.get(model)
+            if offer is not None:
+                count, first = votes.get(offer.digest, (0, -self._next))
+                votes[offer.digest] = count + 1, max(first, -row.since[model])
+        return max(votes, key=votes.__getitem__, default=None)
+
+    def names(self) -> set[str]:
+        """The names of all models that are offered or pinned."""
+        return {*self.pinned, *(name for row in self._rows.values() for name in row.offers)}

@@ -1,0 +1,156 @@
+"""The requests of neighbours that this node holds.
+
+At most ``MAX_SERVED_REQUESTS`` are held, with at most ``MAX_SERVED_BYTES`` of inputs, and of one neighbour at most
+``MAX_SERVED_PER_NEIGHBOUR``. Neighbours share these bounds: when one is reached, the neighbour that holds most gives
+way to one that holds less, and its newest request is answered with ``busy``. A request that finds no place is answered
+at once, before its inputs are kept. None is held beyond its budget.
+"""
+
+from typing import Final
+
+from protocols.access import AccessTable
+from protocols.base import limits
+from protocols.base.allowance import Allowance
+from protocols.base.ids import NodeId, Role
+from protocols.base.shares import Shares
+from protocols.base.time import NEVER
+from protocols.inference.events import CancelCompute, Compute
+from protocols.inference.placement import LocalModel
+from protocols.links.queues import Drops
+from protocols.machine import Message
+from protocols.wire.inference import InferAnswer, InferRequest
+
+MAX_SERVED_PER_NEIGHBOUR: Final = 16
+"""Requests held of one neighbour: more would only wait until their callers have given up."""
+MAX_SERVED_BYTES: Final = 64 * 1024 * 1024
+"""Inputs held for neighbours: 32 requests of 16 MiB would be half a gigabyte."""
+REQUESTS_PER_S: Final = 1_000
+MAX_REQUEST_BURST: Final = 2_000
+"""Requests and cancellations of one neighbour that are looked at. One takes up to 0.1 ms, with its refusal, so a
+neighbour that sends more than that takes at most a tenth of a core. Camera images come thirty times a second."""
+SERVED_GRACE_NS: Final = limits.SECOND
+"""A served request that was not answered this long after its budget is given up, because a run that hangs must not hold
+a place for ever."""
+
+
+class _Served:
+    __slots__ = ("give_up_ns", "node", "request", "size_bytes")
+
+    def __init__(self, node: NodeId, request: int, size_bytes: int, give_up_ns: int) -> None:
+        self.node, self.request, self.size_bytes, self.give_up_ns = node, request, size_bytes, give_up_ns
+
+
+class Serving:
+    """Holds the requests of neighbours, and hands out their runs and answers."""
+
+    def __init__(self, node: NodeId, access: AccessTable, drops: Drops) -> None:
+        self._node, self._access, self._drops = node, access, drops
+        self._held: dict[int, _Served] = {}  # by run, the oldest first
+        self._places: Shares[NodeId] = Shares()
+        self._bytes: Shares[NodeId] = Shares()
+        self._allowances: dict[NodeId, Allowance] = {}
+        self.effects: list[Compute | CancelCompute] = []
+        self.messages: list[Message] = []
+        self.served = self.refused_busy = 0
+        """Counters: requests taken, and requests that found no place or lost it."""
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def request(
+        self, asked: InferRequest, model: LocalModel | None, source: NodeId, role: Role, run: int, now: int
+    ) -> None:  # fmt: skip
+        """Take a request as ``run``, or answer it at once. ``model``: the one of that name here."""
+        if not self._may_ask(source, now):
+            return
+        if model is None or not model.served or model.digest != asked.digest:
+            self._answer(source, asked.request, "unknown", f"{self._node} does not offer this {asked.model!r}")
+        elif not self._access.permits_infer(role, source, asked.model):
+            self._answer(source, asked.request, "unknown", f"{self._node} may not compute {asked.model!r} for {source}")
+        elif not self._make_room(source, size_bytes := sum(len(named.tensor.data) for named in asked.inputs)):
+            self.refused_busy += 1
+            self._answer(source, asked.request, "busy", f"{self._node} holds {len(self._held)} requests")
+        else:
+            budget_ns = min(asked.budget_us, limits.MAX_BUDGET_MS * 1_000) * 1_000
+            self._held[run] = _Served(source, asked.request, size_bytes, now + budget_ns + SERVED_GRACE_NS)
+            self._places.add(source)
+            self._bytes.add(source, size_bytes)
+            self.served += 1
+            self.effects.append(Compute(run, asked.model, asked.inputs, asked.outputs, budget_ns, source))
+
+    def _may_ask(self, source: NodeId, now: int) -> bool:
+        allowance = self._allowances.get(source)
+        if allowance is None:
+            allowance = self._allowances[source] = Allowance(REQUESTS_PER_S, MAX_REQUEST_BURST, now)
+        if allowance.take(now):
+            return True
+        self._drops.count(source, "", "too_many_requests")
+        return False
+
+    def _make_room(self, source: NodeId, size_bytes: int) -> bool:
+        """Whether there is room now. The largest holder gives way if it holds more than ``source`` would."""
+        if self._places.held(source) >= MAX_SERVED_PER_NEIGHBOUR or size_bytes > MAX_SERVED_BYTES:
+            return False
+        while True:
+            if self._places.total >= limits.MAX_SERVED_REQUESTS:
+                shares, more = self._places, 1
+            elif self._bytes.total + size_bytes > MAX_SERVED_BYTES:
+                shares, more = self._bytes, size_bytes
+            else:
+                return True
+            largest = shares.largest()
+            if shares.held(largest) <= shares.held(source) + more:
+                return False
+            run = next(run for run, served in reversed(self._held.items()) if served.node == largest)
+            gone = self._drop(run)
+            self.refused_busy += 1
+            self._answer(gone.node, gone.request, "busy", f"{self._node} needs the place for another neighbour")
+
+    def _drop(self, run: int) -> _Served:
+        served = self._release(run)
+        self.effects.append(CancelCompute(run))
+        return served
+
+    def _release(self, run: int) -> _Served:
+        served = self._held.pop(run)
+        self._places.remove(served.node)
+        self._bytes.remove(served.node, served.size_bytes)
+        return served
+
+    def _answer(self, node: NodeId, request: int, status: str, detail: str) -> None:
+        self.messages.append((node, InferAnswer(request, status, detail=detail[: limits.MAX_TEXT_CHARS])))  # type: ignore[arg-type]
+
+    def cancel(self, request: int, source: NodeId, now: int) -> None:
+        """The neighbour no longer wants the answer."""
+        if self._may_ask(source, now):
+            for run, served in list(self._held.items()):
+                if served.node == source and served.request == request:
+                    self._drop(run)
+
+    def computed(self, run: int, answer: InferAnswer) -> bool:
+        """Send the result of a run, if it was for a neighbour; return whether it was."""
+        if run not in self._held:
+            return False
+        served = self._release(run)
+        self.messages.append((served.node, InferAnswer(
+            served.request, answer.status, answer.outputs, answer.queued_us, answer.compute_us, answer.detail
+        )))  # fmt: skip
+        return True
+
+    def neighbour_gone(self, node: NodeId) -> None:
+        """Drop what is held for a neighbour."""
+        self._allowances.pop(node, None)
+        for run, served in list(self._held.items()):
+            if served.node == node:
+                self._drop(run)
+
+    def handle_timer(self, now: int) -> None:
+        """Give up runs that hang."""
+        for run, served in list(self._held.items()):
+            if now >= served.give_up_ns:
+                self._drop(run)
+                self._answer(served.node, served.request, "late", "its run hangs")
+
+    def next_timer_at(self) -> int:
+        """When :meth:`handle_timer` has something to do."""
+        return min((served.give_up_ns for served in self._held.values()), default=NEVER)

@@ -1,0 +1,89 @@
+"""The signature of a model: names, types and shapes of its inputs and outputs, and which answers fit it."""
+
+from collections.abc import Iterator, Sequence
+
+from msgspec import Struct
+
+from protocols.wire.tensors import NamedTensor
+
+
+class TensorSignature(Struct, frozen=True):
+    """One input or output of a model."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    """None stands for a dimension of any size."""
+    sizes: tuple[str, ...] = ()
+    """The name that the model gives to each dimension of any size; empty for others. Dimensions of one name have the
+    same size in one run."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {described(self.dtype, self.shape)}"
+
+
+class ModelSignature(Struct, frozen=True):
+    """What a model takes and gives."""
+
+    inputs: tuple[TensorSignature, ...]
+    outputs: tuple[TensorSignature, ...]
+
+
+def described(dtype: str, shape: Sequence[int | None]) -> str:
+    """A tensor type as people read it: ``f4[1, 3, ?, ?]``."""
+    return f"{dtype}[{', '.join('?' if size is None else str(size) for size in shape)}]"
+
+
+def misfit(
+    signature: ModelSignature | None, inputs: Sequence[NamedTensor], wanted: Sequence[str],
+    outputs: Sequence[NamedTensor], *, by_name: bool = True,
+) -> str:  # fmt: skip
+    """Say why ``outputs`` can't be the result of a run on ``inputs``; empty when they can.
+
+    ``signature``: None when this node does not have the model. ``wanted``: the names that were asked for; none: all.
+    ``by_name``: whether dimensions of one name must have one size.
+    """
+    given = {named.name for named in outputs}
+    known = {} if signature is None else {output.name: output for output in signature.outputs}
+    expected = set(wanted or known)
+    if not given:
+        return "the answer has no outputs"
+    if expected and given != expected:
+        wrong = min(given ^ expected)
+        return f"the answer lacks the output {wrong!r}" if wrong in expected else f"the model gives no {wrong[:80]!r}"
+    if signature is None:
+        return ""
+    sizes = dict(_named_sizes(signature, inputs)) if by_name else {}
+    for named in outputs:
+        output, tensor = known[named.name], named.tensor
+        names = output.sizes if by_name else ()
+        shape = tuple(
+            size if size is not None else sizes.get(name) for size, name in _padded(output.shape, names)
+        )  # fmt: skip
+        fits = len(tensor.shape) == len(shape) and all(
+            size is None or size == have for size, have in zip(shape, tensor.shape, strict=True)
+        )
+        if tensor.dtype != output.dtype or not fits:
+            return (
+                f"output {output.name!r} is {described(tensor.dtype, tensor.shape)} instead of "
+                f"{described(output.dtype, shape)}"
+            )
+        for (size, name), have in zip(_padded(output.shape, names), tensor.shape, strict=True):
+            if size is None and name:
+                if sizes.setdefault(name, have) != have:
+                    return f"output {output.name!r} is {described(tensor.dtype, tensor.shape)}: {name!r} has two sizes"
+    return ""
+
+
+def _padded(shape: Sequence[int | None], names: Sequence[str]) -> Iterator[tuple[int | None, str]]:
+    return ((size, names[at] if at < len(names) else "") for at, size in enumerate(shape))
+
+
+def _named_sizes(signature: ModelSignature, inputs: Sequence[NamedTensor]) -> Iterator[tuple[str, int]]:
+    known = {each.name: each for each in signature.inputs}
+    for named in inputs:
+        taken = known.get(named.name)
+        if taken is not None:
+            for name, size in zip(taken.sizes, named.tensor.shape, strict=False):
+                if name:
+                    yield name, size
