@@ -5,6 +5,8 @@ must not, so
 
 - the ``Host`` header must be a loopback name (DNS rebinding makes any other name point here);
 - an ``Origin`` header, which browsers add to what a page sends elsewhere, must be of loopback too;
+- a request without one, as for an image, a script or a link of a page, must not say that it comes from another site:
+  ``Sec-Fetch-Site``, and ``Referer`` for browsers that lack it. It could otherwise hold streams open, which are few;
 - bodies that publish must be declared as JSON, which a page can't send elsewhere without asking first.
 
 Bodies are bounded one by one and together, and have to arrive in time.
@@ -12,6 +14,7 @@ Bodies are bounded one by one and together, and have to arrive in time.
 
 import asyncio
 import ipaddress
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from email.utils import formatdate
@@ -42,6 +45,8 @@ MAX_BODIES_BYTES: Final = 192 * 1024 * 1024
 """The most bytes of all request bodies held at once: 128 connections could otherwise take all memory."""
 BODY_TIMEOUT_S: Final = 30.0
 """A body that takes longer to arrive is given up, because a stuck sender would hold its share for ever."""
+
+_AUTHORITY_END: Final = re.compile("[/?#]")
 
 _STATUS: Final[tuple[tuple[type[MeshError], int], ...]] = (
     (InputInvalid, 400),
@@ -115,9 +120,13 @@ def _refusal(scope: Scope) -> str | None:
     if len(hosts) != 1 or not _is_loopback(hosts[0]):
         given = hosts[0][:100] if hosts else ""
         return f"Host {given!r} is not a name of this host: use 127.0.0.1, [::1] or localhost"
-    for name, value in headers:
-        if name == b"origin" and not _is_loopback(value.decode("latin-1").partition("://")[2]):
-            return f"requests of web pages from {value[:100].decode('latin-1')!r} are refused: ask from this host"
+    origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
+    referers = [value.decode("latin-1") for name, value in headers if name == b"referer" and value]
+    for page in origins or referers:  # an Origin says more exactly what a Referer says
+        if not _is_loopback(_AUTHORITY_END.split(page.partition("://")[2], maxsplit=1)[0]):
+            return f"requests of web pages from {page[:100]!r} are refused: ask from this host"
+    if not origins and any(name == b"sec-fetch-site" and value.lower() == b"cross-site" for name, value in headers):
+        return "requests of web pages of other sites are refused: type the address, or ask from this host"
     return None
 
 
