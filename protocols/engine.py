@@ -185,7 +185,7 @@ class Engine:
             self.readings.forget_origin(node)
         self._link(node)
         queues = self.lanes.queues_of(node)
-        self.readings.add_peer(Peer(node, neighbour.role, queues.realtime, queues.bulk))
+        self.readings.add_peer(Peer(node, neighbour.role, queues.realtime, queues.bulk, now))
         if neighbour.realtime:
             self._put(node, self.readings.interest_for(node), now)
 

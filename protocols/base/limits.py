@@ -119,6 +119,9 @@ MAX_DROP_REASONS: Final = 4_096
 MAX_LIFESPAN_MS: Final = 24 * 3_600_000
 MAX_HOPS: Final = 8
 """How many neighbours may pass a reading on."""
+MEETING_NS: Final = 2 * SECOND
+"""After a node became a neighbour, what waited for the link to it may be older than what others passed on. For this
+long, subscriptions with hops get from it only what is newer; a forged sequence can't silence it for longer."""
 MAX_LINEAGE: Final = 16
 """Steps in a reading's lineage."""
 

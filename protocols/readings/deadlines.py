@@ -15,10 +15,14 @@ from protocols.readings.streams import LocalSubscription, Stream
 class Deadlines:
     """The deadlines of one router. It looks into the router's tables and changes only ``Stream.missed``."""
 
-    __slots__ = ("_heap", "_streams", "_subscriptions", "_watched", "due_ns")
+    __slots__ = ("_first_hand", "_hearsay", "_heap", "_subscriptions", "_watched", "due_ns")
 
-    def __init__(self, subscriptions: dict[int, LocalSubscription], streams: dict[tuple[str, str], Stream]) -> None:
-        self._subscriptions, self._streams = subscriptions, streams
+    def __init__(
+        self, subscriptions: dict[int, LocalSubscription], first_hand: dict[tuple[str, str], Stream],
+        hearsay: dict[tuple[str, str], Stream],
+    ) -> None:  # fmt: skip
+        """``hearsay`` counts only for subscriptions with hops."""
+        self._subscriptions, self._first_hand, self._hearsay = subscriptions, first_hand, hearsay
         self.due_ns = NEVER
         """When :meth:`missed` may have something to report; ``NEVER`` when nothing is watched."""
         self._heap: list[tuple[int, int, str, str]] = []
@@ -45,19 +49,25 @@ class Deadlines:
                 self.watch(number, stream, now + subscription.quality.deadline_ns)
 
     def missed(self, now: int) -> list[DeadlineMissed]:
-        """The deadlines that have passed without a reading. Streams that are gone are not reported."""
+        """The deadlines that have passed without a reading. A stream that is not known any more has missed them."""
         events = []
         while self._heap and self._heap[0][0] <= now:
             _, number, origin, key = heappop(self._heap)
             self._watched.discard((number, origin, key))
-            subscription, stream = self._subscriptions.get(number), self._streams.get((origin, key))
-            if subscription is None or stream is None:
+            subscription = self._subscriptions.get(number)
+            if subscription is None:
                 continue
+            streams = [self._first_hand.get((origin, key))]
+            if subscription.quality.hops:
+                streams.append(self._hearsay.get((origin, key)))
+            known = [stream for stream in streams if stream is not None]
             deadline_ns = subscription.quality.deadline_ns
-            if stream.last_ns + deadline_ns <= now:
-                events.append(DeadlineMissed(number, origin, key))
+            latest = max(known, key=lambda stream: stream.last_ns, default=None)
+            if latest is not None and latest.last_ns + deadline_ns > now:
+                self.watch(number, latest, latest.last_ns + deadline_ns)
+                continue
+            events.append(DeadlineMissed(number, origin, key))
+            for stream in known:
                 stream.missed = (*stream.missed, number)
-            else:
-                self.watch(number, stream, stream.last_ns + deadline_ns)
         self.due_ns = self._heap[0][0] if self._heap else NEVER
         return events

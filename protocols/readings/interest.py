@@ -50,7 +50,7 @@ def permitted_wants(
 
 
 def decide_subscribers(stream: Stream, subscriptions: Iterable[LocalSubscription], own: bool) -> None:
-    """Decide anew which subscriptions get a stream. ``own``: whether this node is its origin."""
+    """Decide anew which of ``subscriptions`` get a stream. ``own``: whether this node is its origin."""
     matching = [s for s in subscriptions if (s.quality.own or not own) and matches(s.expression, stream.key)]
     stream.numbers = tuple(s.number for s in matching if not s.quality.min_interval_ns)
     stream.limited = tuple(s for s in matching if s.quality.min_interval_ns)
@@ -58,12 +58,13 @@ def decide_subscribers(stream: Stream, subscriptions: Iterable[LocalSubscription
     stream.limited_last = {s.number: known[s.number] for s in stream.limited if s.number in known}
 
 
-def decide_routes(stream: Stream, peers: Iterable[Peer], version: int) -> None:
-    """Decide anew which neighbours get a stream. Most streams of other nodes are not passed on and never need this."""
+def decide_routes(stream: Stream, peers: Iterable[Peer], version: int, own: bool) -> None:
+    """Decide anew which neighbours get a stream. ``own``: whether this node is its origin; what it passes on is only
+    for neighbours that asked for it, with hops. Most streams of other nodes are not passed on and never need this."""
     last_ns = {known.peer.node: known.last_ns for known in stream.routes}
     routes = []
     for peer in peers:
-        wants = [want for want in peer.wants if matches(want.expression, stream.key)]
+        wants = [want for want in peer.wants if (own or want.hops) and matches(want.expression, stream.key)]
         if wants:
             new = Route(peer, wants)
             new.last_ns = last_ns.get(peer.node, -NEVER)

@@ -5,13 +5,14 @@ decided once and kept in a :class:`Stream`. A change of interests makes these de
 number: own subscriptions have one, and all interests together have another.
 
 Rules:
-1. A reading goes only to neighbours whose Interest matches its key, never back to its source or its origin.
+1. A reading goes only to neighbours whose Interest matches its key, never back to its source or its origin. A reading
+   of another node goes only to those that asked for it with hops.
 2. Within a stream only larger sequences are accepted: duplicates and late-comers are dropped and counted as ``stale``.
 3. A reading older than its lifespan, by the sum of both clocks' uncertainties, is dropped and counted as ``expired``.
 4. The access table decides who may be the origin of a key; what it denies is dropped and counted as ``denied``, and
    takes no place in any table.
-5. While a stream comes directly from its origin, copies of it from others are ``stale``. Only the neighbour that passed
-   a copy on vouches for it, so a copy must not silence its origin by a made-up sequence.
+5. What a neighbour says of itself counts, and what others say about it never does (``stale``). Hearsay about nodes that
+   are no neighbours is accepted where it was asked for; see :mod:`protocols.readings.hearsay`.
 6. The value that is kept and delivered is the value that was sent, even if its publisher changes it afterwards.
 """
 
@@ -20,14 +21,14 @@ from typing import Final
 
 from protocols.access import AccessTable
 from protocols.base import limits
-from protocols.base.errors import BoundExceeded, ContextMissing, InvalidKey, InvalidName, NotPermitted, ValueUnsupported
-from protocols.base.ids import NodeId, Role, node_id
+from protocols.base.errors import BoundExceeded, ContextMissing, InvalidKey, NotPermitted, ValueUnsupported
+from protocols.base.ids import NodeId, Role
 from protocols.base.keys import checked_expression, checked_key, intersects, matches
 from protocols.base.time import NEVER
 from protocols.links.queues import Drops, LaneQueue
-from protocols.readings.cache import SMALL, SMALL_BYTES, LastValues
-from protocols.readings.deadlines import Deadlines
+from protocols.readings.cache import SMALL, SMALL_BYTES
 from protocols.readings.events import DeadlineMissed, Delivery, Put, PutMany
+from protocols.readings.hearsay import Hearsay
 from protocols.readings.interest import decide_routes, decide_subscribers, permitted_wants, wants_to_ask_for
 from protocols.readings.publication import Publication
 from protocols.readings.quality import Quality
@@ -42,11 +43,10 @@ from protocols.readings.streams import (
     one_hop_less,
     parcels_of,
 )
+from protocols.readings.table import StreamTable
 from protocols.wire.parcels import decode_alone, encode_alone
-from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, check_position
+from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, Want, check_position
 
-_HEARSAY_LEAD: Final = 1_024
-"""How far copies may run ahead of their origin. Copies that are further ahead were made up, and the origin is right."""
 _MS: Final = limits.MS
 _BULK_THRESHOLD_BYTES: Final = limits.BULK_THRESHOLD_BYTES
 
@@ -66,27 +66,29 @@ class Router:
         to ``touched`` the queues into which it puts something; each is listed once, because it is marked. It appends to
         ``wanted`` the neighbours for whom something waits on a bulk lane that is not open."""
         self._node, self._role, self._sequence, self._access, self._drops = node, role, first_sequence, access, drops
-        self._streams: dict[tuple[str, str], Stream] = {}
         self._peers: dict[NodeId, Peer] = {}
         self._subscriptions: dict[int, LocalSubscription] = {}
         self._next_subscription = 1
         self._version = self._numbers_version = 0
         self._interest_version = 0
-        self._last_values = LastValues()
-        self._deadlines = Deadlines(self._subscriptions, self._streams)
+        self._table = StreamTable(self._subscriptions)
+        self._streams, self._deadlines = self._table.first_hand, self._table.deadlines
         self._checked_where: Position | None = None
         self.interest_changed = False
         """Whether neighbours must be told :meth:`interest_for` them again. The caller that does it clears this."""
         self._events: list[DeadlineMissed] = []
         self._touched = touched
         self._queueing = Queueing(drops, touched, wanted)
+        self._hearsay = Hearsay(
+            node, access, self._table, self._peers, self._subscriptions, drops, self._queueing, self._limited
+        )  # fmt: skip
         self._published = self._accepted = self._delivered = self._forwarded = 0
 
     def counters(self) -> dict[str, int]:
         """Counters by name, which only grow."""
         return {
             "published": self._published, "accepted": self._accepted, "delivered": self._delivered,
-            "forwarded": self._forwarded,
+            "forwarded": self._forwarded + self._hearsay.forwarded,
         }  # fmt: skip
 
     # --- subscriptions ---------------------------------------------------------------------------------------------
@@ -107,8 +109,8 @@ class Router:
         self._numbers_version += 1
         self.interest_changed = True
         past = []
-        for stream in self._streams.values():
-            if matches(expression, stream.key):
+        for stream in self._table:
+            if (quality.hops or not stream.is_hearsay) and matches(expression, stream.key):
                 if quality.deadline_ns:
                     self._deadlines.watch(number, stream, max(now, stream.last_ns) + quality.deadline_ns)
                 if quality.history and stream.last is not None and (quality.own or stream.origin != self._node):
@@ -144,8 +146,7 @@ class Router:
 
     def forget_origin(self, node: NodeId) -> None:
         """Forget the streams of a node that began a new life, because its sequences may be smaller now."""
-        for stream in [s for s in self._streams.values() if s.origin == node]:
-            self._drop_stream(stream)
+        self._table.forget_origin(node)
 
     def receive_interest(self, interest: Interest, node: NodeId, now: int, utc_now: int) -> None:
         """Note what a neighbour wants. Other neighbours may have to be asked on its behalf."""
@@ -159,19 +160,21 @@ class Router:
         peer.wants = wants
         self._version += 1
         old = {want.expression for want in before}
-        fresh = [want.expression for want in wants if want.history and want.expression not in old]
+        fresh = [want for want in wants if want.history and want.expression not in old]
         if fresh:
             self._send_history(peer, fresh, now, utc_now)
         if any(want.hops for want in (*before, *wants)):
             self.interest_changed = True
 
-    def _send_history(self, peer: Peer, expressions: list[str], now: int, utc_now: int) -> None:
-        for stream in list(self._streams.values()):
+    def _send_history(self, peer: Peer, wants: list[Want], now: int, utc_now: int) -> None:
+        for stream in list(self._table):
             reading = stream.last
             if reading is None or stream.origin == peer.node:
                 continue
             own = stream.origin == self._node
-            if (own or reading.hops) and any(matches(expression, stream.key) for expression in expressions):
+            if (own or reading.hops) and any(
+                (own or want.hops) and matches(want.expression, stream.key) for want in wants
+            ):
                 if not reading.lifespan_ms or utc_now < expiry_utc_ns(reading):
                     self._queueing.put_past(peer, reading if own else one_hop_less(reading), now, utc_now)
 
@@ -203,7 +206,7 @@ class Router:
         if stream.held_bytes == len(data) and not stream.missed and kind in SMALL:
             stream.newest, stream.last, stream.last_ns = sequence, reading, now
         else:
-            self._note(stream, reading, len(data), now)
+            self._table.note(stream, reading, len(data), now)
         self._published += 1
         queued = dropped = 0
         if stream.routes:
@@ -254,7 +257,7 @@ class Router:
         parcels = parcels_of(readings)
         self._sequence = first + len(readings)
         kept = [reading for parcel in parcels for reading in parcel[1]]
-        self._note(stream, kept[-1], 0, now)
+        self._table.note(stream, kept[-1], 0, now)
         self._published += len(kept)
         queued = 0
         for route in stream.routes:
@@ -279,16 +282,17 @@ class Router:
         check_time(when)
         stream = self._streams.get((self._node, key))
         if stream is None:
-            stream = self._keep_stream(Stream(self._node, key), now)
+            stream = Stream(self._node, key)
+            self._table.keep(stream, now)
         if stream.version != self._version:
             self._decide(stream, self._role)
         if stream.routes_version != self._version:
-            decide_routes(stream, self._peers.values(), self._version)
+            decide_routes(stream, self._peers.values(), self._version, own=True)
         if not stream.permitted:
             raise NotPermitted(f"the access table does not let {self._role.value} {self._node} publish on {key!r}")
         return stream
 
-    def accept(  # noqa: C901, PLR0912  # calls cost too much here
+    def accept(  # calls cost too much here
         self, readings: tuple[Reading, ...], source: NodeId, source_role: Role, now: int, utc_now: int,
         uncertainty_ns: int,
     ) -> list[Delivery]:  # fmt: skip
@@ -298,23 +302,19 @@ class Router:
         stream = peer.recent if peer is not None else None  # most often it is the same again
         for reading in readings:
             key, origin, sequence, value = reading.key, reading.origin, reading.sequence, reading.value
-            if stream is None or key != stream.key or origin != stream.origin or stream.version != self._version:
+            if origin != source:
+                delivery = self._hearsay.accept(
+                    reading, source, self._version, self._numbers_version, now, utc_now, uncertainty_ns
+                )
+                if delivery is not None:
+                    deliveries.append(delivery)
+                continue
+            if stream is None or key != stream.key or stream.version != self._version:
                 stream = self._streams.get((origin, key))
                 if stream is None or stream.version != self._version:
-                    stream = self._admit(stream, reading, source, source_role, now)
+                    stream = self._admit(stream, reading, source, source_role, peer, now)
                     if stream is None:
                         continue
-            if origin == source:
-                if stream.direct is not peer:
-                    stream.direct = peer
-                    if sequence + _HEARSAY_LEAD < stream.newest:
-                        stream.newest = -1
-            elif origin == self._node:
-                self._drops.count(source, key, "echo")
-                continue
-            elif stream.direct is not None and stream.direct is self._peers.get(NodeId(origin)):
-                self._drops.count(source, key, "stale")
-                continue
             if sequence <= stream.newest:
                 self._drops.count(source, key, "stale")
                 continue
@@ -327,13 +327,13 @@ class Router:
             if held_bytes == stream.held_bytes and not stream.missed:
                 stream.newest, stream.last, stream.last_ns = sequence, reading, now
             else:
-                self._note(stream, reading, 0, now)
+                self._table.note(stream, reading, 0, now)
             numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
             if numbers:
                 deliveries.append((numbers, reading))
             if reading.hops:
                 if stream.routes_version != self._version:
-                    decide_routes(stream, self._peers.values(), self._version)
+                    decide_routes(stream, self._peers.values(), self._version, own=False)
                 if stream.routes:
                     self._forwarded += self._queueing.pass_on(stream.routes, reading, source, now, utc_now)
         if peer is not None:
@@ -343,38 +343,31 @@ class Router:
         return deliveries
 
     def _admit(
-        self, stream: Stream | None, reading: Reading, source: NodeId, source_role: Role, now: int
+        self, stream: Stream | None, reading: Reading, source: NodeId, source_role: Role, peer: Peer | None, now: int
     ) -> Stream | None:
-        """The stream of a reading from ``source``, decided anew. None when access denies it, which is counted."""
-        if reading.origin == self._node:
-            self._drops.count(source, reading.key if stream is not None else "*", "echo")
-            return None
+        """The stream of a reading of ``source`` itself, decided anew. None when access denies it, which is counted."""
         if stream is None:
             try:
                 checked_key(reading.key)
-                node_id(reading.origin)  # a wildcard as origin would match every access rule
-            except (InvalidKey, InvalidName):
+            except InvalidKey:
                 self._drops.count(source, "*", "invalid_key")
                 return None
-            fresh = Stream(reading.origin, reading.key)
+            fresh = Stream(source, reading.key)
         else:
             fresh = stream
-        self._decide(fresh, source_role if reading.origin == source else None)
+        self._decide(fresh, source_role)
         if not fresh.permitted:
             self._drops.count(source, reading.key, "denied")
             if stream is not None:
-                self._drop_stream(stream)
+                self._table.drop(stream)
             return None
         if stream is None:
-            self._keep_stream(fresh, now)
+            self._table.keep(fresh, now)
+        if peer is not None and self._hearsay.is_late(reading, peer, now):
+            near = [subscription for subscription in self._subscriptions.values() if not subscription.quality.hops]
+            decide_subscribers(fresh, near, own=False)
+            fresh.version = fresh.numbers_version = -1  # the next reading is decided anew
         return fresh
-
-    def _note(self, stream: Stream, reading: Reading, size_bytes: int, now: int) -> None:
-        """Keep the newest reading of a stream. ``size_bytes``: of the encoded reading; 0: it is not known."""
-        stream.newest, stream.last_ns = reading.sequence, now
-        if stream.missed:
-            self._deadlines.watch_again(stream, now)
-        self._last_values.keep(stream, reading, size_bytes)
 
     def _limited(self, stream: Stream, now: int) -> list[int]:
         due = []
@@ -388,32 +381,12 @@ class Router:
         return due
 
     # --- decisions kept per stream ---------------------------------------------------------------------------------
-    def _keep_stream(self, stream: Stream, now: int) -> Stream:
-        if len(self._streams) >= limits.MAX_STREAMS:
-            self._drop_stream(next(iter(self._streams.values())))
-        self._streams[stream.origin, stream.key] = stream
-        stream.last_ns = now
-        for subscription in self._subscriptions.values():
-            if subscription.quality.deadline_ns and matches(subscription.expression, stream.key):
-                self._deadlines.watch(subscription.number, stream, now + subscription.quality.deadline_ns)
-        return stream
-
-    def _drop_stream(self, stream: Stream) -> None:
-        del self._streams[stream.origin, stream.key]
-        stream.version = -1  # a neighbour may have it as its most recent one
-        self._last_values.forget(stream)
-
-    def _decide(self, stream: Stream, role: Role | None) -> None:
-        """Decide anew all but the routes. ``role``: that of the origin when the caller knows it."""
+    def _decide(self, stream: Stream, role: Role) -> None:
+        """Decide anew all but the routes. ``role``: that of the origin."""
         origin = NodeId(stream.origin)
-        if role is None and origin in self._peers:
-            role = self._peers[origin].role
         if role is not stream.role or stream.version < 0:  # the table of access itself never changes
             stream.role = role
-            if role is not None:
-                stream.permitted = self._access.permits_publish(role, origin, stream.key)
-            else:
-                stream.permitted = self._access.permits_origin(origin, stream.key)
+            stream.permitted = self._access.permits_publish(role, origin, stream.key)
         if stream.numbers_version != self._numbers_version:
             decide_subscribers(stream, self._subscriptions.values(), origin == self._node)
             stream.numbers_version = self._numbers_version

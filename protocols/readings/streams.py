@@ -33,12 +33,13 @@ class LocalSubscription:
 class Route:
     """A neighbour that wants a key, with all its matching wants taken together."""
 
-    __slots__ = ("conflate", "last_ns", "min_interval_ns", "peer")
+    __slots__ = ("conflate", "hops", "last_ns", "min_interval_ns", "peer")
 
     def __init__(self, peer: "Peer", wants: list[Want]) -> None:
         self.peer = peer
-        self.min_interval_ns, self.conflate = wants[0].min_interval_us * 1_000, True
+        self.min_interval_ns, self.conflate, self.hops = wants[0].min_interval_us * 1_000, True, 0
         for want in wants:
+            self.hops = max(self.hops, want.hops)
             self.min_interval_ns = min(self.min_interval_ns, want.min_interval_us * 1_000)
             self.conflate = self.conflate and want.conflate
         self.last_ns = -NEVER
@@ -48,15 +49,15 @@ class Stream:
     """Everything that is known about one (origin, key)."""
 
     __slots__ = (
-        "direct", "held_bytes", "key", "last", "last_ns", "limited", "limited_last", "missed", "newest", "numbers",
+        "held_bytes", "is_hearsay", "key", "last", "last_ns", "limited", "limited_last", "missed", "newest", "numbers",
         "numbers_version", "origin", "permitted", "role", "routes", "routes_version", "version",
     )  # fmt: skip
 
-    def __init__(self, origin: str, key: str) -> None:
+    def __init__(self, origin: str, key: str, is_hearsay: bool = False) -> None:
+        """``is_hearsay``: whether others pass it on, and its origin does not send it itself."""
         # Fields that each reading needs come first: compiled code keeps them together in memory.
         self.origin, self.key = origin, key
         self.version = -1
-        self.direct: Peer | None = None  # the origin, if it sent a reading of the stream itself
         self.newest = -1
         self.held_bytes = 0
         self.missed: tuple[int, ...] = ()  # subscriptions that were told that it is silent
@@ -70,15 +71,17 @@ class Stream:
         self.limited_last: dict[int, int] = {}
         self.routes: tuple[Route, ...] = ()
         self.routes_version = -1
+        self.is_hearsay = is_hearsay
 
 
 class Peer:
     """A neighbour as this machine sees it."""
 
-    __slots__ = ("bulk", "interest_version", "node", "realtime", "recent", "role", "wants")
+    __slots__ = ("bulk", "interest_version", "node", "realtime", "recent", "role", "since_ns", "wants")
 
-    def __init__(self, node: NodeId, role: Role, realtime: LaneQueue, bulk: LaneQueue) -> None:
-        self.node, self.role, self.realtime, self.bulk = node, role, realtime, bulk
+    def __init__(self, node: NodeId, role: Role, realtime: LaneQueue, bulk: LaneQueue, since_ns: int = 0) -> None:
+        """``since_ns``: when it became a neighbour."""
+        self.node, self.role, self.realtime, self.bulk, self.since_ns = node, role, realtime, bulk, since_ns
         self.wants: tuple[Want, ...] = ()
         self.interest_version = -1
         self.recent: Stream | None = None

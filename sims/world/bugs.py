@@ -171,7 +171,7 @@ def duplicates_taken(engine: Engine) -> None:
             for reading in frame:
                 stream = readings._streams.get((reading.origin, reading.key))
                 if stream is not None:
-                    stream.newest, stream.direct = -1, None
+                    stream.newest = -1
             return accept(frame, *rest)  # type: ignore[no-any-return]
 
         return forgetful

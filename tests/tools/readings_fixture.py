@@ -34,7 +34,7 @@ class Bench:
             self.add(node)
 
     def add(self, node: NodeId) -> Peer:
-        peer = Peer(node, Role.VEHICLE, LaneQueue(node, self.drops), LaneQueue(node, self.drops))
+        peer = Peer(node, Role.VEHICLE, LaneQueue(node, self.drops), LaneQueue(node, self.drops), self.now)
         self.peers[node] = peer
         self.machine.add_peer(peer)
         return peer

@@ -44,7 +44,9 @@ def test_interest_gets_last_values_once_and_only_fresh_ones() -> None:
     )
     bench.now = SECOND
     bench.wants(A, Want("**"))
-    assert [(one.key, one.hops) for one in bench.sent(A)] == [("veh/me/x", 0), ("veh/b/far", 1), ("veh/b/fresh", 0)]
+    assert [one.key for one in bench.sent(A)] == ["veh/me/x"], "readings of others were not asked for"
+    bench.wants(A, Want("**"), Want("veh/b/*", hops=1))
+    assert [(one.key, one.hops) for one in bench.sent(A)] == [("veh/b/far", 1), ("veh/b/fresh", 0)]
     bench.wants(A, Want("**"), Want("veh/me/*"))
     assert [one.key for one in bench.sent(A)] == ["veh/me/x"]
     bench.wants(A, Want("**"), Want("veh/me/*"))
@@ -103,16 +105,35 @@ def test_reading_passed_on_loses_a_hop_and_never_returns() -> None:
     bench = Bench(A, B, c := NodeId("c"))
     for node in (A, B, c):
         bench.wants(node, Want("**", hops=2))
-    bench.accept(A, reading("veh/c/x", "c", 1, hops=2), reading("veh/c/y", "c", 1))
-    assert [(one.key, one.hops) for one in bench.sent(B)] == [("veh/c/x", 1)]
-    assert bench.sent(A) == bench.sent(c) == []
-    assert bench.machine.counters()["forwarded"] == 1
+    bench.accept(c, reading("veh/c/x", "c", 1, hops=2), reading("veh/c/y", "c", 1))
+    assert (
+        [(one.key, one.hops) for one in bench.sent(B)]
+        == [("veh/c/x", 1)]
+        == [(one.key, one.hops) for one in bench.sent(A)]
+    )
+    assert bench.sent(c) == []
+    bench.accept(A, reading("veh/d/x", "d", 1, hops=1), reading("veh/d/y", "d", 1))
+    assert [(one.key, one.hops) for one in bench.sent(B)] == [("veh/d/x", 0)]
+    assert bench.sent(A) == []
+    assert bench.machine.counters()["forwarded"] == 4
+
+
+def test_reading_of_another_node_is_passed_on_only_to_those_who_asked_with_hops() -> None:
+    """Who wants readings of its neighbours alone must not get hearsay from an honest neighbour either."""
+    bench = Bench(A, B, c := NodeId("c"))
+    bench.wants(B, Want("**"))
+    bench.wants(c, Want("**"), Want("veh/a/x", hops=1))
+    bench.accept(A, reading("veh/a/x", hops=2), reading("veh/a/y", hops=2))
+    assert bench.sent(B) == []
+    assert [one.key for one in bench.sent(c)] == ["veh/a/x"]
+    bench.publish("veh/me/x", hops=1)
+    assert len(bench.sent(B)) == len(bench.sent(c)) == 1
 
 
 def test_reading_passed_on_respects_rate_and_queue_of_each() -> None:
     """Hearsay has no privilege."""
     bench = Bench(A, B)
-    bench.wants(B, Want("**", 1_000_000))
+    bench.wants(B, Want("**", 1_000_000, hops=1))
     for sequence in range(3):
         bench.accept(A, reading(sequence=sequence, hops=1))
     assert len(bench.sent(B)) == 1
@@ -124,10 +145,10 @@ def test_reading_that_grows_when_passed_on_is_counted_not_raised(monkeypatch: py
     monkeypatch.setattr(limits, "MAX_FRAME_BYTES", 2_000)
     bench = Bench(A, B, c := NodeId("c"))
     bench.machine.subscribe("**", ALL, 0)
-    bench.wants(B, Want("**"))
-    bench.wants(c, Want("**"))
+    bench.wants(B, Want("**", hops=1))
+    bench.wants(c, Want("**", hops=1))
     value = [1.5] * 300
     assert len(bench.accept(A, reading(value=value, hops=2))) == 1
-    bench.wants(B, Want("**"), Want("veh/**"))
+    bench.wants(B, Want("**", hops=1), Want("veh/**", hops=1))
     assert bench.sent(B) == bench.sent(c) == []
     assert bench.dropped() == {(B, "too_large"): 2}

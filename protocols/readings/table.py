@@ -1,0 +1,76 @@
+"""The streams that one node knows: those that it hears from their origins, and those that it knows by hearsay.
+
+The two kinds are kept apart, so that nothing that a neighbour passes on can change what is known of a stream from its
+origin. Together they stay within ``MAX_STREAMS``.
+"""
+
+from collections.abc import Iterator
+
+from protocols.base import limits
+from protocols.base.ids import NodeId
+from protocols.base.keys import matches
+from protocols.readings.cache import LastValues
+from protocols.readings.deadlines import Deadlines
+from protocols.readings.streams import LocalSubscription, Stream
+from protocols.wire.readings import Reading
+
+StreamId = tuple[str, str]
+"""The origin and the key of a stream."""
+
+
+class StreamTable:
+    """The streams of one router, their last values and their deadlines."""
+
+    __slots__ = ("_subscriptions", "deadlines", "first_hand", "hearsay", "last_values")
+
+    def __init__(self, subscriptions: dict[int, LocalSubscription]) -> None:
+        self.first_hand: dict[StreamId, Stream] = {}
+        """Streams of this node and of neighbours that sent them themselves, oldest first."""
+        self.hearsay: dict[StreamId, Stream] = {}
+        """Streams that other neighbours passed on, oldest first."""
+        self.last_values = LastValues()
+        self.deadlines = Deadlines(subscriptions, self.first_hand, self.hearsay)
+        self._subscriptions = subscriptions
+
+    def __len__(self) -> int:
+        return len(self.first_hand) + len(self.hearsay)
+
+    def __iter__(self) -> Iterator[Stream]:
+        """All streams; of one (origin, key), the stream from the origin comes first."""
+        yield from self.first_hand.values()
+        yield from self.hearsay.values()
+
+    def keep(self, stream: Stream, now: int) -> None:
+        """Add a stream. An older one gives way when the table is full."""
+        if len(self) >= limits.MAX_STREAMS:
+            self.drop(next(iter(self)))
+        table = self.hearsay if stream.is_hearsay else self.first_hand
+        table[stream.origin, stream.key] = stream
+        stream.last_ns = now
+        for subscription in self._subscriptions.values():
+            quality = subscription.quality
+            if (
+                quality.deadline_ns
+                and (quality.hops or not stream.is_hearsay)
+                and matches(subscription.expression, stream.key)
+            ):
+                self.deadlines.watch(subscription.number, stream, now + quality.deadline_ns)
+
+    def drop(self, stream: Stream) -> None:
+        """Remove a stream and its last value."""
+        table = self.hearsay if stream.is_hearsay else self.first_hand
+        del table[stream.origin, stream.key]
+        stream.version = -1  # a neighbour may have it as its most recent one
+        self.last_values.forget(stream)
+
+    def forget_origin(self, origin: NodeId) -> None:
+        """Remove everything that is known of the streams of ``origin``."""
+        for stream in [stream for stream in self if stream.origin == origin]:
+            self.drop(stream)
+
+    def note(self, stream: Stream, reading: Reading, size_bytes: int, now: int) -> None:
+        """Keep the newest reading of a stream. ``size_bytes``: of the encoded reading; 0: it is not known."""
+        stream.newest, stream.last_ns = reading.sequence, now
+        if stream.missed:
+            self.deadlines.watch_again(stream, now)
+        self.last_values.keep(stream, reading, size_bytes)
