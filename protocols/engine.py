@@ -272,8 +272,7 @@ class Engine:
             self._dial_bulk()
 
     def _tell_interest(self, now: int) -> None:
-        self.readings.interest_changed = False
-        for node in self._reached():
+        for node in self.readings.untold(self._reached(), now):
             self._put(node, self.readings.interest_for(node), now)
 
     # --- time, effects, events -------------------------------------------------------------------------------------

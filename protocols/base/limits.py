@@ -119,6 +119,30 @@ MAX_DROP_REASONS: Final = 4_096
 MAX_LIFESPAN_MS: Final = 24 * 3_600_000
 MAX_HOPS: Final = 8
 """How many neighbours may pass a reading on."""
+MAX_WANTS: Final = 2_048
+"""Wants of all neighbours that are held; each is matched with each new key that is published or passed on."""
+INTERESTS_PER_S: Final = 1
+MAX_INTEREST_BURST: Final = 32
+"""Interests of one neighbour that change something. One takes 5 ms with 256 new expressions, and has routes decided
+anew. Beyond the allowance the newest one waits. A program that makes 32 subscriptions one by one stays within it."""
+MATCHING_STEPS_PER_S: Final = 200_000
+MAX_MATCHING_BURST: Final = 200_000
+"""Steps of matching that one neighbour may cause with new keys and new wants; a second's worth takes 50 ms."""
+MATCHING_STEPS_PER_FRAME: Final = 16_384
+"""Steps that one frame may cause before new keys in it are dropped: 4 ms. 64 new keys and 60 wildcards stay within
+it."""
+NEW_STREAM_STEPS: Final = 100
+"""What it takes to check and keep a new key, in steps of matching."""
+INTERESTS_AT_ONCE: Final = 16
+"""Neighbours told at once that the interest of this node has changed, which takes 5 ms with 256 wants …"""
+INTEREST_PAUSE_NS: Final = 10 * MS
+"""… and the pause until the next are told."""
+HISTORY_STEPS: Final = 16_384
+"""Steps of matching in one slice of history, which takes 4 ms …"""
+HISTORY_PAUSE_NS: Final = 20 * MS
+"""… and the pause until the next."""
+HISTORY_PATIENCE_NS: Final = 200 * MS
+"""The pause when no neighbour that waits for history takes more of it."""
 MEETING_NS: Final = 2 * SECOND
 """After a node became a neighbour, what waited for the link to it may be older than what others passed on. For this
 long, subscriptions with hops get from it only what is newer; a forged sequence can't silence it for longer."""

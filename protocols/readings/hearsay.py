@@ -18,6 +18,7 @@ from protocols.readings.interest import decide_routes, decide_subscribers
 from protocols.readings.queueing import Queueing
 from protocols.readings.streams import LocalSubscription, Peer, Stream
 from protocols.readings.table import StreamTable
+from protocols.readings.work import Work
 from protocols.wire.readings import Reading
 
 
@@ -26,21 +27,21 @@ class Hearsay:
 
     def __init__(
         self, node: NodeId, access: AccessTable, table: StreamTable, peers: dict[NodeId, Peer],
-        subscriptions: dict[int, LocalSubscription], drops: Drops, queueing: Queueing,
+        subscriptions: dict[int, LocalSubscription], drops: Drops, queueing: Queueing, work: Work,
         limited: Callable[[Stream, int], list[int]],
     ) -> None:  # fmt: skip
         """``limited`` says which subscriptions with a rate limit get a reading of a stream now."""
         self._node, self._access, self._table, self._peers = node, access, table, peers
         self._subscriptions, self._drops, self._queueing, self._limited = subscriptions, drops, queueing, limited
+        self._work = work
         self.forwarded = 0
         """How many times such a reading was queued for a further neighbour."""
 
     def accept(
-        self, reading: Reading, source: NodeId, version: int, numbers_version: int, now: int, utc_now: int,
-        uncertainty_ns: int,
-    ) -> Delivery | None:  # fmt: skip
-        """Take a reading whose origin is not ``source``. Returns what to deliver here. ``version`` and
-        ``numbers_version`` are those of the router."""
+        self, reading: Reading, source: NodeId, version: int, now: int, utc_now: int, uncertainty_ns: int
+    ) -> Delivery | None:
+        """Take a reading whose origin is not ``source``. Returns what to deliver here. ``version`` is that of the
+        router."""
         origin, key = reading.origin, reading.key
         if origin == self._node:
             self._drops.count(source, key, "echo")
@@ -50,7 +51,7 @@ class Hearsay:
             return None
         stream = self._table.hearsay.get((origin, key))
         if stream is None or stream.version != version:
-            stream = self._admit(stream, reading, source, version, numbers_version, now)
+            stream = self._admit(stream, reading, source, version, now)
             if stream is None:
                 return None
         if reading.sequence <= stream.newest:
@@ -77,11 +78,12 @@ class Hearsay:
         self._table.drop(copies)
         return False
 
-    def _admit(
-        self, stream: Stream | None, reading: Reading, source: NodeId, version: int, numbers_version: int, now: int
-    ) -> Stream | None:
+    def _admit(self, stream: Stream | None, reading: Reading, source: NodeId, version: int, now: int) -> Stream | None:
         """The stream of a reading, decided anew. None when it is not accepted, which is counted."""
         origin, key = reading.origin, reading.key
+        if not self._work.is_allowed(self._peers.get(source), stream is None, routes=True, now=now):
+            self._drops.count(source, "*", "over_rate")
+            return None
         fresh = stream
         if fresh is None:
             try:
@@ -90,15 +92,14 @@ class Hearsay:
             except (InvalidKey, InvalidName):
                 self._drops.count(source, "*", "invalid_key")
                 return None
-            fresh = Stream(origin, key, is_hearsay=True)
-            fresh.permitted = self._access.permits_origin(node, key)
-        if not fresh.permitted:
-            self._drops.count(source, key, "denied")
-            return None
-        if fresh.numbers_version != numbers_version:
+            if not self._access.permits_origin(node, key):
+                self._drops.count(source, key, "denied")
+                return None
+            fresh = Stream(origin, key, source, is_hearsay=True)
+        if not fresh.is_decided:
             far = [subscription for subscription in self._subscriptions.values() if subscription.quality.hops]
             decide_subscribers(fresh, far, own=False)
-            fresh.numbers_version = numbers_version
+            fresh.is_decided = True
         decide_routes(fresh, self._peers.values(), version, own=False)
         if not (fresh.numbers or fresh.limited or any(r.hops > 1 and r.peer.node != source for r in fresh.routes)):
             self._drops.count(source, key, "unasked")

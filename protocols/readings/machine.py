@@ -23,13 +23,22 @@ from protocols.access import AccessTable
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ContextMissing, InvalidKey, NotPermitted, ValueUnsupported
 from protocols.base.ids import NodeId, Role
-from protocols.base.keys import checked_expression, checked_key, intersects, matches
+from protocols.base.keys import checked_expression, checked_key, intersects
 from protocols.base.time import NEVER
 from protocols.links.queues import Drops, LaneQueue
 from protocols.readings.cache import SMALL, SMALL_BYTES
 from protocols.readings.events import DeadlineMissed, Delivery, Put, PutMany
 from protocols.readings.hearsay import Hearsay
-from protocols.readings.interest import decide_routes, decide_subscribers, permitted_wants, wants_to_ask_for
+from protocols.readings.history import History
+from protocols.readings.interest import (
+    add_subscriber,
+    decide_routes,
+    decide_subscribers,
+    permitted_wants,
+    remove_subscriber,
+    share_wants,
+    wants_to_ask_for,
+)
 from protocols.readings.publication import Publication
 from protocols.readings.quality import Quality
 from protocols.readings.queueing import Queueing
@@ -40,12 +49,12 @@ from protocols.readings.streams import (
     Stream,
     check_time,
     expiry_utc_ns,
-    one_hop_less,
     parcels_of,
 )
 from protocols.readings.table import StreamTable
+from protocols.readings.work import Work
 from protocols.wire.parcels import decode_alone, encode_alone
-from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, Want, check_position
+from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, check_position
 
 _MS: Final = limits.MS
 _BULK_THRESHOLD_BYTES: Final = limits.BULK_THRESHOLD_BYTES
@@ -69,19 +78,27 @@ class Router:
         self._peers: dict[NodeId, Peer] = {}
         self._subscriptions: dict[int, LocalSubscription] = {}
         self._next_subscription = 1
-        self._version = self._numbers_version = 0
+        self._version = 0
         self._interest_version = 0
         self._table = StreamTable(self._subscriptions)
         self._streams, self._deadlines = self._table.first_hand, self._table.deadlines
         self._checked_where: Position | None = None
         self.interest_changed = False
-        """Whether neighbours must be told :meth:`interest_for` them again. The caller that does it clears this."""
+        """Whether neighbours must be told :meth:`interest_for` them again; see :meth:`untold`."""
+        self._changes = 0
+        self._told: dict[NodeId, int] = {}  # the change that a neighbour was told last
+        self._tell_due_ns = NEVER
         self._events: list[DeadlineMissed] = []
         self._touched = touched
         self._queueing = Queueing(drops, touched, wanted)
+        self._work = Work(self._peers)
         self._hearsay = Hearsay(
-            node, access, self._table, self._peers, self._subscriptions, drops, self._queueing, self._limited
+            node, access, self._table, self._peers, self._subscriptions, drops, self._queueing, self._work,
+            self._limited,
         )  # fmt: skip
+        self._history = History(node, self._queueing)
+        self._put_off_due_ns = NEVER
+        self._utc_less_now = 0
         self._published = self._accepted = self._delivered = self._forwarded = 0
 
     def counters(self) -> dict[str, int]:
@@ -104,31 +121,57 @@ class Router:
                 f"{limits.MAX_SUBSCRIPTIONS} subscriptions are open: close some, or use a wider expression"
             )
         number, self._next_subscription = self._next_subscription, self._next_subscription + 1
-        self._subscriptions[number] = LocalSubscription(number, expression, quality)
-        self._version += 1
-        self._numbers_version += 1
-        self.interest_changed = True
+        subscription = LocalSubscription(number, expression, quality)
+        self._subscriptions[number] = subscription
+        self._work.subscribed(subscription)
+        self._change_interest()
         past = []
-        for stream in self._table:
-            if (quality.hops or not stream.is_hearsay) and matches(expression, stream.key):
-                if quality.deadline_ns:
-                    self._deadlines.watch(number, stream, max(now, stream.last_ns) + quality.deadline_ns)
-                if quality.history and stream.last is not None and (quality.own or stream.origin != self._node):
+        for stream in self._table.all():
+            own = stream.origin == self._node
+            if (stream.is_hearsay and not quality.hops) or not subscription.pattern.matches(
+                stream.key, stream.key.split("/")
+            ):
+                continue
+            if quality.deadline_ns:
+                self._deadlines.watch(number, stream, max(now, stream.last_ns) + quality.deadline_ns)
+            if quality.own or not own:
+                add_subscriber(stream, subscription)
+                if quality.history and stream.last is not None:
                     past.append(stream.last)
         return number, past
 
     def unsubscribe(self, number: int) -> None:
         """Remove a subscription. Unknown numbers are ignored."""
-        if self._subscriptions.pop(number, None) is not None:
-            self._version += 1
-            self._numbers_version += 1
-            self.interest_changed = True
+        subscription = self._subscriptions.pop(number, None)
+        if subscription is not None:
+            self._work.unsubscribed(subscription)
+            for stream in self._table.all():
+                remove_subscriber(stream, subscription)
+            self._change_interest()
 
     def interest_for(self, peer: NodeId) -> Interest:
         """What to ask of ``peer``: own subscriptions, and what other neighbours asked this node to ask for."""
         self._interest_version += 1
-        others = (wanted for other in self._peers.values() if other.node != peer for wanted in other.wants)
-        return Interest(self._interest_version, wants_to_ask_for(self._subscriptions.values(), others))
+        self._told[peer] = self._changes
+        others = {other.node: other.passed_on for other in self._peers.values() if other.node != peer}
+        wants, without_place = wants_to_ask_for(self._subscriptions.values(), others)
+        for node, count in without_place.items():
+            known = self._peers[node].without_place
+            if count > known:
+                self._drops.count(node, "*", "interest_full", count - known)
+                self._peers[node].without_place = count
+        return Interest(self._interest_version, wants)
+
+    def untold(self, reached: list[NodeId], now: int) -> list[NodeId]:
+        """Those of ``reached`` to tell now that the interest has changed. When they are many, the others follow."""
+        untold = [node for node in reached if self._told.get(node, 0) != self._changes]
+        self._tell_due_ns = NEVER if len(untold) <= limits.INTERESTS_AT_ONCE else now + limits.INTEREST_PAUSE_NS
+        self.interest_changed = False
+        return untold[: limits.INTERESTS_AT_ONCE]
+
+    def _change_interest(self) -> None:
+        self.interest_changed = True
+        self._changes += 1
 
     # --- neighbours ------------------------------------------------------------------------------------------------
     def add_peer(self, peer: Peer) -> None:
@@ -141,8 +184,10 @@ class Router:
         """Remove a neighbour that is gone."""
         peer = self._peers.pop(node, None)
         self._version += 1
-        if peer is not None and any(want.hops for want in peer.wants):
-            self.interest_changed = True
+        self._history.forget(node)
+        self._told.pop(node, None)
+        if peer is not None and (share_wants(self._peers.values(), self._drops) or peer.passed_on):
+            self._change_interest()
 
     def forget_origin(self, node: NodeId) -> None:
         """Forget the streams of a node that began a new life, because its sequences may be smaller now."""
@@ -154,29 +199,30 @@ class Router:
         if peer is None or interest.version <= peer.interest_version:  # a large one was overtaken
             return
         peer.interest_version = interest.version
-        before, wants = peer.wants, permitted_wants(interest, node, peer.role, self._access, self._drops)
-        if before == wants:
+        if interest.wants == peer.said and peer.put_off is None:
             return
-        peer.wants = wants
-        self._version += 1
-        old = {want.expression for want in before}
-        fresh = [want for want in wants if want.history and want.expression not in old]
-        if fresh:
-            self._send_history(peer, fresh, now, utc_now)
-        if any(want.hops for want in (*before, *wants)):
-            self.interest_changed = True
+        if not peer.interests.take(now):
+            if peer.put_off is None:
+                self._drops.count(node, "*", "interest_put_off")
+            peer.put_off, self._utc_less_now = interest, utc_now - now
+            self._put_off_due_ns = min(self._put_off_due_ns, now + limits.SECOND // limits.INTERESTS_PER_S)
+            return
+        self._take_interest(peer, interest, now, utc_now)
 
-    def _send_history(self, peer: Peer, wants: list[Want], now: int, utc_now: int) -> None:
-        for stream in list(self._table):
-            reading = stream.last
-            if reading is None or stream.origin == peer.node:
-                continue
-            own = stream.origin == self._node
-            if (own or reading.hops) and any(
-                (own or want.hops) and matches(want.expression, stream.key) for want in wants
-            ):
-                if not reading.lifespan_ms or utc_now < expiry_utc_ns(reading):
-                    self._queueing.put_past(peer, reading if own else one_hop_less(reading), now, utc_now)
+    def _take_interest(self, peer: Peer, interest: Interest, now: int, utc_now: int) -> None:
+        peer.put_off, peer.said = None, interest.wants
+        before, passed_on = peer.held, peer.passed_on
+        peer.asked, peer.without_place = permitted_wants(interest, peer, self._access, self._drops), 0
+        if not share_wants(self._peers.values(), self._drops):
+            return
+        self._version += 1
+        old = {want.expression for _, want in before}
+        fresh = [one for one in peer.held if one.want.history and one.want.expression not in old]
+        if fresh:
+            self._history.ask(peer, fresh, self._table.all(), now, utc_now)
+            self._history.serve(now)
+        if passed_on != peer.passed_on:
+            self._change_interest()
 
     # --- the hot path ----------------------------------------------------------------------------------------------
     def publish(
@@ -282,7 +328,7 @@ class Router:
         check_time(when)
         stream = self._streams.get((self._node, key))
         if stream is None:
-            stream = Stream(self._node, key)
+            stream = Stream(self._node, key, self._node)
             self._table.keep(stream, now)
         if stream.version != self._version:
             self._decide(stream, self._role)
@@ -298,14 +344,13 @@ class Router:
     ) -> list[Delivery]:  # fmt: skip
         """Take readings from a neighbour. Returns what to deliver here; what is passed on to others is queued."""
         deliveries: list[Delivery] = []
+        self._work.left_in_frame = limits.MATCHING_STEPS_PER_FRAME
         peer = self._peers.get(source)
         stream = peer.recent if peer is not None else None  # most often it is the same again
         for reading in readings:
             key, origin, sequence, value = reading.key, reading.origin, reading.sequence, reading.value
             if origin != source:
-                delivery = self._hearsay.accept(
-                    reading, source, self._version, self._numbers_version, now, utc_now, uncertainty_ns
-                )
+                delivery = self._hearsay.accept(reading, source, self._version, now, utc_now, uncertainty_ns)
                 if delivery is not None:
                     deliveries.append(delivery)
                 continue
@@ -333,7 +378,7 @@ class Router:
                 deliveries.append((numbers, reading))
             if reading.hops:
                 if stream.routes_version != self._version:
-                    decide_routes(stream, self._peers.values(), self._version, own=False)
+                    self._decide_routes(stream, peer, now)
                 if stream.routes:
                     self._forwarded += self._queueing.pass_on(stream.routes, reading, source, now, utc_now)
         if peer is not None:
@@ -352,7 +397,10 @@ class Router:
             except InvalidKey:
                 self._drops.count(source, "*", "invalid_key")
                 return None
-            fresh = Stream(source, reading.key)
+            if not self._work.is_allowed(peer, is_new=True, routes=False, now=now):
+                self._drops.count(source, "*", "over_rate")
+                return None
+            fresh = Stream(source, reading.key, source)
         else:
             fresh = stream
         self._decide(fresh, source_role)
@@ -366,7 +414,7 @@ class Router:
         if peer is not None and self._hearsay.is_late(reading, peer, now):
             near = [subscription for subscription in self._subscriptions.values() if not subscription.quality.hops]
             decide_subscribers(fresh, near, own=False)
-            fresh.version = fresh.numbers_version = -1  # the next reading is decided anew
+            fresh.version, fresh.is_decided = -1, False  # the next reading is decided anew
         return fresh
 
     def _limited(self, stream: Stream, now: int) -> list[int]:
@@ -387,24 +435,49 @@ class Router:
         if role is not stream.role or stream.version < 0:  # the table of access itself never changes
             stream.role = role
             stream.permitted = self._access.permits_publish(role, origin, stream.key)
-        if stream.numbers_version != self._numbers_version:
+        if not stream.is_decided:
             decide_subscribers(stream, self._subscriptions.values(), origin == self._node)
-            stream.numbers_version = self._numbers_version
+            stream.is_decided = True
         stream.version = self._version
+
+    def _decide_routes(self, stream: Stream, payer: Peer | None, now: int) -> None:
+        """Decide anew which neighbours get a stream of a neighbour, unless its allowance is used up. Then the decision
+        before holds on."""
+        if self._work.is_allowed(payer, is_new=False, routes=True, now=now):
+            decide_routes(stream, self._peers.values(), self._version, own=False)
+        elif stream.routes_version < 0:
+            self._drops.count(stream.origin, stream.key, "over_rate")
 
     def wanted_by(self, expression: str) -> list[NodeId]:
         """Neighbours that want some key which ``expression`` matches."""
-        return [p.node for p in self._peers.values() if any(intersects(w.expression, expression) for w in p.wants)]
+        return [
+            p.node for p in self._peers.values() if any(intersects(want.expression, expression) for _, want in p.held)
+        ]
 
     # --- time ------------------------------------------------------------------------------------------------------
     def handle_timer(self, now: int) -> None:
-        """Report streams that missed a deadline."""
+        """Report streams that missed a deadline, and do what was put off."""
         if self._deadlines.due_ns <= now:
             self._events.extend(self._deadlines.missed(now))
+        if self._history.due_ns <= now:
+            self._history.serve(now)
+        if self._put_off_due_ns <= now:
+            self._take_put_off(now)
+        if self._tell_due_ns <= now:
+            self.interest_changed = True
+
+    def _take_put_off(self, now: int) -> None:
+        """Take the Interest of one neighbour that waited for its allowance."""
+        waiting = [peer for peer in self._peers.values() if peer.put_off is not None]
+        ready = next((peer for peer in waiting if peer.interests.take(now)), None)
+        if ready is not None and ready.put_off is not None:
+            self._take_interest(ready, ready.put_off, now, now + self._utc_less_now)
+        pause_ns = limits.HISTORY_PAUSE_NS if ready is not None else limits.SECOND // limits.INTERESTS_PER_S
+        self._put_off_due_ns = now + pause_ns if len(waiting) > (ready is not None) else NEVER
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` has to be called at the latest."""
-        return self._deadlines.due_ns
+        return min(self._deadlines.due_ns, self._history.due_ns, self._put_off_due_ns, self._tell_due_ns)
 
     def events(self) -> list[DeadlineMissed]:
         """Events decided since the last call."""

@@ -4,18 +4,20 @@ A stream is all readings of one (origin, key). Permissions and routes are decide
 interests makes them stale; see :mod:`protocols.readings.machine` for the rules.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from protocols.base import limits
+from protocols.base.allowance import Allowance
 from protocols.base.errors import ValueUnsupported
 from protocols.base.ids import NodeId, Role
 from protocols.base.time import NEVER
 from protocols.links.queues import LaneQueue
+from protocols.readings.matching import Pattern
 from protocols.readings.quality import Quality
 from protocols.wire.parcels import decode_alone, encode_alone, encode_together
-from protocols.wire.readings import EventTime, Reading, Want
+from protocols.wire.readings import EventTime, Interest, Reading, Want
 
 IMMUTABLE: Final = frozenset((type(None), bool, int, float, str, bytes))
 """Types of values that can't be changed after they were published."""
@@ -24,10 +26,18 @@ IMMUTABLE: Final = frozenset((type(None), bool, int, float, str, bytes))
 class LocalSubscription:
     """A subscription of a program on this node."""
 
-    __slots__ = ("expression", "number", "quality")
+    __slots__ = ("expression", "number", "pattern", "quality")
 
     def __init__(self, number: int, expression: str, quality: Quality) -> None:
         self.number, self.expression, self.quality = number, expression, quality
+        self.pattern = Pattern(expression)
+
+
+class Asked(NamedTuple):
+    """A want of a neighbour."""
+
+    pattern: Pattern
+    want: Want
 
 
 class Route:
@@ -50,11 +60,12 @@ class Stream:
 
     __slots__ = (
         "held_bytes", "is_hearsay", "key", "last", "last_ns", "limited", "limited_last", "missed", "newest", "numbers",
-        "numbers_version", "origin", "permitted", "role", "routes", "routes_version", "version",
+        "is_decided", "origin", "payer", "permitted", "role", "routes", "routes_version", "version",
     )  # fmt: skip
 
-    def __init__(self, origin: str, key: str, is_hearsay: bool = False) -> None:
-        """``is_hearsay``: whether others pass it on, and its origin does not send it itself."""
+    def __init__(self, origin: str, key: str, payer: NodeId, is_hearsay: bool = False) -> None:
+        """``payer``: this node, or the neighbour that the stream came from. ``is_hearsay``: whether others pass it on,
+        and its origin does not send it itself."""
         # Fields that each reading needs come first: compiled code keeps them together in memory.
         self.origin, self.key = origin, key
         self.version = -1
@@ -67,25 +78,50 @@ class Stream:
         self.numbers: tuple[int, ...] = ()  # subscriptions without a rate limit of their own
         self.role: Role | None = None  # the role for which permission was decided
         self.permitted = False
-        self.numbers_version = -1
+        self.is_decided = False  # whether all subscriptions that it goes to are in `numbers` and `limited`
         self.limited_last: dict[int, int] = {}
         self.routes: tuple[Route, ...] = ()
         self.routes_version = -1
-        self.is_hearsay = is_hearsay
+        self.payer, self.is_hearsay = payer, is_hearsay
 
 
 class Peer:
     """A neighbour as this machine sees it."""
 
-    __slots__ = ("bulk", "interest_version", "node", "realtime", "recent", "role", "since_ns", "wants")
+    __slots__ = (
+        "asked", "bulk", "held", "interest_version", "interests", "node", "passed_on", "put_off", "realtime", "recent",
+        "role", "said", "since_ns", "steps", "without_place", "work",
+    )  # fmt: skip
 
     def __init__(self, node: NodeId, role: Role, realtime: LaneQueue, bulk: LaneQueue, since_ns: int = 0) -> None:
         """``since_ns``: when it became a neighbour."""
         self.node, self.role, self.realtime, self.bulk, self.since_ns = node, role, realtime, bulk, since_ns
-        self.wants: tuple[Want, ...] = ()
         self.interest_version = -1
         self.recent: Stream | None = None
         """The stream of its last reading."""
+        self.said: tuple[Want, ...] = ()
+        """The wants of its last Interest …"""
+        self.asked: tuple[Asked, ...] = ()
+        """… those that the access table permits …"""
+        self.held: tuple[Asked, ...] = ()
+        """… and those that its share has room for."""
+        self.passed_on: tuple[tuple[Want, int], ...] = ()
+        """What this node asks others for on its behalf: wants without hops, and over how many hops."""
+        self.steps = 0
+        """What matching a key with all of :attr:`held` costs."""
+        self.without_place = 0
+        """How many of its wants had no place in an Interest to others."""
+        self.interests = Allowance(limits.INTERESTS_PER_S, limits.MAX_INTEREST_BURST, since_ns)
+        self.put_off: Interest | None = None
+        """An Interest that came when the allowance was used up."""
+        self.work = Allowance(limits.MATCHING_STEPS_PER_S, limits.MAX_MATCHING_BURST, since_ns)
+        """What it may cost, in steps of matching."""
+
+    def hold(self, asked: tuple[Asked, ...]) -> None:
+        """Hold these wants, and no others."""
+        self.held = asked
+        self.steps = sum(pattern.steps for pattern, _ in asked)
+        self.passed_on = tuple((msgspec.structs.replace(want, hops=0), want.hops - 1) for _, want in asked if want.hops)
 
 
 def check_time(when: EventTime) -> None:

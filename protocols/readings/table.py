@@ -4,11 +4,8 @@ The two kinds are kept apart, so that nothing that a neighbour passes on can cha
 origin. Together they stay within ``MAX_STREAMS``.
 """
 
-from collections.abc import Iterator
-
 from protocols.base import limits
 from protocols.base.ids import NodeId
-from protocols.base.keys import matches
 from protocols.readings.cache import LastValues
 from protocols.readings.deadlines import Deadlines
 from protocols.readings.streams import LocalSubscription, Stream
@@ -35,26 +32,23 @@ class StreamTable:
     def __len__(self) -> int:
         return len(self.first_hand) + len(self.hearsay)
 
-    def __iter__(self) -> Iterator[Stream]:
+    def all(self) -> list[Stream]:
         """All streams; of one (origin, key), the stream from the origin comes first."""
-        yield from self.first_hand.values()
-        yield from self.hearsay.values()
+        return [*self.first_hand.values(), *self.hearsay.values()]
 
     def keep(self, stream: Stream, now: int) -> None:
         """Add a stream. An older one gives way when the table is full."""
         if len(self) >= limits.MAX_STREAMS:
-            self.drop(next(iter(self)))
+            self.drop(next(iter(self.first_hand.values() or self.hearsay.values())))
         table = self.hearsay if stream.is_hearsay else self.first_hand
         table[stream.origin, stream.key] = stream
         stream.last_ns = now
+        key, chunks = stream.key, stream.key.split("/")
         for subscription in self._subscriptions.values():
             quality = subscription.quality
-            if (
-                quality.deadline_ns
-                and (quality.hops or not stream.is_hearsay)
-                and matches(subscription.expression, stream.key)
-            ):
-                self.deadlines.watch(subscription.number, stream, now + quality.deadline_ns)
+            if quality.deadline_ns and (quality.hops or not stream.is_hearsay):
+                if subscription.pattern.matches(key, chunks):
+                    self.deadlines.watch(subscription.number, stream, now + quality.deadline_ns)
 
     def drop(self, stream: Stream) -> None:
         """Remove a stream and its last value."""
@@ -65,7 +59,7 @@ class StreamTable:
 
     def forget_origin(self, origin: NodeId) -> None:
         """Remove everything that is known of the streams of ``origin``."""
-        for stream in [stream for stream in self if stream.origin == origin]:
+        for stream in [stream for stream in self.all() if stream.origin == origin]:
             self.drop(stream)
 
     def note(self, stream: Stream, reading: Reading, size_bytes: int, now: int) -> None:

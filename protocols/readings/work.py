@@ -1,0 +1,45 @@
+"""What new keys and new wants may cost: each neighbour has an allowance, and each frame a bound.
+
+Costs are counted in steps of matching; see :mod:`protocols.readings.matching`. A decision is charged before it is made,
+with what it costs at most.
+"""
+
+from protocols.base import limits
+from protocols.base.ids import NodeId
+from protocols.readings.streams import LocalSubscription, Peer
+
+
+class Work:
+    """The work that one router does for neighbours."""
+
+    __slots__ = ("_peers", "left_in_frame", "subscriptions_steps")
+
+    def __init__(self, peers: dict[NodeId, Peer]) -> None:
+        self._peers = peers
+        self.left_in_frame = limits.MATCHING_STEPS_PER_FRAME
+        """The steps that are left for the frame that is being accepted."""
+        self.subscriptions_steps = 0
+        """What matching a key with all subscriptions of this node costs."""
+
+    def subscribed(self, subscription: LocalSubscription) -> None:
+        """Count a new subscription in."""
+        self.subscriptions_steps += subscription.pattern.steps
+
+    def unsubscribed(self, subscription: LocalSubscription) -> None:
+        """Count a subscription that ended out."""
+        self.subscriptions_steps -= subscription.pattern.steps
+
+    def is_allowed(self, payer: Peer | None, is_new: bool, routes: bool, now: int) -> bool:
+        """Whether decisions about a stream may be made now; if so, ``payer`` pays. ``is_new``: who gets the stream here
+        is decided too. ``routes``: which neighbours get it is decided."""
+        steps = limits.NEW_STREAM_STEPS + self.subscriptions_steps if is_new else 0
+        if routes:
+            steps += sum(peer.steps for peer in self._peers.values())
+        if self.left_in_frame <= 0 or (
+            payer is not None and payer.work.left(now) < min(steps, limits.MAX_MATCHING_BURST)
+        ):
+            return False
+        self.left_in_frame -= steps
+        if payer is not None:
+            payer.work.fine(steps)
+        return True

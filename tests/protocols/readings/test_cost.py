@@ -1,0 +1,227 @@
+"""What one neighbour can make this node do: by an Interest, by new keys, and by wants that travel further."""
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocols.base import limits
+from protocols.base.ids import NodeId
+from protocols.base.keys import matches
+from protocols.readings.interest import equal_share
+from protocols.readings.matching import Pattern
+from protocols.readings.quality import Quality
+from protocols.wire.readings import Want
+from tests.tools.readings_fixture import ALL, SECOND, A, B, Bench
+from tests.tools.strategies import reading
+
+HOSTILE = tuple(Want("/".join(["**", *["*"] * 7, f"q{number}", "**"])) for number in range(limits.MAX_SUBSCRIPTIONS))
+"""Each takes as long as an expression can, and none matches."""
+
+
+def invented(bench: Bench, source: NodeId, count: int, hops: int = 1) -> None:
+    """``source`` invents streams at a rate that its allowance permits."""
+    for number in range(count):
+        if number % 64 == 0:
+            bench.now += 50 * limits.MS
+        key = f"veh/{source}/" + "/".join([*"abcdefghijklm", str(number)])
+        bench.accept(source, reading(key, source, hops=hops))
+
+
+def turns(bench: Bench) -> int:
+    """Let time pass until nothing is put off. Returns how often the timer was due."""
+    count = 0
+    while bench.machine.next_timer_at() <= bench.now + 60 * SECOND:
+        bench.now = max(bench.now, bench.machine.next_timer_at())
+        bench.machine.handle_timer(bench.now)
+        bench.machine.interest_changed = False
+        count += 1
+    return count
+
+
+# --- matching ------------------------------------------------------------------------------------------------------
+@given(st.integers(0, 2**32))
+def test_pattern_matches_what_its_expression_matches(seed: int) -> None:
+    """It is a faster form of the same grammar."""
+    random = Random(seed)
+    key = [random.choice("ab") for _ in range(random.randint(1, 7))]
+    chunks = [random.choice(["a", "b", "*", "**"]) for _ in range(random.randint(1, 6))]
+    while chunks.count("**") > limits.MAX_DOUBLE_WILDCARDS:
+        chunks.remove("**")
+    if chunks:
+        expression = "/".join(chunks)
+        assert Pattern(expression).matches("/".join(key), key) == matches(expression, "/".join(key))
+
+
+def test_pattern_says_what_it_costs_at_most() -> None:
+    """Allowances are counted in these steps, so that the dearest expression must not pass for a cheap one."""
+    dearest = max(Pattern("/".join(["**", *["*"] * between, "**"])).steps for between in range(1, 15))
+    assert Pattern("veh/a/x").steps == Pattern("veh/*/x").steps == Pattern("veh/**").steps
+    assert Pattern(HOSTILE[0].expression).steps == dearest
+    assert dearest > 5 * Pattern("veh/*/x").steps
+
+
+# --- one Interest --------------------------------------------------------------------------------------------------
+def test_interest_after_many_invented_streams_is_answered_in_slices() -> None:
+    """One Interest of 4.5 kB held the engine for 25 s, and an honest neighbour was declared dead meanwhile."""
+    bench = Bench(A, B)
+    invented(bench, A, 16_000)
+    bench.publish("veh/me/mine", 1)
+    bench.now += SECOND
+    work = bench.machine._work
+    before = [peer.work.left(bench.now) for peer in bench.peers.values()]
+    bench.wants(B, *HOSTILE)
+    steps = sum(before) - sum(peer.work.left(bench.now) for peer in bench.peers.values())
+    assert 0 < steps < 2 * limits.HISTORY_STEPS
+    assert len(bench.machine._history) == 1
+    assert turns(bench) > 2
+    assert bench.sent(B) == []
+    assert work.left_in_frame <= limits.MATCHING_STEPS_PER_FRAME
+
+
+def test_interest_gets_its_whole_history_in_the_end() -> None:
+    """Slices put off and drop nothing. What comes meanwhile is sent once."""
+    bench = Bench(A)
+    for number in range(1_500):
+        bench.publish(f"veh/me/{number}", number)
+    bench.wants(A, Want("veh/me/*"))
+    first = [one.key for one in bench.sent(A)]
+    assert 100 < len(first) < 1_000
+    bench.now += 1
+    bench.publish("veh/me/1400", "newer")
+    got = first + [one.key for one in bench.sent(A)]
+    while len(bench.machine._history):
+        bench.now = bench.machine.next_timer_at()
+        bench.machine.handle_timer(bench.now)
+        got += [one.key for one in bench.sent(A)]
+    assert sorted(got) == sorted(f"veh/me/{number}" for number in range(1_500))
+
+
+def test_interest_of_a_neighbour_that_is_gone_is_answered_no_more() -> None:
+    """Its queues are gone too."""
+    bench = Bench(A)
+    for number in range(1_500):
+        bench.publish(f"veh/me/{number}", number)
+    bench.wants(A, Want("veh/me/*"))
+    bench.sent(A)
+    bench.machine.remove_peer(A)
+    assert len(bench.machine._history) == 0
+    turns(bench)
+    assert bench.sent(A) == []
+
+
+def test_history_waits_for_the_room_that_newer_readings_need() -> None:
+    """What is past must not push what is present out of a slow neighbour's queue."""
+    bench = Bench(A, B)
+    for number in range(3_000):
+        bench.publish(f"veh/me/{number}", number)
+    bench.wants(A, Want("**"))
+    for _ in range(200):
+        bench.now += limits.HISTORY_PAUSE_NS
+        bench.machine.handle_timer(bench.now)
+    waiting = bench.peers[A].realtime.waiting_readings
+    assert limits.MAX_QUEUE_READINGS // 2 <= waiting < limits.MAX_QUEUE_READINGS
+    assert not bench.dropped()
+    bench.wants(B, Want("veh/me/2999"))
+    for _ in range(5):
+        bench.now = bench.machine.next_timer_at()
+        bench.machine.handle_timer(bench.now)
+    assert [one.value for one in bench.sent(B)] == [2_999], "another neighbour need not wait for it"
+
+
+def test_interests_beyond_the_allowance_wait_and_the_newest_counts() -> None:
+    """Each change has the routes of all streams decided anew."""
+    bench = Bench(A)
+    for number in range(100):
+        bench.wants(A, Want(f"veh/me/{number}"))
+    assert len(bench.peers[A].held) == 1
+    assert bench.publish("veh/me/99")[0].queued == 0
+    assert bench.dropped() == {(A, "interest_put_off"): 1}
+    bench.now += SECOND
+    bench.machine.handle_timer(bench.now)
+    assert bench.publish("veh/me/99")[0].queued == 1
+    assert bench.publish("veh/me/31")[0].queued == 0
+
+
+# --- new keys ------------------------------------------------------------------------------------------------------
+def test_new_keys_beyond_the_allowance_are_dropped_by_name_and_others_are_not() -> None:
+    """Each new key is matched with every subscription. Whoever invents keys pays for it alone."""
+    bench = Bench(A, B)
+    bench.machine.subscribe("**", ALL, 0)
+    for number in range(5_000):
+        bench.accept(A, reading(f"veh/a/{number}", "a"))
+        assert bench.accept(B, reading("veh/b/x", "b", number))
+    assert set(bench.dropped()) == {(A, "over_rate")}
+    bench.now += 10 * SECOND
+    assert bench.accept(A, reading("veh/a/4999", "a"))
+
+
+def test_one_frame_of_new_keys_costs_a_bounded_number_of_steps() -> None:
+    """64 keys that all have to be matched with the dearest wants of all neighbours."""
+    bench = Bench(A, B)
+    bench.wants(B, *(Want(want.expression, hops=8) for want in HOSTILE))
+    frame = [reading(f"veh/far/{'a/' * 12}{number}", "far", hops=1) for number in range(64)]
+    left = bench.peers[A].work.left(0)
+    bench.accept(A, *frame)
+    assert left - bench.peers[A].work.left(0) < 2 * limits.MATCHING_STEPS_PER_FRAME
+    assert (A, "over_rate") in bench.dropped()
+
+
+# --- the wants of all ----------------------------------------------------------------------------------------------
+@given(st.lists(st.integers(0, 300), max_size=70), st.integers(0, 3_000))
+def test_equal_share_is_the_largest_that_fits(amounts: list[int], bound: int) -> None:
+    """Whoever wants less than the share gets all of it."""
+    share = equal_share(amounts, bound)
+    assert sum(min(amount, share) for amount in amounts) <= bound
+    if amounts and share < max(amounts):
+        assert sum(min(amount, share + 1) for amount in amounts) > bound
+
+
+def test_wants_of_all_neighbours_are_bounded_and_the_largest_holder_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each want is matched with each new key of this node."""
+    monkeypatch.setattr(limits, "MAX_WANTS", 100)
+    bench = Bench(A, B)
+    bench.wants(A, *(Want(f"veh/me/{number}") for number in range(256)))
+    assert len(bench.peers[A].held) == 100
+    bench.wants(B, Want("veh/me/x"), Want("veh/me/255"))
+    assert (len(bench.peers[A].held), len(bench.peers[B].held)) == (98, 2)
+    assert bench.publish("veh/me/x")[0].queued == 1
+    assert bench.publish("veh/me/255")[0].queued == 1
+    assert set(bench.dropped()) == {(A, "interest_full")}
+    bench.machine.remove_peer(B)
+    assert len(bench.peers[A].held) == 100
+
+
+def test_wants_with_hops_of_many_neighbours_share_an_interest_fairly() -> None:
+    """One neighbour with 256 wants must not keep those of the others from travelling."""
+    bench = Bench(A, B, c := NodeId("c"))
+    bench.machine.subscribe("rsu/**", Quality(hops=1), 0)
+    bench.wants(A, *(Want(f"veh/a/{number}", hops=8) for number in range(256)))
+    bench.wants(c, *(Want(f"veh/c/{number}", hops=2) for number in range(10)))
+    asked = bench.machine.interest_for(B).wants
+    assert len(asked) == limits.MAX_SUBSCRIPTIONS
+    assert asked[0] == Want("rsu/**", hops=1)
+    assert {Want(f"veh/c/{number}", hops=1) for number in range(10)} < set(asked)
+    assert bench.dropped() == {(A, "interest_full"): 11}
+    bench.machine.interest_for(B)
+    assert bench.dropped() == {(A, "interest_full"): 11}, "it is counted once"
+
+
+def test_change_of_interest_is_told_to_many_neighbours_in_slices() -> None:
+    """One frame of one neighbour must not make this node encode 63 large ones at once."""
+    names = [NodeId(f"n{number}") for number in range(40)]
+    bench = Bench(A, *names)
+    bench.wants(A, Want("veh/**", hops=2))
+    told: list[NodeId] = []
+    assert bench.machine.interest_changed
+    while bench.machine.interest_changed:
+        batch = bench.machine.untold(names, bench.now)
+        assert len(batch) <= limits.INTERESTS_AT_ONCE
+        for node in batch:
+            bench.machine.interest_for(node)
+        told += batch
+        if len(told) < len(names):
+            bench.now = bench.machine.next_timer_at()
+            bench.machine.handle_timer(bench.now)
+    assert told == names
