@@ -50,15 +50,7 @@ from protocols.gossip.trickle import Trickle
 from protocols.machine import Machine, Message
 from protocols.wire.entries import decode_fingerprints, decode_untrusted_entry, encode_fingerprints
 from protocols.wire.frame import Frame
-from protocols.wire.gossip import (
-    FRAMES,
-    Carried,
-    GossipDigest,
-    GossipEntries,
-    GossipFrame,
-    GossipHave,
-    GossipPull,
-)
+from protocols.wire.gossip import FRAMES, Carried, GossipDigest, GossipEntries, GossipFrame, GossipHave, GossipPull
 
 _COMPLAINT_PAUSE_NS: Final = 60 * limits.SECOND
 """Pause between two events about entries from one neighbour, so that it can't fill a log."""

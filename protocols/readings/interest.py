@@ -11,7 +11,7 @@ from protocols.base.ids import NodeId
 from protocols.base.keys import checked_expression
 from protocols.base.time import NEVER
 from protocols.links.queues import Drops
-from protocols.readings.matching import Pattern
+from protocols.readings.matching import KeyPattern
 from protocols.readings.streams import Asked, LocalSubscription, Peer, Route, Stream
 from protocols.wire.readings import Interest, Want
 
@@ -89,7 +89,7 @@ def permitted_wants(interest: Interest, peer: Peer, access: AccessTable, drops: 
             drops.count(node, "*", "invalid_key")
             continue
         if access.permits_subscribe(peer.role, node, want.expression):
-            permitted.append(Asked(Pattern(want.expression), want))
+            permitted.append(Asked(KeyPattern(want.expression), want))
         else:
             drops.count(node, want.expression, "denied")
     return tuple(permitted)

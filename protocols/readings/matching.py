@@ -14,7 +14,7 @@ _SEARCHED: Final = 3
 """The parts of an expression with two ``**``."""
 
 
-class Pattern:
+class KeyPattern:
     """A valid key expression."""
 
     __slots__ = ("_expression", "_parts", "_size", "steps")

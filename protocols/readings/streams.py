@@ -14,7 +14,7 @@ from protocols.base.errors import ValueUnsupported
 from protocols.base.ids import NodeId, Role
 from protocols.base.time import NEVER
 from protocols.links.queues import LaneQueue
-from protocols.readings.matching import Pattern
+from protocols.readings.matching import KeyPattern
 from protocols.readings.quality import Quality
 from protocols.wire.parcels import decode_alone, encode_alone, encode_together
 from protocols.wire.readings import EventTime, Interest, Reading, Want
@@ -30,13 +30,13 @@ class LocalSubscription:
 
     def __init__(self, number: int, expression: str, quality: Quality) -> None:
         self.number, self.expression, self.quality = number, expression, quality
-        self.pattern = Pattern(expression)
+        self.pattern = KeyPattern(expression)
 
 
 class Asked(NamedTuple):
     """A want of a neighbour."""
 
-    pattern: Pattern
+    pattern: KeyPattern
     want: Want
 
 

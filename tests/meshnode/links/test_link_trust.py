@@ -130,7 +130,7 @@ def test_observer_refusing_inbound_pipe_gets_no_frame_of_it(pki: Any, two: Any) 
     a, b = two(pki("a"), pki("b"), told_second=Recorder(refusal="revoked"))
     a.dial(b)
     a.told.one("lane_closed")
-    assert [entry[0] for entry in b.told.log] == ["admit"]
+    assert {entry[0] for entry in b.told.log} == {"admit"}  # libnng may dial once more before it is stopped
 
 
 def test_observer_failing_in_admit_refuses(pki: Any, two: Any) -> None:

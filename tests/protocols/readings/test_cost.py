@@ -10,7 +10,7 @@ from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.base.keys import matches
 from protocols.readings.interest import equal_share
-from protocols.readings.matching import Pattern
+from protocols.readings.matching import KeyPattern
 from protocols.readings.quality import Quality
 from protocols.wire.readings import Want
 from tests.tools.readings_fixture import ALL, SECOND, A, B, Bench
@@ -51,15 +51,15 @@ def test_pattern_matches_what_its_expression_matches(seed: int) -> None:
         chunks.remove("**")
     if chunks:
         expression = "/".join(chunks)
-        assert Pattern(expression).matches("/".join(key), key) == matches(expression, "/".join(key))
+        assert KeyPattern(expression).matches("/".join(key), key) == matches(expression, "/".join(key))
 
 
 def test_pattern_says_what_it_costs_at_most() -> None:
     """Allowances are counted in these steps, so that the dearest expression must not pass for a cheap one."""
-    dearest = max(Pattern("/".join(["**", *["*"] * between, "**"])).steps for between in range(1, 15))
-    assert Pattern("veh/a/x").steps == Pattern("veh/*/x").steps == Pattern("veh/**").steps
-    assert Pattern(HOSTILE[0].expression).steps == dearest
-    assert dearest > 5 * Pattern("veh/*/x").steps
+    dearest = max(KeyPattern("/".join(["**", *["*"] * between, "**"])).steps for between in range(1, 15))
+    assert KeyPattern("veh/a/x").steps == KeyPattern("veh/*/x").steps == KeyPattern("veh/**").steps
+    assert KeyPattern(HOSTILE[0].expression).steps == dearest
+    assert dearest > 5 * KeyPattern("veh/*/x").steps
 
 
 # --- one Interest --------------------------------------------------------------------------------------------------
