@@ -1,4 +1,4 @@
-"""Which records a node may upload, by the access table of the mesh.
+"""Which records a node may upload: those whose key is valid, and that the access table of the mesh permits.
 
 The relay knows the certificate of the node that uploads, and of no other. So there are two kinds of records:
 
@@ -7,37 +7,35 @@ The relay knows the certificate of the node that uploads, and of no other. So th
   let it publish on the key. Only the node that uploads vouches for what the other node said. The store names both.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
-from cloud_relay.store.rows import RecordUnsuitable
 from protocols.access import AccessTable
-from protocols.base.errors import InvalidName
-from protocols.base.ids import NodeId, PeerIdentity, Role, node_id
-from protocols.wire.readings import Reading
-
-_MAX_REMEMBERED: Final = 65_536
-"""Decisions, because nodes send the same keys again and again."""
+from protocols.base.errors import InvalidKey, InvalidName
+from protocols.base.ids import NodeId, Role, node_id
+from protocols.base.keys import checked_key
+from protocols.base.limits import MAX_CACHED_KEYS
 
 
 class PublishAccess:
-    """An access table that remembers what it decided. May be called from any thread."""
+    """An access table that remembers what it decided, because nodes send the same keys again and again. May be called
+    from any thread."""
 
     def __init__(self, table: AccessTable) -> None:
         self._table = table
-        self._permits = lru_cache(_MAX_REMEMBERED)(self._decide)
+        self.objection: Final[Callable[[str, str, Role | None], str]] = lru_cache(MAX_CACHED_KEYS)(self._objection)
+        """The reason why a record is not taken, by the origin and key of its reading; empty: it is. The third argument
+        is the role of the origin if it is the node that uploads, and None otherwise."""
 
-    def check(self, reading: Reading, peer: PeerIdentity) -> None:
-        """:raises RecordUnsuitable: when ``peer`` may not upload a record of this reading."""
-        origin = reading.origin
-        if not self._permits(origin, reading.key, peer.role if origin == peer.node else None):
-            raise RecordUnsuitable(f"no rule of access lets {origin} publish on {reading.key}"[:200])
-
-    def _decide(self, origin: str, key: str, role: Role | None) -> bool:
+    def _objection(self, origin: str, key: str, role: Role | None) -> str:
         try:
-            node: NodeId = node_id(origin)  # a wildcard would be one in the rule too
-        except InvalidName:
-            return False
+            checked_key(key)
+            node: NodeId = node_id(origin)  # a wildcard in it would be one in the rule too
+        except (InvalidKey, InvalidName) as error:
+            return str(error)
         if role is None:
-            return self._table.permits_origin(node, key)
-        return self._table.permits_publish(role, node, key)
+            is_permitted = self._table.permits_origin(node, key)
+        else:
+            is_permitted = self._table.permits_publish(role, node, key)
+        return "" if is_permitted else f"no access rule lets {origin} publish on {key}"

@@ -99,12 +99,14 @@ def storable(batch: Batch, peer: PeerIdentity, access: PublishAccess) -> Storabl
     """
     records: list[StorableRecord] = []
     refused: list[RefusedRecord] = []
-    cost = Cost()
+    cost, node, role, objection = Cost(), peer.node, peer.role, access.objection
     for record in batch.records:
-        encoded = bytes(record.reading)
         reading = decode_untrusted_record(record)
+        origin, encoded = reading.origin, bytes(record.reading)
+        if reason := objection(origin, reading.key, role if origin == node else None):
+            refused.append(RefusedRecord(record.sequence, reason[:MAX_TEXT_CHARS]))
+            continue
         try:
-            access.check(reading, peer)
             row = row_of(reading, encoded, cost)
         except RecordUnsuitable as error:
             refused.append(RefusedRecord(record.sequence, str(error)[:MAX_TEXT_CHARS]))

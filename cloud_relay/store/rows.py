@@ -5,15 +5,13 @@ are refused here one by one, so that an odd record never holds up the others of 
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from math import isfinite
 from typing import Any, Final
 
 import msgspec
 
-from protocols.base.errors import InvalidKey, RemoteProtocolError
-from protocols.base.keys import checked_key
-from protocols.base.limits import MAX_CACHED_KEYS, MAX_RECORD_BYTES
+from protocols.base.errors import RemoteProtocolError
+from protocols.base.limits import MAX_RECORD_BYTES
 from protocols.wire.readings import Reading
 from protocols.wire.tensors import Tensor
 
@@ -24,8 +22,6 @@ Row = tuple[Any, ...]
 
 _PLAIN: Final = frozenset((type(None), bool, int, float, str))
 """Types of values that JSON has a form for, and that hold no other value."""
-_checked_key: Final = lru_cache(MAX_CACHED_KEYS)(checked_key)
-"""Remembers keys that were found valid, because nodes send the same ones again and again."""
 
 
 @dataclass(slots=True)
@@ -46,10 +42,6 @@ def row_of(reading: Reading, encoded: bytes, cost: Cost) -> Row:
     :raises RecordUnsuitable: when the store can't hold them; says why.
     """
     where, when, how = reading.where, reading.when, reading.how
-    try:
-        _checked_key(reading.key)
-    except InvalidKey as error:
-        raise RecordUnsuitable(str(error)) from error
     if len(encoded) > MAX_RECORD_BYTES:
         raise RecordUnsuitable(f"{len(encoded)} bytes are too large for a record of {MAX_RECORD_BYTES}")
     if max(reading.sequence, when.utc_ns, when.uncertainty_ns) > MAX_INTEGER:

@@ -1,5 +1,6 @@
 """The frames between a node and the relay: records go up, and what became of them comes down."""
 
+from operator import lt
 from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Raw, Struct
@@ -47,11 +48,9 @@ class Batch(Frame, frozen=True, array_like=True, gc=False, tag=64):
         """:raises RemoteProtocolError: when ``node`` is not an id, records or fates are not in order of sequence, or
         two of them are about one."""
         check_untrusted_id(self.node)
-        sequence = 0
-        for record in self.records:
-            if record.sequence <= sequence:
-                raise RemoteProtocolError(f"record {record.sequence} comes after record {sequence}")
-            sequence = record.sequence
+        sequences = [record.sequence for record in self.records]
+        if not all(map(lt, sequences, sequences[1:])):
+            raise RemoteProtocolError("the records are not in order of sequence")
         last = 0
         for fate in self.fates:
             if fate.last < fate.first or fate.first <= last:
