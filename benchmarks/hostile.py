@@ -5,6 +5,9 @@ measured before, during and after the torment of ``benchmarks.strangers``: 500 h
 send one byte a second, that never read, that reset in the middle of a frame, and floods of garbage outside and inside
 of TLS. All three phases are of one run, on one host with one clock. The benchmark writes ``build/hostile.json``.
 
+With ``--insider`` there are no strangers, and one insider floods the node with tiny frames of every kind on two pipes.
+The bar is then the p99 of the readings of others: at most twice the larger of its values before and after.
+
 The tormentors share the cores with the nodes that are measured, so the share of one core that they took is written
 beside the figures. So is the share that other programs took. If it was more than ``MAX_OTHERS_SHARE`` of the computer,
 a missed bar says so, because late readings then prove little.
@@ -30,7 +33,7 @@ from benchmarks import crowd as neighbourhood
 from benchmarks.children import child
 from benchmarks.churners import config
 from benchmarks.command import between, finish, measuring
-from benchmarks.strangers import Crowd, insiders, torment
+from benchmarks.strangers import FLOOD_ALONE, Crowd, insiders, torment
 from meshnode.identity import create_mesh, issue
 from meshnode.links.transport import Address
 from protocols.base.effects import Event
@@ -38,6 +41,7 @@ from protocols.membership.events import NeighbourDead, NeighbourLeft, NeighbourS
 
 MAX_P99_MS = 3.0
 MAX_OTHERS_SHARE = 0.15
+MAX_INSIDER_RATIO = 2.0
 ENGINES = ("express", "nng")
 PHASES = ("before", "during", "after")
 NEIGHBOURS = 6
@@ -79,6 +83,7 @@ class Outcome:
     counters: dict[str, int] = field(default_factory=dict)
     """The node's counters of links."""
     load_average: float = 0.0
+    insider: bool = False
 
     def missed_bars(self) -> list[str]:
         """The promises that were not kept, one sentence each."""
@@ -88,6 +93,15 @@ class Outcome:
             if phase.readings < 0.95 * NEIGHBOURS * RATE_HZ * self.seconds:
                 missed.append(f"{self.engine}: only {phase.readings} readings came {name} the torment")
         during = self.phases["during"]
+        if self.insider:
+            quiet_us = max(self.phases[name].reading_p99_us for name in ("before", "after"))
+            if during.reading_p99_us > MAX_INSIDER_RATIO * quiet_us:
+                missed.append(
+                    f"{self.engine}: p99 of readings {during.reading_p99_us / 1e3:.2f} ms during the flood of an "
+                    f"insider, {quiet_us / 1e3:.2f} ms without (other programs took {during.others_share:.0%} of the "
+                    "cores)"
+                )
+            return missed
         for what, p99_us in (("readings", during.reading_p99_us), ("pings", during.ping_p99_us)):
             if p99_us > MAX_P99_MS * 1e3:
                 others = during.others_share
@@ -183,7 +197,7 @@ def _percentiles(values: list[float]) -> tuple[float, float, float]:
 
 async def measure(folder: Path, engine: str, seconds: float, crowd: Crowd) -> Outcome:
     """Make one run. :raises ChildFailed: when a process does not answer."""
-    outcome = Outcome(engine, seconds)
+    outcome = Outcome(engine, seconds, insider=crowd.flooding > 0)
     settle_s = min(_SETTLE_S, seconds)
     create_mesh(folder / "authority", "hostile")
     good = [f"veh-{number}" for number in range(NEIGHBOURS)]
@@ -270,11 +284,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=seconds, default=20.0, help="length of each phase (default: %(default)s)")
     parser.add_argument("--engine", choices=(*ENGINES, "both"), default="both", help="default: %(default)s")
     parser.add_argument("--half-open", type=half_open, default=500, help="half-open connections (default: %(default)s)")
+    parser.add_argument("--insider", action="store_true", help="one insider that floods, and no strangers")
     options = parser.parse_args(arguments)
     outcomes = []
     for engine in ENGINES if options.engine == "both" else (options.engine,):
         with measuring(f"hostile on {engine}") as folder:
-            crowd = Crowd(half_open=options.half_open)
+            crowd = FLOOD_ALONE if options.insider else Crowd(half_open=options.half_open)
             outcomes.append(asyncio.run(measure(folder, engine, options.seconds, crowd)))
         print(_table(outcomes[-1]), flush=True)
     missed = [sentence for outcome in outcomes for sentence in outcome.missed_bars()]

@@ -6,6 +6,7 @@ with the run. Only loopback is dialled.
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import socket
@@ -13,14 +14,16 @@ import ssl
 import struct
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 
 from meshnode.links.transport import CredentialFiles
 from protocols.base.ids import SERVER_NAME, Lane
 from protocols.wire.codec import encode_frame
-from protocols.wire.membership import MAJOR, MINOR, Hello
+from protocols.wire.gossip import GossipDigest
+from protocols.wire.membership import MAJOR, MINOR, Heartbeat, Hello
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, Want
 
 HOST = "127.0.0.1"
@@ -28,6 +31,16 @@ SP_PUSH = b"\0SP\0\0\x50\0\0"
 SP_PULL = b"\0SP\0\0\x51\0\0"
 _CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(505)
 _WHERE = Position(48.7657, 11.4237, 1.0)
+_FLOODS = {
+    "unknown_frames": b"\x91\x3f",
+    "heartbeats": encode_frame(Heartbeat(1, 1, 0, 0, 0, ("veh-0", "veh-1"), True)),
+    "digests": encode_frame(GossipDigest(1, 1)),
+    "interests": encode_frame(Interest(1, ())),
+    "malformed_frames": b"\xc1",
+}
+_FLOOD_PIPES = 2
+_FLOOD_BYTES = 16 * 1024
+_FLOOD_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +54,18 @@ class Crowd:
     resetting: int = 5
     garbage_outside: int = 5
     garbage_inside: int = 5
+    flooding: int = 0
+    """Insiders that send tiny frames on two pipes as fast as they are taken, of every kind in turn."""
     pause_s: float = 0.2
 
     @property
     def insiders(self) -> int:
         """How many certificates are needed."""
-        return self.never_reading + self.resetting + self.garbage_inside
+        return self.never_reading + self.resetting + self.garbage_inside + self.flooding
+
+
+FLOOD_ALONE = Crowd(0, 1.0, 0, 0, 0, 0, 0, flooding=1)
+"""No strangers, and one insider that floods."""
 
 
 def torment(port: int, files: list[CredentialFiles], crowd: Crowd, orders: Connection) -> None:
@@ -76,6 +95,9 @@ class _Torment:
         ):
             for _ in range(count):
                 tasks.append(self._again(crowd.pause_s, _with(way, files.pop())))
+        for _ in range(crowd.flooding):
+            flood = partial(self._flood, files.pop(), itertools.cycle(_FLOODS))
+            tasks += [self._again(crowd.pause_s, flood) for _ in range(_FLOOD_PIPES)]
         running = [asyncio.create_task(task) for task in tasks]
         with contextlib.suppress(EOFError, ConnectionError):
             await asyncio.to_thread(orders.recv)
@@ -185,6 +207,18 @@ class _Torment:
                 await writer.drain()
             async with asyncio.timeout(10.0):
                 await reader.read()
+
+    async def _flood(self, files: CredentialFiles, kinds: Iterator[str]) -> None:
+        """Send frames of one kind until the pipe is closed, or for a second; the next pipe sends another kind."""
+        kind = next(kinds)
+        frames = _framed(_FLOODS[kind]) * (_FLOOD_BYTES // (8 + len(_FLOODS[kind])))
+        async with self._inside(f"flood_of_{kind}", files) as (_, writer):
+            ends_s = time.monotonic() + _FLOOD_S
+            while time.monotonic() < ends_s and not writer.transport.is_closing():
+                writer.write(frames)
+                await writer.drain()
+                await asyncio.sleep(0)  # only the loop notices that the pipe was closed
+                self._done[f"bytes_of_{kind}"] += len(frames)
 
 
 def _with(way: Callable[[CredentialFiles], Awaitable[None]], files: CredentialFiles) -> Callable[[], Awaitable[None]]:

@@ -157,16 +157,16 @@ class Engine:
         self._more = True
         neighbour = self.membership.receive(frame, pipe, now)
         if neighbour is not None and type(frame) is not _HEARTBEAT:
-            self._dispatch(frame, neighbour, now, utc_now)
+            self._dispatch(frame, neighbour, pipe, now, utc_now)
         self.carry(now)
         return []
 
-    def _dispatch(self, frame: Frame, neighbour: Neighbour, now: int, utc_now: int) -> None:
+    def _dispatch(self, frame: Frame, neighbour: Neighbour, pipe: int, now: int, utc_now: int) -> None:
         """Give a control frame of a neighbour to the machine that declares it, unless the neighbour sends too many."""
         if type(frame) is Hello:  # membership has accepted it, and only the first of a life causes work
             self._joined(neighbour, now)
             return
-        if not self.membership.refusals.may_cost(neighbour.node, now):
+        if not self.membership.refusals.may_cost(neighbour.node, pipe, now):
             return
         machine = self._machine_of.get(type(frame))
         if machine is not None:
@@ -248,6 +248,8 @@ class Engine:
             for queue in self._heartbeats.touched:
                 self.lanes.touch(queue)
             self._heartbeats.touched.clear()
+        if self._heartbeats.flooding:
+            self.membership.refusals.end_floods(self._heartbeats.flooding, now)
         if self.readings.interest_changed:
             self._tell_interest(now)
         while (news := [machine for machine in self._machines if machine.has_news()]) or membership.has_news():

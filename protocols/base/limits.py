@@ -65,6 +65,10 @@ CONTROL_FRAMES_PER_S: Final = 1_000
 MAX_CONTROL_FRAME_BURST: Final = 2_000
 """Frames of one neighbour that machines look at, without readings and heartbeats. A model of 1 ms that is asked without
 a pause causes 1,000 a second."""
+MAX_HEARTBEATS_A_ROUND: Final = 256
+"""Heartbeats of one neighbour between two of our own; more are a flood and end its pipes. The shortest interval of
+50 ms causes 220 between two of the longest. A link that stood still, or a node that did not run, gets what waited at
+once; that is at most what the neighbour sent in the 4 s after which it gave up."""
 HEARTBEAT_ANSWER_PAUSE_NS: Final = 100 * MS
 """A neighbour that asks for an answer gets at most one heartbeat in this time. An honest one asks once in a suspicion,
 and regular heartbeats follow."""

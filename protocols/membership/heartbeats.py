@@ -34,6 +34,8 @@ class Heartbeats:
         """When :meth:`round` is due; ``NEVER`` before :meth:`start`."""
         self.suspected: dict[NodeId, Neighbour] = {}
         """Neighbours under suspicion. Membership adds and removes them."""
+        self.flooding: list[Neighbour] = []
+        """Neighbours that sent too many heartbeats. The caller of :meth:`receive` clears the list."""
         self.touched: list[LaneQueue] = []
         """The queues that got a heartbeat. The caller that flushes them clears the list."""
 
@@ -48,6 +50,7 @@ class Heartbeats:
         self.due_ns = now + int(self._interval_ns * jitter)
         suspects = tuple(self.suspected)[:8] if self.suspected else ()
         for neighbour in neighbours:
+            neighbour.beats = 0
             if not neighbour.realtime:
                 continue
             if neighbour.suspicion is not None and neighbour.since_ns == now:
@@ -72,9 +75,13 @@ class Heartbeats:
             self.touched.append(queue)
 
     def receive(self, beat: Heartbeat, neighbour: Neighbour, now: int) -> bool:
-        """Take a heartbeat of a neighbour that is not suspected. True: it asks for an answer, or it shortened the
-        time-out of another suspect. False: there is nothing to do because of it."""
+        """Take a heartbeat of a neighbour that is not suspected. True: it asks for an answer, it shortened the
+        time-out of another suspect, or it is one too many. False: there is nothing to do because of it."""
         neighbour.last_heard_ns = now
+        neighbour.beats += 1
+        if neighbour.beats > limits.MAX_HEARTBEATS_A_ROUND:
+            self.flooding.append(neighbour)
+            return True
         sequence, echo_sequence, suspects, answer = beat.sequence, beat.echo_sequence, beat.suspects, beat.answer
         if sequence > neighbour.heartbeat_received:
             neighbour.heartbeat_received = sequence

@@ -14,8 +14,7 @@ Rules:
    and is short. Silence on open pipes may be a radio shadow: suspicion starts late and is long.
 4. When two nodes use one id, the one with the larger incarnation is right. The other is refused while it is alive.
 5. A node that refused us, or that we refused, is not dialled again for ``REFUSAL_MEMORY_NS``.
-6. Whoever comes with a certificate of another role begins a new life: what the old role might do ends with the links of
-   the life before.
+6. Whoever comes with a certificate of another role begins a new life, and the links of the life before end.
 
 Suspicion is not passed on beyond one hop, because links exist only between nodes in range.
 """

@@ -21,9 +21,9 @@ class Neighbour:
     """A node whose certificate and Hello were checked, or to whose inbox we have a lane."""
 
     __slots__ = (
-        "answered_ns", "bulk", "echo_came_ns", "echo_sent_ns", "first_seen_ns", "heard_by_peer", "heartbeat_received",
-        "heartbeat_sent", "inbound", "incarnation", "last_heard_ns", "met", "node", "queue", "realtime",
-        "role", "round_trip_ns", "since_ns", "state", "suspicion",
+        "answered_ns", "beats", "bulk", "echo_came_ns", "echo_sent_ns", "first_seen_ns", "heard_by_peer",
+        "heartbeat_received", "heartbeat_sent", "inbound", "incarnation", "last_heard_ns", "met", "node", "queue",
+        "realtime", "role", "round_trip_ns", "since_ns", "state", "suspicion",
     )  # fmt: skip
 
     def __init__(self, node: NodeId, role: Role, first_seen_ns: int, now: int) -> None:
@@ -40,6 +40,8 @@ class Neighbour:
         self.last_heard_ns = now
         self.heartbeat_sent = 0
         self.heartbeat_received = 0
+        self.beats = 0
+        """Heartbeats that came since our last round of them."""
         self.answered_ns = -NEVER
         """When it was last sent a heartbeat because it asked for one."""
         self.echo_sent_ns, self.echo_came_ns = 0, now  # the peer's clock in its newest heartbeat, and when it came

@@ -10,6 +10,7 @@ from protocols.links.queues import Drops
 from protocols.membership.accounts import Accounts
 from protocols.membership.contacts import Contacts
 from protocols.membership.events import MembershipEvent, PeerRefused
+from protocols.membership.neighbour import Neighbour
 from protocols.membership.pipes import AdmittedPipe, AdmittedPipes
 
 
@@ -39,12 +40,17 @@ class Refusals:
         """Note that an identity opened a pipe."""
         self._accounts.of(node, now).pipes.take(now)
 
-    def may_cost(self, node: NodeId, now: int) -> bool:
-        """Whether a neighbour may have one more control frame looked at. Otherwise the frame is dropped."""
-        may = self._accounts.of(node, now).control.take(now)
-        if not may:
-            self._drops.count(node, "", "control_over_rate")
-        return may
+    def may_cost(self, node: NodeId, pipe: int, now: int) -> bool:
+        """Whether a neighbour may have one more control frame looked at. Otherwise the frame is dropped, and as many
+        again as it has in its allowance end the pipe."""
+        control = self._accounts.of(node, now).control
+        if control.take(now):
+            return True
+        self._drops.count(node, "", "control_over_rate")
+        control.fine(1)
+        if control.left(now) < -limits.MAX_CONTROL_FRAME_BURST:
+            self.malformed(pipe, "it sends too many control frames", now)
+        return False
 
     def malformed(self, pipe: int, detail: str, now: int) -> None:
         """Close a pipe that sent a malformed frame, and fine its sender. An event reports it once in a period, even if
@@ -72,6 +78,13 @@ class Refusals:
             self.before_hello(pipe, known, f"of type {number}", now)
         elif not self._accounts.of(node, now).unknown.take(now):
             self.malformed(pipe, f"it sends too many frames of unknown types, such as {number}", now)
+
+    def end_floods(self, flooding: list[Neighbour], now: int) -> None:
+        """Close the pipes of neighbours that sent too many heartbeats, and clear the list."""
+        for neighbour in flooding:
+            for pipe in sorted(neighbour.inbound):
+                self.malformed(pipe, "it sends too many heartbeats", now)
+        flooding.clear()
 
     def before_hello(self, pipe: int, known: AdmittedPipe, what: str, now: int) -> None:
         """Close a pipe whose first frame was something else than Hello."""

@@ -215,3 +215,32 @@ def test_lane_that_finds_another_role_ends_the_life_with_the_old_one() -> None:
     alone.receive(second, Heartbeat(1, 1, 0, 0, 0))
     (view,) = alone.engine.peers(alone.now)
     assert (view.role, view.state) == (Role.TOOL, State.ALIVE)
+
+
+def test_flood_of_heartbeats_ends_its_pipes_and_a_fast_neighbour_keeps_them() -> None:
+    """They are the cheapest frame to handle, and still took half a core for ever."""
+    alone = Alone()
+    insider, fast = alone.hello("insider"), alone.hello("fast")
+    for number in range(1, 4_001):
+        alone.timers(MS // 2)
+        alone.receive(insider, Heartbeat(number, number, 0, 0, 0))
+        if number % 100 == 0:
+            alone.receive(fast, Heartbeat(number, number, 0, 0, 0))
+    assert _closed(alone) == [insider]
+    refused = [event for event in alone.engine.events() if type(event) is PeerRefused]
+    assert [(event.who, event.detail) for event in refused] == [("insider", "it sends too many heartbeats")]
+
+
+def test_flood_of_control_frames_ends_its_pipe() -> None:
+    """A frame that is dropped was received and decoded, and a million of them a second take a core as well."""
+    alone = Alone()
+    pipe = alone.hello("insider")
+    for _ in range(2 * limits.MAX_CONTROL_FRAME_BURST):
+        alone.receive(pipe, Interest(1, ()))
+    assert _closed(alone) == []
+    alone.receive(pipe, Interest(1, ()))
+    alone.receive(pipe, Interest(1, ()))
+    assert set(_closed(alone)) == {pipe}
+    again = alone.hello("insider")
+    alone.receive(again, Interest(1, ()))
+    assert _closed(alone) == [again], "a new pipe brings no new allowance"
