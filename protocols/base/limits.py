@@ -224,6 +224,9 @@ MAX_PENDING_REQUESTS: Final = 256
 MAX_SERVED_REQUESTS: Final = 32
 """Requests of neighbours held at once; the next is refused as busy, so that helping can't overload a node."""
 MAX_BUDGET_MS: Final = 600_000
+MAX_INFERENCE_ELEMENTS: Final = 2_048
+"""Elements of a large frame of inference. A request of 32 inputs with eight dimensions each has 490. 65,536 take 20 ms
+to count."""
 
 # --- records -------------------------------------------------------------------------------------------------------
 MAX_BATCH_RECORDS: Final = 256

@@ -30,6 +30,7 @@ from protocols.base.errors import BoundExceeded, ModelUnknown
 from protocols.base.ids import NodeId, Role
 from protocols.base.time import NEVER
 from protocols.inference.events import Answered, CancelCompute, Compute, RunReport
+from protocols.inference.moves import Move, Moves
 from protocols.inference.offers import OfferTable
 from protocols.inference.placement import Candidate, CostModel, LocalModel, order
 from protocols.inference.requests import OwnRequest, OwnRun
@@ -77,6 +78,7 @@ class Inference(Machine):
         self._runs: dict[int, int] = {}  # run -> own request
         self._misnamed: set[str] = set()  # digests of models here whose names of sizes were seen to be wrong
         self._asked_of: dict[NodeId, int] = {}  # own runs under way there; its offers may not show them yet
+        self._moves = Moves()
         self._next = 1
         self._elsewhere = EXPLORE_EVERY  # runs given to neighbours since the last run here; initially none has run here
         self._offer_version = 0
@@ -241,7 +243,9 @@ class Inference(Machine):
     def _end_run(self, request: OwnRequest, run: OwnRun) -> None:
         del request.runs[run.number], self._runs[run.number]
         if run.node != self._node:
-            self._asked_of[run.node] = max(self._asked_of.get(run.node, 1) - 1, 0)
+            left = self._asked_of.pop(run.node, 1) - 1
+            if left > 0:
+                self._asked_of[run.node] = left
 
     def _cancel_runs(self, request: OwnRequest, now: int) -> None:
         for run in list(request.runs.values()):
@@ -297,8 +301,18 @@ class Inference(Machine):
     # --- results ---------------------------------------------------------------------------------------------------
     def computed(self, run: int, answer: InferAnswer, now: int) -> None:
         """A run of this node ended; ``answer.request`` is ignored."""
-        if not self._serving.computed(run, answer):
+        if self._serving.computed(run, answer):
+            self._take_served()
+        else:
             self._result(run, self._node, answer, now)
+
+    def _take_served(self) -> None:
+        """Take what was decided about requests of neighbours."""
+        serving = self._serving
+        self._effects += serving.effects
+        self._messages += serving.messages
+        serving.effects.clear()
+        serving.messages.clear()
 
     def _result(self, number: int, node: NodeId, answer: InferAnswer, now: int) -> None:
         request = self._requests.get(self._runs.get(number, 0))
@@ -372,10 +386,12 @@ class Inference(Machine):
             case InferRequest():
                 run, self._next = self._next, self._next + 1
                 self._serving.request(frame, self._models.get(frame.model), source, role, run, now)
+                self._take_served()
             case InferAnswer():
                 self._result(frame.request, source, frame, now)
             case InferCancel():
                 self._serving.cancel(frame.request, source, now)
+                self._take_served()
             case _:
                 assert_never(frame)
 
@@ -387,18 +403,36 @@ class Inference(Machine):
         self._offers.forget(node)
         self._costs.forget(node)
         self._serving.neighbour_gone(node)
-        for request in list(self._requests.values()):
-            for attempt in list(request.runs.values()):
-                if attempt.node == node and request.number in self._requests:
-                    self._lose(request, attempt, RunReport(node, "dead", now - attempt.started_ns), now)
-        self._asked_of.pop(node, None)
+        self._take_served()
+        for request in self._requests.values():
+            for run in request.runs.values():
+                if run.node == node:
+                    self._moves.add(Move(request, run, "dead"))
+        self._move(now)
+
+    def _move(self, now: int) -> None:
+        """Start some of the runs that have to take the place of others, or run beside them."""
+        while (move := self._moves.take(now)) is not None:
+            request, run = move.request, move.run
+            if request.number not in self._requests or run.number not in request.runs:
+                continue  # it was answered meanwhile
+            if move.outcome == "late":
+                self._counters["hedged"] += self._start_next(request, now)
+            else:
+                report = RunReport(run.node, move.outcome, now - run.started_ns, detail=move.detail)
+                self._lose(request, run, report, now)
 
     def undeliverable(self, node: NodeId, frame: Frame, now: int) -> None:
         """A frame could not be queued. A request goes to another node at once. For an answer, the run is reported as
         failed."""
         if type(frame) is InferRequest:
-            detail = f"{node} does not take frames"
-            self._result(frame.request, node, InferAnswer(frame.request, "failed", detail=detail), now)
+            request = self._requests.get(self._runs.get(frame.request, 0))
+            run = request.runs.get(frame.request) if request is not None else None
+            if request is not None and run is not None and run.node == node:
+                self._costs.penalise(node)
+                self._standings.missed(node, now)
+                self._moves.add(Move(request, run, "failed", f"{node} does not take frames"))
+                self._move(now)
         elif type(frame) is InferAnswer and frame.outputs:
             detail = f"{self._node} computed it, but the answer is too large or the link is stuck"
             self._messages.append((node, InferAnswer(frame.request, "failed", detail=detail)))
@@ -409,9 +443,10 @@ class Inference(Machine):
         if now >= self._offers_due_ns:
             self._offers_due_ns, self._offers_sent_ns = NEVER, now
             self._messages.append((None, self.offers()))
-        if not (self._serving or self._requests):
+        if not (self._serving.held or self._requests):
             return
         self._serving.handle_timer(now)
+        self._take_served()
         for request in list(self._requests.values()):
             if now >= request.deadline_ns:
                 self._fail(request, "late", _LATE.format(request.model), now)
@@ -419,15 +454,15 @@ class Inference(Machine):
             for run in list(request.runs.values()):
                 if request.hedge and not run.hedged and now >= run.late_at:
                     run.hedged = True
-                    if self._start_next(request, now):
-                        self._counters["hedged"] += 1
+                    self._moves.add(Move(request, run, "late"))
+        self._move(now)
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next."""
         due = self._offers_due_ns
-        if not (self._serving or self._requests):
+        if not (self._serving.held or self._requests):
             return due
-        due = min(due, self._serving.next_timer_at())
+        due = min(due, self._serving.next_timer_at(), self._moves.due_ns)
         for request in self._requests.values():
             due = min(due, request.deadline_ns)
             if request.hedge:
@@ -438,18 +473,16 @@ class Inference(Machine):
 
     def outgoing(self) -> list[Compute | CancelCompute]:
         """Effects since the last call."""
-        effects, self._effects = [*self._effects, *self._serving.effects], []
-        self._serving.effects = []
+        effects, self._effects = self._effects, []
         return effects
 
     def has_news(self) -> bool:
         """Whether :meth:`messages` or :meth:`events` would return anything."""
-        return bool(self._messages or self._events or self._serving.messages)
+        return bool(self._messages or self._events)
 
     def messages(self) -> list[Message]:
         """Frames to queue for neighbours."""
-        messages, self._messages = [*self._messages, *self._serving.messages], []
-        self._serving.messages = []
+        messages, self._messages = self._messages, []
         return messages
 
     def events(self) -> list[Answered]:

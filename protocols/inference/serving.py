@@ -45,17 +45,16 @@ class Serving:
 
     def __init__(self, node: NodeId, access: AccessTable, drops: Drops) -> None:
         self._node, self._access, self._drops = node, access, drops
-        self._held: dict[int, _Served] = {}  # by run, the oldest first
+        self.held: dict[int, _Served] = {}
+        """What is held, by run, the oldest first."""
         self._places: Shares[NodeId] = Shares()
         self._bytes: Shares[NodeId] = Shares()
         self._allowances: dict[NodeId, Allowance] = {}
         self.effects: list[Compute | CancelCompute] = []
         self.messages: list[Message] = []
+        """Decided since they were last taken."""
         self.served = self.refused_busy = 0
         """Counters: requests taken, and requests that found no place or lost it."""
-
-    def __len__(self) -> int:
-        return len(self._held)
 
     def request(
         self, asked: InferRequest, model: LocalModel | None, source: NodeId, role: Role, run: int, now: int
@@ -69,10 +68,10 @@ class Serving:
             self._answer(source, asked.request, "unknown", f"{self._node} may not compute {asked.model!r} for {source}")
         elif not self._make_room(source, size_bytes := sum(len(named.tensor.data) for named in asked.inputs)):
             self.refused_busy += 1
-            self._answer(source, asked.request, "busy", f"{self._node} holds {len(self._held)} requests")
+            self._answer(source, asked.request, "busy", f"{self._node} holds {len(self.held)} requests")
         else:
             budget_ns = min(asked.budget_us, limits.MAX_BUDGET_MS * 1_000) * 1_000
-            self._held[run] = _Served(source, asked.request, size_bytes, now + budget_ns + SERVED_GRACE_NS)
+            self.held[run] = _Served(source, asked.request, size_bytes, now + budget_ns + SERVED_GRACE_NS)
             self._places.add(source)
             self._bytes.add(source, size_bytes)
             self.served += 1
@@ -101,7 +100,7 @@ class Serving:
             largest = shares.largest()
             if shares.held(largest) <= shares.held(source) + more:
                 return False
-            run = next(run for run, served in reversed(self._held.items()) if served.node == largest)
+            run = next(run for run, served in reversed(self.held.items()) if served.node == largest)
             gone = self._drop(run)
             self.refused_busy += 1
             self._answer(gone.node, gone.request, "busy", f"{self._node} needs the place for another neighbour")
@@ -112,7 +111,7 @@ class Serving:
         return served
 
     def _release(self, run: int) -> _Served:
-        served = self._held.pop(run)
+        served = self.held.pop(run)
         self._places.remove(served.node)
         self._bytes.remove(served.node, served.size_bytes)
         return served
@@ -123,13 +122,13 @@ class Serving:
     def cancel(self, request: int, source: NodeId, now: int) -> None:
         """The neighbour no longer wants the answer."""
         if self._may_ask(source, now):
-            for run, served in list(self._held.items()):
+            for run, served in list(self.held.items()):
                 if served.node == source and served.request == request:
                     self._drop(run)
 
     def computed(self, run: int, answer: InferAnswer) -> bool:
         """Send the result of a run, if it was for a neighbour; return whether it was."""
-        if run not in self._held:
+        if run not in self.held:
             return False
         served = self._release(run)
         self.messages.append((served.node, InferAnswer(
@@ -140,17 +139,17 @@ class Serving:
     def neighbour_gone(self, node: NodeId) -> None:
         """Drop what is held for a neighbour."""
         self._allowances.pop(node, None)
-        for run, served in list(self._held.items()):
+        for run, served in list(self.held.items()):
             if served.node == node:
                 self._drop(run)
 
     def handle_timer(self, now: int) -> None:
         """Give up runs that hang."""
-        for run, served in list(self._held.items()):
+        for run, served in list(self.held.items()):
             if now >= served.give_up_ns:
                 self._drop(run)
                 self._answer(served.node, served.request, "late", "its run hangs")
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` has something to do."""
-        return min((served.give_up_ns for served in self._held.values()), default=NEVER)
+        return min((served.give_up_ns for served in self.held.values()), default=NEVER)

@@ -97,6 +97,7 @@ class FrameSet:
             if by_number.setdefault(number, frame) is not frame or number in RETIRED_NUMBERS:
                 taken = by_number[number].__name__ if by_number[number] is not frame else "a frame that was"
                 raise LocalProtocolError(f"{frame.__name__} declares the number {number} of {taken}: choose another")
+        self._by_number = by_number
         self.numbers: Final = frozenset(by_number)
         """The numbers of all frames known, those of other connections included."""
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
@@ -109,8 +110,15 @@ class FrameSet:
         :raises UnknownFrame: for a number of a newer minor version.
         :raises RemoteProtocolError: for anything else that is not a frame of this connection.
         """
+        if self._bounded_elements and limits.LARGE_FRAME_BYTES < len(data) <= self._max_bytes:
+            head = untrusted_frame_number(data)
+            if head is None:  # the bounds of its class can't be known
+                raise RemoteProtocolError("a large frame does not begin with a short array and its number")
+            kind = self._by_number.get(head, Frame)
+            if has_too_many_elements(data, kind.max_elements, kind.max_text_bytes):
+                raise RemoteProtocolError(f"a frame has more than {kind.max_elements} elements, or too long a text")
         try:
-            frame: Frame = decode_untrusted(self._decoder, data, self._max_bytes, self._bounded_elements)
+            frame: Frame = decode_untrusted(self._decoder, data, self._max_bytes)
         except RemoteProtocolError as error:
             number = untrusted_frame_number(data)
             if number is not None and number not in self.numbers and len(data) <= self._max_bytes:

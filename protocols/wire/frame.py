@@ -11,12 +11,19 @@ from typing import Any, ClassVar, Self
 
 from msgspec import Struct
 
+from protocols.base import limits
+
 
 class Frame(Struct, frozen=True, array_like=True, gc=False):
     """The base of all frames. A subclass passes its number as ``tag``."""
 
     replaces: ClassVar[bool] = False
     """Whether a newer frame of this class takes the place of one that still waits for the same neighbour."""
+
+    max_elements: ClassVar[int] = limits.MAX_ELEMENTS
+    """The most elements of a frame of this class that is larger than ``LARGE_FRAME_BYTES``."""
+    max_text_bytes: ClassVar[int] = limits.MAX_FRAME_BYTES
+    """The longest text in such a frame. A text costs far more to decode than bytes, and to complain about even more."""
 
     def check_untrusted(self) -> None:
         """Check what decoding did not check. :raises RemoteProtocolError: when the frame breaks a rule of its own."""

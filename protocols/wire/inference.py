@@ -9,6 +9,16 @@ from protocols.wire.fields import Count, Digest, Text
 from protocols.wire.frame import Frame
 from protocols.wire.tensors import NamedTensor, check_untrusted_tensor
 
+_MAX_TEXT_BYTES: Final = 4 * limits.MAX_TEXT_CHARS
+"""The longest UTF-8 form of a text. 16 MB of text took 250 ms to refuse."""
+
+
+class InferenceOnWire(Frame, frozen=True, array_like=True, gc=False):
+    """The base of the frames of inference. Only the data of tensors make them large."""
+
+    max_elements: ClassVar[int] = limits.MAX_INFERENCE_ELEMENTS
+    max_text_bytes: ClassVar[int] = _MAX_TEXT_BYTES
+
 
 class Offer(Struct, frozen=True, array_like=True, gc=False):
     """A model that the sender computes for others, and what that costs there."""
@@ -21,7 +31,7 @@ class Offer(Struct, frozen=True, array_like=True, gc=False):
     """Runs queued or under way."""
 
 
-class Offers(Frame, frozen=True, array_like=True, gc=False, tag=7):
+class Offers(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=7):
     """Everything that the sender computes for others. It replaces what the sender said before."""
 
     replaces: ClassVar[bool] = True
@@ -30,7 +40,7 @@ class Offers(Frame, frozen=True, array_like=True, gc=False, tag=7):
     offers: Annotated[tuple[Offer, ...], Meta(max_length=limits.MAX_OFFERS)]
 
 
-class InferRequest(Frame, frozen=True, array_like=True, gc=False, tag=8):
+class InferRequest(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=8):
     """Asks the receiver to compute something."""
 
     request: Count
@@ -49,7 +59,7 @@ class InferRequest(Frame, frozen=True, array_like=True, gc=False, tag=8):
             check_untrusted_tensor(named.tensor)
 
 
-class InferAnswer(Frame, frozen=True, array_like=True, gc=False, tag=9):
+class InferAnswer(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=9):
     """The result, or why there is none."""
 
     request: Count
@@ -65,7 +75,7 @@ class InferAnswer(Frame, frozen=True, array_like=True, gc=False, tag=9):
             check_untrusted_tensor(named.tensor)
 
 
-class InferCancel(Frame, frozen=True, array_like=True, gc=False, tag=10):
+class InferCancel(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=10):
     """The answer is no longer wanted."""
 
     request: Count

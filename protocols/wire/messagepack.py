@@ -16,14 +16,17 @@ _COUNTS: Final = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
 """For arrays and maps: bytes of the count, and elements for each item."""
 
 
-def has_too_many_elements(data: bytes | bytearray | memoryview) -> bool:
-    """Whether MessagePack has more than ``MAX_ELEMENTS`` elements, found without making any of them. False for
-    malformed data, which the decoder finds."""
+def has_too_many_elements(
+    data: bytes | bytearray | memoryview, max_elements: int | None = None, max_text_bytes: int = limits.MAX_FRAME_BYTES
+) -> bool:
+    """Whether MessagePack has more than ``max_elements`` elements (None: ``MAX_ELEMENTS``), or a longer text than
+    ``max_text_bytes``, found without making any of them. False for malformed data, which the decoder finds."""
+    most = limits.MAX_ELEMENTS if max_elements is None else max_elements
     at, left, elements, end = 0, 1, 0, len(data)
     while left and at < end:
         left -= 1
         elements += 1
-        if elements > limits.MAX_ELEMENTS:
+        if elements > most:
             return True
         head = data[at]
         if head < 0x80 or head >= 0xE0:
@@ -37,7 +40,10 @@ def has_too_many_elements(data: bytes | bytearray | memoryview) -> bool:
             at += _WIDTHS[head]
         elif head in _LENGTHS:
             size, more = _LENGTHS[head]
-            at += 1 + size + more + int.from_bytes(data[at + 1 : at + 1 + size], "big")
+            length = int.from_bytes(data[at + 1 : at + 1 + size], "big")
+            if head >= 0xD9 and length > max_text_bytes:
+                return True
+            at += 1 + size + more + length
         elif head in _COUNTS:
             size, each = _COUNTS[head]
             left += each * int.from_bytes(data[at + 1 : at + 1 + size], "big")

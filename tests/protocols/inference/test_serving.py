@@ -106,7 +106,7 @@ def test_served_runs_say_who_wants_them() -> None:
     bench.load((model(),))
     serve(bench, A, 1)
     bench.ask()
-    assert [effect.asked_by for effect in bench.machine.outgoing() if type(effect) is Compute] == [None, A]
+    assert [effect.asked_by for effect in bench.machine.outgoing() if type(effect) is Compute] == [A, None]
 
 
 def test_runs_of_neighbours_do_not_make_this_node_give_its_own_away() -> None:
