@@ -89,10 +89,11 @@ class Node(Host):
             "position": lambda _: self.position,
         }  # fmt: skip
         performers: dict[type[Any], Callable[[Any], object]] = {}
-        for part in self.parts:
-            self._handlers.update(part.handlers())
-            self._questions.update(part.questions())
-            performers.update(part.performers())
+        owners: dict[Any, str] = dict.fromkeys((*self._handlers, *self._questions), "the node itself")
+        for name, part in zip((part.name for part in parts), self.parts, strict=True):
+            _declare(self._handlers, part.handlers(), "handles the event", name, owners)
+            _declare(self._questions, part.questions(), "answers the question", name, owners)
+            _declare(performers, part.performers(), "performs the effect", name, owners)
         self._watch = _one_of([watch for part in self.parts if (watch := part.watches_published()) is not None])
         machines = tuple(machine for part in self.parts for machine in part.machines())
         self.driver = make_driver(self._settings(), Random(), self._happened, performers, machines)
@@ -262,6 +263,21 @@ class Node(Host):
         """The state of the connection to the relay: a word, and the reason when it is not a good one; empty without a
         relay."""
         return self.part(RunningRecords).uplink_state
+
+
+def _declare(
+    table: dict[Any, Callable[[Any], object]], declared: Mapping[Any, Callable[[Any], object]], does: str, part: str,
+    owners: dict[Any, str],
+) -> None:  # fmt: skip
+    """Add what a part declares. :raises LocalProtocolError: when another part has declared the same."""
+    for what, function in declared.items():
+        name = what if isinstance(what, str) else what.__name__
+        if what in owners:
+            raise LocalProtocolError(
+                f"part {part!r} {does} {name}, and so does {owners[what]}: rename one, or leave one of the parts out"
+            )
+        owners[what] = f"part {part!r}"
+        table[what] = function
 
 
 def _one_of(watches: Sequence[PublishedWatch]) -> PublishedWatch | None:

@@ -22,7 +22,10 @@ from meshnode.part import Part
 from meshnode.parts import CAPABILITIES, DOORS
 from meshnode.running import Host, RunningPart
 from protocols.base.errors import ConfigError, LocalProtocolError, MeshError, StorageError
+from protocols.inference.events import Answered, Compute
 from protocols.local import Welcome
+from protocols.machine import Event
+from protocols.membership.events import PeerRefused
 from tests.system.echo.part import ECHO, RunningEcho
 from tests.system.echo.section import EchoSection
 from tests.tools.mesh_fixture import House, given_house, until, wanted
@@ -63,6 +66,46 @@ def test_part_that_takes_the_name_or_the_table_of_another_is_refused(house: Hous
         meshnode.open(config, (dataclasses.replace(ECHO, name="gossip"),))
     with pytest.raises(ConfigError, match=r"part 'echo2' declares \[echo\], which another part has"):
         meshnode.open(config, (ECHO, dataclasses.replace(ECHO, name="echo2")))
+
+
+class _Claiming(RunningPart):
+    """Declares what its test gives it."""
+
+    claimed: Mapping[str, Mapping[Any, Callable[[Any], Any]]] = {}
+
+    def questions(self) -> Mapping[str, Callable[[Any], Any]]:
+        return self.claimed.get("questions", {})
+
+    def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
+        return self.claimed.get("performers", {})
+
+    def handlers(self) -> Mapping[type[Event], Callable[[Any], object]]:
+        return self.claimed.get("handlers", {})
+
+
+@pytest.mark.parametrize(
+    ("claimed", "said"),
+    [
+        ({"questions": {"models": print}}, "part 'late' answers the question models, and so does part 'inference'"),
+        ({"questions": {"drops": print}}, "part 'late' answers the question drops, and so does the node itself"),
+        ({"performers": {Compute: print}}, "part 'late' performs the effect Compute, and so does part 'inference'"),
+        ({"handlers": {Answered: print}}, "part 'late' handles the event Answered, and so does part 'inference'"),
+        ({"handlers": {PeerRefused: print}}, "part 'late' handles the event PeerRefused, and so does the node itself"),
+    ],
+)
+async def test_part_that_declares_what_another_has_is_refused_by_the_names_of_both(
+    house: House, claimed: Mapping[str, Mapping[Any, Callable[[Any], Any]]], said: str
+) -> None:
+    """The later one won silently: a part could take the models of a node out of its hands."""
+
+    def start(host: Host) -> RunningPart:
+        part = _Claiming(host)
+        part.claimed = claimed
+        return part
+
+    with pytest.raises(LocalProtocolError, match=said):
+        async with meshnode.open(house.config("veh-1"), (Part("late", start),)):
+            pass
 
 
 # --- parts of other packages -----------------------------------------------------------------------------------------
