@@ -134,11 +134,13 @@ class OpenInference:
         return name, loaded, offers
 
     async def model(self, request: Request) -> Response:
-        """The inputs and outputs of a model. For one that only neighbours have: its name and who offers it."""
+        """The inputs and outputs of a model. For one that only neighbours have: its name and who offers the file that
+        this node would ask for."""
         name, loaded, offers = self._find(request)
-        if loaded is not None:
-            offers = [(node, offer) for node, offer in offers if offer.digest == loaded.digest]
-        digest = loaded.digest if loaded is not None else offers[0][1].digest
+        digest = loaded.digest if loaded is not None else self._host.driver.look(
+            lambda engine, _: engine.inference.digest_of(name)
+        )  # fmt: skip
+        offers = [(node, offer) for node, offer in offers if offer.digest == digest]
         return json_response({
             "name": name,
             "versions": [VERSION],

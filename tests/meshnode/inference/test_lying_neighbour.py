@@ -92,9 +92,14 @@ async def offered(node: meshnode.Node, *by: str) -> None:
 
 def post(node: meshnode.Node, content: Any) -> tuple[int, Any]:
     """Ask the node's HTTP API for an inference."""
+    return ask(node, "POST", "/v2/models/double/infer", json.dumps(content))
+
+
+def ask(node: meshnode.Node, method: str, path: str, body: str | None = None) -> tuple[int, Any]:
+    """Status and content of an answer of the node's HTTP API."""
     connection = http.client.HTTPConnection("127.0.0.1", node.http_port or 0, timeout=30)
     try:
-        connection.request("POST", "/v2/models/double/infer", json.dumps(content))
+        connection.request(method, path, body)
         response = connection.getresponse()
         return response.status, json.loads(response.read())
     finally:
@@ -171,6 +176,8 @@ async def test_model_that_is_pinned_takes_answers_of_that_file_only(liars: Liars
         result = await vehicle.infer("double", {"x": ONES})
         assert [run.node for run in result.attempts] == ["rsu-1"]
         assert np.array_equal(result.outputs["y"], ONES + ONES)
+    _, told = await asyncio.to_thread(ask, vehicle, "GET", "/v2/models/double")
+    assert (told["parameters"]["digest"], told["parameters"]["offered_by"]) == (digest, "rsu-1")
 
 
 async def test_offers_of_a_role_that_may_not_offer_are_not_taken(liars: Liars) -> None:
