@@ -107,9 +107,14 @@ FORGET_DEAD_NS: Final = 120 * SECOND
 MAX_SUBSCRIPTIONS: Final = 256
 """Key expressions in one Interest; each is matched once with each new key."""
 MAX_CACHED_KEYS: Final = 16_384
-"""Routing decisions and last values held; the oldest are dropped first. Keys come from neighbours."""
+"""Keys, or nodes that are absent, that one table remembers; the oldest are dropped first. They come from neighbours."""
 MAX_STREAMS: Final = 16_384
-"""(origin, key) pairs whose newest sequence is remembered, for duplicates."""
+"""(origin, key) pairs whose newest sequence, routes and last value are remembered. Keys come from neighbours, which
+share the bound."""
+MAX_DEADLINES: Final = 16_384
+"""Deadlines watched, one for each subscription with a deadline and each stream that it matches."""
+MAX_DEADLINES_AT_ONCE: Final = 1_024
+"""Deadlines looked at by one timer, which takes 4 ms; all streams may fall silent at once."""
 MAX_QUEUE_READINGS: Final = 2_048
 """Readings that wait for one lane of a neighbour that doesn't take them."""
 MAX_QUEUE_BYTES: Final = 32 * 1024 * 1024
@@ -117,9 +122,10 @@ MAX_QUEUE_BYTES: Final = 32 * 1024 * 1024
 MAX_CONTROL_FRAMES: Final = 256
 """Control frames that wait for one neighbour; heartbeats replace one another and don't count."""
 MAX_CACHE_BYTES: Final = 16 * 1024 * 1024
-"""Last values held for late subscribers."""
+"""What last values held for late subscribers take in memory, with their keys and their context."""
 MAX_DROP_REASONS: Final = 4_096
-"""Distinct (peer, key, reason) drop counters; beyond that, drops are counted with ``*`` as peer and key."""
+"""Distinct (peer, key, reason) drop counters, which the peers share; beyond that, those of the largest holder are
+counted with ``*`` as key."""
 MAX_LIFESPAN_MS: Final = 24 * 3_600_000
 MAX_HOPS: Final = 8
 """How many neighbours may pass a reading on."""

@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 PayerT = TypeVar("PayerT", bound=Hashable)
+RowT = TypeVar("RowT", bound=Hashable)
 
 
 class Shares(Generic[PayerT]):
@@ -48,3 +49,54 @@ class Shares(Generic[PayerT]):
         has few payers (neighbours, not keys). :raises ValueError: when nobody holds anything."""
         held = self._held
         return max(held, key=held.__getitem__)
+
+
+class SharedRows(Generic[PayerT, RowT]):
+    """The rows of a bounded table by payer, oldest first, and who gives way next."""
+
+    __slots__ = ("_of", "_payers", "shares")
+
+    def __init__(self) -> None:
+        self._of: dict[PayerT, dict[RowT, int]] = {}
+        self._payers: dict[RowT, PayerT] = {}
+        self.shares: Shares[PayerT] = Shares()
+        """What each payer holds."""
+
+    def __len__(self) -> int:
+        return len(self._payers)
+
+    def __contains__(self, row: RowT) -> bool:
+        return row in self._payers
+
+    def add(self, payer: PayerT, row: RowT, amount: int = 1) -> None:
+        """Add a row as the newest of ``payer``, which holds ``amount`` for it. A row that is there already is moved."""
+        self.remove(row)
+        self._payers[row] = payer
+        self._of.setdefault(payer, {})[row] = amount
+        self.shares.add(payer, amount)
+
+    def remove(self, row: RowT) -> None:
+        """Remove a row; nothing happens when it is not there."""
+        payer = self._payers.pop(row, None)
+        if payer is not None:
+            rows = self._of[payer]
+            self.shares.remove(payer, rows.pop(row))
+            if not rows:
+                del self._of[payer]
+
+    def move(self, row: RowT, payer: PayerT) -> None:
+        """Let ``payer`` hold a row from now on; nothing happens when it is not there."""
+        before = self._payers.get(row)
+        if before is not None:
+            self.add(payer, row, self._of[before][row])
+
+    def move_all(self, payer: PayerT, heir: PayerT) -> list[RowT]:
+        """Let ``heir`` hold all rows of ``payer``, and return them."""
+        rows = list(self._of.get(payer, ()))
+        for row in rows:
+            self.move(row, heir)
+        return rows
+
+    def next_to_go(self) -> RowT:
+        """The oldest row of the largest holder. :raises ValueError: when there are no rows."""
+        return next(iter(self._of[self.shares.largest()]))

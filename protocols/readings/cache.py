@@ -1,7 +1,9 @@
 """The last value of each stream, and what all of them hold in memory.
 
-Together they stay within ``MAX_CACHE_BYTES``: the stream whose size changed longest ago gives its value up first, and
-a value that is above the bound by itself is not kept at all.
+Together they stay within ``MAX_CACHE_BYTES``. What a value holds is counted whole: the value, its key, its context and
+the objects around them. Who pays for a stream pays for its value. When the bound is reached, the largest holder gives
+way: of its streams, the one whose size changed longest ago gives its value up first. A value that is above the bound by
+itself is not kept at all.
 """
 
 from typing import Final
@@ -9,66 +11,79 @@ from typing import Final
 import msgspec
 
 from protocols.base import limits
+from protocols.base.ids import NodeId
+from protocols.base.shares import SharedRows
 from protocols.readings.streams import Stream
 from protocols.wire.readings import Reading
 from protocols.wire.tensors import Tensor
-from protocols.wire.values import kept_alive, weight_bytes
+from protocols.wire.values import TENSOR_BYTES, kept_alive, object_bytes, weight_bytes
 
 SMALL: Final = frozenset((type(None), bool, int, float))
-"""Types of values that take :data:`SMALL_BYTES`."""
-SMALL_BYTES: Final = 64
-"""How many bytes a held value of these types counts, together with its reading."""
+"""Types of values whose size does not matter."""
+SMALL_SIZE: Final = 64
+"""The size of values of these types, as :attr:`Stream.size`. Bytes of this length hold not much more."""
+_SMALL_BYTES: Final = 112
+_READING_BYTES: Final = 704
+"""What the objects of a reading hold without its texts and its value: the reading, place, time, provenance, and their
+numbers."""
 
 
 class LastValues:
-    """The values that one router keeps in ``Stream.last``; ``Stream.held_bytes`` says what each of them counts."""
+    """The values that one router keeps in ``Stream.last``; ``Stream.held_bytes`` says what each of them holds."""
 
-    __slots__ = ("_holding", "held_bytes")
+    __slots__ = ("_rows",)
 
     def __init__(self) -> None:
-        self.held_bytes = 0
-        """What all values together count."""
-        self._holding: dict[Stream, None] = {}  # streams whose last value counts, oldest first
+        self._rows: SharedRows[NodeId, Stream] = SharedRows()
 
-    def keep(self, stream: Stream, reading: Reading, size_bytes: int) -> None:
-        """Keep ``reading`` as the last of its stream. ``size_bytes``: how many bytes its value counts if it is neither
-        text nor bytes; 0: compute that here."""
-        stream.last = reading
+    @property
+    def held_bytes(self) -> int:
+        """What all values together hold."""
+        return self._rows.shares.total
+
+    def keep(self, stream: Stream, reading: Reading, size: int) -> None:
+        """Keep ``reading`` as the last of its stream. ``size``: of the encoded reading; 0: it is not known."""
+        stream.last, stream.how = reading, reading.how
         value = reading.value
         kind = type(value)
-        if kind is bytes or kind is str:
-            size_bytes = len(value)
-        elif not size_bytes:
-            if kind is Tensor:
-                size_bytes = len(value.data)
-                if len(kept_alive(value)) > 2 * size_bytes + 4_096:  # a small part of a large frame
-                    alone = Tensor(value.dtype, value.shape, memoryview(bytes(value.data)))
-                    stream.last = msgspec.structs.replace(reading, value=alone)
-            elif kind is list or kind is dict:
-                size_bytes = weight_bytes(value)
-            else:
-                size_bytes = SMALL_BYTES
-        if size_bytes != stream.held_bytes:
-            self.held_bytes += size_bytes - stream.held_bytes
-            stream.held_bytes = size_bytes
-            self._holding[stream] = None
-            if self.held_bytes > limits.MAX_CACHE_BYTES:
-                self._shrink(stream)
+        if not size:
+            size = SMALL_SIZE if kind in SMALL else len(value) if kind is bytes else -1
+        stream.size = size
+        if kind in SMALL:
+            held_bytes = _SMALL_BYTES
+        elif kind is bytes or kind is str:
+            held_bytes = object_bytes(value)
+        elif kind is Tensor:
+            held_bytes = len(kept_alive(value))
+            if held_bytes > 2 * len(value.data) + 4_096:  # a small part of a large frame
+                alone = Tensor(value.dtype, value.shape, memoryview(bytes(value.data)))
+                stream.last = msgspec.structs.replace(reading, value=alone)
+                held_bytes = len(value.data)
+            held_bytes += TENSOR_BYTES
+        else:
+            held_bytes = weight_bytes(value)
+        held_bytes += _context_bytes(reading)
+        if held_bytes != stream.held_bytes:
+            stream.held_bytes = held_bytes
+            self._rows.add(stream.payer, stream, held_bytes)
+            while self._rows.shares.total > limits.MAX_CACHE_BYTES:
+                self.forget(self._rows.next_to_go())
 
     def forget(self, stream: Stream) -> None:
-        """A stream is dropped, and its value with it."""
-        stream.last = None
-        self._holding.pop(stream, None)
-        self.held_bytes -= stream.held_bytes
+        """Give up the value of a stream."""
+        self._rows.remove(stream)
+        stream.last, stream.how, stream.held_bytes, stream.size = None, None, 0, -1
 
-    def _shrink(self, keep: Stream) -> None:
-        """Forget values, oldest stream first, and that of ``keep`` last, until the bound holds."""
-        del self._holding[keep]
-        while self.held_bytes > limits.MAX_CACHE_BYTES:
-            stream = next(iter(self._holding), keep)
-            self._holding.pop(stream, None)
-            self.held_bytes -= stream.held_bytes
-            stream.last, stream.held_bytes = None, 0
-            if stream is keep:
-                return
-        self._holding[keep] = None
+    def charge(self, stream: Stream) -> None:
+        """Note that ``stream.payer`` has changed."""
+        self._rows.move(stream, stream.payer)
+
+
+def _context_bytes(reading: Reading) -> int:
+    """What key and context of a reading hold."""
+    how = reading.how
+    size_bytes = _READING_BYTES + object_bytes(reading.key) + object_bytes(reading.origin)
+    size_bytes += object_bytes(how.sensor) + object_bytes(how.unit) + object_bytes(how.calibration)
+    if how.lineage:
+        size_bytes += object_bytes(how.lineage) + sum(map(object_bytes, how.lineage))
+    return size_bytes

@@ -1,21 +1,28 @@
 """Which streams must not fall silent, and until when.
 
 A subscription with a deadline watches every stream that it matches. A stream that misses the deadline is reported once
-for each silence; its next reading starts the watch anew.
+for each silence; its next reading starts the watch anew. At most ``MAX_DEADLINES`` are watched. Who pays for a stream
+pays for its watches, and the largest holder gives way. A watch that gives way is reported as missed, because nobody
+would notice the silence otherwise.
 """
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from protocols.base import limits
+from protocols.base.ids import NodeId
+from protocols.base.shares import SharedRows
 from protocols.base.time import NEVER
 from protocols.readings.events import DeadlineMissed
 from protocols.readings.streams import LocalSubscription, Stream
+
+_Watch = tuple[int, str, str]
+"""The number of a subscription, and the origin and the key of a stream."""
 
 
 class Deadlines:
     """The deadlines of one router. It looks into the router's tables and changes only ``Stream.missed``."""
 
-    __slots__ = ("_first_hand", "_hearsay", "_heap", "_subscriptions", "_watched", "due_ns")
+    __slots__ = ("_due", "_events", "_first_hand", "_hearsay", "_heap", "_rows", "_subscriptions", "due_ns")
 
     def __init__(
         self, subscriptions: dict[int, LocalSubscription], first_hand: dict[tuple[str, str], Stream],
@@ -25,20 +32,28 @@ class Deadlines:
         self._subscriptions, self._first_hand, self._hearsay = subscriptions, first_hand, hearsay
         self.due_ns = NEVER
         """When :meth:`missed` may have something to report; ``NEVER`` when nothing is watched."""
-        self._heap: list[tuple[int, int, str, str]] = []
-        self._watched: set[tuple[int, str, str]] = set()
+        self._heap: list[tuple[int, _Watch]] = []  # with entries of watches that gave way; `_due` knows which count
+        self._due: dict[_Watch, int] = {}
+        self._rows: SharedRows[NodeId, _Watch] = SharedRows()
+        self._events: list[DeadlineMissed] = []
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self._due)
 
-    def watch(self, number: int, stream: Stream, due_ns: int) -> None:
-        """Expect a reading of ``stream`` before ``due_ns``. Does nothing when that subscription watches it already, or
-        when ``MAX_STREAMS`` are watched."""
-        watched = (number, stream.origin, stream.key)
-        if len(self._heap) < limits.MAX_STREAMS and watched not in self._watched:
-            self._watched.add(watched)
-            heappush(self._heap, (due_ns, *watched))
-            self.due_ns = self._heap[0][0]
+    def watch(self, number: int, stream: Stream, due_ns: int, now: int) -> None:
+        """Expect a reading of ``stream`` before ``due_ns``. Does nothing when that subscription watches it already."""
+        watch = (number, stream.origin, stream.key)
+        if watch in self._due:
+            return
+        while len(self._due) >= limits.MAX_DEADLINES:
+            self._give_way(self._rows.next_to_go(), now)
+        self._due[watch] = due_ns
+        self._rows.add(stream.payer, watch)
+        heappush(self._heap, (due_ns, watch))
+        if len(self._heap) > 2 * limits.MAX_DEADLINES:
+            self._heap = [(due, one) for one, due in self._due.items()]
+            heapify(self._heap)
+        self.due_ns = min(self.due_ns, due_ns)
 
     def watch_again(self, stream: Stream, now: int) -> None:
         """A stream that had missed deadlines has a reading again."""
@@ -46,28 +61,60 @@ class Deadlines:
         for number in missed:
             subscription = self._subscriptions.get(number)
             if subscription is not None:
-                self.watch(number, stream, now + subscription.quality.deadline_ns)
+                self.watch(number, stream, now + subscription.quality.deadline_ns, now)
+
+    def disown(self, node: NodeId, heir: NodeId) -> None:
+        """``heir`` pays from now on for what ``node`` has paid for."""
+        self._rows.move_all(node, heir)
 
     def missed(self, now: int) -> list[DeadlineMissed]:
-        """The deadlines that have passed without a reading. A stream that is not known any more has missed them."""
-        events = []
-        while self._heap and self._heap[0][0] <= now:
-            _, number, origin, key = heappop(self._heap)
-            self._watched.discard((number, origin, key))
-            subscription = self._subscriptions.get(number)
-            if subscription is None:
-                continue
-            streams = [self._first_hand.get((origin, key))]
-            if subscription.quality.hops:
-                streams.append(self._hearsay.get((origin, key)))
-            known = [stream for stream in streams if stream is not None]
-            deadline_ns = subscription.quality.deadline_ns
-            latest = max(known, key=lambda stream: stream.last_ns, default=None)
-            if latest is not None and latest.last_ns + deadline_ns > now:
-                self.watch(number, latest, latest.last_ns + deadline_ns)
-                continue
-            events.append(DeadlineMissed(number, origin, key))
-            for stream in known:
-                stream.missed = (*stream.missed, number)
+        """The deadlines that have passed without a reading, up to ``MAX_DEADLINES_AT_ONCE``; then :attr:`due_ns` is not
+        later than ``now``. A stream that is not known any more has missed them."""
+        for _ in range(limits.MAX_DEADLINES_AT_ONCE):
+            if not self._heap or self._heap[0][0] > now:
+                break
+            due_ns, watch = heappop(self._heap)
+            if self._due.get(watch) == due_ns:
+                self._is_due(watch, now)
         self.due_ns = self._heap[0][0] if self._heap else NEVER
+        events, self._events = self._events, []
         return events
+
+    def _is_due(self, watch: _Watch, now: int) -> None:
+        number, origin, key = watch
+        subscription = self._subscriptions.get(number)
+        if subscription is None:
+            self._end(watch)
+            return
+        deadline_ns = subscription.quality.deadline_ns
+        latest_ns = max((stream.last_ns for stream in self._streams(subscription, origin, key)), default=-NEVER)
+        if latest_ns + deadline_ns > now:
+            self._due[watch] = latest_ns + deadline_ns
+            heappush(self._heap, (latest_ns + deadline_ns, watch))
+        else:
+            self._report(watch)
+
+    def _streams(self, subscription: LocalSubscription, origin: str, key: str) -> list[Stream]:
+        """What is known of a stream, as far as it counts for a subscription."""
+        known = [self._first_hand.get((origin, key))]
+        if subscription.quality.hops:
+            known.append(self._hearsay.get((origin, key)))
+        return [stream for stream in known if stream is not None]
+
+    def _give_way(self, watch: _Watch, now: int) -> None:
+        if watch[0] in self._subscriptions:
+            self._report(watch)
+            self.due_ns = min(self.due_ns, now)
+        else:
+            self._end(watch)
+
+    def _report(self, watch: _Watch) -> None:
+        number, origin, key = watch
+        self._end(watch)
+        self._events.append(DeadlineMissed(number, origin, key))
+        for stream in self._streams(self._subscriptions[number], origin, key):
+            stream.missed = (*stream.missed, number)
+
+    def _end(self, watch: _Watch) -> None:
+        del self._due[watch]
+        self._rows.remove(watch)

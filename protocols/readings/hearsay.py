@@ -34,8 +34,6 @@ class Hearsay:
         self._node, self._access, self._table, self._peers = node, access, table, peers
         self._subscriptions, self._drops, self._queueing, self._limited = subscriptions, drops, queueing, limited
         self._work = work
-        self.forwarded = 0
-        """How many times such a reading was queued for a further neighbour."""
 
     def accept(
         self, reading: Reading, source: NodeId, version: int, now: int, utc_now: int, uncertainty_ns: int
@@ -61,9 +59,10 @@ class Hearsay:
         if lifespan_ms and utc_now > when.utc_ns + when.uncertainty_ns + lifespan_ms * limits.MS + uncertainty_ns:
             self._drops.count(source, key, "expired")
             return None
+        self._table.charge(stream, source)
         self._table.note(stream, reading, 0, now)
         if reading.hops and stream.routes:
-            self.forwarded += self._queueing.pass_on(stream.routes, reading, source, now, utc_now)
+            self._queueing.pass_on(stream.routes, reading, source, now, utc_now)
         numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
         return (numbers, reading) if numbers else None
 

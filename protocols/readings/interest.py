@@ -137,3 +137,59 @@ def decide_routes(stream: Stream, peers: Iterable[Peer], version: int, own: bool
             routes.append(new)
     stream.routes = tuple(routes)
     stream.routes_version = version
+
+
+class Interests:
+    """Who was told what by one router, and whose Interests were put off.
+
+    Neighbours are told a few at a time, because one frame of one neighbour can change what this node asks all others
+    for.
+    """
+
+    __slots__ = ("_changes", "_told", "_utc_less_now", "due_ns", "put_off_due_ns", "version")
+
+    def __init__(self) -> None:
+        self.version = 0
+        """The version of the last Interest."""
+        self.due_ns = NEVER
+        """When the next neighbours have to be told."""
+        self.put_off_due_ns = NEVER
+        """When :meth:`next_put_off` may have an Interest."""
+        self._utc_less_now = 0
+        self._changes = 0
+        self._told: dict[NodeId, int] = {}  # the change that a neighbour was told last
+
+    def change(self) -> None:
+        """Note that the interest has changed."""
+        self._changes += 1
+
+    def tell(self, node: NodeId) -> int:
+        """Note that a neighbour is told the interest as it is now. Returns the version of the Interest."""
+        self._told[node] = self._changes
+        self.version += 1
+        return self.version
+
+    def forget(self, node: NodeId) -> None:
+        """Forget a neighbour that is gone."""
+        self._told.pop(node, None)
+
+    def untold(self, reached: list[NodeId], now: int) -> list[NodeId]:
+        """Those of ``reached`` to tell now; the others follow at :attr:`due_ns`."""
+        untold = [node for node in reached if self._told.get(node, 0) != self._changes]
+        self.due_ns = NEVER if len(untold) <= limits.INTERESTS_AT_ONCE else now + limits.INTEREST_PAUSE_NS
+        return untold[: limits.INTERESTS_AT_ONCE]
+
+    def put_off(self, peer: Peer, interest: Interest, now: int, utc_now: int) -> None:
+        """Take an Interest later, in place of an older one of that neighbour."""
+        peer.put_off, self._utc_less_now = interest, utc_now - now
+        self.put_off_due_ns = min(self.put_off_due_ns, now + limits.SECOND // limits.INTERESTS_PER_S)
+
+    def next_put_off(self, peers: Iterable[Peer], now: int) -> tuple[Peer, Interest, int] | None:
+        """An Interest that may be taken now, with its neighbour and the UTC time."""
+        waiting = [(peer, peer.put_off) for peer in peers if peer.put_off is not None]
+        for peer, interest in waiting:
+            if peer.interests.take(now):
+                self.put_off_due_ns = now + limits.INTEREST_PAUSE_NS if len(waiting) > 1 else NEVER
+                return peer, interest, now + self._utc_less_now
+        self.put_off_due_ns = now + limits.SECOND // limits.INTERESTS_PER_S if waiting else NEVER
+        return None

@@ -21,16 +21,17 @@ from typing import Final
 
 from protocols.access import AccessTable
 from protocols.base import limits
-from protocols.base.errors import BoundExceeded, ContextMissing, InvalidKey, NotPermitted, ValueUnsupported
+from protocols.base.errors import BoundExceeded, InvalidKey, NotPermitted, ValueUnsupported
 from protocols.base.ids import NodeId, Role
 from protocols.base.keys import checked_expression, checked_key, intersects
 from protocols.base.time import NEVER
 from protocols.links.queues import Drops, LaneQueue
-from protocols.readings.cache import SMALL, SMALL_BYTES
+from protocols.readings.cache import SMALL, SMALL_SIZE
 from protocols.readings.events import DeadlineMissed, Delivery, Put, PutMany
 from protocols.readings.hearsay import Hearsay
 from protocols.readings.history import History
 from protocols.readings.interest import (
+    Interests,
     add_subscriber,
     decide_routes,
     decide_subscribers,
@@ -39,7 +40,7 @@ from protocols.readings.interest import (
     share_wants,
     wants_to_ask_for,
 )
-from protocols.readings.publication import Publication
+from protocols.readings.publication import Publication, without
 from protocols.readings.quality import Quality
 from protocols.readings.queueing import Queueing
 from protocols.readings.streams import (
@@ -57,6 +58,7 @@ from protocols.wire.parcels import decode_alone, encode_alone
 from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, check_position
 
 _MS: Final = limits.MS
+_STEPS_PER_FRAME: Final = limits.MATCHING_STEPS_PER_FRAME
 _BULK_THRESHOLD_BYTES: Final = limits.BULK_THRESHOLD_BYTES
 
 
@@ -79,15 +81,13 @@ class Router:
         self._subscriptions: dict[int, LocalSubscription] = {}
         self._next_subscription = 1
         self._version = 0
-        self._interest_version = 0
         self._table = StreamTable(self._subscriptions)
         self._streams, self._deadlines = self._table.first_hand, self._table.deadlines
         self._checked_where: Position | None = None
         self.interest_changed = False
         """Whether neighbours must be told :meth:`interest_for` them again; see :meth:`untold`."""
-        self._changes = 0
-        self._told: dict[NodeId, int] = {}  # the change that a neighbour was told last
-        self._tell_due_ns = NEVER
+        self._interests = Interests()
+        self._slices_due_ns = NEVER
         self._events: list[DeadlineMissed] = []
         self._touched = touched
         self._queueing = Queueing(drops, touched, wanted)
@@ -97,15 +97,13 @@ class Router:
             self._limited,
         )  # fmt: skip
         self._history = History(node, self._queueing)
-        self._put_off_due_ns = NEVER
-        self._utc_less_now = 0
-        self._published = self._accepted = self._delivered = self._forwarded = 0
+        self._published = self._accepted = self._delivered = 0
 
     def counters(self) -> dict[str, int]:
         """Counters by name, which only grow."""
         return {
             "published": self._published, "accepted": self._accepted, "delivered": self._delivered,
-            "forwarded": self._forwarded + self._hearsay.forwarded,
+            "forwarded": self._queueing.forwarded,
         }  # fmt: skip
 
     # --- subscriptions ---------------------------------------------------------------------------------------------
@@ -133,7 +131,7 @@ class Router:
             ):
                 continue
             if quality.deadline_ns:
-                self._deadlines.watch(number, stream, max(now, stream.last_ns) + quality.deadline_ns)
+                self._deadlines.watch(number, stream, max(now, stream.last_ns) + quality.deadline_ns, now)
             if quality.own or not own:
                 add_subscriber(stream, subscription)
                 if quality.history and stream.last is not None:
@@ -151,8 +149,6 @@ class Router:
 
     def interest_for(self, peer: NodeId) -> Interest:
         """What to ask of ``peer``: own subscriptions, and what other neighbours asked this node to ask for."""
-        self._interest_version += 1
-        self._told[peer] = self._changes
         others = {other.node: other.passed_on for other in self._peers.values() if other.node != peer}
         wants, without_place = wants_to_ask_for(self._subscriptions.values(), others)
         for node, count in without_place.items():
@@ -160,18 +156,18 @@ class Router:
             if count > known:
                 self._drops.count(node, "*", "interest_full", count - known)
                 self._peers[node].without_place = count
-        return Interest(self._interest_version, wants)
+        return Interest(self._interests.tell(peer), wants)
 
     def untold(self, reached: list[NodeId], now: int) -> list[NodeId]:
         """Those of ``reached`` to tell now that the interest has changed. When they are many, the others follow."""
-        untold = [node for node in reached if self._told.get(node, 0) != self._changes]
-        self._tell_due_ns = NEVER if len(untold) <= limits.INTERESTS_AT_ONCE else now + limits.INTEREST_PAUSE_NS
         self.interest_changed = False
-        return untold[: limits.INTERESTS_AT_ONCE]
+        untold = self._interests.untold(reached, now)
+        self._plan()
+        return untold
 
     def _change_interest(self) -> None:
         self.interest_changed = True
-        self._changes += 1
+        self._interests.change()
 
     # --- neighbours ------------------------------------------------------------------------------------------------
     def add_peer(self, peer: Peer) -> None:
@@ -185,7 +181,8 @@ class Router:
         peer = self._peers.pop(node, None)
         self._version += 1
         self._history.forget(node)
-        self._told.pop(node, None)
+        self._table.disown(node)
+        self._interests.forget(node)
         if peer is not None and (share_wants(self._peers.values(), self._drops) or peer.passed_on):
             self._change_interest()
 
@@ -204,8 +201,8 @@ class Router:
         if not peer.interests.take(now):
             if peer.put_off is None:
                 self._drops.count(node, "*", "interest_put_off")
-            peer.put_off, self._utc_less_now = interest, utc_now - now
-            self._put_off_due_ns = min(self._put_off_due_ns, now + limits.SECOND // limits.INTERESTS_PER_S)
+            self._interests.put_off(peer, interest, now, utc_now)
+            self._plan()
             return
         self._take_interest(peer, interest, now, utc_now)
 
@@ -221,6 +218,7 @@ class Router:
         if fresh:
             self._history.ask(peer, fresh, self._table.all(), now, utc_now)
             self._history.serve(now)
+            self._plan()
         if passed_on != peer.passed_on:
             self._change_interest()
 
@@ -249,7 +247,7 @@ class Router:
         if kind not in IMMUTABLE:
             reading = decode_alone(data)
         self._sequence = sequence + 1
-        if stream.held_bytes == len(data) and not stream.missed and kind in SMALL:
+        if stream.size == len(data) and not stream.missed and kind in SMALL:
             stream.newest, stream.last, stream.last_ns = sequence, reading, now
         else:
             self._table.note(stream, reading, len(data), now)
@@ -319,12 +317,12 @@ class Router:
         """The stream that a publication goes to. It raises what :meth:`publish` raises, except for the value."""
         key = publication.key
         if where is None:
-            raise _without(key, "where", "Set [node] position, or pass where=")
+            raise without(key, "where", "Set [node] position, or pass where=")
         if where is not self._checked_where:
             check_position(where)
             self._checked_where = where
         if when is None:
-            raise _without(key, "when", "Pass when=")
+            raise without(key, "when", "Pass when=")
         check_time(when)
         stream = self._streams.get((self._node, key))
         if stream is None:
@@ -338,13 +336,13 @@ class Router:
             raise NotPermitted(f"the access table does not let {self._role.value} {self._node} publish on {key!r}")
         return stream
 
-    def accept(  # calls cost too much here
+    def accept(  # noqa: C901, PLR0912  # calls cost too much here
         self, readings: tuple[Reading, ...], source: NodeId, source_role: Role, now: int, utc_now: int,
         uncertainty_ns: int,
     ) -> list[Delivery]:  # fmt: skip
         """Take readings from a neighbour. Returns what to deliver here; what is passed on to others is queued."""
         deliveries: list[Delivery] = []
-        self._work.left_in_frame = limits.MATCHING_STEPS_PER_FRAME
+        self._work.left_in_frame = _STEPS_PER_FRAME
         peer = self._peers.get(source)
         stream = peer.recent if peer is not None else None  # most often it is the same again
         for reading in readings:
@@ -368,10 +366,13 @@ class Router:
                 self._drops.count(source, key, "expired")
                 continue
             kind = type(value)
-            held_bytes = SMALL_BYTES if kind in SMALL else len(value) if kind is bytes else -1
-            if held_bytes == stream.held_bytes and not stream.missed:
+            size = SMALL_SIZE if kind in SMALL else len(value) if kind is bytes else -2
+            if size == stream.size and not stream.missed and reading.how == stream.how:
                 stream.newest, stream.last, stream.last_ns = sequence, reading, now
             else:
+                if stream.missed and not self._work.may_watch(len(stream.missed)):
+                    self._drops.count(source, key, "over_rate")
+                    continue
                 self._table.note(stream, reading, 0, now)
             numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
             if numbers:
@@ -380,7 +381,7 @@ class Router:
                 if stream.routes_version != self._version:
                     self._decide_routes(stream, peer, now)
                 if stream.routes:
-                    self._forwarded += self._queueing.pass_on(stream.routes, reading, source, now, utc_now)
+                    self._queueing.pass_on(stream.routes, reading, source, now, utc_now)
         if peer is not None:
             peer.recent = stream
         self._accepted += len(readings)
@@ -411,6 +412,7 @@ class Router:
             return None
         if stream is None:
             self._table.keep(fresh, now)
+        self._table.charge(fresh, source)
         if peer is not None and self._hearsay.is_late(reading, peer, now):
             near = [subscription for subscription in self._subscriptions.values() if not subscription.quality.hops]
             decide_subscribers(fresh, near, own=False)
@@ -459,33 +461,29 @@ class Router:
         """Report streams that missed a deadline, and do what was put off."""
         if self._deadlines.due_ns <= now:
             self._events.extend(self._deadlines.missed(now))
+        if self._slices_due_ns > now:
+            return
         if self._history.due_ns <= now:
             self._history.serve(now)
-        if self._put_off_due_ns <= now:
-            self._take_put_off(now)
-        if self._tell_due_ns <= now:
+        if self._interests.put_off_due_ns <= now:
+            ready = self._interests.next_put_off(self._peers.values(), now)
+            if ready is not None:
+                self._take_interest(*ready[:2], now, ready[2])
+        if self._interests.due_ns <= now:
+            self._interests.due_ns = NEVER
             self.interest_changed = True
-
-    def _take_put_off(self, now: int) -> None:
-        """Take the Interest of one neighbour that waited for its allowance."""
-        waiting = [peer for peer in self._peers.values() if peer.put_off is not None]
-        ready = next((peer for peer in waiting if peer.interests.take(now)), None)
-        if ready is not None and ready.put_off is not None:
-            self._take_interest(ready, ready.put_off, now, now + self._utc_less_now)
-        pause_ns = limits.HISTORY_PAUSE_NS if ready is not None else limits.SECOND // limits.INTERESTS_PER_S
-        self._put_off_due_ns = now + pause_ns if len(waiting) > (ready is not None) else NEVER
+        self._plan()
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` has to be called at the latest."""
-        return min(self._deadlines.due_ns, self._history.due_ns, self._put_off_due_ns, self._tell_due_ns)
+        due_ns = self._deadlines.due_ns
+        return min(self._slices_due_ns, due_ns)
+
+    def _plan(self) -> None:
+        """Note when the next of what was put off is due."""
+        self._slices_due_ns = min(self._history.due_ns, self._interests.put_off_due_ns, self._interests.due_ns)
 
     def events(self) -> list[DeadlineMissed]:
         """Events decided since the last call."""
         events, self._events = self._events, []
         return events
-
-
-def _without(key: str, what: str, advice: str) -> ContextMissing:
-    return ContextMissing(
-        f"a reading on {key!r} has no {what!r}: a value without its context is of no use to others. {advice}"
-    )

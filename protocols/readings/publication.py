@@ -44,3 +44,10 @@ def checked_publication(
             f"0 to {limits.MAX_LIFESPAN_MS} and 0 to {limits.MAX_HOPS}"
         )
     return Publication(key, how, where, priority, lifespan_ms, hops)
+
+
+def without(key: str, what: str, advice: str) -> ContextMissing:
+    """The error for a reading on ``key`` that lacks ``what``."""
+    return ContextMissing(
+        f"a reading on {key!r} has no {what!r}: a value without its context is of no use to others. {advice}"
+    )

@@ -20,11 +20,13 @@ _BULK_THRESHOLD_BYTES: Final = limits.BULK_THRESHOLD_BYTES
 class Queueing:
     """Puts the readings of one router into the queues."""
 
-    __slots__ = ("_drops", "_touched", "_wanted")
+    __slots__ = ("_drops", "_touched", "_wanted", "forwarded")
 
     def __init__(self, drops: Drops, touched: list[LaneQueue], wanted: list[NodeId]) -> None:
         """``touched`` and ``wanted`` are those of the router."""
         self._drops, self._touched, self._wanted = drops, touched, wanted
+        self.forwarded = 0
+        """How many times a reading of another node was queued for a neighbour."""
 
     def bulk_of(self, peer: Peer) -> LaneQueue:
         """The queue of a neighbour's bulk lane, which is dialled when it is not open."""
@@ -75,11 +77,10 @@ class Queueing:
         if data is not None:
             self.put(peer, reading, data, False, now, utc_now)
 
-    def pass_on(self, routes: tuple[Route, ...], reading: Reading, source: NodeId, now: int, utc_now: int) -> int:
-        """Queue a reading from ``source`` for further neighbours, with one hop less. Returns for how many."""
+    def pass_on(self, routes: tuple[Route, ...], reading: Reading, source: NodeId, now: int, utc_now: int) -> None:
+        """Queue a reading from ``source`` for further neighbours, with one hop less."""
         passed_on = one_hop_less(reading)
         data: bytes | None = None
-        queued = 0
         for route in routes:
             node = route.peer.node
             if node == source or node == reading.origin:
@@ -90,8 +91,7 @@ class Queueing:
                     break
             if route.min_interval_ns and not self.is_due(route, reading.key, now):
                 continue
-            queued += self.put(route.peer, passed_on, data, route.conflate, now, utc_now)
-        return queued
+            self.forwarded += self.put(route.peer, passed_on, data, route.conflate, now, utc_now)
 
     def _encoded_again(self, reading: Reading, peer: NodeId) -> bytes | None:
         """The reading, encoded again to be passed on. None: it is now too large for a frame, which is counted. It can

@@ -17,7 +17,7 @@ from protocols.links.queues import LaneQueue
 from protocols.readings.matching import KeyPattern
 from protocols.readings.quality import Quality
 from protocols.wire.parcels import decode_alone, encode_alone, encode_together
-from protocols.wire.readings import EventTime, Interest, Reading, Want
+from protocols.wire.readings import EventTime, Interest, Provenance, Reading, Want
 
 IMMUTABLE: Final = frozenset((type(None), bool, int, float, str, bytes))
 """Types of values that can't be changed after they were published."""
@@ -59,8 +59,8 @@ class Stream:
     """Everything that is known about one (origin, key)."""
 
     __slots__ = (
-        "held_bytes", "is_hearsay", "key", "last", "last_ns", "limited", "limited_last", "missed", "newest", "numbers",
-        "is_decided", "origin", "payer", "permitted", "role", "routes", "routes_version", "version",
+        "held_bytes", "how", "is_decided", "is_hearsay", "key", "last", "last_ns", "limited", "limited_last", "missed",
+        "newest", "numbers", "origin", "payer", "permitted", "role", "routes", "routes_version", "size", "version",
     )  # fmt: skip
 
     def __init__(self, origin: str, key: str, payer: NodeId, is_hearsay: bool = False) -> None:
@@ -70,7 +70,9 @@ class Stream:
         self.origin, self.key = origin, key
         self.version = -1
         self.newest = -1
-        self.held_bytes = 0
+        self.size = -1
+        """A reading of the same size and provenance as the last one holds as much memory; -1: none does."""
+        self.how: Provenance | None = None
         self.missed: tuple[int, ...] = ()  # subscriptions that were told that it is silent
         self.last: Reading | None = None
         self.last_ns = 0
@@ -82,6 +84,7 @@ class Stream:
         self.limited_last: dict[int, int] = {}
         self.routes: tuple[Route, ...] = ()
         self.routes_version = -1
+        self.held_bytes = 0
         self.payer, self.is_hearsay = payer, is_hearsay
 
 

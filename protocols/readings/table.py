@@ -1,11 +1,15 @@
 """The streams that one node knows: those that it hears from their origins, and those that it knows by hearsay.
 
 The two kinds are kept apart, so that nothing that a neighbour passes on can change what is known of a stream from its
-origin. Together they stay within ``MAX_STREAMS``.
+origin. Together they stay within ``MAX_STREAMS``. The neighbour that a stream came from pays for it, and the largest
+holder gives way; what neighbours that are gone have left is one share.
 """
+
+from typing import Final
 
 from protocols.base import limits
 from protocols.base.ids import NodeId
+from protocols.base.shares import SharedRows
 from protocols.readings.cache import LastValues
 from protocols.readings.deadlines import Deadlines
 from protocols.readings.streams import LocalSubscription, Stream
@@ -13,12 +17,14 @@ from protocols.wire.readings import Reading
 
 StreamId = tuple[str, str]
 """The origin and the key of a stream."""
+GONE: Final = NodeId("")
+"""The payer for what neighbours have left that are gone."""
 
 
 class StreamTable:
     """The streams of one router, their last values and their deadlines."""
 
-    __slots__ = ("_subscriptions", "deadlines", "first_hand", "hearsay", "last_values")
+    __slots__ = ("_rows", "_subscriptions", "deadlines", "first_hand", "hearsay", "last_values")
 
     def __init__(self, subscriptions: dict[int, LocalSubscription]) -> None:
         self.first_hand: dict[StreamId, Stream] = {}
@@ -28,6 +34,7 @@ class StreamTable:
         self.last_values = LastValues()
         self.deadlines = Deadlines(subscriptions, self.first_hand, self.hearsay)
         self._subscriptions = subscriptions
+        self._rows: SharedRows[NodeId, Stream] = SharedRows()
 
     def __len__(self) -> int:
         return len(self.first_hand) + len(self.hearsay)
@@ -37,9 +44,10 @@ class StreamTable:
         return [*self.first_hand.values(), *self.hearsay.values()]
 
     def keep(self, stream: Stream, now: int) -> None:
-        """Add a stream. An older one gives way when the table is full."""
+        """Add a stream. The oldest of the largest holder gives way when the table is full."""
         if len(self) >= limits.MAX_STREAMS:
-            self.drop(next(iter(self.first_hand.values() or self.hearsay.values())))
+            self.drop(self._rows.next_to_go())
+        self._rows.add(stream.payer, stream)
         table = self.hearsay if stream.is_hearsay else self.first_hand
         table[stream.origin, stream.key] = stream
         stream.last_ns = now
@@ -48,14 +56,29 @@ class StreamTable:
             quality = subscription.quality
             if quality.deadline_ns and (quality.hops or not stream.is_hearsay):
                 if subscription.pattern.matches(key, chunks):
-                    self.deadlines.watch(subscription.number, stream, now + quality.deadline_ns)
+                    self.deadlines.watch(subscription.number, stream, now + quality.deadline_ns, now)
 
     def drop(self, stream: Stream) -> None:
         """Remove a stream and its last value."""
         table = self.hearsay if stream.is_hearsay else self.first_hand
         del table[stream.origin, stream.key]
         stream.version = -1  # a neighbour may have it as its most recent one
+        self._rows.remove(stream)
         self.last_values.forget(stream)
+
+    def charge(self, stream: Stream, payer: NodeId) -> None:
+        """Let ``payer`` pay for a stream from now on, because it comes from there."""
+        if stream.payer != payer:
+            stream.payer = payer
+            self._rows.move(stream, payer)
+            self.last_values.charge(stream)
+
+    def disown(self, node: NodeId) -> None:
+        """Keep what a neighbour that is gone has left in the share of all that are gone."""
+        for stream in self._rows.move_all(node, GONE):
+            stream.payer = GONE
+            self.last_values.charge(stream)
+        self.deadlines.disown(node, GONE)
 
     def forget_origin(self, origin: NodeId) -> None:
         """Remove everything that is known of the streams of ``origin``."""

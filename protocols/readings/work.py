@@ -4,9 +4,14 @@ Costs are counted in steps of matching; see :mod:`protocols.readings.matching`. 
 with what it costs at most.
 """
 
+from typing import Final
+
 from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.readings.streams import LocalSubscription, Peer
+
+_WATCH_STEPS: Final = 8
+"""What it costs to watch a deadline."""
 
 
 class Work:
@@ -23,11 +28,11 @@ class Work:
 
     def subscribed(self, subscription: LocalSubscription) -> None:
         """Count a new subscription in."""
-        self.subscriptions_steps += subscription.pattern.steps
+        self.subscriptions_steps += _steps(subscription)
 
     def unsubscribed(self, subscription: LocalSubscription) -> None:
         """Count a subscription that ended out."""
-        self.subscriptions_steps -= subscription.pattern.steps
+        self.subscriptions_steps -= _steps(subscription)
 
     def is_allowed(self, payer: Peer | None, is_new: bool, routes: bool, now: int) -> bool:
         """Whether decisions about a stream may be made now; if so, ``payer`` pays. ``is_new``: who gets the stream here
@@ -43,3 +48,15 @@ class Work:
         if payer is not None:
             payer.work.fine(steps)
         return True
+
+    def may_watch(self, number: int) -> bool:
+        """Whether the frame may start ``number`` deadlines anew."""
+        if self.left_in_frame <= 0:
+            return False
+        self.left_in_frame -= number * _WATCH_STEPS
+        return True
+
+
+def _steps(subscription: LocalSubscription) -> int:
+    """What a subscription costs for each new key."""
+    return subscription.pattern.steps + (_WATCH_STEPS if subscription.quality.deadline_ns else 0)

@@ -205,15 +205,45 @@ def test_clear_counts_everything_that_waited() -> None:
     assert taken(queue) == [3]
 
 
-def test_drops_beyond_the_bound_are_lumped_and_none_is_lost() -> None:
+def test_drops_beyond_the_bound_are_lumped_by_peer_and_none_is_lost() -> None:
     """Keys come from neighbours: their variety must not take memory."""
     drops = Drops()
     for number in range(limits.MAX_DROP_REASONS + 500):
         drops.count("p", f"k{number}", "stale", 2)
     counted = dict(drops.items())
-    assert len(counted) == limits.MAX_DROP_REASONS + 1
-    assert counted["*", "*", "stale"] == 1_000
+    assert len(counted) == limits.MAX_DROP_REASONS
+    assert counted["p", "*", "stale"] == 2 * 501
     assert sum(counted.values()) == drops.total
+
+
+def test_drops_of_one_peer_do_not_hide_those_of_others() -> None:
+    """An insider that invents keys made the counters useless for all neighbours."""
+    drops = Drops()
+    for number in range(2 * limits.MAX_DROP_REASONS):
+        drops.count("insider", f"k{number}", "denied")
+        if number % 64 == 0:
+            drops.count("honest", f"h{number}", "queue_full")
+    drops.count("late", "x", "expired")
+    counted = dict(drops.items())
+    assert all(
+        counted["honest", f"h{number}", "queue_full"] == 1 for number in range(0, 2 * limits.MAX_DROP_REASONS, 64)
+    )
+    assert counted["late", "x", "expired"] == 1
+    assert {peer for peer, _, _ in counted} == {"insider", "honest", "late"}
+    assert len(counted) <= limits.MAX_DROP_REASONS
+    assert sum(counted.values()) == drops.total
+
+
+def test_drops_of_more_peers_than_there_are_counters_are_still_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A road-side unit meets thousands of vehicles."""
+    monkeypatch.setattr(limits, "MAX_DROP_REASONS", 50)
+    drops = Drops()
+    for number in range(500):
+        drops.count(f"n{number}", "x", "stale")
+        drops.count(f"n{number}", "y", "expired")
+    counted = dict(drops.items())
+    assert len(counted) <= 52
+    assert sum(counted.values()) == drops.total == 1_000
 
 
 # --- any history ---------------------------------------------------------------------------------------------------

@@ -260,6 +260,7 @@ def test_accept_of_an_own_reading_from_elsewhere_is_an_echo() -> None:
 def test_accept_of_a_long_history_forgets_the_oldest_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys come from neighbours: the table is bounded, and the newest work."""
     monkeypatch.setattr(limits, "MAX_STREAMS", 50)
+    monkeypatch.setattr(limits, "MAX_DEADLINES", 50)
     bench = Bench(A)
     bench.machine.subscribe("**", Quality(deadline_ns=SECOND), 0)
     for number in range(120):
