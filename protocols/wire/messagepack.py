@@ -16,7 +16,7 @@ _COUNTS: Final = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
 """For arrays and maps: bytes of the count, and elements for each item."""
 
 
-def has_too_many_elements(data: bytes | bytearray) -> bool:
+def has_too_many_elements(data: bytes | bytearray | memoryview) -> bool:
     """Whether MessagePack has more than ``MAX_ELEMENTS`` elements, found without making any of them. False for
     malformed data, which the decoder finds."""
     at, left, elements, end = 0, 1, 0, len(data)
