@@ -14,6 +14,7 @@ from meshnode.running import Host, HttpService, RunningPart
 from protocols.gossip.entries import EntryView, Seal, views
 from protocols.gossip.events import EntryAccepted, EntryRefused
 from protocols.machine import Event
+from protocols.readings.seal import ReadingSeal
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -35,6 +36,10 @@ class RunningGossip(RunningPart):
     def seal(self) -> Seal:
         """How entries are signed and checked."""
         return self._notary.seal()
+
+    def reading_seal(self) -> ReadingSeal:
+        """How readings that may be passed on are signed and checked."""
+        return self._notary.reading_seal()
 
     def handlers(self) -> Mapping[type[Event], Callable[[Any], object]]:
         """It logs which entries were taken and refused."""

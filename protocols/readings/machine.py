@@ -15,7 +15,7 @@ Rules:
 6. The value that is kept and delivered is the value that was sent, even if its publisher changes it afterwards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from protocols.access import AccessTable
@@ -25,13 +25,16 @@ from protocols.base.ids import NodeId, Role, node_id
 from protocols.base.keys import checked_expression, checked_key, intersects, matches
 from protocols.base.time import NEVER
 from protocols.links.queues import Drops, LaneQueue
+from protocols.readings.authorship import Authorship, of_nobody
 from protocols.readings.cache import SMALL, SMALL_BYTES, LastValues
 from protocols.readings.deadlines import Deadlines
-from protocols.readings.events import DeadlineMissed, Delivery, Put, PutMany
+from protocols.readings.events import DeadlineMissed, Delivery, Put, PutMany, ReadingRefused
+from protocols.readings.forwarding import Forwarding
 from protocols.readings.interest import decide_routes, decide_subscribers, permitted_wants, wants_to_ask_for
 from protocols.readings.publication import Publication
 from protocols.readings.quality import Quality
 from protocols.readings.queueing import Queueing
+from protocols.readings.seal import Certified, ReadingSeal
 from protocols.readings.streams import (
     IMMUTABLE,
     LocalSubscription,
@@ -43,7 +46,7 @@ from protocols.readings.streams import (
     parcels_of,
 )
 from protocols.wire.parcels import decode_alone, encode_alone
-from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, check_position
+from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, SignedReadings, check_position
 
 _HEARSAY_LEAD: Final = 1_024
 """How far copies may run ahead of their origin. Copies that are further ahead were made up, and the origin is right."""
@@ -60,11 +63,13 @@ class Router:
 
     def __init__(
         self, node: NodeId, role: Role, first_sequence: int, access: AccessTable, drops: Drops,
-        touched: list[LaneQueue], wanted: list[NodeId],
+        touched: list[LaneQueue], wanted: list[NodeId], seal: ReadingSeal | None = None,
+        certificate_of: Callable[[NodeId], Certified | None] = of_nobody,
     ) -> None:  # fmt: skip
         """``first_sequence`` must be above all sequences that earlier lives of this node have used. The router appends
         to ``touched`` the queues into which it puts something; each is listed once, because it is marked. It appends to
-        ``wanted`` the neighbours for whom something waits on a bulk lane that is not open."""
+        ``wanted`` the neighbours for whom something waits on a bulk lane that is not open. ``seal`` and
+        ``certificate_of``: see :class:`~protocols.readings.authorship.Authorship`."""
         self._node, self._role, self._sequence, self._access, self._drops = node, role, first_sequence, access, drops
         self._streams: dict[tuple[str, str], Stream] = {}
         self._peers: dict[NodeId, Peer] = {}
@@ -79,14 +84,18 @@ class Router:
         """Whether neighbours must be told :meth:`interest_for` them again. The caller that does it clears this."""
         self._events: list[DeadlineMissed] = []
         self._touched = touched
-        self._queueing = Queueing(drops, touched, wanted)
+        self._authorship = Authorship(node, drops, seal, certificate_of)
+        self._queueing = Queueing(drops, touched, wanted, self._authorship)
+        self._forwarding = Forwarding(
+            node, self._streams, self._peers, drops, self._authorship, self._queueing
+        )  # fmt: skip
         self._published = self._accepted = self._delivered = self._forwarded = 0
 
     def counters(self) -> dict[str, int]:
         """Counters by name, which only grow."""
         return {
             "published": self._published, "accepted": self._accepted, "delivered": self._delivered,
-            "forwarded": self._forwarded,
+            "forwarded": self._forwarded, **self._authorship.counters(),
         }  # fmt: skip
 
     # --- subscriptions ---------------------------------------------------------------------------------------------
@@ -196,6 +205,7 @@ class Router:
             publication.hops,
         )  # fmt: skip
         data = encode_alone(reading)
+        sent = data if not publication.hops or not stream.routes else self._authorship.sign(reading, data)
         kind = type(value)
         if kind not in IMMUTABLE:
             reading = decode_alone(data)
@@ -207,7 +217,7 @@ class Router:
         self._published += 1
         queued = dropped = 0
         if stream.routes:
-            touched, bulk = self._touched, len(data) > _BULK_THRESHOLD_BYTES
+            touched, bulk = self._touched, len(sent) > _BULK_THRESHOLD_BYTES
             expires_ns = now + expiry_utc_ns(reading) - utc_now if lifespan_ms else NEVER
             for route in stream.routes:
                 if route.min_interval_ns and not self._queueing.is_due(route, key, now):
@@ -217,7 +227,7 @@ class Router:
                 if not queue.touched:
                     queue.touched = True
                     touched.append(queue)
-                if queue.put_reading(key, data, priority, expires_ns, route.conflate):
+                if queue.put_reading(key, sent, priority, expires_ns, route.conflate):
                     queued += 1
                 else:
                     dropped += 1
@@ -252,6 +262,8 @@ class Router:
             for sequence, (value, when) in enumerate(zip(values, whens, strict=True), first)
         ]
         parcels = parcels_of(readings)
+        if hops and stream.routes:
+            parcels = [(self._authorship.sign(parcel[-1], data), parcel) for data, parcel in parcels]
         self._sequence = first + len(readings)
         kept = [reading for parcel in parcels for reading in parcel[1]]
         self._note(stream, kept[-1], 0, now)
@@ -290,9 +302,10 @@ class Router:
 
     def accept(  # noqa: C901, PLR0912  # calls cost too much here
         self, readings: tuple[Reading, ...], source: NodeId, source_role: Role, now: int, utc_now: int,
-        uncertainty_ns: int,
+        uncertainty_ns: int, proven: Role | None = None,
     ) -> list[Delivery]:  # fmt: skip
-        """Take readings from a neighbour. Returns what to deliver here; what is passed on to others is queued."""
+        """Take readings from a neighbour. ``proven``: the role of their origin, if it is another node and has signed
+        them. Returns what to deliver here."""
         deliveries: list[Delivery] = []
         peer = self._peers.get(source)
         stream = peer.recent if peer is not None else None  # most often it is the same again
@@ -301,7 +314,7 @@ class Router:
             if stream is None or key != stream.key or origin != stream.origin or stream.version != self._version:
                 stream = self._streams.get((origin, key))
                 if stream is None or stream.version != self._version:
-                    stream = self._admit(stream, reading, source, source_role, now)
+                    stream = self._admit(stream, reading, source, source_role, proven, now)
                     if stream is None:
                         continue
             if origin == source:
@@ -311,6 +324,9 @@ class Router:
                         stream.newest = -1
             elif origin == self._node:
                 self._drops.count(source, key, "echo")
+                continue
+            elif proven is None:
+                self._drops.count(source, key, "unsigned")
                 continue
             elif stream.direct is not None and stream.direct is self._peers.get(NodeId(origin)):
                 self._drops.count(source, key, "stale")
@@ -331,19 +347,26 @@ class Router:
             numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
             if numbers:
                 deliveries.append((numbers, reading))
-            if reading.hops:
-                if stream.routes_version != self._version:
-                    decide_routes(stream, self._peers.values(), self._version)
-                if stream.routes:
-                    self._forwarded += self._queueing.pass_on(stream.routes, reading, source, now, utc_now)
         if peer is not None:
             peer.recent = stream
         self._accepted += len(readings)
         self._delivered += len(deliveries)
         return deliveries
 
+    def accept_signed(
+        self, frame: SignedReadings, source: NodeId, source_role: Role, now: int, utc_now: int, uncertainty_ns: int
+    ) -> list[Delivery]:  # fmt: skip
+        """Take a signed parcel from a neighbour. Returns what to deliver here; what is passed on to others is queued.
+        Readings of the neighbour itself are delivered without a check of the signature."""
+        parcel = self._forwarding.take(frame, source, now, utc_now - uncertainty_ns)
+        if parcel is None:
+            return []
+        deliveries = self.accept(parcel.readings, source, source_role, now, utc_now, uncertainty_ns, parcel.proven)
+        self._forwarded += self._forwarding.pass_on(parcel, self._version, now, utc_now)
+        return deliveries
+
     def _admit(
-        self, stream: Stream | None, reading: Reading, source: NodeId, source_role: Role, now: int
+        self, stream: Stream | None, reading: Reading, source: NodeId, source_role: Role, proven: Role | None, now: int
     ) -> Stream | None:
         """The stream of a reading from ``source``, decided anew. None when access denies it, which is counted."""
         if reading.origin == self._node:
@@ -359,7 +382,10 @@ class Router:
             fresh = Stream(reading.origin, reading.key)
         else:
             fresh = stream
-        self._decide(fresh, source_role if reading.origin == source else None)
+        if reading.origin != source and proven is None:
+            self._drops.count(source, "*" if stream is None else reading.key, "unsigned")
+            return None
+        self._decide(fresh, source_role if reading.origin == source else proven)
         if not fresh.permitted:
             self._drops.count(source, reading.key, "denied")
             if stream is not None:
@@ -433,9 +459,11 @@ class Router:
         """When :meth:`handle_timer` has to be called at the latest."""
         return self._deadlines.due_ns
 
-    def events(self) -> list[DeadlineMissed]:
+    def events(self) -> list[DeadlineMissed | ReadingRefused]:
         """Events decided since the last call."""
-        events, self._events = self._events, []
+        events: list[DeadlineMissed | ReadingRefused] = [*self._events, *self._authorship.events]
+        self._events.clear()
+        self._authorship.events.clear()
         return events
 
 
