@@ -19,7 +19,7 @@ from protocols.wire.codec import encode_frame
 from protocols.wire.frame import Frame
 from protocols.wire.parcels import encode_alone, reading_statement
 from protocols.wire.readings import EventTime, Reading, Readings, SignedReadings
-from sims.virtual.driver import SimDriver
+from sims.virtual.driver import EPOCH_UTC_NS, SimDriver
 from tests.tools.eventually import until
 from tests.tools.mesh_fixture import HERE, Open, given_house, given_opened, wanted
 from tests.tools.readings_fixture import SECOND
@@ -173,10 +173,12 @@ def test_simulated_forwarder_that_alters_invents_or_replays_is_found_out_and_nam
     genuine = kept_back_in(sim, "fog")
     slip_in(sim, altered(genuine, b"fog", b"sun"))
     slip_in(sim, replace(genuine, signature=bytes(72)))
-    assert sim_drops(sim, "rsu-2") == {("rsu-1", "forged"): 2}
+    made_up = Reading(KEY, "veh-1", 1 << 60, "made up", HERE, EventTime(EPOCH_UTC_NS, 0), HOW, 3, 0, 2)
+    slip_in(sim, Readings((made_up,)))
     slip_in(sim, replace(genuine, hops=2))
     slip_in(sim, replace(genuine, hops=2))
-    assert sim_drops(sim, "rsu-2") == {("rsu-1", "forged"): 2, ("rsu-1", "stale"): 1}
+    counted = {("rsu-1", "forged"): 2, ("rsu-1", "unsigned"): 1, ("rsu-1", "stale"): 1}
+    assert sim_drops(sim, "rsu-2") == counted
     refused = [event for _, event in sim.nodes[NodeId("rsu-2")].events if type(event) is ReadingRefused]
     assert [(event.source, event.origin, event.because) for event in refused] == [("rsu-1", "veh-1", "forged")]
     assert values(sim) == ["ice", "fog"]
