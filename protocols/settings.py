@@ -8,7 +8,7 @@ from protocols.base.ids import Incarnation, MeshName, NodeId, Role
 from protocols.gossip.entries import Seal
 from protocols.gossip.settings import GossipSettings
 from protocols.membership.settings import MembershipSettings
-from protocols.readings.seal import ReadingSeal
+from protocols.readings.signing.seal import ReadingSeal
 
 
 class NodeSettings(Struct, frozen=True):

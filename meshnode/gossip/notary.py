@@ -26,7 +26,7 @@ from protocols.base import limits
 from protocols.base.errors import IdentityError, InvalidName
 from protocols.base.ids import MeshName, NodeId, Role
 from protocols.gossip.entries import Seal
-from protocols.readings.seal import ReadingSeal
+from protocols.readings.signing.seal import ReadingSeal
 from protocols.wire.entries import entry_statement
 from protocols.wire.gossip import Entry
 
@@ -101,7 +101,7 @@ class Notary:
         return own.certificate_id, own.key.sign(statement, _ALGORITHM)
 
     def role(self, certificate: bytes, node: NodeId, certificate_id: bytes) -> Role | None:
-        """See :class:`~protocols.readings.seal.ReadingSeal`."""
+        """See :class:`~protocols.readings.signing.seal.ReadingSeal`."""
         author = self._author(certificate)
         if author is None or author.node != node or author.certificate_id != certificate_id:
             return None
@@ -110,7 +110,7 @@ class Notary:
         return author.role
 
     def has_signed(self, certificate: bytes, statement: bytes, signature: bytes) -> bool:
-        """See :class:`~protocols.readings.seal.ReadingSeal`."""
+        """See :class:`~protocols.readings.signing.seal.ReadingSeal`."""
         author = self._author(certificate)
         if author is None:
             return False

@@ -14,7 +14,7 @@ from meshnode.running import Host, HttpService, RunningPart
 from protocols.gossip.entries import EntryView, Seal, views
 from protocols.gossip.events import EntryAccepted, EntryRefused
 from protocols.machine import Event
-from protocols.readings.seal import ReadingSeal
+from protocols.readings.signing.seal import ReadingSeal
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute

@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
 from protocols.links.queues import Drops
-from protocols.readings.authorship import Authorship
 from protocols.readings.interest import decide_routes
 from protocols.readings.queueing import Queueing
+from protocols.readings.signing.authorship import Authorship
 from protocols.readings.streams import Peer, Stream
 from protocols.wire.readings import Reading, SignedReadings
 

@@ -25,7 +25,6 @@ from protocols.base.ids import NodeId, Role, node_id
 from protocols.base.keys import checked_expression, checked_key, intersects, matches
 from protocols.base.time import NEVER
 from protocols.links.queues import Drops, LaneQueue
-from protocols.readings.authorship import Authorship, of_nobody
 from protocols.readings.cache import SMALL, SMALL_BYTES, LastValues
 from protocols.readings.deadlines import Deadlines
 from protocols.readings.events import DeadlineMissed, Delivery, Put, PutMany, ReadingRefused
@@ -34,7 +33,8 @@ from protocols.readings.interest import decide_routes, decide_subscribers, permi
 from protocols.readings.publication import Publication
 from protocols.readings.quality import Quality
 from protocols.readings.queueing import Queueing
-from protocols.readings.seal import Certified, ReadingSeal
+from protocols.readings.signing.authorship import Authorship, of_nobody
+from protocols.readings.signing.seal import Certified, ReadingSeal
 from protocols.readings.streams import (
     IMMUTABLE,
     LocalSubscription,
@@ -69,7 +69,7 @@ class Router:
         """``first_sequence`` must be above all sequences that earlier lives of this node have used. The router appends
         to ``touched`` the queues into which it puts something; each is listed once, because it is marked. It appends to
         ``wanted`` the neighbours for whom something waits on a bulk lane that is not open. ``seal`` and
-        ``certificate_of``: see :class:`~protocols.readings.authorship.Authorship`."""
+        ``certificate_of``: see :class:`~protocols.readings.signing.authorship.Authorship`."""
         self._node, self._role, self._sequence, self._access, self._drops = node, role, first_sequence, access, drops
         self._streams: dict[tuple[str, str], Stream] = {}
         self._peers: dict[NodeId, Peer] = {}

@@ -10,8 +10,8 @@ from protocols.base.errors import ValueUnsupported
 from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
 from protocols.links.queues import Drops, LaneQueue
-from protocols.readings.authorship import Authorship
-from protocols.readings.signed import Signed
+from protocols.readings.signing.authorship import Authorship
+from protocols.readings.signing.held import Signed
 from protocols.readings.streams import Peer, Route, expiry_utc_ns, one_hop_less
 from protocols.wire.parcels import encode_alone
 from protocols.wire.readings import Reading

@@ -12,7 +12,7 @@ from typing import Final
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
 from protocols.gossip.entries import EntryKey, Seal, Sealed
-from protocols.readings.seal import ReadingSeal
+from protocols.readings.signing.seal import ReadingSeal
 from protocols.wire.codec import encode_frame
 from protocols.wire.entries import encode_address, encode_entry, entry_statement
 from protocols.wire.gossip import Carried, Entry, GossipEntries, InboxAddress

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
-from protocols.readings.seal import ReadingSeal
+from protocols.readings.signing.seal import ReadingSeal
 from protocols.settings import NodeSettings
 from protocols.wire.codec import decode_untrusted_node_frame
 from protocols.wire.parcels import encode_alone, encode_signed, encode_together, reading_statement

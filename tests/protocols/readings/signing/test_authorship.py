@@ -10,7 +10,7 @@ from protocols.base import limits
 from protocols.base.ids import NodeId, Role
 from protocols.readings.events import ReadingRefused
 from protocols.readings.publication import checked_publication
-from protocols.readings.signed import Signed, SignedParcels
+from protocols.readings.signing.held import Signed, SignedParcels
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.parcels import encode_alone, encode_signed, reading_statement
 from protocols.wire.readings import EventTime, Readings, SignedReadings, Want

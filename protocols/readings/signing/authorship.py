@@ -28,8 +28,8 @@ from protocols.base.ids import NodeId, Role
 from protocols.base.time import NEVER
 from protocols.links.queues import Drops
 from protocols.readings.events import ReadingRefused
-from protocols.readings.seal import Certified, ReadingSeal
-from protocols.readings.signed import Signed, SignedParcels
+from protocols.readings.signing.held import Signed, SignedParcels
+from protocols.readings.signing.seal import Certified, ReadingSeal
 from protocols.wire.parcels import decode_untrusted_parcel, encode_alone, encode_signed, reading_statement
 from protocols.wire.readings import Reading, SignedReadings
 
