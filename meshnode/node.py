@@ -43,7 +43,7 @@ from protocols.gossip.entries import EntryView
 from protocols.membership.events import PeerRefused
 from protocols.membership.settings import MembershipSettings
 from protocols.peers import PeerView
-from protocols.readings.events import DeadlineMissed
+from protocols.readings.events import DeadlineMissed, ReadingRefused
 from protocols.readings.publication import Publication
 from protocols.readings.quality import Quality
 from protocols.settings import NodeSettings
@@ -83,6 +83,7 @@ class Node(Host):
         self.parts = tuple(part.start(self) for part in parts)
         self._handlers: dict[type[Event], Callable[[Any], object]] = {
             DeadlineMissed: self._deadline_missed, DuplicateIdentity: _id_is_used_twice, PeerRefused: _peer_was_refused,
+            ReadingRefused: _reading_was_refused,
         }  # fmt: skip
         self._questions: dict[str, Callable[[Any], Any]] = {
             "peers": lambda _: self.peers(), "statistics": lambda _: self.statistics(), "drops": lambda _: self.drops(),
@@ -103,6 +104,7 @@ class Node(Host):
         return NodeSettings(
             mesh=self.mesh, node=self.id, role=self.role, incarnation=self.incarnation, inbox_port=0,
             clock_uncertainty_ns=self._uncertainty_ns, seal=self.part(RunningGossip).seal(),
+            reading_seal=self.part(RunningGossip).reading_seal(),
             access=DEFAULT_RULES if self.config.access.rules is None else self.config.access.rules,
             membership=MembershipSettings(
                 heartbeat_interval_ns=membership.heartbeat_interval_ms * limits.MS,
@@ -298,3 +300,9 @@ def _id_is_used_twice(event: DuplicateIdentity) -> None:
 
 def _peer_was_refused(event: PeerRefused) -> None:
     _log.warning("refused %s: %s: %s", event.who, event.code, event.detail)
+
+
+def _reading_was_refused(event: ReadingRefused) -> None:
+    _log.warning(
+        "%s sent a signed reading that was refused: %s %r of %r", event.source, event.because, event.key, event.origin
+    )

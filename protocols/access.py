@@ -59,8 +59,8 @@ class AccessTable:
         return any(matches(expression, key) for expression in self._expressions(role, node, "publish"))
 
     def permits_origin(self, node: NodeId, key: str) -> bool:
-        """Whether some role would let ``node`` be the origin of ``key``. This decides for readings that others passed
-        on, because this node has not seen the certificate of their origin."""
+        """Whether some role would let ``node`` be the origin of ``key``. This decides where the certificate of the
+        origin was not seen, as at the relay."""
         return any(self.permits_publish(role, node, key) for role in LINK_ROLES)
 
     def permits_subscribe(self, role: Role, node: NodeId, expression: str) -> bool:

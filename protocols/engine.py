@@ -37,7 +37,7 @@ from protocols.wire.codec import NODE_FRAME_SET, node_frames
 from protocols.wire.frame import Frame
 from protocols.wire.membership import Heartbeat, Hello
 from protocols.wire.parcels import readings_in_own_frame
-from protocols.wire.readings import Interest, Readings
+from protocols.wire.readings import Interest, Readings, SignedReadings
 
 _M = TypeVar("_M")
 _ALIVE: Final = State.ALIVE  # looked up once, because looking into an enumeration is slow
@@ -67,20 +67,19 @@ class Engine:
             settings.mesh, settings.node, settings.incarnation, settings.inbox_port, settings.membership, random,
             self.drops,
         )  # fmt: skip
+        self.gossip = Gossip(settings.node, settings.incarnation, settings.seal, settings.gossip, random)
         self.readings = Router(
             settings.node, settings.role, settings.incarnation << 32, access, self.drops, self.lanes.touched,
-            self.lanes.wanted,
+            self.lanes.wanted, settings.reading_seal, self.gossip.certificate_of,
         )  # fmt: skip
         self.inference = Inference(settings.node, access, self.membership.reachable, self.drops)
-        self.gossip = Gossip(settings.node, settings.incarnation, settings.seal, settings.gossip, random)
         further = tuple(machines)
         self._machines: tuple[Machine, ...] = (self.inference, self.gossip, *further)
         self._machine_of = by_frame(self._machines)
         frames = tuple(frame for machine in further for frame in machine.frames)
         known = node_frames(frames) if frames else NODE_FRAME_SET
         self._decode = known.decode_untrusted if decode is None else decode
-        self._neighbour_of = self.membership.neighbour_of
-        self._heartbeats = self.membership.heartbeats
+        self._neighbour_of, self._heartbeats = self.membership.neighbour_of, self.membership.heartbeats
         self._queue_of = self.lanes.of_dial
         self._touched, self._wanted = self.lanes.touched, self.lanes.wanted
         self._more = False
@@ -88,8 +87,7 @@ class Engine:
         self._lives = Lives()
         self._clock_uncertainty_ns = settings.clock_uncertainty_ns
         self._events: list[Event] = []
-        self._frames_received = 0
-        self._frames_undeliverable = 0
+        self._frames_received = self._frames_undeliverable = 0
 
     def machine(self, kind: type[_M]) -> _M:
         """Return the machine of that class. :raises LocalProtocolError: when there is none."""
@@ -140,15 +138,17 @@ class Engine:
             return []
         neighbour = self._neighbour_of.get(pipe)
         if neighbour is not None:
-            if type(frame) is _READINGS:
+            if type(frame) is _READINGS or type(frame) is SignedReadings:
                 neighbour.last_heard_ns = now
                 if neighbour.state is _SUSPECT:
                     self.membership.refute(neighbour, now)
                     self.carry(now)
                     self._more = True
-                return self.readings.accept(
-                    frame.readings, neighbour.node, neighbour.role, now, utc_now, self._clock_uncertainty_ns
-                )
+                sender, role, uncertainty_ns = neighbour.node, neighbour.role, self._clock_uncertainty_ns
+                if type(frame) is _READINGS:
+                    return self.readings.accept(frame.readings, sender, role, now, utc_now, uncertainty_ns)
+                if type(frame) is SignedReadings:
+                    return self.readings.accept_signed(frame, sender, role, now, utc_now, uncertainty_ns)
             if type(frame) is _HEARTBEAT and neighbour.state is _ALIVE:
                 if self._heartbeats.receive(frame, neighbour, now):
                     self._more = True

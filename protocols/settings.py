@@ -8,6 +8,7 @@ from protocols.base.ids import Incarnation, MeshName, NodeId, Role
 from protocols.gossip.entries import Seal
 from protocols.gossip.settings import GossipSettings
 from protocols.membership.settings import MembershipSettings
+from protocols.readings.signing.seal import ReadingSeal
 
 
 class NodeSettings(Struct, frozen=True):
@@ -26,3 +27,6 @@ class NodeSettings(Struct, frozen=True):
     gossip: GossipSettings = GossipSettings()
     seal: Seal | None = None
     """How entries of gossip are signed and checked. None: this node takes no part in gossip."""
+    reading_seal: ReadingSeal | None = None
+    """How readings that may be passed on are signed and checked. None: nobody passes this node's readings on, and it
+    passes on none."""

@@ -1,7 +1,8 @@
-"""Signs this node's gossip entries and checks those of others, by the certificates of the mesh.
+"""Signs this node's gossip entries and readings, and checks those of others, by the certificates of the mesh.
 
 Order of trust: the authority's certificate, read from this node's own files, signs the author's, which travels in the
-entry; its URI SAN names the author; its key makes the signature. An entry that fails any of this is not trusted.
+entry; its URI SAN names the author; its key makes the signature. An entry that fails any of this is not trusted. A
+reading that was passed on is checked by the certificate in its author's entry, which it names by a hash.
 
 A certificate is checked once and then remembered. Its validity period is checked each time, by the wall clock.
 
@@ -24,10 +25,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from meshnode.identity.inspection import identity_from_untrusted_names
 from meshnode.identity.pem_files import read_certificate, read_private_key
 from meshnode.links.transport import CredentialFiles
+from protocols.access import LINK_ROLES
 from protocols.base import limits
 from protocols.base.errors import IdentityError, InvalidName
-from protocols.base.ids import MeshName, NodeId
+from protocols.base.ids import MeshName, NodeId, Role
 from protocols.gossip.entries import Seal
+from protocols.readings.signing.seal import ReadingSeal
 from protocols.wire.entries import entry_statement
 from protocols.wire.gossip import Entry
 
@@ -41,6 +44,8 @@ _GROUP_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2
 @dataclass(frozen=True, slots=True)
 class _Author:
     node: NodeId
+    role: Role
+    certificate_id: bytes
     key: ec.EllipticCurvePublicKey
     not_before_utc_ns: int
     not_after_utc_ns: int
@@ -51,6 +56,7 @@ class _Own:
     """The files of this node. A renewal replaces all of them at once."""
 
     certificate: bytes
+    certificate_id: bytes
     key: ec.EllipticCurvePrivateKey
     authority: x509.Certificate
 
@@ -69,6 +75,10 @@ class Notary:
         return Seal(
             self.sign, self.verify, lambda data: hashlib.sha256(data).digest(), is_current=self.is_current
         )  # fmt: skip
+
+    def reading_seal(self) -> ReadingSeal:
+        """Signing and checking readings, as the engine takes them."""
+        return ReadingSeal(self.sign_reading, self.role, self.has_signed)
 
     def renew(self, credentials: CredentialFiles) -> bool:
         """Sign with new files from now on. Returns whether the authority is another one, so that entries that were
@@ -102,6 +112,31 @@ class Notary:
         author = self._author(entry.credential)
         return author is not None and author.not_before_utc_ns <= time.time_ns() <= author.not_after_utc_ns
 
+    def sign_reading(self, statement: bytes) -> tuple[bytes, bytes]:
+        """The id of the certificate of this node, and its signature (ASN.1 DER) of a statement."""
+        own = self._own
+        return own.certificate_id, own.key.sign(statement, _ALGORITHM)
+
+    def role(self, certificate: bytes, node: NodeId, certificate_id: bytes) -> Role | None:
+        """See :class:`~protocols.readings.signing.seal.ReadingSeal`."""
+        author = self._author(certificate)
+        if author is None or author.node != node or author.certificate_id != certificate_id:
+            return None
+        if author.role not in LINK_ROLES or not author.not_before_utc_ns <= time.time_ns() <= author.not_after_utc_ns:
+            return None
+        return author.role
+
+    def has_signed(self, certificate: bytes, statement: bytes, signature: bytes) -> bool:
+        """See :class:`~protocols.readings.signing.seal.ReadingSeal`."""
+        author = self._author(certificate)
+        if author is None:
+            return False
+        try:
+            author.key.verify(signature, statement, _ALGORITHM)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
     def _author(self, certificate: bytes) -> _Author | None:
         authors = self._authors
         author = authors.get(certificate)
@@ -120,7 +155,12 @@ def _read(credentials: CredentialFiles) -> _Own:
         raise IdentityError(f"key file {credentials.key} is not ECDSA P-256: issue it again with 'meshnode mesh issue'")
     certificate = read_certificate(credentials.certificate, "certificate")
     authority = read_certificate(credentials.authority, "authority certificate")
-    return _Own(certificate.public_bytes(Encoding.DER), key, authority)
+    data = certificate.public_bytes(Encoding.DER)
+    return _Own(data, _id_of(data), key, authority)
+
+
+def _id_of(certificate: bytes) -> bytes:
+    return hashlib.sha256(certificate).digest()[: limits.CERTIFICATE_ID_BYTES]
 
 
 def _untrusted_author(data: bytes, authority: x509.Certificate, mesh: MeshName) -> _Author | None:
@@ -139,4 +179,7 @@ def _untrusted_author(data: bytes, authority: x509.Certificate, mesh: MeshName) 
     if identity.mesh != mesh or not isinstance(key, ec.EllipticCurvePublicKey):
         return None
     ends, begins = certificate.not_valid_after_utc, certificate.not_valid_before_utc
-    return _Author(identity.node, key, int(begins.timestamp()) * limits.SECOND, int(ends.timestamp()) * limits.SECOND)
+    return _Author(
+        identity.node, identity.role, _id_of(data), key, int(begins.timestamp()) * limits.SECOND,
+        int(ends.timestamp()) * limits.SECOND,
+    )  # fmt: skip

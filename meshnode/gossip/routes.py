@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from meshnode.gossip.service import ADDRESS
 from meshnode.http.guard import json_response
 from protocols.base import limits
 from protocols.base.errors import RemoteProtocolError
+from protocols.gossip.certificates import ADDRESS
 from protocols.gossip.entries import EntryView
 from protocols.wire.entries import decode_untrusted_address
 

@@ -16,6 +16,7 @@ from protocols.base.effects import Event
 from protocols.engine import Engine
 from protocols.gossip.entries import EntryView, Seal, Stored, views
 from protocols.gossip.events import EntryAccepted, EntryRefused
+from protocols.readings.signing.seal import ReadingSeal
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -39,6 +40,10 @@ class RunningGossip(RunningPart):
     def seal(self) -> Seal:
         """How entries are signed and checked."""
         return self._notary.seal()
+
+    def reading_seal(self) -> ReadingSeal:
+        """How readings that may be passed on are signed and checked."""
+        return self._notary.reading_seal()
 
     def handlers(self) -> Mapping[type[Event], Callable[[Any], object]]:
         """It logs which entries were taken and refused."""

@@ -20,14 +20,13 @@ from meshnode.identity.private_files import narrow, write_private
 from meshnode.running import Host
 from protocols.base import limits
 from protocols.base.errors import MeshError, ValueUnsupported
+from protocols.gossip.certificates import ADDRESS
 from protocols.gossip.entries import Stored
 from protocols.wire.entries import encode_address
 from protocols.wire.gossip import InboxAddress
 
 _log = logging.getLogger(__name__)
 
-ADDRESS: Final = "address"
-"""The kind of entry that says where a node is."""
 ADDRESS_LIFETIME_S: Final = 24 * 3_600
 """A vehicle that nobody has heard of for a day may be anywhere."""
 LOOK_S: Final = 30.0

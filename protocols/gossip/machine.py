@@ -40,6 +40,7 @@ from protocols.base.time import NEVER
 from protocols.events import DuplicateIdentity
 from protocols.gossip.admission import Admission, EntryCandidate, Verdict
 from protocols.gossip.authoring import OwnEntries
+from protocols.gossip.certificates import certificate_of
 from protocols.gossip.entries import EntryView, Held, Seal, Stored, views
 from protocols.gossip.events import EntryAccepted, EntryRefused
 from protocols.gossip.peer import GossipPeer
@@ -124,6 +125,11 @@ class Gossip(Machine):
         """The version of the entry that is held; 0: none is held."""
         held = self._store.get((author, kind))
         return 0 if held is None else held.sealed.version
+
+    def certificate_of(self, author: NodeId) -> tuple[bytes, int] | None:
+        """The certificate (DER) in the address of a node that is held, and the incarnation in which the node signed
+        it; None: no address is held."""
+        return certificate_of(self._store, author)
 
     @property
     def root(self) -> int:

@@ -16,7 +16,7 @@ from protocols.base.errors import BoundExceeded
 from protocols.base.ids import NodeId
 from protocols.base.shares import SharedRows
 from protocols.base.time import NEVER
-from protocols.wire.parcels import frame_of_alone
+from protocols.wire.parcels import can_be_joined, frame_of_alone
 
 _MOST_URGENT: Final = 7
 _TENSOR_PRIORITY: Final = 3
@@ -155,8 +155,8 @@ class LaneQueue:
     def put_reading(
         self, key: str, data: bytes, priority: int, expires_ns: int, conflate: bool, count: int = 1
     ) -> bool:
-        """Queue a result of ``encode_alone``, or of ``encode_together`` with ``count`` readings (which are not
-        conflated). Returns False when it was dropped at once, which is counted."""
+        """Queue a result of ``encode_alone`` or ``encode_signed``, or of ``encode_together`` with ``count`` readings.
+        Several readings in one frame are not conflated. Returns False when it was dropped at once, which is counted."""
         if not self.waiting_readings and not conflate:
             waiting_bytes = self.waiting_bytes + len(data)
             if waiting_bytes <= limits.MAX_QUEUE_BYTES and count <= self._max_readings:
@@ -287,11 +287,12 @@ class LaneQueue:
                     self._drops.count(self.peer, self._pop(readings).key, "expired_in_queue", waiting.count)
                     continue
                 room_bytes -= len(waiting.data)
-                if batch and (room_bytes < 0 or waiting.count > 1):
+                whole = waiting.count > 1 or not can_be_joined(waiting.data)
+                if batch and (room_bytes < 0 or whole):
                     self.taken_ns = now
                     return frame_of_alone(batch)
                 batch.append(self._pop(readings).data)
-                if waiting.count > 1:
+                if whole:
                     self.taken_ns = now
                     return batch[0]
             if not self.waiting_readings:

@@ -1,8 +1,11 @@
 """What became of readings: deliveries, results of puts, and deadlines that were missed."""
 
+from typing import Literal
+
 from msgspec import Struct
 
 from protocols.base.effects import Event
+from protocols.base.ids import NodeId
 from protocols.wire.readings import Reading
 
 Delivery = tuple[tuple[int, ...], Reading]
@@ -15,6 +18,18 @@ class DeadlineMissed(Event, frozen=True):
     subscription: int
     origin: str
     key: str
+
+
+class ReadingRefused(Event, frozen=True):
+    """A neighbour sent a signed reading that its author did not sign, or that is malformed. It is reported at most once
+    a minute for each neighbour."""
+
+    source: NodeId
+    """The neighbour, which is to blame: whoever passes a reading on must check it first."""
+    origin: str
+    """Who is said to be the author. It has nothing to do with it."""
+    key: str
+    because: Literal["forged", "malformed"]
 
 
 class Put(Struct, frozen=True, gc=False):

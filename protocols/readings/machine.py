@@ -16,7 +16,7 @@ Rules:
 6. The value that is kept and delivered is the value that was sent, even if its publisher changes it afterwards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from protocols.access import AccessTable
@@ -27,7 +27,7 @@ from protocols.base.keys import checked_expression, checked_key, intersects
 from protocols.base.time import NEVER
 from protocols.links.queues import Drops, LaneQueue
 from protocols.readings.cache import SMALL, SMALL_SIZE
-from protocols.readings.events import DeadlineMissed, Delivery, Put, PutMany
+from protocols.readings.events import DeadlineMissed, Delivery, Put, PutMany, ReadingRefused
 from protocols.readings.hearsay import Hearsay
 from protocols.readings.history import History
 from protocols.readings.interest import (
@@ -40,22 +40,16 @@ from protocols.readings.interest import (
     share_wants,
     wants_to_ask_for,
 )
-from protocols.readings.publication import Publication, without
+from protocols.readings.publication import Publication, parcels_of, without
 from protocols.readings.quality import Quality
 from protocols.readings.queueing import Queueing
-from protocols.readings.streams import (
-    IMMUTABLE,
-    LocalSubscription,
-    Peer,
-    Stream,
-    check_time,
-    expiry_utc_ns,
-    parcels_of,
-)
+from protocols.readings.signing.authorship import Authorship, of_nobody
+from protocols.readings.signing.seal import Certified, ReadingSeal
+from protocols.readings.streams import IMMUTABLE, LocalSubscription, Peer, Stream, check_time, due_now, expiry_utc_ns
 from protocols.readings.table import StreamTable
 from protocols.readings.work import Work
 from protocols.wire.parcels import decode_alone, encode_alone
-from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, check_position
+from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, SignedReadings, check_position
 
 _MS: Final = limits.MS
 _STEPS_PER_FRAME: Final = limits.MATCHING_STEPS_PER_FRAME
@@ -71,11 +65,13 @@ class Router:
 
     def __init__(
         self, node: NodeId, role: Role, first_sequence: int, access: AccessTable, drops: Drops,
-        touched: list[LaneQueue], wanted: list[NodeId],
+        touched: list[LaneQueue], wanted: list[NodeId], seal: ReadingSeal | None = None,
+        certificate_of: Callable[[NodeId], Certified | None] = of_nobody,
     ) -> None:  # fmt: skip
         """``first_sequence`` must be above all sequences that earlier lives of this node have used. The router appends
         to ``touched`` the queues into which it puts something; each is listed once, because it is marked. It appends to
-        ``wanted`` the neighbours for whom something waits on a bulk lane that is not open."""
+        ``wanted`` the neighbours for whom something waits on a bulk lane that is not open. ``seal`` and
+        ``certificate_of``: see :class:`~protocols.readings.signing.authorship.Authorship`."""
         self._node, self._role, self._sequence, self._access, self._drops = node, role, first_sequence, access, drops
         self._peers: dict[NodeId, Peer] = {}
         self._subscriptions: dict[int, LocalSubscription] = {}
@@ -90,11 +86,12 @@ class Router:
         self._slices_due_ns = NEVER
         self._events: list[DeadlineMissed] = []
         self._touched = touched
-        self._queueing = Queueing(drops, touched, wanted)
+        self._authorship = Authorship(node, drops, seal, certificate_of)
+        self._queueing = Queueing(drops, touched, wanted, self._authorship)
         self._work = Work(self._peers)
         self._hearsay = Hearsay(
             node, access, self._table, self._peers, self._subscriptions, drops, self._queueing, self._work,
-            self._limited,
+            self._authorship,
         )  # fmt: skip
         self._history = History(node, self._queueing)
         self._published = self._accepted = self._delivered = 0
@@ -103,7 +100,7 @@ class Router:
         """Counters by name, which only grow."""
         return {
             "published": self._published, "accepted": self._accepted, "delivered": self._delivered,
-            "forwarded": self._queueing.forwarded,
+            "forwarded": self._queueing.forwarded, **self._authorship.counters(),
         }  # fmt: skip
 
     # --- subscriptions ---------------------------------------------------------------------------------------------
@@ -243,6 +240,7 @@ class Router:
             publication.hops,
         )  # fmt: skip
         data = encode_alone(reading)
+        sent = data if not publication.hops or not stream.routes else self._authorship.sign(reading, data)
         kind = type(value)
         if kind not in IMMUTABLE:
             reading = decode_alone(data)
@@ -254,7 +252,7 @@ class Router:
         self._published += 1
         queued = dropped = 0
         if stream.routes:
-            touched, bulk = self._touched, len(data) > _BULK_THRESHOLD_BYTES
+            touched, bulk = self._touched, len(sent) > _BULK_THRESHOLD_BYTES
             expires_ns = now + expiry_utc_ns(reading) - utc_now if lifespan_ms else NEVER
             for route in stream.routes:
                 if route.min_interval_ns and not self._queueing.is_due(route, key, now):
@@ -264,11 +262,11 @@ class Router:
                 if not queue.touched:
                     queue.touched = True
                     touched.append(queue)
-                if queue.put_reading(key, data, priority, expires_ns, route.conflate):
+                if queue.put_reading(key, sent, priority, expires_ns, route.conflate):
                     queued += 1
                 else:
                     dropped += 1
-        numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
+        numbers = stream.numbers if not stream.limited else (*stream.numbers, *due_now(stream, now, self._drops))
         return Put(sequence, len(numbers), queued, dropped), (numbers, reading) if numbers else None, data
 
     def publish_many(
@@ -299,6 +297,8 @@ class Router:
             for sequence, (value, when) in enumerate(zip(values, whens, strict=True), first)
         ]
         parcels = parcels_of(readings)
+        if hops and stream.routes:
+            parcels = [(self._authorship.sign(parcel[-1], data), parcel) for data, parcel in parcels]
         self._sequence = first + len(readings)
         kept = [reading for parcel in parcels for reading in parcel[1]]
         self._table.note(stream, kept[-1], 0, now)
@@ -308,7 +308,7 @@ class Router:
             queued += self._queueing.put_parcels(route, parcels, now, utc_now)
         deliveries: list[Delivery] = []
         for reading in kept if stream.numbers or stream.limited else ():
-            numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
+            numbers = stream.numbers if not stream.limited else (*stream.numbers, *due_now(stream, now, self._drops))
             if numbers:
                 deliveries.append((numbers, reading))
         return PutMany(first, len(kept), queued, len(kept) * len(stream.routes) - queued), deliveries
@@ -336,11 +336,11 @@ class Router:
             raise NotPermitted(f"the access table does not let {self._role.value} {self._node} publish on {key!r}")
         return stream
 
-    def accept(  # noqa: C901, PLR0912  # calls cost too much here
+    def accept(  # calls cost too much here
         self, readings: tuple[Reading, ...], source: NodeId, source_role: Role, now: int, utc_now: int,
         uncertainty_ns: int,
     ) -> list[Delivery]:  # fmt: skip
-        """Take readings from a neighbour. Returns what to deliver here; what is passed on to others is queued."""
+        """Take readings of a neighbour itself, without a signature. Returns what to deliver here."""
         deliveries: list[Delivery] = []
         self._work.left_in_frame = _STEPS_PER_FRAME
         peer = self._peers.get(source)
@@ -348,9 +348,7 @@ class Router:
         for reading in readings:
             key, origin, sequence, value = reading.key, reading.origin, reading.sequence, reading.value
             if origin != source:
-                delivery = self._hearsay.accept(reading, source, self._version, now, utc_now, uncertainty_ns)
-                if delivery is not None:
-                    deliveries.append(delivery)
+                self._drops.count(source, "*", "echo" if origin == self._node else "unsigned")
                 continue
             if stream is None or key != stream.key or stream.version != self._version:
                 stream = self._streams.get((origin, key))
@@ -374,18 +372,39 @@ class Router:
                     self._drops.count(source, key, "over_rate")
                     continue
                 self._table.note(stream, reading, 0, now)
-            numbers = stream.numbers if not stream.limited else (*stream.numbers, *self._limited(stream, now))
+            numbers = stream.numbers if not stream.limited else (*stream.numbers, *due_now(stream, now, self._drops))
             if numbers:
                 deliveries.append((numbers, reading))
-            if reading.hops:
-                if stream.routes_version != self._version:
-                    self._decide_routes(stream, peer, now)
-                if stream.routes:
-                    self._queueing.pass_on(stream.routes, reading, source, now, utc_now)
         if peer is not None:
             peer.recent = stream
         self._accepted += len(readings)
         self._delivered += len(deliveries)
+        return deliveries
+
+    def accept_signed(
+        self, frame: SignedReadings, source: NodeId, source_role: Role, now: int, utc_now: int, uncertainty_ns: int
+    ) -> list[Delivery]:  # fmt: skip
+        """Take a signed parcel from a neighbour. Returns what to deliver here; what is passed on to others is queued.
+        Readings of the neighbour itself are delivered without a check of the signature."""
+        readings = self._authorship.untrusted_readings(frame, source, now)
+        if not readings:
+            return []
+        newest, version = readings[-1], self._version
+        if newest.origin != source:
+            self._work.left_in_frame = _STEPS_PER_FRAME
+            deliveries = self._hearsay.accept(frame, readings, source, version, now, utc_now, uncertainty_ns)
+            self._accepted += len(readings)
+            self._delivered += len(deliveries)
+            return deliveries
+        stream = self._streams.get((source, newest.key))
+        before = -1 if stream is None else stream.newest
+        deliveries = self.accept(readings, source, source_role, now, utc_now, uncertainty_ns)
+        stream = self._streams.get((source, newest.key))
+        if newest.hops and stream is not None and before < stream.newest == newest.sequence:
+            if stream.routes_version != version:
+                self._decide_routes(stream, self._peers.get(source), now)
+            signed = self._authorship.keep(frame, newest, source, proven=False)
+            self._queueing.pass_on(stream.routes, newest, len(readings), signed, now, utc_now)
         return deliveries
 
     def _admit(
@@ -418,17 +437,6 @@ class Router:
             decide_subscribers(fresh, near, own=False)
             fresh.version, fresh.is_decided = -1, False  # the next reading is decided anew
         return fresh
-
-    def _limited(self, stream: Stream, now: int) -> list[int]:
-        due = []
-        for subscription in stream.limited:
-            last_ns = stream.limited_last.get(subscription.number, -NEVER)
-            if now - last_ns >= subscription.quality.min_interval_ns:
-                stream.limited_last[subscription.number] = now
-                due.append(subscription.number)
-            else:
-                self._drops.count("", stream.key, "rate_limited")
-        return due
 
     # --- decisions kept per stream ---------------------------------------------------------------------------------
     def _decide(self, stream: Stream, role: Role) -> None:
@@ -483,7 +491,9 @@ class Router:
         """Note when the next of what was put off is due."""
         self._slices_due_ns = min(self._history.due_ns, self._interests.put_off_due_ns, self._interests.due_ns)
 
-    def events(self) -> list[DeadlineMissed]:
+    def events(self) -> list[DeadlineMissed | ReadingRefused]:
         """Events decided since the last call."""
-        events, self._events = self._events, []
+        events: list[DeadlineMissed | ReadingRefused] = [*self._events, *self._authorship.events]
+        self._events.clear()
+        self._authorship.events.clear()
         return events

@@ -1,11 +1,14 @@
-"""A publication is what all readings of one publisher share. It is checked once."""
+"""A publication is what all readings of one publisher share. It is checked once. Its readings become parcels for the
+queues."""
 
 from msgspec import Struct
 
 from protocols.base import limits
 from protocols.base.errors import ContextMissing, ValueUnsupported
 from protocols.base.keys import checked_key
-from protocols.wire.readings import Position, Provenance, check_position, check_provenance
+from protocols.readings.streams import IMMUTABLE
+from protocols.wire.parcels import decode_alone, encode_alone, encode_together
+from protocols.wire.readings import Position, Provenance, Reading, check_position, check_provenance
 
 
 class Publication(Struct, frozen=True):
@@ -51,3 +54,29 @@ def without(key: str, what: str, advice: str) -> ContextMissing:
     return ContextMissing(
         f"a reading on {key!r} has no {what!r}: a value without its context is of no use to others. {advice}"
     )
+
+
+def parcels_of(readings: list[Reading]) -> list[tuple[bytes, list[Reading]]]:
+    """Encode readings for the queues. Small plain values share frames; each other value has a frame of its own.
+
+    :raises ValueUnsupported: when a value can't be encoded.
+    """
+    parcels: list[tuple[bytes, list[Reading]]] = []
+    for at in range(0, len(readings), limits.MAX_READINGS_PER_FRAME):
+        part = readings[at : at + limits.MAX_READINGS_PER_FRAME]
+        if all(type(reading.value) in IMMUTABLE for reading in part) and _are_small(part):
+            data = encode_together(part)
+            if len(data) <= limits.BULK_THRESHOLD_BYTES:
+                parcels.append((data, part))
+                continue
+        for reading in part:
+            data = encode_alone(reading)
+            parcels.append((data, [reading if type(reading.value) in IMMUTABLE else decode_alone(data)]))
+    return parcels
+
+
+def _are_small(readings: list[Reading]) -> bool:
+    """Whether their texts and bytes together fit the realtime lane. It is checked before they are encoded, because
+    encoding them for nothing would hold up other work."""
+    sizes = (len(reading.value) for reading in readings if type(reading.value) in (str, bytes))
+    return sum(sizes) <= limits.BULK_THRESHOLD_BYTES

@@ -10,6 +10,8 @@ from protocols.base.errors import ValueUnsupported
 from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
 from protocols.links.queues import Drops, LaneQueue
+from protocols.readings.signing.authorship import Authorship
+from protocols.readings.signing.held import Signed
 from protocols.readings.streams import Peer, Route, expiry_utc_ns, one_hop_less
 from protocols.wire.parcels import encode_alone
 from protocols.wire.readings import Reading
@@ -20,11 +22,13 @@ _BULK_THRESHOLD_BYTES: Final = limits.BULK_THRESHOLD_BYTES
 class Queueing:
     """Puts the readings of one router into the queues."""
 
-    __slots__ = ("_drops", "_touched", "_wanted", "forwarded")
+    __slots__ = ("_authorship", "_drops", "_touched", "_wanted", "forwarded")
 
-    def __init__(self, drops: Drops, touched: list[LaneQueue], wanted: list[NodeId]) -> None:
-        """``touched`` and ``wanted`` are those of the router."""
-        self._drops, self._touched, self._wanted = drops, touched, wanted
+    def __init__(
+        self, drops: Drops, touched: list[LaneQueue], wanted: list[NodeId], authorship: Authorship
+    ) -> None:  # fmt: skip
+        """``touched``, ``wanted`` and ``authorship`` are those of the router."""
+        self._drops, self._touched, self._wanted, self._authorship = drops, touched, wanted, authorship
         self.forwarded = 0
         """How many times a reading of another node was queued for a neighbour."""
 
@@ -65,39 +69,61 @@ class Queueing:
                 if self.put(peer, readings[-1], data, route.conflate, now, utc_now, len(readings)):
                     queued += len(readings)
                 continue
+            if readings[-1].hops:
+                queued += self._put_newest(route, readings, now, utc_now)
+                continue
             for reading in readings:
                 if route.min_interval_ns and not self.is_due(route, reading.key, now):
                     continue
                 queued += self.put(peer, reading, encode_alone(reading), route.conflate, now, utc_now)
         return queued
 
+    def _put_newest(self, route: Route, readings: list[Reading], now: int, utc_now: int) -> bool:
+        """Queue the newest of readings that were signed together, for a neighbour that does not want all of them. It
+        costs one more signature instead of one for each."""
+        newest = readings[-1]
+        if route.min_interval_ns and not self.is_due(route, newest.key, now):
+            self._drops.count(route.peer.node, newest.key, "rate_limited", len(readings) - 1)
+            return False
+        self._drops.count(
+            route.peer.node, newest.key, "rate_limited" if route.min_interval_ns else "conflated", len(readings) - 1
+        )
+        data = self._encoded_again(newest, route.peer.node, now)
+        return data is not None and self.put(route.peer, newest, data, route.conflate, now, utc_now)
+
     def put_past(self, peer: Peer, reading: Reading, now: int, utc_now: int) -> None:
-        """Queue a last known value for a neighbour that has just asked for it."""
-        data = self._encoded_again(reading, peer.node)
+        """Queue a last known value for a neighbour that has just asked for it, with the hops that are left."""
+        data = self._encoded_again(reading, peer.node, now)
         if data is not None:
             self.put(peer, reading, data, False, now, utc_now)
 
-    def pass_on(self, routes: tuple[Route, ...], reading: Reading, source: NodeId, now: int, utc_now: int) -> None:
-        """Queue a reading from ``source`` for further neighbours, with one hop less."""
-        passed_on = one_hop_less(reading)
+    def pass_on(
+        self, routes: tuple[Route, ...], newest: Reading, count: int, signed: Signed, now: int, utc_now: int
+    ) -> None:  # fmt: skip
+        """Queue a signed parcel of ``count`` readings for further neighbours, with one hop less. The signature is
+        checked only if some neighbour wants them."""
+        passed_on = one_hop_less(newest)
         data: bytes | None = None
         for route in routes:
             node = route.peer.node
-            if node == source or node == reading.origin:
+            if node == signed.source or node == newest.origin:
+                continue
+            if route.min_interval_ns and not self.is_due(route, newest.key, now):
                 continue
             if data is None:
-                data = self._encoded_again(passed_on, node)
+                data = self._authorship.passed_on(passed_on, signed, now)
                 if data is None:
                     break
-            if route.min_interval_ns and not self.is_due(route, reading.key, now):
-                continue
-            self.forwarded += self.put(route.peer, passed_on, data, route.conflate, now, utc_now)
+            conflate = route.conflate and count == 1
+            self.forwarded += count * self.put(route.peer, passed_on, data, conflate, now, utc_now, count)
 
-    def _encoded_again(self, reading: Reading, peer: NodeId) -> bytes | None:
-        """The reading, encoded again to be passed on. None: it is now too large for a frame, which is counted. It can
-        grow, because numbers of single precision are encoded in double precision here."""
+    def _encoded_again(self, reading: Reading, peer: NodeId, now: int) -> bytes | None:
+        """The frame of a reading that is already known. None: a neighbour can't get it, which is counted."""
         try:
-            return encode_alone(reading)
+            data = self._authorship.encoded(reading, now)
         except ValueUnsupported:
             self._drops.count(peer, reading.key, "too_large")
             return None
+        if data is None:
+            self._drops.count(peer, reading.key, "unsigned")
+        return data

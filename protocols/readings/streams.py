@@ -1,4 +1,4 @@
-"""What a node knows about one stream of readings, and how its readings become parcels for the queues.
+"""What a node knows about one stream of readings.
 
 A stream is all readings of one (origin, key). Permissions and routes are decided once and kept here until a change of
 interests makes them stale; see :mod:`protocols.readings.machine` for the rules.
@@ -13,10 +13,9 @@ from protocols.base.allowance import Allowance
 from protocols.base.errors import ValueUnsupported
 from protocols.base.ids import NodeId, Role
 from protocols.base.time import NEVER
-from protocols.links.queues import LaneQueue
+from protocols.links.queues import Drops, LaneQueue
 from protocols.readings.matching import KeyPattern
 from protocols.readings.quality import Quality
-from protocols.wire.parcels import decode_alone, encode_alone, encode_together
 from protocols.wire.readings import EventTime, Interest, Provenance, Reading, Want
 
 IMMUTABLE: Final = frozenset((type(None), bool, int, float, str, bytes))
@@ -133,30 +132,17 @@ def check_time(when: EventTime) -> None:
         raise ValueUnsupported(f"{when} is not a time: use whole nanoseconds since 1970, 0 or more")
 
 
-def parcels_of(readings: list[Reading]) -> list[tuple[bytes, list[Reading]]]:
-    """Encode readings for the queues. Small plain values share frames; each other value has a frame of its own.
-
-    :raises ValueUnsupported: when a value can't be encoded.
-    """
-    parcels: list[tuple[bytes, list[Reading]]] = []
-    for at in range(0, len(readings), limits.MAX_READINGS_PER_FRAME):
-        part = readings[at : at + limits.MAX_READINGS_PER_FRAME]
-        if all(type(reading.value) in IMMUTABLE for reading in part) and _are_small(part):
-            data = encode_together(part)
-            if len(data) <= limits.BULK_THRESHOLD_BYTES:
-                parcels.append((data, part))
-                continue
-        for reading in part:
-            data = encode_alone(reading)
-            parcels.append((data, [reading if type(reading.value) in IMMUTABLE else decode_alone(data)]))
-    return parcels
-
-
-def _are_small(readings: list[Reading]) -> bool:
-    """Whether their texts and bytes together fit the realtime lane. It is checked before they are encoded, because
-    encoding them for nothing would hold up other work."""
-    sizes = (len(reading.value) for reading in readings if type(reading.value) in (str, bytes))
-    return sum(sizes) <= limits.BULK_THRESHOLD_BYTES
+def due_now(stream: Stream, now: int, drops: Drops) -> list[int]:
+    """The subscriptions with a rate limit that get a reading of a stream now. For the others it is counted."""
+    due = []
+    for subscription in stream.limited:
+        last_ns = stream.limited_last.get(subscription.number, -NEVER)
+        if now - last_ns >= subscription.quality.min_interval_ns:
+            stream.limited_last[subscription.number] = now
+            due.append(subscription.number)
+        else:
+            drops.count("", stream.key, "rate_limited")
+    return due
 
 
 def expiry_utc_ns(reading: Reading) -> int:

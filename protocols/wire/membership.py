@@ -11,8 +11,8 @@ from protocols.wire.frame import Frame
 MAJOR = 1
 """Nodes whose versions differ here refuse each other."""
 
-MINOR = 1
-"""Version 0 had no gossip."""
+MINOR = 2
+"""Version 0 had no gossip, and version 1 no signed readings."""
 
 
 class Hello(Frame, frozen=True, array_like=True, gc=False, tag=1):

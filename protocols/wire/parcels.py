@@ -8,11 +8,11 @@ from typing import Final
 import msgspec
 
 from protocols.base import limits
-from protocols.base.errors import ValueUnsupported
+from protocols.base.errors import RemoteProtocolError, ValueUnsupported
 from protocols.wire.codec import bounded, decode_untrusted, encode
 from protocols.wire.frame import number_of
 from protocols.wire.messagepack import has_too_many_elements
-from protocols.wire.readings import Reading, Readings, travelling_reading
+from protocols.wire.readings import Reading, Readings, SignedReadings, travelling_reading
 from protocols.wire.records import Record
 from protocols.wire.tensors import Tensor, tensor_of
 from protocols.wire.values import COMPOSITE, TENSOR_EXTENSION, check_untrusted_value, decode_untrusted_extension
@@ -22,8 +22,12 @@ _PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes))
 _NATIVE: Final = _PLAIN | {bytearray, memoryview, list, tuple, dict}
 """Types that MessagePack has a form for."""
 _ALONE: Final = bytes((0x92, _READINGS_NUMBER, 0x91))
+_SIGNED_NUMBER: Final = number_of(SignedReadings)
+_STATEMENT_DOMAIN: Final = b"meshnode reading 1\0"
 _FIXED_EXTENSIONS: Final = {1: 0xD4, 2: 0xD5, 4: 0xD6, 8: 0xD7, 16: 0xD8}
 _reading_decoder = msgspec.msgpack.Decoder(Reading, ext_hook=decode_untrusted_extension)
+_parcel_decoder = msgspec.msgpack.Decoder(Readings, ext_hook=decode_untrusted_extension)
+_signed_decoder = msgspec.msgpack.Decoder(SignedReadings)
 
 
 def encode_reading(reading: Reading) -> bytes:
@@ -121,11 +125,62 @@ def reading_in_alone(alone: bytes) -> bytes:
     return alone[len(_ALONE) :]
 
 
+def can_be_joined(frame: bytes) -> bool:
+    """Whether :func:`frame_of_alone` can put a frame that waits for a lane together with others."""
+    return frame[1] == _READINGS_NUMBER
+
+
 def readings_in_own_frame(frame: bytes) -> int:
-    """How many readings a frame of :func:`frame_of_encoded_readings` holds; 1 for a frame of another type."""
+    """How many readings a frame of :func:`frame_of_encoded_readings` or :func:`encode_signed` holds; 1 for a frame of
+    another type."""
+    if frame[1:2] == _SIGNED_NUMBER.to_bytes(1):
+        frame = bytes(_signed_decoder.decode(frame).parcel[:5])
     if frame[:2] != bytes((0x92, _READINGS_NUMBER)):
         return 1
     return frame[2] & 0x0F if frame[2] < 0xA0 else int.from_bytes(frame[3:5], "big")
+
+
+def encode_signed(hops: int, certificate: bytes, signature: bytes, parcel: bytes | memoryview) -> bytes:
+    """Encode a ``SignedReadings`` frame; ``parcel`` is a result of :func:`encode_alone` or :func:`encode_together`.
+
+    :raises ValueUnsupported: when it is too large.
+    """
+    size_bytes = len(parcel)
+    head = b"\xc4" + size_bytes.to_bytes(1) if size_bytes < 1 << 8 else _head(0xC5, size_bytes)
+    before = bytes((0x95, _SIGNED_NUMBER, hops, 0xC4, len(certificate)))
+    return bounded(b"".join((before, certificate, b"\xc4", len(signature).to_bytes(1), signature, head, parcel)))
+
+
+def reading_statement(parcel: bytes | memoryview) -> bytes:
+    """The bytes that the signature of a parcel covers. Their prefix makes sure that no signature made for anything
+    else can pass for one. The parcel is never encoded again on its way, so it needs no canonical form."""
+    return b"".join((_STATEMENT_DOMAIN, parcel))
+
+
+def decode_untrusted_parcel(signed: SignedReadings) -> tuple[Reading, ...]:
+    """The readings in a signed parcel, oldest first, with the hops that are left. They are of one origin and key.
+    Tensors in them look into the parcel. The signature is not checked here.
+
+    :raises RemoteProtocolError: when the parcel is not such a frame of readings.
+    """
+    parcel = signed.parcel
+    if len(parcel) > limits.LARGE_FRAME_BYTES and has_too_many_elements(parcel):
+        raise RemoteProtocolError(f"a signed parcel has more than {limits.MAX_ELEMENTS} elements")
+    frame = decode_untrusted(_parcel_decoder, parcel)
+    frame.check_untrusted()
+    readings = frame.readings
+    if not readings:
+        raise RemoteProtocolError("a signed parcel has no readings")
+    first, before = readings[0], -1
+    for reading in readings:
+        if reading.origin != first.origin or reading.key != first.key or reading.sequence <= before:
+            raise RemoteProtocolError("the readings of a signed parcel are not of one stream in its order")
+        if reading.hops < signed.hops:
+            raise RemoteProtocolError(f"a reading that may cross {reading.hops} hops has {signed.hops} left")
+        before = reading.sequence
+    if all(reading.hops == signed.hops for reading in readings):
+        return readings
+    return tuple([msgspec.structs.replace(reading, hops=signed.hops) for reading in readings])
 
 
 def decode_alone(frame: bytes) -> Reading:

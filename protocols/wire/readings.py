@@ -105,6 +105,21 @@ class Readings(Frame, frozen=True, array_like=True, gc=False, tag=6):
         return Readings(tuple(travelling_reading(reading) for reading in self.readings))
 
 
+class SignedReadings(Frame, frozen=True, array_like=True, gc=False, tag=15):
+    """Readings of one stream that may be passed on, with the signature of their author. Whoever passes them on lowers
+    ``hops`` and changes nothing else."""
+
+    hops: Annotated[int, Meta(ge=0, le=limits.MAX_HOPS)]
+    """How many more nodes may pass them on. It takes the place of ``hops`` in the readings themselves, which says what
+    the author allowed."""
+    certificate: Annotated[bytes, Meta(min_length=limits.CERTIFICATE_ID_BYTES, max_length=limits.CERTIFICATE_ID_BYTES)]
+    """The first bytes of the SHA-256 of the author's certificate, DER."""
+    signature: Annotated[bytes, Meta(max_length=limits.MAX_SIGNATURE_BYTES)]
+    """By the key of that certificate, of the statement of ``parcel``."""
+    parcel: memoryview
+    """The bytes of a :class:`Readings` frame as its author made them. They look into the bytes of this frame."""
+
+
 def check_context(where: Position, how: Provenance) -> None:
     """:raises ValueUnsupported: as :func:`check_position`."""
     check_position(where)
@@ -145,4 +160,4 @@ def travelling_reading(reading: Reading) -> Reading:
     return reading
 
 
-FRAMES: Final[tuple[type[Frame], ...]] = (Interest, Readings)
+FRAMES: Final[tuple[type[Frame], ...]] = (Interest, Readings, SignedReadings)

@@ -14,7 +14,8 @@ from protocols.base.errors import RemoteProtocolError
 from protocols.wire.frame import Frame
 from protocols.wire.gossip import GossipEntries
 from protocols.wire.membership import Heartbeat
-from protocols.wire.readings import Readings
+from protocols.wire.parcels import readings_in_own_frame
+from protocols.wire.readings import Readings, SignedReadings
 from sims.virtual.arrivals import Issue
 
 Decode = Callable[[bytes | bytearray], Frame]
@@ -22,6 +23,12 @@ Decode = Callable[[bytes | bytearray], Frame]
 _ENTRIES: Final = GossipEntries  # compiled code finds these at once
 _HEARTBEAT: Final = Heartbeat
 _READINGS: Final = Readings
+_ENTRIES_COST: Final = 6
+"""How much more a frame with signed gossip entries costs than other frames. In the emulator 0.45 ms passed between
+putting an entry in and the first frame, and 0.5 ms between a frame's arrival and telling others of its entry."""
+_SIGNED_COST: Final = 2
+"""How much more a frame with signed readings costs: 85 µs to sign and to check it, where other frames cost 80 µs."""
+_SIGNED: Final = SignedReadings
 
 
 class SimFrame:
@@ -36,8 +43,8 @@ class SimFrame:
         """Whether its receiver has nothing to do at once because of it."""
         self.accuses = False
         """Whether it names suspects, which shortens the time-outs of receivers that suspect the same node."""
-        self.sealed = False
-        """Whether it carries signed entries."""
+        self.sealed = 0
+        """How much more than other frames it costs, because of signatures; 0: it carries none."""
         self.readings = 0
         """How many readings it carries."""
         self.issue: Issue | None = None
@@ -49,7 +56,10 @@ class SimFrame:
         elif type(decoded) is _HEARTBEAT:
             self.calm, self.accuses = not decoded.answer, bool(decoded.suspects)
         elif type(decoded) is _ENTRIES:
-            self.sealed = True
+            self.sealed = _ENTRIES_COST
+        elif type(decoded) is _SIGNED:
+            self.sealed = _SIGNED_COST
+            self.readings = readings_in_own_frame(data) if data is not None else 0
 
 
 END: Final = SimFrame(None, None)

@@ -22,8 +22,9 @@ from sims.virtual.simulation import Observer, Simulation
 
 _NOTES: Final = 256
 """The number of arrivals at a node that may wait until they are reported to the observer."""
-_CHECKS_COST: Final = 3
-"""How much of the cost of a frame with signed entries is for signatures: 240 µs, where other frames cost 80 µs."""
+_CHECKS_SHARE: Final = 2
+"""One part in this of what a frame costs because of signatures is for checking them: 240 µs for signed entries, and
+80 µs for signed readings, where other frames cost 80 µs."""
 
 
 class Processes(Simulation):
@@ -83,7 +84,7 @@ class Processes(Simulation):
             if node.frame_ns:
                 node.stalled_until_ns = busy_ns + node.frame_ns
                 if processors is not None:
-                    checks = _CHECKS_COST if frame.sealed else 0
+                    checks = frame.sealed // _CHECKS_SHARE
                     processors.occupy(now, node.frame_ns, checks * node.frame_ns)
             if deliveries:
                 if not pipe.used or not pipe.verified:

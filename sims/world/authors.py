@@ -1,4 +1,4 @@
-"""Signed gossip entries in simulation: who signs what, who holds it, and who lies.
+"""Signed gossip entries and readings in simulation: who signs what, who holds it, and who lies.
 
 Signatures are keyed hashes (BLAKE2b with the author's name as key). They are cheap, and as good as real ones among
 simulated nodes, because none of these guesses them. The result of checking an entry is remembered, so that a thousand
@@ -10,8 +10,9 @@ from random import Random
 from typing import Final
 
 from protocols.base import limits
-from protocols.base.ids import NodeId
+from protocols.base.ids import NodeId, Role
 from protocols.gossip.entries import EntryKey, Seal, Sealed
+from protocols.readings.signing.seal import ReadingSeal
 from protocols.wire.codec import encode_frame
 from protocols.wire.entries import encode_address, encode_entry, entry_statement
 from protocols.wire.gossip import Carried, Entry, GossipEntries, InboxAddress
@@ -23,7 +24,7 @@ LIFETIME_S: Final = 24 * 3_600
 SPREAD_KIND: Final = "spread"
 """The kind of the entries that a scenario puts in."""
 _LIE_INTERVAL_NS: Final = limits.SECOND
-_CREDENTIAL: Final = bytes(466)
+_CREDENTIAL_BYTES: Final = 466
 _SIGNATURE_BYTES: Final = 70
 """Certificate and ECDSA signature of a real node are most of what a small entry costs on the air. An entry of 200 bytes
 took 1,022 on the wire of the emulator."""
@@ -35,6 +36,15 @@ def _signature(author: str, statement: bytes) -> bytes:
     return hashlib.blake2b(statement, key=author.encode()[:64], digest_size=_SIGNATURE_BYTES - 8).digest() + bytes(8)
 
 
+def _credential(author: str) -> bytes:
+    """What stands for the certificate of a node: its name."""
+    return author.encode().ljust(_CREDENTIAL_BYTES, b"\0")
+
+
+def _certificate_id(author: str) -> bytes:
+    return hashlib.sha256(_credential(author)).digest()[: limits.CERTIFICATE_ID_BYTES]
+
+
 class Authors:
     """All authors of a world, and its forgers."""
 
@@ -42,6 +52,7 @@ class Authors:
         self._driver, self._random = driver, random
         self._kept: dict[bytes, Sealed] = {}
         self._genuine: dict[Entry, bool] = {}
+        self._signed: dict[tuple[bytes, bytes, bytes], bool] = {}
         self._taken: dict[str, dict[tuple[EntryKey, int], int]] = {}
         self._oldest: dict[EntryKey, tuple[int, bytes]] = {}
         self._newest: dict[EntryKey, int] = {}
@@ -58,7 +69,28 @@ class Authors:
             taken[sealed.key, sealed.version] = sealed.fingerprint
             return self._keep(sealed)
 
-        return Seal(lambda statement: (_CREDENTIAL, _signature(node, statement)), self._verify, _sha256, share)
+        return Seal(lambda statement: (_credential(node), _signature(node, statement)), self._verify, _sha256, share)
+
+    def reading_seal(self, node: NodeId) -> ReadingSeal:
+        """What the engine of ``node`` signs and checks readings with."""
+        own_id = _certificate_id(node)
+        return ReadingSeal(lambda statement: (own_id, _signature(node, statement)), self._role, self._has_signed)
+
+    def _role(self, certificate: bytes, author: NodeId, certificate_id: bytes) -> Role | None:
+        node = self._driver.nodes.get(author)
+        if node is None or certificate != _credential(author) or certificate_id != _certificate_id(author):
+            return None
+        return node.role
+
+    def _has_signed(self, certificate: bytes, statement: bytes, signature: bytes) -> bool:
+        signed = (certificate, statement, signature)
+        known = self._signed.get(signed)
+        if known is None:
+            if len(self._signed) >= _MOST_KEPT:
+                self._signed.clear()
+            author = certificate.rstrip(b"\0").decode()
+            known = self._signed[signed] = _signature(author, statement) == signature
+        return known
 
     def _keep(self, sealed: Sealed) -> Sealed:
         kept = self._kept.get(sealed.data)

@@ -19,7 +19,7 @@ from protocols.readings.events import Delivery
 from protocols.records.ledger import BatchPlan, Ledger
 from protocols.wire.gossip import GossipEntries
 from protocols.wire.inference import InferAnswer
-from protocols.wire.readings import Interest, Reading
+from protocols.wire.readings import Interest
 from protocols.wire.records import Acknowledgement, Batch
 from sims.errors import ScenarioError
 from sims.scenario.schema import nearest
@@ -167,16 +167,15 @@ def duplicates_taken(engine: Engine) -> None:
     readings = engine.readings
 
     def make(accept: Any) -> Callable[..., list[Delivery]]:
-        def forgetful(frame: tuple[Reading, ...], *rest: Any) -> list[Delivery]:
-            for reading in frame:
-                stream = readings._streams.get((reading.origin, reading.key))
-                if stream is not None:
-                    stream.newest = -1
-            return accept(frame, *rest)  # type: ignore[no-any-return]
+        def forgetful(*given: Any) -> list[Delivery]:
+            for stream in readings._table.all():
+                stream.newest = -1
+            return accept(*given)  # type: ignore[no-any-return]
 
         return forgetful
 
     _instead(readings, "accept", make)
+    _instead(readings, "accept_signed", make)
 
 
 @_caught_by("readings_in_order_once")

@@ -153,7 +153,10 @@ class World:
         self.driver.push(start_ns, self.driver.start, node)
 
     def _adjust(self, settings: NodeSettings) -> NodeSettings:
-        return msgspec.structs.replace(settings, seal=self.authors.seal(settings.node), gossip=_GOSSIP)
+        return msgspec.structs.replace(
+            settings, seal=self.authors.seal(settings.node), gossip=_GOSSIP,
+            reading_seal=self.authors.reading_seal(settings.node),
+        )  # fmt: skip
 
     # --- what happens: Observer ------------------------------------------------------------------------------------
     def life_began(self, node: SimNode) -> None:

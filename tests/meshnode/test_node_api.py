@@ -273,6 +273,7 @@ async def test_reading_with_hops_passes_a_middle_node_and_no_further(opened: Ope
     await middle.wait_for_peers(2)
     subscription = far.subscribe("veh/**", hops=1)
     await wanted(near, "veh/veh-1/a")
+    await until(lambda: "veh-1" in {entry.author for entry in far.entries()}, "its certificate has spread")
     near.publish("veh/veh-1/a", "stays")
     near.publish("veh/veh-1/a", "passes", hops=1)
     reading = await subscription.next(5)

@@ -305,6 +305,16 @@ def test_local_tiny_run_gives_every_way_and_loses_nothing(tmp_path: Path) -> Non
 
 
 @pytest.mark.processes
+def test_signature_tiny_run_gives_time_and_bytes(tmp_path: Path) -> None:
+    """The price of a reading beyond one hop is read from this file."""
+    run = written(tmp_path, "signature", "--count", "5", "--rounds", "1")
+    assert 0 < run["sign_us"] < run["publish_signed_us"]
+    assert 0 < run["check_us"] < run["receive_signed_us"]
+    assert (run["plain_frame_bytes"], run["signature_bytes"]) == (105, 89)
+    assert run["missed"] == [] or run["core_percent_of_10_hz"] > 1
+
+
+@pytest.mark.processes
 def test_hostile_tiny_run_measures_before_during_and_after(tmp_path: Path) -> None:
     """Without the same figures before and after, those during the torment say nothing."""
     content = written(tmp_path, "hostile", "--seconds", "1", "--half-open", "150", "--engine", "express")

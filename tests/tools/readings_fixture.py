@@ -12,7 +12,9 @@ from protocols.readings.publication import checked_publication
 from protocols.readings.quality import Quality
 from protocols.readings.streams import Peer
 from protocols.wire.codec import decode_untrusted_node_frame
-from protocols.wire.readings import EventTime, Interest, Reading, Readings, Want
+from protocols.wire.parcels import decode_untrusted_parcel
+from protocols.wire.readings import EventTime, Interest, Reading, Readings, SignedReadings, Want
+from tests.tools.signed_fixture import Certificates, reading_seal, signed
 from tests.tools.strategies import HERE, HOW, NOW_UTC_NS
 
 ME, A, B = NodeId("me"), NodeId("a"), NodeId("b")
@@ -26,7 +28,10 @@ class Bench:
     def __init__(self, *peers: NodeId, rules: tuple[AccessRule, ...] = DEFAULT_RULES) -> None:
         self.drops = Drops()
         self.touched: list[LaneQueue] = []
-        self.machine = Router(ME, Role.VEHICLE, 1, AccessTable(rules), self.drops, self.touched, [])
+        self.certificates = Certificates()
+        self.machine = Router(
+            ME, Role.VEHICLE, 1, AccessTable(rules), self.drops, self.touched, [], reading_seal(ME), self.certificates
+        )  # fmt: skip
         self.peers: dict[NodeId, Peer] = {}
         self.now = 0
         self.version = 0
@@ -56,13 +61,32 @@ class Bench:
         return self.machine.publish(publication, value, where, when, self.now, self.utc)[:2]  # type: ignore[arg-type]
 
     def accept(self, source: NodeId, *readings: Reading) -> list[Delivery]:
+        """Have it receive readings as a real neighbour sends them: signed by their author if they were passed on or may
+        be. The role of an author is the one that the first chunk of the key belongs to."""
+        deliveries: list[Delivery] = []
+        for one in readings:
+            if one.origin == source and not one.hops:
+                deliveries += self.accept_plain(source, one)
+            else:
+                roles = self.certificates.roles
+                roles.setdefault(one.origin, Role.RSU if one.key.startswith("rsu/") else Role.VEHICLE)
+                deliveries += self.accept_signed(source, signed(one, roles=roles))
+        return deliveries
+
+    def accept_plain(self, source: NodeId, *readings: Reading) -> list[Delivery]:
         return self.machine.accept(readings, source, Role.VEHICLE, self.now, self.utc, 10 * MS)
+
+    def accept_signed(self, source: NodeId, frame: SignedReadings) -> list[Delivery]:
+        return self.machine.accept_signed(frame, source, Role.VEHICLE, self.now, self.utc, 10 * MS)
 
     def sent(self, node: NodeId, bulk: bool = False) -> list[Reading]:
         queue = self.peers[node].bulk if bulk else self.peers[node].realtime
         readings: list[Reading] = []
         while (frame := queue.take(self.now)) is not None:
             decoded = decode_untrusted_node_frame(frame)
+            if type(decoded) is SignedReadings:
+                readings.extend(decode_untrusted_parcel(decoded))
+                continue
             assert type(decoded) is Readings
             readings.extend(decoded.readings)
         return readings

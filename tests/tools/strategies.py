@@ -18,8 +18,8 @@ from protocols.wire.entries import encode_fingerprints
 from protocols.wire.gossip import Carried, GossipDigest, GossipEntries, GossipHave, GossipPull
 from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
-from protocols.wire.parcels import encode_reading
-from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, Want
+from protocols.wire.parcels import encode_alone, encode_reading
+from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, SignedReadings, Want
 from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayRefusal
 from protocols.wire.tensors import NamedTensor, Tensor
 
@@ -93,6 +93,13 @@ NODE_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
     Refusal: st.builds(Refusal, TEXT, TEXT),
     Interest: st.builds(Interest, U64, st.lists(_WANTS, max_size=4).map(tuple)),
     Readings: st.builds(Readings, st.lists(READINGS, max_size=3).map(tuple)),
+    SignedReadings: st.builds(
+        SignedReadings,
+        st.integers(0, limits.MAX_HOPS),
+        st.binary(min_size=limits.CERTIFICATE_ID_BYTES, max_size=limits.CERTIFICATE_ID_BYTES),
+        st.binary(max_size=limits.MAX_SIGNATURE_BYTES),
+        READINGS.map(encode_alone).map(memoryview),
+    ),
     Offers: st.builds(Offers, U64, st.lists(st.builds(Offer, TEXT, DIGESTS, U64, U64), max_size=3).map(tuple)),
     InferRequest: st.builds(InferRequest, U64, TEXT, DIGESTS, U64, NAMED_TENSORS, _NAMES),
     InferAnswer: st.builds(

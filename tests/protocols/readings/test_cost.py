@@ -157,19 +157,17 @@ def test_new_keys_beyond_the_allowance_are_dropped_by_name_and_others_are_not() 
     assert bench.accept(A, reading("veh/a/4999", "a"))
 
 
-def test_one_frame_of_new_keys_costs_a_bounded_number_of_steps() -> None:
-    """64 keys that all have to be matched with the dearest wants of all neighbours."""
+def test_one_frame_of_a_new_key_costs_a_bounded_number_of_steps() -> None:
+    """A key that has to be matched with the dearest wants of all neighbours."""
     bench = Bench(A, B)
     bench.wants(B, *(Want(want.expression, hops=8) for want in HOSTILE))
-    frame = [reading(f"veh/far/{'a/' * 12}{number}", "far", hops=1) for number in range(64)]
-    left = bench.peers[A].work.left(0)
-    bench.accept(A, *frame)
-    assert left - bench.peers[A].work.left(0) < 2 * limits.MATCHING_STEPS_PER_FRAME
-    assert (A, "over_rate") in bench.dropped()
+    for number in range(64):
+        left = bench.peers[A].work.left(0)
+        bench.accept(A, reading(f"veh/far/{'a/' * 12}{number}", "far", hops=1))
+        assert left - bench.peers[A].work.left(0) < 2 * limits.MATCHING_STEPS_PER_FRAME
+    assert bench.peers[A].work.left(0) < limits.MAX_MATCHING_BURST, "it is the neighbour that pays"
 
 
-# --- the wants of all ----------------------------------------------------------------------------------------------
-@given(st.lists(st.integers(0, 300), max_size=70), st.integers(0, 3_000))
 def test_equal_share_is_the_largest_that_fits(amounts: list[int], bound: int) -> None:
     """Whoever wants less than the share gets all of it."""
     share = equal_share(amounts, bound)

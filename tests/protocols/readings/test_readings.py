@@ -9,7 +9,7 @@ import pytest
 
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ContextMissing, InvalidKey, NotPermitted, ValueUnsupported
-from protocols.base.ids import NodeId
+from protocols.base.ids import NodeId, Role
 from protocols.membership.settings import MembershipSettings
 from protocols.readings.events import DeadlineMissed, Put
 from protocols.readings.quality import Quality
@@ -19,6 +19,7 @@ from protocols.wire.readings import EventTime, Position, Provenance, Reading, Re
 from protocols.wire.tensors import Tensor, tensor_of
 from sims.virtual.driver import EPOCH_UTC_NS, SimDriver
 from tests.tools.readings_fixture import ALL, MS, SECOND, A, B, Bench
+from tests.tools.signed_fixture import signed_world
 from tests.tools.strategies import HERE, HOW, NOW_UTC_NS, WHEN, reading
 
 
@@ -257,6 +258,17 @@ def test_accept_of_an_own_reading_from_elsewhere_is_an_echo() -> None:
     assert [one.value for one in bench.machine.subscribe("veh/me/x", ALL, 0)[1]] == [1]
 
 
+def test_accept_of_a_copy_is_judged_by_the_role_in_the_certificate_of_its_origin() -> None:
+    """A vehicle called rsu-1 may not speak as roadside unit because another passed it on."""
+    bench = Bench(A, B)
+    bench.machine.subscribe("**", Quality(hops=1), 0)
+    bench.certificates.roles["far"] = Role.VEHICLE
+    assert bench.accept(B, reading("rsu/far/hazard", "far")) == []
+    assert bench.dropped() == {(B, "denied"): 1}
+    bench.certificates.roles["far"] = Role.RSU
+    assert bench.accept(B, reading("rsu/far/hazard", "far", 2))
+
+
 def test_accept_of_a_long_history_forgets_the_oldest_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys come from neighbours: the table is bounded, and the newest work."""
     monkeypatch.setattr(limits, "MAX_STREAMS", 50)
@@ -432,10 +444,10 @@ def test_readings_over_slow_links_are_each_delivered_once_or_counted(seed: int) 
 
 def test_reading_crosses_as_many_nodes_as_it_was_allowed() -> None:
     """A line of four: interest travels up, readings travel down, both by their hops."""
-    sim = SimDriver(7)
+    sim, authors = signed_world(7)
     names = ["n0", "n1", "n2", "n3"]
     for name in names:
-        sim.add(name)
+        authors.say_address(sim.add(name))
     for left, right in itertools.pairwise(names):
         sim.meet(left, right)
     sim.run_for(SECOND)

@@ -164,7 +164,7 @@ def test_frame_without_a_type_is_malformed(data: bytes) -> None:
 def test_unknown_type_in_a_long_array_is_named() -> None:
     """A newer frame may have more than fifteen fields."""
     with pytest.raises(UnknownFrame):
-        decode_untrusted_node_frame(b"\xdc\x00\x10\x0f" + b"\x01" * 15)
+        decode_untrusted_node_frame(b"\xdc\x00\x10\x3e" + b"\x01" * 15)
 
 
 @pytest.mark.parametrize("kind", [*NODE_FRAMES, *RELAY_FRAMES], ids=lambda kind: kind.__name__)

@@ -19,8 +19,8 @@ from protocols.wire.frame import Frame
 from protocols.wire.gossip import Carried, Entry, GossipDigest, GossipEntries, GossipHave, GossipPull, InboxAddress
 from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
-from protocols.wire.parcels import encode_reading
-from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, Want
+from protocols.wire.parcels import encode_alone, encode_reading, encode_signed, reading_statement
+from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, SignedReadings, Want
 from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayFrame, RelayRefusal
 from protocols.wire.tensors import NamedTensor, Tensor
 
@@ -62,6 +62,7 @@ FRAMES: dict[str, Frame | RelayFrame] = {
     "12-gossip-have": GossipHave(1 << 63 | 1 << 31, FINGERPRINTS),
     "13-gossip-pull": GossipPull(FINGERPRINTS),
     "14-gossip-entries": GossipEntries((Carried(1_500, encode_entry(ENTRY)),)),
+    "15-signed-readings": SignedReadings(1, bytes(range(8)), b"(signature)", memoryview(encode_alone(BRAKE))),
     "64-batch": Batch(
         1, 0, "veh-1", 1_700_000_000, 8, (Record(6, "brakes", Raw(encode_reading(BRAKE))),), (Fate(1, 5, "expired"),)
     ),
@@ -87,6 +88,8 @@ def plain(value: Any) -> Any:
     """A struct as the arrays that MessagePack knows, for comparison with an independent decoder."""
     if isinstance(value, Tensor):
         return [value.dtype, list(value.shape), bytes(value.data)]
+    if isinstance(value, memoryview):
+        return bytes(value)
     if isinstance(value, Raw):
         return independent(bytes(value))
     if hasattr(value, "__struct_fields__"):
@@ -155,6 +158,13 @@ def test_golden_frame_with_every_byte_replaced_never_raises_anything_else(name: 
         whole[at] = good
 
 
+def test_golden_signed_readings_are_put_together_to_the_same_bytes() -> None:
+    """The encoder of the hot path must give what the codec gives."""
+    frame = FRAMES["15-signed-readings"]
+    assert isinstance(frame, SignedReadings)
+    assert encode_signed(frame.hops, frame.certificate, frame.signature, frame.parcel) == stored("15-signed-readings")
+
+
 WIRE_PAGE = Path(__file__).parents[3] / "docs" / "reference" / "wire.md"
 
 
@@ -176,9 +186,12 @@ def test_wire_page_shows_the_golden_bytes() -> None:
     assert shown("98 01 01 00") == stored("01-hello")
     assert shown("98 02 11") == stored("02-heartbeat")
     assert shown("92 06 91") == encode_frame(Readings((BRAKE,)))
+    assert shown("95 0f 01") == stored("15-signed-readings")
+    beginning = shown("6d 65 73 68 6e 6f 64 65 20 72")
+    assert reading_statement(encode_alone(BRAKE)).startswith(beginning)
     assert shown("c7 11 01") in stored("06-readings")
     assert shown("97 a5") == encode_entry(ENTRY)
-    assert shown("6d 65 73") == entry_statement(ENTRY)
+    assert shown("6d 65 73 68 6e 6f 64 65 20 65") == entry_statement(ENTRY)
 
 
 def test_wire_page_names_every_field_of_every_frame() -> None:

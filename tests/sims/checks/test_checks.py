@@ -52,6 +52,12 @@ BACKLOG = Traffic("rsu", "signal", rate_hz=200.0, lifespan_ms=20_000)
 LONG_CUT = Fault("partition", 4.0, 6.0, ("car-0", "car-1"))
 OF_RSU = Fault("partition", 5.0, 3.0, ("rsu-0",))
 LIES = Fault("false-adverts", 4.0, 6.0, ("car-0",))
+DIAMOND = replace(
+    QUIET,
+    groups=(Group("car", 4, Fixed(((0.0, 0.0), (300.0, 100.0), (300.0, -100.0), (600.0, 0.0)))),),
+    radio=replace(QUIET.radio, range_m=400.0), traffic=(Traffic("car", rate_hz=2.0, hops=1),), inference=(),
+)  # fmt: skip
+"""Two cars at the ends hear each other only by the two between them, each reading twice."""
 RECORDING = replace(
     QUIET,
     groups=tuple(replace(group, relay=True) for group in QUIET.groups),
@@ -68,7 +74,7 @@ PROVOKED: dict[str, Scenario] = {
     ),
     "the-dead-are-not-dialled": replace(QUIET, faults=(LONG_CUT,)),
     "redial-is-forgotten": replace(QUIET, faults=(Fault("crash", 4.0, 2.0, ("car-1",)),)),
-    "duplicates-taken": replace(QUIET, traffic=(Traffic("car", rate_hz=2.0, hops=1),)),
+    "duplicates-taken": DIAMOND,
     "delivered-backwards": replace(QUIET, traffic=(BACKLOG,), faults=(replace(OF_RSU, for_s=1.5),)),
     "interest-told-once": replace(QUIET, faults=(Fault("crash", 4.0, 6.0, ("car-1",)),)),
     "drops-uncounted": replace(QUIET, traffic=(BACKLOG,), faults=(LONG_CUT,)),

@@ -1,0 +1,1 @@
+"""Signed readings: who is the author of what a neighbour passed on."""

@@ -1,0 +1,82 @@
+"""The signed parcels that a node holds, so that last values can be passed on with their authors' signatures."""
+
+from protocols.base import limits
+from protocols.base.ids import NodeId
+from protocols.base.shares import Shares
+from protocols.wire.readings import Reading
+
+_ROW_BYTES = 512
+"""What a parcel takes in memory beside its own bytes: a signature, names, and places in dicts."""
+
+
+class Signed:
+    """A parcel of one stream, and its signature."""
+
+    __slots__ = ("certificate", "parcel", "proven", "sequence", "signature", "source")
+
+    def __init__(
+        self, sequence: int, certificate: bytes, signature: bytes, parcel: bytes | memoryview, source: NodeId,
+        proven: bool,
+    ) -> None:  # fmt: skip
+        self.sequence = sequence
+        """The sequence of the newest reading in it."""
+        self.certificate, self.signature, self.parcel = certificate, signature, parcel
+        self.source = source
+        """The neighbour that sent it; this node for its own."""
+        self.proven = proven
+        """Whether the signature is known to be good. A direct neighbour's readings are not checked before they have to
+        be passed on."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """What it takes in memory."""
+        return len(self.parcel) + _ROW_BYTES
+
+
+class SignedParcels:
+    """One parcel for each stream. They take at most ``max_bytes``; when they would take more, the oldest parcel of the
+    neighbour that fills most of the table gives way."""
+
+    def __init__(self, max_bytes: int = limits.MAX_SIGNED_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._by_source: dict[NodeId, dict[tuple[str, str], Signed]] = {}
+        self._sources: dict[tuple[str, str], NodeId] = {}
+        self._shares: Shares[NodeId] = Shares()
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    @property
+    def held_bytes(self) -> int:
+        """What all parcels take in memory."""
+        return self._shares.total
+
+    def keep(self, reading: Reading, signed: Signed) -> None:
+        """Keep the parcel whose newest reading is ``reading`` in place of an older one of its stream."""
+        stream = (reading.origin, reading.key)
+        self._forget(stream)
+        self._sources[stream] = signed.source
+        self._by_source.setdefault(signed.source, {})[stream] = signed
+        self._shares.add(signed.source, signed.weight_bytes)
+        while self._shares.total > self._max_bytes:
+            self._forget(next(iter(self._by_source[self._shares.largest()])))
+            self.evicted += 1
+
+    def of(self, reading: Reading) -> Signed | None:
+        """The parcel whose newest reading is ``reading``; None when it is not held."""
+        stream = (reading.origin, reading.key)
+        source = self._sources.get(stream)
+        if source is None:
+            return None
+        signed = self._by_source[source][stream]
+        return signed if signed.sequence == reading.sequence else None
+
+    def _forget(self, stream: tuple[str, str]) -> None:
+        source = self._sources.pop(stream, None)
+        if source is None:
+            return
+        parcels = self._by_source[source]
+        self._shares.remove(source, parcels.pop(stream).weight_bytes)
+        if not parcels:
+            del self._by_source[source]
