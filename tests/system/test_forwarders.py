@@ -10,13 +10,14 @@ from msgspec.structs import replace
 
 import meshnode
 from meshnode.gossip.running import RunningGossip
+from protocols.base.errors import UnknownFrame
 from protocols.base.ids import NodeId
 from protocols.engine import Engine
 from protocols.machine import Event
 from protocols.readings.events import ReadingRefused
 from protocols.readings.quality import Quality
 from protocols.wire.codec import encode_frame
-from protocols.wire.frame import Frame
+from protocols.wire.frame import Frame, number_of
 from protocols.wire.parcels import encode_alone, reading_statement
 from protocols.wire.readings import EventTime, Reading, Readings, SignedReadings
 from sims.virtual.driver import EPOCH_UTC_NS, SimDriver
@@ -34,17 +35,20 @@ KEY = "veh/veh-1/hazard"
 def kept_back(engine: Engine) -> Iterator[list[SignedReadings]]:
     """Let a node keep back the signed readings that it gets, instead of delivering and passing them on."""
     taken: list[SignedReadings] = []
-    readings: Any = engine.readings
+    decode = engine._decode
 
-    def keep(frame: SignedReadings, *_: object) -> list[object]:
-        taken.append(frame)
-        return []
+    def keep(data: bytes | bytearray) -> Frame:
+        frame = decode(data)
+        if type(frame) is SignedReadings:
+            taken.append(frame)
+            raise UnknownFrame(number_of(SignedReadings))
+        return frame
 
-    readings.accept_signed = keep
+    engine._decode = keep
     try:
         yield taken
     finally:
-        del readings.accept_signed
+        engine._decode = decode
 
 
 def altered(frame: SignedReadings, old: bytes, new: bytes) -> SignedReadings:
