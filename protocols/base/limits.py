@@ -170,6 +170,9 @@ MAX_SIGNED_READINGS_BURST: Final = 1_000
 3 % of a core, and 50 streams of 10 Hz pass …"""
 SIGNED_BYTES_PER_CHECK: Final = 64 * 1024
 """… and a larger parcel counts as another one for each of these bytes, which take 36 µs to hash."""
+MAX_SIGNED_PARCEL_BYTES: Final = 4 * 1024 * 1024
+"""Largest parcel that may be passed on. Hashing and copying it takes 3 ms, and 15 ms for the largest frame, for which
+the engine's lock would be held."""
 FORGED_READING_COST: Final = 20
 """What a forged or malformed signed reading takes from the allowance of the neighbour that sent it, in checks."""
 MAX_SIGNED_BYTES: Final = 16 * 1024 * 1024

@@ -153,7 +153,15 @@ def encode_signed(hops: int, certificate: bytes, signature: bytes, parcel: bytes
 
 def reading_statement(parcel: bytes | memoryview) -> bytes:
     """The bytes that the signature of a parcel covers. Their prefix makes sure that no signature made for anything
-    else can pass for one. The parcel is never encoded again on its way, so it needs no canonical form."""
+    else can pass for one. The parcel is never encoded again on its way, so it needs no canonical form.
+
+    :raises ValueUnsupported: when it is larger than ``MAX_SIGNED_PARCEL_BYTES``.
+    """
+    if len(parcel) > limits.MAX_SIGNED_PARCEL_BYTES:
+        raise ValueUnsupported(
+            f"{len(parcel)} bytes are too large to be passed on, and {limits.MAX_SIGNED_PARCEL_BYTES} are allowed: "
+            "split or shrink the value, or publish it without hops"
+        )
     return b"".join((_STATEMENT_DOMAIN, parcel))
 
 
@@ -164,6 +172,8 @@ def decode_untrusted_parcel(signed: SignedReadings) -> tuple[Reading, ...]:
     :raises RemoteProtocolError: when the parcel is not such a frame of readings.
     """
     parcel = signed.parcel
+    if len(parcel) > limits.MAX_SIGNED_PARCEL_BYTES:
+        raise RemoteProtocolError(f"a signed parcel of {len(parcel)} bytes is too large")
     if len(parcel) > limits.LARGE_FRAME_BYTES and has_too_many_elements(parcel):
         raise RemoteProtocolError(f"a signed parcel has more than {limits.MAX_ELEMENTS} elements")
     frame = decode_untrusted(_parcel_decoder, parcel)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from protocols.base import limits
+from protocols.base.errors import ValueUnsupported
 from protocols.base.ids import NodeId, Role
 from protocols.readings.events import ReadingRefused
 from protocols.readings.publication import checked_publication
@@ -333,16 +334,18 @@ def test_parcels_held_stay_within_their_bound_and_the_largest_holder_gives_way(
     assert table.of(reading("veh/quiet/x", "quiet", 2)) is None
 
 
-def test_reading_too_large_for_a_signature_is_refused_at_its_source() -> None:
-    """Not after its sequence was used."""
+def test_reading_too_large_to_be_passed_on_is_refused_at_its_source_and_everywhere() -> None:
+    """Hashing 16 MB takes long, and heartbeats wait meanwhile. Its sequence is not used up."""
     bench = Bench(A)
     bench.wants(A, Want("**"))
-    plain = len(encode_alone(reading("veh/me/x", "me", 1, b"", hops=1)))
-    room = limits.MAX_FRAME_BYTES - 16 - plain - 4
-    assert bench.publish("veh/me/x", bytes(room))[0].queued == 1
-    with pytest.raises(Exception, match="too large"):
-        bench.publish("veh/me/x", bytes(room), hops=1)
+    large = bytes(limits.MAX_SIGNED_PARCEL_BYTES)
+    assert bench.publish("veh/me/x", large)[0].queued == 1
+    with pytest.raises(ValueUnsupported, match="without hops"):
+        bench.publish("veh/me/x", large, hops=1)
     assert bench.publish("veh/me/x", 1, hops=1)[0].sequence == 2
+    parcel = memoryview(encode_alone(reading("veh/far/x", FAR, 1, large, hops=1)))
+    assert bench.accept_signed(A, SignedReadings(1, bytes(8), b"", parcel)) == []
+    assert bench.dropped() == {(A, "malformed"): 1}
 
 
 def test_role_of_a_renewed_certificate_is_decided_anew() -> None:
