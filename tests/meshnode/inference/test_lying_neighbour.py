@@ -123,7 +123,8 @@ async def test_neighbour_that_lies_about_a_result_is_not_believed_and_not_asked_
     results = [await vehicle.infer("double", {"x": ONES}, deadline_ms=10_000, hedge=False) for _ in range(20)]
     assert all(np.array_equal(result.outputs["y"], ONES + ONES) for result in results)
     asked = [number for number, result in enumerate(results) if "rsu-2" in {run.node for run in result.attempts}]
-    assert 1 <= len(asked) <= 4, f"it was asked for the requests {asked}"
+    # The pauses double, so the number grows only with the logarithm of the time that a busy machine takes.
+    assert 1 <= len(asked) <= 10, f"it was asked for the requests {asked}"
     status, answer = await asyncio.to_thread(post, vehicle, REQUEST)
     assert (status, answer["outputs"][0]["data"]) == (200, [2.0] * 8)
 
