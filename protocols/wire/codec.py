@@ -114,7 +114,9 @@ class FrameSet:
             head = untrusted_frame_number(data)
             if head is None:  # the bounds of its class can't be known
                 raise RemoteProtocolError("a large frame does not begin with a short array and its number")
-            kind = self._by_number.get(head, Frame)
+            if head not in self.numbers:
+                raise UnknownFrame(head)
+            kind = self._by_number[head]
             if has_too_many_elements(data, kind.max_elements, kind.max_text_bytes):
                 raise RemoteProtocolError(f"a frame has more than {kind.max_elements} elements, or too long a text")
         try:

@@ -34,6 +34,12 @@ class Frame(Struct, frozen=True, array_like=True, gc=False):
         return self
 
 
+class SmallFrame(Frame, frozen=True, array_like=True, gc=False):
+    """The base of frames that are never large: a large one is malformed before its elements are counted."""
+
+    max_elements: ClassVar[int] = 0
+
+
 def number_of(frame: type[Frame]) -> int:
     """The number that a frame declares."""
     tag: Any = frame.__struct_config__.tag

@@ -7,7 +7,7 @@ from msgspec import Meta, Struct
 from protocols.base import limits
 from protocols.base.errors import RemoteProtocolError
 from protocols.wire.fields import U16, Count, Id, Text
-from protocols.wire.frame import Frame
+from protocols.wire.frame import Frame, SmallFrame
 
 
 class Entry(Struct, frozen=True, array_like=True, gc=False):
@@ -50,7 +50,7 @@ Fingerprints = Annotated[bytes, Meta(max_length=8 * limits.MAX_FINGERPRINTS_PER_
 """Eight bytes each, little-endian."""
 
 
-class GossipDigest(Frame, frozen=True, array_like=True, gc=False, tag=11):
+class GossipDigest(SmallFrame, frozen=True, array_like=True, gc=False, tag=11):
     """A summary of what the sender holds. It is a beacon, or with ``buckets`` the start of a comparison."""
 
     root: Count
@@ -67,7 +67,7 @@ class GossipDigest(Frame, frozen=True, array_like=True, gc=False, tag=11):
             )
 
 
-class GossipHave(Frame, frozen=True, array_like=True, gc=False, tag=12):
+class GossipHave(SmallFrame, frozen=True, array_like=True, gc=False, tag=12):
     """Fingerprints of entries that the sender holds, either news or all that it has in some buckets."""
 
     covered: Count
@@ -79,7 +79,7 @@ class GossipHave(Frame, frozen=True, array_like=True, gc=False, tag=12):
         check_untrusted_fingerprints(self.fingerprints)
 
 
-class GossipPull(Frame, frozen=True, array_like=True, gc=False, tag=13):
+class GossipPull(SmallFrame, frozen=True, array_like=True, gc=False, tag=13):
     """Asks for the entries with these fingerprints."""
 
     fingerprints: Annotated[bytes, Meta(max_length=8 * limits.MAX_PULL)]
@@ -89,7 +89,7 @@ class GossipPull(Frame, frozen=True, array_like=True, gc=False, tag=13):
         check_untrusted_fingerprints(self.fingerprints)
 
 
-class GossipEntries(Frame, frozen=True, array_like=True, gc=False, tag=14):
+class GossipEntries(SmallFrame, frozen=True, array_like=True, gc=False, tag=14):
     """Entries that were asked for, or are new from the sender itself."""
 
     entries: Annotated[tuple[Carried, ...], Meta(max_length=limits.MAX_ENTRIES_PER_FRAME)]

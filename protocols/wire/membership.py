@@ -6,7 +6,7 @@ from msgspec import Meta
 
 from protocols.base import limits
 from protocols.wire.fields import U16, Count, Id, Text, check_untrusted_id
-from protocols.wire.frame import Frame
+from protocols.wire.frame import Frame, SmallFrame
 
 MAJOR = 1
 """Nodes whose versions differ here refuse each other."""
@@ -15,7 +15,7 @@ MINOR = 2
 """Version 0 had no gossip, and version 1 no signed readings."""
 
 
-class Hello(Frame, frozen=True, array_like=True, gc=False, tag=1):
+class Hello(SmallFrame, frozen=True, array_like=True, gc=False, tag=1):
     """The first frame of every pipe. It says who the sender is, which version it speaks, and where to dial back."""
 
     major: Count
@@ -31,7 +31,7 @@ class Hello(Frame, frozen=True, array_like=True, gc=False, tag=1):
         check_untrusted_id(self.node)
 
 
-class Heartbeat(Frame, frozen=True, array_like=True, gc=False, tag=2):
+class Heartbeat(SmallFrame, frozen=True, array_like=True, gc=False, tag=2):
     """Proves life in one direction, and by its echo in the other."""
 
     sequence: Count
@@ -47,14 +47,14 @@ class Heartbeat(Frame, frozen=True, array_like=True, gc=False, tag=2):
     """Whether the receiver should send one back at once. It is under suspicion, and can refute it so."""
 
 
-class Goodbye(Frame, frozen=True, array_like=True, gc=False, tag=3):
+class Goodbye(SmallFrame, frozen=True, array_like=True, gc=False, tag=3):
     """The sender leaves on purpose."""
 
     incarnation: Count
     reason: Text = ""
 
 
-class Refusal(Frame, frozen=True, array_like=True, gc=False, tag=4):
+class Refusal(SmallFrame, frozen=True, array_like=True, gc=False, tag=4):
     """Says why the sender won't talk to the receiver, which should not redial in a loop."""
 
     code: Text
