@@ -22,6 +22,7 @@ _MOST_JITTER: Final = 1.1
 HEARTBEATS_A_ROUND: Final = 4
 """While readings flow to a neighbour, only one heartbeat in this many is sent; at 10 Hz the heartbeats would otherwise
 be a third of all frames."""
+_MOST_BEATS: Final = limits.MAX_HEARTBEATS_A_ROUND  # looked up once, because each heartbeat is compared with it
 _LONGEST_ROUND_TRIP_NS: Final = 60 * limits.SECOND
 
 
@@ -78,10 +79,11 @@ class Heartbeats:
         """Take a heartbeat of a neighbour that is not suspected. True: it asks for an answer, it shortened the
         time-out of another suspect, or it is one too many. False: there is nothing to do because of it."""
         neighbour.last_heard_ns = now
-        neighbour.beats += 1
-        if neighbour.beats > limits.MAX_HEARTBEATS_A_ROUND:
+        beats = neighbour.beats
+        if beats > _MOST_BEATS:
             self.flooding.append(neighbour)
             return True
+        neighbour.beats = beats + 1
         sequence, echo_sequence, suspects, answer = beat.sequence, beat.echo_sequence, beat.suspects, beat.answer
         if sequence > neighbour.heartbeat_received:
             neighbour.heartbeat_received = sequence
