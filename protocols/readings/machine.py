@@ -52,7 +52,6 @@ from protocols.wire.parcels import decode_alone, encode_alone
 from protocols.wire.readings import FRAMES, EventTime, Interest, Position, Reading, SignedReadings, check_position
 
 _MS: Final = limits.MS
-_STEPS_PER_FRAME: Final = limits.MATCHING_STEPS_PER_FRAME
 _BULK_THRESHOLD_BYTES: Final = limits.BULK_THRESHOLD_BYTES
 
 
@@ -83,7 +82,6 @@ class Router:
         self.interest_changed = False
         """Whether neighbours must be told :meth:`interest_for` them again; see :meth:`untold`."""
         self._interests = Interests()
-        self._slices_due_ns = NEVER
         self._events: list[DeadlineMissed] = []
         self._touched = touched
         self._authorship = Authorship(node, drops, seal, certificate_of)
@@ -342,7 +340,6 @@ class Router:
     ) -> list[Delivery]:  # fmt: skip
         """Take readings of a neighbour itself, without a signature. Returns what to deliver here."""
         deliveries: list[Delivery] = []
-        self._work.left_in_frame = _STEPS_PER_FRAME
         peer = self._peers.get(source)
         stream = peer.recent if peer is not None else None  # most often it is the same again
         for reading in readings:
@@ -368,7 +365,7 @@ class Router:
             if size == stream.size and not stream.missed and reading.how == stream.how:
                 stream.newest, stream.last, stream.last_ns = sequence, reading, now
             else:
-                if stream.missed and not self._work.may_watch(len(stream.missed)):
+                if stream.missed and not self._work.may_watch(peer, len(stream.missed), now):
                     self._drops.count(source, key, "over_rate")
                     continue
                 self._table.note(stream, reading, 0, now)
@@ -467,10 +464,9 @@ class Router:
     # --- time ------------------------------------------------------------------------------------------------------
     def handle_timer(self, now: int) -> None:
         """Report streams that missed a deadline, and do what was put off."""
-        if self._deadlines.due_ns <= now:
-            self._events.extend(self._deadlines.missed(now))
-        if self._slices_due_ns > now:
+        if self._deadlines.due_ns > now:
             return
+        self._events.extend(self._deadlines.missed(now))
         if self._history.due_ns <= now:
             self._history.serve(now)
         if self._interests.put_off_due_ns <= now:
@@ -484,12 +480,11 @@ class Router:
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` has to be called at the latest."""
-        due_ns = self._deadlines.due_ns
-        return min(self._slices_due_ns, due_ns)
+        return self._deadlines.due_ns
 
     def _plan(self) -> None:
         """Note when the next of what was put off is due."""
-        self._slices_due_ns = min(self._history.due_ns, self._interests.put_off_due_ns, self._interests.due_ns)
+        self._deadlines.plan(min(self._history.due_ns, self._interests.put_off_due_ns, self._interests.due_ns))
 
     def events(self) -> list[DeadlineMissed | ReadingRefused]:
         """Events decided since the last call."""

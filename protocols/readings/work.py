@@ -17,10 +17,12 @@ _WATCH_STEPS: Final = 8
 class Work:
     """The work that one router does for neighbours."""
 
-    __slots__ = ("_peers", "left_in_frame", "subscriptions_steps")
+    __slots__ = ("_frame_ns", "_payer", "_peers", "left_in_frame", "subscriptions_steps")
 
     def __init__(self, peers: dict[NodeId, Peer]) -> None:
         self._peers = peers
+        self._frame_ns = -1
+        self._payer: Peer | None = None
         self.left_in_frame = limits.MATCHING_STEPS_PER_FRAME
         """The steps that are left for the frame that is being accepted."""
         self.subscriptions_steps = 0
@@ -40,18 +42,25 @@ class Work:
         steps = limits.NEW_STREAM_STEPS + self.subscriptions_steps if is_new else 0
         if routes:
             steps += sum(peer.steps for peer in self._peers.values())
-        if self.left_in_frame <= 0 or (
-            payer is not None and payer.work.left(now) < min(steps, limits.MAX_MATCHING_BURST)
-        ):
+        if not self._has_steps(payer, now):
+            return False
+        if payer is not None and payer.work.left(now) < min(steps, limits.MAX_MATCHING_BURST):
             return False
         self.left_in_frame -= steps
         if payer is not None:
             payer.work.fine(steps)
         return True
 
-    def may_watch(self, number: int) -> bool:
+    def _has_steps(self, payer: Peer | None, now: int) -> bool:
+        """Whether steps are left for the frame that is being accepted. Frames of one neighbour at one instant count as
+        one."""
+        if now != self._frame_ns or payer is not self._payer:
+            self._frame_ns, self._payer, self.left_in_frame = now, payer, limits.MATCHING_STEPS_PER_FRAME
+        return self.left_in_frame > 0
+
+    def may_watch(self, payer: Peer | None, number: int, now: int) -> bool:
         """Whether the frame may start ``number`` deadlines anew."""
-        if self.left_in_frame <= 0:
+        if not self._has_steps(payer, now):
             return False
         self.left_in_frame -= number * _WATCH_STEPS
         return True

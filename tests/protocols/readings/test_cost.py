@@ -150,6 +150,7 @@ def test_new_keys_beyond_the_allowance_are_dropped_by_name_and_others_are_not() 
     bench = Bench(A, B)
     bench.machine.subscribe("**", ALL, 0)
     for number in range(5_000):
+        bench.now += 1
         bench.accept(A, reading(f"veh/a/{number}", "a"))
         assert bench.accept(B, reading("veh/b/x", "b", number))
     assert set(bench.dropped()) == {(A, "over_rate")}

@@ -30,6 +30,7 @@ def test_hearsay_about_a_neighbour_is_not_believed_after_its_stream_was_pushed_o
     bench.machine.subscribe("**", FAR, 0)
     assert bench.accept(A, reading("veh/a/brake", "a", 1))
     for number in range(16_500):
+        bench.now += limits.MS
         bench.accept(B, reading(f"veh/b/{number}", "b", 1))
     assert bench.accept(B, reading("veh/a/brake", "a", 2**64 - 1, "forged")) == []
     for sequence in range(2, 200):
@@ -137,6 +138,7 @@ def test_hearsay_is_bounded_together_with_all_streams(monkeypatch: pytest.Monkey
     bench = Bench(A)
     bench.machine.subscribe("**", FAR, 0)
     for number in range(120):
+        bench.now += limits.MS
         assert bench.accept(A, reading(f"veh/c/{number}", "c"), reading(f"veh/a/{number}", "a"))
     assert len(bench.machine._table) == 50
 

@@ -231,6 +231,7 @@ def test_accept_of_a_key_the_table_denies_takes_no_place() -> None:
     bench = Bench(A)
     bench.machine.subscribe("**", ALL, 0)
     for number in range(100):
+        bench.now += MS
         assert bench.accept(A, reading(f"veh/b/{number}", "a"), reading(f"rsu/a/{number}", "a")) == []
     assert bench.dropped() == {(A, "denied"): 200}
     assert len(bench.machine._table) == 0
