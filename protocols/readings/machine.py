@@ -388,7 +388,6 @@ class Router:
             return []
         newest, version = readings[-1], self._version
         if newest.origin != source:
-            self._work.left_in_frame = _STEPS_PER_FRAME
             deliveries = self._hearsay.accept(frame, readings, source, version, now, utc_now, uncertainty_ns)
             self._accepted += len(readings)
             self._delivered += len(deliveries)
