@@ -143,7 +143,7 @@ MATCHING_STEPS_PER_FRAME: Final = 16_384
 it."""
 NEW_STREAM_STEPS: Final = 100
 """What it takes to check and keep a new key, in steps of matching."""
-INTERESTS_AT_ONCE: Final = 16
+INTERESTS_AT_ONCE: Final = 8
 """Neighbours told at once that the interest of this node has changed, which takes 5 ms with 256 wants …"""
 INTEREST_PAUSE_NS: Final = 10 * MS
 """… and the pause until the next are told."""

@@ -23,6 +23,9 @@ OBJECT_BYTES: Final = 16
 """What the garbage collector and the allocator add to an object."""
 TENSOR_BYTES: Final = 640
 """What a tensor holds in memory beside its elements."""
+_KEYS: Final = frozenset((str,))
+_CONTAINERS: Final = frozenset((list, dict))
+_AS_IT_IS: Final = frozenset((type(None), bool, int, float, str, bytes, list, dict))
 _NUMBERS: Final = frozenset("biuf")
 """NumPy's letters for the kinds of elements that are plain numbers."""
 _tensor_encoder = msgspec.msgpack.Encoder()
@@ -75,6 +78,8 @@ def travelling_value(value: Any, depth: int = MAX_VALUE_DEPTH) -> Any:
     """Return a composite value as the encoder needs it: tensors at any depth are extensions, unlike lists."""
     if type(value) is Tensor:
         return msgspec.msgpack.Ext(TENSOR_EXTENSION, _tensor_encoder.encode(value))
+    if depth == MAX_VALUE_DEPTH and type(value) in _CONTAINERS and _travels_as_it_is(value):
+        return value
     if depth == 0:
         raise ValueUnsupported(f"the value is nested deeper than {MAX_VALUE_DEPTH}: flatten it")
     if type(value) is dict:
@@ -85,6 +90,25 @@ def travelling_value(value: Any, depth: int = MAX_VALUE_DEPTH) -> Any:
             key: travelling_value(item, depth - 1) if type(item) in COMPOSITE else item for key, item in value.items()
         }
     return [travelling_value(item, depth - 1) if type(item) in COMPOSITE else item for item in value]
+
+
+def _travels_as_it_is(value: Any) -> bool:
+    """Whether a list or dict holds nothing but what the encoder knows, at any depth. It goes level by level, because a
+    loop over single elements would take 20 ms for 65,536 of them."""
+    level = [value]
+    for _ in range(MAX_VALUE_DEPTH):
+        dicts = [item for item in level if type(item) is dict]
+        if not _KEYS.issuperset(map(type, chain.from_iterable(dicts))):
+            return False
+        lists = (item for item in level if type(item) is list)
+        items = [*chain.from_iterable(lists), *chain.from_iterable(map(dict.values, dicts))]
+        kinds = set(map(type, items))
+        if not kinds <= _AS_IT_IS:
+            return False
+        if kinds.isdisjoint(_CONTAINERS):
+            return True
+        level = [item for item in items if type(item) in _CONTAINERS]
+    return False
 
 
 def decode_untrusted_extension(code: int, data: memoryview) -> Any:
