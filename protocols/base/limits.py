@@ -115,6 +115,9 @@ MAX_DEADLINES: Final = 16_384
 """Deadlines watched, one for each subscription with a deadline and each stream that it matches."""
 MAX_DEADLINES_AT_ONCE: Final = 1_024
 """Deadlines looked at by one timer, which takes 4 ms; all streams may fall silent at once."""
+MAX_DISOWNED: Final = 256
+"""Rows of a neighbour that is gone that are put together with those of others that are gone, which takes 1 ms. So at
+most 64 neighbours that are gone have shares of their own."""
 MAX_QUEUE_READINGS: Final = 2_048
 """Readings that wait for one lane of a neighbour that doesn't take them."""
 MAX_QUEUE_BYTES: Final = 32 * 1024 * 1024

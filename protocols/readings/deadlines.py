@@ -68,8 +68,9 @@ class Deadlines:
                 self.watch(number, stream, now + subscription.quality.deadline_ns, now)
 
     def disown(self, node: NodeId, heir: NodeId) -> None:
-        """``heir`` pays from now on for what ``node`` has paid for."""
-        self._rows.move_all(node, heir)
+        """``heir`` pays from now on for what ``node`` has paid for, unless that is much."""
+        if self._rows.shares.held(node) <= limits.MAX_DISOWNED:
+            self._rows.move_all(node, heir)
 
     def missed(self, now: int) -> list[DeadlineMissed]:
         """The deadlines that have passed without a reading, up to ``MAX_DEADLINES_AT_ONCE``; then :attr:`due_ns` is not

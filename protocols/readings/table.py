@@ -74,10 +74,12 @@ class StreamTable:
             self.last_values.charge(stream)
 
     def disown(self, node: NodeId) -> None:
-        """Keep what a neighbour that is gone has left in the share of all that are gone."""
-        for stream in self._rows.move_all(node, GONE):
-            stream.payer = GONE
-            self.last_values.charge(stream)
+        """Keep what a neighbour that is gone has left in the share of all that are gone. Whoever left much keeps a
+        share of its own, because moving it would take long."""
+        if self._rows.shares.held(node) <= limits.MAX_DISOWNED:
+            for stream in self._rows.move_all(node, GONE):
+                stream.payer = GONE
+                self.last_values.charge(stream)
         self.deadlines.disown(node, GONE)
 
     def forget_origin(self, origin: NodeId) -> None:

