@@ -169,6 +169,8 @@ def test_one_frame_of_a_new_key_costs_a_bounded_number_of_steps() -> None:
     assert bench.peers[A].work.left(0) < limits.MAX_MATCHING_BURST, "it is the neighbour that pays"
 
 
+# --- the wants of all ----------------------------------------------------------------------------------------------
+@given(st.lists(st.integers(0, 300), max_size=70), st.integers(0, 3_000))
 def test_equal_share_is_the_largest_that_fits(amounts: list[int], bound: int) -> None:
     """Whoever wants less than the share gets all of it."""
     share = equal_share(amounts, bound)
