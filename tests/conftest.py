@@ -47,6 +47,8 @@ TRACED = (
 )  # fmt: skip
 """Where the coverage of ``protocols/`` comes from: when the list was made, all other tests together reached no line and
 no branch beside. Tracing makes a simulation twice as slow."""
+TIMED = ("test_worst_frame.py", "test_worst_frames.py", "test_cost.py")
+"""Files that bound processor time, which tracing would lengthen."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -73,7 +75,7 @@ class _Tracing:
 
     def follow(self, item: pytest.Item) -> None:
         """Before a test and its fixtures."""
-        wanted = any(item.path.is_relative_to(place) for place in self._places)
+        wanted = any(item.path.is_relative_to(place) for place in self._places) and item.path.name not in TIMED
         if self._measurement is not None and wanted is not self._on:
             (self._measurement.start if wanted else self._measurement.stop)()
             self._on = wanted
