@@ -1,12 +1,12 @@
-"""``python -m benchmarks.hostile``: how much strangers and insiders that misbehave delay the readings of others.
+"""``python -m benchmarks.hostile``: how much strangers and insiders that misbehave hurt others.
 
-Six neighbours publish ten readings a second to one node, and a seventh plays ping-pong with it. These times are
-measured before, during and after the torment of ``benchmarks.strangers``: 500 half-open connections at once, peers that
-send one byte a second, that never read, that reset in the middle of a frame, and floods of garbage outside and inside
-of TLS. All three phases are of one run, on one host with one clock. The benchmark writes ``build/hostile.json``.
+Strangers: six neighbours publish ten readings a second to one node, and a seventh plays ping-pong with it. These times
+are measured before, during and after the torment of ``benchmarks.strangers``: 500 half-open connections at once, peers
+that send one byte a second, that never read, that reset in the middle of a frame, and floods of garbage outside and
+inside of TLS. All three phases are of one run, on one host with one clock.
 
-With ``--insider`` there are no strangers, and one insider floods the node with tiny frames of every kind on two pipes.
-The bar is then the p99 of the readings of others: at most twice the larger of its values before and after.
+An insider: ``benchmarks.siege`` lets one neighbour do its worst to a node, by one trick after the other, and
+``benchmarks.relay_siege`` lets one node do so to a relay. The benchmark writes ``build/hostile.json``.
 
 The tormentors share the cores with the nodes that are measured, so the share of one core that they took is written
 beside the figures. So is the share that other programs took. If it was more than ``MAX_OTHERS_SHARE`` of the computer,
@@ -14,7 +14,6 @@ a missed bar says so, because late readings then prove little.
 """
 
 import asyncio
-import contextlib
 import multiprocessing
 import os
 import sys
@@ -25,15 +24,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 import meshnode
 from benchmarks import command
 from benchmarks import crowd as neighbourhood
 from benchmarks.children import child
 from benchmarks.churners import config
 from benchmarks.command import between, finish, measuring
-from benchmarks.strangers import FLOOD_ALONE, Crowd, insiders, torment
+from benchmarks.insiders import NAMES
+from benchmarks.load import Cores, percentiles
+from benchmarks.relay_siege import RelayTrick, besiege_relay, relay_table
+from benchmarks.siege import Siege, besiege
+from benchmarks.strangers import Crowd, insiders, torment
 from meshnode.identity import create_mesh, issue
 from meshnode.links.transport import Address
 from protocols.base.effects import Event
@@ -41,8 +42,8 @@ from protocols.membership.events import NeighbourDead, NeighbourLeft, NeighbourS
 
 MAX_P99_MS = 3.0
 MAX_OTHERS_SHARE = 0.15
-MAX_INSIDER_RATIO = 2.0
 ENGINES = ("express", "nng")
+SCENES = ("strangers", "insider", "relay")
 PHASES = ("before", "during", "after")
 NEIGHBOURS = 6
 RATE_HZ = 10.0
@@ -83,7 +84,6 @@ class Outcome:
     counters: dict[str, int] = field(default_factory=dict)
     """The node's counters of links."""
     load_average: float = 0.0
-    insider: bool = False
 
     def missed_bars(self) -> list[str]:
         """The promises that were not kept, one sentence each."""
@@ -93,15 +93,6 @@ class Outcome:
             if phase.readings < 0.95 * NEIGHBOURS * RATE_HZ * self.seconds:
                 missed.append(f"{self.engine}: only {phase.readings} readings came {name} the torment")
         during = self.phases["during"]
-        if self.insider:
-            quiet_us = max(self.phases[name].reading_p99_us for name in ("before", "after"))
-            if during.reading_p99_us > MAX_INSIDER_RATIO * quiet_us:
-                missed.append(
-                    f"{self.engine}: p99 of readings {during.reading_p99_us / 1e3:.2f} ms during the flood of an "
-                    f"insider, {quiet_us / 1e3:.2f} ms without (other programs took {during.others_share:.0%} of the "
-                    "cores)"
-                )
-            return missed
         for what, p99_us in (("readings", during.reading_p99_us), ("pings", during.ping_p99_us)):
             if p99_us > MAX_P99_MS * 1e3:
                 others = during.others_share
@@ -190,14 +181,9 @@ class _Pinger:
         self._thread.join(5)
 
 
-def _percentiles(values: list[float]) -> tuple[float, float, float]:
-    ordered = sorted(values) or [0.0]
-    return round(ordered[len(ordered) // 2], 1), round(ordered[int(len(ordered) * 0.99)], 1), round(ordered[-1], 1)
-
-
 async def measure(folder: Path, engine: str, seconds: float, crowd: Crowd) -> Outcome:
     """Make one run. :raises ChildFailed: when a process does not answer."""
-    outcome = Outcome(engine, seconds, insider=crowd.flooding > 0)
+    outcome = Outcome(engine, seconds)
     settle_s = min(_SETTLE_S, seconds)
     create_mesh(folder / "authority", "hostile")
     good = [f"veh-{number}" for number in range(NEIGHBOURS)]
@@ -231,31 +217,6 @@ async def measure(folder: Path, engine: str, seconds: float, crowd: Crowd) -> Ou
     return outcome
 
 
-class _Cores:
-    """Measures how much of the computer programs outside this benchmark take."""
-
-    def __init__(self) -> None:
-        self._all, self._ours, self._since_s = self._look()
-
-    @staticmethod
-    def _look() -> tuple[float, float, float]:
-        times = psutil.cpu_times()
-        all_s = sum(times) - times.idle - times.iowait - times.guest - times.guest_nice
-        own = psutil.Process()
-        ours_s = 0.0
-        for process in (own, *own.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                used = process.cpu_times()
-                ours_s += used.user + used.system
-        return all_s, ours_s, time.monotonic()
-
-    def others_share(self) -> float:
-        """Their share of all cores since this object was made."""
-        all_s, ours_s, now_s = self._look()
-        others_s = (all_s - self._all) - (ours_s - self._ours)
-        return max(0.0, others_s / ((now_s - self._since_s) * (os.cpu_count() or 1)))
-
-
 async def _phase(besieged: Any, pinger: _Pinger, seconds: float, counters: dict[str, int] | None = None) -> Phase:
     async def ask() -> Any:
         besieged.orders.send(None)
@@ -263,7 +224,7 @@ async def _phase(besieged: Any, pinger: _Pinger, seconds: float, counters: dict[
 
     await ask()  # discard what was measured before
     pinger.times_us.clear()
-    cores = _Cores()
+    cores = Cores()
     await asyncio.sleep(seconds)
     others_share = cores.others_share()
     latencies_us, share, suspected, lost, counted = await ask()
@@ -272,7 +233,7 @@ async def _phase(besieged: Any, pinger: _Pinger, seconds: float, counters: dict[
         counters.update({name: value for name, value in counted.items() if name.startswith(kinds)})
     pings_us = pinger.times_us[:]
     return Phase(
-        len(latencies_us), *_percentiles(latencies_us), len(pings_us), *_percentiles(pings_us), round(share, 3),
+        len(latencies_us), *percentiles(latencies_us), len(pings_us), *percentiles(pings_us), round(share, 3),
         round(others_share, 3), suspected, lost,
     )  # fmt: skip
 
@@ -284,16 +245,42 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=seconds, default=20.0, help="length of each phase (default: %(default)s)")
     parser.add_argument("--engine", choices=(*ENGINES, "both"), default="both", help="default: %(default)s")
     parser.add_argument("--half-open", type=half_open, default=500, help="half-open connections (default: %(default)s)")
-    parser.add_argument("--insider", action="store_true", help="one insider that floods, and no strangers")
+    parser.add_argument("--only", choices=SCENES, help="default: all")
+    parser.add_argument("--trick", choices=NAMES, action="append", help="of the insider; may be repeated; default: all")
+    parser.add_argument(
+        "--window", type=between(0.2, 60.0), default=3.0, help="of a trick, in s (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=between(1, 100), default=3, help="of all tricks (default: %(default)s)")
     options = parser.parse_args(arguments)
-    outcomes = []
+    chosen = (options.only,) if options.only else ("insider",) if options.trick else SCENES
+    outcomes: list[Outcome] = []
+    sieges: list[Siege] = []
     for engine in ENGINES if options.engine == "both" else (options.engine,):
-        with measuring(f"hostile on {engine}") as folder:
-            crowd = FLOOD_ALONE if options.insider else Crowd(half_open=options.half_open)
-            outcomes.append(asyncio.run(measure(folder, engine, options.seconds, crowd)))
-        print(_table(outcomes[-1]), flush=True)
+        if "strangers" in chosen:
+            with measuring(f"hostile on {engine}") as folder:
+                outcomes.append(
+                    asyncio.run(measure(folder, engine, options.seconds, Crowd(half_open=options.half_open)))
+                )
+            print(_table(outcomes[-1]), flush=True)
+        if "insider" in chosen:
+            with measuring(f"an insider on {engine}") as folder:
+                tricks = options.trick or NAMES
+                sieges.append(asyncio.run(besiege(folder, engine, options.window, options.rounds, tricks)))
+            print(sieges[-1].table(), flush=True)
+    relayed: list[RelayTrick] = []
+    if "relay" in chosen:
+        with measuring("an insider at a relay") as folder:
+            relayed = besiege_relay(folder, options.window, options.rounds)
+        print(relay_table(relayed), flush=True)
     missed = [sentence for outcome in outcomes for sentence in outcome.missed_bars()]
-    return finish(options, {"runs": [asdict(outcome) for outcome in outcomes]}, missed)
+    missed += [sentence for siege in sieges for sentence in siege.missed_bars()]
+    missed += [sentence for trick in relayed for sentence in trick.missed_bars()]
+    figures = {
+        "runs": [asdict(outcome) for outcome in outcomes],
+        "insider": [asdict(siege) for siege in sieges],
+        "relay": [asdict(trick) for trick in relayed],
+    }
+    return finish(options, figures, missed)
 
 
 def _table(outcome: Outcome) -> str:

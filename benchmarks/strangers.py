@@ -6,7 +6,6 @@ with the run. Only loopback is dialled.
 
 import asyncio
 import contextlib
-import itertools
 import os
 import random
 import socket
@@ -14,16 +13,14 @@ import ssl
 import struct
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection
 
 from meshnode.links.transport import CredentialFiles
 from protocols.base.ids import SERVER_NAME, Lane
 from protocols.wire.codec import encode_frame
-from protocols.wire.gossip import GossipDigest
-from protocols.wire.membership import MAJOR, MINOR, Heartbeat, Hello
+from protocols.wire.membership import MAJOR, MINOR, Hello
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, Want
 
 HOST = "127.0.0.1"
@@ -31,16 +28,6 @@ SP_PUSH = b"\0SP\0\0\x50\0\0"
 SP_PULL = b"\0SP\0\0\x51\0\0"
 _CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(505)
 _WHERE = Position(48.7657, 11.4237, 1.0)
-_FLOODS = {
-    "unknown_frames": b"\x91\x3f",
-    "heartbeats": encode_frame(Heartbeat(1, 1, 0, 0, 0, ("veh-0", "veh-1"), True)),
-    "digests": encode_frame(GossipDigest(1, 1)),
-    "interests": encode_frame(Interest(1, ())),
-    "malformed_frames": b"\xc1",
-}
-_FLOOD_PIPES = 2
-_FLOOD_BYTES = 16 * 1024
-_FLOOD_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +41,12 @@ class Crowd:
     resetting: int = 5
     garbage_outside: int = 5
     garbage_inside: int = 5
-    flooding: int = 0
-    """Insiders that send tiny frames on two pipes as fast as they are taken, of every kind in turn."""
     pause_s: float = 0.2
 
     @property
     def insiders(self) -> int:
         """How many certificates are needed."""
-        return self.never_reading + self.resetting + self.garbage_inside + self.flooding
-
-
-FLOOD_ALONE = Crowd(0, 1.0, 0, 0, 0, 0, 0, flooding=1)
-"""No strangers, and one insider that floods."""
+        return self.never_reading + self.resetting + self.garbage_inside
 
 
 def torment(port: int, files: list[CredentialFiles], crowd: Crowd, orders: Connection) -> None:
@@ -95,9 +76,6 @@ class _Torment:
         ):
             for _ in range(count):
                 tasks.append(self._again(crowd.pause_s, _with(way, files.pop())))
-        for _ in range(crowd.flooding):
-            flood = partial(self._flood, files.pop(), itertools.cycle(_FLOODS))
-            tasks += [self._again(crowd.pause_s, flood) for _ in range(_FLOOD_PIPES)]
         running = [asyncio.create_task(task) for task in tasks]
         with contextlib.suppress(EOFError, ConnectionError):
             await asyncio.to_thread(orders.recv)
@@ -152,7 +130,7 @@ class _Torment:
     # --- insiders ------------------------------------------------------------------------------------------------
     @contextlib.asynccontextmanager
     async def _inside(self, kind: str, files: CredentialFiles, inbox_port: int = 9):  # type: ignore[no-untyped-def]
-        context = _context(files, ssl.PROTOCOL_TLS_CLIENT)
+        context = tls_context(files, ssl.PROTOCOL_TLS_CLIENT)
         reader, writer = await asyncio.open_connection(
             HOST, self._port, ssl=context, server_hostname=SERVER_NAME, ssl_handshake_timeout=10
         )
@@ -160,7 +138,7 @@ class _Torment:
         try:
             name = files.certificate.stem
             hello = Hello(MAJOR, MINOR, name, 1, inbox_port, Lane.REALTIME.value)
-            writer.write(SP_PUSH + _framed(encode_frame(hello)))
+            writer.write(SP_PUSH + framed(encode_frame(hello)))
             yield reader, writer
         finally:
             writer.transport.abort()
@@ -175,13 +153,13 @@ class _Torment:
             writer.transport.pause_reading()  # type: ignore[attr-defined]
             held.append(writer)
 
-        server = await asyncio.start_server(serve, HOST, 0, ssl=_context(files, ssl.PROTOCOL_TLS_SERVER), limit=1)
+        server = await asyncio.start_server(serve, HOST, 0, ssl=tls_context(files, ssl.PROTOCOL_TLS_SERVER), limit=1)
         try:
             inbox_port = server.sockets[0].getsockname()[1]
             async with self._inside("never_reading", files, inbox_port) as (reader, writer):
-                writer.write(_framed(encode_frame(Interest(1, (Want("rsu/**"),)))))
+                writer.write(framed(encode_frame(Interest(1, (Want("rsu/**"),)))))
                 for number in range(1_000_000):
-                    writer.write(_framed(_reading(name, number)))
+                    writer.write(framed(_reading(name, number)))
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(0.5):
                             if not await reader.read(100):
@@ -203,29 +181,18 @@ class _Torment:
             for _ in range(20):
                 if writer.transport.is_closing():
                     return
-                writer.write(_framed(random.randbytes(10_000)))
+                writer.write(framed(random.randbytes(10_000)))
                 await writer.drain()
             async with asyncio.timeout(10.0):
                 await reader.read()
-
-    async def _flood(self, files: CredentialFiles, kinds: Iterator[str]) -> None:
-        """Send frames of one kind until the pipe is closed, or for a second; the next pipe sends another kind."""
-        kind = next(kinds)
-        frames = _framed(_FLOODS[kind]) * (_FLOOD_BYTES // (8 + len(_FLOODS[kind])))
-        async with self._inside(f"flood_of_{kind}", files) as (_, writer):
-            ends_s = time.monotonic() + _FLOOD_S
-            while time.monotonic() < ends_s and not writer.transport.is_closing():
-                writer.write(frames)
-                await writer.drain()
-                await asyncio.sleep(0)  # only the loop notices that the pipe was closed
-                self._done[f"bytes_of_{kind}"] += len(frames)
 
 
 def _with(way: Callable[[CredentialFiles], Awaitable[None]], files: CredentialFiles) -> Callable[[], Awaitable[None]]:
     return lambda: way(files)
 
 
-def _framed(frame: bytes) -> bytes:
+def framed(frame: bytes) -> bytes:
+    """A frame as it travels inside of TLS."""
     return struct.pack(">Q", len(frame)) + frame
 
 
@@ -234,7 +201,8 @@ def _reading(name: str, number: int) -> bytes:
     return encode_frame(Readings((Reading(f"veh/{name}/bad", name, number + 1, 1.0, _WHERE, when, how),)))
 
 
-def _context(files: CredentialFiles, side: int) -> ssl.SSLContext:
+def tls_context(files: CredentialFiles, side: int) -> ssl.SSLContext:
+    """TLS of a node of the mesh; ``side`` is the protocol of a client or of a server."""
     context = ssl.SSLContext(side)
     context.load_cert_chain(files.certificate, files.key)
     context.load_verify_locations(files.authority)

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks import busy, ends, report, schedule
+from benchmarks import busy, ends, insiders, relay_siege, report, schedule
 from benchmarks.__main__ import main
 from benchmarks.contender import ENDS, PEERS, BenchmarkFailed, End, Setting
 from benchmarks.model import INPUT, OUTPUT, bare_session, sample_input, write_model
@@ -317,7 +317,9 @@ def test_signature_tiny_run_gives_time_and_bytes(tmp_path: Path) -> None:
 @pytest.mark.processes
 def test_hostile_tiny_run_measures_before_during_and_after(tmp_path: Path) -> None:
     """Without the same figures before and after, those during the torment say nothing."""
-    content = written(tmp_path, "hostile", "--seconds", "1", "--half-open", "150", "--engine", "express")
+    content = written(
+        tmp_path, "hostile", "--only", "strangers", "--seconds", "1", "--half-open", "150", "--engine", "express"
+    )
     (run,) = content["runs"]
     assert list(run["phases"]) == ["before", "during", "after"]
     for phase in run["phases"].values():
@@ -331,3 +333,31 @@ def test_hostile_tiny_run_measures_before_during_and_after(tmp_path: Path) -> No
     assert all(run["torment"][kind] > 0 for kind in kinds)
     assert run["counters"]["link_handshakes_failed"] > 0
     assert run["counters"]["frames_malformed"] > 0
+
+
+@pytest.mark.processes
+def test_hostile_insider_tries_every_trick_on_a_node(tmp_path: Path) -> None:
+    """A trick that does nothing, because the wire has changed, would pass every bar."""
+    options = "--only", "insider", "--window", "0.2", "--rounds", "1", "--engine", "express"
+    (siege,) = written(tmp_path, "hostile", *options)["insider"]
+    assert [trick["name"] for trick in siege["tricks"]] == list(insiders.NAMES)
+    for trick in siege["tricks"]:
+        assert trick["done"]["pipes"] > 0, trick["name"]
+        assert trick["before"]["p99_us"] > 0, trick["name"]
+        assert trick["during"]["peak_bytes"] > 0, trick["name"]
+        assert not trick["during"]["lost"], trick["name"]
+        assert not trick["during"]["missing"], trick["name"]
+    assert siege["counters"]["frames_unknown"] > 0
+    assert siege["counters"]["frames_malformed"] > 0
+    assert siege["counters"]["drops"] > 0
+
+
+@pytest.mark.processes
+def test_hostile_insider_tries_every_trick_on_a_relay(tmp_path: Path) -> None:
+    """The honest node beside it must be acknowledged, and the figures must be of attacks that took place."""
+    tricks = written(tmp_path, "hostile", "--only", "relay", "--window", "0.3", "--rounds", "1")["relay"]
+    assert [trick["name"] for trick in tricks] == list(relay_siege.RELAY_TRICKS)
+    for trick in tricks:
+        assert trick["done"]["connections"] > 0, trick["name"]
+        assert trick["acknowledged"] > 0, trick["name"]
+        assert trick["unanswered"] == 0, trick["name"]
