@@ -19,6 +19,7 @@ from protocols.access import AccessTable
 from protocols.base.effects import Effect, Event
 from protocols.base.errors import LocalProtocolError, RemoteProtocolError
 from protocols.base.ids import Lane, NodeId, PeerIdentity
+from protocols.base.limits import FREE_READINGS_BYTES
 from protocols.gossip.machine import Gossip
 from protocols.inference.machine import Inference
 from protocols.links.lanes import Lanes
@@ -42,6 +43,7 @@ from protocols.wire.readings import Interest, Readings, SignedReadings
 _M = TypeVar("_M")
 _ALIVE: Final = State.ALIVE  # looked up once, because looking into an enumeration is slow
 _SUSPECT: Final = State.SUSPECT
+_FREE_BYTES: Final = FREE_READINGS_BYTES
 _READINGS: Final = Readings  # looked up once as well: compiled code then needs no look into a module
 _HEARTBEAT: Final = Heartbeat
 
@@ -105,8 +107,7 @@ class Engine:
     def lane_opened(self, dial: int, identity: PeerIdentity, now: int) -> None:
         """Note that a dialled lane is open and has accepted our Hello."""
         self.membership.lane_opened(dial, identity, now)
-        reached = self.membership.lane_of(dial)
-        if reached is not None:
+        if (reached := self.membership.lane_of(dial)) is not None:
             node, lane = reached
             self._link(node)
             queue = self.lanes.opened(dial, node, lane)
@@ -129,6 +130,9 @@ class Engine:
     def receive(self, data: bytes | bytearray, pipe: int, now: int, utc_now: int) -> list[Delivery]:
         """Take one frame from a pipe. Returns the readings in it that local subscriptions want."""
         self._frames_received += 1
+        neighbour = self._neighbour_of.get(pipe)
+        if len(data) > _FREE_BYTES and neighbour and self.membership.refusals.has_overdrawn(neighbour, data, now):
+            return []
         try:
             frame = self._decode(data)
         except RemoteProtocolError as error:
@@ -136,7 +140,6 @@ class Engine:
             self.carry(now)
             self._more = True
             return []
-        neighbour = self._neighbour_of.get(pipe)
         if neighbour is not None:
             if type(frame) is _READINGS or type(frame) is SignedReadings:
                 neighbour.last_heard_ns = now
@@ -146,6 +149,8 @@ class Engine:
                     self._more = True
                 sender, role, uncertainty_ns = neighbour.node, neighbour.role, self._clock_uncertainty_ns
                 if type(frame) is _READINGS:
+                    if len(data) > _FREE_BYTES:
+                        self.membership.refusals.charge(neighbour, frame, now)
                     return self.readings.accept(frame.readings, sender, role, now, utc_now, uncertainty_ns)
                 if type(frame) is SignedReadings:
                     return self.readings.accept_signed(frame, sender, role, now, utc_now, uncertainty_ns)
@@ -168,8 +173,7 @@ class Engine:
             return
         if not self.membership.refusals.may_cost(neighbour.node, pipe, now):
             return
-        machine = self._machine_of.get(type(frame))
-        if machine is not None:
+        if (machine := self._machine_of.get(type(frame))) is not None:
             machine.receive(frame, neighbour.node, neighbour.role, now)
         elif type(frame) is Interest:
             self.readings.receive_interest(frame, neighbour.node, now, utc_now)
@@ -191,14 +195,12 @@ class Engine:
 
     def _link(self, node: NodeId) -> None:
         """Let membership put heartbeats for a neighbour into its queue."""
-        neighbour = self.membership.neighbours.get(node)
-        if neighbour is not None:
+        if (neighbour := self.membership.neighbours.get(node)) is not None:
             neighbour.queue = self.lanes.queues_of(node).realtime
 
     def _gone(self, node: NodeId, reason: str, now: int) -> None:
         self.lanes.forget(node, reason)
-        neighbour = self.membership.neighbours.get(node)
-        if neighbour is not None:
+        if (neighbour := self.membership.neighbours.get(node)) is not None:
             neighbour.queue = None
         self._lives.present.discard(node)
         for machine in self._machines:
@@ -218,16 +220,14 @@ class Engine:
 
     def lane_drained(self, dial: int, size_bytes: int, took_ns: int) -> None:
         """Note that the link took ``took_ns`` for a frame that was handed over when the lane had just become free."""
-        queue = self._queue_of.get(dial)
-        if queue is not None:
+        if (queue := self._queue_of.get(dial)) is not None:
             self.inference.transferred(queue.peer, size_bytes, took_ns)
 
     def _put(self, node: NodeId, frame: Frame, now: int) -> None:
         if node in self.membership.neighbours and self.lanes.put(node, frame):
             return
         self._frames_undeliverable += 1
-        machine = self._machine_of.get(type(frame))
-        if machine is not None:
+        if (machine := self._machine_of.get(type(frame))) is not None:
             machine.undeliverable(node, frame, now)
 
     def _dial_bulk(self) -> None:

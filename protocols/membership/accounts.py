@@ -1,4 +1,4 @@
-"""What each identity may still cost this node: connections, frames of unknown types and control frames.
+"""What each identity may still cost this node: connections, unknown and control frames, and elements of values.
 
 An account outlives pipes and neighbours, so a node that comes again does not get a new allowance.
 """
@@ -16,7 +16,7 @@ MAX_ACCOUNTS: Final = 1_024
 class Account:
     """What one identity may still cost."""
 
-    __slots__ = ("control", "pipes", "unknown")
+    __slots__ = ("control", "elements", "pipes", "unknown")
 
     def __init__(self, now: int) -> None:
         self.pipes = Allowance(limits.PIPES_PER_S, limits.MAX_PIPE_BURST, now)
@@ -25,6 +25,8 @@ class Account:
         """Frames of types that this version does not know."""
         self.control = Allowance(limits.CONTROL_FRAMES_PER_S, limits.MAX_CONTROL_FRAME_BURST, now)
         """Frames of all known types but readings and heartbeats."""
+        self.elements = Allowance(limits.ELEMENTS_PER_S, limits.MAX_ELEMENTS_BURST, now)
+        """Elements of lists and dicts in readings. It may be overdrawn by one frame."""
 
 
 class Accounts:

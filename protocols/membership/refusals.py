@@ -4,6 +4,8 @@ A refused peer is reported once in a period and not dialled for ``REFUSAL_MEMORY
 in its account, so it doesn't get a new allowance by coming again.
 """
 
+from typing import Final
+
 from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.links.queues import Drops
@@ -12,6 +14,12 @@ from protocols.membership.contacts import Contacts
 from protocols.membership.events import MembershipEvent, PeerRefused
 from protocols.membership.neighbour import Neighbour
 from protocols.membership.pipes import AdmittedPipe, AdmittedPipes
+from protocols.wire.frame import number_of
+from protocols.wire.messagepack import untrusted_frame_number
+from protocols.wire.readings import Readings
+from protocols.wire.values import COMPOSITE, element_count
+
+_READINGS_NUMBER: Final = number_of(Readings)
 
 
 class Refusals:
@@ -51,6 +59,26 @@ class Refusals:
         if control.left(now) < -limits.MAX_CONTROL_FRAME_BURST:
             self.malformed(pipe, "it sends too many control frames", now)
         return False
+
+    def has_overdrawn(self, neighbour: Neighbour, data: bytes | bytearray, now: int) -> bool:
+        """Whether a frame larger than ``FREE_READINGS_BYTES`` is dropped before it is decoded, because the neighbour's
+        readings had too many elements. It is a sign of life all the same."""
+        if (
+            self._accounts.of(neighbour.node, now).elements.left(now) >= 1
+            or untrusted_frame_number(data) != _READINGS_NUMBER
+        ):
+            return False
+        neighbour.last_heard_ns = now
+        self._drops.count(neighbour.node, "*", "over_rate")
+        return True
+
+    def charge(self, neighbour: Neighbour, frame: Readings, now: int) -> None:
+        """Have a neighbour pay for the lists and dicts in readings that were decoded."""
+        elements = sum(element_count(reading.value) for reading in frame.readings if type(reading.value) in COMPOSITE)
+        if elements:
+            account = self._accounts.of(neighbour.node, now).elements
+            account.left(now)  # what came until now counts first, because the allowance is bounded
+            account.fine(elements)
 
     def malformed(self, pipe: int, detail: str, now: int) -> None:
         """Close a pipe that sent a malformed frame, and fine its sender. An event reports it once in a period, even if

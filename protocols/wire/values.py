@@ -60,6 +60,23 @@ def weight_bytes(value: object) -> int:
     return total_bytes
 
 
+def element_count(value: object) -> int:
+    """The number of elements of a list or dict at all depths, itself and tensors counted as one each."""
+    count = 1
+    lists: list[Any] = [value] if type(value) is list else []
+    dicts: list[Any] = [value] if type(value) is dict else []
+    while lists or dicts:  # level by level, as in weight_bytes
+        inner = sum(map(len, lists)) + sum(map(len, dicts))
+        if not inner:
+            break
+        count += inner
+        items = [*chain.from_iterable(lists), *chain.from_iterable(map(dict.values, dicts))]
+        kinds = set(map(type, items))
+        lists = [item for item in items if type(item) is list] if list in kinds else []
+        dicts = [item for item in items if type(item) is dict] if dict in kinds else []
+    return count
+
+
 def plain(value: Any) -> Any:
     """Return a NumPy scalar as a plain number, because it would travel as an array of no dimension. Anything else is
     returned unchanged."""

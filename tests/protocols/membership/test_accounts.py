@@ -9,9 +9,9 @@ from protocols.membership.suspicion import Suspicion
 from protocols.wire.frame import Frame
 from protocols.wire.gossip import GossipDigest
 from protocols.wire.membership import Heartbeat, Hello, Refusal
-from protocols.wire.readings import Interest, Want
+from protocols.wire.readings import Interest, Readings, Want
 from tests.tools.lone_node_fixture import MS, SECOND, Alone
-from tests.tools.strategies import identity
+from tests.tools.strategies import identity, reading
 
 UNKNOWN = b"\x91\x3f"
 """A frame of two bytes, of a type that no version has yet."""
@@ -244,3 +244,51 @@ def test_flood_of_control_frames_ends_its_pipe() -> None:
     again = alone.hello("insider")
     alone.receive(again, Interest(1, ()))
     assert _closed(alone) == [again], "a new pipe brings no new allowance"
+
+
+# --- elements of values ----------------------------------------------------------------------------------------------
+def _accepted(alone: Alone, pipe: int, frame: Readings) -> bool:
+    """Whether the readings of a frame were looked at."""
+    before = alone.engine.statistics()["readings_accepted"]
+    alone.receive(pipe, frame)
+    return alone.engine.statistics()["readings_accepted"] > before
+
+
+def _maps(sequence: int, count: int = 60_000) -> Readings:
+    return Readings((reading("veh/insider/x", "insider", sequence, [{}] * count),))
+
+
+def test_readings_of_more_elements_than_the_allowance_are_dropped_before_they_are_decoded() -> None:
+    """Empty maps at 10 MB/s took a whole core: readings of honest neighbours came 140 ms late, and for 12 s after."""
+    alone = Alone()
+    insider, honest = alone.hello("insider"), alone.hello("honest")
+    taken = sum(_accepted(alone, insider, _maps(number)) for number in range(1, 20))
+    assert taken == -(-limits.MAX_ELEMENTS_BURST // 60_001)
+    assert _drops(alone)["insider", "over_rate"] == 19 - taken
+    assert _accepted(alone, insider, Readings((reading("veh/insider/y", "insider", 1, {"speed": 3.5}),)))
+    assert _accepted(alone, honest, Readings((reading("veh/honest/x", "honest", 1, [{}] * 60_000),)))
+    again = alone.hello("insider")
+    assert not _accepted(alone, again, _maps(20)), "a new pipe brings no new allowance"
+    alone.now += 2 * SECOND
+    assert _accepted(alone, again, _maps(21))
+
+
+def test_readings_of_large_arrays_and_bytes_cost_no_elements() -> None:
+    """A camera sends megabytes a second, and its neighbours need each of them."""
+    alone = Alone()
+    pipe = alone.hello("camera")
+    for number in range(1, 300):
+        value = {"image": bytes(50_000), "boxes": [[1.5, 2.5, 3.5, 4.5]] * 20}
+        assert _accepted(alone, pipe, Readings((reading("veh/camera/front", "camera", number, value),)))
+        alone.now += SECOND // 30
+    assert ("camera", "over_rate") not in _drops(alone)
+
+
+def test_neighbour_whose_readings_are_dropped_for_their_elements_is_still_alive() -> None:
+    """It is busy, and not dead."""
+    alone = Alone()
+    pipe = alone.hello("insider")
+    for number in range(1, 20):
+        alone.receive(pipe, _maps(number))
+        alone.timers(500 * MS)
+    assert [type(event) for event in alone.engine.events() if type(event) in (NeighbourDead, NeighbourLeft)] == []
