@@ -327,7 +327,7 @@ def _neighbours(folder: Path, port: int, engine: str, orders: Connection) -> Non
 async def besiege(folder: Path, engine: str, seconds: float, rounds: int, tricks: Iterable[str] = NAMES) -> Siege:
     """Play each trick once in each round. :raises ChildFailed: when a process does not answer."""
     siege, chosen = Siege(engine, seconds, rounds), tuple(tricks)
-    settle_s = min(_MAX_SETTLE_S, seconds)
+    settle_s = min(_MAX_SETTLE_S, seconds / 2)
     create_mesh(folder / "authority", _MESH)
     issue(folder / "authority", "rsu", "rsu-1", folder / "rsu-1")
     for name in (*HONEST, *map(insider_name, chosen)):
