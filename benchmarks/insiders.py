@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -34,12 +34,13 @@ from protocols.wire.entries import encode_entry, entry_statement
 from protocols.wire.gossip import Carried, Entry, GossipDigest, GossipEntries, GossipHave, GossipPull
 from protocols.wire.inference import InferAnswer, InferRequest, Offer, Offers
 from protocols.wire.membership import MAJOR, MINOR, Heartbeat, Hello
+from protocols.wire.parcels import encode_signed, reading_statement
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, Want
 from protocols.wire.tensors import NamedTensor, Tensor
 
 PIPE_BYTES_PER_S: Final = 5_000_000
 TINY_BYTES_PER_S: Final = 1_000_000
-KEYS: Final = 20_000
+KEYS: Final = 20_032
 """More than all streams that a node remembers."""
 _CHUNK_BYTES: Final = 16 * 1024
 _HEARTBEATS_AT_ONCE: Final = 200
@@ -68,6 +69,7 @@ class Insider:
     def __init__(self, target: Target, files: CredentialFiles) -> None:
         self.target, self.files, self.name = target, files, files.certificate.stem
         self.incarnation = int(time.time())
+        self.notary = Notary(files, target.mesh)
         self.done: Counter[str] = Counter()
         self.heard: list[bytes] = []
         """Fingerprints that the node announced last."""
@@ -164,30 +166,42 @@ class Insider:
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
-def _readings(streams: Iterable[tuple[str, str]], sequence: int, hops: int = 0, how: Provenance = _HOW) -> bytes:
-    when = EventTime(time.time_ns(), 1_000_000)
-    return encode_frame(
-        Readings(tuple(Reading(key, origin, sequence, 1.0, _WHERE, when, how, hops=hops) for origin, key in streams))
-    )
+def _reading(origin: str, key: str, sequence: int, hops: int = 0, how: Provenance = _HOW, value: Any = 1.0) -> Reading:
+    return Reading(key, origin, sequence, value, _WHERE, EventTime(time.time_ns(), 1_000_000), how, hops=hops)
+
+
+def _plain(*readings: Reading) -> bytes:
+    return encode_frame(Readings(readings))
+
+
+def _signed(insider: Insider, parcel: bytes, hops: int) -> bytes:
+    """A parcel with the signature of the insider, whoever its readings are of."""
+    certificate, signature = insider.notary.reading_seal().sign(reading_statement(parcel))
+    return encode_signed(hops, certificate, signature, parcel)
 
 
 def _hearsay(insider: Insider) -> Iterator[bytes]:
-    """Readings in the name of direct neighbours, whose sequences are far ahead."""
+    """Readings in the name of direct neighbours, whose sequences are far ahead: plain, and signed by the insider."""
     for number in itertools.count(1):
-        sequence = (int(time.time()) << 32) + (number << 20)
-        streams = [(node, f"veh/{node}/hazard") for node in insider.target.honest]
-        yield _readings((streams * 64)[: limits.MAX_READINGS_PER_FRAME], sequence, number % (limits.MAX_HOPS + 1))
+        sequence, hops = (int(time.time()) << 32) + (number << 20), number % (limits.MAX_HOPS + 1)
+        victims = [(node, f"veh/{node}/hazard") for node in insider.target.honest]
+        yield _plain(*(_reading(*victim, sequence, hops) for victim in (victims * 10)))
+        yield _signed(insider, _plain(_reading(*victims[number % len(victims)], sequence, hops)), hops)
 
 
 def _keys(insider: Insider) -> Iterator[bytes]:
     """New keys of its own and of origins that do not exist, some with as much context as is allowed."""
+    most = limits.MAX_READINGS_PER_FRAME
     for sequence in itertools.count(1):
-        for first in range(0, KEYS, limits.MAX_READINGS_PER_FRAME):
-            numbers = range(first, first + limits.MAX_READINGS_PER_FRAME)
-            how = _LARGEST_HOW if first // limits.MAX_READINGS_PER_FRAME % 8 == 0 else _HOW
-            yield _readings([(insider.name, f"veh/{insider.name}/{number}") for number in numbers], sequence, 0, how)
-            invented = [(f"veh-x{number}", f"veh/veh-x{number}/hazard") for number in numbers]
-            yield _readings(invented, sequence, limits.MAX_HOPS, how)
+        for first in range(0, KEYS, most):
+            how = _LARGEST_HOW if first // most % 8 == 0 else _HOW
+            own = [
+                _reading(insider.name, f"veh/{insider.name}/{n}", sequence, 0, how) for n in range(first, first + most)
+            ]
+            yield _plain(*own)
+            for number in range(first, first + most, 8):
+                invented = _reading(f"veh-x{number}", f"veh/veh-x{number}/hazard", sequence, limits.MAX_HOPS, how)
+                yield _signed(insider, _plain(invented), limits.MAX_HOPS)
 
 
 def _interests() -> Iterator[bytes]:
@@ -201,24 +215,25 @@ def _interests() -> Iterator[bytes]:
         )  # fmt: skip
 
 
-def _empty_maps() -> Iterator[bytes]:
-    """Readings whose values take 64 times as much memory as bytes on the wire."""
-    head = _readings([("veh-x", "veh/veh-x/maps")], 1)
-    at = head.index(b"\xcb\x3f\xf0\x00\x00\x00\x00\x00\x00")
-    for count in itertools.cycle((limits.MAX_ELEMENTS - 100, limits.LARGE_FRAME_BYTES - 300)):
-        yield head[:at] + b"\xdd" + count.to_bytes(4) + b"\x80" * count + head[at + 9 :]
+def _empty_maps(insider: Insider) -> Iterator[bytes]:
+    """Its readings, plain and signed, whose values take 64 times as much memory as bytes on the wire."""
+    parcels = []
+    for count in (limits.MAX_ELEMENTS - 100, limits.LARGE_FRAME_BYTES - 1_000):
+        head = _plain(_reading(insider.name, f"veh/{insider.name}/maps", 1, limits.MAX_HOPS, value="?"))
+        parcels.append(head.replace(b"\xa1?", b"\xdd" + count.to_bytes(4) + b"\x80" * count, 1))
+    frames = [*parcels, *(_signed(insider, parcel, limits.MAX_HOPS) for parcel in parcels)]
+    return itertools.cycle(frames)
 
 
 def _entries(insider: Insider) -> list[bytes]:
     """Frames of entries: its own by the dozen, re-encoded ones, ones with the twin of a signature, and forged ones."""
-    notary = Notary(insider.files, insider.target.mesh)
     frames = []
     for batch in range(64):
         carried = []
         for number in range(8):
             version = int(time.time()) * 1_000 + batch * 8 + number
             draft = Entry(insider.name, f"kind{number}", version, 86_400, random.randbytes(8), b"", b"")
-            credential, signature = notary.sign(entry_statement(draft))
+            credential, signature = insider.notary.sign(entry_statement(draft))
             entry = replace(draft, credential=credential, signature=signature)
             data = encode_entry(entry)
             match (batch + number) % 4:
@@ -343,7 +358,7 @@ async def gossip(insider: Insider) -> None:
 
 async def empty_maps(insider: Insider) -> None:
     """Values that are small on the wire and large in memory."""
-    frames = _empty_maps()
+    frames = _empty_maps(insider)
     await insider.all(lambda: insider.send(frames), lambda: insider.send(frames))
 
 

@@ -180,6 +180,9 @@ MAX_SIGNED_READINGS_BURST: Final = 1_000
 3 % of a core, and 50 streams of 10 Hz pass …"""
 SIGNED_BYTES_PER_CHECK: Final = 64 * 1024
 """… and a larger parcel counts as another one for each of these bytes, which take 36 µs to hash."""
+SIGNED_ELEMENTS_PER_CHECK: Final = 128
+"""Elements of lists and dicts in signed readings that cost as much as a check. So no more of them pass than of those
+without a signature: ``ELEMENTS_PER_S``."""
 MAX_SIGNED_PARCEL_BYTES: Final = 4 * 1024 * 1024
 """Largest parcel that may be passed on. Hashing and copying it takes 3 ms, and 15 ms for the largest frame, for which
 the engine's lock would be held."""

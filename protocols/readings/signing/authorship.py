@@ -32,6 +32,7 @@ from protocols.readings.signing.held import Signed, SignedParcels
 from protocols.readings.signing.seal import Certified, ReadingSeal
 from protocols.wire.parcels import decode_untrusted_parcel, encode_alone, encode_signed, reading_statement
 from protocols.wire.readings import Reading, SignedReadings
+from protocols.wire.values import COMPOSITE, element_count
 
 _COMPLAINT_PAUSE_NS: Final = 60 * limits.SECOND
 """Pause between two events about readings from one neighbour, so that it can't fill a log."""
@@ -110,12 +111,21 @@ class Authorship:
 
     # --- readings of others ----------------------------------------------------------------------------------------
     def untrusted_readings(self, frame: SignedReadings, source: NodeId, now: int) -> tuple[Reading, ...]:
-        """The readings in a frame from a neighbour; none when they are malformed, which is counted."""
+        """The readings in a frame from a neighbour; none when they are malformed, or the neighbour has used up its
+        allowance and they are large, which is counted. Their lists and dicts are paid from it."""
+        checks = self._payer(source, now).checks if len(frame.parcel) > limits.FREE_READINGS_BYTES else None
+        if checks is not None and checks.left(now) < 1:
+            self._drops.count(source, "*", "over_rate")
+            return ()
         try:
-            return decode_untrusted_parcel(frame)
+            readings = decode_untrusted_parcel(frame)
         except RemoteProtocolError:
             self._blame(source, "", "", "malformed", now)
             return ()
+        if checks is not None:
+            elements = sum(element_count(reading.value) for reading in readings if type(reading.value) in COMPOSITE)
+            checks.fine(elements // limits.SIGNED_ELEMENTS_PER_CHECK)
+        return readings
 
     def keep(self, frame: SignedReadings, newest: Reading, source: NodeId, proven: bool) -> Signed:
         """Hold a parcel whose readings were accepted; ``newest`` is its last one."""
