@@ -43,7 +43,6 @@ from protocols.wire.readings import Interest, Readings, SignedReadings
 _M = TypeVar("_M")
 _ALIVE: Final = State.ALIVE  # looked up once, because looking into an enumeration is slow
 _SUSPECT: Final = State.SUSPECT
-_FREE_BYTES: Final = FREE_READINGS_BYTES
 _READINGS: Final = Readings  # looked up once as well: compiled code then needs no look into a module
 _HEARTBEAT: Final = Heartbeat
 
@@ -131,7 +130,8 @@ class Engine:
         """Take one frame from a pipe. Returns the readings in it that local subscriptions want."""
         self._frames_received += 1
         neighbour = self._neighbour_of.get(pipe)
-        if len(data) > _FREE_BYTES and neighbour and self.membership.refusals.has_overdrawn(neighbour, data, now):
+        is_large = len(data) > FREE_READINGS_BYTES
+        if is_large and neighbour and self.membership.refusals.has_overdrawn(neighbour, data, now):
             return []
         try:
             frame = self._decode(data)
@@ -149,7 +149,7 @@ class Engine:
                     self._more = True
                 sender, role, uncertainty_ns = neighbour.node, neighbour.role, self._clock_uncertainty_ns
                 if type(frame) is _READINGS:
-                    if len(data) > _FREE_BYTES:
+                    if is_large:
                         self.membership.refusals.charge(neighbour, frame, now)
                     return self.readings.accept(frame.readings, sender, role, now, utc_now, uncertainty_ns)
                 if type(frame) is SignedReadings:
