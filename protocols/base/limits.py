@@ -21,11 +21,16 @@ BULK_THRESHOLD_BYTES: Final = 32 * 1024
 MAX_READINGS_PER_FRAME: Final = 64
 """Readings in one frame. Larger batches gained nothing when we measured them, and they delay their first reading."""
 
-LARGE_FRAME_BYTES: Final = 128 * 1024
+LARGE_FRAME_BYTES: Final = 16 * 1024
 """The elements of a frame larger than this are counted before it is decoded …"""
-MAX_ELEMENTS: Final = 65_536
+MAX_ELEMENTS: Final = 16_384
 """… and it may have at most this many. An empty dict takes one byte on the wire and 64 in memory: 15 MB of them took
-10 s to decode, and a neighbour could send them again and again. A tensor or bytes of any size count as one element."""
+10 s to decode, and a neighbour could send them again and again. These held the engine's lock for 25 ms when there were
+32,768. A tensor or bytes of any size count as one element."""
+MAX_SMALL_FRAME_ELEMENTS: Final = 2_048
+MAX_SMALL_FRAME_TEXT_BYTES: Final = 1_024
+"""Of a frame of membership or gossip that is larger than ``LARGE_FRAME_BYTES``. One with 32 entries of gossip has 97
+elements and 33 KiB."""
 ELEMENTS_PER_S: Final = 65_536
 MAX_ELEMENTS_BURST: Final = 131_072
 """Elements of lists and dicts in the readings of one neighbour: each takes 0.3 µs, so a second's worth takes 2 % of a

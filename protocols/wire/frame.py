@@ -35,9 +35,10 @@ class Frame(Struct, frozen=True, array_like=True, gc=False):
 
 
 class SmallFrame(Frame, frozen=True, array_like=True, gc=False):
-    """The base of frames that are never large: a large one is malformed before its elements are counted."""
+    """The base of frames that have few elements and short texts."""
 
-    max_elements: ClassVar[int] = 0
+    max_elements: ClassVar[int] = limits.MAX_SMALL_FRAME_ELEMENTS
+    max_text_bytes: ClassVar[int] = limits.MAX_SMALL_FRAME_TEXT_BYTES
 
 
 def number_of(frame: type[Frame]) -> int:

@@ -17,7 +17,7 @@ from cloud_relay.store.sqlite import MAX_WAITING_BATCHES
 from protocols.access import AccessRule, AccessTable
 from protocols.base.errors import TransportError
 from protocols.base.ids import MeshName, NodeId, PeerIdentity, Role
-from protocols.base.limits import MAX_BATCH_BYTES, MAX_FRAME_BYTES
+from protocols.base.limits import MAX_BATCH_BYTES, MAX_ELEMENTS, MAX_FRAME_BYTES
 from protocols.wire.codec import decode_untrusted_relay_frame, encode, encode_frame
 from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.parcels import encode_reading
@@ -105,12 +105,12 @@ def test_store_whose_queue_is_full_turns_away_who_fills_it(relay: RelayInProcess
 
 def test_ingest_batch_of_many_containers_is_taken_in_parts(relay: RelayInProcess) -> None:
     """A node with such values must not lose records, nor keep a thread of the relay for a second."""
-    values = [[] for _ in range(20_000)]
+    values = [[] for _ in range(12_000)]
     records = tuple(Record(number, "r", Raw(encode_reading(reading(number, value=values)))) for number in range(1, 5))
     frame = Batch(MAJOR, MINOR, "v-1", 1, 5, records)
-    assert relay.send(frame) == Acknowledgement((1,))
-    rest = Batch(MAJOR, MINOR, "v-1", 1, 5, records[1:])
-    assert relay.send(rest) == Acknowledgement((2,))
+    assert relay.send(frame) == Acknowledgement((1, 2))
+    rest = Batch(MAJOR, MINOR, "v-1", 1, 5, records[2:])
+    assert relay.send(rest) == Acknowledgement((3, 4))
 
 
 def test_ingest_record_of_too_many_elements_is_refused_before_it_is_decoded(relay: RelayInProcess) -> None:
@@ -118,7 +118,7 @@ def test_ingest_record_of_too_many_elements_is_refused_before_it_is_decoded(rela
     answer = relay.send(batch_of_maps(200 * 1024, 1))
     assert isinstance(answer, RelayRefusal)
     assert answer.code == "malformed"
-    assert "65536 elements" in answer.detail
+    assert f"{MAX_ELEMENTS} elements" in answer.detail
 
 
 # --- access ----------------------------------------------------------------------------------------------------------

@@ -254,7 +254,7 @@ def _accepted(alone: Alone, pipe: int, frame: Readings) -> bool:
     return alone.engine.statistics()["readings_accepted"] > before
 
 
-def _maps(sequence: int, count: int = 60_000) -> Readings:
+def _maps(sequence: int, count: int = 15_000) -> Readings:
     return Readings((reading("veh/insider/x", "insider", sequence, [{}] * count),))
 
 
@@ -263,10 +263,10 @@ def test_readings_of_more_elements_than_the_allowance_are_dropped_before_they_ar
     alone = Alone()
     insider, honest = alone.hello("insider"), alone.hello("honest")
     taken = sum(_accepted(alone, insider, _maps(number)) for number in range(1, 20))
-    assert taken == -(-limits.MAX_ELEMENTS_BURST // 60_001)
+    assert taken == -(-limits.MAX_ELEMENTS_BURST // 15_001)
     assert _drops(alone)["insider", "over_rate"] == 19 - taken
     assert _accepted(alone, insider, Readings((reading("veh/insider/y", "insider", 1, {"speed": 3.5}),)))
-    assert _accepted(alone, honest, Readings((reading("veh/honest/x", "honest", 1, [{}] * 60_000),)))
+    assert _accepted(alone, honest, Readings((reading("veh/honest/x", "honest", 1, [{}] * 15_000),)))
     again = alone.hello("insider")
     assert not _accepted(alone, again, _maps(20)), "a new pipe brings no new allowance"
     alone.now += 2 * SECOND
