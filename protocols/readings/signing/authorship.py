@@ -68,14 +68,14 @@ class Authorship:
         self._node, self._drops, self._seal, self._certificate_of = node, drops, seal, certificate_of
         self._parcels = SignedParcels()
         self._payers: dict[NodeId, _Payer] = {}
-        self._signed = self._checked = self._forged = 0
+        self._made = self._checked = self._forged = 0
         self.events: list[ReadingRefused] = []
         """Events decided since the caller last took them."""
 
     def counters(self) -> dict[str, int]:
         """Counters by name, which only grow."""
         return {
-            "signed": self._signed, "signatures_checked": self._checked, "signatures_forged": self._forged,
+            "signed": self._made, "signatures_checked": self._checked, "signatures_forged": self._forged,
             "signed_evicted": self._parcels.evicted,
         }  # fmt: skip
 
@@ -86,7 +86,7 @@ class Authorship:
         if self._seal is None:
             return parcel
         certificate, signature = self._seal.sign(reading_statement(parcel))
-        self._signed += 1
+        self._made += 1
         return encode_signed(newest.hops, certificate, signature, parcel)
 
     def encoded(self, reading: Reading, now: int) -> bytes | None:
@@ -104,7 +104,7 @@ class Authorship:
             parcel = encode_alone(reading)
             assert self._seal is not None
             certificate, signature = self._seal.sign(reading_statement(parcel))
-            self._signed += 1
+            self._made += 1
             signed = Signed(reading.sequence, certificate, signature, parcel, self._node, proven=True)
             self._parcels.keep(reading, signed)
         return None if signed is None else self.passed_on(reading, signed, now)
