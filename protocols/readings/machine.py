@@ -362,7 +362,8 @@ class Router:
                 continue
             kind = type(value)
             size = SMALL_SIZE if kind in SMALL else len(value) if kind is bytes else -2
-            if size == stream.size and not stream.missed and reading.how == stream.how:
+            how = reading.how
+            if size == stream.size and not stream.missed and (how is stream.how or how == stream.how):
                 stream.newest, stream.last, stream.last_ns = sequence, reading, now
             else:
                 if stream.missed and not self._work.may_watch(peer, len(stream.missed), now):

@@ -15,7 +15,7 @@ from protocols.wire.frame import Frame
 from protocols.wire.gossip import GossipEntries
 from protocols.wire.membership import Heartbeat
 from protocols.wire.parcels import readings_in_own_frame
-from protocols.wire.readings import Readings, SignedReadings
+from protocols.wire.readings import Provenance, Readings, SignedReadings
 from sims.virtual.arrivals import Issue
 
 Decode = Callable[[bytes | bytearray], Frame]
@@ -80,6 +80,7 @@ class SharedDecoder:
         """The frame that is being taken in."""
         self._decode = decode
         self._texts: dict[str, str] = {}
+        self._hows: dict[Provenance, Provenance] = {}
 
     def frame_of(self, data: bytes) -> SimFrame:
         """The frame that is in these bytes."""
@@ -89,7 +90,10 @@ class SharedDecoder:
             return SimFrame(data, None)
         if type(decoded) is _READINGS:
             decoded = _READINGS(tuple([
-                replace(reading, key=self.same(reading.key), origin=self.same(reading.origin))
+                replace(
+                    reading, key=self.same(reading.key), origin=self.same(reading.origin),
+                    how=self._hows.setdefault(reading.how, reading.how),
+                )
                 for reading in decoded.readings
             ]))  # fmt: skip
         return SimFrame(data, decoded)
