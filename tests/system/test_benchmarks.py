@@ -338,8 +338,11 @@ def test_hostile_tiny_run_measures_before_during_and_after(tmp_path: Path) -> No
 @pytest.mark.processes
 def test_hostile_insider_tries_every_trick_on_a_node(tmp_path: Path) -> None:
     """A trick that does nothing, because the wire has changed, would pass every bar."""
-    options = "--only", "insider", "--window", "0.2", "--rounds", "1", "--engine", "express"
-    (siege,) = written(tmp_path, "hostile", *options)["insider"]
+    for window_s in ("0.2", "0.6", "1.5"):  # on a busy computer a short window ends before the insider has begun
+        options = "--only", "insider", "--window", window_s, "--rounds", "1", "--engine", "express"
+        (siege,) = written(tmp_path, "hostile", *options)["insider"]
+        if all(trick["done"].get("pipes") for trick in siege["tricks"]):
+            break
     assert [trick["name"] for trick in siege["tricks"]] == list(insiders.NAMES)
     for trick in siege["tricks"]:
         assert trick["done"]["pipes"] > 0, trick["name"]

@@ -12,6 +12,7 @@ import pytest
 
 import meshnode
 from meshnode.http.section import HttpSection
+from meshnode.inference.result import InferenceResult
 from meshnode.inference.section import InferenceSection, ModelSection
 from protocols.access import DEFAULT_RULES, AccessRule
 from protocols.base.errors import InferenceError, InputInvalid, NeighbourFailed
@@ -120,9 +121,14 @@ async def test_neighbour_that_lies_about_a_result_is_not_believed_and_not_asked_
     liar = await liars.liar("rsu-2", digest, LIES[lie], rsu.port)
     vehicle = await liars.honest("veh-1", rsu.port, liar.port, models=liars.models, inference=SLOW)
     await offered(vehicle, "rsu-1", "rsu-2")
-    results = [await vehicle.infer("double", {"x": ONES}, deadline_ms=10_000, hedge=False) for _ in range(20)]
+    results: list[InferenceResult] = []
+    asked: list[int] = []
+    # On a busy machine the way to the liar may look longer than its claim is short, and it is asked later.
+    while len(results) < 20 or (not asked and len(results) < 1_000):
+        results.append(await vehicle.infer("double", {"x": ONES}, deadline_ms=10_000, hedge=False))
+        if "rsu-2" in {run.node for run in results[-1].attempts}:
+            asked.append(len(results))
     assert all(np.array_equal(result.outputs["y"], ONES + ONES) for result in results)
-    asked = [number for number, result in enumerate(results) if "rsu-2" in {run.node for run in result.attempts}]
     # The pauses double, so the number grows only with the logarithm of the time that a busy machine takes.
     assert 1 <= len(asked) <= 10, f"it was asked for the requests {asked}"
     status, answer = await asyncio.to_thread(post, vehicle, REQUEST)

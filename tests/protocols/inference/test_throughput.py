@@ -136,7 +136,8 @@ async def test_node_whose_neighbour_takes_tensors_slowly_knows_how_slowly(opened
     assert there.peers()[0].throughput_bytes_per_s == 0.0
 
     def measured() -> float:
-        there.publish("veh/paced-2/image", image)
+        for _ in range(10):  # more than the neighbour takes until the next look
+            there.publish("veh/paced-2/image", image)
         return there.peers()[0].throughput_bytes_per_s
 
     await until(measured, "the lane is full and has drained")
