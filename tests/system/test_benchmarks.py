@@ -66,12 +66,15 @@ def test_benchmark_tiny_run_writes_every_measure_and_peer(tmp_path: Path) -> Non
     """Whoever reads bench.json relies on the whole matrix being there, in one form."""
     path = tmp_path / "build" / "bench.json"
     command = [sys.executable, "-m", "benchmarks", "--generations", "1", "--rounds", "1", "--pace", "0.1"]
-    done = subprocess.run([*command, "--out", str(path)], capture_output=True, text=True, timeout=90, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    entries = json.loads(path.read_text())
+    for _ in range(3):  # a peer that a busy computer holds up is left out of a run
+        done = subprocess.run([*command, "--out", str(path)], capture_output=True, text=True, timeout=90, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        entries = json.loads(path.read_text())
+        if "LEFT OUT" not in done.stdout:
+            break
     assert {(entry["name"], entry["peer"]) for entry in entries} == {
         (name, peer) for name in MEASURES for peer in PEERS
-    }
+    }, done.stdout
     for entry in entries:
         assert set(entry) == {"name", "unit", "ours", "peer", "peer_value", "ratio"}
         assert entry["unit"] == report.UNITS[entry["name"]]
