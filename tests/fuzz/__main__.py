@@ -58,7 +58,7 @@ def fuzz(target: Target, inputs: int, seconds: float, seed: int, keep: bool) -> 
         bound = [f"-runs={inputs}"] if inputs else [f"-max_total_time={max(1, round(seconds))}"]
         ran = _worker(
             target, str(folder), *bound, f"-seed={seed}", "-print_final_stats=1", f"-artifact_prefix={folder}/",
-            timeout_s=(inputs / 500 if inputs else seconds) + _SPARE_S,
+            timeout_s=(inputs / 100 if inputs else seconds) + _SPARE_S,
         )  # fmt: skip
         tried = [line for line in ran.stderr.splitlines() if line.startswith("stat::number_of_executed_units")]
         broken = [line for line in ran.stderr.splitlines() if line.startswith("Broken: ")]
