@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -269,6 +270,14 @@ async def test_neighbour_that_leaves_during_an_inference_is_replaced_at_once(
     assert result.attempts[0].outcome in ("dead", "failed")
 
 
+def _has_stopped(process_id: int) -> bool:
+    """Whether no thread of a process runs any more. A busy machine takes a while to stop them all."""
+    states = [
+        path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{process_id}/task").glob("*/stat")
+    ]
+    return set(states) == {"T"}
+
+
 @pytest.mark.processes
 async def test_neighbour_that_stalls_is_hedged_and_its_late_answer_is_harmless(
     opened: Open, started: Callable[..., Member], model: dict[str, ModelSection], matrix: Any
@@ -279,6 +288,7 @@ async def test_neighbour_that_stalls_is_hedged_and_its_late_answer_is_harmless(
     await offered(vehicle)
     assert (await vehicle.infer("work", {"x": matrix}, hedge=False)).ran_on == "rsu-1"
     member.send(signal.SIGSTOP)
+    await until(lambda: _has_stopped(member.process.pid), "all of its threads have stopped")
     try:
         result = await vehicle.infer("work", {"x": matrix}, deadline_ms=20_000)
     finally:
