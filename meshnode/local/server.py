@@ -207,9 +207,7 @@ def _listening(path: Path, mode: int) -> socket.socket:
         )
     _remove_stale(path)
     if mode & stat.S_IWGRP and not permissions & stat.S_IXGRP:
-        with suppress(
-            OSError
-        ):  # the state folder is for its owner alone; the group may reach the socket, and read nothing
+        with suppress(OSError):  # the group may reach the socket in the state folder, and read nothing there
             folder.chmod(stat.S_IMODE(permissions) | stat.S_IXGRP)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

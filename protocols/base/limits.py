@@ -170,7 +170,7 @@ HISTORY_PATIENCE_NS: Final = 200 * MS
 """The pause when no neighbour that waits for history takes more of it."""
 MEETING_NS: Final = 2 * SECOND
 """After a node became a neighbour, what waited for the link to it may be older than what others passed on. For this
-long, subscriptions with hops get from it only what is newer; a forged sequence can't silence it for longer."""
+long, subscriptions with hops get from it only what is newer, so that they get everything once and in order."""
 MAX_LINEAGE: Final = 16
 """Steps in a reading's lineage."""
 

@@ -40,6 +40,10 @@ class Shares(Generic[PayerT]):
         """What ``payer`` holds; 0 when it is not known."""
         return self._held.get(payer, 0)
 
+    def __len__(self) -> int:
+        """The number of payers that hold something."""
+        return len(self._held)
+
     def payers(self) -> list[PayerT]:
         """Everybody who holds something, in the order in which they came."""
         return list(self._held)
@@ -83,6 +87,10 @@ class SharedRows(Generic[PayerT, RowT]):
             self.shares.remove(payer, rows.pop(row))
             if not rows:
                 del self._of[payer]
+
+    def payer_of(self, row: RowT) -> PayerT | None:
+        """Who holds a row; None when it is not there."""
+        return self._payers.get(row)
 
     def move(self, row: RowT, payer: PayerT) -> None:
         """Let ``payer`` hold a row from now on; nothing happens when it is not there."""

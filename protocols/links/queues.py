@@ -50,7 +50,7 @@ class Drops:
         peer, key, reason = entry
         rows = self._rows
         if len(self._counts) >= limits.MAX_DROP_REASONS:
-            payers = len(rows.shares.payers())
+            payers = len(rows.shares)
             if key != "*" and rows.shares.held(peer) * payers >= limits.MAX_DROP_REASONS:
                 entry = (peer, "*", reason)  # more than an equal share: nobody gives way to it
                 if entry in self._counts:

@@ -113,8 +113,9 @@ class RequesterPipes:
         """The pipes to close: those that gave way since the last call, and those whose time is over."""
         with self._lock:
             closing, self._giving_way = self._giving_way, []
-            for known in self._pipes.values():
+            for known in list(self._pipes.values()):
                 if known.ends_ns + (_REQUEST_GRACE_NS if known.requests else 0) <= now_ns:
+                    self._forget(known.pipe)
                     self._outlived += 1
                     closing.append(known.pipe)
             return closing

@@ -2,7 +2,7 @@
 
 from protocols.base import limits
 from protocols.base.ids import NodeId
-from protocols.base.shares import Shares
+from protocols.base.shares import SharedRows
 from protocols.wire.readings import Reading
 
 _ROW_BYTES = 512
@@ -39,44 +39,30 @@ class SignedParcels:
 
     def __init__(self, max_bytes: int = limits.MAX_SIGNED_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._by_source: dict[NodeId, dict[tuple[str, str], Signed]] = {}
-        self._sources: dict[tuple[str, str], NodeId] = {}
-        self._shares: Shares[NodeId] = Shares()
+        self._parcels: dict[tuple[str, str], Signed] = {}
+        self._rows: SharedRows[NodeId, tuple[str, str]] = SharedRows()
         self.evicted = 0
 
     def __len__(self) -> int:
-        return len(self._sources)
+        return len(self._parcels)
 
     @property
     def held_bytes(self) -> int:
         """What all parcels take in memory."""
-        return self._shares.total
+        return self._rows.shares.total
 
     def keep(self, reading: Reading, signed: Signed) -> None:
         """Keep the parcel whose newest reading is ``reading`` in place of an older one of its stream."""
         stream = (reading.origin, reading.key)
-        self._forget(stream)
-        self._sources[stream] = signed.source
-        self._by_source.setdefault(signed.source, {})[stream] = signed
-        self._shares.add(signed.source, signed.weight_bytes)
-        while self._shares.total > self._max_bytes:
-            self._forget(next(iter(self._by_source[self._shares.largest()])))
+        self._parcels[stream] = signed
+        self._rows.add(signed.source, stream, signed.weight_bytes)
+        while self.held_bytes > self._max_bytes:
+            gone = self._rows.next_to_go()
+            self._rows.remove(gone)
+            del self._parcels[gone]
             self.evicted += 1
 
     def of(self, reading: Reading) -> Signed | None:
         """The parcel whose newest reading is ``reading``; None when it is not held."""
-        stream = (reading.origin, reading.key)
-        source = self._sources.get(stream)
-        if source is None:
-            return None
-        signed = self._by_source[source][stream]
-        return signed if signed.sequence == reading.sequence else None
-
-    def _forget(self, stream: tuple[str, str]) -> None:
-        source = self._sources.pop(stream, None)
-        if source is None:
-            return
-        parcels = self._by_source[source]
-        self._shares.remove(source, parcels.pop(stream).weight_bytes)
-        if not parcels:
-            del self._by_source[source]
+        signed = self._parcels.get((reading.origin, reading.key))
+        return signed if signed is not None and signed.sequence == reading.sequence else None
