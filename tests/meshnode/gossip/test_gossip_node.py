@@ -184,6 +184,7 @@ async def test_restarted_node_knows_the_mesh_before_it_meets_anybody(opened: Ope
         first = held(before)["restarts-1"]
     alone = await opened("restarts-1")
     assert held(alone)["restarts-1"] > first
+    await until(lambda: "stays-1" in held(alone), "what was kept has been checked")
     (view,) = [view for view in alone.entries() if view.author == "stays-1"]
     assert (view.source, decode_untrusted_address(view.body).port) == ("stays-1", here.port)
     assert held(here)["restarts-1"] == first, "it met nobody yet"
