@@ -33,6 +33,7 @@ from meshnode.readings.subscribing import ReadingCallback
 from meshnode.readings.subscriptions import Subscription
 from meshnode.records.running import RunningRecords
 from meshnode.running import DropCount, Host
+from meshnode.troubles import Troubles
 from protocols.access import DEFAULT_RULES
 from protocols.base import limits
 from protocols.base.effects import Event
@@ -72,6 +73,7 @@ class Node(Host):
         self.id, self.role, self.mesh = identity.peer.node, identity.peer.role, identity.peer.mesh
         self.position = config.node.position
         self.certificate_ends = identity.not_after
+        self.troubles = Troubles()
         self.port = 0
         self.loop = asyncio.get_running_loop()
         self._closing, self._closed = closing, False

@@ -29,6 +29,7 @@ from meshnode.links.transport import CredentialFiles, FailedLink
 from meshnode.readings.publisher import PublishedWatch, Publisher
 from meshnode.readings.publishing import Publishing
 from meshnode.readings.subscribing import Subscribing
+from meshnode.troubles import Troubles
 from protocols.base.effects import Event
 from protocols.base.ids import Incarnation, MeshName, NodeId, Role
 from protocols.machine import Machine
@@ -68,6 +69,8 @@ class Host(Publishing[Publisher], Subscribing):
     port: int
     """TCP port of the inbox; 0 until it listens."""
     parts: "tuple[RunningPart, ...]"
+    troubles: Troubles
+    """What does not work now. A part that fails reports it there, so that the rest of the node goes on."""
 
     def part(self, kind: type[_P]) -> _P:
         """The part of that class. :raises LookupError: when the node has none."""

@@ -64,6 +64,7 @@ def examine(config_path: Path, parts: Sequence[Part] = ()) -> Iterator[Finding]:
     running = _running(config)
     if running is not None:
         yield Finding("ok", "node", f"{config.node.id} runs, up {running['uptime_s']:.0f} s")
+        yield from _troubles(running)
         yield from _links(running)
     identity: PeerIdentity | None = None
     for finding, proven in _certificate(config):
@@ -91,6 +92,13 @@ def _running(config: NodeConfig) -> dict[str, Any] | None:
         return node if node["id"] == config.node.id else None
     except (MeshError, KeyError, TypeError):
         return None
+
+
+def _troubles(running: dict[str, Any]) -> Iterator[Finding]:
+    """What the running node says of itself."""
+    for trouble in running.get("troubles", []):  # a node of an older version does not tell
+        named = f"{trouble['name']}: " if trouble["name"] else ""
+        yield Finding("fail", trouble["part"], f"{named}{trouble['why']} (for {trouble['since_s']:.0f} s)")
 
 
 def _links(running: dict[str, Any]) -> Iterator[Finding]:

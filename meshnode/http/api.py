@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -16,6 +17,7 @@ from meshnode.http.guard import Bodies, error_response, json_response
 from meshnode.http.metrics import Metrics
 from meshnode.http.reading_json import position_form
 from meshnode.running import Host
+from meshnode.troubles import Trouble
 
 
 class Api:
@@ -69,10 +71,15 @@ class Api:
         return json_response({"alive": True})
 
     async def readyz(self, _: Request) -> Response:
-        """Answers 200 when the inbox listens and the parts are open, and 503 while the node leaves."""
+        """Answers 200 when the node takes part in the mesh, and names what does not work; 503 while an essential part
+        does not, or the node leaves."""
         if self.leaving:
             return error_response(503, f"the node {self.host.id} is leaving", {"retry-after": "1"})
-        ready = {"ready": True}
+        troubles = self.host.troubles.current()
+        essential = [f"{trouble.part}: {trouble.why}" for trouble in troubles if trouble.essential]
+        if essential:
+            return error_response(503, "; ".join(essential), {"retry-after": "1"})
+        ready: dict[str, Any] = {"ready": True, "troubles": _troubles_form(troubles)}
         for part in self.host.parts:
             ready.update(part.readiness())
         return json_response(ready)
@@ -109,6 +116,7 @@ class Api:
                 }
                 for failed in host.link_failures()
             ],
+            "troubles": _troubles_form(host.troubles.current()),
             "statistics": host.statistics(),
         }
         for part in host.parts:
@@ -133,3 +141,16 @@ class Api:
             {"peer": peer, "key": key, "reason": reason, "count": count}
             for (peer, key, reason), count in self.host.drops()
         ])  # fmt: skip
+
+
+def _troubles_form(troubles: list[Trouble]) -> list[dict[str, Any]]:
+    return [
+        {
+            "part": trouble.part,
+            "name": trouble.name,
+            "why": trouble.why,
+            "essential": trouble.essential,
+            "since_s": round(max(0.0, (time.time_ns() - trouble.since_utc_ns) / 1e9), 1),
+        }
+        for trouble in troubles
+    ]

@@ -62,6 +62,10 @@ class Metrics:
                     "id", "role", "mesh")  # fmt: skip
         yield gauge("certificate_ends_timestamp_seconds", "When the certificate ends, seconds since 1970.",
                     [((), host.certificate_ends.timestamp())])  # fmt: skip
+        yield gauge("trouble", "Parts of the node that don't work; 1 each.",
+                    [((trouble.part, trouble.name), 1.0) for trouble in host.troubles.current()],
+                    "part", "name")  # fmt: skip
+        yield counter("troubles", "How often a part has begun not to work.", [((), float(host.troubles.reported))])
         for name, value in sorted(host.statistics().items()):
             text = re.sub(r"\W", "_", name)
             if name in self._gauges:

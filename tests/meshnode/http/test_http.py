@@ -58,7 +58,7 @@ def vehicle(nodes: tuple[RunningNode, RunningNode]) -> RunningNode:
 def test_health_of_a_running_node_is_good(rsu: RunningNode) -> None:
     """A supervisor restarts what does not answer."""
     assert rsu.get("/healthz") == {"alive": True}
-    assert rsu.get("/readyz") == {"ready": True, "models": ["double", "flags", "heavy"]}
+    assert rsu.get("/readyz") == {"ready": True, "troubles": [], "models": ["double", "flags", "heavy"]}
 
 
 def test_node_view_of_a_running_node_says_who_it_is(rsu: RunningNode) -> None:
