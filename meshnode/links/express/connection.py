@@ -129,6 +129,9 @@ class Hub(Protocol):
     def linger(self, connection: "Connection") -> None:
         """Give a connection a moment to send the rest of its last frame. I/O thread only."""
 
+    def shake(self, connection: "Connection") -> None:
+        """Have the thread for handshakes take a step, then call :meth:`Connection.advanced`. I/O thread only."""
+
     def adopt(self, connection: "Connection", mask: int) -> None:
         """Wait for these events of a new connection, until its deadline. I/O thread only."""
 
@@ -147,6 +150,10 @@ class Connection:
         self.host = ""
         self.identity: PeerIdentity | None = None
         self.secured = self.open = self.finished = False
+        self.away = False
+        """The thread for handshakes has it, so that no event of it is waited for."""
+        self._obstacle: Exception | None = None
+        """Why the last step did not end the TLS handshake."""
         self.shared: Turn | None = None
         """The turn of its identity; only open pipes into our inbox have one."""
         self.deadline_ns = 0
@@ -182,6 +189,18 @@ class Connection:
 
     def turn(self, events: int) -> None:
         """Do what ``events`` allow. :raises Closed: the connection is over."""
+        raise NotImplementedError
+
+    def advance(self) -> None:
+        """Go on with the TLS handshake as far as the bytes allow. It takes up to 1.5 ms. Handshake thread only."""
+        assert self._tls is not None, "TLS has begun"
+        try:
+            self._tls.do_handshake()
+        except Exception as error:  # noqa: BLE001 - the I/O thread raises it again, where all errors of a link end
+            self._obstacle = error
+
+    def advanced(self) -> None:
+        """Use what the last step came to. :raises Closed: the handshake failed."""
         raise NotImplementedError
 
     def attach(self, sock: socket.socket) -> None:
@@ -228,10 +247,12 @@ class Connection:
         return HandshakeFailed(FailureKind.HUNG_UP, f"it hung up during the handshake ({why})")
 
     def _shake_hands(self, tls: ssl.SSLObject) -> bool:
-        """Go on with the handshake as far as the bytes allow. True: it is done. :raises Closed: it failed."""
+        """Judge the peer once TLS has proved it, and exchange headers. True: it is done. :raises Closed: it failed."""
         try:
             if not self.secured:
-                tls.do_handshake()
+                obstacle, self._obstacle = self._obstacle, None
+                if obstacle is not None:
+                    raise obstacle
                 self.secured = True
                 self._judge(tls)
                 if self._refusal is not None and self._outgoing_lane() is not None:
@@ -319,27 +340,45 @@ class Inbound(Connection):
             got = self._fetch()
             if not got:
                 return
-            if not self.open:
-                if not self._shake_hands(tls):
-                    return
-                if self._refusal is not None:
-                    # if it were closed now, libnng would take that for a failed dial and repeat it ten times a second:
-                    # wait a bit
-                    self.hub.watch(self, 0)
-                    self.hub.linger(self)
-                    return
-                self.open = True
-                self.hub.pipe_opened(self)
-                shared = self.shared
-                assert shared is not None, "an open pipe has one"
-                shared.begin(self.hub.round)
+            if not self.secured:
+                self.hub.shake(self)
+                return
+            if not self.open and not self._enter(tls):
+                return
             self._receive()
-            if self._outgoing.pending and not self._hand_over():
-                raise Closed("it asks for key updates and does not read the answers")
+            self._answer_key_updates()
             if got < NET_BYTES:
                 break  # the kernel has no more: asking again would cost a system call for each message
         if self._held_up:
             self.hub.postpone(self)
+
+    def advanced(self) -> None:
+        """Use what the last step came to. :raises Closed: the handshake failed."""
+        assert self._tls is not None, "it has taken a step"
+        if self._enter(self._tls):
+            self._receive()
+            self._answer_key_updates()
+            if self._held_up:
+                self.hub.postpone(self)
+
+    def _enter(self, tls: ssl.SSLObject) -> bool:
+        """Go on with the handshake. True: the pipe is open. :raises Closed: the handshake failed."""
+        if not self._shake_hands(tls):
+            return False
+        if self._refusal is not None:
+            # if it were closed now, libnng would take that for a failed dial and repeat it ten times a second: wait
+            self.hub.watch(self, 0)
+            self.hub.linger(self)
+            return False
+        self.open = True
+        self.hub.pipe_opened(self)
+        assert self.shared is not None, "an open pipe has one"
+        self.shared.begin(self.hub.round)
+        return True
+
+    def _answer_key_updates(self) -> None:
+        if self._outgoing.pending and not self._hand_over():
+            raise Closed("it asks for key updates and does not read the answers")
 
     def _go_on(self) -> None:
         """Hand over what was left when the turn before was over."""

@@ -113,17 +113,23 @@ class ExpressLane(Connection):
 
     # --- I/O thread ------------------------------------------------------------------------------------------------
     def _open(self) -> None:
-        tls = self._tls
         if not self._connected:
             if error := self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise self._unreachable(error)
             self._connected = True
-            tls = self._begin(self.hub.contexts.client, SERVER_NAME)
-            self._shake_hands(tls)
+            self._begin(self.hub.contexts.client, SERVER_NAME)
             self.hub.watch(self, _IN)
-            return
-        assert tls is not None, "TLS begins when TCP is connected"
-        if not self._fetch() or not self._shake_hands(tls):
+            self.hub.shake(self)
+        elif self._fetch():
+            if self.secured:
+                self.advanced()
+            else:
+                self.hub.shake(self)
+
+    def advanced(self) -> None:
+        """Use what the last step came to, or what came after it. :raises Closed: the handshake failed."""
+        assert self._tls is not None, "TLS begins when TCP is connected"
+        if not self._shake_hands(self._tls):
             return
         self._digest()
         greeting = self._greeting()
