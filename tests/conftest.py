@@ -47,8 +47,8 @@ TRACED = (
 )  # fmt: skip
 """Where the coverage of ``protocols/`` comes from: when the list was made, all other tests together reached no line and
 no branch beside. Tracing makes a simulation twice as slow."""
-TIMED = ("test_worst_frame.py", "test_worst_frames.py", "test_cost.py")
-"""Files that bound processor time, which tracing would lengthen."""
+TIMED = ("test_worst_frame.py", "test_worst_frames.py")
+"""Files that bound processor time, which tracing would lengthen. One that counts steps is not among them."""
 
 
 @pytest.hookimpl(optionalhook=True)
