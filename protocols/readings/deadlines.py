@@ -23,7 +23,8 @@ class Deadlines:
     """The deadlines of one router. It looks into the router's tables and changes only ``Stream.missed``."""
 
     __slots__ = (
-        "_due", "_events", "_first_hand", "_hearsay", "_heap", "_rows", "_slices_due_ns", "_subscriptions", "due_ns",
+        "_due", "_events", "_first_hand", "_gave_way_ns", "_hearsay", "_heap", "_rows", "_slices_due_ns",
+        "_subscriptions", "due_ns",
     )  # fmt: skip
 
     def __init__(
@@ -36,6 +37,7 @@ class Deadlines:
         """When :meth:`missed` may have something to report, or :meth:`plan` said that something is due; ``NEVER`` when
         nothing is."""
         self._slices_due_ns = NEVER
+        self._gave_way_ns = NEVER  # since when a watch that gave way has to be told
         self._heap: list[tuple[int, _Watch]] = []  # with entries of watches that gave way; `_due` knows which count
         self._due: dict[_Watch, int] = {}
         self._rows: SharedRows[NodeId, _Watch] = SharedRows()
@@ -81,6 +83,7 @@ class Deadlines:
             due_ns, watch = heappop(self._heap)
             if self._due.get(watch) == due_ns:
                 self._is_due(watch, now)
+        self._gave_way_ns = NEVER
         self.plan(self._slices_due_ns)
         events, self._events = self._events, []
         return events
@@ -89,7 +92,7 @@ class Deadlines:
         """Note when the router has something else to do. It is kept here because :attr:`due_ns` is read with every
         reading, and a comparison there costs 5 % of it."""
         self._slices_due_ns = slices_due_ns
-        self.due_ns = min(self._heap[0][0] if self._heap else NEVER, slices_due_ns)
+        self.due_ns = min(self._heap[0][0] if self._heap else NEVER, slices_due_ns, self._gave_way_ns)
 
     def _is_due(self, watch: _Watch, now: int) -> None:
         number, origin, key = watch
@@ -115,6 +118,7 @@ class Deadlines:
     def _give_way(self, watch: _Watch, now: int) -> None:
         if watch[0] in self._subscriptions:
             self._report(watch)
+            self._gave_way_ns = min(self._gave_way_ns, now)
             self.due_ns = min(self.due_ns, now)
         else:
             self._end(watch)
