@@ -6,10 +6,12 @@ neighbour since it asked is not sent to it again.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
+from protocols.readings.matching import KeyPattern
 from protocols.readings.queueing import Queueing
 from protocols.readings.streams import Asked, Peer, Stream, expiry_utc_ns, one_hop_less
 
@@ -19,15 +21,34 @@ _BYTES_PER_STEP = 256
 """… and how many bytes of a larger one cost a step."""
 
 
+class Wanted(NamedTuple):
+    """What last values a neighbour wants: those of this node, and those of others."""
+
+    own: list[KeyPattern]
+    others: list[KeyPattern]
+
+
+def newly_wanted(before: Sequence[Asked], held: Sequence[Asked]) -> Wanted:
+    """The last values that were not asked for ``before`` and are now. Who asked for an expression without history, or
+    without hops, has not had all of its last values yet."""
+    had_own = {want.expression for _, want in before if want.history}
+    had_others = {want.expression for _, want in before if want.history and want.hops}
+    asked = [one for one in held if one.want.history]
+    return Wanted(
+        [pattern for pattern, want in asked if want.expression not in had_own],
+        [pattern for pattern, want in asked if want.hops and want.expression not in had_others],
+    )
+
+
 class _Question:
     """What one neighbour asked for, and how far the answer is."""
 
-    __slots__ = ("asked", "peer", "since_ns", "steps", "streams", "utc_less_now")
+    __slots__ = ("peer", "since_ns", "steps", "streams", "utc_less_now", "wanted")
 
-    def __init__(self, peer: Peer, asked: Sequence[Asked], streams: Iterator[Stream], now: int, utc_now: int) -> None:
-        self.peer, self.asked, self.streams, self.since_ns = peer, asked, streams, now
+    def __init__(self, peer: Peer, wanted: Wanted, streams: Iterator[Stream], now: int, utc_now: int) -> None:
+        self.peer, self.wanted, self.streams, self.since_ns = peer, wanted, streams, now
         self.utc_less_now = utc_now - now
-        self.steps = 1 + sum(pattern.steps for pattern, _ in asked)
+        self.steps = 1 + max(sum(pattern.steps for pattern in patterns) for patterns in wanted)
 
 
 class History:
@@ -42,13 +63,17 @@ class History:
     def __len__(self) -> int:
         return len(self._questions)
 
-    def ask(self, peer: Peer, asked: Sequence[Asked], streams: list[Stream], now: int, utc_now: int) -> None:
+    def ask(self, peer: Peer, wanted: Wanted, streams: list[Stream], now: int, utc_now: int) -> None:
         """Note that a neighbour asked for the last values of ``streams`` that match. What it asked before and did not
         get yet is asked anew."""
         before = self._questions.pop(peer.node, None)
         if before is not None:
-            asked = [*asked, *(one for one in before.asked if one not in asked and one in peer.asked)]
-        self._questions[peer.node] = _Question(peer, asked, iter(streams), now, utc_now)
+            held = {pattern for pattern, _ in peer.held}
+            wanted = Wanted(*(
+                list(dict.fromkeys([*new, *(pattern for pattern in old if pattern in held)]))
+                for new, old in zip(wanted, before.wanted, strict=True)
+            ))  # fmt: skip
+        self._questions[peer.node] = _Question(peer, wanted, iter(streams), now, utc_now)
         self.due_ns = now
 
     def forget(self, node: NodeId) -> None:
@@ -81,7 +106,7 @@ class History:
 
     def _answer(self, question: _Question, now: int) -> bool:
         """Send a slice. Returns whether that was all."""
-        peer, asked, since_ns = question.peer, question.asked, question.since_ns
+        peer, since_ns = question.peer, question.since_ns
         utc_now = now + question.utc_less_now
         left = limits.HISTORY_STEPS
         is_over = False
@@ -99,7 +124,8 @@ class History:
                 continue
             left -= question.steps
             chunks = stream.key.split("/")
-            if any((own or want.hops) and pattern.matches(stream.key, chunks) for pattern, want in asked):
+            patterns = question.wanted.own if own else question.wanted.others
+            if any(pattern.matches(stream.key, chunks) for pattern in patterns):
                 if not reading.lifespan_ms or utc_now < expiry_utc_ns(reading):
                     left -= _SENT_STEPS + stream.held_bytes // _BYTES_PER_STEP
                     self._queueing.put_past(peer, reading if own else one_hop_less(reading), now, utc_now)

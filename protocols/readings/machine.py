@@ -29,7 +29,7 @@ from protocols.links.queues import Drops, LaneQueue
 from protocols.readings.cache import SMALL, SMALL_SIZE
 from protocols.readings.events import DeadlineMissed, Delivery, Put, PutMany, ReadingRefused
 from protocols.readings.hearsay import Hearsay
-from protocols.readings.history import History
+from protocols.readings.history import History, newly_wanted
 from protocols.readings.interest import (
     Interests,
     add_subscriber,
@@ -208,10 +208,9 @@ class Router:
         if not share_wants(self._peers.values(), self._drops):
             return
         self._version += 1
-        old = {want.expression for _, want in before}
-        fresh = [one for one in peer.held if one.want.history and one.want.expression not in old]
-        if fresh:
-            self._history.ask(peer, fresh, self._table.all(), now, utc_now)
+        wanted = newly_wanted(before, peer.held)
+        if wanted.own or wanted.others:
+            self._history.ask(peer, wanted, self._table.all(), now, utc_now)
             self._history.serve(now)
             self._plan()
         if passed_on != peer.passed_on:

@@ -1,5 +1,7 @@
 """Who wants what, on whose behalf, and what is passed on: interest and hops."""
 
+from collections import Counter
+
 from protocols.access import AccessRule
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
@@ -51,6 +53,122 @@ def test_interest_gets_last_values_once_and_only_fresh_ones() -> None:
     bench.wants(A, Want("veh/me/x", 0, False, False))
     bench.wants(B, Want("veh/b/**"))
     assert bench.sent(A) == bench.sent(B) == []
+
+
+def test_interest_that_asks_for_more_of_an_expression_gets_the_last_values_that_it_has_not_had() -> None:
+    """A second program subscribes to the same expression with history, or further away. Until the next change, which
+    may be an hour away, it got nothing."""
+    bench = Bench(A, B)
+    bench.publish("veh/me/x", 1)
+    bench.accept(B, reading("veh/b/x", "b", hops=2))
+    bench.wants(A, Want("**", history=False))
+    assert bench.sent(A) == []
+    bench.wants(A, Want("**", history=False), Want("**"))
+    assert [one.key for one in bench.sent(A)] == ["veh/me/x"]
+    bench.wants(A, Want("**", hops=2))
+    assert [one.key for one in bench.sent(A)] == ["veh/b/x"], "the other one it has had"
+    bench.wants(A, Want("**"))
+    bench.wants(A, Want("**", 1_000), Want("**", history=False))
+    assert bench.sent(A) == []
+
+
+def test_interest_that_changes_while_its_history_is_sent_gets_the_rest_of_what_it_still_wants() -> None:
+    """Programs subscribe one after the other; what the first is waiting for must come although the second asks."""
+    bench = Bench(A)
+    for number in range(900):
+        for which in "xyz":
+            bench.publish(f"veh/me/{which}/{number}", number)
+    x, y, z = (Want(f"veh/me/{which}/*") for which in "xyz")
+    got = Counter[str]()
+    for wants in ((x, y), (x, z)):
+        bench.wants(A, *wants)
+        got.update(one.key for one in bench.sent(A))
+        assert len(bench.machine._history) == 1
+    while len(bench.machine._history):
+        bench.now = bench.machine.next_timer_at()
+        bench.machine.handle_timer(bench.now)
+        got.update(one.key for one in bench.sent(A))
+    of = Counter(key.split("/")[2] for key in got)
+    assert of["x"] == of["z"] == 900
+    assert of["y"] < 900, "it asks for that no more"
+
+
+def test_interests_that_wait_are_taken_by_turns_and_none_of_a_neighbour_that_left() -> None:
+    """Three neighbours change their minds all the time. The last thing that each said counts in the end."""
+    bench = Bench(A, B, c := NodeId("c"))
+    for number in range(limits.MAX_INTEREST_BURST + 3):
+        for node in (A, B, c):
+            bench.wants(node, Want(f"veh/me/{number}"))
+    bench.machine.remove_peer(c)
+    assert bench.publish(f"veh/me/{number}")[0].queued == 0
+    taken = []
+    while bench.machine.next_timer_at() < 10 * SECOND:
+        bench.now = bench.machine.next_timer_at()
+        bench.machine.handle_timer(bench.now)
+        taken.append(bench.publish(f"veh/me/{number}")[0].queued)
+    assert taken[:2] == [1, 2]
+    assert set(taken[1:]) == {2}
+    assert len(taken) < 5, "nothing is due for the one that left"
+    assert bench.dropped() == {(node, "interest_put_off"): 1 for node in (A, B, c)}
+
+
+def test_interest_that_waits_longer_than_planned_is_taken_when_its_neighbour_may_again() -> None:
+    """An Interest of another neighbour makes the timer come too early for this one."""
+    bench = Bench(A, B)
+    for number in range(limits.MAX_INTEREST_BURST + 1):
+        bench.wants(A, Want(f"veh/me/{number}"))
+    bench.now = SECOND // 2
+    for number in range(limits.MAX_INTEREST_BURST + 2):
+        bench.wants(B, Want(f"veh/me/{number}"))
+    bench.peers[A].interests.fine(3)
+    bench.peers[B].interests.fine(3)
+    for _ in range(20):
+        bench.now = bench.machine.next_timer_at()
+        bench.machine.handle_timer(bench.now)
+        if bench.now > 8 * SECOND:
+            break
+    assert bench.peers[A].put_off is bench.peers[B].put_off is None
+    assert bench.publish(f"veh/me/{limits.MAX_INTEREST_BURST}")[0].queued == 1
+    assert bench.publish(f"veh/me/{limits.MAX_INTEREST_BURST + 1}")[0].queued == 1
+
+
+def test_interest_that_goes_back_while_another_waits_is_what_counts() -> None:
+    """A program ends and begins again: in the end the neighbour wants what it wanted before."""
+    bench = Bench(A)
+    for number in range(limits.MAX_INTEREST_BURST):
+        bench.wants(A, Want(f"veh/me/{number}"))
+    last = f"veh/me/{limits.MAX_INTEREST_BURST - 1}"
+    bench.wants(A, Want("veh/me/other"))
+    bench.wants(A, Want(last))
+    while bench.machine.next_timer_at() < 10 * SECOND:
+        bench.now = bench.machine.next_timer_at()
+        bench.machine.handle_timer(bench.now)
+    assert bench.publish("veh/me/other")[0].queued == 0
+    assert bench.publish(last)[0].queued == 1
+
+
+def test_wants_of_two_neighbours_for_the_same_are_asked_for_once_and_as_far_as_the_further() -> None:
+    """Whoever asks for less must not shorten what another one gets."""
+    bench = Bench(A, B, c := NodeId("c"))
+    bench.wants(A, Want("veh/**", hops=4), Want("rsu/**", hops=2))
+    bench.wants(B, Want("veh/**", hops=2), Want("rsu/**", hops=3))
+    assert bench.machine.interest_for(c).wants == (Want("veh/**", hops=3), Want("rsu/**", hops=2))
+
+
+def test_subscription_with_a_rate_that_ended_leaves_the_others_of_its_stream_alone() -> None:
+    """Each has its own clock, and none gets what another one has ended."""
+    bench = Bench(A)
+    slow = Quality(min_interval_ns=SECOND)
+    bench.accept(A, reading())
+    first, second = (bench.machine.subscribe("veh/a/*", slow, 0)[0] for _ in range(2))
+    other, _ = bench.machine.subscribe("veh/b/*", slow, 0)
+    plain, _ = bench.machine.subscribe("veh/b/*", ALL, 0)
+    assert [numbers for numbers, _ in bench.accept(A, reading(sequence=2))] == [(first, second)]
+    for number in (first, other, plain):
+        bench.machine.unsubscribe(number)
+    assert bench.accept(A, reading(sequence=3)) == [], "the second one has had its reading of this second"
+    bench.now = SECOND
+    assert [numbers for numbers, _ in bench.accept(A, reading(sequence=4))] == [(second,)]
 
 
 def test_interest_for_a_neighbour_adds_up_wants_that_differ_only_in_hops() -> None:
