@@ -225,7 +225,8 @@ class Router:
         returns is the result of ``encode_alone``, so that a caller that keeps the reading need not encode it again.
 
         :raises NotPermitted: when the access table denies it. :raises ContextMissing: without where or when.
-        :raises ValueUnsupported: when ``value`` can't travel, or a number of its context is out of range (NaN is).
+        :raises ValueUnsupported: when ``value`` can't travel (with hops, whether or not a neighbour is there), or a
+            number of its context is out of range (NaN is).
         """
         if where is None:
             where = publication.where
@@ -237,7 +238,7 @@ class Router:
             publication.hops,
         )  # fmt: skip
         data = encode_alone(reading)
-        sent = data if not publication.hops or not stream.routes else self._authorship.sign(reading, data)
+        sent = data if not publication.hops else self._authorship.sign(reading, data, bool(stream.routes))
         kind = type(value)
         if kind not in IMMUTABLE:
             reading = decode_alone(data)
@@ -294,8 +295,9 @@ class Router:
             for sequence, (value, when) in enumerate(zip(values, whens, strict=True), first)
         ]
         parcels = parcels_of(readings)
-        if hops and stream.routes:
-            parcels = [(self._authorship.sign(parcel[-1], data), parcel) for data, parcel in parcels]
+        if hops:
+            is_wanted = bool(stream.routes)
+            parcels = [(self._authorship.sign(parcel[-1], data, is_wanted), parcel) for data, parcel in parcels]
         self._sequence = first + len(readings)
         kept = [reading for parcel in parcels for reading in parcel[1]]
         self._table.note(stream, kept[-1], 0, now)

@@ -1,12 +1,12 @@
 """How readings get into the queues of neighbours, except for the loop that ``Router.publish`` writes out itself.
 
-A reading that a neighbour does not get, because of its rate limit or because it is too large for a frame, is counted.
+A reading that a neighbour does not get, because of its rate limit or because its signature is not held, is counted.
+What was published fits a frame, with its signature if it has hops, so putting it into one again can't fail.
 """
 
 from typing import Final
 
 from protocols.base import limits
-from protocols.base.errors import ValueUnsupported
 from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
 from protocols.links.queues import Drops, LaneQueue
@@ -119,11 +119,7 @@ class Queueing:
 
     def _encoded_again(self, reading: Reading, peer: NodeId, now: int) -> bytes | None:
         """The frame of a reading that is already known. None: a neighbour can't get it, which is counted."""
-        try:
-            data = self._authorship.encoded(reading, now)
-        except ValueUnsupported:
-            self._drops.count(peer, reading.key, "too_large")
-            return None
+        data = self._authorship.encoded(reading, now)
         if data is None:
             self._drops.count(peer, reading.key, "unsigned")
         return data

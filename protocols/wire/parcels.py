@@ -157,12 +157,20 @@ def reading_statement(parcel: bytes | memoryview) -> bytes:
 
     :raises ValueUnsupported: when it is larger than ``MAX_SIGNED_PARCEL_BYTES``.
     """
+    check_signable(parcel)
+    return b"".join((_STATEMENT_DOMAIN, parcel))
+
+
+def check_signable(parcel: bytes | memoryview) -> None:
+    """Check that a parcel is small enough to be passed on.
+
+    :raises ValueUnsupported: when it is larger than ``MAX_SIGNED_PARCEL_BYTES``.
+    """
     if len(parcel) > limits.MAX_SIGNED_PARCEL_BYTES:
         raise ValueUnsupported(
             f"{len(parcel)} bytes are too large to be passed on, and {limits.MAX_SIGNED_PARCEL_BYTES} are allowed: "
             "split or shrink the value, or publish it without hops"
         )
-    return b"".join((_STATEMENT_DOMAIN, parcel))
 
 
 def decode_untrusted_parcel(signed: SignedReadings) -> tuple[Reading, ...]:

@@ -30,7 +30,13 @@ from protocols.links.queues import Drops
 from protocols.readings.events import ReadingRefused
 from protocols.readings.signing.held import Signed, SignedParcels
 from protocols.readings.signing.seal import Certified, ReadingSeal
-from protocols.wire.parcels import decode_untrusted_parcel, encode_alone, encode_signed, reading_statement
+from protocols.wire.parcels import (
+    check_signable,
+    decode_untrusted_parcel,
+    encode_alone,
+    encode_signed,
+    reading_statement,
+)
 from protocols.wire.readings import Reading, SignedReadings
 from protocols.wire.values import COMPOSITE, element_count
 
@@ -80,10 +86,11 @@ class Authorship:
         }  # fmt: skip
 
     # --- own readings ----------------------------------------------------------------------------------------------
-    def sign(self, newest: Reading, parcel: bytes) -> bytes:
+    def sign(self, newest: Reading, parcel: bytes, is_wanted: bool) -> bytes:
         """The frame that carries a parcel of this node, whose newest reading is ``newest``, to neighbours. Without a
-        seal it is the parcel itself. :raises ValueUnsupported: when it is too large."""
-        if self._seal is None:
+        seal, or if no neighbour wants it, it is the parcel itself. :raises ValueUnsupported: when it is too large."""
+        if self._seal is None or not is_wanted:
+            check_signable(parcel)
             return parcel
         certificate, signature = self._seal.sign(reading_statement(parcel))
         self._made += 1
