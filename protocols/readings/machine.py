@@ -455,6 +455,8 @@ class Router:
             decide_routes(stream, self._peers.values(), self._version, own=False)
         elif stream.routes_version < 0:
             self._drops.count(stream.origin, stream.key, "over_rate")
+        else:  # nobody empties the queues of neighbours that are gone
+            stream.routes = tuple(route for route in stream.routes if self._peers.get(route.peer.node) is route.peer)
 
     def wanted_by(self, expression: str) -> list[NodeId]:
         """Neighbours that want some key which ``expression`` matches."""
