@@ -43,9 +43,6 @@ class SignedParcels:
         self._rows: SharedRows[NodeId, tuple[str, str]] = SharedRows()
         self.evicted = 0
 
-    def __len__(self) -> int:
-        return len(self._parcels)
-
     @property
     def held_bytes(self) -> int:
         """What all parcels take in memory."""

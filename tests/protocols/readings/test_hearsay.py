@@ -3,9 +3,11 @@
 import pytest
 
 from protocols.base import limits
+from protocols.base.ids import Role
 from protocols.readings.quality import Quality
 from protocols.wire.readings import Want
 from tests.tools.readings_fixture import ALL, SECOND, A, B, Bench
+from tests.tools.signed_fixture import signed
 from tests.tools.strategies import reading
 
 FAR = Quality(hops=1)
@@ -151,3 +153,46 @@ def test_hearsay_with_a_lifespan_expires_as_other_readings_do() -> None:
     assert bench.accept(A, reading("veh/c/x", "c", lifespan_ms=100)) == []
     assert bench.accept(A, reading("veh/me/x", "me")) == []
     assert bench.dropped() == {(A, "expired"): 1, (A, "echo"): 1}
+
+
+def test_hearsay_of_several_readings_delivers_those_that_are_neither_old_nor_expired() -> None:
+    """They were signed together and come together. What was delivered before, or has become worthless on the way, is
+    dropped by itself."""
+    bench = Bench(A, B)
+    bench.machine.subscribe("**", FAR, 0)
+    one = reading("veh/c/x", "c", 1, hops=1)
+    assert bench.accept_signed(A, signed(one))
+    brief = [reading("veh/c/x", "c", sequence, hops=1, lifespan_ms=100) for sequence in (2, 3)]
+    late = [reading("veh/c/x", "c", sequence, hops=1, lifespan_ms=60_000) for sequence in (4, 5)]
+    bench.now = SECOND
+    delivered = bench.accept_signed(B, signed(one, *brief, *late))
+    assert [got.sequence for _, got in delivered] == [4, 5]
+    assert bench.dropped() == {(B, "stale"): 1, (B, "expired"): 2}
+
+
+def test_stream_whose_origin_may_not_publish_any_more_loses_its_place_and_last_value() -> None:
+    """A node that was issued again with another role must not be remembered in the old one."""
+    bench = Bench(A)
+    role = Role.RSU
+    bench.machine.subscribe("**", ALL, 0)
+    for sequence, delivered in ((1, 1), (2, 0)):
+        got = bench.machine.accept((reading("rsu/a/x", "a", sequence),), A, role, 0, bench.utc, 0)
+        assert len(got) == delivered
+        role = Role.VEHICLE
+        bench.machine.remove_peer(A)
+        bench.add(A)
+    assert bench.dropped() == {(A, "denied"): 1}
+    assert bench.machine.subscribe("**", ALL, 0)[1] == []
+    assert len(bench.machine._table) == 0
+
+
+def test_hearsay_is_watched_only_for_subscriptions_with_hops() -> None:
+    """A stream that is known by hearsay when the table is asked must not raise alarms for others."""
+    bench = Bench(A)
+    far, _ = bench.machine.subscribe("veh/c/*", Quality(hops=1, deadline_ns=SECOND), 0)
+    bench.machine.subscribe("veh/d/*", Quality(hops=1, deadline_ns=SECOND), 0)
+    bench.machine.subscribe("veh/c/*", Quality(deadline_ns=SECOND), 0)
+    bench.accept(A, reading("veh/c/x", "c"))
+    bench.now = SECOND
+    bench.machine.handle_timer(bench.now)
+    assert [event.subscription for event in bench.machine.events()] == [far]

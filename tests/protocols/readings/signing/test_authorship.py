@@ -6,18 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from protocols.access import DEFAULT_RULES, AccessTable
 from protocols.base import limits
 from protocols.base.errors import ValueUnsupported
 from protocols.base.ids import NodeId, Role
 from protocols.readings.events import ReadingRefused
+from protocols.readings.machine import Router
 from protocols.readings.publication import checked_publication
 from protocols.readings.quality import Quality
 from protocols.readings.signing.held import Signed, SignedParcels
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.parcels import encode_alone, encode_signed, reading_statement
 from protocols.wire.readings import EventTime, Readings, SignedReadings, Want
-from tests.tools.readings_fixture import ALL, SECOND, A, B, Bench
-from tests.tools.signed_fixture import certificate, certificate_id, signature, signed
+from tests.tools.readings_fixture import ALL, ME, SECOND, A, B, Bench
+from tests.tools.signed_fixture import certificate, certificate_id, reading_seal, signature, signed
 from tests.tools.strategies import HERE, HOW, MODEST, NOW_UTC_NS, reading
 
 FAR = "far"
@@ -332,6 +334,44 @@ def test_parcels_held_stay_within_their_bound_and_the_largest_holder_gives_way(
         assert table.of(one) in (signed_parcel, None)
     assert table.of(reading("veh/quiet/x", "quiet")) is not None
     assert table.of(reading("veh/quiet/x", "quiet", 2)) is None
+
+
+def test_parcels_beyond_the_bound_push_out_those_of_the_neighbour_that_sent_most() -> None:
+    """The last values that a quiet neighbour passed on can still be proven to late subscribers."""
+    table = SignedParcels(20_000)
+    quiet = reading("veh/quiet/x", "quiet")
+    table.keep(quiet, Signed(1, b"", b"", bytes(100), NodeId("quiet"), True))
+    for number in range(100):
+        one = reading(f"veh/loud/{number}", "loud")
+        table.keep(one, Signed(1, b"", b"", bytes(1_000), NodeId("loud"), True))
+        assert table.of(one) is not None
+        assert table.held_bytes <= 20_000
+    assert table.of(quiet) is not None
+    assert table.of(reading("veh/loud/0", "loud")) is None
+    assert table.evicted == 100 - (20_000 - 612) // 1_512
+
+
+def test_neighbours_that_come_and_go_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they may cost is kept when they leave, and a road-side unit meets thousands."""
+    monkeypatch.setattr(limits, "MAX_SIGNED_PAYERS", 3)
+    names = [NodeId(f"n{number}") for number in range(10)]
+    bench = listening(B, *names)
+    for sequence, name in enumerate(names):
+        assert bench.accept_signed(name, hazard(sequence))
+    assert len(bench.machine._authorship._payers) == 3
+
+
+def test_node_that_holds_no_certificates_believes_no_hearsay() -> None:
+    """A node without gossip can't prove anybody, and takes readings of its neighbours all the same."""
+    bench = listening()
+    bench.machine = Router(
+        ME, Role.VEHICLE, 1, AccessTable(DEFAULT_RULES), bench.drops, bench.touched, [], reading_seal(ME)
+    )  # fmt: skip
+    bench.add(A)
+    bench.machine.subscribe("**", BEYOND, 0)
+    assert bench.accept_signed(A, hazard()) == []
+    assert len(bench.accept(A, reading(hops=2))) == 1
+    assert bench.dropped() == {(A, "author_unknown"): 1}
 
 
 def test_reading_too_large_to_be_passed_on_is_refused_at_its_source_and_everywhere() -> None:
