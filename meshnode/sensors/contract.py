@@ -7,19 +7,21 @@ takes one sample after the other: it waits until ``Sample.due_s`` and then publi
 - a *live* driver blocks in its generator until it has measured, by :meth:`DriverContext.wait` or by a call that
   returns soon after :attr:`DriverContext.stopping` is set, and gives :meth:`DriverContext.elapsed_s` as due time.
 
-The sensor ends with its generator; a node that stops earlier closes it. A fault in the data is raised as
-:class:`ConfigError`, which ends this driver and nothing else.
+The sensor ends with its generator; a node that stops earlier closes it. One bad row, frame or vehicle is left out and
+reported by :meth:`DriverContext.skipped`. A fault that spoils all of the data is raised as :class:`ConfigError`, which
+ends this driver and nothing else.
 
 Another package offers a driver by an entry point of the group ``meshnode.sensors`` whose name is the driver's.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from protocols.base.ids import NodeId, Role
 from protocols.wire.readings import Position
@@ -27,6 +29,12 @@ from protocols.wire.tensors import Tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
+
+_TOLD_AT_ONCE: Final = 5
+"""Skipped samples that are logged one by one. A file may have a million bad rows."""
+_TOLD_EVERY_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,12 @@ class DriverContext:
     """Set when the node stops."""
     started_s: float = field(default_factory=time.monotonic)
     """An instant of ``time.monotonic``."""
+    sensor: str = ""
+    """The sensor's name in the configuration."""
+    samples_skipped: int = 0
+    """What :meth:`skipped` was told of. The node's statistics sum it as ``sensor_samples_skipped``."""
+    _told: int = 0
+    _told_s: float = 0.0
 
     def begin(self) -> None:
         """Let due times count from now. The node calls this before it takes the first sample."""
@@ -99,6 +113,17 @@ class DriverContext:
     def wait(self, until_s: float) -> bool:
         """Sleep until ``until_s`` seconds after the start. False: the node stops, so end the generator."""
         return not self.stopping.wait(max(0.0, until_s - self.elapsed_s()))
+
+    def skipped(self, why: str, count: int = 1) -> None:
+        """Report that ``count`` samples are left out: ``why`` names the file, the place in it, the value and the fault.
+
+        Each is counted. The first five are logged one by one, then one a minute.
+        """
+        self.samples_skipped += count
+        now_s = time.monotonic()
+        if self._told < _TOLD_AT_ONCE or now_s - self._told_s >= _TOLD_EVERY_S:
+            self._told, self._told_s = self._told + 1, now_s
+            _log.warning("sensor %s skipped %d so far: %s", self.sensor or "driver", self.samples_skipped, why)
 
 
 class SensorDriver(Protocol):

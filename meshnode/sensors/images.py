@@ -5,11 +5,14 @@ Options: ``folder`` or ``image`` (default: the street scene with a number plate 
 ``rate_hz``; ``loop``; ``model`` (name of a model that is given every frame) with ``preprocess`` (``plate``, or ``rgb``
 for ``uint8[1, height, width, 3]``), ``input`` (its name), ``side`` (pixels, of the plate detector) and ``budget_ms``.
 
+A picture is turned upright as its EXIF orientation says before anything else is done to it. Grey of 16 bits is scaled
+to 8 bits. A picture that can't be read is skipped and counted. The driver ends when none of them can be read.
+
 The value of a reading is small: which picture and what was done to it. The frame itself goes to the model only.
 Key: ``<prefix>/camera``; what the plate detector finds appears as ``<prefix>/plates``, in pixels of the picture.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -72,6 +75,7 @@ class ImageFolder:
         input_name: str = plate.INPUT,
         side: int = plate.DEFAULT_SIDE,
         budget_ms: int = 1_000,
+        skipped: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._prefix = prefix
         self._pictures = pictures
@@ -84,6 +88,7 @@ class ImageFolder:
         self._input_name = input_name
         self._side = side
         self._budget_ms = budget_ms
+        self._skipped = skipped
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], context: DriverContext) -> Self:
@@ -109,19 +114,31 @@ class ImageFolder:
             raise read.wrong("side", "give a multiple of 32") from error
         random = context.random if seed is None else Random(seed)
         return cls(
-            context.prefix, pictures, random, rate_hz, vary, loop, model, preprocess, input_name, side, budget_ms
-        )
+            context.prefix, pictures, random, rate_hz, vary, loop, model, preprocess, input_name, side, budget_ms,
+            context.skipped,
+        )  # fmt: skip
 
     def samples(self) -> Generator[Sample, None, None]:
-        """One sample per frame. :raises ConfigError: a file is not a picture; names the file."""
+        """One sample per frame. :raises ConfigError: no file is a picture; names the first."""
         frame = 0
         while True:
+            shown, fault = 0, None
             for path in self._pictures:
-                picture = _opened(path)
+                try:
+                    picture = _opened(path)
+                except ConfigError as error:
+                    if len(self._pictures) == 1:
+                        raise
+                    fault = fault or error
+                    self._skipped(str(error))
+                    continue
+                shown += 1
                 for _ in range(self._vary or 1):
                     variation = _Variation.drawn(self._random) if self._vary else _Variation()
                     yield self._sample(frame, path, picture, variation)
                     frame += 1
+            if fault is not None and not shown:
+                raise fault
             if not self._loop:
                 return
 
@@ -178,20 +195,29 @@ def _pictures(read: Options, folder: Path) -> list[Path]:
 
 
 def _opened(path: Path) -> "Image":
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ConfigError(
-                    f"picture {path} has {picture.width} x {picture.height} pixels, "
-                    f"more than {MAX_PIXELS}: scale it down"
-                )
-            return picture.convert("RGB")
+            if picture.width * picture.height <= MAX_PIXELS:
+                return _of_eight_bits(ImageOps.exif_transpose(picture)).convert("RGB")
+            claimed = f"{picture.width} x {picture.height} pixels"
     except UnidentifiedImageError as error:
         raise ConfigError(f"picture {path} is not a picture that can be read: remove or convert it") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Exception as error:  # Decoders of damaged pictures raise anything.
         raise ConfigError(f"picture {path} can't be read ({error}): it may be cut off, copy it again") from error
+    raise ConfigError(f"picture {path} has {claimed}, more than {MAX_PIXELS}: scale it down")
+
+
+def _of_eight_bits(picture: "Image") -> "Image":
+    """Grey of 16 bits (modes ``I;16`` and ``I``) with 65,535 as white. Pillow's own conversion clips it at 255."""
+    if not picture.mode.startswith("I"):
+        return picture
+    import numpy as np
+    from PIL import Image
+
+    grey = np.clip(np.asarray(picture, dtype=np.int32), 0, 65_535)
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
 
 
 def _shown(picture: "Image", variation: _Variation) -> "NDArray[Any]":

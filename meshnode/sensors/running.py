@@ -36,6 +36,7 @@ class RunningSensors(RunningPart):
             return {}
         return {
             "sensor_samples": sensing.samples,
+            "sensor_samples_skipped": sensing.skipped,
             "sensor_samples_without_position": sensing.without_position,
             "sensor_inferences_skipped": sensing.skipped_inferences,
         }

@@ -11,7 +11,7 @@ from meshnode.config.sections import PartSection
 
 
 class SensorSection(Section, frozen=True, kw_only=True):
-    """A source of readings. Keys other than `driver` go to the driver, which checks them."""
+    """A source of readings. Keys other than `driver` go to the driver: see [sensor drivers](sensors.md)."""
 
     free_keys: ClassVar[str | None] = "options"
 

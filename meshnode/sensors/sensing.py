@@ -32,12 +32,17 @@ class Sensing:
         """Samples that were not published because they came before the node's position was known."""
         self.failed: dict[str, str] = {}
         for name, section in sensors.items():
-            context = DriverContext(host.id, host.folder, Random(f"{host.id}/{name}"), host.role)
+            context = DriverContext(host.id, host.folder, Random(f"{host.id}/{name}"), host.role, sensor=name)
             driver = create_driver(section.driver, section.options, context)
             self._contexts.append(context)
             self._threads.append(
                 threading.Thread(target=self._run, args=(name, driver, context), name=f"sensor-{name}", daemon=True)
             )
+
+    @property
+    def skipped(self) -> int:
+        """Rows, frames and the like that drivers left out because they were bad."""
+        return sum(context.samples_skipped for context in self._contexts)
 
     def start(self) -> None:
         """Start the threads of the drivers."""
