@@ -18,9 +18,9 @@ from typing import Final, NamedTuple, Protocol, assert_never
 
 import numpy as np
 
+from meshnode.sumo.geodesy import Plane
 from protocols.base.limits import SECOND
 from sims.media.contract import Places
-from sims.roads.geodesy import Plane
 from sims.roads.traces import Sample, Span, Step, chosen, steps
 from sims.scenario.file import (
     Fixed,

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from meshnode.sumo.floating_car import MAX_VEHICLES, TraceInvalid, VehicleRow, located, rows
+from meshnode.sumo.geodesy import Plane
 from sims.errors import TraceError
-from sims.roads.geodesy import Plane
 from sims.scenario.schema import nearest, shown
 
 MAX_SPEED_MPS: Final = 100.0

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
+from meshnode.sumo.geodesy import Plane
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ModelUnknown
 from protocols.readings.publication import checked_publication
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.tensors import NamedTensor, tensor_of
-from sims.roads.geodesy import Plane
 from sims.scenario.file import Inference, Spread, Traffic
 from sims.virtual.node import SimNode
 from sims.world.authors import LIFETIME_S, SPREAD_KIND

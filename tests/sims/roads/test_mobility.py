@@ -15,10 +15,10 @@ import pytest
 from msgspec.structs import replace
 
 from meshnode.sumo.floating_car import MAX_MARKUP_BYTES
+from meshnode.sumo.geodesy import Plane
 from protocols.base.limits import MS, SECOND
 from sims.errors import TraceError
 from sims.media.contract import Places
-from sims.roads.geodesy import Plane
 from sims.roads.mobility import places
 from sims.scenario.file import (
     Fixed,
@@ -242,15 +242,6 @@ def test_standing_nodes_have_their_points() -> None:
     where.advance(5 * SECOND)
     assert spots(where) == [(1, 2), (3, 4)]
     assert where.present == [True, True]
-
-
-def test_plane_measures_metres_on_the_ellipsoid() -> None:
-    """A degree of latitude at 48° is 111.2 km, one of longitude 74.6 km (tables of WGS 84)."""
-    plane = Plane(48.0, 11.0)
-    assert plane.metres(49.0, 11.0)[1] == pytest.approx(111_200, abs=20)
-    assert plane.metres(48.0, 12.0)[0] == pytest.approx(74_628, abs=5)
-    assert plane.degrees(*plane.metres(48.1, 11.2)) == pytest.approx((48.1, 11.2))
-    assert Plane(0.0, 179.9).metres(0.0, -179.9)[0] == pytest.approx(22_264, abs=5)  # over the date line
 
 
 # --- traces ----------------------------------------------------------------------------------------------------------

@@ -18,10 +18,10 @@ from msgspec.structs import replace
 
 import sims.cli.main
 from benchmarks.simulator import Size, measure, missed
+from meshnode.sumo.geodesy import Plane
 from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.membership.events import NeighbourDead, NeighbourSuspected
-from sims.roads.geodesy import Plane
 from sims.runs.bundle import load as load_run
 from sims.runs.bundle import replay
 from sims.runs.run import Run, simulate

@@ -1,4 +1,4 @@
-"""Converts degrees to metres and back, on the plane that touches the ellipsoid at a scenario's origin.
+"""Converts degrees to metres and back, on the plane that touches the ellipsoid at an origin.
 
 Radii of curvature of WGS 84 after Snyder, Map Projections: A Working Manual (USGS Professional Paper 1395, 1987),
 equations 4-18 and 4-20. Within 20 km of the origin the error is below 0.2 % at latitudes up to 60°: a map of a town.
