@@ -26,6 +26,7 @@ from meshnode.http.running import RunningHttp
 from meshnode.identity import NodeIdentity
 from meshnode.inference.result import InferenceResult
 from meshnode.inference.running import RunningInference
+from meshnode.links.interfaces import AddressWatch
 from meshnode.links.transport import FailedLink
 from meshnode.part import Part
 from meshnode.readings.publisher import PublishedWatch, Publisher, not_open
@@ -73,7 +74,7 @@ class Node(Host):
         self.id, self.role, self.mesh = identity.peer.node, identity.peer.role, identity.peer.mesh
         self.position = config.node.position
         self.certificate_ends = identity.not_after
-        self.troubles = Troubles()
+        self.troubles, self.addresses = Troubles(), AddressWatch()
         self.port = 0
         self.loop = asyncio.get_running_loop()
         self._closing, self._closed = closing, False

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from meshnode.config.sections import NodeConfig
+from meshnode.discovery.running import AdvertListener, RunningDiscovery
 from meshnode.driver import Driver
 from meshnode.identity import NodeIdentity, load_identity
 from meshnode.identity.renewal import Renewal
@@ -22,9 +23,6 @@ from protocols.base.effects import Event
 from protocols.base.errors import ConfigError
 from protocols.base.ids import NodeId
 
-if TYPE_CHECKING:
-    from meshnode.links.mdns import Advert, Discovery
-
 _SWITCH_INTERVAL_S: Final = 0.0002
 """The interpreter's switch interval, which holds for the whole process. A thread of the application that only computes
 holds the interpreter this long before a thread with a reading gets it. Measured one way between two processes that both
@@ -32,7 +30,6 @@ have such a thread, the median is 5.3 ms at Python's default of 5 ms, 0.66 ms at
 0.1 ms publishing in a loop lost a sixth of its rate."""
 
 EventListener = Callable[[Event], None]
-AdvertListener = Callable[[NodeId], None]
 
 
 class ConfiguredNode:
@@ -84,6 +81,8 @@ class ConfiguredNode:
         closing.callback(node.end)
         for listener in self._listeners:
             node.on_event(listener)
+        for advert_listener in self._advert_listeners:
+            node.part(RunningDiscovery).on_advert(advert_listener)
         for part in node.parts:
             await part.prepare(closing)
         transport = self._transport(node)
@@ -94,9 +93,8 @@ class ConfiguredNode:
             await part.join(closing)
         renewal = asyncio.create_task(_renewal_of(node, transport).run(), name="renewal")
         closing.callback(renewal.cancel)
-        if config.discovery.mdns:
-            discovery = await asyncio.to_thread(self._discover, node)
-            closing.push_async_callback(asyncio.to_thread, discovery.close)
+        watch = asyncio.create_task(node.addresses.run(), name="addresses")
+        closing.callback(watch.cancel)
         for address in config.discovery.seeds:
             _hint(node, f"seed {address}", None, (address,))
         # After joining: loading takes seconds, and hazards of neighbours need not wait for it.
@@ -125,28 +123,6 @@ class ConfiguredNode:
         from meshnode.links.nng.library import open_transport  # libnng takes 0.1 s to load
 
         return open_transport(credentials, node.driver, node.mesh)
-
-    def _discover(self, node: Node) -> "Discovery":
-        from meshnode.links.mdns import open_discovery
-
-        def seen(advert: "Advert") -> None:
-            if advert.node == node.id:
-                host = advert.addresses[0].host if advert.addresses else "unknown"
-                node.driver.act(lambda engine, _: engine.membership.duplicate_hint(host))
-                return
-            _hint(node, advert.node, advert.node, advert.addresses)
-            for listener in self._advert_listeners:
-                listener(advert.node)
-
-        def gone(other: NodeId) -> None:
-            node.driver.act(lambda engine, _: engine.membership.withdraw(other))
-
-        discovery = open_discovery(
-            node.mesh, node.id, node.incarnation, node.port, self.config.listen.advertise or None,
-            self.config.discovery.interfaces, seen, gone,
-        )  # fmt: skip
-        discovery.announce()
-        return discovery
 
 
 def _hint(node: Node, name: str, other: NodeId | None, addresses: tuple[Address, ...]) -> None:

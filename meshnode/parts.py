@@ -7,6 +7,7 @@ installed changes nothing, and none can take the place of a part that is listed 
 
 from typing import TYPE_CHECKING, Final
 
+from meshnode.discovery.part import DISCOVERY
 from meshnode.gossip.part import GOSSIP
 from meshnode.http.part import HTTP
 from meshnode.inference.part import INFERENCE
@@ -23,7 +24,7 @@ GROUP: Final = "meshnode.parts"
 
 CAPABILITIES: Final = (RECORDS, INFERENCE, GOSSIP)
 """Capabilities in the order in which they open. Parts that are handed over follow them."""
-DOORS: Final = (HTTP, LOCAL, SENSORS)
+DOORS: Final = (DISCOVERY, HTTP, LOCAL, SENSORS)
 """Parts that use all others and open after them."""
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from meshnode.config.sections import NodeConfig
 from meshnode.driver import Driver
 from meshnode.identity import NodeIdentity
+from meshnode.links.interfaces import AddressWatch
 from meshnode.links.transport import CredentialFiles, FailedLink
 from meshnode.readings.publisher import PublishedWatch, Publisher
 from meshnode.readings.publishing import Publishing
@@ -69,6 +70,8 @@ class Host(Publishing[Publisher], Subscribing):
     port: int
     """TCP port of the inbox; 0 until it listens."""
     parts: "tuple[RunningPart, ...]"
+    addresses: AddressWatch
+    """Tells listeners which addresses this host has. It runs from ``serve`` on."""
     troubles: Troubles
     """What does not work now. A part that fails reports it there, so that the rest of the node goes on."""
 

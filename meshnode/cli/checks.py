@@ -65,6 +65,7 @@ def examine(config_path: Path, parts: Sequence[Part] = ()) -> Iterator[Finding]:
     if running is not None:
         yield Finding("ok", "node", f"{config.node.id} runs, up {running['uptime_s']:.0f} s")
         yield from _troubles(running)
+        yield from _announced(running)
         yield from _links(running)
     identity: PeerIdentity | None = None
     for finding, proven in _certificate(config):
@@ -73,7 +74,7 @@ def examine(config_path: Path, parts: Sequence[Part] = ()) -> Iterator[Finding]:
     yield from _clock(config)
     yield from _state(config, running)
     yield from _ports(config, running)
-    yield from _multicast(config)
+    yield from _multicast(config, running)
     yield from _models(config)
     yield from _sensors(config, config_path.parent, identity)
     if identity is not None:
@@ -99,6 +100,16 @@ def _troubles(running: dict[str, Any]) -> Iterator[Finding]:
     for trouble in running.get("troubles", []):  # a node of an older version does not tell
         named = f"{trouble['name']}: " if trouble["name"] else ""
         yield Finding("fail", trouble["part"], f"{named}{trouble['why']} (for {trouble['since_s']:.0f} s)")
+
+
+def _announced(running: dict[str, Any]) -> Iterator[Finding]:
+    """What the running node announces, and where."""
+    told = running.get("discovery")  # a node of an older version, or without mDNS, does not tell
+    if not told or any(trouble["part"] == "discovery" for trouble in running["troubles"]):
+        return
+    places = ", ".join(f"{place['name']} ({place['address']})" for place in told["interfaces"])
+    yield Finding("ok", "discovery", f"announces {', '.join(told['addresses'])} on {places}, last "
+                  f"{told['announced_s'] or 0:.0f} s ago; hears {len(told['heard'])} other nodes")  # fmt: skip
 
 
 def _links(running: dict[str, Any]) -> Iterator[Finding]:
@@ -212,7 +223,7 @@ def _ports(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Findi
             yield Finding("ok", check, f"{host} port {port} is free" if port else f"{host}, any free port")
 
 
-def _multicast(config: NodeConfig) -> Iterator[Finding]:
+def _multicast(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Finding]:
     if not config.discovery.mdns:
         status: Literal["ok", "warn"] = "ok" if config.discovery.seeds else "warn"
         hint = "" if config.discovery.seeds else ", but there are no seeds: only nodes that dial this one are found"
@@ -223,6 +234,7 @@ def _multicast(config: NodeConfig) -> Iterator[Finding]:
         yield Finding("warn", "multicast", "no interface with an IPv4 address is up: connect one, or set [discovery] "
                       "mdns = false and seeds")  # fmt: skip
         return
+    used = None if running is None or not running.get("discovery") else running["discovery"]["interfaces"]
     if (reason := mdns_port_shared()) is not None:
         yield Finding("fail", "multicast", f"UDP port 5353 can't be shared ({reason}): another mDNS program does "
                       "not share it: configure that program to share the port, or stop it")  # fmt: skip
@@ -231,6 +243,10 @@ def _multicast(config: NodeConfig) -> Iterator[Finding]:
     for name, address in addresses:
         reason = multicast_returns(address)
         worked += reason is None
+        if reason is None and used is not None and name not in {place["name"] for place in used}:
+            findings.append(Finding("warn", "multicast", f"{name} ({address}): sent and received, but the running node "
+                            "does not use it: see its log"))  # fmt: skip
+            continue
         if reason is None:
             findings.append(Finding("ok", "multicast", f"{name} ({address}): sent and received"))
         else:

@@ -120,7 +120,7 @@ class ListenSection(Section, frozen=True, kw_only=True):
         tuple[Announced, ...],
         Meta(
             max_length=limits.MAX_ADVERT_ADDRESSES,
-            description="IP addresses to announce to neighbours; empty: those of the host.",
+            description="IP addresses to announce to neighbours; empty: those that the host has at the time.",
         ),
     ] = ()
 
@@ -132,7 +132,11 @@ class DiscoverySection(Section, frozen=True, kw_only=True):
 
     mdns: Annotated[bool, Meta(description="Announce and listen by mDNS.")] = True
     interfaces: Annotated[
-        tuple[Interface, ...], Meta(description="IP addresses of the interfaces that mDNS uses; empty: all.")
+        tuple[Interface, ...],
+        Meta(
+            description="IP addresses of the interfaces that mDNS uses; empty: all. The node waits for those that the "
+            "host does not have yet."
+        ),
     ] = ()
     seeds: Annotated[
         tuple[Address, ...],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshnode.gossip.notary import Notary
 from meshnode.gossip.service import GossipService
+from meshnode.links.interfaces import HostAddress
 from meshnode.links.transport import CredentialFiles
 from meshnode.running import Host, HttpService, RunningPart
 from protocols.base.effects import Event
@@ -63,8 +64,14 @@ class RunningGossip(RunningPart):
         self._service = GossipService(self.host)
         await asyncio.to_thread(self._service.open)
         closing.push_async_callback(asyncio.to_thread, self._service.save)
+        self.host.addresses.listen(self._say)
         running = asyncio.create_task(self._service.run(), name="gossip")
         closing.callback(running.cancel)
+
+    def _say(self, held: Sequence[HostAddress], _: frozenset[int]) -> bool:
+        if self._service is not None:
+            self._service.say(held)
+        return True
 
     def renewed(self, credentials: CredentialFiles, ends: datetime) -> None:
         """Sign with the new certificate. With a new authority, keep only the entries that it vouches for."""

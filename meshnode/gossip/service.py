@@ -17,6 +17,7 @@ from typing import Final, Literal
 import msgspec
 
 from meshnode.identity.private_files import narrow, write_private
+from meshnode.links.interfaces import HostAddress, announced_addresses, host_addresses
 from meshnode.running import Host
 from protocols.base import limits
 from protocols.base.errors import MeshError, ValueUnsupported
@@ -59,10 +60,12 @@ class GossipService:
         self._ends, self._said = certificate_ends, b""
         self.say()
 
-    def say(self) -> None:
-        """Author the address entry, unless it would say the same as before."""
+    def say(self, held: Sequence[HostAddress] | None = None) -> None:
+        """Author the address entry, unless it would say the same as before. ``held``: the addresses of this host, if
+        they are known."""
+        held = host_addresses() if held is None else held
         host, listen, discovery = self._host, self._host.config.listen, self._host.config.discovery
-        hosts = own_hosts(listen.host, listen.advertise, discovery.interfaces)[: limits.MAX_ADVERT_ADDRESSES]
+        hosts = own_hosts(listen.host, listen.advertise, discovery.interfaces, held)[: limits.MAX_ADVERT_ADDRESSES]
         known = {name for part in host.parts for name in part.capabilities()}
         capabilities = sorted(known)[: limits.MAX_OFFERS]
         body = encode_address(InboxAddress(host.role.value, host.port, tuple(hosts), tuple(capabilities)))
@@ -132,7 +135,9 @@ def load(file: Path) -> list[Stored]:
     return [Stored(data, age_ns + passed_ns, source) for age_ns, source, data in entries]
 
 
-def own_hosts(listen: str, advertise: Sequence[str], interfaces: Sequence[str]) -> list[str]:
+def own_hosts(
+    listen: str, advertise: Sequence[str], interfaces: Sequence[str], held: Sequence[HostAddress]
+) -> list[str]:
     """The addresses of the inbox: those that are advertised, or the one that it listens on, or those of the host."""
     if advertise:
         return list(advertise)
@@ -141,6 +146,4 @@ def own_hosts(listen: str, advertise: Sequence[str], interfaces: Sequence[str]) 
             return [listen]
     except ValueError:  # a host name
         return [listen]
-    from meshnode.links.mdns import announced_addresses
-
-    return announced_addresses(None, interfaces)
+    return announced_addresses(None, interfaces, held)

@@ -9,7 +9,10 @@ Invariants:
 - a goodbye withdraws the life that it names, never a later one;
 - for as long as it runs, a node asks every ``ASK_AGAIN_S`` who is there, unless somebody else has just asked the same.
   RFC 6762 (section 5.2) wants the intervals to double, for networks whose hosts come and stay. Vehicles stay in range
-  for seconds, and did not hear what was announced or asked before they came.
+  for seconds, and did not hear what was announced or asked before they came;
+- it follows the interfaces of the host: an interface that comes, or that was away for a moment, is joined (anew) and
+  asked, and nobody counts as known there who was not heard since; what is announced are the addresses of now;
+- sockets, groups and addresses change on the loop of zeroconf alone, one change after the other.
 
 The adverts of a host that vanished stay for 20 minutes or more: adverts say where somebody may be, heartbeats say
 whether it is alive.
@@ -17,23 +20,23 @@ whether it is alive.
 
 import asyncio
 import contextlib
-import ipaddress
+import errno
 import logging
 import random
 import socket
+import struct
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 from zeroconf import (  # type: ignore[attr-defined]  # documented, though not in its __all__
     DNSOutgoing,
     DNSPointer,
     DNSQuestion,
     DNSQuestionType,
-    InterfaceChoice,
     IPVersion,
     ServiceBrowser,
     ServiceInfo,
@@ -43,17 +46,21 @@ from zeroconf import (  # type: ignore[attr-defined]  # documented, though not i
 )
 from zeroconf import Error as ZeroconfError
 
-from meshnode.links.transport import Address
-from protocols.base.errors import InvalidName, RemoteProtocolError, TransportError
-from protocols.base.ids import Incarnation, MeshName, NodeId, mesh_name, node_id
-from protocols.base.limits import MAX_ADVERT_ADDRESSES, MAX_ADVERTS
+from meshnode.links.adverts import MAJOR, Advert, OtherMesh, parse_untrusted_advert
+from meshnode.links.interfaces import (
+    EVERY_INTERFACE,
+    HostAddress,
+    announced_addresses,
+    host_addresses,
+    mdns_addresses,
+)
+from protocols.base.errors import RemoteProtocolError, TransportError
+from protocols.base.ids import Incarnation, MeshName, NodeId
+from protocols.base.limits import MAX_ADVERTS
 
 _log = logging.getLogger(__name__)
 
 SERVICE_TYPE = "_meshnode._tcp.local."
-_MAJOR = b"1"
-_MAX_TXT_VALUE_BYTES = 64
-_MAX_INCARNATION = 2**63 - 1
 _MAX_LABEL_CHARS = 63
 _MAX_RESOLVING = 32
 """Instances that are resolved at once. A name without records costs a stranger one packet and us the whole time-out."""
@@ -62,6 +69,9 @@ _START_S = 10.0
 ASK_AGAIN_S = 2.0
 """The time between questions, ± 10 %. Vehicles that meet at 2 × 30 m/s are in range of each other for about ten
 seconds."""
+_ANNOUNCE_AGAIN_AFTER_S = 2.0, 6.0, 14.0, 30.0, 62.0
+"""When the advert is sent again after a change (RFC 6762, section 8.3): a switch may swallow the first half minute of a
+new link."""
 _MAX_KNOWN_ANSWER_BYTES = 1_300
 """The size of the instances named in a question so that they don't answer: as many as fit into one datagram."""
 _RECORD_BYTES = 15
@@ -69,68 +79,21 @@ _RECORD_BYTES = 15
 _QUERY = 0x0000
 _PTR, _IN = 12, 1
 """DNS record type and class (RFC 1035)."""
+_GROUP = "224.0.0.251"
 
 
 @dataclass(frozen=True, slots=True)
-class Advert:
-    """An unproven statement about a node."""
+class DiscoveryView:
+    """What is announced where."""
 
-    node: NodeId
-    incarnation: Incarnation
-    addresses: tuple[Address, ...]
-
-
-class OtherMesh(RemoteProtocolError):
-    """An advert of another mesh, or of another major version, which does not concern us."""
-
-
-def parse_untrusted_advert(
-    properties: Mapping[bytes, bytes | None], addresses: Sequence[str], port: int | None, mesh: MeshName
-) -> Advert:
-    """An advert from the TXT properties, addresses and port of a service.
-
-    :raises OtherMesh: it is of another mesh or major version.
-    :raises RemoteProtocolError: it is not an advert for any other reason.
-    """
-    if (version := properties.get(b"v")) != _MAJOR:
-        raise OtherMesh(f"advert of major version {(version or b'')[:8]!r} ignored: this node speaks {_MAJOR!r}")
-    try:
-        if (found := mesh_name(_text(properties, b"m"))) != mesh:
-            raise OtherMesh(f"advert of mesh {found!r}, this is {mesh!r}: ignored")
-        node = node_id(_text(properties, b"n"))
-    except InvalidName as error:
-        raise RemoteProtocolError(f"advert ignored: {error}") from error
-    digits = _text(properties, b"i")
-    if not (digits.isascii() and digits.isdigit()) or int(digits) > _MAX_INCARNATION:
-        raise RemoteProtocolError(f"advert of {node!r} ignored: incarnation {digits[:24]!r} is not a number below 2^63")
-    if port is None or not 0 < port <= 65_535:
-        raise RemoteProtocolError(f"advert of {node!r} ignored: it has no valid port")
-    hosts = [host for text in addresses[: 4 * MAX_ADVERT_ADDRESSES] if (host := _host(text)) is not None]
-    usable = tuple(Address(host, port) for host in dict.fromkeys(hosts))[:MAX_ADVERT_ADDRESSES]
-    if not usable:
-        raise RemoteProtocolError(f"advert of {node!r} ignored: it has no address that can be dialled")
-    return Advert(node, Incarnation(int(digits)), usable)
-
-
-def _text(properties: Mapping[bytes, bytes | None], key: bytes) -> str:
-    value = properties.get(key)
-    if value is None:
-        raise RemoteProtocolError(f"advert ignored: it has no {key.decode()!r}")
-    if len(value) > _MAX_TXT_VALUE_BYTES:
-        raise RemoteProtocolError(f"advert ignored: its {key.decode()!r} is longer than {_MAX_TXT_VALUE_BYTES} bytes")
-    return value.decode("ascii", "replace")
-
-
-def _host(text: str) -> str | None:
-    """An address that can be dialled. None: no node can listen there, or it is an IPv6 address that needs an
-    interface."""
-    try:
-        ip = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    if ip.is_multicast or ip.is_unspecified or (ip.version == 6 and ip.is_link_local) or str(ip) == "255.255.255.255":
-        return None
-    return str(ip)
+    interfaces: tuple[HostAddress, ...]
+    """Where adverts are sent and heard."""
+    addresses: tuple[str, ...]
+    """What adverts say."""
+    announced_s: float | None
+    """The age of the last advert in seconds; None before the first one."""
+    heard: tuple[Advert, ...]
+    """The newest advert of each other node; nobody has proven them."""
 
 
 def open_discovery(
@@ -145,13 +108,14 @@ def open_discovery(
 ) -> "Discovery":
     """Start to listen for adverts of ``mesh`` on the interfaces with these addresses (none given: all that have IPv4).
 
-    ``addresses`` are announced for this node (None: those of the interfaces). Both callbacks run on threads of
+    Interfaces and addresses may come later: whoever learns of a change calls ``Discovery.follow``. ``addresses`` are
+    announced for this node (None: those of the interfaces). Both callbacks run on threads of
     the discovery, must be quick, and are not called after ``Discovery.close`` returned. An advert of our own id with
     another incarnation is reported too: somebody else uses our id.
 
     It blocks for some milliseconds; call it from a thread that runs no event loop.
 
-    :raises TransportError: no interface can be used for multicast.
+    :raises TransportError: the port of mDNS can't be used.
     """
     return Discovery(mesh, node, incarnation, port, addresses, interfaces, on_advert, on_withdrawn)
 
@@ -177,28 +141,37 @@ class Discovery:
         self._lock = threading.Lock()
         self._closed = False
         self._counts = {"adverts_received": 0, "adverts_foreign": 0, "adverts_invalid": 0, "adverts_unresolved": 0}
-        self._lives: dict[str, tuple[NodeId, Incarnation]] = {}
+        self._lives: dict[str, Advert] = {}
         self._resolving: set[str] = set()
         self._unresolved: dict[str, None] = {}
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
             raise TransportError("discovery can't start inside an event loop: use asyncio.to_thread")
-        held = {entry.address.partition("%")[0] for entries in psutil.net_if_addrs().values() for entry in entries}
-        if unknown := [address for address in interfaces if address not in held]:
-            raise TransportError(f"no interface of this host has the address {unknown[0]!r}: use one of its own")
-        choice = list(interfaces) or InterfaceChoice.All
         version = IPVersion.All if any(":" in address for address in interfaces) else IPVersion.V4Only
         try:
-            self._zeroconf = Zeroconf(interfaces=choice, ip_version=version)
+            self._zeroconf = Zeroconf(interfaces=[], ip_version=version)  # follow() adds them
         except (OSError, RuntimeError, ZeroconfError) as error:
             raise TransportError(
-                f"no multicast on {', '.join(interfaces) or 'any interface'} ({error}): "
-                "name the addresses of this host's interfaces, or list neighbours as seeds"
+                f"UDP port 5353 can't be used for mDNS ({error}): stop the program that does not share it, or set "
+                "[discovery] mdns = false and list neighbours as seeds"
             ) from error
-        self._service = _service(mesh, node, incarnation, port, announced_addresses(addresses, interfaces))
+        self._place = mesh, node, incarnation, port
+        self._advertise, self._chosen = tuple(addresses or ()), tuple(interfaces)
+        self._following = threading.Lock()
+        self._joined: dict[str, HostAddress] = {}
+        self._service: ServiceInfo | None = None
+        self._addresses: tuple[str, ...] = ()
+        self._announcing = False
+        self._announced_s: float | None = None
+        self._again_s: list[float] = []
+        self._anew = False
+        """Whether a change failed half-way, so that every interface has to be joined again."""
+        self._faded: frozenset[str] = frozenset()
+        self._known_since_ms = 0.0
         self._browser = ServiceBrowser(
             self._zeroconf, SERVICE_TYPE, handlers=[self._changed], question_type=DNSQuestionType.QM
         )
+        self.follow(host_addresses())
         self._asking = self._on_loop(self._ask_again())
 
     def announce(self) -> None:
@@ -207,11 +180,34 @@ class Discovery:
         :raises TransportError: it can't be sent.
         """
         try:
-            self._on_loop(self._zeroconf.async_register_service(self._service, cooperating_responders=True)).result(
-                _START_S
-            )
+            self._on_loop(self._announce()).result(_START_S)
         except (OSError, TimeoutError, ZeroconfError) as error:
             raise TransportError(f"the advert can't be sent ({error}): check multicast on this host") from error
+
+    def follow(self, held: Sequence[HostAddress], interrupted: frozenset[int] = frozenset()) -> bool:
+        """Work on the interfaces that this host has now, and announce its present addresses. ``interrupted``: indexes
+        of interfaces that were away for a moment. Returns whether all of them could be joined; call it again if not.
+        It blocks for up to a second when something has changed, and does nothing otherwise."""
+        with self._following:
+            if self._closed:
+                return True
+            wanted = {entry.address: entry for entry in mdns_addresses(held, self._chosen)}
+            told = tuple(announced_addresses(self._advertise, self._chosen, held))
+            following: Future[bool] = self._on_loop(self._follow(wanted, told, interrupted))
+            try:
+                return following.result(_START_S)
+            except (OSError, RuntimeError, TimeoutError, ZeroconfError) as error:
+                following.cancel()
+                _log.warning("multicast DNS can't follow the interfaces of this host (%r): it tries again", error)
+                return False
+
+    def view(self) -> DiscoveryView:
+        """What is announced where. Any thread may call it."""
+        at_s = self._announced_s
+        age_s = None if at_s is None else time.monotonic() - at_s
+        with self._lock:
+            heard = tuple(self._lives.values())
+        return DiscoveryView(tuple(self._joined.values()), self._addresses, age_s, heard)
 
     def statistics(self) -> dict[str, int]:
         """The number of adverts by what became of them."""
@@ -220,7 +216,7 @@ class Discovery:
 
     def close(self) -> None:
         """Say goodbye and stop, which takes up to half a second. Idempotent."""
-        with self._lock:
+        with self._following, self._lock:
             if self._closed:
                 return
             self._closed = True
@@ -233,23 +229,128 @@ class Discovery:
             raise TransportError("discovery has ended: open it again")
         return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
+    # --- on the loop of zeroconf -----------------------------------------------------------------------------------
+    async def _announce(self) -> None:
+        self._announcing = True
+        if self._service is None:
+            self._service = _service(*self._place, self._addresses)
+            await self._zeroconf.async_register_service(self._service, cooperating_responders=True)
+        else:
+            await self._zeroconf.async_update_service(self._service)
+        self._announced_now()
+
+    def _announced_now(self) -> None:
+        self._announced_s = now_s = time.monotonic()
+        self._again_s = [now_s + pause_s for pause_s in _ANNOUNCE_AGAIN_AFTER_S]
+
+    async def _follow(self, wanted: dict[str, HostAddress], told: tuple[str, ...], interrupted: frozenset[int]) -> bool:
+        zeroconf = self._zeroconf
+        anew, self._anew = self._anew or EVERY_INTERFACE in interrupted, True
+        stale = [
+            entry
+            for address, entry in self._joined.items()
+            if anew or wanted.get(address) != entry or entry.index in interrupted
+        ]
+        for entry in stale:
+            del self._joined[entry.address]
+            self._leave(entry)
+        if stale or anew:
+            await zeroconf.async_update_interfaces(list(self._joined))
+        moved = told != self._addresses
+        if moved:
+            self._addresses = told
+            if self._service is not None:
+                self._service = _service(*self._place, told)
+                zeroconf.registry.async_update(self._service)
+        fresh = wanted.keys() - self._joined.keys()
+        if fresh:
+            await self._join(wanted)
+        elif moved and self._service is not None:
+            await zeroconf.async_update_service(self._service)
+        if self._announcing and (fresh or moved):
+            self._announced_now()
+        if stale or fresh or moved:
+            places = [f"{entry.interface} ({address})" for address, entry in self._joined.items()]
+            _log.info("mDNS works on %s, announces %s", ", ".join(places) or "nothing", ", ".join(told) or "nothing")
+        self._anew = False
+        return self._joined.keys() == wanted.keys()
+
+    async def _join(self, wanted: dict[str, HostAddress]) -> None:
+        """Open what is wanted and not open yet, announce what is registered there, and ask who is there."""
+        self._known_since_ms = current_time_millis()
+        self._joined = dict(wanted)  # so that all of them are left if this fails half-way
+        joining = asyncio.ensure_future(self._zeroconf.async_update_interfaces(list(wanted)))
+        while not joining.done() and not self._open() >= wanted.keys():  # noqa: ASYNC110 -- nobody tells
+            await asyncio.sleep(0.01)
+        self._ask_who_is_there()  # now: joining ends once the last announcement was sent
+        await joining
+        still_open = self._open()
+        self._joined = {address: entry for address, entry in wanted.items() if address in still_open}
+
+    def _open(self) -> set[str]:
+        return {sender.interface_key[0] for sender in self._zeroconf.engine.senders}
+
+    def _leave(self, entry: HostAddress) -> None:
+        """Leave the group by the number of the interface. zeroconf leaves it by address, which fails for an address
+        that another interface has by now, and the kernel allows a socket only twenty groups."""
+        if ":" in entry.address:
+            return
+        request = socket.inet_aton(_GROUP) + struct.pack("=4xi", entry.index)
+        senders = {id(sender.transport) for sender in self._zeroconf.engine.senders}
+        for reader in self._zeroconf.engine.readers:
+            if id(reader.transport) not in senders:
+                try:
+                    reader.sock.setsockopt(socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, request)
+                except OSError as error:
+                    if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV, errno.EINVAL):
+                        raise
+
     async def _ask_again(self) -> None:
         while True:
             await asyncio.sleep(ASK_AGAIN_S * random.uniform(0.9, 1.1))
             try:
+                self._look_again()
                 self._ask_who_is_there()
+                self._announce_again()
             except Exception:  # noqa: BLE001 -- a network that is down for a while, and whatever a stranger sent
                 _log.debug("a question could not be asked", exc_info=True)
+
+    def _announce_again(self) -> None:
+        if self._service is not None and self._again_s and self._again_s[0] <= time.monotonic():
+            self._again_s.pop(0)
+            self._announced_s = time.monotonic()
+            self._zeroconf.async_send(self._zeroconf.generate_service_broadcast(self._service, None))
+
+    def _look_again(self) -> None:
+        """Tell of addresses that changed without notice. zeroconf gives none when an address ends, or when it comes
+        back before the cache has forgotten it. Whoever has no valid address any more has to tell it again."""
+        faded = set()
+        with self._lock:
+            lives = dict(self._lives)
+        for name, told in lives.items():
+            service = ServiceInfo(SERVICE_TYPE, name)
+            if not service.load_from_cache(self._zeroconf):
+                faded.add(name)
+                continue
+            advert = self._parsed(service)
+            with self._lock:
+                gone = self._lives.get(name) is not told
+            if advert is not None and not gone and set(advert.addresses) != set(told.addresses):
+                self._tell(name, advert)
+        self._faded = frozenset(faded)
 
     def _ask_who_is_there(self) -> None:
         now_ms = current_time_millis()
         records = self._zeroconf.cache.get_all_by_details(SERVICE_TYPE, _PTR, _IN)
         with self._lock:
-            unresolved = set(self._unresolved)
+            unknown = self._faded | self._unresolved.keys()
         known = [
             record
             for record in records
-            if isinstance(record, DNSPointer) and not record.is_stale(now_ms) and record.alias not in unresolved
+            if isinstance(record, DNSPointer)
+            and not record.is_stale(now_ms)
+            and record.created >= self._known_since_ms
+            and record.alias not in unknown
         ]
         question = DNSQuestion(SERVICE_TYPE, _PTR, _IN)
         history = self._zeroconf.question_history
@@ -318,23 +419,26 @@ class Discovery:
     def _seen(self, name: str, service: ServiceInfo) -> None:
         with self._lock:
             self._unresolved.pop(name, None)
+        advert = self._parsed(service)
+        if advert is not None and (advert.node, advert.incarnation) != self._own:
+            self._tell(name, advert)
+
+    def _parsed(self, service: ServiceInfo) -> Advert | None:
         try:
             addresses = service.parsed_addresses(IPVersion.All)
-            advert = parse_untrusted_advert(service.properties, addresses, service.port, self._mesh)
+            return parse_untrusted_advert(service.properties, addresses, service.port, self._mesh)
         except OtherMesh:
             self._count("adverts_foreign")
-            return
         except RemoteProtocolError as error:
             _log.debug("%s", error)
             self._count("adverts_invalid")
-            return
-        life = advert.node, advert.incarnation
-        if life == self._own:
-            return
+        return None
+
+    def _tell(self, name: str, advert: Advert) -> None:
         with self._lock:
             self._counts["adverts_received"] += 1
             self._lives.pop(name, None)
-            self._lives[name] = life
+            self._lives[name] = advert
             if len(self._lives) > MAX_ADVERTS:
                 del self._lives[next(iter(self._lives))]
             if self._closed:
@@ -345,36 +449,13 @@ class Discovery:
         with self._lock:
             self._unresolved.pop(name, None)
             life = self._lives.pop(name, None)
-            if life is None or self._closed or any(node == life[0] for node, _ in self._lives.values()):
+            if life is None or self._closed or any(life.node == other.node for other in self._lives.values()):
                 return
-        self._on_withdrawn(life[0])
+        self._on_withdrawn(life.node)
 
     def _count(self, counter: str) -> None:
         with self._lock:
             self._counts[counter] += 1
-
-
-def announced_addresses(addresses: Sequence[str] | None, interfaces: Sequence[str]) -> list[str]:
-    """The IP addresses that neighbours are told: ``addresses``, or those of ``interfaces``, or those of this host."""
-    if addresses:
-        chosen = list(addresses)
-    elif interfaces:
-        chosen = list(interfaces)
-    else:
-        chosen = _host_addresses()
-    return list(dict.fromkeys(chosen))[:MAX_ADVERT_ADDRESSES]
-
-
-def _host_addresses() -> list[str]:
-    """The IPv4 addresses of the interfaces that are up. Loopback counts only on a host that has nothing else."""
-    running = {name for name, state in psutil.net_if_stats().items() if state.isup}
-    every = [
-        entry.address
-        for name, entries in psutil.net_if_addrs().items()
-        for entry in entries
-        if name in running and entry.family == socket.AF_INET
-    ]
-    return [text for text in every if not ipaddress.ip_address(text).is_loopback] or every
 
 
 def _service(
@@ -387,6 +468,6 @@ def _service(
         f"{label}.{SERVICE_TYPE}",
         port=port,
         parsed_addresses=list(addresses),
-        properties={b"v": _MAJOR, b"m": mesh.encode(), b"n": node.encode(), b"i": str(incarnation).encode()},
+        properties={b"v": MAJOR, b"m": mesh.encode(), b"n": node.encode(), b"i": str(incarnation).encode()},
         server=f"{label}.local.",
     )

@@ -21,6 +21,7 @@ from meshnode.gossip.routes import entry_form, gossip_routes
 from meshnode.gossip.running import RunningGossip
 from meshnode.gossip.service import load, own_hosts
 from meshnode.identity import create_mesh, issue
+from meshnode.links.interfaces import HostAddress
 from protocols.base import limits
 from protocols.base.effects import Event
 from protocols.base.ids import MeshName, NodeId
@@ -142,11 +143,12 @@ def test_address_fits_an_entry_beside_the_largest_certificate(tmp_path: Path, na
 
 def test_hosts_told_are_those_that_neighbours_can_dial() -> None:
     """An address that leads nowhere helps nobody."""
-    assert own_hosts("0.0.0.0", ("192.0.2.7",), ()) == ["192.0.2.7"]
-    assert own_hosts("192.0.2.8", (), ()) == ["192.0.2.8"]
-    assert own_hosts("rsu-1.example", (), ()) == ["rsu-1.example"]
-    assert own_hosts("::", (), ("192.0.2.9",)) == ["192.0.2.9"]
-    assert own_hosts("0.0.0.0", (), ())
+    here = HostAddress("lo", 1, "127.0.0.1"), HostAddress("eth0", 2, "192.0.2.9"), HostAddress("eth0", 2, "2001:db8::9")
+    assert own_hosts("0.0.0.0", ("192.0.2.7",), (), here) == ["192.0.2.7"]
+    assert own_hosts("192.0.2.8", (), (), here) == ["192.0.2.8"]
+    assert own_hosts("rsu-1.example", (), (), here) == ["rsu-1.example"]
+    assert own_hosts("::", (), ("192.0.2.9", "192.0.2.10"), here) == ["192.0.2.9"], "the other one is not there yet"
+    assert own_hosts("0.0.0.0", (), (), here) == ["192.0.2.9"], "loopback leads to this host only"
 
 
 # --- nodes in this process -----------------------------------------------------------------------------------------

@@ -18,14 +18,8 @@ from hypothesis import strategies as st
 from zeroconf import DNSIncoming, DNSOutgoing, DNSRecord, IPVersion, ServiceInfo, Zeroconf  # type: ignore[attr-defined]
 
 from meshnode.links import mdns
-from meshnode.links.mdns import (
-    SERVICE_TYPE,
-    Advert,
-    Discovery,
-    OtherMesh,
-    open_discovery,
-    parse_untrusted_advert,
-)
+from meshnode.links.adverts import Advert, OtherMesh, parse_untrusted_advert
+from meshnode.links.mdns import SERVICE_TYPE, Discovery, open_discovery
 from meshnode.links.transport import Address
 from protocols.base.errors import RemoteProtocolError, TransportError
 from protocols.base.ids import Incarnation, MeshName, NodeId, mesh_name, node_id
@@ -320,10 +314,15 @@ def test_hostile_services_on_the_wire_are_counted_and_discovery_goes_on(finder: 
         attacker.close()
 
 
-def test_discovery_on_a_foreign_interface_names_it(mesh: MeshName) -> None:
-    """A typo in the configuration, or a cable that is not plugged in."""
-    with pytest.raises(TransportError, match=r"192\.0\.2\.77"):
-        open_discovery(mesh, node_id("a"), Incarnation(1), 1, None, ["192.0.2.77"], print, print)
+def test_discovery_waits_for_an_interface_that_is_not_there_yet(mesh: MeshName) -> None:
+    """A modem comes up after the node."""
+    discovery = open_discovery(mesh, node_id("a"), Incarnation(1), 1, None, ["192.0.2.77"], print, print)
+    try:
+        discovery.announce()
+        view = discovery.view()
+        assert (view.interfaces, view.addresses) == ((), ())
+    finally:
+        discovery.close()
 
 
 async def test_discovery_inside_an_event_loop_is_refused(mesh: MeshName) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from zeroconf import DNSAddress, DNSIncoming, DNSService, DNSText
 
-from meshnode.links.mdns import parse_untrusted_advert
+from meshnode.links.adverts import parse_untrusted_advert
 from protocols.base.ids import MeshName
 from sims.emulator.disks import RealDisk
 from sims.emulator.liar import advert

@@ -1,0 +1,171 @@
+"""A local network for real processes: one network namespace for each computer, joined by a bridge.
+
+Cables are veth pairs from a computer to the bridge, which is in a namespace of its own. They can be plugged in and out,
+switched off and on, and get any addresses while programs run. Nothing has a name under ``/run/netns``: a namespace
+lives as long as a descriptor or a process holds it, so nothing can be left behind.
+
+Programs start with a private ``/etc/hosts`` where that is asked for. It can be rewritten while they run.
+
+It needs Linux, root, and the programs ``ip``, ``nsenter``, ``unshare`` and ``setpriv``.
+"""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+_PROGRAMS: Final = ("ip", "nsenter", "unshare", "setpriv", "mount", "sh")
+_CLONE_NEWNET: Final = 0x40000000
+_BRIDGE: Final = "street"
+_COMMAND_S: Final = 20.0
+
+
+class LanFailed(Exception):
+    """The network can't be made, or a change of it failed; says what."""
+
+
+def why_not() -> str | None:
+    """Why this process can't make such a network; None: it can."""
+    if sys.platform != "linux":
+        return f"networks of namespaces need Linux, this is {sys.platform}"
+    if os.geteuid() != 0:
+        return "networks of namespaces need root"
+    if missing := [program for program in _PROGRAMS if shutil.which(program) is None]:
+        return f"networks of namespaces need the program {missing[0]}"
+    try:
+        with Lan() as lan:
+            lan.computer("probe").plug("eth0", "10.99.0.1/24")
+    except LanFailed as error:
+        return str(error)
+    return None
+
+
+class Lan:
+    """One bridge, and the computers at it. ``close`` gives up all that no process uses."""
+
+    def __init__(self) -> None:
+        """:raises LanFailed: this process may not make namespaces."""
+        self.computers: dict[str, Computer] = {}
+        self._ports = 0
+        self.namespace = _new_namespace()
+        try:
+            self.run(self.namespace, "link", "add", "name", _BRIDGE, "type", "bridge")
+            self.run(self.namespace, "link", "set", _BRIDGE, "up")
+        except LanFailed:
+            os.close(self.namespace)
+            raise
+
+    def computer(self, name: str, loopback: bool = True) -> "Computer":
+        """A new computer without a cable."""
+        made = self.computers[name] = Computer(self, name, _new_namespace())
+        if loopback:
+            self.run(made.namespace, "link", "set", "lo", "up")
+        return made
+
+    def cable(self, computer: "Computer", interface: str) -> None:
+        """A new cable from a computer to the bridge, not switched on at the computer's end."""
+        self._ports += 1
+        port, end = f"port{self._ports}", f"/proc/self/fd/{computer.namespace}"
+        self.run(
+            self.namespace, "link", "add", "name", port, "type", "veth", "peer", "name", interface, "netns", end,
+            inherited=(computer.namespace,),
+        )  # fmt: skip
+        self.run(self.namespace, "link", "set", port, "master", _BRIDGE, "up")
+
+    def run(self, namespace: int, *arguments: str, inherited: Sequence[int] = ()) -> None:
+        """Run ``ip`` in a namespace. :raises LanFailed: it says no."""
+        command = ["nsenter", f"--net=/proc/self/fd/{namespace}", "ip", *arguments]
+        done = subprocess.run(
+            command, pass_fds=(namespace, *inherited), capture_output=True, text=True, timeout=_COMMAND_S, check=False
+        )
+        if done.returncode:
+            raise LanFailed(f"'ip {' '.join(arguments)}' failed: {done.stderr.strip() or done.returncode}")
+
+    def close(self) -> None:
+        """Let the namespaces go. Idempotent."""
+        for namespace in (self.namespace, *(computer.namespace for computer in self.computers.values())):
+            with contextlib.suppress(OSError):
+                os.close(namespace)
+        self.computers.clear()
+        self.namespace = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Computer:
+    """One computer of a :class:`Lan`. Changes raise :class:`LanFailed` when ``ip`` says no."""
+
+    def __init__(self, lan: Lan, name: str, namespace: int) -> None:
+        self._lan, self.name, self.namespace = lan, name, namespace
+
+    def plug(self, interface: str, *addresses: str) -> None:
+        """Plug a cable in, and switch it on: a new interface with these addresses (``10.0.0.1/24``)."""
+        self._lan.cable(self, interface)
+        for address in addresses:
+            self.add(interface, address)
+        self.up(interface)
+
+    def unplug(self, interface: str) -> None:
+        """Remove an interface with its cable."""
+        self._ip("link", "del", "dev", interface)
+
+    def up(self, interface: str) -> None:
+        """Switch an interface on."""
+        self._ip("link", "set", "dev", interface, "up")
+
+    def down(self, interface: str) -> None:
+        """Switch an interface off. It keeps its IPv4 addresses."""
+        self._ip("link", "set", "dev", interface, "down")
+
+    def add(self, interface: str, address: str) -> None:
+        """Give an interface one more address."""
+        self._ip("address", "add", address, "broadcast", "+", "dev", interface)
+
+    def remove(self, interface: str, address: str) -> None:
+        """Take an address away."""
+        self._ip("address", "del", address, "dev", interface)
+
+    def _ip(self, *arguments: str) -> None:
+        self._lan.run(self.namespace, *arguments)
+
+    def start(self, command: Sequence[str], hosts: Path | None = None, **options: Any) -> "subprocess.Popen[str]":
+        """Start a program on this computer, bound to the life of this process. ``hosts``: its ``/etc/hosts``, which may
+        be rewritten in place later. ``options``: those of :class:`subprocess.Popen`."""
+        enter = ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net=/proc/self/fd/{self.namespace}"]
+        if hosts is not None:
+            script = 'mount --bind "$0" /etc/hosts && exec "$@"'
+            enter += ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(hosts)]
+        return subprocess.Popen([*enter, *command], pass_fds=(self.namespace,), text=True, **options)
+
+
+def _new_namespace() -> int:
+    """The descriptor of a new network namespace. A thread makes it, and ends in it."""
+    found: list[int | str] = []
+
+    def make() -> None:
+        library = ctypes.CDLL(None, use_errno=True)
+        if library.unshare(_CLONE_NEWNET):
+            found.append(os.strerror(ctypes.get_errno()))
+        else:
+            found.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    (made,) = found
+    if isinstance(made, str):
+        raise LanFailed(f"this process may not make a network namespace ({made}): it needs the capability SYS_ADMIN")
+    return made

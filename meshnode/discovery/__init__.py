@@ -1,0 +1,1 @@
+"""Finding neighbours on the local network, as a part of a node."""
