@@ -37,6 +37,7 @@ LONGEST_FIRST = (
     "sims/runs/test_sweep.py", "cloud_relay/test_relay_kill.py", "system/test_churn.py", "sims/report/test_report.py",
     "system/test_docs.py", "protocols/wire/test_codec.py", "protocols/membership/test_membership.py",
     "meshnode/links/test_link_trust.py", "meshnode/test_node_life.py", "system/test_fuzz.py",
+    "meshnode/sensors/test_sensing.py",
 )  # fmt: skip
 """Files that take more than about eight seconds: begun last, one of them would keep one worker busy and the others
 idle. Those that are not named here follow as they are found."""

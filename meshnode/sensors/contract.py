@@ -8,8 +8,8 @@ takes one sample after the other: it waits until ``Sample.due_s`` and then publi
   returns soon after :attr:`DriverContext.stopping` is set, and gives :meth:`DriverContext.elapsed_s` as due time.
 
 The sensor ends with its generator; a node that stops earlier closes it. One bad row, frame or vehicle is left out and
-reported by :meth:`DriverContext.skipped`. A fault that spoils all of the data is raised as :class:`ConfigError`, which
-ends this driver and nothing else.
+reported by :meth:`DriverContext.skipped`. A driver that raises anything has failed: the node tells why, builds it again
+after a while, and calls ``samples`` of the new one. Nothing else is disturbed.
 
 Another package offers a driver by an entry point of the group ``meshnode.sensors`` whose name is the driver's.
 """
@@ -78,7 +78,7 @@ class Sample:
 
 @dataclass(slots=True)
 class DriverContext:
-    """What a driver knows about its node. Each driver has one of its own, and only :meth:`begin` changes it."""
+    """What a driver knows about its node. Each sensor has one of its own, and only :meth:`begin` changes it."""
 
     node_id: NodeId
     folder: Path
@@ -133,8 +133,10 @@ class SensorDriver(Protocol):
     def from_options(cls, options: Mapping[str, Any], context: DriverContext) -> Self:
         """Build it from the options in the node's configuration, without opening anything yet.
 
-        :raises ConfigError: an option is unknown, missing or wrong, or a file that it names is; the message says which,
-            and what to do.
+        :raises ConfigError: an option is unknown, missing or wrong; the message says which, and what to do. It keeps
+            the node from starting.
+        :raises SourceUnavailable: what an option names can't be used now, such as a file or a device. The node tries
+            again. Every other error counts as this one.
         """
 
     def samples(self) -> Generator[Sample, None, None]:

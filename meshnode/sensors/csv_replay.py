@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn, Self, TextIO
 
 from meshnode.sensors.contract import DriverContext, Sample
 from meshnode.sensors.options import Options
-from protocols.base.errors import ConfigError, InvalidKey
+from protocols.base.errors import ConfigError, InvalidKey, SourceUnavailable
 from protocols.base.keys import checked_key
 from protocols.base.limits import MAX_LIFESPAN_MS, MAX_TEXT_CHARS
 from protocols.wire.readings import Position
@@ -156,7 +156,7 @@ class CsvReplay:
         except csv.Error as error:
             self._fail(f"the row is malformed ({error}): check its quotes", error)
         except OSError as error:
-            raise ConfigError(f"file {self._path} can't be read: {error.strerror or error}") from error
+            raise SourceUnavailable(f"file {self._path} can't be read: {error.strerror or error}") from error
 
     def _lines(self, file: TextIO) -> Iterator[str]:
         while line := file.readline(MAX_LINE_CHARS + 1):
@@ -181,7 +181,7 @@ class CsvReplay:
                 self._fail(f"column {name!r} appears twice: remove one")
 
     def _fail(self, fault: str, cause: Exception | None = None) -> NoReturn:
-        raise ConfigError(f"file {self._path}, line {self._line}: {fault}") from cause
+        raise SourceUnavailable(f"file {self._path}, line {self._line}: {fault}") from cause
 
 
 def _value(text: str) -> Any:

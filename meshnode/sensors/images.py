@@ -186,9 +186,9 @@ def _pictures(read: Options, folder: Path) -> list[Path]:
     try:
         found = sorted(path for path in directory.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     except OSError as error:
-        raise read.wrong("folder", f"it can't be listed ({error.strerror})") from error
+        raise read.absent("folder", f"it can't be listed ({error.strerror})") from error
     if not 1 <= len(found) <= MAX_PICTURES:
-        raise read.wrong(
+        raise read.absent(
             "folder", f"it has {len(found)} pictures ({' '.join(sorted(SUFFIXES))}): put 1 to {MAX_PICTURES} there"
         )
     return found

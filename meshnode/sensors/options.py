@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from protocols.base.errors import ConfigError
+from protocols.base.errors import ConfigError, SourceUnavailable
 
 _SHOWN_CHARS = 60
 
@@ -66,14 +66,14 @@ class Options:
         """An existing file; a relative path starts at ``folder``."""
         path = self._path(name, folder, default)
         if not path.is_file():
-            raise self.wrong(name, f"there is no file {path}")
+            raise self.absent(name, f"there is no file {path}")
         return path
 
     def directory(self, name: str, folder: Path, default: Path) -> Path:
         """An existing folder; a relative path starts at ``folder``."""
         path = self._path(name, folder, default)
         if not path.is_dir():
-            raise self.wrong(name, f"there is no folder {path}")
+            raise self.absent(name, f"there is no folder {path}")
         return path
 
     def finish(self) -> None:
@@ -87,9 +87,16 @@ class Options:
 
     def wrong(self, name: str, way_out: str) -> ConfigError:
         """The error to raise for an option whose value can't be used."""
+        return ConfigError(self._about(name, way_out))
+
+    def absent(self, name: str, way_out: str) -> SourceUnavailable:
+        """The error to raise for an option that names something that can't be used now, and may be later."""
+        return SourceUnavailable(self._about(name, way_out))
+
+    def _about(self, name: str, way_out: str) -> str:
         shown = repr(self._options.get(name))
         shown = shown if len(shown) <= _SHOWN_CHARS else shown[:_SHOWN_CHARS] + "…"
-        return ConfigError(f"sensor driver {self._driver!r}: option {name!r} is {shown}: {way_out}")
+        return f"sensor driver {self._driver!r}: option {name!r} is {shown}: {way_out}"
 
     def _path(self, name: str, folder: Path, default: Path) -> Path:
         text = self.text(name, str(default))

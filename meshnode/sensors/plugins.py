@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.sensors.contract import DriverContext, SensorDriver
-from protocols.base.errors import ConfigError
+from protocols.base.errors import ConfigError, MeshError, SourceUnavailable
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -54,8 +54,18 @@ def driver_named(name: str) -> type[SensorDriver]:
 
 
 def create_driver(name: str, options: Mapping[str, Any], context: DriverContext) -> SensorDriver:
-    """A driver ready to give samples. :raises ConfigError: there is none of that name, or an option is wrong."""
-    return driver_named(name).from_options(options, context)
+    """A driver ready to give samples.
+
+    :raises ConfigError: there is none of that name, or an option is wrong; as a :class:`SourceUnavailable`, what an
+        option names can't be used now.
+    """
+    driver = driver_named(name)
+    try:
+        return driver.from_options(options, context)
+    except MeshError:
+        raise
+    except Exception as error:  # a foreign driver may raise anything, such as the error of a device
+        raise SourceUnavailable(f"sensor driver {name!r} could not begin: {error!r}") from error
 
 
 def _loaded(point: "EntryPoint") -> type[SensorDriver]:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meshnode.running import Host, RunningPart
 from meshnode.sensors.section import SensorsSection
@@ -25,18 +25,14 @@ class RunningSensors(RunningPart):
         if sensors:
             from meshnode.sensors.sensing import Sensing
 
-            self._sensing = Sensing(self.host, sensors)
+            self._sensing = await asyncio.to_thread(Sensing, self.host, sensors)  # a driver may read a whole trace
             self._sensing.start()
             closing.push_async_callback(asyncio.to_thread, self._sensing.close)
 
     def statistics(self) -> Mapping[str, int]:
         """Counts of samples and of what happened to them."""
-        sensing = self._sensing
-        if sensing is None:
-            return {}
-        return {
-            "sensor_samples": sensing.samples,
-            "sensor_samples_skipped": sensing.skipped,
-            "sensor_samples_without_position": sensing.without_position,
-            "sensor_inferences_skipped": sensing.skipped_inferences,
-        }
+        return {} if self._sensing is None else self._sensing.statistics()
+
+    def node_view(self) -> Mapping[str, Any]:
+        """``sensors``: what each of them does."""
+        return {"sensors": [] if self._sensing is None else [sensor.view() for sensor in self._sensing.sensors]}

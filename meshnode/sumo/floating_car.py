@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, NoReturn
 from xml.parsers import expat
 
-from protocols.base.errors import ConfigError
+from protocols.base.errors import SourceUnavailable
 
 MAX_MARKUP_BYTES: Final = 256 * 1024
 MAX_VEHICLES: Final = 100_000
@@ -30,7 +30,7 @@ _PIECE_BYTES: Final = 64 * 1024
 _MAX_SHOWN_CHARS: Final = 40
 
 
-class TraceInvalid(ConfigError):
+class TraceInvalid(SourceUnavailable):
     """A file of floating-car data can't be read, is cut off or is malformed; names file, line and column."""
 
 

@@ -12,6 +12,7 @@
     │   └── UnknownFrame          a frame type of a newer minor version: counted and skipped
     ├── TransportError            a link or a listener failed, or its credentials did
     ├── ConfigError               a configuration is wrong; names file, key and value
+    │   └── SourceUnavailable     what it names can't be used now: a file, a folder, a device
     ├── IdentityError             a certificate, a key or an authority can't be used
     ├── InferenceError            a request for inference was not answered
     │   ├── ModelUnknown          no node within reach has that model
@@ -75,6 +76,11 @@ class TransportError(MeshError):
 
 class ConfigError(MeshError):
     """A configuration is wrong; the message names file, key and value."""
+
+
+class SourceUnavailable(ConfigError):
+    """The configuration may be right, and what it names can't be used now: a file, a folder, a device. Trying again
+    later may help."""
 
 
 class IdentityError(MeshError):

@@ -5,6 +5,7 @@ import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,13 @@ def meshnode(
         [sys.executable, "-m", "meshnode.cli", *map(str, arguments)],
         env=environment(), cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False,
     )  # fmt: skip
+
+
+def free_port() -> int:
+    """A port that nobody uses now, for a configuration that has to name one."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        return int(reserved.getsockname()[1])
 
 
 def prepare(folder: Path, node: str, role: str, tables: str = "", seeds: tuple[int, ...] = ()) -> Path:
