@@ -29,6 +29,7 @@ from meshnode.links.transport import CredentialFiles
 from protocols.base import limits
 from protocols.base.errors import RemoteProtocolError
 from protocols.base.ids import SERVER_NAME, Lane, MeshName
+from protocols.base.sequences import first_sequence
 from protocols.wire.codec import decode_untrusted_node_frame, encode, encode_frame
 from protocols.wire.entries import encode_entry, entry_statement
 from protocols.wire.gossip import Carried, Entry, GossipDigest, GossipEntries, GossipHave, GossipPull
@@ -183,7 +184,7 @@ def _signed(insider: Insider, parcel: bytes, hops: int) -> bytes:
 def _hearsay(insider: Insider) -> Iterator[bytes]:
     """Readings in the name of direct neighbours, whose sequences are far ahead: plain, and signed by the insider."""
     for number in itertools.count(1):
-        sequence, hops = (int(time.time()) << 32) + (number << 20), number % (limits.MAX_HOPS + 1)
+        sequence, hops = first_sequence(int(time.time())) + (number << 20), number % (limits.MAX_HOPS + 1)
         victims = [(node, f"veh/{node}/hazard") for node in insider.target.honest]
         yield _plain(*(_reading(*victim, sequence, hops) for victim in (victims * 10)))
         yield _signed(insider, _plain(_reading(*victims[number % len(victims)], sequence, hops)), hops)

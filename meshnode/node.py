@@ -230,6 +230,10 @@ class Node(Host):
             subscription.deadlines_missed += 1
 
     # --- for operators ---------------------------------------------------------------------------------------------
+    def next_sequence(self) -> int:
+        """The sequence of the next reading that this node publishes."""
+        return self.driver.look(lambda engine, _: engine.readings.next_sequence)
+
     def statistics(self) -> dict[str, int]:
         """Counters by name; they only grow, except those that a part declares as gauges."""
         counters = self.driver.statistics()

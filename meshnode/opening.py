@@ -13,6 +13,7 @@ from meshnode.discovery.running import AdvertListener, RunningDiscovery
 from meshnode.driver import Driver
 from meshnode.identity import NodeIdentity, load_identity
 from meshnode.identity.renewal import Renewal
+from meshnode.identity.reservation import Reservation
 from meshnode.identity.state import StateFolder
 from meshnode.links.transport import Address, CredentialFiles, Transport
 from meshnode.loading import load, parts_of
@@ -91,10 +92,10 @@ class ConfiguredNode:
         closing.push_async_callback(asyncio.to_thread, node.driver.close, "leaving")
         for part in node.parts:
             await part.join(closing)
-        renewal = asyncio.create_task(_renewal_of(node, transport).run(), name="renewal")
-        closing.callback(renewal.cancel)
-        watch = asyncio.create_task(node.addresses.run(), name="addresses")
-        closing.callback(watch.cancel)
+        watches = _renewal_of(node, transport), Reservation(state, node.next_sequence, node.troubles), node.addresses
+        for watch in watches:
+            task = asyncio.create_task(watch.run(), name=type(watch).__name__.lower())
+            closing.callback(task.cancel)
         for address in config.discovery.seeds:
             _hint(node, f"seed {address}", None, (address,))
         # After joining: loading takes seconds, and hazards of neighbours need not wait for it.

@@ -70,7 +70,7 @@ class Engine:
         )  # fmt: skip
         self.gossip = Gossip(settings.node, settings.incarnation, settings.seal, settings.gossip, random)
         self.readings = Router(
-            settings.node, settings.role, settings.incarnation << 32, access, self.drops, self.lanes.touched,
+            settings.node, settings.role, settings.first_sequence, access, self.drops, self.lanes.touched,
             self.lanes.wanted, settings.reading_seal, self.gossip.certificate_of,
         )  # fmt: skip
         self.inference = Inference(settings.node, access, self.membership.reachable, self.drops)
@@ -185,8 +185,8 @@ class Engine:
             return
         if node in self._lives.present:
             self._gone(node, "restarted", now)
-        if self._lives.begin(node, incarnation, neighbour.role):
-            self.readings.forget_origin(node)
+        if (other_life := self._lives.begin(node, incarnation, neighbour.role)) is not None:
+            self.readings.forget_origin(node, other_life)
         self._link(node)
         queues = self.lanes.queues_of(node)
         self.readings.add_peer(Peer(node, neighbour.role, queues.realtime, queues.bulk, now))
@@ -248,6 +248,7 @@ class Engine:
             for queue in self._heartbeats.touched:
                 self.lanes.touch(queue)
             self._heartbeats.touched.clear()
+        self.readings.next_sequence = max(self.readings.next_sequence, self.gossip.own.first_sequence)
         if self._heartbeats.flooding:
             self.membership.refusals.end_floods(self._heartbeats.flooding, now)
         if self.readings.interest_changed:
@@ -337,10 +338,8 @@ class Engine:
 
     def statistics(self) -> dict[str, int]:
         """Counters by name, where those of a machine begin with its name. They only grow, except gauges of parts."""
-        counters = {
-            "frames_received": self._frames_received, "frames_undeliverable": self._frames_undeliverable,
-            **self.membership.counters(),
-        }  # fmt: skip
+        counters = {"frames_received": self._frames_received, "frames_undeliverable": self._frames_undeliverable,
+                    **self.membership.counters()}  # fmt: skip
         for name, counts in (
             (self.readings.name, self.readings.counters()),
             *((machine.name, machine.counters()) for machine in self._machines),

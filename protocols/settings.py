@@ -5,6 +5,7 @@ from msgspec import Struct
 from protocols.access import DEFAULT_RULES, AccessRule
 from protocols.base import limits
 from protocols.base.ids import Incarnation, MeshName, NodeId, Role
+from protocols.base.sequences import first_sequence
 from protocols.gossip.entries import Seal
 from protocols.gossip.settings import GossipSettings
 from protocols.membership.settings import MembershipSettings
@@ -30,3 +31,8 @@ class NodeSettings(Struct, frozen=True):
     reading_seal: ReadingSeal | None = None
     """How readings that may be passed on are signed and checked. None: nobody passes this node's readings on, and it
     passes on none."""
+
+    @property
+    def first_sequence(self) -> int:
+        """The sequence of the first reading of this life."""
+        return first_sequence(self.incarnation)

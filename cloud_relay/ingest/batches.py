@@ -16,6 +16,7 @@ from protocols.access import AccessTable
 from protocols.base.errors import RemoteProtocolError, StorageError
 from protocols.base.ids import PeerIdentity, Role
 from protocols.base.limits import MAX_TEXT_CHARS
+from protocols.base.sequences import MAX_INCARNATION
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.membership import MAJOR
 from protocols.wire.parcels import decode_untrusted_record
@@ -67,6 +68,10 @@ class Ingest:
         batch = decode_untrusted_batch(data)
         if batch.node != peer.node:
             return RelayRefusal("identity", f"a batch of {batch.node} came with the certificate of {peer.node}")
+        if batch.incarnation > MAX_INCARNATION:
+            return RelayRefusal(
+                "incarnation", f"incarnation out of range: {batch.incarnation} is above {MAX_INCARNATION}"
+            )  # fmt: skip
         return self._store.submit(storable(batch, peer, self._access)).result(COMMIT_TIMEOUT_S)
 
 
@@ -78,8 +83,8 @@ def decode_untrusted_batch(data: bytes) -> Batch:
     batch = decode_untrusted_relay_frame(data)
     if isinstance(batch, Acknowledgement | RelayRefusal):
         raise RemoteProtocolError("a relay takes batches only")
-    if batch.next_sequence > MAX_INTEGER or batch.incarnation > MAX_INTEGER:
-        raise RemoteProtocolError("a sequence or incarnation has more than 63 bits")
+    if batch.next_sequence > MAX_INTEGER:
+        raise RemoteProtocolError("a sequence has more than 63 bits")
     if batch.fates and batch.fates[-1].last >= batch.next_sequence:
         raise RemoteProtocolError("a fate is about records that were not issued yet")
     if batch.records and batch.records[-1].sequence >= batch.next_sequence:

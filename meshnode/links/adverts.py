@@ -9,10 +9,10 @@ from meshnode.links.transport import Address
 from protocols.base.errors import InvalidName, RemoteProtocolError
 from protocols.base.ids import Incarnation, MeshName, NodeId, mesh_name, node_id
 from protocols.base.limits import MAX_ADVERT_ADDRESSES
+from protocols.base.sequences import MAX_INCARNATION
 
 MAJOR: Final = b"1"
 _MAX_TXT_VALUE_BYTES: Final = 64
-_MAX_INCARNATION: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,12 @@ def parse_untrusted_advert(
     except InvalidName as error:
         raise RemoteProtocolError(f"advert ignored: {error}") from error
     digits = _text(properties, b"i")
-    if not (digits.isascii() and digits.isdigit()) or int(digits) > _MAX_INCARNATION:
-        raise RemoteProtocolError(f"advert of {node!r} ignored: incarnation {digits[:24]!r} is not a number below 2^63")
+    if not (digits.isascii() and digits.isdigit()):
+        raise RemoteProtocolError(f"advert of {node!r} ignored: incarnation {digits[:24]!r} is not a number")
+    if int(digits) > MAX_INCARNATION:
+        raise RemoteProtocolError(
+            f"advert of {node!r} ignored: incarnation out of range: {digits[:24]} is above {MAX_INCARNATION}"
+        )
     if port is None or not 0 < port <= 65_535:
         raise RemoteProtocolError(f"advert of {node!r} ignored: it has no valid port")
     hosts = [host for text in addresses[: 4 * MAX_ADVERT_ADDRESSES] if (host := _host(text)) is not None]

@@ -5,15 +5,13 @@ from typing import Final, NamedTuple
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, LocalProtocolError
 from protocols.base.ids import Incarnation, NodeId
+from protocols.base.sequences import MAX_INCARNATION, first_sequence, first_version, incarnation_of_version
 from protocols.base.time import NEVER
 from protocols.gossip.entries import Held, Seal
 from protocols.gossip.store import EntryStore
 from protocols.wire.entries import encode_entry, entry_statement
 from protocols.wire.gossip import Entry
 
-VERSION_BITS: Final = 20
-"""A first version is ``incarnation << VERSION_BITS``, so it exceeds those from before a restart, and leaves a million
-versions for this incarnation."""
 _REFRESH_SHARE: Final = 3
 """A node repeats its own entry after a third of the entry's lifetime."""
 _LONGEST_OUTRUN_NS: Final = 600 * limits.SECOND
@@ -34,7 +32,10 @@ class OwnEntries:
     """The entries of one node, one of each kind. They are signed here and kept in the store by the caller."""
 
     def __init__(self, node: NodeId, incarnation: Incarnation, store: EntryStore) -> None:
-        self._node, self._first_version, self._store = node, incarnation << VERSION_BITS, store
+        self._node, self._life, self._store = node, int(incarnation), store
+        self.first_sequence = first_sequence(incarnation)
+        """Readings of this node must have this sequence or a larger one, because others take those below for replays of
+        the life before the one in which its newest entry was signed."""
         self._own: dict[str, OwnEntry] = {}
         self._outruns: dict[str, tuple[int, int]] = {}  # version to exceed, and how long to wait next time
         self.due_ns = NEVER
@@ -63,7 +64,7 @@ class OwnEntries:
             raise LocalProtocolError(f"{self._node} can't sign entries: give its engine a seal")
         key = (str(self._node), kind)
         before = self._store.get(key)
-        version = max(self._first_version, above + 1, 0 if before is None else before.sealed.version + 1)
+        version = self._next_version(max(above, 0 if before is None else before.sealed.version))
         draft = Entry(self._node, kind, version, lifetime_s, body, b"", b"")
         credential, signature = seal.sign(entry_statement(draft))
         data = encode_entry(Entry(self._node, kind, version, lifetime_s, body, credential, signature))
@@ -75,6 +76,15 @@ class OwnEntries:
             )
         self._plan(OwnEntry(kind, body, lifetime_s, now + lifetime_s * limits.SECOND // _REFRESH_SHARE))
         return held
+
+    def _next_version(self, above: int) -> int:
+        """A version above ``above``. When that is of a later life than this one, because this node lost its state after
+        its clock was wrong, the node goes on as the life after it."""
+        life = incarnation_of_version(above)
+        if self._life < life < MAX_INCARNATION:
+            self._life = life + 1
+            self.first_sequence = first_sequence(self._life)
+        return max(first_version(self._life), above + 1)
 
     def due(self, now: int) -> list[tuple[OwnEntry, int]]:
         """The entries to author again now, each with a version to exceed. One that can't be authored is due again after

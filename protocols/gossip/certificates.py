@@ -3,7 +3,7 @@
 from typing import Final
 
 from protocols.base.ids import NodeId
-from protocols.gossip.authoring import VERSION_BITS
+from protocols.base.sequences import incarnation_of_version
 from protocols.gossip.store import EntryStore
 from protocols.wire.entries import decode_untrusted_entry
 
@@ -17,4 +17,4 @@ def certificate_of(store: EntryStore, author: NodeId) -> tuple[bytes, int] | Non
     held = store.get((author, ADDRESS))
     if held is None:
         return None
-    return decode_untrusted_entry(held.sealed.data).credential, held.sealed.version >> VERSION_BITS
+    return decode_untrusted_entry(held.sealed.data).credential, incarnation_of_version(held.sealed.version)

@@ -68,7 +68,7 @@ class Gossip(Machine):
     ) -> None:
         self._node, self._seal, self._settings = node, seal, settings
         self._store = EntryStore(settings.max_entries)
-        self._own = OwnEntries(node, incarnation, self._store)
+        self.own = OwnEntries(node, incarnation, self._store)
         self._peers: dict[NodeId, GossipPeer] = {}  # RSUs first
         self._trickle = Trickle(settings.trickle_min_ns, settings.trickle_max_ns, random)
         self._admission = Admission(self._store, settings.checks_at_once, settings.check_pause_ns)
@@ -156,7 +156,7 @@ class Gossip(Machine):
         return version
 
     def _author(self, kind: str, body: bytes, lifetime_s: int, above: int, now: int) -> int:
-        held = self._own.author(self._seal, kind, body, lifetime_s, above, now)
+        held = self.own.author(self._seal, kind, body, lifetime_s, above, now)
         self._keep(held, now)
         pushed = GossipEntries((Carried(0, held.sealed.data),))
         self._messages.extend((peer.node, pushed) for peer in self._peers.values())
@@ -184,7 +184,7 @@ class Gossip(Machine):
 
     def sign_again(self, now: int) -> None:
         """Sign all own entries again."""
-        self._own.sign_again(now)
+        self.own.sign_again(now)
         self._repeat_due(now)
 
     # --- neighbours ------------------------------------------------------------------------------------------------
@@ -419,10 +419,10 @@ class Gossip(Machine):
             self._counters["equivocations"] += 1
             self._complain(self._peers.get(candidate.source), candidate, "equivocation", now)
         known_to = self._pulls.done(fingerprint)
-        if author == self._node and kind in self._own:
+        if author == self._node and kind in self.own:
             self._admission.remember(fingerprint, now)
             self._counters["own_entries_outrun"] += 1
-            if self._own.outrun(kind, candidate.version, now):
+            if self.own.outrun(kind, candidate.version, now):
                 self._events.append(DuplicateIdentity(self._node, True, candidate.source))
             self._repeat_due(now)
             return
@@ -435,7 +435,7 @@ class Gossip(Machine):
         self._news_due(now)
 
     def _repeat_due(self, now: int) -> None:
-        for own, above in self._own.due(now):
+        for own, above in self.own.due(now):
             try:
                 self._author(own.kind, own.body, own.lifetime_s, above, now)
             except MeshError:  # a renewed certificate is longer, or there is no place now
@@ -469,7 +469,7 @@ class Gossip(Machine):
         if self._seal is None or now < self.next_timer_at():
             return
         self._check(self._seal, now)
-        if now >= self._own.due_ns:
+        if now >= self.own.due_ns:
             self._repeat_due(now)
         self._counters["entries_ended"] += self._store.expire(now)
         if now >= self._pulls.due_ns:
@@ -495,5 +495,5 @@ class Gossip(Machine):
         due_ns = min(self._trickle.due_ns, self._admission.due_ns)
         due_ns = min(due_ns, self._news_ns)
         due_ns = min(due_ns, self._pulls.due_ns)
-        due_ns = min(due_ns, self._own.due_ns)
+        due_ns = min(due_ns, self.own.due_ns)
         return min(due_ns, self._store.next_end_ns)

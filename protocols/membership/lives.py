@@ -2,6 +2,7 @@
 
 from protocols.base import limits
 from protocols.base.ids import Incarnation, NodeId, Role
+from protocols.base.sequences import first_sequence
 
 
 class Lives:
@@ -21,12 +22,14 @@ class Lives:
         """Whether a node is present in that life. A node whose certificate names another role has another life."""
         return node in self.present and self._last.get(node) == (incarnation, role)
 
-    def begin(self, node: NodeId, incarnation: Incarnation, role: Role) -> bool:
-        """A node is present in a new life. Returns whether its incarnation has gone back, so that its sequences may be
-        smaller than those before."""
+    def begin(self, node: NodeId, incarnation: Incarnation, role: Role) -> int | None:
+        """A node is present in a new life. Returns from which sequence on what is known of it is of another life; 0:
+        all of it is, because its incarnation has gone back. None: it is in the life in which it was met before."""
         before = self._last.get(node)
-        if len(self._last) >= limits.MAX_CACHED_KEYS:  # a node that was forgotten may at worst seem stale
+        if len(self._last) >= limits.MAX_CACHED_KEYS:
             self._last = {known: life for known, life in self._last.items() if known in self.present}
         self._last[node] = incarnation, role
         self.present.add(node)
-        return before is not None and incarnation < before[0]
+        if before is None or incarnation > before[0]:
+            return first_sequence(incarnation)
+        return None if incarnation == before[0] else 0

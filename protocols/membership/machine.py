@@ -26,6 +26,7 @@ from protocols.access import LINK_ROLES
 from protocols.base import limits
 from protocols.base.errors import RemoteProtocolError, UnknownFrame
 from protocols.base.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity, Role
+from protocols.base.sequences import MAX_INCARNATION
 from protocols.base.time import NEVER
 from protocols.events import DuplicateIdentity
 from protocols.links.queues import Drops
@@ -89,10 +90,7 @@ class Membership:
         self.refusals = Refusals(self._contacts, self._pipes, self._events, drops)
         self._refuse = self.refusals.refuse
         self._messages: list[tuple[NodeId, Frame]] = []
-        self._counters = {
-            "local_stalls": 0, "suspicions": 0, "refutations": 0,
-            "deaths": 0,
-        }  # fmt: skip
+        self._counters = {"local_stalls": 0, "suspicions": 0, "refutations": 0, "deaths": 0}
 
     # --- what the driver reads -------------------------------------------------------------------------------------
     def outgoing(self) -> list[MembershipEffect]:
@@ -285,6 +283,8 @@ class Membership:
             fault = "version", f"it speaks version {hello.major}.{hello.minor}, this node {MAJOR}.{MINOR}"
         elif hello.node != identity.node:
             fault = "identity", f"its Hello says {hello.node!r}, its certificate {identity.node!r}"
+        elif hello.incarnation > MAX_INCARNATION:
+            fault = "incarnation", f"incarnation out of range: {hello.incarnation} is above {MAX_INCARNATION}"
         elif hello.node == self._node:
             if hello.incarnation != self._incarnation:
                 self._events.append(DuplicateIdentity(self._node, True, known.host))

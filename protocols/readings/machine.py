@@ -71,7 +71,8 @@ class Router:
         to ``touched`` the queues into which it puts something; each is listed once, because it is marked. It appends to
         ``wanted`` the neighbours for whom something waits on a bulk lane that is not open. ``seal`` and
         ``certificate_of``: see :class:`~protocols.readings.signing.authorship.Authorship`."""
-        self._node, self._role, self._sequence, self._access, self._drops = node, role, first_sequence, access, drops
+        self._node, self._role, self._access, self._drops = node, role, access, drops
+        self.next_sequence = first_sequence
         self._peers: dict[NodeId, Peer] = {}
         self._subscriptions: dict[int, LocalSubscription] = {}
         self._next_subscription = 1
@@ -181,9 +182,9 @@ class Router:
         if peer is not None and (share_wants(self._peers.values(), self._drops) or peer.passed_on):
             self._change_interest()
 
-    def forget_origin(self, node: NodeId) -> None:
-        """Forget the streams of a node that began a new life, because its sequences may be smaller now."""
-        self._table.forget_origin(node)
+    def forget_origin(self, node: NodeId, sequence: int) -> None:
+        """Forget what a node said in other lives, as :meth:`StreamTable.forget_origin` does."""
+        self._table.forget_origin(node, sequence)
 
     def receive_interest(self, interest: Interest, node: NodeId, now: int, utc_now: int) -> None:
         """Note what a neighbour wants. Other neighbours may have to be asked on its behalf."""
@@ -232,7 +233,7 @@ class Router:
             where = publication.where
         stream = self._own_stream(publication, where, when, now)
         key, priority, lifespan_ms = publication.key, publication.priority, publication.lifespan_ms
-        sequence = self._sequence
+        sequence = self.next_sequence
         reading = Reading(
             key, self._node, sequence, value, where, when, publication.how, priority, lifespan_ms,  # type: ignore[arg-type]
             publication.hops,
@@ -242,7 +243,7 @@ class Router:
         kind = type(value)
         if kind not in IMMUTABLE:
             reading = decode_alone(data)
-        self._sequence = sequence + 1
+        self.next_sequence = sequence + 1
         if stream.size == len(data) and not stream.missed and kind in SMALL:
             stream.newest, stream.last, stream.last_ns = sequence, reading, now
         else:
@@ -289,7 +290,7 @@ class Router:
         for when in whens:
             if when is not checked:  # most often all have the same time
                 check_time(when)
-        first = self._sequence
+        first = self.next_sequence
         readings = [
             Reading(key, self._node, sequence, value, where, when, how, priority, lifespan_ms, hops)  # type: ignore[arg-type]
             for sequence, (value, when) in enumerate(zip(values, whens, strict=True), first)
@@ -298,7 +299,7 @@ class Router:
         if hops:
             is_wanted = bool(stream.routes)
             parcels = [(self._authorship.sign(parcel[-1], data, is_wanted), parcel) for data, parcel in parcels]
-        self._sequence = first + len(readings)
+        self.next_sequence = first + len(readings)
         kept = [reading for parcel in parcels for reading in parcel[1]]
         self._table.note(stream, kept[-1], 0, now)
         self._published += len(kept)

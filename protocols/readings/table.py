@@ -82,9 +82,11 @@ class StreamTable:
                 self.last_values.charge(stream)
         self.deadlines.disown(node, GONE)
 
-    def forget_origin(self, origin: NodeId) -> None:
-        """Remove everything that is known of the streams of ``origin``."""
-        for stream in [stream for stream in self.all() if stream.origin == origin]:
+    def forget_origin(self, origin: NodeId, sequence: int) -> None:
+        """Remove the streams that ``origin`` sent itself and whose newest reading has this sequence or a larger one. 0:
+        remove all that is known of ``origin``, by hearsay too."""
+        known = self.first_hand.values() if sequence else self.all()
+        for stream in [stream for stream in known if stream.origin == origin and stream.newest >= sequence]:
             self.drop(stream)
 
     def note(self, stream: Stream, reading: Reading, size_bytes: int, now: int) -> None:

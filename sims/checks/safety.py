@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from protocols.base import limits
 from protocols.base.ids import PeerIdentity
+from protocols.base.sequences import incarnation_at
 from protocols.inference.events import Answered
 from protocols.membership.neighbour import State
 from protocols.readings.events import Put
@@ -161,9 +162,9 @@ class ReadingsInOrderOnce(Check):
                 self.judge(False, f"{node} got {series.key} number {sequence} after {before}")
 
     def _life(self, origin: str, sequence: int) -> int:
-        """Which life of its origin a sequence belongs to: lives begin at ``incarnation << 32``."""
+        """Which life of its origin a sequence belongs to."""
         lives = self._lives.get(origin, ())
-        return max((number for number, life in enumerate(lives) if life == sequence >> 32), default=-1)
+        return max((number for number, life in enumerate(lives) if life == incarnation_at(sequence)), default=-1)
 
     def sampled(self, now: int) -> None:
         """See :class:`Check`."""

@@ -313,7 +313,7 @@ def entries_kept_to_oneself(engine: Engine) -> None:
 
     def make(messages: Any) -> Callable[[], list[Any]]:
         def first_hand() -> list[Any]:
-            return [(node, frame) for node, frame in messages() if gossip._own and isinstance(frame, GossipEntries)]
+            return [(node, frame) for node, frame in messages() if gossip.own and isinstance(frame, GossipEntries)]
 
         return first_hand
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from msgspec import Raw
+from msgspec.structs import replace
 
 from cloud_relay.cli import main
 from cloud_relay.config import load_config
@@ -22,10 +24,11 @@ from meshnode.links.transport import Address
 from protocols.base.errors import ConfigError, LocalProtocolError, StorageError, TransportError
 from protocols.base.ids import MeshName, Role, UtcNs
 from protocols.base.limits import SECOND
+from protocols.base.sequences import MAX_INCARNATION, first_sequence
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.membership import MAJOR, MINOR
 from protocols.wire.parcels import encode_reading
-from protocols.wire.records import Acknowledgement, Batch, Fate, RelayFrame, RelayRefusal
+from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RelayFrame, RelayRefusal
 from protocols.wire.tensors import tensor_of
 from tests.tools.relay_fixture import BASE_NS, RelayInProcess, batch, given_relay, reading  # noqa: F401 -- a fixture
 
@@ -124,6 +127,32 @@ def test_ingest_record_that_does_not_fit_is_refused_alone(relay: RelayInProcess,
     assert [refused.sequence for refused in answer.refused] == [2]
     account = relay.account()
     assert (account.stored, account.refused, account.adds_up) == (2, 1, True)
+
+
+def test_ingest_takes_a_node_again_whose_clock_was_wrong(relay: RelayInProcess) -> None:
+    """Sequences of a life that began in 2039 had more than 63 bits. Each such record is refused, and no later one."""
+    life = 2_180_000_000
+    wrong = replace(
+        batch(1),
+        incarnation=life,
+        records=(Record(1, "r", Raw(encode_reading(replace(reading(1), sequence=life << 32)))),),
+    )
+    answer = relay.send(wrong)
+    assert isinstance(answer, Acknowledgement)
+    assert [refused.sequence for refused in answer.refused] == [1]
+    for number, incarnation in enumerate((life + 1, 1_796_000_000, 4_323_000_000), 2):
+        record = Record(number, "r", Raw(encode_reading(replace(reading(1), sequence=first_sequence(incarnation)))))
+        right = replace(batch(number), incarnation=incarnation, records=(record,))
+        assert relay.send(right) == Acknowledgement((number,))
+
+
+def test_ingest_batch_whose_incarnation_is_out_of_range_is_refused_by_name(relay: RelayInProcess) -> None:
+    """The node keeps its records and asks again rarely; other nodes are not concerned."""
+    answer = relay.send(replace(batch(1), incarnation=MAX_INCARNATION + 1))
+    assert isinstance(answer, RelayRefusal)
+    assert answer.code == "incarnation"
+    assert answer.detail.startswith("incarnation out of range")
+    assert relay.send(batch(1)) == Acknowledgement((1,))
 
 
 def test_ingest_full_disk_refuses_and_recovers(relay: RelayInProcess) -> None:

@@ -12,6 +12,7 @@ import meshnode
 from meshnode.gossip.running import RunningGossip
 from protocols.base.errors import UnknownFrame
 from protocols.base.ids import NodeId
+from protocols.base.sequences import first_sequence
 from protocols.engine import Engine
 from protocols.machine import Event
 from protocols.readings.events import ReadingRefused
@@ -104,7 +105,7 @@ async def test_forwarder_with_a_real_certificate_that_alters_invents_or_replays_
         await until(lambda: taken, "the insider has it")
     (genuine,) = taken
     await send(altered(genuine, b"fog", b"sun"), "forged")
-    sequence = (author.incarnation << 32) + 1_000
+    sequence = first_sequence(author.incarnation) + 1_000
     own = insider.part(RunningGossip)._notary.sign_reading
     utc_ns = time.time_ns()
     await send(invented(sequence, utc_ns, lambda statement: (genuine.certificate, own(statement)[1])), "forged")

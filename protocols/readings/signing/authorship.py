@@ -25,6 +25,7 @@ from protocols.base import limits
 from protocols.base.allowance import Allowance
 from protocols.base.errors import RemoteProtocolError
 from protocols.base.ids import NodeId, Role
+from protocols.base.sequences import MAX_INCARNATION, first_sequence
 from protocols.base.time import NEVER
 from protocols.links.queues import Drops
 from protocols.readings.events import ReadingRefused
@@ -42,8 +43,6 @@ from protocols.wire.values import COMPOSITE, element_count
 
 _COMPLAINT_PAUSE_NS: Final = 60 * limits.SECOND
 """Pause between two events about readings from one neighbour, so that it can't fill a log."""
-_LIFE_BITS: Final = 32
-"""A sequence is ``incarnation << _LIFE_BITS`` and more."""
 
 
 def of_nobody(author: NodeId) -> Certified | None:
@@ -163,7 +162,7 @@ class Authorship:
             self._drops.count(source, "*", "author_unknown", count)
             return None
         certificate, incarnation = certified
-        if newest.sequence >> _LIFE_BITS < incarnation:
+        if incarnation <= MAX_INCARNATION and newest.sequence < first_sequence(incarnation):
             self._drops.count(source, "*", "stale", count)
             return None
         checks, cost = self._payer(source, now).checks, 1 + len(signed.parcel) // limits.SIGNED_BYTES_PER_CHECK

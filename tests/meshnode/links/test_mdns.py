@@ -24,6 +24,7 @@ from meshnode.links.transport import Address
 from protocols.base.errors import RemoteProtocolError, TransportError
 from protocols.base.ids import Incarnation, MeshName, NodeId, mesh_name, node_id
 from protocols.base.limits import MAX_ADVERT_ADDRESSES
+from protocols.base.sequences import MAX_INCARNATION
 from tests.tools.eventually import eventually
 
 LOOPBACK = ("127.0.0.1",)
@@ -257,7 +258,7 @@ def test_own_id_used_by_another_life_is_reported(finder: Any) -> None:
 def test_longest_id_is_announced_in_full(finder: Any) -> None:
     """A DNS label holds 63 bytes, which an id may take alone."""
     here = finder("here")
-    long = finder("x" * 63, 2**62)
+    long = finder("x" * 63, MAX_INCARNATION)
     eventually(lambda: here.sees(long), "found")
 
 
@@ -362,7 +363,7 @@ def test_advert_for_others_is_told_apart_from_a_broken_one(change: dict[bytes, b
         ({b"i": b""}, ["192.0.2.1"], 1),
         ({b"i": b"1e3"}, ["192.0.2.1"], 1),
         ({b"i": "\N{SUPERSCRIPT TWO}".encode()}, ["192.0.2.1"], 1),
-        ({b"i": str(2**63).encode()}, ["192.0.2.1"], 1),
+        ({b"i": str(MAX_INCARNATION + 1).encode()}, ["192.0.2.1"], 1),
         ({}, ["192.0.2.1"], 0),
         ({}, ["192.0.2.1"], None),
         ({}, ["192.0.2.1"], 65_536),

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, LocalProtocolError, ValueUnsupported
 from protocols.base.ids import Incarnation, NodeId, Role
+from protocols.base.sequences import first_sequence, first_version
 from protocols.base.time import NEVER
 from protocols.gossip.entries import Stored
 from protocols.gossip.events import EntryAccepted, EntryRefused
@@ -93,6 +94,22 @@ def test_own_entry_that_comes_back_newer_is_gone_above() -> None:
     assert alone.held() == {("me", "address"): first + 101}
     assert alone.gossip.entries(0)[0].body == b"now"
     assert counted(alone)["own_entries_outrun"] == 1
+
+
+def test_own_entry_of_a_later_life_is_gone_above_as_the_life_after_it() -> None:
+    """Others allow no sequence below that life, so this node must not publish in its own."""
+    alone = Alone("me")
+    alone.meet("peer")
+    alone.gossip.put("address", b"now", DAY_S, alone.now)
+    assert alone.gossip.own.first_sequence == first_sequence(7)
+    alone.get(handed(entry("me", first_version(9) + 3, b"long ago")))
+    assert alone.held() == {("me", "address"): first_version(10)}
+    assert alone.gossip.own.first_sequence == first_sequence(10)
+    beyond = (1 << 63) - 5
+    alone.get(handed(entry("me", beyond, b"of no life")))
+    alone.run_for(2 * SECOND)
+    assert alone.held() == {("me", "address"): beyond + 1}
+    assert alone.gossip.own.first_sequence == first_sequence(10)
 
 
 def test_own_entry_outrun_again_and_again_is_answered_later_and_later() -> None:

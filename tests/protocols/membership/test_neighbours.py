@@ -4,6 +4,7 @@ import pytest
 
 from protocols.base import limits
 from protocols.base.ids import Incarnation, MeshName, NodeId, Role
+from protocols.base.sequences import MAX_INCARNATION
 from protocols.events import DuplicateIdentity
 from protocols.membership.events import (
     ClosePipe,
@@ -133,6 +134,21 @@ def test_hello_of_an_older_life_is_a_duplicate() -> None:
     assert DuplicateIdentity in kinds
     assert PeerRefused in kinds
     assert alone.engine.peers(alone.now)[0].incarnation == 9
+
+
+def test_hello_whose_incarnation_is_out_of_range_is_refused_by_name_and_disturbs_nobody() -> None:
+    """Beyond the bound there are no sequences. Only an insider sends it, and only its own pipe ends."""
+    alone = Alone()
+    alone.lane("x", 9)
+    alone.hello("honest")
+    pipe = alone.hello("x", MAX_INCARNATION + 1)
+    (refused,) = [event for event in alone.engine.events() if type(event) is PeerRefused]
+    assert (refused.who, refused.code) == ("x", "incarnation")
+    assert refused.detail.startswith("incarnation out of range")
+    assert [effect for effect in alone.engine.outgoing() if type(effect) is ClosePipe] == [ClosePipe(pipe)]
+    assert [(peer.node, peer.incarnation) for peer in alone.engine.peers(alone.now)] == [("honest", 5), ("x", 9)]
+    alone.hello("y", MAX_INCARNATION)
+    assert not [event for event in alone.engine.events() if type(event) is PeerRefused]
 
 
 def test_hello_with_our_own_id_is_told_as_a_duplicate_of_ours() -> None:

@@ -382,7 +382,7 @@ def test_deadline_of_a_stream_begun_anew_is_watched_once() -> None:
     bench.machine.subscribe("**", Quality(deadline_ns=SECOND), 0)
     for _ in range(5):
         bench.accept(A, reading())
-        bench.machine.forget_origin(A)
+        bench.machine.forget_origin(A, 0)
     bench.accept(A, reading())
     bench.machine.handle_timer(5 * SECOND)
     assert len(bench.machine.events()) == 1
@@ -467,7 +467,7 @@ def test_stream_of_a_node_that_lost_its_count_begins_anew() -> None:
     bench = Bench(A)
     bench.machine.subscribe("**", ALL, 0)
     bench.accept(A, reading(sequence=1_000))
-    bench.machine.forget_origin(A)
+    bench.machine.forget_origin(A, 0)
     assert bench.accept(A, reading(sequence=1))
 
 
