@@ -21,20 +21,20 @@ _BYTES_PER_STEP = 256
 """… and how many bytes of a larger one cost a step."""
 
 
-class Wanted(NamedTuple):
+class NewlyWanted(NamedTuple):
     """What last values a neighbour wants: those of this node, and those of others."""
 
     own: list[KeyPattern]
     others: list[KeyPattern]
 
 
-def newly_wanted(before: Sequence[Asked], held: Sequence[Asked]) -> Wanted:
+def newly_wanted(before: Sequence[Asked], held: Sequence[Asked]) -> NewlyWanted:
     """The last values that were not asked for ``before`` and are now. Who asked for an expression without history, or
     without hops, has not had all of its last values yet."""
     had_own = {want.expression for _, want in before if want.history}
     had_others = {want.expression for _, want in before if want.history and want.hops}
     asked = [one for one in held if one.want.history]
-    return Wanted(
+    return NewlyWanted(
         [pattern for pattern, want in asked if want.expression not in had_own],
         [pattern for pattern, want in asked if want.hops and want.expression not in had_others],
     )
@@ -45,7 +45,7 @@ class _Question:
 
     __slots__ = ("peer", "since_ns", "steps", "streams", "utc_less_now", "wanted")
 
-    def __init__(self, peer: Peer, wanted: Wanted, streams: Iterator[Stream], now: int, utc_now: int) -> None:
+    def __init__(self, peer: Peer, wanted: NewlyWanted, streams: Iterator[Stream], now: int, utc_now: int) -> None:
         self.peer, self.wanted, self.streams, self.since_ns = peer, wanted, streams, now
         self.utc_less_now = utc_now - now
         self.steps = 1 + max(sum(pattern.steps for pattern in patterns) for patterns in wanted)
@@ -63,13 +63,13 @@ class History:
     def __len__(self) -> int:
         return len(self._questions)
 
-    def ask(self, peer: Peer, wanted: Wanted, streams: list[Stream], now: int, utc_now: int) -> None:
+    def ask(self, peer: Peer, wanted: NewlyWanted, streams: list[Stream], now: int, utc_now: int) -> None:
         """Note that a neighbour asked for the last values of ``streams`` that match. What it asked before and did not
         get yet is asked anew."""
         before = self._questions.pop(peer.node, None)
         if before is not None:
             held = {pattern for pattern, _ in peer.held}
-            wanted = Wanted(*(
+            wanted = NewlyWanted(*(
                 list(dict.fromkeys([*new, *(pattern for pattern in old if pattern in held)]))
                 for new, old in zip(wanted, before.wanted, strict=True)
             ))  # fmt: skip
