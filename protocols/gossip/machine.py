@@ -33,7 +33,6 @@ from random import Random
 from typing import ClassVar, Final, Literal, assert_never
 
 from protocols.base import limits
-from protocols.base.effects import Effect
 from protocols.base.errors import MeshError
 from protocols.base.ids import Incarnation, NodeId, Role
 from protocols.base.time import NEVER
@@ -99,17 +98,6 @@ class Gossip(Machine):
         """Whether :meth:`messages` or :meth:`events` would return anything."""
         return bool(self._messages or self._events)
 
-    def outgoing(self) -> list[Effect]:
-        """Nothing: all that gossip decides is sent in frames."""
-        return []
-
-    def greetings(self) -> list[Frame]:
-        """Nothing: a comparison of stores begins once both directions are open."""
-        return []
-
-    def undeliverable(self, node: NodeId, frame: Frame, now: int) -> None:
-        """Nothing to do: what a neighbour lacks is found by the next comparison."""
-
     def counters(self) -> dict[str, int]:
         """Counters by name. ``entries_held`` is how many entries are held now; the others only grow."""
         return {
@@ -120,11 +108,6 @@ class Gossip(Machine):
     def entries(self, now: int) -> list[EntryView]:
         """All entries that are held, sorted by author and kind."""
         return views(self.stored(now))
-
-    def version(self, author: str, kind: str) -> int:
-        """The version of the entry that is held; 0: none is held."""
-        held = self._store.get((author, kind))
-        return 0 if held is None else held.sealed.version
 
     def certificate_of(self, author: NodeId) -> tuple[bytes, int] | None:
         """The certificate (DER) in the address of a node that is held, and the incarnation in which the node signed
@@ -407,8 +390,9 @@ class Gossip(Machine):
         if verdict is Verdict.DUPLICATE:
             peer.news.pop(fingerprint, None)
         elif verdict is Verdict.STALE:
-            if (held := self._store.get(candidate.key)) is not None:
-                self._to_tell([held.sealed.fingerprint], peer, now)
+            held = self._store.get(candidate.key)
+            assert held is not None, "the candidate is not newer than that one"
+            self._to_tell([held.sealed.fingerprint], peer, now)
         elif verdict is Verdict.AUTHOR_OVER_RATE:
             self._complain(peer, candidate, "over_rate", now)
 
