@@ -120,12 +120,6 @@ class SignedReadings(Frame, frozen=True, array_like=True, gc=False, tag=15):
     """The bytes of a :class:`Readings` frame as its author made them. They look into the bytes of this frame."""
 
 
-def check_context(where: Position, how: Provenance) -> None:
-    """:raises ValueUnsupported: as :func:`check_position`."""
-    check_position(where)
-    check_provenance(how)
-
-
 def check_position(where: Position) -> None:
     """:raises ValueUnsupported: for what neighbours would refuse as malformed, and hang up. NaN is never in range."""
     altitude_m, heading_deg = where.altitude_m, where.heading_deg

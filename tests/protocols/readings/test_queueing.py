@@ -10,6 +10,7 @@ from protocols.readings.events import PutMany
 from protocols.readings.machine import Router
 from protocols.readings.publication import checked_publication
 from protocols.readings.quality import Quality
+from protocols.wire.parcels import readings_in_own_frame
 from protocols.wire.readings import EventTime, Reading, Want
 from tests.tools.readings_fixture import ALL, ME, SECOND, A, B, Bench
 from tests.tools.strategies import HERE, HOW, reading
@@ -53,9 +54,14 @@ def test_values_published_together_that_are_large_or_composite_travel_one_by_one
     assert [one.value for one in bench.sent(A)] == [[1], 2]
     assert [len(one.value) for one in bench.sent(A, bulk=True)] == [limits.BULK_THRESHOLD_BYTES + 1]
     assert [one.value for one in delivered][:2] == [[1], 2]
-    put, _ = publish_many(bench, *["x" * 600] * 64)
-    assert put.queued == 64
-    assert len(bench.sent(A)) == 64, "their texts fit the realtime lane and their frame would not"
+    for text in ("x" * 600, "😀" * 200):
+        put, _ = publish_many(bench, *[text] * 64)
+        assert put.queued == 64
+        frames = []
+        while (frame := bench.peers[A].realtime.take(bench.now)) is not None:
+            frames.append(frame)
+        assert sum(map(readings_in_own_frame, frames)) == 64
+        assert max(map(len, frames)) <= limits.MAX_REALTIME_FRAME_BYTES
 
 
 def test_values_published_together_that_a_full_queue_refuses_are_counted() -> None:
@@ -162,6 +168,16 @@ def test_first_routes_of_a_stream_that_its_neighbour_can_not_pay_for_are_counted
     assert bench.accept(A, reading(sequence=2, hops=2))
     assert bench.sent(B) == []
     assert bench.dropped() == {(A, "over_rate"): 1}
+
+
+def test_reading_of_a_neighbour_on_a_key_that_is_none_is_dropped_and_the_rest_of_the_frame_is_not() -> None:
+    """A wildcard as key would match what its sender may not publish, and the neighbour may be newer or hostile."""
+    bench = Bench(A)
+    bench.machine.subscribe("**", ALL, 0)
+    keys = ("veh/a/*", "veh//a", "veh/a/\x1b", "veh/a/x")
+    delivered = bench.accept_plain(A, *(reading(key, sequence=number) for number, key in enumerate(keys)))
+    assert [one.key for _, one in delivered] == ["veh/a/x"]
+    assert bench.dropped() == {(A, "invalid_key"): 3}
 
 
 def test_reading_of_a_node_whose_link_has_just_ended_is_delivered() -> None:
