@@ -364,10 +364,10 @@ class Inference(Machine):
         return ""
 
     def _was_wrong(self, node: NodeId, model: str, now: int) -> None:
-        if node != self._node:
-            self._counters["wrong_answers"] += 1
-            self._drops.count(node, model, "wrong_answer")
-            self._standings.was_wrong(node, now)
+        """A neighbour lied. Results of this node are not checked, and what it calls invalid ends the request."""
+        self._counters["wrong_answers"] += 1
+        self._drops.count(node, model, "wrong_answer")
+        self._standings.was_wrong(node, now)
 
     def _prove(self, request: OwnRequest, run: OwnRun, output_bytes: int, now: int) -> None:
         """Note the time that a neighbour has needed, without the link's."""

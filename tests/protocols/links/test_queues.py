@@ -13,7 +13,7 @@ from protocols.base.time import NEVER
 from protocols.links.queues import Drops, LaneQueue, Queues
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.membership import Goodbye, Heartbeat
-from protocols.wire.parcels import encode_alone
+from protocols.wire.parcels import encode_alone, encode_together
 from protocols.wire.readings import Interest, Readings
 from tests.tools.strategies import EXPLORE, reading
 
@@ -109,6 +109,24 @@ def test_put_that_could_not_fit_evicts_nobody() -> None:
     assert not put(queue, 3, priority=3, size=8 * 1024 * 1024)
     assert drops.total == 1
     assert taken(queue) == [0, 1, 2]
+
+
+def test_readings_put_together_get_places_for_all_of_them_or_push_nobody_out() -> None:
+    """A recording of sixty-four values that can't fit must not cost the others their places for nothing."""
+    drops = Drops()
+    queue = LaneQueue(PEER, drops, max_readings=6)
+    for sequence in range(1, 4):
+        put(queue, sequence, priority=3)
+    put(queue, 4, priority=5)
+    together = encode_together([reading(key="many", sequence=number) for number in range(10, 16)])
+    assert not queue.put_reading("many", together, 4, NEVER, False, 6), "the urgent one may not give way"
+    assert dict(drops.items()) == {(PEER, "many", "queue_full"): 6}
+    assert queue.put_reading("many", together, 5, NEVER, False, 6)
+    assert dict(drops.items())[PEER, "k", "queue_full"] == 4
+    assert taken(queue) == list(range(10, 16))
+    seven = encode_together([reading(key="many", sequence=number) for number in range(20, 27)])
+    assert not queue.put_reading("many", seven, 7, NEVER, False, 7), "an empty queue has no more places"
+    assert not queue
 
 
 def test_conflated_value_that_grows_stays_within_the_bound() -> None:
@@ -282,6 +300,25 @@ class AnyHistory(RuleBasedStateMachine):
                 conflate=conflate,
             )
             assert queued or self.drops.total > before
+
+    @rule(
+        key=st.sampled_from("abc"),
+        priority=st.integers(0, 7),
+        count=st.integers(2, 8),
+        size=st.sampled_from([1, 2_000_000]),
+        lifespan=st.none() | st.integers(0, 3),
+    )
+    def put_together(self, key: str, priority: int, count: int, size: int, lifespan: int | None) -> None:
+        """Several readings in one frame, which waits, expires and gives way as a whole."""
+        sequences = range(self.sequence + 1, self.sequence + 1 + count)
+        self.sequence += count
+        data = encode_together([reading(key=key, sequence=number, value=bytes(size)) for number in sequences])
+        expires_ns = NEVER if lifespan is None else self.now + lifespan
+        waited, before = self.queue.waiting_readings, self.drops.total
+        if not self.queue.put_reading(key, data, priority, expires_ns, False, count):
+            assert self.drops.total >= before + count
+        elif waited + count > 6:
+            assert self.drops.total > before, "others made room"
 
     @rule(size=st.sampled_from([1, 20_000_000]))
     def put_control(self, size: int) -> None:
