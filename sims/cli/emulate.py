@@ -162,6 +162,8 @@ def _show(result: Result) -> None:
         if entry.author.endswith("/spread"):
             took = "never" if entry.t100_s is None else f"{entry.t100_s * 1e3:.1f} ms"
             click.echo(f"entry of {entry.author.partition('/')[0]}: everywhere after {took}, {entry.holders} holders")
+    if "trace_rows_left_out" in result.counters:
+        click.echo(f"left out of traces: {result.counters['trace_rows_left_out']} rows")
     _show_wire(figures, busy_host(result))
     if result.drops:
         click.echo("drops: " + ", ".join(f"{count} {reason}" for reason, count in result.drops.items()))

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from sims.cli.emulate import compare_command, emulate_command
-from sims.cli.output import show_checks, show_spreads, summary
+from sims.cli.output import show_checks, show_left_out, show_spreads, summary
 from sims.cli.replay import replay, require_determinism, shrink
 from sims.cli.report import diff, report
 from sims.cli.sweep import sweep
@@ -57,6 +57,7 @@ def run(scenario: str, seed: int | None, as_json: bool, out: Path | None, check_
         simulation = Run(taped.scenario, taped.seed)
     except SimulationError as error:
         raise click.UsageError(str(error)) from error
+    show_left_out(simulation.world.places.left_out)
     result = simulation.go(_Progress(chosen) if sys.stderr.isatty() else None)
     if check_determinism and result.valid:
         digest = require_determinism(taped)

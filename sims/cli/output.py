@@ -7,6 +7,7 @@ import click
 import msgspec
 
 from sims.results.result import Distribution, Result
+from sims.roads.traces import LeftOut
 
 _BULKY = frozenset(("places", "messages", "happenings", "node_infos", "load", "meetings", "distances", "dissemination"))
 """Parts of a result that ``--json`` leaves to ``--out``."""
@@ -24,6 +25,13 @@ def summary(result: Result) -> dict[str, Any]:
             value = {"unit": value.unit, "count": value.count, "mean": value.mean, **value.quantiles}
         parts[name] = msgspec.to_builtins(value)
     return parts
+
+
+def show_left_out(left_out: LeftOut) -> None:
+    """Tell on the error output what is left out of traces."""
+    if left_out.rows:
+        rows = "1 row is" if left_out.rows == 1 else f"{left_out.rows} rows are"
+        click.echo(f"{rows} left out of traces, the first: {left_out.first}", err=True)
 
 
 def show_spreads(spreads: Iterable[tuple[str, Distribution]]) -> None:

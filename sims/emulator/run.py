@@ -252,6 +252,8 @@ class Emulation:
             "emulator", seed, round(self._ended_ns / 1e9, 3), round(time.monotonic() - began_s, 3), faults=self._tape
         )
         self._fill_in(result, found)
+        if where.left_out.rows:
+            result.counters["trace_rows_left_out"] = where.left_out.rows
         return result
 
     def _fill_in(self, result: Result, found: Found) -> None:

@@ -20,8 +20,7 @@ import numpy as np
 
 from meshnode.sumo.geodesy import Plane
 from protocols.base.limits import SECOND
-from sims.media.contract import Places
-from sims.roads.traces import Sample, Span, Step, chosen, steps
+from sims.roads.traces import LeftOut, Sample, Span, Step, chosen, steps
 from sims.scenario.file import (
     Fixed,
     Group,
@@ -60,6 +59,8 @@ class Map:
         self.speeds_mps = [0.0] * nodes
         self.headings_deg = [0.0] * nodes
         self.movers: list[Mover] = []
+        self.left_out = LeftOut()
+        """What is left out of traces."""
 
     def advance(self, now_ns: int) -> None:
         """Move all nodes to where they are at ``now_ns``, which never goes back. :raises TraceError: when a trace can't
@@ -178,7 +179,7 @@ def _between(sample: Sample, goal: Sample, from_ns: int, until_ns: int) -> Leg:
     )
 
 
-def places(scenario: Scenario, random: Random) -> Places:
+def places(scenario: Scenario, random: Random) -> Map:
     """The places of all nodes at the start, in the order of ``scenario.names``. Draws one number from ``random``.
 
     :raises TraceError: when a trace can't be used, or has fewer vehicles than a group has nodes.
@@ -218,7 +219,7 @@ def _drives(made: Map, first: int, scenario: Scenario, group: Group, trace: Trac
     plane = Plane(*scenario.origin) if trace.geo else None
     until_s = trace.from_s + scenario.duration_s
     span = Span(trace_path(scenario, trace), trace.from_s, until_s, plane, trace.jumps == "reappear")
-    vehicles = chosen(span, group.count, trace.vehicles)
+    vehicles = chosen(span, group.count, trace.vehicles, made.left_out)
     return Drives(made, first, vehicles, steps(span, dict.fromkeys(vehicles)), trace.from_s)
 
 

@@ -132,6 +132,8 @@ class Run:
             for (_, _, reason), count in node.engine.drops.items():
                 drops[reason] += count
         counters.update(world.records.counters())
+        if world.places.left_out.rows:
+            counters["trace_rows_left_out"] = world.places.left_out.rows
         result.counters.update(sorted(counters.items()))
         result.drops = dict(sorted(drops.items()))
         result.figures.update({

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from meshnode.sumo.floating_car import TimeStep, TraceInvalid, VehicleRow, rows
+from meshnode.sumo.floating_car import BadRow, TimeStep, TraceCutOff, TraceInvalid, VehicleRow, rows, shown_s
 
 
 def written(folder: Path, *lines: str, closed: bool = True) -> Path:
@@ -64,8 +64,37 @@ def test_rows_before_a_fault_are_yielded_before_it_is_raised(tmp_path: Path) -> 
     path = written(tmp_path, *step(0, 'id="a" x="1" y="2"'), '<timestep time="1"><vehicle id="a" x="1', closed=False)
     read = rows(path)
     assert [type(next(read)) for _ in range(2)] == [VehicleRow, TimeStep]
-    with pytest.raises(TraceInvalid, match=r"line 5, column 20: .*\(it ends before its last tag\)"):
+    says = r"line 5, column 20: .*\(it ends before its last tag\).*its whole time steps end at 0 s"
+    with pytest.raises(TraceCutOff, match=says):
         next(read)
+
+
+def test_bad_rows_are_told_at_once_and_left_out(tmp_path: Path) -> None:
+    """The simulator gives the place of a vehicle without a good row to another one, while it reads."""
+    path = written(tmp_path, *step(0, 'id="a" x="1" y="2"', 'id="b" x="1"', 'x="1" y="2"', 'id="c" x="?" y="2"'))
+    told: list[BadRow] = []
+    read = rows(path, skipped=told.append)
+    assert isinstance(next(read), VehicleRow)
+    assert told == [
+        BadRow("b", "vehicle 'b': attribute 'y' is missing: expected a number", 4, 1),
+        BadRow(None, "a vehicle has no attribute 'id'", 5, 1),
+        BadRow("c", "vehicle 'c': attribute 'x' is '?': expected a number", 6, 1),
+    ]
+    assert list(read) == [TimeStep(0.0, 2, 1)]
+
+
+def test_rows_with_numbers_that_sumo_does_not_know_come_without_them(tmp_path: Path) -> None:
+    """It writes -2^30 for them."""
+    path = written(tmp_path, *step(0, 'id="a" x="1" y="2" speed="-1073741824.00" angle="-1073741824.00"'))
+    row = next(rows(path))
+    assert isinstance(row, VehicleRow)
+    assert (row.speed_mps, row.heading_deg) == (None, None)
+
+
+@pytest.mark.parametrize(("time_s", "text"), [(1_700_000_000.25, "1700000000.25"), (5.0, "5"), (0.1, "0.1")])
+def test_times_are_shown_with_as_many_digits_as_tell_them_apart(time_s: float, text: str) -> None:
+    """A message that time goes back from 1.7e+09 to 1.7e+09 helps nobody."""
+    assert shown_s(time_s) == text
 
 
 @pytest.mark.parametrize(

@@ -360,7 +360,7 @@ def test_trace_that_jumps_outside_the_used_part_is_used(tmp_path: Path) -> None:
         (b"", r"line 1, column 1: it is not well-formed XML \(it ends before its last tag\)"),
         (DRIVE[: DRIVE.index("time=\"2\"") + 40].encode(), r"line 10, .*it ends before its last tag"),
         (DRIVE.replace('x="10', 'x=<"10').encode(), r"line 6, column \d+: it is not well-formed XML"),
-        (gzip.compress(DRIVE.encode(), mtime=0)[:-20], "the compressed file is cut off: copy it again"),
+        (gzip.compress(DRIVE.encode(), mtime=0)[:100], "the compressed file is cut off: copy it again"),
         (gzip.compress(DRIVE.encode(), mtime=0)[:30] + b"\x00" * 60, "the compressed file is damaged"),
         (DRIVE.replace("fcd-export", "routes").encode(), "line 1, .*the root is <routes>, not <fcd-export>"),
         (b"<!DOCTYPE a [<!ENTITY b 'c'>]>" + DRIVE.encode(), "it declares a document type"),
