@@ -63,8 +63,11 @@ class Lan:
             raise
 
     def computer(self, name: str, loopback: bool = True) -> "Computer":
-        """A new computer without a cable."""
+        """A new computer without a cable. When the first address of an interface is removed, the others stay, as
+        systemd sets it."""
         made = self.computers[name] = Computer(self, name, _new_namespace())
+        setting = "/proc/sys/net/ipv4/conf/all/promote_secondaries"
+        _run_in(made.namespace, ["sh", "-c", f"echo 1 > {setting}"])
         if loopback:
             self.run(made.namespace, "link", "set", "lo", "up")
         return made
@@ -81,12 +84,7 @@ class Lan:
 
     def run(self, namespace: int, *arguments: str, inherited: Sequence[int] = ()) -> None:
         """Run ``ip`` in a namespace. :raises LanFailed: it says no."""
-        command = ["nsenter", f"--net=/proc/self/fd/{namespace}", "ip", *arguments]
-        done = subprocess.run(
-            command, pass_fds=(namespace, *inherited), capture_output=True, text=True, timeout=_COMMAND_S, check=False
-        )
-        if done.returncode:
-            raise LanFailed(f"'ip {' '.join(arguments)}' failed: {done.stderr.strip() or done.returncode}")
+        _run_in(namespace, ["ip", *arguments], inherited)
 
     def close(self) -> None:
         """Let the namespaces go. Idempotent."""
@@ -138,6 +136,10 @@ class Computer:
         """Take an address away."""
         self._ip("address", "del", address, "dev", interface)
 
+    def addresses(self) -> str:
+        """What ``ip`` tells of its addresses."""
+        return _run_in(self.namespace, ["ip", "-brief", "-4", "address"])
+
     def _ip(self, *arguments: str) -> None:
         self._lan.run(self.namespace, *arguments)
 
@@ -149,6 +151,17 @@ class Computer:
             script = 'mount --bind "$0" /etc/hosts && exec "$@"'
             enter += ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(hosts)]
         return subprocess.Popen([*enter, *command], pass_fds=(self.namespace,), text=True, **options)
+
+
+def _run_in(namespace: int, command: Sequence[str], inherited: Sequence[int] = ()) -> str:
+    """Run a program in a namespace to its end, and return what it printed. :raises LanFailed: its status is not 0."""
+    done = subprocess.run(
+        ["nsenter", f"--net=/proc/self/fd/{namespace}", *command], pass_fds=(namespace, *inherited),
+        capture_output=True, text=True, timeout=_COMMAND_S, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise LanFailed(f"'{' '.join(command)}' failed: {done.stderr.strip() or done.returncode}")
+    return done.stdout
 
 
 def _new_namespace() -> int:

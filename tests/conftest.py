@@ -38,6 +38,7 @@ LONGEST_FIRST = (
     "system/test_docs.py", "protocols/wire/test_codec.py", "protocols/membership/test_membership.py",
     "meshnode/links/test_link_trust.py", "meshnode/test_node_life.py", "system/test_fuzz.py",
     "meshnode/sensors/test_sensing.py",
+    "meshnode/discovery/test_following.py", "system/test_wandering.py",
 )  # fmt: skip
 """Files that take more than about eight seconds: begun last, one of them would keep one worker busy and the others
 idle. Those that are not named here follow as they are found."""
