@@ -236,7 +236,7 @@ class Driver:
         link = self._outbound.link_of(lane)
         if link is None:
             return
-        link.opened = True
+        link.opened, link.peer = True, identity.node
         self.act(lambda engine, now: engine.lane_opened(link.dial, identity, now))
 
     def lane_closed(self, lane: OutgoingLane, reason: str) -> None:

@@ -29,7 +29,7 @@ _PAUSE_NS = 500_000
 class Link:
     """A dialled lane and the frame it did not take."""
 
-    __slots__ = ("burst", "dial", "draining", "gathered", "in_hand", "kicked_ns", "lane", "lock", "opened")
+    __slots__ = ("burst", "dial", "draining", "gathered", "in_hand", "kicked_ns", "lane", "lock", "opened", "peer")
 
     def __init__(self, dial: int) -> None:
         self.dial = dial
@@ -38,6 +38,8 @@ class Link:
         self.in_hand: bytes | None = None
         self.draining: tuple[int, int] | None = None  # size of a frame that waited, and when the lane took it
         self.opened = False
+        self.peer = ""
+        """Whose inbox it is; empty before it opened."""
         self.kicked_ns = 0
         self.burst = 0
         self.gathered = 0
@@ -144,14 +146,19 @@ class Outbound:
             frame, link.in_hand, link.opened = link.in_hand, None, False
         if frame is not None:
             with self._lock:
-                self._engine.frame_lost(link.dial, frame, "link_lost")
+                self._engine.frame_lost(link.dial, frame, "link_lost", link.peer)
 
     def hang_up(self, effect: HangUp) -> None:
         """Close a lane."""
         gone = self._links.get(effect.dial)
         if gone is not None:
             self.forget(gone)
-            if gone.lane is not None:
-                gone.lane.close()
-                self.refused.discard(gone.lane)
+            lane = gone.lane
+            if lane is not None:
+                self.refused.discard(lane)
+                if not effect.lost:
+                    lane.close()
+                elif frames := lane.abandon():
+                    with self._lock:
+                        self._engine.drops.count(gone.peer, "", "unconfirmed", frames)
             self.abandon(gone)

@@ -213,10 +213,11 @@ class Engine:
         queue = self._queue_of.get(dial)
         return None if queue is None else queue.take(now)
 
-    def frame_lost(self, dial: int, frame: bytes, why: str) -> None:
-        """Count the readings in a frame that was taken and could not be sent, because its lane was closed."""
+    def frame_lost(self, dial: int, frame: bytes, why: str, peer: str = "") -> None:
+        """Count the readings in a frame that was taken and could not be sent, because its lane was closed. ``peer``:
+        who it was for, in case the engine itself had the lane closed."""
         queue = self._queue_of.get(dial)
-        self.drops.count(queue.peer if queue is not None else "", "", why, readings_in_own_frame(frame))
+        self.drops.count(queue.peer if queue is not None else peer, "", why, readings_in_own_frame(frame))
 
     def lane_drained(self, dial: int, size_bytes: int, took_ns: int) -> None:
         """Note that the link took ``took_ns`` for a frame that was handed over when the lane had just become free."""

@@ -80,6 +80,10 @@ class OutgoingLane(Protocol):
     def close(self) -> None:
         """Finish the lane. No notice follows. Idempotent."""
 
+    def abandon(self) -> int:
+        """Finish the lane, like :meth:`close`, because its peer does not hear it. Returns how many of the frames that
+        it took the peer's computer has not confirmed. The kernel counts bytes, so it is an estimate."""
+
 
 class TransportObserver(Protocol):
     """The notices that the driver gets."""

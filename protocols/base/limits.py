@@ -107,6 +107,9 @@ DIAL_TIMEOUT_NS: Final = 5 * SECOND
 """How long a dial waits for its pipe: a silent TCP server would otherwise hold the dialer for ever."""
 HELLO_TIMEOUT_NS: Final = 3 * SECOND
 """A pipe that has brought no Hello by then is closed."""
+REPLACED_PIPE_NS: Final = 5 * SECOND
+"""A pipe is closed this long after its neighbour opened another one for the same lane. Frames that were on their way on
+both have arrived by then."""
 REDIAL_MIN_NS: Final = 250 * MS
 REDIAL_MAX_NS: Final = 8 * SECOND
 """The pause before the next dial starts at ``REDIAL_MIN_NS`` and doubles at each failure."""

@@ -213,9 +213,10 @@ class Contacts:
         more = contact.attempt % len(contact.addresses) != 0
         self.hang_up(dial, now + (limits.REDIAL_MIN_NS if more else limits.REDIAL_MAX_NS))
 
-    def hang_up(self, dial: int, next_dial_ns: int | None = None) -> None:
-        """Close a lane or give up a dial. Dial that contact again at ``next_dial_ns``, if it is given."""
-        self._effects.append(HangUp(dial))
+    def hang_up(self, dial: int, next_dial_ns: int | None = None, lost: bool = False) -> None:
+        """Close a lane or give up a dial; ``lost`` as of :class:`HangUp`. Dial that contact again at
+        ``next_dial_ns``, if it is given."""
+        self._effects.append(HangUp(dial, lost))
         self._due_ns = _UNKNOWN
         dialling = self._end(dial)
         if dialling is None:

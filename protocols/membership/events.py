@@ -20,6 +20,8 @@ class HangUp(Effect, frozen=True):
     """Close a dialled lane. The driver does not answer."""
 
     dial: int
+    lost: bool = False
+    """Whether the neighbour does not hear it. What the lane has taken and the neighbour has not is to be counted."""
 
 
 class ClosePipe(Effect, frozen=True):

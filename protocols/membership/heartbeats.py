@@ -90,6 +90,8 @@ class Heartbeats:
             neighbour.echo_sent_ns, neighbour.echo_came_ns = beat.sent_ns, now
         newest = neighbour.heartbeat_sent - echo_sequence <= 2 * HEARTBEATS_A_ROUND
         neighbour.heard_by_peer = newest if echo_sequence else False
+        if echo_sequence > neighbour.echoed:
+            neighbour.echoed, neighbour.heard_ns = echo_sequence, now
         if 0 < echo_sequence <= neighbour.heartbeat_sent:
             sample_ns = now - beat.echo_sent_ns - beat.echo_held_ns
             if 0 <= sample_ns < _LONGEST_ROUND_TRIP_NS:

@@ -40,6 +40,7 @@ from protocols.membership.events import (
     NeighbourRefuted,
     NeighbourSuspected,
 )
+from protocols.membership.hearing import Hearing
 from protocols.membership.heartbeats import Heartbeats
 from protocols.membership.neighbour import Neighbour, State
 from protocols.membership.pipes import AdmittedPipe, AdmittedPipes
@@ -80,6 +81,7 @@ class Membership:
         self.neighbour_of = self._pipes.neighbour_of
         """The neighbours by inbound pipe that has said Hello. Others must not change it."""
         self.heartbeats = Heartbeats(settings.heartbeat_interval_ns, random)
+        self._hearing = Hearing(settings, self._contacts, self.heartbeats)
         self.forgot = False
         """Whether a neighbour was forgotten. The caller that acts on it clears it."""
         self._suspected = self.heartbeats.suspected
@@ -113,6 +115,7 @@ class Membership:
             **self.refusals.counters,
             **self._counters,
             **self._contacts.counters,
+            **self._hearing.counters,
         }
 
     def messages(self) -> list[tuple[NodeId, Frame]]:
@@ -212,6 +215,7 @@ class Membership:
         if neighbour is None:
             neighbour = self._add(identity, contact.first_seen_ns, now)
         neighbour.set_dial(dialling.lane, dial)
+        self._hearing.lane_opened(neighbour, now)
         self._check_met(neighbour, now)
 
     def lane_closed(self, dial: int, reason: str, refused: bool, now: int) -> None:
@@ -302,11 +306,12 @@ class Membership:
             neighbour = self._add(identity, now, now)
         elif neighbour.role is not identity.role or neighbour.incarnation not in (hello.incarnation, 0):
             self._forget_older_life(neighbour, identity.role, now)
-        self._pipes.spoke(pipe, neighbour)
+        self._pipes.spoke(pipe, neighbour, hello.lane, now)
         neighbour.incarnation = Incarnation(hello.incarnation)
         neighbour.inbound.add(pipe)
         neighbour.last_heard_ns = now
         self._contacts.pardon(identity.node)
+        self._hearing.said_hello(neighbour, hello, known.host, now)
         match neighbour.state:
             case State.SUSPECT:
                 self.refute(neighbour, now)
@@ -315,10 +320,6 @@ class Membership:
                 neighbour.first_seen_ns = now
             case State.ALIVE:
                 pass
-        if not neighbour.realtime:
-            others = (other for other in hello.addresses if other != known.host)
-            addresses = tuple((host, hello.inbox_port) for host in (known.host, *others))
-            self._contacts.dial_back(neighbour.node, addresses, now)
         self._check_met(neighbour, now)
         return neighbour
 
@@ -328,7 +329,7 @@ class Membership:
         self._drop_links(neighbour)
         neighbour.role = role
         neighbour.first_seen_ns = now
-        neighbour.heartbeat_received = 0
+        neighbour.heartbeat_received = neighbour.echoed = 0
         neighbour.heard_by_peer = False
 
     def _goodbye(self, goodbye: Goodbye, neighbour: Neighbour, now: int) -> None:
@@ -412,14 +413,14 @@ class Membership:
         self._suspected.pop(neighbour.node, None)
         self._counters["deaths"] += 1
         self._events.append(NeighbourDead(neighbour.node, now - neighbour.last_heard_ns))
-        self._drop_links(neighbour)
+        self._drop_links(neighbour, lost=True)
 
-    def _drop_links(self, neighbour: Neighbour, next_dial_ns: int | None = None) -> None:
+    def _drop_links(self, neighbour: Neighbour, next_dial_ns: int | None = None, lost: bool = False) -> None:
         for pipe in sorted(neighbour.inbound):
             self._pipes.close(pipe)
         for dial in (neighbour.realtime, neighbour.bulk):
             if dial:
-                self._contacts.hang_up(dial, next_dial_ns)
+                self._contacts.hang_up(dial, next_dial_ns, lost)
         neighbour.inbound.clear()
         neighbour.realtime = neighbour.bulk = 0
         neighbour.met = False
@@ -440,7 +441,7 @@ class Membership:
         self._check_silence(now)
         if now >= self.heartbeats.due_ns:
             self.heartbeats.round(self.neighbours.values(), now)
-            self._close_mute_pipes(now)
+            self.refusals.end_needless(self.neighbours, now)
         if not self._leaving and now >= self._contacts.next_timer_at():
             self._contacts.dial_due(self._may_dial, now)
         self._promised_ns = self.next_timer_at()
@@ -450,6 +451,7 @@ class Membership:
         self._forgiven_ns = now
         for neighbour in self.neighbours.values():
             neighbour.last_heard_ns = max(neighbour.last_heard_ns, now)
+            self._hearing.forgive(neighbour, now)
             if neighbour.suspicion is not None:
                 neighbour.suspicion.restart(now, self._settings.suspicion_max_ns)
 
@@ -461,6 +463,8 @@ class Membership:
                 if neighbour.incarnation:
                     if silent_ns >= suspect_after_ns:
                         self._suspect(neighbour, "silence", now)
+                    else:
+                        self._hearing.check(neighbour, now)
                 elif silent_ns >= self._settings.dial_timeout_ns + limits.HELLO_TIMEOUT_NS:
                     # It took our Hello and never sent its own: its host may be gone, and nothing would report that.
                     self._drop_links(neighbour, now + limits.REDIAL_MAX_NS)
@@ -475,14 +479,6 @@ class Membership:
         del self.neighbours[node]
         self.forgot = True
         self._contacts.forget(node)
-
-    def _close_mute_pipes(self, now: int) -> None:
-        for pipe in self._pipes.mute(now):
-            node = self._pipes.of_number[pipe].identity.node
-            neighbour = self.neighbours.get(node)
-            if neighbour is None or not neighbour.inbound:  # otherwise another pipe of it said Hello
-                self._refuse(node, "protocol", "it said no Hello", now)
-            self._pipes.close(pipe)
 
     def _may_dial(self, node: NodeId | None) -> bool:
         neighbour = self.neighbours.get(node) if node is not None else None

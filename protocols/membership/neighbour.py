@@ -21,9 +21,10 @@ class Neighbour:
     """A node whose certificate and Hello were checked, or to whose inbox we have a lane."""
 
     __slots__ = (
-        "answered_ns", "beats", "bulk", "echo_came_ns", "echo_sent_ns", "first_seen_ns", "heard_by_peer",
-        "heartbeat_received", "heartbeat_sent", "inbound", "incarnation", "last_heard_ns", "met", "node", "queue",
-        "realtime", "role", "round_trip_ns", "since_ns", "state", "suspicion",
+        "answered_ns", "beats", "bulk", "doubt", "doubt_ends_ns", "echo_came_ns", "echo_sent_ns", "echoed",
+        "first_seen_ns", "heard_by_peer", "heard_ns", "heartbeat_received", "heartbeat_sent", "inbound", "inbox",
+        "incarnation", "last_heard_ns", "met", "node", "queue", "realtime", "role", "round_trip_ns", "since_ns",
+        "state", "suspicion",
     )  # fmt: skip
 
     def __init__(self, node: NodeId, role: Role, first_seen_ns: int, now: int) -> None:
@@ -33,6 +34,8 @@ class Neighbour:
         self.since_ns = now
         self.met = False
         self.inbound: set[int] = set()
+        self.inbox: tuple[tuple[str, int], ...] = ()
+        """Where its inbox is, by its newest Hello: where that came from first, then the addresses in it."""
         self.realtime = self.bulk = 0
         """The dial ids of the open lanes to it; 0: the lane is not open."""
         self.queue: LaneQueue | None = None
@@ -46,6 +49,12 @@ class Neighbour:
         """When it was last sent a heartbeat because it asked for one."""
         self.echo_sent_ns, self.echo_came_ns = 0, now  # the peer's clock in its newest heartbeat, and when it came
         self.heard_by_peer = False
+        self.echoed = 0
+        """The newest of our heartbeats that it has heard."""
+        self.heard_ns = now
+        """When it last said that it had heard another heartbeat of ours; our lane opening counts as well."""
+        self.doubt, self.doubt_ends_ns = 0, now
+        """Our heartbeat that it has to hear by then, or else the lane to it is lost; 0: there is no doubt."""
         self.round_trip_ns = 0
         self.suspicion: Suspicion | None = None
 

@@ -14,7 +14,7 @@ MAX_PIPES_PER_NEIGHBOUR: Final = 8
 class AdmittedPipe:
     """One pipe, of an identity that was checked."""
 
-    __slots__ = ("closing", "host", "identity", "opened_ns", "spoken")
+    __slots__ = ("closing", "hello_ns", "host", "identity", "lane", "opened_ns", "spoken")
 
     def __init__(self, identity: PeerIdentity, host: str, now: int) -> None:
         self.identity, self.host, self.opened_ns = identity, host, now
@@ -22,6 +22,8 @@ class AdmittedPipe:
         """It said Hello, and its frames count."""
         self.closing = False
         """It is to be closed, and its frames do not count any more."""
+        self.lane, self.hello_ns = "", now
+        """The lane that its Hello named, and when that came."""
 
 
 class AdmittedPipes:
@@ -43,10 +45,25 @@ class AdmittedPipes:
         if len(same) > MAX_PIPES_PER_NEIGHBOUR:
             self.close(same[0])
 
-    def spoke(self, pipe: int, neighbour: Neighbour) -> None:
-        """A pipe said Hello for ``neighbour``."""
-        self.of_number[pipe].spoken = True
+    def spoke(self, pipe: int, neighbour: Neighbour, lane: str, now: int) -> None:
+        """A pipe said Hello for that lane of ``neighbour``."""
+        known = self.of_number[pipe]
+        known.spoken, known.lane, known.hello_ns = True, lane, now
         self.neighbour_of[pipe] = neighbour
+
+    def replaced(self, inbound: set[int], now: int) -> list[int]:
+        """Those of a neighbour's pipes after which it opened another for the same lane, ``REPLACED_PIPE_NS`` ago or
+        earlier. A node has one of each, and hangs up at once when it has dialled twice. So the end of the older one
+        did not reach us: its computer has another address now."""
+        later: dict[str, int] = {}  # when the next Hello for a lane came
+        replaced = []
+        pipes = [(self.of_number[pipe].hello_ns, pipe) for pipe in inbound if pipe in self.of_number]
+        for hello_ns, pipe in sorted(pipes, reverse=True):
+            lane = self.of_number[pipe].lane
+            if now - later.get(lane, now) >= limits.REPLACED_PIPE_NS:
+                replaced.append(pipe)
+            later[lane] = hello_ns
+        return replaced
 
     def close(self, pipe: int) -> None:
         """Have a pipe closed. Frames that still come from it do not count."""

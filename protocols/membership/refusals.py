@@ -107,6 +107,20 @@ class Refusals:
         elif not self._accounts.of(node, now).unknown.take(now):
             self.malformed(pipe, f"it sends too many frames of unknown types, such as {number}", now)
 
+    def end_needless(self, neighbours: dict[NodeId, Neighbour], now: int) -> None:
+        """Close the pipes that said no Hello, and those in whose place their neighbour has opened another."""
+        for pipe in self._pipes.mute(now):
+            node = self._pipes.of_number[pipe].identity.node
+            neighbour = neighbours.get(node)
+            if neighbour is None or not neighbour.inbound:  # otherwise another pipe of it said Hello
+                self.refuse(node, "protocol", "it said no Hello", now)
+            self._pipes.close(pipe)
+        for neighbour in neighbours.values():
+            if len(neighbour.inbound) > 1:
+                for pipe in self._pipes.replaced(neighbour.inbound, now):
+                    neighbour.inbound.discard(pipe)
+                    self._pipes.close(pipe)
+
     def end_floods(self, flooding: list[Neighbour], now: int) -> None:
         """Close the pipes of neighbours that sent too many heartbeats, and clear the list."""
         for neighbour in flooding:

@@ -20,18 +20,18 @@ class Alone:
         self.now = SECOND
         self.pipes = 0
 
-    def pipe(self, node: str, role: Role = Role.VEHICLE) -> int:
+    def pipe(self, node: str, role: Role = Role.VEHICLE, host: str = "192.0.2.1") -> int:
         assert self.engine.membership.admit(identity(node, role), self.now) is None
         self.pipes += 1
-        self.engine.membership.inbound_opened(self.pipes, identity(node, role), "192.0.2.1", self.now)
+        self.engine.membership.inbound_opened(self.pipes, identity(node, role), host, self.now)
         return self.pipes
 
     def receive(self, pipe: int, frame: Frame | bytes) -> None:
         data = frame if isinstance(frame, bytes) else encode_frame(frame)
         self.engine.receive(data, pipe, self.now, NOW_UTC_NS)
 
-    def hello(self, node: str, incarnation: int = 5, **more: int) -> int:
-        pipe = self.pipe(node)
+    def hello(self, node: str, incarnation: int = 5, host: str = "192.0.2.1", **more: int) -> int:
+        pipe = self.pipe(node, host=host)
         self.receive(pipe, Hello(more.get("major", 1), 0, node, incarnation, more.get("port", 7000), "realtime"))
         return pipe
 

@@ -44,6 +44,7 @@ from protocols.base.errors import MeshError
 from protocols.base.ids import node_id
 from protocols.wire.readings import Position, Reading
 from tests.tools.eventually import LIMIT_S, eventually, until
+from tests.tools.hub_fixture import enter
 from tests.tools.node_fixture import environment
 
 HERE = Position(48.7661, 11.4298, 3.0)
@@ -138,14 +139,17 @@ def dropped(node: meshnode.Node, reason: str) -> int:
 class Member:
     """A child process with a node in it, and every line that it printed."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, namespace: int | None = None) -> None:
+        """``namespace``: the descriptor of the network namespace in which it runs; None: that of the test."""
         self.name = config.parent.name
         self.started_s = time.time()
         self.log = config.with_suffix(".log")
+        inherited = () if namespace is None else (namespace,)
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.tools.mesh_fixture", str(config)],
+                [sys.executable, "-m", "tests.tools.mesh_fixture", str(config), *map(str, inherited)],
                 env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                pass_fds=inherited,
             )  # fmt: skip
         self.said: list[dict[str, Any]] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -241,11 +245,22 @@ def _obey(node: meshnode.Node, order: list[Any]) -> None:
             _say("answer", number=number, value=node.publish(key, value).queued)
         case ["peers", int(number)]:
             peers = [
-                {"node": p.node, "state": p.state, "met": p.met, "incarnation": p.incarnation} for p in node.peers()
+                {
+                    "node": p.node,
+                    "state": p.state,
+                    "met": p.met,
+                    "incarnation": p.incarnation,
+                    "hears_us": p.hears_us,
+                    "lanes": p.lanes,
+                    "inbound_pipes": p.inbound_pipes,
+                }
+                for p in node.peers()
             ]
             _say("answer", number=number, value=peers)
         case ["statistics", int(number)]:
             _say("answer", number=number, value=node.statistics())
+        case ["drops", int(number)]:
+            _say("answer", number=number, value=[[*which, count] for which, count in node.drops()])
         case _:
             raise AssertionError(f"an order of this fixture: {order}")
 
@@ -271,6 +286,8 @@ async def _main(config: Path) -> None:
 
 
 if __name__ == "__main__":
+    for namespace in sys.argv[2:]:
+        enter(int(namespace))
     try:
         asyncio.run(_main(Path(sys.argv[1])))
     except MeshError as error:

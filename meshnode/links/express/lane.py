@@ -12,11 +12,13 @@ import os
 import select
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 
 from meshnode.links.express.connection import LENGTH, PULL0, PUSH0, Closed, Connection, HandshakeFailed, Hub
 from meshnode.links.tls import FailureKind, explain
 from meshnode.links.transport import Address, OutgoingLane
+from meshnode.links.unconfirmed import frames_in, unconfirmed_bytes
 from protocols.base.errors import BoundExceeded
 from protocols.base.ids import SERVER_NAME
 from protocols.base.limits import MAX_FRAME_BYTES
@@ -27,6 +29,8 @@ _HEAD_BYTES = 16_384 - LENGTH.size
 """Bytes of a large frame that share a TLS record with its length. No more of it is copied."""
 _MAX_CONTROL_BYTES = 16 * 1024
 """The most bytes of answers to key updates that wait until the peer takes a frame."""
+_RESET = struct.pack("ii", 1, 0)
+"""The option by which closing a socket drops what it holds, and tells the peer so."""
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
 
@@ -105,6 +109,19 @@ class ExpressLane(Connection):
         if not self.closed:
             self.closed = True
             self.hub.post(self._release)
+
+    def abandon(self) -> int:
+        """See ``OutgoingLane``."""
+        frames = 0
+        with self.lock:
+            if self.open and not self.closed and not self.finished:
+                waiting = unconfirmed_bytes(self.descriptor) + len(self._unsent) + len(self._unencrypted)
+                frames = frames_in(waiting, self.frames_sent, self.bytes_sent)
+                # the kernel would go on for minutes with what it has
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                self._failure = "closed here"
+        self.close()
+        return frames
 
     def end_quietly(self) -> None:
         """Close the lane without a notice. I/O thread only."""

@@ -16,6 +16,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from meshnode.links.peer import plain_host
+from meshnode.links.unconfirmed import unconfirmed_bytes
 
 _DESCRIPTORS = "/proc/self/fd"
 Remote = tuple[str, int]
@@ -83,6 +84,25 @@ class Connections:
         except OSError:
             return None  # it is the listener, or has ended
         return plain_host(host.partition("%")[0]), port
+
+
+def unconfirmed_bytes_to(remote: Remote, own_port: int) -> int:
+    """Bytes that the kernel holds for the connection from ``own_port`` to ``remote``, because its peer has not
+    acknowledged them."""
+    for descriptor in _socket_descriptors():
+        try:
+            connection = socket.socket(fileno=os.dup(descriptor))
+        except OSError:
+            continue  # closed meanwhile
+        with connection:
+            try:
+                if connection.family in (socket.AF_INET, socket.AF_INET6):
+                    host, port = connection.getpeername()[:2]
+                    if (plain_host(host.partition("%")[0]), port) == remote and connection.getsockname()[1] == own_port:
+                        return unconfirmed_bytes(connection.fileno())
+            except OSError:
+                continue  # it is a listener, or has ended
+    return 0
 
 
 def _socket_descriptors() -> list[int]:

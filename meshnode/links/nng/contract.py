@@ -21,6 +21,8 @@ class Handshake:
     names: tuple[str, ...]
     host: str
     port: int
+    own_port: int = 0
+    """The port of our end; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,8 @@ def _watched(kind: Any, tls: Any, watch: Watch, dialled: Address | None = None) 
     def pre_connect(pipe: Any) -> None:
         admitted = False
         try:
-            admitted = watch.judge(Handshake(pipe.id, tuple(_alternative_names(pipe)), *_remote(pipe, dialled)))
+            names, remote = tuple(_alternative_names(pipe)), _remote(pipe, dialled)
+            admitted = watch.judge(Handshake(pipe.id, names, *remote, _own_port(pipe)))
         except pynng.NNGException as error:
             _log.debug("a peer went before it could be judged (%s)", error)
         except Exception:  # noqa: BLE001 -- whatever fails here must refuse, and not escape into NNG
@@ -232,6 +233,13 @@ def _remote(pipe: Any, dialled: Address | None) -> tuple[str, int]:
             raise
         return dialled.host, dialled.port
     return plain_host(host.strip("[]")), int(port)
+
+
+def _own_port(pipe: Any) -> int:
+    try:
+        return int(str(pipe.local_address).rpartition(":")[2])
+    except (pynng.NNGException, ValueError):
+        return 0
 
 
 def _counters(find: Callable[[Any], Any]) -> dict[str, int]:

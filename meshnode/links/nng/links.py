@@ -24,7 +24,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from functools import partial
 
-from meshnode.links.nng.connections import Connections
+from meshnode.links.nng.connections import Connections, unconfirmed_bytes_to
 from meshnode.links.nng.contract import (
     Handshake,
     PullSocket,
@@ -38,6 +38,7 @@ from meshnode.links.nng.inbound import InboundPipe, InboundPipes
 from meshnode.links.peer import identify
 from meshnode.links.tls import REFUSED, UNREACHABLE, FailureKind, Failures
 from meshnode.links.transport import Address, CredentialFiles, FailedLink, OutgoingLane, TransportObserver
+from meshnode.links.unconfirmed import frames_in
 from protocols.base.errors import BoundExceeded, TransportError
 from protocols.base.ids import MeshName, PeerIdentity
 from protocols.base.limits import DIAL_TIMEOUT_NS, MAX_FRAME_BYTES, MAX_NEIGHBOURS, MS, SECOND
@@ -82,7 +83,8 @@ class NngLane:
         self.greeting = greeting
         self.identity: PeerIdentity | None = None
         self.judged = self.overdue = False
-        self.pipe = 0
+        self.pipe = self.own_port = 0
+        self.remote = "", 0
         self.push: PushSocket | None = None
         self.lock = threading.Lock()
         self.state = _State.DIALLING
@@ -137,6 +139,13 @@ class NngLane:
         """Close it; idempotent."""
         if self.finish():
             self._links.post(partial(self._links.linger, self))
+
+    def abandon(self) -> int:
+        """See ``OutgoingLane.abandon``. The library may hold one more frame."""
+        is_open = self.state is _State.OPEN
+        size_bytes = unconfirmed_bytes_to(self.remote, self.own_port) if is_open and self.own_port else 0
+        self.close()
+        return frames_in(size_bytes, self.frames_sent, self.bytes_sent)
 
 
 def _life_ends_ns(age_ns: int) -> int:
@@ -310,6 +319,7 @@ class NngLinks:
             reason = self._observer.admit(identity, detail, lane, handshake.host)
             if identity is not None and reason is None:
                 lane.identity, lane.pipe = identity, handshake.pipe
+                lane.remote, lane.own_port = (handshake.host, handshake.port), handshake.own_port
                 return True
             reason = reason or detail
         finally:
