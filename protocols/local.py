@@ -301,9 +301,11 @@ LOCAL_NODE_FRAMES: Final = FrameSet((
 
 def encode_local(frame: ApplicationFrame | LocalNodeFrame) -> bytes:
     """Encode one frame. :raises ValueUnsupported: when it is larger than ``MAX_FRAME_BYTES``, or holds a value that
-    MessagePack has no form for."""
+    MessagePack has no form for or that is nested too deeply."""
     try:
         data = _encoder.encode(frame)
+    except RecursionError as error:
+        raise ValueUnsupported(f"a {type(frame).__name__} can't travel: it is nested too deeply") from error
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueUnsupported(f"a {type(frame).__name__} can't travel: {error}") from error
     if len(data) > limits.MAX_FRAME_BYTES:
