@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.base.shares import Shares
+from protocols.base.shares import SharedRows, Shares
 
 
 def test_largest_of_nobody_is_an_error_of_the_caller() -> None:
@@ -35,3 +35,39 @@ def test_flood_never_costs_a_row_of_whoever_holds_less_than_an_equal_share(
             assert shares.held(giver) == max(map(shares.held, shares.payers()))
             shares.remove(giver)
     assert shares.total == sum(map(shares.held, shares.payers())) <= bound
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["add", "remove", "move", "move all"]), st.sampled_from("abc"), st.integers(0, 9)),
+        max_size=60,
+    )
+)
+def test_rows_and_shares_agree_whatever_is_added_moved_and_removed(steps: list[tuple[str, str, int]]) -> None:
+    """Every table of a node keeps both. If they differ, somebody who holds nothing gives way for ever."""
+    rows, book = SharedRows[str, int](), dict[int, tuple[str, int]]()
+    for number, (what, payer, row) in enumerate(steps):
+        if what == "add":
+            rows.add(payer, row, number)
+            book.pop(row, None)
+            book[row] = (payer, number)
+        elif what == "remove":
+            rows.remove(row)
+            book.pop(row, None)
+        elif what == "move":
+            rows.move(row, payer)
+            if row in book:
+                book[row] = (payer, book.pop(row)[1])
+        else:
+            moved = rows.move_all(payer, "heir")
+            assert moved == [each for each, (holder, _) in book.items() if holder == payer]
+            for each in moved:
+                book[each] = ("heir", book.pop(each)[1])
+        assert len(rows) == len(book)
+        assert all((row in rows) == (row in book) for row in range(10))
+        assert {row: rows.payer_of(row) for row in book} == {row: holder for row, (holder, _) in book.items()}
+        for holder in ("a", "b", "c", "heir"):
+            assert rows.shares.held(holder) == sum(amount for who, amount in book.values() if who == holder)
+        if rows.shares.total:
+            largest = rows.shares.largest()
+            assert rows.next_to_go() == next(row for row, (who, _) in book.items() if who == largest)

@@ -3,11 +3,12 @@
 import pytest
 
 from protocols.inference import moves
+from protocols.inference.events import Compute
 from protocols.inference.moves import MOVE_PAUSE_NS, MOVES_AT_ONCE
 from protocols.inference.signature import ModelSignature, TensorSignature, misfit
 from protocols.wire.inference import InferAnswer, InferRequest
 from tests.protocols.inference.test_standing import SIGNATURE, f4
-from tests.tools.inference_fixture import IMAGE, MS, SECOND, A, B, Bench, model
+from tests.tools.inference_fixture import IMAGE, ME, MS, SECOND, A, B, Bench, model
 
 
 def asked(bench: Bench, count: int) -> list[InferRequest]:
@@ -85,3 +86,37 @@ def test_misfit_ignores_inputs_that_the_model_does_not_name() -> None:
 def test_signature_is_written_as_people_read_it() -> None:
     """It stands in messages about wrong inputs."""
     assert str(TensorSignature("image", "f4", (1, 3, None, None))) == "image: f4[1, 3, ?, ?]"
+
+
+def test_request_that_one_neighbour_calls_invalid_and_nobody_else_computes_fails_as_invalid() -> None:
+    """The caller learns the likely reason, and not merely that the last one asked is busy."""
+    bench = Bench(A, B)
+    bench.offer(A, 1_000)
+    bench.offer(B, 2_000)
+    bench.ask()
+    for node, status, detail in ((A, "invalid", "no such input"), (B, "busy", "full")):
+        ((to, request),) = bench.requests()
+        assert to == node
+        bench.answer(node, request.request, status, detail=detail)
+    answered = bench.answered()
+    assert (answered.failure, answered.detail) == ("invalid", "no such input")
+
+
+def test_hedged_request_that_loses_one_of_its_runs_waits_for_the_other() -> None:
+    """A third run would cost another node the work that is half done here."""
+    bench = Bench(A, B)
+    bench.load((model(compute_ns=300 * MS),))
+    bench.offer(A, 1_000)
+    bench.ask(5 * SECOND)
+    ((_, request),) = bench.requests()
+    while not (here := bench.machine.outgoing()):
+        bench.at(bench.machine.next_timer_at())
+    bench.offer(B, 2_000)
+    bench.answer(A, request.request, "failed")
+    assert bench.requests() == bench.machine.outgoing() == []
+    (compute,) = here
+    assert isinstance(compute, Compute)
+    bench.machine.computed(compute.run, InferAnswer(0, "done", IMAGE), bench.now)
+    winner = bench.answered().winner
+    assert winner is not None
+    assert winner.node == ME

@@ -148,6 +148,24 @@ def test_served_request_cancelled_is_not_answered() -> None:
     assert bench.machine.outgoing() == [CancelCompute(compute.run)]
 
 
+def test_served_requests_cancelled_at_too_high_a_rate_are_computed_all_the_same() -> None:
+    """Each cancel has this node look through what it holds; those beyond the allowance are dropped and counted."""
+    bench = Bench(A)
+    bench.load((model(),))
+    serve(bench, A, 7)
+    (compute,) = bench.machine.outgoing()
+    for _ in range(MAX_REQUEST_BURST + 1):
+        bench.machine.receive(InferCancel(8), A, Role.VEHICLE, 0)
+    bench.machine.receive(InferCancel(7), A, Role.VEHICLE, 0)
+    assert bench.machine.outgoing() == []
+    assert dict(bench.drops.items())[A, "", "too_many_requests"] >= 2
+    assert type(compute) is Compute
+    bench.machine.computed(compute.run, InferAnswer(0, "done", IMAGE), 0)
+    ((_, answer),) = bench.machine.messages()
+    assert type(answer) is InferAnswer
+    assert (answer.request, answer.status) == (7, "done")
+
+
 def test_served_budget_is_bounded() -> None:
     """A request may not hold a place for centuries."""
     bench = Bench(A)

@@ -130,6 +130,16 @@ def test_claims_that_answers_disprove_are_not_believed_for_a_minute() -> None:
     assert [node for node, _ in bench.requests()] == [A], "it may have become faster"
 
 
+def test_proof_of_a_faster_day_is_forgotten_before_the_next_one_counts() -> None:
+    """A neighbour that was fast an hour ago and is slow now must be believed when it says that it is slow."""
+    standings = Standings()
+    standings.proved(A, "1" * 64, 5, 0)
+    standings.proved(A, "1" * 64, 50, PROOF_MEMORY_NS - 1)
+    assert standings.fastest_ns(A, "1" * 64, PROOF_MEMORY_NS - 1) == 5
+    standings.proved(A, "1" * 64, 60, 3 * PROOF_MEMORY_NS)
+    assert standings.fastest_ns(A, "1" * 64, 3 * PROOF_MEMORY_NS) == 60
+
+
 def test_neighbour_that_reconnects_does_not_clear_its_record() -> None:
     """A pause that ends with the link is none."""
     bench = Bench(A, B)

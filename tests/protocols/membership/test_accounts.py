@@ -55,6 +55,21 @@ def test_unknown_frames_of_a_newer_version_at_a_moderate_pace_are_skipped() -> N
     assert _closed(alone) == []
 
 
+def test_unknown_frame_of_a_pipe_that_is_being_closed_costs_nobody_anything() -> None:
+    """Frames are still on their way when a pipe is closed, and its number may be unknown already."""
+    alone = Alone()
+    pipe = alone.hello("newer")
+    before = dict(alone.engine.drops.items())
+    alone.receive(99, UNKNOWN)
+    assert dict(alone.engine.drops.items()) == before
+    alone.receive(pipe, b"nothing")
+    assert _closed(alone) == [pipe]
+    malformed = _drops(alone)
+    alone.receive(pipe, UNKNOWN)
+    assert _drops(alone) == malformed
+    assert alone.engine.statistics()["frames_unknown"] == 2
+
+
 def test_unknown_frame_before_hello_closes_its_pipe() -> None:
     """Nothing counts before Hello, so nothing may cost before Hello."""
     alone = Alone()
