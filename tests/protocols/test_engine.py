@@ -219,6 +219,27 @@ def test_bulk_lane_lost_alone_is_dialled_again_when_needed() -> None:
     assert [type(effect) for effect in driven.engine.outgoing()] == [Dial]
 
 
+def test_bulk_lane_is_dialled_for_what_waited_while_both_lanes_were_lost() -> None:
+    """A radio shadow took both lanes. A large reading that was published in it must not wait for the next one."""
+    driven = Driven()
+    driven.receive(Interest(1, (Want("**"),)))
+    driven.engine.lane_closed(driven.dial, "reset", False, driven.now)
+    driven.publish(bytes(100_000))
+    assert [effect for effect in driven.engine.outgoing() if type(effect) is Dial] == []
+    driven.now = driven.engine.next_timer_at()
+    dials: list[Dial] = []
+    for expected in (Lane.REALTIME, Lane.BULK):
+        while not dials:
+            driven.engine.handle_timer(driven.now)
+            dials = [effect for effect in driven.engine.outgoing() if type(effect) is Dial]
+            driven.now = max(driven.now + 1, driven.engine.next_timer_at())
+        (dial,) = dials
+        driven.engine.lane_opened(dial.dial, identity("x", Role.RSU), driven.now)
+        assert driven.engine.membership.lane_of(dial.dial) == ("x", expected)
+        dials = [effect for effect in driven.engine.outgoing() if type(effect) is Dial]
+    assert [type(frame) for frame in driven.sent(dial.dial)] == [Readings]
+
+
 def test_neighbour_dead_with_readings_waiting_counts_them() -> None:
     """Nothing is lost silently."""
     driven = Driven()
