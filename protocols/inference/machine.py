@@ -396,7 +396,10 @@ class Inference(Machine):
                 assert_never(frame)
 
     def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:
-        """Nothing to do: the neighbour sends its offers unasked."""
+        """The neighbour sends its offers unasked. It gets ours again if they have changed since the node began: a change
+        between the opening of our lane, which greets with them, and its Hello was not sent to it."""
+        if self._offers_sent_ns > -NEVER:
+            self._messages.append((node, self.offers()))
 
     def neighbour_gone(self, node: NodeId, now: int) -> None:
         """A neighbour is gone: its runs are repeated elsewhere, and its requests are dropped."""

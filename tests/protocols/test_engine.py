@@ -34,7 +34,7 @@ PLATE = LocalModel("plate", DIGEST, 500 * MS, 0, True)
 class Driven:
     """One engine with one neighbour "x" at both ends of a link, played by the test."""
 
-    def __init__(self) -> None:
+    def __init__(self, says_hello: bool = True) -> None:
         self.engine = engine("me")
         self.now = SECOND
         self.engine.membership.hint("x", NodeId("x"), (("192.0.2.7", 7000),), self.now)
@@ -44,7 +44,8 @@ class Driven:
         self.hello = self.engine.membership.greeting(self.dial)
         self.engine.lane_opened(self.dial, identity("x", Role.RSU), self.now)
         self.engine.membership.inbound_opened(1, identity("x", Role.RSU), "192.0.2.7", self.now)
-        self.receive(Hello(1, 0, "x", 5, 7000, "realtime"))
+        if says_hello:
+            self.receive(Hello(1, 0, "x", 5, 7000, "realtime"))
 
     def receive(self, frame: Frame | bytes, pipe: int = 1) -> list[object]:
         data = frame if isinstance(frame, bytes) else encode_frame(frame)
@@ -341,6 +342,17 @@ def test_offers_are_told_at_once_and_then_at_intervals() -> None:
     assert told == 2
     driven.receive(Offers(1, ()))
     assert driven.engine.peers(driven.now)[0].offers == ()
+
+
+def test_offers_that_change_before_the_neighbour_says_hello_reach_it() -> None:
+    """A model that is loaded just then was never offered to that neighbour."""
+    driven = Driven(says_hello=False)
+    assert [frame.offers for frame in driven.sent() if type(frame) is Offers] == [()]
+    driven.engine.inference.set_models((PLATE,), driven.now)
+    driven.engine.handle_timer(driven.now)
+    driven.receive(Hello(1, 0, "x", 5, 7000, "realtime"))
+    *_, told = [frame for frame in driven.sent() if type(frame) is Offers]
+    assert [offer.model for offer in told.offers] == ["plate"]
 
 
 def test_inference_goes_to_a_neighbour_and_back() -> None:
