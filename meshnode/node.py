@@ -166,7 +166,8 @@ class Node(Host):
         ``inputs``: arrays by input name. ``outputs``: wanted outputs; empty: all. ``deadline_ms``: default from the
         configuration. ``hedge``: start a second run when the first is late.
 
-        :raises ModelUnknown: nobody in reach has it. :raises InputInvalid: inputs of the wrong name, type or shape.
+        :raises ModelUnknown: nobody in reach has it. :raises ModelInvalid: nobody else has it, and its file here could
+        not be loaded. :raises InputInvalid: inputs of the wrong name, type or shape.
         :raises BudgetExhausted: no answer within the deadline. :raises InferenceError: it failed everywhere.
         """
         return await self.part(RunningInference).infer(model, inputs, outputs, deadline_ms, hedge)

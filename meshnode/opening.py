@@ -57,7 +57,7 @@ class ConfiguredNode:
         self._advert_listeners.append(listener)
 
     async def __aenter__(self) -> Node:
-        """:raises IdentityError, ModelInvalid, StorageError, TransportError, ConfigError: each says what to do."""
+        """:raises IdentityError, StorageError, TransportError, ConfigError: each says what to do."""
         self._closing = AsyncExitStack()
         try:
             return await self._open(self._closing)
@@ -148,8 +148,8 @@ def open(  # noqa: A001 - ``meshnode.open`` reads as it should
     """A node that runs inside ``async with``. ``config``: a TOML file, or a ``NodeConfig``. ``parts``: capabilities on
     top of those that every node has; see :mod:`meshnode.part`.
 
-    :raises ConfigError: at once, when the file is wrong. Entering raises ``IdentityError``, ``ModelInvalid``,
-        ``StorageError`` or ``TransportError``; each says what to do.
+    :raises ConfigError: at once, when the file is wrong. Entering raises ``IdentityError``, ``StorageError``
+        or ``TransportError``; each says what to do.
     """
     if isinstance(config, NodeConfig):
         return ConfiguredNode(config, Path.cwd(), parts_of(config, parts))

@@ -33,6 +33,7 @@ from protocols.base.errors import (
     InputInvalid,
     LocalProtocolError,
     MeshError,
+    ModelInvalid,
     ModelUnknown,
     NeighbourFailed,
     NotPermitted,
@@ -51,6 +52,7 @@ _AUTHORITY_END: Final = re.compile("[/?#]")
 _STATUS: Final[tuple[tuple[type[MeshError], int], ...]] = (
     (InputInvalid, 400),
     (ModelUnknown, 404),
+    (ModelInvalid, 503),
     (BudgetExhausted, 504),
     (NeighbourFailed, 502),
     (InferenceError, 500),

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import assert_never
 
+from meshnode.inference.files import ModelFiles
 from meshnode.inference.section import InferenceSection, ModelSection
-from meshnode.models import Cancellation, Failed, Job, LoadedModel, Outcome, RunDone, Runner, load_model
+from meshnode.models import Cancellation, Failed, Job, LoadedModel, ModelSpec, Outcome, RunDone, Runner, load_model
+from meshnode.troubles import Troubles
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InputInvalid, MeshError
 from protocols.base.limits import MAX_TEXT_CHARS
 from protocols.inference.events import Compute
@@ -27,29 +29,39 @@ class ComputeService:
         how: InferenceSection,
         computed: Callable[[int, InferAnswer], None],
         changed: Callable[[tuple[LocalModel, ...]], None],
+        troubles: Troubles,
     ) -> None:
-        self._sections, self._how, self._computed, self._changed = models, how, computed, changed
+        self._how, self._computed, self._changed = how, computed, changed
         self.models: dict[str, LoadedModel] = {}
+        """Loaded models by name. Never changed, but replaced: any thread may read it."""
+        specs = (section.spec(name) for name, section in models.items())
+        self.files = ModelFiles((spec for spec in specs if spec is not None), self._load, troubles)
         self._runner = Runner(how.workers, emulate_slowdown=how.emulate_slowdown)
         self._cancels: dict[int, Cancellation] = {}
         self._lock = threading.Lock()
+        self._announced = False
 
     def load_models(self) -> None:
-        """Load and measure every configured model. This takes seconds, and the node serves readings meanwhile.
+        """Load and measure every configured model. This takes seconds, and the node serves readings meanwhile. Those
+        that can't be loaded are troubles of the node."""
+        self.files.load_all()
 
-        :raises ModelInvalid: a file is missing, can't be loaded, or is not the one that is pinned.
-        """
-        for name, section in self._sections.items():
-            spec = section.spec(name)
-            if spec is None:
-                continue
-            model = load_model(spec)
-            median_us = self._runner.warm_up(model)
-            _log.info("model %s: %s, %s ms a run", name, model.digest[:12], median_us and round(median_us / 1e3, 1))
-            self.models[name] = model
+    async def watch(self) -> None:
+        """Load what could not be loaded at first, once that is possible, and announce it."""
+        await self.files.watch()
+
+    def _load(self, spec: ModelSpec) -> None:
+        """Load and measure one model. :raises InferenceError: it can't be loaded, or can't compute zeros."""
+        model = load_model(spec)
+        median_us = self._runner.warm_up(model)
+        _log.info("model %s: %s, %s ms a run", spec.name, model.digest[:12], median_us and round(median_us / 1e3, 1))
+        self.models = {**self.models, spec.name: model}
+        if self._announced:
+            self._tell()
 
     def announce(self) -> None:
-        """Tell the engine what is loaded."""
+        """Tell the engine what is loaded, now and whenever a model is added."""
+        self._announced = True
         if self.models:
             self._tell()
 
@@ -71,7 +83,8 @@ class ComputeService:
         """Queue a run; exactly one ``computed`` follows unless it is cancelled."""
         model = self.models.get(effect.model)
         if model is None:
-            self._computed(effect.run, InferAnswer(0, "unknown", detail=f"no model {effect.model!r} here"))
+            why = self.files.why_not(effect.model) or f"no model {effect.model!r} here"
+            self._computed(effect.run, InferAnswer(0, "unknown", detail=why[:MAX_TEXT_CHARS]))
             return
         inputs = {named.name: named.tensor for named in effect.inputs}
         job = Job(model, inputs, effect.outputs, time.monotonic_ns() + effect.budget_ns, effect.asked_by)

@@ -24,7 +24,7 @@ from meshnode.inference.result import InferenceResult
 from meshnode.inference.section import InferenceSection
 from meshnode.models import LoadedModel, TensorSignature, element_of_short
 from meshnode.running import Host, HttpService
-from protocols.base.errors import InputInvalid, ModelUnknown
+from protocols.base.errors import InputInvalid, ModelInvalid, ModelUnknown
 from protocols.membership.neighbour import State
 from protocols.wire.inference import Offer
 
@@ -46,6 +46,9 @@ class Inferring(Protocol):
     @property
     def models(self) -> dict[str, LoadedModel]:
         """Models loaded here, by name."""
+
+    def why_not(self, model: str) -> str | None:
+        """Why a model could not be loaded here; None: it was, or it has no file here."""
 
     def infer(
         self, model: str, inputs: Mapping[str, Any], outputs: tuple[str, ...], deadline_ms: int | None
@@ -118,12 +121,18 @@ class OpenInference:
         return offered
 
     def _find(self, request: Request) -> tuple[str, LoadedModel | None, list[tuple[str, Offer]]]:
-        """The model in the path. :raises ModelUnknown: nobody in reach has it, or not in that version."""
+        """The model in the path.
+
+        :raises ModelUnknown: nobody in reach has it, or not in that version.
+        :raises ModelInvalid: it could not be loaded here, and no neighbour offers it.
+        """
         name = request.path_params["name"]
         version = request.path_params.get("version", VERSION)
         loaded: LoadedModel | None = self._inference.models.get(name)
         offers = self._offered().get(name, [])
         if loaded is None and not offers:
+            if (why := self._inference.why_not(name)) is not None:
+                raise ModelInvalid(f"{why}; and nobody else in reach computes it")
             known = sorted({*self._inference.models, *self._offered()})
             raise ModelUnknown(
                 f"no model {name[:80]!r} here or at a neighbour; known: {', '.join(known) or 'none'}. Add "

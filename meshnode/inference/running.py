@@ -14,7 +14,14 @@ from meshnode.models import LoadedModel
 from meshnode.running import Host, HttpService, RunningPart
 from protocols.base import limits
 from protocols.base.effects import Event
-from protocols.base.errors import BudgetExhausted, InferenceError, InputInvalid, ModelUnknown, NeighbourFailed
+from protocols.base.errors import (
+    BudgetExhausted,
+    InferenceError,
+    InputInvalid,
+    ModelInvalid,
+    ModelUnknown,
+    NeighbourFailed,
+)
 from protocols.base.ids import NodeId
 from protocols.inference.events import Answered, CancelCompute, Compute
 from protocols.inference.placement import LocalModel
@@ -47,7 +54,7 @@ class RunningInference(RunningPart):
 
     def _make_compute(self) -> ComputeService:
         models = self.host.config.of(ModelsSection).models
-        return ComputeService(models, self.defaults, self._computed, self._set_models)
+        return ComputeService(models, self.defaults, self._computed, self._set_models, self.host.troubles)
 
     # --- to the engine ---------------------------------------------------------------------------------------------
     def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
@@ -76,9 +83,11 @@ class RunningInference(RunningPart):
         closing.push_async_callback(asyncio.to_thread, self._compute.close)
 
     async def serve(self, closing: AsyncExitStack) -> None:
-        """Load and measure the models. :raises ModelInvalid: as :meth:`ComputeService.load_models`."""
+        """Load and measure the models. Those that can't be loaded are tried again while the node runs."""
         await asyncio.to_thread(self._compute.load_models)
         self._compute.announce()
+        watching = asyncio.create_task(self._compute.watch(), name="models")
+        closing.callback(watching.cancel)
 
     def _fail_all(self) -> None:
         with self._answers_lock:
@@ -93,11 +102,27 @@ class RunningInference(RunningPart):
         """Models loaded here, by name."""
         return dict(self._compute.models)
 
+    def why_not(self, model: str) -> str | None:
+        """Why a model of the configuration could not be loaded; None: it was, or it has no file here."""
+        return self._compute.files.why_not(model)
+
     async def infer(
         self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", outputs: tuple[str, ...] = (),
         deadline_ms: int | None = None, hedge: bool | None = None,
     ) -> InferenceResult:  # fmt: skip
         """See :meth:`meshnode.node.Node.infer`."""
+        try:
+            return await self._infer(model, inputs, outputs, deadline_ms, hedge)
+        except ModelUnknown as error:
+            why = self.why_not(model)
+            if why is None:
+                raise
+            raise ModelInvalid(f"{why}; and nobody else in reach computes it") from error
+
+    async def _infer(
+        self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", outputs: tuple[str, ...],
+        deadline_ms: int | None, hedge: bool | None,
+    ) -> InferenceResult:  # fmt: skip
         import numpy as np
 
         self.host.require_open()

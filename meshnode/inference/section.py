@@ -27,8 +27,7 @@ class ModelSection(Section, frozen=True, kw_only=True):
         Path | None,
         Meta(
             description="The ONNX file. Without it, neighbours compute the model; `digest` then says which file is "
-            "meant.",
-            extra={"file": "copy the ONNX file there, or correct the path"},
+            "meant. A file that can't be loaded is tried again when it has changed.",
         ),
     ] = None
     digest: Annotated[

@@ -29,6 +29,7 @@ from meshnode.loading import parts_of
 from meshnode.models import Cancellation, LoadedModel, ModelSpec, TensorSignature
 from meshnode.opening import ConfiguredNode
 from meshnode.running import Host
+from meshnode.troubles import Troubles
 from protocols.base import limits
 from protocols.base.errors import InferenceError
 from protocols.base.ids import ModelDigest
@@ -100,16 +101,17 @@ class TrialCompute(ComputeService):
 
     def __init__(
         self, models: Mapping[str, ModelSection], how: InferenceSection, computed: Callable[[int, InferAnswer], None],
-        changed: Callable[[tuple[LocalModel, ...]], None], timed: Sequence[TrialModel], condition: Condition,
+        changed: Callable[[tuple[LocalModel, ...]], None], troubles: Troubles, timed: Sequence[TrialModel],
+        condition: Condition,
     ) -> None:  # fmt: skip
-        super().__init__(models, how, computed, changed)
+        super().__init__(models, how, computed, changed, troubles)
         self._timed = {model.name: _TimedModel(model, condition) for model in timed}
         self._condition = condition
 
     def load_models(self) -> None:
         """See :class:`ComputeService`. Timed models need not be measured."""
         super().load_models()
-        self.models.update(self._timed)
+        self.models = {**self.models, **self._timed}
 
     def _local_models(self) -> tuple[LocalModel, ...]:
         return tuple(self._as_told(model) for model in super()._local_models())
@@ -183,6 +185,6 @@ class _TimedInference(RunningInference):
         models = self.host.config.of(ModelsSection).models
         trial = self._trial
         trial.compute = TrialCompute(
-            models, self.defaults, self._computed, self._set_models, self._timed, trial.condition
+            models, self.defaults, self._computed, self._set_models, self.host.troubles, self._timed, trial.condition
         )
         return trial.compute

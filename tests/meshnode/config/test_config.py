@@ -176,8 +176,6 @@ def test_config_pickled_and_back_is_equal(folder: Path) -> None:
         ('[discovery]\nseeds = ["rsu-2"]', "discovery.seeds[0] = 'rsu-2': has no port"),
         ('[discovery]\nseeds = ["::1:80"]', "discovery.seeds[0] = '::1:80': has a bare IPv6 address"),
         ('[discovery]\nmdns = false\ninterfaces = ["127.0.0.1"]', "discovery.interfaces: is given but mdns = false"),
-        ('[models.plate]\npath = "x.onnx"', "x.onnx does not exist: copy the ONNX file there"),
-        ('[models.plate]\npath = "."', "is not a file"),
         ('[models.plate]\npath = "plate.onnx"\noptimisation = "bassic"', "did you mean 'basic'?"),
         ('[models."a b"]\npath = "plate.onnx"', "models.'a b' = 'a b': is not a name"),
         ("[models]\nplate = 3", "models.plate = 3: is a whole number: write a table [models.plate]"),
