@@ -11,7 +11,7 @@ from typing import Final
 from meshnode.config.sections import NodeConfig
 from meshnode.discovery.running import AdvertListener, RunningDiscovery
 from meshnode.driver import Driver
-from meshnode.identity import NodeIdentity, load_identity
+from meshnode.identity import NodeIdentity, inspect, load_identity
 from meshnode.identity.renewal import Renewal
 from meshnode.identity.reservation import Reservation
 from meshnode.identity.state import StateFolder
@@ -19,10 +19,11 @@ from meshnode.links.transport import Address, CredentialFiles, Transport
 from meshnode.loading import load, parts_of
 from meshnode.node import Node
 from meshnode.part import Part
+from meshnode.waiting import wait_for_clock
 from protocols.access import LINK_ROLES
 from protocols.base.effects import Event
-from protocols.base.errors import ConfigError
-from protocols.base.ids import NodeId
+from protocols.base.errors import ClockImplausible, ConfigError
+from protocols.base.ids import NodeId, PeerIdentity
 
 _SWITCH_INTERVAL_S: Final = 0.0002
 """The interpreter's switch interval, which holds for the whole process. A thread of the application that only computes
@@ -37,12 +38,15 @@ class ConfiguredNode:
     """A node that is not open. ``async with`` opens it and gives the running :class:`Node`."""
 
     def __init__(
-        self, config: NodeConfig, folder: Path, parts: Sequence[Part], driver: Callable[..., Driver] = Driver
-    ) -> None:
-        """Relative paths in options start at ``folder``. ``parts``: all of them, in the order in which they open."""
+        self, config: NodeConfig, folder: Path, parts: Sequence[Part], driver: Callable[..., Driver] = Driver,
+        *, wait_for_clock: bool = False,
+    ) -> None:  # fmt: skip
+        """Relative paths in options start at ``folder``. ``parts``: all of them, in the order in which they open.
+        ``wait_for_clock``: see :func:`open`."""
         self.config = config
         self.id = NodeId(config.node.id)
         self._folder, self._parts, self._driver = folder, tuple(parts), driver
+        self._wait_for_clock = wait_for_clock
         self._listeners: list[EventListener] = []
         self._advert_listeners: list[AdvertListener] = []
         self._closing = AsyncExitStack()
@@ -73,7 +77,12 @@ class ConfiguredNode:
     async def _open(self, closing: AsyncExitStack) -> Node:
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL_S))
         config = self.config
-        identity = self._identify()
+        try:
+            identity = self._identify()
+        except ClockImplausible as error:
+            if not self._wait_for_clock:
+                raise
+            identity = await wait_for_clock(config, self._identify, error)
         state = StateFolder(config.node.state_dir)
         closing.callback(state.close)
         node = Node(
@@ -105,15 +114,23 @@ class ConfiguredNode:
 
     def _identify(self) -> NodeIdentity:
         files = self.config.identity
-        identity = load_identity(files.certificate, files.key, files.authority)
-        if identity.peer.node != self.id:
+        try:
+            identity = load_identity(files.certificate, files.key, files.authority)
+        except ClockImplausible:
+            self._check_holder(inspect(files.certificate, files.key, files.authority).identity)
+            raise
+        self._check_holder(identity.peer)
+        return identity
+
+    def _check_holder(self, holder: PeerIdentity | None) -> None:
+        certificate = self.config.identity.certificate
+        if holder is not None and holder.node != self.id:
             raise ConfigError(
-                f"[node] id is {self.id!r}, but {files.certificate} belongs to {identity.peer.node!r}: "
+                f"[node] id is {self.id!r}, but {certificate} belongs to {holder.node!r}: "
                 "use its id, or issue a certificate for this one"
             )
-        if identity.peer.role not in LINK_ROLES:
-            raise ConfigError(f"{files.certificate} has the role {identity.peer.role.value!r}, which a node can't have")
-        return identity
+        if holder is not None and holder.role not in LINK_ROLES:
+            raise ConfigError(f"{certificate} has the role {holder.role.value!r}, which a node can't have")
 
     def _transport(self, node: Node) -> Transport:
         credentials, listen = self.config.identity.credentials, self.config.listen
@@ -143,16 +160,19 @@ def _renewal_of(node: Node, transport: Transport) -> Renewal:
 
 
 def open(  # noqa: A001 - ``meshnode.open`` reads as it should
-    config: NodeConfig | Path | str, parts: Sequence[Part] = ()
+    config: NodeConfig | Path | str, parts: Sequence[Part] = (), *, wait_for_clock: bool = False
 ) -> ConfiguredNode:
     """A node that runs inside ``async with``. ``config``: a TOML file, or a ``NodeConfig``. ``parts``: capabilities on
     top of those that every node has; see :mod:`meshnode.part`.
+
+    ``wait_for_clock``: whether entering waits while the clock shows a time at which the certificate can't be used, as
+    ``meshnode run`` does, or raises ``ClockImplausible``, a kind of ``IdentityError``.
 
     :raises ConfigError: at once, when the file is wrong. Entering raises ``IdentityError``, ``StorageError``
         or ``TransportError``; each says what to do.
     """
     if isinstance(config, NodeConfig):
-        return ConfiguredNode(config, Path.cwd(), parts_of(config, parts))
+        return ConfiguredNode(config, Path.cwd(), parts_of(config, parts), wait_for_clock=wait_for_clock)
     path = Path(config)
     loaded = load(path, parts)
-    return ConfiguredNode(loaded, path.parent, parts_of(loaded, parts))
+    return ConfiguredNode(loaded, path.parent, parts_of(loaded, parts), wait_for_clock=wait_for_clock)

@@ -31,8 +31,8 @@ class Trouble(Struct, frozen=True):
     """What happened, with which value, and what to do."""
     essential: bool
     """Whether the node can't take part in the mesh because of it."""
-    since_utc_ns: int
-    """When it began, in nanoseconds since 1970 by the host's clock."""
+    since_ns: int
+    """When it began, in nanoseconds of the monotonic clock: the other clock may be what does not work."""
 
 
 class Troubles:
@@ -56,9 +56,9 @@ class Troubles:
                 if len(self._current) >= MAX_TROUBLES:
                     self.unlisted += 1
                 else:
-                    self._current[part, name] = Trouble(part, name, why, essential, time.time_ns())
+                    self._current[part, name] = Trouble(part, name, why, essential, time.monotonic_ns())
             else:
-                self._current[part, name] = Trouble(part, name, why, essential, known.since_utc_ns)
+                self._current[part, name] = Trouble(part, name, why, essential, known.since_ns)
         if known is None or known.why != why:
             _log.error("%s does not work: %s", f"{part} {name}".strip(), why)
 

@@ -1,5 +1,7 @@
 """The checks of the doctor. Each only reads and probes; a finding that is not ``ok`` says what to do."""
 
+import contextlib
+import math
 import os
 import shutil
 import socket
@@ -23,6 +25,7 @@ from meshnode.config.sections import NodeConfig
 from meshnode.console.node_api import NodeApi
 from meshnode.http.section import HttpSection
 from meshnode.identity import inspect
+from meshnode.identity.inspection import OLDEST_UTC_S
 from meshnode.identity.state import StateFolder
 from meshnode.inference.section import ModelsSection
 from meshnode.loading import load
@@ -38,8 +41,6 @@ _MAX_SEEDS: Final = 8
 _MAX_LINKS: Final = 16
 _RECENT_S: Final = 120
 """A link that still fails is tried again within 30 s, so older failures are over."""
-_OLDEST_UTC_S: Final = 1_735_689_600
-"""2025-01-01: this software is younger, so an earlier clock was never set."""
 _RESERVE_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -63,7 +64,10 @@ def examine(config_path: Path, parts: Sequence[Part] = ()) -> Iterator[Finding]:
     yield Finding("ok", "config", f"{config_path}: node {config.node.id}")
     running = _running(config)
     if running is not None:
-        yield Finding("ok", "node", f"{config.node.id} runs, up {running['uptime_s']:.0f} s")
+        if running.get("waiting"):
+            yield Finding("warn", "node", f"{config.node.id} waits to take part, up {running['uptime_s']:.0f} s")
+        else:
+            yield Finding("ok", "node", f"{config.node.id} runs, up {running['uptime_s']:.0f} s")
         yield from _troubles(running)
         yield from _announced(running)
         yield from _links(running)
@@ -131,7 +135,8 @@ def _certificate(config: NodeConfig) -> Iterator[tuple[Finding, PeerIdentity | N
         yield Finding("fail", "certificate", str(error)), None
         return
     for problem in report.problems:
-        yield Finding("fail", "certificate", problem), None
+        if problem not in report.clock_problems:  # these are of the clock
+            yield Finding("fail", "certificate", problem), None
     peer = report.identity
     if peer is None:
         return
@@ -151,15 +156,27 @@ def _certificate(config: NodeConfig) -> Iterator[tuple[Finding, PeerIdentity | N
 
 
 def _clock(config: NodeConfig) -> Iterator[Finding]:
-    now_s = time.time()
-    if now_s < _OLDEST_UTC_S:
-        yield Finding("fail", "clock", f"this host's clock shows {datetime.now(UTC):%Y-%m-%d}: set it")
+    now_s, files = time.time(), config.identity
+    if now_s < OLDEST_UTC_S:
+        yield Finding("fail", "clock", f"this host's clock shows {datetime.now(UTC):%Y-%m-%d}: set it; a node waits "
+                      "meanwhile")  # fmt: skip
         return
+    ends_s = math.inf
+    with contextlib.suppress(IdentityError):  # told by the check of the certificate
+        report = inspect(files.certificate, files.key, files.authority)
+        if report.clock_problems:
+            yield from (Finding("fail", "clock", f"{problem}; a node waits meanwhile")
+                        for problem in report.clock_problems)  # fmt: skip
+            return
+        ends_s = report.not_after.timestamp()
     try:
         last_s = int((config.node.state_dir / "incarnation").read_text())
     except (OSError, ValueError):
         last_s = 0
-    if last_s > now_s + 3_600:
+    if ends_s < last_s:
+        yield Finding("ok", "clock", "a former start of the node was beyond the end of its certificate, by a clock "
+                      "that was wrong: nothing needs to be done")  # fmt: skip
+    elif last_s > now_s + 3_600:
         yield Finding("warn", "clock", f"it is {(last_s - now_s) / 3_600:.1f} h behind the node's last start: set it")
     clock = kernel_clock()
     promised_ms = config.node.clock_uncertainty_ms
@@ -207,7 +224,7 @@ def _ports(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Findi
     if http.enabled:
         asked.append(("http", "[http]", http.host, http.port, "http_port"))
     for check, section, host, port, field in asked:
-        if running is not None and port in (0, running[field]):
+        if running is not None and running[field] is not None and port in (0, running[field]):
             yield Finding("ok", check, f"port {running[field]}, in use by this node")
             continue
         try:

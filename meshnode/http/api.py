@@ -20,6 +20,14 @@ from meshnode.running import Host
 from meshnode.troubles import Trouble
 
 
+def software_version() -> str:
+    """The version of the installed package."""
+    try:
+        return version("meshnode")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
 class Api:
     """Handlers of one node, and what all handlers share; it is the ``HttpService`` of the routes of parts."""
 
@@ -33,10 +41,7 @@ class Api:
         self._metrics = Metrics(host)
         self._ends: list[Callable[[], None]] = []
         self._started_s = time.monotonic()
-        try:
-            self.version = version("meshnode")
-        except PackageNotFoundError:
-            self.version = "0+unknown"
+        self.version = software_version()
 
     def routes(self) -> list[Route]:
         """Paths of the handlers below."""
@@ -79,7 +84,7 @@ class Api:
         essential = [f"{trouble.part}: {trouble.why}" for trouble in troubles if trouble.essential]
         if essential:
             return error_response(503, "; ".join(essential), {"retry-after": "1"})
-        ready: dict[str, Any] = {"ready": True, "troubles": _troubles_form(troubles)}
+        ready: dict[str, Any] = {"ready": True, "troubles": troubles_form(troubles)}
         for part in self.host.parts:
             ready.update(part.readiness())
         return json_response(ready)
@@ -116,7 +121,7 @@ class Api:
                 }
                 for failed in host.link_failures()
             ],
-            "troubles": _troubles_form(host.troubles.current()),
+            "troubles": troubles_form(host.troubles.current()),
             "statistics": host.statistics(),
         }
         for part in host.parts:
@@ -143,14 +148,15 @@ class Api:
         ])  # fmt: skip
 
 
-def _troubles_form(troubles: list[Trouble]) -> list[dict[str, Any]]:
+def troubles_form(troubles: list[Trouble]) -> list[dict[str, Any]]:
+    """What does not work, as JSON tells it."""
     return [
         {
             "part": trouble.part,
             "name": trouble.name,
             "why": trouble.why,
             "essential": trouble.essential,
-            "since_s": round(max(0.0, (time.time_ns() - trouble.since_utc_ns) / 1e9), 1),
+            "since_s": round((time.monotonic_ns() - trouble.since_ns) / 1e9, 1),
         }
         for trouble in troubles
     ]

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from meshnode.http.exposition import counter, gauge
 from meshnode.running import Host
+from meshnode.troubles import Troubles
 from protocols.base.limits import SECOND
 from protocols.membership.neighbour import State
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
+    from prometheus_client.registry import Collector
 
 MAX_LABELS: Final = 64
 _LINK_GAUGES: Final = frozenset({"link_lanes"})
@@ -36,6 +38,24 @@ class _Labels:
         return value
 
 
+def page_of(collector: "Collector") -> tuple[bytes, str]:
+    """The page with what ``collector`` yields and the figures of the process, and its media type."""
+    # Imported at the first scrape: a node that nobody watches doesn't pay for it.
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    ProcessCollector(registry=registry)
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def trouble_metrics(troubles: Troubles) -> "Iterable[Metric]":
+    """What does not work, and how often something began not to."""
+    yield gauge("trouble", "Parts of the node that don't work; 1 each.",
+                [((trouble.part, trouble.name), 1.0) for trouble in troubles.current()], "part", "name")  # fmt: skip
+    yield counter("troubles", "How often a part has begun not to work.", [((), float(troubles.reported))])
+
+
 class Metrics:
     """Collects and prints the metrics of one node. Methods may be called from any thread."""
 
@@ -47,13 +67,7 @@ class Metrics:
 
     def exposition(self) -> tuple[bytes, str]:
         """The page, and its media type."""
-        # Imported at the first scrape: a node that nobody watches doesn't pay for it.
-        from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
-
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(self)
-        ProcessCollector(registry=registry)
-        return generate_latest(registry), CONTENT_TYPE_LATEST
+        return page_of(self)
 
     def collect(self) -> "Iterable[Metric]":
         """Called by the registry."""
@@ -62,10 +76,7 @@ class Metrics:
                     "id", "role", "mesh")  # fmt: skip
         yield gauge("certificate_ends_timestamp_seconds", "When the certificate ends, seconds since 1970.",
                     [((), host.certificate_ends.timestamp())])  # fmt: skip
-        yield gauge("trouble", "Parts of the node that don't work; 1 each.",
-                    [((trouble.part, trouble.name), 1.0) for trouble in host.troubles.current()],
-                    "part", "name")  # fmt: skip
-        yield counter("troubles", "How often a part has begun not to work.", [((), float(host.troubles.reported))])
+        yield from trouble_metrics(host.troubles)
         for name, value in sorted(host.statistics().items()):
             text = re.sub(r"\W", "_", name)
             if name in self._gauges:

@@ -18,8 +18,11 @@ class RunningHttp(RunningPart):
         """Listen. :raises TransportError: the address can't be used."""
         section = self.host.config.of(HttpSection)
         if section.enabled:
-            from meshnode.http.server import HttpServer  # its libraries take 10 MB, which only a node with HTTP pays
+            from meshnode.http.api import Api  # its libraries take 10 MB, which only a node with HTTP pays
+            from meshnode.http.app import build_app
+            from meshnode.http.server import HttpServer
 
-            server = HttpServer(self.host)
+            api = Api(self.host, lambda: self.port)
+            server = HttpServer(build_app(api), api.leave)
             self.port = await server.start(section.host, section.port)
             closing.push_async_callback(server.close)

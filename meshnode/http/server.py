@@ -9,15 +9,13 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from meshnode.http.api import Api
-from meshnode.http.app import build_app
-from meshnode.running import Host
 from protocols.base.errors import TransportError
 
 DRAIN_S: Final = 1.0
@@ -31,11 +29,11 @@ MAX_HEADER_BYTES: Final = 32 * 1024
 
 
 class HttpServer:
-    """Serves one node on a loopback address."""
+    """Serves one application on a loopback address."""
 
-    def __init__(self, host: Host) -> None:
-        self._api = Api(host, lambda: self._port)
-        self._port: int | None = None
+    def __init__(self, app: Starlette, leave: Callable[[float], object]) -> None:
+        """``leave`` is called with ``DRAIN_S`` when the server begins to close."""
+        self._app, self._leave = app, leave
         self._server: _Embedded | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -46,7 +44,7 @@ class HttpServer:
         """
         listener = _listen(host, port)
         config = uvicorn.Config(
-            build_app(self._api), loop="none", http=_Connection, ws="none", lifespan="off", interface="asgi3",
+            self._app, loop="none", http=_Connection, ws="none", lifespan="off", interface="asgi3",
             log_config=None, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
             date_header=False, limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=30,
             timeout_graceful_shutdown=int(DRAIN_S) + 1, h11_max_incomplete_event_size=MAX_HEADER_BYTES,
@@ -61,7 +59,6 @@ class HttpServer:
             self._task.result()
             raise TransportError(f"the HTTP server on {host}:{port} ended before it listened")
         bound: int = listener.getsockname()[1]
-        self._port = bound
         return bound
 
     async def close(self) -> None:
@@ -69,7 +66,7 @@ class HttpServer:
         task, self._task = self._task, None
         if task is None or self._server is None:
             return
-        self._api.leave(DRAIN_S)
+        self._leave(DRAIN_S)
         self._server.stopping.set()
         await task
 

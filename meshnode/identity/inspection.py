@@ -18,9 +18,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from meshnode.identity.pem_files import key_mode_problem, read_certificate, read_private_key
 from meshnode.links.transport import CredentialFiles
-from protocols.base.errors import IdentityError, InvalidName, LocalProtocolError
+from protocols.base.errors import ClockImplausible, IdentityError, InvalidName, LocalProtocolError
 from protocols.base.ids import SERVER_NAME, MeshName, PeerIdentity, mesh_name, parse_untrusted_spiffe
 
+OLDEST_UTC_S: Final = 1_735_689_600
+"""2025-01-01: this software is younger, so a clock that shows an earlier time was never set."""
 MESH_URI_PREFIX: Final = "spiffe://"
 _REISSUE: Final = "issue it again with 'meshnode mesh issue'"
 
@@ -40,6 +42,8 @@ class CertificateReport:
     """SHA-256 of the certificate, 64 lower-case hexadecimal digits."""
     problems: tuple[str, ...]
     """Each says what is wrong, with which file and value, and what to do. The most serious one comes first."""
+    clock_problems: tuple[str, ...] = ()
+    """Those of them that another time of the clock would solve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +64,18 @@ class NodeIdentity:
 def load_identity(certificate: Path, key: Path, authority: Path, now: datetime | None = None) -> NodeIdentity:
     """Read and check the credentials of a node.
 
-    :raises IdentityError: the first problem that ``inspect`` finds.
+    :raises ClockImplausible: when all would be well if the clock showed another time.
+    :raises IdentityError: the first other problem that ``inspect`` finds.
     """
+    now = checked_now(now)
     report = inspect(certificate, key, authority, now)
-    if report.problems:
-        raise IdentityError(report.problems[0])
+    for problem in report.problems:
+        if problem not in report.clock_problems:
+            raise IdentityError(problem)
+    if report.problems or now.timestamp() < OLDEST_UTC_S:
+        message = "; ".join(report.problems) or f"this host's clock shows {now:%Y-%m-%d %H:%M}: set it"
+        is_early = now < report.not_before or now.timestamp() < OLDEST_UTC_S
+        raise ClockImplausible(message, f"{certificate} {report.not_before} {report.not_after} {is_early}")
     assert report.identity is not None, "a certificate without identity is a problem"
     return NodeIdentity(
         peer=report.identity,
@@ -102,8 +113,11 @@ def inspect(certificate: Path, key: Path, authority: Path, now: datetime | None 
             f"certificate {certificate} is for mesh {identity.mesh!r} and authority {authority} is of mesh {mesh!r}: "
             f"copy the authority.crt of {identity.mesh!r}, or {_REISSUE}"
         )
-    problems += _life_problems(certificate, leaf, "certificate", _REISSUE, now)
-    problems += _life_problems(authority, anchor, "authority", "make a new one with 'meshnode mesh init'", now)
+    clock_problems = (
+        *_life_problems(certificate, leaf, "certificate", _REISSUE, now),
+        *_life_problems(authority, anchor, "authority", "make a new one with 'meshnode mesh init'", now),
+    )
+    problems += clock_problems
     if leaf.public_key() != private_key.public_key():
         problems.append(
             f"key file {key} does not belong to certificate {certificate}: put back the pair that was issued "
@@ -120,6 +134,7 @@ def inspect(certificate: Path, key: Path, authority: Path, now: datetime | None 
         serial=leaf.serial_number,
         fingerprint=fingerprint(leaf),
         problems=tuple(problems),
+        clock_problems=clock_problems,
     )
 
 
@@ -167,7 +182,10 @@ def mesh_of_authority(anchor: x509.Certificate) -> MeshName | None:
 
 def _life_problems(path: Path, certificate: x509.Certificate, what: str, way_out: str, now: datetime) -> Iterator[str]:
     if now > certificate.not_valid_after_utc:
-        yield f"{what} {path} expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC: {way_out}"
+        yield (
+            f"{what} {path} expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC and this clock shows "
+            f"{now:%Y-%m-%d %H:%M}: {way_out}, or set the clock if it is ahead"
+        )
     if now < certificate.not_valid_before_utc:
         yield (
             f"{what} {path} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC and this clock "

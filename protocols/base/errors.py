@@ -14,6 +14,7 @@
     ├── ConfigError               a configuration is wrong; names file, key and value
     │   └── SourceUnavailable     what it names can't be used now: a file, a folder, a device
     ├── IdentityError             a certificate, a key or an authority can't be used
+    │   └── ClockImplausible      it can't be used at the time that the clock shows; later it may be
     ├── InferenceError            a request for inference was not answered
     │   ├── ModelUnknown          no node within reach has that model
     │   ├── ModelInvalid          the model file can't be loaded
@@ -85,6 +86,16 @@ class SourceUnavailable(ConfigError):
 
 class IdentityError(MeshError):
     """A certificate, a key or an authority can't be used."""
+
+
+class ClockImplausible(IdentityError):
+    """A certificate or an authority can't be used at the time that the clock shows, and nothing else is wrong with
+    it."""
+
+    def __init__(self, message: str, fault: str) -> None:
+        """``fault``: the same without what the clock shows, so that it changes only when the fault does."""
+        super().__init__(message)
+        self.fault = fault
 
 
 class InferenceError(MeshError):

@@ -15,7 +15,7 @@ def test_trouble_that_is_reported_again_keeps_its_beginning_and_takes_the_new_re
     troubles.begin("model", "plate", "not a model")
     (second,) = troubles.current()
     assert (second.part, second.name, second.why) == ("model", "plate", "not a model")
-    assert second.since_utc_ns == first.since_utc_ns
+    assert second.since_ns == first.since_ns
     assert troubles.reported == 1
 
 

@@ -33,7 +33,8 @@ from meshnode.identity import (
     issue,
     load_identity,
 )
-from protocols.base.errors import IdentityError, InvalidName, LocalProtocolError
+from meshnode.identity.pem_files import key_pem
+from protocols.base.errors import ClockImplausible, IdentityError, InvalidName, LocalProtocolError
 from protocols.base.ids import SERVER_NAME, PeerIdentity, Role
 
 NOW = datetime(2030, 6, 1, 12, tzinfo=UTC)
@@ -199,7 +200,9 @@ def test_time_without_zone_is_refused(tmp_path: Path) -> None:
 # --- inspecting ----------------------------------------------------------------------------------------------------
 def test_inspect_expired_certificate_says_since_when(rsu: NodeIdentity) -> None:
     """The most frequent fault of all."""
-    assert "rsu-1.crt expired at 2030-07-01 12:00 UTC: issue it again" in only_problem(rsu, NOW + 31 * DAY)
+    problem = only_problem(rsu, NOW + 31 * DAY)
+    assert "rsu-1.crt expired at 2030-07-01 12:00 UTC and this clock shows 2030-07-02 12:00: issue it again" in problem
+    assert problem.endswith("or set the clock if it is ahead")
 
 
 def test_inspect_clock_behind_says_to_set_it(rsu: NodeIdentity) -> None:
@@ -425,3 +428,39 @@ def test_mbed_tls_accepts_both_sides(tmp_path: Path) -> None:
         [sys.executable, "-c", NNG_PEERS, str(tmp_path / "n")], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout.strip() == "accepted", done.stderr
+
+
+# --- clocks --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("now", "what"),
+    [
+        (datetime(1970, 1, 1, tzinfo=UTC), "is not valid before 2030"),
+        (NOW - 2 * timedelta(hours=1), "this clock shows 2030-06-01 10:00: set the clock"),
+        (NOW + 31 * DAY, "expired at 2030-07-01"),
+        (datetime(2107, 1, 1, tzinfo=UTC), "this clock shows 2107-01-01 00:00"),
+    ],
+)
+def test_clock_that_a_certificate_does_not_fit_is_told_from_other_faults(
+    rsu: NodeIdentity, now: datetime, what: str
+) -> None:
+    """The one can be waited for. The other ends the node at once, whatever the clock shows."""
+    files = rsu.credentials
+    with pytest.raises(ClockImplausible, match=what) as caught:
+        load_identity(files.certificate, files.key, files.authority, now)
+    with pytest.raises(ClockImplausible) as later:
+        load_identity(files.certificate, files.key, files.authority, now + timedelta(minutes=5))
+    assert later.value.fault == caught.value.fault, "so that a log tells it once"
+    files.key.write_bytes(key_pem(ec.generate_private_key(ec.SECP256R1())))
+    with pytest.raises(IdentityError, match="does not belong to") as other:
+        load_identity(files.certificate, files.key, files.authority, now)
+    assert not isinstance(other.value, ClockImplausible)
+
+
+def test_clock_before_this_software_is_implausible_whatever_the_certificate_says(tmp_path: Path) -> None:
+    """Some authorities date certificates back to 1970, so that nobody has to think of clocks."""
+    early = datetime(1971, 1, 1, tzinfo=UTC)
+    create_mesh(tmp_path / "ca", "demo", now=early, valid_days=36_500)
+    node = issue(tmp_path / "ca", "rsu", "rsu-1", tmp_path, now=early, valid_days=36_500).credentials
+    with pytest.raises(ClockImplausible, match="clock shows 1971-01-02 00:00: set it"):
+        load_identity(node.certificate, node.key, node.authority, early + DAY)
+    assert load_identity(node.certificate, node.key, node.authority, NOW).peer.node == "rsu-1"
