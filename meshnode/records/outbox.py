@@ -9,6 +9,7 @@ One process at a time may use a file. All methods belong to the event loop that 
 """
 
 import asyncio
+import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -19,16 +20,23 @@ from typing import Final, NamedTuple, Self
 
 from meshnode.records.outbox_file import OutboxFile, RecordRow
 from protocols.base.errors import BoundExceeded, LocalProtocolError, StorageError
-from protocols.base.ids import UtcNs
+from protocols.base.ids import MonotonicNs, UtcNs
+from protocols.base.limits import SECOND
 from protocols.records.curated import Curated
 from protocols.records.ledger import Ledger
 from protocols.records.pending import OWN
+from protocols.records.steps import ClockSteps
 from protocols.wire.records import Record
 
+_log = logging.getLogger(__name__)
 MAX_WAITING_RECORDS: Final = 8_192
 """Records waiting for a commit. Beyond, the disk is slower than the sensors, and waiting longer would not help."""
 MAX_GROUP_RECORDS: Final = 512
 """Records in one transaction, and so the most by which a full ledger can exceed its bounds until the next one."""
+
+
+def _steady_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class _WaitingPut(NamedTuple):
@@ -39,10 +47,15 @@ class _WaitingPut(NamedTuple):
 class Outbox:
     """Records that wait for the relay. ``async with Outbox.open(path, …) as outbox:``"""
 
-    def __init__(self, path: Path, max_records: int, max_bytes: int, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, path: Path, max_records: int, max_bytes: int, clock: Callable[[], int], steady: Callable[[], int]
+    ) -> None:
         self._file = OutboxFile(path)
         self._ledger = Ledger(max_records, max_bytes)
-        self._clock = clock
+        self._clock, self._steady = clock, steady
+        self._steps = ClockSteps(UtcNs(clock()), MonotonicNs(steady()))
+        self._unwritten_step_ns = 0
+        """By how much the clock was set since the file says when records expire."""
         self._lock = asyncio.Lock()
         self._puts: list[_WaitingPut] = []
         self._waiting = 0
@@ -53,21 +66,26 @@ class Outbox:
         self._writer: asyncio.Task[None]
 
     @classmethod
-    def open(cls, path: Path | str, max_records: int, max_bytes: int, clock: Callable[[], int] = time.time_ns) -> Self:
+    def open(
+        cls, path: Path | str, max_records: int, max_bytes: int, clock: Callable[[], int] = time.time_ns,
+        steady: Callable[[], int] = _steady_ns,
+    ) -> Self:  # fmt: skip
         """An outbox in the file ``path``, created if missing; opened by ``async with``.
 
         ``max_records`` and ``max_bytes`` bound what waits, not the file, which grows to somewhat more and is reused.
-        ``clock`` gives UTC nanoseconds.
+        ``clock`` gives UTC nanoseconds, and ``steady`` nanoseconds of a clock that never steps and counts all time,
+        sleep of the computer too.
 
         :raises StorageError: on entering: the file can't be used; says why and the way out.
         """
-        return cls(Path(path), max_records, max_bytes, clock)
+        return cls(Path(path), max_records, max_bytes, clock, steady)
 
     async def __aenter__(self) -> Self:
         try:
             stored = await self._file.open()
             try:
                 self._ledger.restore(*stored)
+                self._ledger.bound_expiries(self.utc_now())
             except BaseException:
                 await self._file.close()
                 raise
@@ -90,6 +108,7 @@ class Outbox:
                     StorageError(f"the outbox {self._file.path} was closed before the record was stored")
                 )
         self._puts.clear()
+        self.utc_now()
         with suppress(StorageError):
             await self.save()
         await self._file.close()
@@ -175,8 +194,25 @@ class Outbox:
         return self._ledger
 
     def utc_now(self) -> UtcNs:
-        """The time by which records expire."""
-        return UtcNs(self._clock())
+        """The time by which records expire. When the clock was set, those that wait keep the time that they have
+        left."""
+        now = UtcNs(self._clock())
+        step_ns = self._steps.since(now, MonotonicNs(self._steady()))
+        if step_ns:
+            _log.warning("the clock was set by %+.1f s; records keep the time that they have left", step_ns / SECOND)
+            self._ledger.clock_was_set(step_ns)
+            self._unwritten_step_ns += step_ns
+        return now
+
+    async def follow_clock(self) -> None:
+        """Write when records expire, if the clock was set. What the disk does not take now is written later."""
+        async with self._lock:
+            self.utc_now()
+            if self._unwritten_step_ns:
+                try:
+                    await self._write([])
+                except (sqlite3.Error, OSError):
+                    self._failed_saves += 1
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
@@ -233,10 +269,14 @@ class Outbox:
         """Find out whether an interrupted transaction happened."""
         if self._uncertain:
             self._ledger.restore(*await self._file.read_ledger())
+            self._ledger.clock_was_set(self._unwritten_step_ns)
             self._uncertain = False
 
     async def _write(self, new: list[RecordRow], shift: int = 0) -> None:
         await self._settle()
+        if self._unwritten_step_ns:
+            await self._file.write_expiries(self._ledger.entries())
+            self._unwritten_step_ns = 0
         try:
             await self._file.write(self._ledger.changes(), self._ledger.counters(), new, shift)
         except (sqlite3.Error, OSError):

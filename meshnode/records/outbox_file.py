@@ -173,6 +173,20 @@ class OutboxFile:
                 await db.rollback()
             raise
 
+    async def write_expiries(self, entries: Sequence[LedgerEntry]) -> None:
+        """Write again when these records expire. Doing it twice does no harm."""
+        try:
+            await self._db.execute("BEGIN IMMEDIATE")
+            await self._db.executemany(
+                "UPDATE records SET expires_utc_ns = ? WHERE sequence = ?",
+                [(entry.expires_utc_ns, entry.sequence) for entry in entries],
+            )
+            await self._db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                await self._db.rollback()
+            raise
+
     async def _shift(self, shift: int) -> None:
         """Add ``shift`` by way of negative numbers, because sequences must be unique at every moment."""
         await self._db.execute("UPDATE records SET sequence = -(sequence + ?)", (shift,))

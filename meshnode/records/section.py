@@ -33,7 +33,11 @@ class CurationSection(Section, frozen=True, kw_only=True):
     ] = "own"
     lifespan_s: Annotated[
         int,
-        Meta(ge=1, le=366 * 86_400, description="A record not delivered by then is dropped and counted as expired."),
+        Meta(
+            ge=1,
+            le=limits.MAX_RECORD_LIFESPAN_S,
+            description="A record not delivered by then is dropped and counted as expired.",
+        ),
     ] = 86_400
     priority: Annotated[
         int, Meta(ge=0, le=7, description="7 is the most urgent; a full outbox drops the lowest first.")

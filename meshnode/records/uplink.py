@@ -104,6 +104,7 @@ class UplinkDriver:
             if not await self._unless_stopped(self._outbox.wait()):
                 return False
             machine.wake(_now())
+        await self._outbox.follow_clock()
         request = await self._decide(lambda now: machine.handle_timer(now, self._outbox.utc_now()))
         while request is not None:
             request = await self._decide(await self._exchange(request))

@@ -282,6 +282,7 @@ MAX_BATCH_RECORDS: Final = 256
 MAX_BATCH_BYTES: Final = 1024 * 1024
 """Bytes in one upload: a batch must get through a poor uplink within its time-out."""
 MAX_RECORD_BYTES: Final = 256 * 1024
+MAX_RECORD_LIFESPAN_S: Final = 366 * 86_400
 MAX_FATES_PER_BATCH: Final = 1_024
 """Ranges of sequences of undelivered records in one upload."""
 MAX_EXCHANGE_BYTES: Final = MAX_BATCH_BYTES + 64 * 1024

@@ -17,6 +17,9 @@ Records of the batch under way are neither expired nor evicted, because the rela
 no answer comes, the node can't know whether it did. Such a record may end as expired or evicted here and still be at
 the relay, but a record that ended as delivered is there.
 
+A record expires by the time that it has waited. When the clock is set, the times at which records expire move with it,
+see :meth:`Ledger.clock_was_set`. Over a restart only the clock can tell how much time has passed.
+
 The ledger decides and its storage (``meshnode.records.outbox_file``) writes: :meth:`Ledger.changes` says what to delete
 and write, and :meth:`Ledger.changes_saved` notes that it was done.
 """
@@ -28,7 +31,13 @@ from typing import Final
 
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import UtcNs
-from protocols.base.limits import MAX_BATCH_BYTES, MAX_BATCH_RECORDS, MAX_FATES_PER_BATCH, SECOND
+from protocols.base.limits import (
+    MAX_BATCH_BYTES,
+    MAX_BATCH_RECORDS,
+    MAX_FATES_PER_BATCH,
+    MAX_RECORD_LIFESPAN_S,
+    SECOND,
+)
 from protocols.records.curated import Curated
 from protocols.records.fates import FateRanges, LostState
 from protocols.records.pending import MAX_PAYERS, OTHERS, OWN, LedgerEntry, PendingRecords
@@ -221,6 +230,16 @@ class Ledger:
             self._lose(sequence, "expired")
         self._pending.compact()
         return len(due)
+
+    def clock_was_set(self, step_ns: int) -> None:
+        """The clock was set forward by ``step_ns``, or back if negative: each record keeps the time that it has left.
+        Storage has to write all :meth:`entries` again."""
+        self._pending.expire_later(step_ns)
+
+    def bound_expiries(self, now: UtcNs) -> None:
+        """Let no record wait longer than the longest lifespan, because a clock that was ahead when a former life of the
+        node put it would keep it for years."""
+        self._pending.expire_by(UtcNs(now + MAX_RECORD_LIFESPAN_S * SECOND))
 
     def next_batch(self, now: UtcNs, max_records: int = MAX_BATCH_RECORDS) -> BatchPlan | None:
         """The next batch within ``MAX_BATCH_RECORDS`` and ``MAX_BATCH_BYTES``, or None when there is nothing to tell.

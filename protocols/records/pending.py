@@ -171,6 +171,14 @@ class PendingRecords:
         self._head = 0
         self._make_queues()
 
+    def expire_later(self, step_ns: int) -> None:
+        """Add ``step_ns``, which may be negative, to the time at which each record expires."""
+        self._expiries = array("Q", (max(1, expires + step_ns) if expires else 0 for expires in self._expiries))
+
+    def expire_by(self, latest_utc_ns: UtcNs) -> None:
+        """Let no record that expires do so after ``latest_utc_ns``."""
+        self._expiries = array("Q", (min(expires, latest_utc_ns) for expires in self._expiries))
+
     def shift(self, shift: int) -> None:
         """Add ``shift`` to every sequence."""
         self._sequences = array("Q", (sequence + shift for sequence in self._sequences))

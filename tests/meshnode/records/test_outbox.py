@@ -6,11 +6,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
+from meshnode.records import outbox as outbox_module
 from meshnode.records.outbox import MAX_GROUP_RECORDS, Outbox
 from protocols.base.errors import BoundExceeded, StorageError
 from protocols.base.limits import MAX_BATCH_RECORDS, SECOND
@@ -18,6 +20,7 @@ from protocols.records.curated import Curated
 from protocols.records.ledger import BatchPlan
 from protocols.wire.records import Acknowledgement, Fate, Record, RefusedRecord
 
+YEAR_S = 365 * 86_400
 _PUTTER = """
 import asyncio, sys
 from pathlib import Path
@@ -110,7 +113,7 @@ async def test_outbox_reopened_keeps_account_and_fates(tmp_path: Path) -> None:
     """A restart must neither forget that records were lost nor count them twice."""
     now = 10 * SECOND
     path = tmp_path / "outbox.sqlite"
-    async with Outbox.open(path, 4, 2**20, clock=lambda: now) as outbox:
+    async with Outbox.open(path, 4, 2**20, clock=lambda: now, steady=lambda: now) as outbox:
         await outbox.put(Curated("r", b"1", lifespan_ms=1000), Curated("r", b"2"), Curated("r", b"3", priority=0))
         now += 5 * SECOND
         async with outbox.exclusive():
@@ -123,7 +126,7 @@ async def test_outbox_reopened_keeps_account_and_fates(tmp_path: Path) -> None:
         assert batch[0].fates == (Fate(1, 1, "expired"), Fate(3, 3, "evicted"))
         await acknowledge(outbox, batch[0], Acknowledgement((2,), (RefusedRecord(4, "no"),)))
         before = outbox.statistics()
-    async with Outbox.open(path, 4, 2**20, clock=lambda: now) as outbox:
+    async with Outbox.open(path, 4, 2**20, clock=lambda: now, steady=lambda: now) as outbox:
         assert outbox.statistics() == before
         assert (before["pending"], before["delivered"], before["expired"], before["evicted"], before["refused"]) == (
             2, 1, 1, 1, 1,
@@ -131,6 +134,109 @@ async def test_outbox_reopened_keeps_account_and_fates(tmp_path: Path) -> None:
         batch = await next_batch(outbox)
         assert batch is not None
         assert (batch[0].sequences, batch[0].fates) == ((5, 6), (Fate(4, 4, "refused"),))
+
+
+class Clocks:
+    """Both clocks of a computer, told by a test."""
+
+    def __init__(self, utc_s: float) -> None:
+        self.utc_ns, self.steady_ns = int(utc_s * SECOND), 17
+
+    def pass_s(self, seconds: float, set_s: float = 0) -> None:
+        """Time passes, and in the end the clock is set."""
+        self.utc_ns += int((seconds + set_s) * SECOND)
+        self.steady_ns += int(seconds * SECOND)
+
+    def open(self, folder: Path) -> Outbox:
+        return Outbox.open(
+            folder / "outbox.sqlite", 100, 2**20, clock=lambda: self.utc_ns, steady=lambda: self.steady_ns
+        )
+
+
+async def pending(outbox: Outbox) -> int:
+    """How many records wait after a look for expired ones."""
+    await outbox.follow_clock()
+    async with outbox.exclusive():
+        outbox.ledger.expire(outbox.utc_now())
+        return outbox.pending
+
+
+@pytest.mark.parametrize("step_s", [56 * YEAR_S, 3_600, 2, -2, -3_600, -9 * YEAR_S])
+async def test_records_age_by_the_time_that_passes_when_the_clock_is_set(tmp_path: Path, step_s: int) -> None:
+    """They expired at once when a board got the time, and waited for years when a clock that was ahead was set back."""
+    clocks = Clocks(10 * YEAR_S)
+    async with clocks.open(tmp_path) as outbox:
+        await outbox.put(Curated("r", b"before", lifespan_ms=60_000), Curated("r", b"for ever"))
+        clocks.pass_s(30, step_s)
+        assert await pending(outbox) == 2
+        await outbox.put(Curated("r", b"after", lifespan_ms=60_000))
+        clocks.pass_s(29)
+        assert await pending(outbox) == 3
+        clocks.pass_s(2)
+        assert await pending(outbox) == 2
+        clocks.pass_s(30)
+        assert await pending(outbox) == 1
+
+
+@pytest.mark.parametrize("step_s", [56 * YEAR_S, -9 * YEAR_S])
+@pytest.mark.parametrize("looks", [True, False])
+async def test_records_still_have_their_time_left_after_a_restart_when_the_clock_was_set(
+    tmp_path: Path, step_s: int, looks: bool
+) -> None:
+    """Over a restart the clock counts, so the file must say it by the new one. Closing is a look too."""
+    clocks = Clocks(10 * YEAR_S)
+    async with clocks.open(tmp_path) as outbox:
+        await outbox.put(Curated("r", b"x", lifespan_ms=60_000))
+        clocks.pass_s(10, step_s)
+        if looks:
+            await outbox.put(Curated("r", b"y", lifespan_ms=3_600_000))
+    clocks.steady_ns = 3  # the computer was started anew
+    clocks.utc_ns += 40 * SECOND
+    async with clocks.open(tmp_path) as outbox:
+        assert await pending(outbox) == 1 + looks
+        clocks.pass_s(11)
+        assert await pending(outbox) == looks
+
+
+async def test_disk_that_is_full_when_the_clock_is_set_takes_the_new_times_later(tmp_path: Path) -> None:
+    """Until then they are right in memory."""
+    clocks = Clocks(10 * YEAR_S)
+    async with clocks.open(tmp_path) as outbox:
+        await outbox.put(Curated("r", b"x", lifespan_ms=60_000))
+        await outbox._file._db.execute("PRAGMA query_only = ON")
+        clocks.pass_s(1, 3_600)
+        assert await pending(outbox) == 1
+        assert outbox.statistics()["failed_saves"] == 1
+        await outbox._file._db.execute("PRAGMA query_only = OFF")
+        clocks.pass_s(1)
+    async with clocks.open(tmp_path) as outbox:
+        clocks.pass_s(57)
+        assert await pending(outbox) == 1
+        clocks.pass_s(2)
+        assert await pending(outbox) == 0
+
+
+async def test_time_that_a_computer_sleeps_or_is_off_counts(tmp_path: Path) -> None:
+    """A record is worthless after its lifespan, whether anybody was awake or not."""
+    clocks = Clocks(10 * YEAR_S)
+    async with clocks.open(tmp_path) as outbox:
+        await outbox.put(Curated("r", b"x", lifespan_ms=60_000))
+    clocks.utc_ns += 61 * SECOND
+    async with clocks.open(tmp_path) as outbox:
+        assert await pending(outbox) == 0
+    assert outbox_module._steady_ns() >= time.monotonic_ns() - SECOND, "it counts sleep, the monotonic clock does not"
+
+
+async def test_record_put_by_a_clock_that_was_far_ahead_does_not_wait_for_decades(tmp_path: Path) -> None:
+    """The clock was set back while the computer was off; a year is the longest that a record may wait."""
+    clocks = Clocks(130 * YEAR_S)
+    async with clocks.open(tmp_path) as outbox:
+        await outbox.put(Curated("r", b"x", lifespan_ms=60_000))
+    clocks.utc_ns = 56 * YEAR_S * SECOND
+    async with clocks.open(tmp_path) as outbox:
+        assert await pending(outbox) == 1
+        clocks.pass_s(367 * 86_400)
+        assert await pending(outbox) == 0
 
 
 async def test_outbox_reopened_smaller_evicts_the_least_valuable(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from meshnode.records.outbox import Outbox
 from meshnode.records.uplink import UplinkDriver
 from protocols.base.errors import TransportError
 from protocols.base.ids import Incarnation, MeshName, NodeId, PeerIdentity, Role, node_id
+from protocols.base.limits import SECOND
 from protocols.records.curated import Curated
 from protocols.records.events import UplinkState
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
@@ -195,6 +196,34 @@ async def test_uplink_introduction_that_the_disk_did_not_take_is_asked_for_again
         await uplink.stop(5)
         await asyncio.wait_for(task, 5)
         assert uplink.state is UplinkState.STOPPED
+
+
+async def test_uplink_delivers_what_was_put_before_the_clock_was_set(relay: RelayInProcess, tmp_path: Path) -> None:
+    """A board without a battery records for a minute, gets the time from a satellite, and then meets the relay."""
+    utc_ns, away = 1_000 * SECOND, True
+    answer = direct(relay)
+
+    def relayed(frame: bytes) -> bytes:
+        if away:
+            raise TransportError("nobody is in reach")
+        return answer(frame)
+
+    async with Outbox.open(
+        tmp_path / "o.sqlite", 1000, 2**24, clock=lambda: utc_ns, steady=lambda: 7 * SECOND
+    ) as outbox:
+        uplink = UplinkDriver(outbox, lambda: DirectRequester(relayed), node_id("v-1"), Incarnation(1), Random(1))
+        task = asyncio.create_task(uplink.run())
+        await outbox.put(Curated("r", encode_reading(reading(1)), lifespan_ms=60_000))
+        await until(lambda: uplink.state is UplinkState.UNREACHABLE)
+        utc_ns = BASE_NS
+        failed = uplink.statistics()["batches_failed"]
+        await until(lambda: uplink.statistics()["batches_failed"] > failed + 1, "it looked after that")
+        assert (outbox.pending, outbox.statistics()["expired"]) == (1, 0)
+        away = False
+        await until(lambda: outbox.pending == 0)
+        await uplink.stop(5)
+        await asyncio.wait_for(task, 5)
+    assert [record["sequence"] for record in relay.records()] == [1]
 
 
 async def test_uplink_cancelled_leaves_its_batch_for_the_next(relay: RelayInProcess, tmp_path: Path) -> None:
