@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 ADDRESS_LIFETIME_S: Final = 24 * 3_600
 """A vehicle that nobody has heard of for a day may be anywhere."""
+_MIN_LIFETIME_S: Final = 60
 LOOK_S: Final = 30.0
 """The time between two checks whether the addresses of this host or its capabilities have changed."""
 SAVE_S: Final = 300.0
@@ -46,7 +47,7 @@ class GossipService:
         """``host`` must be listening already."""
         self._host, self._ends = host, host.certificate_ends
         self._file = host.config.node.state_dir / "gossip.msgpack"
-        self._said = b""
+        self._said, self._lifetime_s = b"", 0
         self._kept: frozenset[bytes] = frozenset()
 
     def open(self) -> None:
@@ -61,25 +62,25 @@ class GossipService:
         self.say()
 
     def say(self, held: Sequence[HostAddress] | None = None) -> None:
-        """Author the address entry, unless it would say the same as before. ``held``: the addresses of this host, if
-        they are known."""
+        """Author the address entry, unless it would say the same as before for as long. ``held``: the addresses of
+        this host, if they are known."""
         held = host_addresses() if held is None else held
         host, listen, discovery = self._host, self._host.config.listen, self._host.config.discovery
         hosts = own_hosts(listen.host, listen.advertise, discovery.interfaces, held)[: limits.MAX_ADVERT_ADDRESSES]
         known = {name for part in host.parts for name in part.capabilities()}
         capabilities = sorted(known)[: limits.MAX_OFFERS]
         body = encode_address(InboxAddress(host.role.value, host.port, tuple(hosts), tuple(capabilities)))
-        if body == self._said:
+        certified_s = int(self._ends.timestamp() - time.time())  # nobody would accept it for longer
+        lifetime_s = max(_MIN_LIFETIME_S, min(ADDRESS_LIFETIME_S, certified_s))
+        if body == self._said and lifetime_s < 2 * self._lifetime_s:  # else the clock was ahead and has been set back
             return
         said = body
-        certified_s = int(self._ends.timestamp() - time.time())  # nobody would accept it for longer
-        lifetime_s = max(60, min(ADDRESS_LIFETIME_S, certified_s))
         while True:
             try:
                 self._put(body, lifetime_s)
             except ValueUnsupported as error:  # it doesn't fit beside the certificate
                 if not capabilities and not hosts:
-                    self._said = said
+                    self._said, self._lifetime_s = said, lifetime_s
                     _log.warning("this node's addresses are not spread: %s", error)
                     return
                 (capabilities or hosts).pop()
@@ -88,7 +89,7 @@ class GossipService:
                 _log.warning("this node's addresses are not spread: %s", error)
                 return
             else:
-                self._said = said
+                self._said, self._lifetime_s = said, lifetime_s
                 return
 
     def _put(self, body: bytes, lifetime_s: int) -> None:

@@ -207,6 +207,25 @@ async def test_renewed_certificate_signs_the_entry_again(
 
 
 # --- the file ------------------------------------------------------------------------------------------------------
+async def test_address_lives_as_long_as_it_should_once_a_clock_that_was_ahead_is_set_back(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be signed every 20 s for as long as the node runs, at the cost of the whole mesh."""
+    monkeypatch.setattr(meshnode.gossip.service, "LOOK_S", 0.02)
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + 30 * DAY_S - 5)
+    node = await opened("ahead-1")
+    assert [view.lifetime_s for view in node.entries()] == [60]
+    monkeypatch.setattr(time, "time", right)
+    await until(lambda: [view.lifetime_s for view in node.entries()] == [DAY_S], "it is signed again")
+    (view,) = node.entries()
+    monkeypatch.setattr(time, "time", lambda: right() + 30 * DAY_S - 5_000)
+    service = node.part(RunningGossip)._service
+    assert service is not None
+    service.say()
+    assert node.entries()[0].version == view.version, "a shorter one waits for its turn"
+
+
 @pytest.mark.parametrize("content", [b"", b"\x93\x01", b"\x93\x02\x00\x90", b"junk" * 1_000])
 def test_file_that_can_not_be_read_is_left_alone_and_said(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
