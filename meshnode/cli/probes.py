@@ -6,12 +6,14 @@ import socket
 import ssl
 import struct
 import sys
+import time
 from dataclasses import dataclass
 from typing import Final
 
 import psutil
 
 from meshnode.identity import identity_from_untrusted_names
+from meshnode.links.names import connect, look_up_within
 from meshnode.links.transport import Address, CredentialFiles
 from protocols.base.errors import InvalidName
 from protocols.base.ids import SERVER_NAME, PeerIdentity
@@ -136,7 +138,10 @@ def tls_identity(address: Address, credentials: CredentialFiles) -> PeerIdentity
     except (OSError, ssl.SSLError) as error:
         raise ProbeFailed(f"this node's certificate can't be used ({error}): see its own check") from error
     try:
-        with socket.create_connection((address.host, address.port), CONNECT_S) as plain:
+        targets = look_up_within(address.host, address.port, CONNECT_S)
+        plain, _ = connect(targets, time.monotonic() + CONNECT_S)
+        with plain:
+            plain.settimeout(CONNECT_S)
             return _shake_hands(context, plain)
     except ssl.SSLCertVerificationError as error:
         raise ProbeFailed(

@@ -140,7 +140,10 @@ class DiscoverySection(Section, frozen=True, kw_only=True):
     ] = ()
     seeds: Annotated[
         tuple[Address, ...],
-        Meta(max_length=limits.MAX_ADVERTS, description="Neighbours to dial without mDNS: `host:port`."),
+        Meta(
+            max_length=limits.MAX_ADVERTS,
+            description="Neighbours to dial without mDNS: `host:port`. Every address of a name is tried.",
+        ),
     ] = ()
 
     def conflicts(self) -> Iterator[Problem]:

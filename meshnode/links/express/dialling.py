@@ -1,6 +1,7 @@
 """Dialling of the express links: from the address of a lane to a socket that connects.
 
-It runs on the I/O thread, except that each host name is looked up on a thread of its own.
+It runs on the I/O thread, except that each host name has a thread of its own, on which it is looked up and its
+addresses are tried.
 """
 
 import ipaddress
@@ -8,56 +9,78 @@ import select
 import socket
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from meshnode.links.express.connection import Closed
 from meshnode.links.express.lane import ExpressLane
+from meshnode.links.names import NoConnection, connect, is_name, look_up
 from meshnode.links.peer import url_of
 from protocols.base.errors import TransportError
+from protocols.base.limits import MS, SECOND
 
-_MAX_LOOK_UPS = 8
-"""The most look-ups at once, each on a thread of its own: a resolver may take half a minute to give up."""
+_MAX_NAMES: Final = 32
+"""The most host names at once, each on a thread of its own: a resolver may take half a minute to give up, and addresses
+that do not answer take as long as the dial."""
+_SOONER_NS: Final = 50 * MS
+"""How long before its deadline a dial gives up by itself, so that it can say what became of each address."""
 
 
 class Dialler:
     """Connects the lanes of one node."""
 
     def __init__(self) -> None:
-        self._look_ups = 0
+        self._names = 0
 
     def start(self, lane: ExpressLane) -> None:
         """Begin to connect a lane. The lane is finished when that can't be done."""
         host, port = lane.address.host, lane.address.port
         try:
             url_of(lane.address)
-            ip = ipaddress.ip_address(host)
         except TransportError as error:
             lane.hub.finish(lane, Closed(str(error)))
-        except ValueError:  # a name: looking it up may take long, and must not hold up the links
-            if self._look_ups >= _MAX_LOOK_UPS:
-                lane.hub.finish(lane, Closed(f"{self._look_ups} host names are being looked up: use IP addresses"))
-                return
-            self._look_ups += 1
-            threading.Thread(target=self._look_up, args=(lane,), name="mesh-look-up", daemon=True).start()
-        else:
-            family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
+            return
+        if not is_name(host):
+            family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
             self._connect(lane, family, (host, port))
-
-    def _look_up(self, lane: ExpressLane) -> None:
-        """Look a host name up. It runs on a thread of its own."""
-        try:
-            found = socket.getaddrinfo(lane.address.host, lane.address.port, type=socket.SOCK_STREAM)
-            family, _, _, _, to = found[0]
-        except (OSError, UnicodeError) as error:
-            end = Closed(f"no connection to {lane.address} (unknown host: {error}): use an IP address")
-            lane.hub.post(lambda: self._looked_up(lambda: lane.hub.finish(lane, end)))
+        elif self._names >= _MAX_NAMES:
+            lane.hub.finish(lane, Closed(f"{self._names} host names are being dialled: use IP addresses"))
         else:
-            lane.hub.post(lambda: self._looked_up(lambda: self._connect(lane, family, to)))  # type: ignore[arg-type]
+            self._names += 1
+            threading.Thread(target=self._dial_name, args=(lane,), name="mesh-look-up", daemon=True).start()
 
-    def _looked_up(self, then: Callable[[], None]) -> None:
-        self._look_ups -= 1
+    def _dial_name(self, lane: ExpressLane) -> None:
+        """Look a host name up and connect to one of its addresses. It runs on a thread of its own."""
+
+        def is_wanted() -> bool:
+            return not (lane.closed or lane.finished)
+
+        ends_s = (lane.deadline_ns - _SOONER_NS) / SECOND
+        try:
+            sock, target = connect(look_up(lane.address.host, lane.address.port), ends_s, is_wanted)
+        except NoConnection as error:
+            end = Closed(f"no connection to {lane.address} ({error})")
+            lane.hub.post(lambda: self._dialled(lambda: lane.hub.finish(lane, end)))
+        else:
+            lane.hub.post(lambda: self._dialled(lambda: self._take_over(lane, sock, target.host)))
+
+    def _dialled(self, then: Callable[[], None]) -> None:
+        self._names -= 1
         then()
 
-    def _connect(self, lane: ExpressLane, family: int, to: "tuple[str, int] | tuple[str, int, int, int]") -> None:
+    def _take_over(self, lane: ExpressLane, sock: socket.socket, host: str) -> None:
+        if lane.finished:
+            sock.close()
+            return
+        try:
+            lane.take_over(sock, host)
+        except OSError as error:
+            sock.close()
+            lane.descriptor = -1
+            lane.hub.finish(lane, Closed(f"no connection to {lane.address} ({error.strerror or error})"))
+        else:
+            lane.hub.adopt(lane, select.EPOLLOUT)
+
+    def _connect(self, lane: ExpressLane, family: int, to: tuple[str, int]) -> None:
         if lane.finished:
             return
         try:

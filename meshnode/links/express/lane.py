@@ -66,10 +66,14 @@ class ExpressLane(Connection):
             return Closed(f"no connection to {self.address} within {self.timeout_s:g} s (no answer: unreachable)")
         return HandshakeFailed(FailureKind.MUTE, f"no answer within {self.timeout_s:g} s: unreachable or mute")
 
-    def connect(self, sock: socket.socket, to: "tuple[str, int] | tuple[str, int, int, int]") -> None:
-        """Begin to connect. Events tell how that went. :raises Closed: there is no route to the address."""
+    def take_over(self, sock: socket.socket, host: str) -> None:
+        """Use this socket, which is connected to ``host`` or begins to. :raises OSError: it has ended already."""
         self.attach(sock)
-        self.host = to[0]
+        self.host = host
+
+    def connect(self, sock: socket.socket, to: tuple[str, int]) -> None:
+        """Begin to connect. Events tell how that went. :raises Closed: there is no route to the address."""
+        self.take_over(sock, to[0])
         error = sock.connect_ex(to)
         if error not in (0, errno.EINPROGRESS):
             raise self._unreachable(error)

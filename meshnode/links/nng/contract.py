@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from meshnode.links.names import NoConnection, is_name, look_up, look_up_within
 from meshnode.links.transport import Address
 
 
@@ -42,11 +43,17 @@ class PushSocket(Protocol):
     def descriptor(self) -> int:
         """Readable while the socket takes a frame."""
 
+    def dial_also(self, address: Address) -> None:
+        """Dial another address of the same host as well, until a pipe is there."""
+
+    def keep_only(self, pipe: int) -> None:
+        """Dial no other address any more than the one to which ``pipe`` leads."""
+
     def try_send(self, frame: bytes) -> bool:
         """Send a frame without waiting. False: a frame is under way, or there is no pipe."""
 
     def counters(self) -> dict[str, int]:
-        """The number of failed dials by kind."""
+        """The number of failed dials by kind. What dialling again can't mend counts once all addresses show it."""
 
     def close(self) -> None:
         """Close the socket. It waits for callbacks under way: never call it from one."""
@@ -133,6 +140,24 @@ class SocketLibrary(Protocol):
 
     def reply(self, host: str, port: int, watch: Watch) -> ReplySocket:
         """Open a relay's end."""
+
+
+def addresses_of(
+    address: Address, timeout_s: float | None = None, is_wanted: Callable[[], bool] = lambda: True
+) -> list[Address]:
+    """The IP addresses of a host that can be dialled, in the order in which to try them. It blocks while a name is
+    looked up; ``timeout_s`` and ``is_wanted`` as of :func:`look_up_within`.
+
+    :raises NoConnection: the host is not known, or not found in time.
+    """
+    host, port = address.host, address.port
+    if not is_name(host):
+        return [address]
+    targets = look_up(host, port) if timeout_s is None else look_up_within(host, port, timeout_s, is_wanted)
+    usable = [Address(target.host, port) for target in targets if "%" not in target.host]
+    if not usable:
+        raise NoConnection("it has only addresses of one network segment, which links can't dial")
+    return usable
 
 
 def lasting_failure(counters: dict[str, int]) -> str | None:

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 
+from meshnode.links.names import NoConnection, is_name
 from meshnode.links.nng.connections import Connections
 from meshnode.links.nng.contract import (
     Handshake,
@@ -19,6 +20,7 @@ from meshnode.links.nng.contract import (
     RequestSocket,
     SocketLibrary,
     Watch,
+    addresses_of,
     lasting_failure,
     no_connection,
 )
@@ -60,8 +62,13 @@ class RelayRequester:
         self._refused = ""
         self._refused_until = 0.0
         self._closed = False
+        self._addresses: list[Address] = []  # those still to be tried, the current one first
+        self._patience_s = 0.0
+        self._good: Address | None = None
         url_of(address)
-        self._dial()
+        if not is_name(address.host):  # a name is looked up by the first request, which may wait for it
+            self._addresses = [address]
+            self._dial()
 
     def request(self, frame: bytes, timeout_s: float) -> bytes:
         """Send one request and wait for its response; see ``Requester.request``."""
@@ -91,6 +98,7 @@ class RelayRequester:
         self._drop()
 
     def _connected(self, deadline: float, timeout_s: float) -> RequestSocket:
+        tried_s = time.monotonic()
         while True:
             with self._changed:
                 if self._closed:
@@ -98,10 +106,14 @@ class RelayRequester:
                 sock, refused, pipe = self._sock, self._refused, self._pipe
             if refused:
                 self._drop()
-                if time.monotonic() < self._refused_until:
+                has_more = is_name(self._address.host) and bool(self._addresses)
+                if not has_more and time.monotonic() < self._refused_until:
                     raise TransportError(f"relay {self._address} {refused}")
             if sock is None or refused:
+                if not self._addresses:
+                    self._look_up(deadline, timeout_s)
                 self._dial()
+                tried_s = time.monotonic()
                 continue
             if pipe is not None:
                 return sock
@@ -114,15 +126,34 @@ class RelayRequester:
                 if self._pipe is not None or self._refused or self._closed:
                     continue
             counters = sock.counters()
+            if len(self._addresses) > 1 and self._is_in_vain(counters, tried_s):
+                self._drop()
+                continue
             if (failure := lasting_failure(counters)) is not None:
                 self._refuse(f"can't be used: {failure}")
             elif time.monotonic() >= deadline:
                 raise TransportError(no_connection(self._address, timeout_s, counters))
 
+    def _look_up(self, deadline: float, timeout_s: float) -> None:
+        """Find the addresses of the relay anew; the one that was good last comes first."""
+        left_s = max(0.0, deadline - time.monotonic())
+        try:
+            found = addresses_of(self._address, left_s, lambda: not self._closed)
+        except NoConnection as error:
+            raise TransportError(f"no connection to {self._address} within {timeout_s:g} s ({error})") from error
+        self._addresses = sorted(found, key=lambda address: address != self._good)
+        self._patience_s = max(_CHECK_S, left_s / (len(found) + 1))
+
+    def _is_in_vain(self, counters: dict[str, int], tried_s: float) -> bool:
+        """Whether to try the next address: nothing answers at this one, or somebody else does."""
+        failed = any(counters.get(kind) for kind in ("refused", "disconnect", "other", "auth", "proto"))
+        return failed or time.monotonic() - tried_s >= self._patience_s
+
     def _dial(self) -> None:
         with self._changed:
             self._refused, self._pipe = "", None
-        sock = self._library.request(self._address, Watch(self._judge, self._connected_pipe, self._removed_pipe))
+        address = self._addresses[0]
+        sock = self._library.request(address, Watch(self._judge, self._connected_pipe, self._removed_pipe))
         with self._changed:
             if not self._closed:
                 self._sock = sock
@@ -130,8 +161,11 @@ class RelayRequester:
         sock.close()
 
     def _drop(self) -> None:
+        """Close the socket. The next one goes to the next address; after the last one, a name is looked up again."""
         with self._changed:
             sock, self._sock = self._sock, None
+            if sock is not None and is_name(self._address.host):
+                self._addresses = self._addresses[1:] if self._pipe is None else []
         if sock is not None:
             sock.close()
 
@@ -157,6 +191,7 @@ class RelayRequester:
     def _connected_pipe(self, pipe: int) -> None:
         with self._changed:
             self._pipe = pipe
+            self._good = self._addresses[0] if self._addresses else None
             self._changed.notify_all()
 
     def _removed_pipe(self, pipe: int) -> None:

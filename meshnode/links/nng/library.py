@@ -39,6 +39,8 @@ _LOST_CHECK_MS = 200
 _MAX_ALTERNATIVE_NAMES = 64
 _LINK_REDIAL_MS = (100, 500)
 """Serves only until the first pipe: a listener that starts a moment after us is met at once."""
+_LASTING = frozenset(("auth", "proto"))
+"""Counters of failures that dialling again does not mend. Another address may lead to somebody else."""
 _EXCHANGE_REDIAL_MS = (250, 8_000)
 
 
@@ -261,8 +263,12 @@ def _counters(find: Callable[[Any], Any]) -> dict[str, int]:
 
 
 def _dial_counters(sock: Any) -> dict[str, int]:
-    dialers = sock.dialers
-    return _counters(lambda tree: lib.nng_stat_find_dialer(tree, dialers[0].dialer)) if dialers else {}
+    counted = [
+        _counters(lambda tree, dialer=dialer: lib.nng_stat_find_dialer(tree, dialer.dialer))  # type: ignore[misc]
+        for dialer in sock.dialers
+    ]
+    names = {name for counters in counted for name in counters}
+    return {name: (min if name in _LASTING else sum)(counters.get(name, 0) for counters in counted) for name in names}
 
 
 def _close_pipe(pipe: int) -> None:
@@ -291,6 +297,22 @@ class _Push:
     def __init__(self, sock: Any) -> None:
         self._sock, self._handle = sock, sock.socket
         self.descriptor: int = sock.send_fd
+
+    def dial_also(self, address: Address) -> None:
+        try:
+            self._sock.dial(url_of(address), block=False)
+        except pynng.NNGException as error:
+            _log.debug("%s is not dialled (%s)", address, error)
+
+    def keep_only(self, pipe: int) -> None:
+        dialers = self._sock.dialers
+        if len(dialers) > 1:
+            handle = ffi.new("nng_pipe *")
+            handle.id = pipe
+            kept = lib.nng_dialer_id(lib.nng_pipe_dialer(handle[0]))
+            for dialer in dialers:
+                if lib.nng_dialer_id(dialer.dialer) != kept:
+                    dialer.close()
 
     def try_send(self, frame: bytes) -> bool:
         return bool(lib.nng_send(self._handle, frame, len(frame), lib.NNG_FLAG_NONBLOCK) == 0)

@@ -21,27 +21,27 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from enum import Enum, auto
 from functools import partial
 
-from meshnode.links.nng.connections import Connections, unconfirmed_bytes_to
+from meshnode.links.names import STAGGER_S, NoConnection, is_name
+from meshnode.links.nng.connections import Connections
 from meshnode.links.nng.contract import (
     Handshake,
     PullSocket,
-    PushSocket,
     SocketLibrary,
     Watch,
+    addresses_of,
     lasting_failure,
     no_connection,
 )
 from meshnode.links.nng.inbound import InboundPipe, InboundPipes
-from meshnode.links.peer import identify
+from meshnode.links.nng.lane import NngLane, State
+from meshnode.links.peer import identify, url_of
 from meshnode.links.tls import REFUSED, UNREACHABLE, FailureKind, Failures
 from meshnode.links.transport import Address, CredentialFiles, FailedLink, OutgoingLane, TransportObserver
-from meshnode.links.unconfirmed import frames_in
-from protocols.base.errors import BoundExceeded, TransportError
-from protocols.base.ids import MeshName, PeerIdentity
-from protocols.base.limits import DIAL_TIMEOUT_NS, MAX_FRAME_BYTES, MAX_NEIGHBOURS, MS, SECOND
+from protocols.base.errors import TransportError
+from protocols.base.ids import MeshName
+from protocols.base.limits import DIAL_TIMEOUT_NS, MAX_NEIGHBOURS, MS, SECOND
 
 _log = logging.getLogger(__name__)
 
@@ -65,87 +65,10 @@ _PIPE_AGE_NS = 5_400 * SECOND
 engine, or a program of somebody else) does not end it."""
 _SPREAD = 0.75
 """Each lane and pipe lives for at least this share of its age, so that links opened together don't end together."""
+_MAX_NAMES = 32
+"""The most host names that are looked up at once, each on a thread of its own."""
+_STAGGER_NS = int(STAGGER_S * SECOND)
 _ONE_SHOT = select.EPOLLIN | select.EPOLLONESHOT
-
-
-class _State(Enum):
-    DIALLING = auto()
-    OPEN = auto()
-    FINISHED = auto()
-
-
-class NngLane:
-    """See ``OutgoingLane``. ``judged`` and ``pipe`` belong to the library's callbacks, ``state`` to ``lock``."""
-
-    def __init__(self, links: "NngLinks", address: Address, greeting: Callable[[], bytes]) -> None:
-        self._links = links
-        self.address = address
-        self.greeting = greeting
-        self.identity: PeerIdentity | None = None
-        self.judged = self.overdue = False
-        self.pipe = self.own_port = 0
-        self.remote = "", 0
-        self.push: PushSocket | None = None
-        self.lock = threading.Lock()
-        self.state = _State.DIALLING
-        self.armed = False
-        self.frames_sent = 0
-        self.bytes_sent = 0
-        self.ends_ns = _life_ends_ns(_LANE_AGE_NS)
-
-    def try_send(self, frame: bytes) -> bool:
-        """See ``OutgoingLane.try_send``."""
-        if len(frame) > MAX_FRAME_BYTES:
-            raise BoundExceeded(f"a frame of {len(frame)} bytes is larger than {MAX_FRAME_BYTES}: split it")
-        with self.lock:
-            push = self.push
-            if self.state is not _State.OPEN or push is None:
-                return False
-            if push.try_send(frame):
-                self.frames_sent += 1
-                self.bytes_sent += len(frame)
-                return True
-            self._arm(push)
-            return False
-
-    def notify(self) -> None:
-        """See ``OutgoingLane.notify``."""
-        with self.lock:
-            if self.state is _State.OPEN and self.push is not None:
-                self._arm(self.push)
-
-    def _arm(self, push: PushSocket) -> None:
-        if not self.armed:
-            self.armed = True
-            self._links.arm(push.descriptor)
-
-    def greet(self, frame: bytes) -> bool:
-        """Send the first frame and open the lane. False: the lane is finished, or its pipe is gone already."""
-        with self.lock:
-            if self.state is not _State.DIALLING or self.push is None or not self.push.try_send(frame):
-                return False
-            self.frames_sent += 1
-            self.bytes_sent += len(frame)
-            self.state = _State.OPEN
-            return True
-
-    def finish(self) -> bool:
-        """Take no more frames. False: the lane was finished already."""
-        with self.lock:
-            was, self.state = self.state, _State.FINISHED
-            return was is not _State.FINISHED
-
-    def close(self) -> None:
-        """Close it; idempotent."""
-        if self.finish():
-            self._links.post(partial(self._links.linger, self))
-
-    def abandon(self) -> int:
-        """See ``OutgoingLane.abandon``. The library may hold one more frame."""
-        is_open = self.state is _State.OPEN
-        size_bytes = unconfirmed_bytes_to(self.remote, self.own_port) if is_open and self.own_port else 0
-        self.close()
-        return frames_in(size_bytes, self.frames_sent, self.bytes_sent)
 
 
 def _life_ends_ns(age_ns: int) -> int:
@@ -165,7 +88,7 @@ class NngLinks:
         self._receiving_since_ns: int | None = None
         self._frames_received = self._bytes_received = self._frames_dropped = 0
         self._refused_inbound = self._refused_outbound = self._mute_closed = self._outlived = 0
-        self._frames_sent = self._bytes_sent = 0
+        self._frames_sent = self._bytes_sent = self._names = 0
         self._failures = Failures(time.monotonic_ns)
         self._lanes: dict[int, NngLane] = {}
         self._connections: Connections | None = None
@@ -201,7 +124,7 @@ class NngLinks:
 
     def dial(self, address: Address, greeting: Callable[[], bytes], timeout_s: float) -> OutgoingLane:
         """See ``Transport.dial``."""
-        lane = NngLane(self, address, greeting)
+        lane = NngLane(self, address, greeting, _life_ends_ns(_LANE_AGE_NS))
         self.post(partial(self._start_dial, lane, timeout_s))
         return lane
 
@@ -310,7 +233,7 @@ class NngLinks:
             self.post(lambda: self._later(_INBOUND_GRACE_NS, partial(self._inbound.close, known)))
 
     def _judge_lane(self, lane: NngLane, handshake: Handshake) -> bool:
-        if lane.judged or lane.state is not _State.DIALLING:
+        if lane.judged or lane.state is not State.DIALLING:
             return False
         lane.judged = True
         reason: str | None = "internal error while its identity was checked"
@@ -385,28 +308,63 @@ class NngLinks:
         heapq.heappush(self._timers, (time.monotonic_ns() + delay_ns, next(self._order), task))
 
     def _start_dial(self, lane: NngLane, timeout_s: float) -> None:
-        if lane.state is not _State.DIALLING or self._closing:
+        if lane.state is not State.DIALLING or self._closing:
+            return
+        deadline_ns = time.monotonic_ns() + int(timeout_s * SECOND)
+        if not is_name(lane.address.host):
+            self._dial([lane.address], lane, deadline_ns, timeout_s)
+        elif self._names >= _MAX_NAMES:
+            self._lane_finished(lane, f"{self._names} host names are being looked up: use IP addresses")
+        else:
+            self._names += 1
+            look_up = partial(self._look_up, lane, deadline_ns, timeout_s)
+            threading.Thread(target=look_up, name="mesh-look-up", daemon=True).start()
+
+    def _look_up(self, lane: NngLane, deadline_ns: int, timeout_s: float) -> None:
+        """Look a host name up, on a thread of its own: NNG has one such thread, and every dial needs it."""
+        try:
+            url_of(lane.address)
+            addresses = addresses_of(lane.address)
+        except (NoConnection, TransportError) as error:
+            self.post(partial(self._looked_up, lane, f"no connection to {lane.address} ({error})"))
+        else:
+            self.post(partial(self._looked_up, lane, ""))
+            self.post(partial(self._dial, addresses, lane, deadline_ns, timeout_s))
+
+    def _looked_up(self, lane: NngLane, failure: str) -> None:
+        self._names -= 1
+        if failure:
+            self._lane_finished(lane, failure)
+
+    def _dial(self, addresses: list[Address], lane: NngLane, deadline_ns: int, timeout_s: float) -> None:
+        """Dial the first of ``addresses``, and the others by and by while nobody has answered."""
+        if lane.state is not State.DIALLING or self._closing:
             return
         watch = Watch(
             partial(self._judge_lane, lane), partial(self._lane_connected, lane), partial(self._lane_removed, lane)
         )
         try:
-            push = self._library.push(lane.address, watch)
+            push = self._library.push(addresses[0], watch)
         except TransportError as error:
             self._lane_finished(lane, str(error))
             return
         lane.push = push
         self._lanes[push.descriptor] = lane
         self._epoll.register(push.descriptor, select.EPOLLONESHOT)
-        deadline_ns = time.monotonic_ns() + int(timeout_s * SECOND)
         self._check_dial_later(lane, deadline_ns, timeout_s)
+        for number, address in enumerate(addresses[1:], 1):
+            self._later(number * _STAGGER_NS, partial(self._dial_also, lane, address))
+
+    def _dial_also(self, lane: NngLane, address: Address) -> None:
+        if lane.state is State.DIALLING and not lane.judged and lane.push is not None:
+            lane.push.dial_also(address)
 
     def _check_dial_later(self, lane: NngLane, deadline_ns: int, timeout_s: float) -> None:
         wait_ns = min(_DIAL_CHECK_NS, deadline_ns - time.monotonic_ns())
         self._later(wait_ns, partial(self._check_dial, lane, deadline_ns, timeout_s))
 
     def _check_dial(self, lane: NngLane, deadline_ns: int, timeout_s: float) -> None:
-        if lane.state is not _State.DIALLING or lane.push is None:
+        if lane.state is not State.DIALLING or lane.push is None:
             return
         if lane.judged:  # NNG reports neither the beginning nor the end of a pipe that its peer closes at once
             if lane.overdue:
@@ -427,12 +385,14 @@ class NngLinks:
 
     def _lane_opened(self, lane: NngLane) -> None:
         identity = lane.identity
-        if identity is not None and not self._closing and lane.state is _State.DIALLING and lane.greet(lane.greeting()):
+        if lane.push is not None:
+            lane.push.keep_only(lane.pipe)
+        if identity is not None and not self._closing and lane.state is State.DIALLING and lane.greet(lane.greeting()):
             self._observer.lane_opened(lane, identity)
 
     def _lane_writable(self, lane: NngLane) -> None:
         with lane.lock:
-            finished, told = lane.state is _State.FINISHED, lane.armed and lane.state is _State.OPEN
+            finished, told = lane.state is State.FINISHED, lane.armed and lane.state is State.OPEN
             lane.armed = False
         if finished:
             self._later(_SETTLE_NS, partial(self._release, lane))
@@ -441,7 +401,7 @@ class NngLinks:
 
     def _lane_finished(self, lane: NngLane, reason: str, kind: str | None = UNREACHABLE) -> None:
         """``kind`` of the failure to remember if the lane never opened. None: the failure is remembered already."""
-        if kind is not None and lane.state is _State.DIALLING:
+        if kind is not None and lane.state is State.DIALLING:
             self._failures.remember(kind, str(lane.address), reason, dialled=True)
         if lane.finish():
             self._release(lane)
@@ -457,7 +417,7 @@ class NngLinks:
         for pipe in self._inbound.outlived(now_ns):
             self._outlived += 1
             self.close_pipe(pipe)
-        for lane in [lane for lane in self._lanes.values() if lane.ends_ns <= now_ns and lane.state is _State.OPEN]:
+        for lane in [lane for lane in self._lanes.values() if lane.ends_ns <= now_ns and lane.state is State.OPEN]:
             if lane.finish():
                 self._outlived += 1
                 self.linger(lane)

@@ -1,0 +1,111 @@
+"""A lane on an NNG socket: one dialled connection to one inbox."""
+
+import threading
+from collections.abc import Callable
+from enum import Enum, auto
+from functools import partial
+from typing import Protocol
+
+from meshnode.links.nng.connections import unconfirmed_bytes_to
+from meshnode.links.nng.contract import PushSocket
+from meshnode.links.transport import Address
+from meshnode.links.unconfirmed import frames_in
+from protocols.base.errors import BoundExceeded
+from protocols.base.ids import PeerIdentity
+from protocols.base.limits import MAX_FRAME_BYTES
+
+
+class State(Enum):
+    """The state of a lane."""
+
+    DIALLING = auto()
+    OPEN = auto()
+    FINISHED = auto()
+
+
+class Links(Protocol):
+    """What a lane asks of the links that it belongs to."""
+
+    def post(self, task: Callable[[], None]) -> None:
+        """Have the I/O thread run ``task``, in order."""
+
+    def arm(self, descriptor: int) -> None:
+        """Have ``lane_writable`` called once when the socket of that descriptor takes a frame. Under the lock of an
+        open lane."""
+
+    def linger(self, lane: "NngLane") -> None:
+        """Release a finished lane once its last frame is on its way, on the I/O thread."""
+
+
+class NngLane:
+    """See ``OutgoingLane``. ``judged`` and ``pipe`` belong to the library's callbacks, ``state`` to ``lock``."""
+
+    def __init__(self, links: Links, address: Address, greeting: Callable[[], bytes], ends_ns: int) -> None:
+        self._links = links
+        self.address = address
+        self.greeting = greeting
+        self.identity: PeerIdentity | None = None
+        self.judged = self.overdue = False
+        self.pipe = self.own_port = 0
+        self.remote = "", 0
+        self.push: PushSocket | None = None
+        self.lock = threading.Lock()
+        self.state = State.DIALLING
+        self.armed = False
+        self.frames_sent = 0
+        self.bytes_sent = 0
+        self.ends_ns = ends_ns
+
+    def try_send(self, frame: bytes) -> bool:
+        """See ``OutgoingLane.try_send``."""
+        if len(frame) > MAX_FRAME_BYTES:
+            raise BoundExceeded(f"a frame of {len(frame)} bytes is larger than {MAX_FRAME_BYTES}: split it")
+        with self.lock:
+            push = self.push
+            if self.state is not State.OPEN or push is None:
+                return False
+            if push.try_send(frame):
+                self.frames_sent += 1
+                self.bytes_sent += len(frame)
+                return True
+            self._arm(push)
+            return False
+
+    def notify(self) -> None:
+        """See ``OutgoingLane.notify``."""
+        with self.lock:
+            if self.state is State.OPEN and self.push is not None:
+                self._arm(self.push)
+
+    def _arm(self, push: PushSocket) -> None:
+        if not self.armed:
+            self.armed = True
+            self._links.arm(push.descriptor)
+
+    def greet(self, frame: bytes) -> bool:
+        """Send the first frame and open the lane. False: the lane is finished, or its pipe is gone already."""
+        with self.lock:
+            if self.state is not State.DIALLING or self.push is None or not self.push.try_send(frame):
+                return False
+            self.frames_sent += 1
+            self.bytes_sent += len(frame)
+            self.state = State.OPEN
+            return True
+
+    def finish(self) -> bool:
+        """Take no more frames. False: the lane was finished already."""
+        with self.lock:
+            was, self.state = self.state, State.FINISHED
+            return was is not State.FINISHED
+
+    def close(self) -> None:
+        """Close it; idempotent."""
+        if self.finish():
+            self._links.post(partial(self._links.linger, self))
+
+    def abandon(self) -> int:
+        """See ``OutgoingLane.abandon``. The library may hold one more frame."""
+        is_open = self.state is State.OPEN
+        size_bytes = unconfirmed_bytes_to(self.remote, self.own_port) if is_open and self.own_port else 0
+        self.close()
+        return frames_in(size_bytes, self.frames_sent, self.bytes_sent)
