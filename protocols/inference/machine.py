@@ -396,8 +396,8 @@ class Inference(Machine):
                 assert_never(frame)
 
     def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:
-        """The neighbour sends its offers unasked. It gets ours again if they have changed since the node began: a change
-        between the opening of our lane, which greets with them, and its Hello was not sent to it."""
+        """The neighbour sends its offers unasked. It gets ours again if they have changed since the node began: a
+        change between the opening of our lane, which greets with them, and its Hello was not sent to it."""
         if self._offers_sent_ns > -NEVER:
             self._messages.append((node, self.offers()))
 

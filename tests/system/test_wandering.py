@@ -1,4 +1,4 @@
-"""The wandering: its plan follows from a seed and is complete, its judgement finds what was lost, and the run itself."""
+"""The wandering: its plan follows from a seed, its judgement finds what was lost, and the run itself."""
 
 import json
 import subprocess
