@@ -380,7 +380,7 @@ def compare(
     outcome: Outcome, name: str, published: Mapping[str, Any], stored: Counter[str], dropped: int,
     account: OriginAccount | None,
 ) -> None:  # fmt: skip
-    """Note what became of one node's records: published, at the relay by value, dropped by the node, and its account."""
+    """Note what became of a node's records: published, at the relay by value, dropped by the node, and its account."""
     outcome.readings += published["readings"]
     outcome.records += published["records"]
     outcome.stored += len(stored)
