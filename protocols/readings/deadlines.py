@@ -69,6 +69,13 @@ class Deadlines:
             if subscription is not None:
                 self.watch(number, stream, now + subscription.quality.deadline_ns, now)
 
+    def forget(self, number: int, stream: Stream) -> None:
+        """A subscription that ended watches a stream no more. Its watches of streams that are gone end when they are
+        due."""
+        watch = (number, stream.origin, stream.key)
+        if watch in self._due:
+            self._end(watch)
+
     def disown(self, node: NodeId, heir: NodeId) -> None:
         """``heir`` pays from now on for what ``node`` has paid for, unless that is much."""
         if self._rows.shares.held(node) <= limits.MAX_DISOWNED:

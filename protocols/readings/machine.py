@@ -141,6 +141,7 @@ class Router:
             self._work.unsubscribed(subscription)
             for stream in self._table.all():
                 remove_subscriber(stream, subscription)
+                self._deadlines.forget(number, stream)
             self._change_interest()
 
     def interest_for(self, peer: NodeId) -> Interest:
