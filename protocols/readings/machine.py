@@ -205,7 +205,7 @@ class Router:
 
     def _take_interest(self, peer: Peer, interest: Interest, now: int, utc_now: int) -> None:
         peer.put_off, peer.said = None, interest.wants
-        before, passed_on = peer.held, peer.passed_on
+        before, passed_on = peer.held, [other.passed_on for other in self._peers.values()]
         peer.asked, peer.without_place = permitted_wants(interest, peer, self._access, self._drops), 0
         if not share_wants(self._peers.values(), self._drops):
             return
@@ -215,7 +215,7 @@ class Router:
             self._history.ask(peer, wanted, self._table.all(), now, utc_now)
             self._history.serve(now)
             self._plan()
-        if passed_on != peer.passed_on:
+        if passed_on != [other.passed_on for other in self._peers.values()]:  # others may have given way
             self._change_interest()
 
     # --- the hot path ----------------------------------------------------------------------------------------------

@@ -194,6 +194,19 @@ def test_wants_of_all_neighbours_are_bounded_and_the_largest_holder_gives_way(mo
     assert len(bench.peers[A].held) == 100
 
 
+def test_wants_that_give_way_to_another_neighbour_are_not_asked_of_others_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Others would send what this node then drops as unasked, and wants of third ones have no place meanwhile."""
+    monkeypatch.setattr(limits, "MAX_WANTS", 100)
+    bench = Bench(A, B, c := NodeId("c"))
+    bench.wants(A, *(Want(f"veh/x/{number}", hops=2) for number in range(100)))
+    assert len(bench.machine.interest_for(c).wants) == 100
+    assert bench.wants(B, *(Want(f"veh/me/{number}") for number in range(50))), "others have to be told"
+    assert len(bench.machine.interest_for(c).wants) == 50
+    assert not bench.wants(B, *(Want(f"veh/me/{number}") for number in range(49, -1, -1)))
+
+
 def test_wants_with_hops_of_many_neighbours_share_an_interest_fairly() -> None:
     """One neighbour with 256 wants must not keep those of the others from travelling."""
     bench = Bench(A, B, c := NodeId("c"))
