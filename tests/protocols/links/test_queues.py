@@ -143,6 +143,21 @@ def test_conflated_value_that_grows_stays_within_the_bound() -> None:
     assert len(came) + drops.total == 16
 
 
+def test_conflated_value_that_is_no_larger_keeps_the_place_of_the_older() -> None:
+    """A stream of 100 Hz on a slow link must not go to the end of the line with each value, or none ever leaves."""
+    drops = Drops()
+    queue = LaneQueue(PEER, drops)
+    put(queue, 1, key="fast", size=9, conflate=True)
+    put(queue, 2, key="slow", size=1)
+    before_bytes = queue.waiting_bytes
+    for sequence in range(3, 10):
+        put(queue, sequence, key="fast", size=5, conflate=True, expires_ns=10)
+    assert queue.waiting_bytes == before_bytes - 4
+    assert (queue.waiting_readings, drops.total) == (2, 7)
+    assert taken(queue, 9) == [9, 2]
+    assert queue.waiting_bytes == 0
+
+
 def test_conflated_value_of_a_new_priority_moves_there() -> None:
     """A key whose newest reading is urgent must not wait where the old one did."""
     queue = LaneQueue(PEER, Drops())
