@@ -305,13 +305,17 @@ def _sensors(config: NodeConfig, folder: Path, identity: PeerIdentity | None) ->
 
     role = identity.role if identity is not None else Role.VEHICLE
     for name, section in sensors.items():
-        context = DriverContext(NodeId(config.node.id), folder, Random(name), role)
+        context = DriverContext(NodeId(config.node.id), folder, Random(name), role, sensor=name, logs_skipped=False)
         try:
             create_driver(section.driver, section.options, context)
         except MeshError as error:
             yield Finding("fail", "sensor", f"[sensors.{name}]: {error}")
         else:
-            yield Finding("ok", "sensor", f"{name}: {section.driver}")
+            if context.samples_skipped:
+                skipped = f"{context.samples_skipped} samples are skipped, the last: {context.last_skipped}"
+                yield Finding("warn", "sensor", f"{name}: {section.driver}, {skipped}")
+            else:
+                yield Finding("ok", "sensor", f"{name}: {section.driver}")
 
 
 def _relay(config: NodeConfig, identity: PeerIdentity) -> Iterator[Finding]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _TOLD_AT_ONCE: Final = 5
-"""Skipped samples that are logged one by one. A file may have a million bad rows."""
+"""Reasons for skipping that are logged at once. A file may have a million bad rows, and come round in a loop."""
 _TOLD_EVERY_S: Final = 60.0
 
 
@@ -92,9 +92,13 @@ class DriverContext:
     """An instant of ``time.monotonic``."""
     sensor: str = ""
     """The sensor's name in the configuration."""
+    logs_skipped: bool = True
+    """Whether :meth:`skipped` writes to the log."""
     samples_skipped: int = 0
     """What :meth:`skipped` was told of. The node's statistics sum it as ``sensor_samples_skipped``."""
-    _told: int = 0
+    last_skipped: str = ""
+    """Why the newest of them was left out."""
+    _told: list[str] = field(default_factory=list)
     _told_s: float = 0.0
 
     def begin(self) -> None:
@@ -117,13 +121,17 @@ class DriverContext:
     def skipped(self, why: str, count: int = 1) -> None:
         """Report that ``count`` samples are left out: ``why`` names the file, the place in it, the value and the fault.
 
-        Each is counted. The first five are logged one by one, then one a minute.
+        Each is counted. The first five reasons that differ are logged at once, then one a minute.
         """
         self.samples_skipped += count
+        self.last_skipped = why
         now_s = time.monotonic()
-        if self._told < _TOLD_AT_ONCE or now_s - self._told_s >= _TOLD_EVERY_S:
-            self._told, self._told_s = self._told + 1, now_s
-            _log.warning("sensor %s skipped %d so far: %s", self.sensor or "driver", self.samples_skipped, why)
+        is_news = len(self._told) < _TOLD_AT_ONCE and why not in self._told
+        if self.logs_skipped and (is_news or now_s - self._told_s >= _TOLD_EVERY_S):
+            self._told_s = now_s
+            if is_news:
+                self._told.append(why)
+            _log.warning("sensor %s: %d samples skipped, the last: %s", self.sensor, self.samples_skipped, why)
 
 
 class SensorDriver(Protocol):

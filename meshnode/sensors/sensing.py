@@ -77,6 +77,7 @@ class Sensor:
             "state": self.state.value,
             "samples": self.samples,
             "samples_failed": self.samples_failed,
+            "samples_skipped": self.context.samples_skipped,
             "failures": self.failures,
             "restarts": self.restarts,
         }

@@ -34,6 +34,7 @@ from meshnode.sumo.motion import (
     Moved,
     impossible,
     looks_like_metres,
+    way_in_degrees,
     way_in_metres,
 )
 from sims.errors import TraceError
@@ -288,9 +289,12 @@ class _Judge:
         if way_m <= possible_m + JUMP_M:
             return False
         from_s, to_s = shown_s(before.time_s), shown_s(row.step.time_s)
-        if span.plane is not None and impossible(way_m, took_s):
-            what = f"vehicle {shown(row.vehicle)} would go {way_m / 1_000:.0f} km from {from_s} to {to_s} s"
-            self._refuse_metres(row, before.time_s, f"{what}, which no vehicle can, so x and y are no degrees")
+        if span.plane is not None:
+            latitude_deg, longitude_deg = span.plane.degrees(sample.x_m, sample.y_m)
+            flown_m = math.hypot(*way_in_degrees((longitude_deg, latitude_deg), (row.x, row.y)))
+            if impossible(flown_m, took_s):
+                what = f"vehicle {shown(row.vehicle)} would go {flown_m / 1_000:.0f} km from {from_s} to {to_s} s"
+                self._refuse_metres(row, before.time_s, f"{what}, which no vehicle can, so x and y are no degrees")
         if not span.may_jump:
             fault = (
                 f"vehicle {shown(row.vehicle)} jumps {way_m:.0f} m from {from_s} to {to_s} s: "

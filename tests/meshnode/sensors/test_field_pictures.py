@@ -99,7 +99,8 @@ def test_folder_with_a_cut_off_picture_shows_the_others_and_counts_it(
     assert [s.value["picture"] for s in samples] == ["a.png", "c.png", "a.png", "c.png", "a.png"]
     assert [s.due_s for s in samples] == [0, 0.5, 1, 1.5, 2]
     assert context.samples_skipped == 2
-    assert "sensor camera skipped 1 so far: picture" in caplog.text
+    assert len(caplog.records) == 1  # the second round tells nothing new
+    assert "sensor camera: 1 samples skipped, the last: picture" in caplog.text
     assert "b.jpg can't be read (image file is truncated" in caplog.text
 
 
@@ -120,5 +121,5 @@ def test_skipped_samples_are_counted_all_and_logged_a_few(caplog: pytest.LogCapt
         context.skipped("a block of rows", 50)
     assert context.samples_skipped == 1_050
     assert [record.message for record in caplog.records] == [
-        f"sensor log skipped {number + 1} so far: row {number}" for number in range(5)
+        f"sensor log: {number + 1} samples skipped, the last: row {number}" for number in range(5)
     ]

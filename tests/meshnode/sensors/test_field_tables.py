@@ -207,7 +207,7 @@ def test_blank_rows_are_skipped_and_counted(caplog: pytest.LogCaptureFixture) ->
     assert [(s.due_s, s.value) for s in got] == [(0, 1), (1, 2), (2, 3)]
     assert context.samples_skipped == 1
     [record] = caplog.records
-    assert record.message.startswith("sensor table skipped 1 so far: file ")
+    assert record.message.startswith("sensor table: 1 samples skipped, the last: file ")
     assert record.message.endswith("blank_rows.csv, line 4: the row is blank")
 
 

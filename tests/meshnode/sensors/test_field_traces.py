@@ -241,7 +241,9 @@ def test_bad_rows_are_skipped_and_counted_while_a_vehicle_is_looked_for(caplog: 
     assert [s.due_s for s in got[::2]] == [0, 1, 2, 3, 4, 5]
     assert context.samples_skipped == 2
     [record] = caplog.records
-    assert re.search(r"sensor trace skipped 2 so far: .*line 14, column 9: vehicle 'parked': .*2 rows", record.message)
+    assert re.search(
+        r"sensor trace: 2 samples skipped, the last: .*line 14, column 9: vehicle 'parked': .*2 rows", record.message
+    )
 
 
 def test_bad_rows_of_the_vehicle_itself_are_skipped_and_counted(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_trace_with_clock_times_is_followed() -> None:
 @pytest.mark.parametrize("jumps", ["refuse", "reappear"])
 def test_trace_in_metres_that_pass_for_degrees_is_refused_with_both_ways_out(jumps: str) -> None:
     """With "reappear" its vehicle would never be there, and nobody would be told."""
-    says = r"line 10, .*\d+ km from 0 to 1 s, which no vehicle can.*set geo = false .*--fcd-output\.geo"
+    says = r"line 10, .*779 km from 0 to 1 s, which no vehicle can.*set geo = false .*--fcd-output\.geo"
     with pytest.raises(TraceError, match=says):
         follow("metres_that_pass_for_degrees.xml", jumps=jumps)
     where = follow("metres_that_pass_for_degrees.xml", jumps=jumps, geo=False)
