@@ -12,6 +12,7 @@ from meshnode.config.sections import NodeConfig
 from meshnode.discovery.running import AdvertListener, RunningDiscovery
 from meshnode.driver import Driver
 from meshnode.identity import NodeIdentity, inspect, load_identity
+from meshnode.identity.clock_watch import ClockWatch
 from meshnode.identity.renewal import Renewal
 from meshnode.identity.reservation import Reservation
 from meshnode.identity.state import StateFolder
@@ -101,8 +102,10 @@ class ConfiguredNode:
         closing.push_async_callback(asyncio.to_thread, node.driver.close, "leaving")
         for part in node.parts:
             await part.join(closing)
-        watches = _renewal_of(node, transport), Reservation(state, node.next_sequence, node.troubles), node.addresses
-        for watch in watches:
+        for watch in (
+            _renewal_of(node, transport), Reservation(state, node.next_sequence, node.troubles),
+            ClockWatch(identity.not_before, lambda: node.certificate_ends, node.troubles), node.addresses,
+        ):  # fmt: skip
             task = asyncio.create_task(watch.run(), name=type(watch).__name__.lower())
             closing.callback(task.cancel)
         for address in config.discovery.seeds:
