@@ -10,6 +10,7 @@ from protocols.base import limits
 from protocols.base.errors import InvalidKey, InvalidName
 from protocols.base.ids import NodeId, node_id
 from protocols.base.keys import checked_key
+from protocols.base.sequences import MAX_SEQUENCE
 from protocols.links.queues import Drops
 from protocols.readings.events import Delivery
 from protocols.readings.interest import decide_routes, decide_subscribers
@@ -57,7 +58,7 @@ class Hearsay:
             return []
         if is_new:
             known = self._table.first_hand.get((origin, key))
-            if known is not None:
+            if known is not None and known.newest <= MAX_SEQUENCE:
                 stream.newest = known.newest
             self._table.keep(stream, now)
         self._table.charge(stream, source)
@@ -73,7 +74,7 @@ class Hearsay:
             return "echo"
         if newest.origin in self._peers:  # what it says of itself counts
             return "stale"
-        if stream is not None and newest.sequence <= stream.newest:
+        if (stream is not None and newest.sequence <= stream.newest) or newest.sequence > MAX_SEQUENCE:
             return "stale"
         return "expired" if latest_utc_ns > _ends_utc_ns(newest) else ""
 

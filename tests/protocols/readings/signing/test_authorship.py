@@ -10,6 +10,7 @@ from protocols.access import DEFAULT_RULES, AccessTable
 from protocols.base import limits
 from protocols.base.errors import ValueUnsupported
 from protocols.base.ids import NodeId, Role
+from protocols.base.sequences import MAX_INCARNATION, first_sequence
 from protocols.readings.events import ReadingRefused
 from protocols.readings.machine import Router
 from protocols.readings.publication import checked_publication
@@ -96,6 +97,28 @@ def test_reading_of_an_earlier_life_is_not_replayed_to_a_node_that_has_restarted
     assert bench.accept_signed(A, hazard((6 << 32) + 9)) == []
     assert bench.accept_signed(A, hazard(7 << 32))
     assert bench.dropped() == {(A, "stale"): 1}
+
+
+def test_reading_of_a_life_whose_clock_was_beyond_all_sequences_silences_no_later_life() -> None:
+    """In 2039, nodes of the older scheme used more than 63 bits. An insider could replay it for ever."""
+    bench = listening()
+    wrong = hazard(2_180_000_000 << 32)
+    assert bench.accept_signed(A, wrong) == []
+    assert bench.accept_signed(A, hazard(first_sequence(2_180_000_001)))
+    assert bench.accept_signed(A, wrong) == []
+    assert bench.dropped() == {(A, "stale"): 2}
+    bench = listening()
+    assert bench.accept_plain(A, reading("veh/a/x", A, 2_180_000_000 << 32)), "from the node itself it is heard"
+    bench.machine.remove_peer(A)
+    later = signed(reading("veh/a/x", A, first_sequence(2_180_000_001), 1, hops=2))
+    assert bench.accept_signed(B, later), "once it is out of range and began a new life"
+
+
+def test_entry_of_no_valid_life_allows_every_sequence() -> None:
+    """Its node goes above it, and could not publish at all otherwise."""
+    bench = listening()
+    bench.certificates.incarnations[FAR] = MAX_INCARNATION + 1
+    assert bench.accept_signed(A, hazard(first_sequence(7)))
 
 
 def test_reading_without_a_lifespan_is_not_replayed_for_ever() -> None:
