@@ -68,6 +68,8 @@ class Outcome:
     """From the moment at which the last node had its network until all had met."""
     whole_s: float | None = None
     """From the end of the disturbances until all had met again; None: not within a minute."""
+    late: list[str] = field(default_factory=list)
+    """Who lacked whom when the promised time was over."""
     readings: int = 0
     records: int = 0
     stored: int = 0
@@ -133,6 +135,8 @@ class _Street:
 
     def __init__(self, folder: Path, names: Sequence[str], engine: str, lan: Lan, stack: ExitStack) -> None:
         self.names, self._folder, self._lan = list(names), folder, lan
+        self.late: list[str] = []
+        """Who lacked whom when the time for it was over."""
         create_mesh(folder / "authority", "street")
         self.hosts = _Hosts(folder, names)
         self.relay_config = self._prepare_relay()
@@ -216,11 +220,15 @@ class _Street:
         everybody = set(self.names)
         return all(node.met() == everybody - {name} for name, node in self.nodes.items())
 
-    def wait_until_whole(self, limit_s: float) -> float | None:
-        """Seconds until everybody has met everybody; None when they have not within the limit."""
+    def wait_until_whole(self, limit_s: float, late_s: float = _PATIENCE_S) -> float | None:
+        """Seconds until everybody has met everybody; None when they have not within the limit. After ``late_s`` it
+        notes who lacks whom."""
         began_s = time.monotonic()
         while not self.whole():
-            if time.monotonic() - began_s > limit_s:
+            waited_s = time.monotonic() - began_s
+            if waited_s > late_s and not self.late:
+                self.late = list(self.gaps())
+            if waited_s > limit_s:
                 return None
             time.sleep(0.05)
         return time.monotonic() - began_s
@@ -246,7 +254,7 @@ def _kill(process: "subprocess.Popen[str]") -> None:
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
-def measure(folder: Path, engine: str, seed: int, nodes: int, minutes: float) -> Outcome:
+def measure(folder: Path, engine: str, seed: int, nodes: int, minutes: float, whole_s: float) -> Outcome:
     """Make one run. :raises FleetFailed: it could not be made."""
     outcome = Outcome(engine, seed, nodes, minutes)
     names = [f"veh-{number}" for number in range(1, nodes + 1)]
@@ -256,7 +264,7 @@ def measure(folder: Path, engine: str, seed: int, nodes: int, minutes: float) ->
             outcome.first_whole_s = street.wait_until_whole(_PATIENCE_S)
             if outcome.first_whole_s is None:
                 outcome.faults += [f"not whole before the first disturbance: {gap}" for gap in street.gaps()]
-            _run(street, outcome, seed, minutes * 60)
+            _run(street, outcome, whole_s)
     except LanFailed as error:
         raise FleetFailed(str(error)) from error
     except WandererFailed as error:
@@ -265,10 +273,11 @@ def measure(folder: Path, engine: str, seed: int, nodes: int, minutes: float) ->
     return outcome
 
 
-def _run(street: _Street, outcome: Outcome, seed: int, seconds: float) -> None:
+def _run(street: _Street, outcome: Outcome, whole_s: float) -> None:
     before = _held(street)
-    samples = _disturb(street, outcome, seed, seconds)
-    outcome.whole_s = street.wait_until_whole(_PATIENCE_S)
+    samples = _disturb(street, outcome, outcome.seed, outcome.minutes * 60)
+    outcome.whole_s = street.wait_until_whole(_PATIENCE_S, whole_s)
+    outcome.late = street.late
     if outcome.whole_s is None:
         outcome.faults += list(street.gaps())
     else:
@@ -420,7 +429,7 @@ def main(arguments: list[str] | None = None) -> int:
     outcomes = []
     for engine in ENGINES if options.engine == "both" else (options.engine,):
         with measuring(f"wandering on {engine}") as folder:
-            outcome = measure(folder, engine, options.seed, options.nodes, options.minutes)
+            outcome = measure(folder, engine, options.seed, options.nodes, options.minutes, options.whole_s)
         outcomes.append(outcome)
         _report(outcome)
     missed = [sentence for outcome in outcomes for sentence in outcome.missed_bars(options.whole_s)]
@@ -430,6 +439,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(outcome: Outcome) -> None:
     done = ", ".join(f"{count} × {kind}" for kind, count in outcome.done.items())
     whole = "not" if outcome.whole_s is None else f"after {outcome.whole_s:.2f} s"
+    for sentence in outcome.late:
+        print(f"  late: {sentence}")
     print(
         f"{outcome.engine}, seed {outcome.seed}, {outcome.nodes} nodes, {outcome.minutes:g} min: {done} "
         f"({outcome.steps} steps, at most {outcome.late_s:.2f} s late)\n"
