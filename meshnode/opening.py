@@ -16,6 +16,7 @@ from meshnode.identity.clock_watch import ClockWatch
 from meshnode.identity.renewal import Renewal
 from meshnode.identity.reservation import Reservation
 from meshnode.identity.state import StateFolder
+from meshnode.links.interfaces import EVERY_INTERFACE, HostAddress
 from meshnode.links.transport import Address, CredentialFiles, Transport
 from meshnode.loading import load, parts_of
 from meshnode.node import Node
@@ -102,6 +103,7 @@ class ConfiguredNode:
         closing.push_async_callback(asyncio.to_thread, node.driver.close, "leaving")
         for part in node.parts:
             await part.join(closing)
+        node.addresses.listen(_Redialling(node))
         for watch in (
             _renewal_of(node, transport), Reservation(state, node.next_sequence, node.troubles),
             ClockWatch(identity.not_before, lambda: node.certificate_ends, node.troubles), node.addresses,
@@ -144,6 +146,21 @@ class ConfiguredNode:
         from meshnode.links.nng.library import open_transport  # libnng takes 0.1 s to load
 
         return open_transport(credentials, node.driver, node.mesh)
+
+
+class _Redialling:
+    """Has the engine dial again at once when the network of this host has changed. A listener of ``AddressWatch``."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._held: Sequence[HostAddress] | None = None
+
+    def __call__(self, held: Sequence[HostAddress], interrupted: frozenset[int]) -> bool:
+        before, self._held = self._held, held
+        away = not interrupted.isdisjoint({EVERY_INTERFACE, *(entry.index for entry in held)})
+        if before is not None and (away or set(held) != set(before)):
+            self._node.driver.act(lambda engine, now: engine.membership.network_changed(now))
+        return True
 
 
 def _hint(node: Node, name: str, other: NodeId | None, addresses: tuple[Address, ...]) -> None:

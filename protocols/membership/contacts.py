@@ -172,6 +172,18 @@ class Contacts:
         if not any(dialling.contact is contact for dialling in self._dials.values()):
             del self._contacts[name]
 
+    def network_changed(self, now: int) -> None:
+        """Our host has other addresses, or an interface was away: what failed before says nothing. Give up dials
+        without an answer, and dial everybody to whom there is no lane again within ``REDIAL_MIN_NS``."""
+        for dial, dialling in list(self._dials.items()):
+            if dialling.identity is None and dialling.lane is Lane.REALTIME:
+                self.hang_up(dial, now)
+        for contact in self._contacts.values():
+            contact.attempt = contact.failures = 0
+            soon_ns = now + int(limits.REDIAL_MIN_NS * self._random.random())
+            contact.next_dial_ns = min(contact.next_dial_ns, soon_ns)
+        self._due_ns = _UNKNOWN
+
     # --- refusals --------------------------------------------------------------------------------------------------
     def remember_refusal(self, who: str, now: int) -> bool:
         """Don't dial ``who`` for a while. False: it was remembered already, or too many are."""

@@ -77,6 +77,7 @@ class Membership:
         self._suspect_after_ns = settings.suspect_after_silence_ns
         self.neighbours: dict[NodeId, Neighbour] = {}
         self._contacts = Contacts(node, settings.dial_timeout_ns, random)
+        self.network_changed = self._contacts.network_changed
         self._pipes = AdmittedPipes()
         self.neighbour_of = self._pipes.neighbour_of
         """The neighbours by inbound pipe that has said Hello. Others must not change it."""

@@ -118,6 +118,43 @@ def test_hint_that_moved_gives_up_the_dial_to_the_old_place() -> None:
     alone.engine.lane_closed(old.dial, "closed", False, alone.now)
 
 
+def test_network_that_changed_has_everybody_dialled_again_soon_and_ends_no_lane() -> None:
+    """While the modem was away every dial failed, and the pauses grew to eight seconds. The first dial after it came
+    back went out from an address that was gone, and waited for its time-out."""
+    alone = Alone()
+    lane = alone.lane("there")
+    alone.engine.membership.hint("x", NodeId("x"), (("192.0.2.7", 1), ("192.0.2.8", 1)), alone.now)
+    for _ in range(12):
+        for dial in alone.dials():
+            alone.engine.lane_closed(dial.dial, "network is unreachable", False, alone.now)
+        alone.now += limits.REDIAL_MAX_NS // 8
+    under_way = alone.dials()
+    while not under_way:
+        alone.now += SECOND
+        under_way = alone.dials()
+
+    alone.engine.membership.network_changed(alone.now)
+    effects = alone.engine.outgoing()
+    assert effects == [HangUp(under_way[0].dial)]
+    assert HangUp(lane) not in effects
+    assert alone.engine.next_timer_at() <= alone.now + limits.REDIAL_MIN_NS
+    alone.now += limits.REDIAL_MIN_NS
+    (again,) = alone.dials()
+    assert (again.host, again.timeout_ns) == ("192.0.2.7", 1_500 * MS)
+
+
+def test_network_that_changes_all_the_time_dials_nobody_who_refused_us() -> None:
+    """A loose cable must not turn a refusal into a knock at each contact."""
+    alone = Alone()
+    alone.engine.membership.hint("x", NodeId("x"), (("192.0.2.7", 1),), alone.now)
+    (dial,) = alone.dials()
+    alone.engine.lane_closed(dial.dial, "wrong mesh", True, alone.now)
+    for _ in range(20):
+        alone.engine.membership.network_changed(alone.now)
+        alone.now += limits.REDIAL_MIN_NS
+        assert alone.dials() == []
+
+
 def test_hint_about_ourselves_or_without_address_is_no_hint() -> None:
     """Our own advert comes back to us."""
     alone = Alone()
