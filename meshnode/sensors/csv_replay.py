@@ -47,6 +47,9 @@ _UTF_16: Final = ("\udcff\udcfe", "\udcfe\udcff")
 class _RowInvalid(SourceUnavailable):
     """One row makes no sense."""
 
+    lines = 1
+    """How many lines it takes: a quote that is not closed takes all up to the next one."""
+
 
 class _Lap:
     """One pass through the file."""
@@ -97,7 +100,7 @@ class CsvReplay:
         delimiter: str = ",",
         decimal: str = ".",
         encoding: str = "utf-8",
-        skipped: Callable[[str], None] = lambda _: None,
+        skipped: Callable[[str, int], None] = lambda *_: None,
     ) -> None:
         self._path = path
         self._rate = rate
@@ -152,7 +155,7 @@ class CsvReplay:
                 if isinstance(sample, Sample):
                     yield sample
                 else:
-                    self._skipped(str(sample))
+                    self._skipped(str(sample), sample.lines)
             if lap.fault is not None and not lap.begun:
                 raise lap.fault
             if not self._loop or not lap.begun:
@@ -273,10 +276,15 @@ class CsvReplay:
             raise SourceUnavailable(f"file {self._path} can't be read: {error.strerror or error}") from error
 
     def _cells(self, rows: Iterator[list[str]]) -> list[str] | _RowInvalid | None:
+        before = self._line
         try:
             return next(rows, None)
         except csv.Error as error:
-            return self._row_invalid(f"the row is malformed ({error}): check its quotes")
+            invalid = self._row_invalid(
+                f"the row that begins in line {before + 1} is malformed ({error}): check its quotes"
+            )
+            invalid.lines = max(1, self._line - before)
+            return invalid
 
     def _lines(self, file: TextIO) -> Iterator[str]:
         while line := file.readline(MAX_LINE_CHARS + 1):

@@ -136,9 +136,19 @@ class BadVehicles:
 
 
 def check_beginning(path: Path) -> None:
-    """Look at the first fixes of a trace. :raises TraceInvalid: it is of another format or in metres, or malformed."""
-    for _ in islice(fixes(path, skipped=_ignored), _CHECKED_FIXES):
-        pass
+    """Look at the first fixes of a trace.
+
+    :raises TraceInvalid: it is of another format or in metres, malformed, or no row of it makes sense.
+    """
+    bad: list[str] = []
+
+    def told(vehicle: str | None, why: str) -> None:
+        if vehicle is not None and not bad:
+            bad.append(why)
+
+    found = sum(1 for _ in islice(fixes(path, skipped=told), _CHECKED_FIXES))
+    if bad and not found:
+        raise TraceInvalid(f"{bad[0]}. No row of the trace makes sense")
 
 
 def _ignored(vehicle: str | None, why: str) -> None:

@@ -227,7 +227,7 @@ def test_row_without_a_value_gives_no_reading(tmp_path: Path) -> None:
         ("1,a", "line 4: the row has 2 cells, the header 3: add or remove some"),
         ("1,a,13,9", r"line 4: the row has 4 cells, the header 3: .*decimal comma into quotes"),
         ("1,a//b,1", "line 4: key 'a//b' has an empty chunk"),
-        ('1,a,"1"2', "line 4: the row is malformed"),
+        ('1,a,"1"2', "line 4: the row that begins in line 4 is malformed"),
         ("1,a,1.234.567", "line 4: 'value' is '1.234.567': remove what sets the thousands apart"),
         ("1,a,007", "line 4: 'value' is '007': remove the leading zeros"),
     ],
@@ -241,6 +241,16 @@ def test_bad_row_is_skipped_and_told_with_its_line(
     assert context.samples_skipped == 1
     [record] = caplog.records
     assert says.replace(".*", "") in record.message or says.split(".*")[1] in record.message
+
+
+def test_quote_that_is_not_closed_counts_all_lines_that_it_takes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever stands behind it is lost, so the count has to say how much."""
+    got, context = replayed(table(tmp_path, "0,a,1", '1,a,"2', "2,a,3", "3,a,4"))
+    assert [s.value for s in got] == [1]
+    assert context.samples_skipped == 3
+    assert "line 5: the row that begins in line 3 is malformed" in caplog.text
 
 
 @pytest.mark.parametrize("bad", ["x,a,1", "0,a", ",,"])

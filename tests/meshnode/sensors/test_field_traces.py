@@ -263,6 +263,14 @@ def test_vehicle_without_a_single_good_row_is_refused_with_the_fault() -> None:
         replayed("other_vehicle_invalid.xml", vehicle="parked")
 
 
+@pytest.mark.parametrize("options", [{"vehicle": "a"}, {}])
+def test_trace_without_any_position_is_refused_with_the_attribute(tmp_path: Path, options: dict[str, Any]) -> None:
+    """``--fcd-output.attributes speed,lane`` is possible too."""
+    path = written(tmp_path, *((t, ['id="a" speed="1" lane="ab_1"']) for t in range(3)))
+    with pytest.raises(ConfigError, match=r"line 3, .*'x' is missing: expected a number\. No row of the trace"):
+        replayed(path, **options)
+
+
 # --- cut ends --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("options", [{"vehicle": "a"}, {}])
 def test_trace_that_is_cut_off_is_replayed_to_its_last_whole_step(

@@ -442,7 +442,7 @@ def test_csv_replay_in_a_loop_at_twice_the_rate_goes_on_in_time(tmp_path: Path) 
         (b"time_s,key,value\n1,a\n", "line 2: the row has 2 cells, the header 3"),
         (b"time_s,key,value\n1,a//b,1\n", "line 2: key 'a//b' has an empty chunk"),
         (b"time_s,key,value\n1,a/*,1\n", "line 2: key 'a/\\*' has a wildcard"),
-        (b'time_s,key,value\n1,a,"1\n', "line 2: the row is malformed"),
+        (b'time_s,key,value\n1,a,"1\n', "line 2: the row that begins in line 2 is malformed"),
         (b"time_s,key,value\n1,a,\xff\xfe\n", "line 2: it is not UTF-8"),
         (b"time_s,key,value\n1,a,\0\n", "line 2: the line has a NUL"),
         (b"time_s,key,value\n1,a," + b"9" * 70_000 + b"\n", "line 2: the line is longer than"),
