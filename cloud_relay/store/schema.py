@@ -67,6 +67,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             db.execute(f"PRAGMA user_version = {VERSION}")
         db.execute("COMMIT")
         _check(db, path)
+        _touch(db)
         narrow_database(path)
     except sqlite3.Error as error:
         db.close()
@@ -106,6 +107,16 @@ def storage_error(path: Path, error: Exception) -> StorageError:
     else:
         way_out = "the file is damaged or not a store: restore a copy, or name another file"
     return StorageError(f"the store {path} can't be used: {error}; {way_out}")
+
+
+def _touch(db: sqlite3.Connection) -> None:
+    """Read a row of each table, so that a store whose pages are not what was written does not start. Reading
+    all of it could take hours; damage elsewhere is found when what is there is needed, and refuses the batch.
+
+    :raises sqlite3.Error: it is damaged.
+    """
+    for (table,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
+        db.execute(f'SELECT * FROM "{table}" LIMIT 1').fetchone()  # noqa: S608 - its own tables
 
 
 def _check(db: sqlite3.Connection, path: Path) -> None:

@@ -30,7 +30,7 @@ from meshnode.identity.state import StateFolder
 from meshnode.inference.section import ModelsSection
 from meshnode.loading import load
 from meshnode.part import Part
-from meshnode.records.section import OutboxSection, RelaySection
+from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
 from meshnode.sensors.section import SensorsSection
 from protocols.access import LINK_ROLES
 from protocols.base.errors import ConfigError, IdentityError, MeshError, StorageError
@@ -77,6 +77,8 @@ def examine(config_path: Path, parts: Sequence[Part] = ()) -> Iterator[Finding]:
         yield finding
     yield from _clock(config)
     yield from _state(config, running)
+    if running is None:  # a running node says itself what is wrong, and nobody else may open the file
+        yield from _outbox(config)
     yield from _ports(config, running)
     yield from _multicast(config, running)
     yield from _models(config)
@@ -216,6 +218,24 @@ def _state(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Findi
     else:
         used = "in use by this node" if running is not None else "not in use"
         yield Finding("ok", "state", f"{folder}: writable, {used}, {free_bytes // 2**20} MiB free")
+
+
+def _outbox(config: NodeConfig) -> Iterator[Finding]:
+    if config.given(RelaySection) is None and not config.of(CurationRulesSection).rules:
+        return
+    from meshnode.records.outbox_file import OutboxFile
+
+    path = config.node.state_dir / "outbox.sqlite"
+    kept = [file for file in path.parent.glob(f"{path.name}.damaged-*") if not file.name.endswith("-wal")]
+    for file in sorted(kept):
+        yield Finding("warn", "outbox", f"{file} was damaged and moved aside: look into it with 'sqlite3 {file.name} "
+                      ".recover', then remove it")  # fmt: skip
+    try:
+        OutboxFile(path).check()
+    except StorageError as error:
+        yield Finding("fail", "outbox", str(error))
+    else:
+        yield Finding("ok", "outbox", f"{path}" if path.exists() else "there is none yet")
 
 
 def _ports(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from meshnode.records.outbox_file import OutboxFile, RecordRow
+from meshnode.records.outbox_file import OutboxDamaged, OutboxFile, RecordRow
 from protocols.base.errors import BoundExceeded, LocalProtocolError, StorageError
 from protocols.base.ids import MonotonicNs, UtcNs
 from protocols.base.limits import SECOND
@@ -33,6 +33,9 @@ MAX_WAITING_RECORDS: Final = 8_192
 """Records waiting for a commit. Beyond, the disk is slower than the sensors, and waiting longer would not help."""
 MAX_GROUP_RECORDS: Final = 512
 """Records in one transaction, and so the most by which a full ledger can exceed its bounds until the next one."""
+
+_UNUSABLE: Final = (sqlite3.Error, OSError, TypeError, ValueError)
+"""What reading and writing a file raises that is damaged, or on a disk that is full or fails."""
 
 
 def _steady_ns() -> int:
@@ -64,6 +67,9 @@ class Outbox:
         self._failed_puts = self._failed_saves = 0
         self._uncertain = False
         self._writer: asyncio.Task[None]
+        self.damage: OutboxDamaged | None = None
+        """What was found; the outbox gives no more records then, and whoever opened it begins another one."""
+        self.damaged = asyncio.Event()
 
     @classmethod
     def open(
@@ -109,8 +115,9 @@ class Outbox:
                 )
         self._puts.clear()
         self.utc_now()
-        with suppress(StorageError):
-            await self.save()
+        if self.damage is None:
+            with suppress(StorageError):
+                await self.save()
         await self._file.close()
 
     # --- records in ------------------------------------------------------------------------------------------------
@@ -163,11 +170,11 @@ class Outbox:
                 )
                 for entry, record in zip(entries, records, strict=True)
             ])  # fmt: skip
-        except (sqlite3.Error, OSError) as error:
+        except _UNUSABLE as error:
             for put in group:
                 self._failed_puts += len(put.records)
                 if not put.done.done():
-                    put.done.set_exception(self._file.storage_error(error, f"did not take {len(put.records)} records"))
+                    put.done.set_exception(self._failed(error, f"did not take {len(put.records)} records"))
                     put.done.exception()  # a caller that was cancelled meanwhile needs no log entry
             return
         except BaseException:
@@ -222,10 +229,12 @@ class Outbox:
 
     async def read(self, sequences: Sequence[int]) -> tuple[Record, ...]:
         """Pending records. :raises StorageError: the file can't be read."""
+        if self.damage is not None:
+            raise self.damage
         try:
             return await self._file.read_records(sequences)
-        except sqlite3.Error as error:
-            raise self._file.storage_error(error, "can't be read") from error
+        except _UNUSABLE as error:
+            raise self._failed(error, "can't be read") from error
 
     async def save(self) -> None:
         """Write what the ledger decided. What the disk does not take now goes with the next transaction.
@@ -236,7 +245,7 @@ class Outbox:
             await self._write([])
         except (sqlite3.Error, OSError) as error:
             self._failed_saves += 1
-            raise self._file.storage_error(error, "could not note what became of its records") from error
+            raise self._failed(error, "could not note what became of its records") from error
 
     async def shift(self, shift: int) -> None:
         """Write what the ledger decided and add ``shift`` to every sequence in the file.
@@ -246,7 +255,15 @@ class Outbox:
         try:
             await self._write([], shift)
         except (sqlite3.Error, OSError) as error:
-            raise self._file.storage_error(error, "could not be renumbered") from error
+            raise self._failed(error, "could not be renumbered") from error
+
+    def _failed(self, error: Exception, happened: str) -> StorageError:
+        """What to tell of an error; damage is noted."""
+        told = self._file.storage_error(error, happened)
+        if isinstance(told, OutboxDamaged) and self.damage is None:
+            self.damage = told
+            self.damaged.set()
+        return told
 
     # --- the account -----------------------------------------------------------------------------------------------
     def statistics(self) -> dict[str, int]:
@@ -268,7 +285,10 @@ class Outbox:
     async def _settle(self) -> None:
         """Find out whether an interrupted transaction happened."""
         if self._uncertain:
-            self._ledger.restore(*await self._file.read_ledger())
+            try:
+                self._ledger.restore(*await self._file.read_ledger())
+            except (LocalProtocolError, TypeError, ValueError, OverflowError) as error:
+                raise sqlite3.DatabaseError(f"the ledger can't be read again: {error}") from error
             self._ledger.clock_was_set(self._unwritten_step_ns)
             self._uncertain = False
 

@@ -6,7 +6,7 @@ Each method that writes is one transaction, all of it or nothing. What was writt
 
 import sqlite3
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -24,6 +24,10 @@ _APPLICATION_ID: Final = 0x6D6E6F62
 _VERSION: Final = 2
 _FULL: Final = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN))
 
+_DAMAGED: Final = frozenset((0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CONSTRAINT,
+                             sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_NOTADB))  # fmt: skip
+"""What SQLite says when it does not find what was written. 0: it was found here, or is no error of SQLite."""
+
 _SCHEMA: Final = """
 CREATE TABLE ledger (one INTEGER PRIMARY KEY CHECK (one = 1), first_sequence INTEGER NOT NULL,
     next_sequence INTEGER NOT NULL, delivered INTEGER NOT NULL, expired INTEGER NOT NULL, evicted INTEGER NOT NULL,
@@ -39,6 +43,15 @@ _PAYERS: Final = "ALTER TABLE records ADD COLUMN payer TEXT NOT NULL DEFAULT ''"
 
 RecordRow = tuple[int, str, int, int, int, bytes, str]
 """The columns of a record, from ``sequence`` to ``payer``."""
+
+
+class OutboxDamaged(StorageError):
+    """The file is not what was written; a new one has to be begun."""
+
+    def __init__(self, message: str, what: str) -> None:
+        """``what``: the damage alone, as it was found."""
+        super().__init__(message)
+        self.what = what
 
 
 class StoredLedger(NamedTuple):
@@ -74,32 +87,64 @@ class OutboxFile:
         """Close the file."""
         await self._db.close()
 
+    def check(self) -> None:
+        """Look whether a file that no node uses now could be opened, and change nothing.
+
+        :raises StorageError: it could not; says why.
+        """
+        if not self.path.exists():
+            return
+        try:
+            try:
+                self._look("mode=ro")
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CANTOPEN or not self.path.is_file():
+                    raise
+                self._look("immutable=1")  # its log is gone, as after a clean end, and looking may not make one
+        except (sqlite3.Error, OSError) as error:
+            raise self.storage_error(error, "can't be opened") from error
+
+    def _look(self, how: str) -> None:
+        with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?{how}", uri=True, timeout=0.5)) as db:
+            (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            (application,) = db.execute("PRAGMA application_id").fetchone()
+            self._check_kind(tables, version, application)
+            (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+
+    def _check_kind(self, tables: int, version: int, application: int) -> None:
+        """:raises StorageError: the file is not an outbox that this program knows."""
+        if tables == 0 and version == 0:
+            return
+        if application != _APPLICATION_ID:
+            raise StorageError(f"{self.path} is another program's database: name another file for the outbox")
+        if version not in (1, _VERSION):
+            raise StorageError(
+                f"the outbox {self.path} has version {version}, this program knows {_VERSION}: start the newer program"
+            )
+
     async def _prepare(self) -> None:
         db = self._db
         # exclusive: no shared-memory file, and a second process on this file is told at once
         await db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._check_kind(*await self._kind())  # before anything is written: it may be somebody else's
         await db.execute("PRAGMA journal_mode = WAL")
         await db.execute("PRAGMA synchronous = FULL")
         await db.execute("PRAGMA journal_size_limit = 4194304")
         await db.execute("PRAGMA cache_size = -1024")
         await db.execute("BEGIN IMMEDIATE")
-        version, application = await self._number("PRAGMA user_version"), await self._number("PRAGMA application_id")
-        tables = await self._number("SELECT count(*) FROM sqlite_schema")
+        tables, version, _ = await self._kind()
         if tables == 0 and version == 0:
             for statement in _SCHEMA.split(";"):
                 await db.execute(statement)
             await db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             await db.execute(f"PRAGMA user_version = {_VERSION}")
             await db.execute("INSERT INTO ledger VALUES (1, ?, ?, ?, ?, ?, ?, ?)", astuple(Counters()))
-        elif application != _APPLICATION_ID:
-            raise StorageError(f"{self.path} is another program's database: name another file for the outbox")
         elif version == 1:
             await db.execute(_PAYERS)
             await db.execute(f"PRAGMA user_version = {_VERSION}")
-        elif version != _VERSION:
-            raise StorageError(
-                f"the outbox {self.path} has version {version}, this program knows {_VERSION}: start the newer program"
-            )
         await db.execute("COMMIT")
 
     # --- reading ---------------------------------------------------------------------------------------------------
@@ -122,7 +167,10 @@ class OutboxFile:
         )
 
     async def read_records(self, sequences: Sequence[int]) -> tuple[Record, ...]:
-        """The records with these sequences, in order. :raises StorageError: when one is missing."""
+        """The records with these sequences, in order. :raises sqlite3.DatabaseError: also when one is missing.
+
+        :raises TypeError, ValueError: a column is not what was written.
+        """
         if not sequences:
             return ()
         marks = ",".join("?" * len(sequences))
@@ -131,11 +179,16 @@ class OutboxFile:
             sequences,
         )
         if len(rows) != len(sequences):
-            raise StorageError(f"{len(sequences) - len(rows)} pending records are missing in {self.path}")
+            raise sqlite3.DatabaseError(f"{len(sequences) - len(rows)} pending records are missing")
         return tuple(Record(sequence, rule, Raw(reading)) for sequence, rule, reading in rows)
 
     async def _fetch(self, statement: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
         return list(await self._db.execute_fetchall(statement, tuple(values)))
+
+    async def _kind(self) -> tuple[int, int, int]:
+        """How many tables it has, its version, and whose it is."""
+        tables = await self._number("SELECT count(*) FROM sqlite_schema")
+        return tables, await self._number("PRAGMA user_version"), await self._number("PRAGMA application_id")
 
     async def _number(self, statement: str) -> int:
         return int((await self._fetch(statement))[0][0])
@@ -196,7 +249,8 @@ class OutboxFile:
 
     # --- errors ----------------------------------------------------------------------------------------------------
     def storage_error(self, error: Exception, happened: str) -> StorageError:
-        """What to tell a person: what happened to the outbox, why, and the way out."""
+        """What to tell a person: what happened to the outbox, why, and the way out. It is an :class:`OutboxDamaged`
+        when the file is damaged."""
         if isinstance(error, StorageError):
             return error
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -204,9 +258,12 @@ class OutboxFile:
             way_out = "another process uses it: give each node its own state_dir"
         elif isinstance(error, OSError) or code in _FULL:
             way_out = "free space on that disk and check that the folder is writable"
+        elif code not in _DAMAGED:
+            way_out = "it is tried again"
         else:
-            way_out = (
-                "the file is damaged: move it away and start again; the node goes on with a new one, and the audit at "
-                "the relay will name the records that were in it"
+            return OutboxDamaged(
+                f"the outbox {self.path} {happened}: {error}; the file is damaged: move it away; the node goes on with "
+                "a new one, and the audit at the relay will name the records that were in it",
+                str(error),
             )
         return StorageError(f"the outbox {self.path} {happened}: {error}; {way_out}")

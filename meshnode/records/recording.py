@@ -3,8 +3,8 @@
 All readings, those of this node and those of neighbours, enter by :meth:`Recorder.consider`. They are chosen on the
 thread that publishes or receives them and handed to the event loop, where the outbox lives, by a bounded queue. Each
 reading that can't be kept is counted in ``not_stored``, and in the drops under its key with the reason
-``outbox_behind``, ``outbox_failed``, ``outbox_closed`` or ``record_too_large``. A record counts only once it is
-committed.
+``outbox_behind``, ``outbox_failed``, ``no_outbox``, ``outbox_closed`` or ``record_too_large``. A record counts only
+once it is committed.
 
 Readings that curation derives are published as the node's own; what can't be published is dropped as ``not_derived``.
 """
@@ -22,10 +22,12 @@ from typing import Final, assert_never
 from meshnode.config.sections import NodeConfig
 from meshnode.links.nng.library import open_requester
 from meshnode.links.transport import CredentialFiles
+from meshnode.records.keeping import OutboxKeeper
 from meshnode.records.outbox import Outbox
 from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
 from meshnode.records.uplink import UplinkDriver
 from meshnode.records.waiting import Waiting, WaitingRecords
+from meshnode.troubles import Troubles
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, MeshError, StorageError, ValueUnsupported
 from protocols.base.ids import Incarnation, MeshName, MonotonicNs, NodeId, Role
@@ -59,10 +61,10 @@ class Recorder:
 
     def __init__(
         self, config: NodeConfig, mesh: MeshName, incarnation: Incarnation, dropped: Callable[[str, str], None],
-        publish: Callable[..., object], patterns: Iterable[Pattern] = (),
+        publish: Callable[..., object], patterns: Iterable[Pattern] = (), troubles: Troubles | None = None,
     ) -> None:  # fmt: skip
         """``dropped(key, reason)`` counts a reading that could not be recorded; it is called on any thread. ``publish``
-        is that of the node."""
+        and ``troubles`` are those of the node."""
         self._config, self._dropped, self._publish = config, dropped, publish
         self._node = NodeId(config.node.id)
         patterns = tuple(patterns)
@@ -75,28 +77,40 @@ class Recorder:
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         bounds = config.of(OutboxSection)
-        self.outbox = Outbox.open(config.node.state_dir / "outbox.sqlite", bounds.max_records, bounds.max_bytes)
-        self.uplink: UplinkDriver | None = None
         self.stored = 0
         self.not_stored = 0
-        self._tasks: list[asyncio.Task[None]] = []
+        self._failed_puts = 0
+        self._storing: asyncio.Task[None] | None = None
         relay = config.given(RelaySection)
-        if relay is not None:
-            credentials: CredentialFiles = config.identity.credentials
-            self.uplink = UplinkDriver(
-                self.outbox,
-                lambda: open_requester(credentials, relay.address, mesh, Role.RELAY, relay.id),
-                self._node, incarnation, Random(),
+        credentials: CredentialFiles = config.identity.credentials
+
+        def uplink_of(outbox: Outbox) -> UplinkDriver:
+            assert relay is not None, "it is asked for only then"
+            return UplinkDriver(
+                outbox, lambda: open_requester(credentials, relay.address, mesh, Role.RELAY, relay.id), self._node,
+                incarnation, Random(),
             )  # fmt: skip
 
+        self.keeper = OutboxKeeper(
+            config.node.state_dir / "outbox.sqlite", bounds.max_records, bounds.max_bytes,
+            None if relay is None else uplink_of, Troubles() if troubles is None else troubles,
+        )  # fmt: skip
+
     async def open(self) -> None:
-        """Open the outbox and start to carry. :raises StorageError: when the outbox can't be used."""
-        await self.outbox.__aenter__()
-        self._tasks.append(asyncio.create_task(self._store(), name="recorder"))
-        if self.uplink is not None:
-            self._tasks.append(asyncio.create_task(self.uplink.run(), name="uplink"))
-        for task in self._tasks:
-            task.add_done_callback(_told)
+        """Open the outbox and start to carry. An outbox that can't be used is a trouble, and tried again."""
+        await self.keeper.open()
+        self._storing = asyncio.create_task(self._store(), name="recorder")
+        self._storing.add_done_callback(_told)
+
+    @property
+    def outbox(self) -> Outbox | None:
+        """The outbox in use; None while there is none."""
+        return self.keeper.outbox
+
+    @property
+    def uplink(self) -> UplinkDriver | None:
+        """The uplink of the outbox in use."""
+        return self.keeper.uplink
 
     # --- readings in -----------------------------------------------------------------------------------------------
     def listen(self, subscribe: Callable[..., object]) -> None:
@@ -208,14 +222,30 @@ class Recorder:
                 group = self._waiting.take(_GROUP)
             if not group:
                 return
+            await self._put(group)
+
+    async def _put(self, group: Sequence[Waiting]) -> None:
+        """Store records; those that a damaged outbox did not take go to the next one."""
+        while (outbox := await self.keeper.usable()) is not None:
             try:
-                await self.outbox.put(*(curated for _, curated in group))
-                self.stored += len(group)
+                await outbox.put(*(curated for _, curated in group))
             except (StorageError, BoundExceeded) as error:
-                for key, _ in group:
-                    self._not_kept(key, "outbox_failed")
-                _log.warning("%d records were not stored: %s", len(group), error)
+                if outbox.damage is not None:
+                    await self.keeper.replaced(outbox)
+                    continue
+                self._lost(group, "outbox_failed", str(error))
                 await asyncio.sleep(0.2)
+            else:
+                self.stored += len(group)
+            return
+        self._lost(group, "no_outbox", self.keeper.why)
+
+    def _lost(self, group: Sequence[Waiting], reason: str, why: str) -> None:
+        for key, _ in group:
+            self._not_kept(key, reason)
+        self._failed_puts += 1
+        if self._failed_puts & (self._failed_puts - 1) == 0:  # 1, 2, 4, 8 …: a broken disk can't fill another one
+            _log.warning("%d records were not stored: %s", len(group), why)
 
     async def close(self, flush_s: float) -> None:
         """Store what was chosen, try for ``flush_s`` to deliver it, close."""
@@ -223,14 +253,12 @@ class Recorder:
         if self._timer is not None:
             self._timer.cancel()
         await self._drain()
-        if self.uplink is not None:
-            await self.uplink.stop(flush_s)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._storing is not None:
+            self._storing.cancel()
+            await asyncio.gather(self._storing, return_exceptions=True)
         for key, _ in self._waiting.take(len(self._waiting)):  # chosen while the node was closing
             self._not_kept(key, "outbox_closed")
-        await self.outbox.__aexit__(None, None, None)
+        await self.keeper.close(flush_s)
 
 
 def _now() -> MonotonicNs:

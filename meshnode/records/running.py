@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meshnode.readings.publisher import PublishedWatch
 from meshnode.records.section import CurationRulesSection, RelaySection
 from meshnode.running import Host, RunningPart
+from protocols.records.events import UplinkState
 from protocols.wire.readings import Reading
 
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ class RunningRecords(RunningPart):
         return self._consider if self._wanted else None
 
     async def prepare(self, closing: AsyncExitStack) -> None:
-        """Open the outbox. :raises StorageError: when it can't be used."""
+        """Open the outbox. One that can't be used is a trouble, and tried again."""
         host = self.host
         if self._wanted:
             from meshnode.records.recording import Recorder  # the database and libnng, which only such a node pays for
 
-            recorder = Recorder(host.config, host.mesh, host.incarnation, self._count_drop, host.publish)
+            recorder = Recorder(
+                host.config, host.mesh, host.incarnation, self._count_drop, host.publish, troubles=host.troubles
+            )
             await recorder.open()
             closing.push_async_callback(recorder.close, _FLUSH_S)
             self._recorder = recorder
@@ -61,19 +64,19 @@ class RunningRecords(RunningPart):
     def uplink_state(self) -> str:
         """The state of the connection to the relay: a word, and the reason when it is not a good one; empty without a
         relay."""
-        uplink = self._recorder.uplink if self._recorder is not None else None
-        return "" if uplink is None else f"{uplink.state.value} {uplink.detail}".strip()
+        if self._relay is None or self._recorder is None:
+            return ""
+        uplink = self._recorder.uplink
+        if uplink is None:
+            return f"{UplinkState.STORAGE.value} {self._recorder.keeper.why}".strip()
+        return f"{uplink.state.value} {uplink.detail}".strip()
 
     def statistics(self) -> Mapping[str, int]:
         """Counters of the outbox and of the way to the relay."""
         recorder = self._recorder
         if recorder is None:
             return {}
-        counters = {f"outbox_{name}": value for name, value in recorder.outbox.statistics().items()}
-        counters["outbox_not_stored"] = recorder.not_stored
-        if recorder.uplink is not None:
-            counters.update({f"uplink_{name}": value for name, value in recorder.uplink.statistics().items()})
-        return counters
+        return recorder.keeper.statistics() | {"outbox_not_stored": recorder.not_stored}
 
     def questions(self) -> Mapping[str, Callable[[Any], Any]]:
         """``uplink``: the state of the link to the relay."""
