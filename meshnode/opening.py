@@ -13,7 +13,7 @@ from meshnode.discovery.running import AdvertListener, RunningDiscovery
 from meshnode.driver import Driver
 from meshnode.identity import NodeIdentity, inspect, load_identity
 from meshnode.identity.clock_watch import ClockWatch
-from meshnode.identity.renewal import Renewal
+from meshnode.identity.renewal import Renewal, Use
 from meshnode.identity.reservation import Reservation
 from meshnode.identity.state import StateFolder
 from meshnode.links.interfaces import EVERY_INTERFACE, HostAddress
@@ -21,6 +21,7 @@ from meshnode.links.transport import Address, CredentialFiles, Transport
 from meshnode.loading import load, parts_of
 from meshnode.node import Node
 from meshnode.part import Part
+from meshnode.running import RunningPart
 from meshnode.waiting import wait_for_clock
 from protocols.access import LINK_ROLES
 from protocols.base.effects import Event
@@ -170,13 +171,14 @@ def _hint(node: Node, name: str, other: NodeId | None, addresses: tuple[Address,
 
 
 def _renewal_of(node: Node, transport: Transport) -> Renewal:
-    def renewed(credentials: CredentialFiles, identity: NodeIdentity) -> None:
+    def links(credentials: CredentialFiles, identity: NodeIdentity) -> None:
         transport.renew(credentials)
-        for part in node.parts:
-            part.renewed(credentials, identity.not_after)
         node.certificate_ends = identity.not_after
 
-    return Renewal(node.identity, renewed)
+    def part_of(part: RunningPart) -> Use:
+        return lambda credentials, identity: part.renewed(credentials, identity.not_after)
+
+    return Renewal(node.identity, links, [part_of(part) for part in node.parts], node.troubles)
 
 
 def open(  # noqa: A001 - ``meshnode.open`` reads as it should

@@ -163,7 +163,8 @@ class RunningPart:
         """Load what takes long, and let others in: the node is in the mesh."""
 
     def renewed(self, credentials: CredentialFiles, ends: datetime) -> None:
-        """Use the node's new certificate. Called on a worker thread. :raises IdentityError: it can't be used."""
+        """Use the node's new certificate. Called on a worker thread. What it raises is a trouble of the node, and it is
+        called again until it succeeds. :raises IdentityError: it can't be used."""
 
     # --- what it tells; any thread ---------------------------------------------------------------------------------
     def statistics(self) -> Mapping[str, int]:

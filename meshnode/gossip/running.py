@@ -36,6 +36,8 @@ class RunningGossip(RunningPart):
         super().__init__(host)
         self._notary = Notary(host.identity.credentials, host.mesh)
         self._service: GossipService | None = None
+        self._unchecked = False
+        """Whether entries are held that the present authority has not vouched for yet."""
 
     # --- to the engine ---------------------------------------------------------------------------------------------
     def seal(self) -> Seal:
@@ -75,13 +77,15 @@ class RunningGossip(RunningPart):
 
     def renewed(self, credentials: CredentialFiles, ends: datetime) -> None:
         """Sign with the new certificate. With a new authority, keep only the entries that it vouches for."""
-        if self._notary.renew(credentials):
+        self._unchecked |= self._notary.renew(credentials)  # what fails half-way is tried again as a whole
+        if self._unchecked:
             driver = self.host.driver
             stored = driver.look(lambda engine, now: engine.gossip.stored(now))
             for at in range(0, len(stored), _CHECKED_AGAIN_AT_ONCE):
                 few = stored[at : at + _CHECKED_AGAIN_AT_ONCE]
                 driver.act(partial(_check_again, few))
             driver.act(lambda engine, now: engine.gossip.sign_again(now))
+            self._unchecked = False
         if self._service is not None:
             self._service.renewed(ends)
 
