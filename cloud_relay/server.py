@@ -4,23 +4,29 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
+from itertools import count
+from typing import Final
 
 from cloud_relay.config import RelayConfig
 from cloud_relay.ingest.batches import Ingest
 from cloud_relay.store.sqlite import Store
-from meshnode.identity import load_identity
+from meshnode.identity import NodeIdentity, load_identity
 from meshnode.identity.private_files import make_private_folder
 from meshnode.links.nng.library import open_responder
-from protocols.base.errors import ConfigError, StorageError
+from protocols.base.errors import ClockImplausible, ConfigError, IdentityError, StorageError
 from protocols.base.ids import Role
 
 _log = logging.getLogger(__name__)
+_LOOK_S: Final = 1.0
+"""The time between two looks at a clock that is wrong, and at the files."""
+_LOOKS_PER_REMINDER: Final = 600
 
 
 def serve(config: RelayConfig, ready: Callable[[int], None]) -> None:
     """Run until SIGTERM or SIGINT, then answer what is under way and return. Call it on the main thread.
 
-    ``ready(port)`` is called once nodes can connect.
+    While the clock shows a time at which the certificate can't be used, it waits until the clock is set or the files
+    were renewed. ``ready(port)`` is called once nodes can connect.
 
     :raises ConfigError: the certificate is not that of this relay.
     :raises IdentityError: certificate, key or authority can't be used.
@@ -31,7 +37,9 @@ def serve(config: RelayConfig, ready: Callable[[int], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     files = config.credentials
-    identity = load_identity(files.certificate, files.key, files.authority)
+    identity = _identity(config, stop)
+    if identity is None:
+        return
     if identity.peer.role is not Role.RELAY or identity.peer.node != config.node:
         raise ConfigError(
             f"{files.certificate} is the certificate of {identity.peer.role} {identity.peer.node}, relay.id is "
@@ -58,3 +66,22 @@ def serve(config: RelayConfig, ready: Callable[[int], None]) -> None:
         store.close()
     counted = {**store.statistics(), **responder.statistics(), "refusals": ingest.statistics()}
     _log.info("stopped: %s", counted)
+
+
+def _identity(config: RelayConfig, stop: threading.Event) -> NodeIdentity | None:
+    """The identity of this relay, once its clock is plausible. None: it was told to end before.
+
+    :raises IdentityError: the files are wrong in another way from the beginning. Later they may be being copied.
+    """
+    files = config.credentials
+    for look in count():
+        try:
+            return load_identity(files.certificate, files.key, files.authority)
+        except IdentityError as error:
+            if look == 0 and not isinstance(error, ClockImplausible):
+                raise
+            if look % _LOOKS_PER_REMINDER == 0:
+                _log.error("the relay waits: %s", error)
+        if stop.wait(_LOOK_S):
+            return None
+    return None
