@@ -436,6 +436,28 @@ def test_doctor_of_a_node_that_could_start_finds_no_failure(rsu: RunningNode, tm
     assert text.stdout.splitlines()[-1].endswith("0 failures")
 
 
+def test_doctor_tells_what_the_running_node_announces_and_when_it_has_no_network(tmp_path: Path) -> None:
+    """It said that multicast works while the node had joined no interface, because it probed the host alone."""
+
+    def beside(interfaces: str) -> tuple[int, dict[str, tuple[str, str]]]:
+        with socket.socket() as reserved:
+            reserved.bind(("127.0.0.1", 0))
+            tables = f"[http]\nport = {reserved.getsockname()[1]}\n"
+        config = prepare(tmp_path, "veh-1", "vehicle", tables)
+        config.write_text(config.read_text().replace("mdns = false", f"interfaces = [{interfaces}]"))
+        with RunningNode(config) as node:
+            status, found = findings(node.config)
+        return status, {entry["check"]: (entry["status"], entry["message"]) for entry in found}
+
+    status, found = beside('"127.0.0.1"')
+    assert (status, found["discovery"][0]) == (0, "ok"), found
+    assert found["discovery"][1].startswith("announces 127.0.0.1 on lo (127.0.0.1), last ")
+
+    status, found = beside('"192.0.2.77"')
+    assert (status, found["discovery"][0]) == (1, "fail"), found
+    assert "no interface of this host that is up has the address 192.0.2.77" in found["discovery"][1]
+
+
 def test_doctor_beside_the_running_node_takes_its_ports_and_folder_as_held(tmp_path: Path) -> None:
     """What a running node holds is not in its way."""
     with socket.socket() as reserved:

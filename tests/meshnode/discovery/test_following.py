@@ -1,5 +1,7 @@
 """Nodes follow the interfaces of their host: real nodes on a network of namespaces, which changes while they run."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -159,3 +161,27 @@ def test_interface_of_the_configuration_is_waited_for_and_no_other_is_used(lan: 
     assert places(one) == [("eth1", "10.1.0.8")]
     eventually(lambda: troubles(one) == [], "it works")
     assert sorted(heard(two, "veh-1")) == ["10.1.0.1", "10.9.9.9"]
+
+
+def test_port_that_another_program_keeps_for_itself_is_a_trouble_and_waited_for(lan: Lan, start: Start) -> None:
+    """Such a program ended the node, which could have worked with its seeds."""
+    car, there = lan.computer("veh-1"), lan.computer("veh-2")
+    car.plug("eth0", "10.1.0.1/24")
+    there.plug("eth0", "10.1.0.2/24")
+    script = (
+        "import socket, sys; own = socket.socket(type=socket.SOCK_DGRAM); own.bind(('', 5353)); "
+        "print(flush=True); sys.stdin.read()"
+    )
+    selfish = car.start([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert selfish.stdout is not None
+        assert selfish.stdout.readline() == "\n"
+        one = start(car)
+        assert troubles(one) == ["discovery"]
+        assert "5353" in one.ask("troubles")[0][2]
+        assert one.ask("discovery") is None
+    finally:
+        selfish.communicate("", timeout=20)
+    two = start(there)
+    meet(one, two)
+    assert troubles(one) == []
