@@ -212,6 +212,9 @@ class Membership:
         if neighbour is not None and neighbour.dial_of(dialling.lane):  # a second way to the same inbox
             self._contacts.hang_up(dial, now + limits.REDIAL_MAX_NS)
             return
+        if neighbour is not None and dialling.lane is Lane.BULK and neighbour.state in (State.DEAD, State.LEFT):
+            self._contacts.hang_up(dial)  # it went while this was dialled, and nothing waits for it any more
+            return
         dialling.identity, dialling.opened_ns = identity, now
         if neighbour is None:
             neighbour = self._add(identity, contact.first_seen_ns, now)

@@ -130,12 +130,13 @@ def given_end() -> Iterator[Callable[..., End]]:
     with contextlib.ExitStack() as stack:
 
         def make(
-            files: CredentialFiles, recorder: Recorder | None = None, port: int = 0, engine: str = "express"
-        ) -> End:
+            files: CredentialFiles, recorder: Recorder | None = None, port: int = 0, engine: str = "express",
+            host: str = "127.0.0.1",
+        ) -> End:  # fmt: skip
             told = recorder or Recorder()
             transport = ENGINES[engine](files, told, MESH)
             stack.callback(transport.close)
-            return End(transport, told, Address("127.0.0.1", transport.listen("127.0.0.1", port)))
+            return End(transport, told, Address(host, transport.listen(host, port)))
 
         yield make
 

@@ -5,7 +5,8 @@ Two faults of NNG 1.11.0 make that necessary. Both were measured, and stand in i
 - its time-out of a negotiation has no effect while TLS waits for the peer's first bytes: any stranger could take all
   descriptors of a node by connecting and keeping still. This module shuts such connections down, and NNG sees them end;
 - a connection that ends while nothing waits to receive from it (a slow reader, or a last frame directly before the end)
-  is closed without a notice for its pipe. This module names such pipes, and their owner closes them.
+  is closed without a notice for its pipe. This module names such pipes, and their owner closes them. The same was seen
+  of a dialled pipe whose peer ended as it opened.
 
 It works on Linux only (``/proc``); elsewhere it finds and closes nothing.
 """
@@ -21,6 +22,10 @@ from meshnode.links.unconfirmed import unconfirmed_bytes
 _DESCRIPTORS = "/proc/self/fd"
 Remote = tuple[str, int]
 """The host and port of the other end of a connection."""
+Dialled = tuple[Remote, int]
+"""The other end of a connection that we dialled, and the port of our end."""
+_ESTABLISHED = 1
+"""A state of TCP; see tcp(7)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,8 @@ class Found:
     mute_closed: int
     vanished: frozenset[Remote]
     """The other ends of known pipes that have no connection any more."""
+    lanes_ended: frozenset["Dialled"] = frozenset()
+    """The dialled connections that are gone, or that the peer has ended."""
 
 
 class Connections:
@@ -40,11 +47,11 @@ class Connections:
         self._handshake_ns = handshake_ns
         self._since_ns: dict[Remote, int] = {}
 
-    def look(self, known: Collection[Remote], now_ns: int) -> Found:
+    def look(self, known: Collection[Remote], now_ns: int, lanes: Collection[Dialled] = ()) -> Found:
         """Shut down strangers that are older than a handshake may take. ``known`` are the other ends of all admitted
-        pipes."""
+        pipes, ``lanes`` the connections of all open lanes."""
         strangers: dict[Remote, int] = {}
-        missing = set(known)
+        missing, ended = set(known), set(lanes)
         closed = 0
         descriptors = _socket_descriptors()
         if not descriptors:
@@ -56,8 +63,16 @@ class Connections:
             except OSError:
                 continue  # closed meanwhile
             with connection:
-                remote = self._remote(connection)
-                if remote is None:
+                found = _ends(connection)
+                if found is None:
+                    continue
+                remote, own_port = found
+                if own_port != self._port:
+                    if (
+                        found in ended
+                        and connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _ESTABLISHED
+                    ):
+                        ended.discard(found)
                     continue
                 if remote in known:
                     missing.discard(remote)
@@ -72,36 +87,31 @@ class Connections:
                 except OSError:
                     continue  # gone meanwhile
         self._since_ns = strangers
-        return Found(closed, frozenset(missing))
-
-    def _remote(self, connection: socket.socket) -> Remote | None:
-        if connection.family not in (socket.AF_INET, socket.AF_INET6):
-            return None
-        try:
-            if connection.getsockname()[1] != self._port:
-                return None
-            host, port = connection.getpeername()[:2]
-        except OSError:
-            return None  # it is the listener, or has ended
-        return plain_host(host.partition("%")[0]), port
+        return Found(closed, frozenset(missing), frozenset(ended))
 
 
-def unconfirmed_bytes_to(remote: Remote, own_port: int) -> int:
-    """Bytes that the kernel holds for the connection from ``own_port`` to ``remote``, because its peer has not
-    acknowledged them."""
+def _ends(connection: socket.socket) -> Dialled | None:
+    """Both ends of a connection; None when it is none, or has ended."""
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    try:
+        own_port = connection.getsockname()[1]
+        host, port = connection.getpeername()[:2]
+    except OSError:
+        return None  # it is a listener, or has ended
+    return (plain_host(host.partition("%")[0]), port), own_port
+
+
+def unconfirmed_bytes_of(dialled: Dialled) -> int:
+    """Bytes that the kernel holds for a connection, because its peer has not acknowledged them."""
     for descriptor in _socket_descriptors():
         try:
             connection = socket.socket(fileno=os.dup(descriptor))
         except OSError:
             continue  # closed meanwhile
         with connection:
-            try:
-                if connection.family in (socket.AF_INET, socket.AF_INET6):
-                    host, port = connection.getpeername()[:2]
-                    if (plain_host(host.partition("%")[0]), port) == remote and connection.getsockname()[1] == own_port:
-                        return unconfirmed_bytes(connection.fileno())
-            except OSError:
-                continue  # it is a listener, or has ended
+            if _ends(connection) == dialled:
+                return unconfirmed_bytes(connection.fileno())
     return 0
 
 

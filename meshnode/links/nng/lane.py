@@ -6,7 +6,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import Protocol
 
-from meshnode.links.nng.connections import unconfirmed_bytes_to
+from meshnode.links.nng.connections import Dialled, unconfirmed_bytes_of
 from meshnode.links.nng.contract import PushSocket
 from meshnode.links.transport import Address
 from meshnode.links.unconfirmed import frames_in
@@ -46,8 +46,9 @@ class NngLane:
         self.greeting = greeting
         self.identity: PeerIdentity | None = None
         self.judged = self.overdue = False
-        self.pipe = self.own_port = 0
-        self.remote = "", 0
+        self.pipe = 0
+        self.ends: Dialled | None = None
+        """Both ends of its connection; None before it has one, or if the library does not tell."""
         self.push: PushSocket | None = None
         self.lock = threading.Lock()
         self.state = State.DIALLING
@@ -106,6 +107,6 @@ class NngLane:
     def abandon(self) -> int:
         """See ``OutgoingLane.abandon``. The library may hold one more frame."""
         is_open = self.state is State.OPEN
-        size_bytes = unconfirmed_bytes_to(self.remote, self.own_port) if is_open and self.own_port else 0
+        size_bytes = unconfirmed_bytes_of(self.ends) if is_open and self.ends is not None else 0
         self.close()
         return frames_in(size_bytes, self.frames_sent, self.bytes_sent)

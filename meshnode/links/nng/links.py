@@ -242,7 +242,8 @@ class NngLinks:
             reason = self._observer.admit(identity, detail, lane, handshake.host)
             if identity is not None and reason is None:
                 lane.identity, lane.pipe = identity, handshake.pipe
-                lane.remote, lane.own_port = (handshake.host, handshake.port), handshake.own_port
+                if handshake.own_port:
+                    lane.ends = (handshake.host, handshake.port), handshake.own_port
                 return True
             reason = reason or detail
         finally:
@@ -427,10 +428,13 @@ class NngLinks:
         if self._connections is None:
             return
         pipes = self._inbound.remotes()
-        found = self._connections.look(pipes, time.monotonic_ns())
+        lanes = {lane.ends: lane for lane in self._lanes.values() if lane.ends and lane.state is State.OPEN}
+        found = self._connections.look(pipes, time.monotonic_ns(), lanes.keys())
         self._mute_closed += found.mute_closed
         for remote in found.vanished:
             self.close_pipe(pipes[remote])
+        for ends in found.lanes_ended:
+            self._lane_finished(lanes[ends], f"{lanes[ends].address} closed the connection")
 
     def _stop(self) -> None:
         self._stopping = True

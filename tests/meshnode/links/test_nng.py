@@ -36,6 +36,22 @@ def test_connections_of_strangers_are_shut_once_older_than_a_handshake() -> None
                 sock.close()
 
 
+def test_lane_whose_connection_has_ended_is_found_without_a_notice() -> None:
+    """The library forgot to tell of one whose peer ended as it opened, and the lane stayed for good."""
+    with socket.create_server(("127.0.0.1", 0)) as inbox, socket.create_server(("127.0.0.1", 0)) as other:
+        connections = Connections(inbox.getsockname()[1], handshake_ns=100)
+        dialled = [socket.create_connection(other.getsockname()) for _ in range(3)]
+        accepted = [other.accept()[0] for _ in dialled]
+        lanes = [(sock.getpeername(), sock.getsockname()[1]) for sock in dialled]
+        assert connections.look((), 0, lanes).lanes_ended == frozenset()
+        dialled[0].close()  # as the library does
+        accepted[1].close()
+        assert dialled[1].recv(1) == b"", "its end has come"
+        assert connections.look((), 0, lanes).lanes_ended == {lanes[0], lanes[1]}
+        for sock in (*dialled, *accepted):
+            sock.close()
+
+
 def test_stranger_keeping_still_at_the_inbox_is_closed_and_peers_stay(
     pki: Any, end: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,3 +123,27 @@ def test_pipe_lost_during_a_notice_is_told_after_it() -> None:
     assert [entry[0] for entry in told.log] == ["inbound_opened", "frame", "returned", "inbound_closed"]
     assert not pipes.receive(7, b"late")
     assert pipes.admit(InboundPipe(8, pipe.identity, "127.0.0.1", 2, 10**19))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_lane_whose_connection_is_there_survives_every_comparison(
+    pki: Any, end: Any, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """The library and the kernel must name the ends of one connection alike, in both families."""
+    looked: list[frozenset[Any]] = []
+    original = Connections.look
+
+    def look(self: Connections, *arguments: Any) -> Any:
+        found = original(self, *arguments)
+        if len(arguments) > 2 and arguments[2]:
+            looked.append(found.lanes_ended)
+        return found
+
+    monkeypatch.setattr("meshnode.links.nng.links._SWEEP_NS", 20_000_000)
+    monkeypatch.setattr(Connections, "look", look)
+    a, b = end(pki("a"), engine="nng"), end(pki("b"), engine="nng", host=host)
+    a.dial(b)
+    a.told.one("lane_opened")
+    eventually(lambda: len(looked) >= 3, "the open lane is compared")
+    assert set(looked) == {frozenset()}
+    assert a.told.all("lane_closed") == []

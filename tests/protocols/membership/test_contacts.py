@@ -4,6 +4,7 @@ from protocols.base import limits
 from protocols.base.ids import Lane, NodeId, Role
 from protocols.membership.contacts import MAX_DIALS
 from protocols.membership.events import HangUp, PeerRefused
+from protocols.wire.membership import Goodbye
 from tests.tools.lone_node_fixture import Alone
 from tests.tools.strategies import identity
 
@@ -238,3 +239,16 @@ def test_hint_of_somebody_refused_lately_waits() -> None:
     alone.engine.membership.hint("x", NodeId("x"), (("192.0.2.7", 1),), alone.now)
     assert alone.dials() == []
     assert alone.engine.next_timer_at() == alone.now + limits.REFUSAL_MEMORY_NS
+
+
+def test_bulk_lane_that_opens_after_a_goodbye_is_closed() -> None:
+    """It was dialled before the neighbour left. If its end is not reported, a lane to nobody stays open for good."""
+    alone = Alone()
+    alone.lane("x")
+    alone.engine.membership.want_bulk(NodeId("x"))
+    (bulk,) = alone.dials()
+    alone.receive(1, Goodbye(5, "leaving"))
+    alone.engine.outgoing()
+    alone.engine.lane_opened(bulk.dial, identity("x"), alone.now)
+    assert HangUp(bulk.dial) in alone.engine.outgoing()
+    assert alone.engine.peers(alone.now)[0].lanes == ()
