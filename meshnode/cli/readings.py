@@ -110,6 +110,9 @@ def sub(
         if "dropped" in entry:
             click.echo(f"meshnode: too slow: {entry['dropped']} readings dropped so far", err=True)
             continue
+        if "not_shown" in entry:
+            click.echo(f"meshnode: {entry['not_shown']} readings so far have no form in JSON", err=True)
+            continue
         seen += 1
         click.echo(json.dumps(entry, ensure_ascii=False) if as_json else _line(entry))  # flushes: somebody waits for it
     if seen < max(count, 1):

@@ -28,6 +28,8 @@ def value_text(value: Any, most: int = MAX_CELL_CHARS) -> str:
             return f"{dtype}{shape}"
         case {"$float": text}:
             return str(text)
+        case {"$time": text}:
+            return printable(str(text), most)
         case _:
             return printable(json.dumps(value, ensure_ascii=False), most)
 

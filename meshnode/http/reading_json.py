@@ -1,10 +1,11 @@
 """Readings as JSON objects, with their whole context, both ways.
 
-JSON has fewer types than a reading, so four of them are written as objects with one key that begins with ``$``:
+JSON has fewer types than a reading, so five of them are written as objects with one key that begins with ``$``:
 
     bytes        {"$bytes": "<base64>"}
     array        {"$tensor": {"dtype": "f4", "shape": [2, 3], "data": "<base64 of little-endian bytes in C order>"}}
     nan, ±inf    {"$float": "nan"}   "inf"   "-inf"
+    timestamp    {"$time": "2026-11-29T05:27:00.123456Z"}   ISO 8601 with its offset from UTC
 
 A key in a reading's own objects that begins with ``$`` gets a second ``$``, so that it is not taken for one of these.
 """
@@ -12,6 +13,7 @@ A key in a reading's own objects that begins with ``$`` gets a second ``$``, so 
 import base64
 import binascii
 import math
+from datetime import datetime
 from math import prod
 from typing import Annotated, Any, Final
 
@@ -81,7 +83,7 @@ def parse_untrusted_publish(body: bytes) -> PublishForm:
 
 
 def reading_form(reading: Reading) -> dict[str, Any]:
-    """The reading as a JSON object."""
+    """The reading as a JSON object. :raises ValueUnsupported: its value has no form in JSON."""
     where, when, how = reading.where, reading.when, reading.how
     return {
         "key": reading.key,
@@ -126,6 +128,8 @@ def _value_form(value: Any) -> Any:
             return [_value_form(item) for item in value]
         case dict():
             return {f"${key}" if key.startswith("$") else key: _value_form(item) for key, item in value.items()}
+        case datetime():
+            return {"$time": value.isoformat().replace("+00:00", "Z")}
     tensor = value if isinstance(value, Tensor) else tensor_of(value)  # what this node itself published may be an array
     data = base64.b64encode(tensor.data).decode()
     return {"$tensor": {"dtype": tensor.dtype, "shape": list(tensor.shape), "data": data}}
@@ -139,14 +143,16 @@ def _value_of(form: Any) -> Any:
             return _decoded(text)
         case {"$float": "nan" | "inf" | "-inf" as text, **rest} if not rest:
             return float(text)
+        case {"$time": str(text), **rest} if not rest:
+            return _instant(text)
         case {"$tensor": {"dtype": str(dtype), "shape": list(shape), "data": str(text)}, **rest} if not rest:
             return _tensor_of_form(dtype, shape, _decoded(text))
         case dict():
             for key in form:
                 if key.startswith("$") and not key.startswith("$$"):
                     raise BadRequest(
-                        f"the value has the key {key[:40]!r}: write '$bytes', '$tensor' or '$float' alone and as "
-                        "documented, and double the '$' of a key of your own that begins with it"
+                        f"the value has the key {key[:40]!r}: write '$bytes', '$tensor', '$time' or '$float' alone "
+                        "and as documented, and double the '$' of a key of your own that begins with it"
                     )
             return {key.removeprefix("$"): _value_of(item) for key, item in form.items()}
         case _:
@@ -158,6 +164,16 @@ def _decoded(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadRequest(f"{text[:20]!r} is not base64: {error}") from error
+
+
+def _instant(text: str) -> datetime:
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise BadRequest(f"{text[:40]!r} is not a time: {error}") from error
+    if instant.tzinfo is None:
+        raise BadRequest(f"the time {text[:40]!r} has no offset from UTC: append 'Z', or an offset such as '+02:00'")
+    return instant
 
 
 def _tensor_of_form(dtype: str, shape: list[Any], data: bytes) -> Tensor:

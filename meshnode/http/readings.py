@@ -1,6 +1,7 @@
 """Readings over HTTP: publish one, and stream readings as they come."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ from meshnode.readings.subscriptions import Subscription
 from meshnode.running import Host, HttpService
 from protocols.base import limits
 
+_log = logging.getLogger(__name__)
 MAX_STREAMS: Final = 32
 """Streams of readings at once; each takes one of the node's subscriptions."""
 _MAX_COUNT: Final = 1_000_000_000
@@ -62,7 +64,7 @@ class ReadingsApi:
             hops=asked.whole("hops", 0, limits.MAX_HOPS),
         )
         self._streams.add(subscription)
-        return _ReadingStream(subscription, count, timeout_s, self._streams)
+        return _ReadingStream(subscription, count, timeout_s, self._streams, self._host)
 
     async def publish(self, request: Request) -> Response:
         """Publish one reading."""
@@ -86,11 +88,11 @@ class _ReadingStream(StreamingResponse):
     """A response that owns its subscription, and ends it however the response ends."""
 
     def __init__(
-        self, subscription: Subscription, count: int, timeout_s: float | None, streams: set[Subscription]
+        self, subscription: Subscription, count: int, timeout_s: float | None, streams: set[Subscription], host: Host
     ) -> None:
         self._subscription, self._streams = subscription, streams
         super().__init__(
-            _lines(subscription, count, timeout_s),
+            _lines(subscription, count, timeout_s, host),
             media_type="application/x-ndjson",
             headers={"cache-control": "no-store"},
         )
@@ -103,9 +105,9 @@ class _ReadingStream(StreamingResponse):
             self._streams.discard(self._subscription)
 
 
-async def _lines(subscription: Subscription, count: int, timeout_s: float | None) -> AsyncIterator[bytes]:
+async def _lines(subscription: Subscription, count: int, timeout_s: float | None, host: Host) -> AsyncIterator[bytes]:
     ends_s = None if timeout_s is None else time.monotonic() + timeout_s
-    sent = told = 0
+    sent = told = not_shown = 0
     while not count or sent < count:
         try:
             reading = await subscription.next(None if ends_s is None else max(ends_s - time.monotonic(), 0.0))
@@ -114,8 +116,21 @@ async def _lines(subscription: Subscription, count: int, timeout_s: float | None
         if subscription.dropped != told:
             told = subscription.dropped
             yield msgspec.json.encode({"dropped": told}) + b"\n"
-        yield msgspec.json.encode(reading_form(reading)) + b"\n"
+        try:
+            line = msgspec.json.encode(reading_form(reading)) + b"\n"
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with this one, the next may be good
+            not_shown += 1
+            _count_not_shown(host, reading.key)
+            if not_shown & (not_shown - 1) == 0:  # 1, 2, 4, 8 …
+                _log.warning("a reading of %s has no form in JSON (%d so far): %r", reading.key, not_shown, error)
+            yield msgspec.json.encode({"not_shown": not_shown}) + b"\n"
+            continue
+        yield line
         sent += 1
+
+
+def _count_not_shown(host: Host, key: str) -> None:
+    host.driver.look(lambda engine, _: engine.drops.count("", key, "not_shown"))
 
 
 class _Query:
