@@ -8,6 +8,7 @@ everybody by name, from an ``/etc/hosts`` of their own. Half of them start befor
 Each node publishes numbered readings and records. Then the disturbances end. It passes when
 
 - everybody has met everybody, alive in both directions, within ``--whole-s``, and readings flow between all of them;
+- everybody who uses mDNS is heard by the others that do at its address and at no other;
 - each record that a node took is at the relay exactly once, or counted by that node;
 - no process died, and memory, descriptors and threads are bounded.
 
@@ -135,6 +136,8 @@ class _Street:
 
     def __init__(self, folder: Path, names: Sequence[str], engine: str, lan: Lan, stack: ExitStack) -> None:
         self.names, self._folder, self._lan = list(names), folder, lan
+        self.after: dict[str, str] = {}
+        """The address of each node once the disturbances have ended."""
         self.late: list[str] = []
         """Who lacked whom when the time for it was over."""
         create_mesh(folder / "authority", "street")
@@ -278,6 +281,7 @@ def _run(street: _Street, outcome: Outcome, whole_s: float) -> None:
     samples = _disturb(street, outcome, outcome.seed, outcome.minutes * 60)
     outcome.whole_s = street.wait_until_whole(_PATIENCE_S, whole_s)
     outcome.late = street.late
+    _check_heard(street, outcome)
     if outcome.whole_s is None:
         outcome.faults += list(street.gaps())
     else:
@@ -317,9 +321,9 @@ def _disturb(street: _Street, outcome: Outcome, seed: int, seconds: float) -> li
             sample_s += _SAMPLE_S
             samples.append(_held(street))
             _tell(outcome, street, time.monotonic() - began_s)
+    street.after = addresses_after(street.names, planned.steps)
     for name in street.names:
         street.nodes[name].ask("clock", 0)
-        street.hosts.resolve(name, f"{name}={addresses_after(street.names, planned.steps)[name]}")
     return samples
 
 
@@ -327,6 +331,27 @@ def _tell(outcome: Outcome, street: _Street, at_s: float) -> None:
     links = sum(len(node.met()) for node in street.nodes.values())
     full = outcome.nodes * (outcome.nodes - 1)
     print(f"{outcome.engine}: {at_s:.0f} s, {links} of {full} neighbours met", file=sys.stderr, flush=True)
+
+
+def _check_heard(street: _Street, outcome: Outcome) -> None:
+    """Whoever uses mDNS must hear all others that do, at the addresses that they have, and at no other."""
+    ends_s = time.monotonic() + _FLOW_S
+    while True:
+        views = {name: view for name, node in street.nodes.items() if (view := node.ask("discovery")) is not None}
+        wrong = []
+        for name, view in views.items():
+            heard = {advert["node"]: {at.rpartition(":")[0] for at in advert["addresses"]} for advert in view["heard"]}
+            for other, announced in views.items():
+                if other != name and heard.get(other) != set(announced["addresses"]):
+                    wrong.append(
+                        f"{name} hears {other} at {heard.get(other)}, which announces {announced['addresses']}"
+                    )
+            if set(view["addresses"]) != {street.after[name]}:
+                wrong.append(f"{name} announces {view['addresses']} and has {street.after[name]}")
+        if not wrong or time.monotonic() > ends_s:
+            outcome.faults += wrong
+            return
+        time.sleep(0.05)
 
 
 def _check_flow(street: _Street, outcome: Outcome) -> None:
@@ -389,7 +414,7 @@ def compare(
     outcome: Outcome, name: str, published: Mapping[str, Any], stored: Counter[str], dropped: int,
     account: OriginAccount | None,
 ) -> None:  # fmt: skip
-    """Note what became of a node's records: published, at the relay by value, dropped by the node, and its account."""
+    """Note what became of the records of one node: published, at the relay by value, dropped, and its account."""
     outcome.readings += published["readings"]
     outcome.records += published["records"]
     outcome.stored += len(stored)
