@@ -15,7 +15,7 @@ from protocols.base.ids import PeerIdentity
 from protocols.base.limits import MAX_FRAME_BYTES
 
 
-class State(Enum):
+class LaneState(Enum):
     """The state of a lane."""
 
     DIALLING = auto()
@@ -51,7 +51,7 @@ class NngLane:
         """Both ends of its connection; None before it has one, or if the library does not tell."""
         self.push: PushSocket | None = None
         self.lock = threading.Lock()
-        self.state = State.DIALLING
+        self.state = LaneState.DIALLING
         self.armed = False
         self.frames_sent = 0
         self.bytes_sent = 0
@@ -63,7 +63,7 @@ class NngLane:
             raise BoundExceeded(f"a frame of {len(frame)} bytes is larger than {MAX_FRAME_BYTES}: split it")
         with self.lock:
             push = self.push
-            if self.state is not State.OPEN or push is None:
+            if self.state is not LaneState.OPEN or push is None:
                 return False
             if push.try_send(frame):
                 self.frames_sent += 1
@@ -75,7 +75,7 @@ class NngLane:
     def notify(self) -> None:
         """See ``OutgoingLane.notify``."""
         with self.lock:
-            if self.state is State.OPEN and self.push is not None:
+            if self.state is LaneState.OPEN and self.push is not None:
                 self._arm(self.push)
 
     def _arm(self, push: PushSocket) -> None:
@@ -86,18 +86,18 @@ class NngLane:
     def greet(self, frame: bytes) -> bool:
         """Send the first frame and open the lane. False: the lane is finished, or its pipe is gone already."""
         with self.lock:
-            if self.state is not State.DIALLING or self.push is None or not self.push.try_send(frame):
+            if self.state is not LaneState.DIALLING or self.push is None or not self.push.try_send(frame):
                 return False
             self.frames_sent += 1
             self.bytes_sent += len(frame)
-            self.state = State.OPEN
+            self.state = LaneState.OPEN
             return True
 
     def finish(self) -> bool:
         """Take no more frames. False: the lane was finished already."""
         with self.lock:
-            was, self.state = self.state, State.FINISHED
-            return was is not State.FINISHED
+            was, self.state = self.state, LaneState.FINISHED
+            return was is not LaneState.FINISHED
 
     def close(self) -> None:
         """Close it; idempotent."""
@@ -106,7 +106,7 @@ class NngLane:
 
     def abandon(self) -> int:
         """See ``OutgoingLane.abandon``. The library may hold one more frame."""
-        is_open = self.state is State.OPEN
+        is_open = self.state is LaneState.OPEN
         size_bytes = unconfirmed_bytes_of(self.ends) if is_open and self.ends is not None else 0
         self.close()
         return frames_in(size_bytes, self.frames_sent, self.bytes_sent)

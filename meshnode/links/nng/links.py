@@ -35,7 +35,7 @@ from meshnode.links.nng.contract import (
     no_connection,
 )
 from meshnode.links.nng.inbound import InboundPipe, InboundPipes
-from meshnode.links.nng.lane import NngLane, State
+from meshnode.links.nng.lane import LaneState, NngLane
 from meshnode.links.peer import identify, url_of
 from meshnode.links.tls import REFUSED, UNREACHABLE, FailureKind, Failures
 from meshnode.links.transport import Address, CredentialFiles, FailedLink, OutgoingLane, TransportObserver
@@ -233,7 +233,7 @@ class NngLinks:
             self.post(lambda: self._later(_INBOUND_GRACE_NS, partial(self._inbound.close, known)))
 
     def _judge_lane(self, lane: NngLane, handshake: Handshake) -> bool:
-        if lane.judged or lane.state is not State.DIALLING:
+        if lane.judged or lane.state is not LaneState.DIALLING:
             return False
         lane.judged = True
         reason: str | None = "internal error while its identity was checked"
@@ -309,7 +309,7 @@ class NngLinks:
         heapq.heappush(self._timers, (time.monotonic_ns() + delay_ns, next(self._order), task))
 
     def _start_dial(self, lane: NngLane, timeout_s: float) -> None:
-        if lane.state is not State.DIALLING or self._closing:
+        if lane.state is not LaneState.DIALLING or self._closing:
             return
         deadline_ns = time.monotonic_ns() + int(timeout_s * SECOND)
         if not is_name(lane.address.host):
@@ -339,7 +339,7 @@ class NngLinks:
 
     def _dial(self, addresses: list[Address], lane: NngLane, deadline_ns: int, timeout_s: float) -> None:
         """Dial the first of ``addresses``, and the others by and by while nobody has answered."""
-        if lane.state is not State.DIALLING or self._closing:
+        if lane.state is not LaneState.DIALLING or self._closing:
             return
         watch = Watch(
             partial(self._judge_lane, lane), partial(self._lane_connected, lane), partial(self._lane_removed, lane)
@@ -357,7 +357,7 @@ class NngLinks:
             self._later(number * _STAGGER_NS, partial(self._dial_also, lane, address))
 
     def _dial_also(self, lane: NngLane, address: Address) -> None:
-        if lane.state is State.DIALLING and not lane.judged and lane.push is not None:
+        if lane.state is LaneState.DIALLING and not lane.judged and lane.push is not None:
             lane.push.dial_also(address)
 
     def _check_dial_later(self, lane: NngLane, deadline_ns: int, timeout_s: float) -> None:
@@ -365,7 +365,7 @@ class NngLinks:
         self._later(wait_ns, partial(self._check_dial, lane, deadline_ns, timeout_s))
 
     def _check_dial(self, lane: NngLane, deadline_ns: int, timeout_s: float) -> None:
-        if lane.state is not State.DIALLING or lane.push is None:
+        if lane.state is not LaneState.DIALLING or lane.push is None:
             return
         if lane.judged:  # NNG reports neither the beginning nor the end of a pipe that its peer closes at once
             if lane.overdue:
@@ -388,12 +388,14 @@ class NngLinks:
         identity = lane.identity
         if lane.push is not None:
             lane.push.keep_only(lane.pipe)
-        if identity is not None and not self._closing and lane.state is State.DIALLING and lane.greet(lane.greeting()):
+        if identity is None or self._closing or lane.state is not LaneState.DIALLING:
+            return
+        if lane.greet(lane.greeting()):
             self._observer.lane_opened(lane, identity)
 
     def _lane_writable(self, lane: NngLane) -> None:
         with lane.lock:
-            finished, told = lane.state is State.FINISHED, lane.armed and lane.state is State.OPEN
+            finished, told = lane.state is LaneState.FINISHED, lane.armed and lane.state is LaneState.OPEN
             lane.armed = False
         if finished:
             self._later(_SETTLE_NS, partial(self._release, lane))
@@ -402,7 +404,7 @@ class NngLinks:
 
     def _lane_finished(self, lane: NngLane, reason: str, kind: str | None = UNREACHABLE) -> None:
         """``kind`` of the failure to remember if the lane never opened. None: the failure is remembered already."""
-        if kind is not None and lane.state is State.DIALLING:
+        if kind is not None and lane.state is LaneState.DIALLING:
             self._failures.remember(kind, str(lane.address), reason, dialled=True)
         if lane.finish():
             self._release(lane)
@@ -418,7 +420,7 @@ class NngLinks:
         for pipe in self._inbound.outlived(now_ns):
             self._outlived += 1
             self.close_pipe(pipe)
-        for lane in [lane for lane in self._lanes.values() if lane.ends_ns <= now_ns and lane.state is State.OPEN]:
+        for lane in [lane for lane in self._lanes.values() if lane.ends_ns <= now_ns and lane.state is LaneState.OPEN]:
             if lane.finish():
                 self._outlived += 1
                 self.linger(lane)
@@ -428,7 +430,7 @@ class NngLinks:
         if self._connections is None:
             return
         pipes = self._inbound.remotes()
-        lanes = {lane.ends: lane for lane in self._lanes.values() if lane.ends and lane.state is State.OPEN}
+        lanes = {lane.ends: lane for lane in self._lanes.values() if lane.ends and lane.state is LaneState.OPEN}
         found = self._connections.look(pipes, time.monotonic_ns(), lanes.keys())
         self._mute_closed += found.mute_closed
         for remote in found.vanished:
