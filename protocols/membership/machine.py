@@ -235,9 +235,12 @@ class Membership:
             self._check_pipes(neighbour, now)
 
     def want_bulk(self, node: NodeId) -> None:
-        """Dial the bulk lane of a neighbour, for which something waits, if it is neither open nor being dialled."""
+        """Dial the bulk lane of a neighbour, for which something waits, if it is neither open nor being dialled. Who is
+        dead or has left takes nothing, though its inbox may answer: it has to say Hello first."""
         neighbour = self.neighbours.get(node)
-        if neighbour is not None and neighbour.realtime and not neighbour.bulk and not self._leaving:
+        if neighbour is None or neighbour.state in (State.DEAD, State.LEFT) or self._leaving:
+            return
+        if neighbour.realtime and not neighbour.bulk:
             self._contacts.dial_bulk(neighbour.realtime)
 
     # --- frames ----------------------------------------------------------------------------------------------------
