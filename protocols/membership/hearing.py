@@ -10,6 +10,8 @@ neighbour hears nothing and gives us up, while its own frames, on a new pipe, ke
    is asked.
 3. A neighbour whose heartbeats go on, and which has not heard one of ours for ``_LIVES`` times as long as it takes to
    die of silence, does not hear us either. That is far longer than a callback may hold up its receiving thread.
+4. A neighbour that falls silent when the network of our own host has just changed can't be asked: our lanes to it may
+   come from an address that is gone.
 
 A lost lane is closed, and dialled anew at the address of the newest Hello.
 """
@@ -17,6 +19,7 @@ A lost lane is closed, and dialled anew at the address of the newest Hello.
 from typing import Final
 
 from protocols.base.ids import Lane
+from protocols.base.time import NEVER
 from protocols.membership.contacts import Contacts
 from protocols.membership.heartbeats import HEARTBEATS_A_ROUND, Heartbeats
 from protocols.membership.neighbour import Neighbour, State
@@ -24,6 +27,8 @@ from protocols.membership.settings import MembershipSettings
 from protocols.wire.membership import Hello
 
 _LIVES: Final = 4
+_CHANGE_SILENCES: Final = 2
+"""For so many times the silence that raises suspicion, a silence may come from a change of our own network."""
 _REALTIME: Final = Lane.REALTIME.value
 
 
@@ -37,6 +42,7 @@ class Hearing:
             settings.suspect_after_silence_ns + settings.suspicion_max_ns,
             HEARTBEATS_A_ROUND * settings.heartbeat_interval_ns,
         )
+        self._change_ends_ns = -NEVER  # silence that begins by then may come from a change of our own network
         self.counters = {"lanes_unheard": 0}
 
     def said_hello(self, neighbour: Neighbour, hello: Hello, host: str, now: int) -> None:
@@ -52,6 +58,19 @@ class Hearing:
             elif not neighbour.doubt:
                 self._heartbeats.send(neighbour, now, answer=True)
                 neighbour.doubt, neighbour.doubt_ends_ns = neighbour.heartbeat_sent, now + self._answer_ns
+
+    def suspected(self, neighbour: Neighbour, now: int) -> None:
+        """Note that a neighbour fell silent, or that its pipes are gone. It may answer, on a lane that it can hear."""
+        if neighbour.realtime and now < self._change_ends_ns:
+            self._give_up(neighbour, now)
+        elif neighbour.realtime:
+            self._heartbeats.send(neighbour, now, answer=True)
+
+    def network_changed(self, now: int) -> None:
+        """Note that our host has other addresses, or that an interface was away; see
+        :meth:`Contacts.network_changed`."""
+        self._change_ends_ns = now + _CHANGE_SILENCES * self._answer_ns
+        self._contacts.network_changed(now)
 
     def lane_opened(self, neighbour: Neighbour, now: int) -> None:
         """Note that a lane to a neighbour is open. It has time to answer on it."""

@@ -77,12 +77,12 @@ class Membership:
         self._suspect_after_ns = settings.suspect_after_silence_ns
         self.neighbours: dict[NodeId, Neighbour] = {}
         self._contacts = Contacts(node, settings.dial_timeout_ns, random)
-        self.network_changed = self._contacts.network_changed
         self._pipes = AdmittedPipes()
         self.neighbour_of = self._pipes.neighbour_of
         """The neighbours by inbound pipe that has said Hello. Others must not change it."""
         self.heartbeats = Heartbeats(settings.heartbeat_interval_ns, random)
         self._hearing = Hearing(settings, self._contacts, self.heartbeats)
+        self.network_changed = self._hearing.network_changed
         self.forgot = False
         """Whether a neighbour was forgotten. The caller that acts on it clears it."""
         self._suspected = self.heartbeats.suspected
@@ -405,8 +405,7 @@ class Membership:
         self._suspected[neighbour.node] = neighbour
         self._counters["suspicions"] += 1
         self._events.append(NeighbourSuspected(neighbour.node, because))
-        if neighbour.realtime:
-            self.heartbeats.send(neighbour, now, answer=True)
+        self._hearing.suspected(neighbour, now)
 
     def refute(self, neighbour: Neighbour, now: int) -> None:
         """Note that a suspected neighbour sent a frame, and so lives."""

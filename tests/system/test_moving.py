@@ -34,16 +34,19 @@ def config(house: House, node: str, role: str, engine: str, seed: str, suspicion
 
 @pytest.mark.parametrize("engine", ["express", "nng"])
 @pytest.mark.parametrize(
-    ("mover", "patience_ms"), [(0, 2_500), (1, 60_000)], ids=["seed moves", "the one that gives up moves"]
+    ("mover", "patience_ms", "haste_ms"),
+    [(0, 2_500, 2_500), (1, 60_000, 2_500), (0, 60_000, 60_000), (1, 60_000, 60_000)],
+    ids=["seed moves", "the one that gives up moves", "seed moves and none gives up", "other moves and none gives up"],
 )
 def test_node_whose_address_changes_is_usable_both_ways_again(
-    hub: Hub, tmp_path: Path, engine: str, mover: int, patience_ms: int
+    hub: Hub, tmp_path: Path, engine: str, mover: int, patience_ms: int, haste_ms: int
 ) -> None:
     """The one that moved gives up and comes again. The other still waits then, and believes in its old lane: they were
-    stuck with one half of a link for good. If the other one moved, the seed leads to an address that is gone."""
+    stuck with one half of a link for good. If the other one moved, the seed leads to an address that is gone. Where
+    none gives up for a minute, the node whose own address changed acts without a suspicion's end."""
     house = House(tmp_path)
     patient = config(house, "rsu-1", "rsu", engine, "", patience_ms)
-    hasty = config(house, "veh-1", "vehicle", engine, f'"{hub.address(0)}:7000"', 2_500)
+    hasty = config(house, "veh-1", "vehicle", engine, f'"{hub.address(0)}:7000"', haste_ms)
     with Member(patient, hub.hosts[0].namespace) as rsu, Member(hasty, hub.hosts[1].namespace) as vehicle:
         both = (rsu, "rsu/rsu-1/x", vehicle), (vehicle, "veh/veh-1/x", rsu)
         eventually(lambda: rsu.alive() == {"veh-1"} and vehicle.alive() == {"rsu-1"}, "they meet")

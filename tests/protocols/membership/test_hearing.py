@@ -105,6 +105,27 @@ def test_node_that_did_not_run_gives_its_neighbours_time_to_answer() -> None:
     assert [one for one in alone.engine.outgoing() if type(one) is HangUp] == []
 
 
+def test_silence_after_a_change_of_our_own_network_has_the_neighbour_dialled_at_once() -> None:
+    """Asking on a lane from an address that is gone takes until the neighbour is dead."""
+    alone = Heard()
+    alone.engine.membership.network_changed(alone.now)
+    alone.timers(SILENCE_NS + SETTINGS.heartbeat_interval_ns)
+    effects = alone.engine.outgoing()
+    assert HangUp(alone.dial, lost=True) in effects
+    assert [(one.host, one.port) for one in effects if type(one) is Dial] == [("192.0.2.1", 7000)]
+    assert [type(event) for event in alone.engine.events()] == [NeighbourSuspected]
+
+
+def test_change_of_our_own_network_that_a_link_survives_ends_nothing() -> None:
+    """Another interface came or went."""
+    alone = Heard()
+    alone.engine.membership.network_changed(alone.now)
+    done = alone.go(10 * SECOND, alone.here, hears=True)
+    assert [one for one in done if type(one) is HangUp] == []
+    alone.timers(SILENCE_NS + SETTINGS.heartbeat_interval_ns)
+    assert [one for one in alone.engine.outgoing() if type(one) is HangUp] == []
+
+
 def test_what_waits_for_a_lane_that_is_lost_waits_for_the_next_one() -> None:
     """Only what the lane had taken is lost."""
     alone = Heard()
