@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, Self
 from meshnode.records.outbox_file import OutboxDamaged, OutboxFile, RecordRow
 from protocols.base.errors import BoundExceeded, LocalProtocolError, StorageError
 from protocols.base.ids import MonotonicNs, UtcNs
-from protocols.base.limits import SECOND
+from protocols.base.limits import MAX_RECORD_LIFESPAN_S, SECOND
 from protocols.records.curated import Curated
 from protocols.records.ledger import Ledger
 from protocols.records.pending import OWN
@@ -34,6 +34,8 @@ MAX_WAITING_RECORDS: Final = 8_192
 MAX_GROUP_RECORDS: Final = 512
 """Records in one transaction, and so the most by which a full ledger can exceed its bounds until the next one."""
 
+_LATEST_UTC_NS: Final = (1 << 63) - 1 - MAX_RECORD_LIFESPAN_S * SECOND
+"""In 2261. SQLite can't hold the times at which records expire by a clock that shows a later one."""
 _UNUSABLE: Final = (sqlite3.Error, OSError, TypeError, ValueError)
 """What reading and writing a file raises that is damaged, or on a disk that is full or fails."""
 
@@ -56,7 +58,7 @@ class Outbox:
         self._file = OutboxFile(path)
         self._ledger = Ledger(max_records, max_bytes)
         self._clock, self._steady = clock, steady
-        self._steps = ClockSteps(UtcNs(clock()), MonotonicNs(steady()))
+        self._steps = ClockSteps(UtcNs(min(clock(), _LATEST_UTC_NS)), MonotonicNs(steady()))
         self._unwritten_step_ns = 0
         """By how much the clock was set since the file says when records expire."""
         self._lock = asyncio.Lock()
@@ -203,7 +205,7 @@ class Outbox:
     def utc_now(self) -> UtcNs:
         """The time by which records expire. When the clock was set, those that wait keep the time that they have
         left."""
-        now = UtcNs(self._clock())
+        now = UtcNs(min(self._clock(), _LATEST_UTC_NS))
         step_ns = self._steps.since(now, MonotonicNs(self._steady()))
         if step_ns:
             _log.warning("the clock was set by %+.1f s; records keep the time that they have left", step_ns / SECOND)
@@ -218,8 +220,9 @@ class Outbox:
             if self._unwritten_step_ns:
                 try:
                     await self._write([])
-                except (sqlite3.Error, OSError):
+                except (sqlite3.Error, OSError) as error:
                     self._failed_saves += 1
+                    self._failed(error, "could not note when its records expire")
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:

@@ -178,6 +178,20 @@ async def test_records_age_by_the_time_that_passes_when_the_clock_is_set(tmp_pat
         assert await pending(outbox) == 1
 
 
+async def test_clock_that_is_set_to_the_end_of_all_times_ends_no_record(tmp_path: Path) -> None:
+    """Storage holds instants up to 2262."""
+    clocks = Clocks(56 * YEAR_S)
+    async with clocks.open(tmp_path) as outbox:
+        await outbox.put(Curated("r", b"x", lifespan_ms=3_600_000))
+        clocks.pass_s(1, 250 * YEAR_S)
+        assert await pending(outbox) == 1
+        await outbox.put(Curated("r", b"y", lifespan_ms=3_600_000))
+        clocks.pass_s(1, -250 * YEAR_S)
+        await outbox.put(Curated("r", b"z", lifespan_ms=3_600_000))
+        assert await pending(outbox) == 3
+        assert outbox.statistics()["failed_saves"] == 0
+
+
 @pytest.mark.parametrize("step_s", [56 * YEAR_S, -9 * YEAR_S])
 @pytest.mark.parametrize("looks", [True, False])
 async def test_records_still_have_their_time_left_after_a_restart_when_the_clock_was_set(
