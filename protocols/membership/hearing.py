@@ -42,7 +42,7 @@ class Hearing:
             settings.suspect_after_silence_ns + settings.suspicion_max_ns,
             HEARTBEATS_A_ROUND * settings.heartbeat_interval_ns,
         )
-        self._change_ends_ns = -NEVER  # silence that begins by then may come from a change of our own network
+        self._changed_ns = -NEVER  # when our own network changed last
         self.counters = {"lanes_unheard": 0}
 
     def said_hello(self, neighbour: Neighbour, hello: Hello, host: str, now: int) -> None:
@@ -61,7 +61,8 @@ class Hearing:
 
     def suspected(self, neighbour: Neighbour, now: int) -> None:
         """Note that a neighbour fell silent, or that its pipes are gone. It may answer, on a lane that it can hear."""
-        if neighbour.realtime and now < self._change_ends_ns:
+        unheard_since = neighbour.echo_came_ns <= self._changed_ns  # however long we did not run meanwhile
+        if neighbour.realtime and (unheard_since or now < self._changed_ns + _CHANGE_SILENCES * self._answer_ns):
             self._give_up(neighbour, now)
         elif neighbour.realtime:
             self._heartbeats.send(neighbour, now, answer=True)
@@ -69,7 +70,7 @@ class Hearing:
     def network_changed(self, now: int) -> None:
         """Note that our host has other addresses, or that an interface was away; see
         :meth:`Contacts.network_changed`."""
-        self._change_ends_ns = now + _CHANGE_SILENCES * self._answer_ns
+        self._changed_ns = now
         self._contacts.network_changed(now)
 
     def lane_opened(self, neighbour: Neighbour, now: int) -> None:

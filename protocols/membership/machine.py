@@ -112,12 +112,9 @@ class Membership:
     def counters(self) -> dict[str, int]:
         """Counters by name, which only grow."""
         return {
-            "pipes_opened": self._pipes.opened_in_all,
-            **self.refusals.counters,
-            **self._counters,
-            **self._contacts.counters,
-            **self._hearing.counters,
-        }
+            "pipes_opened": self._pipes.opened_in_all, **self.refusals.counters, **self._counters,
+            **self._contacts.counters, **self._hearing.counters,
+        }  # fmt: skip
 
     def messages(self) -> list[tuple[NodeId, Frame]]:
         """Control frames to queue for neighbours, decided since the last call."""

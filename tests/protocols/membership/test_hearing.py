@@ -116,6 +116,19 @@ def test_silence_after_a_change_of_our_own_network_has_the_neighbour_dialled_at_
     assert [type(event) for event in alone.engine.events()] == [NeighbourSuspected]
 
 
+def test_silence_after_a_change_is_put_down_to_it_even_if_this_node_did_not_run_meanwhile() -> None:
+    """A busy computer forgives silence again and again, and suspects late."""
+    alone = Heard()
+    alone.now += MS
+    alone.engine.membership.network_changed(alone.now)
+    for _ in range(8):
+        alone.now += SECOND
+        alone.engine.handle_timer(alone.now)
+    assert [one for one in alone.engine.outgoing() if type(one) is HangUp] == []
+    alone.timers(SILENCE_NS + 2 * SETTINGS.heartbeat_interval_ns)
+    assert HangUp(alone.dial, lost=True) in alone.engine.outgoing()
+
+
 def test_change_of_our_own_network_that_a_link_survives_ends_nothing() -> None:
     """Another interface came or went."""
     alone = Heard()
