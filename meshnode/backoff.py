@@ -1,7 +1,11 @@
 """Pauses between tries of something that the world may mend by itself: a file, a device, an address, a disk."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Final
+
+from protocols.base.errors import TransportError
 
 _SHORTENED_BY: Final = 0.25
 """The largest share by which a pause is shortened by chance, so that what failed together is not tried together."""
@@ -24,3 +28,23 @@ class Backoff:
     def reset(self) -> None:
         """It has worked: begin with the shortest pause again."""
         self._pause_s = self._first_s
+
+
+ADDRESS_FIRST_S: Final = 0.25
+ADDRESS_LONGEST_S: Final = 2.0
+"""Pauses between tries to listen on an address: a cable that is plugged in is noticed by people."""
+
+
+async def until_it_listens(
+    attempt: Callable[[], Awaitable[object]], failed: Callable[[TransportError], object]
+) -> None:
+    """Call ``attempt`` after pauses until it raises no ``TransportError``. ``failed`` is told of each."""
+    backoff = Backoff(ADDRESS_FIRST_S, ADDRESS_LONGEST_S)
+    while True:
+        await asyncio.sleep(backoff.next_s())
+        try:
+            await attempt()
+        except TransportError as error:
+            failed(error)
+        else:
+            return

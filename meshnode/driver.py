@@ -69,12 +69,16 @@ class Driver:
 
     # --- life ------------------------------------------------------------------------------------------------------
     def start(self, transport: Transport, host: str, port: int) -> int:
-        """Listen, start the timer thread and return the port. :raises TransportError: as ``Transport.listen``."""
+        """Start the timer thread, listen and return the port. It may be called again when it raised.
+
+        :raises TransportError: as ``Transport.listen``. All that needs no neighbours works then.
+        """
         self._transport = self._outbound.transport = transport  # before it listens: a neighbour may come in at once
+        if not self._timer.is_alive():
+            self._timer.start()
         port = transport.listen(host, port)
         with self._lock:
             self.engine.membership.inbox_port = port
-        self._timer.start()
         return port
 
     def close(self, reason: str) -> None:

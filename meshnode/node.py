@@ -75,7 +75,7 @@ class Node(Host):
         self.position = config.node.position
         self.certificate_ends = identity.not_after
         self.troubles, self.addresses = Troubles(), AddressWatch()
-        self.port = 0
+        self.port, self.listens = 0, asyncio.Event()
         self.loop = asyncio.get_running_loop()
         self._closing, self._closed = closing, False
         self._uncertainty_ns = int(config.node.clock_uncertainty_ms * limits.MS)

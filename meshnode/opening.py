@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from meshnode.backoff import until_it_listens
 from meshnode.config.sections import NodeConfig
 from meshnode.discovery.running import AdvertListener, RunningDiscovery
 from meshnode.driver import Driver
@@ -25,7 +26,7 @@ from meshnode.running import RunningPart
 from meshnode.waiting import wait_for_clock
 from protocols.access import LINK_ROLES
 from protocols.base.effects import Event
-from protocols.base.errors import ClockImplausible, ConfigError
+from protocols.base.errors import ClockImplausible, ConfigError, TransportError
 from protocols.base.ids import NodeId, PeerIdentity
 
 _SWITCH_INTERVAL_S: Final = 0.0002
@@ -64,7 +65,7 @@ class ConfiguredNode:
         self._advert_listeners.append(listener)
 
     async def __aenter__(self) -> Node:
-        """:raises IdentityError, StorageError, TransportError, ConfigError: each says what to do."""
+        """:raises IdentityError, StorageError, ConfigError: each says what to do."""
         self._closing = AsyncExitStack()
         try:
             return await self._open(self._closing)
@@ -100,8 +101,8 @@ class ConfiguredNode:
             await part.prepare(closing)
         transport = self._transport(node)
         closing.push_async_callback(asyncio.to_thread, transport.close)
-        node.port = node.driver.start(transport, config.listen.host, config.listen.port)
         closing.push_async_callback(asyncio.to_thread, node.driver.close, "leaving")
+        await self._listen(node, transport, closing)
         for part in node.parts:
             await part.join(closing)
         node.addresses.listen(_Redialling(node))
@@ -111,12 +112,43 @@ class ConfiguredNode:
         ):  # fmt: skip
             task = asyncio.create_task(watch.run(), name=type(watch).__name__.lower())
             closing.callback(task.cancel)
-        for address in config.discovery.seeds:
-            _hint(node, f"seed {address}", None, (address,))
+        if node.listens.is_set():
+            self._dial_seeds(node)
         # After joining: loading takes seconds, and hazards of neighbours need not wait for it.
         for part in node.parts:
             await part.serve(closing)
         return node
+
+    async def _listen(self, node: Node, transport: Transport, closing: AsyncExitStack) -> None:
+        """Open the inbox, now or once its address can be had: it may belong to an interface that is not there yet.
+
+        Until then no seed is dialled and the node is not announced, because a neighbour could not dial back. Everything
+        else works.
+        """
+        listen = self.config.listen
+
+        async def attempt() -> None:
+            node.port = await asyncio.to_thread(node.driver.start, transport, listen.host, listen.port)
+            node.troubles.end("inbox")
+            node.listens.set()
+
+        def failed(error: TransportError) -> None:
+            node.troubles.begin("inbox", "", str(error), essential=True)
+
+        async def later() -> None:
+            await until_it_listens(attempt, failed)
+            self._dial_seeds(node)
+
+        try:
+            await attempt()
+        except TransportError as error:
+            failed(error)
+            waiting = asyncio.create_task(later(), name="inbox")
+            closing.callback(waiting.cancel)
+
+    def _dial_seeds(self, node: Node) -> None:
+        for address in self.config.discovery.seeds:
+            _hint(node, f"seed {address}", None, (address,))
 
     def _identify(self) -> NodeIdentity:
         files = self.config.identity
@@ -190,8 +222,8 @@ def open(  # noqa: A001 - ``meshnode.open`` reads as it should
     ``wait_for_clock``: whether entering waits while the clock shows a time at which the certificate can't be used, as
     ``meshnode run`` does, or raises ``ClockImplausible``, a kind of ``IdentityError``.
 
-    :raises ConfigError: at once, when the file is wrong. Entering raises ``IdentityError``, ``StorageError``
-        or ``TransportError``; each says what to do.
+    :raises ConfigError: at once, when the file is wrong. Entering raises ``IdentityError`` or
+        ``StorageError``; each says what to do. An address that can't be had is a trouble, and waited for.
     """
     if isinstance(config, NodeConfig):
         return ConfiguredNode(config, Path.cwd(), parts_of(config, parts), wait_for_clock=wait_for_clock)

@@ -7,7 +7,7 @@ It lives on the event loop of its node, in this order:
 
     made      the driver does not exist yet; right afterwards it takes what the part brings to the engine
     prepare   nothing listens yet: open files, start threads
-    join      the inbox listens and links come about
+    join      the inbox listens and links come about, unless its address is not there yet
     serve     the node is in the mesh: load what takes long, open doors for others
 
 Each of the three steps is taken by all parts, in the order of their list, before the next one is. What has to be undone
@@ -69,6 +69,8 @@ class Host(Publishing[Publisher], Subscribing):
     """Set once the parts are made."""
     port: int
     """TCP port of the inbox; 0 until it listens."""
+    listens: asyncio.Event
+    """Set once the inbox listens. Its address may not be there when the node opens."""
     parts: "tuple[RunningPart, ...]"
     addresses: AddressWatch
     """Tells listeners which addresses this host has. It runs from ``serve`` on."""
@@ -157,7 +159,7 @@ class RunningPart:
         """Open files and start threads. Nothing listens yet."""
 
     async def join(self, closing: AsyncExitStack) -> None:
-        """Begin to work with neighbours: the inbox listens."""
+        """Begin to work with neighbours: the inbox listens, or will."""
 
     async def serve(self, closing: AsyncExitStack) -> None:
         """Load what takes long, and let others in: the node is in the mesh."""

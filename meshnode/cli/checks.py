@@ -29,6 +29,8 @@ from meshnode.identity.inspection import OLDEST_UTC_S
 from meshnode.identity.state import StateFolder
 from meshnode.inference.section import ModelsSection
 from meshnode.loading import load
+from meshnode.local.section import LocalSection, socket_of
+from meshnode.local.server import check_place
 from meshnode.part import Part
 from meshnode.records.section import CurationRulesSection, OutboxSection, RelaySection
 from meshnode.sensors.section import SensorsSection
@@ -80,6 +82,8 @@ def examine(config_path: Path, parts: Sequence[Part] = ()) -> Iterator[Finding]:
     if running is None:  # a running node says itself what is wrong, and nobody else may open the file
         yield from _outbox(config)
     yield from _ports(config, running)
+    if running is None:
+        yield from _local(config)
     yield from _multicast(config, running)
     yield from _models(config)
     yield from _sensors(config, config_path.parent, identity)
@@ -244,7 +248,7 @@ def _ports(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Findi
     if http.enabled:
         asked.append(("http", "[http]", http.host, http.port, "http_port"))
     for check, section, host, port, field in asked:
-        if running is not None and running[field] is not None and port in (0, running[field]):
+        if running is not None and running[field] and port in (0, running[field]):
             yield Finding("ok", check, f"port {running[field]}, in use by this node")
             continue
         try:
@@ -258,6 +262,16 @@ def _ports(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Findi
                           f"uses it, or set {section} host and port to others (port 0: any free one)")  # fmt: skip
         else:
             yield Finding("ok", check, f"{host} port {port} is free" if port else f"{host}, any free port")
+
+
+def _local(config: NodeConfig) -> Iterator[Finding]:
+    path = socket_of(config)
+    if not config.of(LocalSection).enabled or not path.parent.exists():  # the node makes its state folder
+        return
+    try:
+        check_place(path)
+    except MeshError as error:
+        yield Finding("fail", "local", str(error))
 
 
 def _multicast(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Finding]:

@@ -114,7 +114,13 @@ class ListenSection(Section, frozen=True, kw_only=True):
             "of the computer: `high` (nice -10) and `realtime` (round robin) only if the system allows it."
         ),
     ] = "high"
-    host: Annotated[Bound, Meta(description="Address to listen on; `0.0.0.0` or `::` for all of the host.")] = "0.0.0.0"  # noqa: S104 - neighbours come from outside; both sides of every connection show a certificate
+    host: Annotated[
+        Bound,
+        Meta(
+            description="Address to listen on; `0.0.0.0` or `::` for all of the host. The node waits for one that the "
+            "host does not have yet."
+        ),
+    ] = "0.0.0.0"  # noqa: S104 - neighbours come from outside; both sides of every connection show a certificate
     port: Annotated[int, Meta(ge=0, le=65_535, description="TCP port of the inbox; 0 takes any free one.")] = 0
     advertise: Annotated[
         tuple[Announced, ...],

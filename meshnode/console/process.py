@@ -55,9 +55,11 @@ async def serve(
     node: _H | None = None
     try:
         node = await opening
-        port = node.part(RunningHttp).port
-        click.echo(f"ready {node.id} {node.role.value} port {node.port} http {port if port is not None else 'off'}")
-        opened(node)
+        listens = asyncio.create_task(node.listens.wait())
+        await asyncio.wait((listens, told), return_when=asyncio.FIRST_COMPLETED)
+        if not listens.cancel():
+            _say_ready(node)
+            opened(node)
         await told
         _log.info("%s leaves", node.id)
         closing(node)
@@ -66,6 +68,11 @@ async def serve(
         if node is not None:
             await configured.__aexit__(None, None, None)
     _log.info("%s has left", node.id)
+
+
+def _say_ready(node: Host) -> None:
+    port = node.part(RunningHttp).port
+    click.echo(f"ready {node.id} {node.role.value} port {node.port} http {port if port is not None else 'off'}")
 
 
 def log_to_stderr(level: str, as_json: bool) -> None:

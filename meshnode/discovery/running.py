@@ -54,6 +54,8 @@ class RunningDiscovery(RunningPart):
         with self._lock:
             if self._closed:
                 return True
+            if not self.host.port:  # there is nothing to announce yet; the inbox is a trouble of its own
+                return False
             if self._discovery is None:
                 try:
                     self._discovery = self._opened()

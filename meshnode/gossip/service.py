@@ -44,7 +44,6 @@ class GossipService:
     """Authors the address entry of one node and keeps its store on disk."""
 
     def __init__(self, host: Host) -> None:
-        """``host`` must be listening already."""
         self._host, self._ends = host, host.certificate_ends
         self._file = host.config.node.state_dir / "gossip.msgpack"
         self._said, self._lifetime_s = b"", 0
@@ -63,7 +62,9 @@ class GossipService:
 
     def say(self, held: Sequence[HostAddress] | None = None) -> None:
         """Author the address entry, unless it would say the same as before for as long. ``held``: the addresses of
-        this host, if they are known."""
+        this host, if they are known. While the inbox does not listen there is nothing to say."""
+        if not self._host.port:
+            return
         held = host_addresses() if held is None else held
         host, listen, discovery = self._host, self._host.config.listen, self._host.config.discovery
         hosts = own_hosts(listen.host, listen.advertise, discovery.interfaces, held)[: limits.MAX_ADVERT_ADDRESSES]

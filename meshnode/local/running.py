@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 
+from meshnode.backoff import until_it_listens
 from meshnode.local.section import LocalSection, socket_of
 from meshnode.local.server import LocalServer
 from meshnode.running import DropCount, Host, RunningPart
 from protocols.base import limits
+from protocols.base.errors import TransportError
 
 _log = logging.getLogger(__name__)
 
@@ -20,9 +22,10 @@ class RunningLocal(RunningPart):
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self._server: LocalServer | None = None
+        self._waiting: asyncio.Task[None] | None = None
 
     async def serve(self, closing: AsyncExitStack) -> None:
-        """Listen on the socket. :raises TransportError: when that can't be had."""
+        """Listen on the socket, now or once its path can be had."""
         section, path = self.host.config.of(LocalSection), socket_of(self.host.config)
         if not section.enabled:
             return
@@ -32,10 +35,28 @@ class RunningLocal(RunningPart):
                 "one, as in '/run/mesh/node.sock'", path,
             )  # fmt: skip
             return
-        server = LocalServer(self.host)
-        server.start(path, int(section.mode, 8))
+        closing.push_async_callback(self._close)
+        try:
+            await self._listen()
+        except TransportError as error:
+            self._failed(error)
+            self._waiting = asyncio.create_task(until_it_listens(self._listen, self._failed), name="local listens")
+
+    async def _listen(self) -> None:
+        section, server = self.host.config.of(LocalSection), LocalServer(self.host)
+        server.start(socket_of(self.host.config), int(section.mode, 8))
         self._server = server
-        closing.push_async_callback(asyncio.to_thread, server.close)
+        self.host.troubles.end("local")
+
+    def _failed(self, error: TransportError) -> None:
+        self.host.troubles.begin("local", "", str(error))
+
+    async def _close(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            await asyncio.gather(self._waiting, return_exceptions=True)
+        if self._server is not None:
+            await asyncio.to_thread(self._server.close)
 
     def statistics(self) -> Mapping[str, int]:
         """Counters of the server."""

@@ -190,7 +190,12 @@ class LocalServer:
                 self._hang_up(application)
 
 
-def _listening(path: Path, mode: int) -> socket.socket:
+def check_place(path: Path) -> int:
+    """Return the permissions of the folder of a socket.
+
+    :raises ConfigError: when the path is too long. :raises TransportError: when the folder is missing or open to
+        everybody, or something other than a socket is there.
+    """
     check_length(path)
     folder = path.parent
     try:
@@ -205,6 +210,14 @@ def _listening(path: Path, mode: int) -> socket.socket:
             f"the folder {folder} of the local socket may be written by everybody, so anyone could replace the socket: "
             "'chmod o-w' it, or set [local] socket"
         )
+    with suppress(OSError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise TransportError(f"{path} is not a socket: move it away, or set [local] socket to another path")
+    return permissions
+
+
+def _listening(path: Path, mode: int) -> socket.socket:
+    permissions, folder = check_place(path), path.parent
     _remove_stale(path)
     if mode & stat.S_IWGRP and not permissions & stat.S_IXGRP:
         with suppress(OSError):  # the group may reach the socket in the state folder, and read nothing there
@@ -234,13 +247,9 @@ def check_length(path: Path) -> None:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a killed node's socket. :raises TransportError: when it is not a socket, or somebody listens on it."""
-    try:
-        kind = path.lstat().st_mode
-    except OSError:
+    """Remove a killed node's socket. :raises TransportError: when somebody listens on it."""
+    if not path.is_socket():
         return
-    if not stat.S_ISSOCK(kind):
-        raise TransportError(f"{path} is not a socket: move it away, or set [local] socket to another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:

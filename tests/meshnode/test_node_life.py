@@ -19,7 +19,6 @@ from protocols.base.errors import (
     ConfigError,
     LocalProtocolError,
     StorageError,
-    TransportError,
 )
 from protocols.base.ids import Role
 from protocols.membership.neighbour import State
@@ -199,8 +198,10 @@ async def test_node_opened_wrongly_leaves_nothing_behind(house: House, tmp_path:
     threads = threading.active_count()
     listen = type(good.listen)(host="127.0.0.1", port=running.port)
     for _ in range(2):
-        with pytest.raises(TransportError, match=f"127.0.0.1:{running.port} is in use"):
-            await meshnode.open(type(good)(**{**_fields(good), "listen": listen})).__aenter__()
+        async with meshnode.open(type(good)(**{**_fields(good), "listen": listen})) as waiting:
+            (trouble,) = waiting.troubles.current()
+            assert (waiting.port, trouble.part, trouble.essential) == (0, "inbox", True)
+            assert f"127.0.0.1:{running.port} is in use" in trouble.why
     async with meshnode.open(good) as node:
         assert node.publish("veh/veh-2/a", 1).sequence
     await until(lambda: threading.active_count() <= threads + 2, "threads of the failed nodes have ended")
