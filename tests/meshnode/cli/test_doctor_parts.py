@@ -1,0 +1,48 @@
+"""The doctor names each part that does not work: by its own checks before a node runs, and then by the node's words."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.tools.eventually import eventually
+from tests.tools.node_fixture import RunningNode, free_port, meshnode, prepare
+
+pytestmark = pytest.mark.processes
+
+
+def found(config: Path) -> set[tuple[str, str]]:
+    """Check and status of each finding that is not ok."""
+    ran = meshnode("doctor", "--json", config)
+    assert "Traceback" not in ran.stderr, ran.stderr
+    return {(f["check"], f["status"]) for f in json.loads(ran.stdout)["findings"] if f["status"] != "ok"}
+
+
+def test_doctor_names_every_part_that_does_not_work_before_and_while_the_node_runs(tmp_path: Path) -> None:
+    """Whoever is called at night has the doctor and nothing else; one broken part must not hide another."""
+    tables = (
+        f'[http]\nport = {free_port()}\n[local]\nsocket = "taken"\n[[curation]]\nname = "all"\nkeys = "rsu/**"\n'
+        '[models.plate]\npath = "absent.onnx"\n[sensors.trace]\ndriver = "csv"\nfile = "absent.csv"\n'
+    )
+    config = prepare(tmp_path, "rsu-1", "rsu", tables)
+    state = config.parent / "state"
+    state.mkdir()
+    (state / "outbox.sqlite").write_bytes(b"not a database" * 1_000)
+    (state / "taken").write_text("a file of somebody")
+    bad = {("outbox", "fail"), ("local", "fail"), ("model", "fail"), ("sensor", "fail")}
+    assert bad <= found(config)
+    assert (state / "outbox.sqlite").read_bytes().startswith(b"not a database"), "the doctor changes nothing"
+    certificate = config.with_name("rsu-1.crt")
+    good = certificate.read_bytes()
+    with RunningNode(config) as node:
+        assert {trouble["part"] for trouble in node.get("/readyz")["troubles"]} == {check for check, _ in bad}
+        assert bad <= found(config)
+        certificate.write_bytes(good[:100])
+        eventually(lambda: "certificate" in str(node.get("/readyz")["troubles"]), "it has looked at its certificate")
+        assert ("certificate", "fail") in found(config)
+        certificate.write_bytes(good)
+        eventually(lambda: "certificate" not in str(node.get("/readyz")["troubles"]), "and again")
+        assert ("certificate", "fail") not in found(config)
+    after = found(config)
+    assert ("outbox", "warn") in after, "the damaged file is there to be looked into"
+    assert ("outbox", "fail") not in after, "and a new outbox is in use"
