@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 ANSWER_S = 30.0
-_READY_S = 60.0
+_READY_S = 90.0
 _LEAVE_S = 20.0
 _READING_S = 0.1
 """The time between two readings, and between two records."""
