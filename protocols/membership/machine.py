@@ -475,7 +475,11 @@ class Membership:
             elif neighbour.suspicion is not None:
                 if now >= neighbour.suspicion.dead_at:
                     self._die(neighbour, now)
-            elif now - neighbour.since_ns >= limits.FORGET_DEAD_NS and not (neighbour.realtime or neighbour.bulk):
+            elif neighbour.realtime:
+                if now - neighbour.heard_ns >= limits.HELLO_TIMEOUT_NS:
+                    # Our lane to it opened after it died, and it has not said Hello: perhaps ours was lost on the way.
+                    self._drop_links(neighbour, now + limits.REDIAL_MIN_NS)
+            elif now - neighbour.since_ns >= limits.FORGET_DEAD_NS and not neighbour.bulk:
                 self._forget(neighbour.node)
 
     def _forget(self, node: NodeId) -> None:

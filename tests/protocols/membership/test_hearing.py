@@ -1,5 +1,6 @@
 """One node, and a neighbour that may not hear it any more: it has moved, or something on the way forgot the link."""
 
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -194,3 +195,21 @@ def test_link_cut_for_longer_than_a_life_heals_however_timers_fall(seed: int) ->
     for name, other in (("n0", "n1"), ("n1", "n0")):
         (view,) = sim.nodes[NodeId(name)].engine.peers(sim.now)
         assert (view.node, view.state, view.met, view.hears_us) == (other, State.ALIVE, True, True)
+
+
+def test_dead_neighbour_that_takes_our_hello_and_says_none_is_dialled_again_and_again() -> None:
+    """Both sides gave each other up, and a connection broke without a word. Each waited for the other's Hello on a lane
+    that nobody watched, for good."""
+    alone = Heard()
+    alone.timers(DEATH_NS + SECOND)
+    assert alone.engine.peers(alone.now)[0].state is State.DEAD
+    dialled = []
+    while len(dialled) < 3:
+        for one in alone.engine.outgoing():
+            if type(one) is Dial:
+                dialled.append(alone.now)
+                alone.engine.lane_opened(one.dial, identity("x"), alone.now)
+        alone.timers(100 * MS)
+    gaps = [after - before for before, after in pairwise(dialled)]
+    assert all(limits.HELLO_TIMEOUT_NS <= gap <= limits.HELLO_TIMEOUT_NS + SECOND for gap in gaps)
+    assert alone.engine.peers(alone.now)[0].state is State.DEAD
