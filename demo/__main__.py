@@ -122,7 +122,10 @@ def show(summary: dict[str, Any]) -> None:
         table.add_column(column)
     for name, counts in summary["inference_ran_on"].items():
         for where, count in sorted(counts.items()):
-            table.add_row(name, where, str(count), f"{summary['inference_median_ms'][f'{name} on {where}']:.0f} ms")
+            median_ms = summary["inference_median_ms"].get(
+                f"{name} on {where}"
+            )  # frames without an answer took no time
+            table.add_row(name, where, str(count), "" if median_ms is None else f"{median_ms:.0f} ms")
     console.print(table)
     table = Table(title="Curated records")
     for column in ("node", "issued", "delivered", "wait", "expired, evicted, refused", "at the relay"):

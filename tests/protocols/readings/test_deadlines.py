@@ -53,7 +53,7 @@ def test_deadline_of_a_subscription_and_a_stream_that_both_ended_is_told_to_nobo
     bench = Bench(A)
     ended, _ = bench.machine.subscribe("**", WATCHED, 0)
     bench.accept(A, reading("veh/a/x", "a"), reading("veh/a/y", "a"))
-    bench.machine.forget_origin(A)
+    bench.machine.forget_origin(A, 0)
     bench.machine.unsubscribe(ended)
     if full:
         kept, _ = bench.machine.subscribe("veh/a/*", WATCHED, 0)
