@@ -92,10 +92,10 @@ class ClockImplausible(IdentityError):
     """A certificate or an authority can't be used at the time that the clock shows, and nothing else is wrong with
     it."""
 
-    def __init__(self, message: str, fault: str) -> None:
+    def __init__(self, message: str, fault: str = "") -> None:
         """``fault``: the same without what the clock shows, so that it changes only when the fault does."""
         super().__init__(message)
-        self.fault = fault
+        self.fault = fault or message
 
 
 class InferenceError(MeshError):
