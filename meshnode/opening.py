@@ -17,7 +17,7 @@ from meshnode.identity.clock_watch import ClockWatch
 from meshnode.identity.renewal import Renewal, Use
 from meshnode.identity.reservation import Reservation
 from meshnode.identity.state import StateFolder
-from meshnode.links.interfaces import EVERY_INTERFACE, HostAddress
+from meshnode.links.interfaces import EVERY_INTERFACE, HostAddress, host_addresses
 from meshnode.links.transport import Address, CredentialFiles, Transport
 from meshnode.loading import load, parts_of
 from meshnode.node import Node
@@ -102,10 +102,11 @@ class ConfiguredNode:
         transport = self._transport(node)
         closing.push_async_callback(asyncio.to_thread, transport.close)
         closing.push_async_callback(asyncio.to_thread, node.driver.close, "leaving")
+        # before there is any link: what changes from now on may break one
+        node.addresses.listen(_Redialling(node, await asyncio.to_thread(host_addresses)))
         await self._listen(node, transport, closing)
         for part in node.parts:
             await part.join(closing)
-        node.addresses.listen(_Redialling(node))
         for watch in (
             _renewal_of(node, transport), Reservation(state, node.next_sequence, node.troubles),
             ClockWatch(identity.not_before, lambda: node.certificate_ends, node.troubles), node.addresses,
@@ -184,14 +185,14 @@ class ConfiguredNode:
 class _Redialling:
     """Has the engine dial again at once when the network of this host has changed. A listener of ``AddressWatch``."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._held: Sequence[HostAddress] | None = None
+    def __init__(self, node: Node, held: Sequence[HostAddress]) -> None:
+        """``held``: the addresses that this host has so far."""
+        self._node, self._held = node, held
 
     def __call__(self, held: Sequence[HostAddress], interrupted: frozenset[int]) -> bool:
         before, self._held = self._held, held
         away = not interrupted.isdisjoint({EVERY_INTERFACE, *(entry.index for entry in held)})
-        if before is not None and (away or set(held) != set(before)):
+        if away or set(held) != set(before):
             self._node.driver.act(lambda engine, now: engine.membership.network_changed(now))
         return True
 
