@@ -112,8 +112,12 @@ class Refusals:
         for pipe in self._pipes.mute(now):
             node = self._pipes.of_number[pipe].identity.node
             neighbour = neighbours.get(node)
-            if neighbour is None or not neighbour.inbound:  # otherwise another pipe of it said Hello
-                self.refuse(node, "protocol", "it said no Hello", now)
+            # Another pipe of it may have said Hello. If not, it is dialled all the same: the network may have broken
+            # before its Hello came, and new pipes are paid for in any case.
+            is_silent = neighbour is None or not neighbour.inbound
+            if is_silent and self._contacts.remember_refusal(f"{node}, mute", now):
+                self._events.append(PeerRefused(node, "protocol", "it said no Hello"))
+            self.counters["pipes_refused"] += is_silent
             self._pipes.close(pipe)
         for neighbour in neighbours.values():
             if len(neighbour.inbound) > 1:

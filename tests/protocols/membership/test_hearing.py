@@ -197,6 +197,24 @@ def test_link_cut_for_longer_than_a_life_heals_however_timers_fall(seed: int) ->
         assert (view.node, view.state, view.met, view.hears_us) == (other, State.ALIVE, True, True)
 
 
+def test_node_whose_hello_was_lost_on_the_way_is_dialled_all_the_same() -> None:
+    """The network broke between its handshake and its Hello. It was not dialled for half a minute, as if it had
+    misbehaved, and neither were we."""
+    alone = Heard()
+    alone.timers(DEATH_NS + SECOND)
+    alone.pipe("x")
+    for one in alone.engine.outgoing():
+        if type(one) is Dial:
+            alone.engine.lane_closed(one.dial, "no route to host", False, alone.now)
+    alone.timers(limits.HELLO_TIMEOUT_NS + SECOND)
+    assert alone.engine.statistics()["pipes_refused"] == 1
+    for one in alone.engine.outgoing():
+        if type(one) is Dial:
+            alone.engine.lane_closed(one.dial, "no route to host", False, alone.now)
+    alone.timers(2 * limits.REDIAL_MAX_NS)
+    assert [type(one) for one in alone.engine.outgoing()].count(Dial) >= 1
+
+
 def test_dead_neighbour_that_takes_our_hello_and_says_none_is_dialled_again_and_again() -> None:
     """Both sides gave each other up, and a connection broke without a word. Each waited for the other's Hello on a lane
     that nobody watched, for good."""
