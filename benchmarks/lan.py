@@ -24,7 +24,7 @@ from typing import Any, Final, Self
 _PROGRAMS: Final = ("ip", "nsenter", "unshare", "setpriv", "mount", "sh")
 _CLONE_NEWNET: Final = 0x40000000
 _BRIDGE: Final = "street"
-_COMMAND_S: Final = 20.0
+_COMMAND_S: Final = 120.0
 
 
 class LanFailed(Exception):
