@@ -82,8 +82,8 @@ class Driver:
         return port
 
     def close(self, reason: str) -> None:
-        """Say goodbye, end every link and the timer thread. Idempotent."""
-        if self._closing:
+        """Say goodbye, end every link and the timer thread. Idempotent; nothing happens before :meth:`start`."""
+        if self._closing or self._timer.ident is None:
             return
         self.act(lambda engine, _: engine.membership.leave(reason))
         deadline = time.monotonic() + _GOODBYE_S

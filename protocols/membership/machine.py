@@ -232,13 +232,12 @@ class Membership:
             self._check_pipes(neighbour, now)
 
     def want_bulk(self, node: NodeId) -> None:
-        """Dial the bulk lane of a neighbour, for which something waits, if it is neither open nor being dialled. Who is
-        dead or has left takes nothing, though its inbox may answer: it has to say Hello first."""
+        """Dial the bulk lane of a neighbour, for which something waits, if it is neither open nor being dialled. One
+        that is dead or has left has to say Hello first, though its inbox may answer."""
         neighbour = self.neighbours.get(node)
-        if neighbour is None or neighbour.state in (State.DEAD, State.LEFT) or self._leaving:
-            return
-        if neighbour.realtime and not neighbour.bulk:
-            self._contacts.dial_bulk(neighbour.realtime)
+        if neighbour is not None and neighbour.state in (State.ALIVE, State.SUSPECT) and not self._leaving:
+            if neighbour.realtime and not neighbour.bulk:
+                self._contacts.dial_bulk(neighbour.realtime)
 
     # --- frames ----------------------------------------------------------------------------------------------------
     def receive(self, frame: Frame, pipe: int, now: int) -> Neighbour | None:
@@ -476,8 +475,7 @@ class Membership:
                 if now >= neighbour.suspicion.dead_at:
                     self._die(neighbour, now)
             elif neighbour.realtime:
-                if now - neighbour.heard_ns >= limits.HELLO_TIMEOUT_NS:
-                    # Our lane to it opened after it died, and it has not said Hello: perhaps ours was lost on the way.
+                if now - neighbour.heard_ns >= limits.HELLO_TIMEOUT_NS:  # our Hello may have been lost on the way
                     self._drop_links(neighbour, now + limits.REDIAL_MIN_NS)
             elif now - neighbour.since_ns >= limits.FORGET_DEAD_NS and not neighbour.bulk:
                 self._forget(neighbour.node)

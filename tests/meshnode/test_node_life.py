@@ -9,19 +9,22 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 import meshnode
 from meshnode.config.sections import MembershipSection
+from meshnode.driver import Driver
 from protocols.base.errors import (
     ConfigError,
     LocalProtocolError,
     StorageError,
 )
-from protocols.base.ids import Role
+from protocols.base.ids import Incarnation, MeshName, NodeId, Role
 from protocols.membership.neighbour import State
+from protocols.settings import NodeSettings
 from protocols.wire.readings import Reading
 from tests.tools.eventually import until
 from tests.tools.mesh_fixture import House, Open, given_house, given_opened, pair, wanted
@@ -264,3 +267,11 @@ async def test_example_of_the_documentation_does_what_it_says(
     with pytest.raises(asyncio.CancelledError):
         await running
     await until(lambda: listener.peers()[0].state is State.LEFT, "it said goodbye on the way out")
+
+
+def test_driver_that_never_started_closes_without_a_word() -> None:
+    """A node that is told to leave while it opens files has no timer thread yet. It ended with a traceback."""
+    settings = NodeSettings(MeshName("m"), NodeId("me"), Role.VEHICLE, Incarnation(5), 7000)
+    driver, before = Driver(settings, Random(1), lambda event: None, {}), threading.enumerate()
+    driver.close("leaving")
+    assert threading.enumerate() == before
