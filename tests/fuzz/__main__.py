@@ -53,12 +53,14 @@ def _worker(target: Target, *options: str, timeout_s: float) -> "subprocess.Comp
 
 
 def fuzz(target: Target, inputs: int, seconds: float, seed: int, keep: bool) -> Fuzzed:
-    """Fuzz one target until ``inputs`` were tried, or for some seconds."""
+    """Fuzz one target until ``inputs`` were tried, or for some seconds. At less than a hundred inputs a second it ends
+    early, and says so."""
     with _folder_of(target) as folder:
-        bound = [f"-runs={inputs}"] if inputs else [f"-max_total_time={max(1, round(seconds))}"]
+        longest_s = inputs / 100 if inputs else seconds
+        bounds = [f"-max_total_time={max(1, round(longest_s))}", *([f"-runs={inputs}"] if inputs else [])]
         ran = _worker(
-            target, str(folder), *bound, f"-seed={seed}", "-print_final_stats=1", f"-artifact_prefix={folder}/",
-            timeout_s=(inputs / 100 if inputs else seconds) + _SPARE_S,
+            target, str(folder), *bounds, f"-seed={seed}", "-print_final_stats=1", f"-artifact_prefix={folder}/",
+            timeout_s=longest_s + _SPARE_S,
         )  # fmt: skip
         tried = [line for line in ran.stderr.splitlines() if line.startswith("stat::number_of_executed_units")]
         broken = [line for line in ran.stderr.splitlines() if line.startswith("Broken: ")]
@@ -67,7 +69,12 @@ def fuzz(target: Target, inputs: int, seconds: float, seed: int, keep: bool) -> 
         if keep and not broken:
             corpus.keep(target, [path.read_bytes() for path in folder.iterdir()])
         slowest = [float(line) for line in ran.stdout.splitlines() if line.replace(".", "").isdigit()]
-        return Fuzzed(int(tried[0].split()[-1]) if tried else 0, max(slowest, default=0.0), broken[0] if broken else "")
+        count = int(tried[0].split()[-1]) if tried else 0
+        if count < inputs and not broken:
+            broken = [
+                f"{target.name}: only {count:,} of {inputs:,} inputs in {longest_s:.0f} s: the computer is too busy"
+            ]
+        return Fuzzed(count, max(slowest, default=0.0), broken[0] if broken else "")
 
 
 @click.command()
