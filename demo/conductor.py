@@ -22,7 +22,7 @@ from demo.stage import ALL, UNITS, Participant
 from protocols.base.errors import MeshError
 
 STOPPING = "tell everybody to stop"
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 120.0
 """The longest time from the start of a node to its ready line. A slower machine can't show the demonstration."""
 MEET_TIMEOUT_S = 20.0
 """How long to wait for meetings: far longer than promised, so that a slow machine does not look like a mesh that never

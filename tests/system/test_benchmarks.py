@@ -67,7 +67,7 @@ def test_benchmark_tiny_run_writes_every_measure_and_peer(tmp_path: Path) -> Non
     path = tmp_path / "build" / "bench.json"
     command = [sys.executable, "-m", "benchmarks", "--generations", "1", "--rounds", "1", "--pace", "0.1"]
     for _ in range(3):  # a peer that a busy computer holds up is left out of a run
-        done = subprocess.run([*command, "--out", str(path)], capture_output=True, text=True, timeout=90, check=False)
+        done = subprocess.run([*command, "--out", str(path)], capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         entries = json.loads(path.read_text())
         if "LEFT OUT" not in done.stdout:
@@ -269,7 +269,7 @@ def written(tmp_path: Path, module: str, *options: str) -> Any:
     """What a tiny run of ``python -m benchmarks.<module>`` writes."""
     path = tmp_path / "build" / f"{module}.json"
     command = [sys.executable, "-m", f"benchmarks.{module}", *options, "--out", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(path.read_text())
 

@@ -39,7 +39,7 @@ def test_demonstration_without_a_relay_breaks_no_promise(tmp_path: Path) -> None
     out = tmp_path / "demo.json"
     done = subprocess.run(
         [sys.executable, "-m", "demo", "--no-relay", "--out", str(out)],
-        env=environment(), capture_output=True, text=True, timeout=110, check=False,
+        env=environment(), capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert out.exists(), done.stdout + done.stderr
     summary = json.loads(out.read_text())

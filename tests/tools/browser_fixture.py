@@ -22,7 +22,7 @@ _FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars",
     "--mute-audio", "--remote-debugging-pipe",
 )  # fmt: skip
-_ANSWER_S = 40
+_ANSWER_S = 120.0
 
 
 def browser_path() -> str:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / "build" / "ray" / "bin"
 HEAD, OTHER = "127.0.0.2", "127.0.0.3"
 """Ray replaces 127.0.0.1 by an address that others can reach."""
-_START_S = 60
+_START_S = 150
 
 
 class Cluster:
