@@ -1,8 +1,8 @@
 """The relay as a process. It opens identity, store, ingest and responder, and closes them when it is told to end."""
 
 import logging
+import queue
 import signal
-import threading
 from collections.abc import Callable
 from itertools import count
 from typing import Final
@@ -33,9 +33,9 @@ def serve(config: RelayConfig, ready: Callable[[int], None]) -> None:
     :raises StorageError: the store can't be used.
     :raises TransportError: the port can't be listened on.
     """
-    stop = threading.Event()
+    stop = _Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: stop.tell())
     files = config.credentials
     identity = _identity(config, stop)
     if identity is None:
@@ -68,7 +68,27 @@ def serve(config: RelayConfig, ready: Callable[[int], None]) -> None:
     _log.info("stopped: %s", counted)
 
 
-def _identity(config: RelayConfig, stop: threading.Event) -> NodeIdentity | None:
+class _Stop:
+    """Whether the relay was told to end. A ``threading.Event`` would not do: its lock is held for a moment while the
+    main thread begins to wait, and a signal handler, which runs on that thread, would wait for it for ever."""
+
+    def __init__(self) -> None:
+        self._told: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put may interrupt its get
+
+    def tell(self) -> None:
+        """End. A signal handler may call it."""
+        self._told.put(None)
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until it was told, or for so long. Returns whether it was."""
+        try:
+            self._told.get(timeout=timeout_s)
+        except queue.Empty:
+            return False
+        return True
+
+
+def _identity(config: RelayConfig, stop: _Stop) -> NodeIdentity | None:
     """The identity of this relay, once its clock is plausible. None: it was told to end before.
 
     :raises IdentityError: the files are wrong in another way from the beginning. Later they may be being copied.
