@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Final
 
+from meshnode.troubles import Troubles
 from protocols.base.errors import TransportError
 
 _SHORTENED_BY: Final = 0.25
@@ -35,16 +36,26 @@ ADDRESS_LONGEST_S: Final = 2.0
 """Pauses between tries to listen on an address: a cable that is plugged in is noticed by people."""
 
 
-async def until_it_listens(
-    attempt: Callable[[], Awaitable[object]], failed: Callable[[TransportError], object]
-) -> None:
-    """Call ``attempt`` after pauses until it raises no ``TransportError``. ``failed`` is told of each."""
-    backoff = Backoff(ADDRESS_FIRST_S, ADDRESS_LONGEST_S)
-    while True:
-        await asyncio.sleep(backoff.next_s())
+async def listen_now_or_later(
+    attempt: Callable[[], Awaitable[object]], part: str, troubles: Troubles, *, essential: bool = False
+) -> "asyncio.Task[None] | None":
+    """Call ``attempt`` until it raises no ``TransportError``; meanwhile that is a trouble of ``part``. Returns a task
+    that tries again, for the caller to cancel; None: the first attempt worked."""
+
+    async def listens() -> bool:
         try:
             await attempt()
         except TransportError as error:
-            failed(error)
-        else:
-            return
+            troubles.begin(part, "", str(error), essential=essential)
+            return False
+        troubles.end(part)
+        return True
+
+    async def later() -> None:
+        backoff = Backoff(ADDRESS_FIRST_S, ADDRESS_LONGEST_S)
+        while True:
+            await asyncio.sleep(backoff.next_s())
+            if await listens():
+                return
+
+    return None if await listens() else asyncio.create_task(later(), name=f"{part} listens")

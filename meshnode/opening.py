@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from meshnode.backoff import until_it_listens
+from meshnode.backoff import listen_now_or_later
 from meshnode.config.sections import NodeConfig
 from meshnode.discovery.running import AdvertListener, RunningDiscovery
 from meshnode.driver import Driver
@@ -26,7 +26,7 @@ from meshnode.running import RunningPart
 from meshnode.waiting import wait_for_clock
 from protocols.access import LINK_ROLES
 from protocols.base.effects import Event
-from protocols.base.errors import ClockImplausible, ConfigError, TransportError
+from protocols.base.errors import ClockImplausible, ConfigError
 from protocols.base.ids import NodeId, PeerIdentity
 
 _SWITCH_INTERVAL_S: Final = 0.0002
@@ -113,8 +113,8 @@ class ConfiguredNode:
         ):  # fmt: skip
             task = asyncio.create_task(watch.run(), name=type(watch).__name__.lower())
             closing.callback(task.cancel)
-        if node.listens.is_set():
-            self._dial_seeds(node)
+        dialling = asyncio.create_task(self._dial_seeds(node), name="seeds")
+        closing.callback(dialling.cancel)
         # After joining: loading takes seconds, and hazards of neighbours need not wait for it.
         for part in node.parts:
             await part.serve(closing)
@@ -130,24 +130,14 @@ class ConfiguredNode:
 
         async def attempt() -> None:
             node.port = await asyncio.to_thread(node.driver.start, transport, listen.host, listen.port)
-            node.troubles.end("inbox")
             node.listens.set()
 
-        def failed(error: TransportError) -> None:
-            node.troubles.begin("inbox", "", str(error), essential=True)
-
-        async def later() -> None:
-            await until_it_listens(attempt, failed)
-            self._dial_seeds(node)
-
-        try:
-            await attempt()
-        except TransportError as error:
-            failed(error)
-            waiting = asyncio.create_task(later(), name="inbox")
+        waiting = await listen_now_or_later(attempt, "inbox", node.troubles, essential=True)
+        if waiting is not None:
             closing.callback(waiting.cancel)
 
-    def _dial_seeds(self, node: Node) -> None:
+    async def _dial_seeds(self, node: Node) -> None:
+        await node.listens.wait()
         for address in self.config.discovery.seeds:
             _hint(node, f"seed {address}", None, (address,))
 

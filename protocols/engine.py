@@ -249,12 +249,12 @@ class Engine:
             for queue in self._heartbeats.touched:
                 self.lanes.touch(queue)
             self._heartbeats.touched.clear()
-        self.readings.next_sequence = max(self.readings.next_sequence, self.gossip.own.first_sequence)
         if self._heartbeats.flooding:
             self.membership.refusals.end_floods(self._heartbeats.flooding, now)
         if self.readings.interest_changed:
             self._tell_interest(now)
         while (news := [machine for machine in self._machines if machine.has_news()]) or membership.has_news():
+            self.readings.next_sequence = max(self.readings.next_sequence, self.gossip.own.first_sequence)
             events = membership.events()
             messages: list[Message] = [*membership.messages()]
             for machine in news:

@@ -4,10 +4,9 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from meshnode.backoff import until_it_listens
+from meshnode.backoff import listen_now_or_later
 from meshnode.http.section import HttpSection
 from meshnode.running import Host, RunningPart
-from protocols.base.errors import TransportError
 
 if TYPE_CHECKING:
     from meshnode.http.server import HttpServer
@@ -28,11 +27,7 @@ class RunningHttp(RunningPart):
         if not self.host.config.of(HttpSection).enabled:
             return
         closing.push_async_callback(self._close)
-        try:
-            await self._listen()
-        except TransportError as error:
-            self._failed(error)
-            self._waiting = asyncio.create_task(until_it_listens(self._listen, self._failed), name="http listens")
+        self._waiting = await listen_now_or_later(self._listen, "http", self.host.troubles)
 
     async def _listen(self) -> None:
         from meshnode.http.api import Api  # its libraries take 10 MB, which only a node with HTTP pays
@@ -43,10 +38,6 @@ class RunningHttp(RunningPart):
         server = HttpServer(build_app(api), api.leave)
         self.port = await server.start(section.host, section.port)
         self._server = server
-        self.host.troubles.end("http")
-
-    def _failed(self, error: TransportError) -> None:
-        self.host.troubles.begin("http", "", str(error))
 
     async def _close(self) -> None:
         if self._waiting is not None:

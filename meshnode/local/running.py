@@ -6,12 +6,11 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 
-from meshnode.backoff import until_it_listens
+from meshnode.backoff import listen_now_or_later
 from meshnode.local.section import LocalSection, socket_of
 from meshnode.local.server import LocalServer
 from meshnode.running import DropCount, Host, RunningPart
 from protocols.base import limits
-from protocols.base.errors import TransportError
 
 _log = logging.getLogger(__name__)
 
@@ -36,20 +35,12 @@ class RunningLocal(RunningPart):
             )  # fmt: skip
             return
         closing.push_async_callback(self._close)
-        try:
-            await self._listen()
-        except TransportError as error:
-            self._failed(error)
-            self._waiting = asyncio.create_task(until_it_listens(self._listen, self._failed), name="local listens")
+        self._waiting = await listen_now_or_later(self._listen, "local", self.host.troubles)
 
     async def _listen(self) -> None:
         section, server = self.host.config.of(LocalSection), LocalServer(self.host)
         server.start(socket_of(self.host.config), int(section.mode, 8))
         self._server = server
-        self.host.troubles.end("local")
-
-    def _failed(self, error: TransportError) -> None:
-        self.host.troubles.begin("local", "", str(error))
 
     async def _close(self) -> None:
         if self._waiting is not None:
