@@ -4,11 +4,14 @@ Each method that writes is one transaction, all of it or nothing. What was writt
 (write-ahead log, ``synchronous=FULL``). The file is locked while it is open, so that two processes can't use it.
 """
 
+import fcntl
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import astuple
 from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
 
 import aiosqlite
@@ -27,6 +30,11 @@ _FULL: Final = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQL
 _DAMAGED: Final = frozenset((0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CONSTRAINT,
                              sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_NOTADB))  # fmt: skip
 """What SQLite says when it does not find what was written. 0: it was found here, or is no error of SQLite."""
+
+_OWN_FOLDER: Final = "give each node its own state_dir"
+_LOCK_BEGINS: Final = 0x40000000
+_LOCK_BYTES: Final = 512
+"""The bytes of a database file that SQLite locks; see ``PENDING_BYTE`` in its documentation of the file format."""
 
 _SCHEMA: Final = """
 CREATE TABLE ledger (one INTEGER PRIMARY KEY CHECK (one = 1), first_sequence INTEGER NOT NULL,
@@ -90,22 +98,38 @@ class OutboxFile:
     def check(self) -> None:
         """Look whether a file that no node uses now could be opened, and change nothing.
 
+        SQLite makes files beside one that it reads together with its log, for the user who reads: perhaps another one
+        than the node's, which could not open them then. So it reads a copy.
+
         :raises StorageError: it could not; says why.
         """
         if not self.path.exists():
             return
+        log = self.path.with_name(f"{self.path.name}-wal")
         try:
-            try:
-                self._look("mode=ro")
-            except sqlite3.Error as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CANTOPEN or not self.path.is_file():
-                    raise
-                self._look("immutable=1")  # its log is gone, as after a clean end, and looking may not make one
+            if self._is_locked():
+                raise StorageError(f"the outbox {self.path} can't be opened: another process uses it: {_OWN_FOLDER}")
+            if not log.exists() or not log.stat().st_size:
+                self._look(self.path, "immutable=1")
+                return
+            with TemporaryDirectory(prefix="meshnode-") as folder:
+                for file in (self.path, log):
+                    copyfile(file, Path(folder, file.name))
+                self._look(Path(folder, self.path.name), "mode=rw")
         except (sqlite3.Error, OSError) as error:
             raise self.storage_error(error, "can't be opened") from error
 
-    def _look(self, how: str) -> None:
-        with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?{how}", uri=True, timeout=0.5)) as db:
+    def _is_locked(self) -> bool:
+        """Whether another process writes the file, or keeps others from it, by the bytes that SQLite locks."""
+        with self.path.open("rb") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, _LOCK_BYTES, _LOCK_BEGINS)
+            except BlockingIOError:
+                return True
+        return False
+
+    def _look(self, file: Path, how: str) -> None:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True)) as db:
             (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             (version,) = db.execute("PRAGMA user_version").fetchone()
             (application,) = db.execute("PRAGMA application_id").fetchone()
@@ -255,7 +279,7 @@ class OutboxFile:
             return error
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            way_out = "another process uses it: give each node its own state_dir"
+            way_out = f"another process uses it: {_OWN_FOLDER}"
         elif isinstance(error, OSError) or code in _FULL:
             way_out = "free space on that disk and check that the folder is writable"
         elif code not in _DAMAGED:

@@ -10,6 +10,7 @@ Everything but ``listen`` runs on the I/O thread.
 
 import errno
 import itertools
+import os
 import select
 import socket
 import time
@@ -68,7 +69,8 @@ class Inbox:
                     f"{address} is in use by another program: stop it or configure another port"
                 ) from error
             raise TransportError(
-                f"can't listen on {address} ({error.strerror}): configure an address of this computer"
+                f"can't listen on {address} ({os.strerror(error.errno or 0).lower()}): configure an address of this "
+                "computer"
             ) from error
         listener.setblocking(False)
         self._listener, self.descriptor = listener, listener.fileno()

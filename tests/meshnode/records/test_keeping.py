@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -14,6 +15,7 @@ import pytest
 from meshnode.links.transport import Requester
 from meshnode.records.keeping import MAX_KEPT, OutboxKeeper
 from meshnode.records.outbox import Outbox
+from meshnode.records.outbox_file import OutboxFile
 from meshnode.records.uplink import UplinkDriver
 from meshnode.troubles import Troubles
 from protocols.base.errors import TransportError
@@ -249,3 +251,23 @@ def test_node_whose_outbox_is_not_to_be_had_runs_without_and_takes_it_up_later(
         eventually(lambda: node.get("/readyz")["troubles"] == [], "it is taken up")
         assert node.post("/v1/readings", {"key": "rsu/rsu-1/x", "value": 2})[0] == 200
         eventually(lambda: counters(node)["outbox_pending"] == 1, "and keeps records")
+
+
+def test_looking_at_an_outbox_leaves_no_file_beside_it(tmp_path: Path) -> None:
+    """The doctor may run as root. SQLite's files beside the outbox were then root's, and the node could not use its own
+    outbox any more."""
+    ended, killed = tmp_path / "ended", tmp_path / "killed"
+    killed.mkdir()
+
+    async def put() -> None:
+        async with Outbox.open(ended / "outbox.sqlite", 10, 2**20) as outbox:
+            await outbox.put(curated(1))
+            for file in ended.glob("outbox.sqlite*"):  # as a node leaves them that is killed now
+                shutil.copy(file, killed)
+
+    asyncio.run(put())
+    assert (killed / "outbox.sqlite-wal").stat().st_size > 0
+    for folder in (ended, killed):
+        before = {file: file.read_bytes() for file in folder.iterdir()}
+        OutboxFile(folder / "outbox.sqlite").check()
+        assert {file: file.read_bytes() for file in folder.iterdir()} == before
