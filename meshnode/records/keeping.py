@@ -72,7 +72,7 @@ class OutboxKeeper:
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
-        await self._end()
+        await self._end(waits=True)
 
     async def usable(self) -> Outbox | None:
         """The outbox, once a damaged one has been replaced; None while there is none."""
@@ -158,8 +158,8 @@ class OutboxKeeper:
             self._troubles.begin("outbox", "", self.why)
             self._ready.set()
 
-    async def _end(self) -> None:
-        """End the uplink and the outbox, and keep their counters."""
+    async def _end(self, *, waits: bool = False) -> None:
+        """End the uplink and the outbox, and keep their counters. ``waits``: what is in it waits for the next life."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -171,7 +171,7 @@ class OutboxKeeper:
             except Exception as error:  # noqa: BLE001 - SQLite may fail on what is damaged; it is not used any more
                 _log.warning("the outbox %s did not close well: %s", self.path, error)
             for name, value in self._current().items():
-                if name.removeprefix("outbox_") not in _GAUGES:
+                if waits or name.removeprefix("outbox_") not in _GAUGES:
                     self._ended[name] = self._ended.get(name, 0) + value
         self.outbox = self.uplink = None
 

@@ -271,3 +271,14 @@ def test_looking_at_an_outbox_leaves_no_file_beside_it(tmp_path: Path) -> None:
         before = {file: file.read_bytes() for file in folder.iterdir()}
         OutboxFile(folder / "outbox.sqlite").check()
         assert {file: file.read_bytes() for file in folder.iterdir()} == before
+
+
+async def test_ledger_of_a_closed_outbox_counts_what_waits_in_it(tmp_path: Path) -> None:
+    """A program reads the counters after its node has closed: what waits for the next life is not lost."""
+    keeper = keeper_of(tmp_path, Troubles())
+    await keeper.open()
+    assert keeper.outbox is not None
+    await keeper.outbox.put(curated(1), curated(2))
+    await keeper.close(0.0)
+    counters = keeper.statistics()
+    assert (counters["outbox_issued"], counters["outbox_pending"], counters["outbox_delivered"]) == (2, 2, 0)
