@@ -8,6 +8,7 @@ need not be trusted; without a readable file the node starts with no entries of 
 import asyncio
 import ipaddress
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -48,6 +49,7 @@ class GossipService:
         self._file = host.config.node.state_dir / "gossip.msgpack"
         self._said, self._lifetime_s = b"", 0
         self._kept: frozenset[bytes] = frozenset()
+        self._saying = threading.Lock()
 
     def open(self) -> None:
         """Restore the entries that were kept, and author the address entry."""
@@ -57,12 +59,17 @@ class GossipService:
 
     def renewed(self, certificate_ends: datetime) -> None:
         """Sign the address entry again, with a new certificate."""
-        self._ends, self._said = certificate_ends, b""
-        self.say()
+        with self._saying:
+            self._ends, self._said = certificate_ends, b""
+            self._say(None)
 
     def say(self, held: Sequence[HostAddress] | None = None) -> None:
         """Author the address entry, unless it would say the same as before for as long. ``held``: the addresses of
-        this host, if they are known. While the inbox does not listen there is nothing to say."""
+        this host, if they are known. While the inbox does not listen there is nothing to say. Any thread may call."""
+        with self._saying:
+            self._say(held)
+
+    def _say(self, held: Sequence[HostAddress] | None) -> None:
         if not self._host.port:
             return
         held = host_addresses() if held is None else held
