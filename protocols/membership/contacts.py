@@ -6,6 +6,11 @@ next dial, up to ``REDIAL_MAX_NS``. A lane that closes within a second of openin
 which refuses us after the handshake is not dialled in a loop. After a refusal, by us or by the peer, the peer is not
 dialled for ``REFUSAL_MEMORY_NS``.
 
+Several contacts may lead to one node: an advert, seeds, a Hello. While a lane to it is open the others are *parked*.
+Once it ends they are dialled too, because one of them may know where the node is now. A seed may be misled, by a name
+that led to another node for a while: when two seeds claim the same node, those without a lane are not parked but
+dialled again, slowly.
+
 A stranger that floods the radio with adverts makes us dial addresses that do not answer. At most ``MAX_DIALS`` wait for
 an answer at once, and contacts that failed least are dialled first. Mere hints never keep a peer that said Hello
 waiting, neither for a place in the table nor for a dial.
@@ -35,7 +40,7 @@ class Contact:
 
     __slots__ = (
         "addresses", "advertised", "attempt", "busy", "failures", "first_seen_ns", "name", "next_dial_ns", "node",
-        "proven", "proven_addresses", "said", "seed", "wanted",
+        "parked", "proven", "proven_addresses", "said", "seed", "wanted",
     )  # fmt: skip
 
     def __init__(self, name: str, node: NodeId | None, now: int) -> None:
@@ -49,6 +54,8 @@ class Contact:
         self.next_dial_ns = now
         self.busy = 0
         """Realtime lanes to it that are open or being dialled."""
+        self.parked = False
+        """Whether it is not dialled because another contact has a lane to its node."""
         self.wanted = True
         """False once the hint was withdrawn: open lanes stay, but it is not dialled again."""
         self.advertised = False
@@ -213,6 +220,8 @@ class Contacts:
             return None
         if dialling.contact.seed:
             dialling.contact.node = identity.node
+            if self._is_claimed_twice(identity.node):
+                self._release(identity.node)
         if dialling.contact.node == identity.node:
             dialling.contact.proven_addresses = (dialling.address,)
         return dialling
@@ -235,6 +244,8 @@ class Contacts:
             return
         if next_dial_ns is not None:
             dialling.contact.next_dial_ns = next_dial_ns
+        if dialling.identity is not None:
+            self._release(dialling.identity.node, next_dial_ns)
         self._forget_unwanted(dialling.contact)
 
     def closed(self, dial: int, refused: bool, now: int) -> Dialling | None:
@@ -254,8 +265,27 @@ class Contacts:
         contact.next_dial_ns = now + int(back_off_ns * self._random.uniform(0.75, 1.25))
         if refused:
             contact.next_dial_ns = now + limits.REFUSAL_MEMORY_NS
+        if dialling.identity is not None:
+            self._release(dialling.identity.node)
         self._forget_unwanted(contact)
         return dialling
+
+    def _release(self, node: NodeId, next_dial_ns: int | None = None) -> None:
+        """Dial the contacts of a node again that were parked: at once, or at ``next_dial_ns``."""
+        for contact in self._contacts.values():
+            if contact.parked and contact.node == node:
+                contact.parked = False
+                if next_dial_ns is not None:
+                    contact.next_dial_ns = next_dial_ns
+
+    def _is_claimed_twice(self, node: NodeId) -> bool:
+        return sum(contact.seed and contact.node == node for contact in self._contacts.values()) > 1
+
+    def _is_reached(self, node: NodeId) -> bool:
+        return any(
+            dialling.identity is not None and dialling.identity.node == node and dialling.lane is Lane.REALTIME
+            for dialling in self._dials.values()
+        )
 
     def _forget_unwanted(self, contact: Contact) -> None:
         """Forget a withdrawn contact once it has no lanes. Another contact may have its name by then."""
@@ -292,17 +322,25 @@ class Contacts:
         if now < self.next_timer_at():
             return
         self._due_ns = _UNKNOWN
-        due = [contact for contact in self._contacts.values() if contact.next_dial_ns <= now and not contact.busy]
+        due = [
+            contact
+            for contact in self._contacts.values()
+            if contact.next_dial_ns <= now and not contact.busy and not contact.parked
+        ]
         free = MAX_DIALS - self._unanswered()
         for contact in sorted(due, key=lambda contact: (not contact.proven, contact.failures)):
             refused_until_ns = self._refused.get(contact.name, 0)
             if refused_until_ns > now:
                 contact.next_dial_ns = refused_until_ns
-            elif may_dial(contact.node):
+            elif may_dial(contact.node) or (
+                contact.seed and contact.node is not None and self._is_claimed_twice(contact.node)
+            ):
                 if free <= 0 and not contact.proven:  # its turn comes when another dial ends
                     continue
                 free -= 1
                 self._dial(contact, Lane.REALTIME, contact.addresses[contact.attempt % len(contact.addresses)])
+            elif contact.node is not None and self._is_reached(contact.node):
+                contact.parked = True
             else:
                 contact.next_dial_ns = now + limits.REDIAL_MAX_NS
 
@@ -312,7 +350,7 @@ class Contacts:
             return self._due_ns
         full, due_ns = self._unanswered() >= MAX_DIALS, NEVER
         for contact in self._contacts.values():
-            if contact.next_dial_ns < due_ns and not contact.busy and (contact.proven or not full):
+            if contact.next_dial_ns < due_ns and not (contact.busy or contact.parked) and (contact.proven or not full):
                 due_ns = contact.next_dial_ns
         self._due_ns = due_ns
         return due_ns

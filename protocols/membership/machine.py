@@ -207,7 +207,7 @@ class Membership:
             neighbour.role = identity.role
             return
         if neighbour is not None and neighbour.dial_of(dialling.lane):  # a second way to the same inbox
-            self._contacts.hang_up(dial, now + limits.REDIAL_MAX_NS)
+            self._contacts.hang_up(dial, now + limits.REDIAL_MAX_NS // 2)
             return
         if neighbour is not None and dialling.lane is Lane.BULK and neighbour.state in (State.DEAD, State.LEFT):
             self._contacts.hang_up(dial)  # it went while this was dialled, and nothing waits for it any more

@@ -206,6 +206,40 @@ def test_second_way_to_one_inbox_is_closed() -> None:
     assert HangUp(second.dial) in alone.engine.outgoing()
 
 
+def test_seed_of_a_neighbour_is_dialled_as_soon_as_the_lane_to_it_ends() -> None:
+    """Its name may lead to where it is now, while the address of its last Hello leads nowhere for ever."""
+    alone = Alone()
+    alone.engine.membership.hint("name", None, (("x.street", 1),), alone.now)
+    seed = alone.dials()[0].dial
+    alone.engine.membership.hint("x", NodeId("x"), (("192.0.2.7", 1),), alone.now)
+    (other,) = alone.dials()
+    alone.engine.lane_opened(other.dial, identity("x"), alone.now)
+    alone.engine.lane_opened(seed, identity("x"), alone.now)
+    alone.now += limits.REDIAL_MAX_NS // 2
+    assert alone.dials() == [], "a lane to it is open"
+    alone.now += SECOND
+    alone.engine.lane_closed(other.dial, "it has moved", False, alone.now)
+    assert [dial.host for dial in alone.dials()] == ["x.street"]
+
+
+def test_seed_whose_name_led_to_another_node_for_a_while_is_tried_again() -> None:
+    """It was taken for a second way to that node for as long as a lane to that node was open."""
+    alone = Alone()
+    alone.engine.membership.hint("x", None, (("x.street", 1),), alone.now)
+    alone.engine.membership.hint("y", None, (("y.street", 1),), alone.now)
+    first, misled = alone.dials()
+    alone.engine.lane_opened(first.dial, identity("x"), alone.now)
+    alone.engine.lane_opened(misled.dial, identity("x"), alone.now)
+    alone.engine.outgoing()
+    alone.now += limits.REDIAL_MAX_NS // 2
+    (again,) = alone.dials()
+    assert again.host == "y.street"
+    alone.engine.lane_opened(again.dial, identity("y"), alone.now)
+    assert {peer.node for peer in alone.engine.peers(alone.now) if peer.lanes} == {"x", "y"}
+    alone.now += limits.REDIAL_MAX_NS // 2
+    assert alone.dials() == [], "each leads to a node of its own"
+
+
 def test_dial_refused_for_its_identity_is_left_alone_for_a_while() -> None:
     """NNG alone would redial 17 times in half a second."""
     alone = Alone()
