@@ -21,6 +21,7 @@ whether it is alive.
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import random
 import socket
@@ -33,6 +34,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zeroconf import (  # type: ignore[attr-defined]  # documented, though not in its __all__
+    DNSAddress,
     DNSOutgoing,
     DNSPointer,
     DNSQuestion,
@@ -77,8 +79,9 @@ _MAX_KNOWN_ANSWER_BYTES = 1_300
 _RECORD_BYTES = 15
 """The size of a pointer record without the label of its instance: the other names in it are compressed (RFC 1035)."""
 _QUERY = 0x0000
-_PTR, _IN = 12, 1
-"""DNS record type and class (RFC 1035)."""
+_A, _PTR, _AAAA, _IN = 1, 12, 28, 1
+"""DNS record types and class (RFC 1035, RFC 3596)."""
+_FLUSHED_TTL_S = 1
 _GROUP = "224.0.0.251"
 
 
@@ -425,7 +428,7 @@ class Discovery:
 
     def _parsed(self, service: ServiceInfo) -> Advert | None:
         try:
-            addresses = service.parsed_addresses(IPVersion.All)
+            addresses = self._present(service)
             return parse_untrusted_advert(service.properties, addresses, service.port, self._mesh)
         except OtherMesh:
             self._count("adverts_foreign")
@@ -433,6 +436,19 @@ class Discovery:
             _log.debug("%s", error)
             self._count("adverts_invalid")
         return None
+
+    def _present(self, service: ServiceInfo) -> list[str]:
+        """The addresses of an advert, the newest first. Those that a later advert did not name any more are left out:
+        zeroconf gives them one second to live, as RFC 6762 says (section 10.2), but keeps them for up to ten."""
+        told = service.parsed_addresses(IPVersion.All)
+        records = [
+            record
+            for kind in (_A, _AAAA)
+            for record in self._zeroconf.cache.get_all_by_details(service.server or service.name, kind, _IN)
+            if isinstance(record, DNSAddress)
+        ]
+        flushed = {str(ipaddress.ip_address(record.address)) for record in records if record.ttl <= _FLUSHED_TTL_S}
+        return [address for address in told if address.partition("%")[0] not in flushed] or told
 
     def _tell(self, name: str, advert: Advert) -> None:
         with self._lock:

@@ -101,6 +101,23 @@ def test_address_that_changes_is_announced_and_the_old_one_no_longer(lan: Lan, s
         assert places(one) == [("eth0", new)]
 
 
+def test_addresses_that_changed_one_after_the_other_do_not_pile_up(lan: Lan, start: Start) -> None:
+    """Each old one was dialled for seconds before the turn came to the one that is in use."""
+    moving, there = lan.computer("veh-1"), lan.computer("veh-2")
+    moving.plug("eth0", "10.1.0.1/24")
+    there.plug("eth0", "10.1.0.2/24")
+    start(moving)
+    still = start(there)
+    for number in range(10, 16):
+        moving.add("eth0", f"10.1.0.{number}/24")
+        moving.remove("eth0", f"10.1.0.{number - 1 if number > 10 else 1}/24")
+        eventually(
+            lambda newest=f"10.1.0.{number}": heard(still, "veh-1")[:1] == [newest],  # type: ignore[misc]
+            lambda: f"the newest comes first: {heard(still, 'veh-1')}",
+        )
+    assert len(heard(still, "veh-1")) <= 3, "those that a new advert has just replaced may be there for a second"
+
+
 def test_interface_that_was_down_or_removed_works_again(lan: Lan, start: Start) -> None:
     """A radio is switched off and on, and a modem is reset: the kernel makes the same interface anew, and forgets who
     had joined the group there."""
