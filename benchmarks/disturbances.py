@@ -23,6 +23,8 @@ _NOWHERE: Final = "10.50.255.254"
 """An address of the network that nobody has."""
 _HOUR_S, _DAY_S = 3_600.0, 86_400.0
 _CLOCKS_S: Final = (0.0, 0.5, -0.5, 5.0, -5.0, _HOUR_S, -_HOUR_S, _DAY_S, -_DAY_S, -20_000 * _DAY_S)
+_AFTER_S: Final = 0.002
+"""The least time between two things that are to happen in order."""
 
 Do = Literal["add", "remove", "up", "down", "plug", "unplug", "resolve", "clock"]
 
@@ -74,6 +76,8 @@ class _Planner:
         self._address = {name: first_address(number) for number, name in enumerate(names)}
         self._free_s: Counter[tuple[str, str]] = Counter()
         self._given = 0
+        self._told_s: dict[tuple[str, str], float] = {}
+        """When each reader is told where another computer is now: an older address never comes after a newer one."""
 
     def plan(self, seconds: float) -> Plan:
         counts: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
@@ -140,7 +144,8 @@ class _Planner:
                 break
         self._address[who] = found
         for reader in self._names:
-            later_s = at_s + self._random.uniform(0.0, 1.5)
+            later_s = max(at_s + self._random.uniform(0.0, 1.5), self._told_s.get((reader, who), 0.0) + _AFTER_S)
+            self._told_s[reader, who] = later_s
             self._enter(later_s, "resolve", reader, value=f"{who}={found}")
         return found
 

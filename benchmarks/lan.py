@@ -25,6 +25,7 @@ _PROGRAMS: Final = ("ip", "nsenter", "unshare", "setpriv", "mount", "sh")
 _CLONE_NEWNET: Final = 0x40000000
 _BRIDGE: Final = "street"
 _COMMAND_S: Final = 120.0
+_SETTINGS: Final = {"promote_secondaries": 1, "arp_ignore": 1, "arp_announce": 2}
 
 
 class LanFailed(Exception):
@@ -64,10 +65,11 @@ class Lan:
 
     def computer(self, name: str, loopback: bool = True) -> "Computer":
         """A new computer without a cable. When the first address of an interface is removed, the others stay, as
-        systemd sets it."""
+        systemd sets it. It answers for an address only on the interface that has it, as computers with two interfaces
+        on one network need it: otherwise neighbours send to the wrong one, for up to a minute after it was unplugged."""
         made = self.computers[name] = Computer(self, name, _new_namespace())
-        setting = "/proc/sys/net/ipv4/conf/all/promote_secondaries"
-        _run_in(made.namespace, ["sh", "-c", f"echo 1 > {setting}"])
+        settings = "\n".join(f"echo {value} > /proc/sys/net/ipv4/conf/all/{name}" for name, value in _SETTINGS.items())
+        _run_in(made.namespace, ["sh", "-c", settings])
         if loopback:
             self.run(made.namespace, "link", "set", "lo", "up")
         return made
