@@ -17,7 +17,8 @@ from sims.emulator.air.disturbances import Disturbances
 from sims.emulator.promises import Promises, passed_over
 from sims.media.contract import Places
 from sims.media.media import Media
-from sims.results.result import Recorder
+from sims.results.goodput import Heard, sample_ns
+from sims.results.recorder import Recording
 from sims.scenario.file import Fault, Scenario
 
 Line = tuple[int, str, list[Any]]
@@ -72,12 +73,18 @@ class Observation:
     """Replays the journals of one run."""
 
     def __init__(
-        self, scenario: Scenario, tape: Sequence[Fault], recorder: Recorder, places: Places, media: Media,
+        self, scenario: Scenario, tape: Sequence[Fault], recorder: Recording, places: Places, media: Media,
     ) -> None:  # fmt: skip
         """``places`` and ``media``: as the wire has them, but fresh ones."""
         self.found = Found()
         self._recorder, self._places, self._media = recorder, places, media
+        self._goodput = recorder.goodput
         self._disturbances = Disturbances(scenario.names, tape, media)
+        self._crashes = sorted(
+            ((round(fault.at_s * _SECOND), name) for fault in tape if fault.kind == "crash" for name in fault.nodes),
+            reverse=True,
+        )
+        """When which nodes are killed, the next one last."""
         self._promises = Promises(scenario.names, tape, recorder)
         self._attempts = scenario.radio.retries + 1
         self._backbones = [
@@ -88,6 +95,7 @@ class Observation:
         self._names = scenario.names
         self._number = {name: number for number, name in enumerate(self._names)}
         self._started: dict[str, int] = {}
+        """The nodes that run, and since when."""
         self._in_range: dict[tuple[int, int], int] = {}
         self._near_of: dict[int, list[int]] = {}
         self._known: dict[str, dict[str, None]] = {name: {} for name in self._names}
@@ -96,12 +104,14 @@ class Observation:
         self._published: dict[tuple[str, str, int], int] = {}
         self._wanted: dict[tuple[str, str, int], dict[str, float]] = {}
         self._wanted_from: dict[str, frozenset[str]] = {}
-        self._newest: dict[tuple[str, str], tuple[int, int]] = {}
+        self._heard: dict[str, dict[tuple[str, str], Heard]] = {name: {} for name in self._names}
+        """By node: what it has heard of each origin and key."""
         self._streams: dict[tuple[str, str, str], int] = {}
         self._cpu: dict[str, float] = {}
         self._cpu_began: dict[str, float] = {}
         self._looked_ns = -_LOOK_EVERY_NS
         self._sampled_ns = -_SAMPLE_EVERY_NS
+        self._age_samples = 1
 
     def replay(self, lines: Sequence[Line], end_ns: int) -> Found:
         """Tell the recorder everything. It is called once."""
@@ -119,16 +129,32 @@ class Observation:
 
     # --- places ----------------------------------------------------------------------------------------------------
     def _look(self, now_ns: int) -> None:
-        while self._looked_ns + _LOOK_EVERY_NS <= now_ns:
-            self._looked_ns += _LOOK_EVERY_NS
-            at_ns = max(self._looked_ns, 0)
-            self._places.advance(at_ns)
-            self._media.moved(at_ns)
-            self._disturbances.advance(at_ns)
-            self._see_ranges(at_ns)
-            if self._looked_ns - self._sampled_ns >= _SAMPLE_EVERY_NS:
-                self._sampled_ns = self._looked_ns
-                self._sample(at_ns)
+        while True:
+            ages_ns = sample_ns(self._age_samples)
+            if min(self._looked_ns + _LOOK_EVERY_NS, ages_ns) > now_ns:
+                break
+            if ages_ns < self._looked_ns + _LOOK_EVERY_NS:
+                self._see_crashes(ages_ns)
+                self._sample_ages(ages_ns)
+                self._age_samples += 1
+            else:
+                self._looked_ns += _LOOK_EVERY_NS
+                self._look_around(max(self._looked_ns, 0))
+        self._see_crashes(now_ns)
+
+    def _look_around(self, now_ns: int) -> None:
+        self._see_crashes(now_ns)
+        self._places.advance(now_ns)
+        self._media.moved(now_ns)
+        self._disturbances.advance(now_ns)
+        self._see_ranges(now_ns)
+        if self._looked_ns - self._sampled_ns >= _SAMPLE_EVERY_NS:
+            self._sampled_ns = self._looked_ns
+            self._sample(now_ns)
+
+    def _see_crashes(self, now_ns: int) -> None:
+        while self._crashes and self._crashes[-1][0] <= now_ns:
+            self._started.pop(self._crashes.pop()[1], None)
 
     def _see_ranges(self, now_ns: int) -> None:
         seen: dict[tuple[int, int], int] = {}
@@ -141,12 +167,17 @@ class Observation:
             self._near_of[node].append(other)
 
     def _near(self, node: int) -> list[int]:
-        """The nodes in good reach of one node. As in the simulator, nine of ten frames arrive, retries included."""
+        """The nodes in good reach of one node. As in the simulator, nine of ten frames arrive, retries included, and no
+        fault cuts or loses anything between the two."""
+        bad = self._disturbances.bad
         return [
             other
             for other in self._media.neighbours(node)
-            if self._backbones[node] & self._backbones[other]
-            or (self._reaches(node, other) and self._reaches(other, node))
+            if not ((node, other) in bad or (other, node) in bad)
+            and (
+                self._backbones[node] & self._backbones[other]
+                or (self._reaches(node, other) and self._reaches(other, node))
+            )
         ]
 
     def _reaches(self, sender: int, receiver: int) -> bool:
@@ -161,9 +192,24 @@ class Observation:
             node, neighbour = self._names[number], self._names[other]
             if node in self._started and neighbour in self._started:
                 recorder.aware(self._distance_m(number, other), neighbour in self._known[node])
-                newest = self._newest.get((node, neighbour))
-                if newest is not None:
-                    recorder.aged(now_ns - newest[0])
+
+    def _sample_ages(self, now_ns: int) -> None:
+        for number, node in enumerate(self._names):
+            if node not in self._started:
+                continue
+            newest_ns: dict[str, int] = {}
+            for (origin, _), heard in self._heard[node].items():
+                newest_ns[origin] = max(newest_ns.get(origin, 0), heard.newest_ns)
+            for other in self._near_of.get(number, ()):
+                neighbour = self._names[other]
+                if neighbour in self._started and self._goodput.expects(number, other):
+                    since_ns = max(newest_ns.get(neighbour, 0), self._there_since_ns(node, neighbour, now_ns))
+                    self._recorder.aged(max(now_ns - since_ns, 0))
+
+    def _there_since_ns(self, one: str, other: str, now_ns: int) -> int:
+        """Since when two nodes have both been running, and in good reach of one another."""
+        reach_ns = self._in_range.get((self._number[one], self._number[other]), now_ns)
+        return min(max(self._started.get(one, 0), self._started.get(other, 0), reach_ns), now_ns)
 
     def _distance_m(self, one: int, other: int) -> float:
         places = self._places
@@ -228,9 +274,7 @@ class Observation:
     def _meet(self, now_ns: int, node: str, other: str) -> None:
         self._known[node][other] = None
         self._links_open[node, other] = now_ns
-        reach_ns = self._in_range.get((self._number[node], self._number[other]), now_ns)
-        possible_ns = max(self._started.get(node, 0), self._started.get(other, 0), reach_ns)
-        self._recorder.met(now_ns, node, other, min(possible_ns, now_ns))
+        self._recorder.met(now_ns, node, other, self._there_since_ns(node, other, now_ns))
 
     def _part(self, now_ns: int, node: str, other: str, how: str) -> None:
         if how != "refuted":
@@ -241,12 +285,14 @@ class Observation:
     def _publish(self, now_ns: int, node: str, key: str, sequence: int, end_ns: int) -> None:
         self._published[node, key, sequence] = now_ns
         self._recorder.published(now_ns, node, key, sequence)
+        number = self._number[node]
+        near = [other for other in self._near_of[number] if self._names[other] in self._started]
+        self._goodput.published(now_ns, key, sequence, near)
         if now_ns < end_ns - _COUNTED_AS_WANTED_NS:
-            number = self._number[node]
             reached = {
                 self._names[other]: self._distance_m(number, other)
-                for other in self._near_of[number]
-                if self._names[other] in self._started and self._wants(self._names[other], key)
+                for other in near
+                if self._wants(self._names[other], key)
             }
             if reached:
                 self._wanted[node, key, sequence] = reached
@@ -270,7 +316,10 @@ class Observation:
         )
         self._streams[stream] = sequence
         self._recorder.delivered(now_ns, node, origin, key, sequence, published_ns)
-        self._newest[node, origin] = published_ns, sequence
+        heard = self._heard[node].get((origin, key))
+        if heard is None:
+            heard = self._heard[node][origin, key] = self._goodput.heard(self._number[node], key)
+        heard.came(now_ns, sequence, published_ns)
         wanted = self._wanted.get((origin, key, sequence))
         if wanted is not None:
             distance_m = wanted.pop(node, None)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Final
 
+from sims.results.goodput import Goodput
 from sims.results.histogram import Histogram
 from sims.results.result import (
     RESULT_VERSION,
@@ -76,6 +77,8 @@ class Recording:
         self._traces = _Traces(self._names, scenario.duration_s)
         self._entries = _Entries({entry.author for entry in scenario.gossip}, len(self._names))
         self._traced = self._traces.origins
+        self.goodput = Goodput(scenario)
+        """What is offered and useful; the harness tells it by itself."""
         self.places_every_s = self._places.every_ns / SECOND_NS
         """How often :meth:`placed` keeps a place. Calls in between are ignored."""
 
@@ -198,7 +201,7 @@ class Recording:
         latency = self._latency.spread("ms")
         happenings = [happening for kind in self._happenings.values() for happening in kind]
         happenings.sort(key=lambda happening: happening.at_s)  # stable: one instant stays grouped by kind
-        return Result(
+        result = Result(
             RESULT_VERSION, harness, self._scenario.name, seed, len(self._names), virtual_s, wall_s, digest,
             node_infos=[
                 NodeInfo(name, group.role, group.name, group.device)
@@ -217,6 +220,8 @@ class Recording:
             places_every_s=self.places_every_s, places=self._places.places,
             faults=list(faults), happenings=happenings, messages=self._traces.messages, left_out=self._left_out(),
         )  # fmt: skip
+        self.goodput.fill(result, int(virtual_s * SECOND_NS))
+        return result
 
     def _left_out(self) -> list[str]:
         notes = self._places.left_out()
@@ -224,7 +229,8 @@ class Recording:
             number = self._happened_times[kind]
             if number > len(kept):
                 notes.append(f"{kind}: the newest {len(kept)} of {number} are on the timeline")
-        return notes + self._traces.left_out(len(self._names)) + self._entries.left_out()
+        notes += self._traces.left_out(len(self._names)) + self._entries.left_out()
+        return notes + self.goodput.left_out()
 
 
 class _Places:

@@ -118,8 +118,20 @@ class Result(Struct):
     drops: dict[str, int] = field(default_factory=dict)
     latency: Distribution = field(default_factory=lambda: Distribution("ms"))
     """Times from publishing to the callback."""
+    urgent: Distribution = field(default_factory=lambda: Distribution("ms"))
+    """The same for readings of priority 6 and 7 that were published in the measured span."""
+    urgent_wanted: int = 0
+    """Pairs of an urgent reading and a node to which it was offered, in the measured span …"""
+    urgent_missed: int = 0
+    """… and how many of them did not come within the lifespan of the reading."""
+    offered_per_s: float | None = None
+    """Readings times nodes that wanted them, a second of the measured span: from when the scenario starts its last
+    node to the end of the run. :mod:`sims.results.goodput` has the definitions. None in results of older versions."""
+    useful_per_s: float | None = None
+    """Pairs of a reading and a node that got it within its lifespan, each once, a second of the same span."""
     age: Distribution = field(default_factory=lambda: Distribution("ms"))
-    """Age of information: how old the newest reading of a neighbour in range is, sampled."""
+    """Age of information: how old the newest reading of a neighbour in range is, sampled over ordered pairs in which
+    one subscribes to what the other publishes. As long as nothing has come, it is the time since both are there."""
     discovery: Distribution = field(default_factory=lambda: Distribution("s"))
     """Times from the later of both starts (or from coming into range) until one has met the other."""
     inference: Distribution = field(default_factory=lambda: Distribution("ms"))

@@ -71,6 +71,7 @@ def tables(result: Result) -> dict[str, Table]:
     """The CSV files by name: titles and rows."""
     spreads = {
         "latency_histogram.csv": result.latency,
+        "urgent_histogram.csv": result.urgent,
         "age_histogram.csv": result.age,
         "discovery_histogram.csv": result.discovery,
         "inference_histogram.csv": result.inference,

@@ -188,9 +188,7 @@ class World:
         if kind is NeighbourMet:
             other = self._nodes.get(event.node)  # type: ignore[attr-defined]
             if other is not None:
-                pair = min(node.number, other.number), max(node.number, other.number)
-                since_ns = max(self.near_since_ns.get(pair, 0), node.started_ns, other.started_ns)
-                self.recorder.met(now, name, other.name, min(since_ns, now))
+                self.recorder.met(now, name, other.name, min(self.there_since_ns(node, other), now))
         elif kind is EntryAccepted:
             self._entry(node, event)  # type: ignore[arg-type]
         elif kind is Answered:
@@ -207,6 +205,11 @@ class World:
         self.recorder.published(now, node.name, key, put.sequence)
         for hook in self.on_published:
             hook(node.name, key, put)
+
+    def there_since_ns(self, one: SimNode, other: SimNode) -> int:
+        """Since when two nodes have both been running, and in good range of one another."""
+        pair = min(one.number, other.number), max(one.number, other.number)
+        return max(self.near_since_ns.get(pair, 0), one.started_ns, other.started_ns)
 
     def wants(self, number: int, key: str) -> bool:
         """Whether a node subscribes to a key."""

@@ -35,6 +35,8 @@ class Disturbances:
         self._all = [_disturbance(fault, numbers) for fault in tape if fault.kind in ON_THE_AIR]
         edges = {edge for each in self._all for edge in (each.from_ns, each.until_ns)}
         self._edges_ns = sorted(edges, reverse=True)
+        self.bad: frozenset[tuple[int, int]] = frozenset()
+        """Pairs of a sender and a receiver between which frames are lost now because of a fault."""
 
     def advance(self, now_ns: int) -> None:
         """Begin and end the faults that have come due."""
@@ -44,6 +46,7 @@ class Disturbances:
             self._edges_ns.pop()
         overlay = self._overlay
         overlay.clear()
+        cuts: set[tuple[int, int]] = set()
         losses: dict[tuple[int, int], float] = {}
         delays_ns: dict[tuple[int, int], int] = {}
         for each in self._all:
@@ -53,6 +56,7 @@ class Disturbances:
                 match each.fault.kind:
                     case "partition":
                         overlay.cut(*pair)
+                        cuts.add(pair)
                     case "one-way-loss":
                         losses[pair] = max(losses.get(pair, 0.0), each.fault.share)
                     case _:
@@ -61,6 +65,7 @@ class Disturbances:
             overlay.lose(*pair, share)
         for pair, delay_ns in delays_ns.items():
             overlay.clog(*pair, delay_ns)
+        self.bad = frozenset(cuts | losses.keys())
 
 
 def _disturbance(fault: Fault, numbers: Mapping[str, int]) -> _Disturbance:
