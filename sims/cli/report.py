@@ -9,9 +9,10 @@ from pathlib import Path
 import click
 
 from sims.errors import ResultError
-from sims.report.render import render
+from sims.report.render import render, render_sweep
 from sims.results.diff import DEFAULT_TOLERANCE, Trend, compare, parse_tolerances
 from sims.results.saved import REPORT_FILE, load, write
+from sims.results.sweep_table import is_sweep, load_table
 
 UNUSABLE = 2
 
@@ -20,10 +21,10 @@ UNUSABLE = 2
 @click.argument("result", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The file; default: report.html beside RESULT.")
 def report(result: Path, output: Path | None) -> None:
-    """Make the HTML report of a saved RESULT (its folder or result.json)."""
+    """Make the HTML report of a saved RESULT (its folder or result.json), or of a sweep (its folder)."""
     page = output or (result if result.is_dir() else result.parent) / REPORT_FILE
     try:
-        data = render(load(result)).encode("utf-8")
+        data = (render_sweep(load_table(result)) if is_sweep(result) else render(load(result))).encode("utf-8")
         write(page, data)
     except ResultError as error:
         _unusable(str(error))

@@ -86,7 +86,8 @@ const resized = new ResizeObserver((entries) => {
  * A chart as an element, drawn as wide as its place.
  *
  * `x`, `y`: {label, unit, log, low, high, percent}; `series`: [{name, color, kind, points, more(point)}] with kind `line`,
- * `step`, `area`, `dots` (a point is [x, y, …]) or `bars` ([from, to, y]); `marks`: [{x, label}]; `bands`: [[from, to]].
+ * `step`, `area`, `dots` (a point is [x, y, …]) or `bars` ([from, to, y]); a line with `dots` shows its points, too;
+ * `marks`: [{x, label}]; `bands`: [[from, to]].
  */
 function chart(options) {
   const { series, hideKeys = false } = options;
@@ -224,15 +225,9 @@ function draw(root, one, placeX, placeY, floor) {
         style: `fill: none; stroke: ${one.color}; stroke-width: ${one.thin ? 1 : 2}; opacity: ${one.thin ? 0.55 : 1}; stroke-linejoin: round`,
       }),
     );
-    if (one.points.length === 1)
-      root.append(
-        svg("circle", {
-          cx: placeX(one.points[0][0]),
-          cy: placeY(one.points[0][1]),
-          r: 3,
-          style: `fill: ${one.color}`,
-        }),
-      );
+    if (one.points.length === 1 || one.dots)
+      for (const point of one.points)
+        root.append(svg("circle", { cx: placeX(point[0]), cy: placeY(point[1]), r: 3, style: `fill: ${one.color}` }));
   }
 }
 
@@ -278,6 +273,18 @@ function hover(root, { x, y, series, placeX, placeY, width, left, right, top, bo
       `${bar ? `${short(shown[0])} to ${short(shown[1])}` : short(shown[0])} ${x.unit ?? ""}\n${lines.join("\n")}`,
     );
   });
+}
+
+/** Let the button of the page change between light and dark. `changed` is called after each change. */
+function themeButton(changed) {
+  const change = (next) => {
+    document.documentElement.dataset.theme = next;
+    changed();
+  };
+  change(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  byId("theme").addEventListener("click", () =>
+    change(document.documentElement.dataset.theme === "dark" ? "light" : "dark"),
+  );
 }
 
 /** A card with a title, a note and a chart, or with the reason why there is no chart. */

@@ -58,7 +58,15 @@ def compact(result: Result) -> dict[str, Any]:
         "sometimes": result.sometimes,
         "figures": {name: _short(value) for name, value in result.figures.items()},
         "counters": result.counters, "drops": result.drops, "left_out": result.left_out + cut,
-        "latency": _spread(result.latency), "age": _spread(result.age), "discovery": _spread(result.discovery),
+        "latency": _spread(result.latency), "urgent": _spread(result.urgent),
+        "goodput": {
+            name: None if value is None else _short(value)
+            for name, value in (
+                ("offered_per_s", result.offered_per_s), ("useful_per_s", result.useful_per_s),
+                ("urgent_wanted", result.urgent_wanted), ("urgent_missed", result.urgent_missed),
+            )
+        },
+        "age": _spread(result.age), "discovery": _spread(result.discovery),
         "inference": _spread(result.inference), "inference_by": result.inference_by,
         "distances": to_builtins(result.distances),
         "dissemination": [to_builtins(entry) for entry in result.dissemination],

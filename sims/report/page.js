@@ -267,6 +267,7 @@ function numbers() {
     .sort((one, other) => other[1] - one[1])
     .slice(0, 40)
     .map(([why, count]) => [why, count, true]);
+  const goodput = Object.fromEntries(Object.entries(page.goodput).filter(([, value]) => value !== null));
   byId("number-cards").append(
     card(
       "Drops",
@@ -274,7 +275,7 @@ function numbers() {
       drops.length ? bars(drops) : null,
       "Nothing was dropped.",
     ),
-    listed("Figures", page.figures, "The harness gave no single figures."),
+    listed("Figures", { ...goodput, ...page.figures }, "The harness gave no single figures."),
     listed("Counters", page.counters, "Nothing was counted."),
     card(
       "This run",
@@ -306,18 +307,11 @@ function footer() {
 }
 
 // --- start -------------------------------------------------------------------------------------------------------------
-function theme(next) {
-  document.documentElement.dataset.theme = next;
-  if (window.meshReport) {
-    player.draw();
-    player.drawStrip();
-  }
-}
-
-theme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-byId("theme").addEventListener("click", () =>
-  theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"),
-);
+themeButton(() => {
+  if (!window.meshReport) return;
+  player.draw();
+  player.drawStrip();
+});
 header();
 tiles();
 const player = new Player(page);

@@ -87,6 +87,7 @@ function linkCharts() {
       color(0),
       "No reading was delivered: the scenario has no traffic, or nobody was in reach.",
     ),
+    ...(page.urgent.count || page.goodput.urgent_wanted ? [urgentCard()] : []),
     spreadCard(
       "Age of information",
       page.age,
@@ -99,6 +100,17 @@ function linkCharts() {
       loadChart(),
       "Not measured: the scenario's radio is not shared, or this harness can't see it.",
     ),
+  );
+}
+
+function urgentCard() {
+  const { urgent_wanted: wanted, urgent_missed: missed } = page.goodput;
+  const spread = page.urgent;
+  return card(
+    "Latency of urgent readings",
+    `${spread.count ? `${quantiles(spread)}; ` : ""}${short(missed)} of ${short(wanted)} did not come within their lifespan`,
+    spread.count ? histogram(spread, color(3)) : null,
+    "No reading of priority 6 or 7 came.",
   );
 }
 

@@ -25,13 +25,12 @@ from msgspec import Struct
 from sims.errors import SweepError
 from sims.results.result import Result
 from sims.results.saved import encode, write, write_csv
+from sims.results.sweep_table import LAST_COLUMNS, SWEEP_FILE, TABLE_FILE
 from sims.runs.grid import Cell
 from sims.runs.versions import versions
 from sims.scenario.file import Scenario, dumps
 
-SWEEP_FILE = "sweep.json"
 ROW_FILE = "row.json"
-TABLE_FILE = "sweep.csv"
 
 RunFunction = Callable[[Scenario, int], Result]
 
@@ -69,6 +68,11 @@ def row_of(result: Result) -> RunFigures:
         "checks_failed": float(len(result.broken)),
         "latency_p50_ms": result.latency.quantiles.get("p50"),
         "latency_p99_ms": result.latency.quantiles.get("p99"),
+        "offered_per_s": result.offered_per_s,
+        "useful_per_s": result.useful_per_s,
+        "urgent_p50_ms": result.urgent.quantiles.get("p50"),
+        "urgent_p99_ms": result.urgent.quantiles.get("p99"),
+        "urgent_missed_share": result.urgent_missed / result.urgent_wanted if result.urgent_wanted else None,
         "age_p50_ms": result.age.quantiles.get("p50"),
         "age_p95_ms": result.age.quantiles.get("p95"),
         "discovery_p50_s": result.discovery.quantiles.get("p50"),
@@ -176,7 +180,7 @@ class Sweep:
             for cell in self.cells if (row := self.rows.get(cell)) is not None
         ]  # fmt: skip
         file = self.folder / TABLE_FILE
-        write_csv(file, (*paths, "seed", *names, "broken", "digest", "error"), rows)
+        write_csv(file, (*paths, "seed", *names, *LAST_COLUMNS), rows)
         return file
 
 

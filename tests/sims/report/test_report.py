@@ -205,6 +205,19 @@ def test_message_chosen_shows_who_had_it_when(browser: Browser, large_report: Pa
     assert browser.complaints == []
 
 
+def test_urgent_readings_are_shown_where_there_were_some(browser: Browser, tmp_path: Path) -> None:
+    """How late the hazard was, and who never heard of it, must not be looked for in a file."""
+    result = result_of(24, 20)
+    browser.open(written(tmp_path, result))
+    assert "urgent" not in text_of(browser, "#link-charts")
+    result.urgent, result.urgent_wanted, result.urgent_missed = result.latency, 120, 7
+    result.offered_per_s, result.useful_per_s = 1_840.0, 315.5
+    browser.open(written(tmp_path, result))
+    assert "7 of 120 did not come within their lifespan" in text_of(browser, "#link-charts")
+    assert "offered per s\t1,840\nuseful per s\t316" in text_of(browser, "#number-cards")
+    assert browser.complaints == []
+
+
 def test_broken_check_and_invalid_run_stand_at_the_top(browser: Browser, tmp_path: Path) -> None:
     """Nobody may take a red or a void run for a green one."""
     result = result_of(24, 20, broken=3)

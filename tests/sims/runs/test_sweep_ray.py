@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from sims.results.saved import load as load_result
-from sims.runs.sweep import ROW_FILE, TABLE_FILE
+from sims.results.sweep_table import TABLE_FILE
+from sims.runs.sweep import ROW_FILE
 from tests.tools.eventually import eventually
 from tests.tools.ray_fixture import BIN, ROOT, Cluster
 
