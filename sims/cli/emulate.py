@@ -13,7 +13,7 @@ from types import FrameType
 import click
 import msgspec
 
-from sims.cli.output import show_checks, show_spreads, summary
+from sims.cli.output import show_checks, show_goodput, show_spreads, summary
 from sims.emulator.run import emulate
 from sims.errors import SimulationError
 from sims.report.render import render
@@ -154,8 +154,10 @@ def _show(result: Result) -> None:
         reached = f"{figures[name]:.2f} s after the last start" if name in figures else "not all"
         click.echo(f"all {title}: {reached}; {figures[pairs]:.0f} pairs")
     show_spreads((
-        ("met after", result.discovery), ("readings took", result.latency), ("inferences took", result.inference)
+        ("met after", result.discovery), ("readings took", result.latency), ("urgent ones took", result.urgent),
+        ("age of readings", result.age), ("inferences took", result.inference),
     ))  # fmt: skip
+    show_goodput(result)
     if result.inference_by:
         click.echo("inferences: " + ", ".join(f"{count} {by}" for by, count in result.inference_by.items()))
     for entry in result.dissemination:

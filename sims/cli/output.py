@@ -42,6 +42,16 @@ def show_spreads(spreads: Iterable[tuple[str, Distribution]]) -> None:
             click.echo(f"{title} ({spread.unit}): {quantiles}; {spread.count} cases")
 
 
+def show_goodput(result: Result) -> None:
+    """Print what was offered and useful, and how many urgent readings were missed, of a result that knows it."""
+    if result.offered_per_s is None or result.useful_per_s is None:
+        return
+    line = f"wanted: {result.offered_per_s:.4g} readings a second, {result.useful_per_s:.4g} came within their lifespan"
+    if result.urgent_wanted:
+        line += f"; of {result.urgent_wanted} urgent ones {result.urgent_missed} did not"
+    click.echo(line)
+
+
 def show_checks(result: Result) -> None:
     """Print one line for each check, and the first failures in words on the error output. A check that is ``unseen``
     had nothing to judge."""

@@ -7,6 +7,7 @@ interrupted.
 import os
 import statistics
 from collections import Counter
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from pathlib import Path
 
@@ -30,12 +31,20 @@ _SHOWN_FAILURES = 10
 _SHOWN_RUNS = 4
 _COLUMNS = (
     ("delivered\n%", "delivered_share", 100.0),
+    ("useful\n/s", "useful_per_s", 1.0),
     ("latency\np50 ms", "latency_p50_ms", 1.0),
     ("latency\np99 ms", "latency_p99_ms", 1.0),
+    ("urgent\np99 ms", "urgent_p99_ms", 1.0),
+    ("age\np95 ms", "age_p95_ms", 1.0),
     ("discovery\np95 s", "discovery_p95_s", 1.0),
     ("spread\nt90 s", "spread_t90_s", 1.0),
     ("load\n%", "load_share", 100.0),
 )
+_WHERE_ROOM = ("useful_per_s", "age_p95_ms", "urgent_p99_ms")
+"""Figures that are shown as far as the width allows, the first of them first. All are in sweep.csv."""
+_PLAIN = 1_000
+"""From here on three digits would be shown with an exponent."""
+_UNBOUNDED = 10_000
 _WIDE = 120
 """The number of columns where no terminal says how many there are."""
 
@@ -111,19 +120,10 @@ def _make(made: Sweep, jobs: int | None, ray: str | None, console: Console) -> b
 def _show(made: Sweep) -> None:
     """Show a line of medians over the seeds for each combination. Then show what broke, and what occurred in the whole
     batch."""
-    table = Table(title=f"{made.scenario.name}: medians over seeds", title_justify="left", box=box.SIMPLE_HEAD)
-    for path, _ in made.cells[0].values:
-        table.add_column(escape(path.replace(".", "\n")))
-    table.add_column("runs", justify="right")
-    table.add_column("broken", justify="right")
-    for title, _, _ in _COLUMNS:
-        table.add_column(title, justify="right")
-    for values, rows in made.combinations().items():
-        broken = sum(bool(row.broken or row.error) for row in rows)
-        figures = [_median(rows, name, factor) for _, name, factor in _COLUMNS]
-        table.add_row(*(escape(value) for _, value in values), str(len(rows)), str(broken or ""), *figures)
     console = Console()
-    Console(width=None if console.is_terminal else _WIDE).print(table)
+    if not console.is_terminal:
+        console = Console(width=_WIDE)
+    console.print(medians(made, console))
     failures: dict[str, list[str]] = {}
     for cell, row in made.rows.items():
         if row.broken or row.error:
@@ -147,6 +147,38 @@ def _show(made: Sweep) -> None:
         click.echo(f"never occurred, so not tested: {', '.join(never)}; more seeds may reach them")
 
 
+def medians(made: Sweep, console: Console) -> Table:
+    """The table, with as many of the figures in ``_WHERE_ROOM`` as it has, and as there is room for."""
+    known = {name for row in made.rows.values() for name, value in row.figures.items() if value is not None}
+    hidden = {name for name in _WHERE_ROOM if name not in known}
+    table, unbounded = _table(made, hidden), console.options.update(max_width=_UNBOUNDED)
+    for name in reversed(_WHERE_ROOM):
+        if console.measure(table, options=unbounded).maximum <= console.width:
+            break
+        hidden.add(name)
+        table = _table(made, hidden)
+    return table
+
+
+def _table(made: Sweep, hidden: AbstractSet[str]) -> Table:
+    table = Table(title=f"{made.scenario.name}: medians over seeds", title_justify="left", box=box.SIMPLE_HEAD)
+    for path, _ in made.cells[0].values:
+        table.add_column(escape(path.replace(".", "\n")))
+    table.add_column("runs", justify="right")
+    table.add_column("broken", justify="right")
+    columns = [column for column in _COLUMNS if column[1] not in hidden]
+    for title, _, _ in columns:
+        table.add_column(title, justify="right", no_wrap=True)
+    for values, rows in made.combinations().items():
+        broken = sum(bool(row.broken or row.error) for row in rows)
+        figures = [_median(rows, name, factor) for _, name, factor in columns]
+        table.add_row(*(escape(value) for _, value in values), str(len(rows)), str(broken or ""), *figures)
+    return table
+
+
 def _median(rows: list[RunFigures], name: str, factor: float) -> str:
     values = [value for row in rows if (value := row.figures.get(name)) is not None]
-    return f"{statistics.median(values) * factor:.3g}" if values else "–"
+    if not values:
+        return "–"
+    median = statistics.median(values) * factor
+    return f"{median:.0f}" if abs(median) >= _PLAIN else f"{median:.3g}"

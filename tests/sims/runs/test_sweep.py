@@ -11,15 +11,18 @@ from types import ModuleType
 import psutil
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
+import sims.cli.sweep
 import sims.runs.cluster
 import sims.runs.sweep
 from sims.cli.main import main as meshsim
 from sims.errors import ScenarioError, SweepError
 from sims.results.saved import load as load_result
+from sims.results.sweep_table import TABLE_FILE
 from sims.runs.grid import MAX_CELLS, Cell, Setting, cells_of, parse_seeds, parse_setting
 from sims.runs.run import simulate
-from sims.runs.sweep import ROW_FILE, TABLE_FILE, RunFigures, Sweep, on_this_machine
+from sims.runs.sweep import ROW_FILE, RunFigures, Sweep, on_this_machine
 from sims.runs.versions import versions
 from sims.scenario.file import load
 from tests.tools.eventually import eventually
@@ -271,6 +274,39 @@ def test_sweep_command_with_a_typing_error_ends_with_status_two_and_makes_no_fol
         assert done.exit_code == 2, done.output
         assert "meshsim: " in done.output
         assert not (tmp_path / "out").exists()
+
+
+FIGURES = {
+    "delivered_share": 1.0, "latency_p50_ms": 1.0, "latency_p99_ms": 2.0, "useful_per_s": 1_333.3,
+    "urgent_p99_ms": 19.5, "age_p95_ms": 101.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out", "shown"),
+    [
+        (120, {}, {"useful", "age", "urgent"}),
+        (120, {"urgent_p99_ms": None}, {"useful", "age"}),
+        (110, {}, {"useful", "age"}),
+        (100, {}, {"useful"}),
+        (90, {}, set()),
+    ],
+)
+def test_table_has_the_figures_for_which_there_is_room(
+    tmp_path: Path, width: int, left_out: dict[str, float | None], shown: set[str]
+) -> None:
+    """A table whose columns are cut off in the middle of a number misleads."""
+    made = Sweep(tmp_path, load("partition-heal"), cells("traffic.0.rate_hz=1,5", seeds="1"))
+    for cell in made.cells:
+        made.keep(cell, RunFigures(FIGURES | left_out), b"{}")
+    console = Console(width=width, file=io.StringIO())
+    console.print(sims.cli.sweep.medians(made, console))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert {name for name in ("useful", "age", "urgent") if name in text} == shown
+    assert "…" not in text
+    assert ("1333" in text) == ("useful" in shown)
+    assert "latency" in text
 
 
 # --- on a cluster: what needs none; the rest is in test_sweep_ray.py --------------------------------------------------
