@@ -39,8 +39,8 @@ def report(result: Path, output: Path | None) -> None:
 @click.argument("after", type=click.Path(path_type=Path))
 @click.option(
     "--tolerance", "tolerances", multiple=True, metavar="[GROUP=]SHARE",
-    help=f"Share by which figures may get worse; default {DEFAULT_TOLERANCE:g}. With a group (latency, age, "
-    "discovery, inference, dissemination, delivery, load, drops) for that alone. Can be repeated.",
+    help=f"Share by which figures may get worse; default {DEFAULT_TOLERANCE:g}. With a group (latency, urgent, "
+    "age, discovery, inference, dissemination, delivery, load, drops) for that alone. Can be repeated.",
 )  # fmt: skip
 @click.option("--across-scenarios", is_flag=True, help="Compare results of different scenarios all the same.")
 @click.option("--all", "everything", is_flag=True, help="Show what stayed the same too.")

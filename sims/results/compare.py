@@ -103,6 +103,8 @@ def _rows(emulated: Result, simulated: Result) -> Iterator[tuple[ComparedFigure,
         ("reading latency", emulated.latency, simulated.latency, True),
         ("age of readings", emulated.age, simulated.age, False),
     ]
+    if emulated.urgent.count or simulated.urgent.count:
+        spreads.append(("urgent readings", emulated.urgent, simulated.urgent, False))
     if emulated.inference.count or simulated.inference.count:
         spreads.append(("inference", emulated.inference, simulated.inference, True))
     for figure, ours, theirs, judged in spreads:
@@ -122,6 +124,12 @@ def _rows(emulated: Result, simulated: Result) -> Iterator[tuple[ComparedFigure,
     if emulated.inference.count or simulated.inference.count:
         yield ComparedFigure("inferences here", "share", _here(emulated), _here(simulated), judged=False), _FEW
     yield ComparedFigure("readings delivered", "share", _share(emulated), _share(simulated), judged=False), _FEW
+    for figure, ours_per_s, theirs_per_s in (
+        ("readings offered", emulated.offered_per_s, simulated.offered_per_s),
+        ("readings useful", emulated.useful_per_s, simulated.useful_per_s),
+    ):
+        if ours_per_s or theirs_per_s:
+            yield ComparedFigure(figure, "/s", ours_per_s or None, theirs_per_s or None, judged=False), _FEW
     yield ComparedFigure("channel busy", "share", _load(emulated), _load(simulated), judged=False), _FEW
 
 

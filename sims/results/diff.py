@@ -15,7 +15,7 @@ from sims.results.result import CheckTally, Distribution, Result
 
 DEFAULT_TOLERANCE = 0.1
 """Quantiles are right within 3 % each, and other seeds of one scenario differ by some percent more."""
-GROUPS = ("latency", "age", "discovery", "inference", "dissemination", "delivery", "load", "drops")
+GROUPS = ("latency", "urgent", "age", "discovery", "inference", "dissemination", "delivery", "load", "drops")
 _LEAST = {"ms": 0.1, "s": 0.05, "share": 0.005, "per reading": 0.001}
 """By unit: a difference that nobody would notice."""
 _MAX_TOLERANCE = 100.0
@@ -134,6 +134,7 @@ def _judged(check: CheckTally) -> str:
 def _figures(before: Result, after: Result, tolerances: Tolerances) -> Iterator[Change]:
     for group, one, other, names in (
         ("latency", before.latency, after.latency, ("p50", "p95", "p99")),
+        ("urgent", before.urgent, after.urgent, ("p50", "p99")),
         ("age", before.age, after.age, ("p50", "p95")),
         ("discovery", before.discovery, after.discovery, ("p50", "p95")),
         ("inference", before.inference, after.inference, ("p50", "p95")),
@@ -142,10 +143,13 @@ def _figures(before: Result, after: Result, tolerances: Tolerances) -> Iterator[
     yield from _disseminations(before, after, tolerances["dissemination"])
     for what, group, parts in (
         ("readings that did not come", "delivery", _lost),
+        ("urgent readings that did not come in time", "urgent", _missed),
         ("neighbours in range not known", "delivery", _unknown),
         ("inferences that failed", "inference", _failures),
     ):
         yield from _shares(what, parts(before), parts(after), tolerances[group])
+    what = "readings offered that were not useful"
+    yield from _amounts(what, _useless(before), _useless(after), "share", tolerances["delivery"])
     yield from _amounts("mean channel load", _load(before), _load(after), "share", tolerances["load"])
     yield from _amounts("readings dropped", _drops(before), _drops(after), "per reading", tolerances["drops"])
 
@@ -234,6 +238,17 @@ def _cases(good: int, number: int) -> _Cases | None:
 
 def _lost(result: Result) -> _Cases | None:
     return _cases(sum(result.distances.delivered), sum(result.distances.wanted))
+
+
+def _missed(result: Result) -> _Cases | None:
+    return _cases(result.urgent_wanted - result.urgent_missed, result.urgent_wanted)
+
+
+def _useless(result: Result) -> float | None:
+    """The share; more may be useful than is offered."""
+    if not result.offered_per_s or result.useful_per_s is None:
+        return None
+    return max(0.0, 1 - result.useful_per_s / result.offered_per_s)
 
 
 def _unknown(result: Result) -> _Cases | None:

@@ -104,6 +104,20 @@ def test_compare_simulates_on_a_host_as_slow_as_the_emulation_had() -> None:
     assert slowness_of(emulated) == 4.0, "a figure that can't be is bounded"
 
 
+def test_compare_shows_what_was_useful_and_urgent_without_judging_it() -> None:
+    """On a channel that is nearly full both hang on every queue, so they explain a difference and are none."""
+    emulated, simulated = _result("emulator"), _result("simulator")
+    emulated.offered_per_s, emulated.useful_per_s = 90.0, 45.0
+    simulated.offered_per_s = simulated.useful_per_s = 90.0
+    emulated.urgent = Distribution("ms", 20, 9.0, {"p50": 9.0})
+    simulated.urgent = Distribution("ms", 20, 3.0, {"p50": 3.0})
+    comparison = compare(emulated, simulated)
+    assert comparison.agrees
+    assert _row(comparison, "readings offered").ratio == 1.0
+    assert _row(comparison, "readings useful").ratio == 0.5
+    assert _row(comparison, "urgent readings p50").ratio == 3.0
+
+
 def test_compare_difference_without_evidence_admits_it() -> None:
     """A made-up reason would be worse than none."""
     why = _row(compare(_result("emulator", latency_ms=9.0), _result("simulator")), "reading latency p50").why

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,10 @@ from tests.tools.result_fixture import result_of
 
 def run(seed: int = 1, slower: float = 1.0, broken: int = 0) -> Result:
     """A small run."""
-    return result_of(36, 60, seed=seed, slower=slower, broken=broken)
+    result = result_of(36, 60, seed=seed, slower=slower, broken=broken)
+    result.urgent, result.urgent_wanted, result.urgent_missed = deepcopy(result.latency), 400, 0
+    result.offered_per_s, result.useful_per_s = 1_000.0, 990.0
+    return result
 
 
 def worse(before: Result, after: Result, *tolerances: str) -> list[str]:
@@ -98,6 +102,18 @@ def _lose(result: Result) -> None:
     result.distances.delivered = [count * 8 // 10 for count in result.distances.delivered]
 
 
+def _miss(result: Result) -> None:
+    result.urgent_missed = 20
+
+
+def _late(result: Result) -> None:
+    result.urgent.quantiles["p99"] *= 2
+
+
+def _starve(result: Result) -> None:
+    result.useful_per_s = 500.0
+
+
 def _forget(result: Result) -> None:
     result.distances.known = [count // 2 for count in result.distances.known]
 
@@ -127,7 +143,8 @@ def _fail(result: Result) -> None:
     [
         (_lose, "readings that did not come"), (_forget, "neighbours in range not known"), (_mute, "latency"),
         (_never, "entry rsu-0 t100"), (_crowd, "mean channel load"), (_drop, "readings dropped"),
-        (_fail, "inferences that failed"),
+        (_fail, "inferences that failed"), (_miss, "urgent readings that did not come in time"),
+        (_late, "urgent p99"), (_starve, "readings offered that were not useful"),
     ],
 )  # fmt: skip
 def test_diff_finds_each_kind_of_regression(spoil: Callable[[Result], None], what: str) -> None:
