@@ -66,7 +66,7 @@ class Lan:
     def computer(self, name: str, loopback: bool = True) -> "Computer":
         """A new computer without a cable. When the first address of an interface is removed, the others stay, as
         systemd sets it. It answers for an address only on the interface that has it, as computers with two interfaces
-        on one network need it: otherwise neighbours send to the wrong one, for up to a minute after it was unplugged."""
+        on one network need it: otherwise neighbours send to the wrong one, up to a minute after it was unplugged."""
         made = self.computers[name] = Computer(self, name, _new_namespace())
         settings = "\n".join(f"echo {value} > /proc/sys/net/ipv4/conf/all/{name}" for name, value in _SETTINGS.items())
         _run_in(made.namespace, ["sh", "-c", settings])
