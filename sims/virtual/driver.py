@@ -39,6 +39,7 @@ from sims.media.contract import Links
 from sims.media.wires import Wires
 from sims.virtual.arrivals import Arrival
 from sims.virtual.capability import Capability, decoder_of
+from sims.virtual.inbox import clear
 from sims.virtual.node import EPOCH_UTC_NS, MESH, SimNode
 from sims.virtual.processes import Processes
 from sims.virtual.processors import Processors
@@ -142,8 +143,9 @@ class SimDriver(Processes):
             self.connections.close_sender(pipe)
         for pipe in list(node.inbound.values()):
             self.connections.close_receiver(pipe)
-        for waiting in (node.dialled, node.inbound, node.attempts, node.backlog, node.inbox, node.runs, node.suspects):
+        for waiting in (node.dialled, node.inbound, node.attempts, node.backlog, node.runs, node.suspects):
             waiting.clear()
+        clear(node)
         node.timer_ns, node.suspects_any = None, False
 
     def leave(self, name: str, reason: str = "stopped") -> None:

@@ -54,7 +54,7 @@ class Pipe:
         self.aside = False
         """Whether frames put on it wait, because the pipe stands still or its far end is closed."""
         self.full = False
-        """Whether the sender has to wait until a frame arrives."""
+        """Whether the sender had to wait until a frame arrived, and the pipe has not been empty since."""
         self.hears = True
         """Whether the receiver's end is open."""
         self.greeted = False
@@ -106,11 +106,11 @@ class SimNode:
     """One node over all its lives."""
 
     __slots__ = (
-        "arrived", "attempts", "attentive", "backlog", "compute", "compute_ns", "device_frame_ns",
+        "arrived", "attempts", "attentive", "backlog", "compute", "compute_ns", "crowd", "device_frame_ns",
         "device_handshake_ns", "dialled", "drift_ppb", "engine", "events", "_first_sent", "followed", "frame_ns",
-        "handshake_ns", "_heard_ns", "identity", "inbound", "inbox", "lives", "mark", "name", "number", "offset_ns",
-        "on_reading", "received", "role", "running", "runs", "_sent_ns", "stalled_until_ns", "started_ns", "suspects",
-        "suspects_any", "timer_ns", "utc_less_mono_ns",
+        "handshake_ns", "_heard_ns", "identity", "inbound", "inbox", "joined", "lives", "mark", "name", "number",
+        "offset_ns", "on_reading", "received", "role", "running", "runs", "_sent_ns", "stalled_until_ns", "started_ns",
+        "suspects", "suspects_any", "timer_ns", "utc_less_mono_ns",
     )  # fmt: skip
 
     def __init__(self, number: int, identity: PeerIdentity, engine: Engine) -> None:
@@ -118,6 +118,11 @@ class SimNode:
         self.engine = engine
         self.inbox: list[Coming] = []
         """Frames on their way, in the order in which they were sent. It is always the same list, as is ``arrived``."""
+        self.crowd: list[tuple[int, int, Coming]] = []
+        """The heap of the frames that were in the inbox when it was too long: their ticks, and numbers that order those
+        of one tick. See :mod:`sims.virtual.inbox`."""
+        self.joined = 0
+        """How many times a frame was put into the crowd."""
         self.arrived: list[Arrival] = []
         """Readings that reached its subscriptions and have not been reported to the observer yet."""
         self.mark = 0

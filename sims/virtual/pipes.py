@@ -19,6 +19,7 @@ from protocols.base import limits
 from protocols.links.queues import LaneQueue
 from sims.media.radio import Air
 from sims.virtual.frames import END, SharedDecoder, SimFrame, readings_in
+from sims.virtual.inbox import all_of, drop
 from sims.virtual.node import Coming, Pipe, SimNode
 from sims.virtual.simulation import Simulation
 
@@ -154,18 +155,26 @@ class Pipes:
             heappush(self.ticks, tick_ns)
 
     def attend(self, node: SimNode) -> None:
-        """Frames on their way to a node wake it from now on: those on full pipes and, while it suspects a neighbour,
-        those of that neighbour and of nodes that suspect it too."""
-        for coming in node.inbox:
-            if coming.pipe.full or node.suspects_any:
-                self._wake_at(node, max(coming.tick_ns, self._simulation.now))
+        """A node has begun to suspect a neighbour. All frames on their way to it wake it from now on, because they may
+        be of that neighbour, or of nodes that suspect it too."""
+        for coming in all_of(node):
+            self._wake_for(coming)
+
+    def _wake_for(self, coming: Coming) -> None:
+        """Make a frame that is on its way wake its receiver."""
+        node, tick_ns = coming.pipe.receiver, max(coming.tick_ns, self._simulation.now)
+        woken = self.woken.get(tick_ns)
+        if woken is None or node not in woken:
+            self._wake_at(node, tick_ns)
 
     def _is_full(self, pipe: Pipe) -> bool:
         """Whether the sender has to wait. If so, it is told of each frame that is taken in from then on."""
         self._simulation.look(pipe.receiver)
         if pipe.under_way >= _WINDOW_FRAMES:
             pipe.full = True
-            self.attend(pipe.receiver)
+            for coming in all_of(pipe.receiver):
+                if coming.pipe is pipe:
+                    self._wake_for(coming)
         return pipe.full
 
     def _put_aside(self, pipe: Pipe, frame: SimFrame) -> None:
@@ -182,7 +191,9 @@ class Pipes:
         while pipe.under_way + len(pipe.held) < _WINDOW_FRAMES:
             data = node.engine.next_frame(pipe.dial, local)
             if data is None:
-                pipe.full = False
+                # Until it is empty, each frame put on it wakes the receiver. Otherwise a pipe that is full again and
+                # again would have everything on its way to the receiver looked through each time.
+                pipe.full = pipe.full and pipe.under_way > 0
                 return
             self.send(pipe, data)
         pipe.full = True
@@ -232,10 +243,9 @@ class Pipes:
 
     def count_lost(self, pipe: Pipe) -> None:
         """What is on a pipe will never arrive. It still fills the window of a sender that does not know it yet."""
-        lost = [coming.frame for coming in pipe.inbox if coming.pipe is pipe]
-        if lost:
-            pipe.inbox[:] = [coming for coming in pipe.inbox if coming.pipe is not pipe]
-        self.readings_lost += readings_in([*lost, *pipe.held])
+        if pipe.under_way:
+            self.readings_lost += readings_in(drop(pipe))
+        self.readings_lost += readings_in(pipe.held)
         unanswered = pipe.under_way + len(pipe.held) if pipe.sends and not pipe.hears else 0
         pipe.under_way = 0
         pipe.held.clear()

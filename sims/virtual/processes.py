@@ -14,7 +14,7 @@ from sims.media.contract import Links
 from sims.virtual.arrivals import Issue, marked
 from sims.virtual.connections import Connections
 from sims.virtual.frames import Decode, SharedDecoder, SimFrame
-from sims.virtual.inbox import taken
+from sims.virtual.inbox import put_back, taken
 from sims.virtual.node import MESH, Pipe, SimNode
 from sims.virtual.pipes import TICK_NS, Pipes
 from sims.virtual.processors import Processors
@@ -44,68 +44,72 @@ class Processes(Simulation):
             if not self.take_in(node, self.now):
                 self.wait(node, None, None)
 
-    def take_in(self, node: SimNode, until_ns: int, *, awakes: bool = False) -> bool:  # noqa: C901, PLR0912  # calls cost too much here
+    def take_in(self, node: SimNode, until_ns: int, *, awakes: bool = False) -> bool:  # noqa: C901, PLR0912, PLR0915  # calls cost too much here
         """See :class:`Simulation`. This is the hot path, so it is one long method."""
         inbox = node.inbox
-        if not inbox:
+        if not inbox and not node.crowd:
             return True
-        due = taken(inbox, until_ns)
+        due = taken(node, until_ns)
         pipes, now, processors = self.pipes, self.now, self.processors
         engine, arrived, decoder = node.engine, node.arrived, self.decoder
-        for index, coming in enumerate(due):
-            pipe, frame = coming.pipe, coming.frame
-            at_ns = busy_ns = coming.tick_ns
-            if node.stalled_until_ns > at_ns and pipe.hears:
-                busy_ns = node.stalled_until_ns
-                if busy_ns > at_ns + TICK_NS:  # otherwise it waits for its turn in the same tick
-                    if busy_ns > now or (busy_ns == now and not awakes):
-                        inbox[:0] = due[index:]
-                        return False
-                    at_ns = busy_ns
-            if not pipe.hears:  # the pipe was closed meanwhile
-                pipes.readings_lost += frame.readings
-                continue
-            if processors is not None and processors.free_ns > now:
-                node.stalled_until_ns = max(node.stalled_until_ns, processors.free_ns)
-                inbox[:0] = due[index:]
-                return False
-            pipes.frames += 1
-            pipe.under_way -= 1
-            data = frame.data
-            if data is None:
-                self.connections.tell_listener(pipe)
-                continue
-            if not pipe.greeted:
-                self._greeted(pipe, frame)
-            pipe.heard_ns = at_ns
-            local = at_ns + node.offset_ns if not node.drift_ppb else node.local(at_ns)
-            decoder.arriving = frame
-            deliveries = engine.receive(data, pipe.number, local, local + node.utc_less_mono_ns)
-            if node.frame_ns:
-                node.stalled_until_ns = busy_ns + node.frame_ns
-                if processors is not None:
-                    checks = frame.sealed // _CHECKS_SHARE
-                    processors.occupy(now, node.frame_ns, checks * node.frame_ns)
-            if deliveries:
-                if not pipe.used or not pipe.verified:
-                    pipe.used = True
-                    self.observer.frame_accepted(node, pipe)
-                for _, reading in deliveries:
-                    issue = frame.issue
-                    if issue is None or issue.reading is not reading:
-                        issue = self._issue_in(frame, reading)
-                    arrived.append((at_ns, issue))
-            if not engine.is_settled():
-                pipes.late += at_ns < now - TICK_NS
-                flushes = engine.flushes()
-                if flushes is None:
-                    self.perform(node)
-                else:
-                    pipes.flush(node, flushes)
-            if node.attentive and engine.readings.next_timer_at() != NEVER:
-                self.arm_deadline(node)
-            if pipe.full and pipe.sends:
-                self._go_on(pipe)
+        while due:
+            for index, coming in enumerate(due):
+                pipe, frame = coming.pipe, coming.frame
+                at_ns = busy_ns = coming.tick_ns
+                if node.stalled_until_ns > at_ns and pipe.hears:
+                    busy_ns = node.stalled_until_ns
+                    if busy_ns > at_ns + TICK_NS:  # otherwise it waits for its turn in the same tick
+                        if busy_ns > now or (busy_ns == now and not awakes):
+                            put_back(node, due[index:])
+                            return False
+                        at_ns = busy_ns
+                if not pipe.hears:  # the pipe was closed meanwhile
+                    pipes.readings_lost += frame.readings
+                    continue
+                if processors is not None and processors.free_ns > now:
+                    node.stalled_until_ns = max(node.stalled_until_ns, processors.free_ns)
+                    put_back(node, due[index:])
+                    return False
+                pipes.frames += 1
+                pipe.under_way -= 1
+                data = frame.data
+                if data is None:
+                    self.connections.tell_listener(pipe)
+                    continue
+                if not pipe.greeted:
+                    self._greeted(pipe, frame)
+                pipe.heard_ns = at_ns
+                local = at_ns + node.offset_ns if not node.drift_ppb else node.local(at_ns)
+                decoder.arriving = frame
+                deliveries = engine.receive(data, pipe.number, local, local + node.utc_less_mono_ns)
+                if node.frame_ns:
+                    node.stalled_until_ns = busy_ns + node.frame_ns
+                    if processors is not None:
+                        checks = frame.sealed // _CHECKS_SHARE
+                        processors.occupy(now, node.frame_ns, checks * node.frame_ns)
+                if deliveries:
+                    if not pipe.used or not pipe.verified:
+                        pipe.used = True
+                        self.observer.frame_accepted(node, pipe)
+                    for _, reading in deliveries:
+                        issue = frame.issue
+                        if issue is None or issue.reading is not reading:
+                            issue = self._issue_in(frame, reading)
+                        arrived.append((at_ns, issue))
+                if not engine.is_settled():
+                    pipes.late += at_ns < now - TICK_NS
+                    flushes = engine.flushes()
+                    if flushes is None:
+                        self.perform(node)
+                    else:
+                        pipes.flush(node, flushes)
+                if node.attentive and engine.readings.next_timer_at() != NEVER:
+                    self.arm_deadline(node)
+                if pipe.full and pipe.sends:
+                    self._go_on(pipe)
+            if not node.crowd:
+                break
+            due = taken(node, until_ns)
         if len(arrived) >= _NOTES:
             self.tell(node)
         return True
@@ -219,7 +223,7 @@ class Processes(Simulation):
 
     def look(self, node: SimNode) -> None:
         """See :class:`Simulation`."""
-        if node.inbox:
+        if node.inbox or node.crowd:
             self.take_in(node, self.now - 1)
         if node.arrived:
             self.tell(node)

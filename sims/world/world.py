@@ -41,6 +41,7 @@ from sims.virtual.capability import Capability
 from sims.virtual.discovery import Discovery
 from sims.virtual.driver import SimDriver
 from sims.virtual.frames import readings_in
+from sims.virtual.inbox import all_of
 from sims.virtual.node import MESH, Pipe, SimNode
 from sims.virtual.processors import Processors
 from sims.world import bugs
@@ -328,7 +329,7 @@ class World:
             if not node.running:
                 continue
             waiting += sum(view.waiting_readings for view in node.engine.peers(node.local(self.now)))
-            waiting += readings_in([coming.frame for coming in node.inbox])
+            waiting += readings_in([coming.frame for coming in all_of(node)])
             for pipe in node.inbound.values():
                 waiting += readings_in(pipe.held)
             for pipe in node.dialled.values():
