@@ -11,13 +11,16 @@ follow:
   one another, and it saturates below 1, because they leave pauses of at least 58 µs;
 - the **wait** for the others, which is that of an M/D/1 queue: ``busy / (2 (1 - busy))`` frames of 560 µs in the mean,
   drawn between nothing and twice that, where ``busy`` leaves out what the node sent itself;
-- the **stretch** of the own transmissions beyond G = 1: every node gets the fair share (max-min) of the channel that
-  lets the loads add up to 1, so that a queue grows at a node that wants more than that;
+- the **stretch** of the own transmissions from G = 1 on: every node gets the fair share (max-min) of the channel that
+  lets the loads add up to 1, so that a queue grows at a node that wants more than that. What the channel had no room
+  for in one window is load of the next, and comes first there. The loads and queues of a full channel follow from one
+  another, so all nodes together never carry more than it has;
 - **collisions** at the receiver with nodes that the sender can't hear: ``1 - exp(-2 h busy)`` as in unslotted ALOHA,
   where h is the share of the receiver's surroundings that hides such nodes, see :func:`hidden_share`.
 
 Each of these costs one look at the node's entry per frame. The entry is made once per node and window from those of its
-neighbours. Sums over square cells would be cheaper, but along a road between two rows of cells they are a third off.
+neighbours, and again within the window as the node sends more, in case the window fills before its end. Sums over
+square cells would be cheaper, but along a road between two rows of cells they are a third off.
 
 Left out: collisions within range (same back-off slot), growing back-off windows, and the priorities of 802.11e.
 """
@@ -44,6 +47,8 @@ _SERVICE_AND_TAIL_BITS: Final = 22
 _NEAR_NS: Final = SECOND
 """How long it is remembered who hears whom: loads are means, and no vehicle drives far in a second."""
 _USUAL_FRAME_NS: Final = 560_000
+_LOOK_NS: Final = WINDOW_NS // 32
+"""After so much airtime of its own within a window, a node looks whether all have filled the window by now."""
 
 
 def airtime_ns(size_bytes: int, bit_rate_mbps: float) -> int:
@@ -86,33 +91,34 @@ class Transmitter:
     """One node on the channel: what it sends, and what it heard in the last whole window."""
 
     __slots__ = (
-        "bulk_free_ns", "collided", "free_ns", "heard_ns", "known", "near", "offered_ns", "sent_ns", "stretch",
-        "wait_ns",
+        "asked_ns", "bulk_free_ns", "collided", "free_ns", "full", "heard_ns", "known", "look_ns", "near",
+        "sent_ns", "stretch", "wait_ns",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.sent_ns = 0
-        """Its airtime in the window that runs …"""
+        """Its airtime in the window that runs, with what the last one had no room for once it is known …"""
+        self.asked_ns = 0
+        """… and in the last window …"""
         self.heard_ns = 0
-        """… and how much of its airtime in the last window was on the air."""
+        """… of which no more than a whole window is heard."""
         self.near: list[Transmitter] | None = None
         self.free_ns = 0
         """When it has finished its messages of one segment …"""
         self.bulk_free_ns = 0
         """… and its messages of several segments."""
-        self.known = True
+        self.known = False
         """Whether the following fields are of the last window. Otherwise :meth:`Channel.hear` has to make them."""
-        self.offered_ns = 0
-        """The airtime that it heard, its own included."""
         self.wait_ns = 0
         """The longest that a frame waits for the others."""
         self.collided = 0.0
         """Times the hidden share this is the mean number of collisions of one frame that comes to this node."""
+        self.look_ns = 0
+        """When it has sent as much in the window that runs, :meth:`Channel.look` is called before it sends more."""
+        self.full = False
+        """Whether the channel is full. If so, all that it sends takes ``stretch`` times the airtime that it costs the
+        channel, acknowledgements by others included."""
         self.stretch = 1.0
-
-    def busy(self) -> float:
-        """The share of the window that was busy."""
-        return _busy(self.offered_ns / WINDOW_NS)
 
 
 class Channel:
@@ -124,53 +130,52 @@ class Channel:
         self.turn_ns = WINDOW_NS
         self._neighbours = neighbours
         self._near_until_ns = 0
-        self._overloaded = False
+        self._much = False
+        """Whether all nodes together asked for a whole window, without which no channel is full."""
 
     def turn(self, now_ns: int) -> None:
         """Begin the window that ``now_ns`` is in."""
         while self.turn_ns <= now_ns:
-            most_ns = heard_ns = 0
+            asked_ns = 0
             for air in self.transmitters:
-                most_ns = max(most_ns, air.sent_ns)
-                heard_ns += air.heard_ns
-            if most_ns or heard_ns:
-                self._close(most_ns)
+                asked_ns += air.sent_ns + air.heard_ns
+            if asked_ns:
+                self._close()
                 self.turn_ns += WINDOW_NS
             else:
                 self.turn_ns += ((now_ns - self.turn_ns) // WINDOW_NS + 1) * WINDOW_NS
             for air in self.transmitters:
                 air.known = False
+                air.look_ns = 0
         if self.turn_ns > self._near_until_ns:
             for air in self.transmitters:
                 air.near = None
             self._near_until_ns = self.turn_ns + _NEAR_NS
 
-    def _close(self, most_ns: int) -> None:
-        """End a window. What a node had no time for goes on in the next one."""
-        if self._overloaded or most_ns > WINDOW_NS:
+    def _close(self) -> None:
+        """End a window."""
+        if self._much:  # otherwise nothing is left of the window before
             for number, air in enumerate(self.transmitters):
-                if air.sent_ns and not air.known:
+                if air.heard_ns and not air.known:
+                    near = air.near
                     self.hear(number)
-            for air in self.transmitters:
-                air.heard_ns = min(air.sent_ns, WINDOW_NS)
-                air.sent_ns -= min(air.sent_ns, int(WINDOW_NS / air.stretch))
-        else:
-            for air in self.transmitters:
-                air.heard_ns = air.sent_ns
-                air.sent_ns = 0
-        self._overloaded = False
+                    air.near = near
+        heard_ns = 0
+        for air in self.transmitters:
+            air.asked_ns = air.sent_ns
+            air.heard_ns = min(air.sent_ns, WINDOW_NS)
+            air.sent_ns = 0
+            heard_ns += air.heard_ns
+        self._much = heard_ns >= WINDOW_NS
 
-    def hear(self, node: int) -> Transmitter:
-        """The transmitter of ``node``, once it is known what it heard in the last whole window."""
+    def hear(self, node: int) -> None:
+        """Make known what ``node`` heard in the last whole window."""
         air = self.transmitters[node]
-        near = air.near
-        if near is None:
-            near = air.near = [self.transmitters[other] for other in self._neighbours(node)]
+        near = air.near = self._near(node)
         others_ns = 0
         for other in near:
             others_ns += other.heard_ns
         air.known = True
-        air.offered_ns = air.heard_ns + others_ns
         if others_ns:
             heard = _busy(others_ns / WINDOW_NS)
             air.wait_ns = int(heard / (1 - heard) * _USUAL_FRAME_NS)
@@ -178,10 +183,54 @@ class Channel:
         else:
             air.wait_ns = 0
             air.collided = 0.0
-        if air.offered_ns > WINDOW_NS:
-            loads = [other.heard_ns / WINDOW_NS for other in near if other.heard_ns]
-            air.stretch = 1 / fair_share([air.heard_ns / WINDOW_NS, *loads])
-            self._overloaded = True
+        was_full = air.full
+        air.full, air.stretch = False, 1.0
+        if air.heard_ns + others_ns >= WINDOW_NS:
+            self._fill(air, [air.heard_ns, *[other.heard_ns for other in near if other.heard_ns]])
+            self._go_on(air, max(air.asked_ns - int(WINDOW_NS / air.stretch), 0))
+        elif was_full:
+            self._go_on(air, 0)
+        air.look_ns = air.sent_ns + _LOOK_NS
+
+    def busy_share(self, node: int) -> float:
+        """The share of the last whole window that was busy for ``node``. Asking changes nothing."""
+        heard_ns = self.transmitters[node].heard_ns
+        for other in self._near(node):
+            heard_ns += other.heard_ns
+        return _busy(heard_ns / WINDOW_NS)
+
+    def _near(self, node: int) -> list[Transmitter]:
+        near = self.transmitters[node].near
+        return near if near is not None else [self.transmitters[other] for other in self._neighbours(node)]
+
+    def look(self, node: int) -> None:
+        """Take in what ``node`` heard, if it has not been, and stretch what it sends in the rest of a window that is
+        full before its end. Otherwise nodes that begin to send much all at once would send at once what the channel
+        needs seconds for, and nothing in these seconds."""
+        air = self.transmitters[node]
+        if not air.known:
+            self.hear(node)
+            return
+        air.look_ns = air.sent_ns + _LOOK_NS
+        near = self._near(node)
+        sent_ns = air.sent_ns
+        for other in near:
+            sent_ns += other.sent_ns
+        if sent_ns > WINDOW_NS:
+            self._fill(air, [air.sent_ns, *[other.sent_ns for other in near if other.sent_ns]])
+
+    def _fill(self, air: Transmitter, loads_ns: list[int]) -> None:
+        """The channel is full for a node, because of ``loads_ns``."""
+        air.full = True
+        air.stretch = max(1 / fair_share([load_ns / WINDOW_NS for load_ns in loads_ns]), air.stretch)
+
+    def _go_on(self, air: Transmitter, left_ns: int) -> None:
+        """The last window had no room for a part of what a node asked for, and that goes first now. Its queues are put
+        right: they were made longer or shorter by guesses how much the others would ask for."""
+        air.sent_ns += left_ns
+        due_ns = self.turn_ns - WINDOW_NS + int(left_ns * air.stretch)
+        air.free_ns, air.bulk_free_ns = min(air.free_ns, due_ns), min(air.bulk_free_ns, due_ns)
+        if air.bulk_free_ns > air.free_ns:
+            air.bulk_free_ns = due_ns
         else:
-            air.stretch = 1.0
-        return air
+            air.free_ns = due_ns

@@ -13,9 +13,14 @@ none):
 The draw that decides also gives the jitter, so the common case costs one random number. The number of failed attempts
 is geometric, and drawn at once by inversion.
 
+A sender occupies the channel with its frames, and with the acknowledgements that others send for them. As long as there
+is room, the two don't wait for one another: the sender's transmitter is busy with the frame, and the receiver's with
+TCP's acknowledgement. On a full channel the sender's share pays for both, and for repeated frames and handshakes.
+
 Queues: datagrams and frames that would wait longer than 100 ms for their own sender are dropped. Messages of one
 segment pass those of several, as ``fq_codel`` (the default of Linux under 802.11) lets flows with little to send pass;
-they wait for the one frame that is on the air. Messages of several segments wait for everything.
+they wait for the one frame that is on the air. Messages of several segments wait for everything. On a full channel,
+where such a queue may never end, both kinds have half of the sender's share each.
 
 What is known of a pair is kept until one of the two has gone ``STEP_M`` (:mod:`sims.media.cells`). Shadowing belongs to
 a pair, is the same both ways, and changes with the ground that its ends cover: ``exp(-distance / decorrelation)`` of it
@@ -159,7 +164,9 @@ class Air:
 
     def busy_share(self, node: int, now_ns: int) -> float:
         """See :class:`sims.media.contract.Links`."""
-        return self._heard(node, now_ns).busy()
+        if now_ns >= self._channel.turn_ns:
+            self._channel.turn(now_ns)
+        return self._channel.busy_share(node)
 
     def _pair(self, sender: int, receiver: int) -> _Pair:
         pair = self._pairs[sender].get(receiver)
@@ -216,7 +223,18 @@ class Air:
         if now_ns >= self._channel.turn_ns:
             self._channel.turn(now_ns)
         air = self._air[node]
-        return air if air.known else self._channel.hear(node)
+        if not air.known:
+            self._channel.hear(node)
+        return air
+
+    def _sender(self, node: int, now_ns: int) -> Transmitter:
+        """The transmitter of a node that is about to send."""
+        if now_ns >= self._channel.turn_ns:
+            self._channel.turn(now_ns)
+        air = self._air[node]
+        if air.sent_ns >= air.look_ns:
+            self._channel.look(node)
+        return air
 
     def _failure(self, pair: _Pair, receiver: int, now_ns: int) -> float:
         """The share of single attempts that fail, collisions included."""
@@ -235,7 +253,7 @@ class Air:
     # --- datagrams and frames --------------------------------------------------------------------------------------
     def multicast_ns(self, sender: int, size_bytes: int, now_ns: int) -> tuple[int, list[int]]:
         """See :class:`sims.media.contract.Links`."""
-        air = self._heard(sender, now_ns)
+        air = self._sender(sender, now_ns)
         gone_ns = self._send(air, airtime_ns(size_bytes, self._rate_mbps), now_ns)
         if gone_ns is None:
             return now_ns, []
@@ -250,7 +268,7 @@ class Air:
     def datagram_ns(self, sender: int, receiver: int, size_bytes: int, now_ns: int) -> int | None:
         """See :class:`sims.media.contract.Links`."""
         pair = self._pair(sender, receiver)
-        air = self._heard(sender, now_ns)
+        air = self._sender(sender, now_ns)
         if self._cast[:3] != (sender, size_bytes, now_ns):
             gone_ns = self._send(air, airtime_ns(size_bytes, self._rate_mbps), now_ns)
             self._cast = (sender, size_bytes, now_ns, gone_ns)
@@ -266,7 +284,7 @@ class Air:
         """See :class:`sims.media.contract.Links`."""
         pair = self._pair(sender, receiver)
         failed = self._attempts if pair is _OUT_OF_REACH else self._failed(self._failure(pair, receiver, now_ns))
-        air = self._heard(sender, now_ns)
+        air = self._sender(sender, now_ns)
         airtime = airtime_ns(size_bytes, self._rate_mbps) + ACKNOWLEDGED_NS
         gone_ns = self._send(air, airtime * (min(failed, self._attempts - 1) + 1), now_ns)
         if gone_ns is None or failed >= self._attempts:
@@ -298,8 +316,8 @@ class Air:
         if now_ns >= self._channel.turn_ns:
             self._channel.turn(now_ns)
         air, far = way.air, way.far
-        if not air.known:
-            self._channel.hear(way.sender)
+        if air.sent_ns >= air.look_ns:
+            self._channel.look(way.sender)
         hidden = pair.hidden
         if hidden:
             if not far.known:
@@ -313,15 +331,18 @@ class Air:
         free_ns = air.free_ns
         if free_ns < now_ns:  # noqa: PLR1730  max() takes three times as long
             free_ns = now_ns
-        free_ns += airtime if air.stretch == 1.0 else int(airtime * air.stretch)
-        if air.bulk_free_ns > now_ns:
-            air.bulk_free_ns += airtime
-            free_ns += self._full_ns
-        air.free_ns = free_ns + ACKNOWLEDGED_NS
-        back_ns = far.free_ns  # its TCP acknowledges, and what it sends itself waits for that
-        if back_ns < now_ns:  # noqa: PLR1730  as above
-            back_ns = now_ns
-        far.free_ns = back_ns + self._back_ns
+        if air.full:
+            free_ns = self._share_ns(air, airtime, free_ns, now_ns)
+        else:
+            free_ns += airtime
+            if air.bulk_free_ns > now_ns:
+                air.bulk_free_ns += airtime
+                free_ns += self._full_ns
+            air.free_ns = free_ns + ACKNOWLEDGED_NS
+            back_ns = far.free_ns  # its TCP acknowledges, and what it sends itself waits for that
+            if back_ns < now_ns:  # noqa: PLR1730  as above
+                back_ns = now_ns
+            far.free_ns = back_ns + self._back_ns
         chance = self._draw()
         if chance < failure:
             late_ns = self._late_ns(air, airtime, chance, failure)
@@ -332,6 +353,31 @@ class Air:
         spread_ns = self._jitter_ns + air.wait_ns
         return free_ns + self._latency_ns + int((chance - failure) / (1.0 - failure) * spread_ns)
 
+    def _share_ns(self, air: Transmitter, airtime: int, free_ns: int, now_ns: int) -> int:
+        """When a segment that is alone leaves a transmitter that is free at ``free_ns``, on a channel that is full.
+
+        Its acknowledgements are part of the sender's share, because TCP sends no more than is acknowledged. They are
+        not part of the receiver's: whoever hears from many would have no share left, or send beyond it. A large message
+        and those that pass it have half of the share each.
+        """
+        taken_ns = int((airtime + self._confirmed_ns) * air.stretch)
+        if air.bulk_free_ns > now_ns:
+            if air.bulk_free_ns > free_ns:
+                beside_ns = taken_ns if free_ns > now_ns else max(taken_ns, self._full_ns)  # of the frame on the air
+                free_ns += min(air.bulk_free_ns - free_ns, beside_ns)
+            air.bulk_free_ns += taken_ns
+        air.free_ns = free_ns + taken_ns
+        return air.free_ns - self._confirmed_ns
+
+    def _bulk_share_ns(self, air: Transmitter, airtime: int, now_ns: int) -> int:
+        """As :meth:`_share_ns`, for a message of several segments, whose ``airtime`` includes its acknowledgements."""
+        taken_ns = int(airtime * air.stretch)
+        begun_ns = max(air.bulk_free_ns, now_ns)
+        passing_ns = min(max(air.free_ns - begun_ns, 0), taken_ns)
+        air.free_ns += passing_ns
+        air.bulk_free_ns = begun_ns + taken_ns + passing_ns
+        return air.bulk_free_ns
+
     def _round_trip_ns(self, airtime: int) -> int:
         return 2 * self._latency_ns + self._jitter_ns + airtime + self._confirmed_ns
 
@@ -340,7 +386,10 @@ class Air:
         failed = int(math.log(max(chance, _TINY)) / math.log(failure))
         lost, again = divmod(failed, self._attempts)
         # What was lost altogether is sent again much later, one at a time: one packet's attempts are in this window.
-        air.sent_ns += min(failed, self._attempts) * airtime
+        repeated_ns = min(failed, self._attempts) * airtime
+        air.sent_ns += repeated_ns
+        if air.full:
+            air.free_ns += int(repeated_ns * air.stretch)
         late_ns = int(again * (airtime + ACKNOWLEDGED_NS) * air.stretch)
         if lost:
             round_trip_ns = self._round_trip_ns(airtime)
@@ -353,10 +402,12 @@ class Air:
         lost = failure**self._attempts
         attempts = (1.0 - lost) / (1.0 - failure)
         frame_ns = int((self._full_ns + ACKNOWLEDGED_NS) * attempts)
-        total_ns = segments * frame_ns
-        air.sent_ns += total_ns + segments // 2 * self._confirmed_ns
-        begun_ns = max(now_ns, air.free_ns, air.bulk_free_ns)
-        air.bulk_free_ns = gone_ns = begun_ns + int(total_ns * air.stretch)
+        total_ns, confirmed_ns = segments * frame_ns, segments // 2 * self._confirmed_ns
+        air.sent_ns += total_ns + confirmed_ns
+        if air.full:
+            gone_ns = self._bulk_share_ns(air, total_ns + confirmed_ns, now_ns)
+        else:
+            air.bulk_free_ns = gone_ns = max(now_ns, air.free_ns, air.bulk_free_ns) + total_ns
         round_trip_ns = self._round_trip_ns(frame_ns)
         gone_ns += growth_ns(segments, int(frame_ns * air.stretch), round_trip_ns)
         stall_ns = message_stall_ns(segments, lost, round_trip_ns, self._draw)
@@ -377,11 +428,14 @@ class Air:
         elapsed_ns = 0
         for flight in range(ARP_FLIGHTS if key in self._resolved else 0, len(HANDSHAKE_BYTES)):
             away, size_bytes = flight & 1, HANDSHAKE_BYTES[flight]
-            air = self._heard(ends[away], now_ns)
+            air = self._sender(ends[away], now_ns)
             failure = self._failure(pair, ends[1 - away], now_ns)
             airtime = airtime_ns(size_bytes, self._rate_mbps)
             air.sent_ns += airtime + ACKNOWLEDGED_NS
-            elapsed_ns += int(airtime * air.stretch) + self._latency_ns
+            taken_ns = int((airtime + ACKNOWLEDGED_NS) * air.stretch)
+            if air.full:
+                air.free_ns = max(air.free_ns, now_ns) + taken_ns
+            elapsed_ns += taken_ns - ACKNOWLEDGED_NS + self._latency_ns
             elapsed_ns += int(self._draw() * (self._jitter_ns + air.wait_ns))
             chance = self._draw()
             if chance < failure:
