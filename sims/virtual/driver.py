@@ -327,9 +327,9 @@ class SimDriver(Processes):
 
     def _note_suspicion(self, node: SimNode, event: Event) -> None:
         if type(event) is NeighbourSuspected:
+            self.pipes.attend(node, event.node)
             node.suspects.add(event.node)
             node.suspects_any = True
-            self.pipes.attend(node)
         elif type(event) in (NeighbourRefuted, NeighbourDead, NeighbourLeft):
             node.suspects.discard(event.node)  # type: ignore[attr-defined]
             node.suspects_any = bool(node.suspects)

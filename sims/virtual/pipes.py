@@ -16,6 +16,7 @@ from heapq import heappush
 from typing import Final
 
 from protocols.base import limits
+from protocols.base.ids import NodeId
 from protocols.links.queues import LaneQueue
 from sims.media.radio import Air
 from sims.virtual.frames import END, SharedDecoder, SimFrame, readings_in
@@ -154,11 +155,12 @@ class Pipes:
             self.woken[tick_ns] = [node]
             heappush(self.ticks, tick_ns)
 
-    def attend(self, node: SimNode) -> None:
-        """A node has begun to suspect a neighbour. All frames on their way to it wake it from now on, because they may
-        be of that neighbour, or of nodes that suspect it too."""
+    def attend(self, node: SimNode, suspected: NodeId) -> None:
+        """A node begins to suspect a neighbour. Frames on their way to it wake it from now on: those of that neighbour
+        and, when it suspects nobody else, all others, because some may accuse the same neighbour."""
         for coming in all_of(node):
-            self._wake_for(coming)
+            if not node.suspects_any or coming.pipe.from_name == suspected:
+                self._wake_for(coming)
 
     def _wake_for(self, coming: Coming) -> None:
         """Make a frame that is on its way wake its receiver."""
