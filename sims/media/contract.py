@@ -67,8 +67,9 @@ class Links(Protocol):
         goes on with TCP's next retransmission, which comes after ever longer pauses.
         """
 
-    def connect_ns(self, sender: int, receiver: int, now_ns: int) -> int | None:
-        """When a stream is open at both ends, with TCP and mutual TLS; None when nobody answers."""
+    def connect_ns(self, sender: int, receiver: int, now_ns: int, *, answers: bool = True) -> int | None:
+        """When a stream is open at both ends, with TCP and mutual TLS; None when the receiver is out of reach. If no
+        process ``answers`` there: when its host has said so."""
 
     def busy_share(self, node: int, now_ns: int) -> float:
         """The channel busy ratio that ``node`` sees, 0 to 1."""

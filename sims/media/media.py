@@ -111,14 +111,14 @@ class Media:
             arrival_ns = self.radio.stream_ns(sender, receiver, size_bytes, now_ns)
         return self._late_ns(sender, receiver, size_bytes, arrival_ns, now_ns) if self._faulty else arrival_ns
 
-    def connect_ns(self, sender: int, receiver: int, now_ns: int) -> int | None:
+    def connect_ns(self, sender: int, receiver: int, now_ns: int, *, answers: bool = True) -> int | None:
         """See :class:`sims.media.contract.Links`."""
         if self._faulty and self._stands_still(sender, receiver):
             return None
         if self._wired and self._wires.between(sender, receiver) is not None:
             arrival_ns: int | None = self._wires.connect_ns(sender, receiver, now_ns)
         else:
-            arrival_ns = self.radio.connect_ns(sender, receiver, now_ns)
+            arrival_ns = self.radio.connect_ns(sender, receiver, now_ns, answers=answers)
         return self._connected_ns(sender, receiver, arrival_ns, now_ns) if self._faulty else arrival_ns
 
     def busy_share(self, node: int, now_ns: int) -> float:

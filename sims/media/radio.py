@@ -416,7 +416,7 @@ class Air:
         gone_ns += stall_ns
         return gone_ns + self._latency_ns + int(self._draw() * (self._jitter_ns + air.wait_ns))
 
-    def connect_ns(self, sender: int, receiver: int, now_ns: int) -> int | None:
+    def connect_ns(self, sender: int, receiver: int, now_ns: int, *, answers: bool = True) -> int | None:
         """See :class:`sims.media.contract.Links`. The flights of a handshake don't reserve the transmitters ahead of
         time. Two nodes that have not met before first ask for the other's link-layer address (ARP), which is repeated
         as slowly as a SYN."""
@@ -426,7 +426,8 @@ class Air:
         ends = (sender, receiver)
         key = min(ends) * self._stride + max(ends)
         elapsed_ns = 0
-        for flight in range(ARP_FLIGHTS if key in self._resolved else 0, len(HANDSHAKE_BYTES)):
+        flights = len(HANDSHAKE_BYTES) if answers else ARP_FLIGHTS + 2
+        for flight in range(ARP_FLIGHTS if key in self._resolved else 0, flights):
             away, size_bytes = flight & 1, HANDSHAKE_BYTES[flight]
             air = self._sender(ends[away], now_ns)
             failure = self._failure(pair, ends[1 - away], now_ns)

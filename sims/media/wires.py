@@ -74,7 +74,7 @@ class Wires:
             return shape.free_ns + shape.delay_ns
         return now_ns + shape.delay_ns
 
-    def connect_ns(self, sender: int, receiver: int, now_ns: int) -> int | None:
+    def connect_ns(self, sender: int, receiver: int, now_ns: int, *, answers: bool = True) -> int | None:
         """When a stream is open; None while either direction is cut."""
         if (sender, receiver) in self._cut or (receiver, sender) in self._cut:
             return None

@@ -45,7 +45,9 @@ class Connections:
         at_ns = (
             None
             if target is None
-            else self._simulation.links.connect_ns(node.number, target.number, self._simulation.now)
+            else self._simulation.links.connect_ns(
+                node.number, target.number, self._simulation.now, answers=target.running
+            )
         )
         if at_ns is None:
             again_ns = self._simulation.now + _SYN_INTERVAL_NS
