@@ -208,10 +208,10 @@ class Engine:
         self.readings.remove_peer(node)
 
     # --- lanes -----------------------------------------------------------------------------------------------------
-    def next_frame(self, dial: int, now: int) -> bytes | None:
-        """Take the next frame for an open lane; None when nothing waits. A frame that was taken is not kept here."""
+    def next_frame(self, dial: int, now: int, full: bool = False) -> bytes | None:
+        """Take the next frame for an open lane; see :meth:`LaneQueue.take`. A frame that was taken is not kept here."""
         queue = self._queue_of.get(dial)
-        return None if queue is None else queue.take(now)
+        return None if queue is None else queue.take(now, full)
 
     def frame_lost(self, dial: int, frame: bytes, why: str, peer: str = "") -> None:
         """Count the readings in a frame that was taken and could not be sent, because its lane was closed. ``peer``:
@@ -283,8 +283,9 @@ class Engine:
     def handle_timer(self, now: int, receiving_since_ns: int | None = None) -> None:
         """Do what is due. ``receiving_since_ns``: since when a callback has been holding up the receiving thread."""
         membership = self.membership
+        self._heartbeats.gap_ns = self.gossip.gap_ns = self.lanes.pace.gap_ns(len(self.lanes.of_node))
         membership.handle_timer(now, receiving_since_ns)
-        self.lanes.want_again()
+        self.lanes.handle_timer(now)
         self.readings.handle_timer(now)
         for machine in self._machines:
             machine.handle_timer(now)
@@ -296,10 +297,9 @@ class Engine:
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next, at the latest."""
-        due_ns = min(self.membership.next_timer_at(), self.readings.next_timer_at())
+        due_ns = min(self.membership.next_timer_at(), self.readings.next_timer_at(), self.lanes.pace.next_turn_at())
         for machine in self._machines:
-            machine_due_ns = machine.next_timer_at()
-            due_ns = min(due_ns, machine_due_ns)
+            due_ns = min(due_ns, machine.next_timer_at())
         return due_ns
 
     def flushes(self) -> list[LaneQueue] | None:
@@ -346,5 +346,5 @@ class Engine:
             *((machine.name, machine.counters()) for machine in self._machines),
         ):
             counters.update({f"{name}_{counter}": value for counter, value in counts.items()})
-        counters["drops"] = self.drops.total
+        counters["drops"], counters["pace_cuts"] = self.drops.total, self.lanes.pace.cuts
         return counters

@@ -53,6 +53,8 @@ from protocols.wire.frame import Frame
 from protocols.wire.gossip import FRAMES, Carried, GossipDigest, GossipEntries, GossipFrame, GossipHave, GossipPull
 
 _COMPLAINT_PAUSE_NS: Final = 60 * limits.SECOND
+_GAPS: Final = 8
+"""On a full channel, comparing takes this part of the frames that a neighbour gets."""
 """Pause between two events about entries from one neighbour, so that it can't fill a log."""
 
 
@@ -69,6 +71,8 @@ class Gossip(Machine):
         self._store = EntryStore(settings.max_entries)
         self.own = OwnEntries(node, incarnation, self._store)
         self._peers: dict[NodeId, GossipPeer] = {}  # RSUs first
+        self.gap_ns = 0
+        """How far apart frames to one neighbour are, because this node keeps a pace; 0: it does not."""
         self._trickle = Trickle(settings.trickle_min_ns, settings.trickle_max_ns, random)
         self._admission = Admission(self._store, settings.checks_at_once, settings.check_pause_ns)
         self._pulls = Pulls(self._store, self._admission, settings.gather_ns)
@@ -229,7 +233,7 @@ class Gossip(Machine):
                 return
             self._disagree(peer, now)
             busy = peer.asked or peer.offers or peer.news
-            if not busy and now - peer.compared_ns >= limits.EXCHANGE_PAUSE_NS:
+            if not busy and now - peer.compared_ns >= self._pause_ns:
                 self._compare(peer, now)
             return
         theirs = decode_fingerprints(digest.buckets)
@@ -238,11 +242,16 @@ class Gossip(Machine):
             peer.agreed = True
             return
         self._disagree(peer, now)
-        if now - peer.compared_ns < limits.EXCHANGE_PAUSE_NS and self._node < peer.node:
+        if now - peer.compared_ns < self._pause_ns and self._node < peer.node:
             return  # both sent buckets: the larger id answers
-        if now - peer.listed_ns >= limits.EXCHANGE_PAUSE_NS:
+        if now - peer.listed_ns >= self._pause_ns:
             peer.listed_ns = now
             self._list(differing, peer)
+
+    @property
+    def _pause_ns(self) -> int:
+        """The time between two comparisons with one neighbour, or two beacons to it on a full channel."""
+        return max(limits.EXCHANGE_PAUSE_NS, _GAPS * self.gap_ns)
 
     def _disagree(self, peer: GossipPeer, now: int) -> None:
         """Note that a neighbour holds other entries. Only the change from agreement resets the timer: a difference that
@@ -307,7 +316,7 @@ class Gossip(Machine):
 
     def _news_due(self, now: int) -> None:
         if self._news_ns == NEVER:
-            self._news_ns = max(now, self._told_ns + self._settings.gather_ns)
+            self._news_ns = max(now, self._told_ns + max(self._settings.gather_ns, _GAPS // 2 * self.gap_ns))
 
     def _advance(self, now: int) -> None:
         if now < self._news_ns:
@@ -460,16 +469,17 @@ class Gossip(Machine):
             self._pulls.time_out(self._peers, now)
             self._ask_all(now)
         if self._trickle.handle_timer(now):
-            self._beacon()
+            self._beacon(now)
         self._advance(now)
 
-    def _beacon(self) -> None:
+    def _beacon(self, now: int) -> None:
         beacon = GossipDigest(self._store.root, len(self._store))
         for peer in self._peers.values():
-            if peer.heard_enough(self._trickle.interval):
+            if peer.heard_enough(self._trickle.interval) or (self.gap_ns and now - peer.beacon_ns < self._pause_ns):
                 self._counters["beacons_suppressed"] += 1
             else:
                 self._counters["beacons_sent"] += 1
+                peer.beacon_ns = now
                 self._messages.append((peer.node, beacon))
 
     def next_timer_at(self) -> int:

@@ -10,8 +10,8 @@ class GossipPeer:
     """A neighbour as gossip sees it: what is exchanged with it, and what it may still cost."""
 
     __slots__ = (
-        "agreed", "asked", "checks", "compared_ns", "consistent", "covered", "covered_ns", "frames", "interval",
-        "listed_ns", "news", "node", "offers", "role", "served", "told_of_ns",
+        "agreed", "asked", "beacon_ns", "checks", "compared_ns", "consistent", "covered", "covered_ns", "frames",
+        "interval", "listed_ns", "news", "node", "offers", "role", "served", "told_of_ns",
     )  # fmt: skip
 
     def __init__(self, node: NodeId, role: Role, now: int) -> None:
@@ -20,8 +20,8 @@ class GossipPeer:
         """Whether its store was equal to ours when it was compared last."""
         self.interval = self.consistent = 0
         """How many consistent beacons it sent in that interval of our Trickle timer."""
-        self.compared_ns = self.listed_ns = -NEVER
-        """When it was last sent our buckets, and a list of fingerprints in some of them."""
+        self.beacon_ns = self.compared_ns = self.listed_ns = -NEVER
+        """When it was last sent a beacon, our buckets, and a list of fingerprints in some of them."""
         self.covered, self.covered_ns = 0, -NEVER
         """The buckets that it listed in full since that instant."""
         self.told_of_ns = -NEVER

@@ -7,6 +7,8 @@ dialled when something waits for it: :attr:`Lanes.wanted` names the neighbours f
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ValueUnsupported
 from protocols.base.ids import Lane, NodeId
+from protocols.links.flow import SLOW_NS
+from protocols.links.pace import Pace
 from protocols.links.queues import Drops, LaneQueue, Queues
 from protocols.wire.codec import encode_frame
 from protocols.wire.frame import Frame
@@ -26,6 +28,8 @@ class Lanes:
         """Whether something may wait for a bulk lane that is not open."""
         self.of_dial: dict[int, LaneQueue] = {}
         """The queues of open lanes, by dial id."""
+        self.pace = Pace()
+        """How fast this node may send on all realtime lanes together."""
         self.of_node: dict[NodeId, Queues] = {}
         self._drops, self._max_readings = drops, max_readings
 
@@ -33,7 +37,7 @@ class Lanes:
         """Return the queues of a neighbour, and make them when there are none yet."""
         queues = self.of_node.get(node)
         if queues is None:
-            queues = self.of_node[node] = Queues(node, self._drops, self._max_readings)
+            queues = self.of_node[node] = Queues(node, self._drops, self._max_readings, self.pace)
         return queues
 
     def opened(self, dial: int, node: NodeId, lane: Lane) -> LaneQueue:
@@ -49,6 +53,7 @@ class Lanes:
         if queue is not None and queue.dial == dial:
             queue.dial, queue.link = 0, None
             self.may_wait = True
+            self.pace.forget(queue.peer)  # a bulk lane may have closed, but then the other one asks again
 
     def forget(self, node: NodeId, reason: str) -> None:
         """Drop what waits for a neighbour that is gone, and count it as ``reason``."""
@@ -116,6 +121,28 @@ class Lanes:
         for lane in lanes:
             lane.touched = False
         return lanes
+
+    def is_realtime(self, dial: int) -> bool:
+        """Whether an open lane is the realtime lane of its neighbour."""
+        queue = self.of_dial.get(dial)
+        queues = None if queue is None else self.of_node.get(queue.peer)
+        return queues is not None and queues.realtime is queue
+
+    # --- the pace --------------------------------------------------------------------------------------------------
+    def confirmed(self, dial: int, took_ns: int, now: int) -> None:
+        """Note how long a frame of an open lane took until it was confirmed, or that it is late already."""
+        queue = self.of_dial.get(dial)
+        if queue is not None and self.is_realtime(dial):
+            queue.delay_ns = took_ns // 2 if took_ns > SLOW_NS else 0
+            self.pace.sampled(took_ns, now)
+
+    def handle_timer(self, now: int) -> None:
+        """Touch the lanes whose turn it is, and ask again for bulk lanes."""
+        self.want_again()
+        for node in self.pace.turns(now):
+            queues = self.of_node.get(node)
+            if queues is not None:
+                self.touch(queues.realtime)
 
     def most_waiting(self) -> tuple[int, int]:
         """The most readings, and the most bytes, that wait for one neighbour."""

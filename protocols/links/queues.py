@@ -2,6 +2,12 @@
 
 They leave in this order: the heartbeat, then control frames in the order they came, then readings by priority, the
 oldest of a priority first. A frame of ``put_latest`` replaces the frame of its kind that still waits.
+
+A lane that has taken nothing of what waits for ``BEHIND_NS`` is *behind*, until nothing waits any more. Then the newest
+reading of a key replaces the one that still waits, in its place, so what is sent is new and every key gets its turn.
+Readings of the priorities from ``URGENT`` on are never replaced, and pass a lane that is full. While the node has to
+keep a pace (:mod:`protocols.links.pace`), frames wait for their turn: the heartbeat, then what ``put_latest`` has, then
+readings three times in four and other control frames once.
 Invariants: every bound of ``limits`` holds after each call; whatever is dropped is reported to ``Drops``;
 a frame is taken only when the link accepts it, so a slow neighbour costs memory up to the bound and nothing else.
 """
@@ -16,9 +22,18 @@ from protocols.base.errors import BoundExceeded
 from protocols.base.ids import NodeId
 from protocols.base.shares import SharedRows
 from protocols.base.time import NEVER
+from protocols.links.pace import Pace
 from protocols.wire.parcels import can_be_joined, frame_of_alone
 
 _MOST_URGENT: Final = 7
+URGENT: Final = 6
+"""Readings of this priority and above are sent whatever else is, and never left out for newer ones."""
+BEHIND_NS: Final = 50 * limits.MS
+"""So long everything may wait, as in a burst, before older readings give way to newer ones of their key."""
+_SLOW_FRAME_BYTES: Final = 1_300
+"""Readings that go together on a lane that is behind fit one segment: nothing urgent overtakes a frame."""
+_TURNS: Final = 4
+"""While both wait for their turn, one in so many is for a control frame."""
 _TENSOR_PRIORITY: Final = 3
 """Tensors evict readings of the default priority and below. When a tensor finds no room because more urgent readings
 wait, the node that asked for the inference learns it at once and asks another neighbour."""
@@ -89,8 +104,10 @@ class LaneQueue:
         drops: Drops,
         max_readings: int = limits.MAX_QUEUE_READINGS,
         control_priority: int = _MOST_URGENT,
+        pace: Pace | None = None,
     ) -> None:
-        """Frames of :meth:`put_control` evict readings up to ``control_priority``."""
+        """Frames of :meth:`put_control` evict readings up to ``control_priority``. ``pace``: that of the node; None for
+        a lane that does not keep one."""
         # What each reading needs comes first, so that it lies together in memory when it is compiled.
         self.dial = 0
         """The dial id of the open lane that it is for; 0: no lane is open."""
@@ -98,6 +115,8 @@ class LaneQueue:
         """What the driver puts here for that lane, so that it finds it at once."""
         self.touched = False
         """Whether the driver has yet to be told that something waits."""
+        self._pace = Pace() if pace is None else pace
+        self._behind_ns = 0  # since when everything waits; 0: it does not
         self._controls = 0  # how many frames wait in _control and _latest
         self._heartbeat: bytes | None = None
         # The reading that came to an empty queue, which is most often taken at once. No other reading waits beside it.
@@ -108,7 +127,12 @@ class LaneQueue:
         self.waiting_bytes = 0
         self._max_readings = max_readings
         self.taken_ns = -NEVER
-        """When readings were last taken."""
+        """When readings were last taken, or any frame while the node kept a pace."""
+        self.is_behind = False
+        """Whether the newest reading of a key replaces one that waits."""
+        self.delay_ns = 0
+        """How long a frame is on its way, at least: what expires earlier is not sent."""
+        self._turn = 0
         self.peer, self._drops = peer, drops
         self._control: deque[bytes] = deque()
         self._latest: dict[str, bytes] = {}
@@ -166,6 +190,8 @@ class LaneQueue:
                 return True
         if self._lone is not None or not self._readings:
             self._line_up()
+        if self.is_behind and priority < URGENT and count == 1:
+            conflate = True
         if conflate:
             older = self._newest.get(key)
             if older is not None:
@@ -206,9 +232,10 @@ class LaneQueue:
         if self._lone is not None:
             data, priority = self._lone, self._lone_priority
             self._lone = None
-            self._readings[priority].append(
-                _Waiting(self._lone_key, data, self._lone_expires_ns, priority, self._lone_count)
-            )
+            waiting = _Waiting(self._lone_key, data, self._lone_expires_ns, priority, self._lone_count)
+            self._readings[priority].append(waiting)
+            if self.is_behind and priority < URGENT and waiting.count == 1:
+                self._newest[waiting.key] = waiting
             self._highest = max(self._highest, priority)
             self._bytes[priority] += len(data)
 
@@ -255,8 +282,76 @@ class LaneQueue:
         self.waiting_bytes -= len(waiting.data)
         self._bytes[waiting.priority] -= len(waiting.data)
 
-    def take(self, now: int) -> bytes | None:
-        """Take the next frame to send; None when nothing waits."""
+    def take(self, now: int, full: bool = False) -> bytes | None:
+        """Take the next frame to send; None when nothing waits that may go now. ``full``: the lane takes nothing but
+        urgent readings."""
+        if full or self._behind_ns or self._pace.active:
+            return self._take_behind(now, full)
+        return self._take_next(now)
+
+    def _take_behind(self, now: int, full: bool) -> bytes | None:
+        """As :meth:`take`, when not all that waits may go at once."""
+        if not self:
+            self._caught_up()
+            return None
+        if self.waiting_readings:
+            if self._lone is not None or not self._readings:
+                self._line_up()
+            urgent = self._take_urgent(now)
+            if urgent is not None:
+                self._pace.sent(now)
+                return urgent
+        if full or (self._pace.active and not self._pace.take_turn(self.peer, now)):
+            if not self._behind_ns:
+                self._behind_ns = max(now, 1)
+            elif not self.is_behind and now - self._behind_ns >= BEHIND_NS:
+                self._fall_behind()
+            return None
+        frame: bytes | None
+        if not self._pace.active or self._heartbeat is not None:
+            frame = self._take_next(now)
+        elif self._latest:  # rare, and nothing flows before a neighbour knows what is wanted
+            self._controls -= 1
+            frame = self._latest.pop(next(iter(self._latest)))
+            self.waiting_bytes -= len(frame)
+        else:
+            self._turn = (self._turn + 1) % _TURNS
+            readings_first = self._turn and self.waiting_readings
+            frame = self._take_readings(now) if readings_first else self._take_next(now)
+        self.taken_ns = now
+        if not self:
+            self._caught_up()
+        return frame
+
+    def _take_urgent(self, now: int) -> bytes | None:
+        for priority in range(_MOST_URGENT, URGENT - 1, -1):
+            readings = self._readings[priority]
+            while readings:
+                waiting = self._pop(readings)
+                if waiting.expires_ns > now + self.delay_ns:
+                    return waiting.data
+                self._drops.count(self.peer, waiting.key, "expired_in_queue", waiting.count)
+        return None
+
+    def _fall_behind(self) -> None:
+        """From now on the newest reading of a key replaces one that waits. Of what waits already only the newest
+        stay."""
+        self.is_behind = True
+        for readings in self._readings[:URGENT]:
+            for waiting in list(readings):
+                if waiting.count > 1:
+                    continue
+                older = self._newest.get(waiting.key)
+                if older is not None and older is not waiting:
+                    self._readings[older.priority].remove(older)
+                    self._forget(older)
+                    self._drops.count(self.peer, older.key, "conflated")
+                self._newest[waiting.key] = waiting
+
+    def _caught_up(self) -> None:
+        self._behind_ns, self.is_behind = 0, False
+
+    def _take_next(self, now: int) -> bytes | None:
         if self._heartbeat is not None:
             frame, self._heartbeat = self._heartbeat, None
             return frame
@@ -265,12 +360,15 @@ class LaneQueue:
             frame = self._control.popleft() if self._control else self._latest.pop(next(iter(self._latest)))
             self.waiting_bytes -= len(frame)
             return frame
+        return self._take_readings(now)
+
+    def _take_readings(self, now: int) -> bytes | None:
         if self._lone is not None:
             frame = self._lone
             self._lone = None
             self.waiting_readings = 0
             self.waiting_bytes -= len(frame)
-            if self._lone_expires_ns <= now:
+            if self._lone_expires_ns <= now + self.delay_ns:
                 self._drops.count(self.peer, self._lone_key, "expired_in_queue", self._lone_count)
                 return None
             self.taken_ns = now
@@ -278,12 +376,12 @@ class LaneQueue:
         if not self.waiting_readings:
             return None
         batch: list[bytes] = []
-        room_bytes = limits.MAX_REALTIME_FRAME_BYTES
+        room_bytes = limits.MAX_REALTIME_FRAME_BYTES if not self.is_behind else _SLOW_FRAME_BYTES
         for priority in range(self._highest, -1, -1):
             readings = self._readings[priority]
             while readings and len(batch) < limits.MAX_READINGS_PER_FRAME:
                 waiting = readings[0]
-                if waiting.expires_ns <= now:
+                if waiting.expires_ns <= now + self.delay_ns:
                     self._drops.count(self.peer, self._pop(readings).key, "expired_in_queue", waiting.count)
                     continue
                 room_bytes -= len(waiting.data)
@@ -327,8 +425,8 @@ class Queues:
 
     __slots__ = ("bulk", "realtime")
 
-    def __init__(self, node: NodeId, drops: Drops, max_readings: int) -> None:
-        self.realtime = LaneQueue(node, drops, max_readings)
+    def __init__(self, node: NodeId, drops: Drops, max_readings: int, pace: Pace | None = None) -> None:
+        self.realtime = LaneQueue(node, drops, max_readings, pace=pace)
         self.bulk = LaneQueue(node, drops, max_readings, _TENSOR_PRIORITY)
 
     @property

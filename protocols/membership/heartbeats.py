@@ -22,6 +22,10 @@ _MOST_JITTER: Final = 1.1
 HEARTBEATS_A_ROUND: Final = 4
 """While readings flow to a neighbour, only one heartbeat in this many is sent; at 10 Hz the heartbeats would otherwise
 be a third of all frames."""
+_GAPS: Final = 2
+"""On a full channel a heartbeat is sent to a neighbour that got nothing for so many times the usual gap …"""
+_RESTS: Final = 4
+"""… and in any case after so many times that time, because it carries an echo."""
 _MOST_BEATS: Final = limits.MAX_HEARTBEATS_A_ROUND  # looked up once, because each heartbeat is compared with it
 _LONGEST_ROUND_TRIP_NS: Final = 60 * limits.SECOND
 
@@ -33,6 +37,8 @@ class Heartbeats:
         self._interval_ns, self._random = interval_ns, random
         self.due_ns = NEVER
         """When :meth:`round` is due; ``NEVER`` before :meth:`start`."""
+        self.gap_ns = 0
+        """How far apart frames to one neighbour are, because this node keeps a pace; 0: it does not."""
         self.suspected: dict[NodeId, Neighbour] = {}
         """Neighbours under suspicion. Membership adds and removes them."""
         self.flooding: list[Neighbour] = []
@@ -56,6 +62,8 @@ class Heartbeats:
                 continue
             if neighbour.suspicion is not None and neighbour.since_ns == now:
                 continue  # a heartbeat that asks it for an answer waits in its queue, and this one would replace it
+            if self.gap_ns and not self._is_needed(neighbour, now):
+                continue
             # Any frame is a sign of life, and only few heartbeats have to carry echoes.
             if not suspects and (neighbour.heartbeat_sent + 1) % HEARTBEATS_A_ROUND:
                 queue = neighbour.queue
@@ -64,10 +72,19 @@ class Heartbeats:
                     continue
             self.send(neighbour, now, suspects)
 
+    def _is_needed(self, neighbour: Neighbour, now: int) -> bool:
+        """Whether a heartbeat to a neighbour is worth its place on a full channel: nothing else went there lately, or
+        it has had none for long."""
+        queue = neighbour.queue
+        last_ns = neighbour.beat_ns if queue is None else max(neighbour.beat_ns, queue.taken_ns)
+        rest_ns = max(_GAPS * self.gap_ns, self._interval_ns)
+        return now - last_ns >= rest_ns or now - neighbour.beat_ns >= _RESTS * rest_ns
+
     def send(self, neighbour: Neighbour, now: int, suspects: tuple[NodeId, ...] = (), answer: bool = False) -> None:
         """Queue a heartbeat for one neighbour. ``answer``: ask it for one at once."""
         queue = neighbour.queue
         neighbour.heartbeat_sent += 1
+        neighbour.beat_ns = now
         if queue is not None:
             queue.put_heartbeat(encode_heartbeat(
                 neighbour.heartbeat_sent, now, neighbour.heartbeat_received, neighbour.echo_sent_ns,

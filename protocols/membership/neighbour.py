@@ -1,11 +1,20 @@
 """What membership knows of one neighbour; see :mod:`protocols.membership.machine` for its life."""
 
 from enum import StrEnum
+from typing import Final
 
+from protocols.base import limits
 from protocols.base.ids import Incarnation, Lane, NodeId, Role
 from protocols.base.time import NEVER
 from protocols.links.queues import LaneQueue
 from protocols.membership.suspicion import Suspicion
+
+_SILENCES: Final = 3
+"""A neighbour is suspected after so many times the silence that is usual for it; with two, one lost frame would do."""
+_FADES: Final = 16
+_GAPS: Final = 4
+"""A neighbour in the same crowd sends to us about as often as we send to it, and sometimes two or three are late."""
+_MOST_PATIENCE_NS: Final = 6 * limits.SECOND
 
 
 class State(StrEnum):
@@ -21,10 +30,10 @@ class Neighbour:
     """A node whose certificate and Hello were checked, or to whose inbox we have a lane."""
 
     __slots__ = (
-        "answered_ns", "beats", "bulk", "doubt", "doubt_ends_ns", "echo_came_ns", "echo_sent_ns", "echoed",
+        "answered_ns", "beat_ns", "beats", "bulk", "doubt", "doubt_ends_ns", "echo_came_ns", "echo_sent_ns", "echoed",
         "first_seen_ns", "heard_by_peer", "heard_ns", "heartbeat_received", "heartbeat_sent", "inbound", "inbox",
-        "incarnation", "last_heard_ns", "met", "node", "queue", "realtime", "role", "round_trip_ns", "since_ns",
-        "state", "suspicion",
+        "incarnation", "last_heard_ns", "met", "node", "patient_ns", "queue", "realtime", "role", "round_trip_ns",
+        "silence_ns", "silent_ns", "since_ns", "state", "suspicion",
     )  # fmt: skip
 
     def __init__(self, node: NodeId, role: Role, first_seen_ns: int, now: int) -> None:
@@ -57,6 +66,23 @@ class Neighbour:
         """Our heartbeat that it has to hear by then, or else the lane to it is lost; 0: there is no doubt."""
         self.round_trip_ns = 0
         self.suspicion: Suspicion | None = None
+        self.beat_ns = -NEVER
+        """When it was sent a heartbeat last."""
+        self.silent_ns = 0
+        """How long it had been silent at the last look."""
+        self.silence_ns = self.patient_ns = 0
+        """The longest of its recent silences that ended, where older ones count less; and for how long it may be silent
+        because of that."""
+
+    def patience_ns(self, silent_ns: int, gap_ns: int) -> int:
+        """How long this neighbour may be silent, by what is usual: a channel that is full lets frames through rarely
+        and unevenly. ``silent_ns``: how long it has been silent. ``gap_ns``: how far apart our own frames to one
+        neighbour are because of a full channel. Call it regularly."""
+        if silent_ns < self.silent_ns:  # it has spoken since the last look
+            self.silence_ns = max(self.silent_ns, self.silence_ns - self.silence_ns // _FADES)
+        self.silent_ns = silent_ns
+        self.patient_ns = min(max(_SILENCES * self.silence_ns, _GAPS * gap_ns), _MOST_PATIENCE_NS)
+        return self.patient_ns
 
     @property
     def lanes(self) -> tuple[Lane, ...]:

@@ -58,7 +58,8 @@ class NoNeighbourOlderThanLifetime(Check):
     def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
         settings = world.settings
-        slack_ns = 2 * settings.heartbeat_interval_ns
+        self._slack_ns = slack_ns = 2 * settings.heartbeat_interval_ns
+        self._suspicion_ns = settings.suspicion_max_ns
         self._mute_ns = settings.dial_timeout_ns + limits.HELLO_TIMEOUT_NS + slack_ns
         self._alive_ns = settings.suspect_after_silence_ns + slack_ns
         self._suspect_ns = self._alive_ns + settings.suspicion_max_ns
@@ -80,9 +81,9 @@ class NoNeighbourOlderThanLifetime(Check):
         for neighbour in world.neighbours(name):
             state = neighbour.state
             if state is _ALIVE:
-                bound_ns = self._alive_ns
+                bound_ns = max(self._alive_ns, neighbour.patient_ns + self._slack_ns)
             elif state is _SUSPECT:
-                bound_ns = self._suspect_ns
+                bound_ns = max(self._alive_ns, neighbour.patient_ns + self._slack_ns) + self._suspicion_ns
             else:
                 continue
             heard_ns = world.heard_ns(name, neighbour.node)

@@ -10,7 +10,8 @@ from protocols.base import limits
 from protocols.base.errors import BoundExceeded
 from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
-from protocols.links.queues import Drops, LaneQueue, Queues
+from protocols.links.pace import Pace
+from protocols.links.queues import BEHIND_NS, URGENT, Drops, LaneQueue, Queues
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.membership import Goodbye, Heartbeat
 from protocols.wire.parcels import encode_alone, encode_together
@@ -34,6 +35,85 @@ def taken(queue: LaneQueue, now: int = 0) -> list[int]:
         assert type(decoded) is Readings
         sequences.extend(one.sequence for one in decoded.readings)
     return sequences
+
+
+# --- a lane that can't keep up ---------------------------------------------------------------------------------------
+def test_full_lane_takes_urgent_readings_and_nothing_else() -> None:
+    """A hazard must not wait behind positions, and positions not where nobody can replace them."""
+    queue = LaneQueue(PEER, Drops())
+    put(queue, 1, priority=5)
+    put(queue, 2, priority=URGENT)
+    queue.put_control(encode_frame(Goodbye(1)))
+    frame = queue.take(0, full=True)
+    assert frame is not None
+    decoded = decode_untrusted_node_frame(frame)
+    assert type(decoded) is Readings
+    assert [one.sequence for one in decoded.readings] == [2]
+    assert queue.take(0, full=True) is None
+    assert queue.take(1) == encode_frame(Goodbye(1))
+    assert taken(queue, 1) == [1]
+
+
+def test_newest_reading_of_a_key_replaces_what_waits_once_a_lane_is_behind() -> None:
+    """What is sent next must be new, each key must get its turn, and urgent readings are events: none is left out."""
+    drops = Drops()
+    queue = LaneQueue(PEER, drops)
+    for sequence in (1, 2, 3):
+        put(queue, sequence, key="position")
+    put(queue, 4, key="speed")
+    assert queue.take(1, full=True) is None
+    assert queue.take(1 + BEHIND_NS, full=True) is None
+    assert queue.is_behind
+    for sequence in (5, 6):
+        put(queue, sequence, key="position")
+    for sequence in (7, 8):
+        put(queue, sequence, key="hazard", priority=URGENT)
+    assert taken(queue, BEHIND_NS + 1) == [7, 8, 6, 4]
+    assert dict(drops.items()) == {(PEER, "position", "conflated"): 4}
+    assert not queue.is_behind
+    for sequence in (9, 10):
+        put(queue, sequence, key="position")
+    assert taken(queue, BEHIND_NS + 2) == [9, 10], "it has caught up"
+
+
+def test_burst_that_waits_for_less_than_a_moment_loses_nothing() -> None:
+    """A log that is handed over at once is no sign of a slow link."""
+    queue = LaneQueue(PEER, Drops())
+    for sequence in range(1, 101):
+        put(queue, sequence)
+    for now in range(0, BEHIND_NS, BEHIND_NS // 10):
+        assert queue.take(now, full=True) is None
+    assert taken(queue, BEHIND_NS - 1) == list(range(1, 101))
+
+
+def test_reading_that_would_expire_on_its_way_is_not_sent() -> None:
+    """It would cost the channel a frame, and nobody could use it."""
+    drops = Drops()
+    queue = LaneQueue(PEER, drops)
+    queue.delay_ns = 50 * limits.MS
+    put(queue, 1, expires_ns=limits.SECOND)
+    put(queue, 2, expires_ns=limits.SECOND)
+    assert taken(queue, limits.SECOND - 50 * limits.MS) == []
+    assert dict(drops.items()) == {(PEER, "k", "expired_in_queue"): 2}
+
+
+def test_lanes_of_a_node_that_keeps_a_pace_wait_for_their_turn() -> None:
+    """Readings have three turns in four, so that gossip on a full channel neither stops nor takes it."""
+    pace = Pace()
+    pace.active, pace.rate = True, 10.0
+    queue = LaneQueue(PEER, Drops(), pace=pace)
+    for sequence in range(1, 9):
+        put(queue, sequence, key=f"k/{sequence}", size=limits.MAX_REALTIME_FRAME_BYTES // 2 + 1)
+        queue.put_control(encode_frame(Goodbye(sequence)))
+    now, kinds = 0, []
+    for _ in range(8):
+        while (frame := queue.take(now)) is None:
+            now = max(now + 1, pace.next_turn_at())
+            pace.turns(now)
+        kinds.append(type(decode_untrusted_node_frame(frame)).__name__)
+    assert kinds.count("Goodbye") == 2
+    assert kinds.count("Readings") == 6
+    assert now > 0.5 * limits.SECOND
 
 
 # --- order ---------------------------------------------------------------------------------------------------------
@@ -286,11 +366,13 @@ class AnyHistory(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.drops = Drops()
-        self.queue = LaneQueue(PEER, self.drops, max_readings=6)
-        self.now = 0
+        self.pace = Pace()
+        self.queue = LaneQueue(PEER, self.drops, max_readings=6, pace=self.pace)
+        self.now = 1
         self.sequence = 0
         self.control = 0
         self.came: list[int] = []
+        self.urgent: set[int] = set()
 
     @rule(
         key=st.sampled_from("abc"),
@@ -303,6 +385,8 @@ class AnyHistory(RuleBasedStateMachine):
     def put(self, key: str, priority: int, size: int, lifespan: int | None, conflate: bool, times: int) -> None:
         for _ in range(times):
             self.sequence += 1
+            if priority >= URGENT:
+                self.urgent.add(self.sequence)
             expires_ns = NEVER if lifespan is None else self.now + lifespan
             before = self.drops.total
             queued = put(
@@ -326,6 +410,8 @@ class AnyHistory(RuleBasedStateMachine):
     def put_together(self, key: str, priority: int, count: int, size: int, lifespan: int | None) -> None:
         """Several readings in one frame, which waits, expires and gives way as a whole."""
         sequences = range(self.sequence + 1, self.sequence + 1 + count)
+        if priority >= URGENT:
+            self.urgent.update(sequences)
         self.sequence += count
         data = encode_together([reading(key=key, sequence=number, value=bytes(size)) for number in sequences])
         expires_ns = NEVER if lifespan is None else self.now + lifespan
@@ -343,17 +429,32 @@ class AnyHistory(RuleBasedStateMachine):
         except BoundExceeded:
             self.control += 1
 
-    @rule()
-    def take(self) -> None:
-        frame = self.queue.take(self.now)
+    @rule(full=st.sampled_from([False, False, True]))
+    def take(self, full: bool) -> None:
+        frame = self.queue.take(self.now, full)
         if frame is None:
-            assert not self.queue
+            assert full or self.pace.active or not self.queue
         elif frame[:1] == b"\0":
+            assert not full
             self.control -= 1
         else:
-            self.came.extend(one.sequence for one in decode_untrusted_node_frame(frame).readings)  # type: ignore[union-attr]
+            came = [one.sequence for one in decode_untrusted_node_frame(frame).readings]  # type: ignore[union-attr]
+            assert not full or self.urgent.issuperset(came)
+            self.came.extend(came)
 
-    @rule(passed=st.integers(1, 3))
+    @rule(rate=st.sampled_from([0.0, 2.0, 1_000.0]))
+    def keep_pace(self, rate: float) -> None:
+        """The channel is full, or free again."""
+        self.pace.active, self.pace.rate = rate > 0, rate
+        self.pace.turns(self.now)
+
+    @rule()
+    def wait_for_a_turn(self) -> None:
+        if (due_ns := self.pace.next_turn_at()) < NEVER:
+            self.now = max(self.now, due_ns)
+            assert self.pace.turns(self.now) == [PEER]
+
+    @rule(passed=st.sampled_from([1, 3, BEHIND_NS]))
     def wait(self, passed: int) -> None:
         self.now += passed
 

@@ -1,0 +1,74 @@
+"""What is under way on a lane: as much as the link carries in 50 ms, and at least one frame."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocols.base.limits import MS, SECOND
+from protocols.links.flow import FIRST_WINDOW_BYTES, MAX_WINDOW_BYTES, SLOW_NS, TARGET_NS, Flow
+
+
+def used_up(flow: Flow, took_ns: int, now: int) -> int:
+    """Use the window up, and have everything confirmed after ``took_ns``. Returns the time then."""
+    size = flow.window_bytes
+    flow.sent(size, now)
+    assert flow.is_full(size, now)
+    now += took_ns
+    flow.confirmed(0, now)
+    assert not flow.is_full(0, now)
+    return now
+
+
+def test_window_grows_while_it_is_confirmed_soon_and_shrinks_to_one_frame_when_not() -> None:
+    """On a fast link nothing may be held up; on a slow one seconds of readings would be out of reach."""
+    flow, now = Flow(), SECOND
+    for _ in range(20):
+        now = used_up(flow, 5 * MS, now)
+    assert flow.window_bytes == MAX_WINDOW_BYTES
+    for _ in range(40):
+        now = used_up(flow, TARGET_NS + MS, now)
+    assert flow.window_bytes == 1
+    assert not flow.is_full(0, now), "one frame may always be under way"
+    assert flow.is_full(300, now)
+
+
+def test_frame_under_way_for_long_holds_up_what_follows_however_small_it_is() -> None:
+    """Behind it everything waits, and here it can be replaced."""
+    flow = Flow()
+    flow.sent(100, SECOND)
+    assert not flow.is_full(100, SECOND + TARGET_NS)
+    assert flow.is_full(100, SECOND + TARGET_NS + 1)
+    assert not flow.is_full(0, SECOND + TARGET_NS + 1)
+    assert flow.window_bytes == FIRST_WINDOW_BYTES
+
+
+def test_sample_is_slow_only_if_a_look_found_the_frame_late() -> None:
+    """Who looks once a second would otherwise take every frame for a slow one."""
+    flow = Flow()
+    assert flow.confirmed(0, SECOND) == 0, "nothing is under way"
+    flow.sent(100, SECOND)
+    assert flow.confirmed(100, SECOND + SLOW_NS) == 0
+    assert flow.confirmed(0, 2 * SECOND) == SLOW_NS, "nobody knows since when"
+    assert not flow.is_measuring
+    flow.sent(100, 2 * SECOND)
+    flow.sent(100, 2 * SECOND)
+    assert flow.confirmed(150, 2 * SECOND + SLOW_NS + 1) > SLOW_NS
+    assert flow.confirmed(150, 2 * SECOND + 2 * SLOW_NS) == 0, "it is told once"
+    assert flow.confirmed(100, 3 * SECOND) == 0, "the frame is confirmed, the one behind it is not"
+    assert not flow.is_measuring
+
+
+@given(st.lists(st.tuples(st.integers(1, 100_000), st.integers(0, 300), st.integers(0, 300)), max_size=60))
+def test_any_history_keeps_the_window_within_bounds_and_ends_not_full(steps: list[tuple[int, int, int]]) -> None:
+    """A lane that stays full once all is confirmed would be dead without a word."""
+    flow, now, waiting = Flow(), SECOND, 0
+    for size, confirmed, pause_ms in steps:
+        if not flow.is_full(waiting, now):
+            flow.sent(size, now)
+            waiting += size
+        now += pause_ms * MS
+        waiting -= min(waiting, confirmed * 300)
+        assert flow.confirmed(waiting, now) >= 0
+        assert 1 <= flow.window_bytes <= MAX_WINDOW_BYTES
+    assert flow.confirmed(0, now) >= 0
+    assert not flow.is_full(0, now)
+    assert not flow.is_measuring
