@@ -59,6 +59,7 @@ class Driver:
         self._performers: dict[type[Effect], Callable[[Any], None]] = {
             **performers, Dial: self._outbound.dial, HangUp: self._outbound.hang_up, ClosePipe: self._close_pipe,
         }  # fmt: skip
+        self._pace = self.engine.lanes.pace
         self._transport: Transport
         self._handlers: dict[int, ReadingCallback] = {}
         self._timer_due_ns = 0
@@ -128,7 +129,7 @@ class Driver:
         with self._lock:
             put, delivery, alone = engine.readings.publish(publication, value, where, when, now, utc_now)
             flushes = engine.flushes()
-            sooner = engine.readings.next_timer_at() < self._timer_due_ns
+            sooner = self._pace.active or engine.readings.next_timer_at() < self._timer_due_ns
         if flushes is None:
             self.settle()
         else:
@@ -149,7 +150,7 @@ class Driver:
         with self._lock:
             put, deliveries = self.engine.readings.publish_many(publication, values, where, whens, now, utc_now)
             flushes = self.engine.flushes()
-            sooner = self.engine.readings.next_timer_at() < self._timer_due_ns
+            sooner = self._pace.active or self.engine.readings.next_timer_at() < self._timer_due_ns
         if flushes is None:
             self.settle()
         else:
@@ -225,7 +226,7 @@ class Driver:
         with self._lock:
             deliveries = engine.receive(frame, pipe, now, time.time_ns())
             flushes = engine.flushes()
-            sooner = engine.readings.next_timer_at() < self._timer_due_ns
+            sooner = self._pace.active or engine.readings.next_timer_at() < self._timer_due_ns
         for lane in flushes or ():  # others first: a callback may take its time
             self._outbound.kick(lane.dial, now)
         if deliveries:
@@ -241,7 +242,9 @@ class Driver:
         if link is None:
             return
         link.opened, link.peer = True, identity.node
-        self.act(lambda engine, now: engine.lane_opened(link.dial, identity, now))
+        self.begin(lambda engine, now: engine.lane_opened(link.dial, identity, now))
+        link.replaceable = self.look(lambda engine, _: engine.lanes.is_realtime(link.dial))
+        self.settle()
 
     def lane_closed(self, lane: OutgoingLane, reason: str) -> None:
         """Tell the engine, which decides whether to dial again."""
@@ -259,6 +262,8 @@ class Driver:
         link = self._outbound.link_of(lane)
         if link is not None:
             self._outbound.flush(link)
+            if self._pace.active:
+                self._set_timer()
 
     # --- effects ---------------------------------------------------------------------------------------------------
     def settle(self) -> None:

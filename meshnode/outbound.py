@@ -29,7 +29,9 @@ _PAUSE_NS = 500_000
 class Link:
     """A dialled lane and the frame it did not take."""
 
-    __slots__ = ("burst", "dial", "draining", "gathered", "in_hand", "kicked_ns", "lane", "lock", "opened", "peer")
+    __slots__ = (
+        "burst", "dial", "draining", "gathered", "in_hand", "kicked_ns", "lane", "lock", "opened", "peer", "replaceable"
+    )  # fmt: skip
 
     def __init__(self, dial: int) -> None:
         self.dial = dial
@@ -40,6 +42,9 @@ class Link:
         self.opened = False
         self.peer = ""
         """Whose inbox it is; empty before it opened."""
+        self.replaceable = False
+        """Whether what waits for it may be replaced by what is newer, so that as little as possible should be under
+        way: it is the realtime lane."""
         self.kicked_ns = 0
         self.burst = 0
         self.gathered = 0
@@ -93,9 +98,16 @@ class Outbound:
                 if frame is None:
                     # Before looking: a thread that queues something after the look must find 0 and notify the lane.
                     link.gathered = 0
+                    now = time.monotonic_ns()
+                    full = link.replaceable and lane.is_full(now)
+                    took_ns, lane.sample_ns = lane.sample_ns, 0
                     with self._lock:
-                        frame = self._engine.next_frame(link.dial, time.monotonic_ns())
+                        if took_ns:
+                            self._engine.lanes.confirmed(link.dial, took_ns, now)
+                        frame = self._engine.next_frame(link.dial, now, full)
                     if frame is None:
+                        if full or (link.replaceable and self._engine.lanes.pace.active):
+                            lane.watch(full)
                         return
                 if not lane.try_send(frame):
                     link.in_hand = frame

@@ -74,6 +74,18 @@ class OutgoingLane(Protocol):
         """Hand over one frame without waiting. False: it was not taken, because the link is busy or not open. If it is
         open, ``lane_writable`` follows once it takes frames again."""
 
+    sample_ns: int
+    """What a look has learned of how long frames are under way, as :meth:`protocols.links.flow.Flow.confirmed` says; 0:
+    nothing. Whoever takes it sets it to 0. ``nng`` learns nothing."""
+
+    def is_full(self, now: int) -> bool:
+        """Whether so much is under way that nothing but urgent frames should follow. ``nng`` does not know: libnng
+        keeps its sockets to itself, so there the kernel's buffers bound what is under way."""
+
+    def watch(self, waits: bool) -> None:
+        """Have ``lane_writable`` called once a look has learned something, or if the caller ``waits``, once the lane is
+        not full any more."""
+
     def notify(self) -> None:
         """Have ``lane_writable`` called soon, on the I/O thread, whether or not a frame was refused. Never blocks."""
 
@@ -113,7 +125,8 @@ class TransportObserver(Protocol):
         """The lane is finished: it never opened in time, was refused, or its pipe is gone."""
 
     def lane_writable(self, lane: OutgoingLane) -> None:
-        """The lane takes frames again, after a ``try_send`` that was not taken; or ``notify`` was called."""
+        """The lane takes frames again, after a ``try_send`` that was not taken; or ``notify`` was called, or what a
+        ``watch`` waited for has come."""
 
 
 class Transport(Protocol):

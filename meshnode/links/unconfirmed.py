@@ -4,7 +4,7 @@ import fcntl
 import struct
 import termios
 
-_RECORD_BYTES = 8 + 22
+RECORD_BYTES = 8 + 22
 """What travels with each frame: its length, and what TLS 1.3 adds to a record."""
 
 
@@ -21,4 +21,4 @@ def frames_in(size_bytes: int, frames_sent: int, frames_bytes: int) -> int:
     """How many frames about ``size_bytes`` are, where ``frames_sent`` frames had ``frames_bytes``; at least one."""
     if size_bytes <= 0 or frames_sent <= 0:
         return 0
-    return min(frames_sent, -(-size_bytes * frames_sent // (frames_bytes + frames_sent * _RECORD_BYTES)))
+    return min(frames_sent, -(-size_bytes * frames_sent // (frames_bytes + frames_sent * RECORD_BYTES)))

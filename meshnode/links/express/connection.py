@@ -135,6 +135,9 @@ class Hub(Protocol):
     def adopt(self, connection: "Connection", mask: int) -> None:
         """Wait for these events of a new connection, until its deadline. I/O thread only."""
 
+    def look_after(self, lane: Any) -> None:
+        """Look at a lane every few milliseconds until there is news of it. I/O thread only."""
+
     def sweep_by(self, at_ns: int) -> None:
         """Check all deadlines at that instant or earlier. I/O thread only."""
 

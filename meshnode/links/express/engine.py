@@ -23,6 +23,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from meshnode.links.express.connection import (
     NET_BYTES,
@@ -37,7 +38,8 @@ from meshnode.links.express.connection import (
 from meshnode.links.express.dialling import Dialler
 from meshnode.links.express.handshakes import Handshakes
 from meshnode.links.express.inbox import Inbox
-from meshnode.links.express.lane import ExpressLane
+from meshnode.links.express.lane import LOOK_NS, ExpressLane
+from meshnode.links.express.watch import Watch
 from meshnode.links.peer import url_of
 from meshnode.links.priority import Priority, raise_priority
 from meshnode.links.tls import REFUSED, UNREACHABLE, Contexts, FailureKind, Failures, contexts
@@ -118,6 +120,7 @@ class ExpressLinks:
         self._receiving_since_ns: int | None = None
         self._connections: dict[int, Connection] = {}
         self._lanes: set[ExpressLane] = set()
+        self._watch = Watch()
         self._buried: list[Connection] = []
         self._due_ns = 0
         self._expiry_due_ns = time.monotonic_ns() + _EXPIRY_CHECK_NS
@@ -299,6 +302,10 @@ class ExpressLinks:
         self._epoll.unregister(connection.descriptor)
         self._handshakes.take_step(connection)
 
+    def look_after(self, lane: ExpressLane) -> None:
+        """Look at a lane every few milliseconds until there is news of it. I/O thread only."""
+        self._watch.add(lane)
+
     def sweep_by(self, at_ns: int) -> None:
         """Check all deadlines at that instant or earlier. I/O thread only."""
         self._due_ns = min(self._due_ns, at_ns)
@@ -334,15 +341,24 @@ class ExpressLinks:
                 self._shake(shaking)
             for _ in range(len(tasks)):  # what these tasks post has the next turn, so that events don't wait for ever
                 self.guarded(tasks.popleft())
-            if self._buried:
-                self._bury()
+            self._end_round()
         self._bury()
         self._epoll.close()
+
+    def _end_round(self) -> None:
+        if self._watch:
+            for lane in self._watch.news(time.monotonic_ns()):
+                if not self.silent:
+                    self.guarded(partial(self.observer.lane_writable, lane))
+        if self._buried:
+            self._bury()
 
     def _wait(self, left_ns: int) -> list[tuple[int, int]]:
         """The descriptors with their events. After ``_BRISK`` waits shorter than ``spin_ns`` it polls again and again
         before it sleeps: a peer that answers an answer does not wait, and ten readings a second never make it spin."""
         poll, spin_ns = self._epoll.poll, self._spin_ns
+        if self._watch:
+            left_ns = min(left_ns, LOOK_NS)
         if not spin_ns:
             return poll(left_ns / SECOND, _EVENTS)
         ready = poll(0, _EVENTS)

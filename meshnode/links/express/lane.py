@@ -13,15 +13,17 @@ import select
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Callable
 
 from meshnode.links.express.connection import LENGTH, PULL0, PUSH0, Closed, Connection, HandshakeFailed, Hub
 from meshnode.links.tls import FailureKind, explain
 from meshnode.links.transport import Address, OutgoingLane
-from meshnode.links.unconfirmed import frames_in, unconfirmed_bytes
+from meshnode.links.unconfirmed import RECORD_BYTES, frames_in, unconfirmed_bytes
 from protocols.base.errors import BoundExceeded
 from protocols.base.ids import SERVER_NAME
-from protocols.base.limits import MAX_FRAME_BYTES
+from protocols.base.limits import MAX_FRAME_BYTES, MS
+from protocols.links.flow import Flow
 
 _CHUNK_BYTES = 64 * 1024
 """Bytes of a large frame that are encrypted and handed to the kernel at once."""
@@ -31,6 +33,8 @@ _MAX_CONTROL_BYTES = 16 * 1024
 """The most bytes of answers to key updates that wait until the peer takes a frame."""
 _RESET = struct.pack("ii", 1, 0)
 """The option by which closing a socket drops what it holds, and tells the peer so."""
+LOOK_NS = 4 * MS
+"""How often a lane is looked at that is full or measured. Each look is a system call of half a microsecond."""
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
 
@@ -50,6 +54,11 @@ class ExpressLane(Connection):
         self._unencrypted = memoryview(b"")
         self._declined = self._notified = False
         self._failure = ""
+        self.sample_ns = 0
+        self.waits = self.watched = False
+        self._flow = Flow()
+        self._look_ns = self._look_bytes = 0
+        """Until that instant, and until so many bytes were sent, the lane is not full whatever a look would say."""
 
     def _outgoing_lane(self) -> OutgoingLane | None:
         return self
@@ -101,6 +110,38 @@ class ExpressLane(Connection):
                 self._declined = True
                 return False
             return self._send(frame)
+
+    def is_full(self, now: int) -> bool:
+        """See ``OutgoingLane``. Most calls don't look."""
+        if now < self._look_ns and self._flow.sent_bytes < self._look_bytes:
+            return False
+        with self.lock:
+            if not self.open or self.finished or self._failure:
+                return False
+            flow = self._flow
+            waiting = unconfirmed_bytes(self.descriptor) + len(self._unsent) + len(self._unencrypted)
+            self.sample_ns = flow.confirmed(waiting, now) or self.sample_ns
+            full = flow.is_full(waiting, now)
+            self._look_ns = now + LOOK_NS
+            self._look_bytes = flow.sent_bytes + (0 if full else flow.window_bytes - waiting)
+            return full
+
+    @property
+    def measures(self) -> bool:
+        """Whether a look may learn something soon."""
+        return self._flow.is_measuring
+
+    def watch(self, waits: bool) -> None:
+        """See ``OutgoingLane``."""
+        self.waits = self.waits or waits
+        if not self.watched and (waits or self.measures):
+            self.watched = True
+            self.hub.post(lambda: self.hub.look_after(self))
+
+    def is_news(self, now: int) -> bool:
+        """Look. Returns whether what :meth:`watch` waits for has come. I/O thread only."""
+        full = self.is_full(now)
+        return bool(self.sample_ns) or (self.waits and not full)
 
     def notify(self) -> None:
         """See ``OutgoingLane``."""
@@ -248,6 +289,7 @@ class ExpressLane(Connection):
             return False
         self.frames_sent += 1
         self.bytes_sent += size
+        self._flow.sent(size + RECORD_BYTES, time.monotonic_ns())
         return True
 
     def _push(self) -> bool:

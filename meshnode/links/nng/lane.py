@@ -53,6 +53,7 @@ class NngLane:
         self.lock = threading.Lock()
         self.state = LaneState.DIALLING
         self.armed = False
+        self.sample_ns = 0
         self.frames_sent = 0
         self.bytes_sent = 0
         self.ends_ns = ends_ns
@@ -71,6 +72,13 @@ class NngLane:
                 return True
             self._arm(push)
             return False
+
+    def is_full(self, now: int) -> bool:
+        """See ``OutgoingLane.is_full``."""
+        return False
+
+    def watch(self, waits: bool) -> None:
+        """See ``OutgoingLane.watch``. There is nothing to learn."""
 
     def notify(self) -> None:
         """See ``OutgoingLane.notify``."""

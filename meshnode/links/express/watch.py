@@ -1,0 +1,35 @@
+"""The lanes at which the I/O thread looks every few milliseconds: those that are full, and those that are measured."""
+
+from meshnode.links.express.lane import LOOK_NS, ExpressLane
+
+
+class Watch:
+    """A lane stays until there is news of it, or until it is closed. I/O thread only."""
+
+    def __init__(self) -> None:
+        self._lanes: list[ExpressLane] = []
+        self._look_ns = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._lanes)
+
+    def add(self, lane: ExpressLane) -> None:
+        """Look at a lane from now on."""
+        self._lanes.append(lane)
+
+    def news(self, now: int) -> list[ExpressLane]:
+        """Look, if it is time. Returns the lanes of which there is news."""
+        if now < self._look_ns:
+            return []
+        self._look_ns = now + LOOK_NS
+        lanes, self._lanes = self._lanes, []
+        told = []
+        for lane in lanes:
+            if lane.closed or lane.finished:
+                continue
+            if lane.is_news(now):
+                lane.waits = lane.watched = False
+                told.append(lane)
+            else:
+                self._lanes.append(lane)
+        return told

@@ -1,0 +1,85 @@
+"""A link that carries less than is published, between two real nodes: what comes is new, and hazards come at once."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+
+from meshnode import Reading
+from tests.tools.eventually import until
+from tests.tools.mesh_fixture import Open, dropped, given_house, given_opened, wanted
+
+__all__ = ["given_house", "given_opened"]
+BYTES_PER_S = 8_000
+_TICK_S = 0.02
+
+
+@asynccontextmanager
+async def slow_way(port: int) -> AsyncIterator[int]:
+    """A port from which everything goes on to ``port``, at ``BYTES_PER_S``; what comes back is not slowed down. Its
+    buffers are as small as the kernel allows."""
+    pumps: set[asyncio.Task[None]] = set()
+    loop = asyncio.get_running_loop()
+
+    async def pump(source: socket.socket, target: socket.socket, at_once: int, pause_s: float) -> None:
+        while data := await loop.sock_recv(source, at_once):
+            await loop.sock_sendall(target, data)
+            await asyncio.sleep(pause_s)
+        target.shutdown(socket.SHUT_WR)
+
+    def begin(*arguments: object) -> None:
+        task = asyncio.create_task(pump(*arguments))  # type: ignore[arg-type]
+        pumps.add(task)
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+
+    async def accept() -> None:
+        while True:
+            near, _ = await loop.sock_accept(listener)
+            far = socket.socket()
+            for end in (near, far):
+                ends.callback(end.close)
+                end.setblocking(False)
+            await loop.sock_connect(far, ("127.0.0.1", port))
+            begin(near, far, int(BYTES_PER_S * _TICK_S), _TICK_S)
+            begin(far, near, 65_536, 0.0)
+
+    with ExitStack() as ends, socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.setblocking(False)
+        accepting = asyncio.create_task(accept())
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            for task in (accepting, *pumps):
+                task.cancel()
+            await asyncio.gather(accepting, *pumps, return_exceptions=True)
+
+
+async def test_slow_link_carries_what_is_new_and_hazards_pass_it(opened: Open) -> None:
+    """Seconds of old positions waited in the kernel, where nothing can replace them, and the hazard behind them."""
+    there = await opened("slow-2")
+    positions: list[float] = []
+    hazards: list[float] = []
+
+    def came(reading: Reading) -> None:
+        (hazards if reading.key.endswith("hazard") else positions).append(time.time() - reading.when.utc_ns / 1e9)
+
+    there.subscribe("veh/slow-1/*", callback=came, history=False)
+    async with slow_way(there.port) as port:
+        here = await opened("slow-1", port)
+        await wanted(here, "veh/slow-1/position")
+        told = 0
+        for number in range(200):  # 50 kB a second for 4 s, six times what the link carries
+            here.publish("veh/slow-1/position", bytes(900))
+            if number % 40 == 39:
+                here.publish("veh/slow-1/hazard", number, priority=7)
+                told += 1
+            await asyncio.sleep(_TICK_S)
+        await until(lambda: len(hazards) == told, lambda: f"{told} hazards come, {len(hazards)} did")
+        assert len(positions) > 10
+        assert sorted(positions[2:])[len(positions) // 2] < 1.0, "the half of what came is from the last second"
+        assert max(hazards) < 1.5
+        assert dropped(here, "conflated") > 100, "what was left out is counted"
