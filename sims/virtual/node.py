@@ -19,6 +19,7 @@ from protocols.base import limits
 from protocols.base.effects import Event
 from protocols.base.ids import MeshName, NodeId, PeerIdentity
 from protocols.engine import Engine
+from protocols.links.flow import Flow
 from protocols.wire.readings import Reading
 from sims.media.radio import Way
 from sims.virtual.arrivals import Arrival
@@ -40,9 +41,9 @@ class Pipe:
     """
 
     __slots__ = (
-        "aside", "cost_ns", "dial", "from_name", "from_number", "full", "greeted", "heard_ns", "hears", "held",
-        "identity", "inbox", "last_ns", "number", "receiver", "sender", "sends", "stalled_ns", "to_number",
-        "under_way", "used", "verified", "wait_ns", "way",
+        "aside", "cost_ns", "dial", "flow", "from_name", "from_number", "full", "greeted", "heard_ns", "hears", "held",
+        "identity", "inbox", "last_ns", "looks", "number", "receiver", "replaceable", "sender", "sends", "stalled_ns",
+        "to_number", "unconfirmed", "unconfirmed_bytes", "under_way", "used", "verified", "wait_ns", "way",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +73,14 @@ class Pipe:
         self.last_ns = 0
         self.under_way = 0
         """Frames in the inbox of the receiver, where they will arrive in order."""
+        self.unconfirmed: deque[tuple[int, int]] = deque()
+        """The frames that the receiver's computer has not confirmed: when it will have, and their bytes."""
+        self.unconfirmed_bytes = 0
+        self.flow = Flow()
+        self.replaceable = False
+        """Whether it is a realtime lane, on which as little as possible should be under way."""
+        self.looks = False
+        """Whether the sender waits for a confirmation before it sends more."""
         self.inbox, self.receiver = receiver.inbox, receiver
         self.number = number
         self.heard_ns = -1

@@ -17,6 +17,8 @@ from typing import Final
 
 from protocols.base import limits
 from protocols.base.ids import NodeId
+from protocols.base.time import NEVER
+from protocols.links.flow import SLOW_NS
 from protocols.links.queues import LaneQueue
 from sims.media.radio import Air
 from sims.virtual.frames import END, SharedDecoder, SimFrame, readings_in
@@ -34,6 +36,12 @@ _ORPHAN_NS: Final = 50 * limits.SECOND
 """… and one whose process is gone (tcp_orphan_retries = 8)."""
 _WINDOW_FRAMES: Final = 64
 """The number of frames that may be under way on one pipe before the sender has to wait."""
+_RECORD_BYTES: Final = 30
+"""What NNG's length and a TLS record add to each frame."""
+_DELAYED_ACK_NS: Final = 40 * limits.MS
+"""Linux confirms a segment that comes alone after this time."""
+_LOOK_NS: Final = 4 * limits.MS
+"""A sender that waits looks that often whether more was confirmed."""
 _LENGTH_BYTES: Final = 8
 """NNG puts its length before each frame."""
 
@@ -60,11 +68,14 @@ class Pipes:
         self.readings_lost = 0
         """How many readings were on pipes when these broke. No engine could count them."""
 
-    def flush(self, node: SimNode, lanes: list[LaneQueue], lone: bool = False, calm: bool = False) -> None:
+    def flush(  # noqa: C901, PLR0912  # calls cost too much here
+        self, node: SimNode, lanes: list[LaneQueue], lone: bool = False, calm: bool = False
+    ) -> None:
         """Send what an engine has for some lanes, as far as their windows are open. ``lone``: it has exactly one frame
         of readings for each lane. ``calm``: these readings are not passed on. This is the hot path, so it is one long
         method."""
         now = self._simulation.now
+        full = False
         local = now + node.offset_ns if not node.drift_ppb else node.local(now)
         processors = self._processors
         for lane in lanes:
@@ -73,10 +84,12 @@ class Pipes:
                 pipe = lane.link = node.dialled.get(lane.dial)
                 if pipe is None:  # the lane is not open
                     continue
+                pipe.replaceable = node.engine.lanes.is_realtime(lane.dial)
             if pipe.aside or pipe.full:
                 self._flush_aside(pipe)
                 continue
-            data = lane.take(local)
+            full = pipe.replaceable and bool(pipe.unconfirmed) and self._is_held(pipe, now, local)
+            data = lane.take(local, full)
             while data is not None:
                 frame = self._newest  # usually one neighbour after another gets the same frame
                 if frame.data is not data:
@@ -96,6 +109,8 @@ class Pipes:
                 tick_ns = at_ns - at_ns % -TICK_NS
                 pipe.under_way += 1
                 pipe.inbox.append(Coming(tick_ns, pipe, frame))
+                if pipe.replaceable:
+                    self._under_way(pipe, at_ns, len(data) + _RECORD_BYTES, now)
                 receiver = pipe.receiver
                 if not (calm or frame.calm) or receiver.attentive:
                     self._wake_at(receiver, tick_ns)
@@ -106,7 +121,54 @@ class Pipes:
                     break
                 if lone:
                     break
-                data = lane.take(local)
+                full = pipe.flow.is_full(pipe.unconfirmed_bytes, local)
+                data = lane.take(local, full)
+            if full and lane and not pipe.looks:
+                self._look_later(pipe)
+        pace = node.engine.lanes.pace
+        if pace.active and pace.next_turn_at() != NEVER:
+            self._simulation.arm(node)
+
+    # --- what is confirmed -----------------------------------------------------------------------------------------
+    def _under_way(self, pipe: Pipe, at_ns: int, size_bytes: int, now: int) -> None:
+        """Note that a frame which arrives at ``at_ns`` is under way until it is confirmed."""
+        confirmed_ns = at_ns + _DELAYED_ACK_NS
+        way = pipe.way
+        if way is not None and way.far.free_ns > at_ns:  # the confirmation waits for what the receiver sends
+            confirmed_ns += way.far.free_ns - at_ns
+        pipe.unconfirmed.append((confirmed_ns, size_bytes))
+        pipe.unconfirmed_bytes += size_bytes
+        flow, node = pipe.flow, pipe.sender
+        measures = not flow.is_measuring
+        flow.sent(size_bytes, node.local(now))
+        if measures and (confirmed_ns - now > SLOW_NS or node.engine.lanes.pace.active):
+            self._simulation.push(min(confirmed_ns, now + SLOW_NS + 1), self._look, pipe)
+
+    def _is_held(self, pipe: Pipe, now: int, local: int) -> bool:
+        """Take in what was confirmed until now. Returns whether the sender hands over nothing more."""
+        unconfirmed = pipe.unconfirmed
+        while unconfirmed and unconfirmed[0][0] <= now:
+            pipe.unconfirmed_bytes -= unconfirmed.popleft()[1]
+        took_ns = pipe.flow.confirmed(pipe.unconfirmed_bytes, local)
+        if took_ns:
+            pipe.sender.engine.lanes.confirmed(pipe.dial, took_ns, local)
+        return pipe.flow.is_full(pipe.unconfirmed_bytes, local)
+
+    def _look(self, pipe: Pipe) -> None:
+        """A sender looks whether the frame that it measures was confirmed."""
+        if pipe.sends and pipe.sender.running:
+            self._is_held(pipe, self._simulation.now, pipe.sender.local(self._simulation.now))
+
+    def _look_later(self, pipe: Pipe) -> None:
+        pipe.looks = True
+        self._simulation.push(max(pipe.unconfirmed[0][0], self._simulation.now + _LOOK_NS), self._look_again, pipe)
+
+    def _look_again(self, pipe: Pipe) -> None:
+        pipe.looks = False
+        if pipe.sends and pipe.sender.running and pipe.sender.dialled.get(pipe.dial) is pipe:
+            lane = pipe.sender.engine.lanes.of_dial.get(pipe.dial)
+            if lane is not None:
+                self.flush(pipe.sender, [lane])
 
     def _came_ns(self, pipe: Pipe, size_bytes: int, now: int) -> int | None:
         """See :meth:`sims.media.contract.Links.stream_ns`."""
@@ -191,12 +253,14 @@ class Pipes:
         node = pipe.sender
         local = node.local(self._simulation.now)
         while pipe.under_way + len(pipe.held) < _WINDOW_FRAMES:
-            data = node.engine.next_frame(pipe.dial, local)
+            full = pipe.replaceable and bool(pipe.held) and pipe.flow.is_full(1, local)
+            data = node.engine.next_frame(pipe.dial, local, full)
             if data is None:
                 # Until it is empty, each frame put on it wakes the receiver. Otherwise a pipe that is full again and
                 # again would have everything on its way to the receiver looked through each time.
                 pipe.full = pipe.full and pipe.under_way > 0
                 return
+            pipe.flow.sent(len(data) + _RECORD_BYTES, local)
             self.send(pipe, data)
         pipe.full = True
 
@@ -239,7 +303,7 @@ class Pipes:
         pipe.aside = False
         for frame in frames:
             self._send(pipe, frame)
-        if pipe.full and sender.running:
+        if sender.running:
             self.flush_one(pipe)
         return True
 

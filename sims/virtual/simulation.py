@@ -77,6 +77,10 @@ class Simulation(Timeline, metaclass=ABCMeta):
         """Do what the engine of a node has decided, hand on its events, and set its timer."""
 
     @abstractmethod
+    def arm(self, node: SimNode) -> None:
+        """Schedule the timer of a node for the instant that its engine asks for."""
+
+    @abstractmethod
     def when_awake(self, node: SimNode, due_ns: int, handler: Callable[[Any], None], argument: Any) -> None:
         """Call ``handler(argument)`` at ``due_ns``, or when the process of ``node`` has CPU again. It is not called
         when the process was killed by then."""

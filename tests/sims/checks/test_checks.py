@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import UtcNs
+from protocols.links.queues import URGENT
 from protocols.membership.settings import MembershipSettings
 from protocols.records.ledger import Ledger
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
@@ -48,7 +49,9 @@ QUIET = Scenario(
     gossip=(Spread(2.0, "car-0"), Spread(3.0, "car-1"), Spread(5.0, "car-0")),
     checks=Checks(settle_s=9.0),
 )  # fmt: skip
-BACKLOG = Traffic("rsu", "signal", rate_hz=200.0, lifespan_ms=20_000)
+BACKLOG = Traffic(
+    "rsu", "signal", rate_hz=200.0, lifespan_ms=20_000, priority=URGENT
+)  # or newer ones would replace those that wait
 LONG_CUT = Fault("partition", 4.0, 6.0, ("car-0", "car-1"))
 OF_RSU = Fault("partition", 5.0, 3.0, ("rsu-0",))
 LIES = Fault("false-adverts", 4.0, 6.0, ("car-0",))
@@ -80,7 +83,7 @@ PROVOKED: dict[str, Scenario] = {
     "drops-uncounted": replace(QUIET, traffic=(BACKLOG,), faults=(LONG_CUT,)),
     "queues-unbounded": replace(
         QUIET,
-        traffic=tuple(Traffic("rsu", topic, rate_hz=1_000.0, lifespan_ms=20_000) for topic in ("a", "b")),
+        traffic=tuple(replace(BACKLOG, topic=topic, rate_hz=1_000.0) for topic in ("a", "b")),
         faults=(replace(OF_RSU, at_s=2.2),), duration_s=6.0, gossip=(),
         checks=Checks(("queues_within_bounds",), settle_s=0.5),
     ),

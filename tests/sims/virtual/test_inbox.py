@@ -165,7 +165,7 @@ def test_pipe_that_is_full_again_and_again_delivers_everything_in_order_and_in_t
     sim.nodes[NodeId("n0")].attentive = False
     sim.shape("n1", "n0", MS, 20_000)
     for number in range(400):
-        sim.publish("n1", f"veh/n1/{number}", bytes(100))
+        sim.publish("n1", f"veh/n1/{number}", bytes(100), priority=7)  # others are held back sooner
         sim.run_for(3 * MS if number % 100 < 60 else 40 * MS)
     sim.run_for(10 * SECOND)
     received = sim.nodes[NodeId("n0")].received
