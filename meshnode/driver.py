@@ -86,6 +86,7 @@ class Driver:
         """Say goodbye, end every link and the timer thread. Idempotent; nothing happens before :meth:`start`."""
         if self._closing or self._timer.ident is None:
             return
+        self.begin(lambda engine, _: engine.lanes.pace.end())
         self.act(lambda engine, _: engine.membership.leave(reason))
         deadline = time.monotonic() + _GOODBYE_S
         while time.monotonic() < deadline and any(link.in_hand is not None for link in self._outbound.links()):
@@ -129,13 +130,13 @@ class Driver:
         with self._lock:
             put, delivery, alone = engine.readings.publish(publication, value, where, when, now, utc_now)
             flushes = engine.flushes()
-            sooner = self._pace.active or engine.readings.next_timer_at() < self._timer_due_ns
+            sooner = engine.readings.next_timer_at() < self._timer_due_ns
         if flushes is None:
             self.settle()
         else:
             for lane in flushes:
                 self._outbound.kick(lane.dial, now)
-            if sooner:
+            if sooner or self._pace.active:  # the pace may have begun just now
                 self._set_timer()
         if delivery is not None:
             self._deliver((delivery,))
@@ -150,13 +151,13 @@ class Driver:
         with self._lock:
             put, deliveries = self.engine.readings.publish_many(publication, values, where, whens, now, utc_now)
             flushes = self.engine.flushes()
-            sooner = self._pace.active or self.engine.readings.next_timer_at() < self._timer_due_ns
+            sooner = self.engine.readings.next_timer_at() < self._timer_due_ns
         if flushes is None:
             self.settle()
         else:
             for lane in flushes:
                 self._outbound.kick(lane.dial, now, put.count)
-            if sooner:
+            if sooner or self._pace.active:  # the pace may have begun just now
                 self._set_timer()
         if deliveries:
             self._deliver(deliveries)
@@ -226,14 +227,14 @@ class Driver:
         with self._lock:
             deliveries = engine.receive(frame, pipe, now, time.time_ns())
             flushes = engine.flushes()
-            sooner = self._pace.active or engine.readings.next_timer_at() < self._timer_due_ns
+            sooner = engine.readings.next_timer_at() < self._timer_due_ns
         for lane in flushes or ():  # others first: a callback may take its time
             self._outbound.kick(lane.dial, now)
         if deliveries:
             self._deliver(deliveries)
         if flushes is None:
             self.settle()
-        elif sooner:
+        elif sooner or self._pace.active:
             self._set_timer()
 
     def lane_opened(self, lane: OutgoingLane, identity: PeerIdentity) -> None:

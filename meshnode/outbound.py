@@ -99,15 +99,16 @@ class Outbound:
                     # Before looking: a thread that queues something after the look must find 0 and notify the lane.
                     link.gathered = 0
                     now = time.monotonic_ns()
-                    full = link.replaceable and lane.is_full(now)
-                    took_ns, lane.sample_ns = lane.sample_ns, 0
+                    full = link.replaceable and not self._engine.lanes.pace.ended and lane.is_full(now)
+                    late_ns, lane.sample_ns = lane.sample_ns, 0
                     with self._lock:
-                        if took_ns:
-                            self._engine.lanes.confirmed(link.dial, took_ns, now)
+                        if late_ns:
+                            self._engine.lanes.confirmed(link.dial, late_ns, lane.took_ns, now)
                         frame = self._engine.next_frame(link.dial, now, full)
+                        waits = full and frame is None and self._engine.lanes.waits(link.dial)
                     if frame is None:
-                        if full or (link.replaceable and self._engine.lanes.pace.active):
-                            lane.watch(full)
+                        if waits or (link.replaceable and self._engine.lanes.pace.active):
+                            lane.watch(waits)
                         return
                 if not lane.try_send(frame):
                     link.in_hand = frame

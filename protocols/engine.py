@@ -283,7 +283,7 @@ class Engine:
     def handle_timer(self, now: int, receiving_since_ns: int | None = None) -> None:
         """Do what is due. ``receiving_since_ns``: since when a callback has been holding up the receiving thread."""
         membership = self.membership
-        self._heartbeats.gap_ns = self.gossip.gap_ns = self.lanes.pace.gap_ns(len(self.lanes.of_node))
+        self._heartbeats.gap_ns = self.gossip.gap_ns = self.lanes.pace.gap_ns()
         membership.handle_timer(now, receiving_since_ns)
         self.lanes.handle_timer(now)
         self.readings.handle_timer(now)

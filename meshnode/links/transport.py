@@ -75,8 +75,10 @@ class OutgoingLane(Protocol):
         open, ``lane_writable`` follows once it takes frames again."""
 
     sample_ns: int
-    """What a look has learned of how long frames are under way, as :meth:`protocols.links.flow.Flow.confirmed` says; 0:
-    nothing. Whoever takes it sets it to 0. ``nng`` learns nothing."""
+    """What a look has learned of how late frames are, as :meth:`protocols.links.flow.Flow.confirmed` says; 0: nothing.
+    Whoever takes it sets it to 0. ``nng`` learns nothing."""
+    took_ns: int
+    """For how long the frame of that sample had been under way."""
 
     def is_full(self, now: int) -> bool:
         """Whether so much is under way that nothing but urgent frames should follow. ``nng`` does not know: libnng

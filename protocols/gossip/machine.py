@@ -53,9 +53,9 @@ from protocols.wire.frame import Frame
 from protocols.wire.gossip import FRAMES, Carried, GossipDigest, GossipEntries, GossipFrame, GossipHave, GossipPull
 
 _COMPLAINT_PAUSE_NS: Final = 60 * limits.SECOND
+"""Pause between two events about entries from one neighbour, so that it can't fill a log."""
 _GAPS: Final = 8
 """On a full channel, comparing takes this part of the frames that a neighbour gets."""
-"""Pause between two events about entries from one neighbour, so that it can't fill a log."""
 
 
 class Gossip(Machine):

@@ -1,27 +1,35 @@
 """What is under way on one lane: handed over, and not yet confirmed by the computer of the peer.
 
 What the kernel holds can't be replaced, reordered or left out any more, and on a slow link it is seconds of readings.
-So a lane takes no more than its link carries in ``TARGET_NS``; everything else waits in the queue of the lane, where
-the most urgent and the newest go first.
+So a lane takes no more than its link carries in ``TARGET_NS`` beside its *base*; everything else waits in the queue of
+the lane, where the most urgent and the newest go first.
 
-The window of a lane is in bytes. It doubles when it was used up and all of it was confirmed within ``TARGET_NS``, and
-halves when that took longer; one frame may always be under way. (TCP's own window follows losses, and grows for as long
-as the buffers below take more. Delay is what readings suffer from, so it is delay that this one follows, as TCP Vegas
-and LEDBAT (RFC 6817) do.) Beside the window, nothing follows while something has been under way for ``TARGET_NS``.
+The base is the shortest time in which a frame was confirmed lately, and at least ``LEAST_BASE_NS``: a way over the
+Internet has a long one that no smaller rate makes shorter. It is not believed beyond ``MOST_BASE_NS``, because who
+meets others on a channel that is full already has never seen it empty.
+
+The window of a lane is in bytes. It doubles when it was used up and all of it was confirmed in time, and halves when
+that took longer; one frame may always be under way. (TCP's own window follows losses, and grows for as long as the
+buffers below take more. Delay is what readings suffer from, so it is delay that this one follows, as TCP Vegas and
+LEDBAT (RFC 6817) do.) Beside the window, nothing follows while something has been under way for too long.
 
 How long it takes until a frame is confirmed is judged for one frame at a time, as TCP does without time stamps. It is
-*slow* when a look finds it unconfirmed after ``SLOW_NS``, and good when it never was. A caller that seldom looks takes
-some slow ones for good.
+*slow* when a look finds it unconfirmed ``SLOW_NS`` after the base, and good when no look does.
 """
 
 from typing import Final
 
-from protocols.base.limits import MS
+from protocols.base.limits import MS, SECOND
 
-TARGET_NS: Final = 50 * MS
-"""Above the 40 ms for which Linux delays acknowledgements, and below the time between two readings at 10 Hz."""
-SLOW_NS: Final = 80 * MS
-"""A frame that is confirmed later than this found a full channel: 40 ms are the delayed acknowledgement."""
+LEAST_BASE_NS: Final = 40 * MS
+"""Linux confirms a segment that comes alone after this time."""
+MOST_BASE_NS: Final = 200 * MS
+TARGET_NS: Final = 10 * MS
+"""Together with the least base below the time between two readings at 20 Hz."""
+SLOW_NS: Final = 40 * MS
+"""What a frame waits on a channel that is full."""
+_MEMORY_NS: Final = 30 * SECOND
+"""A base is forgotten after once to twice this time: the way may have changed."""
 FIRST_WINDOW_BYTES: Final = 64 * 1024
 MAX_WINDOW_BYTES: Final = 16 * 1024 * 1024
 
@@ -29,7 +37,10 @@ MAX_WINDOW_BYTES: Final = 16 * 1024 * 1024
 class Flow:
     """What is under way on one lane. All instants are monotonic nanoseconds."""
 
-    __slots__ = ("_mark_bytes", "_marked_ns", "_used_up", "sent_bytes", "told_slow", "window_bytes")
+    __slots__ = (
+        "_before_ns", "_lately_ns", "_mark_bytes", "_marked_ns", "_since_ns", "_used_up", "base_ns", "sent_bytes",
+        "told_slow", "took_ns", "window_bytes",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.window_bytes = FIRST_WINDOW_BYTES
@@ -38,6 +49,12 @@ class Flow:
         """All bytes that were handed over."""
         self.told_slow = False
         """Whether the frame that is measured was reported as slow already."""
+        self.base_ns = LEAST_BASE_NS
+        """How long a frame takes when nothing waits before it."""
+        self.took_ns = 0
+        """For how long the frame of the last sample had been under way."""
+        self._before_ns = self._lately_ns = MOST_BASE_NS  # the shortest of the last two spans of _MEMORY_NS
+        self._since_ns = 0
         self._mark_bytes = self._marked_ns = 0  # the frame that is measured; 0: none is
         self._used_up = False  # whether the window was, since that frame
 
@@ -53,21 +70,23 @@ class Flow:
             self._mark_bytes, self._marked_ns, self.told_slow = self.sent_bytes, now, False
 
     def confirmed(self, unconfirmed_bytes: int, now: int) -> int:
-        """Take in how many bytes are not confirmed. Returns a sample in nanoseconds: for how long at most the frame
-        that was measured was under way, or more than ``SLOW_NS`` once it has been for longer. 0: there is no news."""
+        """Take in how many bytes are not confirmed. Returns a sample in nanoseconds: by how much at most the frame that
+        was measured was later than the base (at least 1), more than ``SLOW_NS`` if it was slow. 0: there is no news."""
         if not self._marked_ns:
             return 0
-        took_ns = now - self._marked_ns
+        self.took_ns = took_ns = now - self._marked_ns
         if self.sent_bytes - unconfirmed_bytes >= self._mark_bytes:
             if self._used_up:
                 self._used_up = False
-                if took_ns <= TARGET_NS:
+                if took_ns <= self.base_ns + TARGET_NS:
                     self.window_bytes = min(2 * self.window_bytes, MAX_WINDOW_BYTES)
                 else:
                     self._shrink()
             self._marked_ns = 0
-            return 0 if self.told_slow else max(min(took_ns, SLOW_NS), 1)
-        if took_ns > SLOW_NS and not self.told_slow:
+            late_ns = max(1, min(took_ns - self.base_ns, SLOW_NS))
+            self._learn(took_ns, now)
+            return 0 if self.told_slow else late_ns
+        if took_ns > self.base_ns + SLOW_NS and not self.told_slow:
             self.told_slow = True
             return SLOW_NS + 1
         return 0
@@ -79,7 +98,13 @@ class Flow:
         if unconfirmed_bytes >= self.window_bytes:
             self._used_up = True
             return True
-        return self._marked_ns != 0 and now - self._marked_ns > TARGET_NS
+        return self._marked_ns != 0 and now - self._marked_ns > self.base_ns + TARGET_NS
+
+    def _learn(self, took_ns: int, now: int) -> None:
+        if now - self._since_ns > _MEMORY_NS:
+            self._before_ns, self._lately_ns, self._since_ns = self._lately_ns, MOST_BASE_NS, now
+        self._lately_ns = min(self._lately_ns, took_ns)
+        self.base_ns = max(LEAST_BASE_NS, min(self._before_ns, self._lately_ns))
 
     def _shrink(self) -> None:
         self.window_bytes = max(self.window_bytes // 2, 1)

@@ -44,7 +44,7 @@ class Lanes:
         """Note that a lane is open. Returns its queue."""
         queues = self.queues_of(node)
         queue = self.of_dial[dial] = queues.realtime if lane is Lane.REALTIME else queues.bulk
-        queue.dial, queue.link = dial, None
+        queue.dial, queue.link, queue.delay_ns = dial, None, 0
         return queue
 
     def closed(self, dial: int) -> None:
@@ -53,7 +53,9 @@ class Lanes:
         if queue is not None and queue.dial == dial:
             queue.dial, queue.link = 0, None
             self.may_wait = True
-            self.pace.forget(queue.peer)  # a bulk lane may have closed, but then the other one asks again
+            queues = self.of_node.get(queue.peer)
+            if queues is None or queues.realtime is queue:
+                self.pace.forget(queue.peer)
 
     def forget(self, node: NodeId, reason: str) -> None:
         """Drop what waits for a neighbour that is gone, and count it as ``reason``."""
@@ -128,17 +130,24 @@ class Lanes:
         queues = None if queue is None else self.of_node.get(queue.peer)
         return queues is not None and queues.realtime is queue
 
+    def waits(self, dial: int) -> bool:
+        """Whether anything waits for an open lane."""
+        queue = self.of_dial.get(dial)
+        return queue is not None and bool(queue)
+
     # --- the pace --------------------------------------------------------------------------------------------------
-    def confirmed(self, dial: int, took_ns: int, now: int) -> None:
-        """Note how long a frame of an open lane took until it was confirmed, or that it is late already."""
+    def confirmed(self, dial: int, late_ns: int, took_ns: int, now: int) -> None:
+        """Note what a look at an open lane has shown; see :meth:`Flow.confirmed`. ``took_ns``: how long the frame was
+        under way at least."""
         queue = self.of_dial.get(dial)
         if queue is not None and self.is_realtime(dial):
-            queue.delay_ns = took_ns // 2 if took_ns > SLOW_NS else 0
-            self.pace.sampled(took_ns, now)
+            queue.delay_ns = SLOW_NS if late_ns > SLOW_NS else 0
+            self.pace.sampled(queue.peer, late_ns, took_ns, now)
 
     def handle_timer(self, now: int) -> None:
         """Touch the lanes whose turn it is, and ask again for bulk lanes."""
         self.want_again()
+        self.pace.lanes = len(self.of_node)
         for node in self.pace.turns(now):
             queues = self.of_node.get(node)
             if queues is not None:

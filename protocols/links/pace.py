@@ -1,20 +1,23 @@
 """How fast one node may send, when its lanes slow down together: it then shares a channel that is full.
 
 A node can't see the radio. It sees how long it takes until its frames are confirmed (:mod:`protocols.links.flow`). One
-lane that is slow has a slow link, and its own window is enough. When most frames of all lanes are late, the channel is
-full: whatever is sent waits behind what others send, TCP repeats what was not lost, and the channel carries less the
-more is asked of it. So the node offers less to all of its lanes together.
+lane that is slow has a slow link, and its own window is enough. When most lanes are late, the channel is full: whatever
+is sent waits behind what others send, TCP repeats what was not lost, and the channel carries less the more is asked of
+it. So the node offers less to all of its lanes together.
 
-The rate, in frames a second, follows additive increase and multiplicative decrease, which brings nodes that see the
-same channel to equal shares (Chiu and Jain, 1989). It begins with what the node has sent in the last round, times
-``_CUT``. A round in which most samples were slow cuts it, but what was sent before a cut says nothing about it. In any
-other round it grows, and faster the longer there was no cut, so that a channel that has become free is used soon. Once
-it is far above what the node wants to send, there is no limit any more.
+Each lane that is measured in a round has one vote, by its worst sample, so a neighbour that asks for more has no more
+to say. The rate, in frames a second, follows additive increase and multiplicative decrease, which brings nodes that see
+the same channel to equal shares (Chiu and Jain, 1989). It begins at about what was sent in the last round, times
+``_CUT``. A round in which most lanes were slow cuts it; frames that were sent before the last cut don't count. In any
+other round the rate grows, and faster the longer there was no cut, so that a channel that has become free is used soon.
+Once it is far above what the node wants to send, there is no limit any more. A rate that is as low as it may be, and
+still meets late frames for ``_VAIN_S``, is not to blame for them; there is no limit then for ``_TRUCE_S``.
 
 Of the alternatives, the reactive table of ETSI TS 102 687 and its adaptive approach (LIMERIC) need the busy ratio,
 which a node over TCP does not know; a fixed window for each lane is too much with thirty of them.
 
-Lanes take turns in the order in which they began to wait. Urgent readings don't wait, but count.
+Lanes take turns in the order in which they began to wait. Urgent readings don't wait, but count; a quarter of the rate
+is left for turns however many there are.
 """
 
 from typing import Final
@@ -38,6 +41,12 @@ _NEAR_ABOVE: Final = 1.2
 (RFC 9438). Above it the channel has become larger."""
 _FREE_S: Final = 2.0
 _LEAST_RATE: Final = 2.0
+_LEAST_RATE_OF_LANE: Final = 0.5
+"""No neighbour has to wait for its turn for longer than two seconds: it would take this node for dead."""
+_VAIN_S: Final = 5.0
+_TRUCE_S: Final = 60.0
+_RESERVE: Final = 4.0
+"""One frame in so many is for a turn, even while urgent readings take all of the rate."""
 _BURST: Final = 2.0
 """Frames that may follow one another at once."""
 
@@ -46,8 +55,8 @@ class Pace:
     """The pace of one node. All instants are monotonic nanoseconds."""
 
     __slots__ = (
-        "_cut_ns", "_filled_ns", "_good", "_granted", "_peak", "_round_ns", "_sent", "_slow", "_tokens", "_waiting",
-        "active", "cuts", "rate",
+        "_cut_ns", "_filled_ns", "_granted", "_peak", "_round_ns", "_samples", "_sent", "_tokens", "_truce_ns",
+        "_turned_ns", "_vain_ns", "_votes", "_waiting", "active", "cuts", "ended", "lanes", "rate",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -56,37 +65,43 @@ class Pace:
         self.rate = 0.0
         """Frames a second, while there is a limit."""
         self.cuts = 0
+        self.lanes = 0
+        """How many realtime lanes there are."""
+        self.ended = False
+        """Whether the node is leaving, and sends what is left at once."""
         self._peak = 0.0  # the rate that was cut first in the last series of cuts: where the channel was full
         self._tokens = 0.0
-        self._filled_ns = self._round_ns = self._cut_ns = -NEVER
-        self._sent = self._good = self._slow = 0  # in this round
+        self._filled_ns = self._round_ns = self._cut_ns = self._turned_ns = self._truce_ns = -NEVER
+        self._vain_ns = NEVER  # since when the rate is as low as it may be, and frames are late
+        self._sent = self._samples = 0  # in this round
+        self._votes: dict[NodeId, bool] = {}  # whether a frame to a neighbour was slow, in this round
         self._waiting: dict[NodeId, None] = {}
         self._granted: dict[NodeId, None] = {}
 
     # --- what is seen ----------------------------------------------------------------------------------------------
-    def sampled(self, took_ns: int, now: int) -> None:
-        """Note how long a frame of some lane took until it was confirmed, or that it is late already."""
+    def sampled(self, node: NodeId, late_ns: int, took_ns: int, now: int) -> None:
+        """Note by how much a frame to a neighbour was late, and for how long at least it has been under way."""
+        self._samples += 1
         if now - took_ns >= self._cut_ns:
-            if took_ns > SLOW_NS:
-                self._slow += 1
-            else:
-                self._good += 1
+            self._votes[node] = late_ns > SLOW_NS or self._votes.get(node, False)
         self._end_round(now)
 
     def _end_round(self, now: int) -> None:
         took_ns = now - self._round_ns
         if took_ns < _ROUND_NS:
             return
-        slow, good = self._slow, self._good
-        sent = self._sent if self.active else slow + good
-        self._slow = self._good = self._sent = 0
+        slow, votes = sum(self._votes.values()), len(self._votes)
+        sent = self._sent if self.active else self._samples
+        self._sent = self._samples = 0
+        self._votes.clear()
         self._round_ns = now
         if took_ns > _LONGEST_ROUND_NS:
             return
         sent_hz = sent * SECOND / took_ns
-        if slow > good:
+        if 2 * slow > votes and slow > 1:
             self._cut(sent_hz, now)
         elif self.active:
+            self._vain_ns = NEVER
             calm_s = (now - self._cut_ns) / SECOND
             near = _NEAR_BELOW * self._peak < self.rate < _NEAR_ABOVE * self._peak
             haste = 1.0 if near else 1.0 + 2.0 * max(0.0, calm_s - _CALM_S)
@@ -95,6 +110,9 @@ class Pace:
                 self.active = False
 
     def _cut(self, sent_hz: float, now: int) -> None:
+        least = max(_LEAST_RATE, _LEAST_RATE_OF_LANE * self.lanes)
+        if self.ended or now < self._truce_ns:
+            return
         if self.active:
             if now - self._cut_ns > _CALM_S * SECOND:
                 self._peak = self.rate
@@ -102,9 +120,19 @@ class Pace:
         else:
             self.active, self.rate = True, sent_hz * _CUT
             self._tokens, self._filled_ns = 0.0, now
-        self.rate = max(self.rate, _LEAST_RATE)
         self.cuts += 1
         self._cut_ns = now
+        if self.rate > least:
+            self._vain_ns = NEVER
+            return
+        self.rate = least
+        self._vain_ns = min(self._vain_ns, now)
+        if now - self._vain_ns > _VAIN_S * SECOND:
+            self.active, self._truce_ns, self._vain_ns = False, now + int(_TRUCE_S * SECOND), NEVER
+
+    def end(self) -> None:
+        """Keep no pace any more: the node is leaving."""
+        self.ended, self.active = True, False
 
     # --- turns -----------------------------------------------------------------------------------------------------
     def sent(self, now: int) -> None:
@@ -112,7 +140,7 @@ class Pace:
         self._sent += 1
         if self.active:
             self._fill(now)
-            self._tokens = max(self._tokens - 1.0, -self.rate)
+            self._tokens = max(self._tokens - 1.0, -_BURST)
 
     def take_turn(self, node: NodeId, now: int) -> bool:
         """Whether a frame may go to a neighbour now. If not, it is in line from now on."""
@@ -122,7 +150,7 @@ class Pace:
             return True
         self._fill(now)
         if self._tokens >= 1.0 and not self._waiting:
-            self._tokens -= 1.0
+            self._take_token(now)
             self._sent += 1
             return True
         self._waiting[node] = None
@@ -139,11 +167,11 @@ class Pace:
             return []
         self._fill(now)
         granted: list[NodeId] = []
-        while self._waiting and (self._tokens >= 1.0 or not self.active):
+        while self._waiting and (self._tokens >= 1.0 or now >= self._reserved_ns() or not self.active):
             node = next(iter(self._waiting))
             del self._waiting[node]
             self._granted[node] = None
-            self._tokens -= 1.0
+            self._take_token(now)
             granted.append(node)
         return granted
 
@@ -153,12 +181,20 @@ class Pace:
             return NEVER
         if not self.active:
             return self._filled_ns
-        return self._filled_ns + int(max(0.0, 1.0 - self._tokens) / self.rate * SECOND) + 1
+        filled_ns = self._filled_ns + int(max(0.0, 1.0 - self._tokens) / self.rate * SECOND) + 1
+        return min(filled_ns, max(self._reserved_ns(), self._filled_ns))
+
+    def _reserved_ns(self) -> int:
+        return self._turned_ns + int(_RESERVE / self.rate * SECOND) + 1
+
+    def _take_token(self, now: int) -> None:
+        self._tokens = max(self._tokens - 1.0, -_BURST)
+        self._turned_ns = now
 
     def _fill(self, now: int) -> None:
         self._tokens = min(self._tokens + (now - self._filled_ns) / SECOND * self.rate, _BURST)
         self._filled_ns = now
 
-    def gap_ns(self, lanes: int) -> int:
-        """How far apart two frames on one of ``lanes`` lanes usually are because of the limit; 0: there is none."""
-        return int(lanes / self.rate * SECOND) if self.active else 0
+    def gap_ns(self) -> int:
+        """How far apart two frames on one lane usually are because of the limit; 0: there is none."""
+        return int(self.lanes / self.rate * SECOND) if self.active else 0

@@ -3,11 +3,11 @@
 They leave in this order: the heartbeat, then control frames in the order they came, then readings by priority, the
 oldest of a priority first. A frame of ``put_latest`` replaces the frame of its kind that still waits.
 
-A lane that has taken nothing of what waits for ``BEHIND_NS`` is *behind*, until nothing waits any more. Then the newest
-reading of a key replaces the one that still waits, in its place, so what is sent is new and every key gets its turn.
-Readings of the priorities from ``URGENT`` on are never replaced, and pass a lane that is full. While the node has to
-keep a pace (:mod:`protocols.links.pace`), frames wait for their turn: the heartbeat, then what ``put_latest`` has, then
-readings three times in four and other control frames once.
+A lane is *behind* when it has not taken all that waits for ``BEHIND_NS``, until nothing waits any more. Of what waits
+then, only the newest reading of a stream is sent, in the place of the oldest, so what is sent is new and every stream
+gets its turn. Readings of the priorities from ``URGENT`` on are not left out, and pass a lane that is full. While the
+node has to keep a pace (:mod:`protocols.links.pace`), frames wait for their turn: the heartbeat, then what
+``put_latest`` has, then readings three times in four and other control frames once.
 Invariants: every bound of ``limits`` holds after each call; whatever is dropped is reported to ``Drops``;
 a frame is taken only when the link accepts it, so a slow neighbour costs memory up to the bound and nothing else.
 """
@@ -27,11 +27,13 @@ from protocols.wire.parcels import can_be_joined, frame_of_alone
 
 _MOST_URGENT: Final = 7
 URGENT: Final = 6
-"""Readings of this priority and above are sent whatever else is, and never left out for newer ones."""
+"""Readings of this priority and above pass a full lane, and are not left out when it is behind."""
 BEHIND_NS: Final = 50 * limits.MS
-"""So long everything may wait, as in a burst, before older readings give way to newer ones of their key."""
+"""A lane may need so long to take a burst, before older readings give way to newer ones of their stream."""
 _SLOW_FRAME_BYTES: Final = 1_300
 """Readings that go together on a lane that is behind fit one segment: nothing urgent overtakes a frame."""
+_MANY: Final = 256
+"""From so many readings on, older ones are left out before their turn comes."""
 _TURNS: Final = 4
 """While both wait for their turn, one in so many is for a control frame."""
 _TENSOR_PRIORITY: Final = 3
@@ -89,10 +91,11 @@ class Drops:
 class _Waiting:
     """One reading, or several readings of one key that were published together and already form a frame."""
 
-    __slots__ = ("count", "data", "expires_ns", "key", "priority")
+    __slots__ = ("count", "data", "expires_ns", "key", "origin", "priority")
 
-    def __init__(self, key: str, data: bytes, expires_ns: int, priority: int, count: int) -> None:
+    def __init__(self, key: str, data: bytes, expires_ns: int, priority: int, count: int, origin: str) -> None:
         self.key, self.data, self.expires_ns, self.priority, self.count = key, data, expires_ns, priority, count
+        self.origin = origin
 
 
 class LaneQueue:
@@ -119,9 +122,10 @@ class LaneQueue:
         self._behind_ns = 0  # since when everything waits; 0: it does not
         self._controls = 0  # how many frames wait in _control and _latest
         self._heartbeat: bytes | None = None
+        self._heartbeat_asks = False
         # The reading that came to an empty queue, which is most often taken at once. No other reading waits beside it.
         self._lone: bytes | None = None
-        self._lone_key = ""
+        self._lone_key = self._lone_origin = ""
         self._lone_expires_ns = self._lone_priority = self._lone_count = 0
         self.waiting_readings = 0
         self.waiting_bytes = 0
@@ -129,9 +133,9 @@ class LaneQueue:
         self.taken_ns = -NEVER
         """When readings were last taken, or any frame while the node kept a pace."""
         self.is_behind = False
-        """Whether the newest reading of a key replaces one that waits."""
+        """Whether older readings of a stream are left out."""
         self.delay_ns = 0
-        """How long a frame is on its way, at least: what expires earlier is not sent."""
+        """How long a frame is assumed to be on its way: what expires earlier is not sent, unless it is urgent."""
         self._turn = 0
         self.peer, self._drops = peer, drops
         self._control: deque[bytes] = deque()
@@ -145,9 +149,11 @@ class LaneQueue:
     def __bool__(self) -> bool:
         return bool(self.waiting_readings or self._controls or self._heartbeat is not None)
 
-    def put_heartbeat(self, frame: bytes) -> None:
-        """Queue a heartbeat in place of one that still waits: only the newest is worth sending."""
-        self._heartbeat = frame
+    def put_heartbeat(self, frame: bytes, asks: bool = False) -> None:
+        """Queue a heartbeat in place of one that still waits: only the newest is worth sending, unless the one that
+        waits ``asks`` for an answer."""
+        if asks or self._heartbeat is None or not self._heartbeat_asks:
+            self._heartbeat, self._heartbeat_asks = frame, asks
 
     def put_control(self, frame: bytes) -> None:
         """Queue a control frame. Readings up to ``control_priority`` are evicted to make room for it.
@@ -177,21 +183,20 @@ class LaneQueue:
         self.waiting_bytes += len(frame)
 
     def put_reading(
-        self, key: str, data: bytes, priority: int, expires_ns: int, conflate: bool, count: int = 1
+        self, key: str, data: bytes, priority: int, expires_ns: int, conflate: bool, count: int = 1, origin: str = ""
     ) -> bool:
         """Queue a result of ``encode_alone`` or ``encode_signed``, or of ``encode_together`` with ``count`` readings.
-        Several readings in one frame are not conflated. Returns False when it was dropped at once, which is counted."""
+        Several readings in one frame are not conflated. ``origin``: the node that published it; empty for this node.
+        Returns False when it was dropped at once, which is counted."""
         if not self.waiting_readings and not conflate:
             waiting_bytes = self.waiting_bytes + len(data)
             if waiting_bytes <= limits.MAX_QUEUE_BYTES and count <= self._max_readings:
                 self._lone, self._lone_key, self._lone_expires_ns = data, key, expires_ns
-                self._lone_priority, self._lone_count = priority, count
+                self._lone_priority, self._lone_count, self._lone_origin = priority, count, origin
                 self.waiting_readings, self.waiting_bytes = count, waiting_bytes
                 return True
         if self._lone is not None or not self._readings:
             self._line_up()
-        if self.is_behind and priority < URGENT and count == 1:
-            conflate = True
         if conflate:
             older = self._newest.get(key)
             if older is not None:
@@ -214,7 +219,7 @@ class LaneQueue:
         if self.waiting_bytes + len(data) > limits.MAX_QUEUE_BYTES and not self._make_room(len(data), priority):
             self._drops.count(self.peer, key, "queue_full", count)
             return False
-        waiting = _Waiting(key, data, expires_ns, priority, count)
+        waiting = _Waiting(key, data, expires_ns, priority, count, origin)
         if conflate:
             self._newest[key] = waiting
         self._readings[priority].append(waiting)
@@ -232,10 +237,9 @@ class LaneQueue:
         if self._lone is not None:
             data, priority = self._lone, self._lone_priority
             self._lone = None
-            waiting = _Waiting(self._lone_key, data, self._lone_expires_ns, priority, self._lone_count)
-            self._readings[priority].append(waiting)
-            if self.is_behind and priority < URGENT and waiting.count == 1:
-                self._newest[waiting.key] = waiting
+            self._readings[priority].append(
+                _Waiting(self._lone_key, data, self._lone_expires_ns, priority, self._lone_count, self._lone_origin)
+            )
             self._highest = max(self._highest, priority)
             self._bytes[priority] += len(data)
 
@@ -292,64 +296,88 @@ class LaneQueue:
     def _take_behind(self, now: int, full: bool) -> bytes | None:
         """As :meth:`take`, when not all that waits may go at once."""
         if not self:
-            self._caught_up()
+            self._behind_ns, self.is_behind = 0, False
             return None
         if self.waiting_readings:
             if self._lone is not None or not self._readings:
                 self._line_up()
             urgent = self._take_urgent(now)
             if urgent is not None:
+                self.taken_ns = now
                 self._pace.sent(now)
                 return urgent
         if full or (self._pace.active and not self._pace.take_turn(self.peer, now)):
             if not self._behind_ns:
                 self._behind_ns = max(now, 1)
-            elif not self.is_behind and now - self._behind_ns >= BEHIND_NS:
-                self._fall_behind()
+            elif now - self._behind_ns >= BEHIND_NS:
+                self.is_behind = True
+                if self.waiting_readings > _MANY:
+                    self._leave_out_older()
             return None
-        frame: bytes | None
-        if not self._pace.active or self._heartbeat is not None:
-            frame = self._take_next(now)
-        elif self._latest:  # rare, and nothing flows before a neighbour knows what is wanted
+        if self.is_behind:
+            self._leave_out_older()
+        frame = self._take_in_turn(now) if self._pace.active and self._heartbeat is None else self._take_next(now)
+        self.taken_ns = now
+        if not self:
+            self._behind_ns, self.is_behind = 0, False
+        return frame
+
+    def _take_in_turn(self, now: int) -> bytes | None:
+        """The frame whose turn it is, while the node keeps a pace."""
+        if self._latest:  # rare, and nothing flows before a neighbour knows what is wanted
             self._controls -= 1
             frame = self._latest.pop(next(iter(self._latest)))
             self.waiting_bytes -= len(frame)
-        else:
-            self._turn = (self._turn + 1) % _TURNS
-            readings_first = self._turn and self.waiting_readings
-            frame = self._take_readings(now) if readings_first else self._take_next(now)
-        self.taken_ns = now
-        if not self:
-            self._caught_up()
-        return frame
+            return frame
+        self._turn = (self._turn + 1) % _TURNS
+        if self._turn and self.waiting_readings:
+            return self._take_readings(now) or self._take_next(now)  # all readings may have expired
+        return self._take_next(now)
 
     def _take_urgent(self, now: int) -> bytes | None:
+        """The urgent readings that wait, as many as fit one segment."""
+        batch: list[bytes] = []
+        room_bytes = _SLOW_FRAME_BYTES
         for priority in range(_MOST_URGENT, URGENT - 1, -1):
             readings = self._readings[priority]
             while readings:
-                waiting = self._pop(readings)
-                if waiting.expires_ns > now + self.delay_ns:
-                    return waiting.data
-                self._drops.count(self.peer, waiting.key, "expired_in_queue", waiting.count)
-        return None
-
-    def _fall_behind(self) -> None:
-        """From now on the newest reading of a key replaces one that waits. Of what waits already only the newest
-        stay."""
-        self.is_behind = True
-        for readings in self._readings[:URGENT]:
-            for waiting in list(readings):
-                if waiting.count > 1:
+                waiting = readings[0]
+                if waiting.expires_ns <= now:
+                    self._drops.count(self.peer, self._pop(readings).key, "expired_in_queue", waiting.count)
                     continue
-                older = self._newest.get(waiting.key)
-                if older is not None and older is not waiting:
-                    self._readings[older.priority].remove(older)
+                room_bytes -= len(waiting.data)
+                whole = waiting.count > 1 or not can_be_joined(waiting.data)
+                if batch and (room_bytes < 0 or whole or len(batch) >= limits.MAX_READINGS_PER_FRAME):
+                    return frame_of_alone(batch)
+                batch.append(self._pop(readings).data)
+                if whole:
+                    return batch[0]
+        return frame_of_alone(batch) if batch else None
+
+    def _leave_out_older(self) -> None:
+        """Of each stream, keep the newest reading in the place of the oldest. Readings that were published together
+        stay, and what is newer stays behind them."""
+        for priority in range(URGENT):
+            readings = self._readings[priority] if self._readings else ()
+            place_of: dict[tuple[str, str], int] = {}
+            places: list[_Waiting] = []
+            for waiting in readings:
+                stream = waiting.origin, waiting.key
+                if waiting.count > 1:
+                    place_of.pop(stream, None)
+                    places.append(waiting)
+                    continue
+                place = place_of.get(stream)
+                if place is None:
+                    place_of[stream] = len(places)
+                    places.append(waiting)
+                else:
+                    older, places[place] = places[place], waiting
                     self._forget(older)
                     self._drops.count(self.peer, older.key, "conflated")
-                self._newest[waiting.key] = waiting
-
-    def _caught_up(self) -> None:
-        self._behind_ns, self.is_behind = 0, False
+            if len(places) < len(readings):
+                self._readings[priority].clear()
+                self._readings[priority].extend(places)
 
     def _take_next(self, now: int) -> bytes | None:
         if self._heartbeat is not None:

@@ -27,6 +27,8 @@ from protocols.membership.settings import MembershipSettings
 from protocols.wire.membership import Hello
 
 _LIVES: Final = 4
+_TURNS: Final = 4
+"""On a full channel question and answer wait for a turn each."""
 _CHANGE_SILENCES: Final = 2
 """For so many times the silence that raises suspicion, a silence may come from a change of our own network."""
 _REALTIME: Final = Lane.REALTIME.value
@@ -57,7 +59,8 @@ class Hearing:
                 self._give_up(neighbour, now)
             elif not neighbour.doubt:
                 self._heartbeats.send(neighbour, now, answer=True)
-                neighbour.doubt, neighbour.doubt_ends_ns = neighbour.heartbeat_sent, now + self._answer_ns
+                patience_ns = max(self._answer_ns, _TURNS * self._heartbeats.gap_ns)
+                neighbour.doubt, neighbour.doubt_ends_ns = neighbour.heartbeat_sent, now + patience_ns
 
     def suspected(self, neighbour: Neighbour, now: int) -> None:
         """Note that a neighbour fell silent, or that its pipes are gone. It may answer, on a lane that it can hear."""

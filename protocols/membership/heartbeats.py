@@ -89,7 +89,7 @@ class Heartbeats:
             queue.put_heartbeat(encode_heartbeat(
                 neighbour.heartbeat_sent, now, neighbour.heartbeat_received, neighbour.echo_sent_ns,
                 now - neighbour.echo_came_ns, suspects, answer,
-            ))  # fmt: skip
+            ), answer)  # fmt: skip
             self.touched.append(queue)
 
     def receive(self, beat: Heartbeat, neighbour: Neighbour, now: int) -> bool:

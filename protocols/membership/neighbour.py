@@ -71,8 +71,8 @@ class Neighbour:
         self.silent_ns = 0
         """How long it had been silent at the last look."""
         self.silence_ns = self.patient_ns = 0
-        """The longest of its recent silences that ended, where older ones count less; and for how long it may be silent
-        because of that."""
+        """How long it usually is silent: the longest of its recent silences, where older ones count less. And how long
+        it may be silent before it is suspected, because of that."""
 
     def patience_ns(self, silent_ns: int, gap_ns: int) -> int:
         """How long this neighbour may be silent, by what is usual: a channel that is full lets frames through rarely

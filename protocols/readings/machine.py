@@ -86,7 +86,7 @@ class Router:
         self._events: list[DeadlineMissed] = []
         self._touched = touched
         self._authorship = Authorship(node, drops, seal, certificate_of)
-        self._queueing = Queueing(drops, touched, wanted, self._authorship)
+        self._queueing = Queueing(node, drops, touched, wanted, self._authorship)
         self._work = Work(self._peers)
         self._hearsay = Hearsay(
             node, access, self._table, self._peers, self._subscriptions, drops, self._queueing, self._work,

@@ -22,12 +22,13 @@ _BULK_THRESHOLD_BYTES: Final = limits.BULK_THRESHOLD_BYTES
 class Queueing:
     """Puts the readings of one router into the queues."""
 
-    __slots__ = ("_authorship", "_drops", "_touched", "_wanted", "forwarded")
+    __slots__ = ("_authorship", "_drops", "_node", "_touched", "_wanted", "forwarded")
 
     def __init__(
-        self, drops: Drops, touched: list[LaneQueue], wanted: list[NodeId], authorship: Authorship
+        self, node: NodeId, drops: Drops, touched: list[LaneQueue], wanted: list[NodeId], authorship: Authorship
     ) -> None:  # fmt: skip
         """``touched``, ``wanted`` and ``authorship`` are those of the router."""
+        self._node = node
         self._drops, self._touched, self._wanted, self._authorship = drops, touched, wanted, authorship
         self.forwarded = 0
         """How many times a reading of another node was queued for a neighbour."""
@@ -57,7 +58,8 @@ class Queueing:
         if not queue.touched:
             queue.touched = True
             self._touched.append(queue)
-        return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate, count)
+        origin = "" if reading.origin == self._node else reading.origin
+        return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate, count, origin)
 
     def put_parcels(self, route: Route, parcels: list[tuple[bytes, list[Reading]]], now: int, utc_now: int) -> int:
         """Queue for one neighbour what was published together. Returns how many readings were queued."""

@@ -152,6 +152,7 @@ class SimDriver(Processes):
         """The node says goodbye; its process ends once the goodbye was sent."""
         node = self.nodes[NodeId(name)]
         engine = node.engine
+        engine.lanes.pace.end()
         self.act(node, lambda engine, now: engine.membership.leave(reason))
         self.at(2 * self.delay_ns, lambda: self.kill(name) if node.engine is engine else None)
 

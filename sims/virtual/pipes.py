@@ -141,18 +141,20 @@ class Pipes:
         flow, node = pipe.flow, pipe.sender
         measures = not flow.is_measuring
         flow.sent(size_bytes, node.local(now))
-        if measures and (confirmed_ns - now > SLOW_NS or node.engine.lanes.pace.active):
-            self._simulation.push(min(confirmed_ns, now + SLOW_NS + 1), self._look, pipe)
+        slow_ns = flow.base_ns + SLOW_NS
+        if measures and (confirmed_ns - now > slow_ns or node.engine.lanes.pace.active):
+            self._simulation.push(min(confirmed_ns, now + slow_ns + 1), self._look, pipe)
 
     def _is_held(self, pipe: Pipe, now: int, local: int) -> bool:
         """Take in what was confirmed until now. Returns whether the sender hands over nothing more."""
         unconfirmed = pipe.unconfirmed
         while unconfirmed and unconfirmed[0][0] <= now:
             pipe.unconfirmed_bytes -= unconfirmed.popleft()[1]
-        took_ns = pipe.flow.confirmed(pipe.unconfirmed_bytes, local)
-        if took_ns:
-            pipe.sender.engine.lanes.confirmed(pipe.dial, took_ns, local)
-        return pipe.flow.is_full(pipe.unconfirmed_bytes, local)
+        flow, lanes = pipe.flow, pipe.sender.engine.lanes
+        late_ns = flow.confirmed(pipe.unconfirmed_bytes, local)
+        if late_ns:
+            lanes.confirmed(pipe.dial, late_ns, flow.took_ns, local)
+        return not lanes.pace.ended and flow.is_full(pipe.unconfirmed_bytes, local)
 
     def _look(self, pipe: Pipe) -> None:
         """A sender looks whether the frame that it measures was confirmed."""

@@ -39,7 +39,7 @@ from meshnode.links.express.dialling import Dialler
 from meshnode.links.express.handshakes import Handshakes
 from meshnode.links.express.inbox import Inbox
 from meshnode.links.express.lane import LOOK_NS, ExpressLane
-from meshnode.links.express.watch import Watch
+from meshnode.links.express.lookout import Lookout
 from meshnode.links.peer import url_of
 from meshnode.links.priority import Priority, raise_priority
 from meshnode.links.tls import REFUSED, UNREACHABLE, Contexts, FailureKind, Failures, contexts
@@ -120,7 +120,7 @@ class ExpressLinks:
         self._receiving_since_ns: int | None = None
         self._connections: dict[int, Connection] = {}
         self._lanes: set[ExpressLane] = set()
-        self._watch = Watch()
+        self._lookout = Lookout()
         self._buried: list[Connection] = []
         self._due_ns = 0
         self._expiry_due_ns = time.monotonic_ns() + _EXPIRY_CHECK_NS
@@ -304,7 +304,7 @@ class ExpressLinks:
 
     def look_after(self, lane: ExpressLane) -> None:
         """Look at a lane every few milliseconds until there is news of it. I/O thread only."""
-        self._watch.add(lane)
+        self._lookout.add(lane)
 
     def sweep_by(self, at_ns: int) -> None:
         """Check all deadlines at that instant or earlier. I/O thread only."""
@@ -346,8 +346,8 @@ class ExpressLinks:
         self._epoll.close()
 
     def _end_round(self) -> None:
-        if self._watch:
-            for lane in self._watch.news(time.monotonic_ns()):
+        if self._lookout:
+            for lane in self._lookout.news(time.monotonic_ns()):
                 if not self.silent:
                     self.guarded(partial(self.observer.lane_writable, lane))
         if self._buried:
@@ -357,7 +357,7 @@ class ExpressLinks:
         """The descriptors with their events. After ``_BRISK`` waits shorter than ``spin_ns`` it polls again and again
         before it sleeps: a peer that answers an answer does not wait, and ten readings a second never make it spin."""
         poll, spin_ns = self._epoll.poll, self._spin_ns
-        if self._watch:
+        if self._lookout:
             left_ns = min(left_ns, LOOK_NS)
         if not spin_ns:
             return poll(left_ns / SECOND, _EVENTS)

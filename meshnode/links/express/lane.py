@@ -54,11 +54,11 @@ class ExpressLane(Connection):
         self._unencrypted = memoryview(b"")
         self._declined = self._notified = False
         self._failure = ""
-        self.sample_ns = 0
+        self.sample_ns = self.took_ns = 0
         self.waits = self.watched = False
         self._flow = Flow()
         self._look_ns = self._look_bytes = 0
-        """Until that instant, and until so many bytes were sent, the lane is not full whatever a look would say."""
+        """Before that instant, and before so many bytes were sent, nobody needs to look."""
 
     def _outgoing_lane(self) -> OutgoingLane | None:
         return self
@@ -120,7 +120,9 @@ class ExpressLane(Connection):
                 return False
             flow = self._flow
             waiting = unconfirmed_bytes(self.descriptor) + len(self._unsent) + len(self._unencrypted)
-            self.sample_ns = flow.confirmed(waiting, now) or self.sample_ns
+            late_ns = flow.confirmed(waiting, now)
+            if late_ns:
+                self.sample_ns, self.took_ns = late_ns, flow.took_ns
             full = flow.is_full(waiting, now)
             self._look_ns = now + LOOK_NS
             self._look_bytes = flow.sent_bytes + (0 if full else flow.window_bytes - waiting)

@@ -53,7 +53,7 @@ class NngLane:
         self.lock = threading.Lock()
         self.state = LaneState.DIALLING
         self.armed = False
-        self.sample_ns = 0
+        self.sample_ns = self.took_ns = 0
         self.frames_sent = 0
         self.bytes_sent = 0
         self.ends_ns = ends_ns

@@ -80,6 +80,8 @@ async def test_slow_link_carries_what_is_new_and_hazards_pass_it(opened: Open) -
             await asyncio.sleep(_TICK_S)
         await until(lambda: len(hazards) == told, lambda: f"{told} hazards come, {len(hazards)} did")
         assert len(positions) > 10
-        assert sorted(positions[2:])[len(positions) // 2] < 1.0, "the half of what came is from the last second"
-        assert max(hazards) < 1.5
+        assert sorted(positions[2:])[len(positions) // 2] < 1.5, (
+            "half of what came is that new; it was four seconds old"
+        )
+        assert max(hazards) < 3.0, "they don't wait behind two hundred positions, which take 22 s"
         assert dropped(here, "conflated") > 100, "what was left out is counted"

@@ -4,7 +4,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.base.limits import MS, SECOND
-from protocols.links.flow import FIRST_WINDOW_BYTES, MAX_WINDOW_BYTES, SLOW_NS, TARGET_NS, Flow
+from protocols.links.flow import (
+    FIRST_WINDOW_BYTES,
+    LEAST_BASE_NS,
+    MAX_WINDOW_BYTES,
+    MOST_BASE_NS,
+    SLOW_NS,
+    TARGET_NS,
+    Flow,
+)
+
+ENOUGH_NS = LEAST_BASE_NS + TARGET_NS
+LATE_NS = LEAST_BASE_NS + SLOW_NS
 
 
 def used_up(flow: Flow, took_ns: int, now: int) -> int:
@@ -25,7 +36,7 @@ def test_window_grows_while_it_is_confirmed_soon_and_shrinks_to_one_frame_when_n
         now = used_up(flow, 5 * MS, now)
     assert flow.window_bytes == MAX_WINDOW_BYTES
     for _ in range(40):
-        now = used_up(flow, TARGET_NS + MS, now)
+        now = used_up(flow, MOST_BASE_NS + TARGET_NS + MS, now)
     assert flow.window_bytes == 1
     assert not flow.is_full(0, now), "one frame may always be under way"
     assert flow.is_full(300, now)
@@ -35,9 +46,9 @@ def test_frame_under_way_for_long_holds_up_what_follows_however_small_it_is() ->
     """Behind it everything waits, and here it can be replaced."""
     flow = Flow()
     flow.sent(100, SECOND)
-    assert not flow.is_full(100, SECOND + TARGET_NS)
-    assert flow.is_full(100, SECOND + TARGET_NS + 1)
-    assert not flow.is_full(0, SECOND + TARGET_NS + 1)
+    assert not flow.is_full(100, SECOND + ENOUGH_NS)
+    assert flow.is_full(100, SECOND + ENOUGH_NS + 1)
+    assert not flow.is_full(0, SECOND + ENOUGH_NS + 1)
     assert flow.window_bytes == FIRST_WINDOW_BYTES
 
 
@@ -46,15 +57,32 @@ def test_sample_is_slow_only_if_a_look_found_the_frame_late() -> None:
     flow = Flow()
     assert flow.confirmed(0, SECOND) == 0, "nothing is under way"
     flow.sent(100, SECOND)
-    assert flow.confirmed(100, SECOND + SLOW_NS) == 0
+    assert flow.confirmed(100, SECOND + LATE_NS) == 0
     assert flow.confirmed(0, 2 * SECOND) == SLOW_NS, "nobody knows since when"
+    flow.sent(100, 2 * SECOND)
+    assert flow.confirmed(0, 2 * SECOND + MS) == 1
     assert not flow.is_measuring
     flow.sent(100, 2 * SECOND)
     flow.sent(100, 2 * SECOND)
-    assert flow.confirmed(150, 2 * SECOND + SLOW_NS + 1) > SLOW_NS
-    assert flow.confirmed(150, 2 * SECOND + 2 * SLOW_NS) == 0, "it is told once"
+    assert flow.confirmed(150, 2 * SECOND + LATE_NS + 1) > SLOW_NS
+    assert flow.confirmed(150, 2 * SECOND + 2 * LATE_NS) == 0, "it is told once"
     assert flow.confirmed(100, 3 * SECOND) == 0, "the frame is confirmed, the one behind it is not"
     assert not flow.is_measuring
+
+
+def test_way_that_is_long_even_when_it_is_empty_is_not_taken_for_a_full_one() -> None:
+    """Over a cellular network every frame takes 90 ms with its acknowledgement, however few there are."""
+    flow, now, slow = Flow(), SECOND, 0
+    for _ in range(100):
+        flow.sent(100, now)
+        slow += sum(flow.confirmed(100, now + ms * MS) > SLOW_NS for ms in range(4, 90, 4))
+        slow += flow.confirmed(0, now + 90 * MS) > SLOW_NS
+        assert not flow.is_full(0, now)
+        now += 100 * MS
+    assert slow <= 1, "the first one"
+    flow.sent(100, now)
+    assert not flow.is_full(100, now + 95 * MS)
+    assert flow.confirmed(100, now + 140 * MS) > SLOW_NS, "later than ever"
 
 
 @given(st.lists(st.tuples(st.integers(1, 100_000), st.integers(0, 300), st.integers(0, 300)), max_size=60))

@@ -76,6 +76,88 @@ def test_newest_reading_of_a_key_replaces_what_waits_once_a_lane_is_behind() -> 
     assert taken(queue, BEHIND_NS + 2) == [9, 10], "it has caught up"
 
 
+def behind() -> tuple[LaneQueue, Drops]:
+    """A queue whose lane is behind."""
+    drops = Drops()
+    queue = LaneQueue(PEER, drops)
+    put(queue, 0, key="first")
+    for now in (1, 1 + BEHIND_NS):
+        assert queue.take(now, full=True) is None
+    assert queue.is_behind
+    return queue, drops
+
+
+def test_reading_that_came_before_a_conflated_one_goes_and_not_both() -> None:
+    """A subscriber gets a past value, which is not conflated, and then new ones, which are."""
+    queue, drops = behind()
+    put(queue, 1)
+    put(queue, 2, conflate=True)
+    assert taken(queue, 2 + BEHIND_NS) == [0, 2]
+    put(queue, 3, conflate=True)
+    put(queue, 4, conflate=True, size=5)
+    assert taken(queue, 2 + BEHIND_NS) == [4]
+    assert (queue.waiting_bytes, dict(drops.items())) == (0, {(PEER, "k", "conflated"): 2})
+
+
+def test_reading_of_another_origin_never_replaces_one_of_the_same_key() -> None:
+    """Else an insider could wipe out what others say about a place, on every lane that is slow."""
+    queue, _ = behind()
+    for sequence, origin in enumerate(("veh-1", "veh-2", "veh-1"), 1):
+        data = encode_alone(reading(key="street", sequence=sequence))
+        queue.put_reading("street", data, 3, NEVER, False, origin=origin)
+    assert taken(queue, 2 + BEHIND_NS) == [0, 3, 2]
+
+
+def test_readings_that_were_published_together_are_not_overtaken_by_newer_ones() -> None:
+    """The receiver would drop them all as stale."""
+    queue, _ = behind()
+    put(queue, 1)
+    together = encode_together([reading(key="k", sequence=number) for number in (2, 3)])
+    queue.put_reading("k", together, 3, NEVER, False, 2)
+    put(queue, 4)
+    put(queue, 5)
+    assert taken(queue, 2 + BEHIND_NS) == [0, 1, 2, 3, 5]
+
+
+def test_question_for_an_answer_is_not_replaced_by_a_plain_heartbeat() -> None:
+    """On a full lane it waits for longer than the interval of heartbeats."""
+    queue = LaneQueue(PEER, Drops())
+    question, plain = encode_frame(Heartbeat(1, 0, 0, 0, 0, (), True)), encode_frame(Heartbeat(2, 0, 0, 0, 0))
+    queue.put_heartbeat(question, asks=True)
+    queue.put_heartbeat(plain)
+    assert [queue.take(0), queue.take(0)] == [question, None]
+    queue.put_heartbeat(plain)
+    assert queue.take(0) == plain
+
+
+def test_turn_is_not_lost_when_all_readings_have_expired() -> None:
+    """Control frames would wait with nobody in line for them."""
+    pace = Pace()
+    pace.active, pace.rate = True, 10.0
+    queue = LaneQueue(PEER, Drops(), pace=pace)
+    goodbye, now = encode_frame(Goodbye(1)), 2
+    for number in range(8):
+        put(queue, number, key=f"k/{number}", expires_ns=1)
+        put(queue, 10 + number, key=f"l/{number}", expires_ns=1)
+        queue.put_control(goodbye)
+        while (frame := queue.take(now)) is None:
+            assert pace.next_turn_at() < NEVER
+            now = max(now + 1, pace.next_turn_at())
+            pace.turns(now)
+        assert frame == goodbye
+
+
+def test_urgent_readings_that_wait_go_together_in_one_segment() -> None:
+    """A hundred frames would keep a full radio busy for as long as anything."""
+    queue = LaneQueue(PEER, Drops())
+    for sequence in range(40):
+        put(queue, sequence, priority=7)
+    frames = 0
+    while queue.take(0, full=True) is not None:
+        frames += 1
+    assert 1 < frames < 10
+
+
 def test_burst_that_waits_for_less_than_a_moment_loses_nothing() -> None:
     """A log that is handed over at once is no sign of a slow link."""
     queue = LaneQueue(PEER, Drops())

@@ -3,7 +3,7 @@
 from meshnode.links.express.lane import LOOK_NS, ExpressLane
 
 
-class Watch:
+class Lookout:
     """A lane stays until there is news of it, or until it is closed. I/O thread only."""
 
     def __init__(self) -> None:
