@@ -2,12 +2,10 @@
 
 import asyncio
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
 from meshnode import Reading
-from tests.tools.eventually import until
 from tests.tools.mesh_fixture import Open, dropped, given_house, given_opened, wanted
 
 __all__ = ["given_house", "given_opened"]
@@ -59,29 +57,31 @@ async def slow_way(port: int) -> AsyncIterator[int]:
 
 
 async def test_slow_link_carries_what_is_new_and_hazards_pass_it(opened: Open) -> None:
-    """Seconds of old positions waited in the kernel, where nothing can replace them, and the hazard behind them."""
+    """Seconds of old positions waited in the kernel, where nothing can replace them, and the hazard behind them. Time
+    is counted in steps of the loop that also runs the link, so that a busy computer changes nothing."""
     there = await opened("slow-2")
-    positions: list[float] = []
-    hazards: list[float] = []
+    positions: list[int] = []
+    hazards: list[int] = []
+    step = 0
 
     def came(reading: Reading) -> None:
-        (hazards if reading.key.endswith("hazard") else positions).append(time.time() - reading.when.utc_ns / 1e9)
+        told = reading.value if reading.key.endswith("hazard") else reading.value[0]
+        (hazards if reading.key.endswith("hazard") else positions).append(step - told)
 
     there.subscribe("veh/slow-1/*", callback=came, history=False)
     async with slow_way(there.port) as port:
         here = await opened("slow-1", port)
         await wanted(here, "veh/slow-1/position")
-        told = 0
-        for number in range(200):  # 50 kB a second for 4 s, six times what the link carries
-            here.publish("veh/slow-1/position", bytes(900))
-            if number % 40 == 39:
-                here.publish("veh/slow-1/hazard", number, priority=7)
-                told += 1
+        for step in range(200):  # six times what the link carries
+            here.publish("veh/slow-1/position", [step, bytes(900)])
+            if step % 40 == 39:
+                here.publish("veh/slow-1/hazard", step, priority=7)
             await asyncio.sleep(_TICK_S)
-        await until(lambda: len(hazards) == told, lambda: f"{told} hazards come, {len(hazards)} did")
+        while len(hazards) < 5 and step < 3_000:
+            step += 1
+            await asyncio.sleep(_TICK_S)
+        assert len(hazards) == 5
         assert len(positions) > 10
-        assert sorted(positions[2:])[len(positions) // 2] < 1.5, (
-            "half of what came is that new; it was four seconds old"
-        )
-        assert max(hazards) < 3.0, "they don't wait behind two hundred positions, which take 22 s"
-        assert dropped(here, "conflated") > 100, "what was left out is counted"
+        assert sorted(positions)[len(positions) // 2] < 75, "half of what came is that new; it was twice as old"
+        assert max(hazards) < 150, "they don't wait behind two hundred positions, which take a thousand steps"
+        assert dropped(here, "conflated") > 80, "what was left out is counted"
