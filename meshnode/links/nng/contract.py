@@ -175,8 +175,14 @@ def lasting_failure(counters: dict[str, int]) -> str | None:
     return None
 
 
-def no_connection(address: Address, seconds: float, counters: dict[str, int]) -> str:
-    """The reason why there is no pipe after ``seconds``, from the counters of a dialled socket."""
+def failed_attempts(counters: dict[str, int]) -> int:
+    """How many attempts to connect have failed, from the counters of a dialled socket."""
+    return sum(counters.get(kind, 0) for kind in ("refused", "disconnect", "other"))
+
+
+def no_connection(address: Address, seconds: float | None, counters: dict[str, int]) -> str:
+    """The reason why there is no pipe, from the counters of a dialled socket. ``seconds``: the time that it had; None
+    if every attempt has failed before."""
     if counters.get("refused"):
         why = "connection refused: is it running, and is the port right?"
     elif counters.get("disconnect"):
@@ -185,4 +191,5 @@ def no_connection(address: Address, seconds: float, counters: dict[str, int]) ->
         why = "unreachable, unknown host, or hung up during the handshake"
     else:
         why = "no answer: unreachable or mute"
-    return f"no connection to {address} within {seconds:g} s ({why})"
+    within = "" if seconds is None else f" within {seconds:g} s"
+    return f"no connection to {address}{within} ({why})"

@@ -50,6 +50,8 @@ class NngLane:
         self.ends: Dialled | None = None
         """Both ends of its connection; None before it has one, or if the library does not tell."""
         self.push: PushSocket | None = None
+        self.ways = 1
+        """How many addresses it tries."""
         self.lock = threading.Lock()
         self.state = LaneState.DIALLING
         self.armed = False

@@ -31,6 +31,7 @@ from meshnode.links.nng.contract import (
     SocketLibrary,
     Watch,
     addresses_of,
+    failed_attempts,
     lasting_failure,
     no_connection,
 )
@@ -349,7 +350,7 @@ class NngLinks:
         except TransportError as error:
             self._lane_finished(lane, str(error))
             return
-        lane.push = push
+        lane.push, lane.ways = push, len(addresses)
         self._lanes[push.descriptor] = lane
         self._epoll.register(push.descriptor, select.EPOLLONESHOT)
         self._check_dial_later(lane, deadline_ns, timeout_s)
@@ -379,6 +380,8 @@ class NngLinks:
             kind = FailureKind.OTHER if counters.get("auth") else FailureKind.NOT_OURS
             self._failures.tell(kind, str(lane.address), failure, dialled=True)
             self._lane_finished(lane, f"no connection to {lane.address}: {failure}", None)
+        elif failed_attempts(counters) >= lane.ways:  # NNG would go on, and membership could not try another place
+            self._lane_finished(lane, no_connection(lane.address, None, counters))
         elif time.monotonic_ns() >= deadline_ns:
             self._lane_finished(lane, no_connection(lane.address, timeout_s, counters))
         else:
