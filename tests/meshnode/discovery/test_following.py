@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -115,6 +116,7 @@ def test_addresses_that_changed_one_after_the_other_do_not_pile_up(lan: Lan, sta
             lambda newest=f"10.1.0.{number}": heard(still, "veh-1")[:1] == [newest],  # type: ignore[misc]
             lambda: f"the newest comes first: {heard(still, 'veh-1')}",
         )
+        time.sleep(1.1)  # an advert ends what is older than a second (RFC 6762, section 10.2)
     assert len(heard(still, "veh-1")) <= 3, "those that a new advert has just replaced may be there for a second"
 
 
