@@ -380,7 +380,7 @@ class NngLinks:
             kind = FailureKind.OTHER if counters.get("auth") else FailureKind.NOT_OURS
             self._failures.tell(kind, str(lane.address), failure, dialled=True)
             self._lane_finished(lane, f"no connection to {lane.address}: {failure}", None)
-        elif failed_attempts(counters) >= lane.ways:  # NNG would go on, and membership could not try another place
+        elif lane.ways == 1 and failed_attempts(counters):  # NNG would go on, and membership tries no other place
             self._lane_finished(lane, no_connection(lane.address, None, counters))
         elif time.monotonic_ns() >= deadline_ns:
             self._lane_finished(lane, no_connection(lane.address, timeout_s, counters))
