@@ -29,16 +29,17 @@ def render_sweep(table: SweepTable) -> str:
     return _page("sweep.html", _SWEEP_SCRIPTS, f"{table.scenario}, sweep", compact_sweep(table))
 
 
-def _page(template: str, scripts: tuple[str, ...], title: str, content: dict[str, Any]) -> str:
+def _page(body: str, scripts: tuple[str, ...], title: str, content: dict[str, Any]) -> str:
     folder = resources.files("sims.report")
     data = msgspec.json.encode(content).decode("utf-8")
     fields = {
+        "body": (folder / body).read_text("utf-8"),
         "title": html.escape(title),
         "style": (folder / "page.css").read_text("utf-8"),
         "data": data.replace("<", "\\u003c"),  # no `</script>` and no `<!--` can end the element early
         "script": "\n".join((folder / name).read_text("utf-8") for name in scripts),
     }
-    parts = (folder / template).read_text("utf-8").split("{{")
+    parts = (folder / "frame.html").read_text("utf-8").split("{{")
     filled = [parts[0]]
     for part in parts[1:]:  # one pass, so that what was filled in is not looked at again
         name, _, rest = part.partition("}}")

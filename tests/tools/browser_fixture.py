@@ -11,6 +11,7 @@ import select
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,13 @@ class Browser:
         """Save a picture of the window or, with ``whole``, of the page from top to bottom."""
         picture = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         file.write_bytes(base64.b64decode(picture["data"]))
+
+
+@pytest.fixture(name="browser")
+def given_browser(tmp_path: Path) -> Iterator[Browser]:
+    """A page that nobody has used."""
+    profile = tmp_path / "profile"
+    profile.mkdir()
+    opened = Browser(profile)
+    yield opened
+    opened.close()

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,23 +12,14 @@ from sims.report.render import render
 from sims.results.recorder import SECOND_NS, Recording
 from sims.results.result import Happening, Result
 from sims.results.saved import encode, save
-from tests.tools.browser_fixture import Browser
+from tests.tools.browser_fixture import Browser, given_browser
 from tests.tools.result_fixture import city, result_of
 
+__all__ = ["given_browser"]
 pytestmark = pytest.mark.processes
 
 ROOT = Path(__file__).resolve().parents[3]
 MAX_REPORT_BYTES = 3_000_000
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    """A page that nobody has used."""
-    profile = tmp_path / "profile"
-    profile.mkdir()
-    opened = Browser(profile)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")

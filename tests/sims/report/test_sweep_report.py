@@ -1,6 +1,5 @@
 """The page of a sweep: what it draws over the setting that varied, and that it shows it in a real browser."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,9 @@ from sims.report.render import render_sweep
 from sims.report.sweep import MAX_FAMILIES, MAX_ROWS, compact_sweep
 from sims.results.saved import load
 from sims.results.sweep_table import SweepTable, SweptRun, load_table
-from tests.tools.browser_fixture import Browser
+from tests.tools.browser_fixture import Browser, given_browser
 
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    """A page that nobody has used."""
-    profile = tmp_path / "profile"
-    profile.mkdir()
-    opened = Browser(profile)
-    yield opened
-    opened.close()
+__all__ = ["given_browser"]
 
 
 def table(*runs: tuple[tuple[str, ...], float], paths: tuple[str, ...] = ("groups.car.count",)) -> SweepTable:
