@@ -18,12 +18,12 @@ Not counted: readings whose key the scenario's traffic does not have.
 from collections.abc import Sequence
 from typing import Final
 
+from protocols.links.queues import URGENT
 from sims.results.histogram import Histogram
 from sims.results.result import Result
 from sims.scenario.file import Scenario
 
 SECOND_NS: Final = 1_000_000_000
-URGENT: Final = 6
 MAX_OPEN: Final = 20_000
 """The number of urgent readings under way that are followed: those of a thousand nodes for 20 s at 1 Hz."""
 _TOLD_LATE_NS: Final = 2 * SECOND_NS
@@ -169,16 +169,8 @@ class Heard:
     """What one node has heard of one key."""
 
     __slots__ = (
-        "_begin_ns",
-        "_goodput",
-        "_key",
-        "_kind",
-        "_lifespan_ns",
-        "_receiver",
-        "_urgent",
-        "newest_ns",
-        "sequence",
-    )
+        "_begin_ns", "_goodput", "_key", "_kind", "_lifespan_ns", "_receiver", "_urgent", "newest_ns", "sequence",
+    )  # fmt: skip
 
     def __init__(self, goodput: Goodput, kind: _Kind | None, receiver: int, key: str) -> None:
         self._goodput, self._kind, self._receiver, self._key = goodput, kind, receiver, key
