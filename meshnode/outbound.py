@@ -54,7 +54,7 @@ class Outbound:
     """The dialled lanes of one engine. It calls the engine under ``lock``."""
 
     def __init__(self, engine: Engine, lock: threading.Lock) -> None:
-        self._engine, self._lock = engine, lock
+        self._engine, self._lock, self._pace = engine, lock, engine.lanes.pace
         self.transport: Transport
         self._links: dict[int, Link] = {}
         self._by_lane: dict[OutgoingLane, Link] = {}
@@ -88,7 +88,7 @@ class Outbound:
 
     def flush(self, link: Link) -> None:
         """Send as much of what waits for a link as it takes."""
-        lane = link.lane
+        lane, pace = link.lane, self._pace
         if lane is None or not link.opened:
             return
         with link.lock:
@@ -99,15 +99,16 @@ class Outbound:
                     # Before looking: a thread that queues something after the look must find 0 and notify the lane.
                     link.gathered = 0
                     now = time.monotonic_ns()
-                    full = link.replaceable and not self._engine.lanes.pace.ended and lane.is_full(now)
-                    late_ns, lane.sample_ns = lane.sample_ns, 0
+                    full = link.replaceable and lane.is_full(now) and not pace.ended
+                    sample = lane.sample
                     with self._lock:
-                        if late_ns:
-                            self._engine.lanes.confirmed(link.dial, late_ns, lane.took_ns, now)
+                        if sample is not None:
+                            lane.sample = None
+                            self._engine.lanes.confirmed(link.dial, sample, now)
                         frame = self._engine.next_frame(link.dial, now, full)
                         waits = full and frame is None and self._engine.lanes.waits(link.dial)
                     if frame is None:
-                        if waits or (link.replaceable and self._engine.lanes.pace.active):
+                        if waits or (pace.active and link.replaceable):
                             lane.watch(waits)
                         return
                 if not lane.try_send(frame):

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Protocol
 
 from protocols.base.ids import PeerIdentity
+from protocols.links.flow import Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,8 @@ class OutgoingLane(Protocol):
         """Hand over one frame without waiting. False: it was not taken, because the link is busy or not open. If it is
         open, ``lane_writable`` follows once it takes frames again."""
 
-    sample_ns: int
-    """What a look has learned of how late frames are, as :meth:`protocols.links.flow.Flow.confirmed` says; 0: nothing.
-    Whoever takes it sets it to 0. ``nng`` learns nothing."""
-    took_ns: int
-    """For how long the frame of that sample had been under way."""
+    sample: Sample | None
+    """What a look has learned of how late frames are. Whoever takes it puts None there. ``nng`` learns nothing."""
 
     def is_full(self, now: int) -> bool:
         """Whether so much is under way that nothing but urgent frames should follow. ``nng`` does not know: libnng

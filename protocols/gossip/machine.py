@@ -54,7 +54,7 @@ from protocols.wire.gossip import FRAMES, Carried, GossipDigest, GossipEntries, 
 
 _COMPLAINT_PAUSE_NS: Final = 60 * limits.SECOND
 """Pause between two events about entries from one neighbour, so that it can't fill a log."""
-_GAPS: Final = 8
+_COMPARING_GAPS: Final = 8
 """On a full channel, comparing takes this part of the frames that a neighbour gets."""
 
 
@@ -251,7 +251,7 @@ class Gossip(Machine):
     @property
     def _pause_ns(self) -> int:
         """The time between two comparisons with one neighbour, or two beacons to it on a full channel."""
-        return max(limits.EXCHANGE_PAUSE_NS, _GAPS * self.gap_ns)
+        return max(limits.EXCHANGE_PAUSE_NS, _COMPARING_GAPS * self.gap_ns)
 
     def _disagree(self, peer: GossipPeer, now: int) -> None:
         """Note that a neighbour holds other entries. Only the change from agreement resets the timer: a difference that
@@ -316,7 +316,7 @@ class Gossip(Machine):
 
     def _news_due(self, now: int) -> None:
         if self._news_ns == NEVER:
-            self._news_ns = max(now, self._told_ns + max(self._settings.gather_ns, _GAPS // 2 * self.gap_ns))
+            self._news_ns = max(now, self._told_ns + max(self._settings.gather_ns, _COMPARING_GAPS // 2 * self.gap_ns))
 
     def _advance(self, now: int) -> None:
         if now < self._news_ns:

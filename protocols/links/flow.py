@@ -25,7 +25,7 @@ LEAST_BASE_NS: Final = 40 * MS
 """Linux confirms a segment that comes alone after this time."""
 MOST_BASE_NS: Final = 200 * MS
 TARGET_NS: Final = 10 * MS
-"""Together with the least base below the time between two readings at 20 Hz."""
+"""With the least base this is the time between two readings at 20 Hz."""
 SLOW_NS: Final = 40 * MS
 """What a frame waits on a channel that is full."""
 _MEMORY_NS: Final = 30 * SECOND
@@ -34,62 +34,60 @@ FIRST_WINDOW_BYTES: Final = 64 * 1024
 MAX_WINDOW_BYTES: Final = 16 * 1024 * 1024
 
 
+Sample = tuple[int, int]
+"""By how much a frame was later than the base (at least 1, and more than ``SLOW_NS`` if it was slow), and for how long
+it had been under way: at most so many nanoseconds, because a look comes late."""
+
+
 class Flow:
     """What is under way on one lane. All instants are monotonic nanoseconds."""
 
     __slots__ = (
-        "_before_ns", "_lately_ns", "_mark_bytes", "_marked_ns", "_since_ns", "_used_up", "base_ns", "sent_bytes",
-        "told_slow", "took_ns", "window_bytes",
+        "_before_ns", "_lately_ns", "_mark_bytes", "_since_ns", "_used_up", "base_ns", "marked_ns", "sent_bytes",
+        "told_slow", "window_bytes",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.window_bytes = FIRST_WINDOW_BYTES
         """One frame more than so many bytes may be under way."""
         self.sent_bytes = 0
-        """All bytes that were handed over."""
+        """All bytes that were handed over. Whoever hands over a frame adds to it, and then calls :meth:`measure` if no
+        frame is measured."""
+        self.marked_ns = 0
+        """When the frame was handed over that is measured; 0: none is."""
         self.told_slow = False
         """Whether the frame that is measured was reported as slow already."""
         self.base_ns = LEAST_BASE_NS
         """How long a frame takes when nothing waits before it."""
-        self.took_ns = 0
-        """For how long the frame of the last sample had been under way."""
         self._before_ns = self._lately_ns = MOST_BASE_NS  # the shortest of the last two spans of _MEMORY_NS
         self._since_ns = 0
-        self._mark_bytes = self._marked_ns = 0  # the frame that is measured; 0: none is
+        self._mark_bytes = 0  # where the frame that is measured ends
         self._used_up = False  # whether the window was, since that frame
 
-    @property
-    def is_measuring(self) -> bool:
-        """Whether a frame is under way whose confirmation will be a sample."""
-        return self._marked_ns != 0
+    def measure(self, now: int) -> None:
+        """Measure the frame that was handed over just now."""
+        self._mark_bytes, self.marked_ns, self.told_slow = self.sent_bytes, now, False
 
-    def sent(self, size_bytes: int, now: int) -> None:
-        """Note that a frame was handed over."""
-        self.sent_bytes += size_bytes
-        if not self._marked_ns:
-            self._mark_bytes, self._marked_ns, self.told_slow = self.sent_bytes, now, False
-
-    def confirmed(self, unconfirmed_bytes: int, now: int) -> int:
-        """Take in how many bytes are not confirmed. Returns a sample in nanoseconds: by how much at most the frame that
-        was measured was later than the base (at least 1), more than ``SLOW_NS`` if it was slow. 0: there is no news."""
-        if not self._marked_ns:
-            return 0
-        self.took_ns = took_ns = now - self._marked_ns
+    def confirmed(self, unconfirmed_bytes: int, now: int) -> Sample | None:
+        """Take in how many bytes are not confirmed. Returns a sample; None when there is no news."""
+        if not self.marked_ns:
+            return None
+        took_ns = now - self.marked_ns
         if self.sent_bytes - unconfirmed_bytes >= self._mark_bytes:
             if self._used_up:
                 self._used_up = False
                 if took_ns <= self.base_ns + TARGET_NS:
                     self.window_bytes = min(2 * self.window_bytes, MAX_WINDOW_BYTES)
                 else:
-                    self._shrink()
-            self._marked_ns = 0
+                    self.window_bytes = max(self.window_bytes // 2, 1)
+            self.marked_ns = 0
             late_ns = max(1, min(took_ns - self.base_ns, SLOW_NS))
             self._learn(took_ns, now)
-            return 0 if self.told_slow else late_ns
+            return None if self.told_slow else (late_ns, took_ns)
         if took_ns > self.base_ns + SLOW_NS and not self.told_slow:
             self.told_slow = True
-            return SLOW_NS + 1
-        return 0
+            return SLOW_NS + 1, took_ns
+        return None
 
     def is_full(self, unconfirmed_bytes: int, now: int) -> bool:
         """Whether nothing more should be handed over now."""
@@ -98,13 +96,10 @@ class Flow:
         if unconfirmed_bytes >= self.window_bytes:
             self._used_up = True
             return True
-        return self._marked_ns != 0 and now - self._marked_ns > self.base_ns + TARGET_NS
+        return self.marked_ns != 0 and now - self.marked_ns > self.base_ns + TARGET_NS
 
     def _learn(self, took_ns: int, now: int) -> None:
         if now - self._since_ns > _MEMORY_NS:
             self._before_ns, self._lately_ns, self._since_ns = self._lately_ns, MOST_BASE_NS, now
         self._lately_ns = min(self._lately_ns, took_ns)
         self.base_ns = max(LEAST_BASE_NS, min(self._before_ns, self._lately_ns))
-
-    def _shrink(self) -> None:
-        self.window_bytes = max(self.window_bytes // 2, 1)

@@ -7,7 +7,7 @@ dialled when something waits for it: :attr:`Lanes.wanted` names the neighbours f
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ValueUnsupported
 from protocols.base.ids import Lane, NodeId
-from protocols.links.flow import SLOW_NS
+from protocols.links.flow import SLOW_NS, Sample
 from protocols.links.pace import Pace
 from protocols.links.queues import Drops, LaneQueue, Queues
 from protocols.wire.codec import encode_frame
@@ -136,13 +136,12 @@ class Lanes:
         return queue is not None and bool(queue)
 
     # --- the pace --------------------------------------------------------------------------------------------------
-    def confirmed(self, dial: int, late_ns: int, took_ns: int, now: int) -> None:
-        """Note what a look at an open lane has shown; see :meth:`Flow.confirmed`. ``took_ns``: how long the frame was
-        under way at least."""
+    def confirmed(self, dial: int, sample: Sample, now: int) -> None:
+        """Note what a look at an open lane has shown."""
         queue = self.of_dial.get(dial)
         if queue is not None and self.is_realtime(dial):
-            queue.delay_ns = SLOW_NS if late_ns > SLOW_NS else 0
-            self.pace.sampled(queue.peer, late_ns, took_ns, now)
+            queue.delay_ns = SLOW_NS if sample[0] > SLOW_NS else 0
+            self.pace.sampled(queue.peer, sample, now)
 
     def handle_timer(self, now: int) -> None:
         """Touch the lanes whose turn it is, and ask again for bulk lanes."""

@@ -25,7 +25,7 @@ from typing import Final
 from protocols.base.ids import NodeId
 from protocols.base.limits import MS, SECOND
 from protocols.base.time import NEVER
-from protocols.links.flow import SLOW_NS
+from protocols.links.flow import SLOW_NS, Sample
 
 _ROUND_NS: Final = 200 * MS
 _LONGEST_ROUND_NS: Final = SECOND
@@ -79,8 +79,9 @@ class Pace:
         self._granted: dict[NodeId, None] = {}
 
     # --- what is seen ----------------------------------------------------------------------------------------------
-    def sampled(self, node: NodeId, late_ns: int, took_ns: int, now: int) -> None:
-        """Note by how much a frame to a neighbour was late, and for how long at least it has been under way."""
+    def sampled(self, node: NodeId, sample: Sample, now: int) -> None:
+        """Note how late a frame to a neighbour was."""
+        late_ns, took_ns = sample
         self._samples += 1
         if now - took_ns >= self._cut_ns:
             self._votes[node] = late_ns > SLOW_NS or self._votes.get(node, False)

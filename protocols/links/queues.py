@@ -33,9 +33,12 @@ BEHIND_NS: Final = 50 * limits.MS
 _SLOW_FRAME_BYTES: Final = 1_300
 """Readings that go together on a lane that is behind fit one segment: nothing urgent overtakes a frame."""
 _MANY: Final = 256
-"""From so many readings on, older ones are left out before their turn comes."""
+"""From so many readings on, and twice as many as were left the last time, older ones are left out before their turn
+comes. So this costs each reading little, however many keys there are."""
 _TURNS: Final = 4
 """While both wait for their turn, one in so many is for a control frame."""
+_NO_PACE: Final = Pace()
+"""Nothing is told to it, so it never begins."""
 _TENSOR_PRIORITY: Final = 3
 """Tensors evict readings of the default priority and below. When a tensor finds no room because more urgent readings
 wait, the node that asked for the inference learns it at once and asks another neighbour."""
@@ -118,8 +121,9 @@ class LaneQueue:
         """What the driver puts here for that lane, so that it finds it at once."""
         self.touched = False
         """Whether the driver has yet to be told that something waits."""
-        self._pace = Pace() if pace is None else pace
-        self._behind_ns = 0  # since when everything waits; 0: it does not
+        self._pace = _NO_PACE if pace is None else pace
+        self._behind_ns = 0  # since when something waits that the lane did not take; 0: it took all
+        self._left, self._many = 0, _MANY  # what waited when older readings were left out last, and when to do it again
         self._controls = 0  # how many frames wait in _control and _latest
         self._heartbeat: bytes | None = None
         self._heartbeat_asks = False
@@ -301,9 +305,8 @@ class LaneQueue:
         if self.waiting_readings:
             if self._lone is not None or not self._readings:
                 self._line_up()
-            urgent = self._take_urgent(now)
+            urgent = self._join(now, now, URGENT, _SLOW_FRAME_BYTES)
             if urgent is not None:
-                self.taken_ns = now
                 self._pace.sent(now)
                 return urgent
         if full or (self._pace.active and not self._pace.take_turn(self.peer, now)):
@@ -311,13 +314,13 @@ class LaneQueue:
                 self._behind_ns = max(now, 1)
             elif now - self._behind_ns >= BEHIND_NS:
                 self.is_behind = True
-                if self.waiting_readings > _MANY:
+                if self.waiting_readings >= self._many:
                     self._leave_out_older()
             return None
-        if self.is_behind:
+        if self.is_behind and self.waiting_readings != self._left:
             self._leave_out_older()
         frame = self._take_in_turn(now) if self._pace.active and self._heartbeat is None else self._take_next(now)
-        self.taken_ns = now
+        self.taken_ns, self._left = now, self.waiting_readings
         if not self:
             self._behind_ns, self.is_behind = 0, False
         return frame
@@ -333,26 +336,6 @@ class LaneQueue:
         if self._turn and self.waiting_readings:
             return self._take_readings(now) or self._take_next(now)  # all readings may have expired
         return self._take_next(now)
-
-    def _take_urgent(self, now: int) -> bytes | None:
-        """The urgent readings that wait, as many as fit one segment."""
-        batch: list[bytes] = []
-        room_bytes = _SLOW_FRAME_BYTES
-        for priority in range(_MOST_URGENT, URGENT - 1, -1):
-            readings = self._readings[priority]
-            while readings:
-                waiting = readings[0]
-                if waiting.expires_ns <= now:
-                    self._drops.count(self.peer, self._pop(readings).key, "expired_in_queue", waiting.count)
-                    continue
-                room_bytes -= len(waiting.data)
-                whole = waiting.count > 1 or not can_be_joined(waiting.data)
-                if batch and (room_bytes < 0 or whole or len(batch) >= limits.MAX_READINGS_PER_FRAME):
-                    return frame_of_alone(batch)
-                batch.append(self._pop(readings).data)
-                if whole:
-                    return batch[0]
-        return frame_of_alone(batch) if batch else None
 
     def _leave_out_older(self) -> None:
         """Of each stream, keep the newest reading in the place of the oldest. Readings that were published together
@@ -378,6 +361,8 @@ class LaneQueue:
             if len(places) < len(readings):
                 self._readings[priority].clear()
                 self._readings[priority].extend(places)
+        self._left = self.waiting_readings
+        self._many = max(_MANY, 2 * self._left)
 
     def _take_next(self, now: int) -> bytes | None:
         if self._heartbeat is not None:
@@ -403,13 +388,21 @@ class LaneQueue:
             return frame
         if not self.waiting_readings:
             return None
-        batch: list[bytes] = []
         room_bytes = limits.MAX_REALTIME_FRAME_BYTES if not self.is_behind else _SLOW_FRAME_BYTES
-        for priority in range(self._highest, -1, -1):
+        joined = self._join(now, now + self.delay_ns, 0, room_bytes)
+        if not self.waiting_readings:
+            self._highest = 0
+        return joined
+
+    def _join(self, now: int, arrival_ns: int, least: int, room_bytes: int) -> bytes | None:
+        """Take the readings of priority ``least`` and above that go together, as many as there is room for, and leave
+        out what has expired by ``arrival_ns``. Readings are in line, none is lone."""
+        batch: list[bytes] = []
+        for priority in range(self._highest, least - 1, -1):
             readings = self._readings[priority]
             while readings and len(batch) < limits.MAX_READINGS_PER_FRAME:
                 waiting = readings[0]
-                if waiting.expires_ns <= now + self.delay_ns:
+                if waiting.expires_ns <= arrival_ns:
                     self._drops.count(self.peer, self._pop(readings).key, "expired_in_queue", waiting.count)
                     continue
                 room_bytes -= len(waiting.data)
@@ -421,9 +414,6 @@ class LaneQueue:
                 if whole:
                     self.taken_ns = now
                     return batch[0]
-            if not self.waiting_readings:
-                self._highest = 0
-                break
         if not batch:
             return None
         self.taken_ns = now

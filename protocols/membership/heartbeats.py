@@ -22,9 +22,9 @@ _MOST_JITTER: Final = 1.1
 HEARTBEATS_A_ROUND: Final = 4
 """While readings flow to a neighbour, only one heartbeat in this many is sent; at 10 Hz the heartbeats would otherwise
 be a third of all frames."""
-_GAPS: Final = 2
+_QUIET_GAPS: Final = 2
 """On a full channel a heartbeat is sent to a neighbour that got nothing for so many times the usual gap …"""
-_RESTS: Final = 4
+_ECHO_RESTS: Final = 4
 """… and in any case after so many times that time, because it carries an echo."""
 _MOST_BEATS: Final = limits.MAX_HEARTBEATS_A_ROUND  # looked up once, because each heartbeat is compared with it
 _LONGEST_ROUND_TRIP_NS: Final = 60 * limits.SECOND
@@ -77,8 +77,8 @@ class Heartbeats:
         it has had none for long."""
         queue = neighbour.queue
         last_ns = neighbour.beat_ns if queue is None else max(neighbour.beat_ns, queue.taken_ns)
-        rest_ns = max(_GAPS * self.gap_ns, self._interval_ns)
-        return now - last_ns >= rest_ns or now - neighbour.beat_ns >= _RESTS * rest_ns
+        rest_ns = max(_QUIET_GAPS * self.gap_ns, self._interval_ns)
+        return now - last_ns >= rest_ns or now - neighbour.beat_ns >= _ECHO_RESTS * rest_ns
 
     def send(self, neighbour: Neighbour, now: int, suspects: tuple[NodeId, ...] = (), answer: bool = False) -> None:
         """Queue a heartbeat for one neighbour. ``answer``: ask it for one at once."""

@@ -463,7 +463,7 @@ class Membership:
             if neighbour.state is _ALIVE:
                 silent_ns = now - neighbour.last_heard_ns
                 if neighbour.incarnation:
-                    if silent_ns >= max(suspect_after_ns, neighbour.patience_ns(silent_ns, self.heartbeats.gap_ns)):
+                    if silent_ns >= max(suspect_after_ns, neighbour.reckon_patience(silent_ns, self.heartbeats.gap_ns)):
                         self._suspect(neighbour, "silence", now)
                     else:
                         self._hearing.check(neighbour, now)

@@ -9,10 +9,11 @@ from protocols.base.time import NEVER
 from protocols.links.queues import LaneQueue
 from protocols.membership.suspicion import Suspicion
 
-_SILENCES: Final = 3
+_USUAL_SILENCES: Final = 3
 """A neighbour is suspected after so many times the silence that is usual for it; with two, one lost frame would do."""
-_FADES: Final = 16
-_GAPS: Final = 4
+_FADING: Final = 16
+"""With each silence that ends, this part of the usual one is forgotten."""
+_CROWD_GAPS: Final = 4
 """A neighbour in the same crowd sends to us about as often as we send to it, and sometimes two or three are late."""
 _MOST_PATIENCE_NS: Final = 6 * limits.SECOND
 
@@ -32,7 +33,7 @@ class Neighbour:
     __slots__ = (
         "answered_ns", "beat_ns", "beats", "bulk", "doubt", "doubt_ends_ns", "echo_came_ns", "echo_sent_ns", "echoed",
         "first_seen_ns", "heard_by_peer", "heard_ns", "heartbeat_received", "heartbeat_sent", "inbound", "inbox",
-        "incarnation", "last_heard_ns", "met", "node", "patient_ns", "queue", "realtime", "role", "round_trip_ns",
+        "incarnation", "last_heard_ns", "met", "node", "patience_ns", "queue", "realtime", "role", "round_trip_ns",
         "silence_ns", "silent_ns", "since_ns", "state", "suspicion",
     )  # fmt: skip
 
@@ -70,19 +71,19 @@ class Neighbour:
         """When it was sent a heartbeat last."""
         self.silent_ns = 0
         """How long it had been silent at the last look."""
-        self.silence_ns = self.patient_ns = 0
+        self.silence_ns = self.patience_ns = 0
         """How long it usually is silent: the longest of its recent silences, where older ones count less. And how long
         it may be silent before it is suspected, because of that."""
 
-    def patience_ns(self, silent_ns: int, gap_ns: int) -> int:
-        """How long this neighbour may be silent, by what is usual: a channel that is full lets frames through rarely
-        and unevenly. ``silent_ns``: how long it has been silent. ``gap_ns``: how far apart our own frames to one
+    def reckon_patience(self, silent_ns: int, gap_ns: int) -> int:
+        """Reckon how long this neighbour may be silent, by what is usual: a channel that is full lets frames through
+        rarely and unevenly. ``silent_ns``: how long it has been silent. ``gap_ns``: how far apart our own frames to one
         neighbour are because of a full channel. Call it regularly."""
         if silent_ns < self.silent_ns:  # it has spoken since the last look
-            self.silence_ns = max(self.silent_ns, self.silence_ns - self.silence_ns // _FADES)
+            self.silence_ns = max(self.silent_ns, self.silence_ns - self.silence_ns // _FADING)
         self.silent_ns = silent_ns
-        self.patient_ns = min(max(_SILENCES * self.silence_ns, _GAPS * gap_ns), _MOST_PATIENCE_NS)
-        return self.patient_ns
+        self.patience_ns = min(max(_USUAL_SILENCES * self.silence_ns, _CROWD_GAPS * gap_ns), _MOST_PATIENCE_NS)
+        return self.patience_ns
 
     @property
     def lanes(self) -> tuple[Lane, ...]:

@@ -81,9 +81,9 @@ class NoNeighbourOlderThanLifetime(Check):
         for neighbour in world.neighbours(name):
             state = neighbour.state
             if state is _ALIVE:
-                bound_ns = max(self._alive_ns, neighbour.patient_ns + self._slack_ns)
+                bound_ns = max(self._alive_ns, neighbour.patience_ns + self._slack_ns)
             elif state is _SUSPECT:
-                bound_ns = max(self._alive_ns, neighbour.patient_ns + self._slack_ns) + self._suspicion_ns
+                bound_ns = max(self._alive_ns, neighbour.patience_ns + self._slack_ns) + self._suspicion_ns
             else:
                 continue
             heard_ns = world.heard_ns(name, neighbour.node)

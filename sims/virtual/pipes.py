@@ -139,11 +139,12 @@ class Pipes:
         pipe.unconfirmed.append((confirmed_ns, size_bytes))
         pipe.unconfirmed_bytes += size_bytes
         flow, node = pipe.flow, pipe.sender
-        measures = not flow.is_measuring
-        flow.sent(size_bytes, node.local(now))
-        slow_ns = flow.base_ns + SLOW_NS
-        if measures and (confirmed_ns - now > slow_ns or node.engine.lanes.pace.active):
-            self._simulation.push(min(confirmed_ns, now + slow_ns + 1), self._look, pipe)
+        flow.sent_bytes += size_bytes
+        if not flow.marked_ns:
+            flow.measure(node.local(now))
+            slow_ns = flow.base_ns + SLOW_NS
+            if confirmed_ns - now > slow_ns or node.engine.lanes.pace.active:
+                self._simulation.push(min(confirmed_ns, now + slow_ns + 1), self._look, pipe)
 
     def _is_held(self, pipe: Pipe, now: int, local: int) -> bool:
         """Take in what was confirmed until now. Returns whether the sender hands over nothing more."""
@@ -151,9 +152,9 @@ class Pipes:
         while unconfirmed and unconfirmed[0][0] <= now:
             pipe.unconfirmed_bytes -= unconfirmed.popleft()[1]
         flow, lanes = pipe.flow, pipe.sender.engine.lanes
-        late_ns = flow.confirmed(pipe.unconfirmed_bytes, local)
-        if late_ns:
-            lanes.confirmed(pipe.dial, late_ns, flow.took_ns, local)
+        sample = flow.confirmed(pipe.unconfirmed_bytes, local)
+        if sample is not None:
+            lanes.confirmed(pipe.dial, sample, local)
         return not lanes.pace.ended and flow.is_full(pipe.unconfirmed_bytes, local)
 
     def _look(self, pipe: Pipe) -> None:
@@ -262,7 +263,9 @@ class Pipes:
                 # again would have everything on its way to the receiver looked through each time.
                 pipe.full = pipe.full and pipe.under_way > 0
                 return
-            pipe.flow.sent(len(data) + _RECORD_BYTES, local)
+            pipe.flow.sent_bytes += len(data) + _RECORD_BYTES
+            if not pipe.flow.marked_ns:
+                pipe.flow.measure(local)
             self.send(pipe, data)
         pipe.full = True
 

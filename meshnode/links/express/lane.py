@@ -23,7 +23,7 @@ from meshnode.links.unconfirmed import RECORD_BYTES, frames_in, unconfirmed_byte
 from protocols.base.errors import BoundExceeded
 from protocols.base.ids import SERVER_NAME
 from protocols.base.limits import MAX_FRAME_BYTES, MS
-from protocols.links.flow import Flow
+from protocols.links.flow import Flow, Sample
 
 _CHUNK_BYTES = 64 * 1024
 """Bytes of a large frame that are encrypted and handed to the kernel at once."""
@@ -54,7 +54,7 @@ class ExpressLane(Connection):
         self._unencrypted = memoryview(b"")
         self._declined = self._notified = False
         self._failure = ""
-        self.sample_ns = self.took_ns = 0
+        self.sample: Sample | None = None
         self.waits = self.watched = False
         self._flow = Flow()
         self._look_ns = self._look_bytes = 0
@@ -120,9 +120,7 @@ class ExpressLane(Connection):
                 return False
             flow = self._flow
             waiting = unconfirmed_bytes(self.descriptor) + len(self._unsent) + len(self._unencrypted)
-            late_ns = flow.confirmed(waiting, now)
-            if late_ns:
-                self.sample_ns, self.took_ns = late_ns, flow.took_ns
+            self.sample = flow.confirmed(waiting, now) or self.sample
             full = flow.is_full(waiting, now)
             self._look_ns = now + LOOK_NS
             self._look_bytes = flow.sent_bytes + (0 if full else flow.window_bytes - waiting)
@@ -131,7 +129,7 @@ class ExpressLane(Connection):
     @property
     def measures(self) -> bool:
         """Whether a look may learn something soon."""
-        return self._flow.is_measuring
+        return self._flow.marked_ns != 0
 
     def watch(self, waits: bool) -> None:
         """See ``OutgoingLane``."""
@@ -143,7 +141,7 @@ class ExpressLane(Connection):
     def is_news(self, now: int) -> bool:
         """Look. Returns whether what :meth:`watch` waits for has come. I/O thread only."""
         full = self.is_full(now)
-        return bool(self.sample_ns) or (self.waits and not full)
+        return self.sample is not None or (self.waits and not full)
 
     def notify(self) -> None:
         """See ``OutgoingLane``."""
@@ -291,7 +289,10 @@ class ExpressLane(Connection):
             return False
         self.frames_sent += 1
         self.bytes_sent += size
-        self._flow.sent(size + RECORD_BYTES, time.monotonic_ns())
+        flow = self._flow
+        flow.sent_bytes += size + RECORD_BYTES
+        if not flow.marked_ns:
+            flow.measure(time.monotonic_ns())
         return True
 
     def _push(self) -> bool:

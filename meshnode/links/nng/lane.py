@@ -13,6 +13,7 @@ from meshnode.links.unconfirmed import frames_in
 from protocols.base.errors import BoundExceeded
 from protocols.base.ids import PeerIdentity
 from protocols.base.limits import MAX_FRAME_BYTES
+from protocols.links.flow import Sample
 
 
 class LaneState(Enum):
@@ -55,7 +56,7 @@ class NngLane:
         self.lock = threading.Lock()
         self.state = LaneState.DIALLING
         self.armed = False
-        self.sample_ns = self.took_ns = 0
+        self.sample: Sample | None = None
         self.frames_sent = 0
         self.bytes_sent = 0
         self.ends_ns = ends_ns

@@ -21,10 +21,10 @@ TOOK_NS = 80 * MS
 def congested(now: int = 10 * SECOND, samples: int = 20) -> Pace:
     """A pace that has just begun, because ``samples`` frames of the last 200 ms were late."""
     pace = Pace()
-    pace.sampled(A, 1, MS, now - 200 * MS)  # a round begins
+    pace.sampled(A, (1, MS), now - 200 * MS)  # a round begins
     for number in range(samples - 1):
-        pace.sampled((A, B, C)[number % 3], LATE_NS, TOOK_NS, now - MS)
-    pace.sampled(A, LATE_NS, TOOK_NS, now)
+        pace.sampled((A, B, C)[number % 3], (LATE_NS, TOOK_NS), now - MS)
+    pace.sampled(A, (LATE_NS, TOOK_NS), now)
     assert pace.active
     return pace
 
@@ -41,9 +41,9 @@ def test_slow_lane_among_good_ones_slows_nobody_however_much_it_asks_for() -> No
     for _ in range(100):
         now += 100 * MS
         for _ in range(20):
-            pace.sampled(D, LATE_NS, TOOK_NS, now)
+            pace.sampled(D, (LATE_NS, TOOK_NS), now)
         for node in (A, B):
-            pace.sampled(node, 1, MS, now)
+            pace.sampled(node, (1, MS), now)
     assert not pace.active
 
 
@@ -52,7 +52,7 @@ def test_slow_lane_that_is_the_only_one_has_its_own_window_and_no_pace() -> None
     pace, now = Pace(), SECOND
     for _ in range(100):
         now += 100 * MS
-        pace.sampled(A, LATE_NS, TOOK_NS, now)
+        pace.sampled(A, (LATE_NS, TOOK_NS), now)
     assert not pace.active
 
 
@@ -63,12 +63,12 @@ def test_lateness_that_no_rate_ends_is_not_fought_for_ever() -> None:
     while pace.active:
         now += 100 * MS
         for node in (A, B, C):
-            pace.sampled(node, LATE_NS, TOOK_NS, now)
+            pace.sampled(node, (LATE_NS, TOOK_NS), now)
         assert now - begun_ns < 40 * SECOND
     for _ in range(100):
         now += 100 * MS
         for node in (A, B, C):
-            pace.sampled(node, LATE_NS, TOOK_NS, now)
+            pace.sampled(node, (LATE_NS, TOOK_NS), now)
         assert not pace.active
 
 
@@ -79,12 +79,12 @@ def test_what_was_sent_before_a_cut_causes_no_other_one() -> None:
     for _ in range(10):
         now += 50 * MS
         for node in (A, B):
-            pace.sampled(node, LATE_NS, now - 10 * SECOND + 100 * MS, now)
+            pace.sampled(node, (LATE_NS, now - 10 * SECOND + 100 * MS), now)
     assert (pace.cuts, pace.rate >= rate) == (cuts, True)
     for _ in range(10):
         now += 50 * MS
         for node in (A, B):
-            pace.sampled(node, LATE_NS, TOOK_NS, now)
+            pace.sampled(node, (LATE_NS, TOOK_NS), now)
     assert pace.cuts > cuts
 
 
@@ -129,7 +129,7 @@ def test_channel_that_became_free_is_used_again_and_the_limit_ends() -> None:
         pace.turns(now)
         if pace.active:
             pace.take_turn(A, now)
-        pace.sampled(A, 1, 2 * MS, now)
+        pace.sampled(A, (1, 2 * MS), now)
         pace.turns(now + 50 * MS)
     assert not pace.active
     assert pace.gap_ns() == 0
@@ -166,12 +166,12 @@ class Channel:
         for index, (sent_ns, done_ns, told) in enumerate(under_way):
             if not told and now - sent_ns > TOOK_NS and done_ns > now:
                 under_way[index] = (sent_ns, done_ns, True)
-                pace.sampled(self.lane(number), LATE_NS, now - sent_ns, now)
+                pace.sampled(self.lane(number), (LATE_NS, now - sent_ns), now)
         while under_way and under_way[0][1] <= now:
             sent_ns, done_ns, told = under_way.popleft()
             self.carried[number] += 1
             if not told:
-                pace.sampled(self.lane(number), 1, done_ns - sent_ns, now)
+                pace.sampled(self.lane(number), (1, done_ns - sent_ns), now)
         self.debts[number] = min(self.debts[number] + self.wants_hz[number] * 0.002, 3.0)
         pace.turns(now)
         while self.debts[number] >= 1.0 and (not pace.active or pace.take_turn(A, now)):

@@ -119,6 +119,24 @@ def test_readings_that_were_published_together_are_not_overtaken_by_newer_ones()
     assert taken(queue, 2 + BEHIND_NS) == [0, 1, 2, 3, 5]
 
 
+def test_full_lane_with_many_keys_costs_the_publisher_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A neighbour that asks for everything and takes nothing must not have all that waits looked through each time."""
+    queue, _ = behind()
+    looked = 0
+    leave_out = queue._leave_out_older
+
+    def counted() -> None:
+        nonlocal looked
+        looked += queue.waiting_readings
+        leave_out()
+
+    monkeypatch.setattr(queue, "_leave_out_older", counted)
+    for number in range(2_000):
+        put(queue, number, key=f"k/{number}")
+        assert queue.take(2 + BEHIND_NS, full=True) is None
+    assert looked < 2 * 2_000
+
+
 def test_question_for_an_answer_is_not_replaced_by_a_plain_heartbeat() -> None:
     """On a full lane it waits for longer than the interval of heartbeats."""
     queue = LaneQueue(PEER, Drops())
