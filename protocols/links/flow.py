@@ -23,7 +23,7 @@ from protocols.base.limits import MS, SECOND
 
 LEAST_BASE_NS: Final = 40 * MS
 """Linux confirms a segment that comes alone after this time."""
-MOST_BASE_NS: Final = 200 * MS
+MOST_BASE_NS: Final = 100 * MS
 TARGET_NS: Final = 10 * MS
 """With the least base this is the time between two readings at 20 Hz."""
 SLOW_NS: Final = 40 * MS
