@@ -11,8 +11,8 @@ Once it ends they are dialled too, because one of them may know where the node i
 that led to another node for a while: when two seeds claim the same node, those without a lane are not parked but
 dialled again, slowly.
 
-A stranger that floods the radio with adverts makes us dial addresses that do not answer. At most ``MAX_DIALS`` wait for
-an answer at once, and contacts that failed least are dialled first. Mere hints never keep a peer that said Hello
+A stranger that floods the radio with adverts makes us dial addresses that do not answer. How many wait for an answer at
+once is bounded (:mod:`protocols.membership.handshakes`), and contacts that failed least are dialled first. Mere hints never keep a peer that said Hello
 waiting, neither for a place in the table nor for a dial.
 """
 
@@ -24,11 +24,10 @@ from protocols.base import limits
 from protocols.base.ids import Lane, NodeId, PeerIdentity
 from protocols.base.time import NEVER
 from protocols.membership.events import Dial, HangUp
+from protocols.membership.handshakes import Handshakes
 
 HostPort = tuple[str, int]
 
-MAX_DIALS: Final = 64
-"""Dials without an answer: each takes a socket and, if the server is silent, lasts until its time-out."""
 _UNKNOWN: Final = -NEVER
 """An instant that has to be computed again."""
 _LEADS_NOWHERE: Final = 3
@@ -68,10 +67,10 @@ class Contact:
 class Dialling:
     """A dial that is under way, or the lane that it became."""
 
-    __slots__ = ("address", "contact", "identity", "lane", "opened_ns")
+    __slots__ = ("address", "began_ns", "contact", "identity", "lane", "opened_ns")
 
-    def __init__(self, contact: Contact, lane: Lane, address: HostPort) -> None:
-        self.contact, self.lane, self.address = contact, lane, address
+    def __init__(self, contact: Contact, lane: Lane, address: HostPort, now: int) -> None:
+        self.contact, self.lane, self.address, self.began_ns = contact, lane, address, now
         self.identity: PeerIdentity | None = None
         """The peer that answered; None until one does."""
         self.opened_ns = 0
@@ -84,6 +83,7 @@ class Contacts:
         self._node, self._dial_timeout_ns, self._random = node, dial_timeout_ns, random
         self._contacts: dict[str, Contact] = {}
         self._dials: dict[int, Dialling] = {}
+        self._handshakes = Handshakes()
         self._refused: dict[str, int] = {}  # name of a contact, node id or host -> until when
         self._next_dial = 1
         self._due_ns = _UNKNOWN  # when the next contact may be dialled
@@ -211,13 +211,15 @@ class Contacts:
         """The dial with that number, if there is one."""
         return self._dials.get(dial)
 
-    def answered(self, dial: int, identity: PeerIdentity) -> Dialling | None:
+    def answered(self, dial: int, identity: PeerIdentity, now: int) -> Dialling | None:
         """A peer answered a dial. None: the dial was given up meanwhile, and its lane is closed."""
         self._due_ns = _UNKNOWN  # one dial less waits for an answer
         dialling = self._dials.get(dial)
         if dialling is None:
             self._effects.append(HangUp(dial))
             return None
+        if dialling.lane is Lane.REALTIME:
+            self._handshakes.answered(dialling.began_ns, now)
         if dialling.contact.seed:
             dialling.contact.node = identity.node
             if self._is_claimed_twice(identity.node):
@@ -303,13 +305,15 @@ class Contacts:
         """Dial the bulk lane to the address of a realtime lane, unless such a dial is under way."""
         to = self._dials[realtime]
         if not any(d.contact is to.contact and d.lane is Lane.BULK for d in self._dials.values()):
-            self._dial(to.contact, Lane.BULK, to.address)
+            self._dial(to.contact, Lane.BULK, to.address, -NEVER)
 
-    def _dial(self, contact: Contact, lane: Lane, address: HostPort) -> None:
+    def _dial(self, contact: Contact, lane: Lane, address: HostPort, now: int) -> None:
         dial, self._next_dial = self._next_dial, self._next_dial + 1
         self._due_ns = _UNKNOWN
-        self._dials[dial] = Dialling(contact, lane, address)
-        contact.busy += lane is Lane.REALTIME
+        self._dials[dial] = Dialling(contact, lane, address, now)
+        if lane is Lane.REALTIME:
+            contact.busy += 1
+            self._handshakes.began(contact.proven, now)
         self.counters["dials"] += 1
         # With several addresses the first tries have short time-outs, because some addresses may not answer at all.
         timeout_ns = self._dial_timeout_ns
@@ -327,7 +331,7 @@ class Contacts:
             for contact in self._contacts.values()
             if contact.next_dial_ns <= now and not contact.busy and not contact.parked
         ]
-        free = MAX_DIALS - self._unanswered()
+        waiting = [self._waiting_since(proven=False), self._waiting_since(proven=True)]
         for contact in sorted(due, key=lambda contact: (not contact.proven, contact.failures)):
             refused_until_ns = self._refused.get(contact.name, 0)
             if refused_until_ns > now:
@@ -335,10 +339,11 @@ class Contacts:
             elif may_dial(contact.node) or (
                 contact.seed and contact.node is not None and self._is_claimed_twice(contact.node)
             ):
-                if free <= 0 and not contact.proven:  # its turn comes when another dial ends
-                    continue
-                free -= 1
-                self._dial(contact, Lane.REALTIME, contact.addresses[contact.attempt % len(contact.addresses)])
+                if self._handshakes.room_at(contact.proven, waiting[contact.proven], now) > now:
+                    continue  # its turn comes when another dial ends
+                for began in waiting[: 1 + contact.proven]:
+                    began.append(now)
+                self._dial(contact, Lane.REALTIME, contact.addresses[contact.attempt % len(contact.addresses)], now)
             elif contact.node is not None and self._is_reached(contact.node):
                 contact.parked = True
             else:
@@ -348,16 +353,25 @@ class Contacts:
         """When :meth:`dial_due` has to be called next."""
         if self._due_ns != _UNKNOWN:
             return self._due_ns
-        full, due_ns = self._unanswered() >= MAX_DIALS, NEVER
+        proven_ns = hints_ns = NEVER
         for contact in self._contacts.values():
-            if contact.next_dial_ns < due_ns and not (contact.busy or contact.parked) and (contact.proven or not full):
-                due_ns = contact.next_dial_ns
-        self._due_ns = due_ns
-        return due_ns
+            if not (contact.busy or contact.parked):
+                if contact.proven:
+                    proven_ns = min(proven_ns, contact.next_dial_ns)
+                else:
+                    hints_ns = min(hints_ns, contact.next_dial_ns)
+        if proven_ns != NEVER:
+            proven_ns = self._handshakes.room_at(True, self._waiting_since(proven=True), proven_ns)
+        if hints_ns < proven_ns:
+            hints_ns = self._handshakes.room_at(False, self._waiting_since(proven=False), hints_ns)
+        self._due_ns = min(proven_ns, hints_ns)
+        return self._due_ns
 
-    def _unanswered(self) -> int:
-        unanswered = 0
-        for dialling in self._dials.values():
-            if dialling.identity is None:
-                unanswered += 1
-        return unanswered
+    def _waiting_since(self, proven: bool) -> list[int]:
+        """When each of the dials that wait for an answer began, in that order; ``proven``: only of those to peers that
+        said Hello."""
+        return sorted(
+            dialling.began_ns
+            for dialling in self._dials.values()
+            if dialling.identity is None and (dialling.contact.proven or not proven)
+        )

@@ -187,7 +187,7 @@ class Membership:
 
     def lane_opened(self, dial: int, identity: PeerIdentity, now: int) -> None:
         """Note that a dialled lane is open and has accepted our Hello."""
-        dialling = self._contacts.answered(dial, identity)
+        dialling = self._contacts.answered(dial, identity, now)
         if dialling is None:
             return
         contact, neighbour = dialling.contact, self.neighbours.get(identity.node)

@@ -2,8 +2,9 @@
 
 from protocols.base import limits
 from protocols.base.ids import Lane, NodeId, Role
-from protocols.membership.contacts import MAX_DIALS
+from protocols.base.time import NEVER
 from protocols.membership.events import HangUp, PeerRefused
+from protocols.membership.handshakes import FIRST, MOST
 from protocols.wire.membership import Goodbye
 from tests.tools.lone_node_fixture import Alone
 from tests.tools.strategies import identity
@@ -20,12 +21,19 @@ def test_hints_of_a_flood_are_bounded_in_number_and_in_dials() -> None:
             f"fake-{number}", NodeId(f"fake-{number}"), (("192.0.2.9", number),) * 50, alone.now
         )
     first = alone.dials()
-    assert len(first) == MAX_DIALS
+    assert len(first) == FIRST
     assert alone.engine.statistics()["hints_ignored"] == 2 * limits.MAX_ADVERTS
     assert alone.engine.next_timer_at() > alone.now
     for dial in first:
         alone.engine.lane_closed(dial.dial, "no answer", False, alone.now)
-    assert len(alone.dials()) == MAX_DIALS, "the next ones, before those that failed"
+    second = alone.dials()
+    assert len(second) == FIRST
+    assert {dial.port for dial in second}.isdisjoint({dial.port for dial in first}), "before those that failed"
+    dialled = len(second)
+    while (due_ns := alone.engine.next_timer_at()) < NEVER:
+        alone.now = max(alone.now + 1, due_ns)
+        dialled += len(alone.dials())
+    assert dialled == MOST, "those that nobody answers keep no others waiting, until their number is too large"
 
 
 def test_neighbour_that_came_itself_is_dialled_back_despite_a_full_table() -> None:
@@ -33,8 +41,7 @@ def test_neighbour_that_came_itself_is_dialled_back_despite_a_full_table() -> No
     alone = Alone()
     for number in range(limits.MAX_ADVERTS):
         alone.engine.membership.hint(f"fake-{number}", NodeId(f"fake-{number}"), (("192.0.2.9", number),), alone.now)
-    for dial in alone.dials():
-        alone.engine.lane_closed(dial.dial, "no answer", False, alone.now)
+    alone.dials()
     alone.hello("real", port=4242)
     addresses = [(dial.host, dial.port) for dial in alone.dials()]
     assert ("192.0.2.1", 4242) in addresses
