@@ -434,7 +434,8 @@ class Air:
             airtime = airtime_ns(size_bytes, self._rate_mbps)
             air.sent_ns += airtime + ACKNOWLEDGED_NS
             taken_ns = int((airtime + ACKNOWLEDGED_NS) * air.stretch)
-            if air.full:
+            if air.full:  # it waits behind what this end has to send
+                elapsed_ns = max(elapsed_ns, air.free_ns - now_ns)
                 air.free_ns = max(air.free_ns, now_ns) + taken_ns
             elapsed_ns += taken_ns - ACKNOWLEDGED_NS + self._latency_ns
             elapsed_ns += int(self._draw() * (self._jitter_ns + air.wait_ns))

@@ -167,3 +167,20 @@ def test_asking_how_busy_a_full_channel_is_changes_nothing() -> None:
             arrivals.append(links.stream_ns(node, (node + 1) % 14, READING_BYTES, now_ns))
         histories.append(arrivals)
     assert histories[0] == histories[1]
+
+
+def test_handshake_waits_behind_what_its_ends_have_to_send() -> None:
+    """Otherwise nodes that fill the channel with handshakes would see each of them answered at once."""
+    links = near(10)
+    took_ns = {}
+    for step in range(300):
+        now_ns = step * 10 * MS
+        for node in range(10):
+            links.stream_ns(node, (node + 1) % 10, READING_BYTES, now_ns)
+            links.stream_ns(node, (node + 2) % 10, READING_BYTES, now_ns)  # 2,000 a second, 1,300 fit
+        if step in (1, 299):
+            done_ns = links.connect_ns(0, 5, now_ns)
+            assert done_ns is not None
+            took_ns[step] = done_ns - now_ns
+    assert took_ns[1] < 50 * MS
+    assert took_ns[299] > 500 * MS, "the queues are longer than a second by then"
