@@ -148,7 +148,7 @@ class LaneQueue:
         self._highest = 0  # no reading of a higher priority waits
         self._bytes = [0] * 8  # bytes of the waiting readings, by priority
         self._control_priority = control_priority
-        self._newest: dict[str, _Waiting] = {}  # conflated readings by key: a newer one replaces them
+        self._newest: dict[tuple[str, str], _Waiting] = {}  # conflated readings by stream: a newer one replaces them
 
     def __bool__(self) -> bool:
         return bool(self.waiting_readings or self._controls or self._heartbeat is not None)
@@ -202,7 +202,7 @@ class LaneQueue:
         if self._lone is not None or not self._readings:
             self._line_up()
         if conflate:
-            older = self._newest.get(key)
+            older = self._newest.get((origin, key))
             if older is not None:
                 self._drops.count(self.peer, key, "conflated")
                 if older.priority == priority and len(data) <= len(older.data):
@@ -225,7 +225,7 @@ class LaneQueue:
             return False
         waiting = _Waiting(key, data, expires_ns, priority, count, origin)
         if conflate:
-            self._newest[key] = waiting
+            self._newest[origin, key] = waiting
         self._readings[priority].append(waiting)
         if priority > self._highest:  # noqa: PLR1730 - max() would cost a call for each reading
             self._highest = priority
@@ -284,8 +284,8 @@ class LaneQueue:
         return waiting
 
     def _forget(self, waiting: _Waiting) -> None:
-        if self._newest and self._newest.get(waiting.key) is waiting:
-            del self._newest[waiting.key]
+        if self._newest and self._newest.get((waiting.origin, waiting.key)) is waiting:
+            del self._newest[waiting.origin, waiting.key]
         self.waiting_readings -= waiting.count
         self.waiting_bytes -= len(waiting.data)
         self._bytes[waiting.priority] -= len(waiting.data)

@@ -28,6 +28,7 @@ from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.tensors import Tensor
 from tests.tools.eventually import until
 from tests.tools.mesh_fixture import HERE, Open, dropped, given_house, given_opened, pair, wanted
+from tests.tools.strategies import reading
 
 BOTH = ("express", "nng")
 __all__ = ["given_house", "given_opened"]
@@ -182,6 +183,17 @@ async def test_reader_that_conflates_gets_the_newest_of_each_key(opened: Open) -
     assert subscription.dropped == 98
     with pytest.raises(TimeoutError):
         await subscription.next(0)
+
+
+async def test_reader_that_conflates_gets_the_newest_of_each_origin() -> None:
+    """Two nodes may say something of the same street, and neither speaks for the other."""
+    subscription = Subscription("street/**", 10, True, asyncio.get_running_loop())
+    for sequence in range(1, 10):
+        for origin in ("veh-1", "veh-2"):
+            subscription.take(reading(key="street/1", origin=origin, sequence=sequence))
+    newest = [await subscription.next(1) for _ in range(2)]
+    assert [(one.origin, one.sequence) for one in newest] == [("veh-1", 9), ("veh-2", 9)]
+    assert subscription.dropped == 16
 
 
 async def test_reader_that_falls_behind_loses_the_oldest_and_knows_how_many(opened: Open) -> None:

@@ -108,6 +108,17 @@ def test_reading_of_another_origin_never_replaces_one_of_the_same_key() -> None:
     assert taken(queue, 2 + BEHIND_NS) == [0, 3, 2]
 
 
+def test_conflated_reading_of_another_origin_replaces_nothing() -> None:
+    """A forwarder sends readings of several nodes on one lane, and each of them has a newest one."""
+    drops = Drops()
+    queue = LaneQueue(PEER, drops)
+    for sequence, origin in enumerate(("veh-1", "veh-2", "", "veh-1", "veh-2"), 1):
+        data = encode_alone(reading(key="street", sequence=sequence))
+        queue.put_reading("street", data, 3, NEVER, True, origin=origin)
+    assert taken(queue) == [4, 5, 3]
+    assert dict(drops.items()) == {(PEER, "street", "conflated"): 2}
+
+
 def test_readings_that_were_published_together_are_not_overtaken_by_newer_ones() -> None:
     """The receiver would drop them all as stale."""
     queue, _ = behind()
