@@ -1,0 +1,192 @@
+"""A lane that can't keep up: what goes first, what is left out, and what that costs."""
+
+import pytest
+
+from protocols.base import limits
+from protocols.base.time import NEVER
+from protocols.links.pace import Pace
+from protocols.links.queues import BEHIND_NS, URGENT, Drops, LaneQueue
+from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
+from protocols.wire.membership import Goodbye, Heartbeat
+from protocols.wire.parcels import encode_alone, encode_together
+from protocols.wire.readings import Readings
+from tests.tools.queue_fixture import PEER, behind, put, taken
+from tests.tools.strategies import reading
+
+
+def test_full_lane_takes_urgent_readings_and_nothing_else() -> None:
+    """A hazard must not wait behind positions, and positions not where nobody can replace them."""
+    queue = LaneQueue(PEER, Drops())
+    put(queue, 1, priority=5)
+    put(queue, 2, priority=URGENT)
+    queue.put_control(encode_frame(Goodbye(1)))
+    frame = queue.take(0, full=True)
+    assert frame is not None
+    decoded = decode_untrusted_node_frame(frame)
+    assert type(decoded) is Readings
+    assert [one.sequence for one in decoded.readings] == [2]
+    assert queue.take(0, full=True) is None
+    assert queue.take(1) == encode_frame(Goodbye(1))
+    assert taken(queue, 1) == [1]
+
+
+def test_newest_reading_of_a_key_replaces_what_waits_once_a_lane_is_behind() -> None:
+    """What is sent next must be new, each key must get its turn, and urgent readings are events: none is left out."""
+    drops = Drops()
+    queue = LaneQueue(PEER, drops)
+    for sequence in (1, 2, 3):
+        put(queue, sequence, key="position")
+    put(queue, 4, key="speed")
+    assert queue.take(1, full=True) is None
+    assert queue.take(1 + BEHIND_NS, full=True) is None
+    assert queue.is_behind
+    for sequence in (5, 6):
+        put(queue, sequence, key="position")
+    for sequence in (7, 8):
+        put(queue, sequence, key="hazard", priority=URGENT)
+    assert taken(queue, BEHIND_NS + 1) == [7, 8, 6, 4]
+    assert dict(drops.items()) == {(PEER, "position", "conflated"): 4}
+    assert not queue.is_behind
+    for sequence in (9, 10):
+        put(queue, sequence, key="position")
+    assert taken(queue, BEHIND_NS + 2) == [9, 10], "it has caught up"
+
+
+def test_reading_that_came_before_a_conflated_one_goes_and_not_both() -> None:
+    """A subscriber gets a past value, which is not conflated, and then new ones, which are."""
+    queue, drops = behind()
+    put(queue, 1)
+    put(queue, 2, conflate=True)
+    assert taken(queue, 2 + BEHIND_NS) == [0, 2]
+    put(queue, 3, conflate=True)
+    put(queue, 4, conflate=True, size=5)
+    assert taken(queue, 2 + BEHIND_NS) == [4]
+    assert (queue.waiting_bytes, dict(drops.items())) == (0, {(PEER, "k", "conflated"): 2})
+
+
+def test_reading_of_another_origin_never_replaces_one_of_the_same_key() -> None:
+    """Else an insider could wipe out what others say about a place, on every lane that is slow."""
+    queue, _ = behind()
+    for sequence, origin in enumerate(("veh-1", "veh-2", "veh-1"), 1):
+        data = encode_alone(reading(key="street", sequence=sequence))
+        queue.put_reading("street", data, 3, NEVER, False, origin=origin)
+    assert taken(queue, 2 + BEHIND_NS) == [0, 3, 2]
+
+
+def test_conflated_reading_of_another_origin_replaces_nothing() -> None:
+    """A forwarder sends readings of several nodes on one lane, and each of them has a newest one."""
+    drops = Drops()
+    queue = LaneQueue(PEER, drops)
+    for sequence, origin in enumerate(("veh-1", "veh-2", "", "veh-1", "veh-2"), 1):
+        data = encode_alone(reading(key="street", sequence=sequence))
+        queue.put_reading("street", data, 3, NEVER, True, origin=origin)
+    assert taken(queue) == [4, 5, 3]
+    assert dict(drops.items()) == {(PEER, "street", "conflated"): 2}
+
+
+def test_readings_that_were_published_together_are_not_overtaken_by_newer_ones() -> None:
+    """The receiver would drop them all as stale."""
+    queue, _ = behind()
+    put(queue, 1)
+    together = encode_together([reading(key="k", sequence=number) for number in (2, 3)])
+    queue.put_reading("k", together, 3, NEVER, False, 2)
+    put(queue, 4)
+    put(queue, 5)
+    assert taken(queue, 2 + BEHIND_NS) == [0, 1, 2, 3, 5]
+
+
+def test_full_lane_with_many_keys_costs_the_publisher_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A neighbour that asks for everything and takes nothing must not have all that waits looked through each time."""
+    queue, _ = behind()
+    looked = 0
+    leave_out = queue._leave_out_older
+
+    def counted() -> None:
+        nonlocal looked
+        looked += queue.waiting_readings
+        leave_out()
+
+    monkeypatch.setattr(queue, "_leave_out_older", counted)
+    for number in range(2_000):
+        put(queue, number, key=f"k/{number}")
+        assert queue.take(2 + BEHIND_NS, full=True) is None
+    assert looked < 2 * 2_000
+
+
+def test_question_for_an_answer_is_not_replaced_by_a_plain_heartbeat() -> None:
+    """On a full lane it waits for longer than the interval of heartbeats."""
+    queue = LaneQueue(PEER, Drops())
+    question, plain = encode_frame(Heartbeat(1, 0, 0, 0, 0, (), True)), encode_frame(Heartbeat(2, 0, 0, 0, 0))
+    queue.put_heartbeat(question, asks=True)
+    queue.put_heartbeat(plain)
+    assert [queue.take(0), queue.take(0)] == [question, None]
+    queue.put_heartbeat(plain)
+    assert queue.take(0) == plain
+
+
+def test_turn_is_not_lost_when_all_readings_have_expired() -> None:
+    """Control frames would wait with nobody in line for them."""
+    pace = Pace()
+    pace.active, pace.rate = True, 10.0
+    queue = LaneQueue(PEER, Drops(), pace=pace)
+    goodbye, now = encode_frame(Goodbye(1)), 2
+    for number in range(8):
+        put(queue, number, key=f"k/{number}", expires_ns=1)
+        put(queue, 10 + number, key=f"l/{number}", expires_ns=1)
+        queue.put_control(goodbye)
+        while (frame := queue.take(now)) is None:
+            assert pace.next_turn_at() < NEVER
+            now = max(now + 1, pace.next_turn_at())
+            pace.turns(now)
+        assert frame == goodbye
+
+
+def test_urgent_readings_that_wait_go_together_in_one_segment() -> None:
+    """A hundred frames would keep a full radio busy for as long as anything."""
+    queue = LaneQueue(PEER, Drops())
+    for sequence in range(40):
+        put(queue, sequence, priority=7)
+    frames = 0
+    while queue.take(0, full=True) is not None:
+        frames += 1
+    assert 1 < frames < 10
+
+
+def test_burst_that_waits_for_less_than_a_moment_loses_nothing() -> None:
+    """A log that is handed over at once is no sign of a slow link."""
+    queue = LaneQueue(PEER, Drops())
+    for sequence in range(1, 101):
+        put(queue, sequence)
+    for now in range(0, BEHIND_NS, BEHIND_NS // 10):
+        assert queue.take(now, full=True) is None
+    assert taken(queue, BEHIND_NS - 1) == list(range(1, 101))
+
+
+def test_reading_that_would_expire_on_its_way_is_not_sent() -> None:
+    """It would cost the channel a frame, and nobody could use it."""
+    drops = Drops()
+    queue = LaneQueue(PEER, drops)
+    queue.delay_ns = 50 * limits.MS
+    put(queue, 1, expires_ns=limits.SECOND)
+    put(queue, 2, expires_ns=limits.SECOND)
+    assert taken(queue, limits.SECOND - 50 * limits.MS) == []
+    assert dict(drops.items()) == {(PEER, "k", "expired_in_queue"): 2}
+
+
+def test_lanes_of_a_node_that_keeps_a_pace_wait_for_their_turn() -> None:
+    """Readings have three turns in four, so that gossip on a full channel neither stops nor takes it."""
+    pace = Pace()
+    pace.active, pace.rate = True, 10.0
+    queue = LaneQueue(PEER, Drops(), pace=pace)
+    for sequence in range(1, 9):
+        put(queue, sequence, key=f"k/{sequence}", size=limits.MAX_REALTIME_FRAME_BYTES // 2 + 1)
+        queue.put_control(encode_frame(Goodbye(sequence)))
+    now, kinds = 0, []
+    for _ in range(8):
+        while (frame := queue.take(now)) is None:
+            now = max(now + 1, pace.next_turn_at())
+            pace.turns(now)
+        kinds.append(type(decode_untrusted_node_frame(frame)).__name__)
+    assert kinds.count("Goodbye") == 2
+    assert kinds.count("Readings") == 6
+    assert now > 0.5 * limits.SECOND
