@@ -30,8 +30,8 @@ from protocols.wire.tensors import NamedTensor, check_untrusted_tensor
 
 LOCAL_MAJOR = 1
 """A node and an application whose versions differ here refuse each other."""
-LOCAL_MINOR = 1
-"""Version 1 allows any subject in ``Ask``, and an argument."""
+LOCAL_MINOR = 2
+"""Version 1 allows any subject in ``Ask``, and an argument; version 2 has ``every`` in ``Subscribe``."""
 
 Detail = Annotated[str, Meta(max_length=4_096)]
 FIRST_SUBJECTS = frozenset({"peers", "statistics", "drops", "models", "position", "uplink"})
@@ -84,6 +84,7 @@ class Subscribe(Frame, frozen=True, array_like=True, gc=False, tag=97):
     history: bool = True
     hops: Annotated[int, Meta(ge=0, le=limits.MAX_HOPS)] = 0
     own: bool = True
+    every: bool = False
 
 
 class Unsubscribe(Frame, frozen=True, array_like=True, gc=False, tag=98):

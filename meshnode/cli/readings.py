@@ -87,6 +87,7 @@ def _no_constant(_: str) -> Any:
 @click.option("--count", type=click.IntRange(0), default=0, help="End after this many readings.  [default: never]")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0, 86_400), help="End after this many seconds.")
 @click.option("--conflate", is_flag=True, help="Keep only the newest of the readings of a key that wait to be shown.")
+@click.option("--every", is_flag=True, help="Have all readings wait for a link that is too slow, not only the newest.")
 @click.option("--no-history", is_flag=True, help="Show only new readings, not the last known ones.")
 @click.option("--max-rate", "max_rate_hz", type=click.FloatRange(0, 1e6),
               help="Show at most this many readings of a key per second.")  # fmt: skip
@@ -95,13 +96,18 @@ def _no_constant(_: str) -> Any:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, with the whole context.")
 def sub(
     expression: str, node_config: Path | None, http_address: str | None, count: int, timeout_s: float | None,
-    conflate: bool, no_history: bool, max_rate_hz: float | None, hops: int, as_json: bool,
+    conflate: bool, every: bool, no_history: bool, max_rate_hz: float | None, hops: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Show readings whose key matches EXPRESSION, such as 'veh/*/speed' or 'rsu/**'.
 
     The exit status is 1 when --timeout ended it before any reading, or before --count readings, had come.
     """
+    if conflate and every:
+        raise click.UsageError(
+            "--conflate asks for only the newest reading of a key, and --every for all: use one of both"
+        )
     query = {"key": expression, "count": count, "hops": hops, "conflate": conflate, "history": not no_history}
+    query |= {"every": True} if every else {}  # a node that does not know it must still answer all others
     query |= {name: v for name, v in (("timeout_s", timeout_s), ("max_rate_hz", max_rate_hz)) if v is not None}
     api = chosen_node(node_config, http_address)
     threading.Thread(target=_end_with_reader, daemon=True).start()

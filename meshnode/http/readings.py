@@ -48,7 +48,7 @@ class ReadingsApi:
 
     async def stream_readings(self, request: Request) -> Response:
         """Stream readings as they come, one JSON object a line."""
-        asked = _Query(request.query_params, "key conflate history own count timeout_s max_rate_hz hops")
+        asked = _Query(request.query_params, "key conflate every history own count timeout_s max_rate_hz hops")
         count = asked.whole("count", 0, _MAX_COUNT)
         timeout_s = asked.number("timeout_s", 0.0, _MAX_TIMEOUT_S)
         if self._service.leaving:
@@ -58,6 +58,7 @@ class ReadingsApi:
         subscription = self._host.subscribe(
             asked.text("key"),
             conflate=asked.flag("conflate", False),
+            every=asked.flag("every", False),
             history=asked.flag("history", True),
             own=asked.flag("own", True),
             max_rate_hz=asked.number("max_rate_hz", 0.0, 1e6) or 0.0,

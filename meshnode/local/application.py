@@ -239,6 +239,7 @@ class Application:
             quality = Quality(
                 deadline_ns=frame.deadline_ms * limits.MS, min_interval_ns=frame.min_interval_us * 1_000,
                 conflate=frame.conflate, history=frame.history, hops=frame.hops, own=frame.own,
+                every=frame.every,
             )  # fmt: skip
             wanted = _Wanted(frame.question, frame.conflate)
             subscriptions[frame.question] = wanted

@@ -249,7 +249,7 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing):
         number, wanted = self.session.number(), self._deliveries.wanted
         frame = Subscribe(
             number, expression, quality.deadline_ns // limits.MS, quality.min_interval_ns // 1_000, quality.conflate,
-            quality.history, quality.hops, quality.own,
+            quality.history, quality.hops, quality.own, quality.every,
         )  # fmt: skip
         wanted[number] = Wanted(frame, subscription, callback)
         try:

@@ -32,7 +32,7 @@ class Subscribing(ABC):
     def subscribe(
         self, expression: str, callback: ReadingCallback | None = None, *, deadline_ms: int = 0,
         max_rate_hz: float = 0.0, conflate: bool = False, history: bool = True, hops: int = 0, own: bool = True,
-        depth: int = 1_024,
+        depth: int = 1_024, every: bool = False,
     ) -> Subscription:  # fmt: skip
         """Readings whose key matches ``expression`` (``veh/*/speed``, ``rsu/**``), of this node and of neighbours.
 
@@ -42,9 +42,11 @@ class Subscribing(ABC):
         ``deadline_ms``: count streams that are silent for longer. ``max_rate_hz``: the most readings of a stream per
         second; the publisher leaves out the others. ``conflate``: keep only the newest of the waiting readings of a
         key. ``history``: begin with the last known values. ``hops``: how many times neighbours pass the subscription on
-        to theirs. ``own``: deliver this node's readings too.
+        to theirs. ``own``: deliver this node's readings too. ``every``: where a link carries less than is published,
+        have all readings wait for it, up to the bounds of its queue and their lifespan, and not only the newest.
 
         :raises InvalidKey: when ``expression`` is not one. :raises BoundExceeded: with too many subscriptions open.
+        :raises LocalProtocolError: for a number that is out of range, or with both ``conflate`` and ``every``.
         """
         if max_rate_hz < 0 or deadline_ms < 0 or depth < 1 or not 0 <= hops <= limits.MAX_HOPS:
             raise LocalProtocolError(
@@ -54,7 +56,7 @@ class Subscribing(ABC):
         checked_expression(expression)
         quality = Quality(
             deadline_ns=deadline_ms * limits.MS, min_interval_ns=int(limits.SECOND / max_rate_hz) if max_rate_hz else 0,
-            conflate=conflate, history=history, hops=hops, own=own,
+            conflate=conflate, history=history, hops=hops, own=own, every=every,
         )  # fmt: skip
         subscription = Subscription(expression, depth, conflate, None if callback is not None else self.loop)
         subscription.bind(self._subscribe(expression, quality, subscription, callback or subscription.take))

@@ -5,9 +5,10 @@ oldest of a priority first. A frame of ``put_latest`` replaces the frame of its 
 
 A lane is *behind* when it has not taken all that waits for ``BEHIND_NS``, until nothing waits any more. Of what waits
 then, only the newest reading of a stream is sent, in the place of the oldest, so what is sent is new and every stream
-gets its turn. Readings of the priorities from ``URGENT`` on are not left out, and pass a lane that is full. While the
-node has to keep a pace (:mod:`protocols.links.pace`), frames wait for their turn: the heartbeat, then what
-``put_latest`` has, then readings three times in four and other control frames once.
+gets its turn. Readings that were put with ``every`` stay, as those do that were published together. Readings of the
+priorities from ``URGENT`` on are not left out either, and pass a lane that is full. While the node has to keep a pace
+(:mod:`protocols.links.pace`), frames wait for their turn: the heartbeat, then what ``put_latest`` has, then readings
+three times in four and other control frames once.
 Invariants: every bound of ``limits`` holds after each call; whatever is dropped is reported to ``Drops``;
 a frame is taken only when the link accepts it, so a slow neighbour costs memory up to the bound and nothing else.
 """
@@ -37,6 +38,7 @@ _MANY: Final = 256
 comes. So this costs each reading little, however many keys there are."""
 _TURNS: Final = 4
 """While both wait for their turn, one in so many is for a control frame."""
+_MAX_BYTES: Final = limits.MAX_QUEUE_BYTES
 _NO_PACE: Final = Pace()
 """Nothing is told to it, so it never begins."""
 _TENSOR_PRIORITY: Final = 3
@@ -94,11 +96,13 @@ class Drops:
 class _Waiting:
     """One reading, or several readings of one key that were published together and already form a frame."""
 
-    __slots__ = ("count", "data", "expires_ns", "key", "origin", "priority")
+    __slots__ = ("count", "data", "every", "expires_ns", "key", "origin", "priority")
 
-    def __init__(self, key: str, data: bytes, expires_ns: int, priority: int, count: int, origin: str) -> None:
+    def __init__(
+        self, key: str, data: bytes, expires_ns: int, priority: int, count: int, origin: str, every: bool
+    ) -> None:  # fmt: skip
         self.key, self.data, self.expires_ns, self.priority, self.count = key, data, expires_ns, priority, count
-        self.origin = origin
+        self.origin, self.every = origin, every
 
 
 class LaneQueue:
@@ -123,14 +127,17 @@ class LaneQueue:
         """Whether the driver has yet to be told that something waits."""
         self._pace = _NO_PACE if pace is None else pace
         self._behind_ns = 0  # since when something waits that the lane did not take; 0: it took all
-        self._left, self._many = 0, _MANY  # what waited when older readings were left out last, and when to do it again
+        self._many = _MANY  # from how many on older readings are left out before their turn comes
+        self._newer = False  # whether a reading for which older ones may give way came since they were left out last
         self._controls = 0  # how many frames wait in _control and _latest
         self._heartbeat: bytes | None = None
         self._heartbeat_asks = False
-        # The reading that came to an empty queue, which is most often taken at once. No other reading waits beside it.
+        # The reading that came to an empty queue, which is most often taken at once. No other reading waits beside it,
+        # so waiting_readings is how many were published together as one.
         self._lone: bytes | None = None
         self._lone_key = self._lone_origin = ""
-        self._lone_expires_ns = self._lone_priority = self._lone_count = 0
+        self._lone_expires_ns = self._lone_priority = 0
+        self._lone_every = False
         self.waiting_readings = 0
         self.waiting_bytes = 0
         self._max_readings = max_readings
@@ -187,16 +194,18 @@ class LaneQueue:
         self.waiting_bytes += len(frame)
 
     def put_reading(
-        self, key: str, data: bytes, priority: int, expires_ns: int, conflate: bool, count: int = 1, origin: str = ""
-    ) -> bool:
+        self, key: str, data: bytes, priority: int, expires_ns: int, conflate: bool, every: bool = False,
+        count: int = 1, origin: str = "",
+    ) -> bool:  # fmt: skip
         """Queue a result of ``encode_alone`` or ``encode_signed``, or of ``encode_together`` with ``count`` readings.
-        Several readings in one frame are not conflated. ``origin``: the node that published it; empty for this node.
-        Returns False when it was dropped at once, which is counted."""
+        Several readings in one frame are not conflated. ``every``: it gives way to no newer one while the lane is
+        behind. ``origin``: the node that published it; empty for this node. Returns False when it was dropped at once,
+        which is counted."""
         if not self.waiting_readings and not conflate:
             waiting_bytes = self.waiting_bytes + len(data)
-            if waiting_bytes <= limits.MAX_QUEUE_BYTES and count <= self._max_readings:
+            if waiting_bytes <= _MAX_BYTES and count <= self._max_readings:
                 self._lone, self._lone_key, self._lone_expires_ns = data, key, expires_ns
-                self._lone_priority, self._lone_count, self._lone_origin = priority, count, origin
+                self._lone_priority, self._lone_every, self._lone_origin = priority, every, origin
                 self.waiting_readings, self.waiting_bytes = count, waiting_bytes
                 return True
         if self._lone is not None or not self._readings:
@@ -223,7 +232,9 @@ class LaneQueue:
         if self.waiting_bytes + len(data) > limits.MAX_QUEUE_BYTES and not self._make_room(len(data), priority):
             self._drops.count(self.peer, key, "queue_full", count)
             return False
-        waiting = _Waiting(key, data, expires_ns, priority, count, origin)
+        waiting = _Waiting(key, data, expires_ns, priority, count, origin, every)
+        if not every:
+            self._newer = True
         if conflate:
             self._newest[origin, key] = waiting
         self._readings[priority].append(waiting)
@@ -241,9 +252,10 @@ class LaneQueue:
         if self._lone is not None:
             data, priority = self._lone, self._lone_priority
             self._lone = None
-            self._readings[priority].append(
-                _Waiting(self._lone_key, data, self._lone_expires_ns, priority, self._lone_count, self._lone_origin)
-            )
+            self._readings[priority].append(_Waiting(
+                self._lone_key, data, self._lone_expires_ns, priority, self.waiting_readings, self._lone_origin,
+                self._lone_every,
+            ))  # fmt: skip
             self._highest = max(self._highest, priority)
             self._bytes[priority] += len(data)
 
@@ -317,10 +329,10 @@ class LaneQueue:
                 if self.waiting_readings >= self._many:
                     self._leave_out_older()
             return None
-        if self.is_behind and self.waiting_readings != self._left:
+        if self.is_behind and self._newer:
             self._leave_out_older()
         frame = self._take_in_turn(now) if self._pace.active and self._heartbeat is None else self._take_next(now)
-        self.taken_ns, self._left = now, self.waiting_readings
+        self.taken_ns = now
         if not self:
             self._behind_ns, self.is_behind = 0, False
         return frame
@@ -338,15 +350,15 @@ class LaneQueue:
         return self._take_next(now)
 
     def _leave_out_older(self) -> None:
-        """Of each stream, keep the newest reading in the place of the oldest. Readings that were published together
-        stay, and what is newer stays behind them."""
+        """Of each stream, keep the newest reading in the place of the oldest. Readings that were published together, or
+        of which every one is wanted, stay, and what is newer stays behind them."""
         for priority in range(URGENT):
             readings = self._readings[priority] if self._readings else ()
             place_of: dict[tuple[str, str], int] = {}
             places: list[_Waiting] = []
             for waiting in readings:
                 stream = waiting.origin, waiting.key
-                if waiting.count > 1:
+                if waiting.every or waiting.count > 1:
                     place_of.pop(stream, None)
                     places.append(waiting)
                     continue
@@ -361,8 +373,8 @@ class LaneQueue:
             if len(places) < len(readings):
                 self._readings[priority].clear()
                 self._readings[priority].extend(places)
-        self._left = self.waiting_readings
-        self._many = max(_MANY, 2 * self._left)
+        self._newer = False
+        self._many = max(_MANY, 2 * self.waiting_readings)
 
     def _take_next(self, now: int) -> bytes | None:
         if self._heartbeat is not None:
@@ -379,11 +391,12 @@ class LaneQueue:
         if self._lone is not None:
             frame = self._lone
             self._lone = None
-            self.waiting_readings = 0
             self.waiting_bytes -= len(frame)
             if self._lone_expires_ns <= now + self.delay_ns:
-                self._drops.count(self.peer, self._lone_key, "expired_in_queue", self._lone_count)
+                self._drops.count(self.peer, self._lone_key, "expired_in_queue", self.waiting_readings)
+                self.waiting_readings = 0
                 return None
+            self.waiting_readings = 0
             self.taken_ns = now
             return frame
         if not self.waiting_readings:

@@ -54,7 +54,10 @@ def wants_to_ask_for(
     hops: dict[Want, int] = {}
     for subscription in subscriptions:
         quality = subscription.quality
-        want = Want(subscription.expression, quality.min_interval_ns // 1_000, quality.conflate, quality.history)
+        want = Want(
+            subscription.expression, quality.min_interval_ns // 1_000, quality.conflate, quality.history,
+            every=quality.every,
+        )  # fmt: skip
         hops[want] = max(hops.get(want, 0), quality.hops)
     without_place: dict[NodeId, int] = {}
     turn = 0

@@ -258,11 +258,11 @@ class Router:
                 if route.min_interval_ns and not self._queueing.is_due(route, key, now):
                     dropped += 1
                     continue
-                queue = self._queueing.bulk_of(route.peer) if bulk else route.peer.realtime
+                queue = self._queueing.bulk_of(route.peer) if bulk else route.realtime
                 if not queue.touched:
                     queue.touched = True
                     touched.append(queue)
-                if queue.put_reading(key, sent, priority, expires_ns, route.conflate):
+                if queue.put_reading(key, sent, priority, expires_ns, route.conflate, route.every):
                     queued += 1
                 else:
                     dropped += 1

@@ -2,6 +2,8 @@
 
 from msgspec import Struct
 
+from protocols.base.errors import LocalProtocolError
+
 
 class Quality(Struct, frozen=True):
     """Quality of service of a subscription."""
@@ -18,3 +20,12 @@ class Quality(Struct, frozen=True):
     """How many nodes may pass a reading on between its origin and this node; 0: only neighbours are asked."""
     own: bool = True
     """Whether readings of this node are delivered too."""
+    every: bool = False
+    """Whether a link that carries less than is published carries all it can, and not only the newest of a key."""
+
+    def __post_init__(self) -> None:
+        """:raises LocalProtocolError: when both all readings and only the newest are asked for."""
+        if self.conflate and self.every:
+            raise LocalProtocolError(
+                "conflate asks for only the newest reading of a key, and every for all of them: use one of both"
+            )

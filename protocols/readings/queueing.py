@@ -48,8 +48,9 @@ class Queueing:
         return True
 
     def put(
-        self, peer: Peer, reading: Reading, data: bytes, conflate: bool, now: int, utc_now: int, count: int = 1
-    ) -> bool:
+        self, peer: Peer, reading: Reading, data: bytes, conflate: bool, every: bool, now: int, utc_now: int,
+        count: int = 1,
+    ) -> bool:  # fmt: skip
         """Queue the frame ``data`` of ``count`` readings, whose newest is ``reading``. False: it was dropped."""
         expires_ns = NEVER
         if reading.lifespan_ms:
@@ -59,7 +60,7 @@ class Queueing:
             queue.touched = True
             self._touched.append(queue)
         origin = "" if reading.origin == self._node else reading.origin
-        return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate, count, origin)
+        return queue.put_reading(reading.key, data, reading.priority, expires_ns, conflate, every, count, origin)
 
     def put_parcels(self, route: Route, parcels: list[tuple[bytes, list[Reading]]], now: int, utc_now: int) -> int:
         """Queue for one neighbour what was published together. Returns how many readings were queued."""
@@ -68,7 +69,7 @@ class Queueing:
             if len(readings) == 1 or not (route.min_interval_ns or route.conflate):
                 if route.min_interval_ns and not self.is_due(route, readings[0].key, now):
                     continue
-                if self.put(peer, readings[-1], data, route.conflate, now, utc_now, len(readings)):
+                if self.put(peer, readings[-1], data, route.conflate, route.every, now, utc_now, len(readings)):
                     queued += len(readings)
                 continue
             if readings[-1].hops:
@@ -77,7 +78,8 @@ class Queueing:
             for reading in readings:
                 if route.min_interval_ns and not self.is_due(route, reading.key, now):
                     continue
-                queued += self.put(peer, reading, encode_alone(reading), route.conflate, now, utc_now)
+                alone = encode_alone(reading)
+                queued += self.put(peer, reading, alone, route.conflate, route.every, now, utc_now)
         return queued
 
     def _put_newest(self, route: Route, readings: list[Reading], now: int, utc_now: int) -> bool:
@@ -91,13 +93,13 @@ class Queueing:
             route.peer.node, newest.key, "rate_limited" if route.min_interval_ns else "conflated", len(readings) - 1
         )
         data = self._encoded_again(newest, route.peer.node, now)
-        return data is not None and self.put(route.peer, newest, data, route.conflate, now, utc_now)
+        return data is not None and self.put(route.peer, newest, data, route.conflate, route.every, now, utc_now)
 
     def put_past(self, peer: Peer, reading: Reading, now: int, utc_now: int) -> None:
         """Queue a last known value for a neighbour that has just asked for it, with the hops that are left."""
         data = self._encoded_again(reading, peer.node, now)
         if data is not None:
-            self.put(peer, reading, data, False, now, utc_now)
+            self.put(peer, reading, data, False, False, now, utc_now)
 
     def pass_on(
         self, routes: tuple[Route, ...], newest: Reading, count: int, signed: Signed, now: int, utc_now: int
@@ -117,7 +119,9 @@ class Queueing:
                 if data is None:
                     break
             conflate = route.conflate and count == 1
-            self.forwarded += count * self.put(route.peer, passed_on, data, conflate, now, utc_now, count)
+            self.forwarded += count * self.put(
+                route.peer, passed_on, data, conflate, route.every, now, utc_now, count
+            )  # fmt: skip
 
     def _encoded_again(self, reading: Reading, peer: NodeId, now: int) -> bytes | None:
         """The frame of a reading that is already known. None: a neighbour can't get it, which is counted."""

@@ -40,13 +40,15 @@ class Asked(NamedTuple):
 
 
 class Route:
-    """A neighbour that wants a key, with all its matching wants taken together."""
+    """A neighbour that wants a key, with all its matching wants taken together. Where they differ, it gets more."""
 
-    __slots__ = ("conflate", "hops", "last_ns", "min_interval_ns", "peer")
+    __slots__ = ("conflate", "every", "hops", "last_ns", "min_interval_ns", "peer", "realtime")
 
     def __init__(self, peer: "Peer", wants: list[Want]) -> None:
-        self.peer = peer
-        self.min_interval_ns, self.conflate, self.hops = wants[0].min_interval_us * 1_000, True, 0
+        self.peer, self.realtime = peer, peer.realtime
+        self.min_interval_ns, self.hops = wants[0].min_interval_us * 1_000, 0
+        self.every = any(want.every for want in wants)
+        self.conflate = not self.every
         for want in wants:
             self.hops = max(self.hops, want.hops)
             self.min_interval_ns = min(self.min_interval_ns, want.min_interval_us * 1_000)

@@ -11,8 +11,8 @@ from protocols.wire.frame import Frame, SmallFrame
 MAJOR = 1
 """Nodes whose versions differ here refuse each other."""
 
-MINOR = 2
-"""Version 0 had no gossip, and version 1 no signed readings."""
+MINOR = 3
+"""Version 0 had no gossip, version 1 no signed readings, and version 2 no wants of every reading."""
 
 
 class Hello(SmallFrame, frozen=True, array_like=True, gc=False, tag=1):

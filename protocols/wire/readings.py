@@ -78,6 +78,8 @@ class Want(Struct, frozen=True, array_like=True, gc=False):
     """Whether the last known values of matching keys are sent first."""
     hops: Annotated[int, Meta(ge=0, le=limits.MAX_HOPS)] = 0
     """How much further the receiver may ask on the sender's behalf."""
+    every: bool = False
+    """Whether readings of a key that wait for a slow link are wanted too, and not only the newest; since minor 3."""
 
 
 class Interest(Frame, frozen=True, array_like=True, gc=False, tag=5):

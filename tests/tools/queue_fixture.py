@@ -14,7 +14,8 @@ PEER = NodeId("peer")
 def put(queue: LaneQueue, sequence: int, *, key: str = "k", priority: int = 3, size: int = 1, **more: object) -> bool:
     """Queue one real reading."""
     data = encode_alone(reading(key=key, sequence=sequence, value=bytes(size)))
-    return queue.put_reading(key, data, priority, int(more.get("expires_ns", NEVER)), bool(more.get("conflate")))  # type: ignore[call-overload]
+    expires_ns = int(more.get("expires_ns", NEVER))  # type: ignore[call-overload]
+    return queue.put_reading(key, data, priority, expires_ns, bool(more.get("conflate")), bool(more.get("every")))
 
 
 def taken(queue: LaneQueue, now: int = 0) -> list[int]:

@@ -82,7 +82,7 @@ READINGS = st.builds(
 )
 NAMED_TENSORS = st.lists(st.builds(NamedTensor, TEXT, tensors()), max_size=2).map(tuple)
 _NAMES = st.lists(TEXT, max_size=3).map(tuple)
-_WANTS = st.builds(Want, EXPRESSIONS, U64, st.booleans(), st.booleans(), st.integers(0, limits.MAX_HOPS))
+_WANTS = st.builds(Want, EXPRESSIONS, U64, st.booleans(), st.booleans(), st.integers(0, limits.MAX_HOPS), st.booleans())
 
 _FINGERPRINTS = st.lists(U64, max_size=32).map(encode_fingerprints)
 

@@ -81,6 +81,7 @@ def test_command_asked_for_its_version_says_one() -> None:
         (("pears",), "pears"),
         (("peers", "--jsn"), "--json"),
         (("sub",), "EXPRESSION"),
+        (("sub", "a", "--every", "--conflate"), "use one of both"),
         (("peers", "--http", "localhost"), "HOST:PORT"),
         (("peers", "--http", "localhost:x"), "HOST:PORT"),
         (("peers", "--http", "localhost:1", "--node", "x.toml"), "one of them"),

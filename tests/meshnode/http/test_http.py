@@ -212,6 +212,7 @@ def test_streams_beyond_the_bound_are_refused_until_one_is_closed(vehicle: Runni
         ("?key=a&count=-1", "whole number"),
         ("?key=a&timeout_s=nan", "number from 0"),
         ("?key=a&conflate=perhaps", "true or false"),
+        ("?key=a&conflate=true&every=true", "use one of both"),
         ("?key=a&hops=99", "from 0 to 8"),
     ],
 )

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
 from meshnode import Reading
+from tests.tools.eventually import until
 from tests.tools.mesh_fixture import Open, dropped, given_house, given_opened, wanted
 
 __all__ = ["given_house", "given_opened"]
@@ -85,3 +86,48 @@ async def test_slow_link_carries_what_is_new_and_hazards_pass_it(opened: Open) -
         assert sorted(positions)[len(positions) // 2] < 75, "half of what came is that new; it was twice as old"
         assert max(hazards) < 150, "they don't wait behind two hundred positions, which take a thousand steps"
         assert dropped(here, "conflated") > 80, "what was left out is counted"
+
+
+async def test_slow_link_carries_every_reading_to_who_asks_for_it_and_the_newest_to_others(opened: Open) -> None:
+    """A program that counts events on a slow link had no way to get all of those that the link can carry."""
+    there = await opened("slow-4")
+    events: list[int] = []
+    positions: list[int] = []
+    there.subscribe(
+        "veh/slow-3/event", callback=lambda reading: events.append(reading.value), history=False, every=True
+    )
+    there.subscribe("veh/slow-3/position", callback=lambda reading: positions.append(reading.value[0]), history=False)
+    async with slow_way(there.port) as port:
+        here = await opened("slow-3", port)
+        await wanted(here, "veh/slow-3/event")
+        for step in range(200):
+            here.publish("veh/slow-3/position", [step, bytes(900)])
+            if step % 2:
+                here.publish("veh/slow-3/event", step)
+            await asyncio.sleep(_TICK_S)
+        await until(
+            lambda: bool(events and positions) and (events[-1], positions[-1]) == (199, 199), "the last came", 60
+        )
+        assert events == list(range(1, 200, 2)), "the link has room for all of them, if not at once"
+        assert len(positions) < 120
+        assert {key for (_, key, why), _ in here.drops() if why == "conflated"} == {"veh/slow-3/position"}
+
+
+async def test_slow_link_leaves_out_what_has_expired_of_what_was_asked_for_in_full(opened: Open) -> None:
+    """Readings that nobody can use any more must not hold up those that come in time."""
+    there = await opened("slow-6")
+    seen: list[int] = []
+    there.subscribe("veh/slow-5/*", callback=lambda reading: seen.append(reading.value[0]), history=False, every=True)
+    async with slow_way(there.port) as port:
+        here = await opened("slow-5", port)
+        await wanted(here, "veh/slow-5/line")
+        for step in range(150):  # six times what the link carries
+            here.publish("veh/slow-5/line", [step, bytes(900)], lifespan_ms=1_000)
+            await asyncio.sleep(_TICK_S)
+        counted = ("expired_in_queue", "expired")
+        await until(
+            lambda: len(seen) + sum(dropped(here, why) + dropped(there, why) for why in counted) == 150, "all ended", 60
+        )
+        assert seen == sorted(seen)
+        assert dropped(here, "expired_in_queue") > 50
+        assert dropped(here, "conflated") == 0

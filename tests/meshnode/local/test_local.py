@@ -31,6 +31,7 @@ from protocols.base.errors import (
     TransportError,
     ValueUnsupported,
 )
+from protocols.base.ids import node_id
 from protocols.membership.events import NeighbourMet
 from protocols.wire.readings import Position, Reading
 from tests.tools.eventually import until
@@ -382,6 +383,19 @@ async def test_conflated_subscription_of_a_slow_application_gets_the_newest(hous
         await until(lambda: seen and seen[-1] == 2_999, "the newest arrives")
         assert len(seen) < 3_000
         assert not [drop for drop in node.drops() if drop[0][2] == "queue_full"]
+
+
+async def test_application_asks_for_every_reading_as_its_node_does(house: House) -> None:
+    """What waits for a slow link is decided by neighbours, and they hear of it from the node alone."""
+    config = house.config("veh-1")
+    async with meshnode.open(config) as node, meshnode.connect(socket_of(config)) as app:
+        app.subscribe("rsu/**", every=True)
+        node.subscribe("veh/**", every=True)
+        wants = node.driver.engine.readings.interest_for(node_id("veh-2")).wants
+        assert [(want.expression, want.every) for want in wants] == [("rsu/**", True), ("veh/**", True)]
+        for one in (app, node):
+            with pytest.raises(LocalProtocolError, match="use one of both"):
+                one.subscribe("rsu/**", every=True, conflate=True)
 
 
 async def test_closing_application_hands_over_what_it_put(house: House) -> None:

@@ -102,13 +102,13 @@ def test_readings_put_together_get_places_for_all_of_them_or_push_nobody_out() -
         put(queue, sequence, priority=3)
     put(queue, 4, priority=5)
     together = encode_together([reading(key="many", sequence=number) for number in range(10, 16)])
-    assert not queue.put_reading("many", together, 4, NEVER, False, 6), "the urgent one may not give way"
+    assert not queue.put_reading("many", together, 4, NEVER, False, count=6), "the urgent one may not give way"
     assert dict(drops.items()) == {(PEER, "many", "queue_full"): 6}
-    assert queue.put_reading("many", together, 5, NEVER, False, 6)
+    assert queue.put_reading("many", together, 5, NEVER, False, count=6)
     assert dict(drops.items())[PEER, "k", "queue_full"] == 4
     assert taken(queue) == list(range(10, 16))
     seven = encode_together([reading(key="many", sequence=number) for number in range(20, 27)])
-    assert not queue.put_reading("many", seven, 7, NEVER, False, 7), "an empty queue has no more places"
+    assert not queue.put_reading("many", seven, 7, NEVER, False, count=7), "an empty queue has no more places"
     assert not queue
 
 
@@ -278,7 +278,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.urgent: set[int] = set()
 
     @rule(
-        key=st.sampled_from("abc"),
+        key=st.sampled_from("abce"),
         priority=st.integers(0, 7),
         size=st.sampled_from([1, 1, 40_000, 6_000_000, 15_000_000]),
         lifespan=st.none() | st.integers(0, 3),
@@ -299,7 +299,8 @@ class AnyHistory(RuleBasedStateMachine):
                 priority=priority,
                 size=size,
                 expires_ns=expires_ns,
-                conflate=conflate,
+                conflate=conflate and key != "e",
+                every=key == "e",
             )
             assert queued or self.drops.total > before
 
@@ -319,7 +320,7 @@ class AnyHistory(RuleBasedStateMachine):
         data = encode_together([reading(key=key, sequence=number, value=bytes(size)) for number in sequences])
         expires_ns = NEVER if lifespan is None else self.now + lifespan
         waited, before = self.queue.waiting_readings, self.drops.total
-        if not self.queue.put_reading(key, data, priority, expires_ns, False, count):
+        if not self.queue.put_reading(key, data, priority, expires_ns, False, count=count):
             assert self.drops.total >= before + count
         elif waited + count > 6:
             assert self.drops.total > before, "others made room"
@@ -369,6 +370,10 @@ class AnyHistory(RuleBasedStateMachine):
     def bounds_hold(self) -> None:
         assert 0 <= self.queue.waiting_readings <= 6
         assert 0 <= self.queue.waiting_bytes <= limits.MAX_QUEUE_BYTES
+
+    @invariant()
+    def reading_of_which_every_one_is_wanted_gives_way_to_none(self) -> None:
+        assert (PEER, "e", "conflated") not in dict(self.drops.items())
 
     @invariant()
     def every_reading_is_somewhere_exactly_once(self) -> None:

@@ -1,6 +1,8 @@
 """A lane that can't keep up: what goes first, what is left out, and what that costs."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from protocols.base import limits
 from protocols.base.time import NEVER
@@ -11,7 +13,7 @@ from protocols.wire.membership import Goodbye, Heartbeat
 from protocols.wire.parcels import encode_alone, encode_together
 from protocols.wire.readings import Readings
 from tests.tools.queue_fixture import PEER, behind, put, taken
-from tests.tools.strategies import reading
+from tests.tools.strategies import EXPLORE, reading
 
 
 def test_full_lane_takes_urgent_readings_and_nothing_else() -> None:
@@ -89,10 +91,78 @@ def test_readings_that_were_published_together_are_not_overtaken_by_newer_ones()
     queue, _ = behind()
     put(queue, 1)
     together = encode_together([reading(key="k", sequence=number) for number in (2, 3)])
-    queue.put_reading("k", together, 3, NEVER, False, 2)
+    queue.put_reading("k", together, 3, NEVER, False, count=2)
     put(queue, 4)
     put(queue, 5)
     assert taken(queue, 2 + BEHIND_NS) == [0, 1, 2, 3, 5]
+
+
+def test_reading_of_which_every_one_is_wanted_gives_way_to_none() -> None:
+    """Who counts events needs all of them; who shows a position on the same lane still gets the newest."""
+    drops = Drops()
+    queue = LaneQueue(PEER, drops)
+    put(queue, 1, key="count", every=True)  # the lone one keeps what was asked for
+    for now in (1, 1 + BEHIND_NS):
+        assert queue.take(now, full=True) is None
+    for sequence in range(2, 8, 2):
+        put(queue, sequence, key="position")
+        put(queue, sequence + 1, key="count", every=True)
+    assert taken(queue, 2 + BEHIND_NS) == [1, 6, 3, 5, 7]
+    assert dict(drops.items()) == {(PEER, "position", "conflated"): 2}
+
+
+def test_readings_of_which_every_one_is_wanted_stay_within_the_bound_and_their_lifespan() -> None:
+    """Asking for all must not cost the publisher more than others do, and what has expired is of use to nobody."""
+    drops = Drops()
+    queue = LaneQueue(PEER, drops, max_readings=4)
+    for sequence in range(6):
+        put(queue, sequence, every=True, expires_ns=BEHIND_NS if sequence == 3 else NEVER)
+        assert queue.take(1, full=True) is None
+    assert queue.take(1 + BEHIND_NS, full=True) is None
+    assert taken(queue, 2 + BEHIND_NS) == [2, 4, 5]
+    assert dict(drops.items()) == {(PEER, "k", "queue_full"): 2, (PEER, "k", "expired_in_queue"): 1}
+
+
+@settings(max_examples=100, derandomize=not EXPLORE)
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["", "veh-1"]), st.integers(0, 7), st.booleans())))
+def test_lane_that_is_behind_sends_all_that_are_wanted_and_the_newest_of_the_others(
+    puts: list[tuple[str, str, int, bool]],
+) -> None:
+    """However wants change while readings wait: nothing wanted is missing, and no stream goes back in its time."""
+    queue, drops = behind()
+    stream_of: dict[int, tuple[str, str, int]] = {}
+    wanted, newest = {0}, {}
+    for sequence, (key, origin, priority, every) in enumerate(puts, 1):
+        data = encode_alone(reading(key=key, sequence=sequence))
+        assert queue.put_reading(key, data, priority, NEVER, False, every, origin=origin)
+        stream_of[sequence] = key, origin, priority
+        newest[stream_of[sequence]] = sequence
+        if every or priority >= URGENT:
+            wanted.add(sequence)
+    came = taken(queue, 2 + BEHIND_NS)
+    assert wanted.union(newest.values()) <= set(came)
+    assert len(came) + drops.total == len(puts) + 1
+    for stream in newest:
+        of_stream = [sequence for sequence in came if stream_of.get(sequence) == stream]
+        assert of_stream == sorted(of_stream)
+
+
+def test_lane_that_is_behind_looks_through_what_must_stay_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of readings that all stay would be looked through for each frame of a slow link."""
+    queue, _ = behind()
+    looks = 0
+
+    def looked() -> None:
+        nonlocal looks
+        looks += 1
+        LaneQueue._leave_out_older(queue)
+
+    monkeypatch.setattr(queue, "_leave_out_older", looked)
+    for sequence in range(1, 1_000):
+        put(queue, sequence, every=True, size=1_000)
+        if sequence % 5 == 0:
+            assert queue.take(2 + BEHIND_NS) is not None
+    assert looks <= 3
 
 
 def test_full_lane_with_many_keys_costs_the_publisher_little(monkeypatch: pytest.MonkeyPatch) -> None:

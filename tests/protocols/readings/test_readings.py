@@ -8,8 +8,16 @@ import msgspec
 import pytest
 
 from protocols.base import limits
-from protocols.base.errors import BoundExceeded, ContextMissing, InvalidKey, NotPermitted, ValueUnsupported
+from protocols.base.errors import (
+    BoundExceeded,
+    ContextMissing,
+    InvalidKey,
+    LocalProtocolError,
+    NotPermitted,
+    ValueUnsupported,
+)
 from protocols.base.ids import NodeId, Role
+from protocols.links.queues import BEHIND_NS, LaneQueue
 from protocols.membership.settings import MembershipSettings
 from protocols.readings.events import DeadlineMissed, Put
 from protocols.readings.quality import Quality
@@ -135,6 +143,52 @@ def test_publish_to_a_conflating_neighbour_keeps_the_newest() -> None:
         bench.publish(value=value)
     assert [one.value for one in bench.sent(A)] == [9]
     assert bench.dropped() == {(A, "conflated"): 9}
+
+
+def hold_up(queue: LaneQueue) -> None:
+    """Let a lane take nothing until it is behind."""
+    for now in (1, 1 + BEHIND_NS):
+        assert queue.take(now, full=True) is None
+    assert queue.is_behind
+
+
+def test_publish_on_a_slow_lane_sends_every_reading_where_one_of_two_wants_asks_for_it() -> None:
+    """Two programs behind one neighbour may differ, and the one that counts events must not lose any."""
+    every, newest = Want("**", every=True), Want("veh/**", 0, True)
+    bench = Bench(A, B, c := NodeId("c"), d := NodeId("d"))
+    for node, wants in ((A, (newest, every)), (B, (newest, Want("**"))), (c, (Want("**"),)), (d, (every,))):
+        bench.wants(node, *wants)
+    for value in range(5):
+        bench.publish(value=value)
+        if not value:
+            for node in (A, B, c, d):
+                hold_up(bench.peers[node].realtime)
+    sent = {node: [one.value for one in bench.sent(node)] for node in (A, B, c, d)}
+    assert sent == {A: [0, 1, 2, 3, 4], B: [4], c: [4], d: [0, 1, 2, 3, 4]}
+    assert bench.dropped() == {(B, "conflated"): 4, (c, "conflated"): 4}
+
+
+def test_forwarder_on_a_slow_lane_passes_every_reading_on_to_who_asks_for_it() -> None:
+    """It asks for them on the neighbour's behalf, and does not thin them out itself."""
+    bench = Bench(A, B, c := NodeId("c"))
+    bench.wants(B, Want("veh/**", hops=2, every=True))
+    bench.wants(c, Want("veh/**", hops=2))
+    assert bench.machine.interest_for(A).wants == (Want("veh/**", hops=1, every=True), Want("veh/**", hops=1))
+    for sequence in range(1, 4):
+        bench.accept(A, reading(sequence=sequence, hops=1))
+        if sequence == 1:
+            for node in (B, c):
+                hold_up(bench.peers[node].realtime)
+    assert [[one.sequence for one in bench.sent(node)] for node in (B, c)] == [[1, 2, 3], [3]]
+
+
+def test_subscription_asks_neighbours_for_every_reading() -> None:
+    """And one that also wants only the newest is a mistake that its program should hear of."""
+    bench = Bench(A)
+    bench.machine.subscribe("veh/**", Quality(every=True), 0)
+    assert bench.machine.interest_for(A).wants == (Want("veh/**", every=True),)
+    with pytest.raises(LocalProtocolError, match="use one of both"):
+        Quality(conflate=True, every=True)
 
 
 def test_publish_to_a_full_queue_says_so() -> None:
