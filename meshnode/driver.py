@@ -180,9 +180,11 @@ class Driver:
         self.act(lambda engine, _: engine.readings.unsubscribe(number))
 
     def statistics(self) -> dict[str, int]:
-        """Counters of the engine, the links and the callbacks."""
+        """Counters of the engine, the links and the callbacks; and ``pace_frames_per_s``, while the node keeps one."""
         with self._lock:
-            counters = self.engine.statistics()
+            counters, pace = self.engine.statistics(), self.engine.lanes.pace
+            if pace.active:
+                counters["pace_frames_per_s"] = round(pace.rate)
         counters.update({f"link_{name}": value for name, value in self._transport.statistics().items()})
         counters["callbacks_failed"] = self.callbacks_failed
         return counters

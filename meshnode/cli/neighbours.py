@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 _STATE_STYLES = {"alive": "green", "suspect": "yellow", "dead": "red", "left": "dim"}
 _MAX_DROPS_SHOWN = 8
-_NUMBERS = ("round trip", "MB/s", "silent", "waiting")
+_MAX_BEHIND_SHOWN = 5
+_OF_FULL_LANES = {"frames/s": "frames_per_s", "left out": "left_out"}
+_NUMBERS = ("round trip", "MB/s", "silent", "waiting", *_OF_FULL_LANES)
 
 
 @click.command()
@@ -23,13 +25,16 @@ _NUMBERS = ("round trip", "MB/s", "silent", "waiting")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def peers(node_config: Path | None, http_address: str | None, as_json: bool) -> None:
     """Show the neighbours of a node. The exit status is 1 when there are none."""
-    known = chosen_node(node_config, http_address).get("/v1/peers")
+    api = chosen_node(node_config, http_address)
+    known = api.get("/v1/peers")
     if as_json:
         print_json(known)
     elif known:
         from rich.console import Console
 
         Console().print(_peer_table(known))
+        for line in _full_channel(known, api.get("/v1/node")["statistics"]):
+            click.echo(line)
     else:
         click.echo("no neighbours", err=True)
     if not known:
@@ -104,16 +109,39 @@ class _Frame:
                 f"{counters['outbox_delivered']}   expired {counters['outbox_expired']}   evicted "
                 f"{counters['outbox_evicted']}   refused {counters['outbox_refused']}"
             )
-        lines = "\n".join(filter(None, (readings, inference, records)))
+        lines = "\n".join(filter(None, (readings, inference, records, *_full_channel(known, counters))))
         return Group(head, Text(lines), _peer_table(known), _drop_table(drops, rate("drops")))
+
+
+def _full_channel(known: list[dict[str, Any]], counters: dict[str, int]) -> list[str]:
+    """What a full channel or slow links do to what this node sends, in plain words; nothing while there is room."""
+    lines = []
+    pace = counters.get("pace_frames_per_s")
+    if pace is not None:
+        lines.append(
+            f"this node keeps a pace of {pace} {'frame' if pace == 1 else 'frames'} a second, because its neighbours "
+            "confirm late (a full channel)"
+        )
+    behind = [peer["node"] for peer in known if peer.get("is_behind")]
+    if behind:
+        shown = ", ".join(behind[:_MAX_BEHIND_SHOWN])
+        more = f" and {len(behind) - _MAX_BEHIND_SHOWN} more" if len(behind) > _MAX_BEHIND_SHOWN else ""
+        lines.append(
+            f"less can be sent to {shown}{more} than is published: older readings give way to newer ones of their key"
+        )
+    return lines
 
 
 def _peer_table(known: list[dict[str, Any]]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
+    columns = ["neighbour", "role", "state", "round trip", "MB/s", "silent", "lanes", "waiting"]
+    # Who has room on every link has nothing to read in these two.
+    columns += [name for name, field in _OF_FULL_LANES.items() if any(peer.get(field) for peer in known)]
+    columns.append("computes")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("neighbour", "role", "state", "round trip", "MB/s", "silent", "lanes", "waiting", "computes"):
+    for name in columns:
         table.add_column(name, justify="right" if name in _NUMBERS else "left")
     for peer in known:
         unmet = peer["state"] == "alive" and not peer["met"]
@@ -126,7 +154,8 @@ def _peer_table(known: list[dict[str, Any]]) -> "Table":
             _rate(peer.get("throughput_bytes_per_s", 0.0)),
             f"{peer['silent_ns'] / 1e9:.1f} s",
             ", ".join(peer["lanes"]),
-            str(peer["waiting_readings"]),
+            Text(str(peer["waiting_readings"]), "yellow" if peer.get("is_behind") else ""),
+            *(_figure(peer.get(_OF_FULL_LANES[name])) for name in columns if name in _OF_FULL_LANES),
             Text(printable(offers)),
         )
     return table
@@ -144,6 +173,10 @@ def _drop_table(drops: list[dict[str, Any]], rate: str) -> "RenderableType":
     for drop in sorted(drops, key=lambda entry: -entry["count"])[:_MAX_DROPS_SHOWN]:
         table.add_row(str(drop["count"]), drop["reason"], drop["peer"] or "here", Text(printable(drop["key"])))
     return table
+
+
+def _figure(value: float | None) -> str:
+    return f"{value:.0f}" if value else "-"
 
 
 def _rate(bytes_per_s: float) -> str:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
 MAX_LABELS: Final = 64
-_LINK_GAUGES: Final = frozenset({"link_lanes"})
-"""Names in the statistics of links that go up and down; each part declares its own."""
+_OWN_GAUGES: Final = frozenset({"link_lanes", "pace_frames_per_s"})
+"""Names in the statistics of a node's driver that go up and down; each part declares its own."""
 
 
 class _Labels:
@@ -61,7 +61,7 @@ class Metrics:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._gauges = _LINK_GAUGES.union(*(part.gauges for part in host.parts))
+        self._gauges = _OWN_GAUGES.union(*(part.gauges for part in host.parts))
         self._lock = threading.Lock()
         self._peers, self._reasons, self._strangers = _Labels(), _Labels(), _Labels()
 
@@ -116,6 +116,10 @@ class Metrics:
         yield gauge("neighbour_round_trip_seconds", "Round trip of a heartbeat.", measured, "peer")
         paced = [((peer.node,), peer.throughput_bytes_per_s) for peer in present if peer.throughput_bytes_per_s]
         yield gauge("neighbour_throughput_bytes_per_second", "Estimated throughput of the link.", paced, "peer")
+        behind = [((peer.node,), float(peer.is_behind)) for peer in present]
+        yield gauge("neighbour_behind", "1 while older readings are left out for a neighbour.", behind, "peer")
+        slowed = [((peer.node,), peer.frames_per_s) for peer in present if peer.frames_per_s]
+        yield gauge("neighbour_frames_per_second", "Frames sent on a lane that does not take all.", slowed, "peer")
         for name, what in (("waiting_readings", "Readings"), ("waiting_bytes", "Bytes")):
             values = [((peer.node,), float(getattr(peer, name))) for peer in present]
             yield gauge(f"neighbour_{name}", f"{what} queued for a neighbour.", values, "peer")

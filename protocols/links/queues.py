@@ -24,6 +24,7 @@ from protocols.base.ids import NodeId
 from protocols.base.shares import SharedRows
 from protocols.base.time import NEVER
 from protocols.links.pace import Pace
+from protocols.links.shortfall import Shortfall
 from protocols.wire.parcels import can_be_joined, frame_of_alone
 
 _MOST_URGENT: Final = 7
@@ -145,6 +146,8 @@ class LaneQueue:
         """When readings were last taken, or any frame while the node kept a pace."""
         self.is_behind = False
         """Whether older readings of a stream are left out."""
+        self.shortfall = Shortfall()
+        """What is sent and left out while not all that waits may go at once."""
         self.delay_ns = 0
         """How long a frame is assumed to be on its way: what expires earlier is not sent, unless it is urgent."""
         self._turn = 0
@@ -320,6 +323,7 @@ class LaneQueue:
             urgent = self._join(now, now, URGENT, _SLOW_FRAME_BYTES)
             if urgent is not None:
                 self._pace.sent(now)
+                self.shortfall.sent(now)
                 return urgent
         if full or (self._pace.active and not self._pace.take_turn(self.peer, now)):
             if not self._behind_ns:
@@ -327,12 +331,14 @@ class LaneQueue:
             elif now - self._behind_ns >= BEHIND_NS:
                 self.is_behind = True
                 if self.waiting_readings >= self._many:
-                    self._leave_out_older()
+                    self._leave_out_older(now)
             return None
         if self.is_behind and self._newer:
-            self._leave_out_older()
+            self._leave_out_older(now)
         frame = self._take_in_turn(now) if self._pace.active and self._heartbeat is None else self._take_next(now)
         self.taken_ns = now
+        if frame is not None:
+            self.shortfall.sent(now)
         if not self:
             self._behind_ns, self.is_behind = 0, False
         return frame
@@ -349,7 +355,7 @@ class LaneQueue:
             return self._take_readings(now) or self._take_next(now)  # all readings may have expired
         return self._take_next(now)
 
-    def _leave_out_older(self) -> None:
+    def _leave_out_older(self, now: int) -> None:
         """Of each stream, keep the newest reading in the place of the oldest. Readings that were published together, or
         of which every one is wanted, stay, and what is newer stays behind them."""
         for priority in range(URGENT):
@@ -371,6 +377,7 @@ class LaneQueue:
                     self._forget(older)
                     self._drops.count(self.peer, older.key, "conflated")
             if len(places) < len(readings):
+                self.shortfall.leave_out(len(readings) - len(places), now)
                 self._readings[priority].clear()
                 self._readings[priority].extend(places)
         self._newer = False

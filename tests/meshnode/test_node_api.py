@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from meshnode.http.metrics import Metrics
 from meshnode.readings.subscriptions import Subscription
 from protocols.access import AccessRule
 from protocols.base import limits
@@ -170,6 +171,19 @@ async def test_late_subscriber_begins_with_the_last_values_unless_it_refuses(ope
     assert again == ["only"], "a value that the node has is handed over before subscribe returns"
     here.subscribe("veh/*/b", callback=lambda _: again.append("unwanted"), history=False)
     assert again == ["only"]
+
+
+async def test_node_tells_the_pace_that_it_keeps_and_none_while_there_is_no_limit(opened: Open) -> None:
+    """On a full channel this is the figure that explains all others; a pace of 0 would look like a node that stands."""
+    node = await opened("veh-1")  # without a neighbour nothing is measured that would end the pace
+    assert "pace_frames_per_s" not in node.statistics()
+    assert b"pace_frames" not in Metrics(node).exposition()[0]
+    pace = node.driver.engine.lanes.pace
+    pace.active, pace.rate = True, 40.7
+    assert node.statistics()["pace_frames_per_s"] == 41
+    page = Metrics(node).exposition()[0]
+    assert b"# TYPE meshnode_pace_frames_per_s gauge" in page
+    assert b"meshnode_pace_frames_per_s 41.0" in page
 
 
 async def test_reader_that_conflates_gets_the_newest_of_each_key(opened: Open) -> None:

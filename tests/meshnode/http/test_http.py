@@ -130,6 +130,7 @@ def test_metrics_of_a_working_node_parse_and_count(rsu: RunningNode, vehicle: Ru
     assert samples["meshnode_readings_published_total",] >= 1
     assert samples["meshnode_neighbours", "alive"] == 1
     assert samples["meshnode_neighbour_round_trip_seconds", "rsu-1"] > 0
+    assert samples["meshnode_neighbour_behind", "rsu-1"] == 0
     assert samples["process_resident_memory_bytes",] > 0
     assert samples["meshnode_inference_latency_seconds_count", "neighbour"] >= 1
     assert families["meshnode_link_lanes"].type == "gauge"

@@ -78,6 +78,10 @@ async def test_slow_link_carries_what_is_new_and_hazards_pass_it(opened: Open) -
             if step % 40 == 39:
                 here.publish("veh/slow-1/hazard", step, priority=7)
             await asyncio.sleep(_TICK_S)
+        (view,) = here.peers()
+        assert view.is_behind
+        assert view.left_out > 80
+        assert view.frames_per_s > 0
         while len(hazards) < 5 and step < 3_000:
             step += 1
             await asyncio.sleep(_TICK_S)

@@ -8,6 +8,7 @@ from protocols.base import limits
 from protocols.base.time import NEVER
 from protocols.links.pace import Pace
 from protocols.links.queues import BEHIND_NS, URGENT, Drops, LaneQueue
+from protocols.links.shortfall import Shortfall
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.membership import Goodbye, Heartbeat
 from protocols.wire.parcels import encode_alone, encode_together
@@ -152,10 +153,10 @@ def test_lane_that_is_behind_looks_through_what_must_stay_only_once(monkeypatch:
     queue, _ = behind()
     looks = 0
 
-    def looked() -> None:
+    def looked(now: int) -> None:
         nonlocal looks
         looks += 1
-        LaneQueue._leave_out_older(queue)
+        LaneQueue._leave_out_older(queue, now)
 
     monkeypatch.setattr(queue, "_leave_out_older", looked)
     for sequence in range(1, 1_000):
@@ -165,16 +166,47 @@ def test_lane_that_is_behind_looks_through_what_must_stay_only_once(monkeypatch:
     assert looks <= 3
 
 
+def test_lane_that_is_behind_tells_what_it_sends_and_what_it_leaves_out() -> None:
+    """An operator sees who gets less than is published. A lane with room has nothing to count, and pays nothing."""
+    queue, _ = behind()
+    for sequence in range(1, 5):
+        put(queue, sequence, key=f"k{sequence % 2}", size=1_000)
+    frames = len([frame for frame in iter(lambda: queue.take(2 + BEHIND_NS), None) if frame])
+    now, figures = 2 + BEHIND_NS, queue.shortfall
+    assert (figures.left_out, frames) == (2, 2)
+    assert not queue.is_behind, "it has caught up, as after each frame"
+    assert figures.is_recent(now)
+    assert figures.frames_per_s(now + 2 * limits.SECOND) == 1.0
+    put(queue, 9)
+    now += 4 * limits.SECOND
+    assert taken(queue, now) == [9]
+    assert (figures.frames_per_s(now), figures.left_out, figures.is_recent(now)) == (0.0, 2, False)
+
+
+def test_rate_of_a_slow_lane_is_that_of_the_last_seconds() -> None:
+    """It must neither jump with each frame nor tell of what was long ago."""
+    figures = Shortfall()
+    rates = []
+    for tenth in range(100):
+        figures.sent(now := tenth * 100 * limits.MS)
+        rates.append(figures.frames_per_s(now))
+    assert (set(rates[20:]), set(rates[:20])) == ({10.0}, {0.0})
+    assert 5 < figures.frames_per_s(now + limits.SECOND) < 10, "nothing went for a second"
+    assert figures.frames_per_s(now + 4 * limits.SECOND) == 0.0
+    figures.sent(now + 100 * limits.SECOND)
+    assert figures.frames_per_s(now + 100 * limits.SECOND) < 1
+
+
 def test_full_lane_with_many_keys_costs_the_publisher_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """A neighbour that asks for everything and takes nothing must not have all that waits looked through each time."""
     queue, _ = behind()
     looked = 0
     leave_out = queue._leave_out_older
 
-    def counted() -> None:
+    def counted(now: int) -> None:
         nonlocal looked
         looked += queue.waiting_readings
-        leave_out()
+        leave_out(now)
 
     monkeypatch.setattr(queue, "_leave_out_older", counted)
     for number in range(2_000):
