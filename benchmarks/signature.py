@@ -19,7 +19,8 @@ from protocols.access import AccessTable
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
 from protocols.base.limits import MS, SECOND
-from protocols.links.queues import Drops, LaneQueue
+from protocols.links.drops import Drops
+from protocols.links.queues import LaneQueue
 from protocols.readings.machine import Router
 from protocols.readings.publication import checked_publication
 from protocols.readings.quality import Quality

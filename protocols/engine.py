@@ -22,8 +22,9 @@ from protocols.base.ids import Lane, NodeId, PeerIdentity
 from protocols.base.limits import FREE_READINGS_BYTES
 from protocols.gossip.machine import Gossip
 from protocols.inference.machine import Inference
+from protocols.links.drops import Drops
 from protocols.links.lanes import Lanes
-from protocols.links.queues import Drops, LaneQueue
+from protocols.links.queues import LaneQueue
 from protocols.machine import Machine, Message, by_frame
 from protocols.membership.events import HangUp, NeighbourDead, NeighbourLeft, NeighbourMet
 from protocols.membership.lives import Lives

@@ -27,7 +27,7 @@ from protocols.base.errors import (
     RemoteProtocolError,
     UnknownFrame,
 )
-from protocols.links.queues import Drops
+from protocols.links.drops import Drops
 from protocols.local import (
     LOCAL_MAJOR,
     LOCAL_MINOR,

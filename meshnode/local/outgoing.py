@@ -17,7 +17,8 @@ from protocols.base import limits
 from protocols.base.errors import BoundExceeded
 from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
-from protocols.links.queues import Drops, LaneQueue
+from protocols.links.drops import Drops
+from protocols.links.queues import LaneQueue
 from protocols.wire.parcels import frame_of_encoded_readings
 
 

@@ -30,7 +30,7 @@ from protocols.base.errors import (
     TransportError,
     UnknownFrame,
 )
-from protocols.links.queues import Drops
+from protocols.links.drops import Drops
 from protocols.local import (
     LOCAL_MAJOR,
     LOCAL_MINOR,

@@ -37,7 +37,7 @@ from protocols.inference.requests import OwnRequest, OwnRun
 from protocols.inference.serving import Serving
 from protocols.inference.signature import misfit
 from protocols.inference.standing import Standings
-from protocols.links.queues import Drops
+from protocols.links.drops import Drops
 from protocols.machine import Machine, Message
 from protocols.wire.frame import Frame
 from protocols.wire.inference import FRAMES, InferAnswer, InferCancel, InferenceFrame, InferRequest, Offer, Offers

@@ -11,7 +11,7 @@ from typing import Final
 from protocols.access import AccessTable
 from protocols.base.allowance import Allowance
 from protocols.base.ids import NodeId, Role
-from protocols.links.queues import Drops
+from protocols.links.drops import Drops
 from protocols.wire.inference import Offer, Offers
 
 OFFERS_PER_S: Final = 20

@@ -16,7 +16,7 @@ from protocols.base.shares import Shares
 from protocols.base.time import NEVER
 from protocols.inference.events import CancelCompute, Compute
 from protocols.inference.placement import LocalModel
-from protocols.links.queues import Drops
+from protocols.links.drops import Drops
 from protocols.machine import Message
 from protocols.wire.inference import InferAnswer, InferRequest
 

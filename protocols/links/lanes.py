@@ -7,9 +7,10 @@ dialled when something waits for it: :attr:`Lanes.wanted` names the neighbours f
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ValueUnsupported
 from protocols.base.ids import Lane, NodeId
+from protocols.links.drops import Drops
 from protocols.links.flow import SLOW_NS, Sample
 from protocols.links.pace import Pace
-from protocols.links.queues import Drops, LaneQueue, Queues
+from protocols.links.queues import LaneQueue, Queues
 from protocols.wire.codec import encode_frame
 from protocols.wire.frame import Frame
 from protocols.wire.membership import Heartbeat

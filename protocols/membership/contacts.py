@@ -12,8 +12,8 @@ that led to another node for a while: when two seeds claim the same node, those 
 dialled again, slowly.
 
 A stranger that floods the radio with adverts makes us dial addresses that do not answer. How many wait for an answer at
-once is bounded (:mod:`protocols.membership.handshakes`), and contacts that failed least are dialled first. Mere hints never keep a peer that said Hello
-waiting, neither for a place in the table nor for a dial.
+once is bounded (:mod:`protocols.membership.handshakes`), and contacts that failed least are dialled first. Mere hints
+never keep a peer that said Hello waiting, neither for a place in the table nor for a dial.
 """
 
 from collections.abc import Callable

@@ -21,8 +21,8 @@ MOST: Final = 64
 """Dials without an answer: each takes a socket and, if the server is silent, lasts until its time-out."""
 FIRST: Final = 4
 _QUICK_NS: Final = 300 * MS
-"""A handshake over a free link takes 20 ms, and over the Internet four round trips. One that takes longer has waited for
-a channel or a processor. A dial without an answer counts for so long."""
+"""A handshake over a free link takes 20 ms, and over the Internet four round trips. One that takes longer has waited
+for a channel or a processor. A dial without an answer counts for so long."""
 
 
 class Handshakes:

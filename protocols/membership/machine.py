@@ -29,7 +29,7 @@ from protocols.base.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity
 from protocols.base.sequences import MAX_INCARNATION
 from protocols.base.time import NEVER
 from protocols.events import DuplicateIdentity
-from protocols.links.queues import Drops
+from protocols.links.drops import Drops
 from protocols.membership.contacts import Contacts, HostPort
 from protocols.membership.events import (
     MembershipEffect,

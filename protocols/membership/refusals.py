@@ -8,7 +8,7 @@ from typing import Final
 
 from protocols.base import limits
 from protocols.base.ids import NodeId
-from protocols.links.queues import Drops
+from protocols.links.drops import Drops
 from protocols.membership.accounts import Accounts
 from protocols.membership.contacts import Contacts
 from protocols.membership.events import MembershipEvent, PeerRefused

@@ -11,7 +11,7 @@ from protocols.base.errors import InvalidKey, InvalidName
 from protocols.base.ids import NodeId, node_id
 from protocols.base.keys import checked_key
 from protocols.base.sequences import MAX_SEQUENCE
-from protocols.links.queues import Drops
+from protocols.links.drops import Drops
 from protocols.readings.events import Delivery
 from protocols.readings.interest import decide_routes, decide_subscribers
 from protocols.readings.queueing import Queueing

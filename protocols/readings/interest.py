@@ -10,7 +10,7 @@ from protocols.base.errors import InvalidKey
 from protocols.base.ids import NodeId
 from protocols.base.keys import checked_expression
 from protocols.base.time import NEVER
-from protocols.links.queues import Drops
+from protocols.links.drops import Drops
 from protocols.readings.matching import KeyPattern
 from protocols.readings.streams import Asked, LocalSubscription, Peer, Route, Stream
 from protocols.wire.readings import Interest, Want

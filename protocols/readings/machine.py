@@ -25,7 +25,8 @@ from protocols.base.errors import BoundExceeded, InvalidKey, NotPermitted, Value
 from protocols.base.ids import NodeId, Role
 from protocols.base.keys import checked_expression, checked_key, intersects
 from protocols.base.time import NEVER
-from protocols.links.queues import Drops, LaneQueue
+from protocols.links.drops import Drops
+from protocols.links.queues import LaneQueue
 from protocols.readings.cache import SMALL, SMALL_SIZE
 from protocols.readings.events import DeadlineMissed, Delivery, Put, PutMany, ReadingRefused
 from protocols.readings.hearsay import Hearsay

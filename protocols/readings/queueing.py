@@ -9,7 +9,8 @@ from typing import Final
 from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
-from protocols.links.queues import Drops, LaneQueue
+from protocols.links.drops import Drops
+from protocols.links.queues import LaneQueue
 from protocols.readings.signing.authorship import Authorship
 from protocols.readings.signing.held import Signed
 from protocols.readings.streams import Peer, Route, expiry_utc_ns, one_hop_less

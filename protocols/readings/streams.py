@@ -13,7 +13,8 @@ from protocols.base.allowance import Allowance
 from protocols.base.errors import ValueUnsupported
 from protocols.base.ids import NodeId, Role
 from protocols.base.time import NEVER
-from protocols.links.queues import Drops, LaneQueue
+from protocols.links.drops import Drops
+from protocols.links.queues import LaneQueue
 from protocols.readings.matching import KeyPattern
 from protocols.readings.quality import Quality
 from protocols.wire.readings import EventTime, Interest, Provenance, Reading, Want

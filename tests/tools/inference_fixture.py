@@ -6,7 +6,7 @@ from protocols.base.ids import NodeId, Role
 from protocols.inference.events import Answered
 from protocols.inference.machine import Inference
 from protocols.inference.placement import LocalModel
-from protocols.links.queues import Drops
+from protocols.links.drops import Drops
 from protocols.wire.frame import Frame
 from protocols.wire.inference import InferAnswer, InferRequest, Offer, Offers
 from protocols.wire.tensors import NamedTensor, tensor_of

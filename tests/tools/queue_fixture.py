@@ -2,7 +2,8 @@
 
 from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
-from protocols.links.queues import BEHIND_NS, Drops, LaneQueue
+from protocols.links.drops import Drops
+from protocols.links.queues import BEHIND_NS, LaneQueue
 from protocols.wire.codec import decode_untrusted_node_frame
 from protocols.wire.parcels import encode_alone
 from protocols.wire.readings import Readings

@@ -5,7 +5,8 @@ from collections import Counter
 from protocols.access import DEFAULT_RULES, AccessRule, AccessTable
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
-from protocols.links.queues import Drops, LaneQueue
+from protocols.links.drops import Drops
+from protocols.links.queues import LaneQueue
 from protocols.readings.events import Delivery, Put
 from protocols.readings.machine import Router
 from protocols.readings.publication import checked_publication

@@ -27,7 +27,7 @@ from protocols.base.errors import RemoteProtocolError
 from protocols.base.ids import NodeId, Role
 from protocols.base.sequences import MAX_INCARNATION, first_sequence
 from protocols.base.time import NEVER
-from protocols.links.queues import Drops
+from protocols.links.drops import Drops
 from protocols.readings.events import ReadingRefused
 from protocols.readings.signing.held import Signed, SignedParcels
 from protocols.readings.signing.seal import Certified, ReadingSeal

@@ -2,8 +2,8 @@
 
 from protocols.base.ids import Lane, NodeId
 from protocols.base.time import NEVER
+from protocols.links.drops import Drops
 from protocols.links.lanes import Lanes
-from protocols.links.queues import Drops
 from protocols.wire.membership import Goodbye
 from protocols.wire.parcels import encode_alone
 from tests.tools.strategies import reading

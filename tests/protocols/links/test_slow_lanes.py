@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from protocols.base import limits
 from protocols.base.time import NEVER
+from protocols.links.drops import Drops
 from protocols.links.pace import Pace
-from protocols.links.queues import BEHIND_NS, URGENT, Drops, LaneQueue
+from protocols.links.queues import BEHIND_NS, URGENT, LaneQueue
 from protocols.links.shortfall import Shortfall
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.membership import Goodbye, Heartbeat

@@ -8,7 +8,7 @@ from protocols.base.errors import LocalProtocolError, RemoteProtocolError, Unkno
 from protocols.engine import Engine
 from protocols.gossip.machine import Gossip
 from protocols.inference.machine import Inference
-from protocols.links.queues import Drops
+from protocols.links.drops import Drops
 from protocols.local import APPLICATION_FRAMES, LOCAL_NODE_FRAMES
 from protocols.membership.machine import Membership
 from protocols.readings.machine import Router
