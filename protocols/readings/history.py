@@ -31,12 +31,12 @@ class NewlyWanted(NamedTuple):
 def newly_wanted(before: Sequence[Asked], held: Sequence[Asked]) -> NewlyWanted:
     """The last values that were not asked for ``before`` and are now. Who asked for an expression without history, or
     without hops, has not had all of its last values yet."""
-    had_own = {want.expression for _, want in before if want.history}
-    had_others = {want.expression for _, want in before if want.history and want.hops}
+    had_own = {want.expression for _, want, _ in before if want.history}
+    had_others = {want.expression for _, want, _ in before if want.history and want.hops}
     asked = [one for one in held if one.want.history]
     return NewlyWanted(
-        [pattern for pattern, want in asked if want.expression not in had_own],
-        [pattern for pattern, want in asked if want.hops and want.expression not in had_others],
+        [pattern for pattern, want, _ in asked if want.expression not in had_own],
+        [pattern for pattern, want, _ in asked if want.hops and want.expression not in had_others],
     )
 
 
@@ -68,7 +68,7 @@ class History:
         get yet is asked anew."""
         before = self._questions.pop(peer.node, None)
         if before is not None:
-            held = {pattern for pattern, _ in peer.held}
+            held = {pattern for pattern, _, _ in peer.held}
             wanted = NewlyWanted(*(
                 list(dict.fromkeys([*new, *(pattern for pattern in old if pattern in held)]))
                 for new, old in zip(wanted, before.wanted, strict=True)

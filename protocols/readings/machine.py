@@ -33,10 +33,11 @@ from protocols.readings.hearsay import Hearsay
 from protocols.readings.history import History, newly_wanted
 from protocols.readings.interest import (
     Interests,
+    TakenUp,
+    Uptake,
     add_subscriber,
     decide_routes,
     decide_subscribers,
-    permitted_wants,
     remove_subscriber,
     share_wants,
     wants_to_ask_for,
@@ -83,7 +84,7 @@ class Router:
         self._checked_where: Position | None = None
         self.interest_changed = False
         """Whether neighbours must be told :meth:`interest_for` them again; see :meth:`untold`."""
-        self._interests = Interests()
+        self._interests, self._uptake = Interests(), Uptake(access, drops)
         self._events: list[DeadlineMissed] = []
         self._touched = touched
         self._authorship = Authorship(node, drops, seal, certificate_of)
@@ -159,7 +160,8 @@ class Router:
     def untold(self, reached: list[NodeId], now: int) -> list[NodeId]:
         """Those of ``reached`` to tell now that the interest has changed. When they are many, the others follow."""
         self.interest_changed = False
-        untold = self._interests.untold(reached, now)
+        wants = len(self._subscriptions) + sum([len(peer.passed_on) for peer in self._peers.values()])
+        untold = self._interests.untold(reached, wants, now)
         self._plan()
         return untold
 
@@ -181,6 +183,7 @@ class Router:
         self._history.forget(node)
         self._table.disown(node)
         self._interests.forget(node)
+        self._uptake.forget(node)
         if peer is not None and (share_wants(self._peers.values(), self._drops) or peer.passed_on):
             self._change_interest()
 
@@ -191,33 +194,32 @@ class Router:
     def receive_interest(self, interest: Interest, node: NodeId, now: int, utc_now: int) -> None:
         """Note what a neighbour wants. Other neighbours may have to be asked on its behalf."""
         peer = self._peers.get(node)
-        if peer is None or interest.version <= peer.interest_version:  # a large one was overtaken
+        if peer is None:
             return
-        peer.interest_version = interest.version
-        if interest.wants == peer.said and peer.put_off is None:
-            return
-        if not peer.interests.take(now):
-            if peer.put_off is None:
-                self._drops.count(node, "*", "interest_put_off")
-            self._interests.put_off(peer, interest, now, utc_now)
-            self._plan()
-            return
-        self._take_interest(peer, interest, now, utc_now)
+        taken = self._uptake.receive(interest, peer, now, utc_now)
+        if taken is not None:
+            self._hold(taken, now)
+        self._plan()
 
-    def _take_interest(self, peer: Peer, interest: Interest, now: int, utc_now: int) -> None:
-        peer.put_off, peer.said = None, interest.wants
+    def _hold(self, taken: TakenUp, now: int) -> None:
+        """Let an Interest count. What follows from a large one has calls of its own."""
+        peer = taken.peer
         before, passed_on = peer.held, [other.passed_on for other in self._peers.values()]
-        peer.asked, peer.without_place = permitted_wants(interest, peer, self._access, self._drops), 0
+        peer.asked, peer.without_place = taken.asked, 0
         if not share_wants(self._peers.values(), self._drops):
             return
         self._version += 1
         wanted = newly_wanted(before, peer.held)
         if wanted.own or wanted.others:
-            self._history.ask(peer, wanted, self._table.all(), now, utc_now)
-            self._history.serve(now)
-            self._plan()
+            self._history.ask(peer, wanted, self._table.all(), now, taken.utc_now)
+            if taken.at_once:
+                self._history.serve(now)
         if passed_on != [other.passed_on for other in self._peers.values()]:  # others may have given way
-            self._change_interest()
+            self._interests.change()
+            if taken.at_once:
+                self.interest_changed = True
+            else:
+                self._interests.due_ns = now
 
     # --- the hot path ----------------------------------------------------------------------------------------------
     def publish(
@@ -464,33 +466,32 @@ class Router:
     def wanted_by(self, expression: str) -> list[NodeId]:
         """Neighbours that want some key which ``expression`` matches."""
         return [
-            p.node for p in self._peers.values() if any(intersects(want.expression, expression) for _, want in p.held)
+            p.node for p in self._peers.values() if any(intersects(one.want.expression, expression) for one in p.held)
         ]
 
     # --- time ------------------------------------------------------------------------------------------------------
     def handle_timer(self, now: int) -> None:
-        """Report streams that missed a deadline, and do what was put off."""
+        """Report streams that missed a deadline, and do one part of what was put off. The next part has another call,
+        so that readings come between."""
         if self._deadlines.due_ns > now:
             return
         self._events.extend(self._deadlines.missed(now))
         if self._history.due_ns <= now:
             self._history.serve(now)
-        if self._interests.put_off_due_ns <= now:
-            ready = self._interests.next_put_off(self._peers.values(), now)
-            if ready is not None:
-                self._take_interest(*ready[:2], now, ready[2])
-        if self._interests.due_ns <= now:
+        elif self._interests.due_ns <= now:
             self._interests.due_ns = NEVER
             self.interest_changed = True
-        self._plan()
+        elif self._uptake.due_ns <= now and (taken := self._uptake.go_on(self._peers, now)) is not None:
+            self._hold(taken, now)
+        self._plan(now + _MS)
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` has to be called at the latest."""
         return self._deadlines.due_ns
 
-    def _plan(self) -> None:
+    def _plan(self, earliest_ns: int = -NEVER) -> None:
         """Note when the next of what was put off is due."""
-        self._deadlines.plan(min(self._history.due_ns, self._interests.put_off_due_ns, self._interests.due_ns))
+        self._deadlines.plan(max(earliest_ns, min(self._history.due_ns, self._uptake.due_ns, self._interests.due_ns)))
 
     def events(self) -> list[DeadlineMissed | ReadingRefused]:
         """Events decided since the last call."""

@@ -38,6 +38,8 @@ class Asked(NamedTuple):
 
     pattern: KeyPattern
     want: Want
+    further: tuple[Want, int] | None = None
+    """What this node asks others for on behalf of the neighbour: the want without hops, and over how many hops."""
 
 
 class Route:
@@ -111,7 +113,7 @@ class Peer:
         self.held: tuple[Asked, ...] = ()
         """… and those that its share has room for."""
         self.passed_on: tuple[tuple[Want, int], ...] = ()
-        """What this node asks others for on its behalf: wants without hops, and over how many hops."""
+        """What this node asks others for on its behalf; see :attr:`Asked.further`."""
         self.steps = 0
         """What matching a key with all of :attr:`held` costs."""
         self.without_place = 0
@@ -125,8 +127,8 @@ class Peer:
     def hold(self, asked: tuple[Asked, ...]) -> None:
         """Hold these wants, and no others."""
         self.held = asked
-        self.steps = sum(pattern.steps for pattern, _ in asked)
-        self.passed_on = tuple((msgspec.structs.replace(want, hops=0), want.hops - 1) for _, want in asked if want.hops)
+        self.steps = sum([one.pattern.steps for one in asked])
+        self.passed_on = tuple([one.further for one in asked if one.further is not None])
 
 
 def check_time(when: EventTime) -> None:

@@ -50,10 +50,18 @@ class Bench:
         return NOW_UTC_NS + self.now
 
     def wants(self, node: NodeId, *wants: Want) -> bool:
+        """Have a neighbour say what it wants. Of a large Interest, time passes until it counts."""
+        self.begin_wants(node, *wants)
+        while len(self.machine._uptake):
+            self.now = max(self.now, self.machine.next_timer_at())
+            self.machine.handle_timer(self.now)
+        return self.machine.interest_changed
+
+    def begin_wants(self, node: NodeId, *wants: Want) -> None:
+        """Have a neighbour say what it wants, without waiting until it counts."""
         self.version += 1
         self.machine.interest_changed = False
         self.machine.receive_interest(Interest(self.version, wants), node, self.now, self.utc)
-        return self.machine.interest_changed
 
     def publish(self, key: str = "veh/me/x", value: object = 1, **more: object) -> tuple[Put, Delivery | None]:
         context: dict[str, object] = {"where": HERE, "when": EventTime(self.utc, 0), "how": HOW, **more}
