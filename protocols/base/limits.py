@@ -31,10 +31,12 @@ MAX_SMALL_FRAME_ELEMENTS: Final = 2_048
 MAX_SMALL_FRAME_TEXT_BYTES: Final = 1_024
 """Of a frame of membership or gossip that is larger than ``LARGE_FRAME_BYTES``. One with 32 entries of gossip has 97
 elements and 33 KiB."""
-ELEMENTS_PER_S: Final = 65_536
-MAX_ELEMENTS_BURST: Final = 131_072
-"""Elements of lists and dicts in the readings of one neighbour: each takes 0.3 µs, so a second's worth takes 2 % of a
-core. A hundred detections of six numbers each, ten times a second, are a tenth of it."""
+ELEMENTS_PER_S: Final = 32_768
+MAX_ELEMENTS_BURST: Final = 65_536
+"""Elements of lists and dicts in the readings of one neighbour: each takes 0.2 µs, so a second's worth takes 0.7 % of a
+core, and as much again with a signature. More than 1 % would show in the p99 of honest readings, because the frame with
+most elements keeps the receiving thread for 3 ms. A hundred detections of six numbers each, ten times a second, are a
+fifth of it, and two lists of 16,000 numbers a second are all of it. An array or bytes count as one element."""
 FREE_READINGS_BYTES: Final = 2 * 1024
 """Frames of readings up to this size are free: they take less than a turn of a neighbour, after which others have
 theirs."""
@@ -193,7 +195,7 @@ MAX_SIGNED_READINGS_BURST: Final = 1_000
 3 % of a core, and 50 streams of 10 Hz pass …"""
 SIGNED_BYTES_PER_CHECK: Final = 64 * 1024
 """… and a larger parcel counts as another one for each of these bytes, which take 36 µs to hash."""
-SIGNED_ELEMENTS_PER_CHECK: Final = 128
+SIGNED_ELEMENTS_PER_CHECK: Final = 64
 """Elements of lists and dicts in signed readings that cost as much as a check. So no more of them pass than of those
 without a signature: ``ELEMENTS_PER_S``."""
 MAX_SIGNED_PARCEL_BYTES: Final = 4 * 1024 * 1024

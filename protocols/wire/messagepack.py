@@ -16,28 +16,46 @@ _COUNTS: Final = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
 """For arrays and maps: bytes of the count, and elements for each item."""
 
 
+def _steps() -> bytes:
+    """The size of a whole element by its first byte, where that says it and it has no others in it; 0 elsewhere."""
+    steps = bytearray(256)
+    for head in range(256):
+        if head < 0x80 or head >= 0xE0 or head in (0x80, 0x90):
+            steps[head] = 1
+        elif 0xA0 <= head < 0xC0:
+            steps[head] = 1 + (head & 0x1F)
+        else:
+            steps[head] = _WIDTHS.get(head, 0)
+    return bytes(steps)
+
+
+_STEPS: Final = _steps()
+
+
 def has_too_many_elements(
     data: bytes | bytearray | memoryview, max_elements: int | None = None, max_text_bytes: int = limits.MAX_FRAME_BYTES
 ) -> bool:
     """Whether MessagePack has more than ``max_elements`` elements (None: ``MAX_ELEMENTS``), or a longer text than
-    ``max_text_bytes``, found without making any of them. False for malformed data, which the decoder finds."""
+    ``max_text_bytes``, found without making any of them. Data that claims more elements than it has may count as
+    either; the decoder finds what is malformed."""
     most = limits.MAX_ELEMENTS if max_elements is None else max_elements
-    at, left, elements, end = 0, 1, 0, len(data)
+    at, left, elements, end = 0, 1, 1, len(data)
+    steps, texts = _STEPS, end - 5 > max_text_bytes
+    if end <= most and not texts:
+        return False
     while left and at < end:
-        left -= 1
-        elements += 1
-        if elements > most:
-            return True
         head = data[at]
-        if head < 0x80 or head >= 0xE0:
+        left -= 1
+        if step := steps[head]:  # nearly all elements are of these
+            at += step
+            continue
+        inner = 0
+        if head == 0xD9 and not texts:  # a text of up to 255 bytes: 64 readings may have a thousand
+            at += 2 + (data[at + 1] if at + 1 < end else 0)
+            continue
+        if head < 0xA0:
+            inner = (head & 0x0F) * (2 if head < 0x90 else 1)
             at += 1
-        elif head < 0xA0:
-            left += (head & 0x0F) * (2 if head < 0x90 else 1)
-            at += 1
-        elif head < 0xC0:
-            at += 1 + (head & 0x1F)
-        elif head in _WIDTHS:
-            at += _WIDTHS[head]
         elif head in _LENGTHS:
             size, more = _LENGTHS[head]
             length = int.from_bytes(data[at + 1 : at + 1 + size], "big")
@@ -46,11 +64,18 @@ def has_too_many_elements(
             at += 1 + size + more + length
         elif head in _COUNTS:
             size, each = _COUNTS[head]
-            left += each * int.from_bytes(data[at + 1 : at + 1 + size], "big")
+            inner = each * int.from_bytes(data[at + 1 : at + 1 + size], "big")
             at += 1 + size
         else:
             return False
-    return False
+        if inner:
+            left += inner
+            elements += inner
+            if elements > most:
+                return True
+        if elements - left + end - at <= most and not texts:  # each of the others takes a byte at least
+            return False
+    return elements > most
 
 
 def untrusted_frame_number(data: bytes | bytearray | memoryview) -> int | None:

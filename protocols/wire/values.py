@@ -23,6 +23,7 @@ OBJECT_BYTES: Final = 16
 """What the garbage collector and the allocator add to an object."""
 TENSOR_BYTES: Final = 640
 """What a tensor holds in memory beside its elements."""
+_FEW: Final = 64
 _KEYS: Final = frozenset((str,))
 _CONTAINERS: Final = frozenset((list, dict))
 _AS_IT_IS: Final = frozenset((type(None), bool, int, float, str, bytes, list, dict))
@@ -49,15 +50,24 @@ def weight_bytes(value: object) -> int:
     lists: list[Any] = [value] if type(value) is list else []
     dicts: list[Any] = [value] if type(value) is dict else []
     while lists or dicts:  # level by level, because a loop over single elements would take 30 ms for 65,536 of them
+        if len(dicts) > _FEW:  # most of many may be empty
+            dicts = list(filter(None, dicts))
         items = [*chain.from_iterable(lists), *chain.from_iterable(dicts)]
         items.extend(chain.from_iterable(map(dict.values, dicts)))
         total_bytes += sum([item.__sizeof__() for item in items]) + OBJECT_BYTES * len(items)
         kinds = set(map(type, items))
         if Tensor in kinds:
             total_bytes += sum(len(kept_alive(item)) + TENSOR_BYTES for item in items if type(item) is Tensor)
-        lists = [item for item in items if type(item) is list] if list in kinds else []
-        dicts = [item for item in items if type(item) is dict] if dict in kinds else []
+        lists = _those(list, items, kinds)
+        dicts = _those(dict, items, kinds)
     return total_bytes
+
+
+def _those(kind: type, items: list[Any], kinds: set[type]) -> list[Any]:
+    """The ``items`` of one kind. ``kinds``: those that there are."""
+    if kind not in kinds:
+        return []
+    return items if len(kinds) == 1 else [item for item in items if type(item) is kind]
 
 
 def element_count(value: object) -> int:
@@ -72,8 +82,8 @@ def element_count(value: object) -> int:
         count += inner
         items = [*chain.from_iterable(lists), *chain.from_iterable(map(dict.values, dicts))]
         kinds = set(map(type, items))
-        lists = [item for item in items if type(item) is list] if list in kinds else []
-        dicts = [item for item in items if type(item) is dict] if dict in kinds else []
+        lists = _those(list, items, kinds)
+        dicts = _those(dict, items, kinds)
     return count
 
 
