@@ -53,6 +53,7 @@ class AccessTable:
         if not any(rule.verb == "offer" for rule in rules):
             rules = (*rules, *(rule for rule in DEFAULT_RULES if rule.verb == "offer"))
         self._rules = rules
+        self._last: dict[Verb, tuple[Role, NodeId, list[str]]] = {}  # most often the same node asks again
 
     def permits_publish(self, role: Role, node: NodeId, key: str) -> bool:
         """Whether ``node`` may be the origin of readings on ``key``."""
@@ -76,4 +77,8 @@ class AccessTable:
         return any(matches(expression, model) for expression in self._expressions(role, node, "offer"))
 
     def _expressions(self, role: Role, node: NodeId, verb: Verb) -> list[str]:
-        return [rule.keys.replace("{id}", node) for rule in self._rules if rule.role is role and rule.verb == verb]
+        last = self._last.get(verb)
+        if last is None or last[0] is not role or last[1] != node:
+            keys = [rule.keys.replace("{id}", node) for rule in self._rules if rule.role is role and rule.verb == verb]
+            last = self._last[verb] = (role, node, keys)
+        return last[2]

@@ -158,9 +158,10 @@ waits. A program that makes 32 subscriptions one by one stays within it."""
 NEW_WANTS_AT_ONCE: Final = 32
 """New wants of one Interest that are taken up in one call: a want takes up to 15 µs. An Interest of 256 of them once
 held the engine's lock for 7.5 ms, with all that followed. A larger Interest counts after a pause for each part."""
-MATCHING_STEPS_PER_S: Final = 200_000
+MATCHING_STEPS_PER_S: Final = 100_000
 MAX_MATCHING_BURST: Final = 200_000
-"""Steps of matching that one neighbour may cause with new keys and new wants; a second's worth takes 50 ms."""
+"""Steps of matching that one neighbour may cause with new keys and new wants; a second's worth takes 15 ms. A thousand
+new keys a second are within it, and two thousand at once."""
 MATCHING_STEPS_PER_FRAME: Final = 16_384
 """Steps that one frame may cause before new keys in it are dropped: 4 ms. 64 new keys and 60 wildcards stay within
 it."""

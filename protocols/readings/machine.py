@@ -415,13 +415,13 @@ class Router:
     ) -> Stream | None:
         """The stream of a reading of ``source`` itself, decided anew. None when access denies it, which is counted."""
         if stream is None:
+            if not self._work.is_allowed(peer, is_new=True, routes=False, now=now):
+                self._drops.count(source, "*", "over_rate")
+                return None
             try:
                 checked_key(reading.key)
             except InvalidKey:
                 self._drops.count(source, "*", "invalid_key")
-                return None
-            if not self._work.is_allowed(peer, is_new=True, routes=False, now=now):
-                self._drops.count(source, "*", "over_rate")
                 return None
             fresh = Stream(source, reading.key, source)
         else:

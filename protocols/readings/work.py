@@ -39,11 +39,11 @@ class Work:
     def is_allowed(self, payer: Peer | None, is_new: bool, routes: bool, now: int) -> bool:
         """Whether decisions about a stream may be made now; if so, ``payer`` pays. ``is_new``: who gets the stream here
         is decided too. ``routes``: which neighbours get it is decided."""
-        steps = limits.NEW_STREAM_STEPS + self.subscriptions_steps if is_new else 0
-        if routes:
-            steps += sum(peer.steps for peer in self._peers.values())
         if not self._has_steps(payer, now):
             return False
+        steps = limits.NEW_STREAM_STEPS + self.subscriptions_steps if is_new else 0
+        if routes:
+            steps += sum([peer.steps for peer in self._peers.values()])
         if payer is not None and payer.work.left(now) < min(steps, limits.MAX_MATCHING_BURST):
             return False
         self.left_in_frame -= steps
