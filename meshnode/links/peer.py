@@ -11,6 +11,7 @@ import re
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from meshnode.links.transport import Address, CredentialFiles
 from protocols.base.errors import IdentityError, InvalidName, TransportError
@@ -64,6 +65,7 @@ def identify(names: Sequence[str], mesh: MeshName, not_after_utc_ns: int = 0) ->
     return PeerIdentity(found, role, node, not_after_utc_ns), ""
 
 
+@lru_cache(maxsize=256)  # a host that opens one connection after the other is parsed once: it takes 20 µs
 def plain_host(text: str) -> str:
     """An IP address in its shortest form. An IPv4 address seen through an IPv6 socket becomes IPv4 again."""
     ip = ipaddress.ip_address(text)

@@ -69,6 +69,11 @@ MAX_SUSPECTS_PER_HEARTBEAT: Final = 8
 PIPES_PER_S: Final = 4
 MAX_PIPE_BURST: Final = 64
 """Connections of one identity into our inbox: each costs a handshake of 1.5 ms and the work of a Hello."""
+HANDSHAKES_PER_S: Final = 32
+MAX_HANDSHAKE_BURST: Final = 128
+"""TLS handshakes for connections from one host, before anybody knows whose they are; beyond that they wait. One takes
+1.5 ms, so a host takes at most 5 % of a core. An insider that opened pipe after pipe had 150 a second, each time to be
+told that it has too many. The burst is for a host with ``MAX_NEIGHBOURS`` nodes that open both lanes together."""
 MALFORMED_PIPE_COST: Final = 2
 """What a malformed frame takes from the connections of its sender, beside the one that it was sent on."""
 UNKNOWN_FRAMES_PER_S: Final = 20

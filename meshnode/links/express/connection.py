@@ -155,6 +155,8 @@ class Connection:
         self.secured = self.open = self.finished = False
         self.away = False
         """The thread for handshakes has it, so that no event of it is waited for."""
+        self.owes = False
+        """Nobody has paid for its handshake yet."""
         self._obstacle: Exception | None = None
         """Why the last step did not end the TLS handshake."""
         self.shared: Turn | None = None
@@ -306,6 +308,7 @@ class Inbound(Connection):
     def __init__(self, hub: Hub, pipe: int, host: str) -> None:
         super().__init__(hub, PULL0, PUSH0)
         self.pipe, self.host = pipe, host
+        self.owes = True
         self.leaving = False
         """It will be closed here, and none of its frames is handed over any more."""
         self._rest = b""
@@ -323,6 +326,8 @@ class Inbound(Connection):
 
     def overdue(self) -> Closed:
         """The end of a connection whose deadline has passed."""
+        if self.owes and self.away:
+            return HandshakeFailed(FailureKind.CROWDED, "too many connections come in from its host")
         return self._refusal or HandshakeFailed(FailureKind.MUTE, "it did not finish the handshake in time")
 
     def turn(self, events: int) -> None:

@@ -301,6 +301,7 @@ class ExpressLinks:
         connection.away = True
         self._epoll.unregister(connection.descriptor)
         self._handshakes.take_step(connection)
+        self.sweep_by(self._handshakes.due_ns)
 
     def look_after(self, lane: ExpressLane) -> None:
         """Look at a lane every few milliseconds until there is news of it. I/O thread only."""
@@ -323,6 +324,7 @@ class ExpressLinks:
                 left_ns = 0
             self.round += 1
             behind = list(self._behind) if self._behind else ()
+            newcomers = False
             for descriptor, events in self._epoll.poll(0, _EVENTS) if behind else self._wait(left_ns):
                 connection = connections.get(descriptor)
                 if connection is not None:
@@ -334,11 +336,13 @@ class ExpressLinks:
                     os.eventfd_read(descriptor)
                     self._woken = False  # before the tasks: who posts from now on wakes us again
                 elif descriptor == self._inbox.descriptor:
-                    self.guarded(lambda: self._inbox.accept(self))
+                    newcomers = True
             for turn in behind:
                 self._catch_up(turn)
             if shaking:  # after the frames that have come: a handshake takes as long as a hundred of them
                 self._shake(shaking)
+            if newcomers:
+                self.guarded(lambda: self._inbox.accept(self))
             for _ in range(len(tasks)):  # what these tasks post has the next turn, so that events don't wait for ever
                 self.guarded(tasks.popleft())
             self._end_round()
@@ -435,7 +439,7 @@ class ExpressLinks:
         if now_ns >= due_ns:
             self._end_expired()
             due_ns = self._expiry_due_ns = now_ns + _EXPIRY_CHECK_NS
-        due_ns = min(due_ns, self._inbox.end_rest(now_ns))
+        due_ns = min(due_ns, self._inbox.end_rest(now_ns), self._handshakes.go_on(now_ns))
         for connection in [*self._connections.values(), *self._lanes]:
             deadline_ns = connection.deadline_ns
             if deadline_ns > now_ns:

@@ -34,9 +34,9 @@ _HANDSHAKE_NS = DIAL_TIMEOUT_NS
 _REST_NS = 200 * MS
 """The time without accepting after descriptors or memory ran out. The listener stays readable: to try at once would
 spin."""
-_ACCEPTS = 8
+_ACCEPTS = 2
 """Connections accepted between two looks at open links. One takes up to 0.15 ms when another has to make room for
-it."""
+it. Those beyond wait in the backlog for the next look, which follows at once."""
 _BACKLOG = 512
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
