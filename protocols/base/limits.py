@@ -135,8 +135,8 @@ MAX_STREAMS: Final = 16_384
 share the bound."""
 MAX_DEADLINES: Final = 16_384
 """Deadlines watched, one for each subscription with a deadline and each stream that it matches."""
-MAX_DEADLINES_AT_ONCE: Final = 1_024
-"""Deadlines looked at by one timer, which takes 4 ms; all streams may fall silent at once."""
+MAX_DEADLINES_AT_ONCE: Final = 256
+"""Deadlines looked at by one timer, which takes 1 ms; all streams may fall silent at once."""
 MAX_DISOWNED: Final = 256
 """Rows of a neighbour that is gone that are put together with those of others that are gone, which takes 1 ms. So at
 most 64 neighbours that are gone have shares of their own."""
