@@ -253,7 +253,7 @@ def test_new_keys_beyond_the_allowance_are_dropped_by_name_and_others_are_not() 
 
 
 def test_new_keys_of_a_second_take_little_of_the_receiving_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At 16 µs each, two thousand a second kept honest readings waiting 3 % of the time, which is their p99. What is
+    """At 10 µs each, two thousand a second kept honest readings waiting 2 % of the time, which is their p99. What is
     beyond the allowance was looked at all the same."""
     bench = Bench(A)
     looked: list[str] = []
