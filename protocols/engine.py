@@ -329,8 +329,7 @@ class Engine:
 
     def events(self) -> list[Event]:
         """The events that the application should know of, since the last call."""
-        events, self._events = self._events, []
-        events.extend(self.readings.events())
+        events, self._events = [*self._events, *self.readings.events()], []
         return events
 
     # --- for people ------------------------------------------------------------------------------------------------

@@ -196,8 +196,7 @@ class Router:
         peer = self._peers.get(node)
         if peer is None:
             return
-        taken = self._uptake.receive(interest, peer, now, utc_now)
-        if taken is not None:
+        if (taken := self._uptake.receive(interest, peer, now, utc_now)) is not None:
             self._hold(taken, now)
         self._plan()
 
@@ -347,7 +346,7 @@ class Router:
         """Take readings of a neighbour itself, without a signature. Returns what to deliver here."""
         deliveries: list[Delivery] = []
         peer = self._peers.get(source)
-        stream = peer.recent if peer is not None else None  # most often it is the same again
+        stream = None if peer is None else peer.recent  # most often it is the same again
         for reading in readings:
             key, origin, sequence, value = reading.key, reading.origin, reading.sequence, reading.value
             if origin != source:
