@@ -12,8 +12,8 @@ that led to another node for a while: when two seeds claim the same node, those 
 dialled again, slowly.
 
 A stranger that floods the radio with adverts makes us dial addresses that do not answer. How many wait for an answer at
-once is bounded (:mod:`protocols.membership.handshakes`), and contacts that failed least are dialled first. Mere hints
-never keep a peer that said Hello waiting, neither for a place in the table nor for a dial.
+once is bounded (:mod:`protocols.membership.dial_limit`), and contacts that failed least are dialled first. Mere hints
+never keep a peer that said Hello waiting: it needs no place in the table, and is dialled next.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ from typing import Final
 from protocols.base import limits
 from protocols.base.ids import Lane, NodeId, PeerIdentity
 from protocols.base.time import NEVER
+from protocols.membership.dial_limit import DialLimit
 from protocols.membership.events import Dial, HangUp
-from protocols.membership.handshakes import Handshakes
 
 HostPort = tuple[str, int]
 
@@ -83,7 +83,7 @@ class Contacts:
         self._node, self._dial_timeout_ns, self._random = node, dial_timeout_ns, random
         self._contacts: dict[str, Contact] = {}
         self._dials: dict[int, Dialling] = {}
-        self._handshakes = Handshakes()
+        self._dial_limit = DialLimit()
         self._refused: dict[str, int] = {}  # name of a contact, node id or host -> until when
         self._next_dial = 1
         self._due_ns = _UNKNOWN  # when the next contact may be dialled
@@ -219,7 +219,7 @@ class Contacts:
             self._effects.append(HangUp(dial))
             return None
         if dialling.lane is Lane.REALTIME:
-            self._handshakes.answered(dialling.began_ns, now)
+            self._dial_limit.answered(dialling.began_ns, now)
         if dialling.contact.seed:
             dialling.contact.node = identity.node
             if self._is_claimed_twice(identity.node):
@@ -301,6 +301,12 @@ class Contacts:
             dialling.contact.busy -= 1
         return dialling
 
+    @property
+    def patience_ns(self) -> int:
+        """How long a peer that took our Hello may take to dial back; in a crowd it has many others to dial."""
+        crowds = 4 if self._dial_limit.is_crowded else 1
+        return crowds * self._dial_timeout_ns + limits.HELLO_TIMEOUT_NS
+
     def dial_bulk(self, realtime: int) -> None:
         """Dial the bulk lane to the address of a realtime lane, unless such a dial is under way."""
         to = self._dials[realtime]
@@ -313,7 +319,7 @@ class Contacts:
         self._dials[dial] = Dialling(contact, lane, address, now)
         if lane is Lane.REALTIME:
             contact.busy += 1
-            self._handshakes.began(contact.proven, now)
+            self._dial_limit.began(now)
         self.counters["dials"] += 1
         # With several addresses the first tries have short time-outs, because some addresses may not answer at all.
         timeout_ns = self._dial_timeout_ns
@@ -331,7 +337,7 @@ class Contacts:
             for contact in self._contacts.values()
             if contact.next_dial_ns <= now and not contact.busy and not contact.parked
         ]
-        waiting = [self._waiting_since(proven=False), self._waiting_since(proven=True)]
+        waiting = self._waiting_since()
         for contact in sorted(due, key=lambda contact: (not contact.proven, contact.failures)):
             refused_until_ns = self._refused.get(contact.name, 0)
             if refused_until_ns > now:
@@ -339,10 +345,9 @@ class Contacts:
             elif may_dial(contact.node) or (
                 contact.seed and contact.node is not None and self._is_claimed_twice(contact.node)
             ):
-                if self._handshakes.room_at(contact.proven, waiting[contact.proven], now) > now:
-                    continue  # its turn comes when another dial ends
-                for began in waiting[: 1 + contact.proven]:
-                    began.append(now)
+                if self._dial_limit.room_at(waiting, now) > now:
+                    break  # their turn comes later
+                waiting.append(now)
                 self._dial(contact, Lane.REALTIME, contact.addresses[contact.attempt % len(contact.addresses)], now)
             elif contact.node is not None and self._is_reached(contact.node):
                 contact.parked = True
@@ -353,25 +358,13 @@ class Contacts:
         """When :meth:`dial_due` has to be called next."""
         if self._due_ns != _UNKNOWN:
             return self._due_ns
-        proven_ns = hints_ns = NEVER
+        due_ns = NEVER
         for contact in self._contacts.values():
-            if not (contact.busy or contact.parked):
-                if contact.proven:
-                    proven_ns = min(proven_ns, contact.next_dial_ns)
-                else:
-                    hints_ns = min(hints_ns, contact.next_dial_ns)
-        if proven_ns != NEVER:
-            proven_ns = self._handshakes.room_at(True, self._waiting_since(proven=True), proven_ns)
-        if hints_ns < proven_ns:
-            hints_ns = self._handshakes.room_at(False, self._waiting_since(proven=False), hints_ns)
-        self._due_ns = min(proven_ns, hints_ns)
+            if contact.next_dial_ns < due_ns and not (contact.busy or contact.parked):
+                due_ns = contact.next_dial_ns
+        self._due_ns = due_ns if due_ns == NEVER else self._dial_limit.room_at(self._waiting_since(), due_ns)
         return self._due_ns
 
-    def _waiting_since(self, proven: bool) -> list[int]:
-        """When each of the dials that wait for an answer began, in that order; ``proven``: only of those to peers that
-        said Hello."""
-        return sorted(
-            dialling.began_ns
-            for dialling in self._dials.values()
-            if dialling.identity is None and (dialling.contact.proven or not proven)
-        )
+    def _waiting_since(self) -> list[int]:
+        """When each of the dials that wait for an answer began, in that order."""
+        return sorted(dialling.began_ns for dialling in self._dials.values() if dialling.identity is None)

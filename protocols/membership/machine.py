@@ -467,7 +467,7 @@ class Membership:
                         self._suspect(neighbour, "silence", now)
                     else:
                         self._hearing.check(neighbour, now)
-                elif silent_ns >= self._settings.dial_timeout_ns + limits.HELLO_TIMEOUT_NS:
+                elif silent_ns >= self._contacts.patience_ns:
                     # It took our Hello and never sent its own: its host may be gone, and nothing would report that.
                     self._drop_links(neighbour, now + limits.REDIAL_MAX_NS)
                     self._forget(neighbour.node)

@@ -15,7 +15,7 @@ _FADING: Final = 16
 """With each silence that ends, this part of the usual one is forgotten."""
 _CROWD_GAPS: Final = 4
 """A neighbour in the same crowd sends to us about as often as we send to it, and sometimes two or three are late."""
-_MOST_PATIENCE_NS: Final = 6 * limits.SECOND
+_MOST_PATIENCE_NS: Final = 10 * limits.SECOND
 
 
 class State(StrEnum):

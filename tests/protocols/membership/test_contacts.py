@@ -3,8 +3,8 @@
 from protocols.base import limits
 from protocols.base.ids import Lane, NodeId, Role
 from protocols.base.time import NEVER
+from protocols.membership.dial_limit import FIRST, MOST
 from protocols.membership.events import HangUp, PeerRefused
-from protocols.membership.handshakes import FIRST, MOST
 from protocols.wire.membership import Goodbye
 from tests.tools.lone_node_fixture import Alone
 from tests.tools.strategies import identity
@@ -43,7 +43,8 @@ def test_neighbour_that_came_itself_is_dialled_back_despite_a_full_table() -> No
         alone.engine.membership.hint(f"fake-{number}", NodeId(f"fake-{number}"), (("192.0.2.9", number),), alone.now)
     alone.dials()
     alone.hello("real", port=4242)
-    addresses = [(dial.host, dial.port) for dial in alone.dials()]
+    alone.now = alone.engine.next_timer_at()
+    addresses = [(dial.host, dial.port) for dial in alone.dials()[:1]]
     assert ("192.0.2.1", 4242) in addresses
 
 
