@@ -335,7 +335,7 @@ class Gossip(Machine):
 
     # --- pulling ---------------------------------------------------------------------------------------------------
     def _ask(self, peer: GossipPeer, now: int) -> None:
-        pull = self._pulls.next_of(peer, now)
+        pull = self._pulls.next_of(peer, self.gap_ns, now)
         if pull is not None:
             self._messages.append((peer.node, pull))
 

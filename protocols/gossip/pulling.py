@@ -18,6 +18,9 @@ from protocols.wire.gossip import GossipPull
 
 _LEAST_PULL: Final = 8
 """A pull asks for at least this many entries, unless fewer are left to ask for."""
+_ANSWER_GAPS: Final = 12
+"""On a full channel a pull waits for its turn, and entries for three or four, behind others. Whoever asks another
+neighbour meanwhile gets them twice."""
 
 
 class Pulls:
@@ -39,8 +42,9 @@ class Pulls:
         """An entry has come, or is not wanted any more. Returns the neighbours that are known to have it."""
         return self._asked.pop(fingerprint, ())
 
-    def next_of(self, peer: GossipPeer, now: int) -> GossipPull | None:
-        """The pull for what a neighbour offered; None when there is nothing to ask for, or it has to wait."""
+    def next_of(self, peer: GossipPeer, gap_ns: int, now: int) -> GossipPull | None:
+        """The pull for what a neighbour offered; None when there is nothing to ask for, or it has to wait. ``gap_ns``:
+        how far apart frames on one lane are on a full channel; 0: it is not full."""
         if not peer.offers:
             return None
         # A pull for each token of the allowance would be a frame for each entry.
@@ -64,7 +68,8 @@ class Pulls:
         for fingerprint in looked_at:
             del peer.offers[fingerprint]
         if wanted:
-            peer.asked.update(dict.fromkeys(wanted, now + limits.PULL_TIMEOUT_NS))
+            until_ns = now + limits.PULL_TIMEOUT_NS + _ANSWER_GAPS * gap_ns
+            peer.asked.update(dict.fromkeys(wanted, until_ns))
             self.sent += 1
         if peer.asked:
             self.due_ns = min(self.due_ns, next(iter(peer.asked.values())))

@@ -200,6 +200,20 @@ def test_entry_is_asked_of_the_next_that_is_still_there() -> None:
     assert [to for to, frame in said if type(frame) is GossipPull] == ["third"]
 
 
+def test_on_a_full_channel_an_entry_is_waited_for_until_it_can_have_come() -> None:
+    """Who asks another one too soon gets it twice, and a page of entries takes as long as five positions."""
+    one = entry("a", 1)
+    alone = Alone()
+    alone.gossip.gap_ns = SECOND  # between two turns of one neighbour
+    alone.meet("first", "second")
+    alone.get(have(one), "first")
+    alone.get(have(one), "second")
+    pulls = [to for to, frame in alone.run_for(10 * SECOND) if type(frame) is GossipPull]
+    assert pulls == []
+    pulls = [to for to, frame in alone.run_for(10 * SECOND) if type(frame) is GossipPull]
+    assert pulls == ["second"]
+
+
 def test_neighbour_whose_allowance_is_used_up_is_asked_when_it_has_some_again() -> None:
     """What an insider forged must not cut us off from the genuine entries that only it carries."""
     one = entry("a", 1)
