@@ -30,7 +30,8 @@ class Link:
     """A dialled lane and the frame it did not take."""
 
     __slots__ = (
-        "burst", "dial", "draining", "gathered", "in_hand", "kicked_ns", "lane", "lock", "opened", "peer", "replaceable"
+        "along", "burst", "dial", "draining", "gathered", "in_hand", "kicked_ns", "lane", "lock", "opened", "peer",
+        "replaceable",
     )  # fmt: skip
 
     def __init__(self, dial: int) -> None:
@@ -38,6 +39,8 @@ class Link:
         self.lane: OutgoingLane | None = None
         self.lock = threading.Lock()
         self.in_hand: bytes | None = None
+        self.along: list[bytes] = []
+        """What goes along with the frame in hand."""
         self.draining: tuple[int, int] | None = None  # size of a frame that waited, and when the lane took it
         self.opened = False
         self.peer = ""
@@ -106,15 +109,19 @@ class Outbound:
                             lane.sample = None
                             self._engine.lanes.confirmed(link.dial, sample, now)
                         frame = self._engine.next_frame(link.dial, now, full)
+                        if pace.active and frame is not None and link.replaceable:
+                            link.along = self._engine.lanes.take_along(link.dial, len(frame), now)
                         waits = full and frame is None and self._engine.lanes.waits(link.dial)
                     if frame is None:
                         if waits or (pace.active and link.replaceable):
                             lane.watch(waits)
                         return
-                if not lane.try_send(frame):
+                if not (lane.try_send(frame, link.along) if link.along else lane.try_send(frame)):
                     link.in_hand = frame
                     return
                 link.in_hand = None
+                if link.along:
+                    link.along = []
                 if waited or link.draining is not None:
                     self._note_pace(link, len(frame) if waited else None)
 
@@ -157,8 +164,9 @@ class Outbound:
     def abandon(self, link: Link) -> None:
         """Drop and count the frame in hand of a link that is gone."""
         with link.lock:
-            frame, link.in_hand, link.opened = link.in_hand, None, False
-        if frame is not None:
+            frames = [link.in_hand, *link.along] if link.in_hand is not None else []
+            link.in_hand, link.along, link.opened = None, [], False
+        for frame in frames:
             with self._lock:
                 self._engine.frame_lost(link.dial, frame, "link_lost", link.peer)
 

@@ -20,7 +20,7 @@ A lane is dialled once. When its pipe is gone, or does not open in time, the lan
 why. ``protocols.membership.machine`` decides whether and when to dial again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -71,9 +71,10 @@ class OutgoingLane(Protocol):
     def address(self) -> Address:
         """The address that was dialled."""
 
-    def try_send(self, frame: bytes) -> bool:
-        """Hand over one frame without waiting. False: it was not taken, because the link is busy or not open. If it is
-        open, ``lane_writable`` follows once it takes frames again."""
+    def try_send(self, frame: bytes, along: Sequence[bytes] = ()) -> bool:
+        """Hand over a frame without waiting, and the small frames ``along`` behind it in the same segment. False: none
+        was taken, because the link is busy or not open. If it is open, ``lane_writable`` follows once it takes frames
+        again. ``nng`` takes nothing along: no node keeps a pace there."""
 
     sample: Sample | None
     """What a look has learned of how late frames are. Whoever takes it puts None there. ``nng`` learns nothing."""

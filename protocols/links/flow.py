@@ -14,20 +14,23 @@ buffers below take more. Delay is what readings suffer from, so it is delay that
 LEDBAT (RFC 6817) do.) Beside the window, nothing follows while something has been under way for too long.
 
 How long it takes until a frame is confirmed is judged for one frame at a time, as TCP does without time stamps. It is
-*slow* when a look finds it unconfirmed ``SLOW_NS`` after the base, and good when no look does.
+*late* when a look finds it unconfirmed ``LATE_NS`` after the base, and *slow* when one does ``SLOW_NS`` after it.
 """
 
 from typing import Final
 
 from protocols.base.limits import MS, SECOND
 
-LEAST_BASE_NS: Final = 40 * MS
-"""Linux confirms a segment that comes alone after this time."""
+LEAST_BASE_NS: Final = 10 * MS
+"""A peer confirms a segment when its receiving thread has read it, and a look comes up to 4 ms late."""
 MOST_BASE_NS: Final = 100 * MS
-TARGET_NS: Final = 10 * MS
+TARGET_NS: Final = 40 * MS
 """With the least base this is the time between two readings at 20 Hz."""
-SLOW_NS: Final = 40 * MS
-"""What a frame waits on a channel that is full."""
+LATE_NS: Final = 15 * MS
+"""What a frame waits on a channel that is nearly full, or for a receiving thread that is busy."""
+SLOW_NS: Final = 35 * MS
+"""What a frame waits on a channel that is full. With the least base it is more than the 40 ms after which Linux
+confirms a segment that nobody has read."""
 _MEMORY_NS: Final = 30 * SECOND
 """A base is forgotten after once to twice this time: the way may have changed."""
 FIRST_WINDOW_BYTES: Final = 64 * 1024
@@ -35,8 +38,9 @@ MAX_WINDOW_BYTES: Final = 16 * 1024 * 1024
 
 
 Sample = tuple[int, int]
-"""By how much a frame was later than the base (at least 1, and more than ``SLOW_NS`` if it was slow), and for how long
-it had been under way: at most so many nanoseconds, because a look comes late."""
+"""By how much a frame was later than the base (at least 1, more than ``LATE_NS`` if it was late, and more than
+``SLOW_NS`` if it was slow), and for how long it had been under way: at most so many nanoseconds, because a look comes
+late. A frame that is slow is most often reported as late before."""
 
 
 class Flow:
@@ -44,7 +48,7 @@ class Flow:
 
     __slots__ = (
         "_before_ns", "_lately_ns", "_mark_bytes", "_since_ns", "_used_up", "base_ns", "marked_ns", "sent_bytes",
-        "told_slow", "window_bytes",
+        "told_ns", "window_bytes",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -55,8 +59,8 @@ class Flow:
         frame is measured."""
         self.marked_ns = 0
         """When the frame was handed over that is measured; 0: none is."""
-        self.told_slow = False
-        """Whether the frame that is measured was reported as slow already."""
+        self.told_ns = 0
+        """By how much the frame that is measured was reported to be later than the base; 0: it was not reported."""
         self.base_ns = LEAST_BASE_NS
         """How long a frame takes when nothing waits before it."""
         self._before_ns = self._lately_ns = MOST_BASE_NS  # the shortest of the last two spans of _MEMORY_NS
@@ -66,7 +70,7 @@ class Flow:
 
     def measure(self, now: int) -> None:
         """Measure the frame that was handed over just now."""
-        self._mark_bytes, self.marked_ns, self.told_slow = self.sent_bytes, now, False
+        self._mark_bytes, self.marked_ns, self.told_ns = self.sent_bytes, now, 0
 
     def confirmed(self, unconfirmed_bytes: int, now: int) -> Sample | None:
         """Take in how many bytes are not confirmed. Returns a sample; None when there is no news."""
@@ -81,12 +85,13 @@ class Flow:
                 else:
                     self.window_bytes = max(self.window_bytes // 2, 1)
             self.marked_ns = 0
-            late_ns = max(1, min(took_ns - self.base_ns, SLOW_NS))
+            late_ns = max(1, min(took_ns - self.base_ns, LATE_NS))
             self._learn(took_ns, now)
-            return None if self.told_slow else (late_ns, took_ns)
-        if took_ns > self.base_ns + SLOW_NS and not self.told_slow:
-            self.told_slow = True
-            return SLOW_NS + 1, took_ns
+            return None if self.told_ns else (late_ns, took_ns)
+        for later_ns in (SLOW_NS, LATE_NS):
+            if took_ns > self.base_ns + later_ns and self.told_ns < later_ns:
+                self.told_ns = later_ns
+                return later_ns + 1, took_ns
         return None
 
     def is_full(self, unconfirmed_bytes: int, now: int) -> bool:

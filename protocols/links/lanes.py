@@ -131,6 +131,11 @@ class Lanes:
         queues = None if queue is None else self.of_node.get(queue.peer)
         return queues is not None and queues.realtime is queue
 
+    def take_along(self, dial: int, size_bytes: int, now: int) -> list[bytes]:
+        """Take what goes in one segment with a frame of an open lane; see :meth:`LaneQueue.take_along`."""
+        queue = self.of_dial.get(dial)
+        return [] if queue is None else queue.take_along(size_bytes, now)
+
     def waits(self, dial: int) -> bool:
         """Whether anything waits for an open lane."""
         queue = self.of_dial.get(dial)

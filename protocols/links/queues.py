@@ -33,6 +33,8 @@ BEHIND_NS: Final = 50 * limits.MS
 """A lane may need so long to take a burst, before older readings give way to newer ones of their stream."""
 _SLOW_FRAME_BYTES: Final = 1_300
 """Readings that go together on a lane that is behind fit one segment: nothing urgent overtakes a frame."""
+_SMALL_BYTES: Final = 150
+"""Control frames that are larger wait for a turn of their own: a segment that takes long keeps urgent ones waiting."""
 _MANY: Final = 256
 """From so many readings on, and twice as many as were left the last time, older ones are left out before their turn
 comes. So this costs each reading little, however many keys there are."""
@@ -291,9 +293,43 @@ class LaneQueue:
         self.taken_ns = now
         if frame is not None:
             self.shortfall.sent(now)
+            if len(frame) > _SLOW_FRAME_BYTES // 2:
+                self._pace.took_long(len(frame))
         if not self:
             self._behind_ns, self.is_behind = 0, False
         return frame
+
+    def take_along(self, size_bytes: int, now: int) -> list[bytes]:
+        """Take what goes in one segment with a frame of ``size_bytes`` that was taken just now, while the node keeps a
+        pace: a segment costs a channel more than what is in it."""
+        along: list[bytes] = []
+        room_bytes = _SLOW_FRAME_BYTES - size_bytes
+        if self._heartbeat is not None:
+            along.append(self._heartbeat)
+            room_bytes -= len(self._heartbeat)
+            self._heartbeat = None
+        if self.waiting_readings and 0 < self._next_reading_bytes() <= room_bytes:
+            joined = self._take_readings(now, room_bytes)
+            if joined is not None:
+                along.append(joined)
+                room_bytes -= len(joined)
+        while self._controls and room_bytes > 0:
+            frame = self._control[0] if self._control else self._latest[next(iter(self._latest))]
+            if len(frame) > min(room_bytes, _SMALL_BYTES):
+                break
+            self._controls -= 1
+            along.append(self._control.popleft() if self._control else self._latest.pop(next(iter(self._latest))))
+            room_bytes -= len(frame)
+            self.waiting_bytes -= len(frame)
+        if not self:
+            self._behind_ns, self.is_behind = 0, False
+        return along
+
+    def _next_reading_bytes(self) -> int:
+        """The size of the reading that goes next."""
+        if self._lone is not None:
+            return len(self._lone)
+        return next((len(readings[0].data) for readings in reversed(self._readings) if readings), 0)
 
     def _take_in_turn(self, now: int) -> bytes | None:
         """The frame whose turn it is, while the node keeps a pace."""
@@ -346,7 +382,7 @@ class LaneQueue:
             return frame
         return self._take_readings(now)
 
-    def _take_readings(self, now: int) -> bytes | None:
+    def _take_readings(self, now: int, room_bytes: int = limits.MAX_REALTIME_FRAME_BYTES) -> bytes | None:
         if self._lone is not None:
             frame = self._lone
             self._lone = None
@@ -360,7 +396,8 @@ class LaneQueue:
             return frame
         if not self.waiting_readings:
             return None
-        room_bytes = limits.MAX_REALTIME_FRAME_BYTES if not self.is_behind else _SLOW_FRAME_BYTES
+        if self.is_behind:
+            room_bytes = min(room_bytes, _SLOW_FRAME_BYTES)
         joined = self._join(now, now + self.delay_ns, 0, room_bytes)
         if not self.waiting_readings:
             self._highest = 0

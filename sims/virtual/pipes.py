@@ -18,7 +18,7 @@ from typing import Final
 from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
-from protocols.links.flow import SLOW_NS
+from protocols.links.flow import LATE_NS
 from protocols.links.queues import LaneQueue
 from sims.media.radio import Air
 from sims.virtual.frames import END, SharedDecoder, SimFrame, readings_in
@@ -36,10 +36,8 @@ _ORPHAN_NS: Final = 50 * limits.SECOND
 """… and one whose process is gone (tcp_orphan_retries = 8)."""
 _WINDOW_FRAMES: Final = 64
 """The number of frames that may be under way on one pipe before the sender has to wait."""
-_RECORD_BYTES: Final = 30
-"""What NNG's length and a TLS record add to each frame."""
-_DELAYED_ACK_NS: Final = 40 * limits.MS
-"""Linux confirms a segment that comes alone after this time."""
+_TLS_BYTES: Final = 22
+"""What a TLS record adds to what it holds."""
 _LOOK_NS: Final = 4 * limits.MS
 """A sender that waits looks that often whether more was confirmed."""
 _LENGTH_BYTES: Final = 8
@@ -68,7 +66,7 @@ class Pipes:
         self.readings_lost = 0
         """How many readings were on pipes when these broke. No engine could count them."""
 
-    def flush(  # noqa: C901, PLR0912  # calls cost too much here
+    def flush(  # noqa: C901, PLR0912, PLR0915  # calls cost too much here
         self, node: SimNode, lanes: list[LaneQueue], lone: bool = False, calm: bool = False
     ) -> None:
         """Send what an engine has for some lanes, as far as their windows are open. ``lone``: it has exactly one frame
@@ -76,6 +74,7 @@ class Pipes:
         method."""
         now = self._simulation.now
         full = False
+        pace = node.engine.lanes.pace
         local = now + node.offset_ns if not node.drift_ppb else node.local(now)
         processors = self._processors
         for lane in lanes:
@@ -94,9 +93,15 @@ class Pipes:
                 frame = self._newest  # usually one neighbour after another gets the same frame
                 if frame.data is not data:
                     frame = self._newest = self._decoder.frame_of(data)
-                came_ns = self._came_ns(pipe, len(data) + _LENGTH_BYTES, now)
+                along = lane.take_along(len(data), local) if pace.active and pipe.replaceable else None
+                size_bytes = len(data) + _LENGTH_BYTES
+                if along:
+                    size_bytes += sum(len(other) + _LENGTH_BYTES for other in along)
+                came_ns = self._came_ns(pipe, size_bytes, now)
                 if came_ns is None:
                     self._stand_still(pipe, frame)
+                    for other in along or ():
+                        self._put_aside(pipe, self._decoder.frame_of(other))
                     self._flush_aside(pipe)
                     break
                 at_ns = came_ns + (pipe.cost_ns if not frame.sealed else frame.sealed * pipe.cost_ns)
@@ -110,7 +115,9 @@ class Pipes:
                 pipe.under_way += 1
                 pipe.inbox.append(Coming(tick_ns, pipe, frame))
                 if pipe.replaceable:
-                    self._under_way(pipe, at_ns, len(data) + _RECORD_BYTES, now)
+                    self._under_way(pipe, at_ns, size_bytes + _TLS_BYTES, now)
+                if along:
+                    self._bring_along(pipe, along, tick_ns)
                 receiver = pipe.receiver
                 if not (calm or frame.calm) or receiver.attentive:
                     self._wake_at(receiver, tick_ns)
@@ -125,14 +132,22 @@ class Pipes:
                 data = lane.take(local, full)
             if full and lane and not pipe.looks:
                 self._look_later(pipe)
-        pace = node.engine.lanes.pace
         if pace.active and pace.next_turn_at() != NEVER:
             self._simulation.arm(node)
+
+    def _bring_along(self, pipe: Pipe, along: list[bytes], tick_ns: int) -> None:
+        """Put frames on a pipe that are in one segment with the frame before them."""
+        for data in along:
+            frame = self._decoder.frame_of(data)
+            pipe.under_way += 1
+            pipe.inbox.append(Coming(tick_ns, pipe, frame))
+            if not frame.calm or pipe.receiver.attentive or pipe.receiver.suspects_any:
+                self._wake_at(pipe.receiver, tick_ns)
 
     # --- what is confirmed -----------------------------------------------------------------------------------------
     def _under_way(self, pipe: Pipe, at_ns: int, size_bytes: int, now: int) -> None:
         """Note that a frame which arrives at ``at_ns`` is under way until it is confirmed."""
-        confirmed_ns = at_ns + _DELAYED_ACK_NS
+        confirmed_ns = at_ns
         way = pipe.way
         if way is not None and way.far.free_ns > at_ns:  # the confirmation waits for what the receiver sends
             confirmed_ns += way.far.free_ns - at_ns
@@ -142,9 +157,8 @@ class Pipes:
         flow.sent_bytes += size_bytes
         if not flow.marked_ns:
             flow.measure(node.local(now))
-            slow_ns = flow.base_ns + SLOW_NS
-            if confirmed_ns - now > slow_ns or node.engine.lanes.pace.active:
-                self._simulation.push(min(confirmed_ns, now + slow_ns + 1), self._look, pipe)
+            if node.engine.lanes.pace.active:
+                self._simulation.push(min(confirmed_ns, now + flow.base_ns + LATE_NS) + 1, self._look, pipe)
 
     def _is_held(self, pipe: Pipe, now: int, local: int) -> bool:
         """Take in what was confirmed until now. Returns whether the sender hands over nothing more."""
@@ -263,7 +277,7 @@ class Pipes:
                 # again would have everything on its way to the receiver looked through each time.
                 pipe.full = pipe.full and pipe.under_way > 0
                 return
-            pipe.flow.sent_bytes += len(data) + _RECORD_BYTES
+            pipe.flow.sent_bytes += len(data) + _LENGTH_BYTES + _TLS_BYTES
             if not pipe.flow.marked_ns:
                 pipe.flow.measure(local)
             self.send(pipe, data)

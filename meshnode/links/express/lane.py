@@ -14,7 +14,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from meshnode.links.express.connection import LENGTH, PULL0, PUSH0, Closed, Connection, HandshakeFailed, Hub
 from meshnode.links.tls import FailureKind, explain
@@ -99,7 +99,7 @@ class ExpressLane(Connection):
         if events & ~_OUT:
             self._readable()
 
-    def try_send(self, frame: bytes) -> bool:
+    def try_send(self, frame: bytes, along: Sequence[bytes] = ()) -> bool:
         """See ``OutgoingLane``."""
         if len(frame) > MAX_FRAME_BYTES:
             raise BoundExceeded(f"a frame of {len(frame)} bytes is larger than {MAX_FRAME_BYTES}: split it")
@@ -109,7 +109,7 @@ class ExpressLane(Connection):
             if self._busy():
                 self._declined = True
                 return False
-            return self._send(frame)
+            return self._send(frame, along)
 
     def is_full(self, now: int) -> bool:
         """See ``OutgoingLane``. Most calls don't look."""
@@ -264,12 +264,19 @@ class ExpressLane(Connection):
         return bool(self._unsent or self._unencrypted)
 
     # --- under the lock --------------------------------------------------------------------------------------------
-    def _send(self, frame: bytes) -> bool:
-        """Send a frame, and leave what the kernel does not take to the I/O thread. False: the connection has failed."""
+    def _send(self, frame: bytes, along: Sequence[bytes] = ()) -> bool:
+        """Send a frame and those along with it, and leave what the kernel does not take to the I/O thread. False: the
+        connection has failed."""
         size = len(frame)
         try:
             if size <= _CHUNK_BYTES:
-                self._encrypt(LENGTH.pack(size) + frame)
+                data = LENGTH.pack(size) + frame
+                if along:
+                    data += b"".join(LENGTH.pack(len(other)) + other for other in along)
+                    self._flow.sent_bytes += len(data) - LENGTH.size - size
+                    self.frames_sent += len(along)
+                    self.bytes_sent += sum(map(len, along))
+                self._encrypt(data)
                 data = self._encrypted()
                 try:
                     sent = self._sock.send(data)

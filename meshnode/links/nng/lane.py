@@ -1,7 +1,7 @@
 """A lane on an NNG socket: one dialled connection to one inbox."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from functools import partial
 from typing import Protocol
@@ -61,8 +61,9 @@ class NngLane:
         self.bytes_sent = 0
         self.ends_ns = ends_ns
 
-    def try_send(self, frame: bytes) -> bool:
+    def try_send(self, frame: bytes, along: Sequence[bytes] = ()) -> bool:
         """See ``OutgoingLane.try_send``."""
+        assert not along, "no pace begins on nng"
         if len(frame) > MAX_FRAME_BYTES:
             raise BoundExceeded(f"a frame of {len(frame)} bytes is larger than {MAX_FRAME_BYTES}: split it")
         with self.lock:

@@ -470,3 +470,27 @@ def test_late_calls_after_close_touch_nothing(pki: Any, tmp_path: Path) -> None:
         links.close_pipe(1)
         links.dial(Address("127.0.0.1", 9), lambda: b"", 5).close()
         assert all(file.read() == b"" for file in files)
+
+
+def segments_sent(descriptor: int) -> int:
+    """How many segments with data a connection has sent, by Linux's ``tcp_info``."""
+    with socket.socket(fileno=os.dup(descriptor)) as connection:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+    return int(struct.unpack_from("I", info, 156)[0])
+
+
+def test_frames_that_go_along_arrive_in_order_in_the_same_segment(pki: Any, end: Any) -> None:
+    """On a full radio channel a segment costs more than what is in it."""
+    a, b = end(pki("a")), end(pki("b"))
+    lane = a.dial(b)
+    a.told.one("lane_opened")
+    assert lane.try_send(b"first")
+    eventually(lambda: len(b.told.frames()) == 2, "the greeting and the first frame")
+    before = segments_sent(lane.descriptor)
+    along = [b"beat", b"", b"goodbye" * 20]
+    assert lane.try_send(b"reading" * 30, along)
+    eventually(lambda: len(b.told.frames()) == 6, "all frames")
+    assert b.told.frames()[2:] == [b"reading" * 30, *along]
+    assert segments_sent(lane.descriptor) == before + 1
+    for name in ("frames", "bytes"):
+        assert a.transport.statistics()[f"{name}_sent"] == b.transport.statistics()[f"{name}_received"]

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from protocols.base.limits import MS, SECOND
 from protocols.links.flow import (
     FIRST_WINDOW_BYTES,
+    LATE_NS,
     LEAST_BASE_NS,
     MAX_WINDOW_BYTES,
     MOST_BASE_NS,
@@ -15,7 +16,6 @@ from protocols.links.flow import (
 )
 
 ENOUGH_NS = LEAST_BASE_NS + TARGET_NS
-LATE_NS = LEAST_BASE_NS + SLOW_NS
 
 
 def hand_over(flow: Flow, size_bytes: int, now: int) -> None:
@@ -64,20 +64,22 @@ def test_frame_under_way_for_long_holds_up_what_follows_however_small_it_is() ->
     assert flow.window_bytes == FIRST_WINDOW_BYTES
 
 
-def test_sample_is_slow_only_if_a_look_found_the_frame_late() -> None:
+def test_sample_is_slow_only_if_a_look_found_the_frame_unconfirmed() -> None:
     """Who looks once a second would otherwise take every frame for a slow one."""
     flow = Flow()
     assert late_ns(flow, 0, SECOND) == 0, "nothing is under way"
     hand_over(flow, 100, SECOND)
-    assert late_ns(flow, 100, SECOND + LATE_NS) == 0
-    assert late_ns(flow, 0, 2 * SECOND) == SLOW_NS, "nobody knows since when"
+    assert late_ns(flow, 100, SECOND + LEAST_BASE_NS + LATE_NS) == 0
+    assert late_ns(flow, 0, 2 * SECOND) == LATE_NS, "nobody knows since when"
     hand_over(flow, 100, 2 * SECOND)
     assert late_ns(flow, 0, 2 * SECOND + MS) == 1
     assert flow.marked_ns == 0
     hand_over(flow, 100, 2 * SECOND)
     hand_over(flow, 100, 2 * SECOND)
-    assert late_ns(flow, 150, 2 * SECOND + LATE_NS + 1) > SLOW_NS
-    assert late_ns(flow, 150, 2 * SECOND + 2 * LATE_NS) == 0, "it is told once"
+    assert LATE_NS < late_ns(flow, 150, 2 * SECOND + LEAST_BASE_NS + LATE_NS + 1) <= SLOW_NS
+    assert late_ns(flow, 150, 2 * SECOND + LEAST_BASE_NS + SLOW_NS) == 0, "it is told once"
+    assert late_ns(flow, 150, 2 * SECOND + LEAST_BASE_NS + SLOW_NS + 1) > SLOW_NS
+    assert late_ns(flow, 150, 2 * SECOND + 4 * SLOW_NS) == 0, "it is told once"
     assert late_ns(flow, 100, 3 * SECOND) == 0, "the frame is confirmed, the one behind it is not"
     assert flow.marked_ns == 0
 

@@ -56,6 +56,72 @@ def test_slow_lane_that_is_the_only_one_has_its_own_window_and_no_pace() -> None
     assert not pace.active
 
 
+CROWD = [NodeId(f"n{number}") for number in range(14)]
+
+
+def crowded(slow: int) -> int:
+    """How often a node with fourteen lanes cuts its rate when so many of them become slow."""
+    pace, now = Pace(), 10 * SECOND
+    pace.lanes = len(CROWD)
+    for late in (0, 0, slow, 0):
+        now += 200 * MS
+        for number, node in enumerate(CROWD):
+            pace.sampled(node, (LATE_NS if number < late else 1, TOOK_NS), now - 10 * MS)
+        pace.sampled(CROWD[-1], (1, MS), now)
+    return pace.cuts
+
+
+def test_in_a_crowd_a_few_lanes_that_become_slow_tell_that_the_channel_is_full() -> None:
+    """Whoever has a small share of the channel sees little of it, and hazards wait all the same."""
+    assert crowded(1) == 0
+    assert crowded(4) == 1
+
+
+def test_lanes_of_a_crowd_that_were_always_slow_have_slow_links() -> None:
+    """Three neighbours behind a wall must not slow down eleven others."""
+    pace, now = Pace(), 10 * SECOND
+    pace.lanes = len(CROWD)
+    for _ in range(100):
+        now += 100 * MS
+        for number, node in enumerate(CROWD):
+            pace.sampled(node, (LATE_NS if number < 3 else 1, TOOK_NS), now)
+    assert pace.cuts == 0
+
+
+def granted(pace: Pace, now: int, span_ns: int) -> int:
+    """How many turns a lane gets that always wants one."""
+    turns, end_ns = 0, now + span_ns
+    pace.take_turn(A, now)
+    while now < end_ns:
+        now += 5 * MS
+        for node in pace.turns(now):
+            turns += pace.take_turn(node, now)
+            pace.take_turn(node, now)
+    return turns
+
+
+def test_cut_lets_the_channel_carry_off_what_waits_on_it() -> None:
+    """Otherwise what is sent next is late too, whatever the rate is."""
+    pace, now = congested(), 10 * SECOND
+    assert granted(pace, now, 300 * MS) <= pace.rate * 0.3 / 4 + 1, "no more than what is reserved"
+    assert granted(pace, now + 300 * MS, SECOND) > 0.9 * pace.rate
+
+
+def test_long_frame_takes_the_time_of_several() -> None:
+    """A page of gossip keeps a radio busy for as long as five positions."""
+    spans = []
+    for size_bytes in (0, 2_000):
+        pace, now = congested(), 11 * SECOND
+        pace.take_turn(A, now)
+        pace.turns(now)
+        assert pace.take_turn(A, now)
+        if size_bytes:
+            pace.took_long(size_bytes)
+        pace.take_turn(A, now)
+        spans.append(pace.next_turn_at() - now)
+    assert spans[1] > spans[0] + 2 * SECOND / pace.rate
+
+
 def test_lateness_that_no_rate_ends_is_not_fought_for_ever() -> None:
     """Then it is not the channel that is full, and sending little helps nobody."""
     pace, now = congested(), 10 * SECOND

@@ -15,7 +15,7 @@ from protocols.wire.membership import Goodbye, Heartbeat
 from protocols.wire.parcels import encode_alone, encode_together
 from protocols.wire.readings import Readings
 from tests.tools.queue_fixture import PEER, behind, put, taken
-from tests.tools.strategies import EXPLORE, reading
+from tests.tools.strategies import EXPLORE, THOROUGH, reading
 
 
 def test_full_lane_takes_urgent_readings_and_nothing_else() -> None:
@@ -293,3 +293,90 @@ def test_lanes_of_a_node_that_keeps_a_pace_wait_for_their_turn() -> None:
     assert kinds.count("Goodbye") == 2
     assert kinds.count("Readings") == 6
     assert now > 0.5 * limits.SECOND
+
+
+def paced() -> tuple[LaneQueue, Pace]:
+    """A lane of a node that keeps a pace and has a turn left."""
+    pace = Pace()
+    pace.active, pace.rate = True, 10.0
+    return LaneQueue(PEER, Drops(), pace=pace), pace
+
+
+def test_what_is_small_goes_along_with_a_turn() -> None:
+    """A segment of its own would cost a full channel as much as a reading does."""
+    queue, _ = paced()
+    beat, goodbye = encode_frame(Heartbeat(1, 0, 0, 0, 0)), encode_frame(Goodbye(1))
+    put(queue, 1)
+    queue.put_heartbeat(beat)
+    queue.put_control(goodbye)
+    queue.put_latest("Interest", goodbye)
+    now = limits.SECOND
+    frame = queue.take(now)
+    assert frame is not None
+    along = queue.take_along(len(frame), now)
+    together = [decode_untrusted_node_frame(one) for one in (frame, *along)]
+    assert sorted(type(one).__name__ for one in together) == ["Goodbye", "Goodbye", "Heartbeat", "Readings"]
+    assert not queue
+    assert queue.waiting_bytes == queue.waiting_readings == 0
+    assert queue.take_along(len(frame), now) == []
+
+
+def test_readings_go_along_before_control_frames_and_neither_makes_a_second_segment() -> None:
+    """The newest position is what a turn is for."""
+    queue, _ = paced()
+    long, now = encode_frame(Goodbye(1, "x" * 200)), limits.SECOND
+    queue.put_heartbeat(encode_frame(Heartbeat(1, 0, 0, 0, 0)))
+    queue.put_control(long)
+    put(queue, 1, key="a", size=300)
+    put(queue, 2, key="b", size=300)
+    put(queue, 3, key="c", size=900)
+    frame = queue.take(now)
+    assert frame is not None
+    assert type(decode_untrusted_node_frame(frame)) is Heartbeat
+    (readings,) = queue.take_along(len(frame), now)
+    decoded = decode_untrusted_node_frame(readings)
+    assert type(decoded) is Readings
+    assert [one.sequence for one in decoded.readings] == [1, 2]
+    assert len(frame) + len(readings) < 1_300
+    assert queue.waiting_readings == 1, "it waits for the next turn, as the long control frame does"
+
+
+@THOROUGH
+@given(
+    st.lists(st.tuples(st.sampled_from(["reading", "beat", "control", "latest"]), st.integers(0, 1_500)), max_size=30)
+)
+def test_everything_that_is_put_comes_out_once_with_a_turn_or_along_with_one(puts: list[tuple[str, int]]) -> None:
+    """Whatever waits, and however large it is."""
+    queue, pace = paced()
+    sent: list[str] = []
+    for number, (kind, size) in enumerate(puts):
+        match kind:
+            case "reading":
+                put(queue, number, key=f"k/{number}", size=size)
+            case "beat":
+                queue.put_heartbeat(encode_frame(Heartbeat(number, 0, 0, 0, 0)))
+            case "control":
+                queue.put_control(encode_frame(Goodbye(number, "x" * min(size, 200))))
+            case _:
+                queue.put_latest("Interest", encode_frame(Goodbye(number)))
+    now = limits.SECOND
+    while queue:
+        frame = queue.take(now)
+        if frame is None:
+            now = max(now + 1, pace.next_turn_at())
+            pace.turns(now)
+            continue
+        along = queue.take_along(len(frame), now)
+        assert not along or len(frame) + sum(map(len, along)) <= 1_300
+        for one in (frame, *along):
+            decoded = decode_untrusted_node_frame(one)
+            if type(decoded) is Readings:
+                sent += [f"reading {one.sequence}" for one in decoded.readings]
+            else:
+                sent.append(type(decoded).__name__)
+    kinds = [kind for kind, _ in puts]
+    assert [one for one in sent if one.startswith("reading")] == [
+        f"reading {number}" for number, kind in enumerate(kinds) if kind == "reading"
+    ]
+    assert sent.count("Heartbeat") == min(kinds.count("beat"), 1), "the newest"
+    assert sent.count("Goodbye") == kinds.count("control") + min(kinds.count("latest"), 1)
