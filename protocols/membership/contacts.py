@@ -83,7 +83,8 @@ class Contacts:
         self._node, self._dial_timeout_ns, self._random = node, dial_timeout_ns, random
         self._contacts: dict[str, Contact] = {}
         self._dials: dict[int, Dialling] = {}
-        self._dial_limit = DialLimit()
+        self.limit = DialLimit()
+        """How many dials may wait for an answer."""
         self._refused: dict[str, int] = {}  # name of a contact, node id or host -> until when
         self._next_dial = 1
         self._due_ns = _UNKNOWN  # when the next contact may be dialled
@@ -219,7 +220,7 @@ class Contacts:
             self._effects.append(HangUp(dial))
             return None
         if dialling.lane is Lane.REALTIME:
-            self._dial_limit.answered(dialling.began_ns, now)
+            self.limit.answered(dialling.began_ns, now)
         if dialling.contact.seed:
             dialling.contact.node = identity.node
             if self._is_claimed_twice(identity.node):
@@ -304,7 +305,7 @@ class Contacts:
     @property
     def patience_ns(self) -> int:
         """How long a peer that took our Hello may take to dial back; in a crowd it has many others to dial."""
-        crowds = 4 if self._dial_limit.is_crowded else 1
+        crowds = 4 if self.limit.is_crowded else 1
         return crowds * self._dial_timeout_ns + limits.HELLO_TIMEOUT_NS
 
     def dial_bulk(self, realtime: int) -> None:
@@ -319,7 +320,7 @@ class Contacts:
         self._dials[dial] = Dialling(contact, lane, address, now)
         if lane is Lane.REALTIME:
             contact.busy += 1
-            self._dial_limit.began(now)
+            self.limit.began(now)
         self.counters["dials"] += 1
         # With several addresses the first tries have short time-outs, because some addresses may not answer at all.
         timeout_ns = self._dial_timeout_ns
@@ -345,7 +346,7 @@ class Contacts:
             elif may_dial(contact.node) or (
                 contact.seed and contact.node is not None and self._is_claimed_twice(contact.node)
             ):
-                if self._dial_limit.room_at(waiting, now) > now:
+                if self.limit.room_at(waiting, now) > now:
                     break  # their turn comes later
                 waiting.append(now)
                 self._dial(contact, Lane.REALTIME, contact.addresses[contact.attempt % len(contact.addresses)], now)
@@ -362,7 +363,7 @@ class Contacts:
         for contact in self._contacts.values():
             if contact.next_dial_ns < due_ns and not (contact.busy or contact.parked):
                 due_ns = contact.next_dial_ns
-        self._due_ns = due_ns if due_ns == NEVER else self._dial_limit.room_at(self._waiting_since(), due_ns)
+        self._due_ns = due_ns if due_ns == NEVER else self.limit.room_at(self._waiting_since(), due_ns)
         return self._due_ns
 
     def _waiting_since(self) -> list[int]:

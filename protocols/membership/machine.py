@@ -30,6 +30,7 @@ from protocols.base.sequences import MAX_INCARNATION
 from protocols.base.time import NEVER
 from protocols.events import DuplicateIdentity
 from protocols.links.drops import Drops
+from protocols.links.pace import crowd_gap_ns
 from protocols.membership.contacts import Contacts, HostPort
 from protocols.membership.events import (
     MembershipEffect,
@@ -458,12 +459,14 @@ class Membership:
                 neighbour.suspicion.restart(now, self._settings.suspicion_max_ns)
 
     def _check_silence(self, now: int) -> None:
-        suspect_after_ns = self._suspect_after_ns
+        suspect_after_ns, gap_ns = self._suspect_after_ns, self.heartbeats.gap_ns
+        new_gap_ns = max(gap_ns, crowd_gap_ns(len(self.neighbours)))
         for neighbour in list(self.neighbours.values()):
             if neighbour.state is _ALIVE:
                 silent_ns = now - neighbour.last_heard_ns
                 if neighbour.incarnation:
-                    if silent_ns >= max(suspect_after_ns, neighbour.reckon_patience(silent_ns, self.heartbeats.gap_ns)):
+                    patience_ns = neighbour.reckon_patience(silent_ns, new_gap_ns if neighbour.is_new(now) else gap_ns)
+                    if silent_ns >= max(suspect_after_ns, patience_ns):
                         self._suspect(neighbour, "silence", now)
                     else:
                         self._hearing.check(neighbour, now)
@@ -487,14 +490,10 @@ class Membership:
 
     def _may_dial(self, node: NodeId | None) -> bool:
         neighbour = self.neighbours.get(node) if node is not None else None
-        if neighbour is not None:
-            return not neighbour.realtime
-        return self._living() < self._settings.max_neighbours
+        return self._living() < self._settings.max_neighbours if neighbour is None else not neighbour.realtime
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` has to be called at the latest."""
-        due = self.heartbeats.due_ns
-        for neighbour in self._suspected.values():
-            if neighbour.suspicion is not None:
-                due = min(due, neighbour.suspicion.dead_at)
+        suspicions = [neighbour.suspicion for neighbour in self._suspected.values()]
+        due = min([self.heartbeats.due_ns, *[one.dead_at for one in suspicions if one is not None]])
         return due if self._leaving else min(due, self._contacts.next_timer_at())

@@ -75,6 +75,10 @@ class Neighbour:
         """How long it usually is silent: the longest of its recent silences, where older ones count less. And how long
         it may be silent before it is suspected, because of that."""
 
+    def is_new(self, now: int) -> bool:
+        """Whether it may have waited for a turn to send to us ever since it met us."""
+        return now - self.first_seen_ns < _MOST_PATIENCE_NS
+
     def reckon_patience(self, silent_ns: int, gap_ns: int) -> int:
         """Reckon how long this neighbour may be silent, by what is usual: a channel that is full lets frames through
         rarely and unevenly. ``silent_ns``: how long it has been silent. ``gap_ns``: how far apart our own frames to one

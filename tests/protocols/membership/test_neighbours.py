@@ -240,6 +240,21 @@ def test_neighbour_that_falls_silent_is_asked_for_an_answer() -> None:
     assert not any(frame.answer for frame in alone.sent(dial) if type(frame) is Heartbeat)
 
 
+@pytest.mark.parametrize(("neighbours", "suspected"), [(3, True), (24, False)])
+def test_newcomer_in_a_crowd_waits_until_the_others_had_a_turn(neighbours: int, suspected: bool) -> None:
+    """Twenty-four that keep the least pace get to it every two seconds; it took them all for dead after one."""
+    alone = Alone()
+    for number in range(neighbours):
+        alone.hello(f"n{number}", port=7_000 + number)
+        (dial,) = alone.dials()
+        alone.engine.lane_opened(dial.dial, identity(f"n{number}"), alone.now)
+    alone.timers(4 * SECOND)
+    events = {type(event) for event in alone.engine.events()}
+    assert (NeighbourSuspected in events) == suspected
+    alone.timers(12 * SECOND)
+    assert NeighbourSuspected in events | {type(event) for event in alone.engine.events()}, "not for ever"
+
+
 def test_refutation_by_a_reading_is_told_at_once() -> None:
     """Found by simulation: its event waited for the next control frame or timer."""
     alone = Alone()
