@@ -13,7 +13,7 @@ from sims.virtual.driver import SimDriver
 
 
 @cache
-def jam(vehicles: int, duration_s: float = 30.0, faults: tuple[Fault, ...] = ()) -> Result:
+def jam(vehicles: int, duration_s: float = 40.0, faults: tuple[Fault, ...] = ()) -> Result:
     scenario: Scenario = load("jam")
     (group,) = scenario.groups
     return simulate(
@@ -24,17 +24,17 @@ def jam(vehicles: int, duration_s: float = 30.0, faults: tuple[Fault, ...] = ())
 
 @pytest.mark.parametrize(
     ("vehicles", "useful_per_s", "age_p50_ms", "age_p95_ms"),
-    [(12, 900, 200, 500), (18, 600, 400, 2_500), (30, 500, 1_200, 8_000)],
+    [(12, 900, 200, 500), (18, 900, 400, 1_500), (30, 800, 1_200, 2_500)],
 )
 def test_vehicles_in_a_jam_know_where_the_others_are(
     vehicles: int, useful_per_s: float, age_p50_ms: float, age_p95_ms: float
 ) -> None:
-    """With sixteen of them the mesh stopped: everything arrived after its time, for as long as the run lasted. The time
-    until all have met is in it, which for thirty of them is a third of the run."""
+    """With sixteen of them the mesh stopped: everything arrived after its time, for as long as the run lasted."""
     result = jam(vehicles)
     assert result.useful_per_s > useful_per_s
     assert result.age.quantiles["p50"] < age_p50_ms
     assert result.age.quantiles["p95"] < age_p95_ms
+    assert result.urgent.quantiles["p95"] < 400
     assert result.counters["deaths"] == 0
     assert result.broken == []
 
@@ -66,13 +66,13 @@ def test_slow_neighbour_among_ten_good_ones_slows_nobody_but_itself() -> None:
 
 
 def test_crowd_that_thins_out_gets_all_of_the_channel_again() -> None:
-    """Thirty vehicles, of which eighteen drive on after 25 s; then the others have what twelve have, within 5 s."""
-    gone = Fault("crash", 25.0, 0.0, tuple(f"car-{number}" for number in range(12, 30)))
-    thinned = (_useful(jam(30, 40.0, (gone,))) - _useful(jam(30, 30.0, (gone,)))) / 10
-    twelve = (_useful(jam(12, 30.0)) - _useful(jam(12, 20.0))) / 10
+    """Thirty vehicles, of which eighteen drive on after 35 s; then the others have what twelve have, within 5 s."""
+    gone = Fault("crash", 35.0, 0.0, tuple(f"car-{number}" for number in range(12, 30)))
+    thinned = (_useful(jam(30, 50.0, (gone,))) - _useful(jam(30, 40.0, (gone,)))) / 10
+    twelve = (_useful(jam(12, 40.0)) - _useful(jam(12, 30.0))) / 10
     assert thinned > 0.7 * twelve
 
 
 def _useful(result: Result) -> float:
     """How many useful readings there were, from when the last vehicle had started."""
-    return result.useful_per_s * (result.virtual_s - (result.nodes - 1) * 0.1)
+    return result.useful_per_s * (result.virtual_s - (result.nodes - 1) * 0.5)
