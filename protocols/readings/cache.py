@@ -48,7 +48,7 @@ class LastValues:
         kind = type(value)
         if not size:
             size = SMALL_SIZE if kind in SMALL else len(value) if kind is bytes else -1
-        stream.size = size
+        stream.size, stream.kind = size, kind
         if kind in SMALL:
             held_bytes = _SMALL_BYTES
         elif kind is bytes or kind is str:

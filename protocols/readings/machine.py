@@ -247,7 +247,7 @@ class Router:
         if kind not in IMMUTABLE:
             reading = decode_alone(data)
         self.next_sequence = sequence + 1
-        if stream.size == len(data) and not stream.missed and kind in SMALL:
+        if stream.size == len(data) and not stream.missed and (kind in SMALL or kind is bytes is stream.kind):
             stream.newest, stream.last, stream.last_ns = sequence, reading, now
         else:
             self._table.note(stream, reading, len(data), now)

@@ -63,8 +63,9 @@ class Stream:
     """Everything that is known about one (origin, key)."""
 
     __slots__ = (
-        "held_bytes", "how", "is_decided", "is_hearsay", "key", "last", "last_ns", "limited", "limited_last", "missed",
-        "newest", "numbers", "origin", "payer", "permitted", "role", "routes", "routes_version", "size", "version",
+        "held_bytes", "how", "is_decided", "is_hearsay", "key", "kind", "last", "last_ns", "limited", "limited_last",
+        "missed", "newest", "numbers", "origin", "payer", "permitted", "role", "routes", "routes_version", "size",
+        "version",
     )  # fmt: skip
 
     def __init__(self, origin: str, key: str, payer: NodeId, is_hearsay: bool = False) -> None:
@@ -76,6 +77,8 @@ class Stream:
         self.newest = -1
         self.size = -1
         """A reading of the same size and provenance as the last one holds as much memory; -1: none does."""
+        self.kind: type = type(None)
+        """The type of the value for which ``size`` was noted."""
         self.how: Provenance | None = None
         self.missed: tuple[int, ...] = ()  # subscriptions that were told that it is silent
         self.last: Reading | None = None

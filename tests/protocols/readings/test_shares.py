@@ -203,6 +203,20 @@ def test_last_values_hold_no_more_memory_than_their_bound(
     assert not bench.dropped()
 
 
+def test_memory_of_an_own_value_is_that_of_its_kind_even_if_it_takes_as_many_bytes_to_send() -> None:
+    """Fifteen numbers and fourteen bytes are sixteen bytes on the wire, and a list is five times as large in memory."""
+    bench, alone = Bench(), {}
+    values: tuple[object, ...] = (bytes(14), [0] * 15)
+    for number, value in enumerate(values):
+        single = Bench()
+        single.publish(value=value)
+        alone[number] = single.machine._table.last_values.held_bytes
+    assert alone[1] > alone[0] + 100
+    for number in (0, 0, 1, 0, 0, 1, 1):
+        bench.publish(value=values[number])
+        assert bench.machine._table.last_values.held_bytes == alone[number]
+
+
 def test_size_of_a_last_value_follows_its_context() -> None:
     """A neighbour may send a short provenance first and a long one next, on each of 16,384 streams."""
     bench = Bench(B)
