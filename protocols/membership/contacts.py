@@ -220,7 +220,7 @@ class Contacts:
             self._effects.append(HangUp(dial))
             return None
         if dialling.lane is Lane.REALTIME:
-            self.limit.answered(dialling.began_ns, now)
+            self.limit.answered(dialling.began_ns, len(self._contacts), now)
         if dialling.contact.seed:
             dialling.contact.node = identity.node
             if self._is_claimed_twice(identity.node):

@@ -21,6 +21,8 @@ MOST: Final = 64
 FIRST: Final = 4
 _LEAST: Final = 2
 """A vehicle has met forty others within half a minute."""
+_CROWD: Final = 12
+"""With fewer to dial there is no crowd: handshakes are slow when an address has moved, too."""
 _QUICK_NS: Final = 300 * MS
 """A handshake over a free link takes 20 ms, and over the Internet four round trips. One that takes longer has waited
 for a channel or a processor. A dial without an answer counts for so long."""
@@ -46,12 +48,12 @@ class DialLimit:
         """Note that a dial begins."""
         self._begun.append(now)
 
-    def answered(self, began_ns: int, now: int) -> None:
-        """Note that a dial which began at ``began_ns`` was answered."""
+    def answered(self, began_ns: int, contacts: int, now: int) -> None:
+        """Note that a dial which began at ``began_ns`` was answered. ``contacts``: how many there are to dial."""
         if now - began_ns <= _QUICK_NS:
             self.limit = min(self.limit + 1, MOST)
         elif began_ns >= self._cut_ns:  # those that began before are late for the same reason
-            self.limit, self._cut_ns = max(self.limit // 2, _LEAST), now
+            self.limit, self._cut_ns = max(self.limit // 2, _LEAST if contacts >= _CROWD else FIRST), now
 
     def room_at(self, waiting: list[int], due_ns: int) -> int:
         """From when on a dial that is due at ``due_ns`` may begin, if none is answered before. ``waiting``: when those

@@ -74,7 +74,7 @@ class Refusals:
 
     def charge(self, neighbour: Neighbour, frame: Readings, now: int) -> None:
         """Have a neighbour pay for the lists and dicts in readings that were decoded."""
-        elements = sum(element_count(reading.value) for reading in frame.readings if type(reading.value) in COMPOSITE)
+        elements = sum([element_count(one.value) for one in frame.readings if type(one.value) in COMPOSITE])
         if elements:
             account = self._accounts.of(neighbour.node, now).elements
             account.left(now)  # what came until now counts first, because the allowance is bounded

@@ -4,6 +4,8 @@ from protocols.base.limits import MS, SECOND
 from protocols.base.time import NEVER
 from protocols.membership.dial_limit import FIRST, MOST, DialLimit
 
+MANY = 30
+
 
 def test_quick_answers_let_more_dials_be_under_way_up_to_a_bound() -> None:
     """Where links are free, a node meets hundreds in a moment."""
@@ -12,7 +14,7 @@ def test_quick_answers_let_more_dials_be_under_way_up_to_a_bound() -> None:
     assert limit.room_at([now] * FIRST, now) > now
     for _ in range(2 * MOST):
         limit.began(now)
-        limit.answered(now - 20 * MS, now)
+        limit.answered(now - 20 * MS, MANY, now)
     assert limit.limit == MOST
     assert limit.room_at([now] * (MOST - 1), now) == now
     assert limit.room_at([now] * MOST, now) == NEVER
@@ -22,28 +24,39 @@ def test_slow_answers_halve_the_number_once_for_all_that_began_before() -> None:
     """All of them waited for the same channel."""
     limit, now = DialLimit(), 10 * SECOND
     for _ in range(12):
-        limit.answered(now - 20 * MS, now)
+        limit.answered(now - 20 * MS, MANY, now)
     for _ in range(5):
         now += 10 * MS
-        limit.answered(now - SECOND, now)
+        limit.answered(now - SECOND, MANY, now)
     assert limit.limit == (FIRST + 12) // 2
     for _ in range(20):
         now += 2 * SECOND
-        limit.answered(now - SECOND, now)
+        limit.answered(now - SECOND, MANY, now)
     assert limit.limit == 2, "some are always allowed"
+
+
+def test_few_contacts_are_no_crowd_however_slow_they_answer() -> None:
+    """Ten nodes whose network has changed wait for ARP, and have to find one another within seconds."""
+    limit, now = DialLimit(), 10 * SECOND
+    for _ in range(5):
+        now += 2 * SECOND
+        limit.answered(now - SECOND, 9, now)
+    assert limit.limit == FIRST
+    limit.began(now)
+    assert limit.room_at([], now) == now
 
 
 def test_in_a_crowd_the_limit_is_one_of_dials_a_second_though_they_are_answered() -> None:
     """Otherwise handshakes would follow one another until the channel is full of them."""
     limit, now = DialLimit(), 10 * SECOND
-    limit.answered(now - SECOND, now)
+    limit.answered(now - SECOND, MANY, now)
     assert limit.limit == FIRST // 2
     for _ in range(FIRST // 2):
         limit.began(now)
     free_ns = limit.room_at([], now)
     assert free_ns == now + SECOND
-    limit.answered(free_ns - 20 * MS, free_ns)
-    limit.answered(free_ns - 20 * MS, free_ns)
+    limit.answered(free_ns - 20 * MS, MANY, free_ns)
+    limit.answered(free_ns - 20 * MS, MANY, free_ns)
     assert limit.room_at([], now) == now, "it is not crowded any more"
 
 
