@@ -304,7 +304,7 @@ class LaneQueue:
         pace: a segment costs a channel more than what is in it."""
         along: list[bytes] = []
         room_bytes = _SLOW_FRAME_BYTES - size_bytes
-        if self._heartbeat is not None:
+        if self._heartbeat is not None and len(self._heartbeat) <= room_bytes:
             along.append(self._heartbeat)
             room_bytes -= len(self._heartbeat)
             self._heartbeat = None

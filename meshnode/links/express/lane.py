@@ -286,6 +286,7 @@ class ExpressLane(Connection):
                     self._unsent = memoryview(data)[sent:]
                     self.hub.watch(self, _IN | _OUT)
             else:
+                assert not along, "they go with what leaves room in a segment"
                 self._encrypt(LENGTH.pack(size) + frame[:_HEAD_BYTES])  # a whole record: nothing more is copied
                 self._unencrypted = memoryview(frame)[_HEAD_BYTES:]
                 if not self._push():

@@ -341,18 +341,37 @@ def test_readings_go_along_before_control_frames_and_neither_makes_a_second_segm
     assert queue.waiting_readings == 1, "it waits for the next turn, as the long control frame does"
 
 
+def test_nothing_goes_along_with_a_frame_that_fills_a_segment() -> None:
+    """It would begin a second one, and a lane does not take it along with a large frame at all."""
+    queue, _ = paced()
+    beat = encode_frame(Heartbeat(1, 0, 0, 0, 0))
+    put(queue, 1, size=1_400, priority=7)
+    queue.put_heartbeat(beat)
+    frame = queue.take(limits.SECOND)
+    assert frame is not None
+    assert queue.take_along(len(frame), limits.SECOND) == []
+    assert queue.take(2 * limits.SECOND) == beat
+
+
 @THOROUGH
 @given(
-    st.lists(st.tuples(st.sampled_from(["reading", "beat", "control", "latest"]), st.integers(0, 1_500)), max_size=30)
+    st.lists(
+        st.tuples(st.sampled_from(["reading", "hazard", "beat", "control", "latest"]), st.integers(0, 1_500)),
+        max_size=30,
+    )
 )
 def test_everything_that_is_put_comes_out_once_with_a_turn_or_along_with_one(puts: list[tuple[str, int]]) -> None:
     """Whatever waits, and however large it is."""
     queue, pace = paced()
+    kinds = [kind for kind, _ in puts]
     sent: list[str] = []
+    sent_readings: list[tuple[int, int]] = []
     for number, (kind, size) in enumerate(puts):
         match kind:
             case "reading":
                 put(queue, number, key=f"k/{number}", size=size)
+            case "hazard":
+                put(queue, number, key=f"k/{number}", size=size, priority=7)
             case "beat":
                 queue.put_heartbeat(encode_frame(Heartbeat(number, 0, 0, 0, 0)))
             case "control":
@@ -371,12 +390,13 @@ def test_everything_that_is_put_comes_out_once_with_a_turn_or_along_with_one(put
         for one in (frame, *along):
             decoded = decode_untrusted_node_frame(one)
             if type(decoded) is Readings:
-                sent += [f"reading {one.sequence}" for one in decoded.readings]
+                sent_readings += [
+                    (one.sequence, 7 if kinds[one.sequence] == "hazard" else 3) for one in decoded.readings
+                ]
             else:
                 sent.append(type(decoded).__name__)
-    kinds = [kind for kind, _ in puts]
-    assert [one for one in sent if one.startswith("reading")] == [
-        f"reading {number}" for number, kind in enumerate(kinds) if kind == "reading"
-    ]
+    for kind, least in (("hazard", 7), ("reading", 3)):
+        put_in = [number for number, one in enumerate(kinds) if one == kind]
+        assert [number for number, priority in sent_readings if priority == least] == put_in
     assert sent.count("Heartbeat") == min(kinds.count("beat"), 1), "the newest"
     assert sent.count("Goodbye") == kinds.count("control") + min(kinds.count("latest"), 1)
