@@ -329,6 +329,8 @@ def _models(config: NodeConfig) -> Iterator[Finding]:
             yield Finding("fail", "model", str(error))
         else:
             yield Finding("ok", "model", f"{name}: {model.digest[:12]}, loaded in {time.monotonic() - started_s:.1f} s")
+            for output, why in model.left_out.items():
+                yield Finding("warn", "model", f"{name}: the output {output!r} is left out: {why}")
 
 
 def _sensors(config: NodeConfig, folder: Path, identity: PeerIdentity | None) -> Iterator[Finding]:

@@ -59,12 +59,15 @@ def element_of_short(short: str) -> Element:
 def element_of_onnx(onnx: str) -> Element:
     """The element type of what ONNX Runtime calls ``onnx``. :raises ModelInvalid: when it can't travel."""
     element = _BY_ONNX.get(onnx)
-    if element is None:
-        raise ModelInvalid(
-            f"type {onnx} can't travel between nodes: export the model with tensors of "
-            f"{', '.join(each.onnx[7:-1] for each in ELEMENTS)}"
-        )
-    return element
+    if element is not None:
+        return element
+    if onnx.startswith("seq(map("):
+        way_out = "export the model with options={'zipmap': False}, which gives the numbers as a tensor"
+    elif onnx == "tensor(string)":
+        way_out = "train or export the model with numbers as labels"
+    else:
+        way_out = f"export the model with tensors of {', '.join(each.onnx[7:-1] for each in ELEMENTS)}"
+    raise ModelInvalid(f"type {onnx} can't travel between nodes: {way_out}")
 
 
 def element_of_open_inference(name: str) -> Element:

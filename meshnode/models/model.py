@@ -2,14 +2,14 @@
 
 Invariants:
 
-- The bytes that were hashed are the bytes that were loaded.
+- The bytes that were hashed are the bytes that were loaded, weights in files of their own included.
 - Sessions optimise at ``ORT_ENABLE_BASIC`` unless the spec says otherwise. Parts and whole of a model give equal bits
   only at equal levels: between them, outputs differed by up to 1.2e-4.
 - Each run has ``RunOptions`` of its own, so that ending one doesn't end another.
 - Only this module imports ONNX Runtime, and only when a model is loaded or run.
 """
 
-import hashlib
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meshnode.models.elements import element_of_onnx
 from meshnode.models.signature import check_inputs, check_outputs
+from meshnode.models.weights import digest_of, read_weights
 from protocols.base.errors import InferenceError, InputInvalid, ModelInvalid
 from protocols.base.ids import ModelDigest
 from protocols.base.limits import MAX_TENSOR_DIMENSIONS, MAX_TENSORS, MAX_TEXT_CHARS
@@ -35,6 +36,8 @@ else:
 MAX_MODEL_BYTES: Final = 2**31 - 1
 """The largest protobuf message."""
 MAX_THREADS: Final = 256
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +115,15 @@ class LoadedModel:
         session: Any,
         inputs: tuple[TensorSignature, ...],
         outputs: tuple[TensorSignature, ...],
+        left_out: Mapping[str, str] | None = None,
     ) -> None:
         self.spec = spec
         self.name = spec.name
         self.digest = digest
         self.inputs = inputs
         self.outputs = outputs
+        self.left_out = dict(left_out or {})
+        """The outputs that can't travel, by name, and why."""
         self._session = session
 
     @property
@@ -141,7 +147,7 @@ class LoadedModel:
         import numpy as np
 
         wanted = tuple(outputs) or tuple(signature.name for signature in self.outputs)
-        check_outputs(self.name, self.outputs, wanted)
+        check_outputs(self.name, self.outputs, wanted, self.left_out)
         self.check(inputs)
         cancel = cancel or Cancellation()
         try:
@@ -173,7 +179,8 @@ class LoadedModel:
     def zeros(self) -> dict[str, "NDArray[Any]"] | None:
         """Inputs of zeros to measure the model with, or None when it leaves sizes open that ``warm_up`` doesn't give.
 
-        An open first dimension is taken as a batch of 1.
+        An open first dimension is taken as a batch of 1. What may have any shape is tried as a number, because it may
+        be one, and is open if the model does not take that.
 
         :raises ModelInvalid: ``warm_up`` names no input of the model, or gives a shape that doesn't fit.
         """
@@ -192,6 +199,11 @@ class LoadedModel:
             self.check({**zeros, **unknown})
         except InputInvalid as error:
             raise ModelInvalid(f"'warm_up' of model {self.name!r} doesn't fit it: {error}") from error
+        if any(signature.has_any_shape and signature.name not in self.spec.warm_up for signature in self.inputs):
+            try:
+                self.run(zeros)
+            except InferenceError:
+                return None
         return zeros
 
     def __repr__(self) -> str:
@@ -207,7 +219,11 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         which.
     """
     content = _read(spec)
-    digest = ModelDigest(hashlib.sha256(content).hexdigest())
+    try:
+        weights = read_weights(spec.path, content)
+    except ModelInvalid as error:
+        raise ModelInvalid(f"model {spec.name!r}: {error}") from error
+    digest = digest_of(content, weights)
     if spec.digest is not None and digest != spec.digest:
         raise ModelInvalid(
             f"model {spec.name!r}: {spec.path} has the digest {digest}, not {spec.digest}: copy the file that is "
@@ -223,13 +239,23 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     # Spinning threads took a whole core between two runs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = _LOG_FATAL
+    if weights:
+        if not hasattr(options, "add_external_initializers_from_files_in_memory"):
+            raise ModelInvalid(
+                f"model {spec.name!r} has weights in files of their own, which onnxruntime {onnxruntime.__version__} "
+                "can't load: update it, or export the model in one file"
+            )
+        buffers = list(weights.values())
+        options.add_external_initializers_from_files_in_memory(list(weights), buffers, list(map(len, buffers)))
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own classes share no base but Exception
         raise _explained(spec, error) from error
-    inputs = _signatures(spec, "input", session.get_inputs())
-    outputs = _signatures(spec, "output", session.get_outputs())
-    return LoadedModel(spec, digest, session, inputs, outputs)
+    inputs, _ = _signatures(spec, "input", session.get_inputs())
+    outputs, left_out = _signatures(spec, "output", session.get_outputs(), may_leave_out=True)
+    for name, why in left_out.items():
+        _log.warning("output %r of model %r is left out: %s", name, spec.name, why)
+    return LoadedModel(spec, digest, session, inputs, outputs, left_out)
 
 
 _LOG_FATAL = 4
@@ -256,10 +282,10 @@ def _read(spec: ModelSpec) -> bytes:
 
 
 def _explained(spec: ModelSpec, error: Exception) -> ModelInvalid:
-    kind, text = type(error).__name__, _one_line(error)
+    kind, whole, text = type(error).__name__, str(error), _one_line(error)
     if kind == "InvalidProtobuf":
         return ModelInvalid(f"model {spec.name!r}: {spec.path} is not an ONNX file, or it is cut off: export it again")
-    if kind == "NotImplemented" or "No Op registered" in text or "ValidateOpsetForDomain" in text:
+    if kind == "NotImplemented" or "No Op registered" in whole or "ValidateOpsetForDomain" in whole:
         return ModelInvalid(
             f"model {spec.name!r}: {spec.path} uses operators that this ONNX Runtime doesn't have "
             f"({text}): export it for an older operator set, or update onnxruntime"
@@ -269,17 +295,21 @@ def _explained(spec: ModelSpec, error: Exception) -> ModelInvalid:
     )
 
 
-def _signatures(spec: ModelSpec, what: str, described_by_session: list[Any]) -> tuple[TensorSignature, ...]:
+def _signatures(
+    spec: ModelSpec, what: str, described_by_session: list[Any], may_leave_out: bool = False
+) -> tuple[tuple[TensorSignature, ...], dict[str, str]]:
+    """The signatures of the inputs or outputs of a model; ``what``: which. Also which outputs can't travel, and why."""
     if len(described_by_session) > MAX_TENSORS:
         raise ModelInvalid(
             f"model {spec.name!r} has {len(described_by_session)} {what}s: at most {MAX_TENSORS} can travel"
         )
-    signatures = []
+    signatures, left_out = [], {}
     for tensor in described_by_session:
         try:
             element = element_of_onnx(tensor.type)
         except ModelInvalid as error:
-            raise ModelInvalid(f"model {spec.name!r}, {what} {tensor.name!r}: {error}") from error
+            left_out[tensor.name] = str(error)
+            continue
         shape = tuple(size if isinstance(size, int) and size >= 0 else None for size in tensor.shape)
         if len(shape) > MAX_TENSOR_DIMENSIONS or len(tensor.name) > MAX_TEXT_CHARS:
             raise ModelInvalid(
@@ -288,8 +318,12 @@ def _signatures(spec: ModelSpec, what: str, described_by_session: list[Any]) -> 
             )
         names = tuple(size if isinstance(size, str) else "" for size in tensor.shape)
         signatures.append(TensorSignature(tensor.name, element.short, shape, names if any(names) else ()))
-    return tuple(signatures)
+    for name, why in left_out.items():
+        if not may_leave_out or not signatures:
+            raise ModelInvalid(f"model {spec.name!r}, {what} {name!r}: {why}")
+    return tuple(signatures), left_out
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:100]} … {text[-200:]}"  # the end says what is wrong

@@ -33,27 +33,35 @@ def check_inputs(model: str, signatures: Sequence[TensorSignature], inputs: Mapp
         _check_input(model, signature, inputs[signature.name])
 
 
-def check_outputs(model: str, signatures: Sequence[TensorSignature], wanted: Sequence[str]) -> None:
-    """Check that the model has the wanted outputs. :raises InputInvalid: it lacks one of them."""
+def check_outputs(
+    model: str, signatures: Sequence[TensorSignature], wanted: Sequence[str], left_out: Mapping[str, str]
+) -> None:
+    """Check that the model has the wanted outputs. ``left_out``: those that can't travel, and why.
+
+    :raises InputInvalid: it lacks one of them.
+    """
     names = [signature.name for signature in signatures]
     if len(wanted) > MAX_TENSORS:
         raise InputInvalid(f"{len(wanted)} outputs are wanted of model {model!r}: ask for at most {MAX_TENSORS}")
     for name in wanted:
+        if name in left_out:
+            raise InputInvalid(f"output {name[:80]!r} of model {model!r} is left out: {left_out[name]}")
         if name not in names:
             raise InputInvalid(f"model {model!r} has no output {name[:80]!r}: it gives {', '.join(map(repr, names))}")
 
 
 def _check_input(model: str, signature: TensorSignature, given: Any) -> None:
     dtype, shape = _type_of(signature, given)
-    fits = (
-        dtype == signature.dtype
-        and len(shape) == len(signature.shape)
-        and all(want is None or want == have for want, have in zip(signature.shape, shape, strict=True))
+    fits = dtype == signature.dtype and (
+        signature.has_any_shape
+        or (
+            len(shape) == len(signature.shape)
+            and all(want is None or want == have for want, have in zip(signature.shape, shape, strict=True))
+        )
     )
     if not fits:
         raise InputInvalid(
-            f"input {signature.name!r} of model {model!r}: expected {described(signature.dtype, signature.shape)}, "
-            f"given {described(dtype, shape)}"
+            f"input {signature.name!r} of model {model!r}: expected {signature.kind}, given {described(dtype, shape)}"
         )
 
 
@@ -70,8 +78,7 @@ def _type_of(signature: TensorSignature, given: Any) -> tuple[str, tuple[int, ..
         order_and_kind, shape = str(given.dtype.str), tuple(given.shape)
     except AttributeError:
         raise InputInvalid(
-            f"input {signature.name!r} is a {type(given).__name__}: give a NumPy array or a Tensor of "
-            f"{described(signature.dtype, signature.shape)}"
+            f"input {signature.name!r} is a {type(given).__name__}: give a NumPy array or a Tensor of {signature.kind}"
         ) from None
     if order_and_kind.startswith(">"):
         raise InputInvalid(f"input {signature.name!r} is big-endian: give it in this machine's byte order")

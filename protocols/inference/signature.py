@@ -13,13 +13,24 @@ class TensorSignature(Struct, frozen=True):
     name: str
     dtype: str
     shape: tuple[int | None, ...]
-    """None stands for a dimension of any size."""
+    """None stands for a dimension of any size. No dimensions stand for any number of them, none included: ONNX Runtime
+    says the same of a number and of a tensor whose model does not tell."""
     sizes: tuple[str, ...] = ()
     """The name that the model gives to each dimension of any size; empty for others. Dimensions of one name have the
     same size in one run."""
 
+    @property
+    def has_any_shape(self) -> bool:
+        """Whether it takes any number of dimensions."""
+        return not self.shape
+
+    @property
+    def kind(self) -> str:
+        """Type and shape as people read them."""
+        return described(self.dtype, self.shape) if self.shape else f"{self.dtype} of any shape"
+
     def __str__(self) -> str:
-        return f"{self.name}: {described(self.dtype, self.shape)}"
+        return f"{self.name}: {self.kind}"
 
 
 class ModelSignature(Struct, frozen=True):
@@ -60,15 +71,16 @@ def misfit(
         shape = tuple(
             size if size is not None else sizes.get(name) for size, name in _padded(output.shape, names)
         )  # fmt: skip
-        fits = len(tensor.shape) == len(shape) and all(
-            size is None or size == have for size, have in zip(shape, tensor.shape, strict=True)
+        fits = output.has_any_shape or (
+            len(tensor.shape) == len(shape)
+            and all(size is None or size == have for size, have in zip(shape, tensor.shape, strict=True))
         )
         if tensor.dtype != output.dtype or not fits:
             return (
                 f"output {output.name!r} is {described(tensor.dtype, tensor.shape)} instead of "
                 f"{described(output.dtype, shape)}"
             )
-        for (size, name), have in zip(_padded(output.shape, names), tensor.shape, strict=True):
+        for (size, name), have in zip(_padded(output.shape, names), tensor.shape, strict=not output.has_any_shape):
             if size is None and name:
                 if sizes.setdefault(name, have) != have:
                     return f"output {output.name!r} is {described(tensor.dtype, tensor.shape)}: {name!r} has two sizes"

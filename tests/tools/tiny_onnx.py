@@ -16,7 +16,7 @@ _BINARY = frozenset({"Add", "Sub", "Mul", "MatMul"})
 
 def write_model(
     path: Path,
-    input_shape: Sequence[int | str],
+    input_shape: Sequence[int | str] | None,
     op: str = "Identity",
     *,
     dtype: str = "f4",
@@ -27,14 +27,15 @@ def write_model(
 ) -> Path:
     """Write ``y = op(op(…(x)))``, ``repeat`` times, and return ``path``.
 
-    A binary operator gets its input twice: ``Add`` doubles, ``Mul`` squares. A text in the shape is a dynamic size.
+    A binary operator gets its input twice: ``Add`` doubles, ``Mul`` squares. A text in the shape is a dynamic size. No
+    shape: the model does not tell it.
     """
     path.write_bytes(model_bytes(input_shape, op, dtype, repeat, input_name, output_name, opset))
     return path
 
 
 def model_bytes(
-    input_shape: Sequence[int | str],
+    input_shape: Sequence[int | str] | None,
     op: str = "Identity",
     dtype: str = "f4",
     repeat: int = 1,
@@ -54,9 +55,11 @@ def model_bytes(
     return _number(1, 8) + _text(2, "tests") + _message(7, graph) + _message(8, _text(1, "") + _number(2, opset))
 
 
-def _tensor_type(name: str, dtype: str, shape: Sequence[int | str]) -> bytes:
-    dimensions = b"".join(_message(1, _text(2, size) if isinstance(size, str) else _number(1, size)) for size in shape)
-    tensor = _number(1, _ELEMENT_NUMBERS[dtype]) + _message(2, dimensions)
+def _tensor_type(name: str, dtype: str, shape: Sequence[int | str] | None) -> bytes:
+    tensor = _number(1, _ELEMENT_NUMBERS[dtype])
+    if shape is not None:
+        sizes = [_text(2, size) if isinstance(size, str) else _number(1, size) for size in shape]
+        tensor += _message(2, b"".join(_message(1, size) for size in sizes))
     return _text(1, name) + _message(2, _message(1, tensor))
 
 

@@ -1,0 +1,75 @@
+"""The files that hold weights of an ONNX model beside the model itself.
+
+A model of more than two gigabytes keeps its weights in files of their own, and many exporters do so for smaller ones.
+The model names them, relative to its own folder. They are part of the model: its digest covers them, and they are read
+once, so that what was hashed is what is loaded.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from protocols.base.errors import ModelInvalid
+from protocols.base.ids import ModelDigest
+
+_ENTRY: Final = b"\x0a\x08location\x12"
+"""How protobuf writes the entry of ``TensorProto.external_data`` that names a file, up to the length of the name. In an
+ONNX model nothing else has a field 1 of eight bytes with this text and a field 2 behind it, at any depth."""
+_MAX_NAME_BYTES: Final = 127
+"""A length of one byte. Longer names are not looked for; the model can't be loaded then."""
+MAX_FILES: Final = 4_096
+"""Some exporters write a file for each tensor."""
+
+
+def weight_files(content: bytes) -> list[str]:
+    """The names of the files with weights that a model names, sorted. ``content``: the model.
+
+    :raises ModelInvalid: a name leads out of the model's folder, or there are more than ``MAX_FILES``.
+    """
+    names = set()
+    at = content.find(_ENTRY)
+    while at >= 0:
+        at += len(_ENTRY)
+        size = content[at] if at < len(content) else 0
+        if 0 < size <= _MAX_NAME_BYTES:
+            names.add(content[at + 1 : at + 1 + size].decode("utf-8", "replace"))
+        at = content.find(_ENTRY, at)
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ModelInvalid(
+                f"its weights are in {name!r}, outside of its folder: put them beside it and export it again"
+            )
+    if len(names) > MAX_FILES:
+        raise ModelInvalid(f"its weights are in {len(names)} files: export it with all weights in one")
+    return sorted(names)
+
+
+def read_weights(path: Path, content: bytes) -> dict[str, bytes]:
+    """The contents of the files with weights of the model ``content``, which was read from ``path``, by name.
+
+    :raises ModelInvalid: as :func:`weight_files`, or a file is missing or can't be read.
+    """
+    weights = {}
+    for name in weight_files(content):
+        try:
+            weights[name] = (path.parent / name).read_bytes()
+        except FileNotFoundError as error:
+            raise ModelInvalid(
+                f"its weights are in {name!r}, which is not beside {path}: copy it there, or export all in one file"
+            ) from error
+        except OSError as error:
+            raise ModelInvalid(f"its weights in {path.parent / name} can't be read ({error.strerror})") from error
+    return weights
+
+
+def digest_of(content: bytes, weights: Mapping[str, bytes]) -> ModelDigest:
+    """The digest of a model: the SHA-256 of its file. With weights in other files it is the SHA-256 of the digests of
+    the model and of each of these files, in the order of their names, as 32 bytes each."""
+    digest = hashlib.sha256(content)
+    if not weights:
+        return ModelDigest(digest.hexdigest())
+    whole = hashlib.sha256(digest.digest())
+    for name in sorted(weights):
+        whole.update(hashlib.sha256(weights[name]).digest())
+    return ModelDigest(whole.hexdigest())
