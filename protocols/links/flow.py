@@ -28,9 +28,9 @@ TARGET_NS: Final = 40 * MS
 """With the least base this is the time between two readings at 20 Hz."""
 LATE_NS: Final = 15 * MS
 """What a frame waits on a channel that is nearly full, or for a receiving thread that is busy."""
-SLOW_NS: Final = 35 * MS
-"""What a frame waits on a channel that is full. With the least base it is more than the 40 ms after which Linux
-confirms a segment that nobody has read."""
+SLOW_NS: Final = 45 * MS
+"""What a frame waits on a channel that is full. With the least base it is well above the 40 ms after which Linux
+confirms a segment that nobody has read, and the ticks of its timers and of our looks."""
 _MEMORY_NS: Final = 30 * SECOND
 """A base is forgotten after once to twice this time: the way may have changed."""
 FIRST_WINDOW_BYTES: Final = 64 * 1024
