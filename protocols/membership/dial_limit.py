@@ -4,7 +4,8 @@ A handshake takes eight flights, five kilobytes in all. When many vehicles meet 
 dials all others together, handshakes fill the channel for seconds: readings and hazards wait behind them, and the
 handshakes run into their time-outs and begin again. So a node begins with few. Each handshake that was quick lets one
 more be under way, and one that was slow halves their number. When few are left it is crowded, and the limit is one of
-dials a second, so that thirty vehicles that meet take a third of their channel for it.
+dials in a span of time: a second with up to thirty others to dial, and longer with more. So vehicles that meet take a
+third of their channel for it however many they are.
 
 Dials that nobody answers say nothing, because most often there is nobody, and stop counting after a while. Otherwise a
 stranger's adverts would keep real nodes waiting.
@@ -20,7 +21,8 @@ MOST: Final = 64
 """Dials without an answer: each takes a socket and, if the server is silent, lasts until its time-out."""
 FIRST: Final = 4
 _LEAST: Final = 2
-"""A vehicle has met forty others within half a minute."""
+_AT_ONCE: Final = 30
+"""With one contact less, ``_LEAST`` dials begin in a second: sixty of all nodes together."""
 _CROWD: Final = 12
 """With fewer to dial there is no crowd: handshakes are slow when an address has moved, too."""
 _QUICK_NS: Final = 300 * MS
@@ -31,12 +33,12 @@ for a channel or a processor. A dial without an answer counts for so long."""
 class DialLimit:
     """The limit of one node. All instants are monotonic nanoseconds."""
 
-    __slots__ = ("_begun", "_cut_ns", "limit")
+    __slots__ = ("_begun", "_cut_ns", "_span_ns", "limit")
 
     def __init__(self) -> None:
         self.limit = FIRST
-        """How many dials may wait for an answer, or begin in a second when it is crowded."""
-        self._cut_ns = -NEVER
+        """How many dials may wait for an answer, or begin in a span of time when it is crowded."""
+        self._cut_ns, self._span_ns = -NEVER, SECOND
         self._begun: deque[int] = deque(maxlen=FIRST)  # when the last dials began
 
     @property
@@ -54,13 +56,14 @@ class DialLimit:
             self.limit = min(self.limit + 1, MOST)
         elif began_ns >= self._cut_ns:  # those that began before are late for the same reason
             self.limit, self._cut_ns = max(self.limit // 2, _LEAST if contacts >= _CROWD else FIRST), now
+            self._span_ns = max(contacts + 1, _AT_ONCE) * SECOND // _AT_ONCE
 
     def room_at(self, waiting: list[int], due_ns: int) -> int:
         """From when on a dial that is due at ``due_ns`` may begin, if none is answered before. ``waiting``: when those
         that wait for an answer began, in that order."""
         if len(waiting) >= MOST:
             return NEVER
-        for began, counted_ns in ((waiting, _QUICK_NS), (self._begun, SECOND if self.is_crowded else 0)):
+        for began, counted_ns in ((waiting, _QUICK_NS), (self._begun, self._span_ns if self.is_crowded else 0)):
             if len(began) >= self.limit:
                 due_ns = max(due_ns, began[-self.limit] + counted_ns)
         return due_ns

@@ -4,7 +4,7 @@ from protocols.base.limits import MS, SECOND
 from protocols.base.time import NEVER
 from protocols.membership.dial_limit import FIRST, MOST, DialLimit
 
-MANY = 30
+MANY = 29
 
 
 def test_quick_answers_let_more_dials_be_under_way_up_to_a_bound() -> None:
@@ -58,6 +58,18 @@ def test_in_a_crowd_the_limit_is_one_of_dials_a_second_though_they_are_answered(
     limit.answered(free_ns - 20 * MS, MANY, free_ns)
     limit.answered(free_ns - 20 * MS, MANY, free_ns)
     assert limit.room_at([], now) == now, "it is not crowded any more"
+
+
+def test_the_more_there_are_to_dial_the_fewer_begin_in_a_second() -> None:
+    """All of them dial, on one channel."""
+    spans = {}
+    for contacts in (15, 29, 59, 119):
+        limit, now = DialLimit(), 10 * SECOND
+        limit.answered(now - SECOND, contacts, now)
+        for _ in range(limit.limit):
+            limit.began(now)
+        spans[contacts] = (limit.room_at([], now) - now) / SECOND
+    assert spans == {15: 1.0, 29: 1.0, 59: 2.0, 119: 4.0}
 
 
 def test_dials_without_an_answer_stop_counting_after_a_while() -> None:
