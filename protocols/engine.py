@@ -283,25 +283,27 @@ class Engine:
     # --- time, effects, events -------------------------------------------------------------------------------------
     def handle_timer(self, now: int, receiving_since_ns: int | None = None) -> None:
         """Do what is due. ``receiving_since_ns``: since when a callback has been holding up the receiving thread."""
-        membership = self.membership
-        self._heartbeats.gap_ns = self.gossip.gap_ns = self.lanes.pace.gap_ns()
-        membership.handle_timer(now, receiving_since_ns)
+        if more := now >= self._due_without_turns():  # turns alone are due all the time on a full channel
+            self._heartbeats.gap_ns = self.gossip.gap_ns = self.lanes.pace.gap_ns()
+            self.membership.handle_timer(now, receiving_since_ns)
         self.lanes.handle_timer(now)
-        self.readings.handle_timer(now)
-        for machine in self._machines:
-            machine.handle_timer(now)
+        if more:
+            self.readings.handle_timer(now)
+            for machine in self._machines:
+                machine.handle_timer(now)
         self.carry(now)
-        if membership.forgot:
-            membership.forgot = False
-            for node in [node for node in self.lanes.of_node if node not in membership.neighbours]:
+        if self.membership.forgot:
+            self.membership.forgot = False
+            for node in [node for node in self.lanes.of_node if node not in self.membership.neighbours]:
                 self._gone(node, "neighbour_gone", now)
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next, at the latest."""
-        due_ns = min(self.membership.next_timer_at(), self.readings.next_timer_at(), self.lanes.pace.next_turn_at())
-        for machine in self._machines:
-            due_ns = min(due_ns, machine.next_timer_at())
-        return due_ns
+        return min(self._due_without_turns(), self.lanes.pace.next_turn_at())
+
+    def _due_without_turns(self) -> int:
+        dues_ns = [machine.next_timer_at() for machine in self._machines]
+        return min(self.membership.next_timer_at(), self.readings.next_timer_at(), *dues_ns)
 
     def flushes(self) -> list[LaneQueue] | None:
         """The queues to flush after a reading was published or a frame was received. None: there may be effects and
@@ -316,12 +318,10 @@ class Engine:
 
     def outgoing(self) -> list[Effect]:
         """The effects to perform before lanes are flushed, decided since the last call."""
-        effects: list[Effect] = []
-        if self.membership.has_outgoing():
-            effects.extend(self.membership.outgoing())
-            for effect in effects:
-                if type(effect) is HangUp:  # the driver does not report the end of a lane that it was told to close
-                    self.lanes.closed(effect.dial)
+        effects: list[Effect] = [*self.membership.outgoing()] if self.membership.has_outgoing() else []
+        for effect in effects:
+            if type(effect) is HangUp:  # the driver does not report the end of a lane that it was told to close
+                self.lanes.closed(effect.dial)
         for machine in self._machines:
             effects.extend(machine.outgoing())
         self._more = False
@@ -346,5 +346,4 @@ class Engine:
             *((machine.name, machine.counters()) for machine in self._machines),
         ):
             counters.update({f"{name}_{counter}": value for counter, value in counts.items()})
-        counters["drops"], counters["pace_cuts"] = self.drops.total, self.lanes.pace.cuts
-        return counters
+        return {**counters, "drops": self.drops.total, "pace_cuts": self.lanes.pace.cuts}
