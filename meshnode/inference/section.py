@@ -27,14 +27,18 @@ class ModelSection(Section, frozen=True, kw_only=True):
         Path | None,
         Meta(
             description="The ONNX file. Without it, neighbours compute the model; `digest` then says which file is "
-            "meant. A file that can't be loaded is tried again when it has changed.",
+            "meant. A file that can't be loaded is tried again when it has changed. Weights in files of their own are "
+            "read from its folder. Outputs that can't travel (text, ZipMap) are left out; the log and "
+            "`meshnode doctor` say which.",
         ),
     ] = None
     digest: Annotated[
         str | None,
         Meta(
-            description="SHA-256 of the ONNX file, 64 hexadecimal digits. A file that differs is not loaded, and "
-            "neighbours that offer another one are not asked.",
+            description="SHA-256 of the ONNX file, 64 hexadecimal digits. With weights in files of their own, it is "
+            "that of the SHA-256 of the ONNX file and of each of these files, in the order of their names, as 32 bytes "
+            "each; `meshnode doctor` prints its beginning. A file that differs is not loaded, and neighbours that "
+            "offer another one are not asked.",
             extra={"check": _check_digest},
         ),
     ] = None
