@@ -139,7 +139,7 @@ def test_name_of_which_one_address_listens_is_connected(
     a, b = end(pki("a"), engine=engine), end(pki("b"))
     lane = a.dial(Address("seed.example", b.address.port))
     assert a.told.one("lane_opened")[2].node == "b"
-    assert lane.try_send(b"more")
+    eventually(lambda: lane.try_send(b"more"), "the lane takes a frame, as soon as the greeting has gone")
     eventually(lambda: b.told.frames() == [b"hello", b"more"], "frames arrive")
     assert lane.address.host == "seed.example"
 
