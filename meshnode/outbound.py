@@ -10,6 +10,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 
 from meshnode.links.transport import Address, OutgoingLane, Transport
 from protocols.base import limits
@@ -39,7 +40,7 @@ class Link:
         self.lane: OutgoingLane | None = None
         self.lock = threading.Lock()
         self.in_hand: bytes | None = None
-        self.along: list[bytes] = []
+        self.along: Sequence[bytes] = ()
         """What goes along with the frame in hand."""
         self.draining: tuple[int, int] | None = None  # size of a frame that waited, and when the lane took it
         self.opened = False
@@ -109,6 +110,7 @@ class Outbound:
                             lane.sample = None
                             self._engine.lanes.confirmed(link.dial, sample, now)
                         frame = self._engine.next_frame(link.dial, now, full)
+                        link.along = ()
                         if pace.active and frame is not None and link.replaceable:
                             link.along = self._engine.lanes.take_along(link.dial, len(frame), now)
                         waits = full and frame is None and self._engine.lanes.waits(link.dial)
@@ -116,12 +118,10 @@ class Outbound:
                         if waits or (pace.active and link.replaceable):
                             lane.watch(waits)
                         return
-                if not (lane.try_send(frame, link.along) if link.along else lane.try_send(frame)):
+                if not lane.try_send(frame, link.along):
                     link.in_hand = frame
                     return
                 link.in_hand = None
-                if link.along:
-                    link.along = []
                 if waited or link.draining is not None:
                     self._note_pace(link, len(frame) if waited else None)
 
@@ -165,7 +165,7 @@ class Outbound:
         """Drop and count the frame in hand of a link that is gone."""
         with link.lock:
             frames = [link.in_hand, *link.along] if link.in_hand is not None else []
-            link.in_hand, link.along, link.opened = None, [], False
+            link.in_hand, link.opened = None, False
         for frame in frames:
             with self._lock:
                 self._engine.frame_lost(link.dial, frame, "link_lost", link.peer)

@@ -283,11 +283,11 @@ class Engine:
     # --- time, effects, events -------------------------------------------------------------------------------------
     def handle_timer(self, now: int, receiving_since_ns: int | None = None) -> None:
         """Do what is due. ``receiving_since_ns``: since when a callback has been holding up the receiving thread."""
-        if more := now >= self._due_without_turns():  # turns alone are due all the time on a full channel
+        if others_due := now >= self._due_without_turns():  # turns alone are due all the time on a full channel
             self._heartbeats.gap_ns = self.gossip.gap_ns = self.lanes.pace.gap_ns()
             self.membership.handle_timer(now, receiving_since_ns)
         self.lanes.handle_timer(now)
-        if more:
+        if others_due:
             self.readings.handle_timer(now)
             for machine in self._machines:
                 machine.handle_timer(now)

@@ -16,8 +16,8 @@ from protocols.base.ids import ModelDigest
 _ENTRY: Final = b"\x0a\x08location\x12"
 """How protobuf writes the entry of ``TensorProto.external_data`` that names a file, up to the length of the name. In an
 ONNX model nothing else has a field 1 of eight bytes with this text and a field 2 behind it, at any depth."""
-_MAX_NAME_BYTES: Final = 127
-"""A length of one byte. Longer names are not looked for; the model can't be loaded then."""
+_MAX_NAME_BYTES: Final = 255
+"""No file has a longer name."""
 MAX_FILES: Final = 4_096
 """Some exporters write a file for each tensor."""
 
@@ -25,15 +25,17 @@ MAX_FILES: Final = 4_096
 def weight_files(content: bytes) -> list[str]:
     """The names of the files with weights that a model names, sorted. ``content``: the model.
 
-    :raises ModelInvalid: a name leads out of the model's folder, or there are more than ``MAX_FILES``.
+    :raises ModelInvalid: a name is too long or leads out of the model's folder, or there are more than ``MAX_FILES``.
     """
     names = set()
     at = content.find(_ENTRY)
     while at >= 0:
         at += len(_ENTRY)
-        size = content[at] if at < len(content) else 0
-        if 0 < size <= _MAX_NAME_BYTES:
-            names.add(content[at + 1 : at + 1 + size].decode("utf-8", "replace"))
+        size, begins = _varint(content, at)
+        if size > _MAX_NAME_BYTES:  # ONNX Runtime would look for it in the working directory
+            raise ModelInvalid(f"a name of a file with weights has {size} bytes: use at most {_MAX_NAME_BYTES}")
+        if size:
+            names.add(content[begins : begins + size].decode("utf-8", "replace"))
         at = content.find(_ENTRY, at)
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -43,6 +45,18 @@ def weight_files(content: bytes) -> list[str]:
     if len(names) > MAX_FILES:
         raise ModelInvalid(f"its weights are in {len(names)} files: export it with all weights in one")
     return sorted(names)
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    """The number of protobuf that begins at ``at``, and where it ends; 0 where the content ends before."""
+    value = shift = 0
+    for byte in content[at : at + 5]:
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    return 0, at
 
 
 def read_weights(path: Path, content: bytes) -> dict[str, bytes]:

@@ -121,7 +121,8 @@ class Pace:
     def sampled(self, node: NodeId, sample: Sample, now: int) -> None:
         """Note how late a frame to a neighbour was."""
         late_ns, took_ns = sample
-        self._samples += not LATE_NS < late_ns <= SLOW_NS  # the others are reported twice
+        if late_ns <= LATE_NS or late_ns > SLOW_NS:  # the others are most often reported again
+            self._samples += 1
         if now - took_ns >= self._cut_ns:
             self._votes[node] = late_ns > (LATE_NS if self.active else SLOW_NS) or self._votes.get(node, False)
         self._end_round(now)
@@ -218,9 +219,8 @@ class Pace:
 
     def forget(self, node: NodeId) -> None:
         """A neighbour has no lane any more."""
-        self._waiting.pop(node, None)
-        self._granted.pop(node, None)
-        self._good_ns.pop(node, None)
+        for of_node in (self._waiting, self._granted, self._good_ns, self._votes):
+            of_node.pop(node, None)
 
     def turns(self, now: int) -> list[NodeId]:
         """Grant the turns that are due. Returns who has one."""

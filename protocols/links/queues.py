@@ -313,14 +313,12 @@ class LaneQueue:
             if joined is not None:
                 along.append(joined)
                 room_bytes -= len(joined)
-        while self._controls and room_bytes > 0:
-            frame = self._control[0] if self._control else self._latest[next(iter(self._latest))]
+        while self._controls:
+            frame = self._control[0] if self._control else next(iter(self._latest.values()))
             if len(frame) > min(room_bytes, _SMALL_BYTES):
                 break
-            self._controls -= 1
-            along.append(self._control.popleft() if self._control else self._latest.pop(next(iter(self._latest))))
+            along.append(self._take_control())
             room_bytes -= len(frame)
-            self.waiting_bytes -= len(frame)
         if not self:
             self._behind_ns, self.is_behind = 0, False
         return along
@@ -376,11 +374,14 @@ class LaneQueue:
             frame, self._heartbeat = self._heartbeat, None
             return frame
         if self._controls:
-            self._controls -= 1
-            frame = self._control.popleft() if self._control else self._latest.pop(next(iter(self._latest)))
-            self.waiting_bytes -= len(frame)
-            return frame
+            return self._take_control()
         return self._take_readings(now)
+
+    def _take_control(self) -> bytes:
+        self._controls -= 1
+        frame = self._control.popleft() if self._control else self._latest.pop(next(iter(self._latest)))
+        self.waiting_bytes -= len(frame)
+        return frame
 
     def _take_readings(self, now: int, room_bytes: int = limits.MAX_REALTIME_FRAME_BYTES) -> bytes | None:
         if self._lone is not None:

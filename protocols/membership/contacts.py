@@ -83,8 +83,7 @@ class Contacts:
         self._node, self._dial_timeout_ns, self._random = node, dial_timeout_ns, random
         self._contacts: dict[str, Contact] = {}
         self._dials: dict[int, Dialling] = {}
-        self.limit = DialLimit()
-        """How many dials may wait for an answer."""
+        self._limit = DialLimit()
         self._refused: dict[str, int] = {}  # name of a contact, node id or host -> until when
         self._next_dial = 1
         self._due_ns = _UNKNOWN  # when the next contact may be dialled
@@ -220,7 +219,7 @@ class Contacts:
             self._effects.append(HangUp(dial))
             return None
         if dialling.lane is Lane.REALTIME:
-            self.limit.answered(dialling.began_ns, len(self._contacts), now)
+            self._limit.answered(dialling.began_ns, self._reached(), now)
         if dialling.contact.seed:
             dialling.contact.node = identity.node
             if self._is_claimed_twice(identity.node):
@@ -284,6 +283,10 @@ class Contacts:
     def _is_claimed_twice(self, node: NodeId) -> bool:
         return sum(contact.seed and contact.node == node for contact in self._contacts.values()) > 1
 
+    def _reached(self) -> int:
+        """How many lanes have proved who is at their end. Strangers can send adverts, but not raise this."""
+        return sum(dialling.identity is not None for dialling in self._dials.values())
+
     def _is_reached(self, node: NodeId) -> bool:
         return any(
             dialling.identity is not None and dialling.identity.node == node and dialling.lane is Lane.REALTIME
@@ -305,7 +308,7 @@ class Contacts:
     @property
     def patience_ns(self) -> int:
         """How long a peer that took our Hello may take to dial back; in a crowd it has many others to dial."""
-        crowds = 4 if self.limit.is_crowded else 1
+        crowds = 4 if self._limit.is_crowded else 1
         return crowds * self._dial_timeout_ns + limits.HELLO_TIMEOUT_NS
 
     def dial_bulk(self, realtime: int) -> None:
@@ -320,7 +323,7 @@ class Contacts:
         self._dials[dial] = Dialling(contact, lane, address, now)
         if lane is Lane.REALTIME:
             contact.busy += 1
-            self.limit.began(now)
+            self._limit.began(now)
         self.counters["dials"] += 1
         # With several addresses the first tries have short time-outs, because some addresses may not answer at all.
         timeout_ns = self._dial_timeout_ns
@@ -346,7 +349,7 @@ class Contacts:
             elif may_dial(contact.node) or (
                 contact.seed and contact.node is not None and self._is_claimed_twice(contact.node)
             ):
-                if self.limit.room_at(waiting, now) > now:
+                if self._limit.room_at(waiting, now) > now:
                     break  # their turn comes later
                 waiting.append(now)
                 self._dial(contact, Lane.REALTIME, contact.addresses[contact.attempt % len(contact.addresses)], now)
@@ -363,7 +366,7 @@ class Contacts:
         for contact in self._contacts.values():
             if contact.next_dial_ns < due_ns and not (contact.busy or contact.parked):
                 due_ns = contact.next_dial_ns
-        self._due_ns = due_ns if due_ns == NEVER else self.limit.room_at(self._waiting_since(), due_ns)
+        self._due_ns = due_ns if due_ns == NEVER else self._limit.room_at(self._waiting_since(), due_ns)
         return self._due_ns
 
     def _waiting_since(self) -> list[int]:

@@ -4,8 +4,8 @@ A handshake takes eight flights, five kilobytes in all. When many vehicles meet 
 dials all others together, handshakes fill the channel for seconds: readings and hazards wait behind them, and the
 handshakes run into their time-outs and begin again. So a node begins with few. Each handshake that was quick lets one
 more be under way, and one that was slow halves their number. When few are left it is crowded, and the limit is one of
-dials in a span of time: a second with up to thirty others to dial, and longer with more. So vehicles that meet take a
-third of their channel for it however many they are.
+dials in a span of time: a second with up to thirty that were reached, and longer with more. So vehicles that meet take
+a third of their channel for it.
 
 Dials that nobody answers say nothing, because most often there is nobody, and stop counting after a while. Otherwise a
 stranger's adverts would keep real nodes waiting.
@@ -22,9 +22,9 @@ MOST: Final = 64
 FIRST: Final = 4
 _LEAST: Final = 2
 _AT_ONCE: Final = 30
-"""With one contact less, ``_LEAST`` dials begin in a second: sixty of all nodes together."""
+"""With one peer less, ``_LEAST`` dials begin in a second: sixty of all nodes together."""
 _CROWD: Final = 12
-"""With fewer to dial there is no crowd: handshakes are slow when an address has moved, too."""
+"""Fewer peers are no crowd: handshakes are slow when an address has moved, too."""
 _QUICK_NS: Final = 300 * MS
 """A handshake over a free link takes 20 ms, and over the Internet four round trips. One that takes longer has waited
 for a channel or a processor. A dial without an answer counts for so long."""
@@ -43,20 +43,21 @@ class DialLimit:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether handshakes were slow lately."""
+        """Whether the last handshakes were slow."""
         return self.limit < FIRST
 
     def began(self, now: int) -> None:
         """Note that a dial begins."""
         self._begun.append(now)
 
-    def answered(self, began_ns: int, contacts: int, now: int) -> None:
-        """Note that a dial which began at ``began_ns`` was answered. ``contacts``: how many there are to dial."""
+    def answered(self, began_ns: int, reached: int, now: int) -> None:
+        """Note that a dial which began at ``began_ns`` was answered. ``reached``: how many peers have proved who they
+        are. What adverts tell doesn't count, because strangers send them too."""
         if now - began_ns <= _QUICK_NS:
             self.limit = min(self.limit + 1, MOST)
         elif began_ns >= self._cut_ns:  # those that began before are late for the same reason
-            self.limit, self._cut_ns = max(self.limit // 2, _LEAST if contacts >= _CROWD else FIRST), now
-            self._span_ns = max(contacts + 1, _AT_ONCE) * SECOND // _AT_ONCE
+            self.limit, self._cut_ns = max(self.limit // 2, _LEAST if reached >= _CROWD else FIRST), now
+            self._span_ns = max(reached + 1, _AT_ONCE) * SECOND // _AT_ONCE
 
     def room_at(self, waiting: list[int], due_ns: int) -> int:
         """From when on a dial that is due at ``due_ns`` may begin, if none is answered before. ``waiting``: when those

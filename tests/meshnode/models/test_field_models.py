@@ -78,6 +78,9 @@ def test_names_of_weights_are_found_at_any_place_and_hostile_bytes_name_none() -
     assert weight_files(b"x" + entry + b"\x01a" + b"y" * 9 + entry + b"\x03b/c" + entry + b"\x01a") == ["a", "b/c"]
     for hostile in (entry, entry + b"\x00", entry + b"\xff\xff\xff", b"", entry[:-1]):
         assert weight_files(hostile) == []
+    assert weight_files(entry + b"\xc8\x01" + b"n" * 200) == ["n" * 200]
+    with pytest.raises(ModelInvalid, match="has 256 bytes: use at most 255"):
+        weight_files(entry + b"\x80\x02" + b"n" * 256)
 
 
 def test_what_onnx_runtime_says_last_is_kept() -> None:

@@ -172,6 +172,20 @@ def test_lanes_take_turns_in_the_order_in_which_they_wait() -> None:
     assert pace.next_turn_at() == NEVER
 
 
+def test_neighbours_that_are_gone_leave_nothing_behind() -> None:
+    """Vehicles come and go all day."""
+    pace, now = congested(), 10 * SECOND
+    for number in range(1_000):
+        now += 50 * MS
+        node = NodeId(f"gone-{number}")
+        pace.sampled(node, (1, MS), now)
+        pace.take_turn(node, now)
+        pace.forget(node)
+    pace.sampled(A, (1, MS), now + SECOND)
+    held = [len(getattr(pace, name)) for name in ("_good_ns", "_granted", "_votes", "_waiting")]
+    assert max(held) <= 3
+
+
 def test_urgent_frames_take_turns_from_others_but_leave_them_a_quarter() -> None:
     """Whoever floods with hazards must not have a node taken for dead by all who don't want them."""
     pace, now, granted = congested(), 10 * SECOND, 0

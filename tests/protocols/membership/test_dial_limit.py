@@ -35,7 +35,7 @@ def test_slow_answers_halve_the_number_once_for_all_that_began_before() -> None:
     assert limit.limit == 2, "some are always allowed"
 
 
-def test_few_contacts_are_no_crowd_however_slow_they_answer() -> None:
+def test_few_peers_are_no_crowd_however_slow_they_answer() -> None:
     """Ten nodes whose network has changed wait for ARP, and have to find one another within seconds."""
     limit, now = DialLimit(), 10 * SECOND
     for _ in range(5):
@@ -60,15 +60,15 @@ def test_in_a_crowd_the_limit_is_one_of_dials_a_second_though_they_are_answered(
     assert limit.room_at([], now) == now, "it is not crowded any more"
 
 
-def test_the_more_there_are_to_dial_the_fewer_begin_in_a_second() -> None:
+def test_the_more_are_reached_the_fewer_dials_begin_in_a_second() -> None:
     """All of them dial, on one channel."""
     spans = {}
-    for contacts in (15, 29, 59, 119):
+    for reached in (15, 29, 59, 119):
         limit, now = DialLimit(), 10 * SECOND
-        limit.answered(now - SECOND, contacts, now)
+        limit.answered(now - SECOND, reached, now)
         for _ in range(limit.limit):
             limit.began(now)
-        spans[contacts] = (limit.room_at([], now) - now) / SECOND
+        spans[reached] = (limit.room_at([], now) - now) / SECOND
     assert spans == {15: 1.0, 29: 1.0, 59: 2.0, 119: 4.0}
 
 
