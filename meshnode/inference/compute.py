@@ -54,6 +54,8 @@ class ComputeService:
         """Load and measure one model. :raises InferenceError: it can't be loaded, or can't compute zeros."""
         model = load_model(spec)
         median_us = self._runner.warm_up(model)
+        for name, why in model.left_out.items():
+            _log.warning("model %s: the output %r is left out: %s", spec.name, name, why)
         _log.info("model %s: %s, %s ms a run", spec.name, model.digest[:12], median_us and round(median_us / 1e3, 1))
         self.models = {**self.models, spec.name: model}
         if self._announced:

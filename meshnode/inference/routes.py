@@ -16,7 +16,6 @@ from meshnode.http.guard import BadRequest, error_response, json_response
 from meshnode.inference.open_inference import (
     JSON_LENGTH_HEADER,
     MAX_REQUEST_BYTES,
-    InferenceCall,
     encode_answer,
     parse_untrusted_request,
 )
@@ -24,7 +23,7 @@ from meshnode.inference.result import InferenceResult
 from meshnode.inference.section import InferenceSection
 from meshnode.models import LoadedModel, TensorSignature, element_of_short
 from meshnode.running import Host, HttpService
-from protocols.base.errors import InputInvalid, ModelInvalid, ModelUnknown
+from protocols.base.errors import ModelInvalid, ModelUnknown
 from protocols.membership.neighbour import State
 from protocols.wire.inference import Offer
 
@@ -186,19 +185,13 @@ class OpenInference:
                 call = await asyncio.to_thread(parse_untrusted_request, body, json_length)
             else:
                 call = parse_untrusted_request(body, json_length)
-            self._check_outputs(name, loaded, call)
+            if loaded is not None:
+                loaded.check_outputs(call.outputs)
             result = await self._while_wanted(
                 request, self._inference.infer(name, call.inputs, call.outputs, call.deadline_ms)
             )
         content, headers = encode_answer(call, name, VERSION, result.outputs, _report(result))
         return Response(content, headers=headers)
-
-    def _check_outputs(self, name: str, loaded: LoadedModel | None, call: InferenceCall) -> None:
-        if loaded is not None:
-            known = [output.name for output in loaded.outputs]
-            for output in call.outputs:
-                if output not in known:
-                    raise InputInvalid(f"model {name!r} has no output {output!r}: it gives {', '.join(known)}")
 
     async def _while_wanted(self, request: Request, work: "Coroutine[Any, Any, _T]") -> "_T":
         """The result of ``work``, unless the client hangs up or the node has to leave first: both cancel it.

@@ -62,7 +62,7 @@ def element_of_onnx(onnx: str) -> Element:
     if element is not None:
         return element
     if onnx.startswith("seq(map("):
-        way_out = "export the model with options={'zipmap': False}, which gives the numbers as a tensor"
+        way_out = "export the model with options={'zipmap': False}"
     elif onnx == "tensor(string)":
         way_out = "train or export the model with numbers as labels"
     else:

@@ -9,9 +9,8 @@ Invariants:
 - Only this module imports ONNX Runtime, and only when a model is loaded or run.
 """
 
-import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -36,8 +35,6 @@ else:
 MAX_MODEL_BYTES: Final = 2**31 - 1
 """The largest protobuf message."""
 MAX_THREADS: Final = 256
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +133,10 @@ class LoadedModel:
         given."""
         check_inputs(self.name, self.inputs, inputs)
 
+    def check_outputs(self, wanted: Sequence[str]) -> None:
+        """Check that the model has the wanted outputs. :raises InputInvalid: it lacks one, or that one can't travel."""
+        check_outputs(self.name, self.outputs, wanted, self.left_out)
+
     def run(
         self, inputs: Inputs, outputs: Iterable[str] = (), cancel: Cancellation | None = None
     ) -> list[tuple[str, "NDArray[Any]"]]:
@@ -147,7 +148,7 @@ class LoadedModel:
         import numpy as np
 
         wanted = tuple(outputs) or tuple(signature.name for signature in self.outputs)
-        check_outputs(self.name, self.outputs, wanted, self.left_out)
+        self.check_outputs(wanted)
         self.check(inputs)
         cancel = cancel or Cancellation()
         try:
@@ -253,8 +254,6 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         raise _explained(spec, error) from error
     inputs, _ = _signatures(spec, "input", session.get_inputs())
     outputs, left_out = _signatures(spec, "output", session.get_outputs(), may_leave_out=True)
-    for name, why in left_out.items():
-        _log.warning("output %r of model %r is left out: %s", name, spec.name, why)
     return LoadedModel(spec, digest, session, inputs, outputs, left_out)
 
 

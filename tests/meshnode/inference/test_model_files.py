@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.tools.node_fixture import RunningNode, free_port, meshnode, prepare
 from tests.tools.tiny_onnx import model_bytes, write_model
 
 __all__ = ["given_house", "given_opened"]
+ROOT = Path(__file__).resolve().parents[3]
 DOUBLE = model_bytes([1, 2], "Add")
 X = {"x": np.ones((1, 2), np.float32)}
 
@@ -35,6 +37,25 @@ def doctored(config: Path) -> dict[str, str]:
     names = re.compile("model '(.*?)'|^(.*?):")
     findings = [(status, names.search(message)) for status, check, message in lines if check == "model"]
     return {named[1] or named[2]: status for status, named in findings if named}
+
+
+@pytest.mark.processes
+def test_output_that_cant_travel_is_named_by_doctor_and_log_and_to_whoever_asks_for_it(tmp_path: Path) -> None:
+    """Over HTTP the node said that there is no such output; doctor said it twice."""
+    config = prepare(tmp_path, "rsu-1", "rsu", f'[http]\nport = {free_port()}\n[models.iris]\npath = "iris.onnx"\n')
+    shutil.copy(ROOT / "tests" / "meshnode" / "models" / "field" / "s1_zipmap.onnx", config.parent / "iris.onnx")
+    why = "type seq(map(int64,tensor(float))) can't travel between nodes: export the model with options"
+    why += "={'zipmap': False}"
+    checked = meshnode("doctor", config)
+    assert (checked.stdout + checked.stderr).count(why) == 1
+    with RunningNode(config) as node:
+        inputs = [{"name": "X", "shape": [1, 4], "datatype": "FP32", "data": [5.1, 3.5, 1.4, 0.2]}]
+        status, answer = node.post("/v2/models/iris/infer", {"inputs": inputs})
+        assert (status, [output["name"] for output in answer["outputs"]]) == (200, ["output_label"])
+        asked = {"inputs": inputs, "outputs": [{"name": "output_probability"}]}
+        status, answer = node.post("/v2/models/iris/infer", asked)
+        assert status == 400
+        assert why in answer["error"]
 
 
 @pytest.mark.processes
