@@ -40,7 +40,7 @@ def doctored(config: Path) -> dict[str, str]:
 
 
 @pytest.mark.processes
-def test_output_that_cant_travel_is_named_by_doctor_and_log_and_to_whoever_asks_for_it(tmp_path: Path) -> None:
+def test_output_that_cant_travel_is_named_by_doctor_and_to_whoever_asks_for_it(tmp_path: Path) -> None:
     """Over HTTP the node said that there is no such output; doctor said it twice."""
     config = prepare(tmp_path, "rsu-1", "rsu", f'[http]\nport = {free_port()}\n[models.iris]\npath = "iris.onnx"\n')
     shutil.copy(ROOT / "tests" / "meshnode" / "models" / "field" / "s1_zipmap.onnx", config.parent / "iris.onnx")
@@ -52,8 +52,8 @@ def test_output_that_cant_travel_is_named_by_doctor_and_log_and_to_whoever_asks_
         inputs = [{"name": "X", "shape": [1, 4], "datatype": "FP32", "data": [5.1, 3.5, 1.4, 0.2]}]
         status, answer = node.post("/v2/models/iris/infer", {"inputs": inputs})
         assert (status, [output["name"] for output in answer["outputs"]]) == (200, ["output_label"])
-        asked = {"inputs": inputs, "outputs": [{"name": "output_probability"}]}
-        status, answer = node.post("/v2/models/iris/infer", asked)
+        request = {"inputs": inputs, "outputs": [{"name": "output_probability"}]}
+        status, answer = node.post("/v2/models/iris/infer", request)
         assert status == 400
         assert why in answer["error"]
 
