@@ -14,10 +14,10 @@ from protocols.base.allowance import Allowance
 from protocols.base.ids import NodeId, Role
 from protocols.base.shares import Shares
 from protocols.base.time import NEVER
+from protocols.inference.decided import Decided
 from protocols.inference.events import CancelCompute, Compute
 from protocols.inference.placement import LocalModel
 from protocols.links.drops import Drops
-from protocols.machine import Message
 from protocols.wire.inference import InferAnswer, InferRequest
 
 MAX_SERVED_PER_NEIGHBOUR: Final = 16
@@ -43,16 +43,13 @@ class _Served:
 class Serving:
     """Holds the requests of neighbours, and hands out their runs and answers."""
 
-    def __init__(self, node: NodeId, access: AccessTable, drops: Drops) -> None:
-        self._node, self._access, self._drops = node, access, drops
+    def __init__(self, node: NodeId, access: AccessTable, drops: Drops, decided: Decided) -> None:
+        self._node, self._access, self._drops, self._decided = node, access, drops, decided
         self.held: dict[int, _Served] = {}
         """What is held, by run, the oldest first."""
         self._places: Shares[NodeId] = Shares()
         self._bytes: Shares[NodeId] = Shares()
         self._allowances: dict[NodeId, Allowance] = {}
-        self.effects: list[Compute | CancelCompute] = []
-        self.messages: list[Message] = []
-        """Decided since they were last taken."""
         self.served = self.refused_busy = 0
         """Counters: requests taken, and requests that found no place or lost it."""
 
@@ -75,7 +72,7 @@ class Serving:
             self._places.add(source)
             self._bytes.add(source, size_bytes)
             self.served += 1
-            self.effects.append(Compute(run, asked.model, asked.inputs, asked.outputs, budget_ns, source))
+            self._decided.effects.append(Compute(run, asked.model, asked.inputs, asked.outputs, budget_ns, source))
 
     def _may_ask(self, source: NodeId, now: int) -> bool:
         allowance = self._allowances.get(source)
@@ -107,7 +104,7 @@ class Serving:
 
     def _drop(self, run: int) -> _Served:
         served = self._release(run)
-        self.effects.append(CancelCompute(run))
+        self._decided.effects.append(CancelCompute(run))
         return served
 
     def _release(self, run: int) -> _Served:
@@ -117,7 +114,7 @@ class Serving:
         return served
 
     def _answer(self, node: NodeId, request: int, status: str, detail: str) -> None:
-        self.messages.append((node, InferAnswer(request, status, detail=detail[: limits.MAX_TEXT_CHARS])))  # type: ignore[arg-type]
+        self._decided.messages.append((node, InferAnswer(request, status, detail=detail[: limits.MAX_TEXT_CHARS])))  # type: ignore[arg-type]
 
     def cancel(self, request: int, source: NodeId, now: int) -> None:
         """The neighbour no longer wants the answer."""
@@ -131,7 +128,7 @@ class Serving:
         if run not in self.held:
             return False
         served = self._release(run)
-        self.messages.append((served.node, InferAnswer(
+        self._decided.messages.append((served.node, InferAnswer(
             served.request, answer.status, answer.outputs, answer.queued_us, answer.compute_us, answer.detail
         )))  # fmt: skip
         return True

@@ -257,36 +257,36 @@ def answers_mixed_up(engine: Engine) -> None:
 @_caught_by("requests_end_by_deadline")
 def lost_on_failover(engine: Engine) -> None:
     """A request is lost with the neighbour that had it, and its caller is not told."""
-    inference = engine.inference
+    asking = engine.inference._asking
 
     def make(lose: Any) -> Callable[..., None]:
         def forget(request: Any, run: Any, report: Any, now: int) -> None:
             if report.outcome == "dead":
-                inference._end_run(request, run)
-                del inference._requests[request.number]
+                asking._end_run(request, run)
+                del asking.requests[request.number]
             else:
                 lose(request, run, report, now)
 
         return forget
 
-    _instead(inference, "_lose", make)
+    _instead(asking, "_lose", make)
 
 
 @_caught_by("requests_end_by_deadline")
 def deadlines_ignored(engine: Engine) -> None:
     """A request waits for its answer as long as it takes."""
-    inference = engine.inference
+    asking = engine.inference._asking
 
     def make(handle_timer: Any) -> Callable[[int], None]:
         def patient(now: int) -> None:
-            for request in inference._requests.values():
+            for request in asking.requests.values():
                 if now >= request.deadline_ns:
                     request.deadline_ns = now + 3_600 * SECOND
             handle_timer(now)
 
         return patient
 
-    _instead(inference, "handle_timer", make)
+    _instead(asking, "handle_timer", make)
 
 
 # --- gossip --------------------------------------------------------------------------------------------------------

@@ -482,8 +482,8 @@ class AnyHistory(RuleBasedStateMachine):
         self.bench.at(self.bench.now + 10 * SECOND)
         self.gather()
         assert set(self.ended) == self.open
-        assert not self.bench.machine._requests
-        assert not self.bench.machine._runs
+        assert not self.bench.machine._asking.requests
+        assert not self.bench.machine._asking._runs
 
 
 AnyHistory.TestCase.settings = settings(max_examples=80, stateful_step_count=25, derandomize=not EXPLORE)
