@@ -69,7 +69,7 @@ class Bench:
             for frame in (Hello(1, 1, node, 5, 7000, "realtime"), Interest(1, (Want(wanted),) if wanted else ())):
                 self.engine.receive(encode_frame(frame), number, self.now, UTC_NS)
         self.settle()
-        assert len(self.engine.membership.reachable()) == neighbours
+        assert len(self.engine.membership.reachable(0)) == neighbours
 
     def settle(self) -> None:
         """What a driver does after a timer."""

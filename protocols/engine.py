@@ -74,7 +74,7 @@ class Engine:
             settings.node, settings.role, settings.first_sequence, access, self.drops, self.lanes.touched,
             self.lanes.wanted, settings.reading_seal, self.gossip.certificate_of,
         )  # fmt: skip
-        self.inference = Inference(settings.node, access, self.membership.reachable, self.drops)
+        self.inference = Inference(settings.node, access, self.membership.reachable, self.drops, random)
         further = tuple(machines)
         self._machines: tuple[Machine, ...] = (self.inference, self.gossip, *further)
         self._machine_of = by_frame(self._machines)

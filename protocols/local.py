@@ -30,7 +30,7 @@ from protocols.wire.tensors import NamedTensor, check_untrusted_tensor
 
 LOCAL_MAJOR = 1
 """A node and an application whose versions differ here refuse each other."""
-LOCAL_MINOR = 2
+LOCAL_MINOR = 3
 """Version 1 allows any subject in ``Ask``, and an argument; version 2 has ``every`` in ``Subscribe``."""
 
 Detail = Annotated[str, Meta(max_length=4_096)]
@@ -189,6 +189,8 @@ class Inferred(Frame, frozen=True, array_like=True, gc=False, tag=116):
     compute_ms: float = 0.0
     queued_ms: float = 0.0
     attempts: Annotated[tuple[RunReport, ...], Meta(max_length=64)] = ()
+    model: Text = ""
+    """The model that ran. (Since 1.3.)"""
 
     def check_untrusted(self) -> None:
         """:raises RemoteProtocolError: when an output does not fit its shape."""

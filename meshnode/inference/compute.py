@@ -71,12 +71,11 @@ class ComputeService:
         self._changed(self._local_models())
 
     def _local_models(self) -> tuple[LocalModel, ...]:
-        waiting = self._runner.waiting // self._how.workers
-        own_waiting = self._runner.own_waiting // self._how.workers
+        queue_ns, own_queue_ns = self._runner.queue_ns()
         return tuple(
             LocalModel(
-                model.name, model.digest, (self._runner.median_us(model) or 0) * 1_000, waiting, model.spec.serve,
-                self._how.local, own_waiting, model.signature,
+                model.name, model.digest, (self._runner.median_us(model) or 0) * 1_000, queue_ns, model.spec.serve,
+                self._how.local, own_queue_ns, model.signature,
             )
             for model in self.models.values()
         )  # fmt: skip

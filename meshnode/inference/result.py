@@ -24,3 +24,5 @@ class InferenceResult:
     """The time that it waited for a worker of the node that computed it."""
     attempts: tuple[RunReport, ...]
     """Every run that was started, losers and failures included."""
+    model: str = ""
+    """The model that ran: the one that was asked for, or the smaller one that the configuration lets take its place."""

@@ -11,6 +11,7 @@ from meshnode.inference.compute import ComputeService
 from meshnode.inference.result import InferenceResult
 from meshnode.inference.section import InferenceSection, ModelsSection
 from meshnode.models import LoadedModel
+from meshnode.models.signature import as_arrays, check_inputs
 from meshnode.running import Host, HttpService, RunningPart
 from protocols.base import limits
 from protocols.base.effects import Event
@@ -25,6 +26,7 @@ from protocols.base.errors import (
 from protocols.base.ids import NodeId
 from protocols.inference.events import Answered, CancelCompute, Compute
 from protocols.inference.placement import LocalModel
+from protocols.inference.signature import ModelSignature
 from protocols.local import ModelView, TensorView
 from protocols.wire.inference import InferAnswer
 from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
@@ -77,8 +79,10 @@ class RunningInference(RunningPart):
     # --- life ------------------------------------------------------------------------------------------------------
     async def prepare(self, closing: AsyncExitStack) -> None:
         """See that the threads end, and say which files are pinned. The first neighbour may already ask for a run."""
-        pinned = self.host.config.of(ModelsSection).pinned
-        self.host.driver.act(lambda engine, _: engine.inference.pin(pinned))
+        models = self.host.config.of(ModelsSection)
+        self.host.driver.act(lambda engine, _: engine.inference.pin(models.pinned))
+        self.host.driver.act(lambda engine, _: engine.inference.set_fallbacks(models.fallbacks))
+        self.host.driver.act(lambda engine, _: engine.inference.set_workers(self.defaults.workers))
         closing.callback(self._fail_all)
         closing.push_async_callback(asyncio.to_thread, self._compute.close)
 
@@ -106,6 +110,13 @@ class RunningInference(RunningPart):
         """Why a model of the configuration could not be loaded; None: it was, or it has no file here."""
         return self._compute.files.why_not(model)
 
+    def signature_of(self, model: str) -> ModelSignature | None:
+        """What a model takes and gives: as it is loaded here, or else by what neighbours say; None: nobody says so."""
+        loaded = self._compute.models.get(model)
+        if loaded is not None:
+            return loaded.signature
+        return self.host.driver.look(lambda engine, _: engine.inference.signature_of(model))
+
     async def infer(
         self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", outputs: tuple[str, ...] = (),
         deadline_ms: int | None = None, hedge: bool | None = None,
@@ -123,13 +134,11 @@ class RunningInference(RunningPart):
         self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", outputs: tuple[str, ...],
         deadline_ms: int | None, hedge: bool | None,
     ) -> InferenceResult:  # fmt: skip
-        import numpy as np
-
         self.host.require_open()
-        arrays = {name: value if isinstance(value, Tensor) else np.asarray(value) for name, value in inputs.items()}
-        loaded = self._compute.models.get(model)
-        if loaded is not None:
-            loaded.check(arrays)
+        signature = self.signature_of(model)
+        arrays = as_arrays(signature.inputs if signature is not None else (), inputs)
+        if signature is not None:
+            check_inputs(model, signature.inputs, arrays)
         if len(arrays) > limits.MAX_TENSORS or any(len(name) > limits.MAX_TEXT_CHARS for name in arrays):
             raise InputInvalid(
                 f"{len(arrays)} inputs: give at most {limits.MAX_TENSORS}, with names of {limits.MAX_TEXT_CHARS}"
@@ -215,7 +224,7 @@ def _result(model: str, answered: Answered, here: NodeId) -> InferenceResult:
     outputs = {named.name: np.asarray(named.tensor) for named in answered.outputs}
     return InferenceResult(
         outputs, winner.node, answered.took_ns / 1e6, winner.compute_us / 1e3, winner.queued_us / 1e3,
-        answered.attempts,
+        answered.attempts, answered.model or model,
     )  # fmt: skip
 
 

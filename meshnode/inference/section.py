@@ -44,6 +44,13 @@ class ModelSection(Section, frozen=True, kw_only=True):
     ] = None
     threads: Annotated[int, Meta(ge=1, le=256, description="Threads that one run uses.")] = 1
     serve: Annotated[bool, Meta(description="Compute it for neighbours too.")] = True
+    fallback: Annotated[
+        Name | None,
+        Meta(
+            description="A smaller model of this section that takes the same inputs. It runs in place of this one when "
+            "this one would probably miss the deadline of a request; the answer names the model that ran.",
+        ),
+    ] = None
     warm_up: Annotated[
         Mapping[str, tuple[int, ...]],
         Meta(
@@ -88,6 +95,18 @@ class ModelsSection(PartSection, frozen=True, kw_only=True):
     def pinned(self) -> dict[str, str]:
         """The digests that are given, by name of the model."""
         return {name: model.digest for name, model in self.models.items() if model.digest is not None}
+
+    @property
+    def fallbacks(self) -> dict[str, str]:
+        """The smaller model of each model that has one, by name."""
+        return {name: model.fallback for name, model in self.models.items() if model.fallback is not None}
+
+    def conflicts(self) -> Iterator[Problem]:
+        """A fallback that is not there."""
+        for name, smaller in self.fallbacks.items():
+            if smaller not in self.models:
+                hint = ", ".join(sorted(self.models.keys() - {name})) or "none"
+                yield Problem(f"{name}.fallback", smaller, f"is no model of this configuration: there are {hint}")
 
 
 class InferenceSection(PartSection, frozen=True, kw_only=True):

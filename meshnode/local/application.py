@@ -312,7 +312,7 @@ class Application:
             frame = encode_local(
                 Inferred(
                     request, "", "", outputs, result.ran_on, result.took_ms, result.compute_ms, result.queued_ms,
-                    result.attempts,
+                    result.attempts, result.model,
                 )
             )  # fmt: skip
         except CancelledError:

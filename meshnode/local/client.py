@@ -312,7 +312,7 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing):
             raise error_named(answered.error, answered.detail)
         return InferenceResult(
             {named.name: np.asarray(named.tensor) for named in answered.outputs}, NodeId(answered.ran_on),
-            answered.took_ms, answered.compute_ms, answered.queued_ms, answered.attempts,
+            answered.took_ms, answered.compute_ms, answered.queued_ms, answered.attempts, answered.model or model,
         )  # fmt: skip
 
     # --- who is there, and for operators: each asks the node and waits, normally well below a millisecond -----------

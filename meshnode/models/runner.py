@@ -84,6 +84,7 @@ class _Entry:
     callback: Callback
     cancel: Cancellation
     submitted_ns: int
+    begun_ns: int = 0
 
 
 class Runner:
@@ -115,11 +116,20 @@ class Runner:
         with self._condition:
             return len(self._queue) + len(self._running)
 
-    @property
-    def own_waiting(self) -> int:
-        """The number of jobs that end before the next job of this node starts: its own, and those under way."""
+    def queue_ns(self) -> tuple[int, int]:
+        """How long a job of a neighbour that comes now would wait before it begins, and how long one of this node."""
         with self._condition:
-            return self._queue.own + len(self._running)
+            if len(self._queue) + len(self._running) < self._workers:
+                return 0, 0
+            now_ns = time.monotonic_ns()
+            running_ns = sum(max(self._cost_ns(entry) - (now_ns - entry.begun_ns), 0) for entry in self._running)
+            own_ns = running_ns + sum(map(self._cost_ns, self._queue.own()))
+            all_ns = running_ns + sum(map(self._cost_ns, self._queue.all()))
+        return all_ns // self._workers, own_ns // self._workers
+
+    def _cost_ns(self, entry: _Entry) -> int:
+        times = self._times_us.get(entry.job.model.digest)
+        return int(median(times)) * 1_000 if times else 0
 
     def median_us(self, model: LoadedModel) -> int | None:
         """Median compute time of the last ``MEDIAN_WINDOW`` runs in microseconds; None before the first."""
@@ -212,6 +222,7 @@ class Runner:
                 if not self._queue:
                     return
                 entry = self._queue.take()
+                entry.begun_ns = time.monotonic_ns()
                 self._running.add(entry)
             outcome = self._outcome(entry)
             with self._condition:

@@ -15,6 +15,32 @@ from protocols.inference.signature import TensorSignature, described
 from protocols.wire.tensors import Tensor
 
 
+def as_arrays(signatures: Sequence[TensorSignature], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays or wire tensors of whatever was given as ``inputs``. Plain numbers and lists get the type that the model
+    takes, so that nobody has to spell it out; arrays keep theirs.
+
+    :raises InputInvalid: numbers that are no array, or that the type can't hold; the message names the input.
+    """
+    import numpy as np
+
+    types = {signature.name: signature.dtype for signature in signatures}
+    arrays: dict[str, Any] = {}
+    for name, value in inputs.items():
+        plain = not isinstance(value, Tensor) and not hasattr(value, "dtype")
+        try:
+            arrays[name] = np.asarray(value, types.get(name)) if plain else _as_array(value)
+        except (ValueError, TypeError, OverflowError) as error:
+            wanted = f" of {types[name]}" if name in types else ""
+            raise InputInvalid(f"input {str(name)[:80]!r} can't be taken as an array{wanted}: {error}") from error
+    return arrays
+
+
+def _as_array(value: Any) -> Any:
+    import numpy as np
+
+    return value if isinstance(value, Tensor) else np.asarray(value)
+
+
 def check_inputs(model: str, signatures: Sequence[TensorSignature], inputs: Mapping[str, Any]) -> None:
     """Compare ``inputs`` (wire tensors or NumPy arrays by name) with what the model takes.
 

@@ -121,7 +121,7 @@ class TrialCompute(ComputeService):
         compute_ns = model.compute_ns or (timed.run_ns if timed is not None else 0)
         if factor <= 1:
             return replace(model, compute_ns=compute_ns)
-        return replace(model, compute_ns=int(compute_ns / factor), waiting=0)
+        return replace(model, compute_ns=int(compute_ns / factor), queue_ns=0, own_queue_ns=0)
 
 
 class _TrialDriver(Driver):

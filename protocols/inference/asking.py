@@ -3,34 +3,43 @@
 The life of one:
 
     asked ──▶ running on the best candidate ──answer──▶ done
-                 │ late (see HEDGE_FACTOR): the next candidate starts too; the first answer wins, the other is cancelled
+                 │ late: the next candidate starts too; the first answer wins, the other is cancelled
                  │ busy, failed, wrong, dead: the next candidate starts at once
-                 └ deadline, or no candidate left ──▶ failed, with every attempt named
+                 └ deadline, or no candidate left that could make it ──▶ failed, with every attempt named
 
 Rules:
 1. Each own request is answered exactly once.
 2. Only neighbours that offer the very same file (digest) are asked.
 3. A neighbour should not make the caller slower than computing alone: it is asked only when it is predicted to be
-   faster, and when it is late by that prediction, this node starts computing too.
-4. What a neighbour answers is checked against the signature of the model. An answer that can't be a result is a
+   clearly faster (:mod:`protocols.inference.placement`).
+4. A run is late at the 95th percentile of its prediction. The next candidate then starts beside it, if it can make the
+   deadline and the budget of hedges allows: one in twenty requests, over time. Whatever that budget says, this node
+   starts when it could otherwise not make the deadline any more (a rescue).
+5. What nobody can compute before its deadline is not begun. A model may name a smaller one that is run in its place
+   when it would probably miss the deadline; the answer says which one ran.
+6. What a neighbour answers is checked against the signature of the model. An answer that can't be a result is a
    ``failed`` run, and its neighbour is not asked for a while (:mod:`protocols.inference.standing`). A neighbour alone
    can't end a request by calling its inputs invalid; this node can, or two neighbours that agree.
-5. A result that comes at the deadline or later is late: the caller gets an error, and the cost model still learns.
+7. A result that comes at the deadline or later is late: the caller gets an error, and the costs are still learned.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from random import Random
 from typing import Final
 
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ModelUnknown
 from protocols.base.ids import NodeId
-from protocols.inference.decided import Decided
-from protocols.inference.events import Answered, CancelCompute, Compute, RunReport
+from protocols.base.reach import Reach
+from protocols.base.time import NEVER
+from protocols.inference.costs import Answer, Claim, Demand, NeighbourCosts, Services
+from protocols.inference.events import Answered, CancelCompute, Compute, Decided, RunReport
+from protocols.inference.loads import Loads
 from protocols.inference.moves import Move, Moves
 from protocols.inference.offers import OfferTable
-from protocols.inference.placement import Candidate, CostModel, LocalModel, order
-from protocols.inference.requests import OwnRequest, OwnRun
-from protocols.inference.signature import misfit
+from protocols.inference.placement import Candidate, LocalModel, order
+from protocols.inference.requests import Hedges, OwnRequest, OwnRun
+from protocols.inference.signature import ModelSignature, misfit
 from protocols.inference.standing import Standings
 from protocols.links.drops import Drops
 from protocols.wire.inference import InferAnswer, InferCancel, InferRequest
@@ -41,6 +50,10 @@ EXPLORE_EVERY: Final = 16
 many …"""
 EXPLORE_FACTOR: Final = 2
 """… unless this node is predicted to need more than this many times as long: then there is nothing to find out."""
+MAX_FALLBACKS: Final = 4
+"""How many smaller models may stand behind one another."""
+RESCUE_NS: Final = 2 * limits.MS
+"""A rescue begins this long before the last moment."""
 _LATE: Final = "{!r} was not answered within its deadline"
 _SHOWN_MODELS: Final = 20
 """Names of models in one message: each neighbour may offer 64."""
@@ -51,23 +64,30 @@ class Asking:
 
     def __init__(
         self, node: NodeId, models: Mapping[str, LocalModel], offers: OfferTable,
-        reachable: Callable[[], list[tuple[NodeId, int]]], drops: Drops, decided: Decided, numbers: Iterator[int],
+        reachable: Callable[[int], list[Reach]], drops: Drops, decided: Decided, numbers: Iterator[int],
+        services: Services, random: Random,
     ) -> None:  # fmt: skip
-        """``models``: those that are loaded here now. ``numbers``: numbers of requests and runs, each given once."""
+        """``models``: those that are loaded here now. ``numbers``: numbers of requests and runs, each given once.
+        ``services``: what runs on this node have taken."""
         self._node, self._models, self._offers = node, models, offers
         self._reachable, self._drops, self._decided, self._numbers = reachable, drops, decided, numbers
-        self.costs = CostModel()
+        self._services, self._random = services, random
+        self.costs = NeighbourCosts()
+        self.loads = Loads()
+        self.fallbacks: Mapping[str, str] = {}
+        """Smaller models, by the name of the one in whose place they may be run."""
         self.requests: dict[int, OwnRequest] = {}
         """Those under way, by number."""
         self._standings = Standings()
+        self._hedges = Hedges()
+        self._risks = 0  # runs under way at neighbours that are not proven; a hedge is kept for each
         self._runs: dict[int, int] = {}  # run -> own request
         self._misnamed: set[str] = set()  # digests of models here whose names of sizes were seen to be wrong
-        self._asked_of: dict[NodeId, int] = {}  # own runs under way there; its offers may not show them yet
         self._moves = Moves()
         self._elsewhere = EXPLORE_EVERY  # runs given to neighbours since the last run here; initially none has run here
         self.counters = {
-            "asked": 0, "answered": 0, "failed": 0, "run_here": 0, "run_there": 0, "hedged": 0, "replayed": 0,
-            "late_answers": 0, "wrong_answers": 0,
+            "asked": 0, "answered": 0, "failed": 0, "run_here": 0, "run_there": 0, "hedged": 0, "hedges_denied": 0,
+            "rescued": 0, "replayed": 0, "fell_back": 0, "hopeless": 0, "late_answers": 0, "wrong_answers": 0,
         }  # fmt: skip
 
     def digest_of(self, model: str) -> str | None:
@@ -75,20 +95,23 @@ class Asking:
         local = self._models.get(model)
         return local.digest if local is not None else self._offers.digest_of(model)
 
-    def ask(
-        self,
-        model: str,
-        inputs: tuple[NamedTensor, ...],
-        outputs: tuple[str, ...],
-        budget_ns: int,
-        hedge: bool,
-        now: int,
-    ) -> int:
-        """Start a request and return its number; exactly one :class:`Answered` follows.
+    def signature_of(self, model: str) -> ModelSignature | None:
+        """What a model takes and gives: as it is loaded here, or else by what neighbours say; None: nobody says so."""
+        digest = self.digest_of(model)
+        return None if digest is None else self._signature(model, digest)
 
-        :raises BoundExceeded: with ``MAX_PENDING_REQUESTS`` in flight. :raises ModelUnknown: when neither this node nor
-            a neighbour has the model.
-        """
+    def _signature(self, model: str, digest: str) -> ModelSignature | None:
+        local = self._models.get(model)
+        if local is not None and local.digest == digest:
+            return local.signature
+        return self._offers.signature_of(model, digest)
+
+    # --- asked -----------------------------------------------------------------------------------------------------
+    def ask(
+        self, model: str, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], budget_ns: int, hedge: bool,
+        now: int,
+    ) -> int:  # fmt: skip
+        """See :meth:`protocols.inference.machine.Inference.ask`."""
         if len(self.requests) >= limits.MAX_PENDING_REQUESTS:
             raise BoundExceeded(f"{limits.MAX_PENDING_REQUESTS} requests are in flight: wait for answers")
         digest = self.digest_of(model)
@@ -102,20 +125,29 @@ class Asking:
         number = next(self._numbers)
         request = self.requests[number] = OwnRequest(number, model, digest, inputs, outputs, now, budget_ns, hedge)
         self.counters["asked"] += 1
+        self._hedges.earn()
         if not self._start_next(request, now):
-            liars = self._distrusted(request, now)
-            if liars:
-                detail = f"{', '.join(liars)} gave wrong answers and must not be asked for a while"
-                self._fail(request, "failed", detail[: limits.MAX_TEXT_CHARS], now)
-            else:
-                self._fail(request, "unknown", f"nobody who may compute {model!r} is in reach", now)
+            self._fail_unstarted(request, now)
         return number
+
+    def _fail_unstarted(self, request: OwnRequest, now: int) -> None:
+        """Say why nobody was asked."""
+        liars = self._distrusted(request, now)
+        if request.hopeless is not None:
+            self.counters["hopeless"] += 1
+            self._fail(request, "late", _hopeless(request, request.hopeless, now), now)
+        elif liars:
+            detail = f"{', '.join(liars)} gave wrong answers and must not be asked for a while"
+            self._fail(request, "failed", detail[: limits.MAX_TEXT_CHARS], now)
+        else:
+            self._fail(request, "unknown", f"nobody who may compute {request.model!r} is in reach", now)
 
     def _distrusted(self, request: OwnRequest, now: int) -> list[NodeId]:
         """The neighbours that could compute it if their answers had been right."""
         return [
-            node for node, _ in self._reachable()
-            if self._standings.is_distrusted(node, now) and self._offers.find(node, request.model, request.digest)
+            reach.node for reach in self._reachable(now)
+            if self._standings.is_distrusted(reach.node, now)
+            and self._offers.find(reach.node, request.model, request.digest)
         ]  # fmt: skip
 
     def abandon(self, number: int, now: int) -> None:
@@ -124,48 +156,96 @@ class Asking:
         if request is not None:
             self._cancel_runs(request, now)
 
-    def _candidates(self, request: OwnRequest, now: int) -> list[Candidate]:
-        local = self._models.get(request.model)
-        here = None
-        if local is not None and local.local and local.digest == request.digest and self._node not in request.tried:
-            waiting = local.waiting if local.own_waiting is None else local.own_waiting
-            here = Candidate(self._node, self.costs.local_ns(local.compute_ns, waiting))
+    # --- placed ----------------------------------------------------------------------------------------------------
+    def _here(self, request: OwnRequest, model: str, work: Demand, now: int) -> Candidate | None:
+        local = self._models.get(model)
+        if local is None or not local.local or local.digest != work.digest or self._node in request.tried:
+            return None
+        queue_ns = local.queue_ns if local.own_queue_ns is None else local.own_queue_ns
+        predicted = self._services.predict(work, Claim(local.compute_ns, local.p95_ns), queue_ns, now)
+        return Candidate(
+            self._node, predicted.expected_ns, predicted.p95_ns, predicted.soonest_ns,
+            service_ns=predicted.service_ns,
+        )  # fmt: skip
+
+    def _there(self, request: OwnRequest, model: str, work: Demand, now: int) -> list[Candidate]:
         there = []
-        for node, round_trip_ns in self._reachable():
-            offer = self._offers.find(node, request.model, request.digest)
+        for node, round_trip_ns, lasts_ns in self._reachable(now):
+            offer = self._offers.find(node, model, work.digest)
             if offer is None or node in request.tried or self._standings.is_distrusted(node, now):
                 continue
-            waiting = max(offer.waiting, self._asked_of.get(node, 0))
-            expected_ns = self.costs.remote_ns(
-                node, offer.compute_us * 1_000, waiting, round_trip_ns, request.size_bytes
-            )
-            fastest_ns = self._standings.fastest_ns(node, request.digest, now)
-            if fastest_ns:
-                link_ns = round_trip_ns + int(self.costs.transfer_ns(node, request.size_bytes))
-                expected_ns = max(expected_ns, link_ns + fastest_ns)
-            there.append(Candidate(node, expected_ns, self._standings.is_doubtful(node, now)))
-        return order(here, there, request.deadline_ns - now)
+            claim = Claim(offer.compute_us * 1_000, offer.p95_us * 1_000)
+            queue_ns = self.loads.queue_ns(node, now)
+            predicted = self.costs.predict(node, work, claim, queue_ns, round_trip_ns, now)
+            doubtful = self._standings.is_doubtful(node, now) or predicted.p95_ns > lasts_ns
+            there.append(Candidate(
+                node, predicted.expected_ns, predicted.p95_ns, predicted.soonest_ns, predicted.uncertain_ns,
+                predicted.proven, doubtful, predicted.service_ns,
+            ))  # fmt: skip
+        return there
 
-    def _start_next(self, request: OwnRequest, now: int) -> bool:
+    def _candidates(self, request: OwnRequest, now: int) -> list[Candidate]:
+        """Who could compute the request in time, best first. While no run of it is under way, a smaller model takes the
+        place of its own if that makes the deadline probable."""
+        remaining_ns = request.deadline_ns - now
+        candidates = self._of_model(request, request.model, request.work, now)
+        if request.runs or any(candidate.p95_ns <= remaining_ns for candidate in candidates):
+            return candidates
+        model = request.model
+        for _ in range(MAX_FALLBACKS):
+            model = self.fallbacks.get(model, "")
+            digest = self.digest_of(model) if model else None
+            if digest is None:
+                break
+            smaller = self._of_model(request, model, Demand(digest, request.size_bytes), now)
+            if any(candidate.p95_ns <= remaining_ns for candidate in smaller):
+                self.counters["fell_back"] += 1
+                request.model, request.digest, request.hopeless = model, digest, None
+                return smaller
+        return candidates
+
+    def _of_model(self, request: OwnRequest, model: str, work: Demand, now: int) -> list[Candidate]:
+        remaining_ns = request.deadline_ns - now
+        here, there = self._here(request, model, work, now), self._there(request, model, work, now)
+        both = [here, *there] if here is not None else there
+        hopeless = [candidate for candidate in both if candidate.soonest_ns > remaining_ns]
+        request.hopeless = min(hopeless, key=lambda candidate: candidate.soonest_ns, default=None)
+        may_risk = not request.hedge or self._hedges.left > self._risks
+        ordered = order(here, there, remaining_ns, self._random, may_risk)
+        return [candidate for candidate in ordered if candidate.soonest_ns <= remaining_ns]
+
+    def _start_next(self, request: OwnRequest, now: int, beside: bool = False) -> bool:
+        """Start a run on the best candidate. ``beside``: another run is under way, and this one has to be in time."""
         candidates = self._candidates(request, now)
+        if beside:
+            remaining_ns = request.deadline_ns - now
+            candidates = [candidate for candidate in candidates if candidate.expected_ns <= remaining_ns]
         if not candidates:
             return False
-        best = self._explored(candidates)
+        self._start(request, candidates[0] if beside else self._explored(candidates), now)
+        here = next((candidate for candidate in candidates if candidate.node == self._node), None)
+        request.rescue_at = NEVER
+        if here is not None and request.hedge and self._node not in request.tried:
+            last_ns = request.deadline_ns - here.p95_ns - RESCUE_NS
+            request.rescue_at = last_ns if last_ns > now else NEVER
+        return True
+
+    def _start(self, request: OwnRequest, best: Candidate, now: int) -> None:
         number = next(self._numbers)
-        run = request.runs[number] = OwnRun(number, best, now)
+        run = request.runs[number] = OwnRun(number, request, best, now)
         self._runs[number] = request.number
+        self._risks += not best.proven
         request.tried.add(best.node)
         budget_ns = max(request.deadline_ns - now, 0)
         if best.node == self._node:
             self.counters["run_here"] += 1
-            self._decided.effects.append(Compute(number, request.model, request.inputs, request.outputs, budget_ns))
+            self._decided.effects.append(Compute(number, run.model, request.inputs, request.outputs, budget_ns))
         else:
             self.counters["run_there"] += 1
-            self._asked_of[run.node] = self._asked_of.get(run.node, 0) + 1
+            self.loads.sent(run.node, number, best.service_ns, now)
             self._decided.messages.append((best.node, InferRequest(
-                number, request.model, request.digest, budget_ns // 1_000, request.inputs, request.outputs
+                number, run.model, run.digest, budget_ns // 1_000, request.inputs, request.outputs
             )))  # fmt: skip
-        return True
 
     def _explored(self, candidates: list[Candidate]) -> Candidate:
         """The best candidate, or now and then this node: its own cost would otherwise never be measured again while
@@ -181,12 +261,11 @@ class Asking:
         self._elsewhere = 0
         return here
 
+    # --- ended -----------------------------------------------------------------------------------------------------
     def _end_run(self, request: OwnRequest, run: OwnRun) -> None:
         del request.runs[run.number], self._runs[run.number]
-        if run.node != self._node:
-            left = self._asked_of.pop(run.node, 1) - 1
-            if left > 0:
-                self._asked_of[run.node] = left
+        self._risks -= not run.candidate.proven
+        self.loads.ended(run.node, run.number)
 
     def _cancel_runs(self, request: OwnRequest, now: int) -> None:
         for run in list(request.runs.values()):
@@ -195,10 +274,9 @@ class Asking:
             if run.node == self._node:
                 self._decided.effects.append(CancelCompute(run.number))
             else:
-                if now > run.late_at:  # its answer will teach nothing: without a penalty it would be asked first again
-                    self.costs.penalise(run.node)
+                if now > run.late_at:  # its answer will teach nothing: otherwise it would be asked first again
                     self._standings.missed(run.node, now)
-                    self._prove(request, run, 0, now)
+                    self.costs.overdue(run.node, run.candidate.expected_ns, now - run.started_ns, now)
                 self._decided.messages.append((run.node, InferCancel(run.number)))
 
     def _win(
@@ -210,10 +288,10 @@ class Asking:
         del self.requests[request.number]
         for attempt in request.attempts:
             if attempt.outcome == "invalid":  # others took the same inputs
-                self._was_wrong(attempt.node, request.model, now)
+                self._was_wrong(attempt.node, run.model, now)
         self.counters["answered"] += 1
         self._decided.events.append(
-            Answered(request.number, report, outputs, tuple(request.attempts), now - request.asked_ns)
+            Answered(request.number, report, outputs, tuple(request.attempts), now - request.asked_ns, model=run.model)
         )
 
     def _lose(self, request: OwnRequest, run: OwnRun, report: RunReport, now: int) -> None:
@@ -228,7 +306,9 @@ class Asking:
         elif not request.runs:
             self.counters["replayed"] += 1
             if not self._start_next(request, now):
-                if invalid:
+                if request.hopeless is not None:
+                    self._fail(request, "late", _hopeless(request, request.hopeless, now), now)
+                elif invalid:
                     self._fail(request, "invalid", invalid[0].detail, now)
                 else:
                     self._fail(request, "failed", report.detail or f"{report.node}: {report.outcome}", now)
@@ -238,7 +318,8 @@ class Asking:
         del self.requests[request.number]
         self.counters["failed"] += 1
         self._decided.events.append(Answered(
-            request.number, None, (), tuple(request.attempts), now - request.asked_ns, failure, detail  # type: ignore[arg-type]
+            request.number, None, (), tuple(request.attempts), now - request.asked_ns, failure, detail,  # type: ignore[arg-type]
+            request.model,
         ))  # fmt: skip
 
     # --- results ---------------------------------------------------------------------------------------------------
@@ -249,47 +330,46 @@ class Asking:
         if request is None or run is None or run.node != node:
             self.counters["late_answers"] += 1
             return
-        wrong = self._misfit(request, node, answer) if answer.status == "done" else ""
+        wrong = self._misfit(request, run, answer) if answer.status == "done" else ""
         if wrong:
-            self._was_wrong(node, request.model, now)
+            self._was_wrong(node, run.model, now)
             answer = InferAnswer(answer.request, "failed", detail=f"{node}: {wrong}"[: limits.MAX_TEXT_CHARS])
         took_ns = now - run.started_ns
         late = answer.status == "done" and now >= request.deadline_ns  # it came before the timer was handled
         outcome = "late" if late else answer.status
         report = RunReport(node, outcome, took_ns, answer.queued_us, answer.compute_us, answer.detail)
         if answer.status == "done":
-            if node != self._node:
-                output_bytes = sum(len(named.tensor.data) for named in answer.outputs)
-                computed_ns = (answer.queued_us + answer.compute_us) * 1_000
-                if self.costs.knows(node):
-                    self._prove(request, run, output_bytes, now)
-                self.costs.learn(
-                    node, run.expected_ns, took_ns, computed_ns, self._round_trip_ns(node),
-                    request.size_bytes + output_bytes,
-                )  # fmt: skip
-                self._standings.succeeded(node)
+            self._learn(run, answer, took_ns, now)
             if late:
                 self._lose(request, run, report, now)
             else:
                 self._win(request, run, report, answer.outputs, now)
         else:
-            if node != self._node and not wrong:
-                self.costs.penalise(node)
-                if answer.status != "invalid":
-                    self._standings.missed(node, now)
+            if node != self._node and not wrong and answer.status != "invalid":
+                self._standings.missed(node, now)
             self._lose(request, run, report, now)
 
-    def _misfit(self, request: OwnRequest, node: NodeId, answer: InferAnswer) -> str:
+    def _learn(self, run: OwnRun, answer: InferAnswer, took_ns: int, now: int) -> None:
+        output_bytes = sum(len(named.tensor.data) for named in answer.outputs)
+        if run.node == self._node:
+            self._services.add(run.work, answer.compute_us * 1_000, now, output_bytes)
+            return
+        self.costs.learn(run.node, run.work, Answer(
+            run.candidate.expected_ns, took_ns, answer.queued_us * 1_000, answer.compute_us * 1_000,
+            self._round_trip_ns(run.node, now), output_bytes,
+        ), now)  # fmt: skip
+        self._standings.succeeded(run.node)
+
+    def _misfit(self, request: OwnRequest, run: OwnRun, answer: InferAnswer) -> str:
         """Why the outputs of a neighbour can't be the result of the model. This node is not checked, but its own
         results show whether the model names its sizes rightly."""
-        model = self._models.get(request.model)
-        signature = model.signature if model is not None and model.digest == request.digest else None
-        by_name = request.digest not in self._misnamed
+        signature = self._signature(run.model, run.digest)
+        by_name = run.digest not in self._misnamed
         wrong = misfit(signature, request.inputs, request.outputs, answer.outputs, by_name=by_name)
-        if node != self._node:
+        if run.node != self._node:
             return wrong
         if wrong and signature is not None and by_name:
-            self._misnamed.add(request.digest)
+            self._misnamed.add(run.digest)
         return ""
 
     def _was_wrong(self, node: NodeId, model: str, now: int) -> None:
@@ -298,18 +378,14 @@ class Asking:
         self._drops.count(node, model, "wrong_answer")
         self._standings.was_wrong(node, now)
 
-    def _prove(self, request: OwnRequest, run: OwnRun, output_bytes: int, now: int) -> None:
-        """Note the time that a neighbour has needed, without the link's."""
-        link_ns = self.costs.transfer_ns(run.node, request.size_bytes + output_bytes) + self._round_trip_ns(run.node)
-        self._standings.proved(run.node, request.digest, int(now - run.started_ns - link_ns), now)
-
-    def _round_trip_ns(self, node: NodeId) -> int:
-        return next((round_trip_ns for other, round_trip_ns in self._reachable() if other == node), 0)
+    def _round_trip_ns(self, node: NodeId, now: int) -> int:
+        return next((reach.round_trip_ns for reach in self._reachable(now) if reach.node == node), 0)
 
     # --- neighbours and time ---------------------------------------------------------------------------------------
     def neighbour_gone(self, node: NodeId, now: int) -> None:
         """A neighbour is gone: its runs are repeated elsewhere."""
-        self.costs.forget(node)
+        self.costs.forget_link(node)
+        self.loads.forget(node)
         for request in self.requests.values():
             for run in request.runs.values():
                 if run.node == node:
@@ -321,7 +397,6 @@ class Asking:
         request = self.requests.get(self._runs.get(frame.request, 0))
         run = request.runs.get(frame.request) if request is not None else None
         if request is not None and run is not None and run.node == node:
-            self.costs.penalise(node)
             self._standings.missed(node, now)
             self._moves.add(Move(request, run, "failed", f"{node} does not take frames"))
             self._move(now)
@@ -333,10 +408,24 @@ class Asking:
             if request.number not in self.requests or run.number not in request.runs:
                 continue  # it was answered meanwhile
             if move.outcome == "late":
-                self.counters["hedged"] += self._start_next(request, now)
+                self._hedge(request, now)
             else:
                 report = RunReport(run.node, move.outcome, now - run.started_ns, detail=move.detail)
                 self._lose(request, run, report, now)
+
+    def _hedge(self, request: OwnRequest, now: int) -> None:
+        if self._hedges.left < 1:
+            self.counters["hedges_denied"] += 1
+        elif self._start_next(request, now, beside=True):
+            self._hedges.spend()
+            self.counters["hedged"] += 1
+
+    def _rescue(self, request: OwnRequest, now: int) -> None:
+        request.rescue_at = NEVER
+        here = self._here(request, request.model, request.work, now)
+        if here is not None:
+            self.counters["rescued"] += 1
+            self._start(request, here, now)
 
     def handle_timer(self, now: int) -> None:
         """Hedge what is late, and end what is past its deadline."""
@@ -344,6 +433,8 @@ class Asking:
             if now >= request.deadline_ns:
                 self._fail(request, "late", _LATE.format(request.model), now)
                 continue
+            if now >= request.rescue_at:
+                self._rescue(request, now)
             for run in list(request.runs.values()):
                 if request.hedge and not run.hedged and now >= run.late_at:
                     run.hedged = True
@@ -354,9 +445,17 @@ class Asking:
         """When :meth:`handle_timer` has something to do."""
         due = self._moves.due_ns
         for request in self.requests.values():
-            due = min(due, request.deadline_ns)
+            due = min(due, request.deadline_ns, request.rescue_at)
             if request.hedge:
                 for run in request.runs.values():
                     if not run.hedged:
                         due = min(due, run.late_at)
         return due
+
+
+def _hopeless(request: OwnRequest, best: Candidate, now: int) -> str:
+    left_ms, needed_ms = max(request.deadline_ns - now, 0) / limits.MS, best.soonest_ns / limits.MS
+    return (
+        f"{request.model!r} needs at least {needed_ms:.1f} ms at {best.node}, and {left_ms:.1f} ms are left: "
+        "give it a later deadline, or ask for less at a time"
+    )

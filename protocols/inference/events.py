@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from protocols.base.effects import Effect, Event
 from protocols.base.ids import NodeId
+from protocols.machine import Message
 from protocols.wire.tensors import NamedTensor
 
 
@@ -49,3 +50,16 @@ class Answered(Event, frozen=True):
     took_ns: int
     failure: Literal["", "unknown", "invalid", "late", "failed"] = ""
     detail: str = ""
+    model: str = ""
+    """The model that ran: the one that was asked for, or the smaller one that took its place."""
+
+
+class Decided:
+    """What was decided and the driver has not taken yet, in the order in which it was decided."""
+
+    __slots__ = ("effects", "events", "messages")
+
+    def __init__(self) -> None:
+        self.effects: list[Compute | CancelCompute] = []
+        self.messages: list[Message] = []
+        self.events: list[Answered] = []

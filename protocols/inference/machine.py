@@ -6,26 +6,42 @@ Its own requests are the business of :mod:`protocols.inference.asking`, those of
 
 from collections.abc import Callable, Mapping
 from itertools import count
+from random import Random
 from typing import ClassVar, Final, assert_never
 
 from protocols.access import AccessTable
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
+from protocols.base.reach import Reach
 from protocols.base.time import NEVER
 from protocols.inference.asking import Asking
-from protocols.inference.decided import Decided
-from protocols.inference.events import Answered, CancelCompute, Compute
+from protocols.inference.costs import Services
+from protocols.inference.events import Answered, CancelCompute, Compute, Decided
 from protocols.inference.offers import OfferTable
 from protocols.inference.placement import LocalModel
 from protocols.inference.serving import Serving
+from protocols.inference.signature import ModelSignature, to_wire
 from protocols.links.drops import Drops
 from protocols.machine import Machine, Message
 from protocols.wire.frame import Frame
-from protocols.wire.inference import FRAMES, InferAnswer, InferCancel, InferenceFrame, InferRequest, Offer, Offers
+from protocols.wire.inference import (
+    FRAMES,
+    InferAnswer,
+    InferCancel,
+    InferenceFrame,
+    InferRequest,
+    Offer,
+    Offers,
+    Signature,
+)
 from protocols.wire.tensors import NamedTensor
 
 OFFER_INTERVAL_NS: Final = 100 * limits.MS
-"""Neighbours are told of changes of load at most this often."""
+"""Neighbours are told of changes of load at most this often …"""
+TOLD_QUEUE_NS: Final = 20 * limits.MS
+TOLD_SHARE: Final = 4
+"""… and only when the queue has changed by this much, or it or a model's time by one in so many parts. Each answer
+tells the queue anyway to those who ask."""
 
 
 class Inference(Machine):
@@ -35,41 +51,73 @@ class Inference(Machine):
     frames: ClassVar[tuple[type[Frame], ...]] = FRAMES
 
     def __init__(
-        self, node: NodeId, access: AccessTable, reachable: Callable[[], list[tuple[NodeId, int]]], drops: Drops
+        self, node: NodeId, access: AccessTable, reachable: Callable[[int], list[Reach]], drops: Drops, random: Random
     ) -> None:
-        """``reachable()`` lists the neighbours that can be asked now, each with its round trip in nanoseconds.
-        ``drops`` counts what was refused, by neighbour."""
+        """``reachable(now)`` lists the neighbours that can be asked now. ``drops`` counts what was refused, by
+        neighbour."""
         self._node = node
         self._models: dict[str, LocalModel] = {}
         self._offers = OfferTable(access, drops)
         self._decided = Decided()
         self._numbers = count(1)
-        self._asking = Asking(node, self._models, self._offers, reachable, drops, self._decided, self._numbers)
-        self._serving = Serving(node, access, drops, self._decided)
+        self._services = Services()
+        self._asking = Asking(
+            node, self._models, self._offers, reachable, drops, self._decided, self._numbers, self._services, random
+        )
+        self._serving = Serving(node, access, drops, self._decided, self._services)
+        self._workers = 1
+        self._told: list[LocalModel] = []  # what neighbours know
+        self._described: set[str] = set()  # digests whose signatures all neighbours at that time were told
         self._offer_version = 0
         self._offers_due_ns, self._offers_sent_ns = NEVER, -NEVER
 
     # --- models and offers -----------------------------------------------------------------------------------------
     def set_models(self, models: tuple[LocalModel, ...], now: int) -> None:
         """Set which models are loaded here and what they cost now. Neighbours are told of changes."""
-        before = [(m.name, m.digest, m.served, m.waiting, m.compute_ns // limits.MS) for m in self._models.values()]
         self._models.clear()
         self._models.update((model.name, model) for model in models)
-        after = [(m.name, m.digest, m.served, m.waiting, m.compute_ns // limits.MS) for m in models]
-        if before != after and self._offers_due_ns == NEVER:
+        if self._offers_due_ns == NEVER and self._differs():
             self._offers_due_ns = max(now, self._offers_sent_ns + OFFER_INTERVAL_NS)
 
+    def set_workers(self, workers: int) -> None:
+        """Say how many runs go on here at the same time."""
+        self._workers = workers
+
+    def set_fallbacks(self, fallbacks: Mapping[str, str]) -> None:
+        """Say which smaller model may be run in whose place, when that would probably miss its deadline."""
+        self._asking.fallbacks = dict(fallbacks)
+
+    def _differs(self) -> bool:
+        """Whether neighbours would decide otherwise if they knew what is true now."""
+        told, now = self._told, [model for model in self._models.values() if model.served]
+        if [(m.name, m.digest) for m in told] != [(m.name, m.digest) for m in now]:
+            return True
+        return any(
+            abs(new.compute_ns - old.compute_ns) > old.compute_ns // TOLD_SHARE
+            or abs(new.queue_ns - old.queue_ns) > max(TOLD_QUEUE_NS, old.queue_ns // TOLD_SHARE)
+            for old, new in zip(told, now, strict=True)
+        )
+
     def greetings(self) -> list[Frame]:
-        """The :meth:`offers` of this node."""
-        return [self.offers()]
+        """The :meth:`offers` of this node, and what these models take and give."""
+        return [self.offers(), *self._signatures()]
+
+    def _signatures(self) -> list[Signature]:
+        """Those of the models in the last offers."""
+        return [to_wire(model.digest, model.signature) for model in self._told if model.signature is not None]
 
     def offers(self) -> Offers:
         """What this node computes for others."""
         self._offer_version += 1
+        self._told = [model for model in self._models.values() if model.served]
+        queue_ns = max((model.queue_ns for model in self._told), default=0)
         return Offers(self._offer_version, tuple(
-            Offer(model.name, model.digest, model.compute_ns // 1_000, model.waiting)
-            for model in self._models.values() if model.served
-        )[: limits.MAX_OFFERS])  # fmt: skip
+            Offer(
+                model.name, model.digest, model.compute_ns // 1_000,
+                model.queue_ns // model.compute_ns if model.compute_ns else 0, model.p95_ns // 1_000,
+            )
+            for model in self._told[: limits.MAX_OFFERS]
+        ), queue_ns // 1_000, self._workers)  # fmt: skip
 
     def throughput_of(self, node: NodeId) -> float:
         """The throughput of the link to a neighbour, in bytes a second; 0: it was not measured yet."""
@@ -90,6 +138,10 @@ class Inference(Machine):
     def digest_of(self, model: str) -> str | None:
         """The file that this node means by the name of a model; None when nobody has it."""
         return self._asking.digest_of(model)
+
+    def signature_of(self, model: str) -> ModelSignature | None:
+        """What a model takes and gives; None when nobody says so."""
+        return self._asking.signature_of(model)
 
     # --- own requests ----------------------------------------------------------------------------------------------
     def ask(
@@ -115,22 +167,30 @@ class Inference(Machine):
     # --- results ---------------------------------------------------------------------------------------------------
     def computed(self, run: int, answer: InferAnswer, now: int) -> None:
         """A run of this node ended; ``answer.request`` is ignored."""
-        if not self._serving.computed(run, answer):
+        if not self._serving.computed(run, answer, self._queue_us(), now):
             self._asking.result(run, self._node, answer, now)
+
+    def _queue_us(self) -> int:
+        return max((model.queue_ns for model in self._models.values()), default=0) // 1_000
 
     # --- frames ----------------------------------------------------------------------------------------------------
     def receive(self, frame: InferenceFrame, source: NodeId, role: Role, now: int) -> None:
         """A neighbour sent a frame of inference."""
         match frame:
             case Offers():
-                self._offers.receive(frame, source, role, now)
+                if self._offers.receive(frame, source, role, now):
+                    self._asking.loads.reported(source, queue_us_of(frame), now, frame.workers)
             case InferRequest():
                 model = self._models.get(frame.model)
                 self._serving.request(frame, model, source, role, next(self._numbers), now)
             case InferAnswer():
                 self._asking.result(frame.request, source, frame, now)
+                if frame.queue_us is not None:
+                    self._asking.loads.reported(source, frame.queue_us, now)
             case InferCancel():
                 self._serving.cancel(frame.request, source, now)
+            case Signature():
+                self._offers.receive_signature(frame, source, now)
             case _:
                 assert_never(frame)
 
@@ -138,7 +198,7 @@ class Inference(Machine):
         """The neighbour sends its offers unasked. It gets ours again if they have changed since the node began: a
         change between the opening of our lane, which greets with them, and its Hello was not sent to it."""
         if self._offers_sent_ns > -NEVER:
-            self._decided.messages.append((node, self.offers()))
+            self._decided.messages += [(node, frame) for frame in self.greetings()]
 
     def neighbour_gone(self, node: NodeId, now: int) -> None:
         """A neighbour is gone: its runs are repeated elsewhere, and its requests are dropped."""
@@ -161,6 +221,9 @@ class Inference(Machine):
         if now >= self._offers_due_ns:
             self._offers_due_ns, self._offers_sent_ns = NEVER, now
             self._decided.messages.append((None, self.offers()))
+            signatures = {frame.digest: frame for frame in self._signatures()}
+            self._decided.messages += [(None, signatures[new]) for new in signatures if new not in self._described]
+            self._described = set(signatures)
         if self._serving.held:
             self._serving.handle_timer(now)
         if self._asking.requests:
@@ -196,4 +259,12 @@ class Inference(Machine):
 
     def counters(self) -> dict[str, int]:
         """Counters by name; they only grow."""
-        return {**self._asking.counters, "served": self._serving.served, "refused_busy": self._serving.refused_busy}
+        return {
+            **self._asking.counters, "served": self._serving.served, "refused_busy": self._serving.refused_busy,
+            "refused_late": self._serving.refused_late,
+        }  # fmt: skip
+
+
+def queue_us_of(offers: Offers) -> int:
+    """How long the next run would wait at the sender. Nodes before version 1.4 of the wire tell how many runs wait."""
+    return offers.queue_us or max((offer.waiting * offer.compute_us for offer in offers.offers), default=0)

@@ -9,26 +9,33 @@ from collections.abc import Mapping
 from typing import Final
 
 from protocols.access import AccessTable
+from protocols.base import limits
 from protocols.base.allowance import Allowance
 from protocols.base.ids import NodeId, Role
+from protocols.inference.signature import ModelSignature, of_wire
 from protocols.links.drops import Drops
-from protocols.wire.inference import Offer, Offers
+from protocols.wire.inference import Offer, Offers, Signature
 
 OFFERS_PER_S: Final = 20
 MAX_OFFERS_BURST: Final = 40
 """Frames of offers of one neighbour that are looked at; an honest one sends at most ten a second."""
+MAX_SIGNATURES_BURST: Final = 2 * limits.MAX_OFFERS
+"""Signatures of one neighbour that are looked at: as many a second as offers, and at once those of all its models,
+twice, since it may restart."""
 
 
 class _Row:
     """The offers of one neighbour."""
 
-    __slots__ = ("allowance", "offers", "since", "version")
+    __slots__ = ("allowance", "offers", "signature_allowance", "signatures", "since", "version")
 
     def __init__(self, now: int) -> None:
         self.version = -1
         self.offers: dict[str, Offer] = {}
         self.since: dict[str, int] = {}  # model -> when its file was first offered, as a number that grows
         self.allowance = Allowance(OFFERS_PER_S, MAX_OFFERS_BURST, now)
+        self.signatures: dict[str, ModelSignature] = {}  # by digest
+        self.signature_allowance = Allowance(OFFERS_PER_S, MAX_SIGNATURES_BURST, now)
 
 
 class OfferTable:
@@ -41,16 +48,16 @@ class OfferTable:
         self.pinned: Mapping[str, str] = {}
         """Digests by name of the model, as the configuration has them."""
 
-    def receive(self, frame: Offers, source: NodeId, role: Role, now: int) -> None:
-        """Take what a neighbour offers, unless it comes too often or was overtaken."""
+    def receive(self, frame: Offers, source: NodeId, role: Role, now: int) -> bool:
+        """Take what a neighbour offers, and return whether it was taken: not if it comes too often or was overtaken."""
         row = self._rows.get(source)
         if row is None:
             row = self._rows[source] = _Row(now)
         if not row.allowance.take(now):
             self._drops.count(source, "", "too_many_offers")
-            return
+            return False
         if frame.version <= row.version:  # a large one, on the bulk lane, may be overtaken
-            return
+            return False
         row.version = frame.version
         offers: dict[str, Offer] = {}
         since: dict[str, int] = {}
@@ -70,6 +77,31 @@ class OfferTable:
         row.offers, row.since = offers, since
         if refused:
             self._drops.count(source, "", "offer_not_permitted", refused)
+        return True
+
+    def receive_signature(self, frame: Signature, source: NodeId, now: int) -> None:
+        """Take what a neighbour says that a model takes and gives. It counts only while the neighbour offers it."""
+        row = self._rows.get(source)
+        if row is None:
+            row = self._rows[source] = _Row(now)
+        if not row.signature_allowance.take(now):
+            self._drops.count(source, "", "too_many_signatures")
+            return
+        row.signatures.pop(frame.digest, None)
+        if len(row.signatures) >= limits.MAX_OFFERS:
+            del row.signatures[next(iter(row.signatures))]
+        row.signatures[frame.digest] = of_wire(frame)
+
+    def signature_of(self, model: str, digest: str) -> ModelSignature | None:
+        """What the model takes and gives, by most of those who offer it; of several opinions, the one of whoever
+        offered it first."""
+        votes: dict[ModelSignature, tuple[int, int]] = {}
+        for row in self._rows.values():
+            offer, signature = row.offers.get(model), row.signatures.get(digest)
+            if offer is not None and offer.digest == digest and signature is not None:
+                count, first = votes.get(signature, (0, -self._next))
+                votes[signature] = count + 1, max(first, -row.since[model])
+        return max(votes, key=votes.__getitem__, default=None)
 
     def forget(self, node: NodeId) -> None:
         """Forget what a neighbour offers, because it is gone."""

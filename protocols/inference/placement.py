@@ -1,29 +1,33 @@
-"""Where to compute: a cost model learned from measurements, and the choice it leads to.
+"""Where to compute: here or at one neighbour.
 
-    local  = (waiting + 1) · compute
-    remote = round trip + (input + output bytes) / throughput + (waiting + 1) · compute, times a learned correction
+A request leaves home only for a neighbour that
 
-The throughput is that of the link (see :mod:`protocols.links.throughput`), measured on answers and on lanes that drain.
-The correction is an exponential average of measured ÷ predicted time for each neighbour. It stands for what the model
-does not know, such as a busy computer or an offer that is too optimistic. Time that a slow link explains is not counted
-in it a second time. A neighbour is chosen only when it is predicted to need less than ``WORTHWHILE`` of this node's
-time, since a small gain is not worth using the radio.
+- beats this node where it counts: the 95th percentile there is below that here by ``GAIN_NS`` or one in ``GAIN_SHARE``
+  parts of it, whichever is more, and the mean is not above that here. A small gain is not worth the use of the radio,
+  and predictions are noisy;
+- will probably stay in reach until it has answered. A contact that has lasted for t is expected to last for t more,
+  since contacts of vehicles have heavy tails; one that is silent for longer than usual is expected to end;
+- has lately given results. One that has not is tried only when a hedge could be paid for, so that a neighbour that
+  stalls costs no more than the hedge.
+
+Of the neighbours whose difference to the best is smaller than the errors of both predictions, one is taken at random.
+Whoever takes the best one by name, as everybody else does, waits in a crowd before it. A crowd makes predictions worse,
+and so it spreads by itself.
 """
+
+from collections.abc import Sequence
+from random import Random
+from typing import Final
 
 from msgspec import Struct
 
 from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.inference.signature import ModelSignature
-from protocols.links.throughput import Throughput
 
-WORTHWHILE = 0.8
-"""A neighbour must be predicted to need less than this share of the local time."""
-_UNKNOWN_COMPUTE_NS = 100 * limits.MS
-_START_THROUGHPUT = 125_000_000.0
-"""Bytes a second that a link is assumed to carry before the first measurement. This is optimistic on purpose: a link
-that is never used is never measured, and the hedge bounds what a wrong guess costs."""
-_LEARN = 0.2
+GAIN_NS: Final = 2 * limits.MS
+GAIN_SHARE: Final = 10
+"""One in so many parts of the time here."""
 
 
 class LocalModel(Struct, frozen=True):
@@ -32,98 +36,85 @@ class LocalModel(Struct, frozen=True):
     name: str
     digest: str
     compute_ns: int
-    waiting: int
+    """The time of one run, before any run of the same kind was seen."""
+    queue_ns: int
+    """The time until a run for a neighbour that comes now would begin."""
     served: bool
     """Whether this node computes it for neighbours too."""
     local: bool = True
     """Whether this node computes its own requests; False leaves them all to neighbours."""
-    own_waiting: int | None = None
-    """Runs of ``waiting`` that this node wants itself. Only they are before its next own run. None: all of them."""
+    own_queue_ns: int | None = None
+    """The time until a run of this node itself would begin, which goes first. None: as long as one for neighbours."""
     signature: ModelSignature | None = None
     """What the model takes and gives, to check answers of neighbours. None: their shapes are not checked."""
+    p95_ns: int = 0
+    """The 95th percentile of runs; 0: it is not known."""
 
 
 class Candidate(Struct, frozen=True):
-    """A node that could compute, and when it would be done."""
+    """A node that could compute, and when it would be done. Times are nanoseconds from now."""
 
     node: NodeId
     expected_ns: int
+    p95_ns: int
+    soonest_ns: int = 0
+    """It can't be done before; 0: that is not known."""
+    uncertain_ns: int = 0
+    """How far such predictions are off."""
+    proven: bool = True
+    """Whether the last that was heard of it is a result."""
     doubtful: bool = False
-    """Whether it has lately given no result; see :mod:`protocols.inference.standing`."""
+    """Whether it has lately given no result (:mod:`protocols.inference.standing`), or will probably be out of reach."""
+    service_ns: int = 0
+    """The part of ``expected_ns`` that is the run itself."""
 
 
-class CostModel:
-    """What this node has learned about its neighbours and links. Its size is bounded by the number of neighbours."""
-
-    def __init__(self) -> None:
-        self._correction: dict[NodeId, float] = {}
-        self._throughput: dict[NodeId, Throughput] = {}
-
-    def local_ns(self, compute_ns: int, waiting: int) -> int:
-        """Predicted time of a run on this node."""
-        return (waiting + 1) * (compute_ns or _UNKNOWN_COMPUTE_NS)
-
-    def remote_ns(self, node: NodeId, compute_ns: int, waiting: int, round_trip_ns: int, size_bytes: int) -> int:
-        """Predicted time of a run on ``node``, until its answer has arrived."""
-        computed_ns = (waiting + 1) * (compute_ns or _UNKNOWN_COMPUTE_NS)
-        predicted_ns = round_trip_ns + self.transfer_ns(node, size_bytes) + computed_ns
-        return int(predicted_ns * self._correction.get(node, 1.0))
-
-    def throughput_of(self, node: NodeId) -> float:
-        """Throughput of the link to ``node`` in bytes a second; 0: not measured yet."""
-        throughput = self._throughput.get(node)
-        return throughput.bytes_per_s if throughput is not None else 0.0
-
-    def transfer_ns(self, node: NodeId, size_bytes: int) -> float:
-        """Predicted time that the link to ``node`` takes for ``size_bytes``."""
-        return size_bytes / (self.throughput_of(node) or _START_THROUGHPUT) * limits.SECOND
-
-    def transferred(self, node: NodeId, size_bytes: int, took_ns: int) -> None:
-        """Note that the link to ``node`` took ``took_ns`` for ``size_bytes``."""
-        self._throughput.setdefault(node, Throughput()).measured(size_bytes, took_ns)
-
-    def knows(self, node: NodeId) -> bool:
-        """Whether ``node`` has answered before."""
-        return node in self._throughput
-
-    def learn(
-        self, node: NodeId, predicted_ns: int, took_ns: int, computed_ns: int, round_trip_ns: int, size_bytes: int
-    ) -> None:
-        """Learn from an answer. ``computed_ns`` is the time of queueing and computing there; the link took the rest.
-        The first answer is ignored, because it includes dialling the bulk lane and the first run of the model."""
-        if node not in self._throughput:
-            self._throughput[node] = Throughput()
-            return
-        correction = self._correction.get(node, 1.0)
-        before_ns = self.transfer_ns(node, size_bytes)
-        self.transferred(node, size_bytes, max(took_ns - computed_ns - round_trip_ns, 1))
-        predicted_ns += int(correction * (self.transfer_ns(node, size_bytes) - before_ns))
-        # Keep the correction between a quarter and eight times, so that one odd run can't exile a neighbour.
-        ratio = min(max(took_ns / max(predicted_ns, 1), 0.25), 8.0)
-        self._correction[node] = min(max(correction * (1 + _LEARN * (ratio - 1)), 0.25), 8.0)
-
-    def penalise(self, node: NodeId) -> None:
-        """Trust a neighbour's offers less, because it was busy, was late or failed."""
-        self._correction[node] = min(self._correction.get(node, 1.0) * 1.5, 8.0)
-
-    def forget(self, node: NodeId) -> None:
-        """Forget a neighbour that is gone."""
-        self._correction.pop(node, None)
-        self._throughput.pop(node, None)
+def is_worthwhile(there: Candidate, here: Candidate) -> bool:
+    """Whether a neighbour is so much faster than this node that a request should leave home."""
+    gain_ns = max(GAIN_NS, here.p95_ns // GAIN_SHARE)
+    return there.p95_ns + gain_ns <= here.p95_ns and there.expected_ns <= here.expected_ns
 
 
-def order(local: Candidate | None, remote: list[Candidate], remaining_ns: int) -> list[Candidate]:
-    """Which nodes to ask, best first. This node comes first unless a neighbour is worthwhile, and is always in the list
-    if it can compute at all. Neighbours that would miss the deadline, or have lately given no result, come last: they
-    are better than nothing."""
-    remote = sorted(
-        remote,
+def order(
+    here: Candidate | None, there: Sequence[Candidate], remaining_ns: int, random: Random, may_risk: bool = True
+) -> list[Candidate]:
+    """Which nodes to ask, best first.
+
+    This node comes first unless a neighbour is worthwhile, and is always in the list if it can compute at all.
+    Neighbours that would miss the deadline, or are doubtful, come last: they are better than nothing. ``may_risk``:
+    whether neighbours that are not proven may come before this node and before those that are.
+    """
+    ranked = sorted(
+        there,
         key=lambda candidate: (
-            candidate.doubtful, candidate.expected_ns > remaining_ns, candidate.expected_ns, candidate.node
+            candidate.doubtful, not (candidate.proven or may_risk), candidate.expected_ns > remaining_ns,
+            candidate.expected_ns, candidate.node,
         ),
     )  # fmt: skip
-    if local is None:
-        return remote
-    if remote and not remote[0].doubtful and remote[0].expected_ns < WORTHWHILE * local.expected_ns:
-        return [remote[0], local, *remote[1:]]
-    return [local, *remote]
+    if here is None:
+        return _with_one_of_the_best(ranked, ranked, remaining_ns, random)
+    leaving = [
+        candidate for candidate in ranked
+        if not candidate.doubtful and (candidate.proven or may_risk) and is_worthwhile(candidate, here)
+    ]  # fmt: skip
+    if not leaving:
+        return [here, *ranked]
+    first, *others = _with_one_of_the_best(ranked, leaving, remaining_ns, random)
+    return [first, here, *others]
+
+
+def _with_one_of_the_best(
+    ranked: list[Candidate], eligible: list[Candidate], remaining_ns: int, random: Random
+) -> list[Candidate]:
+    """``ranked`` with one of the best of ``eligible``, which has the same order, before all others."""
+    if not eligible:
+        return ranked
+    best = eligible[0]
+    near = [
+        candidate for candidate in eligible
+        if candidate.doubtful == best.doubtful and candidate.proven == best.proven
+        and (candidate.expected_ns > remaining_ns) == (best.expected_ns > remaining_ns)
+        and candidate.expected_ns - best.expected_ns <= min(best.uncertain_ns, candidate.uncertain_ns)
+    ]  # fmt: skip
+    chosen = near[random.randrange(len(near))] if len(near) > 1 else best
+    return [chosen, *(candidate for candidate in ranked if candidate is not chosen)]

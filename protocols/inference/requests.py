@@ -4,37 +4,61 @@ from typing import Final
 
 from protocols.base import limits
 from protocols.base.ids import NodeId
+from protocols.base.time import NEVER
+from protocols.inference.costs import Demand
 from protocols.inference.events import RunReport
 from protocols.inference.placement import Candidate
 from protocols.wire.tensors import NamedTensor
 
-HEDGE_FACTOR: Final = 1.5
-"""A run is late when it takes this much longer than predicted …"""
-HEDGE_SLACK_NS: Final = 5 * limits.MS
-"""… and this much more."""
+HEDGE_SLACK_NS: Final = 1 * limits.MS
+"""A run is late this long after the 95th percentile of its prediction, since timers are not finer."""
+HEDGE_SHARE: Final = 20
+"""At most one in so many requests is hedged, over time …"""
+MAX_HEDGES_SAVED: Final = 5
+"""… and so many at once, after a time in which none had to be."""
+
+
+class Hedges:
+    """The budget of hedges: each request earns a part of one, so that a slow mesh is not asked twice for everything."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self) -> None:
+        self._parts = HEDGE_SHARE
+
+    @property
+    def left(self) -> int:
+        """How many there may be now."""
+        return self._parts // HEDGE_SHARE
+
+    def earn(self) -> None:
+        """Note one more request."""
+        self._parts = min(self._parts + 1, MAX_HEDGES_SAVED * HEDGE_SHARE)
+
+    def spend(self) -> None:
+        """Note one more hedge."""
+        self._parts -= HEDGE_SHARE
 
 
 class OwnRun:
     """One attempt at a request, under way."""
 
-    __slots__ = ("expected_ns", "hedged", "node", "number", "started_ns")
+    __slots__ = ("candidate", "digest", "hedged", "late_at", "model", "node", "number", "started_ns", "work")
 
-    def __init__(self, number: int, candidate: Candidate, now: int) -> None:
-        self.number, self.node, self.expected_ns, self.started_ns = number, candidate.node, candidate.expected_ns, now
-        self.hedged = False
-
-    @property
-    def late_at(self) -> int:
+    def __init__(self, number: int, request: "OwnRequest", candidate: Candidate, now: int) -> None:
+        self.number, self.node, self.candidate, self.started_ns = number, candidate.node, candidate, now
+        self.model, self.digest, self.work = request.model, request.digest, request.work
+        self.late_at = now + candidate.p95_ns + HEDGE_SLACK_NS
         """When the next candidate should start beside it."""
-        return self.started_ns + int(self.expected_ns * HEDGE_FACTOR) + HEDGE_SLACK_NS
+        self.hedged = False
 
 
 class OwnRequest:
     """A request, the runs under way for it, and the attempts that have ended."""
 
     __slots__ = (
-        "asked_ns", "attempts", "deadline_ns", "digest", "hedge", "inputs", "model", "number", "outputs", "runs",
-        "size_bytes", "tried",
+        "asked_ns", "attempts", "deadline_ns", "digest", "hedge", "hopeless", "inputs", "model", "number", "outputs",
+        "rescue_at", "runs", "size_bytes", "tried",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +68,15 @@ class OwnRequest:
         self.number, self.model, self.digest, self.inputs, self.outputs = number, model, digest, inputs, outputs
         self.asked_ns, self.deadline_ns, self.hedge = now, now + budget_ns, hedge
         self.size_bytes = sum(len(named.tensor.data) for named in inputs)
+        self.hopeless: Candidate | None = None
+        """The quickest of those who could not make the deadline, when that was last looked at."""
+        self.rescue_at = NEVER
+        """When this node has to begin at the latest, whatever becomes of the runs elsewhere."""
         self.runs: dict[int, OwnRun] = {}
         self.tried: set[NodeId] = set()
         self.attempts: list[RunReport] = []
+
+    @property
+    def work(self) -> Demand:
+        """What decides its cost."""
+        return Demand(self.digest, self.size_bytes)

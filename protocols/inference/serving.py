@@ -3,7 +3,8 @@
 At most ``MAX_SERVED_REQUESTS`` are held, with at most ``MAX_SERVED_BYTES`` of inputs, and of one neighbour at most
 ``MAX_SERVED_PER_NEIGHBOUR``. Neighbours share these bounds: when one is reached, the neighbour that holds most gives
 way to one that holds less, and its newest request is answered with ``busy``. A request that finds no place is answered
-at once, before its inputs are kept. None is held beyond its budget.
+at once, before its inputs are kept, and so is one that can't be computed within its budget. None is held beyond its
+budget.
 """
 
 from typing import Final
@@ -14,8 +15,8 @@ from protocols.base.allowance import Allowance
 from protocols.base.ids import NodeId, Role
 from protocols.base.shares import Shares
 from protocols.base.time import NEVER
-from protocols.inference.decided import Decided
-from protocols.inference.events import CancelCompute, Compute
+from protocols.inference.costs import Claim, Demand, Services
+from protocols.inference.events import CancelCompute, Compute, Decided
 from protocols.inference.placement import LocalModel
 from protocols.links.drops import Drops
 from protocols.wire.inference import InferAnswer, InferRequest
@@ -34,24 +35,26 @@ a place for ever."""
 
 
 class _Served:
-    __slots__ = ("give_up_ns", "node", "request", "size_bytes")
+    __slots__ = ("give_up_ns", "node", "request", "work")
 
-    def __init__(self, node: NodeId, request: int, size_bytes: int, give_up_ns: int) -> None:
-        self.node, self.request, self.size_bytes, self.give_up_ns = node, request, size_bytes, give_up_ns
+    def __init__(self, node: NodeId, request: int, work: Demand, give_up_ns: int) -> None:
+        self.node, self.request, self.work, self.give_up_ns = node, request, work, give_up_ns
 
 
 class Serving:
     """Holds the requests of neighbours, and hands out their runs and answers."""
 
-    def __init__(self, node: NodeId, access: AccessTable, drops: Drops, decided: Decided) -> None:
-        self._node, self._access, self._drops, self._decided = node, access, drops, decided
+    def __init__(self, node: NodeId, access: AccessTable, drops: Drops, decided: Decided, services: Services) -> None:
+        """``services``: what runs on this node have taken."""
+        self._node, self._access, self._drops, self._decided, self._services = node, access, drops, decided, services
         self.held: dict[int, _Served] = {}
         """What is held, by run, the oldest first."""
         self._places: Shares[NodeId] = Shares()
         self._bytes: Shares[NodeId] = Shares()
         self._allowances: dict[NodeId, Allowance] = {}
-        self.served = self.refused_busy = 0
-        """Counters: requests taken, and requests that found no place or lost it."""
+        self.served = self.refused_busy = self.refused_late = 0
+        """Counters: requests taken, requests that found no place or lost it, and requests that could not be computed
+        within their budget."""
 
     def request(
         self, asked: InferRequest, model: LocalModel | None, source: NodeId, role: Role, run: int, now: int
@@ -59,20 +62,32 @@ class Serving:
         """Take a request as ``run``, or answer it at once. ``model``: the one of that name here."""
         if not self._may_ask(source, now):
             return
+        size_bytes = sum(len(named.tensor.data) for named in asked.inputs)
         if model is None or not model.served or model.digest != asked.digest:
             self._answer(source, asked.request, "unknown", f"{self._node} does not offer this {asked.model!r}")
         elif not self._access.permits_infer(role, source, asked.model):
             self._answer(source, asked.request, "unknown", f"{self._node} may not compute {asked.model!r} for {source}")
-        elif not self._make_room(source, size_bytes := sum(len(named.tensor.data) for named in asked.inputs)):
+        elif (needed_ns := self._soonest_ns(asked, model, size_bytes, now)) > asked.budget_us * 1_000:
+            self.refused_late += 1
+            self._answer(source, asked.request, "late", (
+                f"{self._node} needs at least {needed_ns / limits.MS:.1f} ms, and {asked.budget_us / 1e3:.1f} are left"
+            ))  # fmt: skip
+        elif not self._make_room(source, size_bytes):
             self.refused_busy += 1
             self._answer(source, asked.request, "busy", f"{self._node} holds {len(self.held)} requests")
         else:
             budget_ns = min(asked.budget_us, limits.MAX_BUDGET_MS * 1_000) * 1_000
-            self.held[run] = _Served(source, asked.request, size_bytes, now + budget_ns + SERVED_GRACE_NS)
+            work = Demand(asked.digest, size_bytes)
+            self.held[run] = _Served(source, asked.request, work, now + budget_ns + SERVED_GRACE_NS)
             self._places.add(source)
             self._bytes.add(source, size_bytes)
             self.served += 1
             self._decided.effects.append(Compute(run, asked.model, asked.inputs, asked.outputs, budget_ns, source))
+
+    def _soonest_ns(self, asked: InferRequest, model: LocalModel, size_bytes: int, now: int) -> int:
+        """A run of this can't be done before; 0: that is not known."""
+        claim = Claim(model.compute_ns, model.p95_ns)
+        return self._services.predict(Demand(asked.digest, size_bytes), claim, model.queue_ns, now).soonest_ns
 
     def _may_ask(self, source: NodeId, now: int) -> bool:
         allowance = self._allowances.get(source)
@@ -110,7 +125,7 @@ class Serving:
     def _release(self, run: int) -> _Served:
         served = self.held.pop(run)
         self._places.remove(served.node)
-        self._bytes.remove(served.node, served.size_bytes)
+        self._bytes.remove(served.node, served.work.size_bytes)
         return served
 
     def _answer(self, node: NodeId, request: int, status: str, detail: str) -> None:
@@ -123,13 +138,18 @@ class Serving:
                 if served.node == source and served.request == request:
                     self._drop(run)
 
-    def computed(self, run: int, answer: InferAnswer) -> bool:
-        """Send the result of a run, if it was for a neighbour; return whether it was."""
+    def computed(self, run: int, answer: InferAnswer, queue_us: int, now: int) -> bool:
+        """Send the result of a run, if it was for a neighbour; return whether it was. ``queue_us``: how long the next
+        run would wait here."""
         if run not in self.held:
             return False
         served = self._release(run)
+        if answer.status == "done":
+            output_bytes = sum(len(named.tensor.data) for named in answer.outputs)
+            self._services.add(served.work, answer.compute_us * 1_000, now, output_bytes)
         self._decided.messages.append((served.node, InferAnswer(
-            served.request, answer.status, answer.outputs, answer.queued_us, answer.compute_us, answer.detail
+            served.request, answer.status, answer.outputs, answer.queued_us, answer.compute_us, answer.detail,
+            queue_us,
         )))  # fmt: skip
         return True
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
+from protocols.wire.inference import Signature, TensorKind
 from protocols.wire.tensors import NamedTensor
 
 
@@ -38,6 +39,31 @@ class ModelSignature(Struct, frozen=True):
 
     inputs: tuple[TensorSignature, ...]
     outputs: tuple[TensorSignature, ...]
+
+
+def of_wire(frame: Signature) -> ModelSignature:
+    """A signature as a neighbour tells it."""
+    inputs, outputs = (
+        tuple(
+            TensorSignature(
+                kind.name, kind.dtype, tuple(None if size < 0 else size for size in kind.shape), kind.sizes
+            ) for kind in kinds
+        ) for kinds in (frame.inputs, frame.outputs)
+    )  # fmt: skip
+    return ModelSignature(inputs, outputs)
+
+
+def to_wire(digest: str, signature: ModelSignature) -> Signature:
+    """A signature as neighbours are told it."""
+    inputs, outputs = (
+        tuple(
+            TensorKind(
+                each.name, each.dtype,  # type: ignore[arg-type]
+                tuple(-1 if size is None else size for size in each.shape), each.sizes,
+            ) for each in tensors
+        ) for tensors in (signature.inputs, signature.outputs)
+    )  # fmt: skip
+    return Signature(digest, inputs, outputs)
 
 
 def described(dtype: str, shape: Sequence[int | None]) -> str:

@@ -1,16 +1,13 @@
-"""The standing of neighbours: who is not asked for a while, and which claims of theirs were disproved.
+"""The standing of neighbours: who is not asked for a while.
 
 - Whoever gave a wrong answer (one that can't be a result of the model, or a complaint about inputs that others took) is
   not asked at all for ``WRONG_PAUSE_MIN_NS``. Each further wrong answer doubles that, up to ``WRONG_PAUSE_MAX_NS``.
 - Whoever gave no result is asked last for ``MISS_PAUSE_MIN_NS``, and each further miss in a row doubles that. A result
   ends it.
-- A claimed service time is believed until answers show that it is too short. After that, the fastest of the last
-  ``PROOFS`` answers counts. The claim gets another chance when they are older than ``PROOF_MEMORY_NS``.
 
 What is known of a neighbour outlives its link, because a liar could otherwise begin anew by reconnecting.
 """
 
-from collections import deque
 from typing import Final
 
 from protocols.base import limits
@@ -24,30 +21,16 @@ FORGIVE_NS: Final = 600 * limits.SECOND
 MISS_PAUSE_MIN_NS: Final = 250 * limits.MS
 """An honest neighbour that was busy or stalled is back within this time."""
 MISS_PAUSE_MAX_NS: Final = 60 * limits.SECOND
-PROOFS: Final = 8
-"""Answers whose fastest one says what a neighbour can do. Eight follow a computer that changes its speed."""
-PROOF_MEMORY_NS: Final = 60 * limits.SECOND
 MAX_STANDINGS: Final = 4 * limits.MAX_NEIGHBOURS
 """Neighbours remembered. Each has a certificate; the one that was asked longest ago is forgotten first."""
-MAX_PROVED_MODELS: Final = limits.MAX_OFFERS
-"""Models of one neighbour whose answers are remembered; the one that answered longest ago is forgotten first."""
-
-
-class _Proof:
-    __slots__ = ("at_ns", "services_ns")
-
-    def __init__(self) -> None:
-        self.services_ns: deque[int] = deque(maxlen=PROOFS)
-        self.at_ns = 0
 
 
 class _Standing:
-    __slots__ = ("missed_until_ns", "misses", "proofs", "wrong", "wrong_until_ns")
+    __slots__ = ("missed_until_ns", "misses", "wrong", "wrong_until_ns")
 
     def __init__(self) -> None:
         self.wrong = self.misses = 0
         self.wrong_until_ns = self.missed_until_ns = -limits.SECOND
-        self.proofs: dict[str, _Proof] = {}  # by digest
 
 
 class Standings:
@@ -65,26 +48,6 @@ class Standings:
         """Whether ``node`` should be asked last, because it gave no result."""
         standing = self._of.get(node)
         return standing is not None and now < standing.missed_until_ns
-
-    def fastest_ns(self, node: NodeId, digest: str, now: int) -> int:
-        """The shortest time that ``node`` has lately needed for a run of the model; 0 when nothing is known."""
-        standing = self._of.get(node)
-        proof = None if standing is None else standing.proofs.get(digest)
-        if proof is None or now - proof.at_ns >= PROOF_MEMORY_NS:
-            return 0
-        return min(proof.services_ns)
-
-    def proved(self, node: NodeId, digest: str, service_ns: int, now: int) -> None:
-        """Note that ``node`` needed ``service_ns``, or has needed it so far, for a run of the model."""
-        proofs = self._known(node).proofs
-        proof = proofs.pop(digest, None) or _Proof()
-        if now - proof.at_ns >= PROOF_MEMORY_NS:
-            proof.services_ns.clear()
-        if len(proofs) >= MAX_PROVED_MODELS:
-            del proofs[next(iter(proofs))]
-        proofs[digest] = proof
-        proof.services_ns.append(max(service_ns, 0))
-        proof.at_ns = now
 
     def succeeded(self, node: NodeId) -> None:
         """Note that ``node`` gave a result in time."""

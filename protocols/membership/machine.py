@@ -26,6 +26,7 @@ from protocols.access import LINK_ROLES
 from protocols.base import limits
 from protocols.base.errors import RemoteProtocolError, UnknownFrame
 from protocols.base.ids import Incarnation, Lane, MeshName, NodeId, PeerIdentity, Role
+from protocols.base.reach import Reach
 from protocols.base.sequences import MAX_INCARNATION
 from protocols.base.time import NEVER
 from protocols.events import DuplicateIdentity
@@ -352,11 +353,10 @@ class Membership:
         self.heartbeats.start(now)
         return neighbour
 
-    def reachable(self) -> list[tuple[NodeId, int]]:
-        """Neighbours that live and to whom a realtime lane is open, each with its round trip in nanoseconds."""
-        return [
-            (n.node, n.round_trip_ns) for n in self.neighbours.values() if n.state is _ALIVE and n.met and n.realtime
-        ]
+    def reachable(self, now: int) -> list[Reach]:
+        """Neighbours that live and to whom a realtime lane is open."""
+        there = (n for n in self.neighbours.values() if n.state is _ALIVE and n.met and n.realtime)
+        return [Reach(n.node, n.round_trip_ns, n.lasts_ns(now, self._suspect_after_ns)) for n in there]
 
     def is_alive(self, node: NodeId) -> bool:
         """Whether a neighbour was met and is not suspected, dead or gone."""

@@ -89,6 +89,13 @@ class Neighbour:
         self.patience_ns = min(max(_USUAL_SILENCES * self.silence_ns, _CROWD_GAPS * gap_ns), _MOST_PATIENCE_NS)
         return self.patience_ns
 
+    def lasts_ns(self, now: int, suspect_after_ns: int) -> int:
+        """How long it will probably stay in reach. A contact is expected to last as long as it has lasted, since those
+        of vehicles have heavy tails; 0 when it is silent for half of the time after which it is suspected."""
+        if 2 * (now - self.last_heard_ns) >= max(suspect_after_ns, self.patience_ns):
+            return 0
+        return now - self.since_ns
+
     @property
     def lanes(self) -> tuple[Lane, ...]:
         """The lanes to it that are open."""

@@ -28,7 +28,9 @@ class Offer(Struct, frozen=True, array_like=True, gc=False):
     compute_us: Count
     """The median time of one run on the sender, without waiting."""
     waiting: Count = 0
-    """Runs queued or under way."""
+    """About how many runs are queued or under way."""
+    p95_us: Count = 0
+    """The 95th percentile of the times of one run on the sender; 0: it is not known. (Since 1.4.)"""
 
 
 class Offers(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=7):
@@ -38,6 +40,10 @@ class Offers(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=7):
 
     version: Count
     offers: Annotated[tuple[Offer, ...], Meta(max_length=limits.MAX_OFFERS)]
+    queue_us: Count = 0
+    """How long the next run would wait before it begins. (Since 1.4.)"""
+    workers: Count = 1
+    """How many runs go on at the same time. (Since 1.4.)"""
 
 
 class InferRequest(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=8):
@@ -68,6 +74,8 @@ class InferAnswer(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=9
     queued_us: Count = 0
     compute_us: Count = 0
     detail: Text = ""
+    queue_us: Count | None = None
+    """How long the next run would wait at the sender. (Since 1.4.)"""
 
     def check_untrusted(self) -> None:
         """:raises RemoteProtocolError: when an output does not fit its shape."""
@@ -81,5 +89,24 @@ class InferCancel(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=1
     request: Count
 
 
-InferenceFrame = Offers | InferRequest | InferAnswer | InferCancel
-FRAMES: Final[tuple[type[Frame], ...]] = (Offers, InferRequest, InferAnswer, InferCancel)
+class TensorKind(Struct, frozen=True, array_like=True, gc=False):
+    """One input or output of a model."""
+
+    name: Text
+    dtype: Literal["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]
+    shape: Annotated[tuple[Annotated[int, Meta(ge=-1)], ...], Meta(max_length=limits.MAX_TENSOR_DIMENSIONS)]
+    """-1 stands for a dimension of any size; no dimensions stand for any number of them."""
+    sizes: Annotated[tuple[Text, ...], Meta(max_length=limits.MAX_TENSOR_DIMENSIONS)] = ()
+    """The name of each dimension of any size; empty for others. Dimensions of one name have one size in one run."""
+
+
+class Signature(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=16):
+    """What a model takes and gives, by the sender's account. (Since 1.4.)"""
+
+    digest: Digest
+    inputs: Annotated[tuple[TensorKind, ...], Meta(max_length=limits.MAX_TENSORS)]
+    outputs: Annotated[tuple[TensorKind, ...], Meta(max_length=limits.MAX_TENSORS)]
+
+
+InferenceFrame = Offers | InferRequest | InferAnswer | InferCancel | Signature
+FRAMES: Final[tuple[type[Frame], ...]] = (Offers, InferRequest, InferAnswer, InferCancel, Signature)

@@ -11,8 +11,9 @@ from protocols.wire.frame import Frame, SmallFrame
 MAJOR = 1
 """Nodes whose versions differ here refuse each other."""
 
-MINOR = 3
-"""Version 0 had no gossip, version 1 no signed readings, and version 2 no wants of every reading."""
+MINOR = 4
+"""Version 0 had no gossip, version 1 no signed readings, version 2 no wants of every reading, and
+version 3 no load in answers and no 95th percentiles in offers."""
 
 
 class Hello(SmallFrame, frozen=True, array_like=True, gc=False, tag=1):

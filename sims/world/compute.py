@@ -45,6 +45,7 @@ class Worker:
         self._models = {model.name: model for model in models}
         self._waiting: deque[_Waiting] = deque()
         self._running: int | None = None
+        self._done_ns = 0
         self._cancelled: set[int] = set()
         self.slowed = 1.0
         self.understated = 1.0
@@ -63,16 +64,20 @@ class Worker:
             self._tell()
 
     def _tell(self) -> None:
-        honest = self.understated == 1
-        waiting = (len(self._waiting) + (self._running is not None)) if honest else 0
+        queue_ns = self._queue_ns() if self.understated == 1 else 0
         models = tuple(
-            LocalModel(model.name, _digest(model), int(self._run_ns(model) / self.understated), waiting, True)
+            LocalModel(model.name, _digest(model), int(self._run_ns(model) / self.understated), queue_ns, True)
             for model in self._models.values()
         )
         self._driver.act(self._node, lambda engine, now: engine.inference.set_models(models, now))
 
     def _run_ns(self, model: Model) -> int:
         return int(model.compute_ns * self._factor * self.slowed)
+
+    def _queue_ns(self) -> int:
+        """How long a run that comes now would wait before it begins."""
+        waiting_ns = sum(self._run_ns(self._models[waiting.effect.model]) for waiting in self._waiting)
+        return waiting_ns + max(self._done_ns - self._driver.now, 0) if self._running is not None else 0
 
     def perform(self, effect: Compute | CancelCompute) -> None:
         """The engine wants a run, or no longer wants one."""
@@ -107,8 +112,8 @@ class Worker:
                 self._driver.when_awake(self._node, now, self._answer, (effect.run, answer))
                 continue
             self._running = effect.run
-            done_ns = now + self._run_ns(self._models[effect.model])
-            self._driver.when_awake(self._node, done_ns, self._done, (waiting, now))
+            self._done_ns = now + self._run_ns(self._models[effect.model])
+            self._driver.when_awake(self._node, self._done_ns, self._done, (waiting, now))
             return
         self._running = None
 

@@ -29,7 +29,9 @@ def test_offers_are_told_at_once_and_then_at_intervals() -> None:
     assert driven.engine.next_timer_at() <= driven.now
     told = 0
     for waiting in range(1, 21):
-        driven.engine.inference.set_models((LocalModel("plate", DIGEST, 500 * MS, waiting, True),), driven.now)
+        driven.engine.inference.set_models(
+            (LocalModel("plate", DIGEST, 500 * MS, waiting * 30 * MS, True),), driven.now
+        )
         driven.engine.carry(driven.now)
         driven.engine.handle_timer(driven.now)
         told += sum(type(frame) is Offers for frame in driven.sent())
@@ -71,6 +73,12 @@ def test_inference_goes_to_a_neighbour_and_back() -> None:
     assert [type(frame) for frame in driven.sent() if type(frame) is not Heartbeat] == [InferRequest, InferCancel]
 
 
+def a_second_later(driven: Driven) -> None:
+    """The neighbour has been there for a second, so that it will probably be there for half of one, and offers."""
+    driven.now += SECOND
+    driven.receive(decode_offers())
+
+
 def decode_offers() -> Offers:
     """What "x" offers."""
     frame = decode_untrusted_node_frame(encode_frame(Offers(1, (offer(),))))
@@ -93,7 +101,7 @@ def test_inference_for_a_neighbour_is_computed_and_answered() -> None:
     (compute,) = [effect for effect in driven.engine.outgoing() if type(effect) is Compute]
     driven.engine.inference.computed(compute.run, InferAnswer(0, "done", IMAGE, 1, 2), driven.now)
     driven.engine.carry(driven.now)
-    assert driven.sent() == [InferAnswer(3, "done", IMAGE, 1, 2)]
+    assert driven.sent() == [InferAnswer(3, "done", IMAGE, 1, 2, queue_us=0)]
 
 
 def test_inference_that_no_frame_can_carry_runs_here() -> None:
@@ -101,7 +109,7 @@ def test_inference_that_no_frame_can_carry_runs_here() -> None:
     driven = Driven()
     driven.engine.inference.set_models((PLATE,), driven.now)
     driven.engine.carry(driven.now)
-    driven.receive(decode_offers())
+    a_second_later(driven)
     huge = (NamedTensor("image", tensor_of(bytes(limits.MAX_FRAME_BYTES))),)
     driven.engine.inference.ask("plate", huge, (), SECOND, False, driven.now)
     driven.engine.carry(driven.now)
@@ -114,7 +122,7 @@ def test_inference_asked_of_a_neighbour_that_takes_nothing_runs_here() -> None:
     driven = Driven()
     driven.engine.inference.set_models((PLATE,), driven.now)
     driven.engine.carry(driven.now)
-    driven.receive(decode_offers())
+    a_second_later(driven)
     for _ in range(limits.MAX_CONTROL_FRAMES):
         driven.receive(InferRequest(1, "nothing", DIGEST, 1_000_000, IMAGE))
     driven.engine.inference.ask("plate", IMAGE, (), SECOND, False, driven.now)

@@ -1,8 +1,13 @@
 """One machine of inference and its neighbourhood, without an engine."""
 
+from random import Random
+
 from protocols.access import DEFAULT_RULES, AccessRule, AccessTable
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
+from protocols.base.reach import Reach
+from protocols.base.time import NEVER
+from protocols.inference.costs import Answer, Demand
 from protocols.inference.events import Answered
 from protocols.inference.machine import Inference
 from protocols.inference.placement import LocalModel
@@ -19,7 +24,7 @@ IMAGE = (NamedTensor("image", tensor_of(bytes(1_000))),)
 
 def model(name: str = "plate", compute_ns: int = 50 * MS, **more: object) -> LocalModel:
     """A model loaded here."""
-    fields: dict[str, object] = {"digest": DIGEST, "waiting": 0, "served": True, **more}
+    fields: dict[str, object] = {"digest": DIGEST, "queue_ns": 0, "served": True, **more}
     return LocalModel(name, compute_ns=compute_ns, **fields)  # type: ignore[arg-type]
 
 
@@ -31,7 +36,16 @@ class Bench:
         self.now = 0
         self.version = 0
         self.drops = Drops()
-        self.machine = Inference(ME, AccessTable(rules), lambda: [(node, MS) for node in self.present], self.drops)
+        self.lasts_ns: dict[NodeId, int] = {}
+        """How long neighbours will probably stay in reach; others stay for ever."""
+        self.machine = Inference(ME, AccessTable(rules), self._reachable, self.drops, Random(1))
+
+    def _reachable(self, now: int) -> list[Reach]:
+        return [Reach(node, MS, self.lasts_ns.get(node, NEVER)) for node in self.present]
+
+    def serve(self, node: NodeId, number: int, budget_us: int) -> None:
+        """A neighbour asks for a run of the model."""
+        self.machine.receive(InferRequest(number, "plate", DIGEST, budget_us, IMAGE), node, Role.RSU, self.now)
 
     def load(self, models: tuple[LocalModel, ...]) -> list[Frame]:
         """What neighbours are told of a change of models."""
@@ -45,6 +59,14 @@ class Bench:
         self.version += 1
         offers = Offers(self.version, (Offer(name, digest, compute_us, **more),))
         self.machine.receive(offers, node, Role.RSU, self.now)
+
+    def prove(self, node: NodeId, compute_ms: int = 1, name: str = "plate") -> None:
+        """Have a neighbour offer a model, and answer two requests for it that nobody sees."""
+        self.offer(node, compute_ms * 1_000, name)
+        for _ in range(2):
+            took_ns = (compute_ms + 1) * MS
+            answer = Answer(took_ns, took_ns, 0, compute_ms * MS, MS, 0)
+            self.machine._asking.costs.learn(node, Demand(DIGEST, 1_000), answer, self.now)
 
     def ask(self, budget_ns: int = SECOND, hedge: bool = True, name: str = "plate") -> int:
         return self.machine.ask(name, IMAGE, (), budget_ns, hedge, self.now)

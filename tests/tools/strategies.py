@@ -16,7 +16,7 @@ from protocols.engine import Engine
 from protocols.settings import NodeSettings
 from protocols.wire.entries import encode_fingerprints
 from protocols.wire.gossip import Carried, GossipDigest, GossipEntries, GossipHave, GossipPull
-from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
+from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers, Signature, TensorKind
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
 from protocols.wire.parcels import encode_alone, encode_reading
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, SignedReadings, Want
@@ -81,6 +81,13 @@ READINGS = st.builds(
     st.integers(0, limits.MAX_HOPS),
 )
 NAMED_TENSORS = st.lists(st.builds(NamedTensor, TEXT, tensors()), max_size=2).map(tuple)
+_KINDS_OF_TENSORS = st.lists(
+    st.builds(
+        TensorKind, TEXT, st.sampled_from(["f4", "u1", "i8"]), st.lists(st.integers(-1, 2**40), max_size=8).map(tuple),
+        st.lists(TEXT, max_size=2).map(tuple),
+    ),
+    max_size=3,
+).map(tuple)  # fmt: skip
 _NAMES = st.lists(TEXT, max_size=3).map(tuple)
 _WANTS = st.builds(Want, EXPRESSIONS, U64, st.booleans(), st.booleans(), st.integers(0, limits.MAX_HOPS), st.booleans())
 
@@ -100,7 +107,9 @@ NODE_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
         st.binary(max_size=limits.MAX_SIGNATURE_BYTES),
         READINGS.map(encode_alone).map(memoryview),
     ),
-    Offers: st.builds(Offers, U64, st.lists(st.builds(Offer, TEXT, DIGESTS, U64, U64), max_size=3).map(tuple)),
+    Offers: st.builds(
+        Offers, U64, st.lists(st.builds(Offer, TEXT, DIGESTS, U64, U64, U64), max_size=3).map(tuple), U64, U64
+    ),
     InferRequest: st.builds(InferRequest, U64, TEXT, DIGESTS, U64, NAMED_TENSORS, _NAMES),
     InferAnswer: st.builds(
         InferAnswer,
@@ -110,8 +119,10 @@ NODE_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
         U64,
         U64,
         TEXT,
+        st.none() | U64,
     ),
     InferCancel: st.builds(InferCancel, U64),
+    Signature: st.builds(Signature, DIGESTS, _KINDS_OF_TENSORS, _KINDS_OF_TENSORS),
     GossipDigest: st.builds(GossipDigest, U64, U64, st.one_of(st.just(b""), st.binary(min_size=512, max_size=512))),
     GossipHave: st.builds(GossipHave, U64, _FINGERPRINTS),
     GossipPull: st.builds(GossipPull, _FINGERPRINTS),

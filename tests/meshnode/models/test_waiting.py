@@ -56,8 +56,8 @@ def test_waiting_jobs_leave_own_first_then_one_of_each_neighbour() -> None:
         ("own 2", None, 1),
     ):  # fmt: skip
         jobs.put(name, asked_by, deadline_ns)
-    assert (len(jobs), jobs.own, len(list(jobs.all()))) == (6, 2, 6)
-    assert [jobs.take() for _ in range(6)] == ["own 1", "own 2", "a soon", "b", "a late", "a whenever"]
+    assert (len(jobs), len(list(jobs.own())), len(list(jobs.all()))) == (6, 2, 6)
+    assert [jobs.take() for _ in range(6)] == ["own 2", "own 1", "a soon", "b", "a late", "a whenever"]
     with pytest.raises(KeyError):
         jobs.take()
 
@@ -81,7 +81,7 @@ def test_runner_with_runs_of_neighbours_waiting_takes_its_own_first() -> None:
     assert gate.entered.acquire(timeout=30)
     for number, asked_by in ((1, "a"), (2, "a"), (3, "b"), (4, None)):
         runner.submit(Job(gate, numbered(number), asked_by=asked_by), outcomes)
-    assert (runner.waiting, runner.own_waiting) == (5, 2)
+    assert runner.waiting == 5
     gate.open.set()
     assert all(isinstance(outcome, RunDone) for outcome in outcomes.wait_for(5))
     assert gate.began == [0, 4, 1, 3, 2]

@@ -318,7 +318,7 @@ def test_neighbour_gone_replays_its_runs_and_drops_its_requests() -> None:
     """Dead: neither waits for the other."""
     bench = Bench(A, B)
     bench.load((model(compute_ns=500 * MS),))
-    bench.offer(A, 1_000)
+    bench.prove(A)
     bench.ask()
     bench.ask()
     bench.machine.receive(InferRequest(7, "plate", DIGEST, 1_000_000, IMAGE), A, Role.RSU, 0)
@@ -383,9 +383,11 @@ def test_models_changed_are_offered_when_served() -> None:
     assert bench.load((model(), model("secret", served=False)))
     assert not bench.load((model(compute_ns=50 * MS + 10), model("secret", served=False)))
     bench.now += SECOND
-    (told,) = bench.load((model(waiting=1), model("secret", served=False)))
+    assert not bench.load((model(queue_ns=10 * MS), model("secret", served=False)))
+    (told,) = bench.load((model(queue_ns=100 * MS, p95_ns=60 * MS), model("secret", served=False)))
     assert type(told) is Offers
-    assert told.offers == (Offer("plate", DIGEST, 50_000, 1),)
+    assert told.offers == (Offer("plate", DIGEST, 50_000, 2, 60_000),)
+    assert told.queue_us == 100_000
 
 
 # --- any history ---------------------------------------------------------------------------------------------------

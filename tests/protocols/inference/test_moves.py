@@ -45,7 +45,7 @@ def test_request_that_was_answered_before_its_slice_does_not_move() -> None:
     """The caller has its answer, and another node would compute for nobody."""
     bench = Bench(A, B)
     bench.load((model(compute_ns=500 * MS),))
-    bench.offer(A)
+    bench.prove(A)
     numbers = [bench.ask(10 * SECOND) for _ in range(MOVES_AT_ONCE + 3)]
     bench.requests()
     bench.present.remove(A)

@@ -112,7 +112,7 @@ def test_served_runs_say_who_wants_them() -> None:
 def test_runs_of_neighbours_do_not_make_this_node_give_its_own_away() -> None:
     """A neighbour filled the queue, and from then on got all own requests of its victim."""
     bench = Bench(A)
-    bench.load((model(compute_ns=10 * MS, waiting=16, own_waiting=0),))
+    bench.load((model(compute_ns=10 * MS, queue_ns=160 * MS, own_queue_ns=0),))
     bench.offer(A, 9_000)
     bench.ask()
     assert bench.requests() == []

@@ -18,7 +18,7 @@ from protocols.inference.placement import LocalModel
 from protocols.inference.signature import ModelSignature, TensorSignature
 from protocols.wire.codec import encode_frame
 from protocols.wire.frame import Frame, number_of
-from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
+from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers, Signature
 from protocols.wire.membership import Goodbye
 from protocols.wire.tensors import NamedTensor, tensor_of
 from tests.tools.lone_node_fixture import Alone
@@ -116,6 +116,9 @@ KINDS: Final[dict[str, Callable[[int], bytes]]] = {
     "tensors": lambda size: _encode([
         [f"x{n}", ["f4", [2**60, 2**60, 2**60, 0, 1, 1, 1, 1], b""]] for n in range(min(size // 100, 33))
     ]),
+    "kinds": lambda size: _encode([
+        [f"{n}" * 100, "f4", [-1] * 8, ["s" * 200] * 8] for n in range(min(size // 100, 33))
+    ]),
     "tensor": lambda size: _encode([["x", ["u1", [size], bytes(size)]]]),
     "types": lambda size: _encode([["x", ["é" * (size // 2), [1], b""]]]),
     "shapes": lambda size: _encode([["x", ["u1", [1] * (size // 2), b""]]]),
@@ -128,6 +131,7 @@ SEEDS: Final[dict[type[Frame], tuple[Field, ...]]] = {
     ),
     InferAnswer: (("known", 1), ("done", 0), ("tensor", 10), ("number", 1), ("number", 1), ("letters", 10)),
     InferCancel: (("known", 1),),
+    Signature: (("digest", 0), ("kinds", 10**5), ("kinds", 10**5)),
 }  # fmt: skip
 
 

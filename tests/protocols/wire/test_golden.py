@@ -18,7 +18,7 @@ from protocols.wire.codec import KNOWN_NUMBERS, decode_untrusted_node_frame, dec
 from protocols.wire.entries import encode_address, encode_entry, encode_fingerprints, entry_statement
 from protocols.wire.frame import Frame
 from protocols.wire.gossip import Carried, Entry, GossipDigest, GossipEntries, GossipHave, GossipPull, InboxAddress
-from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers
+from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers, Signature, TensorKind
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
 from protocols.wire.parcels import encode_alone, encode_reading, encode_signed, reading_statement
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, SignedReadings, Want
@@ -57,14 +57,19 @@ FRAMES: dict[str, Frame | RelayFrame] = {
     "05-interest-every": Interest(3, (Want("veh/*/brake", 0, False, True, 1, True), Want("**", 100_000, True, False))),
     "06-readings": Readings((BRAKE, SPEED, MIXED)),
     "07-offers": Offers(9, (Offer("plate", DIGEST, 48_000, 2),)),
+    "07-offers-load": Offers(9, (Offer("plate", DIGEST, 48_000, 2, 61_000),), 96_000, 2),
     "08-infer-request": InferRequest(42, "plate", DIGEST, 250_000, (IMAGE,), ("boxes",)),
     "09-infer-answer": InferAnswer(42, "done", (IMAGE,), 1_200, 47_000, ""),
+    "09-infer-answer-load": InferAnswer(42, "done", (IMAGE,), 1_200, 47_000, "", 96_000),
     "10-infer-cancel": InferCancel(42),
     "11-gossip-digest": GossipDigest(0x0123456789ABCDB0, 2, encode_fingerprints([*range(63), 0x0123456789ABCDEF])),
     "12-gossip-have": GossipHave(1 << 63 | 1 << 31, FINGERPRINTS),
     "13-gossip-pull": GossipPull(FINGERPRINTS),
     "14-gossip-entries": GossipEntries((Carried(1_500, encode_entry(ENTRY)),)),
     "15-signed-readings": SignedReadings(1, bytes(range(8)), b"(signature)", memoryview(encode_alone(BRAKE))),
+    "16-signature": Signature(
+        DIGEST, (TensorKind("image", "f4", (1, 3, -1, -1), ("", "", "height", "width")),), (TensorKind("n", "i8", ()),)
+    ),
     "64-batch": Batch(
         1, 0, "veh-1", 1_700_000_000, 8, (Record(6, "brakes", Raw(encode_reading(BRAKE))),), (Fate(1, 5, "expired"),)
     ),
@@ -72,7 +77,7 @@ FRAMES: dict[str, Frame | RelayFrame] = {
     "66-relay-refusal": RelayRefusal("storage", "the relay's disk does not take records now"),
 }
 
-EARLIER = frozenset({"05-interest"})
+EARLIER = frozenset({"05-interest", "07-offers", "09-infer-answer"})
 """Frames of an earlier minor version, to which fields were appended since: they are understood, and not written."""
 WRITTEN = [name for name in FRAMES if name not in EARLIER]
 

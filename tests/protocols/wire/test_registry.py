@@ -22,7 +22,7 @@ from protocols.wire.records import Acknowledgement
 NUMBERS = {
     "Hello": 1, "Heartbeat": 2, "Goodbye": 3, "Refusal": 4, "Interest": 5, "Readings": 6, "Offers": 7,
     "InferRequest": 8, "InferAnswer": 9, "InferCancel": 10, "GossipDigest": 11, "GossipHave": 12, "GossipPull": 13,
-    "GossipEntries": 14, "SignedReadings": 15, "Batch": 64, "Acknowledgement": 65, "RelayRefusal": 66,
+    "GossipEntries": 14, "SignedReadings": 15, "Signature": 16, "Batch": 64, "Acknowledgement": 65, "RelayRefusal": 66,
 }  # fmt: skip
 """Every number that was ever given away. A frame is added here and never changed; one that goes is retired."""
 
@@ -102,6 +102,6 @@ def test_engine_refuses_two_machines_of_one_name_or_frame() -> None:
     from tests.tools.lone_node_fixture import engine
 
     settings = engine("me").settings
-    twice = Inference(settings.node, AccessTable(), list, Drops())
+    twice = Inference(settings.node, AccessTable(), lambda _: [], Drops(), Random(1))
     with pytest.raises(LocalProtocolError, match="inference"):
         Engine(settings, Random(1), machines=(twice,))

@@ -1,0 +1,243 @@
+"""What runs and links have cost, and what the next request will cost because of that.
+
+    here   queue + service
+    there  round trip + input bytes / up + output bytes / down + queue + service + overhead
+
+- *Service* is the time of one run, by file of the model and size of its inputs (in powers of two). What was seen counts
+  before what an offer claims; a claim counts only while nothing was seen within a minute.
+- *Up* and *down* are the throughputs of the link (:mod:`protocols.links.throughput`), measured on answers and on lanes
+  that drain. Before the first measurement a link is taken for a fast one (docs/adr/0007).
+- *Queue* is the time until a run that comes now would begin. A node tells its neighbours, and each answer tells again.
+  A report grows old: what waited there when it was sent is done after that time. Own requests without an answer count
+  at least as much as they will take.
+- *Overhead* is what none of these explains, such as a busy computer, encoding, and lies: whoever claims a service of
+  1 µs and answers after 90 ms has an overhead of 90 ms. It is learned for each neighbour, and so nothing that a
+  neighbour says can make it look faster than it has lately been.
+
+Service and overhead are known by mean and 95th percentile (:mod:`protocols.inference.durations`). A prediction has
+both. How far predictions for a neighbour are off is averaged too: between neighbours that differ by less than that,
+nobody knows which is faster.
+"""
+
+from typing import Final, NamedTuple
+
+from protocols.base import limits
+from protocols.base.ids import NodeId
+from protocols.inference.durations import MAX_DURATION_NS, Durations
+from protocols.links.throughput import Throughput
+
+UNKNOWN_SERVICE_NS: Final = 100 * limits.MS
+"""A service that was never measured."""
+START_BYTES_PER_S: Final = 125_000_000.0
+"""What a link is assumed to carry before the first measurement. This is optimistic on purpose: a link that is never
+used is never measured, and the hedge bounds what a wrong guess costs."""
+MAX_SERVICES: Final = 4 * limits.MAX_OFFERS
+"""Files and sizes of inputs whose services are known, of one node; the one that ran longest ago is forgotten first."""
+MAX_KNOWN: Final = 4 * limits.MAX_NEIGHBOURS
+"""Neighbours remembered, also beyond the end of their links: a liar could otherwise begin anew by reconnecting."""
+ERROR_GAIN: Final = 8
+"""The inverse gain of the mean error of predictions."""
+
+
+class Demand(NamedTuple):
+    """What is asked for, as far as it decides the cost."""
+
+    digest: str
+    size_bytes: int
+    """Of the inputs."""
+
+    @property
+    def kind(self) -> tuple[str, int]:
+        """Runs of one kind take about the same time: the same file, on inputs of about the same size."""
+        return self.digest, self.size_bytes.bit_length()
+
+
+class Claim(NamedTuple):
+    """What a node says about the service of a model; 0: nothing."""
+
+    mean_ns: int
+    p95_ns: int
+
+
+class Prediction(NamedTuple):
+    """When a run would be done, in nanoseconds from now."""
+
+    expected_ns: int
+    p95_ns: int
+    soonest_ns: int = 0
+    """It can't be done before, by the shortest service seen; 0: nothing was seen."""
+    uncertain_ns: int = 0
+    """How far predictions for this node are off, on average."""
+    proven: bool = True
+    """Whether the last that was heard of it is a result."""
+    service_ns: int = 0
+    """The part that is the run itself."""
+
+
+class Answer(NamedTuple):
+    """What an answer of a neighbour says about its cost."""
+
+    expected_ns: int
+    """As it was predicted."""
+    took_ns: int
+    """From the request to the answer."""
+    queued_ns: int
+    compute_ns: int
+    """As the neighbour claims."""
+    round_trip_ns: int
+    output_bytes: int
+
+
+class _Service:
+    __slots__ = ("durations", "output_bytes")
+
+    def __init__(self) -> None:
+        self.durations = Durations()
+        self.output_bytes = 0
+
+
+class Services:
+    """The services of one node."""
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[str, int], _Service] = {}
+
+    def add(self, work: Demand, service_ns: int, now: int, output_bytes: int = 0) -> None:
+        """Note that a run took ``service_ns`` and gave ``output_bytes``."""
+        service = self._of.pop(work.kind, None) or _Service()
+        if len(self._of) >= MAX_SERVICES:
+            del self._of[next(iter(self._of))]
+        self._of[work.kind] = service  # the one that ran last stands last
+        service.durations.add(service_ns, now)
+        service.output_bytes = output_bytes
+
+    def seen(self, work: Demand, now: int) -> Durations | None:
+        """The durations of runs of that kind; None when none was seen lately."""
+        service = self._of.get(work.kind)
+        return service.durations if service is not None and service.durations.known(now) else None
+
+    def claim(self, work: Demand, claim: Claim, now: int) -> Claim:
+        """Mean and 95th percentile as they were seen, or else as they are claimed."""
+        durations = self.seen(work, now)
+        if durations is not None:
+            return Claim(durations.mean_ns, durations.p95_ns)
+        mean_ns = min(claim.mean_ns or UNKNOWN_SERVICE_NS, MAX_DURATION_NS)
+        return Claim(mean_ns, max(min(claim.p95_ns, MAX_DURATION_NS), mean_ns))
+
+    def output_bytes(self, work: Demand) -> int:
+        """The size of the last outputs of that kind; 0 when none is known."""
+        service = self._of.get(work.kind)
+        return service.output_bytes if service is not None else 0
+
+    def predict(self, work: Demand, claim: Claim, queue_ns: int, now: int) -> Prediction:
+        """When a run on this node itself would be done."""
+        service, seen = self.claim(work, claim, now), self.seen(work, now)
+        soonest_ns = queue_ns + seen.shortest_ns if seen is not None and seen.is_fresh(now) else 0
+        return Prediction(queue_ns + service.mean_ns, queue_ns + service.p95_ns, soonest_ns, service_ns=service.mean_ns)
+
+
+class _Known:
+    """What is known about one neighbour."""
+
+    __slots__ = ("down", "error_ns", "greeted", "overhead", "proven", "services", "up")
+
+    def __init__(self) -> None:
+        self.up, self.down = Throughput(), Throughput()
+        self.services = Services()
+        self.overhead = Durations()
+        self.error_ns = 0
+        self.greeted = self.proven = False
+
+    def transfer_ns(self, input_bytes: int, output_bytes: int) -> int:
+        up = self.up.bytes_per_s or self.down.bytes_per_s or START_BYTES_PER_S
+        down = self.down.bytes_per_s or self.up.bytes_per_s or START_BYTES_PER_S
+        return int((input_bytes / up + output_bytes / down) * limits.SECOND)
+
+
+_UNKNOWN: Final = _Known()
+
+
+class NeighbourCosts:
+    """What this node has learned about its neighbours and the links to them."""
+
+    def __init__(self) -> None:
+        self._of: dict[NodeId, _Known] = {}
+
+    def predict(
+        self, node: NodeId, work: Demand, claim: Claim, queue_ns: int, round_trip_ns: int, now: int
+    ) -> Prediction:
+        """When the answer of a run at ``node`` would be here."""
+        known = self._of.get(node, _UNKNOWN)
+        service, seen = known.services.claim(work, claim, now), known.services.seen(work, now)
+        link_ns = round_trip_ns + known.transfer_ns(work.size_bytes, known.services.output_bytes(work))
+        overhead = known.overhead if known.overhead.known(now) else _NOTHING
+        common_ns = link_ns + queue_ns
+        soonest_ns = 0
+        if seen is not None and seen.is_fresh(now):
+            soonest_ns = seen.shortest_ns + overhead.shortest_ns
+        return Prediction(
+            common_ns + service.mean_ns + overhead.mean_ns,
+            common_ns + service.p95_ns + overhead.p95_ns,
+            soonest_ns,
+            known.error_ns,
+            known.proven and overhead is not _NOTHING,
+            service.mean_ns,
+        )
+
+    def learn(self, node: NodeId, work: Demand, answer: Answer, now: int) -> None:
+        """Learn from an answer. Of the first one only the service counts, because the rest includes dialling the bulk
+        lane."""
+        known = self._known(node)
+        compute_ns = min(answer.compute_ns, answer.took_ns)
+        queued_ns = min(answer.queued_ns, answer.took_ns - compute_ns)
+        greeted, known.greeted = known.greeted, True
+        rest_ns = answer.took_ns - compute_ns - queued_ns - answer.round_trip_ns
+        if not greeted:
+            return
+        known.services.add(work, compute_ns, now, answer.output_bytes)
+        if work.size_bytes >= answer.output_bytes:
+            known.up.measured(work.size_bytes, max(rest_ns - known.transfer_ns(0, answer.output_bytes), 1))
+        else:
+            known.down.measured(answer.output_bytes, max(rest_ns - known.transfer_ns(work.size_bytes, 0), 1))
+        known.overhead.add(rest_ns - known.transfer_ns(work.size_bytes, answer.output_bytes), now)
+        known.proven = True
+        self._mistaken(known, answer.took_ns - answer.expected_ns)
+
+    def overdue(self, node: NodeId, expected_ns: int, waited_ns: int, now: int) -> None:
+        """Note that a run has taken ``waited_ns`` so far, and that its end will not be seen."""
+        if waited_ns > expected_ns:
+            known = self._known(node)
+            known.proven = False
+            before_ns = known.overhead.mean_ns if known.overhead.known(now) else 0
+            known.overhead.add(before_ns + waited_ns - expected_ns, now)
+            self._mistaken(known, waited_ns - expected_ns)
+
+    def _mistaken(self, known: _Known, error_ns: int) -> None:
+        error_ns = min(abs(error_ns), MAX_DURATION_NS)
+        known.error_ns += (error_ns - known.error_ns) // ERROR_GAIN if known.error_ns else error_ns
+
+    def transferred(self, node: NodeId, size_bytes: int, took_ns: int) -> None:
+        """Note that the link to ``node`` took ``took_ns`` for ``size_bytes``."""
+        self._known(node).up.measured(size_bytes, took_ns)
+
+    def throughput_of(self, node: NodeId) -> float:
+        """The throughput of the link to ``node`` in bytes a second; 0: not measured yet."""
+        known = self._of.get(node, _UNKNOWN)
+        return known.up.bytes_per_s or known.down.bytes_per_s
+
+    def forget_link(self, node: NodeId) -> None:
+        """Forget the link to a neighbour that is gone. What it claimed and did is not forgotten."""
+        known = self._of.get(node)
+        if known is not None:
+            known.up, known.down = Throughput(), Throughput()
+            known.greeted = False
+
+    def _known(self, node: NodeId) -> _Known:
+        known = self._of.pop(node, None) or _Known()
+        if len(self._of) >= MAX_KNOWN:
+            del self._of[next(iter(self._of))]
+        self._of[node] = known
+        return known
+
+
+_NOTHING: Final = Durations()

@@ -1,0 +1,66 @@
+"""How long a run would wait at each neighbour: by its reports, which grow old, and by the runs that it has of ours.
+
+A neighbour says how long the next run would wait there, in its offers and with each answer. What waited there at that
+time is done after that time, so a report shrinks as it grows old. Runs that were sent since are not in it. And whatever
+it says, runs of ours that it has not answered are before the next one.
+"""
+
+from typing import NamedTuple
+
+from protocols.base.ids import NodeId
+from protocols.inference.durations import MAX_DURATION_NS
+
+
+class _Sent(NamedTuple):
+    at_ns: int
+    service_ns: int
+
+
+class _Load:
+    __slots__ = ("at_ns", "queue_ns", "sent", "workers")
+
+    def __init__(self) -> None:
+        self.queue_ns = self.at_ns = 0
+        self.workers = 1
+        self.sent: dict[int, _Sent] = {}
+
+
+class Loads:
+    """The loads of neighbours; bounded by the neighbours and by the requests under way."""
+
+    def __init__(self) -> None:
+        self._of: dict[NodeId, _Load] = {}
+
+    def reported(self, node: NodeId, queue_us: int, now: int, workers: int | None = None) -> None:
+        """A neighbour says how long the next run would wait, and how many runs it does at a time."""
+        load = self._of.setdefault(node, _Load())
+        load.queue_ns, load.at_ns = min(queue_us * 1_000, MAX_DURATION_NS), now
+        if workers is not None:
+            load.workers = max(workers, 1)
+
+    def sent(self, node: NodeId, run: int, service_ns: int, now: int) -> None:
+        """A run of ours goes to a neighbour, and is expected to take ``service_ns`` there."""
+        self._of.setdefault(node, _Load()).sent[run] = _Sent(now, service_ns)
+
+    def ended(self, node: NodeId, run: int) -> None:
+        """A run of ours is no longer there."""
+        load = self._of.get(node)
+        if load is not None:
+            load.sent.pop(run, None)
+
+    def queue_ns(self, node: NodeId, now: int) -> int:
+        """How long a run that is sent now would wait."""
+        load = self._of.get(node)
+        if load is None:
+            return 0
+        reported_ns = max(load.queue_ns - (now - load.at_ns), 0)
+        ours = load.sent.values()
+        since_ns = sum(sent.service_ns for sent in ours if sent.at_ns >= load.at_ns)
+        unanswered_ns = sum(max(sent.service_ns - (now - sent.at_ns), 0) for sent in ours)
+        if len(ours) < load.workers:
+            return reported_ns
+        return max(reported_ns + since_ns // load.workers, unanswered_ns // load.workers)
+
+    def forget(self, node: NodeId) -> None:
+        """A neighbour is gone."""
+        self._of.pop(node, None)

@@ -1,0 +1,232 @@
+"""Own requests between deadline, hedge and rescue: what is begun, what is not, and what the caller is told."""
+
+import pytest
+
+from protocols.base.limits import MS, SECOND
+from protocols.inference.events import Compute
+from protocols.inference.requests import HEDGE_SHARE, HEDGE_SLACK_NS, MAX_HEDGES_SAVED, Hedges
+from protocols.wire.inference import InferAnswer, InferCancel
+from tests.tools.inference_fixture import IMAGE, OTHER, A, B, Bench, C, model
+
+
+def ran_here(bench: Bench, compute_ms: int, name: str = "plate") -> None:
+    """A run here took so long."""
+    bench.ask(10 * SECOND, name=name)
+    (compute,) = bench.machine.outgoing()
+    assert type(compute) is Compute
+    bench.now += compute_ms * MS
+    bench.machine.computed(compute.run, InferAnswer(0, "done", IMAGE, 0, compute_ms * 1_000), bench.now)
+    assert bench.answered().winner is not None
+
+
+# --- hedges --------------------------------------------------------------------------------------------------------
+def test_hedges_are_one_in_twenty_requests_over_time() -> None:
+    """A mesh that is slow as a whole would otherwise compute everything twice, and be slower still."""
+    hedges, spent = Hedges(), 0
+    for _ in range(1_000):
+        hedges.earn()
+        if hedges.left:
+            hedges.spend()
+            spent += 1
+    assert spent == 1_000 // HEDGE_SHARE + 1
+    for _ in range(10_000):
+        hedges.earn()
+    assert hedges.left == MAX_HEDGES_SAVED
+
+
+def test_request_is_hedged_at_the_95th_percentile_of_its_first_run() -> None:
+    """Not at a multiple of the mean: a steady neighbour is late early, and an uneven one is not late for long."""
+    bench = Bench(A, B)
+    bench.prove(A, 10)
+    bench.prove(B, 30)
+    bench.ask()
+    ((first, request),) = bench.requests()
+    assert first == A
+    due = bench.machine.next_timer_at()
+    assert 11 * MS + HEDGE_SLACK_NS <= due < 11 * MS + HEDGE_SLACK_NS + MS // 10
+    bench.at(due)
+    ((second, _),) = bench.requests()
+    assert second == B
+    bench.answer(B, request.request + 1, compute_us=30_000)
+    assert [(r.node, r.outcome) for r in bench.answered().attempts] == [(B, "done"), (A, "cancelled")]
+    assert [(node, type(frame)) for node, frame in bench.machine.messages()] == [(A, InferCancel)]
+
+
+def test_requests_beyond_the_budget_of_hedges_wait_for_their_first_run() -> None:
+    """And the counters say so."""
+    bench = Bench(A, B)
+    bench.prove(A, 10)
+    bench.prove(B, 30)
+    for _ in range(4):
+        bench.ask()
+    assert [node for node, _ in bench.requests()] == [A, A, A, B]
+    bench.at(100 * MS)
+    counters = bench.machine.counters()
+    assert (counters["hedged"], counters["hedges_denied"]) == (1, 3)
+
+
+def test_request_is_not_hedged_when_nobody_else_could_make_the_deadline() -> None:
+    """It would be work for nothing."""
+    bench = Bench(A, B)
+    bench.prove(A, 10)
+    bench.prove(B, 90)
+    bench.ask(50 * MS)
+    bench.requests()
+    bench.at(bench.machine.next_timer_at())
+    assert bench.requests() == []
+    assert bench.machine.counters()["hedged"] == 0
+
+
+def test_unproven_neighbour_gets_no_more_requests_than_hedges_are_left() -> None:
+    """A stranger that never answers held up twenty frames of a camera at once."""
+    bench = Bench(A)
+    bench.load((model(compute_ns=100 * MS),))
+    bench.offer(A, 1_000)
+    for _ in range(19):
+        bench.ask()
+    assert len(bench.requests()) == 1
+    assert len(bench.machine.outgoing()) == 18
+
+
+def test_request_at_a_neighbour_that_stalls_is_rescued_here_without_a_hedge_left() -> None:
+    """Nothing else could still make the deadline."""
+    bench = Bench(A)
+    bench.load((model(compute_ns=100 * MS),))
+    bench.prove(A)
+    for _ in range(3):
+        bench.ask(SECOND)
+    assert len(bench.requests()) == 3
+    bench.at(500 * MS)
+    assert len(bench.machine.outgoing()) == 1, "one was hedged"
+    bench.at(SECOND - 102 * MS)
+    assert len(bench.machine.outgoing()) == 2
+    assert bench.machine.counters()["rescued"] == 2
+
+
+def test_neighbour_that_was_late_is_tried_again_only_when_a_hedge_is_left() -> None:
+    """It stalls for good, and every further try would cost the whole deadline."""
+    bench = Bench(A)
+    bench.load((model(compute_ns=100 * MS),))
+    bench.prove(A)
+    bench.ask(SECOND)
+    assert len(bench.requests()) == 1
+    bench.at(50 * MS)
+    (compute,) = bench.machine.outgoing()
+    assert type(compute) is Compute
+    bench.now += 100 * MS
+    bench.machine.computed(compute.run, InferAnswer(0, "done", IMAGE, 0, 100_000), bench.now)
+    bench.machine.messages()
+    bench.now += 10 * SECOND
+    bench.ask(SECOND)
+    assert bench.requests() == []
+
+
+# --- deadlines -----------------------------------------------------------------------------------------------------
+def test_request_that_nobody_can_answer_in_time_is_refused_at_once_and_says_why() -> None:
+    """The caller can use its time otherwise, and the processor too."""
+    bench = Bench()
+    bench.load((model(compute_ns=50 * MS),))
+    ran_here(bench, 60)
+    bench.ask(30 * MS)
+    answered = bench.answered()
+    assert answered.failure == "late"
+    assert "'plate' needs at least 60.0 ms at me, and 30.0 ms are left" in answered.detail
+    assert bench.machine.outgoing() == []
+    bench.now += SECOND
+    bench.ask(30 * MS)
+    assert len(bench.machine.outgoing()) == 1, "it may be faster now"
+
+
+def test_request_counts_the_queue_before_it() -> None:
+    """Ten runs wait, and each takes as long as the budget."""
+    bench = Bench()
+    bench.load((model(compute_ns=20 * MS),))
+    ran_here(bench, 20)
+    bench.load((model(compute_ns=20 * MS, queue_ns=100 * MS),))
+    bench.ask(110 * MS)
+    assert "needs at least 120.0 ms" in bench.answered().detail
+
+
+def test_request_of_a_neighbour_that_cannot_be_done_in_its_budget_is_refused_at_once() -> None:
+    """It goes elsewhere while there is time."""
+    bench = Bench(A)
+    bench.load((model(compute_ns=50 * MS),))
+    ran_here(bench, 60)
+    bench.machine.messages()
+    bench.serve(A, 1, budget_us=30_000)
+    ((node, answer),) = bench.machine.messages()
+    assert (node, type(answer)) == (A, InferAnswer)
+    assert isinstance(answer, InferAnswer)
+    assert (answer.status, answer.detail) == ("late", "me needs at least 60.0 ms, and 30.0 are left")
+    assert bench.machine.counters()["refused_late"] == 1
+    bench.serve(A, 2, budget_us=100_000)
+    assert len(bench.machine.outgoing()) == 1
+
+
+# --- smaller models ------------------------------------------------------------------------------------------------
+def test_request_that_would_be_late_falls_back_to_the_smaller_model_that_is_declared() -> None:
+    """A rough answer in time is worth more than a good one too late, if the caller says so."""
+    bench = Bench()
+    bench.load((model(compute_ns=200 * MS), model("plate-small", 20 * MS, digest=OTHER)))
+    bench.ask(100 * MS)
+    (compute,) = bench.machine.outgoing()
+    assert isinstance(compute, Compute)
+    assert compute.model == "plate", "nobody declared another"
+    bench.machine.set_fallbacks({"plate": "plate-small"})
+    bench.ask(100 * MS)
+    (compute,) = bench.machine.outgoing()
+    assert isinstance(compute, Compute)
+    assert compute.model == "plate-small"
+    bench.machine.computed(compute.run, InferAnswer(0, "done", IMAGE, 0, 20_000), bench.now)
+    assert bench.answered().model == "plate-small"
+    assert bench.machine.counters()["fell_back"] == 1
+    bench.ask(SECOND)
+    (compute,) = bench.machine.outgoing()
+    assert isinstance(compute, Compute)
+    assert compute.model == "plate", "there is time for the large one"
+
+
+def test_fallbacks_that_name_each_other_end() -> None:
+    """A mistake in a configuration must not hold the engine's lock."""
+    bench = Bench()
+    bench.load((model(compute_ns=200 * MS), model("other", 200 * MS, digest=OTHER)))
+    bench.machine.set_fallbacks({"plate": "other", "other": "plate"})
+    bench.ask(100 * MS)
+    assert len(bench.machine.outgoing()) == 1
+
+
+# --- loads ---------------------------------------------------------------------------------------------------------
+def test_answers_tell_how_long_the_next_run_would_wait() -> None:
+    """A report that came with the last answer is newer than an offer, and costs no frame."""
+    bench = Bench(A, B, C)
+    bench.prove(A, 10)
+    bench.prove(B, 20)
+    bench.ask()
+    ((first, request),) = bench.requests()
+    assert first == A
+    bench.now = 11 * MS
+    bench.answer(A, request.request, compute_us=10_000, queue_us=200_000)
+    bench.answered()
+    bench.ask()
+    ((second, request),) = bench.requests()
+    assert second == B
+    bench.answer(B, request.request, compute_us=20_000)
+    bench.answered()
+    bench.now += 200 * MS
+    bench.ask()
+    assert bench.requests()[0][0] == A, "what waited there is done"
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_neighbour_that_will_probably_leave_first_is_not_asked(silent: bool) -> None:
+    """Its link came up a moment ago, or it has been silent for long: the work would be done twice."""
+    bench = Bench(A)
+    bench.load((model(compute_ns=300 * MS),))
+    bench.prove(A, 100)
+    bench.lasts_ns[A] = 0 if silent else 50 * MS
+    bench.ask()
+    assert bench.requests() == []
+    bench.lasts_ns[A] = 200 * MS
+    bench.machine.outgoing()
+    bench.ask()
+    assert len(bench.requests()) == 1
