@@ -27,7 +27,7 @@ from typing import Any
 import meshnode
 from benchmarks import command
 from benchmarks import crowd as neighbourhood
-from benchmarks.children import child
+from benchmarks.children import Child, child
 from benchmarks.churners import config
 from benchmarks.command import between, finish, measuring
 from benchmarks.insiders import NAMES
@@ -201,6 +201,7 @@ async def measure(folder: Path, engine: str, seconds: float, crowd: Crowd) -> Ou
                 await node.wait_for_peers(1, _MEET_S)
                 pinger = _Pinger(node)
                 try:
+                    await _flowing(besieged)
                     await asyncio.sleep(2 * settle_s)
                     outcome.phases["before"] = await _phase(besieged, pinger, seconds)
                     with child(spawn, torment, port, files, crowd) as tormentors:
@@ -217,17 +218,27 @@ async def measure(folder: Path, engine: str, seconds: float, crowd: Crowd) -> Ou
     return outcome
 
 
-async def _phase(besieged: Any, pinger: _Pinger, seconds: float, counters: dict[str, int] | None = None) -> Phase:
-    async def ask() -> Any:
-        besieged.orders.send(None)
-        return await asyncio.to_thread(besieged.answer)
+async def _asked(besieged: Child) -> Any:
+    """What the besieged node has measured since it was asked last."""
+    besieged.orders.send(None)
+    return await asyncio.to_thread(besieged.answer)
 
-    await ask()  # discard what was measured before
+
+async def _flowing(besieged: Child) -> None:
+    """Return when readings come: on a busy machine the neighbours take seconds to start. The bars tell it when none
+    ever does."""
+    ends_at = time.monotonic() + _MEET_S
+    while not (await _asked(besieged))[0] and time.monotonic() < ends_at:
+        await asyncio.sleep(0.1)
+
+
+async def _phase(besieged: Child, pinger: _Pinger, seconds: float, counters: dict[str, int] | None = None) -> Phase:
+    await _asked(besieged)  # discard what was measured before
     pinger.times_us.clear()
     cores = Cores()
     await asyncio.sleep(seconds)
     others_share = cores.others_share()
-    latencies_us, share, suspected, lost, counted = await ask()
+    latencies_us, share, suspected, lost, counted = await _asked(besieged)
     if counters is not None:
         kinds = ("link_handshakes", "link_mute", "pipes_", "frames_malformed", "suspicions", "deaths", "local_stalls")
         counters.update({name: value for name, value in counted.items() if name.startswith(kinds)})
