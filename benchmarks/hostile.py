@@ -228,7 +228,9 @@ async def _flowing(besieged: Child) -> None:
     """Return when readings come: on a busy machine the neighbours take seconds to start. The bars tell it when none
     ever does."""
     ends_at = time.monotonic() + _MEET_S
-    while not (await _asked(besieged))[0] and time.monotonic() < ends_at:
+    while True:
+        if (await _asked(besieged))[0] or time.monotonic() > ends_at:
+            return
         await asyncio.sleep(0.1)
 
 

@@ -80,9 +80,11 @@ class RunningInference(RunningPart):
     async def prepare(self, closing: AsyncExitStack) -> None:
         """See that the threads end, and say which files are pinned. The first neighbour may already ask for a run."""
         models = self.host.config.of(ModelsSection)
-        self.host.driver.act(lambda engine, _: engine.inference.pin(models.pinned))
-        self.host.driver.act(lambda engine, _: engine.inference.set_fallbacks(models.fallbacks))
-        self.host.driver.act(lambda engine, _: engine.inference.set_workers(self.defaults.workers))
+        self.host.driver.act(
+            lambda engine, _: engine.inference.configure(
+                models.pinned, models.fallbacks, self.defaults.workers, self.defaults.offload
+            )
+        )
         closing.callback(self._fail_all)
         closing.push_async_callback(asyncio.to_thread, self._compute.close)
 
@@ -182,8 +184,12 @@ class RunningInference(RunningPart):
         return self._compute.models
 
     def questions(self) -> Mapping[str, Callable[[Any], Any]]:
-        """``models``: their names, digests and signatures."""
-        return {"models": lambda _: [_view(model) for model in self.models.values()]}
+        """``models``: their names, digests and signatures. ``inference_runs``: the nodes that compute own requests now,
+        once for each run."""
+        return {
+            "models": lambda _: [_view(model) for model in self.models.values()],
+            "inference_runs": lambda _: self.host.driver.look(lambda engine, _: engine.inference.under_way()),
+        }
 
     # --- over HTTP -------------------------------------------------------------------------------------------------
     def routes(self, service: HttpService) -> "Sequence[BaseRoute]":

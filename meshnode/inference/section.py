@@ -118,6 +118,13 @@ class InferenceSection(PartSection, frozen=True, kw_only=True):
     local: Annotated[
         bool, Meta(description="Compute own requests here when that is fastest; false: neighbours only.")
     ] = True
+    offload: Annotated[
+        bool,
+        Meta(
+            description="Have neighbours compute own requests when they are clearly faster; false: only what this node "
+            "can't compute itself."
+        ),
+    ] = True
     hedge: Annotated[bool, Meta(description="Ask a second neighbour when the first is late.")] = True
     deadline_ms: Annotated[
         int, Meta(ge=1, le=limits.MAX_BUDGET_MS, description="Deadline of requests that name none.")

@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from msgspec import Meta, Struct
@@ -66,6 +67,10 @@ class Condition:
     def __init__(self) -> None:
         self.slowed = 1.0
         """How many times as long timed models take."""
+        self.stalled_share = 0.0
+        """The share of the runs of timed models, at random, that take ``stalled_factor`` times as long."""
+        self.stalled_factor = 10.0
+        self.random = Random()
         self.understated = 1.0
         """How many times faster than they are it says timed models are; above 1 it also says that nothing waits."""
 
@@ -89,7 +94,9 @@ class _TimedModel(LoadedModel):
     def _compute(self, feeds: "dict[str, Any]", wanted: tuple[str, ...], cancel: Cancellation) -> list[Any]:
         import numpy as np
 
-        if cancel.wait(self.run_ns / limits.SECOND):
+        condition = self._condition
+        stalled = condition.random.random() < condition.stalled_share
+        if cancel.wait(self.run_ns / limits.SECOND * (condition.stalled_factor if stalled else 1.0)):
             raise InferenceError(f"the run of model {self.name!r} was cancelled")
         given: NDArray[Any] = feeds[INPUT]
         answer = np.frombuffer(echoed(given[:ECHOED_BYTES].tobytes(), self._output_bytes), dtype=np.uint8)

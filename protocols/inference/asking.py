@@ -76,6 +76,8 @@ class Asking:
         self.loads = Loads()
         self.fallbacks: Mapping[str, str] = {}
         """Smaller models, by the name of the one in whose place they may be run."""
+        self.offload = True
+        """Whether neighbours are asked for what this node can compute itself."""
         self.requests: dict[int, OwnRequest] = {}
         """Those under way, by number."""
         self._standings = Standings()
@@ -159,7 +161,7 @@ class Asking:
     # --- placed ----------------------------------------------------------------------------------------------------
     def _here(self, request: OwnRequest, model: str, work: Demand, now: int) -> Candidate | None:
         local = self._models.get(model)
-        if local is None or not local.local or local.digest != work.digest or self._node in request.tried:
+        if local is None or not self._computes(model, work) or self._node in request.tried:
             return None
         queue_ns = local.queue_ns if local.own_queue_ns is None else local.own_queue_ns
         predicted = self._services.predict(work, Claim(local.compute_ns, local.p95_ns), queue_ns, now)
@@ -167,6 +169,11 @@ class Asking:
             self._node, predicted.expected_ns, predicted.p95_ns, predicted.soonest_ns,
             service_ns=predicted.service_ns,
         )  # fmt: skip
+
+    def _computes(self, model: str, work: Demand) -> bool:
+        """Whether this node can compute it itself."""
+        local = self._models.get(model)
+        return local is not None and local.local and local.digest == work.digest
 
     def _there(self, request: OwnRequest, model: str, work: Demand, now: int) -> list[Candidate]:
         there = []
@@ -206,7 +213,8 @@ class Asking:
 
     def _of_model(self, request: OwnRequest, model: str, work: Demand, now: int) -> list[Candidate]:
         remaining_ns = request.deadline_ns - now
-        here, there = self._here(request, model, work, now), self._there(request, model, work, now)
+        here = self._here(request, model, work, now)
+        there = self._there(request, model, work, now) if self.offload or not self._computes(model, work) else []
         both = [here, *there] if here is not None else there
         hopeless = [candidate for candidate in both if candidate.soonest_ns > remaining_ns]
         request.hopeless = min(hopeless, key=lambda candidate: candidate.soonest_ns, default=None)
@@ -274,9 +282,11 @@ class Asking:
             if run.node == self._node:
                 self._decided.effects.append(CancelCompute(run.number))
             else:
-                if now > run.late_at:  # its answer will teach nothing: otherwise it would be asked first again
+                # Its answer will teach nothing: without this it would be asked first again.
+                stalled = now > run.stalled_at
+                self.costs.overdue(run.node, run.candidate.expected_ns, now - run.started_ns, stalled, now)
+                if stalled:
                     self._standings.missed(run.node, now)
-                    self.costs.overdue(run.node, run.candidate.expected_ns, now - run.started_ns, now)
                 self._decided.messages.append((run.node, InferCancel(run.number)))
 
     def _win(

@@ -203,11 +203,12 @@ class NeighbourCosts:
         known.proven = True
         self._mistaken(known, answer.took_ns - answer.expected_ns)
 
-    def overdue(self, node: NodeId, expected_ns: int, waited_ns: int, now: int) -> None:
-        """Note that a run has taken ``waited_ns`` so far, and that its end will not be seen."""
+    def overdue(self, node: NodeId, expected_ns: int, waited_ns: int, stalled: bool, now: int) -> None:
+        """Note that a run has taken ``waited_ns`` so far, and that its end will not be seen. ``stalled``: that is so
+        long that the node has to prove itself again."""
         if waited_ns > expected_ns:
             known = self._known(node)
-            known.proven = False
+            known.proven = known.proven and not stalled
             before_ns = known.overhead.mean_ns if known.overhead.known(now) else 0
             known.overhead.add(before_ns + waited_ns - expected_ns, now)
             self._mistaken(known, waited_ns - expected_ns)

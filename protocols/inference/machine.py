@@ -79,13 +79,19 @@ class Inference(Machine):
         if self._offers_due_ns == NEVER and self._differs():
             self._offers_due_ns = max(now, self._offers_sent_ns + OFFER_INTERVAL_NS)
 
-    def set_workers(self, workers: int) -> None:
-        """Say how many runs go on here at the same time."""
-        self._workers = workers
+    def configure(
+        self, pinned: Mapping[str, str] | None = None, fallbacks: Mapping[str, str] | None = None, workers: int = 1,
+        offload: bool = True,
+    ) -> None:  # fmt: skip
+        """Say how this node computes.
 
-    def set_fallbacks(self, fallbacks: Mapping[str, str]) -> None:
-        """Say which smaller model may be run in whose place, when that would probably miss its deadline."""
-        self._asking.fallbacks = dict(fallbacks)
+        ``pinned``: which files (digests) the names of models stand for, whatever neighbours offer. ``fallbacks``: which
+        smaller model may be run in whose place, when that would probably miss its deadline. ``workers``: how many runs
+        go on here at the same time. ``offload``: whether neighbours are asked for what this node can compute itself.
+        """
+        self._offers.pinned = dict(pinned or {})
+        self._asking.fallbacks, self._asking.offload = dict(fallbacks or {}), offload
+        self._workers = workers
 
     def _differs(self) -> bool:
         """Whether neighbours would decide otherwise if they knew what is true now."""
@@ -131,10 +137,6 @@ class Inference(Machine):
         """The models that a neighbour has offered and may offer."""
         return self._offers.of(node)
 
-    def pin(self, digests: Mapping[str, str]) -> None:
-        """Say which files the names of models stand for, whatever neighbours offer."""
-        self._offers.pinned = dict(digests)
-
     def digest_of(self, model: str) -> str | None:
         """The file that this node means by the name of a model; None when nobody has it."""
         return self._asking.digest_of(model)
@@ -163,6 +165,10 @@ class Inference(Machine):
     def abandon(self, number: int, now: int) -> None:
         """The caller no longer wants the answer: no event follows."""
         self._asking.abandon(number, now)
+
+    def under_way(self) -> list[NodeId]:
+        """The nodes that compute own requests now, once for each run."""
+        return [run.node for request in self._asking.requests.values() for run in request.runs.values()]
 
     # --- results ---------------------------------------------------------------------------------------------------
     def computed(self, run: int, answer: InferAnswer, now: int) -> None:

@@ -12,6 +12,10 @@ from protocols.wire.tensors import NamedTensor
 
 HEDGE_SLACK_NS: Final = 1 * limits.MS
 """A run is late this long after the 95th percentile of its prediction, since timers are not finer."""
+GUESS_SLACK_NS: Final = 5 * limits.MS
+"""A run of which only a claim is known is late when it takes half as much again and this."""
+STALLED_FACTOR: Final = 2
+"""One run in twenty is late, by definition. A node stalls when a run takes this many times as long as that."""
 HEDGE_SHARE: Final = 20
 """At most one in so many requests is hedged, over time …"""
 MAX_HEDGES_SAVED: Final = 5
@@ -43,13 +47,21 @@ class Hedges:
 class OwnRun:
     """One attempt at a request, under way."""
 
-    __slots__ = ("candidate", "digest", "hedged", "late_at", "model", "node", "number", "started_ns", "work")
+    __slots__ = (
+        "candidate", "digest", "hedged", "late_at", "model", "node", "number", "stalled_at",
+        "started_ns", "work",
+    )  # fmt: skip
 
     def __init__(self, number: int, request: "OwnRequest", candidate: Candidate, now: int) -> None:
         self.number, self.node, self.candidate, self.started_ns = number, candidate.node, candidate, now
         self.model, self.digest, self.work = request.model, request.digest, request.work
-        self.late_at = now + candidate.p95_ns + HEDGE_SLACK_NS
+        late_ns = candidate.p95_ns + HEDGE_SLACK_NS
+        if not candidate.proven:  # only claims are known
+            late_ns = max(late_ns, candidate.expected_ns * 3 // 2 + GUESS_SLACK_NS)
+        self.late_at = now + late_ns
         """When the next candidate should start beside it."""
+        self.stalled_at = now + STALLED_FACTOR * late_ns
+        """When it is so late that its node seems to stall."""
         self.hedged = False
 
 

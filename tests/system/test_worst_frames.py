@@ -206,7 +206,7 @@ def test_full_node_is_as_full_as_it_says(full: _Full) -> None:
     engine = full.alone.engine
     assert len(engine.gossip) > limits.MAX_ENTRIES - 100, "some of the search ended"
     assert len(engine.membership.neighbours) == NEIGHBOURS
-    assert len(engine.membership.reachable()) == NEIGHBOURS - limits.MAX_SUSPECTS_PER_HEARTBEAT
+    assert len(engine.membership.reachable(0)) == NEIGHBOURS - limits.MAX_SUSPECTS_PER_HEARTBEAT
     assert Entry is type(full.entries[0])
 
 

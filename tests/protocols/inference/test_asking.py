@@ -172,7 +172,7 @@ def test_request_that_would_be_late_falls_back_to_the_smaller_model_that_is_decl
     (compute,) = bench.machine.outgoing()
     assert isinstance(compute, Compute)
     assert compute.model == "plate", "nobody declared another"
-    bench.machine.set_fallbacks({"plate": "plate-small"})
+    bench.machine.configure(fallbacks={"plate": "plate-small"})
     bench.ask(100 * MS)
     (compute,) = bench.machine.outgoing()
     assert isinstance(compute, Compute)
@@ -190,7 +190,7 @@ def test_fallbacks_that_name_each_other_end() -> None:
     """A mistake in a configuration must not hold the engine's lock."""
     bench = Bench()
     bench.load((model(compute_ns=200 * MS), model("other", 200 * MS, digest=OTHER)))
-    bench.machine.set_fallbacks({"plate": "other", "other": "plate"})
+    bench.machine.configure(fallbacks={"plate": "other", "other": "plate"})
     bench.ask(100 * MS)
     assert len(bench.machine.outgoing()) == 1
 

@@ -136,9 +136,9 @@ def test_costs_of_a_liar_are_what_it_took_whatever_it_says() -> None:
 def test_costs_of_runs_whose_end_was_not_seen_are_at_least_what_was_waited() -> None:
     """Whoever never answers is not fast."""
     costs = NeighbourCosts()
-    costs.overdue(RSU, 5 * MS, 4 * MS, 0)
+    costs.overdue(RSU, 5 * MS, 4 * MS, False, 0)
     assert predicted(costs, SMALL, Claim(5 * MS, 0)).expected_ns < 7 * MS
-    costs.overdue(RSU, 5 * MS, 50 * MS, 0)
+    costs.overdue(RSU, 5 * MS, 50 * MS, True, 0)
     late = predicted(costs, SMALL, Claim(5 * MS, 0))
     assert late.expected_ns > 50 * MS
     assert not late.proven

@@ -109,7 +109,7 @@ def test_ask_of_a_file_that_came_later_does_not_take_the_place_of_the_first() ->
     bench.offer(A, 1, digest=DIGEST)
     bench.ask()
     assert [(node, request.digest) for node, request in bench.requests()] == [(B, OTHER)]
-    bench.machine.pin({"plate": DIGEST})
+    bench.machine.configure(pinned={"plate": DIGEST})
     bench.ask()
     assert [(node, request.digest) for node, request in bench.requests()] == [(A, DIGEST)]
 
@@ -117,7 +117,7 @@ def test_ask_of_a_file_that_came_later_does_not_take_the_place_of_the_first() ->
 def test_ask_of_a_pinned_file_that_nobody_offers_fails_at_once() -> None:
     """Another file of that name is not what the operator meant."""
     bench = Bench(A)
-    bench.machine.pin({"plate": OTHER})
+    bench.machine.configure(pinned={"plate": OTHER})
     bench.offer(A)
     bench.ask()
     assert bench.answered().failure == "unknown"
