@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from meshnode.config.sections import NodeConfig
     from meshnode.inference.result import InferenceResult
+    from meshnode.inference.streams import InferenceStream, StreamItem
     from meshnode.local.client import ConnectedNode, connect
     from meshnode.node import Node
     from meshnode.opening import ConfiguredNode, open  # noqa: A004 - reads as ``meshnode.open``
@@ -28,6 +29,8 @@ _HOMES = {
     "ConfiguredNode": "meshnode.opening",
     "ConnectedNode": "meshnode.local.client",
     "InferenceResult": "meshnode.inference.result",
+    "InferenceStream": "meshnode.inference.streams",
+    "StreamItem": "meshnode.inference.streams",
     "Node": "meshnode.node",
     "Publisher": "meshnode.readings.publisher",
     "connect": "meshnode.local.client",
@@ -48,6 +51,7 @@ __all__ = [
     "ConnectedNode",
     "EventTime",
     "InferenceResult",
+    "InferenceStream",
     "MeshError",
     "Node",
     "NodeConfig",
@@ -57,6 +61,7 @@ __all__ = [
     "Put",
     "PutMany",
     "Reading",
+    "StreamItem",
     "Subscription",
     "Tensor",
     "connect",

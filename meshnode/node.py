@@ -26,6 +26,7 @@ from meshnode.http.running import RunningHttp
 from meshnode.identity import NodeIdentity
 from meshnode.inference.result import InferenceResult
 from meshnode.inference.running import RunningInference
+from meshnode.inference.streams import OpenStreams, StreamingInference
 from meshnode.links.interfaces import AddressWatch
 from meshnode.links.transport import FailedLink
 from meshnode.part import Part
@@ -38,7 +39,7 @@ from meshnode.troubles import Troubles
 from protocols.access import DEFAULT_RULES
 from protocols.base import limits
 from protocols.base.effects import Event
-from protocols.base.errors import LocalProtocolError
+from protocols.base.errors import InferenceError, LocalProtocolError
 from protocols.base.ids import Incarnation
 from protocols.events import DuplicateIdentity
 from protocols.gossip.entries import EntryView
@@ -60,9 +61,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Node(Host):
+class Node(Host, StreamingInference):
     """A running node, made by ``async with meshnode.open(…)``. After it has closed, methods that need other nodes raise
     ``LocalProtocolError``, and its counters can still be read."""
+
+    max_in_flight = limits.MAX_PENDING_REQUESTS
 
     def __init__(
         self, config: NodeConfig, folder: Path, identity: NodeIdentity, incarnation: Incarnation,
@@ -74,7 +77,7 @@ class Node(Host):
         self.id, self.role, self.mesh = identity.peer.node, identity.peer.role, identity.peer.mesh
         self.position = config.node.position
         self.certificate_ends = identity.not_after
-        self.troubles, self.addresses = Troubles(), AddressWatch()
+        self.troubles, self.addresses, self.streams = Troubles(), AddressWatch(), OpenStreams()
         self.port, self.listens = 0, asyncio.Event()
         self.loop = asyncio.get_running_loop()
         self._closing, self._closed = closing, False
@@ -123,6 +126,10 @@ class Node(Host):
     async def close(self) -> None:
         """Stop sensing, say goodbye, hand records to the relay and release everything. Idempotent."""
         await self._closing.aclose()
+
+    def end_streams(self) -> None:
+        """End streams of inferences, while neighbours can still be told. The first step of closing."""
+        self.streams.end(InferenceError(f"the node {self.id} closed while a stream of inferences was being read"))
 
     def end(self) -> None:
         """End publishers and subscriptions, so that nobody waits for ever. The last step of closing."""

@@ -118,6 +118,7 @@ class ConfiguredNode:
         # After joining: loading takes seconds, and hazards of neighbours need not wait for it.
         for part in node.parts:
             await part.serve(closing)
+        closing.callback(node.end_streams)
         return node
 
     async def _listen(self, node: Node, transport: Transport, closing: AsyncExitStack) -> None:

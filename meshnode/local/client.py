@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, assert_never
 from msgspec import Struct
 
 from meshnode.inference.result import InferenceResult
+from meshnode.inference.streams import OpenStreams, StreamingInference
 from meshnode.local.deliveries import Deliveries, Wanted
 from meshnode.local.outgoing import Outgoing
 from meshnode.local.publisher import ConnectedPublisher
@@ -103,7 +104,7 @@ class NodeBack(Struct, frozen=True):
 LocalEvent = Event | NodeAway | NodeBack
 
 
-class ConnectedNode(Publishing[ConnectedPublisher], Subscribing):
+class ConnectedNode(Publishing[ConnectedPublisher], Subscribing, StreamingInference):
     """A node in another process. Made by :func:`connect`; methods raise ``LocalProtocolError`` outside ``async with``.
 
     Unlike :class:`meshnode.node.Node` it has no ``config``, ``port``, ``http_port`` and ``certificate_ends``, which
@@ -121,12 +122,14 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing):
     role: Role
     mesh: str
     incarnation: Incarnation
+    max_in_flight = limits.MAX_LOCAL_REQUESTS
 
     def __init__(self, path: Path, name: str) -> None:
         super().__init__()
         self.session = Session(path, name, self._received, self._back, self._gone)
         self.outgoing: Outgoing = self.session.outgoing
         self.access = AccessTable(())
+        self.streams = OpenStreams()
         self._closed = True
         self._minor = 0
         self._puts = itertools.count(1)
@@ -155,6 +158,7 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing):
     async def close(self) -> None:
         """Send what waits, for at most half a second, and disconnect. The node goes on. Idempotent."""
         self._closed = True
+        self.streams.end(InferenceError("the application closed its connection while a stream was being read"))
         await asyncio.to_thread(self.session.close)
         self._publishers.clear()
         for wanted in list(self._deliveries.wanted.values()):

@@ -23,6 +23,7 @@ from protocols.base import limits
 from protocols.base.errors import (
     BoundExceeded,
     ContextMissing,
+    InferenceError,
     InputInvalid,
     InvalidKey,
     LocalProtocolError,
@@ -200,6 +201,33 @@ async def test_infer_cancelled_is_forgotten_by_the_node(house: House) -> None:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         await until(lambda: not node.part(RunningInference)._answers, "none is")
+
+
+async def test_stream_through_the_node_is_bounded_and_ends_with_the_connection(house: House) -> None:
+    """A camera's process beside the node streams as the node's own code does, and leaves nothing there."""
+    double = write_model(house.folder / "double.onnx", [1], "Add")
+    long = write_model(house.folder / "long.onnx", [96, 96], "MatMul", repeat=4)
+    models = {"double": ModelSection(path=double), "long": ModelSection(path=long)}
+    config = house.config("veh-1", models=models, inference=_SLOW)
+    async with meshnode.open(config) as node:
+        async with meshnode.connect(socket_of(config)) as app:
+            with pytest.raises(LocalProtocolError, match="use 1 to 32"):
+                app.infer_stream("double", [], in_flight=33)
+            inputs = ({"x": np.array([n], "f4")} for n in range(2 * limits.MAX_LOCAL_REQUESTS))
+            stream = app.infer_stream("double", inputs, in_flight=8, deadline_ms=60_000)
+            assert [item.result().outputs["y"][0] async for item in stream] == [
+                2 * n for n in range(2 * limits.MAX_LOCAL_REQUESTS)
+            ]
+            frames = [{"x": np.zeros((96, 96), "f4")}] * 100
+            async for item in app.infer_stream("long", frames, in_flight=8, deadline_ms=60_000):
+                item.result()
+                break
+            await until(lambda: not node.part(RunningInference)._answers, "nothing is under way")
+            last = app.infer_stream("long", frames, deadline_ms=60_000)
+            await anext(last)
+        with pytest.raises(InferenceError, match="closed its connection while a stream"):
+            await anext(last)
+        await until(lambda: not node.part(RunningInference)._answers, "nothing is under way")
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
