@@ -20,6 +20,7 @@ from protocols.base.errors import (
     LocalProtocolError,
     MeshError,
     ModelUnknown,
+    NeighbourFailed,
     NotPermitted,
     TransportError,
 )
@@ -33,6 +34,7 @@ _ERRORS: Final[Mapping[int, type[MeshError]]] = {
     HTTPStatus.FORBIDDEN: NotPermitted,
     HTTPStatus.NOT_FOUND: ModelUnknown,
     HTTPStatus.INTERNAL_SERVER_ERROR: InferenceError,
+    HTTPStatus.BAD_GATEWAY: NeighbourFailed,
     HTTPStatus.GATEWAY_TIMEOUT: BudgetExhausted,
 }
 
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
     from http.client import HTTPResponse
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class NodeAbsent(TransportError):
+    """Nothing answers at the address, or nothing that is a node. Asking again can't help until somebody starts one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +91,22 @@ class NodeApi:
                 raise _error_of(response, where)
             yield response
         except ConnectionRefusedError as error:
-            raise TransportError(
+            raise NodeAbsent(
                 f"no node answers at {where} ({self.named_by}): start one with 'meshnode run CONFIG', or name the "
                 "right one with --node CONFIG or --http HOST:PORT"
             ) from error
         except TimeoutError as error:
-            raise TransportError(
+            raise NodeAbsent(
                 f"{where} ({self.named_by}) did not answer within {timeout_s:g} s: is it a node, and is it stopped?"
+            ) from error
+        except (ConnectionResetError, BrokenPipeError) as error:
+            raise NodeAbsent(
+                f"{where} ({self.named_by}) hung up before it had answered: start the node again if it was stopped, or "
+                "name the right one with --node CONFIG or --http HOST:PORT"
             ) from error
         except (OSError, HTTPException, ValueError) as error:
             what = str(error) or type(error).__name__
-            raise TransportError(
+            raise NodeAbsent(
                 f"{where} ({self.named_by}) does not answer like a node ({what}): name the right one with --node "
                 "CONFIG or --http HOST:PORT"
             ) from error
@@ -107,7 +118,7 @@ def _error_of(response: "HTTPResponse", where: str) -> MeshError:
     try:
         message = str(json.loads(response.read(65_536))["error"])
     except (ValueError, KeyError, TypeError):
-        return TransportError(
+        return NodeAbsent(
             f"{where} answers {response.status} {response.reason}, but not like a node: name the right one with "
             "--node CONFIG or --http HOST:PORT"
         )
