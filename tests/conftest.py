@@ -31,6 +31,7 @@ HERE = Path(__file__).parent
 LONGEST_FIRST = (
     "sims/runs/test_sweep_ray.py", "sims/checks/test_random_faults.py", "system/test_demo.py",
     "system/test_benchmarks.py", "sims/checks/test_checks.py", "meshnode/cli/test_cli.py",
+    "meshnode/inference/console/test_infer_command.py",
     "meshnode/links/test_links.py", "system/test_bad_input.py", "system/test_fleet.py",
     "sims/emulator/test_emulator.py", "system/test_mesh.py", "sims/emulator/test_emulator_faults.py",
     "sims/world/test_sim_records.py", "sims/runs/test_sim_run.py", "meshnode/links/test_mdns.py",
@@ -38,7 +39,7 @@ LONGEST_FIRST = (
     "system/test_docs.py", "protocols/wire/test_codec.py", "protocols/membership/test_membership.py",
     "meshnode/links/test_link_trust.py", "meshnode/test_node_life.py", "system/test_fuzz.py",
     "meshnode/sensors/test_sensing.py",
-    "meshnode/discovery/test_following.py", "system/test_wandering.py",
+    "meshnode/discovery/test_following.py", "system/test_wandering.py", "meshnode/inference/test_streams.py",
 )  # fmt: skip
 """Files that take more than about eight seconds: begun last, one of them would keep one worker busy and the others
 idle. Those that are not named here follow as they are found."""

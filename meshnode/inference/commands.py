@@ -88,6 +88,7 @@ class _Run:
         self._folder, self._as_json = folder, as_json
         self._told: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
+        self._failures = 0
 
     def _answered(self, request: "FileRequest") -> "NodeAnswer":
         """Read the files of a request, and have it computed. Any thread."""
@@ -150,7 +151,7 @@ class _Run:
                     self._hand_out(report, answer, here, verbose)
                 elif isinstance(error, MeshError) and not isinstance(error, NodeAbsent):
                     report = RequestReport.failed(request.name, error)
-                    self._hand_out_failure(report, sum(each.outcome != "done" for each in reports), verbose)
+                    self._hand_out_failure(report, verbose)
                 else:
                     raise error
                 reports.append(report)
@@ -170,12 +171,13 @@ class _Run:
         elif verbose:
             _show(answer.outputs)
 
-    def _hand_out_failure(self, report: RequestReport, before: int, verbose: bool) -> None:
+    def _hand_out_failure(self, report: RequestReport, verbose: bool) -> None:
+        self._failures += 1
         if self._as_json:
             _print_line({"request": report.name, "outcome": report.outcome, "error": report.error})
-        if before < _SHOWN_FAILURES or verbose:
+        if self._failures <= _SHOWN_FAILURES or verbose:
             click.echo(f"meshnode: {report.name}: {report.error}", err=True)
-        elif before == _SHOWN_FAILURES:
+        elif self._failures == _SHOWN_FAILURES + 1:
             click.echo("meshnode: more requests failed; -v shows each of them", err=True)
 
     def _sum_up(self, reports: Sequence[RequestReport], count: int, here: str, took_s: float) -> None:
@@ -187,7 +189,7 @@ class _Run:
         done = sum(report.outcome == "done" for report in reports)
         text = f"{done} of {count} requests computed in {took_s:.1f} s"
         if len(reports) < count:
-            text += f"; it ended early, and {count - len(reports)} have no answer"
+            text += f"; the command ended early, and {count - len(reports)} have no answer"
         click.echo(text, err=True)
 
 

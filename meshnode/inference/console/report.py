@@ -15,6 +15,7 @@ _OUTCOMES: Final[tuple[tuple[type[MeshError], str], ...]] = (
     (ModelUnknown, "unknown"),
     (BudgetExhausted, "late"),
 )
+_MAX_ERROR_CHARS: Final = 1_000
 _HEAD: Final = (
     "node", "where", "requests", "compute p50", "max ms", "queue p50", "max ms", "total p50", "max ms", "hedged",
     "replayed",
@@ -50,7 +51,7 @@ class RequestReport:
     def failed(cls, name: str, error: MeshError) -> Self:
         """The report of a request without a result."""
         kind = next((outcome for kind, outcome in _OUTCOMES if isinstance(error, kind)), "failed")
-        return cls(name, kind, str(error))
+        return cls(name, kind, printable(str(error), _MAX_ERROR_CHARS))
 
     @property
     def hedged(self) -> bool:

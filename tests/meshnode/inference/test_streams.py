@@ -68,8 +68,8 @@ async def read_to_its_error(stream: meshnode.InferenceStream) -> tuple[list[mesh
 
 def pending(node: meshnode.Node) -> tuple[int, int, int]:
     """Requests and runs in the engine, and answers that somebody waits for."""
-    machine, part = node.driver.engine.inference, node.part(RunningInference)
-    return len(machine._requests), len(machine._runs), len(part._answers)
+    asking, part = node.driver.engine.inference._asking, node.part(RunningInference)
+    return len(asking.requests), len(asking._runs), len(part._answers)
 
 
 async def nothing_is_left(node: meshnode.Node) -> None:

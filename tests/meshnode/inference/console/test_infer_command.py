@@ -185,7 +185,7 @@ def test_command_interrupted_says_what_was_done_and_leaves_nothing_at_the_node(
     assert command.returncode == 130
     assert "Traceback" not in errors
     assert "of 200 requests computed" in errors
-    assert "it ended early" in errors
+    assert "the command ended early" in errors
     assert said.splitlines()[-1].split()[:2] == ["veh-1", "here"]
 
     def waiting() -> list[int]:
