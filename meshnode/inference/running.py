@@ -195,7 +195,7 @@ class RunningInference(RunningPart):
     def routes(self, service: HttpService) -> "Sequence[BaseRoute]":
         """The Open Inference Protocol, and the list of models."""
         from meshnode.inference.latencies import Latencies
-        from meshnode.inference.routes import OpenInference
+        from meshnode.inference.oip.routes import OpenInference
 
         self._latencies = Latencies()
         return OpenInference(self.host, self, service).routes()

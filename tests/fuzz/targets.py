@@ -16,7 +16,7 @@ from cloud_relay.ingest.batches import decode_untrusted_batch
 from meshnode.http.guard import BadRequest
 from meshnode.http.reading_json import parse_untrusted_publish
 from meshnode.identity.inspection import identity_from_untrusted_names
-from meshnode.inference.open_inference import parse_untrusted_request
+from meshnode.inference.oip.requests import parse_untrusted_request
 from meshnode.links.adverts import parse_untrusted_advert
 from protocols.base import limits
 from protocols.base.errors import IdentityError, InputInvalid, InvalidName, MeshError, RemoteProtocolError

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from meshnode.http.guard import BadRequest, error_response, json_response
-from meshnode.inference.open_inference import (
+from meshnode.inference.oip.requests import (
     JSON_LENGTH_HEADER,
     MAX_REQUEST_BYTES,
     encode_answer,
