@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from meshnode.http.guard import Bodies, error_response, json_response
+from meshnode.http.bodies import Bodies
+from meshnode.http.guard import error_response, json_response
 from meshnode.http.metrics import Metrics
 from meshnode.http.reading_json import position_form
 from meshnode.running import Host
@@ -55,7 +56,7 @@ class Api:
         ]
 
     def body(self, request: Request, max_bytes: int) -> AbstractAsyncContextManager[bytes]:
-        """See :meth:`meshnode.http.guard.Bodies.read`."""
+        """See :meth:`meshnode.http.bodies.Bodies.read`."""
         return self._bodies.read(request, max_bytes)
 
     def at_leave(self, end: Callable[[], None]) -> None:

@@ -8,20 +8,15 @@ must not, so
 - a request without one, as for an image, a script or a link of a page, must not say that it comes from another site:
   ``Sec-Fetch-Site``, and ``Referer`` for browsers that lack it. It could otherwise hold streams open, which are few;
 - bodies that publish must be declared as JSON, which a page can't send elsewhere without asking first.
-
-Bodies are bounded one by one and together, and have to arrive in time.
 """
 
-import asyncio
 import ipaddress
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from email.utils import formatdate
 from typing import Any, Final
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,11 +36,6 @@ from protocols.base.errors import (
     StorageError,
     TransportError,
 )
-
-MAX_BODIES_BYTES: Final = 192 * 1024 * 1024
-"""The most bytes of all request bodies held at once: 128 connections could otherwise take all memory."""
-BODY_TIMEOUT_S: Final = 30.0
-"""A body that takes longer to arrive is given up, because a stuck sender would hold its share for ever."""
 
 _AUTHORITY_END: Final = re.compile("[/?#]")
 
@@ -146,43 +136,3 @@ def _is_loopback(authority: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-class Bodies:
-    """Reads request bodies within the bounds."""
-
-    def __init__(self) -> None:
-        self._held_bytes = 0
-
-    @asynccontextmanager
-    async def read(self, request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-        """The body, which counts as held until the ``with`` block ends.
-
-        :raises BadRequest: 413 beyond ``max_bytes``, 415 when it is compressed, 408 when it doesn't arrive, 503 when
-            too many bodies are held already.
-        """
-        coding = request.headers.get("content-encoding", "identity")
-        if coding != "identity":
-            raise BadRequest(f"Content-Encoding {coding[:40]!r} is not supported: send the body as it is", 415)
-        declared = request.headers.get("content-length", "0")
-        held = 0
-        parts: list[bytes] = []
-        try:
-            self._check(int(declared), max_bytes)  # h11 has checked that it is a number
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                async for part in request.stream():
-                    self._check(held + len(part), max_bytes, held)
-                    self._held_bytes += len(part)
-                    held += len(part)
-                    parts.append(part)
-            yield b"".join(parts)
-        except TimeoutError as error:
-            raise BadRequest(f"the body did not arrive within {BODY_TIMEOUT_S:g} s", 408) from error
-        finally:
-            self._held_bytes -= held
-
-    def _check(self, size_bytes: int, max_bytes: int, held_bytes: int = 0) -> None:
-        if size_bytes > max_bytes:
-            raise BadRequest(f"the body is larger than {max_bytes} bytes: send less at a time", 413)
-        if self._held_bytes - held_bytes + size_bytes > MAX_BODIES_BYTES:
-            raise BadRequest("too many bodies are held already: try again in a moment", 503)
