@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from meshnode.inference.compute import ComputeService
+from meshnode.inference.oip.statistics import RequestStatistics
 from meshnode.inference.result import InferenceResult
 from meshnode.inference.section import InferenceSection, ModelsSection
 from meshnode.models import LoadedModel
@@ -49,6 +50,7 @@ class RunningInference(RunningPart):
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self.defaults = host.config.of(InferenceSection)
+        self.requests = RequestStatistics()
         self._answers: dict[int, asyncio.Future[Answered]] = {}
         self._answers_lock = threading.Lock()
         self._latencies: Latencies | None = None
@@ -124,13 +126,16 @@ class RunningInference(RunningPart):
         deadline_ms: int | None = None, hedge: bool | None = None,
     ) -> InferenceResult:  # fmt: skip
         """See :meth:`meshnode.node.Node.infer`."""
-        try:
-            return await self._infer(model, inputs, outputs, deadline_ms, hedge)
-        except ModelUnknown as error:
-            why = self.why_not(model)
-            if why is None:
-                raise
-            raise ModelInvalid(f"{why}; and nobody else in reach computes it") from error
+        with self.requests.request(model) as succeeded:
+            try:
+                result = await self._infer(model, inputs, outputs, deadline_ms, hedge)
+            except ModelUnknown as error:
+                why = self.why_not(model)
+                if why is None:
+                    raise
+                raise ModelInvalid(f"{why}; and nobody else in reach computes it") from error
+            succeeded(result)
+        return result
 
     async def _infer(
         self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", outputs: tuple[str, ...],
@@ -165,6 +170,7 @@ class RunningInference(RunningPart):
                 self._answers.pop(number, None)
             self.host.driver.act(lambda engine, now: engine.inference.abandon(number, now))
             raise
+        self.requests.executed(model, len(answered.attempts))
         return _result(model, answered, self.host.id)
 
     def _answered(self, event: Answered) -> None:

@@ -1,14 +1,16 @@
 """The Open Inference Protocol, spoken with real processes over real sockets."""
 
+import gzip
 import http.client
 import json
 import socket
 import struct
-import subprocess
-import sys
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ from meshnode.http.guard import BadRequest
 from meshnode.inference.oip.requests import parse_untrusted_request
 from protocols.base.errors import InputInvalid
 from tests.tools.eventually import eventually
-from tests.tools.node_fixture import RunningNode, environment, pair
+from tests.tools.node_fixture import RunningNode, pair, prepare
 from tests.tools.tiny_onnx import write_model
 
 pytestmark = pytest.mark.processes
@@ -91,6 +93,47 @@ def test_inference_in_json_is_computed_wherever_it_is_asked(where: str, rsu: Run
     assert answer["parameters"]["took_ms"] >= answer["parameters"]["compute_ms"] > 0
 
 
+@pytest.mark.parametrize("where", ["rsu", "vehicle"])
+def test_answer_says_who_computed_which_file_where_and_how_often_it_was_tried(
+    where: str, rsu: RunningNode, vehicle: RunningNode
+) -> None:
+    """A caller that measures its deadline has to know what took the time, and an auditor which model it was."""
+    node = {"rsu": rsu, "vehicle": vehicle}[where]
+    _, answer = node.post("/v2/models/double/infer", _request([1, 2, 3, 4]))
+    told = answer["parameters"]
+    assert (told["ran_on"], told["where"]) == ("rsu-1", "here" if where == "rsu" else "neighbour")
+    assert told["digest"] == rsu.get("/v2/models/double")["parameters"]["digest"]
+    assert told["attempt_count"] == len(told["attempts"].split(","))
+    assert told["took_ms"] >= told["compute_ms"] + told["queued_ms"]
+    assert all(isinstance(value, str | int | float) for value in told.values()), "the protocol knows no others"
+
+
+def test_inference_packed_both_ways_gives_the_same_numbers(vehicle: RunningNode) -> None:
+    """The length of the JSON part is that of what was packed, as Triton has it."""
+    values = np.random.default_rng(3).standard_normal((256, 4), dtype=np.float32)
+    form = {"name": "x", "datatype": "FP32", "shape": [256, 4], "parameters": {"binary_data_size": values.nbytes}}
+    head = json.dumps({"parameters": {"binary_data_output": True}, "inputs": [form]}).encode()
+    answers = []
+    for coding in ("identity", "gzip", "deflate"):
+        pack = {"gzip": gzip.compress, "deflate": zlib.compress, "identity": bytes}[coding]
+        status, headers, body = vehicle.ask(
+            "POST", "/v2/models/double/infer", pack(head + values.tobytes()),
+            {"Inference-Header-Content-Length": str(len(head)), "Content-Encoding": coding, "Accept-Encoding": coding},
+        )  # fmt: skip
+        assert (status, headers.get("content-encoding", "identity")) == (200, coding), body
+        unpack = {"gzip": gzip.decompress, "deflate": zlib.decompress, "identity": bytes}[coding]
+        answers.append(unpack(body)[int(headers["inference-header-content-length"]) :])
+    assert set(answers) == {(values + values).tobytes()}
+
+
+def test_numbers_that_are_not_finite_come_as_null_in_json_and_are_counted(rsu: RunningNode) -> None:
+    """Strict parsers refuse NaN, and what was infinite must not be lost unseen."""
+    body = '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [NaN, Infinity, -Infinity, 1]}]}'
+    status, _, answer = rsu.ask("POST", "/v2/models/double/infer", body)
+    (output,) = json.loads(answer, parse_constant=pytest.fail)["outputs"]
+    assert (status, output["data"], output["parameters"]) == (200, [None, None, None, 2], {"not_finite": 3})
+
+
 def test_inference_in_binary_answers_in_binary(vehicle: RunningNode) -> None:
     """An image as JSON numbers is four times as large and a hundred times as slow."""
     head = json.dumps({
@@ -108,46 +151,6 @@ def test_inference_in_binary_answers_in_binary(vehicle: RunningNode) -> None:
     assert body[split:] == bytes([1, 0, 0])
 
 
-def test_inference_by_an_unmodified_client_works(vehicle: RunningNode) -> None:
-    """Programs written for an inference server are pointed at a node, not rewritten."""
-    code = """
-import sys
-import numpy as np
-try:
-    import tritonclient.http as client
-except (ImportError, RuntimeError) as error:
-    print(error)
-    sys.exit(77)
-server = client.InferenceServerClient(sys.argv[1])
-assert server.is_server_live() and server.is_server_ready() and server.is_model_ready("double")
-assert server.get_server_metadata()["name"] == "meshnode"
-assert server.get_model_metadata("double", "1")["versions"] == ["1"]
-values = np.arange(8, dtype=np.float32).reshape(2, 4)
-for binary_in in (True, False):
-    for wanted in (None, [client.InferRequestedOutput("y", binary_data=True)],
-                   [client.InferRequestedOutput("y", binary_data=False)]):
-        given = client.InferInput("x", [2, 4], "FP32")
-        given.set_data_from_numpy(values, binary_data=binary_in)
-        result = server.infer("double", [given], outputs=wanted, request_id="r", timeout=10_000_000)
-        assert (result.as_numpy("y") == 2 * values).all()
-        assert result.get_response()["parameters"]["ran_on"] == "rsu-1"
-try:
-    server.infer("nobody-has-this", [given])
-except client.InferenceServerException as error:
-    assert error.status() == "404" and "nobody-has-this" in error.message(), error
-else:
-    raise SystemExit("an unknown model was computed")
-print("done")
-"""
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, f"127.0.0.1:{vehicle.http_port}"],
-        env=environment(), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    if ran.returncode == 77:
-        pytest.skip(f"tritonclient[http] is not installed: {ran.stdout.strip()}")
-    assert (ran.returncode, ran.stdout.strip()) == (0, "done"), ran.stderr
-
-
 @pytest.mark.parametrize(
     ("path", "request_", "status", "said"),
     [
@@ -156,9 +159,8 @@ print("done")
         ("double", {"inputs": []}, 400, "needs the input"),
         ("double", {}, 400, "inputs"),
         ("double", _request([1, 2, 3]), 400, "has 4 elements"),
-        ("double", _request([[1, 2, 3], [4]]), 400, "not an array"),
-        ("double", _request([1, 2, 3, None]), 400, "not numbers"),
-        ("double", _request(["1", "2", "3", "4"]), 400, "not numbers"),
+        ("double", _request([[1, 2, 3], [4]]), 400, "different lengths"),
+        ("double", _request(["1", "2", "3", "4"]), 400, "at [0] is \"1\": FP32 takes numbers"),
         ("double", _request([1, 2, 3, 4, 5], (1, 5)), 400, "expected f4[?, 4]"),
         ("double", _request([1, 2, 3, 4], (1, -4)), 400, "shape"),
         ("double", _request([1, 2, 3, 4], outputs=[{"name": "z"}]), 400, "no output 'z'"),
@@ -223,6 +225,94 @@ def test_inference_whose_caller_hangs_up_is_cancelled(rsu: RunningNode) -> None:
         caller.close()
     eventually(lambda: since("late_answers") > 0, "a run without a caller is given up")
     assert since("answered") < 8
+
+
+# --- Triton's extensions ---------------------------------------------------------------------------------------------
+def test_configuration_of_a_model_is_in_tritons_layout(rsu: RunningNode, vehicle: RunningNode) -> None:
+    """perf_analyzer and the like read it before they ask for anything."""
+    config = rsu.get("/v2/models/double/versions/1/config")
+    assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [-1, 4]}]
+    assert config["output"] == [{"name": "y", "data_type": "TYPE_FP32", "dims": [-1, 4]}]
+    assert (config["max_batch_size"], config["instance_group"][0]["count"]) == (0, 1)
+    other = vehicle.get("/v2/models/double/config")
+    assert (other["input"], other["parameters"]) == ([], config["parameters"])
+
+
+def test_statistics_of_a_model_count_what_this_node_asked_for(rsu: RunningNode, vehicle: RunningNode) -> None:
+    """Whoever watches a server by its statistics can watch a node."""
+    before = vehicle.get("/v2/models/flags/stats")["model_stats"][0]
+    other = rsu.get("/v2/models/flags/stats")["model_stats"][0]
+    given = {"name": "x", "datatype": "BOOL", "shape": [3], "data": [True, False, True]}
+    for _ in range(3):
+        assert vehicle.post("/v2/models/flags/infer", {"inputs": [given]})[0] == 200
+    assert vehicle.post("/v2/models/flags/infer", {"inputs": [{**given, "shape": [1, 3]}]})[0] == 400
+    after = vehicle.get("/v2/models/flags/versions/1/stats")["model_stats"][0]
+    assert (after["name"], after["version"]) == ("flags", "1")
+    assert after["last_inference"] >= before["last_inference"]
+    assert after["inference_count"] - before["inference_count"] == 3
+    assert after["execution_count"] - before["execution_count"] >= 4, "the wrong one was tried too"
+    for name, more in (("success", 3), ("fail", 1), ("queue", 3), ("compute_infer", 3), ("compute_input", 3)):
+        assert after["inference_stats"][name]["count"] - before["inference_stats"][name]["count"] == more, name
+    times = {name: each["ns"] for name, each in after["inference_stats"].items()}
+    assert times["success"] >= times["queue"] + times["compute_infer"] > 0
+    assert rsu.get("/v2/models/flags/stats")["model_stats"][0] == other, "it computed, and asked for nothing"
+    assert [each["name"] for each in vehicle.get("/v2/models/stats")["model_stats"]] == ["double", "flags", "heavy"]
+
+
+def test_index_lists_models_in_reach_and_those_that_can_not_be_had(tmp_path: Path) -> None:
+    """An operator sees in one list what works and why the rest does not."""
+    good = write_model(tmp_path / "good.onnx", [1])
+    tables = (
+        f'[models.good]\npath = "{good}"\n[models.lost]\npath = "{tmp_path / "lost.onnx"}"\n'
+        f'[models.theirs]\ndigest = "{"0" * 64}"\n'
+    )
+    with RunningNode(prepare(tmp_path, "veh-7", "vehicle", tables)) as node:
+        status, index = node.post("/v2/repository/index", {})
+        assert (status, [(each["name"], each["version"], each["state"]) for each in index]) == (
+            200, [("good", "1", "READY"), ("lost", "1", "UNAVAILABLE"), ("theirs", "1", "UNAVAILABLE")],
+        )  # fmt: skip
+        assert ["lost.onnx" in index[1]["reason"], "neighbours" in index[2]["reason"]] == [True, True]
+        assert [each["name"] for each in node.post("/v2/repository/index", {"ready": True})[1]] == ["good"]
+        status, answer = node.post("/v2/repository/index", {"ready": "yes"})
+        assert (status, 'ready is "yes"' in answer["error"]) == (400, True)
+        assert node.ask("POST", "/v2/repository/index")[0] == 200
+
+
+@pytest.mark.parametrize("call", ["", "/ready", "/config", "/stats", "/infer"])
+@pytest.mark.parametrize(("version", "status"), [("1", 200), ("2", 404), ("01", 404), ("-1", 404), ("latest", 404)])
+def test_version_in_the_path_is_1_or_there_is_none(rsu: RunningNode, call: str, version: str, status: int) -> None:
+    """An answer of another version than was asked for is a wrong answer."""
+    path = f"/v2/models/double/versions/{version}{call}"
+    if call == "/infer":
+        answered, answer = rsu.post(path, _request([1, 2, 3, 4]))
+    else:
+        answered, _, body = rsu.ask("GET", path)
+        answer = json.loads(body)
+    assert answered == status
+    assert status == 200 or f"no version {version!r}" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "said"),
+    [
+        ("POST", "/v2/repository/models/double/load", "[models.<name>]"),
+        ("POST", "/v2/repository/models/double/unload", "[models.<name>]"),
+        ("GET", "/v2/systemsharedmemory/status", "binary data"),
+        ("POST", "/v2/cudasharedmemory/region/r/register", "binary data"),
+        ("GET", "/v2/trace/setting", "parameters of each answer"),
+        ("POST", "/v2/models/double/trace/setting", "parameters of each answer"),
+        ("POST", "/v2/logging", "standard error"),
+        ("POST", "/v2/models/double/generate", "'infer'"),
+        ("POST", "/v2/models/double/versions/1/infer_stream", "'infer'"),
+    ],
+)
+def test_call_that_a_node_does_not_have_says_what_to_do_instead(
+    rsu: RunningNode, method: str, path: str, said: str
+) -> None:
+    """Told that there is no such path, somebody looks for the mistake in the address."""
+    status, headers, body = rsu.ask(method, path, b"{}" if method == "POST" else None)
+    assert (status, headers["content-type"]) == (501, "application/json")
+    assert said in json.loads(body)["error"]
 
 
 # --- what never reaches a node ---------------------------------------------------------------------------------------

@@ -1,0 +1,93 @@
+"""Answers to requests to compute: JSON, and binary data behind it as the request wants it."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from meshnode.http.bodies import LEAST_PACKED_BYTES, coding_for, packed
+from meshnode.http.guard import BadRequest
+from meshnode.inference.oip.forms import Parameters
+from meshnode.inference.oip.requests import JSON_LENGTH_HEADER, InferenceCall
+from meshnode.inference.result import InferenceResult
+from meshnode.models import element_of_short
+from protocols.base.ids import NodeId
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_JSON_ELEMENTS: Final = 4 * 1024 * 1024
+"""Of one answer. Each becomes an object of 32 bytes and a text of about 20."""
+
+
+def encode_answer(
+    call: InferenceCall, model: str, version: str, outputs: "Mapping[str, NDArray[Any]]", parameters: Parameters,
+    accept_encoding: str = "",
+) -> tuple[bytes, dict[str, str]]:  # fmt: skip
+    """Body and headers of an answer, packed if ``accept_encoding``, the header of the request, asks for it.
+
+    In JSON, numbers that are not finite become null. The parameter ``not_finite`` of their output says how many.
+
+    :raises BadRequest: there are too many elements for JSON.
+    """
+    in_json = json_elements(call, outputs)
+    if in_json > MAX_JSON_ELEMENTS:
+        raise BadRequest(
+            f"the outputs have {in_json} elements, at most {MAX_JSON_ELEMENTS} are sent as JSON: ask for binary "
+            "data, with the parameter binary_data_output"
+        )
+    forms: list[dict[str, Any]] = []
+    parts: list[bytes] = []
+    for name in call.outputs or tuple(outputs):
+        form, part = _output(name, outputs[name], call.wants_binary(name))
+        forms.append(form)
+        parts += () if part is None else (part,)
+    answer: dict[str, Any] = {"model_name": model, "model_version": version}
+    if call.id:
+        answer["id"] = call.id
+    head = msgspec.json.encode({**answer, "parameters": parameters, "outputs": forms})
+    headers = {"content-type": "application/json"}
+    if parts:
+        headers = {"content-type": "application/octet-stream", JSON_LENGTH_HEADER: str(len(head))}
+    body = b"".join((head, *parts))
+    coding = coding_for(accept_encoding, bool(parts))
+    if coding is None or len(body) < LEAST_PACKED_BYTES:
+        return body, headers
+    return packed(body, coding), {**headers, "content-encoding": coding}
+
+
+def json_elements(call: InferenceCall, outputs: "Mapping[str, NDArray[Any]]") -> int:
+    """How many elements go into the JSON part of an answer."""
+    return sum(array.size for name, array in outputs.items() if not call.wants_binary(name))
+
+
+def _output(name: str, given: "NDArray[Any]", binary: bool) -> tuple[dict[str, Any], bytes | None]:
+    """One entry of ``outputs``, and the bytes that belong to it behind the JSON part."""
+    import numpy as np
+
+    array = np.ascontiguousarray(given)
+    kind = element_of_short(array.dtype.str[1:])
+    form: dict[str, Any] = {"name": name, "datatype": kind.open_inference, "shape": list(given.shape)}
+    if binary:
+        part = array.tobytes()
+        return {**form, "parameters": {"binary_data_size": len(part)}}, part
+    if kind.short[0] == "f" and (not_finite := int(np.count_nonzero(~np.isfinite(array)))):
+        form["parameters"] = {"not_finite": not_finite}
+    return {**form, "data": array.ravel().tolist()}, None
+
+
+def report(result: InferenceResult, here: NodeId, digest: str | None) -> dict[str, str | float]:
+    """Who computed what, where and for how long, as parameters, which may only be texts, numbers and bools.
+
+    ``digest``: of the file that was asked for; None when nobody in reach had it at that moment.
+    """
+    return {
+        "ran_on": result.ran_on,
+        "where": "here" if result.ran_on == here else "neighbour",
+        "digest": digest or "",
+        "took_ms": round(result.took_ms, 3),
+        "compute_ms": round(result.compute_ms, 3),
+        "queued_ms": round(result.queued_ms, 3),
+        "attempts": ",".join(f"{run.node}:{run.outcome}" for run in result.attempts),
+        "attempt_count": len(result.attempts),
+    }

@@ -1,0 +1,143 @@
+"""The models that a node can have computed, as its clients see them: loaded here, or offered by a neighbour.
+
+A node has one version of a model, called ``1``; its digest says which file that is.
+"""
+
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+from starlette.requests import Request
+
+from meshnode.inference.oip.statistics import RequestStatistics
+from meshnode.inference.result import InferenceResult
+from meshnode.inference.section import InferenceSection, ModelsSection
+from meshnode.models import LoadedModel
+from meshnode.running import Host
+from protocols.base.errors import ModelInvalid, ModelUnknown
+from protocols.membership.neighbour import State
+from protocols.wire.inference import Offer
+
+VERSION: Final = "1"
+
+
+class Inferring(Protocol):
+    """What the handlers need of the part that they belong to."""
+
+    requests: RequestStatistics
+    """What became of this node's own requests."""
+
+    @property
+    def defaults(self) -> InferenceSection:
+        """How this node computes."""
+
+    @property
+    def models(self) -> dict[str, LoadedModel]:
+        """Models loaded here, by name."""
+
+    def why_not(self, model: str) -> str | None:
+        """Why a model could not be loaded here; None: it was, or it has no file here."""
+
+    def infer(
+        self, model: str, inputs: Mapping[str, Any], outputs: tuple[str, ...], deadline_ms: int | None
+    ) -> Coroutine[Any, Any, InferenceResult]:
+        """Have a model computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInReach:
+    """A model that somebody in reach has."""
+
+    name: str
+    loaded: LoadedModel | None
+    """None: only neighbours have it."""
+    offers: tuple[tuple[str, Offer], ...]
+    """Neighbours that compute it, and what they say about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One line of the list of models."""
+
+    name: str
+    state: Literal["READY", "LOADING", "UNAVAILABLE"]
+    reason: str = ""
+
+
+class Catalogue:
+    """The models in reach of one node."""
+
+    def __init__(self, host: Host, inference: Inferring) -> None:
+        self._host, self._inference = host, inference
+
+    def models(self) -> list[ModelInReach]:
+        """Every model in reach, by name."""
+        offered, loaded = self._offered(), self._inference.models
+        return [
+            ModelInReach(name, loaded.get(name), tuple(offered.get(name, ()))) for name in sorted({*loaded, *offered})
+        ]
+
+    def _offered(self) -> dict[str, list[tuple[str, Offer]]]:
+        offered: dict[str, list[tuple[str, Offer]]] = {}
+        for peer in self._host.peers():
+            if peer.state in (State.ALIVE, State.SUSPECT):
+                for offer in peer.offers:
+                    offered.setdefault(offer.model, []).append((peer.node, offer))
+        return offered
+
+    def find(self, request: Request) -> ModelInReach:
+        """The model in the path of a request.
+
+        :raises ModelUnknown: nobody in reach has it, or not in that version.
+        :raises ModelInvalid: it could not be loaded here, and no neighbour offers it.
+        """
+        name, version = request.path_params["name"], request.path_params.get("version", VERSION)
+        offered = self._offered()
+        loaded, offers = self._inference.models.get(name), tuple(offered.get(name, ()))
+        if loaded is None and not offers:
+            if (why := self._inference.why_not(name)) is not None:
+                raise ModelInvalid(f"{why}; and nobody else in reach computes it")
+            known = sorted({*self._inference.models, *offered})
+            raise ModelUnknown(
+                f"no model {name[:80]!r} here or at a neighbour; known: {', '.join(known) or 'none'}. Add "
+                "[models.<name>] to the configuration of a node in reach"
+            )
+        if version != VERSION:
+            raise ModelUnknown(
+                f"model {name!r} has no version {version[:40]!r}: a node has one version of a model, {VERSION!r}. Ask "
+                "for it, or for none; the digest in the metadata says which file it is"
+            )
+        return ModelInReach(name, loaded, offers)
+
+    def digest_of(self, model: str) -> str | None:
+        """The file that this node means by that name; None when nobody in reach has it."""
+        loaded = self._inference.models.get(model)
+        if loaded is not None:
+            return loaded.digest
+        return self._host.driver.look(lambda engine, _: engine.inference.digest_of(model))
+
+    def why_not_ready(self, model: ModelInReach) -> str | None:
+        """Why a model in reach can't be computed at the moment; None: it can."""
+        here = model.loaded is not None and self._inference.defaults.local
+        return None if here or model.offers else "this node leaves it to neighbours, and none is there"
+
+    def index(self) -> list[IndexEntry]:
+        """Every model in reach or in the configuration, and whether it can be computed."""
+        reached = {model.name: model for model in self.models()}
+        configured = self._host.config.of(ModelsSection).models
+        return [
+            self._entry(reached[name]) if name in reached else self._missing(name, configured[name].path is not None)
+            for name in sorted({*reached, *configured})
+        ]
+
+    def _entry(self, model: ModelInReach) -> IndexEntry:
+        why = self.why_not_ready(model)
+        return IndexEntry(model.name, "READY") if why is None else IndexEntry(model.name, "UNAVAILABLE", why)
+
+    def _missing(self, name: str, has_file: bool) -> IndexEntry:
+        why = self._inference.why_not(name)
+        if why is not None:
+            return IndexEntry(name, "UNAVAILABLE", why)
+        if has_file:
+            return IndexEntry(name, "LOADING", "its file is being loaded")
+        return IndexEntry(name, "UNAVAILABLE", "the configuration leaves it to neighbours, and none offers it")
