@@ -183,6 +183,7 @@ TARGETS = {
             _texts('\n{"inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"data":[1,2]}]}',
                    '\n{"inputs":[{"name":"\\"NaN","datatype":"FP16","shape":[2],"data":[NaN,-Infinity]}],"outputs":null}',
                    '\n{"inputs":[{"name":"x","datatype":"BOOL","shape":[1,1],"data":[[true]]}],"parameters":{"timeout":1}}',
+                   '\n{"inputs":[{"name":"x","datatype":"UINT8","shape":[2,1],"data":[[1],[2]],"parameters":{}}],"id":"\\u00e9"}',
                    '93\n{"inputs":[{"name":"x","datatype":"UINT8","shape":[2],"parameters":{"binary_data_size":2}}]}AB'),
         ),
         Target("conversation", _conversation, (), _conversations, Form.FRAMED, max_cpu_ms=200.0),

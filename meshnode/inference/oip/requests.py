@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.http.guard import BadRequest
-from meshnode.inference.oip.forms import InputForm, OutputForm, RequestForm, request_form
+from meshnode.inference.oip.forms import InputForm, OutputForm, Parameters, parameters_of, request_form
 from meshnode.inference.oip.tensors import tensor_of_bytes, tensor_of_json
 from protocols.base import limits
 from protocols.base.errors import InputInvalid
@@ -54,16 +54,16 @@ def parse_untrusted_request(body: bytes, json_length: str | None) -> InferenceCa
     """
     view, split = memoryview(body), json_bytes(body, json_length)
     form = request_form(view[:split])
-    inputs = _tensors(form.inputs, view[split:])
-    outputs = _outputs(form.outputs or ())
-    binary_by_default = _flag(_parameter(form, "binary_data_output"), "binary_data_output", False, "the request")
+    parameters = parameters_of(form.parameters, "the request")
+    binary_by_default = _flag(parameters, "binary_data_output", False, "the request")
+    outputs = _outputs(form.outputs or (), binary_by_default)
     return InferenceCall(
         form.id or "",
-        inputs,
+        _tensors(form.inputs, view[split:]),
         tuple(outputs),
-        frozenset(name for name, output in outputs.items() if _binary_wanted(output, binary_by_default)),
+        frozenset(name for name, binary in outputs.items() if binary),
         binary_by_default,
-        _deadline_ms(_parameter(form, "timeout")),
+        _deadline_ms(parameters.get("timeout")),
     )
 
 
@@ -91,9 +91,10 @@ def _tensors(forms: Sequence[InputForm], binary: memoryview) -> "dict[str, NDArr
     for form in forms:
         if form.name in tensors:
             raise InputInvalid(f"input {form.name!r} is given twice: give it once")
-        if form.parameter("shared_memory_region") is not None:
+        parameters = parameters_of(form.parameters, f"input {form.name!r}")
+        if "shared_memory_region" in parameters:
             raise InputInvalid(f"input {form.name!r} lies in shared memory, which is not supported: send its data")
-        size_bytes, has_data = form.parameter("binary_data_size"), bytes(form.data) != b"null"
+        size_bytes, has_data = parameters.get("binary_data_size"), bytes(form.data).strip() != b"null"
         if size_bytes is None:
             if not has_data:
                 raise InputInvalid(f"input {form.name!r} has neither 'data' nor 'binary_data_size': give one of them")
@@ -114,35 +115,29 @@ def _tensors(forms: Sequence[InputForm], binary: memoryview) -> "dict[str, NDArr
     return tensors
 
 
-def _outputs(forms: Sequence[OutputForm]) -> dict[str, OutputForm]:
-    outputs: dict[str, OutputForm] = {}
+def _outputs(forms: Sequence[OutputForm], binary_by_default: bool) -> dict[str, bool]:
+    """The wanted outputs, and whether each is wanted as binary data."""
+    outputs: dict[str, bool] = {}
     for form in forms:
+        where = f"output {form.name!r}"
         if form.name in outputs:
-            raise BadRequest(f"output {form.name!r} is asked for twice: ask once")
+            raise BadRequest(f"{where} is asked for twice: ask once")
+        parameters = parameters_of(form.parameters, where)
         for name in ("classification", "shared_memory_region"):
-            if (value := form.parameter(name)) is not None:
+            if name in parameters:
                 raise BadRequest(
-                    f"output {form.name!r} has the parameter {name!r} ({str(value)[:40]!r}), which is not supported: "
+                    f"{where} has the parameter {name!r} ({str(parameters[name])[:40]!r}), which is not supported: "
                     "leave it out, and the output comes in the answer"
                 )
-        outputs[form.name] = form
+        outputs[form.name] = _flag(parameters, "binary_data", binary_by_default, where)
     return outputs
 
 
-def _parameter(form: RequestForm, name: str) -> Any:
-    return (form.parameters or {}).get(name)
-
-
-def _flag(value: Any, name: str, default: bool, where: str) -> bool:
-    if value is None:
-        return default
+def _flag(parameters: Parameters, name: str, default: bool, where: str) -> bool:
+    value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise BadRequest(f"parameter {name!r} of {where} is {str(value)[:40]!r}: use true or false")
     return value
-
-
-def _binary_wanted(output: OutputForm, default: bool) -> bool:
-    return _flag(output.parameter("binary_data"), "binary_data", default, f"output {output.name!r}")
 
 
 def _deadline_ms(timeout_us: Any) -> int | None:

@@ -32,8 +32,8 @@ _T = TypeVar("_T")
 _OFF_LOOP_BYTES: Final = 256 * 1024
 """Larger requests and answers are converted on a thread, so that they don't hold up the event loop …"""
 _OFF_LOOP_ELEMENTS: Final = 16 * 1024
-"""… and more JSON than this one after the other: a number becomes an object, of up to 16 times the memory of its text.
-Binary tensors don't wait for them."""
+"""… and more JSON than this one after the other, because it takes seconds and several times the memory of its numbers.
+Binary tensors don't wait for it."""
 _MAX_INDEX_BYTES: Final = 4_096
 
 
