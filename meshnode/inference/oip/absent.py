@@ -46,6 +46,6 @@ def routes() -> Iterator[Route]:
 
 def _refusing(message: str) -> Callable[[Request], Awaitable[Response]]:
     async def refuse(_: Request) -> Response:
-        return error_response(STATUS, message, {"connection": "close"})  # the body was not read
+        return error_response(STATUS, message)
 
     return refuse
