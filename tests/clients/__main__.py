@@ -12,19 +12,29 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from tests.clients.rows import FAILED, MISSING
-from tests.tools.node_fixture import environment, pair
+from tests.tools.node_fixture import RunningNode, environment, pair
 from tests.tools.tiny_onnx import write_model
 
 CLIENTS = ("triton", "kserve", "mlserver")
 
 
-def write_models(folder: Path) -> str:
-    """The models that the clients ask for. Returns their tables of a configuration."""
+_PATIENT = "[inference]\ndeadline_ms = 60_000\n"
+"""A busy machine makes answers late, which is not what is tried here."""
+
+
+def nodes_with_models(folder: Path) -> Iterator[tuple[RunningNode, RunningNode]]:
+    """A roadside unit that has the models which the clients ask for, and a vehicle beside it that has none."""
+    yield from pair(folder, _PATIENT + _write_models(folder), _PATIENT)
+
+
+def _write_models(folder: Path) -> str:
+    """Returns their tables of a configuration."""
     made = {
         "double": write_model(folder / "double.onnx", ["batch", 4], "Add"),
         "half": write_model(folder / "half.onnx", ["n", "m"], dtype="f2"),
@@ -63,7 +73,7 @@ def main(pythons: tuple[str, ...], clients: tuple[str, ...]) -> None:
     """Run all clients that the interpreters have."""
     failed = found = 0
     with tempfile.TemporaryDirectory() as folder:
-        for rsu, vehicle in pair(Path(folder), write_models(Path(folder))):
+        for rsu, vehicle in nodes_with_models(Path(folder)):
             for python in pythons or (sys.executable,):
                 for client in clients or CLIENTS:
                     for where, node in (("the node that computes", rsu), ("its neighbour", vehicle)):

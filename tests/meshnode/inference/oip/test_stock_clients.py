@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.__main__ import rows_of, write_models
+from tests.clients.__main__ import nodes_with_models, rows_of
 from tests.clients.rows import CLEAR_ERROR, FAILED, NOT_THERE, WORKS
-from tests.tools.node_fixture import RunningNode, pair
+from tests.tools.node_fixture import RunningNode
 
 pytestmark = pytest.mark.processes
 PYTHON = sys.executable
@@ -18,7 +18,7 @@ PYTHON = sys.executable
 @pytest.fixture(scope="module", name="nodes")
 def given_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningNode, RunningNode]]:
     folder = tmp_path_factory.mktemp("mesh")
-    yield from pair(folder, write_models(folder))
+    yield from nodes_with_models(folder)
 
 
 @pytest.mark.parametrize(("where", "works", "not_there"), [("rsu", 34, 1), ("vehicle", 33, 2)])
