@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 
 from tests.clients.rows import FAILED, MISSING
+from tests.tools.eventually import eventually
 from tests.tools.node_fixture import RunningNode, environment, pair
 from tests.tools.tiny_onnx import write_model
 
@@ -30,7 +31,9 @@ _PATIENT = "[inference]\ndeadline_ms = 60_000\n"
 
 def nodes_with_models(folder: Path) -> Iterator[tuple[RunningNode, RunningNode]]:
     """A roadside unit that has the models which the clients ask for, and a vehicle beside it that has none."""
-    yield from pair(folder, _PATIENT + _write_models(folder), _PATIENT)
+    for rsu, vehicle in pair(folder, _PATIENT + _write_models(folder), _PATIENT):
+        eventually(lambda: vehicle.get("/v2/models/double")["inputs"], "the unit has said what its models take")  # noqa: B023
+        yield rsu, vehicle
 
 
 def _write_models(folder: Path) -> str:

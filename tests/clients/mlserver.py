@@ -52,7 +52,7 @@ def _types(rows: Rows, address: str) -> None:
     rows.works("types.MetadataServerResponse", lambda: MetadataServerResponse.model_validate_json(
         _http(address, "/v2")).name == "meshnode")  # fmt: skip
     rows.works("types.MetadataModelResponse", lambda: MetadataModelResponse.model_validate_json(
-        _http(address, "/v2/models/double")).versions == ["1"])  # fmt: skip
+        _http(address, "/v2/models/double")).inputs[0].shape == [-1, 4])  # fmt: skip
     rows.works("types.RepositoryIndexResponse", lambda: "double" in [each.name for each in (
         RepositoryIndexResponse.model_validate_json(_http(
             address, "/v2/repository/index", RepositoryIndexRequest(ready=True).model_dump_json())).root)])  # fmt: skip

@@ -42,14 +42,6 @@ class Rows:
         """A call that can't be made of a node."""
         self._write(call, NOT_THERE, why)
 
-    def inputs_known(self, *told: list[Any]) -> None:
-        """What metadata say of the inputs of a model: nothing, where only neighbours have it."""
-        call = "inputs in metadata and configuration"
-        if any(told):
-            self.works(call, lambda: all(len(inputs) == 1 for inputs in told))
-        else:
-            self.not_there(call, "a node does not know the inputs of a model that only neighbours have")
-
     def _write(self, call: str, outcome: str, detail: str) -> None:
         row = {"client": self._client, "call": call, "outcome": outcome, "detail": " ".join(detail.split())[:240]}
         print(json.dumps(row), flush=True)

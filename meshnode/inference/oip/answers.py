@@ -87,14 +87,16 @@ def _json_of(flat: "NDArray[Any]") -> msgspec.Raw:
     return msgspec.Raw(b"[" + b",".join(pieces) + b"]")
 
 
-def report(result: InferenceResult, here: NodeId, digest: str | None) -> dict[str, str | float]:
+def report(result: InferenceResult, here: NodeId, model: str, digest: str | None) -> dict[str, str | float]:
     """Who computed what, where and for how long, as parameters, which may only be texts, numbers and bools.
 
-    ``digest``: of the file that was asked for; None when nobody in reach had it at that moment.
+    ``model``: the one that ran. ``digest``: of the file that this node means by it; None when nobody in reach still has
+    it.
     """
     return {
         "ran_on": result.ran_on,
         "where": "here" if result.ran_on == here else "neighbour",
+        "model": model,
         "digest": digest or "",
         "took_ms": round(result.took_ms, 3),
         "compute_ms": round(result.compute_ms, 3),

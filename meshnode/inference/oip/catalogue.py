@@ -15,6 +15,7 @@ from meshnode.inference.section import InferenceSection, ModelsSection
 from meshnode.models import LoadedModel
 from meshnode.running import Host
 from protocols.base.errors import ModelInvalid, ModelUnknown
+from protocols.inference.signature import ModelSignature
 from protocols.membership.neighbour import State
 from protocols.wire.inference import Offer
 
@@ -37,6 +38,9 @@ class Inferring(Protocol):
 
     def why_not(self, model: str) -> str | None:
         """Why a model could not be loaded here; None: it was, or it has no file here."""
+
+    def signature_of(self, model: str) -> ModelSignature | None:
+        """What a model takes and gives, as it is loaded here or as neighbours say; None: nobody says so."""
 
     def infer(
         self, model: str, inputs: Mapping[str, Any], outputs: tuple[str, ...], deadline_ms: int | None

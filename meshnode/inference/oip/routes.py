@@ -94,13 +94,14 @@ class OpenInference:
     async def model(self, request: Request) -> Response:
         """The inputs and outputs of a model."""
         model = self._catalogue.find(request)
-        return json_response(metadata(model, self._catalogue.digest_of(model.name)))
+        signature = self._inference.signature_of(model.name)
+        return json_response(metadata(model, signature, self._catalogue.digest_of(model.name)))
 
     async def configuration(self, request: Request) -> Response:
         """The same, as Triton tells it."""
         model = self._catalogue.find(request)
-        digest, workers = self._catalogue.digest_of(model.name), self._inference.defaults.workers
-        return json_response(configuration(model, digest, workers))
+        signature, digest = self._inference.signature_of(model.name), self._catalogue.digest_of(model.name)
+        return json_response(configuration(model, signature, digest, self._inference.defaults.workers))
 
     async def model_ready(self, request: Request) -> Response:
         """Whether somebody in reach can compute it."""
@@ -129,12 +130,13 @@ class OpenInference:
             call = await self._parsed(body, request.headers.get(JSON_LENGTH_HEADER))
             if model.loaded is not None:
                 model.loaded.check_outputs(call.outputs)
-            digest = self._catalogue.digest_of(model.name)
             result = await self._while_wanted(
                 request, self._inference.infer(model.name, call.inputs, call.outputs, call.deadline_ms)
             )
+        ran = result.model or model.name
+        told = report(result, self._host.id, ran, self._catalogue.digest_of(ran))
         arguments = (
-            call, model.name, VERSION, result.outputs, report(result, self._host.id, digest),
+            call, model.name, VERSION, result.outputs, told,
             request.headers.get("accept-encoding", ""),
         )  # fmt: skip
         in_json = json_elements(call, result.outputs)

@@ -72,10 +72,11 @@ def test_metadata_of_server_and_loaded_model_follow_the_protocol(rsu: RunningNod
 
 def test_metadata_of_a_neighbours_model_say_what_is_known(rsu: RunningNode, vehicle: RunningNode) -> None:
     """A vehicle without models serves those of its neighbours."""
-    model = vehicle.get("/v2/models/double")
-    assert (model["inputs"], model["parameters"]["loaded"]) == ([], False)
-    assert model["parameters"]["offered_by"] == "rsu-1"
-    assert model["parameters"]["digest"] == rsu.get("/v2/models/double")["parameters"]["digest"]
+    eventually(lambda: vehicle.get("/v2/models/double")["inputs"], "the neighbour has said what its model takes")
+    model, there = vehicle.get("/v2/models/double"), rsu.get("/v2/models/double")
+    told = model.pop("parameters")
+    assert told == {"digest": there.pop("parameters")["digest"], "loaded": False, "offered_by": "rsu-1"}
+    assert model == there
     assert [entry["name"] for entry in vehicle.get("/v1/models")] == ["double", "flags", "heavy"]
 
 
@@ -102,6 +103,7 @@ def test_answer_says_who_computed_which_file_where_and_how_often_it_was_tried(
     _, answer = node.post("/v2/models/double/infer", _request([1, 2, 3, 4]))
     told = answer["parameters"]
     assert (told["ran_on"], told["where"]) == ("rsu-1", "here" if where == "rsu" else "neighbour")
+    assert told["model"] == "double"
     assert told["digest"] == rsu.get("/v2/models/double")["parameters"]["digest"]
     assert told["attempt_count"] == len(told["attempts"].split(","))
     assert told["took_ms"] >= told["compute_ms"] + told["queued_ms"]
@@ -234,8 +236,9 @@ def test_configuration_of_a_model_is_in_tritons_layout(rsu: RunningNode, vehicle
     assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [-1, 4]}]
     assert config["output"] == [{"name": "y", "data_type": "TYPE_FP32", "dims": [-1, 4]}]
     assert (config["max_batch_size"], config["instance_group"][0]["count"]) == (0, 1)
+    eventually(lambda: vehicle.get("/v2/models/double/config")["input"], "the neighbour has said what its model takes")
     other = vehicle.get("/v2/models/double/config")
-    assert (other["input"], other["parameters"]) == ([], config["parameters"])
+    assert other == {**config, "instance_group": [], "default_model_filename": ""}
 
 
 def test_statistics_of_a_model_count_what_this_node_asked_for(rsu: RunningNode, vehicle: RunningNode) -> None:
@@ -250,7 +253,7 @@ def test_statistics_of_a_model_count_what_this_node_asked_for(rsu: RunningNode, 
     assert (after["name"], after["version"]) == ("flags", "1")
     assert after["last_inference"] >= before["last_inference"]
     assert after["inference_count"] - before["inference_count"] == 3
-    assert after["execution_count"] - before["execution_count"] >= 4, "the wrong one was tried too"
+    assert after["execution_count"] - before["execution_count"] >= 3
     for name, more in (("success", 3), ("fail", 1), ("queue", 3), ("compute_infer", 3), ("compute_input", 3)):
         assert after["inference_stats"][name]["count"] - before["inference_stats"][name]["count"] == more, name
     times = {name: each["ns"] for name, each in after["inference_stats"].items()}
