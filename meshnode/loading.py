@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from meshnode.config.loading import own_tables, read_config, read_toml
+from meshnode.config.loading import own_tables, read_config
 from meshnode.config.sections import NodeConfig, PartSection
+from meshnode.config.toml import read_toml
 from meshnode.part import Part
 from meshnode.parts import CAPABILITIES, DOORS, installed_part
 from protocols.base.errors import ConfigError

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
-from meshnode.config.loading import read_toml
 from meshnode.config.parsing import Problem, TableReader, problem_report, shown
 from meshnode.config.sections import NodeConfig, NodeSection, PartSection
+from meshnode.config.toml import read_toml
 from protocols.base import limits
 from protocols.base.errors import ConfigError
 
