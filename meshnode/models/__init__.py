@@ -1,10 +1,11 @@
 """Models on this node: ONNX Runtime behind a small surface, and the threads that run it.
 
-This package imports nothing else of ``meshnode``: the relay may use it too. Importing it takes hardly any memory,
-because NumPy and ONNX Runtime are imported when a model is loaded.
+Of ``meshnode`` this package imports only how files of TOML are read: the relay may use it too. Importing it takes
+hardly any memory, because NumPy and ONNX Runtime are imported when a model is loaded.
 """
 
 from meshnode.models.elements import ELEMENTS, Element, element_of_onnx, element_of_open_inference, element_of_short
+from meshnode.models.manifest import Manifest, read_manifest
 from meshnode.models.model import Cancellation, Inputs, LoadedModel, ModelSpec, load_model
 from meshnode.models.runner import Callback, Failed, Job, Outcome, RunDone, Runner
 from protocols.inference.signature import TensorSignature
@@ -18,6 +19,7 @@ __all__ = [
     "Inputs",
     "Job",
     "LoadedModel",
+    "Manifest",
     "ModelSpec",
     "Outcome",
     "RunDone",
@@ -27,4 +29,5 @@ __all__ = [
     "element_of_open_inference",
     "element_of_short",
     "load_model",
+    "read_manifest",
 ]

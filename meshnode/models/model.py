@@ -5,6 +5,7 @@ Invariants:
 - The bytes that were hashed are the bytes that were loaded, weights in files of their own included.
 - Sessions optimise at ``ORT_ENABLE_BASIC`` unless the spec says otherwise. Parts and whole of a model give equal bits
   only at equal levels: between them, outputs differed by up to 1.2e-4.
+- What its manifest declares holds for whoever asks: the shown signature is the outer one, with pictures as ``u1[?]``.
 - Each run has ``RunOptions`` of its own, so that ending one doesn't end another.
 - Only this module imports ONNX Runtime, and only when a model is loaded or run.
 """
@@ -15,7 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meshnode.models.accepted import agreed
 from meshnode.models.elements import element_of_onnx
+from meshnode.models.golden import check_golden
+from meshnode.models.manifest import Manifest, manifest_path, read_manifest
+from meshnode.models.preprocessing import example
 from meshnode.models.signature import check_inputs, check_outputs
 from meshnode.models.weights import digest_of, read_weights
 from protocols.base.errors import InferenceError, InputInvalid, ModelInvalid
@@ -113,12 +118,19 @@ class LoadedModel:
         inputs: tuple[TensorSignature, ...],
         outputs: tuple[TensorSignature, ...],
         left_out: Mapping[str, str] | None = None,
+        manifest: Manifest | None = None,
     ) -> None:
+        """``inputs`` and ``outputs``: as the file has them. ``left_out``: what else it gives, and why it can't travel.
+
+        :raises ModelInvalid: they are not what the manifest says.
+        """
         self.spec = spec
         self.name = spec.name
         self.digest = digest
-        self.inputs = inputs
-        self.outputs = outputs
+        self.manifest = manifest if manifest is not None else Manifest()
+        """What the file beside the model says about it; without one, nothing."""
+        self.accepted, self.outputs = agreed(spec.path, inputs, outputs, self.manifest)
+        self.inputs = tuple(each.signature for each in self.accepted)
         self.left_out = dict(left_out or {})
         """The outputs that can't travel, by name, and why."""
         self._session = session
@@ -129,9 +141,11 @@ class LoadedModel:
         return ModelSignature(self.inputs, self.outputs)
 
     def check(self, inputs: Inputs) -> None:
-        """Compare ``inputs`` with the signature. :raises InputInvalid: names the input, what is expected and what was
-        given."""
-        check_inputs(self.name, self.inputs, inputs)
+        """Compare types and shapes of ``inputs`` with the signature; values are looked at by :meth:`run`.
+
+        :raises InputInvalid: names the input, what is expected and what was given.
+        """
+        check_inputs(self.name, self.accepted, inputs)
 
     def check_outputs(self, wanted: Sequence[str]) -> None:
         """Check that the model has the wanted outputs. :raises InputInvalid: it lacks one, or that one can't travel."""
@@ -140,9 +154,11 @@ class LoadedModel:
     def run(
         self, inputs: Inputs, outputs: Iterable[str] = (), cancel: Cancellation | None = None
     ) -> list[tuple[str, "NDArray[Any]"]]:
-        """Compute, blocking, and return the wanted outputs (none named: all of them) in the order asked for.
+        """Compute, blocking, and return the wanted outputs (none named: all of them) in the order asked for. A picture
+        is decoded here.
 
-        :raises InputInvalid: inputs that don't fit the signature, or an output that the model doesn't have.
+        :raises InputInvalid: inputs that don't fit the signature, a picture that can't be decoded, or an output that
+            the model doesn't have.
         :raises InferenceError: the model failed on these values, or ``cancel`` ended it.
         """
         import numpy as np
@@ -156,6 +172,8 @@ class LoadedModel:
             feeds = {name: np.require(value, requirements=("C", "A")) for name, value in inputs.items()}
         except (TypeError, ValueError) as error:
             raise InputInvalid(f"inputs of model {self.name!r} can't be taken as arrays: {error}") from error
+        for accepted in self.accepted:
+            feeds[accepted.tensor.name] = accepted.fed(self.name, feeds[accepted.tensor.name])
         return list(zip(wanted, self._compute(feeds, wanted, cancel), strict=True))
 
     def _compute(self, feeds: dict[str, Any], wanted: tuple[str, ...], cancel: Cancellation) -> list[Any]:
@@ -179,6 +197,7 @@ class LoadedModel:
 
     def zeros(self) -> dict[str, "NDArray[Any]"] | None:
         """Inputs of zeros to measure the model with, or None when it leaves sizes open that ``warm_up`` doesn't give.
+        For an input that takes a picture, and has no shape in ``warm_up``, it is a grey one.
 
         An open first dimension is taken as a batch of 1. What may have any shape is tried as a number, because it may
         be one, and is open if the model does not take that.
@@ -188,8 +207,11 @@ class LoadedModel:
         import numpy as np
 
         zeros: dict[str, NDArray[Any]] = {}
-        for signature in self.inputs:
-            given = self.spec.warm_up.get(signature.name)
+        for accepted in self.accepted:
+            signature, given = accepted.tensor, self.spec.warm_up.get(accepted.tensor.name)
+            if accepted.steps is not None and given is None:
+                zeros[signature.name] = np.frombuffer(example(accepted.steps), np.uint8)
+                continue
             leading = tuple(1 if size is None else size for size in signature.shape[:1])
             shape = given if given is not None else (*leading, *signature.shape[1:])
             if None in shape:
@@ -200,7 +222,7 @@ class LoadedModel:
             self.check({**zeros, **unknown})
         except InputInvalid as error:
             raise ModelInvalid(f"'warm_up' of model {self.name!r} doesn't fit it: {error}") from error
-        if any(signature.has_any_shape and signature.name not in self.spec.warm_up for signature in self.inputs):
+        if any(each.tensor.has_any_shape and each.tensor.name not in self.spec.warm_up for each in self.accepted):
             try:
                 self.run(zeros)
             except InferenceError:
@@ -214,21 +236,22 @@ class LoadedModel:
 
 
 def load_model(spec: ModelSpec) -> LoadedModel:
-    """Read, hash and prepare a model. That takes milliseconds to seconds, and memory of about twice the file.
+    """Read, hash and prepare a model with its manifest, and run its golden vectors. That takes milliseconds to seconds,
+    and memory of about twice the file.
 
-    :raises ModelInvalid: the file is missing, unreadable, not ONNX, or needs what this node can't do; the message says
-        which.
+    :raises ModelInvalid: the file is missing, unreadable, not ONNX, or needs what this node can't do; its manifest is
+        wrong or describes another model, or a golden vector differs; the message says which.
     """
     content = _read(spec)
     try:
-        weights = read_weights(spec.path, content)
+        weights, manifest = read_weights(spec.path, content), read_manifest(spec.path)
     except ModelInvalid as error:
         raise ModelInvalid(f"model {spec.name!r}: {error}") from error
-    digest = digest_of(content, weights)
+    digest = digest_of(content, weights, manifest.results())
     if spec.digest is not None and digest != spec.digest:
         raise ModelInvalid(
             f"model {spec.name!r}: {spec.path} has the digest {digest}, not {spec.digest}: copy the file that is "
-            "meant, or correct 'digest'"
+            "meant, with its manifest, or correct 'digest'"
         )
     import onnxruntime
 
@@ -254,7 +277,12 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         raise _explained(spec, error) from error
     inputs, _ = _signatures(spec, "input", session.get_inputs())
     outputs, left_out = _signatures(spec, "output", session.get_outputs(), may_leave_out=True)
-    return LoadedModel(spec, digest, session, inputs, outputs, left_out)
+    try:
+        model = LoadedModel(spec, digest, session, inputs, outputs, left_out, manifest)
+        check_golden(manifest.golden, manifest_path(spec.path), model.run)
+    except ModelInvalid as error:
+        raise ModelInvalid(f"model {spec.name!r}: {error}") from error
+    return model
 
 
 _LOG_FATAL = 4

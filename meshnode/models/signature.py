@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from math import prod
 from typing import Any
 
+from meshnode.models.accepted import AcceptedInput
 from meshnode.models.elements import element_of_short
 from protocols.base.errors import InputInvalid
 from protocols.base.limits import MAX_TENSORS
@@ -41,22 +42,23 @@ def _as_array(value: Any) -> Any:
     return value if isinstance(value, Tensor) else np.asarray(value)
 
 
-def check_inputs(model: str, signatures: Sequence[TensorSignature], inputs: Mapping[str, Any]) -> None:
+def check_inputs(model: str, accepted: Sequence[AcceptedInput], inputs: Mapping[str, Any]) -> None:
     """Compare ``inputs`` (wire tensors or NumPy arrays by name) with what the model takes.
 
     :raises InputInvalid: there is an input too many or too few, or one of the wrong type or shape; the message names
         it, what is expected and what was given.
     """
-    names = [signature.name for signature in signatures]
+    names = [each.tensor.name for each in accepted]
     for name in inputs:
         if name not in names:
             near = get_close_matches(str(name), names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(map(repr, names)) or 'none'}"
             raise InputInvalid(f"model {model!r} has no input {str(name)[:80]!r}: {hint}")
-    for signature in signatures:
-        if signature.name not in inputs:
-            raise InputInvalid(f"model {model!r} needs the input {signature}, which is missing")
-        _check_input(model, signature, inputs[signature.name])
+    for each in accepted:
+        name = each.tensor.name
+        if name not in inputs:
+            raise InputInvalid(f"model {model!r} needs the input {name}: {each.kind}, which is missing")
+        _check_input(model, each, inputs[name])
 
 
 def check_outputs(
@@ -76,27 +78,22 @@ def check_outputs(
             raise InputInvalid(f"model {model!r} has no output {name[:80]!r}: it gives {', '.join(map(repr, names))}")
 
 
-def _check_input(model: str, signature: TensorSignature, given: Any) -> None:
-    dtype, shape = _type_of(signature, given)
-    fits = dtype == signature.dtype and (
-        signature.has_any_shape
-        or (
-            len(shape) == len(signature.shape)
-            and all(want is None or want == have for want, have in zip(signature.shape, shape, strict=True))
-        )
-    )
-    if not fits:
+def _check_input(model: str, accepted: AcceptedInput, given: Any) -> None:
+    dtype, shape = _type_of(accepted, given)
+    if not accepted.takes(dtype, shape):
         raise InputInvalid(
-            f"input {signature.name!r} of model {model!r}: expected {signature.kind}, given {described(dtype, shape)}"
+            f"input {accepted.tensor.name!r} of model {model!r}: expected {accepted.kind}, given "
+            f"{described(dtype, shape)}"
         )
 
 
-def _type_of(signature: TensorSignature, given: Any) -> tuple[str, tuple[int, ...]]:
+def _type_of(accepted: AcceptedInput, given: Any) -> tuple[str, tuple[int, ...]]:
+    name = accepted.tensor.name
     if isinstance(given, Tensor):
         # NumPy takes a tensor's word for its size and would read beyond the end of its data.
         if prod(given.shape) * element_of_short(given.dtype).size_bytes != memoryview(given.data).nbytes:
             raise InputInvalid(
-                f"input {signature.name!r} says {described(given.dtype, given.shape)} but holds "
+                f"input {name!r} says {described(given.dtype, given.shape)} but holds "
                 f"{memoryview(given.data).nbytes} bytes: send as many as its shape needs"
             )
         return given.dtype, given.shape
@@ -104,8 +101,8 @@ def _type_of(signature: TensorSignature, given: Any) -> tuple[str, tuple[int, ..
         order_and_kind, shape = str(given.dtype.str), tuple(given.shape)
     except AttributeError:
         raise InputInvalid(
-            f"input {signature.name!r} is a {type(given).__name__}: give a NumPy array or a Tensor of {signature.kind}"
+            f"input {name!r} is a {type(given).__name__}: give a NumPy array or a Tensor of {accepted.kind}"
         ) from None
     if order_and_kind.startswith(">"):
-        raise InputInvalid(f"input {signature.name!r} is big-endian: give it in this machine's byte order")
+        raise InputInvalid(f"input {name!r} is big-endian: give it in this machine's byte order")
     return order_and_kind[1:], shape

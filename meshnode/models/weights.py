@@ -77,13 +77,17 @@ def read_weights(path: Path, content: bytes) -> dict[str, bytes]:
     return weights
 
 
-def digest_of(content: bytes, weights: Mapping[str, bytes]) -> ModelDigest:
+def digest_of(content: bytes, weights: Mapping[str, bytes], results: bytes = b"") -> ModelDigest:
     """The digest of a model: the SHA-256 of its file. With weights in other files it is the SHA-256 of the digests of
-    the model and of each of these files, in the order of their names, as 32 bytes each."""
+    the model and of each of these files, in the order of their names, as 32 bytes each.
+
+    ``results``: what its manifest declares that changes results (``Manifest.results``). If there is any, the digest is
+    the SHA-256 of the 32 bytes of the digest so far, followed by it."""
     digest = hashlib.sha256(content)
-    if not weights:
-        return ModelDigest(digest.hexdigest())
-    whole = hashlib.sha256(digest.digest())
-    for name in sorted(weights):
-        whole.update(hashlib.sha256(weights[name]).digest())
-    return ModelDigest(whole.hexdigest())
+    if weights:
+        digest = hashlib.sha256(digest.digest())
+        for name in sorted(weights):
+            digest.update(hashlib.sha256(weights[name]).digest())
+    if results:
+        digest = hashlib.sha256(digest.digest() + results)
+    return ModelDigest(digest.hexdigest())

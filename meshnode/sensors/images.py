@@ -19,6 +19,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from meshnode.models import plate
+from meshnode.models.pictures import of_eight_bits
 from meshnode.sensors.contract import DriverContext, InferenceSample, Sample
 from meshnode.sensors.options import Options
 from protocols.base.errors import ConfigError, InputInvalid
@@ -200,24 +201,13 @@ def _opened(path: Path) -> "Image":
     try:
         with Image.open(path) as picture:
             if picture.width * picture.height <= MAX_PIXELS:
-                return _of_eight_bits(ImageOps.exif_transpose(picture)).convert("RGB")
+                return of_eight_bits(ImageOps.exif_transpose(picture)).convert("RGB")
             claimed = f"{picture.width} x {picture.height} pixels"
     except UnidentifiedImageError as error:
         raise ConfigError(f"picture {path} is not a picture that can be read: remove or convert it") from error
     except Exception as error:  # Decoders of damaged pictures raise anything.
         raise ConfigError(f"picture {path} can't be read ({error}): it may be cut off, copy it again") from error
     raise ConfigError(f"picture {path} has {claimed}, more than {MAX_PIXELS}: scale it down")
-
-
-def _of_eight_bits(picture: "Image") -> "Image":
-    """Grey of 16 bits (modes ``I;16`` and ``I``) with 65,535 as white. Pillow's own conversion clips it at 255."""
-    if not picture.mode.startswith("I"):
-        return picture
-    import numpy as np
-    from PIL import Image
-
-    grey = np.clip(np.asarray(picture, dtype=np.int32), 0, 65_535)
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
 
 
 def _shown(picture: "Image", variation: _Variation) -> "NDArray[Any]":

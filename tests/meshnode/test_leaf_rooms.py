@@ -16,7 +16,7 @@ pytestmark = pytest.mark.processes
 @pytest.mark.parametrize(
     ("imported", "rooms"),
     [
-        ("meshnode.models", {"models"}),
+        ("meshnode.models", {"models", "config", "links"}),
         ("meshnode.sumo.floating_car", {"sumo"}),
         ("meshnode.identity", {"identity", "links"}),
         ("meshnode.links.express.engine", {"links"}),
