@@ -2,11 +2,12 @@
 
 import compileall
 import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from meshnode.identity import create_mesh, issue
-from meshnode.models.plate import find_detector
+from meshnode.models.plate import find_detector, manifest
 from protocols.base.ids import Role
 
 _MESH = "ingolstadt"
@@ -63,8 +64,7 @@ min_interval_ms = {rule_interval_ms}
 
 _MODEL = """
 [models.plate]
-path = "{detector}"
-warm_up = {{ "image" = [1, 3, {side}, {side}] }}
+path = "../plate.onnx"
 serve = {serve}
 
 [inference]
@@ -95,6 +95,7 @@ rate_hz = {rate_hz}
 loop = true
 model = "plate"
 preprocess = "plate"
+send = "jpeg"
 side = {side}
 budget_ms = 3000
 """
@@ -130,6 +131,9 @@ def write_files(folder: Path, relay_port: int | None, mixed: bool) -> None:
     if relay_port is not None:
         issue(folder / "authority", Role.RELAY, "relay-1", folder / "relay-1")
         (folder / "relay-1" / "relay.toml").write_text(_RELAY_TOML.format(port=relay_port))
+    # With its manifest the detector takes pictures, so that cameras send JPEGs and not tensors of sixty times the size.
+    shutil.copyfile(find_detector(), folder / "plate.onnx")
+    (folder / "plate.toml").write_text(manifest(SIDE))
     for index, participant in enumerate(ALL):
         home = folder / participant.name
         issue(folder / "authority", participant.role, participant.name, home)
@@ -146,7 +150,7 @@ def _node_toml(participant: Participant, index: int, relay_port: int | None, mix
     )  # fmt: skip
     if unit or participant.camera_hz:  # loading the model takes longer than everything else at the start of a node
         text += _MODEL.format(
-            detector=find_detector(), side=SIDE, serve="true" if unit else "false",
+            serve="true" if unit else "false",
             slowdown=SLOWDOWN if participant.slow else 1.0,
         )  # fmt: skip
     if relay_port is not None:

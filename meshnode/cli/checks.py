@@ -328,7 +328,9 @@ def _models(config: NodeConfig) -> Iterator[Finding]:
         except MeshError as error:
             yield Finding("fail", "model", str(error))
         else:
-            yield Finding("ok", "model", f"{name}: {model.digest[:12]}, loaded in {time.monotonic() - started_s:.1f} s")
+            took_s, takes = time.monotonic() - started_s, ", ".join(map(str, model.inputs))
+            held = f", golden vectors held: {len(model.manifest.golden)}" if model.manifest.golden else ""
+            yield Finding("ok", "model", f"{name}: {model.digest[:12]}, loaded in {took_s:.1f} s, takes {takes}{held}")
             for output, why in model.left_out.items():
                 yield Finding("warn", "model", f"{name}: the output {output!r} is left out: {why}")
 

@@ -1,9 +1,9 @@
 """The files of a node's models: loaded when the node opens, and those that could not be, tried again.
 
-One bad file costs its model and nothing else. The model is a trouble of the node until it can be loaded: its file is
-looked at every ``LOOK_S``, and tried again once it has changed and then kept still for as long, so that it is not read
-while it is being copied. A file that does not change is tried again after longer and longer pauses, because memory may
-have been short.
+One bad file costs its model and nothing else. The model is a trouble of the node until it can be loaded: its file and
+the manifest beside it are looked at every ``LOOK_S``. It is tried again once one of them has changed and both have then
+kept still for as long, so that no file is read while it is being copied. What does not change is tried again after
+longer and longer pauses, because memory may have been short.
 """
 
 import asyncio
@@ -15,16 +15,19 @@ from typing import Final
 
 from meshnode.backoff import Backoff
 from meshnode.models import ModelSpec
+from meshnode.models.manifest import manifest_path
 from meshnode.troubles import Troubles
 from protocols.base.errors import MeshError
 
 LOOK_S: Final = 1.0
-"""The time between two looks at a file, each of which is one system call."""
+"""The time between two looks at a file, each of which is two system calls."""
 _FIRST_PAUSE_S: Final = 10.0
 _LONGEST_PAUSE_S: Final = 600.0
 """A try reads the whole file, which may have two gigabytes."""
 
-_Stamp = tuple[int, int, int, int] | None
+_FileStamp = tuple[int, int, int, int] | None
+_Stamp = tuple[_FileStamp, _FileStamp] | None
+"""Of the model and of its manifest; None: there is no model."""
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +95,11 @@ class ModelFiles:
 
 
 def _stamp(path: Path) -> _Stamp:
+    model = _file_stamp(path)
+    return None if model is None else (model, _file_stamp(manifest_path(path)))
+
+
+def _file_stamp(path: Path) -> _FileStamp:
     try:
         status = path.stat()
     except OSError:

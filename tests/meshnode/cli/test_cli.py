@@ -30,7 +30,10 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningNod
     folder = tmp_path_factory.mktemp("mesh")
     double = write_model(folder / "double.onnx", [1, 4], "Add")
     picture = write_model(folder / "picture.onnx", [1, 3, 2, 4], "Identity")
-    yield from pair(folder, f'[models.double]\npath = "{double}"\n[models.picture]\npath = "{picture}"\n')
+    camera = write_model(folder / "camera.onnx", ["n", 3, 2, 4], "Identity")
+    (folder / "camera.toml").write_text("[preprocessing.x]\nwidth = 4\nheight = 2\n")
+    paths = {"double": double, "picture": picture, "camera": camera}
+    yield from pair(folder, "".join(f'[models.{name}]\npath = "{path}"\n' for name, path in paths.items()))
 
 
 @pytest.fixture
@@ -397,6 +400,42 @@ def test_inference_by_command_fits_an_image_to_the_model(rsu: RunningNode, tmp_p
     assert (blue == 0).all()
 
 
+def test_inference_by_command_sends_an_image_as_it_is_to_a_model_with_preprocessing(
+    rsu: RunningNode, tmp_path: Path
+) -> None:
+    """Its manifest says how it is prepared, and whoever computes does so."""
+    model = rsu.get("/v2/models/camera")
+    assert model["inputs"] == [{"name": "x", "datatype": "UINT8", "shape": [-1]}]
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(tmp_path / "red.png")
+    ran = meshnode("infer", "camera", "--input", f"x={tmp_path / 'red.png'}", "--json", *at(rsu))
+    assert ran.returncode == 0, ran.stderr
+    red, green, blue = np.array(json.loads(ran.stdout)["outputs"]["y"]["data"])[0]
+    assert (red == 255).all()
+    assert not green.any()
+    assert not blue.any()
+    (tmp_path / "cut.png").write_bytes((tmp_path / "red.png").read_bytes()[:60])
+    ran = meshnode("infer", "camera", "--input", f"x={tmp_path / 'cut.png'}", *at(rsu))
+    failed(ran, 2, "input 'x' of model 'camera': the picture can't be decoded", "send it again")
+
+
+def test_doctor_shows_what_a_model_with_a_manifest_takes_and_runs_its_golden_vectors(tmp_path: Path) -> None:
+    """Whoever installs a model asks the doctor whether it is the right one."""
+    config = prepare(tmp_path, "rsu-1", "rsu", '[models.camera]\npath = "camera.onnx"\n')
+    home = config.parent
+    write_model(home / "camera.onnx", [1, 3, 2, 4], "Identity")
+    manifest = "[preprocessing.x]\nwidth = 4\nheight = 2\n[[golden]]\ninputs = {x = 'r.png'}\noutputs = {y = 'r.npy'}\n"
+    (home / "camera.toml").write_text(manifest)
+    Image.new("RGB", (4, 2), (255, 0, 0)).save(home / "r.png")
+    expected = np.zeros((1, 3, 2, 4), "f4")
+    expected[0, 0] = 255
+    np.save(home / "r.npy", expected)
+    said = meshnode("doctor", config).stdout
+    assert "takes x: u1[?], golden vectors held: 1" in said
+    (home / "camera.toml").write_text("# so\n" + manifest.replace("height = 2", "height = 2\ncolours = 'bgr'"))
+    said = meshnode("doctor", config).stdout
+    assert "camera.toml: golden[0]: output 'y' is 0.0 at [0, 0, 0, 0] and not 255.0 (16 of 24 values differ)" in said
+
+
 def test_inference_of_a_neighbours_model_by_command_says_who_computed(vehicle: RunningNode) -> None:
     """A vehicle without models asks all the same."""
     ran = meshnode("infer", "double", "--input", "x:f4=[[1,2,3,4]]", "--deadline-ms", "5000", *at(vehicle))
@@ -407,7 +446,7 @@ def test_inference_of_a_neighbours_model_by_command_says_who_computed(vehicle: R
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (("nobody-has-this", "--input", "x=1"), 1, "known: double"),
+        (("nobody-has-this", "--input", "x=1"), 1, "known: camera, double"),
         (("double", "--input", "x=[1,2]"), 2, "f4[1, 4]"),
         (("double", "--input", "z=[1,2,3,4]"), 2, "'z'"),
         (("double", "--input", "x=missing.npy"), 2, "missing.npy"),

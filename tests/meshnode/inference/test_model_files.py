@@ -12,7 +12,7 @@ import pytest
 
 from meshnode.inference.files import ModelFiles
 from meshnode.inference.section import ModelSection
-from meshnode.models import ModelSpec
+from meshnode.models import ModelSpec, load_model
 from meshnode.troubles import Troubles
 from protocols.base.errors import ModelInvalid
 from tests.tools.eventually import eventually, until
@@ -110,6 +110,25 @@ async def test_request_for_a_model_whose_file_is_bad_goes_to_a_neighbour_that_ha
     await until(lambda: "double" in vehicle.models, "it is loaded")
     await until(lambda: any(peer.offers for peer in rsu.peers()), "and offered")
     assert vehicle.troubles.current() == []
+
+
+async def test_model_whose_manifest_is_wrong_is_tried_again_when_the_manifest_changes(tmp_path: Path) -> None:
+    """The model file itself need not be touched for that, and the next try would otherwise come after minutes."""
+    path, manifest = write_model(tmp_path / "m.onnx", [1, 2]), tmp_path / "m.toml"
+    manifest.write_text("licens = 'MIT'")
+    troubles = Troubles()
+    files = ModelFiles([ModelSpec("m", path)], lambda spec: load_model(spec) and None, troubles)
+    files.load_all()
+    assert "did you mean 'licence'?" in str(files.why_not("m"))
+    (failed,) = files._failed.values()
+    assert not files._is_due(failed)
+    manifest.write_text("licence = 'MIT'")
+    assert not files._is_due(failed), "it may still be written"
+    assert files._is_due(failed)
+    watching = asyncio.create_task(files.watch())
+    await until(lambda: files.why_not("m") is None, "it is loaded")
+    await watching
+    assert troubles.current() == []
 
 
 async def test_file_that_is_being_copied_is_not_tried_until_it_keeps_still(tmp_path: Path) -> None:

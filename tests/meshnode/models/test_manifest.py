@@ -103,7 +103,8 @@ def test_manifest_that_is_a_folder_or_not_text_keeps_the_model_out(tmp_path: Pat
 @given(st.text(max_size=200) | st.lists(st.sampled_from([
     "[[inputs]]\n", "[[outputs]]\n", "[preprocessing.x]\n", "[[golden]]\n", "[fallback]\n", "name = 'x'\n",
     "name = 1\n", "width = 8\n", "height = 8\n", "shape = [1, -1]\n", "max = [1]\n", "nan = 'forbid'\n",
-    "labels = ['a']\n", "std = [0]\n", "inputs = {x = 'a.npy'}\n", "outputs = {y = 'b'}\n", "model = 'm'\n", "scale = nan\n",
+    "labels = ['a']\n", "std = [0]\n", "inputs = {x = 'a.npy'}\n", "outputs = {y = 'b'}\n", "model = 'm'\n",
+    "scale = nan\n",
 ]), max_size=8).map("".join))  # fmt: skip
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_is_a_manifest_or_is_refused(tmp_path: Path, text: str) -> None:

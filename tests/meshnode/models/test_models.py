@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 import threading
@@ -28,7 +29,9 @@ from meshnode.models import (
     element_of_short,
     load_model,
     plate,
+    read_manifest,
 )
+from meshnode.models.preprocessing import prepared
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InferenceError, InputInvalid, ModelInvalid
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.inference import InferAnswer
@@ -445,6 +448,27 @@ def test_detector_shown_a_street_finds_its_plate(picture: Any) -> None:
     assert box.probability == pytest.approx(0.92, abs=0.02)
     assert (box.left, box.top, box.right, box.bottom) == pytest.approx((320, 191, 373, 204), abs=2)
     assert box.as_value()["probability"] == round(box.probability, 4)
+
+
+@needs_detector
+def test_detector_with_its_manifest_finds_the_plate_in_the_encoded_picture(tmp_path: Path, picture: Any) -> None:
+    """Prepared where it is computed, bit for bit as a camera would have prepared it."""
+    path = shutil.copyfile(plate.find_detector(), tmp_path / "plate.onnx")
+    (tmp_path / "plate.toml").write_text(plate.manifest(640))
+    model = load_model(ModelSpec("plate", path))
+    encoded = {plate.INPUT: np.frombuffer(PICTURE.read_bytes(), np.uint8)}
+    outputs = dict(model.run(encoded, plate.OUTPUTS))
+    as_tensor = dict(model.run(plate.preprocess(picture, 640), plate.OUTPUTS))
+    assert all(np.array_equal(outputs[name], as_tensor[name]) for name in plate.OUTPUTS)
+    assert len(plate.plates(outputs, 640, picture.shape[1], picture.shape[0])) == 1
+
+
+@pytest.mark.parametrize("side", [320, 640])
+def test_manifest_of_the_detector_prepares_pictures_as_preprocess_does(tmp_path: Path, picture: Any, side: int) -> None:
+    """Two descriptions of one recipe drift apart unless something compares them."""
+    (tmp_path / "plate.toml").write_text(plate.manifest(side))
+    steps = read_manifest(tmp_path / "plate.onnx").preprocessing[plate.INPUT]
+    assert np.array_equal(prepared(PICTURE.read_bytes(), steps, "f4"), plate.preprocess(picture, side)[plate.INPUT])
 
 
 @needs_detector

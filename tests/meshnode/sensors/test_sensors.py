@@ -1,6 +1,7 @@
 """Sensor drivers: real traces and pictures replayed, bad options and malformed files refused by name and line."""
 
 import gzip
+import io
 import itertools
 import struct
 import sys
@@ -338,6 +339,20 @@ def test_images_for_a_model_carry_the_frame_and_the_meaning_of_its_answer(tmp_pa
     left, top, right, bottom = sample.value["crop"]
     assert (box["left"] + box["right"]) / 2 == pytest.approx(left + (right - left) * 20.5 / 40, abs=0.2)
     assert (box["top"] + box["bottom"]) / 2 == pytest.approx(top + (bottom - top) * 20.5 / 40, abs=0.2)
+
+
+@pytest.mark.parametrize("preprocess", ["plate", "rgb"])
+def test_images_sent_as_jpeg_carry_the_encoded_frame(tmp_path: Path, preprocess: str) -> None:
+    """A model with a manifest prepares them where it is computed, from a fiftieth of the bytes."""
+    options = {"loop": False, "model": "m", "preprocess": preprocess, "send": "jpeg"}
+    [sample] = samples("images", options, tmp_path)
+    assert sample.infer is not None
+    given = np.asarray(sample.infer.inputs["image"])
+    assert (given.dtype, given.ndim) == (np.uint8, 1)
+    with Image.open(io.BytesIO(given.tobytes())) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (518, 331))
+    assert len(given) < 80_000
+    assert (sample.infer.key is not None) == (preprocess == "plate")
 
 
 def test_images_for_a_model_without_preprocessing_carry_plain_pixels(tmp_path: Path) -> None:

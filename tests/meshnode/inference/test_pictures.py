@@ -1,0 +1,66 @@
+"""Encoded pictures travel to a neighbour, which prepares them as the manifest of the model says."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import meshnode
+from meshnode.inference.section import InferenceSection, ModelSection
+from protocols.base.errors import InputInvalid, ModelUnknown
+from tests.tools.eventually import until
+from tests.tools.mesh_fixture import House, Open, given_house, given_opened
+from tests.tools.tiny_onnx import write_model
+
+__all__ = ["given_house", "given_opened"]
+MANIFEST = "[preprocessing.x]\nwidth = 64\nheight = 48\ncolours = 'bgr'\nmean = [1, 2, 3]\n"
+NEVER_HERE = InferenceSection(local=False, deadline_ms=20_000)
+
+
+def camera(folder: Path, manifest: str = MANIFEST) -> dict[str, ModelSection]:
+    """A model that returns the tensor that it was given, in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    path = write_model(folder / "camera.onnx", ["n", 3, 48, 64])
+    (folder / "camera.toml").write_text(manifest)
+    return {"camera": ModelSection(path=path)}
+
+
+def photo() -> "np.ndarray[Any, Any]":
+    file = io.BytesIO()
+    pixels = np.random.default_rng(2).integers(0, 256, (12, 16, 3), np.uint8)
+    Image.fromarray(pixels).resize((640, 480)).save(file, "JPEG")
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+async def offers_of(node: meshnode.Node) -> None:
+    await node.wait_for_peers(1, 30)
+    await until(lambda: any(peer.offers for peer in node.peers()), "the neighbour's offer comes")
+
+
+async def test_picture_is_prepared_by_the_neighbour_as_it_would_be_here(opened: Open, house: House) -> None:
+    """Whoever computes, the answer is the same; it is checked against the signature that is shown."""
+    rsu = await opened("rsu-1", role="rsu", models=camera(house.folder / "rsu"))
+    vehicle = await opened("veh-1", rsu.port, models=camera(house.folder / "veh"), inference=NEVER_HERE)
+    await offers_of(vehicle)
+    picture = photo()
+    there = await vehicle.infer("camera", {"x": picture})
+    assert there.ran_on == "rsu-1"
+    here = await rsu.infer("camera", {"x": picture})
+    assert there.outputs["y"].shape == (1, 3, 48, 64)
+    assert np.array_equal(there.outputs["y"], here.outputs["y"])
+    with pytest.raises(InputInvalid, match="input 'x' of model 'camera': the picture can't be decoded"):
+        await vehicle.infer("camera", {"x": picture[:3_000]})
+    assert (await vehicle.infer("camera", {"x": there.outputs["y"]})).ran_on == "rsu-1"
+
+
+async def test_neighbour_that_prepares_pictures_in_another_way_is_not_asked(opened: Open, house: House) -> None:
+    """Its model has the same file and another digest: blue would be taken for red."""
+    other = MANIFEST.replace("bgr", "rgb")
+    rsu = await opened("rsu-2", role="rsu", models=camera(house.folder / "other", other))
+    vehicle = await opened("veh-2", rsu.port, models=camera(house.folder / "own"), inference=NEVER_HERE)
+    await offers_of(vehicle)
+    with pytest.raises(ModelUnknown):
+        await vehicle.infer("camera", {"x": photo()})
