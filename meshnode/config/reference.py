@@ -74,13 +74,18 @@ def reference_page(sections: Iterable[type[PartSection]]) -> str:
     page = [_OPENING]
     for table, section in {**own_tables(), **{section.table: section for section in sections}}.items():
         rows, heading = _rows_of(table, section)
-        page.append("\n".join([heading, "", _first_sentences(rows), "", *_rows(rows)]) + "\n")
+        page.append(described_table(heading, rows))
         if section is NodeSection:
             page.append("\n".join(["### `position`", "", *_rows(_struct_in(hints_of(section)["position"]))]) + "\n")
         if table == "access":
             rules = _struct_in(hints_of(section)["rules"])
-            page.append("\n".join(["### `rules`", "", _first_sentences(rules), "", *_rows(rules)]) + "\n")
+            page.append(described_table("### `rules`", rules))
     return "\n".join([*page, _CLOSING])
+
+
+def described_table(heading: str, rows: type[Struct]) -> str:
+    """What a table of a TOML file is for, and its keys, as Markdown."""
+    return "\n".join([heading, "", _first_sentences(rows), "", *_rows(rows)]) + "\n"
 
 
 def _rows_of(table: str, section: type[Section]) -> tuple[type[Struct], str]:

@@ -28,8 +28,8 @@ class ModelSection(Section, frozen=True, kw_only=True):
         Meta(
             description="The ONNX file. Without it, neighbours compute the model; `digest` then says which file is "
             "meant. A file that can't be loaded is tried again when it has changed. Weights in files of their own are "
-            "read from its folder. Outputs that can't travel (text, ZipMap) are left out; the log and "
-            "`meshnode doctor` say which.",
+            "read from its folder, and so is its [manifest](manifest.md): `plate.toml` for `plate.onnx`. Outputs that "
+            "can't travel (text, ZipMap) are left out; the log and `meshnode doctor` say which.",
         ),
     ] = None
     digest: Annotated[
@@ -37,8 +37,9 @@ class ModelSection(Section, frozen=True, kw_only=True):
         Meta(
             description="SHA-256 of the ONNX file, 64 hexadecimal digits. With weights in files of their own, it is "
             "that of the SHA-256 of the ONNX file and of each of these files, in the order of their names, as 32 bytes "
-            "each; `meshnode doctor` prints its beginning. A file that differs is not loaded, and neighbours that "
-            "offer another one are not asked.",
+            "each. What a [manifest](manifest.md#digest) says about inputs, outputs and preprocessing is added to it. "
+            "`meshnode doctor` prints its beginning, and `/v1/models` all of it. A file that differs is not loaded, "
+            "and neighbours that offer another one are not asked.",
             extra={"check": _check_digest},
         ),
     ] = None
@@ -56,7 +57,7 @@ class ModelSection(Section, frozen=True, kw_only=True):
         Meta(
             max_length=limits.MAX_TENSORS,
             description="Shapes, by input, of the zeros it is timed with at the start; needed where the model leaves "
-            "sizes open, as in `{ image = [1, 3, 640, 640] }`.",
+            "sizes open, as in `{ image = [1, 3, 640, 640] }`. An input with preprocessing needs none.",
         ),
     ] = {}
     optimisation: Annotated[

@@ -96,7 +96,9 @@ class Manifest(Section, frozen=True, kw_only=True):
 
     description: Annotated[str, Meta(max_length=10_000, description="What it is for.")] = ""
     licence: Annotated[str, Meta(max_length=MAX_TEXT_CHARS, description="SPDX expression, as in `Apache-2.0`.")] = ""
-    labels: Annotated[tuple[_Text, ...], Meta(description="The names of its classes, in the order of its output.")] = ()
+    labels: Annotated[
+        tuple[_Text, ...], Meta(description="The names of its classes, in the order of its output, at most 1,000.")
+    ] = ()
     memory_mib: Annotated[
         int | None, Meta(ge=16, le=1_048_576, description="The most memory that a process which runs it may take.")
     ] = None

@@ -31,7 +31,8 @@ _Level = Annotated[int, Meta(ge=0, le=255)]
 
 class Preprocessing(Section, frozen=True, kw_only=True):
     """How the node that computes makes the tensor of this input from a JPEG or PNG. The input is then the encoded
-    picture, `u1[?]`. Lists with one number for each channel are in the order of `colours`."""
+    picture, `u1[?]`; the tensor has the type that the model takes. Lists with one number for each channel are in the
+    order of `colours`."""
 
     width: Annotated[_Side, Meta(description="Columns of the tensor.")]
     height: Annotated[_Side, Meta(description="Rows of the tensor.")]

@@ -24,6 +24,7 @@ from cloud_relay.config import load_config
 from meshnode.cli.main import commands as meshnode_commands
 from meshnode.identity import create_mesh, issue
 from meshnode.loading import load
+from meshnode.models import read_manifest
 from meshnode.trial.trial import load_plan
 from protocols.base.errors import ConfigError
 from sims.cli.main import main as meshsim
@@ -211,6 +212,10 @@ def test_configuration_of_the_documentation_loads(place: str, text: str, tmp_pat
         assert loads(text).duration_s == table["duration_s"]
         return
     config = tmp_path / "example.toml"
+    if "preprocessing" in table:
+        config.write_text(text, "utf-8")
+        assert read_manifest(config.with_suffix(".onnx")).preprocessing
+        return
     if "publish" in table:
         config.write_text(text, "utf-8")
         assert load_plan(config).publish

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from meshnode.cli.reference import manifest_page
 from meshnode.models import LoadedModel, Manifest, ModelSpec, load_model, read_manifest
 from protocols.base.errors import InputInvalid, ModelInvalid
 from protocols.inference.signature import TensorSignature
@@ -115,6 +116,12 @@ def test_any_text_is_a_manifest_or_is_refused(tmp_path: Path, text: str) -> None
     except ModelInvalid:
         return
     manifest.results()
+
+
+def test_reference_page_of_manifests_is_what_the_declarations_make() -> None:
+    """A page that differs from what is checked sends its readers wrong."""
+    page = Path(__file__).parents[3] / "docs" / "reference" / "manifest.md"
+    assert page.read_text("utf-8") == manifest_page(), "run: python -m meshnode.cli.reference manifest > …/manifest.md"
 
 
 # --- signature -------------------------------------------------------------------------------------------------------
