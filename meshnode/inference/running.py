@@ -54,6 +54,7 @@ class RunningInference(RunningPart):
         self._answers: dict[int, asyncio.Future[Answered]] = {}
         self._answers_lock = threading.Lock()
         self._latencies: Latencies | None = None
+        self._fallbacks: dict[str, str] = {}
         self._compute = self._make_compute()
 
     def _make_compute(self) -> ComputeService:
@@ -76,6 +77,12 @@ class RunningInference(RunningPart):
         self.host.driver.act(lambda engine, now: engine.inference.computed(run, answer, now))
 
     def _set_models(self, models: tuple[LocalModel, ...]) -> None:
+        loaded = self._compute.models.values()
+        told = {model.name: model.manifest.fallback.model for model in loaded if model.manifest.fallback is not None}
+        fallbacks = {**told, **self.host.config.of(ModelsSection).fallbacks}  # the configuration knows better
+        if fallbacks != self._fallbacks:
+            self._fallbacks = fallbacks
+            self.host.driver.act(lambda engine, _: engine.inference.set_fallbacks(fallbacks))
         self.host.driver.act(lambda engine, now: engine.inference.set_models(models, now))
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -144,7 +151,10 @@ class RunningInference(RunningPart):
         self.host.require_open()
         signature = self.signature_of(model)
         arrays = as_arrays(signature.inputs if signature is not None else (), inputs)
-        if signature is not None:
+        loaded = self._compute.models.get(model)
+        if loaded is not None:
+            loaded.check(arrays)
+        elif signature is not None:
             check_inputs(model, signature.inputs, arrays)
         if len(arrays) > limits.MAX_TENSORS or any(len(name) > limits.MAX_TEXT_CHARS for name in arrays):
             raise InputInvalid(

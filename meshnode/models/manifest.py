@@ -86,7 +86,7 @@ class Golden(Section, frozen=True, kw_only=True):
 
 
 class Fallback(Section, frozen=True, kw_only=True):
-    """Who may answer when this model can't be done in time."""
+    """Who may answer when this model can't be done in time. A fallback in the configuration of a node counts more."""
 
     model: Annotated[_Text, Meta(description="The name of a smaller model in the configuration of the nodes.")]
 

@@ -21,7 +21,7 @@ from meshnode.models.elements import element_of_onnx
 from meshnode.models.golden import check_golden
 from meshnode.models.manifest import Manifest, manifest_path, read_manifest
 from meshnode.models.preprocessing import example
-from meshnode.models.signature import check_inputs, check_outputs
+from meshnode.models.signature import check_accepted, check_outputs
 from meshnode.models.weights import digest_of, read_weights
 from protocols.base.errors import InferenceError, InputInvalid, ModelInvalid
 from protocols.base.ids import ModelDigest
@@ -145,7 +145,7 @@ class LoadedModel:
 
         :raises InputInvalid: names the input, what is expected and what was given.
         """
-        check_inputs(self.name, self.accepted, inputs)
+        check_accepted(self.name, self.accepted, inputs)
 
     def check_outputs(self, wanted: Sequence[str]) -> None:
         """Check that the model has the wanted outputs. :raises InputInvalid: it lacks one, or that one can't travel."""

@@ -18,7 +18,7 @@ from protocols.wire.tensors import Tensor
 
 def as_arrays(signatures: Sequence[TensorSignature], inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Arrays or wire tensors of whatever was given as ``inputs``. Plain numbers and lists get the type that the model
-    takes, so that nobody has to spell it out; arrays keep theirs.
+    takes, so that nobody has to spell it out; arrays keep theirs. ``bytes`` are an array of them, such as a picture.
 
     :raises InputInvalid: numbers that are no array, or that the type can't hold; the message names the input.
     """
@@ -27,6 +27,8 @@ def as_arrays(signatures: Sequence[TensorSignature], inputs: Mapping[str, Any]) 
     types = {signature.name: signature.dtype for signature in signatures}
     arrays: dict[str, Any] = {}
     for name, value in inputs.items():
+        if isinstance(value, (bytes, bytearray)):
+            value = np.frombuffer(value, np.uint8)  # noqa: PLW2901 - the same value, with a type
         plain = not isinstance(value, Tensor) and not hasattr(value, "dtype")
         try:
             arrays[name] = np.asarray(value, types.get(name)) if plain else _as_array(value)
@@ -42,7 +44,12 @@ def _as_array(value: Any) -> Any:
     return value if isinstance(value, Tensor) else np.asarray(value)
 
 
-def check_inputs(model: str, accepted: Sequence[AcceptedInput], inputs: Mapping[str, Any]) -> None:
+def check_inputs(model: str, signatures: Sequence[TensorSignature], inputs: Mapping[str, Any]) -> None:
+    """As :func:`check_accepted`, for a model of which only the signature is known."""
+    check_accepted(model, [AcceptedInput(signature) for signature in signatures], inputs)
+
+
+def check_accepted(model: str, accepted: Sequence[AcceptedInput], inputs: Mapping[str, Any]) -> None:
     """Compare ``inputs`` (wire tensors or NumPy arrays by name) with what the model takes.
 
     :raises InputInvalid: there is an input too many or too few, or one of the wrong type or shape; the message names

@@ -56,6 +56,28 @@ async def test_picture_is_prepared_by_the_neighbour_as_it_would_be_here(opened: 
     assert (await vehicle.infer("camera", {"x": there.outputs["y"]})).ran_on == "rsu-1"
 
 
+async def test_picture_for_a_model_that_only_a_neighbour_has_is_sent_as_bytes(opened: Open, house: House) -> None:
+    """The neighbour tells the outer signature, so the file of a camera is all that is needed."""
+    rsu = await opened("rsu-3", role="rsu", models=camera(house.folder / "rsu"))
+    vehicle = await opened("veh-3", rsu.port, inference=NEVER_HERE)
+    await offers_of(vehicle)
+    answer = await vehicle.infer("camera", {"x": photo().tobytes()})
+    assert (answer.ran_on, answer.outputs["y"].shape) == ("rsu-3", (1, 3, 48, 64))
+
+
+async def test_fallback_of_a_manifest_is_used_unless_the_configuration_names_another(
+    opened: Open, house: House
+) -> None:
+    """The author of a model knows its smaller variant, and the owner of a node knows which one is there."""
+    models = camera(house.folder / "big", MANIFEST + "[fallback]\nmodel = 'small'\n")
+    node = await opened("rsu-4", role="rsu", models=models)
+    assert node.driver.engine.inference._asking.fallbacks == {"camera": "small"}
+    (section,) = models.values()
+    chosen = {"camera": ModelSection(path=section.path, fallback="other"), "other": ModelSection(path=section.path)}
+    node = await opened("rsu-5", role="rsu", models=chosen)
+    assert node.driver.engine.inference._asking.fallbacks == {"camera": "other", "other": "small"}
+
+
 async def test_neighbour_that_prepares_pictures_in_another_way_is_not_asked(opened: Open, house: House) -> None:
     """Its model has the same file and another digest: blue would be taken for red."""
     other = MANIFEST.replace("bgr", "rgb")
