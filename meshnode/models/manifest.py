@@ -3,7 +3,7 @@
 Invariants:
 
 - A manifest that exists is valid by itself. Whether it fits the model is checked when the model is loaded
-  (:mod:`meshnode.models.accepted`).
+  (:mod:`meshnode.models.declared.accepted`).
 - What changes results is part of the digest of the model (:meth:`Manifest.results`), so that nodes whose digests are
   equal compute the same. Default values are left out of it: a new key leaves digests as they are, as long as its
   default changes nothing. The default of a key that exists must never change.

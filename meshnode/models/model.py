@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meshnode.models.accepted import agreed
+from meshnode.models.declared.accepted import agreed
+from meshnode.models.declared.golden import check_golden
 from meshnode.models.elements import element_of_onnx
-from meshnode.models.golden import check_golden
 from meshnode.models.manifest import Manifest, manifest_path, read_manifest
 from meshnode.models.preprocessing import example
 from meshnode.models.signature import check_accepted, check_outputs

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from math import prod
 from typing import Any
 
-from meshnode.models.accepted import AcceptedInput
+from meshnode.models.declared.accepted import AcceptedInput
 from meshnode.models.elements import element_of_short
 from protocols.base.errors import InputInvalid
 from protocols.base.limits import MAX_TENSORS
