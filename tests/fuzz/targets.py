@@ -5,12 +5,14 @@ for an input of at most ``MAX_INPUT_BYTES``. The last target hands whole convers
 nothing at all.
 """
 
+import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from cloud_relay.ingest.batches import decode_untrusted_batch
 from meshnode.http.guard import BadRequest
@@ -18,6 +20,7 @@ from meshnode.http.reading_json import parse_untrusted_publish
 from meshnode.identity.inspection import identity_from_untrusted_names
 from meshnode.inference.oip.requests import parse_untrusted_request
 from meshnode.links.adverts import parse_untrusted_advert
+from meshnode.models.pictures import decoded_untrusted
 from protocols.base import limits
 from protocols.base.errors import IdentityError, InputInvalid, InvalidName, MeshError, RemoteProtocolError
 from protocols.base.ids import NodeId, Role, mesh_name, parse_untrusted_spiffe
@@ -144,6 +147,22 @@ def _conversations() -> list[bytes]:
 
 
 _REMOTE = (RemoteProtocolError,)
+
+
+def _pictures() -> list[bytes]:
+    from PIL import Image
+
+    kinds: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("RGB", "PNG", {}), ("L", "JPEG", {}), ("RGB", "JPEG", {"progressive": True}), ("P", "PNG", {}),
+    )  # fmt: skip
+    files = []
+    for mode, kind, options in kinds:
+        file = io.BytesIO()
+        Image.new(mode, (9, 7)).save(file, kind, **options)
+        files.append(file.getvalue())
+    return files
+
+
 TARGETS = {
     target.name: target
     for target in (
@@ -186,6 +205,7 @@ TARGETS = {
                    '\n{"inputs":[{"name":"x","datatype":"UINT8","shape":[2,1],"data":[[1],[2]],"parameters":{}}],"id":"\\u00e9"}',
                    '93\n{"inputs":[{"name":"x","datatype":"UINT8","shape":[2],"parameters":{"binary_data_size":2}}]}AB'),
         ),
+        Target("picture", lambda data: decoded_untrusted(data, 10_000), (InputInvalid,), _pictures),
         Target("conversation", _conversation, (), _conversations, Form.FRAMED, max_cpu_ms=200.0),
     )
 }  # fmt: skip
