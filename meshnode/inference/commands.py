@@ -54,8 +54,9 @@ def infer(
 
     An input with several files makes a request of each, and a table shows who computed them. JSON takes its type and
     shape from the model; where nobody tells them, give the type: --input x:f4=[[1,2]]. A model that takes encoded
-    images gets an image file as it is; NAME:bytes=FILE sends any file so. For other models, an image is decoded and fitted to an input with three colours or grey, of type UINT8, or of
-    type FP32 with values from 0 to 1; for other preparations, give a .npy file.
+    images gets an image file as it is; NAME:bytes=FILE sends any file so. For other models, an image is decoded and
+    fitted to an input with three colours or grey, of type UINT8, or of type FP32 with values from 0 to 1; for other
+    preparations, give a .npy file.
     """
     from meshnode.inference.console.asking import model_path
     from meshnode.inference.console.inputs import given_inputs, requests_of

@@ -75,7 +75,7 @@ class ComputeService:
         return tuple(
             LocalModel(
                 model.name, model.digest, (self._runner.median_us(model) or 0) * 1_000, queue_ns, model.spec.serve,
-                self._how.local, own_queue_ns, model.signature,
+                self._how.local, own_queue_ns, model.signature, 0, model.manifest.fallback.model if model.manifest.fallback is not None else "",
             )
             for model in self.models.values()
         )  # fmt: skip

@@ -54,7 +54,6 @@ class RunningInference(RunningPart):
         self._answers: dict[int, asyncio.Future[Answered]] = {}
         self._answers_lock = threading.Lock()
         self._latencies: Latencies | None = None
-        self._fallbacks: dict[str, str] = {}
         self._compute = self._make_compute()
 
     def _make_compute(self) -> ComputeService:
@@ -77,12 +76,6 @@ class RunningInference(RunningPart):
         self.host.driver.act(lambda engine, now: engine.inference.computed(run, answer, now))
 
     def _set_models(self, models: tuple[LocalModel, ...]) -> None:
-        loaded = self._compute.models.values()
-        told = {model.name: model.manifest.fallback.model for model in loaded if model.manifest.fallback is not None}
-        fallbacks = {**told, **self.host.config.of(ModelsSection).fallbacks}  # the configuration knows better
-        if fallbacks != self._fallbacks:
-            self._fallbacks = fallbacks
-            self.host.driver.act(lambda engine, _: engine.inference.set_fallbacks(fallbacks))
         self.host.driver.act(lambda engine, now: engine.inference.set_models(models, now))
 
     # --- life ------------------------------------------------------------------------------------------------------

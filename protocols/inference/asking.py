@@ -200,7 +200,8 @@ class Asking:
             return candidates
         model = request.model
         for _ in range(MAX_FALLBACKS):
-            model = self.fallbacks.get(model, "")
+            local = self._models.get(model)
+            model = self.fallbacks.get(model) or (local.fallback if local is not None else "")
             digest = self.digest_of(model) if model else None
             if digest is None:
                 break

@@ -49,6 +49,8 @@ class LocalModel(Struct, frozen=True):
     """What the model takes and gives, to check answers of neighbours. None: their shapes are not checked."""
     p95_ns: int = 0
     """The 95th percentile of runs; 0: it is not known."""
+    fallback: str = ""
+    """A smaller model that may be run in its place; empty: there is none, or the configuration names it."""
 
 
 class Candidate(Struct, frozen=True):
