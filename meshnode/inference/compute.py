@@ -75,7 +75,7 @@ class ComputeService:
         return tuple(
             LocalModel(
                 model.name, model.digest, (self._runner.median_us(model) or 0) * 1_000, queue_ns, model.spec.serve,
-                self._how.local, own_queue_ns, model.signature, 0, model.manifest.fallback.model if model.manifest.fallback is not None else "",
+                self._how.local, own_queue_ns, model.signature, 0, _fallback(model),
             )
             for model in self.models.values()
         )  # fmt: skip
@@ -134,3 +134,7 @@ def _failed(error: MeshError, queued_us: int = 0) -> InferAnswer:
             return InferAnswer(0, "busy", queued_us=queued_us, detail=detail)
         case _:
             return InferAnswer(0, "failed", queued_us=queued_us, detail=detail)
+
+
+def _fallback(model: LoadedModel) -> str:
+    return model.manifest.fallback.model if model.manifest.fallback is not None else ""

@@ -108,6 +108,11 @@ class Asking:
             return local.signature
         return self._offers.signature_of(model, digest)
 
+    def fallback_of(self, model: str) -> str:
+        """The smaller model that may be run in the place of one; empty: there is none."""
+        local = self._models.get(model)
+        return self.fallbacks.get(model) or (local.fallback if local is not None else "")
+
     # --- asked -----------------------------------------------------------------------------------------------------
     def ask(
         self, model: str, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], budget_ns: int, hedge: bool,
@@ -200,8 +205,7 @@ class Asking:
             return candidates
         model = request.model
         for _ in range(MAX_FALLBACKS):
-            local = self._models.get(model)
-            model = self.fallbacks.get(model) or (local.fallback if local is not None else "")
+            model = self.fallback_of(model)
             digest = self.digest_of(model) if model else None
             if digest is None:
                 break

@@ -166,6 +166,10 @@ class Inference(Machine):
         """The caller no longer wants the answer: no event follows."""
         self._asking.abandon(number, now)
 
+    def fallback_of(self, model: str) -> str:
+        """The smaller model that may be run in the place of one; empty: there is none."""
+        return self._asking.fallback_of(model)
+
     def under_way(self) -> list[NodeId]:
         """The nodes that compute own requests now, once for each run."""
         return [run.node for request in self._asking.requests.values() for run in request.runs.values()]

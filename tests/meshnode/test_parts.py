@@ -244,7 +244,9 @@ async def test_question_to_a_part_is_answered_in_the_process_and_over_the_socket
             assert asked.ask("stubborn", [1, "a", None]) == {"asked": [1, "a", None]}
             with pytest.raises(StorageError, match="the disk is full"):
                 asked.ask("stubborn", "error")
-            with pytest.raises(LocalProtocolError, match="no part answers 'stubborm': ask for one of drops, models"):
+            with pytest.raises(
+                LocalProtocolError, match="no part answers 'stubborm': ask for one of drops, inference_runs, models"
+            ):
                 asked.ask("stubborm")
         with pytest.raises(MeshError, match="a bug of the part"):
             application.ask("stubborn", "bug")

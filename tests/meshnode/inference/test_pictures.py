@@ -71,11 +71,12 @@ async def test_fallback_of_a_manifest_is_used_unless_the_configuration_names_ano
     """The author of a model knows its smaller variant, and the owner of a node knows which one is there."""
     models = camera(house.folder / "big", MANIFEST + "[fallback]\nmodel = 'small'\n")
     node = await opened("rsu-4", role="rsu", models=models)
-    assert node.driver.engine.inference._asking.fallbacks == {"camera": "small"}
+    assert node.driver.engine.inference.fallback_of("camera") == "small"
     (section,) = models.values()
     chosen = {"camera": ModelSection(path=section.path, fallback="other"), "other": ModelSection(path=section.path)}
     node = await opened("rsu-5", role="rsu", models=chosen)
-    assert node.driver.engine.inference._asking.fallbacks == {"camera": "other", "other": "small"}
+    inference = node.driver.engine.inference
+    assert [inference.fallback_of(name) for name in ("camera", "other")] == ["other", "small"]
 
 
 async def test_neighbour_that_prepares_pictures_in_another_way_is_not_asked(opened: Open, house: House) -> None:
