@@ -172,7 +172,7 @@ class Asking:
         predicted = self._services.predict(work, Claim(local.compute_ns, local.p95_ns), queue_ns, now)
         return Candidate(
             self._node, predicted.expected_ns, predicted.p95_ns, predicted.soonest_ns,
-            service_ns=predicted.service_ns,
+            service_ns=predicted.service_ns, late_ns=predicted.late_ns,
         )  # fmt: skip
 
     def _computes(self, model: str, work: Demand) -> bool:
@@ -192,7 +192,7 @@ class Asking:
             doubtful = self._standings.is_doubtful(node, now) or predicted.p95_ns > lasts_ns
             there.append(Candidate(
                 node, predicted.expected_ns, predicted.p95_ns, predicted.soonest_ns, predicted.uncertain_ns,
-                predicted.proven, doubtful, predicted.service_ns,
+                predicted.proven, doubtful, predicted.service_ns, predicted.late_ns,
             ))  # fmt: skip
         return there
 
@@ -245,7 +245,7 @@ class Asking:
 
     def _start(self, request: OwnRequest, best: Candidate, now: int) -> None:
         number = next(self._numbers)
-        run = request.runs[number] = OwnRun(number, request, best, now)
+        run = request.runs[number] = OwnRun(number, request, best, best.node == self._node, now)
         self._runs[number] = request.number
         self._risks += not best.proven
         request.tried.add(best.node)

@@ -53,10 +53,11 @@ class Demand(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """What a node says about the service of a model; 0: nothing."""
+    """What a node says about the service of a model, or what was seen of it; 0: nothing."""
 
     mean_ns: int
     p95_ns: int
+    late_ns: int = 0
 
 
 class Prediction(NamedTuple):
@@ -72,6 +73,8 @@ class Prediction(NamedTuple):
     """Whether the last that was heard of it is a result."""
     service_ns: int = 0
     """The part that is the run itself."""
+    late_ns: int = 0
+    """The least that the 95th percentile may be: what takes longer is late."""
 
 
 class Answer(NamedTuple):
@@ -120,9 +123,10 @@ class Services:
         """Mean and 95th percentile as they were seen, or else as they are claimed."""
         durations = self.seen(work, now)
         if durations is not None:
-            return Claim(durations.mean_ns, durations.p95_ns)
+            return Claim(durations.mean_ns, durations.p95_ns, durations.late_ns)
         mean_ns = min(claim.mean_ns or UNKNOWN_SERVICE_NS, MAX_DURATION_NS)
-        return Claim(mean_ns, max(min(claim.p95_ns, MAX_DURATION_NS), mean_ns))
+        p95_ns = max(min(claim.p95_ns, MAX_DURATION_NS), mean_ns)
+        return Claim(mean_ns, p95_ns, p95_ns)
 
     def output_bytes(self, work: Demand) -> int:
         """The size of the last outputs of that kind; 0 when none is known."""
@@ -133,7 +137,13 @@ class Services:
         """When a run on this node itself would be done."""
         service, seen = self.claim(work, claim, now), self.seen(work, now)
         soonest_ns = queue_ns + seen.shortest_ns if seen is not None and seen.is_fresh(now) else 0
-        return Prediction(queue_ns + service.mean_ns, queue_ns + service.p95_ns, soonest_ns, service_ns=service.mean_ns)
+        return Prediction(
+            queue_ns + service.mean_ns,
+            queue_ns + service.p95_ns,
+            soonest_ns,
+            service_ns=service.mean_ns,
+            late_ns=queue_ns + service.late_ns,
+        )
 
 
 class _Known:
@@ -182,6 +192,7 @@ class NeighbourCosts:
             known.error_ns,
             known.proven and overhead is not _NOTHING,
             service.mean_ns,
+            common_ns + service.late_ns + overhead.late_ns,
         )
 
     def learn(self, node: NodeId, work: Demand, answer: Answer, now: int) -> None:
@@ -209,6 +220,9 @@ class NeighbourCosts:
         if waited_ns > expected_ns:
             known = self._known(node)
             known.proven = known.proven and not stalled
+            if not known.greeted:  # the first run says nothing, as in learn()
+                known.greeted = True
+                return
             before_ns = known.overhead.mean_ns if known.overhead.known(now) else 0
             known.overhead.add(before_ns + waited_ns - expected_ns, now)
             self._mistaken(known, waited_ns - expected_ns)

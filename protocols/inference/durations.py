@@ -9,6 +9,7 @@ twenty durations that is the longest, which is what one should count with while 
 
 from bisect import bisect_left, insort
 from collections import deque
+from math import ceil, sqrt
 from typing import Final
 
 from protocols.base import limits
@@ -66,6 +67,16 @@ class Durations:
     def p95_ns(self) -> int:
         """The 95th percentile; 0 before the first."""
         return self._sorted[(95 * len(self._sorted) + 99) // 100 - 1] if self._sorted else 0
+
+    @property
+    def late_ns(self) -> int:
+        """The least that the 95th percentile of all durations, of which these are a sample, may be with a confidence of
+        95 %; 0 before the first. In a small sample a few stalls reach its own 95th percentile, and not this."""
+        count = len(self._sorted)
+        if not count:
+            return 0
+        rank = 0.95 * count - 1.645 * sqrt(0.05 * 0.95 * count)  # the normal approximation of the binomial
+        return self._sorted[max(ceil(rank), 1) - 1]
 
     @property
     def shortest_ns(self) -> int:

@@ -69,6 +69,8 @@ class Candidate(Struct, frozen=True):
     """Whether it has lately given no result (:mod:`protocols.inference.standing`), or will probably be out of reach."""
     service_ns: int = 0
     """The part of ``expected_ns`` that is the run itself."""
+    late_ns: int = 0
+    """What takes longer is late; 0: longer than ``p95_ns``."""
 
 
 def is_worthwhile(there: Candidate, here: Candidate) -> bool:

@@ -11,9 +11,10 @@ from protocols.inference.placement import Candidate
 from protocols.wire.tensors import NamedTensor
 
 HEDGE_SLACK_NS: Final = 1 * limits.MS
-"""A run is late this long after the 95th percentile of its prediction, since timers are not finer."""
+"""A run is late when it takes longer than the 95th percentile of its prediction by a tenth and this. Without the tenth,
+half of the hedges went to runs that were about to end."""
 GUESS_SLACK_NS: Final = 5 * limits.MS
-"""A run of which only a claim is known is late when it takes half as much again and this."""
+"""A run of which only a claim is known, or that this node does, is late when it takes half as much again and this."""
 STALLED_FACTOR: Final = 2
 """One run in twenty is late, by definition. A node stalls when a run takes this many times as long as that."""
 HEDGE_SHARE: Final = 20
@@ -52,11 +53,12 @@ class OwnRun:
         "started_ns", "work",
     )  # fmt: skip
 
-    def __init__(self, number: int, request: "OwnRequest", candidate: Candidate, now: int) -> None:
+    def __init__(self, number: int, request: "OwnRequest", candidate: Candidate, here: bool, now: int) -> None:
+        """``here``: whether this node computes it."""
         self.number, self.node, self.candidate, self.started_ns = number, candidate.node, candidate, now
         self.model, self.digest, self.work = request.model, request.digest, request.work
-        late_ns = candidate.p95_ns + HEDGE_SLACK_NS
-        if not candidate.proven:  # only claims are known
+        late_ns = (candidate.late_ns or candidate.p95_ns) * 11 // 10 + HEDGE_SLACK_NS
+        if here or not candidate.proven:  # it can't be lost here, and of one that is not proven only claims are known
             late_ns = max(late_ns, candidate.expected_ns * 3 // 2 + GUESS_SLACK_NS)
         self.late_at = now + late_ns
         """When the next candidate should start beside it."""
