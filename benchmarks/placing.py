@@ -107,7 +107,8 @@ async def _opened(config: NodeConfig, folder: Path, manner: Manner | None) -> As
 
 def _neighbour(folder: Path, name: str, seeds: tuple[Address, ...], manner: Manner, orders: Connection) -> None:
     async def main() -> None:
-        async with _opened(_config(folder, name, seeds), folder, manner) as node:
+        # A busy one keeps its own requests: otherwise it would have the callers compute them, one more than the other.
+        async with _opened(_config(folder, name, seeds, offload=not manner.busy), folder, manner) as node:
             # A real model is warmed up when it is loaded; the first run of a timed one imports NumPy.
             await node.infer(MODEL, {INPUT: tensor_of(bytes(100))}, deadline_ms=DEADLINE_MS)
             own = [asyncio.create_task(_busy(node)) for _ in range(OWN_REQUESTS_OF_BUSY if manner.busy else 0)]

@@ -6,7 +6,7 @@ Invariants:
   worker thread; that of a job that is cancelled while it waits runs on the thread that cancels.
 - A job is not run when its budget ran out before its turn. One that is cancelled before its turn is dropped at once,
   because a neighbour could otherwise fill the memory by asking and cancelling.
-- Jobs of this node go before those of neighbours, which take turns (:mod:`meshnode.models.waiting`). A run under way is
+- Jobs of this node go before those of neighbours, which take turns (:mod:`protocols.base.waiting`). A run under way is
   not interrupted. Threads start with the first job and end with :meth:`Runner.close`.
 """
 
@@ -20,10 +20,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.models.model import Cancellation, Inputs, LoadedModel
-from meshnode.models.waiting import WaitingJobs
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InferenceError
 from protocols.base.ids import ModelDigest
 from protocols.base.limits import MAX_OFFERS, MAX_PENDING_REQUESTS, MAX_SERVED_REQUESTS
+from protocols.base.waiting import WaitingJobs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

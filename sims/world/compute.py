@@ -1,14 +1,15 @@
 """The models of a simulated node: one worker, a queue, and the time that runs take on that class of computer.
 
-As in a real node, the worker is a thread beside the protocol's: a long run delays other runs, not readings. A run whose
-budget is over when its turn comes ends as late. The engine is told of each change in what waits.
+As in a real node, the worker is a thread beside the protocol's: a long run delays other runs, not readings. Runs wait
+in the queue of real nodes: own ones first, then those of neighbours in turn. A run whose budget is over when its turn
+comes ends as late, and one that is cancelled stops. The engine is told of each change in what waits.
 """
 
 import hashlib
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from protocols.base.waiting import WaitingJobs
 from protocols.inference.events import CancelCompute, Compute
 from protocols.inference.placement import LocalModel
 from protocols.wire.inference import InferAnswer
@@ -43,17 +44,15 @@ class Worker:
         """``factor``: how many times as long everything takes as on a ``car-computer``."""
         self._driver, self._node, self._factor = driver, node, factor
         self._models = {model.name: model for model in models}
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: WaitingJobs[_Waiting] = WaitingJobs()
         self._running: int | None = None
         self._done_ns = 0
-        self._cancelled: set[int] = set()
         self.slowed = 1.0
         self.understated = 1.0
 
     def begin(self) -> None:
         """Begin a life of the node: nothing runs, and the engine is told which models are here."""
-        self._waiting.clear()
-        self._cancelled.clear()
+        self._waiting = WaitingJobs()
         self._running = None
         self._tell()
 
@@ -64,9 +63,18 @@ class Worker:
             self._tell()
 
     def _tell(self) -> None:
-        queue_ns = self._queue_ns() if self.understated == 1 else 0
+        honest = self.understated == 1
+        queue_ns = self._queue_ns(self._waiting.all()) if honest else 0
+        own_queue_ns = self._queue_ns(self._waiting.own()) if honest else 0
         models = tuple(
-            LocalModel(model.name, _digest(model), int(self._run_ns(model) / self.understated), queue_ns, True)
+            LocalModel(
+                model.name,
+                _digest(model),
+                int(self._run_ns(model) / self.understated),
+                queue_ns,
+                True,
+                own_queue_ns=own_queue_ns,
+            )
             for model in self._models.values()
         )
         self._driver.act(self._node, lambda engine, now: engine.inference.set_models(models, now))
@@ -74,24 +82,39 @@ class Worker:
     def _run_ns(self, model: Model) -> int:
         return int(model.compute_ns * self._factor * self.slowed)
 
-    def _queue_ns(self) -> int:
-        """How long a run that comes now would wait before it begins."""
-        waiting_ns = sum(self._run_ns(self._models[waiting.effect.model]) for waiting in self._waiting)
+    def _queue_ns(self, before: Iterable[_Waiting]) -> int:
+        """How long a run that comes now would wait before it begins, behind others."""
+        waiting_ns = sum(self._run_ns(self._models[waiting.effect.model]) for waiting in before)
         return waiting_ns + max(self._done_ns - self._driver.now, 0) if self._running is not None else 0
 
     def perform(self, effect: Compute | CancelCompute) -> None:
         """The engine wants a run, or no longer wants one."""
         if isinstance(effect, CancelCompute):
-            if effect.run == self._running or any(w.effect.run == effect.run for w in self._waiting):
-                self._cancelled.add(effect.run)
+            self._cancel(effect.run)
         elif effect.model not in self._models:
             answer = InferAnswer(0, "unknown", detail=f"no model {effect.model!r} here")
             self._driver.when_awake(self._node, self._driver.now, self._answer, (effect.run, answer))
         else:
-            self._waiting.append(_Waiting(effect, self._driver.now))
+            waiting = _Waiting(effect, self._driver.now)
+            self._waiting.put(waiting, effect.asked_by, self._driver.now + effect.budget_ns)
             if self._running is None:
                 self._next()
             self._driver.when_awake(self._node, self._driver.now, self._told, None)
+
+    def _cancel(self, run: int) -> None:
+        if run == self._running:
+            self._running = None
+            self._driver.when_awake(self._node, self._driver.now, self._stopped, None)
+            return
+        for waiting in self._waiting.all():
+            if waiting.effect.run == run:
+                self._waiting.remove(waiting, waiting.effect.asked_by)
+                return
+
+    def _stopped(self, _: None) -> None:
+        if self._running is None:
+            self._next()
+        self._tell()
 
     def _told(self, _: None) -> None:
         self._tell()
@@ -100,11 +123,8 @@ class Worker:
         """Begin the next run whose answer would still be in time."""
         now = self._driver.now
         while self._waiting:
-            waiting = self._waiting.popleft()
+            waiting = self._waiting.take()
             effect = waiting.effect
-            if effect.run in self._cancelled:
-                self._cancelled.discard(effect.run)
-                continue
             if now - waiting.asked_ns >= effect.budget_ns:
                 answer = InferAnswer(
                     0, "late", queued_us=(now - waiting.asked_ns) // 1_000, detail="it waited too long"
@@ -120,13 +140,12 @@ class Worker:
     def _done(self, ran: tuple[_Waiting, int]) -> None:
         (effect, asked_ns), began_ns = ran
         model, run = self._models[effect.model], effect.run
+        if run != self._running:  # it was stopped
+            return
         self._running = None
-        if run in self._cancelled:
-            self._cancelled.discard(run)
-        else:
-            outputs = (NamedTensor("y", tensor_of(computed_from(effect.inputs, model.output_bytes))),)
-            compute_us = (self._driver.now - began_ns) // 1_000
-            self._answer((run, InferAnswer(0, "done", outputs, (began_ns - asked_ns) // 1_000, compute_us)))
+        outputs = (NamedTensor("y", tensor_of(computed_from(effect.inputs, model.output_bytes))),)
+        compute_us = (self._driver.now - began_ns) // 1_000
+        self._answer((run, InferAnswer(0, "done", outputs, (began_ns - asked_ns) // 1_000, compute_us)))
         if self._running is None:
             self._next()
         self._tell()

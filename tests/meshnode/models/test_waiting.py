@@ -20,9 +20,9 @@ from meshnode.models import (
     TensorSignature,
     load_model,
 )
-from meshnode.models.waiting import WaitingJobs
 from protocols.base.errors import ModelInvalid
 from protocols.base.ids import ModelDigest
+from protocols.base.waiting import WaitingJobs
 from tests.tools.outcomes import Outcomes
 from tests.tools.tiny_onnx import write_model
 
