@@ -172,7 +172,7 @@ class Asking:
         predicted = self._services.predict(work, Claim(local.compute_ns, local.p95_ns), queue_ns, now)
         return Candidate(
             self._node, predicted.expected_ns, predicted.p95_ns, predicted.soonest_ns,
-            service_ns=predicted.service_ns, late_ns=predicted.late_ns,
+            service_ns=predicted.service_ns, late_ns=predicted.late_ns, queue_ns=queue_ns,
         )  # fmt: skip
 
     def _computes(self, model: str, work: Demand) -> bool:
@@ -190,9 +190,10 @@ class Asking:
             queue_ns = self.loads.queue_ns(node, now)
             predicted = self.costs.predict(node, work, claim, queue_ns, round_trip_ns, now)
             doubtful = self._standings.is_doubtful(node, now) or predicted.p95_ns > lasts_ns
+            usual_wait_ns = max(queue_ns, self.loads.usual_ns(node))
             there.append(Candidate(
                 node, predicted.expected_ns, predicted.p95_ns, predicted.soonest_ns, predicted.uncertain_ns,
-                predicted.proven, doubtful, predicted.service_ns, predicted.late_ns,
+                predicted.proven, doubtful, predicted.service_ns, predicted.late_ns, queue_ns, usual_wait_ns,
             ))  # fmt: skip
         return there
 
@@ -370,8 +371,8 @@ class Asking:
             self._services.add(run.work, answer.compute_us * 1_000, now, output_bytes)
             return
         self.costs.learn(run.node, run.work, Answer(
-            run.candidate.expected_ns, took_ns, answer.queued_us * 1_000, answer.compute_us * 1_000,
-            self._round_trip_ns(run.node, now), output_bytes,
+            run.candidate.expected_ns, run.candidate.queue_ns, took_ns, answer.queued_us * 1_000,
+            answer.compute_us * 1_000, self._round_trip_ns(run.node, now), output_bytes,
         ), now)  # fmt: skip
         self._standings.succeeded(run.node)
 

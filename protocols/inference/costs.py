@@ -10,7 +10,8 @@
 - *Queue* is the time until a run that comes now would begin. A node tells its neighbours, and each answer tells again.
   A report grows old: what waited there when it was sent is done after that time. Own requests without an answer count
   at least as much as they will take.
-- *Overhead* is what none of these explains, such as a busy computer, encoding, and lies: whoever claims a service of
+- *Overhead* is what none of these explains, such as a busy computer, encoding, runs of the neighbour itself that came
+  later and went first, and lies: whoever claims a service of
   1 µs and answers after 90 ms has an overhead of 90 ms. It is learned for each neighbour, and so nothing that a
   neighbour says can make it look faster than it has lately been.
 
@@ -81,7 +82,8 @@ class Answer(NamedTuple):
     """What an answer of a neighbour says about its cost."""
 
     expected_ns: int
-    """As it was predicted."""
+    queue_ns: int
+    """Both as they were predicted."""
     took_ns: int
     """From the request to the answer."""
     queued_ns: int
@@ -210,7 +212,8 @@ class NeighbourCosts:
             known.up.measured(work.size_bytes, max(rest_ns - known.transfer_ns(0, answer.output_bytes), 1))
         else:
             known.down.measured(answer.output_bytes, max(rest_ns - known.transfer_ns(work.size_bytes, 0), 1))
-        known.overhead.add(rest_ns - known.transfer_ns(work.size_bytes, answer.output_bytes), now)
+        overhead_ns = rest_ns - known.transfer_ns(work.size_bytes, answer.output_bytes)
+        known.overhead.add(overhead_ns + queued_ns - answer.queue_ns, now)
         known.proven = True
         self._mistaken(known, answer.took_ns - answer.expected_ns)
 

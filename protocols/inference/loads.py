@@ -5,10 +5,13 @@ time is done after that time, so a report shrinks as it grows old. Runs that wer
 it says, runs of ours that it has not answered are before the next one.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from protocols.base.ids import NodeId
 from protocols.inference.durations import MAX_DURATION_NS
+
+USUAL_GAIN: Final = 16
+"""The inverse gain of the mean of reports: a neighbour is usually idle when it was so for a dozen answers."""
 
 
 class _Sent(NamedTuple):
@@ -17,10 +20,10 @@ class _Sent(NamedTuple):
 
 
 class _Load:
-    __slots__ = ("at_ns", "queue_ns", "sent", "workers")
+    __slots__ = ("at_ns", "queue_ns", "sent", "usual_ns", "workers")
 
     def __init__(self) -> None:
-        self.queue_ns = self.at_ns = 0
+        self.queue_ns = self.at_ns = self.usual_ns = 0
         self.workers = 1
         self.sent: dict[int, _Sent] = {}
 
@@ -35,6 +38,7 @@ class Loads:
         """A neighbour says how long the next run would wait, and how many runs it does at a time."""
         load = self._of.setdefault(node, _Load())
         load.queue_ns, load.at_ns = min(queue_us * 1_000, MAX_DURATION_NS), now
+        load.usual_ns += (load.queue_ns - load.usual_ns) // USUAL_GAIN
         if workers is not None:
             load.workers = max(workers, 1)
 
@@ -47,6 +51,11 @@ class Loads:
         load = self._of.get(node)
         if load is not None:
             load.sent.pop(run, None)
+
+    def usual_ns(self, node: NodeId) -> int:
+        """How long runs wait there usually, by the mean of the reports."""
+        load = self._of.get(node)
+        return load.usual_ns if load is not None else 0
 
     def queue_ns(self, node: NodeId, now: int) -> int:
         """How long a run that is sent now would wait."""

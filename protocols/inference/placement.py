@@ -5,14 +5,16 @@ A request leaves home only for a neighbour that
 - beats this node where it counts: the 95th percentile there is below that here by ``GAIN_NS`` or one in ``GAIN_SHARE``
   parts of it, whichever is more, and the mean is not above that here. A small gain is not worth the use of the radio,
   and predictions are noisy;
+- is idle, unless this node would probably miss the deadline itself. Whoever can help itself leaves the queue of a fast
+  node to those who can't;
 - will probably stay in reach until it has answered. A contact that has lasted for t is expected to last for t more,
   since contacts of vehicles have heavy tails; one that is silent for longer than usual is expected to end;
 - has lately given results. One that has not is tried only when a hedge could be paid for, so that a neighbour that
   stalls costs no more than the hedge.
 
-Of the neighbours whose difference to the best is smaller than the errors of both predictions, one is taken at random.
-Whoever takes the best one by name, as everybody else does, waits in a crowd before it. A crowd makes predictions worse,
-and so it spreads by itself.
+Whoever would miss the deadline here goes where the queue is shortest, of the neighbours that make it even at their 95th
+percentile. Otherwise the fastest is taken, and of those whose difference to it is smaller than the errors of both
+predictions, one at random. Whoever takes the best one by name, as everybody else does, waits in a crowd before it.
 """
 
 from collections.abc import Sequence
@@ -28,6 +30,8 @@ from protocols.inference.signature import ModelSignature
 GAIN_NS: Final = 2 * limits.MS
 GAIN_SHARE: Final = 10
 """One in so many parts of the time here."""
+IDLE_SHARE: Final = 4
+"""A neighbour is idle when runs wait there for less than one in so many parts of the time here."""
 
 
 class LocalModel(Struct, frozen=True):
@@ -71,6 +75,10 @@ class Candidate(Struct, frozen=True):
     """The part of ``expected_ns`` that is the run itself."""
     late_ns: int = 0
     """What takes longer is late; 0: longer than ``p95_ns``."""
+    queue_ns: int = 0
+    """The part of ``expected_ns`` that is waiting for others."""
+    usual_wait_ns: int = 0
+    """How long runs wait there, now or usually, whichever is longer."""
 
 
 def is_worthwhile(there: Candidate, here: Candidate) -> bool:
@@ -97,14 +105,26 @@ def order(
     )  # fmt: skip
     if here is None:
         return _with_one_of_the_best(ranked, ranked, remaining_ns, random)
+    makes_it = here.p95_ns <= remaining_ns
     leaving = [
         candidate for candidate in ranked
         if not candidate.doubtful and (candidate.proven or may_risk) and is_worthwhile(candidate, here)
+        and (not makes_it or IDLE_SHARE * candidate.usual_wait_ns <= here.expected_ns)
     ]  # fmt: skip
     if not leaving:
         return [here, *ranked]
+    if not makes_it:
+        leaving = _shortest_queues(leaving, remaining_ns)
     first, *others = _with_one_of_the_best(ranked, leaving, remaining_ns, random)
     return [first, here, *others]
+
+
+def _shortest_queues(eligible: list[Candidate], remaining_ns: int) -> list[Candidate]:
+    """Of those that will make the deadline even at their 95th percentile, the ones with the shortest queue; all when
+    there are none."""
+    sure = [candidate for candidate in eligible if candidate.p95_ns <= remaining_ns]
+    shortest_ns = min((candidate.usual_wait_ns for candidate in sure), default=0)
+    return [candidate for candidate in sure if candidate.usual_wait_ns == shortest_ns] or eligible
 
 
 def _with_one_of_the_best(

@@ -65,7 +65,7 @@ class Bench:
         self.offer(node, compute_ms * 1_000, name)
         for _ in range(2):
             took_ns = (compute_ms + 1) * MS
-            answer = Answer(took_ns, took_ns, 0, compute_ms * MS, MS, 0)
+            answer = Answer(took_ns, 0, took_ns, 0, compute_ms * MS, MS, 0)
             self.machine._asking.costs.learn(node, Demand(DIGEST, 1_000), answer, self.now)
 
     def ask(self, budget_ns: int = SECOND, hedge: bool = True, name: str = "plate") -> int:

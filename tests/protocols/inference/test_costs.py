@@ -33,7 +33,7 @@ def predicted(costs: NeighbourCosts, work: Demand = SMALL, claim: Claim = NOTHIN
 def told(costs: NeighbourCosts, took_ns: int, compute_ns: int, work: Demand = SMALL, now: int = 0) -> None:
     """An answer came."""
     expected_ns = predicted(costs, work, NOTHING, now).expected_ns
-    costs.learn(RSU, work, Answer(expected_ns, took_ns, 0, compute_ns, MS, 100), now)
+    costs.learn(RSU, work, Answer(expected_ns, 0, took_ns, 0, compute_ns, MS, 100), now)
 
 
 # --- durations -----------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_costs_of_any_claim_are_finite_numbers(
     """Offers and answers carry numbers up to 2^64; none may overflow the arithmetic of the caller."""
     costs = NeighbourCosts()
     for _ in range(3):
-        answer = Answer(expected_ns, took_ns, queued_ns, compute_ns, round_trip_ns, 10**7)
+        answer = Answer(expected_ns, 0, took_ns, queued_ns, compute_ns, round_trip_ns, 10**7)
         costs.learn(RSU, LARGE, answer, 0)
     assert costs.predict(RSU, LARGE, Claim(2**74, 2**74), 0, round_trip_ns, 0).expected_ns >= 0
 
