@@ -46,6 +46,8 @@ class Lanes:
         queues = self.queues_of(node)
         queue = self.of_dial[dial] = queues.realtime if lane is Lane.REALTIME else queues.bulk
         queue.dial, queue.link, queue.delay_ns = dial, None, 0
+        if lane is Lane.REALTIME:
+            self.pace.opened(node)
         return queue
 
     def closed(self, dial: int) -> None:

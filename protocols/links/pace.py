@@ -27,7 +27,9 @@ which a node over TCP does not know; a fixed window for each lane is too much wi
 
 Lanes take turns in the order in which they began to wait. A turn is one segment: what else waits for the same neighbour
 goes along in it, and what is longer costs more. Urgent readings don't wait, but count; a quarter of the rate is left
-for turns however many there are.
+for turns however many there are. What waits for the same neighbour goes along with an urgent reading too, so that lane
+is the last in line then. Otherwise, in a crowd that sends many hazards, the turns that are left go to lanes that have
+just had a hazard, and a lane that gets none waits for half a minute.
 """
 
 from typing import Final
@@ -67,10 +69,14 @@ _LEAST_RATE_OF_LANE: Final = 0.5
 """No neighbour has to wait for its turn for longer than two seconds, lest it takes this node for dead …"""
 _LEAST_OF_ALL: Final = 450.0
 """… unless a node and its neighbours would send more than so much together, in segments a second."""
+_NEARLY_LEAST: Final = 1.15
+"""A rate that is less than so many times the least one is about the least."""
 _VAIN_S: Final = 5.0
 _TRUCE_S: Final = 60.0
 _RESERVE: Final = 4.0
 """One frame in so many is for a turn, even while urgent readings take all of the rate."""
+_LATELY: Final = 128.0
+"""Frames over which the part of turns is reckoned."""
 _USUAL_BYTES: Final = 500
 """A segment with so many bytes costs a channel twice what an empty one does."""
 _LONGEST: Final = 5.0
@@ -83,18 +89,23 @@ def _least_rate(lanes: int) -> float:
     return max(_LEAST_RATE, min(_LEAST_RATE_OF_LANE * lanes, _LEAST_OF_ALL / (lanes + 1)))
 
 
+def longest_gap_ns(lanes: int) -> int:
+    """How far apart two frames on one lane usually are when a node with so many lanes sends as slowly as it may."""
+    return int(lanes / _least_rate(lanes) * SECOND)
+
+
 def crowd_gap_ns(lanes: int) -> int:
-    """How far apart two frames on one lane usually are when a node in a crowd, with so many lanes, sends as slowly as
-    it may; 0: so few lanes are no crowd."""
-    return int(lanes / _least_rate(lanes) * SECOND) if lanes >= _CROWD else 0
+    """As :func:`longest_gap_ns`; 0: so few lanes are no crowd."""
+    return longest_gap_ns(lanes) if lanes >= _CROWD else 0
 
 
 class Pace:
     """The pace of one node. All instants are monotonic nanoseconds."""
 
     __slots__ = (
-        "_cut_ns", "_filled_ns", "_good_ns", "_granted", "_peak", "_round_ns", "_samples", "_sent", "_tokens",
-        "_truce_ns", "_turned_ns", "_vain_ns", "_votes", "_waiting", "active", "cuts", "ended", "lanes", "rate",
+        "_cut_ns", "_filled_ns", "_good_ns", "_granted", "_new", "_peak", "_round_ns", "_samples", "_sent", "_tokens",
+        "_truce_ns", "_turned_ns", "_turns", "_vain_ns", "_votes", "_waiting", "active", "cuts", "ended", "lanes",
+        "rate",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -116,6 +127,8 @@ class Pace:
         self._good_ns: dict[NodeId, int] = {}  # when the lane to a neighbour was good last
         self._waiting: dict[NodeId, None] = {}
         self._granted: dict[NodeId, None] = {}
+        self._new: set[NodeId] = set()  # those that got nothing yet
+        self._turns = 1.0  # the part of the last frames that had turns
 
     # --- what is seen ----------------------------------------------------------------------------------------------
     def sampled(self, node: NodeId, sample: Sample, now: int) -> None:
@@ -191,12 +204,24 @@ class Pace:
         self.ended, self.active = True, False
 
     # --- turns -----------------------------------------------------------------------------------------------------
-    def sent(self, now: int) -> None:
-        """Note that a frame goes without a turn."""
+    def opened(self, node: NodeId) -> None:
+        """A neighbour has a lane. The first frame on it does not wait, because it says what this node wants, and that
+        the node lives; each handshake, which costs a channel six times as much, brings one such frame."""
+        if self.active:
+            self._new.add(node)
+
+    def sent(self, node: NodeId, now: int, with_all: bool) -> None:
+        """Note that a frame goes to a neighbour without a turn. ``with_all``: it takes along what waits there, so that
+        the neighbour is behind all others in the line now."""
         self._sent += 1
         if self.active:
+            self._turns -= self._turns / _LATELY
+            self._new.discard(node)
+            if with_all and node in self._waiting:
+                del self._waiting[node]
+                self._waiting[node] = None
             self._fill(now)
-            self._charge(1.0, _BURST)
+            self._charge(1.0, float(self.lanes) if self.is_least else _BURST)
 
     def take_turn(self, node: NodeId, now: int) -> bool:
         """Whether a frame may go to a neighbour now. If not, it is in line from now on."""
@@ -205,8 +230,9 @@ class Pace:
             self._sent += 1
             return True
         self._fill(now)
-        if self._tokens >= 1.0 and not self._waiting:
+        if (self._tokens >= 1.0 and not self._waiting) or node in self._new:
             self._take_token(now)
+            self._new.discard(node)
             self._sent += 1
             return True
         self._waiting[node] = None
@@ -221,6 +247,7 @@ class Pace:
         """A neighbour has no lane any more."""
         for of_node in (self._waiting, self._granted, self._good_ns, self._votes):
             of_node.pop(node, None)
+        self._new.discard(node)
 
     def turns(self, now: int) -> list[NodeId]:
         """Grant the turns that are due. Returns who has one."""
@@ -249,6 +276,7 @@ class Pace:
         return self._turned_ns + int(_RESERVE / self.rate * SECOND) + 1
 
     def _take_token(self, now: int) -> None:
+        self._turns += (1.0 - self._turns) / _LATELY
         self._charge(1.0, _BURST)
         self._turned_ns = now
 
@@ -261,6 +289,17 @@ class Pace:
         self._tokens = min(self._tokens + (now - self._filled_ns) / SECOND * self.rate, _BURST)
         self._filled_ns = now
 
+    @property
+    def is_least(self) -> bool:
+        """Whether the node is about as slow as it may be. If its frames are late all the same, the least is too much
+        with what is urgent on top, so that all of that counts, and segments have to be small."""
+        return self.active and self.rate < _NEARLY_LEAST * _least_rate(self.lanes)
+
     def gap_ns(self) -> int:
         """How far apart two frames on one lane usually are because of the limit; 0: there is none."""
         return int(self.lanes / self.rate * SECOND) if self.active else 0
+
+    def line_ns(self) -> int:
+        """How long a lane usually waits for its turn because of the limit, while urgent readings pass it; 0: there is
+        no limit."""
+        return int(self.lanes / (self.rate * max(self._turns, 1 / _RESERVE)) * SECOND) if self.active else 0

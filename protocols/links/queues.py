@@ -276,7 +276,7 @@ class LaneQueue:
                 self._line_up()
             urgent = self._join(now, now, URGENT, _SLOW_FRAME_BYTES)
             if urgent is not None:
-                self._pace.sent(now)
+                self._pace.sent(self.peer, now, not self._controls)
                 self.shortfall.sent(now)
                 return urgent
         if full or (self._pace.active and not self._pace.take_turn(self.peer, now)):
@@ -308,6 +308,8 @@ class LaneQueue:
             along.append(self._heartbeat)
             room_bytes -= len(self._heartbeat)
             self._heartbeat = None
+        if self.is_behind and self._newer and self._pace.is_least:
+            self._leave_out_older(now)
         if self.waiting_readings and 0 < self._next_reading_bytes() <= room_bytes:
             joined = self._take_readings(now, room_bytes)
             if joined is not None:

@@ -193,7 +193,7 @@ def test_urgent_frames_take_turns_from_others_but_leave_them_a_quarter() -> None
     assert not pace.take_turn(A, now)
     while now < 14 * SECOND:
         now += 5 * MS
-        pace.sent(now)  # 200 a second
+        pace.sent(B, now, with_all=True)  # 200 a second
         for node in pace.turns(now):
             granted += 1
             assert pace.take_turn(node, now)
@@ -280,3 +280,72 @@ def test_nodes_that_stay_have_the_channel_for_themselves_soon_after_the_others_l
     channel.wants_hz[:12] = [110.0] * 12
     channel.run(4.0, 12)
     assert channel.run(1.0, 12) > 0.85
+
+
+def in_line(pace: Pace, now: int, *nodes: NodeId) -> None:
+    """These lanes wait for their turns, in this order."""
+    for node in nodes:
+        assert not pace.take_turn(node, now)
+
+
+def next_in_line(pace: Pace, turns: int) -> list[NodeId]:
+    """Who has the next turns."""
+    granted: list[NodeId] = []
+    while len(granted) < turns:
+        granted += pace.turns(pace.next_turn_at())
+    return granted
+
+
+def test_lane_that_an_urgent_reading_has_served_is_the_last_in_line() -> None:
+    """In a crowd with many hazards a lane that got none would wait for half a minute otherwise, and be taken for
+    dead."""
+    pace, now = congested(), 10 * SECOND
+    in_line(pace, now, A, B, C)
+    pace.sent(A, now, with_all=True)
+    pace.sent(B, now, with_all=False)  # what waits there did not fit
+    assert next_in_line(pace, 3) == [B, C, A]
+
+
+def test_first_frame_on_a_lane_that_has_just_opened_has_no_line_before_it() -> None:
+    """A node that comes to a full channel hears nobody for a whole round of turns otherwise, and knows of no crowd."""
+    pace, now = congested(), 10 * SECOND
+    in_line(pace, now, A, B, C)
+    pace.opened(D)
+    assert pace.take_turn(D, now)
+    assert not pace.take_turn(D, now), "only the first one"
+    assert next_in_line(pace, 4) == [A, B, C, D]
+
+
+def test_lanes_that_were_open_before_there_was_a_pace_wait_for_their_turns() -> None:
+    """One free frame each would be the worst when the channel has just become full."""
+    pace = Pace()
+    pace.opened(D)
+    pace.active, pace.rate = True, 10.0
+    while pace.take_turn(A, 0):
+        pass  # the turns that are left
+    assert not pace.take_turn(D, 0)
+
+
+def test_lane_waits_longer_where_urgent_readings_take_the_rate() -> None:
+    """How long neighbours may be silent follows from it."""
+    pace, now = congested(), 10 * SECOND
+    pace.lanes = 3
+    assert pace.line_ns() == pace.gap_ns()
+    for _ in range(200):
+        pace.sent(A, now, with_all=False)
+    assert 2 * pace.gap_ns() < pace.line_ns() < 4.1 * pace.gap_ns()
+    pace.end()
+    assert pace.line_ns() == 0
+
+
+def test_urgent_readings_for_a_whole_crowd_count_in_full_once_the_rate_is_the_least() -> None:
+    """One hazard to sixty neighbours is eight seconds of such a rate, and turns as usual beside it are too much."""
+    turns = {}
+    for rate in (30.0, 7.5):
+        pace, now = congested(), 10 * SECOND
+        pace.lanes, pace.rate = 59, rate
+        for number in range(59):
+            pace.sent(NodeId(f"n{number}"), now, with_all=True)
+        turns[rate] = granted(pace, now, 4 * SECOND) / rate / 4
+    assert turns[30.0] > 0.8
+    assert turns[7.5] < 0.4

@@ -341,6 +341,27 @@ def test_readings_go_along_before_control_frames_and_neither_makes_a_second_segm
     assert queue.waiting_readings == 1, "it waits for the next turn, as the long control frame does"
 
 
+def test_only_the_newest_goes_along_with_a_hazard_once_the_pace_is_the_least() -> None:
+    """A hazard to each of sixty neighbours that took a second of positions along filled the channel."""
+    sequences = {}
+    for rate in (10.0, 2.0):
+        queue, pace = paced()
+        pace.rate, pace.lanes, now = rate, 4, limits.SECOND
+        while pace.take_turn(PEER, now):
+            pass  # the turns that are left
+        for number in range(8):
+            put(queue, number, key="position")
+            assert queue.take(now + number * 100 * limits.MS) is None
+        put(queue, 8, key="hazard", priority=7)
+        hazard = queue.take(now + limits.SECOND)
+        assert hazard is not None
+        (along,) = queue.take_along(len(hazard), now + limits.SECOND)
+        decoded = decode_untrusted_node_frame(along)
+        assert type(decoded) is Readings
+        sequences[rate] = [one.sequence for one in decoded.readings]
+    assert sequences == {10.0: list(range(8)), 2.0: [7]}
+
+
 def test_nothing_goes_along_with_a_frame_that_fills_a_segment() -> None:
     """It would begin a second one, and a lane does not take it along with a large frame at all."""
     queue, _ = paced()
