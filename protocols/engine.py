@@ -285,6 +285,7 @@ class Engine:
         """Do what is due. ``receiving_since_ns``: since when a callback has been holding up the receiving thread."""
         if others_due := now >= self._due_without_turns():  # turns alone are due all the time on a full channel
             self._heartbeats.gap_ns = self.gossip.gap_ns = self.lanes.pace.gap_ns()
+            self._heartbeats.line_ns = self.lanes.pace.line_ns()
             self.membership.handle_timer(now, receiving_since_ns)
         self.lanes.handle_timer(now)
         if others_due:

@@ -23,6 +23,7 @@ from typing import Final
 from protocols.base import limits
 from protocols.base.ids import Lane, NodeId, PeerIdentity
 from protocols.base.time import NEVER
+from protocols.membership.crowd import crowd_size
 from protocols.membership.dial_limit import DialLimit
 from protocols.membership.events import Dial, HangUp
 
@@ -84,6 +85,8 @@ class Contacts:
         self._contacts: dict[str, Contact] = {}
         self._dials: dict[int, Dialling] = {}
         self._limit = DialLimit()
+        self.known = 0
+        """How many nodes contacts are of, those of which only adverts tell included."""
         self._refused: dict[str, int] = {}  # name of a contact, node id or host -> until when
         self._next_dial = 1
         self._due_ns = _UNKNOWN  # when the next contact may be dialled
@@ -219,7 +222,7 @@ class Contacts:
             self._effects.append(HangUp(dial))
             return None
         if dialling.lane is Lane.REALTIME:
-            self._limit.answered(dialling.began_ns, self._reached(), now)
+            self._limit.answered(dialling.began_ns, now)
         if dialling.contact.seed:
             dialling.contact.node = identity.node
             if self._is_claimed_twice(identity.node):
@@ -257,6 +260,8 @@ class Contacts:
         if dialling is None:
             return None
         contact = dialling.contact
+        if dialling.identity is None and contact.proven and not contact.failures:
+            self._limit.timed_out(dialling.began_ns, now)
         if dialling.identity is None or now - dialling.opened_ns < limits.SECOND:
             self.counters["dials_failed"] += 1
             contact.failures += 1
@@ -283,9 +288,11 @@ class Contacts:
     def _is_claimed_twice(self, node: NodeId) -> bool:
         return sum(contact.seed and contact.node == node for contact in self._contacts.values()) > 1
 
-    def _reached(self) -> int:
-        """How many lanes have proved who is at their end. Strangers can send adverts, but not raise this."""
-        return sum(dialling.identity is not None for dialling in self._dials.values())
+    def _count_proven(self) -> int:
+        """How many peers have proved who they are: by a Hello, or at the end of a lane."""
+        crowd = {dialling.identity.node for dialling in self._dials.values() if dialling.identity is not None}
+        crowd.update(contact.node for contact in self._contacts.values() if contact.proven and contact.node is not None)
+        return len(crowd)
 
     def _is_reached(self, node: NodeId) -> bool:
         return any(
@@ -308,8 +315,7 @@ class Contacts:
     @property
     def patience_ns(self) -> int:
         """How long a peer that took our Hello may take to dial back; in a crowd it has many others to dial."""
-        crowds = 4 if self._limit.is_crowded else 1
-        return crowds * self._dial_timeout_ns + limits.HELLO_TIMEOUT_NS
+        return max(self._dial_timeout_ns, self._limit.round_ns) + limits.HELLO_TIMEOUT_NS
 
     def dial_bulk(self, realtime: int) -> None:
         """Dial the bulk lane to the address of a realtime lane, unless such a dial is under way."""
@@ -323,7 +329,6 @@ class Contacts:
         self._dials[dial] = Dialling(contact, lane, address, now)
         if lane is Lane.REALTIME:
             contact.busy += 1
-            self._limit.began(now)
         self.counters["dials"] += 1
         # With several addresses the first tries have short time-outs, because some addresses may not answer at all.
         timeout_ns = self._dial_timeout_ns
@@ -331,8 +336,10 @@ class Contacts:
             timeout_ns = min(timeout_ns, (1_500 * limits.MS) << min(contact.failures // len(contact.addresses), 2))
         self._effects.append(Dial(dial, *address, timeout_ns))
 
-    def dial_due(self, may_dial: Callable[[NodeId | None], bool], now: int) -> None:
-        """Dial every contact whose time has come; ``may_dial`` says whether a lane to that node is wanted."""
+    def dial_due(self, may_dial: Callable[[NodeId | None], bool], now: int, is_paced: bool = False) -> None:
+        """Dial every contact whose time has come; ``may_dial`` says whether a lane to that node is wanted, and
+        ``is_paced`` whether this node keeps a pace."""
+        self._limit.is_paced = is_paced
         if now < self.next_timer_at():
             return
         self._due_ns = _UNKNOWN
@@ -351,6 +358,7 @@ class Contacts:
             ):
                 if self._limit.room_at(waiting, now) > now:
                     break  # their turn comes later
+                self._limit.began(waiting, now)
                 waiting.append(now)
                 self._dial(contact, Lane.REALTIME, contact.addresses[contact.attempt % len(contact.addresses)], now)
             elif contact.node is not None and self._is_reached(contact.node):
@@ -362,6 +370,8 @@ class Contacts:
         """When :meth:`dial_due` has to be called next."""
         if self._due_ns != _UNKNOWN:
             return self._due_ns
+        self.known = len({contact.node for contact in self._contacts.values()})
+        self._limit.crowd = crowd_size(self._count_proven(), self.known)
         due_ns = NEVER
         for contact in self._contacts.values():
             if contact.next_dial_ns < due_ns and not (contact.busy or contact.parked):

@@ -39,6 +39,8 @@ class Heartbeats:
         """When :meth:`round` is due; ``NEVER`` before :meth:`start`."""
         self.gap_ns = 0
         """How far apart frames to one neighbour are, because this node keeps a pace; 0: it does not."""
+        self.line_ns = 0
+        """How long a lane waits for its turn then; 0 as above."""
         self.suspected: dict[NodeId, Neighbour] = {}
         """Neighbours under suspicion. Membership adds and removes them."""
         self.flooding: list[Neighbour] = []

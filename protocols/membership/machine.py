@@ -31,8 +31,8 @@ from protocols.base.sequences import MAX_INCARNATION
 from protocols.base.time import NEVER
 from protocols.events import DuplicateIdentity
 from protocols.links.drops import Drops
-from protocols.links.pace import crowd_gap_ns
 from protocols.membership.contacts import Contacts, HostPort
+from protocols.membership.crowd import gaps_ns
 from protocols.membership.events import (
     MembershipEffect,
     MembershipEvent,
@@ -446,7 +446,7 @@ class Membership:
             self.heartbeats.round(self.neighbours.values(), now)
             self.refusals.end_needless(self.neighbours, now)
         if not self._leaving and now >= self._contacts.next_timer_at():
-            self._contacts.dial_due(self._may_dial, now)
+            self._contacts.dial_due(self._may_dial, now, self.heartbeats.gap_ns > 0)
         self._promised_ns = self.next_timer_at()
 
     def _forgive(self, now: int) -> None:
@@ -459,18 +459,19 @@ class Membership:
                 neighbour.suspicion.restart(now, self._settings.suspicion_max_ns)
 
     def _check_silence(self, now: int) -> None:
-        suspect_after_ns, gap_ns = self._suspect_after_ns, self.heartbeats.gap_ns
-        new_gap_ns = max(gap_ns, crowd_gap_ns(len(self.neighbours)))
+        suspect_after_ns = self._suspect_after_ns
+        gap_ns, new_gap_ns = gaps_ns(self.heartbeats.line_ns, len(self.neighbours), self._contacts.known)
         for neighbour in list(self.neighbours.values()):
             if neighbour.state is _ALIVE:
                 silent_ns = now - neighbour.last_heard_ns
                 if neighbour.incarnation:
-                    patience_ns = neighbour.reckon_patience(silent_ns, new_gap_ns if neighbour.is_new(now) else gap_ns)
+                    is_new = neighbour.is_new(now, new_gap_ns)
+                    patience_ns = neighbour.reckon_patience(silent_ns, new_gap_ns if is_new else gap_ns)
                     if silent_ns >= max(suspect_after_ns, patience_ns):
                         self._suspect(neighbour, "silence", now)
                     else:
                         self._hearing.check(neighbour, now)
-                elif silent_ns >= self._contacts.patience_ns:
+                elif silent_ns >= neighbour.wait_for_hello(self._contacts.patience_ns):
                     # It took our Hello and never sent its own: its host may be gone, and nothing would report that.
                     self._drop_links(neighbour, now + limits.REDIAL_MAX_NS)
                     self._forget(neighbour.node)

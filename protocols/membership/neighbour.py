@@ -3,10 +3,10 @@
 from enum import StrEnum
 from typing import Final
 
-from protocols.base import limits
 from protocols.base.ids import Incarnation, Lane, NodeId, Role
 from protocols.base.time import NEVER
 from protocols.links.queues import LaneQueue
+from protocols.membership.crowd import most_patience_ns
 from protocols.membership.suspicion import Suspicion
 
 _USUAL_SILENCES: Final = 3
@@ -15,7 +15,6 @@ _FADING: Final = 16
 """With each silence that ends, this part of the usual one is forgotten."""
 _CROWD_GAPS: Final = 4
 """A neighbour in the same crowd sends to us about as often as we send to it, and sometimes two or three are late."""
-_MOST_PATIENCE_NS: Final = 10 * limits.SECOND
 
 
 class State(StrEnum):
@@ -75,9 +74,9 @@ class Neighbour:
         """How long it usually is silent: the longest of its recent silences, where older ones count less. And how long
         it may be silent before it is suspected, because of that."""
 
-    def is_new(self, now: int) -> bool:
-        """Whether it may have waited for a turn to send to us ever since it met us."""
-        return now - self.first_seen_ns < _MOST_PATIENCE_NS
+    def is_new(self, now: int, gap_ns: int) -> bool:
+        """Whether it may have waited for a turn to send to us ever since it met us, in a crowd with such a gap."""
+        return now - self.first_seen_ns < most_patience_ns(gap_ns)
 
     def reckon_patience(self, silent_ns: int, gap_ns: int) -> int:
         """Reckon how long this neighbour may be silent, by what is usual: a channel that is full lets frames through
@@ -86,7 +85,8 @@ class Neighbour:
         if silent_ns < self.silent_ns:  # it has spoken since the last look
             self.silence_ns = max(self.silent_ns, self.silence_ns - self.silence_ns // _FADING)
         self.silent_ns = silent_ns
-        self.patience_ns = min(max(_USUAL_SILENCES * self.silence_ns, _CROWD_GAPS * gap_ns), _MOST_PATIENCE_NS)
+        wanted_ns = max(_USUAL_SILENCES * self.silence_ns, _CROWD_GAPS * gap_ns)
+        self.patience_ns = min(wanted_ns, most_patience_ns(gap_ns))
         return self.patience_ns
 
     def lasts_ns(self, now: int, suspect_after_ns: int) -> int:
@@ -95,6 +95,11 @@ class Neighbour:
         if 2 * (now - self.last_heard_ns) >= max(suspect_after_ns, self.patience_ns):
             return 0
         return now - self.since_ns
+
+    def wait_for_hello(self, patience_ns: int) -> int:
+        """Note how long a neighbour that accepted our lane may take to say Hello itself. Returns that time."""
+        self.patience_ns = patience_ns
+        return patience_ns
 
     @property
     def lanes(self) -> tuple[Lane, ...]:

@@ -89,7 +89,7 @@ class NoNeighbourOlderThanLifetime(Check):
             heard_ns = world.heard_ns(name, neighbour.node)
             silent_ns = now - (world.since(name) if heard_ns is None else heard_ns)
             if not neighbour.incarnation:  # it accepted our lane, but never sent a Hello itself
-                bound_ns = self._mute_ns
+                bound_ns = max(self._mute_ns, neighbour.patience_ns + self._slack_ns)
                 silent_ns = min(silent_ns, self._believed_ns(name, neighbour.node))
             if silent_ns <= bound_ns:
                 kept += 1

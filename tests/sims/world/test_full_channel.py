@@ -39,6 +39,17 @@ def test_vehicles_in_a_jam_know_where_the_others_are(
     assert result.broken == []
 
 
+def test_crowd_of_sixty_meets_and_its_channel_carries_as_much_as_ever() -> None:
+    """Their handshakes ran into time-outs and began again, until nothing else was on the channel: 115 useful readings
+    a second, and 727 neighbours given up in a minute."""
+    result = jam(60, 45.0)
+    assert result.useful_per_s > 750
+    assert result.counters["deaths"] == 0
+    assert result.counters["dials_failed"] == 0
+    assert sum(result.meetings) > 2_000, "of 3,540"
+    assert result.broken == []
+
+
 def test_slow_neighbour_among_ten_good_ones_slows_nobody_but_itself() -> None:
     """A link of 100 kb/s, on which a third of what is published has room."""
     sim = SimDriver(1)
@@ -66,11 +77,11 @@ def test_slow_neighbour_among_ten_good_ones_slows_nobody_but_itself() -> None:
 
 
 def test_crowd_that_thins_out_gets_all_of_the_channel_again() -> None:
-    """Thirty vehicles, of which eighteen drive on after 35 s; then the others have what twelve have, within 5 s."""
+    """Thirty vehicles, of which eighteen drive on after 35 s; then the others have what twelve have, within 10 s."""
     gone = Fault("crash", 35.0, 0.0, tuple(f"car-{number}" for number in range(12, 30)))
-    thinned = (_useful(jam(30, 50.0, (gone,))) - _useful(jam(30, 40.0, (gone,)))) / 10
+    thinned = (_useful(jam(30, 55.0, (gone,))) - _useful(jam(30, 45.0, (gone,)))) / 10
     twelve = (_useful(jam(12, 40.0)) - _useful(jam(12, 30.0))) / 10
-    assert thinned > 0.7 * twelve
+    assert thinned > 0.8 * twelve
 
 
 def _useful(result: Result) -> float:
