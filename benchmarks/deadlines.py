@@ -11,17 +11,16 @@ car computers, two roadside units and a server, each with one worker. All but th
 
 The others have no hedges and refuse nothing, but a run whose deadline has passed is not begun. Bar: at each load, no
 policy answers a larger share in time than ours. The figures are the means over the seeds; they are the same on every
-machine. It prints a table, writes ``build/deadlines.json``, and with ``--check`` exits with 1 when the bar was missed.
+machine. It prints a table and writes ``build/deadlines.json``.
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+from benchmarks import command
+from benchmarks.command import between, finish
 from protocols.base.errors import BoundExceeded
 from protocols.base.ids import Role
 from protocols.base.limits import MS, SECOND
@@ -140,12 +139,11 @@ def in_time(policy: str, load: float, seed: int, seconds: int) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """See the module. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.deadlines", description="Requests answered in time.")
-    parser.add_argument("--load", type=float, action="append", default=[])
-    parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--check", action="store_true", help="exit with 1 when another policy is better at some load")
+    """Run the command line. Returns the exit status, see :mod:`benchmarks.command`."""
+    parser = command.parser("deadlines", __doc__, "another policy is better at some load")
+    parser.add_argument("--load", type=between(0.01, 2.0), action="append", default=[])
+    parser.add_argument("--seconds", type=between(1, 3_600), default=60, help="default: %(default)s")
+    parser.add_argument("--seeds", type=between(1, 100), default=3, help="default: %(default)s")
     options = parser.parse_args(arguments)
     figures: dict[str, dict[str, float]] = {}
     missed = []
@@ -160,15 +158,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{load:4g} " + " ".join(f"{share:13.4f}" for share in shares.values()), flush=True)
         best = max(POLICIES[1:], key=lambda policy: shares[policy])
         if shares[best] > shares["ours"]:
-            missed.append(
-                f"at a load of {load:g}, {best} answers {shares[best]:.2%} in time, ours {shares['ours']:.2%}"
-            )
-    out = Path("build")
-    out.mkdir(exist_ok=True)
-    (out / "deadlines.json").write_text(json.dumps(figures, indent=2))
-    for sentence in missed:
-        print(f"missed: {sentence}", file=sys.stderr)
-    return 1 if missed and options.check else 0
+            missed.append(f"at a load of {load:g}, {best} is better: {shares[best]:.2%}, ours {shares['ours']:.2%}")
+    return finish(options, {"shares": figures}, missed)
 
 
 if __name__ == "__main__":

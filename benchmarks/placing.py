@@ -14,13 +14,11 @@ decisions are those of any model.
 - ``kills``: three neighbours compute for one node, and one that has a run under way is killed with SIGKILL again and
   again. Bar: each request gets one right answer.
 
-It prints the figures, writes ``build/placing.json``, and with ``--check`` exits with 1 when a bar was missed.
+It prints the figures and writes ``build/placing.json``.
 """
 
-import argparse
 import asyncio
 import contextlib
-import json
 import multiprocessing
 import os
 import random
@@ -37,7 +35,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import command
 from benchmarks.children import Child
+from benchmarks.command import between, finish, measuring
 from meshnode.config.sections import DiscoverySection, IdentitySection, ListenSection, NodeConfig, NodeSection
 from meshnode.http.section import HttpSection
 from meshnode.identity import create_mesh, issue
@@ -292,15 +292,18 @@ async def kills(requests: int, wanted: int) -> dict[str, Any]:
             _crowd(folder, [caller], names, Manner()) as neighbours,
         ):
             asked = Asked(caller)
-            left = iter(range(requests))
+            left, places = iter(range(requests)), asyncio.Semaphore(0)
 
             async def ask() -> None:
                 for _ in left:
+                    await places.acquire()
                     await asked.ask()
 
             killed = 0
             tasks = [asyncio.create_task(ask()) for _ in range(2)]
             while killed < wanted and not all(task.done() for task in tasks):
+                for _ in range(max(requests // wanted, 1)):
+                    places.release()
                 victim = names[killed % len(names)]
                 await _has_run_under_way(caller, victim, tasks)
                 await asyncio.to_thread(neighbours.kill, victim)
@@ -308,6 +311,8 @@ async def kills(requests: int, wanted: int) -> dict[str, Any]:
                 neighbours.start(victim)
                 await asyncio.to_thread(neighbours.running[victim].answer)
                 await _offered([caller], [victim])
+            for _ in range(requests):
+                places.release()
             await asyncio.gather(*tasks)
             figures = {
                 "requests": requests, "answered": len(asked.took_ms), "wrong": asked.wrong, "failed": asked.failed,
@@ -356,14 +361,14 @@ def _shown(figures: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """See the module. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.placing", description="What neighbours are worth.")
+    """Run the command line. Returns the exit status, see :mod:`benchmarks.command`."""
+    parser = command.parser("placing", __doc__, "a bar is missed")
     parser.add_argument("--only", choices=["never-slower", "hedging", "kills"], action="append", default=[])
     parser.add_argument("--neighbours", choices=list(MANNERS), action="append", default=[])
-    parser.add_argument("--requests", type=int, default=1_000)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=1, help="repeat all, and judge the medians")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a bar was missed")
+    count = between(1, 100_000)
+    parser.add_argument("--requests", type=count, default=1_000, help="of each caller (default: %(default)s)")
+    parser.add_argument("--kills", type=count, default=100, help="default: %(default)s")
+    parser.add_argument("--rounds", type=count, default=1, help="repeat all, and judge the medians")
     options = parser.parse_args(arguments)
     parts: dict[str, Callable[[], Any]] = {
         "never-slower": partial(never_slower, options.requests, options.neighbours),
@@ -371,17 +376,13 @@ def main(arguments: list[str] | None = None) -> int:
         "kills": partial(kills, options.requests, options.kills),
     }
     wanted = {name: part for name, part in parts.items() if not options.only or name in options.only}
-    rounds = [
-        {name.replace("-", "_"): asyncio.run(part()) for name, part in wanted.items()} for _ in range(options.rounds)
-    ]
+    with measuring("placing"):
+        rounds = [
+            {name.replace("-", "_"): asyncio.run(part()) for name, part in wanted.items()}
+            for _ in range(options.rounds)
+        ]
     figures = _medians(rounds)
-    out = Path("build")
-    out.mkdir(exist_ok=True)
-    (out / "placing.json").write_text(json.dumps({"medians": figures, "rounds": rounds}, indent=2))
-    missed = missed_bars(figures)
-    for sentence in missed:
-        print(f"missed: {sentence}", file=sys.stderr)
-    return 1 if missed and options.check else 0
+    return finish(options, {"medians": figures, "rounds": rounds}, missed_bars(figures))
 
 
 def _medians(rounds: list[Any]) -> Any:

@@ -322,6 +322,29 @@ def test_signature_tiny_run_gives_time_and_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
+def test_placing_tiny_run_answers_each_request_once_whatever_the_neighbours_do(tmp_path: Path) -> None:
+    """Killed, lying and stalling neighbours lose work, and no request; and idle ones that are faster are used."""
+    content = written(
+        tmp_path, "placing", "--requests", "40", "--kills", "4", "--neighbours", "idle", "--neighbours", "lying"
+    )
+    figures = content["medians"]
+    assert figures["never_slower"].keys() == {"idle", "lying"}
+    for seen in figures["never_slower"].values():
+        assert (seen["failed"], seen["wrong"]) == (0, 0)
+    hedged, killed = figures["hedging"], figures["kills"]
+    assert (hedged["failed"], hedged["wrong"], hedged["requests"]) == (0, 0, 40)
+    assert (killed["killed"], killed["answered"], killed["answers"], killed["wrong"]) == (4, 40, 40, 0)
+
+
+@pytest.mark.processes
+def test_deadlines_tiny_run_compares_the_policies_at_one_load(tmp_path: Path) -> None:
+    """Placement that is worse than asking at random would be found here."""
+    content = written(tmp_path, "deadlines", "--load", "0.5", "--seconds", "5", "--seeds", "1")
+    shares = content["shares"]["0.5"]
+    assert shares["ours"] >= max(shares["local"], shares["random"]) > 0.5
+
+
+@pytest.mark.processes
 def test_hostile_tiny_run_measures_before_during_and_after(tmp_path: Path) -> None:
     """Without the same figures before and after, those during the torment say nothing."""
     content = written(

@@ -210,3 +210,13 @@ def test_loads_of_a_neighbour_that_says_nothing_waits_are_at_least_our_own_runs(
     assert loads.queue_ns(RSU, MS) == 0
     loads.forget(RSU)
     assert loads.queue_ns(RSU, MS) == 0
+
+
+def test_loads_know_whether_a_neighbour_is_usually_idle() -> None:
+    """One moment without a queue says little about a node that everybody asks."""
+    loads = Loads()
+    for _ in range(50):
+        loads.reported(RSU, 50_000, 0)
+    loads.reported(RSU, 0, 0)
+    assert loads.queue_ns(RSU, 0) == 0
+    assert loads.usual_ns(RSU) > 40 * MS

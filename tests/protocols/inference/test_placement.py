@@ -34,6 +34,23 @@ def test_order_stays_home_when_the_neighbour_is_faster_on_average_and_now_and_th
     assert order(here, [there], 1_000 * MS, Random(1)) == [here, there]
 
 
+def test_order_leaves_the_queue_of_a_fast_neighbour_to_those_who_would_miss_their_deadline() -> None:
+    """Everybody who gained a few milliseconds filled the server, and the slow boards missed their deadlines."""
+    here, queued = at(ME, 40), at(RSU, 30, usual_wait_ns=20 * MS)
+    assert order(here, [queued], 1_000 * MS, Random(1))[0] is here
+    assert order(here, [queued], 35 * MS, Random(1))[0] is queued
+    assert order(here, [at(RSU, 30, usual_wait_ns=9 * MS)], 1_000 * MS, Random(1))[0] is not here
+
+
+def test_order_of_who_would_miss_the_deadline_is_by_queue_among_those_that_make_it() -> None:
+    """The fastest is the one that everybody takes; an idle one that makes it too is as good."""
+    here = at(ME, 400)
+    fast, idle, late = at(RSU, 50, 90, usual_wait_ns=30 * MS), at(CAR, 80), at(NodeId("a"), 60, 300)
+    assert order(here, [fast, idle, late], 100 * MS, Random(1))[0] is idle
+    assert order(here, [fast, late], 100 * MS, Random(1))[0] is fast
+    assert order(here, [late], 100 * MS, Random(1))[0] is late, "nobody surely makes it, and this one may"
+
+
 def test_order_stays_home_when_only_the_tail_there_is_better() -> None:
     """Half of the requests would be slower."""
     here, there = at(ME, 10, 60), at(RSU, 15, 20)
