@@ -5,6 +5,7 @@ package would be a heavy dependency for 150 bytes.
 """
 
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +22,23 @@ ELEMENTS = 75_000
 _FLOAT = 1
 
 
-def write_model(path: Path) -> None:
-    """Write the model file: input ``x`` and output ``y``, both float32 of shape ``[ELEMENTS]``."""
-    one = _varint(2, _FLOAT) + _bytes(8, b"one") + _bytes(9, struct.pack("<f", 1.0))
-    node = _bytes(1, INPUT.encode()) + _bytes(1, b"one") + _bytes(2, OUTPUT.encode()) + _bytes(4, b"Add")
+def write_model(path: Path, additions: int = 1) -> None:
+    """Write the model file: float32 ``x`` and ``y`` of shape ``[ELEMENTS]``, ``y = x + additions``, one by one."""
+    one = number_field(2, _FLOAT) + bytes_field(8, b"one") + bytes_field(9, struct.pack("<f", 1.0))
+    names = [INPUT, *(f"t{number}" for number in range(1, additions)), OUTPUT]
+    nodes = b"".join(
+        bytes_field(1, bytes_field(1, taken.encode()) + bytes_field(1, b"one") + bytes_field(2, given.encode())
+                    + bytes_field(4, b"Add"))
+        for taken, given in pairwise(names)
+    )  # fmt: skip
     graph = (
-        _bytes(1, node)
-        + _bytes(2, b"bench")
-        + _bytes(5, one)
-        + _bytes(11, _tensor(INPUT))
-        + _bytes(12, _tensor(OUTPUT))
+        nodes
+        + bytes_field(2, b"bench")
+        + bytes_field(5, one)
+        + bytes_field(11, _tensor(INPUT))
+        + bytes_field(12, _tensor(OUTPUT))
     )
-    path.write_bytes(_varint(1, 8) + _bytes(7, graph) + _bytes(8, _varint(2, 13)))
+    path.write_bytes(number_field(1, 8) + bytes_field(7, graph) + bytes_field(8, number_field(2, 13)))
 
 
 def bare_session(path: Path) -> "onnxruntime.InferenceSession":
@@ -53,15 +59,19 @@ def sample_input() -> "np.ndarray[Any, np.dtype[np.float32]]":
 
 
 def _tensor(name: str) -> bytes:
-    shape = _bytes(1, _varint(1, ELEMENTS))
-    return _bytes(1, name.encode()) + _bytes(2, _bytes(1, _varint(1, _FLOAT) + _bytes(2, shape)))
+    shape = bytes_field(1, number_field(1, ELEMENTS))
+    return bytes_field(1, name.encode()) + bytes_field(
+        2, bytes_field(1, number_field(1, _FLOAT) + bytes_field(2, shape))
+    )
 
 
-def _varint(field: int, value: int) -> bytes:
+def number_field(field: int, value: int) -> bytes:
+    """A number as a field of a protobuf message."""
     return _leb128(field << 3) + _leb128(value)
 
 
-def _bytes(field: int, data: bytes) -> bytes:
+def bytes_field(field: int, data: bytes) -> bytes:
+    """Bytes, a text or a message as a field of a protobuf message."""
     return _leb128(field << 3 | 2) + _leb128(len(data)) + data
 
 

@@ -27,7 +27,7 @@ from meshnode.http.section import HttpSection
 from meshnode.identity import inspect
 from meshnode.identity.inspection import OLDEST_UTC_S
 from meshnode.identity.state import StateFolder
-from meshnode.inference.section import ModelsSection
+from meshnode.inference.section import InferenceSection, ModelsSection
 from meshnode.loading import load
 from meshnode.local.section import LocalSection, socket_of
 from meshnode.local.server import check_place
@@ -314,25 +314,31 @@ def _models(config: NodeConfig) -> Iterator[Finding]:
     if not models:
         return
     from meshnode.models import load_model
+    from meshnode.models.worker import Workers
 
-    for name, section in models.items():
-        started_s = time.monotonic()
-        try:
-            spec = section.spec(name)
+    how = config.of(InferenceSection)
+    with contextlib.closing(Workers()) as workers:  # a model that crashes must not take the doctor with it
+        load = workers.load if how.isolation == "process" else load_model
+        for name, section in models.items():
+            spec = section.spec(name, how.providers)
             if spec is None:
                 yield Finding("ok", "model", f"{name}: computed by neighbours that have {(section.digest or '')[:12]}")
                 continue
-            model = load_model(spec)
-            if (zeros := model.zeros()) is not None:
-                model.run(zeros)  # as the node does before it offers the model
-        except MeshError as error:
-            yield Finding("fail", "model", str(error))
-        else:
+            started_s = time.monotonic()
+            try:
+                model = load(spec)
+                if (zeros := model.zeros()) is not None:
+                    model.run(zeros)  # as the node does before it offers the model
+            except MeshError as error:
+                yield Finding("fail", "model", str(error))
+                continue
             took_s, takes = time.monotonic() - started_s, ", ".join(map(str, model.inputs))
             held = f", golden vectors held: {len(model.manifest.golden)}" if model.manifest.golden else ""
             yield Finding("ok", "model", f"{name}: {model.digest[:12]}, loaded in {took_s:.1f} s, takes {takes}{held}")
             for output, why in model.left_out.items():
                 yield Finding("warn", "model", f"{name}: the output {output!r} is left out: {why}")
+            for note in model.notes:
+                yield Finding("warn", "model", f"{name}: {note}")
 
 
 def _sensors(config: NodeConfig, folder: Path, identity: PeerIdentity | None) -> Iterator[Finding]:

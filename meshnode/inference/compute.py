@@ -4,11 +4,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import assert_never
+from typing import Final, assert_never
 
 from meshnode.inference.files import ModelFiles
 from meshnode.inference.section import InferenceSection, ModelSection
 from meshnode.models import Cancellation, Failed, Job, LoadedModel, ModelSpec, Outcome, RunDone, Runner, load_model
+from meshnode.models.worker import WorkerModel, Workers
 from meshnode.troubles import Troubles
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InputInvalid, MeshError
 from protocols.base.limits import MAX_TEXT_CHARS
@@ -18,6 +19,8 @@ from protocols.wire.inference import InferAnswer
 from protocols.wire.tensors import NamedTensor, tensor_of
 
 _log = logging.getLogger(__name__)
+_CLOSE_S: Final = 0.5
+"""The time in which cancelled runs end by themselves when the node closes."""
 
 
 class ComputeService:
@@ -34,9 +37,11 @@ class ComputeService:
         self._how, self._computed, self._changed = how, computed, changed
         self.models: dict[str, LoadedModel] = {}
         """Loaded models by name. Never changed, but replaced: any thread may read it."""
-        specs = (section.spec(name) for name, section in models.items())
+        specs = (section.spec(name, how.providers) for name, section in models.items())
         self.files = ModelFiles((spec for spec in specs if spec is not None), self._load, troubles)
         self._runner = Runner(how.workers, emulate_slowdown=how.emulate_slowdown)
+        self._workers = Workers(self._told)
+        self._troubles = troubles
         self._cancels: dict[int, Cancellation] = {}
         self._lock = threading.Lock()
         self._announced = False
@@ -52,8 +57,15 @@ class ComputeService:
 
     def _load(self, spec: ModelSpec) -> None:
         """Load and measure one model. :raises InferenceError: it can't be loaded, or can't compute zeros."""
-        model = load_model(spec)
-        median_us = self._runner.warm_up(model)
+        model = self._workers.load(spec) if self._how.isolation == "process" else load_model(spec)
+        try:
+            median_us = self._runner.warm_up(model)
+        except MeshError:
+            if isinstance(model, WorkerModel):
+                model.close()
+            raise
+        for note in model.notes:
+            _log.warning("model %s: %s", spec.name, note)
         for name, why in model.left_out.items():
             _log.warning("model %s: the output %r is left out: %s", spec.name, name, why)
         _log.info("model %s: %s, %s ms a run", spec.name, model.digest[:12], median_us and round(median_us / 1e3, 1))
@@ -71,13 +83,15 @@ class ComputeService:
         self._changed(self._local_models())
 
     def _local_models(self) -> tuple[LocalModel, ...]:
-        queue_ns, own_queue_ns = self._runner.queue_ns()
-        return tuple(
-            LocalModel(
-                model.name, model.digest, (self._runner.median_us(model) or 0) * 1_000, queue_ns, model.spec.serve,
-                self._how.local, own_queue_ns, model.signature, 0, _fallback(model),
-            )
-            for model in self.models.values()
+        return tuple(map(self._local_model, self.models.values()))
+
+    def _local_model(self, model: LoadedModel) -> LocalModel:
+        queue_ns, own_queue_ns = self._runner.queue_ns(model)
+        compute_ns = (self._runner.median_us(model) or 0) * 1_000
+        p95_ns = (self._runner.p95_us(model) or 0) * 1_000
+        return LocalModel(
+            model.name, model.digest, compute_ns, queue_ns, model.spec.serve, self._how.local, own_queue_ns,
+            model.signature, p95_ns, _fallback(model),
         )  # fmt: skip
 
     def start(self, effect: Compute) -> None:
@@ -118,8 +132,21 @@ class ComputeService:
         self._computed(run, answer)
         self._tell()
 
+    def _told(self, model: str, why: str | None) -> None:
+        """A model went out of service, or is back."""
+        if why is None:
+            self._troubles.end("model", model)
+        else:
+            self._troubles.begin("model", model, why)
+
+    def counters(self) -> dict[str, int]:
+        """What happened to worker processes, by name."""
+        return self._workers.counters()
+
     def close(self) -> None:
-        """End all runs and threads."""
+        """End all runs, threads and processes."""
+        self._runner.close(_CLOSE_S)
+        self._workers.close()  # with it end the runs that did not
         self._runner.close()
 
 

@@ -217,6 +217,10 @@ class RunningInference(RunningPart):
         """``models``."""
         return {"models": sorted(self.models)}
 
+    def statistics(self) -> Mapping[str, int]:
+        """What happened to worker processes of models."""
+        return self._compute.counters()
+
     def metrics(self) -> "Iterable[Metric]":
         """Latencies and failures of own requests."""
         return () if self._latencies is None else self._latencies.metrics()

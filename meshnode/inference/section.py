@@ -11,6 +11,7 @@ from meshnode.config.kinds import Name
 from meshnode.config.parsing import Problem, Section
 from meshnode.config.sections import PartSection
 from meshnode.models import ModelSpec
+from meshnode.models.providers import PROVIDERS
 from protocols.base import limits
 
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
@@ -68,17 +69,30 @@ class ModelSection(Section, frozen=True, kw_only=True):
         ),
     ] = "basic"
 
+    memory_limit_mib: Annotated[
+        int | None,
+        Meta(
+            ge=1,
+            le=1_048_576,
+            description="Memory in MiB that the model may take in its worker process, its weights included. A run that "
+            "wants more fails, and the process is started again. Without it: `memory_mib` of the model's "
+            "manifest, or else 1024 and four times the size of its files, which are in memory up to three times while "
+            "they are loaded.",
+        ),
+    ] = None
+
     def conflicts(self) -> Iterator[Problem]:
         """Neither a file nor a digest."""
         if self.path is None and self.digest is None:
             yield Problem("path", None, "is missing: add it, or add digest to have neighbours compute the model")
 
-    def spec(self, name: str) -> ModelSpec | None:
-        """The model as it is loaded; None when only neighbours compute it."""
+    def spec(self, name: str, providers: tuple[str, ...] = ("cpu",)) -> ModelSpec | None:
+        """The model as it is loaded, by one of ``providers``; None when only neighbours compute it."""
         if self.path is None:
             return None
         return ModelSpec(
-            name, self.path, self.threads, self.serve, self.optimisation, self.warm_up, self.digest
+            name, self.path, self.threads, self.serve, self.optimisation, self.warm_up, self.digest, providers,
+            self.memory_limit_mib,
         )  # fmt: skip
 
 
@@ -116,6 +130,25 @@ class InferenceSection(PartSection, frozen=True, kw_only=True):
     table: ClassVar[str] = "inference"
 
     workers: Annotated[int, Meta(ge=1, le=64, description="How many runs go on at the same time.")] = 1
+    isolation: Annotated[
+        Literal["process", "none"],
+        Meta(
+            description="`process`: each model has a worker process of its own, so that one that crashes, hangs or "
+            "grows hurts nothing else. `none`: models run in the node's process, which saves some memory and about "
+            "0.1 ms a run; then nothing bounds what a model takes."
+        ),
+    ] = "process"
+    providers: Annotated[
+        tuple[str, ...],
+        Meta(
+            min_length=1,
+            max_length=16,
+            description="Execution providers of ONNX Runtime, the preferred one first: "
+            f"{', '.join(f'`{name}`' for name in PROVIDERS)}. The log names each that the installed onnxruntime lacks, "
+            "and the next is taken. Answers are equal bit for bit only when the same provider computes them, and "
+            "offers don't tell it, so nodes that share a model use the same one.",
+        ),
+    ] = ("cpu",)
     local: Annotated[
         bool, Meta(description="Compute own requests here when that is fastest; false: neighbours only.")
     ] = True

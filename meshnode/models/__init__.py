@@ -5,9 +5,10 @@ hardly any memory, because NumPy and ONNX Runtime are imported when a model is l
 """
 
 from meshnode.models.elements import ELEMENTS, Element, element_of_onnx, element_of_open_inference, element_of_short
+from meshnode.models.jobs import Callback, Failed, Job, Outcome, RunDone
 from meshnode.models.manifest import Manifest, read_manifest
 from meshnode.models.model import Cancellation, Inputs, LoadedModel, ModelSpec, load_model
-from meshnode.models.runner import Callback, Failed, Job, Outcome, RunDone, Runner
+from meshnode.models.runner import Runner
 from protocols.inference.signature import TensorSignature
 
 __all__ = [

@@ -11,6 +11,7 @@ Invariants:
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +22,12 @@ from meshnode.models.declared.golden import check_golden
 from meshnode.models.elements import element_of_onnx
 from meshnode.models.manifest import Manifest, manifest_path, read_manifest
 from meshnode.models.preprocessing import example
+from meshnode.models.providers import chosen_providers, provider_notes
 from meshnode.models.signature import check_accepted, check_outputs
 from meshnode.models.weights import digest_of, read_weights
 from protocols.base.errors import InferenceError, InputInvalid, ModelInvalid
 from protocols.base.ids import ModelDigest
-from protocols.base.limits import MAX_TENSOR_DIMENSIONS, MAX_TENSORS, MAX_TEXT_CHARS
+from protocols.base.limits import MAX_TENSOR_DIMENSIONS, MAX_TENSORS, MAX_TEXT_CHARS, SECOND
 from protocols.inference.signature import ModelSignature, TensorSignature, described
 from protocols.wire.tensors import Tensor
 
@@ -40,6 +42,8 @@ else:
 MAX_MODEL_BYTES: Final = 2**31 - 1
 """The largest protobuf message."""
 MAX_THREADS: Final = 256
+LONGEST_RUN_NS: Final = 60 * SECOND
+"""Of a run that has no deadline, such as the first one on zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,10 @@ class ModelSpec:
     """Shapes, by input, of the zeros that the model is measured with. Needed only where it leaves a size open."""
     digest: str | None = None
     """The SHA-256 that the file must have; None: any."""
+    providers: tuple[str, ...] = ("cpu",)
+    """Short names of the execution providers that are tried, the preferred one first (:mod:`~.providers`)."""
+    memory_limit_mib: int | None = None
+    """Mebibytes that the model may take in a worker process; None: 1 GiB, and four times the size of its files."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= MAX_THREADS:
@@ -69,7 +77,15 @@ class ModelSpec:
 class Cancellation:
     """A one-way switch that ends a run from another thread. It serves one run at a time; any thread may call it."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadline_ns: int | None = None) -> None:
+        """``deadline_ns``: an instant of ``time.monotonic_ns`` at which a run in a worker process is ended; None: after
+        ``LONGEST_RUN_NS``. A run in this process goes on until it is cancelled."""
+        self.deadline_ns = time.monotonic_ns() + LONGEST_RUN_NS if deadline_ns is None else deadline_ns
+        self.held_up: Callable[[], None] = _nothing
+        """Called by a run that takes far longer than others of its model did, so that nobody has to wait for it. It may
+        be called more than once."""
+        self.compute_ns: int | None = None
+        """How long the last run computed, as its worker process measured it; None: it ran in this process."""
         self._lock = threading.Lock()
         self._event = threading.Event()
         self._options: Any = None
@@ -99,7 +115,7 @@ class Cancellation:
         return self._event.wait(timeout_s)
 
     def watch(self, options: Any) -> None:
-        """Set ``options.terminate`` (of ONNX Runtime's ``RunOptions``) when cancelled. None says that the run is
+        """Set ``options.terminate`` when cancelled, as ONNX Runtime's ``RunOptions`` have it. None says that the run is
         over."""
         with self._lock:
             self._options = options
@@ -109,6 +125,9 @@ class Cancellation:
 
 class LoadedModel:
     """A model that is ready to run. Safe for use by several threads at once."""
+
+    apart = False
+    """Whether its runs go on a thread of their own, because it has crashed or hung."""
 
     def __init__(
         self,
@@ -133,6 +152,8 @@ class LoadedModel:
         self.inputs = tuple(each.signature for each in self.accepted)
         self.left_out = dict(left_out or {})
         """The outputs that can't travel, by name, and why."""
+        self.notes: tuple[str, ...] = ()
+        """What whoever configured it should know, in whole sentences."""
         self._session = session
 
     @property
@@ -271,8 +292,9 @@ def load_model(spec: ModelSpec) -> LoadedModel:
             )
         buffers = list(weights.values())
         options.add_external_initializers_from_files_in_memory(list(weights), buffers, list(map(len, buffers)))
+    providers, notes = chosen_providers(spec.providers, onnxruntime.get_available_providers())
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=providers)
     except Exception as error:  # ONNX Runtime's own classes share no base but Exception
         raise _explained(spec, error) from error
     inputs, _ = _signatures(spec, "input", session.get_inputs())
@@ -282,7 +304,12 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         check_golden(manifest.golden, manifest_path(spec.path), model.run)
     except ModelInvalid as error:
         raise ModelInvalid(f"model {spec.name!r}: {error}") from error
+    model.notes = (*notes, *provider_notes(providers, session.get_providers()))
     return model
+
+
+def _nothing() -> None:
+    """Nobody waits behind the run."""
 
 
 _LOG_FATAL = 4

@@ -6,76 +6,36 @@ Invariants:
   worker thread; that of a job that is cancelled while it waits runs on the thread that cancels.
 - A job is not run when its budget ran out before its turn. One that is cancelled before its turn is dropped at once,
   because a neighbour could otherwise fill the memory by asking and cancelling.
-- Jobs of this node go before those of neighbours, which take turns (:mod:`protocols.base.waiting`). A run under way is
-  not interrupted. Threads start with the first job and end with :meth:`Runner.close`.
+- Jobs of this node go before those of neighbours, which take turns (:mod:`protocols.base.waiting`). Threads start with
+  the first job and end with :meth:`Runner.close`.
+- A run that is held up (it takes far longer than usual, or its worker process was lost) goes on aside: with its thread
+  and the waiting jobs of its model it leaves the others, and a new thread takes its place. Afterwards the model comes
+  back, unless it has crashed or hung: then it stays apart, with one thread of its own.
 """
 
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import deque
 from dataclasses import dataclass
-from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from meshnode.models.model import Cancellation, Inputs, LoadedModel
+from meshnode.models.costs import RunCosts
+from meshnode.models.jobs import Callback, Failed, Job, Outcome, RunDone
+from meshnode.models.model import Cancellation, LoadedModel
 from protocols.base.errors import BoundExceeded, BudgetExhausted, InferenceError
-from protocols.base.ids import ModelDigest
-from protocols.base.limits import MAX_OFFERS, MAX_PENDING_REQUESTS, MAX_SERVED_REQUESTS
+from protocols.base.limits import MAX_PENDING_REQUESTS, MAX_SERVED_REQUESTS
 from protocols.base.waiting import WaitingJobs
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 MAX_WORKERS: Final = 64
 MAX_WAITING: Final = MAX_PENDING_REQUESTS + MAX_SERVED_REQUESTS
 """Jobs held at once: the engine's bounds of own requests and of neighbours' requests together."""
-MEDIAN_WINDOW: Final = 31
-"""The number of runs whose median is the model's cost. It is odd, and short enough to follow a throttled processor
-within seconds."""
 MAX_SLOWDOWN: Final = 1_000.0
 _WARM_UP_RUNS: Final = 3
+_LINGER_S: Final = 10.0
+"""How long the thread of a single model waits for its next job before it ends."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One run that somebody wants."""
-
-    model: LoadedModel
-    inputs: Inputs
-    outputs: tuple[str, ...] = ()
-    """The names of the outputs that are wanted. None named: all of them."""
-    deadline_ns: int | None = None
-    """An instant of ``time.monotonic_ns``; the job is not started after it."""
-    asked_by: str | None = None
-    """The neighbour that wants it; None: this node."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunDone:
-    """The job ran."""
-
-    outputs: "tuple[tuple[str, NDArray[Any]], ...]"
-    queued_ns: int
-    compute_ns: int
-    """Includes the emulated slowdown, as the slower device would have measured it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The job has no result."""
-
-    error: InferenceError
-    """``InputInvalid``, ``BudgetExhausted``, or what the model said. A cancelled job has a plain ``InferenceError``."""
-    queued_ns: int
-    cancelled: bool = False
-
-
-Outcome = RunDone | Failed
-Callback = Callable[[Outcome], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -84,7 +44,26 @@ class _Entry:
     callback: Callback
     cancel: Cancellation
     submitted_ns: int
+    pool: "_Pool"
     begun_ns: int = 0
+
+
+class _Pool:
+    """A queue and the threads that serve it: that of all models, or that of one model. The runner's lock guards it."""
+
+    def __init__(self, size: int, lock: threading.RLock) -> None:
+        """``size``: how many threads there may be."""
+        self.size, self.threads = size, 0
+        self.queue: WaitingJobs[_Entry] = WaitingJobs()
+        self.running: set[_Entry] = set()
+        self.changed = threading.Condition(lock)
+        self.lingers = False
+        """Whether a thread of a single model waits for the next job."""
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that are queued or under way."""
+        return len(self.queue) + len(self.running)
 
 
 class Runner:
@@ -100,42 +79,47 @@ class Runner:
                 f"a runner of {workers} workers, {max_waiting} waiting, slowdown {emulate_slowdown}: "
                 f"use 1 to {MAX_WORKERS} workers, at least 1 waiting, a slowdown of 1 to {MAX_SLOWDOWN:g}"
             )
-        self._workers = workers
         self._max_waiting = max_waiting
         self._slowdown = emulate_slowdown
-        self._condition = threading.Condition()
-        self._queue: WaitingJobs[_Entry] = WaitingJobs()
-        self._running: set[_Entry] = set()
-        self._threads: list[threading.Thread] = []
+        self._lock = threading.RLock()
+        self._shared = _Pool(workers, self._lock)
+        self._apart: dict[str, _Pool] = {}
+        """Pools of single models, by name. One that is empty is removed."""
+        self._threads: set[threading.Thread] = set()
+        self._wanted: deque[_Pool] = deque()
+        """Pools for which a thread has to be started, once the lock is free."""
         self._closed = False
-        self._times_us: OrderedDict[ModelDigest, deque[int]] = OrderedDict()
+        self._costs = RunCosts()
 
     @property
     def waiting(self) -> int:
         """The number of jobs that are queued, and of jobs under way."""
-        with self._condition:
-            return len(self._queue) + len(self._running)
+        with self._lock:
+            return sum(pool.waiting for pool in self._pools())
 
-    def queue_ns(self) -> tuple[int, int]:
-        """How long a job of a neighbour that comes now would wait before it begins, and how long one of this node."""
-        with self._condition:
-            if len(self._queue) + len(self._running) < self._workers:
+    def queue_ns(self, model: LoadedModel) -> tuple[int, int]:
+        """How long a job of a neighbour for that model that comes now would wait before it begins, and how long one of
+        this node."""
+        with self._lock:
+            pool = self._pool_of(model)
+            if pool.waiting < pool.size:
                 return 0, 0
             now_ns = time.monotonic_ns()
-            running_ns = sum(max(self._cost_ns(entry) - (now_ns - entry.begun_ns), 0) for entry in self._running)
-            own_ns = running_ns + sum(map(self._cost_ns, self._queue.own()))
-            all_ns = running_ns + sum(map(self._cost_ns, self._queue.all()))
-        return all_ns // self._workers, own_ns // self._workers
+            running_ns = sum(max(self._cost_ns(entry) - (now_ns - entry.begun_ns), 0) for entry in pool.running)
+            own_ns = running_ns + sum(map(self._cost_ns, pool.queue.own()))
+            all_ns = running_ns + sum(map(self._cost_ns, pool.queue.all()))
+        return all_ns // pool.size, own_ns // pool.size
 
     def _cost_ns(self, entry: _Entry) -> int:
-        times = self._times_us.get(entry.job.model.digest)
-        return int(median(times)) * 1_000 if times else 0
+        return (self._costs.median_us(entry.job.model.digest) or 0) * 1_000
 
     def median_us(self, model: LoadedModel) -> int | None:
         """Median compute time of the last ``MEDIAN_WINDOW`` runs in microseconds; None before the first."""
-        with self._condition:
-            times = self._times_us.get(model.digest)
-            return int(median(times)) if times else None
+        return self._costs.median_us(model.digest)
+
+    def p95_us(self, model: LoadedModel) -> int | None:
+        """The 95th percentile of the last ``SPREAD_WINDOW`` compute times in microseconds; None before the first."""
+        return self._costs.p95_us(model.digest)
 
     def submit(self, job: Job, callback: Callback) -> Cancellation:
         """Queue a job and return the switch that cancels it. Never blocks; inputs are checked before they are queued.
@@ -144,17 +128,19 @@ class Runner:
         :raises BoundExceeded: the queue is full, or the runner is closed. The callback isn't called then.
         """
         job.model.check(job.inputs)
-        entry = _Entry(job, callback, Cancellation(), time.monotonic_ns())
-        entry.cancel.when_cancelled(lambda: self._withdraw(entry))
-        with self._condition:
+        cancel = Cancellation(job.deadline_ns)
+        with self._lock:
+            entry = _Entry(job, callback, cancel, time.monotonic_ns(), self._pool_of(job.model))
+            cancel.when_cancelled(lambda: self._withdraw(entry))
+            cancel.held_up = lambda: self._set_aside(entry)
             if self._closed:
                 raise BoundExceeded("the runner is closed: the node is shutting down")
-            if len(self._queue) + len(self._running) >= self._max_waiting:
+            if sum(pool.waiting for pool in self._pools()) >= self._max_waiting:
                 raise BoundExceeded(f"{self._max_waiting} runs are waiting already: ask later, or another node")
-            self._queue.put(entry, job.asked_by, job.deadline_ns)
-            if len(self._threads) < min(self._workers, len(self._queue) + len(self._running)):
-                self._start_worker()
-            self._condition.notify()
+            if entry.pool is not self._shared:
+                self._apart[job.model.name] = entry.pool
+            self._queue(entry)
+        self._start_threads()
         return entry.cancel
 
     def warm_up(self, model: LoadedModel) -> int | None:
@@ -176,17 +162,18 @@ class Runner:
             times_ns.append(time.monotonic_ns() - started_ns)
         # The shortest counts: at the start other programs are busy too, and the cost of a model that never runs is
         # never corrected.
-        self._record(model.digest, int(min(times_ns) * self._slowdown))
+        self._costs.record(model.digest, int(min(times_ns) * self._slowdown))
         return self.median_us(model)
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Cancel everything, tell every callback, and end the threads. Returns whether all ended in time.
         Idempotent."""
-        with self._condition:
+        with self._lock:
             self._closed = True
-            entries = (*self._running, *self._queue.all())
+            entries = [entry for pool in self._pools() for entry in (*pool.running, *pool.queue.all())]
             threads = tuple(self._threads)
-            self._condition.notify_all()
+            for pool in self._pools():
+                pool.changed.notify_all()
         for entry in entries:
             entry.cancel.cancel()
         ends_at = time.monotonic() + timeout_s
@@ -195,12 +182,67 @@ class Runner:
                 thread.join(max(0.0, ends_at - time.monotonic()))
         return not any(thread.is_alive() for thread in threads if thread is not threading.current_thread())
 
+    # --- pools; the caller holds the lock ----------------------------------------------------------------------------
+    def _pools(self) -> tuple[_Pool, ...]:
+        return self._shared, *self._apart.values()
+
+    def _pool_of(self, model: LoadedModel) -> _Pool:
+        pool = self._apart.get(model.name)
+        if pool is None:
+            pool = _Pool(1, self._lock) if model.apart else self._shared
+        return pool
+
+    def _queue(self, entry: _Entry) -> None:
+        entry.pool.queue.put(entry, entry.job.asked_by, entry.job.deadline_ns)
+        self._staff(entry.pool)
+
+    def _staff(self, pool: _Pool) -> None:
+        """See that somebody serves the queue."""
+        if pool.threads < min(pool.size, pool.waiting):
+            pool.threads += 1
+            self._wanted.append(pool)
+        pool.changed.notify()
+
+    def _move_waiting(self, model: str, source: _Pool, target: _Pool) -> None:
+        for entry in [entry for entry in source.queue.all() if entry.job.model.name == model]:
+            source.queue.remove(entry, entry.job.asked_by)
+            entry.pool = target
+            self._queue(entry)
+
+    def _start_threads(self) -> None:
+        """Start the threads that are wanted; the caller does not hold the lock. A start lasts until the new thread has
+        run, which takes long on a busy computer: with the lock held, everybody waited for it."""
+        while True:
+            with self._lock:
+                if not self._wanted:
+                    return
+                pool = self._wanted.popleft()
+            # It is a daemon: a run that doesn't end must not keep the process from exiting after close() gave up on it.
+            threading.Thread(target=self._work, args=(pool,), name="model-runner", daemon=True).start()
+
+    # --- the way of a job --------------------------------------------------------------------------------------------
     def _withdraw(self, entry: _Entry) -> None:
         """Drop a cancelled job, if it still waits."""
-        with self._condition:
-            if not self._queue.remove(entry, entry.job.asked_by):
+        with self._lock:
+            if not entry.pool.queue.remove(entry, entry.job.asked_by):
                 return
         self._tell(entry, self._outcome(entry))
+
+    def _set_aside(self, entry: _Entry) -> None:
+        """Let a run that is under way go on aside; its own thread calls this."""
+        with self._lock:
+            if entry.pool is not self._shared or self._closed:
+                return
+            name = entry.job.model.name
+            pool = self._apart.setdefault(name, _Pool(1, self._lock))
+            self._shared.running.discard(entry)
+            self._shared.threads -= 1
+            pool.running.add(entry)
+            pool.threads += 1
+            entry.pool = pool
+            self._move_waiting(name, self._shared, pool)
+            self._staff(self._shared)
+        self._start_threads()
 
     def _tell(self, entry: _Entry, outcome: Outcome) -> None:
         try:
@@ -208,28 +250,39 @@ class Runner:
         except Exception:  # noqa: BLE001 - the callback is another's; the worker must go on
             _log.exception("the callback of a run of model %r failed", entry.job.model.name)
 
-    def _start_worker(self) -> None:
-        # It is a daemon: a run that doesn't end must not keep the process from exiting after close() gave up on it.
-        thread = threading.Thread(target=self._work, name=f"model-runner-{len(self._threads)}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _work(self) -> None:
-        while True:
-            with self._condition:
-                while not self._queue and not self._closed:
-                    self._condition.wait()
-                if not self._queue:
-                    return
-                entry = self._queue.take()
-                entry.begun_ns = time.monotonic_ns()
-                self._running.add(entry)
+    def _work(self, pool: _Pool) -> None:
+        with self._lock:
+            self._threads.add(threading.current_thread())
+        while (entry := self._next_entry(pool)) is not None:
             outcome = self._outcome(entry)
-            with self._condition:
-                self._running.discard(entry)
+            with self._lock:
+                pool = entry.pool  # the run may have been set aside, and this thread with it
+                pool.running.discard(entry)
+                pool.lingers = entry.job.model.apart
+                if pool is not self._shared and not pool.lingers and not self._closed:
+                    self._move_waiting(entry.job.model.name, pool, self._shared)
+            self._start_threads()
             self._tell(entry, outcome)
             # Drop the tensors now, not when the next job comes.
             del entry, outcome
+
+    def _next_entry(self, pool: _Pool) -> _Entry | None:
+        """Take the next job, waiting for it; None: this thread is no longer needed."""
+        with self._lock:
+            while not pool.queue and not self._closed and pool is self._shared:
+                pool.changed.wait()
+            if pool.lingers and pool is not self._shared:
+                pool.changed.wait_for(lambda: pool.queue or self._closed, _LINGER_S)
+            if not pool.queue or pool.threads > pool.size:
+                pool.threads -= 1
+                self._threads.discard(threading.current_thread())
+                if pool is not self._shared and not pool.waiting:
+                    self._apart = {name: other for name, other in self._apart.items() if other is not pool}
+                return None
+            entry = pool.queue.take()
+            entry.begun_ns = time.monotonic_ns()
+            pool.running.add(entry)
+            return entry
 
     def _outcome(self, entry: _Entry) -> Outcome:
         job = entry.job
@@ -251,20 +304,17 @@ class Runner:
         try:
             outputs = job.model.run(job.inputs, job.outputs, entry.cancel)
         except InferenceError as error:
+            if isinstance(error, BudgetExhausted):  # it takes at least this long, or placement would ask again
+                self._costs.record(job.model.digest, int((time.monotonic_ns() - started_ns) * self._slowdown))
             return Failed(error, queued_ns, entry.cancel.cancelled)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller waits for an answer
             _log.exception("model %r failed in an unforeseen way", job.model.name)
             return Failed(InferenceError(f"model {job.model.name!r} failed: {error!r}"[:500]), queued_ns)
         compute_ns = time.monotonic_ns() - started_ns
         if self._slowdown > 1.0:
-            if entry.cancel.wait(compute_ns * (self._slowdown - 1.0) / 1e9):
+            stretched_ns = entry.cancel.compute_ns or compute_ns  # the way to a worker process is as long as it is
+            if entry.cancel.wait(stretched_ns * (self._slowdown - 1.0) / 1e9):
                 return Failed(InferenceError(f"the run of model {job.model.name!r} was cancelled"), queued_ns, True)
             compute_ns = time.monotonic_ns() - started_ns
-        self._record(job.model.digest, compute_ns)
+        self._costs.record(job.model.digest, compute_ns)
         return RunDone(tuple(outputs), queued_ns, compute_ns)
-
-    def _record(self, digest: ModelDigest, compute_ns: int) -> None:
-        with self._condition:
-            if digest not in self._times_us and len(self._times_us) >= MAX_OFFERS:
-                self._times_us.popitem(last=False)
-            self._times_us.setdefault(digest, deque(maxlen=MEDIAN_WINDOW)).append(max(1, compute_ns // 1_000))

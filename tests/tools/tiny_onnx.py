@@ -11,7 +11,7 @@ _ELEMENT_NUMBERS = {
     "f4": 1, "u1": 2, "i1": 3, "u2": 4, "i2": 5, "i4": 6, "i8": 7, "string": 8, "b1": 9, "f2": 10, "f8": 11,
     "u4": 12, "u8": 13,
 }  # fmt: skip
-_BINARY = frozenset({"Add", "Sub", "Mul", "MatMul"})
+_BINARY = frozenset({"Add", "Sub", "Mul", "MatMul", "Mod", "Tile"})
 
 
 def write_model(

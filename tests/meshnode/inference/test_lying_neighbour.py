@@ -27,6 +27,7 @@ from tests.tools.mesh_fixture import House, given_house
 from tests.tools.tiny_onnx import write_model
 
 __all__ = ["given_house"]
+pytestmark = pytest.mark.processes
 SLOW = InferenceSection(emulate_slowdown=100)
 NAN = float("nan")
 ONES = np.ones((2, 4), "f4")

@@ -92,6 +92,7 @@ def test_bad_files_among_good_ones_cost_their_models_only_until_they_are_repaire
         assert asked(node, "missing")[1]["outputs"][0]["data"] == [2, 4]
 
 
+@pytest.mark.processes
 async def test_request_for_a_model_whose_file_is_bad_goes_to_a_neighbour_that_has_it(
     opened: Open, house: House
 ) -> None:

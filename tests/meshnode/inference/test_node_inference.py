@@ -22,6 +22,7 @@ from tests.tools.mesh_fixture import House, Member, Open, given_house, given_ope
 from tests.tools.tiny_onnx import write_model
 
 __all__ = ["given_house", "given_opened"]
+pytestmark = pytest.mark.processes
 SIDE = 96
 SLOW = InferenceSection(emulate_slowdown=1_000)
 """The work takes a fraction of a millisecond: times a thousand, something can happen meanwhile."""
@@ -183,7 +184,7 @@ async def test_infer_cancelled_by_its_caller_is_cancelled_at_the_neighbour(
     await offered(vehicle)
     tasks = [asyncio.create_task(vehicle.infer("work", {"x": matrix}, deadline_ms=60_000)) for _ in range(3)]
     await serving(rsu, 3)
-    (measured,) = rsu.part(RunningInference)._compute._runner._times_us.values()
+    (measured,) = rsu.part(RunningInference)._compute._runner._costs._times_us.values()
     before = len(measured)
     for task in tasks:
         task.cancel()
@@ -228,7 +229,6 @@ async def test_node_closed_with_requests_in_flight_answers_each_with_an_error(
         assert not isinstance(end, BudgetExhausted)
 
 
-@pytest.mark.processes
 async def test_neighbour_killed_during_an_inference_is_replaced_by_another(
     opened: Open, started: Callable[..., Member], matrix: Any
 ) -> None:
@@ -250,7 +250,6 @@ async def test_neighbour_killed_during_an_inference_is_replaced_by_another(
     assert vehicle.statistics()["inference_replayed"] == 1
 
 
-@pytest.mark.processes
 async def test_neighbour_that_leaves_during_an_inference_is_replaced_at_once(
     opened: Open, started: Callable[..., Member], model: dict[str, ModelSection], matrix: Any
 ) -> None:
@@ -278,7 +277,6 @@ def _has_stopped(process_id: int) -> bool:
     return set(states) == {"T"}
 
 
-@pytest.mark.processes
 async def test_neighbour_that_stalls_is_hedged_and_its_late_answer_is_harmless(
     opened: Open, started: Callable[..., Member], model: dict[str, ModelSection], matrix: Any
 ) -> None:

@@ -16,6 +16,7 @@ from tests.tools.mesh_fixture import House, Open, given_house, given_opened
 from tests.tools.tiny_onnx import write_model
 
 __all__ = ["given_house", "given_opened"]
+pytestmark = pytest.mark.processes
 MANIFEST = "[preprocessing.x]\nwidth = 64\nheight = 48\ncolours = 'bgr'\nmean = [1, 2, 3]\n"
 NEVER_HERE = InferenceSection(local=False, deadline_ms=20_000)
 

@@ -18,6 +18,7 @@ from tests.tools.mesh_fixture import House, Open, given_house, given_opened
 from tests.tools.tiny_onnx import write_model
 
 __all__ = ["given_house", "given_opened"]
+pytestmark = pytest.mark.processes
 SIDE = 96
 SLOW = InferenceSection(emulate_slowdown=1_000)
 """A run takes a fraction of a millisecond: times a thousand, something can happen meanwhile."""

@@ -163,6 +163,7 @@ async def test_tensor_of_a_megabyte_arrives_bit_for_bit(house: House) -> None:
             assert np.array_equal(np.asarray(reading.value), array)
 
 
+@pytest.mark.processes
 async def test_infer_through_the_node_is_computed_by_a_neighbour(house: House) -> None:
     """An application without models, on a vehicle without models, gets what the roadside computes."""
     model = write_model(house.folder / "double.onnx", [2, 3], "Add")
@@ -189,6 +190,7 @@ async def test_infer_through_the_node_is_computed_by_a_neighbour(house: House) -
                 await app.infer("triple", {"x": x})
 
 
+@pytest.mark.processes
 async def test_infer_cancelled_is_forgotten_by_the_node(house: House) -> None:
     """An application that gives up must not keep the node's places."""
     model = write_model(house.folder / "long.onnx", [96, 96], "MatMul", repeat=4)

@@ -268,7 +268,7 @@ def test_runner_given_a_job_calls_back_from_a_worker_thread(runner: Runner, doub
     assert [(name, array.tolist()) for name, array in outcome.outputs] == [("y", [[2, 2, 2, 2]])]
     assert outcome.compute_ns > 0
     assert outcome.queued_ns >= 0
-    assert outcomes.threads == ["model-runner-0"]
+    assert outcomes.threads == ["model-runner"]
     assert runner.median_us(doubler) is not None
     eventually(lambda: runner.waiting == 0)
 

@@ -1,0 +1,49 @@
+"""A run of a model that somebody wants, and how it ends."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from meshnode.models.model import Inputs, LoadedModel
+from protocols.base.errors import InferenceError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run that somebody wants."""
+
+    model: LoadedModel
+    inputs: Inputs
+    outputs: tuple[str, ...] = ()
+    """The names of the outputs that are wanted. None named: all of them."""
+    deadline_ns: int | None = None
+    """An instant of ``time.monotonic_ns``; the job is not started after it."""
+    asked_by: str | None = None
+    """The neighbour that wants it; None: this node."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDone:
+    """The job ran."""
+
+    outputs: "tuple[tuple[str, NDArray[Any]], ...]"
+    queued_ns: int
+    compute_ns: int
+    """Includes the emulated slowdown, as the slower device would have measured it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job has no result."""
+
+    error: InferenceError
+    """``InputInvalid``, ``BudgetExhausted``, or what the model said. A cancelled job has a plain ``InferenceError``."""
+    queued_ns: int
+    cancelled: bool = False
+
+
+Outcome = RunDone | Failed
+Callback = Callable[[Outcome], None]

@@ -1,0 +1,63 @@
+"""All worker processes of one node."""
+
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from meshnode.models.model import ModelSpec
+from meshnode.models.worker.keeper import ModelKeeper, Patience, WorkerCounters, WorkerModel
+from protocols.base.errors import InferenceError
+
+_HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that a terminal or systemd sends to all processes of a node: the node decides what ends when."""
+
+
+class Workers:
+    """Loads models into processes of their own, and ends these processes. Without a model there is none."""
+
+    def __init__(
+        self, told: Callable[[str, str | None], None] = lambda name, why: None, patience: Patience | None = None
+    ) -> None:
+        """``told`` is called, on any thread, with the name of a model and why it is out of service; None: it is
+        back."""
+        self._told, self._patience = told, patience or Patience()
+        self._counters = WorkerCounters()
+        self._lock = threading.Lock()
+        self._keepers: list[ModelKeeper] = []
+        self._closed = False
+        # The kernel ends a worker when the thread that started it ends. This one lasts as long as the node, and new
+        # processes inherit which signals it blocks.
+        self._starter = ThreadPoolExecutor(
+            1, "model-worker-starter", lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+        )
+
+    def load(self, spec: ModelSpec) -> WorkerModel:
+        """Load a model into a process of its own, blocking for milliseconds to seconds.
+
+        :raises InferenceError: it can't be loaded, or it crashed or hung meanwhile; its process has ended.
+        """
+        keeper = ModelKeeper(spec, self._starter, self._patience, self._counters, self._told)
+        with self._lock:
+            if self._closed:
+                raise InferenceError(f"model {spec.name!r} is not loaded any more: the node is shutting down")
+            self._keepers.append(keeper)
+        try:
+            return WorkerModel(spec, keeper, keeper.load())
+        except BaseException:
+            with self._lock:
+                self._keepers.remove(keeper)
+            keeper.close()
+            raise
+
+    def counters(self) -> dict[str, int]:
+        """What happened to the processes since this object was made, by name."""
+        return {f"model_workers_{name}": count for name, count in self._counters.counts().items()}
+
+    def close(self) -> None:
+        """End all processes. Idempotent."""
+        with self._lock:
+            self._closed, keepers = True, list(self._keepers)
+        for keeper in keepers:
+            keeper.close()
+        self._starter.shutdown()
