@@ -118,7 +118,7 @@ REQUEST = {
 @pytest.mark.parametrize("lie", LIES)
 async def test_neighbour_that_lies_about_a_result_is_not_believed_and_not_asked_again(liars: Liars, lie: str) -> None:
     """It claimed our model at 1 µs: its answers won every time, whatever was in them."""
-    rsu = await liars.honest("rsu-1", role="rsu", models=liars.models)
+    rsu = await liars.honest("rsu-1", role="rsu", models=liars.models, inference=SLOW)
     digest = rsu.models["double"].digest
     liar = await liars.liar("rsu-2", digest, LIES[lie], rsu.port)
     vehicle = await liars.honest("veh-1", rsu.port, liar.port, models=liars.models, inference=SLOW)

@@ -205,6 +205,7 @@ async def test_infer_cancelled_is_forgotten_by_the_node(house: House) -> None:
         await until(lambda: not node.part(RunningInference)._answers, "none is")
 
 
+@pytest.mark.processes
 async def test_stream_through_the_node_is_bounded_and_ends_with_the_connection(house: House) -> None:
     """A camera's process beside the node streams as the node's own code does, and leaves nothing there."""
     double = write_model(house.folder / "double.onnx", [1], "Add")

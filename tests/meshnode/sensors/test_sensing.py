@@ -151,6 +151,7 @@ async def test_sample_that_cannot_travel_is_left_out_and_the_next_is_published(h
         assert view(node, "s")["state"] == "running"
 
 
+@pytest.mark.processes
 async def test_result_that_a_driver_cannot_use_is_counted_and_shown(
     house: House, drivers: None, tmp_path: Path
 ) -> None:
