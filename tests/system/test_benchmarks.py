@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -394,3 +395,18 @@ def test_hostile_insider_tries_every_trick_on_a_relay(tmp_path: Path) -> None:
         assert trick["done"]["connections"] > 0, trick["name"]
         assert trick["acknowledged"] > 0, trick["name"]
         assert trick["unanswered"] == 0, trick["name"]
+
+
+@pytest.mark.processes
+def test_workers_tiny_run_does_every_kind_of_harm_and_answers_every_request_once(tmp_path: Path) -> None:
+    """What worker processes cost and keep from others is read from this file; harm that is not done proves nothing."""
+    run = written(tmp_path, "workers", "--runs", "20", "--window", "2", "--rounds", "1")
+    assert 0 < run["way"]["here_p50_us"] < run["way"]["worker_p50_us"]
+    assert run["way"]["copy_in_us"] > 0
+    neighbours = run["neighbours"]
+    for name in ("quiet", "first", "beset"):
+        assert neighbours[name]["good"] > 0
+        assert [neighbours[name][what] for what in ("good_failed", "unanswered", "answered_twice")] == [0, 0, 0]
+    harm = {"model_workers_hung", "model_workers_grew"}
+    harm |= {"model_workers_crashed"} if platform.machine() == "x86_64" else set()
+    assert all(neighbours["counters"][name] > 0 for name in harm)
