@@ -129,8 +129,8 @@ class ComputeService:
                 answer = _failed(outcome.error, outcome.queued_ns // 1_000)
             case _:
                 assert_never(outcome)
+        self._tell()  # first, because the answer says how long the next run would wait
         self._computed(run, answer)
-        self._tell()
 
     def _told(self, model: str, why: str | None) -> None:
         """A model went out of service, or is back."""

@@ -30,7 +30,7 @@ from protocols.inference.signature import ModelSignature
 GAIN_NS: Final = 2 * limits.MS
 GAIN_SHARE: Final = 10
 """One in so many parts of the time here."""
-IDLE_SHARE: Final = 4
+IDLE_SHARE: Final = 8
 """A neighbour is idle when runs wait there for less than one in so many parts of the time here."""
 
 

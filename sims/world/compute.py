@@ -143,6 +143,7 @@ class Worker:
         if run != self._running:  # it was stopped
             return
         self._running = None
+        self._tell()  # the answer says how long the next run would wait
         outputs = (NamedTensor("y", tensor_of(computed_from(effect.inputs, model.output_bytes))),)
         compute_us = (self._driver.now - began_ns) // 1_000
         self._answer((run, InferAnswer(0, "done", outputs, (began_ns - asked_ns) // 1_000, compute_us)))

@@ -39,7 +39,7 @@ def test_order_leaves_the_queue_of_a_fast_neighbour_to_those_who_would_miss_thei
     here, queued = at(ME, 40), at(RSU, 30, usual_wait_ns=20 * MS)
     assert order(here, [queued], 1_000 * MS, Random(1))[0] is here
     assert order(here, [queued], 35 * MS, Random(1))[0] is queued
-    assert order(here, [at(RSU, 30, usual_wait_ns=9 * MS)], 1_000 * MS, Random(1))[0] is not here
+    assert order(here, [at(RSU, 30, usual_wait_ns=4 * MS)], 1_000 * MS, Random(1))[0] is not here
 
 
 def test_order_of_who_would_miss_the_deadline_is_by_queue_among_those_that_make_it() -> None:
