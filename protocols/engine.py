@@ -169,15 +169,14 @@ class Engine:
 
     def _dispatch(self, frame: Frame, neighbour: Neighbour, pipe: int, now: int, utc_now: int) -> None:
         """Give a control frame of a neighbour to the machine that declares it, unless the neighbour sends too many."""
+        node, machine, may_cost = neighbour.node, self._machine_of.get(type(frame)), self.membership.refusals.may_cost
         if type(frame) is Hello:  # membership has accepted it, and only the first of a life causes work
             self._joined(neighbour, now)
-            return
-        if not self.membership.refusals.may_cost(neighbour.node, pipe, now):
-            return
-        if (machine := self._machine_of.get(type(frame))) is not None:
-            machine.receive(frame, neighbour.node, neighbour.role, now)
-        elif type(frame) is Interest:
-            self.readings.receive_interest(frame, neighbour.node, now, utc_now)
+        elif (machine is not None and machine.expects(frame, node)) or may_cost(node, pipe, now):
+            if machine is not None:
+                machine.receive(frame, node, neighbour.role, now)
+            elif type(frame) is Interest:
+                self.readings.receive_interest(frame, node, now, utc_now)
 
     def _joined(self, neighbour: Neighbour, now: int) -> None:
         """A Hello was accepted. The first one of a new life clears what was kept for the life before."""

@@ -49,6 +49,10 @@ class Machine:
     def receive(self, frame: Any, source: NodeId, role: Role, now: int) -> None:
         """Take one of :attr:`frames` from a neighbour. The frame's own check has passed."""
 
+    def expects(self, frame: Any, source: NodeId) -> bool:
+        """Whether a neighbour was asked for this frame, once. Such a frame costs its sender nothing."""
+        return False
+
     def greetings(self) -> Sequence[Frame]:
         """The frames to send to a neighbour first, as soon as the realtime lane to it is open."""
         return ()

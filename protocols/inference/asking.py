@@ -186,6 +186,8 @@ class Asking:
             offer = self._offers.find(node, model, work.digest)
             if offer is None or node in request.tried or self._standings.is_distrusted(node, now):
                 continue
+            if not self.loads.may_ask(node, now):
+                continue
             claim = Claim(offer.compute_us * 1_000, offer.p95_us * 1_000)
             queue_ns = self.loads.queue_ns(node, now)
             predicted = self.costs.predict(node, work, claim, queue_ns, round_trip_ns, now)
@@ -337,6 +339,11 @@ class Asking:
             request.number, None, (), tuple(request.attempts), now - request.asked_ns, failure, detail,  # type: ignore[arg-type]
             request.model,
         ))  # fmt: skip
+
+    def is_run_by(self, run: int, node: NodeId) -> bool:
+        """Whether that run is under way at that node."""
+        request = self.requests.get(self._runs.get(run, 0))
+        return request is not None and request.runs[run].node == node
 
     # --- results ---------------------------------------------------------------------------------------------------
     def result(self, number: int, node: NodeId, answer: InferAnswer, now: int) -> None:

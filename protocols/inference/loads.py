@@ -7,9 +7,13 @@ it says, runs of ours that it has not answered are before the next one.
 
 from typing import Final, NamedTuple
 
+from protocols.base.allowance import Allowance
 from protocols.base.ids import NodeId
 from protocols.inference.durations import MAX_DURATION_NS
 
+ASKED_PER_S: Final = 900
+MAX_ASKED_BURST: Final = 900
+"""Requests to one neighbour: it looks at a thousand frames a second, cancellations included, and drops the others."""
 USUAL_GAIN: Final = 16
 """The inverse gain of the mean of reports: a neighbour is usually idle when it was so for a dozen answers."""
 
@@ -20,11 +24,12 @@ class _Sent(NamedTuple):
 
 
 class _Load:
-    __slots__ = ("at_ns", "queue_ns", "sent", "usual_ns", "workers")
+    __slots__ = ("allowance", "at_ns", "queue_ns", "sent", "usual_ns", "workers")
 
     def __init__(self) -> None:
         self.queue_ns = self.at_ns = self.usual_ns = 0
         self.workers = 1
+        self.allowance = Allowance(ASKED_PER_S, MAX_ASKED_BURST, 0)
         self.sent: dict[int, _Sent] = {}
 
 
@@ -44,7 +49,14 @@ class Loads:
 
     def sent(self, node: NodeId, run: int, service_ns: int, now: int) -> None:
         """A run of ours goes to a neighbour, and is expected to take ``service_ns`` there."""
-        self._of.setdefault(node, _Load()).sent[run] = _Sent(now, service_ns)
+        load = self._of.setdefault(node, _Load())
+        load.sent[run] = _Sent(now, service_ns)
+        load.allowance.take(now)
+
+    def may_ask(self, node: NodeId, now: int) -> bool:
+        """Whether a neighbour would look at one more request now."""
+        load = self._of.get(node)
+        return load is None or load.allowance.left(now) >= 1
 
     def ended(self, node: NodeId, run: int) -> None:
         """A run of ours is no longer there."""

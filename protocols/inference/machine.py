@@ -183,6 +183,10 @@ class Inference(Machine):
     def _queue_us(self) -> int:
         return max((model.queue_ns for model in self._models.values()), default=0) // 1_000
 
+    def expects(self, frame: Frame, source: NodeId) -> bool:
+        """Whether it is the answer to a run that this neighbour does for this node."""
+        return type(frame) is InferAnswer and self._asking.is_run_by(frame.request, source)
+
     # --- frames ----------------------------------------------------------------------------------------------------
     def receive(self, frame: InferenceFrame, source: NodeId, role: Role, now: int) -> None:
         """A neighbour sent a frame of inference."""

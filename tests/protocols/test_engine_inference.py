@@ -130,3 +130,17 @@ def test_inference_asked_of_a_neighbour_that_takes_nothing_runs_here() -> None:
     assert Compute in {type(effect) for effect in driven.engine.outgoing()}
     driven.receive(InferRequest(2, "nothing", DIGEST, 1_000_000, IMAGE))
     assert driven.engine.statistics()["frames_undeliverable"] == 2
+
+
+def test_answers_that_were_asked_for_are_never_over_the_rate() -> None:
+    """A neighbour with a model of 0.1 ms answered more than a thousand a second, and some answers were dropped."""
+    driven = Driven()
+    driven.receive(decode_offers())
+    for _ in range(limits.MAX_CONTROL_FRAME_BURST + 1):
+        driven.receive(InferCancel(1))
+    number = driven.engine.inference.ask("plate", IMAGE, (), SECOND, False, driven.now)
+    driven.engine.carry(driven.now)
+    (request,) = [frame for frame in driven.sent() if type(frame) is InferRequest]
+    driven.receive(InferAnswer(request.request, "done", IMAGE))
+    (answered,) = [event for event in driven.engine.events() if type(event) is Answered]
+    assert (answered.request, answered.outputs) == (number, IMAGE)

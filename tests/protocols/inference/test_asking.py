@@ -4,6 +4,7 @@ import pytest
 
 from protocols.base.limits import MS, SECOND
 from protocols.inference.events import Compute
+from protocols.inference.loads import MAX_ASKED_BURST
 from protocols.inference.requests import HEDGE_SHARE, HEDGE_SLACK_NS, MAX_HEDGES_SAVED, Hedges
 from protocols.wire.inference import InferAnswer, InferCancel
 from tests.tools.inference_fixture import IMAGE, OTHER, A, B, Bench, C, model
@@ -228,5 +229,22 @@ def test_neighbour_that_will_probably_leave_first_is_not_asked(silent: bool) -> 
     assert bench.requests() == []
     bench.lasts_ns[A] = 200 * MS
     bench.machine.outgoing()
+    bench.ask()
+    assert len(bench.requests()) == 1
+
+
+def test_requests_to_one_neighbour_are_no_more_than_it_looks_at() -> None:
+    """It dropped those beyond a thousand a second, and each of them waited for its whole deadline."""
+    bench = Bench(A)
+    bench.load((model(compute_ns=100 * MS),))
+    bench.prove(A)
+    asked = 0
+    for _ in range(2 * MAX_ASKED_BURST):
+        number = bench.ask()
+        asked += len(bench.requests())
+        bench.machine.abandon(number, bench.now)
+    bench.machine.outgoing()
+    assert asked == MAX_ASKED_BURST
+    bench.now += SECOND
     bench.ask()
     assert len(bench.requests()) == 1
