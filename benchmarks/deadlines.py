@@ -48,7 +48,7 @@ Chosen = Callable[[OwnRequest, int], list[Candidate]]
 
 
 def _everybody(asking: Asking, request: OwnRequest, now: int) -> list[Candidate]:
-    work = request.work
+    work = request.demand
     here = asking._here(request, request.model, work, now)
     return [*([here] if here is not None else []), *asking._there(request, request.model, work, now)]
 

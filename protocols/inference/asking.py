@@ -34,7 +34,7 @@ from protocols.base.reach import Reach
 from protocols.base.time import NEVER
 from protocols.inference.costs import Answer, Claim, Demand, NeighbourCosts, Services
 from protocols.inference.events import Answered, CancelCompute, Compute, Decided, RunReport
-from protocols.inference.loads import Loads
+from protocols.inference.loads import Loads, OwnQueue
 from protocols.inference.moves import Move, Moves
 from protocols.inference.offers import OfferTable
 from protocols.inference.placement import Candidate, LocalModel, order
@@ -65,17 +65,19 @@ class Asking:
     def __init__(
         self, node: NodeId, models: Mapping[str, LocalModel], offers: OfferTable,
         reachable: Callable[[int], list[Reach]], drops: Drops, decided: Decided, numbers: Iterator[int],
-        services: Services, random: Random,
+        services: Services, own_queue: OwnQueue, random: Random,
     ) -> None:  # fmt: skip
         """``models``: those that are loaded here now. ``numbers``: numbers of requests and runs, each given once.
         ``services``: what runs on this node have taken."""
         self._node, self._models, self._offers = node, models, offers
         self._reachable, self._drops, self._decided, self._numbers = reachable, drops, decided, numbers
-        self._services, self._random = services, random
+        self._services, self._own_queue, self._random = services, own_queue, random
         self.costs = NeighbourCosts()
         self.loads = Loads()
         self.fallbacks: Mapping[str, str] = {}
         """Smaller models, by the name of the one in whose place they may be run."""
+        self.workers = 1
+        """How many runs go on here at the same time."""
         self.offload = True
         """Whether neighbours are asked for what this node can compute itself."""
         self.requests: dict[int, OwnRequest] = {}
@@ -168,12 +170,24 @@ class Asking:
         local = self._models.get(model)
         if local is None or not self._computes(model, work) or self._node in request.tried:
             return None
-        queue_ns = local.queue_ns if local.own_queue_ns is None else local.own_queue_ns
-        predicted = self._services.predict(work, Claim(local.compute_ns, local.p95_ns), queue_ns, now)
+        told_ns = local.queue_ns if local.own_queue_ns is None else local.own_queue_ns
+        queue_ns = self._own_queue.left_ns(told_ns, now)
+        claim, least_ns = Claim(local.compute_ns, local.p95_ns), self._before(request.deadline_ns)
+        predicted = self._services.predict(work, claim, queue_ns, now, least_ns)
         return Candidate(
             self._node, predicted.expected_ns, predicted.p95_ns, predicted.soonest_ns,
             service_ns=predicted.service_ns, late_ns=predicted.late_ns, queue_ns=queue_ns,
         )  # fmt: skip
+
+    def _before(self, deadline_ns: int) -> int:
+        """How long own runs here take that go before one with that deadline, without the longest, which may be about to
+        end."""
+        before = [
+            run.candidate.service_ns
+            for request in self.requests.values() if request.deadline_ns <= deadline_ns
+            for run in request.runs.values() if run.node == self._node
+        ]  # fmt: skip
+        return (sum(before) - max(before)) // self.workers if before else 0
 
     def _computes(self, model: str, work: Demand) -> bool:
         """Whether this node can compute it itself."""
@@ -201,23 +215,37 @@ class Asking:
 
     def _candidates(self, request: OwnRequest, now: int) -> list[Candidate]:
         """Who could compute the request in time, best first. While no run of it is under way, a smaller model takes the
-        place of its own if that makes the deadline probable."""
-        remaining_ns = request.deadline_ns - now
-        candidates = self._of_model(request, request.model, request.work, now)
-        if request.runs or any(candidate.p95_ns <= remaining_ns for candidate in candidates):
+        place of its own if that makes the deadline probable, or if its own can't make it at all."""
+        if request.runs:
+            return self._of_model(request, request.model, request.demand, now)
+        request.model, request.digest = request.asked_model, request.asked_digest
+        candidates = self._of_model(request, request.model, request.demand, now)
+        if self._makes_it(request, candidates, now):
             return candidates
-        model = request.model
+        hopeless, model = request.hopeless, request.model
         for _ in range(MAX_FALLBACKS):
             model = self.fallback_of(model)
             digest = self.digest_of(model) if model else None
             if digest is None:
                 break
             smaller = self._of_model(request, model, Demand(digest, request.size_bytes), now)
-            if any(candidate.p95_ns <= remaining_ns for candidate in smaller):
+            if self._makes_it(request, smaller, now) or (smaller and not candidates):
                 self.counters["fell_back"] += 1
-                request.model, request.digest, request.hopeless = model, digest, None
+                request.model, request.digest = model, digest
                 return smaller
+        request.hopeless = hopeless
         return candidates
+
+    def _makes_it(self, request: OwnRequest, candidates: list[Candidate], now: int) -> bool:
+        """Whether one of them will probably make the deadline, and can be trusted with that."""
+        remaining_ns, may_risk = request.deadline_ns - now, self._may_risk(request)
+        return any(
+            candidate.p95_ns <= remaining_ns and not candidate.doubtful and (candidate.proven or may_risk)
+            for candidate in candidates
+        )
+
+    def _may_risk(self, request: OwnRequest) -> bool:
+        return not request.hedge or self._hedges.left > self._risks
 
     def _of_model(self, request: OwnRequest, model: str, work: Demand, now: int) -> list[Candidate]:
         remaining_ns = request.deadline_ns - now
@@ -226,8 +254,7 @@ class Asking:
         both = [here, *there] if here is not None else there
         hopeless = [candidate for candidate in both if candidate.soonest_ns > remaining_ns]
         request.hopeless = min(hopeless, key=lambda candidate: candidate.soonest_ns, default=None)
-        may_risk = not request.hedge or self._hedges.left > self._risks
-        ordered = order(here, there, remaining_ns, self._random, may_risk)
+        ordered = order(here, there, remaining_ns, self._random, self._may_risk(request))
         return [candidate for candidate in ordered if candidate.soonest_ns <= remaining_ns]
 
     def _start_next(self, request: OwnRequest, now: int, beside: bool = False) -> bool:
@@ -238,7 +265,7 @@ class Asking:
             candidates = [candidate for candidate in candidates if candidate.expected_ns <= remaining_ns]
         if not candidates:
             return False
-        self._start(request, candidates[0] if beside else self._explored(candidates), now)
+        self._start(request, candidates[0] if beside else self._explored(candidates, request.deadline_ns - now), now)
         here = next((candidate for candidate in candidates if candidate.node == self._node), None)
         request.rescue_at = NEVER
         if here is not None and request.hedge and self._node not in request.tried:
@@ -263,7 +290,7 @@ class Asking:
                 number, run.model, run.digest, budget_ns // 1_000, request.inputs, request.outputs
             )))  # fmt: skip
 
-    def _explored(self, candidates: list[Candidate]) -> Candidate:
+    def _explored(self, candidates: list[Candidate], remaining_ns: int) -> Candidate:
         """The best candidate, or now and then this node: its own cost would otherwise never be measured again while
         others are faster."""
         best = candidates[0]
@@ -273,6 +300,8 @@ class Asking:
         self._elsewhere += 1
         here = next((candidate for candidate in candidates if candidate.node == self._node), None)
         if here is None or self._elsewhere < EXPLORE_EVERY or here.expected_ns > EXPLORE_FACTOR * best.expected_ns:
+            return best
+        if here.p95_ns > remaining_ns:
             return best
         self._elsewhere = 0
         return here
@@ -291,8 +320,10 @@ class Asking:
                 self._decided.effects.append(CancelCompute(run.number))
             else:
                 # Its answer will teach nothing: without this it would be asked first again.
-                stalled = now > run.stalled_at
-                self.costs.overdue(run.node, run.candidate.expected_ns, now - run.started_ns, stalled, now)
+                stalled = now > run.stalled_at or run.late_at < request.deadline_ns <= now
+                self.costs.overdue(
+                    run.node, run.demand, run.candidate.expected_ns, now - run.started_ns, stalled, now
+                )  # fmt: skip
                 if stalled:
                     self._standings.missed(run.node, now)
                 self._decided.messages.append((run.node, InferCancel(run.number)))
@@ -375,9 +406,9 @@ class Asking:
     def _learn(self, run: OwnRun, answer: InferAnswer, took_ns: int, now: int) -> None:
         output_bytes = sum(len(named.tensor.data) for named in answer.outputs)
         if run.node == self._node:
-            self._services.add(run.work, answer.compute_us * 1_000, now, output_bytes)
+            self._services.add(run.demand, answer.compute_us * 1_000, now, output_bytes)
             return
-        self.costs.learn(run.node, run.work, Answer(
+        self.costs.learn(run.node, run.demand, Answer(
             run.candidate.expected_ns, run.candidate.queue_ns, took_ns, answer.queued_us * 1_000,
             answer.compute_us * 1_000, self._round_trip_ns(run.node, now), output_bytes,
         ), now)  # fmt: skip
@@ -445,7 +476,7 @@ class Asking:
 
     def _rescue(self, request: OwnRequest, now: int) -> None:
         request.rescue_at = NEVER
-        here = self._here(request, request.model, request.work, now)
+        here = self._here(request, request.model, request.demand, now)
         if here is not None:
             self.counters["rescued"] += 1
             self._start(request, here, now)

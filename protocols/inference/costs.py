@@ -11,9 +11,9 @@
   A report grows old: what waited there when it was sent is done after that time. Own requests without an answer count
   at least as much as they will take.
 - *Overhead* is what none of these explains, such as a busy computer, encoding, runs of the neighbour itself that came
-  later and went first, and lies: whoever claims a service of
-  1 µs and answers after 90 ms has an overhead of 90 ms. It is learned for each neighbour, and so nothing that a
-  neighbour says can make it look faster than it has lately been.
+  later and went first, and lies: whoever claims a service of 1 µs and answers after 90 ms has an overhead of 90 ms. It
+  is learned for each neighbour and kind of run, so nothing that a neighbour says can make it look faster than it has
+  lately been.
 
 Service and overhead are known by mean and 95th percentile (:mod:`protocols.inference.durations`). A prediction has
 both. How far predictions for a neighbour are off is averaged too: between neighbours that differ by less than that,
@@ -67,7 +67,8 @@ class Prediction(NamedTuple):
     expected_ns: int
     p95_ns: int
     soonest_ns: int = 0
-    """It can't be done before, by the shortest service seen; 0: nothing was seen."""
+    """It can't be done before: the shortest service seen, or half of it when inputs of that kind differ in size; 0:
+    nothing was seen."""
     uncertain_ns: int = 0
     """How far predictions for this node are off, on average."""
     proven: bool = True
@@ -94,11 +95,13 @@ class Answer(NamedTuple):
 
 
 class _Service:
-    __slots__ = ("durations", "output_bytes")
+    __slots__ = ("durations", "input_bytes", "output_bytes", "overhead")
 
     def __init__(self) -> None:
-        self.durations = Durations()
+        self.durations, self.overhead = Durations(), Durations()
         self.output_bytes = 0
+        self.input_bytes = 0
+        """Of all runs that were seen; -1: they differ."""
 
 
 class Services:
@@ -109,12 +112,26 @@ class Services:
 
     def add(self, work: Demand, service_ns: int, now: int, output_bytes: int = 0) -> None:
         """Note that a run took ``service_ns`` and gave ``output_bytes``."""
+        service = self._known(work)
+        service.durations.add(service_ns, now)
+        service.output_bytes = output_bytes
+        service.input_bytes = work.size_bytes if service.input_bytes in (0, work.size_bytes) else -1
+
+    def add_overhead(self, work: Demand, overhead_ns: int, now: int) -> None:
+        """Note what a run took that nothing else explains."""
+        self._known(work).overhead.add(overhead_ns, now)
+
+    def overhead(self, work: Demand, now: int) -> Durations | None:
+        """The overhead of runs of that kind; None when none was seen lately."""
+        service = self._of.get(work.kind)
+        return service.overhead if service is not None and service.overhead.known(now) else None
+
+    def _known(self, work: Demand) -> _Service:
         service = self._of.pop(work.kind, None) or _Service()
         if len(self._of) >= MAX_SERVICES:
             del self._of[next(iter(self._of))]
         self._of[work.kind] = service  # the one that ran last stands last
-        service.durations.add(service_ns, now)
-        service.output_bytes = output_bytes
+        return service
 
     def seen(self, work: Demand, now: int) -> Durations | None:
         """The durations of runs of that kind; None when none was seen lately."""
@@ -135,14 +152,21 @@ class Services:
         service = self._of.get(work.kind)
         return service.output_bytes if service is not None else 0
 
-    def predict(self, work: Demand, claim: Claim, queue_ns: int, now: int) -> Prediction:
-        """When a run on this node itself would be done."""
-        service, seen = self.claim(work, claim, now), self.seen(work, now)
-        soonest_ns = queue_ns + seen.shortest_ns if seen is not None and seen.is_fresh(now) else 0
+    def soonest_ns(self, work: Demand, now: int) -> int:
+        """A run can't take less; 0: nothing was seen just now."""
+        service = self._of.get(work.kind)
+        if service is None or not service.durations.is_fresh(now):
+            return 0
+        shortest_ns = service.durations.shortest_ns
+        return shortest_ns if service.input_bytes == work.size_bytes else shortest_ns // 2
+
+    def predict(self, work: Demand, claim: Claim, queue_ns: int, now: int, least_queue_ns: int = 0) -> Prediction:
+        """When a run on this node itself would be done. ``least_queue_ns``: what goes first in any case."""
+        service, soonest_ns = self.claim(work, claim, now), self.soonest_ns(work, now)
         return Prediction(
             queue_ns + service.mean_ns,
             queue_ns + service.p95_ns,
-            soonest_ns,
+            least_queue_ns + soonest_ns if soonest_ns else 0,
             service_ns=service.mean_ns,
             late_ns=queue_ns + service.late_ns,
         )
@@ -180,17 +204,16 @@ class NeighbourCosts:
     ) -> Prediction:
         """When the answer of a run at ``node`` would be here."""
         known = self._of.get(node, _UNKNOWN)
-        service, seen = known.services.claim(work, claim, now), known.services.seen(work, now)
+        service = known.services.claim(work, claim, now)
         link_ns = round_trip_ns + known.transfer_ns(work.size_bytes, known.services.output_bytes(work))
-        overhead = known.overhead if known.overhead.known(now) else _NOTHING
+        overhead = known.services.overhead(work, now)
+        if overhead is None:  # by other runs there
+            overhead = known.overhead if known.overhead.known(now) else _NOTHING
         common_ns = link_ns + queue_ns
-        soonest_ns = 0
-        if seen is not None and seen.is_fresh(now):
-            soonest_ns = seen.shortest_ns + overhead.shortest_ns
         return Prediction(
             common_ns + service.mean_ns + overhead.mean_ns,
             common_ns + service.p95_ns + overhead.p95_ns,
-            soonest_ns,
+            known.services.soonest_ns(work, now),
             known.error_ns,
             known.proven and overhead is not _NOTHING,
             service.mean_ns,
@@ -213,11 +236,13 @@ class NeighbourCosts:
         else:
             known.down.measured(answer.output_bytes, max(rest_ns - known.transfer_ns(work.size_bytes, 0), 1))
         overhead_ns = rest_ns - known.transfer_ns(work.size_bytes, answer.output_bytes)
-        known.overhead.add(overhead_ns + queued_ns - answer.queue_ns, now)
+        self._add_overhead(known, work, overhead_ns + queued_ns - answer.queue_ns, now)
         known.proven = True
         self._mistaken(known, answer.took_ns - answer.expected_ns)
 
-    def overdue(self, node: NodeId, expected_ns: int, waited_ns: int, stalled: bool, now: int) -> None:
+    def overdue(
+        self, node: NodeId, work: Demand, expected_ns: int, waited_ns: int, stalled: bool, now: int
+    ) -> None:  # fmt: skip
         """Note that a run has taken ``waited_ns`` so far, and that its end will not be seen. ``stalled``: that is so
         long that the node has to prove itself again."""
         if waited_ns > expected_ns:
@@ -226,9 +251,14 @@ class NeighbourCosts:
             if not known.greeted:  # the first run says nothing, as in learn()
                 known.greeted = True
                 return
-            before_ns = known.overhead.mean_ns if known.overhead.known(now) else 0
-            known.overhead.add(before_ns + waited_ns - expected_ns, now)
+            before = known.services.overhead(work, now)
+            before_ns = before.mean_ns if before is not None else 0
+            self._add_overhead(known, work, before_ns + waited_ns - expected_ns, now)
             self._mistaken(known, waited_ns - expected_ns)
+
+    def _add_overhead(self, known: _Known, work: Demand, overhead_ns: int, now: int) -> None:
+        known.services.add_overhead(work, overhead_ns, now)
+        known.overhead.add(overhead_ns, now)
 
     def _mistaken(self, known: _Known, error_ns: int) -> None:
         error_ns = min(abs(error_ns), MAX_DURATION_NS)

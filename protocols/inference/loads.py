@@ -14,6 +14,8 @@ from protocols.inference.durations import MAX_DURATION_NS
 ASKED_PER_S: Final = 900
 MAX_ASKED_BURST: Final = 900
 """Requests to one neighbour: it looks at a thousand frames a second, cancellations included, and drops the others."""
+MAX_WORKERS: Final = 64
+"""Runs at the same time; whoever claims more is not believed."""
 USUAL_GAIN: Final = 16
 """The inverse gain of the mean of reports: a neighbour is usually idle when it was so for a dozen answers."""
 
@@ -33,6 +35,23 @@ class _Load:
         self.sent: dict[int, _Sent] = {}
 
 
+class OwnQueue:
+    """How old what this node knows of its own queue is: the shell tells it when a run is queued or ends."""
+
+    __slots__ = ("_at_ns",)
+
+    def __init__(self) -> None:
+        self._at_ns = 0
+
+    def told(self, now: int) -> None:
+        """The models of this node, with their queues, were told."""
+        self._at_ns = now
+
+    def left_ns(self, queue_ns: int, now: int) -> int:
+        """What is left of a queue that was told then."""
+        return max(queue_ns - (now - self._at_ns), 0)
+
+
 class Loads:
     """The loads of neighbours; bounded by the neighbours and by the requests under way."""
 
@@ -45,7 +64,7 @@ class Loads:
         load.queue_ns, load.at_ns = min(queue_us * 1_000, MAX_DURATION_NS), now
         load.usual_ns += (load.queue_ns - load.usual_ns) // USUAL_GAIN
         if workers is not None:
-            load.workers = max(workers, 1)
+            load.workers = min(max(workers, 1), MAX_WORKERS)
 
     def sent(self, node: NodeId, run: int, service_ns: int, now: int) -> None:
         """A run of ours goes to a neighbour, and is expected to take ``service_ns`` there."""

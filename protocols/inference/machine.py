@@ -17,6 +17,7 @@ from protocols.base.time import NEVER
 from protocols.inference.asking import Asking
 from protocols.inference.costs import Services
 from protocols.inference.events import Answered, CancelCompute, Compute, Decided
+from protocols.inference.loads import OwnQueue
 from protocols.inference.offers import OfferTable
 from protocols.inference.placement import LocalModel
 from protocols.inference.serving import Serving
@@ -60,11 +61,20 @@ class Inference(Machine):
         self._offers = OfferTable(access, drops)
         self._decided = Decided()
         self._numbers = count(1)
-        self._services = Services()
+        self._services, self._own_queue = Services(), OwnQueue()
         self._asking = Asking(
-            node, self._models, self._offers, reachable, drops, self._decided, self._numbers, self._services, random
+            node,
+            self._models,
+            self._offers,
+            reachable,
+            drops,
+            self._decided,
+            self._numbers,
+            self._services,
+            self._own_queue,
+            random,
         )
-        self._serving = Serving(node, access, drops, self._decided, self._services)
+        self._serving = Serving(node, access, drops, self._decided, self._services, self._own_queue)
         self._workers = 1
         self._told: list[LocalModel] = []  # what neighbours know
         self._described: set[str] = set()  # digests whose signatures all neighbours at that time were told
@@ -74,6 +84,7 @@ class Inference(Machine):
     # --- models and offers -----------------------------------------------------------------------------------------
     def set_models(self, models: tuple[LocalModel, ...], now: int) -> None:
         """Set which models are loaded here and what they cost now. Neighbours are told of changes."""
+        self._own_queue.told(now)
         self._models.clear()
         self._models.update((model.name, model) for model in models)
         if self._offers_due_ns == NEVER and self._differs():
@@ -91,7 +102,7 @@ class Inference(Machine):
         """
         self._offers.pinned = dict(pinned or {})
         self._asking.fallbacks, self._asking.offload = dict(fallbacks or {}), offload
-        self._workers = workers
+        self._workers = self._asking.workers = workers
 
     def _differs(self) -> bool:
         """Whether neighbours would decide otherwise if they knew what is true now."""
@@ -177,11 +188,12 @@ class Inference(Machine):
     # --- results ---------------------------------------------------------------------------------------------------
     def computed(self, run: int, answer: InferAnswer, now: int) -> None:
         """A run of this node ended; ``answer.request`` is ignored."""
-        if not self._serving.computed(run, answer, self._queue_us(), now):
+        if not self._serving.computed(run, answer, self._queue_us(now), now):
             self._asking.result(run, self._node, answer, now)
 
-    def _queue_us(self) -> int:
-        return max((model.queue_ns for model in self._models.values()), default=0) // 1_000
+    def _queue_us(self, now: int) -> int:
+        longest_ns = max((model.queue_ns for model in self._models.values()), default=0)
+        return self._own_queue.left_ns(longest_ns, now) // 1_000
 
     def expects(self, frame: Frame, source: NodeId) -> bool:
         """Whether it is the answer to a run that this neighbour does for this node."""

@@ -19,6 +19,8 @@ from protocols.wire.inference import Offer, Offers, Signature
 OFFERS_PER_S: Final = 20
 MAX_OFFERS_BURST: Final = 40
 """Frames of offers of one neighbour that are looked at; an honest one sends at most ten a second."""
+MAX_SIGNATURE_CHARS: Final = 8_192
+"""Names in one signature: 64 neighbours with 64 models each may take 32 MB of memory so, and not 2 GB."""
 MAX_SIGNATURES_BURST: Final = 2 * limits.MAX_OFFERS
 """Signatures of one neighbour that are looked at: as many a second as offers, and at once those of all its models,
 twice, since it may restart."""
@@ -75,33 +77,38 @@ class OfferTable:
                 since[offer.model] = self._next
                 self._next += 1
         row.offers, row.since = offers, since
+        digests = {offer.digest for offer in offers.values()}
+        row.signatures = {digest: kept for digest, kept in row.signatures.items() if digest in digests}
         if refused:
             self._drops.count(source, "", "offer_not_permitted", refused)
         return True
 
     def receive_signature(self, frame: Signature, source: NodeId, now: int) -> None:
-        """Take what a neighbour says that a model takes and gives. It counts only while the neighbour offers it."""
+        """Take what a neighbour says that a model takes and gives. It is kept only while the neighbour offers it."""
         row = self._rows.get(source)
-        if row is None:
-            row = self._rows[source] = _Row(now)
+        if row is None or all(offer.digest != frame.digest for offer in row.offers.values()):
+            return
         if not row.signature_allowance.take(now):
             self._drops.count(source, "", "too_many_signatures")
             return
-        row.signatures.pop(frame.digest, None)
-        if len(row.signatures) >= limits.MAX_OFFERS:
-            del row.signatures[next(iter(row.signatures))]
+        kinds = (*frame.inputs, *frame.outputs)
+        if sum(len(kind.name) + sum(map(len, kind.sizes)) for kind in kinds) > MAX_SIGNATURE_CHARS:
+            self._drops.count(source, "", "signature_too_long")
+            return
         row.signatures[frame.digest] = of_wire(frame)
 
     def signature_of(self, model: str, digest: str) -> ModelSignature | None:
-        """What the model takes and gives, by most of those who offer it; of several opinions, the one of whoever
-        offered it first."""
-        votes: dict[ModelSignature, tuple[int, int]] = {}
+        """What the model takes and gives, by more than half of those who offer it; None when so many don't agree. One
+        liar among neighbours that say nothing would otherwise make liars of them."""
+        votes: dict[ModelSignature, int] = {}
+        offering = 0
         for row in self._rows.values():
             offer, signature = row.offers.get(model), row.signatures.get(digest)
-            if offer is not None and offer.digest == digest and signature is not None:
-                count, first = votes.get(signature, (0, -self._next))
-                votes[signature] = count + 1, max(first, -row.since[model])
-        return max(votes, key=votes.__getitem__, default=None)
+            if offer is not None and offer.digest == digest:
+                offering += 1
+                if signature is not None:
+                    votes[signature] = votes.get(signature, 0) + 1
+        return next((signature for signature, count in votes.items() if 2 * count > offering), None)
 
     def forget(self, node: NodeId) -> None:
         """Forget what a neighbour offers, because it is gone."""

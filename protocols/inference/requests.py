@@ -50,13 +50,13 @@ class OwnRun:
 
     __slots__ = (
         "candidate", "digest", "hedged", "late_at", "model", "node", "number", "stalled_at",
-        "started_ns", "work",
+        "demand", "started_ns",
     )  # fmt: skip
 
     def __init__(self, number: int, request: "OwnRequest", candidate: Candidate, here: bool, now: int) -> None:
         """``here``: whether this node computes it."""
         self.number, self.node, self.candidate, self.started_ns = number, candidate.node, candidate, now
-        self.model, self.digest, self.work = request.model, request.digest, request.work
+        self.model, self.digest, self.demand = request.model, request.digest, request.demand
         late_ns = (candidate.late_ns or candidate.p95_ns) * 11 // 10 + HEDGE_SLACK_NS
         if here or not candidate.proven:  # it can't be lost here, and of one that is not proven only claims are known
             late_ns = max(late_ns, candidate.expected_ns * 3 // 2 + GUESS_SLACK_NS)
@@ -71,15 +71,18 @@ class OwnRequest:
     """A request, the runs under way for it, and the attempts that have ended."""
 
     __slots__ = (
-        "asked_ns", "attempts", "deadline_ns", "digest", "hedge", "hopeless", "inputs", "model", "number", "outputs",
-        "rescue_at", "runs", "size_bytes", "tried",
+        "asked_digest", "asked_model", "asked_ns", "attempts", "deadline_ns", "digest", "hedge", "hopeless", "inputs",
+        "model", "number", "outputs", "rescue_at", "runs", "size_bytes", "tried",
     )  # fmt: skip
 
     def __init__(
         self, number: int, model: str, digest: str, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], now: int,
         budget_ns: int, hedge: bool,
     ) -> None:  # fmt: skip
-        self.number, self.model, self.digest, self.inputs, self.outputs = number, model, digest, inputs, outputs
+        self.number, self.inputs, self.outputs = number, inputs, outputs
+        self.asked_model, self.asked_digest = model, digest
+        self.model, self.digest = model, digest
+        """The model that is run, which may be smaller than the one that was asked for."""
         self.asked_ns, self.deadline_ns, self.hedge = now, now + budget_ns, hedge
         self.size_bytes = sum(len(named.tensor.data) for named in inputs)
         self.hopeless: Candidate | None = None
@@ -91,6 +94,6 @@ class OwnRequest:
         self.attempts: list[RunReport] = []
 
     @property
-    def work(self) -> Demand:
+    def demand(self) -> Demand:
         """What decides its cost."""
         return Demand(self.digest, self.size_bytes)

@@ -15,8 +15,9 @@ from protocols.base.allowance import Allowance
 from protocols.base.ids import NodeId, Role
 from protocols.base.shares import Shares
 from protocols.base.time import NEVER
-from protocols.inference.costs import Claim, Demand, Services
+from protocols.inference.costs import Demand, Services
 from protocols.inference.events import CancelCompute, Compute, Decided
+from protocols.inference.loads import OwnQueue
 from protocols.inference.placement import LocalModel
 from protocols.links.drops import Drops
 from protocols.wire.inference import InferAnswer, InferRequest
@@ -44,9 +45,13 @@ class _Served:
 class Serving:
     """Holds the requests of neighbours, and hands out their runs and answers."""
 
-    def __init__(self, node: NodeId, access: AccessTable, drops: Drops, decided: Decided, services: Services) -> None:
+    def __init__(
+        self, node: NodeId, access: AccessTable, drops: Drops, decided: Decided, services: Services,
+        own_queue: OwnQueue,
+    ) -> None:  # fmt: skip
         """``services``: what runs on this node have taken."""
         self._node, self._access, self._drops, self._decided, self._services = node, access, drops, decided, services
+        self._own_queue = own_queue
         self.held: dict[int, _Served] = {}
         """What is held, by run, the oldest first."""
         self._places: Shares[NodeId] = Shares()
@@ -85,9 +90,10 @@ class Serving:
             self._decided.effects.append(Compute(run, asked.model, asked.inputs, asked.outputs, budget_ns, source))
 
     def _soonest_ns(self, asked: InferRequest, model: LocalModel, size_bytes: int, now: int) -> int:
-        """A run of this can't be done before; 0: that is not known."""
-        claim = Claim(model.compute_ns, model.p95_ns)
-        return self._services.predict(Demand(asked.digest, size_bytes), claim, model.queue_ns, now).soonest_ns
+        """A run of this can't be done before; 0: that is not known. Only runs of this node itself go first in any case:
+        neighbours take turns, however much one of them has asked for."""
+        soonest_ns = self._services.soonest_ns(Demand(asked.digest, size_bytes), now)
+        return soonest_ns + self._own_queue.left_ns(model.own_queue_ns or 0, now) if soonest_ns else 0
 
     def _may_ask(self, source: NodeId, now: int) -> bool:
         allowance = self._allowances.get(source)

@@ -138,14 +138,41 @@ def test_request_that_nobody_can_answer_in_time_is_refused_at_once_and_says_why(
     assert len(bench.machine.outgoing()) == 1, "it may be faster now"
 
 
-def test_request_counts_the_queue_before_it() -> None:
-    """Ten runs wait, and each takes as long as the budget."""
+def test_request_counts_own_runs_that_go_first_and_no_others() -> None:
+    """Five runs with the same budget go before the sixth. Runs of neighbours and those with more time don't."""
     bench = Bench()
     bench.load((model(compute_ns=20 * MS),))
     ran_here(bench, 20)
-    bench.load((model(compute_ns=20 * MS, queue_ns=100 * MS),))
-    bench.ask(110 * MS)
-    assert "needs at least 120.0 ms" in bench.answered().detail
+    for _ in range(5):
+        bench.ask(10 * SECOND)
+    bench.load((model(compute_ns=20 * MS, queue_ns=SECOND, own_queue_ns=100 * MS),))
+    bench.ask(30 * MS)
+    assert not bench.machine.events(), "it goes before those with more time"
+    for _ in range(4):
+        bench.ask(30 * MS)
+    (answered, *_) = bench.machine.events()
+    assert "needs at least 40.0 ms at me" in answered.detail
+
+
+def test_request_of_a_neighbour_does_not_count_what_another_has_asked_for() -> None:
+    """One neighbour filled the queue, and the requests of all others were refused although they would take turns."""
+    bench = Bench(A, B)
+    bench.load((model(compute_ns=100 * MS),))
+    ran_here(bench, 100)
+    bench.load((model(compute_ns=100 * MS, queue_ns=1_600 * MS, own_queue_ns=0),))
+    bench.serve(A, 1, budget_us=500_000)
+    assert bench.machine.messages() == []
+    assert len(bench.machine.outgoing()) == 1
+
+
+def test_queue_of_this_node_grows_old() -> None:
+    """Nothing was told since a run began half a second ago, and it is about to end."""
+    bench = Bench(A)
+    bench.load((model(compute_ns=100 * MS, queue_ns=500 * MS, own_queue_ns=500 * MS),))
+    bench.prove(A, 300)
+    bench.now += 450 * MS
+    bench.ask()
+    assert len(bench.machine.outgoing()) == 1, "here it takes 150 ms"
 
 
 def test_request_of_a_neighbour_that_cannot_be_done_in_its_budget_is_refused_at_once() -> None:
@@ -185,6 +212,36 @@ def test_request_that_would_be_late_falls_back_to_the_smaller_model_that_is_decl
     (compute,) = bench.machine.outgoing()
     assert isinstance(compute, Compute)
     assert compute.model == "plate", "there is time for the large one"
+
+
+def test_fallback_is_taken_although_a_neighbour_that_refuses_everything_claims_to_be_fast() -> None:
+    """Its claim of a microsecond counted as a way to make the deadline, and each request was late."""
+    bench = Bench(A)
+    bench.load((model(compute_ns=200 * MS), model("plate-small", 20 * MS, digest=OTHER)))
+    bench.machine.configure(fallbacks={"plate": "plate-small"})
+    bench.offer(A, 1)
+    ran = []
+    for _ in range(3):
+        bench.ask(100 * MS)
+        for _, request in bench.requests():
+            bench.answer(A, request.request, "busy")
+        ran += [effect.model for effect in bench.machine.outgoing() if isinstance(effect, Compute)]
+    assert ran == ["plate-small"] * 3
+
+
+def test_fallback_that_fails_gives_way_to_the_model_that_was_asked_for() -> None:
+    """A late answer of the large model is better than none of the small one."""
+    bench = Bench(A)
+    bench.load((model(compute_ns=110 * MS),))
+    bench.machine.configure(fallbacks={"plate": "plate-small"})
+    bench.offer(A, 1_000, name="plate-small", digest=OTHER)
+    bench.ask(100 * MS)
+    ((_, request),) = bench.requests()
+    assert request.model == "plate-small"
+    bench.answer(A, request.request, "failed")
+    (compute,) = bench.machine.outgoing()
+    assert isinstance(compute, Compute)
+    assert compute.model == "plate"
 
 
 def test_fallbacks_that_name_each_other_end() -> None:

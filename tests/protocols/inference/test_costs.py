@@ -97,8 +97,17 @@ def test_services_say_what_is_impossible_only_while_that_was_just_seen() -> None
     """A processor that was hot a second ago may be cool now, and somebody has to find out."""
     services = Services()
     services.add(SMALL, 60 * MS, 0)
-    assert services.predict(SMALL, NOTHING, 10 * MS, 1).soonest_ns == 70 * MS
+    assert services.predict(SMALL, NOTHING, 10 * MS, 1).soonest_ns == 60 * MS, "the queue may pass"
+    assert services.predict(SMALL, NOTHING, 10 * MS, 1, 5 * MS).soonest_ns == 65 * MS
     assert services.predict(SMALL, NOTHING, 10 * MS, FRESH_NS).soonest_ns == 0
+
+
+def test_services_of_inputs_of_several_sizes_rule_out_only_half_of_the_shortest() -> None:
+    """Batches of fifteen ran all the time, and each batch of nine, which would have been in time, was refused."""
+    services = Services()
+    services.add(Demand("1" * 64, 15_000), 15 * MS, 0)
+    assert services.soonest_ns(Demand("1" * 64, 15_000), 1) == 15 * MS
+    assert services.soonest_ns(Demand("1" * 64, 9_000), 1) <= 7.5 * MS
 
 
 def test_services_and_neighbours_are_bounded() -> None:
@@ -149,16 +158,25 @@ def test_costs_of_a_liar_are_what_it_took_whatever_it_says() -> None:
 def test_costs_of_runs_whose_end_was_not_seen_are_at_least_what_was_waited() -> None:
     """Whoever never answers is not fast."""
     costs = NeighbourCosts()
-    costs.overdue(RSU, 5 * MS, 4 * MS, False, 0)
+    costs.overdue(RSU, SMALL, 5 * MS, 4 * MS, False, 0)
     assert predicted(costs, SMALL, Claim(5 * MS, 0)).expected_ns < 7 * MS
     for _ in range(2):  # the first says nothing
-        costs.overdue(RSU, 5 * MS, 50 * MS, True, 0)
+        costs.overdue(RSU, SMALL, 5 * MS, 50 * MS, True, 0)
     late = predicted(costs, SMALL, Claim(5 * MS, 0))
     assert late.expected_ns > 50 * MS
     assert not late.proven
     told(costs, 6 * MS, 5 * MS)
     told(costs, 6 * MS, 5 * MS)
     assert predicted(costs).proven
+
+
+def test_costs_of_a_liar_about_one_model_are_not_hidden_by_another() -> None:
+    """It is quick and honest with a small model, and claims the same of a large one that takes it 100 ms."""
+    costs = NeighbourCosts()
+    for number in range(100):
+        told(costs, *((101 * MS, 1_000, LARGE) if number % 25 == 1 else (2 * MS, MS)))
+    assert predicted(costs, LARGE, Claim(1_000, 1_000)).p95_ns > 90 * MS
+    assert predicted(costs, SMALL).p95_ns < 5 * MS
 
 
 def test_costs_know_the_tail_and_how_far_predictions_are_off() -> None:
