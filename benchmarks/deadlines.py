@@ -49,8 +49,8 @@ Chosen = Callable[[OwnRequest, int], list[Candidate]]
 
 def _everybody(asking: Asking, request: OwnRequest, now: int) -> list[Candidate]:
     work = request.demand
-    here = asking._here(request, request.model, work, now)
-    return [*([here] if here is not None else []), *asking._there(request, request.model, work, now)]
+    here = asking.candidates.here(request, request.model, work, now)
+    return [*([here] if here is not None else []), *asking.candidates.there(request, request.model, work, now)]
 
 
 def _by_lot(asking: Asking, lot: Random) -> Chosen:
@@ -78,7 +78,7 @@ def _by_queue(asking: Asking, lot: Random) -> Chosen:
 def _set_policy(node: SimNode, policy: str, lot: Random) -> None:
     asking = node.engine.inference._asking
     if policy == "local":
-        asking.offload = False
+        asking.candidates.offload = False
     elif policy == "random":
         asking._candidates = _by_lot(asking, lot)  # type: ignore[method-assign, assignment]
     elif policy == "least-loaded":

@@ -14,7 +14,8 @@ Rules:
    clearly faster (:mod:`protocols.inference.placement`).
 4. A run is late at the 95th percentile of its prediction. The next candidate then starts beside it, if it can make the
    deadline and the budget of hedges allows: one in twenty requests, over time. Whatever that budget says, this node
-   starts when it could otherwise not make the deadline any more (a rescue).
+   starts when it could otherwise not make the deadline any more (a rescue), and a run that seems to stall is given up
+   for the next candidate.
 5. What nobody can compute before its deadline is not begun. A model may name a smaller one that is run in its place
    when it would probably miss the deadline; the answer says which one ran.
 6. What a neighbour answers is checked against the signature of the model. An answer that can't be a result is a
@@ -32,15 +33,15 @@ from protocols.base.errors import BoundExceeded, ModelUnknown
 from protocols.base.ids import NodeId
 from protocols.base.reach import Reach
 from protocols.base.time import NEVER
-from protocols.inference.costs import Answer, Claim, Demand, NeighbourCosts, Services
+from protocols.inference.candidates import Candidates
+from protocols.inference.costs import Answer, Demand, Services
 from protocols.inference.events import Answered, CancelCompute, Compute, Decided, RunReport
-from protocols.inference.loads import Loads, OwnQueue
+from protocols.inference.loads import OwnQueue
 from protocols.inference.moves import Move, Moves
 from protocols.inference.offers import OfferTable
-from protocols.inference.placement import Candidate, LocalModel, order
+from protocols.inference.placement import Candidate, LocalModel
 from protocols.inference.requests import Hedges, OwnRequest, OwnRun
 from protocols.inference.signature import ModelSignature, misfit
-from protocols.inference.standing import Standings
 from protocols.links.drops import Drops
 from protocols.wire.inference import InferAnswer, InferCancel, InferRequest
 from protocols.wire.tensors import NamedTensor
@@ -71,18 +72,16 @@ class Asking:
         ``services``: what runs on this node have taken."""
         self._node, self._models, self._offers = node, models, offers
         self._reachable, self._drops, self._decided, self._numbers = reachable, drops, decided, numbers
-        self._services, self._own_queue, self._random = services, own_queue, random
-        self.costs = NeighbourCosts()
-        self.loads = Loads()
+        self._services = services
         self.fallbacks: Mapping[str, str] = {}
         """Smaller models, by the name of the one in whose place they may be run."""
-        self.workers = 1
-        """How many runs go on here at the same time."""
-        self.offload = True
-        """Whether neighbours are asked for what this node can compute itself."""
         self.requests: dict[int, OwnRequest] = {}
         """Those under way, by number."""
-        self._standings = Standings()
+        self.candidates = Candidates(
+            node, models, offers, reachable, services, own_queue, random, self.requests
+        )  # fmt: skip
+        self.costs, self.loads = self.candidates.costs, self.candidates.loads
+        self._standings = self.candidates.standings
         self._hedges = Hedges()
         self._risks = 0  # runs under way at neighbours that are not proven; a hedge is kept for each
         self._runs: dict[int, int] = {}  # run -> own request
@@ -166,60 +165,13 @@ class Asking:
             self._cancel_runs(request, now)
 
     # --- placed ----------------------------------------------------------------------------------------------------
-    def _here(self, request: OwnRequest, model: str, work: Demand, now: int) -> Candidate | None:
-        local = self._models.get(model)
-        if local is None or not self._computes(model, work) or self._node in request.tried:
-            return None
-        told_ns = local.queue_ns if local.own_queue_ns is None else local.own_queue_ns
-        queue_ns = self._own_queue.left_ns(told_ns, now)
-        claim, least_ns = Claim(local.compute_ns, local.p95_ns), self._before(request.deadline_ns)
-        predicted = self._services.predict(work, claim, queue_ns, now, least_ns)
-        return Candidate(
-            self._node, predicted.expected_ns, predicted.p95_ns, predicted.soonest_ns,
-            service_ns=predicted.service_ns, late_ns=predicted.late_ns, queue_ns=queue_ns,
-        )  # fmt: skip
-
-    def _before(self, deadline_ns: int) -> int:
-        """How long own runs here take that go before one with that deadline, without the longest, which may be about to
-        end."""
-        before = [
-            run.candidate.service_ns
-            for request in self.requests.values() if request.deadline_ns <= deadline_ns
-            for run in request.runs.values() if run.node == self._node
-        ]  # fmt: skip
-        return (sum(before) - max(before)) // self.workers if before else 0
-
-    def _computes(self, model: str, work: Demand) -> bool:
-        """Whether this node can compute it itself."""
-        local = self._models.get(model)
-        return local is not None and local.local and local.digest == work.digest
-
-    def _there(self, request: OwnRequest, model: str, work: Demand, now: int) -> list[Candidate]:
-        there = []
-        for node, round_trip_ns, lasts_ns in self._reachable(now):
-            offer = self._offers.find(node, model, work.digest)
-            if offer is None or node in request.tried or self._standings.is_distrusted(node, now):
-                continue
-            if not self.loads.may_ask(node, now):
-                continue
-            claim = Claim(offer.compute_us * 1_000, offer.p95_us * 1_000)
-            queue_ns = self.loads.queue_ns(node, now)
-            predicted = self.costs.predict(node, work, claim, queue_ns, round_trip_ns, now)
-            doubtful = self._standings.is_doubtful(node, now) or predicted.p95_ns > lasts_ns
-            usual_wait_ns = max(queue_ns, self.loads.usual_ns(node))
-            there.append(Candidate(
-                node, predicted.expected_ns, predicted.p95_ns, predicted.soonest_ns, predicted.uncertain_ns,
-                predicted.proven, doubtful, predicted.service_ns, predicted.late_ns, queue_ns, usual_wait_ns,
-            ))  # fmt: skip
-        return there
-
     def _candidates(self, request: OwnRequest, now: int) -> list[Candidate]:
         """Who could compute the request in time, best first. While no run of it is under way, a smaller model takes the
         place of its own if that makes the deadline probable, or if its own can't make it at all."""
         if request.runs:
-            return self._of_model(request, request.model, request.demand, now)
+            return self._ordered(request, request.model, request.demand, now)
         request.model, request.digest = request.asked_model, request.asked_digest
-        candidates = self._of_model(request, request.model, request.demand, now)
+        candidates = self._ordered(request, request.model, request.demand, now)
         if self._makes_it(request, candidates, now):
             return candidates
         hopeless, model = request.hopeless, request.model
@@ -228,13 +180,16 @@ class Asking:
             digest = self.digest_of(model) if model else None
             if digest is None:
                 break
-            smaller = self._of_model(request, model, Demand(digest, request.size_bytes), now)
+            smaller = self._ordered(request, model, Demand(digest, request.size_bytes), now)
             if self._makes_it(request, smaller, now) or (smaller and not candidates):
                 self.counters["fell_back"] += 1
                 request.model, request.digest = model, digest
                 return smaller
         request.hopeless = hopeless
         return candidates
+
+    def _ordered(self, request: OwnRequest, model: str, demand: Demand, now: int) -> list[Candidate]:
+        return self.candidates.ordered(request, model, demand, self._may_risk(request), now)
 
     def _makes_it(self, request: OwnRequest, candidates: list[Candidate], now: int) -> bool:
         """Whether one of them will probably make the deadline, and can be trusted with that."""
@@ -246,16 +201,6 @@ class Asking:
 
     def _may_risk(self, request: OwnRequest) -> bool:
         return not request.hedge or self._hedges.left > self._risks
-
-    def _of_model(self, request: OwnRequest, model: str, work: Demand, now: int) -> list[Candidate]:
-        remaining_ns = request.deadline_ns - now
-        here = self._here(request, model, work, now)
-        there = self._there(request, model, work, now) if self.offload or not self._computes(model, work) else []
-        both = [here, *there] if here is not None else there
-        hopeless = [candidate for candidate in both if candidate.soonest_ns > remaining_ns]
-        request.hopeless = min(hopeless, key=lambda candidate: candidate.soonest_ns, default=None)
-        ordered = order(here, there, remaining_ns, self._random, self._may_risk(request))
-        return [candidate for candidate in ordered if candidate.soonest_ns <= remaining_ns]
 
     def _start_next(self, request: OwnRequest, now: int, beside: bool = False) -> bool:
         """Start a run on the best candidate. ``beside``: another run is under way, and this one has to be in time."""
@@ -462,24 +407,37 @@ class Asking:
             if request.number not in self.requests or run.number not in request.runs:
                 continue  # it was answered meanwhile
             if move.outcome == "late":
-                self._hedge(request, now)
+                self._hedge(request, run, now)
             else:
                 report = RunReport(run.node, move.outcome, now - run.started_ns, detail=move.detail)
                 self._lose(request, run, report, now)
 
-    def _hedge(self, request: OwnRequest, now: int) -> None:
+    def _hedge(self, request: OwnRequest, run: OwnRun, now: int) -> None:
         if self._hedges.left < 1:
             self.counters["hedges_denied"] += 1
+            run.denied = run.node != self._node
+            if run.denied and now >= run.stalled_at:
+                self._give_up(request, run, now)
         elif self._start_next(request, now, beside=True):
             self._hedges.spend()
             self.counters["hedged"] += 1
 
     def _rescue(self, request: OwnRequest, now: int) -> None:
         request.rescue_at = NEVER
-        here = self._here(request, request.model, request.demand, now)
+        here = self.candidates.here(request, request.model, request.demand, now)
         if here is not None:
             self.counters["rescued"] += 1
             self._start(request, here, now)
+
+    def _give_up(self, request: OwnRequest, run: OwnRun, now: int) -> None:
+        """A run that could not be hedged seems to stall: another node gets the request in its place, if one can."""
+        run.denied = False
+        if self._candidates(request, now):
+            took_ns = now - run.started_ns
+            self._standings.missed(run.node, now)
+            self.costs.overdue(run.node, run.demand, run.candidate.expected_ns, took_ns, True, now)
+            self._decided.messages.append((run.node, InferCancel(run.number)))
+            self._lose(request, run, RunReport(run.node, "late", took_ns, detail="it seems to stall"), now)
 
     def handle_timer(self, now: int) -> None:
         """Hedge what is late, and end what is past its deadline."""
@@ -493,6 +451,8 @@ class Asking:
                 if request.hedge and not run.hedged and now >= run.late_at:
                     run.hedged = True
                     self._moves.add(Move(request, run, "late"))
+                elif run.denied and now >= run.stalled_at:
+                    self._give_up(request, run, now)
         self._move(now)
 
     def next_timer_at(self) -> int:
@@ -504,6 +464,8 @@ class Asking:
                 for run in request.runs.values():
                     if not run.hedged:
                         due = min(due, run.late_at)
+                    elif run.denied:
+                        due = min(due, run.stalled_at)
         return due
 
 

@@ -15,7 +15,7 @@
   is learned for each neighbour and kind of run, so nothing that a neighbour says can make it look faster than it has
   lately been.
 
-Service and overhead are known by mean and 95th percentile (:mod:`protocols.inference.durations`). A prediction has
+Service and overhead are known by mean and 95th percentile (:mod:`protocols.base.durations`). A prediction has
 both. How far predictions for a neighbour are off is averaged too: between neighbours that differ by less than that,
 nobody knows which is faster.
 """
@@ -23,8 +23,8 @@ nobody knows which is faster.
 from typing import Final, NamedTuple
 
 from protocols.base import limits
+from protocols.base.durations import MAX_DURATION_NS, Durations
 from protocols.base.ids import NodeId
-from protocols.inference.durations import MAX_DURATION_NS, Durations
 from protocols.links.throughput import Throughput
 
 UNKNOWN_SERVICE_NS: Final = 100 * limits.MS

@@ -8,8 +8,8 @@ it says, runs of ours that it has not answered are before the next one.
 from typing import Final, NamedTuple
 
 from protocols.base.allowance import Allowance
+from protocols.base.durations import MAX_DURATION_NS
 from protocols.base.ids import NodeId
-from protocols.inference.durations import MAX_DURATION_NS
 
 ASKED_PER_S: Final = 900
 MAX_ASKED_BURST: Final = 900

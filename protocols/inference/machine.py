@@ -101,8 +101,8 @@ class Inference(Machine):
         go on here at the same time. ``offload``: whether neighbours are asked for what this node can compute itself.
         """
         self._offers.pinned = dict(pinned or {})
-        self._asking.fallbacks, self._asking.offload = dict(fallbacks or {}), offload
-        self._workers = self._asking.workers = workers
+        self._asking.fallbacks, self._asking.candidates.offload = dict(fallbacks or {}), offload
+        self._workers = self._asking.candidates.workers = self._serving.workers = workers
 
     def _differs(self) -> bool:
         """Whether neighbours would decide otherwise if they knew what is true now."""

@@ -77,17 +77,16 @@ class OfferTable:
                 since[offer.model] = self._next
                 self._next += 1
         row.offers, row.since = offers, since
-        digests = {offer.digest for offer in offers.values()}
-        row.signatures = {digest: kept for digest, kept in row.signatures.items() if digest in digests}
         if refused:
             self._drops.count(source, "", "offer_not_permitted", refused)
         return True
 
     def receive_signature(self, frame: Signature, source: NodeId, now: int) -> None:
-        """Take what a neighbour says that a model takes and gives. It is kept only while the neighbour offers it."""
+        """Take what a neighbour says that a model takes and gives. It counts only while the neighbour offers it; it may
+        come before the offer."""
         row = self._rows.get(source)
-        if row is None or all(offer.digest != frame.digest for offer in row.offers.values()):
-            return
+        if row is None:
+            row = self._rows[source] = _Row(now)
         if not row.signature_allowance.take(now):
             self._drops.count(source, "", "too_many_signatures")
             return
@@ -95,6 +94,9 @@ class OfferTable:
         if sum(len(kind.name) + sum(map(len, kind.sizes)) for kind in kinds) > MAX_SIGNATURE_CHARS:
             self._drops.count(source, "", "signature_too_long")
             return
+        row.signatures.pop(frame.digest, None)
+        if len(row.signatures) >= limits.MAX_OFFERS:
+            del row.signatures[next(iter(row.signatures))]
         row.signatures[frame.digest] = of_wire(frame)
 
     def signature_of(self, model: str, digest: str) -> ModelSignature | None:

@@ -49,7 +49,7 @@ class OwnRun:
     """One attempt at a request, under way."""
 
     __slots__ = (
-        "candidate", "digest", "hedged", "late_at", "model", "node", "number", "stalled_at",
+        "candidate", "denied", "digest", "hedged", "late_at", "model", "node", "number", "stalled_at",
         "demand", "started_ns",
     )  # fmt: skip
 
@@ -64,7 +64,8 @@ class OwnRun:
         """When the next candidate should start beside it."""
         self.stalled_at = now + STALLED_FACTOR * late_ns
         """When it is so late that its node seems to stall."""
-        self.hedged = False
+        self.hedged = self.denied = False
+        """Whether it was late, and whether there was no hedge for it then."""
 
 
 class OwnRequest:

@@ -52,6 +52,8 @@ class Serving:
         """``services``: what runs on this node have taken."""
         self._node, self._access, self._drops, self._decided, self._services = node, access, drops, decided, services
         self._own_queue = own_queue
+        self.workers = 1
+        """How many runs go on here at the same time."""
         self.held: dict[int, _Served] = {}
         """What is held, by run, the oldest first."""
         self._places: Shares[NodeId] = Shares()
@@ -72,7 +74,7 @@ class Serving:
             self._answer(source, asked.request, "unknown", f"{self._node} does not offer this {asked.model!r}")
         elif not self._access.permits_infer(role, source, asked.model):
             self._answer(source, asked.request, "unknown", f"{self._node} may not compute {asked.model!r} for {source}")
-        elif (needed_ns := self._soonest_ns(asked, model, size_bytes, now)) > asked.budget_us * 1_000:
+        elif (needed_ns := self._soonest_ns(asked, model, source, size_bytes, now)) > asked.budget_us * 1_000:
             self.refused_late += 1
             self._answer(source, asked.request, "late", (
                 f"{self._node} needs at least {needed_ns / limits.MS:.1f} ms, and {asked.budget_us / 1e3:.1f} are left"
@@ -89,11 +91,22 @@ class Serving:
             self.served += 1
             self._decided.effects.append(Compute(run, asked.model, asked.inputs, asked.outputs, budget_ns, source))
 
-    def _soonest_ns(self, asked: InferRequest, model: LocalModel, size_bytes: int, now: int) -> int:
-        """A run of this can't be done before; 0: that is not known. Only runs of this node itself go first in any case:
-        neighbours take turns, however much one of them has asked for."""
+    def _soonest_ns(
+        self, asked: InferRequest, model: LocalModel, source: NodeId, size_bytes: int, now: int
+    ) -> int:  # fmt: skip
+        """A run of this can't be done before; 0: that is not known. Runs of this node itself go first, and neighbours
+        take turns: however much one has asked for, another waits for one of its runs before each of its own. The run
+        under way may be about to end."""
         soonest_ns = self._services.soonest_ns(Demand(asked.digest, size_bytes), now)
-        return soonest_ns + self._own_queue.left_ns(model.own_queue_ns or 0, now) if soonest_ns else 0
+        if not soonest_ns:
+            return 0
+        held: dict[NodeId, int] = {}
+        for served in self.held.values():
+            held[served.node] = held.get(served.node, 0) + 1
+        before = held.pop(source, 0)
+        before += sum(min(count, before + 1) for count in held.values())
+        own_ns = self._own_queue.left_ns(model.own_queue_ns or 0, now)
+        return own_ns + max(before - 1, 0) * soonest_ns // self.workers + soonest_ns
 
     def _may_ask(self, source: NodeId, now: int) -> bool:
         allowance = self._allowances.get(source)

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocols.base.durations import FRESH_NS, MEMORY_NS, WINDOW, Durations
 from protocols.base.ids import NodeId
 from protocols.base.limits import MS, SECOND
 from protocols.inference.costs import (
@@ -16,7 +17,6 @@ from protocols.inference.costs import (
     Prediction,
     Services,
 )
-from protocols.inference.durations import FRESH_NS, MEMORY_NS, WINDOW, Durations
 from protocols.inference.loads import Loads
 from tests.tools.strategies import MODEST
 

@@ -1,8 +1,8 @@
 """What a neighbour's lies and claims cost: its own place in the order, and nobody else's time."""
 
+from protocols.base.durations import MEMORY_NS
 from protocols.base.ids import NodeId, Role
 from protocols.base.limits import MS, SECOND
-from protocols.inference.durations import MEMORY_NS
 from protocols.inference.signature import ModelSignature, TensorSignature, misfit
 from protocols.inference.standing import (
     FORGIVE_NS,
