@@ -304,8 +304,9 @@ async def kills(requests: int, wanted: int) -> dict[str, Any]:
             while killed < wanted and not all(task.done() for task in tasks):
                 for _ in range(max(requests // wanted, 1)):
                     places.release()
-                victim = names[killed % len(names)]
-                await _has_run_under_way(caller, victim, tasks)
+                victim = await _computing(caller, places, tasks)
+                if victim is None:
+                    break
                 await asyncio.to_thread(neighbours.kill, victim)
                 killed += 1
                 neighbours.start(victim)
@@ -323,12 +324,16 @@ async def kills(requests: int, wanted: int) -> dict[str, Any]:
     return figures
 
 
-async def _has_run_under_way(caller: Node, node: str, tasks: list[asyncio.Task[None]]) -> None:
-    """Return when a neighbour computes, or when all is done."""
-    while True:
-        if node in caller.ask("inference_runs") or all(task.done() for task in tasks):
-            return
-        await asyncio.sleep(0.001)
+async def _computing(caller: Node, places: asyncio.Semaphore, tasks: list[asyncio.Task[None]]) -> str | None:
+    """A neighbour that has a run under way, as soon as there is one; None: all is done. When all requests of a round
+    were answered before one was seen, there is one more."""
+    while not all(task.done() for task in tasks):
+        for _ in range(200):
+            if runs := caller.ask("inference_runs"):
+                return str(runs[0])
+            await asyncio.sleep(0.001)
+        places.release()
+    return None
 
 
 def missed_bars(figures: dict[str, Any]) -> list[str]:

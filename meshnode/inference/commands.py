@@ -148,13 +148,13 @@ class _Run:
                 if error is None:
                     answer = ended.result()
                     report = RequestReport.done(request.name, answer.parameters)
+                    reports.append(report)  # before anybody reads of it and presses Ctrl-C
                     self._hand_out(report, answer, here, verbose)
                 elif isinstance(error, MeshError) and not isinstance(error, NodeAbsent):
-                    report = RequestReport.failed(request.name, error)
-                    self._hand_out_failure(report, verbose)
+                    reports.append(RequestReport.failed(request.name, error))
+                    self._hand_out_failure(reports[-1], verbose)
                 else:
                     raise error
-                reports.append(report)
         finally:
             self._sum_up(reports, len(requests), here, time.monotonic() - began_s)
         return all(report.outcome == "done" for report in reports)
