@@ -200,7 +200,7 @@ async def test_requests_beyond_the_bound_are_refused_and_the_others_end(
     node = await opened("veh-1", models=model, inference=SLOW)
 
     def asked(count: int) -> list[asyncio.Task[meshnode.InferenceResult]]:
-        return [asyncio.create_task(node.infer("work", {"x": matrix}, deadline_ms=60_000)) for _ in range(count)]
+        return [asyncio.create_task(node.infer("work", {"x": matrix}, deadline_ms=600_000)) for _ in range(count)]
 
     held = asked(limits.MAX_PENDING_REQUESTS)
     await until(lambda: node.statistics()["inference_asked"] == len(held), "all are under way")
