@@ -36,6 +36,10 @@ class Shares(Generic[PayerT]):
         else:
             self._held.pop(payer, None)
 
+    def of_others(self, payer: PayerT) -> list[int]:
+        """What each of the others holds."""
+        return [amount for other, amount in self._held.items() if other != payer]
+
     def held(self, payer: PayerT) -> int:
         """What ``payer`` holds; 0 when it is not known."""
         return self._held.get(payer, 0)

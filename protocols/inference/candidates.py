@@ -28,8 +28,6 @@ class Candidates:
         self.costs = NeighbourCosts()
         self.loads = Loads()
         self.standings = Standings()
-        self.workers = 1
-        """How many runs go on here at the same time."""
         self.offload = True
         """Whether neighbours are asked for what this node can compute itself."""
 
@@ -67,7 +65,7 @@ class Candidates:
             for request in self._requests.values() if request.deadline_ns <= deadline_ns
             for run in request.runs.values() if run.node == self._node
         ]  # fmt: skip
-        return (sum(before) - max(before)) // self.workers if before else 0
+        return (sum(before) - max(before)) // self._own_queue.workers if before else 0
 
     def computes(self, model: str, demand: Demand) -> bool:
         """Whether this node can compute it itself."""

@@ -15,8 +15,8 @@
   is learned for each neighbour and kind of run, so nothing that a neighbour says can make it look faster than it has
   lately been.
 
-Service and overhead are known by mean and 95th percentile (:mod:`protocols.base.durations`). A prediction has
-both. How far predictions for a neighbour are off is averaged too: between neighbours that differ by less than that,
+Service and overhead are known by mean and 95th percentile (:mod:`protocols.base.durations`). A prediction has both.
+How far predictions for a neighbour are off is averaged too: between neighbours that differ by less than that,
 nobody knows which is faster.
 """
 
@@ -110,59 +110,59 @@ class Services:
     def __init__(self) -> None:
         self._of: dict[tuple[str, int], _Service] = {}
 
-    def add(self, work: Demand, service_ns: int, now: int, output_bytes: int = 0) -> None:
+    def add(self, demand: Demand, service_ns: int, now: int, output_bytes: int = 0) -> None:
         """Note that a run took ``service_ns`` and gave ``output_bytes``."""
-        service = self._known(work)
+        service = self._known(demand)
         service.durations.add(service_ns, now)
         service.output_bytes = output_bytes
-        service.input_bytes = work.size_bytes if service.input_bytes in (0, work.size_bytes) else -1
+        service.input_bytes = demand.size_bytes if service.input_bytes in (0, demand.size_bytes) else -1
 
-    def add_overhead(self, work: Demand, overhead_ns: int, now: int) -> None:
+    def add_overhead(self, demand: Demand, overhead_ns: int, now: int) -> None:
         """Note what a run took that nothing else explains."""
-        self._known(work).overhead.add(overhead_ns, now)
+        self._known(demand).overhead.add(overhead_ns, now)
 
-    def overhead(self, work: Demand, now: int) -> Durations | None:
+    def overhead(self, demand: Demand, now: int) -> Durations | None:
         """The overhead of runs of that kind; None when none was seen lately."""
-        service = self._of.get(work.kind)
+        service = self._of.get(demand.kind)
         return service.overhead if service is not None and service.overhead.known(now) else None
 
-    def _known(self, work: Demand) -> _Service:
-        service = self._of.pop(work.kind, None) or _Service()
+    def _known(self, demand: Demand) -> _Service:
+        service = self._of.pop(demand.kind, None) or _Service()
         if len(self._of) >= MAX_SERVICES:
             del self._of[next(iter(self._of))]
-        self._of[work.kind] = service  # the one that ran last stands last
+        self._of[demand.kind] = service  # the one that ran last stands last
         return service
 
-    def seen(self, work: Demand, now: int) -> Durations | None:
+    def seen(self, demand: Demand, now: int) -> Durations | None:
         """The durations of runs of that kind; None when none was seen lately."""
-        service = self._of.get(work.kind)
+        service = self._of.get(demand.kind)
         return service.durations if service is not None and service.durations.known(now) else None
 
-    def claim(self, work: Demand, claim: Claim, now: int) -> Claim:
+    def claim(self, demand: Demand, claim: Claim, now: int) -> Claim:
         """Mean and 95th percentile as they were seen, or else as they are claimed."""
-        durations = self.seen(work, now)
+        durations = self.seen(demand, now)
         if durations is not None:
             return Claim(durations.mean_ns, durations.p95_ns, durations.late_ns)
         mean_ns = min(claim.mean_ns or UNKNOWN_SERVICE_NS, MAX_DURATION_NS)
         p95_ns = max(min(claim.p95_ns, MAX_DURATION_NS), mean_ns)
         return Claim(mean_ns, p95_ns, p95_ns)
 
-    def output_bytes(self, work: Demand) -> int:
+    def output_bytes(self, demand: Demand) -> int:
         """The size of the last outputs of that kind; 0 when none is known."""
-        service = self._of.get(work.kind)
+        service = self._of.get(demand.kind)
         return service.output_bytes if service is not None else 0
 
-    def soonest_ns(self, work: Demand, now: int) -> int:
+    def soonest_ns(self, demand: Demand, now: int) -> int:
         """A run can't take less; 0: nothing was seen just now."""
-        service = self._of.get(work.kind)
+        service = self._of.get(demand.kind)
         if service is None or not service.durations.is_fresh(now):
             return 0
         shortest_ns = service.durations.shortest_ns
-        return shortest_ns if service.input_bytes == work.size_bytes else shortest_ns // 2
+        return shortest_ns if service.input_bytes == demand.size_bytes else shortest_ns // 2
 
-    def predict(self, work: Demand, claim: Claim, queue_ns: int, now: int, least_queue_ns: int = 0) -> Prediction:
+    def predict(self, demand: Demand, claim: Claim, queue_ns: int, now: int, least_queue_ns: int = 0) -> Prediction:
         """When a run on this node itself would be done. ``least_queue_ns``: what goes first in any case."""
-        service, soonest_ns = self.claim(work, claim, now), self.soonest_ns(work, now)
+        service, soonest_ns = self.claim(demand, claim, now), self.soonest_ns(demand, now)
         return Prediction(
             queue_ns + service.mean_ns,
             queue_ns + service.p95_ns,
@@ -200,29 +200,28 @@ class NeighbourCosts:
         self._of: dict[NodeId, _Known] = {}
 
     def predict(
-        self, node: NodeId, work: Demand, claim: Claim, queue_ns: int, round_trip_ns: int, now: int
+        self, node: NodeId, demand: Demand, claim: Claim, queue_ns: int, round_trip_ns: int, now: int
     ) -> Prediction:
         """When the answer of a run at ``node`` would be here."""
         known = self._of.get(node, _UNKNOWN)
-        service = known.services.claim(work, claim, now)
-        link_ns = round_trip_ns + known.transfer_ns(work.size_bytes, known.services.output_bytes(work))
-        overhead = known.services.overhead(work, now)
+        service = known.services.claim(demand, claim, now)
+        link_ns = round_trip_ns + known.transfer_ns(demand.size_bytes, known.services.output_bytes(demand))
+        overhead = known.services.overhead(demand, now)
         if overhead is None:  # by other runs there
             overhead = known.overhead if known.overhead.known(now) else _NOTHING
         common_ns = link_ns + queue_ns
         return Prediction(
             common_ns + service.mean_ns + overhead.mean_ns,
             common_ns + service.p95_ns + overhead.p95_ns,
-            known.services.soonest_ns(work, now),
+            known.services.soonest_ns(demand, now),
             known.error_ns,
             known.proven and overhead is not _NOTHING,
             service.mean_ns,
             common_ns + service.late_ns + overhead.late_ns,
         )
 
-    def learn(self, node: NodeId, work: Demand, answer: Answer, now: int) -> None:
-        """Learn from an answer. Of the first one only the service counts, because the rest includes dialling the bulk
-        lane."""
+    def learn(self, node: NodeId, demand: Demand, answer: Answer, now: int) -> None:
+        """Learn from an answer. The first one says nothing, because its time includes dialling the bulk lane."""
         known = self._known(node)
         compute_ns = min(answer.compute_ns, answer.took_ns)
         queued_ns = min(answer.queued_ns, answer.took_ns - compute_ns)
@@ -230,18 +229,18 @@ class NeighbourCosts:
         rest_ns = answer.took_ns - compute_ns - queued_ns - answer.round_trip_ns
         if not greeted:
             return
-        known.services.add(work, compute_ns, now, answer.output_bytes)
-        if work.size_bytes >= answer.output_bytes:
-            known.up.measured(work.size_bytes, max(rest_ns - known.transfer_ns(0, answer.output_bytes), 1))
+        known.services.add(demand, compute_ns, now, answer.output_bytes)
+        if demand.size_bytes >= answer.output_bytes:
+            known.up.measured(demand.size_bytes, max(rest_ns - known.transfer_ns(0, answer.output_bytes), 1))
         else:
-            known.down.measured(answer.output_bytes, max(rest_ns - known.transfer_ns(work.size_bytes, 0), 1))
-        overhead_ns = rest_ns - known.transfer_ns(work.size_bytes, answer.output_bytes)
-        self._add_overhead(known, work, overhead_ns + queued_ns - answer.queue_ns, now)
+            known.down.measured(answer.output_bytes, max(rest_ns - known.transfer_ns(demand.size_bytes, 0), 1))
+        overhead_ns = rest_ns - known.transfer_ns(demand.size_bytes, answer.output_bytes)
+        self._add_overhead(known, demand, overhead_ns + queued_ns - answer.queue_ns, now)
         known.proven = True
         self._mistaken(known, answer.took_ns - answer.expected_ns)
 
     def overdue(
-        self, node: NodeId, work: Demand, expected_ns: int, waited_ns: int, stalled: bool, now: int
+        self, node: NodeId, demand: Demand, expected_ns: int, waited_ns: int, stalled: bool, now: int
     ) -> None:  # fmt: skip
         """Note that a run has taken ``waited_ns`` so far, and that its end will not be seen. ``stalled``: that is so
         long that the node has to prove itself again."""
@@ -251,13 +250,13 @@ class NeighbourCosts:
             if not known.greeted:  # the first run says nothing, as in learn()
                 known.greeted = True
                 return
-            before = known.services.overhead(work, now)
+            before = known.services.overhead(demand, now)
             before_ns = before.mean_ns if before is not None else 0
-            self._add_overhead(known, work, before_ns + waited_ns - expected_ns, now)
+            self._add_overhead(known, demand, before_ns + waited_ns - expected_ns, now)
             self._mistaken(known, waited_ns - expected_ns)
 
-    def _add_overhead(self, known: _Known, work: Demand, overhead_ns: int, now: int) -> None:
-        known.services.add_overhead(work, overhead_ns, now)
+    def _add_overhead(self, known: _Known, demand: Demand, overhead_ns: int, now: int) -> None:
+        known.services.add_overhead(demand, overhead_ns, now)
         known.overhead.add(overhead_ns, now)
 
     def _mistaken(self, known: _Known, error_ns: int) -> None:

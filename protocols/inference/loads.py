@@ -36,12 +36,14 @@ class _Load:
 
 
 class OwnQueue:
-    """How old what this node knows of its own queue is: the shell tells it when a run is queued or ends."""
+    """What this node knows of its own queue grows old too: the shell tells it only when a run is queued or ends."""
 
-    __slots__ = ("_at_ns",)
+    __slots__ = ("_at_ns", "workers")
 
     def __init__(self) -> None:
         self._at_ns = 0
+        self.workers = 1
+        """How many runs go on here at the same time."""
 
     def told(self, now: int) -> None:
         """The models of this node, with their queues, were told."""

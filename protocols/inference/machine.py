@@ -63,19 +63,10 @@ class Inference(Machine):
         self._numbers = count(1)
         self._services, self._own_queue = Services(), OwnQueue()
         self._asking = Asking(
-            node,
-            self._models,
-            self._offers,
-            reachable,
-            drops,
-            self._decided,
-            self._numbers,
-            self._services,
-            self._own_queue,
-            random,
-        )
+            node, self._models, self._offers, reachable, drops, self._decided, self._numbers, self._services,
+            self._own_queue, random,
+        )  # fmt: skip
         self._serving = Serving(node, access, drops, self._decided, self._services, self._own_queue)
-        self._workers = 1
         self._told: list[LocalModel] = []  # what neighbours know
         self._described: set[str] = set()  # digests whose signatures all neighbours at that time were told
         self._offer_version = 0
@@ -102,7 +93,7 @@ class Inference(Machine):
         """
         self._offers.pinned = dict(pinned or {})
         self._asking.fallbacks, self._asking.candidates.offload = dict(fallbacks or {}), offload
-        self._workers = self._asking.candidates.workers = self._serving.workers = workers
+        self._own_queue.workers = workers
 
     def _differs(self) -> bool:
         """Whether neighbours would decide otherwise if they knew what is true now."""
@@ -134,7 +125,7 @@ class Inference(Machine):
                 model.queue_ns // model.compute_ns if model.compute_ns else 0, model.p95_ns // 1_000,
             )
             for model in self._told[: limits.MAX_OFFERS]
-        ), queue_ns // 1_000, self._workers)  # fmt: skip
+        ), queue_ns // 1_000, self._own_queue.workers)  # fmt: skip
 
     def throughput_of(self, node: NodeId) -> float:
         """The throughput of the link to a neighbour, in bytes a second; 0: it was not measured yet."""

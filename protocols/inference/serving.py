@@ -36,10 +36,10 @@ a place for ever."""
 
 
 class _Served:
-    __slots__ = ("give_up_ns", "node", "request", "work")
+    __slots__ = ("give_up_ns", "node", "request", "demand")
 
-    def __init__(self, node: NodeId, request: int, work: Demand, give_up_ns: int) -> None:
-        self.node, self.request, self.work, self.give_up_ns = node, request, work, give_up_ns
+    def __init__(self, node: NodeId, request: int, demand: Demand, give_up_ns: int) -> None:
+        self.node, self.request, self.demand, self.give_up_ns = node, request, demand, give_up_ns
 
 
 class Serving:
@@ -52,8 +52,6 @@ class Serving:
         """``services``: what runs on this node have taken."""
         self._node, self._access, self._drops, self._decided, self._services = node, access, drops, decided, services
         self._own_queue = own_queue
-        self.workers = 1
-        """How many runs go on here at the same time."""
         self.held: dict[int, _Served] = {}
         """What is held, by run, the oldest first."""
         self._places: Shares[NodeId] = Shares()
@@ -84,8 +82,8 @@ class Serving:
             self._answer(source, asked.request, "busy", f"{self._node} holds {len(self.held)} requests")
         else:
             budget_ns = min(asked.budget_us, limits.MAX_BUDGET_MS * 1_000) * 1_000
-            work = Demand(asked.digest, size_bytes)
-            self.held[run] = _Served(source, asked.request, work, now + budget_ns + SERVED_GRACE_NS)
+            demand = Demand(asked.digest, size_bytes)
+            self.held[run] = _Served(source, asked.request, demand, now + budget_ns + SERVED_GRACE_NS)
             self._places.add(source)
             self._bytes.add(source, size_bytes)
             self.served += 1
@@ -100,13 +98,10 @@ class Serving:
         soonest_ns = self._services.soonest_ns(Demand(asked.digest, size_bytes), now)
         if not soonest_ns:
             return 0
-        held: dict[NodeId, int] = {}
-        for served in self.held.values():
-            held[served.node] = held.get(served.node, 0) + 1
-        before = held.pop(source, 0)
-        before += sum(min(count, before + 1) for count in held.values())
+        ours = self._places.held(source)
+        before = ours + sum(min(theirs, ours + 1) for theirs in self._places.of_others(source))
         own_ns = self._own_queue.left_ns(model.own_queue_ns or 0, now)
-        return own_ns + max(before - 1, 0) * soonest_ns // self.workers + soonest_ns
+        return own_ns + max(before - 1, 0) * soonest_ns // self._own_queue.workers + soonest_ns
 
     def _may_ask(self, source: NodeId, now: int) -> bool:
         allowance = self._allowances.get(source)
@@ -144,7 +139,7 @@ class Serving:
     def _release(self, run: int) -> _Served:
         served = self.held.pop(run)
         self._places.remove(served.node)
-        self._bytes.remove(served.node, served.work.size_bytes)
+        self._bytes.remove(served.node, served.demand.size_bytes)
         return served
 
     def _answer(self, node: NodeId, request: int, status: str, detail: str) -> None:
@@ -165,7 +160,7 @@ class Serving:
         served = self._release(run)
         if answer.status == "done":
             output_bytes = sum(len(named.tensor.data) for named in answer.outputs)
-            self._services.add(served.work, answer.compute_us * 1_000, now, output_bytes)
+            self._services.add(served.demand, answer.compute_us * 1_000, now, output_bytes)
         self._decided.messages.append((served.node, InferAnswer(
             served.request, answer.status, answer.outputs, answer.queued_us, answer.compute_us, answer.detail,
             queue_us,
