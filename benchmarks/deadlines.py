@@ -64,8 +64,9 @@ def _by_lot(asking: Asking, lot: Random) -> Chosen:
 
 def _by_queue(asking: Asking, lot: Random) -> Chosen:
     def queue_ns(candidate: Candidate, now: int) -> int:
-        reported_ns = asking.loads.queue_ns(candidate.node, now)
-        return candidate.expected_ns - candidate.service_ns if candidate.node == asking._node else reported_ns
+        if candidate.node == asking._node:
+            return candidate.queue_ns
+        return asking.loads.queue_ns(candidate.node, now)
 
     def candidates(request: OwnRequest, now: int) -> list[Candidate]:
         everybody = _everybody(asking, request, now)
@@ -122,7 +123,7 @@ def in_time(policy: str, load: float, seed: int, seconds: int) -> float:
                 try:
                     number = engine.inference.ask("model", (data,), (), DEADLINE_MS * MS, policy == "ours", now)
                 except BoundExceeded:
-                    number = -len(asked)
+                    number = -1 - len(asked)  # no request has it, so it counts as not answered
                 if sim.now >= counts_ns:
                     asked.add((node.name, number))
 

@@ -12,11 +12,12 @@ The first part of each run is not counted (``WARM_UP``): caches, branch predicto
 import statistics
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from benchmarks.contender import BenchmarkFailed, Contender
 
+_N = TypeVar("_N", int, float)
 LATENCY_BYTES = {"reading_64B": 64, "reading_16KiB": 16 * 1024}
 READINGS = "readings_per_s"
 GATHERED = "gathered_readings_per_s"
@@ -36,7 +37,7 @@ PUTS_PER_CLOCK = 32
 """Small readings that are put between two looks at the clock. As many are put together in the gathered run."""
 
 
-def percentile(sorted_values: list[int], share: float) -> int:
+def percentile(sorted_values: Sequence[_N], share: float) -> _N:
     """The value below which a ``share`` of the values lies."""
     return sorted_values[min(int(len(sorted_values) * share), len(sorted_values) - 1)]
 

@@ -38,6 +38,7 @@ from typing import Any, Final
 from benchmarks import command
 from benchmarks.children import Child
 from benchmarks.command import between, finish, measuring
+from benchmarks.measures import percentile
 from meshnode.config.sections import DiscoverySection, IdentitySection, ListenSection, NodeConfig, NodeSection
 from meshnode.http.section import HttpSection
 from meshnode.identity import create_mesh, issue
@@ -219,8 +220,7 @@ class Asked:
 
     def quantile(self, share: float) -> float:
         """Of the times, in milliseconds."""
-        ordered = sorted(self.took_ms)
-        return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else float("nan")
+        return percentile(sorted(self.took_ms), share) if self.took_ms else float("nan")
 
     def counter(self, name: str) -> int:
         """One of the caller's counters of inference."""

@@ -151,7 +151,7 @@ def coding_for(accept: str, is_numbers: bool) -> Coding | None:
     """How to pack an answer for a client with this ``Accept-Encoding``; None: not at all.
 
     ``is_numbers``: whether the answer is raw numbers. These are packed only for a client that names one coding and no
-    other. Libraries name all that they know unasked, and packing numbers takes 24 ms a megabyte to save a tenth.
+    other. Libraries name all that they know unasked, and packing numbers takes long and saves little.
     """
     wanted = dict(_preferences(accept))
     known = {name: weight for name, weight in wanted.items() if name in ("gzip", "deflate") and weight > 0}

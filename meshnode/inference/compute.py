@@ -60,7 +60,7 @@ class ComputeService:
         model = self._workers.load(spec) if self._how.isolation == "process" else load_model(spec)
         try:
             median_us = self._runner.warm_up(model)
-        except MeshError:
+        except BaseException:
             if isinstance(model, WorkerModel):
                 model.close()
             raise

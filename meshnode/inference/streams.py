@@ -68,9 +68,8 @@ class InferenceStream:
 
     def __init__(self, flow: "_Flow") -> None:
         self._flow = flow
-        self._items = (
-            flow.items()
-        )  # the flow knows neither this generator nor this object, so a loop that is left frees both
+        # The flow knows neither this generator nor this object, so a loop that is left frees both.
+        self._items = flow.items()
 
     @property
     def dropped(self) -> int:

@@ -24,25 +24,26 @@ class RunCosts:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._times_us: OrderedDict[ModelDigest, deque[int]] = OrderedDict()
+        self._known_us: dict[ModelDigest, tuple[int, int]] = {}
+        """Median and 95th percentile, which are asked for more often than they change. Any thread may read it."""
 
     def record(self, digest: ModelDigest, compute_ns: int) -> None:
         """A run of that model took so long."""
         with self._lock:
             if digest not in self._times_us and len(self._times_us) >= MAX_OFFERS:
-                self._times_us.popitem(last=False)
-            self._times_us.setdefault(digest, deque(maxlen=SPREAD_WINDOW)).append(max(1, compute_ns // 1_000))
+                del self._known_us[self._times_us.popitem(last=False)[0]]
+            times = self._times_us.setdefault(digest, deque(maxlen=SPREAD_WINDOW))
+            times.append(max(1, compute_ns // 1_000))
+            last, ordered = list(times)[-MEDIAN_WINDOW:], sorted(times)
+            self._known_us[digest] = int(median(last)), ordered[-(-95 * len(ordered) // 100) - 1]
 
     def median_us(self, digest: ModelDigest) -> int | None:
         """The median of the last ``MEDIAN_WINDOW`` runs in microseconds; None before the first."""
-        times = self._last(digest)
-        return int(median(times[-MEDIAN_WINDOW:])) if times else None
+        known = self._known_us.get(digest)
+        return known[0] if known is not None else None
 
     def p95_us(self, digest: ModelDigest) -> int | None:
         """The 95th percentile of the last ``SPREAD_WINDOW`` runs in microseconds, by nearest rank: the largest of fewer
         than twenty. None before the first."""
-        times = sorted(self._last(digest))
-        return times[-(-95 * len(times) // 100) - 1] if times else None
-
-    def _last(self, digest: ModelDigest) -> list[int]:
-        with self._lock:
-            return list(self._times_us.get(digest, ()))
+        known = self._known_us.get(digest)
+        return known[1] if known is not None else None

@@ -20,7 +20,7 @@ class Job:
     outputs: tuple[str, ...] = ()
     """The names of the outputs that are wanted. None named: all of them."""
     deadline_ns: int | None = None
-    """An instant of ``time.monotonic_ns``; the job is not started after it."""
+    """An instant of ``time.monotonic_ns``. The job is not started after it, and a worker process ends it then."""
     asked_by: str | None = None
     """The neighbour that wants it; None: this node."""
 

@@ -107,7 +107,7 @@ class Runner:
             now_ns = time.monotonic_ns()
             running_ns = sum(max(self._cost_ns(entry) - (now_ns - entry.begun_ns), 0) for entry in pool.running)
             own_ns = running_ns + sum(map(self._cost_ns, pool.queue.own()))
-            all_ns = running_ns + sum(map(self._cost_ns, pool.queue.all()))
+            all_ns = own_ns + sum(map(self._cost_ns, pool.queue.served()))
         return all_ns // pool.size, own_ns // pool.size
 
     def _cost_ns(self, entry: _Entry) -> int:

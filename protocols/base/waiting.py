@@ -28,11 +28,14 @@ class WaitingJobs(Generic[T]):
         """The jobs of this node, in no particular order."""
         return (job for _, _, job in self._own)
 
+    def served(self) -> Iterator[T]:
+        """The jobs of neighbours, in no particular order."""
+        return (job for jobs in self._served.values() for _, _, job in jobs)
+
     def all(self) -> Iterator[T]:
         """Every job, in no particular order."""
         yield from self.own()
-        for jobs in self._served.values():
-            yield from (job for _, _, job in jobs)
+        yield from self.served()
 
     def put(self, job: T, asked_by: str | None, deadline_ns: int | None) -> None:
         """Add a job. ``asked_by``: the neighbour that wants it; None: this node."""

@@ -5,8 +5,8 @@ A request leaves home only for a neighbour that
 - beats this node where it counts: the 95th percentile there is below that here by ``GAIN_NS`` or one in ``GAIN_SHARE``
   parts of it, whichever is more, and the mean is not above that here. A small gain is not worth the use of the radio,
   and predictions are noisy;
-- is idle, unless this node would probably miss the deadline itself. Whoever can help itself leaves the queue of a fast
-  node to those who can't;
+- has others wait for no more than a quarter of the time that is gained there, unless this node would probably miss the
+  deadline itself. Whoever can help itself leaves the queue of a fast node to those who can't;
 - will probably stay in reach until it has answered. A contact that has lasted for t is expected to last for t more,
   since contacts of vehicles have heavy tails; one that is silent for longer than usual is expected to end;
 - has lately given results. One that has not is tried only when a hedge could be paid for, so that a neighbour that
@@ -30,8 +30,8 @@ from protocols.inference.signature import ModelSignature
 GAIN_NS: Final = 2 * limits.MS
 GAIN_SHARE: Final = 10
 """One in so many parts of the time here."""
-IDLE_SHARE: Final = 8
-"""A neighbour is idle when runs wait there for less than one in so many parts of the time here."""
+WAIT_SHARE: Final = 4
+"""Runs may wait at a neighbour for one in so many parts of the time that is gained there."""
 
 
 class LocalModel(Struct, frozen=True):
@@ -109,7 +109,7 @@ def order(
     leaving = [
         candidate for candidate in ranked
         if not candidate.doubtful and (candidate.proven or may_risk) and is_worthwhile(candidate, here)
-        and (not makes_it or IDLE_SHARE * candidate.usual_wait_ns <= here.expected_ns)
+        and (not makes_it or WAIT_SHARE * candidate.usual_wait_ns <= here.expected_ns - candidate.expected_ns)
     ]  # fmt: skip
     if not leaving:
         return [here, *ranked]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.inference.console.arrays import read_file
+from meshnode.models.pictures import of_eight_bits
 from protocols.base.errors import InputInvalid
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _opened(name: str, path: Path) -> "tuple[Image, bool]":
                 if picture.width * picture.height <= MAX_PIXELS:
                     picture.load()
                     upright = ImageOps.exif_transpose(picture)
-                    return _of_eight_bits(upright), picture.getexif().get(_ORIENTATION, 1) != 1
+                    return of_eight_bits(upright), picture.getexif().get(_ORIENTATION, 1) != 1
                 claimed = f"{picture.width} x {picture.height} pixels"
     except UnidentifiedImageError as error:
         raise InputInvalid(f"input {name!r}: {path} is not an image that can be read: convert it to PNG") from error
@@ -97,14 +98,3 @@ def _opened(name: str, path: Path) -> "tuple[Image, bool]":
 
 _ORIENTATION: Final = 0x0112
 """The EXIF tag that says how a camera was held."""
-
-
-def _of_eight_bits(picture: "Image") -> "Image":
-    """Grey of 16 bits with 65,535 as white. Pillow's own conversion clips it at 255."""
-    if not picture.mode.startswith("I"):
-        return picture
-    import numpy as np
-    from PIL import Image
-
-    grey = np.clip(np.asarray(picture, dtype=np.int32), 0, 65_535)
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))

@@ -89,6 +89,15 @@ class Catalogue:
                     offered.setdefault(offer.model, []).append((peer.node, offer))
         return offered
 
+    def to_compute(self, request: Request) -> ModelInReach:
+        """As :meth:`find`, without the offers for a model that is loaded here: to list them, all neighbours are looked
+        at."""
+        name = request.path_params["name"]
+        loaded = self._inference.models.get(name)
+        if loaded is None or request.path_params.get("version", VERSION) != VERSION:
+            return self.find(request)
+        return ModelInReach(name, loaded, ())
+
     def find(self, request: Request) -> ModelInReach:
         """The model in the path of a request.
 

@@ -6,6 +6,7 @@ node refuses.
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from starlette.requests import Request
@@ -125,7 +126,7 @@ class OpenInference:
     # --- inference -------------------------------------------------------------------------------------------------
     async def infer(self, request: Request) -> Response:
         """Have a model computed by whoever is predicted to be done first."""
-        model = self._catalogue.find(request)
+        model = self._catalogue.to_compute(request)
         async with self._service.body(request, MAX_REQUEST_BYTES) as body:
             call = await self._parsed(body, request.headers.get(JSON_LENGTH_HEADER))
             if model.loaded is not None:
@@ -135,15 +136,12 @@ class OpenInference:
             )
         ran = result.model or model.name
         told = report(result, self._host.id, ran, self._catalogue.digest_of(ran))
-        arguments = (
-            call, model.name, VERSION, result.outputs, told,
-            request.headers.get("accept-encoding", ""),
-        )  # fmt: skip
+        encode = partial(
+            encode_answer, call, model.name, VERSION, result.outputs, told, request.headers.get("accept-encoding", "")
+        )
         in_json = json_elements(call, result.outputs)
         size_bytes = sum(array.nbytes for array in result.outputs.values())
-        content, headers = await self._converted(
-            lambda: encode_answer(*arguments), size_bytes > _OFF_LOOP_BYTES, in_json > _OFF_LOOP_ELEMENTS
-        )
+        content, headers = await self._converted(encode, size_bytes > _OFF_LOOP_BYTES, in_json > _OFF_LOOP_ELEMENTS)
         return Response(content, headers=headers)
 
     async def _parsed(self, body: bytes, json_length: str | None) -> InferenceCall:

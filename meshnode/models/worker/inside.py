@@ -6,7 +6,7 @@ Invariants:
   that never returns to Python.
 - It has nothing of the node's but its control socket, ``stderr`` and what comes through that socket. SIGINT, SIGTERM
   and SIGHUP are blocked when it starts, because the node decides when it ends.
-- Of the machine's memory, the kernel takes from it before it takes from the node.
+- When memory runs out, the kernel kills this process before the node.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.models.manifest import read_manifest
-from meshnode.models.model import Cancellation, LoadedModel, ModelSpec, load_model
+from meshnode.models.model import MAX_MODEL_BYTES, Cancellation, LoadedModel, ModelSpec, load_model
 from meshnode.models.weights import weight_files
 from meshnode.models.worker.messages import (
     MAX_MESSAGE_BYTES,
@@ -42,7 +42,7 @@ from meshnode.models.worker.messages import (
     decode_slot_order,
     encode,
 )
-from meshnode.models.worker.segment import Segment, size_of
+from meshnode.models.worker.segment import KEPT_BYTES, Segment, size_of
 from protocols.base.errors import InferenceError, InputInvalid, MeshError, ModelInvalid
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ def _limit_bytes(path: Path) -> int:
     try:
         if (memory_mib := read_manifest(path).memory_mib) is not None:
             return memory_mib << 20
+        if path.stat().st_size > MAX_MODEL_BYTES:
+            return DEFAULT_LIMIT_BYTES  # loading it says what is wrong
         content = path.read_bytes()
         files = (path, *(path.parent / name for name in weight_files(content)))
         return DEFAULT_LIMIT_BYTES + 4 * sum(file.stat().st_size for file in files)
@@ -167,14 +169,17 @@ class _Slot:
                 self._cancellation.cancel()
 
     def _work(self) -> None:
-        while (order := self._next_order()) is not None:
-            assert isinstance(order, RunOrder)
-            with self._lock:
-                self._run, self._cancellation = order.run, Cancellation()
-                if self._cancelled_run >= order.run:
-                    self._cancellation.cancel()
-            self._reply(self._answer(order))
-            del order
+        with self._orders:
+            while (order := self._next_order()) is not None:
+                assert isinstance(order, RunOrder)
+                with self._lock:
+                    self._run, self._cancellation = order.run, Cancellation()
+                    if self._cancelled_run >= order.run:
+                        self._cancellation.cancel()
+                self._reply(self._answer(order))
+                del order
+                if self._segment is not None and self._segment.size_bytes > KEPT_BYTES:
+                    self._segment = None  # so does the node
 
     def _next_order(self) -> RunOrder | RoomOrder | None:
         content, descriptors, _, _ = socket.recv_fds(self._orders, MAX_MESSAGE_BYTES, 1)

@@ -48,6 +48,9 @@ class Patience:
     grace_s: float = 0.5
     """A run that was told to end has this time and twice as long as the longest of the last ones took, since ONNX
     Runtime ends a run between two operators."""
+    decode_s: float = 0.3e-6
+    """And an encoded picture this much for each pixel that it may have: nothing ends its decoding. 16 million pixels
+    take 0.7 s on a fast processor, and several times as long on a small board."""
     load_s: float = 300.0
     """Two gigabytes from a slow memory card."""
     first_pause_s: float = 10.0
@@ -91,10 +94,13 @@ class ModelKeeper:
         """The one that was started last."""
         self._resting: str | None = None
         """Why the model is out of service."""
-        self._closed = False
+        self.closed = False
+        """Whether its process was ended for good."""
         self._losses = self._pauses = 0
         self._last_loss_s = -patience.forgiven_s
         self._took_s: deque[float] = deque(maxlen=_RECENT_RUNS)
+        self.max_pixels = 0
+        """How many pixels the pictures of one run may have."""
 
     @property
     def process_id(self) -> int | None:
@@ -121,7 +127,7 @@ class ModelKeeper:
         self._counters.count("started")
         with self._changed:
             self._starting = process
-            if self._closed:
+            if self.closed:
                 process.end("closed", "was ended with the node")
         try:
             return process, process.load(order, self._patience.load_s)
@@ -145,7 +151,8 @@ class ModelKeeper:
             held_up_s = self._patience.held_up_s + 4 * took_s[len(took_s) // 2]
             started_s = time.monotonic()
             try:
-                outputs = process.run(inputs, wanted, cancel, held_up_s, self._patience.grace_s + 2 * took_s[-1])
+                grace_s = self._patience.grace_s + 2 * took_s[-1] + self.max_pixels * self._patience.decode_s
+                outputs = process.run(inputs, wanted, cancel, held_up_s, grace_s)
             except WorkerLost as lost:
                 losses.append(lost)
                 self._lose(process, lost)
@@ -165,7 +172,7 @@ class ModelKeeper:
         name, why = self._spec.name, f": {losses[-1]}" if losses else ""
         while True:
             with self._changed:
-                if self._closed:
+                if self.closed:
                     raise InferenceError(f"model {name!r} is not computed any more: the node is shutting down")
                 if self._resting is not None:
                     raise InferenceError(self._resting)
@@ -179,7 +186,7 @@ class ModelKeeper:
                 self._changed.wait_for(self._is_settled, _LOOK_S)
 
     def _is_settled(self) -> bool:
-        return self._process is not None or self._resting is not None or self._closed
+        return self._process is not None or self._resting is not None or self.closed
 
     @staticmethod
     def _is_over(cancel: Cancellation) -> bool:
@@ -188,7 +195,7 @@ class ModelKeeper:
     # --- losses ----------------------------------------------------------------------------------------------------
     def _lose(self, process: WorkerProcess, lost: WorkerLost) -> None:
         with self._changed:
-            if process is not self._process or self._closed:
+            if process is not self._process or self.closed:
                 return  # another run has told already
             self._process = None
             self._counters.count(lost.loss)
@@ -209,7 +216,7 @@ class ModelKeeper:
         """After a long time without a loss, start a process of ordinary priority: that of this one can't be raised."""
         with self._changed:
             is_long_ago = time.monotonic() - self._last_loss_s > self._patience.forgiven_s
-            if not is_long_ago or process is not self._process or self._closed:
+            if not is_long_ago or process is not self._process or self.closed:
                 return
             self.apart, self._process = False, None
         process.end("closed", "was replaced by one of ordinary priority")
@@ -229,13 +236,13 @@ class ModelKeeper:
     def _come_back(self, pause_s: float) -> None:
         while True:
             with self._changed:
-                if self._changed.wait_for(lambda: self._closed, pause_s):
+                if self._changed.wait_for(lambda: self.closed, pause_s):
                     return
             try:
                 process, _ = self._start()
-            except InferenceError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the model has to come back later
                 with self._changed:
-                    if self._closed:
+                    if self.closed:
                         return
                     self._losses += 1
                     pause_s = self._rest(str(error))
@@ -252,7 +259,7 @@ class ModelKeeper:
     def close(self) -> None:
         """End the process. Runs under way fail. Idempotent."""
         with self._changed:
-            self._closed = True
+            self.closed = True
             self._changed.notify_all()
             process = self._starting
         if process is not None:
@@ -272,6 +279,7 @@ class WorkerModel(LoadedModel):
         )
         self.notes = loaded.notes
         self._keeper = keeper
+        keeper.max_pixels = sum(each.steps.max_pixels for each in self.accepted if each.steps is not None)
 
     @property
     def apart(self) -> bool:  # type: ignore[override]

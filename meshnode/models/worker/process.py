@@ -53,7 +53,10 @@ class WorkerProcess:
         :raises InferenceError: no process can be started.
         """
         self.name = name
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise InferenceError(f"model {name!r}: no worker process can be started ({error})") from error
         self._control_lock = threading.Lock()
         """Held while something is sent, so that the socket is not closed meanwhile."""
         self._lock = threading.Lock()
@@ -157,7 +160,7 @@ class WorkerProcess:
 
     def _give_back(self, slot: Slot) -> None:
         if slot.segment is not None and slot.segment.size_bytes > KEPT_BYTES:
-            slot.segment = None  # the worker drops its mapping when it gets the next one
+            slot.segment = None  # so does the worker
         with self._lock:
             if self._ended is None:
                 self._idle_slots.append(slot)

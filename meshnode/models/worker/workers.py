@@ -41,12 +41,10 @@ class Workers:
         with self._lock:
             if self._closed:
                 raise InferenceError(f"model {spec.name!r} is not loaded any more: the node is shutting down")
-            self._keepers.append(keeper)
+            self._keepers = [*(each for each in self._keepers if not each.closed), keeper]
         try:
             return WorkerModel(spec, keeper, keeper.load())
         except BaseException:
-            with self._lock:
-                self._keepers.remove(keeper)
             keeper.close()
             raise
 

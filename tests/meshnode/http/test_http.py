@@ -22,20 +22,12 @@ from tests.tools.tiny_onnx import write_model
 
 pytestmark = pytest.mark.processes
 
-HEAVY = 384
-"""Side of the matrices of a model that takes at least tens of milliseconds."""
-
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningNode, RunningNode]]:
     folder = tmp_path_factory.mktemp("mesh")
     double = write_model(folder / "double.onnx", ["batch", 4], "Add")
-    heavy = write_model(folder / "heavy.onnx", [HEAVY, HEAVY], "MatMul", repeat=40)
-    flags = write_model(folder / "flags.onnx", [3], "Not", dtype="b1")
-    yield from pair(
-        folder,
-        f'[models.double]\npath = "{double}"\n[models.heavy]\npath = "{heavy}"\n[models.flags]\npath = "{flags}"\n',
-    )
+    yield from pair(folder, f'[models.double]\npath = "{double}"\n')
 
 
 @pytest.fixture
@@ -52,7 +44,7 @@ def vehicle(nodes: tuple[RunningNode, RunningNode]) -> RunningNode:
 def test_health_of_a_running_node_is_good(rsu: RunningNode) -> None:
     """A supervisor restarts what does not answer."""
     assert rsu.get("/healthz") == {"alive": True}
-    assert rsu.get("/readyz") == {"ready": True, "troubles": [], "models": ["double", "flags", "heavy"]}
+    assert rsu.get("/readyz") == {"ready": True, "troubles": [], "models": ["double"]}
 
 
 def test_node_view_of_a_running_node_says_who_it_is(rsu: RunningNode) -> None:
@@ -70,7 +62,7 @@ def test_peers_of_a_node_with_a_neighbour_name_it_and_its_offers(vehicle: Runnin
     eventually(lambda: vehicle.get("/v1/peers")[0]["round_trip_ns"], "a round trip is measured")
     (peer,) = vehicle.get("/v1/peers")
     assert (peer["node"], peer["state"], peer["met"], peer["lanes"][0]) == ("rsu-1", "alive", True, "realtime")
-    assert {offer["model"] for offer in peer["offers"]} == {"double", "flags", "heavy"}
+    assert {offer["model"] for offer in peer["offers"]} == {"double"}
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,12 @@ def test_order_stays_home_when_the_neighbour_is_faster_on_average_and_now_and_th
 
 def test_order_leaves_the_queue_of_a_fast_neighbour_to_those_who_would_miss_their_deadline() -> None:
     """Everybody who gained a few milliseconds filled the server, and the slow boards missed their deadlines."""
-    here, queued = at(ME, 40), at(RSU, 30, usual_wait_ns=20 * MS)
+    here, queued = at(ME, 40), at(RSU, 30, usual_wait_ns=3 * MS)
     assert order(here, [queued], 1_000 * MS, Random(1))[0] is here
     assert order(here, [queued], 35 * MS, Random(1))[0] is queued
-    assert order(here, [at(RSU, 30, usual_wait_ns=4 * MS)], 1_000 * MS, Random(1))[0] is not here
+    assert order(here, [at(RSU, 30, usual_wait_ns=2 * MS)], 1_000 * MS, Random(1))[0] is not here
+    slow_here, fast_queued = at(ME, 360), at(RSU, 90, usual_wait_ns=60 * MS)
+    assert order(slow_here, [fast_queued], 1_000 * MS, Random(1))[0] is fast_queued, "what is gained is worth a queue"
 
 
 def test_order_of_who_would_miss_the_deadline_is_by_queue_among_those_that_make_it() -> None:

@@ -18,13 +18,14 @@ from PIL import Image
 
 from benchmarks.misbehaving import Kind, harmless, trigger
 from meshnode.models import Cancellation, Failed, Job, ModelSpec, RunDone, Runner, load_model
-from meshnode.models.worker import WorkerModel, Workers
+from meshnode.models.worker import Patience, WorkerModel, Workers
+from meshnode.models.worker.segment import KEPT_BYTES
 from protocols.base.errors import BudgetExhausted, InferenceError, InputInvalid, ModelInvalid
 from protocols.wire.tensors import tensor_of
 from tests.tools.eventually import eventually
 from tests.tools.outcomes import Outcomes
 from tests.tools.tiny_onnx import write_model
-from tests.tools.worker_fixture import given_bad, given_troubled, given_workers, open_files, running, within
+from tests.tools.worker_fixture import Troubled, given_bad, given_troubled, given_workers, open_files, running, within
 
 __all__ = ["given_bad", "given_troubled", "given_workers"]
 pytestmark = pytest.mark.processes
@@ -305,3 +306,45 @@ def test_model_with_a_manifest_takes_pictures_and_the_memory_that_it_declares(wo
     assert there.process_id is not None
     (limit,) = [line for line in Path(f"/proc/{there.process_id}/limits").read_text().splitlines() if "data" in line]
     assert 300 << 20 < int(limit.split()[3]) < 700 << 20
+
+
+def test_memory_of_a_large_run_is_given_back_by_the_worker_too(workers: Workers, tmp_path: Path) -> None:
+    """The node let go of it and the worker kept its mapping: a gigabyte for each slot, outside its limit."""
+    model = workers.load(ModelSpec("m", write_model(tmp_path / "m.onnx", None, "Tile", dtype="i8")))
+
+    def shared_bytes() -> int:
+        maps = Path(f"/proc/{model.process_id}/maps").read_text().splitlines()
+        spans = [line.split()[0].split("-") for line in maps if "memfd:" in line]
+        return sum(int(end, 16) - int(begin, 16) for begin, end in spans)
+
+    ((_, y),) = model.run({"x": np.array([2 * KEPT_BYTES // 8])})
+    assert y.nbytes == 2 * KEPT_BYTES
+    eventually(lambda: shared_bytes() <= KEPT_BYTES, "the mapping is gone")
+    assert model.run({"x": np.array([3])})[0][1].tolist() == [3, 3, 3]
+
+
+def test_models_that_are_closed_are_forgotten(workers: Workers, tmp_path: Path) -> None:
+    """A model whose warm-up fails is loaded again for ever, and each time something was kept of it."""
+    path = write_model(tmp_path / "m.onnx", ("n",), "Add")
+    for _ in range(4):
+        workers.load(ModelSpec("m", path)).close()
+    assert len(workers._keepers) == 1
+
+
+def test_picture_whose_decoding_outlasts_the_deadline_costs_no_worker(tmp_path: Path, troubled: Troubled) -> None:
+    """Nothing ends the decoding of a picture. A neighbour that gave three large ones and no time took the model out of
+    service for everybody."""
+    path = write_model(tmp_path / "m.onnx", (1, 3, 4, 4), "Identity")
+    path.with_suffix(".toml").write_text("[preprocessing.x]\nwidth = 4\nheight = 4\nmax_pixels = 20_000_000\n")
+    noise = np.random.default_rng(1).integers(0, 255, (4_000, 4_000, 3), np.uint8)
+    picture = io.BytesIO()
+    Image.fromarray(noise).save(picture, "JPEG", quality=60)
+    with contextlib.closing(Workers(troubled, Patience(grace_s=0.01))) as workers:
+        model = workers.load(ModelSpec("m", path))
+        process_id = model.process_id
+        for _ in range(3):
+            with pytest.raises(InferenceError):
+                model.run({"x": np.frombuffer(picture.getvalue(), np.uint8)}, cancel=within(0.001))
+        assert model.process_id == process_id
+        assert workers.counters()["model_workers_hung"] == 0
+    assert troubled.told == []
