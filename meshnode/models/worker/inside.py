@@ -9,11 +9,9 @@ Invariants:
 - When memory runs out, the kernel kills this process before the node.
 """
 
-import ctypes
 import errno
 import os
 import resource
-import signal
 import socket
 import threading
 import time
@@ -22,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from meshnode.models.children import end_with
 from meshnode.models.manifest import read_manifest
 from meshnode.models.model import MAX_MODEL_BYTES, Cancellation, LoadedModel, ModelSpec, load_model
 from meshnode.models.weights import weight_files
@@ -48,7 +47,6 @@ from protocols.base.errors import InferenceError, InputInvalid, MeshError, Model
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_PR_SET_PDEATHSIG: Final = 1
 _OOM_SCORE: Final = 500
 """Half of all memory: of two processes the kernel ends this one, unless the other is larger by that much."""
 DEFAULT_LIMIT_BYTES: Final = 1 << 30
@@ -63,7 +61,7 @@ _MAX_WHY: Final = 2_000
 
 def serve(control_fd: int, parent: int) -> None:
     """Load the model that is ordered and serve its slots, until the node closes the control socket."""
-    _end_with(parent)
+    end_with(parent)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
@@ -75,12 +73,6 @@ def serve(control_fd: int, parent: int) -> None:
             if model is not None:
                 _serve_slots(model, control)
     os._exit(0)  # slots may be stuck in a run
-
-
-def _end_with(parent: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before this process could ask for the signal
-        os._exit(0)
 
 
 def _load(order: LoadOrder, control: socket.socket) -> LoadedModel | None:

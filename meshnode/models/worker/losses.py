@@ -1,6 +1,5 @@
 """How a worker process was lost."""
 
-import signal
 from typing import Literal
 
 from protocols.base.errors import InferenceError
@@ -15,15 +14,3 @@ class WorkerLost(InferenceError):
         """``why`` completes the sentence "its worker process …"."""
         super().__init__(f"its worker process {why}")
         self.loss, self.why = loss, why
-
-
-def how_it_exited(status: int) -> str:
-    """How a process ended, for people. ``status``: of ``subprocess``, where signals are negative."""
-    if status >= 0:
-        return f"ended with status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    more = ", which the kernel sends when memory runs out" if -status == signal.SIGKILL else ""
-    return f"crashed ({name}{more})"

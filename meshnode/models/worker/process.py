@@ -4,17 +4,15 @@ import os
 import select
 import socket
 import subprocess
-import sys
-import sysconfig
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from meshnode.models.children import child_command, child_environment, how_it_exited
 from meshnode.models.model import Cancellation
-from meshnode.models.worker.losses import Loss, WorkerLost, how_it_exited
+from meshnode.models.worker.losses import Loss, WorkerLost
 from meshnode.models.worker.messages import (
     MAX_MESSAGE_BYTES,
     CancelOrder,
@@ -36,10 +34,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _REAP_S: Final = 5.0
-_FOLDER: Final = str(Path(__file__).resolve().parents[3])
-"""Where the package is, whatever the working directory."""
-_IS_INSTALLED: Final = _FOLDER in sysconfig.get_paths().values()
-"""Then it is found anyway, and behind the standard library."""
 
 
 class WorkerProcess:
@@ -206,14 +200,10 @@ class WorkerProcess:
 
 
 def _start(control: int, idle: bool) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-P", "-X", "faulthandler", "-m", "meshnode.models.worker"]
-    command += [str(control), str(os.getpid())]
-    environment = dict(os.environ)
-    if not _IS_INSTALLED:
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (_FOLDER, environment.get("PYTHONPATH"))))
     process = subprocess.Popen(  # noqa: S603 - our own module
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=(control,), env=environment
-    )
+        child_command("meshnode.models.worker", control, os.getpid()), stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, pass_fds=(control,), env=child_environment(),
+    )  # fmt: skip
     if idle:
         # From outside and at once: its start takes a quarter of a second of one core. This thread must not become idle
         # itself, since it holds the interpreter's lock while it starts a process.
