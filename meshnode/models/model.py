@@ -7,7 +7,8 @@ Invariants:
   only at equal levels: between them, outputs differed by up to 1.2e-4.
 - What its manifest declares holds for whoever asks: the shown signature is the outer one, with pictures as ``u1[?]``.
 - Each run has ``RunOptions`` of its own, so that ending one doesn't end another.
-- Only this module imports ONNX Runtime, and only when a model is loaded or run.
+- Only this module imports ONNX Runtime, and only when a model is loaded or run. So do the child processes of
+  :mod:`meshnode.models.cutting`.
 """
 
 import threading
@@ -256,12 +257,23 @@ class LoadedModel:
         return f"<model {self.name!r} {self.digest[:12]}: ({takes}) -> ({gives})>"
 
 
-def load_model(spec: ModelSpec) -> LoadedModel:
-    """Read, hash and prepare a model with its manifest, and run its golden vectors. That takes milliseconds to seconds,
-    and memory of about twice the file.
+@dataclass(frozen=True, slots=True)
+class ModelContent:
+    """The files of a model, read once."""
 
-    :raises ModelInvalid: the file is missing, unreadable, not ONNX, or needs what this node can't do; its manifest is
-        wrong or describes another model, or a golden vector differs; the message says which.
+    content: bytes
+    weights: Mapping[str, bytes]
+    """The files with weights beside it, by name."""
+    manifest: Manifest
+    digest: ModelDigest
+    """Of all of it together."""
+
+
+def read_model(spec: ModelSpec) -> ModelContent:
+    """Read and hash a model with its manifest.
+
+    :raises ModelInvalid: a file is missing or can't be read, the manifest is wrong, or the digest is not that of the
+        spec.
     """
     content = _read(spec)
     try:
@@ -274,6 +286,14 @@ def load_model(spec: ModelSpec) -> LoadedModel:
             f"model {spec.name!r}: {spec.path} has the digest {digest}, not {spec.digest}: copy the file that is "
             "meant, with its manifest, or correct 'digest'"
         )
+    return ModelContent(content, weights, manifest, digest)
+
+
+def session_options(spec: ModelSpec, weights: Mapping[str, bytes]) -> Any:
+    """ONNX Runtime's options for a session of a model whose files with weights were read already.
+
+    :raises ModelInvalid: this ONNX Runtime can't take such files from memory.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -292,16 +312,30 @@ def load_model(spec: ModelSpec) -> LoadedModel:
             )
         buffers = list(weights.values())
         options.add_external_initializers_from_files_in_memory(list(weights), buffers, list(map(len, buffers)))
+    return options
+
+
+def load_model(spec: ModelSpec) -> LoadedModel:
+    """Read, hash and prepare a model with its manifest, and run its golden vectors. That takes milliseconds to seconds,
+    and memory of about twice the file.
+
+    :raises ModelInvalid: the file is missing, unreadable, not ONNX, or needs what this node can't do; its manifest is
+        wrong or describes another model, or a golden vector differs; the message says which.
+    """
+    read = read_model(spec)
+    import onnxruntime
+
+    options = session_options(spec, read.weights)
     providers, notes = chosen_providers(spec.providers, onnxruntime.get_available_providers())
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=providers)
+        session = onnxruntime.InferenceSession(read.content, options, providers=providers)
     except Exception as error:  # ONNX Runtime's own classes share no base but Exception
-        raise _explained(spec, error) from error
+        raise explained(spec, error) from error
     inputs, _ = _signatures(spec, "input", session.get_inputs())
     outputs, left_out = _signatures(spec, "output", session.get_outputs(), may_leave_out=True)
     try:
-        model = LoadedModel(spec, digest, session, inputs, outputs, left_out, manifest)
-        check_golden(manifest.golden, manifest_path(spec.path), model.run)
+        model = LoadedModel(spec, read.digest, session, inputs, outputs, left_out, read.manifest)
+        check_golden(read.manifest.golden, manifest_path(spec.path), model.run)
     except ModelInvalid as error:
         raise ModelInvalid(f"model {spec.name!r}: {error}") from error
     model.notes = (*notes, *provider_notes(providers, session.get_providers()))
@@ -335,7 +369,8 @@ def _read(spec: ModelSpec) -> bytes:
     return content
 
 
-def _explained(spec: ModelSpec, error: Exception) -> ModelInvalid:
+def explained(spec: ModelSpec, error: Exception) -> ModelInvalid:
+    """What ONNX Runtime says when it can't load a model, in our words."""
     kind, whole, text = type(error).__name__, str(error), _one_line(error)
     if kind == "InvalidProtobuf":
         return ModelInvalid(f"model {spec.name!r}: {spec.path} is not an ONNX file, or it is cut off: export it again")

@@ -1,0 +1,62 @@
+"""The child process that cuts, as its parent sees it: started with an order, waited for, ended when it takes too long.
+
+What it takes of memory goes back when it ends, and a model that makes it crash hurts nothing else.
+"""
+
+import importlib.util
+import os
+import subprocess
+from typing import Final
+
+import msgspec
+
+from meshnode.models.children import child_command, child_environment, how_it_exited
+from meshnode.models.cutting.orders import CuttingOrder, CuttingReply, RefusalReply
+from protocols.base.errors import ModelInvalid, StorageError
+
+_MAX_WHY: Final = 500
+_NEEDED: Final = ("onnx", "onnx_ir")
+
+
+def ask_child(order: CuttingOrder, limit_s: float) -> CuttingReply:
+    """Have an order carried out, blocking. The reply is none of refusal.
+
+    :raises ModelInvalid: the model can't be cut, the child crashed or took longer than ``limit_s``, or the packages
+        that cutting needs are not installed.
+    :raises StorageError: what it makes can't be written.
+    """
+    name = order.model.name
+    if not all(map(importlib.util.find_spec, _NEEDED)):
+        raise ModelInvalid(
+            f"model {name!r} can't be cut: the packages onnx and onnx-ir are needed, install them with: "
+            "pip install 'meshnode[split]'"
+        )
+    command = child_command("meshnode.models.cutting.inside", os.getpid())
+    try:
+        child = subprocess.Popen(  # noqa: S603 - our own module
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment(),
+            start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise ModelInvalid(f"model {name!r} can't be cut: no process can be started ({error})") from error
+    with child:
+        try:
+            content, said = child.communicate(msgspec.json.encode(order), limit_s)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            raise ModelInvalid(
+                f"model {name!r} was not cut within {limit_s:g} s: allow more time, or run it whole"
+            ) from None
+        except BaseException:
+            child.kill()
+            raise
+    try:
+        reply: CuttingReply = msgspec.json.decode(content, type=CuttingReply)
+    except msgspec.DecodeError as error:
+        words = " ".join(said.decode("utf-8", "replace").split())[-_MAX_WHY:]
+        raise ModelInvalid(
+            f"model {name!r} can't be cut: the process that tried {how_it_exited(child.returncode)} ({words})"
+        ) from error
+    if isinstance(reply, RefusalReply):
+        raise StorageError(reply.why) if reply.is_storage else ModelInvalid(reply.why)
+    return reply

@@ -1,0 +1,1 @@
+"""What happens inside the child process that cuts a model. Only it loads the packages of ``meshnode[split]``."""

@@ -1,0 +1,70 @@
+"""Values on which a model is tried, and runs of a graph on them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from meshnode.models.model import LoadedModel
+from protocols.base.errors import InferenceError, ModelInvalid
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Arrays = dict[str, NDArray[Any]]
+else:
+    Arrays = dict
+
+
+def samples(model: LoadedModel, shapes: Mapping[str, tuple[int, ...]]) -> list[Arrays]:
+    """Inputs on which the whole model computes: noise, and zeros (grey pictures for inputs that take pictures).
+
+    The noise is the same each time. ``shapes``: of the inputs, as :func:`~.graphs.bound_shapes` gives them.
+
+    :raises ModelInvalid: the model fails on all of them.
+    """
+    found, why = [], ""
+    for arrays in _tried(model, shapes):
+        try:
+            model.run(arrays)
+        except InferenceError as error:
+            why = str(error)
+        else:
+            found.append(arrays)
+    if not found:
+        raise ModelInvalid(
+            f"model {model.name!r} can't be tried, neither on zeros nor on noise, so that nothing would show whether "
+            f"its stages compute the same: {why}"
+        )
+    return found
+
+
+def _tried(model: LoadedModel, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Arrays]:
+    import numpy as np
+
+    random = np.random.default_rng(29)
+    noise = {}
+    for accepted in model.accepted:
+        dtype, shape = np.dtype(accepted.tensor.dtype), shapes.get(accepted.tensor.name, ())
+        if dtype.kind == "f":
+            noise[accepted.tensor.name] = np.asarray(random.standard_normal(shape), dtype)
+        else:  # small numbers: they may be indices
+            noise[accepted.tensor.name] = np.asarray(random.integers(0, 2, shape), dtype)
+    yield noise
+    zeros = model.zeros()
+    if zeros is not None:
+        yield zeros
+
+
+def as_tensors(model: LoadedModel, arrays: Arrays) -> Arrays:
+    """Inputs as the file of the model takes them, pictures decoded."""
+    return {each.tensor.name: each.fed(model.name, arrays[each.tensor.name]) for each in model.accepted}
+
+
+def run_for(content: bytes, arrays: Arrays, outputs: Sequence[str]) -> Arrays:
+    """Compute some tensors of a graph, all at once. ``content``: the graph, with these tensors among its outputs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return dict(zip(outputs, session.run(list(outputs), arrays), strict=True))

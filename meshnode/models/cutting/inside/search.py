@@ -1,0 +1,116 @@
+"""The cuts of a model, with their tensors, their share of the run time and the weights before them."""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Final
+
+import onnx_ir as ir
+
+from meshnode.models.cutting.description import Cut, CutDescription, CutTensor
+from meshnode.models.cutting.inside.graphs import ModelGraph, bound_shapes, save_simplified
+from meshnode.models.cutting.inside.samples import Arrays, as_tensors, run_for, samples
+from meshnode.models.cutting.inside.sweep import Place, places
+from meshnode.models.cutting.inside.tensors import GraphTensors
+from meshnode.models.cutting.inside.timing import MARK, node_times, run_us
+from meshnode.models.model import LoadedModel, ModelSpec, load_model, read_model
+
+MAX_CUT_TENSORS: Final = 3
+"""More of them hardly ever make a cut that is worth its bytes."""
+
+
+def describe(spec: ModelSpec, folder: Path, graph: Path) -> CutDescription:
+    """Find the cuts of a model, and write the graph that stages are made of to ``graph``. ``folder``: for what is
+    needed meanwhile.
+
+    :raises ModelInvalid: the model can't be loaded, leaves sizes open, is too large, or fails on all samples.
+    """
+    whole = load_model(spec)
+    shapes = bound_shapes(whole)
+    arrays = samples(whole, shapes)[-1]
+    save_simplified(spec, read_model(spec), shapes, graph)
+    found = ModelGraph(graph.read_bytes(), [each.name for each in whole.inputs], [each.name for each in whole.outputs])
+    tensors = GraphTensors(found)
+    fed = as_tensors(whole, arrays)
+    tensors.learn(fed)
+    all_places = list(places(found.steps, found.inputs, MAX_CUT_TENSORS))
+    kept = [place for place in all_places[:-1] if all(map(tensors.can_travel, place.live))]
+    _learn_unknown(found, tensors, [*(name for place in kept for name in place.live), *found.outputs], fed)
+    shares = _shares(spec, found, fed, folder)
+    weights = list(accumulate(sum(map(found.weight_bytes, place.weights)) for place in all_places))
+    before = {place.at: total for place, total in zip(all_places, weights, strict=True)}
+    cuts = [_cut(place, tensors, shares[place.at], before[place.at]) for place in kept]
+    cuts = [cut for cut, is_worse in zip(cuts, _worse_than_quantised(found, cuts), strict=True) if not is_worse]
+    return CutDescription(
+        whole.digest,
+        tuple(tensors.tensor(name) for name in found.inputs),
+        tuple(tensors.tensor(name) for name in found.outputs),
+        tuple(cuts), len(found.nodes), run_us(whole, arrays), weights[-1], _notes(whole, shapes, found, cuts),
+    )  # fmt: skip
+
+
+def _cut(place: Place, tensors: GraphTensors, share: float, weight_bytes: int) -> Cut:
+    carried = tuple(map(tensors.tensor, place.live))
+    return Cut(place.at, carried, place.inputs, sum(each.size_bytes for each in carried), share, weight_bytes)
+
+
+def _learn_unknown(graph: ModelGraph, tensors: GraphTensors, names: Sequence[str], fed: Arrays) -> None:
+    """Run the graph once for the tensors whose type or sizes nothing tells."""
+    if not (unknown := tensors.unknown(names)):
+        return
+    proto = ir.to_proto(graph.model)
+    given = {output.name for output in proto.graph.output}
+    for name in unknown:
+        if name not in given:
+            proto.graph.output.add(name=name)
+    tensors.learn(run_for(proto.SerializeToString(), fed, unknown))
+
+
+def _shares(spec: ModelSpec, graph: ModelGraph, fed: Arrays, folder: Path) -> list[float]:
+    """The part of the run time that the first ``k`` nodes take, for each ``k``."""
+    proto = ir.to_proto(graph.model)
+    for at, node in enumerate(proto.graph.node):
+        node.name = f"{MARK}{at}"
+    times = node_times(spec, proto.SerializeToString(), fed, folder)
+    sums = list(accumulate((times.get(at, 0.0) for at in range(len(graph.nodes))), initial=0.0))
+    return [
+        round(before / sums[-1], 4) if sums[-1] else at / max(1, len(graph.nodes)) for at, before in enumerate(sums)
+    ]
+
+
+def _worse_than_quantised(graph: ModelGraph, cuts: Sequence[Cut]) -> list[bool]:
+    """For each cut whether its neighbour carries the same values quantised, in fewer bytes.
+
+    ONNX Runtime's higher levels compute ``DequantizeLinear``, an operator and ``QuantizeLinear`` as one; a cut between
+    them would keep it from that and change results.
+    """
+    answers = []
+    for number, cut in enumerate(cuts):
+        before = cuts[number - 1] if number else None
+        behind = cuts[number + 1] if number + 1 < len(cuts) else None
+        quantises = graph.nodes[cut.at].op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
+        answers.append(
+            (graph.nodes[cut.at - 1].op_type == "DequantizeLinear" and before is not None
+             and before.size_bytes < cut.size_bytes)
+            or (quantises and behind is not None and behind.at == cut.at + 1 and behind.size_bytes < cut.size_bytes)
+        )  # fmt: skip
+    return answers
+
+
+def _notes(
+    model: LoadedModel, shapes: Mapping[str, tuple[int, ...]], graph: ModelGraph, cuts: Sequence[Cut]
+) -> tuple[str, ...]:
+    notes = list(model.notes)
+    for accepted in model.accepted:
+        if None in accepted.tensor.shape:
+            taken = CutTensor(accepted.tensor.name, accepted.tensor.dtype, shapes[accepted.tensor.name], 0)
+            notes.append(f"Its input {accepted.tensor} is taken as {taken}: stages take this shape only.")
+    if not cuts and len(graph.nodes) < 2:
+        kind = graph.nodes[0].op_type if graph.nodes else "no"
+        notes.append(f"It has no cuts and runs whole: it is a single {kind} node.")
+    elif not cuts:
+        notes.append(
+            f"It has no cuts and runs whole: between any two of its {len(graph.nodes)} nodes, more than "
+            f"{MAX_CUT_TENSORS} tensors are needed later, or some that can't travel."
+        )
+    return tuple(notes)
