@@ -1,0 +1,1 @@
+"""Dividing a model into stages, and deciding which node computes each of them."""
