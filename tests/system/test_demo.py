@@ -234,6 +234,14 @@ def _fail_inference(piece: Piece) -> None:
     piece.reports["veh-1"]["inferences"] = [{"at": 113.0, "ran_on": None, "took_ms": 99.0, "failure": "failed"}]
 
 
+def _fail_inference_asked_after_the_stop(piece: Piece) -> None:
+    piece.reports["veh-1"]["inferences"] = [{"at": 136.0, "ran_on": None, "took_ms": 99.0, "failure": "failed"}]
+
+
+def _cut_inference_short(piece: Piece) -> None:
+    piece.reports[SLOW[0]]["inferences"] += [{"at": 135.4, "ran_on": None, "took_ms": 900.0, "failure": "failed"}]
+
+
 def _answer_late(piece: Piece) -> None:
     piece.reports["veh-1"]["inferences"] = [{"at": 113.0, "ran_on": None, "took_ms": 3_000.0, "failure": "late"}]
 
@@ -292,6 +300,8 @@ TIMINGS: list[tuple[Callable[[Piece], None], str]] = [
     (_meet_late_after_restart, TIME_TO_MEET),
     (_notice_late, TIME_TO_NOTICE),
     (_answer_late, TIME_TO_ANSWER),
+    (_not_helped, HELPED),
+    (_helped_by_a_vehicle, HELPED),
     (_leave_record_waiting, TIME_TO_RELAY),
 ]
 DAMAGES: list[tuple[Callable[[Piece], None], set[str]]] = [
@@ -308,9 +318,8 @@ DAMAGES: list[tuple[Callable[[Piece], None], set[str]]] = [
     (_first_of_one_unheard, {HAZARDS}),
     (_hear_nothing_of_one, {HAZARDS}),
     (_no_hazard, {HAZARDS}),
-    (_not_helped, {HELPED}),
-    (_helped_by_a_vehicle, {HELPED}),
     (_fail_inference, {ANSWERED}),
+    (_fail_inference_asked_after_the_stop, {ANSWERED}),
     (_ask_nothing, {ANSWERED, HELPED}),
     (_miss_plate, {"the number plate was found in the frames"}),
     (_no_plates, {"the number plate was found in the frames"}),
@@ -373,6 +382,16 @@ def test_verdict_on_a_timing_missed_twice_needs_an_excuse_for_both(tmp_path: Pat
     _meet_late(piece)
     _meet_late_after_restart(piece)
     assert not_kept(piece.verdict()) == {TIME_TO_MEET: Outcome.BROKEN}
+
+
+def test_verdict_owes_nobody_an_answer_to_what_was_under_way_at_the_stop(tmp_path: Path) -> None:
+    """On a busy machine a frame takes seconds, so one is always under way when the nodes are told to stop."""
+    piece = Piece(tmp_path, True)
+    _cut_inference_short(piece)
+    verdict = piece.verdict()
+    assert not_kept(verdict) == {}
+    seen = next(promise.seen for promise in verdict.promises() if promise.name == ANSWERED)
+    assert seen == "0 of 4; 1 under way when everybody was told to stop"
 
 
 def test_verdict_without_a_relay_wants_every_record_on_disk(tmp_path: Path) -> None:
