@@ -8,9 +8,10 @@ Invariants:
 - What its manifest declares holds for whoever asks: the shown signature is the outer one, with pictures as ``u1[?]``.
 - Each run has ``RunOptions`` of its own, so that ending one doesn't end another.
 - Only this module imports ONNX Runtime, and only when a model is loaded or run. So do the child processes of
-  :mod:`meshnode.models.cutting`.
+  :mod:`meshnode.models.cutting`. It tells nobody what it loads.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
     """Arrays or wire tensors by name of the input."""
 else:
     Inputs = Mapping
+
+# Official builds of ONNX Runtime from 1.31 on note what they load and run in a database below ~/.cache and send it to
+# Microsoft, unless this is set before their import. Whoever wants that sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 MAX_MODEL_BYTES: Final = 2**31 - 1
 """The largest protobuf message."""

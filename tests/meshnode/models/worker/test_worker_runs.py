@@ -56,6 +56,30 @@ def test_every_element_type_travels_to_a_worker_and_back(workers: Workers, tmp_p
         assert np.array_equal(y, x)
 
 
+def test_models_are_computed_without_a_word_to_the_makers_of_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime keeps a database of what it loads and runs, and sends it over the network, unless it is told not
+    to. A vehicle must not report its models to anybody."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    path = write_model(tmp_path / "m.onnx", (4,), "Mul")
+    program = (
+        f"from pathlib import Path; from meshnode.models import ModelSpec, load_model; spec = ModelSpec('m', "
+        f"Path({str(path)!r})); load_model(spec)"
+    )
+    with contextlib.closing(Workers()) as workers:
+        model = workers.load(ModelSpec("m", path))
+        model.run({"x": np.ones(4, "f4")})
+        assert model.process_id is not None
+        assert not [name for name in open_files(model.process_id) if name.startswith(str(home))]
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+    assert not list(home.rglob("*"))
+
+
 def test_outputs_stay_as_they_are_when_the_next_run_uses_the_memory(workers: Workers, tmp_path: Path) -> None:
     """An answer that changes under its reader is worse than none."""
     model = workers.load(ModelSpec("m", write_model(tmp_path / "m.onnx", ("n",), "Add")))
