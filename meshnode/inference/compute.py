@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, assert_never
 
 from meshnode.inference.files import ModelFiles
@@ -37,13 +37,18 @@ class ComputeService:
         self._how, self._computed, self._changed = how, computed, changed
         self.models: dict[str, LoadedModel] = {}
         """Loaded models by name. Never changed, but replaced: any thread may read it."""
-        specs = (section.spec(name, how.providers) for name, section in models.items())
+        self._own_stages: frozenset[str] = frozenset()
+        self._hosted_stages: dict[str, str] = {}
+        """The names of those of them that are stages: of this node's models, and of neighbours', with the name of the
+        whole. Never changed, but replaced."""
+        specs = (section.spec(name, how.providers) for name, section in models.items() if section.whole)
         self.files = ModelFiles((spec for spec in specs if spec is not None), self._load, troubles)
         self._runner = Runner(how.workers, emulate_slowdown=how.emulate_slowdown)
         self._workers = Workers(self._told)
         self._troubles = troubles
         self._cancels: dict[int, Cancellation] = {}
         self._lock = threading.Lock()
+        self._stages_lock = threading.Lock()
         self._announced = False
 
     def load_models(self) -> None:
@@ -54,6 +59,48 @@ class ComputeService:
     async def watch(self) -> None:
         """Load what could not be loaded at first, once that is possible, and announce it."""
         await self.files.watch()
+
+    def add_stage(self, spec: ModelSpec, hosted_of: str = "") -> int:
+        """Load and measure a stage, blocking for seconds, unless it is loaded. Returns the time of a run in
+        nanoseconds. ``hosted_of``: the name of the whole model, if a neighbour asked for it.
+
+        :raises InferenceError: it can't be loaded, or can't compute zeros.
+        """
+        with self._stages_lock:
+            if hosted_of:
+                self._hosted_stages = {**self._hosted_stages, spec.name: hosted_of}
+            else:
+                self._own_stages |= {spec.name}
+            try:
+                if spec.name not in self.models:
+                    self._load(spec)
+                else:
+                    self._tell()
+            except BaseException:
+                self._unload(spec.name, hosted=bool(hosted_of))
+                raise
+            return (self._runner.median_us(self.models[spec.name]) or 0) * 1_000
+
+    def stages(self, *, hosted: bool) -> Collection[str]:
+        """The names of the loaded stages of this node's models, or of those that neighbours asked for."""
+        return self._hosted_stages.keys() if hosted else self._own_stages
+
+    def drop_stage(self, name: str, *, hosted: bool) -> None:
+        """Unload a stage, unless it is loaded for the other reason as well. Runs of it that are under way fail."""
+        with self._stages_lock:
+            self._unload(name, hosted)
+            self._tell()
+
+    def _unload(self, name: str, hosted: bool) -> None:
+        if hosted:
+            self._hosted_stages = {other: of for other, of in self._hosted_stages.items() if other != name}
+        else:
+            self._own_stages -= {name}
+        model = self.models.get(name)
+        if model is not None and name not in self._own_stages and name not in self._hosted_stages:
+            self.models = {other: each for other, each in self.models.items() if other != name}
+            if isinstance(model, WorkerModel):
+                model.close()
 
     def _load(self, spec: ModelSpec) -> None:
         """Load and measure one model. :raises InferenceError: it can't be loaded, or can't compute zeros."""
@@ -89,9 +136,11 @@ class ComputeService:
         queue_ns, own_queue_ns = self._runner.queue_ns(model)
         compute_ns = (self._runner.median_us(model) or 0) * 1_000
         p95_ns = (self._runner.p95_us(model) or 0) * 1_000
+        whole = self._hosted_stages.get(model.name, "")
+        served = bool(whole) or (model.spec.serve and model.name not in self._own_stages)
         return LocalModel(
-            model.name, model.digest, compute_ns, queue_ns, model.spec.serve, self._how.local, own_queue_ns,
-            model.signature, p95_ns, _fallback(model),
+            model.name, model.digest, compute_ns, queue_ns, served, self._how.local, own_queue_ns,
+            model.signature, p95_ns, _fallback(model), whole,
         )  # fmt: skip
 
     def start(self, effect: Compute) -> None:

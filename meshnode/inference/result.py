@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from protocols.base.ids import NodeId
-from protocols.inference.events import RunReport
+from protocols.inference.events import PartReport, RunReport
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,3 +26,6 @@ class InferenceResult:
     """Every run that was started, losers and failures included."""
     model: str = ""
     """The model that ran: the one that was asked for, or the smaller one that the configuration lets take its place."""
+    parts: tuple[PartReport, ...] = ()
+    """Who computed which stage or shard, when the request was divided. ``ran_on`` is then the node of the last one,
+    and the times are sums over all of them."""

@@ -11,6 +11,7 @@ from meshnode.inference.compute import ComputeService
 from meshnode.inference.oip.statistics import RequestStatistics
 from meshnode.inference.result import InferenceResult
 from meshnode.inference.section import InferenceSection, ModelsSection
+from meshnode.inference.splitting.running import SplitInference, private_models
 from meshnode.models import LoadedModel
 from meshnode.models.signature import as_arrays, check_inputs
 from meshnode.running import Host, HttpService, RunningPart
@@ -55,6 +56,7 @@ class RunningInference(RunningPart):
         self._answers_lock = threading.Lock()
         self._latencies: Latencies | None = None
         self._compute = self._make_compute()
+        self._split = SplitInference(host, self._compute)
 
     def _make_compute(self) -> ComputeService:
         models = self.host.config.of(ModelsSection).models
@@ -63,7 +65,7 @@ class RunningInference(RunningPart):
     # --- to the engine ---------------------------------------------------------------------------------------------
     def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
         """It starts and cancels runs of models."""
-        return {Compute: self._compute.start, CancelCompute: self._cancel}
+        return {Compute: self._compute.start, CancelCompute: self._cancel, **self._split.performers()}
 
     def handlers(self) -> Mapping[type[Event], Callable[[Any], object]]:
         """It hands the answers to those who asked."""
@@ -84,16 +86,18 @@ class RunningInference(RunningPart):
         models = self.host.config.of(ModelsSection)
         self.host.driver.act(
             lambda engine, _: engine.inference.configure(
-                models.pinned, models.fallbacks, self.defaults.workers, self.defaults.offload
+                models.pinned, models.fallbacks, self.defaults.workers, self.defaults.offload, private_models(models)
             )
         )
         closing.callback(self._fail_all)
         closing.push_async_callback(asyncio.to_thread, self._compute.close)
+        closing.push_async_callback(asyncio.to_thread, self._split.close)
 
     async def serve(self, closing: AsyncExitStack) -> None:
         """Load and measure the models. Those that can't be loaded are tried again while the node runs."""
         await asyncio.to_thread(self._compute.load_models)
         self._compute.announce()
+        self._split.start()
         watching = asyncio.create_task(self._compute.watch(), name="models")
         closing.callback(watching.cancel)
 
@@ -243,7 +247,7 @@ def _result(model: str, answered: Answered, here: NodeId) -> InferenceResult:
     outputs = {named.name: np.asarray(named.tensor) for named in answered.outputs}
     return InferenceResult(
         outputs, winner.node, answered.took_ns / 1e6, winner.compute_us / 1e3, winner.queued_us / 1e3,
-        answered.attempts, answered.model or model,
+        answered.attempts, answered.model or model, answered.parts,
     )  # fmt: skip
 
 

@@ -81,10 +81,32 @@ class ModelSection(Section, frozen=True, kw_only=True):
         ),
     ] = None
 
+    split: Annotated[
+        Literal["off", "latency", "throughput"],
+        Meta(
+            description="Cut the model, and let neighbours run [stages](../howto/split-a-model.md) of it: so that one "
+            "request is done sooner, or so that more of them are done in a second. A request still runs whole "
+            "wherever that is as fast. Needs `pip install meshnode[split]` on this node."
+        ),
+    ] = "off"
+    whole: Annotated[
+        bool,
+        Meta(
+            description="Load the whole model on this node. false: only the stages that its plan gives to this node, "
+            "of a model that is too large or too slow for it. Needs `split`."
+        ),
+    ] = True
+
     def conflicts(self) -> Iterator[Problem]:
-        """Neither a file nor a digest."""
+        """Neither a file nor a digest, or nothing that could be split."""
         if self.path is None and self.digest is None:
             yield Problem("path", None, "is missing: add it, or add digest to have neighbours compute the model")
+        if self.split != "off" and self.path is None:
+            yield Problem("split", self.split, "needs the file of the model: add path, or remove split")
+        if self.split != "off" and self.optimisation != "basic":
+            yield Problem("split", self.split, "needs optimisation = 'basic': only then stages give the same bits")
+        if not self.whole and self.split == "off":
+            yield Problem("whole", "false", "leaves nothing to run: set split, or remove path to have neighbours do it")
 
     def spec(self, name: str, providers: tuple[str, ...] = ("cpu",)) -> ModelSpec | None:
         """The model as it is loaded, by one of ``providers``; None when only neighbours compute it."""
@@ -149,6 +171,18 @@ class InferenceSection(PartSection, frozen=True, kw_only=True):
             "offers don't tell it, so nodes that share a model use the same one.",
         ),
     ] = ("cpu",)
+    accept_stages: Annotated[
+        bool,
+        Meta(
+            description="Run stages of models for neighbours: parts of models that they have cut, whose bytes they "
+            "give to this node, at most 512 MiB each. The table of access decides by the name of the whole model. Each "
+            "stage has a worker process of its own, so `isolation` must be `process`."
+        ),
+    ] = False
+    stage_threads: Annotated[int, Meta(ge=1, le=256, description="Threads of one run of a neighbour's stage.")] = 1
+    stage_cache_mib: Annotated[
+        int, Meta(ge=16, le=1_048_576, description="MiB of stages that are kept in `stages` of the state folder.")
+    ] = 2_048
     local: Annotated[
         bool, Meta(description="Compute own requests here when that is fastest; false: neighbours only.")
     ] = True
@@ -171,3 +205,8 @@ class InferenceSection(PartSection, frozen=True, kw_only=True):
             description="Each run takes this many times longer: emulates a slower device class in tests.",
         ),
     ] = 1.0
+
+    def conflicts(self) -> Iterator[Problem]:
+        """Stages of others in the process of the node."""
+        if self.accept_stages and self.isolation != "process":
+            yield Problem("accept_stages", "true", "needs isolation = 'process': a stage may crash or grow")

@@ -91,6 +91,18 @@ class Fallback(Section, frozen=True, kw_only=True):
     model: Annotated[_Text, Meta(description="The name of a smaller model in the configuration of the nodes.")]
 
 
+class SplitRules(Section, frozen=True, kw_only=True):
+    """What is allowed when the model is split between nodes."""
+
+    first_cut_at_home: Annotated[
+        bool,
+        Meta(
+            description="The inputs never leave the node that was given them: the first stage is computed there, and "
+            "neighbours are never asked for the whole model. If it can't be split, it is computed there or not at all."
+        ),
+    ] = False
+
+
 class Manifest(Section, frozen=True, kw_only=True):
     """What is known about the model as a whole. All keys are optional."""
 
@@ -109,6 +121,7 @@ class Manifest(Section, frozen=True, kw_only=True):
     ] = {}
     golden: Annotated[tuple[Golden, ...], Meta(max_length=MAX_GOLDEN, description="See below.")] = ()
     fallback: Annotated[Fallback | None, Meta(description="See below.")] = None
+    split: Annotated[SplitRules, Meta(description="See below.")] = SplitRules()
 
     def conflicts(self) -> Iterator[Problem]:
         """Two declarations of one input or output."""

@@ -288,6 +288,10 @@ MAX_BUDGET_MS: Final = 600_000
 MAX_INFERENCE_ELEMENTS: Final = 2_048
 """Elements of a large frame of inference. A request of 32 inputs with eight dimensions each has 490. 65,536 take 20 ms
 to count."""
+MAX_STAGE_BYTES: Final = 512 * 1024 * 1024
+"""The largest stage of a model that a neighbour is given. It is written to its disk while it comes."""
+STAGE_CHUNK_BYTES: Final = 128 * 1024
+"""Bytes of a stage in one frame: a lane of 1 MB/s has it through in an eighth of a second."""
 
 # --- records -------------------------------------------------------------------------------------------------------
 MAX_BATCH_RECORDS: Final = 256

@@ -117,9 +117,10 @@ class Asking:
     # --- asked -----------------------------------------------------------------------------------------------------
     def ask(
         self, model: str, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], budget_ns: int, hedge: bool,
-        now: int,
+        now: int, planned: NodeId | None = None,
     ) -> int:  # fmt: skip
-        """See :meth:`protocols.inference.machine.Inference.ask`."""
+        """See :meth:`protocols.inference.machine.Inference.ask`. ``planned``: the node that should compute it, as part
+        of a larger request, if it can."""
         if len(self.requests) >= limits.MAX_PENDING_REQUESTS:
             raise BoundExceeded(f"{limits.MAX_PENDING_REQUESTS} requests are in flight: wait for answers")
         digest = self.digest_of(model)
@@ -131,7 +132,9 @@ class Asking:
                 "Add [models.<name>] to the configuration of a node in reach"
             )
         number = next(self._numbers)
-        request = self.requests[number] = OwnRequest(number, model, digest, inputs, outputs, now, budget_ns, hedge)
+        request = self.requests[number] = OwnRequest(
+            number, model, digest, inputs, outputs, now, budget_ns, hedge, planned
+        )  # fmt: skip
         self.counters["asked"] += 1
         self._hedges.earn()
         if not self._start_next(request, now):
@@ -210,7 +213,10 @@ class Asking:
             candidates = [candidate for candidate in candidates if candidate.expected_ns <= remaining_ns]
         if not candidates:
             return False
-        self._start(request, candidates[0] if beside else self._explored(candidates, request.deadline_ns - now), now)
+        best = candidates[0]
+        if not beside:
+            best = self._explored(candidates, request.deadline_ns - now, best.node == request.planned)
+        self._start(request, best, now)
         here = next((candidate for candidate in candidates if candidate.node == self._node), None)
         request.rescue_at = NEVER
         if here is not None and request.hedge and self._node not in request.tried:
@@ -235,12 +241,14 @@ class Asking:
                 number, run.model, run.digest, budget_ns // 1_000, request.inputs, request.outputs
             )))  # fmt: skip
 
-    def _explored(self, candidates: list[Candidate], remaining_ns: int) -> Candidate:
+    def _explored(self, candidates: list[Candidate], remaining_ns: int, planned: bool) -> Candidate:
         """The best candidate, or now and then this node: its own cost would otherwise never be measured again while
         others are faster."""
         best = candidates[0]
         if best.node == self._node:
             self._elsewhere = 0
+            return best
+        if planned:
             return best
         self._elsewhere += 1
         here = next((candidate for candidate in candidates if candidate.node == self._node), None)

@@ -30,6 +30,8 @@ class Candidates:
         self.standings = Standings()
         self.offload = True
         """Whether neighbours are asked for what this node can compute itself."""
+        self.private: frozenset[str] = frozenset()
+        """The models whose inputs must not leave this node."""
 
     def ordered(self, request: OwnRequest, model: str, demand: Demand, may_risk: bool, now: int) -> list[Candidate]:
         """Who could compute a model for a request in time, best first. The quickest of those who could not is noted in
@@ -41,6 +43,8 @@ class Candidates:
         hopeless = [candidate for candidate in both if candidate.soonest_ns > remaining_ns]
         request.hopeless = min(hopeless, key=lambda candidate: candidate.soonest_ns, default=None)
         ordered = order(here, there, remaining_ns, self._random, may_risk)
+        if request.planned is not None:
+            ordered.sort(key=lambda candidate: candidate.node != request.planned or candidate.doubtful)
         return [candidate for candidate in ordered if candidate.soonest_ns <= remaining_ns]
 
     def here(self, request: OwnRequest, model: str, demand: Demand, now: int) -> Candidate | None:
@@ -74,7 +78,9 @@ class Candidates:
 
     def there(self, request: OwnRequest, model: str, demand: Demand, now: int) -> list[Candidate]:
         """The neighbours that offer the model, may be asked, and have not tried."""
-        there = []
+        there: list[Candidate] = []
+        if not self.private.isdisjoint((model, request.asked_model)):
+            return there
         for node, round_trip_ns, lasts_ns in self._reachable(now):
             offer = self._offers.find(node, model, demand.digest)
             if offer is None or node in request.tried or self.standings.is_distrusted(node, now):

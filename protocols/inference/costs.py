@@ -272,6 +272,22 @@ class NeighbourCosts:
         known = self._of.get(node, _UNKNOWN)
         return known.up.bytes_per_s or known.down.bytes_per_s
 
+    def link_to(self, node: NodeId) -> tuple[float, float]:
+        """What the link carries to ``node`` and from it, in bytes a second, as predictions take it."""
+        known = self._of.get(node, _UNKNOWN)
+        up = known.up.bytes_per_s or known.down.bytes_per_s or START_BYTES_PER_S
+        return up, known.down.bytes_per_s or up
+
+    def overhead_ns(self, node: NodeId, now: int) -> int:
+        """What runs at ``node`` have lately taken that nothing else explains, on average."""
+        known = self._of.get(node, _UNKNOWN)
+        return known.overhead.mean_ns if known.overhead.known(now) else 0
+
+    def service_ns(self, node: NodeId, demand: Demand, now: int) -> int:
+        """What runs of that kind at ``node`` have lately taken, on average; 0: none was seen."""
+        durations = self._of.get(node, _UNKNOWN).services.seen(demand, now)
+        return durations.mean_ns if durations is not None else 0
+
     def forget_link(self, node: NodeId) -> None:
         """Forget the link to a neighbour that is gone. What it claimed and did is not forgotten."""
         known = self._of.get(node)

@@ -22,6 +22,24 @@ class RunReport(Struct, frozen=True):
     detail: str = ""
 
 
+class PartReport(Struct, frozen=True):
+    """One part of a request that was divided: a stage of its model, or a shard of its batch."""
+
+    kind: Literal["stage", "shard"]
+    index: int
+    """Its place among the parts, from 0."""
+    node: NodeId
+    """Who computed it."""
+    took_ns: int
+    """From the decision to start it until its result was there."""
+    queued_us: int
+    compute_us: int
+    input_bytes: int
+    output_bytes: int
+    replays: int = 0
+    """How many further runs of it were begun, because one was late, lost or failed."""
+
+
 class Compute(Effect, frozen=True):
     """Run a model here; report the result with ``computed`` of the same ``run``."""
 
@@ -52,6 +70,8 @@ class Answered(Event, frozen=True):
     detail: str = ""
     model: str = ""
     """The model that ran: the one that was asked for, or the smaller one that took its place."""
+    parts: tuple[PartReport, ...] = ()
+    """Who computed which part, when the request was divided."""
 
 
 class Decided:
@@ -60,6 +80,6 @@ class Decided:
     __slots__ = ("effects", "events", "messages")
 
     def __init__(self) -> None:
-        self.effects: list[Compute | CancelCompute] = []
+        self.effects: list[Effect] = []
         self.messages: list[Message] = []
         self.events: list[Answered] = []

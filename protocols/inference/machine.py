@@ -1,27 +1,31 @@
 """The inference of one node: what it offers, and the requests of itself and of its neighbours.
 
 Its own requests are the business of :mod:`protocols.inference.asking`, those of neighbours that of
-:mod:`protocols.inference.serving`. Budgets travel as durations, so that no clocks need to agree.
+:mod:`protocols.inference.serving`. The plans of models that are split, and the stages that this node runs for others,
+are in :mod:`protocols.inference.split`. Budgets travel as durations, so that no clocks need to agree.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from random import Random
 from typing import ClassVar, Final, assert_never
 
 from protocols.access import AccessTable
 from protocols.base import limits
+from protocols.base.effects import Effect
 from protocols.base.ids import NodeId, Role
 from protocols.base.reach import Reach
 from protocols.base.time import NEVER
 from protocols.inference.asking import Asking
 from protocols.inference.costs import Services
-from protocols.inference.events import Answered, CancelCompute, Compute, Decided
+from protocols.inference.events import Answered, Decided
 from protocols.inference.loads import OwnQueue
 from protocols.inference.offers import OfferTable
 from protocols.inference.placement import LocalModel
 from protocols.inference.serving import Serving
 from protocols.inference.signature import ModelSignature, to_wire
+from protocols.inference.split.hosting import Hosting
+from protocols.inference.split.splitting import Splitting
 from protocols.links.drops import Drops
 from protocols.machine import Machine, Message
 from protocols.wire.frame import Frame
@@ -34,6 +38,10 @@ from protocols.wire.inference import (
     Offer,
     Offers,
     Signature,
+    StageAsked,
+    StageChunk,
+    StageState,
+    StageWanted,
 )
 from protocols.wire.tensors import NamedTensor
 
@@ -67,6 +75,10 @@ class Inference(Machine):
             self._own_queue, random,
         )  # fmt: skip
         self._serving = Serving(node, access, drops, self._decided, self._services, self._own_queue)
+        self.split = Splitting(
+            node, access, self._asking, self._models, self._offers, reachable, drops, self._decided, self._numbers
+        )  # fmt: skip
+        self.hosting = Hosting(node, access, drops, self._decided)
         self._told: list[LocalModel] = []  # what neighbours know
         self._described: set[str] = set()  # digests whose signatures all neighbours at that time were told
         self._offer_version = 0
@@ -83,21 +95,23 @@ class Inference(Machine):
 
     def configure(
         self, pinned: Mapping[str, str] | None = None, fallbacks: Mapping[str, str] | None = None, workers: int = 1,
-        offload: bool = True,
+        offload: bool = True, private: Iterable[str] = (),
     ) -> None:  # fmt: skip
         """Say how this node computes.
 
         ``pinned``: which files (digests) the names of models stand for, whatever neighbours offer. ``fallbacks``: which
         smaller model may be run in whose place, when that would probably miss its deadline. ``workers``: how many runs
         go on here at the same time. ``offload``: whether neighbours are asked for what this node can compute itself.
+        ``private``: the models whose inputs must not leave this node.
         """
         self._offers.pinned = dict(pinned or {})
         self._asking.fallbacks, self._asking.candidates.offload = dict(fallbacks or {}), offload
+        self._asking.candidates.private = frozenset(private)
         self._own_queue.workers = workers
 
     def _differs(self) -> bool:
         """Whether neighbours would decide otherwise if they knew what is true now."""
-        told, now = self._told, [model for model in self._models.values() if model.served]
+        told, now = self._told, [model for model in self._models.values() if _is_offered(model)]
         if [(m.name, m.digest) for m in told] != [(m.name, m.digest) for m in now]:
             return True
         return any(
@@ -117,7 +131,7 @@ class Inference(Machine):
     def offers(self) -> Offers:
         """What this node computes for others."""
         self._offer_version += 1
-        self._told = [model for model in self._models.values() if model.served]
+        self._told = [model for model in self._models.values() if _is_offered(model)]
         queue_ns = max((model.queue_ns for model in self._told), default=0)
         return Offers(self._offer_version, tuple(
             Offer(
@@ -162,11 +176,16 @@ class Inference(Machine):
         :raises BoundExceeded: with ``MAX_PENDING_REQUESTS`` in flight. :raises ModelUnknown: when neither this node nor
             a neighbour has the model.
         """
-        return self._asking.ask(model, inputs, outputs, budget_ns, hedge, now)
+        number = self.split.begin(model, inputs, outputs, budget_ns, hedge, now)
+        if number is None:
+            return self._asking.ask(model, inputs, outputs, budget_ns, hedge, now)
+        self.split.carry(now)
+        return number
 
     def abandon(self, number: int, now: int) -> None:
         """The caller no longer wants the answer: no event follows."""
-        self._asking.abandon(number, now)
+        if not self.split.abandon(number, now):
+            self._asking.abandon(number, now)
 
     def fallback_of(self, model: str) -> str:
         """The smaller model that may be run in the place of one; empty: there is none."""
@@ -181,6 +200,7 @@ class Inference(Machine):
         """A run of this node ended; ``answer.request`` is ignored."""
         if not self._serving.computed(run, answer, self._queue_us(now), now):
             self._asking.result(run, self._node, answer, now)
+            self.split.carry(now)
 
     def _queue_us(self, now: int) -> int:
         longest_ns = max((model.queue_ns for model in self._models.values()), default=0)
@@ -188,7 +208,15 @@ class Inference(Machine):
 
     def expects(self, frame: Frame, source: NodeId) -> bool:
         """Whether it is the answer to a run that this neighbour does for this node."""
-        return type(frame) is InferAnswer and self._asking.is_run_by(frame.request, source)
+        match frame:
+            case InferAnswer():
+                return self._asking.is_run_by(frame.request, source)
+            case StageChunk():
+                return self.hosting.expects(frame, source)
+            case StageWanted() | StageState():
+                return self.split.lending.expects(frame, source)
+            case _:
+                return False
 
     # --- frames ----------------------------------------------------------------------------------------------------
     def receive(self, frame: InferenceFrame, source: NodeId, role: Role, now: int) -> None:
@@ -199,21 +227,33 @@ class Inference(Machine):
                     self._asking.loads.reported(source, queue_us_of(frame), now, frame.workers)
             case InferRequest():
                 model = self._models.get(frame.model)
+                if model is not None and model.stage_of:
+                    self.hosting.used(model.digest, now)
                 self._serving.request(frame, model, source, role, next(self._numbers), now)
             case InferAnswer():
                 self._asking.result(frame.request, source, frame, now)
                 if frame.queue_us is not None:
                     self._asking.loads.reported(source, frame.queue_us, now)
+                self.split.carry(now)
             case InferCancel():
                 self._serving.cancel(frame.request, source, now)
             case Signature():
                 self._offers.receive_signature(frame, source, now)
+            case StageAsked():
+                self.hosting.asked(frame, source, role, now)
+            case StageChunk():
+                self.hosting.chunk(frame, source, now)
+            case StageWanted():
+                self.split.lending.wanted(frame, source, now)
+            case StageState():
+                self.split.told(frame, source, now)
             case _:
                 assert_never(frame)
 
     def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:
         """The neighbour sends its offers unasked. It gets ours again if they have changed since the node began: a
         change between the opening of our lane, which greets with them, and its Hello was not sent to it."""
+        self.split.neighbour_met(node, role)
         if self._offers_sent_ns > -NEVER:
             self._decided.messages += [(node, frame) for frame in self.greetings()]
 
@@ -221,13 +261,17 @@ class Inference(Machine):
         """A neighbour is gone: its runs are repeated elsewhere, and its requests are dropped."""
         self._offers.forget(node)
         self._serving.neighbour_gone(node)
+        self.hosting.neighbour_gone(node)
+        self.split.neighbour_gone(node, now)
         self._asking.neighbour_gone(node, now)
+        self.split.carry(now)
 
     def undeliverable(self, node: NodeId, frame: Frame, now: int) -> None:
         """A frame could not be queued. A request goes to another node at once. For an answer, the run is reported as
         failed."""
         if type(frame) is InferRequest:
             self._asking.undeliverable(node, frame, now)
+            self.split.carry(now)
         elif type(frame) is InferAnswer and frame.outputs:
             detail = f"{self._node} computed it, but the answer is too large or the link is stuck"
             self._decided.messages.append((node, InferAnswer(frame.request, "failed", detail=detail)))
@@ -245,17 +289,20 @@ class Inference(Machine):
             self._serving.handle_timer(now)
         if self._asking.requests:
             self._asking.handle_timer(now)
+        self.hosting.handle_timer(now)
+        self.split.handle_timer(now)
+        self.split.carry(now)
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next."""
-        due = self._offers_due_ns
+        due = min(self._offers_due_ns, self.split.next_timer_at(), self.hosting.next_timer_at())
         if self._serving.held:
             due = min(due, self._serving.next_timer_at())
         if self._asking.requests:
             due = min(due, self._asking.next_timer_at())
         return due
 
-    def outgoing(self) -> list[Compute | CancelCompute]:
+    def outgoing(self) -> list[Effect]:
         """Effects since the last call."""
         effects, self._decided.effects = self._decided.effects, []
         return effects
@@ -278,8 +325,14 @@ class Inference(Machine):
         """Counters by name; they only grow."""
         return {
             **self._asking.counters, "served": self._serving.served, "refused_busy": self._serving.refused_busy,
-            "refused_late": self._serving.refused_late,
+            "refused_late": self._serving.refused_late, **self.split.counters(), "stages_hosted": self.hosting.taken,
+            "stages_refused": self.hosting.refused, "stages_dropped": self.hosting.dropped,
         }  # fmt: skip
+
+
+def _is_offered(model: LocalModel) -> bool:
+    """Whether all neighbours are told of it. Of a stage only those know that have asked for it."""
+    return model.served and not model.stage_of
 
 
 def queue_us_of(offers: Offers) -> int:

@@ -29,7 +29,7 @@ twice, since it may restart."""
 class _Row:
     """The offers of one neighbour."""
 
-    __slots__ = ("allowance", "offers", "signature_allowance", "signatures", "since", "version")
+    __slots__ = ("allowance", "offers", "signature_allowance", "signatures", "since", "stages", "version")
 
     def __init__(self, now: int) -> None:
         self.version = -1
@@ -38,6 +38,7 @@ class _Row:
         self.allowance = Allowance(OFFERS_PER_S, MAX_OFFERS_BURST, now)
         self.signatures: dict[str, ModelSignature] = {}  # by digest
         self.signature_allowance = Allowance(OFFERS_PER_S, MAX_SIGNATURES_BURST, now)
+        self.stages: dict[str, Offer] = {}  # by name: stages of this node that are ready there
 
 
 class OfferTable:
@@ -49,6 +50,7 @@ class OfferTable:
         self._next = 0
         self.pinned: Mapping[str, str] = {}
         """Digests by name of the model, as the configuration has them."""
+        self._own_stages: dict[str, tuple[str, ModelSignature]] = {}  # by name: those that this node has made
 
     def receive(self, frame: Offers, source: NodeId, role: Role, now: int) -> bool:
         """Take what a neighbour offers, and return whether it was taken: not if it comes too often or was overtaken."""
@@ -101,7 +103,9 @@ class OfferTable:
 
     def signature_of(self, model: str, digest: str) -> ModelSignature | None:
         """What the model takes and gives, by more than half of those who offer it; None when so many don't agree. One
-        liar among neighbours that say nothing would otherwise make liars of them."""
+        liar among neighbours that say nothing would otherwise make liars of them. This node knows its own stages."""
+        if model in self._own_stages:
+            return self._own_stages[model][1]
         votes: dict[ModelSignature, int] = {}
         offering = 0
         for row in self._rows.values():
@@ -111,6 +115,30 @@ class OfferTable:
                 if signature is not None:
                     votes[signature] = votes.get(signature, 0) + 1
         return next((signature for signature, count in votes.items() if 2 * count > offering), None)
+
+    # --- stages ----------------------------------------------------------------------------------------------------
+    def add_stage(self, name: str, digest: str, signature: ModelSignature) -> None:
+        """Note a stage that this node has made, and what it takes and gives."""
+        self._own_stages[name] = digest, signature
+
+    def forget_stage(self, name: str) -> None:
+        """Forget a stage of this node, here and at all neighbours."""
+        self._own_stages.pop(name, None)
+        for row in self._rows.values():
+            row.stages.pop(name, None)
+
+    def stage_ready(self, node: NodeId, name: str, compute_us: int, now: int) -> None:
+        """Note that a neighbour runs a stage that this node has made. Nobody else is told of such an offer."""
+        row = self._rows.get(node)
+        if row is None:
+            row = self._rows[node] = _Row(now)
+        row.stages[name] = Offer(name, self._own_stages[name][0], compute_us)
+
+    def stage_lost(self, node: NodeId, name: str) -> None:
+        """Note that a neighbour does not run a stage any more."""
+        row = self._rows.get(node)
+        if row is not None:
+            row.stages.pop(name, None)
 
     def forget(self, node: NodeId) -> None:
         """Forget what a neighbour offers, because it is gone."""
@@ -124,13 +152,15 @@ class OfferTable:
     def find(self, node: NodeId, model: str, digest: str) -> Offer | None:
         """The offer of a neighbour to compute that file under that name."""
         row = self._rows.get(node)
-        offer = None if row is None else row.offers.get(model)
+        offer = None if row is None else row.offers.get(model) or row.stages.get(model)
         return offer if offer is not None and offer.digest == digest else None
 
     def digest_of(self, model: str) -> str | None:
         """The file that ``model`` stands for at a node that has not loaded it; None when nobody offers it."""
         if model in self.pinned:
             return self.pinned[model]
+        if model in self._own_stages:
+            return self._own_stages[model][0]
         votes: dict[str, tuple[int, int]] = {}  # digest -> number of neighbours, and the first of them negated
         for row in self._rows.values():
             offer = row.offers.get(model)

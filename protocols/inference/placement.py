@@ -55,6 +55,9 @@ class LocalModel(Struct, frozen=True):
     """The 95th percentile of runs; 0: it is not known."""
     fallback: str = ""
     """A smaller model that may be run in its place; empty: there is none, or the configuration names it."""
+    stage_of: str = ""
+    """The name of the whole model, when this is a stage of it that a neighbour has asked for. Only who knows its digest
+    can ask for it, and the table of access decides by the whole."""
 
 
 class Candidate(Struct, frozen=True):

@@ -73,13 +73,15 @@ class OwnRequest:
 
     __slots__ = (
         "asked_digest", "asked_model", "asked_ns", "attempts", "deadline_ns", "digest", "hedge", "hopeless", "inputs",
-        "model", "number", "outputs", "rescue_at", "runs", "size_bytes", "tried",
+        "model", "number", "outputs", "planned", "rescue_at", "runs", "size_bytes", "tried",
     )  # fmt: skip
 
     def __init__(
         self, number: int, model: str, digest: str, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], now: int,
-        budget_ns: int, hedge: bool,
+        budget_ns: int, hedge: bool, planned: NodeId | None = None,
     ) -> None:  # fmt: skip
+        """``planned``: the node that a plan for the parts of a larger request gives it to, if that node can do it."""
+        self.planned = planned
         self.number, self.inputs, self.outputs = number, inputs, outputs
         self.asked_model, self.asked_digest = model, digest
         self.model, self.digest = model, digest

@@ -70,7 +70,7 @@ class Serving:
         size_bytes = sum(len(named.tensor.data) for named in asked.inputs)
         if model is None or not model.served or model.digest != asked.digest:
             self._answer(source, asked.request, "unknown", f"{self._node} does not offer this {asked.model!r}")
-        elif not self._access.permits_infer(role, source, asked.model):
+        elif not self._access.permits_infer(role, source, model.stage_of or asked.model):
             self._answer(source, asked.request, "unknown", f"{self._node} may not compute {asked.model!r} for {source}")
         elif (needed_ns := self._soonest_ns(asked, model, source, size_bytes, now)) > asked.budget_us * 1_000:
             self.refused_late += 1

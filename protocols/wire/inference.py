@@ -108,5 +108,45 @@ class Signature(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=16)
     outputs: Annotated[tuple[TensorKind, ...], Meta(max_length=limits.MAX_TENSORS)]
 
 
-InferenceFrame = Offers | InferRequest | InferAnswer | InferCancel | Signature
-FRAMES: Final[tuple[type[Frame], ...]] = (Offers, InferRequest, InferAnswer, InferCancel, Signature)
+class StageAsked(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=17):
+    """Asks the receiver to make a stage ready: a part of a model that the sender has cut. (Since 1.5.)"""
+
+    digest: Digest
+    """The SHA-256 of the bytes of the stage. Requests name it."""
+    model: Text
+    """The name of the whole model, by which the table of access decides."""
+    whole: Digest
+    """The file of the whole model."""
+    size_bytes: Annotated[int, Meta(ge=1)]
+
+
+class StageWanted(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=18):
+    """The answer of a node that lacks a stage: it wants a chunk of its bytes. (Since 1.5.)"""
+
+    digest: Digest
+    offset: Count
+
+
+class StageChunk(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=19):
+    """A chunk of a stage that was wanted. (Since 1.5.)"""
+
+    digest: Digest
+    offset: Count
+    data: Annotated[bytes, Meta(min_length=1, max_length=limits.STAGE_CHUNK_BYTES)]
+
+
+class StageState(InferenceOnWire, frozen=True, array_like=True, gc=False, tag=20):
+    """Says whether a stage that was asked for can be run at the sender. (Since 1.5.)"""
+
+    digest: Digest
+    state: Literal["ready", "busy", "refused", "failed", "dropped"]
+    detail: Text = ""
+    compute_us: Count = 0
+    """The median time of one run on the sender."""
+
+
+StageFrame = StageAsked | StageWanted | StageChunk | StageState
+InferenceFrame = Offers | InferRequest | InferAnswer | InferCancel | Signature | StageFrame
+FRAMES: Final[tuple[type[Frame], ...]] = (
+    Offers, InferRequest, InferAnswer, InferCancel, Signature, StageAsked, StageWanted, StageChunk, StageState,
+)  # fmt: skip

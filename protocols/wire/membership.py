@@ -11,7 +11,7 @@ from protocols.wire.frame import Frame, SmallFrame
 MAJOR = 1
 """Nodes whose versions differ here refuse each other."""
 
-MINOR = 4
+MINOR = 5
 """Version 0 had no gossip, version 1 no signed readings, version 2 no wants of every reading, and
 version 3 no load in answers and no 95th percentiles in offers."""
 

@@ -16,7 +16,19 @@ from protocols.engine import Engine
 from protocols.settings import NodeSettings
 from protocols.wire.entries import encode_fingerprints
 from protocols.wire.gossip import Carried, GossipDigest, GossipEntries, GossipHave, GossipPull
-from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers, Signature, TensorKind
+from protocols.wire.inference import (
+    InferAnswer,
+    InferCancel,
+    InferRequest,
+    Offer,
+    Offers,
+    Signature,
+    StageAsked,
+    StageChunk,
+    StageState,
+    StageWanted,
+    TensorKind,
+)
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
 from protocols.wire.parcels import encode_alone, encode_reading
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, SignedReadings, Want
@@ -123,6 +135,12 @@ NODE_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
     ),
     InferCancel: st.builds(InferCancel, U64),
     Signature: st.builds(Signature, DIGESTS, _KINDS_OF_TENSORS, _KINDS_OF_TENSORS),
+    StageAsked: st.builds(StageAsked, DIGESTS, TEXT, DIGESTS, POSITIVE),
+    StageWanted: st.builds(StageWanted, DIGESTS, U64),
+    StageChunk: st.builds(StageChunk, DIGESTS, U64, st.binary(min_size=1, max_size=1024)),
+    StageState: st.builds(
+        StageState, DIGESTS, st.sampled_from(["ready", "busy", "refused", "failed", "dropped"]), TEXT, U64
+    ),
     GossipDigest: st.builds(GossipDigest, U64, U64, st.one_of(st.just(b""), st.binary(min_size=512, max_size=512))),
     GossipHave: st.builds(GossipHave, U64, _FINGERPRINTS),
     GossipPull: st.builds(GossipPull, _FINGERPRINTS),

@@ -18,7 +18,18 @@ from protocols.inference.placement import LocalModel
 from protocols.inference.signature import ModelSignature, TensorSignature
 from protocols.wire.codec import encode_frame
 from protocols.wire.frame import Frame, number_of
-from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers, Signature
+from protocols.wire.inference import (
+    InferAnswer,
+    InferCancel,
+    InferRequest,
+    Offer,
+    Offers,
+    Signature,
+    StageAsked,
+    StageChunk,
+    StageState,
+    StageWanted,
+)
 from protocols.wire.membership import Goodbye
 from protocols.wire.tensors import NamedTensor, tensor_of
 from tests.tools.lone_node_fixture import Alone
@@ -102,6 +113,7 @@ KINDS: Final[dict[str, Callable[[int], bytes]]] = {
     "digest": lambda _: _encode(DIGEST),
     "done": lambda _: _encode("done"),
     "busy": lambda _: _encode("busy"),
+    "ready": lambda _: _encode("ready"),
     "invalid": lambda _: _encode("invalid"),
     "letters": lambda size: _encode("a" * size),
     "accents": lambda size: _encode("é" * (size // 2)),
@@ -132,6 +144,10 @@ SEEDS: Final[dict[type[Frame], tuple[Field, ...]]] = {
     InferAnswer: (("known", 1), ("done", 0), ("tensor", 10), ("number", 1), ("number", 1), ("letters", 10)),
     InferCancel: (("known", 1),),
     Signature: (("digest", 0), ("kinds", 10**5), ("kinds", 10**5)),
+    StageAsked: (("digest", 0), ("model", 0), ("digest", 0), ("number", 10**6)),
+    StageWanted: (("digest", 0), ("number", 0)),
+    StageChunk: (("digest", 0), ("number", 0), ("bytes", 1_000)),
+    StageState: (("digest", 0), ("ready", 0), ("letters", 10), ("number", 1)),
 }  # fmt: skip
 
 

@@ -18,7 +18,19 @@ from protocols.wire.codec import KNOWN_NUMBERS, decode_untrusted_node_frame, dec
 from protocols.wire.entries import encode_address, encode_entry, encode_fingerprints, entry_statement
 from protocols.wire.frame import Frame
 from protocols.wire.gossip import Carried, Entry, GossipDigest, GossipEntries, GossipHave, GossipPull, InboxAddress
-from protocols.wire.inference import InferAnswer, InferCancel, InferRequest, Offer, Offers, Signature, TensorKind
+from protocols.wire.inference import (
+    InferAnswer,
+    InferCancel,
+    InferRequest,
+    Offer,
+    Offers,
+    Signature,
+    StageAsked,
+    StageChunk,
+    StageState,
+    StageWanted,
+    TensorKind,
+)
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
 from protocols.wire.parcels import encode_alone, encode_reading, encode_signed, reading_statement
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, SignedReadings, Want
@@ -70,6 +82,10 @@ FRAMES: dict[str, Frame | RelayFrame] = {
     "16-signature": Signature(
         DIGEST, (TensorKind("image", "f4", (1, 3, -1, -1), ("", "", "height", "width")),), (TensorKind("n", "i8", ()),)
     ),
+    "17-stage-asked": StageAsked(DIGEST, "plate", DIGEST[::-1], 1_700_000),
+    "18-stage-wanted": StageWanted(DIGEST, 131_072),
+    "19-stage-chunk": StageChunk(DIGEST, 131_072, b"(part of a stage)"),
+    "20-stage-state": StageState(DIGEST, "ready", "", 9_500),
     "64-batch": Batch(
         1, 0, "veh-1", 1_700_000_000, 8, (Record(6, "brakes", Raw(encode_reading(BRAKE))),), (Fate(1, 5, "expired"),)
     ),

@@ -22,7 +22,8 @@ from protocols.wire.records import Acknowledgement
 NUMBERS = {
     "Hello": 1, "Heartbeat": 2, "Goodbye": 3, "Refusal": 4, "Interest": 5, "Readings": 6, "Offers": 7,
     "InferRequest": 8, "InferAnswer": 9, "InferCancel": 10, "GossipDigest": 11, "GossipHave": 12, "GossipPull": 13,
-    "GossipEntries": 14, "SignedReadings": 15, "Signature": 16, "Batch": 64, "Acknowledgement": 65, "RelayRefusal": 66,
+    "GossipEntries": 14, "SignedReadings": 15, "Signature": 16, "StageAsked": 17, "StageWanted": 18, "StageChunk": 19,
+    "StageState": 20, "Batch": 64, "Acknowledgement": 65, "RelayRefusal": 66,
 }  # fmt: skip
 """Every number that was ever given away. A frame is added here and never changed; one that goes is retired."""
 

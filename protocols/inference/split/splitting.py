@@ -1,0 +1,467 @@
+"""The split models of this node: which plan is in force for each, and which requests follow it.
+
+The life of a plan:
+
+    looked at (every ``LOOK_NS``) ──▶ MakePlans ──▶ the best plans ──▶ MakeStages ──▶ neighbours make stages ready
+        ▲                                                                                      │
+        └────────────── in force (epoch n) ◀── the one that was fastest when timed ◀── each is timed
+
+Rules:
+
+1. A plan takes the place of another only for more than a fifth of predicted gain and after ``DWELL_NS``, or at once
+   when the one in force can't run any more. Epochs only grow. Requests under way end by the plan that they began with.
+2. The best three plans are timed with inputs of zeros before one is in force: predictions of stages are off by up to a
+   quarter.
+3. A request follows the plan only when that is predicted to be clearly faster than the whole model anywhere it may run,
+   or when the whole can't run in time at all. It is never slower because there is a plan.
+4. Inputs of a private model never leave this node: neither the whole nor its first stage goes to a neighbour.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import isqrt
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from protocols.access import AccessTable
+from protocols.base import limits
+from protocols.base.ids import NodeId, Role
+from protocols.base.reach import Reach
+from protocols.base.time import NEVER
+from protocols.inference.asking import Asking
+from protocols.inference.costs import UNKNOWN_SERVICE_NS, Demand
+from protocols.inference.events import Answered, Decided
+from protocols.inference.offers import OfferTable
+from protocols.inference.placement import GAIN_NS, GAIN_SHARE, Candidate, LocalModel
+from protocols.inference.requests import OwnRequest
+from protocols.inference.split.events import MakePlans, MakeStages, SplitModel, Stage, StageRange
+from protocols.inference.split.lending import Lending
+from protocols.inference.split.pipelines import Pipelines, PlannedStage, StagedPlan
+from protocols.inference.split.plan import Home, OwnerOnly, Plan, StageCandidate, price
+from protocols.links.drops import Drops
+from protocols.wire.inference import StageState
+from protocols.wire.tensors import NamedTensor
+
+LOOK_NS: Final = limits.SECOND
+"""How often neighbours and costs are looked at."""
+PLAN_EVERY_NS: Final = 10 * limits.SECOND
+"""How often plans are made when nobody came or left."""
+DWELL_NS: Final = 10 * limits.SECOND
+GAIN_PART: Final = 5
+"""One in so many parts of the predicted cost has to be gained by a new plan."""
+MAX_TIMED: Final = 3
+TELLING_SHARE: Final = 0.05
+"""A stage with less than this part of the run time says little about the whole."""
+HOPED_SPEED: Final = 4
+"""How many times faster than this node a neighbour is taken for, of which nothing is known."""
+TRIALS: Final = 3
+"""Runs by which a plan is timed; the first only warms up."""
+TRIAL_BUDGET_NS: Final = 30 * limits.SECOND
+READY_TIMEOUT_NS: Final = 180 * limits.SECOND
+"""A plan whose stages are not ready by then is given up. 100 MB take as long at 5 Mb/s."""
+
+
+class PlanView(Struct, frozen=True):
+    """A plan as people see it."""
+
+    model: str
+    epoch: int
+    state: Literal["waiting", "in force"]
+    stages: tuple[tuple[int, int, NodeId], ...]
+    """The cuts before and after each stage, and who runs it."""
+    predicted_ns: int
+    timed_ns: int
+    """0: it was not timed yet."""
+
+
+class _Draft:
+    """A plan that is being made ready or timed."""
+
+    __slots__ = ("failed", "plan", "route", "times_ns", "under_way")
+
+    def __init__(self, plan: Plan, route: StagedPlan) -> None:
+        self.plan, self.route = plan, route
+        self.times_ns: list[int] = []
+        self.failed = self.under_way = False
+
+    @property
+    def timed_ns(self) -> int:
+        return min(self.times_ns[1:], default=0)
+
+
+class _Split:
+    """One model, its plan in force and those that are being made ready."""
+
+    __slots__ = (
+        "adopted_ns", "drafts", "force", "known", "look_ns", "made_ns", "model", "plans", "planning", "predicted_ns",
+        "since_ns", "stages", "timed_ns", "plan",
+    )  # fmt: skip
+
+    def __init__(self, model: SplitModel, now: int) -> None:
+        self.model = model
+        self.look_ns = now
+        self.made_ns = self.adopted_ns = -NEVER
+        self.known: tuple[NodeId, ...] | None = None
+        """Who was in reach when plans were made."""
+        self.planning = False
+        self.plans: list[Plan] = []
+        """Those whose stages are being made."""
+        self.stages: dict[StageRange, Stage] = {}
+        self.drafts: list[_Draft] = []
+        self.since_ns = now
+        self.force: StagedPlan | None = None
+        self.plan: Plan | None = None
+        self.timed_ns = 0
+
+
+def stage_name(model: str, digest: str) -> str:
+    """By which name a stage is asked for."""
+    return f"{model[: limits.MAX_TEXT_CHARS - 17]}:{digest[:16]}"
+
+
+class Splitting:
+    """See the module."""
+
+    def __init__(
+        self, node: NodeId, access: AccessTable, asking: Asking, models: Mapping[str, LocalModel], offers: OfferTable,
+        reachable: Callable[[int], list[Reach]], drops: Drops, decided: Decided, numbers: Iterator[int],
+    ) -> None:  # fmt: skip
+        """``models``: those that are loaded here now."""
+        self._node, self._access, self._asking, self._offers, self._decided = node, access, asking, offers, decided
+        self._models, self._reachable = models, reachable
+        self._splits: dict[str, _Split] = {}
+        self._roles: dict[NodeId, Role] = {}
+        self.lending = Lending(drops, decided)
+        self.pipelines = Pipelines(asking, numbers)
+        self._epoch = 0
+        self._changed = False
+
+    # --- models ----------------------------------------------------------------------------------------------------
+    def set_model(self, model: SplitModel, now: int) -> None:
+        """A model may be split. What was known of one of that name is forgotten."""
+        self.forget_model(model.name)
+        self._splits[model.name] = _Split(model, now)
+        self._offers.add_stage(model.name, model.digest, model.signature)  # it may be here in parts only
+        candidates = self._asking.candidates
+        if model.private:
+            candidates.private = candidates.private | {model.name}
+
+    def forget_model(self, name: str) -> None:
+        """A model is no longer split. It stays private if it was."""
+        split = self._splits.pop(name, None)
+        if split is not None:
+            self._offers.forget_stage(name)
+            for stage in split.stages.values():
+                self._offers.forget_stage(stage_name(name, stage.digest))
+
+    # --- requests --------------------------------------------------------------------------------------------------
+    def begin(
+        self, model: str, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], budget_ns: int, hedge: bool,
+        now: int,
+    ) -> int | None:  # fmt: skip
+        """Start a request as a pipeline, and return its number; None: the whole model should compute it."""
+        split = self._splits.get(model)
+        route = split.force if split is not None else None
+        if split is None or route is None or len(self.pipelines.piped) >= limits.MAX_PENDING_REQUESTS // 2:
+            return None
+        if self._asking.digest_of(model) not in (None, route.digest) or not self._is_faster(
+            split, route, inputs, budget_ns, now
+        ):
+            return None
+        number, answers = self.pipelines.begin(route, inputs, outputs, budget_ns, hedge, now)
+        self._decided.events += answers
+        return number
+
+    def _is_faster(
+        self, split: _Split, route: StagedPlan, inputs: tuple[NamedTensor, ...], budget_ns: int, now: int
+    ) -> bool:  # fmt: skip
+        """Whether the pipeline beats the whole model wherever that may run."""
+        size_bytes = sum(len(named.tensor.data) for named in inputs)
+        whole = self._best(route.model, Demand(route.digest, size_bytes), None, budget_ns, now)
+        expected_ns, variance = 0, 0
+        for planned in route.stages:
+            demand = Demand(planned.stage.digest, planned.input_bytes)
+            best = self._best(planned.name, demand, planned.node, budget_ns, now)
+            if best is None:
+                return False
+            expected_ns += best.expected_ns
+            variance += (best.p95_ns - best.expected_ns) ** 2  # stages are late independently of one another
+        if whole is None:
+            return True
+        gain_ns = max(GAIN_NS, whole.p95_ns // GAIN_SHARE)
+        return expected_ns + isqrt(variance) + gain_ns <= whole.p95_ns and expected_ns <= whole.expected_ns
+
+    def _best(
+        self, name: str, demand: Demand, node: NodeId | None, budget_ns: int, now: int
+    ) -> Candidate | None:  # fmt: skip
+        """The node that is named if it can, or else whoever comes first; None: nobody can do it in time."""
+        request = OwnRequest(0, name, demand.digest, (), (), now, budget_ns, False, node)
+        ordered = self._asking.candidates.ordered(request, name, demand, True, now)
+        return ordered[0] if ordered else None
+
+    def abandon(self, number: int, now: int) -> bool:
+        """The caller no longer wants an answer. Returns whether it was a pipeline."""
+        return self.pipelines.abandon(number, now)
+
+    def carry(self, now: int) -> None:
+        """Take the ends of stages out of the events, and go on with their pipelines."""
+        if not self.pipelines.piped and not self.pipelines.ended:
+            return
+        while any(self.pipelines.owns(event.request) for event in self._decided.events):
+            events, self._decided.events = self._decided.events, []
+            for event in events:
+                if self.pipelines.owns(event.request):
+                    self._decided.events += self.pipelines.child_ended(event, now)
+                else:
+                    self._decided.events.append(event)
+        ended, self.pipelines.ended = self.pipelines.ended, []
+        for route, answered in ended:
+            self._timed(route, answered, now)
+
+    # --- plans -----------------------------------------------------------------------------------------------------
+    def handle_timer(self, now: int) -> None:
+        """Look at the neighbours, make plans, and time them."""
+        self.lending.handle_timer(now)
+        for split in self._splits.values():
+            if now >= split.look_ns:
+                split.look_ns = now + LOOK_NS
+                self._look(split, now)
+
+    def next_timer_at(self) -> int:
+        """When :meth:`handle_timer` has something to do."""
+        return min((split.look_ns for split in self._splits.values()), default=NEVER)
+
+    def _look(self, split: _Split, now: int) -> None:
+        home, neighbours = self._home(split), self._neighbours(split, now)
+        in_reach = tuple(sorted(neighbour.node for neighbour in neighbours))
+        if split.plan is not None and price(split.model.profile, home, neighbours, split.plan.stages) is None:
+            split.plan = split.force = None  # one of its nodes is gone
+            split.made_ns = -NEVER
+        due = in_reach != split.known or now - split.made_ns >= PLAN_EVERY_NS
+        if due and not split.planning and not split.drafts and not split.plans:
+            split.planning, split.known, split.made_ns = True, in_reach, now
+            model = split.model
+            self._decided.effects.append(MakePlans(
+                model.name, model.profile, home, neighbours, model.goal, model.private or model.first_at_home
+            ))  # fmt: skip
+        if split.drafts:
+            self._make_ready(split, now)
+        if split.force is not None:
+            self._want(split.force, now)
+
+    def _want(self, route: StagedPlan, now: int) -> None:
+        """Have neighbours make their stages ready, and keep them ready."""
+        for planned in route.stages:
+            if planned.node != self._node:
+                self.lending.want(planned.node, planned.stage.digest, now)
+
+    def _home(self, split: _Split) -> Home | OwnerOnly:
+        model = split.model
+        if not model.run_ns:
+            return OwnerOnly(self._node)
+        return Home(self._node, model.run_ns, memory_bytes=model.memory_bytes)
+
+    def _neighbours(self, split: _Split, now: int) -> tuple[StageCandidate, ...]:
+        """Those that could run a stage."""
+        asking, model = self._asking, split.model
+        found = []
+        for node, round_trip_ns, lasts_ns in self._reachable(now):
+            role = self._roles.get(node)
+            standings = asking.candidates.standings
+            if role is None or standings.is_distrusted(node, now) or standings.is_doubtful(node, now):
+                continue
+            if not self._access.permits_offer(role, node, model.name) or lasts_ns < LOOK_NS:
+                continue
+            if any(self.lending.state(node, stage.digest)[0] == "refused" for stage in split.stages.values()):
+                continue
+            up, down = asking.costs.link_to(node)
+            found.append(StageCandidate(
+                node, self._whole_ns(split, node, now), round_trip_ns, up, down, asking.loads.queue_ns(node, now),
+                asking.costs.overhead_ns(node, now),
+            ))  # fmt: skip
+        return tuple(found)
+
+    def _whole_ns(self, split: _Split, node: NodeId, now: int) -> int:
+        """About how long a neighbour would need for the whole model: as its stages there took, as it says of the whole,
+        or by another model that both have. Of one that is not known at all, much is expected: it would otherwise never
+        be tried, and a plan that was timed badly is not taken."""
+        model, asking = split.model, self._asking
+        boundaries = model.profile.boundaries
+        for range_, stage in split.stages.items():
+            before, after = boundaries[range_.first + 1], boundaries[range_.last + 1]
+            seen_ns = asking.costs.service_ns(node, Demand(stage.digest, before.size_bytes), now)
+            offer = self._offers.find(node, stage_name(model.name, stage.digest), stage.digest)
+            claimed_ns = offer.compute_us * 1_000 if offer is not None else 0
+            if (seen_ns or claimed_ns) and after.share - before.share >= TELLING_SHARE:
+                return int((seen_ns or claimed_ns) / (after.share - before.share))
+        offers = self._offers.of(node)
+        for offer in offers:
+            if offer.digest == model.digest and offer.compute_us:
+                return offer.compute_us * 1_000
+        for offer in offers:
+            local = self._models.get(offer.model)
+            if local is not None and local.digest == offer.digest and offer.compute_us and local.compute_ns:
+                return max(model.run_ns * offer.compute_us * 1_000 // local.compute_ns, 1)
+        return model.run_ns // HOPED_SPEED or UNKNOWN_SERVICE_NS
+
+    def planned(self, name: str, plans: Sequence[Plan], now: int) -> None:
+        """The driver has made plans, best first."""
+        split = self._splits.get(name)
+        if split is None or not split.planning:
+            return
+        split.planning = False
+        divided = [plan for plan in plans if len(plan.stages) > 1][:MAX_TIMED]
+        if not divided:
+            return
+        if split.plan is not None:
+            current = price(split.model.profile, self._home(split), self._neighbours(split, now), split.plan.stages)
+            goal = split.model.goal
+            if current is not None:
+                gain_ns = current.cost_ns(goal) - divided[0].cost_ns(goal)
+                if now - split.adopted_ns < DWELL_NS or gain_ns * GAIN_PART <= current.cost_ns(goal):
+                    return
+        split.plans, split.since_ns = divided, now
+        self._make(split, divided, False)
+
+    def _make(self, split: _Split, plans: Sequence[Plan], spare: bool) -> None:
+        """Have the driver make the stages of plans. ``spare``: this node loads those of neighbours too, so that it can
+        go on from a boundary when one is lost."""
+        placed = [stage for plan in plans for stage in plan.stages]
+        ranges = {StageRange(stage.first, stage.last): None for stage in placed}
+        here = {StageRange(stage.first, stage.last): None for stage in placed if spare or stage.node == self._node}
+        self._decided.effects.append(MakeStages(split.model.name, tuple(ranges), tuple(here)))
+
+    def stages_made(self, name: str, stages: Sequence[tuple[StageRange, Stage]], now: int) -> None:
+        """The driver has made the stages of the plans, and loaded those of this node. Those that are missing can't be
+        made."""
+        split = self._splits.get(name)
+        if split is None or not split.plans:  # the spare ones of a plan in force need nothing more
+            return
+        made = dict(stages)
+        for stage in split.stages.values():
+            if stage.digest not in {new.digest for new in made.values()}:
+                self._offers.forget_stage(stage_name(name, stage.digest))
+        split.stages = made
+        plans, split.plans = split.plans, []
+        outputs = tuple(each.name for each in split.model.signature.outputs)
+        boundaries = split.model.profile.boundaries
+        for stage in made.values():
+            self._offers.add_stage(stage_name(name, stage.digest), stage.digest, stage.signature)
+            if stage.content:
+                self.lending.add(name, split.model.digest, stage)
+        for plan in plans:
+            if any(StageRange(placed.first, placed.last) not in made for placed in plan.stages):
+                continue
+            self._epoch += 1
+            split.drafts.append(_Draft(plan, StagedPlan(name, split.model.digest, self._epoch, tuple(
+                PlannedStage(
+                    stage_name(name, stage.digest), stage, placed.node, boundaries[placed.first + 1].size_bytes
+                )
+                for placed in plan.stages for stage in (made[StageRange(placed.first, placed.last)],)
+            ), outputs)))  # fmt: skip
+        split.since_ns = now
+        self._make_ready(split, now)
+
+    def _make_ready(self, split: _Split, now: int) -> None:
+        """Have neighbours make stages ready, and time the first plan that is ready and was not timed."""
+        for draft in split.drafts:
+            self._want(draft.route, now)
+        if any(draft.under_way for draft in split.drafts):
+            return
+        waiting = [draft for draft in split.drafts if not draft.failed and len(draft.times_ns) < TRIALS]
+        ready = next((draft for draft in waiting if self._is_ready(draft)), None)
+        if ready is not None:
+            ready.under_way = True
+            self.pipelines.begin(
+                ready.route, split.model.samples, (), TRIAL_BUDGET_NS, False, now, trial=True
+            )  # fmt: skip
+            return
+        for draft in waiting:
+            draft.failed = draft.failed or self._is_refused(draft) or now - split.since_ns >= READY_TIMEOUT_NS
+        if all(draft.failed or len(draft.times_ns) >= TRIALS for draft in split.drafts):
+            self._adopt(split, now)
+
+    def _is_ready(self, draft: _Draft) -> bool:
+        return all(
+            planned.node == self._node or self.lending.is_ready(planned.node, planned.stage.digest)
+            for planned in draft.route.stages
+        )
+
+    def _is_refused(self, draft: _Draft) -> bool:
+        return any(
+            planned.node != self._node and self.lending.state(planned.node, planned.stage.digest)[0] == "refused"
+            for planned in draft.route.stages
+        )
+
+    def _timed(self, route: StagedPlan, answered: Answered, now: int) -> None:
+        """A trial has ended."""
+        split = self._splits.get(route.model)
+        draft = next((draft for draft in split.drafts if draft.route is route), None) if split is not None else None
+        if split is None or draft is None:
+            return
+        draft.under_way = False
+        followed = [part.node for part in answered.parts] == [planned.node for planned in route.stages]
+        if answered.winner is None or not followed:
+            draft.failed = True
+        else:
+            draft.times_ns.append(answered.took_ns)
+        self._make_ready(split, now)
+
+    def _adopt(self, split: _Split, now: int) -> None:
+        """Put the plan in force that was fastest when it was timed."""
+        timed = [draft for draft in split.drafts if not draft.failed]
+        split.drafts = []
+        if not timed:
+            return
+        goal = split.model.goal
+        best = min(timed, key=lambda draft: draft.timed_ns if goal == "latency" else draft.plan.period_ns)
+        split.force, split.plan, split.timed_ns, split.adopted_ns = best.route, best.plan, best.timed_ns, now
+        self._make(split, [best.plan], bool(split.model.run_ns))
+
+    # --- stages at neighbours --------------------------------------------------------------------------------------
+    def told(self, frame: StageState, source: NodeId, now: int) -> None:
+        """A neighbour says how a stage of this node stands there."""
+        if not self.lending.told(frame, source, now):
+            return
+        for split in self._splits.values():
+            if any(stage.digest == frame.digest for stage in split.stages.values()):
+                name = stage_name(split.model.name, frame.digest)
+                if frame.state == "ready":
+                    self._offers.stage_ready(source, name, frame.compute_us, now)
+                else:
+                    self._offers.stage_lost(source, name)
+                split.look_ns = now
+
+    def neighbour_met(self, node: NodeId, role: Role) -> None:
+        """A neighbour can be asked."""
+        self._roles[node] = role
+
+    def neighbour_gone(self, node: NodeId, now: int) -> None:
+        """A neighbour is gone: plans that need it are not followed any more."""
+        self._roles.pop(node, None)
+        self.lending.neighbour_gone(node)
+        for split in self._splits.values():
+            if split.force is not None and any(planned.node == node for planned in split.force.stages):
+                split.force = split.plan = None
+            split.look_ns = now
+
+    # --- for people ------------------------------------------------------------------------------------------------
+    def views(self) -> list[PlanView]:
+        """The plans in force, and those that are being made ready."""
+        found = []
+        for name, split in self._splits.items():
+            if split.force is not None and split.plan is not None:
+                found.append(_view(name, split.force, split.plan, "in force", split.timed_ns))
+            found += [_view(name, each.route, each.plan, "waiting", each.timed_ns) for each in split.drafts]
+        return found
+
+    def counters(self) -> dict[str, int]:
+        """Counters by name; they only grow."""
+        return {**self.pipelines.counters, "plan_epoch": self._epoch}
+
+
+def _view(
+    model: str, route: StagedPlan, plan: Plan, state: Literal["waiting", "in force"], timed_ns: int
+) -> PlanView:  # fmt: skip
+    stages = tuple((placed.first, placed.last, placed.node) for placed in plan.stages)
+    return PlanView(model, route.epoch, state, stages, plan.latency_ns, timed_ns)

@@ -1,0 +1,261 @@
+"""Pipelines of several machines in virtual time: plans, stages that are made ready, requests, and what goes wrong."""
+
+import pytest
+
+from protocols.access import DEFAULT_RULES, AccessRule
+from protocols.base import limits
+from protocols.base.ids import Role
+from protocols.inference.events import Answered
+from protocols.inference.split.events import StoreChunk
+from protocols.inference.split.hosting import MAX_HOSTED
+from protocols.wire.inference import InferAnswer, StageAsked, StageChunk
+from protocols.wire.tensors import NamedTensor, tensor_of
+from tests.tools.inference_fixture import A, B, Bench
+from tests.tools.splitting_fixture import MS, SECOND, Linked, Mesh
+
+WHOLE_RESULT = b"\x00\x01\x02"
+"""Each of the three parts of the model has run once, in their order."""
+
+
+def in_force(node: Linked) -> bool:
+    return any(view.state == "in force" for view in node.machine.split.views())
+
+
+def pair(car_ns: int = 100 * MS, rsu_ns: int = 10 * MS) -> tuple[Mesh, Linked, Linked]:
+    """A slow vehicle whose inputs are private, and a fast roadside unit, with a plan in force."""
+    mesh = Mesh()
+    car, rsu = mesh.add("car", car_ns), mesh.add("rsu", rsu_ns)
+    car.has()
+    car.split(private=True)
+    mesh.run(lambda: in_force(car))
+    return mesh, car, rsu
+
+
+def answer_of(mesh: Mesh, node: Linked) -> Answered:
+    mesh.run(lambda: bool(node.answered))
+    (answered,) = node.answered
+    node.answered.clear()
+    return answered
+
+
+def result_of(answered: Answered) -> bytes:
+    assert answered.winner is not None, answered.detail
+    return bytes(answered.outputs[0].tensor.data)[-3:]
+
+
+def test_private_model_runs_its_first_stage_at_home_and_the_rest_at_a_faster_neighbour() -> None:
+    """Raw inputs stay at home, and the answer comes sooner: what splitting is for."""
+    mesh, car, rsu = pair()
+    before = len(rsu.runs)
+    car.ask()
+    answered = answer_of(mesh, car)
+    assert [part.node for part in answered.parts] == ["car", "rsu"]
+    assert result_of(answered) == WHOLE_RESULT
+    assert answered.took_ns < car.run_ns // 2
+    assert [asked_by for _, asked_by in rsu.runs[before:]] == ["car"]
+
+
+def test_stage_that_a_neighbour_lacks_comes_from_its_owner_once() -> None:
+    """The bytes travel by digest, and not with each request."""
+    mesh, car, rsu = pair()
+    assert rsu.disk
+    fetched = {digest: len(content) for digest, content in rsu.disk.items()}
+    for _ in range(3):
+        car.ask()
+        answer_of(mesh, car)
+    assert {digest: len(content) for digest, content in rsu.disk.items()} == fetched
+    assert rsu.drops.total == 0
+    assert car.drops.total == 0
+
+
+def test_neighbour_that_dies_while_it_computes_is_replaced_from_the_boundary() -> None:
+    """Nothing that the first stage has done is done again, and the caller gets one right answer."""
+    mesh, car, rsu = pair()
+    number = car.ask()
+    mesh.run(lambda: car.machine.split.pipelines.under_way().get(number) == 1)
+    before = len(car.runs)
+    mesh.kill(rsu)
+    answered = answer_of(mesh, car)
+    assert result_of(answered) == WHOLE_RESULT
+    assert [(part.node, part.replays) for part in answered.parts] == [("car", 0), ("car", 1)]
+    assert len(car.runs) == before + 1
+    assert not car.machine.under_way()
+
+
+def test_plan_ends_with_its_neighbour_and_comes_back_with_it() -> None:
+    """A parked or passing neighbour must leave the node as it was without it."""
+    mesh, car, rsu = pair()
+    mesh.kill(rsu)
+    assert not in_force(car)
+    car.ask()
+    answered = answer_of(mesh, car)
+    assert [attempt.node for attempt in answered.attempts] == ["car"]
+    assert not answered.parts
+    mesh.add("rsu-2", 10 * MS)
+    mesh.run(lambda: in_force(car))
+    assert car.machine.split.views()[0].stages[-1][2] == "rsu-2"
+
+
+@pytest.mark.parametrize(("accepts", "rules", "word"), [
+    (False, DEFAULT_RULES, "takes no stages"),
+    (True, tuple(rule for rule in DEFAULT_RULES if rule.verb != "infer"), "may not compute"),
+    (True, (AccessRule(Role.RSU, "infer", "other"),), "may not compute"),
+])  # fmt: skip
+def test_neighbour_that_refuses_a_stage_is_not_asked_for_runs(
+    accepts: bool, rules: tuple[AccessRule, ...], word: str
+) -> None:  # fmt: skip
+    """Who takes no stages of others, or does not permit the model, is left out, and the node goes on alone."""
+    mesh = Mesh()
+    car, rsu = mesh.add("car", 100 * MS), mesh.add("rsu", 10 * MS, accepts, rules)
+    car.has()
+    car.split(private=True)
+    mesh.run(lambda: rsu.machine.hosting.refused > 0)
+    mesh.run(lambda: mesh.now > 3 * SECOND)
+    assert not in_force(car)
+    assert (rsu.runs, rsu.disk) == ([], {})
+    details = [loan.detail for loan in car.machine.split.lending._loans.values()]
+    assert any(word in detail for detail in details)
+    car.ask()
+    assert result_of(answer_of(mesh, car)) == WHOLE_RESULT
+
+
+def test_private_inputs_never_leave_even_when_the_neighbour_has_the_whole_model() -> None:
+    """The rule of the manifest is a constraint and not a preference."""
+    mesh = Mesh()
+    car, rsu = mesh.add("car", 100 * MS), mesh.add("rsu", 5 * MS, accepts=False)
+    car.split(private=True)
+    car.has()
+    rsu.has()
+    rsu.settle()
+    mesh.run(lambda: mesh.now > 2 * SECOND)
+    for _ in range(20):
+        car.ask()
+        assert result_of(answer_of(mesh, car)) == WHOLE_RESULT
+    assert not rsu.runs
+
+
+def test_pipeline_is_not_taken_when_the_whole_is_as_fast() -> None:
+    """A plan never makes the caller slower: the neighbour has the whole model, which is faster than its parts."""
+    mesh = Mesh()
+    car, rsu = mesh.add("car", 100 * MS), mesh.add("rsu", 5 * MS)
+    car.has()
+    rsu.has()
+    rsu.settle()
+    car.split()
+    mesh.run(lambda: mesh.now > 5 * SECOND)
+    for _ in range(40):
+        car.ask()
+        answered = answer_of(mesh, car)
+        assert not answered.parts
+    assert answered.attempts[-1].node == "rsu"
+
+
+def garbage(answer: InferAnswer) -> InferAnswer:
+    return InferAnswer(0, "done", (NamedTensor("t9", tensor_of(b"?")),), 0, 1)
+
+
+def test_neighbour_that_answers_a_stage_with_garbage_loses_the_work() -> None:
+    """What it answers is checked against the stage, and the boundary is computed at home."""
+    mesh, car, rsu = pair()
+    rsu.lies = garbage
+    car.ask()
+    assert result_of(answer_of(mesh, car)) == WHOLE_RESULT
+    assert car.machine.counters()["wrong_answers"] == 1
+    before = len(rsu.runs)
+    car.ask()
+    assert result_of(answer_of(mesh, car)) == WHOLE_RESULT
+    assert len(rsu.runs) == before
+
+
+def test_neighbour_that_never_answers_a_stage_costs_no_request() -> None:
+    """A run that hangs is hedged or rescued within the deadline."""
+    mesh, car, rsu = pair()
+    rsu.lies = lambda answer: InferAnswer(0, "failed", detail="out of memory")
+    car.ask()
+    answered = answer_of(mesh, car)
+    assert result_of(answered) == WHOLE_RESULT
+    assert [attempt.outcome for attempt in answered.attempts] == ["done", "failed", "done"]
+
+
+def test_abandoned_pipeline_ends_the_run_of_its_stage() -> None:
+    """A caller that goes away must not leave work behind at a neighbour."""
+    mesh, car, rsu = pair()
+    number = car.ask()
+    mesh.run(lambda: car.machine.split.pipelines.under_way().get(number) == 1)
+    car.machine.abandon(number, mesh.now)
+    car.settle()
+    end_ns = mesh.now + SECOND
+    mesh.run(lambda: mesh.now >= end_ns)
+    assert (car.answered, car.machine.under_way()) == ([], [])
+    assert not rsu.machine._serving.held
+
+
+def test_stage_whose_bytes_are_altered_on_the_way_is_not_loaded() -> None:
+    """The digest decides, so a carrier or a broken disk can't put another stage in place of the one that was meant."""
+    mesh = Mesh()
+    car, rsu = mesh.add("car", 100 * MS), mesh.add("rsu", 10 * MS)
+    car.has()
+    car.split(private=True)
+    mesh.run(lambda: bool(rsu.disk))
+    for digest in rsu.disk:
+        rsu.disk[digest] = b"X" + rsu.disk[digest][1:]
+    mesh.run(lambda: rsu.machine.hosting.dropped > 0)
+    assert (rsu.machine.counters()["stages_hosted"], rsu.runs) == (0, [])
+
+
+def test_stage_in_force_is_kept_ready_and_dropped_once_its_owner_is_gone() -> None:
+    """A stage takes the memory of a process: it stays as long as somebody has a plan with it, and no longer."""
+    mesh, car, rsu = pair()
+    start_ns = mesh.now
+    mesh.run(lambda: mesh.now > start_ns + 200 * SECOND, 300 * SECOND)
+    assert in_force(car)
+    assert "ready" in [state for _, state, _ in rsu.machine.hosting.view()]
+    mesh.kill(car)
+    start_ns = mesh.now
+    mesh.run(lambda: not rsu.machine.hosting.hosted, 100 * SECOND)
+    assert all(not model.stage_of for model in rsu.models.values())
+
+
+def test_faster_neighbour_that_comes_gets_the_stage_after_the_dwell() -> None:
+    """Plans follow the mesh, but don't flap."""
+    mesh, car, _ = pair(rsu_ns=50 * MS)
+    first = car.machine.split.views()[0]
+    adopted_ns = mesh.now
+    mesh.add("gpu", 2 * MS)
+    mesh.run(lambda: in_force(car) and car.machine.split.views()[0].stages[-1][2] == "gpu")
+    assert mesh.now - adopted_ns >= 10 * SECOND
+    assert car.machine.split.views()[0].epoch > first.epoch
+
+
+def test_hosting_gives_up_the_stages_of_whoever_holds_most() -> None:
+    """One neighbour can't fill the places of all others."""
+    bench = Bench(A, B)
+    bench.machine.hosting.accepts = True
+    for number in range(MAX_HOSTED + 3):
+        bench.machine.receive(StageAsked(f"{number:064x}", "plate", "1" * 64, 1_000), A, Role.RSU, 0)
+    bench.machine.receive(StageAsked("f" * 64, "plate", "1" * 64, 1_000), B, Role.RSU, 0)
+    hosted = bench.machine.hosting.view()
+    assert len(list(hosted)) == MAX_HOSTED
+    assert [payer for _, _, payer in hosted].count(B) == 1
+
+
+def test_chunk_that_was_not_asked_for_is_not_stored() -> None:
+    """A neighbour writes to the disk only what this node fetches, in order and of the right size."""
+    bench = Bench(A, B)
+    machine = bench.machine
+    machine.hosting.accepts = True
+    digest = "a" * 64
+    machine.receive(StageAsked(digest, "plate", "1" * 64, 2 * limits.STAGE_CHUNK_BYTES), A, Role.RSU, 0)
+    machine.hosting.found(digest, False, 0)
+    data = bytes(limits.STAGE_CHUNK_BYTES)
+    for source, frame in (
+        (B, StageChunk(digest, 0, data)),
+        (A, StageChunk(digest, limits.STAGE_CHUNK_BYTES, data)),
+        (A, StageChunk(digest, 0, data[:-1])),
+        (A, StageChunk("b" * 64, 0, data)),
+    ):
+        machine.receive(frame, source, Role.RSU, 0)
+    assert not any(isinstance(effect, StoreChunk) for effect in machine.outgoing())
+    machine.receive(StageChunk(digest, 0, data), A, Role.RSU, 0)
+    assert [effect.offset for effect in machine.outgoing() if isinstance(effect, StoreChunk)] == [0]
+    assert bench.drops.total == 4
