@@ -84,7 +84,7 @@ class ModelSection(Section, frozen=True, kw_only=True):
     split: Annotated[
         Literal["off", "latency", "throughput"],
         Meta(
-            description="Cut the model, and let neighbours run [stages](../howto/split-a-model.md) of it: so that one "
+            description="Cut the model, and let neighbours run stages of it: so that one "
             "request is done sooner, or so that more of them are done in a second. A request still runs whole "
             "wherever that is as fast. Needs `pip install meshnode[split]` on this node."
         ),

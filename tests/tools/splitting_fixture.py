@@ -22,6 +22,7 @@ from protocols.inference.signature import ModelSignature, TensorSignature
 from protocols.inference.split.events import (
     DropStage,
     FindStage,
+    KeepStages,
     LoadStage,
     MakePlans,
     MakeStages,
@@ -138,6 +139,12 @@ class Linked:
                     if range_ in effect.here:
                         self._load(self._stage_model(stage, "", range_))
                 mesh.after(MS, self, lambda: machine.split.stages_made(effect.model, stages, mesh.now))
+            case KeepStages():
+                self.models = {
+                    name: model for name, model in self.models.items()
+                    if not name.startswith(f"{effect.model}:") or model.stage_of or name in effect.names
+                }  # fmt: skip
+                machine.set_models(tuple(self.models.values()), mesh.now)
             case FindStage():
                 is_there = len(self.disk.get(effect.digest, b"")) == effect.size_bytes
                 mesh.after(MS, self, lambda: machine.hosting.found(effect.digest, is_there, mesh.now))

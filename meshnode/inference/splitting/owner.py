@@ -17,7 +17,7 @@ from meshnode.models.cutting import StageFile, StageFolder
 from meshnode.troubles import Troubles
 from protocols.base.errors import MeshError
 from protocols.inference.signature import ModelSignature
-from protocols.inference.split.events import MakePlans, MakeStages, Stage, StageRange
+from protocols.inference.split.events import KeepStages, MakePlans, MakeStages, Stage
 from protocols.inference.split.planner import plans
 from protocols.inference.split.splitting import stage_name
 
@@ -45,7 +45,10 @@ class SplitOwner:
 
     def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
         """It plans and makes stages."""
-        return {MakePlans: self._later(self._plan), MakeStages: self._later(self._make)}
+        return {
+            MakePlans: self._later(self._plan), MakeStages: self._later(self._make),
+            KeepStages: self._later(self._keep),
+        }  # fmt: skip
 
     def _later(self, do: Callable[[Any], None]) -> Callable[[Any], object]:
         def submit(effect: Any) -> None:
@@ -92,25 +95,20 @@ class SplitOwner:
 
     def _make(self, effect: MakeStages) -> None:
         spec, made = self._specs[effect.model], []
-        for range_ in effect.ranges:
-            try:
-                file = self._file(spec, range_)
+        try:
+            cuts = [self._cuts[spec.name][range_.last] for range_ in effect.ranges[:-1]]
+            for range_, file in zip(effect.ranges, self._folder.stages(spec, cuts), strict=True):
                 if range_ in effect.here:
                     self._compute.add_stage(_stage_spec(spec, file))
                 made.append((range_, _stage(file)))
-            except (MeshError, OSError) as error:
-                _log.warning("model %s: the stage from cut %d to %d: %s", spec.name, range_.first, range_.last, error)
-        wanted = {stage_name(spec.name, stage.digest) for range_, stage in made if range_ in effect.here}
-        for name in self._compute.stages(hosted=False):
-            if name.startswith(f"{spec.name}:") and name not in wanted:
-                self._compute.drop_stage(name, hosted=False)
+        except (MeshError, OSError) as error:
+            _log.warning("model %s can't be split as planned: %s", spec.name, error)
         self._act(lambda engine, now: engine.inference.split.stages_made(effect.model, made, now))
 
-    def _file(self, spec: ModelSpec, range_: StageRange) -> StageFile:
-        cuts = self._cuts[spec.name]
-        first = None if range_.first < 0 else cuts[range_.first]
-        last = None if range_.last >= len(cuts) else cuts[range_.last]
-        return self._folder.stage(spec, first, last)
+    def _keep(self, effect: KeepStages) -> None:
+        for name in self._compute.stages(hosted=False):
+            if name.startswith(f"{effect.model}:") and name not in effect.names:
+                self._compute.drop_stage(name, hosted=False)
 
 
 def _stage_spec(spec: ModelSpec, file: StageFile) -> ModelSpec:

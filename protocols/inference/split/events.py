@@ -73,12 +73,21 @@ class MakePlans(Effect, frozen=True):
 
 
 class MakeStages(Effect, frozen=True):
-    """Make the stages of a model, load those of ``here``, and call ``stages_made`` with all of them."""
+    """Make the stages of one plan, load those of ``here``, and call ``stages_made`` with all of them. The driver does
+    one after the other, in the order in which it gets them."""
 
     model: str
     ranges: tuple[StageRange, ...]
+    """In the order of computation, from the beginning of the model to its end."""
     here: tuple[StageRange, ...]
     """Those that this node runs itself, or would run if the neighbour that is to run them were gone."""
+
+
+class KeepStages(Effect, frozen=True):
+    """Unload all own stages of a model but these."""
+
+    model: str
+    names: frozenset[str]
 
 
 class FindStage(Effect, frozen=True):
@@ -112,4 +121,4 @@ class DropStage(Effect, frozen=True):
     digest: str
 
 
-SplitEffect = MakePlans | MakeStages | FindStage | StoreChunk | LoadStage | DropStage
+SplitEffect = MakePlans | MakeStages | KeepStages | FindStage | StoreChunk | LoadStage | DropStage

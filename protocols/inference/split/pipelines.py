@@ -4,8 +4,9 @@ Each stage is a request of its own to :class:`~protocols.inference.asking.Asking
 it is hedged, given to another node when its own dies, and checked as any request is. This node keeps every tensor until
 the last answer: a stage that is lost begins again from the boundary before it and not from the start.
 
-A stage that nobody can run any more ends the pipeline. If this node may and can still have the whole model computed in
-time, it does that; otherwise the caller learns which stage failed and why.
+When nobody can run a stage any more, the whole model is computed instead, if somebody may and can do that in time.
+Otherwise the stage is tried again every ``RETRY_NS`` until the deadline: this node may be loading it, and neighbours
+come back. After that the caller learns which stage failed and why.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +14,10 @@ from typing import Final
 
 from msgspec import Struct
 
+from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ModelUnknown
 from protocols.base.ids import NodeId
+from protocols.base.time import NEVER
 from protocols.inference.asking import Asking
 from protocols.inference.events import Answered, PartReport, RunReport
 from protocols.inference.split.events import Stage
@@ -47,15 +50,15 @@ class _Piped:
     """A request that runs as a pipeline."""
 
     __slots__ = (
-        "asked_ns", "attempts", "at", "child", "deadline_ns", "have", "hedge", "inputs", "number", "outputs", "parts",
-        "part_ns", "route", "trial", "whole",
+        "asked_ns", "attempts", "at", "child", "deadline_ns", "have", "hedge", "inputs", "lost", "number", "outputs", "parts",
+        "part_ns", "retry_at", "staged", "trial", "whole", "why",
     )  # fmt: skip
 
     def __init__(
-        self, number: int, route: StagedPlan, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], now: int,
+        self, number: int, staged: StagedPlan, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], now: int,
         budget_ns: int, hedge: bool, trial: bool,
     ) -> None:  # fmt: skip
-        self.number, self.route, self.inputs, self.outputs = number, route, inputs, outputs
+        self.number, self.staged, self.inputs, self.outputs = number, staged, inputs, outputs
         self.asked_ns, self.deadline_ns, self.hedge, self.trial = now, now + budget_ns, hedge, trial
         self.have = {named.name: named for named in inputs}
         """Every tensor that is there: the inputs, and what the stages so far have given."""
@@ -64,12 +67,19 @@ class _Piped:
         self.part_ns = now
         """Since when."""
         self.child = 0
+        self.retry_at = NEVER
+        """When the stage is tried again that nobody could run."""
+        self.lost = 0
+        """Runs of the stage that gave no result."""
+        self.why = ""
+        """Why nobody could run the stage."""
         self.whole = False
         """Whether the child computes the whole model instead of a stage."""
         self.attempts: list[RunReport] = []
         self.parts: list[PartReport] = []
 
 
+RETRY_NS: Final = 200 * limits.MS
 MAX_PIPED: Final = 128
 """Pipelines under way. Each keeps its inputs and boundaries."""
 
@@ -86,8 +96,8 @@ class Pipelines:
         self.counters = {"piped": 0, "piped_failed": 0, "stages_replayed": 0, "fell_back_whole": 0}
 
     def begin(
-        self, route: StagedPlan, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], budget_ns: int, hedge: bool,
-        now: int, trial: bool = False,
+        self, staged: StagedPlan, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], budget_ns: int,
+        hedge: bool, now: int, trial: bool = False,
     ) -> tuple[int, list[Answered]]:  # fmt: skip
         """Start a pipeline. Returns its number, and its answer if it ended at once.
 
@@ -98,7 +108,7 @@ class Pipelines:
         if len(self.piped) >= MAX_PIPED:
             raise BoundExceeded(f"{MAX_PIPED} pipelines are in flight: wait for answers")
         number = next(self._numbers)
-        piped = self.piped[number] = _Piped(number, route, inputs, outputs, now, budget_ns, hedge, trial)
+        piped = self.piped[number] = _Piped(number, staged, inputs, outputs, now, budget_ns, hedge, trial)
         self.counters["piped"] += not trial
         return number, self._proceed(piped, now)
 
@@ -110,12 +120,13 @@ class Pipelines:
         """A stage has ended. Returns the answer of the pipeline if it has ended with it."""
         piped = self._of_child.pop(event.request)
         piped.attempts += event.attempts
+        piped.lost += sum(attempt.outcome not in ("done", "cancelled") for attempt in event.attempts)
         if event.winner is None:
             return self._failed(piped, event, now)
         if piped.whole:
             return self._end(piped, event.outputs, event.winner, now)
-        stage, winner = piped.route.stages[piped.at], event.winner
-        replays = sum(attempt.outcome not in ("done", "cancelled") for attempt in event.attempts)
+        stage, winner = piped.staged.stages[piped.at], event.winner
+        replays, piped.lost = piped.lost, 0
         self.counters["stages_replayed"] += replays
         piped.parts.append(PartReport(
             "stage", piped.at, winner.node, now - piped.part_ns, winner.queued_us, winner.compute_us,
@@ -124,19 +135,19 @@ class Pipelines:
         for named in event.outputs:
             piped.have[named.name] = named
         piped.at += 1
-        if piped.at == len(piped.route.stages):
+        if piped.at == len(piped.staged.stages):
             return self._end(piped, tuple(piped.have[name] for name in self._wanted(piped)), winner, now)
         return self._proceed(piped, now)
 
     def _wanted(self, piped: _Piped) -> Sequence[str]:
-        return piped.outputs or piped.route.outputs
+        return piped.outputs or piped.staged.outputs
 
     def _proceed(self, piped: _Piped, now: int) -> list[Answered]:
         """Start the next stage."""
-        planned = piped.route.stages[piped.at]
+        planned = piped.staged.stages[piped.at]
         missing = next((name for name in planned.stage.inputs if name not in piped.have), None)
         if missing is not None:
-            why = f"the input {missing!r} of model {piped.route.model!r} is missing"
+            why = f"the input {missing!r} of model {piped.staged.model!r} is missing"
             return self._give_up(piped, "invalid", why, now)
         inputs = tuple(piped.have[name] for name in planned.stage.inputs)
         piped.part_ns = now
@@ -156,20 +167,41 @@ class Pipelines:
         return []
 
     def _failed(self, piped: _Piped, event: Answered, now: int) -> list[Answered]:
-        """A stage could not be run anywhere: the whole model takes its place, if somebody can compute that in time."""
-        if piped.whole or event.failure == "invalid" or piped.trial or now >= piped.deadline_ns:
+        """A stage could not be run anywhere, or the whole in its place."""
+        if event.failure == "invalid" or piped.trial or now >= piped.deadline_ns:
             return self._give_up(piped, event.failure or "failed", event.detail, now)
-        piped.whole = True
+        if piped.whole:
+            piped.whole = False
+            piped.retry_at = min(now + RETRY_NS, piped.deadline_ns)
+            piped.why = event.detail if event.failure == "late" else piped.why
+            return []
+        piped.whole, piped.why = True, event.detail
         self.counters["fell_back_whole"] += 1
-        return self._ask(piped, piped.route.model, piped.inputs, piped.outputs, None, now)
+        return self._ask(piped, piped.staged.model, piped.inputs, piped.outputs, None, now)
+
+    def handle_timer(self, now: int) -> list[Answered]:
+        """Try stages again. Returns the answers of pipelines that have ended."""
+        ended: list[Answered] = []
+        for piped in list(self.piped.values()):
+            if now >= piped.retry_at:
+                piped.retry_at = NEVER
+                if now >= piped.deadline_ns:
+                    ended += self._give_up(piped, "late", f"{piped.why}, and its deadline is over", now)
+                else:
+                    ended += self._proceed(piped, now)
+        return ended
+
+    def next_timer_at(self) -> int:
+        """When :meth:`handle_timer` has something to do."""
+        return min((piped.retry_at for piped in self.piped.values()), default=NEVER)
 
     def _give_up(self, piped: _Piped, failure: str, detail: str, now: int) -> list[Answered]:
         self.counters["piped_failed"] += not piped.trial
-        count = len(piped.route.stages)
-        where = "" if piped.whole else f"stage {piped.at + 1} of {count} of {piped.route.model!r}: "
+        count = len(piped.staged.stages)
+        where = "" if piped.whole else f"stage {piped.at + 1} of {count} of {piped.staged.model!r}: "
         return self._tell(piped, Answered(
             piped.number, None, (), tuple(piped.attempts), now - piped.asked_ns, failure, f"{where}{detail}",  # type: ignore[arg-type]
-            piped.route.model, tuple(piped.parts),
+            piped.staged.model, tuple(piped.parts),
         ))  # fmt: skip
 
     def _end(
@@ -182,14 +214,14 @@ class Pipelines:
                 sum(part.compute_us for part in parts),
             )  # fmt: skip
         return self._tell(piped, Answered(
-            piped.number, winner, outputs, tuple(piped.attempts), now - piped.asked_ns, model=piped.route.model,
+            piped.number, winner, outputs, tuple(piped.attempts), now - piped.asked_ns, model=piped.staged.model,
             parts=parts,
         ))  # fmt: skip
 
     def _tell(self, piped: _Piped, answered: Answered) -> list[Answered]:
         del self.piped[piped.number]
         if piped.trial:
-            self.ended.append((piped.route, answered))
+            self.ended.append((piped.staged, answered))
             return []
         return [answered]
 

@@ -34,7 +34,7 @@ from protocols.inference.events import Answered, Decided
 from protocols.inference.offers import OfferTable
 from protocols.inference.placement import GAIN_NS, GAIN_SHARE, Candidate, LocalModel
 from protocols.inference.requests import OwnRequest
-from protocols.inference.split.events import MakePlans, MakeStages, SplitModel, Stage, StageRange
+from protocols.inference.split.events import KeepStages, MakePlans, MakeStages, SplitModel, Stage, StageRange
 from protocols.inference.split.lending import Lending
 from protocols.inference.split.pipelines import Pipelines, PlannedStage, StagedPlan
 from protocols.inference.split.plan import Home, OwnerOnly, Plan, StageCandidate, price
@@ -77,10 +77,10 @@ class PlanView(Struct, frozen=True):
 class _Draft:
     """A plan that is being made ready or timed."""
 
-    __slots__ = ("failed", "plan", "route", "times_ns", "under_way")
+    __slots__ = ("failed", "plan", "staged", "times_ns", "under_way")
 
-    def __init__(self, plan: Plan, route: StagedPlan) -> None:
-        self.plan, self.route = plan, route
+    def __init__(self, plan: Plan, staged: StagedPlan) -> None:
+        self.plan, self.staged = plan, staged
         self.times_ns: list[int] = []
         self.failed = self.under_way = False
 
@@ -161,25 +161,25 @@ class Splitting:
     ) -> int | None:  # fmt: skip
         """Start a request as a pipeline, and return its number; None: the whole model should compute it."""
         split = self._splits.get(model)
-        route = split.force if split is not None else None
-        if split is None or route is None or len(self.pipelines.piped) >= limits.MAX_PENDING_REQUESTS // 2:
+        staged = split.force if split is not None else None
+        if split is None or staged is None or len(self.pipelines.piped) >= limits.MAX_PENDING_REQUESTS // 2:
             return None
-        if self._asking.digest_of(model) not in (None, route.digest) or not self._is_faster(
-            split, route, inputs, budget_ns, now
+        if self._asking.digest_of(model) not in (None, staged.digest) or not self._is_faster(
+            split, staged, inputs, budget_ns, now
         ):
             return None
-        number, answers = self.pipelines.begin(route, inputs, outputs, budget_ns, hedge, now)
+        number, answers = self.pipelines.begin(staged, inputs, outputs, budget_ns, hedge, now)
         self._decided.events += answers
         return number
 
     def _is_faster(
-        self, split: _Split, route: StagedPlan, inputs: tuple[NamedTensor, ...], budget_ns: int, now: int
+        self, split: _Split, staged: StagedPlan, inputs: tuple[NamedTensor, ...], budget_ns: int, now: int
     ) -> bool:  # fmt: skip
         """Whether the pipeline beats the whole model wherever that may run."""
         size_bytes = sum(len(named.tensor.data) for named in inputs)
-        whole = self._best(route.model, Demand(route.digest, size_bytes), None, budget_ns, now)
+        whole = self._best(staged.model, Demand(staged.digest, size_bytes), None, budget_ns, now)
         expected_ns, variance = 0, 0
-        for planned in route.stages:
+        for planned in staged.stages:
             demand = Demand(planned.stage.digest, planned.input_bytes)
             best = self._best(planned.name, demand, planned.node, budget_ns, now)
             if best is None:
@@ -215,13 +215,14 @@ class Splitting:
                 else:
                     self._decided.events.append(event)
         ended, self.pipelines.ended = self.pipelines.ended, []
-        for route, answered in ended:
-            self._timed(route, answered, now)
+        for staged, answered in ended:
+            self._timed(staged, answered, now)
 
     # --- plans -----------------------------------------------------------------------------------------------------
     def handle_timer(self, now: int) -> None:
         """Look at the neighbours, make plans, and time them."""
         self.lending.handle_timer(now)
+        self._decided.events += self.pipelines.handle_timer(now)
         for split in self._splits.values():
             if now >= split.look_ns:
                 split.look_ns = now + LOOK_NS
@@ -229,7 +230,8 @@ class Splitting:
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` has something to do."""
-        return min((split.look_ns for split in self._splits.values()), default=NEVER)
+        looks_ns = (split.look_ns for split in self._splits.values())
+        return min(self.pipelines.next_timer_at(), *looks_ns) if self._splits else NEVER
 
     def _look(self, split: _Split, now: int) -> None:
         home, neighbours = self._home(split), self._neighbours(split, now)
@@ -249,9 +251,9 @@ class Splitting:
         if split.force is not None:
             self._want(split.force, now)
 
-    def _want(self, route: StagedPlan, now: int) -> None:
+    def _want(self, staged: StagedPlan, now: int) -> None:
         """Have neighbours make their stages ready, and keep them ready."""
-        for planned in route.stages:
+        for planned in staged.stages:
             if planned.node != self._node:
                 self.lending.want(planned.node, planned.stage.digest, now)
 
@@ -321,51 +323,48 @@ class Splitting:
                 if now - split.adopted_ns < DWELL_NS or gain_ns * GAIN_PART <= current.cost_ns(goal):
                     return
         split.plans, split.since_ns = divided, now
-        self._make(split, divided, False)
+        for plan in divided:
+            self._make(split, plan, False)
 
-    def _make(self, split: _Split, plans: Sequence[Plan], spare: bool) -> None:
-        """Have the driver make the stages of plans. ``spare``: this node loads those of neighbours too, so that it can
+    def _make(self, split: _Split, plan: Plan, spare: bool) -> None:
+        """Have the driver make the stages of a plan. ``spare``: this node loads those of neighbours too, so that it can
         go on from a boundary when one is lost."""
-        placed = [stage for plan in plans for stage in plan.stages]
-        ranges = {StageRange(stage.first, stage.last): None for stage in placed}
-        here = {StageRange(stage.first, stage.last): None for stage in placed if spare or stage.node == self._node}
-        self._decided.effects.append(MakeStages(split.model.name, tuple(ranges), tuple(here)))
+        ranges = {StageRange(stage.first, stage.last): stage.node for stage in plan.stages}
+        here = tuple(range_ for range_, node in ranges.items() if spare or node == self._node)
+        self._decided.effects.append(MakeStages(split.model.name, tuple(ranges), here))
 
     def stages_made(self, name: str, stages: Sequence[tuple[StageRange, Stage]], now: int) -> None:
-        """The driver has made the stages of the plans, and loaded those of this node. Those that are missing can't be
-        made."""
+        """The driver has made the stages of the plan that it was told first, and loaded those of this node. Those that
+        are missing can't be made."""
         split = self._splits.get(name)
         if split is None or not split.plans:  # the spare ones of a plan in force need nothing more
             return
-        made = dict(stages)
-        for stage in split.stages.values():
-            if stage.digest not in {new.digest for new in made.values()}:
-                self._offers.forget_stage(stage_name(name, stage.digest))
-        split.stages = made
-        plans, split.plans = split.plans, []
-        outputs = tuple(each.name for each in split.model.signature.outputs)
-        boundaries = split.model.profile.boundaries
-        for stage in made.values():
-            self._offers.add_stage(stage_name(name, stage.digest), stage.digest, stage.signature)
-            if stage.content:
-                self.lending.add(name, split.model.digest, stage)
-        for plan in plans:
-            if any(StageRange(placed.first, placed.last) not in made for placed in plan.stages):
-                continue
-            self._epoch += 1
-            split.drafts.append(_Draft(plan, StagedPlan(name, split.model.digest, self._epoch, tuple(
-                PlannedStage(
-                    stage_name(name, stage.digest), stage, placed.node, boundaries[placed.first + 1].size_bytes
-                )
-                for placed in plan.stages for stage in (made[StageRange(placed.first, placed.last)],)
-            ), outputs)))  # fmt: skip
+        plan, made = split.plans.pop(0), dict(stages)
+        if all(StageRange(placed.first, placed.last) in made for placed in plan.stages):
+            for range_, stage in made.items():
+                split.stages[range_] = stage
+                self._offers.add_stage(stage_name(name, stage.digest), stage.digest, stage.signature)
+                if stage.content:
+                    self.lending.add(name, split.model.digest, stage)
+            split.drafts.append(_Draft(plan, self._staged(split, plan, made)))
         split.since_ns = now
         self._make_ready(split, now)
+
+    def _staged(self, split: _Split, plan: Plan, made: Mapping[StageRange, Stage]) -> StagedPlan:
+        self._epoch += 1
+        model, boundaries = split.model, split.model.profile.boundaries
+        planned = []
+        for placed in plan.stages:
+            stage = made[StageRange(placed.first, placed.last)]
+            name, size_bytes = stage_name(model.name, stage.digest), boundaries[placed.first + 1].size_bytes
+            planned.append(PlannedStage(name, stage, placed.node, size_bytes))
+        outputs = tuple(each.name for each in model.signature.outputs)
+        return StagedPlan(model.name, model.digest, self._epoch, tuple(planned), outputs)
 
     def _make_ready(self, split: _Split, now: int) -> None:
         """Have neighbours make stages ready, and time the first plan that is ready and was not timed."""
         for draft in split.drafts:
-            self._want(draft.route, now)
+            self._want(draft.staged, now)
         if any(draft.under_way for draft in split.drafts):
             return
         waiting = [draft for draft in split.drafts if not draft.failed and len(draft.times_ns) < TRIALS]
@@ -373,50 +372,59 @@ class Splitting:
         if ready is not None:
             ready.under_way = True
             self.pipelines.begin(
-                ready.route, split.model.samples, (), TRIAL_BUDGET_NS, False, now, trial=True
+                ready.staged, split.model.samples, (), TRIAL_BUDGET_NS, False, now, trial=True
             )  # fmt: skip
             return
         for draft in waiting:
             draft.failed = draft.failed or self._is_refused(draft) or now - split.since_ns >= READY_TIMEOUT_NS
-        if all(draft.failed or len(draft.times_ns) >= TRIALS for draft in split.drafts):
-            self._adopt(split, now)
+        timed = [draft for draft in split.drafts if not draft.failed and len(draft.times_ns) >= TRIALS]
+        if split.drafts and not split.plans and all(draft.failed or draft in timed for draft in split.drafts):
+            self._adopt(split, timed, now)
+        elif split.force is None and timed:  # better than none, until the others are timed too
+            self._put_in_force(split, timed[0], now)
 
     def _is_ready(self, draft: _Draft) -> bool:
         return all(
             planned.node == self._node or self.lending.is_ready(planned.node, planned.stage.digest)
-            for planned in draft.route.stages
+            for planned in draft.staged.stages
         )
 
     def _is_refused(self, draft: _Draft) -> bool:
         return any(
             planned.node != self._node and self.lending.state(planned.node, planned.stage.digest)[0] == "refused"
-            for planned in draft.route.stages
+            for planned in draft.staged.stages
         )
 
-    def _timed(self, route: StagedPlan, answered: Answered, now: int) -> None:
+    def _timed(self, staged: StagedPlan, answered: Answered, now: int) -> None:
         """A trial has ended."""
-        split = self._splits.get(route.model)
-        draft = next((draft for draft in split.drafts if draft.route is route), None) if split is not None else None
+        split = self._splits.get(staged.model)
+        draft = next((draft for draft in split.drafts if draft.staged is staged), None) if split is not None else None
         if split is None or draft is None:
             return
         draft.under_way = False
-        followed = [part.node for part in answered.parts] == [planned.node for planned in route.stages]
+        followed = [part.node for part in answered.parts] == [planned.node for planned in staged.stages]
         if answered.winner is None or not followed:
             draft.failed = True
         else:
             draft.times_ns.append(answered.took_ns)
         self._make_ready(split, now)
 
-    def _adopt(self, split: _Split, now: int) -> None:
-        """Put the plan in force that was fastest when it was timed."""
-        timed = [draft for draft in split.drafts if not draft.failed]
+    def _adopt(self, split: _Split, timed: Sequence[_Draft], now: int) -> None:
+        """Put the plan in force that was fastest when it was timed, and forget the stages of the others."""
         split.drafts = []
-        if not timed:
-            return
-        goal = split.model.goal
-        best = min(timed, key=lambda draft: draft.timed_ns if goal == "latency" else draft.plan.period_ns)
-        split.force, split.plan, split.timed_ns, split.adopted_ns = best.route, best.plan, best.timed_ns, now
-        self._make(split, [best.plan], bool(split.model.run_ns))
+        if timed:
+            goal = split.model.goal
+            best = min(timed, key=lambda draft: draft.timed_ns if goal == "latency" else draft.plan.period_ns)
+            self._put_in_force(split, best, now)
+            self._make(split, best.plan, bool(split.model.run_ns))
+        in_force = {StageRange(placed.first, placed.last) for placed in split.plan.stages} if split.plan else set()
+        for range_ in [range_ for range_ in split.stages if range_ not in in_force]:
+            self._offers.forget_stage(stage_name(split.model.name, split.stages.pop(range_).digest))
+        names = frozenset(stage_name(split.model.name, stage.digest) for stage in split.stages.values())
+        self._decided.effects.append(KeepStages(split.model.name, names))
+
+    def _put_in_force(self, split: _Split, draft: _Draft, now: int) -> None:
+        split.force, split.plan, split.timed_ns, split.adopted_ns = draft.staged, draft.plan, draft.timed_ns, now
 
     # --- stages at neighbours --------------------------------------------------------------------------------------
     def told(self, frame: StageState, source: NodeId, now: int) -> None:
@@ -442,6 +450,8 @@ class Splitting:
         self.lending.neighbour_gone(node)
         for split in self._splits.values():
             if split.force is not None and any(planned.node == node for planned in split.force.stages):
+                if split.plan is not None and split.model.run_ns:  # requests under way need its stages now
+                    self._make(split, split.plan, True)
                 split.force = split.plan = None
             split.look_ns = now
 
@@ -452,7 +462,7 @@ class Splitting:
         for name, split in self._splits.items():
             if split.force is not None and split.plan is not None:
                 found.append(_view(name, split.force, split.plan, "in force", split.timed_ns))
-            found += [_view(name, each.route, each.plan, "waiting", each.timed_ns) for each in split.drafts]
+            found += [_view(name, each.staged, each.plan, "waiting", each.timed_ns) for each in split.drafts]
         return found
 
     def counters(self) -> dict[str, int]:
@@ -461,7 +471,7 @@ class Splitting:
 
 
 def _view(
-    model: str, route: StagedPlan, plan: Plan, state: Literal["waiting", "in force"], timed_ns: int
+    model: str, staged: StagedPlan, plan: Plan, state: Literal["waiting", "in force"], timed_ns: int
 ) -> PlanView:  # fmt: skip
     stages = tuple((placed.first, placed.last, placed.node) for placed in plan.stages)
-    return PlanView(model, route.epoch, state, stages, plan.latency_ns, timed_ns)
+    return PlanView(model, staged.epoch, state, stages, plan.latency_ns, timed_ns)

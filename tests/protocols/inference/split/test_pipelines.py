@@ -6,7 +6,7 @@ from protocols.access import DEFAULT_RULES, AccessRule
 from protocols.base import limits
 from protocols.base.ids import Role
 from protocols.inference.events import Answered
-from protocols.inference.split.events import StoreChunk
+from protocols.inference.split.events import StageRange, StoreChunk
 from protocols.inference.split.hosting import MAX_HOSTED
 from protocols.wire.inference import InferAnswer, StageAsked, StageChunk
 from protocols.wire.tensors import NamedTensor, tensor_of
@@ -80,6 +80,38 @@ def test_neighbour_that_dies_while_it_computes_is_replaced_from_the_boundary() -
     assert [(part.node, part.replays) for part in answered.parts] == [("car", 0), ("car", 1)]
     assert len(car.runs) == before + 1
     assert not car.machine.under_way()
+
+
+def test_stage_that_nobody_can_run_for_a_moment_is_tried_again_until_the_deadline() -> None:
+    """The neighbour dies before this node has loaded the stage itself: the request waits for that and is answered."""
+    mesh, car, rsu = pair()
+    mesh.kill(mesh.add("gone", 10 * MS))
+    for name in [name for name in car.models if ":" in name]:
+        del car.models[name]
+    first = car.machine.split._splits["plate"].force.stages[0]  # type: ignore[union-attr]
+    car._load(car._stage_model(first.stage, "", StageRange(-1, 0)))
+    del car.models["plate"]
+    car.machine.set_models(tuple(car.models.values()), mesh.now)
+    number = car.ask()
+    mesh.run(lambda: car.machine.split.pipelines.under_way().get(number) == 1)
+    mesh.kill(rsu)
+    answered = answer_of(mesh, car)
+    assert result_of(answered) == WHOLE_RESULT
+    assert [part.node for part in answered.parts] == ["car", "car"]
+
+
+def test_stage_that_nobody_can_run_fails_at_the_deadline_and_is_named() -> None:
+    """The caller learns which stage it was, and no request hangs."""
+    mesh, car, rsu = pair()
+    car.machine.set_models(tuple(model for name, model in car.models.items() if name != "plate"), mesh.now)
+    number = car.ask(SECOND)
+    mesh.run(lambda: car.machine.split.pipelines.under_way().get(number) == 1)
+    car._perform = lambda effect: None  # type: ignore[method-assign]
+    car.machine.set_models((), mesh.now)
+    mesh.kill(rsu)
+    answered = answer_of(mesh, car)
+    assert answered.failure == "late"
+    assert "stage 2 of 2" in answered.detail
 
 
 def test_plan_ends_with_its_neighbour_and_comes_back_with_it() -> None:
