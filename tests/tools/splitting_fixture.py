@@ -138,7 +138,7 @@ class Linked:
                     stages.append((range_, stage))
                     if range_ in effect.here:
                         self._load(self._stage_model(stage, "", range_))
-                mesh.after(MS, self, lambda: machine.split.stages_made(effect.model, stages, mesh.now))
+                mesh.after(MS, self, lambda: machine.split.stages_made(effect.model, effect.ranges, stages, mesh.now))
             case KeepStages():
                 self.models = {
                     name: model for name, model in self.models.items()

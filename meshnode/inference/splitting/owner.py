@@ -17,12 +17,14 @@ from meshnode.models.cutting import StageFile, StageFolder
 from meshnode.troubles import Troubles
 from protocols.base.errors import MeshError
 from protocols.inference.signature import ModelSignature
-from protocols.inference.split.events import KeepStages, MakePlans, MakeStages, Stage
+from protocols.inference.split.events import KeepStages, MakePlans, MakeStages, Stage, StageRange
 from protocols.inference.split.planner import plans
 from protocols.inference.split.splitting import stage_name
 
 _log = logging.getLogger(__name__)
 TROUBLE: Final = "split"
+_MAX_MADE: Final = 64
+"""Plans whose files are remembered; others are looked up again."""
 
 
 class SplitOwner:
@@ -41,7 +43,11 @@ class SplitOwner:
         self._act, self._troubles = act, troubles
         self._cuts: dict[str, tuple[int, ...]] = {}
         """By model: the index in its description of each cut that plans may use."""
+        self._files: dict[tuple[str, tuple[StageRange, ...]], tuple[StageFile, ...]] = {}
+        """The stages of plans that were made, by model and ranges."""
         self._thread = ThreadPoolExecutor(1, "model-splitter")
+        self._loading = ThreadPoolExecutor(1, "stage-loader")
+        """Loads what was made before: a request may wait for that, and to cut for another plan takes seconds."""
 
     def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
         """It plans and makes stages."""
@@ -52,8 +58,9 @@ class SplitOwner:
 
     def _later(self, do: Callable[[Any], None]) -> Callable[[Any], object]:
         def submit(effect: Any) -> None:
+            made = isinstance(effect, MakeStages) and (effect.model, effect.ranges) in self._files
             try:
-                self._thread.submit(do, effect)
+                (self._loading if made else self._thread).submit(do, effect)
             except RuntimeError:
                 _log.debug("the node closes: %s is not done any more", type(effect).__name__)
 
@@ -67,6 +74,7 @@ class SplitOwner:
     def close(self) -> None:
         """End the thread, after what it does now."""
         self._thread.shutdown(cancel_futures=True)
+        self._loading.shutdown(cancel_futures=True)
 
     # --- on the thread ---------------------------------------------------------------------------------------------
     def _describe(self, spec: ModelSpec) -> None:
@@ -96,14 +104,23 @@ class SplitOwner:
     def _make(self, effect: MakeStages) -> None:
         spec, made = self._specs[effect.model], []
         try:
-            cuts = [self._cuts[spec.name][range_.last] for range_ in effect.ranges[:-1]]
-            for range_, file in zip(effect.ranges, self._folder.stages(spec, cuts), strict=True):
+            for range_, file in zip(effect.ranges, self._made(spec, effect.ranges), strict=True):
                 if range_ in effect.here:
                     self._compute.add_stage(_stage_spec(spec, file))
                 made.append((range_, _stage(file)))
         except (MeshError, OSError) as error:
             _log.warning("model %s can't be split as planned: %s", spec.name, error)
-        self._act(lambda engine, now: engine.inference.split.stages_made(effect.model, made, now))
+        self._act(lambda engine, now: engine.inference.split.stages_made(effect.model, effect.ranges, made, now))
+
+    def _made(self, spec: ModelSpec, ranges: tuple[StageRange, ...]) -> tuple[StageFile, ...]:
+        files = self._files.get((spec.name, ranges))
+        if files is None or not all(Path(file.path).exists() for file in files):
+            cuts = [self._cuts[spec.name][range_.last] for range_ in ranges[:-1]]
+            files = self._folder.stages(spec, cuts)
+            if len(self._files) >= _MAX_MADE:
+                del self._files[next(iter(self._files))]
+            self._files[spec.name, ranges] = files
+        return files
 
     def _keep(self, effect: KeepStages) -> None:
         for name in self._compute.stages(hosted=False):

@@ -73,8 +73,7 @@ class MakePlans(Effect, frozen=True):
 
 
 class MakeStages(Effect, frozen=True):
-    """Make the stages of one plan, load those of ``here``, and call ``stages_made`` with all of them. The driver does
-    one after the other, in the order in which it gets them."""
+    """Make the stages of one plan, load those of ``here``, and call ``stages_made`` with all of them."""
 
     model: str
     ranges: tuple[StageRange, ...]

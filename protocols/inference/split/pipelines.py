@@ -50,8 +50,8 @@ class _Piped:
     """A request that runs as a pipeline."""
 
     __slots__ = (
-        "asked_ns", "attempts", "at", "child", "deadline_ns", "have", "hedge", "inputs", "lost", "number", "outputs", "parts",
-        "part_ns", "retry_at", "staged", "trial", "whole", "why",
+        "asked_ns", "attempts", "at", "child", "deadline_ns", "have", "hedge", "inputs", "lost", "number", "outputs",
+        "part_ns", "parts", "retry_at", "staged", "trial", "whole", "why",
     )  # fmt: skip
 
     def __init__(

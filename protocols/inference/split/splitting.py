@@ -333,13 +333,19 @@ class Splitting:
         here = tuple(range_ for range_, node in ranges.items() if spare or node == self._node)
         self._decided.effects.append(MakeStages(split.model.name, tuple(ranges), here))
 
-    def stages_made(self, name: str, stages: Sequence[tuple[StageRange, Stage]], now: int) -> None:
-        """The driver has made the stages of the plan that it was told first, and loaded those of this node. Those that
-        are missing can't be made."""
+    def stages_made(
+        self, name: str, ranges: Sequence[StageRange], stages: Sequence[tuple[StageRange, Stage]], now: int
+    ) -> None:  # fmt: skip
+        """The driver has done :class:`~.events.MakeStages` with these ranges. Stages that are missing can't be made."""
         split = self._splits.get(name)
-        if split is None or not split.plans:  # the spare ones of a plan in force need nothing more
+        if split is None:
             return
-        plan, made = split.plans.pop(0), dict(stages)
+        wanted = [(placed.first, placed.last) for placed in ranges]
+        plan = next((each for each in split.plans if [(p.first, p.last) for p in each.stages] == wanted), None)
+        if plan is None:  # these are the spare ones of a plan in force
+            return
+        split.plans.remove(plan)
+        made = dict(stages)
         if all(StageRange(placed.first, placed.last) in made for placed in plan.stages):
             for range_, stage in made.items():
                 split.stages[range_] = stage
