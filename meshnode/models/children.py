@@ -17,6 +17,8 @@ _FOLDER: Final = str(Path(__file__).resolve().parents[2])
 """Where the package is, whatever the working directory."""
 _IS_INSTALLED: Final = _FOLDER in sysconfig.get_paths().values()
 """Then it is found anyway, and behind the standard library."""
+_MEMORY_WORDS: Final = ("Failed to allocate memory", "bad_alloc", "MemoryError", "Unable to allocate")
+"""What ONNX Runtime, C++ and NumPy say when they get no memory."""
 
 
 def child_command(module: str, *arguments: object) -> list[str]:
@@ -49,3 +51,13 @@ def how_it_exited(status: int) -> str:
         name = f"signal {-status}"
     more = ", which the kernel sends when memory runs out" if -status == signal.SIGKILL else ""
     return f"crashed ({name}{more})"
+
+
+def is_about_memory(error: BaseException) -> bool:
+    """Whether an error in a child, or what caused it, is that its limit of memory was reached."""
+    while True:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _MEMORY_WORDS):
+            return True
+        if error.__cause__ is None:
+            return False
+        error = error.__cause__

@@ -59,6 +59,15 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
     return 0, at
 
 
+def size_with_weights(path: Path) -> int:
+    """The bytes of a model and of its files with weights, which are not read.
+
+    :raises ModelInvalid: as :func:`weight_files`. :raises OSError: a file is missing or can't be read.
+    """
+    files = (path, *(path.parent / name for name in weight_files(path.read_bytes())))
+    return sum(file.stat().st_size for file in files)
+
+
 def read_weights(path: Path, content: bytes) -> dict[str, bytes]:
     """The contents of the files with weights of the model ``content``, which was read from ``path``, by name.
 

@@ -7,6 +7,7 @@
 """
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -19,6 +20,8 @@ from protocols.base.errors import StorageError
 
 _FOLDER_MODE: Final = 0o700
 _FILE_MODE: Final = 0o600
+_OURS: Final = re.compile(r"[0-9a-f]{64}\.(onnx|toml)|[0-9a-f]{16}-[0-9a-f]{32}[-0-9]*\.json")
+"""Names of our files. Others in the folder are left alone."""
 _WORK: Final = "work-"
 """How folders of results in the making are named."""
 _ABANDONED_S: Final = 24 * 3600.0
@@ -67,6 +70,13 @@ class KeptFiles:
             os.utime(target)
         return target
 
+    def check_size(self, size_bytes: int) -> None:
+        """Refuse what can't be kept, before it is written. :raises StorageError: it is larger than the bound."""
+        if size_bytes > self.max_bytes:
+            raise StorageError(
+                f"{size_bytes} bytes don't fit into {self.folder}, which may hold {self.max_bytes}: allow it more"
+            )
+
     def shrink(self, spared: Collection[str]) -> None:
         """Remove what was used longest ago until at most ``max_bytes`` are left. ``spared``: names that stay.
 
@@ -82,9 +92,7 @@ class KeptFiles:
                 self.remove(path.name)
         if total > self.max_bytes:
             self.remove(*spared)
-            raise StorageError(
-                f"{total} bytes of stages don't fit into {self.folder}, which may hold {self.max_bytes}: allow it more"
-            )
+        self.check_size(total)
 
     @contextmanager
     def in_the_making(self) -> Iterator[Path]:
@@ -102,11 +110,11 @@ class KeptFiles:
             shutil.rmtree(work, ignore_errors=True)
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """When each was used last, its size, and where it is."""
+        """When each file of ours was used last, its size, and where it is."""
         for path in self.folder.iterdir():
             with suppress(OSError):
                 status = path.stat()
-                if path.is_file():
+                if _OURS.fullmatch(path.name):
                     yield status.st_mtime, status.st_size, path
 
     def _remove_abandoned(self) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -33,8 +34,8 @@ from meshnode.models.cutting.orders import (
     StagesReply,
     cut_model,
 )
-from meshnode.models.model import ModelSpec, read_model
-from meshnode.models.weights import digest_of
+from meshnode.models.model import MAX_MODEL_BYTES, ModelSpec, read_model
+from meshnode.models.weights import digest_of, size_with_weights
 from protocols.base.errors import InputInvalid, ModelInvalid
 from protocols.base.ids import ModelDigest
 
@@ -95,6 +96,7 @@ class StageFolder:
         """
         if (have := stage_digest(content, manifest)) != digest:
             raise ModelInvalid(f"a stage has the digest {have}, not {digest}: fetch it again, with its manifest")
+        self._files.check_size(len(content))
         with self._files.in_the_making() as work:
             made = [self._put(work, f"{digest}.toml", manifest.encode())] if manifest else []
             made.append(self._put(work, f"{digest}.onnx", content))
@@ -145,6 +147,12 @@ class StageFolder:
 
     # --- what is on disk -------------------------------------------------------------------------------------------
     def _subject(self, spec: ModelSpec) -> _Subject:
+        with suppress(OSError):  # reading it says what is wrong
+            if (size_bytes := size_with_weights(spec.path)) > MAX_MODEL_BYTES:
+                raise ModelInvalid(
+                    f"model {spec.name!r} has {size_bytes} bytes with its weights: models of at most "
+                    f"{MAX_MODEL_BYTES} can be cut, so run it whole"
+                )
         read = read_model(spec)
         shapes = {name: list(shape) for name, shape in spec.warm_up.items()}
         # Pictures give shapes too; they are counted in the digest.

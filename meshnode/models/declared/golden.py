@@ -30,8 +30,8 @@ def check_golden(
     """
     for number, vector in enumerate(vectors):
         folder, key = manifest.parent, f"{manifest}: golden[{number}]"
-        inputs = {name: _read(folder / file, f"{key}.inputs.{name}") for name, file in vector.inputs.items()}
-        wanted = {name: _read(folder / file, f"{key}.outputs.{name}") for name, file in vector.outputs.items()}
+        inputs = {name: read_array(folder / file, f"{key}.inputs.{name}") for name, file in vector.inputs.items()}
+        wanted = {name: read_array(folder / file, f"{key}.outputs.{name}") for name, file in vector.outputs.items()}
         try:
             outputs = run(inputs, tuple(wanted))
         except InferenceError as error:
@@ -44,8 +44,11 @@ def check_golden(
                 )
 
 
-def _read(path: Path, key: str) -> "NDArray[Any]":
-    """An array from a ``.npy`` file; any other file as the bytes that it holds."""
+def read_array(path: Path, key: str) -> "NDArray[Any]":
+    """An array from a ``.npy`` file; any other file as the bytes that it holds. ``key``: who names it.
+
+    :raises ModelInvalid: it can't be read, is too large, or is no array of numbers.
+    """
     import numpy as np
 
     try:

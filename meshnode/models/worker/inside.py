@@ -20,10 +20,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from meshnode.models.children import end_with
+from meshnode.models.children import end_with, is_about_memory
 from meshnode.models.manifest import read_manifest
 from meshnode.models.model import MAX_MODEL_BYTES, Cancellation, LoadedModel, ModelSpec, load_model
-from meshnode.models.weights import weight_files
+from meshnode.models.weights import size_with_weights
 from meshnode.models.worker.messages import (
     MAX_MESSAGE_BYTES,
     CancelOrder,
@@ -54,8 +54,6 @@ _STACK_BYTES: Final = 8 << 20
 """What a thread counts for in ``RLIMIT_DATA``, whether it uses its stack or not."""
 _SLOTS: Final = 8
 """Threads beside those that compute."""
-_MEMORY_WORDS: Final = ("Failed to allocate memory", "bad_alloc", "MemoryError", "Unable to allocate")
-"""What ONNX Runtime, C++ and NumPy say when they get no memory."""
 _MAX_WHY: Final = 2_000
 
 
@@ -96,7 +94,7 @@ def _load(order: LoadOrder, control: socket.socket) -> LoadedModel | None:
             raise InferenceError(f"model {order.name!r}: its signature takes {len(reply)} bytes: shorten its names")
     except (MeshError, MemoryError, ImportError) as error:
         why = f"model {order.name!r}: {error!r}" if not isinstance(error, MeshError) else str(error)
-        if _is_about_memory(error):
+        if is_about_memory(error):
             why += f"; 'memory_limit_mib' allows it {limit_bytes >> 20} MiB"
         control.send(encode(RefusedReply(why[:_MAX_WHY])))
         return None
@@ -112,9 +110,7 @@ def _limit_bytes(path: Path) -> int:
             return memory_mib << 20
         if path.stat().st_size > MAX_MODEL_BYTES:
             return DEFAULT_LIMIT_BYTES  # loading it says what is wrong
-        content = path.read_bytes()
-        files = (path, *(path.parent / name for name in weight_files(content)))
-        return DEFAULT_LIMIT_BYTES + 4 * sum(file.stat().st_size for file in files)
+        return DEFAULT_LIMIT_BYTES + 4 * size_with_weights(path)
     except (OSError, ModelInvalid):
         return DEFAULT_LIMIT_BYTES  # loading it says what is wrong
 
@@ -200,7 +196,7 @@ class _Slot:
             return FailureReply("invalid", str(error)[:_MAX_WHY])
         except Exception as error:  # noqa: BLE001 - whatever it is, the node waits for an answer
             why = str(error) if isinstance(error, InferenceError) else repr(error)
-            return FailureReply("memory" if _is_about_memory(error) else "failed", why[:_MAX_WHY])
+            return FailureReply("memory" if is_about_memory(error) else "failed", why[:_MAX_WHY])
         compute_ns = time.monotonic_ns() - started_ns
         if size_of(outputs, order.used_bytes) <= segment.size_bytes:
             return RunReply(segment.put(outputs, order.used_bytes), compute_ns)
@@ -211,12 +207,3 @@ class _Slot:
             os._exit(0)
         assert self._segment is not None
         return RunReply(self._segment.put(outputs, 0), compute_ns)
-
-
-def _is_about_memory(error: BaseException) -> bool:
-    while True:
-        if isinstance(error, MemoryError) or any(words in str(error) for words in _MEMORY_WORDS):
-            return True
-        if error.__cause__ is None:
-            return False
-        error = error.__cause__

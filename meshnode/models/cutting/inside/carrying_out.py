@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from meshnode.models.children import end_with
+from meshnode.models.children import end_with, is_about_memory
 from meshnode.models.cutting.orders import (
     GRAPH_FILE,
     CuttingOrder,
@@ -24,12 +24,14 @@ from meshnode.models.cutting.orders import (
 )
 from meshnode.models.manifest import Manifest
 from meshnode.models.model import LoadedModel, ModelSpec, load_model
-from meshnode.models.weights import digest_of, weight_files
-from protocols.base.errors import MeshError, ModelInvalid
+from meshnode.models.weights import digest_of, size_with_weights
+from protocols.base.errors import MeshError, ModelInvalid, StorageError
 
 _OOM_SCORE: Final = 500
 """Of two processes the kernel ends this one before the node."""
-_LIMIT_BYTES: Final = 2 << 30
+_MAX_WHY: Final = 300
+_LIMIT_BYTES: Final = 4 << 30
+"""A file may be small and its constants large: `ConstantOfShape` makes gigabytes of a few bytes."""
 _COPIES: Final = 16
 """How often the weights may be in memory: as files, in the whole, in two graphs and their messages, in stages."""
 
@@ -53,19 +55,27 @@ def _reply(order: CuttingOrder) -> CuttingReply:
     try:
         _limit_memory(spec.path)
         return _described(order, spec) if isinstance(order, DescribeOrder) else _made(order, spec)
-    except MeshError as error:
-        return RefusalReply(str(error))
-    except MemoryError:
-        return RefusalReply(f"model {spec.name!r} can't be cut: it needs more memory than the child process may take")
+    except StorageError as error:
+        return RefusalReply(str(error), is_storage=True)
+    except (MeshError, MemoryError) as error:
+        return RefusalReply(_why(spec.name, error))
     except OSError as error:
         return RefusalReply(f"stages of model {spec.name!r} can't be written: {error}", is_storage=True)
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime and onnx_ir raise anything, and somebody waits for a reply
+        return RefusalReply(_why(spec.name, error))
+
+
+def _why(model: str, error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if is_about_memory(error):
+        limit_mib = resource.getrlimit(resource.RLIMIT_DATA)[0] >> 20
+        return f"model {model!r} can't be cut: that needs more memory than the {limit_mib} MiB that it may take"
+    return str(error) if isinstance(error, MeshError) else f"model {model!r} can't be cut: {text[:_MAX_WHY]}"
 
 
 def _limit_memory(path: Path) -> None:
     with suppress(OSError, ModelInvalid):  # loading the model says what is wrong
-        names = weight_files(path.read_bytes())
-        size_bytes = sum(file.stat().st_size for file in (path, *(path.parent / name for name in names)))
-        limit_bytes = _LIMIT_BYTES + _COPIES * size_bytes
+        limit_bytes = _LIMIT_BYTES + _COPIES * size_with_weights(path)
         resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from meshnode.models.cutting.inside.graphs import MAX_GRAPH_BYTES, ModelGraph
+from meshnode.models.cutting.inside.graphs import ModelGraph
 from meshnode.models.cutting.inside.sweep import constant_steps
+from meshnode.models.model import MAX_MODEL_BYTES
 from protocols.base.errors import ModelInvalid
 
 
@@ -76,6 +77,6 @@ def extracted(graph: ModelGraph, boundary: Boundary) -> bytes:
     try:
         content = ir.to_proto(model).SerializeToString(deterministic=True)
     except ValueError as error:  # protobuf's own, for messages that are too large
-        raise ModelInvalid(f"a stage takes more than {MAX_GRAPH_BYTES} bytes: cut it into smaller ones") from error
+        raise ModelInvalid(f"a stage takes more than {MAX_MODEL_BYTES} bytes: cut it into smaller ones") from error
     assert isinstance(content, bytes)
     return content

@@ -6,8 +6,8 @@
   is for one kind of processor. A model that runs without optimisation is not optimised here either.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 import onnx
@@ -19,8 +19,6 @@ from meshnode.models.model import LoadedModel, ModelContent, ModelSpec, explaine
 from protocols.base.errors import ModelInvalid
 from protocols.inference.signature import TensorSignature
 
-MAX_GRAPH_BYTES: Final = 2**31 - 1
-"""The largest protobuf message: weights are kept inside."""
 _DRAWING: Final = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
                              "Bernoulli"})  # fmt: skip
 
@@ -40,9 +38,11 @@ def bound_shapes(model: LoadedModel) -> dict[str, tuple[int, ...]]:
             continue
         sizes = given if given is not None else (*_leading(tensor), *tensor.shape[1:])
         if None in sizes:
+            example = ",".join("?" if size is None else str(size) for size in sizes)
             raise ModelInvalid(
                 f"model {model.name!r} leaves sizes of its input {tensor} open, and it is cut for fixed ones: give its "
-                "shape ('warm_up' in a configuration, --warm-up NAME=1,3,640,640 on the command line)"
+                f"shape ('warm_up' in a configuration, --warm-up {tensor.name}={example} with numbers for '?' on the "
+                "command line)"
             )
         shapes[tensor.name] = tuple(size for size in sizes if size is not None)
     return shapes
@@ -52,18 +52,13 @@ def _leading(tensor: TensorSignature) -> tuple[int | None, ...]:
     return tuple(1 if size is None else size for size in tensor.shape[:1])
 
 
-def save_simplified(spec: ModelSpec, read: ModelContent, shapes: Mapping[str, tuple[int, ...]], target: Path) -> None:
-    """Write the simplified graph of a model, weights included.
+def simplified(spec: ModelSpec, read: ModelContent, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    """The simplified graph of a model as an ONNX file, weights included.
 
-    :raises ModelInvalid: ONNX Runtime can't load it, or it takes more than ``MAX_GRAPH_BYTES``.
+    :raises ModelInvalid: ONNX Runtime can't load the model.
     """
     import onnxruntime
 
-    size_bytes = len(read.content) + sum(map(len, read.weights.values()))
-    if size_bytes > MAX_GRAPH_BYTES:
-        raise ModelInvalid(
-            f"model {spec.name!r} has {size_bytes} bytes with its weights: at most {MAX_GRAPH_BYTES} can be cut"
-        )
     proto = onnx.load_model_from_string(read.content)
     for value in proto.graph.input:
         if value.name in shapes and value.type.HasField("tensor_type"):
@@ -74,11 +69,14 @@ def save_simplified(spec: ModelSpec, read: ModelContent, shapes: Mapping[str, tu
     options = session_options(spec, read.weights)
     if spec.optimisation != "disabled":
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(target)
-    try:
-        onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own classes share no base but Exception
-        raise explained(spec, error) from error
+    # ONNX Runtime writes to files only. One in memory is never short of room on a disk.
+    with open(os.memfd_create("graph"), "rb") as file:
+        options.optimized_model_filepath = f"/proc/self/fd/{file.fileno()}"
+        try:
+            onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own classes share no base but Exception
+            raise explained(spec, error) from error
+        return file.read()
 
 
 class ModelGraph:
@@ -89,6 +87,9 @@ class ModelGraph:
         self.model = ir.from_proto(onnx.load_model_from_string(content))
         self.graph = self.model.graph
         self.graph.sort()
+        for at in reversed(range(len(self.graph.inputs))):
+            if self.graph.inputs[at].name not in inputs:  # old files list weights, and nobody gives those
+                del self.graph.inputs[at]
         ShapeInferencePass(check_type=False, strict_mode=False)(self.model)
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.nodes = list(self.graph)
@@ -96,6 +97,12 @@ class ModelGraph:
         self.values = {value.name: value for node in self.nodes for value in node.outputs if value.name}
         for values in (self.graph.inputs, self.graph.initializers.values()):
             self.values.update((value.name, value) for value in values if value.name)
+
+    def content(self) -> bytes:
+        """The graph as an ONNX file, the same for the same graph."""
+        content = ir.to_proto(self.model).SerializeToString(deterministic=True)
+        assert isinstance(content, bytes)
+        return content
 
     def weight_bytes(self, name: str) -> int:
         """The size of a weight."""

@@ -1,8 +1,11 @@
 """Values on which a model is tried, and runs of a graph on them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from meshnode.models.declared.accepted import AcceptedInput
+from meshnode.models.declared.golden import read_array
+from meshnode.models.manifest import manifest_path
 from meshnode.models.model import LoadedModel
 from protocols.base.errors import InferenceError, ModelInvalid
 
@@ -13,9 +16,13 @@ if TYPE_CHECKING:
 else:
     Arrays = dict
 
+_GOLDEN: Final = 2
+"""Golden vectors that are used."""
+
 
 def samples(model: LoadedModel, shapes: Mapping[str, tuple[int, ...]]) -> list[Arrays]:
-    """Inputs on which the whole model computes: noise, and zeros (grey pictures for inputs that take pictures).
+    """Inputs on which the whole model computes: noise, zeros (grey pictures for inputs that take pictures), and the
+    first golden vectors of its manifest.
 
     The noise is the same each time. ``shapes``: of the inputs, as :func:`~.graphs.bound_shapes` gives them.
 
@@ -32,7 +39,7 @@ def samples(model: LoadedModel, shapes: Mapping[str, tuple[int, ...]]) -> list[A
     if not found:
         raise ModelInvalid(
             f"model {model.name!r} can't be tried, neither on zeros nor on noise, so that nothing would show whether "
-            f"its stages compute the same: {why}"
+            f"its stages compute the same: give other shapes, or golden vectors in its manifest ({why})"
         )
     return found
 
@@ -49,9 +56,21 @@ def _tried(model: LoadedModel, shapes: Mapping[str, tuple[int, ...]]) -> Iterato
         else:  # small numbers: they may be indices
             noise[accepted.tensor.name] = np.asarray(random.integers(0, 2, shape), dtype)
     yield noise
-    zeros = model.zeros()
-    if zeros is not None:
+    if (zeros := model.zeros()) is not None:
         yield zeros
+    at = manifest_path(model.spec.path)
+    for vector in model.manifest.golden[:_GOLDEN]:
+        arrays = {name: read_array(at.parent / file, f"{at}: golden") for name, file in vector.inputs.items()}
+        if all(_fits(each, arrays.get(each.tensor.name), shapes) for each in model.accepted):
+            yield arrays
+
+
+def _fits(accepted: AcceptedInput, array: "NDArray[Any] | None", shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether an array is a picture or has the shape for which the model is cut."""
+    if array is None:
+        return False
+    is_picture = accepted.is_picture(array.dtype.str[1:], array.shape)
+    return is_picture or array.shape == shapes.get(accepted.tensor.name, array.shape)
 
 
 def as_tensors(model: LoadedModel, arrays: Arrays) -> Arrays:

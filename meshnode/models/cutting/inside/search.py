@@ -1,6 +1,6 @@
 """The cuts of a model, with their tensors, their share of the run time and the weights before them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Final
@@ -8,15 +8,16 @@ from typing import Final
 import onnx_ir as ir
 
 from meshnode.models.cutting.description import Cut, CutDescription, CutTensor
-from meshnode.models.cutting.inside.graphs import ModelGraph, bound_shapes, save_simplified
+from meshnode.models.cutting.inside.graphs import ModelGraph, bound_shapes, simplified
 from meshnode.models.cutting.inside.samples import Arrays, as_tensors, run_for, samples
-from meshnode.models.cutting.inside.sweep import Place, places
+from meshnode.models.cutting.inside.sweep import Place, constant_steps, places
 from meshnode.models.cutting.inside.tensors import GraphTensors
 from meshnode.models.cutting.inside.timing import MARK, node_times, run_us
 from meshnode.models.model import LoadedModel, ModelSpec, load_model, read_model
 
 MAX_CUT_TENSORS: Final = 3
 """More of them hardly ever make a cut that is worth its bytes."""
+_QUANTISING: Final = ("QuantizeLinear", "DynamicQuantizeLinear")
 
 
 def describe(spec: ModelSpec, folder: Path, graph: Path) -> CutDescription:
@@ -28,14 +29,15 @@ def describe(spec: ModelSpec, folder: Path, graph: Path) -> CutDescription:
     whole = load_model(spec)
     shapes = bound_shapes(whole)
     arrays = samples(whole, shapes)[-1]
-    save_simplified(spec, read_model(spec), shapes, graph)
-    found = ModelGraph(graph.read_bytes(), [each.name for each in whole.inputs], [each.name for each in whole.outputs])
+    content = simplified(spec, read_model(spec), shapes)
+    found = ModelGraph(content, [each.name for each in whole.inputs], [each.name for each in whole.outputs])
     tensors = GraphTensors(found)
     fed = as_tensors(whole, arrays)
     tensors.learn(fed)
     all_places = list(places(found.steps, found.inputs, MAX_CUT_TENSORS))
     kept = [place for place in all_places[:-1] if all(map(tensors.can_travel, place.live))]
     _learn_unknown(found, tensors, [*(name for place in kept for name in place.live), *found.outputs], fed)
+    graph.write_bytes(found.content())  # with the types that the run told
     shares = _shares(spec, found, fed, folder)
     weights = list(accumulate(sum(map(found.weight_bytes, place.weights)) for place in all_places))
     before = {place.at: total for place, total in zip(all_places, weights, strict=True)}
@@ -81,20 +83,33 @@ def _shares(spec: ModelSpec, graph: ModelGraph, fed: Arrays, folder: Path) -> li
 def _worse_than_quantised(graph: ModelGraph, cuts: Sequence[Cut]) -> list[bool]:
     """For each cut whether its neighbour carries the same values quantised, in fewer bytes.
 
-    ONNX Runtime's higher levels compute ``DequantizeLinear``, an operator and ``QuantizeLinear`` as one; a cut between
+    ONNX Runtime's higher levels compute ``DequantizeLinear``, an operator and ``QuantizeLinear`` as one. A cut between
     them would keep it from that and change results.
     """
+    is_constant = constant_steps(graph.steps, graph.inputs)
+    behind = _next_of(graph, is_constant)
     answers = []
     for number, cut in enumerate(cuts):
-        before = cuts[number - 1] if number else None
-        behind = cuts[number + 1] if number + 1 < len(cuts) else None
-        quantises = graph.nodes[cut.at].op_type in ("QuantizeLinear", "DynamicQuantizeLinear")
+        last, following = graph.nodes[cut.at - 1], behind[cut.at]
         answers.append(
-            (graph.nodes[cut.at - 1].op_type == "DequantizeLinear" and before is not None
-             and before.size_bytes < cut.size_bytes)
-            or (quantises and behind is not None and behind.at == cut.at + 1 and behind.size_bytes < cut.size_bytes)
+            (number > 0 and last.op_type == "DequantizeLinear" and _is_better(cuts[number - 1], cut, last.inputs))
+            or (number + 1 < len(cuts) and following is not None and following.op_type in _QUANTISING
+                and _is_better(cuts[number + 1], cut, following.outputs))
         )  # fmt: skip
     return answers
+
+
+def _next_of(graph: ModelGraph, is_constant: Sequence[bool]) -> list[ir.Node | None]:
+    """For each place the first node behind it that is not constant."""
+    found: list[ir.Node | None] = [None]
+    for node, constant in zip(reversed(graph.nodes), reversed(is_constant), strict=True):
+        found.append(found[-1] if constant else node)
+    return found[::-1]
+
+
+def _is_better(other: Cut, cut: Cut, values: Iterable[ir.Value | None]) -> bool:
+    names = {value.name for value in values if value is not None}
+    return other.size_bytes < cut.size_bytes and any(each.name in names for each in other.tensors)
 
 
 def _notes(
