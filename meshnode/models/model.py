@@ -351,6 +351,8 @@ def _nothing() -> None:
     """Nobody waits behind the run."""
 
 
+_UNKNOWN_OPERATOR: Final = ("No Op registered", "ValidateOpsetForDomain", "is not a registered function/op")
+"""What ONNX Runtime says about operators that it doesn't have."""
 _LOG_FATAL = 4
 """Errors are raised. At a lower level ONNX Runtime prints them to the terminal too."""
 
@@ -379,7 +381,7 @@ def explained(spec: ModelSpec, error: Exception) -> ModelInvalid:
     kind, whole, text = type(error).__name__, str(error), _one_line(error)
     if kind == "InvalidProtobuf":
         return ModelInvalid(f"model {spec.name!r}: {spec.path} is not an ONNX file, or it is cut off: export it again")
-    if kind == "NotImplemented" or "No Op registered" in whole or "ValidateOpsetForDomain" in whole:
+    if kind == "NotImplemented" or any(words in whole for words in _UNKNOWN_OPERATOR):
         return ModelInvalid(
             f"model {spec.name!r}: {spec.path} uses operators that this ONNX Runtime doesn't have "
             f"({text}): export it for an older operator set, or update onnxruntime"

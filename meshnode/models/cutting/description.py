@@ -13,7 +13,7 @@ class CutTensor(Struct, frozen=True):
     dtype: str
     """As on the wire: ``f4``."""
     shape: tuple[int, ...]
-    """Where the values of an input decide on a size, it is the one that a run on zeros gave."""
+    """Where the values of an input decide on a size, it is the one that a run on a sample gave."""
     size_bytes: int
 
     def __str__(self) -> str:

@@ -84,8 +84,8 @@ def _described(order: DescribeOrder, spec: ModelSpec) -> DescribedReply:
 
     folder = Path(order.model.folder)
     graph = folder / GRAPH_FILE
-    description = describe(spec, folder, graph)
-    return DescribedReply(description, hashlib.sha256(graph.read_bytes()).hexdigest())
+    description, fixed = describe(spec, folder, graph)
+    return DescribedReply(description, hashlib.sha256(graph.read_bytes()).hexdigest(), fixed)
 
 
 def _made(order: StagesOrder, spec: ModelSpec) -> StagesReply:
@@ -93,25 +93,24 @@ def _made(order: StagesOrder, spec: ModelSpec) -> StagesReply:
     from meshnode.models.cutting.inside.extraction import boundaries, extracted
     from meshnode.models.cutting.inside.graphs import ModelGraph, bound_shapes
     from meshnode.models.cutting.inside.samples import samples
+    from meshnode.models.cutting.manifests import stage_manifest
 
     whole = load_model(spec)
     graph = ModelGraph(Path(order.graph).read_bytes(), order.inputs, order.outputs)
     folder, made, loaded = Path(order.model.folder), [], []
     for number, boundary in enumerate(boundaries(graph, order.ends)):
         content = extracted(graph, boundary)
-        stage, model = _written(folder, content, boundary.takes, whole, number)
+        fixed = {name: order.fixed[name] for name in boundary.takes if name in order.fixed}
+        stage, model = _written(folder, content, stage_manifest(whole.manifest, boundary.takes, fixed), whole, number)
         made.append(stage)
         loaded.append(model)
     check_chain(whole, loaded, samples(whole, bound_shapes(whole)))
     return StagesReply(tuple(made))
 
 
-def _written(
-    folder: Path, content: bytes, takes: tuple[str, ...], whole: LoadedModel, number: int
-) -> tuple[MadeStage, LoadedModel]:
-    from meshnode.models.cutting.manifests import read_stage_manifest, stage_manifest
+def _written(folder: Path, content: bytes, text: str, whole: LoadedModel, number: int) -> tuple[MadeStage, LoadedModel]:
+    from meshnode.models.cutting.manifests import read_stage_manifest
 
-    text = stage_manifest(whole.manifest, takes)
     manifest = read_stage_manifest(text) if text else Manifest()
     digest = digest_of(content, {}, manifest.results())
     path = folder / f"{digest}.onnx"

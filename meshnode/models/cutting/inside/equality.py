@@ -10,8 +10,7 @@ from protocols.base.errors import ModelInvalid
 def check_chain(whole: LoadedModel, stages: Sequence[LoadedModel], samples: Sequence[Arrays]) -> None:
     """Run the stages one after the other, as a holder of all tensors does, and compare with the whole.
 
-    :raises ModelInvalid: an output differs in type, shape or any bit; names it, and whether the whole gives the same
-        twice.
+    :raises ModelInvalid: an output differs in type, shape or any bit; names it.
     """
     for arrays in samples:
         expected = dict(whole.run(arrays))
@@ -22,12 +21,6 @@ def check_chain(whole: LoadedModel, stages: Sequence[LoadedModel], samples: Sequ
             given = held[name]
             if given.dtype == array.dtype and given.shape == array.shape and given.tobytes() == array.tobytes():
                 continue
-            again = dict(whole.run(arrays, (name,)))[name]
-            if again.tobytes() != array.tobytes():
-                raise ModelInvalid(
-                    f"model {whole.name!r} can't be cut: its output {name!r} is another one each time, so that nothing "
-                    "shows whether its stages compute the same"
-                )
             raise ModelInvalid(
                 f"stages of model {whole.name!r} were refused: output {name!r} differs from that of the whole; choose "
                 "other cuts, or optimisation = 'basic'"

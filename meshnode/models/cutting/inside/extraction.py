@@ -71,6 +71,7 @@ def extracted(graph: ModelGraph, boundary: Boundary) -> bytes:
     weights = sorted(stage.initializers.values(), key=lambda value: str(value.name))
     stage.initializers.clear()
     stage.initializers.update((str(value.name), value) for value in weights)
+    stage.inputs.extend(value for value in weights if value.name in graph.overridable)
     stage.name = "stage"
     model = ir.Model(stage, ir_version=graph.model.ir_version, producer_name="meshnode",
                      functions=list(graph.model.functions.values()))  # fmt: skip

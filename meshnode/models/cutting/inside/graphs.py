@@ -19,6 +19,8 @@ from meshnode.models.model import LoadedModel, ModelContent, ModelSpec, explaine
 from protocols.base.errors import ModelInvalid
 from protocols.inference.signature import TensorSignature
 
+OVERRIDABLE_SINCE: Final = 4
+"""The version of ONNX's files from which on a weight that is an input too may be given anew."""
 _DRAWING: Final = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
                              "Bernoulli"})  # fmt: skip
 
@@ -82,15 +84,24 @@ def simplified(spec: ModelSpec, read: ModelContent, shapes: Mapping[str, tuple[i
 class ModelGraph:
     """A simplified graph, its nodes in an order in which they can be computed."""
 
-    def __init__(self, content: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        """``inputs``: of the model. ``outputs``: those of its outputs that can travel."""
+    def __init__(self, content: bytes, inputs: Sequence[str], outputs: Sequence[str], *, infer: bool = False) -> None:
+        """``inputs``: of the model. ``outputs``: those of its outputs that can travel. ``infer``: find out types and
+        shapes. ONNX does so by the values of all weights, :attr:`overridable` ones too, so it is done once at first."""
         self.model = ir.from_proto(onnx.load_model_from_string(content))
         self.graph = self.model.graph
         self.graph.sort()
+        self.overridable = set[str]()
+        """Weights that are inputs too. ONNX Runtime does not take them for constants when it optimises."""
         for at in reversed(range(len(self.graph.inputs))):
-            if self.graph.inputs[at].name not in inputs:  # old files list weights, and nobody gives those
-                del self.graph.inputs[at]
-        ShapeInferencePass(check_type=False, strict_mode=False)(self.model)
+            value = self.graph.inputs[at]
+            if value.name in inputs:
+                continue
+            if value.is_initializer() and (self.model.ir_version or 0) >= OVERRIDABLE_SINCE:
+                self.overridable.add(str(value.name))
+            else:
+                del self.graph.inputs[at]  # old files list weights, and nobody gives those
+        if infer:
+            ShapeInferencePass(check_type=False, strict_mode=False)(self.model)
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.nodes = list(self.graph)
         self.steps = [self._step(node) for node in self.nodes]

@@ -21,8 +21,8 @@ _GOLDEN: Final = 2
 
 
 def samples(model: LoadedModel, shapes: Mapping[str, tuple[int, ...]]) -> list[Arrays]:
-    """Inputs on which the whole model computes: noise, zeros (grey pictures for inputs that take pictures), and the
-    first golden vectors of its manifest.
+    """Inputs on which the whole model computes: the first golden vectors of its manifest, noise, and zeros (grey
+    pictures for inputs that take pictures).
 
     The noise is the same each time. ``shapes``: of the inputs, as :func:`~.graphs.bound_shapes` gives them.
 
@@ -47,6 +47,11 @@ def samples(model: LoadedModel, shapes: Mapping[str, tuple[int, ...]]) -> list[A
 def _tried(model: LoadedModel, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Arrays]:
     import numpy as np
 
+    at = manifest_path(model.spec.path)
+    for vector in model.manifest.golden[:_GOLDEN]:
+        arrays = {name: read_array(at.parent / file, f"{at}: golden") for name, file in vector.inputs.items()}
+        if all(_fits(each, arrays.get(each.tensor.name), shapes) for each in model.accepted):
+            yield arrays
     random = np.random.default_rng(29)
     noise = {}
     for accepted in model.accepted:
@@ -58,11 +63,6 @@ def _tried(model: LoadedModel, shapes: Mapping[str, tuple[int, ...]]) -> Iterato
     yield noise
     if (zeros := model.zeros()) is not None:
         yield zeros
-    at = manifest_path(model.spec.path)
-    for vector in model.manifest.golden[:_GOLDEN]:
-        arrays = {name: read_array(at.parent / file, f"{at}: golden") for name, file in vector.inputs.items()}
-        if all(_fits(each, arrays.get(each.tensor.name), shapes) for each in model.accepted):
-            yield arrays
 
 
 def _fits(accepted: AcceptedInput, array: "NDArray[Any] | None", shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -78,12 +78,19 @@ def as_tensors(model: LoadedModel, arrays: Arrays) -> Arrays:
     return {each.tensor.name: each.fed(model.name, arrays[each.tensor.name]) for each in model.accepted}
 
 
-def run_for(content: bytes, arrays: Arrays, outputs: Sequence[str]) -> Arrays:
-    """Compute some tensors of a graph, all at once. ``content``: the graph, with these tensors among its outputs."""
+def run_for(
+    content: bytes, arrays: Arrays, outputs: Sequence[str]
+) -> dict[str, "tuple[NDArray[Any], tuple[int, ...] | None]"]:
+    """Compute some tensors of a graph, all at once. Returns them with the shape that they always have; None: values
+    decide on it. ``content``: the graph, with these tensors among its outputs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return dict(zip(outputs, session.run(list(outputs), arrays), strict=True))
+    always = {each.name: tuple(each.shape) for each in session.get_outputs()}
+    return {
+        name: (array, always[name] if always[name] == array.shape else None)
+        for name, array in zip(outputs, session.run(list(outputs), arrays), strict=True)
+    }

@@ -8,7 +8,8 @@ from typing import Final
 import onnx_ir as ir
 
 from meshnode.models.cutting.description import Cut, CutDescription, CutTensor
-from meshnode.models.cutting.inside.graphs import ModelGraph, bound_shapes, simplified
+from meshnode.models.cutting.inside.exact import ExactGraph, exact_graph
+from meshnode.models.cutting.inside.graphs import ModelGraph, bound_shapes
 from meshnode.models.cutting.inside.samples import Arrays, as_tensors, run_for, samples
 from meshnode.models.cutting.inside.sweep import Place, constant_steps, places
 from meshnode.models.cutting.inside.tensors import GraphTensors
@@ -20,22 +21,22 @@ MAX_CUT_TENSORS: Final = 3
 _QUANTISING: Final = ("QuantizeLinear", "DynamicQuantizeLinear")
 
 
-def describe(spec: ModelSpec, folder: Path, graph: Path) -> CutDescription:
-    """Find the cuts of a model, and write the graph that stages are made of to ``graph``. ``folder``: for what is
-    needed meanwhile.
+def describe(spec: ModelSpec, folder: Path, graph: Path) -> tuple[CutDescription, dict[str, tuple[int, ...]]]:
+    """Find the cuts of a model, and write the graph that stages are made of to ``graph``. Returns also the shapes that
+    manifests of stages must give (``ExactGraph.fixed``). ``folder``: for what is needed meanwhile.
 
     :raises ModelInvalid: the model can't be loaded, leaves sizes open, is too large, or fails on all samples.
     """
     whole = load_model(spec)
     shapes = bound_shapes(whole)
-    arrays = samples(whole, shapes)[-1]
-    content = simplified(spec, read_model(spec), shapes)
-    found = ModelGraph(content, [each.name for each in whole.inputs], [each.name for each in whole.outputs])
-    tensors = GraphTensors(found)
-    fed = as_tensors(whole, arrays)
-    tensors.learn(fed)
+    tried = samples(whole, shapes)
+    exact = exact_graph(whole, read_model(spec), shapes, tried)
+    found, fed = exact.graph, as_tensors(whole, tried[0])
+    tensors = GraphTensors(found, exact.bound)
+    for name, array in fed.items():
+        tensors.learn(name, array)
     all_places = list(places(found.steps, found.inputs, MAX_CUT_TENSORS))
-    kept = [place for place in all_places[:-1] if all(map(tensors.can_travel, place.live))]
+    kept = [place for place in all_places[:-1] if not exact.flaw and all(map(tensors.can_travel, place.live))]
     _learn_unknown(found, tensors, [*(name for place in kept for name in place.live), *found.outputs], fed)
     graph.write_bytes(found.content())  # with the types that the run told
     shares = _shares(spec, found, fed, folder)
@@ -43,12 +44,13 @@ def describe(spec: ModelSpec, folder: Path, graph: Path) -> CutDescription:
     before = {place.at: total for place, total in zip(all_places, weights, strict=True)}
     cuts = [_cut(place, tensors, shares[place.at], before[place.at]) for place in kept]
     cuts = [cut for cut, is_worse in zip(cuts, _worse_than_quantised(found, cuts), strict=True) if not is_worse]
-    return CutDescription(
+    description = CutDescription(
         whole.digest,
         tuple(tensors.tensor(name) for name in found.inputs),
         tuple(tensors.tensor(name) for name in found.outputs),
-        tuple(cuts), len(found.nodes), run_us(whole, arrays), weights[-1], _notes(whole, shapes, found, cuts),
+        tuple(cuts), len(found.nodes), run_us(whole, tried[0]), weights[-1], _notes(whole, shapes, exact, cuts),
     )  # fmt: skip
+    return description, exact.fixed
 
 
 def _cut(place: Place, tensors: GraphTensors, share: float, weight_bytes: int) -> Cut:
@@ -65,7 +67,8 @@ def _learn_unknown(graph: ModelGraph, tensors: GraphTensors, names: Sequence[str
     for name in unknown:
         if name not in given:
             proto.graph.output.add(name=name)
-    tensors.learn(run_for(proto.SerializeToString(), fed, unknown))
+    for name, (array, always) in run_for(proto.SerializeToString(), fed, unknown).items():
+        tensors.learn(name, array, always)
 
 
 def _shares(spec: ModelSpec, graph: ModelGraph, fed: Arrays, folder: Path) -> list[float]:
@@ -113,19 +116,21 @@ def _is_better(other: Cut, cut: Cut, values: Iterable[ir.Value | None]) -> bool:
 
 
 def _notes(
-    model: LoadedModel, shapes: Mapping[str, tuple[int, ...]], graph: ModelGraph, cuts: Sequence[Cut]
+    model: LoadedModel, shapes: Mapping[str, tuple[int, ...]], exact: ExactGraph, cuts: Sequence[Cut]
 ) -> tuple[str, ...]:
-    notes = list(model.notes)
+    graph, notes = exact.graph, list(model.notes)
     for accepted in model.accepted:
         if None in accepted.tensor.shape:
             taken = CutTensor(accepted.tensor.name, accepted.tensor.dtype, shapes[accepted.tensor.name], 0)
             notes.append(f"Its input {accepted.tensor} is taken as {taken}: stages take this shape only.")
-    if not cuts and len(graph.nodes) < 2:
+    if exact.flaw:
+        notes.append(f"It has no cuts and runs whole: {exact.flaw}.")
+    elif not cuts and len(graph.nodes) < 2:
         kind = graph.nodes[0].op_type if graph.nodes else "no"
         notes.append(f"It has no cuts and runs whole: it is a single {kind} node.")
     elif not cuts:
         notes.append(
-            f"It has no cuts and runs whole: between any two of its {len(graph.nodes)} nodes, more than "
+            f"It has no cuts and runs whole: wherever its {len(graph.nodes)} nodes are parted, more than "
             f"{MAX_CUT_TENSORS} tensors are needed later, or some that can't travel."
         )
     return tuple(notes)

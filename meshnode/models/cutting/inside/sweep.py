@@ -13,7 +13,7 @@ few are live, the graph can be cut.
 This module knows nothing of ONNX: :mod:`.graphs` tells it what the nodes are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -73,12 +73,14 @@ def places(steps: Sequence[GraphStep], inputs: Sequence[str], most: int) -> Iter
     yield Place(len(steps), (), (), _untold(found, told))
 
 
-def constant_steps(steps: Sequence[GraphStep], inputs: Sequence[str]) -> list[bool]:
-    """For each node whether it computes of weights and constants alone."""
+def constant_steps(
+    steps: Sequence[GraphStep], inputs: Sequence[str], told: Collection[int] = frozenset()
+) -> list[bool]:
+    """For each node whether it computes of weights and constants alone. ``told``: nodes that do, whatever they take."""
     varying = set(inputs)
     answers = []
-    for step in steps:
-        is_constant = not step.draws and varying.isdisjoint(step.takes)
+    for at, step in enumerate(steps):
+        is_constant = at in told or (not step.draws and varying.isdisjoint(step.takes))
         if not is_constant:
             varying.update(step.gives)
         answers.append(is_constant)

@@ -1,6 +1,6 @@
 """Types and sizes of the tensors of a graph, as far as they are known or a run tells them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,8 +24,9 @@ _SHORT: Final = {
 class GraphTensors:
     """What is known of the tensors of one graph."""
 
-    def __init__(self, graph: ModelGraph) -> None:
-        self._graph = graph
+    def __init__(self, graph: ModelGraph, bound: ModelGraph) -> None:
+        """``bound``: the same graph, or one that knows more sizes."""
+        self._graph, self._bound = graph, bound
         self._measured: dict[str, CutTensor] = {}
 
     def can_travel(self, name: str) -> bool:
@@ -40,13 +41,15 @@ class GraphTensors:
         """Those whose type or sizes are not known without a run, each once."""
         return [name for name in dict.fromkeys(names) if self._known(name) is None]
 
-    def learn(self, arrays: "Mapping[str, NDArray[Any]]") -> None:
-        """Take types and sizes from what a run gave. A type that the graph does not tell is written into it."""
-        for name, array in arrays.items():
-            value, dtype = self._graph.values[name], array.dtype.str[1:]
-            self._measured[name] = _tensor(name, dtype, array.shape)
-            if value.type is None:
-                value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    def learn(self, name: str, array: "NDArray[Any]", always: tuple[int, ...] | None = None) -> None:
+        """Take type and sizes of a tensor from what a run gave, and write into the graph what it does not tell.
+        ``always``: the shape that the tensor always has; None: values decide on it."""
+        value, dtype = self._graph.values[name], array.dtype.str[1:]
+        self._measured[name] = _tensor(name, dtype, array.shape)
+        if value.type is None:
+            value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        if always is not None and self._graph is self._bound:
+            value.shape = ir.Shape(always)
 
     def tensor(self, name: str) -> CutTensor:
         """A tensor that is known by now."""
@@ -57,10 +60,12 @@ class GraphTensors:
     def _known(self, name: str) -> CutTensor | None:
         if name in self._measured:
             return self._measured[name]
-        value = self._graph.values[name]
-        if value.dtype is None or value.shape is None or not all(isinstance(size, int) for size in value.shape):
-            return None
-        return _tensor(name, _SHORT[value.dtype], tuple(int(size) for size in value.shape))  # type: ignore[arg-type]
+        for value in (self._graph.values[name], self._bound.values.get(name)):
+            if value is None or value.dtype is None or value.shape is None:
+                continue
+            if all(isinstance(size, int) for size in value.shape):
+                return _tensor(name, _SHORT[value.dtype], tuple(int(size) for size in value.shape))  # type: ignore[arg-type]
+        return None
 
 
 def _tensor(name: str, dtype: str, shape: tuple[int, ...]) -> CutTensor:
