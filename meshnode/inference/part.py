@@ -26,8 +26,9 @@ def _sections() -> "Sequence[type[PartSection]]":
 
 def _commands() -> "Sequence[click.Command]":
     from meshnode.inference.commands import infer
+    from meshnode.inference.splitting import split
 
-    return (infer,)
+    return (infer, split)
 
 
 INFERENCE: Final = Part("inference", _start, _sections, _commands)
