@@ -26,7 +26,7 @@ def _sections() -> "Sequence[type[PartSection]]":
 
 def _commands() -> "Sequence[click.Command]":
     from meshnode.inference.commands import infer
-    from meshnode.inference.splitting import split
+    from meshnode.inference.console.split import split
 
     return (infer, split)
 
