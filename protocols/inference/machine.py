@@ -10,6 +10,8 @@ from itertools import count
 from random import Random
 from typing import ClassVar, Final, assert_never
 
+from msgspec import structs
+
 from protocols.access import AccessTable
 from protocols.base import limits
 from protocols.base.effects import Effect
@@ -226,9 +228,7 @@ class Inference(Machine):
                 if self._offers.receive(frame, source, role, now):
                     self._asking.loads.reported(source, queue_us_of(frame), now, frame.workers)
             case InferRequest():
-                model = self._models.get(frame.model)
-                if model is not None and model.stage_of:
-                    self.hosting.used(model.digest, now)
+                model = self._asked_for(frame, source, now)
                 self._serving.request(frame, model, source, role, next(self._numbers), now)
             case InferAnswer():
                 self._asking.result(frame.request, source, frame, now)
@@ -249,6 +249,18 @@ class Inference(Machine):
                 self.split.told(frame, source, now)
             case _:
                 assert_never(frame)
+
+    def _asked_for(self, frame: InferRequest, source: NodeId, now: int) -> LocalModel | None:
+        """The model that a neighbour means. A stage is known by its digest, since neighbours may call its model
+        differently."""
+        model = self._models.get(frame.model)
+        if model is None or model.digest != frame.digest:
+            model = self._models.get(self.hosting.name_of(frame.digest))
+        if model is None or not model.stage_of:
+            return model
+        self.hosting.used(model.digest, now)
+        whole = self.hosting.whole_of(model.digest, source)
+        return structs.replace(model, stage_of=whole) if whole else model
 
     def neighbour_met(self, node: NodeId, role: Role, now: int) -> None:
         """The neighbour sends its offers unasked. It gets ours again if they have changed since the node began: a

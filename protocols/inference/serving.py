@@ -64,7 +64,7 @@ class Serving:
     def request(
         self, asked: InferRequest, model: LocalModel | None, source: NodeId, role: Role, run: int, now: int
     ) -> None:  # fmt: skip
-        """Take a request as ``run``, or answer it at once. ``model``: the one of that name here."""
+        """Take a request as ``run``, or answer it at once. ``model``: the one here that it means."""
         if not self._may_ask(source, now):
             return
         size_bytes = sum(len(named.tensor.data) for named in asked.inputs)
@@ -87,7 +87,7 @@ class Serving:
             self._places.add(source)
             self._bytes.add(source, size_bytes)
             self.served += 1
-            self._decided.effects.append(Compute(run, asked.model, asked.inputs, asked.outputs, budget_ns, source))
+            self._decided.effects.append(Compute(run, model.name, asked.inputs, asked.outputs, budget_ns, source))
 
     def _soonest_ns(
         self, asked: InferRequest, model: LocalModel, source: NodeId, size_bytes: int, now: int

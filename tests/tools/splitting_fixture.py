@@ -19,6 +19,7 @@ from protocols.inference.events import Answered, CancelCompute, Compute
 from protocols.inference.machine import Inference
 from protocols.inference.placement import LocalModel
 from protocols.inference.signature import ModelSignature, TensorSignature
+from protocols.inference.split.drafts import stage_name
 from protocols.inference.split.events import (
     DropStage,
     FindStage,
@@ -31,9 +32,8 @@ from protocols.inference.split.events import (
     StageRange,
     StoreChunk,
 )
-from protocols.inference.split.plan import CutPoint, Goal, Profile
+from protocols.inference.split.plan import CutPoint, Goal, Plan, Profile
 from protocols.inference.split.planner import plans
-from protocols.inference.split.splitting import stage_name
 from protocols.links.drops import Drops
 from protocols.wire.inference import InferAnswer
 from protocols.wire.tensors import NamedTensor, tensor_of
@@ -72,6 +72,9 @@ class Linked:
         self.answered: list[Answered] = []
         self.hears = True
         self.lies: Callable[[InferAnswer], InferAnswer] = lambda answer: answer
+        self.planner: Callable[[MakePlans], list[Plan]] = lambda effect: plans(
+            effect.profile, effect.home, effect.neighbours, effect.goal, first_at_home=effect.first_at_home
+        )  # fmt: skip
         self._under_way: set[int] = set()
         self._free_ns = 0
 
@@ -87,13 +90,13 @@ class Linked:
         self.models[model.name] = model
         self.machine.set_models(tuple(self.models.values()), self.mesh.now)
 
-    def split(self, goal: Goal = "latency", **more: Any) -> None:
+    def split(self, goal: Goal = "latency", name: str = "plate", **more: Any) -> None:
         """Let the model be split."""
         fields = {"run_ns": self.run_ns, "signature": signature(-1, 2), "samples": IMAGE, **more}
-        self.machine.split.set_model(SplitModel("plate", WHOLE, PROFILE, goal, **fields), self.mesh.now)
+        self.machine.split.set_model(SplitModel(name, WHOLE, PROFILE, goal, **fields), self.mesh.now)
 
-    def ask(self, budget_ns: int = SECOND) -> int:
-        number = self.machine.ask("plate", IMAGE, (), budget_ns, True, self.mesh.now)
+    def ask(self, budget_ns: int = SECOND, name: str = "plate") -> int:
+        number = self.machine.ask(name, IMAGE, (), budget_ns, True, self.mesh.now)
         self.settle()
         return number
 
@@ -124,9 +127,7 @@ class Linked:
             case CancelCompute():
                 self._under_way.discard(effect.run)
             case MakePlans():
-                made = plans(
-                    effect.profile, effect.home, effect.neighbours, effect.goal, first_at_home=effect.first_at_home
-                )  # fmt: skip
+                made = self.planner(effect)
                 mesh.after(MS, self, lambda: machine.split.planned(effect.model, made, mesh.now))
             case MakeStages():
                 stages = []
@@ -137,7 +138,7 @@ class Linked:
                     )
                     stages.append((range_, stage))
                     if range_ in effect.here:
-                        self._load(self._stage_model(stage, "", range_))
+                        self._load(self._stage_model(stage, "", range_, effect.model))
                 mesh.after(MS, self, lambda: machine.split.stages_made(effect.model, effect.ranges, stages, mesh.now))
             case KeepStages():
                 self.models = {
@@ -168,8 +169,8 @@ class Linked:
         self._load(self._stage_model(stage, effect.model, range_))
         self.machine.hosting.loaded(effect.digest, self._run_ns(range_), self.mesh.now)
 
-    def _stage_model(self, stage: Stage, whole: str, range_: StageRange) -> LocalModel:
-        name = stage_name("plate", stage.digest)
+    def _stage_model(self, stage: Stage, whole: str, range_: StageRange, model: str = "plate") -> LocalModel:
+        name = stage_name(whole or model, stage.digest)
         return LocalModel(
             name, stage.digest, self._run_ns(range_), 0, bool(whole), signature=stage.signature, stage_of=whole
         )  # fmt: skip

@@ -17,9 +17,9 @@ from meshnode.models.cutting import StageFile, StageFolder
 from meshnode.troubles import Troubles
 from protocols.base.errors import MeshError
 from protocols.inference.signature import ModelSignature
+from protocols.inference.split.drafts import stage_name
 from protocols.inference.split.events import KeepStages, MakePlans, MakeStages, Stage, StageRange
 from protocols.inference.split.planner import plans
-from protocols.inference.split.splitting import stage_name
 
 _log = logging.getLogger(__name__)
 TROUBLE: Final = "split"

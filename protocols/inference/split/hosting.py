@@ -17,7 +17,6 @@ Rules:
 4. A stage that nobody has used or asked for within ``IDLE_NS`` is dropped, because it takes memory.
 """
 
-from collections.abc import Iterable
 from typing import Final
 
 from protocols.access import AccessTable
@@ -27,7 +26,9 @@ from protocols.base.ids import NodeId, Role
 from protocols.base.shares import Shares
 from protocols.base.time import NEVER
 from protocols.inference.events import Decided
+from protocols.inference.split.drafts import stage_name
 from protocols.inference.split.events import DropStage, FindStage, LoadStage, StoreChunk
+from protocols.inference.split.views import HostedView
 from protocols.links.drops import Drops
 from protocols.wire.inference import StageAsked, StageChunk, StageState, StageWanted
 
@@ -56,7 +57,8 @@ class _Hosted:
     def __init__(self, frame: StageAsked, source: NodeId, now: int) -> None:
         self.digest, self.model, self.whole, self.size_bytes = frame.digest, frame.model, frame.whole, frame.size_bytes
         self.payer = self.source = source
-        self.askers: dict[NodeId, None] = {source: None}
+        self.askers: dict[NodeId, str] = {source: frame.model}
+        """Those in reach that want it, and what they call the whole model."""
         self.state = "finding"
         self.asked_ns = self.used_ns = now
         self.have = self.wanted = 0
@@ -91,7 +93,7 @@ class Hosting:
             self.refused += 1
             self._tell(source, StageState(frame.digest, "refused", why[: limits.MAX_TEXT_CHARS]))
         elif hosted is not None:
-            hosted.askers[source] = None
+            hosted.askers[source] = frame.model
             hosted.used_ns = now
             self.hosted[frame.digest] = self.hosted.pop(frame.digest)
             if hosted.state == "ready":
@@ -158,6 +160,8 @@ class Hosting:
         elif not hosted.askers:
             self._drop(hosted)
         else:
+            if hosted.source not in hosted.askers:
+                hosted.source = next(iter(hosted.askers))
             hosted.state = "fetching"
             self._fetch(hosted)
 
@@ -250,9 +254,26 @@ class Hosting:
         """When :meth:`handle_timer` has something to do."""
         return self._look_ns
 
-    def view(self) -> Iterable[tuple[str, str, NodeId]]:
-        """The model, the state and the payer of each stage."""
-        return [(hosted.model, hosted.state, hosted.payer) for hosted in self.hosted.values()]
+    def name_of(self, digest: str) -> str:
+        """By which name a stage is loaded; empty: it is not held."""
+        hosted = self.hosted.get(digest)
+        return stage_name(hosted.model, digest) if hosted is not None else ""
+
+    def whole_of(self, digest: str, source: NodeId) -> str:
+        """What a neighbour calls the model of a stage that it has asked for; empty: it has not."""
+        hosted = self.hosted.get(digest)
+        return hosted.askers.get(source, "") if hosted is not None else ""
+
+    def view(self, now: int) -> list[HostedView]:
+        """Each stage, the one that was asked for longest ago first."""
+        return [
+            HostedView(
+                hosted.model, hosted.digest, hosted.state, tuple(hosted.askers), hosted.payer, hosted.size_bytes,
+                hosted.have if hosted.state in ("finding", "fetching") else hosted.size_bytes, hosted.compute_ns,
+                max(now - hosted.used_ns, 0),
+            )
+            for hosted in self.hosted.values()
+        ]  # fmt: skip
 
 
 def _ready(hosted: _Hosted) -> StageState:

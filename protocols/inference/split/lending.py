@@ -32,9 +32,11 @@ LoanState = Literal["asked", "ready", "dropped", "refused"]
 class _Loan:
     """A stage at one neighbour."""
 
-    __slots__ = ("again_ns", "detail", "heard_ns", "sent_bytes", "state", "tries")
+    __slots__ = ("again_ns", "detail", "heard_ns", "model", "sent_bytes", "state", "tries")
 
-    def __init__(self) -> None:
+    def __init__(self, model: str) -> None:
+        """``model``: the name of the whole."""
+        self.model = model
         self.state: LoanState = "asked"
         self.detail = ""
         self.heard_ns = self.again_ns = 0
@@ -54,22 +56,28 @@ class Lending:
         """Note a stage that this node has made."""
         self._stages.pop(stage.digest, None)
         if len(self._stages) >= MAX_LENT:
-            oldest = next(iter(self._stages))
-            del self._stages[oldest]
-            self._loans = {key: loan for key, loan in self._loans.items() if key[1] != oldest}
+            self.forget(next(iter(self._stages)))
         self._stages[stage.digest] = model, whole, stage
+
+    def forget(self, digest: str) -> None:
+        """Forget a stage, and how it stands at neighbours, which drop it when nobody asks for it. Who has refused it is
+        remembered."""
+        self._stages.pop(digest, None)
+        self._loans = {
+            key: loan for key, loan in self._loans.items() if key[1] != digest or loan.state == "refused"
+        }  # fmt: skip
 
     def want(self, node: NodeId, digest: str, now: int) -> None:
         """Have a neighbour make a stage ready, unless it was asked lately."""
         lent = self._stages.get(digest)
         if lent is None:
             return
+        model, whole, stage = lent
         loan = self._loans.get((node, digest))
         if loan is None:
-            loan = self._loans[node, digest] = _Loan()
+            loan = self._loans[node, digest] = _Loan(model)
         elif now < loan.again_ns:
             return
-        model, whole, stage = lent
         if loan.state == "ready":
             loan.again_ns = now + REFRESH_NS
         else:
@@ -87,6 +95,14 @@ class Lending:
         """How a stage at a neighbour stands, and why it is refused."""
         loan = self._loans.get((node, digest))
         return ("asked", "") if loan is None else (loan.state, loan.detail)
+
+    def why_refused(self, node: NodeId, model: str, now: int) -> str:
+        """Why a neighbour does not get stages of a model until it is asked again; empty: it may be asked."""
+        refusals = (
+            loan.detail for (other, _), loan in self._loans.items()
+            if other == node and loan.model == model and loan.state == "refused" and now < loan.again_ns
+        )  # fmt: skip
+        return next(refusals, "")
 
     def wanted(self, frame: StageWanted, source: NodeId, now: int) -> None:
         """A neighbour that was asked wants bytes."""
@@ -114,7 +130,7 @@ class Lending:
         if loan is None:
             self._drops.count(source, "", "stage_not_lent")
             return False
-        loan.heard_ns, loan.detail = now, frame.detail
+        loan.heard_ns, loan.detail = now, "" if frame.state == "ready" else frame.detail or frame.state
         if frame.state == "ready":
             loan.state, loan.tries, loan.again_ns = "ready", 0, now + REFRESH_NS
         elif frame.state == "dropped":
@@ -132,8 +148,10 @@ class Lending:
         self._loans = {key: loan for key, loan in self._loans.items() if key[0] != node}
 
     def handle_timer(self, now: int) -> None:
-        """Note who stays silent."""
-        for loan in self._loans.values():
+        """Note who stays silent, and forget refusals of stages that are no longer needed."""
+        for (node, digest), loan in list(self._loans.items()):
             if loan.state == "asked" and now - loan.heard_ns >= SILENCE_NS:
                 loan.detail = "it does not answer"
                 self._refused(loan, now)
+            elif digest not in self._stages and now - loan.again_ns >= LONGEST_PAUSE_NS:
+                del self._loans[node, digest]

@@ -20,7 +20,7 @@ from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
 from protocols.inference.asking import Asking
 from protocols.inference.events import Answered, PartReport, RunReport
-from protocols.inference.split.events import Stage
+from protocols.inference.split.events import Stage, StageRange
 from protocols.wire.tensors import NamedTensor
 
 
@@ -33,6 +33,7 @@ class PlannedStage(Struct, frozen=True):
     node: NodeId
     input_bytes: int
     """Of its inputs, by the description of the model."""
+    range: StageRange
 
 
 class StagedPlan(Struct, frozen=True):
@@ -135,6 +136,7 @@ class Pipelines:
         for named in event.outputs:
             piped.have[named.name] = named
         piped.at += 1
+        piped.part_ns = now
         if piped.at == len(piped.staged.stages):
             return self._end(piped, tuple(piped.have[name] for name in self._wanted(piped)), winner, now)
         return self._proceed(piped, now)
@@ -150,7 +152,6 @@ class Pipelines:
             why = f"the input {missing!r} of model {piped.staged.model!r} is missing"
             return self._give_up(piped, "invalid", why, now)
         inputs = tuple(piped.have[name] for name in planned.stage.inputs)
-        piped.part_ns = now
         return self._ask(piped, planned.name, inputs, planned.stage.outputs, planned.node, now)
 
     def _ask(
@@ -161,21 +162,27 @@ class Pipelines:
         try:
             child = self._asking.ask(model, inputs, tuple(outputs), budget_ns, piped.hedge, now, node)
         except (BoundExceeded, ModelUnknown) as error:
-            return self._give_up(piped, "failed", str(error), now)
+            return self._without(piped, "failed", str(error), now)
         piped.child = child
         self._of_child[child] = piped
         return []
 
     def _failed(self, piped: _Piped, event: Answered, now: int) -> list[Answered]:
-        """A stage could not be run anywhere, or the whole in its place."""
-        if event.failure == "invalid" or piped.trial or now >= piped.deadline_ns:
-            return self._give_up(piped, event.failure or "failed", event.detail, now)
+        """A run of a stage, or of the whole in its place, has ended without a result."""
+        if event.failure == "invalid":
+            return self._give_up(piped, event.failure, event.detail, now)
+        return self._without(piped, event.failure or "failed", event.detail, now)
+
+    def _without(self, piped: _Piped, failure: str, detail: str, now: int) -> list[Answered]:
+        """Nobody can run the stage, or the whole in its place."""
+        if piped.trial or now >= piped.deadline_ns:
+            return self._give_up(piped, failure, detail, now)
         if piped.whole:
             piped.whole = False
             piped.retry_at = min(now + RETRY_NS, piped.deadline_ns)
-            piped.why = event.detail if event.failure == "late" else piped.why
+            piped.why = detail if failure == "late" else piped.why
             return []
-        piped.whole, piped.why = True, event.detail
+        piped.whole, piped.why = True, detail
         self.counters["fell_back_whole"] += 1
         return self._ask(piped, piped.staged.model, piped.inputs, piped.outputs, None, now)
 
@@ -233,6 +240,10 @@ class Pipelines:
         if self._of_child.pop(piped.child, None) is not None:
             self._asking.abandon(piped.child, now)
         return True
+
+    def followed(self) -> list[StagedPlan]:
+        """The plans that requests under way follow, each once."""
+        return list({piped.staged.epoch: piped.staged for piped in self.piped.values()}.values())
 
     def under_way(self) -> Mapping[int, int]:
         """The stage that each pipeline is at, by number of the request."""

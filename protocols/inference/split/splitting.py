@@ -17,11 +17,9 @@ Rules:
 4. Inputs of a private model never leave this node: neither the whole nor its first stage goes to a neighbour.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from math import isqrt
-from typing import Final, Literal
-
-from msgspec import Struct
+from typing import Final
 
 from protocols.access import AccessTable
 from protocols.base import limits
@@ -34,10 +32,12 @@ from protocols.inference.events import Answered, Decided
 from protocols.inference.offers import OfferTable
 from protocols.inference.placement import GAIN_NS, GAIN_SHARE, Candidate, LocalModel
 from protocols.inference.requests import OwnRequest
+from protocols.inference.split.drafts import Draft, InForce, SplitState, stage_name
 from protocols.inference.split.events import KeepStages, MakePlans, MakeStages, SplitModel, Stage, StageRange
 from protocols.inference.split.lending import Lending
 from protocols.inference.split.pipelines import Pipelines, PlannedStage, StagedPlan
 from protocols.inference.split.plan import Home, OwnerOnly, Plan, StageCandidate, price
+from protocols.inference.split.views import HelperView, PlanState, PlanView, SplitView, StageView
 from protocols.links.drops import Drops
 from protocols.wire.inference import StageState
 from protocols.wire.tensors import NamedTensor
@@ -61,64 +61,6 @@ READY_TIMEOUT_NS: Final = 180 * limits.SECOND
 """A plan whose stages are not ready by then is given up. 100 MB take as long at 5 Mb/s."""
 
 
-class PlanView(Struct, frozen=True):
-    """A plan as people see it."""
-
-    model: str
-    epoch: int
-    state: Literal["waiting", "in force"]
-    stages: tuple[tuple[int, int, NodeId], ...]
-    """The cuts before and after each stage, and who runs it."""
-    predicted_ns: int
-    timed_ns: int
-    """0: it was not timed yet."""
-
-
-class _Draft:
-    """A plan that is being made ready or timed."""
-
-    __slots__ = ("failed", "plan", "staged", "times_ns", "under_way")
-
-    def __init__(self, plan: Plan, staged: StagedPlan) -> None:
-        self.plan, self.staged = plan, staged
-        self.times_ns: list[int] = []
-        self.failed = self.under_way = False
-
-    @property
-    def timed_ns(self) -> int:
-        return min(self.times_ns[1:], default=0)
-
-
-class _Split:
-    """One model, its plan in force and those that are being made ready."""
-
-    __slots__ = (
-        "adopted_ns", "drafts", "force", "known", "look_ns", "made_ns", "model", "plans", "planning", "predicted_ns",
-        "since_ns", "stages", "timed_ns", "plan",
-    )  # fmt: skip
-
-    def __init__(self, model: SplitModel, now: int) -> None:
-        self.model = model
-        self.look_ns = now
-        self.made_ns = self.adopted_ns = -NEVER
-        self.known: tuple[NodeId, ...] | None = None
-        """Who was in reach when plans were made."""
-        self.planning = False
-        self.plans: list[Plan] = []
-        """Those whose stages are being made."""
-        self.stages: dict[StageRange, Stage] = {}
-        self.drafts: list[_Draft] = []
-        self.since_ns = now
-        self.force: StagedPlan | None = None
-        self.plan: Plan | None = None
-        self.timed_ns = 0
-
-
-def stage_name(model: str, digest: str) -> str:
-    """By which name a stage is asked for."""
-    return f"{model[: limits.MAX_TEXT_CHARS - 17]}:{digest[:16]}"
-
-
 class Splitting:
     """See the module."""
 
@@ -129,18 +71,17 @@ class Splitting:
         """``models``: those that are loaded here now."""
         self._node, self._access, self._asking, self._offers, self._decided = node, access, asking, offers, decided
         self._models, self._reachable = models, reachable
-        self._splits: dict[str, _Split] = {}
+        self._splits: dict[str, SplitState] = {}
         self._roles: dict[NodeId, Role] = {}
         self.lending = Lending(drops, decided)
         self.pipelines = Pipelines(asking, numbers)
         self._epoch = 0
-        self._changed = False
 
     # --- models ----------------------------------------------------------------------------------------------------
     def set_model(self, model: SplitModel, now: int) -> None:
         """A model may be split. What was known of one of that name is forgotten."""
         self.forget_model(model.name)
-        self._splits[model.name] = _Split(model, now)
+        self._splits[model.name] = SplitState(model, now)
         self._offers.add_stage(model.name, model.digest, model.signature)  # it may be here in parts only
         candidates = self._asking.candidates
         if model.private:
@@ -151,8 +92,7 @@ class Splitting:
         split = self._splits.pop(name, None)
         if split is not None:
             self._offers.forget_stage(name)
-            for stage in split.stages.values():
-                self._offers.forget_stage(stage_name(name, stage.digest))
+            self._forget_stages(split, ())
 
     # --- requests --------------------------------------------------------------------------------------------------
     def begin(
@@ -161,11 +101,11 @@ class Splitting:
     ) -> int | None:  # fmt: skip
         """Start a request as a pipeline, and return its number; None: the whole model should compute it."""
         split = self._splits.get(model)
-        staged = split.force if split is not None else None
-        if split is None or staged is None or len(self.pipelines.piped) >= limits.MAX_PENDING_REQUESTS // 2:
+        staged = split.force.staged if split is not None and split.force is not None else None
+        if staged is None or len(self.pipelines.piped) >= limits.MAX_PENDING_REQUESTS // 2:
             return None
         if self._asking.digest_of(model) not in (None, staged.digest) or not self._is_faster(
-            split, staged, inputs, budget_ns, now
+            staged, inputs, budget_ns, now
         ):
             return None
         number, answers = self.pipelines.begin(staged, inputs, outputs, budget_ns, hedge, now)
@@ -173,7 +113,7 @@ class Splitting:
         return number
 
     def _is_faster(
-        self, split: _Split, staged: StagedPlan, inputs: tuple[NamedTensor, ...], budget_ns: int, now: int
+        self, staged: StagedPlan, inputs: tuple[NamedTensor, ...], budget_ns: int, now: int
     ) -> bool:  # fmt: skip
         """Whether the pipeline beats the whole model wherever that may run."""
         size_bytes = sum(len(named.tensor.data) for named in inputs)
@@ -233,11 +173,11 @@ class Splitting:
         looks_ns = (split.look_ns for split in self._splits.values())
         return min(self.pipelines.next_timer_at(), *looks_ns) if self._splits else NEVER
 
-    def _look(self, split: _Split, now: int) -> None:
+    def _look(self, split: SplitState, now: int) -> None:
         home, neighbours = self._home(split), self._neighbours(split, now)
         in_reach = tuple(sorted(neighbour.node for neighbour in neighbours))
-        if split.plan is not None and price(split.model.profile, home, neighbours, split.plan.stages) is None:
-            split.plan = split.force = None  # one of its nodes is gone
+        if split.force is not None and price(split.model.profile, home, neighbours, split.force.plan.stages) is None:
+            split.force = None  # one of its nodes is gone
             split.made_ns = -NEVER
         due = in_reach != split.known or now - split.made_ns >= PLAN_EVERY_NS
         if due and not split.planning and not split.drafts and not split.plans:
@@ -249,7 +189,9 @@ class Splitting:
         if split.drafts:
             self._make_ready(split, now)
         if split.force is not None:
-            self._want(split.force, now)
+            self._want(split.force.staged, now)
+        if split.is_untidy and not split.drafts and not split.plans:
+            self._tidy(split)
 
     def _want(self, staged: StagedPlan, now: int) -> None:
         """Have neighbours make their stages ready, and keep them ready."""
@@ -257,33 +199,38 @@ class Splitting:
             if planned.node != self._node:
                 self.lending.want(planned.node, planned.stage.digest, now)
 
-    def _home(self, split: _Split) -> Home | OwnerOnly:
+    def _home(self, split: SplitState) -> Home | OwnerOnly:
         model = split.model
         if not model.run_ns:
             return OwnerOnly(self._node)
         return Home(self._node, model.run_ns, memory_bytes=model.memory_bytes)
 
-    def _neighbours(self, split: _Split, now: int) -> tuple[StageCandidate, ...]:
+    def _neighbours(self, split: SplitState, now: int) -> tuple[StageCandidate, ...]:
         """Those that could run a stage."""
-        asking, model = self._asking, split.model
-        found = []
-        for node, round_trip_ns, lasts_ns in self._reachable(now):
-            role = self._roles.get(node)
-            standings = asking.candidates.standings
-            if role is None or standings.is_distrusted(node, now) or standings.is_doubtful(node, now):
-                continue
-            if not self._access.permits_offer(role, node, model.name) or lasts_ns < LOOK_NS:
-                continue
-            if any(self.lending.state(node, stage.digest)[0] == "refused" for stage in split.stages.values()):
-                continue
-            up, down = asking.costs.link_to(node)
-            found.append(StageCandidate(
-                node, self._whole_ns(split, node, now), round_trip_ns, up, down, asking.loads.queue_ns(node, now),
-                asking.costs.overhead_ns(node, now),
-            ))  # fmt: skip
-        return tuple(found)
+        found = (self._neighbour(split, reach, now) for reach in self._reachable(now) if reach.node in self._roles)
+        return tuple(candidate for candidate, why_not in found if not why_not)
 
-    def _whole_ns(self, split: _Split, node: NodeId, now: int) -> int:
+    def _neighbour(self, split: SplitState, reach: Reach, now: int) -> tuple[StageCandidate, str]:
+        """What a stage would cost at a neighbour, and why it can't get one now; empty: it can."""
+        node, asking, why_not = reach.node, self._asking, ""
+        standings = asking.candidates.standings
+        if standings.is_distrusted(node, now):
+            why_not = "it gave wrong answers"
+        elif standings.is_doubtful(node, now):
+            why_not = "its last runs gave no result"
+        elif not self._access.permits_offer(self._roles[node], node, split.model.name):
+            why_not = "the table of access does not let it compute this model"
+        elif reach.lasts_ns < LOOK_NS:
+            why_not = "it will probably be out of reach soon"
+        else:
+            why_not = self.lending.why_refused(node, split.model.name, now)
+        up, down = asking.costs.link_to(node)
+        return StageCandidate(
+            node, self._whole_ns(split, node, now), reach.round_trip_ns, up, down, asking.loads.queue_ns(node, now),
+            asking.costs.overhead_ns(node, now),
+        ), why_not  # fmt: skip
+
+    def _whole_ns(self, split: SplitState, node: NodeId, now: int) -> int:
         """About how long a neighbour would need for the whole model: as its stages there took, as it says of the whole,
         or by another model that both have. Of one that is not known at all, much is expected: it would otherwise never
         be tried, and a plan that was timed badly is not taken."""
@@ -307,7 +254,7 @@ class Splitting:
         return model.run_ns // HOPED_SPEED or UNKNOWN_SERVICE_NS
 
     def planned(self, name: str, plans: Sequence[Plan], now: int) -> None:
-        """The driver has made plans, best first."""
+        """The driver has made plans, best first; none: it can't."""
         split = self._splits.get(name)
         if split is None or not split.planning:
             return
@@ -315,18 +262,19 @@ class Splitting:
         divided = [plan for plan in plans if len(plan.stages) > 1][:MAX_TIMED]
         if not divided:
             return
-        if split.plan is not None:
-            current = price(split.model.profile, self._home(split), self._neighbours(split, now), split.plan.stages)
+        if split.force is not None:
+            stages = split.force.plan.stages
+            current = price(split.model.profile, self._home(split), self._neighbours(split, now), stages)
             goal = split.model.goal
             if current is not None:
                 gain_ns = current.cost_ns(goal) - divided[0].cost_ns(goal)
-                if now - split.adopted_ns < DWELL_NS or gain_ns * GAIN_PART <= current.cost_ns(goal):
+                if now - split.force.since_ns < DWELL_NS or gain_ns * GAIN_PART <= current.cost_ns(goal):
                     return
-        split.plans, split.since_ns = divided, now
+        split.plans, split.since_ns, split.passed = divided, now, []
         for plan in divided:
             self._make(split, plan, False)
 
-    def _make(self, split: _Split, plan: Plan, spare: bool) -> None:
+    def _make(self, split: SplitState, plan: Plan, spare: bool) -> None:
         """Have the driver make the stages of a plan. ``spare``: this node loads those of neighbours too, so that it can
         go on from a boundary when one is lost."""
         ranges = {StageRange(stage.first, stage.last): stage.node for stage in plan.stages}
@@ -350,24 +298,26 @@ class Splitting:
             for range_, stage in made.items():
                 split.stages[range_] = stage
                 self._offers.add_stage(stage_name(name, stage.digest), stage.digest, stage.signature)
+                if split.model.private and range_.first < 0:  # a neighbour that has the same file may offer it
+                    self._asking.candidates.private |= {stage_name(name, stage.digest)}
                 if stage.content:
                     self.lending.add(name, split.model.digest, stage)
-            split.drafts.append(_Draft(plan, self._staged(split, plan, made)))
+            split.drafts.append(Draft(plan, self._staged(split, plan, made)))
         split.since_ns = now
         self._make_ready(split, now)
 
-    def _staged(self, split: _Split, plan: Plan, made: Mapping[StageRange, Stage]) -> StagedPlan:
+    def _staged(self, split: SplitState, plan: Plan, made: Mapping[StageRange, Stage]) -> StagedPlan:
         self._epoch += 1
         model, boundaries = split.model, split.model.profile.boundaries
         planned = []
         for placed in plan.stages:
             stage = made[StageRange(placed.first, placed.last)]
             name, size_bytes = stage_name(model.name, stage.digest), boundaries[placed.first + 1].size_bytes
-            planned.append(PlannedStage(name, stage, placed.node, size_bytes))
+            planned.append(PlannedStage(name, stage, placed.node, size_bytes, StageRange(placed.first, placed.last)))
         outputs = tuple(each.name for each in model.signature.outputs)
         return StagedPlan(model.name, model.digest, self._epoch, tuple(planned), outputs)
 
-    def _make_ready(self, split: _Split, now: int) -> None:
+    def _make_ready(self, split: SplitState, now: int) -> None:
         """Have neighbours make stages ready, and time the first plan that is ready and was not timed."""
         for draft in split.drafts:
             self._want(draft.staged, now)
@@ -382,24 +332,27 @@ class Splitting:
             )  # fmt: skip
             return
         for draft in waiting:
-            draft.failed = draft.failed or self._is_refused(draft) or now - split.since_ns >= READY_TIMEOUT_NS
+            if refusals := self._refusals(draft, now):
+                draft.fail(refusals[0])
+            elif now - split.since_ns >= READY_TIMEOUT_NS:
+                draft.fail(f"its stages were not ready within {READY_TIMEOUT_NS // limits.SECOND} s")
         timed = [draft for draft in split.drafts if not draft.failed and len(draft.times_ns) >= TRIALS]
         if split.drafts and not split.plans and all(draft.failed or draft in timed for draft in split.drafts):
             self._adopt(split, timed, now)
         elif split.force is None and timed:  # better than none, until the others are timed too
             self._put_in_force(split, timed[0], now)
 
-    def _is_ready(self, draft: _Draft) -> bool:
+    def _is_ready(self, draft: Draft) -> bool:
         return all(
             planned.node == self._node or self.lending.is_ready(planned.node, planned.stage.digest)
             for planned in draft.staged.stages
         )
 
-    def _is_refused(self, draft: _Draft) -> bool:
-        return any(
-            planned.node != self._node and self.lending.state(planned.node, planned.stage.digest)[0] == "refused"
-            for planned in draft.staged.stages
-        )
+    def _refusals(self, draft: Draft, now: int) -> list[str]:
+        return [
+            f"{planned.node}: {why}" for planned in draft.staged.stages
+            if planned.node != self._node and (why := self.lending.why_refused(planned.node, draft.staged.model, now))
+        ]  # fmt: skip
 
     def _timed(self, staged: StagedPlan, answered: Answered, now: int) -> None:
         """A trial has ended."""
@@ -409,28 +362,47 @@ class Splitting:
             return
         draft.under_way = False
         followed = [part.node for part in answered.parts] == [planned.node for planned in staged.stages]
-        if answered.winner is None or not followed:
-            draft.failed = True
+        if answered.winner is None:
+            draft.fail(f"a trial failed: {answered.detail or answered.failure}")
+        elif not followed:
+            draft.fail("in a trial, another node took over a stage")
         else:
             draft.times_ns.append(answered.took_ns)
         self._make_ready(split, now)
 
-    def _adopt(self, split: _Split, timed: Sequence[_Draft], now: int) -> None:
+    def _adopt(self, split: SplitState, timed: Sequence[Draft], now: int) -> None:
         """Put the plan in force that was fastest when it was timed, and forget the stages of the others."""
-        split.drafts = []
+        split.passed, split.drafts = split.drafts, []
         if timed:
             goal = split.model.goal
             best = min(timed, key=lambda draft: draft.timed_ns if goal == "latency" else draft.plan.period_ns)
+            for draft in timed:
+                draft.why = "another plan was faster" if goal == "latency" else "another plan gives more results"
+            split.passed.remove(best)
             self._put_in_force(split, best, now)
             self._make(split, best.plan, bool(split.model.run_ns))
-        in_force = {StageRange(placed.first, placed.last) for placed in split.plan.stages} if split.plan else set()
-        for range_ in [range_ for range_ in split.stages if range_ not in in_force]:
-            self._offers.forget_stage(stage_name(split.model.name, split.stages.pop(range_).digest))
+        self._tidy(split)
+
+    def _put_in_force(self, split: SplitState, draft: Draft, now: int) -> None:
+        split.force = InForce(draft.plan, draft.staged, draft.timed_ns, now)
+
+    def _tidy(self, split: SplitState) -> None:
+        """Forget the stages that neither the plan in force nor requests under way need."""
+        under_way = [staged for staged in self.pipelines.followed() if staged.model == split.model.name]
+        force = split.force.staged if split.force is not None else None
+        split.is_untidy = any(staged is not force for staged in under_way)
+        needed = [*under_way, force] if force is not None else under_way
+        self._forget_stages(split, {planned.range for staged in needed for planned in staged.stages})
         names = frozenset(stage_name(split.model.name, stage.digest) for stage in split.stages.values())
         self._decided.effects.append(KeepStages(split.model.name, names))
 
-    def _put_in_force(self, split: _Split, draft: _Draft, now: int) -> None:
-        split.force, split.plan, split.timed_ns, split.adopted_ns = draft.staged, draft.plan, draft.timed_ns, now
+    def _forget_stages(self, split: SplitState, needed: Collection[StageRange]) -> None:
+        gone = [split.stages.pop(range_) for range_ in list(split.stages) if range_ not in needed]
+        every = {stage.digest for other in self._splits.values() for stage in other.stages.values()}
+        for stage in gone:
+            self._offers.forget_stage(stage_name(split.model.name, stage.digest))
+            if stage.digest not in every:  # what is called ready there would be believed to be offered
+                self.lending.forget(stage.digest)
 
     # --- stages at neighbours --------------------------------------------------------------------------------------
     def told(self, frame: StageState, source: NodeId, now: int) -> None:
@@ -455,29 +427,64 @@ class Splitting:
         self._roles.pop(node, None)
         self.lending.neighbour_gone(node)
         for split in self._splits.values():
-            if split.force is not None and any(planned.node == node for planned in split.force.stages):
-                if split.plan is not None and split.model.run_ns:  # requests under way need its stages now
-                    self._make(split, split.plan, True)
-                split.force = split.plan = None
+            if split.force is not None and any(planned.node == node for planned in split.force.staged.stages):
+                if split.model.run_ns:  # requests under way need its stages now
+                    self._make(split, split.force.plan, True)
+                split.force, split.is_untidy = None, True
             split.look_ns = now
 
     # --- for people ------------------------------------------------------------------------------------------------
     def views(self) -> list[PlanView]:
         """The plans in force, and those that are being made ready."""
+        return [view for split in self._splits.values() for view in self._plans(split) if view.state != "passed over"]
+
+    def describe(self, now: int) -> list[SplitView]:
+        """All that is known of the models that are split."""
         found = []
-        for name, split in self._splits.items():
-            if split.force is not None and split.plan is not None:
-                found.append(_view(name, split.force, split.plan, "in force", split.timed_ns))
-            found += [_view(name, each.staged, each.plan, "waiting", each.timed_ns) for each in split.drafts]
+        for split in self._splits.values():
+            model, size_bytes = split.model, sum(len(named.tensor.data) for named in split.model.samples)
+            whole = self._best(model.name, Demand(model.digest, size_bytes), None, TRIAL_BUDGET_NS, now)
+            found.append(SplitView(
+                model.name, model.digest, model.goal, model.private, len(model.profile.cuts), model.run_ns,
+                whole.node if whole is not None else None, whole.expected_ns if whole is not None else 0,
+                tuple(self._plans(split)), tuple(self._helpers(split, now)),
+            ))  # fmt: skip
         return found
+
+    def _plans(self, split: SplitState) -> Iterator[PlanView]:
+        force = split.force
+        if force is not None:
+            yield self._view(split, force.staged, force.plan, "in force", force.timed_ns)
+        for draft in split.drafts:
+            if force is None or draft.staged is not force.staged:
+                yield self._view(split, draft.staged, draft.plan, "waiting", draft.timed_ns, draft.why)
+        for draft in split.passed:
+            yield self._view(split, draft.staged, draft.plan, "passed over", draft.timed_ns, draft.why)
+
+    def _helpers(self, split: SplitState, now: int) -> Iterator[HelperView]:
+        for reach in self._reachable(now):
+            if reach.node in self._roles:
+                helper, why_not = self._neighbour(split, reach, now)
+                yield HelperView(
+                    helper.node, helper.whole_ns, helper.round_trip_ns, helper.up_bytes_per_s, helper.down_bytes_per_s,
+                    helper.queue_ns, helper.overhead_ns, why_not,
+                )  # fmt: skip
+
+    def _view(
+        self, split: SplitState, staged: StagedPlan, plan: Plan, state: PlanState, timed_ns: int, why: str = ""
+    ) -> PlanView:  # fmt: skip
+        boundaries, stages = split.model.profile.boundaries, []
+        for planned in staged.stages:
+            before, after = boundaries[planned.range.first + 1], boundaries[planned.range.last + 1]
+            loan, detail = self.lending.state(planned.node, planned.stage.digest)
+            stages.append(StageView(
+                planned.range.first, planned.range.last, planned.node, after.share - before.share, before.size_bytes,
+                after.size_bytes, "here" if planned.node == self._node else loan, detail,
+            ))  # fmt: skip
+        return PlanView(
+            staged.model, staged.epoch, state, tuple(stages), plan.latency_ns, timed_ns, plan.period_ns, why
+        )  # fmt: skip
 
     def counters(self) -> dict[str, int]:
         """Counters by name; they only grow."""
         return {**self.pipelines.counters, "plan_epoch": self._epoch}
-
-
-def _view(
-    model: str, staged: StagedPlan, plan: Plan, state: Literal["waiting", "in force"], timed_ns: int
-) -> PlanView:  # fmt: skip
-    stages = tuple((placed.first, placed.last, placed.node) for placed in plan.stages)
-    return PlanView(model, staged.epoch, state, stages, plan.latency_ns, timed_ns)

@@ -14,7 +14,7 @@ import meshnode
 from meshnode.inference.section import InferenceSection, ModelSection
 from meshnode.models import ModelSpec, load_model
 from protocols.base.errors import InferenceError
-from protocols.inference.split.splitting import PlanView
+from protocols.inference.split.views import PlanView
 from tests.tools.eventually import until
 from tests.tools.mesh_fixture import House, Member, Open, given_house, given_opened
 from tests.tools.tiny_onnx import write_model

@@ -1,14 +1,18 @@
 """Pipelines of several machines in virtual time: plans, stages that are made ready, requests, and what goes wrong."""
 
 import pytest
+from msgspec import structs
 
 from protocols.access import DEFAULT_RULES, AccessRule
 from protocols.base import limits
 from protocols.base.ids import Role
 from protocols.inference.events import Answered
+from protocols.inference.placement import LocalModel
 from protocols.inference.split.events import StageRange, StoreChunk
 from protocols.inference.split.hosting import MAX_HOSTED
-from protocols.wire.inference import InferAnswer, StageAsked, StageChunk
+from protocols.inference.split.plan import PlacedStage, Plan
+from protocols.inference.split.splitting import TRIALS
+from protocols.wire.inference import InferAnswer, StageAsked, StageChunk, StageWanted
 from protocols.wire.tensors import NamedTensor, tensor_of
 from tests.tools.inference_fixture import A, B, Bench
 from tests.tools.splitting_fixture import MS, SECOND, Linked, Mesh
@@ -29,6 +33,14 @@ def pair(car_ns: int = 100 * MS, rsu_ns: int = 10 * MS) -> tuple[Mesh, Linked, L
     car.split(private=True)
     mesh.run(lambda: in_force(car))
     return mesh, car, rsu
+
+
+def first_stage(node: Linked) -> tuple[str, LocalModel]:
+    """The stage that takes the inputs of the model."""
+    return next(
+        (name, model) for name, model in node.models.items()
+        if ":" in name and model.signature is not None and model.signature.inputs[0].name == "t0"
+    )  # fmt: skip
 
 
 def answer_of(mesh: Mesh, node: Linked) -> Answered:
@@ -88,7 +100,7 @@ def test_stage_that_nobody_can_run_for_a_moment_is_tried_again_until_the_deadlin
     mesh.kill(mesh.add("gone", 10 * MS))
     for name in [name for name in car.models if ":" in name]:
         del car.models[name]
-    first = car.machine.split._splits["plate"].force.stages[0]  # type: ignore[union-attr]
+    first = car.machine.split._splits["plate"].force.staged.stages[0]  # type: ignore[union-attr]
     car._load(car._stage_model(first.stage, "", StageRange(-1, 0)))
     del car.models["plate"]
     car.machine.set_models(tuple(car.models.values()), mesh.now)
@@ -125,7 +137,7 @@ def test_plan_ends_with_its_neighbour_and_comes_back_with_it() -> None:
     assert not answered.parts
     mesh.add("rsu-2", 10 * MS)
     mesh.run(lambda: in_force(car))
-    assert car.machine.split.views()[0].stages[-1][2] == "rsu-2"
+    assert car.machine.split.views()[0].stages[-1].node == "rsu-2"
 
 
 @pytest.mark.parametrize(("accepts", "rules", "word"), [
@@ -241,7 +253,7 @@ def test_stage_in_force_is_kept_ready_and_dropped_once_its_owner_is_gone() -> No
     start_ns = mesh.now
     mesh.run(lambda: mesh.now > start_ns + 200 * SECOND, 300 * SECOND)
     assert in_force(car)
-    assert "ready" in [state for _, state, _ in rsu.machine.hosting.view()]
+    assert "ready" in [stage.state for stage in rsu.machine.hosting.view(mesh.now)]
     mesh.kill(car)
     start_ns = mesh.now
     mesh.run(lambda: not rsu.machine.hosting.hosted, 100 * SECOND)
@@ -254,9 +266,119 @@ def test_faster_neighbour_that_comes_gets_the_stage_after_the_dwell() -> None:
     first = car.machine.split.views()[0]
     adopted_ns = mesh.now
     mesh.add("gpu", 2 * MS)
-    mesh.run(lambda: in_force(car) and car.machine.split.views()[0].stages[-1][2] == "gpu")
+    mesh.run(lambda: in_force(car) and car.machine.split.views()[0].stages[-1].node == "gpu")
     assert mesh.now - adopted_ns >= 10 * SECOND
     assert car.machine.split.views()[0].epoch > first.epoch
+
+
+def test_trials_run_where_their_plan_says_though_a_stage_was_lent_before() -> None:
+    """A stage that was forgotten, and is needed again, is asked for again: else its trial runs anywhere."""
+    mesh, car, _ = pair(rsu_ns=50 * MS)
+    mesh.add("gpu", 2 * MS)
+    mesh.run(lambda: in_force(car) and car.machine.split.views()[0].stages[-1].node == "gpu")
+    tried = car.machine.split.describe(mesh.now)[0].plans
+    assert len(tried) == 3
+    assert [plan.why for plan in tried if plan.state == "passed over"] == ["another plan was faster"] * 2
+
+
+def with_another_plan() -> tuple[Mesh, Linked]:
+    """A vehicle that makes a plan ready which has no stage in common with the one in force."""
+    mesh, car, _ = pair(rsu_ns=50 * MS)
+    gpu = mesh.add("gpu", 2 * MS)
+    stages = PlacedStage(-1, 1, car.node), PlacedStage(1, 2, gpu.node)
+    car.planner = lambda effect: [Plan(stages, MS, MS)]
+    mesh.run(lambda: any(view.state == "waiting" for view in car.machine.split.views()))
+    return mesh, car
+
+
+def test_requests_follow_the_plan_in_force_while_another_is_made_ready_and_timed() -> None:
+    """A plan that is only tried must not take away the stages that requests need now."""
+    mesh, car = with_another_plan()
+    car.ask()
+    assert [part.node for part in answer_of(mesh, car).parts] == ["car", "rsu"]
+    assert [view.state for view in car.machine.split.views()] == ["in force", "waiting"]
+
+
+def test_request_under_way_ends_by_the_plan_that_it_began_with() -> None:
+    """Another plan comes into force while the first stage is computed: the second one is still there for it."""
+    mesh, car = with_another_plan()
+    split = car.machine.split._splits["plate"]
+    mesh.run(lambda: len(split.drafts[0].times_ns) == TRIALS - 1)
+    number = car.ask()
+    mesh.run(lambda: not split.drafts)
+    assert car.machine.split.pipelines.under_way() == {number: 0}
+    assert car.machine.split.views()[0].stages[-1].node == "gpu"
+    answered = answer_of(mesh, car)
+    assert result_of(answered) == WHOLE_RESULT
+    assert [part.node for part in answered.parts] == ["car", "rsu"]
+    assert car.machine.counters()["fell_back_whole"] == 0
+    end_ns = mesh.now + 3 * SECOND
+    mesh.run(lambda: mesh.now > end_ns)
+    assert len([name for name in car.models if name.startswith("plate:")]) == 2
+
+
+def test_neighbour_that_was_too_busy_for_a_stage_is_asked_again_after_a_pause() -> None:
+    """One refusal must not shut out the only neighbour until it leaves."""
+    mesh = Mesh()
+    car, rsu = mesh.add("car", 100 * MS), mesh.add("rsu", 10 * MS, accepts=False)
+    car.has()
+    car.split(private=True)
+    mesh.run(lambda: not car.machine.split.views() and rsu.machine.hosting.refused > 0)
+    rsu.machine.hosting.accepts = True
+    mesh.run(lambda: in_force(car), 20 * SECOND)
+
+
+def test_private_inputs_never_go_to_a_neighbour_that_offers_the_first_stage() -> None:
+    """Whoever has the same file can cut it in the same place, and knows the name and the digest of the stage."""
+    mesh, car, rsu = pair()
+    name, model = first_stage(car)
+    rsu._load(structs.replace(model, served=True, compute_ns=1))
+    rsu.settle()
+    mesh.run(lambda: any(offer.model == name for offer in car.machine.offers_of(rsu.node)))
+    car.lies = lambda answer: InferAnswer(0, "failed", detail="out of memory")
+    car.ask()
+    assert answer_of(mesh, car).winner is None
+    assert name not in [model for model, _ in rsu.runs]
+
+
+def test_stage_that_is_forgotten_under_way_has_the_whole_model_computed() -> None:
+    """A request that began before ends with a result all the same."""
+    mesh, car, _ = pair()
+    car.ask()
+    car.machine.split.forget_model("plate")
+    car.models = {"plate": car.models["plate"]}
+    car.machine.set_models(tuple(car.models.values()), mesh.now)
+    answered = answer_of(mesh, car)
+    assert result_of(answered) == WHOLE_RESULT
+    assert car.machine.counters()["fell_back_whole"] == 1
+    assert [attempt.node for attempt in answered.attempts] == ["car", "car"]
+
+
+def test_stage_runs_for_neighbours_that_call_its_model_differently() -> None:
+    """The digest says which stage is meant; the table of access is asked about the name that each of them uses."""
+    mesh, car, rsu = pair()
+    van = mesh.add("van", 100 * MS)
+    van.has("detector")
+    van.split(private=True, name="detector")
+    mesh.run(lambda: in_force(van))
+    for node, name in ((van, "detector"), (car, "plate")):
+        node.ask(name=name)
+        answered = answer_of(mesh, node)
+        assert result_of(answered) == WHOLE_RESULT
+        assert [part.node for part in answered.parts] == [node.node, "rsu"]
+    assert {"car", "van"} in [set(stage.asked_by) for stage in rsu.machine.hosting.view(mesh.now)]
+
+
+def test_stage_is_fetched_from_another_neighbour_when_the_first_has_left() -> None:
+    """Two vehicles want the same stage, and the one that asked first drives away while the disk is looked at."""
+    bench = Bench(A, B)
+    bench.machine.hosting.accepts = True
+    asked = StageAsked("a" * 64, "plate", "1" * 64, 1_000)
+    bench.machine.receive(asked, A, Role.RSU, 0)
+    bench.machine.receive(asked, B, Role.RSU, 0)
+    bench.machine.neighbour_gone(A, 0)
+    bench.machine.hosting.found("a" * 64, False, 0)
+    assert [(to, frame.offset) for to, frame in bench.machine.messages() if isinstance(frame, StageWanted)] == [(B, 0)]
 
 
 def test_hosting_gives_up_the_stages_of_whoever_holds_most() -> None:
@@ -266,9 +388,9 @@ def test_hosting_gives_up_the_stages_of_whoever_holds_most() -> None:
     for number in range(MAX_HOSTED + 3):
         bench.machine.receive(StageAsked(f"{number:064x}", "plate", "1" * 64, 1_000), A, Role.RSU, 0)
     bench.machine.receive(StageAsked("f" * 64, "plate", "1" * 64, 1_000), B, Role.RSU, 0)
-    hosted = bench.machine.hosting.view()
-    assert len(list(hosted)) == MAX_HOSTED
-    assert [payer for _, _, payer in hosted].count(B) == 1
+    hosted = bench.machine.hosting.view(0)
+    assert len(hosted) == MAX_HOSTED
+    assert [stage.payer for stage in hosted].count(B) == 1
 
 
 def test_chunk_that_was_not_asked_for_is_not_stored() -> None:
