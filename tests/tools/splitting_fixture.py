@@ -19,7 +19,6 @@ from protocols.inference.events import Answered, CancelCompute, Compute
 from protocols.inference.machine import Inference
 from protocols.inference.placement import LocalModel
 from protocols.inference.signature import ModelSignature, TensorSignature
-from protocols.inference.split.drafts import stage_name
 from protocols.inference.split.events import (
     DropStage,
     FindStage,
@@ -31,6 +30,7 @@ from protocols.inference.split.events import (
     Stage,
     StageRange,
     StoreChunk,
+    stage_name,
 )
 from protocols.inference.split.plan import CutPoint, Goal, Plan, Profile
 from protocols.inference.split.planner import plans

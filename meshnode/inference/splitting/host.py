@@ -13,8 +13,7 @@ from meshnode.models import ModelSpec
 from meshnode.models.cutting import StageFolder
 from protocols.base.errors import MeshError
 from protocols.base.ids import ModelDigest
-from protocols.inference.split.drafts import stage_name
-from protocols.inference.split.events import DropStage, FindStage, LoadStage, StoreChunk
+from protocols.inference.split.events import DropStage, FindStage, LoadStage, StoreChunk, stage_name
 
 _log = logging.getLogger(__name__)
 _INCOMING: Final = "incoming"

@@ -17,8 +17,7 @@ from meshnode.models.cutting import StageFile, StageFolder
 from meshnode.troubles import Troubles
 from protocols.base.errors import MeshError
 from protocols.inference.signature import ModelSignature
-from protocols.inference.split.drafts import stage_name
-from protocols.inference.split.events import KeepStages, MakePlans, MakeStages, Stage, StageRange
+from protocols.inference.split.events import KeepStages, MakePlans, MakeStages, Stage, StageRange, stage_name
 from protocols.inference.split.planner import plans
 
 _log = logging.getLogger(__name__)

@@ -2,17 +2,11 @@
 
 from msgspec import Struct
 
-from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
 from protocols.inference.split.events import SplitModel, Stage, StageRange
 from protocols.inference.split.pipelines import StagedPlan
 from protocols.inference.split.plan import Plan
-
-
-def stage_name(model: str, digest: str) -> str:
-    """By which name a stage is asked for. Names in configurations have no colon."""
-    return f"{model[: limits.MAX_TEXT_CHARS - 17]}:{digest[:16]}"
 
 
 class Draft:

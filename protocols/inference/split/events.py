@@ -5,10 +5,16 @@ The driver answers each of them by one call of the machine, which its docstring 
 
 from msgspec import Struct
 
+from protocols.base import limits
 from protocols.base.effects import Effect
 from protocols.inference.signature import ModelSignature
 from protocols.inference.split.plan import Goal, Home, OwnerOnly, Profile, StageCandidate
 from protocols.wire.tensors import NamedTensor
+
+
+def stage_name(model: str, digest: str) -> str:
+    """By which name the owner of a model asks for a stage of it."""
+    return f"{model[: limits.MAX_TEXT_CHARS - 17]}:{digest[:16]}"
 
 
 class Stage(Struct, frozen=True):

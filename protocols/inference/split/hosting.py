@@ -26,8 +26,7 @@ from protocols.base.ids import NodeId, Role
 from protocols.base.shares import Shares
 from protocols.base.time import NEVER
 from protocols.inference.events import Decided
-from protocols.inference.split.drafts import stage_name
-from protocols.inference.split.events import DropStage, FindStage, LoadStage, StoreChunk
+from protocols.inference.split.events import DropStage, FindStage, LoadStage, StoreChunk, stage_name
 from protocols.inference.split.views import HostedView
 from protocols.links.drops import Drops
 from protocols.wire.inference import StageAsked, StageChunk, StageState, StageWanted

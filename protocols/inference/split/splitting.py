@@ -18,7 +18,6 @@ Rules:
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from math import isqrt
 from typing import Final
 
 from protocols.access import AccessTable
@@ -27,16 +26,26 @@ from protocols.base.ids import NodeId, Role
 from protocols.base.reach import Reach
 from protocols.base.time import NEVER
 from protocols.inference.asking import Asking
-from protocols.inference.costs import UNKNOWN_SERVICE_NS, Demand
+from protocols.inference.costs import Demand
 from protocols.inference.events import Answered, Decided
 from protocols.inference.offers import OfferTable
-from protocols.inference.placement import GAIN_NS, GAIN_SHARE, Candidate, LocalModel
-from protocols.inference.requests import OwnRequest
-from protocols.inference.split.drafts import Draft, InForce, SplitState, stage_name
-from protocols.inference.split.events import KeepStages, MakePlans, MakeStages, SplitModel, Stage, StageRange
+from protocols.inference.placement import LocalModel
+from protocols.inference.split.choosing import best, fits, is_faster
+from protocols.inference.split.devices import Devices
+from protocols.inference.split.drafts import Draft, InForce, SplitState
+from protocols.inference.split.events import (
+    KeepStages,
+    MakePlans,
+    MakeStages,
+    SplitModel,
+    Stage,
+    StageRange,
+    stage_name,
+)
 from protocols.inference.split.lending import Lending
 from protocols.inference.split.pipelines import Pipelines, PlannedStage, StagedPlan
-from protocols.inference.split.plan import Home, OwnerOnly, Plan, StageCandidate, price
+from protocols.inference.split.plan import Plan, price
+from protocols.inference.split.replanning import is_worthwhile
 from protocols.inference.split.views import HelperView, PlanState, PlanView, SplitView, StageView
 from protocols.links.drops import Drops
 from protocols.wire.inference import StageState
@@ -46,14 +55,7 @@ LOOK_NS: Final = limits.SECOND
 """How often neighbours and costs are looked at."""
 PLAN_EVERY_NS: Final = 10 * limits.SECOND
 """How often plans are made when nobody came or left."""
-DWELL_NS: Final = 10 * limits.SECOND
-GAIN_PART: Final = 5
-"""One in so many parts of the predicted cost has to be gained by a new plan."""
 MAX_TIMED: Final = 3
-TELLING_SHARE: Final = 0.05
-"""A stage with less than this part of the run time says little about the whole."""
-HOPED_SPEED: Final = 4
-"""How many times faster than this node a neighbour is taken for, of which nothing is known."""
 TRIALS: Final = 3
 """Runs by which a plan is timed; the first only warms up."""
 TRIAL_BUDGET_NS: Final = 30 * limits.SECOND
@@ -69,11 +71,10 @@ class Splitting:
         reachable: Callable[[int], list[Reach]], drops: Drops, decided: Decided, numbers: Iterator[int],
     ) -> None:  # fmt: skip
         """``models``: those that are loaded here now."""
-        self._node, self._access, self._asking, self._offers, self._decided = node, access, asking, offers, decided
-        self._models, self._reachable = models, reachable
+        self._node, self._asking, self._offers, self._decided = node, asking, offers, decided
         self._splits: dict[str, SplitState] = {}
-        self._roles: dict[NodeId, Role] = {}
         self.lending = Lending(drops, decided)
+        self.devices = Devices(node, access, asking, models, offers, reachable, self.lending)
         self.pipelines = Pipelines(asking, numbers)
         self._epoch = 0
 
@@ -101,43 +102,18 @@ class Splitting:
     ) -> int | None:  # fmt: skip
         """Start a request as a pipeline, and return its number; None: the whole model should compute it."""
         split = self._splits.get(model)
-        staged = split.force.staged if split is not None and split.force is not None else None
-        if staged is None or len(self.pipelines.piped) >= limits.MAX_PENDING_REQUESTS // 2:
+        if split is None or split.force is None:
             return None
-        if self._asking.digest_of(model) not in (None, staged.digest) or not self._is_faster(
-            staged, inputs, budget_ns, now
-        ):
+        staged = split.force.staged
+        if len(self.pipelines.piped) >= limits.MAX_PENDING_REQUESTS // 2:
+            return None
+        if self._asking.digest_of(model) not in (None, staged.digest) or not fits(split.model, inputs):
+            return None
+        if not is_faster(self._asking, staged, inputs, budget_ns, now):
             return None
         number, answers = self.pipelines.begin(staged, inputs, outputs, budget_ns, hedge, now)
         self._decided.events += answers
         return number
-
-    def _is_faster(
-        self, staged: StagedPlan, inputs: tuple[NamedTensor, ...], budget_ns: int, now: int
-    ) -> bool:  # fmt: skip
-        """Whether the pipeline beats the whole model wherever that may run."""
-        size_bytes = sum(len(named.tensor.data) for named in inputs)
-        whole = self._best(staged.model, Demand(staged.digest, size_bytes), None, budget_ns, now)
-        expected_ns, variance = 0, 0
-        for planned in staged.stages:
-            demand = Demand(planned.stage.digest, planned.input_bytes)
-            best = self._best(planned.name, demand, planned.node, budget_ns, now)
-            if best is None:
-                return False
-            expected_ns += best.expected_ns
-            variance += (best.p95_ns - best.expected_ns) ** 2  # stages are late independently of one another
-        if whole is None:
-            return True
-        gain_ns = max(GAIN_NS, whole.p95_ns // GAIN_SHARE)
-        return expected_ns + isqrt(variance) + gain_ns <= whole.p95_ns and expected_ns <= whole.expected_ns
-
-    def _best(
-        self, name: str, demand: Demand, node: NodeId | None, budget_ns: int, now: int
-    ) -> Candidate | None:  # fmt: skip
-        """The node that is named if it can, or else whoever comes first; None: nobody can do it in time."""
-        request = OwnRequest(0, name, demand.digest, (), (), now, budget_ns, False, node)
-        ordered = self._asking.candidates.ordered(request, name, demand, True, now)
-        return ordered[0] if ordered else None
 
     def abandon(self, number: int, now: int) -> bool:
         """The caller no longer wants an answer. Returns whether it was a pipeline."""
@@ -174,10 +150,10 @@ class Splitting:
         return min(self.pipelines.next_timer_at(), *looks_ns) if self._splits else NEVER
 
     def _look(self, split: SplitState, now: int) -> None:
-        home, neighbours = self._home(split), self._neighbours(split, now)
+        home, neighbours = self.devices.home(split.model), self.devices.neighbours(split.model, split.stages, now)
         in_reach = tuple(sorted(neighbour.node for neighbour in neighbours))
-        if split.force is not None and price(split.model.profile, home, neighbours, split.force.plan.stages) is None:
-            split.force = None  # one of its nodes is gone
+        if split.force is not None and self._still(split, split.force.plan, now) is None:
+            split.force = None  # one of its nodes can't be asked any more
             split.made_ns = -NEVER
         due = in_reach != split.known or now - split.made_ns >= PLAN_EVERY_NS
         if due and not split.planning and not split.drafts and not split.plans:
@@ -193,65 +169,16 @@ class Splitting:
         if split.is_untidy and not split.drafts and not split.plans:
             self._tidy(split)
 
+    def _still(self, split: SplitState, plan: Plan, now: int) -> Plan | None:
+        """The plan with what it costs now; None: it can't run any more."""
+        neighbours = self.devices.neighbours(split.model, split.stages, now, doubtful=True)
+        return price(split.model.profile, self.devices.home(split.model), neighbours, plan.stages)
+
     def _want(self, staged: StagedPlan, now: int) -> None:
         """Have neighbours make their stages ready, and keep them ready."""
         for planned in staged.stages:
             if planned.node != self._node:
                 self.lending.want(planned.node, planned.stage.digest, now)
-
-    def _home(self, split: SplitState) -> Home | OwnerOnly:
-        model = split.model
-        if not model.run_ns:
-            return OwnerOnly(self._node)
-        return Home(self._node, model.run_ns, memory_bytes=model.memory_bytes)
-
-    def _neighbours(self, split: SplitState, now: int) -> tuple[StageCandidate, ...]:
-        """Those that could run a stage."""
-        found = (self._neighbour(split, reach, now) for reach in self._reachable(now) if reach.node in self._roles)
-        return tuple(candidate for candidate, why_not in found if not why_not)
-
-    def _neighbour(self, split: SplitState, reach: Reach, now: int) -> tuple[StageCandidate, str]:
-        """What a stage would cost at a neighbour, and why it can't get one now; empty: it can."""
-        node, asking, why_not = reach.node, self._asking, ""
-        standings = asking.candidates.standings
-        if standings.is_distrusted(node, now):
-            why_not = "it gave wrong answers"
-        elif standings.is_doubtful(node, now):
-            why_not = "its last runs gave no result"
-        elif not self._access.permits_offer(self._roles[node], node, split.model.name):
-            why_not = "the table of access does not let it compute this model"
-        elif reach.lasts_ns < LOOK_NS:
-            why_not = "it will probably be out of reach soon"
-        else:
-            why_not = self.lending.why_refused(node, split.model.name, now)
-        up, down = asking.costs.link_to(node)
-        return StageCandidate(
-            node, self._whole_ns(split, node, now), reach.round_trip_ns, up, down, asking.loads.queue_ns(node, now),
-            asking.costs.overhead_ns(node, now),
-        ), why_not  # fmt: skip
-
-    def _whole_ns(self, split: SplitState, node: NodeId, now: int) -> int:
-        """About how long a neighbour would need for the whole model: as its stages there took, as it says of the whole,
-        or by another model that both have. Of one that is not known at all, much is expected: it would otherwise never
-        be tried, and a plan that was timed badly is not taken."""
-        model, asking = split.model, self._asking
-        boundaries = model.profile.boundaries
-        for range_, stage in split.stages.items():
-            before, after = boundaries[range_.first + 1], boundaries[range_.last + 1]
-            seen_ns = asking.costs.service_ns(node, Demand(stage.digest, before.size_bytes), now)
-            offer = self._offers.find(node, stage_name(model.name, stage.digest), stage.digest)
-            claimed_ns = offer.compute_us * 1_000 if offer is not None else 0
-            if (seen_ns or claimed_ns) and after.share - before.share >= TELLING_SHARE:
-                return int((seen_ns or claimed_ns) / (after.share - before.share))
-        offers = self._offers.of(node)
-        for offer in offers:
-            if offer.digest == model.digest and offer.compute_us:
-                return offer.compute_us * 1_000
-        for offer in offers:
-            local = self._models.get(offer.model)
-            if local is not None and local.digest == offer.digest and offer.compute_us and local.compute_ns:
-                return max(model.run_ns * offer.compute_us * 1_000 // local.compute_ns, 1)
-        return model.run_ns // HOPED_SPEED or UNKNOWN_SERVICE_NS
 
     def planned(self, name: str, plans: Sequence[Plan], now: int) -> None:
         """The driver has made plans, best first; none: it can't."""
@@ -263,13 +190,9 @@ class Splitting:
         if not divided:
             return
         if split.force is not None:
-            stages = split.force.plan.stages
-            current = price(split.model.profile, self._home(split), self._neighbours(split, now), stages)
-            goal = split.model.goal
-            if current is not None:
-                gain_ns = current.cost_ns(goal) - divided[0].cost_ns(goal)
-                if now - split.force.since_ns < DWELL_NS or gain_ns * GAIN_PART <= current.cost_ns(goal):
-                    return
+            still, since_ns = self._still(split, split.force.plan, now), now - split.force.since_ns
+            if still is not None and not is_worthwhile(divided[0], still, split.model.goal, since_ns):
+                return
         split.plans, split.since_ns, split.passed = divided, now, []
         for plan in divided:
             self._make(split, plan, False)
@@ -420,11 +343,11 @@ class Splitting:
 
     def neighbour_met(self, node: NodeId, role: Role) -> None:
         """A neighbour can be asked."""
-        self._roles[node] = role
+        self.devices.roles[node] = role
 
     def neighbour_gone(self, node: NodeId, now: int) -> None:
         """A neighbour is gone: plans that need it are not followed any more."""
-        self._roles.pop(node, None)
+        self.devices.roles.pop(node, None)
         self.lending.neighbour_gone(node)
         for split in self._splits.values():
             if split.force is not None and any(planned.node == node for planned in split.force.staged.stages):
@@ -443,7 +366,7 @@ class Splitting:
         found = []
         for split in self._splits.values():
             model, size_bytes = split.model, sum(len(named.tensor.data) for named in split.model.samples)
-            whole = self._best(model.name, Demand(model.digest, size_bytes), None, TRIAL_BUDGET_NS, now)
+            whole = best(self._asking, model.name, Demand(model.digest, size_bytes), None, TRIAL_BUDGET_NS, now)
             found.append(SplitView(
                 model.name, model.digest, model.goal, model.private, len(model.profile.cuts), model.run_ns,
                 whole.node if whole is not None else None, whole.expected_ns if whole is not None else 0,
@@ -462,13 +385,11 @@ class Splitting:
             yield self._view(split, draft.staged, draft.plan, "passed over", draft.timed_ns, draft.why)
 
     def _helpers(self, split: SplitState, now: int) -> Iterator[HelperView]:
-        for reach in self._reachable(now):
-            if reach.node in self._roles:
-                helper, why_not = self._neighbour(split, reach, now)
-                yield HelperView(
-                    helper.node, helper.whole_ns, helper.round_trip_ns, helper.up_bytes_per_s, helper.down_bytes_per_s,
-                    helper.queue_ns, helper.overhead_ns, why_not,
-                )  # fmt: skip
+        for helper, why_not in self.devices.all(split.model, split.stages, now):
+            yield HelperView(
+                helper.node, helper.whole_ns, helper.round_trip_ns, helper.up_bytes_per_s, helper.down_bytes_per_s,
+                helper.queue_ns, helper.overhead_ns, why_not,
+            )  # fmt: skip
 
     def _view(
         self, split: SplitState, staged: StagedPlan, plan: Plan, state: PlanState, timed_ns: int, why: str = ""
