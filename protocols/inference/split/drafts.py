@@ -44,7 +44,7 @@ class SplitState:
     """One model that is split."""
 
     __slots__ = (
-        "drafts", "force", "is_untidy", "known", "look_ns", "made_ns", "model", "passed", "planning", "plans",
+        "drafts", "force", "is_untidy", "known", "last", "look_ns", "made_ns", "model", "passed", "planning", "plans",
         "since_ns", "stages",
     )  # fmt: skip
 
@@ -65,6 +65,9 @@ class SplitState:
         self.since_ns = now
         """Since when the drafts are made ready."""
         self.force: InForce | None = None
+        self.last: StagedPlan | None = None
+        """The plan that was in force until one of its nodes could not be asked any more. This node runs all of its
+        stages until another plan is in force."""
         self.passed: list[Draft] = []
         """Those of the last time that others were preferred to, for people."""
         self.is_untidy = False

@@ -102,9 +102,9 @@ class Splitting:
     ) -> int | None:  # fmt: skip
         """Start a request as a pipeline, and return its number; None: the whole model should compute it."""
         split = self._splits.get(model)
-        if split is None or split.force is None:
+        staged = None if split is None else split.force.staged if split.force is not None else split.last
+        if split is None or staged is None:
             return None
-        staged = split.force.staged
         if len(self.pipelines.piped) >= limits.MAX_PENDING_REQUESTS // 2:
             return None
         if self._asking.digest_of(model) not in (None, staged.digest) or not fits(split.model, inputs):
@@ -153,7 +153,7 @@ class Splitting:
         home, neighbours = self.devices.home(split.model), self.devices.neighbours(split.model, split.stages, now)
         in_reach = tuple(sorted(neighbour.node for neighbour in neighbours))
         if split.force is not None and self._still(split, split.force.plan, now) is None:
-            split.force = None  # one of its nodes can't be asked any more
+            self._leave(split)
             split.made_ns = -NEVER
         due = in_reach != split.known or now - split.made_ns >= PLAN_EVERY_NS
         if due and not split.planning and not split.drafts and not split.plans:
@@ -307,12 +307,19 @@ class Splitting:
         self._tidy(split)
 
     def _put_in_force(self, split: SplitState, draft: Draft, now: int) -> None:
-        split.force = InForce(draft.plan, draft.staged, draft.timed_ns, now)
+        split.force, split.last = InForce(draft.plan, draft.staged, draft.timed_ns, now), None
+
+    def _leave(self, split: SplitState) -> None:
+        """A node of the plan in force can't be asked any more: this node runs its stages, for requests under way too."""
+        if split.force is not None:
+            if split.model.run_ns:
+                self._make(split, split.force.plan, True)
+            split.last, split.force, split.is_untidy = split.force.staged, None, True
 
     def _tidy(self, split: SplitState) -> None:
         """Forget the stages that neither the plan in force nor requests under way need."""
         under_way = [staged for staged in self.pipelines.followed() if staged.model == split.model.name]
-        force = split.force.staged if split.force is not None else None
+        force = split.force.staged if split.force is not None else split.last
         split.is_untidy = any(staged is not force for staged in under_way)
         needed = [*under_way, force] if force is not None else under_way
         self._forget_stages(split, {planned.range for staged in needed for planned in staged.stages})
@@ -351,9 +358,7 @@ class Splitting:
         self.lending.neighbour_gone(node)
         for split in self._splits.values():
             if split.force is not None and any(planned.node == node for planned in split.force.staged.stages):
-                if split.model.run_ns:  # requests under way need its stages now
-                    self._make(split, split.force.plan, True)
-                split.force, split.is_untidy = None, True
+                self._leave(split)
             split.look_ns = now
 
     # --- for people ------------------------------------------------------------------------------------------------

@@ -126,6 +126,21 @@ def test_stage_that_nobody_can_run_fails_at_the_deadline_and_is_named() -> None:
     assert "stage 2 of 2" in answered.detail
 
 
+def test_node_that_has_only_stages_runs_all_of_them_while_no_neighbour_does() -> None:
+    """Between the loss of a helper and the next plan, each request failed because nobody has the whole model."""
+    mesh, car, rsu = pair()
+    car.models.pop("plate")
+    car.machine.set_models(tuple(car.models.values()), mesh.now)
+    mesh.kill(rsu)
+    for _ in range(3):
+        car.ask()
+        answered = answer_of(mesh, car)
+        assert result_of(answered) == WHOLE_RESULT
+        assert [part.node for part in answered.parts] == ["car", "car"]
+        end_ns = mesh.now + 15 * SECOND
+        mesh.run(lambda end_ns=end_ns: mesh.now >= end_ns)  # type: ignore[misc]
+
+
 def test_plan_ends_with_its_neighbour_and_comes_back_with_it() -> None:
     """A parked or passing neighbour must leave the node as it was without it."""
     mesh, car, rsu = pair()
