@@ -310,7 +310,7 @@ class Splitting:
         split.force, split.last = InForce(draft.plan, draft.staged, draft.timed_ns, now), None
 
     def _leave(self, split: SplitState) -> None:
-        """A node of the plan in force can't be asked any more: this node runs its stages, for requests under way too."""
+        """A node of the plan in force can't be asked any more, so this node runs all its stages."""
         if split.force is not None:
             if split.model.run_ns:
                 self._make(split, split.force.plan, True)
