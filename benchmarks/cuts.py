@@ -84,7 +84,7 @@ def _chains(cuts: int, most: int, random: Random) -> Iterator[tuple[int, ...]]:
 def _described(spec: ModelSpec, folder: Path, graph: Path) -> CutDescription:
     from meshnode.models.cutting.inside.search import describe
 
-    return describe(spec, folder, graph)[0]
+    return describe(spec, folder, graph)
 
 
 def _compared(

@@ -44,7 +44,8 @@ class CutDescription(Struct, frozen=True):
     digest: ModelDigest
     """Of the whole model, as ``LoadedModel.digest``."""
     inputs: tuple[CutTensor, ...]
-    """The tensors that the file takes. Stages take these shapes only."""
+    """The tensors that the file takes. Stages compute for these shapes only: most refuse others, and those of a model
+    that fixed sizes would change compute something wrong of them."""
     outputs: tuple[CutTensor, ...]
     """Those that can travel."""
     cuts: tuple[Cut, ...]

@@ -14,17 +14,12 @@ from protocols.base.errors import ModelInvalid
 _BARE: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
-def stage_manifest(whole: Manifest, inputs: Collection[str], fixed: Mapping[str, tuple[int, ...]]) -> str:
-    """The text of the manifest of a stage; empty: it needs none.
-
-    ``inputs``: of the stage. ``fixed``: the shapes that it shall take where its file leaves them open.
-    """
+def stage_manifest(whole: Manifest, inputs: Collection[str]) -> str:
+    """The text of the manifest of a stage that takes these inputs of the model; empty: it needs none."""
     lines: list[str] = []
-    declared = {each.name: _given(each) for each in whole.inputs if each.name in inputs}
-    for name, shape in fixed.items():
-        declared[name] = {"name": name} | declared.get(name, {}) | {"shape": shape}
-    for given in declared.values():
-        lines += ["[[inputs]]", *_pairs(given), ""]
+    for declared in whole.inputs:
+        if declared.name in inputs:
+            lines += ["[[inputs]]", *_pairs(_given(declared)), ""]
     for name, steps in whole.preprocessing.items():
         if name in inputs:
             lines += [f"[preprocessing.{_key(name)}]", *_pairs(_given(steps)), ""]

@@ -60,8 +60,6 @@ class StagesOrder(Struct, frozen=True, tag="stages"):
     outputs: tuple[str, ...]
     ends: tuple[int, ...]
     """How many nodes are before the end of each stage."""
-    fixed: dict[str, tuple[int, ...]]
-    """As in :class:`DescribedReply`."""
 
 
 class MadeStage(Struct, frozen=True):
@@ -79,8 +77,6 @@ class DescribedReply(Struct, frozen=True, tag="described"):
 
     description: CutDescription
     graph_digest: str
-    fixed: dict[str, tuple[int, ...]]
-    """Shapes of tensors that the graph leaves open and stages must be told to take; -1: any size."""
 
 
 class StagesReply(Struct, frozen=True, tag="made"):

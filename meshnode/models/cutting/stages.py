@@ -54,7 +54,6 @@ class _Described(Struct, frozen=True):
 
     description: CutDescription
     graph_digest: str
-    fixed: dict[str, tuple[int, ...]]
 
 
 class _Subject(Struct, frozen=True):
@@ -172,7 +171,7 @@ class StageFolder:
             with self._files.in_the_making() as work:
                 reply = ask_child(DescribeOrder(cut_model(subject.spec, subject.digest, work)), self._limit_s)
                 assert isinstance(reply, DescribedReply)
-                held = _Described(reply.description, reply.graph_digest, reply.fixed)
+                held = _Described(reply.description, reply.graph_digest)
                 made_graph = (work / GRAPH_FILE).rename(work / f"{reply.graph_digest}.onnx")
                 made = (self._files.take(made_graph).name, self._put(work, name, msgspec.json.encode(held)))
             self._files.shrink(made)
@@ -202,7 +201,7 @@ class StageFolder:
             order = StagesOrder(
                 cut_model(subject.spec, subject.digest, work), str(graph.absolute()),
                 tuple(each.name for each in known.inputs), tuple(each.name for each in known.outputs),
-                (*(known.cuts[cut].at for cut in cuts), known.nodes), held.fixed,
+                (*(known.cuts[cut].at for cut in cuts), known.nodes),
             )  # fmt: skip
             reply = ask_child(order, self._limit_s)
             assert isinstance(reply, StagesReply)

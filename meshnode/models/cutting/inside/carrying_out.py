@@ -84,8 +84,8 @@ def _described(order: DescribeOrder, spec: ModelSpec) -> DescribedReply:
 
     folder = Path(order.model.folder)
     graph = folder / GRAPH_FILE
-    description, fixed = describe(spec, folder, graph)
-    return DescribedReply(description, hashlib.sha256(graph.read_bytes()).hexdigest(), fixed)
+    description = describe(spec, folder, graph)
+    return DescribedReply(description, hashlib.sha256(graph.read_bytes()).hexdigest())
 
 
 def _made(order: StagesOrder, spec: ModelSpec) -> StagesReply:
@@ -100,8 +100,7 @@ def _made(order: StagesOrder, spec: ModelSpec) -> StagesReply:
     folder, made, loaded = Path(order.model.folder), [], []
     for number, boundary in enumerate(boundaries(graph, order.ends)):
         content = extracted(graph, boundary)
-        fixed = {name: order.fixed[name] for name in boundary.takes if name in order.fixed}
-        stage, model = _written(folder, content, stage_manifest(whole.manifest, boundary.takes, fixed), whole, number)
+        stage, model = _written(folder, content, stage_manifest(whole.manifest, boundary.takes), whole, number)
         made.append(stage)
         loaded.append(model)
     check_chain(whole, loaded, samples(whole, bound_shapes(whole)))

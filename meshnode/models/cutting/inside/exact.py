@@ -4,7 +4,8 @@ A model with open sizes is simplified for fixed ones, if it then still gives the
 sizes known, ONNX Runtime makes a ``Gemm`` of ``MatMul`` and ``Add``, which rounds in another way. Then the graph is the
 one with open sizes, as ONNX Runtime knows it in the whole model. What it computes of sizes alone is computed once, and
 becomes constants that ONNX Runtime must not look at when it optimises: initializers that are inputs too. It takes those
-for values that may be given anew. The fixed shapes are then in the manifests of the stages.
+for values that may be given anew. The files of the stages then leave sizes open, and still compute for those of the
+description alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,18 +33,6 @@ class ExactGraph:
     """The graph for fixed sizes, which tells shapes."""
     flaw: str = ""
     """Why no part of it may be used, in words that follow a colon. Empty: it gives the bits of the whole."""
-
-    @property
-    def fixed(self) -> dict[str, tuple[int, ...]]:
-        """The shapes that stages must be told to take, by tensor, when their files leave them open; -1 for a size on
-        which values decide."""
-        if self.graph is self.bound:
-            return {}
-        shapes = {name: value.shape for name, value in self.bound.values.items() if name in self.graph.values}
-        return {
-            name: tuple(size if isinstance(size, int) else -1 for size in shape)
-            for name, shape in shapes.items() if shape
-        }  # fmt: skip
 
 
 def exact_graph(

@@ -21,9 +21,9 @@ MAX_CUT_TENSORS: Final = 3
 _QUANTISING: Final = ("QuantizeLinear", "DynamicQuantizeLinear")
 
 
-def describe(spec: ModelSpec, folder: Path, graph: Path) -> tuple[CutDescription, dict[str, tuple[int, ...]]]:
-    """Find the cuts of a model, and write the graph that stages are made of to ``graph``. Returns also the shapes that
-    manifests of stages must give (``ExactGraph.fixed``). ``folder``: for what is needed meanwhile.
+def describe(spec: ModelSpec, folder: Path, graph: Path) -> CutDescription:
+    """Find the cuts of a model, and write the graph that stages are made of to ``graph``. ``folder``: for what is
+    needed meanwhile.
 
     :raises ModelInvalid: the model can't be loaded, leaves sizes open, is too large, or fails on all samples.
     """
@@ -44,13 +44,12 @@ def describe(spec: ModelSpec, folder: Path, graph: Path) -> tuple[CutDescription
     before = {place.at: total for place, total in zip(all_places, weights, strict=True)}
     cuts = [_cut(place, tensors, shares[place.at], before[place.at]) for place in kept]
     cuts = [cut for cut, is_worse in zip(cuts, _worse_than_quantised(found, cuts), strict=True) if not is_worse]
-    description = CutDescription(
+    return CutDescription(
         whole.digest,
         tuple(tensors.tensor(name) for name in found.inputs),
         tuple(tensors.tensor(name) for name in found.outputs),
         tuple(cuts), len(found.nodes), run_us(whole, tried[0]), weights[-1], _notes(whole, shapes, exact, cuts),
     )  # fmt: skip
-    return description, exact.fixed
 
 
 def _cut(place: Place, tensors: GraphTensors, share: float, weight_bytes: int) -> Cut:

@@ -10,7 +10,6 @@ import pytest
 
 from meshnode.models import ModelSpec, load_model
 from meshnode.models.cutting import StageFolder
-from protocols.base.errors import InputInvalid
 from tests.tools.cutting_fixture import assert_same_bits, case_spec, given_stages, noise
 
 pytestmark = pytest.mark.processes
@@ -106,16 +105,12 @@ def test_model_with_if_keeps_what_only_a_branch_uses(stages: StageFolder, tmp_pa
 
 
 def test_network_that_fixed_sizes_would_change_is_cut_with_open_ones(stages: StageFolder, tmp_path: Path) -> None:
-    """With sizes known, ONNX Runtime computes layers of a transformer by another operator, and rounds differently. Its
-    stages leave sizes open, and their manifests keep out others than those that they were cut for."""
+    """With sizes known, ONNX Runtime computes layers of a transformer by another operator, and rounds differently."""
     spec = case_spec("text recognition", tmp_path)
     first, second = stages.stages(spec, [100])
-    assert [str(each) for each in first.inputs] == ["x: f4[1, 3, 48, 320]"]
-    assert "shape = [1, 3, 48, 320]" in first.manifest
-    assert second.manifest.startswith("[[inputs]]")
-    model = load_model(ModelSpec("first", Path(first.path)))
-    with pytest.raises(InputInvalid, match=r"expected f4\[1, 3, 48, 320\], given f4\[1, 3, 48, 640\]"):
-        model.run({"x": np.zeros((1, 3, 48, 640), "f4")})
+    assert [str(each) for each in first.inputs] == ["x: f4[?, 3, ?, ?]"]
+    assert None in second.inputs[0].shape
+    assert (first.manifest, second.manifest) == ("", "")
     assert_same_bits(spec, [first, second], noise(spec, 1))
 
 
