@@ -39,6 +39,8 @@ LONGEST_FIRST = (
     "system/test_docs.py", "protocols/wire/test_codec.py", "protocols/membership/test_membership.py",
     "meshnode/links/test_link_trust.py", "meshnode/test_node_life.py", "system/test_fuzz.py",
     "meshnode/sensors/test_sensing.py",
+    "meshnode/models/cutting/test_real_cuts.py", "meshnode/models/cutting/test_cuts.py",
+    "meshnode/models/cutting/test_stage_folder.py", "meshnode/inference/console/test_split_command.py",
     "meshnode/discovery/test_following.py", "system/test_wandering.py", "meshnode/inference/test_streams.py",
 )  # fmt: skip
 """Files that take more than about eight seconds: begun last, one of them would keep one worker busy and the others

@@ -53,7 +53,7 @@ class CutDescription(Struct, frozen=True):
     nodes: int
     """Nodes of the optimised model."""
     run_us: int
-    """The median time of a run of the whole model on this computer, in microseconds."""
+    """The time of a run of the whole model on this computer when nothing disturbs it, in microseconds."""
     weight_bytes: int
     """Of all weights that its nodes use."""
     notes: tuple[str, ...]
