@@ -179,6 +179,15 @@ class InferenceSection(PartSection, frozen=True, kw_only=True):
             "stage has a worker process of its own, so `isolation` must be `process`."
         ),
     ] = False
+    max_stages: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=16,
+            description="Stages of neighbours held at the same time. Each may take 512 MiB and four times the size of its "
+            "file; who holds most gives way.",
+        ),
+    ] = 4
     stage_threads: Annotated[int, Meta(ge=1, le=256, description="Threads of one run of a neighbour's stage.")] = 1
     stage_cache_mib: Annotated[
         int, Meta(ge=16, le=1_048_576, description="MiB of stages that are kept in `stages` of the state folder.")

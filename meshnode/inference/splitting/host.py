@@ -18,6 +18,9 @@ from protocols.inference.split.events import DropStage, FindStage, LoadStage, St
 _log = logging.getLogger(__name__)
 _INCOMING: Final = "incoming"
 """The folder of stages that are being fetched, in that of the stages."""
+_LEAST_MEMORY_MIB: Final = 512
+"""What ONNX Runtime and the tensors of a run may take beside the weights, which are there up to three times while they
+are loaded. Half of what a model of this node's own gets."""
 
 
 class StageHost:
@@ -85,7 +88,7 @@ class StageHost:
             raise FileNotFoundError("its bytes are not on the disk any more: ask again")
         spec = ModelSpec(
             stage_name(effect.model, effect.digest), path, self._how.stage_threads, digest=effect.digest,
-            providers=self._how.providers,
+            providers=self._how.providers, memory_limit_mib=_LEAST_MEMORY_MIB + 4 * (path.stat().st_size >> 20),
         )  # fmt: skip
         compute_ns = self._compute.add_stage(spec, effect.model)
         self._act(lambda engine, now: engine.inference.hosting.loaded(effect.digest, compute_ns, now))

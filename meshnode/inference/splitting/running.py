@@ -28,8 +28,7 @@ class SplitInference:
         def act(do: Callable[[Engine, int], object]) -> object:
             return host.driver.act(do)  # the driver is made after the parts
 
-        self._accepts = how.accept_stages
-        self._host = host
+        self._how, self._host = how, host
         self._owner = SplitOwner(models, how, folder, compute, act, host.troubles)
         self._hosting = StageHost(path, folder, how, compute, act)
 
@@ -40,8 +39,11 @@ class SplitInference:
     def start(self) -> None:
         """Cut the models that are to be split, and take stages of neighbours if the configuration says so."""
         self._owner.start()
-        if self._accepts:
-            self._host.driver.act(lambda engine, _: setattr(engine.inference.hosting, "accepts", True))
+        if self._how.accept_stages:
+            self._host.driver.act(self._accept)
+
+    def _accept(self, engine: Engine, _: int) -> None:
+        engine.inference.hosting.accepts, engine.inference.hosting.places = True, self._how.max_stages
 
     def close(self) -> None:
         """End the threads."""

@@ -32,7 +32,8 @@ from protocols.links.drops import Drops
 from protocols.wire.inference import StageAsked, StageChunk, StageState, StageWanted
 
 MAX_HOSTED: Final = 16
-"""Stages held for neighbours. Each that is ready is a process with a part of a model."""
+"""Stages held for neighbours, unless the configuration says fewer. Each that is ready is a process with a part of a
+model."""
 MAX_HOSTED_BYTES: Final = 2 * limits.MAX_STAGE_BYTES
 WINDOW: Final = 4
 """Chunks that were asked for and have not come."""
@@ -71,7 +72,9 @@ class Hosting:
     def __init__(self, node: NodeId, access: AccessTable, drops: Drops, decided: Decided) -> None:
         self._node, self._access, self._drops, self._decided = node, access, drops, decided
         self.accepts = False
-        """Whether this node takes stages at all."""
+        """Whether this node takes stages at all …"""
+        self.places = MAX_HOSTED
+        """… and how many at the same time."""
         self.hosted: dict[str, _Hosted] = {}
         """By digest, the one that was asked for longest ago first."""
         self._places: Shares[NodeId] = Shares()
@@ -198,7 +201,7 @@ class Hosting:
     def _make_room(self, source: NodeId, size_bytes: int) -> bool:
         """Whether there is room now. The largest holder gives way if it holds more than ``source`` would."""
         while True:
-            if self._places.total >= MAX_HOSTED:
+            if self._places.total >= self.places:
                 shares, more = self._places, 1
             elif self._bytes.total + size_bytes > MAX_HOSTED_BYTES:
                 shares, more = self._bytes, size_bytes
