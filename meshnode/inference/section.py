@@ -184,8 +184,8 @@ class InferenceSection(PartSection, frozen=True, kw_only=True):
         Meta(
             ge=1,
             le=16,
-            description="Stages of neighbours held at the same time. Each may take 512 MiB and four times the size of its "
-            "file; who holds most gives way.",
+            description="Stages of neighbours held at the same time. Each may take 512 MiB and four times the size of "
+            "its file; who holds most gives way.",
         ),
     ] = 4
     stage_threads: Annotated[int, Meta(ge=1, le=256, description="Threads of one run of a neighbour's stage.")] = 1
