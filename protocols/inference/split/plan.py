@@ -6,17 +6,18 @@ takes its outputs back and sends them on to the next stage: a star, in which no 
 
     latency  the sum over all stages of
              at home      queue + service
-             elsewhere    round trip + input bytes / up + output bytes / down + queue + service + overhead
+             elsewhere    round trip + bytes given / up + bytes taken back / down + queue + service + overhead
     period   the busiest of: the processor of each node, which a request takes for its services there, and the owner's
              interface, which a request takes for all bytes to and from all neighbours
     service  of a stage between two boundaries: the share of the run time between them × the whole model's time there
-    memory   of a node: the weights of its stages + the largest boundary before or after one of them
+    memory   of a node: the weights of its stages + the most that one of them is given or gives back
 
-The first of the *boundaries* is the model's inputs, the last one its outputs, and those between them are its cuts.
-Times are whole nanoseconds, so that sums do not depend on their order.
+The first of the *boundaries* is before the model, the last one behind it, and those between them are its cuts. Times
+are whole nanoseconds, so that sums do not depend on their order.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import ceil
 from typing import Final, Literal
 
@@ -41,10 +42,17 @@ class CutPoint(Struct, frozen=True):
     """The part of the run time before it, 0 to 1."""
     weight_bytes: int
     """Of the weights before it."""
+    inputs_bytes: int = 0
+    """Of those inputs of the model that are used behind it too. A neighbour that begins here is sent them as well."""
+
+    @property
+    def given_bytes(self) -> int:
+        """What a stage that begins here is given."""
+        return self.size_bytes + self.inputs_bytes
 
 
 class Profile(Struct, frozen=True):
-    """What decides the cost of dividing a model. :raises ValueUnsupported: when cuts are out of order."""
+    """What decides the cost of dividing a model. :raises ValueUnsupported: when its cuts are not in order."""
 
     input_bytes: int
     output_bytes: int
@@ -54,21 +62,19 @@ class Profile(Struct, frozen=True):
     """Of the whole model."""
 
     def __post_init__(self) -> None:
-        before, *others = self.boundaries
-        for number, after in enumerate(others):
-            if not (
-                before.share <= after.share and before.weight_bytes <= after.weight_bytes and after.size_bytes >= 0
-            ):
+        for number, (before, after) in enumerate(pairwise(self.boundaries)):
+            is_later = before.share <= after.share and before.weight_bytes <= after.weight_bytes
+            if not is_later or min(before.inputs_bytes, after.size_bytes, after.inputs_bytes) < 0:
                 raise ValueUnsupported(
-                    f"cut {number} ({after}) is out of order after {before}: sort the cuts, and give each the share "
-                    "(0 to 1) and the weights of all that is computed before it"
+                    f"cut {number} ({after}) can't come after {before}: sort the cuts, give each the share (0 to 1) "
+                    "and the weights of all that is computed before it, and sizes of 0 or more"
                 )
-            before = after
 
     @property
     def boundaries(self) -> tuple[CutPoint, ...]:
-        """The inputs, all cuts, and the outputs."""
-        return (CutPoint(self.input_bytes, 0.0, 0), *self.cuts, CutPoint(self.output_bytes, 1.0, self.weight_bytes))
+        """Before the model, all cuts, and behind the model."""
+        before, behind = CutPoint(0, 0.0, 0, self.input_bytes), CutPoint(self.output_bytes, 1.0, self.weight_bytes)
+        return (before, *self.cuts, behind)
 
 
 class Home(Struct, frozen=True):
@@ -173,7 +179,7 @@ def price(
             return None
         service_ns = started_ns(after, node.whole_ns) - started_ns(before, node.whole_ns)
         if isinstance(node, StageCandidate):
-            link_ns = transfer_ns(before.size_bytes, node.up_bytes_per_s)
+            link_ns = transfer_ns(before.given_bytes, node.up_bytes_per_s)
             link_ns += transfer_ns(after.size_bytes, node.down_bytes_per_s)
             transfers_ns += link_ns
             latency_ns += node.fixed_ns + link_ns + service_ns
@@ -181,7 +187,7 @@ def price(
             latency_ns += node.queue_ns + service_ns
         busy_ns[stage.node] = busy_ns.get(stage.node, 0) + service_ns
         weights[stage.node] = weights.get(stage.node, 0) + after.weight_bytes - before.weight_bytes
-        largest[stage.node] = max(largest.get(stage.node, 0), before.size_bytes, after.size_bytes)
+        largest[stage.node] = max(largest.get(stage.node, 0), before.given_bytes, after.size_bytes)
         memory_bytes[stage.node] = node.memory_bytes
     if any(0 < bound < weights[node] + largest[node] for node, bound in memory_bytes.items()):
         return None

@@ -25,7 +25,7 @@ def fewer_cuts(profile: Profile) -> tuple[Profile, list[int]]:
     kept = list(range(len(profile.cuts)))
     while len(kept) > MAX_CUTS:
         one, other = min(pairwise(kept), key=lambda pair: _difference(profile, *pair))
-        kept.remove(max(one, other, key=lambda index: profile.cuts[index].size_bytes))
+        kept.remove(max(one, other, key=lambda index: profile.cuts[index].given_bytes))
     cuts = tuple(profile.cuts[index] for index in kept)
     return Profile(profile.input_bytes, profile.output_bytes, cuts, profile.weight_bytes), kept
 
@@ -43,25 +43,23 @@ def fewer_neighbours(
     """The most promising ``MAX_STAGE_NEIGHBOURS`` of those that can hold a stage, in the order in which they came."""
     whole_ns = home.whole_ns if isinstance(home, Home) else max((there.whole_ns for there in neighbours), default=0)
     at_home = [started_ns(boundary, whole_ns) for boundary in profile.boundaries]
-    tables = Tables(profile, home, neighbours)
+    tables = Tables(profile, home, neighbours, first_at_home)
     able = [number for number in range(len(neighbours)) if any(tables.ends[number])]
     if len(able) > MAX_STAGE_NEIGHBOURS:
-        costs = {number: _with_home(tables, number, at_home, goal, first_at_home) for number in able}
+        costs = {number: _with_home(tables, number, at_home, goal) for number in able}
         able = sorted(sorted(able, key=costs.__getitem__)[:MAX_STAGE_NEIGHBOURS])
     return [neighbours[number] for number in able]
 
 
-def _with_home(tables: Tables, number: int, at_home: list[int], goal: Goal, first_at_home: bool) -> tuple[int, int]:
+def _with_home(tables: Tables, number: int, at_home: list[int], goal: Goal) -> tuple[int, int]:
     """What the best stage at a neighbour costs together with the rest at home, as the goal counts and as latency."""
     best: list[tuple[int, int]] = []
     started, up_ns, down_ns = tables.started_ns[number], tables.up_ns[number], tables.down_ns[number]
     for first, lasts in enumerate(tables.ends[number]):
-        if first_at_home and first == 0:
-            continue
         for last in lasts:
             rest_ns = at_home[-1] - at_home[last] + at_home[first]
             service_ns, link_ns = started[last] - started[first], up_ns[first] + down_ns[last]
             latency_ns = rest_ns + service_ns + link_ns + tables.fixed_ns[number]
             cost_ns = latency_ns if goal == "latency" else max(rest_ns, service_ns, link_ns)
             best.append((cost_ns, latency_ns))
-    return min(best, default=(at_home[-1], at_home[-1]))
+    return min(best)

@@ -33,10 +33,8 @@ class Remaining(Struct, frozen=True):
     can't be done."""
 
     weights: Weights
-    home_next: list[list[float]]
-    """With the next stage at home …"""
     neighbour_next: list[list[float]]
-    """… or at a neighbour …"""
+    """With the next stage at a neighbour …"""
     any_next: list[list[float]]
     """… or wherever it costs less."""
 
@@ -44,9 +42,9 @@ class Remaining(Struct, frozen=True):
         """From ``boundary`` on, when the stage before it is at home or is not: two stages at home in a row are one."""
         return (self.neighbour_next if home_last else self.any_next)[left][boundary]
 
-    def whole(self, first_at_home: bool) -> float:
-        """Of all stages."""
-        return (self.home_next if first_at_home else self.any_next)[-1][0]
+    def whole(self, neighbours: int) -> float:
+        """Of a plan with just these neighbours, as bits."""
+        return self.any_next[neighbours][0]
 
 
 def least(tables: Tables, ends: Ends, weights: Weights) -> Remaining:
@@ -54,9 +52,9 @@ def least(tables: Tables, ends: Ends, weights: Weights) -> Remaining:
     home, boundaries = tables.home, range(tables.end + 1)
     begin, finish, home_until = _begin(tables, weights), _finish(tables, weights), _home_until(tables, weights)
     smallest = [[_smallest_of(lasts) for lasts in by_first] for by_first in ends]
-    found = Remaining(weights, [], [], [])
+    found = Remaining(weights, [], [])
     for left in range(1 << home):
-        neighbour_next = [inf] * tables.end + [0.0]
+        neighbour_next = [inf] * tables.end + [inf if left else 0.0]
         for node in range(home):
             if left >> node & 1:
                 through = list(map(add, finish[node], found.any_next[left ^ 1 << node]))
@@ -67,7 +65,6 @@ def least(tables: Tables, ends: Ends, weights: Weights) -> Remaining:
             weights.latency * tables.home_queue_ns - home_until[first] + smallest[home][first](through)
             for first in boundaries
         ]
-        found.home_next.append(home_next)
         found.neighbour_next.append(neighbour_next)
         found.any_next.append(list(map(min, home_next, neighbour_next)))
     return found

@@ -19,15 +19,12 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from msgspec import Struct
 
 from protocols.inference.split.planning.remaining import Remaining
 from protocols.inference.split.planning.tables import Ends, Tables
-
-FOREVER: Final = -1
-"""A patience without end."""
 
 
 class Bounds(Struct, frozen=True):
@@ -89,33 +86,45 @@ class SearchResult(NamedTuple):
     """Whether there may be others."""
 
 
-def best(
-    tables: Tables, bounds: Bounds, first_at_home: bool, most: int, patience: int = FOREVER
-) -> SearchResult:  # fmt: skip
+def best(tables: Tables, bounds: Bounds, most: int, patience: int) -> SearchResult:
     """The best whole plans, best first, at most ``most`` of them: by latency, or by period and then by latency.
     ``patience``: how many beginnings are continued before the search gives up."""
+    return _search(tables, bounds, most, patience, exact=True)
+
+
+def good(tables: Tables, bounds: Bounds, most: int) -> list[Beginning]:
+    """Some plans, soon: of the beginnings that reach the same boundary with the same neighbours left, only the first
+    ``most`` are continued. Better plans may be missed."""
+    return _search(tables, bounds, most, patience=-1, exact=False).plans
+
+
+def _search(tables: Tables, bounds: Bounds, most: int, patience: int, *, exact: bool) -> SearchResult:
     found: list[Beginning] = []
     settled: dict[tuple[int, int, bool], list[tuple[int, ...]]] = {}
     numbers = count()
-    start = Beginning(0, (1 << tables.home) - 1, False, 0, 0, 0, 0, 0, 0, 0, -1, None)
-    waiting: list[tuple[float, float, int, int, Beginning]] = [(0, 0, 0, next(numbers), start)]
+    waiting: list[tuple[float, float, int, int, Beginning]] = []
+    for neighbours in range(1 << tables.home):
+        start = Beginning(0, neighbours, False, 0, 0, 0, 0, 0, 0, 0, -1, None)
+        costs_ns = _least_costs(tables, start, bounds)
+        if costs_ns is not None:
+            heappush(waiting, (*costs_ns, tables.end, next(numbers), start))
     while waiting and len(found) < most:
         beginning = heappop(waiting)[-1]
         if beginning.boundary == tables.end:
             found.append(beginning)
             continue
         others = settled.setdefault(beginning[:3], [])
-        costs = _costs(tables, beginning, bounds)
+        costs = _costs(tables, beginning, bounds) if exact else ()
         if sum(all(map(int.__le__, other, costs)) for other in others) >= most:
             continue
         others.append(costs)
         if not patience:
             return SearchResult(found, gave_up=True)
         patience -= 1
-        for longer in _continued(tables, beginning, bounds.ends, first_at_home):
-            period_ns, latency_ns = _least_costs(tables, longer, bounds)
-            if latency_ns < inf and (not bounds.by_period or period_ns <= bounds.most_period_ns):
-                heappush(waiting, (period_ns, latency_ns, longer.stages, next(numbers), longer))
+        for longer in _continued(tables, beginning, bounds.ends):
+            costs_ns = _least_costs(tables, longer, bounds)
+            if costs_ns is not None:
+                heappush(waiting, (*costs_ns, tables.end - longer.boundary, next(numbers), longer))
     return SearchResult(found)
 
 
@@ -130,14 +139,14 @@ def _costs(tables: Tables, beginning: Beginning, bounds: Bounds) -> tuple[int, .
     return costs
 
 
-def _least_costs(tables: Tables, beginning: Beginning, bounds: Bounds) -> tuple[float, float]:
-    """The least period and latency of any plan with that beginning; the period is 0 where it does not matter, and the
-    latency ``inf`` where there is no such plan."""
+def _least_costs(tables: Tables, beginning: Beginning, bounds: Bounds) -> tuple[float, float] | None:
+    """The least period and latency of any plan with that beginning, the period 0 where it does not matter; None: there
+    is no such plan, or none that is looked for."""
     boundary, left, home_last = beginning[:3]
     latency_ns = beginning.latency_ns + bounds.latency.after(boundary, left, home_last)
-    if latency_ns == inf:
-        return 0, inf
     period_ns: float = max(beginning.period_ns, bounds.least_period_ns) if bounds.by_period else 0
+    if latency_ns == inf or period_ns > bounds.most_period_ns:
+        return None
     excess_bytes = beginning.home_weights + beginning.home_largest - tables.home_memory_bytes
     for rest in bounds.others:
         of_latency, of_home, of_interface, of_memory = rest.weights
@@ -145,28 +154,26 @@ def _least_costs(tables: Tables, beginning: Beginning, bounds: Bounds) -> tuple[
         least += of_home * beginning.home_ns + of_interface * beginning.interface_ns + of_memory * excess_bytes
         if of_latency:
             latency_ns = max(latency_ns, -(-least // of_latency))
-        elif of_home or of_interface:
-            period_ns = max(period_ns, -(-least // (of_home + of_interface)))
-        elif least > 0:  # too much for the memory at home
-            return 0, inf
+        elif least > (of_home + of_interface) * period_ns:
+            if least > (of_home + of_interface) * bounds.most_period_ns:
+                return None  # neither of them: home has too little memory
+            period_ns = -(-least // (of_home + of_interface))
     return period_ns, latency_ns
 
 
-def _continued(tables: Tables, beginning: Beginning, ends: Ends, first_at_home: bool) -> Iterator[Beginning]:
+def _continued(tables: Tables, beginning: Beginning, ends: Ends) -> Iterator[Beginning]:
     """The beginning with one stage more."""
     boundary, left, home_last, latency_ns, longest_ns, home_ns, interface_ns, weights, largest, stages = beginning[:10]
     home = tables.home
     if not home_last:
-        started, size = tables.started_ns[home], tables.sizes[boundary]
+        started, given = tables.started_ns[home], tables.given[boundary]
         for last in ends[home][boundary]:
             service_ns = started[last] - started[boundary]
             yield Beginning(
                 last, left, True, latency_ns + tables.home_queue_ns + service_ns, longest_ns, home_ns + service_ns,
                 interface_ns, weights + tables.weights[last] - tables.weights[boundary],
-                max(largest, size, tables.sizes[last]), stages + 1, home, beginning,
+                max(largest, given, tables.taken[last]), stages + 1, home, beginning,
             )  # fmt: skip
-    if first_at_home and not stages:
-        return
     for node in range(home):
         if left >> node & 1:
             started, up_ns, down_ns = tables.started_ns[node], tables.up_ns[node][boundary], tables.down_ns[node]

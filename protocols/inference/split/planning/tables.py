@@ -16,22 +16,30 @@ Ends = list[list[list[int]]]
 class Tables:
     """What stages cost and need, by node and boundary."""
 
-    def __init__(self, profile: Profile, home: Home | OwnerOnly, neighbours: Sequence[StageCandidate]) -> None:
+    def __init__(
+        self, profile: Profile, home: Home | OwnerOnly, neighbours: Sequence[StageCandidate], first_at_home: bool
+    ) -> None:  # fmt: skip
+        """``first_at_home``: no neighbour is given an input of the model."""
         boundaries = profile.boundaries
         self.home, self.end = len(neighbours), len(boundaries) - 1
-        self.sizes = [boundary.size_bytes for boundary in boundaries]
+        self.given = [boundary.given_bytes for boundary in boundaries]
+        self.taken = [boundary.size_bytes for boundary in boundaries]
+        """What a stage is given that begins at a boundary, and what is taken from a stage that ends there, in bytes."""
         self.weights = [boundary.weight_bytes for boundary in boundaries]
         self.fixed_ns = [there.fixed_ns for there in neighbours]
-        self.up_ns = [[transfer_ns(size, there.up_bytes_per_s) for size in self.sizes] for there in neighbours]
-        self.down_ns = [[transfer_ns(size, there.down_bytes_per_s) for size in self.sizes] for there in neighbours]
+        self.up_ns = [[transfer_ns(size, there.up_bytes_per_s) for size in self.given] for there in neighbours]
+        self.down_ns = [[transfer_ns(size, there.down_bytes_per_s) for size in self.taken] for there in neighbours]
         self.started_ns = [[started_ns(boundary, there.whole_ns) for boundary in boundaries] for there in neighbours]
         self.ends = [self._ends(there.memory_bytes) for there in neighbours]
+        shown = [first == 0 or boundary.inputs_bytes > 0 for first, boundary in enumerate(boundaries)]
+        if first_at_home:
+            self.ends = [[[] if shown[first] else ends for first, ends in enumerate(there)] for there in self.ends]
         self.home_queue_ns = self.home_memory_bytes = 0
         if isinstance(home, Home):
             self.started_ns.append([started_ns(boundary, home.whole_ns) for boundary in boundaries])
             self.ends.append(self._ends(home.memory_bytes))
             self.home_queue_ns = home.queue_ns
-            if home.memory_bytes < self.weights[-1] + max(self.sizes):  # otherwise it holds whatever comes
+            if home.memory_bytes < self.weights[-1] + max(*self.given, *self.taken):  # or else it holds whatever comes
                 self.home_memory_bytes = home.memory_bytes
         else:
             self.started_ns.append([0] * len(boundaries))
@@ -39,11 +47,11 @@ class Tables:
 
     def _ends(self, memory_bytes: int) -> list[list[int]]:
         """The stages that fit into ``memory_bytes``; 0: all."""
-        weights, sizes = self.weights, self.sizes
+        weights, given, taken = self.weights, self.given, self.taken
         return [
             [
                 last for last in range(first + 1, self.end + 1)
-                if not memory_bytes or weights[last] - weights[first] + max(sizes[first], sizes[last]) <= memory_bytes
+                if not memory_bytes or weights[last] - weights[first] + max(given[first], taken[last]) <= memory_bytes
             ]
             for first in range(self.end + 1)
         ]  # fmt: skip

@@ -26,7 +26,8 @@ def every_plan(problem: Problem, first_at_home: bool) -> Iterator[Plan]:
             return
         for node in nodes:
             again = stages[-1:] if node == HOME else stages
-            if node in [stage.node for stage in again] or (first_at_home and first == -1 and node != HOME):
+            shown = first == -1 or profile.cuts[first].inputs_bytes > 0
+            if node in [stage.node for stage in again] or (first_at_home and shown and node != HOME):
                 continue
             for last in range(first + 1, len(profile.cuts) + 1):
                 yield from continued((*stages, PlacedStage(first, last, node)), last)
@@ -48,7 +49,8 @@ def priced(problem: Problem, stages: tuple[PlacedStage, ...]) -> Plan | None:
             continue
         sides = [(crossing(profile, stage.first), crossing(profile, stage.last)) for stage in mine]
         weights = sum(after.weight_bytes - before.weight_bytes for before, after in sides)
-        if node.memory_bytes and node.memory_bytes < weights + max(b.size_bytes for side in sides for b in side):
+        most = max(max(before.size_bytes + before.inputs_bytes, after.size_bytes) for before, after in sides)
+        if 0 < node.memory_bytes < weights + most:
             return None
         services[node.node] = sum(
             ((Fraction(after.share) - Fraction(before.share)) * node.whole_ns for before, after in sides), Fraction(0)
@@ -56,7 +58,7 @@ def priced(problem: Problem, stages: tuple[PlacedStage, ...]) -> Plan | None:
         latency += services[node.node] + len(mine) * node.queue_ns
         if isinstance(node, StageCandidate):
             ((before, after),) = sides
-            transfers = before.size_bytes / Fraction(node.up_bytes_per_s) * 10**9
+            transfers = (before.size_bytes + before.inputs_bytes) / Fraction(node.up_bytes_per_s) * 10**9
             transfers += after.size_bytes / Fraction(node.down_bytes_per_s) * 10**9
             interface += transfers
             latency += node.round_trip_ns + node.overhead_ns + transfers
@@ -68,7 +70,7 @@ def priced(problem: Problem, stages: tuple[PlacedStage, ...]) -> Plan | None:
 def crossing(profile: Profile, cut: int) -> CutPoint:
     """A cut, or the inputs (-1) or outputs (the number of cuts) of the model."""
     if cut == -1:
-        return CutPoint(profile.input_bytes, 0.0, 0)
+        return CutPoint(0, 0.0, 0, profile.input_bytes)
     if cut == len(profile.cuts):
         return CutPoint(profile.output_bytes, 1.0, profile.weight_bytes)
     return profile.cuts[cut]
@@ -85,7 +87,10 @@ def problems(draw: st.DrawFn, max_cuts: int, max_neighbours: int) -> Problem:
     shares = sorted(draw(st.lists(st.integers(0, 16), max_size=max_cuts)))
     held = sorted(draw(st.lists(st.integers(0, 50), min_size=len(shares), max_size=len(shares))))
     sizes = st.integers(0, 40)
-    cuts = tuple(CutPoint(draw(sizes), share / 16, weight) for share, weight in zip(shares, held, strict=True))
+    used = st.just(0) | sizes
+    cuts = tuple(
+        CutPoint(draw(sizes), share / 16, weight, draw(used)) for share, weight in zip(shares, held, strict=True)
+    )
     profile = Profile(draw(sizes), draw(sizes), cuts, draw(st.integers(held[-1] if held else 0, 60)))
     whole_ns = st.integers(0, 40).map(lambda sixteenths: 16 * sixteenths)
     memory_bytes = st.just(0) | st.integers(1, 100)

@@ -53,6 +53,19 @@ def test_plans_by_period_are_the_best_of_all_when_the_search_gives_up_early(
         assert_best(problem, "throughput", first_at_home, 3)
 
 
+@MODEST
+@given(problems(max_cuts=6, max_neighbours=3), st.sampled_from(GOALS), st.booleans())
+def test_plans_are_still_plans_when_the_search_is_cut_short(problem: Problem, goal: Goal, first_at_home: bool) -> None:
+    """Figures that make the search long must not leave a node without a plan, or with one that breaks the rules."""
+    every = {plan.stages: plan for plan in every_plan(problem, first_at_home)}
+    with patch.object(planner, "TOO_MANY", 1), patch.object(planner, "MANY", 1):
+        found = plans(*problem, goal, first_at_home=first_at_home)
+    assert [plan for plan in found if plan != every.get(plan.stages)] == []
+    assert found == sorted(found, key=lambda plan: costs(plan, goal))
+    assert len({plan.stages for plan in found}) == len(found)
+    assert found or not every or getattr(problem[1], "memory_bytes", 0), "only the memory at home can be misjudged"
+
+
 def test_plans_of_every_tiny_problem_are_the_best_of_all() -> None:
     """Random draws could leave a corner out: each combination of fast and slow, near and far, roomy and cramped."""
     profile = Profile(8, 2, (CutPoint(4, 0.25, 3), CutPoint(1, 0.5, 5)), 10)
