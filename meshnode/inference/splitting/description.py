@@ -24,7 +24,7 @@ def split_model(
     ``slowdown``: how many times as long runs take on this node as they were measured.
 
     Inputs of a private model must not leave this node, so cuts behind which one of them is still needed are left out.
-    The size of a cut counts the inputs that are needed behind it, because they travel too.
+    Other inputs that are needed behind a cut travel with it, to the neighbour only.
     """
     assert section.split != "off"
     manifest = read_manifest(spec.path)
@@ -56,7 +56,7 @@ def split_model(
 
 def _points(cuts: list[Cut], sizes: dict[str, int]) -> "Iterator[CutPoint]":
     for cut in cuts:
-        yield CutPoint(cut.size_bytes + sum(sizes[name] for name in cut.inputs), cut.share, cut.weight_bytes)
+        yield CutPoint(cut.size_bytes, cut.share, cut.weight_bytes, sum(sizes[name] for name in cut.inputs))
 
 
 def _signature(description: CutDescription, manifest: Manifest) -> ModelSignature:

@@ -87,7 +87,7 @@ class Devices:
         for range_, stage in stages.items():
             before, after = boundaries[range_.first + 1], boundaries[range_.last + 1]
             offer = self._offers.find(node, stage_name(model.name, stage.digest), stage.digest)
-            seen_ns = self._asking.costs.service_ns(node, Demand(stage.digest, before.size_bytes), now)
+            seen_ns = self._asking.costs.service_ns(node, Demand(stage.digest, before.given_bytes), now)
             service_ns = seen_ns or (offer.compute_us * 1_000 if offer is not None else 0)
             if service_ns and after.share - before.share >= TELLING_SHARE:
                 return int(service_ns / (after.share - before.share))

@@ -12,8 +12,8 @@ takes its outputs back and sends them on to the next stage: a star, in which no 
     service  of a stage between two boundaries: the share of the run time between them × the whole model's time there
     memory   of a node: the weights of its stages + the most that one of them is given or gives back
 
-The first of the *boundaries* is before the model, the last one behind it, and those between them are its cuts. Times
-are whole nanoseconds, so that sums do not depend on their order.
+The first of the *boundaries* is the model's inputs, the last one its outputs, and those between them are its cuts.
+Times are whole nanoseconds, so that sums do not depend on their order.
 """
 
 from collections.abc import Sequence
@@ -72,9 +72,8 @@ class Profile(Struct, frozen=True):
 
     @property
     def boundaries(self) -> tuple[CutPoint, ...]:
-        """Before the model, all cuts, and behind the model."""
-        before, behind = CutPoint(0, 0.0, 0, self.input_bytes), CutPoint(self.output_bytes, 1.0, self.weight_bytes)
-        return (before, *self.cuts, behind)
+        """The inputs, all cuts, and the outputs."""
+        return (CutPoint(self.input_bytes, 0.0, 0), *self.cuts, CutPoint(self.output_bytes, 1.0, self.weight_bytes))
 
 
 class Home(Struct, frozen=True):

@@ -235,7 +235,7 @@ class Splitting:
         planned = []
         for placed in plan.stages:
             stage = made[StageRange(placed.first, placed.last)]
-            name, size_bytes = stage_name(model.name, stage.digest), boundaries[placed.first + 1].size_bytes
+            name, size_bytes = stage_name(model.name, stage.digest), boundaries[placed.first + 1].given_bytes
             planned.append(PlannedStage(name, stage, placed.node, size_bytes, StageRange(placed.first, placed.last)))
         outputs = tuple(each.name for each in model.signature.outputs)
         return StagedPlan(model.name, model.digest, self._epoch, tuple(planned), outputs)
@@ -404,7 +404,7 @@ class Splitting:
             before, after = boundaries[planned.range.first + 1], boundaries[planned.range.last + 1]
             loan, detail = self.lending.state(planned.node, planned.stage.digest)
             stages.append(StageView(
-                planned.range.first, planned.range.last, planned.node, after.share - before.share, before.size_bytes,
+                planned.range.first, planned.range.last, planned.node, after.share - before.share, before.given_bytes,
                 after.size_bytes, "here" if planned.node == self._node else loan, detail,
             ))  # fmt: skip
         return PlanView(

@@ -70,7 +70,7 @@ def priced(problem: Problem, stages: tuple[PlacedStage, ...]) -> Plan | None:
 def crossing(profile: Profile, cut: int) -> CutPoint:
     """A cut, or the inputs (-1) or outputs (the number of cuts) of the model."""
     if cut == -1:
-        return CutPoint(0, 0.0, 0, profile.input_bytes)
+        return CutPoint(profile.input_bytes, 0.0, 0)
     if cut == len(profile.cuts):
         return CutPoint(profile.output_bytes, 1.0, profile.weight_bytes)
     return profile.cuts[cut]
