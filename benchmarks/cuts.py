@@ -3,7 +3,8 @@
 Each model is described as ``meshnode split`` does it. Then it is cut into two stages at every cut, and into three and
 more at some, and their chain is compared with the whole model bit for bit. Each model has a process of its own.
 
-It ends with status 1 when an output of a chain differs from that of the whole, whatever the options say.
+It ends with status 1 when an output of a chain differs from that of the whole or a model can't be tried, whatever the
+options say.
 """
 
 import argparse
@@ -43,6 +44,8 @@ class CutFigures:
     took_s: float = 0.0
     differing: list[str] = field(default_factory=list)
     note: str = ""
+    failure: str = ""
+    """Why nothing was tried."""
 
 
 def examine(name: str, level: str, folder: Path, most: int, seed: int) -> CutFigures:
@@ -53,7 +56,7 @@ def examine(name: str, level: str, folder: Path, most: int, seed: int) -> CutFig
         spec = cut_spec(name, folder, level)
         description = _described(spec, folder, graph)
     except (PackageMissing, MeshError) as error:
-        figures.note = str(error)
+        figures.failure = str(error)
         return figures
     cuts = description.cuts
     figures.nodes, figures.cuts, figures.run_ms = description.nodes, len(cuts), description.run_us / 1e3
@@ -135,6 +138,7 @@ def main() -> int:
                 found.append(figures)
                 _show(figures)
     missed = [f"{each.model}, {each.level}: {text}" for each in found for text in each.differing]
+    missed += [f"{each.model}, {each.level} was not tried: {each.failure}" for each in found if each.failure]
     return max(command.finish(options, {"models": [asdict(each) for each in found]}, missed), int(bool(missed)))
 
 

@@ -410,3 +410,17 @@ def test_workers_tiny_run_does_every_kind_of_harm_and_answers_every_request_once
     harm = {"model_workers_hung", "model_workers_grew"}
     harm |= {"model_workers_crashed"} if platform.machine() == "x86_64" else set()
     assert all(neighbours["counters"][name] > 0 for name in harm)
+
+
+@pytest.mark.processes
+def test_cuts_tiny_run_compares_chains_with_whole_models(tmp_path: Path) -> None:
+    """That stages compute what models compute is read from this file; a run that tries nothing proves nothing."""
+    models = ("trees", "speech, 16 kHz")
+    only = [word for model in models for word in ("--only", model)]
+    run = written(tmp_path, "cuts", *only, "--most", "3")
+    trees, speech = run["models"]
+    assert (trees["cuts"], trees["chains"], trees["failure"]) == (0, 0, "")
+    assert "runs whole" in trees["note"]
+    assert (speech["single"], speech["cuts"]) == (9, 35)
+    assert speech["chains"] >= 3
+    assert speech["differing"] == run["missed"] == []
