@@ -1,1 +1,1 @@
-"""The Open Inference Protocol v2 over HTTP: what stock clients of an inference server ask of a node."""
+"""The Open Inference Protocol v2: what stock clients of an inference server ask of a node."""

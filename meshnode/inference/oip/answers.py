@@ -7,11 +7,9 @@ import msgspec
 
 from meshnode.http.bodies import LEAST_PACKED_BYTES, coding_for, packed
 from meshnode.http.guard import BadRequest
-from meshnode.inference.oip.forms import Parameters
-from meshnode.inference.oip.requests import JSON_LENGTH_HEADER, InferenceCall
-from meshnode.inference.result import InferenceResult
+from meshnode.inference.oip.requests import JSON_LENGTH_HEADER, HttpInferenceCall
+from meshnode.inference.oip.service import Computed
 from meshnode.models import element_of_short
-from protocols.base.ids import NodeId
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,16 +21,15 @@ _PIECE_ELEMENTS: Final = 16 * 1024
 
 
 def encode_answer(
-    call: InferenceCall, model: str, version: str, outputs: "Mapping[str, NDArray[Any]]", parameters: Parameters,
-    accept_encoding: str = "",
-) -> tuple[bytes, dict[str, str]]:  # fmt: skip
+    call: HttpInferenceCall, computed: Computed, accept_encoding: str = ""
+) -> tuple[bytes, dict[str, str]]:
     """Body and headers of an answer, packed if ``accept_encoding``, the header of the request, asks for it.
 
     In JSON, numbers that are not finite become null. The parameter ``not_finite`` of their output says how many.
 
     :raises BadRequest: there are too many elements for JSON.
     """
-    in_json = json_elements(call, outputs)
+    in_json = json_elements(call, computed.outputs)
     if in_json > MAX_JSON_ELEMENTS:
         raise BadRequest(
             f"the outputs have {in_json} elements, at most {MAX_JSON_ELEMENTS} are sent as JSON: ask for binary "
@@ -40,14 +37,14 @@ def encode_answer(
         )
     forms: list[dict[str, Any]] = []
     parts: list[bytes] = []
-    for name in call.outputs or tuple(outputs):
-        form, part = _output(name, outputs[name], call.wants_binary(name))
+    for name, array in computed.outputs.items():
+        form, part = _output(name, array, call.wants_binary(name))
         forms.append(form)
         parts += () if part is None else (part,)
-    answer: dict[str, Any] = {"model_name": model, "model_version": version}
+    answer: dict[str, Any] = {"model_name": computed.model, "model_version": computed.version}
     if call.id:
         answer["id"] = call.id
-    head = msgspec.json.encode({**answer, "parameters": parameters, "outputs": forms})
+    head = msgspec.json.encode({**answer, "parameters": computed.parameters, "outputs": forms})
     headers = {"content-type": "application/json"}
     if parts:
         headers = {"content-type": "application/octet-stream", JSON_LENGTH_HEADER: str(len(head))}
@@ -58,7 +55,7 @@ def encode_answer(
     return packed(body, coding), {**headers, "content-encoding": coding}
 
 
-def json_elements(call: InferenceCall, outputs: "Mapping[str, NDArray[Any]]") -> int:
+def json_elements(call: HttpInferenceCall, outputs: "Mapping[str, NDArray[Any]]") -> int:
     """How many elements go into the JSON part of an answer."""
     return sum(array.size for name, array in outputs.items() if not call.wants_binary(name))
 
@@ -85,22 +82,3 @@ def _json_of(flat: "NDArray[Any]") -> msgspec.Raw:
         for at in range(0, flat.size, _PIECE_ELEMENTS)
     )
     return msgspec.Raw(b"[" + b",".join(pieces) + b"]")
-
-
-def report(result: InferenceResult, here: NodeId, model: str, digest: str | None) -> dict[str, str | float]:
-    """Who computed what, where and for how long, as parameters, which may only be texts, numbers and bools.
-
-    ``model``: the one that ran. ``digest``: of the file that this node means by it; None when nobody in reach still has
-    it.
-    """
-    return {
-        "ran_on": result.ran_on,
-        "where": "here" if result.ran_on == here else "neighbour",
-        "model": model,
-        "digest": digest or "",
-        "took_ms": round(result.took_ms, 3),
-        "compute_ms": round(result.compute_ms, 3),
-        "queued_ms": round(result.queued_ms, 3),
-        "attempts": ",".join(f"{run.node}:{run.outcome}" for run in result.attempts),
-        "attempt_count": len(result.attempts),
-    }

@@ -7,8 +7,6 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
-from starlette.requests import Request
-
 from meshnode.inference.oip.statistics import RequestStatistics
 from meshnode.inference.result import InferenceResult
 from meshnode.inference.section import InferenceSection, ModelsSection
@@ -89,22 +87,18 @@ class Catalogue:
                     offered.setdefault(offer.model, []).append((peer.node, offer))
         return offered
 
-    def to_compute(self, request: Request) -> ModelInReach:
+    def to_compute(self, name: str, version: str) -> ModelInReach:
         """As :meth:`find`, without the offers for a model that is loaded here: to list them, all neighbours are looked
         at."""
-        name = request.path_params["name"]
         loaded = self._inference.models.get(name)
-        if loaded is None or request.path_params.get("version", VERSION) != VERSION:
-            return self.find(request)
-        return ModelInReach(name, loaded, ())
+        return ModelInReach(name, loaded, ()) if loaded is not None and version == VERSION else self.find(name, version)
 
-    def find(self, request: Request) -> ModelInReach:
-        """The model in the path of a request.
+    def find(self, name: str, version: str) -> ModelInReach:
+        """The model of that name.
 
         :raises ModelUnknown: nobody in reach has it, or not in that version.
         :raises ModelInvalid: it could not be loaded here, and no neighbour offers it.
         """
-        name, version = request.path_params["name"], request.path_params.get("version", VERSION)
         offered = self._offered()
         loaded, offers = self._inference.models.get(name), tuple(offered.get(name, ()))
         if loaded is None and not offers:

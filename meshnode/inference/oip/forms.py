@@ -8,16 +8,16 @@ of the same letters, which the tensors of floats understand.
 """
 
 import re
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from meshnode.http.guard import BadRequest
+from meshnode.inference.oip.calls import Parameters
 from protocols.base import limits
 from protocols.wire.fields import Text
 
-Parameters = dict[str, Any]
 _NULL: Final = msgspec.Raw(b"null")
 _Form = TypeVar("_Form", bound=Struct)
 

@@ -13,9 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.http.guard import BadRequest
-from meshnode.inference.oip.forms import InputForm, OutputForm, Parameters, parameters_of, request_form
+from meshnode.inference.oip.calls import (
+    InferenceCall,
+    Parameters,
+    check_input_is_new,
+    check_input_is_sent,
+    check_output,
+    deadline_of,
+)
+from meshnode.inference.oip.forms import InputForm, OutputForm, parameters_of, request_form
 from meshnode.inference.oip.tensors import tensor_of_bytes, tensor_of_json
-from protocols.base import limits
 from protocols.base.errors import InputInvalid
 
 if TYPE_CHECKING:
@@ -28,26 +35,20 @@ JSON_LENGTH_HEADER: Final = "inference-header-content-length"
 
 
 @dataclass(frozen=True, slots=True)
-class InferenceCall:
-    """A parsed request."""
+class HttpInferenceCall(InferenceCall):
+    """A parsed request, and in which form it wants its answer."""
 
-    id: str
-    inputs: "dict[str, NDArray[Any]]"
-    outputs: tuple[str, ...]
-    """The names of the wanted outputs; empty: all."""
     binary: frozenset[str]
     """Outputs wanted as binary data."""
     binary_by_default: bool
     """Whether outputs that were not named come as binary data."""
-    deadline_ms: int | None
-    """None: the deadline in the node's configuration."""
 
     def wants_binary(self, output: str) -> bool:
         """Whether that output goes behind the JSON part."""
         return output in self.binary or (not self.outputs and self.binary_by_default)
 
 
-def parse_untrusted_request(body: bytes, json_length: str | None) -> InferenceCall:
+def parse_untrusted_request(body: bytes, json_length: str | None) -> HttpInferenceCall:
     """Parse a request; ``json_length`` is the header ``Inference-Header-Content-Length``, None when there is none.
 
     :raises BadRequest: it is not a request. :raises InputInvalid: one of its tensors contradicts itself.
@@ -57,13 +58,13 @@ def parse_untrusted_request(body: bytes, json_length: str | None) -> InferenceCa
     parameters = parameters_of(form.parameters, "the request")
     binary_by_default = _flag(parameters, "binary_data_output", False, "the request")
     outputs = _outputs(form.outputs or (), binary_by_default)
-    return InferenceCall(
+    return HttpInferenceCall(
         form.id or "",
         _tensors(form.inputs, view[split:]),
         tuple(outputs),
+        deadline_of(parameters),
         frozenset(name for name, binary in outputs.items() if binary),
         binary_by_default,
-        _deadline_ms(parameters.get("timeout")),
     )
 
 
@@ -89,11 +90,9 @@ def _tensors(forms: Sequence[InputForm], binary: memoryview) -> "dict[str, NDArr
     tensors: dict[str, NDArray[Any]] = {}
     offset = 0
     for form in forms:
-        if form.name in tensors:
-            raise InputInvalid(f"input {form.name!r} is given twice: give it once")
+        check_input_is_new(form.name, tensors)
         parameters = parameters_of(form.parameters, f"input {form.name!r}")
-        if "shared_memory_region" in parameters:
-            raise InputInvalid(f"input {form.name!r} lies in shared memory, which is not supported: send its data")
+        check_input_is_sent(form.name, parameters)
         size_bytes, has_data = parameters.get("binary_data_size"), bytes(form.data).strip() != b"null"
         if size_bytes is None:
             if not has_data:
@@ -120,15 +119,8 @@ def _outputs(forms: Sequence[OutputForm], binary_by_default: bool) -> dict[str, 
     outputs: dict[str, bool] = {}
     for form in forms:
         where = f"output {form.name!r}"
-        if form.name in outputs:
-            raise BadRequest(f"{where} is asked for twice: ask once")
         parameters = parameters_of(form.parameters, where)
-        for name in ("classification", "shared_memory_region"):
-            if name in parameters:
-                raise BadRequest(
-                    f"{where} has the parameter {name!r} ({str(parameters[name])[:40]!r}), which is not supported: "
-                    "leave it out, and the output comes in the answer"
-                )
+        check_output(form.name, parameters, outputs)
         outputs[form.name] = _flag(parameters, "binary_data", binary_by_default, where)
     return outputs
 
@@ -138,12 +130,3 @@ def _flag(parameters: Parameters, name: str, default: bool, where: str) -> bool:
     if not isinstance(value, bool):
         raise BadRequest(f"parameter {name!r} of {where} is {str(value)[:40]!r}: use true or false")
     return value
-
-
-def _deadline_ms(timeout_us: Any) -> int | None:
-    if timeout_us is None or timeout_us == 0:
-        return None
-    most_us = limits.MAX_BUDGET_MS * 1_000
-    if type(timeout_us) is not int or not 0 < timeout_us <= most_us:
-        raise BadRequest(f"parameter 'timeout' is {str(timeout_us)[:40]!r}: use microseconds from 1 to {most_us}")
-    return -(-timeout_us // 1_000)

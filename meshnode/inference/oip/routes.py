@@ -1,7 +1,6 @@
-"""The Open Inference Protocol v2 on a node: clients written for an inference server work unchanged.
+"""The Open Inference Protocol v2 over HTTP: clients written for an inference server work unchanged.
 
-The mesh decides who computes, so models of neighbours are served like the node's own. ``absent`` has the calls that a
-node refuses.
+``absent`` has the calls that a node refuses.
 """
 
 import asyncio
@@ -15,17 +14,18 @@ from starlette.routing import Route
 
 from meshnode.http.guard import BadRequest, error_response, json_response
 from meshnode.inference.oip import absent
-from meshnode.inference.oip.answers import encode_answer, json_elements, report
-from meshnode.inference.oip.catalogue import VERSION, Catalogue, Inferring
+from meshnode.inference.oip.answers import encode_answer, json_elements
+from meshnode.inference.oip.catalogue import VERSION, Inferring
 from meshnode.inference.oip.forms import index_form
 from meshnode.inference.oip.requests import (
     JSON_LENGTH_HEADER,
     MAX_REQUEST_BYTES,
-    InferenceCall,
+    HttpInferenceCall,
     json_bytes,
     parse_untrusted_request,
 )
-from meshnode.inference.oip.views import EXTENSIONS, configuration, index_line, listing, metadata
+from meshnode.inference.oip.service import OpenInferenceService
+from meshnode.inference.oip.views import EXTENSIONS
 from meshnode.running import Host, HttpService
 
 _T = TypeVar("_T")
@@ -42,8 +42,7 @@ class OpenInference:
     """Handlers below ``/v2``, and the list of models."""
 
     def __init__(self, host: Host, inference: Inferring, service: HttpService) -> None:
-        self._host, self._inference, self._service = host, inference, service
-        self._catalogue = Catalogue(host, inference)
+        self._service, self._answers = service, OpenInferenceService(host, inference)
         self._converting = asyncio.Lock()
 
     def routes(self) -> list[Route]:
@@ -83,68 +82,54 @@ class OpenInference:
     # --- models ----------------------------------------------------------------------------------------------------
     async def models(self, _: Request) -> Response:
         """Every model in reach: loaded here, or offered by a neighbour."""
-        return json_response([listing(model) for model in self._catalogue.models()])
+        return json_response(self._answers.models())
 
     async def index(self, request: Request) -> Response:
         """Every model in reach or in the configuration, and whether it can be computed."""
         async with self._service.body(request, _MAX_INDEX_BYTES) as body:
-            only_ready = index_form(body).ready
-        entries = self._catalogue.index()
-        return json_response([index_line(each) for each in entries if each.state == "READY" or not only_ready])
+            only_ready = bool(index_form(body).ready)
+        return json_response(self._answers.index(only_ready))
 
     async def model(self, request: Request) -> Response:
         """The inputs and outputs of a model."""
-        model = self._catalogue.find(request)
-        signature = self._inference.signature_of(model.name)
-        return json_response(metadata(model, signature, self._catalogue.digest_of(model.name)))
+        return json_response(self._answers.metadata(*_path(request)))
 
     async def configuration(self, request: Request) -> Response:
         """The same, as Triton tells it."""
-        model = self._catalogue.find(request)
-        signature, digest = self._inference.signature_of(model.name), self._catalogue.digest_of(model.name)
-        return json_response(configuration(model, signature, digest, self._inference.defaults.workers))
+        return json_response(self._answers.configuration(*_path(request)))
 
     async def model_ready(self, request: Request) -> Response:
         """Whether somebody in reach can compute it."""
-        model = self._catalogue.find(request)
-        why = "the node is leaving" if self._service.leaving else self._catalogue.why_not_ready(model)
+        name, version = _path(request)
+        why = self._answers.why_not_ready(name, version)
+        if self._service.leaving:
+            why = "the node is leaving"
         if why is not None:
-            return error_response(503, f"model {model.name!r} is not ready: {why}")
-        return json_response({"name": model.name, "ready": True})
+            return error_response(503, f"model {name!r} is not ready: {why}")
+        return json_response({"name": name, "ready": True})
 
     async def statistics(self, request: Request) -> Response:
         """What became of this node's requests for a model."""
-        return self._statistics_of(self._catalogue.find(request).name)
+        return json_response(self._answers.statistics(*_path(request)))
 
     async def all_statistics(self, _: Request) -> Response:
         """The same for every model in reach."""
-        return self._statistics_of(*(model.name for model in self._catalogue.models()))
-
-    def _statistics_of(self, *names: str) -> Response:
-        return json_response({"model_stats": [self._inference.requests.form(name, VERSION) for name in names]})
+        return json_response(self._answers.all_statistics())
 
     # --- inference -------------------------------------------------------------------------------------------------
     async def infer(self, request: Request) -> Response:
         """Have a model computed by whoever is predicted to be done first."""
-        model = self._catalogue.to_compute(request)
+        model = self._answers.to_compute(*_path(request))
         async with self._service.body(request, MAX_REQUEST_BYTES) as body:
             call = await self._parsed(body, request.headers.get(JSON_LENGTH_HEADER))
-            if model.loaded is not None:
-                model.loaded.check_outputs(call.outputs)
-            result = await self._while_wanted(
-                request, self._inference.infer(model.name, call.inputs, call.outputs, call.deadline_ms)
-            )
-        ran = result.model or model.name
-        told = report(result, self._host.id, ran, self._catalogue.digest_of(ran))
-        encode = partial(
-            encode_answer, call, model.name, VERSION, result.outputs, told, request.headers.get("accept-encoding", "")
-        )
-        in_json = json_elements(call, result.outputs)
-        size_bytes = sum(array.nbytes for array in result.outputs.values())
+            computed = await self._while_wanted(request, self._answers.compute(model, call))
+        encode = partial(encode_answer, call, computed, request.headers.get("accept-encoding", ""))
+        in_json = json_elements(call, computed.outputs)
+        size_bytes = sum(array.nbytes for array in computed.outputs.values())
         content, headers = await self._converted(encode, size_bytes > _OFF_LOOP_BYTES, in_json > _OFF_LOOP_ELEMENTS)
         return Response(content, headers=headers)
 
-    async def _parsed(self, body: bytes, json_length: str | None) -> InferenceCall:
+    async def _parsed(self, body: bytes, json_length: str | None) -> HttpInferenceCall:
         is_long_json = json_bytes(body, json_length) > _OFF_LOOP_BYTES
         return await self._converted(
             lambda: parse_untrusted_request(body, json_length), len(body) > _OFF_LOOP_BYTES, is_long_json
@@ -175,6 +160,11 @@ class OpenInference:
             for task in (running, *others):
                 task.cancel()
             await asyncio.gather(running, *others, return_exceptions=True)
+
+
+def _path(request: Request) -> tuple[str, str]:
+    """Name and version of the model that a request is about."""
+    return request.path_params["name"], request.path_params.get("version", VERSION)
 
 
 async def _hang_up(request: Request) -> None:

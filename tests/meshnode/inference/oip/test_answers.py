@@ -10,13 +10,14 @@ import pytest
 
 from meshnode.http.guard import BadRequest
 from meshnode.inference.oip.answers import MAX_JSON_ELEMENTS, encode_answer
-from meshnode.inference.oip.requests import InferenceCall
+from meshnode.inference.oip.requests import HttpInferenceCall
+from meshnode.inference.oip.service import Computed
 
 
 def answered(binary: bool, accept: str = "", **outputs: Any) -> tuple[bytes, dict[str, str]]:
     """An answer with all outputs in one way."""
-    call = InferenceCall("", {}, (), frozenset(), binary, None)
-    return encode_answer(call, "m", "1", outputs, {"ran_on": "rsu-1"}, accept)
+    call = HttpInferenceCall("", {}, (), None, frozenset(), binary)
+    return encode_answer(call, Computed("m", "1", outputs, {"ran_on": "rsu-1"}), accept)
 
 
 @pytest.mark.parametrize("dtype", ["b1", "i1", "i8", "u1", "u8", "f2", "f4", "f8"])

@@ -8,11 +8,11 @@ import pytest
 
 from meshnode.http.guard import BadRequest
 from meshnode.inference.oip.forms import index_form
-from meshnode.inference.oip.requests import InferenceCall, parse_untrusted_request
+from meshnode.inference.oip.requests import HttpInferenceCall, parse_untrusted_request
 from protocols.base.errors import InputInvalid, MeshError
 
 
-def parsed(data: str, datatype: str = "FP32", shape: str = "[4]", **more: str) -> InferenceCall:
+def parsed(data: str, datatype: str = "FP32", shape: str = "[4]", **more: str) -> HttpInferenceCall:
     """A request with one input ``x``; all arguments are JSON or what passes for it."""
     fields = "".join(f', "{name}": {value}' for name, value in more.items())
     body = f'{{"inputs": [{{"name": "x", "datatype": "{datatype}", "shape": {shape}, "data": {data}}}]{fields}}}'
