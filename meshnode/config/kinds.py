@@ -44,7 +44,7 @@ def _check_loopback(value: str) -> str | None:
         loopback = value == "localhost"
     if loopback:
         return None
-    return "is reachable by others, and the HTTP server has no log-in: use '127.0.0.1', with a proxy in front of it"
+    return "is reachable by others, and this server has no log-in: use '127.0.0.1', with a proxy in front of it"
 
 
 def _check_announced(value: str) -> str | None:

@@ -7,7 +7,6 @@ without a request gives way when another needs its place.
 
 import asyncio
 import contextlib
-import errno
 import socket
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -16,6 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from meshnode.http.listening import listening_socket
 from protocols.base.errors import TransportError
 
 DRAIN_S: Final = 1.0
@@ -42,7 +42,7 @@ class HttpServer:
 
         :raises TransportError: the address can't be used; names it, the key, and what to do.
         """
-        listener = _listen(host, port)
+        listener = listening_socket(host, port, "HTTP", "[http]")
         config = uvicorn.Config(
             self._app, loop="none", http=_Connection, ws="none", lifespan="off", interface="asgi3",
             log_config=None, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
@@ -122,31 +122,3 @@ class _Connection(H11Protocol):
         """Whether it has made no request for ``SILENT_S``."""
         waits = getattr(self.cycle, "response_complete", True)  # there is no cycle before the first request
         return bool(waits) and now_s - self.asked_s >= SILENT_S
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise TransportError(
-            f"HTTP can't listen on {where} ({error}): set [http] host to an address of this host, '127.0.0.1'"
-        ) from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(64)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise TransportError(
-                f"HTTP can't listen on {where}: another process does. Set [http] port to another number, or to 0 for "
-                "any free one, or stop that process"
-            ) from error
-        raise TransportError(
-            f"HTTP can't listen on {where} ({error.strerror}): set [http] host to '127.0.0.1' and [http] port to a "
-            "number above 1023, or 0"
-        ) from error
-    return listener

@@ -56,8 +56,8 @@ def tensor_of_bytes(form: InputForm, data: memoryview) -> "NDArray[Any]":
             f"input {form.name!r} of {form.datatype} {list(form.shape)} has {expected} bytes, {len(data)} are given"
         )
     if element.short == "b1":  # a byte other than 0 or 1 is not a bool to compiled code
-        return _shaped(np.frombuffer(data, np.uint8).astype(np.bool_), form)
-    return _shaped(np.frombuffer(data, element.short), form)
+        return shaped(np.frombuffer(data, np.uint8).astype(np.bool_), form)
+    return shaped(np.frombuffer(data, element.short), form)
 
 
 def tensor_of_json(form: InputForm) -> "NDArray[Any]":
@@ -77,7 +77,7 @@ def tensor_of_json(form: InputForm) -> "NDArray[Any]":
         tensor[at : at + len(values)] = values
         at += len(values)
     assert at == count, "commas were counted, and no element has one inside"
-    return _shaped(tensor, form)
+    return shaped(tensor, form)
 
 
 def _flat(form: InputForm, raw: bytes, count: int) -> bytes:
@@ -138,13 +138,13 @@ def _elements(form: InputForm, element: Element, piece: bytes, at: int) -> "NDAr
         number = at + int(place.strip("[]") or 0)
         raise InputInvalid(
             f"element {number} of input {form.name!r} is {value_at(piece, place)}: {form.datatype} takes "
-            f"{_taken(element)}"
+            f"{taken(element)}"
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputInvalid(f"the data of input {form.name!r} can't be read: {str(error)[:120]}") from error
     except OverflowError as error:  # beyond 64 bits, of UINT64 only
         raise InputInvalid(
-            f"input {form.name!r} has a larger element: {form.datatype} takes {_taken(element)}"
+            f"input {form.name!r} has a larger element: {form.datatype} takes {taken(element)}"
         ) from error
     return _narrowed(values, form, element, at) if is_float else values
 
@@ -166,7 +166,8 @@ def _decoder(short: str) -> "msgspec.json.Decoder[Any]":
     return msgspec.json.Decoder(list[kind])
 
 
-def _taken(element: Element) -> str:
+def taken(element: Element) -> str:
+    """The values that a type takes, in words."""
     bits = element.size_bytes * 8
     match element.short[0]:
         case "b":
@@ -195,7 +196,8 @@ def _narrowed(wide: "NDArray[Any]", form: InputForm, element: Element, at: int) 
     return narrow
 
 
-def _shaped(flat: "NDArray[Any]", form: InputForm) -> "NDArray[Any]":
+def shaped(flat: "NDArray[Any]", form: InputForm) -> "NDArray[Any]":
+    """The elements in the shape of an input. :raises InputInvalid: there is no such shape."""
     try:
         return flat.reshape(form.shape)
     except (ValueError, OverflowError) as error:  # [0, 2^40, 2^40] has no elements, but is not a valid shape
