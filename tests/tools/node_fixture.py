@@ -119,6 +119,11 @@ class RunningNode:
         status, _, body = self.ask("POST", path, json.dumps(content), {"Content-Type": "application/json"})
         return status, json.loads(body)
 
+    @property
+    def grpc_port(self) -> int:
+        """Where its gRPC endpoint listens."""
+        return int(self.get("/v1/node")["grpc_port"])
+
     def met(self, node: str) -> bool:
         """Whether that neighbour is alive and both directions of the link to it are open."""
         return any(p["node"] == node and p["met"] and p["state"] == "alive" for p in self.get("/v1/peers"))
