@@ -22,10 +22,11 @@ from tests.tools.eventually import eventually
 from tests.tools.node_fixture import RunningNode, environment, pair
 from tests.tools.tiny_onnx import write_model
 
-CLIENTS = ("triton", "kserve", "mlserver")
+CLIENTS = ("triton", "tritongrpc", "kserve", "kservegrpc", "mlserver")
+"""Modules; those of which the name ends with ``grpc`` ask the gRPC endpoint."""
 
 
-_PATIENT = "[inference]\ndeadline_ms = 60_000\n"
+_PATIENT = "[grpc]\nport = 0\n[inference]\ndeadline_ms = 60_000\n"
 """A busy machine makes answers late, which is not what is tried here."""
 
 
@@ -46,6 +47,11 @@ def _write_models(folder: Path) -> str:
         "flags": write_model(folder / "flags.onnx", ["n", "m"], "Not", dtype="b1"),
     }
     return "".join(f'[models.{name}]\npath = "{path}"\n' for name, path in made.items())
+
+
+def address_of(client: str, node: RunningNode) -> str:
+    """Where a client finds its endpoint of a node."""
+    return f"127.0.0.1:{node.grpc_port if client.endswith('grpc') else node.http_port}"
 
 
 def rows_of(client: str, python: str, address: str) -> list[dict[str, str]] | None:
@@ -80,7 +86,7 @@ def main(pythons: tuple[str, ...], clients: tuple[str, ...]) -> None:
             for python in pythons or (sys.executable,):
                 for client in clients or CLIENTS:
                     for where, node in (("the node that computes", rsu), ("its neighbour", vehicle)):
-                        rows = rows_of(client, python, f"127.0.0.1:{node.http_port}")
+                        rows = rows_of(client, python, address_of(client, node))
                         if rows is not None:
                             found += 1
                             failed += sum(row["outcome"] == FAILED for row in rows)

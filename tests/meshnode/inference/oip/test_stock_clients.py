@@ -1,4 +1,4 @@
-"""Clients of an inference server, unchanged, over real HTTP: each call works, or says clearly why it can't."""
+"""Clients of an inference server, unchanged, over real HTTP and gRPC: each call works, or says clearly why it can't."""
 
 import sys
 from collections import Counter
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.__main__ import nodes_with_models, rows_of
-from tests.clients.rows import CLEAR_ERROR, FAILED, NOT_THERE, WORKS
+from tests.clients.__main__ import address_of, nodes_with_models, rows_of
+from tests.clients.rows import CLEAR_ERROR, FAILED, WORKS
 from tests.tools.node_fixture import RunningNode
 
 pytestmark = pytest.mark.processes
@@ -22,14 +22,19 @@ def given_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runn
 
 
 @pytest.mark.parametrize("where", ["rsu", "vehicle"])
-def test_every_call_of_tritons_client_works_or_says_why_not(nodes: tuple[RunningNode, RunningNode], where: str) -> None:
+@pytest.mark.parametrize(
+    ("client", "outcomes"), [("triton", {WORKS: 33, CLEAR_ERROR: 20}), ("tritongrpc", {WORKS: 26, CLEAR_ERROR: 19})]
+)
+def test_every_call_of_tritons_clients_works_or_says_why_not(
+    nodes: tuple[RunningNode, RunningNode], where: str, client: str, outcomes: dict[str, int]
+) -> None:
     """Programs written for an inference server are pointed at a node, not rewritten, whoever computes."""
     node = nodes[0] if where == "rsu" else nodes[1]
-    rows = rows_of("triton", PYTHON, f"127.0.0.1:{node.http_port}")
+    rows = rows_of(client, PYTHON, address_of(client, node))
     if rows is None:
-        pytest.skip("tritonclient[http] is not installed")
+        pytest.skip(f"the client for {client} is not installed")
     assert [row for row in rows if row["outcome"] == FAILED] == []
-    assert Counter(row["outcome"] for row in rows) == {WORKS: 33, CLEAR_ERROR: 20, NOT_THERE: 1}
+    assert Counter(row["outcome"] for row in rows) == outcomes
 
 
 def test_client_that_is_not_installed_is_told_apart_from_one_that_fails(tmp_path: Path) -> None:
