@@ -107,9 +107,9 @@ LocalEvent = Event | NodeAway | NodeBack
 class ConnectedNode(Publishing[ConnectedPublisher], Subscribing, StreamingInference):
     """A node in another process. Made by :func:`connect`; methods raise ``LocalProtocolError`` outside ``async with``.
 
-    Unlike :class:`meshnode.node.Node` it has no ``config``, ``port``, ``http_port`` and ``certificate_ends``, which
-    concern only the node itself. When the node is restarted it reconnects, with its subscriptions, and reports that by
-    the events :class:`NodeAway` and :class:`NodeBack`.
+    Unlike :class:`meshnode.node.Node` it has no ``config``, ``port``, ``http_port``, ``grpc_port`` and
+    ``certificate_ends``, which concern only the node itself. When the node is restarted it reconnects, with its
+    subscriptions, and reports that by the events :class:`NodeAway` and :class:`NodeBack`.
 
     A put hands the reading over and does not wait until it is published; see :meth:`ConnectedPublisher.put`.
     ``subscribe`` waits for the node's answer, so it raises the same errors, and ``TransportError`` when the node is
