@@ -15,6 +15,8 @@ from random import Random
 from typing import Any
 
 from cloud_relay.ingest.batches import decode_untrusted_batch
+from meshnode.grpc.wire.messages import ModelInferRequest
+from meshnode.grpc.wire.requests import parse_untrusted_message
 from meshnode.http.guard import BadRequest
 from meshnode.http.reading_json import parse_untrusted_publish
 from meshnode.identity.inspection import identity_from_untrusted_names
@@ -107,6 +109,23 @@ def _advert(data: bytes) -> object:
 def _request(data: bytes) -> object:
     length, _, body = data.partition(b"\n")
     return parse_untrusted_request(body, length.decode("latin-1") or None)
+
+
+def _messages() -> list[bytes]:
+    """Requests to compute as gRPC has them: raw, typed, with all that may stand around tensors."""
+    raw = ModelInferRequest(model_name="m", model_version="1", id="a", raw_input_contents=[bytes(8)])
+    raw.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+    raw.parameters["timeout"].int64_param = 1_000
+    raw.outputs.add(name="y").parameters["classification"].int64_param = 1
+    typed = ModelInferRequest(model_name="m")
+    for datatype, field, values in (
+        ("INT8", "int_contents", [1, -1]), ("UINT64", "uint64_contents", [2**64 - 1]),
+        ("BOOL", "bool_contents", [True]), ("FP64", "fp64_contents", [0.5]), ("BYTES", "bytes_contents", [b"a"]),
+    ):  # fmt: skip
+        given = typed.inputs.add(name=datatype, datatype=datatype, shape=[len(values)])
+        getattr(given.contents, field).extend(values)
+        given.parameters["shared_memory_region"].string_param = "r"
+    return [raw.SerializeToString(), typed.SerializeToString()]
 
 
 def _conversation(data: bytes) -> None:
@@ -205,6 +224,7 @@ TARGETS = {
                    '\n{"inputs":[{"name":"x","datatype":"UINT8","shape":[2,1],"data":[[1],[2]],"parameters":{}}],"id":"\\u00e9"}',
                    '93\n{"inputs":[{"name":"x","datatype":"UINT8","shape":[2],"parameters":{"binary_data_size":2}}]}AB'),
         ),
+        Target("grpc-infer", parse_untrusted_message, (BadRequest, InputInvalid), _messages),
         Target("picture", lambda data: decoded_untrusted(data, 10_000), (InputInvalid,), _pictures),
         Target("conversation", _conversation, (), _conversations, Form.FRAMED, max_cpu_ms=200.0),
     )
