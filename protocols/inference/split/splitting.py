@@ -303,11 +303,11 @@ class Splitting:
                 draft.why = "another plan was faster" if goal == "latency" else "another plan gives more results"
             split.passed.remove(best)
             self._put_in_force(split, best, now)
-            self._make(split, best.plan, bool(split.model.run_ns))
         self._tidy(split)
 
     def _put_in_force(self, split: SplitState, draft: Draft, now: int) -> None:
         split.force, split.last = InForce(draft.plan, draft.staged, draft.timed_ns, now), None
+        self._make(split, draft.plan, bool(split.model.run_ns))
 
     def _leave(self, split: SplitState) -> None:
         """A node of the plan in force can't be asked any more, so this node runs all its stages."""

@@ -141,6 +141,23 @@ def test_node_that_has_only_stages_runs_all_of_them_while_no_neighbour_does() ->
         mesh.run(lambda end_ns=end_ns: mesh.now >= end_ns)  # type: ignore[misc]
 
 
+def test_plan_in_force_while_others_are_not_ready_has_its_spare_stages_at_home() -> None:
+    """Stages of the others may fill the link for a minute. Without spare ones, a request behind them would fail."""
+    mesh = Mesh()
+    car, _, mute = mesh.add("car", 100 * MS), mesh.add("rsu", 10 * MS), mesh.add("mute", 10 * MS)
+    mute._perform = lambda effect: None  # type: ignore[method-assign]
+    car.has()
+    car.split(private=True)
+    mesh.run(lambda: in_force(car))
+    splitting = car.machine.split
+    assert {view.state for view in splitting.views()} == {"in force", "waiting"}
+    (split,) = splitting._splits.values()
+    assert split.force is not None
+    names = {planned.name for planned in split.force.staged.stages}
+    mesh.run(lambda: names <= car.models.keys(), 2 * MS)
+    assert {view.state for view in splitting.views()} == {"in force", "waiting"}
+
+
 def test_plan_ends_with_its_neighbour_and_comes_back_with_it() -> None:
     """A parked or passing neighbour must leave the node as it was without it."""
     mesh, car, rsu = pair()
