@@ -92,6 +92,12 @@ def _checked(scenario: Scenario, seed: int) -> tuple[Fault, ...]:
             f"{scenario.name} has {number} nodes, and the emulator starts at most {MAX_NODES} processes: make it "
             f"smaller, or simulate it; {STILL_WORKS}"
         )
+    for place, asked in enumerate(scenario.inference):
+        if asked.cuts or asked.private:
+            raise EmulatorError(
+                f"{scenario.name} has {'cuts' if asked.cuts else 'private = true'} in inference[{place}], which the "
+                f"models of an emulation don't know: leave it out, or simulate; {STILL_WORKS}"
+            )
     tape = plan(scenario, seed)
     if unsupported := sorted({fault.kind for fault in tape} - SUPPORTED):
         raise EmulatorError(

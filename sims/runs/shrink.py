@@ -51,6 +51,7 @@ class _Shrinker:
 
     def try_(self, scenario: Scenario) -> bool:
         """Whether the check fails in ``scenario`` too. Then it is the smallest scenario so far."""
+        scenario = _without_idle_hosts(scenario)
         if scenario == self.best.scenario:
             return False
         try:
@@ -157,6 +158,13 @@ def _less_load(work: _Shrinker) -> None:
             getattr(work.best.scenario, part),
             lambda items, part=part: work.try_(replace(work.best.scenario, **{part: items})),  # type: ignore[misc]
         )
+
+
+def _without_idle_hosts(scenario: Scenario) -> Scenario:
+    """Nobody accepts stages when no model has cuts any more."""
+    if any(work.cuts for work in scenario.inference) or not any(group.accept_stages for group in scenario.groups):
+        return scenario
+    return replace(scenario, groups=tuple(replace(group, accept_stages=False) for group in scenario.groups))
 
 
 def _less_time(work: _Shrinker) -> None:

@@ -29,6 +29,9 @@ MAX_SPREAD_BYTES: Final = 446
 578 bytes. The name is in an entry three times, two of them in the certificate. ECDSA signatures differ by 4 bytes in
 length."""
 
+MAX_WEIGHT_BYTES: Final = 1_000_000_000
+"""Of one simulated model. A stage above 512 MiB is taken by nobody."""
+
 
 class Part(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The base of all parts of a scenario."""
@@ -164,7 +167,7 @@ class Group(Part, frozen=True):
     count: Annotated[int, Meta(ge=1, le=20_000)]
     mobility: Mobility
     role: Literal["vehicle", "rsu"] = "vehicle"
-    device: Literal["server", "rsu", "car-computer", "single-board"] = "car-computer"
+    device: Literal["server", "rsu", "rsu-gpu", "car-computer", "single-board"] = "car-computer"
     """The class of the computer, which decides what signatures, codecs and models cost."""
     start_s: Seconds = 0.0
     stagger_s: Seconds = 0.0
@@ -174,6 +177,8 @@ class Group(Part, frozen=True):
     clock_drift_ppm: Annotated[float, Meta(ge=0, le=1_000)] = 0.0
     relay: bool = False
     """Whether these nodes send records to the relay."""
+    accept_stages: bool = False
+    """Whether these nodes run stages of models that other nodes have cut."""
 
 
 class Curation(Part, frozen=True):
@@ -202,8 +207,19 @@ class Traffic(Part, frozen=True):
     """The groups that subscribe; empty: all groups."""
 
 
+class Cut(Part, frozen=True):
+    """A place where a model can be cut."""
+
+    share: Annotated[float, Meta(gt=0, lt=1)]
+    """The part of the run time before it."""
+    size_bytes: Annotated[int, Meta(ge=1, le=8_000_000)]
+    """Of all tensors that cross it."""
+    weight_bytes: Annotated[int, Meta(ge=0, le=MAX_WEIGHT_BYTES)] = 0
+    """Of the weights before it."""
+
+
 class Inference(Part, frozen=True):
-    """The work that each node of a group asks for."""
+    """The work that each node of a group asks for, and the model that does it."""
 
     group: Name
     rate_hz: Rate = 1.0
@@ -214,6 +230,14 @@ class Inference(Part, frozen=True):
     deadline_ms: Annotated[int, Meta(gt=0, le=600_000)] = 500
     offered_by: tuple[Name, ...] = ()
     """The groups that have the model; empty: all groups."""
+    cuts: Annotated[tuple[Cut, ...], Meta(max_length=64)] = ()
+    """Where the model can be cut, in the order of computation."""
+    weight_bytes: Annotated[int, Meta(ge=0, le=MAX_WEIGHT_BYTES)] = 0
+    """Of all weights of a model that can be cut. Stages travel with theirs."""
+    split: Literal["latency", "throughput", "off"] = "latency"
+    """What plans of a model with ``cuts`` are made for. off: it is not cut, although it could be."""
+    private: bool = False
+    """Whether the inputs must not leave the node that asks: neither for the whole model nor for its first stage."""
 
 
 class Spread(Part, frozen=True):
@@ -306,6 +330,11 @@ class Scenario(Part, frozen=True):
     def names(self) -> list[str]:
         """The names of all nodes, in the order of their numbers."""
         return [f"{group.name}-{number}" for group in self.groups for number in range(group.count)]
+
+    @property
+    def models(self) -> dict[str, Inference]:
+        """The models by name: one for each inference."""
+        return {f"model-{number}": work for number, work in enumerate(self.inference)}
 
     def members(self, what: str) -> list[str]:
         """The names of the nodes that the name of a node or group stands for. :raises ScenarioError: when nobody has

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from sims.errors import ScenarioError
-from sims.scenario.parts import Fault, Fixed, Group, RandomFaults, Scenario, Trace, Waypoints
+from sims.scenario.parts import Fault, Fixed, Group, Inference, RandomFaults, Scenario, Trace, Waypoints
 from sims.scenario.schema import nearest, shown
 
 MAX_NODES: Final = 20_000
@@ -33,6 +33,7 @@ def _wrong(scenario: Scenario) -> Iterator[str]:
     yield from _wrong_groups(scenario)
     yield from _wrong_links(scenario)
     yield from _wrong_names(scenario)
+    yield from _wrong_splits(scenario)
     for number, fault in enumerate(scenario.faults):
         yield from (f"faults[{number}]{wrong}" for wrong in _wrong_fault(scenario, fault))
     if scenario.random_faults is not None:
@@ -104,6 +105,47 @@ def _wrong_names(scenario: Scenario) -> Iterator[str]:
         if entry.size_bytes > entry.room_bytes:
             room = f"beside the certificate of {shown(entry.author)} an entry has room for {entry.room_bytes}"
             yield f"gossip[{number}].size_bytes is {entry.size_bytes}: {room}"
+
+
+def _wrong_splits(scenario: Scenario) -> Iterator[str]:
+    """What is wrong with models that can be cut, and with those who would run parts of them."""
+    for number, work in enumerate(scenario.inference):
+        place = f"inference[{number}]"
+        if work.cuts:
+            yield from (f"{place}.{wrong}" for wrong in _wrong_cuts(work))
+            if work.split != "off":
+                yield from (f"{place}.{wrong}" for wrong in _never_split(scenario, work))
+        else:
+            plain = Inference(work.group)
+            for field in ("weight_bytes", "split"):
+                if getattr(work, field) != getattr(plain, field):
+                    yield f"{place}.{field} means nothing to a model without cuts: leave it out, or add cuts"
+    if not any(work.cuts for work in scenario.inference):
+        for number, group in enumerate(scenario.groups):
+            if group.accept_stages:
+                yield f"groups[{number}].accept_stages is true, but no [[inference]] has cuts: add some, or remove it"
+
+
+def _wrong_cuts(work: Inference) -> Iterator[str]:
+    for number in range(1, len(work.cuts)):
+        before, after = work.cuts[number - 1 : number + 1]
+        if after.share <= before.share:
+            yield f"cuts[{number}].share is {after.share:g}, not above {before.share:g} of the cut before it: sort them"
+        if after.weight_bytes < before.weight_bytes:
+            yield (
+                f"cuts[{number}].weight_bytes is {after.weight_bytes}, less than {before.weight_bytes} of the cut "
+                "before it: give the weights of all that is computed before a cut"
+            )
+    last_bytes = work.cuts[-1].weight_bytes
+    if work.weight_bytes < last_bytes:
+        yield f"weight_bytes is {work.weight_bytes}, less than {last_bytes} before the last cut: give all of them"
+
+
+def _never_split(scenario: Scenario, work: Inference) -> Iterator[str]:
+    if work.offered_by and work.group not in work.offered_by:
+        yield f"offered_by lacks {work.group!r}, whose nodes are to cut the model: add it, or set split = 'off'"
+    if not any(g.accept_stages and (g.name != work.group or g.count > 1) for g in scenario.groups):
+        yield f"split is {work.split!r}, but no neighbour runs stages: set accept_stages of a group, or split = 'off'"
 
 
 def _unknown_groups(scenario: Scenario, place: str, names: tuple[str, ...]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from sims.scenario.file import (
     Backbone,
     Cellular,
     Checks,
+    Cut,
     Fault,
     Fixed,
     Group,
@@ -126,8 +127,8 @@ REFERENCE = (Path(__file__).resolve().parents[3] / "docs/reference/scenarios.md"
 SECTIONS: list[tuple[str, type[Part]]] = [
     ("## Top level", Scenario), ("## `[[groups]]`", Group), ("## `[radio]`", Radio), ("## `[cellular]`", Cellular),
     ("## `[[backbone]]`", Backbone), ("## `[[traffic]]`", Traffic), ("## `[[inference]]`", Inference),
-    ("## `[[gossip]]`", Spread), ("## `[[faults]]`", Fault), ("## `[random_faults]`", RandomFaults),
-    ("## `[checks]`", Checks),
+    ("### `cuts`", Cut), ("## `[[gossip]]`", Spread), ("## `[[faults]]`", Fault),
+    ("## `[random_faults]`", RandomFaults), ("## `[checks]`", Checks),
     *((f"**`{kind.__struct_config__.tag}`**", kind) for kind in get_args(Mobility)),
 ]  # fmt: skip
 
@@ -318,7 +319,45 @@ def test_scenario_with_anything_anywhere_is_judged_and_never_crashes(data: st.Da
         check(struct_from(table, Scenario))
 
 
-LOADED = [load(name) for name in ("partition-heal", "byzantine", "intersection", "tunnel")]
+LOADED = [load(name) for name in ("partition-heal", "byzantine", "intersection", "tunnel", "split")]
+
+
+HOSTS = "[[groups]]\nname = 'host'\ncount = 1\naccept_stages = true\nmobility = { kind = 'platoon' }\n"
+
+
+@pytest.mark.parametrize(
+    ("work", "says"),
+    [
+        ("cuts = [{ share = 1.0, size_bytes = 9 }]", "inference[0].cuts[0].share is 1.0: expected `float` < 1.0"),
+        ("cuts = [{ share = 0.5, size_bytes = 0 }]", "inference[0].cuts[0].size_bytes is 0: "),
+        ("cuts = [{ share = 0.5 }]", "inference[0].cuts[0]: missing required field `size_bytes`"),
+        (
+            "cuts = [{ share = 0.5, size_bytes = 9 }, { share = 0.5, size_bytes = 9 }]",
+            "inference[0].cuts[1].share is 0.5, not above 0.5",
+        ),
+        (
+            "cuts = [{ share = 0.1, size_bytes = 9, weight_bytes = 5 }, { share = 0.5, size_bytes = 9 }]",
+            "inference[0].cuts[1].weight_bytes is 0, less than 5",
+        ),
+        ("cuts = [{ share = 0.5, size_bytes = 9, weight_bytes = 5 }]", "inference[0].weight_bytes is 0, less than 5"),
+        ("cuts = [{ share = 0.5, size_bytes = 9 }]\nsplit = 'lateny'", "split is 'lateny': did you mean 'latency'?"),
+        ("cuts = [{ share = 0.5, size_bytes = 9 }]\noffered_by = ['rsu']", "inference[0].offered_by lacks 'car'"),
+        ("split = 'throughput'", "inference[0].split means nothing to a model without cuts"),
+        ("weight_bytes = 3", "inference[0].weight_bytes means nothing to a model without cuts"),
+        ("", "groups[2].accept_stages is true, but no [[inference]] has cuts"),
+    ],
+)
+def test_model_that_can_not_be_cut_as_described_is_refused(work: str, says: str) -> None:
+    """A model that is never split would look like splitting that gains nothing."""
+    expect(f"{HOSTS}[[inference]]\ngroup = 'car'\n{work}\n", says)
+
+
+def test_split_that_no_neighbour_could_take_part_in_is_refused_unless_it_is_switched_off() -> None:
+    """As above; off, so that a sweep can compare."""
+    work = "[[inference]]\ngroup = 'car'\ncuts = [{ share = 0.5, size_bytes = 9 }]\n"
+    expect(work, "inference[0].split is 'latency', but no neighbour runs stages")
+    loads(f"{MINIMAL}{work}split = 'off'\n")
+    loads(f"{MINIMAL}{HOSTS}{work}")
 
 
 # --- what belongs together -------------------------------------------------------------------------------------------
