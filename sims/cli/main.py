@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from sims.cli.emulate import compare_command, emulate_command
-from sims.cli.output import show_checks, show_goodput, show_left_out, show_spreads, summary
+from sims.cli.output import show_checks, show_goodput, show_left_out, show_parts, show_spreads, summary
 from sims.cli.replay import replay, require_determinism, shrink
 from sims.cli.report import diff, report
 from sims.cli.sweep import sweep
@@ -125,6 +125,7 @@ def _show(result: Result) -> None:
     counted = {"published": result.counters.get("published", 0), "delivered": result.counters.get("delivered", 0)}
     click.echo("readings: " + ", ".join(f"{count} {what}" for what, count in (counted | result.drops).items()))
     show_goodput(result)
+    show_parts(result)
     if "records_made" in result.counters:
         kept = {what: result.counters[f"records_{what}"] for what in _RECORDS}
         took = {name: result.figures.get(f"record_took_{name}_s", 0.0) for name in ("p50", "p95", "max")}

@@ -42,6 +42,20 @@ def show_spreads(spreads: Iterable[tuple[str, Distribution]]) -> None:
             click.echo(f"{title} ({spread.unit}): {quantiles}; {spread.count} cases")
 
 
+def show_parts(result: Result) -> None:
+    """Print who answered, and who ran which part of the requests that were divided, when there were some."""
+    if not result.parts:
+        return
+    click.echo("inferences: " + ", ".join(f"{count} {by}" for by, count in result.inference_by.items()))
+    for part in result.parts:
+        between = f" ({part.between})" if part.between else ""
+        again = f"; {part.replays} made again" if part.replays else ""
+        click.echo(
+            f"  {part.model}, {part.kind} {part.index + 1} of {part.of}{between}: {part.runs} times {part.by} "
+            f"({part.device}), median {part.took_p50_ms:.3g} ms, computing {part.compute_p50_ms:.3g} ms{again}"
+        )
+
+
 def show_goodput(result: Result) -> None:
     """Print what was offered and useful, and how many urgent readings were missed, of a result that knows it."""
     if result.offered_per_s is None or result.useful_per_s is None:

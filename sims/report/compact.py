@@ -7,6 +7,7 @@ Layouts, which the scripts beside this file read:
   the node was not on the map; metres are ``x0 + value * scale``.
 - ``messages``: [published_s, origin, key, sequence, [node, milliseconds later, node, …]].
 - ``happenings``: [at_s, kind, node, other, detail].
+- ``parts``: the fields of :class:`~sims.results.result.PartRuns`, in their order.
 """
 
 import base64
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from msgspec import to_builtins
 
-from sims.results.result import Distribution, Happening, Message, Result
+from sims.results.result import Distribution, Happening, Message, PartRuns, Result
 from sims.scenario.file import Fault
 
 ABSENT = -32768
@@ -68,6 +69,7 @@ def compact(result: Result) -> dict[str, Any]:
         },
         "age": _spread(result.age), "discovery": _spread(result.discovery),
         "inference": _spread(result.inference), "inference_by": result.inference_by,
+        "parts": [_part(runs) for runs in result.parts],
         "distances": to_builtins(result.distances),
         "dissemination": [to_builtins(entry) for entry in result.dissemination],
         "load_every_s": result.load_every_s, "load": [round(value, 4) for value in result.load[:MAX_LOAD_POINTS]],
@@ -111,6 +113,13 @@ def _spread(spread: Distribution) -> dict[str, Any]:
         "quantiles": {name: _short(value) for name, value in spread.quantiles.items()},
         "edges": [_short(edge) for edge in spread.edges], "counts": spread.counts,
     }  # fmt: skip
+
+
+def _part(runs: PartRuns) -> list[Any]:
+    return [
+        runs.model, runs.kind, runs.index, runs.of, runs.between, runs.by, runs.device, runs.runs, runs.replays,
+        _short(runs.took_p50_ms), _short(runs.compute_p50_ms), runs.input_bytes, runs.output_bytes,
+    ]  # fmt: skip
 
 
 def _fault(fault: Fault, virtual_s: float, names: list[str], result: Result, texts: _Texts) -> dict[str, Any]:

@@ -239,5 +239,61 @@ function computeCharts() {
       rows.length ? bars(rows) : null,
       "No inference was asked for: the scenario has no [[inference]].",
     ),
+    ...(page.parts.length ? [partsCard()] : []),
+  );
+}
+
+/** Who ran which part of the requests that several nodes computed together. */
+function partsCard() {
+  const answers = page.inference.count;
+  const { pipeline = 0, shards = 0, here = 0 } = page.inference_by;
+  const share = (count) => `${short(count)} (${((100 * count) / answers || 0).toFixed(0)} %)`;
+  const ways = [
+    ["by a pipeline", pipeline],
+    ["by shards", shards],
+    ["by the whole model at a neighbour", answers - pipeline - shards - here],
+    ["by the node that asked", here],
+  ].filter(([, count]) => count > 0);
+  const replays = page.parts.reduce((sum, part) => sum + part[8], 0);
+  const rows = page.parts.map(
+    ([model, kind, index, of, between, by, device, runs, again, took, computed, taken, given]) => [
+      model,
+      `${kind} ${index + 1} of ${of}${between ? `: ${between}` : ""}`,
+      by === "here" ? `here (${device})` : `${by} (${device})`,
+      short(runs),
+      short(took),
+      short(computed),
+      `${short(taken / 1000)} → ${short(given / 1000)}`,
+      again ? short(again) : "",
+    ],
+  );
+  return el(
+    "div",
+    { class: "card wide" },
+    el("h3", {}, "Who ran which part"),
+    el(
+      "p",
+      {},
+      `Answered ${ways.map(([way, count]) => `${way}: ${share(count)}`).join("; ")}. ` +
+        `${short(replays)} ${replays === 1 ? "run" : "runs"} had to be made again, from the last result that was there.`,
+    ),
+    el(
+      "div",
+      { class: "scroll" },
+      table(
+        el("table"),
+        [
+          ["model"],
+          ["part"],
+          ["run by"],
+          ["runs", true],
+          ["median ms", true],
+          ["computing", true],
+          ["kB in → out", true],
+          ["again", true],
+        ],
+        rows,
+      ),
+    ),
   );
 }

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Final
 
+from protocols.inference.events import PartReport
 from sims.results.goodput import Goodput
 from sims.results.histogram import Histogram
+from sims.results.parts import Parts
 from sims.results.result import (
     RESULT_VERSION,
     CheckTally,
@@ -65,6 +67,7 @@ class Recording:
         self._happened_times: dict[str, int] = {}
         self._latency, self._age, self._discovery, self._inference = (Histogram() for _ in range(4))
         self._inference_by: dict[str, int] = {}
+        self._parts = Parts(scenario)
         self._published = 0
         self._distances = Distances(
             _BIN_M, [0] * DISTANCE_BINS, [0] * DISTANCE_BINS, [0] * DISTANCE_BINS, [0] * DISTANCE_BINS
@@ -152,7 +155,7 @@ class Recording:
             self._happened("entry", now, node, "", f"{author}, version {version}")
 
     def answered(self, now: int, node: str, by: str, took_ns: int, failure: str = "") -> None:
-        """An inference ended. ``by``: a node, ``here``, or empty when nobody answered."""
+        """An inference ended. ``by``: as in :class:`~sims.results.result.Recorder`."""
         if failure:
             where = f"failed: {failure[:60]}"
         else:
@@ -161,6 +164,10 @@ class Recording:
         if where not in self._inference_by and len(self._inference_by) >= MAX_KINDS:
             where = "others"
         self._inference_by[where] = self._inference_by.get(where, 0) + 1
+
+    def divided(self, node: str, model: str, parts: Sequence[PartReport]) -> None:
+        """An inference of ``node`` that was divided ended."""
+        self._parts.add(node, model, parts)
 
     def busy(self, now: int, share: float) -> None:
         """Note the mean channel busy ratio."""
@@ -213,7 +220,8 @@ class Recording:
             counters={"published": self._published, "delivered": latency.count},
             latency=latency, age=self._age.spread("ms"), discovery=self._discovery.spread("s"),
             inference=self._inference.spread("ms"), inference_by=dict(sorted(self._inference_by.items())),
-            distances=_trimmed(self._distances), dissemination=self._entries.disseminations(self._places),
+            parts=self._parts.runs(), distances=_trimmed(self._distances),
+            dissemination=self._entries.disseminations(self._places),
             load_every_s=self._sample_ns / SECOND_NS,
             load=[total / number if number else -1.0 for total, number in self._load], meetings=list(self._meetings),
             meetings_every_s=self._meetings_ns / SECOND_NS,
@@ -230,7 +238,7 @@ class Recording:
             if number > len(kept):
                 notes.append(f"{kind}: the newest {len(kept)} of {number} are on the timeline")
         notes += self._traces.left_out(len(self._names)) + self._entries.left_out()
-        return notes + self.goodput.left_out()
+        return notes + self._parts.left_out() + self.goodput.left_out()
 
 
 class _Places:

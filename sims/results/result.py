@@ -5,13 +5,17 @@ events are kept only up to a number, and ``left_out`` says what is not there. :m
 disk.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from msgspec import Struct, field
 
+from protocols.inference.events import PartReport
 from sims.scenario.file import Fault
 
 RESULT_VERSION = 1
+PIPELINE, SHARDS = "pipeline", "shards"
+"""Who answered a request whose stages, or whose shards, were computed by several nodes."""
 
 
 class CheckTally(Struct):
@@ -82,6 +86,32 @@ class Dissemination(Struct):
     """Pairs of seconds since ``made_s`` and the number of nodes that hold it, thinned."""
 
 
+class PartRuns(Struct):
+    """The runs of one part of the requests for a model, by those of one kind."""
+
+    model: str
+    kind: str
+    """``stage`` or ``shard``."""
+    index: int
+    """Its place among the parts of a request, from 0 …"""
+    of: int
+    """… and how many parts these requests had."""
+    between: str
+    """Where a stage begins and ends, in words; empty for a shard."""
+    by: str
+    """``here``, which is the node that asked, or the group of those who ran it."""
+    device: str
+    runs: int = 0
+    replays: int = 0
+    """How many further runs were begun, because one was late, lost or failed."""
+    took_p50_ms: float = 0.0
+    """From the decision to start it until its result was there."""
+    compute_p50_ms: float = 0.0
+    input_bytes: int = 0
+    """Of the last one."""
+    output_bytes: int = 0
+
+
 class Distances(Struct):
     """By distance, in bins of ``width_m``: readings that were wanted and that came, and neighbours in range that were
     known."""
@@ -136,7 +166,10 @@ class Result(Struct):
     """Times from the later of both starts (or from coming into range) until one has met the other."""
     inference: Distribution = field(default_factory=lambda: Distribution("ms"))
     inference_by: dict[str, int] = field(default_factory=dict)
-    """Answers by who computed them (group names, ``here``), and failures by reason."""
+    """Answers by who computed them (group names, ``here``, or ``pipeline`` and ``shards`` for several together), and
+    failures by reason."""
+    parts: list[PartRuns] = field(default_factory=list)
+    """Who ran which part of the requests that were divided. Empty in results of older versions."""
     distances: Distances = field(default_factory=Distances)
     dissemination: list[Dissemination] = field(default_factory=list)
     load_every_s: float = 1.0
@@ -187,7 +220,11 @@ class Recorder(Protocol):
         """A node holds an entry now that it did not hold before."""
 
     def answered(self, now: int, node: str, by: str, took_ns: int, failure: str = "") -> None:
-        """An inference ended."""
+        """An inference ended. ``by``: a node, ``here``, :data:`PIPELINE`, :data:`SHARDS`, or empty when nobody
+        answered."""
+
+    def divided(self, node: str, model: str, parts: Sequence[PartReport]) -> None:
+        """An inference of ``node`` that was divided ended. ``parts``: those that were computed."""
 
     def busy(self, now: int, share: float) -> None:
         """The channel had this mean busy ratio."""

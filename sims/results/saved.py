@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from sims.errors import ResultError
-from sims.results.result import RESULT_VERSION, Distribution, Result
+from sims.results.result import RESULT_VERSION, Distribution, PartRuns, Result
 
 RESULT_FILE = "result.json"
 REPORT_FILE = "report.html"
@@ -99,6 +99,8 @@ def tables(result: Result) -> dict[str, Table]:
             for d in result.dissemination
         ],
     )  # fmt: skip
+    if result.parts:
+        found["parts.csv"] = PartRuns.__struct_fields__, [msgspec.structs.astuple(runs) for runs in result.parts]
     found["load.csv"] = (
         ("at_s", "busy_share"),
         [(index * result.load_every_s, share if share >= 0 else "") for index, share in enumerate(result.load)],
