@@ -346,6 +346,15 @@ def test_deadlines_tiny_run_compares_the_policies_at_one_load(tmp_path: Path) ->
 
 
 @pytest.mark.processes
+def test_plans_at_one_speed_find_that_the_chosen_one_is_as_good_as_any(tmp_path: Path) -> None:
+    """A vehicle that plans by wrong figures would be found here."""
+    content = written(tmp_path, "plans", "--speed", "10", "--learning-s", "60")
+    figures = content["speeds_mbps"]["10"]
+    assert len(figures["forced_ms"]) == 11
+    assert figures["chosen_ms"] <= 1.1 * min(figures["forced_ms"].values()) < figures["forced_ms"]["all at home"] / 2
+
+
+@pytest.mark.processes
 def test_hostile_tiny_run_measures_before_during_and_after(tmp_path: Path) -> None:
     """Without the same figures before and after, those during the torment say nothing."""
     content = written(
