@@ -10,7 +10,8 @@ long enough ago. A check decides nothing and changes nothing: with and without i
 checks. A check that never judged anything is listed with 0 of 0, because it proved nothing.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -154,12 +155,17 @@ class Check:
         """The engine of ``node`` reported an event. ``Answered`` comes here too."""
 
     # --- inference -------------------------------------------------------------------------------------------------
-    def asked(self, node: str, request: int, inputs: tuple[NamedTensor, ...], deadline_ns: int) -> None:
+    def asked(
+        self, node: str, request: int, inputs: tuple[NamedTensor, ...], deadline_ns: int, model: str
+    ) -> None:  # fmt: skip
         """``node`` asked its engine for an inference, to be answered at ``deadline_ns`` at the latest. It is called
-        before any event of that request."""
+        before any event of that request, and before ``request_sent``."""
 
     def answered(self, node: str, answer: Answered) -> None:
         """That request ended, as its caller sees it."""
+
+    def request_sent(self, node: str, model: str, inputs: tuple[NamedTensor, ...]) -> None:
+        """``node`` sends a neighbour a request to run a model, or a stage of one."""
 
     # --- gossip ----------------------------------------------------------------------------------------------------
     def authored(self, node: str, entry: KnownEntry) -> None:
@@ -207,11 +213,33 @@ def overridden(checks: Sequence[Check], hook: str) -> tuple[Callable[..., Any], 
     return tuple(getattr(check, hook) for check in checks if getattr(type(check), hook) is not getattr(Check, hook))
 
 
-def computed_from(inputs: tuple[NamedTensor, ...], output_bytes: int) -> bytes:
+INPUT = "x"
+"""The name of the input of every simulated model."""
+
+
+def computed_from(inputs: tuple[NamedTensor, ...], output_bytes: int, steps: Iterable[str] = ()) -> bytes:
     """What every simulated model computes: the first 32 bytes of its first input, repeated. By it the check of answers
-    knows whether an answer belongs to its request, so callers put something unique there."""
+    knows whether an answer belongs to its request, so callers put something unique there.
+
+    ``steps``: those of a model that can be cut (:func:`steps_of`), or of a part of it. Each step turns the 32 bytes
+    into their hash together with its own name. So the result shows that each step ran once, in order, on what the step
+    before it gave, however the model was cut.
+    """
     seed = bytes(inputs[0].tensor.data[:32]) if inputs else b"\0"
-    return (seed * (output_bytes // len(seed) + 1))[:output_bytes] if seed else bytes(output_bytes)
+    for step in steps:
+        seed = hashlib.sha256(step.encode() + seed).digest()
+    return repeated(seed, output_bytes)
+
+
+def repeated(seed: bytes, size_bytes: int) -> bytes:
+    """A seed again and again, until it fills ``size_bytes``; zeros when it is empty."""
+    return (seed * (size_bytes // len(seed) + 1))[:size_bytes] if seed else bytes(size_bytes)
+
+
+def steps_of(model: str, cuts: int) -> tuple[str, ...]:
+    """The steps of a model with that many cuts: one before each cut, and one behind the last. A model without cuts has
+    none."""
+    return tuple(f"{model}/{number}" for number in range(cuts + 1)) if cuts else ()
 
 
 SAMPLE_INTERVAL_NS = limits.SECOND

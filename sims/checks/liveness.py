@@ -170,9 +170,11 @@ class RequestsEndByDeadline(Check):
         """See :class:`Check`."""
         self._open[node] = {}
 
-    def asked(self, node: str, request: int, inputs: tuple[NamedTensor, ...], deadline_ns: int) -> None:
+    def asked(
+        self, node: str, request: int, inputs: tuple[NamedTensor, ...], deadline_ns: int, model: str
+    ) -> None:  # fmt: skip
         """See :class:`Check`."""
-        del inputs
+        del inputs, model
         self._open.setdefault(node, {})[request] = deadline_ns
 
     def answered(self, node: str, answer: Answered) -> None:
@@ -292,6 +294,10 @@ class Sometimes(Check):
                 self.occurred("refutation", node, event.node)
             case PeerRefused():
                 self.occurred("refusal", node, event.who, event.code)
+            case Answered(winner=winner, parts=parts) if winner is not None and parts:
+                for part in parts:
+                    if part.replays:
+                        self.occurred("replay", node, part.node, f"{part.kind} {part.index + 1} of {len(parts)}")
             case Answered(winner=winner) if winner is not None:
                 for run in event.attempts:
                     if run is not winner and (run.outcome != "cancelled" or run.took_ns > winner.took_ns):

@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from protocols.base import limits
 from protocols.base.ids import PeerIdentity
 from protocols.base.sequences import incarnation_at
-from protocols.inference.events import Answered
 from protocols.membership.neighbour import State
 from protocols.readings.events import Put
-from protocols.wire.tensors import NamedTensor
-from sims.checks.contract import Check, KnownEntry, WorldView, computed_from, register
+from sims.checks.contract import Check, KnownEntry, WorldView, register
 from sims.checks.order import Order
 from sims.results.result import Recorder
 from sims.virtual.arrivals import Arrival
@@ -229,55 +227,6 @@ class DropsAccounted(Check):
 
 _WHOLE_FRAMES = frozenset(("link_lost",))
 """The reasons that drivers give to ``Engine.frame_lost``, which counts the readings of a frame without their keys."""
-
-
-# --- inference -----------------------------------------------------------------------------------------------------
-class _Requests(Check):
-    """The base of checks that know which requests are open, by node and number of the request."""
-
-    def __init__(self, world: WorldView, recorder: Recorder) -> None:
-        super().__init__(world, recorder)
-        self._asked: dict[str, dict[int, tuple[NamedTensor, ...]]] = {}
-
-    def started(self, node: str) -> None:
-        """See :class:`Check`."""
-        self._asked[node] = {}
-
-    def asked(self, node: str, request: int, inputs: tuple[NamedTensor, ...], deadline_ns: int) -> None:
-        """See :class:`Check`."""
-        del deadline_ns
-        self._asked.setdefault(node, {})[request] = inputs
-
-
-@register
-class OneAnswerPerRequest(_Requests):
-    """No request is answered twice, and nobody gets an answer to a request that was not made."""
-
-    name = "one_answer_per_request"
-
-    def answered(self, node: str, answer: Answered) -> None:
-        """See :class:`Check`."""
-        kept = self._asked.get(node, {}).pop(answer.request, None) is not None
-        self.judge(kept, "" if kept else f"{node} got an answer to request {answer.request}, which is not open")
-
-
-@register
-class AnswerIsRight(_Requests):
-    """An answer derives from the inputs of its own request."""
-
-    name = "answer_is_right"
-
-    def answered(self, node: str, answer: Answered) -> None:
-        """See :class:`Check`."""
-        inputs = self._asked.get(node, {}).pop(answer.request, None)
-        if inputs is None or answer.winner is None:
-            return
-        got = b"".join(bytes(output.tensor.data) for output in answer.outputs)
-        kept = bool(answer.outputs) and got == computed_from(inputs, len(got))
-        by = answer.winner.node
-        self.judge(
-            kept, "" if kept else f"request {answer.request} of {node} was answered by {by} with another's result"
-        )
 
 
 # --- gossip --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import sims.checks.inference
 import sims.checks.liveness
 import sims.checks.safety
 from protocols.base import limits
@@ -26,7 +27,7 @@ from sims.world.faults import Faults, end_ns, plan
 from sims.world.traffic import Activity
 from sims.world.world import World
 
-CHECK_MODULES = (sims.checks.safety, sims.checks.liveness)
+CHECK_MODULES = (sims.checks.safety, sims.checks.inference, sims.checks.liveness)
 """Modules that bring checks. They are imported so that their checks are known by name."""
 _STEP_NS = limits.SECOND
 _COLLECT_EVERY = 60

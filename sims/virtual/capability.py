@@ -1,8 +1,8 @@
 """A capability that a simulation adds to those that every node has.
 
 A capability brings a machine, which is made anew for each life of each node, and functions that perform the machine's
-effects. Its checks are registered with :func:`sims.checks.contract.register`. Nothing in the simulator has to be edited
-for it.
+effects. Or it only performs effects of a machine that every node has, where the driver does not know how. Its checks
+are registered with :func:`sims.checks.contract.register`. Nothing in the simulator has to be edited for it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +22,9 @@ from sims.virtual.node import SimNode
 class Capability:
     """One capability."""
 
-    machine: Callable[[NodeSettings], Machine]
-    """Makes the machine of one life of a node."""
-    frames: tuple[type[Frame], ...]
+    machine: Callable[[NodeSettings], Machine] | None = None
+    """Makes the machine of one life of a node; None: it has none."""
+    frames: tuple[type[Frame], ...] = ()
     """The frames of that machine."""
     performers: Mapping[type[Effect], Callable[[SimNode, Any], None]] = field(default_factory=dict)
     """The function that performs an effect of a node, by class of effect."""

@@ -114,7 +114,7 @@ class SimDriver(Processes):
         )  # fmt: skip
         if self._adjust is not None:
             settings = self._adjust(settings)
-        machines = [capability.machine(settings) for capability in self._capabilities]
+        machines = [one.machine(settings) for one in self._capabilities if one.machine is not None]
         return Engine(settings, Random(self.random.random()), self.decoder, machines)
 
     def meet(self, *names: str) -> None:

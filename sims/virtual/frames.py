@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from protocols.base.errors import RemoteProtocolError
 from protocols.wire.frame import Frame
 from protocols.wire.gossip import GossipEntries
+from protocols.wire.inference import InferRequest
 from protocols.wire.membership import Heartbeat
 from protocols.wire.parcels import readings_in_own_frame
 from protocols.wire.readings import Provenance, Readings, SignedReadings
@@ -22,6 +23,7 @@ Decode = Callable[[bytes | bytearray], Frame]
 """Parses the bytes of one frame, and raises :class:`RemoteProtocolError` for anything that is no frame."""
 _ENTRIES: Final = GossipEntries  # compiled code finds these at once
 _HEARTBEAT: Final = Heartbeat
+_REQUEST: Final = InferRequest
 _READINGS: Final = Readings
 _ENTRIES_COST: Final = 6
 """How much more a frame with signed gossip entries costs than other frames. In the emulator 0.45 ms passed between
@@ -78,12 +80,14 @@ class SharedDecoder:
         """``decode`` has to know all frames of the simulation."""
         self.arriving = END
         """The frame that is being taken in."""
+        self.on_request: Callable[[str, InferRequest], None] | None = None
+        """Is called with each request to run a model that is sent, and the name of its sender."""
         self._decode = decode
         self._texts: dict[str, str] = {}
         self._hows: dict[Provenance, Provenance] = {}
 
-    def frame_of(self, data: bytes) -> SimFrame:
-        """The frame that is in these bytes."""
+    def frame_of(self, data: bytes, sender: str = "") -> SimFrame:
+        """The frame that is in these bytes, which ``sender`` sends."""
         try:
             decoded = self._decode(data)
         except RemoteProtocolError:  # its receiver will find that out
@@ -96,6 +100,8 @@ class SharedDecoder:
                 )
                 for reading in decoded.readings
             ]))  # fmt: skip
+        elif type(decoded) is _REQUEST and self.on_request is not None:
+            self.on_request(sender, decoded)
         return SimFrame(data, decoded)
 
     def __call__(self, data: bytes | bytearray) -> Frame:

@@ -92,7 +92,7 @@ class Pipes:
             while data is not None:
                 frame = self._newest  # usually one neighbour after another gets the same frame
                 if frame.data is not data:
-                    frame = self._newest = self._decoder.frame_of(data)
+                    frame = self._newest = self._decoder.frame_of(data, node.name)
                 along = lane.take_along(len(data), local) if pace.active and pipe.replaceable else None
                 size_bytes = len(data) + _LENGTH_BYTES
                 if along:
@@ -101,7 +101,7 @@ class Pipes:
                 if came_ns is None:
                     self._stand_still(pipe, frame)
                     for other in along or ():
-                        self._put_aside(pipe, self._decoder.frame_of(other))
+                        self._put_aside(pipe, self._decoder.frame_of(other, node.name))
                     self._flush_aside(pipe)
                     break
                 at_ns = came_ns + (pipe.cost_ns if not frame.sealed else frame.sealed * pipe.cost_ns)
@@ -138,7 +138,7 @@ class Pipes:
     def _bring_along(self, pipe: Pipe, along: list[bytes], tick_ns: int) -> None:
         """Put frames on a pipe that are in one segment with the frame before them."""
         for data in along:
-            frame = self._decoder.frame_of(data)
+            frame = self._decoder.frame_of(data, pipe.from_name)
             pipe.under_way += 1
             pipe.inbox.append(Coming(tick_ns, pipe, frame))
             if not frame.calm or pipe.receiver.attentive or pipe.receiver.suspects_any:
@@ -199,7 +199,7 @@ class Pipes:
     def send(self, pipe: Pipe, data: bytes) -> None:
         """Put a frame on its way behind everything that is on the pipe, whatever its window."""
         if self._newest.data is not data:
-            self._newest = self._decoder.frame_of(data)
+            self._newest = self._decoder.frame_of(data, pipe.from_name)
         self._send(pipe, self._newest)
 
     def send_end(self, pipe: Pipe) -> None:

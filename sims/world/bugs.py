@@ -14,6 +14,8 @@ from protocols.base.ids import NodeId, PeerIdentity
 from protocols.base.limits import SECOND
 from protocols.base.time import NEVER
 from protocols.engine import Engine
+from protocols.inference.events import Answered
+from protocols.inference.split.events import SplitModel
 from protocols.membership.neighbour import Neighbour, State
 from protocols.readings.events import Delivery
 from protocols.records.ledger import BatchPlan, Ledger
@@ -287,6 +289,70 @@ def deadlines_ignored(engine: Engine) -> None:
         return patient
 
     _instead(asking, "handle_timer", make)
+
+
+@_caught_by("answer_is_right")
+def boundaries_mixed_up(engine: Engine) -> None:
+    """A pipeline goes on with what its stage gave to the request before."""
+    pipelines = engine.inference.split.pipelines
+    before: dict[str, Any] = {}
+
+    def make(child_ended: Any) -> Callable[..., Any]:
+        def mixed_up(event: Answered, now: int) -> Any:
+            older = before.get(event.model)
+            if event.winner is not None:
+                before[event.model] = event.outputs
+            return child_ended(event if older is None else replace(event, outputs=older), now)
+
+        return mixed_up
+
+    _instead(pipelines, "child_ended", make)
+
+
+@_caught_by("one_answer_per_request")
+def stages_told_to_the_caller(engine: Engine) -> None:
+    """The end of each stage is told as if the caller had asked for it."""
+
+    def make(child_ended: Any) -> Callable[..., list[Answered]]:
+        def told(event: Answered, now: int) -> list[Answered]:
+            return [event, *child_ended(event, now)]
+
+        return told
+
+    _instead(engine.inference.split.pipelines, "child_ended", make)
+
+
+@_caught_by("private_inputs_stay")
+def private_inputs_offloaded(engine: Engine) -> None:
+    """A private model is computed wherever that is fastest."""
+    candidates = engine.inference._asking.candidates
+
+    def make(there: Any) -> Callable[..., Any]:
+        def anywhere(*given: Any) -> Any:
+            private, candidates.private = candidates.private, frozenset()
+            try:
+                return there(*given)
+            finally:
+                candidates.private = private
+
+        return anywhere
+
+    _instead(candidates, "there", make)
+
+
+@_caught_by("private_inputs_stay")
+def first_stages_lent(engine: Engine) -> None:
+    """Plans of a private model are made as those of any other."""
+    split, inference = engine.inference.split, engine.inference
+
+    def make(set_model: Any) -> Callable[..., None]:
+        def as_if_public(model: SplitModel, now: int) -> None:
+            set_model(replace(model, private=False), now)
+
+        return as_if_public
+
+    _instead(split, "set_model", make)
+    _instead(inference, "configure", lambda configure: lambda **given: configure(**{**given, "private": ()}))
 
 
 # --- gossip --------------------------------------------------------------------------------------------------------

@@ -62,6 +62,8 @@ class WorldControls:
         last = int(node.engine.settings.incarnation) if keep_disk else 0
         if not keep_disk:
             self._world.records.lose_disk(name)
+            if node.number in self._world.stages:
+                self._world.stages[node.number].lose_disk()
         self._driver.restart(name, Incarnation(max(last + 1, clock_s)))
         written_ns, stored = self._disks.pop(node.number, (self.now, []))
         if keep_disk and stored:
@@ -90,6 +92,8 @@ class WorldControls:
         else:
             self._full.discard(number)
         self._world.records.full_disk(name, full)
+        if number in self._world.stages:
+            self._world.stages[number].disk_full = full
 
     def clock_jump(self, name: str, by_ns: int) -> None:
         """See :class:`sims.world.faults.Controls`."""

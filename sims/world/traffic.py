@@ -14,6 +14,7 @@ from protocols.base.errors import BoundExceeded, ModelUnknown
 from protocols.readings.publication import checked_publication
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
 from protocols.wire.tensors import NamedTensor, tensor_of
+from sims.checks.contract import INPUT
 from sims.scenario.file import Inference, Spread, Traffic
 from sims.virtual.node import SimNode
 from sims.world.authors import LIFETIME_S, SPREAD_KIND
@@ -77,9 +78,9 @@ class Activity:
             for name in scenario.members(traffic.group):
                 source = _Source(self.world.node(name), traffic, name in self.world.records)
                 driver.push(int(random.random() * source.period_ns), self._publish, source)
-        for number, inference in enumerate(scenario.inference):
+        for model, inference in scenario.models.items():
             for name in scenario.members(inference.group):
-                asker = _Asker(self.world.node(name), f"model-{number}", inference)
+                asker = _Asker(self.world.node(name), model, inference)
                 driver.push(int(random.random() * asker.period_ns), self._ask, asker)
         for spread in scenario.gossip:
             driver.push(int(spread.at_s * limits.SECOND), self._put, spread)
@@ -140,7 +141,7 @@ class Activity:
         asker.asked += 1
         stamp = f"{node.name} {node.lives} {asker.asked} ".encode()[-32:].rjust(32)
         data = (stamp + bytes(wanted.input_bytes))[: wanted.input_bytes]
-        inputs = (NamedTensor("x", tensor_of(data)),)
+        inputs = (NamedTensor(INPUT, tensor_of(data)),)
         budget_ns = wanted.deadline_ms * limits.MS
         try:
             request = node.engine.inference.ask(asker.model, inputs, (), budget_ns, True, node.local(now))
@@ -148,7 +149,7 @@ class Activity:
             self.world.recorder.answered(now, node.name, "", 0, type(error).__name__)
             return
         for hook in self.world.on_asked:
-            hook(node.name, request, inputs, now + budget_ns)
+            hook(node.name, request, inputs, now + budget_ns, asker.model)
         self._driver.act(node, lambda engine, now: None)
 
     def _put(self, spread: Spread) -> None:

@@ -30,9 +30,10 @@ from protocols.readings.events import Put
 from protocols.readings.quality import Quality
 from protocols.records.ledger import Ledger
 from protocols.settings import NodeSettings
+from protocols.wire.inference import InferRequest
 from sims.checks.contract import Check, KnownEntry, make_checks, overridden
 from sims.media.media import Media
-from sims.results.result import Recorder
+from sims.results.result import PIPELINE, SHARDS, Recorder
 from sims.roads.mobility import places
 from sims.scenario.devices import DEVICES
 from sims.scenario.file import Group, Scenario
@@ -46,9 +47,11 @@ from sims.virtual.node import MESH, Pipe, SimNode
 from sims.virtual.processors import Processors
 from sims.world import bugs
 from sims.world.authors import Authors
-from sims.world.compute import Model, Worker
+from sims.world.compute import Worker
 from sims.world.links import WorldLinks
+from sims.world.models import Model, StageFiles, models_of, private_models
 from sims.world.records import Records
+from sims.world.stages import Stages, stage_effects
 
 PLACES_INTERVAL_NS: Final = 200 * limits.MS
 """How often nodes are moved. In this time a vehicle on a motorway drives seven metres."""
@@ -73,6 +76,10 @@ class World:
         self.mesh: MeshName = MESH
         self.places = places(scenario, Random(f"{seed}/places"))
         self.media = Media(scenario, self.places, Random(f"{seed}/links"), Random(f"{seed}/uplink"))
+        self.stages: dict[int, Stages] = {}
+        """Of the nodes that split models or run stages, by number."""
+        if any(asked.cuts for asked in scenario.inference):
+            capabilities = (*capabilities, stage_effects(self.stages))
         self.driver = SimDriver(
             seed, links=self.media, observer=self, adjust=self._adjust, processors=processors, capabilities=capabilities
         )
@@ -103,6 +110,9 @@ class World:
         self._on_event = overridden(self.checks, "event")
         self.on_asked = overridden(self.checks, "asked")
         self._on_answered = overridden(self.checks, "answered")
+        self._on_request_sent = overridden(self.checks, "request_sent")
+        if self._on_request_sent:
+            self.driver.decoder.on_request = self._request_sent
         self._on_authored = overridden(self.checks, "authored")
         self._on_entry = overridden(self.checks, "entry")
         self.on_deliveries: Callable[[SimNode, Sequence[Arrival]], None] | None = None
@@ -111,15 +121,9 @@ class World:
     # --- building --------------------------------------------------------------------------------------------------
     def _make_nodes(self, seed: int) -> None:
         clocks = Random(f"{seed}/clocks")
-        models = [
-            Model(f"model-{number}", int(asked.compute_ms * limits.MS), asked.output_bytes)
-            for number, asked in enumerate(self.scenario.inference)
-        ]
+        models = models_of(self.scenario)
+        files = StageFiles(models)
         for group in self.scenario.groups:
-            served = [
-                model for model, asked in zip(models, self.scenario.inference, strict=True)
-                if not asked.offered_by or group.name in asked.offered_by
-            ]  # fmt: skip
             wants = [
                 (f"{'rsu' if source.role == 'rsu' else 'veh'}/*/{traffic.topic}", traffic.hops)
                 for traffic in self.scenario.traffic
@@ -128,11 +132,21 @@ class World:
             ]
             for number in range(group.count):
                 self._make_node(group, number, list(dict.fromkeys(wants)), clocks)
-                if served:
-                    node = self.driver.numbered[-1]
-                    worker = Worker(self.driver, node, served, DEVICES[group.device].factor)
-                    node.compute = worker.perform
-                    self.workers[node.number] = worker
+                self._make_worker(self.driver.numbered[-1], group, models, files)
+
+    def _make_worker(self, node: SimNode, group: Group, models: Sequence[Model], files: StageFiles) -> None:
+        pairs = list(zip(models, self.scenario.inference, strict=True))
+        served = [model for model, asked in pairs if not asked.offered_by or group.name in asked.offered_by]
+        device = DEVICES[group.device]
+        if served or group.accept_stages:
+            worker = self.workers[node.number] = Worker(self.driver, node, served, device.factor)
+            node.compute = worker.perform
+            owned = tuple(model for model, asked in pairs if model.goal is not None and asked.group == group.name)
+            if owned or group.accept_stages or private_models(models):
+                self.stages[node.number] = Stages(
+                    self.driver, node, worker, device, files, owned=owned, private=private_models(models),
+                    accepts=group.accept_stages,
+                )  # fmt: skip
 
     def _make_node(self, group: Group, number: int, wants: list[tuple[str, int]], clocks: Random) -> None:
         name = f"{group.name}-{number}"
@@ -170,6 +184,9 @@ class World:
         worker = self.workers.get(node.number)
         if worker is not None:
             worker.begin()
+        stages = self.stages.get(node.number)
+        if stages is not None:
+            stages.begin()
         self.discovery.begin(node)
         self.records.begin(node)
         if len(self.names) <= MOST_ADDRESSES:
@@ -194,12 +211,20 @@ class World:
             self._entry(node, event)  # type: ignore[arg-type]
         elif kind is Answered:
             winner = event.winner  # type: ignore[attr-defined]
+            parts = event.parts  # type: ignore[attr-defined]
             by = "" if winner is None else "here" if winner.node == name else str(winner.node)
+            if parts and winner is not None:
+                by = PIPELINE if parts[0].kind == "stage" else SHARDS
+                self.recorder.divided(name, event.model, parts)  # type: ignore[attr-defined]
             self.recorder.answered(now, name, by, event.took_ns, event.failure)  # type: ignore[attr-defined]
             for hook in self._on_answered:
                 hook(name, event)
         for hook in self._on_event:
             hook(name, event)
+
+    def _request_sent(self, sender: str, request: InferRequest) -> None:
+        for hook in self._on_request_sent:
+            hook(sender, request.model, request.inputs)
 
     def note_published(self, node: SimNode, key: str, put: Put, now: int) -> None:
         """A node published a reading. The recorder and the checks are told."""

@@ -24,6 +24,7 @@ from sims.scenario.file import (
     Cellular,
     Checks,
     Curation,
+    Cut,
     Fault,
     Fixed,
     Group,
@@ -68,6 +69,16 @@ RECORDING = replace(
     faults=(Fault("relay-outage", 4.0, 6.0),),
 )  # fmt: skip
 """Each reading of a car becomes a record, and the uplink is always busy."""
+SPLIT = replace(
+    QUIET,
+    groups=(QUIET.groups[0], replace(QUIET.groups[1], device="rsu-gpu", accept_stages=True)),
+    inference=(Inference(
+        "car", rate_hz=2.0, input_bytes=30_000, compute_ms=200.0, deadline_ms=1_000, offered_by=("car",), private=True,
+        cuts=(Cut(0.1, 300_000, 10_000), Cut(0.9, 1_000, 90_000)), weight_bytes=100_000,
+    ),),
+)  # fmt: skip
+"""The unit runs stages of a private model. It would run the first one too if that were cut off behind the large
+boundary."""
 PROVOKED: dict[str, Scenario] = {
     "frames-before-hello": replace(QUIET, faults=(LIES,)),
     "strangers-admitted": replace(QUIET, faults=(LIES,)),
@@ -97,6 +108,10 @@ PROVOKED: dict[str, Scenario] = {
     "deadlines-ignored": replace(
         QUIET, inference=(Inference("car", rate_hz=2.0, compute_ms=20.0, offered_by=("rsu",)),), faults=(OF_RSU,)
     ),
+    "boundaries-mixed-up": SPLIT,
+    "stages-told-to-the-caller": SPLIT,
+    "private-inputs-offloaded": replace(SPLIT, inference=(replace(SPLIT.inference[0], offered_by=()),)),
+    "first-stages-lent": SPLIT,
     "entries-go-back": replace(QUIET, faults=(Fault("stale-gossip", 6.0, 5.0, ("car-1", "car-2", "car-3")),)),
     "signatures-unchecked": replace(QUIET, faults=(Fault("forged-gossip", 6.0, 4.0, ("car-3",)),)),
     "entries-kept-to-oneself": replace(QUIET, faults=(LONG_CUT,)),

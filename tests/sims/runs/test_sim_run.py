@@ -79,6 +79,12 @@ def test_runs_have_the_golden_digests_under_any_hash_seed(hash_seed: int) -> Non
     assert digests(GOLDEN_RUNS, hash_seed) == json.loads(GOLDEN.read_text())
 
 
+@pytest.mark.processes
+def test_models_that_are_split_have_one_digest_under_any_hash_seed() -> None:
+    """Plans, stages and their owners are kept in tables of many kinds."""
+    assert digests((("split", 1),), 1) == digests((("split", 1),), 4_242)
+
+
 def test_digest_does_not_depend_on_the_checks() -> None:
     """A check decides nothing and changes nothing."""
     scenario = load("partition-heal")
