@@ -61,10 +61,11 @@ def test_random_faults_judged_every_pair_at_the_end_of_every_seed(outcomes: list
 
 
 def test_random_faults_judged_every_check_many_times(outcomes: list[Outcome]) -> None:
-    """A check that never judges is always green."""
+    """A check that never judges is always green. No model here is private: tests/sims/world/test_split_models.py has
+    such models under random faults."""
     judged = sum((outcome.judged for outcome in outcomes), Counter())
     assert set(judged) == {name for name in known_checks() if name != "sometimes"}
-    assert {name: count for name, count in judged.items() if count < SEEDS} == {}
+    assert {name for name, count in judged.items() if count < SEEDS} == {"private_inputs_stay"}
 
 
 def test_random_faults_saw_every_fault_and_every_way_out_of_one(outcomes: list[Outcome]) -> None:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from sims.cli.main import main as meshsim
 from sims.report.render import render
 from sims.results.recorder import SECOND_NS, Recording
-from sims.results.result import Happening, Result
+from sims.results.result import Happening, PartRuns, Result
 from sims.results.saved import encode, save
 from tests.tools.browser_fixture import Browser, given_browser
 from tests.tools.result_fixture import city, result_of
@@ -205,6 +205,32 @@ def test_urgent_readings_are_shown_where_there_were_some(browser: Browser, tmp_p
     browser.open(written(tmp_path, result))
     assert "7 of 120 did not come within their lifespan" in text_of(browser, "#link-charts")
     assert "offered per s\t1,840\nuseful per s\t316" in text_of(browser, "#number-cards")
+    assert browser.complaints == []
+
+
+def test_parts_are_shown_where_requests_were_divided(browser: Browser, tmp_path: Path) -> None:
+    """Who ran which stage, and what share of the answers came so, is what splitting is judged by."""
+    result = result_of(24, 20)
+    browser.open(written(tmp_path, result))
+    assert "Who ran which part" not in text_of(browser, "#compute-charts")
+    result.inference_by = {"here": 10, "pipeline": 27, "rsu": 3}
+    result.inference.count = 40
+    result.parts = [
+        PartRuns(
+            "model-0", "stage", 0, 2, "inputs to cut 1", "here", "single-board", 27, 0, 120.4, 120.0, 300_000, 40_000
+        ),
+        PartRuns("model-0", "stage", 1, 2, "cut 1 to outputs", "rsu", "rsu-gpu", 26, 2, 90.25, 17.0, 40_000, 2_000),
+    ]
+    browser.open(written(tmp_path, result))
+    shown = text_of(browser, "#compute-charts")
+    assert (
+        "by a pipeline: 27 (68 %); by the whole model at a neighbour: 3 (8 %); by the node that asked: 10 (25 %)"
+        in shown
+    )
+    assert "2 runs had to be made again" in shown
+    rows = browser.run("[...document.querySelectorAll('#compute-charts tbody tr')].map(row => row.innerText)")
+    assert rows[0].split("\t")[:4] == ["model-0", "stage 1 of 2: inputs to cut 1", "here (single-board)", "27"]
+    assert rows[1].split("\t")[2:] == ["rsu (rsu-gpu)", "26", "90.3", "17", "40 → 2", "2"]
     assert browser.complaints == []
 
 

@@ -7,10 +7,14 @@ from random import Random
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
+from protocols.base.ids import NodeId
+from protocols.inference.events import PartReport
 from sims.errors import ResultError
 from sims.report.render import render
 from sims.results.histogram import Histogram
+from sims.results.parts import MAX_ROWS
 from sims.results.recorder import (
     MAX_ARRIVALS,
     MAX_DETAILS,
@@ -25,7 +29,7 @@ from sims.results.recorder import (
 )
 from sims.results.result import Recorder, Result
 from sims.results.saved import encode, load, save
-from sims.scenario.file import Scenario
+from sims.scenario.file import Cut, Inference, Scenario
 from tests.tools.result_fixture import MS_NS, city, result_of
 
 
@@ -181,6 +185,40 @@ def test_answers_are_counted_by_who_computed_them() -> None:
     result = outcome(recording)
     assert result.inference_by == {"car": 1, "failed: deadline": 1, "here": 1, "rsu": 1}
     assert result.inference.count == 3
+
+
+def part(index: int, node: str, took_ms: int, output_bytes: int, replays: int = 0) -> PartReport:
+    """A stage that computed for half of the time."""
+    return PartReport(
+        "stage", index, NodeId(node), took_ms * MS_NS, 0, took_ms * 500, 30_000, output_bytes, replays
+    )  # fmt: skip
+
+
+def test_parts_are_counted_by_place_cuts_and_class_of_computer() -> None:
+    """Which plan was followed, and by whom, must be seen without the log of each request."""
+    work = Inference("car", cuts=(Cut(0.2, 700), Cut(0.5, 700), Cut(0.8, 90)))
+    recording = Recording(replace(city(12, 10), inference=(work,)))
+    for took_ms in (10, 20, 30):
+        recording.divided("car-1", "model-0", (part(0, "car-1", took_ms, 700), part(1, "rsu-0", 40, 5)))
+    recording.divided("car-2", "model-0", (part(0, "car-2", 10, 90), part(1, "car-3", 40, 5, replays=2)))
+    found = outcome(recording).parts
+    assert [(runs.index, runs.between, runs.by, runs.device, runs.runs, runs.replays) for runs in found] == [
+        (0, "inputs to cut 1", "here", "car-computer", 3, 0), (0, "inputs to cut 3", "here", "car-computer", 1, 0),
+        (1, "cut 1 to outputs", "rsu", "rsu", 3, 0), (1, "cut 3 to outputs", "car", "car-computer", 1, 2),
+    ]  # fmt: skip
+    assert found[0].took_p50_ms == pytest.approx(20, rel=0.05)
+    assert found[0].compute_p50_ms == pytest.approx(10, rel=0.05)
+    assert {runs.of for runs in found} == {2}
+
+
+def test_parts_beyond_their_bound_are_mentioned() -> None:
+    """A model that is planned anew each second must not fill the memory."""
+    recording = Recording(city(12, 10))
+    for number in range(MAX_ROWS + 3):
+        recording.divided("car-1", f"model-{number}", (part(0, "car-1", 1, 5),))
+    result = outcome(recording)
+    assert len(result.parts) == MAX_ROWS
+    assert f"parts: 3 runs beside the first {MAX_ROWS} kinds" in result.left_out
 
 
 def test_distances_put_each_pair_into_its_bin() -> None:

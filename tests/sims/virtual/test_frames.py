@@ -6,6 +6,7 @@ import pytest
 from protocols.base.errors import RemoteProtocolError
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.frame import Frame
+from protocols.wire.inference import InferRequest
 from protocols.wire.membership import Goodbye, Heartbeat
 from protocols.wire.readings import EventTime, Position, Provenance, Reading, Readings
 from sims.virtual.frames import SharedDecoder, readings_in
@@ -74,6 +75,16 @@ def test_decoded_structs_are_left_as_they_were() -> None:
     assert shared.same("veh/n1/x") is not key
     shared.frame_of(b"whatever")
     assert kept.readings[0].key is key
+
+
+def test_requests_are_told_with_their_sender_and_other_frames_are_not() -> None:
+    """A check that asks what left a node sees frames, and not what the node says of itself."""
+    shared = decoder()
+    told: list[tuple[str, str]] = []
+    shared.on_request = lambda sender, request: told.append((sender, request.model))
+    shared.frame_of(encode_frame(Readings((READING,))), "n1")
+    shared.frame_of(encode_frame(InferRequest(7, "plate", "0" * 64, 1, ())), "n2")
+    assert told == [("n2", "plate")]
 
 
 def test_bytes_that_are_no_frame_fail_at_their_receiver() -> None:

@@ -12,7 +12,7 @@ from protocols.inference.split.plan import CutPoint
 from protocols.wire.tensors import NamedTensor, tensor_of
 from sims.results.result import Result
 from sims.runs.run import Run, simulate
-from sims.scenario.file import Checks, Cut, Fault, Fixed, Group, Inference, Radio, Scenario, load
+from sims.scenario.file import Checks, Cut, Fault, Fixed, Group, Inference, Radio, RandomFaults, Scenario, load
 from sims.world.models import INPUT, Model, Part, StageFiles
 
 SECOND = limits.SECOND
@@ -176,6 +176,21 @@ def test_stage_that_is_unloaded_while_it_runs_fails_its_run() -> None:
     assert answered[0] == "failed"
     result = run.go()
     assert not result.broken
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_faults_break_no_promise_where_a_private_model_is_split(seed: int) -> None:
+    """Two boards share a unit that crashes, is cut off, gets no processor or lies about its load."""
+    boards = replace(SHARED.groups[0], count=2, mobility=Fixed(((0.0, 0.0), (0.0, 20.0))))
+    kinds = ("crash", "partition", "one-way-loss", "clog", "slow-node", "full-disk", "false-load")
+    result = simulate(replace(
+        SHARED, duration_s=36.0, groups=(boards, SHARED.groups[1]),
+        inference=(replace(SHARED.inference[0], private=True, rate_hz=2.0),),
+        random_faults=RandomFaults(kinds, until_s=25.0, from_s=4.0, most=6),
+    ), seed)  # fmt: skip
+    assert result.broken == []
+    assert result.checks["private_inputs_stay"].passed > 0
+    assert result.inference_by["pipeline"] > 0
 
 
 # --- what is told ----------------------------------------------------------------------------------------------------
