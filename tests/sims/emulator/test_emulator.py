@@ -28,7 +28,7 @@ from sims.errors import EmulatorError
 from sims.media.wires import Wires
 from sims.results.result import Result
 from sims.roads.mobility import Map
-from sims.scenario.file import FAULT_KINDS, Fault, Fixed, Group, Radio, Scenario, Spread, Traffic
+from sims.scenario.file import FAULT_KINDS, Cut, Fault, Fixed, Group, Inference, Radio, Scenario, Spread, Traffic
 from tests.tools.emulator_fixture import (
     POSSIBLE,
     WHY_NOT,
@@ -292,6 +292,17 @@ def test_emulator_refuses_more_nodes_than_it_starts() -> None:
     """Sixty-five processes where somebody slipped with a digit would take a laptop down."""
     with pytest.raises(EmulatorError, match="has 65 nodes"):
         emulate(replace(THREE, groups=(Group("car", 65, Fixed(((0.0, 0.0),) * 65)),), faults=(), gossip=()), 1)
+
+
+@as_root
+@pytest.mark.parametrize(("work", "says"), [
+    (Inference("car", private=True), r"has private = true in inference\[0\]"),
+    (Inference("car", cuts=(Cut(0.5, 9),)), r"has cuts in inference\[0\], which the models of an emulation don't know"),
+])  # fmt: skip
+def test_emulator_refuses_models_that_it_would_compute_otherwise(work: Inference, says: str) -> None:
+    """A model that is never cut would look like splitting that gains nothing."""
+    with pytest.raises(EmulatorError, match=says):
+        emulate(replace(THREE, inference=(work,)), 1)
 
 
 @as_root

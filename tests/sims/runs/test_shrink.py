@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from sims.errors import ReplayError
 from sims.results.result import RESULT_VERSION, CheckTally, Result
@@ -12,7 +13,19 @@ from sims.runs import bundle
 from sims.runs.bundle import SavedRun, load, save, taped, with_result
 from sims.runs.shrink import described, minimised, only, shrink
 from sims.runs.versions import versions
-from sims.scenario.file import Checks, Fault, Fixed, Group, RandomFaults, Scenario, Spread, Traffic
+from sims.scenario.file import (
+    Checks,
+    Cut,
+    Fault,
+    Fixed,
+    Group,
+    Inference,
+    RandomFaults,
+    Scenario,
+    Spread,
+    Traffic,
+    check,
+)
 
 
 def crossing(faults: tuple[Fault, ...] = (), random_faults: RandomFaults | None = None) -> Scenario:
@@ -157,6 +170,18 @@ def test_shrink_of_what_fails_always_ends_with_one_node_and_no_fault() -> None:
     assert done.run.scenario.faults == ()
     assert len(done.run.scenario.names) == 1
     assert done.run.scenario.duration_s <= 11
+
+
+def test_shrink_without_the_model_that_was_cut_leaves_nobody_to_accept_its_stages() -> None:
+    """Such a scenario would be refused, and the needless model stay."""
+    scenario = crossing()
+    hosts = tuple(replace(group, accept_stages=group.name == "rsu") for group in scenario.groups)
+    cut = Inference("car", cuts=(Cut(0.5, 9),))
+    run = taped(replace(scenario, groups=hosts, inference=(cut, Inference("rsu"))), 1)
+    done = shrink(run, run=failing_when(lambda smaller: len(smaller.names) > 1))
+    assert done.run.scenario.inference == ()
+    assert not any(group.accept_stages for group in done.run.scenario.groups)
+    check(done.run.scenario)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
