@@ -19,7 +19,8 @@ from protocols.base import errors, limits
 from protocols.base.effects import Event
 from protocols.base.errors import MeshError, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.base.ids import Role
-from protocols.inference.events import RunReport
+from protocols.inference.events import PartReport, RunReport
+from protocols.inference.split.rows import MAX_SHARDS
 from protocols.peers import PeerView
 from protocols.wire.codec import FrameSet
 from protocols.wire.fields import Count, Id, Key, Text
@@ -30,9 +31,12 @@ from protocols.wire.tensors import NamedTensor, check_untrusted_tensor
 
 LOCAL_MAJOR = 1
 """A node and an application whose versions differ here refuse each other."""
-LOCAL_MINOR = 3
-"""Version 1 allows any subject in ``Ask``, and an argument; version 2 has ``every`` in ``Subscribe``."""
+LOCAL_MINOR = 4
+"""Version 1 allows any subject in ``Ask``, and an argument; version 2 has ``every`` in ``Subscribe``; version 4
+divides batches."""
 
+MAX_TOLD_ATTEMPTS: Final = 64
+"""Runs of one inference that are told; of one that was divided, only those that gave no result."""
 Detail = Annotated[str, Meta(max_length=4_096)]
 FIRST_SUBJECTS = frozenset({"peers", "statistics", "drops", "models", "position", "uplink"})
 """The subjects that a node of version 1.0 answers. It treats any other subject as a malformed frame; a newer node
@@ -102,6 +106,11 @@ class Infer(Frame, frozen=True, array_like=True, gc=False, tag=99):
     outputs: Annotated[tuple[Text, ...], Meta(max_length=limits.MAX_TENSORS)] = ()
     deadline_ms: Annotated[int, Meta(ge=1, le=limits.MAX_BUDGET_MS)] | None = None
     hedge: bool | None = None
+    shard: Annotated[int, Meta(ge=0)] | None = None
+    """The request is a batch, whose shards have so many rows; 0: the node chooses. None: it is not divided. (Since
+    1.4.)"""
+    divided: Annotated[tuple[Text, ...], Meta(max_length=limits.MAX_TENSORS)] = ()
+    """The inputs of a batch that have rows; empty: the node looks which. (Since 1.4.)"""
 
     def check_untrusted(self) -> None:
         """:raises RemoteProtocolError: when an input does not fit its shape."""
@@ -188,9 +197,11 @@ class Inferred(Frame, frozen=True, array_like=True, gc=False, tag=116):
     took_ms: float = 0.0
     compute_ms: float = 0.0
     queued_ms: float = 0.0
-    attempts: Annotated[tuple[RunReport, ...], Meta(max_length=64)] = ()
+    attempts: Annotated[tuple[RunReport, ...], Meta(max_length=MAX_TOLD_ATTEMPTS)] = ()
     model: Text = ""
     """The model that ran. (Since 1.3.)"""
+    parts: Annotated[tuple[PartReport, ...], Meta(max_length=MAX_SHARDS)] = ()
+    """Who computed which stage or shard, when the request was divided. (Since 1.4.)"""
 
     def check_untrusted(self) -> None:
         """:raises RemoteProtocolError: when an output does not fit its shape."""

@@ -5,7 +5,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meshnode.inference.compute import ComputeService
 from meshnode.inference.oip.statistics import RequestStatistics
@@ -29,6 +29,7 @@ from protocols.base.ids import NodeId
 from protocols.inference.events import Answered, CancelCompute, Compute
 from protocols.inference.placement import LocalModel
 from protocols.inference.signature import ModelSignature
+from protocols.inference.split.rows import Rows
 from protocols.local import ModelView, TensorView
 from protocols.wire.inference import InferAnswer
 from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
@@ -39,10 +40,21 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
     from meshnode.inference.latencies import Latencies
+    from protocols.engine import Engine
 
 _log = logging.getLogger(__name__)
 _ERRORS: dict[str, type[InferenceError]] = {"unknown": ModelUnknown, "invalid": InputInvalid, "late": BudgetExhausted}
 """By ``Answered.failure``."""
+_SHOWN_RUNS: Final = 20
+"""Runs in one message: a batch may have thousands."""
+
+
+class _How(NamedTuple):
+    """A request as the engine takes it."""
+
+    tensors: tuple[NamedTensor, ...]
+    budget_ns: int
+    hedge: bool
 
 
 class RunningInference(RunningPart):
@@ -130,9 +142,47 @@ class RunningInference(RunningPart):
         deadline_ms: int | None = None, hedge: bool | None = None,
     ) -> InferenceResult:  # fmt: skip
         """See :meth:`meshnode.node.Node.infer`."""
+
+        def begin(engine: "Engine", now: int, how: _How) -> int:
+            return engine.inference.ask(model, how.tensors, outputs, how.budget_ns, how.hedge, now)
+
+        def whole(arrays: dict[str, Any]) -> dict[str, Any]:
+            return arrays
+
+        return await self._counted(model, inputs, deadline_ms, hedge, whole, begin)
+
+    async def infer_batch(
+        self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", outputs: tuple[str, ...] = (),
+        deadline_ms: int | None = None, hedge: bool | None = None, shard: int | None = None,
+        divided: tuple[str, ...] = (),
+    ) -> InferenceResult:  # fmt: skip
+        """See :meth:`meshnode.node.Node.infer_batch`."""
+        if shard is not None and shard < 1:
+            raise InputInvalid(f"shards of {shard} rows are wrong: give at least 1, or None to have the size chosen")
+
+        def begin(engine: "Engine", now: int, how: _How) -> int:
+            return engine.inference.ask_batch(
+                model, how.tensors, outputs, how.budget_ns, how.hedge, now, divided, shard or 0
+            )  # fmt: skip
+
+        def first(arrays: dict[str, Any]) -> dict[str, Any]:
+            rows = Rows(model, self.signature_of(model), _tensors(arrays), outputs, divided)
+            return {named.name: named.tensor for named in rows.shard(0, rows.unit or min(shard or 1, rows.count))}
+
+        return await self._counted(model, inputs, deadline_ms, hedge, first, begin)
+
+    async def _counted(
+        self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", deadline_ms: int | None, hedge: bool | None,
+        checked: Callable[[dict[str, Any]], dict[str, Any]], begin: "Callable[[Engine, int, _How], int]",
+    ) -> InferenceResult:  # fmt: skip
+        """Have a request computed that ``begin`` begins, and count it. ``checked``: gives the inputs of one run, of
+        those that were given."""
         with self.requests.request(model) as succeeded:
             try:
-                result = await self._infer(model, inputs, outputs, deadline_ms, hedge)
+                arrays = self._arrays(model, inputs, checked)
+                budget_ns = (self.defaults.deadline_ms if deadline_ms is None else deadline_ms) * limits.MS
+                how = _How(_tensors(arrays), budget_ns, self.defaults.hedge if hedge is None else hedge)
+                result = await self._answer(model, lambda engine, now: begin(engine, now, how))
             except ModelUnknown as error:
                 why = self.why_not(model)
                 if why is None:
@@ -141,33 +191,29 @@ class RunningInference(RunningPart):
             succeeded(result)
         return result
 
-    async def _infer(
-        self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", outputs: tuple[str, ...],
-        deadline_ms: int | None, hedge: bool | None,
-    ) -> InferenceResult:  # fmt: skip
+    def _arrays(
+        self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]",
+        checked: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> dict[str, Any]:  # fmt: skip
+        """The inputs as arrays. :raises InputInvalid: those of a run are not what the model takes."""
         self.host.require_open()
         signature = self.signature_of(model)
         arrays = as_arrays(signature.inputs if signature is not None else (), inputs)
         loaded = self._compute.models.get(model)
         if loaded is not None:
-            loaded.check(arrays)
+            loaded.check(checked(arrays))
         elif signature is not None:
-            check_inputs(model, signature.inputs, arrays)
+            check_inputs(model, signature.inputs, checked(arrays))
         if len(arrays) > limits.MAX_TENSORS or any(len(name) > limits.MAX_TEXT_CHARS for name in arrays):
             raise InputInvalid(
                 f"{len(arrays)} inputs: give at most {limits.MAX_TENSORS}, with names of {limits.MAX_TEXT_CHARS}"
             )
-        tensors = tuple(
-            NamedTensor(name, value if isinstance(value, Tensor) else tensor_of(value))
-            for name, value in arrays.items()
-        )
-        budget_ns = (self.defaults.deadline_ms if deadline_ms is None else deadline_ms) * limits.MS
-        hedged = self.defaults.hedge if hedge is None else hedge
+        return arrays
+
+    async def _answer(self, model: str, begin: "Callable[[Engine, int], int]") -> InferenceResult:
         future: asyncio.Future[Answered] = self.host.loop.create_future()
         with self._answers_lock:  # the answer may come before the request is noted
-            number = self.host.driver.begin(
-                lambda engine, now: engine.inference.ask(model, tensors, outputs, budget_ns, hedged, now)
-            )
+            number = self.host.driver.begin(begin)
             self._answers[number] = future
         self.host.driver.settle()
         try:
@@ -230,6 +276,12 @@ class RunningInference(RunningPart):
         return () if self._latencies is None else self._latencies.metrics()
 
 
+def _tensors(arrays: Mapping[str, Any]) -> tuple[NamedTensor, ...]:
+    return tuple(
+        NamedTensor(name, value if isinstance(value, Tensor) else tensor_of(value)) for name, value in arrays.items()
+    )
+
+
 def _settle(future: "asyncio.Future[Answered]", answer: Answered) -> None:
     if not future.done():
         future.set_result(answer)
@@ -240,7 +292,8 @@ def _result(model: str, answered: Answered, here: NodeId) -> InferenceResult:
 
     winner = answered.winner
     if winner is None:
-        tried = ", ".join(f"{run.node}: {run.outcome} after {run.took_ns / 1e6:.0f} ms" for run in answered.attempts)
+        told = [run for run in answered.attempts if run.outcome != "done"][:_SHOWN_RUNS]
+        tried = ", ".join(f"{run.node}: {run.outcome} after {run.took_ns / 1e6:.0f} ms" for run in told)
         message = f"{answered.detail or f'model {model!r} was not computed'} (tried {tried or 'nobody'})"
         ran_here = any(run.node == here for run in answered.attempts)
         raise _ERRORS.get(answered.failure, InferenceError if ran_here else NeighbourFailed)(message)

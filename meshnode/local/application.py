@@ -31,6 +31,7 @@ from protocols.links.drops import Drops
 from protocols.local import (
     LOCAL_MAJOR,
     LOCAL_MINOR,
+    MAX_TOLD_ATTEMPTS,
     OWN_POSITION,
     Ask,
     CancelInfer,
@@ -297,9 +298,11 @@ class Application:
             )
             return
         inputs = {named.name: named.tensor for named in frame.inputs}
+        infer = self._inference.infer
+        if frame.shard is not None:
+            infer = partial(self._inference.infer_batch, shard=frame.shard or None, divided=frame.divided)
         running = asyncio.run_coroutine_threadsafe(
-            self._inference.infer(frame.model, inputs, frame.outputs, frame.deadline_ms, frame.hedge),
-            self._host.loop,
+            infer(frame.model, inputs, frame.outputs, frame.deadline_ms, frame.hedge), self._host.loop
         )
         self._running[frame.request] = running
         running.add_done_callback(partial(self._inferred, frame.request))
@@ -309,10 +312,11 @@ class Application:
         try:
             result = running.result()
             outputs = tuple(NamedTensor(name, tensor_of(array)) for name, array in result.outputs.items())
+            attempts = [run for run in result.attempts if not result.parts or run.outcome != "done"]
             frame = encode_local(
                 Inferred(
                     request, "", "", outputs, result.ran_on, result.took_ms, result.compute_ms, result.queued_ms,
-                    result.attempts, result.model,
+                    tuple(attempts[:MAX_TOLD_ATTEMPTS]), result.model, result.parts,
                 )
             )  # fmt: skip
         except CancelledError:

@@ -13,16 +13,15 @@ import asyncio
 import itertools
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, assert_never
 
 from msgspec import Struct
 
-from meshnode.inference.result import InferenceResult
-from meshnode.inference.streams import OpenStreams, StreamingInference
 from meshnode.local.deliveries import Deliveries, Wanted
+from meshnode.local.inferring import ConnectedInference
 from meshnode.local.outgoing import Outgoing
 from meshnode.local.publisher import ConnectedPublisher
 from meshnode.local.session import Session
@@ -36,7 +35,6 @@ from protocols.base.errors import (
     BoundExceeded,
     ContextMissing,
     InferenceError,
-    InputInvalid,
     LocalProtocolError,
     MeshError,
     RemoteProtocolError,
@@ -51,13 +49,11 @@ from protocols.local import (
     POSITION,
     STATISTICS,
     Ask,
-    CancelInfer,
     Closing,
     Done,
     Fallen,
     Flush,
     Happened,
-    Infer,
     Inferred,
     LocalNodeFrame,
     Locate,
@@ -78,11 +74,8 @@ from protocols.readings.events import DeadlineMissed
 from protocols.readings.publication import Publication
 from protocols.readings.quality import Quality
 from protocols.wire.readings import Position, check_position
-from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
     from meshnode.config.sections import NodeConfig
 
 _log = logging.getLogger(__name__)
@@ -104,7 +97,7 @@ class NodeBack(Struct, frozen=True):
 LocalEvent = Event | NodeAway | NodeBack
 
 
-class ConnectedNode(Publishing[ConnectedPublisher], Subscribing, StreamingInference):
+class ConnectedNode(Publishing[ConnectedPublisher], Subscribing, ConnectedInference):
     """A node in another process. Made by :func:`connect`; methods raise ``LocalProtocolError`` outside ``async with``.
 
     Unlike :class:`meshnode.node.Node` it has no ``config``, ``port``, ``http_port``, ``grpc_port`` and
@@ -118,24 +111,20 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing, StreamingInfere
     the node a subscription goes on, and readings that it had before do not come again.
     """
 
-    id: NodeId
     role: Role
     mesh: str
     incarnation: Incarnation
-    max_in_flight = limits.MAX_LOCAL_REQUESTS
 
     def __init__(self, path: Path, name: str) -> None:
         super().__init__()
+        ConnectedInference.__init__(self)
         self.session = Session(path, name, self._received, self._back, self._gone)
         self.outgoing: Outgoing = self.session.outgoing
         self.access = AccessTable(())
-        self.streams = OpenStreams()
         self._closed = True
-        self._minor = 0
         self._puts = itertools.count(1)
         self._position_known = False
         self._deliveries = Deliveries()
-        self._answers: dict[int, asyncio.Future[Inferred]] = {}
         self._flushes: dict[int, asyncio.Future[None]] = {}
         self._refused: dict[str, MeshError] = {}
         self._listeners: list[Callable[[LocalEvent], None]] = []
@@ -196,11 +185,8 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing, StreamingInfere
         self._tell(NodeBack(self.incarnation))
 
     def _fail_all(self, reason: str) -> None:
-        answers, self._answers = self._answers, {}
         flushes, self._flushes = self._flushes, {}
-        for answer in answers.values():
-            if not answer.done():
-                answer.set_exception(InferenceError(f"the node {self.id} was lost before it answered: {reason}"))
+        self._fail_answers(f"the node {self.id} was lost before it answered: {reason}")
         for flush in flushes.values():
             if not flush.done():
                 flush.set_exception(TransportError(f"the node {self.id} was lost before it confirmed: {reason}"))
@@ -270,54 +256,6 @@ class ConnectedNode(Publishing[ConnectedPublisher], Subscribing, StreamingInfere
                     _log.debug("nothing to unsubscribe at the node: %s", error)
 
         return ended
-
-    # --- inference -------------------------------------------------------------------------------------------------
-    async def infer(
-        self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", *, outputs: tuple[str, ...] = (),
-        deadline_ms: int | None = None, hedge: bool | None = None,
-    ) -> InferenceResult:  # fmt: skip
-        """Like :meth:`meshnode.node.Node.infer`: the node computes it or asks a neighbour. ``took_ms`` is measured by
-        the node, so it leaves out the way to the node and back.
-
-        :raises ModelUnknown, InputInvalid, BudgetExhausted, InferenceError: as there.
-        :raises TransportError: when the node is away. :raises BoundExceeded: with too many inferences under way.
-        """
-        import numpy as np
-
-        self.require_open()
-        arrays = {name: value if isinstance(value, Tensor) else np.asarray(value) for name, value in inputs.items()}
-        too_many = len(arrays) > limits.MAX_TENSORS or len(outputs) > limits.MAX_TENSORS
-        if too_many or any(len(name) > limits.MAX_TEXT_CHARS for name in (model, *arrays, *outputs)):
-            raise InputInvalid(
-                f"{len(arrays)} inputs, {len(outputs)} outputs: give at most {limits.MAX_TENSORS}, with names of "
-                f"{limits.MAX_TEXT_CHARS} characters"
-            )
-        if deadline_ms is not None and not 1 <= deadline_ms <= limits.MAX_BUDGET_MS:
-            raise LocalProtocolError(f"deadline_ms {deadline_ms} is out of range: use 1 to {limits.MAX_BUDGET_MS}")
-        tensors = tuple(
-            NamedTensor(name, value if isinstance(value, Tensor) else tensor_of(value))
-            for name, value in arrays.items()
-        )
-        number = self.session.number()
-        answer: asyncio.Future[Inferred] = self.loop.create_future()
-        self._answers[number] = answer
-        try:
-            self.session.say(Infer(number, model, tensors, tuple(outputs), deadline_ms, hedge))
-            answered = await answer
-        except asyncio.CancelledError:
-            try:
-                self.session.say(CancelInfer(number))
-            except (BoundExceeded, TransportError) as error:
-                _log.debug("nothing to cancel at the node: %s", error)
-            raise
-        finally:
-            self._answers.pop(number, None)
-        if answered.error:
-            raise error_named(answered.error, answered.detail)
-        return InferenceResult(
-            {named.name: np.asarray(named.tensor) for named in answered.outputs}, NodeId(answered.ran_on),
-            answered.took_ms, answered.compute_ms, answered.queued_ms, answered.attempts, answered.model or model,
-        )  # fmt: skip
 
     # --- who is there, and for operators: each asks the node and waits, normally well below a millisecond -----------
     def ask(self, subject: str, argument: Any = None) -> Any:

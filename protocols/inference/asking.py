@@ -98,6 +98,18 @@ class Asking:
         local = self._models.get(model)
         return local.digest if local is not None else self._offers.digest_of(model)
 
+    def require_digest(self, model: str) -> str:
+        """As :meth:`digest_of`. :raises ModelUnknown: nobody has it."""
+        digest = self.digest_of(model)
+        if digest is None:
+            names = sorted({*self._models, *self._offers.names()})
+            known = ", ".join(names[:_SHOWN_MODELS]) + (", …" if len(names) > _SHOWN_MODELS else "")
+            raise ModelUnknown(
+                f"no model {model!r} here or at a neighbour; known: {known or 'none'}. "
+                "Add [models.<name>] to the configuration of a node in reach"
+            )
+        return digest
+
     def signature_of(self, model: str) -> ModelSignature | None:
         """What a model takes and gives: as it is loaded here, or else by what neighbours say; None: nobody says so."""
         digest = self.digest_of(model)
@@ -123,14 +135,7 @@ class Asking:
         of a larger request, if it can."""
         if len(self.requests) >= limits.MAX_PENDING_REQUESTS:
             raise BoundExceeded(f"{limits.MAX_PENDING_REQUESTS} requests are in flight: wait for answers")
-        digest = self.digest_of(model)
-        if digest is None:
-            names = sorted({*self._models, *self._offers.names()})
-            known = ", ".join(names[:_SHOWN_MODELS]) + (", …" if len(names) > _SHOWN_MODELS else "")
-            raise ModelUnknown(
-                f"no model {model!r} here or at a neighbour; known: {known or 'none'}. "
-                "Add [models.<name>] to the configuration of a node in reach"
-            )
+        digest = self.require_digest(model)
         number = next(self._numbers)
         request = self.requests[number] = OwnRequest(
             number, model, digest, inputs, outputs, now, budget_ns, hedge, planned
@@ -170,8 +175,9 @@ class Asking:
     # --- placed ----------------------------------------------------------------------------------------------------
     def _candidates(self, request: OwnRequest, now: int) -> list[Candidate]:
         """Who could compute the request in time, best first. While no run of it is under way, a smaller model takes the
-        place of its own if that makes the deadline probable, or if its own can't make it at all."""
-        if request.runs:
+        place of its own if that makes the deadline probable, or if its own can't make it at all. A part of a larger
+        request has its own model only: parts of different models don't fit each other."""
+        if request.runs or request.planned is not None:
             return self._ordered(request, request.model, request.demand, now)
         request.model, request.digest = request.asked_model, request.asked_digest
         candidates = self._ordered(request, request.model, request.demand, now)
@@ -290,7 +296,7 @@ class Asking:
         del self.requests[request.number]
         for attempt in request.attempts:
             if attempt.outcome == "invalid":  # others took the same inputs
-                self._was_wrong(attempt.node, run.model, now)
+                self.was_wrong(attempt.node, run.model, now)
         self.counters["answered"] += 1
         self._decided.events.append(
             Answered(request.number, report, outputs, tuple(request.attempts), now - request.asked_ns, model=run.model)
@@ -339,7 +345,7 @@ class Asking:
             return
         wrong = self._misfit(request, run, answer) if answer.status == "done" else ""
         if wrong:
-            self._was_wrong(node, run.model, now)
+            self.was_wrong(node, run.model, now)
             answer = InferAnswer(answer.request, "failed", detail=f"{node}: {wrong}"[: limits.MAX_TEXT_CHARS])
         took_ns = now - run.started_ns
         late = answer.status == "done" and now >= request.deadline_ns  # it came before the timer was handled
@@ -379,7 +385,7 @@ class Asking:
             self._misnamed.add(run.digest)
         return ""
 
-    def _was_wrong(self, node: NodeId, model: str, now: int) -> None:
+    def was_wrong(self, node: NodeId, model: str, now: int) -> None:
         """A neighbour lied. Results of this node are not checked, and what it calls invalid ends the request."""
         self.counters["wrong_answers"] += 1
         self._drops.count(node, model, "wrong_answer")

@@ -37,8 +37,7 @@ class Candidates:
         """Who could compute a model for a request in time, best first. The quickest of those who could not is noted in
         the request. ``may_risk``: see :func:`~protocols.inference.placement.order`."""
         remaining_ns = request.deadline_ns - now
-        here = self.here(request, model, demand, now)
-        there = self.there(request, model, demand, now) if self.offload or not self.computes(model, demand) else []
+        here, there = self.both(request, model, demand, now)
         both = [here, *there] if here is not None else there
         hopeless = [candidate for candidate in both if candidate.soonest_ns > remaining_ns]
         request.hopeless = min(hopeless, key=lambda candidate: candidate.soonest_ns, default=None)
@@ -46,6 +45,13 @@ class Candidates:
         if request.planned is not None:
             ordered.sort(key=lambda candidate: candidate.node != request.planned or candidate.doubtful)
         return [candidate for candidate in ordered if candidate.soonest_ns <= remaining_ns]
+
+    def both(
+        self, request: OwnRequest, model: str, demand: Demand, now: int
+    ) -> tuple[Candidate | None, list[Candidate]]:  # fmt: skip
+        """What is predicted for this node, and for the neighbours that may be asked."""
+        here = self.here(request, model, demand, now)
+        return here, self.there(request, model, demand, now) if self.offload or not self.computes(model, demand) else []
 
     def here(self, request: OwnRequest, model: str, demand: Demand, now: int) -> Candidate | None:
         """The own node; None: it can't compute the model, or has tried."""

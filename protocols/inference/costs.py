@@ -152,6 +152,17 @@ class Services:
         service = self._of.get(demand.kind)
         return service.output_bytes if service is not None else 0
 
+    def pace_ns(self, digest: str, now: int) -> float:
+        """The time for each byte of inputs, by the largest runs of a file that were seen lately; 0: none was seen."""
+        seen = [
+            (bits, service) for (file, bits), service in self._of.items()
+            if file == digest and bits and service.durations.known(now)
+        ]  # fmt: skip
+        if not seen:
+            return 0.0
+        bits, service = max(seen, key=lambda each: each[0])
+        return service.durations.mean_ns / (service.input_bytes if service.input_bytes > 0 else 3 << bits >> 2)
+
     def soonest_ns(self, demand: Demand, now: int) -> int:
         """A run can't take less; 0: nothing was seen just now."""
         service = self._of.get(demand.kind)
@@ -287,6 +298,10 @@ class NeighbourCosts:
         """What runs of that kind at ``node`` have lately taken, on average; 0: none was seen."""
         durations = self._of.get(node, _UNKNOWN).services.seen(demand, now)
         return durations.mean_ns if durations is not None else 0
+
+    def pace_ns(self, node: NodeId, digest: str, now: int) -> float:
+        """What ``node`` has lately needed for each byte of inputs of a file; 0: nothing was seen."""
+        return self._of.get(node, _UNKNOWN).services.pace_ns(digest, now)
 
     def forget_link(self, node: NodeId) -> None:
         """Forget the link to a neighbour that is gone. What it claimed and did is not forgotten."""

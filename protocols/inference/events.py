@@ -38,6 +38,8 @@ class PartReport(Struct, frozen=True):
     output_bytes: int
     replays: int = 0
     """How many further runs of it were begun, because one was late, lost or failed."""
+    size: int = 0
+    """The rows of the batch that a shard has; 0 for a stage."""
 
 
 class Compute(Effect, frozen=True):

@@ -85,6 +85,11 @@ class Loads:
         if load is not None:
             load.sent.pop(run, None)
 
+    def workers_of(self, node: NodeId) -> int:
+        """How many runs a neighbour does at a time."""
+        load = self._of.get(node)
+        return load.workers if load is not None else 1
+
     def usual_ns(self, node: NodeId) -> int:
         """How long runs wait there usually, by the mean of the reports."""
         load = self._of.get(node)

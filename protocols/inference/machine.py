@@ -2,10 +2,11 @@
 
 Its own requests are the business of :mod:`protocols.inference.asking`, those of neighbours that of
 :mod:`protocols.inference.serving`. The plans of models that are split, and the stages that this node runs for others,
-are in :mod:`protocols.inference.split`. Budgets travel as durations, so that no clocks need to agree.
+are in :mod:`protocols.inference.split`, and so are batches that are divided. Budgets travel as durations, so that no
+clocks need to agree.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from random import Random
 from typing import ClassVar, Final, assert_never
@@ -27,6 +28,8 @@ from protocols.inference.placement import LocalModel
 from protocols.inference.serving import Serving
 from protocols.inference.signature import ModelSignature, to_wire
 from protocols.inference.split.hosting import Hosting
+from protocols.inference.split.parts import carry
+from protocols.inference.split.shards import Shards
 from protocols.inference.split.splitting import Splitting
 from protocols.links.drops import Drops
 from protocols.machine import Machine, Message
@@ -81,6 +84,7 @@ class Inference(Machine):
             node, access, self._asking, self._models, self._offers, reachable, drops, self._decided, self._numbers
         )  # fmt: skip
         self.hosting = Hosting(node, access, drops, self._decided)
+        self.shards = Shards(node, self._asking, self._services, self._own_queue, self._numbers)
         self._told: list[LocalModel] = []  # what neighbours know
         self._described: set[str] = set()  # digests whose signatures all neighbours at that time were told
         self._offer_version = 0
@@ -181,12 +185,28 @@ class Inference(Machine):
         number = self.split.begin(model, inputs, outputs, budget_ns, hedge, now)
         if number is None:
             return self._asking.ask(model, inputs, outputs, budget_ns, hedge, now)
-        self.split.carry(now)
+        self._carry(now)
+        return number
+
+    def ask_batch(
+        self, model: str, inputs: tuple[NamedTensor, ...], outputs: tuple[str, ...], budget_ns: int, hedge: bool,
+        now: int, divided: Sequence[str] = (), size: int = 0,
+    ) -> int:  # fmt: skip
+        """Start a request whose inputs have rows, which this node and its neighbours divide among themselves; the rest
+        is as for :meth:`ask`. ``hedge``: whether a shard that is late may be begun a second time. ``divided``: see
+        :class:`~protocols.inference.split.rows.Rows`. ``size``: rows of a shard; 0: chosen by what runs have taken.
+
+        :raises InputInvalid: it can't be divided. :raises BoundExceeded: with too many batches or bytes in flight.
+        :raises ModelUnknown: when neither this node nor a neighbour has the model.
+        """
+        number, answers = self.shards.begin(model, inputs, outputs, budget_ns, hedge, now, divided, size)
+        self._decided.events += answers
+        self._carry(now)
         return number
 
     def abandon(self, number: int, now: int) -> None:
         """The caller no longer wants the answer: no event follows."""
-        if not self.split.abandon(number, now):
+        if not (self.shards.abandon(number, now) or self.split.abandon(number, now)):
             self._asking.abandon(number, now)
 
     def fallback_of(self, model: str) -> str:
@@ -197,12 +217,17 @@ class Inference(Machine):
         """The nodes that compute own requests now, once for each run."""
         return [run.node for request in self._asking.requests.values() for run in request.runs.values()]
 
+    def _carry(self, now: int) -> None:
+        """Go on with requests of which parts have ended."""
+        carry(self._decided, (self.split.pipelines, self.shards), now)
+        self.split.note_trials(now)
+
     # --- results ---------------------------------------------------------------------------------------------------
     def computed(self, run: int, answer: InferAnswer, now: int) -> None:
         """A run of this node ended; ``answer.request`` is ignored."""
         if not self._serving.computed(run, answer, self._queue_us(now), now):
             self._asking.result(run, self._node, answer, now)
-            self.split.carry(now)
+            self._carry(now)
 
     def _queue_us(self, now: int) -> int:
         longest_ns = max((model.queue_ns for model in self._models.values()), default=0)
@@ -234,7 +259,7 @@ class Inference(Machine):
                 self._asking.result(frame.request, source, frame, now)
                 if frame.queue_us is not None:
                     self._asking.loads.reported(source, frame.queue_us, now)
-                self.split.carry(now)
+                self._carry(now)
             case InferCancel():
                 self._serving.cancel(frame.request, source, now)
             case Signature():
@@ -276,14 +301,14 @@ class Inference(Machine):
         self.hosting.neighbour_gone(node)
         self.split.neighbour_gone(node, now)
         self._asking.neighbour_gone(node, now)
-        self.split.carry(now)
+        self._carry(now)
 
     def undeliverable(self, node: NodeId, frame: Frame, now: int) -> None:
         """A frame could not be queued. A request goes to another node at once. For an answer, the run is reported as
         failed."""
         if type(frame) is InferRequest:
             self._asking.undeliverable(node, frame, now)
-            self.split.carry(now)
+            self._carry(now)
         elif type(frame) is InferAnswer and frame.outputs:
             detail = f"{self._node} computed it, but the answer is too large or the link is stuck"
             self._decided.messages.append((node, InferAnswer(frame.request, "failed", detail=detail)))
@@ -303,11 +328,14 @@ class Inference(Machine):
             self._asking.handle_timer(now)
         self.hosting.handle_timer(now)
         self.split.handle_timer(now)
-        self.split.carry(now)
+        self._decided.events += self.shards.handle_timer(now)
+        self._carry(now)
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next."""
-        due = min(self._offers_due_ns, self.split.next_timer_at(), self.hosting.next_timer_at())
+        due = min(
+            self._offers_due_ns, self.split.next_timer_at(), self.hosting.next_timer_at(), self.shards.next_timer_at()
+        )
         if self._serving.held:
             due = min(due, self._serving.next_timer_at())
         if self._asking.requests:
@@ -337,8 +365,9 @@ class Inference(Machine):
         """Counters by name; they only grow."""
         return {
             **self._asking.counters, "served": self._serving.served, "refused_busy": self._serving.refused_busy,
-            "refused_late": self._serving.refused_late, **self.split.counters(), "stages_hosted": self.hosting.taken,
-            "stages_refused": self.hosting.refused, "stages_dropped": self.hosting.dropped,
+            "refused_late": self._serving.refused_late, **self.split.counters(), **self.shards.counters,
+            "stages_hosted": self.hosting.taken, "stages_refused": self.hosting.refused,
+            "stages_dropped": self.hosting.dropped,
         }  # fmt: skip
 
 

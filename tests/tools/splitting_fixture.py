@@ -1,10 +1,12 @@
-"""Machines of inference that are linked to each other in virtual time, and a model of three stages.
+"""Machines of inference that are linked to each other in virtual time, a model of three stages, and one of rows.
 
-The model adds up: each stage appends its number to the bytes that it is given, so that the outputs show which stages
-ran, and in which order.
+The first adds up: each stage appends its number to the bytes that it is given, so that the outputs show which stages
+ran, and in which order. The second gives for each row its number, doubled, so that the outputs show whether each was
+computed once and stands in its place.
 """
 
 import hashlib
+from array import array
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
@@ -39,7 +41,7 @@ from protocols.wire.inference import InferAnswer
 from protocols.wire.tensors import NamedTensor, tensor_of
 
 MS, SECOND = limits.MS, limits.SECOND
-WHOLE = hashlib.sha256(b"whole").hexdigest()
+WHOLE, ROWS = (hashlib.sha256(name).hexdigest() for name in (b"whole", b"rows"))
 CUTS = (CutPoint(2_000, 0.25, 100_000), CutPoint(1_000, 0.5, 200_000))
 PROFILE = Profile(10_000, 100, CUTS, 400_000)
 IMAGE = (NamedTensor("t0", tensor_of(bytes(10_000))),)
@@ -57,6 +59,17 @@ def signature(first: int, last: int) -> ModelSignature:
     return ModelSignature((taken,), (given,))
 
 
+def batch_of(count: int) -> tuple[NamedTensor, ...]:
+    """The inputs of the model of rows: their numbers."""
+    return (NamedTensor("x", tensor_of(array("i", range(count)))),)
+
+
+def rows_of(answered: Answered) -> list[int]:
+    """The numbers of the rows in the outputs, in their order."""
+    (named,) = answered.outputs
+    return [value // 2 for value in named.tensor.data.cast("i")]
+
+
 class Linked:
     """One machine among others."""
 
@@ -68,6 +81,8 @@ class Linked:
         self.models: dict[str, LocalModel] = {}
         self.runs: list[tuple[str, NodeId | None]] = []
         """Every run that was begun: its model, and who asked for it."""
+        self.row_ns = 0
+        """What a row of the model of rows takes."""
         self.disk: dict[str, bytes] = {}
         self.answered: list[Answered] = []
         self.hears = True
@@ -86,6 +101,15 @@ class Linked:
         """Load the whole model."""
         self._load(LocalModel(name, WHOLE, self.run_ns, 0, served, signature=signature(-1, 2)))
 
+    def has_rows(self, row_ns: int, unit: int | None = None, output_rows: int | None = None) -> None:
+        """Load the model of rows. ``unit``: how many it takes at a time; None: any number. ``output_rows``: as its
+        signature says."""
+        self.row_ns = row_ns
+        tensors = (TensorSignature("x", "i4", (unit,)), TensorSignature("y", "i4", (output_rows or unit,)))
+        self._load(LocalModel(
+            "rows", ROWS, row_ns * (unit or 1), 0, True, signature=ModelSignature(tensors[:1], tensors[1:])
+        ))  # fmt: skip
+
     def _load(self, model: LocalModel) -> None:
         self.models[model.name] = model
         self.machine.set_models(tuple(self.models.values()), self.mesh.now)
@@ -97,6 +121,11 @@ class Linked:
 
     def ask(self, budget_ns: int = SECOND, name: str = "plate") -> int:
         number = self.machine.ask(name, IMAGE, (), budget_ns, True, self.mesh.now)
+        self.settle()
+        return number
+
+    def ask_rows(self, count: int, budget_ns: int = 60 * SECOND, hedge: bool = True, size: int = 0) -> int:
+        number = self.machine.ask_batch("rows", batch_of(count), (), budget_ns, hedge, self.mesh.now, (), size)
         self.settle()
         return number
 
@@ -188,22 +217,31 @@ class Linked:
         self.runs.append((effect.model, effect.asked_by))
         self._under_way.add(effect.run)
         begins_ns = max(self._free_ns, now)
-        self._free_ns = begins_ns + model.compute_ns
-        assert model.signature is not None
-        given, output = effect.inputs[0], model.signature.outputs[0]
-        first, last = int(given.name[1]), int(output.name[1])
-        marks = bytes(given.tensor.data)[-first:] if first else b""
-        marks += b"".join(number.to_bytes() for number in range(first, last))
-        outputs = (NamedTensor(output.name, tensor_of(marks.rjust(PROFILE.boundaries[last].size_bytes, b"."))),)
+        output, compute_ns = self._result(effect, model)
+        self._free_ns = begins_ns + compute_ns
 
         def done() -> None:
             if effect.run in self._under_way:
                 self._under_way.discard(effect.run)
                 queued_ns = begins_ns - now
-                answer = InferAnswer(0, "done", outputs, queued_ns // 1_000, model.compute_ns // 1_000)
+                answer = InferAnswer(0, "done", (output,), queued_ns // 1_000, compute_ns // 1_000)
                 self.machine.computed(effect.run, self.lies(answer), self.mesh.now)
 
         self.mesh.after(self._free_ns - now, self, done)
+
+    def _result(self, effect: Compute, model: LocalModel) -> tuple[NamedTensor, int]:
+        """The output of a run, and what the run takes."""
+        given = effect.inputs[0]
+        if effect.model == "rows":
+            numbers = given.tensor.data.cast("i")
+            return NamedTensor("y", tensor_of(array("i", (2 * each for each in numbers)))), len(numbers) * self.row_ns
+        assert model.signature is not None
+        output = model.signature.outputs[0]
+        first, last = int(given.name[1]), int(output.name[1])
+        marks = bytes(given.tensor.data)[-first:] if first else b""
+        marks += b"".join(number.to_bytes() for number in range(first, last))
+        tensor = tensor_of(marks.rjust(PROFILE.boundaries[last].size_bytes, b"."))
+        return NamedTensor(output.name, tensor), model.compute_ns
 
 
 class Mesh:
@@ -217,9 +255,9 @@ class Mesh:
         self._numbers = count()
 
     def add(
-        self, name: str, run_ns: int, accepts: bool = True, rules: tuple[AccessRule, ...] = DEFAULT_RULES
+        self, name: str, run_ns: int = 0, accepts: bool = True, rules: tuple[AccessRule, ...] = DEFAULT_RULES
     ) -> Linked:  # fmt: skip
-        """A node whose run of the whole model takes ``run_ns``."""
+        """A node whose run of the whole model of stages takes ``run_ns``."""
         node = Linked(self, name, run_ns, rules)
         node.machine.hosting.accepts = accepts
         for other in self.nodes:

@@ -119,17 +119,8 @@ class Splitting:
         """The caller no longer wants an answer. Returns whether it was a pipeline."""
         return self.pipelines.abandon(number, now)
 
-    def carry(self, now: int) -> None:
-        """Take the ends of stages out of the events, and go on with their pipelines."""
-        if not self.pipelines.piped and not self.pipelines.ended:
-            return
-        while any(self.pipelines.owns(event.request) for event in self._decided.events):
-            events, self._decided.events = self._decided.events, []
-            for event in events:
-                if self.pipelines.owns(event.request):
-                    self._decided.events += self.pipelines.child_ended(event, now)
-                else:
-                    self._decided.events.append(event)
+    def note_trials(self, now: int) -> None:
+        """Take up the times of trials that have ended."""
         ended, self.pipelines.ended = self.pipelines.ended, []
         for staged, answered in ended:
             self._timed(staged, answered, now)
