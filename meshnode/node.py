@@ -57,6 +57,7 @@ from protocols.wire.tensors import Tensor
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from meshnode.inference.batches import BatchInputs
     from meshnode.models import LoadedModel
 
 _log = logging.getLogger(__name__)
@@ -181,17 +182,18 @@ class Node(Host, StreamingInference):
         return await self.part(RunningInference).infer(model, inputs, outputs, deadline_ms, hedge)
 
     async def infer_batch(
-        self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", *, outputs: tuple[str, ...] = (),
+        self, model: str, inputs: "BatchInputs", *, outputs: tuple[str, ...] = (),
         deadline_ms: int | None = None, hedge: bool | None = None, shard: int | None = None,
         divided: tuple[str, ...] = (),
     ) -> InferenceResult:  # fmt: skip
         """Have a batch computed by this node and its neighbours together, each as many of its rows as it is fast.
 
-        A row is one element of axis 0 of the inputs that are ``divided``, by default those with most elements there;
-        other inputs go to each shard as they are. Rows must not depend on one another. Outputs of shards are joined on
-        axis 0, in order; ``parts`` of the result says who computed how many rows. The deadline is that of the whole
-        batch. ``hedge``: begin shards that are late at another node too. ``shard``: rows of a shard; default: as many
-        as the model takes at a time, or chosen by what runs have taken. The rest is as for :meth:`infer`.
+        A row is one element of axis 0 of the inputs that are ``divided``, by default those with most elements there, or
+        one of a list of encoded pictures. Other inputs go to each shard as they are. Rows must not depend on one
+        another. Outputs of shards are joined on axis 0, in order; ``parts`` of the result says who computed how many
+        rows. The deadline is that of the whole batch. ``hedge``: begin shards that are late at another node too.
+        ``shard``: rows of a shard; default: as many as the model takes at a time, or chosen by what runs have taken.
+        The rest is as for :meth:`infer`.
 
         :raises InputInvalid: also when the inputs can't be divided, or outputs don't follow the batch.
         :raises BoundExceeded: with 16 batches under way, or a gigabyte of inputs and outputs of batches.

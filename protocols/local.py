@@ -102,7 +102,8 @@ class Infer(Frame, frozen=True, array_like=True, gc=False, tag=99):
 
     request: Count
     model: Text
-    inputs: Annotated[tuple[NamedTensor, ...], Meta(max_length=limits.MAX_TENSORS)]
+    inputs: Annotated[tuple[NamedTensor, ...], Meta(max_length=MAX_SHARDS + limits.MAX_TENSORS)]
+    """Of a batch, one name may have several, which are its rows."""
     outputs: Annotated[tuple[Text, ...], Meta(max_length=limits.MAX_TENSORS)] = ()
     deadline_ms: Annotated[int, Meta(ge=1, le=limits.MAX_BUDGET_MS)] | None = None
     hedge: bool | None = None

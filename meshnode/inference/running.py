@@ -5,8 +5,9 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
+from meshnode.inference.batches import batch_tensors, tensors_of
 from meshnode.inference.compute import ComputeService
 from meshnode.inference.oip.statistics import RequestStatistics
 from meshnode.inference.result import InferenceResult
@@ -28,33 +29,29 @@ from protocols.base.errors import (
 from protocols.base.ids import NodeId
 from protocols.inference.events import Answered, CancelCompute, Compute
 from protocols.inference.placement import LocalModel
-from protocols.inference.signature import ModelSignature
+from protocols.inference.signature import ModelSignature, TensorSignature
 from protocols.inference.split.rows import Rows
 from protocols.local import ModelView, TensorView
 from protocols.wire.inference import InferAnswer
-from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
+from protocols.wire.tensors import Tensor
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from prometheus_client.core import Metric
     from starlette.routing import BaseRoute
 
+    from meshnode.inference.batches import BatchInputs
     from meshnode.inference.latencies import Latencies
     from protocols.engine import Engine
+
+    _Begin = Callable[[Engine, int], int]
+    """Begins a request in the engine, and returns its number."""
 
 _log = logging.getLogger(__name__)
 _ERRORS: dict[str, type[InferenceError]] = {"unknown": ModelUnknown, "invalid": InputInvalid, "late": BudgetExhausted}
 """By ``Answered.failure``."""
 _SHOWN_RUNS: Final = 20
 """Runs in one message: a batch may have thousands."""
-
-
-class _How(NamedTuple):
-    """A request as the engine takes it."""
-
-    tensors: tuple[NamedTensor, ...]
-    budget_ns: int
-    hedge: bool
 
 
 class RunningInference(RunningPart):
@@ -143,16 +140,16 @@ class RunningInference(RunningPart):
     ) -> InferenceResult:  # fmt: skip
         """See :meth:`meshnode.node.Node.infer`."""
 
-        def begin(engine: "Engine", now: int, how: _How) -> int:
-            return engine.inference.ask(model, how.tensors, outputs, how.budget_ns, how.hedge, now)
+        def prepared() -> "_Begin":
+            arrays = as_arrays(self._takes(model), inputs)
+            self._check(model, arrays)
+            tensors, (budget_ns, hedged) = tensors_of(arrays), self._how(deadline_ms, hedge)
+            return lambda engine, now: engine.inference.ask(model, tensors, outputs, budget_ns, hedged, now)
 
-        def whole(arrays: dict[str, Any]) -> dict[str, Any]:
-            return arrays
-
-        return await self._counted(model, inputs, deadline_ms, hedge, whole, begin)
+        return await self._counted(model, prepared)
 
     async def infer_batch(
-        self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", outputs: tuple[str, ...] = (),
+        self, model: str, inputs: "BatchInputs", outputs: tuple[str, ...] = (),
         deadline_ms: int | None = None, hedge: bool | None = None, shard: int | None = None,
         divided: tuple[str, ...] = (),
     ) -> InferenceResult:  # fmt: skip
@@ -160,29 +157,46 @@ class RunningInference(RunningPart):
         if shard is not None and shard < 1:
             raise InputInvalid(f"shards of {shard} rows are wrong: give at least 1, or None to have the size chosen")
 
-        def begin(engine: "Engine", now: int, how: _How) -> int:
-            return engine.inference.ask_batch(
-                model, how.tensors, outputs, how.budget_ns, how.hedge, now, divided, shard or 0
-            )  # fmt: skip
+        def prepared() -> "_Begin":
+            tensors = batch_tensors(self._takes(model), inputs)
+            rows = Rows(model, self.signature_of(model), tensors, outputs, divided)
+            one = rows.shard(0, rows.unit or min(shard or 1, rows.count))
+            self._check(model, {named.name: named.tensor for named in one})
+            budget_ns, hedged = self._how(deadline_ms, hedge)
+            return lambda engine, now: engine.inference.ask_batch(
+                model, tensors, outputs, budget_ns, hedged, now, divided, shard or 0
+            )
 
-        def first(arrays: dict[str, Any]) -> dict[str, Any]:
-            rows = Rows(model, self.signature_of(model), _tensors(arrays), outputs, divided)
-            return {named.name: named.tensor for named in rows.shard(0, rows.unit or min(shard or 1, rows.count))}
+        return await self._counted(model, prepared)
 
-        return await self._counted(model, inputs, deadline_ms, hedge, first, begin)
+    def _takes(self, model: str) -> tuple[TensorSignature, ...]:
+        """The inputs of a model; none when nobody tells them."""
+        self.host.require_open()
+        signature = self.signature_of(model)
+        return signature.inputs if signature is not None else ()
 
-    async def _counted(
-        self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", deadline_ms: int | None, hedge: bool | None,
-        checked: Callable[[dict[str, Any]], dict[str, Any]], begin: "Callable[[Engine, int, _How], int]",
-    ) -> InferenceResult:  # fmt: skip
-        """Have a request computed that ``begin`` begins, and count it. ``checked``: gives the inputs of one run, of
-        those that were given."""
+    def _check(self, model: str, arrays: Mapping[str, Any]) -> None:
+        """:raises InputInvalid: the inputs of a run are not what the model takes."""
+        loaded = self._compute.models.get(model)
+        if loaded is not None:
+            loaded.check(arrays)
+        elif takes := self._takes(model):
+            check_inputs(model, takes, arrays)
+        if len(arrays) > limits.MAX_TENSORS or any(len(name) > limits.MAX_TEXT_CHARS for name in arrays):
+            raise InputInvalid(
+                f"{len(arrays)} inputs: give at most {limits.MAX_TENSORS}, with names of {limits.MAX_TEXT_CHARS}"
+            )
+
+    def _how(self, deadline_ms: int | None, hedge: bool | None) -> tuple[int, bool]:
+        """The budget in nanoseconds, and whether there are hedges."""
+        budget_ns = (self.defaults.deadline_ms if deadline_ms is None else deadline_ms) * limits.MS
+        return budget_ns, self.defaults.hedge if hedge is None else hedge
+
+    async def _counted(self, model: str, prepared: "Callable[[], _Begin]") -> InferenceResult:
+        """Have a request computed, and count it. ``prepared``: checks it, and returns how it begins."""
         with self.requests.request(model) as succeeded:
             try:
-                arrays = self._arrays(model, inputs, checked)
-                budget_ns = (self.defaults.deadline_ms if deadline_ms is None else deadline_ms) * limits.MS
-                how = _How(_tensors(arrays), budget_ns, self.defaults.hedge if hedge is None else hedge)
-                result = await self._answer(model, lambda engine, now: begin(engine, now, how))
+                result = await self._answer(model, prepared())
             except ModelUnknown as error:
                 why = self.why_not(model)
                 if why is None:
@@ -191,26 +205,7 @@ class RunningInference(RunningPart):
             succeeded(result)
         return result
 
-    def _arrays(
-        self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]",
-        checked: Callable[[dict[str, Any]], dict[str, Any]],
-    ) -> dict[str, Any]:  # fmt: skip
-        """The inputs as arrays. :raises InputInvalid: those of a run are not what the model takes."""
-        self.host.require_open()
-        signature = self.signature_of(model)
-        arrays = as_arrays(signature.inputs if signature is not None else (), inputs)
-        loaded = self._compute.models.get(model)
-        if loaded is not None:
-            loaded.check(checked(arrays))
-        elif signature is not None:
-            check_inputs(model, signature.inputs, checked(arrays))
-        if len(arrays) > limits.MAX_TENSORS or any(len(name) > limits.MAX_TEXT_CHARS for name in arrays):
-            raise InputInvalid(
-                f"{len(arrays)} inputs: give at most {limits.MAX_TENSORS}, with names of {limits.MAX_TEXT_CHARS}"
-            )
-        return arrays
-
-    async def _answer(self, model: str, begin: "Callable[[Engine, int], int]") -> InferenceResult:
+    async def _answer(self, model: str, begin: "_Begin") -> InferenceResult:
         future: asyncio.Future[Answered] = self.host.loop.create_future()
         with self._answers_lock:  # the answer may come before the request is noted
             number = self.host.driver.begin(begin)
@@ -274,12 +269,6 @@ class RunningInference(RunningPart):
     def metrics(self) -> "Iterable[Metric]":
         """Latencies and failures of own requests."""
         return () if self._latencies is None else self._latencies.metrics()
-
-
-def _tensors(arrays: Mapping[str, Any]) -> tuple[NamedTensor, ...]:
-    return tuple(
-        NamedTensor(name, value if isinstance(value, Tensor) else tensor_of(value)) for name, value in arrays.items()
-    )
 
 
 def _settle(future: "asyncio.Future[Answered]", answer: Answered) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
 
+from meshnode.inference.batches import by_name
 from meshnode.inference.result import InferenceResult
 from meshnode.inference.running import RunningInference
 from meshnode.local.outgoing import Outgoing
@@ -297,13 +298,14 @@ class Application:
                 )
             )
             return
-        inputs = {named.name: named.tensor for named in frame.inputs}
-        infer = self._inference.infer
-        if frame.shard is not None:
-            infer = partial(self._inference.infer_batch, shard=frame.shard or None, divided=frame.divided)
-        running = asyncio.run_coroutine_threadsafe(
-            infer(frame.model, inputs, frame.outputs, frame.deadline_ms, frame.hedge), self._host.loop
-        )
+        how = frame.outputs, frame.deadline_ms, frame.hedge
+        if frame.shard is None:
+            inputs = {named.name: named.tensor for named in frame.inputs}
+            work = self._inference.infer(frame.model, inputs, *how)
+        else:
+            batch = by_name(frame.inputs)
+            work = self._inference.infer_batch(frame.model, batch, *how, frame.shard or None, frame.divided)
+        running = asyncio.run_coroutine_threadsafe(work, self._host.loop)
         self._running[frame.request] = running
         running.add_done_callback(partial(self._inferred, frame.request))
 

@@ -18,10 +18,12 @@ from protocols.base.errors import (
 )
 from protocols.base.ids import NodeId
 from protocols.local import CancelInfer, Infer, Inferred, error_named
-from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+
+    from meshnode.inference.batches import BatchInputs
+    from protocols.wire.tensors import Tensor
 
 _log = logging.getLogger(__name__)
 _BATCHES_SINCE: Final = 4
@@ -60,9 +62,9 @@ class ConnectedInference(StreamingInference):
         return await self._infer(model, inputs, outputs, deadline_ms, hedge)
 
     async def infer_batch(
-        self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", *, outputs: tuple[str, ...] = (),
-        deadline_ms: int | None = None, hedge: bool | None = None, shard: int | None = None,
-        divided: tuple[str, ...] = (),
+        self, model: str, inputs: "BatchInputs", *,
+        outputs: tuple[str, ...] = (), deadline_ms: int | None = None, hedge: bool | None = None,
+        shard: int | None = None, divided: tuple[str, ...] = (),
     ) -> InferenceResult:  # fmt: skip
         """Like :meth:`meshnode.node.Node.infer_batch`: the node divides the batch among itself and its neighbours. All
         inputs and all outputs go through the socket at once, so each may take 16 MiB.
@@ -79,25 +81,24 @@ class ConnectedInference(StreamingInference):
         return await self._infer(model, inputs, outputs, deadline_ms, hedge, shard or 0, tuple(divided))
 
     async def _infer(
-        self, model: str, inputs: "Mapping[str, ArrayLike | Tensor]", outputs: tuple[str, ...],
+        self, model: str, inputs: "BatchInputs", outputs: tuple[str, ...],
         deadline_ms: int | None, hedge: bool | None, shard: int | None = None, divided: tuple[str, ...] = (),
     ) -> InferenceResult:  # fmt: skip
         import numpy as np
 
+        from meshnode.inference.batches import batch_tensors, tensors_of
+        from meshnode.models.signature import as_arrays
+
         self.require_open()
-        arrays = {name: value if isinstance(value, Tensor) else np.asarray(value) for name, value in inputs.items()}
-        too_many = len(arrays) > limits.MAX_TENSORS or len(outputs) > limits.MAX_TENSORS
-        if too_many or any(len(name) > limits.MAX_TEXT_CHARS for name in (model, *arrays, *outputs, *divided)):
+        too_many = len(inputs) > limits.MAX_TENSORS or len(outputs) > limits.MAX_TENSORS
+        if too_many or any(len(name) > limits.MAX_TEXT_CHARS for name in (model, *inputs, *outputs, *divided)):
             raise InputInvalid(
-                f"{len(arrays)} inputs, {len(outputs)} outputs: give at most {limits.MAX_TENSORS}, with names of "
+                f"{len(inputs)} inputs, {len(outputs)} outputs: give at most {limits.MAX_TENSORS}, with names of "
                 f"{limits.MAX_TEXT_CHARS} characters"
             )
         if deadline_ms is not None and not 1 <= deadline_ms <= limits.MAX_BUDGET_MS:
             raise LocalProtocolError(f"deadline_ms {deadline_ms} is out of range: use 1 to {limits.MAX_BUDGET_MS}")
-        tensors = tuple(
-            NamedTensor(name, value if isinstance(value, Tensor) else tensor_of(value))
-            for name, value in arrays.items()
-        )
+        tensors = tensors_of(as_arrays((), inputs)) if shard is None else batch_tensors((), inputs)
         number = self.session.number()
         answer: asyncio.Future[Inferred] = self.loop.create_future()
         self._answers[number] = answer

@@ -1,10 +1,12 @@
 """The rows of a batch: how they are cut into shards, and how the outputs of the shards are joined.
 
-A row is one element of axis 0 of the inputs that are divided; the other inputs go to every shard as they are. A shard
-is a view of the caller's bytes. Outputs are copied to their place as each shard ends, so that no call copies all.
+A row is one element of axis 0 of the inputs that are divided; the other inputs go to every shard as they are. Rows of
+different sizes, such as encoded pictures, are given as tensors of their own, one after the other under the same name,
+and each is a shard. A shard is a view of the caller's bytes. Outputs are copied to their place as each shard ends, so
+that no call copies all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from typing import Final
 
@@ -19,56 +21,76 @@ MAX_SHARDS: Final = 1_024
 class Rows:
     """The inputs of a batch."""
 
-    __slots__ = ("_inputs", "divided", "count", "row_bytes", "same_bytes", "unit")
+    __slots__ = ("_given", "_lengths", "count", "divided", "row_bytes", "same_bytes", "unit")
 
     def __init__(
         self, model: str, signature: ModelSignature | None, inputs: Sequence[NamedTensor],
-        wanted: Sequence[str], divided: Sequence[str],
+        wanted: Sequence[str], divided: Collection[str],
     ) -> None:  # fmt: skip
         """``signature``: None when nobody says what the model takes. ``wanted``: the outputs; none: all. ``divided``:
-        the inputs that are divided. None: those with as many elements on axis 0 as the input that has most, leaving out
-        inputs that the model takes as they are.
+        the inputs that are divided. None: those with as many rows as the input that has most, leaving out inputs that
+        the model takes as they are.
 
         :raises InputInvalid: the batch can't be divided; the message says which input or output is the reason.
         """
         taken = {} if signature is None else {each.name: each for each in signature.inputs}
-        self._inputs = tuple(inputs)
-        self.divided = frozenset(divided or _found(model, inputs, taken))
+        self._given: dict[str, list[Tensor]] = {}
+        for named in inputs:
+            self._given.setdefault(named.name, []).append(named.tensor)
+        self._lengths = {name: _length(tensors, taken.get(name)) for name, tensors in self._given.items()}
+        self.divided = frozenset(divided) | {name for name, tensors in self._given.items() if len(tensors) > 1}
         """The names of the inputs that are divided."""
-        given = {named.name: named.tensor.shape for named in inputs}
-        for name in self.divided:
-            if not given.get(name):
-                kind = "has no dimensions" if name in given else "is not given"
-                raise InputInvalid(f"input {name[:80]!r} of model {model!r} {kind}: name an input that has rows")
-            if name in taken and _is_picture(taken[name]) and len(given[name]) == 1:
-                raise InputInvalid(
-                    f"input {name!r} of model {model!r} takes one encoded picture, which has no rows: give decoded "
-                    "ones, as the file of the model takes them, or use infer for each picture"
-                )
-        counts = {given[name][0] for name in self.divided}
-        if len(counts) != 1 or 0 in counts:
-            told = ", ".join(f"{name!r} {list(given[name])}" for name in sorted(self.divided))
-            raise InputInvalid(f"the inputs of a batch need equally many rows, and at least one: given {told}")
-        (self.count,) = counts
+        self.divided = self.divided or self._found(model, taken)
+        self.count = self._count(model)
         """How many rows there are."""
-        self.unit = self._unit_of(model, taken, given)
+        self.unit = self._unit_of(model, taken)
         """How many rows the model takes at a time; 0: any number."""
-        divided_bytes = sum(len(named.tensor.data) for named in self._inputs if named.name in self.divided)
+        sizes = {name: sum(len(tensor.data) for tensor in tensors) for name, tensors in self._given.items()}
+        divided_bytes = sum(sizes[name] for name in self.divided)
         self.row_bytes = divided_bytes // self.count
-        """Bytes of one row."""
-        self.same_bytes = sum(len(named.tensor.data) for named in self._inputs) - divided_bytes
+        """Bytes of one row, on average."""
+        self.same_bytes = sum(sizes.values()) - divided_bytes
         """Bytes of the inputs that are not divided."""
         if signature is not None:
             self._check_outputs(model, signature, wanted)
 
-    def _unit_of(
-        self, model: str, taken: dict[str, TensorSignature], given: dict[str, tuple[int, ...]]
-    ) -> int:  # fmt: skip
-        known = [(taken[name], len(given[name])) for name in self.divided if name in taken]
-        fixed = {1 if _is_picture(each) and rank > 1 else each.shape[0] for each, rank in known if each.shape} - {None}
+    def _found(self, model: str, taken: Mapping[str, TensorSignature]) -> frozenset[str]:
+        """The inputs that are divided when the caller names none."""
+        lengths = {name: length for name, length in self._lengths.items() if length is not None}
+        if not lengths:
+            raise InputInvalid(f"no input of model {model!r} is given with rows: give arrays with a first dimension")
+        unfit = [
+            name for name, length in lengths.items()
+            if name not in taken or not taken[name].shape or taken[name].shape[0] != length
+        ] or lengths  # fmt: skip
+        most = max(lengths[name] for name in unfit)
+        return frozenset(name for name in unfit if lengths[name] == most)
+
+    def _count(self, model: str) -> int:
+        for name in self.divided:
+            if self._lengths.get(name) is None:
+                kind = "has no dimensions" if name in self._lengths else "is not given"
+                raise InputInvalid(f"input {name[:80]!r} of model {model!r} {kind}: name an input that has rows")
+        counts = {self._lengths[name] or 0 for name in self.divided}
+        if len(counts) != 1 or 0 in counts:
+            told = ", ".join(f"{name!r} has {self._lengths[name]}" for name in sorted(self.divided))
+            raise InputInvalid(f"the inputs of a batch need equally many rows, and at least one: {told}")
+        return counts.pop()
+
+    def _unit_of(self, model: str, taken: Mapping[str, TensorSignature]) -> int:
+        fixed = set()
+        for name in self.divided:
+            known = taken.get(name)
+            if len(self._given[name]) > 1 or (known is not None and is_picture(known)):
+                fixed.add(1)  # it takes decoded pictures too, one by one
+            elif known is not None and known.shape and known.shape[0]:
+                fixed.add(known.shape[0])
         if len(fixed) > 1:
-            raise InputInvalid(f"the inputs of model {model!r} have different first sizes: name one, or use infer")
-        unit = next(iter(fixed), None) or 0
+            raise InputInvalid(
+                f"the inputs of model {model!r} take {' and '.join(map(str, sorted(fixed)))} rows at a time: name "
+                "those that are divided, or use infer"
+            )
+        unit = next(iter(fixed), 0)
         if unit and self.count % unit:
             raise InputInvalid(
                 f"model {model!r} takes {unit} rows at a time, and {self.count} can't be divided into such shards: "
@@ -89,37 +111,33 @@ class Rows:
     def shard(self, first: int, count: int) -> tuple[NamedTensor, ...]:
         """The inputs of the shard that begins with the row ``first``."""
         return tuple(
-            NamedTensor(named.name, _part(named.tensor, first, count)) if named.name in self.divided else named
-            for named in self._inputs
+            NamedTensor(name, self._part(tensors, first, count) if name in self.divided else tensors[0])
+            for name, tensors in self._given.items()
         )
+
+    def _part(self, tensors: Sequence[Tensor], first: int, count: int) -> Tensor:
+        tensor, *others = tensors
+        if others or self.count == 1:
+            return tensors[first]
+        row_bytes = len(tensor.data) // tensor.shape[0]
+        data = tensor.data[first * row_bytes : (first + count) * row_bytes]
+        return Tensor(tensor.dtype, (count, *tensor.shape[1:]), data)
 
     def shard_bytes(self, count: int) -> int:
         """The size of the inputs of a shard with so many rows."""
         return count * self.row_bytes + self.same_bytes
 
 
-def _found(model: str, inputs: Sequence[NamedTensor], taken: dict[str, TensorSignature]) -> list[str]:
-    """The inputs that are divided when the caller names none."""
-    with_rows = [named for named in inputs if named.tensor.shape]
-    if not with_rows:
-        raise InputInvalid(f"no input of model {model!r} is given with rows: give arrays with a first dimension")
-    unfit = [
-        named for named in with_rows
-        if not (known := taken.get(named.name)) or not known.shape or known.shape[0] != named.tensor.shape[0]
-    ] or with_rows  # fmt: skip
-    most = max(named.tensor.shape[0] for named in unfit)
-    return [named.name for named in unfit if named.tensor.shape[0] == most]
-
-
-def _is_picture(taken: TensorSignature) -> bool:
-    """Whether an input may be an encoded picture. Such a model takes the decoded ones too, one at a time."""
+def is_picture(taken: TensorSignature) -> bool:
+    """Whether an input may be one encoded picture."""
     return (taken.dtype, taken.shape) == ("u1", (None,))
 
 
-def _part(tensor: Tensor, first: int, count: int) -> Tensor:
-    row_bytes = len(tensor.data) // tensor.shape[0]
-    data = tensor.data[first * row_bytes : (first + count) * row_bytes]
-    return Tensor(tensor.dtype, (count, *tensor.shape[1:]), data)
+def _length(tensors: Sequence[Tensor], taken: TensorSignature | None) -> int | None:
+    """How many rows an input has; None: it has none."""
+    if len(tensors) > 1 or (taken is not None and is_picture(taken) and len(tensors[0].shape) == 1):
+        return len(tensors)
+    return tensors[0].shape[0] if tensors[0].shape else None
 
 
 class _Column:

@@ -279,8 +279,8 @@ class Shards:
         sharded.attempts += shard.attempts
         sharded.parts[shard.index] = PartReport(
             "shard", shard.index, winner.node, now - shard.began_ns, winner.queued_us, winner.compute_us,
-            sharded.rows.shard_bytes(shard.count), sum(len(named.tensor.data) for named in outputs),
-            len(shard.attempts) - 1, shard.count,
+            _size_bytes(sharded.rows.shard(shard.first, shard.count)), _size_bytes(outputs), len(shard.attempts) - 1,
+            shard.count,
         )  # fmt: skip
         if len(sharded.parts) == sharded.total:
             self._end(sharded, winner.node, now)
@@ -360,3 +360,7 @@ def _end_ns(run: OwnRun, now: int) -> int:
     if now < run.late_at:
         return run.started_ns + run.candidate.expected_ns
     return now + (now - run.started_ns)
+
+
+def _size_bytes(tensors: Sequence[NamedTensor]) -> int:
+    return sum(len(named.tensor.data) for named in tensors)

@@ -29,9 +29,9 @@ def camera(folder: Path, manifest: str = MANIFEST) -> dict[str, ModelSection]:
     return {"camera": ModelSection(path=path)}
 
 
-def photo() -> "np.ndarray[Any, Any]":
+def photo(seed: int = 2) -> "np.ndarray[Any, Any]":
     file = io.BytesIO()
-    pixels = np.random.default_rng(2).integers(0, 256, (12, 16, 3), np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)
     Image.fromarray(pixels).resize((640, 480)).save(file, "JPEG")
     return np.frombuffer(file.getvalue(), np.uint8)
 
@@ -55,6 +55,24 @@ async def test_picture_is_prepared_by_the_neighbour_as_it_would_be_here(opened: 
     with pytest.raises(InputInvalid, match="input 'x' of model 'camera': the picture can't be decoded"):
         await vehicle.infer("camera", {"x": picture[:3_000]})
     assert (await vehicle.infer("camera", {"x": there.outputs["y"]})).ran_on == "rsu-1"
+
+
+async def test_pictures_of_a_batch_are_divided_among_nodes_one_by_one(opened: Open, house: House) -> None:
+    """A folder of photos is a batch too, and a photo has a fortieth of the bytes of its pixels."""
+    slow = InferenceSection(emulate_slowdown=200, deadline_ms=60_000)
+    rsu = await opened("rsu-2", role="rsu", models=camera(house.folder / "rsu"), inference=slow)
+    vehicle = await opened("veh-2", rsu.port, models=camera(house.folder / "veh"), inference=slow)
+    await offers_of(vehicle)
+    pictures = [photo(seed).tobytes() for seed in range(12)]
+    result = await vehicle.infer_batch("camera", {"x": pictures})
+    assert {part.node for part in result.parts} == {"rsu-2", "veh-2"}
+    assert [part.input_bytes for part in result.parts] != [result.parts[0].input_bytes] * 12
+    alone = [(await rsu.infer("camera", {"x": picture})).outputs["y"] for picture in pictures]
+    assert np.array_equal(result.outputs["y"], np.concatenate(alone))
+    decoded = await vehicle.infer_batch("camera", {"x": result.outputs["y"]})
+    assert [part.size for part in decoded.parts] == [1] * 12
+    with pytest.raises(InputInvalid, match=r"shard 3 of 3 of 'camera' \(rows 2 to 2\): .* are not a picture"):
+        await vehicle.infer_batch("camera", {"x": [*pictures[:2], b"no picture"]})
 
 
 async def test_picture_for_a_model_that_only_a_neighbour_has_is_sent_as_bytes(opened: Open, house: House) -> None:

@@ -61,22 +61,44 @@ def test_caller_can_name_the_inputs_that_are_divided() -> None:
     assert [named.tensor.shape for named in rows.shard(0, 2)] == [(2,), (4,)]
 
 
+PICTURES = ModelSignature((TensorSignature("a", "u1", (None,)),), (TensorSignature("y", "i4", (1, 2)),))
+
+
+def picture(*names: bytes) -> tuple[NamedTensor, ...]:
+    return tuple(NamedTensor("a", tensor_of(name)) for name in names)
+
+
+@pytest.mark.parametrize("model", [PICTURES, None])
+def test_encoded_pictures_are_rows_of_their_own(model: ModelSignature | None) -> None:
+    """Each has another size, so they can't be one array; the threshold for all of them goes along."""
+    rows = Rows("m", model, (*picture(b"one", b"three"), numbers("b", 7)), (), ())
+    assert (rows.count, rows.unit, rows.row_bytes, rows.same_bytes) == (2, 1, 4, 28)
+    for at, expected in enumerate((b"one", b"three")):
+        a, b = rows.shard(at, 1)
+        assert (a.name, bytes(a.tensor.data), b.tensor.shape) == ("a", expected, (7,))
+
+
+def test_single_encoded_picture_is_a_batch_of_one() -> None:
+    """A folder may hold only one, and its bytes are no rows."""
+    rows = Rows("m", PICTURES, picture(b"JPEG"), (), ())
+    assert (rows.count, rows.unit) == (1, 1)
+    assert bytes(rows.shard(0, 1)[0].tensor.data) == b"JPEG"
+
+
 def test_decoded_pictures_go_one_by_one_to_a_model_that_takes_encoded_ones() -> None:
     """Its signature says ``u1[?]``, and tells nothing of what it takes beside that."""
-    model = ModelSignature((TensorSignature("a", "u1", (None,)),), (TensorSignature("y", "i4", (1, 2)),))
-    assert Rows("m", model, (numbers("a", 6, 3, 4, 4),), (), ()).unit == 1
-    with pytest.raises(InputInvalid, match="one encoded picture"):
-        Rows("m", model, (NamedTensor("a", tensor_of(b"JPEG")),), (), ())
+    assert Rows("m", PICTURES, (numbers("a", 6, 3, 4, 4),), (), ()).unit == 1
 
 
 @pytest.mark.parametrize(("model", "inputs", "divided", "message"), [
     (None, (numbers("a"),), (), "no input of model 'm' is given with rows"),
     (None, (numbers("a", 3), numbers("b")), ("b",), "input 'b' of model 'm' has no dimensions"),
     (None, (numbers("a", 3),), ("d",), "input 'd' of model 'm' is not given"),
-    (None, (numbers("a", 3), numbers("b", 4)), ("a", "b"), r"equally many rows.*'a' \[3\], 'b' \[4\]"),
+    (None, (numbers("a", 3), numbers("b", 4)), ("a", "b"), "equally many rows.*'a' has 3, 'b' has 4"),
     (None, (numbers("a", 0, 4),), (), "at least one"),
+    (None, (numbers("a", 2), numbers("b", 2), numbers("b", 3), numbers("b", 1)), ("a",), "'a' has 2, 'b' has 3"),
     (signature((4, 2)), (numbers("a", 6, 2),), (), "takes 4 rows at a time, and 6 .* add 2 rows, or give 2 fewer"),
-    (signature((1, 2), (2, 2)), (numbers("a", 4, 2), numbers("b", 4, 2)), (), "different first sizes"),
+    (signature((1, 2), (2, 2)), (numbers("a", 4, 2), numbers("b", 4, 2)), (), "take 1 and 2 rows at a time"),
     (signature((None, 2), output=(1, 2)), (numbers("a", 4, 2),), (), "does not follow the batch"),
 ])  # fmt: skip
 def test_batch_that_cannot_be_divided_is_refused_with_the_reason(
