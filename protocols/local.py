@@ -20,7 +20,7 @@ from protocols.base.effects import Event
 from protocols.base.errors import MeshError, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.base.ids import Role
 from protocols.inference.events import PartReport, RunReport
-from protocols.inference.split.rows import MAX_SHARDS
+from protocols.inference.split.batches.rows import MAX_SHARDS
 from protocols.peers import PeerView
 from protocols.wire.codec import FrameSet
 from protocols.wire.fields import Count, Id, Key, Text

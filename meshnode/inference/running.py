@@ -30,7 +30,7 @@ from protocols.base.ids import NodeId
 from protocols.inference.events import Answered, CancelCompute, Compute
 from protocols.inference.placement import LocalModel
 from protocols.inference.signature import ModelSignature, TensorSignature
-from protocols.inference.split.rows import Rows
+from protocols.inference.split.batches.rows import Rows
 from protocols.local import ModelView, TensorView
 from protocols.wire.inference import InferAnswer
 from protocols.wire.tensors import Tensor

@@ -33,14 +33,15 @@ class Tiles:
         import numpy as np
 
         top, left = self.offsets[tile]
-        return np.asarray(boxes) + np.array((left, top, left, top))
+        moved: NDArray[Any] = np.asarray(boxes) + np.array((left, top, left, top))
+        return moved
 
 
 def tiles(image: "NDArray[Any]", size: tuple[int, int], overlap: int = 0) -> Tiles:
     """Cut an image into tiles that cover it exactly.
 
     ``image[height, width, …]``. ``size``: height and width of a tile. ``overlap``: pixels that neighbouring tiles have
-    in common; those of the last row and the last column have more, because they are moved inwards to end with the image.
+    in common; those of the last row and the last column have more: they are moved inwards, to end with the image.
 
     :raises InputInvalid: the image is smaller than a tile, the overlap is not smaller than both sides of it, or there
         would be more than ``MAX_TILES``.

@@ -27,9 +27,9 @@ from protocols.inference.offers import OfferTable
 from protocols.inference.placement import LocalModel
 from protocols.inference.serving import Serving
 from protocols.inference.signature import ModelSignature, to_wire
+from protocols.inference.split.batches.shards import Shards
 from protocols.inference.split.hosting import Hosting
 from protocols.inference.split.parts import carry
-from protocols.inference.split.shards import Shards
 from protocols.inference.split.splitting import Splitting
 from protocols.links.drops import Drops
 from protocols.machine import Machine, Message
@@ -194,7 +194,8 @@ class Inference(Machine):
     ) -> int:  # fmt: skip
         """Start a request whose inputs have rows, which this node and its neighbours divide among themselves; the rest
         is as for :meth:`ask`. ``hedge``: whether a shard that is late may be begun a second time. ``divided``: see
-        :class:`~protocols.inference.split.rows.Rows`. ``size``: rows of a shard; 0: chosen by what runs have taken.
+        :class:`~protocols.inference.split.batches.rows.Rows`. ``size``: rows of a shard; 0: chosen by what runs have
+        taken.
 
         :raises InputInvalid: it can't be divided. :raises BoundExceeded: with too many batches or bytes in flight.
         :raises ModelUnknown: when neither this node nor a neighbour has the model.

@@ -86,7 +86,9 @@ async def test_batch_of_three_nodes_of_which_one_is_killed_has_the_bits_of_one_n
     assert [(part.kind, part.index, part.size) for part in result.parts] == [("shard", at, 1) for at in range(48)]
     nodes = [part.node for part in result.parts]
     assert set(nodes) >= {"veh-1", "rsu-1"}
-    assert any(run.node == "rsu-2" and run.outcome == "dead" for run in result.attempts)
+    lost = {run.outcome for run in result.attempts if run.node == "rsu-2" and run.outcome != "done"}
+    assert lost  # dead, or begun elsewhere and cancelled before its silence was noticed
+    assert lost <= {"dead", "cancelled"}
     alone = [(await node.infer("one", {"x": row[None]})).outputs["y"] for row in batch]
     assert result.outputs["y"].tobytes() == np.concatenate(alone).tobytes()
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from protocols.base.errors import InputInvalid
 from protocols.inference.signature import ModelSignature, TensorSignature
-from protocols.inference.split.rows import Joined, Rows
+from protocols.inference.split.batches.rows import Joined, Rows
 from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from protocols.base import limits
 from protocols.base.errors import BoundExceeded, InputInvalid, ModelUnknown
 from protocols.inference.events import Answered
-from protocols.inference.split.rows import MAX_SHARDS
-from protocols.inference.split.shards import MAX_SHARDED
+from protocols.inference.split.batches.rows import MAX_SHARDS
+from protocols.inference.split.batches.shards import MAX_SHARDED
 from protocols.wire.inference import InferAnswer
 from protocols.wire.tensors import NamedTensor, tensor_of
 from tests.tools.splitting_fixture import MS, SECOND, Linked, Mesh, rows_of

@@ -24,7 +24,7 @@ from protocols.inference.loads import OwnQueue
 from protocols.inference.placement import Candidate
 from protocols.inference.requests import OwnRequest
 from protocols.inference.serving import MAX_SERVED_PER_NEIGHBOUR
-from protocols.inference.split.rows import MAX_SHARDS, Rows
+from protocols.inference.split.batches.rows import MAX_SHARDS, Rows
 
 SHARDS_EACH: Final = 8
 """A node that is done with its last shard while another one has just begun its own waits for a sixteenth of the whole

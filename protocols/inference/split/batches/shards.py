@@ -6,7 +6,7 @@
 
 Rules:
 
-1. Who gets a shard, and how large shards are, is the business of :mod:`protocols.inference.split.sharing`.
+1. Who gets a shard, and how large shards are, is the business of :mod:`protocols.inference.split.batches.sharing`.
 2. When nothing waits, an idle node begins the shard that is predicted to end last, if it would end clearly sooner
    there. A run that is late by its own prediction is expected to take as long again.
 3. All shards have the size that was chosen at the beginning, and the last one may be smaller. Their sizes are in the
@@ -29,8 +29,8 @@ from protocols.inference.events import Answered, PartReport, RunReport
 from protocols.inference.loads import OwnQueue
 from protocols.inference.placement import GAIN_NS
 from protocols.inference.requests import OwnRun
-from protocols.inference.split.rows import MAX_SHARDS, Joined, Rows
-from protocols.inference.split.sharing import AbleNode, Sharing, in_order, next_node
+from protocols.inference.split.batches.rows import MAX_SHARDS, Joined, Rows
+from protocols.inference.split.batches.sharing import AbleNode, Sharing, in_order, next_node
 from protocols.wire.tensors import NamedTensor
 
 MAX_COPIES: Final = 3

@@ -1,0 +1,1 @@
+"""Batches whose rows this node and its neighbours divide among themselves."""
