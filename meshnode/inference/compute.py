@@ -49,6 +49,9 @@ class ComputeService:
         self._cancels: dict[int, Cancellation] = {}
         self._lock = threading.Lock()
         self._stages_lock = threading.Lock()
+        """Held while a stage is loaded or dropped."""
+        self._models_lock = threading.Lock()
+        """Held while one dictionary of models takes the place of another."""
         self._announced = False
 
     def load_models(self) -> None:
@@ -81,6 +84,11 @@ class ComputeService:
                 raise
             return (self._runner.median_us(self.models[spec.name]) or 0) * 1_000
 
+    def whole_models(self) -> dict[str, LoadedModel]:
+        """The loaded models that are no stages, by name."""
+        stages = {*self._own_stages, *self._hosted_stages}
+        return {name: model for name, model in self.models.items() if name not in stages}
+
     def stages(self, *, hosted: bool) -> Collection[str]:
         """The names of the loaded stages of this node's models, or of those that neighbours asked for."""
         return self._hosted_stages.keys() if hosted else self._own_stages
@@ -98,9 +106,11 @@ class ComputeService:
             self._own_stages -= {name}
         model = self.models.get(name)
         if model is not None and name not in self._own_stages and name not in self._hosted_stages:
-            self.models = {other: each for other, each in self.models.items() if other != name}
+            with self._models_lock:
+                self.models = {other: each for other, each in self.models.items() if other != name}
             if isinstance(model, WorkerModel):
                 model.close()
+                self._troubles.end("model", name)  # it may have been out of service
 
     def _load(self, spec: ModelSpec) -> None:
         """Load and measure one model. :raises InferenceError: it can't be loaded, or can't compute zeros."""
@@ -116,7 +126,8 @@ class ComputeService:
         for name, why in model.left_out.items():
             _log.warning("model %s: the output %r is left out: %s", spec.name, name, why)
         _log.info("model %s: %s, %s ms a run", spec.name, model.digest[:12], median_us and round(median_us / 1e3, 1))
-        self.models = {**self.models, spec.name: model}
+        with self._models_lock:
+            self.models = {**self.models, spec.name: model}
         if self._announced:
             self._tell()
 

@@ -48,9 +48,12 @@ class _Failed:
 class ModelFiles:
     """The models of one node that have a file."""
 
-    def __init__(self, specs: Iterable[ModelSpec], load: Callable[[ModelSpec], None], troubles: Troubles) -> None:
-        """``load`` loads one model, blocking, and puts it into use; it may raise anything."""
-        self._specs, self._load, self._troubles = tuple(specs), load, troubles
+    def __init__(
+        self, specs: Iterable[ModelSpec], load: Callable[[ModelSpec], None], troubles: Troubles, part: str = "model"
+    ) -> None:
+        """``load`` loads one model, blocking, and puts it into use; it may raise anything. ``part``: under which name a
+        model that can't be loaded is a trouble."""
+        self._specs, self._load, self._troubles, self._part = tuple(specs), load, troubles, part
         self._failed: dict[str, _Failed] = {}
 
     def load_all(self) -> None:
@@ -88,10 +91,10 @@ class ModelFiles:
             failed = known if known is not None and known.tried == stamp else _Failed(spec, why, stamp, stamp)
             failed.why, failed.due_s = why, time.monotonic() + failed.backoff.next_s()
             self._failed[spec.name] = failed
-            self._troubles.begin("model", spec.name, why)
+            self._troubles.begin(self._part, spec.name, why)
         else:
             self._failed.pop(spec.name, None)
-            self._troubles.end("model", spec.name)
+            self._troubles.end(self._part, spec.name)
 
 
 def _stamp(path: Path) -> _Stamp:

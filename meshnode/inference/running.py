@@ -99,16 +99,15 @@ class RunningInference(RunningPart):
             )
         )
         closing.callback(self._fail_all)
-        closing.push_async_callback(asyncio.to_thread, self._compute.close)
         closing.push_async_callback(asyncio.to_thread, self._split.close)
+        closing.push_async_callback(asyncio.to_thread, self._compute.close)  # first: with it end stages being loaded
 
     async def serve(self, closing: AsyncExitStack) -> None:
         """Load and measure the models. Those that can't be loaded are tried again while the node runs."""
         await asyncio.to_thread(self._compute.load_models)
         self._compute.announce()
-        self._split.start()
-        watching = asyncio.create_task(self._compute.watch(), name="models")
-        closing.callback(watching.cancel)
+        for watch in (self._compute.watch(), self._split.watch()):
+            closing.callback(asyncio.create_task(watch, name="models").cancel)
 
     def _fail_all(self) -> None:
         with self._answers_lock:

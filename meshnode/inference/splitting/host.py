@@ -1,8 +1,10 @@
 """The stages that this node runs for neighbours: their files and their processes, on a thread of its own."""
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +34,7 @@ class StageHost:
         self._incoming, self._stages, self._how, self._compute, self._act = (
             folder / _INCOMING, stages, how, compute, act,
         )  # fmt: skip
+        shutil.rmtree(self._incoming, ignore_errors=True)  # what the node was fetching when it was switched off
         self._thread = ThreadPoolExecutor(1, "stage-host")
 
     def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
@@ -57,7 +60,7 @@ class StageHost:
             if not isinstance(error, MeshError | OSError):
                 _log.exception("%s failed", type(effect).__name__)
             self._forget(effect.digest)
-            why = str(error)
+            why = error.strerror or str(error) if isinstance(error, OSError) else str(error)  # without paths of here
             self._act(lambda engine, now: engine.inference.hosting.failed(effect.digest, why))
 
     def close(self) -> None:
@@ -100,4 +103,5 @@ class StageHost:
                 self._compute.drop_stage(name, hosted=True)
 
     def _forget(self, digest: str) -> None:
-        (self._incoming / digest).unlink(missing_ok=True)
+        with suppress(OSError):
+            (self._incoming / digest).unlink(missing_ok=True)

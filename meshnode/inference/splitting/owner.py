@@ -1,5 +1,6 @@
 """The models of this node that are split: it cuts them, plans, and makes their stages, on a thread of its own."""
 
+import asyncio
 import logging
 import mmap
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from meshnode.inference.compute import ComputeService
+from meshnode.inference.files import ModelFiles
 from meshnode.inference.section import InferenceSection, ModelSection
 from meshnode.inference.splitting.act import Act
 from meshnode.inference.splitting.description import split_model
@@ -18,6 +20,7 @@ from meshnode.troubles import Troubles
 from protocols.base.errors import MeshError
 from protocols.inference.signature import ModelSignature
 from protocols.inference.split.events import KeepStages, MakePlans, MakeStages, Stage, StageRange, stage_name
+from protocols.inference.split.plan import Plan
 from protocols.inference.split.planner import plans
 
 _log = logging.getLogger(__name__)
@@ -38,11 +41,14 @@ class SplitOwner:
             for name, section in models.items()
             if section.split != "off" and (spec := section.spec(name, how.providers)) is not None
         }
+        """Once a model is cut, with its digest: stages must not be made of a file that has changed since."""
         self._models, self._how, self._folder, self._compute = models, how, folder, compute
         self._act, self._troubles = act, troubles
+        self.files = ModelFiles(tuple(self._specs.values()), self._describe, troubles, TROUBLE)
+        """Those that can't be cut are tried again."""
         self._cuts: dict[str, tuple[int, ...]] = {}
         """By model: the index in its description of each cut that plans may use."""
-        self._files: dict[tuple[str, tuple[StageRange, ...]], tuple[StageFile, ...]] = {}
+        self._made: dict[tuple[str, tuple[StageRange, ...]], tuple[StageFile, ...]] = {}
         """The stages of plans that were made, by model and ranges."""
         self._thread = ThreadPoolExecutor(1, "model-splitter")
         self._loading = ThreadPoolExecutor(1, "stage-loader")
@@ -50,75 +56,86 @@ class SplitOwner:
 
     def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
         """It plans and makes stages."""
-        return {
-            MakePlans: self._later(self._plan), MakeStages: self._later(self._make),
-            KeepStages: self._later(self._keep),
-        }  # fmt: skip
+        return {MakePlans: self._to_plan, MakeStages: self._to_make, KeepStages: self._to_keep}
 
-    def _later(self, do: Callable[[Any], None]) -> Callable[[Any], object]:
-        def submit(effect: Any) -> None:
-            made = isinstance(effect, MakeStages) and (effect.model, effect.ranges) in self._files
-            try:
-                (self._loading if made else self._thread).submit(do, effect)
-            except RuntimeError:
-                _log.debug("the node closes: %s is not done any more", type(effect).__name__)
+    def _to_plan(self, effect: MakePlans) -> None:
+        self._submit(self._thread, self._plan, effect)
 
-        return submit
+    def _to_make(self, effect: MakeStages) -> None:
+        is_made = (effect.model, effect.ranges) in self._made
+        self._submit(self._loading if is_made else self._thread, self._make, effect)
 
-    def start(self) -> None:
-        """Cut the models, once they are loaded, and tell the engine where."""
-        for spec in self._specs.values():
-            self._thread.submit(self._describe, spec)
+    def _to_keep(self, effect: KeepStages) -> None:
+        """On the thread that loads, or it would unload what was loaded after it was decided."""
+        self._submit(self._loading, self._keep, effect)
+
+    def _submit(self, thread: ThreadPoolExecutor, do: Callable[[Any], None], effect: Any) -> None:
+        try:
+            thread.submit(do, effect)
+        except RuntimeError:
+            _log.debug("the node closes: %s is not done any more", type(effect).__name__)
+
+    @property
+    def cut(self) -> frozenset[str]:
+        """The names of the models that are cut."""
+        return frozenset(self._cuts)
+
+    async def watch(self) -> None:
+        """Cut the models, tell the engine where, and try again what can't be cut, once that is possible."""
+        await asyncio.wrap_future(self._thread.submit(self.files.load_all))
+        await self.files.watch()
 
     def close(self) -> None:
-        """End the thread, after what it does now."""
+        """End the threads. What cuts is ended, and what loads finishes."""
+        self._folder.close()
         self._thread.shutdown(cancel_futures=True)
         self._loading.shutdown(cancel_futures=True)
 
-    # --- on the thread ---------------------------------------------------------------------------------------------
+    # --- on the threads --------------------------------------------------------------------------------------------
     def _describe(self, spec: ModelSpec) -> None:
         section = self._models[spec.name]
-        try:
-            description = self._folder.describe(spec)
-            model, self._cuts[spec.name] = split_model(spec, section, description, self._how.emulate_slowdown)
-        except MeshError as error:
-            self._troubles.begin(TROUBLE, spec.name, str(error))
-            return
-        except Exception as error:  # noqa: BLE001 - whatever it is, the node goes on without splitting
-            _log.exception("model %s can't be cut", spec.name)
-            self._troubles.begin(TROUBLE, spec.name, f"model {spec.name!r} can't be cut: {error!r}")
-            return
-        self._troubles.end(TROUBLE, spec.name)
+        description = self._folder.describe(spec)
+        model, cuts = split_model(spec, section, description, self._how.emulate_slowdown)
+        self._specs[spec.name], self._cuts[spec.name] = replace(spec, digest=description.digest), cuts
         _log.info("model %s: %d cuts that plans may use", spec.name, len(model.profile.cuts))
         for note in description.notes:
             _log.info("model %s: %s", spec.name, note)
         self._act(lambda engine, now: engine.inference.split.set_model(model, now))
 
     def _plan(self, effect: MakePlans) -> None:
-        made = plans(
-            effect.profile, effect.home, effect.neighbours, effect.goal, first_at_home=effect.first_at_home
-        )  # fmt: skip
+        made: list[Plan] = []
+        try:
+            made = plans(
+                effect.profile, effect.home, effect.neighbours, effect.goal, first_at_home=effect.first_at_home
+            )  # fmt: skip
+        except Exception:  # noqa: BLE001 - without an answer no plan would ever be made again
+            _log.exception("model %s: there are no plans", effect.model)
         self._act(lambda engine, now: engine.inference.split.planned(effect.model, made, now))
 
     def _make(self, effect: MakeStages) -> None:
-        spec, made = self._specs[effect.model], []
+        made: list[tuple[StageRange, Stage]] = []
         try:
-            for range_, file in zip(effect.ranges, self._made(spec, effect.ranges), strict=True):
+            spec = self._specs[effect.model]
+            for range_, file in zip(effect.ranges, self._stages(spec, effect.ranges), strict=True):
                 if range_ in effect.here:
                     self._compute.add_stage(_stage_spec(spec, file))
                 made.append((range_, _stage(file)))
-        except (MeshError, OSError) as error:
-            _log.warning("model %s can't be split as planned: %s", spec.name, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the engine waits for an answer
+            if not isinstance(error, MeshError | OSError):
+                _log.exception("model %s: its stages can't be made", effect.model)
+            self._troubles.begin(TROUBLE, effect.model, f"model {effect.model!r} can't be split as planned: {error}")
+        else:
+            self._troubles.end(TROUBLE, effect.model)
         self._act(lambda engine, now: engine.inference.split.stages_made(effect.model, effect.ranges, made, now))
 
-    def _made(self, spec: ModelSpec, ranges: tuple[StageRange, ...]) -> tuple[StageFile, ...]:
-        files = self._files.get((spec.name, ranges))
+    def _stages(self, spec: ModelSpec, ranges: tuple[StageRange, ...]) -> tuple[StageFile, ...]:
+        files = self._made.get((spec.name, ranges))
         if files is None or not all(Path(file.path).exists() for file in files):
             cuts = [self._cuts[spec.name][range_.last] for range_ in ranges[:-1]]
             files = self._folder.stages(spec, cuts)
-            if len(self._files) >= _MAX_MADE:
-                del self._files[next(iter(self._files))]
-            self._files[spec.name, ranges] = files
+            if len(self._made) >= _MAX_MADE:
+                del self._made[next(iter(self._made))]
+            self._made[spec.name, ranges] = files
         return files
 
     def _keep(self, effect: KeepStages) -> None:

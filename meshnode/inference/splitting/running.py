@@ -29,6 +29,7 @@ class SplitInference:
             return host.driver.act(do)  # the driver is made after the parts
 
         self._how, self._host = how, host
+        self._not_whole = frozenset(name for name, section in models.items() if not section.whole)
         self._owner = SplitOwner(models, how, folder, compute, act, host.troubles)
         self._hosting = StageHost(path, folder, how, compute, act)
 
@@ -36,14 +37,22 @@ class SplitInference:
         """The functions that perform the effects of split inference."""
         return {**self._owner.performers(), **self._hosting.performers()}
 
-    def start(self) -> None:
-        """Cut the models that are to be split, and take stages of neighbours if the configuration says so."""
-        self._owner.start()
+    async def watch(self) -> None:
+        """Take stages of neighbours if the configuration says so, and cut the models that are to be split."""
         if self._how.accept_stages:
             self._host.driver.act(self._accept)
+        await self._owner.watch()
 
     def _accept(self, engine: Engine, _: int) -> None:
         engine.inference.hosting.accepts, engine.inference.hosting.places = True, self._how.max_stages
+
+    def in_parts(self) -> frozenset[str]:
+        """The models that are cut, and of which only stages are loaded here."""
+        return self._not_whole & self._owner.cut
+
+    def why_not(self, model: str) -> str | None:
+        """Why a model of which only stages should be loaded could not be cut; None: it was, or the whole is loaded."""
+        return self._owner.files.why_not(model) if model in self._not_whole else None
 
     def close(self) -> None:
         """End the threads."""

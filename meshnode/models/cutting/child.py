@@ -6,6 +6,8 @@ What it takes of memory goes back when it ends, and a model that makes it crash 
 import importlib.util
 import os
 import subprocess
+import threading
+import time
 from typing import Final
 
 import msgspec
@@ -16,13 +18,15 @@ from protocols.base.errors import ModelInvalid, StorageError
 
 _MAX_WHY: Final = 500
 _NEEDED: Final = ("onnx", "onnx_ir")
+_LOOK_S: Final = 0.2
+"""How often the parent looks whether it is still wanted."""
 
 
-def ask_child(order: CuttingOrder, limit_s: float) -> CuttingReply:
-    """Have an order carried out, blocking. The reply is none of refusal.
+def ask_child(order: CuttingOrder, limit_s: float, end: threading.Event) -> CuttingReply:
+    """Have an order carried out, blocking. The reply is none of refusal. ``end``: once it is set, the child is ended.
 
-    :raises ModelInvalid: the model can't be cut, the child crashed or took longer than ``limit_s``, or the packages
-        that cutting needs are not installed.
+    :raises ModelInvalid: the model can't be cut, the child crashed, took longer than ``limit_s`` or was ended, or the
+        packages that cutting needs are not installed.
     :raises StorageError: what it makes can't be written.
     """
     name = order.model.name
@@ -41,9 +45,11 @@ def ask_child(order: CuttingOrder, limit_s: float) -> CuttingReply:
         raise ModelInvalid(f"model {name!r} can't be cut: no process can be started ({error})") from error
     with child:
         try:
-            content, said = child.communicate(msgspec.json.encode(order), limit_s)
+            content, said = _communicate(child, msgspec.json.encode(order), limit_s, end)
         except subprocess.TimeoutExpired:
             child.kill()
+            if end.is_set():
+                raise ModelInvalid(f"model {name!r} is not cut any more: the node is shutting down") from None
             raise ModelInvalid(
                 f"model {name!r} was not cut within {limit_s:g} s: allow more time, or run it whole"
             ) from None
@@ -60,3 +66,18 @@ def ask_child(order: CuttingOrder, limit_s: float) -> CuttingReply:
     if isinstance(reply, RefusalReply):
         raise StorageError(reply.why) if reply.is_storage else ModelInvalid(reply.why)
     return reply
+
+
+def _communicate(
+    child: "subprocess.Popen[bytes]", content: bytes, limit_s: float, end: threading.Event
+) -> tuple[bytes, bytes]:
+    """What the child has written. :raises TimeoutExpired: it took too long, or ``end`` was set."""
+    given: bytes | None = content
+    ends_s = time.monotonic() + limit_s
+    while True:
+        try:
+            return child.communicate(given, min(_LOOK_S, max(ends_s - time.monotonic(), 0.0)))
+        except subprocess.TimeoutExpired:
+            given = None  # it was taken, and is written on by the next call
+            if end.is_set() or time.monotonic() >= ends_s:
+                raise

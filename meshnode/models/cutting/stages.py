@@ -72,8 +72,13 @@ class StageFolder:
     def __init__(self, folder: Path, max_bytes: int = DEFAULT_MAX_BYTES, limit_s: float = DEFAULT_LIMIT_S) -> None:
         """``limit_s``: how long one child process may take."""
         self._files, self._limit_s = KeptFiles(folder, max_bytes), limit_s
+        self._end = threading.Event()
         self._lock = threading.RLock()
         """Held while a child works: two would take the memory of two."""
+
+    def close(self) -> None:
+        """End the child process that works, and start no other."""
+        self._end.set()
 
     # --- files of stages -------------------------------------------------------------------------------------------
     def find(self, digest: ModelDigest) -> Path | None:
@@ -169,7 +174,8 @@ class StageFolder:
                 if (graph := self.find(ModelDigest(held.graph_digest))) is not None:
                     return held, graph
             with self._files.in_the_making() as work:
-                reply = ask_child(DescribeOrder(cut_model(subject.spec, subject.digest, work)), self._limit_s)
+                order = DescribeOrder(cut_model(subject.spec, subject.digest, work))
+                reply = ask_child(order, self._limit_s, self._end)
                 assert isinstance(reply, DescribedReply)
                 held = _Described(reply.description, reply.graph_digest)
                 made_graph = (work / GRAPH_FILE).rename(work / f"{reply.graph_digest}.onnx")
@@ -203,7 +209,7 @@ class StageFolder:
                 tuple(each.name for each in known.inputs), tuple(each.name for each in known.outputs),
                 (*(known.cuts[cut].at for cut in cuts), known.nodes),
             )  # fmt: skip
-            reply = ask_child(order, self._limit_s)
+            reply = ask_child(order, self._limit_s, self._end)
             assert isinstance(reply, StagesReply)
             made: list[str] = []
             stages = []
