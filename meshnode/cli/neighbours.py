@@ -8,6 +8,7 @@ import click
 
 from meshnode.console.node_api import NodeApi, chosen_node, on_a_node
 from meshnode.console.printing import duration, milliseconds, print_json, printable
+from meshnode.inference.console.plans import known_plans, summary
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,7 +25,8 @@ _NUMBERS = ("round trip", "MB/s", "silent", "waiting", *_OF_FULL_LANES)
 @on_a_node
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def peers(node_config: Path | None, http_address: str | None, as_json: bool) -> None:
-    """Show the neighbours of a node. The exit status is 1 when there are none."""
+    """Show the neighbours of a node, and what it computes together with them. The exit status is 1 when there are
+    none."""
     api = chosen_node(node_config, http_address)
     known = api.get("/v1/peers")
     if as_json:
@@ -33,7 +35,7 @@ def peers(node_config: Path | None, http_address: str | None, as_json: bool) -> 
         from rich.console import Console
 
         Console().print(_peer_table(known))
-        for line in _full_channel(known, api.get("/v1/node")["statistics"]):
+        for line in (*_full_channel(known, api.get("/v1/node")["statistics"]), *summary(known_plans(api))):
             click.echo(line)
     else:
         click.echo("no neighbours", err=True)
@@ -47,7 +49,7 @@ def peers(node_config: Path | None, http_address: str | None, as_json: bool) -> 
 @click.option("--interval", "interval_s", type=click.FloatRange(0.2, 60), default=1.0, show_default=True,
               help="Seconds between frames.")  # fmt: skip
 def watch(node_config: Path | None, http_address: str | None, once: bool, interval_s: float) -> None:
-    """Show a node live: neighbours, round trips, rates, drops, inference. Ctrl-C ends it."""
+    """Show a node live: neighbours, round trips, rates, drops, inference, plans of split models. Ctrl-C ends it."""
     from rich.console import Console
     from rich.live import Live
 
@@ -109,7 +111,8 @@ class _Frame:
                 f"{counters['outbox_delivered']}   expired {counters['outbox_expired']}   evicted "
                 f"{counters['outbox_evicted']}   refused {counters['outbox_refused']}"
             )
-        lines = "\n".join(filter(None, (readings, inference, records, *_full_channel(known, counters))))
+        plans = summary(known_plans(self._api))
+        lines = "\n".join(filter(None, (readings, inference, *plans, records, *_full_channel(known, counters))))
         return Group(head, Text(lines), _peer_table(known), _drop_table(drops, rate("drops")))
 
 

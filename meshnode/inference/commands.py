@@ -11,7 +11,7 @@ import click
 
 from meshnode.console.node_api import NodeAbsent, NodeApi, chosen_node, on_a_node
 from meshnode.console.printing import print_json, printable
-from meshnode.inference.console.report import RequestReport
+from meshnode.inference.console.report import RequestReport, parts_table, table
 from protocols.base.errors import MeshError
 from protocols.base.limits import MAX_BUDGET_MS
 
@@ -128,8 +128,11 @@ class _Run:
         _show(answer.outputs)
         report = RequestReport.done(request.name, answer.parameters)
         click.echo(
-            f"computed by {report.ran_on} in {report.compute_ms:.1f} ms, {report.took_ms:.1f} ms in all", err=True
+            f"computed by {report.nodes} in {report.compute_ms:.1f} ms, {report.took_ms:.1f} ms in all", err=True
         )
+        if report.parts:
+            for line in parts_table([report], str(self._api.get("/v1/node")["id"])):
+                click.echo(line, err=True)
 
     # --- several requests ------------------------------------------------------------------------------------------
     def several(self, requests: "Sequence[FileRequest]", places: int, verbose: bool) -> bool:
@@ -181,10 +184,8 @@ class _Run:
             click.echo("meshnode: more requests failed; -v shows each of them", err=True)
 
     def _sum_up(self, reports: Sequence[RequestReport], count: int, here: str, took_s: float) -> None:
-        """Print the table, to standard error when the output is JSON."""
-        from meshnode.inference.console.report import table
-
-        for line in table(reports, here) if reports else ():
+        """Print the tables, to standard error when the output is JSON."""
+        for line in (*table(reports, here), *parts_table(reports, here)) if reports else ():
             click.echo(line, err=self._as_json)
         done = sum(report.outcome == "done" for report in reports)
         text = f"{done} of {count} requests computed in {took_s:.1f} s"

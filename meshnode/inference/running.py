@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meshnode.inference.batches import batch_tensors, tensors_of
 from meshnode.inference.compute import ComputeService
 from meshnode.inference.oip.statistics import RequestStatistics
+from meshnode.inference.plans import plans_view
 from meshnode.inference.result import InferenceResult
 from meshnode.inference.section import InferenceSection, ModelsSection
 from meshnode.inference.splitting.running import SplitInference, private_models
@@ -38,6 +39,8 @@ from protocols.wire.tensors import Tensor
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from prometheus_client.core import Metric
+    from starlette.requests import Request
+    from starlette.responses import Response
     from starlette.routing import BaseRoute
 
     from meshnode.inference.batches import BatchInputs
@@ -119,12 +122,17 @@ class RunningInference(RunningPart):
     # --- requests --------------------------------------------------------------------------------------------------
     @property
     def models(self) -> dict[str, LoadedModel]:
-        """Models loaded here, by name."""
-        return dict(self._compute.models)
+        """Models loaded here whole, by name."""
+        return self._compute.whole_models()
+
+    @property
+    def in_parts(self) -> frozenset[str]:
+        """The models that are cut here, and of which only stages are loaded."""
+        return self._split.in_parts()
 
     def why_not(self, model: str) -> str | None:
-        """Why a model of the configuration could not be loaded; None: it was, or it has no file here."""
-        return self._compute.files.why_not(model)
+        """Why a model of the configuration could not be loaded or cut; None: it was, or it has no file here."""
+        return self._compute.files.why_not(model) or self._split.why_not(model)
 
     def signature_of(self, model: str) -> ModelSignature | None:
         """What a model takes and gives: as it is loaded here, or else by what neighbours say; None: nobody says so."""
@@ -234,24 +242,31 @@ class RunningInference(RunningPart):
     # --- what it tells ---------------------------------------------------------------------------------------------
     def capabilities(self) -> Iterable[str]:
         """Names of the models."""
-        return self._compute.models
+        return self.models
 
     def questions(self) -> Mapping[str, Callable[[Any], Any]]:
-        """``models``: their names, digests and signatures. ``inference_runs``: the nodes that compute own requests now,
-        once for each run."""
+        """``models``: their names, digests and signatures. ``plans``: see :mod:`meshnode.inference.plans`.
+        ``inference_runs``: the nodes that compute own requests now, once for each run."""
         return {
             "models": lambda _: [_view(model) for model in self.models.values()],
+            "plans": lambda _: self.host.driver.look(plans_view),
             "inference_runs": lambda _: self.host.driver.look(lambda engine, _: engine.inference.under_way()),
         }
 
     # --- over HTTP -------------------------------------------------------------------------------------------------
     def routes(self, service: HttpService) -> "Sequence[BaseRoute]":
-        """The Open Inference Protocol, and the list of models."""
+        """The Open Inference Protocol, the list of models, and the plans."""
+        from starlette.routing import Route
+
+        from meshnode.http.guard import json_response
         from meshnode.inference.latencies import Latencies
         from meshnode.inference.oip.routes import OpenInference
 
+        async def plans(_: "Request") -> "Response":
+            return json_response(self.host.driver.look(plans_view))
+
         self._latencies = Latencies()
-        return OpenInference(self.host, self, service).routes()
+        return [Route("/v1/plans", plans), *OpenInference(self.host, self, service).routes()]
 
     def node_view(self) -> Mapping[str, Any]:
         """``models``."""
@@ -266,7 +281,7 @@ class RunningInference(RunningPart):
         return self._compute.counters()
 
     def metrics(self) -> "Iterable[Metric]":
-        """Latencies and failures of own requests."""
+        """Latencies and failures of own requests, and latencies of their parts."""
         return () if self._latencies is None else self._latencies.metrics()
 
 

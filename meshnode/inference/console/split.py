@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meshnode.console.node_api import NodeApi, chosen_node, on_a_node
 from meshnode.console.printing import print_json, printable
 from protocols.base.errors import LocalProtocolError
 
@@ -39,6 +40,7 @@ def _cuts(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path, dir_okay=False))
+@on_a_node
 @click.option("--warm-up", "shapes", multiple=True, callback=_shapes, metavar="NAME=SIZES",
               help="The shape of an input whose sizes are open, as in image=1,3,320,320. May be repeated.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads of one run.")
@@ -51,14 +53,25 @@ def _cuts(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple
               help="Draw the cuts into this file.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def split(
-    model: Path, shapes: dict[str, tuple[int, ...]], threads: int, optimisation: Any,
-    cuts: tuple[int, ...] | None, out: Path | None, svg: Path | None, as_json: bool,
+    model: Path, node_config: Path | None, http_address: str | None, shapes: dict[str, tuple[int, ...]], threads: int,
+    optimisation: Any, cuts: tuple[int, ...] | None, out: Path | None, svg: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Show where MODEL, an ONNX file, can be cut into stages.
 
     A stage is a model of its own. Stages in a chain give the same bits as the whole model; they are run and compared
     before they are written. It needs the extra meshnode[split], and no node.
+
+    With --node or --http, MODEL is the name of a model of a running node instead, and the command shows its plan: who
+    runs which stage, what that takes, which other plans were tried, and which neighbours get no stage and why. The
+    exit status is 1 when no plan is in force.
     """
+    if node_config is not None or http_address is not None:
+        if shapes or cuts is not None or out is not None or svg is not None:
+            raise click.UsageError(
+                "--node and --http ask a running node: the other options are for files, except --json"
+            )
+        _show_plans(chosen_node(node_config, http_address), str(model), as_json)
+        return
     from meshnode.inference.console.drawing import drawing
     from meshnode.models import ModelSpec
     from meshnode.models.cutting import StageFolder
@@ -81,6 +94,21 @@ def split(
             click.echo(line)
         for stage, file in zip(stages, files, strict=True):
             click.echo(f"{file}: {_tensors(stage.inputs)} -> {_tensors(stage.outputs)}, {stage.size_bytes:,} bytes")
+
+
+def _show_plans(api: NodeApi, model: str, as_json: bool) -> None:
+    from meshnode.inference.console.plans import description, known_plans
+
+    plans = known_plans(api)
+    lines = list(description(plans, model, str(api.get("/v1/node")["id"])))
+    (found,) = (each for each in plans["models"] if each["model"] == model)
+    if as_json:
+        print_json(found)
+    else:
+        for line in lines:
+            click.echo(line)
+    if all(plan["state"] != "in force" for plan in found["plans"]):
+        click.get_current_context().exit(1)
 
 
 def _lines(spec: "ModelSpec", description: "CutDescription") -> Iterator[str]:

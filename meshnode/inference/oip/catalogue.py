@@ -32,7 +32,11 @@ class Inferring(Protocol):
 
     @property
     def models(self) -> dict[str, LoadedModel]:
-        """Models loaded here, by name."""
+        """Models loaded here whole, by name."""
+
+    @property
+    def in_parts(self) -> frozenset[str]:
+        """The models of which only stages are loaded here."""
 
     def why_not(self, model: str) -> str | None:
         """Why a model could not be loaded here; None: it was, or it has no file here."""
@@ -52,9 +56,11 @@ class ModelInReach:
 
     name: str
     loaded: LoadedModel | None
-    """None: only neighbours have it."""
+    """None: only neighbours have it whole."""
     offers: tuple[tuple[str, Offer], ...]
     """Neighbours that compute it, and what they say about it."""
+    in_parts: bool = False
+    """Whether this node has it computed in stages, and has not loaded the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +80,10 @@ class Catalogue:
 
     def models(self) -> list[ModelInReach]:
         """Every model in reach, by name."""
-        offered, loaded = self._offered(), self._inference.models
+        offered, loaded, in_parts = self._offered(), self._inference.models, self._inference.in_parts
         return [
-            ModelInReach(name, loaded.get(name), tuple(offered.get(name, ()))) for name in sorted({*loaded, *offered})
+            ModelInReach(name, loaded.get(name), tuple(offered.get(name, ())), name in in_parts)
+            for name in sorted({*loaded, *offered, *in_parts})
         ]
 
     def _offered(self) -> dict[str, list[tuple[str, Offer]]]:
@@ -101,7 +108,8 @@ class Catalogue:
         """
         offered = self._offered()
         loaded, offers = self._inference.models.get(name), tuple(offered.get(name, ()))
-        if loaded is None and not offers:
+        in_parts = name in self._inference.in_parts
+        if loaded is None and not offers and not in_parts:
             if (why := self._inference.why_not(name)) is not None:
                 raise ModelInvalid(f"{why}; and nobody else in reach computes it")
             known = sorted({*self._inference.models, *offered})
@@ -114,7 +122,7 @@ class Catalogue:
                 f"model {name!r} has no version {version[:40]!r}: a node has one version of a model, {VERSION!r}. Ask "
                 "for it, or for none; the digest in the metadata says which file it is"
             )
-        return ModelInReach(name, loaded, offers)
+        return ModelInReach(name, loaded, offers, in_parts)
 
     def digest_of(self, model: str) -> str | None:
         """The file that this node means by that name; None when nobody in reach has it."""
@@ -125,8 +133,14 @@ class Catalogue:
 
     def why_not_ready(self, model: ModelInReach) -> str | None:
         """Why a model in reach can't be computed at the moment; None: it can."""
-        here = model.loaded is not None and self._inference.defaults.local
-        return None if here or model.offers else "this node leaves it to neighbours, and none is there"
+        if model.offers or (model.loaded is not None and self._inference.defaults.local):
+            return None
+        if not model.in_parts:
+            return "this node leaves it to neighbours, and none is there"
+        plans = self._host.driver.look(lambda engine, _: engine.inference.split.views())
+        if any(plan.model == model.name and plan.state == "in force" for plan in plans):
+            return None
+        return "no plan for its stages is in force: 'meshnode plans' says why"
 
     def index(self) -> list[IndexEntry]:
         """Every model in reach or in the configuration, and whether it can be computed."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from meshnode.inference.oip.calls import InferenceCall, Parameters
 from meshnode.inference.oip.catalogue import VERSION, Catalogue, Inferring, ModelInReach
 from meshnode.inference.oip.views import configuration, index_line, listing, metadata
-from meshnode.inference.result import InferenceResult
+from meshnode.inference.result import InferenceResult, parts_text
 from meshnode.running import Host
 from protocols.base.ids import NodeId
 
@@ -109,4 +109,6 @@ def report(result: InferenceResult, here: NodeId, model: str, digest: str | None
         "queued_ms": round(result.queued_ms, 3),
         "attempts": ",".join(f"{run.node}:{run.outcome}" for run in result.attempts),
         "attempt_count": len(result.attempts),
+        "parts": parts_text(result.parts),
+        "part_count": len(result.parts),
     }

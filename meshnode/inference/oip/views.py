@@ -61,6 +61,7 @@ def listing(model: ModelInReach) -> dict[str, Any]:
         "name": model.name,
         "loaded": model.loaded is not None,
         "digest": model.loaded.digest if model.loaded is not None else None,
+        "in_parts": model.in_parts,
         "offered_by": [
             {"node": node, "digest": offer.digest, "compute_us": offer.compute_us, "waiting": offer.waiting}
             for node, offer in model.offers

@@ -7,6 +7,7 @@ Only neighbours that were asked get bytes, and each of them ``MAX_COPIES`` times
 was asked, so that nobody can have them sent for ever.
 """
 
+from collections.abc import Iterator
 from typing import Final, Literal
 
 from protocols.base import limits
@@ -98,11 +99,16 @@ class Lending:
 
     def why_refused(self, node: NodeId, model: str, now: int) -> str:
         """Why a neighbour does not get stages of a model until it is asked again; empty: it may be asked."""
-        refusals = (
-            loan.detail for (other, _), loan in self._loans.items()
-            if other == node and loan.model == model and loan.state == "refused" and now < loan.again_ns
-        )  # fmt: skip
-        return next(refusals, "")
+        return next((loan.detail for loan in self._refusals(node, model) if now < loan.again_ns), "")
+
+    def last_refusal(self, node: NodeId, model: str) -> str:
+        """Why a neighbour refused a stage of a model, though it may be asked again now; empty: it has not."""
+        return next((loan.detail for loan in self._refusals(node, model)), "")
+
+    def _refusals(self, node: NodeId, model: str) -> Iterator[_Loan]:
+        for (other, _), loan in self._loans.items():
+            if other == node and loan.model == model and loan.state == "refused":
+                yield loan
 
     def wanted(self, frame: StageWanted, source: NodeId, now: int) -> None:
         """A neighbour that was asked wants bytes."""

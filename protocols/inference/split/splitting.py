@@ -384,7 +384,7 @@ class Splitting:
         for helper, why_not in self.devices.all(split.model, split.stages, now):
             yield HelperView(
                 helper.node, helper.whole_ns, helper.round_trip_ns, helper.up_bytes_per_s, helper.down_bytes_per_s,
-                helper.queue_ns, helper.overhead_ns, why_not,
+                helper.queue_ns, helper.overhead_ns, why_not, self.lending.last_refusal(helper.node, split.model.name),
             )  # fmt: skip
 
     def _view(

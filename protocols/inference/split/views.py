@@ -60,6 +60,8 @@ class HelperView(Struct, frozen=True):
     overhead_ns: int
     why_not: str = ""
     """Why it gets no stage now; empty: it may get one."""
+    refused: str = ""
+    """What it said when it refused a stage the last time; empty: it has not, or has since taken it."""
 
 
 class SplitView(Struct, frozen=True):
