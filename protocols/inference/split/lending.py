@@ -27,7 +27,8 @@ LONGEST_PAUSE_NS: Final = 300 * limits.SECOND
 REFRESH_NS: Final = 20 * limits.SECOND
 """A neighbour that is ready is asked again after this, so that it does not drop the stage as idle."""
 
-LoanState = Literal["asked", "ready", "dropped", "refused"]
+LoanState = Literal["asked", "ready", "dropped", "refused", "forgotten"]
+"""``forgotten``: it is no longer needed; what the neighbour still says of it is no news, and no fault of it."""
 
 
 class _Loan:
@@ -61,12 +62,11 @@ class Lending:
         self._stages[stage.digest] = model, whole, stage
 
     def forget(self, digest: str) -> None:
-        """Forget a stage, and how it stands at neighbours, which drop it when nobody asks for it. Who has refused it is
-        remembered."""
+        """Forget a stage. Neighbours drop it when nobody asks for it. Who has refused it is remembered."""
         self._stages.pop(digest, None)
-        self._loans = {
-            key: loan for key, loan in self._loans.items() if key[1] != digest or loan.state == "refused"
-        }  # fmt: skip
+        for (_, other), loan in self._loans.items():
+            if other == digest and loan.state != "refused":
+                loan.state = "forgotten"
 
     def want(self, node: NodeId, digest: str, now: int) -> None:
         """Have a neighbour make a stage ready, unless it was asked lately."""
@@ -75,7 +75,7 @@ class Lending:
             return
         model, whole, stage = lent
         loan = self._loans.get((node, digest))
-        if loan is None:
+        if loan is None or loan.state == "forgotten":
             loan = self._loans[node, digest] = _Loan(model)
         elif now < loan.again_ns:
             return
@@ -113,6 +113,8 @@ class Lending:
     def wanted(self, frame: StageWanted, source: NodeId, now: int) -> None:
         """A neighbour that was asked wants bytes."""
         lent, loan = self._stages.get(frame.digest), self._loans.get((source, frame.digest))
+        if loan is not None and loan.state == "forgotten":
+            return
         if lent is None or loan is None or loan.state not in ("asked", "ready"):
             self._drops.count(source, "", "stage_not_lent")
             return
@@ -136,6 +138,8 @@ class Lending:
         if loan is None:
             self._drops.count(source, "", "stage_not_lent")
             return False
+        if loan.state == "forgotten":
+            return False
         loan.heard_ns, loan.detail = now, "" if frame.state == "ready" else frame.detail or frame.state
         if frame.state == "ready":
             loan.state, loan.tries, loan.again_ns = "ready", 0, now + REFRESH_NS
@@ -154,10 +158,10 @@ class Lending:
         self._loans = {key: loan for key, loan in self._loans.items() if key[0] != node}
 
     def handle_timer(self, now: int) -> None:
-        """Note who stays silent, and forget refusals of stages that are no longer needed."""
+        """Note who stays silent, and forget what neighbours said of stages that are no longer needed."""
         for (node, digest), loan in list(self._loans.items()):
             if loan.state == "asked" and now - loan.heard_ns >= SILENCE_NS:
                 loan.detail = "it does not answer"
                 self._refused(loan, now)
-            elif digest not in self._stages and now - loan.again_ns >= LONGEST_PAUSE_NS:
+            elif digest not in self._stages and now - max(loan.again_ns, loan.heard_ns) >= LONGEST_PAUSE_NS:
                 del self._loans[node, digest]

@@ -311,6 +311,9 @@ def test_trials_run_where_their_plan_says_though_a_stage_was_lent_before() -> No
     tried = car.machine.split.describe(mesh.now)[0].plans
     assert len(tried) == 3
     assert [plan.why for plan in tried if plan.state == "passed over"] == ["another plan was faster"] * 2
+    end_ns = mesh.now + 100 * SECOND
+    mesh.run(lambda: mesh.now > end_ns, 200 * SECOND)
+    assert car.drops.total == 0  # neighbours say that they drop what nobody wants any more
 
 
 def with_another_plan() -> tuple[Mesh, Linked]:
