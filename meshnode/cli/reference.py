@@ -6,7 +6,7 @@ import click
 
 from meshnode.config.reference import described_table, reference_page
 from meshnode.loading import parts_with, sections_of
-from meshnode.models.manifest import DeclaredInput, DeclaredOutput, Fallback, Golden, Manifest
+from meshnode.models.manifest import DeclaredInput, DeclaredOutput, Fallback, Golden, Manifest, SplitRules
 from meshnode.models.preprocessing import Preprocessing
 
 _OPENING: Final = """\
@@ -21,6 +21,7 @@ told in [describe a model](../howto/describe-a-model.md).
 _TABLES: Final = (
     ("## Keys without a table", Manifest), ("## `[[inputs]]`", DeclaredInput), ("## `[[outputs]]`", DeclaredOutput),
     ("## `[preprocessing.<input>]`", Preprocessing), ("## `[[golden]]`", Golden), ("## `[fallback]`", Fallback),
+    ("## `[split]`", SplitRules),
 )  # fmt: skip
 _CLOSING: Final = """\
 ## Digest

@@ -45,7 +45,8 @@ def parts_text(parts: Sequence[PartReport]) -> str:
         {
             "kind": part.kind, "index": part.index, "node": part.node, "took_ms": _ms(part.took_ns / 1e6),
             "queued_ms": _ms(part.queued_us / 1e3), "compute_ms": _ms(part.compute_us / 1e3),
-            "input_bytes": part.input_bytes, "output_bytes": part.output_bytes, "replays": part.replays, "size": part.size,
+            "input_bytes": part.input_bytes, "output_bytes": part.output_bytes, "replays": part.replays,
+            "size": part.size,
         }
         for part in parts[:MAX_PARTS_TOLD]
     ])  # fmt: skip

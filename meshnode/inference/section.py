@@ -84,8 +84,8 @@ class ModelSection(Section, frozen=True, kw_only=True):
     split: Annotated[
         Literal["off", "latency", "throughput"],
         Meta(
-            description="Cut the model, and let neighbours run stages of it: so that one "
-            "request is done sooner, or so that more of them are done in a second. A request still runs whole "
+            description="Cut the model, and let neighbours run [stages](../howto/run-a-model-in-parts.md) of it: so "
+            "that one request is done sooner, or so that more of them are done in a second. A request still runs whole "
             "wherever that is as fast. Needs `pip install meshnode[split]` on this node."
         ),
     ] = "off"
@@ -174,9 +174,9 @@ class InferenceSection(PartSection, frozen=True, kw_only=True):
     accept_stages: Annotated[
         bool,
         Meta(
-            description="Run stages of models for neighbours: parts of models that they have cut, whose bytes they "
-            "give to this node, at most 512 MiB each. The table of access decides by the name of the whole model. Each "
-            "stage has a worker process of its own, so `isolation` must be `process`."
+            description="Run [stages](../howto/run-a-model-in-parts.md) of models for neighbours: parts of models that "
+            "they have cut, whose bytes they give to this node, at most 512 MiB each. The table of access decides by "
+            "the name of the whole model. Each stage has a worker process of its own, so `isolation` must be `process`."
         ),
     ] = False
     max_stages: Annotated[
