@@ -433,3 +433,11 @@ def test_cuts_tiny_run_compares_chains_with_whole_models(tmp_path: Path) -> None
     assert (speech["single"], speech["cuts"]) == (9, 35)
     assert speech["chains"] >= 3
     assert speech["differing"] == run["missed"] == []
+
+
+@pytest.mark.processes
+def test_planning_tiny_run_times_every_kind_link_and_goal(tmp_path: Path) -> None:
+    """The decision about the planner quotes these figures."""
+    searches = written(tmp_path, "planning", "--problems", "1", "--cuts", "4", "--neighbours", "2")["searches"]
+    assert len(searches) == len({(each["kind"], each["link"], each["goal"]) for each in searches}) == 24
+    assert all(0 < each["median_ms"] <= each["longest_ms"] for each in searches)

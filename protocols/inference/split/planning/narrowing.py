@@ -23,9 +23,14 @@ MAX_STAGE_NEIGHBOURS: Final = 5
 def fewer_cuts(profile: Profile) -> tuple[Profile, list[int]]:
     """The profile with at most ``MAX_CUTS`` cuts, and their indices in the whole one."""
     kept = list(range(len(profile.cuts)))
+    differences = [_difference(profile, one, other) for one, other in pairwise(kept)]
     while len(kept) > MAX_CUTS:
-        one, other = min(pairwise(kept), key=lambda pair: _difference(profile, *pair))
-        kept.remove(max(one, other, key=lambda index: profile.cuts[index].given_bytes))
+        at = differences.index(min(differences))
+        if profile.cuts[kept[at]].given_bytes <= profile.cuts[kept[at + 1]].given_bytes:
+            at += 1
+        del kept[at]
+        around = slice(max(at - 1, 0), at + 1)
+        differences[around] = [_difference(profile, one, other) for one, other in pairwise(kept[around])]
     cuts = tuple(profile.cuts[index] for index in kept)
     return Profile(profile.input_bytes, profile.output_bytes, cuts, profile.weight_bytes), kept
 
