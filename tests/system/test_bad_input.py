@@ -252,7 +252,7 @@ def test_other_major_version_gets_a_named_refusal(insider: Callable[[str], Insid
 
         (refusal,) = eventually(refusals, "the refusal arrives")
         assert refusal.code == "version"
-        assert "it speaks version 2, this node 1.4" in refusal.detail
+        assert "it speaks version 2, this node 1.5" in refusal.detail
         logged(target, "veh-67: version: it speaks version 2")
     finally:
         inbox.close()
