@@ -4,6 +4,7 @@ Times are those of the nodes' own log lines, in milliseconds; all processes of a
 process outlives :class:`Fleet` or its parent, however that ends, because a node leaves when its standard input ends.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -231,11 +232,21 @@ class Fleet:
             node.process.wait()
 
 
+def _processor_model() -> str:
+    """The name of the processor, where the system tells it."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or "unknown"
+
+
 def machine() -> dict[str, Any]:
     """What the machine is that it ran on."""
     return {
         "cores": os.cpu_count(),
         "processor": platform.machine(),
+        "model": _processor_model(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }

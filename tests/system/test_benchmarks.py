@@ -19,6 +19,7 @@ from benchmarks.contender import ENDS, PEERS, BenchmarkFailed, End, Setting
 from benchmarks.model import INPUT, OUTPUT, bare_session, sample_input, write_model
 from benchmarks.schedule import Outcome, Plan
 from meshnode.identity import create_mesh, issue
+from tests.tools.emulator_fixture import as_root
 from tests.tools.eventually import eventually
 
 MEASURES = {
@@ -343,6 +344,19 @@ def test_deadlines_tiny_run_compares_the_policies_at_one_load(tmp_path: Path) ->
     content = written(tmp_path, "deadlines", "--load", "0.5", "--seconds", "5", "--seeds", "1")
     shares = content["shares"]["0.5"]
     assert shares["ours"] >= max(shares["local"], shares["random"]) > 0.5
+
+
+@pytest.mark.processes
+@as_root
+def test_deadlines_emulated_tiny_run_has_real_nodes_compute_for_one_another(tmp_path: Path) -> None:
+    """Right answers that come in time from neighbours, or the policies could not be told apart."""
+    options = "--emulated", "--load", "0.3", "--policy", "local", "--warm-up", "1", "--seconds", "2", "--seeds", "1"
+    content = written(tmp_path, "deadlines", *options)
+    trials = {trial["policy"]: trial for trial in content["trials"]}
+    assert trials.keys() == {"ours", "local"}
+    assert all(trial["on_time"] and trial["asked"] > 20 and not trial["wrong"] for trial in trials.values())
+    assert trials["ours"]["away"] > 0 == trials["local"]["away"]
+    assert content["shares"]["0.3"]["ours"] > 0.8
 
 
 @pytest.mark.processes
