@@ -1,7 +1,7 @@
 """Child processes of ours that run a module of this package: how one is started, and how it ends.
 
-A child runs ``python -m MODULE``. Nothing forks, and ``multiprocessing`` is not used: it imports the program of the
-parent again in each child.
+A child runs ``python -m MODULE``. ``multiprocessing`` is not used: it imports the program of the parent again in each
+child. Nothing forks but the process that starts the workers of models (:mod:`meshnode.models.worker.forking`).
 """
 
 import ctypes

@@ -1,11 +1,15 @@
-"""``python -m meshnode.models.worker CONTROL PARENT``: the process of one model. A node starts it, nobody else does.
+"""``python -m meshnode.models.worker SOCKET PARENT``: the process that starts those of models. A node starts it, nobody
+else does. With ``alone`` before its arguments it is the process of one model.
 
-``CONTROL`` is the descriptor of its control socket, ``PARENT`` the process id of the node.
+``SOCKET`` is the descriptor of its orders, ``PARENT`` the process id of whoever started it.
 """
 
 import sys
 
-from meshnode.models.worker.inside import serve
+from meshnode.models.worker import forking, inside
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), int(sys.argv[2]))
+    if sys.argv[1] == forking.ALONE:
+        inside.serve(int(sys.argv[2]), int(sys.argv[3]))
+    else:
+        forking.serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -17,12 +17,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meshnode.models.manifest import manifest_path, read_manifest
 from meshnode.models.model import Cancellation, Inputs, LoadedModel, ModelSpec
+from meshnode.models.worker.fork_server import ForkServer
 from meshnode.models.worker.losses import Loss, WorkerLost
 from meshnode.models.worker.messages import LoadedReply, LoadOrder
 from meshnode.models.worker.process import WorkerProcess
@@ -82,7 +82,7 @@ class ModelKeeper:
     """Keeps a process for one model. Its methods may be called from any thread."""
 
     def __init__(
-        self, spec: ModelSpec, starter: Executor, patience: Patience, counters: WorkerCounters,
+        self, spec: ModelSpec, starter: ForkServer, patience: Patience, counters: WorkerCounters,
         told: Callable[[str, str | None], None],
     ) -> None:  # fmt: skip
         """``told`` is called with the name of the model and why it is out of service; None: it is back."""

@@ -1,10 +1,12 @@
 """What a node and a worker process tell each other. Tensors lie in shared memory; messages say where.
 
 Messages are datagrams on a pair of Unix sockets (``SOCK_SEQPACKET``), so that one ``recv`` gives one message, and none
-is half read when the other side dies. There is a control socket for each process and a socket for each *slot*. A slot
+is half read when the other side dies. There is a socket of the process that starts the workers, a control socket for
+each of these, and a socket for each *slot*. A slot
 carries one run after the other; runs that go on at the same time use slots of their own.
 """
 
+import struct
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -17,6 +19,10 @@ MAX_MESSAGE_BYTES: Final = 128 * 1024
 """Smaller than what the kernel's default buffer of a socket takes. A run of 32 inputs and 32 outputs with names of 200
 characters takes 16 kB."""
 
+PIPE_NUMBER: Final = struct.Struct("=i")
+"""What the pipe of a worker carries: its process id, or minus the error number for which there is none; and later its
+status as ``subprocess`` tells it, where signals are negative."""
+
 
 class PlacedTensor(Struct, frozen=True, array_like=True):
     """A tensor in the segment of a slot."""
@@ -26,6 +32,21 @@ class PlacedTensor(Struct, frozen=True, array_like=True):
     shape: tuple[int, ...]
     offset: int
     """Bytes from the start of the segment."""
+
+
+# --- to the fork server, from the node -------------------------------------------------------------------------------
+class StartOrder(Struct, frozen=True, array_like=True, tag="start"):
+    """Start a worker. Its control socket and the pipe on which its process id and its status are told come along."""
+
+    number: int
+    idle: bool
+    """Whether it gets only the processor time that nobody else wants."""
+
+
+class KillOrder(Struct, frozen=True, array_like=True, tag="kill"):
+    """Kill the worker of that number, if it has not ended."""
+
+    number: int
 
 
 # --- control socket, from the node -----------------------------------------------------------------------------------
@@ -115,12 +136,14 @@ class FailureReply(Struct, frozen=True, array_like=True, tag="failed"):
     why: str
 
 
+ServerOrder = StartOrder | KillOrder
 ControlOrder = LoadOrder | SlotOrder | CancelOrder
 ControlReply = LoadedReply | RefusedReply
 SlotCommand = RunOrder | RoomOrder
 SlotReply = RunReply | RoomReply | FailureReply
 
 encode: Final = Encoder().encode
+decode_server_order: Final[Callable[[bytes], ServerOrder]] = Decoder(ServerOrder).decode
 decode_control_order: Final[Callable[[bytes], ControlOrder]] = Decoder(ControlOrder).decode
 decode_control_reply: Final[Callable[[bytes], ControlReply]] = Decoder(ControlReply).decode
 decode_slot_order: Final[Callable[[bytes], SlotCommand]] = Decoder(SlotCommand).decode

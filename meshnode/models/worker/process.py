@@ -1,17 +1,15 @@
 """One worker process as the node sees it: started, asked to load its model, asked to compute, ended."""
 
-import os
 import select
 import socket
-import subprocess
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from meshnode.models.children import child_command, child_environment, how_it_exited
+from meshnode.models.children import how_it_exited
 from meshnode.models.model import Cancellation
+from meshnode.models.worker.fork_server import ForkServer
 from meshnode.models.worker.losses import Loss, WorkerLost
 from meshnode.models.worker.messages import (
     MAX_MESSAGE_BYTES,
@@ -39,10 +37,8 @@ _REAP_S: Final = 5.0
 class WorkerProcess:
     """A process that has one model. Its methods may be called from any thread."""
 
-    def __init__(self, name: str, starter: Executor, *, idle: bool = False) -> None:
-        """Start it, on the one thread of ``starter``: the kernel ends the process when the thread that started it does.
-        The thread blocks the signals that a terminal or systemd sends to all processes. ``idle``: it gets only the
-        processor time that nobody else wants.
+    def __init__(self, name: str, starter: ForkServer, *, idle: bool = False) -> None:
+        """Start it. ``idle``: it gets only the processor time that nobody else wants.
 
         :raises InferenceError: no process can be started.
         """
@@ -59,7 +55,7 @@ class WorkerProcess:
         self._ended: WorkerLost | None = None
         with theirs:
             try:
-                self._process: subprocess.Popen[bytes] = starter.submit(_start, theirs.fileno(), idle).result()
+                self._process = starter.start(theirs.fileno(), idle=idle)
             except BaseException as error:
                 self._control.close()
                 if not isinstance(error, OSError | RuntimeError):
@@ -69,7 +65,7 @@ class WorkerProcess:
     @property
     def process_id(self) -> int:
         """The id of the process."""
-        return self._process.pid
+        return self._process.process_id
 
     def load(self, order: LoadOrder, limit_s: float) -> LoadedReply:
         """Have the model loaded, blocking.
@@ -185,7 +181,7 @@ class WorkerProcess:
         """Why the process is gone; it is known to be gone, or was killed."""
         try:
             status = self._process.wait(_REAP_S)
-        except subprocess.TimeoutExpired:
+        except TimeoutError:
             self._process.kill()  # it closed its sockets, and did not end
             status = self._process.wait()
         with self._control_lock:
@@ -197,19 +193,6 @@ class WorkerProcess:
                 slot.connection.close()
             self._idle_slots.clear()
             return self._ended
-
-
-def _start(control: int, idle: bool) -> "subprocess.Popen[bytes]":
-    process = subprocess.Popen(  # noqa: S603 - our own module
-        child_command("meshnode.models.worker", control, os.getpid()), stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, pass_fds=(control,), env=child_environment(),
-    )  # fmt: skip
-    if idle:
-        # From outside and at once: its start takes a quarter of a second of one core. This thread must not become idle
-        # itself, since it holds the interpreter's lock while it starts a process.
-        with suppress(OSError):
-            os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
-    return process
 
 
 def _readable(connection: socket.socket, timeout_s: float) -> bool:

@@ -1,16 +1,12 @@
 """All worker processes of one node."""
 
-import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from meshnode.models.model import ModelSpec
+from meshnode.models.worker.fork_server import ForkServer
 from meshnode.models.worker.keeper import ModelKeeper, Patience, WorkerCounters, WorkerModel
 from protocols.base.errors import InferenceError
-
-_HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that a terminal or systemd sends to all processes of a node: the node decides what ends when."""
 
 
 class Workers:
@@ -26,11 +22,7 @@ class Workers:
         self._lock = threading.Lock()
         self._keepers: list[ModelKeeper] = []
         self._closed = False
-        # The kernel ends a worker when the thread that started it ends. This one lasts as long as the node, and new
-        # processes inherit which signals it blocks.
-        self._starter = ThreadPoolExecutor(
-            1, "model-worker-starter", lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
-        )
+        self._starter = ForkServer()
 
     def load(self, spec: ModelSpec) -> WorkerModel:
         """Load a model into a process of its own, blocking for milliseconds to seconds.
@@ -58,4 +50,4 @@ class Workers:
             self._closed, keepers = True, list(self._keepers)
         for keeper in keepers:
             keeper.close()
-        self._starter.shutdown()
+        self._starter.close()
