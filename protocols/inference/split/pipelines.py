@@ -121,7 +121,7 @@ class Pipelines:
         """A stage has ended. Returns the answer of the pipeline if it has ended with it."""
         piped = self._of_child.pop(event.request)
         piped.attempts += event.attempts
-        piped.lost += sum(attempt.outcome not in ("done", "cancelled") for attempt in event.attempts)
+        piped.lost += sum(attempt.outcome != "done" for attempt in event.attempts)
         if event.winner is None:
             return self._failed(piped, event, now)
         if piped.whole:

@@ -14,6 +14,7 @@ import meshnode
 from meshnode.inference.section import InferenceSection, ModelSection
 from meshnode.models import ModelSpec, load_model
 from protocols.base.errors import InferenceError
+from protocols.engine import Engine
 from protocols.inference.split.views import PlanView
 from tests.tools.eventually import until
 from tests.tools.mesh_fixture import House, Member, Open, given_house, given_opened
@@ -112,8 +113,15 @@ async def test_helper_that_is_killed_while_it_computes_costs_no_request(
     task = asyncio.create_task(node.infer("work", {"x": matrix}))
 
     def at_the_neighbour() -> bool:
-        under_way = node.driver.look(lambda engine, _: engine.inference.under_way())
-        return "rsu-2" in under_way
+        """Whether a stage of the request is under way there, and not one of a plan that is being timed."""
+
+        def look(engine: Engine, _: int) -> bool:
+            asked = engine.inference._asking.requests
+            piped = engine.inference.split.pipelines.piped.values()
+            children = [asked[each.child] for each in piped if not each.trial and each.child in asked]
+            return any(run.node == "rsu-2" for child in children for run in child.runs.values())
+
+        return node.driver.look(look)
 
     await until(at_the_neighbour, "a stage under way at the RSU")
     rsu.process.send_signal(signal.SIGKILL)
