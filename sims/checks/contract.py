@@ -26,7 +26,7 @@ from protocols.membership.settings import MembershipSettings
 from protocols.peers import PeerView
 from protocols.readings.events import Put
 from protocols.records.ledger import Ledger
-from protocols.wire.tensors import NamedTensor
+from protocols.wire.tensors import NamedTensor, tensor_of
 from sims.errors import ScenarioError
 from sims.results.result import Recorder
 from sims.scenario.file import Scenario
@@ -229,6 +229,19 @@ def computed_from(inputs: tuple[NamedTensor, ...], output_bytes: int, steps: Ite
     for step in steps:
         seed = hashlib.sha256(step.encode() + seed).digest()
     return repeated(seed, output_bytes)
+
+
+def computed_rows(rows: int, inputs: tuple[NamedTensor, ...], output_bytes: int) -> bytes:
+    """What a model gives for a batch, or for a part of one: what it computes from each row of its first input.
+    ``output_bytes``: of one row."""
+    data = inputs[0].tensor.data
+    size_bytes = len(data) // rows
+    return b"".join(
+        computed_from(
+            (NamedTensor(INPUT, tensor_of(bytes(data[row * size_bytes : row * size_bytes + 32]))),), output_bytes
+        )
+        for row in range(rows)
+    )
 
 
 def repeated(seed: bytes, size_bytes: int) -> bytes:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from protocols.inference.events import Answered, PartReport
 from protocols.wire.tensors import NamedTensor
-from sims.checks.contract import INPUT, Check, WorldView, computed_from, register, steps_of
+from sims.checks.contract import INPUT, Check, WorldView, computed_from, computed_rows, register, steps_of
 from sims.results.result import Recorder
 
 
@@ -56,13 +56,14 @@ class OneAnswerPerRequest(_Requests):
 @register
 class AnswerIsRight(_Requests):
     """An answer derives from the inputs of its own request. When the model was cut, each of its steps has run once, in
-    order, on what the step before it gave, and the parts that are reported fit one another."""
+    order, on what the step before it gave; of a batch, each row is in its place. The parts that are reported fit one
+    another."""
 
     name = "answer_is_right"
 
     def __init__(self, world: WorldView, recorder: Recorder) -> None:
         super().__init__(world, recorder)
-        self._cuts = {name: len(work.cuts) for name, work in world.scenario.models.items()}
+        self._works = world.scenario.models
 
     def answered(self, node: str, answer: Answered) -> None:
         """See :class:`Check`."""
@@ -70,13 +71,23 @@ class AnswerIsRight(_Requests):
         if asked is None or answer.winner is None:
             return
         got = b"".join(bytes(output.tensor.data) for output in answer.outputs)
-        steps = steps_of(asked.model, self._cuts.get(asked.model, 0))
         what = f"request {answer.request} of {node}"
-        if not answer.outputs or got != computed_from(asked.inputs, len(got), steps):
+        if not answer.outputs or got != self._right(asked, len(got)):
             self.judge(False, f"{what} was answered by {answer.winner.node} with another's result")
         else:
-            wrong = _wrong_stages(answer.parts, _size_bytes(asked.inputs), len(got))
+            input_bytes = _size_bytes(asked.inputs)
+            wrong = _wrong_stages(answer.parts, input_bytes, len(got)) or _wrong_shards(
+                answer.parts, input_bytes, len(got)
+            )
             self.judge(not wrong, wrong and f"{what}: {wrong}")
+
+    def _right(self, asked: _Asked, output_bytes: int) -> bytes:
+        work = self._works.get(asked.model)
+        if work is not None and work.rows > 1:
+            return computed_rows(work.rows, asked.inputs, output_bytes // work.rows)
+        return computed_from(
+            asked.inputs, output_bytes, steps_of(asked.model, len(work.cuts) if work is not None else 0)
+        )
 
 
 def _wrong_stages(parts: Sequence[PartReport], input_bytes: int, output_bytes: int) -> str:
@@ -91,6 +102,17 @@ def _wrong_stages(parts: Sequence[PartReport], input_bytes: int, output_bytes: i
         before_bytes = stage.output_bytes
     if stages and before_bytes != output_bytes:
         return f"the last stage gave {before_bytes} bytes, and the answer has {output_bytes}"
+    return ""
+
+
+def _wrong_shards(parts: Sequence[PartReport], input_bytes: int, output_bytes: int) -> str:
+    """What does not fit in the reports of the shards of one request; empty: nothing."""
+    shards = [part for part in parts if part.kind == "shard"]
+    if [shard.index for shard in shards] != list(range(len(shards))):
+        return f"the shards {[shard.index for shard in shards]} are reported, and not each once, in order"
+    taken, given = sum(shard.input_bytes for shard in shards), sum(shard.output_bytes for shard in shards)
+    if shards and (taken, given) != (input_bytes, output_bytes):
+        return f"its shards took {taken} and gave {given} bytes, and not {input_bytes} and {output_bytes}"
     return ""
 
 

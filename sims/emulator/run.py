@@ -93,10 +93,11 @@ def _checked(scenario: Scenario, seed: int) -> tuple[Fault, ...]:
             f"smaller, or simulate it; {STILL_WORKS}"
         )
     for place, asked in enumerate(scenario.inference):
-        if asked.cuts or asked.private:
+        has = "cuts" if asked.cuts else "rows" if asked.rows > 1 else "private = true" if asked.private else ""
+        if has:
             raise EmulatorError(
-                f"{scenario.name} has {'cuts' if asked.cuts else 'private = true'} in inference[{place}], which the "
-                f"models of an emulation don't know: leave it out, or simulate; {STILL_WORKS}"
+                f"{scenario.name} has {has} in inference[{place}], which the models of an emulation don't know: leave "
+                f"it out, or simulate; {STILL_WORKS}"
             )
     tape = plan(scenario, seed)
     if unsupported := sorted({fault.kind for fault in tape} - SUPPORTED):

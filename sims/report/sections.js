@@ -258,7 +258,7 @@ function partsCard() {
   const rows = page.parts.map(
     ([model, kind, index, of, between, by, device, runs, again, took, computed, taken, given]) => [
       model,
-      `${kind} ${index + 1} of ${of}${between ? `: ${between}` : ""}`,
+      `${kind}${of ? ` ${index + 1} of ${of}` : ""}${between ? `: ${between}` : ""}`,
       by === "here" ? `here (${device})` : `${by} (${device})`,
       short(runs),
       short(took),

@@ -38,7 +38,8 @@ class Parts:
         for part, between in zip(parts, _between(self._works.get(model), parts), strict=True):
             group = self._groups.get(part.node)
             by = "here" if part.node == node else part.node if group is None else group.name
-            key = (model, part.kind, part.index, len(parts), between, by, "" if group is None else group.device)
+            place = (part.index, len(parts)) if part.kind == "stage" else (0, 0)
+            key = (model, part.kind, *place, between, by, "" if group is None else group.device)
             row = self._rows.get(key)
             if row is None:
                 if len(self._rows) >= MAX_ROWS:

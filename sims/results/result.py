@@ -93,9 +93,9 @@ class PartRuns(Struct):
     kind: str
     """``stage`` or ``shard``."""
     index: int
-    """Its place among the parts of a request, from 0 …"""
+    """The place of a stage among those of a request, from 0 …"""
     of: int
-    """… and how many parts these requests had."""
+    """… and how many stages these requests had. Both are 0 for shards, whose place does not matter."""
     between: str
     """Where a stage begins and ends, in words; empty for a shard."""
     by: str
@@ -108,7 +108,7 @@ class PartRuns(Struct):
     """From the decision to start it until its result was there."""
     compute_p50_ms: float = 0.0
     input_bytes: int = 0
-    """Of the last one."""
+    """Of the last run."""
     output_bytes: int = 0
 
 

@@ -29,6 +29,8 @@ MAX_SPREAD_BYTES: Final = 446
 578 bytes. The name is in an entry three times, two of them in the certificate. ECDSA signatures differ by 4 bytes in
 length."""
 
+MAX_ROWS: Final = 1_024
+"""Of one simulated batch."""
 MAX_WEIGHT_BYTES: Final = 1_000_000_000
 """Of one simulated model. A stage above 512 MiB is taken by nobody."""
 
@@ -238,6 +240,9 @@ class Inference(Part, frozen=True):
     """What plans of a model with ``cuts`` are made for. off: it is not cut, although it could be."""
     private: bool = False
     """Whether the inputs must not leave the node that asks: neither for the whole model nor for its first stage."""
+    rows: Annotated[int, Meta(ge=1, le=MAX_ROWS)] = 1
+    """The rows of each request. More than one are a batch, which the node and its neighbours divide among themselves.
+    Sizes and time above are those of one row."""
 
 
 class Spread(Part, frozen=True):

@@ -19,6 +19,8 @@ MAX_SPEED_MPS: Final = 100.0
 """A vehicle that moves faster on a road is an error of the data."""
 SLACK_S: Final = 0.01
 """Times that were drawn and rounded may add up to a little more than the duration."""
+MAX_BATCH_BYTES: Final = 64_000_000
+"""Each request keeps its inputs and outputs until it has ended."""
 MIN_WAY_S: Final = 0.001
 """The least time between two waypoints."""
 
@@ -111,6 +113,10 @@ def _wrong_splits(scenario: Scenario) -> Iterator[str]:
     """What is wrong with models that can be cut, and with those who would run parts of them."""
     for number, work in enumerate(scenario.inference):
         place = f"inference[{number}]"
+        if work.rows > 1 and work.cuts:
+            yield f"{place}.rows is {work.rows}, but a model with cuts takes one: leave out rows or cuts"
+        if work.rows * max(work.input_bytes, work.output_bytes) > MAX_BATCH_BYTES:
+            yield f"{place}.rows is {work.rows}: a batch has {MAX_BATCH_BYTES} bytes at most, give fewer rows"
         if work.cuts:
             yield from (f"{place}.{wrong}" for wrong in _wrong_cuts(work))
             if work.split != "off":

@@ -23,6 +23,7 @@ from protocols.wire.gossip import GossipEntries
 from protocols.wire.inference import InferAnswer
 from protocols.wire.readings import Interest
 from protocols.wire.records import Acknowledgement, Batch
+from protocols.wire.tensors import NamedTensor
 from sims.errors import ScenarioError
 from sims.scenario.schema import nearest
 from sims.world.relay import Relay
@@ -307,6 +308,22 @@ def boundaries_mixed_up(engine: Engine) -> None:
         return mixed_up
 
     _instead(pipelines, "child_ended", make)
+
+
+@_caught_by("answer_is_right")
+def shards_in_the_wrong_place(engine: Engine) -> None:
+    """The rows of a shard are put where those of the one before belong."""
+    shards = engine.inference.shards
+    before: dict[int, tuple[NamedTensor, ...]] = {}
+
+    def make(join: Any) -> Callable[..., None]:
+        def shifted(sharded: Any, shard: Any, winner: Any, outputs: tuple[NamedTensor, ...], now: int) -> None:
+            older, before[shard.count] = before.get(shard.count, outputs), outputs
+            join(sharded, shard, winner, older, now)
+
+        return shifted
+
+    _instead(shards, "_join", make)
 
 
 @_caught_by("one_answer_per_request")

@@ -108,9 +108,12 @@ class Worker:
     def _run_ns(self, loaded: _Loaded) -> int:
         return int(loaded.compute_ns * self._factor * self.slowed)
 
+    def _waiting_ns(self, waiting: _Waiting) -> int:
+        return self._run_ns(waiting.loaded) * waiting.loaded.part.rows_in(waiting.effect.inputs)
+
     def _queue_ns(self, before: Iterable[_Waiting]) -> int:
         """How long a run that comes now would wait before it begins, behind others."""
-        waiting_ns = sum(self._run_ns(waiting.loaded) for waiting in before)
+        waiting_ns = sum(self._waiting_ns(waiting) for waiting in before)
         return waiting_ns + max(self._done_ns - self._driver.now, 0) if self._running is not None else 0
 
     def perform(self, effect: Compute | CancelCompute) -> None:
@@ -161,7 +164,7 @@ class Worker:
                 self._driver.when_awake(self._node, now, self._answer, (effect.run, _unloaded(effect)))
                 continue
             self._running = effect.run
-            self._done_ns = now + self._run_ns(waiting.loaded)
+            self._done_ns = now + self._waiting_ns(waiting)
             self._driver.when_awake(self._node, self._done_ns, self._done, (waiting, now))
             return
         self._running = None

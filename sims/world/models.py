@@ -15,8 +15,8 @@ from protocols.base import limits
 from protocols.inference.signature import ModelSignature, TensorSignature
 from protocols.inference.split.events import SplitModel, Stage, StageRange, stage_name
 from protocols.inference.split.plan import CutPoint, Goal, Profile
-from protocols.wire.tensors import NamedTensor, tensor_of
-from sims.checks.contract import INPUT, computed_from, repeated, steps_of
+from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
+from sims.checks.contract import INPUT, computed_from, computed_rows, repeated, steps_of
 from sims.scenario.file import Scenario
 
 OUTPUT: Final = "y"
@@ -39,6 +39,8 @@ class Model(NamedTuple):
     """What its plans are made for; None: it is not split."""
     private: bool = False
     """Whether its inputs must not leave the node that asks."""
+    takes_rows: bool = False
+    """Whether it takes any number of rows, each as large and as slow as is said above."""
 
     @property
     def profile(self) -> Profile:
@@ -108,25 +110,35 @@ class Part(NamedTuple):
 
     @property
     def signature(self) -> ModelSignature | None:
-        """What it takes and gives; None of a model that can't be cut, which takes and gives whatever it is."""
-        return self.described if self.model.cuts else None
+        """What it takes and gives; None of a model that can neither be cut nor takes rows: whatever it is."""
+        return self.described if self.model.cuts or self.model.takes_rows else None
 
     @property
     def described(self) -> ModelSignature:
         """What it takes and gives."""
         before, after = self._ends
-        taken = TensorSignature(self._boundary(self.first), "u1", (before.size_bytes,))
-        return ModelSignature((taken,), (TensorSignature(self._boundary(self.last), "u1", (after.size_bytes,)),))
+        rows: tuple[int | None, ...] = (None,) if self.model.takes_rows else ()
+        taken = TensorSignature(self._boundary(self.first), "u1", (*rows, before.size_bytes))
+        given = TensorSignature(self._boundary(self.last), "u1", (*rows, after.size_bytes))
+        return ModelSignature((taken,), (given,))
 
     def _boundary(self, cut: int) -> str:
         if cut < 0:
             return INPUT
         return OUTPUT if cut == len(self.model.cuts) else f"cut-{cut}"
 
+    def rows_in(self, inputs: tuple[NamedTensor, ...]) -> int:
+        """How many times as long as one row these inputs take."""
+        return inputs[0].tensor.shape[0] if self.model.takes_rows else 1
+
     def run(self, inputs: tuple[NamedTensor, ...]) -> tuple[NamedTensor, ...]:
         """Compute. Inputs that no step before it can have given lead to a result that no check takes for right."""
         steps = steps_of(self.model.name, len(self.model.cuts))[self.first + 1 : self.last + 1]
         before, after = self._ends
+        if self.model.takes_rows:
+            rows = self.rows_in(inputs)
+            data = computed_rows(rows, inputs, after.size_bytes)
+            return (NamedTensor(OUTPUT, Tensor("u1", (rows, after.size_bytes), memoryview(data))),)
         if self.first >= 0:
             data = bytes(inputs[0].tensor.data)
             if data != repeated(data[:32], before.size_bytes):
@@ -170,7 +182,7 @@ def models_of(scenario: Scenario) -> list[Model]:
         Model(
             name, int(work.compute_ms * limits.MS), work.output_bytes, work.input_bytes,
             tuple(CutPoint(cut.size_bytes, cut.share, cut.weight_bytes) for cut in work.cuts), work.weight_bytes,
-            work.split if work.cuts and work.split != "off" else None, work.private,
+            work.split if work.cuts and work.split != "off" else None, work.private, work.rows > 1,
         )
         for name, work in scenario.models.items()
     ]  # fmt: skip

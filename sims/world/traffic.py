@@ -13,7 +13,7 @@ from protocols.base import limits
 from protocols.base.errors import BoundExceeded, ModelUnknown
 from protocols.readings.publication import checked_publication
 from protocols.wire.readings import EventTime, Position, Provenance, Reading
-from protocols.wire.tensors import NamedTensor, tensor_of
+from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
 from sims.checks.contract import INPUT
 from sims.scenario.file import Inference, Spread, Traffic
 from sims.virtual.node import SimNode
@@ -56,6 +56,18 @@ class _Asker:
         self.node, self.model, self.inference = node, model, inference
         self.period_ns = int(limits.SECOND / inference.rate_hz)
         self.asked = 0
+
+    def inputs(self) -> tuple[NamedTensor, ...]:
+        """The inputs of the next request. Each row begins with something unique."""
+        wanted, size_bytes = self.inference, self.inference.input_bytes
+        if wanted.rows == 1:
+            return (NamedTensor(INPUT, tensor_of(self._row("", size_bytes))),)
+        data = b"".join(self._row(f"{row} ", size_bytes) for row in range(wanted.rows))
+        return (NamedTensor(INPUT, Tensor("u1", (wanted.rows, size_bytes), memoryview(data))),)
+
+    def _row(self, number: str, size_bytes: int) -> bytes:
+        stamp = f"{self.node.name} {self.node.lives} {self.asked} {number}".encode()[-32:].rjust(32)
+        return (stamp + bytes(size_bytes))[:size_bytes]
 
 
 class Activity:
@@ -139,12 +151,11 @@ class Activity:
     def _ask_now(self, asker: _Asker) -> None:
         node, wanted, now = asker.node, asker.inference, self._driver.now
         asker.asked += 1
-        stamp = f"{node.name} {node.lives} {asker.asked} ".encode()[-32:].rjust(32)
-        data = (stamp + bytes(wanted.input_bytes))[: wanted.input_bytes]
-        inputs = (NamedTensor(INPUT, tensor_of(data)),)
+        inputs, inference = asker.inputs(), node.engine.inference
         budget_ns = wanted.deadline_ms * limits.MS
+        ask = inference.ask if wanted.rows == 1 else inference.ask_batch
         try:
-            request = node.engine.inference.ask(asker.model, inputs, (), budget_ns, True, node.local(now))
+            request = ask(asker.model, inputs, (), budget_ns, True, node.local(now))
         except (BoundExceeded, ModelUnknown) as error:
             self.world.recorder.answered(now, node.name, "", 0, type(error).__name__)
             return

@@ -214,7 +214,10 @@ class World:
             parts = event.parts  # type: ignore[attr-defined]
             by = "" if winner is None else "here" if winner.node == name else str(winner.node)
             if parts and winner is not None:
-                by = PIPELINE if parts[0].kind == "stage" else SHARDS
+                if parts[0].kind == "stage":
+                    by = PIPELINE
+                elif any(part.node != name for part in parts):
+                    by = SHARDS
                 self.recorder.divided(name, event.model, parts)  # type: ignore[attr-defined]
             self.recorder.answered(now, name, by, event.took_ns, event.failure)  # type: ignore[attr-defined]
             for hook in self._on_answered:

@@ -109,6 +109,9 @@ PROVOKED: dict[str, Scenario] = {
         QUIET, inference=(Inference("car", rate_hz=2.0, compute_ms=20.0, offered_by=("rsu",)),), faults=(OF_RSU,)
     ),
     "boundaries-mixed-up": SPLIT,
+    "shards-in-the-wrong-place": replace(
+        QUIET, inference=(Inference("car", rate_hz=0.5, input_bytes=500, compute_ms=2.0, deadline_ms=2_000, rows=64),)
+    ),
     "stages-told-to-the-caller": SPLIT,
     "private-inputs-offloaded": replace(SPLIT, inference=(replace(SPLIT.inference[0], offered_by=()),)),
     "first-stages-lent": SPLIT,

@@ -6,15 +6,16 @@ import pytest
 
 from protocols.base.ids import NodeId
 from protocols.inference.events import Answered, PartReport, RunReport
-from protocols.wire.tensors import NamedTensor, tensor_of
-from sims.checks.contract import INPUT, computed_from, make_checks, steps_of
+from protocols.wire.tensors import NamedTensor, Tensor, tensor_of
+from sims.checks.contract import INPUT, computed_from, computed_rows, make_checks, steps_of
 from sims.results.recorder import Recording
 from sims.results.result import Result
 from sims.scenario.file import Cut, Fixed, Group, Inference, Scenario
 
 SCENARIO = Scenario(
     "cut", "One vehicle", 10.0, (Group("car", 1, Fixed(((0.0, 0.0),)), accept_stages=True),),
-    inference=(Inference("car", cuts=(Cut(0.5, 200),), private=True, split="off"), Inference("car")),
+    inference=(Inference("car", cuts=(Cut(0.5, 200),), private=True, split="off"), Inference("car"),
+               Inference("car", rows=4)),
 )  # fmt: skip
 IMAGE = (NamedTensor(INPUT, tensor_of(b"picture 1".ljust(1_000, b"."))),)
 STAGED = (
@@ -67,6 +68,30 @@ def test_answer_of_a_pipeline_has_to_show_each_step_and_each_stage_once(
 ) -> None:
     """The result proves what ran, and what is told of it has to agree."""
     tally = judged("answer_is_right", asked(), answered(output, parts)).checks["answer_is_right"]
+    assert (tally.passed, tally.failed) == (int(kept), int(not kept))
+
+
+ROWS = (NamedTensor(INPUT, Tensor("u1", (4, 100), memoryview(b"".join(bytes([row]) * 100 for row in range(4))))),)
+"""Four rows."""
+
+
+def shard(index: int, rows: int) -> PartReport:
+    """A shard of a batch whose outputs have ten bytes a row."""
+    return PartReport("shard", index, NodeId("b"), 5, 0, 5, rows * 100, rows * 10, size=rows)
+
+
+@pytest.mark.parametrize(("output", "parts", "kept"), [
+    (computed_rows(4, ROWS, 10), (shard(0, 2), shard(1, 2)), True),
+    (computed_rows(4, ROWS, 10), (shard(0, 2), shard(0, 2)), False),
+    (computed_rows(4, ROWS, 10), (shard(1, 2), shard(0, 2)), False),
+    (computed_rows(4, ROWS, 10), (shard(0, 2), shard(1, 1)), False),
+    (computed_rows(4, ROWS, 10)[::-1], (shard(0, 2), shard(1, 2)), False),
+])  # fmt: skip
+def test_answer_of_a_batch_has_to_have_each_row_in_its_place(
+    output: bytes, parts: tuple[PartReport, ...], kept: bool
+) -> None:
+    """Rows of another shard are results of the same model and the same request."""
+    tally = judged("answer_is_right", asked("model-2", inputs=ROWS), answered(output, parts)).checks["answer_is_right"]
     assert (tally.passed, tally.failed) == (int(kept), int(not kept))
 
 

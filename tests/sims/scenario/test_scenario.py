@@ -344,6 +344,8 @@ HOSTS = "[[groups]]\nname = 'host'\ncount = 1\naccept_stages = true\nmobility = 
         ("cuts = [{ share = 0.5, size_bytes = 9 }]\noffered_by = ['rsu']", "inference[0].offered_by lacks 'car'"),
         ("split = 'throughput'", "inference[0].split means nothing to a model without cuts"),
         ("weight_bytes = 3", "inference[0].weight_bytes means nothing to a model without cuts"),
+        ("rows = 2\ncuts = [{ share = 0.5, size_bytes = 9 }]", "rows is 2, but a model with cuts takes one"),
+        ("rows = 1024\ninput_bytes = 1_000_000", "inference[0].rows is 1024: a batch has 64000000 bytes at most"),
         ("", "groups[2].accept_stages is true, but no [[inference]] has cuts"),
     ],
 )

@@ -193,6 +193,42 @@ def test_random_faults_break_no_promise_where_a_private_model_is_split(seed: int
     assert result.inference_by["pipeline"] > 0
 
 
+# --- batches ---------------------------------------------------------------------------------------------------------
+BATCHES = replace(
+    SHARED, duration_s=36.0, groups=(SHARED.groups[0], replace(SHARED.groups[1], device="rsu", accept_stages=False)),
+    inference=(Inference(
+        "board", rate_hz=0.25, input_bytes=20_000, output_bytes=100, compute_ms=20.0, deadline_ms=8_000, rows=32
+    ),),
+)  # fmt: skip
+
+
+def test_batch_is_divided_among_the_node_and_its_neighbour_and_is_sooner_done() -> None:
+    """Whoever computes which rows, each is right and in its place."""
+    alone = simulate(replace(BATCHES, inference=(replace(BATCHES.inference[0], offered_by=("board",)),)), 1)
+    together = simulate(BATCHES, 1)
+    assert not alone.broken
+    assert not together.broken
+    assert alone.inference_by == {"here": alone.inference.count}
+    assert together.inference_by == {"shards": together.inference.count}
+    assert {(part.kind, part.by, part.of) for part in together.parts} == {("shard", "here", 0), ("shard", "unit", 0)}
+    assert together.checks["answer_is_right"].passed == together.inference.count > 5
+    assert together.inference.quantiles["p50"] < alone.inference.quantiles["p50"] / 2
+
+
+def test_batch_of_a_private_model_stays_at_home() -> None:
+    """Its rows are inputs as those of one request are."""
+    result = simulate(replace(BATCHES, inference=(replace(BATCHES.inference[0], private=True),)), 1)
+    assert not result.broken
+    assert {part.by for part in result.parts} == {"here"}
+
+
+def test_crash_of_the_unit_within_a_batch_loses_no_row() -> None:
+    """What it had is computed elsewhere."""
+    result = simulate(replace(BATCHES, faults=(Fault("crash", 9.3, 4.0, ("unit-0",)),)), 1)
+    assert not result.broken
+    assert not [by for by in result.inference_by if by.startswith("failed")]
+
+
 # --- what is told ----------------------------------------------------------------------------------------------------
 def test_parts_of_a_result_name_cuts_groups_and_devices() -> None:
     """A person has to see who ran what."""
