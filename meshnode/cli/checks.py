@@ -320,6 +320,7 @@ def _models(config: NodeConfig) -> Iterator[Finding]:
     if not models:
         return
     from meshnode.models import load_model
+    from meshnode.models.cutting import NEEDS, can_cut
     from meshnode.models.worker import Workers
 
     how = config.of(InferenceSection)
@@ -329,6 +330,11 @@ def _models(config: NodeConfig) -> Iterator[Finding]:
             spec = section.spec(name, how.providers)
             if spec is None:
                 yield Finding("ok", "model", f"{name}: computed by neighbours that have {(section.digest or '')[:12]}")
+                continue
+            if section.split != "off" and not can_cut():
+                yield Finding("warn" if section.whole else "fail", "model", f"{name}: it can't be split: {NEEDS}")
+            if not section.whole:
+                yield Finding("ok", "model", f"{name}: only its own stages are loaded, once a plan is made")
                 continue
             started_s = time.monotonic()
             try:

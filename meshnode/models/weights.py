@@ -97,6 +97,9 @@ def digest_of(content: bytes, weights: Mapping[str, bytes], results: bytes = b""
         digest = hashlib.sha256(digest.digest())
         for name in sorted(weights):
             digest.update(hashlib.sha256(weights[name]).digest())
-    if results:
-        digest = hashlib.sha256(digest.digest() + results)
-    return ModelDigest(digest.hexdigest())
+    return with_results(digest.digest(), results)
+
+
+def with_results(digest: bytes, results: bytes) -> ModelDigest:
+    """The digest of a model whose files have that one, 32 bytes. ``results``: as for :func:`digest_of`."""
+    return ModelDigest((hashlib.sha256(digest + results).digest() if results else digest).hex())

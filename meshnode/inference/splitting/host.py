@@ -77,16 +77,13 @@ class StageHost:
         self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
         if effect.offset == 0:
             self._forget(effect.digest)
-        with (self._incoming / effect.digest).open("ab") as file:
+        with self._fetched(effect.digest).open("ab") as file:
             if file.tell() == effect.offset:  # an earlier chunk of it failed otherwise
                 file.write(effect.data)
 
     def _load(self, effect: LoadStage) -> None:
-        incoming, digest = self._incoming / effect.digest, ModelDigest(effect.digest)
-        if incoming.exists():
-            self._stages.add(incoming.read_bytes(), digest)
-            incoming.unlink()
-        path = self._stages.find(digest)
+        fetched, digest = self._fetched(effect.digest), ModelDigest(effect.digest)
+        path = self._stages.add_file(fetched, digest) if fetched.exists() else self._stages.find(digest)
         if path is None:
             raise FileNotFoundError("its bytes are not on the disk any more: ask again")
         spec = ModelSpec(
@@ -104,4 +101,7 @@ class StageHost:
 
     def _forget(self, digest: str) -> None:
         with suppress(OSError):
-            (self._incoming / digest).unlink(missing_ok=True)
+            self._fetched(digest).unlink(missing_ok=True)
+
+    def _fetched(self, digest: str) -> Path:
+        return self._incoming / f"{digest}.onnx"

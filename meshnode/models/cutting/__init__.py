@@ -7,7 +7,8 @@ Cutting needs the packages of the extra ``meshnode[split]``, in a child process 
 neither them nor NumPy and ONNX Runtime.
 """
 
+from meshnode.models.cutting.child import NEEDS, can_cut
 from meshnode.models.cutting.description import Cut, CutDescription, CutTensor, StageFile
 from meshnode.models.cutting.stages import StageFolder
 
-__all__ = ["Cut", "CutDescription", "CutTensor", "StageFile", "StageFolder"]
+__all__ = ["NEEDS", "Cut", "CutDescription", "CutTensor", "StageFile", "StageFolder", "can_cut"]

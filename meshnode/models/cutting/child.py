@@ -18,8 +18,14 @@ from protocols.base.errors import ModelInvalid, StorageError
 
 _MAX_WHY: Final = 500
 _NEEDED: Final = ("onnx", "onnx_ir")
+NEEDS: Final = "the packages onnx and onnx-ir are needed, install them with: pip install 'meshnode[split]'"
 _LOOK_S: Final = 0.2
 """How often the parent looks whether it is still wanted."""
+
+
+def can_cut() -> bool:
+    """Whether the packages are installed that cutting needs."""
+    return all(map(importlib.util.find_spec, _NEEDED))
 
 
 def ask_child(order: CuttingOrder, limit_s: float, end: threading.Event) -> CuttingReply:
@@ -30,11 +36,8 @@ def ask_child(order: CuttingOrder, limit_s: float, end: threading.Event) -> Cutt
     :raises StorageError: what it makes can't be written.
     """
     name = order.model.name
-    if not all(map(importlib.util.find_spec, _NEEDED)):
-        raise ModelInvalid(
-            f"model {name!r} can't be cut: the packages onnx and onnx-ir are needed, install them with: "
-            "pip install 'meshnode[split]'"
-        )
+    if not can_cut():
+        raise ModelInvalid(f"model {name!r} can't be cut: {NEEDS}")
     command = child_command("meshnode.models.cutting.inside", os.getpid())
     try:
         child = subprocess.Popen(  # noqa: S603 - our own module

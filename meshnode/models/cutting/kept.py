@@ -6,6 +6,7 @@
 - Several processes may use the folder at once. A file that another one removed is made again.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -45,6 +46,19 @@ class KeptFiles:
         with suppress(OSError):  # on a disk that is read only
             os.utime(path)
         return content
+
+    def hashed(self, name: str) -> bytes | None:
+        """The SHA-256 of a file, which is not in memory as a whole; None: there is none that can be read. It counts as
+        used now."""
+        path = self.folder / name
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").digest()
+        except OSError:
+            return None
+        with suppress(OSError):  # on a disk that is read only
+            os.utime(path)
+        return digest
 
     def remove(self, *names: str) -> None:
         """Remove files that are wrong, if they are there."""

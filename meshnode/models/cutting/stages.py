@@ -35,8 +35,8 @@ from meshnode.models.cutting.orders import (
     cut_model,
 )
 from meshnode.models.model import MAX_MODEL_BYTES, ModelSpec, read_model
-from meshnode.models.weights import digest_of, size_with_weights
-from protocols.base.errors import InputInvalid, ModelInvalid
+from meshnode.models.weights import digest_of, size_with_weights, with_results
+from protocols.base.errors import InputInvalid, ModelInvalid, StorageError
 from protocols.base.ids import ModelDigest
 
 DEFAULT_MAX_BYTES: Final = 4 << 30
@@ -83,11 +83,11 @@ class StageFolder:
     # --- files of stages -------------------------------------------------------------------------------------------
     def find(self, digest: ModelDigest) -> Path | None:
         """The file of a stage, whoever made it; None: there is none whose bytes have this digest."""
-        content, manifest = self._files.read(f"{digest}.onnx"), self._files.read(f"{digest}.toml") or b""
-        if content is None:
+        hashed, manifest = self._files.hashed(f"{digest}.onnx"), self._files.read(f"{digest}.toml") or b""
+        if hashed is None:
             return None
         try:
-            if stage_digest(content, manifest.decode()) == digest:
+            if with_results(hashed, read_stage_manifest(manifest.decode()).results()) == digest:
                 return self._files.folder / f"{digest}.onnx"
         except (ModelInvalid, UnicodeDecodeError):
             pass
@@ -107,6 +107,23 @@ class StageFolder:
             made.append(self._put(work, f"{digest}.onnx", content))
         self._files.shrink(made)
         return self._files.folder / f"{digest}.onnx"
+
+    def add_file(self, fetched: Path, digest: ModelDigest) -> Path:
+        """Keep a stage without a manifest that was fetched into ``DIGEST.onnx`` below the folder. The file is moved.
+
+        :raises ModelInvalid: it has another digest. :raises StorageError: it can't be read or moved, or is too large.
+        """
+        try:
+            with fetched.open("rb") as file:
+                have, size_bytes = hashlib.file_digest(file, "sha256").hexdigest(), fetched.stat().st_size
+        except OSError as error:
+            raise StorageError(f"the stage {digest} can't be read ({error.strerror}): fetch it again") from error
+        if have != digest:
+            raise ModelInvalid(f"a stage has the digest {have}, not {digest}: fetch it again")
+        self._files.check_size(size_bytes)
+        made = self._files.take(fetched)
+        self._files.shrink((made.name,))
+        return made
 
     # --- cutting ---------------------------------------------------------------------------------------------------
     def describe(self, spec: ModelSpec) -> CutDescription:

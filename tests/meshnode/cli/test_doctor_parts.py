@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from meshnode.cli import checks
+from meshnode.loading import load
+from meshnode.models import cutting
 from tests.tools.eventually import eventually
 from tests.tools.node_fixture import RunningNode, free_port, meshnode, prepare
+from tests.tools.tiny_onnx import write_model
 
 pytestmark = pytest.mark.processes
 
@@ -46,3 +50,14 @@ def test_doctor_names_every_part_that_does_not_work_before_and_while_the_node_ru
     after = found(config)
     assert ("outbox", "warn") in after, "the damaged file is there to be looked into"
     assert ("outbox", "fail") not in after, "and a new outbox is in use"
+
+
+def test_doctor_says_which_packages_a_split_model_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra is easily forgotten, and the node runs without it: whole, if it may."""
+    model = write_model(tmp_path / "work.onnx", [4, 4], "MatMul", repeat=3)
+    tables = f'[models.a]\npath = "{model}"\nsplit = "latency"\n[models.b]\npath = "{model}"\nsplit = "latency"\n'
+    config = load(prepare(tmp_path, "veh-1", "vehicle", f"{tables}whole = false\n"))
+    assert [finding.status for finding in checks._models(config)] == ["ok", "ok"]
+    monkeypatch.setattr(cutting, "can_cut", lambda: False)
+    lacking = {finding.message[0]: finding for finding in checks._models(config) if "[split]" in finding.message}
+    assert {name: finding.status for name, finding in lacking.items()} == {"a": "warn", "b": "fail"}

@@ -58,6 +58,27 @@ def test_folder_gives_a_stage_from_disk_until_its_file_changes(spec: ModelSpec, 
     assert folder.find(made.digest) == Path(made.path)
 
 
+def test_fetched_file_is_kept_only_with_its_digest(tmp_path: Path) -> None:
+    """A neighbour may give half a gigabyte: it is moved and not copied, and hashed without being in memory."""
+    folder, content = StageFolder(tmp_path / "stages", max_bytes=1_000), b"a stage"
+    digest = stage_digest(content)
+    (tmp_path / "stages").mkdir()
+    for wrong in (b"another", b""):
+        fetched = tmp_path / f"{digest}.onnx"
+        fetched.write_bytes(wrong)
+        with pytest.raises(ModelInvalid, match="fetch it again"):
+            folder.add_file(fetched, digest)
+        assert folder.find(digest) is None
+    fetched.write_bytes(content)
+    assert folder.add_file(fetched, digest) == folder.find(digest) == tmp_path / "stages" / f"{digest}.onnx"
+    assert not fetched.exists()
+    with pytest.raises(StorageError, match="fetch it again"):
+        folder.add_file(fetched, digest)
+    fetched.write_bytes(bytes(1_001))
+    with pytest.raises(StorageError, match="don't fit"):
+        folder.add_file(fetched, stage_digest(bytes(1_001)))
+
+
 def test_damaged_descriptions_and_graphs_are_made_again(spec: ModelSpec, tmp_path: Path) -> None:
     """A power cut in the wrong second must not cost anybody an evening."""
     place = tmp_path / "stages"
