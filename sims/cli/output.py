@@ -50,10 +50,10 @@ def show_parts(result: Result) -> None:
     for part in result.parts:
         between = f" ({part.between})" if part.between else ""
         place = f" {part.index + 1} of {part.of}" if part.of else ""
-        again = f"; {part.replays} made again" if part.replays else ""
+        further = f"; {part.replays} further runs" if part.replays else ""
         click.echo(
             f"  {part.model}, {part.kind}{place}{between}: {part.runs} times {part.by} "
-            f"({part.device}), median {part.took_p50_ms:.3g} ms, computing {part.compute_p50_ms:.3g} ms{again}"
+            f"({part.device}), median {part.took_p50_ms:.3g} ms, computing {part.compute_p50_ms:.3g} ms{further}"
         )
 
 

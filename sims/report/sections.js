@@ -256,7 +256,7 @@ function partsCard() {
   ].filter(([, count]) => count > 0);
   const replays = page.parts.reduce((sum, part) => sum + part[8], 0);
   const rows = page.parts.map(
-    ([model, kind, index, of, between, by, device, runs, again, took, computed, taken, given]) => [
+    ([model, kind, index, of, between, by, device, runs, further, took, computed, taken, given]) => [
       model,
       `${kind}${of ? ` ${index + 1} of ${of}` : ""}${between ? `: ${between}` : ""}`,
       by === "here" ? `here (${device})` : `${by} (${device})`,
@@ -264,7 +264,7 @@ function partsCard() {
       short(took),
       short(computed),
       `${short(taken / 1000)} → ${short(given / 1000)}`,
-      again ? short(again) : "",
+      further ? short(further) : "",
     ],
   );
   return el(
@@ -275,7 +275,7 @@ function partsCard() {
       "p",
       {},
       `Answered ${ways.map(([way, count]) => `${way}: ${share(count)}`).join("; ")}. ` +
-        `${short(replays)} ${replays === 1 ? "run" : "runs"} had to be made again, from the last result that was there.`,
+        `${short(replays)} further ${replays === 1 ? "run was" : "runs were"} begun, because one was late, lost or failed.`,
     ),
     el(
       "div",
@@ -290,7 +290,7 @@ function partsCard() {
           ["median ms", true],
           ["computing", true],
           ["kB in → out", true],
-          ["again", true],
+          ["further", true],
         ],
         rows,
       ),

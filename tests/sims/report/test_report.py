@@ -227,7 +227,7 @@ def test_parts_are_shown_where_requests_were_divided(browser: Browser, tmp_path:
         "by a pipeline: 27 (68 %); by the whole model at a neighbour: 3 (8 %); by the node that asked: 10 (25 %)"
         in shown
     )
-    assert "2 runs had to be made again" in shown
+    assert "2 further runs were begun" in shown
     rows = browser.run("[...document.querySelectorAll('#compute-charts tbody tr')].map(row => row.innerText)")
     assert rows[0].split("\t")[:4] == ["model-0", "stage 1 of 2: inputs to cut 1", "here (single-board)", "27"]
     assert rows[1].split("\t")[2:] == ["rsu (rsu-gpu)", "26", "90.3", "17", "40 → 2", "2"]
