@@ -22,6 +22,7 @@ from meshnode.inference.oip.calls import (
     check_input_is_sent,
     check_output,
     deadline_of,
+    shard_of,
 )
 from meshnode.inference.oip.catalogue import VERSION
 from meshnode.inference.oip.forms import InputForm
@@ -73,13 +74,15 @@ def _parsed(parts: RequestParts) -> GrpcInferenceCall:
         _check_name("output", output.name)
         check_output(output.name, _parameters(output.parameters), outputs)
         outputs[output.name] = None
+    parameters = _parameters(message.parameters)
     return GrpcInferenceCall(
         message.id,
         _tensors(message.inputs, parts.raw),
         tuple(outputs),
-        deadline_of(_parameters(message.parameters)),
+        deadline_of(parameters),
         message.model_name,
         message.model_version or VERSION,
+        shard=shard_of(parameters),
     )
 
 

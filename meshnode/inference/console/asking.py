@@ -34,15 +34,20 @@ def model_path(model: str) -> str:
 
 
 def ask(
-    api: NodeApi, model: str, arrays: "Mapping[str, NDArray[Any]]", outputs: tuple[str, ...], deadline_ms: int | None
-) -> NodeAnswer:
-    """Have ``model`` computed once, and wait for it. :raises MeshError: as ``NodeApi.exchange``."""
+    api: NodeApi, model: str, arrays: "Mapping[str, NDArray[Any] | list[NDArray[Any]]]", outputs: tuple[str, ...],
+    deadline_ms: int | None, shard: int | None = None,
+) -> NodeAnswer:  # fmt: skip
+    """Have ``model`` computed once, and wait for it. ``shard``: it is a batch, with so many rows in a shard; 0: the
+    node chooses. A list has encoded pictures of a batch. :raises MeshError: as ``NodeApi.exchange``."""
     import numpy as np
 
     from meshnode.models import element_of_short
 
     forms, parts = [], []
-    for name, array in arrays.items():
+    single = (
+        (name, each) for name, value in arrays.items() for each in (value if isinstance(value, list) else [value])
+    )
+    for name, array in single:
         parts.append(np.ascontiguousarray(array).tobytes())
         forms.append({
             "name": name, "shape": list(array.shape), "parameters": {"binary_data_size": len(parts[-1])},
@@ -51,6 +56,8 @@ def ask(
     parameters: dict[str, Any] = {"binary_data_output": True}
     if deadline_ms is not None:
         parameters["timeout"] = deadline_ms * 1_000
+    if shard is not None:
+        parameters["shard"] = shard
     head = json.dumps({
         "parameters": parameters, "inputs": forms, "outputs": [{"name": name} for name in outputs]
     }).encode()  # fmt: skip

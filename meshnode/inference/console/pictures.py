@@ -36,30 +36,69 @@ def from_picture(
     from PIL import Image
 
     datatype, shape = datatype or "UINT8", shape or (1, -1, -1, 3)
+    height, width, colours, _ = _axes_of(name, datatype, shape)
+    picture, done = _decoded(name, path, colours)
+    size = (width if width > 0 else picture.width, height if height > 0 else picture.height)
+    if size != picture.size:
+        picture = picture.resize(size, Image.Resampling.BILINEAR)
+        done.append(f"resized to {size[0]} x {size[1]}")
+    if datatype == "FP32":
+        done.append("scaled to values from 0 to 1")
+    array = as_pixels(name, np.asarray(picture).reshape(size[1], size[0], colours), datatype, shape)
+    return array, f"({', '.join(done)}) becomes {datatype} {[*array.shape]}"
+
+
+def whole_picture(
+    name: str, path: Path, datatype: str | None, shape: tuple[int, ...] | None
+) -> "tuple[NDArray[Any], str]":
+    """The picture in its own size, ``u1[height, width, colours]``, in the colours that the input takes (three if it
+    takes encoded pictures), and what was done to it. :raises InputInvalid: as :func:`from_picture`."""
+    import numpy as np
+
+    colours = 3 if shape is None or len(shape) < 3 else _axes_of(name, datatype or "UINT8", shape)[2]
+    picture, done = _decoded(name, path, colours)
+    return np.asarray(picture).reshape(picture.height, picture.width, colours), f"({', '.join(done)})"
+
+
+def as_pixels(
+    name: str, pixels: "NDArray[Any]", datatype: str, shape: tuple[int, ...]
+) -> "NDArray[Any]":  # fmt: skip
+    """What the input takes, of ``u1[height, width, colours]``. :raises InputInvalid: as :func:`from_picture`."""
+    import numpy as np
+
+    *_, is_planar = _axes_of(name, datatype, shape)
+    array: NDArray[Any] = pixels.astype("f4") / np.float32(255) if datatype == "FP32" else pixels
+    if is_planar:
+        array = array.transpose(2, 0, 1)
+    return array[None] if len(shape) == 4 else array
+
+
+def as_png(pixels: "NDArray[Any]") -> "NDArray[Any]":
+    """The bytes of a PNG of ``u1[height, width, colours]``, as ``u1[n]``."""
+    import numpy as np
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).save(file, "PNG", compress_level=1)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def _decoded(name: str, path: Path, colours: int) -> "tuple[Image, list[str]]":
+    """The picture in its colours, and what was done to it."""
+    picture, turned = _opened(name, path)
+    mode = "RGB" if colours == 3 else "L"
+    done = [f"{picture.width} x {picture.height} pixels", *(["turned upright"] if turned else []), f"decoded to {mode}"]
+    return picture.convert(mode), done
+
+
+def _axes_of(name: str, datatype: str, shape: tuple[int, ...]) -> tuple[int, int, int, bool]:
     axes = _axes(shape)
     if datatype not in ("UINT8", "FP32") or axes is None:
         raise InputInvalid(
             f"input {name!r} takes {datatype} {list(shape)}, and a picture can only become UINT8 or FP32 with three "
             "colours or grey: prepare it yourself and give a .npy file"
         )
-    height, width, colours, is_planar = axes
-    picture, turned = _opened(name, path)
-    mode = "RGB" if colours == 3 else "L"
-    done = [f"{picture.width} x {picture.height} pixels", *(["turned upright"] if turned else []), f"decoded to {mode}"]
-    picture = picture.convert(mode)
-    size = (width if width > 0 else picture.width, height if height > 0 else picture.height)
-    if size != picture.size:
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
-        done.append(f"resized to {size[0]} x {size[1]}")
-    array: NDArray[Any] = np.asarray(picture).reshape(size[1], size[0], colours)
-    if datatype == "FP32":
-        array = array.astype("f4") / np.float32(255)
-        done.append("scaled to values from 0 to 1")
-    if is_planar:
-        array = array.transpose(2, 0, 1)
-    if len(shape) == 4:
-        array = array[None]
-    return array, f"({', '.join(done)}) becomes {datatype} {[*array.shape]}"
+    return axes
 
 
 def _axes(shape: tuple[int, ...]) -> tuple[int, int, int, bool] | None:

@@ -5,7 +5,7 @@ protocol add some.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from meshnode.http.guard import BadRequest
@@ -24,11 +24,14 @@ class InferenceCall:
     """A parsed request."""
 
     id: str
-    inputs: "dict[str, NDArray[Any]]"
+    inputs: "Mapping[str, NDArray[Any] | list[memoryview]]"
+    """A list has encoded pictures, of a batch."""
     outputs: tuple[str, ...]
     """The names of the wanted outputs; empty: all."""
     deadline_ms: int | None
     """None: the deadline in the node's configuration."""
+    shard: int | None = field(default=None, kw_only=True)
+    """The request is a batch, with so many rows in a shard; 0: the node chooses. None: it is not divided."""
 
 
 def check_input_is_new(name: str, known: Mapping[str, Any]) -> None:
@@ -54,6 +57,17 @@ def check_output(name: str, parameters: Parameters, known: Mapping[str, Any]) ->
                 f"{where} has the parameter {parameter!r} ({str(parameters[parameter])[:40]!r}), which is not "
                 "supported: leave it out, and the output comes in the answer"
             )
+
+
+def shard_of(parameters: Parameters) -> int | None:
+    """The rows of a shard that the parameter ``shard`` asks for; None: the request is not a batch.
+
+    :raises BadRequest: it is no number of rows.
+    """
+    rows = parameters.get("shard")
+    if rows is not None and (type(rows) is not int or not 0 <= rows <= limits.MAX_FRAME_BYTES):
+        raise BadRequest(f"parameter 'shard' is {str(rows)[:40]!r}: use a number of rows, or 0 to have it chosen")
+    return rows
 
 
 def deadline_of(parameters: Parameters) -> int | None:

@@ -49,6 +49,12 @@ class Inferring(Protocol):
     ) -> Coroutine[Any, Any, InferenceResult]:
         """Have a model computed."""
 
+    def infer_batch(
+        self, model: str, inputs: Mapping[str, Any], outputs: tuple[str, ...], deadline_ms: int | None, *,
+        shard: int | None,
+    ) -> Coroutine[Any, Any, InferenceResult]:  # fmt: skip
+        """Have a model computed for the rows of a batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInReach:

@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from meshnode.http.guard import BadRequest
 from meshnode.inference.oip.calls import Parameters
 from protocols.base import limits
+from protocols.inference.split.batches.rows import MAX_SHARDS
 from protocols.wire.fields import Text
 
 _NULL: Final = msgspec.Raw(b"null")
@@ -57,7 +58,8 @@ class OutputForm(Struct, frozen=True):
 class RequestForm(Struct, frozen=True):
     """The JSON part of a request to compute."""
 
-    inputs: Annotated[tuple[InputForm, ...], Meta(max_length=limits.MAX_TENSORS)]
+    inputs: Annotated[tuple[InputForm, ...], Meta(max_length=MAX_SHARDS + limits.MAX_TENSORS)]
+    """Of a batch, the pictures of one input are one by one."""
     id: Annotated[str, Meta(max_length=1_000)] | None = None
     parameters: msgspec.Raw = _NULL
     outputs: Annotated[tuple[OutputForm, ...], Meta(max_length=limits.MAX_TENSORS)] | None = None

@@ -8,7 +8,7 @@ What enters is untrusted: only :class:`InputInvalid` and :class:`BadRequest` lea
 is taken.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +20,7 @@ from meshnode.inference.oip.calls import (
     check_input_is_sent,
     check_output,
     deadline_of,
+    shard_of,
 )
 from meshnode.inference.oip.forms import InputForm, OutputForm, parameters_of, request_form
 from meshnode.inference.oip.tensors import tensor_of_bytes, tensor_of_json
@@ -57,14 +58,15 @@ def parse_untrusted_request(body: bytes, json_length: str | None) -> HttpInferen
     form = request_form(view[:split])
     parameters = parameters_of(form.parameters, "the request")
     binary_by_default = _flag(parameters, "binary_data_output", False, "the request")
-    outputs = _outputs(form.outputs or (), binary_by_default)
+    outputs, shard = _outputs(form.outputs or (), binary_by_default), shard_of(parameters)
     return HttpInferenceCall(
         form.id or "",
-        _tensors(form.inputs, view[split:]),
+        _inputs(form.inputs, view[split:], shard is not None),
         tuple(outputs),
         deadline_of(parameters),
         frozenset(name for name, binary in outputs.items() if binary),
         binary_by_default,
+        shard=shard,
     )
 
 
@@ -86,18 +88,29 @@ def json_bytes(body: bytes, json_length: str | None) -> int:
     return split
 
 
-def _tensors(forms: Sequence[InputForm], binary: memoryview) -> "dict[str, NDArray[Any]]":
-    tensors: dict[str, NDArray[Any]] = {}
+def _inputs(
+    forms: Sequence[InputForm], binary: memoryview, is_batch: bool
+) -> "dict[str, NDArray[Any] | list[memoryview]]":  # fmt: skip
+    """The tensors by name. Of a batch, encoded pictures may be given one by one, under the same name."""
+    tensors: dict[str, list[NDArray[Any]]] = {}
+    for name, tensor in _tensors(forms, binary):
+        same = tensors.setdefault(name, [])
+        same.append(tensor)
+        if len(same) > 1 and not (is_batch and all(each.dtype.str[1:] == "u1" and each.ndim == 1 for each in same)):
+            check_input_is_new(name, tensors)
+    return {name: each[0] if len(each) == 1 else [part.data for part in each] for name, each in tensors.items()}
+
+
+def _tensors(forms: Sequence[InputForm], binary: memoryview) -> "Iterator[tuple[str, NDArray[Any]]]":
     offset = 0
     for form in forms:
-        check_input_is_new(form.name, tensors)
         parameters = parameters_of(form.parameters, f"input {form.name!r}")
         check_input_is_sent(form.name, parameters)
         size_bytes, has_data = parameters.get("binary_data_size"), bytes(form.data).strip() != b"null"
         if size_bytes is None:
             if not has_data:
                 raise InputInvalid(f"input {form.name!r} has neither 'data' nor 'binary_data_size': give one of them")
-            tensors[form.name] = tensor_of_json(form)
+            yield form.name, tensor_of_json(form)
             continue
         if has_data:
             raise InputInvalid(f"input {form.name!r} has both 'data' and 'binary_data_size': give one of them")
@@ -107,11 +120,10 @@ def _tensors(forms: Sequence[InputForm], binary: memoryview) -> "dict[str, NDArr
                 f"input {form.name!r}: binary_data_size is {str(size_bytes)[:40]!r} and {left} bytes are left: send as "
                 "many behind the JSON part, whose length is in Inference-Header-Content-Length"
             )
-        tensors[form.name] = tensor_of_bytes(form, binary[offset : offset + size_bytes])
+        yield form.name, tensor_of_bytes(form, binary[offset : offset + size_bytes])
         offset += size_bytes
     if offset != len(binary):
         raise InputInvalid(f"{len(binary) - offset} bytes behind the last tensor belong to no input: leave them out")
-    return tensors
 
 
 def _outputs(forms: Sequence[OutputForm], binary_by_default: bool) -> dict[str, bool]:

@@ -86,10 +86,19 @@ class OpenInferenceService:
         """
         if model.loaded is not None:
             model.loaded.check_outputs(call.outputs)
-        result = await self._inference.infer(model.name, call.inputs, call.outputs, call.deadline_ms)
+        if call.shard is None:
+            result = await self._inference.infer(model.name, call.inputs, call.outputs, call.deadline_ms)
+        else:
+            result = await self._inference.infer_batch(
+                model.name, call.inputs, call.outputs, call.deadline_ms, shard=call.shard or None
+            )
         ran = result.model or model.name
         outputs = {name: result.outputs[name] for name in call.outputs or result.outputs}
-        told = report(result, self._host.id, ran, self._catalogue.digest_of(ran))
+        told: Parameters = dict(report(result, self._host.id, ran, self._catalogue.digest_of(ran)))
+        if call.shard is not None:
+            told["shards"] = ",".join(
+                f"{part.node}:{part.size}:{part.compute_us / 1e3:.3f}:{part.replays}" for part in result.parts
+            )
         return Computed(model.name, VERSION, outputs, told)
 
 

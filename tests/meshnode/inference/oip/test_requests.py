@@ -225,3 +225,27 @@ def test_body_that_is_no_request_is_refused(body: bytes) -> None:
     """Whatever is sent, the node says 400."""
     with pytest.raises(MeshError):
         parse_untrusted_request(body, None)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+def pictures(**parameters: int) -> HttpInferenceCall:
+    inputs = [{"name": "x", "datatype": "UINT8", "shape": [size], "data": [7] * size} for size in (2, 3)]
+    return parse_untrusted_request(json.dumps({"inputs": inputs, "parameters": parameters}).encode(), None)
+
+
+def test_pictures_of_a_batch_are_given_one_by_one_under_one_name() -> None:
+    """They have different sizes, so they can't be one tensor; a request that is no batch has one of each name."""
+    call = pictures(shard=0)
+    assert call.shard == 0
+    assert [bytes(part) for part in call.inputs["x"]] == [b"\7\7", b"\7\7\7"]
+    with pytest.raises(InputInvalid, match="'x' is given twice"):
+        pictures()
+    assert parsed("[1, 2, 3, 4]", parameters='{"shard": 3}').shard == 3
+    assert parsed("[1, 2, 3, 4]").shard is None
+
+
+@pytest.mark.parametrize(("rows", "shown"), [("-1", "-1"), ("1.5", "1.5"), ('"all"', "all"), ("true", "True")])
+def test_shard_that_is_no_number_of_rows_is_refused(rows: str, shown: str) -> None:
+    """The message shows the value."""
+    told = refused("[1, 2, 3, 4]", parameters=f'{{"shard": {rows}}}')
+    assert told == f"parameter 'shard' is '{shown}': use a number of rows, or 0 to have it chosen"
