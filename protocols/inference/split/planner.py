@@ -129,6 +129,7 @@ def _by_period(tables: Tables, quickest: list[Beginning], most: int) -> list[Beg
         if found.gave_up:
             open_ns, range_ns = limit_ns, max((limit_ns - refuted_ns) // 2, 1)
         else:
+            assert limit_ns < reached_ns, "these plans are known"
             refuted_ns, range_ns = limit_ns, range_ns * WIDENED
             if limit_ns == open_ns:
                 open_ns = reached_ns

@@ -50,8 +50,9 @@ def test_fewer_cuts_drop_the_larger_of_two_that_are_close() -> None:
 def test_fewer_cuts_keep_those_between_which_much_weight_lies() -> None:
     """They take no time to compute, and only they let a small node have a part of a large layer."""
     sizes = [100] * (MAX_CUTS + 5)
+    sizes[9] = sizes[10] = 50
     cuts = list(even(sizes).cuts)
-    cuts[10] = CutPoint(100, cuts[9].share + 1e-6, cuts[10].weight_bytes)
+    cuts[10] = CutPoint(50, cuts[9].share + 1e-6, cuts[10].weight_bytes)
     cuts[10:] = [CutPoint(cut.size_bytes, cut.share, cut.weight_bytes + 1_000) for cut in cuts[10:]]
     _, kept = fewer_cuts(Profile(600_000, 1_000, tuple(cuts), 2_000))
     assert {9, 10} <= set(kept)
