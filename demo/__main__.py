@@ -11,13 +11,17 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from demo.conductor import View, free_port, play_all
+from demo.promises import Outcome
 from demo.repeat import repeat, run_as_process
 from demo.stage import compile_packages, write_files
-from demo.verdict import Outcome, Verdict
+from demo.verdict import Verdict
 from protocols.base.errors import MeshError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 STATUS = {Outcome.KEPT: 0, Outcome.BROKEN: 1, Outcome.TOO_SLOW: 3}
 COULD_NOT_RUN = 2
@@ -127,6 +131,8 @@ def show(summary: dict[str, Any]) -> None:
             )  # frames without an answer took no time
             table.add_row(name, where, str(count), "" if median_ms is None else f"{median_ms:.0f} ms")
     console.print(table)
+    show_stages(console, summary["private"])
+    show_shards(console, summary["batch"])
     table = Table(title="Curated records")
     for column in ("node", "issued", "delivered", "wait", "expired, evicted, refused", "at the relay"):
         table.add_column(column)
@@ -137,6 +143,41 @@ def show(summary: dict[str, Any]) -> None:
     for promise in summary["promises"]:
         word = promise["outcome"].upper() if promise["outcome"] != Outcome.KEPT else "kept"
         console.print(f"  [{colours[promise['outcome']]}]{word:8}[/] {promise['name']}: {promise['seen']}")
+
+
+def show_stages(console: "Console", private: dict[str, Any]) -> None:
+    """Print who computed which stage of the private model, and how that compares with the vehicle alone."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"A model of {private['vehicle']} whose pictures stay there (it emulates a processor that is "
+        f"{private['emulated_slowdown']:g} x slower)"
+    )
+    for column in ("stage", "computed by", "answers", "median"):
+        table.add_column(column)
+    if private["alone_ms"] is not None:
+        table.add_row("whole, alone", private["vehicle"], "", f"{private['alone_ms']:.0f} ms")
+    for stage in private["stages"]:
+        table.add_row(str(stage["stage"]), stage["node"], str(stage["answers"]), f"{stage['median_ms']:.0f} ms")
+    if private["in_parts_ms"] is not None:
+        table.add_row("in parts", "", str(private["answers_in_parts"]), f"{private['in_parts_ms']:.0f} ms")
+    console.print(table)
+    if private["deadline_ms"] is not None:
+        console.print(f"  Their deadline was {private['deadline_ms']} ms, half of what the vehicle needs alone.")
+
+
+def show_shards(console: "Console", batch: dict[str, Any]) -> None:
+    """Print who computed how many tiles, and how that compares with the vehicle alone."""
+    shares = ", ".join(f"{node} {count}" for node, count in batch["tiles_by_node"].items())
+    if batch["took_ms"] is None:
+        console.print("[bold]Tiles[/]: no batch was shared")
+        return
+    vehicle, took_ms = batch["vehicle"], batch["took_ms"]
+    alone = f"; alone it takes {vehicle} about {batch['alone_ms']:.0f} ms" if batch["alone_ms"] else ""
+    console.print(
+        f"[bold]Tiles[/]: {vehicle} had {batch['tiles']} tiles of a picture looked at in {took_ms:.0f} ms "
+        f"({shares}){alone}"
+    )
 
 
 if __name__ == "__main__":

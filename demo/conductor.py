@@ -27,6 +27,13 @@ READY_TIMEOUT_S = 120.0
 MEET_TIMEOUT_S = 20.0
 """How long to wait for meetings: far longer than promised, so that a slow machine does not look like a mesh that never
 met."""
+SPLIT_TIMEOUT_S = 20.0
+"""How long to wait at the end for answers that were computed in parts: a machine that makes the plan in time has long
+had them."""
+SPLIT_ANSWERS = 3
+"""Answers that show how a model runs in parts: one for each picture."""
+FAMILY_S = 1.0
+"""How often all processes of the demonstration are listed, which takes some milliseconds."""
 GRACE_S = 30.0
 """A process that was told to stop is killed after this time, which breaks a promise. It is long enough for a slow
 machine, because no promise is about how fast a node stops."""
@@ -45,7 +52,9 @@ class Conductor:
         """Every line of every participant, except the figures."""
         self.exit_codes: dict[str, int] = {}
         self._processes: dict[str, subprocess.Popen[str]] = {}
-        self._usage: dict[str, psutil.Process] = {}
+        self._family: list[psutil.Process] = []
+        self._counted_s = 0.0
+        """When the family was listed last."""
         self._starts: Counter[str] = Counter()
         self._ready: Counter[str] = Counter()
         self._begin_s = time.time()
@@ -82,7 +91,6 @@ class Conductor:
                 env=self._environment, start_new_session=True,
             )  # fmt: skip
         self._processes[name] = process
-        self._usage[name] = psutil.Process(process.pid)
         threading.Thread(target=self._read, args=(name, process), daemon=True).start()
 
     def _read(self, name: str, process: subprocess.Popen[str]) -> None:
@@ -118,15 +126,19 @@ class Conductor:
 
     def _forget(self, name: str) -> None:
         """Forget a process that has ended and was waited for."""
-        del self._processes[name], self._usage[name]
+        del self._processes[name]
 
     def processor_s(self) -> float:
-        """The processor time used so far by this process and all that it started. May be called from any thread."""
+        """The processor time used so far by this process, all that it started, and all that these have started: nodes
+        compute and cut models in processes of their own. To be called from one thread."""
+        if time.monotonic() - self._counted_s > FAMILY_S:
+            self._counted_s = time.monotonic()
+            self._family = psutil.Process().children(recursive=True)
         used_s = time.process_time() + ended_children_s()
-        for usage in list(self._usage.values()):
+        for process in self._family:
             with suppress(psutil.NoSuchProcess):  # it has just ended, and is counted with the ended ones next time
-                times = usage.cpu_times()
-                used_s += times.user + times.system
+                times = process.cpu_times()
+                used_s += times.user + times.system + times.children_user + times.children_system
         return used_s
 
     def ended_early(self) -> list[str]:
@@ -148,7 +160,6 @@ class Conductor:
             process.kill()
             process.wait()
         self._processes.clear()
-        self._usage.clear()
 
     # --- what happens ----------------------------------------------------------------------------------------------
     def note(self, what: str) -> None:
@@ -186,6 +197,9 @@ class Conductor:
                     self._tell(
                         line["at"], f"{line['node']}: {line['origin']} brakes hard, known after {line['age_us']} us"
                     )
+                case "plan":
+                    chain = " > ".join(f"{node} {share:.0%}" for node, share in line["stages"])
+                    self._tell(line["at"], f"{line['node']}: model {line['model']} runs in parts: {chain}")
                 case "inference" if line["failure"]:
                     self._tell(line["at"], f"{line['node']}: no answer: {line['failure']} {line['attempts']}")
                 case _:
@@ -213,6 +227,14 @@ class Conductor:
             if self.ended_early():
                 return False
         return False
+
+    def wait_until_split(self, view: "View") -> None:
+        """Wait for some answers that were computed in parts, for at most ``SPLIT_TIMEOUT_S``."""
+        end_s = time.monotonic() + SPLIT_TIMEOUT_S
+        while time.monotonic() < end_s and not self.ended_early():
+            if sum(line["kind"] == "split" for line in self.seen) >= SPLIT_ANSWERS:
+                return
+            self.play(0.25, view)
 
 
 class View:
@@ -322,6 +344,7 @@ def play_all(folder: Path, relay_port: int | None, view: View) -> tuple[Conducto
             conductor.wait_until_ready(view)
             conductor.wait_until_met(everybody, view)
             conductor.play(4.0, view)
+            conductor.wait_until_split(view)
             conductor.check_running()
             conductor.note(STOPPING)
             for name in everybody:

@@ -14,10 +14,13 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import meshnode
+from demo import batch, private
+from demo.stage import ALL, UNITS
 from meshnode.console.process import log_to_stderr
 from protocols.base.effects import Event
 from protocols.base.errors import MeshError
@@ -44,6 +47,8 @@ class Notebook:
         self.plates: list[dict[str, Any]] = []
         self.inferences: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
+        self.private, self.batch = private.empty_notes(), batch.empty_notes()
+        """What became of the private model and of the tiles, at the vehicles that have them."""
 
     def say(self, kind: str, **fields: Any) -> None:
         """Print a line for the conductor."""
@@ -100,6 +105,8 @@ class Notebook:
                     "compute_ms": round(winner.compute_us / 1e3, 1) if winner is not None else None,
                     "attempts": [f"{run.node}: {run.outcome}" for run in event.attempts],
                     "failure": event.failure,
+                    "in_parts": bool(event.parts),
+                    "model": event.model,
                 }
                 with self.lock:
                     self.inferences.append(line)
@@ -147,9 +154,20 @@ class Notebook:
                 "told": self.told,
                 "plates": self.plates,
                 "inferences": self.inferences,
+                "private": self.private,
+                "batch": self.batch,
                 "drops": [{"peer": p, "key": k, "reason": r, "count": c} for (p, k, r), c in node.drops()],
                 "statistics": node.statistics(),
             }
+
+
+def _works(node: meshnode.Node, notes: Notebook) -> Iterator[Coroutine[Any, Any, None]]:
+    """What this participant does beside its sensors."""
+    mine = next(participant for participant in ALL if participant.name == node.id)
+    if mine.private:
+        yield private.detect_in_private(node, notes.private, notes.say)
+    if mine.tiles:
+        yield batch.look_at_tiles(node, {unit.name for unit in UNITS}, notes.batch)
 
 
 async def main(config: Path) -> dict[str, Any]:
@@ -168,6 +186,7 @@ async def main(config: Path) -> dict[str, Any]:
         node.subscribe(f"veh/{node.id}/hazard", callback=notes.hazard_told, history=False)
         node.subscribe(f"veh/{node.id}/plates", callback=notes.plates_seen, history=False)
         notes.say("ready", port=node.port, http=node.http_port)
+        tasks = [asyncio.create_task(work) for work in _works(node, notes)]
         conductor = os.getppid()
         while not stop.is_set() and os.getppid() == conductor:  # it ends by itself when its parent is gone
             notes.say("figures", **notes.figures(node))
@@ -176,6 +195,8 @@ async def main(config: Path) -> dict[str, Any]:
                     await stop.wait()
             except TimeoutError:
                 pass
+        for task in tasks:
+            task.cancel()
     return notes.report(node)
 
 

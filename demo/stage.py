@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from demo import private
 from meshnode.identity import create_mesh, issue
 from meshnode.models.plate import find_detector, manifest
 from protocols.base.ids import Role
@@ -15,6 +16,8 @@ START_S = 540.0
 """The time in the trace from which four neighbouring vehicles all brake hard within 30 s."""
 SLOWDOWN = 6.0
 """Slow vehicles emulate a processor this many times slower, because on one host all are equally fast."""
+PRIVATE_SLOWDOWN = 50.0
+"""The vehicle with the private model emulates a processor this many times slower: a run of it takes half a second."""
 SIDE = 512
 """The side of the square that the detector looks at, in pixels. From 512 on it finds the plate in every variation of
 the picture."""
@@ -29,15 +32,21 @@ class Participant:
     trace_vehicle: str = ""
     slow: bool = False
     camera_hz: float = 0.0
+    private: bool = False
+    """Whether it has a model whose pictures must not leave it."""
+    tiles: bool = False
+    """Whether it shares the tiles of a large picture with others."""
+    accepts: bool = False
+    """Whether it runs stages of models for others."""
 
 
 VEHICLES = (
     Participant("veh-1", Role.VEHICLE, "3_vertical0.5", camera_hz=0.5),
-    Participant("veh-2", Role.VEHICLE, "3_right.6"),
-    Participant("veh-3", Role.VEHICLE, "3_vertical.7", slow=True, camera_hz=1.0),
+    Participant("veh-2", Role.VEHICLE, "3_right.6", private=True),
+    Participant("veh-3", Role.VEHICLE, "3_vertical.7", slow=True, camera_hz=1.0, tiles=True),
     Participant("veh-4", Role.VEHICLE, "3_vertical.8", slow=True, camera_hz=1.0),
 )
-UNITS = (Participant("rsu-1", Role.RSU), Participant("rsu-2", Role.RSU))
+UNITS = (Participant("rsu-1", Role.RSU, accepts=True), Participant("rsu-2", Role.RSU))
 ALL = (*UNITS, *VEHICLES)
 
 _COMMON = """\
@@ -70,6 +79,26 @@ serve = {serve}
 [inference]
 emulate_slowdown = {slowdown}
 deadline_ms = 3000
+accept_stages = {accepts}
+"""
+
+_PRIVATE = """
+[models.{name}]
+path = "../{name}.onnx"
+split = "latency"
+serve = false
+warm_up = {{ image = [1, 3, {side}, {side}] }}
+
+[inference]
+emulate_slowdown = {slowdown}
+"""
+
+_PRIVATE_MANIFEST = """\
+description = "Finds number plates in pictures that stay in the vehicle."
+licence = "Apache-2.0"
+
+[split]
+first_cut_at_home = true
 """
 
 _POSITION = "position = {{ latitude_deg = {latitude}, longitude_deg = {longitude}, accuracy_m = 0.1 }}\n"
@@ -134,6 +163,8 @@ def write_files(folder: Path, relay_port: int | None, mixed: bool) -> None:
     # With its manifest the detector takes pictures, so that cameras send JPEGs and not tensors of sixty times the size.
     shutil.copyfile(find_detector(), folder / "plate.onnx")
     (folder / "plate.toml").write_text(manifest(SIDE))
+    shutil.copyfile(find_detector(), folder / f"{private.MODEL}.onnx")
+    (folder / f"{private.MODEL}.toml").write_text(_PRIVATE_MANIFEST)
     for index, participant in enumerate(ALL):
         home = folder / participant.name
         issue(folder / "authority", participant.role, participant.name, home)
@@ -152,7 +183,10 @@ def _node_toml(participant: Participant, index: int, relay_port: int | None, mix
         text += _MODEL.format(
             serve="true" if unit else "false",
             slowdown=SLOWDOWN if participant.slow else 1.0,
+            accepts="true" if participant.accepts else "false",
         )  # fmt: skip
+    if participant.private:
+        text += _PRIVATE.format(name=private.MODEL, side=private.SIDE, slowdown=PRIVATE_SLOWDOWN)
     if relay_port is not None:
         text += _RELAY.format(port=relay_port)
     if participant.trace_vehicle:

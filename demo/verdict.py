@@ -11,14 +11,17 @@ the machine was fast enough for it.
 import json
 import sqlite3
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
+from demo import private
 from demo.conductor import MEET_TIMEOUT_S, STOPPING, Conductor
 from demo.machine import Machine
+from demo.promises import Outcome, Promise, Span, about_mesh, percentile
 from demo.stage import ALL, SLOWDOWN, UNITS, VEHICLES
+from demo.together import Together
 from meshnode.sensors.fcd import HAZARD_LIFESPAN_MS
 
 MEET_WITHIN_S = 2.5
@@ -31,27 +34,6 @@ LATE = "late"
 """The failure of an inference that ran out of time."""
 HAZARD_LIFESPAN_S = HAZARD_LIFESPAN_MS / 1e3
 """A hazard that was published less than this before the stop may still be under way."""
-
-Span = tuple[float, float]
-"""The begin and the end of a timing that was missed."""
-
-
-class Outcome(StrEnum):
-    """What became of a promise."""
-
-    KEPT = "kept"
-    TOO_SLOW = "too slow"
-    """The machine was too slow for the timing, so the mesh is not at fault."""
-    BROKEN = "broken"
-
-
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """One promise and what was seen."""
-
-    name: str
-    outcome: Outcome
-    seen: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +53,16 @@ class Meeting:
         return self.at_s - self.ready_s
 
 
-def about_mesh(name: str, kept: bool, seen: str) -> Promise:
-    """A promise that does not depend on how fast the machine is."""
-    return Promise(name, Outcome.KEPT if kept else Outcome.BROKEN, seen)
-
-
-def percentile(values: list[float], share: float) -> float | None:
-    """The percentile by nearest rank; None when there are no values."""
-    ordered = sorted(values)
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else None
-
-
 def _span(inference: dict[str, Any]) -> Span:
     """From the call of an inference to its end."""
     return inference["at"] - inference["took_ms"] / 1e3, inference["at"]
+
+
+def _frames(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The inferences of a camera: of the model that everybody shares, and not divided."""
+    for line in report["inferences"]:
+        if not line.get("in_parts") and line.get("model") != private.MODEL:
+            yield line
 
 
 class Verdict:
@@ -108,6 +86,7 @@ class Verdict:
                 self._started[name].append(line["at"])
             elif verb == "kill" and name == KILLED:
                 self._killed_s = line["at"]
+        self.together = Together(self.reports, self._ready, self._stopping_s(), self._timing)
 
     def promises(self) -> list[Promise]:
         """Every promise, kept or not."""
@@ -124,6 +103,7 @@ class Verdict:
             self._no_request_lost(),
             self._no_request_late(),
             self._plates_found(),
+            *self.together.promises(),
             self._ended_cleanly(),
         ]
         return [*promises, *self._records()]
@@ -258,11 +238,11 @@ class Verdict:
     # --- inference -------------------------------------------------------------------------------------------------
     def ran_on(self) -> dict[str, Counter[str]]:
         """For each asking vehicle: how many of its frames were computed on which node."""
-        return {
-            name: Counter(line["ran_on"] or "nobody" for line in report["inferences"])
+        counts = {
+            name: Counter(line["ran_on"] or "nobody" for line in _frames(report))
             for name, report in sorted(self.reports.items())
-            if report["inferences"]
         }
+        return {name: count for name, count in counts.items() if count}
 
     def _slow_were_helped(self) -> Promise:
         """Placement compares measured times. Where other programs keep the processors busy, these say little about who
@@ -285,7 +265,7 @@ class Verdict:
         those that were under way."""
         stopping_s = self._stopping_s()
         failed = [line for line in self._inferences() if line["failure"] not in ("", LATE)]
-        cut = [line for line in failed if _span(line)[0] < stopping_s <= line["at"]]
+        cut = [line for line in failed if line["at"] >= stopping_s]
         lost, total = len(failed) - len(cut), len(self._inferences()) - len(cut)
         seen = f"{lost} of {total}"
         if cut:
@@ -384,7 +364,7 @@ class Verdict:
                 drops[line["reason"]] += line["count"]
         times = defaultdict(list)
         for name, report in self.reports.items():
-            for line in report["inferences"]:
+            for line in _frames(report):
                 times[f"{name} on {line['ran_on']}"].append(line["took_ms"])
         shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
         return {
@@ -404,6 +384,7 @@ class Verdict:
             "inference_ran_on": {name: dict(counts) for name, counts in self.ran_on().items()},
             "inference_median_ms": {name: percentile(values, 0.5) for name, values in sorted(times.items())},
             "emulated_slowdown": SLOWDOWN,
+            **self.together.summary(),
             "drops": dict(drops),
             "records": self.records(),
             "timeline": self._conductor.timeline,

@@ -12,12 +12,14 @@ from typing import Any
 import psutil
 import pytest
 
-from demo import repeat
+from demo import batch, private, repeat
 from demo.__main__ import STATUS
 from demo.conductor import STOPPING, Conductor
 from demo.machine import LATE_S, OTHERS_SHARE, SLOW_START_S, Machine, Moment, Watch
+from demo.promises import Outcome, percentile
 from demo.stage import ALL, UNITS, VEHICLES
-from demo.verdict import DEAD_WITHIN_S, MEET_WITHIN_S, Outcome, Verdict, percentile
+from demo.together import PLAN_WITHIN_S, PRIVATE, WITH_TILES
+from demo.verdict import DEAD_WITHIN_S, MEET_WITHIN_S, Verdict
 from meshnode.models.plate import find_detector
 from protocols.base.errors import MeshError
 from tests.tools.eventually import eventually
@@ -52,6 +54,8 @@ def test_demonstration_without_a_relay_breaks_no_promise(tmp_path: Path) -> None
     assert len(summary["death_noticed_s"]) == len(ALL) - 1
     assert summary["readings_received"] > 100
     assert summary["machine"]["bare_interpreter_start_s"] > 0
+    if summary["private"]["plan"] is not None:  # a machine that was too slow for it is blamed above
+        assert summary["private"]["in_parts_ms"] < summary["private"]["alone_ms"]
     assert "kept" in done.stdout
 
 
@@ -89,10 +93,25 @@ class Piece:
                     {"at": 110.0 + sequence, "sequence": sequence}
                     for sequence in (7, 8, 9) if name in ("veh-1", "veh-2")
                 ],
-                "plates": [], "inferences": [], "drops": [],
+                "plates": [], "inferences": [], "drops": [], "private": private.empty_notes(),
+                "batch": batch.empty_notes(),
                 "statistics": {f"outbox_{key}": value for key, value in ledger.items()},
             }
             for name in NAMES
+        }  # fmt: skip
+        parts = [{"node": PRIVATE, "took_ms": 30.0}, {"node": UNITS[0].name, "took_ms": 20.0}]
+        self.reports[PRIVATE]["private"] = {
+            "alone": [{"frame": frame, "took_ms": 500.0, "answer": f"answer {frame}"} for frame in (0, 1)],
+            "deadline_ms": 250,
+            "plan": {"at": 110.0, "stages": [[PRIVATE, 0.1], [UNITS[0].name, 0.9]]},
+            "split": [
+                {"frame": frame, "took_ms": 50.0, "answer": f"answer {frame}", "parts": parts} for frame in (0, 1, 0)
+            ],
+        }
+        shards = [(UNITS[0].name, 3, 60.0), (UNITS[1].name, 2, 40.0), (WITH_TILES, 1, 120.0)]
+        self.reports[WITH_TILES]["batch"] = {
+            "tiles": 6, "batches": [{"at": 112.0, "took_ms": 150.0, "parts": shards}], "compared": 3, "equal": 3,
+            "failed": "",
         }  # fmt: skip
         for name in SLOW:
             self.reports[name]["inferences"] = [
@@ -234,10 +253,6 @@ def _fail_inference(piece: Piece) -> None:
     piece.reports["veh-1"]["inferences"] = [{"at": 113.0, "ran_on": None, "took_ms": 99.0, "failure": "failed"}]
 
 
-def _fail_inference_asked_after_the_stop(piece: Piece) -> None:
-    piece.reports["veh-1"]["inferences"] = [{"at": 136.0, "ran_on": None, "took_ms": 99.0, "failure": "failed"}]
-
-
 def _cut_inference_short(piece: Piece) -> None:
     piece.reports[SLOW[0]]["inferences"] += [{"at": 135.4, "ran_on": None, "took_ms": 900.0, "failure": "failed"}]
 
@@ -249,6 +264,54 @@ def _answer_late(piece: Piece) -> None:
 def _ask_nothing(piece: Piece) -> None:
     for report in piece.reports.values():
         report["inferences"] = []
+
+
+def _plan_late(piece: Piece) -> None:
+    ready_s = max(line["at"] for line in _lines(piece, kind="ready", node=PRIVATE))
+    piece.reports[PRIVATE]["private"]["plan"]["at"] = ready_s + PLAN_WITHIN_S + 0.01
+
+
+def _no_plan(piece: Piece) -> None:
+    piece.reports[PRIVATE]["private"].update(plan=None, split=[])
+
+
+def _send_pictures_away(piece: Piece) -> None:
+    piece.reports[PRIVATE]["private"]["split"][0]["parts"] = [{"node": UNITS[0].name, "took_ms": 30.0}]
+
+
+def _nobody_helps(piece: Piece) -> None:
+    for answer in piece.reports[PRIVATE]["private"]["split"]:
+        answer["parts"] = [{"node": PRIVATE, "took_ms": 30.0}] * 2
+
+
+def _no_answer_in_parts(piece: Piece) -> None:
+    piece.reports[PRIVATE]["private"]["split"] = []
+
+
+def _answer_with_another_bit(piece: Piece) -> None:
+    piece.reports[PRIVATE]["private"]["split"][2]["answer"] = "answer 1"
+
+
+def _share_with_one(piece: Piece) -> None:
+    shared = piece.reports[WITH_TILES]["batch"]["batches"][0]
+    shared["parts"] = [(UNITS[0].name, 3, 60.0), (WITH_TILES, 3, 360.0)]
+
+
+def _share_nothing(piece: Piece) -> None:
+    piece.reports[WITH_TILES]["batch"]["batches"] = []
+
+
+def _lose_tile(piece: Piece) -> None:
+    shared = piece.reports[WITH_TILES]["batch"]["batches"][0]
+    shared["parts"] = [(node, 1, compute_ms) for node, _, compute_ms in shared["parts"]]
+
+
+def _tile_with_another_bit(piece: Piece) -> None:
+    piece.reports[WITH_TILES]["batch"]["equal"] = 2
+
+
+def _batch_fails(piece: Piece) -> None:
+    piece.reports[WITH_TILES]["batch"]["failed"] = "it failed everywhere"
 
 
 def _miss_plate(piece: Piece) -> None:
@@ -295,6 +358,11 @@ TIME_TO_RELAY = "every curated record reached the relay before its node had stop
 CAME_BACK = "the killed unit came back and was met again"
 HAZARDS = "hard-braking hazards reached everybody"
 HELPED = "slow vehicles had frames computed by a roadside unit"
+TIME_TO_SPLIT = f"a private model ran in parts within {PLAN_WITHIN_S:g} s of the ready line of its vehicle"
+STAYED = "its pictures stayed in the vehicle, and a roadside unit computed the rest"
+EQUAL = "its answers in parts are those of the whole, bit for bit"
+SHARED = "three nodes shared a batch of tiles"
+TILES_EQUAL = "every tile was looked at once, and equals a single request, bit for bit"
 TIMINGS: list[tuple[Callable[[Piece], None], str]] = [
     (_meet_late, TIME_TO_MEET),
     (_meet_late_after_restart, TIME_TO_MEET),
@@ -303,6 +371,10 @@ TIMINGS: list[tuple[Callable[[Piece], None], str]] = [
     (_not_helped, HELPED),
     (_helped_by_a_vehicle, HELPED),
     (_leave_record_waiting, TIME_TO_RELAY),
+    (_plan_late, TIME_TO_SPLIT),
+    (_no_plan, TIME_TO_SPLIT),
+    (_share_with_one, SHARED),
+    (_share_nothing, SHARED),
 ]
 DAMAGES: list[tuple[Callable[[Piece], None], set[str]]] = [
     (_lose_report, {"every participant lived to write its report"}),
@@ -319,8 +391,14 @@ DAMAGES: list[tuple[Callable[[Piece], None], set[str]]] = [
     (_hear_nothing_of_one, {HAZARDS}),
     (_no_hazard, {HAZARDS}),
     (_fail_inference, {ANSWERED}),
-    (_fail_inference_asked_after_the_stop, {ANSWERED}),
     (_ask_nothing, {ANSWERED, HELPED}),
+    (_send_pictures_away, {STAYED}),
+    (_nobody_helps, {STAYED}),
+    (_no_answer_in_parts, {STAYED, EQUAL}),
+    (_answer_with_another_bit, {EQUAL}),
+    (_lose_tile, {TILES_EQUAL}),
+    (_tile_with_another_bit, {TILES_EQUAL}),
+    (_batch_fails, {TILES_EQUAL}),
     (_miss_plate, {"the number plate was found in the frames"}),
     (_no_plates, {"the number plate was found in the frames"}),
     (_exit_badly, {"everybody stopped by SIGTERM with status 0"}),
@@ -454,6 +532,24 @@ def test_watch_counts_our_processor_time_among_that_of_all_programs() -> None:
     assert last.ours_s - first.ours_s > 0.4
     assert last.used_s - first.used_s > last.ours_s - first.ours_s - 0.1  # both are rounded to 0.01 s a processor
     assert machine.bare_start_s > 0
+
+
+@pytest.mark.processes
+def test_conductor_counts_what_the_processes_of_its_processes_use(tmp_path: Path) -> None:
+    """Nodes compute in processes of their own: a mesh that keeps them busy must not look like other programs."""
+    conductor = Conductor(tmp_path, None)
+    before_s = conductor.processor_s()
+    busy = "import time\nwhile time.process_time() < 0.3: pass\ntime.sleep(int({}))"
+    run = f"subprocess.run([sys.executable, '-c', {busy!r}.format(seconds)])"
+    code = f"import subprocess, sys\nfor seconds in (0, 60): {run}"
+    try:
+        conductor._spawn("a", ["-c", code], (tmp_path / "a").open("w"))
+        eventually(lambda: conductor.processor_s() - before_s > 0.55, "both have worked", 60.0)
+    finally:
+        for process in psutil.Process().children(recursive=True):
+            if "int(60)" in " ".join(process.cmdline()):
+                process.kill()
+        conductor.close()
 
 
 @pytest.mark.processes
