@@ -51,8 +51,8 @@ def test_body_of_any_bytes_is_unpacked_or_refused(body: bytes, coding: str) -> N
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (gzip.compress(bytes(100))[:-1], "cut off"),
-        (gzip.compress(b"a") + gzip.compress(b"b"), "bytes stand behind the end"),
+        (gzip.compress(bytes(100), mtime=0)[:-1], "cut off"),
+        (gzip.compress(b"a", mtime=0) + gzip.compress(b"b", mtime=0), "bytes stand behind the end"),
         (b"", "cut off"),
         (b"no gzip", "can't be unpacked"),
     ],
