@@ -169,7 +169,8 @@ class RunningInference(RunningPart):
             rows = Rows(model, self.signature_of(model), tensors, outputs, divided)
             one = rows.shard(0, rows.unit or min(shard or 1, rows.count))
             self._check(model, {named.name: named.tensor for named in one})
-            budget_ns, hedged = self._how(deadline_ms, hedge)
+            longest_ms = min(self.defaults.deadline_ms * rows.count, limits.MAX_BUDGET_MS)
+            budget_ns, hedged = self._how(longest_ms if deadline_ms is None else deadline_ms, hedge)
             return lambda engine, now: engine.inference.ask_batch(
                 model, tensors, outputs, budget_ns, hedged, now, divided, shard or 0
             )

@@ -37,6 +37,11 @@ class Candidates:
         """Who could compute a model for a request in time, best first. The quickest of those who could not is noted in
         the request. ``may_risk``: see :func:`~protocols.inference.placement.order`."""
         remaining_ns = request.deadline_ns - now
+        if request.planned is not None and request.planned not in request.tried:  # nobody else is looked at in vain
+            here, there = self.both(request, model, demand, now, request.planned)
+            planned = [candidate for candidate in (here, *there) if candidate and candidate.node == request.planned]
+            if planned and not planned[0].doubtful and planned[0].soonest_ns <= remaining_ns:
+                return planned if here is None or here is planned[0] else [*planned, here]
         here, there = self.both(request, model, demand, now)
         both = [here, *there] if here is not None else there
         hopeless = [candidate for candidate in both if candidate.soonest_ns > remaining_ns]
@@ -47,11 +52,11 @@ class Candidates:
         return [candidate for candidate in ordered if candidate.soonest_ns <= remaining_ns]
 
     def both(
-        self, request: OwnRequest, model: str, demand: Demand, now: int
+        self, request: OwnRequest, model: str, demand: Demand, now: int, only: NodeId | None = None
     ) -> tuple[Candidate | None, list[Candidate]]:  # fmt: skip
-        """What is predicted for this node, and for the neighbours that may be asked."""
-        here = self.here(request, model, demand, now)
-        return here, self.there(request, model, demand, now) if self.offload or not self.computes(model, demand) else []
+        """What is predicted for this node, and for the neighbours that may be asked. ``only``: no other neighbour."""
+        here, may_ask = self.here(request, model, demand, now), self.offload or not self.computes(model, demand)
+        return here, self.there(request, model, demand, now, only) if may_ask else []
 
     def here(self, request: OwnRequest, model: str, demand: Demand, now: int) -> Candidate | None:
         """The own node; None: it can't compute the model, or has tried."""
@@ -82,12 +87,16 @@ class Candidates:
         local = self._models.get(model)
         return local is not None and local.local and local.digest == demand.digest
 
-    def there(self, request: OwnRequest, model: str, demand: Demand, now: int) -> list[Candidate]:
-        """The neighbours that offer the model, may be asked, and have not tried."""
+    def there(
+        self, request: OwnRequest, model: str, demand: Demand, now: int, only: NodeId | None = None
+    ) -> list[Candidate]:  # fmt: skip
+        """The neighbours that offer the model, may be asked, and have not tried. ``only``: no other one."""
         there: list[Candidate] = []
         if not self.private.isdisjoint((model, request.asked_model)):
             return there
         for node, round_trip_ns, lasts_ns in self._reachable(now):
+            if only not in (None, node):
+                continue
             offer = self._offers.find(node, model, demand.digest)
             if offer is None or node in request.tried or self.standings.is_distrusted(node, now):
                 continue

@@ -161,27 +161,33 @@ class Shards:
     def _hand_out(self, sharded: _Sharded, now: int) -> None:
         """Give shards to the nodes that have places."""
         sharded.look_ns = now + LOOK_NS
+        every = self._sharing.able(sharded.model, sharded.demand, self._busy(sharded), sharded.deadline_ns, now)
+        able = {each.node: each for each in every if each.node not in sharded.doubted}
         handed_bytes = 0
         for _ in range(HANDED_AT_ONCE):
             if handed_bytes >= HANDED_BYTES_AT_ONCE:
                 break
-            if not self._hand_one(sharded, now):
+            node = self._hand_one(sharded, list(able.values()), now)
+            if node is None:
                 return
             handed_bytes += sharded.demand.size_bytes
+            if node in able:
+                able[node] = able[node].with_one_more()
         sharded.look_ns = now + HAND_PAUSE_NS
 
-    def _hand_one(self, sharded: _Sharded, now: int) -> bool:
-        every = self._sharing.able(sharded.model, sharded.demand, self._busy(sharded), sharded.deadline_ns, now)
-        able = [each for each in every if each.node not in sharded.doubted]
+    def _hand_one(self, sharded: _Sharded, able: Sequence[AbleNode], now: int) -> NodeId | None:
+        """Begin one more run. Returns where; None: there is none to begin now."""
         if not sharded.waiting:
-            return sharded.hedge and self._steal(sharded, able, now)
+            return self._steal(sharded, able, now) if sharded.hedge else None
         node = next_node(able, len(sharded.waiting) + len(sharded.under_way))
-        if node is None and sharded.under_way:
-            return False
-        if not self._start(sharded, sharded.waiting[0], node or self._node, now):  # without a node, asking says why
-            return False
+        if node is None:
+            if sharded.under_way:
+                return None
+            node = self._node  # nobody is able, and asking says why
+        if not self._start(sharded, sharded.waiting[0], node, now):
+            return None
         sharded.waiting.popleft()
-        return True
+        return node
 
     def _start(self, sharded: _Sharded, shard: _Shard, node: NodeId, now: int) -> bool:
         """Begin a run of a shard. False: that is not possible now, or the batch has failed by it."""
@@ -206,8 +212,8 @@ class Shards:
         return True
 
     # --- the tail --------------------------------------------------------------------------------------------------
-    def _steal(self, sharded: _Sharded, able: Sequence[AbleNode], now: int) -> bool:
-        """Have an idle node begin the shard that would end last. Returns whether one has."""
+    def _steal(self, sharded: _Sharded, able: Sequence[AbleNode], now: int) -> NodeId | None:
+        """Have an idle node begin the shard that would end last. Returns which one; None: none has."""
         ends: list[tuple[int, _Shard, set[NodeId]]] = []
         for shard in sharded.under_way.values():
             runs = list(self._runs(shard))
@@ -223,8 +229,8 @@ class Shards:
             last_ns = min(end_ns, sharded.deadline_ns) - GAIN_NS
             if now + thief.done_ns <= last_ns and self._start(sharded, shard, thief.node, now):
                 self.counters["shards_stolen"] += 1
-                return True
-        return False
+                return thief.node
+        return None
 
     # --- ended -----------------------------------------------------------------------------------------------------
     def owns(self, child: int) -> bool:

@@ -51,6 +51,10 @@ class AbleNode(NamedTuple):
     is_idle: bool
     """Whether it would begin at once, as far as the batch is concerned."""
 
+    def with_one_more(self) -> "AbleNode":
+        """The same node when it has got one more."""
+        return self._replace(done_ns=self.done_ns + self.pace_ns, places=self.places - 1, is_idle=False)
+
 
 class Sharing:
     """What is known of the nodes that can run shards."""
