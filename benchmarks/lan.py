@@ -74,8 +74,8 @@ class Lan:
             self.run(made.namespace, "link", "set", "lo", "up")
         return made
 
-    def cable(self, computer: "Computer", interface: str) -> None:
-        """A new cable from a computer to the bridge, not switched on at the computer's end."""
+    def cable(self, computer: "Computer", interface: str) -> str:
+        """A new cable from a computer to the bridge, not switched on at the computer's end; returns the other end."""
         self._ports += 1
         port, end = f"port{self._ports}", f"/proc/self/fd/{computer.namespace}"
         self.run(
@@ -83,6 +83,7 @@ class Lan:
             inherited=(computer.namespace,),
         )  # fmt: skip
         self.run(self.namespace, "link", "set", port, "master", _BRIDGE, "up")
+        return port
 
     def run(self, namespace: int, *arguments: str, inherited: Sequence[int] = ()) -> None:
         """Run ``ip`` in a namespace. :raises LanFailed: it says no."""
@@ -110,13 +111,20 @@ class Computer:
 
     def __init__(self, lan: Lan, name: str, namespace: int) -> None:
         self._lan, self.name, self.namespace = lan, name, namespace
+        self._ports: dict[str, str] = {}
 
     def plug(self, interface: str, *addresses: str) -> None:
         """Plug a cable in, and switch it on: a new interface with these addresses (``10.0.0.1/24``)."""
-        self._lan.cable(self, interface)
+        self._ports[interface] = self._lan.cable(self, interface)
         for address in addresses:
             self.add(interface, address)
         self.up(interface)
+
+    def slow(self, interface: str, mbit_per_s: int) -> None:
+        """Let a cable carry no more than that in each direction. Needs the program ``tc``."""
+        limit = ("root", "tbf", "rate", f"{mbit_per_s}mbit", "burst", "64kb", "latency", "200ms")
+        for namespace, device in ((self.namespace, interface), (self._lan.namespace, self._ports[interface])):
+            _run_in(namespace, ["tc", "qdisc", "add", "dev", device, *limit])
 
     def unplug(self, interface: str) -> None:
         """Remove an interface with its cable."""
