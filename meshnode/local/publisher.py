@@ -16,8 +16,8 @@ from protocols.base.ids import NodeId, Role
 from protocols.local import NODE_POSITION, OWN_POSITION, encode_parcel
 from protocols.readings.events import Put, PutMany
 from protocols.readings.publication import Publication
+from protocols.wire.encoding.values import listed, plain
 from protocols.wire.readings import EventTime, Position, Reading, check_position
-from protocols.wire.values import listed, plain
 
 NOWHERE = Position(0.0, 0.0, 0.0)
 """Stands for the node's own position, which the node fills in."""

@@ -8,8 +8,8 @@ from protocols.base.errors import LocalProtocolError
 from protocols.base.ids import NodeId
 from protocols.readings.events import Put, PutMany
 from protocols.readings.publication import Publication
+from protocols.wire.encoding.values import listed, plain
 from protocols.wire.readings import EventTime, Position, Reading
-from protocols.wire.values import listed, plain
 
 PublishedWatch = Callable[[Reading, bytes | None], object]
 """Takes a reading that was just published, and the result of ``encode_alone`` for it. None: it was encoded together

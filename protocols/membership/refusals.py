@@ -14,10 +14,10 @@ from protocols.membership.contacts import Contacts
 from protocols.membership.events import MembershipEvent, PeerRefused
 from protocols.membership.neighbour import Neighbour
 from protocols.membership.pipes import AdmittedPipe, AdmittedPipes
+from protocols.wire.encoding.messagepack import untrusted_frame_number
+from protocols.wire.encoding.values import COMPOSITE, element_count
 from protocols.wire.frame import number_of
-from protocols.wire.messagepack import untrusted_frame_number
 from protocols.wire.readings import Readings
-from protocols.wire.values import COMPOSITE, element_count
 
 _READINGS_NUMBER: Final = number_of(Readings)
 

@@ -14,9 +14,9 @@ from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.base.shares import SharedRows
 from protocols.readings.streams import Stream
+from protocols.wire.encoding.values import TENSOR_BYTES, kept_alive, object_bytes, weight_bytes
 from protocols.wire.readings import Reading
 from protocols.wire.tensors import Tensor
-from protocols.wire.values import TENSOR_BYTES, kept_alive, object_bytes, weight_bytes
 
 SMALL: Final = frozenset((type(None), bool, int, float))
 """Types of values whose size does not matter."""

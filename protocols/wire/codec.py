@@ -14,14 +14,19 @@ import msgspec
 from protocols.base import limits
 from protocols.base.errors import LocalProtocolError, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.base.ids import NodeId
+from protocols.wire.encoding.messagepack import has_too_many_elements, untrusted_frame_number
+from protocols.wire.encoding.values import (
+    COMPOSITE,
+    TENSOR_EXTENSION,
+    check_untrusted_value,
+    decode_untrusted_extension,
+)
 from protocols.wire.frame import Frame, number_of
 from protocols.wire.membership import MAJOR, Heartbeat, Hello
-from protocols.wire.messagepack import has_too_many_elements, untrusted_frame_number
 from protocols.wire.readings import Readings
 from protocols.wire.records import RelayFrame
 from protocols.wire.registry import NODE_FRAMES, RELAY_FRAMES, RETIRED_NUMBERS
 from protocols.wire.tensors import tensor_of
-from protocols.wire.values import COMPOSITE, TENSOR_EXTENSION, check_untrusted_value, decode_untrusted_extension
 
 _T = TypeVar("_T")
 

@@ -10,12 +10,17 @@ import msgspec
 from protocols.base import limits
 from protocols.base.errors import RemoteProtocolError, ValueUnsupported
 from protocols.wire.codec import bounded, decode_untrusted, encode
+from protocols.wire.encoding.messagepack import has_too_many_elements
+from protocols.wire.encoding.values import (
+    COMPOSITE,
+    TENSOR_EXTENSION,
+    check_untrusted_value,
+    decode_untrusted_extension,
+)
 from protocols.wire.frame import number_of
-from protocols.wire.messagepack import has_too_many_elements
 from protocols.wire.readings import Reading, Readings, SignedReadings, travelling_reading
 from protocols.wire.records import Record
 from protocols.wire.tensors import Tensor, tensor_of
-from protocols.wire.values import COMPOSITE, TENSOR_EXTENSION, check_untrusted_value, decode_untrusted_extension
 
 _READINGS_NUMBER: Final = number_of(Readings)
 _PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes))

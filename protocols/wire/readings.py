@@ -7,9 +7,9 @@ from msgspec.structs import replace
 
 from protocols.base import limits
 from protocols.base.errors import ValueUnsupported
+from protocols.wire.encoding.values import COMPOSITE, check_untrusted_value, travelling_value
 from protocols.wire.fields import Count, Id, Key, Latitude, Longitude, NonNegative, Share, Text
 from protocols.wire.frame import Frame
-from protocols.wire.values import COMPOSITE, check_untrusted_value, travelling_value
 
 
 class Position(Struct, frozen=True, array_like=True, gc=False):

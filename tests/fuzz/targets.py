@@ -31,10 +31,10 @@ from protocols.membership.events import Dial
 from protocols.readings.quality import Quality
 from protocols.records.uplink import decode_untrusted_answer
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame, untrusted_other_major
+from protocols.wire.encoding.messagepack import untrusted_frame_number
 from protocols.wire.entries import decode_untrusted_address, decode_untrusted_entry
 from protocols.wire.gossip import GossipEntries
 from protocols.wire.membership import Hello
-from protocols.wire.messagepack import untrusted_frame_number
 from protocols.wire.parcels import decode_untrusted_reading, encode_reading
 from protocols.wire.readings import Readings
 from tests.tools.strategies import NOW_UTC_NS, engine, identity

@@ -17,7 +17,7 @@ from protocols.membership.neighbour import State
 from protocols.readings.publication import checked_publication
 from protocols.readings.quality import Quality
 from protocols.wire.codec import decode_untrusted_node_frame
-from protocols.wire.messagepack import has_too_many_elements
+from protocols.wire.encoding.messagepack import has_too_many_elements
 from protocols.wire.parcels import encode_reading
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Want
 from sims.virtual.driver import SimDriver

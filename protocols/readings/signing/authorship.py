@@ -31,6 +31,7 @@ from protocols.links.drops import Drops
 from protocols.readings.events import ReadingRefused
 from protocols.readings.signing.held import Signed, SignedParcels
 from protocols.readings.signing.seal import Certified, ReadingSeal
+from protocols.wire.encoding.values import COMPOSITE, element_count
 from protocols.wire.parcels import (
     check_signable,
     decode_untrusted_parcel,
@@ -39,7 +40,6 @@ from protocols.wire.parcels import (
     reading_statement,
 )
 from protocols.wire.readings import Reading, SignedReadings
-from protocols.wire.values import COMPOSITE, element_count
 
 _COMPLAINT_PAUSE_NS: Final = 60 * limits.SECOND
 """Pause between two events about readings from one neighbour, so that it can't fill a log."""

@@ -10,6 +10,8 @@ from protocols.base import limits
 from protocols.base.errors import InvalidName, RemoteProtocolError, UnknownFrame, ValueUnsupported
 from protocols.base.ids import Role, parse_untrusted_spiffe, spiffe_uri
 from protocols.wire.codec import decode_untrusted_node_frame, decode_untrusted_relay_frame, encode_frame
+from protocols.wire.encoding.messagepack import has_too_many_elements
+from protocols.wire.encoding.values import listed, plain
 from protocols.wire.entries import (
     InboxAddress,
     decode_untrusted_address,
@@ -19,7 +21,6 @@ from protocols.wire.entries import (
 )
 from protocols.wire.gossip import Entry, GossipDigest, GossipHave, GossipPull
 from protocols.wire.membership import Goodbye
-from protocols.wire.messagepack import has_too_many_elements
 from protocols.wire.parcels import (
     decode_untrusted_parcel,
     decode_untrusted_reading,
@@ -31,7 +32,6 @@ from protocols.wire.parcels import (
 )
 from protocols.wire.readings import Reading, SignedReadings
 from protocols.wire.records import Batch, Fate, Record
-from protocols.wire.values import listed, plain
 from tests.tools.strategies import MESH, MODEST, READINGS, identity, reading
 
 MANY = [0] * (limits.MAX_ELEMENTS + 1)

@@ -24,6 +24,7 @@ from protocols.wire.codec import (
     encode_heartbeat,
     untrusted_other_major,
 )
+from protocols.wire.encoding.values import MAX_VALUE_DEPTH
 from protocols.wire.membership import Heartbeat, Hello
 from protocols.wire.parcels import (
     decode_untrusted_reading,
@@ -34,7 +35,6 @@ from protocols.wire.parcels import (
 from protocols.wire.readings import Position, Reading, Readings
 from protocols.wire.records import Batch, Record
 from protocols.wire.tensors import Tensor, tensor_of
-from protocols.wire.values import MAX_VALUE_DEPTH
 from tests.tools.strategies import MODEST, NODE_FRAMES, READINGS, RELAY_FRAMES, THOROUGH, reading
 
 pack = msgspec.msgpack.encode

@@ -1,0 +1,1 @@
+"""How values and MessagePack are encoded, which all frames share."""
