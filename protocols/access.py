@@ -4,18 +4,19 @@
 own keys and on nobody else's.
 """
 
-from typing import Literal
+from typing import Final, Literal
 
 from msgspec import Struct
 
 from protocols.base.ids import NodeId, Role
 from protocols.base.keys import checked_expression, includes, matches
 
-Verb = Literal["publish", "subscribe", "infer", "offer"]
+Verb = Literal["publish", "subscribe", "infer", "offer", "release"]
 
 
 class AccessRule(Struct, frozen=True):
-    """Nodes of ``role`` may ``verb`` on ``keys`` (for ``infer`` and ``offer``: on models whose name matches)."""
+    """Nodes of ``role`` may ``verb`` on ``keys`` (for ``infer`` and ``offer``: on models whose name matches; for
+    ``release``: they get the releases whose path matches, as in ``models/plate``)."""
 
     role: Role
     verb: Verb
@@ -27,17 +28,21 @@ DEFAULT_RULES = (
     AccessRule(Role.VEHICLE, "subscribe", "**"),
     AccessRule(Role.VEHICLE, "infer", "**"),
     AccessRule(Role.VEHICLE, "offer", "**"),
+    AccessRule(Role.VEHICLE, "release", "**"),
     AccessRule(Role.RSU, "publish", "rsu/{id}/**"),
     AccessRule(Role.RSU, "subscribe", "**"),
     AccessRule(Role.RSU, "infer", "**"),
     AccessRule(Role.RSU, "offer", "**"),
+    AccessRule(Role.RSU, "release", "**"),
     AccessRule(Role.TOOL, "publish", "tool/{id}/**"),
     AccessRule(Role.TOOL, "subscribe", "**"),
     AccessRule(Role.TOOL, "infer", "**"),
     AccessRule(Role.TOOL, "offer", "**"),
+    AccessRule(Role.TOOL, "release", "**"),
 )
-"""The rules in force unless the configuration says otherwise. Those for ``offer`` are also in force beside rules that
-have none for it, because rules written before there was this verb would otherwise forbid all offers."""
+"""The rules in force unless the configuration says otherwise. Those for ``LATER_VERBS`` are also in force beside rules
+that have none for that verb, because rules written before there was the verb would otherwise forbid all of it."""
+LATER_VERBS: Final[tuple[Verb, ...]] = ("offer", "release")
 
 LINK_ROLES = frozenset((Role.VEHICLE, Role.RSU, Role.TOOL))
 """Roles that may be neighbours. A relay's certificate opens no link, because relays never dial a node."""
@@ -50,8 +55,9 @@ class AccessTable:
         """:raises InvalidKey: when the keys of a rule are not a valid key expression."""
         for rule in rules:
             checked_expression(rule.keys.replace("{id}", "x"))
-        if not any(rule.verb == "offer" for rule in rules):
-            rules = (*rules, *(rule for rule in DEFAULT_RULES if rule.verb == "offer"))
+        for verb in LATER_VERBS:
+            if not any(rule.verb == verb for rule in rules):
+                rules = (*rules, *(rule for rule in DEFAULT_RULES if rule.verb == verb))
         self._rules = rules
         self._last: dict[Verb, tuple[Role, NodeId, list[str]]] = {}  # most often the same node asks again
 
@@ -75,6 +81,14 @@ class AccessTable:
     def permits_offer(self, role: Role, node: NodeId, model: str) -> bool:
         """Whether ``node`` may be asked to compute ``model`` for this node."""
         return any(matches(expression, model) for expression in self._expressions(role, node, "offer"))
+
+    def permits_release(self, role: Role, node: NodeId, path: str) -> bool:
+        """Whether ``node`` may get the release ``path``, as in ``models/plate``, from this node."""
+        return any(matches(expression, path) for expression in self._expressions(role, node, "release"))
+
+    def permits_any_release(self, role: Role, node: NodeId) -> bool:
+        """Whether ``node`` may get any release at all, and so the metadata of all of them."""
+        return bool(self._expressions(role, node, "release"))
 
     def _expressions(self, role: Role, node: NodeId, verb: Verb) -> list[str]:
         last = self._last.get(verb)

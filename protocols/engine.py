@@ -20,6 +20,7 @@ from protocols.base.effects import Effect, Event
 from protocols.base.errors import LocalProtocolError, RemoteProtocolError
 from protocols.base.ids import Lane, NodeId, PeerIdentity
 from protocols.base.limits import FREE_READINGS_BYTES
+from protocols.gossip.carrying import carry_entries, kinds_heard
 from protocols.gossip.machine import Gossip
 from protocols.inference.machine import Inference
 from protocols.links.drops import Drops
@@ -77,6 +78,7 @@ class Engine:
         self.inference = Inference(settings.node, access, self.membership.reachable, self.drops, random)
         further = tuple(machines)
         self._machines: tuple[Machine, ...] = (self.inference, self.gossip, *further)
+        self.gossip.heard_kinds = kinds_heard(self._machines)
         self._machine_of = by_frame(self._machines)
         frames = tuple(frame for machine in further for frame in machine.frames)
         known = node_frames(frames) if frames else NODE_FRAME_SET
@@ -210,8 +212,7 @@ class Engine:
     # --- lanes -----------------------------------------------------------------------------------------------------
     def next_frame(self, dial: int, now: int, full: bool = False) -> bytes | None:
         """Take the next frame for an open lane; see :meth:`LaneQueue.take`. A frame that was taken is not kept here."""
-        queue = self._queue_of.get(dial)
-        return None if queue is None else queue.take(now, full)
+        return None if (queue := self._queue_of.get(dial)) is None else queue.take(now, full)
 
     def frame_lost(self, dial: int, frame: bytes, why: str, peer: str = "") -> None:
         """Count the readings in a frame that was taken and could not be sent, because its lane was closed. ``peer``:
@@ -255,6 +256,7 @@ class Engine:
             self._tell_interest(now)
         while (news := [machine for machine in self._machines if machine.has_news()]) or membership.has_news():
             self.readings.next_sequence = max(self.readings.next_sequence, self.gossip.own.first_sequence)
+            carry_entries(self.gossip, self._machines, now)
             events = membership.events()
             messages: list[Message] = [*membership.messages()]
             for machine in news:
@@ -341,9 +343,7 @@ class Engine:
         """Counters by name, where those of a machine begin with its name. They only grow, except gauges of parts."""
         counters = {"frames_received": self._frames_received, "frames_undeliverable": self._frames_undeliverable,
                     **self.membership.counters()}  # fmt: skip
-        for name, counts in (
-            (self.readings.name, self.readings.counters()),
-            *((machine.name, machine.counters()) for machine in self._machines),
-        ):
+        machines = ((machine.name, machine.counters()) for machine in self._machines)
+        for name, counts in ((self.readings.name, self.readings.counters()), *machines):
             counters.update({f"{name}_{counter}": value for counter, value in counts.items()})
         return {**counters, "drops": self.drops.total, "pace_cuts": self.lanes.pace.cuts}

@@ -21,7 +21,7 @@ Any neighbour may be hostile, so every machine follows these rules (docs/adr/002
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from protocols.base.compiling import mypyc_attr
 from protocols.base.effects import Effect, Event
@@ -32,6 +32,29 @@ from protocols.wire.frame import Frame
 
 Message = tuple[NodeId | None, Frame]
 """A frame and the neighbour that it is for. None stands for every neighbour to which a lane is open."""
+
+
+class HeardEntry(NamedTuple):
+    """An entry of gossip that this node holds now, as a machine that wants its kind is told of it."""
+
+    author: NodeId
+    """Who signed it: the signature was checked."""
+    kind: str
+    version: int
+    age_ns: int
+    """Time since it was signed."""
+    body: bytes
+    source: NodeId
+    """The neighbour that it came from; this node for its own, and after a restart whoever it came from before."""
+
+
+class EntryWish(NamedTuple):
+    """An entry of gossip that a machine wants this node to sign and spread. It takes the place of the one of its kind
+    before."""
+
+    kind: str
+    body: bytes
+    lifetime_s: int
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -45,6 +68,8 @@ class Machine:
     """The name of the capability, one word. The names of its counters begin with it."""
     frames: ClassVar[tuple[type[Frame], ...]] = ()
     """The frames that only this machine receives."""
+    entry_kinds: ClassVar[frozenset[str]] = frozenset()
+    """The kinds of entries of gossip that this machine is told of."""
 
     def receive(self, frame: Any, source: NodeId, role: Role, now: int) -> None:
         """Take one of :attr:`frames` from a neighbour. The frame's own check has passed."""
@@ -67,6 +92,9 @@ class Machine:
         """Note that a frame of this machine could not be queued: the neighbour is gone or does not take frames, or the
         frame is too large."""
 
+    def heard(self, entry: HeardEntry, now: int) -> None:
+        """Take an entry of one of :attr:`entry_kinds`, which this node has just accepted or signed itself."""
+
     def handle_timer(self, now: int) -> None:
         """Do what is due."""
 
@@ -75,11 +103,16 @@ class Machine:
         return NEVER
 
     def has_news(self) -> bool:
-        """Whether :meth:`messages` or :meth:`events` has anything. It is asked often, so it must be cheap."""
+        """Whether :meth:`messages`, :meth:`events` or :meth:`wishes` has anything. It is asked often, so it must be
+        cheap."""
         return False
 
     def messages(self) -> Sequence[Message]:
         """Frames to queue for neighbours, decided since the last call."""
+        return ()
+
+    def wishes(self) -> Sequence[EntryWish]:
+        """Entries of gossip to sign, decided since the last call."""
         return ()
 
     def outgoing(self) -> Sequence[Effect]:

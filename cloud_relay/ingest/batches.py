@@ -81,7 +81,7 @@ def decode_untrusted_batch(data: bytes) -> Batch:
     :raises RemoteProtocolError: for anything that is not a batch, or contradicts itself.
     """
     batch = decode_untrusted_relay_frame(data)
-    if isinstance(batch, Acknowledgement | RelayRefusal):
+    if not isinstance(batch, Batch):
         raise RemoteProtocolError("a relay takes batches only")
     if batch.next_sequence > MAX_INTEGER:
         raise RemoteProtocolError("a sequence has more than 63 bits")

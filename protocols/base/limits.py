@@ -293,6 +293,22 @@ MAX_STAGE_BYTES: Final = 512 * 1024 * 1024
 STAGE_CHUNK_BYTES: Final = 128 * 1024
 """Bytes of a stage in one frame: a lane of 1 MB/s has it through in an eighth of a second."""
 
+# --- releases ------------------------------------------------------------------------------------------------------
+MAX_BACKGROUND_FRAMES: Final = 8
+"""Frames of the background that wait for one lane. They go when nothing else waits, so they could wait for ever."""
+PIECE_BYTES: Final = 16 * 1024
+"""Bytes of a chunk in one frame. Nothing overtakes a frame, and this one takes 130 ms at 1 Mb/s."""
+MAX_CHUNK_BYTES: Final = 256 * 1024
+"""The largest chunk: the metadata of all releases, the description of one, an index of chunks, or a part of a file."""
+MAX_CHUNKS: Final = MAX_CHUNK_BYTES // 32
+"""Chunks of one content: the index of their SHA-256 digests is a chunk itself."""
+MAX_CONTENTS: Final = 64
+"""Contents that a node fetches at the same time, and about which a neighbour may ask."""
+MAX_CONTENT_BYTES: Final = MAX_CHUNKS * MAX_CHUNK_BYTES
+"""The largest file of a release: 2 GiB, as the largest ONNX file."""
+MAX_HAVE_BYTES: Final = 1024
+"""Bits of ``MAX_CHUNKS`` chunks."""
+
 # --- records -------------------------------------------------------------------------------------------------------
 MAX_BATCH_RECORDS: Final = 256
 """Records in one upload."""

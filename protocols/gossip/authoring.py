@@ -40,6 +40,8 @@ class OwnEntries:
         self._outruns: dict[str, tuple[int, int]] = {}  # version to exceed, and how long to wait next time
         self.due_ns = NEVER
         """When :meth:`due` has something to repeat."""
+        self.failed = 0
+        """Counter: entries that could not be signed or kept."""
 
     def __len__(self) -> int:
         return len(self._own)

@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from protocols.base import limits
 from protocols.base.ids import NodeId
+from protocols.machine import HeardEntry
 from protocols.wire.entries import decode_untrusted_entry, entry_statement
 from protocols.wire.gossip import Entry
 
@@ -100,6 +101,13 @@ class Stored(NamedTuple):
     data: bytes
     age_ns: int
     source: NodeId
+
+
+def heard_entry(held: Held, now: int) -> HeardEntry:
+    """An entry in the store as other machines are told of it."""
+    entry = decode_untrusted_entry(held.sealed.data)
+    author = NodeId(entry.author)
+    return HeardEntry(author, entry.kind, entry.version, max(now - held.born_ns, 0), entry.body, held.source)
 
 
 def views(stored: Iterable[Stored]) -> list[EntryView]:

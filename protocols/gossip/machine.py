@@ -40,14 +40,14 @@ from protocols.events import DuplicateIdentity
 from protocols.gossip.admission import Admission, EntryCandidate, Verdict
 from protocols.gossip.authoring import OwnEntries
 from protocols.gossip.certificates import certificate_of
-from protocols.gossip.entries import EntryView, Held, Seal, Stored, views
+from protocols.gossip.entries import EntryView, Held, Seal, Stored, heard_entry, views
 from protocols.gossip.events import EntryAccepted, EntryRefused
 from protocols.gossip.peer import GossipPeer
 from protocols.gossip.pulling import Pulls
 from protocols.gossip.settings import GossipSettings
 from protocols.gossip.store import EntryStore
 from protocols.gossip.trickle import Trickle
-from protocols.machine import Machine, Message
+from protocols.machine import HeardEntry, Machine, Message
 from protocols.wire.entries import decode_fingerprints, decode_untrusted_entry, encode_fingerprints
 from protocols.wire.frame import Frame
 from protocols.wire.gossip import FRAMES, Carried, GossipDigest, GossipEntries, GossipFrame, GossipHave, GossipPull
@@ -78,11 +78,15 @@ class Gossip(Machine):
         self._pulls = Pulls(self._store, self._admission, settings.gather_ns)
         self._news_ns = NEVER
         self._told_ns = -NEVER
+        self.heard_kinds: frozenset[str] = frozenset()
+        """The kinds that other machines are told of …"""
+        self.to_tell: list[HeardEntry] = []
+        """… and what they have not been told yet."""
         self._messages: list[Message] = []
         self._events: list[EntryAccepted | EntryRefused | DuplicateIdentity] = []
         self._counters = {
             "beacons_sent": 0, "beacons_suppressed": 0, "comparisons": 0, "offers_over_bound": 0,
-            "own_entries_failed": 0, "entries_ended": 0, "entries_evicted": 0, "frames_over_rate": 0,
+            "entries_ended": 0, "entries_evicted": 0, "frames_over_rate": 0,
             "equivocations": 0, "own_entries_outrun": 0,
             **{str(verdict): 0 for verdict in Verdict if verdict is not Verdict.WAITING},
         }  # fmt: skip
@@ -99,14 +103,14 @@ class Gossip(Machine):
         return events
 
     def has_news(self) -> bool:
-        """Whether :meth:`messages` or :meth:`events` would return anything."""
-        return bool(self._messages or self._events)
+        """Whether there is anything to carry away."""
+        return bool(self._messages or self._events or self.to_tell)
 
     def counters(self) -> dict[str, int]:
         """Counters by name. ``entries_held`` is how many entries are held now; the others only grow."""
         return {
             **self._counters, "pulls": self._pulls.sent, "pulls_timed_out": self._pulls.timed_out,
-            "entries_held": len(self._store),
+            "entries_held": len(self._store), "own_entries_failed": self.own.failed,
         }  # fmt: skip
 
     def entries(self, now: int) -> list[EntryView]:
@@ -432,7 +436,7 @@ class Gossip(Machine):
             try:
                 self._author(own.kind, own.body, own.lifetime_s, above, now)
             except MeshError:  # a renewed certificate is longer, or there is no place now
-                self._counters["own_entries_failed"] += 1
+                self.own.failed += 1
 
     def _keep(self, held: Held, now: int) -> None:
         sealed = held.sealed
@@ -443,6 +447,8 @@ class Gossip(Machine):
         self._counters["entries_accepted"] += 1
         author, kind = sealed.key
         self._events.append(EntryAccepted(NodeId(author), kind, sealed.version, held.source, now - held.born_ns))
+        if kind in self.heard_kinds:
+            self.to_tell.append(heard_entry(held, now))
         self._trickle.reset(now)
 
     def _complain(

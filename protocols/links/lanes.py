@@ -77,9 +77,12 @@ class Lanes:
             return False
         try:
             data = encode_frame(frame)
-            queue = queues.bulk if len(data) > limits.BULK_THRESHOLD_BYTES else queues.realtime
+            is_bulk = frame.background or len(data) > limits.BULK_THRESHOLD_BYTES
+            queue = queues.bulk if is_bulk else queues.realtime
             if type(frame) is Heartbeat:
                 queue.put_heartbeat(data)
+            elif frame.background:
+                queue.put_background(data)
             elif frame.replaces:
                 queue.put_latest(type(frame).__name__, data)
             else:

@@ -1,7 +1,8 @@
 """The queue of frames and readings that wait for one lane of one neighbour.
 
 They leave in this order: the heartbeat, then control frames in the order they came, then readings by priority, the
-oldest of a priority first. A frame of ``put_latest`` replaces the frame of its kind that still waits.
+oldest of a priority first, then frames of the background. A frame of ``put_latest`` replaces the frame of its kind
+that still waits.
 
 A lane is *behind* when it has not taken all that waits for ``BEHIND_NS``, until nothing waits any more. Of what waits
 then, only the newest reading of a stream is sent, in the place of the oldest, so what is sent is new and every stream
@@ -112,9 +113,14 @@ class LaneQueue:
         self._highest = 0  # no reading of a higher priority waits
         self._bytes = [0] * 8  # bytes of the waiting readings, by priority
         self._control_priority = control_priority
+        self._background: deque[bytes] = deque()
         self._newest: dict[tuple[str, str], _Waiting] = {}  # conflated readings by stream: a newer one replaces them
 
     def __bool__(self) -> bool:
+        return self._waits() or bool(self._background)
+
+    def _waits(self) -> bool:
+        """Whether anything waits but frames of the background, which do not make a lane behind."""
         return bool(self.waiting_readings or self._controls or self._heartbeat is not None)
 
     def put_heartbeat(self, frame: bytes, asks: bool = False) -> None:
@@ -148,6 +154,20 @@ class LaneQueue:
             raise BoundExceeded(f"{self.peer} does not take frames: {self.waiting_bytes} bytes wait")
         self._latest[kind] = frame
         self._controls = len(self._control) + len(self._latest)
+        self.waiting_bytes += len(frame)
+
+    def put_background(self, frame: bytes) -> None:
+        """Queue a frame that goes when nothing else waits. It evicts nothing, and few of them may wait.
+
+        :raises BoundExceeded: when ``MAX_BACKGROUND_FRAMES`` wait, or there is no room.
+        """
+        if (
+            len(self._background) >= limits.MAX_BACKGROUND_FRAMES
+            or self.waiting_bytes + len(frame) > limits.MAX_QUEUE_BYTES
+        ):
+            self._drops.count(self.peer, "", "background_full")
+            raise BoundExceeded(f"{self.peer} does not take frames: {len(self._background)} of the background wait")
+        self._background.append(frame)
         self.waiting_bytes += len(frame)
 
     def put_reading(
@@ -268,9 +288,9 @@ class LaneQueue:
 
     def _take_behind(self, now: int, full: bool) -> bytes | None:
         """As :meth:`take`, when not all that waits may go at once."""
-        if not self:
+        if not self._waits():
             self._behind_ns, self.is_behind = 0, False
-            return None
+            return None if full else self._take_background()
         if self.waiting_readings:
             if self._lone is not None or not self._readings:
                 self._line_up()
@@ -295,7 +315,7 @@ class LaneQueue:
             self.shortfall.sent(now)
             if len(frame) > _SLOW_FRAME_BYTES // 2:
                 self._pace.took_long(len(frame))
-        if not self:
+        if not self._waits():
             self._behind_ns, self.is_behind = 0, False
         return frame
 
@@ -321,7 +341,7 @@ class LaneQueue:
                 break
             along.append(self._take_control())
             room_bytes -= len(frame)
-        if not self:
+        if not self._waits():
             self._behind_ns, self.is_behind = 0, False
         return along
 
@@ -377,7 +397,14 @@ class LaneQueue:
             return frame
         if self._controls:
             return self._take_control()
-        return self._take_readings(now)
+        return self._take_readings(now) or self._take_background()
+
+    def _take_background(self) -> bytes | None:
+        if not self._background:
+            return None
+        frame = self._background.popleft()
+        self.waiting_bytes -= len(frame)
+        return frame
 
     def _take_control(self) -> bytes:
         self._controls -= 1
@@ -437,14 +464,15 @@ class LaneQueue:
             self._line_up()
         for waiting in chain.from_iterable(self._readings):
             self._drops.count(self.peer, waiting.key, reason, waiting.count)
-        if self._controls:
-            self._drops.count(self.peer, "", reason, self._controls)
+        if others := self._controls + len(self._background):
+            self._drops.count(self.peer, "", reason, others)
             self._controls = 0
         for readings in self._readings:
             readings.clear()
         self._newest.clear()
         self._control.clear()
         self._latest.clear()
+        self._background.clear()
         self._heartbeat = None
         self._bytes = [0] * 8
         self.waiting_readings = self.waiting_bytes = 0

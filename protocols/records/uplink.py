@@ -322,8 +322,8 @@ class Uplink:
 def decode_untrusted_answer(data: bytes) -> Acknowledgement | RelayRefusal:
     """Parse a relay's answer. :raises RemoteProtocolError: when it is not an answer."""
     frame = decode_untrusted_relay_frame(data)
-    if isinstance(frame, Batch):
-        raise RemoteProtocolError("the relay answered with a batch")
+    if not isinstance(frame, Acknowledgement | RelayRefusal):
+        raise RemoteProtocolError(f"the relay answered with a {type(frame).__name__}")
     return frame
 
 

@@ -24,7 +24,6 @@ from protocols.wire.encoding.values import (
 from protocols.wire.frame import Frame, number_of
 from protocols.wire.membership import MAJOR, Heartbeat, Hello
 from protocols.wire.readings import Readings
-from protocols.wire.records import RelayFrame
 from protocols.wire.registry import NODE_FRAMES, RELAY_FRAMES, RETIRED_NUMBERS
 from protocols.wire.tensors import tensor_of
 
@@ -141,8 +140,12 @@ class FrameSet:
 
 
 def node_frames(further: Iterable[type[Frame]] = ()) -> FrameSet:
-    """The frames between nodes, and those of further capabilities. :raises LocalProtocolError: as :class:`FrameSet`."""
-    return FrameSet((*NODE_FRAMES, *further), RELAY_FRAMES, bounded_elements=True)
+    """The frames between nodes, and those of further capabilities, whose machines only some nodes have.
+
+    :raises LocalProtocolError: as :class:`FrameSet`.
+    """
+    unlisted = (frame for frame in further if frame not in NODE_FRAMES)
+    return FrameSet((*NODE_FRAMES, *unlisted), RELAY_FRAMES, bounded_elements=True)
 
 
 NODE_FRAME_SET: Final = node_frames()
@@ -156,16 +159,14 @@ def decode_untrusted_node_frame(data: bytes | bytearray) -> Frame:
     return NODE_FRAME_SET.decode_untrusted(data)
 
 
-def decode_untrusted_relay_frame(data: bytes) -> RelayFrame:
+def decode_untrusted_relay_frame(data: bytes) -> Frame:
     """Parse a frame between node and relay.
 
     The readings of records are not looked into, see :func:`decode_untrusted_record`.
 
     :raises RemoteProtocolError: for anything that is not such a frame.
     """
-    frame: Any = _relay_frames.decode_untrusted(data)
-    relay_frame: RelayFrame = frame
-    return relay_frame
+    return _relay_frames.decode_untrusted(data)
 
 
 def untrusted_other_major(data: bytes | bytearray) -> int | None:

@@ -20,6 +20,9 @@ class Frame(Struct, frozen=True, array_like=True, gc=False):
     replaces: ClassVar[bool] = False
     """Whether a newer frame of this class takes the place of one that still waits for the same neighbour."""
 
+    background: ClassVar[bool] = False
+    """Whether it waits until nothing else wants its lane. A neighbour gets few of them at a time."""
+
     max_elements: ClassVar[int] = limits.MAX_ELEMENTS
     """The most elements of a frame of this class that is larger than ``LARGE_FRAME_BYTES``."""
     max_text_bytes: ClassVar[int] = limits.MAX_FRAME_BYTES

@@ -33,6 +33,18 @@ from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
 from protocols.wire.parcels import encode_alone, encode_reading
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, SignedReadings, Want
 from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayRefusal
+from protocols.wire.releases import (
+    ChunkPiece,
+    ChunkRefused,
+    ChunkWanted,
+    ContentHave,
+    ContentWanted,
+    RelayChunk,
+    RelayChunkWanted,
+    ReleaseNews,
+    ReleasesAsked,
+    ReleasesTold,
+)
 from protocols.wire.tensors import NamedTensor, Tensor
 
 EXPLORE = "MESH_EXPLORE" in os.environ
@@ -44,6 +56,8 @@ POSITIVE = st.integers(1, 2**64 - 1)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 IDS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
 DIGESTS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
+SHA256 = st.binary(min_size=32, max_size=32)
+_OFFSETS = st.integers(0, 262_143)
 CHUNKS = st.sampled_from(["a", "b", "veh", "é", "x y"])
 KEYS = st.lists(CHUNKS, min_size=1, max_size=5).map("/".join)
 EXPRESSIONS = st.lists(st.one_of(CHUNKS, st.sampled_from(["*", "**"])), min_size=1, max_size=6).map("/".join)
@@ -148,6 +162,11 @@ NODE_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
         GossipEntries,
         st.lists(st.builds(Carried, U64, st.binary(min_size=1, max_size=1024)), max_size=3).map(tuple),
     ),
+    ContentWanted: st.builds(ContentWanted, st.lists(SHA256, max_size=3).map(tuple)),
+    ContentHave: st.builds(ContentHave, SHA256, st.integers(0, 8_191), st.binary(max_size=1024)),
+    ChunkWanted: st.builds(ChunkWanted, SHA256, _OFFSETS),
+    ChunkPiece: st.builds(ChunkPiece, SHA256, _OFFSETS, st.binary(min_size=1, max_size=1024)),
+    ChunkRefused: st.builds(ChunkRefused, SHA256, st.sampled_from(["unknown", "busy", "forbidden"])),
 }
 
 
@@ -181,6 +200,13 @@ RELAY_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
         st.lists(st.builds(RefusedRecord, U64, TEXT), max_size=3).map(tuple),
     ),
     RelayRefusal: st.builds(RelayRefusal, TEXT, TEXT),
+    ReleasesAsked: st.builds(ReleasesAsked, U64, st.integers(0, 60_000)),
+    ReleasesTold: st.builds(
+        ReleasesTold,
+        st.none() | st.builds(ReleaseNews, U64, U64, SHA256, SHA256, st.integers(1, limits.MAX_CHUNK_BYTES)),
+    ),
+    RelayChunkWanted: st.builds(RelayChunkWanted, SHA256),
+    RelayChunk: st.builds(RelayChunk, SHA256, st.binary(max_size=1024), TEXT),
 }
 
 # --- builders ------------------------------------------------------------------------------------------------------

@@ -396,3 +396,31 @@ def test_encoded_reading_in_a_queue_is_what_the_neighbour_decodes() -> None:
     assert frame is not None
     assert msgspec.msgpack.decode(frame)[0] == 6
     assert decode_untrusted_node_frame(frame) == Readings((reading(value=value),))
+
+
+def test_background_frame_goes_last_and_makes_no_lane_behind() -> None:
+    """A chunk of a release yields to readings and tensors, and older readings don't give way because of it."""
+    queue = LaneQueue(PEER, Drops())
+    queue.put_background(b"chunk")
+    queue.put_reading("a", b"\x93reading", 0, NEVER, False)
+    queue.put_control(b"control")
+    assert queue.take(0, full=True) is None
+    assert [queue.take(1), queue.take(2), queue.take(3), queue.take(4)] == [b"control", b"\x93reading", b"chunk", None]
+    queue.put_background(b"chunk")
+    assert queue.take(5, full=True) is None
+    assert queue.take(5 + 10 * BEHIND_NS, full=True) is None
+    assert not queue.is_behind
+    assert queue
+
+
+def test_background_frames_are_few_and_evict_nothing() -> None:
+    """They are pulled by credit: who asks for more than fits is told, and loses none of its readings."""
+    queue = LaneQueue(PEER, drops := Drops())
+    for _ in range(limits.MAX_BACKGROUND_FRAMES):
+        queue.put_background(b"chunk")
+    with pytest.raises(BoundExceeded, match="of the background wait"):
+        queue.put_background(b"chunk")
+    assert drops.total == 1
+    queue.clear("neighbour_gone")
+    assert drops.total == 1 + limits.MAX_BACKGROUND_FRAMES
+    assert not queue

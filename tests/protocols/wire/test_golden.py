@@ -34,7 +34,19 @@ from protocols.wire.inference import (
 from protocols.wire.membership import Goodbye, Heartbeat, Hello, Refusal
 from protocols.wire.parcels import encode_alone, encode_reading, encode_signed, reading_statement
 from protocols.wire.readings import EventTime, Interest, Position, Provenance, Reading, Readings, SignedReadings, Want
-from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayFrame, RelayRefusal
+from protocols.wire.records import Acknowledgement, Batch, Fate, Record, RefusedRecord, RelayRefusal
+from protocols.wire.releases import (
+    ChunkPiece,
+    ChunkRefused,
+    ChunkWanted,
+    ContentHave,
+    ContentWanted,
+    RelayChunk,
+    RelayChunkWanted,
+    ReleaseNews,
+    ReleasesAsked,
+    ReleasesTold,
+)
 from protocols.wire.tensors import NamedTensor, Tensor
 
 FOLDER = Path(__file__).parents[2] / "golden" / "v1"
@@ -60,7 +72,7 @@ ENTRY = Entry(
 )  # fmt: skip
 FINGERPRINTS = encode_fingerprints([0x0123456789ABCDEF, 0x5F])
 
-FRAMES: dict[str, Frame | RelayFrame] = {
+FRAMES: dict[str, Frame] = {
     "01-hello": Hello(1, 0, "veh-1", 1_700_000_000, 7447, "realtime", ("192.0.2.7", "2001:db8::7")),
     "02-heartbeat": Heartbeat(17, 5_000_000_000, 16, 4_750_000_000, 1_500_000, ("rsu-2",), True),
     "03-goodbye": Goodbye(1_700_000_000, "stopped"),
@@ -86,11 +98,20 @@ FRAMES: dict[str, Frame | RelayFrame] = {
     "18-stage-wanted": StageWanted(DIGEST, 131_072),
     "19-stage-chunk": StageChunk(DIGEST, 131_072, b"(part of a stage)"),
     "20-stage-state": StageState(DIGEST, "ready", "", 9_500),
+    "21-content-wanted": ContentWanted((bytes(range(32)),)),
+    "22-content-have": ContentHave(bytes(range(32)), 8, b"\x81"),
+    "23-chunk-wanted": ChunkWanted(bytes(range(32)), 16_384),
+    "24-chunk-piece": ChunkPiece(bytes(range(32)), 16_384, b"(piece of a chunk)"),
+    "25-chunk-refused": ChunkRefused(bytes(range(32)), "forbidden"),
     "64-batch": Batch(
         1, 0, "veh-1", 1_700_000_000, 8, (Record(6, "brakes", Raw(encode_reading(BRAKE))),), (Fate(1, 5, "expired"),)
     ),
     "65-acknowledgement": Acknowledgement((6, 7), (RefusedRecord(8, "no such key"),)),
     "66-relay-refusal": RelayRefusal("storage", "the relay's disk does not take records now"),
+    "67-releases-asked": ReleasesAsked(41, 20_000),
+    "68-releases-told": ReleasesTold(ReleaseNews(1, 42, bytes(range(32)), bytes(range(32, 64)), 4_300)),
+    "69-relay-chunk-wanted": RelayChunkWanted(bytes(range(32))),
+    "70-relay-chunk": RelayChunk(bytes(range(32)), b"(chunk)"),
 }
 
 EARLIER = frozenset({"05-interest", "07-offers", "09-infer-answer"})
@@ -104,7 +125,7 @@ def stored(name: str) -> bytes:
     return bytes.fromhex("".join(line.partition("#")[0] for line in lines))
 
 
-def decode(name: str, data: bytes) -> Frame | RelayFrame:
+def decode(name: str, data: bytes) -> Frame:
     """By the decoder of its side."""
     if int(name[:2]) < 64:
         return decode_untrusted_node_frame(data)
@@ -265,7 +286,7 @@ def test_wire_page_names_every_field_of_every_frame() -> None:
         assert f"### {kind.__name__} ({kind.__struct_config__.tag})" in page
 
 
-def _described(name: str, frame: Frame | RelayFrame) -> str:
+def _described(name: str, frame: Frame) -> str:
     data = encode_frame(frame).hex()
     fields = [f"#   {field} = {plain(getattr(frame, field))!r}" for field in frame.__struct_fields__]
     lines = [data[at : at + 64] for at in range(0, len(data), 64)]
