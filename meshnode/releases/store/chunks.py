@@ -1,0 +1,242 @@
+"""Everything of releases that a node holds on its disk, by SHA-256.
+
+- A chunk is written once its bytes are known to have its digest, and it is on the disk when :meth:`ChunkStore.put`
+  returns. What is read is checked again; what is damaged then counts as missing and is fetched again.
+- Chunks of a content that was opened lie in its file (:mod:`meshnode.releases.store.contents`), all others in files of
+  their own.
+- All of it takes at most ``max_bytes``, and leaves a fiftieth of the file system free. When room is needed, what no
+  release needs goes first, the largest first. What is needed is never removed: then nothing more is fetched.
+- The scan at the start reads names and sizes only.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from meshnode.releases.store.contents import ContentFile, is_content, remove_content
+from meshnode.releases.store.disk import Disk
+from protocols.base import limits
+from protocols.base.errors import StorageError
+
+_RESERVE_SHARE: Final = 50
+"""One in so many parts of the file system is left to others, such as the outbox."""
+_RECENT_CHUNKS: Final = 8
+"""Chunks that were read last stay in memory: a neighbour asks for one piece of a chunk after another."""
+
+
+class ChunkStore:
+    """Chunks and contents of one node. Methods may be called from any thread; they block for milliseconds."""
+
+    def __init__(self, folder: Path, max_bytes: int, disk: Disk | None = None) -> None:
+        """Nothing is touched before :meth:`open`."""
+        self._blobs, self._contents = folder / "chunks", folder / "contents"
+        self.max_bytes, self._disk = max_bytes, disk or Disk()
+        self._lock = threading.RLock()
+        self._sizes: dict[Path, int] = {}
+        """What is on the disk: chunks of their own, and files of contents."""
+        self._open: dict[str, ContentFile] = {}
+        self._places: dict[bytes, list[tuple[ContentFile, int]]] = {}
+        """Where the chunks of open contents belong."""
+        self._recent: OrderedDict[bytes, bytes] = OrderedDict()
+        self._needed: frozenset[str] = frozenset()
+        self.damaged = 0
+        """Chunks that were found to be damaged since the start."""
+
+    def open(self) -> None:
+        """Look at what is there. :raises StorageError: the folder can't be used."""
+        with self._lock, self._translated("opened"):
+            for folder in (self._blobs, self._contents):
+                self._disk.make_folder(folder)
+                for path in folder.iterdir():
+                    if self._disk.is_unfinished(path):
+                        self._disk.remove(path)
+                    elif path.parent == self._blobs or is_content(path):
+                        self._sizes[path] = path.stat().st_size
+
+    @property
+    def size_bytes(self) -> int:
+        """What all of it takes on the disk."""
+        with self._lock:
+            return sum(self._sizes.values())
+
+    # --- chunks ----------------------------------------------------------------------------------------------------
+    def put(self, digest: bytes, data: bytes) -> bool:
+        """Keep a chunk. False: the bytes have another digest, and nothing is kept.
+
+        :raises StorageError: there is no room, or it can't be written.
+        """
+        if hashlib.sha256(data).digest() != digest:
+            return False
+        with self._lock, self._translated(f"given the chunk {digest.hex()[:12]}"):
+            places = self._places.get(digest, ())
+            for content, number in places:
+                content.put(number, data)
+            if not places and (path := self._blobs / digest.hex()) not in self._sizes:
+                self._make_room(len(data))
+                self._disk.place(path, data)
+                self._sizes[path] = len(data)
+            self._remember(digest, data)
+        return True
+
+    def get(self, digest: bytes) -> bytes | None:
+        """A chunk; None: it is not held. One that is found to be damaged is forgotten."""
+        with self._lock:
+            data = self._recent.get(digest)
+            if data is None:
+                data = self._read(digest)
+                if data is not None:
+                    self._remember(digest, data)
+            return data
+
+    def _read(self, digest: bytes) -> bytes | None:
+        for content, number in self._places.get(digest, ()):
+            was_held = content.held[number]
+            if (data := content.get(number)) is not None:
+                return data
+            self.damaged += was_held
+        path = self._blobs / digest.hex()
+        if path not in self._sizes:
+            return None
+        try:
+            with path.open("rb") as file:
+                data = file.read(limits.MAX_CHUNK_BYTES + 1)
+        except OSError:
+            data = b""
+        if hashlib.sha256(data).digest() == digest:
+            return data
+        self.damaged += 1
+        self._remove(path)
+        return None
+
+    def has(self, digest: bytes) -> bool:
+        """Whether a chunk is held, as far as is known without reading it."""
+        with self._lock:
+            return any(content.held[number] for content, number in self._places.get(digest, ())) or (
+                self._blobs / digest.hex() in self._sizes
+            )
+
+    def _remember(self, digest: bytes, data: bytes) -> None:
+        self._recent[digest] = data
+        self._recent.move_to_end(digest)
+        if len(self._recent) > _RECENT_CHUNKS:
+            self._recent.popitem(last=False)
+
+    # --- contents --------------------------------------------------------------------------------------------------
+    def open_content(self, index: bytes, size_bytes: int, chunk_bytes: int) -> ContentFile | None:
+        """The content whose index is that chunk, with room for all of it on the disk. None: the index is not held, or
+        is not that of a content of this size. Chunks of it that are held elsewhere are taken over.
+
+        :raises StorageError: there is no room.
+        """
+        name = index.hex()
+        with self._lock, self._translated(f"given {size_bytes} bytes for the content {name[:12]}"):
+            known = self._open.get(name)
+            if known is not None and (known.size_bytes, known.chunk_bytes) == (size_bytes, chunk_bytes):
+                return known
+            listed = self.get(index)
+            if known is not None or listed is None or len(listed) != 32 * -(-size_bytes // chunk_bytes):
+                return None
+            digests = [listed[at : at + 32] for at in range(0, len(listed), 32)]
+            path = self._contents / name
+            content = ContentFile(path, digests, size_bytes, chunk_bytes, self._disk)
+            if self._sizes.get(path) != size_bytes:
+                self._make_room(size_bytes - self._sizes.pop(path, 0))
+            content.open()
+            self._sizes[path] = size_bytes
+            self._open[name] = content
+            self._take_over(content)
+            return content
+
+    def _take_over(self, content: ContentFile) -> None:
+        for number, digest in enumerate(content.digests):
+            if not content.held[number] and self.has(digest) and (data := self.get(digest)) is not None:
+                content.put(number, data)
+            self._places.setdefault(digest, []).append((content, number))
+
+    def content(self, index: bytes) -> ContentFile | None:
+        """A content that was opened."""
+        with self._lock:
+            return self._open.get(index.hex())
+
+    def check_content(self, index: bytes) -> int:
+        """Read every chunk of a content that was opened. Returns how many were damaged and count as missing now."""
+        with self._lock:
+            content = self._open.get(index.hex())
+            if content is None:
+                return 0
+            damaged = content.check()
+            self.damaged += damaged
+            for digest in content.digests:
+                self._recent.pop(digest, None)
+            return damaged
+
+    # --- room ------------------------------------------------------------------------------------------------------
+    def need(self, chunks: Collection[bytes]) -> None:
+        """Say which chunks, and contents by their index, are needed. All others go when room is needed, or by
+        :meth:`sweep`."""
+        self._needed = frozenset(chunk.hex() for chunk in chunks)
+
+    def sweep(self) -> int:
+        """Remove all that is not needed. Returns how many bytes that were."""
+        with self._lock:
+            before = self.size_bytes
+            for path in list(self._unneeded()):
+                self._remove(path)
+            return before - self.size_bytes
+
+    def _unneeded(self) -> Iterator[Path]:
+        """What may go, the largest first."""
+        by_size = sorted(self._sizes.items(), key=lambda item: (-item[1], item[0]))
+        return (path for path, _ in by_size if path.name not in self._needed)
+
+    def _make_room(self, size_bytes: int) -> None:
+        """:raises StorageError: there is no room."""
+        for path in self._unneeded():
+            if self.size_bytes + size_bytes <= self.max_bytes:
+                break
+            self._remove(path)
+        held = self.size_bytes
+        if held + size_bytes > self.max_bytes:
+            raise StorageError(
+                f"{size_bytes} bytes of a release don't fit: {held} of the {self.max_bytes} bytes that releases may "
+                "take are needed. Raise [releases] store_mib, or follow fewer models"
+            )
+        free, total = self._disk.room(self._blobs)
+        if size_bytes > free - total // _RESERVE_SHARE:
+            raise StorageError(
+                f"{size_bytes} bytes of a release don't fit: the disk of {self._blobs.parent} has {free} bytes left, "
+                f"of which {total // _RESERVE_SHARE} stay free. Make room"
+            )
+
+    def _remove(self, path: Path) -> None:
+        content = self._open.pop(path.name, None) if path.parent == self._contents else None
+        if content is not None:
+            for digest in content.digests:
+                left = [place for place in self._places.get(digest, ()) if place[0] is not content]
+                if left:
+                    self._places[digest] = left
+                else:
+                    self._places.pop(digest, None)
+                self._recent.pop(digest, None)
+        elif path.parent == self._blobs:
+            self._recent.pop(bytes.fromhex(path.name), None)
+        self._sizes.pop(path, None)
+        with suppress(OSError):
+            if path.parent == self._contents:
+                remove_content(path, self._disk)
+            else:
+                self._disk.remove(path)
+
+    @contextmanager
+    def _translated(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"the store of releases {self._blobs.parent} can't be {done} ({error.strerror}): make room, and see "
+                "that this user may write there"
+            ) from error
