@@ -161,7 +161,7 @@ class ListedOrder(Struct, frozen=True):
     size_bytes: int
 
 
-class Catalogue(Struct, frozen=True):
+class ReleaseCatalogue(Struct, frozen=True):
     """All that one verified set of metadata lists."""
 
     root_version: int
