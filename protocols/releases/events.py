@@ -17,7 +17,7 @@ class VerifyBundle(Effect, frozen=True):
     digest: bytes
 
 
-class StoreChunk(Effect, frozen=True):
+class KeepChunk(Effect, frozen=True):
     """Write a chunk whose pieces have all come, if its bytes have the digest. → ``chunk_stored``."""
 
     digest: bytes
