@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from meshnode.releases.store.contents import ContentFile, is_content, remove_content
+from meshnode.releases.store.contents import ContentFile, chunk_bytes_of, is_digest, remove_content
 from meshnode.releases.store.disk import Disk
 from protocols.base import limits
 from protocols.base.errors import StorageError
@@ -43,6 +43,7 @@ class ChunkStore:
         """Where the chunks of open contents belong."""
         self._recent: OrderedDict[bytes, bytes] = OrderedDict()
         self._needed: frozenset[str] = frozenset()
+        self._lost: dict[bytes, None] = {}
         self.damaged = 0
         """Chunks that were found to be damaged since the start."""
 
@@ -54,8 +55,12 @@ class ChunkStore:
                 for path in folder.iterdir():
                     if self._disk.is_unfinished(path):
                         self._disk.remove(path)
-                    elif path.parent == self._blobs or is_content(path):
+                    elif is_digest(path.name):
                         self._sizes[path] = path.stat().st_size
+            for path, size_bytes in list(self._sizes.items()):
+                chunk_bytes = chunk_bytes_of(path) if path.parent == self._contents else 0
+                if chunk_bytes:
+                    self.open_content(bytes.fromhex(path.name), size_bytes, chunk_bytes)
 
     @property
     def size_bytes(self) -> int:
@@ -97,7 +102,8 @@ class ChunkStore:
             was_held = content.held[number]
             if (data := content.get(number)) is not None:
                 return data
-            self.damaged += was_held
+            if was_held:
+                self._damaged(digest)
         path = self._blobs / digest.hex()
         if path not in self._sizes:
             return None
@@ -108,9 +114,13 @@ class ChunkStore:
             data = b""
         if hashlib.sha256(data).digest() == digest:
             return data
-        self.damaged += 1
+        self._damaged(digest)
         self._remove(path)
         return None
+
+    def _damaged(self, digest: bytes) -> None:
+        self.damaged += 1
+        self._lost[digest] = None
 
     def has(self, digest: bytes) -> bool:
         """Whether a chunk is held, as far as is known without reading it."""
@@ -118,6 +128,24 @@ class ChunkStore:
             return any(content.held[number] for content, number in self._places.get(digest, ())) or (
                 self._blobs / digest.hex() in self._sizes
             )
+
+    def held(self) -> dict[bytes, int]:
+        """Every chunk that is held, and its size."""
+        with self._lock:
+            chunks = {
+                bytes.fromhex(path.name): size for path, size in self._sizes.items() if path.parent == self._blobs
+            }
+            for content in self._open.values():
+                for number, digest in enumerate(content.digests):
+                    if content.held[number]:
+                        chunks[digest] = content.size_of(number)
+            return chunks
+
+    def take_lost(self) -> list[bytes]:
+        """The chunks that were held and are not any more, since the last call."""
+        with self._lock:
+            lost, self._lost = self._lost, {}
+            return [digest for digest in lost if not self.has(digest)]
 
     def _remember(self, digest: bytes, data: bytes) -> None:
         self._recent[digest] = data
@@ -136,6 +164,7 @@ class ChunkStore:
         with self._lock, self._translated(f"given {size_bytes} bytes for the content {name[:12]}"):
             known = self._open.get(name)
             if known is not None and (known.size_bytes, known.chunk_bytes) == (size_bytes, chunk_bytes):
+                self._take_over(known)
                 return known
             listed = self.get(index)
             if known is not None or listed is None or len(listed) != 32 * -(-size_bytes // chunk_bytes):
@@ -144,10 +173,12 @@ class ChunkStore:
             path = self._contents / name
             content = ContentFile(path, digests, size_bytes, chunk_bytes, self._disk)
             if self._sizes.get(path) != size_bytes:
-                self._make_room(size_bytes - self._sizes.pop(path, 0))
+                self._make_room(size_bytes - self._sizes.get(path, 0), name)
             content.open()
             self._sizes[path] = size_bytes
             self._open[name] = content
+            for number, digest in enumerate(content.digests):
+                self._places.setdefault(digest, []).append((content, number))
             self._take_over(content)
             return content
 
@@ -155,7 +186,6 @@ class ChunkStore:
         for number, digest in enumerate(content.digests):
             if not content.held[number] and self.has(digest) and (data := self.get(digest)) is not None:
                 content.put(number, data)
-            self._places.setdefault(digest, []).append((content, number))
 
     def content(self, index: bytes) -> ContentFile | None:
         """A content that was opened."""
@@ -168,10 +198,12 @@ class ChunkStore:
             content = self._open.get(index.hex())
             if content is None:
                 return 0
+            before = bytes(content.held)
             damaged = content.check()
-            self.damaged += damaged
-            for digest in content.digests:
+            for number, digest in enumerate(content.digests):
                 self._recent.pop(digest, None)
+                if before[number] and not content.held[number]:
+                    self._damaged(digest)
             return damaged
 
     # --- room ------------------------------------------------------------------------------------------------------
@@ -193,18 +225,25 @@ class ChunkStore:
         by_size = sorted(self._sizes.items(), key=lambda item: (-item[1], item[0]))
         return (path for path, _ in by_size if path.name not in self._needed)
 
-    def _make_room(self, size_bytes: int) -> None:
-        """:raises StorageError: there is no room."""
+    def _make_room(self, size_bytes: int, *spared: str) -> None:
+        """``spared``: names of files that stay, though nobody has said that they are needed.
+
+        :raises StorageError: there is no room."""
+        going: list[Path] = []
+        left = self.size_bytes
         for path in self._unneeded():
-            if self.size_bytes + size_bytes <= self.max_bytes:
+            if left + size_bytes <= self.max_bytes:
                 break
-            self._remove(path)
-        held = self.size_bytes
-        if held + size_bytes > self.max_bytes:
+            if path.name not in spared:
+                going.append(path)
+                left -= self._sizes[path]
+        if left + size_bytes > self.max_bytes:
             raise StorageError(
-                f"{size_bytes} bytes of a release don't fit: {held} of the {self.max_bytes} bytes that releases may "
+                f"{size_bytes} bytes of a release don't fit: {left} of the {self.max_bytes} bytes that releases may "
                 "take are needed. Raise [releases] store_mib, or follow fewer models"
             )
+        for path in going:
+            self._remove(path)
         free, total = self._disk.room(self._blobs)
         if size_bytes > free - total // _RESERVE_SHARE:
             raise StorageError(
@@ -215,7 +254,9 @@ class ChunkStore:
     def _remove(self, path: Path) -> None:
         content = self._open.pop(path.name, None) if path.parent == self._contents else None
         if content is not None:
-            for digest in content.digests:
+            for number, digest in enumerate(content.digests):
+                if content.held[number]:
+                    self._lost[digest] = None
                 left = [place for place in self._places.get(digest, ()) if place[0] is not content]
                 if left:
                     self._places[digest] = left
@@ -223,7 +264,9 @@ class ChunkStore:
                     self._places.pop(digest, None)
                 self._recent.pop(digest, None)
         elif path.parent == self._blobs:
-            self._recent.pop(bytes.fromhex(path.name), None)
+            digest = bytes.fromhex(path.name)
+            self._recent.pop(digest, None)
+            self._lost[digest] = None
         self._sizes.pop(path, None)
         with suppress(OSError):
             if path.parent == self._contents:

@@ -1,13 +1,14 @@
 """The contents of releases on disk: each is one file, made in its full size before its first chunk comes.
 
 So the disk is reserved beforehand, a content takes its size once, and a file of a release is a second name of it.
-Beside ``DIGEST`` (of its index) lies ``DIGEST.held`` with the numbers of the chunks that are there, four bytes each. A
-number is added once its chunk is on the disk: after a loss of power a chunk may be fetched again, and none is taken for
-held that is not. Every chunk that is read is checked; one that is damaged counts as missing from then on.
+Beside ``DIGEST`` (of its index) lies ``DIGEST.held``: four bytes with the size of a chunk, and then four with the
+number of each chunk that is there. A number is added once its chunk is on the disk: after a loss of power a chunk may
+be fetched again, and none is taken for held that is not. Every chunk that is read is checked; one that is damaged
+counts as missing from then on.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from meshnode.releases.store.disk import Disk
 
 _HELD: Final = ".held"
 _NUMBER_BYTES: Final = 4
+_HEX_DIGITS: Final = frozenset("0123456789abcdef")
 
 
 class ContentFile:
@@ -30,19 +32,20 @@ class ContentFile:
 
     def open(self) -> None:
         """Take up what is on the disk, or make room for it there. :raises OSError: there is no room."""
-        if self._size_on_disk() != self.size_bytes:
-            self._disk.remove(self._marks)
-            try:
-                self._disk.allocate(self.path, self.size_bytes)
-            except OSError:
-                with suppress(OSError):
-                    self._disk.remove(self.path)
-                raise
-            self._disk.sync_folder(self.path.parent)
+        chunk_bytes, *numbers = _numbers(self._marks) or [0]
+        if chunk_bytes == self.chunk_bytes and self._size_on_disk() == self.size_bytes:
+            for number in numbers:
+                if number < len(self.held):
+                    self.held[number] = 1
             return
-        for number in _numbers(self._marks):
-            if number < len(self.held):
-                self.held[number] = 1
+        remove_content(self.path, self._disk)  # a release may have the same file under another name
+        try:
+            self._disk.allocate(self.path, self.size_bytes)
+            self._keep_marks()
+        except OSError:
+            with suppress(OSError):
+                self._disk.remove(self.path)
+            raise
 
     def _size_on_disk(self) -> int | None:
         try:
@@ -88,6 +91,10 @@ class ContentFile:
                 if hashlib.sha256(data).digest() == digest:
                     self.put(number, data)
 
+    def size_of(self, number: int) -> int:
+        """The bytes of a chunk."""
+        return min(self.chunk_bytes, self.size_bytes - number * self.chunk_bytes)
+
     def digest(self) -> str:
         """SHA-256 of the whole file, as it is on the disk. :raises OSError: it can't be read."""
         with self.path.open("rb") as file:
@@ -98,18 +105,25 @@ class ContentFile:
         return sum(self.held[number] and self.get(number) is None for number in range(len(self.digests)))
 
     def _keep_marks(self) -> None:
-        held = [number for number, is_held in enumerate(self.held) if is_held]
-        self._disk.place(self._marks, b"".join(number.to_bytes(_NUMBER_BYTES, "little") for number in held))
+        numbers = (self.chunk_bytes, *(number for number, is_held in enumerate(self.held) if is_held))
+        self._disk.place(self._marks, b"".join(number.to_bytes(_NUMBER_BYTES, "little") for number in numbers))
 
 
-def _numbers(marks: Path) -> Iterator[int]:
+def chunk_bytes_of(path: Path) -> int:
+    """The size of a chunk of a content on the disk; 0: it is not known."""
+    return next(iter(_numbers(path.with_name(path.name + _HELD))), 0)
+
+
+def _numbers(marks: Path) -> list[int]:
     """The numbers in a file of marks. What was cut off at its end is left out."""
     try:
         content = marks.read_bytes()
     except OSError:
-        return
-    for at in range(0, len(content) - _NUMBER_BYTES + 1, _NUMBER_BYTES):
-        yield int.from_bytes(content[at : at + _NUMBER_BYTES], "little")
+        return []
+    return [
+        int.from_bytes(content[at : at + _NUMBER_BYTES], "little")
+        for at in range(0, len(content) - _NUMBER_BYTES + 1, _NUMBER_BYTES)
+    ]
 
 
 def remove_content(path: Path, disk: Disk) -> None:
@@ -118,6 +132,6 @@ def remove_content(path: Path, disk: Disk) -> None:
     disk.remove(path)
 
 
-def is_content(path: Path) -> bool:
-    """Whether a file in the folder of contents is one, and not what lies beside it."""
-    return path.suffix == "" and len(path.name) == 64
+def is_digest(name: str) -> bool:
+    """Whether a file is called by a digest, and not one that lies beside it."""
+    return len(name) == 64 and set(name) <= _HEX_DIGITS
