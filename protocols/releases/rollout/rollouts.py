@@ -83,7 +83,7 @@ class Rollouts:
         self._kept_counts: dict[tuple[int, int], CountState] = {}
         self._decisions: dict[int, Decision] = {}
         self._listed: dict[str, frozenset[int]] = {}
-        self._is_expired = False
+        self._is_expired = self._is_informed = False
         self._bodies: dict[NodeId, bytes] = {}
         self._events: list[ReleaseState | RolloutState] = []
         self._said: RolloutHealth | None = None
@@ -103,8 +103,7 @@ class Rollouts:
     def state(self, now: int, is_clean: bool = False) -> RolloutsState:
         """What to keep over a restart."""
         counts = {(kept.serial, kept.counter): kept for kept in (tally.state(now) for tally in self._tallies.values())}
-        if not self._orders:  # the metadata of this life has not come yet
-            counts = self._kept_counts
+        counts = {**self._kept_counts, **counts}
         return RolloutsState(
             is_clean=is_clean,
             paths=tuple(following.state(now) for following in self._paths.values()),
@@ -112,18 +111,25 @@ class Rollouts:
         )
 
     # --- what metadata says ------------------------------------------------------------------------------------------
-    def orders(self, orders: Collection[Order], now: int) -> None:
-        """Take all orders of the newest verified metadata. Those that it lists no longer are over."""
-        newest = sorted(orders, key=lambda order: order.serial, reverse=True)[:MAX_ORDERS]
-        self._orders = {order.serial: order for order in newest}
-        tallies: dict[int, Tally] = {}
-        for order in newest:
-            if self._is_for_me(order):
-                tallies[order.serial] = self._tally(order, now)
-        self._tallies = tallies
-        self._kept_counts = {}
-        for path in {order.path for order in newest if order.serial in tallies} | self._paths.keys():
-            self._follow(path, now)
+    def orders(self, orders: Collection[Order], now: int, listed: Collection[int] | None = None) -> None:
+        """Take the orders of the newest verified metadata that were read. ``listed`` has the serials of all that it
+        lists; None: all of them were read.
+
+        An order that is listed no longer is over. While one can't be read, its former version counts. After a restart
+        there is none, and then its path waits, so that an order below it does not take over for a moment.
+        """
+        read = {order.serial: order for order in orders}
+        serials = sorted(read if listed is None else listed, reverse=True)[:MAX_ORDERS]
+        known = {serial: read.get(serial) or self._orders.get(serial) for serial in serials}
+        self._orders = {serial: order for serial, order in known.items() if order is not None}
+        unread = frozenset(serial for serial, order in known.items() if order is None)
+        mine = [order for order in self._orders.values() if self._is_for_me(order)]
+        self._tallies = {order.serial: self._tally(order, now) for order in mine}
+        self._kept_counts = {key: kept for key, kept in self._kept_counts.items() if kept.serial in unread}
+        self._is_informed = True
+        for path in {order.path for order in mine} | self._paths.keys():
+            if not any(adoption.serial in unread for adoption in self._following(path).adoptions()):
+                self._follow(path, now)
         self._conclude(now)
 
     def _is_for_me(self, order: Order) -> bool:
@@ -351,11 +357,11 @@ class Rollouts:
 
     def _is_report_due(self) -> bool:
         health = self._health()
-        return health != self._said and bool(health.releases or self._said)
+        return self._is_informed and health != self._said and bool(health.releases or self._said)
 
     def _report(self, now: int) -> None:
         health = self._health()
-        if health == self._said or not (health.releases or self._said):
+        if health == self._said or not (health.releases or self._said) or not self._is_informed:
             return
         if now - self._said_ns >= REPORT_PAUSE_NS or self._verdicts(health) != self._verdicts(self._said):
             self._said, self._said_ns = health, now
