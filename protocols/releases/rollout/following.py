@@ -216,8 +216,8 @@ class Following:
             self._fail(adoption, failure, now)
         else:
             self._retry_ns = now + RETRY_PAUSE_NS
-            if (prepared := self._prepared.get(counter)) is not None and counter in self.listed:
-                prepared.enter(Readiness.MISSING, now)  # its files may be damaged: they are put together again
+            if counter in self.listed and counter in self._prepared:
+                self._prepared[counter].enter(Readiness.MISSING, now)  # damaged perhaps: it is staged anew
             self._tell(counter, "failed", failure)
         self.advance(now)
 
@@ -297,8 +297,8 @@ class Following:
             if now >= adoption.retry_ns:
                 adoption.retry_ns, adoption.gave_up, adoption.reason = NEVER, False, ""
                 adoption.enter(Phase.READYING, now)
-                if (prepared := self._prepared.get(adoption.counter)) is not None:
-                    prepared.enter(Readiness.MISSING, now)
+                if adoption.counter in self._prepared:
+                    self._prepared[adoption.counter].enter(Readiness.MISSING, now)
 
     def _choose(self, now: int) -> frozenset[int]:
         """Choose the order to follow. Returns the releases of the orders above it, which were given up."""
