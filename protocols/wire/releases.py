@@ -48,7 +48,7 @@ class ReportedRelease(Struct, frozen=True, array_like=True, gc=False):
     state: _Small
     """How far the node has got; a place in ``protocols.releases.rollout.health.STATES``."""
     verdicts: _Small
-    """Bits of what the node has ever said of it: 1 that it is healthy, 2 that it failed. Only those of canaries count."""
+    """Bits of what the node has ever said of it: 1: healthy, 2: failed. Only those of canaries count."""
     reason: _Small
     """Why it failed or was taken back; a place in ``protocols.releases.rollout.health.REASONS``."""
 
