@@ -1,8 +1,8 @@
 """What signed metadata lists: releases, and orders to roll them out.
 
-The metadata is a TUF repository (docs/adr/0032). Its targets are small JSON documents of two kinds: the *description* of
-a release, at ``models/NAME/COUNTER.json``, and an *order*, at ``rollouts/SERIAL.json``. The driver checks signatures and
-parses; machines get the result. Everything below a description is checked by the digests in it.
+The metadata is a TUF repository (docs/adr/0032). Its targets are small JSON documents of two kinds: the *description*
+of a release, at ``models/NAME/COUNTER.json``, and an *order*, at ``rollouts/SERIAL.json``. The driver checks signatures
+and parses; machines get the result. Everything below a description is checked by the digests in it.
 """
 
 from typing import Annotated, Final, Literal
