@@ -247,6 +247,7 @@ class Releases(Machine):
         """The signatures in a bundle hold, and nothing in it is older than what this node has verified before."""
         if self.news.taken(digest, self.shelf.held.get(digest, 1), catalogue, now):
             self.fetching.trust(digest, catalogue)
+            self._tell_named(now)
             self.plan.expired(catalogue.is_expired, now)
             self.plan.releases(catalogue.releases, now)
             self.plan.orders(list(self.fetching.orders.values()), now)
@@ -268,7 +269,13 @@ class Releases(Machine):
     def described(self, digest: bytes, description: Description | None, now: int) -> None:
         """A description was parsed. None: it is malformed."""
         self.fetching.described(digest, description)
+        self._tell_named(now)
         self._go_on(now)
+
+    def _tell_named(self, now: int) -> None:
+        """Tell of chunks that are held and that signed metadata has begun to name. Before, nobody may have them."""
+        for chunk in self.shelf.named():
+            self.telling.kept(chunk, now)
 
     def ordered(self, digest: bytes, order: Order | None, now: int) -> None:
         """An order was parsed. None: it is malformed."""

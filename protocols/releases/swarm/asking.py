@@ -23,7 +23,7 @@ from protocols.base.time import NEVER
 from protocols.releases.events import ChunkForged, Decisions, KeepChunk
 from protocols.releases.settings import ReleaseSettings
 from protocols.releases.swarm.assembly import Assembly
-from protocols.releases.swarm.demand import ContentWish, Demand
+from protocols.releases.swarm.demand import ChunkDemand, ContentWish
 from protocols.releases.swarm.shelf import Shelf
 from protocols.releases.swarm.supplier import Supplier
 from protocols.releases.swarm.window import DelayWindow
@@ -51,7 +51,7 @@ class Swarm:
 
     def __init__(self, shelf: Shelf, settings: ReleaseSettings, decisions: Decisions, random: Random) -> None:
         self._shelf, self._decisions, self._random = shelf, decisions, random
-        self.demand = Demand(shelf, random)
+        self.demand = ChunkDemand(shelf, random)
         self.suppliers: dict[NodeId, Supplier] = {}
         self.window = DelayWindow(MAX_UNDER_WAY)
         self._assemblies: dict[bytes, Assembly] = {}
@@ -91,7 +91,7 @@ class Swarm:
 
     # --- what is wanted --------------------------------------------------------------------------------------------
     def want(self, lone: dict[bytes, tuple[int, int]], contents: dict[bytes, int], now: int) -> None:
-        """Fetch these from now on; see :meth:`Demand.set`."""
+        """Fetch these from now on; see :meth:`ChunkDemand.set`."""
         for chunk in self.demand.set(lone, contents, now):
             self._drop(chunk)
         for supplier in self.suppliers.values():

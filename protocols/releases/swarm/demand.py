@@ -64,7 +64,7 @@ class ContentWish:
             bits ^= lowest
 
 
-class Demand:
+class ChunkDemand:
     """All that one node fetches."""
 
     def __init__(self, shelf: Shelf, random: Random) -> None:

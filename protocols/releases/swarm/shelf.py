@@ -100,6 +100,10 @@ class Shelf:
         for digest in [digest for digest in self._loaded if digest not in self.known]:
             self._unload(before[digest])
 
+    def named(self) -> list[bytes]:
+        """The chunks that metadata and descriptions name themselves, and that are held."""
+        return [digest for digest in self._lone if digest in self.held]
+
     def load(self, digest: bytes, digests: bytes, held: bytes) -> KnownContent | None:
         """Take in the index of a content, and which of its chunks are on the disk. None: nobody knows it any more, or
         the index does not fit it."""
