@@ -60,17 +60,18 @@ class RolloutHealth(Struct, frozen=True, array_like=True, gc=False):
 
 
 class ContentWanted(SmallFrame, frozen=True, array_like=True, gc=False, tag=21):
-    """Says which contents the sender fetches, so that the receiver tells which chunks of them it holds, now and
-    whenever it gets more. It replaces what the sender said before. (Since 1.6.)"""
+    """Says which contents, and which chunks that are no part of one, the sender fetches. The receiver tells what it
+    holds of them, now and whenever it gets more. It replaces what the sender said before. (Since 1.6.)"""
 
     replaces: ClassVar[bool] = True
 
     contents: Annotated[tuple[Sha256, ...], Meta(max_length=limits.MAX_CONTENTS)]
-    """The digests of their indices."""
+    """The digests of indices, or of the chunks."""
 
 
 class ContentHave(SmallFrame, frozen=True, array_like=True, gc=False, tag=22):
-    """Says which chunks of a content the sender holds, beside those that it named before. (Since 1.6.)"""
+    """Says that the sender holds the chunk ``content``, and which chunks of that content it holds, beside those that it
+    named before. (Since 1.6.)"""
 
     content: Sha256
     first: Annotated[int, Meta(ge=0, lt=limits.MAX_CHUNKS)]
@@ -103,8 +104,19 @@ class ChunkRefused(SmallFrame, frozen=True, array_like=True, gc=False, tag=25):
     why: Literal["unknown", "busy", "forbidden"]
 
 
-ReleaseFrame = ContentWanted | ContentHave | ChunkWanted | ChunkPiece | ChunkRefused
-FRAMES: Final[tuple[type[Frame], ...]] = (ContentWanted, ContentHave, ChunkWanted, ChunkPiece, ChunkRefused)
+class ChunksComing(SmallFrame, frozen=True, array_like=True, gc=False, tag=26):
+    """Says which chunks the sender gets from the relay now, so that its neighbours need not. It replaces what the
+    sender said before. (Since 1.6.)"""
+
+    replaces: ClassVar[bool] = True
+
+    chunks: Annotated[tuple[Sha256, ...], Meta(max_length=limits.MAX_COMING)]
+
+
+ReleaseFrame = ContentWanted | ContentHave | ChunkWanted | ChunkPiece | ChunkRefused | ChunksComing
+FRAMES: Final[tuple[type[Frame], ...]] = (
+    ContentWanted, ContentHave, ChunkWanted, ChunkPiece, ChunkRefused, ChunksComing,
+)  # fmt: skip
 
 
 # --- between a node and the relay ------------------------------------------------------------------------------------
