@@ -56,7 +56,7 @@ class Staging:
             return
         index = bytes.fromhex(content.index)
         held = self._store.open_content(index, content.size_bytes, content.chunk_bytes)
-        if held is None or not held.is_whole:
+        if held is None or not self._store.fill(held):
             raise InstallRefused("digest", f"chunks of {target.name} are missing: fetch them")
         if held.digest() != content.sha256:
             damaged = self._store.check_content(index)

@@ -79,6 +79,7 @@ class ChunkStore:
         with self._lock, self._translated(f"given the chunk {digest.hex()[:12]}"):
             places = self._places.get(digest, ())
             for content, number in places:
+                self._reserve(content)
                 content.put(number, data)
             if not places and (path := self._blobs / digest.hex()) not in self._sizes:
                 self._make_room(len(data))
@@ -155,37 +156,42 @@ class ChunkStore:
 
     # --- contents --------------------------------------------------------------------------------------------------
     def open_content(self, index: bytes, size_bytes: int, chunk_bytes: int) -> ContentFile | None:
-        """The content whose index is that chunk, with room for all of it on the disk. None: the index is not held, or
-        is not that of a content of this size. Chunks of it that are held elsewhere are taken over.
+        """The content whose index is that chunk. None: the index is not held, or is not that of a content of this size.
+        Its room on the disk is made before its first chunk is written."""
+        with self._lock:
+            known = self._open.get(index.hex())
+            if known is not None:
+                return known if (known.size_bytes, known.chunk_bytes) == (size_bytes, chunk_bytes) else None
+            listed = self.get(index)
+            if listed is None or len(listed) != 32 * -(-size_bytes // chunk_bytes):
+                return None
+            digests = [listed[at : at + 32] for at in range(0, len(listed), 32)]
+            content = ContentFile(self._contents / index.hex(), digests, size_bytes, chunk_bytes, self._disk)
+            content.look()
+            self._open[index.hex()] = content
+            for number, digest in enumerate(content.digests):
+                self._places.setdefault(digest, []).append((content, number))
+            return content
+
+    def _reserve(self, content: ContentFile) -> None:
+        """:raises StorageError, OSError: there is no room."""
+        if not content.is_reserved:
+            held = self._sizes.get(content.path, 0)
+            self._make_room(content.size_bytes - held, content.path.name)
+            content.reserve()
+            self._sizes[content.path] = content.size_bytes
+
+    def fill(self, content: ContentFile) -> bool:
+        """Take over chunks of a content that are held elsewhere. Returns whether all of it is there then.
 
         :raises StorageError: there is no room.
         """
-        name = index.hex()
-        with self._lock, self._translated(f"given {size_bytes} bytes for the content {name[:12]}"):
-            known = self._open.get(name)
-            if known is not None and (known.size_bytes, known.chunk_bytes) == (size_bytes, chunk_bytes):
-                self._take_over(known)
-                return known
-            listed = self.get(index)
-            if known is not None or listed is None or len(listed) != 32 * -(-size_bytes // chunk_bytes):
-                return None
-            digests = [listed[at : at + 32] for at in range(0, len(listed), 32)]
-            path = self._contents / name
-            content = ContentFile(path, digests, size_bytes, chunk_bytes, self._disk)
-            if self._sizes.get(path) != size_bytes:
-                self._make_room(size_bytes - self._sizes.get(path, 0), name)
-            content.open()
-            self._sizes[path] = size_bytes
-            self._open[name] = content
+        with self._lock, self._translated(f"given the content {content.path.name[:12]}"):
             for number, digest in enumerate(content.digests):
-                self._places.setdefault(digest, []).append((content, number))
-            self._take_over(content)
-            return content
-
-    def _take_over(self, content: ContentFile) -> None:
-        for number, digest in enumerate(content.digests):
-            if not content.held[number] and self.has(digest) and (data := self.get(digest)) is not None:
-                content.put(number, data)
+                if not content.held[number] and self.has(digest) and (data := self.get(digest)) is not None:
+                    self._reserve(content)
+                    content.put(number, data)
+            return content.is_whole
 
     def content(self, index: bytes) -> ContentFile | None:
         """A content that was opened."""

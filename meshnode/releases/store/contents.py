@@ -1,4 +1,4 @@
-"""The contents of releases on disk: each is one file, made in its full size before its first chunk comes.
+"""The contents of releases on disk: each is one file, made in its full size before its first chunk is written.
 
 So the disk is reserved beforehand, a content takes its size once, and a file of a release is a second name of it.
 Beside ``DIGEST`` (of its index) lies ``DIGEST.held``: four bytes with the size of a chunk, and then four with the
@@ -29,15 +29,21 @@ class ContentFile:
         self._disk, self._marks = disk, path.with_name(path.name + _HELD)
         self.held = bytearray(len(self.digests))
         """One for each chunk that is there, else zero."""
+        self.is_reserved = False
+        """Whether it has its room on the disk."""
 
-    def open(self) -> None:
-        """Take up what is on the disk, or make room for it there. :raises OSError: there is no room."""
+    def look(self) -> None:
+        """Take up what is on the disk."""
         chunk_bytes, *numbers = _numbers(self._marks) or [0]
-        if chunk_bytes == self.chunk_bytes and self._size_on_disk() == self.size_bytes:
-            for number in numbers:
-                if number < len(self.held):
-                    self.held[number] = 1
+        if chunk_bytes != self.chunk_bytes or self._size_on_disk() != self.size_bytes:
             return
+        self.is_reserved = True
+        for number in numbers:
+            if number < len(self.held):
+                self.held[number] = 1
+
+    def reserve(self) -> None:
+        """Make room for all of it on the disk. :raises OSError: there is no room."""
         remove_content(self.path, self._disk)  # a release may have the same file under another name
         try:
             self._disk.allocate(self.path, self.size_bytes)
@@ -46,6 +52,7 @@ class ContentFile:
             with suppress(OSError):
                 self._disk.remove(self.path)
             raise
+        self.is_reserved = True
 
     def _size_on_disk(self) -> int | None:
         try:
@@ -82,14 +89,6 @@ class ContentFile:
         with suppress(OSError):
             self._keep_marks()
         return None
-
-    def put_all(self, source: Path) -> None:
-        """Take every chunk from a file that has the same content. :raises OSError: it can't be read or written."""
-        with source.open("rb") as file:
-            for number, digest in enumerate(self.digests):
-                data = file.read(self.chunk_bytes)
-                if hashlib.sha256(data).digest() == digest:
-                    self.put(number, data)
 
     def size_of(self, number: int) -> int:
         """The bytes of a chunk."""

@@ -92,7 +92,9 @@ def test_room_of_a_content_is_there_before_its_first_chunk(tmp_path: Path) -> No
     index, size_bytes, chunk_bytes = content_of(file)
     store = opened(tmp_path)
     store.put(index, file.chunks[index])
-    store.open_content(index, size_bytes, chunk_bytes)
+    content = store.open_content(index, size_bytes, chunk_bytes)
+    assert content is not None
+    store.put(content.digests[0], file.chunks[content.digests[0]])
     status = (tmp_path / "contents" / index.hex()).stat()
     assert (status.st_size, status.st_blocks * 512 >= size_bytes) == (size_bytes, True)
 
@@ -107,6 +109,7 @@ def test_content_takes_chunks_that_others_hold_already(tmp_path: Path) -> None:
     store.put(index, file.chunks[index])
     content = store.open_content(index, size_bytes, chunk_bytes)
     assert content is not None
+    assert not store.fill(content)
     assert bytes(content.held) == b"\1\1\0"
 
 
@@ -129,10 +132,13 @@ def test_what_no_release_needs_makes_room_and_what_one_needs_stays(tmp_path: Pat
     store.need([content_of(old)[0]])
     index, size_bytes, chunk_bytes = content_of(new)
     store.put(index, new.chunks[index])
+    content = store.open_content(index, size_bytes, chunk_bytes)
+    assert content is not None
+    digest = content.digests[0]
     with pytest.raises(StorageError, match=r"don't fit.*are needed. Raise \[releases\] store_mib"):
-        store.open_content(index, size_bytes, chunk_bytes)
+        store.put(digest, new.chunks[digest])
     store.need([index])
-    assert store.open_content(index, size_bytes, chunk_bytes) is not None
+    assert store.put(digest, new.chunks[digest])
     lost = store.take_lost()
     assert set(old.chunks) - set(lost) == {content_of(old)[0]}, "its index is small, and goes only when it has to"
     assert store.size_bytes <= 10 * CHUNK
@@ -152,6 +158,8 @@ def test_new_content_leaves_a_release_with_the_same_file_alone(tmp_path: Path) -
     content = again.open_content(index, size_bytes, chunk_bytes)
     assert content is not None
     assert not any(content.held)
+    again.put(content.digests[0], file.chunks[content.digests[0]])
+    assert bytes(content.held) == b"\1\0"
     assert served.read_bytes() == some(1, 2 * CHUNK)
 
 
@@ -177,8 +185,10 @@ def test_full_disk_is_told_before_anything_is_written(disk: Path) -> None:
     assert store.put(index, file.chunks[index])
     other = disk / "other"
     other.write_bytes(bytes(MIB))
+    content = store.open_content(index, size_bytes, chunk_bytes)
+    assert content is not None
     with pytest.raises(StorageError, match=r"the disk of .* has \d+ bytes left, of which \d+ stay free. Make room"):
-        store.open_content(index, size_bytes, chunk_bytes)
+        store.put(content.digests[0], file.chunks[content.digests[0]])
     assert list((disk / "releases" / "contents").iterdir()) == []
     other.write_bytes(bytes(2 * MIB - os.statvfs(disk).f_bsize * 20))
     with pytest.raises(StorageError, match="Make room"):
