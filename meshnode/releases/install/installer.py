@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from meshnode.models import LoadedModel, ModelSpec
-from meshnode.releases.install.journal import FACTORY, InstalledRelease, InstallJournal, PathState
+from meshnode.releases.install.journal import FACTORY, InstalledPath, InstalledRelease, InstallJournal
 from meshnode.releases.install.refusals import InstallRefused, refusal_of
 from meshnode.releases.install.staging import Staging, check_runtime
 from meshnode.releases.install.stand import Stand
@@ -60,7 +60,7 @@ class Installer:
                 fell_back[path] = "; ".join(whys)
         return fell_back
 
-    def _serve_first_good(self, path: str, state: PathState) -> list[str]:
+    def _serve_first_good(self, path: str, state: InstalledPath) -> list[str]:
         whys: list[str] = []
         bad: list[int] = []
         for counter in dict.fromkeys((state.current, *state.previous)):
@@ -80,7 +80,7 @@ class Installer:
         self._note(path, state.serving(FACTORY, self._keep).without(bad))
         return whys
 
-    def _note(self, path: str, state: PathState) -> None:
+    def _note(self, path: str, state: InstalledPath) -> None:
         """At the start a full disk must not keep a model from serving: what can't be written is found again."""
         with suppress(StorageError):
             self.journal.change(path, state)

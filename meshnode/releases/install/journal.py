@@ -32,7 +32,7 @@ class InstalledRelease(Struct, frozen=True, forbid_unknown_fields=True):
     """What the model has as its digest once it is loaded: of all that changes its results."""
 
 
-class PathState(Struct, frozen=True, forbid_unknown_fields=True):
+class InstalledPath(Struct, frozen=True, forbid_unknown_fields=True):
     """One path."""
 
     current: int = FACTORY
@@ -45,20 +45,20 @@ class PathState(Struct, frozen=True, forbid_unknown_fields=True):
         """The installed release with that counter."""
         return next((each for each in self.installed if each.counter == counter), None)
 
-    def with_installed(self, release: InstalledRelease) -> "PathState":
+    def with_installed(self, release: InstalledRelease) -> "InstalledPath":
         """The same with one more release, in place of one with its counter."""
         others = [each for each in self.installed if each.counter != release.counter]
         return msgspec.structs.replace(self, installed=(*others, release))
 
-    def without(self, counters: Iterable[int]) -> "PathState":
+    def without(self, counters: Iterable[int]) -> "InstalledPath":
         """The same without some releases, none of which serves."""
         gone = set(counters)
-        return PathState(
+        return InstalledPath(
             self.current, tuple(each for each in self.previous if each not in gone),
             tuple(each for each in self.installed if each.counter not in gone),
         )  # fmt: skip
 
-    def serving(self, counter: int, keep: int) -> "PathState":
+    def serving(self, counter: int, keep: int) -> "InstalledPath":
         """The same once another release serves. ``keep``: how many stay as those before it."""
         if counter == self.current:
             return self
@@ -67,7 +67,7 @@ class PathState(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Kept(Struct, frozen=True, forbid_unknown_fields=True):
-    paths: dict[str, PathState]
+    paths: dict[str, InstalledPath]
     format: Literal[1] = 1
 
 
@@ -76,7 +76,7 @@ class InstallJournal:
 
     def __init__(self, path: Path, disk: Disk) -> None:
         self._path, self._disk = path, disk
-        self.paths: Mapping[str, PathState] = {}
+        self.paths: Mapping[str, InstalledPath] = {}
         """Never changed, but replaced."""
         self.why_lost = ""
         """Why what was kept could not be read; empty: it could, or nothing was kept."""
@@ -97,19 +97,19 @@ class InstallJournal:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             aside = self._path.with_name(f"{self._path.name}.unusable")
             with suppress(OSError):
-                self._path.replace(aside)
+                self._disk.rename(self._path, aside)
             self.why_lost = f"{self._path} is damaged ({error}) and was moved to {aside.name}"
             _log.error("%s: releases are installed again, and until then the files of the configuration serve",
                        self.why_lost)  # fmt: skip
 
-    def of(self, path: str) -> PathState:
+    def of(self, path: str) -> InstalledPath:
         """The state of a path."""
-        return self.paths.get(path, PathState())
+        return self.paths.get(path, InstalledPath())
 
-    def change(self, path: str, state: PathState) -> None:
+    def change(self, path: str, state: InstalledPath) -> None:
         """Have a path in another state, on the disk when this returns. :raises StorageError: nothing has changed."""
         paths = {**self.paths, path: state}
-        if state == PathState():
+        if state == InstalledPath():
             del paths[path]
         try:
             self._disk.place(self._path, msgspec.json.format(msgspec.json.encode(_Kept(paths)), indent=1) + b"\n")

@@ -8,10 +8,11 @@ what was answered.
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from meshnode.models import Cancellation, Job, Outcome, RunDone
+from meshnode.models import Cancellation, Job, LoadedModel, Outcome, RunDone
 from meshnode.models.worker import WorkerModel
 from protocols.base.errors import InferenceError, InputInvalid
 from protocols.base.limits import SECOND
@@ -34,8 +35,7 @@ the earlier one. Weights that were trained further answer a little differently."
 class LiveRuns:
     """The runs of one version that answered requests."""
 
-    def __init__(self, digest: str) -> None:
-        self.digest = digest
+    def __init__(self) -> None:
         self.runs = self.errors = 0
         self._took_ns: deque[int] = deque(maxlen=_RECENT_RUNS)
 
@@ -157,7 +157,9 @@ class Watched:
     """One path: who serves, who is beside it, and what was found. Its methods may be called from any thread."""
 
     counter: int
-    live: LiveRuns
+    serving: Callable[[], LoadedModel | None]
+    """What answers requests now."""
+    live: LiveRuns = field(default_factory=LiveRuns)
     before_p95_ns: int = 0
     shadow: Shadow | None = None
     _earlier: dict[int, _Compared] = field(default_factory=dict)
@@ -166,16 +168,18 @@ class Watched:
     def ended(self, job: Job, outcome: Outcome) -> None:
         """A run has ended, on the thread that ran it."""
         live, shadow = self.live, self.shadow
-        if job.model.digest == live.digest:
+        if job.model is self.serving():
             live.note(outcome)
             if shadow is not None and isinstance(outcome, RunDone):
                 shadow.offer(job, outcome)
 
-    def serves(self, counter: int, digest: str) -> None:
-        """Another release serves from now on."""
+    def serves(self, counter: int) -> None:
+        """A release serves from now on."""
+        if counter == self.counter:
+            return
         self.end_shadow()
         self.before_p95_ns = self.live.p95_ns
-        self.counter, self.live = counter, LiveRuns(digest)
+        self.counter, self.live = counter, LiveRuns()
 
     def begin_shadow(self, shadow: Shadow) -> None:
         """Run a release beside the one that serves, in place of any other one."""

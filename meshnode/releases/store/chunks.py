@@ -12,7 +12,7 @@
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -42,7 +42,9 @@ class ChunkStore:
         self._places: dict[bytes, list[tuple[ContentFile, int]]] = {}
         """Where the chunks of open contents belong."""
         self._recent: OrderedDict[bytes, bytes] = OrderedDict()
-        self._needed: frozenset[str] = frozenset()
+        self.needed: Callable[[], Collection[bytes]] = tuple
+        """Says which chunks, and contents by their index, are needed. All others go when room is needed, or by
+        :meth:`sweep`."""
         self._lost: dict[bytes, None] = {}
         self.damaged = 0
         """Chunks that were found to be damaged since the start."""
@@ -54,7 +56,7 @@ class ChunkStore:
                 self._disk.make_folder(folder)
                 for path in folder.iterdir():
                     if self._disk.is_unfinished(path):
-                        self._disk.remove(path)
+                        self._disk.remove(path)  # cut off by the end of a former life
                     elif is_digest(path.name):
                         self._sizes[path] = path.stat().st_size
             for path, size_bytes in list(self._sizes.items()):
@@ -198,6 +200,13 @@ class ChunkStore:
         with self._lock:
             return self._open.get(index.hex())
 
+    def held_bytes(self, index: bytes) -> int:
+        """How many bytes of a content that was opened are there."""
+        with self._lock:
+            content = self._open.get(index.hex())
+            held = () if content is None else (number for number, is_held in enumerate(content.held) if is_held)
+            return sum(content.size_of(number) for number in held) if content is not None else 0
+
     def check_content(self, index: bytes) -> int:
         """Read every chunk of a content that was opened. Returns how many were damaged and count as missing now."""
         with self._lock:
@@ -213,11 +222,6 @@ class ChunkStore:
             return damaged
 
     # --- room ------------------------------------------------------------------------------------------------------
-    def need(self, chunks: Collection[bytes]) -> None:
-        """Say which chunks, and contents by their index, are needed. All others go when room is needed, or by
-        :meth:`sweep`."""
-        self._needed = frozenset(chunk.hex() for chunk in chunks)
-
     def sweep(self) -> int:
         """Remove all that is not needed. Returns how many bytes that were."""
         with self._lock:
@@ -229,7 +233,8 @@ class ChunkStore:
     def _unneeded(self) -> Iterator[Path]:
         """What may go, the largest first."""
         by_size = sorted(self._sizes.items(), key=lambda item: (-item[1], item[0]))
-        return (path for path, _ in by_size if path.name not in self._needed)
+        needed = {digest.hex() for digest in self.needed()}
+        return (path for path, _ in by_size if path.name not in needed)
 
     def _make_room(self, size_bytes: int, *spared: str) -> None:
         """``spared``: names of files that stay, though nobody has said that they are needed.
@@ -237,7 +242,7 @@ class ChunkStore:
         :raises StorageError: there is no room."""
         going: list[Path] = []
         left = self.size_bytes
-        for path in self._unneeded():
+        for path in self._unneeded() if left + size_bytes > self.max_bytes else ():
             if left + size_bytes <= self.max_bytes:
                 break
             if path.name not in spared:

@@ -109,6 +109,39 @@ class Disk:
         return path.name.endswith(_FRESH)
 
 
+class ReadOnlyDisk(Disk):
+    """A disk on which nothing changes: for looking at the store of a node that runs."""
+
+    def make_folder(self, path: Path) -> None:
+        """It is there, or there is nothing to look at."""
+
+    def remove(self, path: Path) -> None:
+        """Leave it."""
+
+    def remove_folder(self, path: Path) -> None:
+        """Leave it."""
+
+    @staticmethod
+    def _put(path: Path, data: bytes, how: int) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    def allocate(self, path: Path, size_bytes: int) -> None:
+        """Refuse it."""
+        self._put(path, b"", 0)
+
+    def write_at(self, path: Path, offset: int, data: bytes) -> None:
+        """Refuse it."""
+        self._put(path, data, 0)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Refuse it."""
+        self._put(target, b"", 0)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Refuse it."""
+        self._put(target, b"", 0)
+
+
 def _write_all(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:

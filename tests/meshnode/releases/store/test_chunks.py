@@ -129,7 +129,7 @@ def test_what_no_release_needs_makes_room_and_what_one_needs_stays(tmp_path: Pat
     store = opened(tmp_path, max_bytes=10 * CHUNK)
     old, new = publish(1, {"m.onnx": some(1, 6 * CHUNK)}), publish(2, {"m.onnx": some(2, 7 * CHUNK)})
     old.put_into(store)
-    store.need([content_of(old)[0]])
+    store.needed = lambda: [content_of(old)[0]]
     index, size_bytes, chunk_bytes = content_of(new)
     store.put(index, new.chunks[index])
     content = store.open_content(index, size_bytes, chunk_bytes)
@@ -137,7 +137,7 @@ def test_what_no_release_needs_makes_room_and_what_one_needs_stays(tmp_path: Pat
     digest = content.digests[0]
     with pytest.raises(StorageError, match=r"don't fit.*are needed. Raise \[releases\] store_mib"):
         store.put(digest, new.chunks[digest])
-    store.need([index])
+    store.needed = lambda: [index]
     assert store.put(digest, new.chunks[digest])
     lost = store.take_lost()
     assert set(old.chunks) - set(lost) == {content_of(old)[0]}, "its index is small, and goes only when it has to"
