@@ -2,15 +2,18 @@
 
 What is asked for waits in queues that readings share: at the neighbour, and on the link. So the window follows delay,
 as LEDBAT does (RFC 6817): it grows while answers take hardly longer than the shortest one lately, and shrinks when
-they take ``TARGET_NS`` longer. It never falls below one piece, and never rises above its bound.
+they take longer by a target. It never falls below one piece, and never rises above its bound.
 """
 
 from typing import Final
 
 from protocols.base.limits import MS, SECOND
 
-TARGET_NS: Final = 100 * MS
-"""The delay that pieces may cause in queues. Six pieces at 8 Mb/s are as long."""
+NEIGHBOUR_TARGET_NS: Final = 150 * MS
+"""The delay that pieces of one neighbour may meet in queues. Nine pieces at 8 Mb/s are as long."""
+ALL_TARGET_NS: Final = 400 * MS
+"""That of all pieces together. It is longer, because a neighbour that has what many want is slow without any fault of
+the link of this node."""
 _MEMORY_NS: Final = 30 * SECOND
 """The shortest delay is forgotten after once to twice this time: the link may have changed."""
 _FIRST: Final = 2.0
@@ -20,10 +23,11 @@ _LOWER: Final = 0.7
 class DelayWindow:
     """A number of pieces."""
 
-    __slots__ = ("_before_ns", "_lately_ns", "_most", "_reduced_ns", "_since_ns", "_started", "size", "smoothed_ns")
+    __slots__ = ("_before_ns", "_lately_ns", "_most", "_reduced_ns", "_since_ns", "_started", "_target_ns", "size",
+                 "smoothed_ns")  # fmt: skip
 
-    def __init__(self, most: int) -> None:
-        self._most = float(most)
+    def __init__(self, most: int, target_ns: int) -> None:
+        self._most, self._target_ns = float(most), target_ns
         self.size = _FIRST
         self.smoothed_ns = 0
         """How long answers took lately; 0: there was none."""
@@ -39,7 +43,7 @@ class DelayWindow:
     def answered(self, took_ns: int, excess_ns: int, now: int) -> None:
         """Note that an answer took so long, which was ``excess_ns`` more than it takes without queues."""
         self.smoothed_ns += (took_ns - self.smoothed_ns) // 4 if self.smoothed_ns else took_ns
-        if excess_ns <= TARGET_NS:
+        if excess_ns <= self._target_ns:
             self.size += 1.0 / self.size if self._started else 1.0
             self.size = min(self.size, self._most)
         elif now - self._reduced_ns > self.smoothed_ns:  # once for what was on its way together
