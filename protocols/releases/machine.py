@@ -120,7 +120,7 @@ class Releases(Machine):
         self.fetching = Fetching(self.shelf, self._decided)
         self.swarm = Swarm(self.shelf, settings, self._decided, random)
         self.relaying = Relaying(self.shelf, self.swarm, settings, self._decided, random)
-        self.telling = Telling(self.shelf, settings.gather_ns, self._decided, self._holds)
+        self.telling = Telling(self.shelf, settings.gather_ns, self._decided, self._holds, random)
         self.serving_pieces = PieceServing(self.shelf, settings, self._decided)
         self.plan: ReleasePlan = plan or Newest(settings.follow)
         self._wishes: list[EntryWish] = []

@@ -26,7 +26,7 @@ from protocols.releases.swarm.assembly import Assembly
 from protocols.releases.swarm.demand import ChunkDemand, ContentWish
 from protocols.releases.swarm.shelf import Shelf
 from protocols.releases.swarm.supplier import Supplier
-from protocols.releases.swarm.window import ALL_TARGET_NS, DelayWindow
+from protocols.releases.swarm.window import ALL_LOOK, ALL_TARGET_NS, DelayWindow
 from protocols.wire.releases import ChunkPiece, ChunkRefused, ChunksComing, ChunkWanted, ContentHave, ContentWanted
 
 MAX_ASSEMBLED_BYTES: Final = 8 * 1024 * 1024
@@ -53,7 +53,7 @@ class Swarm:
         self._shelf, self._decisions, self._random = shelf, decisions, random
         self.demand = ChunkDemand(shelf, random)
         self.suppliers: dict[NodeId, Supplier] = {}
-        self.window = DelayWindow(MAX_UNDER_WAY, ALL_TARGET_NS)
+        self.window = DelayWindow(MAX_UNDER_WAY, ALL_TARGET_NS, ALL_LOOK)
         self._assemblies: dict[bytes, Assembly] = {}
         self._keeping: dict[bytes, tuple[int, dict[NodeId, None]]] = {}
         self._assembled_bytes = 0
