@@ -20,6 +20,8 @@ HEALTH_KIND: Final = "rollout"
 """The kind of the entries whose body is :class:`RolloutHealth`."""
 
 Sha256 = Annotated[bytes, Meta(min_length=32, max_length=32)]
+_Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+_Small = Annotated[int, Meta(ge=0, le=127)]
 ChunkSize = Annotated[int, Meta(ge=1, le=limits.MAX_CHUNK_BYTES)]
 
 
@@ -34,6 +36,27 @@ class ReleaseNews(Struct, frozen=True, array_like=True, gc=False):
     bundle: Sha256
     """The chunk that holds all metadata files."""
     bundle_bytes: ChunkSize
+
+
+class ReportedRelease(Struct, frozen=True, array_like=True, gc=False):
+    """What a node says of one order that it follows. Newer versions may use numbers that this one does not know."""
+
+    serial: _Positive
+    """That of the order."""
+    counter: _Positive
+    """The release that the order names."""
+    state: _Small
+    """How far the node has got; a place in ``protocols.releases.rollout.health.STATES``."""
+    verdicts: _Small
+    """Bits of what the node has ever said of it: 1: healthy, 2: failed. Only those of canaries count."""
+    reason: _Small
+    """Why it failed or was taken back; a place in ``protocols.releases.rollout.health.REASONS``."""
+
+
+class RolloutHealth(Struct, frozen=True, array_like=True, gc=False):
+    """How the rollouts of its author get on. An author has one entry of each kind, so this one tells of all paths."""
+
+    releases: Annotated[tuple[ReportedRelease, ...], Meta(max_length=limits.MAX_REPORTED_RELEASES)]
 
 
 class ContentWanted(SmallFrame, frozen=True, array_like=True, gc=False, tag=21):
