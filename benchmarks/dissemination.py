@@ -15,14 +15,13 @@ It is simulated in virtual time. The figures are the same on every machine. It p
 import argparse
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from benchmarks import command
-from benchmarks.command import finish
 from protocols.base.ids import Role
 from protocols.base.limits import MS, SECOND
 from protocols.readings.quality import Quality

@@ -1,19 +1,13 @@
 """The settings of releases at one node."""
 
-from typing import Final
-
 from msgspec import Struct
 
 from protocols.base import limits
-
-FOLLOW_ALL: Final = ("**",)
 
 
 class ReleaseSettings(Struct, frozen=True):
     """The settings of releases. 0 bytes means no limit."""
 
-    follow: tuple[str, ...] = FOLLOW_ALL
-    """Key expressions of the paths that this node takes releases of, as in ``models/plate``."""
     fetch_bytes_per_hour: int = 0
     """Pieces asked of neighbours and of the relay: for a node whose link is paid for by the byte."""
     relay_bytes_per_hour: int = 0

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
-
 from protocols.base.allowance import Allowance
 from protocols.base.ids import NodeId, Role
 from protocols.base.time import NEVER

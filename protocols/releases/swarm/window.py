@@ -25,8 +25,8 @@ _LOWER: Final = 0.7
 class DelayWindow:
     """A number of pieces."""
 
-    __slots__ = ("_before_ns", "_lately_ns", "_most", "_reduced_ns", "_since_ns", "_started", "_target_ns", "_excess_ns",
-                 "size", "smoothed_ns")  # fmt: skip
+    __slots__ = ("_before_ns", "_excess_ns", "_lately_ns", "_most", "_reduced_ns", "_since_ns", "_started",
+                 "_target_ns", "size", "smoothed_ns")  # fmt: skip
 
     def __init__(self, most: int, target_ns: int, look: int = 1) -> None:
         """``target_ns``: the delay that is accepted. ``look``: the shortest of so many delays counts."""
