@@ -253,6 +253,11 @@ class Releases(Machine):
         self.rollouts.measured(path, counter, measures, now)
         self._go_on(now)
 
+    def pin(self, path: str, counter: int | None, now: int) -> None:
+        """The operator of this node wants this release served whatever orders say. None: no more."""
+        self.rollouts.pin(path, counter, now)
+        self._go_on(now)
+
     # --- deciding --------------------------------------------------------------------------------------------------
     def _holds(self, node: NodeId, content: bytes) -> int:
         supplier = self.swarm.suppliers.get(node)
