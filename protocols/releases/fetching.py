@@ -42,7 +42,11 @@ class Fetching:
         self.descriptions: dict[Wanted, Description] = {}
         """What was read, of releases that the metadata lists."""
         self.orders: dict[int, Order] = {}
-        """What was read, by serial, of orders that the metadata lists."""
+        """What was read, by serial, of orders that the metadata lists. While other bytes of the same serial have not
+        been read, the former ones count."""
+        self._read_orders: dict[int, bytes] = {}  # their digests
+        self.serials: frozenset[int] = frozenset()
+        """Those of all orders that the metadata lists."""
         self._wanted: dict[Wanted, None] = {}
         self._whole: set[Wanted] = set()  # releases whose deltas did not work
         self._bad: set[bytes] = set()  # descriptions and orders that are malformed, and indices
@@ -67,6 +71,8 @@ class Fetching:
         serials = {order.serial for order in newest}
         self.descriptions = {name: known for name, known in self.descriptions.items() if name in names}
         self.orders = {serial: order for serial, order in self.orders.items() if serial in serials}
+        self._read_orders = {serial: digest for serial, digest in self._read_orders.items() if serial in serials}
+        self.serials = frozenset(serials)
         self._fetched = {name: None for name in self._fetched if name in names}
         self._bad &= {*self._listed, *self._listed_orders}
         self._name()
@@ -88,7 +94,8 @@ class Fetching:
             if (listed.path, listed.counter) not in read and self._may_read(digest):
                 self._decisions.effects.append(ReadDescription(digest))
         for digest, order in self._listed_orders.items():
-            if order.serial not in self.orders and self._may_read(digest):
+            is_read = order.serial in self.orders and self._read_orders[order.serial] == digest
+            if not is_read and self._may_read(digest):
                 self._decisions.effects.append(ReadOrder(digest))
 
     def _may_read(self, digest: bytes) -> bool:
@@ -124,7 +131,7 @@ class Fetching:
         if order is None or order.serial != listed.serial:
             self._bad.add(digest)
             return
-        self.orders[order.serial] = order
+        self.orders[order.serial], self._read_orders[order.serial] = order, digest
         self.has_new_orders = True
         self.is_changed = True
 
@@ -146,6 +153,7 @@ class Fetching:
         """Take these releases."""
         wanted = dict.fromkeys(releases)
         if wanted != self._wanted:
+            self.new_fetched += [release for release in wanted if release in self._fetched.keys() - self._wanted.keys()]
             self._wanted = wanted
             self.is_changed = True
 

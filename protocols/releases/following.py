@@ -26,7 +26,7 @@ class Newest:
             if any(matches(expression, listed.path) for expression in self._follow):
                 self._newest[listed.path] = max(listed.counter, self._newest.get(listed.path, 0))
 
-    def orders(self, orders: Collection[Order], now: int) -> None:
+    def orders(self, orders: Collection[Order], now: int, listed: Collection[int] | None = None) -> None:
         """Ignore orders."""
 
     def expired(self, is_expired: bool, now: int) -> None:
@@ -52,6 +52,9 @@ class Newest:
     def measured(self, path: str, counter: int, measures: Measures, now: int) -> None:
         """Ignore what was measured."""
 
+    def pin(self, path: str, counter: int | None, now: int) -> None:
+        """Ignore it: the newest release is served."""
+
     def wanted(self) -> Collection[tuple[str, int]]:
         """The newest release of each path."""
         return list(self._newest.items())
@@ -76,3 +79,7 @@ class Newest:
     def health_body(self) -> bytes | None:
         """It says nothing."""
         return None
+
+    def counters(self) -> dict[str, int]:
+        """It counts nothing."""
+        return {}

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final, Protocol, assert_never
 from protocols.access import AccessTable
 from protocols.base.effects import Effect, Event
 from protocols.base.ids import NodeId, Role
+from protocols.base.limits import MAX_ENTRY_LIFETIME_S
 from protocols.machine import EntryWish, HeardEntry, Machine, Message
 from protocols.releases.catalogue import Description, Listed, Order, ReleaseCatalogue
 from protocols.releases.events import (
@@ -50,8 +51,8 @@ from protocols.wire.releases import (
     ReleaseNews,
 )
 
-HEALTH_LIFETIME_S: Final = 14 * 86_400
-"""How long what a node says of a rollout is remembered: longer than most rollouts take."""
+HEALTH_LIFETIME_S: Final = MAX_ENTRY_LIFETIME_S
+"""How long what a node says of a rollout is remembered: who comes late counts what canaries said that are gone."""
 
 
 class ReleasePlan(Protocol):
@@ -61,8 +62,9 @@ class ReleasePlan(Protocol):
     def releases(self, releases: Collection[Listed], now: int) -> None:
         """Take all releases of the newest verified metadata."""
 
-    def orders(self, orders: Collection[Order], now: int) -> None:
-        """Take all orders of the newest verified metadata that were read."""
+    def orders(self, orders: Collection[Order], now: int, listed: Collection[int] | None = None) -> None:
+        """Take all orders of the newest verified metadata that were read. ``listed`` has the serials of all; None: all
+        were read."""
 
     def expired(self, is_expired: bool, now: int) -> None:
         """Whether the metadata has expired."""
@@ -82,6 +84,9 @@ class ReleasePlan(Protocol):
     def measured(self, path: str, counter: int, measures: Measures, now: int) -> None:
         """What was measured of a release that serves, or is shadowed."""
 
+    def pin(self, path: str, counter: int | None, now: int) -> None:
+        """The operator of the node wants this release served; None: no more."""
+
     def wanted(self) -> Collection[Wanted]:
         """The releases whose chunks are to be fetched."""
 
@@ -99,6 +104,9 @@ class ReleasePlan(Protocol):
 
     def health_body(self) -> bytes | None:
         """The body of the entry of kind ``rollout`` to sign, once for each change; None: the last one still holds."""
+
+    def counters(self) -> dict[str, int]:
+        """Counters by name."""
 
 
 class Releases(Machine):
@@ -250,7 +258,7 @@ class Releases(Machine):
             self._tell_named(now)
             self.plan.expired(catalogue.is_expired, now)
             self.plan.releases(catalogue.releases, now)
-            self.plan.orders(list(self.fetching.orders.values()), now)
+            self.plan.orders(list(self.fetching.orders.values()), now, self.fetching.serials)
             self._decided.events.append(MetadataTaken(catalogue.timestamp_version, len(catalogue.releases)))
         self._go_on(now)
 
@@ -303,6 +311,11 @@ class Releases(Machine):
         self.plan.measured(path, counter, measures, now)
         self._go_on(now)
 
+    def pin(self, path: str, counter: int | None, now: int) -> None:
+        """The operator of the node wants this release served, whatever orders say. None: no more."""
+        self.plan.pin(path, counter, now)
+        self._go_on(now)
+
     # --- deciding --------------------------------------------------------------------------------------------------
     def _holds(self, node: NodeId, content: bytes) -> int:
         supplier = self.swarm.suppliers.get(node)
@@ -314,7 +327,7 @@ class Releases(Machine):
         while True:
             if fetching.has_new_orders:
                 fetching.has_new_orders = False
-                self.plan.orders(list(fetching.orders.values()), now)
+                self.plan.orders(list(fetching.orders.values()), now, fetching.serials)
             fetching.want(self.plan.wanted())
             if not (fetching.is_changed or self.news.is_changed):
                 break
@@ -388,5 +401,5 @@ class Releases(Machine):
         """See :class:`Machine`."""
         return {
             **self.news.counts, **self.swarm.counts, **self.relaying.counts, **self.telling.counts,
-            **self.serving_pieces.counts,
+            **self.serving_pieces.counts, **self.plan.counters(),
         }  # fmt: skip
