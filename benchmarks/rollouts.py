@@ -4,7 +4,8 @@ A thousand nodes meet seldom: in each epoch, every roadside unit meets three veh
 another one. One node in twenty lies: it signs the opposite of what is true of a release, canary or not, and gives
 neighbours zeros instead of chunks. One in five is parked from the beginning and comes back late. There is no relay: one
 roadside unit is seeded with a release and an order, and everything else is done by the machines of real nodes: gossip
-of news and of what canaries say, chunks by pull, shadow, soak, promotion or halt.
+of news and of what canaries say, chunks by pull, shadow, soak, promotion or halt. The bad release shows its faults only
+when it has served for half of the soak time.
 
 Bars: a bad release is never served by more nodes than the canaries and 1 %; a good one reaches 99 % in the same
 scenario.
@@ -16,7 +17,9 @@ It is simulated in virtual time, so the figures are the same on every machine. I
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from random import Random
 from typing import Final
 
@@ -46,7 +49,7 @@ RSU_MEETS: Final = 3
 PAIRED_SHARE: Final = 0.1
 LIAR_SHARE: Final = 0.05
 PARKED_SHARE: Final = 0.2
-RETURN_S: Final = 2_400
+RETURN_S: Final = 1_500
 LONGEST_S: Final = 3 * 3_600
 SOAK_S: Final = 600
 SILENCE_S: Final = 3_600
@@ -95,13 +98,15 @@ class Region:
         self.publisher = Publisher(seed)
         self.links = Meetings(nodes, DELAY_NS)
         faults = {1: GOOD, 2: share_failing}
-        self.releases = SimRollouts(self.publisher, lambda path, counter: faults[counter], self.liars)
+        self.releases = SimRollouts(
+            self.publisher, lambda path, counter: faults[counter], self.liars, hidden_ns=SOAK_S * SECOND // 2
+        )
         authors: list[Authors] = []
 
         def adjust(settings: NodeSettings) -> NodeSettings:
             return replace(settings, seal=authors[0].seal(settings.node))
 
-        membership = MembershipSettings(heartbeat_interval_ns=2 * SECOND, suspect_after_silence_ns=5 * SECOND)
+        membership = MembershipSettings(heartbeat_interval_ns=3 * SECOND, suspect_after_silence_ns=8 * SECOND)
         self.sim = self.releases.driver = SimDriver(
             seed, settings=membership, links=self.links, adjust=adjust, capabilities=(self.releases.capability,)
         )
@@ -158,8 +163,8 @@ class Region:
                     self.sim.hint(node, other.name, other.name)
 
 
-def fate(nodes: int, canaries: int, share_failing: float, seed: int, longest_s: int, quiet: bool = False) -> Fate:
-    """Publish a release that fails in a share of its runs, and look what becomes of it."""
+def fate(nodes: int, canaries: int, share_failing: float, seed: int, longest_s: int, name: str = "") -> Fate:
+    """Publish a release that fails in a share of its runs, and look what becomes of it. ``name``: print about it."""
     began = time.perf_counter()
     region = Region(nodes, canaries, share_failing, seed)
     region.begin()
@@ -173,9 +178,9 @@ def fate(nodes: int, canaries: int, share_failing: float, seed: int, longest_s: 
             region.wake()
             is_back = True
         region.meet()
+        serving = releases.served_now.setdefault((PATH, 2), set())
         for _ in range(EPOCH_S):
             sim.run_for(SECOND)
-            serving = releases.served_now.get((PATH, 2), set())
             ever |= serving
             found.most = max(found.most, len(serving))
             found.most_others = max(found.most_others, len(serving - region.canaries))
@@ -188,8 +193,8 @@ def fate(nodes: int, canaries: int, share_failing: float, seed: int, longest_s: 
         if found.decided_s is None and decided["promoted"] + decided["halted"] >= nodes / 2:
             found.decided_s = passed_s
         found.at_end, found.decisions = len(serving), dict(sorted(decided.items()))
-        if not quiet and int(passed_s) % (10 * EPOCH_S) == 0:
-            print(f"  {passed_s:6.0f} s: {len(serving):4} serve it, {found.decisions}", flush=True)
+        if name and int(passed_s) % (10 * EPOCH_S) == 0:
+            print(f"{name} {passed_s:6.0f} s: {len(serving):4} serve it, {found.decisions}", flush=True)
         if is_back and max(decided["promoted"], decided["halted"]) == nodes and len(serving) in (0, nodes):
             break
     found.ever, found.virtual_s = len(ever), (sim.now - began_ns) / SECOND
@@ -219,11 +224,12 @@ def main() -> int:
     parser.add_argument("--longest-s", type=int, default=LONGEST_S, help="virtual seconds; default: %(default)s")
     options = parser.parse_args()
     nodes, canaries = int(options.nodes), int(options.canaries)
-    with command.measuring("the fate of releases"):
-        print("a bad release:", flush=True)
-        bad = fate(nodes, canaries, BAD, options.seed, options.longest_s)
-        print("a good release:", flush=True)
-        good = fate(nodes, canaries, GOOD, options.seed, options.longest_s)
+    with command.measuring("the fate of releases"), ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        fates = [
+            pool.submit(fate, nodes, canaries, share, options.seed, options.longest_s, name)
+            for name, share in (("bad ", BAD), ("good", GOOD))
+        ]
+        bad, good = (one.result() for one in fates)
     quorums = quorums_of(
         Order(serial=1, path=PATH, counter=1, canaries=tuple(NodeId(f"c{n}") for n in range(canaries)))
     )

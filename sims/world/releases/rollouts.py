@@ -65,11 +65,13 @@ class SimRollouts(SimReleases):
 
     def __init__(
         self, publisher: Publisher, faults: Callable[[str, int], float], liars: Collection[NodeId] = (),
-        settings: ReleaseSettings | None = None,
+        settings: ReleaseSettings | None = None, hidden_ns: int = 0,
     ) -> None:  # fmt: skip
-        """``faults``: the share of runs of a release, given by path and counter, that fail at every node."""
+        """``faults``: the share of runs of a release, given by path and counter, that fail at every node, from
+        ``hidden_ns`` after it began to serve. 0: also while it is shadowed."""
         super().__init__(publisher, settings, self._with_rollouts)
-        self._faults, self._liars = faults, frozenset(liars)
+        self._faults, self._liars, self._hidden_ns = faults, frozenset(liars), hidden_ns
+        self._began_ns: dict[tuple[NodeId, str, int], int] = {}
         self.plans: dict[NodeId, Rollouts] = {}
         """Of the present (or last) life of each node."""
         self._kept: dict[NodeId, RolloutsState] = {}
@@ -124,6 +126,8 @@ class SimRollouts(SimReleases):
         self.served_now.get((effect.path, served.get(effect.path, 0)), set()).discard(node.name)
         self.served_now.setdefault((effect.path, effect.counter), set()).add(node.name)
         self._shadowed.pop((node.name, effect.path), None)
+        assert self.driver is not None, "it is set first"
+        self._began_ns[node.name, effect.path, effect.counter] = self.driver.now
         super()._serve(node, effect)
         self._measure_soon(node, effect.path, effect.counter)
 
@@ -141,9 +145,19 @@ class SimRollouts(SimReleases):
         if not runs_here or not self.plans[node.name].is_judging(path, counter):
             return
         runs = self._runs[node.name, path, counter] = self._runs[node.name, path, counter] + RUNS_PER_MEASURE
-        measures = Measures(runs, int(runs * self._faults(path, counter)), 10, 10, runs, runs)
+        errors = int(runs * self._faults(path, counter)) if self._shows(node, path, counter) else 0
+        measures = Measures(runs, errors, 10, 10, runs, runs)
         self._tell(node, lambda releases, now: releases.measured(path, counter, measures, now))
         self._measure_later(node, path, counter)
+
+    def _shows(self, node: SimNode, path: str, counter: int) -> bool:
+        """Whether the faults of a release show by now."""
+        if not self._hidden_ns:
+            return True
+        began_ns = self._began_ns.get((node.name, path, counter))
+        assert self.driver is not None, "it is set first"
+        serves = self.disk(node.name).served.get(path) == counter
+        return serves and began_ns is not None and self.driver.now >= began_ns + self._hidden_ns
 
     def _read_piece(self, node: SimNode, effect: events.ReadPiece) -> None:
         if node.name not in self._liars:
