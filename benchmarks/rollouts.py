@@ -120,7 +120,7 @@ class Region:
 
     def begin(self) -> None:
         """Everybody serves release 1, and those who are to be parked go to sleep."""
-        self.publisher.release(PATH, 1, FILE_BYTES)
+        self.publisher.release(PATH, 1, FILE_BYTES, order=False)
         self.publisher.order(self.first)
         self.publisher.sign()
         for node in self.sim.numbered:
@@ -134,7 +134,7 @@ class Region:
 
     def publish(self) -> None:
         """Give release 2 and its order to one roadside unit."""
-        self.publisher.release(PATH, 2, FILE_BYTES)
+        self.publisher.release(PATH, 2, FILE_BYTES, order=False)
         self.publisher.order(self.order)
         self.publisher.sign()
         self.releases.seed(self._rsus[0])

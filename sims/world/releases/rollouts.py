@@ -24,7 +24,7 @@ from protocols.releases.machine import Releases
 from protocols.releases.rollout.health import encode_health
 from protocols.releases.rollout.rollouts import Rollouts, RolloutsState
 from protocols.releases.rollout.tally import FAILED, HEALTHY
-from protocols.releases.settings import FOLLOW_ALL, ReleaseSettings
+from protocols.releases.settings import ReleaseSettings
 from protocols.settings import NodeSettings
 from protocols.wire.releases import ReportedRelease, RolloutHealth
 from sims.virtual.node import SimNode
@@ -90,7 +90,7 @@ class SimRollouts(SimReleases):
     def _with_rollouts(self, settings: NodeSettings, random: Random) -> Releases:
         table, node = AccessTable(settings.access), settings.node
         made = LyingRollouts if node in self._liars else Rollouts
-        plan = self.plans[node] = made(node, settings.role, (), FOLLOW_ALL, sha256)
+        plan = self.plans[node] = made(node, settings.role, (), ("**",), sha256)
         if isinstance(plan, LyingRollouts):
             plan.faults = self._faults
         return Releases(node, table, self._settings, random, plan)

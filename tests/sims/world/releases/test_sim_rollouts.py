@@ -30,7 +30,7 @@ class Town:
         for name in (*CANARIES, "v1", "v2"):
             self.sim.add(name, Role.VEHICLE)
         self.sim.meet()
-        self.publisher.release(PATH, 1, 100_000)
+        self.publisher.release(PATH, 1, 100_000, order=False)
         self.publisher.order(Order(serial=1, path=PATH, counter=1))
         self.sign()
         self.sim.run_for(20 * SECOND)
@@ -40,7 +40,7 @@ class Town:
         return replace(settings, seal=self._authors.seal(settings.node))
 
     def roll_out(self, state: str = "running") -> None:
-        self.publisher.release(PATH, 2, 100_000)
+        self.publisher.release(PATH, 2, 100_000, order=False)
         self.order = Order(serial=2, path=PATH, counter=2, canaries=CANARIES, soak_s=60, state=state)
         self.publisher.order(self.order)
         self.sign()
