@@ -116,7 +116,8 @@ class _Vehicle:
         until_s = time.monotonic() + order.learning_s
         while time.monotonic() < until_s:
             await self._node.infer(MODEL, self._inputs)
-        took_ms, ran = [], ()
+        took_ms: list[float] = []
+        ran: tuple[str, ...] = ()
         for _ in range(order.requests):
             began_s = time.perf_counter()
             result = await self._node.infer(MODEL, self._inputs)
