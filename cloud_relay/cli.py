@@ -15,6 +15,8 @@ import msgspec
 from cloud_relay.config import load_config
 from cloud_relay.query.audit import OriginAccount, audit
 from cloud_relay.query.selection import COLUMNS, Query, parse_box, parse_instant, select
+from cloud_relay.releases.commands.release import release
+from cloud_relay.releases.commands.rollout import rollout
 from cloud_relay.store.schema import open_for_reading, storage_error
 from protocols.base.errors import MeshError
 from protocols.base.ids import UtcNs
@@ -129,6 +131,10 @@ def audit_command(config_path: Path, store_path: Path | None, as_json: bool) -> 
         _print_audit(accounts, adds_up)
     if not adds_up:
         sys.exit(1)
+
+
+main.add_command(release)
+main.add_command(rollout)
 
 
 def _store_of(config_path: Path, store_path: Path | None) -> Path:

@@ -14,6 +14,9 @@
     [store]
     path = "state/relay.sqlite" # default: relay.sqlite in state_dir
 
+    [releases]
+    folder = "state/releases"   # default: releases in state_dir
+
     [access]                    # as in the configurations of the nodes; default: the built-in table
     rules = [{ role = "vehicle", verb = "publish", keys = "veh/{id}/**" }]
 
@@ -42,6 +45,7 @@ _KEYS = {
     "relay": ("id", "host", "port", "state_dir"),
     "identity": ("certificate", "key", "authority"),
     "store": ("path",),
+    "releases": ("folder",),
     "access": ("rules",),
 }
 _WANTED: dict[type, str] = {str: "text in quotes", int: "a whole number"}
@@ -58,6 +62,8 @@ class RelayConfig:
     state_dir: Path
     credentials: CredentialFiles
     store: Path
+    releases: Path
+    """The repository of releases; it need not be there."""
     access: AccessTable
 
 
@@ -112,6 +118,7 @@ class _Parser:
                 self._file("identity", "authority", "authority.crt"),
             ),
             store=self._file("store", "path", str(state_dir / "relay.sqlite")),
+            releases=self._file("releases", "folder", str(state_dir / "releases")),
             access=self._access(),
         )
 

@@ -9,6 +9,8 @@ from typing import Final
 
 from cloud_relay.config import RelayConfig
 from cloud_relay.ingest.batches import Ingest
+from cloud_relay.releases.renewing import RENEW_S, renew_if_due
+from cloud_relay.releases.serving import ReleaseService, by_frame
 from cloud_relay.store.sqlite import Store
 from meshnode.identity import NodeIdentity, load_identity
 from meshnode.identity.private_files import make_private_folder
@@ -55,16 +57,26 @@ def serve(config: RelayConfig, ready: Callable[[int], None]) -> None:
     store = Store(config.store)
     try:
         ingest = Ingest(store, config.access)
-        responder = open_responder(files, config.host, config.port, identity.peer.mesh, ingest.answer)
+        releases = ReleaseService(config.releases, config.access)
+        handler = by_frame(ingest.answer, releases.answer)
+        responder = open_responder(files, config.host, config.port, identity.peer.mesh, handler)
         try:
             ready(responder.port)
-            stop.wait()
+            renew_if_due(config.releases)
+            while not stop.wait(RENEW_S):
+                renew_if_due(config.releases)
             _log.info("stopping: batches under way are finished first")
         finally:
+            releases.close()
             responder.close()
     finally:
         store.close()
-    counted = {**store.statistics(), **responder.statistics(), "refusals": ingest.statistics()}
+    counted = {
+        **store.statistics(),
+        **responder.statistics(),
+        "refusals": ingest.statistics(),
+        "releases": releases.statistics(),
+    }
     _log.info("stopped: %s", counted)
 
 

@@ -9,7 +9,8 @@
     │   ├── NotPermitted          the access table denies it
     │   └── BoundExceeded         one of ``protocols.base.limits`` was reached
     ├── RemoteProtocolError       the other side sent something that is not valid
-    │   └── UnknownFrame          a frame type of a newer minor version: counted and skipped
+    │   ├── UnknownFrame          a frame type of a newer minor version: counted and skipped
+    │   └── MetadataInvalid       metadata of releases that is forged, old, mixed or expired
     ├── TransportError            a link or a listener failed, or its credentials did
     ├── ConfigError               a configuration is wrong; names file, key and value
     │   └── SourceUnavailable     what it names can't be used now: a file, a folder, a device
@@ -21,6 +22,7 @@
     │   ├── InputInvalid          inputs of the wrong name, type or shape
     │   ├── BudgetExhausted       no answer within the deadline
     │   └── NeighbourFailed       neighbours alone could compute it, and none of them did
+    ├── ReleaseInvalid            what is to be released is not fit for it, or the repository of releases is not
     └── StorageError              the outbox or the store can't take a record (a full disk, say)
 
 Every message says what happened, with which value, and what to do.
@@ -69,6 +71,17 @@ class UnknownFrame(RemoteProtocolError):
     def __init__(self, frame_type: int) -> None:
         super().__init__(f"unknown frame type {frame_type}: sent by a newer version, skipped")
         self.frame_type = frame_type
+
+
+class MetadataInvalid(RemoteProtocolError):
+    """Metadata of releases that must not be taken."""
+
+    def __init__(self, attack: str, message: str) -> None:
+        """``attack``: what it would have done, as TUF calls it, or the fault: ``arbitrary software``, ``wrong keys``,
+        ``tampered``, ``rollback``, ``freeze``, ``fast-forward``, ``endless data``, ``extraneous data``,
+        ``mix-and-match``, ``withheld``, ``malformed`` or ``clock``."""
+        super().__init__(f"{attack}: {message}")
+        self.attack = attack
 
 
 class TransportError(MeshError):
@@ -120,6 +133,10 @@ class BudgetExhausted(InferenceError):
 
 class NeighbourFailed(InferenceError):
     """Neighbours alone could compute it, and none of them did. Nothing is wrong with this node."""
+
+
+class ReleaseInvalid(MeshError):
+    """A release, an order or a change of keys that can't be published as it is."""
 
 
 class StorageError(MeshError):

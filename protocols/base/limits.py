@@ -308,6 +308,11 @@ MAX_CONTENT_BYTES: Final = MAX_CHUNKS * MAX_CHUNK_BYTES
 """The largest file of a release: 2 GiB, as the largest ONNX file."""
 MAX_HAVE_BYTES: Final = 1024
 """Bits of ``MAX_CHUNKS`` chunks."""
+MAX_COMING: Final = 8
+"""Chunks that a node gets from the relay at the same time, and that a neighbour may say so of: who says it of all of
+them, and gets none, holds up others."""
+MAX_REPORTED_RELEASES: Final = 8
+"""Orders that one entry of gossip tells of: 17 bytes each at most, and 240 are left beside the longest certificate."""
 
 # --- records -------------------------------------------------------------------------------------------------------
 MAX_BATCH_RECORDS: Final = 256

@@ -16,7 +16,8 @@ FORMAT: Final = 1
 MAX_FILES: Final = 64
 MAX_CANARIES: Final = 64
 MAX_ORDERS: Final = 64
-"""Orders that a node looks at, one for each path: of several for one path the one with the highest serial counts."""
+"""Orders that a node looks at: those with the highest serials. Of those for one path whose cohort it is in, it follows
+the one with the highest serial that is neither aborted nor halted nor given up by the node itself."""
 MAX_RELEASES: Final = 1_024
 MAX_DESCRIPTION_BYTES: Final = 64 * 1024
 
@@ -100,11 +101,14 @@ class Cohort(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     nodes: Annotated[tuple[NodeId, ...], Meta(max_length=256)] = ()
     """None: all nodes."""
     share: _Share = 1.0
-    """The part of the nodes by a hash of serial and node id, after all other conditions."""
+    """The part of the nodes by a hash of path, counter and node id, beside all other conditions. An order with a larger
+    share of the same release contains the nodes of the smaller one."""
 
 
 class Gates(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a canary must measure before it reports a release as healthy."""
+    """What a canary must measure before it reports a release as healthy. Errors and latency are those of the release
+    itself, first in shadow and then while it serves. A gate that is clearly broken is a failure at once, and otherwise
+    at the end of the time. A release that was never measured is neither healthy nor failed."""
 
     max_errors: _Share = 0.01
     """The largest share of its runs that may fail."""
@@ -113,7 +117,7 @@ class Gates(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     min_agreement: _Share = 0.0
     """The least share of live inputs on which it must agree with the release before; 0: any."""
     min_runs: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
-    """How many live runs it must have had."""
+    """How many live runs it must have had, and with ``min_agreement`` how many of them beside the release before."""
 
 
 class Order(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,19 +130,25 @@ class Order(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     counter: Counter
     """The release to serve."""
     state: Literal["running", "paused", "aborted", "promoted"] = "running"
-    """``aborted``: nodes that serve it go back. ``promoted``: nobody waits for canaries any more."""
+    """``paused``: nobody begins to serve it, and who serves it goes on. ``aborted``: who serves it goes back.
+    ``promoted``: nobody waits for canaries or counts them any more. Another state is written into the same serial,
+    because a new serial begins a new count."""
     cohort: Cohort = Cohort()
     canaries: Annotated[tuple[NodeId, ...], Meta(max_length=MAX_CANARIES)] = ()
-    """They serve it first; none: all nodes at once."""
+    """They are in the cohort whatever it says, and serve it first; none: all nodes at once."""
     promote_quorum: Annotated[int, Meta(ge=0, le=MAX_CANARIES)] = 0
-    """So many canaries must report it healthy before others serve it …"""
+    """So many canaries must report this serial and release healthy before others serve it …"""
     halt_quorum: Annotated[int, Meta(ge=0, le=MAX_CANARIES)] = 0
-    """… and so many that report it failed, or are silent at the deadline, halt it. 0: one more than can fail while the
-    first quorum is still met."""
+    """… and so many that report it failed, or have given no verdict in time, halt it. 0: a majority, or one more than
+    can fail while the first quorum is still met. Of three or more canaries, at least two decide, whatever stands
+    here."""
     soak_s: Annotated[int, Meta(ge=0, le=30 * 86_400)] = 600
-    """How long a canary serves it before it reports it healthy."""
+    """How long a canary serves it before it reports it healthy. Before that, it runs beside the release before for a
+    tenth of it; afterwards the canary judges for as long again."""
     silence_s: Annotated[int, Meta(ge=0, le=90 * 86_400)] = 86_400
-    """How long after this node learnt of the order a canary that has reported nothing counts as failed."""
+    """How long after a node learnt of the order, and while it ran and the order was not paused, a canary without a
+    verdict counts as failed for it. A verdict that comes later takes that back. It must leave time for fetching and
+    soaking."""
     gates: Gates = Gates()
 
 

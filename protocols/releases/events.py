@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from protocols.base.effects import Effect, Event
 from protocols.base.ids import NodeId
+from protocols.machine import Message
 
 
 class VerifyBundle(Effect, frozen=True):
@@ -22,6 +23,13 @@ class KeepChunk(Effect, frozen=True):
 
     digest: bytes
     data: bytes
+
+
+class AskRelay(Effect, frozen=True):
+    """Get a chunk from the relay, and keep it if its bytes have the digest. → ``chunk_stored``, where ``ok`` is False
+    when the relay does not give it."""
+
+    digest: bytes
 
 
 class ReadPiece(Effect, frozen=True):
@@ -82,6 +90,12 @@ class DropRelease(Effect, frozen=True):
     counter: int
 
 
+ReleaseEffect = (
+    VerifyBundle | KeepChunk | AskRelay | ReadPiece | ReadDescription | ReadOrder | ReadIndex | StageRelease
+    | ServeRelease | ShadowRelease | DropRelease
+)  # fmt: skip
+
+
 class Measures(Struct, frozen=True):
     """What a node has measured of a release since it began to serve or to shadow it."""
 
@@ -139,3 +153,15 @@ class RolloutState(Event, frozen=True):
     state: str
     """``waiting``, ``promoted``, ``halted``, ``paused`` or ``aborted``."""
     detail: str = ""
+
+
+class Decisions:
+    """What the parts of the machine have decided and the engine has not taken yet, in the order in which it was
+    decided."""
+
+    __slots__ = ("effects", "events", "messages")
+
+    def __init__(self) -> None:
+        self.effects: list[Effect] = []
+        self.messages: list[Message] = []
+        self.events: list[Event] = []

@@ -20,6 +20,8 @@ HEALTH_KIND: Final = "rollout"
 """The kind of the entries whose body is :class:`RolloutHealth`."""
 
 Sha256 = Annotated[bytes, Meta(min_length=32, max_length=32)]
+_Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+_Small = Annotated[int, Meta(ge=0, le=127)]
 ChunkSize = Annotated[int, Meta(ge=1, le=limits.MAX_CHUNK_BYTES)]
 
 
@@ -36,18 +38,40 @@ class ReleaseNews(Struct, frozen=True, array_like=True, gc=False):
     bundle_bytes: ChunkSize
 
 
+class ReportedRelease(Struct, frozen=True, array_like=True, gc=False):
+    """What a node says of one order that it follows. Newer versions may use numbers that this one does not know."""
+
+    serial: _Positive
+    """That of the order."""
+    counter: _Positive
+    """The release that the order names."""
+    state: _Small
+    """How far the node has got; a place in ``protocols.releases.rollout.health.STATES``."""
+    verdicts: _Small
+    """Bits of what the node has ever said of it: 1: healthy, 2: failed. Only those of canaries count."""
+    reason: _Small
+    """Why it failed or was taken back; a place in ``protocols.releases.rollout.health.REASONS``."""
+
+
+class RolloutHealth(Struct, frozen=True, array_like=True, gc=False):
+    """How the rollouts of its author get on. An author has one entry of each kind, so this one tells of all paths."""
+
+    releases: Annotated[tuple[ReportedRelease, ...], Meta(max_length=limits.MAX_REPORTED_RELEASES)]
+
+
 class ContentWanted(SmallFrame, frozen=True, array_like=True, gc=False, tag=21):
-    """Says which contents the sender fetches, so that the receiver tells which chunks of them it holds, now and
-    whenever it gets more. It replaces what the sender said before. (Since 1.6.)"""
+    """Says which contents, and which chunks that are no part of one, the sender fetches. The receiver tells what it
+    holds of them, now and whenever it gets more. It replaces what the sender said before. (Since 1.6.)"""
 
     replaces: ClassVar[bool] = True
 
     contents: Annotated[tuple[Sha256, ...], Meta(max_length=limits.MAX_CONTENTS)]
-    """The digests of their indices."""
+    """The digests of indices, or of the chunks."""
 
 
 class ContentHave(SmallFrame, frozen=True, array_like=True, gc=False, tag=22):
-    """Says which chunks of a content the sender holds, beside those that it named before. (Since 1.6.)"""
+    """Says that the sender holds the chunk ``content``, and which chunks of that content it holds, beside those that it
+    named before. (Since 1.6.)"""
 
     content: Sha256
     first: Annotated[int, Meta(ge=0, lt=limits.MAX_CHUNKS)]
@@ -80,8 +104,19 @@ class ChunkRefused(SmallFrame, frozen=True, array_like=True, gc=False, tag=25):
     why: Literal["unknown", "busy", "forbidden"]
 
 
-ReleaseFrame = ContentWanted | ContentHave | ChunkWanted | ChunkPiece | ChunkRefused
-FRAMES: Final[tuple[type[Frame], ...]] = (ContentWanted, ContentHave, ChunkWanted, ChunkPiece, ChunkRefused)
+class ChunksComing(SmallFrame, frozen=True, array_like=True, gc=False, tag=26):
+    """Says which chunks the sender gets from the relay now, so that its neighbours need not. It replaces what the
+    sender said before. (Since 1.6.)"""
+
+    replaces: ClassVar[bool] = True
+
+    chunks: Annotated[tuple[Sha256, ...], Meta(max_length=limits.MAX_COMING)]
+
+
+ReleaseFrame = ContentWanted | ContentHave | ChunkWanted | ChunkPiece | ChunkRefused | ChunksComing
+FRAMES: Final[tuple[type[Frame], ...]] = (
+    ContentWanted, ContentHave, ChunkWanted, ChunkPiece, ChunkRefused, ChunksComing,
+)  # fmt: skip
 
 
 # --- between a node and the relay ------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from protocols.wire.records import Acknowledgement, Batch, Fate, Record, Refused
 from protocols.wire.releases import (
     ChunkPiece,
     ChunkRefused,
+    ChunksComing,
     ChunkWanted,
     ContentHave,
     ContentWanted,
@@ -167,6 +168,7 @@ NODE_FRAMES: dict[type[Struct], st.SearchStrategy[Struct]] = {
     ChunkWanted: st.builds(ChunkWanted, SHA256, _OFFSETS),
     ChunkPiece: st.builds(ChunkPiece, SHA256, _OFFSETS, st.binary(min_size=1, max_size=1024)),
     ChunkRefused: st.builds(ChunkRefused, SHA256, st.sampled_from(["unknown", "busy", "forbidden"])),
+    ChunksComing: st.builds(ChunksComing, st.lists(SHA256, max_size=3).map(tuple)),
 }
 
 

@@ -38,6 +38,7 @@ from protocols.wire.records import Acknowledgement, Batch, Fate, Record, Refused
 from protocols.wire.releases import (
     ChunkPiece,
     ChunkRefused,
+    ChunksComing,
     ChunkWanted,
     ContentHave,
     ContentWanted,
@@ -103,6 +104,7 @@ FRAMES: dict[str, Frame] = {
     "23-chunk-wanted": ChunkWanted(bytes(range(32)), 16_384),
     "24-chunk-piece": ChunkPiece(bytes(range(32)), 16_384, b"(piece of a chunk)"),
     "25-chunk-refused": ChunkRefused(bytes(range(32)), "forbidden"),
+    "26-chunks-coming": ChunksComing((bytes(range(32)),)),
     "64-batch": Batch(
         1, 0, "veh-1", 1_700_000_000, 8, (Record(6, "brakes", Raw(encode_reading(BRAKE))),), (Fate(1, 5, "expired"),)
     ),

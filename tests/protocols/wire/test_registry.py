@@ -24,7 +24,7 @@ NUMBERS = {
     "InferRequest": 8, "InferAnswer": 9, "InferCancel": 10, "GossipDigest": 11, "GossipHave": 12, "GossipPull": 13,
     "GossipEntries": 14, "SignedReadings": 15, "Signature": 16, "StageAsked": 17, "StageWanted": 18, "StageChunk": 19,
     "StageState": 20, "ContentWanted": 21, "ContentHave": 22, "ChunkWanted": 23, "ChunkPiece": 24, "ChunkRefused": 25,
-    "Batch": 64, "Acknowledgement": 65, "RelayRefusal": 66, "ReleasesAsked": 67, "ReleasesTold": 68,
+    "ChunksComing": 26, "Batch": 64, "Acknowledgement": 65, "RelayRefusal": 66, "ReleasesAsked": 67, "ReleasesTold": 68,
     "RelayChunkWanted": 69, "RelayChunk": 70,
 }  # fmt: skip
 """Every number that was ever given away. A frame is added here and never changed; one that goes is retired."""

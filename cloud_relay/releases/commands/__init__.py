@@ -1,0 +1,1 @@
+"""The commands ``cloud-relay release`` and ``cloud-relay rollout``."""

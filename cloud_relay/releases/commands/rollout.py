@@ -1,0 +1,152 @@
+"""``cloud-relay rollout``: which release the nodes are to serve."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import click
+import msgspec
+
+from cloud_relay.releases.commands.opening import changed, places, signing, unlocked
+from protocols.base.errors import InvalidName, ReleaseInvalid
+from protocols.base.ids import NodeId, Role, node_id
+
+if TYPE_CHECKING:
+    from protocols.releases.catalogue import Order
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+class _Duration(click.ParamType[int]):
+    """A duration in seconds, as in ``90``, ``10m``, ``2h`` or ``1d``."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", str(value))
+        if match is None:
+            self.fail(f"{value!r} is no duration: write seconds, or a number with s, m, h or d as in 10m", param, ctx)
+        return int(match[1]) * _UNITS[match[2] or "s"]
+
+
+_NAME = click.argument("name")
+
+
+@click.group()
+def rollout() -> None:
+    """Order which release of a model the nodes serve. Needs meshnode[releases]."""
+
+
+@rollout.command()
+@signing
+@_NAME
+@click.argument("counter", type=click.IntRange(1, 2**31 - 1))
+@click.option("--role", "roles", multiple=True, type=click.Choice([role.value for role in Role]),
+              help="Only nodes of this role; may be repeated.")  # fmt: skip
+@click.option(
+    "--label", "labels", multiple=True, help="Only nodes with this label, as in city=ingolstadt; may be repeated."
+)
+@click.option("--node", "nodes", multiple=True, help="Only this node; may be repeated.")
+@click.option("--share", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Only this part of them.")
+@click.option(
+    "--canary", "canaries", multiple=True, help="A node that serves it first; may be repeated. None: all at once."
+)
+@click.option("--promote-quorum", type=int, help="Healthy canaries that promote it; default: more than half.")
+@click.option(
+    "--halt-quorum", type=int, help="Failed or silent canaries that halt it; default: what hinders promotion."
+)
+@click.option("--soak", "soak_s", type=_Duration(), default="10m", show_default=True,
+              help="How long a canary serves it before it reports.")  # fmt: skip
+@click.option("--silence", "silence_s", type=_Duration(), default="1d", show_default=True,
+              help="After this long a canary that has not reported counts as failed.")  # fmt: skip
+@click.option("--max-errors", type=click.FloatRange(0, 1), default=0.01, show_default=True,
+              help="The largest share of runs that may fail at a canary.")  # fmt: skip
+@click.option("--max-latency", type=click.FloatRange(0), default=1.5, show_default=True,
+              help="The largest p95 as a multiple of that of the release before; 0: any.")  # fmt: skip
+@click.option("--min-agreement", type=click.FloatRange(0, 1), default=0.0, show_default=True,
+              help="The least share of live inputs on which it agrees with the release before.")  # fmt: skip
+@click.option("--min-runs", type=click.IntRange(0, 1_000_000), default=0, show_default=True,
+              help="Live runs that a canary must have had.")  # fmt: skip
+def start(
+    config_path: Path, folder: Path | None, keys: tuple[Path, ...], name: str, counter: int, roles: tuple[str, ...],
+    labels: tuple[str, ...], nodes: tuple[str, ...], share: float, canaries: tuple[str, ...],
+    promote_quorum: int | None, halt_quorum: int | None, soak_s: int, silence_s: int, max_errors: float,
+    max_latency: float, min_agreement: float, min_runs: int,
+) -> None:  # fmt: skip
+    """Have nodes serve release COUNTER of the model NAME, the canaries first."""
+    with changed(config_path, folder, keys) as repository:
+        from cloud_relay.releases.ordering import start as start_order
+        from protocols.releases.catalogue import Cohort, Gates
+
+        order = start_order(
+            repository, f"models/{name}", counter,
+            cohort=Cohort(roles=tuple(map(Role, roles)), labels=labels, nodes=_ids("--node", nodes), share=share),
+            canaries=_ids("--canary", canaries), promote_quorum=promote_quorum, halt_quorum=halt_quorum,
+            soak_s=soak_s, silence_s=silence_s,
+            gates=Gates(
+                max_errors=max_errors, max_latency=max_latency, min_agreement=min_agreement, min_runs=min_runs
+            ),
+        )  # fmt: skip
+        _show(order)
+
+
+@rollout.command()
+@places
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(config_path: Path, folder: Path | None, as_json: bool) -> None:
+    """Show the orders that are in force. How far the nodes are, any of them tells: 'meshnode models list'."""
+    with unlocked(config_path, folder) as repository:
+        from cloud_relay.releases.ordering import orders_in
+
+        orders = orders_in(repository.load())
+        if as_json:
+            click.echo(msgspec.json.format(msgspec.json.encode(orders)).decode())
+            return
+        for order in orders:
+            _show(order)
+        if not orders:
+            click.echo("no orders: 'cloud-relay rollout start NAME COUNTER'")
+
+
+def _changing(name: str, state: Literal["running", "paused", "aborted", "promoted"], text: str) -> None:
+    """Add a command that gives the order for a model another state."""
+
+    def command(config_path: Path, folder: Path | None, keys: tuple[Path, ...], name: str) -> None:
+        with changed(config_path, folder, keys) as repository:
+            from cloud_relay.releases.ordering import change
+
+            _show(change(repository, f"models/{name}", state))
+
+    command.__doc__ = text
+    rollout.command(name=name)(signing(_NAME(command)))
+
+
+_changing("pause", "paused", "Have nodes go no further with the order for the model NAME; who serves it goes on.")
+_changing("resume", "running", "Have nodes go on with the order for the model NAME after a pause.")
+_changing("abort", "aborted", "Have nodes that serve what was ordered for the model NAME go back.")
+_changing("promote", "promoted", "Have nodes serve what was ordered for the model NAME without waiting for canaries.")
+
+
+def _ids(option: str, names: tuple[str, ...]) -> tuple[NodeId, ...]:
+    try:
+        return tuple(map(node_id, names))
+    except InvalidName as error:
+        raise ReleaseInvalid(f"{option}: {error}") from error
+
+
+def _show(order: "Order") -> None:
+    cohort = order.cohort
+    told = [
+        *(role.value for role in cohort.roles), *cohort.labels, *cohort.nodes,
+        *([f"{cohort.share:.0%}"] if cohort.share < 1 else []),
+    ]  # fmt: skip
+    click.echo(
+        f"order {order.serial}: {order.path} {order.counter}, {order.state}, for {', '.join(told) or 'all nodes'}"
+    )
+    if order.canaries:
+        click.echo(
+            f"  canaries {', '.join(order.canaries)}: {order.promote_quorum} healthy promote, {order.halt_quorum} "
+            f"failed or silent halt; soak {order.soak_s} s, silence {order.silence_s} s"
+        )

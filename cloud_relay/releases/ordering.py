@@ -1,0 +1,144 @@
+"""Orders: which release nodes are to serve, signed like everything else.
+
+There is one order for a path. Whatever changes it, a pause as well, is a new order with a higher serial that takes the
+place of the one before.
+"""
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from cloud_relay.releases.publishing import description_of
+from cloud_relay.releases.repository import ORDERS_ROLE, ReleaseRepository
+from protocols.base.errors import ReleaseInvalid
+from protocols.base.ids import NodeId
+from protocols.releases.catalogue import MAX_DESCRIPTION_BYTES, MAX_ORDERS, Cohort, Gates, Order
+
+State = Literal["running", "paused", "aborted", "promoted"]
+EVERYBODY: Final = Cohort()
+USUAL_GATES: Final = Gates()
+_MAX_SERIAL: Final = 2**31 - 1
+
+
+def quorums(canaries: int) -> tuple[int, int]:
+    """How many of so many canaries promote, and how many halt.
+
+    More than half promote, and as many halt as keep the others from promoting. From three canaries on both are at least
+    two, so that one liar can do neither.
+    """
+    if canaries == 0:
+        return 0, 0
+    promote = canaries // 2 + 1
+    halt = canaries - promote + 1
+    return (max(promote, 2), max(halt, 2)) if canaries >= 3 else (promote, halt)
+
+
+def orders_in(repository: ReleaseRepository) -> list[Order]:
+    """The orders that are listed, the newest last. :raises ReleaseInvalid: one is damaged."""
+    return sorted(
+        (_order(repository, path) for path in repository.paths() if path.startswith(f"{ORDERS_ROLE}/")),
+        key=lambda order: order.serial,
+    )
+
+
+def order_for(repository: ReleaseRepository, path: str) -> Order:
+    """The order for a path. :raises ReleaseInvalid: there is none."""
+    for order in orders_in(repository):
+        if order.path == path:
+            return order
+    raise ReleaseInvalid(f"there is no order for {path}: give one with 'cloud-relay rollout start'")
+
+
+def start(
+    repository: ReleaseRepository,
+    path: str,
+    counter: int,
+    *,
+    cohort: Cohort = EVERYBODY,
+    canaries: Sequence[NodeId] = (),
+    promote_quorum: int | None = None,
+    halt_quorum: int | None = None,
+    soak_s: int = 600,
+    silence_s: int = 86_400,
+    gates: Gates = USUAL_GATES,
+) -> Order:
+    """List the order to serve a release; the caller commits.
+
+    :raises ReleaseInvalid: there is no such release, or the order contradicts itself.
+    """
+    description_of(repository, path, counter)
+    if len(set(canaries)) != len(canaries):
+        raise ReleaseInvalid("a canary is named twice: name each once")
+    promote, halt = quorums(len(canaries))
+    promote = promote if promote_quorum is None else promote_quorum
+    halt = halt if halt_quorum is None else halt_quorum
+    for name, quorum in (("promote", promote), ("halt", halt)):
+        if not (1 if canaries else 0) <= quorum <= len(canaries):
+            raise ReleaseInvalid(
+                f"--{name}-quorum is {quorum}, and there are {len(canaries)} canaries: choose 1 to {len(canaries)}"
+                if canaries else f"--{name}-quorum is {quorum}, and there are no canaries: name some with --canary"
+            )  # fmt: skip
+    if canaries and silence_s <= soak_s:
+        raise ReleaseInvalid(
+            f"canaries soak for {soak_s} s, and count as failed when silent for {silence_s} s: raise --silence"
+        )
+    return _list(
+        repository,
+        Order(
+            serial=1, path=path, counter=counter, cohort=cohort, canaries=tuple(canaries), promote_quorum=promote,
+            halt_quorum=halt, soak_s=soak_s, silence_s=silence_s, gates=gates,
+        ),
+    )  # fmt: skip
+
+
+def change(repository: ReleaseRepository, path: str, state: State) -> Order:
+    """Give the order for a path another state; the caller commits.
+
+    :raises ReleaseInvalid: there is none, or it has that state already.
+    """
+    order = order_for(repository, path)
+    if order.state == state:
+        raise ReleaseInvalid(f"the order for {path} {order.counter} is {state} already")
+    if order.state == "aborted":
+        raise ReleaseInvalid(f"the order for {path} {order.counter} was aborted: start a new one")
+    return _list(repository, replace(order, state=state))
+
+
+def _list(repository: ReleaseRepository, order: Order) -> Order:
+    listed = orders_in(repository)
+    serial = max([repository.numbers.serial, *(each.serial for each in listed)]) + 1
+    if serial > _MAX_SERIAL:
+        raise ReleaseInvalid(f"the serial {serial} is above {_MAX_SERIAL}: make a new repository")
+    order = replace(order, serial=serial)
+    content = msgspec.json.encode(order)
+    if len(content) > MAX_DESCRIPTION_BYTES:
+        raise ReleaseInvalid(
+            f"the order takes {len(content)} bytes, and {MAX_DESCRIPTION_BYTES} can travel: name fewer"
+        )
+    try:
+        msgspec.json.decode(content, type=Order)  # what a node will do with it
+    except msgspec.ValidationError as error:
+        raise ReleaseInvalid(f"no node would take this order: {error}") from error
+    for each in listed:
+        if each.path == order.path:
+            repository.remove(_target(each.serial))
+    if sum(each.path != order.path for each in listed) >= MAX_ORDERS:
+        raise ReleaseInvalid(f"there are orders for {MAX_ORDERS} paths, and a node looks at no more")
+    repository.put(_target(serial), content)
+    repository.numbers.serial = serial
+    return order
+
+
+def _target(serial: int) -> str:
+    return f"{ORDERS_ROLE}/{serial}.json"
+
+
+def _order(repository: ReleaseRepository, path: str) -> Order:
+    target = repository.target(path)
+    content = None if target is None else repository.shelf.find(bytes.fromhex(target.hashes["sha256"]))
+    try:
+        return msgspec.json.decode(content or b"", type=Order)
+    except msgspec.DecodeError as error:
+        raise ReleaseInvalid(f"the order {path} is damaged: start it again") from error

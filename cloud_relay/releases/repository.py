@@ -1,0 +1,382 @@
+"""The repository of releases: TUF metadata that is signed here, and what it lists.
+
+Invariants:
+
+- The truth is one file, ``current.bundle``: all metadata, as nodes get it. It is replaced by one rename after
+  everything that it names is on the shelf, so a process that is killed leaves the metadata of before.
+- Versions only grow, and so do the counters of releases and the serials of orders: ``numbers.json`` remembers those
+  that were taken out again.
+- One process changes it at a time: it holds a lock from before it reads until after it has written.
+- Nothing here decides what may be released; see :mod:`~.publishing` and :mod:`~.ordering`.
+
+``metadata/`` holds the same files apart, for other tools that read TUF.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+import msgspec
+from msgspec import Struct
+from securesystemslib.signer import Key, Signer
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import (
+    TOP_LEVEL_ROLE_NAMES,
+    DelegatedRole,
+    Delegations,
+    Metadata,
+    MetaFile,
+    Root,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
+from tuf.api.serialization.json import JSONSerializer
+
+from cloud_relay.releases.shelf import ChunkShelf
+from cloud_relay.releases.shown import BUNDLE_FILE
+from cloud_relay.releases.signing import keys_in
+from meshnode.identity.private_files import make_private_folder, write_private
+from protocols.base.errors import MetadataInvalid, ReleaseInvalid, StorageError
+from protocols.releases.bundle import pack_bundle, roots_in, unpack_untrusted_bundle
+
+ORDERS_ROLE: Final = "rollouts"
+PUBLISHER_ROLE: Final = "models"
+_ONLINE: Final = (Timestamp.type, Snapshot.type, Targets.type)
+_compact: Final = JSONSerializer(compact=True)
+_T = TypeVar("_T")
+
+
+class Lifetimes(Struct, frozen=True):
+    """How long signatures are good for, in days. Short ones would stop a mesh without its relay."""
+
+    root: int = 730
+    targets: int = 365
+    online: int = 30
+    """Of snapshot and timestamp."""
+
+
+class Numbers(Struct):
+    """The highest numbers that were ever used."""
+
+    counters: dict[str, int] = {}
+    """By path of releases."""
+    serial: int = 0
+    """Of orders."""
+
+
+def utc_now() -> datetime:
+    """The clock, in UTC."""
+    return datetime.now(UTC)
+
+
+class ReleaseRepository:
+    """The metadata, open for changes. What was changed is published by :meth:`commit`."""
+
+    def __init__(self, folder: Path, clock: Callable[[], datetime] = utc_now) -> None:
+        """An empty one; see :meth:`created` and :func:`opened`."""
+        self.folder, self._clock = folder, clock
+        self.shelf = ChunkShelf(folder / "chunks")
+        self.lifetimes, self.numbers = Lifetimes(), Numbers()
+        self.roots: dict[int, bytes] = {}
+        self._delegated: dict[str, Metadata[Targets]] = {}
+        self._signers: dict[str, Signer] = {}
+        self._changed: set[str] = set()
+
+    # --- what it holds -----------------------------------------------------------------------------------------------
+    @property
+    def root(self) -> Root:
+        """The newest root."""
+        return self._root.signed
+
+    @property
+    def targets(self) -> Targets:
+        """The targets of the highest role, which delegate to publishers."""
+        return self._targets.signed
+
+    @property
+    def timestamp(self) -> Timestamp:
+        """What a node looks at first."""
+        return self._timestamp.signed
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The versions of all targets."""
+        return self._snapshot.signed
+
+    def roles(self) -> dict[str, DelegatedRole]:
+        """The delegated roles, the one that counts first at the beginning."""
+        delegations = self.targets.delegations
+        return dict((delegations.roles if delegations is not None else None) or {})
+
+    def delegated(self, role: str) -> Targets:
+        """The targets of a publisher, or the orders. :raises ReleaseInvalid: there is no such role."""
+        if role not in self._delegated:
+            raise ReleaseInvalid(f"there is no publisher {role!r}: it is one of {', '.join(self._delegated)}")
+        return self._delegated[role].signed
+
+    def role_of(self, path: str) -> str:
+        """The role that may list a target. :raises ReleaseInvalid: none may."""
+        for name, role in self.roles().items():
+            if role.is_delegated_path(path):
+                return name
+        raise ReleaseInvalid(
+            f"no publisher may list {path}: permit one with 'cloud-relay release delegate NAME --model …'"
+        )
+
+    def target(self, path: str) -> TargetFile | None:
+        """What the metadata says of a target."""
+        try:
+            return self._delegated[self.role_of(path)].signed.targets.get(path)
+        except ReleaseInvalid:
+            return None
+
+    def paths(self) -> list[str]:
+        """All targets, of those roles that may list them."""
+        return sorted(
+            path for name, metadata in self._delegated.items() for path in metadata.signed.targets
+            if self.role_of(path) == name
+        )  # fmt: skip
+
+    # --- changes -----------------------------------------------------------------------------------------------------
+    def put(self, path: str, content: bytes) -> None:
+        """List a target and put its content on the shelf. :raises ReleaseInvalid: no publisher may list it."""
+        role = self.role_of(path)
+        self.shelf.keep(content)
+        self._delegated[role].signed.targets[path] = TargetFile.from_data(path, content, ["sha256"])
+        self._changed.add(role)
+
+    def remove(self, path: str) -> None:
+        """List a target no more. :raises ReleaseInvalid: it is not listed."""
+        role = self.role_of(path)
+        if self._delegated[role].signed.targets.pop(path, None) is None:
+            raise ReleaseInvalid(f"{path} is not listed: see 'cloud-relay release list'")
+        self._changed.add(role)
+
+    def delegate(self, name: str, patterns: Sequence[str], key: Key, before: str | None = None) -> None:
+        """Let a publisher list targets whose paths match, and nobody behind it. ``before``: the role that it comes
+        before. :raises ReleaseInvalid: the name is taken, or can't be that of a role."""
+        if name in self._delegated or name in TOP_LEVEL_ROLE_NAMES:
+            raise ReleaseInvalid(f"the role {name!r} exists: choose another name")
+        delegations = self.targets.delegations or Delegations({}, {})
+        roles = dict(delegations.roles or {})
+        new = {name: DelegatedRole(name, [], 1, True, paths=list(patterns))}
+        if before is not None and before in roles:
+            at = list(roles).index(before)
+            roles = dict([*list(roles.items())[:at], *new.items(), *list(roles.items())[at:]])
+        else:
+            roles |= new
+        delegations.roles = roles
+        self.targets.delegations = delegations
+        self.targets.add_key(key, name)
+        self._delegated[name] = Metadata(Targets())
+        self._delegated[name].signed.version = 0  # the commit makes it 1
+        self._changed |= {name, Targets.type}
+
+    def undelegate(self, name: str) -> None:
+        """Take a publisher out. Its name stays in the snapshot with an empty list: what a node has seen there once may
+        not be missing later. :raises ReleaseInvalid: there is none of that name."""
+        self.delegated(name).targets.clear()
+        delegations = self.targets.delegations
+        if delegations is not None and delegations.roles is not None:
+            delegations.roles[name].paths = [f"{name}/-/-"]
+        self._changed |= {name, Targets.type}
+
+    def exchange_key(self, role: str, new: Key) -> None:
+        """Let a role be signed by another key, and by the old ones no more. For a role of the root, :meth:`sign_root`
+        has to follow. :raises ReleaseInvalid: there is no such role."""
+        if role in _ONLINE:
+            for keyid in list(self.root.roles[role].keyids):
+                self.root.revoke_key(keyid, role)
+            self.root.add_key(new, role)
+            self._changed.add(role)
+            return
+        self.delegated(role)
+        for keyid in list(self.roles()[role].keyids):
+            self.targets.revoke_key(keyid, role)
+        self.targets.add_key(new, role)
+        self._changed |= {role, Targets.type}
+
+    def sign_root(self, signers: Sequence[Signer]) -> None:
+        """Make a new root of what was changed in it.
+
+        :raises ReleaseInvalid: too few keys of the root before, or of the new one, have signed.
+        """
+        before = Metadata[Root].from_bytes(self.roots[max(self.roots)]).signed if self.roots else None
+        self.root.version = 1 if before is None else before.version + 1
+        self.root.expires = self._in_days(self.lifetimes.root)
+        self._root.signatures.clear()
+        for signer in signers:
+            self._root.sign(signer, append=True)
+        result = self.root.get_root_verification_result(before, self._root.signed_bytes, self._root.signatures)
+        if not result:
+            lacking = [each for each in (result.first, result.second) if not each]
+            raise ReleaseInvalid(
+                f"root {self.root.version} is signed by {len(lacking[0].signed)} of {lacking[0].threshold} keys that "
+                "it needs: name the others with --root-key"
+            )
+        self.roots[self.root.version] = self._root.to_bytes(_compact)
+        self._changed.add(Root.type)
+
+    def refresh(self, targets_too: bool = False) -> None:
+        """Sign timestamp and snapshot anew, for another lifetime. ``targets_too``: the targets of all roles as well."""
+        self._changed.add(Snapshot.type)
+        if targets_too:
+            self._changed |= {Targets.type, *self._delegated}
+
+    def commit(self) -> None:
+        """Sign what was changed, and publish it.
+
+        :raises ReleaseInvalid: a key is missing. :raises BoundExceeded: the metadata would be too large to travel.
+        :raises StorageError: it can't be written.
+        """
+        for role in sorted(self._changed & self._delegated.keys()):
+            self._sign(self._delegated[role], role, self.lifetimes.targets)
+            self.snapshot.meta[f"{role}.json"] = self._meta(self._delegated[role])
+        if Targets.type in self._changed:
+            self._sign(self._targets, Targets.type, self.lifetimes.targets)
+            self.snapshot.meta["targets.json"] = self._meta(self._targets)
+        if self._changed - {Root.type, Timestamp.type}:
+            self._sign(self._snapshot, Snapshot.type, self.lifetimes.online)
+            self.timestamp.snapshot_meta = self._meta(self._snapshot)
+        self._sign(self._timestamp, Timestamp.type, self.lifetimes.online)
+        files = self.files()
+        bundle = pack_bundle(files)
+        self.shelf.keep(bundle)
+        try:
+            write_private(self.folder / "numbers.json", msgspec.json.encode(self.numbers))
+            write_private(self.folder / "lifetimes.json", msgspec.json.encode(self.lifetimes))
+            write_private(self.folder / BUNDLE_FILE, bundle)
+            _mirror(self.folder / "metadata", files)
+        except OSError as error:
+            raise StorageError(f"{self.folder} can't be written ({error.strerror}): make room there") from error
+        self._changed.clear()
+
+    def files(self) -> dict[str, bytes]:
+        """All metadata files by name."""
+        files = {f"{version}.root.json": data for version, data in self.roots.items()}
+        files["timestamp.json"] = self._timestamp.to_bytes(_compact)
+        files[f"{self.snapshot.version}.snapshot.json"] = self._snapshot.to_bytes(_compact)
+        files[f"{self.targets.version}.targets.json"] = self._targets.to_bytes(_compact)
+        for role, metadata in self._delegated.items():
+            files[f"{metadata.signed.version}.{role}.json"] = metadata.to_bytes(_compact)
+        return files
+
+    # --- opening -----------------------------------------------------------------------------------------------------
+    def create(self, root_signers: Sequence[Signer], threshold: int, keys: Mapping[str, Signer]) -> None:
+        """Begin anew. ``keys``: a signer for each of timestamp, snapshot, targets, and the two first delegated roles.
+
+        :raises ReleaseInvalid: the root would be weaker than it must be.
+        """
+        if threshold < 2 or len({signer.public_key.keyid for signer in root_signers}) < threshold:
+            raise ReleaseInvalid(
+                f"root has {len(root_signers)} keys and the threshold {threshold}: give at least two keys and a "
+                "threshold of two, so that one stolen key is not enough"
+            )
+        root = Root(consistent_snapshot=True)
+        for signer in root_signers:
+            root.add_key(signer.public_key, Root.type)
+        root.roles[Root.type].threshold = threshold
+        for role in _ONLINE:
+            root.add_key(keys[role].public_key, role)
+        self._root = Metadata(root)
+        self._targets = Metadata(Targets())
+        self._snapshot = Metadata(Snapshot(meta={}))
+        self._timestamp = Metadata(Timestamp())
+        for each in (self._targets, self._snapshot, self._timestamp):
+            each.signed.version = 0  # the commit makes it 1
+        self.use_keys(keys.values())
+        self.sign_root(root_signers)
+        self.delegate(ORDERS_ROLE, [f"{ORDERS_ROLE}/*.json"], keys[ORDERS_ROLE].public_key)
+        self.delegate(PUBLISHER_ROLE, ["models/*/*.json"], keys[PUBLISHER_ROLE].public_key)
+
+    def load(self) -> Self:
+        """Read what was committed last. :raises ReleaseInvalid: there is nothing, or it is damaged."""
+        try:
+            files = unpack_untrusted_bundle((self.folder / BUNDLE_FILE).read_bytes())
+            self.roots = roots_in(files)
+            named = {name.removesuffix(".json").rpartition(".")[2]: data for name, data in files.items()}
+            self._root = Metadata.from_bytes(self.roots[max(self.roots)])
+            self._timestamp = Metadata.from_bytes(named.pop(Timestamp.type))
+            self._snapshot = Metadata.from_bytes(named.pop(Snapshot.type))
+            self._targets = Metadata.from_bytes(named.pop(Targets.type))
+            self._delegated = {role: Metadata.from_bytes(named[role]) for role in self.roles()}
+            self.numbers = _read_json(self.folder / "numbers.json", Numbers)
+            self.lifetimes = _read_json(self.folder / "lifetimes.json", Lifetimes)
+        except FileNotFoundError as error:
+            raise ReleaseInvalid(
+                f"there is no repository of releases in {self.folder}: make one with 'cloud-relay release init'"
+            ) from error
+        except (OSError, RepositoryError, MetadataInvalid, msgspec.DecodeError, KeyError, ValueError) as error:
+            raise ReleaseInvalid(f"the repository in {self.folder} is damaged ({error}): restore a copy") from error
+        self._signers = keys_in([self.folder / "keys"])
+        return self
+
+    def use_keys(self, signers: Sequence[Signer] | Any) -> None:
+        """Sign with these keys too."""
+        self._signers |= {signer.public_key.keyid: signer for signer in signers}
+
+    # --- signing -----------------------------------------------------------------------------------------------------
+    def _sign(self, metadata: Metadata[Any], role: str, days: int) -> None:
+        metadata.signed.version += 1
+        metadata.signed.expires = self._in_days(days)
+        keyids = self.root.roles[role].keyids if role in _ONLINE else self.roles()[role].keyids
+        signers = [self._signers[keyid] for keyid in keyids if keyid in self._signers]
+        if not signers:
+            raise ReleaseInvalid(
+                f"the key of {role} ({', '.join(keyid[:12] for keyid in keyids)}) is not in {self.folder / 'keys'}: "
+                "name the folder that holds it with --keys"
+            )
+        metadata.signatures.clear()
+        for signer in signers:
+            metadata.sign(signer, append=True)
+
+    def _in_days(self, days: int) -> datetime:
+        return self._clock() + timedelta(days=days)
+
+    @staticmethod
+    def _meta(metadata: Metadata[Any]) -> MetaFile:
+        return MetaFile.from_data(metadata.signed.version, metadata.to_bytes(_compact), ["sha256"])
+
+
+@contextmanager
+def opened(folder: Path, clock: Callable[[], datetime] = utc_now) -> Iterator[ReleaseRepository]:
+    """A repository that nobody else changes meanwhile. Call its ``create`` or ``load``, and ``commit``.
+
+    :raises StorageError: the folder can't be written, or another process changes it just now.
+    """
+    try:
+        make_private_folder(folder)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(f"{folder} can't be used ({error.strerror}): name a folder that you may write to") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StorageError(f"another command changes the releases in {folder}: wait until it has ended") from error
+        yield ReleaseRepository(folder, clock)
+    finally:
+        os.close(lock)
+
+
+def _mirror(folder: Path, files: Mapping[str, bytes]) -> None:
+    """The same files apart. Nothing here reads them."""
+    make_private_folder(folder)
+    for name, data in files.items():
+        path = folder / name
+        if name == "timestamp.json" or not path.exists():
+            write_private(path, data)
+    for path in folder.glob("*.json"):
+        if path.name not in files:
+            with suppress(OSError):
+                path.unlink()
+
+
+def _read_json(path: Path, kind: type[_T]) -> _T:
+    return msgspec.json.decode(path.read_bytes(), type=kind)

@@ -1,0 +1,101 @@
+"""What nodes may see of the repository: the bundle, and the chunks that its metadata leads to.
+
+It is read from the files that :mod:`~.repository` writes, without a library for TUF: the relay does not have to check
+its own signatures to hand them out.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from cloud_relay.releases.shelf import ChunkShelf
+from protocols.base.errors import MetadataInvalid, StorageError
+from protocols.releases.bundle import roots_in, unpack_untrusted_bundle
+from protocols.releases.catalogue import Content, Description, Order
+from protocols.wire.releases import ReleaseNews
+
+BUNDLE_FILE = "current.bundle"
+
+
+class Shown(Struct, frozen=True):
+    """One state of the repository."""
+
+    news: ReleaseNews
+    bundle: bytes
+    paths: Mapping[bytes, frozenset[str]]
+    """The paths that a node may get one of to be given a chunk, by its digest. Chunks that are not here are not given.
+    """
+
+
+class _Target(Struct):
+    hashes: dict[str, str]
+
+
+class _Body(Struct):
+    version: int
+    targets: dict[str, _Target] = {}
+
+
+class _File(Struct):
+    signed: _Body
+
+
+_files = msgspec.json.Decoder(_File)
+_descriptions = msgspec.json.Decoder(Description)
+_orders = msgspec.json.Decoder(Order)
+
+
+def read_shown(folder: Path) -> Shown | None:
+    """What a repository shows now; None: there is none. :raises StorageError: it can't be read, or is damaged."""
+    path = folder / BUNDLE_FILE
+    try:
+        bundle = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"{path} can't be read ({error.strerror}): check who owns it") from error
+    try:
+        files = unpack_untrusted_bundle(bundle)
+        timestamp = files["timestamp.json"]
+        news = ReleaseNews(
+            root_version=max(roots_in(files)),
+            timestamp_version=_files.decode(timestamp).signed.version,
+            timestamp=hashlib.sha256(timestamp).digest(),
+            bundle=hashlib.sha256(bundle).digest(),
+            bundle_bytes=len(bundle),
+        )
+        paths: dict[bytes, set[str]] = {}
+        for digest, shown_to in _chunks(files, ChunkShelf(folder / "chunks")):
+            paths.setdefault(digest, set()).add(shown_to)
+    except (MetadataInvalid, msgspec.DecodeError, KeyError, ValueError) as error:
+        raise StorageError(f"{path} is damaged ({error}): restore a copy") from error
+    return Shown(news, bundle, {digest: frozenset(each) for digest, each in paths.items()})
+
+
+def _chunks(files: Mapping[str, bytes], shelf: ChunkShelf) -> Iterator[tuple[bytes, str]]:
+    """The chunks that metadata leads to, each with a path that it is of."""
+    for name, data in files.items():
+        if name.endswith((".root.json", ".snapshot.json")) or name == "timestamp.json":
+            continue
+        for target, listed in _files.decode(data).signed.targets.items():
+            digest = bytes.fromhex(listed.hashes["sha256"])
+            content = shelf.find(digest)
+            if content is None:
+                continue  # a damaged disk: nodes have it from one another
+            if target.startswith("rollouts/"):
+                yield digest, _orders.decode(content).path
+                continue
+            description = _descriptions.decode(content)
+            yield digest, description.path
+            for each in _contents(description):
+                yield bytes.fromhex(each.index), description.path
+                for chunk in shelf.chunks_of(each) or ():
+                    yield chunk, description.path
+
+
+def _contents(description: Description) -> Iterator[Content]:
+    yield from (file.content for file in description.files)
+    yield from (delta.content for delta in description.deltas)

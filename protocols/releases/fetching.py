@@ -1,0 +1,245 @@
+"""The steps of every release that this node takes: description, indices, chunks; and the orders.
+
+The metadata names descriptions and orders by digest, a description the indices of its files, an index the chunks. Each
+step is fetched when the one before is there and was read. Of a file for which the description lists a delta from a file
+that this node has whole, only the delta is fetched; when it turns out not to work, the file is.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from msgspec.structs import replace
+
+from protocols.base.limits import MAX_CHUNK_BYTES
+from protocols.releases.catalogue import (
+    MAX_ORDERS,
+    MAX_RELEASES,
+    Content,
+    Description,
+    Listed,
+    ListedOrder,
+    Order,
+    ReleaseCatalogue,
+)
+from protocols.releases.events import Decisions, ReadDescription, ReadIndex, ReadOrder, ReleaseState
+from protocols.releases.swarm.shelf import ANY_RELEASE, DIGEST_BYTES, Shelf
+
+Wanted = tuple[str, int]
+"""The path and the counter of a release."""
+BUNDLE_PRIORITY: Final = 0
+_ORDER, _DESCRIPTION, _INDEX, _CONTENT = 1, 2, 3, 4
+
+
+class Fetching:
+    """The releases of one node."""
+
+    def __init__(self, shelf: Shelf, decisions: Decisions) -> None:
+        self._shelf, self._decisions = shelf, decisions
+        self.catalogue: ReleaseCatalogue | None = None
+        self._listed: dict[bytes, Listed] = {}
+        self._listed_orders: dict[bytes, ListedOrder] = {}
+        self._bundle = b""
+        self.descriptions: dict[Wanted, Description] = {}
+        """What was read, of releases that the metadata lists."""
+        self.orders: dict[int, Order] = {}
+        """What was read, by serial, of orders that the metadata lists."""
+        self._wanted: dict[Wanted, None] = {}
+        self._whole: set[Wanted] = set()  # releases whose deltas did not work
+        self._bad: set[bytes] = set()  # descriptions and orders that are malformed, and indices
+        self._reading: set[bytes] = set()
+        self._fetched: dict[Wanted, None] = {}
+        self._begun: set[Wanted] = set()
+        self.has_new_orders = False
+        """Whether orders were read since the machine looked."""
+        self.new_fetched: list[Wanted] = []
+        """Releases that became complete since the machine took them."""
+        self.is_changed = False
+        """Whether :meth:`needs` may have changed."""
+
+    # --- what the metadata says ------------------------------------------------------------------------------------
+    def trust(self, bundle: bytes, catalogue: ReleaseCatalogue) -> None:
+        """Take newer metadata."""
+        self.catalogue, self._bundle = catalogue, bundle
+        self._listed = {listed.digest: listed for listed in catalogue.releases[:MAX_RELEASES]}
+        newest = sorted(catalogue.orders, key=lambda order: -order.serial)[:MAX_ORDERS]
+        self._listed_orders = {order.digest: order for order in newest}
+        names = {(listed.path, listed.counter) for listed in self._listed.values()}
+        serials = {order.serial for order in newest}
+        self.descriptions = {name: known for name, known in self.descriptions.items() if name in names}
+        self.orders = {serial: order for serial, order in self.orders.items() if serial in serials}
+        self._fetched = {name: None for name in self._fetched if name in names}
+        self._bad &= {*self._listed, *self._listed_orders}
+        self._name()
+        self._read_held()
+        self.is_changed = True
+
+    def _name(self) -> None:
+        """Tell the shelf what belongs to which release."""
+        lone = [(self._bundle, ANY_RELEASE)]
+        lone += [(digest, ANY_RELEASE) for digest in self._listed_orders]
+        lone += [(digest, listed.path) for digest, listed in self._listed.items()]
+        contents = [(content, known.path) for known in self.descriptions.values() for content in _contents(known)]
+        self._shelf.keep_only(lone, contents)
+
+    def _read_held(self) -> None:
+        """Have descriptions and orders read that are held and were not read."""
+        read = {(listed.path, listed.counter) for listed in self.descriptions.values()}
+        for digest, listed in self._listed.items():
+            if (listed.path, listed.counter) not in read and self._may_read(digest):
+                self._decisions.effects.append(ReadDescription(digest))
+        for digest, order in self._listed_orders.items():
+            if order.serial not in self.orders and self._may_read(digest):
+                self._decisions.effects.append(ReadOrder(digest))
+
+    def _may_read(self, digest: bytes) -> bool:
+        if digest not in self._shelf.held or digest in self._bad or digest in self._reading:
+            return False
+        self._reading.add(digest)
+        return True
+
+    # --- what was read ---------------------------------------------------------------------------------------------
+    def described(self, digest: bytes, description: Description | None) -> None:
+        """The description of a release was parsed. None: it is malformed, or can't be read."""
+        self._reading.discard(digest)
+        listed = self._listed.get(digest)
+        if listed is None:
+            return
+        if description is None or (description.path, description.counter) != (listed.path, listed.counter):
+            self._bad.add(digest)
+            self._say(
+                listed.path, listed.counter, "refused", "its description is malformed, or that of another release"
+            )
+            return
+        self.descriptions[listed.path, listed.counter] = description
+        for content in _contents(description):
+            self._shelf.describe(content, description.path)
+        self.is_changed = True
+
+    def ordered(self, digest: bytes, order: Order | None) -> None:
+        """An order was parsed. None: it is malformed, or can't be read."""
+        self._reading.discard(digest)
+        listed = self._listed_orders.get(digest)
+        if listed is None:
+            return
+        if order is None or order.serial != listed.serial:
+            self._bad.add(digest)
+            return
+        self.orders[order.serial] = order
+        self.has_new_orders = True
+        self.is_changed = True
+
+    def indexed(self, digest: bytes, is_loaded: bool) -> None:
+        """An index was read. ``is_loaded``: it fits its content."""
+        self._reading.discard(digest)
+        if not is_loaded and digest in self._shelf.known:
+            self._bad.add(digest)
+        self.is_changed = True
+
+    def kept(self, digest: bytes) -> None:
+        """A chunk is held now."""
+        if digest in self._listed or digest in self._listed_orders:
+            self._read_held()
+        self.is_changed = True
+
+    # --- what is wanted --------------------------------------------------------------------------------------------
+    def want(self, releases: Iterable[Wanted]) -> None:
+        """Take these releases."""
+        wanted = dict.fromkeys(releases)
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self.is_changed = True
+
+    def take_whole(self, release: Wanted) -> None:
+        """Fetch the files of a release itself, because a delta did not work."""
+        self._whole.add(release)
+        self._fetched.pop(release, None)
+        self.is_changed = True
+
+    def expired(self) -> None:
+        """The metadata has expired."""
+        if self.catalogue is not None:
+            self.catalogue = replace(self.catalogue, is_expired=True)
+            self.is_changed = True
+
+    def lost(self) -> None:
+        """Chunks are not held any more, so releases may not be complete."""
+        self._fetched.clear()
+        self.is_changed = True
+
+    def needs(self) -> tuple[dict[bytes, tuple[int, int]], dict[bytes, int]]:
+        """The lone chunks to fetch, with size and priority, and the contents, with priority."""
+        self.is_changed = False
+        lone: dict[bytes, tuple[int, int]] = {}
+        contents: dict[bytes, int] = {}
+        catalogue = self.catalogue
+        if catalogue is None:
+            return lone, contents
+        held = self._shelf.held
+        for digest, order in self._listed_orders.items():
+            if digest not in held and order.size_bytes <= MAX_CHUNK_BYTES:
+                lone[digest] = order.size_bytes, _ORDER
+        for digest, listed in self._listed.items():
+            release = listed.path, listed.counter
+            if release not in self._wanted or catalogue.is_expired:
+                continue
+            if release not in self._begun:
+                self._begun.add(release)
+                self._say(*release, "fetching")
+            description = self.descriptions.get(release)
+            if description is None:
+                if digest not in held and 0 < listed.size_bytes <= MAX_CHUNK_BYTES:
+                    lone[digest] = listed.size_bytes, _DESCRIPTION
+            elif not self._needs_of(description, lone, contents) and release not in self._fetched:
+                self._fetched[release] = None
+                self.new_fetched.append(release)
+                self._say(*release, "fetched")
+        return lone, contents
+
+    def _needs_of(
+        self, description: Description, lone: dict[bytes, tuple[int, int]], contents: dict[bytes, int]
+    ) -> bool:  # fmt: skip
+        """Add what is missing of a release. Returns whether anything is."""
+        is_missing = False
+        for content in self.chosen(description):
+            digest = bytes.fromhex(content.index)
+            known = self._shelf.known.get(digest)
+            if known is None or known.is_whole:
+                continue
+            is_missing = True
+            if digest in self._bad:
+                continue
+            if digest not in self._shelf.held:
+                lone[digest] = content.chunks * DIGEST_BYTES, _INDEX
+            elif not known.digests and digest not in self._reading:
+                self._reading.add(digest)
+                self._decisions.effects.append(ReadIndex(digest, content.size_bytes, content.chunk_bytes))
+            contents[digest] = _CONTENT + len(contents)
+        return is_missing
+
+    def chosen(self, description: Description) -> list[Content]:
+        """The contents to fetch for a release: of each file a delta, or the file."""
+        chosen = []
+        bases = {} if (description.path, description.counter) in self._whole else self._bases()
+        for file in description.files:
+            deltas = [delta.content for delta in description.deltas
+                      if delta.name == file.name and delta.base in bases]  # fmt: skip
+            deltas.sort(key=lambda content: content.size_bytes)
+            known = self._shelf.known.get(bytes.fromhex(file.content.index))
+            is_here = known is not None and known.is_whole
+            chosen.append(deltas[0] if deltas and not is_here else file.content)
+        return chosen
+
+    def _bases(self) -> dict[str, None]:
+        """The files that are held whole, by their SHA-256."""
+        return {
+            file.content.sha256: None
+            for release in self._fetched if (description := self.descriptions.get(release)) is not None
+            for file in description.files
+        }  # fmt: skip
+
+    def _say(self, path: str, counter: int, state: str, detail: str = "") -> None:
+        self._decisions.events.append(ReleaseState(path, counter, state, detail))
+
+
+def _contents(description: Description) -> list[Content]:
+    return [file.content for file in description.files] + [delta.content for delta in description.deltas]

@@ -1,0 +1,1 @@
+"""The swarm: chunks that travel between neighbours, whatever they are part of."""

@@ -1,0 +1,86 @@
+"""A neighbour as somebody who has chunks: what it says it holds, what it was asked for, and how well it answers."""
+
+from typing import Final
+
+from protocols.base import limits
+from protocols.base.ids import NodeId
+from protocols.releases.swarm.window import DelayWindow
+
+FIRST_PATIENCE_NS: Final = 5 * limits.SECOND
+LEAST_PATIENCE_NS: Final = 2 * limits.SECOND
+"""A TLS stream stalls for up to 0.4 s at 5 % loss, and the bulk lane is dialled first."""
+MOST_PATIENCE_NS: Final = 20 * limits.SECOND
+_PATIENCE: Final = 4
+"""A piece is late after this many times what pieces took lately."""
+_LONGEST_PAUSE_NS: Final = 60 * limits.SECOND
+_FORBIDDEN_NS: Final = 600 * limits.SECOND
+MAX_SHUNNED: Final = 256
+"""Digests for which a neighbour is not asked, because it refused them."""
+
+Piece = tuple[bytes, int]
+"""The digest of a chunk, and where the piece begins."""
+
+
+class Supplier:
+    """One neighbour."""
+
+    __slots__ = ("asked", "bits", "coming", "is_idle", "is_silent", "late", "lone", "node", "paused_until_ns",
+                 "shunned", "timeouts", "window")  # fmt: skip
+
+    def __init__(self, node: NodeId) -> None:
+        self.node = node
+        self.bits: dict[bytes, int] = {}
+        """The chunks that it says it holds, by content that this node names."""
+        self.lone: dict[bytes, None] = {}
+        """The chunks that this node names and that it says it holds."""
+        self.coming: dict[bytes, int] = {}
+        """The chunks that it says it gets from the relay, and until when that is believed."""
+        self.asked: dict[Piece, tuple[int, int]] = {}
+        """When it was asked for which piece, and until when it may take."""
+        self.late: dict[Piece, int] = {}
+        """Pieces that did not come in time, and when they were asked for. They are welcome if they come all the same,
+        and nobody else's answer has."""
+        self.shunned: dict[bytes, int] = {}
+        """What it refused, and until when it is not asked for that."""
+        self.window = DelayWindow(limits.MAX_BACKGROUND_FRAMES)
+        self.paused_until_ns = 0
+        self.timeouts = 0
+        """Pieces in a row that did not come in time."""
+        self.is_silent = False
+        """Whether what it holds counts for nothing, because it does not answer."""
+        self.is_idle = False
+        """Whether it had nothing to be asked for when that was looked at last."""
+
+    def has_room(self, now: int) -> bool:
+        """Whether it may be asked for another piece."""
+        return now >= self.paused_until_ns and len(self.asked) < int(self.window.size)
+
+    def patience_ns(self) -> int:
+        """How long a piece may take."""
+        if not self.window.smoothed_ns:
+            return FIRST_PATIENCE_NS
+        return min(max(_PATIENCE * self.window.smoothed_ns, LEAST_PATIENCE_NS), MOST_PATIENCE_NS)
+
+    def give_up(self, piece: Piece) -> None:
+        """Wait for a piece no more. It may still come."""
+        self.late[piece] = self.asked.pop(piece)[0]
+        while len(self.late) > 2 * limits.MAX_BACKGROUND_FRAMES:
+            del self.late[next(iter(self.late))]
+
+    def timed_out(self, piece: Piece, now: int) -> None:
+        """Note that a piece did not come in time. It is asked less and less often as long as nothing comes."""
+        self.give_up(piece)
+        self.window.lost(now)
+        self.timeouts += 1
+        self.paused_until_ns = now + min(limits.SECOND << min(self.timeouts, 6), _LONGEST_PAUSE_NS)
+
+    def shun(self, digest: bytes, now: int, duration_ns: int = _FORBIDDEN_NS) -> None:
+        """Ask it no more for a chunk, or for the chunks of a content, for a while."""
+        self.shunned.pop(digest, None)
+        self.shunned[digest] = now + duration_ns
+        while len(self.shunned) > MAX_SHUNNED:
+            del self.shunned[next(iter(self.shunned))]
+
+    def shuns(self, digest: bytes, now: int) -> bool:
+        """Whether it is not asked for that."""
+        return bool(self.shunned) and self.shunned.get(digest, 0) > now

@@ -1,0 +1,134 @@
+"""Releases spread from node to node in virtual time: what is published reaches everybody, and nothing else does."""
+
+from msgspec.structs import replace
+
+from protocols.access import AccessRule
+from protocols.base.ids import NodeId, Role
+from protocols.base.limits import SECOND
+from protocols.releases.events import ChunkForged, MetadataRefused, MetadataTaken
+from protocols.settings import NodeSettings
+from sims.virtual.driver import SimDriver
+from sims.world.authors import Authors
+from sims.world.releases.nodes import RelayStore, SimReleases
+from sims.world.releases.publisher import Publisher
+
+PATH = "models/plate"
+
+
+class Mesh:
+    """Nodes in reach of each other, and a publisher."""
+
+    def __init__(self, *names: str, rules: tuple[AccessRule, ...] | None = None, seed: int = 1) -> None:
+        self.publisher = Publisher(seed)
+        self.releases = SimReleases(self.publisher)
+        self._rules = rules
+        self.driver = self.releases.driver = SimDriver(
+            seed, adjust=self._adjust, capabilities=(self.releases.capability,)
+        )
+        self._authors = Authors(self.driver, self.driver.random)
+        for name in names:
+            self.driver.add(name, Role.RSU if name.startswith("rsu") else Role.VEHICLE)
+        self.driver.meet()
+        self.driver.run_for(SECOND)
+
+    def _adjust(self, settings: NodeSettings) -> NodeSettings:
+        settings = replace(settings, seal=self._authors.seal(settings.node))
+        return settings if self._rules is None else replace(settings, access=self._rules)
+
+    def seed(self, name: str) -> None:
+        self.releases.seed(self.driver.nodes[NodeId(name)])
+
+    def run_for(self, seconds: float) -> None:
+        self.driver.run_for(int(seconds * SECOND))
+
+    def serving(self) -> dict[str, int]:
+        """The counter that each node serves; 0: none."""
+        return {node.name: self.releases.disk(node.name).served.get(PATH, 0) for node in self.driver.numbered}
+
+    def counter(self, name: str, what: str) -> int:
+        return self.driver.nodes[NodeId(name)].engine.statistics()[f"releases_{what}"]
+
+    def events(self, name: str, kind: type) -> list[object]:
+        return [event for _, event in self.driver.nodes[NodeId(name)].events if type(event) is kind]
+
+
+def test_release_that_one_node_has_is_served_by_all() -> None:
+    """Releases are for this: one seed is enough, without a relay."""
+    mesh = Mesh("a", "b", "c")
+    mesh.publisher.release(PATH, 1, 300_000)
+    mesh.publisher.sign()
+    mesh.seed("a")
+    mesh.run_for(10)
+    assert mesh.serving() == {"a": 1, "b": 1, "c": 1}
+    assert mesh.events("b", MetadataTaken) == [MetadataTaken(1, 1)]
+    mesh.publisher.release(PATH, 2, 200_000)
+    mesh.publisher.sign()
+    mesh.seed("c")
+    mesh.run_for(10)
+    assert mesh.serving() == {"a": 2, "b": 2, "c": 2}
+
+
+def test_nodes_of_one_neighbourhood_ask_the_relay_for_each_chunk_about_once() -> None:
+    """The uplink is what costs money: neighbours share what one of them got."""
+    mesh = Mesh(*(f"n{number}" for number in range(8)))
+    mesh.releases.relay = RelayStore(mesh.driver, mesh.publisher, 1_000_000, 20_000_000)
+    mesh.publisher.release(PATH, 1, 2_000_000)
+    mesh.publisher.sign()
+    for node in mesh.driver.numbered:
+        mesh.releases.connect(node)
+    mesh.run_for(20)
+    assert set(mesh.serving().values()) == {1}
+    assert mesh.releases.relay.egress_bytes < 1.3 * 2_000_000
+
+
+def test_node_that_may_have_no_release_gets_nothing() -> None:
+    """The table of access decides, not the good will of who asks."""
+    rules = (
+        AccessRule(Role.RSU, "publish", "**"), AccessRule(Role.VEHICLE, "publish", "**"),
+        AccessRule(Role.RSU, "release", "**"),
+    )  # fmt: skip
+    mesh = Mesh("rsu-1", "rsu-2", "car", rules=rules)
+    mesh.publisher.release(PATH, 1, 100_000)
+    mesh.publisher.sign()
+    mesh.seed("rsu-1")
+    mesh.run_for(60)
+    assert mesh.serving() == {"rsu-1": 1, "rsu-2": 1, "car": 0}
+    assert mesh.releases.disk("car").chunks == {}
+
+
+def test_node_that_restarts_goes_on_where_it_was() -> None:
+    """A car is switched off in the middle of a download every day."""
+    mesh = Mesh("a", "b")
+    mesh.driver.shape("a", "b", 1_000_000, 50_000)
+    mesh.publisher.release(PATH, 1, 400_000, 16 * 1024)
+    mesh.publisher.sign()
+    mesh.seed("a")
+    mesh.run_for(5)
+    before = len(mesh.releases.disk("b").chunks)
+    assert 3 < before < 25
+    mesh.driver.kill("b")
+    mesh.run_for(5)
+    mesh.driver.restart("b")
+    mesh.releases.begin(mesh.driver.nodes[NodeId("b")])
+    mesh.driver.meet()
+    mesh.run_for(12)
+    assert mesh.serving() == {"a": 1, "b": 1}
+    assert mesh.counter("b", "chunks_kept") <= len(mesh.publisher.chunks) - before
+
+
+def test_forged_and_refused_are_not_seen_among_honest_nodes() -> None:
+    """An honest neighbour is never called a forger, whatever is lost or late."""
+    mesh = Mesh("a", "b", "c", "d")
+    for sender in "abcd":
+        for receiver in "abcd":
+            if sender != receiver:
+                mesh.driver.shape(sender, receiver, 30_000_000, 120_000)
+    mesh.publisher.release(PATH, 1, 600_000)
+    mesh.publisher.sign()
+    mesh.seed("a")
+    mesh.run_for(3)
+    mesh.driver.kill("c")
+    mesh.run_for(30)
+    assert mesh.serving()["b"] == mesh.serving()["d"] == 1
+    for name in "abd":
+        assert mesh.events(name, ChunkForged) == [] == mesh.events(name, MetadataRefused)

@@ -1,0 +1,113 @@
+"""A relay that publishes releases, without a network, and what a lying neighbour can make of its metadata."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from securesystemslib.signer import CryptoSigner, Signer
+from tuf.api.metadata import Metadata
+from tuf.api.serialization.json import JSONSerializer
+
+from cloud_relay.releases.chunking import chunk_data
+from cloud_relay.releases.publishing import list_release
+from cloud_relay.releases.repository import Lifetimes, ReleaseRepository, opened
+from cloud_relay.releases.shown import BUNDLE_FILE
+from protocols.releases.bundle import unpack_untrusted_bundle
+from protocols.releases.catalogue import Description, ReleasedFile
+
+ONLINE = ("timestamp", "snapshot", "targets", "rollouts", "models")
+Files = Mapping[str, bytes]
+
+
+class Publisher:
+    """A repository whose keys are all at hand, and whose clock can be set."""
+
+    def __init__(self, folder: Path, lifetimes: Lifetimes | None = None) -> None:
+        self.folder, self.now = folder, datetime.now(UTC)
+        self.lifetimes = lifetimes or Lifetimes()
+        self.root_signers: list[Signer] = [CryptoSigner.generate_ed25519() for _ in range(3)]
+        self.signers: dict[str, Signer] = {role: CryptoSigner.generate_ed25519() for role in ONLINE}
+        with opened(folder, lambda: self.now) as repository:
+            repository.lifetimes = self.lifetimes
+            repository.create(self.root_signers, 2, self.signers)
+            repository.commit()
+        self.root_path = folder / "metadata" / "1.root.json"
+
+    @contextmanager
+    def changing(self) -> Iterator[ReleaseRepository]:
+        """The repository; what was changed is published at the end."""
+        with opened(self.folder, lambda: self.now) as repository:
+            repository.load()
+            repository.use_keys(self.signers.values())
+            yield repository
+            repository.commit()
+
+    def release(self, counter: int, name: str = "plate", content: bytes | None = None) -> bytes:
+        """Publish a release with one file, and return the bundle."""
+        with self.changing() as repository:
+            data = content if content is not None else f"{name} {counter}".encode()
+            made = chunk_data(data, repository.shelf.keep)
+            file = ReleasedFile(name=f"{name}.onnx", content=made)
+            list_release(
+                repository, Description(path=f"models/{name}", counter=counter, model=file.name, files=(file,))
+            )
+        return self.bundle
+
+    def refresh(self, targets_too: bool = False) -> bytes:
+        """Sign anew, and return the bundle."""
+        with self.changing() as repository:
+            repository.refresh(targets_too)
+        return self.bundle
+
+    def rotate(self, role: str, roots: int = 2) -> bytes:
+        """Exchange the key of a role that root names, and return the bundle."""
+        self.signers[role] = CryptoSigner.generate_ed25519()
+        with self.changing() as repository:
+            repository.exchange_key(role, self.signers[role].public_key)
+            if role in ("timestamp", "snapshot", "targets"):
+                repository.sign_root(self.root_signers[:roots])
+        return self.bundle
+
+    @property
+    def bundle(self) -> bytes:
+        return (self.folder / BUNDLE_FILE).read_bytes()
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return unpack_untrusted_bundle(self.bundle)
+
+    def ahead(self, days: float) -> None:
+        """Let time pass at the repository. Negative: what it signs has been signed in the past."""
+        self.now += timedelta(days=days)
+
+
+def packed(files: Files) -> bytes:
+    """A bundle of files, however large."""
+    return msgspec.msgpack.encode(dict(sorted(files.items())))
+
+
+def named(files: Files, role: str) -> str:
+    """The name of the file of a role."""
+    return next(name for name in files if name.removesuffix(".json").rpartition(".")[2] == role)
+
+
+def resigned(data: bytes, change: Callable[[Any], None], *signers: Signer) -> bytes:
+    """Metadata with its signed part changed, signed by these keys; none: with the signatures that it had."""
+    metadata: Metadata[Any] = Metadata.from_bytes(data)
+    change(metadata.signed)
+    if not signers:
+        content = {"signatures": json.loads(data)["signatures"], "signed": metadata.signed.to_dict()}
+        return json.dumps(content, separators=(",", ":"), sort_keys=True).encode()
+    metadata.signatures.clear()
+    for signer in signers:
+        metadata.sign(signer, append=True)
+    return metadata.to_bytes(JSONSerializer(compact=True))
+
+
+def sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
