@@ -41,8 +41,8 @@ class Fetching:
         self._bundle = b""
         self.descriptions: dict[Wanted, Description] = {}
         """What was read, of releases that the metadata lists."""
-        self.orders: dict[int, Order] = {}
-        """What was read, by serial, of orders that the metadata lists."""
+        self.orders: dict[bytes, Order] = {}
+        """What was read, by digest, of orders that the metadata lists."""
         self._wanted: dict[Wanted, None] = {}
         self._whole: set[Wanted] = set()  # releases whose deltas did not work
         self._bad: set[bytes] = set()  # descriptions and orders that are malformed, and indices
@@ -64,9 +64,8 @@ class Fetching:
         newest = sorted(catalogue.orders, key=lambda order: -order.serial)[:MAX_ORDERS]
         self._listed_orders = {order.digest: order for order in newest}
         names = {(listed.path, listed.counter) for listed in self._listed.values()}
-        serials = {order.serial for order in newest}
         self.descriptions = {name: known for name, known in self.descriptions.items() if name in names}
-        self.orders = {serial: order for serial, order in self.orders.items() if serial in serials}
+        self.orders = {digest: order for digest, order in self.orders.items() if digest in self._listed_orders}
         self._fetched = {name: None for name in self._fetched if name in names}
         self._bad &= {*self._listed, *self._listed_orders}
         self._name()
@@ -87,8 +86,8 @@ class Fetching:
         for digest, listed in self._listed.items():
             if (listed.path, listed.counter) not in read and self._may_read(digest):
                 self._decisions.effects.append(ReadDescription(digest))
-        for digest, order in self._listed_orders.items():
-            if order.serial not in self.orders and self._may_read(digest):
+        for digest in self._listed_orders:
+            if digest not in self.orders and self._may_read(digest):
                 self._decisions.effects.append(ReadOrder(digest))
 
     def _may_read(self, digest: bytes) -> bool:
@@ -96,6 +95,11 @@ class Fetching:
             return False
         self._reading.add(digest)
         return True
+
+    @property
+    def serials(self) -> list[int]:
+        """The serials of the orders that the metadata lists."""
+        return [order.serial for order in self._listed_orders.values()]
 
     # --- what was read ---------------------------------------------------------------------------------------------
     def described(self, digest: bytes, description: Description | None) -> None:
@@ -124,7 +128,7 @@ class Fetching:
         if order is None or order.serial != listed.serial:
             self._bad.add(digest)
             return
-        self.orders[order.serial] = order
+        self.orders[digest] = order
         self.has_new_orders = True
         self.is_changed = True
 

@@ -2,23 +2,22 @@
 
 Its parts are what is heard and verified (``news``), the steps of each release (``fetching``), and the ``swarm``: what
 is held (``shelf``), who is asked for what (``asking``, ``relaying``), what neighbours are told (``telling``) and given
-(``serving``). Which releases are wanted, and what becomes of those that are complete, is decided by a
-:class:`ReleasePlan`.
+(``serving``). Which releases are wanted, and what becomes of those that are complete, is decided by ``rollout``.
 
 The driver performs effects, and tells their results by the methods here that are named in
 :mod:`protocols.releases.events`. At the start of a life it tells first what is on the disk (``holding``), and then the
 bundle that was verified last (``bundle_verified``).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Any, ClassVar, Final, Protocol, assert_never
+from typing import Any, ClassVar, Final, assert_never
 
 from protocols.access import AccessTable
 from protocols.base.effects import Effect, Event
 from protocols.base.ids import NodeId, Role
 from protocols.machine import EntryWish, HeardEntry, Machine, Message
-from protocols.releases.catalogue import Description, Listed, Order, ReleaseCatalogue
+from protocols.releases.catalogue import Description, Order, ReleaseCatalogue
 from protocols.releases.events import (
     Decisions,
     Measures,
@@ -26,9 +25,9 @@ from protocols.releases.events import (
     MetadataTaken,
     VerifyBundle,
 )
-from protocols.releases.fetching import BUNDLE_PRIORITY, Fetching, Wanted
-from protocols.releases.following import Newest
+from protocols.releases.fetching import BUNDLE_PRIORITY, Fetching
 from protocols.releases.news import RELAY, News
+from protocols.releases.rollout.rollouts import Rollouts
 from protocols.releases.settings import ReleaseSettings
 from protocols.releases.swarm.asking import Swarm
 from protocols.releases.swarm.relaying import Relaying
@@ -54,53 +53,6 @@ HEALTH_LIFETIME_S: Final = 14 * 86_400
 """How long what a node says of a rollout is remembered: longer than most rollouts take."""
 
 
-class ReleasePlan(Protocol):
-    """Decides which releases a node takes, and when it stages, shadows, serves and drops them. What it decides is taken
-    after each call."""
-
-    def releases(self, releases: Collection[Listed], now: int) -> None:
-        """Take all releases of the newest verified metadata."""
-
-    def orders(self, orders: Collection[Order], now: int) -> None:
-        """Take all orders of the newest verified metadata that were read."""
-
-    def expired(self, is_expired: bool, now: int) -> None:
-        """Whether the metadata has expired."""
-
-    def heard(self, entry: HeardEntry, now: int) -> None:
-        """Take an entry of kind ``rollout``."""
-
-    def complete(self, path: str, counter: int, now: int) -> None:
-        """All chunks of a wanted release are held."""
-
-    def staged(self, path: str, counter: int, failure: str, now: int) -> None:
-        """A release was tried. ``failure``: why it can't be served; empty: it can."""
-
-    def serving(self, path: str, counter: int, failure: str, now: int) -> None:
-        """A release answers requests now, or can't any more."""
-
-    def measured(self, path: str, counter: int, measures: Measures, now: int) -> None:
-        """What was measured of a release that serves, or is shadowed."""
-
-    def wanted(self) -> Collection[Wanted]:
-        """The releases whose chunks are to be fetched."""
-
-    def handle_timer(self, now: int) -> None:
-        """Do what is due."""
-
-    def next_timer_at(self) -> int:
-        """When :meth:`handle_timer` has something to do."""
-
-    def outgoing(self) -> Sequence[Effect]:
-        """Effects decided since the last call."""
-
-    def events(self) -> Sequence[Event]:
-        """Events since the last call."""
-
-    def health_body(self) -> bytes | None:
-        """The body of the entry of kind ``rollout`` to sign, once for each change; None: the last one still holds."""
-
-
 class Releases(Machine):
     """See the module."""
 
@@ -110,19 +62,17 @@ class Releases(Machine):
 
     def __init__(
         self, node: NodeId, access: AccessTable, settings: ReleaseSettings, random: Random,
-        plan: ReleasePlan | None = None,
+        rollouts: Rollouts,
     ) -> None:  # fmt: skip
-        """``plan``: None stands for the newest release of each path that the settings follow, which is served as soon
-        as it is staged."""
         self._decided = Decisions()
         self.shelf = Shelf(access)
         self.news = News(node, random)
         self.fetching = Fetching(self.shelf, self._decided)
         self.swarm = Swarm(self.shelf, settings, self._decided, random)
         self.relaying = Relaying(self.shelf, self.swarm, settings, self._decided, random)
-        self.telling = Telling(self.shelf, settings.gather_ns, self._decided, self._holds)
+        self.telling = Telling(self.shelf, settings.gather_ns, self._decided, self._holds, random)
         self.serving_pieces = PieceServing(self.shelf, settings, self._decided)
-        self.plan: ReleasePlan = plan or Newest(settings.follow)
+        self.rollouts = rollouts
         self._wishes: list[EntryWish] = []
 
     # --- neighbours ------------------------------------------------------------------------------------------------
@@ -173,7 +123,7 @@ class Releases(Machine):
         if entry.kind == RELEASES_KIND:
             self.news.heard(entry, now)
         else:
-            self.plan.heard(entry, now)
+            self.rollouts.heard(entry, now)
         self._go_on(now)
 
     # --- the relay -------------------------------------------------------------------------------------------------
@@ -248,16 +198,16 @@ class Releases(Machine):
         if self.news.taken(digest, self.shelf.held.get(digest, 1), catalogue, now):
             self.fetching.trust(digest, catalogue)
             self._tell_named(now)
-            self.plan.expired(catalogue.is_expired, now)
-            self.plan.releases(catalogue.releases, now)
-            self.plan.orders(list(self.fetching.orders.values()), now)
+            self.rollouts.expired(catalogue.is_expired, now)
+            self.rollouts.releases(catalogue.releases, now)
+            self._tell_orders(now)
             self._decided.events.append(MetadataTaken(catalogue.timestamp_version, len(catalogue.releases)))
         self._go_on(now)
 
     def expired(self, now: int) -> None:
         """The metadata that was verified last has expired: nothing new is fetched or installed."""
         self.fetching.expired()
-        self.plan.expired(True, now)
+        self.rollouts.expired(True, now)
         self._go_on(now)
 
     def bundle_refused(self, digest: bytes, why: str, now: int) -> None:
@@ -285,7 +235,7 @@ class Releases(Machine):
     # --- installing ------------------------------------------------------------------------------------------------
     def staged(self, path: str, counter: int, failure: str, now: int) -> None:
         """A release was put together and tried. ``failure``: why it can't be served; empty: it can."""
-        self.plan.staged(path, counter, failure, now)
+        self.rollouts.staged(path, counter, failure, now)
         self._go_on(now)
 
     def delta_failed(self, path: str, counter: int, now: int) -> None:
@@ -295,12 +245,12 @@ class Releases(Machine):
 
     def serving(self, path: str, counter: int, failure: str, now: int) -> None:
         """A release answers requests now. ``failure``: why it does not, or not any more."""
-        self.plan.serving(path, counter, failure, now)
+        self.rollouts.serving(path, counter, failure, now)
         self._go_on(now)
 
     def measured(self, path: str, counter: int, measures: Measures, now: int) -> None:
         """What was measured of a release that serves, or is shadowed."""
-        self.plan.measured(path, counter, measures, now)
+        self.rollouts.measured(path, counter, measures, now)
         self._go_on(now)
 
     # --- deciding --------------------------------------------------------------------------------------------------
@@ -314,8 +264,8 @@ class Releases(Machine):
         while True:
             if fetching.has_new_orders:
                 fetching.has_new_orders = False
-                self.plan.orders(list(fetching.orders.values()), now)
-            fetching.want(self.plan.wanted())
+                self._tell_orders(now)
+            fetching.want(self.rollouts.wanted())
             if not (fetching.is_changed or self.news.is_changed):
                 break
             lone, contents = fetching.needs()
@@ -326,16 +276,19 @@ class Releases(Machine):
             fetched = fetching.new_fetched[:]
             fetching.new_fetched.clear()
             for path, counter in fetched:
-                self.plan.complete(path, counter, now)
-        self._take_plan()
+                self.rollouts.complete(path, counter, now)
+        self._take_rollouts()
         self.swarm.ask(now)
         self.relaying.ask(now)
 
-    def _take_plan(self) -> None:
-        """Take what the plan has decided."""
-        self._decided.effects.extend(self.plan.outgoing())
-        self._decided.events.extend(self.plan.events())
-        body = self.plan.health_body()
+    def _tell_orders(self, now: int) -> None:
+        self.rollouts.orders(list(self.fetching.orders.values()), now, self.fetching.serials)
+
+    def _take_rollouts(self) -> None:
+        """Take what the rollouts have decided."""
+        self._decided.effects.extend(self.rollouts.outgoing())
+        self._decided.events.extend(self.rollouts.events())
+        body = self.rollouts.health_body()
         if body is not None:
             self._wishes.append(EntryWish(HEALTH_KIND, body, HEALTH_LIFETIME_S))
 
@@ -346,8 +299,8 @@ class Releases(Machine):
         self.relaying.handle_timer(now)
         self.telling.handle_timer(now)
         self.serving_pieces.handle_timer(now)
-        if now >= self.plan.next_timer_at():
-            self.plan.handle_timer(now)
+        if now >= self.rollouts.next_timer_at():
+            self.rollouts.handle_timer(now)
             self._go_on(now)
         elif self.news.is_changed or self.fetching.is_changed:
             self._go_on(now)
@@ -356,7 +309,7 @@ class Releases(Machine):
         """See :class:`Machine`."""
         return min(
             self.news.next_timer_at(), self.swarm.next_timer_at(), self.relaying.next_timer_at(),
-            self.telling.next_timer_at(), self.serving_pieces.next_timer_at(), self.plan.next_timer_at(),
+            self.telling.next_timer_at(), self.serving_pieces.next_timer_at(), self.rollouts.next_timer_at(),
         )  # fmt: skip
 
     # --- what was decided ------------------------------------------------------------------------------------------
@@ -388,5 +341,5 @@ class Releases(Machine):
         """See :class:`Machine`."""
         return {
             **self.news.counts, **self.swarm.counts, **self.relaying.counts, **self.telling.counts,
-            **self.serving_pieces.counts,
+            **self.serving_pieces.counts, **self.rollouts.counters(),
         }  # fmt: skip

@@ -1,19 +1,13 @@
 """The settings of releases at one node."""
 
-from typing import Final
-
 from msgspec import Struct
 
 from protocols.base import limits
-
-FOLLOW_ALL: Final = ("**",)
 
 
 class ReleaseSettings(Struct, frozen=True):
     """The settings of releases. 0 bytes means no limit."""
 
-    follow: tuple[str, ...] = FOLLOW_ALL
-    """Key expressions of the paths that this node takes releases of, as in ``models/plate``."""
     fetch_bytes_per_hour: int = 0
     """Pieces asked of neighbours and of the relay: for a node whose link is paid for by the byte."""
     relay_bytes_per_hour: int = 0
@@ -22,9 +16,9 @@ class ReleaseSettings(Struct, frozen=True):
     """Pieces sent to all neighbours together."""
     serve_neighbour_bytes_per_s: int = 0
     """Pieces sent to each neighbour."""
-    gather_ns: int = 50 * limits.MS
-    """Neighbours are told at most this often what this node has got. A shorter time costs frames, a longer one delays
-    the next neighbour that has nothing else to ask for."""
+    gather_ns: int = 100 * limits.MS
+    """A neighbour is told at most this often what this node has got. A shorter time costs frames, a longer one delays
+    neighbours that have nothing else to ask for."""
     relay_patience_ns: int = 20 * limits.SECOND
     """A chunk that neighbours hold, and that still has not come after this time, is asked of the relay."""
     relay_stagger_ns: int = limits.SECOND

@@ -26,7 +26,7 @@ from protocols.releases.swarm.assembly import Assembly
 from protocols.releases.swarm.demand import ChunkDemand, ContentWish
 from protocols.releases.swarm.shelf import Shelf
 from protocols.releases.swarm.supplier import Supplier
-from protocols.releases.swarm.window import DelayWindow
+from protocols.releases.swarm.window import ALL_LOOK, ALL_TARGET_NS, DelayWindow
 from protocols.wire.releases import ChunkPiece, ChunkRefused, ChunksComing, ChunkWanted, ContentHave, ContentWanted
 
 MAX_ASSEMBLED_BYTES: Final = 8 * 1024 * 1024
@@ -53,7 +53,7 @@ class Swarm:
         self._shelf, self._decisions, self._random = shelf, decisions, random
         self.demand = ChunkDemand(shelf, random)
         self.suppliers: dict[NodeId, Supplier] = {}
-        self.window = DelayWindow(MAX_UNDER_WAY)
+        self.window = DelayWindow(MAX_UNDER_WAY, ALL_TARGET_NS, ALL_LOOK)
         self._assemblies: dict[bytes, Assembly] = {}
         self._keeping: dict[bytes, tuple[int, dict[NodeId, None]]] = {}
         self._assembled_bytes = 0
@@ -159,7 +159,7 @@ class Swarm:
                 if assembly.add(frame.offset, frame.data, source):
                     self._whole_now(assembly)
         supplier.is_idle = False
-        self._ask_one(supplier, now)
+        self.ask(now)
 
     def _answered(self, supplier: Supplier, took_ns: int, now: int) -> None:
         supplier.timeouts = supplier.paused_until_ns = 0
@@ -301,11 +301,12 @@ class Swarm:
 
     # --- asking ----------------------------------------------------------------------------------------------------
     def ask(self, now: int) -> None:
-        """Ask every neighbour that has room for what it holds. They take turns, beginning with any."""
+        """Ask every neighbour that has room for what it holds, first those that were asked for least."""
         waiting = [supplier for supplier in self.suppliers.values() if not supplier.is_idle]
         if waiting and (self.demand.lone or self.demand.contents):
-            start = self._random.randrange(len(waiting))
-            for supplier in waiting[start:] + waiting[:start]:
+            self._random.shuffle(waiting)
+            waiting.sort(key=lambda supplier: len(supplier.asked))
+            for supplier in waiting:
                 self._ask_one(supplier, now)
 
     def _ask_one(self, supplier: Supplier, now: int) -> None:

@@ -20,7 +20,9 @@ from protocols.releases.swarm.shelf import Shelf
 from protocols.wire.releases import ChunksComing
 
 AT_ONCE: Final = 2
-"""Chunks asked of the relay at the same time: one is on its way while the next waits at the relay."""
+"""Chunks asked of the relay at the same time: one is on its way while the next is asked for …"""
+_QUICK_NS: Final = limits.SECOND // 2
+"""… if the last one came so quickly. Otherwise others wait at the relay too, and it is better that each gets one."""
 _LOOK_NS: Final = limits.SECOND
 _AGAIN_NS: Final = 10 * limits.SECOND
 """What the relay did not give is asked of it again after this time."""
@@ -36,6 +38,7 @@ class Relaying:
         self._shelf, self._swarm, self._settings = shelf, swarm, settings
         self._decisions, self._random = decisions, random
         self._connected = False
+        self._at_once = 1
         self._asked: dict[bytes, int] = {}
         self._failed: dict[bytes, int] = {}  # chunks that it did not give, and when they are asked for again
         self._staggers: dict[bytes, int] = {}  # when lone chunks and contents are asked for at the earliest
@@ -56,8 +59,10 @@ class Relaying:
 
     def stored(self, chunk: bytes, size_bytes: int, ok: bool, now: int) -> bool:
         """A chunk has come from the relay, or not. Returns whether it was asked for."""
-        if self._asked.pop(chunk, None) is None:
+        asked_ns = self._asked.pop(chunk, None)
+        if asked_ns is None:
             return False
+        self._at_once = AT_ONCE if now - asked_ns <= _QUICK_NS else 1
         self._swarm.demand.mark(chunk, busy=False)
         if ok:
             self.counts["relay_gave"] += 1
@@ -85,7 +90,7 @@ class Relaying:
         if not self._connected:
             return
         asked = len(self._asked)
-        while len(self._asked) < AT_ONCE and (self._budget is None or self._budget.left(now) > 0):
+        while len(self._asked) < self._at_once and (self._budget is None or self._budget.left(now) > 0):
             chunk = self._next(now)
             if chunk is None:
                 break
@@ -96,7 +101,7 @@ class Relaying:
         if len(self._asked) > asked:
             self._tell()
         demand = self._swarm.demand
-        if len(self._asked) < AT_ONCE and (demand.lone or demand.contents):
+        if len(self._asked) < self._at_once and (demand.lone or demand.contents):
             self._due_ns = min(self._due_ns if self._due_ns > now else NEVER, now + _LOOK_NS)
 
     def _tell(self) -> None:
@@ -145,8 +150,11 @@ class Relaying:
         """Whether it is too early to ask for a lone chunk, or for chunks of a content."""
         at_ns = self._staggers.get(digest)
         if at_ns is None:
-            stagger_ns = self._settings.relay_stagger_ns if self._swarm.suppliers else 0
-            at_ns = self._staggers[digest] = now + int(self._random.random() * stagger_ns)
+            nodes, content = len(self._swarm.suppliers), self._swarm.demand.contents.get(digest)
+            chunks = content.known.chunks if content is not None and content.known.digests else 1
+            crowded = min(AT_ONCE * nodes / chunks, 1.0)  # how likely two nodes ask for the same one
+            at_ns = now + int(self._random.random() * self._settings.relay_stagger_ns * crowded)
+            self._staggers[digest] = at_ns
         at_ns = max(at_ns, self._failed.get(digest, 0))
         if at_ns > now:
             self._due_ns = min(self._due_ns if self._due_ns > now else NEVER, at_ns)

@@ -4,7 +4,7 @@ from typing import Final
 
 from protocols.base import limits
 from protocols.base.ids import NodeId
-from protocols.releases.swarm.window import DelayWindow
+from protocols.releases.swarm.window import NEIGHBOUR_TARGET_NS, DelayWindow
 
 FIRST_PATIENCE_NS: Final = 5 * limits.SECOND
 LEAST_PATIENCE_NS: Final = 2 * limits.SECOND
@@ -42,7 +42,7 @@ class Supplier:
         and nobody else's answer has."""
         self.shunned: dict[bytes, int] = {}
         """What it refused, and until when it is not asked for that."""
-        self.window = DelayWindow(limits.MAX_BACKGROUND_FRAMES)
+        self.window = DelayWindow(limits.MAX_BACKGROUND_FRAMES, NEIGHBOUR_TARGET_NS)
         self.paused_until_ns = 0
         self.timeouts = 0
         """Pieces in a row that did not come in time."""

@@ -2,9 +2,13 @@
 
 An answer costs up to a kilobyte for 32 bytes of a question, so each neighbour has an allowance of them. What a
 neighbour is known to hold itself is not told.
+
+What is new is gathered for each neighbour, for a random time that is different for each: frames for all of them at once
+would delay readings that come just behind.
 """
 
 from collections.abc import Callable
+from random import Random
 from typing import Final
 
 from protocols.base.allowance import Allowance
@@ -25,25 +29,27 @@ Holds = Callable[[NodeId, bytes], int]
 class _Listener:
     """A neighbour that fetches something."""
 
-    __slots__ = ("allowance", "news", "role", "wants")
+    __slots__ = ("allowance", "due_ns", "news", "role", "told_ns", "wants")
 
     def __init__(self, now: int) -> None:
         self.role = Role.VEHICLE
         self.wants: dict[bytes, None] = {}
         self.news: dict[bytes, int] = {}
         """The chunks that it has not been told of, by content."""
+        self.due_ns = NEVER
+        self.told_ns = -NEVER
         self.allowance = Allowance(ANSWERS_PER_S, MAX_ANSWER_BURST, now)
 
 
 class Telling:
     """What one node tells its neighbours."""
 
-    def __init__(self, shelf: Shelf, gather_ns: int, decisions: Decisions, holds: Holds) -> None:
+    def __init__(self, shelf: Shelf, gather_ns: int, decisions: Decisions, holds: Holds, random: Random) -> None:
         self._shelf, self._gather_ns, self._decisions, self._holds = shelf, gather_ns, decisions, holds
+        self._random = random
         self._listeners: dict[NodeId, _Listener] = {}
         self._reading: dict[bytes, None] = {}  # contents whose index is being read
         self._due_ns = NEVER
-        self._told_ns = -NEVER
         self.counts = {"haves_sent": 0, "questions_over_rate": 0}
 
     def gone(self, node: NodeId) -> None:
@@ -109,15 +115,21 @@ class Telling:
         for listener in self._listeners.values():
             if digest in listener.wants:
                 listener.news[digest] = listener.news.get(digest, 0) | bits
-                self._due_ns = min(self._due_ns, max(now, self._told_ns + self._gather_ns))
+                if listener.due_ns == NEVER:
+                    soon_ns = now + int(self._random.random() * self._gather_ns / 2)
+                    listener.due_ns = max(soon_ns, listener.told_ns + self._gather_ns)
+                    self._due_ns = min(self._due_ns, listener.due_ns)
 
     def handle_timer(self, now: int) -> None:
         """Tell neighbours what is new."""
         if now < self._due_ns:
             return
-        self._due_ns, self._told_ns = NEVER, now
+        self._due_ns = NEVER
         for node, listener in self._listeners.items():
-            news, listener.news = listener.news, {}
+            if now < listener.due_ns:
+                self._due_ns = min(self._due_ns, listener.due_ns)
+                continue
+            news, listener.news, listener.due_ns, listener.told_ns = listener.news, {}, NEVER, now
             for digest, bits in news.items():
                 untold = bits & ~self._holds(node, digest)
                 if (untold or not bits) and self._shelf.permits(digest, listener.role, node):

@@ -2,15 +2,20 @@
 
 What is asked for waits in queues that readings share: at the neighbour, and on the link. So the window follows delay,
 as LEDBAT does (RFC 6817): it grows while answers take hardly longer than the shortest one lately, and shrinks when
-they take ``TARGET_NS`` longer. It never falls below one piece, and never rises above its bound.
+they take longer by a target. It never falls below one piece, and never rises above its bound.
 """
 
+from collections import deque
 from typing import Final
 
 from protocols.base.limits import MS, SECOND
 
-TARGET_NS: Final = 100 * MS
-"""The delay that pieces may cause in queues. Six pieces at 8 Mb/s are as long."""
+NEIGHBOUR_TARGET_NS: Final = 60 * MS
+"""The delay that pieces of one neighbour may meet in queues. Nine pieces at 8 Mb/s are as long."""
+ALL_TARGET_NS: Final = 100 * MS
+"""That of all pieces together, of which the shortest of the last ``ALL_LOOK`` counts: a neighbour that has what many
+want is slow without any fault of the link of this node."""
+ALL_LOOK: Final = 8
 _MEMORY_NS: Final = 30 * SECOND
 """The shortest delay is forgotten after once to twice this time: the link may have changed."""
 _FIRST: Final = 2.0
@@ -20,10 +25,13 @@ _LOWER: Final = 0.7
 class DelayWindow:
     """A number of pieces."""
 
-    __slots__ = ("_before_ns", "_lately_ns", "_most", "_reduced_ns", "_since_ns", "_started", "size", "smoothed_ns")
+    __slots__ = ("_before_ns", "_excess_ns", "_lately_ns", "_most", "_reduced_ns", "_since_ns", "_started",
+                 "_target_ns", "size", "smoothed_ns")  # fmt: skip
 
-    def __init__(self, most: int) -> None:
-        self._most = float(most)
+    def __init__(self, most: int, target_ns: int, look: int = 1) -> None:
+        """``target_ns``: the delay that is accepted. ``look``: the shortest of so many delays counts."""
+        self._most, self._target_ns = float(most), target_ns
+        self._excess_ns: deque[int] = deque(maxlen=look)
         self.size = _FIRST
         self.smoothed_ns = 0
         """How long answers took lately; 0: there was none."""
@@ -39,7 +47,8 @@ class DelayWindow:
     def answered(self, took_ns: int, excess_ns: int, now: int) -> None:
         """Note that an answer took so long, which was ``excess_ns`` more than it takes without queues."""
         self.smoothed_ns += (took_ns - self.smoothed_ns) // 4 if self.smoothed_ns else took_ns
-        if excess_ns <= TARGET_NS:
+        self._excess_ns.append(excess_ns)
+        if min(self._excess_ns) <= self._target_ns:
             self.size += 1.0 / self.size if self._started else 1.0
             self.size = min(self.size, self._most)
         elif now - self._reduced_ns > self.smoothed_ns:  # once for what was on its way together

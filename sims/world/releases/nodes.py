@@ -14,6 +14,7 @@ from protocols.base import limits
 from protocols.engine import Engine
 from protocols.releases import events
 from protocols.releases.machine import Releases
+from protocols.releases.rollout.rollouts import Rollouts
 from protocols.releases.settings import ReleaseSettings
 from protocols.settings import NodeSettings
 from protocols.wire.releases import FRAMES
@@ -95,6 +96,8 @@ class SimReleases:
             events.ReadIndex: self._later(DISK_NS, self._index),
             events.StageRelease: self._later(STAGE_NS, self._stage),
             events.ServeRelease: self._later(DISK_NS, self._serve),
+            events.ShadowRelease: lambda node, effect: None,
+            events.DropRelease: lambda node, effect: None,
         })  # fmt: skip
 
     @property
@@ -103,7 +106,12 @@ class SimReleases:
         return self.driver.now
 
     def _usual(self, settings: NodeSettings, random: Random) -> Releases:
-        return Releases(settings.node, AccessTable(settings.access), self._settings, random)
+        access = AccessTable(settings.access)
+        rollouts = Rollouts(
+            settings.node, settings.role, (), ("models/*",), sha256,
+            lambda path: access.permits_release(settings.role, settings.node, path),
+        )  # fmt: skip
+        return Releases(settings.node, access, self._settings, random, rollouts)
 
     def _new_machine(self, settings: NodeSettings) -> Releases:
         return self._machine(settings, Random(f"releases/{settings.node}/{settings.incarnation}"))

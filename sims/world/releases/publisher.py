@@ -50,8 +50,10 @@ class Publisher:
             sha256=sha256(data).hex(), size_bytes=len(data), chunk_bytes=chunk_bytes, index=self._chunk(digests).hex()
         )
 
-    def release(self, path: str, counter: int, size_bytes: int, chunk_bytes: int = 64 * 1024) -> Description:
-        """Make a release of one file of random bytes."""
+    def release(
+        self, path: str, counter: int, size_bytes: int, chunk_bytes: int = 64 * 1024, order: bool = True
+    ) -> Description:  # fmt: skip
+        """Make a release of one file of random bytes, and an ``order`` that all nodes serve it at once."""
         data = Random(f"{self._seed}/{path}/{counter}").randbytes(size_bytes)
         file = ReleasedFile(name="model.onnx", content=self.content(data, chunk_bytes))
         description = Description(path=path, counter=counter, model=file.name, files=(file,))
@@ -59,6 +61,8 @@ class Publisher:
         digest = self._chunk(encoded)
         self.descriptions[digest] = description
         self._listed.append(Listed(path, counter, digest, len(encoded)))
+        if order:
+            self.order(Order(serial=len(self.orders) + 1, path=path, counter=counter))
         return description
 
     def order(self, order: Order) -> None:
