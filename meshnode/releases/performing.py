@@ -179,6 +179,10 @@ class ReleasePerformer:
         """Do something on the thread of chunks."""
         self._later(self._disk, do)(argument)
 
+    def description(self, path: str, counter: int) -> Description | None:
+        """A release whose description was read."""
+        return self._descriptions.get((path, counter))
+
     def measures(self, path: str) -> dict[str, Any] | None:
         """What was measured of the release that serves; None: nothing is watched there."""
         watched = self._watched.get(path)
@@ -250,7 +254,8 @@ class ReleasePerformer:
             self._trusted(digest, bundle, catalogue)
 
     def _trusted(self, digest: bytes, bundle: bytes, catalogue: ReleaseCatalogue) -> None:
-        self._bundle, self._catalogue = digest, catalogue
+        before, self._bundle, self._catalogue = self._bundle, digest, catalogue
+        self._store.forget([before])
         with suppress(OSError):  # it is for whoever exports releases
             write_private(self._folder / BUNDLE, bundle)
         held = len(bundle)
@@ -361,7 +366,9 @@ class ReleasePerformer:
         except StorageError as error:
             self._troubles.begin(TROUBLE, _STORE, str(error))
             return
-        self._store.sweep()
+        description = self._descriptions.get((effect.path, effect.counter))
+        if description is not None:
+            self._store.forget([bytes.fromhex(content.index) for content in contents_of(description)])
         self._audit.note("dropped", path=effect.path, counter=effect.counter)
 
 
