@@ -57,6 +57,7 @@ class RunningReleases(RunningPart):
             await asyncio.to_thread(self.active.begin)
             ticking = asyncio.create_task(self.active.tick(), name="releases")
             closing.callback(ticking.cancel)
+            closing.callback(self.active.performer.stop)
 
     # --- what it tells ---------------------------------------------------------------------------------------------
     def view(self) -> dict[str, Any]:
