@@ -2,8 +2,8 @@
 
 A thousand nodes meet seldom: in each epoch of half a minute, every roadside unit meets three vehicles, and one vehicle
 in ten meets another one. One node in twenty lies: it signs the opposite of what is true of a release, canary or not,
-and gives neighbours no genuine chunks. One in five is parked from the beginning and comes back late. There is no relay: one
-roadside unit is seeded with a release and an order, and the rest goes from node to node. The bad release shows its
+and gives neighbours no genuine chunks. One in five is parked from the beginning and comes back late. There is no relay:
+one roadside unit is seeded with a release and an order, and the rest goes from node to node. The bad release shows its
 faults only when it has served for half of the soak time.
 
 Bars: a bad release is never served by more nodes than the canaries and 1 %; a good one reaches 99 % in the same

@@ -193,6 +193,7 @@ class Following:
             prepared.enter(Readiness.UNFIT, now, failure)
         else:
             prepared.enter(Readiness.READY, now)
+            prepared.is_proven = True
             self._tell(counter, "staged")
         self.advance(now)
 
@@ -216,7 +217,12 @@ class Following:
             self.pinned = None  # better an older release than none
             self._tell(counter, "failed", failure)
         elif adoption := self._adoptions.get(serial if asked else self._serial):
-            self._fail(adoption, failure, now)
+            prepared = self._prepared.get(counter)
+            if asked and prepared is not None and not prepared.is_proven and counter in self.listed:
+                prepared.enter(Readiness.MISSING, now)  # no fault of the release: stage it again
+                adoption.enter(Phase.READYING, now)
+            else:
+                self._fail(adoption, failure, now)
         else:
             self._retry_ns = now + RETRY_PAUSE_NS
             if counter in self.listed and counter in self._prepared:
@@ -227,7 +233,9 @@ class Following:
     def _serves(self, counter: int, serial: int, now: int) -> None:
         left, left_serial = self.current, self._serial
         if counter != OWN_MODEL:
-            self._prepared.setdefault(counter, Preparation(counter)).enter(Readiness.READY, now)
+            prepared = self._prepared.setdefault(counter, Preparation(counter))
+            prepared.enter(Readiness.READY, now)
+            prepared.is_proven = True
         if counter != left:
             goes_back = counter == self.before and not serial
             if goes_back:

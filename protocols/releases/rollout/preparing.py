@@ -48,6 +48,8 @@ class Preparation:
     crashes: int = 0
     failure: str = ""
     """Why it is unfit."""
+    is_proven: bool = False
+    """Whether it was staged or served in this life of the node. What a former life staged may be gone from the disk."""
 
     @classmethod
     def restored(cls, state: PreparedState, is_clean: bool, now: int) -> "Preparation":
