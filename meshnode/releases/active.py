@@ -36,7 +36,7 @@ from protocols.releases.events import (
 )
 from protocols.releases.machine import Releases
 from protocols.releases.rollout.rollouts import FollowedPath, Rollouts
-from protocols.releases.settings import FOLLOW_ALL, ReleaseSettings
+from protocols.releases.settings import ReleaseSettings
 from protocols.wire.releases import ReleaseNews
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class ActiveReleases:
             lambda path: access.permits_release(host.role, host.id, path),
         )  # fmt: skip
         settings = ReleaseSettings(
-            follow=FOLLOW_ALL if ALL in followed else followed, fetch_bytes_per_hour=section.fetch_bytes_per_hour,
+            fetch_bytes_per_hour=section.fetch_bytes_per_hour,
             relay_bytes_per_hour=section.relay_bytes_per_hour, serve_bytes_per_s=section.serve_bytes_per_s,
         )  # fmt: skip
         self.machine = Releases(host.id, access, settings, Random(), self.rollouts)
@@ -131,12 +131,7 @@ class ActiveReleases:
     def pin(self, path: str, counter: int | None) -> None:
         """See :meth:`meshnode.releases.running.RunningReleases.pin`."""
         self.audit.note("pinned", path=path, counter=counter)
-
-        def pin(machine: Releases, now: int) -> None:
-            self.rollouts.pin(path, counter, now)
-            machine.handle_timer(now)
-
-        self._tell(pin)
+        self._tell(lambda machine, now: machine.pin(path, counter, now))
 
     # --- life ------------------------------------------------------------------------------------------------------
     def open(self) -> None:

@@ -127,13 +127,12 @@ def _json(content: dict[str, Any]) -> bytes:
 # --- the disk of a node ----------------------------------------------------------------------------------------------
 def _releases_of(config: Path) -> Path:
     """The folder of releases of a node, from its configuration."""
-    from meshnode.loading import load
+    from meshnode.config.loading import read_section
+    from meshnode.config.sections import NodeSection
     from meshnode.releases.section import ReleasesSection
 
-    loaded = load(config)
-    if loaded.given(ReleasesSection) is None:
-        raise ConfigError(f"{config} has no [releases]: add it, with the root of trust")
-    return loaded.node.state_dir / _FOLDER
+    read_section(config, ReleasesSection)
+    return read_section(config, NodeSection).state_dir / _FOLDER
 
 
 @contextmanager

@@ -18,14 +18,14 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckedHolding:
     """One thing that was checked."""
 
     is_fine: bool
     what: str
 
 
-def verified(folder: Path, bar: Bar) -> Iterator[Finding]:
+def verified(folder: Path, bar: Bar) -> Iterator[CheckedHolding]:
     """Check the folder of releases of a node. ``bar``: makes a bar for so many bytes.
 
     :raises StorageError: it can't be read.
@@ -34,11 +34,11 @@ def verified(folder: Path, bar: Bar) -> Iterator[Finding]:
     yield from _installed(folder)
     count, faults = check_audit(folder / "audit.jsonl")
     for fault in faults:
-        yield Finding(False, f"audit log, line {fault.line} {fault.why}")
-    yield Finding(not faults, f"audit log: {count} lines, {len(faults)} of which break the chain")
+        yield CheckedHolding(False, f"audit log, line {fault.line} {fault.why}")
+    yield CheckedHolding(not faults, f"audit log: {count} lines, {len(faults)} of which break the chain")
 
 
-def _chunks(folder: Path, bar: Bar) -> Iterator[Finding]:
+def _chunks(folder: Path, bar: Bar) -> Iterator[CheckedHolding]:
     store = ChunkStore(folder, 0, ReadOnlyDisk())
     store.open()
     held, damaged = store.held(), 0
@@ -46,14 +46,14 @@ def _chunks(folder: Path, bar: Bar) -> Iterator[Finding]:
         for digest, size_bytes in held.items():
             damaged += store.get(digest) is None
             done(size_bytes)
-    yield Finding(not damaged, f"store: {len(held)} chunks, {damaged} damaged")
+    yield CheckedHolding(not damaged, f"store: {len(held)} chunks, {damaged} damaged")
 
 
-def _installed(folder: Path) -> Iterator[Finding]:
+def _installed(folder: Path) -> Iterator[CheckedHolding]:
     journal = InstallJournal(folder / JOURNAL, ReadOnlyDisk())
     journal.open()
     if journal.why_lost:
-        yield Finding(False, journal.why_lost)
+        yield CheckedHolding(False, journal.why_lost)
     for path, state in sorted(journal.paths.items()):
         for release in state.installed:
             place = folder / path / str(release.counter) / release.model
@@ -61,6 +61,6 @@ def _installed(folder: Path) -> Iterator[Finding]:
             try:
                 read_model(ModelSpec(model_of(path), place, digest=release.digest))
             except ModelInvalid as error:
-                yield Finding(False, f"{what}: {error}")
+                yield CheckedHolding(False, f"{what}: {error}")
             else:
-                yield Finding(True, what)
+                yield CheckedHolding(True, what)
