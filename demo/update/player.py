@@ -67,7 +67,7 @@ def lie() -> None:
             lambda machine, now: machine.piece_read(effect.node, effect.digest, effect.offset, forged, now)
         )
 
-    ReleasePerformer._read_piece = made_up  # type: ignore[method-assign]  # noqa: SLF001
+    ReleasePerformer._read_piece = made_up  # type: ignore[method-assign, assignment]  # noqa: SLF001
 
 
 async def look(node: meshnode.Node, notes: Notes) -> None:
