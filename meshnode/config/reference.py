@@ -152,6 +152,8 @@ def _default_text(field: msgspec.structs.FieldInfo, hint: Any) -> str:
     value = field.default if field.default is not msgspec.NODEFAULT else None
     if value is None:
         return "none"
+    if isinstance(value, Section):
+        return "as its keys say"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, (str, Path)):
