@@ -29,7 +29,7 @@ from protocols.releases.events import (
     ShadowRelease,
     StageRelease,
 )
-from protocols.releases.rollout.adoption import MAX_CRASHES, SERVED, Adoption, AdoptionState, Phase
+from protocols.releases.rollout.adoption import JUDGED, MAX_CRASHES, SERVED, Adoption, AdoptionState, Phase
 from protocols.releases.rollout.health import GATE_REASONS, reason_of
 from protocols.releases.rollout.preparing import Preparation, PreparedState, Readiness
 from protocols.releases.rollout.tally import FAILED, HEALTHY, Decision, Tally
@@ -120,6 +120,10 @@ class Following:
         prepared = self._prepared.get(counter)
         return counter == OWN_MODEL or (prepared is not None and prepared.readiness is Readiness.READY)
 
+    def is_judging(self, counter: int) -> bool:
+        """Whether measures of a release are of any use now."""
+        return self._followed is not None and self._followed[2].counter == counter and self._followed[2].phase in JUDGED
+
     def step_of(self, adoption: Adoption) -> str:
         """How far an adoption has got, as ``ReleaseState.state`` names it."""
         if adoption.phase is not Phase.READYING:
@@ -177,7 +181,6 @@ class Following:
         if prepared is not None and prepared.readiness is Readiness.MISSING and counter in set(self.wanted()):
             prepared.enter(Readiness.STAGING, now)
             self.effects.append(StageRelease(self.path, counter))
-            self._tell(counter, "fetched")
 
     def staged(self, counter: int, failure: str, now: int) -> None:
         """A release was staged and tried, or could not be."""
@@ -372,18 +375,14 @@ class Following:
             self.pinned = None
             self._tell(counter, "failed", prepared.failure)
         elif prepared is None:
-            self._prepare(counter, now)
-
-    def _prepare(self, counter: int, now: int) -> None:
-        self._prepared[counter] = Preparation(counter, since_ns=now)
-        self._tell(counter, "fetching")
+            self._prepared[counter] = Preparation(counter, since_ns=now)
 
     def _get_on(self, order: Order, tally: Tally, adoption: Adoption, now: int) -> None:
         """Take the next step with the release of the order that is followed."""
         prepared = self._prepared.get(order.counter)
         if prepared is None:
             if order.counter in self.listed and not self.is_expired:
-                self._prepare(order.counter, now)
+                self._prepared[order.counter] = Preparation(order.counter, since_ns=now)
             return
         if prepared.readiness is Readiness.UNFIT and adoption.phase not in SERVED:
             self._fail(adoption, prepared.failure, now)

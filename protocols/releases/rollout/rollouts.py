@@ -27,7 +27,9 @@ from protocols.releases.rollout.tally import CountState, Decision, Tally
 from protocols.wire.releases import ReportedRelease, RolloutHealth
 
 REPORT_PAUSE_NS: Final = 30 * SECOND
-"""Pause between two reports, unless there is a verdict to tell: each costs every node of the mesh a kilobyte."""
+"""Pause between two reports of a canary, unless there is a verdict to tell …"""
+QUIET_PAUSE_NS: Final = 300 * SECOND
+"""… and of another node. Each report costs every node of the mesh a kilobyte."""
 MAX_PATHS: Final = 64
 """Paths that a node keeps in mind."""
 
@@ -62,7 +64,7 @@ def _everywhere(path: str) -> bool:
 class Rollouts:
     """All rollouts at one node. ``now`` is always in monotonic nanoseconds, and does not go back.
 
-    ``follows`` has paths as in ``models/plate``, or whole kinds as in ``models/*``. ``share_hash`` returns 8 bytes or
+    ``follows`` has key expressions of paths, as in ``models/plate`` or ``models/*``. ``share_hash`` returns 8 bytes or
     more. ``may_install`` says whether the table of access lets this node have the releases of a path.
     """
 
@@ -88,6 +90,7 @@ class Rollouts:
         self._events: list[ReleaseState | RolloutState] = []
         self._said: RolloutHealth | None = None
         self._said_ns = -NEVER
+        self._due_ns = NEVER
         self._body: bytes | None = None
         self._health_malformed = 0
         self.revision = 0
@@ -240,15 +243,20 @@ class Rollouts:
     # --- time --------------------------------------------------------------------------------------------------------
     def handle_timer(self, now: int) -> None:
         """Do what is due."""
+        if now < self._due_ns:
+            return
         for following in self._paths.values():
             if now >= following.due_ns():
-                self._advance(following, now)
-        self._report(now)
+                following.advance(now)
+        self._conclude(now)
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` has to be called at the latest."""
-        due_ns = min((following.due_ns() for following in self._paths.values()), default=NEVER)
-        return min(due_ns, self._said_ns + REPORT_PAUSE_NS) if self._is_report_due() else due_ns
+        return self._due_ns
+
+    def _pause_ns(self) -> int:
+        tries = any(self._is_canary(serial) for serial in self._tallies)
+        return REPORT_PAUSE_NS if tries else QUIET_PAUSE_NS
 
     def _advance_all(self, now: int) -> None:
         for following in self._paths.values():
@@ -302,6 +310,10 @@ class Rollouts:
         """The release that is served; 0: the model of the node's own file, or none."""
         return self._paths[path].current if path in self._paths else 0
 
+    def is_judging(self, path: str, counter: int) -> bool:
+        """Whether measures of a release are of any use now. Drivers need not take others."""
+        return path in self._paths and self._paths[path].is_judging(counter)
+
     def decision(self, serial: int) -> Decision | None:
         """What this node concludes about an order; None: it is not for this node."""
         return self._decisions.get(serial)
@@ -344,7 +356,8 @@ class Rollouts:
         for following in self._paths.values():
             for adoption in following.adoptions():
                 step = following.step_of(adoption)
-                if step in _TOLD or adoption.verdicts:
+                is_canary = self._is_canary(adoption.serial)
+                if step in (_TRIED if is_canary else _ENDS) or (is_canary and adoption.verdicts):
                     said.append(_reported(adoption, step))
         said.sort(key=lambda one: (not self._is_canary(one.serial), -one.serial))
         return RolloutHealth(tuple(said[: limits.MAX_REPORTED_RELEASES]))
@@ -353,23 +366,27 @@ class Rollouts:
         return serial in self._orders and self._node in self._orders[serial].canaries
 
     def _verdicts(self, health: RolloutHealth | None) -> list[tuple[int, int]]:
-        return [(said.serial, said.verdicts) for said in health.releases] if health is not None else []
-
-    def _is_report_due(self) -> bool:
-        health = self._health()
-        return self._is_informed and health != self._said and bool(health.releases or self._said)
+        """The verdicts that others count."""
+        said = health.releases if health is not None else ()
+        return [(one.serial, one.verdicts) for one in said if one.verdicts and self._is_canary(one.serial)]
 
     def _report(self, now: int) -> None:
+        """Say what is new, or note when it may be said."""
+        self._due_ns = min((following.due_ns() for following in self._paths.values()), default=NEVER)
         health = self._health()
         if health == self._said or not (health.releases or self._said) or not self._is_informed:
             return
-        if now - self._said_ns >= REPORT_PAUSE_NS or self._verdicts(health) != self._verdicts(self._said):
-            self._said, self._said_ns = health, now
-            self._body = encode_health(health)
+        may_say_ns = self._said_ns + self._pause_ns()
+        if now < may_say_ns and self._verdicts(health) == self._verdicts(self._said):
+            self._due_ns = min(self._due_ns, may_say_ns)
+            return
+        self._said, self._said_ns = health, now
+        self._body = encode_health(health)
 
 
-_TOLD: Final = frozenset({"staged", "shadowing", "soaking", "healthy", "serving", "failed", "rolled_back"})
-"""The steps that others are told of. Each costs every node of the mesh a kilobyte."""
+_ENDS: Final = frozenset({"serving", "failed", "rolled_back"})
+_TRIED: Final = _ENDS | {"staged", "shadowing", "starting", "soaking", "healthy"}
+"""The steps that others are told of: of a node, how it ended, and of a canary, what it does too."""
 
 
 def _reported(adoption: Adoption, step: str) -> ReportedRelease:
