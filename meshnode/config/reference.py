@@ -18,7 +18,14 @@ from meshnode.config.sections import NodeSection, PartSection
 from meshnode.links.transport import Address
 from protocols.base.ids import NodeId
 
-_UNITS: Final = {"_ms": "milliseconds", "_s": "seconds", "_mib": "MiB", "_deg": "degrees", "_m": "metres"}
+_UNITS: Final = {
+    "_bytes_per_s": "bytes per second",
+    "_ms": "milliseconds",
+    "_s": "seconds",
+    "_mib": "MiB",
+    "_deg": "degrees",
+    "_m": "metres",
+}
 _NAMES: Final = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
 _WIRE_FIELDS: Final = {
     "latitude_deg": "North is positive.",

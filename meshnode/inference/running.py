@@ -122,6 +122,11 @@ class RunningInference(RunningPart):
 
     # --- requests --------------------------------------------------------------------------------------------------
     @property
+    def compute(self) -> ComputeService:
+        """What runs the models."""
+        return self._compute
+
+    @property
     def models(self) -> dict[str, LoadedModel]:
         """Models loaded here whole, by name."""
         return self._compute.whole_models()
