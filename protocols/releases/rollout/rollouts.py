@@ -209,6 +209,13 @@ class Rollouts:
             following.completed(counter, now)
             self._advance(following, now)
 
+    def incomplete(self, path: str, counter: int, now: int) -> None:
+        """The other answer to ``StageRelease``: chunks are missing after all. The release is fetched further, and
+        :meth:`complete` is to be told again."""
+        if (following := self._paths.get(path)) is not None:
+            following.incomplete(counter, now)
+            self._advance(following, now)
+
     def staged(self, path: str, counter: int, failure: str, now: int) -> None:
         """The answer to ``StageRelease``. A failure begins with its reason, as in ``no_room: 12 MB are free``."""
         following = self._following(path)
