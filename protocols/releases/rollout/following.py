@@ -199,7 +199,9 @@ class Following:
         if not failure:
             self._serves(counter, serial, now)
         elif not asked and counter != self.current:
-            return
+            if self._followed is not None and self._followed[2].counter == counter:
+                if self._followed[2].phase is Phase.SHADOWING:
+                    self._fail(self._followed[2], failure, now)
         elif self.pinned == counter:
             self.pinned = None  # better an older release than none
             self._tell(counter, "failed", failure)

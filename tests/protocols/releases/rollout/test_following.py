@@ -481,6 +481,16 @@ def test_release_that_stops_serving_is_left_and_called_failed() -> None:
     assert node.verdicts(2) == FAILED
 
 
+def test_release_that_can_not_be_shadowed_is_called_failed() -> None:
+    """It loads beside the release before, or it never will."""
+    node = canary(NEW, ALL)
+    node.rollouts.serving(PATH, 2, "memory: 900 MiB are allowed", node.now)
+    node.settle()
+    assert node.served == 1
+    assert node.verdicts(2) == FAILED
+    assert node.dropped == [2]
+
+
 def test_release_that_fails_long_after_it_proved_itself_is_no_verdict() -> None:
     """The computer of one canary may break a year later. It goes back by itself, and tries again."""
     node = canary(NEW, ALL)
