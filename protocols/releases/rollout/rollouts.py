@@ -224,7 +224,8 @@ class Rollouts:
 
     def serving(self, path: str, counter: int, failure: str, now: int) -> None:
         """The answer to ``ServeRelease``. It may also come unasked: at the start, with the release that is served (0 is
-        the model of the node's own file, or none), and with a failure when that can't be served any more, or a release can't be shadowed."""
+        the model of the node's own file, or none), and with a failure when that can't be served any more, or when a
+        release can't be shadowed."""
         following = self._following(path)
         following.serving(counter, failure, now)
         self._advance(following, now)
