@@ -122,10 +122,14 @@ class Rollouts:
         mine = [order for order in self._orders.values() if self._is_for_me(order)]
         self._tallies = {order.serial: self._tally(order, now) for order in mine}
         self._kept_counts = {key: kept for key, kept in self._kept_counts.items() if kept.serial in unread}
-        self._is_informed = True
-        for path in {order.path for order in mine} | self._paths.keys():
-            if not any(adoption.serial in unread for adoption in self._following(path).adoptions()):
-                self._follow(path, now)
+        waiting = {
+            path
+            for path, following in self._paths.items()
+            if any(adoption.serial in unread for adoption in following.adoptions())
+        }
+        self._is_informed = not waiting
+        for path in ({order.path for order in mine} | self._paths.keys()) - waiting:
+            self._follow(path, now)
         self._conclude(now)
 
     def _is_for_me(self, order: Order) -> bool:
