@@ -128,7 +128,7 @@ class Rollouts:
             if any(adoption.serial in unread for adoption in following.adoptions())
         }
         self._is_informed = not waiting
-        for path in ({order.path for order in mine} | self._paths.keys()) - waiting:
+        for path in sorted(({order.path for order in mine} | self._paths.keys()) - waiting):
             self._follow(path, now)
         self._conclude(now)
 
