@@ -187,6 +187,8 @@ def _check_whole(files: Mapping[str, bytes], folder: Path, root: Root, snapshot:
         wanted[file] = name
         if file not in files:
             raise MetadataInvalid("withheld", f"the bundle lacks {file}, which its snapshot names")
+        if meta.length is not None and len(files[file]) > meta.length:
+            raise MetadataInvalid("endless data", f"{file} has {len(files[file])} bytes, and {meta.length} were signed")
         try:
             meta.verify_length_and_hashes(files[file])
         except RepositoryError as error:
