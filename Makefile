@@ -16,10 +16,11 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto -
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-quick lint bench bench-quick bench-simulator compiled docs messages pins clean
+.PHONY: help demo demo-update test test-quick lint bench bench-quick bench-simulator compiled docs messages pins clean
 
 help:
 	@echo "make demo          a mesh of real processes on this host, then a summary (RELAY=0: without a relay)"
+	@echo "make demo-update   releases of a model that spread, serve, and are taken back with the relay gone"
 	@echo "make test          all tests, coverage of protocols/, and what was skipped (ARGS='-k name' to choose, '-n 0' one by one)"
 	@echo "make test-quick    those that start no process, in less than two minutes, without coverage"
 	@echo "make lint          format, style, types, who may import whom"
@@ -36,6 +37,9 @@ help:
 
 demo: $(READY)-demo
 	$(BIN)/python -m demo $(if $(filter 0,$(RELAY)),--no-relay)
+
+demo-update: $(READY)-demo
+	$(BIN)/python -m demo.update
 
 test: $(READY)-test $(READY)-demo $(READY)-bench $(READY)-compiled
 	@.ci/browser

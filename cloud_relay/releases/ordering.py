@@ -91,7 +91,7 @@ def start(
             f"canaries soak for {soak_s} s, and count as failed when silent for {silence_s} s: raise --silence"
         )
     listed = orders_in(repository)
-    serial = max([repository.numbers.serial, *(each.serial for each in listed)]) + 1
+    serial = max([repository.state.serial, *(each.serial for each in listed)]) + 1
     if serial > _MAX_SERIAL:
         raise ReleaseInvalid(f"the serial {serial} is above {_MAX_SERIAL}: make a new repository")
     for each in listed[: max(0, len(listed) + 1 - MAX_ORDERS)]:
@@ -101,7 +101,7 @@ def start(
         halt_quorum=halt, soak_s=soak_s, silence_s=silence_s, gates=gates,
     )  # fmt: skip
     _list(repository, order)
-    repository.numbers.serial = serial
+    repository.state.serial = serial
     return order
 
 

@@ -32,7 +32,7 @@ def renew_if_due(folder: Path, clock: Callable[[], datetime] = lambda: datetime.
     try:
         with opened(folder, clock) as repository:
             repository.load()
-            half = timedelta(days=repository.lifetimes.online) / 2
+            half = timedelta(days=repository.state.lifetimes.online) / 2
             ends = min(repository.timestamp.expires, repository.snapshot.expires)
             targets = [repository.targets, *(repository.delegated(role) for role in repository.roles())]
             are_ending = any(each.expires - clock() < _TARGETS_LEFT for each in targets)

@@ -42,6 +42,12 @@ _DISTRUST_NS: Final = 3_600 * limits.SECOND
 _decoder = msgspec.msgpack.Decoder(ReleaseNews)
 
 
+def _age(what: ReleaseNews | ReleaseCatalogue) -> tuple[int, int]:
+    """What is newer is larger. Root comes first: once its keys are changed, a timestamp may begin again below the
+    versions that a thief has signed."""
+    return what.root_version, what.timestamp_version
+
+
 class News:
     """What one node has heard and verified of metadata."""
 
@@ -51,6 +57,7 @@ class News:
         self._heard: dict[NodeId, tuple[ReleaseNews, int]] = {}  # by author, with the instant of its signature
         self._refused: dict[bytes, None] = {}
         self._distrusted: dict[NodeId, int] = {}
+        self._said: tuple[ReleaseNews, int] | None = None  # by this node itself
         self._say_ns = NEVER
         self._change_ns = NEVER
         self._chosen: dict[bytes, ReleaseNews] = {}
@@ -63,6 +70,10 @@ class News:
     def timestamp_version(self) -> int:
         """The version that this node has verified; 0: none."""
         return 0 if self.verified is None else self.verified.timestamp_version
+
+    @property
+    def _verified_age(self) -> tuple[int, int]:
+        return (0, 0) if self.verified is None else _age(self.verified)
 
     # --- what others say -------------------------------------------------------------------------------------------
     def heard(self, entry: HeardEntry, now: int) -> None:
@@ -84,7 +95,7 @@ class News:
         while len(self._heard) > MAX_AUTHORS:
             del self._heard[next(iter(self._heard))]
         self.is_changed = True
-        if news.timestamp_version < self.timestamp_version:
+        if _age(news) < self._verified_age:
             self.counts["news_old"] += 1
         if self.verified is not None and self._say_ns > now + _SAY_NS:
             self._plan(now)
@@ -97,14 +108,14 @@ class News:
         able: dict[bytes, ReleaseNews] = {}
         for author, (news, _) in self._heard.items():
             if (
-                news.timestamp_version > self.timestamp_version and news.bundle not in self._refused
+                _age(news) > self._verified_age and news.bundle not in self._refused
                 and self._distrusted.get(author, 0) <= now
             ):  # fmt: skip
                 before = able.get(news.bundle)
                 if before is None or author == RELAY:
                     able[news.bundle] = news
         if len(able) > MAX_BUNDLES:
-            newest = sorted(able, key=lambda bundle: -able[bundle].timestamp_version)
+            newest = sorted(able, key=lambda bundle: _age(able[bundle]), reverse=True)
             half = MAX_BUNDLES // 2
             chosen = newest[:half] + self._random.sample(newest[half:], half)
             able = {bundle: able[bundle] for bundle in chosen}
@@ -115,9 +126,9 @@ class News:
     def taken(self, bundle: bytes, size_bytes: int, catalogue: ReleaseCatalogue, now: int) -> bool:
         """A bundle was verified. Returns whether it is newer than what was."""
         said = self._chosen.get(bundle)
-        if said is not None and said.timestamp_version > catalogue.timestamp_version:
+        if said is not None and _age(said) > _age(catalogue):
             self._distrust(bundle, now)  # it is less than its authors said
-        if catalogue.timestamp_version < self.timestamp_version:
+        if _age(catalogue) < self._verified_age:
             return False
         self.counts["bundles_taken"] += 1
         self.verified = ReleaseNews(
@@ -148,7 +159,8 @@ class News:
 
     # --- what this node says ---------------------------------------------------------------------------------------
     def _plan(self, now: int) -> None:
-        """Decide when to say what was verified."""
+        """Decide when to say what was verified. What was said already counts, so that two nodes that disagree do not
+        answer each other for ever."""
         said_ns = self._said_ns()
         if said_ns is None or said_ns + _REPEAT_NS <= now:
             self._say_ns = now + int(self._random.random() * _SAY_NS)
@@ -156,9 +168,11 @@ class News:
             self._say_ns = said_ns + _REPEAT_NS + int(self._random.random() * _REPEAT_NS / 2)
 
     def _said_ns(self) -> int | None:
-        """When somebody else said last what this node has verified."""
-        return max((signed_ns for author, (news, signed_ns) in self._heard.items()
-                    if news == self.verified and author != RELAY), default=None)  # fmt: skip
+        """When somebody, this node included, said last what this node has verified."""
+        said = [each for author, each in self._heard.items() if author != RELAY]
+        if self._said is not None:
+            said.append(self._said)
+        return max((said_ns for news, said_ns in said if news == self.verified), default=None)
 
     def handle_timer(self, now: int) -> None:
         """Say what was verified, if nobody else did."""
@@ -168,6 +182,7 @@ class News:
             said_ns = self._said_ns()
             if said_ns is None or said_ns + _REPEAT_NS <= now:
                 self._wishes.append(EntryWish(RELEASES_KIND, encode(self.verified), NEWS_LIFETIME_S))
+                self._said = self.verified, now
                 self._say_ns = now + _REPEAT_NS
             else:
                 self._plan(now)

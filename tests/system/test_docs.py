@@ -109,7 +109,7 @@ def _parse(program: click.Command, words: list[str]) -> None:
     with ExitStack() as stack:
         context = stack.enter_context(click.Context(command, info_name=name))
         rest = words[1:]
-        while isinstance(command, click.Group):
+        while isinstance(command, click.Group) and rest[:1] != ["--help"]:
             _, found, rest = command.resolve_command(context, rest)
             assert found is not None
             command = found
@@ -234,6 +234,8 @@ def test_configuration_of_the_documentation_loads(place: str, text: str, tmp_pat
     issue(tmp_path / "authority", "vehicle", node, tmp_path)
     for model in table.get("models", {}).values():
         (tmp_path / model["path"]).touch()
+    if "releases" in table:
+        (tmp_path / table["releases"]["root"]).touch()
     assert load(config).node.id == node
 
 

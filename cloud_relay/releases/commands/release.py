@@ -54,7 +54,7 @@ def init(
                 "make FILE', and name each with --root-key"
             )
         signers = root_signers(root_keys)
-        repository.lifetimes = Lifetimes(root_days, targets_days, online_days)
+        repository.state.lifetimes = Lifetimes(root_days, targets_days, online_days)
         roles = ("timestamp", "snapshot", "targets", ORDERS_ROLE, PUBLISHER_ROLE)
         keys = {role: make_key(_key_path(repository, role)) for role in roles}
         repository.create(signers, threshold, keys)

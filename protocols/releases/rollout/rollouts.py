@@ -7,29 +7,24 @@ is stuck holds up no other. What decides about an order is in :mod:`protocols.re
 What authors other than the canaries of an order say is kept for people to look at and never counted.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
 from msgspec import Struct
 
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
-from protocols.base.limits import SECOND
 from protocols.base.time import NEVER
 from protocols.machine import HeardEntry
 from protocols.releases.catalogue import MAX_ORDERS, Listed, Order
 from protocols.releases.events import Measures, ReleaseState, RolloutState
-from protocols.releases.rollout.adoption import Adoption
 from protocols.releases.rollout.cohorts import follows_path, is_in_cohort
 from protocols.releases.rollout.following import Following, PathState, RolloutEffect
-from protocols.releases.rollout.health import REASONS, STATES, encode_health, readable_health
+from protocols.releases.rollout.health import readable_health
+from protocols.releases.rollout.reporting import Progress, Reporting
 from protocols.releases.rollout.tally import CountState, Decision, Tally
-from protocols.wire.releases import ReportedRelease, RolloutHealth
+from protocols.wire.releases import ReportedRelease
 
-REPORT_PAUSE_NS: Final = 30 * SECOND
-"""Pause between two reports of a canary, unless there is a verdict to tell …"""
-QUIET_PAUSE_NS: Final = 300 * SECOND
-"""… and of another node. Each report costs every node of the mesh a kilobyte."""
 MAX_PATHS: Final = 64
 """Paths that a node keeps in mind."""
 
@@ -88,10 +83,8 @@ class Rollouts:
         self._is_expired = self._is_informed = False
         self._bodies: dict[NodeId, bytes] = {}
         self._events: list[ReleaseState | RolloutState] = []
-        self._said: RolloutHealth | None = None
-        self._said_ns = -NEVER
+        self._reporting = Reporting()
         self._due_ns = NEVER
-        self._body: bytes | None = None
         self._health_malformed = 0
         self.revision = 0
         """It grows whenever :meth:`state` has something new to keep."""
@@ -129,10 +122,14 @@ class Rollouts:
         mine = [order for order in self._orders.values() if self._is_for_me(order)]
         self._tallies = {order.serial: self._tally(order, now) for order in mine}
         self._kept_counts = {key: kept for key, kept in self._kept_counts.items() if kept.serial in unread}
-        self._is_informed = True
-        for path in {order.path for order in mine} | self._paths.keys():
-            if not any(adoption.serial in unread for adoption in self._following(path).adoptions()):
-                self._follow(path, now)
+        waiting = {
+            path
+            for path, following in self._paths.items()
+            if any(adoption.serial in unread for adoption in following.adoptions())
+        }
+        self._is_informed = not waiting
+        for path in sorted(({order.path for order in mine} | self._paths.keys()) - waiting):
+            self._follow(path, now)
         self._conclude(now)
 
     def _is_for_me(self, order: Order) -> bool:
@@ -171,7 +168,8 @@ class Rollouts:
         following = self._paths.get(path)
         if following is None:
             following = self._paths[path] = Following(path, self._node)
-            following.is_expired, following.listed = self._is_expired, self._listed.get(path, frozenset())
+            following.prepared.is_expired = self._is_expired
+            following.prepared.listed = self._listed.get(path, frozenset())
         return following
 
     def releases(self, releases: Collection[Listed], now: int) -> None:
@@ -182,7 +180,7 @@ class Rollouts:
             listed.setdefault(release.path, set()).add(release.counter)
         self._listed = {path: frozenset(counters) for path, counters in listed.items()}
         for path, following in self._paths.items():
-            following.listed = self._listed.get(path, frozenset())
+            following.prepared.listed = self._listed.get(path, frozenset())
         self._advance_all(now)
 
     def expired(self, is_expired: bool, now: int) -> None:
@@ -190,7 +188,7 @@ class Rollouts:
         if is_expired != self._is_expired:
             self._is_expired = is_expired
             for following in self._paths.values():
-                following.is_expired = is_expired
+                following.prepared.is_expired = is_expired
             self._advance_all(now)
 
     # --- what others say ---------------------------------------------------------------------------------------------
@@ -215,6 +213,13 @@ class Rollouts:
             following.completed(counter, now)
             self._advance(following, now)
 
+    def incomplete(self, path: str, counter: int, now: int) -> None:
+        """The other answer to ``StageRelease``: chunks are missing after all. The release is fetched further, and
+        :meth:`complete` is to be told again."""
+        if (following := self._paths.get(path)) is not None:
+            following.incomplete(counter, now)
+            self._advance(following, now)
+
     def staged(self, path: str, counter: int, failure: str, now: int) -> None:
         """The answer to ``StageRelease``. A failure begins with its reason, as in ``no_room: 12 MB are free``."""
         following = self._following(path)
@@ -223,7 +228,8 @@ class Rollouts:
 
     def serving(self, path: str, counter: int, failure: str, now: int) -> None:
         """The answer to ``ServeRelease``. It may also come unasked: at the start, with the release that is served (0 is
-        the model of the node's own file, or none), and with a failure when that can't be served any more."""
+        the model of the node's own file, or none), and with a failure when that can't be served any more, or when a
+        release can't be shadowed."""
         following = self._following(path)
         following.serving(counter, failure, now)
         self._advance(following, now)
@@ -254,10 +260,6 @@ class Rollouts:
         """When :meth:`handle_timer` has to be called at the latest."""
         return self._due_ns
 
-    def _pause_ns(self) -> int:
-        tries = any(self._is_canary(serial) for serial in self._tallies)
-        return REPORT_PAUSE_NS if tries else QUIET_PAUSE_NS
-
     def _advance_all(self, now: int) -> None:
         for following in self._paths.values():
             following.advance(now)
@@ -277,12 +279,16 @@ class Rollouts:
                 state = Decision.HALTED if decision is Decision.SILENT else decision
                 self._events.append(RolloutState(serial, order.path, order.counter, str(state), str(tally)))
         self._decisions = {serial: tally.decide(now) for serial, tally in self._tallies.items()}
-        self._report(now)
+        self._due_ns = min((following.due_ns() for following in self._paths.values()), default=NEVER)
+        if self._is_informed:  # after a restart the orders come a moment later
+            self._due_ns = min(self._due_ns, self._reporting.take(self._progress(), now))
 
     # --- results -----------------------------------------------------------------------------------------------------
     def wanted(self) -> frozenset[tuple[str, int]]:
         """The releases whose chunks are to be fetched. Tell :meth:`complete` of each whose chunks are all held."""
-        return frozenset((path, counter) for path, following in self._paths.items() for counter in following.wanted())
+        return frozenset(
+            (path, counter) for path, following in self._paths.items() for counter in following.prepared.wanted()
+        )
 
     def kept(self) -> frozenset[tuple[str, int]]:
         """The releases whose chunks and files must stay."""
@@ -348,49 +354,11 @@ class Rollouts:
     # --- what this node says -----------------------------------------------------------------------------------------
     def health_body(self) -> bytes | None:
         """The body of the entry of kind ``rollout`` to sign, once for each change; None: the last one still holds."""
-        body, self._body = self._body, None
-        return body
+        return self._reporting.body()
 
-    def _health(self) -> RolloutHealth:
-        said = []
+    def _progress(self) -> Iterator[Progress]:
         for following in self._paths.values():
             for adoption in following.adoptions():
-                step = following.step_of(adoption)
-                is_canary = self._is_canary(adoption.serial)
-                if step in (_TRIED if is_canary else _ENDS) or (is_canary and adoption.verdicts):
-                    said.append(_reported(adoption, step))
-        said.sort(key=lambda one: (not self._is_canary(one.serial), -one.serial))
-        return RolloutHealth(tuple(said[: limits.MAX_REPORTED_RELEASES]))
-
-    def _is_canary(self, serial: int) -> bool:
-        return serial in self._orders and self._node in self._orders[serial].canaries
-
-    def _verdicts(self, health: RolloutHealth | None) -> list[tuple[int, int]]:
-        """The verdicts that others count."""
-        said = health.releases if health is not None else ()
-        return [(one.serial, one.verdicts) for one in said if one.verdicts and self._is_canary(one.serial)]
-
-    def _report(self, now: int) -> None:
-        """Say what is new, or note when it may be said."""
-        self._due_ns = min((following.due_ns() for following in self._paths.values()), default=NEVER)
-        health = self._health()
-        if health == self._said or not (health.releases or self._said) or not self._is_informed:
-            return
-        may_say_ns = self._said_ns + self._pause_ns()
-        if now < may_say_ns and self._verdicts(health) == self._verdicts(self._said):
-            self._due_ns = min(self._due_ns, may_say_ns)
-            return
-        self._said, self._said_ns = health, now
-        self._body = encode_health(health)
-
-
-_ENDS: Final = frozenset({"serving", "failed", "rolled_back"})
-_TRIED: Final = _ENDS | {"staged", "shadowing", "starting", "soaking", "healthy"}
-"""The steps that others are told of: of a node, how it ended, and of a canary, what it does too."""
-
-
-def _reported(adoption: Adoption, step: str) -> ReportedRelease:
-    reason = adoption.reason if adoption.reason in REASONS else "other"
-    return ReportedRelease(
-        adoption.serial, adoption.counter, STATES.index(step), adoption.verdicts, REASONS.index(reason)
-    )
+                order = self._orders.get(adoption.serial)
+                is_canary = order is not None and self._node in order.canaries
+                yield Progress(adoption, following.step_of(adoption), is_canary)
