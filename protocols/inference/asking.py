@@ -181,9 +181,9 @@ class Asking:
             return self._ordered(request, request.model, request.demand, now)
         # A release may have taken the place of the file since it was asked: what begins anew begins with that, and who
         # did not have the former file may have this one.
-        digest = self.digest_of(request.asked_model) or request.asked_digest
-        if digest != request.asked_digest:
-            request.asked_digest = digest
+        meant = self.digest_of(request.asked_model) or request.asked_digest
+        if meant != request.asked_digest:
+            request.asked_digest = meant
             request.tried.clear()
         request.model, request.digest = request.asked_model, request.asked_digest
         candidates = self._ordered(request, request.model, request.demand, now)
