@@ -192,9 +192,9 @@ class Swarm:
                     supplier.shun(known.digest, now)
             supplier.shun(frame.digest, now)
         for piece in pieces:
-            del supplier.asked[piece]
-            self._under_way -= 1
-            self._unask(piece, source)
+            if supplier.asked.pop(piece, None) is not None:  # the end of another one may have ended it
+                self._under_way -= 1
+                self._unask(piece, source)
         self.ask(now)
 
     # --- whole chunks ----------------------------------------------------------------------------------------------
@@ -410,6 +410,8 @@ class Swarm:
         self._due_ns = NEVER
         for supplier in self.suppliers.values():
             for piece in [piece for piece, (_, due_ns) in supplier.asked.items() if due_ns <= now]:
+                if piece not in supplier.asked:  # the end of another one has ended it
+                    continue
                 self.counts["pieces_late"] += 1
                 supplier.timed_out(piece, now)
                 self._under_way -= 1
