@@ -6,7 +6,7 @@ Rules:
 2. A neighbour is asked for as many pieces at a time as its window lets through, and all of them together for as many as
    the window of this node does (:mod:`protocols.releases.swarm.window`).
 3. A piece that does not come in time, or is refused, is asked of another neighbour. Whoever does not answer is asked
-   less and less, and after two such pieces nothing counts that it says it holds.
+   less and less, and after half a minute nothing counts that it says it holds.
 4. When nothing else is left to ask for, a piece that takes long is asked of one more neighbour.
 5. A chunk whose bytes do not have its digest was forged by the neighbour that all of it came from, which is asked no
    more. When pieces came from several, nobody is blamed: the chunk is fetched again, whole from one neighbour.
@@ -25,7 +25,7 @@ from protocols.releases.settings import ReleaseSettings
 from protocols.releases.swarm.assembly import Assembly
 from protocols.releases.swarm.demand import ChunkDemand, ContentWish
 from protocols.releases.swarm.shelf import Shelf
-from protocols.releases.swarm.supplier import Supplier
+from protocols.releases.swarm.supplier import SILENT_NS, Supplier
 from protocols.releases.swarm.window import ALL_LOOK, ALL_TARGET_NS, DelayWindow
 from protocols.wire.releases import ChunkPiece, ChunkRefused, ChunksComing, ChunkWanted, ContentHave, ContentWanted
 
@@ -146,7 +146,7 @@ class Swarm:
         self.counts["bytes_received"] += len(frame.data)
         if asked is not None:
             self._under_way -= 1
-            self._answered(supplier, now - asked[0], now)
+        self._answered(supplier, now - (asked[0] if asked is not None else late_ns or now), now)
         assembly = self._assemblies.get(frame.digest)
         if assembly is not None:
             askers = assembly.asked.get(frame.offset)
@@ -417,7 +417,7 @@ class Swarm:
                 self._under_way -= 1
                 self.window.lost(now)
                 self._unask(piece, supplier.node)
-            if supplier.timeouts > 1 and not supplier.is_silent:
+            if supplier.timeouts > 1 and not supplier.is_silent and now - supplier.waiting_since_ns >= SILENT_NS:
                 self.demand.forget(supplier)
                 supplier.is_silent = True
             supplier.is_idle = False

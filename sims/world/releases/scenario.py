@@ -146,7 +146,7 @@ class WorldReleases(SimReleases):
     def may_have(self, name: str) -> bool:
         """Whether the table of access lets a node have the release."""
         assert self.driver is not None, "it is attached"
-        return str(self.driver.nodes[name].role) not in self.release.forbidden  # type: ignore[index]
+        return self.driver.nodes[name].role.value not in set[str](self.release.forbidden)  # type: ignore[index]
 
     def figures(self) -> Mapping[str, float]:
         """How it spread. Times count from its publication."""
