@@ -240,6 +240,7 @@ class Swarm:
             if content is not None:
                 content.progress_ns = now
         self._drop(digest)
+        self.demand.lone.pop(digest, None)
 
     def _forged(self, digest: bytes, source: NodeId, now: int) -> None:
         """A neighbour sent what was not asked for under the name of what was. It is asked no more."""
@@ -310,7 +311,10 @@ class Swarm:
                 self._ask_one(supplier, now)
 
     def _ask_one(self, supplier: Supplier, now: int) -> None:
-        if now < self._paused_until_ns or supplier.is_idle or supplier.node not in self.suppliers:
+        if supplier.is_idle or supplier.node not in self.suppliers:
+            return
+        if now < self._paused_until_ns:
+            self._due_ns = min(self._due_ns, self._paused_until_ns)
             return
         if now < supplier.paused_until_ns:
             self._due_ns = min(self._due_ns, supplier.paused_until_ns)

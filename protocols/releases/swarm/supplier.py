@@ -48,7 +48,7 @@ class Supplier:
         self.window = DelayWindow(limits.MAX_BACKGROUND_FRAMES, NEIGHBOUR_TARGET_NS)
         self.paused_until_ns = 0
         self.timeouts = 0
-        """Pieces in a row that did not come in time …"""
+        """How often in a row pieces did not come in time …"""
         self.waiting_since_ns = 0
         """… and when the first of them was asked for."""
         self.is_silent = False
@@ -78,8 +78,9 @@ class Supplier:
             self.waiting_since_ns = self.asked[piece][0]
         self.give_up(piece)
         self.window.lost(now)
-        self.timeouts += 1
-        self.paused_until_ns = now + min(limits.SECOND << min(self.timeouts, 6), _LONGEST_PAUSE_NS)
+        if now >= self.paused_until_ns:  # otherwise it was on its way together with another one
+            self.timeouts += 1
+            self.paused_until_ns = now + min(limits.SECOND << min(self.timeouts, 6), _LONGEST_PAUSE_NS)
 
     def shun(self, digest: bytes, now: int, duration_ns: int = _FORBIDDEN_NS) -> None:
         """Ask it no more for a chunk, or for the chunks of a content, for a while."""
