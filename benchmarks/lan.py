@@ -120,9 +120,11 @@ class Computer:
             self.add(interface, address)
         self.up(interface)
 
-    def slow(self, interface: str, mbit_per_s: int) -> None:
-        """Let a cable carry no more than that in each direction. Needs the program ``tc``."""
-        limit = ("root", "tbf", "rate", f"{mbit_per_s}mbit", "burst", "64kb", "latency", "200ms")
+    def slow(self, interface: str, mbit_per_s: float, burst_kib: int = 64) -> None:
+        """Let a cable carry no more than that in each direction. ``burst_kib``: what goes at once after a pause. Needs
+        the program ``tc``."""
+        rate = f"{int(mbit_per_s * 1_000)}kbit"
+        limit = ("root", "tbf", "rate", rate, "burst", f"{burst_kib}kb", "latency", "200ms")
         for namespace, device in ((self.namespace, interface), (self._lan.namespace, self._ports[interface])):
             _run_in(namespace, ["tc", "qdisc", "add", "dev", device, *limit])
 

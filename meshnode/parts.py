@@ -15,6 +15,7 @@ from meshnode.inference.part import INFERENCE
 from meshnode.local.part import LOCAL
 from meshnode.part import Part
 from meshnode.records.part import RECORDS
+from meshnode.releases.part import RELEASES
 from meshnode.sensors.part import SENSORS
 from protocols.base.errors import ConfigError
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 GROUP: Final = "meshnode.parts"
 
-CAPABILITIES: Final = (RECORDS, INFERENCE, GOSSIP)
+CAPABILITIES: Final = (RECORDS, RELEASES, INFERENCE, GOSSIP)
 """Capabilities in the order in which they open. Parts that are handed over follow them."""
 DOORS: Final = (DISCOVERY, HTTP, GRPC, LOCAL, SENSORS)
 """Parts that use all others and open after them."""

@@ -84,7 +84,7 @@ class Engine:
         known = node_frames(frames) if frames else NODE_FRAME_SET
         self._decode = known.decode_untrusted if decode is None else decode
         self._neighbour_of, self._heartbeats = self.membership.neighbour_of, self.membership.heartbeats
-        self._queue_of = self.lanes.of_dial
+        self._queue_of, self._has_overdrawn = self.lanes.of_dial, self.membership.refusals.has_overdrawn
         self._touched, self._wanted = self.lanes.touched, self.lanes.wanted
         self._more = False
         """Whether something was decided other than lanes to flush."""
@@ -134,7 +134,7 @@ class Engine:
         self._frames_received += 1
         neighbour = self._neighbour_of.get(pipe)
         is_large = len(data) > FREE_READINGS_BYTES
-        if is_large and neighbour and self.membership.refusals.has_overdrawn(neighbour, data, now):
+        if is_large and neighbour and neighbour.in_debt and self._has_overdrawn(neighbour, data, now):
             return []
         try:
             frame = self._decode(data)

@@ -1,7 +1,7 @@
 """Orders: which release nodes are to serve, signed like everything else.
 
-There is one order for a path. Whatever changes it, a pause as well, is a new order with a higher serial that takes the
-place of the one before.
+A new order has a new serial, and a pause or an abort is written into the order that it is about: a new serial would
+begin a new count of canaries. Older orders stay, because a node whose newest order was halted follows the one before.
 """
 
 from collections.abc import Sequence
@@ -43,12 +43,18 @@ def orders_in(repository: ReleaseRepository) -> list[Order]:
     )
 
 
-def order_for(repository: ReleaseRepository, path: str) -> Order:
-    """The order for a path. :raises ReleaseInvalid: there is none."""
-    for order in orders_in(repository):
-        if order.path == path:
+def order_for(repository: ReleaseRepository, path: str, serial: int | None = None) -> Order:
+    """An order for a path. ``serial``: None: the newest. :raises ReleaseInvalid: there is none."""
+    found = [order for order in orders_in(repository) if order.path == path]
+    for order in reversed(found):
+        if serial is None or order.serial == serial:
             return order
-    raise ReleaseInvalid(f"there is no order for {path}: give one with 'cloud-relay rollout start'")
+    known = ", ".join(str(order.serial) for order in found)
+    raise ReleaseInvalid(
+        f"there is no order {serial} for {path}: there are {known}"
+        if known
+        else f"there is no order for {path}: give one with 'cloud-relay rollout start'"
+    )
 
 
 def start(
@@ -84,34 +90,39 @@ def start(
         raise ReleaseInvalid(
             f"canaries soak for {soak_s} s, and count as failed when silent for {silence_s} s: raise --silence"
         )
-    return _list(
-        repository,
-        Order(
-            serial=1, path=path, counter=counter, cohort=cohort, canaries=tuple(canaries), promote_quorum=promote,
-            halt_quorum=halt, soak_s=soak_s, silence_s=silence_s, gates=gates,
-        ),
-    )  # fmt: skip
-
-
-def change(repository: ReleaseRepository, path: str, state: State) -> Order:
-    """Give the order for a path another state; the caller commits.
-
-    :raises ReleaseInvalid: there is none, or it has that state already.
-    """
-    order = order_for(repository, path)
-    if order.state == state:
-        raise ReleaseInvalid(f"the order for {path} {order.counter} is {state} already")
-    if order.state == "aborted":
-        raise ReleaseInvalid(f"the order for {path} {order.counter} was aborted: start a new one")
-    return _list(repository, replace(order, state=state))
-
-
-def _list(repository: ReleaseRepository, order: Order) -> Order:
     listed = orders_in(repository)
-    serial = max([repository.numbers.serial, *(each.serial for each in listed)]) + 1
+    serial = max([repository.state.serial, *(each.serial for each in listed)]) + 1
     if serial > _MAX_SERIAL:
         raise ReleaseInvalid(f"the serial {serial} is above {_MAX_SERIAL}: make a new repository")
-    order = replace(order, serial=serial)
+    for each in listed[: max(0, len(listed) + 1 - MAX_ORDERS)]:
+        repository.remove(_target(each.serial))  # no node looks at so many
+    order = Order(
+        serial=serial, path=path, counter=counter, cohort=cohort, canaries=tuple(canaries), promote_quorum=promote,
+        halt_quorum=halt, soak_s=soak_s, silence_s=silence_s, gates=gates,
+    )  # fmt: skip
+    _list(repository, order)
+    repository.state.serial = serial
+    return order
+
+
+def change(repository: ReleaseRepository, order: Order, state: State) -> Order:
+    """Give an order another state; the caller commits.
+
+    :raises ReleaseInvalid: it has that state already, or was aborted.
+    """
+    if order.state == state:
+        raise ReleaseInvalid(f"the order {order.serial} for {order.path} {order.counter} is {state} already")
+    if order.state == "aborted":
+        raise ReleaseInvalid(
+            f"the order {order.serial} for {order.path} {order.counter} was aborted: start a new one with "
+            "'cloud-relay rollout start'"
+        )
+    order = replace(order, state=state)
+    _list(repository, order)
+    return order
+
+
+def _list(repository: ReleaseRepository, order: Order) -> None:
     content = msgspec.json.encode(order)
     if len(content) > MAX_DESCRIPTION_BYTES:
         raise ReleaseInvalid(
@@ -121,14 +132,7 @@ def _list(repository: ReleaseRepository, order: Order) -> Order:
         msgspec.json.decode(content, type=Order)  # what a node will do with it
     except msgspec.ValidationError as error:
         raise ReleaseInvalid(f"no node would take this order: {error}") from error
-    for each in listed:
-        if each.path == order.path:
-            repository.remove(_target(each.serial))
-    if sum(each.path != order.path for each in listed) >= MAX_ORDERS:
-        raise ReleaseInvalid(f"there are orders for {MAX_ORDERS} paths, and a node looks at no more")
-    repository.put(_target(serial), content)
-    repository.numbers.serial = serial
-    return order
+    repository.put(_target(order.serial), content)
 
 
 def _target(serial: int) -> str:

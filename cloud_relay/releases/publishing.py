@@ -18,7 +18,14 @@ from cloud_relay.releases.repository import ReleaseRepository
 from meshnode.models.deltas import make_delta
 from protocols.base.errors import ReleaseInvalid
 from protocols.base.limits import MAX_TEXT_CHARS
-from protocols.releases.catalogue import MAX_DESCRIPTION_BYTES, MAX_FILES, Delta, Description, ReleasedFile
+from protocols.releases.catalogue import (
+    MAX_DESCRIPTION_BYTES,
+    MAX_FILES,
+    MAX_RELEASES,
+    Delta,
+    Description,
+    ReleasedFile,
+)
 
 WORTH_IT: Final = 0.8
 """A delta that takes a larger share of the file is not kept, because more nodes hold the chunks of the file."""
@@ -76,7 +83,7 @@ def publish(
         raise ReleaseInvalid(f"{name!r} can't be the name of a model: use letters, digits, '.', '_' and '-'")
     path = f"models/{name}"
     before = [other for each, other in listed_releases(repository) if each == path]
-    highest = max([*before, repository.numbers.counters.get(path, 0)])
+    highest = max([*before, repository.state.counters.get(path, 0)])
     counter = highest + 1 if counter is None else counter
     if not highest < counter <= _MAX_COUNTER:
         raise ReleaseInvalid(
@@ -138,8 +145,11 @@ def list_release(repository: ReleaseRepository, description: Description) -> Non
             f"the description takes {len(content)} bytes, and {MAX_DESCRIPTION_BYTES} can travel: use fewer files"
         )
     msgspec.json.decode(content, type=Description)  # what a node will do with it
-    repository.put(target_of(description.path, description.counter), content)
-    counters = repository.numbers.counters
+    target = target_of(description.path, description.counter)
+    if repository.target(target) is None and len(listed_releases(repository)) >= MAX_RELEASES:
+        raise ReleaseInvalid(f"{MAX_RELEASES} releases are listed, and nodes look at no more: revoke old ones")
+    repository.put(target, content)
+    counters = repository.state.counters
     counters[description.path] = max(description.counter, counters.get(description.path, 0))
 
 

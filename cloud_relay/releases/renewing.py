@@ -5,7 +5,8 @@ operator signs with ``cloud-relay release refresh``.
 """
 
 import logging
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -18,24 +19,24 @@ _TARGETS_LEFT: Final = timedelta(days=30)
 _log = logging.getLogger(__name__)
 
 
-def renew_if_due(folder: Path) -> bool:
+def renew_if_due(folder: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> bool:
     """Sign anew once half of the life of timestamp and snapshot is over. Returns whether it did. It tells the log what
     keeps it from it, and never raises."""
     if not (folder / BUNDLE_FILE).exists():
         return False
     try:
-        from cloud_relay.releases.repository import opened, utc_now
+        from cloud_relay.releases.repository import opened
     except ImportError as error:
         _log.warning("releases in %s are not signed anew (%s): install meshnode[releases]", folder, error)
         return False
     try:
-        with opened(folder) as repository:
+        with opened(folder, clock) as repository:
             repository.load()
-            half = timedelta(days=repository.lifetimes.online) / 2
+            half = timedelta(days=repository.state.lifetimes.online) / 2
             ends = min(repository.timestamp.expires, repository.snapshot.expires)
             targets = [repository.targets, *(repository.delegated(role) for role in repository.roles())]
-            are_ending = any(each.expires - utc_now() < _TARGETS_LEFT for each in targets)
-            if ends - utc_now() > half and not are_ending:
+            are_ending = any(each.expires - clock() < _TARGETS_LEFT for each in targets)
+            if ends - clock() > half and not are_ending:
                 return False
             repository.refresh(targets_too=are_ending)
             repository.commit()

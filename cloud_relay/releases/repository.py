@@ -4,7 +4,7 @@ Invariants:
 
 - The truth is one file, ``current.bundle``: all metadata, as nodes get it. It is replaced by one rename after
   everything that it names is on the shelf, so a process that is killed leaves the metadata of before.
-- Versions only grow, and so do the counters of releases and the serials of orders: ``numbers.json`` remembers those
+- Versions only grow, and so do the counters of releases and the serials of orders: ``state.json`` remembers those
   that were taken out again.
 - One process changes it at a time: it holds a lock from before it reads until after it has written.
 - Nothing here decides what may be released; see :mod:`~.publishing` and :mod:`~.ordering`.
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 import msgspec
 from msgspec import Struct
@@ -43,13 +43,12 @@ from cloud_relay.releases.shown import BUNDLE_FILE
 from cloud_relay.releases.signing import keys_in
 from meshnode.identity.private_files import make_private_folder, write_private
 from protocols.base.errors import MetadataInvalid, ReleaseInvalid, StorageError
-from protocols.releases.bundle import pack_bundle, roots_in, unpack_untrusted_bundle
+from protocols.releases.bundle import MAX_DELEGATED_ROLES, pack_bundle, roots_in, unpack_untrusted_bundle
 
 ORDERS_ROLE: Final = "rollouts"
 PUBLISHER_ROLE: Final = "models"
 _ONLINE: Final = (Timestamp.type, Snapshot.type, Targets.type)
 _compact: Final = JSONSerializer(compact=True)
-_T = TypeVar("_T")
 
 
 class Lifetimes(Struct, frozen=True):
@@ -61,13 +60,15 @@ class Lifetimes(Struct, frozen=True):
     """Of snapshot and timestamp."""
 
 
-class Numbers(Struct):
-    """The highest numbers that were ever used."""
+class RepositoryState(Struct):
+    """What the metadata does not say."""
+
+    lifetimes: Lifetimes = Lifetimes()
 
     counters: dict[str, int] = {}
-    """By path of releases."""
+    """The highest that was ever used, by path of releases."""
     serial: int = 0
-    """Of orders."""
+    """The highest that was ever used for an order."""
 
 
 def utc_now() -> datetime:
@@ -82,7 +83,7 @@ class ReleaseRepository:
         """An empty one; see :meth:`created` and :func:`opened`."""
         self.folder, self._clock = folder, clock
         self.shelf = ChunkShelf(folder / "chunks")
-        self.lifetimes, self.numbers = Lifetimes(), Numbers()
+        self.state = RepositoryState()
         self.roots: dict[int, bytes] = {}
         self._delegated: dict[str, Metadata[Targets]] = {}
         self._signers: dict[str, Signer] = {}
@@ -163,6 +164,8 @@ class ReleaseRepository:
         before. :raises ReleaseInvalid: the name is taken, or can't be that of a role."""
         if name in self._delegated or name in TOP_LEVEL_ROLE_NAMES:
             raise ReleaseInvalid(f"the role {name!r} exists: choose another name")
+        if len(self._delegated) >= MAX_DELEGATED_ROLES:
+            raise ReleaseInvalid(f"there are {len(self._delegated)} publishers, and nodes look at no more")
         delegations = self.targets.delegations or Delegations({}, {})
         roles = dict(delegations.roles or {})
         new = {name: DelegatedRole(name, [], 1, True, paths=list(patterns))}
@@ -209,7 +212,7 @@ class ReleaseRepository:
         """
         before = Metadata[Root].from_bytes(self.roots[max(self.roots)]).signed if self.roots else None
         self.root.version = 1 if before is None else before.version + 1
-        self.root.expires = self._in_days(self.lifetimes.root)
+        self.root.expires = self._in_days(self.state.lifetimes.root)
         self._root.signatures.clear()
         for signer in signers:
             self._root.sign(signer, append=True)
@@ -236,21 +239,20 @@ class ReleaseRepository:
         :raises StorageError: it can't be written.
         """
         for role in sorted(self._changed & self._delegated.keys()):
-            self._sign(self._delegated[role], role, self.lifetimes.targets)
+            self._sign(self._delegated[role], role, self.state.lifetimes.targets)
             self.snapshot.meta[f"{role}.json"] = self._meta(self._delegated[role])
         if Targets.type in self._changed:
-            self._sign(self._targets, Targets.type, self.lifetimes.targets)
+            self._sign(self._targets, Targets.type, self.state.lifetimes.targets)
             self.snapshot.meta["targets.json"] = self._meta(self._targets)
         if self._changed - {Root.type, Timestamp.type}:
-            self._sign(self._snapshot, Snapshot.type, self.lifetimes.online)
+            self._sign(self._snapshot, Snapshot.type, self.state.lifetimes.online)
             self.timestamp.snapshot_meta = self._meta(self._snapshot)
-        self._sign(self._timestamp, Timestamp.type, self.lifetimes.online)
+        self._sign(self._timestamp, Timestamp.type, self.state.lifetimes.online)
         files = self.files()
         bundle = pack_bundle(files)
         self.shelf.keep(bundle)
         try:
-            write_private(self.folder / "numbers.json", msgspec.json.encode(self.numbers))
-            write_private(self.folder / "lifetimes.json", msgspec.json.encode(self.lifetimes))
+            write_private(self.folder / "state.json", msgspec.json.encode(self.state))
             write_private(self.folder / BUNDLE_FILE, bundle)
             _mirror(self.folder / "metadata", files)
         except OSError as error:
@@ -306,8 +308,7 @@ class ReleaseRepository:
             self._snapshot = Metadata.from_bytes(named.pop(Snapshot.type))
             self._targets = Metadata.from_bytes(named.pop(Targets.type))
             self._delegated = {role: Metadata.from_bytes(named[role]) for role in self.roles()}
-            self.numbers = _read_json(self.folder / "numbers.json", Numbers)
-            self.lifetimes = _read_json(self.folder / "lifetimes.json", Lifetimes)
+            self.state = msgspec.json.decode((self.folder / "state.json").read_bytes(), type=RepositoryState)
         except FileNotFoundError as error:
             raise ReleaseInvalid(
                 f"there is no repository of releases in {self.folder}: make one with 'cloud-relay release init'"
@@ -366,17 +367,11 @@ def opened(folder: Path, clock: Callable[[], datetime] = utc_now) -> Iterator[Re
 
 
 def _mirror(folder: Path, files: Mapping[str, bytes]) -> None:
-    """The same files apart. Nothing here reads them."""
+    """The same files apart. Nothing here reads them, so nobody waits until they are on disk."""
     make_private_folder(folder)
     for name, data in files.items():
-        path = folder / name
-        if name == "timestamp.json" or not path.exists():
-            write_private(path, data)
+        (folder / name).write_bytes(data)
     for path in folder.glob("*.json"):
         if path.name not in files:
             with suppress(OSError):
                 path.unlink()
-
-
-def _read_json(path: Path, kind: type[_T]) -> _T:
-    return msgspec.json.decode(path.read_bytes(), type=kind)

@@ -15,7 +15,7 @@ from meshnode.config.toml import read_toml
 from protocols.base.errors import ConfigError, InvalidName
 from protocols.base.ids import node_id
 
-_S = TypeVar("_S", bound=PartSection)
+_S = TypeVar("_S", bound=Section)
 
 
 def own_tables() -> dict[str, type[Section]]:
@@ -58,7 +58,7 @@ def read_section(path: Path | str, kind: type[_S]) -> _S:
     """
     path = Path(path)
     reader = TableReader(folder=path.absolute().parent)
-    section = reader.read_table(kind, read_toml(path).get(kind.table, {}), kind.table)
+    section = reader.read_table(kind, _with_defaults(read_toml(path)).get(kind.table, {}), kind.table)
     if not isinstance(section, kind):
         raise ConfigError(problem_report(str(path), tuple(reader.problems)))
     return section

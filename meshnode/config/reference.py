@@ -18,7 +18,14 @@ from meshnode.config.sections import NodeSection, PartSection
 from meshnode.links.transport import Address
 from protocols.base.ids import NodeId
 
-_UNITS: Final = {"_ms": "milliseconds", "_s": "seconds", "_mib": "MiB", "_deg": "degrees", "_m": "metres"}
+_UNITS: Final = {
+    "_bytes_per_s": "bytes per second",
+    "_ms": "milliseconds",
+    "_s": "seconds",
+    "_mib": "MiB",
+    "_deg": "degrees",
+    "_m": "metres",
+}
 _NAMES: Final = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
 _WIRE_FIELDS: Final = {
     "latitude_deg": "North is positive.",
@@ -152,6 +159,8 @@ def _default_text(field: msgspec.structs.FieldInfo, hint: Any) -> str:
     value = field.default if field.default is not msgspec.NODEFAULT else None
     if value is None:
         return "none"
+    if isinstance(value, Section):
+        return "as its keys say"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, (str, Path)):

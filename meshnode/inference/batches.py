@@ -43,6 +43,14 @@ def by_name(tensors: Sequence[NamedTensor]) -> dict[str, Tensor | list[Tensor]]:
     return {name: each[0] if len(each) == 1 else each for name, each in found.items()}
 
 
+def fresh_room(size_bytes: int) -> memoryview:
+    """Memory for joined outputs, with anything in it. NumPy asks the kernel for large pages, and leaves them as they
+    are: 130 MB that were zeroed took 270 ms, in which neither this node nor its neighbours got new shards."""
+    import numpy as np
+
+    return np.empty(size_bytes, np.uint8).data
+
+
 def _is_pictures(value: Any) -> bool:
     """Whether it is a list of encoded pictures."""
     kinds = bytes | bytearray | memoryview | Tensor

@@ -8,6 +8,7 @@ from typing import Final, assert_never
 
 from meshnode.inference.files import ModelFiles
 from meshnode.inference.section import InferenceSection, ModelSection
+from meshnode.inference.versions import FormerModels
 from meshnode.models import Cancellation, Failed, Job, LoadedModel, ModelSpec, Outcome, RunDone, Runner, load_model
 from meshnode.models.worker import WorkerModel, Workers
 from meshnode.troubles import Troubles
@@ -21,6 +22,9 @@ from protocols.wire.tensors import NamedTensor, tensor_of
 _log = logging.getLogger(__name__)
 _CLOSE_S: Final = 0.5
 """The time in which cancelled runs end by themselves when the node closes."""
+
+RunWatch = Callable[[Job, Outcome], None]
+"""Called with each run that has ended, on the thread that ran it; it must not block."""
 
 
 class ComputeService:
@@ -53,6 +57,10 @@ class ComputeService:
         self._models_lock = threading.Lock()
         """Held while one dictionary of models takes the place of another."""
         self._announced = False
+        self._former = FormerModels(self._runner)
+        self._released: frozenset[str] = frozenset()
+        """The names that stand for a release, whatever file the configuration names."""
+        self._watches: dict[str, RunWatch] = {}
 
     def load_models(self) -> None:
         """Load and measure every configured model. This takes seconds, and the node serves readings meanwhile. Those
@@ -114,22 +122,110 @@ class ComputeService:
 
     def _load(self, spec: ModelSpec) -> None:
         """Load and measure one model. :raises InferenceError: it can't be loaded, or can't compute zeros."""
-        model = self._workers.load(spec) if self._how.isolation == "process" else load_model(spec)
+        model = self._warm(spec)
+        with self._models_lock:
+            is_released = spec.name in self._released  # meanwhile
+            if not is_released:
+                self.models = {**self.models, spec.name: model}
+        if is_released:
+            _close(model)
+        elif self._announced:
+            self._tell()
+
+    def _warm(self, spec: ModelSpec) -> LoadedModel:
+        """Load and measure one model, without using it. :raises InferenceError: as :meth:`_load`."""
+        made: list[LoadedModel] = []
+
+        def told(name: str, why: str | None) -> None:
+            if made and self.models.get(name) is made[0]:  # versions that do not serve are nobody's trouble
+                self._told(name, why)
+
+        model = self._workers.load(spec, told) if self._how.isolation == "process" else load_model(spec)
+        made.append(model)
         try:
             median_us = self._runner.warm_up(model)
         except BaseException:
-            if isinstance(model, WorkerModel):
-                model.close()
+            _close(model)
             raise
         for note in model.notes:
             _log.warning("model %s: %s", spec.name, note)
         for name, why in model.left_out.items():
             _log.warning("model %s: the output %r is left out: %s", spec.name, name, why)
         _log.info("model %s: %s, %s ms a run", spec.name, model.digest[:12], median_us and round(median_us / 1e3, 1))
-        with self._models_lock:
+        return model
+
+    # --- releases --------------------------------------------------------------------------------------------------
+    def rehearse(self, spec: ModelSpec) -> WorkerModel:
+        """Load a version of a model into an idle process, and have it compute zeros, beside the one that serves. The
+        caller closes it.
+
+        :raises InferenceError: it can't be loaded, or can't compute zeros.
+        """
+        model = self._workers.load(spec, lambda name, why: None, idle=True)
+        try:
+            zeros = model.zeros()
+            if zeros is not None:
+                model.run(zeros)
+        except BaseException:
+            model.close()
+            raise
+        return model
+
+    def serve_version(
+        self, spec: ModelSpec, keep: int, about_to_serve: Callable[[LoadedModel], None] = lambda model: None
+    ) -> LoadedModel:  # fmt: skip
+        """Load a version of a model, blocking for seconds, and then have it answer all further requests for the name in
+        place of the one before, of which ``keep`` stay warm. Runs under way end with the version with which they began.
+
+        ``about_to_serve`` is called with the version before it answers anything; what it raises changes nothing.
+
+        :raises InferenceError: it can't be loaded; the one before goes on.
+        """
+        serving = self.models.get(spec.name)
+        warm = self._former.find(spec.name, spec.digest) if spec.digest is not None else None
+        if serving is not None and serving.digest == spec.digest:
+            warm = serving
+        model = warm or self._warm(spec)
+        try:
+            about_to_serve(model)
+        except BaseException:
+            if warm is None:
+                _close(model)
+            raise
+        with self._lock, self._models_lock:
+            gone = self._former.replace(spec.name, self.models.get(spec.name), model, keep)
             self.models = {**self.models, spec.name: model}
+            self._released |= {spec.name}
+        self.files.leave(spec.name)
+        self._changed_version(spec.name, gone)
+        return model
+
+    def stop_version(self, name: str, keep: int) -> None:
+        """Answer no further requests for a name."""
+        with self._lock, self._models_lock:
+            gone = self._former.replace(name, self.models.get(name), None, keep)
+            self.models = {other: model for other, model in self.models.items() if other != name}
+            self._released -= {name}
+        self._changed_version(name, gone)
+
+    def forget_version(self, name: str, digest: str) -> None:
+        """Keep a version that served before no longer warm."""
+        with self._lock, self._models_lock:
+            gone = self._former.forget(name, digest)
+        self._former.end(gone)
+        if gone and self._announced:
+            self._tell()
+
+    def _changed_version(self, name: str, gone: list[LoadedModel]) -> None:
+        self._troubles.end("model", name)
         if self._announced:
             self._tell()
+        self._former.end(gone)
+
+    def watch_runs(self, name: str, watch: RunWatch | None) -> None:
+        """Have ``watch`` called with each run of a model that ends; None: nobody any more."""
+        others = {other: each for other, each in self._watches.items() if other != name}
+        self._watches = others if watch is None else {**others, name: watch}
 
     def announce(self) -> None:
         """Tell the engine what is loaded, now and whenever a model is added."""
@@ -152,24 +248,37 @@ class ComputeService:
         return LocalModel(
             model.name, model.digest, compute_ns, queue_ns, served, self._how.local, own_queue_ns,
             model.signature, p95_ns, _fallback(model), whole,
+            tuple(former.digest for former in self._former.of(model.name)),
         )  # fmt: skip
 
     def start(self, effect: Compute) -> None:
         """Queue a run; exactly one ``computed`` follows unless it is cancelled."""
-        model = self.models.get(effect.model)
+        inputs = {named.name: named.tensor for named in effect.inputs}
+        deadline_ns = time.monotonic_ns() + effect.budget_ns
+        try:
+            # So that the run is in the table before its outcome looks for it, and no version ends before it has begun.
+            with self._lock:
+                model = self._meant(effect)
+                if model is not None:
+                    job = Job(model, inputs, effect.outputs, deadline_ns, effect.asked_by)
+                    self._cancels[effect.run] = self._runner.submit(
+                        job, lambda outcome: self._ended(effect.run, job, outcome)
+                    )
+        except MeshError as error:
+            self._computed(effect.run, _failed(error))
+            return
         if model is None:
             why = self.files.why_not(effect.model) or f"no model {effect.model!r} here"
             self._computed(effect.run, InferAnswer(0, "unknown", detail=why[:MAX_TEXT_CHARS]))
             return
-        inputs = {named.name: named.tensor for named in effect.inputs}
-        job = Job(model, inputs, effect.outputs, time.monotonic_ns() + effect.budget_ns, effect.asked_by)
-        try:
-            with self._lock:  # so that the run is in the table before its outcome looks for it
-                self._cancels[effect.run] = self._runner.submit(job, lambda outcome: self._ended(effect.run, outcome))
-        except MeshError as error:
-            self._computed(effect.run, _failed(error))
-            return
         self._tell()
+
+    def _meant(self, effect: Compute) -> LoadedModel | None:
+        """The version that a run is for. A request of this node names the model; a neighbour means one file."""
+        now = self.models.get(effect.model)
+        if not effect.digest or (now is not None and now.digest == effect.digest):
+            return now
+        return self._former.find(effect.model, effect.digest) or (now if effect.asked_by is None else None)
 
     def cancel(self, run: int) -> None:
         """Stop a run whose result nobody wants any more."""
@@ -178,7 +287,10 @@ class ComputeService:
         if cancellation is not None:
             cancellation.cancel()
 
-    def _ended(self, run: int, outcome: Outcome) -> None:
+    def _ended(self, run: int, job: Job, outcome: Outcome) -> None:
+        watch = self._watches.get(job.model.name)
+        if watch is not None:
+            watch(job, outcome)
         with self._lock:
             self._cancels.pop(run, None)
         match outcome:
@@ -208,6 +320,11 @@ class ComputeService:
         self._runner.close(_CLOSE_S)
         self._workers.close()  # with it end the runs that did not
         self._runner.close()
+
+
+def _close(model: LoadedModel) -> None:
+    if isinstance(model, WorkerModel):
+        model.close()
 
 
 def _failed(error: MeshError, queued_us: int = 0) -> InferAnswer:

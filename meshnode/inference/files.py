@@ -55,11 +55,19 @@ class ModelFiles:
         model that can't be loaded is a trouble."""
         self._specs, self._load, self._troubles, self._part = tuple(specs), load, troubles, part
         self._failed: dict[str, _Failed] = {}
+        self._left: set[str] = set()
+
+    def leave(self, name: str) -> None:
+        """Leave the file of a model alone from now on: something else stands for the name."""
+        self._left.add(name)
+        if self._failed.pop(name, None) is not None:
+            self._troubles.end(self._part, name)
 
     def load_all(self) -> None:
         """Load every model once, blocking for seconds."""
         for spec in self._specs:
-            self._try(spec)
+            if spec.name not in self._left:
+                self._try(spec)
 
     def why_not(self, name: str) -> str | None:
         """Why that model could not be loaded; None: it was, or the node has no file of it."""
@@ -71,7 +79,7 @@ class ModelFiles:
         while self._failed:
             await asyncio.sleep(LOOK_S)
             for failed in list(self._failed.values()):
-                if await asyncio.to_thread(self._is_due, failed):
+                if failed.spec.name not in self._left and await asyncio.to_thread(self._is_due, failed):
                     await asyncio.to_thread(self._try, failed.spec)
 
     def _is_due(self, failed: _Failed) -> bool:

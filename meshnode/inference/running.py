@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
-from meshnode.inference.batches import batch_tensors, tensors_of
+from meshnode.inference.batches import batch_tensors, fresh_room, tensors_of
 from meshnode.inference.compute import ComputeService
 from meshnode.inference.oip.statistics import RequestStatistics
 from meshnode.inference.plans import plans_view
@@ -101,6 +101,7 @@ class RunningInference(RunningPart):
                 models.pinned, models.fallbacks, self.defaults.workers, self.defaults.offload, private_models(models)
             )
         )
+        self.host.driver.act(_give_room)
         closing.callback(self._fail_all)
         closing.push_async_callback(asyncio.to_thread, self._split.close)
         closing.push_async_callback(asyncio.to_thread, self._compute.close)  # first: with it end stages being loaded
@@ -120,6 +121,11 @@ class RunningInference(RunningPart):
                 answer.set_exception(InferenceError(f"the node {self.host.id} closed before the answer came"))
 
     # --- requests --------------------------------------------------------------------------------------------------
+    @property
+    def compute(self) -> ComputeService:
+        """What runs the models."""
+        return self._compute
+
     @property
     def models(self) -> dict[str, LoadedModel]:
         """Models loaded here whole, by name."""
@@ -284,6 +290,10 @@ class RunningInference(RunningPart):
     def metrics(self) -> "Iterable[Metric]":
         """Latencies and failures of own requests, and latencies of their parts."""
         return () if self._latencies is None else self._latencies.metrics()
+
+
+def _give_room(engine: "Engine", _: int) -> None:
+    engine.inference.shards.room = fresh_room
 
 
 def _settle(future: "asyncio.Future[Answered]", answer: Answered) -> None:

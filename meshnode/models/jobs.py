@@ -43,6 +43,8 @@ class Failed:
     """``InputInvalid``, ``BudgetExhausted``, or what the model said. A cancelled job has a plain ``InferenceError``."""
     queued_ns: int
     cancelled: bool = False
+    began: bool = False
+    """Whether the model had begun to run. What failed before says nothing about the model."""
 
 
 Outcome = RunDone | Failed

@@ -91,6 +91,10 @@ class Fallback(Section, frozen=True, kw_only=True):
     model: Annotated[_Text, Meta(description="The name of a smaller model in the configuration of the nodes.")]
 
 
+BoundaryForm = Literal["raw", "f16", "u8"]
+"""How 32-bit floating-point tensors travel between stages."""
+
+
 class SplitRules(Section, frozen=True, kw_only=True):
     """What is allowed when the model is split between nodes."""
 
@@ -101,6 +105,30 @@ class SplitRules(Section, frozen=True, kw_only=True):
             "neighbours are never asked for the whole model. If it can't be split, it is computed there or not at all."
         ),
     ] = False
+    boundary: Annotated[
+        BoundaryForm,
+        Meta(
+            description="How 32-bit floating-point tensors travel between stages: as they are, in half precision, or "
+            "as bytes with a scale of their own. Only `raw` gives the bits of the whole model."
+        ),
+    ] = "raw"
+    boundary_error: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="How much an output may change by that, as a part of its largest absolute value; of outputs "
+            "that are whole numbers, the part of the elements that may differ. It is measured when stages are made, on "
+            "golden vectors and on noise; the model is not split where it changes more.",
+        ),
+    ] = 0.0
+
+    def conflicts(self) -> Iterator[Problem]:
+        """Rounding without an error, and an error without rounding."""
+        if self.boundary != "raw" and not self.boundary_error:
+            yield Problem("boundary_error", "0", f"forbids all rounding: say which error {self.boundary!r} may cause")
+        if self.boundary == "raw" and self.boundary_error:
+            yield Problem("boundary_error", shown(self.boundary_error), "is of no use: 'raw' causes none, so remove it")
 
 
 class Manifest(Section, frozen=True, kw_only=True):

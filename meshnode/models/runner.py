@@ -113,6 +113,12 @@ class Runner:
     def _cost_ns(self, entry: _Entry) -> int:
         return (self._costs.median_us(entry.job.model.digest) or 0) * 1_000
 
+    def uses(self, model: LoadedModel) -> bool:
+        """Whether a job for exactly this model waits or is under way."""
+        with self._lock:
+            entries = (entry for pool in self._pools() for entry in (*pool.running, *pool.queue.all()))
+            return any(entry.job.model is model for entry in entries)
+
     def median_us(self, model: LoadedModel) -> int | None:
         """Median compute time of the last ``MEDIAN_WINDOW`` runs in microseconds; None before the first."""
         return self._costs.median_us(model.digest)
@@ -306,10 +312,10 @@ class Runner:
         except InferenceError as error:
             if isinstance(error, BudgetExhausted):  # it takes at least this long, or placement would ask again
                 self._costs.record(job.model.digest, int((time.monotonic_ns() - started_ns) * self._slowdown))
-            return Failed(error, queued_ns, entry.cancel.cancelled)
+            return Failed(error, queued_ns, entry.cancel.cancelled, began=True)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller waits for an answer
             _log.exception("model %r failed in an unforeseen way", job.model.name)
-            return Failed(InferenceError(f"model {job.model.name!r} failed: {error!r}"[:500]), queued_ns)
+            return Failed(InferenceError(f"model {job.model.name!r} failed: {error!r}"[:500]), queued_ns, began=True)
         compute_ns = time.monotonic_ns() - started_ns
         if self._slowdown > 1.0:
             stretched_ns = entry.cancel.compute_ns or compute_ns  # the way to a worker process is as long as it is

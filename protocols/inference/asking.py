@@ -179,6 +179,8 @@ class Asking:
         request has its own model only: parts of different models don't fit each other."""
         if request.runs or request.planned is not None:
             return self._ordered(request, request.model, request.demand, now)
+        # A release may have taken the place of the file since it was asked: what begins anew begins with that.
+        request.asked_digest = self.digest_of(request.asked_model) or request.asked_digest
         request.model, request.digest = request.asked_model, request.asked_digest
         candidates = self._ordered(request, request.model, request.demand, now)
         if self._makes_it(request, candidates, now):
@@ -239,7 +241,9 @@ class Asking:
         budget_ns = max(request.deadline_ns - now, 0)
         if best.node == self._node:
             self.counters["run_here"] += 1
-            self._decided.effects.append(Compute(number, run.model, request.inputs, request.outputs, budget_ns))
+            self._decided.effects.append(
+                Compute(number, run.model, request.inputs, request.outputs, budget_ns, digest=run.digest)
+            )
         else:
             self.counters["run_there"] += 1
             self.loads.sent(run.node, number, best.service_ns, now)

@@ -85,7 +85,7 @@ class Candidates:
     def computes(self, model: str, demand: Demand) -> bool:
         """Whether this node can compute it itself."""
         local = self._models.get(model)
-        return local is not None and local.local and local.digest == demand.digest
+        return local is not None and local.local and local.answers_to(demand.digest)
 
     def there(
         self, request: OwnRequest, model: str, demand: Demand, now: int, only: NodeId | None = None

@@ -52,6 +52,8 @@ class Compute(Effect, frozen=True):
     budget_ns: int
     asked_by: NodeId | None = None
     """The neighbour that wants it; None: this node does. Own runs go first."""
+    digest: str = ""
+    """The file that is meant; empty: whichever has the name now."""
 
 
 class CancelCompute(Effect, frozen=True):

@@ -115,6 +115,14 @@ class Inference(Machine):
         self._asking.candidates.private = frozenset(private)
         self._own_queue.workers = workers
 
+    def follow(self, model: str, digest: str, private: bool) -> None:
+        """Another file takes the place of the one of a model. ``private``: whether its inputs must not leave this
+        node."""
+        if model in self._offers.pinned:
+            self._offers.pinned = {**self._offers.pinned, model: digest}
+        others = self._asking.candidates.private - {model}
+        self._asking.candidates.private = others | {model} if private else others
+
     def _differs(self) -> bool:
         """Whether neighbours would decide otherwise if they knew what is true now."""
         told, now = self._told, [model for model in self._models.values() if _is_offered(model)]
@@ -280,7 +288,7 @@ class Inference(Machine):
         """The model that a neighbour means. A stage is known by its digest, since neighbours may call its model
         differently."""
         model = self._models.get(frame.model)
-        if model is None or model.digest != frame.digest:
+        if model is None or not model.answers_to(frame.digest):
             model = self._models.get(self.hosting.name_of(frame.digest))
         if model is None or not model.stage_of:
             return model

@@ -58,6 +58,13 @@ class LocalModel(Struct, frozen=True):
     stage_of: str = ""
     """The name of the whole model, when this is a stage of it that a neighbour has asked for. Only who knows its digest
     can ask for it, and the table of access decides by the whole."""
+    former: tuple[str, ...] = ()
+    """Digests of the files that had the name before and are still loaded. Who asks for one of them gets it, because
+    requests that were placed before the change are under way; nobody is told of them."""
+
+    def answers_to(self, digest: str) -> bool:
+        """Whether this node computes the file with this digest under the model's name."""
+        return digest == self.digest or digest in self.former
 
 
 class Candidate(Struct, frozen=True):

@@ -68,7 +68,7 @@ class Serving:
         if not self._may_ask(source, now):
             return
         size_bytes = sum(len(named.tensor.data) for named in asked.inputs)
-        if model is None or not model.served or model.digest != asked.digest:
+        if model is None or not model.served or not model.answers_to(asked.digest):
             self._answer(source, asked.request, "unknown", f"{self._node} does not offer this {asked.model!r}")
         elif not self._access.permits_infer(role, source, model.stage_of or asked.model):
             self._answer(source, asked.request, "unknown", f"{self._node} may not compute {asked.model!r} for {source}")
@@ -87,7 +87,9 @@ class Serving:
             self._places.add(source)
             self._bytes.add(source, size_bytes)
             self.served += 1
-            self._decided.effects.append(Compute(run, model.name, asked.inputs, asked.outputs, budget_ns, source))
+            self._decided.effects.append(
+                Compute(run, model.name, asked.inputs, asked.outputs, budget_ns, source, asked.digest)
+            )
 
     def _soonest_ns(
         self, asked: InferRequest, model: LocalModel, source: NodeId, size_bytes: int, now: int

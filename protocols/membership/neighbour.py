@@ -31,9 +31,9 @@ class Neighbour:
 
     __slots__ = (
         "answered_ns", "beat_ns", "beats", "bulk", "doubt", "doubt_ends_ns", "echo_came_ns", "echo_sent_ns", "echoed",
-        "first_seen_ns", "heard_by_peer", "heard_ns", "heartbeat_received", "heartbeat_sent", "inbound", "inbox",
-        "incarnation", "last_heard_ns", "met", "node", "patience_ns", "queue", "realtime", "role", "round_trip_ns",
-        "silence_ns", "silent_ns", "since_ns", "state", "suspicion",
+        "first_seen_ns", "heard_by_peer", "heard_ns", "heartbeat_received", "heartbeat_sent", "in_debt", "inbound",
+        "inbox", "incarnation", "last_heard_ns", "met", "node", "patience_ns", "queue", "realtime", "role",
+        "round_trip_ns", "silence_ns", "silent_ns", "since_ns", "state", "suspicion",
     )  # fmt: skip
 
     def __init__(self, node: NodeId, role: Role, first_seen_ns: int, now: int) -> None:
@@ -50,6 +50,8 @@ class Neighbour:
         self.queue: LaneQueue | None = None
         """The queue of its realtime lane; None before the engine has made it."""
         self.last_heard_ns = now
+        self.in_debt = True
+        """Whether its readings may have had too many elements; its account knows. It outlives its links."""
         self.heartbeat_sent = 0
         self.heartbeat_received = 0
         self.beats = 0

@@ -62,11 +62,11 @@ class Refusals:
 
     def has_overdrawn(self, neighbour: Neighbour, data: bytes | bytearray, now: int) -> bool:
         """Whether a frame larger than ``FREE_READINGS_BYTES`` is dropped before it is decoded, because the neighbour's
-        readings had too many elements. It is a sign of life all the same."""
-        if (
-            self._accounts.of(neighbour.node, now).elements.left(now) >= 1
-            or untrusted_frame_number(data) != _READINGS_NUMBER
-        ):
+        readings had too many elements. It is a sign of life all the same. Only one ``in_debt`` need be asked about."""
+        if self._accounts.of(neighbour.node, now).elements.left(now) >= 1:
+            neighbour.in_debt = False
+            return False
+        if untrusted_frame_number(data) != _READINGS_NUMBER:
             return False
         neighbour.last_heard_ns = now
         self._drops.count(neighbour.node, "*", "over_rate")
@@ -79,6 +79,7 @@ class Refusals:
             account = self._accounts.of(neighbour.node, now).elements
             account.left(now)  # what came until now counts first, because the allowance is bounded
             account.fine(elements)
+            neighbour.in_debt = True
 
     def malformed(self, pipe: int, detail: str, now: int) -> None:
         """Close a pipe that sent a malformed frame, and fine its sender. An event reports it once in a period, even if

@@ -17,6 +17,8 @@ from protocols.base.limits import MAX_CHUNK_BYTES
 MAX_BUNDLE_FILES: Final = 1_024
 """Files in a bundle: a root for each change of keys, and one for each publisher. The bytes of a chunk could otherwise
 claim a file each."""
+MAX_DELEGATED_ROLES: Final = 32
+"""Publishers, and the role that signs orders."""
 _NAME: Final = re.compile(r"(?:[1-9][0-9]{0,9}\.)?[a-z][a-z0-9-]{0,62}\.json")
 _ROOT: Final = re.compile(r"([1-9][0-9]{0,9})\.root\.json")
 _decoder: Final = msgspec.msgpack.Decoder(dict[str, bytes])

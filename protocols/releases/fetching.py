@@ -150,6 +150,7 @@ class Fetching:
         """Take these releases."""
         wanted = dict.fromkeys(releases)
         if wanted != self._wanted:
+            self.new_fetched += [release for release in wanted if release in self._fetched.keys() - self._wanted.keys()]
             self._wanted = wanted
             self.is_changed = True
 

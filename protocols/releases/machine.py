@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final, assert_never
 from protocols.access import AccessTable
 from protocols.base.effects import Effect, Event
 from protocols.base.ids import NodeId, Role
+from protocols.base.limits import MAX_ENTRY_LIFETIME_S
 from protocols.machine import EntryWish, HeardEntry, Machine, Message
 from protocols.releases.catalogue import Description, Order, ReleaseCatalogue
 from protocols.releases.events import (
@@ -49,8 +50,8 @@ from protocols.wire.releases import (
     ReleaseNews,
 )
 
-HEALTH_LIFETIME_S: Final = 14 * 86_400
-"""How long what a node says of a rollout is remembered: longer than most rollouts take."""
+HEALTH_LIFETIME_S: Final = MAX_ENTRY_LIFETIME_S
+"""How long what a node says of a rollout is remembered: who comes late counts what canaries said that are gone."""
 
 
 class Releases(Machine):
@@ -251,6 +252,11 @@ class Releases(Machine):
     def measured(self, path: str, counter: int, measures: Measures, now: int) -> None:
         """What was measured of a release that serves, or is shadowed."""
         self.rollouts.measured(path, counter, measures, now)
+        self._go_on(now)
+
+    def pin(self, path: str, counter: int | None, now: int) -> None:
+        """The operator of the node wants this release served, whatever orders say. None: no more."""
+        self.rollouts.pin(path, counter, now)
         self._go_on(now)
 
     # --- deciding --------------------------------------------------------------------------------------------------

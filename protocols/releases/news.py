@@ -42,6 +42,12 @@ _DISTRUST_NS: Final = 3_600 * limits.SECOND
 _decoder = msgspec.msgpack.Decoder(ReleaseNews)
 
 
+def _age(what: ReleaseNews | ReleaseCatalogue) -> tuple[int, int]:
+    """What is newer is larger. Root comes first: once its keys are changed, a timestamp may begin again below the
+    versions that a thief has signed."""
+    return what.root_version, what.timestamp_version
+
+
 class News:
     """What one node has heard and verified of metadata."""
 
@@ -64,6 +70,10 @@ class News:
         """The version that this node has verified; 0: none."""
         return 0 if self.verified is None else self.verified.timestamp_version
 
+    @property
+    def _verified_age(self) -> tuple[int, int]:
+        return (0, 0) if self.verified is None else _age(self.verified)
+
     # --- what others say -------------------------------------------------------------------------------------------
     def heard(self, entry: HeardEntry, now: int) -> None:
         """An author says what it has verified."""
@@ -84,7 +94,7 @@ class News:
         while len(self._heard) > MAX_AUTHORS:
             del self._heard[next(iter(self._heard))]
         self.is_changed = True
-        if news.timestamp_version < self.timestamp_version:
+        if _age(news) < self._verified_age:
             self.counts["news_old"] += 1
         if self.verified is not None and self._say_ns > now + _SAY_NS:
             self._plan(now)
@@ -97,14 +107,14 @@ class News:
         able: dict[bytes, ReleaseNews] = {}
         for author, (news, _) in self._heard.items():
             if (
-                news.timestamp_version > self.timestamp_version and news.bundle not in self._refused
+                _age(news) > self._verified_age and news.bundle not in self._refused
                 and self._distrusted.get(author, 0) <= now
             ):  # fmt: skip
                 before = able.get(news.bundle)
                 if before is None or author == RELAY:
                     able[news.bundle] = news
         if len(able) > MAX_BUNDLES:
-            newest = sorted(able, key=lambda bundle: -able[bundle].timestamp_version)
+            newest = sorted(able, key=lambda bundle: _age(able[bundle]), reverse=True)
             half = MAX_BUNDLES // 2
             chosen = newest[:half] + self._random.sample(newest[half:], half)
             able = {bundle: able[bundle] for bundle in chosen}
@@ -115,9 +125,9 @@ class News:
     def taken(self, bundle: bytes, size_bytes: int, catalogue: ReleaseCatalogue, now: int) -> bool:
         """A bundle was verified. Returns whether it is newer than what was."""
         said = self._chosen.get(bundle)
-        if said is not None and said.timestamp_version > catalogue.timestamp_version:
+        if said is not None and _age(said) > _age(catalogue):
             self._distrust(bundle, now)  # it is less than its authors said
-        if catalogue.timestamp_version < self.timestamp_version:
+        if _age(catalogue) < self._verified_age:
             return False
         self.counts["bundles_taken"] += 1
         self.verified = ReleaseNews(

@@ -121,8 +121,9 @@ FRAMES: Final[tuple[type[Frame], ...]] = (
 
 # --- between a node and the relay ------------------------------------------------------------------------------------
 class ReleasesAsked(Frame, frozen=True, array_like=True, gc=False, tag=67):
-    """From node to relay: which metadata is the newest? The relay answers when it has newer one, or after ``wait_ms``.
-    (Since 1.6.)"""
+    """From node to relay: which metadata is the newest? The relay answers when it has another one, or after
+    ``wait_ms``. It answers at once when too many wait: whoever is answered early without news asks again only after
+    ``wait_ms``, because otherwise all nodes of a mesh would ask without a pause. (Since 1.6.)"""
 
     timestamp_version: Count
     """What the node has; 0: nothing."""

@@ -33,7 +33,7 @@ class Publisher:
         self.root_signers: list[Signer] = [CryptoSigner.generate_ed25519() for _ in range(3)]
         self.signers: dict[str, Signer] = {role: CryptoSigner.generate_ed25519() for role in ONLINE}
         with opened(folder, lambda: self.now) as repository:
-            repository.lifetimes = self.lifetimes
+            repository.state.lifetimes = self.lifetimes
             repository.create(self.root_signers, 2, self.signers)
             repository.commit()
         self.root_path = folder / "metadata" / "1.root.json"

@@ -54,7 +54,7 @@ def init(
                 "make FILE', and name each with --root-key"
             )
         signers = root_signers(root_keys)
-        repository.lifetimes = Lifetimes(root_days, targets_days, online_days)
+        repository.state.lifetimes = Lifetimes(root_days, targets_days, online_days)
         roles = ("timestamp", "snapshot", "targets", ORDERS_ROLE, PUBLISHER_ROLE)
         keys = {role: make_key(_key_path(repository, role)) for role in roles}
         repository.create(signers, threshold, keys)
@@ -147,7 +147,7 @@ def list_command(config_path: Path, folder: Path | None, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("counter", type=_COUNTER)
 def revoke(config_path: Path, folder: Path | None, keys: tuple[Path, ...], name: str, counter: int) -> None:
-    """Take release COUNTER of the model NAME out. No node installs it any more, and an order for it is aborted."""
+    """Take release COUNTER of the model NAME out. No node installs it any more, and its orders are aborted."""
     with changed(config_path, folder, keys) as repository:
         from cloud_relay.releases.ordering import change, orders_in
         from cloud_relay.releases.publishing import revoke as revoke_release
@@ -155,7 +155,7 @@ def revoke(config_path: Path, folder: Path | None, keys: tuple[Path, ...], name:
         path = f"models/{name}"
         for order in orders_in(repository):
             if (order.path, order.counter) == (path, counter) and order.state != "aborted":
-                click.echo(f"the order {change(repository, path, 'aborted').serial} aborts it")
+                click.echo(f"order {change(repository, order, 'aborted').serial} is aborted")
         revoke_release(repository, path, counter)
 
 

@@ -32,6 +32,7 @@ class _Duration(click.ParamType[int]):
 
 
 _NAME = click.argument("name")
+_SERIAL = click.option("--serial", type=int, help="The serial of the order; default: the newest one for the model.")
 
 
 @click.group()
@@ -113,14 +114,14 @@ def status(config_path: Path, folder: Path | None, as_json: bool) -> None:
 def _changing(name: str, state: Literal["running", "paused", "aborted", "promoted"], text: str) -> None:
     """Add a command that gives the order for a model another state."""
 
-    def command(config_path: Path, folder: Path | None, keys: tuple[Path, ...], name: str) -> None:
+    def command(config_path: Path, folder: Path | None, keys: tuple[Path, ...], name: str, serial: int | None) -> None:
         with changed(config_path, folder, keys) as repository:
-            from cloud_relay.releases.ordering import change
+            from cloud_relay.releases.ordering import change, order_for
 
-            _show(change(repository, f"models/{name}", state))
+            _show(change(repository, order_for(repository, f"models/{name}", serial), state))
 
     command.__doc__ = text
-    rollout.command(name=name)(signing(_NAME(command)))
+    rollout.command(name=name)(signing(_NAME(_SERIAL(command))))
 
 
 _changing("pause", "paused", "Have nodes go no further with the order for the model NAME; who serves it goes on.")

@@ -58,8 +58,9 @@ def split(
 ) -> None:  # fmt: skip
     """Show where MODEL, an ONNX file, can be cut into stages.
 
-    A stage is a model of its own. Stages in a chain give the same bits as the whole model; they are run and compared
-    before they are written. It needs the extra meshnode[split], and no node.
+    A stage is a model of its own. Stages in a chain give the same bits as the whole model, unless its manifest allows
+    boundaries to be rounded; they are run and compared before they are written. It needs the extra meshnode[split], and
+    no node.
 
     With --node or --http, MODEL is the name of a model of a running node instead, and the command shows its plan: who
     runs which stage, what that takes, which other plans were tried, and which neighbours get no stage and why. The
@@ -94,6 +95,8 @@ def split(
             click.echo(line)
         for stage, file in zip(stages, files, strict=True):
             click.echo(f"{file}: {_tensors(stage.inputs)} -> {_tensors(stage.outputs)}, {stage.size_bytes:,} bytes")
+        if stages and (error := max(stage.error for stage in stages)):
+            click.echo(f"Rounded boundaries change an output by up to {error:.2g} of its largest value.")
 
 
 def _show_plans(api: NodeApi, model: str, as_json: bool) -> None:

@@ -1,10 +1,10 @@
 """What the engine has to know of a model that is split, from the description of its cuts."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from meshnode.inference.section import ModelSection
 from meshnode.models import ModelSpec
-from meshnode.models.cutting import Cut, CutDescription
+from meshnode.models.cutting import Cut, CutDescription, CutTensor
 from meshnode.models.manifest import Manifest, read_manifest
 from meshnode.models.preprocessing import example
 from protocols.inference.signature import ModelSignature, TensorSignature
@@ -13,7 +13,10 @@ from protocols.inference.split.plan import CutPoint, Profile
 from protocols.wire.tensors import NamedTensor, tensor_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+_PARTS: Final = {"raw": 1, "f16": 2, "u8": 4}
+"""How many times fewer bytes a rounded tensor has than one of 32 bits, by form of the boundary."""
 
 
 def split_model(
@@ -37,7 +40,7 @@ def split_model(
     profile = Profile(
         sum(sizes.values()),
         sum(each.size_bytes for each in description.outputs),
-        tuple(_points([cut for _, cut in usable], sizes)),
+        tuple(_points([cut for _, cut in usable], sizes, _travelling(description, manifest))),
         description.weight_bytes,
     )
     model = SplitModel(
@@ -54,9 +57,24 @@ def split_model(
     return model, tuple(index for index, _ in usable)
 
 
-def _points(cuts: list[Cut], sizes: dict[str, int]) -> "Iterator[CutPoint]":
+def _points(
+    cuts: list[Cut], sizes: dict[str, int], travelling: "Callable[[CutTensor], int]"
+) -> "Iterator[CutPoint]":  # fmt: skip
     for cut in cuts:
-        yield CutPoint(cut.size_bytes, cut.share, cut.weight_bytes, sum(sizes[name] for name in cut.inputs))
+        yield CutPoint(
+            sum(map(travelling, cut.tensors)), cut.share, cut.weight_bytes, sum(sizes[name] for name in cut.inputs)
+        )  # fmt: skip
+
+
+def _travelling(description: CutDescription, manifest: Manifest) -> "Callable[[CutTensor], int]":
+    """A function that tells the bytes of a tensor between stages."""
+    outputs = {each.name for each in description.outputs}
+    part = _PARTS[manifest.split.boundary]
+
+    def size_bytes(tensor: CutTensor) -> int:
+        return tensor.size_bytes // part if tensor.dtype == "f4" and tensor.name not in outputs else tensor.size_bytes
+
+    return size_bytes
 
 
 def _signature(description: CutDescription, manifest: Manifest) -> ModelSignature:

@@ -72,3 +72,6 @@ class StageFile(Struct, frozen=True):
     manifest: str = ""
     """The text of the manifest beside the file, which tells how encoded pictures become its inputs. Empty: it has
     none."""
+    error: float = 0.0
+    """How much rounded boundaries changed an output of the whole chain, as ``boundary_error`` of its manifest counts;
+    0: its bits are those of the whole."""

@@ -70,6 +70,8 @@ class MadeStage(Struct, frozen=True):
     inputs: tuple[TensorSignature, ...]
     outputs: tuple[TensorSignature, ...]
     manifest: str
+    error: float = 0.0
+    """The largest error of an output of the chain that it was made for; 0: its bits are those of the whole."""
 
 
 class DescribedReply(Struct, frozen=True, tag="described"):

@@ -7,7 +7,7 @@ Invariants:
 - What is read is checked: stages and graphs against their digests, descriptions by parsing. What is wrong is removed
   and made again.
 - Every stage that is handed out was run in a chain from the first to the last node, and the chain gave the same bits
-  as the whole model.
+  as the whole model, or no more than the error that its manifest allows where boundaries are rounded.
 """
 
 import hashlib
@@ -179,6 +179,8 @@ class StageFolder:
         shapes = {name: list(shape) for name, shape in spec.warm_up.items()}
         # Pictures give shapes too; they are counted in the digest.
         told = [_FORMAT, read.digest, shapes, spec.optimisation, spec.providers, spec.threads, _runtime_version()]
+        if (rules := read.manifest.split).boundary != "raw":
+            told += [rules.boundary, rules.boundary_error]
         key = hashlib.sha256(msgspec.json.encode(told, order="sorted")).hexdigest()
         return _Subject(spec, read.digest, f"{read.digest[:16]}-{key[:32]}")
 
@@ -253,7 +255,9 @@ def stage_digest(content: bytes, manifest: str = "") -> ModelDigest:
 
 
 def _as_file(stage: MadeStage, path: Path) -> StageFile:
-    return StageFile(stage.digest, str(path), stage.size_bytes, stage.inputs, stage.outputs, stage.manifest)
+    return StageFile(
+        stage.digest, str(path), stage.size_bytes, stage.inputs, stage.outputs, stage.manifest, stage.error
+    )  # fmt: skip
 
 
 def _pairs(cuts: Sequence[int]) -> list[tuple[int | None, int | None]]:

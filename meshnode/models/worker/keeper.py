@@ -83,9 +83,11 @@ class ModelKeeper:
 
     def __init__(
         self, spec: ModelSpec, starter: ForkServer, patience: Patience, counters: WorkerCounters,
-        told: Callable[[str, str | None], None],
+        told: Callable[[str, str | None], None], *, idle: bool = False,
     ) -> None:  # fmt: skip
-        """``told`` is called with the name of the model and why it is out of service; None: it is back."""
+        """``told`` is called with the name of the model and why it is out of service; None: it is back. ``idle``: its
+        processes never get other than idle processor time."""
+        self._idle = idle
         self._spec, self._starter, self._patience, self._counters, self._told = spec, starter, patience, counters, told
         self.apart = False
         self._changed = threading.Condition()
@@ -123,7 +125,7 @@ class ModelKeeper:
             spec.name, str(spec.path), spec.threads, spec.optimisation, spec.warm_up, spec.digest, spec.providers,
             None if limit is None else limit << 20,
         )  # fmt: skip
-        process = WorkerProcess(spec.name, self._starter, idle=self.apart)
+        process = WorkerProcess(spec.name, self._starter, idle=self._idle or self.apart)
         self._counters.count("started")
         with self._changed:
             self._starting = process

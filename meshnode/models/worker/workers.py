@@ -24,12 +24,17 @@ class Workers:
         self._closed = False
         self._starter = ForkServer()
 
-    def load(self, spec: ModelSpec) -> WorkerModel:
-        """Load a model into a process of its own, blocking for milliseconds to seconds.
+    def load(
+        self, spec: ModelSpec, told: Callable[[str, str | None], None] | None = None, *, idle: bool = False
+    ) -> WorkerModel:
+        """Load a model into a process of its own, blocking for milliseconds to seconds. ``told``: called for this model
+        in place of the one of this object. ``idle``: it gets only the processor time that nobody else wants.
 
         :raises InferenceError: it can't be loaded, or it crashed or hung meanwhile; its process has ended.
         """
-        keeper = ModelKeeper(spec, self._starter, self._patience, self._counters, self._told)
+        keeper = ModelKeeper(
+            spec, self._starter, self._patience, self._counters, told or self._told, idle=idle
+        )  # fmt: skip
         with self._lock:
             if self._closed:
                 raise InferenceError(f"model {spec.name!r} is not loaded any more: the node is shutting down")

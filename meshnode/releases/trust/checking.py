@@ -27,11 +27,9 @@ from tuf.ngclient.fetcher import FetcherInterface
 from meshnode.releases.trust.faults import fault_of
 from protocols.base.errors import MetadataInvalid
 from protocols.base.limits import MAX_CHUNK_BYTES
-from protocols.releases.bundle import MAX_BUNDLE_FILES, roots_in
+from protocols.releases.bundle import MAX_BUNDLE_FILES, MAX_DELEGATED_ROLES, roots_in
 from protocols.releases.catalogue import MAX_DESCRIPTION_BYTES, MAX_ORDERS, MAX_RELEASES, Listed, ListedOrder
 
-MAX_DELEGATIONS: Final = 32
-"""Publishers, and the role that signs orders."""
 _BASE: Final = "bundle:///"
 _RELEASE: Final = re.compile(r"(models/[A-Za-z0-9][A-Za-z0-9._-]{0,99})/([1-9][0-9]{0,9})\.json")
 _ORDER: Final = re.compile(r"rollouts/([1-9][0-9]{0,9})\.json")
@@ -75,7 +73,7 @@ def _checked(
     files: Mapping[str, bytes], roots: Mapping[int, bytes], bootstrap: bytes, folder: Path, fetcher: "_BundleFetcher"
 ) -> CheckedMetadata:
     config = UpdaterConfig(
-        max_root_rotations=MAX_BUNDLE_FILES, max_delegations=MAX_DELEGATIONS, root_max_length=MAX_CHUNK_BYTES,
+        max_root_rotations=MAX_BUNDLE_FILES, max_delegations=MAX_DELEGATED_ROLES, root_max_length=MAX_CHUNK_BYTES,
         timestamp_max_length=MAX_CHUNK_BYTES, snapshot_max_length=MAX_CHUNK_BYTES, targets_max_length=MAX_CHUNK_BYTES,
     )  # fmt: skip
     first = Metadata[Root].from_bytes(bootstrap).signed.version
@@ -84,7 +82,7 @@ def _checked(
             "wrong keys", f"the bundle has another root {first} than the one that this node was given: it is of "
             "another mesh, or the file of the root has to be copied again"
         )  # fmt: skip
-    if roots and max(roots) < first:
+    if max(roots) < first:
         raise MetadataInvalid("rollback", f"the bundle ends at root {max(roots)}; this node was given root {first}")
     updater = Updater(str(folder), _BASE, fetcher=fetcher, config=config, bootstrap=bootstrap)
     updater.refresh()
@@ -123,26 +121,24 @@ class _BundleFetcher(FetcherInterface):
 
 # --- roots -----------------------------------------------------------------------------------------------------------
 def _check_roots(roots: Mapping[int, bytes], known: Mapping[int, bytes]) -> None:
-    """Whether the bundle holds a chain of roots that begins no later, ends no earlier and is no other than the one that
-    was taken before."""
-    if not roots:
-        raise MetadataInvalid("withheld", "the bundle holds no root")
-    if list(roots) != list(range(min(roots), max(roots) + 1)):
-        missing = next(version for version in range(min(roots), max(roots)) if version not in roots)
-        raise MetadataInvalid("withheld", f"the bundle lacks root {missing} between {min(roots)} and {max(roots)}")
+    """Whether the bundle holds all roots from the first one on, ends no earlier than what was taken before, and has no
+    other root of a version that is trusted. A node can do without the roots before its own, but hands the bundle on."""
+    missing = next(version for version in range(1, len(roots) + 2) if version not in roots)
+    if missing <= max(roots, default=1):
+        raise MetadataInvalid("withheld", f"the bundle lacks {missing}.root.json")
     for version, data in known.items():
-        if version > max(roots):
+        if version not in roots:
             raise MetadataInvalid(
                 "rollback", f"the bundle ends at root {max(roots)}; root {version} is trusted already"
             )
-        if version >= min(roots) and roots[version] != data:
+        if roots[version] != data:
             raise MetadataInvalid("mix-and-match", f"the bundle has another root {version} than the trusted one")
 
 
 def _check_earlier_roots(roots: Mapping[int, bytes], first: int) -> None:
     """Whether the roots before the one that this node was given lead to it. It does not need them, but others do to
     whom it hands the bundle on."""
-    for version in range(min(roots) + 1, min(first, max(roots)) + 1):
+    for version in range(2, first + 1):
         before, after = (Metadata[Root].from_bytes(roots[each]) for each in (version - 1, version))
         before.signed.verify_delegate(Root.type, after.signed_bytes, after.signatures)
         if (before.signed.version, after.signed.version) != (version - 1, version):
@@ -184,7 +180,7 @@ def _check_whole(files: Mapping[str, bytes], folder: Path, root: Root, snapshot:
     for file, checked in wanted.items():
         if files.get(file) != (folder / checked).read_bytes():
             raise MetadataInvalid("mix-and-match", f"the bundle has another {file} than the trusted one of its version")
-    if len(snapshot.meta) > MAX_DELEGATIONS + 1:
+    if len(snapshot.meta) > MAX_DELEGATED_ROLES + 1:
         raise MetadataInvalid("endless data", f"the snapshot names {len(snapshot.meta)} files of targets")
     for name, meta in snapshot.meta.items():
         file = f"{meta.version}.{name}"

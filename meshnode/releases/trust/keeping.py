@@ -10,6 +10,7 @@ Invariants:
 """
 
 import hashlib
+import importlib.util
 import shutil
 import tempfile
 import threading
@@ -61,8 +62,11 @@ class Trust:
         """``folder``: where it is kept; made if it is not there. ``root_path``: the root that the operator has put on
         this node, any version of it.
 
-        :raises ConfigError: there is no root. :raises StorageError: the folder can't be used.
+        :raises ConfigError: there is no root, or the library that checks metadata is not installed.
+        :raises StorageError: the folder can't be used.
         """
+        if importlib.util.find_spec("tuf") is None:
+            raise ConfigError("releases need the library tuf: install meshnode[releases]")
         self._folder, self._path = folder, folder / "trusted"
         self._lock = threading.Lock()
         self._bootstrap = _read_root(root_path)

@@ -45,6 +45,8 @@ class Phase(StrEnum):
 
 SERVED: Final = frozenset({Phase.SOAKING, Phase.HEALTHY, Phase.SERVING})
 """The phases in which the node serves the release."""
+JUDGED: Final = frozenset({Phase.SHADOWING, Phase.SOAKING, Phase.HEALTHY})
+"""The phases in which a canary judges the release."""
 TRYING: Final = frozenset({Phase.SHADOWING, Phase.STARTING, Phase.SOAKING})
 """The phases in which the end of the node may be the fault of the release."""
 

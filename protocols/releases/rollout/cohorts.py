@@ -7,6 +7,7 @@ itself that the metadata lists anyway.
 from collections.abc import Callable, Collection
 
 from protocols.base.ids import NodeId, Role
+from protocols.base.keys import matches
 from protocols.releases.catalogue import Order
 
 
@@ -34,5 +35,5 @@ def place_in_share(path: str, counter: int, node: NodeId, share_hash: Callable[[
 
 
 def follows_path(path: str, follows: Collection[str]) -> bool:
-    """Whether ``follows`` names a path, or its whole kind as in ``models/*``."""
-    return path in follows or f"{path.partition('/')[0]}/*" in follows
+    """Whether a path matches one of the key expressions, as in ``models/plate``, ``models/*`` or ``**``."""
+    return any(matches(expression, path) for expression in follows)

@@ -29,9 +29,9 @@ from protocols.releases.events import (
     ShadowRelease,
     StageRelease,
 )
-from protocols.releases.rollout.adoption import MAX_CRASHES, SERVED, Adoption, AdoptionState, Phase
+from protocols.releases.rollout.adoption import JUDGED, MAX_CRASHES, SERVED, Adoption, AdoptionState, Phase
 from protocols.releases.rollout.health import GATE_REASONS, reason_of
-from protocols.releases.rollout.preparing import Preparation, PreparedState, Readiness
+from protocols.releases.rollout.preparing import Preparations, PreparedState, Readiness
 from protocols.releases.rollout.tally import FAILED, HEALTHY, Decision, Tally
 
 OWN_MODEL: Final = 0
@@ -64,9 +64,7 @@ class Following:
         self.path = path
         self.current = self.before = OWN_MODEL
         self.pinned: int | None = None
-        self.is_expired = False
-        self.listed: frozenset[int] = frozenset()
-        """The releases of the path that may be begun."""
+        self.prepared = Preparations()
         self.effects: list[RolloutEffect] = []
         self.events: list[ReleaseState] = []
         self._node = node
@@ -75,7 +73,6 @@ class Following:
         self._orders: tuple[tuple[Order, Tally], ...] = ()
         self._followed: tuple[Order, Tally, Adoption] | None = None
         self._adoptions: dict[int, Adoption] = {}
-        self._prepared: dict[int, Preparation] = {}
         self._starting: int | None = None
         self._starting_serial = 0  # 0: it goes back
         self._retry_ns = -NEVER  # no swap back or to a pinned release before this
@@ -88,25 +85,18 @@ class Following:
         """Take what a former life of the node kept."""
         self.current, self.before, self.pinned = state.current, state.before, state.pinned
         self._serial, self._is_proven = state.serial, state.is_proven
-        self._prepared = {kept.counter: Preparation.restored(kept, is_clean, now) for kept in state.prepared}
+        self.prepared.restore(state.prepared, is_clean, now)
         self._adoptions = {kept.serial: Adoption.restored(kept, is_clean, now) for kept in state.adoptions}
 
     def state(self, now: int) -> PathState:
         """What to keep over a restart."""
         return PathState(
             self.path, self.current, self.before, self._serial, self._is_proven, self.pinned,
-            tuple(prepared.state() for prepared in self._prepared.values()),
+            self.prepared.state(),
             tuple(adoption.state(now) for adoption in self._adoptions.values()),
         )  # fmt: skip
 
     # --- what is asked of it -----------------------------------------------------------------------------------------
-    def wanted(self) -> Iterator[int]:
-        """The releases whose chunks are to be fetched."""
-        if not self.is_expired:
-            for prepared in self._prepared.values():
-                if prepared.readiness is Readiness.MISSING and prepared.counter in self.listed:
-                    yield prepared.counter
-
     def kept(self) -> Iterator[int]:
         """The releases whose chunks must stay."""
         return (counter for counter in self._needed() if counter != OWN_MODEL)
@@ -117,15 +107,17 @@ class Following:
 
     def is_ready(self, counter: int) -> bool:
         """Whether a release can be served at once."""
-        prepared = self._prepared.get(counter)
-        return counter == OWN_MODEL or (prepared is not None and prepared.readiness is Readiness.READY)
+        return counter == OWN_MODEL or self.prepared.readiness(counter) is Readiness.READY
+
+    def is_judging(self, counter: int) -> bool:
+        """Whether measures of a release are of any use now."""
+        return self._followed is not None and self._followed[2].counter == counter and self._followed[2].phase in JUDGED
 
     def step_of(self, adoption: Adoption) -> str:
         """How far an adoption has got, as ``ReleaseState.state`` names it."""
         if adoption.phase is not Phase.READYING:
             return adoption.phase.value
-        prepared = self._prepared.get(adoption.counter)
-        match Readiness.MISSING if prepared is None else prepared.readiness:
+        match self.prepared.readiness(adoption.counter):
             case Readiness.READY:
                 return "staged"
             case Readiness.STAGING:
@@ -135,7 +127,7 @@ class Following:
 
     def due_ns(self) -> int:
         """When :meth:`advance` has something to do at the latest."""
-        dues = [self._retry_ns, *(prepared.due_ns for prepared in self._prepared.values())]
+        dues = [self._retry_ns, *self.prepared.dues_ns()]
         dues += [adoption.retry_ns for adoption in self._adoptions.values()]
         dues += [tally.silent_at() for _, tally in self._orders]
         if self._followed is not None:
@@ -165,31 +157,22 @@ class Following:
     def pin(self, counter: int | None, now: int) -> None:
         """Serve this release whatever the orders say; None: follow them again."""
         self.pinned = counter
-        if counter is not None:
-            prepared = self._prepared.get(counter)
-            if prepared is not None and prepared.readiness is Readiness.UNFIT:
-                prepared.enter(Readiness.MISSING, now)
+        if counter is not None and self.prepared.readiness(counter) is Readiness.UNFIT:
+            self.prepared.begin_again(counter, now)
         self.advance(now)
 
     def completed(self, counter: int, now: int) -> None:
         """All chunks of a wanted release are held."""
-        prepared = self._prepared.get(counter)
-        if prepared is not None and prepared.readiness is Readiness.MISSING and counter in set(self.wanted()):
-            prepared.enter(Readiness.STAGING, now)
+        if self.prepared.completed(counter, now):
             self.effects.append(StageRelease(self.path, counter))
-            self._tell(counter, "fetched")
 
     def staged(self, counter: int, failure: str, now: int) -> None:
         """A release was staged and tried, or could not be."""
-        prepared = self._prepared.get(counter)
-        if prepared is None or prepared.readiness is not Readiness.STAGING:
+        if not self.prepared.staged(counter, failure, now):
             if counter not in self._needed():
                 self.effects.append(DropRelease(self.path, counter))
             return
-        if failure:
-            prepared.enter(Readiness.UNFIT, now, failure)
-        else:
-            prepared.enter(Readiness.READY, now)
+        if not failure:
             self._tell(counter, "staged")
         self.advance(now)
 
@@ -213,18 +196,23 @@ class Following:
             self.pinned = None  # better an older release than none
             self._tell(counter, "failed", failure)
         elif adoption := self._adoptions.get(serial if asked else self._serial):
-            self._fail(adoption, failure, now)
+            prepared = self.prepared.get(counter)
+            if asked and prepared is not None and not prepared.is_proven and counter in self.prepared.listed:
+                self.prepared.begin_again(counter, now)  # no fault of the release: it is not on the disk any more
+                adoption.enter(Phase.READYING, now)
+            else:
+                self._fail(adoption, failure, now)
         else:
             self._retry_ns = now + RETRY_PAUSE_NS
-            if counter in self.listed and counter in self._prepared:
-                self._prepared[counter].enter(Readiness.MISSING, now)  # damaged perhaps: it is staged anew
+            if counter in self.prepared.listed:
+                self.prepared.begin_again(counter, now)  # damaged perhaps
             self._tell(counter, "failed", failure)
         self.advance(now)
 
     def _serves(self, counter: int, serial: int, now: int) -> None:
         left, left_serial = self.current, self._serial
         if counter != OWN_MODEL:
-            self._prepared.setdefault(counter, Preparation(counter)).enter(Readiness.READY, now)
+            self.prepared.served(counter, now)
         if counter != left:
             goes_back = counter == self.before and not serial
             if goes_back:
@@ -290,15 +278,12 @@ class Following:
                 self._get_on(*self._followed, now)
 
     def _look_after_preparations(self, now: int) -> None:
-        for prepared in self._prepared.values():
-            if now >= prepared.due_ns:
-                prepared.enter(Readiness.UNFIT, now, "hung: staging the release did not end")
+        self.prepared.time_out(now)
         for adoption in self._adoptions.values():
             if now >= adoption.retry_ns:
                 adoption.retry_ns, adoption.gave_up, adoption.reason = NEVER, False, ""
                 adoption.enter(Phase.READYING, now)
-                if adoption.counter in self._prepared:
-                    self._prepared[adoption.counter].enter(Readiness.MISSING, now)
+                self.prepared.begin_again(adoption.counter, now)
 
     def _choose(self, now: int) -> frozenset[int]:
         """Choose the order to follow. Returns the releases of the orders above it, which were given up."""
@@ -355,9 +340,8 @@ class Following:
         if self.is_ready(self.before):
             self._start(self.before, 0)
             return
-        prepared = self._prepared.setdefault(self.before, Preparation(self.before, since_ns=now))
-        if prepared.readiness is Readiness.UNFIT:
-            prepared.enter(Readiness.MISSING, now)
+        if self.prepared.want(self.before, now).readiness is Readiness.UNFIT:
+            self.prepared.begin_again(self.before, now)
             self._retry_ns = now + ROOM_PAUSE_NS
 
     def _serve_pinned(self, counter: int, now: int) -> None:
@@ -367,24 +351,16 @@ class Following:
             if now >= self._retry_ns:
                 self._start(counter, 0)
             return
-        prepared = self._prepared.get(counter)
-        if prepared is not None and prepared.readiness is Readiness.UNFIT:
+        prepared = self.prepared.want(counter, now)
+        if prepared.readiness is Readiness.UNFIT:
             self.pinned = None
             self._tell(counter, "failed", prepared.failure)
-        elif prepared is None:
-            self._prepare(counter, now)
-
-    def _prepare(self, counter: int, now: int) -> None:
-        self._prepared[counter] = Preparation(counter, since_ns=now)
-        self._tell(counter, "fetching")
 
     def _get_on(self, order: Order, tally: Tally, adoption: Adoption, now: int) -> None:
         """Take the next step with the release of the order that is followed."""
-        prepared = self._prepared.get(order.counter)
-        if prepared is None:
-            if order.counter in self.listed and not self.is_expired:
-                self._prepare(order.counter, now)
+        if self.prepared.get(order.counter) is None and not self.prepared.may_begin(order.counter):
             return
+        prepared = self.prepared.want(order.counter, now)
         if prepared.readiness is Readiness.UNFIT and adoption.phase not in SERVED:
             self._fail(adoption, prepared.failure, now)
             return
@@ -393,7 +369,7 @@ class Following:
             return
         match adoption.phase:
             case Phase.READYING | Phase.ROLLED_BACK:
-                if prepared.readiness is Readiness.READY and order.counter in self.listed and not self.is_expired:
+                if prepared.readiness is Readiness.READY and self.prepared.may_begin(order.counter):
                     self._try(order, tally.decide(now), adoption, now)
             case Phase.SHADOWING | Phase.SOAKING | Phase.HEALTHY:
                 self._judge(order, tally, adoption, now)
@@ -439,7 +415,7 @@ class Following:
         if not is_over or not adoption.has_enough(order) or tally.decide(now).is_halt or order.state == "paused":
             return
         if adoption.phase is Phase.SHADOWING:
-            if not self.is_expired:
+            if not self.prepared.is_expired:
                 self._begin(adoption, now)
         elif adoption.phase is Phase.SOAKING:
             adoption.enter(Phase.HEALTHY, now)
@@ -470,18 +446,13 @@ class Following:
         if self._followed is not None:
             needed.add(self._followed[2].counter)
         if not self._is_informed:  # after a restart the orders come a moment later
-            needed |= self._prepared.keys()
+            needed.update(self.prepared.counters())
         return frozenset(needed)
 
     def _drop(self) -> None:
-        """Let go of releases that nothing needs any more. One that is being staged is dropped when that has ended."""
-        needed = self._needed()
-        for counter, prepared in list(self._prepared.items()):
-            if counter in needed or prepared.readiness is Readiness.STAGING:
-                continue
-            del self._prepared[counter]
-            if prepared.readiness is not Readiness.MISSING:
-                self.effects.append(DropRelease(self.path, counter))
+        """Let go of releases that nothing needs any more."""
+        gone = self.prepared.keep_only(self._needed())
+        self.effects += [DropRelease(self.path, counter) for counter in gone]
 
     def _tell(self, counter: int, state: str, detail: str = "") -> None:
         self.events.append(ReleaseState(self.path, counter, state, detail))

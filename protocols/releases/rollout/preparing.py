@@ -4,6 +4,7 @@ missing ──► staging ──► ready
                └──────► unfit
 """
 
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -48,6 +49,8 @@ class Preparation:
     crashes: int = 0
     failure: str = ""
     """Why it is unfit."""
+    is_proven: bool = False
+    """Whether it was staged or served in this life of the node. What a former life staged may be gone from the disk."""
 
     @classmethod
     def restored(cls, state: PreparedState, is_clean: bool, now: int) -> "Preparation":
@@ -73,3 +76,101 @@ class Preparation:
     def due_ns(self) -> int:
         """When staging has taken too long; NEVER when the release is not being staged."""
         return self.since_ns + STAGING_PATIENCE_NS if self.readiness is Readiness.STAGING else NEVER
+
+
+class Preparations:
+    """The releases of one path that are ready, or are to be."""
+
+    def __init__(self) -> None:
+        self.listed: frozenset[int] = frozenset()
+        """The releases that the metadata lists."""
+        self.is_expired = False
+        """Whether the metadata has expired, so that nothing new may be begun."""
+        self._of: dict[int, Preparation] = {}
+
+    def restore(self, states: Iterable[PreparedState], is_clean: bool, now: int) -> None:
+        """Take what a former life of the node kept."""
+        self._of = {kept.counter: Preparation.restored(kept, is_clean, now) for kept in states}
+
+    def state(self) -> tuple[PreparedState, ...]:
+        """What to keep over a restart."""
+        return tuple(prepared.state() for prepared in self._of.values())
+
+    # --- what is asked -----------------------------------------------------------------------------------------------
+    def get(self, counter: int) -> Preparation | None:
+        """A release; None: nobody wants it."""
+        return self._of.get(counter)
+
+    def readiness(self, counter: int) -> Readiness:
+        """How far a release is."""
+        prepared = self._of.get(counter)
+        return Readiness.MISSING if prepared is None else prepared.readiness
+
+    def may_begin(self, counter: int) -> bool:
+        """Whether the metadata permits to fetch a release, or to begin to serve it."""
+        return counter in self.listed and not self.is_expired
+
+    def counters(self) -> Collection[int]:
+        """All of them."""
+        return self._of.keys()
+
+    def wanted(self) -> Iterator[int]:
+        """Those whose chunks are to be fetched."""
+        for counter, prepared in self._of.items():
+            if prepared.readiness is Readiness.MISSING and self.may_begin(counter):
+                yield counter
+
+    def dues_ns(self) -> Iterator[int]:
+        """When staging has taken too long, of each."""
+        return (prepared.due_ns for prepared in self._of.values())
+
+    # --- what happens ------------------------------------------------------------------------------------------------
+    def want(self, counter: int, now: int) -> Preparation:
+        """Have a release made ready, if it is not."""
+        prepared = self._of.get(counter)
+        if prepared is None:
+            prepared = self._of[counter] = Preparation(counter, since_ns=now)
+        return prepared
+
+    def begin_again(self, counter: int, now: int) -> None:
+        """Have a release fetched, as far as it is missing, and staged again."""
+        if counter in self._of:
+            self._of[counter].enter(Readiness.MISSING, now)
+
+    def completed(self, counter: int, now: int) -> bool:
+        """All chunks of a release are held. Returns whether it is to be staged now."""
+        is_wanted = self.readiness(counter) is Readiness.MISSING and counter in self._of and self.may_begin(counter)
+        if is_wanted:
+            self._of[counter].enter(Readiness.STAGING, now)
+        return is_wanted
+
+    def staged(self, counter: int, failure: str, now: int) -> bool:
+        """A release was staged, or could not be. Returns whether it was waited for."""
+        prepared = self._of.get(counter)
+        if prepared is None or prepared.readiness is not Readiness.STAGING:
+            return False
+        prepared.enter(Readiness.UNFIT if failure else Readiness.READY, now, failure)
+        prepared.is_proven = not failure
+        return True
+
+    def served(self, counter: int, now: int) -> None:
+        """A release is served, so it is ready."""
+        prepared = self.want(counter, now)
+        prepared.enter(Readiness.READY, now)
+        prepared.is_proven = True
+
+    def time_out(self, now: int) -> None:
+        """Give up what takes too long."""
+        for prepared in self._of.values():
+            if now >= prepared.due_ns:
+                prepared.enter(Readiness.UNFIT, now, "hung: staging the release did not end")
+
+    def keep_only(self, needed: Collection[int]) -> list[int]:
+        """Let go of all others, and return those of which something may be on the disk. One that is being staged is let
+        go when that has ended."""
+        gone = [
+            counter
+            for counter, prepared in self._of.items()
+            if counter not in needed and prepared.readiness is not Readiness.STAGING
+        ]
+        return [counter for counter in gone if self._of.pop(counter).readiness is not Readiness.MISSING]

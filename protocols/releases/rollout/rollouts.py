@@ -7,27 +7,24 @@ is stuck holds up no other. What decides about an order is in :mod:`protocols.re
 What authors other than the canaries of an order say is kept for people to look at and never counted.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
 from msgspec import Struct
 
 from protocols.base import limits
 from protocols.base.ids import NodeId, Role
-from protocols.base.limits import SECOND
 from protocols.base.time import NEVER
 from protocols.machine import HeardEntry
 from protocols.releases.catalogue import MAX_ORDERS, Listed, Order
 from protocols.releases.events import Measures, ReleaseState, RolloutState
-from protocols.releases.rollout.adoption import Adoption
 from protocols.releases.rollout.cohorts import follows_path, is_in_cohort
 from protocols.releases.rollout.following import Following, PathState, RolloutEffect
-from protocols.releases.rollout.health import REASONS, STATES, encode_health, readable_health
+from protocols.releases.rollout.health import readable_health
+from protocols.releases.rollout.reporting import Progress, Reporting
 from protocols.releases.rollout.tally import CountState, Decision, Tally
-from protocols.wire.releases import ReportedRelease, RolloutHealth
+from protocols.wire.releases import ReportedRelease
 
-REPORT_PAUSE_NS: Final = 30 * SECOND
-"""Pause between two reports, unless there is a verdict to tell: each costs every node of the mesh a kilobyte."""
 MAX_PATHS: Final = 64
 """Paths that a node keeps in mind."""
 
@@ -62,7 +59,7 @@ def _everywhere(path: str) -> bool:
 class Rollouts:
     """All rollouts at one node. ``now`` is always in monotonic nanoseconds, and does not go back.
 
-    ``follows`` has paths as in ``models/plate``, or whole kinds as in ``models/*``. ``share_hash`` returns 8 bytes or
+    ``follows`` has key expressions of paths, as in ``models/plate`` or ``models/*``. ``share_hash`` returns 8 bytes or
     more. ``may_install`` says whether the table of access lets this node have the releases of a path.
     """
 
@@ -86,9 +83,8 @@ class Rollouts:
         self._is_expired = self._is_informed = False
         self._bodies: dict[NodeId, bytes] = {}
         self._events: list[ReleaseState | RolloutState] = []
-        self._said: RolloutHealth | None = None
-        self._said_ns = -NEVER
-        self._body: bytes | None = None
+        self._reporting = Reporting()
+        self._due_ns = NEVER
         self._health_malformed = 0
         self.revision = 0
         """It grows whenever :meth:`state` has something new to keep."""
@@ -168,7 +164,8 @@ class Rollouts:
         following = self._paths.get(path)
         if following is None:
             following = self._paths[path] = Following(path, self._node)
-            following.is_expired, following.listed = self._is_expired, self._listed.get(path, frozenset())
+            following.prepared.is_expired = self._is_expired
+            following.prepared.listed = self._listed.get(path, frozenset())
         return following
 
     def releases(self, releases: Collection[Listed], now: int) -> None:
@@ -179,7 +176,7 @@ class Rollouts:
             listed.setdefault(release.path, set()).add(release.counter)
         self._listed = {path: frozenset(counters) for path, counters in listed.items()}
         for path, following in self._paths.items():
-            following.listed = self._listed.get(path, frozenset())
+            following.prepared.listed = self._listed.get(path, frozenset())
         self._advance_all(now)
 
     def expired(self, is_expired: bool, now: int) -> None:
@@ -187,7 +184,7 @@ class Rollouts:
         if is_expired != self._is_expired:
             self._is_expired = is_expired
             for following in self._paths.values():
-                following.is_expired = is_expired
+                following.prepared.is_expired = is_expired
             self._advance_all(now)
 
     # --- what others say ---------------------------------------------------------------------------------------------
@@ -240,15 +237,16 @@ class Rollouts:
     # --- time --------------------------------------------------------------------------------------------------------
     def handle_timer(self, now: int) -> None:
         """Do what is due."""
+        if now < self._due_ns:
+            return
         for following in self._paths.values():
             if now >= following.due_ns():
-                self._advance(following, now)
-        self._report(now)
+                following.advance(now)
+        self._conclude(now)
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` has to be called at the latest."""
-        due_ns = min((following.due_ns() for following in self._paths.values()), default=NEVER)
-        return min(due_ns, self._said_ns + REPORT_PAUSE_NS) if self._is_report_due() else due_ns
+        return self._due_ns
 
     def _advance_all(self, now: int) -> None:
         for following in self._paths.values():
@@ -269,12 +267,16 @@ class Rollouts:
                 state = Decision.HALTED if decision is Decision.SILENT else decision
                 self._events.append(RolloutState(serial, order.path, order.counter, str(state), str(tally)))
         self._decisions = {serial: tally.decide(now) for serial, tally in self._tallies.items()}
-        self._report(now)
+        self._due_ns = min((following.due_ns() for following in self._paths.values()), default=NEVER)
+        if self._is_informed:  # after a restart the orders come a moment later
+            self._due_ns = min(self._due_ns, self._reporting.take(self._progress(), now))
 
     # --- results -----------------------------------------------------------------------------------------------------
     def wanted(self) -> frozenset[tuple[str, int]]:
         """The releases whose chunks are to be fetched. Tell :meth:`complete` of each whose chunks are all held."""
-        return frozenset((path, counter) for path, following in self._paths.items() for counter in following.wanted())
+        return frozenset(
+            (path, counter) for path, following in self._paths.items() for counter in following.prepared.wanted()
+        )
 
     def kept(self) -> frozenset[tuple[str, int]]:
         """The releases whose chunks and files must stay."""
@@ -301,6 +303,10 @@ class Rollouts:
     def serves(self, path: str) -> int:
         """The release that is served; 0: the model of the node's own file, or none."""
         return self._paths[path].current if path in self._paths else 0
+
+    def is_judging(self, path: str, counter: int) -> bool:
+        """Whether measures of a release are of any use now. Drivers need not take others."""
+        return path in self._paths and self._paths[path].is_judging(counter)
 
     def decision(self, serial: int) -> Decision | None:
         """What this node concludes about an order; None: it is not for this node."""
@@ -336,44 +342,11 @@ class Rollouts:
     # --- what this node says -----------------------------------------------------------------------------------------
     def health_body(self) -> bytes | None:
         """The body of the entry of kind ``rollout`` to sign, once for each change; None: the last one still holds."""
-        body, self._body = self._body, None
-        return body
+        return self._reporting.body()
 
-    def _health(self) -> RolloutHealth:
-        said = []
+    def _progress(self) -> Iterator[Progress]:
         for following in self._paths.values():
             for adoption in following.adoptions():
-                step = following.step_of(adoption)
-                if step in _TOLD or adoption.verdicts:
-                    said.append(_reported(adoption, step))
-        said.sort(key=lambda one: (not self._is_canary(one.serial), -one.serial))
-        return RolloutHealth(tuple(said[: limits.MAX_REPORTED_RELEASES]))
-
-    def _is_canary(self, serial: int) -> bool:
-        return serial in self._orders and self._node in self._orders[serial].canaries
-
-    def _verdicts(self, health: RolloutHealth | None) -> list[tuple[int, int]]:
-        return [(said.serial, said.verdicts) for said in health.releases] if health is not None else []
-
-    def _is_report_due(self) -> bool:
-        health = self._health()
-        return self._is_informed and health != self._said and bool(health.releases or self._said)
-
-    def _report(self, now: int) -> None:
-        health = self._health()
-        if health == self._said or not (health.releases or self._said) or not self._is_informed:
-            return
-        if now - self._said_ns >= REPORT_PAUSE_NS or self._verdicts(health) != self._verdicts(self._said):
-            self._said, self._said_ns = health, now
-            self._body = encode_health(health)
-
-
-_TOLD: Final = frozenset({"staged", "shadowing", "soaking", "healthy", "serving", "failed", "rolled_back"})
-"""The steps that others are told of. Each costs every node of the mesh a kilobyte."""
-
-
-def _reported(adoption: Adoption, step: str) -> ReportedRelease:
-    reason = adoption.reason if adoption.reason in REASONS else "other"
-    return ReportedRelease(
-        adoption.serial, adoption.counter, STATES.index(step), adoption.verdicts, REASONS.index(reason)
-    )
+                order = self._orders.get(adoption.serial)
+                is_canary = order is not None and self._node in order.canaries
+                yield Progress(adoption, following.step_of(adoption), is_canary)

@@ -81,6 +81,11 @@ class Publisher:
         self.orders[digest] = order
         self._listed_orders.append(ListedOrder(order.serial, digest, len(encoded)))
 
+    def replace_order(self, order: Order) -> None:
+        """Make other bytes of an order, with another state perhaps."""
+        self._listed_orders = [listed for listed in self._listed_orders if listed.serial != order.serial]
+        self.order(order)
+
     def sign(self) -> ReleaseNews:
         """Publish what was made until now."""
         version = 1 + (0 if self.news is None else self.news.timestamp_version)

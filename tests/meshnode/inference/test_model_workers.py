@@ -32,6 +32,14 @@ def worker_of(node: meshnode.Node, model: str) -> int | None:
     return loaded.process_id
 
 
+def kill_worker(node: meshnode.Node, model: str) -> None:
+    """Kill the process of that model, unless it has none now, or one that has just died of the last time."""
+    process_id = worker_of(node, model)
+    if process_id is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process_id, signal.SIGKILL)
+
+
 async def test_model_out_of_service_is_a_trouble_and_neighbours_compute_it(opened: Open, house: House) -> None:
     """An application must get its answer, and the operator must be told why it came from elsewhere."""
     model = {"double": ModelSection(path=write_model(house.folder / "double.onnx", [1, 2], "Add"))}
@@ -40,9 +48,7 @@ async def test_model_out_of_service_is_a_trouble_and_neighbours_compute_it(opene
     await until(lambda: any(peer.offers for peer in vehicle.peers()), "the neighbour offers the model")
     assert (await vehicle.infer("double", ONES, deadline_ms=20_000)).outputs["y"].tolist() == [[2, 2]]
     while not vehicle.troubles.current():
-        process_id = worker_of(vehicle, "double")
-        if process_id is not None:
-            os.kill(process_id, signal.SIGKILL)
+        kill_worker(vehicle, "double")
         result = await vehicle.infer("double", ONES, deadline_ms=20_000)
         assert result.outputs["y"].tolist() == [[2, 2]], "no request fails meanwhile"
     (trouble,) = vehicle.troubles.current()
@@ -60,9 +66,7 @@ async def test_model_out_of_service_says_why_when_nobody_else_has_it(opened: Ope
     model = {"double": ModelSection(path=write_model(house.folder / "double.onnx", [1, 2], "Add"))}
     node = await opened("veh-1", models=model)
     while not node.troubles.current():
-        process_id = worker_of(node, "double")
-        if process_id is not None:
-            os.kill(process_id, signal.SIGKILL)
+        kill_worker(node, "double")
         with contextlib.suppress(InferenceError):  # a run that loses two processes fails
             await node.infer("double", ONES, deadline_ms=20_000)
     with pytest.raises(InferenceError, match=r"out of service.*SIGKILL"):

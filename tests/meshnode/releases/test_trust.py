@@ -112,6 +112,19 @@ def test_trust_given_a_later_root_refuses_a_forged_earlier_one(tmp_path: Path, p
         trust.verify(packed(publisher.files | {"1.root.json": other.files["1.root.json"]}))
 
 
+def test_trust_whose_root_has_expired_follows_the_chain_to_a_good_one(tmp_path: Path) -> None:
+    """A vehicle that was parked for three years still starts from what it was given."""
+    publisher = Publisher(tmp_path / "repository")
+    trust = Trust(tmp_path / "trust", publisher.root_path)
+    for days in (-1_100, 400, 400):
+        publisher.ahead(days)
+        with publisher.changing() as repository:
+            repository.sign_root(publisher.root_signers[:2])
+            repository.refresh(targets_too=True)
+    publisher.ahead(300)
+    assert trust.verify(publisher.refresh()).root_version == 4
+
+
 def test_trust_publisher_whose_metadata_ended_does_not_keep_others(tmp_path: Path) -> None:
     """One publisher that is gone must not stop all updates of a mesh."""
     publisher = Publisher(tmp_path / "repository")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from meshnode.models.children import end_with, is_about_memory
 from meshnode.models.cutting.orders import (
@@ -97,14 +98,14 @@ def _made(order: StagesOrder, spec: ModelSpec) -> StagesReply:
 
     whole = load_model(spec)
     graph = ModelGraph(Path(order.graph).read_bytes(), order.inputs, order.outputs)
-    folder, made, loaded = Path(order.model.folder), [], []
+    folder, made, loaded, rules = Path(order.model.folder), [], [], whole.manifest.split
     for number, boundary in enumerate(boundaries(graph, order.ends)):
-        content = extracted(graph, boundary)
+        content = extracted(graph, boundary, rules.boundary)
         stage, model = _written(folder, content, stage_manifest(whole.manifest, boundary.takes), whole, number)
         made.append(stage)
         loaded.append(model)
-    check_chain(whole, loaded, samples(whole, bound_shapes(whole)))
-    return StagesReply(tuple(made))
+    error = check_chain(whole, loaded, samples(whole, bound_shapes(whole)), rules.boundary_error)
+    return StagesReply(tuple(replace(stage, error=error) for stage in made))
 
 
 def _written(folder: Path, content: bytes, text: str, whole: LoadedModel, number: int) -> tuple[MadeStage, LoadedModel]:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from meshnode.models.cutting.inside.graphs import ModelGraph
+from meshnode.models.cutting.inside.narrowing import round_outputs, rounded_names, widen_inputs
 from meshnode.models.cutting.inside.sweep import constant_steps
+from meshnode.models.manifest import BoundaryForm
 from meshnode.models.model import MAX_MODEL_BYTES
 from protocols.base.errors import ModelInvalid
 
@@ -57,10 +59,11 @@ def boundaries(graph: ModelGraph, ends: Sequence[int]) -> list[Boundary]:
     return [Boundary(tuple(taken), tuple(given)) for taken, given in zip(takes, gives, strict=True)]
 
 
-def extracted(graph: ModelGraph, boundary: Boundary) -> bytes:
-    """The ONNX file of a stage, weights included.
+def extracted(graph: ModelGraph, boundary: Boundary, form: BoundaryForm = "raw") -> bytes:
+    """The ONNX file of a stage, weights included. ``form``: how tensors travel from stage to stage.
 
-    :raises ModelInvalid: the stage gives nothing, can't be cut out, or is too large.
+    :raises ModelInvalid: the stage gives nothing, can't be cut out, is too large, or has operators that are too old
+        for ``form``.
     """
     if not boundary.gives:
         raise ModelInvalid("a stage between two cuts computes nothing that is used later: leave out one of the cuts")
@@ -68,6 +71,9 @@ def extracted(graph: ModelGraph, boundary: Boundary) -> bytes:
         stage = ir.convenience.extract(graph.graph, boundary.takes, boundary.gives)
     except ValueError as error:
         raise ModelInvalid(f"a stage can't be cut out: {error}") from error
+    names = rounded_names(graph, form)
+    round_outputs(stage, names, form)
+    widen_inputs(stage, names, form)
     weights = sorted(stage.initializers.values(), key=lambda value: str(value.name))
     stage.initializers.clear()
     stage.initializers.update((str(value.name), value) for value in weights)

@@ -6,7 +6,7 @@ and each is a shard. A shard is a view of the caller's bytes. Outputs are copied
 that no call copies all.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import prod
 from typing import Final
 
@@ -140,22 +140,31 @@ def _length(tensors: Sequence[Tensor], taken: TensorSignature | None) -> int | N
     return tensors[0].shape[0] if tensors[0].shape else None
 
 
+Room = Callable[[int], memoryview]
+"""Gives memory of so many bytes, with anything in them."""
+
+
+def zeroed_room(size_bytes: int) -> memoryview:
+    """Memory that is zeroed at once, which a driver can do better: 130 MB took 270 ms."""
+    return memoryview(bytearray(size_bytes))
+
+
 class _Column:
     """One output of all shards."""
 
     __slots__ = ("data", "dtype", "row_bytes", "shape")
 
-    def __init__(self, tensor: Tensor, rows: int) -> None:
+    def __init__(self, tensor: Tensor, rows: int, room: Room) -> None:
         self.dtype, self.shape = tensor.dtype, tensor.shape[1:]
         self.row_bytes = prod(self.shape) * int(tensor.dtype[1])
-        self.data = memoryview(bytearray(rows * self.row_bytes))
+        self.data = room(rows * self.row_bytes)
 
 
 class Joined:
     """The outputs of the shards of one batch, in order."""
 
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
+    def __init__(self, rows: int, room: Room = zeroed_room) -> None:
+        self._rows, self._room = rows, room
         self._columns: dict[str, _Column] = {}
 
     def misfit(self, count: int, outputs: Sequence[NamedTensor]) -> str:
@@ -181,7 +190,7 @@ class Joined:
         for named in outputs:
             column = self._columns.get(named.name)
             if column is None:
-                column = self._columns[named.name] = _Column(named.tensor, self._rows)
+                column = self._columns[named.name] = _Column(named.tensor, self._rows, self._room)
             begin = first * column.row_bytes
             column.data[begin : begin + len(named.tensor.data)] = named.tensor.data
 

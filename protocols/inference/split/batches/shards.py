@@ -29,7 +29,7 @@ from protocols.inference.events import Answered, PartReport, RunReport
 from protocols.inference.loads import OwnQueue
 from protocols.inference.placement import GAIN_NS
 from protocols.inference.requests import OwnRun
-from protocols.inference.split.batches.rows import MAX_SHARDS, Joined, Rows
+from protocols.inference.split.batches.rows import MAX_SHARDS, Joined, Room, Rows, zeroed_room
 from protocols.inference.split.batches.sharing import AbleNode, Sharing, in_order, next_node
 from protocols.wire.tensors import NamedTensor
 
@@ -74,9 +74,9 @@ class _Sharded:
 
     def __init__(
         self, number: int, model: str, digest: str, rows: Rows, size: int, outputs: tuple[str, ...], now: int,
-        budget_ns: int, hedge: bool,
+        budget_ns: int, hedge: bool, room: Room,
     ) -> None:  # fmt: skip
-        """``size``: rows of a shard."""
+        """``size``: rows of a shard. ``room``: for its outputs."""
         self.number, self.model, self.rows, self.size, self.outputs = number, model, rows, size, outputs
         self.demand = Demand(digest, rows.shard_bytes(min(size, rows.count)))
         self.asked_ns, self.deadline_ns, self.hedge = now, now + budget_ns, hedge
@@ -87,7 +87,7 @@ class _Sharded:
         )  # fmt: skip
         self.under_way: dict[int, _Shard] = {}
         """By index, in the order in which they were begun."""
-        self.joined = Joined(rows.count)
+        self.joined = Joined(rows.count, room)
         self.doubted: set[NodeId] = set()
         """Those that get no more of it, see :meth:`Shards._doubt`."""
         self.parts: dict[int, PartReport] = {}
@@ -105,6 +105,8 @@ class Shards:
         """``services``: what runs on this node have taken."""
         self._node, self._asking, self._numbers = node, asking, numbers
         self._sharing = Sharing(node, asking, services, own_queue)
+        self.room: Room = zeroed_room
+        """Memory for the joined outputs of a batch. A driver may give its own."""
         self._sharded: dict[int, _Sharded] = {}
         self._of_child: dict[int, tuple[_Sharded, _Shard]] = {}
         self._strays: set[int] = set()
@@ -135,7 +137,7 @@ class Shards:
                 f"{rows.count} rows of model {model!r} in shards of {size} are more than {MAX_SHARDS} shards: give "
                 f"{MAX_SHARDS * size} rows at a time"
             )
-        sharded = _Sharded(number, model, digest, rows, size, outputs, now, budget_ns, hedge)
+        sharded = _Sharded(number, model, digest, rows, size, outputs, now, budget_ns, hedge, self.room)
         self._sharded[number] = sharded
         self.counters["sharded"] += 1
         self._hand_out(sharded, now)

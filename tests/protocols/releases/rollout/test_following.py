@@ -49,7 +49,7 @@ def test_order_without_canaries_is_served_at_once() -> None:
     node = Installer("v-1")
     node.learn(ALL)
     assert node.served == 1
-    assert node.states(1) == ["fetching", "fetched", "staged", "serving"]
+    assert node.states(1) == ["staged", "serving"]
     assert node.concluded(1) == ["promoted"]
 
 
@@ -63,7 +63,7 @@ def test_canary_shadows_then_soaks_then_calls_it_healthy() -> None:
     assert node.verdicts(2) == 0
     node.pass_s(1)
     assert node.verdicts(2) == HEALTHY
-    assert node.states(2) == ["fetching", "fetched", "staged", "shadowing", "soaking", "healthy"]
+    assert node.states(2) == ["staged", "shadowing", "soaking", "healthy"]
     node.pass_s(SOAK_S)
     assert node.states(2)[-1] == "serving"
     assert node.dropped == []
@@ -72,7 +72,7 @@ def test_canary_shadows_then_soaks_then_calls_it_healthy() -> None:
 def test_other_nodes_stage_at_once_and_serve_when_enough_canaries_are_healthy() -> None:
     """Promotion then takes one swap, not one download."""
     node = canary(NEW, ALL, name="v-1")
-    assert node.states(2) == ["fetching", "fetched", "staged"]
+    assert node.states(2) == ["staged"]
     speak(node, healthy=2)
     assert node.served == 1
     speak(node, healthy=3)
@@ -420,8 +420,9 @@ def test_release_that_can_not_be_staged_is_reported_and_counts_for_canaries_only
         node.learn(ALL)
         node.stage_failures[2] = failure
         node.learn(NEW, ALL)
-        assert node.verdicts(2) == FAILED
         assert node.states(2)[-1] == "failed"
+        node.pass_s(301)  # those who are no canaries are in no hurry to tell
+        assert node.verdicts(2) == FAILED
     watcher.hear(*nodes[3:])
     watcher.hear(nodes[0])
     assert watcher.rollouts.decision(2) is Decision.WAITING

@@ -310,6 +310,23 @@ def test_orders_that_are_read_one_by_one_after_a_restart_change_nothing() -> Non
         assert node.rollouts.decision(2) is Decision.PROMOTED
 
 
+def test_release_that_vanished_from_the_disk_is_staged_again_and_not_blamed() -> None:
+    """Somebody cleaned the disk while the node was off; a canary must not halt the rollout for that."""
+    (node,) = fleet("c1")
+    node.rollouts.measured(PATH, 2, _good(), node.now)
+    node.restart(NEW, ALL, is_clean=True)
+    node.staged.discard(2)
+    node.serve_failures[2] = "digest: it is not on the disk"
+    node.settle()
+    node.pass_s(SOAK_S / 10)
+    assert node.verdicts(2) == 0
+    del node.serve_failures[2]
+    node.pass_s(SOAK_S / 10)
+    node.pass_s(SOAK_S)
+    assert node.served == 2
+    assert node.verdicts(2) == HEALTHY
+
+
 def test_state_of_another_version_is_read_as_far_as_it_is_known() -> None:
     """Names of phases may be added; an older node must still start."""
     (node,) = fleet("c1")

@@ -1,0 +1,205 @@
+"""The releases of a node that takes some: everything that works together for them."""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+from meshnode.inference.running import RunningInference
+from meshnode.inference.section import InferenceSection, ModelsSection
+from meshnode.links.transport import Requester
+from meshnode.records.section import RelaySection
+from meshnode.releases.audit import AuditLog
+from meshnode.releases.install.installer import Installer
+from meshnode.releases.install.stand import NodeModels
+from meshnode.releases.performing import ReleasePerformer
+from meshnode.releases.planning import KeptRollouts
+from meshnode.releases.relay import RelayClient
+from meshnode.releases.section import ALL, ReleasesSection
+from meshnode.releases.store.chunks import ChunkStore
+from meshnode.releases.trust import Trust
+from meshnode.running import Host
+from protocols.access import DEFAULT_RULES, AccessTable
+from protocols.base.effects import Event
+from protocols.base.ids import Role
+from protocols.engine import Engine
+from protocols.releases.events import (
+    AskRelay,
+    ChunkForged,
+    MetadataRefused,
+    MetadataTaken,
+    ReleaseState,
+    RolloutState,
+)
+from protocols.releases.machine import Releases
+from protocols.releases.rollout.rollouts import FollowedPath, Rollouts
+from protocols.releases.settings import ReleaseSettings
+from protocols.wire.releases import ReleaseNews
+
+_log = logging.getLogger(__name__)
+FOLDER: Final = "releases"
+"""In the state folder."""
+_TICK_S: Final = 2.0
+_EXPIRY_S: Final = 60.0
+_MIB: Final = 1024 * 1024
+
+
+class ActiveReleases:
+    """See the module. Made once all parts of the node are."""
+
+    def __init__(self, host: Host, section: ReleasesSection) -> None:
+        self._host, self._section = host, section
+        self.folder: Path = host.config.node.state_dir / FOLDER
+        followed = section.followed(host.config)
+        self._paths = tuple(path for path in followed if path != ALL)
+        access = AccessTable(DEFAULT_RULES if host.config.access.rules is None else host.config.access.rules)
+        self.rollouts = Rollouts(
+            host.id, host.role, section.labels, ("models/*",) if ALL in followed else followed,
+            lambda data: hashlib.sha256(data).digest(),
+            lambda path: access.permits_release(host.role, host.id, path),
+        )  # fmt: skip
+        settings = ReleaseSettings(
+            fetch_bytes_per_hour=section.fetch_bytes_per_hour,
+            relay_bytes_per_hour=section.relay_bytes_per_hour, serve_bytes_per_s=section.serve_bytes_per_s,
+        )  # fmt: skip
+        self.machine = Releases(host.id, access, settings, Random(), self.rollouts)
+        compute = host.part(RunningInference).compute
+        self.store = ChunkStore(self.folder, section.store_mib * _MIB)
+        stand = NodeModels(
+            compute, host.config.of(ModelsSection), host.config.of(InferenceSection), self._follow
+        )  # fmt: skip
+        self.installer = Installer(self.folder, self.store, stand, section.keep)
+        self.audit = AuditLog(self.folder / "audit.jsonl")
+        self._plan = KeptRollouts(self.folder / "rollouts.json", self.rollouts, self._look)
+        self.trust = Trust(self.folder / "tuf", section.root)
+        self.performer = ReleasePerformer(
+            self.folder, self.store, self.installer, compute, self.trust, self._plan.kept, self._tell, self._plan.save,
+            self.audit, host.troubles,
+        )  # fmt: skip
+        self.relay = self._relay()
+
+    def _relay(self) -> RelayClient | None:
+        host, relay = self._host, self._host.config.given(RelaySection)
+        address = self._section.relay or (relay.address if relay is not None else None)
+        if address is None:
+            return None
+        pinned = relay.id if relay is not None and relay.address == address else None
+
+        def connect() -> Requester:
+            from meshnode.links.nng.library import open_requester  # only a node with a relay loads libnng
+
+            return open_requester(host.config.identity.credentials, address, host.mesh, Role.RELAY, pinned)
+
+        return RelayClient(connect, self._version, self._told, self._connected, self.performer.store_chunk)
+
+    # --- to the engine; any thread ---------------------------------------------------------------------------------
+    def _tell(self, do: Callable[[Releases, int], None]) -> None:
+        self._host.driver.act(lambda _, now: do(self.machine, now))
+
+    def _look(self, do: Callable[[int], Any]) -> Any:
+        return self._host.driver.look(lambda _, now: do(now))
+
+    def _follow(self, name: str, digest: str, private: bool) -> None:
+        def follow(engine: Engine, _: int) -> None:
+            engine.inference.follow(name, digest, private)
+
+        self._host.driver.act(follow)
+
+    def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
+        """The functions that perform the effects of the machine."""
+        return {**self.performer.performers(), AskRelay: self._ask_relay}
+
+    def _ask_relay(self, effect: AskRelay) -> None:
+        if self.relay is not None:
+            self.relay.fetch(effect.digest)
+        else:
+            self.performer.store_chunk(effect.digest, b"")
+
+    def _version(self) -> int:
+        catalogue = self.trust.current()
+        return 0 if catalogue is None else catalogue.timestamp_version
+
+    def _told(self, news: ReleaseNews | None) -> None:
+        self._tell(lambda machine, now: machine.relay_told(news, now))
+
+    def _connected(self, is_connected: bool) -> None:
+        self._tell(lambda machine, now: machine.relay_connected(is_connected, now))
+
+    def pin(self, path: str, counter: int | None) -> None:
+        """See :meth:`meshnode.releases.running.RunningReleases.pin`."""
+        self.audit.note("pinned", path=path, counter=counter)
+        self._tell(lambda machine, now: machine.pin(path, counter, now))
+
+    # --- life ------------------------------------------------------------------------------------------------------
+    def open(self) -> None:
+        """Open what is on the disk. :raises StorageError: it can't be used."""
+        self.store.open()
+        self.audit.open()
+        self._host.driver.act(lambda _, now: self._plan.restore(now))
+
+    def begin(self) -> None:
+        """Serve what is installed, and look for more. Blocks for seconds."""
+        self.performer.begin()
+        for path in {*self._paths, *self.installer.journal.paths}:
+            self.performer.watch_path(path)
+        if self.relay is not None:
+            self.relay.start()
+
+    async def tick(self) -> None:
+        """Measure, and look at the clock."""
+        count = 0
+        while True:
+            await asyncio.sleep(_TICK_S)
+            count += 1
+            await asyncio.to_thread(self.performer.measure)
+            await asyncio.to_thread(self._plan.save_now_and_then)
+            if count % int(_EXPIRY_S / _TICK_S) == 0:
+                await asyncio.to_thread(self.performer.check_expiry)
+
+    def close(self) -> None:
+        """End the threads, and keep what the next life needs."""
+        if self.relay is not None:
+            self.relay.close()
+        self.performer.close()
+        self._plan.save(is_clean=True)
+
+    # --- what it tells ---------------------------------------------------------------------------------------------
+    def handlers(self) -> Mapping[type[Event], Callable[[Any], object]]:
+        """The functions that handle the events of the machine."""
+        return {
+            MetadataTaken: self._happened, MetadataRefused: self._was_bad, ChunkForged: self._was_bad,
+            ReleaseState: self._happened, RolloutState: self._happened,
+        }  # fmt: skip
+
+    def _happened(self, event: Event) -> None:
+        _log.info("%s", event)
+        self._note(event)
+
+    def _was_bad(self, event: Event) -> None:
+        _log.warning("%s", event)
+        self._note(event)
+
+    def _note(self, event: Event) -> None:
+        self.performer.later(self._noted, event)
+
+    def _noted(self, event: Event) -> None:
+        details = {name: getattr(event, name) for name in event.__struct_fields__}
+        self.audit.note(type(event).__name__, **details)
+        self._plan.is_urgent = True
+
+    def serving(self) -> dict[str, int]:
+        """The release that serves, by path."""
+        paths = self.installer.journal.paths
+        return {path: self.installer.journal.of(path).current for path in sorted({*self._paths, *paths})}
+
+    def followed(self) -> tuple[FollowedPath, ...]:
+        """What the rollouts know of each path."""
+        found: tuple[FollowedPath, ...] = self._look(self.rollouts.followed)
+        return found
+
+    def statistics(self) -> Mapping[str, int]:
+        """What the store holds."""
+        return {"releases_store_bytes": self.store.size_bytes, "releases_damaged_chunks": self.store.damaged}

@@ -1,0 +1,199 @@
+"""Stages, serves and drops releases, and brings a node back with a model that serves.
+
+The order of a change of release, each step of which may be the last one before a crash:
+
+1. its files are put together and checked against the metadata, in a folder of their own (:mod:`~.staging`);
+2. it is loaded in a worker process of its own, runs its golden vectors, and takes and gives what the one before did;
+3. the journal lists it as installed. Nothing else has changed so far;
+4. it is loaded to serve, while the one before serves;
+5. the journal says that it serves. From here on a restart begins with it;
+6. it answers the next request. Runs under way end with the one before, which stays warm.
+
+At the start a path is served by the release of the journal, or by one before it if that can't be loaded, or by the file
+of the configuration. What a release is loaded from has to have the digest with which it was tried.
+"""
+
+import logging
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from meshnode.models import LoadedModel, ModelSpec
+from meshnode.releases.install.journal import FACTORY, InstalledPath, InstalledRelease, InstallJournal
+from meshnode.releases.install.refusals import InstallRefused, refusal_of
+from meshnode.releases.install.staging import Staging, check_runtime
+from meshnode.releases.install.stand import Stand
+from meshnode.releases.store.chunks import ChunkStore
+from meshnode.releases.store.disk import Disk
+from protocols.base.errors import InferenceError, ModelInvalid, StorageError
+from protocols.inference.signature import ModelSignature
+from protocols.releases.catalogue import Description
+
+_log = logging.getLogger(__name__)
+JOURNAL: Final = "journal.json"
+
+
+def model_of(path: str) -> str:
+    """The name of the model that a path stands for."""
+    return path.partition("/")[2]
+
+
+class Installer:
+    """See the module. Its methods block for seconds; they are called on one thread at a time."""
+
+    def __init__(self, folder: Path, store: ChunkStore, stand: Stand, keep: int, disk: Disk | None = None) -> None:
+        """``keep``: how many releases stay warm behind the one that serves."""
+        self._disk = disk or Disk()
+        self._stand, self._keep = stand, keep
+        self._staging = Staging(folder, store, self._disk)
+        self.journal = InstallJournal(folder / JOURNAL, self._disk)
+
+    # --- at the start ----------------------------------------------------------------------------------------------
+    def serve_installed(self) -> dict[str, str]:
+        """Serve what the journal says, or what comes next to it. Returns why, for each path on which another release
+        serves than the journal said. :raises StorageError: the journal can't be used."""
+        self.journal.open()
+        fell_back = {}
+        for path, state in list(self.journal.paths.items()):
+            if state.current != FACTORY and (whys := self._serve_first_good(path, state)):
+                fell_back[path] = "; ".join(whys)
+        return fell_back
+
+    def _serve_first_good(self, path: str, state: InstalledPath) -> list[str]:
+        whys: list[str] = []
+        bad: list[int] = []
+        for counter in dict.fromkeys((state.current, *state.previous)):
+            release = state.release(counter)
+            if release is None:
+                continue  # the file of the configuration is loaded in any case, if nothing else is
+            try:
+                self._stand.serve_version(self._spec(path, release), self._keep, lambda model: None)
+            except InferenceError as error:
+                _log.error("release %d of %s can't be served any more: %s", counter, path, error)
+                whys.append(f"release {counter} can't be served: {error}")
+                bad.append(counter)
+            else:
+                if bad:
+                    self._note(path, state.serving(counter, self._keep).without(bad))
+                return whys
+        self._note(path, state.serving(FACTORY, self._keep).without(bad))
+        return whys
+
+    def _note(self, path: str, state: InstalledPath) -> None:
+        """At the start a full disk must not keep a model from serving: what can't be written is found again."""
+        with suppress(StorageError):
+            self.journal.change(path, state)
+
+    # --- changes ---------------------------------------------------------------------------------------------------
+    def stage(self, description: Description) -> None:
+        """Put a release together and try it. :raises InstallRefused: says in one word and in many why not."""
+        path, counter = description.path, description.counter
+        try:
+            self._check_can_run(description)
+            folder = self._staging.put_together(description)
+            try:
+                digest = self._tried(description, folder)
+                release = InstalledRelease(counter, description.model, digest)
+                self.journal.change(path, self.journal.of(path).with_installed(release))
+            except BaseException:
+                if self.journal.of(path).release(counter) is None:
+                    self._staging.remove(path, counter)
+                raise
+        except Exception as error:
+            raise refusal_of(error) from error
+
+    def _check_can_run(self, description: Description) -> None:
+        kind, _, name = description.path.partition("/")
+        if kind != "models":
+            raise InstallRefused(
+                "other", f"releases of the kind {kind!r} can't be installed by this version: update it"
+            )
+        check_runtime(description.runtime)
+        if description.model not in {file.name for file in description.files}:
+            raise InstallRefused("load", f"its file {description.model!r} is not among its files: publish it again")
+        self._stand.spec(name, Path(description.model))
+
+    def _tried(self, description: Description, folder: Path) -> str:
+        """The digest of the model, once it was loaded and run."""
+        name = model_of(description.path)
+        spec = self._stand.spec(name, folder / description.model)
+        assert spec is not None, "it has a file"
+        model = self._stand.rehearse(spec)
+        try:
+            serving = self._stand.models.get(name)
+            if serving is not None:
+                if not description.breaks_signature:
+                    _check_signature(serving.signature, model.signature)
+                _check_finite(serving, model)
+            return model.digest
+        finally:
+            model.close()
+
+    def _spec(self, path: str, release: InstalledRelease) -> ModelSpec:
+        spec = self._stand.spec(model_of(path), self._staging.place_of(path, release.counter) / release.model)
+        assert spec is not None, "it has a file"
+        return replace(spec, digest=release.digest)
+
+    def spec_of(self, path: str, counter: int) -> ModelSpec:
+        """How an installed release is loaded. :raises InstallRefused: it is not installed."""
+        release = self.journal.of(path).release(counter)
+        if release is None:
+            raise InstallRefused("other", f"release {counter} of {path} is not installed: stage it first")
+        return self._spec(path, release)
+
+    def serve(self, path: str, counter: int) -> None:
+        """Have a release that is staged answer requests; ``FACTORY``: the file of the configuration.
+
+        :raises InstallRefused: it can't be loaded, or the journal not be written. What served goes on.
+        """
+        try:
+            state = self.journal.of(path).serving(counter, self._keep)
+            spec = self._stand.spec(model_of(path)) if counter == FACTORY else self.spec_of(path, counter)
+            if spec is None:
+                self.journal.change(path, state)
+                self._stand.stop_version(model_of(path), self._keep)
+            else:
+                self._stand.serve_version(spec, self._keep, lambda model: self.journal.change(path, state))
+        except Exception as error:
+            raise refusal_of(error) from error
+
+    def drop(self, path: str, counter: int) -> None:
+        """Remove a release that does not serve. :raises StorageError: the journal can't be written."""
+        state = self.journal.of(path)
+        if counter == state.current:
+            return
+        release = state.release(counter)
+        if release is not None:
+            self.journal.change(path, state.without([counter]))
+            self._stand.forget_version(model_of(path), release.digest)
+        self._staging.remove(path, counter)
+
+
+def _check_signature(before: ModelSignature, now: ModelSignature) -> None:
+    if before != now:
+        raise InstallRefused("signature", (
+            f"it takes and gives {_shown(now)}, and what serves now {_shown(before)}: if that is meant, its publisher "
+            "has to declare the break"
+        ))  # fmt: skip
+
+
+def _shown(signature: ModelSignature) -> str:
+    return f"({', '.join(map(str, signature.inputs))}) -> ({', '.join(map(str, signature.outputs))})"
+
+
+def _check_finite(before: LoadedModel, now: LoadedModel) -> None:
+    """Refuse a model that answers NaN to zeros where the one before does not."""
+    import numpy as np
+
+    zeros = now.zeros()
+    if zeros is None:
+        return
+    for name, array in now.run(zeros):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            try:
+                earlier = dict(before.run(zeros)).get(name)
+            except (InferenceError, ModelInvalid):
+                return
+            if earlier is not None and np.isfinite(earlier).all():
+                raise InstallRefused("not_finite", f"its output {name!r} is NaN or infinite on zeros")

@@ -1,0 +1,120 @@
+"""Which release of each path serves, which ones were before it, and which ones are there: one small file.
+
+It is written anew for each change, as a whole or not at all. What it says is what serves after a restart. It is written
+before a release answers its first request, so a crash between the two brings the node back with either of both.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from meshnode.releases.store.disk import Disk
+from protocols.base.errors import StorageError
+
+_log = logging.getLogger(__name__)
+FACTORY: Final = 0
+"""The counter that stands for the file that the configuration names, or for none."""
+_MAX_BYTES: Final = 1024 * 1024
+
+
+class InstalledRelease(Struct, frozen=True, forbid_unknown_fields=True):
+    """A release whose files are on the disk and were tried."""
+
+    counter: int
+    model: str
+    """The name of its ONNX file."""
+    digest: str
+    """What the model has as its digest once it is loaded: of all that changes its results."""
+
+
+class InstalledPath(Struct, frozen=True, forbid_unknown_fields=True):
+    """One path."""
+
+    current: int = FACTORY
+    """The release that serves."""
+    previous: tuple[int, ...] = ()
+    """Those that served before it and are kept, the last one first."""
+    installed: tuple[InstalledRelease, ...] = ()
+
+    def release(self, counter: int) -> InstalledRelease | None:
+        """The installed release with that counter."""
+        return next((each for each in self.installed if each.counter == counter), None)
+
+    def with_installed(self, release: InstalledRelease) -> "InstalledPath":
+        """The same with one more release, in place of one with its counter."""
+        others = [each for each in self.installed if each.counter != release.counter]
+        return msgspec.structs.replace(self, installed=(*others, release))
+
+    def without(self, counters: Iterable[int]) -> "InstalledPath":
+        """The same without some releases, none of which serves."""
+        gone = set(counters)
+        return InstalledPath(
+            self.current, tuple(each for each in self.previous if each not in gone),
+            tuple(each for each in self.installed if each.counter not in gone),
+        )  # fmt: skip
+
+    def serving(self, counter: int, keep: int) -> "InstalledPath":
+        """The same once another release serves. ``keep``: how many stay as those before it."""
+        if counter == self.current:
+            return self
+        before = [each for each in (self.current, *self.previous) if each != counter]
+        return msgspec.structs.replace(self, current=counter, previous=tuple(before[:keep]))
+
+
+class _Kept(Struct, frozen=True, forbid_unknown_fields=True):
+    paths: dict[str, InstalledPath]
+    format: Literal[1] = 1
+
+
+class InstallJournal:
+    """The file. Its methods are called on one thread at a time; :attr:`paths` may be read on any."""
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self._path, self._disk = path, disk
+        self.paths: Mapping[str, InstalledPath] = {}
+        """Never changed, but replaced."""
+        self.why_lost = ""
+        """Why what was kept could not be read; empty: it could, or nothing was kept."""
+
+    def open(self) -> None:
+        """Read what is kept. What can't be read is moved aside, and all paths begin with the files of the
+        configuration. :raises StorageError: the folder can't be used."""
+        try:
+            self._disk.make_folder(self._path.parent)
+            with self._path.open("rb") as file:
+                self.paths = msgspec.json.decode(file.read(_MAX_BYTES + 1), type=_Kept).paths
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(
+                f"{self._path} can't be read ({error.strerror}): see that this user may read and write its folder"
+            ) from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            aside = self._path.with_name(f"{self._path.name}.unusable")
+            with suppress(OSError):
+                self._disk.rename(self._path, aside)
+            self.why_lost = f"{self._path} is damaged ({error}) and was moved to {aside.name}"
+            _log.error("%s: releases are installed again, and until then the files of the configuration serve",
+                       self.why_lost)  # fmt: skip
+
+    def of(self, path: str) -> InstalledPath:
+        """The state of a path."""
+        return self.paths.get(path, InstalledPath())
+
+    def change(self, path: str, state: InstalledPath) -> None:
+        """Have a path in another state, on the disk when this returns. :raises StorageError: nothing has changed."""
+        paths = {**self.paths, path: state}
+        if state == InstalledPath():
+            del paths[path]
+        try:
+            self._disk.place(self._path, msgspec.json.format(msgspec.json.encode(_Kept(paths)), indent=1) + b"\n")
+        except OSError as error:
+            raise StorageError(
+                f"{self._path} can't be written ({error.strerror}), so nothing was changed: make room"
+            ) from error
+        self.paths = paths

@@ -1,0 +1,210 @@
+"""What is measured of the releases that serve, and of those that run beside them on live inputs.
+
+A release beside the one that serves runs in a process that gets only idle processor time. It is given a live input when
+it has none, and all others pass by: whoever asked for an inference never waits for it. What it answers is compared with
+what was answered.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from meshnode.models import Cancellation, Job, LoadedModel, Outcome, RunDone
+from meshnode.models.worker import WorkerModel
+from protocols.base.errors import InferenceError, InputInvalid
+from protocols.base.limits import SECOND
+from protocols.releases.events import Measures
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_SHADOW_HZ: Final = 10.0
+_RECENT_RUNS: Final = 200
+"""Runs whose 95th percentile is told: ten of them may take longer."""
+_LONGEST_RUN_NS: Final = 30 * SECOND
+"""A run with idle processor time may take long; one that takes longer hangs."""
+_CLOSE_SHARE: Final = 0.95
+_CLOSE_RANGE: Final = 0.05
+"""Two outputs agree when so large a share of their values differs by at most so large a part of the largest value of
+the earlier one. Weights that were trained further answer a little differently."""
+
+
+class LiveRuns:
+    """The runs of one version that answered requests."""
+
+    def __init__(self) -> None:
+        self.runs = self.errors = 0
+        self._took_ns: deque[int] = deque(maxlen=_RECENT_RUNS)
+
+    def note(self, outcome: Outcome) -> None:
+        """A run has ended. What the caller did wrong, or no longer wanted, is not held against the model."""
+        if isinstance(outcome, RunDone):
+            self.runs += 1
+            self._took_ns.append(outcome.compute_ns)
+        elif outcome.began and not outcome.cancelled and not isinstance(outcome.error, InputInvalid):
+            self.runs += 1
+            self.errors += 1
+
+    @property
+    def p95_ns(self) -> int:
+        """The 95th percentile of the last runs; 0: there were none."""
+        ordered = sorted(self._took_ns)
+        return ordered[-(-95 * len(ordered) // 100) - 1] if ordered else 0
+
+
+class Shadow:
+    """One release that runs beside the one that serves."""
+
+    def __init__(self, counter: int, model: WorkerModel) -> None:
+        """``model``: in a process with idle processor time, which :meth:`close` ends."""
+        self.counter = counter
+        self._model = model
+        self.runs = self.errors = self.compared = self.agreed = 0
+        self._wanted = threading.Condition()
+        self._next: tuple[Job, RunDone] | None = None
+        self._closed = False
+        self._cancel: Cancellation | None = None
+        self._thread = threading.Thread(target=self._work, name="release-shadow", daemon=True)
+        self._thread.start()
+
+    def offer(self, job: Job, outcome: RunDone) -> None:
+        """Let it run a live input, if it has nothing to do. It never blocks."""
+        if self._next is None and self._wanted.acquire(blocking=False):
+            try:
+                self._next = job, outcome
+                self._wanted.notify()
+            finally:
+                self._wanted.release()
+
+    def _work(self) -> None:
+        while True:
+            with self._wanted:
+                self._wanted.wait_for(lambda: self._next is not None or self._closed)
+                if self._closed or self._next is None:
+                    return
+                job, outcome = self._next
+                self._cancel = Cancellation(time.monotonic_ns() + _LONGEST_RUN_NS)
+            began_s = time.monotonic()
+            self._run(job, outcome, self._cancel)
+            pause_s = max(1 / MAX_SHADOW_HZ, time.monotonic() - began_s)
+            del job, outcome
+            with self._wanted:
+                if self._wanted.wait_for(lambda: self._closed, pause_s):
+                    return
+                self._next = None
+
+    def _run(self, job: Job, outcome: RunDone, cancel: Cancellation) -> None:
+        wanted = tuple(name for name, _ in outcome.outputs)
+        try:
+            outputs = dict(self._model.run(job.inputs, wanted, cancel))
+        except InferenceError:
+            if not self._closed:
+                self.runs += 1
+                self.errors += 1  # the one that serves has answered the same input
+            return
+        self.runs += 1
+        self.compared += 1
+        given = [(before, outputs[name]) for name, before in outcome.outputs]
+        if any(_is_worse(before, now) for before, now in given):
+            self.errors += 1
+        elif all(agree(before, now) for before, now in given):
+            self.agreed += 1
+
+    def close(self) -> None:
+        """End it, and its process."""
+        with self._wanted:
+            self._closed = True
+            self._wanted.notify()
+            if self._cancel is not None:
+                self._cancel.cancel()
+        self._model.close()
+        self._thread.join(5)
+
+
+def _is_worse(before: "NDArray[Any]", now: "NDArray[Any]") -> bool:
+    """Whether a value is not a number, or infinite, where none was."""
+    import numpy as np
+
+    return now.dtype.kind == "f" and not np.isfinite(now).all() and bool(np.isfinite(before).all())
+
+
+def agree(before: "NDArray[Any]", now: "NDArray[Any]") -> bool:
+    """Whether two outputs for one input say the same, as far as two versions of a model do."""
+    import numpy as np
+
+    if before.shape != now.shape or before.dtype != now.dtype:
+        return False
+    if before.size == 0:
+        return True
+    if before.dtype.kind != "f":
+        return float(np.mean(before == now)) >= _CLOSE_SHARE
+    largest = float(np.nanmax(np.abs(before), initial=0.0, where=np.isfinite(before)))
+    close = np.isclose(now, before, rtol=0.0, atol=_CLOSE_RANGE * largest, equal_nan=True)
+    return float(np.mean(close)) >= _CLOSE_SHARE
+
+
+@dataclass(slots=True)
+class _Compared:
+    compared: int = 0
+    agreed: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Watched:
+    """One path: who serves, who is beside it, and what was found. Its methods may be called from any thread."""
+
+    counter: int
+    serving: Callable[[], LoadedModel | None]
+    """What answers requests now."""
+    live: LiveRuns = field(default_factory=LiveRuns)
+    before_p95_ns: int = 0
+    shadow: Shadow | None = None
+    _earlier: dict[int, _Compared] = field(default_factory=dict)
+    """What was compared of releases while they were beside the one that served."""
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        """A run has ended, on the thread that ran it."""
+        live, shadow = self.live, self.shadow
+        if job.model is self.serving():
+            live.note(outcome)
+            if shadow is not None and isinstance(outcome, RunDone):
+                shadow.offer(job, outcome)
+
+    def serves(self, counter: int) -> None:
+        """A release serves from now on."""
+        if counter == self.counter:
+            return
+        self.end_shadow()
+        self.before_p95_ns = self.live.p95_ns
+        self.counter, self.live = counter, LiveRuns()
+
+    def begin_shadow(self, shadow: Shadow) -> None:
+        """Run a release beside the one that serves, in place of any other one."""
+        self.end_shadow()
+        self.shadow = shadow
+
+    def end_shadow(self) -> None:
+        """End the release beside the one that serves, if there is one."""
+        shadow, self.shadow = self.shadow, None
+        if shadow is not None:
+            shadow.close()
+            self._earlier = {shadow.counter: _Compared(shadow.compared, shadow.agreed)}
+
+    def measures(self, counter: int) -> Measures | None:
+        """What was measured of a release; None: it neither serves nor runs beside.
+
+        The times of one that runs beside are not told: it waits for a processor that nobody else wants.
+        """
+        shadow = self.shadow
+        if shadow is not None and shadow.counter == counter:
+            return Measures(shadow.runs, shadow.errors, 0, self.live.p95_ns, shadow.compared, shadow.agreed)
+        if counter != self.counter:
+            return None
+        compared = self._earlier.get(counter, _Compared())
+        live = self.live
+        return Measures(
+            live.runs, live.errors, live.p95_ns, self.before_p95_ns, compared.compared, compared.agreed
+        )  # fmt: skip

@@ -1,0 +1,379 @@
+"""Performs what the machine of releases decides: on the disk, in the models of the node, and at the relay.
+
+Two threads do the work: one for chunks and metadata, whose steps take milliseconds, and one for releases, whose steps
+take seconds. Each result is told to the machine by the method that its effect names.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from meshnode.identity.private_files import write_private
+from meshnode.inference.compute import ComputeService
+from meshnode.releases.audit import AuditLog
+from meshnode.releases.install.installer import Installer, model_of
+from meshnode.releases.install.journal import FACTORY
+from meshnode.releases.install.observing import Shadow, Watched
+from meshnode.releases.install.patching import DeltaFailed, is_held, patch_files
+from meshnode.releases.install.refusals import InstallRefused, refusal_of
+from meshnode.releases.store.chunks import ChunkStore
+from meshnode.releases.store.incoming import take_in
+from meshnode.releases.store.stick import BUNDLE
+from meshnode.releases.trust import Trust
+from meshnode.troubles import Troubles
+from protocols.base import limits
+from protocols.base.errors import MeshError, MetadataInvalid, StorageError
+from protocols.releases.catalogue import Content, Description, Order, ReleaseCatalogue
+from protocols.releases.events import (
+    DropRelease,
+    KeepChunk,
+    ReadDescription,
+    ReadIndex,
+    ReadOrder,
+    ReadPiece,
+    ServeRelease,
+    ShadowRelease,
+    StageRelease,
+    VerifyBundle,
+)
+from protocols.releases.machine import Releases
+
+_log = logging.getLogger(__name__)
+TROUBLE: Final = "releases"
+_STORE, _METADATA = "store", "metadata"
+
+Tell = Callable[[Callable[[Releases, int], None]], None]
+"""Calls a function with the machine and the time, under the engine's lock, and performs what was decided."""
+
+
+class ReleasePerformer:
+    """See the module. What it offers may be used on any thread."""
+
+    def __init__(
+        self, folder: Path, store: ChunkStore, installer: Installer, compute: ComputeService, trust: Trust,
+        kept: Callable[[], Collection[tuple[str, int]]], tell: Tell, save_plan: Callable[[], None], audit: AuditLog,
+        troubles: Troubles,
+    ) -> None:  # fmt: skip
+        """``kept`` lists the releases that are fetched, or whose chunks must stay. ``save_plan`` keeps what the plan
+        must know after a restart. It is called before a release is tried, because that may end the node."""
+        self._folder, self._store, self._installer, self._compute = folder, store, installer, compute
+        self._trust = trust
+        self._kept, self._tell, self._save_plan = kept, tell, save_plan
+        store.needed = self._needed
+        self._audit, self._troubles = audit, troubles
+        self._descriptions: dict[tuple[str, int], Description] = {}
+        """Those that were read. Never changed, but replaced."""
+        self._catalogue: ReleaseCatalogue | None = None
+        self._bundle = b""
+        self._watched: dict[str, Watched] = {}
+        self._disk = ThreadPoolExecutor(1, "release-chunks")
+        self._models = ThreadPoolExecutor(1, "release-install")
+
+    def performers(self) -> Mapping[type[Any], Callable[[Any], object]]:
+        """The functions that perform the effects of the machine, but for those at the relay."""
+        disk, models = self._disk, self._models
+        return {
+            VerifyBundle: self._later(disk, self._verify), KeepChunk: self._later(disk, self._keep),
+            ReadPiece: self._later(disk, self._read_piece), ReadDescription: self._later(disk, self._describe),
+            ReadOrder: self._later(disk, self._read_order), ReadIndex: self._later(disk, self._read_index),
+            StageRelease: self._later(models, self._stage), ServeRelease: self._later(models, self._serve),
+            ShadowRelease: self._later(models, self._shadow), DropRelease: self._later(models, self._drop),
+        }  # fmt: skip
+
+    def _later(self, thread: ThreadPoolExecutor, do: Callable[[Any], None]) -> Callable[[Any], object]:
+        def submit(effect: Any) -> None:
+            try:
+                thread.submit(self._safely, do, effect)
+            except RuntimeError:
+                _log.debug("the node closes: %s is not done any more", type(effect).__name__)
+
+        return submit
+
+    def _safely(self, do: Callable[[Any], None], effect: Any) -> None:
+        try:
+            do(effect)
+        except Exception:  # noqa: BLE001 - one bad effect must not end those behind it
+            _log.exception("%s failed: this is a bug", type(effect).__name__)
+        self._tell_lost()
+
+    def _tell_lost(self) -> None:
+        lost = self._store.take_lost()
+        if lost:
+            self._tell(lambda machine, now: machine.dropped(lost, now))
+
+    def close(self) -> None:
+        """End the threads, after what they do now."""
+        for thread in (self._disk, self._models):
+            thread.shutdown(cancel_futures=True)
+        for watched in self._watched.values():
+            watched.end_shadow()
+
+    # --- at the start ----------------------------------------------------------------------------------------------
+    def begin(self) -> None:
+        """Serve what is installed, and tell the machine what is there. Blocks for seconds."""
+        for path, why in self._installer.serve_installed().items():
+            self._audit.note("fell back", path=path, serves=self._installer.journal.of(path).current, why=why)
+            self._troubles.begin(TROUBLE, path, f"{path}: {why}")
+        if lost := self._installer.journal.why_lost:
+            self._audit.note("journal lost", why=lost)
+        self._tell_held()
+        bundle = self._trust.bundle
+        if bundle is not None and (catalogue := self._trust.current()) is not None:
+            digest = hashlib.sha256(bundle).digest()
+            try:
+                self._store.put(digest, bundle)
+            except StorageError as error:
+                self._troubles.begin(TROUBLE, _STORE, str(error))
+            self._trusted(digest, bundle, catalogue)
+        self.take_in()
+
+    def watch_path(self, path: str) -> None:
+        """Measure what serves on a path from now on, and tell the machine which release that is."""
+        counter, name = self._installer.journal.of(path).current, model_of(path)
+        watched = self._watched[path] = Watched(counter, lambda: self._compute.models.get(name))
+        self._compute.watch_runs(name, watched.ended)
+        self._tell(lambda machine, now: machine.serving(path, counter, "", now))
+
+    def _tell_held(self) -> None:
+        held = self._store.held()
+        self._tell(lambda machine, now: machine.holding(held, now))
+
+    def measure(self) -> None:
+        """Tell the machine what was measured, every few seconds."""
+        for path, watched in list(self._watched.items()):
+            shadow = watched.shadow
+            for counter in {watched.counter, shadow.counter if shadow is not None else FACTORY} - {FACTORY}:
+                if (measures := watched.measures(counter)) is not None:
+                    self._tell(lambda machine, now, p=path, c=counter, m=measures: machine.measured(p, c, m, now))  # type: ignore[misc]
+
+    def check_expiry(self) -> None:
+        """Tell the machine once the metadata has expired."""
+        known, now = self._catalogue, self._trust.current()
+        if known is not None and now is not None and now.is_expired and not known.is_expired:
+            self._catalogue = now
+            self._audit.note("metadata expired", timestamp_version=now.timestamp_version)
+            self._tell(lambda machine, at: machine.expired(at))
+
+    def take_in(self) -> None:
+        """Take in what was put on the disk for this node. It blocks."""
+        try:
+            count = take_in(self._folder, self._store, self._verify_bundle)
+        except StorageError as error:
+            self._troubles.begin(TROUBLE, _STORE, str(error))
+            return
+        if count:
+            self._audit.note("imported", chunks=count)
+            self._tell_held()
+
+    def imported(self) -> None:
+        """The same on the thread of chunks."""
+        self.later(lambda _: self.take_in(), None)
+
+    def later(self, do: Callable[[Any], None], argument: Any) -> None:
+        """Do something on the thread of chunks."""
+        self._later(self._disk, do)(argument)
+
+    def measures(self, path: str) -> dict[str, Any] | None:
+        """What was measured of the release that serves; None: nothing is watched there."""
+        watched = self._watched.get(path)
+        measures = None if watched is None else watched.measures(watched.counter)
+        return None if measures is None else msgspec.structs.asdict(measures)
+
+    def progress(self) -> list[dict[str, Any]]:
+        """Releases that are fetched now, with the bytes that are here and those that there are."""
+        kept, found = self._kept(), []
+        for (path, counter), description in self._descriptions.items():
+            if (path, counter) in kept and self._installer.journal.of(path).release(counter) is None:
+                held = sum(self._store.held_bytes(bytes.fromhex(file.content.index)) for file in description.files)
+                found.append({
+                    "path": path, "counter": counter, "held_bytes": held, "bytes": description.size_bytes
+                })  # fmt: skip
+        return found
+
+    # --- chunks ----------------------------------------------------------------------------------------------------
+    def store_chunk(self, digest: bytes, data: bytes) -> None:
+        """Keep a chunk that has come from the relay. ``data``: empty when it does not give it."""
+        self._disk.submit(self._safely, self._keep, KeepChunk(digest, data))
+
+    def _keep(self, effect: KeepChunk) -> None:
+        try:
+            ok = bool(effect.data) and self._store.put(effect.digest, effect.data)
+        except StorageError as error:
+            self._troubles.begin(TROUBLE, _STORE, str(error))
+            self._tell(lambda machine, now: machine.chunk_unwritten(effect.digest, now))
+            return
+        if ok:
+            self._troubles.end(TROUBLE, _STORE)
+        self._tell(lambda machine, now: machine.chunk_stored(effect.digest, ok, now))
+
+    def _read_piece(self, effect: ReadPiece) -> None:
+        data = (self._store.get(effect.digest) or b"")[effect.offset : effect.offset + limits.PIECE_BYTES]
+        self._tell(lambda machine, now: machine.piece_read(effect.node, effect.digest, effect.offset, data, now))
+
+    def _read_index(self, effect: ReadIndex) -> None:
+        content = self._store.open_content(effect.content, effect.size_bytes, effect.chunk_bytes)
+        digests, held = b"", 0
+        if content is not None:
+            digests = b"".join(content.digests)
+            held = sum(1 << number for number, is_held in enumerate(content.held) if is_held)
+        bits = held.to_bytes(-(-len(digests) // 256), "little")
+        self._tell(lambda machine, now: machine.indexed(effect.content, digests, bits, now))
+
+    # --- metadata --------------------------------------------------------------------------------------------------
+    def _verify(self, effect: VerifyBundle) -> None:
+        self._verify_bundle(self._store.get(effect.digest) or b"")
+
+    def _verify_bundle(self, bundle: bytes) -> None:
+        digest = hashlib.sha256(bundle).digest()
+        try:
+            catalogue = self._trust.verify(bundle)
+        except MetadataInvalid as error:
+            why = str(error)
+            self._audit.note("metadata refused", bundle=digest.hex(), attack=error.attack, why=why)
+            self._tell(lambda machine, now: machine.bundle_refused(digest, why, now))
+        except StorageError as error:
+            self._troubles.begin(TROUBLE, _METADATA, str(error))
+            why = str(error)
+            self._tell(lambda machine, now: machine.bundle_refused(digest, why, now))
+        else:
+            self._troubles.end(TROUBLE, _METADATA)
+            self._audit.note(
+                "metadata taken", bundle=digest.hex(), root_version=catalogue.root_version,
+                timestamp_version=catalogue.timestamp_version, releases=len(catalogue.releases),
+            )  # fmt: skip
+            self._trusted(digest, bundle, catalogue)
+
+    def _trusted(self, digest: bytes, bundle: bytes, catalogue: ReleaseCatalogue) -> None:
+        self._bundle, self._catalogue = digest, catalogue
+        with suppress(OSError):  # it is for whoever exports releases
+            write_private(self._folder / BUNDLE, bundle)
+        held = len(bundle)
+        self._tell(lambda machine, now: machine.holding({digest: held}, now))
+        self._tell(lambda machine, now: machine.bundle_verified(digest, catalogue, now))
+
+    def _describe(self, effect: ReadDescription) -> None:
+        description = _parsed(self._store.get(effect.digest), Description)
+        if description is not None:
+            self._descriptions = {**self._descriptions, (description.path, description.counter): description}
+        self._tell(lambda machine, now: machine.described(effect.digest, description, now))
+
+    def _read_order(self, effect: ReadOrder) -> None:
+        order = _parsed(self._store.get(effect.digest), Order)
+        self._tell(lambda machine, now: machine.ordered(effect.digest, order, now))
+
+    def _needed(self) -> set[bytes]:
+        """What must stay on the disk: the metadata, and the contents of releases that are fetched or kept."""
+        catalogue = self._catalogue
+        needed = {self._bundle}
+        if catalogue is not None:
+            needed |= {each.digest for each in catalogue.releases} | {each.digest for each in catalogue.orders}
+        releases = set(self._kept())
+        for path, state in self._installer.journal.paths.items():
+            releases |= {(path, release.counter) for release in state.installed}
+        for name in releases:
+            if (description := self._descriptions.get(name)) is not None:
+                needed |= {bytes.fromhex(content.index) for content in contents_of(description)}
+        return needed
+
+    # --- releases --------------------------------------------------------------------------------------------------
+    def _stage(self, effect: StageRelease) -> None:
+        path, counter = effect.path, effect.counter
+        failure = ""
+        if path not in self._watched:
+            self.watch_path(path)
+        try:
+            self._save_plan()
+            self._stage_described(path, counter)
+        except DeltaFailed as error:
+            self._audit.note("delta failed", path=path, counter=counter, why=str(error))
+            self._tell(lambda machine, now: machine.delta_failed(path, counter, now))
+            return
+        except InstallRefused as error:
+            failure = error.told
+        self._audit.note("staged" if not failure else "refused", path=path, counter=counter, why=failure)
+        self._tell_lost()
+        self._tell(lambda machine, now: machine.staged(path, counter, failure, now))
+
+    def _stage_described(self, path: str, counter: int) -> None:
+        """:raises DeltaFailed: the files have to be fetched. :raises InstallRefused: it can't be staged."""
+        description = self._descriptions.get((path, counter))
+        if description is None:
+            raise InstallRefused("other", f"the description of release {counter} of {path} is not here")
+        try:
+            if patch_files(description, self._store, self._find):
+                self._tell_held()
+        except StorageError as error:
+            raise refusal_of(error) from error
+        self._installer.stage(description)
+
+    def _find(self, sha256: str) -> Content | None:
+        """A content that is held, by its digest."""
+        for description in self._descriptions.values():
+            for file in description.files:
+                if file.content.sha256 == sha256 and is_held(self._store, file.content):
+                    return file.content
+        return None
+
+    def _serve(self, effect: ServeRelease) -> None:
+        path, counter, failure = effect.path, effect.counter, ""
+        try:
+            self._save_plan()
+            if counter != FACTORY and self._installer.journal.of(path).release(counter) is None:
+                self._stage_described(path, counter)  # it was damaged, and is whole again
+            self._installer.serve(path, counter)
+        except MeshError as error:
+            failure = refusal_of(error).told
+        else:
+            watched = self._watched.get(path)
+            if watched is not None:
+                watched.serves(counter)
+            self._troubles.end(TROUBLE, path)
+        self._audit.note("served" if not failure else "not served", path=path, counter=counter, why=failure)
+        self._tell_lost()
+        self._tell(lambda machine, now: machine.serving(path, counter, failure, now))
+
+    def _shadow(self, effect: ShadowRelease) -> None:
+        watched = self._watched.get(effect.path)
+        if watched is None:
+            return
+        try:
+            self._save_plan()
+            model = self._compute.rehearse(self._installer.spec_of(effect.path, effect.counter))
+        except MeshError as error:
+            failure = refusal_of(error).told
+            self._tell(lambda machine, now: machine.serving(effect.path, effect.counter, failure, now))
+            return
+        watched.begin_shadow(Shadow(effect.counter, model))
+        self._audit.note("shadowed", path=effect.path, counter=effect.counter)
+
+    def _drop(self, effect: DropRelease) -> None:
+        watched = self._watched.get(effect.path)
+        if watched is not None and watched.shadow is not None and watched.shadow.counter == effect.counter:
+            watched.end_shadow()
+        try:
+            self._installer.drop(effect.path, effect.counter)
+        except StorageError as error:
+            self._troubles.begin(TROUBLE, _STORE, str(error))
+            return
+        self._store.sweep()
+        self._audit.note("dropped", path=effect.path, counter=effect.counter)
+
+
+def contents_of(description: Description) -> list[Content]:
+    """The contents of a release: its files, and deltas to them."""
+    contents = [file.content for file in description.files] + [delta.content for delta in description.deltas]
+    return [content for content in contents if content.size_bytes]
+
+
+def _parsed(data: bytes | None, kind: type[Any]) -> Any:
+    """A document of signed metadata; None: it is not there, or malformed."""
+    try:
+        return msgspec.json.decode(data or b"", type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None

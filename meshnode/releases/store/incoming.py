@@ -1,0 +1,110 @@
+"""What was put on the disk of a node for it to take in, such as releases from a USB stick.
+
+A command puts bundle and chunks into a folder beside the store, whether the node runs or not; the node takes them in
+when it is told, and when it starts. Chunks of a content go where the content is, so its size is needed twice meanwhile.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from meshnode.releases.store.chunks import ChunkStore
+from meshnode.releases.store.disk import Disk
+from meshnode.releases.store.stick import BUNDLE, found_on
+from protocols.base.errors import StorageError
+from protocols.releases.bundle import unpack_untrusted_bundle
+from protocols.releases.catalogue import Content, Description
+
+FOLDER: Final = "incoming"
+
+
+def put_in(source: Path, releases: Path, done: Callable[[int], None] = lambda size_bytes: None) -> int:
+    """Put what is on a stick into the folder of releases of a node. ``done`` is called with the bytes of each file.
+    Returns how many chunks there were.
+
+    :raises StorageError: the stick can't be read, holds no metadata, or there is no room.
+    """
+    disk, folder, count, bundle = Disk(), releases / FOLDER, 0, False
+    try:
+        disk.make_folder(folder)
+        for name, data in found_on(source):
+            if name == BUNDLE:
+                bundle = True
+                unpack_untrusted_bundle(data)
+            disk.write(folder / name, data)
+            disk.sync(folder / name)
+            done(len(data))
+            count += name != BUNDLE
+        disk.sync_folder(folder)
+    except OSError as error:
+        raise StorageError(f"{folder} can't be written ({error.strerror}): make room there") from error
+    if not bundle:
+        raise StorageError(f"{source} holds no {BUNDLE}: nobody could tell what its {count} chunks are")
+    return count
+
+
+def take_in(releases: Path, store: ChunkStore, verify: Callable[[bytes], None]) -> int:
+    """Take in what is there. ``verify`` is called with the bundle, once it is in the store. Returns how many chunks.
+
+    :raises StorageError: there is no room; what was not taken in stays there.
+    """
+    folder, disk = releases / FOLDER, Disk()
+    if not folder.is_dir():
+        return 0
+    count = 0
+    bundle = _read(folder / BUNDLE)
+    if bundle:
+        store.put(hashlib.sha256(bundle).digest(), bundle)
+        verify(bundle)
+        for content in contents_in(bundle, lambda digest: _moved(folder, store, digest)):
+            index = bytes.fromhex(content.index)
+            _moved(folder, store, index)
+            opened = store.open_content(index, content.size_bytes, content.chunk_bytes)
+            for digest in opened.digests if opened is not None else ():
+                count += _moved(folder, store, digest) is not None
+    for path in list(folder.iterdir()):
+        with suppress(OSError):
+            disk.remove(path)  # nobody knows what it is
+    return count
+
+
+def _moved(folder: Path, store: ChunkStore, digest: bytes) -> bytes | None:
+    path = folder / digest.hex()
+    data = _read(path)
+    if data and store.put(digest, data):
+        with suppress(OSError):
+            path.unlink()
+        return data
+    return store.get(digest)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def contents_in(bundle: bytes, chunk: Callable[[bytes], bytes | None]) -> Iterator[Content]:
+    """The contents of all releases in a bundle whose descriptions are there. Nothing of it is believed."""
+    for digest in targets_in(bundle):
+        try:
+            description = msgspec.json.decode(chunk(digest) or b"", type=Description)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue  # an order, or not here
+        contents = [file.content for file in description.files] + [delta.content for delta in description.deltas]
+        yield from (content for content in contents if content.size_bytes)
+
+
+def targets_in(bundle: bytes) -> Iterator[bytes]:
+    """The digests of everything that the metadata in a bundle lists. Nothing of it is believed."""
+    for data in unpack_untrusted_bundle(bundle).values():
+        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            signed: dict[str, Any] = json.loads(data)["signed"]
+            for target in signed.get("targets", {}).values():
+                yield bytes.fromhex(target["hashes"]["sha256"])

@@ -1,0 +1,275 @@
+"""The installer: what it refuses, what serves after each change and each restart, and that a fault at any step leaves a
+model that serves."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.failing_disk import FailingDisk, Fault, PowerLost
+from meshnode.inference.compute import ComputeService
+from meshnode.releases.install.refusals import InstallRefused
+from protocols.base.errors import MeshError
+from protocols.base.ids import NodeId
+from tests.tools.eventually import eventually
+from tests.tools.released_fixture import NAME, PATH, Published, Site, adder, given_factory, publish, release, site
+from tests.tools.tiny_onnx import model_bytes
+from tests.tools.worker_fixture import running
+
+__all__ = ["given_factory"]
+pytestmark = pytest.mark.processes
+
+
+def process_of(model: Any) -> int:
+    process_id = model.process_id
+    assert process_id is not None
+    return int(process_id)
+
+
+# --- serving ---------------------------------------------------------------------------------------------------------
+def test_release_serves_in_place_of_the_file_and_after_a_restart(tmp_path: Path, factory: Path) -> None:
+    """That is what a release is for."""
+    with site(tmp_path / "releases", factory) as here:
+        assert here.answer() == 0.5
+        here.install(release(3))
+        assert here.answer() == 3
+        (told,) = here.told
+        assert (told.name, told.digest) == (NAME, here.compute.models[NAME].digest)
+        assert len(told.former) == 1
+    with site(tmp_path / "releases", factory) as here:
+        assert here.answer() == 3
+        here.installer.serve(PATH, 0)
+        assert here.answer() == 0.5
+    with site(tmp_path / "releases", factory) as here:
+        assert here.answer() == 0.5
+
+
+def test_release_of_a_model_without_a_file_serves_and_can_be_taken_back(tmp_path: Path) -> None:
+    """A model may come to a node by its first release."""
+    with site(tmp_path / "releases") as here:
+        here.install(release(1))
+        assert here.answer() == 1
+        here.installer.serve(PATH, 0)
+        assert here.compute.models == {}
+        here.installer.serve(PATH, 1)
+        assert here.answer() == 1
+
+
+def test_run_under_way_and_neighbours_that_placed_before_get_the_version_they_meant(
+    tmp_path: Path, factory: Path
+) -> None:
+    """Requests are placed by digest. The one who asked before the change must neither fail nor get another model's
+    answer."""
+    with site(tmp_path / "releases", factory) as here:
+        before = here.compute.models[NAME].digest
+        here.install(release(1))
+        now = here.compute.models[NAME].digest
+        here.ask(1)
+        here.ask(2, now, NodeId("rsu-1"))
+        here.ask(3, before, NodeId("rsu-1"))
+        here.ask(4, before)
+        assert [here.added(number) for number in (1, 2, 3, 4)] == [1, 1, 0.5, 0.5]
+        here.install(release(2))  # the file of the configuration is not kept warm any longer
+        here.ask(5, before, NodeId("rsu-1"))
+        assert eventually(lambda: here.answers.get(5)).status == "unknown"
+        here.ask(6, before)  # an own request names the model
+        assert here.added(6) == 2
+
+
+def test_version_before_stays_warm_and_the_one_before_that_ends(tmp_path: Path, factory: Path) -> None:
+    """To go back must not take a load, and versions must not fill the memory."""
+    with site(tmp_path / "releases", factory) as here:
+        first = process_of(here.compute.models[NAME])
+        here.install(release(1))
+        second = process_of(here.compute.models[NAME])
+        assert running(first)
+        here.install(release(2))
+        eventually(lambda: not running(first), "it ends")
+        here.installer.serve(PATH, 1)
+        assert process_of(here.compute.models[NAME]) == second
+        here.installer.drop(PATH, 2)
+        assert [each.counter for each in here.installer.journal.of(PATH).installed] == [1]
+        assert not (tmp_path / "releases" / PATH / "2").exists()
+        here.installer.drop(PATH, 1)
+        assert here.answer() == 1, "what serves is never dropped"
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+def golden(expected: float) -> dict[str, bytes]:
+    """A release that adds 1 and says that it gives ``expected`` for zero."""
+    import io
+
+    files = {"adder.onnx": adder(1)}
+    for name, value in (("x.npy", 0.0), ("y.npy", expected)):
+        file = io.BytesIO()
+        np.save(file, np.full((1, 2), value, "f4"))
+        files[name] = file.getvalue()
+    files["adder.toml"] = b'[[golden]]\ninputs = { x = "x.npy" }\noutputs = { y = "y.npy" }\n'
+    return files
+
+
+@pytest.mark.parametrize(
+    ("published", "code", "why"),
+    [
+        (publish(1, golden(2.0)), "golden", r"golden\[0\]: output 'y' is 1.0"),
+        (publish(1, {"adder.onnx": b"no model"}), "load", "is not an ONNX file"),
+        (release(1, runtime="99.0"), "runtime", r"needs ONNX Runtime 99\.0, and \d"),
+        (publish(1, {"adder.onnx": model_bytes([1, 3])}), "signature", "its publisher has to declare the break"),
+        (release(1, float("nan")) if False else publish(1, {"adder.onnx": adder(float("nan"))}), "not_finite", "'y'"),
+        (publish(1, {"adder.onnx": adder(1)}, path="rules/speed"), "other", "of the kind 'rules'"),
+    ],
+)  # fmt: skip
+def test_release_that_is_not_good_is_refused_in_a_word_and_nothing_changes(
+    tmp_path: Path, factory: Path, published: Published, code: str, why: str
+) -> None:
+    """The word goes to the whole mesh, the rest to whoever looks at this node."""
+    with site(tmp_path / "releases", factory) as here:
+        published.put_into(here.store)
+        with pytest.raises(InstallRefused, match=why) as refused:
+            here.installer.stage(published.description)
+        assert refused.value.told.startswith(f"{code}: ")
+        assert here.answer() == 0.5
+        assert here.installer.journal.paths == {}
+        assert not list((tmp_path / "releases").glob("models/*/*"))
+
+
+def test_declared_break_and_right_golden_vectors_are_taken(tmp_path: Path, factory: Path) -> None:
+    """A publisher that means it must be able to change a model."""
+    with site(tmp_path / "releases", factory) as here:
+        here.install(publish(1, golden(1.0)))
+        assert here.answer() == 1
+        here.install(publish(2, {"adder.onnx": model_bytes([1, 3])}, breaks_signature=True))
+        assert here.compute.models[NAME].inputs[0].shape == (1, 3)
+
+
+def test_release_that_crashes_while_it_is_tried_takes_nobody_along(tmp_path: Path, factory: Path) -> None:
+    """A model is a program that somebody else wrote."""
+    big = model_bytes([4], "Identity", repeat=100_000)
+    with site(tmp_path / "releases", factory) as here:
+        published = publish(1, {"adder.onnx": big, "adder.toml": b"memory_mib = 16\n"}, breaks_signature=True)
+        published.put_into(here.store)
+        with pytest.raises(InstallRefused) as refused:
+            here.installer.stage(published.description)
+        assert refused.value.code == "memory", str(refused.value)
+        assert here.answer() == 0.5
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+def damage(folder: Path, counter: int) -> None:
+    path = folder / PATH / str(counter) / "adder.onnx"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_damaged_release_gives_way_to_the_one_before_and_then_to_the_file(tmp_path: Path, factory: Path) -> None:
+    """A memory card that forgets must not leave a vehicle without a model."""
+    folder = tmp_path / "releases"
+    with site(folder, factory) as here:
+        here.install(release(1))
+        here.install(release(2))
+    damage(folder, 2)
+    here = Site(folder, factory)
+    try:
+        fell_back = here.start()
+        assert here.answer() == 1
+        assert "release 2 can't be served" in fell_back[PATH]
+        assert here.installer.journal.of(PATH).current == 1
+    finally:
+        here.close()
+    damage(folder, 1)
+    with site(folder, factory) as here:
+        assert here.answer() == 0.5
+        assert here.installer.journal.of(PATH).current == 0
+
+
+def test_damaged_chunk_is_found_when_a_release_is_staged_and_fetched_again(tmp_path: Path, factory: Path) -> None:
+    """The digest of the whole file decides, not what was right when it came."""
+    published = release(1, padding_bytes=50_000)
+    with site(tmp_path / "releases", factory) as here:
+        published.put_into(here.store)
+        index = bytes.fromhex(published.description.files[0].content.index)
+        content = here.store.content(index)
+        assert content is not None
+        data = bytearray(content.path.read_bytes())
+        data[20_000] ^= 1
+        content.path.write_bytes(data)
+        with pytest.raises(InstallRefused, match="1 chunks have to be fetched again"):
+            here.installer.stage(published.description)
+        assert here.store.take_lost() == [content.digests[1]]
+        here.install(published)
+        assert here.answer() == 1
+
+
+def test_damaged_journal_is_moved_aside_and_the_file_serves(tmp_path: Path, factory: Path) -> None:
+    """Whatever is wrong, the node starts."""
+    with site(tmp_path / "releases", factory) as here:
+        here.install(release(1))
+    (tmp_path / "releases" / "journal.json").write_bytes(b"{")
+    with site(tmp_path / "releases", factory) as here:
+        assert here.answer() == 0.5
+        assert "journal.json.unusable" in here.installer.journal.why_lost
+        here.install(release(1))
+        assert here.answer() == 1
+
+
+# --- a fault at each step --------------------------------------------------------------------------------------------
+SECOND = release(2, padding_bytes=20_000)
+
+
+@pytest.fixture(scope="module", name="prepared")
+def given_prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, ComputeService, list[str]]]:
+    """A folder in which the first release serves, what runs its models, and all steps by which the second one comes."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with site(folder / "first") as here:
+        here.install(release(1, padding_bytes=20_000))
+        shutil.copytree(folder / "first", folder / "count")
+        disk = FailingDisk()
+        counting = Site(folder / "count", disk=disk, compute=here.compute)
+        counting.start()
+        before = len(disk.steps)
+        counting.install(SECOND)
+        yield folder / "first", here.compute, disk.steps[before:]
+
+
+def restarted(folder: Path, compute: ComputeService, disk: FailingDisk | None = None) -> Site:
+    """The same folder in a new life, in which nothing was loaded so far."""
+    compute.stop_version(NAME, 0)
+    here = Site(folder, disk=disk, compute=compute)
+    here.start()
+    return here
+
+
+def test_steps_of_an_install_are_all_that_there_are(prepared: tuple[Path, ComputeService, list[str]]) -> None:
+    """What is written past the disk of the tests would never fail in one."""
+    done = {step.split()[0] for step in prepared[2]}
+    assert done >= {"allocate", "write", "write_at", "append", "sync", "sync_folder", "rename", "link"}
+
+
+@pytest.mark.parametrize("fault", ["full", "power"])
+def test_fault_at_any_step_of_an_install_leaves_a_release_that_serves(
+    tmp_path: Path, prepared: tuple[Path, ComputeService, list[str]], fault: Fault
+) -> None:
+    """A vehicle is switched off, and disks fill up, in every instant that there is."""
+    first, compute, steps = prepared
+    for number, step in enumerate(steps, 1):
+        folder = tmp_path / str(number)
+        shutil.copytree(first, folder)
+        disk = FailingDisk(0, fault)
+        here = restarted(folder, compute, disk)
+        disk.fails_at = len(disk.steps) + number
+        try:
+            here.install(SECOND)
+        except (PowerLost, MeshError):
+            assert here.answer() == 1, f"what served goes on: {step}"
+        if fault == "full":
+            assert here.answer() == here.installer.journal.of(PATH).current
+            here.install(SECOND)
+            assert here.answer() == 2, f"with room again: {step}"
+        again = restarted(folder, compute)
+        assert again.answer() == again.installer.journal.of(PATH).current, step
+        again.install(SECOND)
+        assert again.answer() == 2, step
