@@ -346,9 +346,5 @@ class Engine:
         machines = ((machine.name, machine.counters()) for machine in self._machines)
         for name, counts in ((self.readings.name, self.readings.counters()), *machines):
             counters.update({f"{name}_{counter}": value for counter, value in counts.items()})
-        return {
-            **counters,
-            "drops": self.drops.total,
-            "pace_cuts": self.lanes.pace.cuts,
-            "room_cuts": self.lanes.room.cuts,
-        }
+        cuts = {"pace_cuts": self.lanes.pace.cuts, "room_cuts": self.lanes.room.cuts}
+        return {**counters, "drops": self.drops.total, **cuts}
