@@ -103,12 +103,10 @@ class Cast:
         return self.rsus + self.vehicles
 
     @property
-    def orders(self) -> tuple[Order, Order]:
-        """All serve release 1, and canaries try release 2."""
+    def order(self) -> Order:
+        """Canaries try release 1. Until then all serve the model of their own file."""
         canaries = tuple(sorted(self.canaries))
-        return Order(serial=1, path=PATH, counter=1), Order(
-            serial=2, path=PATH, counter=2, canaries=canaries, soak_s=SOAK_S, silence_s=SILENCE_S
-        )
+        return Order(serial=1, path=PATH, counter=1, canaries=canaries, soak_s=SOAK_S, silence_s=SILENCE_S)
 
 
 def cast(nodes: int, canaries: int, seed: int) -> Cast:
@@ -130,7 +128,7 @@ class World(Protocol):
     """What carries what the nodes know."""
 
     def publish(self) -> None:
-        """Give release 2 and its order to one roadside unit."""
+        """Give release 1 and its order to one roadside unit."""
 
     def park(self, name: NodeId) -> None:
         """Switch a node off."""
@@ -145,7 +143,7 @@ class World(Protocol):
         """Let time pass."""
 
     def serving(self) -> set[NodeId]:
-        """The nodes that serve release 2."""
+        """The nodes that serve release 1."""
 
     def plans(self) -> Sequence[Rollouts]:
         """Those of all nodes."""
@@ -156,16 +154,13 @@ class CarriedWorld:
 
     def __init__(self, people: Cast, share_failing: float) -> None:
         roles = [(name, Role.RSU if name in people.rsus else Role.VEHICLE) for name in people.names]
-        self._fleet = CarriedFleet(roles, people.liars, Faults(share_failing), SOAK_S * SECOND // 2)
+        self._fleet = CarriedFleet(roles, people.liars, lambda path, counter: share_failing, SOAK_S * SECOND // 2)
         self._people = people
-        listed = tuple(Listed(PATH, counter, bytes(32), 100) for counter in (1, 2))
-        self._signed = Signed(2, listed, people.orders)
-        for node in self._fleet.nodes.values():
-            self._fleet.learn(node, Signed(1, listed[:1], people.orders[:1]), holds=True)
 
     def publish(self) -> None:
         """See :class:`World`."""
-        self._fleet.learn(self._fleet.nodes[self._people.rsus[0]], self._signed, holds=True)
+        signed = Signed(1, (Listed(PATH, 1, bytes(32), 100),), (self._people.order,))
+        self._fleet.learn(self._fleet.nodes[self._people.rsus[0]], signed, holds=True)
 
     def park(self, name: NodeId) -> None:
         """See :class:`World`."""
@@ -186,7 +181,7 @@ class CarriedWorld:
 
     def serving(self) -> set[NodeId]:
         """See :class:`World`."""
-        return self._fleet.served_now.setdefault((PATH, 2), set())
+        return self._fleet.served_now.setdefault((PATH, 1), set())
 
     def plans(self) -> Sequence[Rollouts]:
         """See :class:`World`."""
@@ -200,7 +195,7 @@ class WholeWorld:
         self._people, self._publisher = people, Publisher(seed)
         self._links = Meetings(len(people.names), DELAY_NS)
         self._releases = SimRollouts(
-            self._publisher, Faults(share_failing), people.liars, hidden_ns=SOAK_S * SECOND // 2
+            self._publisher, lambda path, counter: share_failing, people.liars, hidden_ns=SOAK_S * SECOND // 2
         )
         authors: list[Authors] = []
 
@@ -214,19 +209,12 @@ class WholeWorld:
         authors.append(Authors(self._sim, Random(f"{seed}/authors")))
         for name in people.names:
             self._sim.add(name, Role.RSU if name in people.rsus else Role.VEHICLE)
-        self._release(1)
-        for node in self._sim.numbered:
-            self._releases.seed(node)
-        self._sim.run_for(30 * SECOND)
-
-    def _release(self, counter: int) -> None:
-        self._publisher.release(PATH, counter, FILE_BYTES, order=False)
-        self._publisher.order(self._people.orders[counter - 1])
-        self._publisher.sign()
 
     def publish(self) -> None:
         """See :class:`World`."""
-        self._release(2)
+        self._publisher.release(PATH, 1, FILE_BYTES, order=False)
+        self._publisher.order(self._people.order)
+        self._publisher.sign()
         self._releases.seed(self._sim.nodes[self._people.rsus[0]])
 
     def park(self, name: NodeId) -> None:
@@ -256,21 +244,11 @@ class WholeWorld:
 
     def serving(self) -> set[NodeId]:
         """See :class:`World`."""
-        return self._releases.served_now.setdefault((PATH, 2), set())
+        return self._releases.served_now.setdefault((PATH, 1), set())
 
     def plans(self) -> Sequence[Rollouts]:
         """See :class:`World`."""
         return list(self._releases.plans.values())
-
-
-class Faults:
-    """The share of runs that fail, by path and counter. A class, because it goes to another process."""
-
-    def __init__(self, second: float) -> None:
-        self._shares = {1: GOOD, 2: second}
-
-    def __call__(self, path: str, counter: int) -> float:
-        return self._shares[counter]
 
 
 def _groups(people: Cast, driving: list[NodeId], random: Random) -> list[list[NodeId]]:
@@ -305,7 +283,7 @@ def fate(nodes: int, canaries: int, failing: float, seed: int, longest_s: int, w
             found.most = max(found.most, len(serving))
             found.most_others = max(found.most_others, len(serving - people.canaries))
         passed_s += EPOCH_S
-        decided = Counter(str(plan.decision(2) or "unknown") for plan in world.plans())
+        decided = Counter(str(plan.decision(1) or "unknown") for plan in world.plans())
         if found.reached_s is None and found.most >= REACHED_BAR * nodes:
             found.reached_s = passed_s
         if found.decided_s is None and decided["promoted"] + decided["halted"] >= nodes / 2:
@@ -354,7 +332,7 @@ def main() -> int:
             for seed in seeds
         ]  # fmt: skip
         fates = [(seed, pair[0].result(), pair[1].result()) for seed, pair in runs]
-    quorums = quorums_of(cast(nodes, canaries, 1).orders[1])
+    quorums = quorums_of(cast(nodes, canaries, 1).order)
     print(
         f"{nodes} nodes, {int(nodes * LIAR_SHARE)} of them liars, {int(nodes * PARKED_SHARE)} parked for {RETURN_S} s; "
         f"{canaries} canaries, of which {quorums.promote} promote and {quorums.halt} halt"

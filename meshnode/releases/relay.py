@@ -6,6 +6,7 @@ for news waits for up to a minute.
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
@@ -69,8 +70,9 @@ class RelayClient:
     # --- on the threads --------------------------------------------------------------------------------------------
     def _ask(self) -> None:
         pause, wait_ms, is_connected = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S), 0, False
+        last: ReleaseNews | None = None
         while not self._closing.is_set():
-            version = self._version()
+            version, asked_s = self._version(), time.monotonic()
             try:
                 told = self._asking.request(ReleasesAsked(version, wait_ms), ReleasesTold, wait_ms / 1e3 + _ANSWER_S)
             except MeshError as error:
@@ -88,12 +90,12 @@ class RelayClient:
                 is_connected = True
                 self._connected(True)
             self._told(told.news)
-            # An answer that comes early without news says that others wait too: they all ask again after this time.
-            is_news = told.news is not None and told.news.timestamp_version > version
-            if wait_ms and not is_news:
-                self._closing.wait(_FIRST_PAUSE_S)
-            elif is_news:
-                self._closing.wait(_FIRST_PAUSE_S)  # the metadata has to come and be checked first
+            # An answer that comes early without news says that others wait too. If all of them asked again at once, the
+            # relay of a large mesh would do nothing else.
+            left_s = wait_ms / 1e3 - (time.monotonic() - asked_s)
+            is_news = told.news is not None and told.news.timestamp_version != version and told.news != last
+            last = told.news
+            self._closing.wait(_FIRST_PAUSE_S if is_news else max(_FIRST_PAUSE_S, left_s))
             wait_ms = WAIT_MS
 
     def _fetch(self, digest: bytes) -> None:

@@ -148,7 +148,7 @@ class Fetching:
     # --- what is wanted --------------------------------------------------------------------------------------------
     def want(self, releases: Iterable[Wanted]) -> None:
         """Take these releases."""
-        wanted = dict.fromkeys(releases)
+        wanted = dict.fromkeys(sorted(releases))  # a set of texts has another order in each process
         if wanted != self._wanted:
             self.new_fetched += [release for release in wanted if release in self._fetched.keys() - self._wanted.keys()]
             self._wanted = wanted

@@ -242,6 +242,7 @@ class Releases(Machine):
     def delta_failed(self, path: str, counter: int, now: int) -> None:
         """A delta of a release does not make the file that it should. The files themselves are fetched."""
         self.fetching.take_whole((path, counter))
+        self.rollouts.incomplete(path, counter, now)
         self._go_on(now)
 
     def serving(self, path: str, counter: int, failure: str, now: int) -> None:

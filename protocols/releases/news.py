@@ -57,6 +57,7 @@ class News:
         self._heard: dict[NodeId, tuple[ReleaseNews, int]] = {}  # by author, with the instant of its signature
         self._refused: dict[bytes, None] = {}
         self._distrusted: dict[NodeId, int] = {}
+        self._said: tuple[ReleaseNews, int] | None = None  # by this node itself
         self._say_ns = NEVER
         self._change_ns = NEVER
         self._chosen: dict[bytes, ReleaseNews] = {}
@@ -158,7 +159,8 @@ class News:
 
     # --- what this node says ---------------------------------------------------------------------------------------
     def _plan(self, now: int) -> None:
-        """Decide when to say what was verified."""
+        """Decide when to say what was verified. What was said already counts, so that two nodes that disagree do not
+        answer each other for ever."""
         said_ns = self._said_ns()
         if said_ns is None or said_ns + _REPEAT_NS <= now:
             self._say_ns = now + int(self._random.random() * _SAY_NS)
@@ -166,9 +168,11 @@ class News:
             self._say_ns = said_ns + _REPEAT_NS + int(self._random.random() * _REPEAT_NS / 2)
 
     def _said_ns(self) -> int | None:
-        """When somebody else said last what this node has verified."""
-        return max((signed_ns for author, (news, signed_ns) in self._heard.items()
-                    if news == self.verified and author != RELAY), default=None)  # fmt: skip
+        """When somebody, this node included, said last what this node has verified."""
+        said = [each for author, each in self._heard.items() if author != RELAY]
+        if self._said is not None:
+            said.append(self._said)
+        return max((said_ns for news, said_ns in said if news == self.verified), default=None)
 
     def handle_timer(self, now: int) -> None:
         """Say what was verified, if nobody else did."""
@@ -178,6 +182,7 @@ class News:
             said_ns = self._said_ns()
             if said_ns is None or said_ns + _REPEAT_NS <= now:
                 self._wishes.append(EntryWish(RELEASES_KIND, encode(self.verified), NEWS_LIFETIME_S))
+                self._said = self.verified, now
                 self._say_ns = now + _REPEAT_NS
             else:
                 self._plan(now)

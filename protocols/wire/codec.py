@@ -186,7 +186,7 @@ def decode_untrusted(
     """
     if len(data) > max_bytes:
         raise RemoteProtocolError(f"a frame of {len(data)} bytes is larger than {max_bytes}")
-    if bounded_elements and len(data) > limits.LARGE_FRAME_BYTES and has_too_many_elements(data):
+    if bounded_elements and len(data) > limits.MAX_ELEMENTS and has_too_many_elements(data):
         raise RemoteProtocolError(f"a frame has more than {limits.MAX_ELEMENTS} elements")
     try:
         return decoder.decode(data)

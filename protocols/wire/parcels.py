@@ -69,7 +69,7 @@ def _encode_reading(reading: Reading, head: bytes) -> bytes:
     if kind not in _NATIVE and _has_buffer(value):
         return bounded(_encode_tensor_reading(reading, tensor_of(value), head))
     data = bounded(head + encode(travelling_reading(reading)))
-    if len(data) > limits.LARGE_FRAME_BYTES and kind in COMPOSITE and has_too_many_elements(data):
+    if len(data) > limits.MAX_ELEMENTS and kind in COMPOSITE and has_too_many_elements(data):
         raise ValueUnsupported(
             f"the value has more than {limits.MAX_ELEMENTS} elements: publish large data as an array or as bytes"
         )
@@ -187,7 +187,7 @@ def decode_untrusted_parcel(signed: SignedReadings) -> tuple[Reading, ...]:
     parcel = signed.parcel
     if len(parcel) > limits.MAX_SIGNED_PARCEL_BYTES:
         raise RemoteProtocolError(f"a signed parcel of {len(parcel)} bytes is too large")
-    if len(parcel) > limits.LARGE_FRAME_BYTES and has_too_many_elements(parcel):
+    if len(parcel) > limits.MAX_ELEMENTS and has_too_many_elements(parcel):
         raise RemoteProtocolError(f"a signed parcel has more than {limits.MAX_ELEMENTS} elements")
     frame = decode_untrusted(_parcel_decoder, parcel)
     frame.check_untrusted()

@@ -109,7 +109,7 @@ def _parse(program: click.Command, words: list[str]) -> None:
     with ExitStack() as stack:
         context = stack.enter_context(click.Context(command, info_name=name))
         rest = words[1:]
-        while isinstance(command, click.Group):
+        while isinstance(command, click.Group) and rest[:1] != ["--help"]:
             _, found, rest = command.resolve_command(context, rest)
             assert found is not None
             command = found

@@ -40,6 +40,8 @@ RETRY_PAUSE_NS: Final = 60 * SECOND
 """The pause before a swap back is tried again."""
 ROOM_PAUSE_NS: Final = 600 * SECOND
 """The pause before a node that had no room tries again."""
+MEND_PAUSE_NS: Final = 3_600 * SECOND
+"""The pause before a node tries a release again that had proved itself and then failed here."""
 
 RolloutEffect = StageRelease | ShadowRelease | ServeRelease | DropRelease
 
@@ -166,6 +168,12 @@ class Following:
         if self.prepared.completed(counter, now):
             self.effects.append(StageRelease(self.path, counter))
 
+    def incomplete(self, counter: int, now: int) -> None:
+        """A release that was to be staged lacks chunks after all."""
+        if self.prepared.readiness(counter) is Readiness.STAGING:
+            self.prepared.begin_again(counter, now)
+            self.advance(now)
+
     def staged(self, counter: int, failure: str, now: int) -> None:
         """A release was staged and tried, or could not be."""
         if not self.prepared.staged(counter, failure, now):
@@ -191,7 +199,9 @@ class Following:
         if not failure:
             self._serves(counter, serial, now)
         elif not asked and counter != self.current:
-            return
+            if self._followed is not None and self._followed[2].counter == counter:
+                if self._followed[2].phase is Phase.SHADOWING:
+                    self._fail(self._followed[2], failure, now)
         elif self.pinned == counter:
             self.pinned = None  # better an older release than none
             self._tell(counter, "failed", failure)
@@ -236,7 +246,8 @@ class Following:
             decision = next(
                 (tally.decide(now) for order, tally in self._orders if order.serial == adoption.serial), None
             )
-            adoption.reason = str(decision) if decision is not None and decision.is_halt else "pinned"
+            is_halted = decision is not None and decision.is_halt
+            adoption.reason = str(decision) if is_halted else "other" if self.pinned is None else "pinned"
         adoption.enter(Phase.ROLLED_BACK, now)
         self._tell(adoption.counter, "rolled_back", adoption.reason)
 
@@ -427,16 +438,20 @@ class Following:
             self._tell(order.counter, "serving")
 
     def _fail(self, adoption: Adoption, failure: str, now: int) -> None:
-        """Give a release up. A canary's verdict is given for ever."""
+        """Give a release up. A verdict is given for ever. A release that has proved itself gets none any more: what
+        fails then may be this node."""
         self._failed = True
-        adoption.enter(Phase.FAILED, now)
         adoption.reason, adoption.gave_up = reason_of(failure), True
-        adoption.verdicts |= FAILED
-        for order, tally in self._orders:
-            if order.serial == adoption.serial:
-                tally.say(self._node, FAILED)
-        if adoption.reason == "no_room":
-            adoption.retry_ns = now + ROOM_PAUSE_NS
+        if adoption.phase is Phase.SERVING:
+            adoption.retry_ns = now + MEND_PAUSE_NS
+        else:
+            adoption.verdicts |= FAILED
+            for order, tally in self._orders:
+                if order.serial == adoption.serial:
+                    tally.say(self._node, FAILED)
+            if adoption.reason == "no_room":
+                adoption.retry_ns = now + ROOM_PAUSE_NS
+        adoption.enter(Phase.FAILED, now)
         self._tell(adoption.counter, "failed", failure)
 
     # --- tidying -----------------------------------------------------------------------------------------------------

@@ -122,10 +122,14 @@ class Rollouts:
         mine = [order for order in self._orders.values() if self._is_for_me(order)]
         self._tallies = {order.serial: self._tally(order, now) for order in mine}
         self._kept_counts = {key: kept for key, kept in self._kept_counts.items() if kept.serial in unread}
-        self._is_informed = True
-        for path in {order.path for order in mine} | self._paths.keys():
-            if not any(adoption.serial in unread for adoption in self._following(path).adoptions()):
-                self._follow(path, now)
+        waiting = {
+            path
+            for path, following in self._paths.items()
+            if any(adoption.serial in unread for adoption in following.adoptions())
+        }
+        self._is_informed = not waiting
+        for path in sorted(({order.path for order in mine} | self._paths.keys()) - waiting):
+            self._follow(path, now)
         self._conclude(now)
 
     def _is_for_me(self, order: Order) -> bool:
@@ -209,6 +213,13 @@ class Rollouts:
             following.completed(counter, now)
             self._advance(following, now)
 
+    def incomplete(self, path: str, counter: int, now: int) -> None:
+        """The other answer to ``StageRelease``: chunks are missing after all. The release is fetched further, and
+        :meth:`complete` is to be told again."""
+        if (following := self._paths.get(path)) is not None:
+            following.incomplete(counter, now)
+            self._advance(following, now)
+
     def staged(self, path: str, counter: int, failure: str, now: int) -> None:
         """The answer to ``StageRelease``. A failure begins with its reason, as in ``no_room: 12 MB are free``."""
         following = self._following(path)
@@ -217,7 +228,8 @@ class Rollouts:
 
     def serving(self, path: str, counter: int, failure: str, now: int) -> None:
         """The answer to ``ServeRelease``. It may also come unasked: at the start, with the release that is served (0 is
-        the model of the node's own file, or none), and with a failure when that can't be served any more."""
+        the model of the node's own file, or none), and with a failure when that can't be served any more, or when a
+        release can't be shadowed."""
         following = self._following(path)
         following.serving(counter, failure, now)
         self._advance(following, now)

@@ -481,6 +481,43 @@ def test_release_that_stops_serving_is_left_and_called_failed() -> None:
     assert node.verdicts(2) == FAILED
 
 
+def test_release_that_can_not_be_shadowed_is_called_failed() -> None:
+    """It loads beside the release before, or it never will."""
+    node = canary(NEW, ALL)
+    node.rollouts.serving(PATH, 2, "memory: 900 MiB are allowed", node.now)
+    node.settle()
+    assert node.served == 1
+    assert node.verdicts(2) == FAILED
+    assert node.dropped == [2]
+
+
+def test_release_that_fails_long_after_it_proved_itself_is_no_verdict() -> None:
+    """The computer of one canary may break a year later. It goes back by itself, and tries again."""
+    node = canary(NEW, ALL)
+    node.pass_s(3 * SOAK_S)
+    speak(node, healthy=3)
+    assert node.states(2)[-1] == "serving"
+    node.rollouts.serving(PATH, 2, "crashed: signal 11", node.now)
+    node.settle()
+    assert node.served == 1
+    assert node.verdicts(2) == HEALTHY
+    node.pass_s(3_601)
+    assert node.served == 2
+
+
+def test_release_whose_delta_did_not_work_is_completed_and_staged_again() -> None:
+    """The files themselves are fetched then, and nobody waits for the answer to the first attempt."""
+    node = canary()
+    node.holds = frozenset({StageRelease})
+    node.learn(NEW, ALL)
+    assert node.rollouts.wanted() == frozenset()
+    node.rollouts.incomplete(PATH, 2, node.now)
+    assert node.rollouts.wanted() == {(PATH, 2)}
+    node.holds = frozenset()
+    node.settle()
+    assert node.states(2)[-1] == "shadowing"
+
+
 def test_nodes_that_end_while_they_try_a_release_call_it_failed_after_a_few_times() -> None:
     """A model that takes the whole node down leaves nobody to report it, but the next life."""
     node = canary(NEW, ALL)

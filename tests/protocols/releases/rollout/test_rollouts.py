@@ -302,11 +302,14 @@ def test_orders_that_are_read_one_by_one_after_a_restart_change_nothing() -> Non
         node.rollouts.restored(kept, node.now)
         node.rollouts.serving(PATH, 2, "", node.now)
         node.rollouts.releases(listed(1, 2), node.now)
+        version = node.version
         for read in ((), (ALL,), (ALL, NEW)):
             node.rollouts.orders(read, node.now, listed=(1, 2))
             node.settle()
             assert node.served == 2
             assert node.rollouts.state(node.now).counts[0].is_promoted
+            if NEW not in read:
+                assert node.version == version, "it must not sign an entry without its verdict"
         assert node.rollouts.decision(2) is Decision.PROMOTED
 
 
