@@ -258,6 +258,21 @@ class Spread(Part, frozen=True):
         return MAX_SPREAD_BYTES - 3 * len(self.author)
 
 
+class PublishedRelease(Part, frozen=True):
+    """A release of a model that is published, and that all nodes are to serve."""
+
+    size_mib: Annotated[float, Meta(gt=0, le=512)] = 1.0
+    chunk_kib: Annotated[int, Meta(ge=16, le=256)] = 64
+    published_at_s: Seconds = 5.0
+    seeds: tuple[str, ...] = ()
+    """The nodes and groups on whose disks it is then; empty: the relay has it, and nodes of groups with ``relay`` fetch
+    it from there."""
+    liars: Share = 0.0
+    """The share of the nodes, drawn from the seed, that lie about releases, each in one of five ways."""
+    forbidden: tuple[Literal["vehicle", "rsu"], ...] = ()
+    """The roles that may have no release."""
+
+
 FaultKind = Literal[
     "crash", "partition", "one-way-loss", "clog", "slow-node", "full-disk", "clock-jump", "relay-outage",
     "false-adverts", "forged-gossip", "stale-gossip", "false-load",
@@ -324,6 +339,7 @@ class Scenario(Part, frozen=True):
     traffic: tuple[Traffic, ...] = ()
     inference: tuple[Inference, ...] = ()
     gossip: tuple[Spread, ...] = ()
+    releases: PublishedRelease | None = None
     faults: tuple[Fault, ...] = ()
     random_faults: RandomFaults | None = None
     checks: Checks = Checks()

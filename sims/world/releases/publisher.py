@@ -65,6 +65,15 @@ class Publisher:
             self.order(Order(serial=len(self.orders) + 1, path=path, counter=counter))
         return description
 
+    def parts(self, path: str, counter: int) -> list[bytes]:
+        """The chunks that the files of a release consist of."""
+        return [
+            index[at : at + 32]
+            for description in self.descriptions.values() if (description.path, description.counter) == (path, counter)
+            for file in description.files
+            for index in [self.chunks[bytes.fromhex(file.content.index)]] for at in range(0, len(index), 32)
+        ]  # fmt: skip
+
     def order(self, order: Order) -> None:
         """Make an order."""
         encoded = msgspec.json.encode(order)
