@@ -19,6 +19,8 @@ from protocols.inference.split.events import SplitModel
 from protocols.membership.neighbour import Neighbour, State
 from protocols.readings.events import Delivery
 from protocols.records.ledger import BatchPlan, Ledger
+from protocols.releases.machine import Releases
+from protocols.releases.rollout.tally import Quorums
 from protocols.wire.gossip import GossipEntries
 from protocols.wire.inference import InferAnswer
 from protocols.wire.readings import Interest
@@ -488,3 +490,20 @@ def given_up_for_good(ledger: Ledger) -> None:
 
     _instead(ledger, "abandoned", make)
     _instead(ledger, "next_batch", lambda next_batch: lambda *given: None if given_up else next_batch(*given))
+
+
+# --- releases ------------------------------------------------------------------------------------------------------
+@_caught_by("bad_release_stays_with_canaries")
+def promoted_by_one(engine: Engine) -> None:
+    """One canary that calls a release healthy is enough to serve it."""
+    rollouts = engine.machine(Releases).rollouts
+
+    def make(orders: Any) -> Callable[..., None]:
+        def with_one(orders_read: Any, *given: Any) -> None:
+            orders(orders_read, *given)
+            for tally in rollouts._tallies.values():
+                tally._quorums = Quorums(1, 64)
+
+        return with_one
+
+    _instead(rollouts, "orders", make)
