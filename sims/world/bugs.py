@@ -19,8 +19,6 @@ from protocols.inference.split.events import SplitModel
 from protocols.membership.neighbour import Neighbour, State
 from protocols.readings.events import Delivery
 from protocols.records.ledger import BatchPlan, Ledger
-from protocols.releases.machine import Releases
-from protocols.releases.rollout.tally import Quorums
 from protocols.wire.gossip import GossipEntries
 from protocols.wire.inference import InferAnswer
 from protocols.wire.readings import Interest
@@ -29,6 +27,7 @@ from protocols.wire.tensors import NamedTensor
 from sims.errors import ScenarioError
 from sims.scenario.schema import nearest
 from sims.world.relay import Relay
+from sims.world.releases.spoiling import promoted_by_one, releases_for_anybody, releases_staged_in_part
 
 Spoilt = Engine | Ledger | Relay
 """The parts into which bugs can be planted."""
@@ -493,39 +492,6 @@ def given_up_for_good(ledger: Ledger) -> None:
 
 
 # --- releases ------------------------------------------------------------------------------------------------------
-@_caught_by("bad_release_stays_with_canaries")
-def promoted_by_one(engine: Engine) -> None:
-    """One canary that calls a release healthy is enough to serve it."""
-    rollouts = engine.machine(Releases).rollouts
-
-    def make(orders: Any) -> Callable[..., None]:
-        def with_one(orders_read: Any, *given: Any) -> None:
-            orders(orders_read, *given)
-            for tally in rollouts._tallies.values():
-                tally._quorums = Quorums(1, 64)
-
-        return with_one
-
-    _instead(rollouts, "orders", make)
-
-
-@_caught_by("kept_chunks_are_genuine")
-def releases_staged_in_part(engine: Engine) -> None:
-    """A release counts as complete as soon as its description is there."""
-
-    def make(needs_of: Any) -> Callable[..., bool]:
-        def nothing(*given: Any) -> bool:
-            needs_of(*given)
-            return False
-
-        return nothing
-
-    _instead(engine.machine(Releases).fetching, "_needs_of", make)
-
-
-@_caught_by("forbidden_nodes_get_nothing")
-def releases_for_anybody(engine: Engine) -> None:
-    """Nobody asks the table of access who may have a release."""
-    machine = engine.machine(Releases)
-    machine.rollouts._may_install = lambda path: True
-    _instead(machine.shelf, "_permits_path", lambda _: lambda *given: True)
+_caught_by("bad_release_stays_with_canaries")(promoted_by_one)
+_caught_by("kept_chunks_are_genuine")(releases_staged_in_part)
+_caught_by("forbidden_nodes_get_nothing")(releases_for_anybody)
