@@ -183,6 +183,9 @@ class Check:
         """``node`` puts the files of a release together. ``is_whole``: it holds all chunks that the publisher made for
         it."""
 
+    def release_served(self, node: str, path: str, counter: int, is_canary: bool) -> None:
+        """``node`` begins to serve a release. ``is_canary``: its order names the node as a canary."""
+
     # --- time ------------------------------------------------------------------------------------------------------
     def sampled(self, now: int) -> None:
         """It is called about once a virtual second, at an instant without an event under way."""

@@ -1,6 +1,8 @@
-"""Checks of releases: nobody keeps what was forged, or what it may not have, and nobody stages what is not whole."""
+"""Checks of releases: nobody keeps what was forged, or what it may not have, nobody stages what is not whole, and only
+canaries ever serve what is bad."""
 
 import hashlib
+from typing import Final
 
 from sims.checks.contract import Check, WorldView, register
 from sims.results.result import Recorder
@@ -46,3 +48,21 @@ class ForbiddenNodesGetNothing(Check):
         """See :class:`Check`."""
         if self._forbidden:
             self.judge(True)
+
+
+@register
+class BadReleaseStaysWithCanaries(Check):
+    """No node but a canary ever serves a release whose runs fail, where there are three or more canaries of which most
+    tell the truth."""
+
+    name = "bad_release_stays_with_canaries"
+
+    def release_served(self, node: str, path: str, counter: int, is_canary: bool) -> None:
+        """See :class:`Check`."""
+        release = self.world.scenario.releases
+        if release is not None and release.is_bad and release.canaries >= _MANY:
+            self.judge(is_canary, "" if is_canary else f"{node} serves the bad release {counter} of {path}")
+
+
+_MANY: Final = 3
+"""Of fewer canaries, one that lies decides."""

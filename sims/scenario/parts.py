@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal, get_args
 
 from msgspec import Meta, Struct
 
+from protocols.releases.catalogue import MAX_CANARIES, Gates
 from sims.errors import ScenarioError
 from sims.scenario.schema import nearest, shown
 
@@ -271,6 +272,19 @@ class PublishedRelease(Part, frozen=True):
     """The share of the nodes, drawn from the seed, that lie about releases, each in one of five ways."""
     forbidden: tuple[Literal["vehicle", "rsu"], ...] = ()
     """The roles that may have no release."""
+    canaries: Annotated[int, Meta(ge=0, le=MAX_CANARIES)] = 0
+    """So many nodes, drawn from the seed among those that may have it, serve it first; 0: all at once. Liars sign the
+    opposite of what is true, whether they are canaries or not."""
+    soak_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
+    """How long canaries serve it before they call it healthy."""
+    failing: Share = 0.0
+    """The share of its runs that fail at every node that has served it for half of the soak time. More than 0.01 is a
+    bad release."""
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it is to be taken back."""
+        return self.failing > Gates().max_errors
 
 
 FaultKind = Literal[

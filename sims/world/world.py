@@ -123,7 +123,8 @@ class World:
         self._on_authored = overridden(self.checks, "authored")
         self._on_entry = overridden(self.checks, "entry")
         if self.releases is not None:
-            self.releases.hook(overridden(self.checks, "chunk_kept"), overridden(self.checks, "release_staged"))
+            hooks = (overridden(self.checks, name) for name in ("chunk_kept", "release_staged", "release_served"))
+            self.releases.hook(*hooks)
         self.on_deliveries: Callable[[SimNode, Sequence[Arrival]], None] | None = None
         """A function that is called with the arrivals at a node, to sample them."""
 

@@ -6,7 +6,8 @@ from typing import Final
 
 from protocols.access import DEFAULT_RULES, AccessRule, AccessTable
 from protocols.base import limits
-from protocols.base.ids import Role
+from protocols.base.ids import NodeId, Role
+from protocols.releases.catalogue import Order
 from protocols.releases.events import ChunkForged, MetadataRefused, MetadataTaken, ReleaseState
 from protocols.releases.machine import Releases
 from protocols.releases.settings import ReleaseSettings
@@ -17,8 +18,9 @@ from sims.scenario.file import PublishedRelease, Scenario
 from sims.virtual.driver import SimDriver
 from sims.virtual.node import SimNode
 from sims.world.releases.liars import LIES, Lie, LyingReleases
-from sims.world.releases.nodes import RelayStore, SimReleases, rollouts_of
+from sims.world.releases.nodes import RelayStore
 from sims.world.releases.publisher import Publisher
+from sims.world.releases.rollouts import SimRollouts
 
 PATH: Final = "models/plate"
 METADATA, FETCHED, SERVING = "release/metadata", "release/fetched", "release/serving"
@@ -28,20 +30,28 @@ _LOOK_NS: Final = limits.SECOND
 ReleaseEvent = MetadataTaken | MetadataRefused | ChunkForged | ReleaseState
 
 
-class WorldReleases(SimReleases):
+class WorldReleases(SimRollouts):
     """The release of one scenario at all nodes."""
 
     def __init__(self, scenario: Scenario, release: PublishedRelease, seed: int, recorder: Recorder) -> None:
-        super().__init__(Publisher(seed), machine=self._machine_of)
+        names = scenario.names
+        drawn = Random(f"{seed}/liars").sample(names, int(release.liars * len(names)))
+        self.lies: dict[str, Lie] = {name: LIES[number % len(LIES)] for number, name in enumerate(sorted(drawn))}
+        super().__init__(
+            Publisher(seed), lambda path, counter: release.failing, [NodeId(name) for name in drawn],
+            hidden_ns=int(release.soak_s / 2 * limits.SECOND), machine=self._machine_of,
+        )  # fmt: skip
+        able = [name for group in scenario.groups if group.role not in release.forbidden
+                for name in scenario.members(group.name)]  # fmt: skip
+        self.canaries = frozenset(
+            NodeId(name) for name in Random(f"{seed}/canaries").sample(able, min(release.canaries, len(able)))
+        )
         self.release, self._recorder, self._scenario = release, recorder, scenario
         self.access = tuple(
             rule for rule in DEFAULT_RULES if rule.verb != "release" or rule.role.value not in release.forbidden
         )
         if all(rule.verb != "release" for rule in self.access):
             self.access = (*self.access, AccessRule(Role.TOOL, "release", "**"))
-        names = scenario.names
-        drawn = Random(f"{seed}/liars").sample(names, int(release.liars * len(names)))
-        self.lies: dict[str, Lie] = {name: LIES[number % len(LIES)] for number, name in enumerate(sorted(drawn))}
         self._seeds = {name for what in release.seeds for name in scenario.members(what)}
         self._with_relay: list[str] = []
         if not release.seeds:
@@ -54,7 +64,7 @@ class WorldReleases(SimReleases):
         self.is_published = False
 
     def _machine_of(self, settings: NodeSettings, random: Random) -> Releases:
-        access, rollouts = AccessTable(settings.access), rollouts_of(settings)
+        access, rollouts = AccessTable(settings.access), self.plan_of(settings)
         lie = self.lies.get(settings.node)
         if lie is None:
             return Releases(settings.node, access, ReleaseSettings(), random, rollouts)
@@ -67,8 +77,11 @@ class WorldReleases(SimReleases):
         self.relay_ns = lambda node, size_bytes: media.uplink_ns(node.number, size_bytes, driver.now, upward=False)
         driver.push(self._published_ns, self._publish, None)
 
-    def hook(self, kept: Sequence[Callable[..., None]], staged: Sequence[Callable[..., None]]) -> None:
-        """Call these with each chunk that is kept, and each release that is staged."""
+    def hook(
+        self, kept: Sequence[Callable[..., None]], staged: Sequence[Callable[..., None]],
+        served: Sequence[Callable[..., None]],
+    ) -> None:  # fmt: skip
+        """Call these with each chunk that is kept, each release that is staged, and each that begins to serve."""
         chunks = self.publisher.chunks
 
         def on_kept(node: SimNode, digest: bytes) -> None:
@@ -81,12 +94,19 @@ class WorldReleases(SimReleases):
             for hook in staged:
                 hook(node.name, path, counter, is_whole)
 
-        self.on_kept, self.on_staged = on_kept, on_staged
+        def on_served(node: SimNode, path: str, counter: int) -> None:
+            for hook in served:
+                hook(node.name, path, counter, node.name in self.canaries)
+
+        self.on_kept, self.on_staged, self.on_served = on_kept, on_staged, on_served
 
     def _publish(self, _: None) -> None:
         assert self.driver is not None, "it is attached"
         release = self.release
-        self.publisher.release(PATH, 1, int(release.size_mib * 1024 * 1024), release.chunk_kib * 1024)
+        self.publisher.release(PATH, 1, int(release.size_mib * 1024 * 1024), release.chunk_kib * 1024, order=False)
+        self.publisher.order(Order(
+            serial=1, path=PATH, counter=1, canaries=tuple(sorted(self.canaries)), soak_s=int(release.soak_s)
+        ))  # fmt: skip
         self.publisher.sign()
         self.is_published = True
         for what in (METADATA, FETCHED, SERVING):
@@ -113,7 +133,7 @@ class WorldReleases(SimReleases):
             self.driver.push(self.driver.now + _LOOK_NS, self._look, None)
 
     def begin(self, node: SimNode) -> None:
-        """See :class:`SimReleases`."""
+        """See :class:`SimRollouts`."""
         self._reach.pop(node.name, None)
         if self.is_published and node.name in self._seeds and not self.disk(node.name).bundle:
             self.seed(node)
@@ -123,6 +143,7 @@ class WorldReleases(SimReleases):
     def lose_disk(self, name: str) -> None:
         """The disk of a node is lost."""
         self.disks.pop(name, None)
+        self.forget(name)
 
     def note(self, node: SimNode, event: ReleaseEvent) -> None:
         """Take notes of what the machine of a node reports."""
@@ -157,6 +178,7 @@ class WorldReleases(SimReleases):
         figures = {
             "release_relay_egress_files": round(self.relay.egress_bytes / size_bytes, 3),
             "release_fetched_share": round(len(times_s) / max(len(able), 1), 4),
+            "release_serving_share": round(len(self.served_now.get((PATH, 1), ())) / max(len(able), 1), 4),
         }
         for share, name in ((0.5, "half"), (0.9, "most"), (0.99, "nearly_all"), (1.0, "all")):
             needed = int(share * len(able) + 0.999)
