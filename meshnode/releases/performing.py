@@ -304,12 +304,18 @@ class ReleasePerformer:
             self._audit.note("delta failed", path=path, counter=counter, why=str(error))
             self._tell(lambda machine, now: machine.delta_failed(path, counter, now))
             return
-        except InstallRefused as error:
-            failure = error.told
-            if error.code == "no_room":
-                self._troubles.begin(TROUBLE, _STORE, str(error))
-        if failure and self._is_closing:
-            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, the machine waits for an answer
+            refusal = _refusal(error)
+            if self._is_closing:
+                return
+            if refusal.code == "digest" and (lost := self._store.take_lost()):
+                self._audit.note("damaged", path=path, counter=counter, chunks=len(lost), why=str(refusal))
+                self._tell(lambda machine, now: machine.rollouts.incomplete(path, counter, now))
+                self._tell(lambda machine, now: machine.dropped(lost, now))
+                return
+            if refusal.code == "no_room":
+                self._troubles.begin(TROUBLE, _STORE, str(refusal))
+            failure = refusal.told
         self._audit.note("staged" if not failure else "refused", path=path, counter=counter, why=failure)
         self._tell_lost()
         self._tell(lambda machine, now: machine.staged(path, counter, failure, now))
@@ -341,10 +347,10 @@ class ReleasePerformer:
             if counter != FACTORY and self._installer.journal.of(path).release(counter) is None:
                 self._stage_described(path, counter)  # it was damaged, and is whole again
             self._installer.serve(path, counter)
-        except MeshError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the machine waits for an answer
             if self._is_closing:
                 return
-            failure = refusal_of(error).told
+            failure = _refusal(error).told
         else:
             watched = self._watched.get(path)
             if watched is not None:
@@ -361,8 +367,8 @@ class ReleasePerformer:
         try:
             self._save_plan()
             model = self._compute.rehearse(self._installer.spec_of(effect.path, effect.counter))
-        except MeshError as error:
-            failure = refusal_of(error).told
+        except Exception as error:  # noqa: BLE001 - as above
+            failure = _refusal(error).told
             if not self._is_closing:
                 self._tell(lambda machine, now: machine.serving(effect.path, effect.counter, failure, now))
             return
@@ -382,6 +388,12 @@ class ReleasePerformer:
         if description is not None:
             self._store.forget([bytes.fromhex(content.index) for content in contents_of(description)])
         self._audit.note("dropped", path=effect.path, counter=effect.counter)
+
+
+def _refusal(error: Exception) -> InstallRefused:
+    if not isinstance(error, MeshError | OSError):
+        _log.exception("a release was not installed for a reason that nobody foresaw: this is a bug")
+    return refusal_of(error)
 
 
 def contents_of(description: Description) -> list[Content]:
