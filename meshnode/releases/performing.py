@@ -6,6 +6,7 @@ take seconds. Each result is told to the machine by the method that its effect n
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,7 +22,7 @@ from meshnode.releases.install.installer import Installer, model_of
 from meshnode.releases.install.journal import FACTORY
 from meshnode.releases.install.observing import Shadow, Watched
 from meshnode.releases.install.patching import DeltaFailed, is_held, patch_files
-from meshnode.releases.install.refusals import InstallRefused, refusal_of
+from meshnode.releases.install.refusals import InstallRefused, ReleaseIncomplete, refusal_of
 from meshnode.releases.store.chunks import ChunkStore
 from meshnode.releases.store.incoming import take_in
 from meshnode.releases.store.stick import BUNDLE
@@ -47,6 +48,7 @@ from protocols.releases.machine import Releases
 _log = logging.getLogger(__name__)
 TROUBLE: Final = "releases"
 _STORE, _METADATA = "store", "metadata"
+MAX_REFETCHES: Final = 3
 
 Tell = Callable[[Callable[[Releases, int], None]], None]
 """Calls a function with the machine and the time, under the engine's lock, and performs what was decided."""
@@ -73,6 +75,8 @@ class ReleasePerformer:
         self._bundle = b""
         self._watched: dict[str, Watched] = {}
         self._is_closing = False
+        self._refetched: Counter[tuple[str, int]] = Counter()
+        """How often a release was fetched again, because of damage here."""
         self._disk = ThreadPoolExecutor(1, "release-chunks")
         self._models = ThreadPoolExecutor(1, "release-install")
 
@@ -308,10 +312,7 @@ class ReleasePerformer:
             refusal = _refusal(error)
             if self._is_closing:
                 return
-            if refusal.code == "digest" and (lost := self._store.take_lost()):
-                self._audit.note("damaged", path=path, counter=counter, chunks=len(lost), why=str(refusal))
-                self._tell(lambda machine, now: machine.rollouts.incomplete(path, counter, now))
-                self._tell(lambda machine, now: machine.dropped(lost, now))
+            if isinstance(refusal, ReleaseIncomplete) and self._fetch_again(path, counter, refusal):
                 return
             if refusal.code == "no_room":
                 self._troubles.begin(TROUBLE, _STORE, str(refusal))
@@ -319,6 +320,23 @@ class ReleasePerformer:
         self._audit.note("staged" if not failure else "refused", path=path, counter=counter, why=failure)
         self._tell_lost()
         self._tell(lambda machine, now: machine.staged(path, counter, failure, now))
+
+    def _fetch_again(self, path: str, counter: int, why: ReleaseIncomplete) -> bool:
+        """Have chunks fetched again that are not there, though the machine was told so. False: that was done too often,
+        and the disk of this node is not to be trusted."""
+        self._refetched[path, counter] += 1
+        description = self._descriptions.get((path, counter))
+        if description is None or self._refetched[path, counter] > MAX_REFETCHES:
+            return False
+        missing = [
+            digest for content in contents_of(description)
+            if (opened := self._store.content(bytes.fromhex(content.index))) is not None
+            for number, digest in enumerate(opened.digests) if not opened.held[number]
+        ]  # fmt: skip
+        self._audit.note("damaged", path=path, counter=counter, chunks=len(missing), why=str(why))
+        self._tell(lambda machine, now: machine.rollouts.incomplete(path, counter, now))
+        self._tell(lambda machine, now: machine.dropped(missing, now))
+        return True
 
     def _stage_described(self, path: str, counter: int) -> None:
         """:raises DeltaFailed: the files have to be fetched. :raises InstallRefused: it can't be staged."""
