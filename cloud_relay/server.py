@@ -10,7 +10,7 @@ from typing import Final
 from cloud_relay.config import RelayConfig
 from cloud_relay.ingest.batches import Ingest
 from cloud_relay.releases.renewing import RENEW_S, renew_if_due
-from cloud_relay.releases.serving import ReleaseService, by_frame
+from cloud_relay.releases.serving import MAX_WAITING, ReleaseService, by_frame
 from cloud_relay.store.sqlite import Store
 from meshnode.identity import NodeIdentity, load_identity
 from meshnode.identity.private_files import make_private_folder
@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 _LOOK_S: Final = 1.0
 """The time between two looks at a clock that is wrong, and at the files."""
 _LOOKS_PER_REMINDER: Final = 600
+THREADS: Final = 8 + MAX_WAITING
+"""Those that handle requests. Nodes that wait for news of releases leave eight for batches."""
 
 
 def serve(config: RelayConfig, ready: Callable[[int], None]) -> None:
@@ -59,7 +61,7 @@ def serve(config: RelayConfig, ready: Callable[[int], None]) -> None:
         ingest = Ingest(store, config.access)
         releases = ReleaseService(config.releases, config.access)
         handler = by_frame(ingest.answer, releases.answer)
-        responder = open_responder(files, config.host, config.port, identity.peer.mesh, handler)
+        responder = open_responder(files, config.host, config.port, identity.peer.mesh, handler, THREADS)
         try:
             ready(responder.port)
             renew_if_due(config.releases)

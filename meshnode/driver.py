@@ -59,7 +59,7 @@ class Driver:
         self._performers: dict[type[Effect], Callable[[Any], None]] = {
             **performers, Dial: self._outbound.dial, HangUp: self._outbound.hang_up, ClosePipe: self._close_pipe,
         }  # fmt: skip
-        self._pace = self.engine.lanes.pace
+        self._pace, self._room = self.engine.lanes.pace, self.engine.lanes.room
         self._transport: Transport
         self._handlers: dict[int, ReadingCallback] = {}
         self._timer_due_ns = 0
@@ -265,7 +265,7 @@ class Driver:
         link = self._outbound.link_of(lane)
         if link is not None:
             self._outbound.flush(link)
-            if self._pace.active:
+            if self._pace.active or self._room.limited:
                 self._set_timer()
 
     # --- effects ---------------------------------------------------------------------------------------------------

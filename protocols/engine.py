@@ -301,7 +301,7 @@ class Engine:
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` wants to be called next, at the latest."""
-        return min(self._due_without_turns(), self.lanes.pace.next_turn_at())
+        return min(self._due_without_turns(), self.lanes.next_turn_at())
 
     def _due_without_turns(self) -> int:
         dues_ns = [machine.next_timer_at() for machine in self._machines]
@@ -346,4 +346,5 @@ class Engine:
         machines = ((machine.name, machine.counters()) for machine in self._machines)
         for name, counts in ((self.readings.name, self.readings.counters()), *machines):
             counters.update({f"{name}_{counter}": value for counter, value in counts.items()})
-        return {**counters, "drops": self.drops.total, "pace_cuts": self.lanes.pace.cuts}
+        cuts = {"pace_cuts": self.lanes.pace.cuts, "room_cuts": self.lanes.room.cuts}
+        return {**counters, "drops": self.drops.total, **cuts}

@@ -7,8 +7,7 @@ from msgspec import Struct
 from protocols.base.ids import Lane, NodeId, Role
 from protocols.inference.machine import Inference
 from protocols.links.drops import Drops
-from protocols.links.lanes import Lanes
-from protocols.links.queues import Queues
+from protocols.links.lanes import Lanes, Queues
 from protocols.membership.machine import Membership
 from protocols.membership.neighbour import State
 from protocols.wire.inference import Offer

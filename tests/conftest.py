@@ -42,6 +42,8 @@ LONGEST_FIRST = (
     "meshnode/models/cutting/test_real_cuts.py", "meshnode/models/cutting/test_cuts.py",
     "meshnode/models/cutting/test_stage_folder.py", "meshnode/inference/console/test_split_command.py",
     "meshnode/discovery/test_following.py", "system/test_wandering.py", "meshnode/inference/test_streams.py",
+    "meshnode/releases/test_releases_node.py", "meshnode/releases/test_campaigns.py",
+    "meshnode/releases/test_models_command.py", "meshnode/releases/install/test_installer.py",
 )  # fmt: skip
 """Files that take more than about eight seconds: begun last, one of them would keep one worker busy and the others
 idle. Those that are not named here follow as they are found."""

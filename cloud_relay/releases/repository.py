@@ -208,13 +208,16 @@ class ReleaseRepository:
     def sign_root(self, signers: Sequence[Signer]) -> None:
         """Make a new root of what was changed in it.
 
-        :raises ReleaseInvalid: too few keys of the root before, or of the new one, have signed.
+        :raises ReleaseInvalid: too few keys of the root before, or of the new one, have signed, or others have.
         """
         before = Metadata[Root].from_bytes(self.roots[max(self.roots)]).signed if self.roots else None
         self.root.version = 1 if before is None else before.version + 1
         self.root.expires = self._in_days(self.state.lifetimes.root)
         self._root.signatures.clear()
+        known = {keyid for root in (before, self.root) if root is not None for keyid in root.roles[Root.type].keyids}
         for signer in signers:
+            if signer.public_key.keyid not in known:
+                raise ReleaseInvalid(f"{signer.public_key.keyid[:16]} is no key of root: leave it out, or add it first")
             self._root.sign(signer, append=True)
         result = self.root.get_root_verification_result(before, self._root.signed_bytes, self._root.signatures)
         if not result:

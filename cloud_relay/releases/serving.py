@@ -29,8 +29,8 @@ from protocols.wire.frame import Frame, number_of
 from protocols.wire.records import RelayRefusal
 from protocols.wire.releases import RelayChunk, RelayChunkWanted, ReleasesAsked, ReleasesTold
 
-MAX_WAITING: Final = 2
-"""Questions for news that wait at the same time; the responder has eight threads, and batches need most of them."""
+MAX_WAITING: Final = 4
+"""Questions for news that wait at the same time. Each takes a thread of the relay."""
 LOOK_S: Final = 0.5
 """How often the files are looked at while a node waits."""
 _NUMBERS: Final = frozenset((number_of(ReleasesAsked), number_of(RelayChunkWanted)))

@@ -72,7 +72,9 @@ def read_shown(folder: Path) -> Shown | None:
             paths.setdefault(digest, set()).add(shown_to)
     except (MetadataInvalid, msgspec.DecodeError, KeyError, ValueError) as error:
         raise StorageError(f"{path} is damaged ({error}): restore a copy") from error
-    return Shown(news, bundle, {digest: frozenset(each) for digest, each in paths.items()})
+    shared: dict[frozenset[str], frozenset[str]] = {}  # a release has up to 8,192 chunks, all of the same paths
+    frozen = ((digest, frozenset(each)) for digest, each in paths.items())
+    return Shown(news, bundle, {digest: shared.setdefault(each, each) for digest, each in frozen})
 
 
 def _chunks(files: Mapping[str, bytes], shelf: ChunkShelf) -> Iterator[tuple[bytes, str]]:

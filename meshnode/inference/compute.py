@@ -57,7 +57,7 @@ class ComputeService:
         self._models_lock = threading.Lock()
         """Held while one dictionary of models takes the place of another."""
         self._announced = False
-        self._former = FormerModels(self._runner)
+        self._former = FormerModels(self._runner, self._lock, self._tell_if_announced)
         self._released: frozenset[str] = frozenset()
         """The names that stand for a release, whatever file the configuration names."""
         self._watches: dict[str, RunWatch] = {}
@@ -129,8 +129,8 @@ class ComputeService:
                 self.models = {**self.models, spec.name: model}
         if is_released:
             _close(model)
-        elif self._announced:
-            self._tell()
+        else:
+            self._tell_if_announced()
 
     def _warm(self, spec: ModelSpec) -> LoadedModel:
         """Load and measure one model, without using it. :raises InferenceError: as :meth:`_load`."""
@@ -182,45 +182,49 @@ class ComputeService:
         :raises InferenceError: it can't be loaded; the one before goes on.
         """
         serving = self.models.get(spec.name)
-        warm = self._former.find(spec.name, spec.digest) if spec.digest is not None else None
         if serving is not None and serving.digest == spec.digest:
-            warm = serving
+            about_to_serve(serving)
+            return serving
+        with self._lock:
+            warm = self._former.take(spec.name, spec.digest) if spec.digest is not None else None
         model = warm or self._warm(spec)
         try:
             about_to_serve(model)
         except BaseException:
             if warm is None:
                 _close(model)
+            else:
+                with self._lock:
+                    self._former.give_back(warm)
             raise
         with self._lock, self._models_lock:
-            gone = self._former.replace(spec.name, self.models.get(spec.name), model, keep)
+            self._former.replace(spec.name, self.models.get(spec.name), model, keep)
             self.models = {**self.models, spec.name: model}
             self._released |= {spec.name}
         self.files.leave(spec.name)
-        self._changed_version(spec.name, gone)
+        self._changed_version(spec.name)
         return model
 
     def stop_version(self, name: str, keep: int) -> None:
         """Answer no further requests for a name."""
         with self._lock, self._models_lock:
-            gone = self._former.replace(name, self.models.get(name), None, keep)
+            self._former.replace(name, self.models.get(name), None, keep)
             self.models = {other: model for other, model in self.models.items() if other != name}
             self._released -= {name}
-        self._changed_version(name, gone)
+        self._changed_version(name)
 
     def forget_version(self, name: str, digest: str) -> None:
         """Keep a version that served before no longer warm."""
-        with self._lock, self._models_lock:
-            gone = self._former.forget(name, digest)
-        self._former.end(gone)
-        if gone and self._announced:
-            self._tell()
+        with self._lock:
+            self._former.forget(name, digest)
 
-    def _changed_version(self, name: str, gone: list[LoadedModel]) -> None:
+    def _changed_version(self, name: str) -> None:
         self._troubles.end("model", name)
+        self._tell_if_announced()
+
+    def _tell_if_announced(self) -> None:
         if self._announced:
             self._tell()
-        self._former.end(gone)
 
     def watch_runs(self, name: str, watch: RunWatch | None) -> None:
         """Have ``watch`` called with each run of a model that ends; None: nobody any more."""
@@ -317,6 +321,7 @@ class ComputeService:
 
     def close(self) -> None:
         """End all runs, threads and processes."""
+        self._former.close()
         self._runner.close(_CLOSE_S)
         self._workers.close()  # with it end the runs that did not
         self._runner.close()

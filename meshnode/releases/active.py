@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import importlib.util
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from meshnode.releases.trust import Trust
 from meshnode.running import Host
 from protocols.access import DEFAULT_RULES, AccessTable
 from protocols.base.effects import Event
+from protocols.base.errors import ConfigError
 from protocols.base.ids import Role
 from protocols.engine import Engine
 from protocols.releases.events import (
@@ -135,7 +137,12 @@ class ActiveReleases:
 
     # --- life ------------------------------------------------------------------------------------------------------
     def open(self) -> None:
-        """Open what is on the disk. :raises StorageError: it can't be used."""
+        """Open what is on the disk.
+
+        :raises StorageError: it can't be used. :raises ConfigError: packages are missing.
+        """
+        if importlib.util.find_spec("tuf") is None:
+            raise ConfigError("[releases] needs packages that are not installed: pip install 'meshnode[releases]'")
         self.store.open()
         self.audit.open()
         self._host.driver.act(lambda _, now: self._plan.restore(now))

@@ -72,6 +72,7 @@ class ReleasePerformer:
         self._catalogue: ReleaseCatalogue | None = None
         self._bundle = b""
         self._watched: dict[str, Watched] = {}
+        self._is_closing = False
         self._disk = ThreadPoolExecutor(1, "release-chunks")
         self._models = ThreadPoolExecutor(1, "release-install")
 
@@ -106,6 +107,10 @@ class ReleasePerformer:
         lost = self._store.take_lost()
         if lost:
             self._tell(lambda machine, now: machine.dropped(lost, now))
+
+    def stop(self) -> None:
+        """The node closes: what fails from now on fails because of that, and is no fault of a release."""
+        self._is_closing = True
 
     def close(self) -> None:
         """End the threads, after what they do now."""
@@ -179,6 +184,10 @@ class ReleasePerformer:
         """Do something on the thread of chunks."""
         self._later(self._disk, do)(argument)
 
+    def description(self, path: str, counter: int) -> Description | None:
+        """A release whose description was read."""
+        return self._descriptions.get((path, counter))
+
     def measures(self, path: str) -> dict[str, Any] | None:
         """What was measured of the release that serves; None: nothing is watched there."""
         watched = self._watched.get(path)
@@ -250,7 +259,8 @@ class ReleasePerformer:
             self._trusted(digest, bundle, catalogue)
 
     def _trusted(self, digest: bytes, bundle: bytes, catalogue: ReleaseCatalogue) -> None:
-        self._bundle, self._catalogue = digest, catalogue
+        before, self._bundle, self._catalogue = self._bundle, digest, catalogue
+        self._store.forget([before])
         with suppress(OSError):  # it is for whoever exports releases
             write_private(self._folder / BUNDLE, bundle)
         held = len(bundle)
@@ -296,6 +306,10 @@ class ReleasePerformer:
             return
         except InstallRefused as error:
             failure = error.told
+            if error.code == "no_room":
+                self._troubles.begin(TROUBLE, _STORE, str(error))
+        if failure and self._is_closing:
+            return
         self._audit.note("staged" if not failure else "refused", path=path, counter=counter, why=failure)
         self._tell_lost()
         self._tell(lambda machine, now: machine.staged(path, counter, failure, now))
@@ -328,6 +342,8 @@ class ReleasePerformer:
                 self._stage_described(path, counter)  # it was damaged, and is whole again
             self._installer.serve(path, counter)
         except MeshError as error:
+            if self._is_closing:
+                return
             failure = refusal_of(error).told
         else:
             watched = self._watched.get(path)
@@ -347,7 +363,8 @@ class ReleasePerformer:
             model = self._compute.rehearse(self._installer.spec_of(effect.path, effect.counter))
         except MeshError as error:
             failure = refusal_of(error).told
-            self._tell(lambda machine, now: machine.serving(effect.path, effect.counter, failure, now))
+            if not self._is_closing:
+                self._tell(lambda machine, now: machine.serving(effect.path, effect.counter, failure, now))
             return
         watched.begin_shadow(Shadow(effect.counter, model))
         self._audit.note("shadowed", path=effect.path, counter=effect.counter)
@@ -361,7 +378,9 @@ class ReleasePerformer:
         except StorageError as error:
             self._troubles.begin(TROUBLE, _STORE, str(error))
             return
-        self._store.sweep()
+        description = self._descriptions.get((effect.path, effect.counter))
+        if description is not None:
+            self._store.forget([bytes.fromhex(content.index) for content in contents_of(description)])
         self._audit.note("dropped", path=effect.path, counter=effect.counter)
 
 

@@ -10,10 +10,34 @@ from protocols.base.ids import Lane, NodeId
 from protocols.links.drops import Drops
 from protocols.links.flow import SLOW_NS, Sample
 from protocols.links.pace import Pace
-from protocols.links.queues import LaneQueue, Queues
+from protocols.links.queues import TENSOR_PRIORITY, LaneQueue
+from protocols.links.room import READINGS_NS, BackgroundRoom
 from protocols.wire.codec import encode_frame
 from protocols.wire.frame import Frame
 from protocols.wire.membership import Heartbeat
+
+
+class Queues:
+    """The queues of both lanes of one neighbour."""
+
+    __slots__ = ("bulk", "realtime")
+
+    def __init__(
+        self, node: NodeId, drops: Drops, max_readings: int, pace: Pace | None = None,
+        room: BackgroundRoom | None = None,
+    ) -> None:  # fmt: skip
+        self.realtime = LaneQueue(node, drops, max_readings, pace=pace)
+        self.bulk = LaneQueue(node, drops, max_readings, TENSOR_PRIORITY, room=room)
+
+    @property
+    def waiting_readings(self) -> int:
+        """Readings that wait on both lanes together."""
+        return self.realtime.waiting_readings + self.bulk.waiting_readings
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that wait on both lanes together."""
+        return self.realtime.waiting_bytes + self.bulk.waiting_bytes
 
 
 class Lanes:
@@ -30,7 +54,9 @@ class Lanes:
         self.of_dial: dict[int, LaneQueue] = {}
         """The queues of open lanes, by dial id."""
         self.pace = Pace()
-        """How fast this node may send on all realtime lanes together."""
+        """How fast this node may send on all realtime lanes together …"""
+        self.room = BackgroundRoom()
+        """… and how much of the background on all bulk lanes."""
         self.of_node: dict[NodeId, Queues] = {}
         self._drops, self._max_readings = drops, max_readings
 
@@ -38,7 +64,7 @@ class Lanes:
         """Return the queues of a neighbour, and make them when there are none yet."""
         queues = self.of_node.get(node)
         if queues is None:
-            queues = self.of_node[node] = Queues(node, self._drops, self._max_readings, self.pace)
+            queues = self.of_node[node] = Queues(node, self._drops, self._max_readings, self.pace, self.room)
         return queues
 
     def opened(self, dial: int, node: NodeId, lane: Lane) -> LaneQueue:
@@ -153,6 +179,7 @@ class Lanes:
         if queue is not None and self.is_realtime(dial):
             queue.delay_ns = SLOW_NS if sample[0] > SLOW_NS else 0
             self.pace.sampled(queue.peer, sample, now)
+            self.room.sampled(sample, now - queue.readings_ns < READINGS_NS, now)
 
     def handle_timer(self, now: int) -> None:
         """Touch the lanes whose turn it is, and ask again for bulk lanes."""
@@ -162,6 +189,14 @@ class Lanes:
             queues = self.of_node.get(node)
             if queues is not None:
                 self.touch(queues.realtime)
+        for node in self.room.ready(now):
+            queues = self.of_node.get(node)
+            if queues is not None:
+                self.touch(queues.bulk)
+
+    def next_turn_at(self) -> int:
+        """When it is the turn of a lane at the latest."""
+        return min(self.pace.next_turn_at(), self.room.next_turn_at())
 
     def most_waiting(self) -> tuple[int, int]:
         """The most readings, and the most bytes, that wait for one neighbour."""

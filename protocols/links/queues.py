@@ -1,8 +1,8 @@
 """The queue of frames and readings that wait for one lane of one neighbour.
 
 They leave in this order: the heartbeat, then control frames in the order they came, then readings by priority, the
-oldest of a priority first, then frames of the background. A frame of ``put_latest`` replaces the frame of its kind
-that still waits.
+oldest of a priority first, then frames of the background, as far as they have room (:mod:`protocols.links.room`). A
+frame of ``put_latest`` replaces the frame of its kind that still waits.
 
 A lane is *behind* when it has not taken all that waits for ``BEHIND_NS``, until nothing waits any more. Of what waits
 then, only the newest reading of a stream is sent, in the place of the oldest, so what is sent is new and every stream
@@ -24,6 +24,7 @@ from protocols.base.ids import NodeId
 from protocols.base.time import NEVER
 from protocols.links.drops import Drops
 from protocols.links.pace import Pace
+from protocols.links.room import BackgroundRoom
 from protocols.links.shortfall import Shortfall
 from protocols.wire.parcels import can_be_joined, frame_of_alone
 
@@ -44,7 +45,7 @@ _TURNS: Final = 4
 _MAX_BYTES: Final = limits.MAX_QUEUE_BYTES
 _NO_PACE: Final = Pace()
 """Nothing is told to it, so it never begins."""
-_TENSOR_PRIORITY: Final = 3
+TENSOR_PRIORITY: Final = 3
 """Tensors evict readings of the default priority and below. When a tensor finds no room because more urgent readings
 wait, the node that asked for the inference learns it at once and asks another neighbour."""
 
@@ -71,6 +72,7 @@ class LaneQueue:
         max_readings: int = limits.MAX_QUEUE_READINGS,
         control_priority: int = _MOST_URGENT,
         pace: Pace | None = None,
+        room: BackgroundRoom | None = None,
     ) -> None:
         """Frames of :meth:`put_control` evict readings up to ``control_priority``. ``pace``: that of the node; None for
         a lane that does not keep one."""
@@ -82,6 +84,7 @@ class LaneQueue:
         self.touched = False
         """Whether the driver has yet to be told that something waits."""
         self._pace = _NO_PACE if pace is None else pace
+        self._room = room
         self._behind_ns = 0  # since when something waits that the lane did not take; 0: it took all
         self._many = _MANY  # from how many on older readings are left out before their turn comes
         self._newer = False  # whether a reading for which older ones may give way came since they were left out last
@@ -97,8 +100,8 @@ class LaneQueue:
         self.waiting_readings = 0
         self.waiting_bytes = 0
         self._max_readings = max_readings
-        self.taken_ns = -NEVER
-        """When readings were last taken, or any frame while the node kept a pace."""
+        self.taken_ns = self.readings_ns = -NEVER
+        """When readings were last taken, or any frame while the node kept a pace; and when readings were."""
         self.is_behind = False
         """Whether older readings of a stream are left out."""
         self.shortfall = Shortfall()
@@ -290,7 +293,7 @@ class LaneQueue:
         """As :meth:`take`, when not all that waits may go at once."""
         if not self._waits():
             self._behind_ns, self.is_behind = 0, False
-            return None if full else self._take_background()
+            return None if full else self._take_background(now)
         if self.waiting_readings:
             if self._lone is not None or not self._readings:
                 self._line_up()
@@ -397,10 +400,12 @@ class LaneQueue:
             return frame
         if self._controls:
             return self._take_control()
-        return self._take_readings(now) or self._take_background()
+        return self._take_readings(now) or self._take_background(now)
 
-    def _take_background(self) -> bytes | None:
+    def _take_background(self, now: int) -> bytes | None:
         if not self._background:
+            return None
+        if self._room is not None and not self._room.take(self.peer, len(self._background[0]), now):
             return None
         frame = self._background.popleft()
         self.waiting_bytes -= len(frame)
@@ -422,7 +427,7 @@ class LaneQueue:
                 self.waiting_readings = 0
                 return None
             self.waiting_readings = 0
-            self.taken_ns = now
+            self.taken_ns = self.readings_ns = now
             return frame
         if not self.waiting_readings:
             return None
@@ -447,15 +452,15 @@ class LaneQueue:
                 room_bytes -= len(waiting.data)
                 whole = waiting.count > 1 or not can_be_joined(waiting.data)
                 if batch and (room_bytes < 0 or whole):
-                    self.taken_ns = now
+                    self.taken_ns = self.readings_ns = now
                     return frame_of_alone(batch)
                 batch.append(self._pop(readings).data)
                 if whole:
-                    self.taken_ns = now
+                    self.taken_ns = self.readings_ns = now
                     return batch[0]
         if not batch:
             return None
-        self.taken_ns = now
+        self.taken_ns = self.readings_ns = now
         return frame_of_alone(batch)
 
     def clear(self, reason: str) -> None:
@@ -473,26 +478,8 @@ class LaneQueue:
         self._control.clear()
         self._latest.clear()
         self._background.clear()
+        if self._room is not None:
+            self._room.forget(self.peer)
         self._heartbeat = None
         self._bytes = [0] * 8
         self.waiting_readings = self.waiting_bytes = 0
-
-
-class Queues:
-    """The queues of both lanes of one neighbour."""
-
-    __slots__ = ("bulk", "realtime")
-
-    def __init__(self, node: NodeId, drops: Drops, max_readings: int, pace: Pace | None = None) -> None:
-        self.realtime = LaneQueue(node, drops, max_readings, pace=pace)
-        self.bulk = LaneQueue(node, drops, max_readings, _TENSOR_PRIORITY)
-
-    @property
-    def waiting_readings(self) -> int:
-        """Readings that wait on both lanes together."""
-        return self.realtime.waiting_readings + self.bulk.waiting_readings
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes that wait on both lanes together."""
-        return self.realtime.waiting_bytes + self.bulk.waiting_bytes

@@ -44,6 +44,7 @@ class Fetching:
         self.orders: dict[bytes, Order] = {}
         """What was read, by digest, of orders that the metadata lists."""
         self._wanted: dict[Wanted, None] = {}
+        self._kept: dict[Wanted, None] = {}
         self._whole: set[Wanted] = set()  # releases whose deltas did not work
         self._bad: set[bytes] = set()  # descriptions and orders that are malformed, and indices
         self._reading: set[bytes] = set()
@@ -67,6 +68,8 @@ class Fetching:
         self.descriptions = {name: known for name, known in self.descriptions.items() if name in names}
         self.orders = {digest: order for digest, order in self.orders.items() if digest in self._listed_orders}
         self._fetched = {name: None for name in self._fetched if name in names}
+        self._begun &= names
+        self._whole &= names
         self._bad &= {*self._listed, *self._listed_orders}
         self._name()
         self._read_held()
@@ -154,6 +157,13 @@ class Fetching:
             self._wanted = wanted
             self.is_changed = True
 
+    def keep(self, releases: Iterable[Wanted]) -> None:
+        """Load the files of these releases: newer ones may come as deltas from them."""
+        kept = dict.fromkeys(sorted(releases))
+        if kept != self._kept:
+            self._kept = kept
+            self.is_changed = True
+
     def take_whole(self, release: Wanted) -> None:
         """Fetch the files of a release itself, because a delta did not work."""
         self._whole.add(release)
@@ -179,6 +189,7 @@ class Fetching:
         catalogue = self.catalogue
         if catalogue is None:
             return lone, contents
+        self._load_kept()
         held = self._shelf.held
         for digest, order in self._listed_orders.items():
             if digest not in held and order.size_bytes <= MAX_CHUNK_BYTES:
@@ -215,11 +226,24 @@ class Fetching:
                 continue
             if digest not in self._shelf.held:
                 lone[digest] = content.chunks * DIGEST_BYTES, _INDEX
-            elif not known.digests and digest not in self._reading:
-                self._reading.add(digest)
-                self._decisions.effects.append(ReadIndex(digest, content.size_bytes, content.chunk_bytes))
+            else:
+                self._load(content)
             contents[digest] = _CONTENT + len(contents)
         return is_missing
+
+    def _load(self, content: Content) -> None:
+        digest = bytes.fromhex(content.index)
+        known = self._shelf.known.get(digest)
+        if known is not None and known.chunks and not known.digests and digest not in self._reading | self._bad:
+            self._reading.add(digest)
+            self._decisions.effects.append(ReadIndex(digest, content.size_bytes, content.chunk_bytes))
+
+    def _load_kept(self) -> None:
+        for release in self._kept:
+            description = self.descriptions.get(release)
+            for file in description.files if description is not None else ():
+                if bytes.fromhex(file.content.index) in self._shelf.held:
+                    self._load(file.content)
 
     def chosen(self, description: Description) -> list[Content]:
         """The contents to fetch for a release: of each file a delta, or the file."""
@@ -236,10 +260,11 @@ class Fetching:
 
     def _bases(self) -> dict[str, None]:
         """The files that are held whole, by their SHA-256."""
+        known = self._shelf.known
         return {
             file.content.sha256: None
-            for release in self._fetched if (description := self.descriptions.get(release)) is not None
-            for file in description.files
+            for description in self.descriptions.values() for file in description.files
+            if (content := known.get(bytes.fromhex(file.content.index))) is not None and content.is_whole
         }  # fmt: skip
 
     def _say(self, path: str, counter: int, state: str, detail: str = "") -> None:

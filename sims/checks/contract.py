@@ -175,6 +175,17 @@ class Check:
         """The engine of ``node`` holds an entry now that it did not hold before (``EntryAccepted``), also one of its
         own."""
 
+    # --- releases --------------------------------------------------------------------------------------------------
+    def chunk_kept(self, node: str, digest: bytes, data: bytes, is_genuine: bool) -> None:
+        """``node`` keeps a chunk of a release that it did not hold before. ``is_genuine``: the publisher made it."""
+
+    def release_staged(self, node: str, path: str, counter: int, is_whole: bool) -> None:
+        """``node`` puts the files of a release together. ``is_whole``: it holds all chunks that the publisher made for
+        it."""
+
+    def release_served(self, node: str, path: str, counter: int, is_canary: bool) -> None:
+        """``node`` begins to serve a release. ``is_canary``: its order names the node as a canary."""
+
     # --- time ------------------------------------------------------------------------------------------------------
     def sampled(self, now: int) -> None:
         """It is called about once a virtual second, at an instant without an event under way."""

@@ -99,6 +99,11 @@ def _checked(scenario: Scenario, seed: int) -> tuple[Fault, ...]:
                 f"{scenario.name} has {has} in inference[{place}], which the models of an emulation don't know: leave "
                 f"it out, or simulate; {STILL_WORKS}"
             )
+    if scenario.releases is not None:
+        raise EmulatorError(
+            f"{scenario.name} has [releases], which an emulation does not publish: leave it out, or simulate; "
+            f"{STILL_WORKS}"
+        )
     tape = plan(scenario, seed)
     if unsupported := sorted({fault.kind for fault in tape} - SUPPORTED):
         raise EmulatorError(

@@ -46,6 +46,8 @@ MAX_MESSAGES: Final = 1_500
 MAX_ARRIVALS: Final = 30_000
 MAX_ENTRIES: Final = 96
 """The number of gossip entries that are followed: those that the scenario puts in, then the first others."""
+RELEASE: Final = "release"
+"""Stands for the author of what is followed of a release as entries are, as in ``release/fetched``."""
 MAX_SAMPLES: Final = 1_200
 """The number of samples of the channel load, and of meetings, that cover a run."""
 _FINEST_NS: Final = 100_000_000
@@ -78,7 +80,7 @@ class Recording:
         self._meetings: list[int] = []
         self._places = _Places(self._names, scenario.duration_s)
         self._traces = _Traces(self._names, scenario.duration_s)
-        self._entries = _Entries({entry.author for entry in scenario.gossip}, len(self._names))
+        self._entries = _Entries({RELEASE, *(entry.author for entry in scenario.gossip)}, len(self._names))
         self._traced = self._traces.origins
         self.goodput = Goodput(scenario)
         """What is offered and useful; the harness tells it by itself."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import sims.checks.inference
 import sims.checks.liveness
+import sims.checks.releases
 import sims.checks.safety
 from protocols.base import limits
 from sims.checks.contract import overridden
@@ -27,7 +28,7 @@ from sims.world.faults import Faults, end_ns, plan
 from sims.world.traffic import Activity
 from sims.world.world import World
 
-CHECK_MODULES = (sims.checks.safety, sims.checks.inference, sims.checks.liveness)
+CHECK_MODULES = (sims.checks.safety, sims.checks.inference, sims.checks.releases, sims.checks.liveness)
 """Modules that bring checks. They are imported so that their checks are known by name."""
 _STEP_NS = limits.SECOND
 _COLLECT_EVERY = 60
@@ -144,6 +145,7 @@ class Run:
             "wall_us_per_frame": 1e6 * self._wall_s / driver.pipes.frames if driver.pipes.frames else 0.0,
             "readings_lost": float(world.readings_lost()),
             **world.records.figures(),
+            **(world.releases.figures() if world.releases is not None else {}),
         })  # fmt: skip
         return result
 

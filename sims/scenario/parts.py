@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal, get_args
 
 from msgspec import Meta, Struct
 
+from protocols.releases.catalogue import MAX_CANARIES, Gates
 from sims.errors import ScenarioError
 from sims.scenario.schema import nearest, shown
 
@@ -258,6 +259,34 @@ class Spread(Part, frozen=True):
         return MAX_SPREAD_BYTES - 3 * len(self.author)
 
 
+class PublishedRelease(Part, frozen=True):
+    """A release of a model that is published, and that all nodes are to serve."""
+
+    size_mib: Annotated[float, Meta(gt=0, le=512)] = 1.0
+    chunk_kib: Annotated[int, Meta(ge=16, le=256)] = 64
+    published_at_s: Seconds = 5.0
+    seeds: tuple[str, ...] = ()
+    """The nodes and groups on whose disks it is then; empty: the relay has it, and nodes of groups with ``relay`` fetch
+    it from there."""
+    liars: Share = 0.0
+    """The share of the nodes, drawn from the seed, that lie about releases, each in one of five ways."""
+    forbidden: tuple[Literal["vehicle", "rsu"], ...] = ()
+    """The roles that may have no release."""
+    canaries: Annotated[int, Meta(ge=0, le=MAX_CANARIES)] = 0
+    """So many nodes, drawn from the seed among those that may have it, serve it first; 0: all at once. Liars sign the
+    opposite of what is true, whether they are canaries or not."""
+    soak_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
+    """How long canaries serve it before they call it healthy."""
+    failing: Share = 0.0
+    """The share of its runs that fail at every node that has served it for half of the soak time. More than 0.01 is a
+    bad release."""
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it is to be taken back."""
+        return self.failing > Gates().max_errors
+
+
 FaultKind = Literal[
     "crash", "partition", "one-way-loss", "clog", "slow-node", "full-disk", "clock-jump", "relay-outage",
     "false-adverts", "forged-gossip", "stale-gossip", "false-load",
@@ -324,6 +353,7 @@ class Scenario(Part, frozen=True):
     traffic: tuple[Traffic, ...] = ()
     inference: tuple[Inference, ...] = ()
     gossip: tuple[Spread, ...] = ()
+    releases: PublishedRelease | None = None
     faults: tuple[Fault, ...] = ()
     random_faults: RandomFaults | None = None
     checks: Checks = Checks()

@@ -10,7 +10,17 @@ from collections.abc import Iterator
 from typing import Final
 
 from sims.errors import ScenarioError
-from sims.scenario.parts import Fault, Fixed, Group, Inference, RandomFaults, Scenario, Trace, Waypoints
+from sims.scenario.parts import (
+    Fault,
+    Fixed,
+    Group,
+    Inference,
+    PublishedRelease,
+    RandomFaults,
+    Scenario,
+    Trace,
+    Waypoints,
+)
 from sims.scenario.schema import nearest, shown
 
 MAX_NODES: Final = 20_000
@@ -36,6 +46,8 @@ def _wrong(scenario: Scenario) -> Iterator[str]:
     yield from _wrong_links(scenario)
     yield from _wrong_names(scenario)
     yield from _wrong_splits(scenario)
+    if scenario.releases is not None:
+        yield from (f"releases.{wrong}" for wrong in _wrong_release(scenario, scenario.releases))
     for number, fault in enumerate(scenario.faults):
         yield from (f"faults[{number}]{wrong}" for wrong in _wrong_fault(scenario, fault))
     if scenario.random_faults is not None:
@@ -107,6 +119,19 @@ def _wrong_names(scenario: Scenario) -> Iterator[str]:
         if entry.size_bytes > entry.room_bytes:
             room = f"beside the certificate of {shown(entry.author)} an entry has room for {entry.room_bytes}"
             yield f"gossip[{number}].size_bytes is {entry.size_bytes}: {room}"
+
+
+def _wrong_release(scenario: Scenario, release: PublishedRelease) -> Iterator[str]:
+    known = [*(group.name for group in scenario.groups), *scenario.names]
+    for seed in release.seeds:
+        if seed not in known:
+            yield f"seeds has {shown(seed)}, no node or group{nearest(seed, known)}"
+    if release.published_at_s >= scenario.duration_s:
+        yield f"published_at_s is {release.published_at_s:g}, beyond duration_s = {scenario.duration_s:g}"
+    if not release.seeds and not any(group.relay for group in scenario.groups):
+        yield "seeds is empty, but no group has relay = true: nobody would ever get the release"
+    if {group.role for group in scenario.groups} <= set(release.forbidden):
+        yield f"forbidden has {', '.join(release.forbidden)}: nobody may have the release"
 
 
 def _wrong_splits(scenario: Scenario) -> Iterator[str]:

@@ -27,6 +27,7 @@ from protocols.wire.tensors import NamedTensor
 from sims.errors import ScenarioError
 from sims.scenario.schema import nearest
 from sims.world.relay import Relay
+from sims.world.releases.spoiling import promoted_by_one, releases_for_anybody, releases_staged_in_part
 
 Spoilt = Engine | Ledger | Relay
 """The parts into which bugs can be planted."""
@@ -488,3 +489,9 @@ def given_up_for_good(ledger: Ledger) -> None:
 
     _instead(ledger, "abandoned", make)
     _instead(ledger, "next_batch", lambda next_batch: lambda *given: None if given_up else next_batch(*given))
+
+
+# --- releases ------------------------------------------------------------------------------------------------------
+_caught_by("bad_release_stays_with_canaries")(promoted_by_one)
+_caught_by("kept_chunks_are_genuine")(releases_staged_in_part)
+_caught_by("forbidden_nodes_get_nothing")(releases_for_anybody)

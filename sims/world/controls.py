@@ -62,6 +62,8 @@ class WorldControls:
         last = int(node.engine.settings.incarnation) if keep_disk else 0
         if not keep_disk:
             self._world.records.lose_disk(name)
+            if self._world.releases is not None:
+                self._world.releases.lose_disk(name)
             if node.number in self._world.stages:
                 self._world.stages[node.number].lose_disk()
         self._driver.restart(name, Incarnation(max(last + 1, clock_s)))
@@ -92,6 +94,8 @@ class WorldControls:
         else:
             self._full.discard(number)
         self._world.records.full_disk(name, full)
+        if self._world.releases is not None:
+            self._world.releases.disk(name).full = full
         if number in self._world.stages:
             self._world.stages[number].disk_full = full
 
@@ -124,6 +128,8 @@ class WorldControls:
     def relay(self, up: bool) -> None:
         """See :class:`sims.world.faults.Controls`."""
         self._world.records.relay(up)
+        if self._world.releases is not None and self._world.releases.relay is not None:
+            self._world.releases.relay.up = up
 
     # --- lies ------------------------------------------------------------------------------------------------------
     def false_adverts(self, name: str, on: bool) -> None:

@@ -51,6 +51,7 @@ from sims.world.compute import Worker
 from sims.world.links import WorldLinks
 from sims.world.models import Model, StageFiles, models_of, private_models
 from sims.world.records import Records
+from sims.world.releases.scenario import ReleaseEvent, WorldReleases
 from sims.world.stages import Stages, stage_effects
 
 PLACES_INTERVAL_NS: Final = 200 * limits.MS
@@ -78,11 +79,17 @@ class World:
         self.media = Media(scenario, self.places, Random(f"{seed}/links"), Random(f"{seed}/uplink"))
         self.stages: dict[int, Stages] = {}
         """Of the nodes that split models or run stages, by number."""
+        self.releases: WorldReleases | None = None
+        if scenario.releases is not None:
+            self.releases = WorldReleases(scenario, scenario.releases, seed, recorder)
+            capabilities = (*capabilities, self.releases.capability)
         if any(asked.cuts for asked in scenario.inference):
             capabilities = (*capabilities, stage_effects(self.stages))
         self.driver = SimDriver(
             seed, links=self.media, observer=self, adjust=self._adjust, processors=processors, capabilities=capabilities
         )
+        if self.releases is not None:
+            self.releases.attach(self.driver, self.media)
         self.discovery = Discovery(self.driver, self.media, Random(f"{seed}/discovery"))
         self.authors = Authors(self.driver, Random(f"{seed}/gossip"))
         self.recorder, self._planted = recorder, planted
@@ -115,6 +122,9 @@ class World:
             self.driver.decoder.on_request = self._request_sent
         self._on_authored = overridden(self.checks, "authored")
         self._on_entry = overridden(self.checks, "entry")
+        if self.releases is not None:
+            hooks = (overridden(self.checks, name) for name in ("chunk_kept", "release_staged", "release_served"))
+            self.releases.hook(*hooks)
         self.on_deliveries: Callable[[SimNode, Sequence[Arrival]], None] | None = None
         """A function that is called with the arrivals at a node, to sample them."""
 
@@ -171,6 +181,7 @@ class World:
         return msgspec.structs.replace(
             settings, seal=self.authors.seal(settings.node), gossip=_GOSSIP,
             reading_seal=self.authors.reading_seal(settings.node),
+            access=settings.access if self.releases is None else self.releases.access,
         )  # fmt: skip
 
     # --- what happens: Observer ------------------------------------------------------------------------------------
@@ -189,6 +200,8 @@ class World:
             stages.begin()
         self.discovery.begin(node)
         self.records.begin(node)
+        if self.releases is not None:
+            self.releases.begin(node)
         if len(self.names) <= MOST_ADDRESSES:
             self.authors.say_address(node)
 
@@ -222,6 +235,8 @@ class World:
             self.recorder.answered(now, name, by, event.took_ns, event.failure)  # type: ignore[attr-defined]
             for hook in self._on_answered:
                 hook(name, event)
+        elif self.releases is not None and isinstance(event, ReleaseEvent):
+            self.releases.note(node, event)
         for hook in self._on_event:
             hook(name, event)
 

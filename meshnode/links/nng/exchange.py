@@ -273,17 +273,26 @@ class RelayResponder:
             peer = self._pipes.begin(pipe)
             try:
                 if peer is not None:
-                    context.reply(self._handler(peer, frame))
-                    self._answered_at = time.monotonic()
+                    answer = self._answer(peer, frame)
+                    if answer is not None:
+                        context.reply(answer)
+                        self._answered_at = time.monotonic()
                 elif self._pipes.has_given_way:
                     self._look.set()
-            except Exception:  # noqa: BLE001 -- one bad request must not end the relay
-                _log.exception("a request of %s failed in its handler: it gets no answer", peer)
             finally:
                 if peer is not None:
                     self._pipes.ended(pipe, peer)
                 with self._lock:
                     self._busy.discard(context)
+
+    def _answer(self, peer: PeerIdentity, frame: bytes) -> bytes | None:
+        try:
+            return self._handler(peer, frame)
+        except Exception:  # noqa: BLE001 -- one bad request must not end the relay
+            _log.exception("a request of %s failed in its handler: it gets no answer", peer)
+            return None
+        finally:
+            self._pipes.handled(peer)
 
     def _sweep(self) -> None:
         connections = Connections(self.port, DIAL_TIMEOUT_NS)

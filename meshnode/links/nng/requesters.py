@@ -4,7 +4,9 @@ Invariants:
 - an identity holds at most ``MAX_PIPES_PER_IDENTITY`` pipes. Its oldest one gives way to the next, because a node whose
   address changed leaves pipes behind that nobody has closed;
 - when all places are taken, the identity that holds most of them gives way;
-- an identity has a bounded number of requests under way, so that it can't keep all threads of the relay;
+- an identity has a bounded number of requests that are handled, and of answers that it has not taken yet, so that it
+  can't keep all threads of the relay. The two are counted apart: whoever asks again as soon as it has its answer is
+  often faster than the thread that has just sent it;
 - no pipe outlives its certificate for long: NNG does not show when that ends, so each pipe ends after about an hour
   and a half, as a pipe into the inbox of a node does, and the next handshake proves the certificate again.
 """
@@ -22,7 +24,8 @@ from protocols.base.shares import Shares
 MAX_PIPES: Final = 4_096
 """The most pipes into one relay."""
 MAX_PIPES_PER_IDENTITY: Final = 4
-"""A node needs one. The others may be left over from before it changed its address or restarted."""
+"""A node needs three: for records, for news of releases and for their chunks. The other may be left over from before it
+changed its address or restarted."""
 PIPE_AGE_NS: Final = 5_400 * SECOND
 SPREAD: Final = 0.75
 """Each pipe lives for at least this share of its age, so that pipes opened together don't end together."""
@@ -32,7 +35,7 @@ _REQUEST_GRACE_NS: Final = 60 * SECOND
 
 @dataclass(slots=True, eq=False)
 class RequesterPipe:
-    """One admitted pipe. ``requests`` are those that are being handled."""
+    """One admitted pipe. ``requests`` are those that are being handled or answered."""
 
     pipe: int
     identity: PeerIdentity
@@ -45,13 +48,15 @@ class RequesterPipes:
     """Every admitted pipe of one relay. May be called from any thread."""
 
     def __init__(self, max_requests: int) -> None:
-        """``max_requests``: requests of one identity that are handled at a time."""
+        """``max_requests``: requests of one identity that are handled at a time. Twice as many of its answers may be on
+        their way."""
         self._max_requests = max_requests
         self._lock = threading.Lock()
         self._pipes: dict[int, RequesterPipe] = {}
         self._by_node: dict[NodeId, dict[int, RequesterPipe]] = {}
         self._shares: Shares[NodeId] = Shares()
         self._requests: Shares[NodeId] = Shares()
+        self._answers: Shares[NodeId] = Shares()
         self._giving_way: list[int] = []
         self._gave_way = self._outlived = self._refused_requests = 0
 
@@ -79,23 +84,30 @@ class RequesterPipes:
 
     def begin(self, pipe: int) -> PeerIdentity | None:
         """Note that a request came on a pipe. Returns who sent it, or None when it is not handled: the pipe has gone,
-        or its identity has enough requests under way. ``ended`` follows otherwise."""
+        or its identity has enough requests under way. ``handled`` and then ``ended`` follow otherwise."""
         with self._lock:
             known = self._pipes.get(pipe)
             if known is None:
                 return None
-            if self._requests.held(known.identity.node) >= self._max_requests:
+            node = known.identity.node
+            if self._requests.held(node) >= self._max_requests or self._answers.held(node) >= 2 * self._max_requests:
                 self._refused_requests += 1
                 self._giving_way.append(pipe)
                 return None
-            self._requests.add(known.identity.node)
+            self._requests.add(node)
             known.requests += 1
             return known.identity
 
-    def ended(self, pipe: int, identity: PeerIdentity) -> None:
-        """Note that a request has been handled."""
+    def handled(self, identity: PeerIdentity) -> None:
+        """Note that a request has been handled, and that its answer is sent from now on."""
         with self._lock:
             self._requests.remove(identity.node)
+            self._answers.add(identity.node)
+
+    def ended(self, pipe: int, identity: PeerIdentity) -> None:
+        """Note that an answer was sent."""
+        with self._lock:
+            self._answers.remove(identity.node)
             if (known := self._pipes.get(pipe)) is not None:
                 known.requests -= 1
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from meshnode.models import LoadedModel, ModelSpec
+from meshnode.models.model import read_model
 from meshnode.releases.install.journal import FACTORY, InstalledPath, InstalledRelease, InstallJournal
 from meshnode.releases.install.refusals import InstallRefused, refusal_of
 from meshnode.releases.install.staging import Staging, check_runtime
@@ -65,8 +66,10 @@ class Installer:
         bad: list[int] = []
         for counter in dict.fromkeys((state.current, *state.previous)):
             release = state.release(counter)
+            if counter == FACTORY and self._stand.spec(model_of(path)) is not None:
+                break  # it is loaded with the others that the configuration names
             if release is None:
-                continue  # the file of the configuration is loaded in any case, if nothing else is
+                continue
             try:
                 self._stand.serve_version(self._spec(path, release), self._keep, lambda model: None)
             except InferenceError as error:
@@ -91,6 +94,8 @@ class Installer:
         path, counter = description.path, description.counter
         try:
             self._check_can_run(description)
+            if self._is_installed(path, counter):
+                return
             folder = self._staging.put_together(description)
             try:
                 digest = self._tried(description, folder)
@@ -102,6 +107,14 @@ class Installer:
                 raise
         except Exception as error:
             raise refusal_of(error) from error
+
+    def _is_installed(self, path: str, counter: int) -> bool:
+        """Whether a release was staged before, and its files are still right."""
+        release = self.journal.of(path).release(counter)
+        try:
+            return release is not None and read_model(self._spec(path, release)).digest == release.digest
+        except ModelInvalid:
+            return False
 
     def _check_can_run(self, description: Description) -> None:
         kind, _, name = description.path.partition("/")

@@ -43,8 +43,7 @@ class ChunkStore:
         """Where the chunks of open contents belong."""
         self._recent: OrderedDict[bytes, bytes] = OrderedDict()
         self.needed: Callable[[], Collection[bytes]] = tuple
-        """Says which chunks, and contents by their index, are needed. All others go when room is needed, or by
-        :meth:`sweep`."""
+        """Says which chunks, and contents by their index, are needed. All others go when room is needed."""
         self._lost: dict[bytes, None] = {}
         self.damaged = 0
         """Chunks that were found to be damaged since the start."""
@@ -222,13 +221,13 @@ class ChunkStore:
             return damaged
 
     # --- room ------------------------------------------------------------------------------------------------------
-    def sweep(self) -> int:
-        """Remove all that is not needed. Returns how many bytes that were."""
+    def forget(self, digests: Collection[bytes]) -> None:
+        """Remove chunks, and contents by their index, as far as they are not needed."""
         with self._lock:
-            before = self.size_bytes
-            for path in list(self._unneeded()):
-                self._remove(path)
-            return before - self.size_bytes
+            for digest in set(digests).difference(self.needed()):
+                for path in (self._contents / digest.hex(), self._blobs / digest.hex()):
+                    if path in self._sizes:
+                        self._remove(path)
 
     def _unneeded(self) -> Iterator[Path]:
         """What may go, the largest first."""

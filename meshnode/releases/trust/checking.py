@@ -25,6 +25,7 @@ from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
 from meshnode.releases.trust.faults import fault_of
+from meshnode.releases.trust.forms import check_root_forms, check_timestamp_form, same_content
 from protocols.base.errors import MetadataInvalid
 from protocols.base.limits import MAX_CHUNK_BYTES
 from protocols.releases.bundle import MAX_BUNDLE_FILES, MAX_DELEGATED_ROLES, roots_in
@@ -77,7 +78,7 @@ def _checked(
         timestamp_max_length=MAX_CHUNK_BYTES, snapshot_max_length=MAX_CHUNK_BYTES, targets_max_length=MAX_CHUNK_BYTES,
     )  # fmt: skip
     first = Metadata[Root].from_bytes(bootstrap).signed.version
-    if first in roots and roots[first] != bootstrap:
+    if first in roots and not same_content(roots[first], bootstrap):
         raise MetadataInvalid(
             "wrong keys", f"the bundle has another root {first} than the one that this node was given: it is of "
             "another mesh, or the file of the root has to be copied again"
@@ -90,7 +91,8 @@ def _checked(
     timestamp, snapshot = _read(Timestamp, folder / "timestamp.json"), _read(Snapshot, folder / "snapshot.json")
     targets = _read(Targets, folder / "targets.json")
     _check_numbers(root, timestamp)
-    _check_earlier_roots(roots, first)
+    check_root_forms(roots)
+    check_timestamp_form(files["timestamp.json"], root, (folder / "timestamp.json").read_bytes())
     _check_whole(files, folder, root, snapshot)
     delegated = dict(_delegated(updater, targets, folder))
     releases, orders = _listed(updater, [targets, *delegated.values()])
@@ -131,18 +133,8 @@ def _check_roots(roots: Mapping[int, bytes], known: Mapping[int, bytes]) -> None
             raise MetadataInvalid(
                 "rollback", f"the bundle ends at root {max(roots)}; root {version} is trusted already"
             )
-        if roots[version] != data:
+        if not same_content(roots[version], data):
             raise MetadataInvalid("mix-and-match", f"the bundle has another root {version} than the trusted one")
-
-
-def _check_earlier_roots(roots: Mapping[int, bytes], first: int) -> None:
-    """Whether the roots before the one that this node was given lead to it. It does not need them, but others do to
-    whom it hands the bundle on."""
-    for version in range(2, first + 1):
-        before, after = (Metadata[Root].from_bytes(roots[each]) for each in (version - 1, version))
-        before.signed.verify_delegate(Root.type, after.signed_bytes, after.signatures)
-        if (before.signed.version, after.signed.version) != (version - 1, version):
-            raise MetadataInvalid("mix-and-match", f"{version - 1}.root.json holds root {before.signed.version}")
 
 
 def _lay_out(trusted: Mapping[str, bytes], known: Mapping[int, bytes], folder: Path) -> None:
@@ -176,15 +168,15 @@ def _check_numbers(root: Root, timestamp: Timestamp) -> None:
 
 def _check_whole(files: Mapping[str, bytes], folder: Path, root: Root, snapshot: Snapshot) -> None:
     """Whether the bundle holds the files of this snapshot, each with the bytes that were named, and no other file."""
-    wanted = {"timestamp.json": "timestamp.json", f"{snapshot.version}.snapshot.json": "snapshot.json"}
-    for file, checked in wanted.items():
-        if files.get(file) != (folder / checked).read_bytes():
-            raise MetadataInvalid("mix-and-match", f"the bundle has another {file} than the trusted one of its version")
+    file = f"{snapshot.version}.snapshot.json"
+    if files.get(file) != (folder / "snapshot.json").read_bytes():
+        raise MetadataInvalid("mix-and-match", f"the bundle has another {file} than the one that its timestamp names")
+    wanted = {"timestamp.json", file}
     if len(snapshot.meta) > MAX_DELEGATED_ROLES + 1:
         raise MetadataInvalid("endless data", f"the snapshot names {len(snapshot.meta)} files of targets")
     for name, meta in snapshot.meta.items():
         file = f"{meta.version}.{name}"
-        wanted[file] = name
+        wanted.add(file)
         if file not in files:
             raise MetadataInvalid("withheld", f"the bundle lacks {file}, which its snapshot names")
         if meta.length is not None and len(files[file]) > meta.length:
@@ -200,7 +192,7 @@ def _check_whole(files: Mapping[str, bytes], folder: Path, root: Root, snapshot:
         raise MetadataInvalid(
             "extraneous data", f"the bundle has roots beyond root {root.version}, the newest valid one"
         )
-    if further := sorted(files.keys() - wanted.keys() - {f"{version}.root.json" for version in roots}):
+    if further := sorted(files.keys() - wanted - {f"{version}.root.json" for version in roots}):
         raise MetadataInvalid("extraneous data", f"the bundle holds {further[0]}, which nothing names")
 
 

@@ -180,7 +180,9 @@ class Tally:
         return CountState(self._order.serial, self._order.counter, waited_s, self._is_promoted, said)
 
     def __str__(self) -> str:
-        silent = f", {len(self.silent)} silent" if self.silent else ""
+        if not self._canaries:
+            return "no canaries"
+        silent = f", {len(self.silent)} without a verdict" if self.silent else ""
         return (
             f"{self.healthy} of {len(self._canaries)} canaries healthy ({self._quorums.promote} promote), "
             f"{self.failed} failed ({self._quorums.halt} halt){silent}"

@@ -6,7 +6,7 @@ Rules:
 2. A neighbour is asked for as many pieces at a time as its window lets through, and all of them together for as many as
    the window of this node does (:mod:`protocols.releases.swarm.window`).
 3. A piece that does not come in time, or is refused, is asked of another neighbour. Whoever does not answer is asked
-   less and less, and after two such pieces nothing counts that it says it holds.
+   less and less, and after half a minute nothing counts that it says it holds.
 4. When nothing else is left to ask for, a piece that takes long is asked of one more neighbour.
 5. A chunk whose bytes do not have its digest was forged by the neighbour that all of it came from, which is asked no
    more. When pieces came from several, nobody is blamed: the chunk is fetched again, whole from one neighbour.
@@ -25,7 +25,7 @@ from protocols.releases.settings import ReleaseSettings
 from protocols.releases.swarm.assembly import Assembly
 from protocols.releases.swarm.demand import ChunkDemand, ContentWish
 from protocols.releases.swarm.shelf import Shelf
-from protocols.releases.swarm.supplier import Supplier
+from protocols.releases.swarm.supplier import SILENT_NS, Supplier
 from protocols.releases.swarm.window import ALL_LOOK, ALL_TARGET_NS, DelayWindow
 from protocols.wire.releases import ChunkPiece, ChunkRefused, ChunksComing, ChunkWanted, ContentHave, ContentWanted
 
@@ -146,7 +146,7 @@ class Swarm:
         self.counts["bytes_received"] += len(frame.data)
         if asked is not None:
             self._under_way -= 1
-            self._answered(supplier, now - asked[0], now)
+        self._answered(supplier, now - (asked[0] if asked is not None else late_ns or now), now)
         assembly = self._assemblies.get(frame.digest)
         if assembly is not None:
             askers = assembly.asked.get(frame.offset)
@@ -192,9 +192,9 @@ class Swarm:
                     supplier.shun(known.digest, now)
             supplier.shun(frame.digest, now)
         for piece in pieces:
-            del supplier.asked[piece]
-            self._under_way -= 1
-            self._unask(piece, source)
+            if supplier.asked.pop(piece, None) is not None:  # the end of another one may have ended it
+                self._under_way -= 1
+                self._unask(piece, source)
         self.ask(now)
 
     # --- whole chunks ----------------------------------------------------------------------------------------------
@@ -240,6 +240,7 @@ class Swarm:
             if content is not None:
                 content.progress_ns = now
         self._drop(digest)
+        self.demand.lone.pop(digest, None)
 
     def _forged(self, digest: bytes, source: NodeId, now: int) -> None:
         """A neighbour sent what was not asked for under the name of what was. It is asked no more."""
@@ -310,7 +311,10 @@ class Swarm:
                 self._ask_one(supplier, now)
 
     def _ask_one(self, supplier: Supplier, now: int) -> None:
-        if now < self._paused_until_ns or supplier.is_idle or supplier.node not in self.suppliers:
+        if supplier.is_idle or supplier.node not in self.suppliers:
+            return
+        if now < self._paused_until_ns:
+            self._due_ns = min(self._due_ns, self._paused_until_ns)
             return
         if now < supplier.paused_until_ns:
             self._due_ns = min(self._due_ns, supplier.paused_until_ns)
@@ -410,12 +414,14 @@ class Swarm:
         self._due_ns = NEVER
         for supplier in self.suppliers.values():
             for piece in [piece for piece, (_, due_ns) in supplier.asked.items() if due_ns <= now]:
+                if piece not in supplier.asked:  # the end of another one has ended it
+                    continue
                 self.counts["pieces_late"] += 1
                 supplier.timed_out(piece, now)
                 self._under_way -= 1
                 self.window.lost(now)
                 self._unask(piece, supplier.node)
-            if supplier.timeouts > 1 and not supplier.is_silent:
+            if supplier.timeouts > 1 and not supplier.is_silent and now - supplier.waiting_since_ns >= SILENT_NS:
                 self.demand.forget(supplier)
                 supplier.is_silent = True
             supplier.is_idle = False

@@ -155,7 +155,7 @@ class ChunkDemand:
                 supplier.bits[digest] = before | new
                 if not supplier.is_silent:
                     content.count(new, 1)
-                is_news = is_news or bool(new & content.open)
+                is_news = True
         return is_news
 
     def forget(self, supplier: Supplier) -> None:

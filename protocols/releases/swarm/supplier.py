@@ -6,10 +6,13 @@ from protocols.base import limits
 from protocols.base.ids import NodeId
 from protocols.releases.swarm.window import NEIGHBOUR_TARGET_NS, DelayWindow
 
-FIRST_PATIENCE_NS: Final = 5 * limits.SECOND
+FIRST_PATIENCE_NS: Final = 8 * limits.SECOND
 LEAST_PATIENCE_NS: Final = 2 * limits.SECOND
 """A TLS stream stalls for up to 0.4 s at 5 % loss, and the bulk lane is dialled first."""
-MOST_PATIENCE_NS: Final = 20 * limits.SECOND
+MOST_PATIENCE_NS: Final = 60 * limits.SECOND
+"""Whoever gives way to readings on a full channel sends a piece in eight seconds."""
+SILENT_NS: Final = 30 * limits.SECOND
+"""What a neighbour says it holds counts for nothing when it let pieces be late for so long and answered nothing."""
 _PATIENCE: Final = 4
 """A piece is late after this many times what pieces took lately."""
 _LONGEST_PAUSE_NS: Final = 60 * limits.SECOND
@@ -25,7 +28,7 @@ class Supplier:
     """One neighbour."""
 
     __slots__ = ("asked", "bits", "coming", "is_idle", "is_silent", "late", "lone", "node", "paused_until_ns",
-                 "shunned", "timeouts", "window")  # fmt: skip
+                 "shunned", "timeouts", "waiting_since_ns", "window")  # fmt: skip
 
     def __init__(self, node: NodeId) -> None:
         self.node = node
@@ -45,7 +48,9 @@ class Supplier:
         self.window = DelayWindow(limits.MAX_BACKGROUND_FRAMES, NEIGHBOUR_TARGET_NS)
         self.paused_until_ns = 0
         self.timeouts = 0
-        """Pieces in a row that did not come in time."""
+        """How often in a row pieces did not come in time …"""
+        self.waiting_since_ns = 0
+        """… and when the first of them was asked for."""
         self.is_silent = False
         """Whether what it holds counts for nothing, because it does not answer."""
         self.is_idle = False
@@ -69,10 +74,13 @@ class Supplier:
 
     def timed_out(self, piece: Piece, now: int) -> None:
         """Note that a piece did not come in time. It is asked less and less often as long as nothing comes."""
+        if not self.timeouts:
+            self.waiting_since_ns = self.asked[piece][0]
         self.give_up(piece)
         self.window.lost(now)
-        self.timeouts += 1
-        self.paused_until_ns = now + min(limits.SECOND << min(self.timeouts, 6), _LONGEST_PAUSE_NS)
+        if now >= self.paused_until_ns:  # otherwise it was on its way together with another one
+            self.timeouts += 1
+            self.paused_until_ns = now + min(limits.SECOND << min(self.timeouts, 6), _LONGEST_PAUSE_NS)
 
     def shun(self, digest: bytes, now: int, duration_ns: int = _FORBIDDEN_NS) -> None:
         """Ask it no more for a chunk, or for the chunks of a content, for a while."""

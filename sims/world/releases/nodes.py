@@ -68,6 +68,15 @@ class RelayStore:
         return None if at_ns is None else max(at_ns, self._free_ns) + self._delay_ns
 
 
+def rollouts_of(settings: NodeSettings) -> Rollouts:
+    """The rollouts of one life of a node that follows all models."""
+    access = AccessTable(settings.access)
+    return Rollouts(
+        settings.node, settings.role, (), ("models/*",), sha256,
+        lambda path: access.permits_release(settings.role, settings.node, path),
+    )  # fmt: skip
+
+
 class SimReleases:
     """The releases of all nodes: a capability, and what its performers need."""
 
@@ -85,7 +94,9 @@ class SimReleases:
         self.relay_ns: Callable[[SimNode, int], int | None] = lambda node, size_bytes: self._now
         """When bytes that the relay sends to a node now are there, as far as the link of the node goes."""
         self.on_kept: Callable[[SimNode, bytes], None] | None = None
-        """Is called with each chunk that a node keeps."""
+        """Is called with each chunk that a node keeps …"""
+        self.on_staged: Callable[[SimNode, str, int], None] | None = None
+        """… and with each release that it stages."""
         self.capability = Capability(self._new_machine, FRAMES, {
             events.VerifyBundle: self._later(VERIFY_NS, self._verify),
             events.KeepChunk: self._later(DISK_NS, self._keep),
@@ -107,11 +118,7 @@ class SimReleases:
 
     def _usual(self, settings: NodeSettings, random: Random) -> Releases:
         access = AccessTable(settings.access)
-        rollouts = Rollouts(
-            settings.node, settings.role, (), ("models/*",), sha256,
-            lambda path: access.permits_release(settings.role, settings.node, path),
-        )  # fmt: skip
-        return Releases(settings.node, access, self._settings, random, rollouts)
+        return Releases(settings.node, access, self._settings, random, rollouts_of(settings))
 
     def _new_machine(self, settings: NodeSettings) -> Releases:
         return self._machine(settings, Random(f"releases/{settings.node}/{settings.incarnation}"))
@@ -236,6 +243,8 @@ class SimReleases:
         self._tell(node, lambda releases, now: releases.indexed(effect.content, digests, held, now))
 
     def _stage(self, node: SimNode, effect: events.StageRelease) -> None:
+        if self.on_staged is not None:
+            self.on_staged(node, effect.path, effect.counter)
         self._tell(node, lambda releases, now: releases.staged(effect.path, effect.counter, "", now))
 
     def _serve(self, node: SimNode, effect: events.ServeRelease) -> None:

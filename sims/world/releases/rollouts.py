@@ -66,10 +66,13 @@ class SimRollouts(SimReleases):
     def __init__(
         self, publisher: Publisher, faults: Callable[[str, int], float], liars: Collection[NodeId] = (),
         settings: ReleaseSettings | None = None, hidden_ns: int = 0,
+        machine: Callable[[NodeSettings, Random], Releases] | None = None,
     ) -> None:  # fmt: skip
         """``faults``: the share of runs of a release, given by path and counter, that fail at every node, from
-        ``hidden_ns`` after it began to serve. 0: also while it is shadowed."""
-        super().__init__(publisher, settings, self._with_rollouts)
+        ``hidden_ns`` after it began to serve. 0: also while it is shadowed. ``machine`` makes the machine of one life
+        with :meth:`plan_of`; None: one that follows all releases, and that gives no genuine chunk if it is a liar's."""
+        super().__init__(publisher, settings, machine or self._usual_with_rollouts)
+        self._forgers = frozenset(liars) if machine is None else frozenset[NodeId]()
         self._faults, self._liars, self._hidden_ns = faults, frozenset(liars), hidden_ns
         self._began_ns: dict[tuple[NodeId, str, int], int] = {}
         self.plans: dict[NodeId, Rollouts] = {}
@@ -77,6 +80,8 @@ class SimRollouts(SimReleases):
         self._kept: dict[NodeId, RolloutsState] = {}
         self._shadowed: dict[tuple[NodeId, str], int] = {}
         self._runs: dict[tuple[NodeId, str, int], int] = {}
+        self.on_served: Callable[[SimNode, str, int], None] | None = None
+        """Is called with each release that a node begins to serve."""
         self.served_now: dict[tuple[str, int], set[NodeId]] = {}
         """The nodes that serve a release, whether they run or not."""
         self.capability = replace(self.capability, performers={
@@ -87,13 +92,22 @@ class SimRollouts(SimReleases):
         })  # fmt: skip
 
     # --- lives -------------------------------------------------------------------------------------------------------
-    def _with_rollouts(self, settings: NodeSettings, random: Random) -> Releases:
-        table, node = AccessTable(settings.access), settings.node
+    def _usual_with_rollouts(self, settings: NodeSettings, random: Random) -> Releases:
+        return Releases(settings.node, AccessTable(settings.access), self._settings, random, self.plan_of(settings))
+
+    def plan_of(self, settings: NodeSettings) -> Rollouts:
+        """The rollouts of one life of a node."""
+        access, node = AccessTable(settings.access), settings.node
+        before = self.plans.get(node)
+        if before is not None and node not in self._kept and self.driver is not None:  # its last life ended by a crash
+            self._kept[node] = before.state(self.driver.nodes[node].local(self.driver.now))
         made = LyingRollouts if node in self._liars else Rollouts
-        plan = self.plans[node] = made(node, settings.role, (), ("**",), sha256)
+        plan = self.plans[node] = made(
+            node, settings.role, (), ("**",), sha256, lambda path: access.permits_release(settings.role, node, path)
+        )
         if isinstance(plan, LyingRollouts):
             plan.faults = self._faults
-        return Releases(node, table, self._settings, random, plan)
+        return plan
 
     def ends(self, node: SimNode) -> None:
         """Keep what the rollouts of a node note, before its process ends in an orderly way."""
@@ -102,7 +116,7 @@ class SimRollouts(SimReleases):
 
     def begin(self, node: SimNode) -> None:
         """A life begins with what is on the disk."""
-        kept, served = self._kept.get(node.name), self.disk(node.name).served
+        kept, served = self._kept.pop(node.name, None), self.disk(node.name).served
         plan = self.plans[node.name]
         assert self.driver is not None, "it is set first"
         now = node.local(self.driver.now)
@@ -111,6 +125,13 @@ class SimRollouts(SimReleases):
         for path, counter in served.items():
             plan.serving(path, counter, "", now)
         super().begin(node)
+
+    def forget(self, name: str) -> None:
+        """The disk of a node is lost, and with it what its rollouts noted."""
+        node = NodeId(name)
+        self._kept[node] = RolloutsState()
+        for serving in self.served_now.values():
+            serving.discard(node)
 
     # --- performers --------------------------------------------------------------------------------------------------
     def _shadow(self, node: SimNode, effect: events.ShadowRelease) -> None:
@@ -128,6 +149,8 @@ class SimRollouts(SimReleases):
         self._shadowed.pop((node.name, effect.path), None)
         assert self.driver is not None, "it is set first"
         self._began_ns[node.name, effect.path, effect.counter] = self.driver.now
+        if self.on_served is not None and effect.counter:
+            self.on_served(node, effect.path, effect.counter)
         super()._serve(node, effect)
         self._measure_soon(node, effect.path, effect.counter)
 
@@ -160,7 +183,7 @@ class SimRollouts(SimReleases):
         return serves and began_ns is not None and self.driver.now >= began_ns + self._hidden_ns
 
     def _read_piece(self, node: SimNode, effect: events.ReadPiece) -> None:
-        if node.name not in self._liars:
+        if node.name not in self._forgers:
             super()._read_piece(node, effect)
             return
         chunk = self.disk(node.name).chunks.get(effect.digest, b"")

@@ -136,3 +136,24 @@ def test_publication_killed_at_any_moment_leaves_a_repository_that_nodes_follow(
                 assert repository.shelf.find(listed.digest) is not None
             repository.refresh()
     assert version > 4
+
+
+_WITHOUT = """
+import sys
+sys.modules |= dict.fromkeys(("tuf", "securesystemslib", "zstandard"))  # as if they were not installed
+import cloud_relay.server
+from cloud_relay.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("words", [["release", "list"], ["rollout", "status"], ["release", "key", "make", "k.pem"]])
+def test_commands_without_the_library_say_what_to_install(tmp_path: Path, words: list[str]) -> None:
+    """A relay that only takes records needs none of it, and starts."""
+    command = [sys.executable, "-c", _WITHOUT, *words]
+    place = [] if "key" in words else ["--folder", str(tmp_path)]
+    ended = subprocess.run([*command, *place], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "install it" in ended.stderr
+    assert "meshnode[releases]" in ended.stderr
+    assert subprocess.run([*command[:3], "--help"], capture_output=True, check=False).returncode == 0

@@ -11,9 +11,10 @@ import pytest
 
 from meshnode.identity import create_mesh, issue
 from meshnode.links.nng.library import open_requester, open_responder
+from meshnode.links.nng.requesters import RequesterPipes
 from meshnode.links.transport import Address, CredentialFiles
 from protocols.base.errors import TransportError
-from protocols.base.ids import PeerIdentity, Role
+from protocols.base.ids import NodeId, PeerIdentity, Role
 from protocols.base.limits import SECOND
 from tests.tools.eventually import eventually
 from tests.tools.link_fixture import MESH, given_ca, given_pki  # noqa: F401 -- fixtures
@@ -266,6 +267,21 @@ def test_identity_with_many_requests_under_way_leaves_threads_for_others(
         release.set()
         for thread in threads:
             thread.join(60)
+
+
+def test_identity_that_asks_again_before_its_answer_was_noted_as_sent_is_handled() -> None:
+    """A node that fetches chunk after chunk had its connection closed, because it was faster than the thread that had
+    sent its answer. Answers that it does not take keep threads too, so they are bounded as well."""
+    pipes, identity = RequesterPipes(2), PeerIdentity(MESH, Role.VEHICLE, NodeId("a"))
+    assert pipes.admit(1, identity, ("192.0.2.7", 7000), 0)
+    for _ in range(4):
+        assert pipes.begin(1) == identity
+        pipes.handled(identity)
+    assert pipes.begin(1) is None, "twice as many answers as requests are on their way"
+    pipes.ended(1, identity)
+    assert [pipes.begin(1), pipes.begin(1)] == [identity, identity]
+    assert pipes.begin(1) is None
+    assert pipes.statistics()["requests_refused"] == 2
 
 
 def _tried(requester: Any) -> None:

@@ -93,7 +93,7 @@ ATTACKS: dict[str, tuple[Forge, str]] = {
 
 def lie(liar: meshnode.Node, bundle: bytes) -> None:
     """Have a node announce and hand out a bundle that it has not verified."""
-    active = liar.part(RunningReleases)._active
+    active = liar.part(RunningReleases).active
     assert active is not None
     digest = hashlib.sha256(bundle).digest()
     active.performer._bundle = digest  # it is not garbage for the liar
@@ -119,7 +119,7 @@ async def test_attacks_of_peers_are_refused_named_and_logged(
     async with meshnode.open(config) as victim:
         victim.on_event(lambda event: refused.append(event) if isinstance(event, MetadataRefused) else None)
         await serves(victim, 2)
-        active = victim.part(RunningReleases)._active
+        active = victim.part(RunningReleases).active
         assert active is not None
         trusted = active.trust.current()
         for number, (forge, named_so) in enumerate(ATTACKS.values()):

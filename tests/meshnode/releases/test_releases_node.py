@@ -1,5 +1,6 @@
 """Releases at whole nodes: from a USB stick, from a neighbour and from the relay to a model that serves."""
 
+import asyncio
 import contextlib
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from meshnode.releases.section import ReleasesSection
 from meshnode.releases.store.incoming import put_in
 from protocols.access import AccessTable
 from protocols.base.ids import MeshName, Role
-from protocols.releases.catalogue import Description, Order, ReleasedFile
+from protocols.releases.catalogue import Description, Gates, Order, ReleasedFile
 from protocols.releases.events import ReleaseState
 from tests.tools.eventually import until
 from tests.tools.mesh_fixture import House, given_house
@@ -139,3 +140,39 @@ async def test_release_that_is_not_good_is_refused_and_the_one_before_serves(
         await serves(node, 1)
     count, faults = check_audit(config.node.state_dir / "releases" / "audit.jsonl")
     assert (count > 5, faults) == (True, [])
+
+
+async def test_canary_takes_back_what_does_not_answer_as_before_and_serves_what_does(
+    house: House, publisher: Publisher, factory: Path
+) -> None:
+    """Signed, complete, quick and wrong: only live inputs show it. One that is right passes the same way."""
+    config = config_of(house, "canary-1", publisher, factory)
+    canary = {"canaries": (config.node.id,), "promote_quorum": 1, "halt_quorum": 1, "soak_s": 10}
+    gates = Gates(min_agreement=0.9, min_runs=3, max_latency=0)  # this computer has other work
+    states: list[str] = []
+    async with meshnode.open(config) as node:
+        node.on_event(lambda event: states.append(f"{event.counter} {event.state}") if isinstance(event, ReleaseState)
+                      else None)  # fmt: skip
+
+        async def live() -> None:
+            while True:
+                await node.infer(NAME, {"x": np.full((1, 2), 10, "f4")}, deadline_ms=20_000)
+                await asyncio.sleep(0.02)
+
+        asking = asyncio.create_task(live())
+        try:
+            publish(publisher, 9, 1, gates=gates, **canary)  # 19 in place of 10.5
+            put_in(publisher.folder, config.node.state_dir / "releases")
+            node.part(RunningReleases).imported()
+            await until(lambda: "9 failed" in states, lambda: str(states))
+            assert "9 serving" not in states
+            assert await adds(node, 0.5)
+            publish(publisher, 10, 2, content=adder(0.6), gates=gates, **canary)
+            put_in(publisher.folder, config.node.state_dir / "releases")
+            node.part(RunningReleases).imported()
+            await until(lambda: "10 healthy" in states or "10 serving" in states, lambda: str(states), 60.0)
+        finally:
+            asking.cancel()
+        view = node.part(RunningReleases).view()["paths"][0]
+        assert (view["serving"], view["measures"]["errors"]) == (10, 0)
+        assert view["measures"]["agreed"] > 0

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -248,3 +249,12 @@ def test_trust_check_of_a_full_bundle_is_bounded(trust: Trust, publisher: Publis
     assert len(trust.verify(publisher.bundle).releases) == 1_000
     assert (datetime.now(UTC) - begin).total_seconds() < 5
     assert MAX_BUNDLE_FILES == 1_024
+
+
+def test_trust_without_the_library_says_what_to_install(
+    tmp_path: Path, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the node starts, and not when the first bundle comes."""
+    monkeypatch.setitem(sys.modules, "tuf", None)
+    with pytest.raises(ConfigError, match=r"meshnode\[releases\]"):
+        Trust(tmp_path / "trust", publisher.root_path)

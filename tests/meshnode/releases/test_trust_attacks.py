@@ -367,6 +367,70 @@ def test_attack_mix_and_match_of_old_and_new_files_is_refused(victim: Victim, ro
     victim.refuses(files, "withheld")
 
 
+def _junk(content: Any) -> None:
+    content["junk"] = 1
+
+
+def _signature_by_nobody(content: Any) -> None:
+    content["signatures"].append({"keyid": "ab" * 32, "sig": "cd" * 64})
+
+
+def _signature_field(content: Any) -> None:
+    content["signatures"][0]["junk"] = "x" * 100
+
+
+def _signature_case(content: Any) -> None:
+    content["signatures"][0]["sig"] = content["signatures"][0]["sig"].upper()
+
+
+def _signature_spaces(content: Any) -> None:
+    content["signatures"][0]["sig"] = content["signatures"][0]["sig"] + " "
+
+
+def _signature_wrong(content: Any) -> None:
+    content["signatures"][-1]["sig"] = "00" * 64
+
+
+@pytest.mark.parametrize("name", ["timestamp.json", "1.root.json", "2.root.json"])
+@pytest.mark.parametrize(
+    "change", [_junk, _signature_by_nobody, _signature_field, _signature_case, _signature_spaces, _signature_wrong]
+)
+def test_attack_unsigned_parts_that_are_changed_are_refused(
+    victim: Victim, name: str, change: Callable[[Any], None]
+) -> None:
+    """Whoever had taken such a bundle would refuse the relay's own, and blame whoever hands it on."""
+    victim.publisher.rotate("snapshot", roots=3)
+    files = victim.publisher.files
+    content = json.loads(files[name])
+    change(content)
+    forged = json.dumps(content, separators=(",", ":"), sort_keys=True).encode()
+    with pytest.raises(MetadataInvalid):
+        victim.trust.verify(packed(files | {name: forged}))
+    assert victim.trust.current() == victim.trusted
+    assert victim.trust.verify(packed(files)).root_version == 2
+
+
+@pytest.mark.parametrize("name", ["timestamp.json", "1.root.json"])
+def test_attack_file_that_is_written_differently_is_refused(victim: Victim, name: str) -> None:
+    """The same content with spaces, or with a key twice."""
+    for forged in (json.dumps(json.loads(victim.new[name])).encode(), b'{"signatures":[],' + victim.new[name][1:]):
+        victim.refuses(victim.new | {name: forged}, "extraneous data")
+
+
+def test_root_that_lost_a_signature_on_the_way_does_not_keep_the_whole_one_out(victim: Victim) -> None:
+    """Two of three signatures are enough, so a liar may leave one away. What others hand on stays good."""
+    victim.publisher.rotate("snapshot", roots=3)
+    files = victim.publisher.files
+    content = json.loads(files["2.root.json"])
+    assert len(content["signatures"]) == 3
+    del content["signatures"][1]
+    shorter = json.dumps(content, separators=(",", ":"), sort_keys=True).encode()
+    assert victim.trust.verify(packed(files | {"2.root.json": shorter})).root_version == 2
+    assert victim.trust.verify(packed(files)).root_version == 2
+    victim.publisher.release(3)
+    assert len(victim.trust.verify(victim.publisher.bundle).releases) == 3
+
+
 def test_attack_two_timestamps_of_one_version_are_refused(victim: Victim) -> None:
     """A relay that tells two meshes two things."""
     other = resigned(

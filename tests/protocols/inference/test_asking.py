@@ -7,7 +7,7 @@ from protocols.inference.events import Compute
 from protocols.inference.loads import MAX_ASKED_BURST
 from protocols.inference.requests import HEDGE_SHARE, HEDGE_SLACK_NS, MAX_HEDGES_SAVED, Hedges
 from protocols.wire.inference import InferAnswer, InferCancel
-from tests.tools.inference_fixture import IMAGE, OTHER, A, B, Bench, C, model
+from tests.tools.inference_fixture import DIGEST, IMAGE, OTHER, A, B, Bench, C, model
 
 
 def ran_here(bench: Bench, compute_ms: int, name: str = "plate") -> None:
@@ -324,3 +324,35 @@ def test_requests_to_one_neighbour_are_no_more_than_it_looks_at() -> None:
     bench.now += SECOND
     bench.ask()
     assert len(bench.requests()) == 1
+
+
+# --- releases --------------------------------------------------------------------------------------------------------
+def test_request_begins_anew_with_the_release_that_took_the_place_of_its_file() -> None:
+    """The neighbour that computed it has swapped, and so has this node: nobody has the old file, and the caller asked
+    for the name."""
+    bench = Bench(A)
+    bench.prove(A)
+    bench.ask()
+    ((_, request),) = bench.requests()
+    assert request.digest == DIGEST
+    bench.offer(A, digest=OTHER)
+    bench.answer(A, request.request, "unknown")
+    ((node, again),) = bench.requests()
+    assert (node, again.digest) == (A, OTHER)
+    bench.answer(A, again.request)
+    assert bench.answered().winner is not None
+
+
+def test_request_runs_here_on_the_file_with_which_it_was_placed_while_that_is_loaded() -> None:
+    """A part of a batch must not come from another release than the rest."""
+    bench = Bench(A)
+    bench.load((model(),))
+    bench.ask()
+    (first,) = bench.machine.outgoing()
+    assert isinstance(first, Compute)
+    assert first.digest == DIGEST
+    bench.load((model(digest=OTHER, former=(DIGEST,)),))
+    bench.ask()
+    (second,) = bench.machine.outgoing()
+    assert isinstance(second, Compute)
+    assert second.digest == OTHER

@@ -532,3 +532,37 @@ def test_requests_of_whole_nodes_under_kills_and_stalls_end_exactly_once(seed: i
     sim.run_for(5 * SECOND)
     answered = Counter(event.request for _, event in asker.events if type(event) is Answered)
     assert answered == Counter(numbers)
+
+
+# --- releases --------------------------------------------------------------------------------------------------------
+def test_neighbour_that_asks_for_the_former_file_gets_it_while_it_is_loaded() -> None:
+    """It placed its request before it heard of the release. Offers tell of the new file only."""
+    bench = Bench(A)
+    (offers, *_) = bench.load((model(digest=OTHER, former=(DIGEST,)),))
+    assert isinstance(offers, Offers)
+    assert [offer.digest for offer in offers.offers] == [OTHER]
+    bench.serve(A, 1, 10 * SECOND)
+    (compute,) = bench.machine.outgoing()
+    assert isinstance(compute, Compute)
+    assert compute.digest == DIGEST
+    bench.load((model(digest=OTHER),))
+    bench.serve(A, 2, 10 * SECOND)
+    assert bench.machine.outgoing() == []
+    answers = [frame for _, frame in bench.machine.messages() if isinstance(frame, InferAnswer)]
+    assert [answer.status for answer in answers] == ["unknown"]
+
+
+def test_release_moves_the_pin_of_the_configuration_and_what_is_private() -> None:
+    """A file that is pinned by its digest would otherwise be asked of neighbours again after the release."""
+    bench = Bench(A)
+    bench.machine.configure(pinned={"plate": DIGEST})
+    assert bench.machine.digest_of("plate") == DIGEST
+    bench.machine.follow("plate", OTHER, private=True)
+    assert bench.machine.digest_of("plate") == OTHER
+    bench.offer(A, digest=OTHER)
+    bench.ask()
+    assert bench.requests() == [], "its inputs stay here"
+    bench.answered()
+    bench.machine.follow("plate", OTHER, private=False)
+    bench.ask()
+    assert [node for node, _ in bench.requests()] == [A]

@@ -10,8 +10,9 @@ from protocols.base import limits
 from protocols.base.errors import BoundExceeded
 from protocols.base.time import NEVER
 from protocols.links.drops import Drops
+from protocols.links.lanes import Queues
 from protocols.links.pace import Pace
-from protocols.links.queues import BEHIND_NS, URGENT, LaneQueue, Queues
+from protocols.links.queues import BEHIND_NS, URGENT, LaneQueue
 from protocols.wire.codec import decode_untrusted_node_frame, encode_frame
 from protocols.wire.membership import Goodbye, Heartbeat
 from protocols.wire.parcels import encode_alone, encode_together

@@ -1,55 +1,11 @@
 """Releases spread from node to node in virtual time: what is published reaches everybody, and nothing else does."""
 
-from msgspec.structs import replace
-
 from protocols.access import AccessRule
 from protocols.base.ids import NodeId, Role
-from protocols.base.limits import SECOND
 from protocols.releases.events import ChunkForged, MetadataRefused, MetadataTaken
-from protocols.settings import NodeSettings
-from sims.virtual.driver import SimDriver
-from sims.world.authors import Authors
-from sims.world.releases.nodes import RelayStore, SimReleases
-from sims.world.releases.publisher import Publisher
-
-PATH = "models/plate"
-
-
-class Mesh:
-    """Nodes in reach of each other, and a publisher."""
-
-    def __init__(self, *names: str, rules: tuple[AccessRule, ...] | None = None, seed: int = 1) -> None:
-        self.publisher = Publisher(seed)
-        self.releases = SimReleases(self.publisher)
-        self._rules = rules
-        self.driver = self.releases.driver = SimDriver(
-            seed, adjust=self._adjust, capabilities=(self.releases.capability,)
-        )
-        self._authors = Authors(self.driver, self.driver.random)
-        for name in names:
-            self.driver.add(name, Role.RSU if name.startswith("rsu") else Role.VEHICLE)
-        self.driver.meet()
-        self.driver.run_for(SECOND)
-
-    def _adjust(self, settings: NodeSettings) -> NodeSettings:
-        settings = replace(settings, seal=self._authors.seal(settings.node))
-        return settings if self._rules is None else replace(settings, access=self._rules)
-
-    def seed(self, name: str) -> None:
-        self.releases.seed(self.driver.nodes[NodeId(name)])
-
-    def run_for(self, seconds: float) -> None:
-        self.driver.run_for(int(seconds * SECOND))
-
-    def serving(self) -> dict[str, int]:
-        """The counter that each node serves; 0: none."""
-        return {node.name: self.releases.disk(node.name).served.get(PATH, 0) for node in self.driver.numbered}
-
-    def counter(self, name: str, what: str) -> int:
-        return self.driver.nodes[NodeId(name)].engine.statistics()[f"releases_{what}"]
-
-    def events(self, name: str, kind: type) -> list[object]:
-        return [event for _, event in self.driver.nodes[NodeId(name)].events if type(event) is kind]
+from protocols.wire.releases import ReleaseNews
+from sims.world.releases.nodes import RelayStore
+from tests.protocols.releases.mesh import PATH, Mesh
 
 
 def test_release_that_one_node_has_is_served_by_all() -> None:
@@ -98,8 +54,7 @@ def test_node_that_may_have_no_release_gets_nothing() -> None:
 
 def test_node_that_restarts_goes_on_where_it_was() -> None:
     """A car is switched off in the middle of a download every day."""
-    mesh = Mesh("a", "b")
-    mesh.driver.shape("a", "b", 1_000_000, 50_000)
+    mesh = Mesh("a", "b", bytes_per_s=50_000)
     mesh.publisher.release(PATH, 1, 400_000, 16 * 1024)
     mesh.publisher.sign()
     mesh.seed("a")
@@ -111,18 +66,14 @@ def test_node_that_restarts_goes_on_where_it_was() -> None:
     mesh.driver.restart("b")
     mesh.releases.begin(mesh.driver.nodes[NodeId("b")])
     mesh.driver.meet()
-    mesh.run_for(12)
+    mesh.run_for(30)
     assert mesh.serving() == {"a": 1, "b": 1}
     assert mesh.counter("b", "chunks_kept") <= len(mesh.publisher.chunks) - before
 
 
 def test_forged_and_refused_are_not_seen_among_honest_nodes() -> None:
     """An honest neighbour is never called a forger, whatever is lost or late."""
-    mesh = Mesh("a", "b", "c", "d")
-    for sender in "abcd":
-        for receiver in "abcd":
-            if sender != receiver:
-                mesh.driver.shape(sender, receiver, 30_000_000, 120_000)
+    mesh = Mesh("a", "b", "c", "d", bytes_per_s=120_000)
     mesh.publisher.release(PATH, 1, 600_000)
     mesh.publisher.sign()
     mesh.seed("a")
@@ -132,3 +83,54 @@ def test_forged_and_refused_are_not_seen_among_honest_nodes() -> None:
     assert mesh.serving()["b"] == mesh.serving()["d"] == 1
     for name in "abd":
         assert mesh.events(name, ChunkForged) == [] == mesh.events(name, MetadataRefused)
+
+
+def test_true_metadata_is_found_among_many_that_do_not_exist() -> None:
+    """Insiders that announce whatever they like must not hide what is true."""
+    mesh = Mesh("a", "b")
+    node = mesh.driver.nodes[NodeId("b")]
+    machine = mesh.releases.of(node)
+    for number in range(60):
+        made_up = number.to_bytes(32)
+        news = ReleaseNews(1, 1_000 + number, made_up, made_up, 4_000)
+        mesh.driver.act(node, lambda engine, now, n=number, s=news: machine.news.told(NodeId(f"liar-{n}"), s, 0, now))
+    mesh.publisher.release(PATH, 1, 40_000)
+    mesh.publisher.sign()
+    mesh.seed("a")
+    mesh.run_for(300)
+    assert mesh.serving() == {"a": 1, "b": 1}
+
+
+def test_bundle_that_is_held_and_was_not_verified_is_verified_when_it_is_announced() -> None:
+    """A node may end between keeping a bundle and verifying it."""
+    mesh = Mesh("a", "b")
+    mesh.publisher.release(PATH, 1, 40_000)
+    news = mesh.publisher.sign()
+    mesh.releases.disk("b").chunks[news.bundle] = mesh.publisher.chunks[news.bundle]
+    mesh.releases.begin(mesh.driver.nodes[NodeId("b")])
+    mesh.seed("a")
+    mesh.run_for(10)
+    assert mesh.serving() == {"a": 1, "b": 1}
+
+
+def test_node_that_has_the_base_of_a_delta_fetches_only_the_delta() -> None:
+    """A small change of a model should cost a small part of its bytes, also after a restart."""
+    mesh = Mesh("a", "b")
+    first = mesh.publisher.release(PATH, 1, 600_000)
+    mesh.publisher.sign()
+    mesh.seed("a")
+    mesh.run_for(10)
+    assert mesh.serving() == {"a": 1, "b": 1}
+    mesh.driver.kill("b")
+    mesh.run_for(5)
+    mesh.driver.restart("b")
+    mesh.releases.begin(mesh.driver.nodes[NodeId("b")])
+    mesh.driver.meet()
+    mesh.run_for(5)
+    delta = mesh.publisher.content(bytes(range(256)) * 80, 16 * 1024)
+    mesh.publisher.release(PATH, 2, 600_000, deltas=((first.files[0].content.sha256, delta),))
+    mesh.publisher.sign()
+    mesh.seed("a")
+    mesh.run_for(20)
+    assert mesh.counter("b", "bytes_received") < 40_000
+    assert mesh.releases.disk("b").chunks.keys() >= {*mesh.publisher.parts_of(delta)}

@@ -29,6 +29,7 @@ from sims.scenario.file import (
     Fixed,
     Group,
     Inference,
+    PublishedRelease,
     Radio,
     Scenario,
     Spread,
@@ -79,6 +80,19 @@ SPLIT = replace(
 )  # fmt: skip
 """The unit runs stages of a private model. It would run the first one too if that were cut off behind the large
 boundary."""
+RELEASING = replace(
+    QUIET, duration_s=50.0, inference=(), gossip=(),
+    releases=PublishedRelease(
+        size_mib=0.1, published_at_s=3.0, seeds=("car", "rsu"), liars=0.2, canaries=4, soak_s=20.0, failing=0.2
+    ),
+    checks=Checks(("bad_release_stays_with_canaries", "kept_chunks_are_genuine"), settle_s=5.0),
+)  # fmt: skip
+"""A bad release, and one node of five that lies about it."""
+SPREADING = replace(
+    RELEASING, duration_s=30.0,
+    releases=PublishedRelease(size_mib=0.3, published_at_s=3.0, seeds=("car-0",)),
+    checks=Checks(("kept_chunks_are_genuine", "forbidden_nodes_get_nothing"), settle_s=5.0),
+)  # fmt: skip
 PROVOKED: dict[str, Scenario] = {
     "frames-before-hello": replace(QUIET, faults=(LIES,)),
     "strangers-admitted": replace(QUIET, faults=(LIES,)),
@@ -125,6 +139,9 @@ PROVOKED: dict[str, Scenario] = {
     "acknowledged-before-stored": RECORDING,
     "stored-again": replace(RECORDING, faults=(Fault("crash", 6.3, 2.0, ("car",)),)),
     "given-up-for-good": replace(RECORDING, curation=Curation()),
+    "promoted-by-one": RELEASING,
+    "releases-staged-in-part": SPREADING,
+    "releases-for-anybody": replace(SPREADING, releases=PublishedRelease(seeds=("car-0",), forbidden=("rsu",))),
 }  # fmt: skip
 """What brings each bug to light."""
 

@@ -128,6 +128,8 @@ class Installer:
 
     def _perform(self, effect: StageRelease | ShadowRelease | ServeRelease | DropRelease) -> None:
         match effect:
+            case ServeRelease() if any(isinstance(other, ServeRelease) for other in self.waiting):
+                raise AssertionError("two swaps at once")
             case StageRelease() | ServeRelease() if type(effect) in self.holds:
                 self.waiting.append(effect)
             case StageRelease() | ServeRelease():

@@ -29,6 +29,14 @@ def test_largest_body_fits_beside_the_longest_certificate() -> None:
     assert decode_untrusted_health(body).releases[0] == LARGEST
 
 
+def test_body_has_the_bytes_that_the_wire_page_describes() -> None:
+    """Nodes of other versions, and of other makers, read it."""
+    body = b"\x91\x91\x95\x05\x03\x06\x01\x00"
+    assert encode_health(RolloutHealth((ReportedRelease(5, 3, 6, 1, 0),))) == body
+    longer = b"\x92\x91\x96\x05\x03\x06\x01\x00\xa3new\xc3"
+    assert decode_untrusted_health(longer) == decode_untrusted_health(body), "what a later version adds is passed over"
+
+
 def test_numbers_of_states_and_reasons_never_change() -> None:
     """Nodes of other versions read them."""
     assert STATES[:4] == ("", "fetching", "fetched", "staged")

@@ -80,6 +80,15 @@ def test_decision_follows_the_table(said: str, state: str, seconds: float, expec
     assert tally.decide(int(seconds * SECOND)) is expected
 
 
+def test_tally_is_told_in_words() -> None:
+    """It is what an operator sees of a rollout at a node."""
+    tally = Tally(some(5), 0)
+    tally.say(NodeId("c1"), HEALTHY)
+    tally.say(NodeId("c2"), FAILED)
+    assert str(tally) == "1 of 5 canaries healthy (3 promote), 1 failed (3 halt), 3 without a verdict"
+    assert str(Tally(some(0), 0)) == "no canaries"
+
+
 def test_same_words_in_any_order_give_the_same_decision() -> None:
     """Gossip brings entries in any order, and all nodes must come to the same end."""
     for words in ("HHHFF", "HHFFF", "HHFF-", "HHH--", "FFF--"):

@@ -1,0 +1,153 @@
+"""What is measured of releases: live runs, and runs beside them that nobody waits for."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.misbehaving import LIMIT_MIB, Kind, trigger, write_misbehaving
+from meshnode.inference.compute import ComputeService
+from meshnode.inference.section import InferenceSection
+from meshnode.models import Failed, Job, ModelSpec, RunDone
+from meshnode.releases.install.observing import LiveRuns, Shadow, Watched, agree
+from meshnode.troubles import Troubles
+from protocols.base.errors import BudgetExhausted, InferenceError, InputInvalid
+from tests.tools.eventually import eventually
+from tests.tools.released_fixture import adder
+from tests.tools.tiny_onnx import write_model
+
+ZEROS = {"x": np.zeros((1, 2), "f4")}
+
+
+def done(value: float = 1.0, compute_ns: int = 1_000_000) -> RunDone:
+    return RunDone((("y", np.full((1, 2), value, "f4")),), 0, compute_ns)
+
+
+# --- live runs -------------------------------------------------------------------------------------------------------
+def test_live_runs_count_what_the_model_did_and_not_what_its_caller_did() -> None:
+    """A caller with the wrong picture, or without patience, must not take a release back."""
+    runs = LiveRuns()
+    for number in range(100):
+        runs.note(done(compute_ns=number * 1_000))
+    runs.note(Failed(InferenceError("it crashed"), 0, began=True))
+    runs.note(Failed(BudgetExhausted("it was ended at its deadline"), 0, began=True))
+    runs.note(Failed(BudgetExhausted("it waited too long"), 0))
+    runs.note(Failed(InputInvalid("no picture"), 0, began=True))
+    runs.note(Failed(InferenceError("it was cancelled"), 0, cancelled=True, began=True))
+    assert (runs.runs, runs.errors, runs.p95_ns) == (102, 2, 94_000)
+
+
+def test_outputs_agree_when_they_say_the_same_and_not_when_they_do_not() -> None:
+    """Weights that were trained further answer a little differently, and that is no fault."""
+    before = np.linspace(-10, 10, 100, dtype="f4")
+    assert agree(before, before + 0.4)
+    assert not agree(before, before + 0.6)
+    assert not agree(before, before[:50])
+    assert not agree(before, before.astype("f8"))
+    assert not agree(before, -before)
+    few = before.copy()
+    few[:5] = 100
+    assert agree(before, few), "five of a hundred"
+    classes = np.array([1, 2, 3])
+    assert agree(classes, classes)
+    assert not agree(classes, np.array([1, 2, 4]))
+    assert agree(np.zeros((0, 4), "f4"), np.zeros((0, 4), "f4"))
+
+
+# --- beside ----------------------------------------------------------------------------------------------------------
+class Bench:
+    """Models without a node."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.compute = ComputeService({}, InferenceSection(), lambda run, answer: None, lambda models: None, Troubles())
+
+    def spec(self, amount: float) -> ModelSpec:
+        path = self._folder / f"{amount}.onnx"
+        path.write_bytes(adder(amount))
+        return ModelSpec("adder", path)
+
+    def serve(self, amount: float) -> Watched:
+        self.compute.serve_version(self.spec(amount), 1)
+        watched = Watched(1, lambda: self.compute.models.get("adder"))
+        self.compute.watch_runs("adder", watched.ended)
+        return watched
+
+    def run(self, watched: Watched) -> None:
+        """One live run, told to those who watch."""
+        model = self.compute.models["adder"]
+        watched.ended(Job(model, ZEROS), RunDone(tuple(model.run(ZEROS)), 0, 1_000_000))
+
+
+@pytest.fixture(name="bench")
+def given_bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.compute.close()
+
+
+def runs_of(watched: Watched, counter: int, at_least: int) -> tuple[int, int, int, int]:
+    """Runs, errors, compared and agreed of a release beside, once there were enough."""
+
+    def enough() -> bool:
+        measures = watched.measures(counter)
+        return measures is not None and measures.runs >= at_least
+
+    eventually(enough)
+    measures = watched.measures(counter)
+    assert measures is not None
+    return measures.runs, measures.errors, measures.compared, measures.agreed
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("beside", "expected"), [(1.01, (1, 0, 1, 1)), (-1.0, (1, 0, 1, 0)), (float("nan"), (1, 1, 1, 0))]
+)
+def test_release_beside_is_compared_on_live_inputs(
+    bench: Bench, beside: float, expected: tuple[int, int, int, int]
+) -> None:
+    """One that says the same, one that says something else, and one that says nothing."""
+    watched = bench.serve(1.0)
+    watched.begin_shadow(Shadow(2, bench.compute.rehearse(bench.spec(beside))))
+    bench.run(watched)
+    assert runs_of(watched, 2, 1) == expected
+    watched.end_shadow()
+    assert watched.measures(2) is None
+
+
+@pytest.mark.processes
+def test_what_was_compared_beside_counts_while_it_serves(bench: Bench) -> None:
+    """The gate on agreement is looked at when the release serves, and then there is nothing beside it."""
+    watched = bench.serve(1.0)
+    watched.begin_shadow(Shadow(2, bench.compute.rehearse(bench.spec(1.01))))
+    bench.run(watched)
+    runs_of(watched, 2, 1)
+    bench.compute.serve_version(bench.spec(1.01), 1)
+    watched.serves(2)
+    bench.run(watched)
+    measures = watched.measures(2)
+    assert measures is not None
+    assert (measures.runs, measures.errors, measures.compared, measures.agreed) == (1, 0, 1, 1)
+    assert (measures.p95_ns, measures.before_p95_ns) == (1_000_000, 1_000_000)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["hang", "grow"])
+def test_release_beside_that_hangs_or_grows_delays_nobody(bench: Bench, tmp_path: Path, kind: Kind) -> None:
+    """It is not trusted yet: that is why it runs beside."""
+    served = write_model(tmp_path / "served.onnx", [4], "Identity", dtype="i8")
+    bench.compute.serve_version(ModelSpec("adder", served), 1)
+    watched = Watched(1, lambda: bench.compute.models.get("adder"))
+    path = write_misbehaving(tmp_path / "bad.onnx", kind)
+    watched.begin_shadow(Shadow(2, bench.compute.rehearse(ModelSpec("adder", path, memory_limit_mib=LIMIT_MIB))))
+    model, bad = bench.compute.models["adder"], trigger(kind)
+    for _ in range(50):
+        watched.ended(Job(model, bad), RunDone(tuple(model.run(bad)), 0, 1_000_000))
+    measures = watched.measures(1)
+    assert measures is not None
+    assert (measures.runs, measures.errors) == (50, 0)
+    if kind == "grow":
+        runs, errors, *_ = runs_of(watched, 2, 1)
+        assert (runs, errors) == (1, 1)
+    watched.end_shadow()  # though it hangs

@@ -1,0 +1,110 @@
+"""Liars among the neighbours: a release comes all the same, nothing forged is kept, and who forges is named."""
+
+import pytest
+from msgspec.structs import replace
+
+from protocols.access import AccessTable
+from protocols.base import limits
+from protocols.base.ids import NodeId
+from protocols.releases.events import ChunkForged, MetadataRefused
+from protocols.releases.machine import Releases
+from protocols.releases.settings import ReleaseSettings
+from protocols.wire.releases import ReleaseNews
+from sims.world.releases.liars import LIES, Lie, LyingReleases
+from sims.world.releases.nodes import RelayStore, rollouts_of
+from tests.protocols.releases.mesh import PATH, Mesh
+
+
+def mesh_with(lie: Lie, liars: int = 2) -> Mesh:
+    """Three honest nodes, one of which has the release soon, and liars."""
+    names = [f"liar-{number}" for number in range(liars)]
+    mesh = Mesh(
+        "seed", "b", "c", *names,
+        machine=lambda settings, random: (
+            LyingReleases(
+                settings.node, AccessTable(settings.access), ReleaseSettings(), random, rollouts_of(settings), lie
+            )
+            if settings.node.startswith("liar")
+            else Releases(
+                settings.node, AccessTable(settings.access), ReleaseSettings(), random, rollouts_of(settings)
+            )
+        ),
+    )  # fmt: skip
+    mesh.publisher.release(PATH, 1, 300_000)
+    mesh.publisher.sign()
+    return mesh
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_release_comes_whatever_some_neighbours_lie(lie: Lie) -> None:
+    """A liar with a good certificate may cost time. It must not decide who gets a release."""
+    mesh = mesh_with(lie)
+    mesh.run_for(5)
+    mesh.seed("seed")
+    mesh.run_for(120)
+    assert mesh.serving()["b"] == mesh.serving()["c"] == 1
+    for name in ("b", "c"):
+        disk = mesh.releases.disk(name)
+        assert all(digest in mesh.publisher.chunks for digest in disk.chunks)
+
+
+def test_neighbour_that_forges_is_named_and_asked_no_more() -> None:
+    """Each forged chunk costs the bytes of one; the second time would be our own fault."""
+    mesh = mesh_with("forges")
+    mesh.seed("seed")
+    mesh.run_for(60)
+    forgers = {event.source for event in mesh.events("b", ChunkForged)}  # type: ignore[attr-defined]
+    assert forgers <= {"liar-0", "liar-1"}
+    assert forgers
+    assert mesh.counter("b", "chunks_forged") <= 2
+    assert not set(mesh.releases.of(mesh.driver.nodes[NodeId("b")]).swarm.suppliers) & forgers
+
+
+def test_release_comes_from_the_relay_although_a_neighbour_says_that_it_gets_all_of_it() -> None:
+    """Otherwise one node could keep a whole fleet from its relay."""
+    mesh = mesh_with("claims", 1)
+    mesh.releases.relay = RelayStore(mesh.driver, mesh.publisher, 1_000_000, 20_000_000)
+    for name in "bc":
+        mesh.releases.connect(mesh.driver.nodes[NodeId(name)])
+    mesh.run_for(120)
+    assert mesh.serving()["b"] == mesh.serving()["c"] == 1
+
+
+def test_old_metadata_is_never_taken_again() -> None:
+    """A neighbour that replays an old bundle would bring back a release that was withdrawn."""
+    mesh = Mesh("a", "b")
+    mesh.publisher.release(PATH, 1, 20_000)
+    old = mesh.publisher.sign()
+    mesh.publisher.release(PATH, 2, 20_000)
+    mesh.publisher.sign()
+    mesh.seed("a")
+    mesh.run_for(10)
+    assert mesh.serving() == {"a": 2, "b": 2}
+    node = mesh.driver.nodes[NodeId("b")]
+    machine = mesh.releases.of(node)
+    mesh.driver.act(node, lambda engine, now: machine.relay_told(old, now))
+    assert old.bundle not in machine.swarm.demand.lone
+    as_new = replace(old, timestamp_version=99)
+    mesh.driver.act(node, lambda engine, now: machine.relay_told(as_new, now))
+    mesh.run_for(5)
+    assert machine.news.timestamp_version == 2
+    assert mesh.serving() == {"a": 2, "b": 2}
+
+
+def test_author_of_news_whose_metadata_is_forged_is_named_and_not_listened_to() -> None:
+    """The carrier could not know; the author signed it."""
+    mesh = Mesh("a", "b")
+    node = mesh.driver.nodes[NodeId("b")]
+    machine = mesh.releases.of(node)
+    forged = mesh.publisher.content(b"forged" * 100, limits.PIECE_BYTES)
+    digest = bytes.fromhex(forged.sha256)
+    news = ReleaseNews(1, 7, digest, digest, forged.size_bytes)
+
+    def tell(author: str) -> None:
+        mesh.driver.act(node, lambda engine, now: machine.news.told(NodeId(author), news, 0, now))
+
+    tell("mallory")
+    mesh.driver.act(node, lambda engine, now: machine.bundle_refused(digest, "a signature is wrong", now))
+    assert mesh.events("b", MetadataRefused) == [MetadataRefused(NodeId("mallory"), "a signature is wrong")]
+    tell("mallory")
+    assert not machine.news.bundles(node.local(mesh.driver.now))
