@@ -5,7 +5,7 @@ step is fetched when the one before is there and was read. Of a file for which t
 that this node has whole, only the delta is fetched; when it turns out not to work, the file is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from msgspec.structs import replace
@@ -204,8 +204,9 @@ class Fetching:
         self, description: Description, lone: dict[bytes, tuple[int, int]], contents: dict[bytes, int]
     ) -> bool:  # fmt: skip
         """Add what is missing of a release. Returns whether anything is."""
-        is_missing = False
-        for content in self.chosen(description):
+        chosen = self.chosen(description)
+        is_missing = len(chosen) < len(description.files)
+        for content in chosen:
             digest = bytes.fromhex(content.index)
             known = self._shelf.known.get(digest)
             if known is None or known.is_whole:
@@ -215,32 +216,53 @@ class Fetching:
                 continue
             if digest not in self._shelf.held:
                 lone[digest] = content.chunks * DIGEST_BYTES, _INDEX
-            elif not known.digests and digest not in self._reading:
-                self._reading.add(digest)
-                self._decisions.effects.append(ReadIndex(digest, content.size_bytes, content.chunk_bytes))
+            else:
+                self._look(content)
             contents[digest] = _CONTENT + len(contents)
         return is_missing
 
     def chosen(self, description: Description) -> list[Content]:
-        """The contents to fetch for a release: of each file a delta, or the file."""
-        chosen = []
-        bases = {} if (description.path, description.counter) in self._whole else self._bases()
+        """The contents to fetch for a release: of each file a delta, or the file. Until it was read what there is of a
+        file that a delta could be applied to, there is neither."""
+        chosen: list[Content] = []
+        may_use = (description.path, description.counter) not in self._whole
         for file in description.files:
-            deltas = [delta.content for delta in description.deltas
-                      if delta.name == file.name and delta.base in bases]  # fmt: skip
-            deltas.sort(key=lambda content: content.size_bytes)
-            known = self._shelf.known.get(bytes.fromhex(file.content.index))
-            is_here = known is not None and known.is_whole
-            chosen.append(deltas[0] if deltas and not is_here else file.content)
+            deltas = [delta for delta in description.deltas if delta.name == file.name] if may_use else []
+            if not deltas or self._is_whole(file.content):
+                chosen.append(file.content)
+                continue
+            bases = self._bases([delta.base for delta in deltas])
+            usable = [delta.content for delta in deltas if bases.get(delta.base)]
+            if usable:
+                chosen.append(min(usable, key=lambda content: content.size_bytes))
+            elif None not in bases.values():
+                chosen.append(file.content)
         return chosen
 
-    def _bases(self) -> dict[str, None]:
-        """The files that are held whole, by their SHA-256."""
-        return {
-            file.content.sha256: None
-            for release in self._fetched if (description := self.descriptions.get(release)) is not None
-            for file in description.files
-        }  # fmt: skip
+    def _bases(self, digests: Collection[str]) -> dict[str, bool | None]:
+        """Which of these files are held whole, by their SHA-256; None: it is being read what there is of one."""
+        bases: dict[str, bool | None] = {}
+        for known in self.descriptions.values():
+            for file in known.files:
+                if file.content.sha256 in digests and not bases.get(file.content.sha256):
+                    bases[file.content.sha256] = self._is_whole(file.content) or self._look(file.content)
+        return bases
+
+    def _is_whole(self, content: Content) -> bool:
+        known = self._shelf.known.get(bytes.fromhex(content.index))
+        return known is not None and known.is_whole
+
+    def _look(self, content: Content) -> bool | None:
+        """Have it read what there is of a content of which only the index is known to be here. None: it is under way;
+        False: nothing comes of it."""
+        digest = bytes.fromhex(content.index)
+        known = self._shelf.known.get(digest)
+        if known is None or known.digests or digest not in self._shelf.held or digest in self._bad:
+            return False
+        if digest not in self._reading:
+            self._reading.add(digest)
+            self._decisions.effects.append(ReadIndex(digest, content.size_bytes, content.chunk_bytes))
+        return None
 
     def _say(self, path: str, counter: int, state: str, detail: str = "") -> None:
         self._decisions.events.append(ReleaseState(path, counter, state, detail))
