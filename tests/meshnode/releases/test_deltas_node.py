@@ -46,9 +46,9 @@ async def test_few_changed_weights_come_as_a_delta_and_serve(house: House, tmp_p
     issue(house.folder / "authority", Role.RELAY, "relay-1", house.folder / "relay-1")
     credentials = IdentitySection.in_folder(house.folder / "relay-1", "relay-1").credentials
     service = ReleaseService(publisher.folder, AccessTable())
-    with contextlib.closing(service), contextlib.closing(
+    with contextlib.closing(
         open_responder(credentials, "127.0.0.1", 0, MeshName(house.mesh), service.answer, THREADS)
-    ) as responder:  # fmt: skip
+    ) as responder, contextlib.closing(service):  # fmt: skip
         config = house.config(
             f"delta-{int(restarts)}", role="vehicle", models={"wide": ModelSection(path=factory)}
         ).with_sections(ReleasesSection(root=publisher.root_path, relay=Address("127.0.0.1", responder.port)))
