@@ -5,7 +5,7 @@ step is fetched when the one before is there and was read. Of a file for which t
 that this node has whole, only the delta is fetched; when it turns out not to work, the file is.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from msgspec.structs import replace
@@ -44,6 +44,7 @@ class Fetching:
         self.orders: dict[bytes, Order] = {}
         """What was read, by digest, of orders that the metadata lists."""
         self._wanted: dict[Wanted, None] = {}
+        self._kept: dict[Wanted, None] = {}
         self._whole: set[Wanted] = set()  # releases whose deltas did not work
         self._bad: set[bytes] = set()  # descriptions and orders that are malformed, and indices
         self._reading: set[bytes] = set()
@@ -67,6 +68,8 @@ class Fetching:
         self.descriptions = {name: known for name, known in self.descriptions.items() if name in names}
         self.orders = {digest: order for digest, order in self.orders.items() if digest in self._listed_orders}
         self._fetched = {name: None for name in self._fetched if name in names}
+        self._begun &= names
+        self._whole &= names
         self._bad &= {*self._listed, *self._listed_orders}
         self._name()
         self._read_held()
@@ -154,6 +157,13 @@ class Fetching:
             self._wanted = wanted
             self.is_changed = True
 
+    def keep(self, releases: Iterable[Wanted]) -> None:
+        """Load the files of these releases: newer ones may come as deltas from them."""
+        kept = dict.fromkeys(sorted(releases))
+        if kept != self._kept:
+            self._kept = kept
+            self.is_changed = True
+
     def take_whole(self, release: Wanted) -> None:
         """Fetch the files of a release itself, because a delta did not work."""
         self._whole.add(release)
@@ -179,6 +189,7 @@ class Fetching:
         catalogue = self.catalogue
         if catalogue is None:
             return lone, contents
+        self._load_kept()
         held = self._shelf.held
         for digest, order in self._listed_orders.items():
             if digest not in held and order.size_bytes <= MAX_CHUNK_BYTES:
@@ -204,9 +215,8 @@ class Fetching:
         self, description: Description, lone: dict[bytes, tuple[int, int]], contents: dict[bytes, int]
     ) -> bool:  # fmt: skip
         """Add what is missing of a release. Returns whether anything is."""
-        chosen = self.chosen(description)
-        is_missing = len(chosen) < len(description.files)
-        for content in chosen:
+        is_missing = False
+        for content in self.chosen(description):
             digest = bytes.fromhex(content.index)
             known = self._shelf.known.get(digest)
             if known is None or known.is_whole:
@@ -217,52 +227,45 @@ class Fetching:
             if digest not in self._shelf.held:
                 lone[digest] = content.chunks * DIGEST_BYTES, _INDEX
             else:
-                self._look(content)
+                self._load(content)
             contents[digest] = _CONTENT + len(contents)
         return is_missing
 
-    def chosen(self, description: Description) -> list[Content]:
-        """The contents to fetch for a release: of each file a delta, or the file. Until it was read what there is of a
-        file that a delta could be applied to, there is neither."""
-        chosen: list[Content] = []
-        may_use = (description.path, description.counter) not in self._whole
-        for file in description.files:
-            deltas = [delta for delta in description.deltas if delta.name == file.name] if may_use else []
-            if not deltas or self._is_whole(file.content):
-                chosen.append(file.content)
-                continue
-            bases = self._bases([delta.base for delta in deltas])
-            usable = [delta.content for delta in deltas if bases.get(delta.base)]
-            if usable:
-                chosen.append(min(usable, key=lambda content: content.size_bytes))
-            elif None not in bases.values():
-                chosen.append(file.content)
-        return chosen
-
-    def _bases(self, digests: Collection[str]) -> dict[str, bool | None]:
-        """Which of these files are held whole, by their SHA-256; None: it is being read what there is of one."""
-        bases: dict[str, bool | None] = {}
-        for known in self.descriptions.values():
-            for file in known.files:
-                if file.content.sha256 in digests and not bases.get(file.content.sha256):
-                    bases[file.content.sha256] = self._is_whole(file.content) or self._look(file.content)
-        return bases
-
-    def _is_whole(self, content: Content) -> bool:
-        known = self._shelf.known.get(bytes.fromhex(content.index))
-        return known is not None and known.is_whole
-
-    def _look(self, content: Content) -> bool | None:
-        """Have it read what there is of a content of which only the index is known to be here. None: it is under way;
-        False: nothing comes of it."""
+    def _load(self, content: Content) -> None:
         digest = bytes.fromhex(content.index)
         known = self._shelf.known.get(digest)
-        if known is None or known.digests or digest not in self._shelf.held or digest in self._bad:
-            return False
-        if digest not in self._reading:
+        if known is not None and known.chunks and not known.digests and digest not in self._reading | self._bad:
             self._reading.add(digest)
             self._decisions.effects.append(ReadIndex(digest, content.size_bytes, content.chunk_bytes))
-        return None
+
+    def _load_kept(self) -> None:
+        for release in self._kept:
+            description = self.descriptions.get(release)
+            for file in description.files if description is not None else ():
+                if bytes.fromhex(file.content.index) in self._shelf.held:
+                    self._load(file.content)
+
+    def chosen(self, description: Description) -> list[Content]:
+        """The contents to fetch for a release: of each file a delta, or the file."""
+        chosen = []
+        bases = {} if (description.path, description.counter) in self._whole else self._bases()
+        for file in description.files:
+            deltas = [delta.content for delta in description.deltas
+                      if delta.name == file.name and delta.base in bases]  # fmt: skip
+            deltas.sort(key=lambda content: content.size_bytes)
+            known = self._shelf.known.get(bytes.fromhex(file.content.index))
+            is_here = known is not None and known.is_whole
+            chosen.append(deltas[0] if deltas and not is_here else file.content)
+        return chosen
+
+    def _bases(self) -> dict[str, None]:
+        """The files that are held whole, by their SHA-256."""
+        known = self._shelf.known
+        return {
+            file.content.sha256: None
+            for description in self.descriptions.values() for file in description.files
+            if (content := known.get(bytes.fromhex(file.content.index))) is not None and content.is_whole
+        }  # fmt: skip
 
     def _say(self, path: str, counter: int, state: str, detail: str = "") -> None:
         self._decisions.events.append(ReleaseState(path, counter, state, detail))

@@ -74,6 +74,7 @@ class Releases(Machine):
         self.telling = Telling(self.shelf, settings.gather_ns, self._decided, self._holds, random)
         self.serving_pieces = PieceServing(self.shelf, settings, self._decided)
         self.rollouts = rollouts
+        self._verifying: set[bytes] = set()
         self._wishes: list[EntryWish] = []
 
     # --- neighbours ------------------------------------------------------------------------------------------------
@@ -167,8 +168,6 @@ class Releases(Machine):
             self.swarm.arrived(digest, now)
             self.telling.kept(digest, now)
             self.fetching.kept(digest)
-            if digest in self.news.bundles(now):
-                self._decided.effects.append(VerifyBundle(digest))
         self._go_on(now)
 
     def chunk_unwritten(self, digest: bytes, now: int) -> None:
@@ -196,6 +195,7 @@ class Releases(Machine):
     # --- metadata --------------------------------------------------------------------------------------------------
     def bundle_verified(self, digest: bytes, catalogue: ReleaseCatalogue, now: int) -> None:
         """The signatures in a bundle hold, and nothing in it is older than what this node has verified before."""
+        self._verifying.discard(digest)
         if self.news.taken(digest, self.shelf.held.get(digest, 1), catalogue, now):
             self.fetching.trust(digest, catalogue)
             self._tell_named(now)
@@ -213,6 +213,7 @@ class Releases(Machine):
 
     def bundle_refused(self, digest: bytes, why: str, now: int) -> None:
         """A bundle is forged, old, mixed or expired."""
+        self._verifying.discard(digest)
         for author in self.news.refuse(digest, now):
             self._decided.events.append(MetadataRefused(author, why))
         self._go_on(now)
@@ -273,12 +274,11 @@ class Releases(Machine):
                 fetching.has_new_orders = False
                 self._tell_orders(now)
             fetching.want(self.rollouts.wanted())
+            fetching.keep(self.rollouts.kept())
             if not (fetching.is_changed or self.news.is_changed):
                 break
             lone, contents = fetching.needs()
-            for bundle, news in self.news.bundles(now).items():
-                if bundle not in self.shelf.held:
-                    lone[bundle] = news.bundle_bytes, BUNDLE_PRIORITY
+            self._want_bundles(lone, now)
             self.swarm.want(lone, contents, now)
             fetched = fetching.new_fetched[:]
             fetching.new_fetched.clear()
@@ -287,6 +287,16 @@ class Releases(Machine):
         self._take_rollouts()
         self.swarm.ask(now)
         self.relaying.ask(now)
+
+    def _want_bundles(self, lone: dict[bytes, tuple[int, int]], now: int) -> None:
+        """Fetch bundles that were announced, and have those verified that are here."""
+        for bundle, news in self.news.bundles(now).items():
+            if bundle not in self.shelf.held:
+                lone[bundle] = news.bundle_bytes, BUNDLE_PRIORITY
+        for bundle in self.news.newer(now):
+            if bundle in self.shelf.held and bundle not in self._verifying:
+                self._verifying.add(bundle)
+                self._decided.effects.append(VerifyBundle(bundle))
 
     def _tell_orders(self, now: int) -> None:
         self.rollouts.orders(list(self.fetching.orders.values()), now, self.fetching.serials)

@@ -28,7 +28,7 @@ from protocols.wire.releases import RELEASES_KIND, ReleaseNews
 RELAY: Final = NodeId("relay")
 """Stands for the relay as the source of news."""
 MAX_AUTHORS: Final = 1_024
-MAX_REFUSED: Final = 256
+MAX_KNOWN: Final = 256
 """Bundles that are known to be bad, and authors who announced one."""
 MAX_BUNDLES: Final = 16
 """Bundles asked for at the same time, a quarter of what a node may ask for."""
@@ -55,12 +55,11 @@ class News:
         self._node, self._random = node, random
         self.verified: ReleaseNews | None = None
         self._heard: dict[NodeId, tuple[ReleaseNews, int]] = {}  # by author, with the instant of its signature
-        self._refused: dict[bytes, None] = {}
+        self._known: dict[bytes, None] = {}  # bundles that are not asked for, because they were looked at
         self._distrusted: dict[NodeId, int] = {}
         self._said: tuple[ReleaseNews, int] | None = None  # by this node itself
         self._say_ns = NEVER
         self._change_ns = NEVER
-        self._chosen: dict[bytes, ReleaseNews] = {}
         self.is_changed = False
         """Whether :meth:`bundles` may have changed."""
         self._wishes: list[EntryWish] = []
@@ -105,29 +104,34 @@ class News:
         """The bundles to ask for, by digest."""
         self.is_changed = False
         self._change_ns = NEVER
-        able: dict[bytes, ReleaseNews] = {}
-        for author, (news, _) in self._heard.items():
-            if (
-                _age(news) > self._verified_age and news.bundle not in self._refused
-                and self._distrusted.get(author, 0) <= now
-            ):  # fmt: skip
-                before = able.get(news.bundle)
-                if before is None or author == RELAY:
-                    able[news.bundle] = news
+        able = self.newer(now)
         if len(able) > MAX_BUNDLES:
             newest = sorted(able, key=lambda bundle: _age(able[bundle]), reverse=True)
             half = MAX_BUNDLES // 2
             chosen = newest[:half] + self._random.sample(newest[half:], half)
             able = {bundle: able[bundle] for bundle in chosen}
             self._change_ns = now + _CHANGE_NS
-        self._chosen = able
+        return able
+
+    def newer(self, now: int) -> dict[bytes, ReleaseNews]:
+        """All bundles that may be newer than what was verified."""
+        able: dict[bytes, ReleaseNews] = {}
+        for author, (news, _) in self._heard.items():
+            if (
+                _age(news) > self._verified_age and news.bundle not in self._known
+                and self._distrusted.get(author, 0) <= now
+            ):  # fmt: skip
+                before = able.get(news.bundle)
+                if before is None or author == RELAY:
+                    able[news.bundle] = news
         return able
 
     def taken(self, bundle: bytes, size_bytes: int, catalogue: ReleaseCatalogue, now: int) -> bool:
         """A bundle was verified. Returns whether it is newer than what was."""
-        said = self._chosen.get(bundle)
-        if said is not None and _age(said) > _age(catalogue):
-            self._distrust(bundle, now)  # it is less than its authors said
+        said = [news for news, _ in self._heard.values() if news.bundle == bundle and _age(news) > _age(catalogue)]
+        if said:  # it is less than its authors said, and would be asked for again and again
+            self._distrust(bundle, now)
+            self._note_known(bundle)
         if _age(catalogue) < self._verified_age:
             return False
         self.counts["bundles_taken"] += 1
@@ -141,11 +145,15 @@ class News:
     def refuse(self, bundle: bytes, now: int) -> list[NodeId]:
         """A bundle is not good. Returns who announced it."""
         self.counts["bundles_refused"] += 1
-        self._refused[bundle] = None
-        while len(self._refused) > MAX_REFUSED:
-            del self._refused[next(iter(self._refused))]
+        self._note_known(bundle)
         self.is_changed = True
         return self._distrust(bundle, now)
+
+    def _note_known(self, bundle: bytes) -> None:
+        """Ask for a bundle no more."""
+        self._known[bundle] = None
+        while len(self._known) > MAX_KNOWN:
+            del self._known[next(iter(self._known))]
 
     def _distrust(self, bundle: bytes, now: int) -> list[NodeId]:
         """Ask for nothing that the authors of some news announce, for a while."""
@@ -153,7 +161,7 @@ class News:
         for author in authors:
             self._distrusted.pop(author, None)
             self._distrusted[author] = now + _DISTRUST_NS
-        while len(self._distrusted) > MAX_REFUSED:
+        while len(self._distrusted) > MAX_KNOWN:
             del self._distrusted[next(iter(self._distrusted))]
         return authors or [RELAY]
 

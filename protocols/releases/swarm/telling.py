@@ -13,6 +13,7 @@ from typing import Final
 
 from protocols.base.allowance import Allowance
 from protocols.base.ids import NodeId, Role
+from protocols.base.limits import SECOND
 from protocols.base.time import NEVER
 from protocols.releases.events import Decisions, ReadIndex
 from protocols.releases.swarm.shelf import KnownContent, Shelf
@@ -21,6 +22,9 @@ from protocols.wire.releases import ContentHave, ContentWanted
 ANSWERS_PER_S: Final = 32
 MAX_ANSWER_BURST: Final = 256
 """Answers to the questions of one neighbour, which may name 64 contents at a time."""
+
+_AGAIN_NS: Final = 20 * SECOND
+"""A neighbour that names the same again is told again after this time: it may have forgotten what it was told."""
 
 Holds = Callable[[NodeId, bytes], int]
 """The chunks of a content that a neighbour is known to hold."""
@@ -33,7 +37,8 @@ class _Listener:
 
     def __init__(self, now: int) -> None:
         self.role = Role.VEHICLE
-        self.wants: dict[bytes, None] = {}
+        self.wants: dict[bytes, int] = {}
+        """What it fetches, and when it was told of that first."""
         self.news: dict[bytes, int] = {}
         """The chunks that it has not been told of, by content."""
         self.due_ns = NEVER
@@ -62,13 +67,15 @@ class Telling:
         if listener is None:
             listener = self._listeners[source] = _Listener(now)
         listener.role = role
-        listener.wants = dict.fromkeys(frame.contents)
+        before = listener.wants
+        listener.wants = {digest: before.get(digest, -NEVER) for digest in frame.contents}
         listener.news = {digest: bits for digest, bits in listener.news.items() if digest in listener.wants}
         for digest in listener.wants:
-            if digest in self._shelf.held:
+            if digest in self._shelf.held and now - listener.wants[digest] >= _AGAIN_NS:
                 if not listener.allowance.take(now):
                     self.counts["questions_over_rate"] += 1
                     break
+                listener.wants[digest] = now
                 self._answer(source, listener, digest)
 
     def _answer(self, node: NodeId, listener: _Listener, digest: bytes) -> None:

@@ -1,12 +1,14 @@
 """The publisher of a simulation: releases and metadata that are genuine because it made them."""
 
 import hashlib
+from collections.abc import Sequence
 from random import Random
 
 import msgspec
 
 from protocols.releases.catalogue import (
     Content,
+    Delta,
     Description,
     Listed,
     ListedOrder,
@@ -51,12 +53,16 @@ class Publisher:
         )
 
     def release(
-        self, path: str, counter: int, size_bytes: int, chunk_bytes: int = 64 * 1024, order: bool = True
+        self, path: str, counter: int, size_bytes: int, chunk_bytes: int = 64 * 1024, order: bool = True,
+        deltas: Sequence[tuple[str, Content]] = (),
     ) -> Description:  # fmt: skip
-        """Make a release of one file of random bytes, and an ``order`` that all nodes serve it at once."""
+        """Make a release of one file of random bytes, and an ``order`` that all nodes serve it at once. ``deltas``:
+        from which files there is a shorter way to it."""
         data = Random(f"{self._seed}/{path}/{counter}").randbytes(size_bytes)
         file = ReleasedFile(name="model.onnx", content=self.content(data, chunk_bytes))
-        description = Description(path=path, counter=counter, model=file.name, files=(file,))
+        description = Description(path=path, counter=counter, model=file.name, files=(file,), deltas=tuple(
+            Delta(name=file.name, base=base, method="zstd", content=content) for base, content in deltas
+        ))  # fmt: skip
         encoded = msgspec.json.encode(description)
         digest = self._chunk(encoded)
         self.descriptions[digest] = description
@@ -68,11 +74,15 @@ class Publisher:
     def parts(self, path: str, counter: int) -> list[bytes]:
         """The chunks that the files of a release consist of."""
         return [
-            index[at : at + 32]
+            chunk
             for description in self.descriptions.values() if (description.path, description.counter) == (path, counter)
-            for file in description.files
-            for index in [self.chunks[bytes.fromhex(file.content.index)]] for at in range(0, len(index), 32)
+            for file in description.files for chunk in self.parts_of(file.content)
         ]  # fmt: skip
+
+    def parts_of(self, content: Content) -> list[bytes]:
+        """The chunks of a content."""
+        index = self.chunks[bytes.fromhex(content.index)]
+        return [index[at : at + 32] for at in range(0, len(index), 32)]
 
     def order(self, order: Order) -> None:
         """Make an order."""

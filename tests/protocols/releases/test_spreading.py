@@ -3,6 +3,7 @@
 from protocols.access import AccessRule
 from protocols.base.ids import NodeId, Role
 from protocols.releases.events import ChunkForged, MetadataRefused, MetadataTaken
+from protocols.wire.releases import ReleaseNews
 from sims.world.releases.nodes import RelayStore
 from tests.protocols.releases.mesh import PATH, Mesh
 
@@ -82,3 +83,54 @@ def test_forged_and_refused_are_not_seen_among_honest_nodes() -> None:
     assert mesh.serving()["b"] == mesh.serving()["d"] == 1
     for name in "abd":
         assert mesh.events(name, ChunkForged) == [] == mesh.events(name, MetadataRefused)
+
+
+def test_true_metadata_is_found_among_many_that_do_not_exist() -> None:
+    """Insiders that announce whatever they like must not hide what is true."""
+    mesh = Mesh("a", "b")
+    node = mesh.driver.nodes[NodeId("b")]
+    machine = mesh.releases.of(node)
+    for number in range(60):
+        made_up = number.to_bytes(32)
+        news = ReleaseNews(1, 1_000 + number, made_up, made_up, 4_000)
+        mesh.driver.act(node, lambda engine, now, n=number, s=news: machine.news.told(NodeId(f"liar-{n}"), s, 0, now))
+    mesh.publisher.release(PATH, 1, 40_000)
+    mesh.publisher.sign()
+    mesh.seed("a")
+    mesh.run_for(300)
+    assert mesh.serving() == {"a": 1, "b": 1}
+
+
+def test_bundle_that_is_held_and_was_not_verified_is_verified_when_it_is_announced() -> None:
+    """A node may end between keeping a bundle and verifying it."""
+    mesh = Mesh("a", "b")
+    mesh.publisher.release(PATH, 1, 40_000)
+    news = mesh.publisher.sign()
+    mesh.releases.disk("b").chunks[news.bundle] = mesh.publisher.chunks[news.bundle]
+    mesh.releases.begin(mesh.driver.nodes[NodeId("b")])
+    mesh.seed("a")
+    mesh.run_for(10)
+    assert mesh.serving() == {"a": 1, "b": 1}
+
+
+def test_node_that_has_the_base_of_a_delta_fetches_only_the_delta() -> None:
+    """A small change of a model should cost a small part of its bytes, also after a restart."""
+    mesh = Mesh("a", "b")
+    first = mesh.publisher.release(PATH, 1, 600_000)
+    mesh.publisher.sign()
+    mesh.seed("a")
+    mesh.run_for(10)
+    assert mesh.serving() == {"a": 1, "b": 1}
+    mesh.driver.kill("b")
+    mesh.run_for(5)
+    mesh.driver.restart("b")
+    mesh.releases.begin(mesh.driver.nodes[NodeId("b")])
+    mesh.driver.meet()
+    mesh.run_for(5)
+    delta = mesh.publisher.content(bytes(range(256)) * 80, 16 * 1024)
+    mesh.publisher.release(PATH, 2, 600_000, deltas=((first.files[0].content.sha256, delta),))
+    mesh.publisher.sign()
+    mesh.seed("a")
+    mesh.run_for(20)
+    assert mesh.counter("b", "bytes_received") < 40_000
+    assert mesh.releases.disk("b").chunks.keys() >= {*mesh.publisher.parts_of(delta)}
