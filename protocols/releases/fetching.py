@@ -173,10 +173,10 @@ class Fetching:
         self._fetched.pop(release, None)
         self.is_changed = True
 
-    def expired(self) -> None:
-        """The metadata has expired."""
+    def expired(self, is_expired: bool) -> None:
+        """Whether the metadata has expired."""
         if self.catalogue is not None:
-            self.catalogue = replace(self.catalogue, is_expired=True)
+            self.catalogue = replace(self.catalogue, is_expired=is_expired)
             self.is_changed = True
 
     def lost(self) -> None:

@@ -205,10 +205,11 @@ class Releases(Machine):
             self._decided.events.append(MetadataTaken(catalogue.timestamp_version, len(catalogue.releases)))
         self._go_on(now)
 
-    def expired(self, now: int) -> None:
-        """The metadata that was verified last has expired: nothing new is fetched or installed."""
-        self.fetching.expired()
-        self.rollouts.expired(True, now)
+    def expired(self, is_expired: bool, now: int) -> None:
+        """Whether the metadata that was verified last has expired: then nothing new is fetched or installed. A clock
+        that was wrong and is set may make it good again."""
+        self.fetching.expired(is_expired)
+        self.rollouts.expired(is_expired, now)
         self._go_on(now)
 
     def bundle_unchecked(self, digest: bytes, now: int) -> None:
