@@ -68,7 +68,7 @@ class ReleasePerformer:
         store.needed = self._needed
         self._audit, self._troubles = audit, troubles
         self._descriptions: dict[tuple[str, int], Description] = {}
-        """Those that were read. Never changed, but replaced."""
+        """Those that were read, each listed by that name. Never changed, but replaced."""
         self._catalogue: ReleaseCatalogue | None = None
         self._bundle = b""
         self._watched: dict[str, Watched] = {}
@@ -269,9 +269,16 @@ class ReleasePerformer:
 
     def _describe(self, effect: ReadDescription) -> None:
         description = _parsed(self._store.get(effect.digest), Description)
-        if description is not None:
+        if description is not None and self._is_listed(effect.digest, description):
             self._descriptions = {**self._descriptions, (description.path, description.counter): description}
         self._tell(lambda machine, now: machine.described(effect.digest, description, now))
+
+    def _is_listed(self, digest: bytes, description: Description) -> bool:
+        """Whether the metadata lists it as the release that it says it is. The one who signed it may be allowed to sign
+        other models only."""
+        name, catalogue = (description.path, description.counter), self._catalogue
+        releases = () if catalogue is None else catalogue.releases
+        return any(each.digest == digest and (each.path, each.counter) == name for each in releases)
 
     def _read_order(self, effect: ReadOrder) -> None:
         order = _parsed(self._store.get(effect.digest), Order)
