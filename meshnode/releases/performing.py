@@ -70,7 +70,7 @@ class ReleasePerformer:
         store.needed = self._needed
         self._audit, self._troubles = audit, troubles
         self._descriptions: dict[tuple[str, int], Description] = {}
-        """Those that were read. Never changed, but replaced."""
+        """Those that were read, each listed by that name. Never changed, but replaced."""
         self._catalogue: ReleaseCatalogue | None = None
         self._bundle = b""
         self._watched: dict[str, Watched] = {}
@@ -162,12 +162,16 @@ class ReleasePerformer:
                     self._tell(lambda machine, now, p=path, c=counter, m=measures: machine.measured(p, c, m, now))  # type: ignore[misc]
 
     def check_expiry(self) -> None:
-        """Tell the machine once the metadata has expired."""
+        """Tell the machine once the metadata has expired, or a clock that was set makes it good again."""
         known, now = self._catalogue, self._trust.current()
-        if known is not None and now is not None and now.is_expired and not known.is_expired:
+        if known is None or now is None or known.timestamp_version != now.timestamp_version:
+            return
+        if now.is_expired != known.is_expired:
             self._catalogue = now
-            self._audit.note("metadata expired", timestamp_version=now.timestamp_version)
-            self._tell(lambda machine, at: machine.expired(at))
+            word = "metadata expired" if now.is_expired else "metadata is good again"
+            self._audit.note(word, timestamp_version=now.timestamp_version)
+            is_expired = now.is_expired
+            self._tell(lambda machine, at: machine.expired(is_expired, at))
 
     def take_in(self) -> None:
         """Take in what was put on the disk for this node. It blocks."""
@@ -248,12 +252,15 @@ class ReleasePerformer:
             catalogue = self._trust.verify(bundle)
         except MetadataInvalid as error:
             why = str(error)
+            if error.attack == "clock":  # nobody is to blame, and the clock may be set any time
+                self._troubles.begin(TROUBLE, _METADATA, why)
+                self._tell(lambda machine, now: machine.bundle_unchecked(digest, now))
+                return
             self._audit.note("metadata refused", bundle=digest.hex(), attack=error.attack, why=why)
             self._tell(lambda machine, now: machine.bundle_refused(digest, why, now))
         except StorageError as error:
             self._troubles.begin(TROUBLE, _METADATA, str(error))
-            why = str(error)
-            self._tell(lambda machine, now: machine.bundle_refused(digest, why, now))
+            self._tell(lambda machine, now: machine.bundle_unchecked(digest, now))
         else:
             self._troubles.end(TROUBLE, _METADATA)
             self._audit.note(
@@ -273,9 +280,16 @@ class ReleasePerformer:
 
     def _describe(self, effect: ReadDescription) -> None:
         description = _parsed(self._store.get(effect.digest), Description)
-        if description is not None:
+        if description is not None and self._is_listed(effect.digest, description):
             self._descriptions = {**self._descriptions, (description.path, description.counter): description}
         self._tell(lambda machine, now: machine.described(effect.digest, description, now))
+
+    def _is_listed(self, digest: bytes, description: Description) -> bool:
+        """Whether the metadata lists it as the release that it says it is. The one who signed it may be allowed to sign
+        other models only."""
+        name, catalogue = (description.path, description.counter), self._catalogue
+        releases = () if catalogue is None else catalogue.releases
+        return any(each.digest == digest and (each.path, each.counter) == name for each in releases)
 
     def _read_order(self, effect: ReadOrder) -> None:
         order = _parsed(self._store.get(effect.digest), Order)

@@ -1,0 +1,85 @@
+"""What the performer does with what is on the disk of a node: signed, lying, cut off."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+import msgspec
+import pytest
+
+from cloud_relay.releases.chunking import chunk_data
+from cloud_relay.releases.publishing import list_release, target_of
+from meshnode.releases.audit import AuditLog
+from meshnode.releases.performing import ReleasePerformer
+from meshnode.releases.store.incoming import put_in
+from meshnode.releases.trust import Trust
+from protocols.access import AccessTable
+from protocols.base.ids import NodeId, Role
+from protocols.releases.catalogue import Description, ReleasedFile
+from protocols.releases.machine import Releases
+from protocols.releases.rollout.rollouts import Rollouts
+from protocols.releases.settings import ReleaseSettings
+from tests.tools.eventually import eventually
+from tests.tools.release_fixture import Publisher, sha256
+from tests.tools.released_fixture import PATH, Site
+
+NODE = NodeId("vehicle-1")
+
+
+class Bench:
+    """A performer with its machine, store and trust, without a mesh."""
+
+    def __init__(self, folder: Path, publisher: Publisher) -> None:
+        self.folder, self.site = folder, Site(folder)
+        rollouts = Rollouts(NODE, Role.VEHICLE, (), ("models/*",), sha256)
+        self.machine = Releases(NODE, AccessTable(), ReleaseSettings(), Random(1), rollouts)
+        self._lock = threading.RLock()
+        self.performer = ReleasePerformer(
+            folder, self.site.store, self.site.installer, self.site.compute, Trust(folder / "tuf", publisher.root_path),
+            set, self._tell, lambda: None, AuditLog(folder / "audit.jsonl"), self.site.troubles,
+        )  # fmt: skip
+        self.site.store.open()
+
+    def _tell(self, do: Callable[[Releases, int], None]) -> None:
+        performers = self.performer.performers()
+        with self._lock:
+            do(self.machine, 0)
+            for effect in self.machine.outgoing():
+                performers[type(effect)](effect)
+
+    def close(self) -> None:
+        self.performer.close()
+        self.site.close()
+
+
+@pytest.fixture(name="publisher")
+def given_publisher(tmp_path: Path) -> Publisher:
+    return Publisher(tmp_path / "repository")
+
+
+@pytest.fixture(name="bench")
+def given_bench(tmp_path: Path, publisher: Publisher) -> Iterator[Bench]:
+    made = Bench(tmp_path / "releases", publisher)
+    yield made
+    made.close()
+
+
+def test_description_under_the_target_of_another_release_is_not_what_is_staged(
+    bench: Bench, publisher: Publisher
+) -> None:
+    """Whoever may sign releases of one model must not decide what is installed as another one."""
+    publisher.release(7, "adder", b"good")
+    with publisher.changing() as repository:
+        evil = ReleasedFile(name="evil.onnx", content=chunk_data(b"evil", repository.shelf.keep))
+        lie = msgspec.json.encode(Description(path=PATH, counter=7, model=evil.name, files=(evil,)))
+        repository.shelf.keep(lie)
+        repository.put(target_of("models/z", 5), lie)
+        own = ReleasedFile(name="own.onnx", content=chunk_data(b"own", repository.shelf.keep))
+        list_release(repository, Description(path="models/zz", counter=1, model=own.name, files=(own,)))
+    put_in(publisher.folder, bench.folder)
+    bench.performer.begin()
+    eventually(lambda: bench.performer.description("models/zz", 1), "the last one was read")
+    described = bench.performer.description(PATH, 7)
+    assert described is not None
+    assert described.model == "adder.onnx"
