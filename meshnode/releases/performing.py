@@ -169,7 +169,7 @@ class ReleasePerformer:
         """Take in what was put on the disk for this node. It blocks."""
         try:
             count = take_in(self._folder, self._store, self._verify_bundle)
-        except StorageError as error:
+        except MeshError as error:
             self._troubles.begin(TROUBLE, _STORE, str(error))
             return
         if count:

@@ -16,31 +16,35 @@ import msgspec
 from meshnode.releases.store.chunks import ChunkStore
 from meshnode.releases.store.disk import Disk
 from meshnode.releases.store.stick import BUNDLE, found_on
-from protocols.base.errors import StorageError
+from protocols.base.errors import MetadataInvalid, StorageError
 from protocols.releases.bundle import unpack_untrusted_bundle
 from protocols.releases.catalogue import Content, Description
 
 FOLDER: Final = "incoming"
 
 
-def put_in(source: Path, releases: Path, done: Callable[[int], None] = lambda size_bytes: None) -> int:
+def put_in(
+    source: Path, releases: Path, done: Callable[[int], None] = lambda size_bytes: None, disk: Disk | None = None
+) -> int:
     """Put what is on a stick into the folder of releases of a node. ``done`` is called with the bytes of each file.
-    Returns how many chunks there were.
+    Returns how many chunks there were. The bundle is written last, and as a whole.
 
     :raises StorageError: the stick can't be read, holds no metadata, or there is no room.
     """
-    disk, folder, count, bundle = Disk(), releases / FOLDER, 0, False
+    disk, folder, count, bundle = disk or Disk(), releases / FOLDER, 0, b""
     try:
         disk.make_folder(folder)
         for name, data in found_on(source):
             if name == BUNDLE:
-                bundle = True
+                bundle = data
                 unpack_untrusted_bundle(data)
-            disk.write(folder / name, data)
-            disk.sync(folder / name)
+            else:
+                disk.write(folder / name, data)
+                disk.sync(folder / name)
+                count += 1
             done(len(data))
-            count += name != BUNDLE
-        disk.sync_folder(folder)
+        if bundle:
+            disk.place(folder / BUNDLE, bundle)
     except OSError as error:
         raise StorageError(f"{folder} can't be written ({error.strerror}): make room there") from error
     if not bundle:
@@ -58,7 +62,7 @@ def take_in(releases: Path, store: ChunkStore, verify: Callable[[bytes], None]) 
         return 0
     count = 0
     bundle = _read(folder / BUNDLE)
-    if bundle:
+    if _is_readable(bundle):
         store.put(hashlib.sha256(bundle).digest(), bundle)
         verify(bundle)
         for content in contents_in(bundle, lambda digest: _moved(folder, store, digest)):
@@ -71,6 +75,13 @@ def take_in(releases: Path, store: ChunkStore, verify: Callable[[bytes], None]) 
         with suppress(OSError):
             disk.remove(path)  # nobody knows what it is
     return count
+
+
+def _is_readable(bundle: bytes) -> bool:
+    try:
+        return bool(unpack_untrusted_bundle(bundle))
+    except MetadataInvalid:
+        return False
 
 
 def _moved(folder: Path, store: ChunkStore, digest: bytes) -> bytes | None:
