@@ -155,13 +155,13 @@ class ComputeService:
         return model
 
     # --- releases --------------------------------------------------------------------------------------------------
-    def rehearse(self, spec: ModelSpec) -> WorkerModel:
-        """Load a version of a model into an idle process, and have it compute zeros, beside the one that serves. The
-        caller closes it.
+    def rehearse(self, spec: ModelSpec, *, idle: bool = True) -> WorkerModel:
+        """Load a version of a model into a process of its own, and have it compute zeros, beside the one that serves.
+        The caller closes it. ``idle``: it gets only the processor time that nobody else wants.
 
         :raises InferenceError: it can't be loaded, or can't compute zeros.
         """
-        model = self._workers.load(spec, lambda name, why: None, idle=True)
+        model = self._workers.load(spec, lambda name, why: None, idle=idle)
         try:
             zeros = model.zeros()
             if zeros is not None:

@@ -263,6 +263,8 @@ class Inference(Machine):
                     self._asking.loads.reported(source, queue_us_of(frame), now, frame.workers)
             case InferRequest():
                 model = self._asked_for(frame, source, now)
+                if model is None or not model.answers_to(frame.digest):
+                    self._correct(frame, now)
                 self._serving.request(frame, model, source, role, next(self._numbers), now)
             case InferAnswer():
                 self._asking.result(frame.request, source, frame, now)
@@ -322,15 +324,24 @@ class Inference(Machine):
             detail = f"{self._node} computed it, but the answer is too large or the link is stuck"
             self._decided.messages.append((node, InferAnswer(frame.request, "failed", detail=detail)))
 
+    def _correct(self, frame: InferRequest, now: int) -> None:
+        """Tell neighbours of a release first when one of them asks for the file before it because it was offered that:
+        then its request goes on with the release."""
+        if any(told.name == frame.model and told.digest == frame.digest for told in self._told):
+            self._tell_offers(now)
+
+    def _tell_offers(self, now: int) -> None:
+        self._offers_due_ns, self._offers_sent_ns = NEVER, now
+        self._decided.messages.append((None, self.offers()))
+        signatures = {frame.digest: frame for frame in self._signatures()}
+        self._decided.messages += [(None, signatures[new]) for new in signatures if new not in self._described]
+        self._described = set(signatures)
+
     # --- time ------------------------------------------------------------------------------------------------------
     def handle_timer(self, now: int) -> None:
         """Hedge what is late, end what is past its deadline, and tell neighbours what changed."""
         if now >= self._offers_due_ns:
-            self._offers_due_ns, self._offers_sent_ns = NEVER, now
-            self._decided.messages.append((None, self.offers()))
-            signatures = {frame.digest: frame for frame in self._signatures()}
-            self._decided.messages += [(None, signatures[new]) for new in signatures if new not in self._described]
-            self._described = set(signatures)
+            self._tell_offers(now)
         if self._serving.held:
             self._serving.handle_timer(now)
         if self._asking.requests:

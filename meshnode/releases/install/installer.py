@@ -21,6 +21,7 @@ from typing import Final
 
 from meshnode.models import LoadedModel, ModelSpec
 from meshnode.models.model import read_model
+from meshnode.models.worker import WorkerModel
 from meshnode.releases.install.journal import FACTORY, InstalledPath, InstalledRelease, InstallJournal
 from meshnode.releases.install.refusals import InstallRefused, refusal_of
 from meshnode.releases.install.staging import Staging, check_runtime
@@ -139,7 +140,7 @@ class Installer:
         name = model_of(description.path)
         spec = self._stand.spec(name, folder / description.model)
         assert spec is not None, "it has a file"
-        model = self._stand.rehearse(spec)
+        model = self._rehearsed(spec)
         try:
             serving = self._stand.models.get(name)
             if serving is not None:
@@ -149,6 +150,15 @@ class Installer:
             return model.digest
         finally:
             model.close()
+
+    def _rehearsed(self, spec: ModelSpec) -> WorkerModel:
+        """With the processor time that nobody else wants, or if that was too little, with as much as any other."""
+        try:
+            return self._stand.rehearse(spec)
+        except ModelInvalid as error:
+            if refusal_of(error).code != "hung":
+                raise
+            return self._stand.rehearse(spec, idle=False)
 
     def _spec(self, path: str, release: InstalledRelease) -> ModelSpec:
         spec = self._stand.spec(model_of(path), self._staging.place_of(path, release.counter) / release.model)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.models import Cancellation, Job, LoadedModel, Outcome, RunDone
 from meshnode.models.worker import WorkerModel
-from protocols.base.errors import InferenceError, InputInvalid
+from protocols.base.errors import BudgetExhausted, InferenceError, InputInvalid
 from protocols.base.limits import SECOND
 from protocols.releases.events import Measures
 
@@ -100,6 +100,8 @@ class Shadow:
         wanted = tuple(name for name, _ in outcome.outputs)
         try:
             outputs = dict(self._model.run(job.inputs, wanted, cancel))
+        except BudgetExhausted:
+            return  # it may only have waited for a processor; one that hangs is found out when a canary serves it
         except InferenceError:
             if not self._closed:
                 self.runs += 1

@@ -176,3 +176,23 @@ async def test_canary_takes_back_what_does_not_answer_as_before_and_serves_what_
         view = node.part(RunningReleases).view()["paths"][0]
         assert (view["serving"], view["measures"]["errors"]) == (10, 0)
         assert view["measures"]["agreed"] > 0
+
+
+async def test_release_that_does_not_fit_is_a_trouble_and_the_model_goes_on(
+    house: House, publisher: Publisher, factory: Path
+) -> None:
+    """A neighbour offers more than this node may keep. Its operator has to hear of it, and nobody else."""
+    publish(publisher, 1, 1, padding_bytes=1_500_000)
+    one = config_of(house, "roomy-1", publisher, factory, role="rsu")
+    put_in(publisher.folder, one.node.state_dir / "releases")
+    async with meshnode.open(one) as rsu:
+        await serves(rsu, 1)
+        small = config_of(house, "small-1", publisher, factory, rsu.port, store_mib=1)
+        async with meshnode.open(small) as vehicle:
+            await until(lambda: [each for each in vehicle.troubles.current() if each.part == "releases"],
+                        lambda: str(vehicle.part(RunningReleases).view()))  # fmt: skip
+            (trouble,) = (each for each in vehicle.troubles.current() if each.part == "releases")
+            assert "Raise [releases] store_mib" in trouble.why
+            assert not trouble.essential
+            assert await adds(vehicle, 0.5)
+            assert vehicle.statistics()["releases_store_bytes"] < 1_000_000

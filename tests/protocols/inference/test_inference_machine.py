@@ -566,3 +566,19 @@ def test_release_moves_the_pin_of_the_configuration_and_what_is_private() -> Non
     bench.machine.follow("plate", OTHER, private=False)
     bench.ask()
     assert [node for node, _ in bench.requests()] == [A]
+
+
+def test_neighbour_that_asks_for_what_was_offered_before_hears_of_the_release_first() -> None:
+    """Its request then goes on with the release; refused without a word it would fail."""
+    bench = Bench(A)
+    bench.load((model(),))
+    bench.now += SECOND
+    bench.machine.set_models((model(digest=OTHER),), bench.now)
+    bench.serve(A, 1, 10 * SECOND)
+    offers, answer = (frame for _, frame in bench.machine.messages())
+    assert isinstance(offers, Offers)
+    assert [offer.digest for offer in offers.offers] == [OTHER]
+    assert isinstance(answer, InferAnswer)
+    assert answer.status == "unknown"
+    bench.serve(A, 2, 10 * SECOND)
+    assert [type(frame) for _, frame in bench.machine.messages()] == [InferAnswer], "nobody gets offers by asking"
