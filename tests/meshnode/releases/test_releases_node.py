@@ -110,9 +110,9 @@ async def test_release_comes_from_the_relay_as_soon_as_it_is_published(
     credentials = IdentitySection.in_folder(house.folder / "relay-1", "relay-1").credentials
     service = ReleaseService(publisher.folder, AccessTable())
     publish(publisher, 1, 1)
-    with contextlib.closing(service), contextlib.closing(
+    with contextlib.closing(
         open_responder(credentials, "127.0.0.1", 0, MeshName(house.mesh), service.answer)
-    ) as responder:  # fmt: skip
+    ) as responder, contextlib.closing(service):  # fmt: skip
         address = Address("127.0.0.1", responder.port)
         async with meshnode.open(config_of(house, "relayed-1", publisher, factory, relay=address)) as node:
             await serves(node, 1)
