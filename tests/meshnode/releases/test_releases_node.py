@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,23 @@ async def test_release_spreads_from_one_node_to_its_neighbour(
         async with meshnode.open(config_of(house, "spread-2", publisher, factory, rsu.port)) as vehicle:
             await serves(vehicle, 1)
             assert vehicle.statistics()["releases_store_bytes"] > 400_000
+
+
+async def test_release_gets_on_although_its_pieces_have_to_wait_for_room(
+    house: House, publisher: Publisher, factory: Path
+) -> None:
+    """Pieces that give way to readings must not be forgotten in their lanes."""
+    publish(publisher, 1, 1, padding_bytes=400_000)
+    one = config_of(house, "room-1", publisher, factory, role="rsu")
+    put_in(publisher.folder, one.node.state_dir / "releases")
+    async with meshnode.open(one) as rsu:
+        await serves(rsu, 1)
+        room = rsu.driver.engine.lanes.room
+        room.limited, room.bytes_per_s = True, 200_000.0
+        began_s = time.monotonic()
+        async with meshnode.open(config_of(house, "room-2", publisher, factory, rsu.port)) as vehicle:
+            await serves(vehicle, 1)
+        assert time.monotonic() - began_s > 1
 
 
 async def test_release_comes_from_the_relay_as_soon_as_it_is_published(
