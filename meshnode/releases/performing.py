@@ -136,7 +136,7 @@ class ReleasePerformer:
             except StorageError as error:
                 self._troubles.begin(TROUBLE, _STORE, str(error))
             self._trusted(digest, bundle, catalogue)
-        self.take_in()
+        self.imported()  # behind the descriptions of what is installed, since all that nobody needs may make room
 
     def watch_path(self, path: str) -> None:
         """Measure what serves on a path from now on, and tell the machine which release that is."""
@@ -242,7 +242,8 @@ class ReleasePerformer:
     def _verify(self, effect: VerifyBundle) -> None:
         self._verify_bundle(self._store.get(effect.digest) or b"")
 
-    def _verify_bundle(self, bundle: bytes) -> None:
+    def _verify_bundle(self, bundle: bytes) -> bytes:
+        """Returns the bundle that is trusted then; empty: none is."""
         digest = hashlib.sha256(bundle).digest()
         try:
             catalogue = self._trust.verify(bundle)
@@ -264,6 +265,7 @@ class ReleasePerformer:
                 timestamp_version=catalogue.timestamp_version, releases=len(catalogue.releases),
             )  # fmt: skip
             self._trusted(digest, bundle, catalogue)
+        return b"" if self._trust.current() is None else self._trust.bundle or b""
 
     def _trusted(self, digest: bytes, bundle: bytes, catalogue: ReleaseCatalogue) -> None:
         before, self._bundle, self._catalogue = self._bundle, digest, catalogue

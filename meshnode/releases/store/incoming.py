@@ -16,7 +16,7 @@ import msgspec
 from meshnode.releases.store.chunks import ChunkStore
 from meshnode.releases.store.disk import Disk
 from meshnode.releases.store.stick import BUNDLE, found_on
-from protocols.base.errors import MetadataInvalid, StorageError
+from protocols.base.errors import StorageError
 from protocols.releases.bundle import unpack_untrusted_bundle
 from protocols.releases.catalogue import Content, Description
 
@@ -52,8 +52,9 @@ def put_in(
     return count
 
 
-def take_in(releases: Path, store: ChunkStore, verify: Callable[[bytes], None]) -> int:
-    """Take in what is there. ``verify`` is called with the bundle, once it is in the store. Returns how many chunks.
+def take_in(releases: Path, store: ChunkStore, verify: Callable[[bytes], bytes]) -> int:
+    """Take in what is there. ``verify`` is called with the bundle, once it is in the store, and returns the one that is
+    trusted then; empty: none is. Only what that one leads to is taken in. Returns how many chunks.
 
     :raises StorageError: there is no room; what was not taken in stays there.
     """
@@ -62,10 +63,13 @@ def take_in(releases: Path, store: ChunkStore, verify: Callable[[bytes], None]) 
         return 0
     count = 0
     bundle = _read(folder / BUNDLE)
-    if _is_readable(bundle):
-        store.put(hashlib.sha256(bundle).digest(), bundle)
-        verify(bundle)
-        for content in contents_in(bundle, lambda digest: _moved(folder, store, digest)):
+    if bundle:
+        name = hashlib.sha256(bundle).digest()
+        store.put(name, bundle)
+        trusted = verify(bundle)
+        if trusted != bundle:
+            store.forget([name])
+        for content in contents_in(trusted, lambda digest: _moved(folder, store, digest)) if trusted else ():
             index = bytes.fromhex(content.index)
             _moved(folder, store, index)
             opened = store.open_content(index, content.size_bytes, content.chunk_bytes)
@@ -75,13 +79,6 @@ def take_in(releases: Path, store: ChunkStore, verify: Callable[[bytes], None]) 
         with suppress(OSError):
             disk.remove(path)  # nobody knows what it is
     return count
-
-
-def _is_readable(bundle: bytes) -> bool:
-    try:
-        return bool(unpack_untrusted_bundle(bundle))
-    except MetadataInvalid:
-        return False
 
 
 def _moved(folder: Path, store: ChunkStore, digest: bytes) -> bytes | None:
