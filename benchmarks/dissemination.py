@@ -161,9 +161,11 @@ def _publish_readings(sim: SimDriver, random: Random) -> None:
 
 
 def _publish_often(sim: SimDriver, node: SimNode, key: str, priority: int, period_ns: int, random: Random) -> None:
+    """The pauses differ, so that no two publishers stay in step for a whole run."""
+
     def publish(_: Any) -> None:
         sim.publish(node.name, key, sim.now, lifespan_ms=5_000, priority=priority)
-        sim.push(sim.now + period_ns, publish, None)
+        sim.push(sim.now + period_ns // 2 + random.randrange(period_ns), publish, None)
 
     sim.push(sim.now + random.randrange(period_ns), publish, None)
 

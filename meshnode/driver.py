@@ -247,6 +247,8 @@ class Driver:
         link.opened, link.peer = True, identity.node
         self.begin(lambda engine, now: engine.lane_opened(link.dial, identity, now))
         link.replaceable = self.look(lambda engine, _: engine.lanes.is_realtime(link.dial))
+        if link.replaceable:
+            lane.hurry()
         self.settle()
 
     def lane_closed(self, lane: OutgoingLane, reason: str) -> None:

@@ -83,6 +83,10 @@ class OutgoingLane(Protocol):
         """Whether so much is under way that nothing but urgent frames should follow. ``nng`` does not know: libnng
         keeps its sockets to itself, so there the kernel's buffers bound what is under way."""
 
+    def hurry(self) -> None:
+        """Have computers and networks that can do so send what the lane takes before other traffic. ``nng`` can't:
+        libnng keeps its sockets to itself."""
+
     def watch(self, waits: bool) -> None:
         """Have ``lane_writable`` called once a look has learned something, or if the caller ``waits``, once the lane is
         not full any more."""

@@ -158,12 +158,16 @@ class ReleasePerformer:
                     self._tell(lambda machine, now, p=path, c=counter, m=measures: machine.measured(p, c, m, now))  # type: ignore[misc]
 
     def check_expiry(self) -> None:
-        """Tell the machine once the metadata has expired."""
+        """Tell the machine once the metadata has expired, or a clock that was set makes it good again."""
         known, now = self._catalogue, self._trust.current()
-        if known is not None and now is not None and now.is_expired and not known.is_expired:
+        if known is None or now is None or known.timestamp_version != now.timestamp_version:
+            return
+        if now.is_expired != known.is_expired:
             self._catalogue = now
-            self._audit.note("metadata expired", timestamp_version=now.timestamp_version)
-            self._tell(lambda machine, at: machine.expired(at))
+            word = "metadata expired" if now.is_expired else "metadata is good again"
+            self._audit.note(word, timestamp_version=now.timestamp_version)
+            is_expired = now.is_expired
+            self._tell(lambda machine, at: machine.expired(is_expired, at))
 
     def take_in(self) -> None:
         """Take in what was put on the disk for this node. It blocks."""
@@ -245,12 +249,15 @@ class ReleasePerformer:
             catalogue = self._trust.verify(bundle)
         except MetadataInvalid as error:
             why = str(error)
+            if error.attack == "clock":  # nobody is to blame, and the clock may be set any time
+                self._troubles.begin(TROUBLE, _METADATA, why)
+                self._tell(lambda machine, now: machine.bundle_unchecked(digest, now))
+                return
             self._audit.note("metadata refused", bundle=digest.hex(), attack=error.attack, why=why)
             self._tell(lambda machine, now: machine.bundle_refused(digest, why, now))
         except StorageError as error:
             self._troubles.begin(TROUBLE, _METADATA, str(error))
-            why = str(error)
-            self._tell(lambda machine, now: machine.bundle_refused(digest, why, now))
+            self._tell(lambda machine, now: machine.bundle_unchecked(digest, now))
         else:
             self._troubles.end(TROUBLE, _METADATA)
             self._audit.note(

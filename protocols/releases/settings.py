@@ -16,11 +16,11 @@ class ReleaseSettings(Struct, frozen=True):
     """Pieces sent to all neighbours together."""
     serve_neighbour_bytes_per_s: int = 0
     """Pieces sent to each neighbour."""
-    gather_ns: int = 100 * limits.MS
+    gather_ns: int = 150 * limits.MS
     """A neighbour is told at most this often what this node has got. A shorter time costs frames, a longer one delays
     neighbours that have nothing else to ask for."""
     relay_patience_ns: int = 20 * limits.SECOND
     """A chunk that neighbours hold, and that still has not come after this time, is asked of the relay."""
-    relay_stagger_ns: int = limits.SECOND
+    relay_stagger_ns: int = limits.SECOND // 2
     """The first requests to the relay wait for a random part of this time, so that of many nodes that hear of a release
     from it at once the first can tell the others."""

@@ -81,6 +81,9 @@ class NngLane:
         """See ``OutgoingLane.is_full``."""
         return False
 
+    def hurry(self) -> None:
+        """See ``OutgoingLane.hurry``."""
+
     def watch(self, waits: bool) -> None:
         """See ``OutgoingLane.watch``. There is nothing to learn."""
 

@@ -4,7 +4,7 @@ An answer costs up to a kilobyte for 32 bytes of a question, so each neighbour h
 neighbour is known to hold itself is not told.
 
 What is new is gathered for each neighbour, for a random time that is different for each: frames for all of them at once
-would delay readings that come just behind.
+would delay readings that come just behind. Lone chunks, without which nothing can be fetched, are told of soon.
 """
 
 from collections.abc import Callable
@@ -122,10 +122,10 @@ class Telling:
         for listener in self._listeners.values():
             if digest in listener.wants:
                 listener.news[digest] = listener.news.get(digest, 0) | bits
-                if listener.due_ns == NEVER:
-                    soon_ns = now + int(self._random.random() * self._gather_ns / 2)
-                    listener.due_ns = max(soon_ns, listener.told_ns + self._gather_ns)
-                    self._due_ns = min(self._due_ns, listener.due_ns)
+                soon_ns = now + int(self._random.random() * self._gather_ns / (2 if bits else 5))
+                due_ns = max(soon_ns, listener.told_ns + self._gather_ns) if bits else soon_ns
+                listener.due_ns = min(listener.due_ns, due_ns)
+                self._due_ns = min(self._due_ns, listener.due_ns)
 
     def handle_timer(self, now: int) -> None:
         """Tell neighbours what is new."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,23 @@ async def test_release_spreads_from_one_node_to_its_neighbour(
             assert vehicle.statistics()["releases_store_bytes"] > 400_000
 
 
+async def test_release_gets_on_although_its_pieces_have_to_wait_for_room(
+    house: House, publisher: Publisher, factory: Path
+) -> None:
+    """Pieces that give way to readings must not be forgotten in their lanes."""
+    publish(publisher, 1, 1, padding_bytes=400_000)
+    one = config_of(house, "room-1", publisher, factory, role="rsu")
+    put_in(publisher.folder, one.node.state_dir / "releases")
+    async with meshnode.open(one) as rsu:
+        await serves(rsu, 1)
+        room = rsu.driver.engine.lanes.room
+        room.limited, room.bytes_per_s = True, 200_000.0
+        began_s = time.monotonic()
+        async with meshnode.open(config_of(house, "room-2", publisher, factory, rsu.port)) as vehicle:
+            await serves(vehicle, 1)
+        assert time.monotonic() - began_s > 1
+
+
 async def test_release_comes_from_the_relay_as_soon_as_it_is_published(
     house: House, publisher: Publisher, factory: Path
 ) -> None:
@@ -110,9 +128,9 @@ async def test_release_comes_from_the_relay_as_soon_as_it_is_published(
     credentials = IdentitySection.in_folder(house.folder / "relay-1", "relay-1").credentials
     service = ReleaseService(publisher.folder, AccessTable())
     publish(publisher, 1, 1)
-    with contextlib.closing(service), contextlib.closing(
+    with contextlib.closing(
         open_responder(credentials, "127.0.0.1", 0, MeshName(house.mesh), service.answer)
-    ) as responder:  # fmt: skip
+    ) as responder, contextlib.closing(service):  # fmt: skip
         address = Address("127.0.0.1", responder.port)
         async with meshnode.open(config_of(house, "relayed-1", publisher, factory, relay=address)) as node:
             await serves(node, 1)

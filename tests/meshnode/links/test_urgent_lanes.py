@@ -1,0 +1,31 @@
+"""Realtime lanes are marked, so that computers and networks can send readings before pieces of releases."""
+
+import socket
+from typing import Any
+
+from meshnode.links.express.lane import ExpressLane
+from tests.tools.eventually import eventually
+from tests.tools.link_fixture import (  # noqa: F401 -- fixtures
+    given_ca,
+    given_end,
+    given_engine,
+    given_pair,
+    given_pki,
+    given_two,
+)
+
+
+def test_lane_that_hurries_is_marked_and_still_sends(pki: Any, two: Any) -> None:
+    """What is not marked waits behind everything else on a slow link."""
+    a, b = two(pki("a"), pki("b"))
+    lane, other = a.dial(b), a.dial(b)
+    eventually(lambda: len(a.told.all("lane_opened")) == 2, "both lanes are open")
+    lane.hurry()
+    if isinstance(lane, ExpressLane):
+        assert lane._sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == 46 << 2
+        assert lane._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) == 6
+        assert other._sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == 0
+    eventually(lambda: lane.try_send(b"reading"), "the lane takes a frame")
+    eventually(lambda: b"reading" in b.told.frames(), "the frame came")
+    lane.close()
+    lane.hurry()  # it may end at any moment
