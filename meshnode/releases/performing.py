@@ -242,8 +242,8 @@ class ReleasePerformer:
     def _verify(self, effect: VerifyBundle) -> None:
         self._verify_bundle(self._store.get(effect.digest) or b"")
 
-    def _verify_bundle(self, bundle: bytes) -> bytes:
-        """Returns the bundle that is trusted then; empty: none is."""
+    def _verify_bundle(self, bundle: bytes) -> bytes | None:
+        """Returns the bundle that is trusted then, empty if none is. None: this one can't be checked now."""
         digest = hashlib.sha256(bundle).digest()
         try:
             catalogue = self._trust.verify(bundle)
@@ -252,12 +252,13 @@ class ReleasePerformer:
             if error.attack == "clock":  # nobody is to blame, and the clock may be set any time
                 self._troubles.begin(TROUBLE, _METADATA, why)
                 self._tell(lambda machine, now: machine.bundle_unchecked(digest, now))
-                return
+                return None
             self._audit.note("metadata refused", bundle=digest.hex(), attack=error.attack, why=why)
             self._tell(lambda machine, now: machine.bundle_refused(digest, why, now))
         except StorageError as error:
             self._troubles.begin(TROUBLE, _METADATA, str(error))
             self._tell(lambda machine, now: machine.bundle_unchecked(digest, now))
+            return None
         else:
             self._troubles.end(TROUBLE, _METADATA)
             self._audit.note(

@@ -80,3 +80,12 @@ def test_older_stick_still_brings_the_chunks_of_what_is_trusted_now(tmp_path: Pa
     store.open()
     assert take_in(tmp_path / "releases", store, lambda bundle: publisher.bundle) == 1
     assert len(store.held()) == 3, "description, index and chunk of the first release"
+
+
+def test_stick_that_can_not_be_checked_now_waits(tmp_path: Path, publisher: Publisher) -> None:
+    """A vehicle whose clock is not set yet must not throw away what somebody has brought to it."""
+    put_in(publisher.folder, tmp_path / "releases")
+    store = ChunkStore(tmp_path / "releases", 64 * MIB)
+    store.open()
+    assert take_in(tmp_path / "releases", store, lambda bundle: None) == 0
+    assert take_in(tmp_path / "releases", store, lambda bundle: bundle) == 1
