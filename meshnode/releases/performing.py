@@ -140,7 +140,7 @@ class ReleasePerformer:
             except StorageError as error:
                 self._troubles.begin(TROUBLE, _STORE, str(error))
             self._trusted(digest, bundle, catalogue)
-        self.take_in()
+        self.imported()  # behind the descriptions of what is installed, since all that nobody needs may make room
 
     def watch_path(self, path: str) -> None:
         """Measure what serves on a path from now on, and tell the machine which release that is."""
@@ -177,7 +177,7 @@ class ReleasePerformer:
         """Take in what was put on the disk for this node. It blocks."""
         try:
             count = take_in(self._folder, self._store, self._verify_bundle)
-        except StorageError as error:
+        except MeshError as error:
             self._troubles.begin(TROUBLE, _STORE, str(error))
             return
         if count:
@@ -246,7 +246,8 @@ class ReleasePerformer:
     def _verify(self, effect: VerifyBundle) -> None:
         self._verify_bundle(self._store.get(effect.digest) or b"")
 
-    def _verify_bundle(self, bundle: bytes) -> None:
+    def _verify_bundle(self, bundle: bytes) -> bytes | None:
+        """Returns the bundle that is trusted then, empty if none is. None: this one can't be checked now."""
         digest = hashlib.sha256(bundle).digest()
         try:
             catalogue = self._trust.verify(bundle)
@@ -255,12 +256,13 @@ class ReleasePerformer:
             if error.attack == "clock":  # nobody is to blame, and the clock may be set any time
                 self._troubles.begin(TROUBLE, _METADATA, why)
                 self._tell(lambda machine, now: machine.bundle_unchecked(digest, now))
-                return
+                return None
             self._audit.note("metadata refused", bundle=digest.hex(), attack=error.attack, why=why)
             self._tell(lambda machine, now: machine.bundle_refused(digest, why, now))
         except StorageError as error:
             self._troubles.begin(TROUBLE, _METADATA, str(error))
             self._tell(lambda machine, now: machine.bundle_unchecked(digest, now))
+            return None
         else:
             self._troubles.end(TROUBLE, _METADATA)
             self._audit.note(
@@ -268,6 +270,7 @@ class ReleasePerformer:
                 timestamp_version=catalogue.timestamp_version, releases=len(catalogue.releases),
             )  # fmt: skip
             self._trusted(digest, bundle, catalogue)
+        return b"" if self._trust.current() is None else self._trust.bundle or b""
 
     def _trusted(self, digest: bytes, bundle: bytes, catalogue: ReleaseCatalogue) -> None:
         before, self._bundle, self._catalogue = self._bundle, digest, catalogue
