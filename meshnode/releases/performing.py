@@ -258,7 +258,6 @@ class ReleasePerformer:
         except StorageError as error:
             self._troubles.begin(TROUBLE, _METADATA, str(error))
             self._tell(lambda machine, now: machine.bundle_unchecked(digest, now))
-            return None
         else:
             self._troubles.end(TROUBLE, _METADATA)
             self._audit.note(
