@@ -23,15 +23,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import msgspec
 import numpy as np
 
 from benchmarks import command
 from benchmarks.children import ChildFailed
 from benchmarks.command import between, finish, measuring
 from benchmarks.lan import Lan, why_not
+from benchmarks.lines import LineProcess
 from benchmarks.shard_node import Done, Order, Ready, Setting
 from meshnode.identity import create_mesh, issue
 from meshnode.models import plate
@@ -43,43 +43,6 @@ PINNED_BAR, WIRED_BAR = 0.92, 3.5
 WIRED_NODES: Final = 4
 WIRE_MBIT_PER_S: Final = 100
 _SETTLE_S: Final = 1.0
-_A = TypeVar("_A", Ready, Done)
-
-
-class Unit:
-    """A process of :mod:`benchmarks.shard_node`."""
-
-    def __init__(self, process: "subprocess.Popen[str]", setting: Setting) -> None:
-        self._process = process
-        self.tell(setting)
-
-    def tell(self, line: Setting | Order) -> None:
-        """Say what it should do. :raises ChildFailed: it has ended."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(msgspec.json.encode(line).decode() + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError as error:
-            raise ChildFailed(f"a unit has ended (exit status {self._process.poll()})") from error
-
-    def answer(self, kind: type[_A]) -> _A:
-        """Wait for its answer. :raises ChildFailed: it has ended without one."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise ChildFailed(f"a unit has ended (exit status {self._process.wait(10)})")
-        return msgspec.json.decode(line, type=kind)
-
-    def end(self) -> None:
-        """End it by closing its input, and kill it when that is not enough."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 class Units:
@@ -88,12 +51,12 @@ class Units:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
 
-    def start(self, setting: Setting, starter: Any = subprocess.Popen) -> Unit:
+    def start(self, setting: Setting, starter: Any = subprocess.Popen) -> LineProcess:
         """One more. ``starter``: ``Popen``, or the ``start`` of a computer of a :class:`~benchmarks.lan.Lan`."""
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
         if starter is not subprocess.Popen:
             del pipes["text"]
-        unit = Unit(starter([sys.executable, "-m", "benchmarks.shard_node"], **pipes), setting)
+        unit = LineProcess(starter([sys.executable, "-m", "benchmarks.shard_node"], **pipes), setting)
         self._stack.callback(unit.end)
         return unit
 
@@ -157,7 +120,7 @@ def pinned(folder: Path, frames: int, rounds: int, encoded: bool) -> dict[str, A
         return {**figures, "wrong": wrong, "ratio": _ratio(figures["mesh"], figures["bare"])}
 
 
-def _one(unit: Unit, frames: int, alone: bool = False) -> Done:
+def _one(unit: LineProcess, frames: int, alone: bool = False) -> Done:
     unit.tell(Order(frames, alone))
     return unit.answer(Done)
 
@@ -185,7 +148,7 @@ def wired(folder: Path, frames: int, rounds: int, timed_ms: float) -> dict[str, 
     with ExitStack() as stack:
         computers, units = stack.enter_context(_wires(WIRED_NODES)), Units(stack)
         seeds: list[tuple[str, int]] = []
-        node: Unit | None = None
+        node: LineProcess | None = None
         for number in reversed(range(WIRED_NODES)):
             host = f"10.60.0.{number + 1}"
             setting = Setting(

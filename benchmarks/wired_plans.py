@@ -12,7 +12,6 @@ time. It needs Linux, root, the program ``tc``, and the extra ``meshnode[split]`
 ``build/wired_plans.json``.
 """
 
-import contextlib
 import shutil
 import statistics
 import subprocess
@@ -20,14 +19,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, TypeVar
-
-import msgspec
+from typing import Any, Final
 
 from benchmarks import command
 from benchmarks.children import ChildFailed
 from benchmarks.command import between, finish, measuring
 from benchmarks.lan import Computer, Lan, why_not
+from benchmarks.lines import LineProcess
 from benchmarks.plan_node import Answers, Listening, PlanOrder, PlanSetting
 from meshnode.identity import create_mesh, issue
 
@@ -40,7 +38,6 @@ BAR: Final = 1.1
 _KERNELS: Final = (2, 4, 4, 10)
 _TURNS: Final = (350, 1_750, 1_900)
 """How often each loop computes: about 15, 45 and 40 % of the time."""
-_A = TypeVar("_A", Listening, Answers)
 
 Stages = tuple[tuple[int, int, str], ...]
 
@@ -70,42 +67,6 @@ def model_text() -> str:
         '<ir_version: 8, opset_import: ["" : 17]>\n'
         f"shrinking (float[{shape}] x) => (float[1, 1, {sizes[-1]}] y) {{\n{body}\n}}"
     )
-
-
-class PlanProcess:
-    """A process of :mod:`benchmarks.plan_node`."""
-
-    def __init__(self, process: "subprocess.Popen[str]", setting: PlanSetting) -> None:
-        self._process = process
-        self.tell(setting)
-
-    def tell(self, line: PlanSetting | PlanOrder) -> None:
-        """Say what it should do. :raises ChildFailed: it has ended."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(msgspec.json.encode(line).decode() + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError as error:
-            raise ChildFailed(f"a node has ended (exit status {self._process.poll()})") from error
-
-    def answer(self, kind: type[_A]) -> _A:
-        """Wait for its answer. :raises ChildFailed: it has ended without one."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise ChildFailed(f"a node has ended (exit status {self._process.wait(10)})")
-        return msgspec.json.decode(line, type=kind)
-
-    def end(self) -> None:
-        """End it by closing its input, and kill it when that is not enough."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 def possible(cuts: int) -> Iterator[Stages]:
@@ -147,14 +108,14 @@ def _computer(lan: Lan, name: str, host: int, speed_mbps: float) -> Computer:
     return computer
 
 
-def _start(stack: ExitStack, computer: Computer, setting: PlanSetting) -> PlanProcess:
+def _start(stack: ExitStack, computer: Computer, setting: PlanSetting) -> LineProcess:
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": ROOT}
-    process = PlanProcess(computer.start([sys.executable, "-m", "benchmarks.plan_node"], **pipes), setting)
+    process = LineProcess(computer.start([sys.executable, "-m", "benchmarks.plan_node"], **pipes), setting)
     stack.callback(process.end)
     return process
 
 
-def _asked(car: PlanProcess, order: PlanOrder) -> tuple[float, tuple[str, ...]]:
+def _asked(car: LineProcess, order: PlanOrder) -> tuple[float, tuple[str, ...]]:
     car.tell(order)
     answers = car.answer(Answers)
     if not answers.took_ms:

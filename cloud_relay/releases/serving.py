@@ -6,13 +6,13 @@ the asker decides.
 
 A node asks for news with the time that it is ready to wait. The answer comes when there is news. A question that waits
 takes one of the few threads of the responder, so only ``MAX_WAITING`` wait. When one more comes, the one that has
-waited longest is answered at once, without news; the node then asks again after the time that it wanted to wait.
+waited longest is answered at once, without news; the node then asks again after the time that it wanted to wait. A node
+that asks while a question of its own waits has started again, so that one is answered too.
 """
 
 import logging
 import threading
 import time
-from collections import deque
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +21,7 @@ from cloud_relay.releases.shown import BUNDLE_FILE, Shown, read_shown
 from meshnode.links.transport import Handler
 from protocols.access import AccessTable
 from protocols.base.errors import RemoteProtocolError, StorageError
-from protocols.base.ids import PeerIdentity
+from protocols.base.ids import NodeId, PeerIdentity
 from protocols.base.limits import MAX_TEXT_CHARS
 from protocols.wire.codec import decode_untrusted_relay_frame, encode_frame
 from protocols.wire.encoding.messagepack import untrusted_frame_number
@@ -45,7 +45,7 @@ class ReleaseService:
         self._folder, self._access, self._max_waiting = folder, access, max_waiting
         self._shelf = ChunkShelf(folder / "chunks")
         self._lock = threading.Lock()
-        self._waiting: deque[threading.Event] = deque()
+        self._waiting: dict[NodeId, threading.Event] = {}  # whoever has waited longest comes first
         self._closed = False
         self._looked: tuple[int, int, int] | None = None
         self._shown: Shown | None = None
@@ -59,7 +59,7 @@ class ReleaseService:
         """Answer whoever waits. Idempotent."""
         with self._lock:
             self._closed = True
-            for event in self._waiting:
+            for event in self._waiting.values():
                 event.set()
 
     def answer(self, peer: PeerIdentity, data: bytes) -> bytes:
@@ -86,9 +86,11 @@ class ReleaseService:
         until_s = time.monotonic() + asked.wait_ms / 1_000
         mine = threading.Event()
         with self._lock:
+            if (before := self._waiting.pop(peer.node, None)) is not None:
+                before.set()  # it has started again, and nobody takes that answer
             while len(self._waiting) >= self._max_waiting:
-                self._waiting.popleft().set()
-            self._waiting.append(mine)
+                self._waiting.pop(next(iter(self._waiting))).set()
+            self._waiting[peer.node] = mine
         try:
             while True:
                 shown = self._look()
@@ -98,8 +100,8 @@ class ReleaseService:
                     return ReleasesTold(None if shown is None else shown.news)
         finally:
             with self._lock:
-                if mine in self._waiting:
-                    self._waiting.remove(mine)
+                if self._waiting.get(peer.node) is mine:
+                    del self._waiting[peer.node]
 
     def _chunk(self, peer: PeerIdentity, wanted: RelayChunkWanted) -> RelayChunk:
         shown, digest = self._look(), wanted.digest

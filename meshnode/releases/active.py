@@ -146,6 +146,7 @@ class ActiveReleases:
         self.store.open()
         self.audit.open()
         self._host.driver.act(lambda _, now: self._plan.restore(now))
+        self._plan.save()  # this life has not ended in an orderly way, until it does
 
     def begin(self) -> None:
         """Serve what is installed, and look for more. Blocks for seconds."""

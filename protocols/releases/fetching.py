@@ -6,7 +6,6 @@ that this node has whole, only the delta is fetched; when it turns out not to wo
 """
 
 from collections.abc import Iterable
-from typing import Final
 
 from msgspec.structs import replace
 
@@ -26,7 +25,6 @@ from protocols.releases.swarm.shelf import ANY_RELEASE, DIGEST_BYTES, Shelf
 
 Wanted = tuple[str, int]
 """The path and the counter of a release."""
-BUNDLE_PRIORITY: Final = 0
 _ORDER, _DESCRIPTION, _INDEX, _CONTENT = 1, 2, 3, 4
 
 
@@ -36,7 +34,9 @@ class Fetching:
     def __init__(self, shelf: Shelf, decisions: Decisions) -> None:
         self._shelf, self._decisions = shelf, decisions
         self.catalogue: ReleaseCatalogue | None = None
-        self._listed: dict[bytes, Listed] = {}
+        self._listed: dict[Wanted, Listed] = {}
+        self._digests: frozenset[bytes] = frozenset()  # of the descriptions of these
+        self._false: set[Wanted] = set()  # releases whose description is that of another one
         self._listed_orders: dict[bytes, ListedOrder] = {}
         self._bundle = b""
         self.descriptions: dict[Wanted, Description] = {}
@@ -61,16 +61,18 @@ class Fetching:
     def trust(self, bundle: bytes, catalogue: ReleaseCatalogue) -> None:
         """Take newer metadata."""
         self.catalogue, self._bundle = catalogue, bundle
-        self._listed = {listed.digest: listed for listed in catalogue.releases[:MAX_RELEASES]}
+        self._listed = {(listed.path, listed.counter): listed for listed in catalogue.releases[:MAX_RELEASES]}
+        self._digests = frozenset(listed.digest for listed in self._listed.values())
         newest = sorted(catalogue.orders, key=lambda order: -order.serial)[:MAX_ORDERS]
         self._listed_orders = {order.digest: order for order in newest}
-        names = {(listed.path, listed.counter) for listed in self._listed.values()}
+        names = self._listed.keys()
         self.descriptions = {name: known for name, known in self.descriptions.items() if name in names}
         self.orders = {digest: order for digest, order in self.orders.items() if digest in self._listed_orders}
         self._fetched = {name: None for name in self._fetched if name in names}
         self._begun &= names
         self._whole &= names
-        self._bad &= {*self._listed, *self._listed_orders}
+        self._bad.clear()  # what was bad may have been so because of what is listed no longer
+        self._false.clear()
         self._name()
         self._read_held()
         self.is_changed = True
@@ -79,16 +81,15 @@ class Fetching:
         """Tell the shelf what belongs to which release."""
         lone = [(self._bundle, ANY_RELEASE)]
         lone += [(digest, ANY_RELEASE) for digest in self._listed_orders]
-        lone += [(digest, listed.path) for digest, listed in self._listed.items()]
+        lone += [(listed.digest, listed.path) for listed in self._listed.values()]
         contents = [(content, known.path) for known in self.descriptions.values() for content in _contents(known)]
         self._shelf.keep_only(lone, contents)
 
     def _read_held(self) -> None:
         """Have descriptions and orders read that are held and were not read."""
-        read = {(listed.path, listed.counter) for listed in self.descriptions.values()}
-        for digest, listed in self._listed.items():
-            if (listed.path, listed.counter) not in read and self._may_read(digest):
-                self._decisions.effects.append(ReadDescription(digest))
+        for release, listed in self._listed.items():
+            if release not in self.descriptions and release not in self._false and self._may_read(listed.digest):
+                self._decisions.effects.append(ReadDescription(listed.digest))
         for digest in self._listed_orders:
             if digest not in self.orders and self._may_read(digest):
                 self._decisions.effects.append(ReadOrder(digest))
@@ -108,18 +109,20 @@ class Fetching:
     def described(self, digest: bytes, description: Description | None) -> None:
         """The description of a release was parsed. None: it is malformed, or can't be read."""
         self._reading.discard(digest)
-        listed = self._listed.get(digest)
-        if listed is None:
-            return
-        if description is None or (description.path, description.counter) != (listed.path, listed.counter):
-            self._bad.add(digest)
-            self._say(
-                listed.path, listed.counter, "refused", "its description is malformed, or that of another release"
-            )
-            return
-        self.descriptions[listed.path, listed.counter] = description
-        for content in _contents(description):
-            self._shelf.describe(content, description.path)
+        for release in [release for release, listed in self._listed.items() if listed.digest == digest]:
+            if description is None:
+                self._bad.add(digest)
+                self._say(*release, "refused", "its description is malformed")
+            elif (description.path, description.counter) != release:  # another one may list it rightly
+                self._false.add(release)
+                self._say(*release, "refused", f"its description is that of {description.path} {description.counter}")
+            elif not all(self._shelf.agrees(content) for content in _contents(description)):
+                self._false.add(release)
+                self._say(*release, "refused", "it names a file of another release, and says that it has another size")
+            else:
+                self.descriptions[release] = description
+                for content in _contents(description):
+                    self._shelf.describe(content, description.path)
         self.is_changed = True
 
     def ordered(self, digest: bytes, order: Order | None) -> None:
@@ -142,9 +145,9 @@ class Fetching:
             self._bad.add(digest)
         self.is_changed = True
 
-    def kept(self, digest: bytes) -> None:
-        """A chunk is held now."""
-        if digest in self._listed or digest in self._listed_orders:
+    def kept(self, *digests: bytes) -> None:
+        """Chunks are held now."""
+        if any(digest in self._digests or digest in self._listed_orders for digest in digests):
             self._read_held()
         self.is_changed = True
 
@@ -170,10 +173,10 @@ class Fetching:
         self._fetched.pop(release, None)
         self.is_changed = True
 
-    def expired(self) -> None:
-        """The metadata has expired."""
+    def expired(self, is_expired: bool) -> None:
+        """Whether the metadata has expired."""
         if self.catalogue is not None:
-            self.catalogue = replace(self.catalogue, is_expired=True)
+            self.catalogue = replace(self.catalogue, is_expired=is_expired)
             self.is_changed = True
 
     def lost(self) -> None:
@@ -194,9 +197,9 @@ class Fetching:
         for digest, order in self._listed_orders.items():
             if digest not in held and order.size_bytes <= MAX_CHUNK_BYTES:
                 lone[digest] = order.size_bytes, _ORDER
-        for digest, listed in self._listed.items():
-            release = listed.path, listed.counter
-            if release not in self._wanted or catalogue.is_expired:
+        for release, listed in self._listed.items():
+            digest = listed.digest
+            if release not in self._wanted or catalogue.is_expired or release in self._false:
                 continue
             if release not in self._begun:
                 self._begun.add(release)

@@ -26,11 +26,11 @@ from protocols.releases.events import (
     MetadataTaken,
     VerifyBundle,
 )
-from protocols.releases.fetching import BUNDLE_PRIORITY, Fetching
+from protocols.releases.fetching import Fetching
 from protocols.releases.news import RELAY, News
 from protocols.releases.rollout.rollouts import Rollouts
 from protocols.releases.settings import ReleaseSettings
-from protocols.releases.swarm.asking import Swarm
+from protocols.releases.swarm.asking import BUNDLE_PRIORITY, Swarm
 from protocols.releases.swarm.relaying import Relaying
 from protocols.releases.swarm.serving import PieceServing
 from protocols.releases.swarm.shelf import Shelf
@@ -143,10 +143,10 @@ class Releases(Machine):
     def holding(self, chunks: Mapping[bytes, int], now: int) -> None:
         """These chunks are on the disk, with their sizes: at the start, after an import, or after a file was put
         together from a delta."""
-        self.shelf.add(chunks)
-        self.fetching.is_changed = True
-        for chunk in chunks:
-            self.fetching.kept(chunk)
+        new = {chunk: size_bytes for chunk, size_bytes in chunks.items() if chunk not in self.shelf.held}
+        self.shelf.add(new)
+        self.fetching.kept(*new)
+        for chunk in new:
             self.swarm.arrived(chunk, now)
             self.telling.kept(chunk, now)
         self._go_on(now)
@@ -205,10 +205,17 @@ class Releases(Machine):
             self._decided.events.append(MetadataTaken(catalogue.timestamp_version, len(catalogue.releases)))
         self._go_on(now)
 
-    def expired(self, now: int) -> None:
-        """The metadata that was verified last has expired: nothing new is fetched or installed."""
-        self.fetching.expired()
-        self.rollouts.expired(True, now)
+    def expired(self, is_expired: bool, now: int) -> None:
+        """Whether the metadata that was verified last has expired: then nothing new is fetched or installed. A clock
+        that was wrong and is set may make it good again."""
+        self.fetching.expired(is_expired)
+        self.rollouts.expired(is_expired, now)
+        self._go_on(now)
+
+    def bundle_unchecked(self, digest: bytes, now: int) -> None:
+        """A bundle could not be checked here: the clock is wrong, or the disk is full. It is tried again later."""
+        self._verifying.discard(digest)
+        self.news.postpone(digest, now)
         self._go_on(now)
 
     def bundle_refused(self, digest: bytes, why: str, now: int) -> None:
@@ -275,7 +282,7 @@ class Releases(Machine):
                 self._tell_orders(now)
             fetching.want(self.rollouts.wanted())
             fetching.keep(self.rollouts.kept())
-            if not (fetching.is_changed or self.news.is_changed):
+            if not (fetching.is_changed or self.news.is_changed or self.swarm.doubted.misfits):
                 break
             lone, contents = fetching.needs()
             self._want_bundles(lone, now)
@@ -290,11 +297,14 @@ class Releases(Machine):
 
     def _want_bundles(self, lone: dict[bytes, tuple[int, int]], now: int) -> None:
         """Fetch bundles that were announced, and have those verified that are here."""
+        for bundle, size_bytes in self.swarm.doubted.take():
+            self.news.misfit(bundle, size_bytes, now)
         for bundle, news in self.news.bundles(now).items():
-            if bundle not in self.shelf.held:
+            if bundle not in self.shelf.held and bundle not in lone and not self.shelf.is_named(bundle):
                 lone[bundle] = news.bundle_bytes, BUNDLE_PRIORITY
         for bundle in self.news.newer(now):
-            if bundle in self.shelf.held and bundle not in self._verifying:
+            is_here = bundle in self.shelf.held and bundle not in self._verifying
+            if is_here and self.news.may_check(bundle, now):
                 self._verifying.add(bundle)
                 self._decided.effects.append(VerifyBundle(bundle))
 

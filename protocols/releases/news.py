@@ -10,7 +10,7 @@ A node that has verified newer metadata says so, unless somebody else has said t
 forgotten.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Final
 
@@ -38,6 +38,11 @@ _SAY_NS: Final = 2 * limits.SECOND
 """A node says what it has verified after a random part of this time, in case somebody else does."""
 _CHANGE_NS: Final = 10 * limits.SECOND
 _DISTRUST_NS: Final = 3_600 * limits.SECOND
+_RELAY_DISTRUST_NS: Final = 60 * limits.SECOND
+"""A relay that was taken over could otherwise have a bundle fetched, written and checked each second."""
+_CHECK_AGAIN_NS: Final = 60 * limits.SECOND
+_ENOUGH: Final = 2
+"""So many others have to say what this node has verified before it is silent."""
 
 _decoder = msgspec.msgpack.Decoder(ReleaseNews)
 
@@ -56,6 +61,9 @@ class News:
         self.verified: ReleaseNews | None = None
         self._heard: dict[NodeId, tuple[ReleaseNews, int]] = {}  # by author, with the instant of its signature
         self._known: dict[bytes, None] = {}  # bundles that are not asked for, because they were looked at
+        self._misfits: dict[tuple[bytes, int], int] = {}  # bundles that don't have the size that was said, for a while
+        self._postponed: dict[bytes, int] = {}  # bundles that could not be checked, and when to try again
+        self._chosen: tuple[bytes, ...] = ()
         self._distrusted: dict[NodeId, int] = {}
         self._said: tuple[ReleaseNews, int] | None = None  # by this node itself
         self._say_ns = NEVER
@@ -103,15 +111,20 @@ class News:
     def bundles(self, now: int) -> Mapping[bytes, ReleaseNews]:
         """The bundles to ask for, by digest."""
         self.is_changed = False
-        self._change_ns = NEVER
         able = self.newer(now)
-        if len(able) > MAX_BUNDLES:
-            newest = sorted(able, key=lambda bundle: _age(able[bundle]), reverse=True)
-            half = MAX_BUNDLES // 2
-            chosen = newest[:half] + self._random.sample(newest[half:], half)
-            able = {bundle: able[bundle] for bundle in chosen}
-            self._change_ns = now + _CHANGE_NS
-        return able
+        if len(able) <= MAX_BUNDLES:
+            self._chosen, self._change_ns = (), NEVER
+            return able
+        kept = [bundle for bundle in self._chosen if bundle in able]
+        if now >= self._change_ns or self._change_ns == NEVER:
+            kept, self._change_ns = [], now + _CHANGE_NS
+        if len(kept) < MAX_BUNDLES:  # what is half fetched stays chosen
+            others = sorted(able.keys() - set(kept), key=lambda bundle: (_age(able[bundle]), bundle), reverse=True)
+            newest = others[: max(MAX_BUNDLES // 2 - len(kept), 0)]
+            kept += newest
+            kept += self._random.sample(others[len(newest) :], MAX_BUNDLES - len(kept))
+        self._chosen = tuple(kept)
+        return {bundle: able[bundle] for bundle in kept}
 
     def newer(self, now: int) -> dict[bytes, ReleaseNews]:
         """All bundles that may be newer than what was verified."""
@@ -119,7 +132,7 @@ class News:
         for author, (news, _) in self._heard.items():
             if (
                 _age(news) > self._verified_age and news.bundle not in self._known
-                and self._distrusted.get(author, 0) <= now
+                and self._misfits.get((news.bundle, news.bundle_bytes), 0) <= now and self._is_trusted(author, now)
             ):  # fmt: skip
                 before = able.get(news.bundle)
                 if before is None or author == RELAY:
@@ -128,9 +141,9 @@ class News:
 
     def taken(self, bundle: bytes, size_bytes: int, catalogue: ReleaseCatalogue, now: int) -> bool:
         """A bundle was verified. Returns whether it is newer than what was."""
-        said = [news for news, _ in self._heard.values() if news.bundle == bundle and _age(news) > _age(catalogue)]
-        if said:  # it is less than its authors said, and would be asked for again and again
-            self._distrust(bundle, now)
+        boasters = self._authors_of(lambda news: news.bundle == bundle and _age(news) > _age(catalogue))
+        if boasters:  # it is less than they said, and would be asked for again and again
+            self._distrust(boasters, now)
             self._note_known(bundle)
         if _age(catalogue) < self._verified_age:
             return False
@@ -143,11 +156,29 @@ class News:
         return True
 
     def refuse(self, bundle: bytes, now: int) -> list[NodeId]:
-        """A bundle is not good. Returns who announced it."""
+        """A bundle is forged, old or mixed. Returns who announced it."""
         self.counts["bundles_refused"] += 1
         self._note_known(bundle)
         self.is_changed = True
-        return self._distrust(bundle, now)
+        return self._distrust(self._authors_of(lambda news: news.bundle == bundle), now)
+
+    def misfit(self, bundle: bytes, size_bytes: int, now: int) -> None:
+        """What several neighbours sent as a bundle is not of the size that was said. That size is a lie, or they are
+        liars, so nobody is blamed, and for a while others have their turn."""
+        self._misfits[bundle, size_bytes] = now + _CHECK_AGAIN_NS
+        while len(self._misfits) > MAX_KNOWN:
+            del self._misfits[next(iter(self._misfits))]
+        self.is_changed = True
+
+    def postpone(self, bundle: bytes, now: int) -> None:
+        """A bundle could not be checked here, for no fault of anybody: the clock is wrong, or the disk is full."""
+        self._postponed[bundle] = now + _CHECK_AGAIN_NS
+        while len(self._postponed) > MAX_BUNDLES:
+            del self._postponed[next(iter(self._postponed))]
+
+    def may_check(self, bundle: bytes, now: int) -> bool:
+        """Whether a bundle that is held may be checked now."""
+        return self._postponed.get(bundle, 0) <= now
 
     def _note_known(self, bundle: bytes) -> None:
         """Ask for a bundle no more."""
@@ -155,12 +186,17 @@ class News:
         while len(self._known) > MAX_KNOWN:
             del self._known[next(iter(self._known))]
 
-    def _distrust(self, bundle: bytes, now: int) -> list[NodeId]:
-        """Ask for nothing that the authors of some news announce, for a while."""
-        authors = [author for author, (news, _) in self._heard.items() if news.bundle == bundle and author != RELAY]
+    def _authors_of(self, is_meant: Callable[[ReleaseNews], bool]) -> list[NodeId]:
+        return [author for author, (news, _) in self._heard.items() if is_meant(news)]
+
+    def _is_trusted(self, author: NodeId, now: int) -> bool:
+        return self._distrusted.get(author, 0) <= now
+
+    def _distrust(self, authors: list[NodeId], now: int) -> list[NodeId]:
+        """Ask for nothing that some authors announce, for a while."""
         for author in authors:
             self._distrusted.pop(author, None)
-            self._distrusted[author] = now + _DISTRUST_NS
+            self._distrusted[author] = now + (_RELAY_DISTRUST_NS if author == RELAY else _DISTRUST_NS)
         while len(self._distrusted) > MAX_KNOWN:
             del self._distrusted[next(iter(self._distrusted))]
         return authors or [RELAY]
@@ -169,25 +205,32 @@ class News:
     def _plan(self, now: int) -> None:
         """Decide when to say what was verified. What was said already counts, so that two nodes that disagree do not
         answer each other for ever."""
-        said_ns = self._said_ns()
+        said_ns = self._said_ns(now)
         if said_ns is None or said_ns + _REPEAT_NS <= now:
             self._say_ns = now + int(self._random.random() * _SAY_NS)
         else:
             self._say_ns = said_ns + _REPEAT_NS + int(self._random.random() * _REPEAT_NS / 2)
 
-    def _said_ns(self) -> int | None:
-        """When somebody, this node included, said last what this node has verified."""
-        said = [each for author, each in self._heard.items() if author != RELAY]
-        if self._said is not None:
-            said.append(self._said)
-        return max((said_ns for news, said_ns in said if news == self.verified), default=None)
+    def _said_ns(self, now: int) -> int | None:
+        """When this node, or the second of two others that are believed, said last what this node has verified. One
+        other is not enough: nobody may listen to it."""
+        said = [each for author, each in self._heard.items() if author != RELAY and self._is_trusted(author, now)]
+        others = sorted((said_ns for news, said_ns in said if news == self.verified), reverse=True)[
+            _ENOUGH - 1 : _ENOUGH
+        ]
+        own = [self._said[1]] if self._said is not None and self._said[0] == self.verified else []
+        return max((*others, *own), default=None)
 
     def handle_timer(self, now: int) -> None:
         """Say what was verified, if nobody else did."""
         if now >= self._change_ns:
-            self._change_ns, self.is_changed = NEVER, True
+            self.is_changed = True
+        if min([NEVER, *self._postponed.values(), *self._misfits.values()]) <= now:
+            self._postponed = {bundle: at_ns for bundle, at_ns in self._postponed.items() if at_ns > now}
+            self._misfits = {claim: at_ns for claim, at_ns in self._misfits.items() if at_ns > now}
+            self.is_changed = True
         if now >= self._say_ns and self.verified is not None:
-            said_ns = self._said_ns()
+            said_ns = self._said_ns(now)
             if said_ns is None or said_ns + _REPEAT_NS <= now:
                 self._wishes.append(EntryWish(RELEASES_KIND, encode(self.verified), NEWS_LIFETIME_S))
                 self._said = self.verified, now
@@ -197,7 +240,7 @@ class News:
 
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` has something to do."""
-        return min(self._say_ns, self._change_ns)
+        return min(self._say_ns, self._change_ns, *self._postponed.values(), *self._misfits.values())
 
     def has_wishes(self) -> bool:
         """Whether :meth:`wishes` has any."""

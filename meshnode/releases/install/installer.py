@@ -67,7 +67,7 @@ class Installer:
         bad: list[int] = []
         for counter in dict.fromkeys((state.current, *state.previous)):
             release = state.release(counter)
-            if counter == FACTORY and self._stand.spec(model_of(path)) is not None:
+            if counter == FACTORY and self._has_file(path):
                 break  # it is loaded with the others that the configuration names
             if release is None:
                 continue
@@ -83,6 +83,13 @@ class Installer:
                 return whys
         self._note(path, state.serving(FACTORY, self._keep).without(bad))
         return whys
+
+    def _has_file(self, path: str) -> bool:
+        """Whether the configuration names a file for a path."""
+        try:
+            return self._stand.spec(model_of(path)) is not None
+        except InstallRefused:
+            return True  # and has it split between nodes
 
     def _note(self, path: str, state: InstalledPath) -> None:
         """At the start a full disk must not keep a model from serving: what can't be written is found again."""

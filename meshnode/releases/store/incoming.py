@@ -23,24 +23,28 @@ from protocols.releases.catalogue import Content, Description
 FOLDER: Final = "incoming"
 
 
-def put_in(source: Path, releases: Path, done: Callable[[int], None] = lambda size_bytes: None) -> int:
+def put_in(
+    source: Path, releases: Path, done: Callable[[int], None] = lambda size_bytes: None, disk: Disk | None = None
+) -> int:
     """Put what is on a stick into the folder of releases of a node. ``done`` is called with the bytes of each file.
-    Returns how many chunks there were.
+    Returns how many chunks there were. The bundle is written last, and as a whole.
 
     :raises StorageError: the stick can't be read, holds no metadata, or there is no room.
     """
-    disk, folder, count, bundle = Disk(), releases / FOLDER, 0, False
+    disk, folder, count, bundle = disk or Disk(), releases / FOLDER, 0, b""
     try:
         disk.make_folder(folder)
         for name, data in found_on(source):
             if name == BUNDLE:
-                bundle = True
+                bundle = data
                 unpack_untrusted_bundle(data)
-            disk.write(folder / name, data)
-            disk.sync(folder / name)
+            else:
+                disk.write(folder / name, data)
+                disk.sync(folder / name)
+                count += 1
             done(len(data))
-            count += name != BUNDLE
-        disk.sync_folder(folder)
+        if bundle:
+            disk.place(folder / BUNDLE, bundle)
     except OSError as error:
         raise StorageError(f"{folder} can't be written ({error.strerror}): make room there") from error
     if not bundle:
@@ -48,8 +52,10 @@ def put_in(source: Path, releases: Path, done: Callable[[int], None] = lambda si
     return count
 
 
-def take_in(releases: Path, store: ChunkStore, verify: Callable[[bytes], None]) -> int:
-    """Take in what is there. ``verify`` is called with the bundle, once it is in the store. Returns how many chunks.
+def take_in(releases: Path, store: ChunkStore, verify: Callable[[bytes], bytes | None]) -> int:
+    """Take in what is there. ``verify`` is called with the bundle, once it is in the store, and returns the one that is
+    trusted then, empty if none is; None: it can't be checked now, and all of it stays there. Only what the trusted one
+    leads to is taken in. Returns how many chunks.
 
     :raises StorageError: there is no room; what was not taken in stays there.
     """
@@ -59,9 +65,14 @@ def take_in(releases: Path, store: ChunkStore, verify: Callable[[bytes], None]) 
     count = 0
     bundle = _read(folder / BUNDLE)
     if bundle:
-        store.put(hashlib.sha256(bundle).digest(), bundle)
-        verify(bundle)
-        for content in contents_in(bundle, lambda digest: _moved(folder, store, digest)):
+        name = hashlib.sha256(bundle).digest()
+        store.put(name, bundle)
+        trusted = verify(bundle)
+        if trusted is None:
+            return 0
+        if trusted != bundle:
+            store.forget([name])
+        for content in contents_in(trusted, lambda digest: _moved(folder, store, digest)) if trusted else ():
             index = bytes.fromhex(content.index)
             _moved(folder, store, index)
             opened = store.open_content(index, content.size_bytes, content.chunk_bytes)

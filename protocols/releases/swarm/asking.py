@@ -8,8 +8,9 @@ Rules:
 3. A piece that does not come in time, or is refused, is asked of another neighbour. Whoever does not answer is asked
    less and less, and after half a minute nothing counts that it says it holds.
 4. When nothing else is left to ask for, a piece that takes long is asked of one more neighbour.
-5. A chunk whose bytes do not have its digest was forged by the neighbour that all of it came from, which is asked no
-   more. When pieces came from several, nobody is blamed: the chunk is fetched again, whole from one neighbour.
+5. The size of a bundle is hearsay: when what a neighbour sends does not fit it, nobody but its author is to blame.
+   Another chunk whose bytes do not have its digest was forged by the neighbour that all of it came from, which is not
+   asked for an hour. When pieces came from several, nobody is blamed: the chunk is fetched again, whole from one.
 6. Chunks that wait for pieces, or to be written, take at most ``MAX_ASSEMBLED_BYTES``.
 """
 
@@ -24,6 +25,7 @@ from protocols.releases.events import ChunkForged, Decisions, KeepChunk
 from protocols.releases.settings import ReleaseSettings
 from protocols.releases.swarm.assembly import Assembly
 from protocols.releases.swarm.demand import ChunkDemand, ContentWish
+from protocols.releases.swarm.doubts import DoubtedBundles, Forgers
 from protocols.releases.swarm.shelf import Shelf
 from protocols.releases.swarm.supplier import SILENT_NS, Supplier
 from protocols.releases.swarm.window import ALL_LOOK, ALL_TARGET_NS, DelayWindow
@@ -32,9 +34,13 @@ from protocols.wire.releases import ChunkPiece, ChunkRefused, ChunksComing, Chun
 MAX_ASSEMBLED_BYTES: Final = 8 * 1024 * 1024
 MAX_UNDER_WAY: Final = 256
 """Pieces asked of all neighbours together: 4 MiB."""
-MAX_FORGERS: Final = 256
-"""Neighbours remembered as forgers, so that one is not asked again because it connects again."""
 _MAX_WHOLE: Final = 256
+BUNDLE_PRIORITY: Final = 0
+"""That of chunks whose size is hearsay."""
+_AS_BUNDLE: Final = b"?"
+_DOUBT_NS: Final = 60 * limits.SECOND
+"""A neighbour whose bytes were not those of a bundle is not asked for it for so long. For a chunk of the same digest
+whose size something signed tells, it is."""
 _COMING_NS: Final = 15 * limits.SECOND
 """How long a neighbour is believed that it gets a chunk from the relay."""
 _BUSY_NS: Final = limits.SECOND // 2
@@ -59,7 +65,9 @@ class Swarm:
         self._assembled_bytes = 0
         self._under_way = 0
         self._whole: dict[bytes, None] = {}  # chunks that are fetched whole from one neighbour
-        self._forgers: dict[NodeId, None] = {}
+        self._present: set[NodeId] = set()
+        self._forgers = Forgers()
+        self.doubted = DoubtedBundles()
         self._names: tuple[bytes, ...] = ()
         self._names_ns = NEVER
         self._due_ns = NEVER
@@ -74,14 +82,19 @@ class Swarm:
     # --- neighbours ------------------------------------------------------------------------------------------------
     def met(self, node: NodeId) -> None:
         """A node became a neighbour."""
+        self._present.add(node)
         if node not in self._forgers:
             self.suppliers.setdefault(node, Supplier(node))
 
     def gone(self, node: NodeId, now: int) -> None:
         """A neighbour is gone, and with it what was asked of it."""
+        self._present.discard(node)
+        self._leave(node, now)
+
+    def _leave(self, node: NodeId, now: int) -> None:
         supplier = self.suppliers.pop(node, None)
         if supplier is not None:
-            self.demand.forget(supplier)
+            self.demand.forget(supplier, self.suppliers.values())
             self._abandon(supplier)
             self.ask(now)
 
@@ -100,6 +113,8 @@ class Swarm:
                 del supplier.lone[digest]
             for digest in [digest for digest in supplier.bits if digest not in self.demand.contents]:
                 del supplier.bits[digest]
+        for digest in self._keeping:  # it may be wanted again while it is being written
+            self.demand.mark(digest, busy=True)
         names = self.demand.names()
         if names != self._names:
             self._tell_names(names, now)
@@ -153,16 +168,19 @@ class Swarm:
             if askers is not None:
                 askers.pop(source, None)
             if len(frame.data) != assembly.piece_bytes(frame.offset):
-                self._forged(frame.digest, source, now)
-                return
-            if assembly.lacks(frame.offset) and (asked is not None or frame.digest not in self._whole):
+                if not self._is_hearsay(frame.digest):
+                    self._forged(frame.digest, source, now)
+                    return
+                self._drop(frame.digest)
+                self._doubt(frame.digest, assembly.size_bytes, source, now)
+            elif assembly.lacks(frame.offset) and (asked is not None or frame.digest not in self._whole):
                 if assembly.add(frame.offset, frame.data, source):
                     self._whole_now(assembly)
         supplier.is_idle = False
         self.ask(now)
 
     def _answered(self, supplier: Supplier, took_ns: int, now: int) -> None:
-        supplier.timeouts = supplier.paused_until_ns = 0
+        supplier.timeouts = supplier.paused_until_ns = supplier.busy_since_ns = 0
         if supplier.is_silent:
             supplier.is_silent = False
             self.demand.count_again(supplier)
@@ -182,12 +200,16 @@ class Swarm:
         if frame.why == "busy":
             pieces = pieces[-1:]
             supplier.window.lost(now)
+            if supplier.is_always_busy(now) and not supplier.is_silent:
+                supplier.is_silent = True
+                self.demand.forget(supplier, self.suppliers.values())
             supplier.paused_until_ns = max(supplier.paused_until_ns, now + _BUSY_NS)
             self._due_ns = min(self._due_ns, supplier.paused_until_ns)
         else:
             supplier.lone.pop(frame.digest, None)
             for known, number in self._shelf.places(frame.digest):
-                self.demand.lost(supplier, known.digest, 1 << number if frame.why == "unknown" else known.all_chunks)
+                bits = 1 << number if frame.why == "unknown" else known.all_chunks
+                self.demand.lost(supplier, known.digest, bits, self.suppliers.values())
                 if frame.why == "forbidden":
                     supplier.shun(known.digest, now)
             supplier.shun(frame.digest, now)
@@ -215,6 +237,11 @@ class Swarm:
         if ok:
             self.counts["chunks_kept"] += 1
             self._whole.pop(digest, None)
+            for known, _ in self._shelf.places(digest):
+                if (content := self.demand.contents.get(known.digest)) is not None:
+                    content.progress_ns = now
+        elif len(sources) == 1 and self._is_hearsay(digest):
+            self._doubt(digest, size_bytes, next(iter(sources)), now)
         elif len(sources) == 1:
             self._forged(digest, next(iter(sources)), now)
         else:
@@ -235,26 +262,32 @@ class Swarm:
 
     def arrived(self, digest: bytes, now: int) -> None:
         """A chunk is held now, wherever it came from."""
-        for known, _ in self._shelf.places(digest):
-            content = self.demand.contents.get(known.digest)
-            if content is not None:
-                content.progress_ns = now
         self._drop(digest)
         self.demand.lone.pop(digest, None)
+
+    def _is_hearsay(self, digest: bytes) -> bool:
+        """Whether nothing signed says how large a chunk is."""
+        wish = self.demand.lone.get(digest)
+        return wish is not None and wish.priority == BUNDLE_PRIORITY
+
+    def _doubt(self, digest: bytes, size_bytes: int, source: NodeId, now: int) -> None:
+        """What a neighbour sent is not a bundle of that digest and size: it was forged, or the size is a lie. Others
+        are asked for a while."""
+        if (supplier := self.suppliers.get(source)) is not None:
+            supplier.shun(digest + _AS_BUNDLE, now, _DOUBT_NS)
+        self.doubted.add(digest, size_bytes)
 
     def _forged(self, digest: bytes, source: NodeId, now: int) -> None:
         """A neighbour sent what was not asked for under the name of what was. It is asked no more."""
         self.counts["chunks_forged"] += 1
-        self._forgers[source] = None
-        while len(self._forgers) > MAX_FORGERS:
-            del self._forgers[next(iter(self._forgers))]
+        self._due_ns = min(self._due_ns, self._forgers.add(source, now))
         self._decisions.events.append(ChunkForged(source, digest.hex()))
         assembly = self._assemblies.get(digest)
         if assembly is not None and source in (assembly.owner, *assembly.sources):
             self._drop(digest)
         for other in [each for each in self._assemblies.values() if source in each.sources]:
             self._drop(other.digest)
-        self.gone(source, now)
+        self._leave(source, now)
 
     def _drop(self, digest: bytes) -> None:
         """Give up a chunk that was begun."""
@@ -360,12 +393,13 @@ class Swarm:
     def _begin(self, supplier: Supplier, now: int) -> Assembly | None:
         """Begin a chunk that a neighbour holds: lone ones first, then the rarest of the most urgent content."""
         for digest, wish in self.demand.lone.items():
-            if digest in supplier.lone and not wish.busy and not supplier.shuns(digest, now):
+            shunned = digest + _AS_BUNDLE if wish.priority == BUNDLE_PRIORITY else digest
+            if digest in supplier.lone and not wish.busy and not supplier.shuns(shunned, now):
                 return self._assemble(supplier, digest, wish.size_bytes, wish.priority)
         for content in self.demand.contents.values():
             bits = content.open & supplier.bits.get(content.known.digest, 0)
             if bits:
-                number = self.demand.rarest(content, bits)
+                number = self.demand.rarest(content, bits, self.suppliers.values())
                 digest, size_bytes = content.known.chunk(number), content.known.size_of(number)
                 return self._assemble(supplier, digest, size_bytes, content.priority)
         return None
@@ -412,6 +446,10 @@ class Swarm:
         if now < self._due_ns:
             return
         self._due_ns = NEVER
+        for node in self._forgers.forgiven(now):
+            if node in self._present:
+                self.met(node)
+        self._due_ns = min([NEVER, *self._forgers.ends()])
         for supplier in self.suppliers.values():
             for piece in [piece for piece, (_, due_ns) in supplier.asked.items() if due_ns <= now]:
                 if piece not in supplier.asked:  # the end of another one has ended it
@@ -422,8 +460,8 @@ class Swarm:
                 self.window.lost(now)
                 self._unask(piece, supplier.node)
             if supplier.timeouts > 1 and not supplier.is_silent and now - supplier.waiting_since_ns >= SILENT_NS:
-                self.demand.forget(supplier)
                 supplier.is_silent = True
+                self.demand.forget(supplier, self.suppliers.values())
             supplier.is_idle = False
             if supplier.asked:
                 self._due_ns = min(self._due_ns, *(due_ns for _, due_ns in supplier.asked.values()))
@@ -432,6 +470,15 @@ class Swarm:
     def next_timer_at(self) -> int:
         """When :meth:`handle_timer` has something to do."""
         return min(self._due_ns, self._names_ns)
+
+    def may_fetch(self, now: int) -> bool:
+        """Whether the disk takes chunks, and the budget of this hour is not used up."""
+        return now >= self._paused_until_ns and (self._budget is None or self._budget.left(now) >= 1)
+
+    def charge(self, size_bytes: int) -> None:
+        """Take bytes that are fetched of somebody else from the budget."""
+        if self._budget is not None:
+            self._budget.fine(size_bytes)
 
 
 def _hourly(bytes_per_hour: int) -> Allowance | None:

@@ -67,8 +67,6 @@ class Relaying:
         if ok:
             self.counts["relay_gave"] += 1
             self.counts["relay_bytes"] += size_bytes
-            if self._budget is not None:
-                self._budget.fine(size_bytes)
         else:
             self.counts["relay_failed"] += 1
             self._failed[chunk] = now + _AGAIN_NS
@@ -90,11 +88,12 @@ class Relaying:
         if not self._connected:
             return
         asked = len(self._asked)
-        while len(self._asked) < self._at_once and (self._budget is None or self._budget.left(now) > 0):
+        while len(self._asked) < self._at_once and self._may_ask(now):
             chunk = self._next(now)
             if chunk is None:
                 break
             self._asked[chunk] = now
+            self._charge(self.size_of(chunk) or 0)
             self.counts["relay_asked"] += 1
             self._swarm.demand.mark(chunk, busy=True)
             self._decisions.effects.append(AskRelay(chunk))
@@ -103,6 +102,15 @@ class Relaying:
         demand = self._swarm.demand
         if len(self._asked) < self._at_once and (demand.lone or demand.contents):
             self._due_ns = min(self._due_ns if self._due_ns > now else NEVER, now + _LOOK_NS)
+
+    def _may_ask(self, now: int) -> bool:
+        return self._swarm.may_fetch(now) and (self._budget is None or self._budget.left(now) > 0)
+
+    def _charge(self, size_bytes: int) -> None:
+        """Take a chunk from the budgets when it is asked for: what can't be written, or is junk, costs the same."""
+        self._swarm.charge(size_bytes)
+        if self._budget is not None:
+            self._budget.fine(size_bytes)
 
     def _tell(self) -> None:
         self._decisions.messages.append((None, ChunksComing(tuple(self._asked))))

@@ -45,6 +45,10 @@ class KnownContent:
         """Whether all of it is held. An empty file has no chunks."""
         return not self.chunks or (bool(self.digests) and self.have == self.all_chunks)
 
+    def is_of(self, content: Content) -> bool:
+        """Whether it has the sizes that a description says."""
+        return (self.size_bytes, self.chunk_bytes) == (content.size_bytes, content.chunk_bytes)
+
     def chunk(self, number: int) -> bytes:
         """The digest of a chunk."""
         return self.digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
@@ -75,6 +79,11 @@ class Shelf:
         """Note that a chunk belongs to a release, or to ``ANY_RELEASE``."""
         self._lone.setdefault(digest, {})[path] = None
 
+    def agrees(self, content: Content) -> bool:
+        """Whether nothing else is known of the content with that index than what is said here."""
+        known = self.known.get(bytes.fromhex(content.index))
+        return known is None or known.is_of(content)
+
     def describe(self, content: Content, path: str) -> KnownContent:
         """Make a content known as part of a release."""
         digest = bytes.fromhex(content.index)
@@ -93,12 +102,16 @@ class Shelf:
         before, self.known = self.known, {}
         for content, path in contents:
             known = before.get(bytes.fromhex(content.index))
-            if known is not None and known.digest not in self.known:
+            if known is not None and known.digest not in self.known and known.is_of(content):
                 known.paths = {}
                 self.known[known.digest] = known
             self.describe(content, path)
-        for digest in [digest for digest in self._loaded if digest not in self.known]:
+        for digest in [digest for digest in self._loaded if self.known.get(digest) is not before[digest]]:
             self._unload(before[digest])
+
+    def is_named(self, digest: bytes) -> bool:
+        """Whether signed metadata names a chunk, itself or as a part of a content that is loaded."""
+        return digest in self._lone or digest in self._places
 
     def named(self) -> list[bytes]:
         """The chunks that metadata and descriptions name themselves, and that are held."""

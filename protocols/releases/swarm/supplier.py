@@ -27,8 +27,8 @@ Piece = tuple[bytes, int]
 class Supplier:
     """One neighbour."""
 
-    __slots__ = ("asked", "bits", "coming", "is_idle", "is_silent", "late", "lone", "node", "paused_until_ns",
-                 "shunned", "timeouts", "waiting_since_ns", "window")  # fmt: skip
+    __slots__ = ("asked", "bits", "busy_since_ns", "coming", "is_idle", "is_silent", "late", "lone", "node",
+                 "paused_until_ns", "shunned", "timeouts", "waiting_since_ns", "window")  # fmt: skip
 
     def __init__(self, node: NodeId) -> None:
         self.node = node
@@ -51,6 +51,8 @@ class Supplier:
         """How often in a row pieces did not come in time …"""
         self.waiting_since_ns = 0
         """… and when the first of them was asked for."""
+        self.busy_since_ns = 0
+        """Since when it says that it is busy and gives nothing; 0: it does not."""
         self.is_silent = False
         """Whether what it holds counts for nothing, because it does not answer."""
         self.is_idle = False
@@ -59,6 +61,11 @@ class Supplier:
     def has_room(self, now: int) -> bool:
         """Whether it may be asked for another piece."""
         return now >= self.paused_until_ns and len(self.asked) < int(self.window.size)
+
+    def is_always_busy(self, now: int) -> bool:
+        """Note that it says that it is busy. Returns whether it has said nothing else for ``SILENT_NS``."""
+        self.busy_since_ns = self.busy_since_ns or now
+        return now - self.busy_since_ns >= SILENT_NS
 
     def patience_ns(self) -> int:
         """How long a piece may take."""

@@ -19,8 +19,8 @@ from tests.tools.eventually import eventually
 from tests.tools.release_fixture import Publisher, sha256
 
 
-def asked(service: ReleaseService, frame: Frame, role: Role = Role.VEHICLE) -> Frame:
-    peer = PeerIdentity(MeshName("demo"), role, NodeId("v-1"))
+def asked(service: ReleaseService, frame: Frame, role: Role = Role.VEHICLE, node: str = "v-1") -> Frame:
+    peer = PeerIdentity(MeshName("demo"), role, NodeId(node))
     return decode_untrusted_relay_frame(service.answer(peer, encode_frame(frame)))
 
 
@@ -118,10 +118,13 @@ def test_service_answers_as_soon_as_there_is_news(publisher: Publisher) -> None:
 def test_service_lets_few_wait_and_answers_the_one_that_waited_longest(publisher: Publisher) -> None:
     """A hundred nodes that wait would otherwise take all threads, and no batch would be answered."""
     service = ReleaseService(publisher.folder, AccessTable(), max_waiting=2)
-    askers = [threading.Thread(target=news, args=(service, 1, 60_000)) for _ in range(6)]
+    question = ReleasesAsked(1, 60_000)
+    askers = [
+        threading.Thread(target=asked, args=(service, question, Role.VEHICLE, f"v-{number}")) for number in range(6)
+    ]
     for number, asker in enumerate(askers):
         asker.start()
-        eventually(lambda number=number: len(service._waiting) == min(number + 1, 2))
+        eventually(lambda number=number: f"v-{number}" in service._waiting)
     for asker in askers[:4]:
         asker.join(5)
     assert [asker.is_alive() for asker in askers] == [False] * 4 + [True] * 2
@@ -129,6 +132,22 @@ def test_service_lets_few_wait_and_answers_the_one_that_waited_longest(publisher
     for asker in askers:
         asker.join(5)
         assert not asker.is_alive()
+
+
+def test_service_asked_again_by_one_node_answers_its_question_of_before(publisher: Publisher) -> None:
+    """A node that starts again leaves its question behind, which would count as one of its requests for a while."""
+    service = ReleaseService(publisher.folder, AccessTable())
+    askers = [threading.Thread(target=news, args=(service, 1, 60_000)) for _ in range(3)]
+    for number, asker in enumerate(askers):
+        before = service._waiting.get(NodeId("v-1"))
+        asker.start()
+        eventually(lambda before=before: service._waiting.get(NodeId("v-1")) not in (None, before))
+        for earlier in askers[:number]:
+            earlier.join(5)
+            assert not earlier.is_alive()
+    service.close()
+    askers[-1].join(5)
+    assert not askers[-1].is_alive()
 
 
 def test_service_whose_disk_was_damaged_gives_no_wrong_chunk(publisher: Publisher) -> None:

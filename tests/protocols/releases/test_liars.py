@@ -6,10 +6,12 @@ from msgspec.structs import replace
 from protocols.access import AccessTable
 from protocols.base import limits
 from protocols.base.ids import NodeId
+from protocols.machine import EntryWish
 from protocols.releases.events import ChunkForged, MetadataRefused
 from protocols.releases.machine import Releases
 from protocols.releases.settings import ReleaseSettings
-from protocols.wire.releases import ReleaseNews
+from protocols.wire.codec import encode
+from protocols.wire.releases import RELEASES_KIND, ReleaseNews
 from sims.world.releases.liars import LIES, Lie, LyingReleases
 from sims.world.releases.nodes import RelayStore, rollouts_of
 from tests.protocols.releases.mesh import PATH, Mesh
@@ -108,3 +110,48 @@ def test_author_of_news_whose_metadata_is_forged_is_named_and_not_listened_to() 
     assert mesh.events("b", MetadataRefused) == [MetadataRefused(NodeId("mallory"), "a signature is wrong")]
     tell("mallory")
     assert not machine.news.bundles(node.local(mesh.driver.now))
+
+
+class _Missizing(Releases):
+    """Announces a part of a release, which others hold, as metadata of another size."""
+
+    size_bytes = 100
+    target: list[bytes] = []  # noqa: RUF012 - set by the test
+    _has_said = False
+
+    def has_news(self) -> bool:
+        return bool(self.target and not self._has_said) or super().has_news()
+
+    def wishes(self) -> list[EntryWish]:
+        wishes = [wish for wish in super().wishes() if wish.kind != RELEASES_KIND]
+        if self.target and not self._has_said:
+            self._has_said = True
+            news = ReleaseNews(1, 10**9, self.target[0], self.target[0], self.size_bytes)
+            wishes.append(EntryWish(RELEASES_KIND, encode(news), 3_600))
+        return wishes
+
+
+@pytest.mark.parametrize("size_bytes", [100, limits.PIECE_BYTES])
+def test_size_that_a_liar_announces_makes_nobody_blame_an_honest_neighbour(size_bytes: int) -> None:
+    """One signed entry made every node ban the neighbours that had the release, for good."""
+    _Missizing.size_bytes, _Missizing.target = size_bytes, []
+    mesh = Mesh(
+        "seed", "b", "c", "liar", bytes_per_s=200_000,
+        machine=lambda settings, random: (_Missizing if settings.node == "liar" else Releases)(
+            settings.node, AccessTable(settings.access), ReleaseSettings(), random, rollouts_of(settings)
+        ),
+    )  # fmt: skip
+    mesh.publisher.release(PATH, 1, 1_500_000)
+    mesh.publisher.sign()
+    mesh.seed("seed")
+    mesh.run_for(3)
+    here = mesh.releases.disk("b").chunks.keys() | mesh.releases.disk("c").chunks.keys()
+    coming = [
+        digest for digest, data in mesh.publisher.chunks.items()
+        if digest not in here and len(data) > limits.PIECE_BYTES
+    ]  # fmt: skip
+    assert coming, "the release is still on its way"
+    _Missizing.target.append(coming[-1])
+    mesh.run_for(120)
+    assert mesh.serving()["b"] == mesh.serving()["c"] == 1
+    assert not [*mesh.events("b", ChunkForged), *mesh.events("c", ChunkForged)]

@@ -5,7 +5,7 @@ from random import Random
 from protocols.base.ids import NodeId
 from protocols.base.limits import SECOND
 from protocols.releases.catalogue import ReleaseCatalogue
-from protocols.releases.news import NEWS_LIFETIME_S, News
+from protocols.releases.news import MAX_BUNDLES, NEWS_LIFETIME_S, News
 from protocols.wire.releases import ReleaseNews
 
 
@@ -64,3 +64,66 @@ def test_news_is_said_again_once_something_newer_was_verified() -> None:
         news.taken(b"n" * 32, 1_000, verified(1, version), version * 10 * SECOND)
         news.handle_timer(version * 10 * SECOND + 3 * SECOND)
         assert len(news.wishes()) == 1
+
+
+def test_bundle_that_was_chosen_among_those_of_many_liars_stays_chosen() -> None:
+    """Each entry that was heard drew anew, and dropped what was half fetched: 50 liars hid the truth from most."""
+    news = News(NodeId("a"), Random(1))
+    for number in range(50):
+        news.told(NodeId(f"liar-{number}"), said(9, 10**6, bytes([number])), 0, 0)
+    chosen = list(news.bundles(0))
+    assert len(chosen) == MAX_BUNDLES
+    for second in range(1, 9):
+        news.told(NodeId("b"), said(1, 5, b"t"), 0, second * SECOND)
+        assert list(news.bundles(second * SECOND)) == chosen
+    seen: set[bytes] = set()
+    for second in range(10, 2_000, 10):
+        news.handle_timer(second * SECOND)
+        seen |= news.bundles(second * SECOND).keys()
+    assert b"t" * 32 in seen, "each has its turn"
+
+
+def test_author_that_lied_silences_nobody_by_saying_the_truth_first() -> None:
+    """Whoever has the relay said nothing, because somebody had; and nobody listened to that one."""
+    near = News(NodeId("near"), Random(1))
+    near.told(NodeId("liar"), said(1, 50, b"j"), 0, 0)
+    assert near.refuse(b"j" * 32, SECOND) == ["liar"]
+    near.told(NodeId("liar"), said(1, 6, b"t"), 0, 2 * SECOND)
+    assert near.taken(b"t" * 32, 1_000, verified(1, 6), 3 * SECOND)
+    near.handle_timer(6 * SECOND)
+    assert len(near.wishes()) == 1
+
+
+def test_inflated_version_of_a_true_bundle_makes_its_other_authors_no_liars() -> None:
+    """An author is blamed only for what it signed."""
+    news = News(NodeId("a"), Random(1))
+    news.told(NodeId("honest"), said(1, 5, b"t"), 0, 0)
+    news.told(NodeId("liar"), said(99, 5, b"t"), 0, 0)
+    assert news.taken(b"t" * 32, 1_000, verified(1, 5), SECOND)
+    news.told(NodeId("honest"), said(1, 6, b"n"), 0, 2 * SECOND)
+    assert list(news.bundles(2 * SECOND)) == [b"n" * 32]
+    news.told(NodeId("liar"), said(1, 7, b"m"), 0, 2 * SECOND)
+    assert list(news.bundles(2 * SECOND)) == [b"n" * 32]
+
+
+def test_size_that_does_not_fit_gives_way_to_what_others_said() -> None:
+    """The same bundle is asked for as others describe it."""
+    news = News(NodeId("a"), Random(1))
+    news.told(NodeId("liar"), ReleaseNews(1, 5, bytes(32), b"t" * 32, 100), 0, 0)
+    news.told(NodeId("honest"), said(1, 5, b"t"), 0, 0)
+    assert news.bundles(0)[b"t" * 32].bundle_bytes == 100
+    news.misfit(b"t" * 32, 100, SECOND)
+    assert news.bundles(SECOND)[b"t" * 32].bundle_bytes == 1_000
+
+
+def test_bundle_that_could_not_be_checked_is_tried_again_and_blames_nobody() -> None:
+    """The clock of this node may be years off, and its disk full."""
+    news = News(NodeId("a"), Random(1))
+    news.told(NodeId("b"), said(1, 5, b"t"), 0, 0)
+    news.postpone(b"t" * 32, 0)
+    assert not news.may_check(b"t" * 32, SECOND)
+    due_ns = news.next_timer_at()
+    news.handle_timer(due_ns)
+    assert news.is_changed
+    assert news.may_check(b"t" * 32, due_ns)
+    assert list(news.bundles(due_ns)) == [b"t" * 32]

@@ -11,7 +11,10 @@ import pytest
 
 from benchmarks.failing_disk import FailingDisk, Fault, PowerLost
 from meshnode.inference.compute import ComputeService
+from meshnode.inference.section import ModelSection, ModelsSection
+from meshnode.releases.install.installer import Installer
 from meshnode.releases.install.refusals import InstallRefused
+from meshnode.releases.install.stand import NodeModels
 from protocols.base.errors import MeshError
 from protocols.base.ids import NodeId
 from tests.tools.eventually import eventually
@@ -228,6 +231,16 @@ def test_damaged_journal_is_moved_aside_and_the_file_serves(tmp_path: Path, fact
         assert "journal.json.unusable" in here.installer.journal.why_lost
         here.install(release(1))
         assert here.answer() == 1
+
+
+def test_node_whose_model_is_split_from_now_on_starts_without_its_releases(tmp_path: Path, factory: Path) -> None:
+    """The operator has changed the configuration, and nothing that was installed before may keep the node down."""
+    with site(tmp_path / "releases", factory) as here:
+        here.install(release(1))
+        split = ModelsSection(models={NAME: ModelSection(path=factory, split="latency")})
+        again = Installer(tmp_path / "releases", here.store, NodeModels(here.compute, split, here.how), 1)
+        assert "is split between nodes" in again.serve_installed()[PATH]
+        assert again.journal.of(PATH).current == 0
 
 
 # --- a fault at each step --------------------------------------------------------------------------------------------
