@@ -146,6 +146,7 @@ class ActiveReleases:
         self.store.open()
         self.audit.open()
         self._host.driver.act(lambda _, now: self._plan.restore(now))
+        self._plan.save()  # this life has not ended in an orderly way, until it does
 
     def begin(self) -> None:
         """Serve what is installed, and look for more. Blocks for seconds."""
@@ -165,6 +166,7 @@ class ActiveReleases:
             await asyncio.to_thread(self._plan.save_now_and_then)
             if count % int(_EXPIRY_S / _TICK_S) == 0:
                 await asyncio.to_thread(self.performer.check_expiry)
+                self.performer.keep_journal()
 
     def close(self) -> None:
         """End the threads, and keep what the next life needs."""

@@ -6,6 +6,7 @@ take seconds. Each result is told to the machine by the method that its effect n
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,7 +22,7 @@ from meshnode.releases.install.installer import Installer, model_of
 from meshnode.releases.install.journal import FACTORY
 from meshnode.releases.install.observing import Shadow, Watched
 from meshnode.releases.install.patching import DeltaFailed, is_held, patch_files
-from meshnode.releases.install.refusals import InstallRefused, refusal_of
+from meshnode.releases.install.refusals import InstallRefused, ReleaseIncomplete, refusal_of
 from meshnode.releases.store.chunks import ChunkStore
 from meshnode.releases.store.incoming import take_in
 from meshnode.releases.store.stick import BUNDLE
@@ -47,6 +48,7 @@ from protocols.releases.machine import Releases
 _log = logging.getLogger(__name__)
 TROUBLE: Final = "releases"
 _STORE, _METADATA = "store", "metadata"
+MAX_REFETCHES: Final = 3
 
 Tell = Callable[[Callable[[Releases, int], None]], None]
 """Calls a function with the machine and the time, under the engine's lock, and performs what was decided."""
@@ -73,6 +75,8 @@ class ReleasePerformer:
         self._bundle = b""
         self._watched: dict[str, Watched] = {}
         self._is_closing = False
+        self._refetched: Counter[tuple[str, int]] = Counter()
+        """How often a release was fetched again, because of damage here."""
         self._disk = ThreadPoolExecutor(1, "release-chunks")
         self._models = ThreadPoolExecutor(1, "release-install")
 
@@ -116,6 +120,7 @@ class ReleasePerformer:
         """End the threads, after what they do now."""
         for thread in (self._disk, self._models):
             thread.shutdown(cancel_futures=True)
+        self._installer.journal.catch_up()
         for watched in self._watched.values():
             watched.end_shadow()
 
@@ -136,7 +141,7 @@ class ReleasePerformer:
             except StorageError as error:
                 self._troubles.begin(TROUBLE, _STORE, str(error))
             self._trusted(digest, bundle, catalogue)
-        self.take_in()
+        self.imported()  # behind the descriptions of what is installed, since all that nobody needs may make room
 
     def watch_path(self, path: str) -> None:
         """Measure what serves on a path from now on, and tell the machine which release that is."""
@@ -169,11 +174,15 @@ class ReleasePerformer:
             is_expired = now.is_expired
             self._tell(lambda machine, at: machine.expired(is_expired, at))
 
+    def keep_journal(self) -> None:
+        """Write what could not be written of releases that serve, on the thread of releases."""
+        self._later(self._models, lambda _: self._installer.journal.catch_up())(None)
+
     def take_in(self) -> None:
         """Take in what was put on the disk for this node. It blocks."""
         try:
             count = take_in(self._folder, self._store, self._verify_bundle)
-        except StorageError as error:
+        except MeshError as error:
             self._troubles.begin(TROUBLE, _STORE, str(error))
             return
         if count:
@@ -242,7 +251,8 @@ class ReleasePerformer:
     def _verify(self, effect: VerifyBundle) -> None:
         self._verify_bundle(self._store.get(effect.digest) or b"")
 
-    def _verify_bundle(self, bundle: bytes) -> None:
+    def _verify_bundle(self, bundle: bytes) -> bytes | None:
+        """Returns the bundle that is trusted then, empty if none is. None: this one can't be checked now."""
         digest = hashlib.sha256(bundle).digest()
         try:
             catalogue = self._trust.verify(bundle)
@@ -251,7 +261,7 @@ class ReleasePerformer:
             if error.attack == "clock":  # nobody is to blame, and the clock may be set any time
                 self._troubles.begin(TROUBLE, _METADATA, why)
                 self._tell(lambda machine, now: machine.bundle_unchecked(digest, now))
-                return
+                return None
             self._audit.note("metadata refused", bundle=digest.hex(), attack=error.attack, why=why)
             self._tell(lambda machine, now: machine.bundle_refused(digest, why, now))
         except StorageError as error:
@@ -264,6 +274,7 @@ class ReleasePerformer:
                 timestamp_version=catalogue.timestamp_version, releases=len(catalogue.releases),
             )  # fmt: skip
             self._trusted(digest, bundle, catalogue)
+        return b"" if self._trust.current() is None else self._trust.bundle or b""
 
     def _trusted(self, digest: bytes, bundle: bytes, catalogue: ReleaseCatalogue) -> None:
         before, self._bundle, self._catalogue = self._bundle, digest, catalogue
@@ -318,15 +329,35 @@ class ReleasePerformer:
             self._audit.note("delta failed", path=path, counter=counter, why=str(error))
             self._tell(lambda machine, now: machine.delta_failed(path, counter, now))
             return
-        except InstallRefused as error:
-            failure = error.told
-            if error.code == "no_room":
-                self._troubles.begin(TROUBLE, _STORE, str(error))
-        if failure and self._is_closing:
-            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, the machine waits for an answer
+            refusal = _refusal(error)
+            if self._is_closing:
+                return
+            if isinstance(refusal, ReleaseIncomplete) and self._fetch_again(path, counter, refusal):
+                return
+            if refusal.code == "no_room":
+                self._troubles.begin(TROUBLE, _STORE, str(refusal))
+            failure = refusal.told
         self._audit.note("staged" if not failure else "refused", path=path, counter=counter, why=failure)
         self._tell_lost()
         self._tell(lambda machine, now: machine.staged(path, counter, failure, now))
+
+    def _fetch_again(self, path: str, counter: int, why: ReleaseIncomplete) -> bool:
+        """Have chunks fetched again that are not there, though the machine was told so. False: that was done too often,
+        and the disk of this node is not to be trusted."""
+        self._refetched[path, counter] += 1
+        description = self._descriptions.get((path, counter))
+        if description is None or self._refetched[path, counter] > MAX_REFETCHES:
+            return False
+        missing = [
+            digest for content in contents_of(description)
+            if (opened := self._store.content(bytes.fromhex(content.index))) is not None
+            for number, digest in enumerate(opened.digests) if not opened.held[number]
+        ]  # fmt: skip
+        self._audit.note("damaged", path=path, counter=counter, chunks=len(missing), why=str(why))
+        self._tell(lambda machine, now: machine.rollouts.incomplete(path, counter, now))
+        self._tell(lambda machine, now: machine.dropped(missing, now))
+        return True
 
     def _stage_described(self, path: str, counter: int) -> None:
         """:raises DeltaFailed: the files have to be fetched. :raises InstallRefused: it can't be staged."""
@@ -355,10 +386,10 @@ class ReleasePerformer:
             if counter != FACTORY and self._installer.journal.of(path).release(counter) is None:
                 self._stage_described(path, counter)  # it was damaged, and is whole again
             self._installer.serve(path, counter)
-        except MeshError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the machine waits for an answer
             if self._is_closing:
                 return
-            failure = refusal_of(error).told
+            failure = _refusal(error).told
         else:
             watched = self._watched.get(path)
             if watched is not None:
@@ -375,8 +406,8 @@ class ReleasePerformer:
         try:
             self._save_plan()
             model = self._compute.rehearse(self._installer.spec_of(effect.path, effect.counter))
-        except MeshError as error:
-            failure = refusal_of(error).told
+        except Exception as error:  # noqa: BLE001 - as above
+            failure = _refusal(error).told
             if not self._is_closing:
                 self._tell(lambda machine, now: machine.serving(effect.path, effect.counter, failure, now))
             return
@@ -396,6 +427,12 @@ class ReleasePerformer:
         if description is not None:
             self._store.forget([bytes.fromhex(content.index) for content in contents_of(description)])
         self._audit.note("dropped", path=effect.path, counter=effect.counter)
+
+
+def _refusal(error: Exception) -> InstallRefused:
+    if not isinstance(error, MeshError | OSError):
+        _log.exception("a release was not installed for a reason that nobody foresaw: this is a bug")
+    return refusal_of(error)
 
 
 def contents_of(description: Description) -> list[Content]:

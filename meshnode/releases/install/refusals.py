@@ -22,6 +22,13 @@ class InstallRefused(ModelInvalid):
         return f"{self.code}: {self}"
 
 
+class ReleaseIncomplete(InstallRefused):
+    """Chunks of a release are missing, or were found to be damaged: nothing is wrong with the release."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__("digest", why)
+
+
 def refusal_of(error: Exception) -> InstallRefused:
     """What any error that ends an installation is to others."""
     match error:

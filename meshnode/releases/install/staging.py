@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from meshnode.releases.install.refusals import InstallRefused
+from meshnode.releases.install.refusals import InstallRefused, ReleaseIncomplete
 from meshnode.releases.store.chunks import ChunkStore
 from meshnode.releases.store.disk import Disk
 from protocols.base.errors import StorageError
@@ -57,13 +57,16 @@ class Staging:
         index = bytes.fromhex(content.index)
         held = self._store.open_content(index, content.size_bytes, content.chunk_bytes)
         if held is None or not self._store.fill(held):
-            raise InstallRefused("digest", f"chunks of {target.name} are missing: fetch them")
+            raise ReleaseIncomplete(f"chunks of {target.name} are missing: fetch them")
         if held.digest() != content.sha256:
-            damaged = self._store.check_content(index)
-            raise InstallRefused("digest", (
-                f"{target.name} is damaged on the disk: {damaged} chunks have to be fetched again" if damaged
-                else f"{target.name} does not have the digest of the metadata: its publisher has to publish it again"
-            ))  # fmt: skip
+            if damaged := self._store.check_content(index):
+                raise ReleaseIncomplete(
+                    f"{target.name} is damaged on the disk: {damaged} chunks have to be fetched again"
+                )
+            raise InstallRefused(
+                "digest",
+                f"{target.name} does not have the digest of the metadata: its publisher has to publish it again",
+            )
         self._disk.link(held.path, target)
 
     def remove(self, path: str, counter: int) -> None:

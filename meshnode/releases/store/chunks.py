@@ -22,7 +22,7 @@ from meshnode.releases.store.disk import Disk
 from protocols.base import limits
 from protocols.base.errors import StorageError
 
-_RESERVE_SHARE: Final = 50
+RESERVE_SHARE: Final = 50
 """One in so many parts of the file system is left to others, such as the outbox."""
 _RECENT_CHUNKS: Final = 8
 """Chunks that were read last stay in memory: a neighbour asks for one piece of a chunk after another."""
@@ -78,7 +78,8 @@ class ChunkStore:
         if hashlib.sha256(data).digest() != digest:
             return False
         with self._lock, self._translated(f"given the chunk {digest.hex()[:12]}"):
-            places = self._places.get(digest, ())
+            places = [(content, number) for content, number in self._places.get(digest, ())
+                      if content.size_of(number) == len(data)]  # fmt: skip
             for content, number in places:
                 self._reserve(content)
                 content.put(number, data)
@@ -158,14 +159,20 @@ class ChunkStore:
     # --- contents --------------------------------------------------------------------------------------------------
     def open_content(self, index: bytes, size_bytes: int, chunk_bytes: int) -> ContentFile | None:
         """The content whose index is that chunk. None: the index is not held, or is not that of a content of this size.
-        Its room on the disk is made before its first chunk is written."""
+        Its room on the disk is made before its first chunk is written. What was opened with other sizes gives way as
+        long as no chunk has borne them out: two releases may say different things of one index."""
         with self._lock:
             known = self._open.get(index.hex())
-            if known is not None:
-                return known if (known.size_bytes, known.chunk_bytes) == (size_bytes, chunk_bytes) else None
+            if known is not None and known.size_bytes == size_bytes:
+                if known.chunk_bytes == chunk_bytes or len(known.digests) == 1:
+                    return known
             listed = self.get(index)
             if listed is None or len(listed) != 32 * -(-size_bytes // chunk_bytes):
                 return None
+            if known is not None:
+                if known.is_proven:
+                    return None
+                self._remove(known.path)
             digests = [listed[at : at + 32] for at in range(0, len(listed), 32)]
             content = ContentFile(self._contents / index.hex(), digests, size_bytes, chunk_bytes, self._disk)
             content.look()
@@ -189,7 +196,8 @@ class ChunkStore:
         """
         with self._lock, self._translated(f"given the content {content.path.name[:12]}"):
             for number, digest in enumerate(content.digests):
-                if not content.held[number] and self.has(digest) and (data := self.get(digest)) is not None:
+                data = self.get(digest) if not content.held[number] and self.has(digest) else None
+                if data is not None and len(data) == content.size_of(number):
                     self._reserve(content)
                     content.put(number, data)
             return content.is_whole
@@ -255,10 +263,10 @@ class ChunkStore:
         for path in going:
             self._remove(path)
         free, total = self._disk.room(self._blobs)
-        if size_bytes > free - total // _RESERVE_SHARE:
+        if size_bytes > free - total // RESERVE_SHARE:
             raise StorageError(
                 f"{size_bytes} bytes of a release don't fit: the disk of {self._blobs.parent} has {free} bytes left, "
-                f"of which {total // _RESERVE_SHARE} stay free. Make room"
+                f"of which {total // RESERVE_SHARE} stay free. Make room"
             )
 
     def _remove(self, path: Path) -> None:

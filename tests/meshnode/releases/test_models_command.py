@@ -1,6 +1,8 @@
 """``meshnode models``: a release on a stick, what a node shows of it, going back, and the check of a disk."""
 
 import json
+import signal
+import time
 from pathlib import Path
 
 import msgspec
@@ -105,3 +107,20 @@ def test_import_of_something_else_and_of_a_damaged_stick_is_refused(tmp_path: Pa
     done = command("models", "import", config, publisher.folder)
     assert done.returncode == 1
     assert "is damaged: write it again" in done.stderr
+
+
+def test_node_that_is_killed_while_it_installs_serves_when_it_starts_again(tmp_path: Path) -> None:
+    """The whole node, with its metadata, its rollout and its worker processes. The campaign kills it more often."""
+    publisher = published(tmp_path / "repository")
+    config = node_of(tmp_path, "killed-1", publisher)
+    for pause_s in (0.05, 0.3):
+        with RunningNode(config) as node:
+            command("models", "import", config, publisher.folder, "--http", f"127.0.0.1:{node.http_port}")
+            eventually(lambda: node.get("/v1/releases")["metadata"], "the metadata is taken")
+            time.sleep(pause_s)  # the moment is what is tried, and any is right
+            node.stop(signal.SIGKILL)
+    with RunningNode(config) as node:
+        models = {model["name"]: model for model in node.get("/v1/models")}
+        assert models["adder"]["loaded"]
+        eventually(lambda: serving(node) == 2, lambda: str(node.get("/v1/releases")))
+    assert command("models", "verify", config).returncode == 0

@@ -12,7 +12,8 @@ from cloud_relay.releases.chunking import chunk_data
 from cloud_relay.releases.publishing import list_release, target_of
 from meshnode.releases.audit import AuditLog
 from meshnode.releases.performing import ReleasePerformer
-from meshnode.releases.store.incoming import put_in
+from meshnode.releases.store.incoming import FOLDER, put_in
+from meshnode.releases.store.stick import BUNDLE
 from meshnode.releases.trust import Trust
 from protocols.access import AccessTable
 from protocols.base.ids import NodeId, Role
@@ -83,3 +84,13 @@ def test_description_under_the_target_of_another_release_is_not_what_is_staged(
     described = bench.performer.description(PATH, 7)
     assert described is not None
     assert described.model == "adder.onnx"
+
+
+def test_cut_off_bundle_of_an_import_does_not_keep_the_node_from_starting(bench: Bench, publisher: Publisher) -> None:
+    """The power fails while somebody imports: nobody should have to delete a file before the node serves again."""
+    publisher.release(1, "adder")
+    incoming = bench.folder / FOLDER
+    incoming.mkdir()
+    (incoming / BUNDLE).write_bytes(publisher.bundle[:-5])
+    bench.performer.begin()
+    eventually(lambda: not list(incoming.iterdir()), "what can't be read is removed")

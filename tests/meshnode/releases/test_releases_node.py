@@ -22,7 +22,8 @@ from meshnode.links.transport import Address
 from meshnode.releases.audit import check_audit
 from meshnode.releases.running import RunningReleases
 from meshnode.releases.section import ReleasesSection
-from meshnode.releases.store.incoming import put_in
+from meshnode.releases.store.chunks import ChunkStore
+from meshnode.releases.store.incoming import put_in, take_in
 from protocols.access import AccessTable
 from protocols.base.ids import MeshName, Role
 from protocols.releases.catalogue import Description, Gates, Order, ReleasedFile
@@ -30,7 +31,7 @@ from protocols.releases.events import ReleaseState
 from tests.tools.eventually import until
 from tests.tools.mesh_fixture import House, given_house
 from tests.tools.release_fixture import Publisher
-from tests.tools.released_fixture import NAME, PATH, adder, given_factory
+from tests.tools.released_fixture import MIB, NAME, PATH, adder, given_factory
 
 __all__ = ["given_factory", "given_house"]
 pytestmark = pytest.mark.processes
@@ -214,3 +215,34 @@ async def test_release_that_does_not_fit_is_a_trouble_and_the_model_goes_on(
             assert not trouble.essential
             assert await adds(vehicle, 0.5)
             assert vehicle.statistics()["releases_store_bytes"] < 1_000_000
+
+
+async def test_damaged_chunk_is_fetched_again_before_a_release_is_given_up(
+    house: House, publisher: Publisher, factory: Path
+) -> None:
+    """The disk of one node is no fault of a release: as a canary it must not report it as bad."""
+    publish(publisher, 1, 1, padding_bytes=300_000)
+    one = config_of(house, "sound-1", publisher, factory, role="rsu")
+    put_in(publisher.folder, one.node.state_dir / "releases")
+    async with meshnode.open(one) as rsu:
+        await serves(rsu, 1)
+        config = config_of(house, "forgetful-1", publisher, factory)
+        put_in(publisher.folder, config.node.state_dir / "releases")
+        store = ChunkStore(config.node.state_dir / "releases", 64 * MIB)
+        store.open()
+        take_in(config.node.state_dir / "releases", store, lambda bundle: bundle)
+        (path,) = (path for path in (config.node.state_dir / "releases" / "contents").iterdir() if not path.suffix)
+        data = bytearray(path.read_bytes())
+        data[100_000] ^= 1
+        path.write_bytes(data)
+        put_in(publisher.folder, config.node.state_dir / "releases")
+        for chunk in (config.node.state_dir / "releases" / "incoming").iterdir():
+            if chunk.name != "current.bundle" and chunk.stat().st_size > 4_096:
+                chunk.unlink()  # it has only what is small
+        states: list[str] = []
+        lone = config_of(house, "forgetful-1", publisher, factory, rsu.port)
+        async with meshnode.open(lone) as vehicle:
+            vehicle.on_event(lambda event: states.append(event.state) if isinstance(event, ReleaseState) else None)
+            await serves(vehicle, 1)
+            assert "failed" not in states
+            assert vehicle.statistics()["releases_damaged_chunks"] > 0

@@ -197,3 +197,22 @@ def test_full_disk_is_told_before_anything_is_written(disk: Path) -> None:
     other.unlink()
     file.put_into(store)
     assert store.content(index).is_whole  # type: ignore[union-attr]
+
+
+def test_content_with_sizes_that_no_chunk_bears_out_gives_way(tmp_path: Path) -> None:
+    """Whoever first says how large a content is must not keep the true one from this node, nor from its next life."""
+    file = publish(1, {"m.onnx": some(1, 4 * CHUNK)})
+    index, size_bytes, chunk_bytes = content_of(file)
+    store = opened(tmp_path)
+    store.put(index, file.chunks[index])
+    lie = store.open_content(index, 4 * size_bytes, 4 * chunk_bytes)
+    assert lie is not None
+    first = lie.digests[0]
+    assert store.put(first, file.chunks[first])
+    assert store.has(first)
+    for again in (store, opened(tmp_path)):
+        content = again.open_content(index, size_bytes, chunk_bytes)
+        assert content is not None
+        assert not again.fill(content)
+        assert bytes(content.held) == b"\1\0\0\0"
+        assert again.open_content(index, 4 * size_bytes, 4 * chunk_bytes) is None, "a chunk proves that it is not"
